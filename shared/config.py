@@ -1,0 +1,164 @@
+"""Settings: environment, then `.env`, then `streamspool.toml`; wrong values stop the start with all errors at once.
+
+Hidden here: where a value comes from, how keys are parsed, which names are ours (prefix STREAMSPOOL_) and which are
+everyone's (REDIS_URL, HOST, PORT, LOG_LEVEL). docs/OPERATIONS.md carries the table made from this class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+DEFAULT_CONFIG = "streamspool.toml"
+_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_PROVIDER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+
+
+def environment() -> dict[str, str]:
+    """The process environment over `.env`: where provider keys are looked up by name."""
+    return {**{k: v for k, v in dotenv_values(".env").items() if v is not None}, **os.environ}
+
+
+def default_data_dir() -> Path:
+    """Where embedded Valkey keeps its files: `$XDG_DATA_HOME/streamspool`, else `~/.local/share/streamspool`."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "streamspool"
+
+
+class ProviderConfig(BaseModel):
+    """One `[providers.NAME]` table of streamspool.toml. The key itself is never in the file, only its variable's name."""
+
+    model_config = {"extra": "forbid"}
+
+    kind: Literal["openai"] = Field("openai", description="wire format the provider speaks")
+    base_url: str = Field(description="up to and including the version, e.g. https://api.example.com/v1")
+    api_key_env: str | None = Field(None, description="environment variable that holds the key")
+    models: list[str] = Field(default_factory=list, description="models listed by GET /v1/models; others work too")
+
+    @field_validator("base_url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("base_url must start with http:// or https://")
+        return value.rstrip("/")
+
+
+class Settings(BaseSettings):
+    """All settings of both ends. Units are in the names: `_s` seconds, `_bytes` bytes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="STREAMSPOOL_", env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True
+    )
+
+    redis_url: SecretStr | None = Field(
+        None,
+        validation_alias="REDIS_URL",
+        description="redis://, rediss:// or unix:// URL; empty: `up` and `demo` start an embedded Valkey",
+    )
+    host: str = Field("127.0.0.1", validation_alias="HOST", description="address the API listens on")
+    port: int = Field(8000, ge=0, le=65535, validation_alias="PORT", description="port the API listens on; 0: any free one")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", validation_alias="LOG_LEVEL", description="debug, info, warning or error"
+    )
+    api_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default_factory=dict,
+        description="bearer keys as `tenant:key,tenant:key`; none: loopback only, one tenant called `local`",
+    )
+    data_dir: Path = Field(default_factory=default_data_dir, description="files of the embedded Valkey")
+    embedded_maxmemory: str = Field(
+        "1gb", pattern=r"^\d+(kb|mb|gb)?$", description="memory limit of the embedded Valkey; full: new requests get 503"
+    )
+    lease_s: float = Field(10, ge=1, description="a worker silent for this long loses its generations to another")
+    max_attempts: int = Field(3, ge=1, description="attempts a generation gets when workers are lost")
+    on_interruption: Literal["fail"] = Field(
+        "fail", description="default of the request field: what happens when a worker is lost after the first chunk"
+    )
+    on_disconnect: Literal["continue"] = Field(
+        "continue", description="default of the request field: what a viewer's hang-up means"
+    )
+    retention_s: float = Field(86400, ge=1, description="how long a finished stream can be replayed")
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, counted while receiving")
+    keepalive_s: float = Field(15, gt=0, description="a comment line is sent to a viewer after this much silence")
+    hold_headers_s: float = Field(
+        5, ge=0, description="response headers wait this long for the first chunk, so that an early error has a true status"
+    )
+    drain_s: float = Field(30, ge=0, description="how long a stopping process lets running streams finish")
+    send_timeout_s: float = Field(30, gt=0, description="a viewer that takes no bytes for this long is dropped; it can resume")
+    upstream_connect_s: float = Field(10, gt=0, description="connecting to a provider")
+    upstream_first_s: float = Field(120, gt=0, description="from the request to the provider's first data event")
+    upstream_idle_s: float = Field(60, gt=0, description="between two data events; comments do not count")
+    generation_s: float = Field(3600, gt=0, description="a whole attempt")
+    max_event_bytes: int = Field(1024 * 1024, ge=1024, description="largest single event of a provider")
+    worker_concurrency: int = Field(200, ge=1, description="generations one worker runs at once")
+    worker_metrics_port: int = Field(0, ge=0, le=65535, description="port of a worker's own /metrics on HOST; 0: none")
+    providers: dict[str, ProviderConfig] = Field(
+        default_factory=dict, description="further providers; in streamspool.toml as [providers.NAME]"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        named = os.environ.get("STREAMSPOOL_CONFIG")
+        if named and not Path(named).is_file():
+            raise FileNotFoundError(f"STREAMSPOOL_CONFIG names {named!r}, which is not a file.")
+        toml = TomlConfigSettingsSource(settings_cls, Path(named or DEFAULT_CONFIG))
+        return init_settings, env_settings, dotenv_settings, toml
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _parse_keys(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        keys: dict[str, str] = {}
+        for pair in filter(None, (part.strip() for part in value.split(","))):
+            tenant, separator, key = pair.partition(":")
+            if not separator or not key:
+                raise ValueError("STREAMSPOOL_API_KEYS must look like `tenant:key,tenant:key`")
+            if tenant in keys:
+                raise ValueError(f"STREAMSPOOL_API_KEYS names tenant {tenant!r} twice")
+            keys[tenant] = key
+        return keys
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_tenants(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for tenant in value:
+            if not _TENANT.fullmatch(tenant):
+                raise ValueError(f"tenant {tenant!r} must be 1 to 64 letters, digits, `_`, `.` or `-`")
+        digests = {hashlib.sha256(key.get_secret_value().encode()).digest() for key in value.values()}
+        if len(digests) != len(value):
+            raise ValueError("STREAMSPOOL_API_KEYS gives two tenants the same key")
+        return value
+
+    @field_validator("providers")
+    @classmethod
+    def _check_providers(cls, value: Mapping[str, ProviderConfig]) -> Mapping[str, ProviderConfig]:
+        for name in value:
+            if not _PROVIDER.fullmatch(name) or name == "fake":
+                raise ValueError(f"provider name {name!r} must be lower-case letters, digits, `_`, `.`, `-`, and not `fake`")
+        return value
+
+    @property
+    def log_safety_s(self) -> float:
+        """TTL of an unsealed log: longer than all its attempts can take, so that it only matters if every reaper is dead."""
+        return self.max_attempts * (self.generation_s + 2 * self.lease_s) + self.retention_s

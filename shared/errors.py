@@ -1,0 +1,260 @@
+"""Every error Streamspool raises, and how each looks on the wire.
+
+    StreamspoolError                 base: knows its HTTP status and OpenAI error object
+    ├── BadRequest 400               the caller must change the request
+    │   └── BadCursor 400            a resume position that cannot be honoured
+    ├── Unauthenticated 401          no key, or an unknown one
+    ├── Forbidden 403                a browser page or host that may not ask
+    ├── NotFound 404                 unknown, expired, or somebody else's: one answer for all three
+    ├── MethodNotAllowed 405
+    ├── CursorRestart 409            the counted attempt was replaced by a newer one
+    ├── CursorExpired 410            the position is below what is kept
+    ├── TooLarge 413                 body over STREAMSPOOL_MAX_BODY_BYTES
+    ├── Internal 500                 a bug of ours
+    ├── Unavailable 503              Redis away, no worker ever seen, draining: retry later
+    ├── GenerationFailed             a sealed failure, read back from the log
+    └── UpstreamError                the provider did not deliver (only workers raise these)
+        ├── UpstreamRefused          it answered with an error status, kept as it was
+        ├── UpstreamTimeout 504      one of the four timers ran out; `code` says which
+        ├── UpstreamIncomplete 502   the stream ended without finish reason or [DONE]
+        └── UpstreamInvalid 502      not SSE, not JSON, not UTF-8, too large
+
+    LogError                         what the append-only log answers to a writer; never leaves the process
+    ├── Fenced                       a newer attempt owns the log
+    ├── Sealed                       the log has its outcome already
+    └── Gone                         the log does not exist: expired or deleted
+
+The error object is OpenAI's: `{"error": {"message", "type", "param", "code"}}`
+(platform.openai.com/docs/guides/error-codes). The OpenAI SDKs retry 408, 409, 429 and 5xx unless
+`x-should-retry: false` is sent, hence `retryable` below.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class StreamspoolError(Exception):
+    """Base of all errors that may reach a client.
+
+    `message` says what to do next; `code` is stable and machine-readable; `retry_after_s` becomes `Retry-After`.
+    """
+
+    status: int = 500
+    type: ClassVar[str] = "server_error"
+    code: str = "internal_error"
+    retryable: ClassVar[bool | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        if code is not None:
+            self.code = code
+        if status is not None:
+            self.status = status
+
+    def to_object(self) -> dict[str, Any]:
+        """`{message, type, param, code}`: the inner part of OpenAI's envelope."""
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
+    def headers(self) -> dict[str, str]:
+        """Response headers that steer the retry logic of the official SDKs."""
+        headers = {}
+        if self.retry_after_s is not None:
+            headers["retry-after"] = str(max(1, round(self.retry_after_s)))
+        if self.retryable is not None:
+            headers["x-should-retry"] = "true" if self.retryable else "false"
+        return headers
+
+
+class BadRequest(StreamspoolError):
+    """The request cannot be carried out as it is; nothing was stored."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class BadCursor(BadRequest):
+    """The resume position is malformed, or points past the end of the log."""
+
+    code = "invalid_cursor"
+
+
+class Unauthenticated(StreamspoolError):
+    """No bearer key, or one that is not known."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(StreamspoolError):
+    """The caller may not use this server from where it stands."""
+
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+
+
+class NotFound(StreamspoolError):
+    """Unknown, expired, or owned by another tenant; the answer does not tell which."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class MethodNotAllowed(StreamspoolError):
+    """The path exists, this method does not."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class CursorRestart(StreamspoolError):
+    """A counted cursor belongs to an attempt that a newer one replaced; `restart_from` is where the newer one begins."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "attempt_replaced"
+    retryable = False
+
+    def __init__(self, message: str, *, restart_from: str) -> None:
+        super().__init__(message, param="starting_after")
+        self.restart_from = restart_from
+
+    def to_object(self) -> dict[str, Any]:
+        return {**super().to_object(), "restart_from": self.restart_from}
+
+
+class CursorExpired(StreamspoolError):
+    """The position is below the oldest entry kept; `floor` is the oldest position that can be resumed from."""
+
+    status = 410
+    type = "invalid_request_error"
+    code = "cursor_expired"
+
+    def __init__(self, message: str, *, floor: str) -> None:
+        super().__init__(message, param="starting_after")
+        self.floor = floor
+
+    def to_object(self) -> dict[str, Any]:
+        return {**super().to_object(), "floor": self.floor}
+
+
+class TooLarge(StreamspoolError):
+    """The request body is over the limit; it was not read to its end."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class Internal(StreamspoolError):
+    """A bug of ours: the message carries no detail, the log does."""
+
+
+class Unavailable(StreamspoolError):
+    """A part is away for now; nothing was stored, and a retry is welcome."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "service_unavailable"
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after_s: float = 2) -> None:
+        super().__init__(message, code=code, retry_after_s=retry_after_s)
+
+
+class GenerationFailed(StreamspoolError):
+    """A generation that was sealed without success, rebuilt from the error object in its log."""
+
+    retryable = False
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(
+            str(error.get("message") or "The generation failed."),
+            code=str(error.get("code") or "generation_failed"),
+            param=error.get("param"),
+            status=int(error.get("status") or 502),
+            retry_after_s=error.get("retry_after_s"),
+        )
+        self.error_type = str(error.get("type") or "server_error")
+
+    def to_object(self) -> dict[str, Any]:
+        return {**super().to_object(), "type": self.error_type}
+
+
+class UpstreamError(StreamspoolError):
+    """The provider did not deliver. `to_outcome()` is what the log keeps of it."""
+
+    status = 502
+    type = "upstream_error"
+    code = "upstream_error"
+
+    def __init__(self, message: str, *, kind: str | None = None, **keywords: Any) -> None:
+        super().__init__(message, **keywords)
+        self.kind = kind
+
+    def to_object(self) -> dict[str, Any]:
+        return {**super().to_object(), "type": self.kind or self.type}
+
+    def to_outcome(self) -> dict[str, Any]:
+        """The error object plus `status` (HTTP) and `retry_after_s`, as stored in the seal."""
+        return {**self.to_object(), "status": self.status, "retry_after_s": self.retry_after_s}
+
+
+class UpstreamRefused(UpstreamError):
+    """The provider answered with an error; its status, type and code are kept."""
+
+    code = "upstream_refused"
+
+
+class UpstreamTimeout(UpstreamError):
+    """`code` names the timer: upstream_connect_timeout, upstream_first_timeout, upstream_idle_timeout, generation_timeout."""
+
+    status = 504
+    code = "upstream_timeout"
+
+
+class UpstreamIncomplete(UpstreamError):
+    """The stream ended with neither finish reason nor [DONE]: what came is kept, but it is not an answer."""
+
+    code = "upstream_incomplete"
+
+
+class UpstreamInvalid(UpstreamError):
+    """What came is not an SSE stream of JSON chunks within the limits; dropping parts of it would damage the text unseen."""
+
+    code = "upstream_invalid"
+
+
+class LogError(Exception):
+    """What the log answers to a writer."""
+
+
+class Fenced(LogError):
+    """A newer attempt has started: close the upstream, write nothing more."""
+
+
+class Sealed(LogError):
+    """The outcome is written, nothing can follow it. `outcome` is that first outcome."""
+
+    def __init__(self, outcome: dict[str, Any]) -> None:
+        super().__init__(outcome.get("status"))
+        self.outcome = outcome
+
+
+class Gone(LogError):
+    """The log does not exist, or not any more."""

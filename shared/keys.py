@@ -1,0 +1,49 @@
+"""Every Redis key Streamspool owns, spelled here and nowhere else.
+
+`{…}` is a cluster hash tag: all keys of one generation live in one slot. Tenants and ids are checked where they
+enter (config.py, broker.py), so no foreign text reaches a key.
+
+| key | type | lives |
+| --- | --- | --- |
+| `streamspool:{ID}:log` | stream | retention after the seal; a safety bound while it runs |
+| `streamspool:index:TENANT` | zset, score = created ms | retention after the last create |
+| `streamspool:open` | zset, score = created ms: generations without a seal | permanent, emptied by seals and the reaper |
+| `streamspool:worker:WORKER` | string, JSON heartbeat | 15 s |
+| `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
+| `streamspool:catalogue` | string, JSON of providers and models | 1 day after the last heartbeat |
+| `streamspool:hub:PROCESS` | stream of at most one entry: interrupts that hub's blocking read | 60 s |
+| `arq:queue`, `arq:job:ID`, `arq:in-progress:ID`, `arq:retry:ID` | arq's own | arq's own |
+"""
+
+from __future__ import annotations
+
+QUEUE = "arq:queue"
+IN_PROGRESS_PREFIX = "arq:in-progress:"
+OPEN = "streamspool:open"
+WORKERS = "streamspool:workers"
+CATALOGUE = "streamspool:catalogue"
+DOORBELL = "streamspool:doorbell"
+"""Pub/sub channel: the payload is the id of a generation just enqueued."""
+
+PERMANENT = frozenset({OPEN, QUEUE})
+"""Keys that may exist without a TTL; every other key of ours must have one."""
+
+
+def log(generation_id: str) -> str:
+    return f"streamspool:{{{generation_id}}}:log"
+
+
+def index(tenant: str) -> str:
+    return f"streamspool:index:{tenant}"
+
+
+def worker(worker_id: str) -> str:
+    return f"streamspool:worker:{worker_id}"
+
+
+def hub(process_id: str) -> str:
+    return f"streamspool:hub:{process_id}"
+
+
+def in_progress(generation_id: str) -> str:
+    return IN_PROGRESS_PREFIX + generation_id

@@ -1,8 +1,25 @@
-"""The chat wire format, OpenAI's: what a chunk is once normalized."""
+"""The chat wire format, OpenAI's: requests, chunks, and the fold that makes an answer out of chunks.
+
+Hidden here: which fields are ours, which types OpenAI's reference gives the others, how deltas add up. Fields nobody
+here has heard of are let through, in requests and in chunks alike.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import re
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from shared.errors import BadRequest
+
+EXTENSION_FIELDS = frozenset(
+    {"on_interruption", "on_disconnect", "session_id", "store_reasoning", "background", "max_tokens_per_s", "webhook"}
+)
+"""Request fields of our own: never forwarded to a provider."""
+
+_ASSIGNED = frozenset({"id", "index", "name", "object", "role", "type", "format", "signature"})
+"""Delta fields that are sent whole, not in pieces: joining two of them would make neither."""
 
 
 class Chunk(NamedTuple):
@@ -14,3 +31,176 @@ class Chunk(NamedTuple):
 
     payload: bytes
     is_usage: bool = False
+
+
+class _Lenient(BaseModel):
+    """Known fields have their type, exactly; unknown ones are left alone."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Message(_Lenient):
+    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
+    content: str | list[dict[str, Any]] | None = None
+
+
+class StreamOptions(_Lenient):
+    include_usage: bool | None = None
+
+
+class ChatRequest(_Lenient):
+    """Body of POST /v1/chat/completions (platform.openai.com/docs/api-reference/chat/create).
+
+    Only types and what the broker itself relies on are checked; ranges are the provider's business.
+    """
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    messages: Annotated[list[Message], Field(min_length=1)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    user: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    metadata: (
+        Annotated[
+            dict[
+                Annotated[str, StringConstraints(max_length=64)],
+                Annotated[str, StringConstraints(max_length=512)],
+            ],
+            Field(max_length=16),
+        ]
+        | None
+    ) = None
+    on_interruption: Literal["fail"] | None = None
+    on_disconnect: Literal["continue"] | None = None
+
+    @model_validator(mode="after")
+    def _stream_options_need_stream(self) -> ChatRequest:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only allowed when stream is true")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @classmethod
+    def check(cls, body: object) -> ChatRequest:
+        """Raises BadRequest naming the first wrong field the way OpenAI does: `messages[0].role`."""
+        if not isinstance(body, dict):
+            raise BadRequest("The request body must be a JSON object.")
+        try:
+            return cls.model_validate(body)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            param = _param(first["loc"])
+            text = first["msg"].removeprefix("Value error, ")
+            raise BadRequest(f"{param}: {text}." if param else f"{text}.", param=param or None) from None
+
+
+def _param(location: tuple[int | str, ...]) -> str:
+    """`('messages', 0, 'content', 'str')` → `messages[0].content`: union branches are not part of the path."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif re.fullmatch(r"[a-z_]+", part) and part not in ("str", "int", "float", "bool", "dict", "list"):
+            path += f".{part}" if path else part
+        else:
+            break
+    return path
+
+
+def _merge(old: Any, new: Any, field: str = "") -> Any:
+    """Adds a delta's value to what there is: text is joined, lists grow or merge by `index`, objects merge."""
+    if old is None or new is None:
+        return new if old is None else old
+    if isinstance(old, str) and isinstance(new, str):
+        return new if field in _ASSIGNED else old + new
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {**old, **{key: _merge(old.get(key), value, key) for key, value in new.items()}}
+    if isinstance(old, list) and isinstance(new, list):
+        return _merge_lists(old, new)
+    return new
+
+
+def _merge_lists(old: list[Any], new: list[Any]) -> list[Any]:
+    merged = list(old)
+    places = {item["index"]: i for i, item in enumerate(merged) if isinstance(item, dict) and "index" in item}
+    for item in new:
+        index = item.get("index") if isinstance(item, dict) else None
+        if index is not None and index in places:
+            merged[places[index]] = _merge(merged[places[index]], item)
+        else:
+            if index is not None:
+                places[index] = len(merged)
+            merged.append(item)
+    return merged
+
+
+class Accumulator:
+    """A pure fold: `feed` chunks in order, `result` is the `chat.completion` they amount to at that point."""
+
+    def __init__(self) -> None:
+        self._top: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+        self.usage: dict[str, Any] | None = None
+
+    def feed(self, chunk: dict[str, Any]) -> None:
+        for field, value in chunk.items():
+            if field not in ("choices", "object", "usage"):
+                self._top[field] = value
+        if chunk.get("usage"):
+            self.usage = chunk["usage"]
+        for part in chunk.get("choices") or ():
+            index = part.get("index", 0)
+            choice = self._choices.setdefault(index, {"index": index, "message": {}})
+            choice["message"] = _merge(choice["message"], part.get("delta") or {})
+            for field, value in part.items():
+                if field not in ("delta", "index"):
+                    choice[field] = _merge(choice.get(field), value, field if field != "finish_reason" else "id")
+
+    @property
+    def finish_reasons(self) -> list[str | None]:
+        return [choice.get("finish_reason") for _, choice in sorted(self._choices.items())]
+
+    @property
+    def characters(self) -> int:
+        """Length of all text of the answer, reasoning and tool arguments included: the basis of an estimate."""
+        return sum(_text_length(choice["message"]) for choice in self._choices.values())
+
+    def result(self) -> dict[str, Any]:
+        """`{id, object: "chat.completion", created, model, choices, usage, …}` with every field a chunk brought."""
+        choices = []
+        for _, choice in sorted(self._choices.items()):
+            message = {"role": "assistant", "content": None, "refusal": None, **choice["message"]}
+            if "tool_calls" in message:
+                message["tool_calls"] = [
+                    {key: value for key, value in call.items() if key != "index"} for call in message["tool_calls"]
+                ]
+                message["content"] = message["content"] or None
+            choices.append({"finish_reason": None, "logprobs": None, **choice, "message": message})
+        return {**self._top, "object": "chat.completion", "choices": choices, "usage": self.usage}
+
+
+def _text_length(value: Any, field: str = "") -> int:
+    if isinstance(value, str):
+        return 0 if field in _ASSIGNED else len(value)
+    if isinstance(value, dict):
+        return sum(_text_length(item, key) for key, item in value.items())
+    if isinstance(value, list):
+        return sum(_text_length(item) for item in value)
+    return 0

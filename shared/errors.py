@@ -22,7 +22,9 @@
     LogError                         what the append-only log answers to a writer; never leaves the process
     ├── Fenced                       a newer attempt owns the log
     ├── Sealed                       the log has its outcome already
-    └── Gone                         the log does not exist: expired or deleted
+    ├── Taken                        that attempt was started by somebody already
+    ├── Gone                         the log does not exist: expired or deleted
+    └── Damaged                      entries are missing: the server lost data
 
 The error object is OpenAI's: `{"error": {"message", "type", "param", "code"}}`
 (platform.openai.com/docs/guides/error-codes). The OpenAI SDKs retry 408, 409, 429 and 5xx unless
@@ -258,3 +260,11 @@ class Sealed(LogError):
 
 class Gone(LogError):
     """The log does not exist, or not any more."""
+
+
+class Taken(LogError):
+    """This attempt number was used already: another worker is (or was) on it."""
+
+
+class Damaged(LogError):
+    """An entry that must exist is missing: the server lost data it had acknowledged."""

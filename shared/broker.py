@@ -1,0 +1,225 @@
+"""The broker: what one may do with generations, whoever asks.
+
+Hidden here: the order log first, bell second; who owns what, checked in this one place (somebody else's is NotFound);
+that Redis being away is Unavailable; how the API learns what the workers can do. Every method may raise Unavailable.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from shared import json, keys, usage
+from shared.chat import Accumulator, ChatRequest
+from shared.config import Settings
+from shared.entry import BEGIN, Kind, Position, Status, Summary, now_ms
+from shared.errors import Gone, NotFound, Sealed, StreamspoolError, Unavailable
+from shared.redis import UNREACHABLE, ArqRedis, RedisError
+from shared.streamlog import StreamLog
+from shared.telemetry import REDIS_ERRORS, SEALED, SUBMITTED, get_logger
+
+logger = get_logger(__name__)
+
+_ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
+_CATALOGUE_AGE_S = 1.0
+_CLOCK_SKEW_S = 300
+"""Jobs are dated this far back, because arq starts none before its date by the *worker's* clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks. `tenant` owns what it starts."""
+
+    tenant: str
+
+
+async def ring(redis: ArqRedis, generation_id: str, *, expires_s: float) -> None:
+    """Enqueues a generation, once however often it is called, and wakes the workers."""
+    await redis.enqueue_job(
+        "generate",
+        generation_id,
+        _job_id=generation_id,
+        _defer_by=-_CLOCK_SKEW_S,
+        _expires=expires_s,
+    )
+    await redis.publish(keys.DOORBELL, generation_id)
+
+
+class Broker:
+    """Submit, find, list, cancel, delete; and the catalogue of models."""
+
+    def __init__(self, redis: ArqRedis, log: StreamLog, settings: Settings, *, name: str) -> None:
+        self.log = log
+        self._redis = redis
+        self._settings = settings
+        self._name = name
+        self._catalogue: dict[str, Any] | None = None
+        self._catalogue_at = 0.0
+
+    # ---- generations
+
+    async def submit(self, body: bytes, request: ChatRequest, principal: Principal) -> dict[str, Any]:
+        """Accepts a request and returns the header of its log; `header["id"]` is the generation's id.
+
+        `body` is stored as it came. Once this returns, the generation runs to an outcome whatever happens to the
+        caller. Raises NotFound for an unknown model; Unavailable, and then nothing runs.
+        """
+        await self.check_model(request.model)
+        generation_id = f"chatcmpl-{uuid.uuid4().hex}"
+        header: dict[str, Any] = {
+            "v": 1,
+            "id": generation_id,
+            "owner": principal.tenant,
+            "model": request.model,
+            "created_at_ms": now_ms(),
+            "n": request.n or 1,
+            "include_usage": request.include_usage,
+            "on_interruption": request.on_interruption or self._settings.on_interruption,
+            "metadata": request.metadata,
+        }
+        with self._reachable():
+            await self.log.create(header, body)
+        SUBMITTED.inc()
+        logger.info("accepted", generation_id=generation_id, model=request.model, tenant=principal.tenant)
+        try:
+            await ring(self._redis, generation_id, expires_s=self._settings.log_safety_s)
+        except (RedisError, OSError) as error:  # accepted all the same: the reaper rings again
+            logger.warning("bell lost", generation_id=generation_id, error=type(error).__name__)
+        return header
+
+    async def find(self, generation_id: str, principal: Principal) -> Summary:
+        """The generation's summary. Raises NotFound if there is none, or it is somebody else's."""
+        if _ID.fullmatch(generation_id):
+            with self._reachable():
+                summary = (await self.log.describe([generation_id]))[0]
+            if summary and summary.header["owner"] == principal.tenant:
+                return summary
+        raise NotFound("There is no stream with this id. It may have expired, or belong to another key.")
+
+    async def newest(self, principal: Principal, after: str | None = None) -> AsyncIterator[Summary]:
+        """The principal's generations, newest first. Raises NotFound if `after` is not one of them."""
+        if after is not None and not _ID.fullmatch(after):
+            raise NotFound("`after` must be the id of a stream in this list.")
+        with self._reachable():
+            try:
+                async for _, summary in self.log.newest(principal.tenant, after):
+                    yield summary
+            except Gone:
+                raise NotFound("`after` must be the id of a stream in this list.") from None
+
+    async def cancel(self, generation_id: str, principal: Principal) -> Summary:
+        """Ends a generation, keeping what it said so far; one that has ended already stays as it is."""
+        summary = await self.find(generation_id, principal)
+        if summary.outcome is None:
+            with self._reachable():
+                await self._seal_cancelled(generation_id, summary)
+            summary = await self.find(generation_id, principal)
+        return summary
+
+    async def delete(self, generation_id: str, principal: Principal) -> None:
+        """Cancels it if it still runs, then forgets it."""
+        summary = await self.cancel(generation_id, principal)
+        with self._reachable():
+            await self.log.delete(generation_id, summary.header["owner"])
+        logger.info("deleted", generation_id=generation_id)
+
+    async def _seal_cancelled(self, generation_id: str, summary: Summary) -> None:
+        _, body = await self.log.request(generation_id)
+        fold = Accumulator()
+        async for page in self.log.read_all(generation_id, max(BEGIN, Position(summary.position.epoch, 0))):
+            for entry in page:
+                if entry.kind in (Kind.CHUNK, Kind.USAGE):
+                    fold.feed(json.loads(entry.data))
+        figures = fold.usage or usage.estimate(json.loads(body), fold.characters)
+        outcome = {
+            "status": Status.CANCELLED,
+            "ended_at_ms": now_ms(),
+            "by": self._name,
+            "finish_reasons": fold.finish_reasons,
+            "usage": figures,
+            "usage_source": "provider" if fold.usage else "estimate",
+            "error": None,
+        }
+        try:
+            await self.log.seal(generation_id, outcome)
+        except Sealed:
+            return
+        SEALED.labels(Status.CANCELLED).inc()
+        logger.info("cancelled", generation_id=generation_id)
+        await self._redis.publish(keys.DOORBELL, generation_id)
+
+    # ---- what the workers can do
+
+    async def models(self) -> list[dict[str, Any]]:
+        """OpenAI model objects of all providers the workers have switched on."""
+        return [
+            {"id": f"{name}/{model}", "object": "model", "created": 0, "owned_by": name}
+            for name, provider in (await self._providers()).items()
+            for model in provider["models"]
+        ]
+
+    async def check_model(self, model: str) -> None:
+        """Raises NotFound unless `model` is `provider/model` with a provider that is on."""
+        name, slash, rest = model.partition("/")
+        providers = await self._providers()
+        if name not in providers:
+            providers = await self._providers(fresh=True)
+        if not slash or not rest or name not in providers:
+            known = ", ".join(sorted(providers)) or "none"
+            raise NotFound(
+                f"Model names are `provider/model`. Providers that are switched on: {known}. GET /v1/models lists models.",
+                code="model_not_found",
+                param="model",
+            )
+        provider = providers[name]
+        if not provider["open"] and rest.partition("?")[0] not in provider["models"]:
+            raise NotFound(
+                f"Provider `{name}` has no such model; it has: {', '.join(provider['models'])}.",
+                code="model_not_found",
+                param="model",
+            )
+
+    async def workers(self) -> int:
+        """How many workers have been heard of in the last 15 s."""
+        with self._reachable():
+            ids: set[bytes] = await self._redis.smembers(keys.WORKERS)  # type: ignore[misc]
+            if not ids:
+                return 0
+            beats = await self._redis.mget([keys.worker(worker_id.decode()) for worker_id in ids])
+        return sum(beat is not None for beat in beats)
+
+    async def _providers(self, *, fresh: bool = False) -> dict[str, Any]:
+        """Name → `{models, open}`; raises Unavailable if no worker ever announced any."""
+        age = time.monotonic() - self._catalogue_at
+        if fresh or self._catalogue is None or age > _CATALOGUE_AGE_S:
+            with self._reachable():
+                raw = await self._redis.get(keys.CATALOGUE)
+            if raw is None:
+                raise Unavailable(
+                    "No worker has reported for duty yet. Start one with `streamspool worker`.", code="no_worker"
+                )
+            self._catalogue, self._catalogue_at = json.loads(raw), time.monotonic()
+        providers: dict[str, Any] = (self._catalogue or {})["providers"]
+        return providers
+
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        try:
+            yield
+        except StreamspoolError:
+            raise
+        except (RedisError, OSError) as error:
+            REDIS_ERRORS.labels("broker").inc()
+            logger.warning("redis failed", error=type(error).__name__)
+            full = not isinstance(error, UNREACHABLE) and "maxmemory" in str(error)
+            raise Unavailable(
+                "The broker's storage is full. Try again later."
+                if full
+                else "The broker's storage is away. Try again.",
+                code="storage_full" if full else "storage_unavailable",
+            ) from error

@@ -1,0 +1,118 @@
+"""What stands in a log: positions, entries and what they add up to. PROTOCOL.md is the specification.
+
+Hidden here: how Redis spells all of it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from shared.errors import Damaged
+
+_POSITION = re.compile(r"(0|[1-9]\d{0,15})-(0|[1-9]\d{0,15})")
+
+
+class Position(NamedTuple):
+    """Where an entry stands; written `2-17`, sortable, opaque to clients."""
+
+    epoch: int
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """Raises ValueError for anything but two plain decimal numbers joined by `-`."""
+        match = _POSITION.fullmatch(text)
+        if not match:
+            raise ValueError(f"not a position: {text[:40]!r}")
+        return cls(int(match[1]), int(match[2]))
+
+
+HEADER = Position(0, 1)
+BEGIN = Position(0, 2)
+"""Just before the first attempt: reading after it gives all there is to see."""
+SEAL = Position(2**53 - 1, 0)
+"""The outcome's place: the largest epoch that JavaScript can hold exactly, so nothing can follow it."""
+
+
+class Kind(StrEnum):
+    """The single field of an entry says what it is; the value is its data."""
+
+    REQUEST = "r"
+    BODY = "b"
+    ATTEMPT = "a"
+    CHUNK = "c"
+    USAGE = "u"
+    OUTCOME = "o"
+
+
+class Entry(NamedTuple):
+    """One entry: `data` is JSON, exactly as it was written."""
+
+    position: Position
+    kind: Kind
+    data: bytes
+
+
+class Status(StrEnum):
+    """What a log says about its generation; the last four are terminal."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    INCOMPLETE = "incomplete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What three small reads tell about a log; everything else is a fold over its entries.
+
+    `first_attempt` and `outcome` are the JSON of those entries, None where there is none yet. `position` is the last
+    entry before the outcome.
+    """
+
+    header: dict[str, Any]
+    first_attempt: dict[str, Any] | None
+    position: Position
+    outcome: dict[str, Any] | None
+
+    @property
+    def status(self) -> Status:
+        if self.outcome is not None:
+            return Status(self.outcome["status"])
+        return Status.IN_PROGRESS if self.position.epoch else Status.QUEUED
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def follows(previous: Position, following: Position) -> bool:
+    """Whether nothing can be missing between two neighbours of one log."""
+    if following.epoch == previous.epoch:
+        return following.seq == previous.seq + 1
+    return following.epoch > previous.epoch and following.seq == 0
+
+
+def decode(raw: Iterable[tuple[bytes, Mapping[bytes, bytes]]], after: Position | None = None) -> list[Entry]:
+    """Decodes a reply; with `after`, raises Damaged where an entry that must exist is missing."""
+    entries = []
+    for entry_id, fields in raw:
+        epoch, _, seq = entry_id.partition(b"-")
+        position = Position(int(epoch), int(seq))
+        if after is not None:
+            if not follows(after, position):
+                raise Damaged(f"{position} comes after {after}")
+            after = position
+        field, data = next(iter(fields.items()))
+        entries.append(Entry(position, Kind(field.decode()), data))
+    return entries

@@ -1,0 +1,275 @@
+"""The append-only log of one generation: one id, one Redis stream, one truth. PROTOCOL.md is its specification.
+
+Hidden here: explicit entry ids do all the work. They order the entries, fence an older attempt, drop a repeated
+append, refuse everything after the outcome, and are the cursor a viewer resumes from. No lock, no Lua, no second key
+that says what state a generation is in.
+
+    0-1  request header      0-2  request body      E-0  attempt E      E-1, E-2, …  its chunks      SEAL  the outcome
+
+Reading, creating and ending logs is here; appending is `writer.py`, what an entry is `entry.py`. Every method raises
+RedisError or OSError when the server is away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from shared import json, keys
+from shared.entry import BEGIN, HEADER, SEAL, Entry, Kind, Position, Summary, decode
+from shared.errors import Damaged, Fenced, Gone, LogError, Sealed, Taken
+from shared.redis import ArqRedis, WatchError
+from shared.writer import Appender, Writer, is_refusal
+
+_INDEX_PAGE = 50
+
+
+class StreamLog:
+    """All logs of one Redis: create, claim, read, tail, seal, list, delete."""
+
+    def __init__(self, redis: ArqRedis, *, retention_s: float, safety_s: float) -> None:
+        self._redis = redis
+        self._retention_ms = int(retention_s * 1000)
+        self._safety_ms = int(safety_s * 1000)
+
+    # ---- the API's side
+
+    async def create(self, header: dict[str, Any], body: bytes) -> bool:
+        """Stores the request; False if that id was created before (nothing changes then).
+
+        `header` needs `id`, `owner` and `created_at_ms`. From here on the generation is accepted: it will be listed,
+        can be watched, and reaches an outcome even if nobody rings for a worker.
+        """
+        generation_id, created = header["id"], header["created_at_ms"]
+        key, index = keys.log(generation_id), keys.index(header["owner"])
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.xadd(key, {Kind.REQUEST: json.dumps(header)}, id=str(HEADER))
+            pipe.xadd(key, {Kind.BODY: body}, id=str(BEGIN))
+            pipe.pexpire(key, self._safety_ms)
+            pipe.zadd(keys.OPEN, {generation_id: created})
+            pipe.zadd(index, {generation_id: created})
+            pipe.zremrangebyscore(index, "-inf", created - self._safety_ms - self._retention_ms)
+            pipe.pexpire(index, self._safety_ms + self._retention_ms)
+            replies = await pipe.execute(raise_on_error=False)
+        if isinstance(replies[0], bytes):
+            return True
+        if is_refusal(replies[0]):
+            return False
+        raise replies[0]
+
+    async def delete(self, generation_id: str, owner: str) -> None:
+        """Removes the log; writers find it Gone. Sealing first is the caller's business."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(keys.log(generation_id))
+            pipe.zrem(keys.OPEN, generation_id)
+            pipe.zrem(keys.index(owner), generation_id)
+            await pipe.execute()
+
+    # ---- the worker's side
+
+    async def request(self, generation_id: str) -> tuple[dict[str, Any], bytes]:
+        """Header and body of the request. Raises Gone."""
+        return self._request(await self._redis.xrange(keys.log(generation_id), str(HEADER), str(BEGIN)), generation_id)
+
+    async def claim(
+        self, appender: Appender, generation_id: str, epoch: int, attempt: dict[str, Any]
+    ) -> tuple[Writer, dict[str, Any], bytes]:
+        """Starts attempt `epoch` and returns its writer with the request, in one round trip.
+
+        Raises Taken if that attempt, or a later one, was started by anybody; Sealed; Gone.
+        """
+        key = keys.log(generation_id)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.xadd(key, {Kind.ATTEMPT: json.dumps(attempt)}, id=f"{epoch}-0", nomkstream=True)
+            pipe.xrange(key, str(HEADER), str(BEGIN))
+            added, raw = await pipe.execute(raise_on_error=False)
+        if added is None:
+            raise Gone(generation_id)
+        if is_refusal(added):
+            await self.last(generation_id)
+            mine = await self._redis.xrange(key, f"{epoch}-0", f"{epoch}-0")
+            if not mine or json.loads(mine[0][1][b"a"]) != attempt:  # ours all the same if only the reply was lost
+                raise Taken(generation_id)
+        elif isinstance(added, Exception):
+            raise added
+        if isinstance(raw, Exception):
+            raise raw
+        header, body = self._request(raw, generation_id)
+        return Writer(appender, generation_id, epoch, self.last), header, body
+
+    async def seal(self, generation_id: str, outcome: dict[str, Any], *, epoch: int | None = None) -> None:
+        """Writes the outcome; the first one wins for good. The retention time starts now.
+
+        With `epoch`, only while that attempt is the newest: Fenced otherwise. Raises Sealed with the outcome that was
+        there first, unless it is this very one; Gone.
+        """
+        key = keys.log(generation_id)
+        while True:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                if epoch is not None:
+                    await pipe.watch(key)
+                    last = self._last(await pipe.xrevrange(key, count=1), generation_id, mine=outcome)
+                    if last == SEAL:
+                        return
+                    if last.epoch != epoch:
+                        raise Fenced(generation_id)
+                    pipe.multi()  # type: ignore[no-untyped-call]
+                pipe.xadd(key, {Kind.OUTCOME: json.dumps(outcome)}, id=str(SEAL), nomkstream=True)
+                pipe.pexpire(key, self._retention_ms)
+                pipe.zrem(keys.OPEN, generation_id)
+                try:
+                    added, *_ = await pipe.execute(raise_on_error=False)
+                except WatchError:
+                    continue
+            if isinstance(added, bytes):
+                return
+            if added is None:
+                raise Gone(generation_id)
+            if not is_refusal(added):
+                raise added
+            self._last(await self._redis.xrevrange(key, count=1), generation_id, mine=outcome)
+            return
+
+    # ---- reading
+
+    async def last(self, generation_id: str) -> Position:
+        """Position of the last entry. Raises Sealed, Gone."""
+        return self._last(await self._redis.xrevrange(keys.log(generation_id), count=1), generation_id)
+
+    async def read(self, generation_id: str, after: Position = BEGIN, count: int = 1000) -> list[Entry]:
+        """Up to `count` entries after a position, at once. Raises Damaged where one is missing."""
+        raw = await self._redis.xrange(keys.log(generation_id), f"({after}", "+", count=count)
+        return decode(raw, after)
+
+    async def read_all(self, generation_id: str, after: Position = BEGIN) -> AsyncIterator[list[Entry]]:
+        """All entries there are now after a position, page by page."""
+        while page := await self.read(generation_id, after):
+            yield page
+            after = page[-1].position
+
+    async def tail(self, generation_id: str, after: Position = BEGIN) -> AsyncIterator[list[Entry]]:
+        """Catches up, then follows live; ends with the outcome. Raises Gone, Damaged."""
+        while after != SEAL:
+            found = await self.poll({generation_id: after}, block_ms=2000)
+            if entries := found.get(generation_id):
+                yield entries
+                after = entries[-1].position
+            elif problem := (await self.check({generation_id: after})).get(generation_id):
+                raise problem
+
+    async def poll(
+        self,
+        positions: Mapping[str, Position],
+        *,
+        block_ms: int,
+        count: int = 1000,
+        interrupt: tuple[str, str] | None = None,
+    ) -> dict[str, list[Entry]]:
+        """One blocking read over many logs: the new entries of each that has some, `{}` when the time is over.
+
+        `interrupt` is (key, last id) of a stream that ends the wait when something is added to it; what was added is
+        returned under that key. Raises Damaged.
+        """
+        streams: dict[Any, Any] = {
+            keys.log(generation_id): str(position) for generation_id, position in positions.items()
+        }
+        if interrupt:
+            streams[interrupt[0]] = interrupt[1]
+        reply = await self._redis.xread(streams, count=count, block=block_ms)
+        found: dict[str, list[Entry]] = {}
+        for raw_key, raw in reply:
+            key = raw_key.decode()
+            if interrupt and key == interrupt[0]:
+                found[key] = decode(raw)
+            else:
+                generation_id = key[key.index("{") + 1 : key.index("}")]
+                found[generation_id] = decode(raw, positions[generation_id])
+        return found
+
+    async def check(self, positions: Mapping[str, Position]) -> dict[str, LogError]:
+        """Looks whether quiet logs can still go on from where their readers are.
+
+        Returns what is wrong by id: Gone, or Damaged when the log ends before the position.
+        """
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for generation_id in positions:
+                pipe.xrevrange(keys.log(generation_id), count=1)
+            replies = await pipe.execute()
+        problems: dict[str, LogError] = {}
+        for (generation_id, position), raw in zip(positions.items(), replies, strict=True):
+            if not raw:
+                problems[generation_id] = Gone(generation_id)
+            elif decode(raw)[0].position < position:
+                problems[generation_id] = Damaged(f"the log of {generation_id} ends before {position}")
+        return problems
+
+    async def describe(self, generation_ids: Sequence[str]) -> list[Summary | None]:
+        """Summaries in one round trip; None for a log that is not there."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for generation_id in generation_ids:
+                key = keys.log(generation_id)
+                pipe.xrange(key, str(HEADER), str(HEADER))
+                pipe.xrange(key, f"({BEGIN}", "+", count=1)
+                pipe.xrevrange(key, count=2)
+            replies = await pipe.execute()
+        return [self._summary(*replies[i : i + 3]) for i in range(0, len(replies), 3)]
+
+    async def newest(self, owner: str, after: str | None = None) -> AsyncIterator[tuple[str, Summary]]:
+        """An owner's generations, newest first, from just after the id `after`. Raises Gone if that one is unknown."""
+        index, start = keys.index(owner), 0
+        if after is not None:
+            rank = await self._redis.zrevrank(index, after)
+            if rank is None:
+                raise Gone(after)
+            start = rank + 1
+        while members := await self._redis.zrevrange(index, start, start + _INDEX_PAGE - 1):
+            ids = [member.decode() for member in members]
+            for generation_id, summary in zip(ids, await self.describe(ids), strict=True):
+                if summary:
+                    yield generation_id, summary
+            start += len(ids)
+
+    async def open_ids(self) -> list[tuple[str, int]]:
+        """Generations without an outcome, oldest first, with the time they were created in ms."""
+        members = await self._redis.zrange(keys.OPEN, 0, -1, withscores=True)
+        return [(member.decode(), int(score)) for member, score in members]
+
+    async def close_index(self, generation_id: str) -> None:
+        """Takes an id whose log is sealed or gone off the list of open ones."""
+        await self._redis.zrem(keys.OPEN, generation_id)
+
+    # ---- decoding
+
+    @staticmethod
+    def _request(raw: Any, generation_id: str) -> tuple[dict[str, Any], bytes]:
+        entries = decode(raw)
+        if [entry.position for entry in entries] != [HEADER, BEGIN]:
+            raise Gone(generation_id)
+        return json.loads(entries[0].data), entries[1].data
+
+    @staticmethod
+    def _last(raw: Any, generation_id: str, mine: dict[str, Any] | None = None) -> Position:
+        """The last position; SEAL only if the outcome there is `mine`, Sealed otherwise."""
+        if not raw:
+            raise Gone(generation_id)
+        entry = decode(raw)[0]
+        if entry.position == SEAL:
+            outcome = json.loads(entry.data)
+            if outcome != mine:
+                raise Sealed(outcome)
+        return entry.position
+
+    @staticmethod
+    def _summary(header: Any, first: Any, last: Any) -> Summary | None:
+        if not header or not last:
+            return None
+        newest = decode(last)
+        outcome = json.loads(newest[0].data) if newest[0].position == SEAL else None
+        attempts = [entry for entry in decode(first) if entry.kind is Kind.ATTEMPT]
+        at = newest[1].position if outcome is not None and len(newest) > 1 else newest[0].position
+        return Summary(
+            header=json.loads(decode(header)[0].data),
+            first_attempt=json.loads(attempts[0].data) if attempts else None,
+            position=BEGIN if at == SEAL else at,
+            outcome=outcome,
+        )

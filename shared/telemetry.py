@@ -1,0 +1,78 @@
+"""Logs and metrics of both ends.
+
+Hidden here: structlog renders our records and the standard library's (uvicorn, arq, redis) alike, as JSON lines, or
+for people when stderr is a terminal; the names of all metrics. Ids, names and counts are logged; prompts, answers,
+keys and URLs with passwords never are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+SUBMITTED = Counter("streamspool_generations_submitted_total", "Generations accepted by this process")
+SEALED = Counter("streamspool_generations_sealed_total", "Generations this process gave their outcome", ["status"])
+ATTEMPTS = Counter("streamspool_attempts_total", "Attempts started by this worker", ["reason"])
+RUNNING = Gauge("streamspool_generations_running", "Generations running in this worker")
+QUEUE_SECONDS = Histogram("streamspool_queue_seconds", "From accepted to claimed by a worker", buckets=_SECONDS)
+FIRST_CHUNK_SECONDS = Histogram(
+    "streamspool_time_to_first_chunk_seconds", "From the request to the provider's first chunk", buckets=_SECONDS
+)
+GENERATION_SECONDS = Histogram("streamspool_generation_seconds", "From claim to seal", buckets=_SECONDS)
+CHUNKS = Counter("streamspool_chunks_total", "Chunks written to logs")
+UPSTREAM_ERRORS = Counter("streamspool_upstream_errors_total", "Attempts ended by the provider", ["code"])
+VIEWERS = Gauge("streamspool_viewers", "Viewers attached to this process")
+FOLLOWED = Gauge("streamspool_logs_followed", "Logs this process is following")
+RESUMES = Counter("streamspool_resumes_total", "Views that started from a cursor")
+VIEWERS_DROPPED = Counter("streamspool_viewers_dropped_total", "Viewers that took no bytes for too long")
+REQUESTS = Counter("streamspool_http_requests_total", "Responses sent", ["route", "status"])
+REDIS_ERRORS = Counter("streamspool_redis_errors_total", "Times a part of this process lost Redis", ["part"])
+REAPED = Counter("streamspool_reaped_total", "Generations the reaper took care of", ["action"])
+
+
+def configure_logging(level: str) -> None:
+    """Sets up the whole process; called once, by its entry point."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    if sys.stderr.isatty():
+        shared.remove(structlog.processors.format_exc_info)
+        renderer = structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # One line per job and poll from arq, one per request from httpx: ours say the same with the ids people search for.
+    for noisy in ("arq", "httpx", "httpcore", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger(name)
+    return logger

@@ -1,0 +1,180 @@
+"""Writing a log: one attempt's right to append, and the connection that all attempts of a process share.
+
+Hidden here: packed commands, batching, what to do about lost replies, and telling "stored already" from "no longer
+yours". The ids decide; nothing here has to remember more than the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Self
+
+from shared import keys
+from shared.chat import Chunk
+from shared.entry import Position
+from shared.errors import Damaged, Fenced, Gone
+from shared.redis import UNREACHABLE, ArqRedis, ResponseError
+from shared.telemetry import REDIS_ERRORS, get_logger
+
+logger = get_logger(__name__)
+
+_BACKOFF_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+def is_refusal(error: object) -> bool:
+    """Whether Redis refused an explicit entry id because the log is at or beyond it."""
+    return isinstance(error, ResponseError) and "equal or smaller" in str(error)
+
+
+class Appender:
+    """The one connection through which all writers of a process append; an async context manager.
+
+    It sends at once when idle and gathers while a flush is in flight, so the cost is per round trip, not per chunk.
+    When the server goes away it reconnects and sends again whatever was not answered: ids make the repetition a no-op.
+    """
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._redis = redis
+        self._pending: list[tuple[bytes, int, asyncio.Future[list[Any]]]] = []
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name="appender")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def send(self, packed: bytes, replies: int) -> list[Any]:
+        """Sends packed commands and returns as many replies, errors among them as values."""
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._pending.append((packed, replies, future))
+        self._wake.set()
+        return await future
+
+    async def _run(self) -> None:
+        pool = self._redis.connection_pool
+        while True:
+            connection = None
+            try:
+                connection = await pool.get_connection("XADD")
+                while True:
+                    await self._flush(connection)
+            except UNREACHABLE as error:
+                REDIS_ERRORS.labels("appender").inc()
+                logger.warning("appender lost redis", error=type(error).__name__)
+                await asyncio.sleep(_BACKOFF_S[3])
+            finally:
+                if connection is not None:
+                    await connection.disconnect(nowait=True)  # replies may be under way: it must not be used again
+                    await pool.release(connection)
+
+    async def _flush(self, connection: Any) -> None:
+        await self._wake.wait()
+        self._wake.clear()
+        batch = [item for item in self._pending if not item[2].done()]
+        self._pending = []
+        try:
+            if batch:
+                await connection.send_packed_command(b"".join(item[0] for item in batch), check_health=False)
+            while batch:
+                _, count, future = batch[0]
+                replies = [await self._reply(connection) for _ in range(count)]
+                batch.pop(0)
+                if not future.done():
+                    future.set_result(replies)
+        finally:
+            if batch:  # unanswered: first in line on the next connection
+                self._pending[:0] = batch
+                self._wake.set()
+
+    @staticmethod
+    async def _reply(connection: Any) -> Any:
+        try:
+            return await connection.read_response()
+        except UNREACHABLE:
+            raise
+        except ResponseError as error:
+            return error
+
+
+def _bulk(*parts: bytes) -> bytes:
+    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+
+
+_MULTI, _EXEC = _bulk(b"MULTI"), _bulk(b"EXEC")
+
+
+class Writer:
+    """One attempt's right to append. Made by `StreamLog.claim`; one task uses it, one call at a time.
+
+    `append` may raise Fenced, Sealed or Gone; after that the writer must close its upstream and write nothing more.
+    """
+
+    def __init__(
+        self, appender: Appender, generation_id: str, epoch: int, last: Callable[[str], Awaitable[Position]]
+    ) -> None:
+        self._appender, self._last = appender, last
+        self.generation_id, self.epoch = generation_id, epoch
+        self.position = Position(epoch, 0)
+        key = keys.log(generation_id).encode()
+        self._prefix = b"*6\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n" % (len(key), key)
+
+    async def append(self, chunks: Sequence[Chunk]) -> Position:
+        """Stores the chunks in order, in one round trip, and returns the last one's position.
+
+        All of them or, for the errors above, a prefix: never one without those before it. Waits while the server is
+        away or full.
+        """
+        delays = iter(_BACKOFF_S)
+        while chunks:
+            seq = self.position.seq
+            packed = [self._pack(seq + i, chunk) for i, chunk in enumerate(chunks, 1)]
+            if len(packed) == 1:
+                replies = await self._appender.send(packed[0], 1)
+            else:  # MULTI: a server that fills up half-way must not leave a gap
+                replies = await self._appender.send(b"".join((_MULTI, *packed, _EXEC)), len(packed) + 2)
+                replies = replies[-1] if isinstance(replies[-1], list) else replies[-1:]
+            for reply in replies:
+                if not isinstance(reply, bytes):
+                    break
+                seq += 1
+            stored = seq - self.position.seq
+            self.position = Position(self.epoch, seq)
+            chunks = chunks[stored:]
+            if chunks:
+                before = self.position
+                await self._after_refusal(reply, next(delays, _BACKOFF_S[-1]))
+                chunks = chunks[self.position.seq - before.seq :]
+        return self.position
+
+    def _pack(self, seq: int, chunk: Chunk) -> bytes:
+        entry_id = b"%d-%d" % (self.epoch, seq)
+        field = b"u" if chunk.is_usage else b"c"
+        return b"%b$%d\r\n%b\r\n$1\r\n%b\r\n$%d\r\n%b\r\n" % (
+            self._prefix,
+            len(entry_id),
+            entry_id,
+            field,
+            len(chunk.payload),
+            chunk.payload,
+        )
+
+    async def _after_refusal(self, reply: Any, delay_s: float) -> None:
+        """Finds out why: ours already (position moves on), somebody else's (raises), or a server in trouble (waits)."""
+        if reply is None:
+            raise Gone(self.generation_id)
+        if not is_refusal(reply):
+            logger.warning("append refused", generation_id=self.generation_id, error=str(reply)[:80])
+            await asyncio.sleep(delay_s)
+            return
+        last = await self._last(self.generation_id)
+        if last.epoch != self.epoch:
+            raise Fenced(self.generation_id)
+        if last.seq <= self.position.seq:
+            raise Damaged(f"{self.position} was refused, yet {last} is the last entry")
+        self.position = last

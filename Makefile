@@ -1,0 +1,92 @@
+# Everything there is to run; CI runs `make test`. Needs nothing but make and Python 3.11 or newer: uv makes the set-up
+# faster, node adds the tests with the JavaScript SDK. Written for GNU make 3.81 (macOS) and later, and a POSIX shell.
+
+VENV := .venv
+BIN := $(VENV)/bin
+OLD_OPENAI := .venv-openai-1.40
+CLIENTS := tests/clients
+LOCKS := requirements.lock tests/requirements-dev.lock $(CLIENTS)/openai-1.40.lock
+ARGS ?=
+
+# A name on PATH proves little (pyenv's shims, Debian without python3-venv), so each candidate has to do the work.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+found = [ -n "$(PYTHON)" ] || { echo "Streamspool needs Python 3.11 or newer with its venv module (Debian, Ubuntu:" \
+	"apt install python3-venv). Looked for python3 and python3.11 to 3.14; another one: make PYTHON=…" >&2; exit 1; }
+UV := $(shell command -v uv 2>/dev/null)
+NODE := $(shell command -v node >/dev/null 2>&1 && command -v npm 2>/dev/null)
+
+ifneq ($(UV),)
+  # $(call venv,DIR), $(call pip,DIR): one venv, one quiet installer, either way
+  venv = [ -x $(1)/bin/python ] || { $(found); $(UV) venv --quiet --allow-existing --python $(PYTHON) $(1); }
+  pip = $(UV) pip install --quiet --python $(1)/bin/python
+else
+  venv = $(1)/bin/python -m pip --version >/dev/null 2>&1 || { $(found); $(PYTHON) -m venv $(1); }
+  pip = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
+endif
+
+.PHONY: help install demo up test lint lock clients clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(BIN)/.runtime ## set up .venv with what runs Streamspool
+	@:
+
+demo: $(BIN)/.runtime ## install, then watch an answer survive a killed server; options through ARGS="…"
+	@echo "Without make: python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/streamspool demo"
+	@exec $(BIN)/streamspool demo $(ARGS)
+
+up: $(BIN)/.runtime ## install, then run Valkey, API and worker on this machine; options through ARGS="…"
+	@exec $(BIN)/streamspool up $(ARGS)
+
+# A hand-picked part (ARGS) says nothing about coverage, so only the whole suite is measured.
+test: $(BIN)/.dev clients lint ## lint, then all tests; a part: make test ARGS="tests/unit -k sse"
+	@$(BIN)/pytest -n 2 --dist loadgroup $(if $(ARGS),$(ARGS),--cov --cov-report=term-missing:skip-covered)
+
+lint: $(BIN)/.dev ## ruff, mypy, the layers, the locks
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo
+	@! grep -nE '://|^[[:space:]]*-[^-]|--(index|extra|find|trusted)' $(LOCKS)
+
+lock: ## make the locks anew (needs uv); newer versions: make lock ARGS=--upgrade
+	@[ -n "$(UV)" ] || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
+	@$(COMPILE) pyproject.toml --group build -o requirements.lock
+	@$(COMPILE) pyproject.toml --group build --group dev -c requirements.lock -o tests/requirements-dev.lock
+	@$(COMPILE) $(CLIENTS)/openai-1.40.in -o $(CLIENTS)/openai-1.40.lock
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS)
+
+clients: $(OLD_OPENAI)/.stamp ## set up the client libraries the tests talk through
+clients: $(if $(NODE),$(CLIENTS)/node_modules/.stamp)
+	@$(if $(NODE),:,echo "No node and npm on PATH: the tests with the JavaScript SDK will be skipped.")
+
+clean: ## remove everything that was made here, .venv included
+	rm -rf $(VENV) $(OLD_OPENAI) $(CLIENTS)/node_modules .coverage* .hypothesis .import_linter_cache .mypy_cache \
+		.pytest_cache .ruff_cache dist
+	find api worker shared tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are written last: what was interrupted is done again, what is done stays quiet.
+$(BIN)/.runtime: requirements.lock pyproject.toml
+	@echo "Setting up $(VENV) …"
+	@$(call venv,$(VENV))
+	@$(call pip,$(VENV)) --require-hashes -r requirements.lock
+	@$(call pip,$(VENV)) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BIN)/.dev: tests/requirements-dev.lock $(BIN)/.runtime
+	@echo "Adding the test tools …"
+	@$(call pip,$(VENV)) --require-hashes -r tests/requirements-dev.lock
+	@touch $@
+
+$(OLD_OPENAI)/.stamp: $(CLIENTS)/openai-1.40.lock
+	@echo "Setting up $(OLD_OPENAI) …"
+	@$(call venv,$(OLD_OPENAI))
+	@$(call pip,$(OLD_OPENAI)) --require-hashes -r $<
+	@touch $@
+
+$(CLIENTS)/node_modules/.stamp: $(CLIENTS)/package.json $(CLIENTS)/package-lock.json
+	@echo "Setting up $(CLIENTS)/node_modules …"
+	@cd $(CLIENTS) && npm ci --silent --no-audit --no-fund
+	@touch $@

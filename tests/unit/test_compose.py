@@ -1,0 +1,217 @@
+"""docker-compose.yml, Dockerfile and .env.example, checked without Docker: the engine is not there where tests run.
+
+compose-spec knows the specification's keys and value formats. It does not look at what a name refers to, nor insist on
+strings where YAML has numbers, so those checks are here; `test_a_broken_file_is_refused` shows that each one can fail.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from compose_spec import PyCompose, parse_duration
+
+from shared.config import Settings
+from worker.providers.registry import VENDORS
+
+ROOT = Path(__file__).parents[2]
+DURATIONS = {"interval", "timeout", "start_period", "stop_grace_period"}
+SETTINGS = {
+    str(field.validation_alias or f"STREAMSPOOL_{name.upper()}") for name, field in Settings.model_fields.items()
+}
+VENDOR_VARIABLES = {name for vendor in VENDORS for name in (*vendor.key_variables, *vendor.base_variables)}
+
+
+def interpolate(value: Any, environment: dict[str, str]) -> Any:
+    """What compose makes of `${NAME:-default}` and `${NAME:?message}`; any other form is refused."""
+    if isinstance(value, dict):
+        return {key: interpolate(item, environment) for key, item in value.items()}
+    if isinstance(value, list):
+        return [interpolate(item, environment) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name, operator, operand = match.groups()
+        if environment.get(name):
+            return environment[name]
+        if operator == ":?":
+            raise KeyError(f"{name}: {operand}")
+        return operand
+
+    replaced = re.sub(r"\$\{([A-Z_]+)(:[-?])([^}]*)\}", replace, value)
+    assert "$" not in replaced, f"{value!r} is a form of interpolation this test does not know"
+    return replaced
+
+
+def load(**environment: str) -> dict[str, Any]:
+    text = (ROOT / "docker-compose.yml").read_text("utf-8")
+    return interpolate(yaml.safe_load(text), {"STREAMSPOOL_API_KEYS": "local:key", **environment})
+
+
+def check(compose: dict[str, Any]) -> None:
+    """Raises when the file does not follow the compose specification."""
+    PyCompose.from_json(json.dumps(compose)).validate()
+    for name, service in compose["services"].items():
+        assert isinstance(service["image"], str), f"{name}: image"
+        assert set(service.get("depends_on", {})) <= set(compose["services"]), f"{name}: depends_on"
+        named = {volume.partition(":")[0] for volume in service.get("volumes", [])}
+        assert named <= set(compose["volumes"]), f"{name}: volumes"
+        for key, value in {**service, **service.get("healthcheck", {})}.items():
+            assert key not in DURATIONS or parse_duration(value), f"{name}: {key}"
+
+
+def test_it_follows_the_specification() -> None:
+    check(load())
+
+
+@pytest.mark.parametrize(
+    "breaks",
+    [
+        pytest.param(lambda s: s["api"].update(stop_grace_perid="40s"), id="unknown-key"),
+        pytest.param(lambda s: s["api"].update(stop_grace_period="soon"), id="not-a-duration"),
+        pytest.param(lambda s: s["valkey"]["healthcheck"].update(interval=5), id="number-for-a-duration"),
+        pytest.param(lambda s: s["valkey"].update(image=9), id="number-for-an-image"),
+        pytest.param(lambda s: s["valkey"]["healthcheck"].update(test=["CMDX", "true"]), id="unknown-test-kind"),
+        pytest.param(lambda s: s["api"]["depends_on"]["valkey"].update(condition="healthy"), id="unknown-condition"),
+        pytest.param(
+            lambda s: s["api"]["depends_on"].update(postgres={"condition": "service_started"}), id="no-service"
+        ),
+        pytest.param(lambda s: s["valkey"].update(volumes=["elsewhere:/data"]), id="no-volume"),
+        pytest.param(lambda s: s["api"].update(ports=["127.0.0.1:8000:80000"]), id="no-port"),
+        pytest.param(lambda s: s["worker"].update(cap_drop="ALL"), id="string-for-a-list"),
+    ],
+)
+def test_a_broken_file_is_refused(breaks: Callable[[dict[str, Any]], None]) -> None:
+    compose = json.loads(json.dumps(load()))  # anchors are shared objects in YAML; a copy through JSON has none
+    breaks(compose["services"])
+    with pytest.raises((ValueError, TypeError, AssertionError)):
+        check(compose)
+
+
+def test_it_does_not_start_without_api_keys() -> None:
+    with pytest.raises(KeyError, match="tenant:key"):
+        load(STREAMSPOOL_API_KEYS="")
+
+
+def test_every_variable_is_a_setting_and_every_value_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for service in ("api", "worker"):
+        environment = load()["services"][service]["environment"]
+        assert set(environment) <= SETTINGS | VENDOR_VARIABLES, service
+        with monkeypatch.context() as patch:
+            for name in SETTINGS:
+                patch.delenv(name, raising=False)
+            for name, value in environment.items():
+                patch.setenv(name, str(value))
+            settings = Settings()
+        assert settings.redis_url is not None
+        assert settings.redis_url.get_secret_value() == "redis://valkey:6379/0"
+
+
+def test_variables_outside_the_containers_are_settings_too() -> None:
+    text = (ROOT / "docker-compose.yml").read_text("utf-8")
+    names = set(re.findall(r"\$\{([A-Z_]+)", text))
+    assert names <= SETTINGS | VENDOR_VARIABLES
+
+
+def test_only_the_worker_holds_provider_keys() -> None:
+    for name, service in load()["services"].items():
+        keys = VENDOR_VARIABLES & set(service.get("environment", {}))
+        assert bool(keys) is (name == "worker"), f"{name}: {keys}"
+        assert "env_file" not in service, f"{name}: an env_file would hand every key to this service"
+
+
+def test_docker_waits_longer_than_a_drain_takes() -> None:
+    for name in ("api", "worker"):
+        service = load()["services"][name]
+        drain = float(service["environment"]["STREAMSPOOL_DRAIN_S"])
+        assert drain == Settings.model_fields["drain_s"].default
+        assert parse_duration(service["stop_grace_period"]) > drain
+
+
+def test_any_number_of_workers_can_run() -> None:
+    worker = load()["services"]["worker"]
+    assert not {"container_name", "ports", "hostname"} & set(worker)
+
+
+def test_only_the_api_is_published_and_only_to_this_machine() -> None:
+    services = load()["services"]
+    assert [name for name, service in services.items() if "ports" in service] == ["api"]
+    assert services["api"]["ports"] == ["127.0.0.1:8000:8000"]
+    assert load(PORT="9000")["services"]["api"]["ports"] == ["127.0.0.1:9000:8000"]
+    assert all("network_mode" not in service for service in services.values())
+
+
+def test_nothing_runs_as_root_or_can_become_it() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    last_stage = dockerfile.rpartition("\nFROM ")[2]
+    assert re.findall(r"^USER (.+)$", last_stage, re.M)[-1:] == ["10001"]
+    for name, service in load()["services"].items():
+        assert service.get("user", "10001") not in {"root", "0"}, name
+        assert ("build" in service) or ("user" in service), f"{name}: an image of others runs as whom?"
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"] is True, name
+        assert service["init"] is True, name
+
+
+def test_valkey_keeps_what_it_was_given() -> None:
+    valkey = load()["services"]["valkey"]
+    assert re.fullmatch(r"valkey/valkey:\d+(\.\d+)*(-\w+)?", valkey["image"])
+    options = dict(zip(valkey["command"][1::2], valkey["command"][2::2], strict=True))
+    assert options["--appendonly"] == "yes"
+    assert options["--maxmemory-policy"] == "noeviction"
+    assert options["--maxmemory"] == Settings.model_fields["embedded_maxmemory"].default
+    assert any(volume.endswith(":/data") for volume in valkey["volumes"])
+
+
+def test_the_image_holds_the_locked_packages_and_no_test_tools() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    assert "--require-hashes -r requirements.lock" in dockerfile
+    assert "requirements-dev" not in dockerfile
+    minors = {int(minor) for minor in re.findall(r"^FROM python:3\.(\d+)-slim", dockerfile, re.M)}
+    assert len(minors) == 1
+    assert minors.pop() >= 11
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")}
+    copied = {word for line in re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.M) for word in line.split()}
+    assert copied == allowed
+
+
+class TestEnvExample:
+    LINE = re.compile(r"^#([A-Z][A-Z0-9_]*)=(.*)$", re.M)
+
+    def example(self) -> dict[str, str]:
+        return dict(self.LINE.findall((ROOT / ".env.example").read_text("utf-8")))
+
+    def test_it_changes_nothing_as_it_is(self) -> None:
+        assert all(line.startswith("#") or not line for line in (ROOT / ".env.example").read_text("utf-8").splitlines())
+
+    def test_it_names_every_setting_once_and_nothing_else(self) -> None:
+        names = [name for name, _ in self.LINE.findall((ROOT / ".env.example").read_text("utf-8"))]
+        assert len(names) == len(set(names))
+        assert set(names) - VENDOR_VARIABLES == SETTINGS | {"STREAMSPOOL_CONFIG"}
+
+    def test_it_can_switch_on_every_provider_here_and_in_compose(self) -> None:
+        named = set(self.example()) & VENDOR_VARIABLES
+        for vendor in VENDORS:
+            switches = vendor.base_variables if vendor.local else vendor.key_variables
+            assert named & set(switches), vendor.name
+        assert named == set(load()["services"]["worker"]["environment"]) & VENDOR_VARIABLES
+
+    def test_it_shows_the_defaults(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.chdir(tmp_path)
+        for name in SETTINGS | {"STREAMSPOOL_CONFIG"}:
+            monkeypatch.delenv(name, raising=False)
+        defaults = Settings()
+        (tmp_path / ".env").write_text("\n".join(f"{name}={value}" for name, value in self.example().items()))
+        assert Settings() == defaults
+        (tmp_path / ".env").write_text("PORT=1")
+        assert Settings() != defaults, "the file is not read at all"

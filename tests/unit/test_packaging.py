@@ -1,0 +1,140 @@
+"""What is handed out: locks that pin and hash everything and name no registry, a wheel and a tree without strays."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[2]
+RUNTIME = ROOT / "requirements.lock"
+DEV = ROOT / "tests/requirements-dev.lock"
+OLD_OPENAI = ROOT / "tests/clients/openai-1.40.lock"
+LOCKS = [pytest.param(path, id=path.name) for path in (RUNTIME, DEV, OLD_OPENAI)]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+TOP_LEVEL = {
+    *("api", "worker", "shared", "tests", "docs"),
+    *("docker-compose.yml", "Dockerfile", "Makefile", "pyproject.toml", "requirements.lock"),
+    *("README.md", "CHANGELOG.md", "LICENSE"),
+}
+# Put together here, so that this file is not the one that is found.
+REGISTRIES = [
+    ".".join(parts) for parts in (("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("npmjs", "com"))
+]
+MACHINE_PATH = re.compile(rb"(?<![\w.~/-])/(?:work|root)/")
+
+
+def entries(lock: Path) -> list[str]:
+    """The lock's logical lines: one `name==version ; marker --hash=…` each."""
+    return [line for line in lock.read_text("utf-8").replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def pins(lock: Path) -> dict[str, set[Version]]:
+    """Name to versions; a universal lock may hold several, told apart by their markers."""
+    found: dict[str, set[Version]] = {}
+    for line in entries(lock):
+        requirement = Requirement(line.partition(" --hash")[0])
+        (specifier,) = requirement.specifier
+        found.setdefault(canonicalize_name(requirement.name), set()).add(Version(specifier.version))
+    return found
+
+
+def unmet(requirements: list[str], lock: Path) -> list[str]:
+    locked = pins(lock)
+    parsed = [Requirement(text) for text in requirements]
+    return [
+        str(requirement)
+        for requirement in parsed
+        if not (versions := locked.get(canonicalize_name(requirement.name)))
+        or not all(requirement.specifier.contains(version) for version in versions)
+    ]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_pins_and_hashes_everything_and_says_nothing_else(lock: Path) -> None:
+    line = re.compile(r"[A-Za-z0-9_.\[\],-]+==\S+( ; [^;]+?)?(\s+--hash=sha256:[0-9a-f]{64})+\s*")
+    assert [entry[:80] for entry in entries(lock) if not line.fullmatch(entry)] == []
+    assert "://" not in lock.read_text("utf-8")
+
+
+def test_the_locks_meet_what_the_project_asks_for() -> None:
+    runtime = PROJECT["project"]["dependencies"] + PROJECT["build-system"]["requires"]
+    groups = PROJECT["dependency-groups"]
+    assert unmet(runtime, RUNTIME) == []
+    assert unmet(runtime + groups["dev"], DEV) == []
+    old = (ROOT / "tests/clients/openai-1.40.in").read_text("utf-8").splitlines()
+    assert unmet([text for text in old if not text.startswith("#")], OLD_OPENAI) == []
+    assert unmet(["orjson<1", "no-such-package"], RUNTIME) == ["orjson<1", "no-such-package"]
+
+
+def test_the_build_backend_is_locked_as_it_is_required() -> None:
+    assert PROJECT["dependency-groups"]["build"] == PROJECT["build-system"]["requires"]
+
+
+def test_tests_run_on_the_versions_that_are_shipped() -> None:
+    dev = pins(DEV)
+    assert {name: dev.get(name) for name in pins(RUNTIME)} == pins(RUNTIME)
+    assert len(dev) > len(pins(RUNTIME))
+
+
+def test_the_node_lock_holds_hashes_and_no_addresses() -> None:
+    lock = json.loads((ROOT / "tests/clients/package-lock.json").read_text("utf-8"))
+    package = json.loads((ROOT / "tests/clients/package.json").read_text("utf-8"))
+    assert lock["packages"][""]["dependencies"] == package["dependencies"]
+    for name, version in package["dependencies"].items():
+        assert lock["packages"][f"node_modules/{name}"]["version"] == version, "pinned, not a range"
+    for path, entry in lock["packages"].items():
+        assert "resolved" not in entry, path
+        assert not path or entry["integrity"].startswith("sha512-"), path
+
+
+def test_a_wheel_holds_the_three_packages_and_what_they_read(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"api", "worker", "shared"}
+    tracked = {name for name in git_files() if name.startswith(("api/", "worker/", "shared/"))}
+    assert tracked <= names
+    assert not [name for name in names if "__pycache__" in name or name.endswith((".env", "streamspool.toml"))]
+
+
+def test_the_top_level_holds_what_was_agreed() -> None:
+    assert {name.partition("/")[0] for name in git_files() if not name.startswith(".")} <= TOP_LEVEL
+
+
+def test_no_file_names_a_registry_or_a_place_on_somebodys_machine() -> None:
+    registries = re.compile("|".join(map(re.escape, REGISTRIES)).encode())
+    found = []
+    for name in git_files():
+        content = (ROOT / name).read_bytes()
+        found += [f"{name}: {match.group().decode()}" for match in registries.finditer(content)]
+        found += [f"{name}: {match.group().decode()}" for match in MACHINE_PATH.finditer(content)]
+    assert found == []
+
+
+def test_the_search_for_machine_paths_finds_them_and_only_them() -> None:
+    bad = ["cd /" + "work/main", '"/' + 'root/.cache"', "path=/" + "root/x"]
+    good = ["https://example.com/" + "work/", "docs/" + "work/plan", "~/" + "work/x"]
+    assert [bool(MACHINE_PATH.search(text.encode())) for text in bad] == [True, True, True]
+    assert [bool(MACHINE_PATH.search(text.encode())) for text in good] == [False, False, False]
+
+
+def git_files() -> list[str]:
+    """Files under git that are there: what a clone of the next commit holds."""
+    try:
+        listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [name for name in listing.split("\0") if name and (ROOT / name).is_file()]

@@ -8,12 +8,13 @@ CLIENTS := tests/clients
 LOCKS := requirements.lock tests/requirements-dev.lock $(CLIENTS)/openai-1.40.lock
 ARGS ?=
 
-# A name on PATH proves little (pyenv's shims, Debian without python3-venv), so each candidate has to do the work.
+UV := $(shell command -v uv 2>/dev/null)
+# A name on PATH proves little (pyenv's shims, Debian without python3-venv), so each candidate has to do the work;
+# uv makes a venv with any Python.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
-	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+	$$p -c 'import $(if $(UV),,ensurepip, venv,) sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 found = [ -n "$(PYTHON)" ] || { echo "Streamspool needs Python 3.11 or newer with its venv module (Debian, Ubuntu:" \
 	"apt install python3-venv). Looked for python3 and python3.11 to 3.14; another one: make PYTHON=…" >&2; exit 1; }
-UV := $(shell command -v uv 2>/dev/null)
 NODE := $(shell command -v node >/dev/null 2>&1 && command -v npm 2>/dev/null)
 
 ifneq ($(UV),)

@@ -1,0 +1,1 @@
+"""The HTTP end: who are you, what do you want, here are your bytes."""

@@ -7,10 +7,11 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | --- | --- | --- |
 | `streamspool:{ID}:log` | stream | retention after the seal; a safety bound while it runs |
 | `streamspool:index:TENANT` | zset, score = created ms | retention after the last create |
-| `streamspool:open` | zset, score = created ms: generations without a seal | permanent, emptied by seals and the reaper |
+| `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
 | `streamspool:worker:WORKER` | string, JSON heartbeat | 15 s |
 | `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
 | `streamspool:catalogue` | string, JSON of providers and models | 1 day after the last heartbeat |
+| `streamspool:reaper` | string: somebody is on it | 5 s |
 | `streamspool:hub:PROCESS` | stream of at most one entry: interrupts that hub's blocking read | 60 s |
 | `arq:queue`, `arq:job:ID`, `arq:in-progress:ID`, `arq:retry:ID` | arq's own | arq's own |
 """
@@ -22,6 +23,7 @@ IN_PROGRESS_PREFIX = "arq:in-progress:"
 OPEN = "streamspool:open"
 WORKERS = "streamspool:workers"
 CATALOGUE = "streamspool:catalogue"
+REAPER = "streamspool:reaper"
 DOORBELL = "streamspool:doorbell"
 """Pub/sub channel: the payload is the id of a generation just enqueued."""
 

@@ -22,6 +22,7 @@ from shared.redis import ArqRedis, WatchError
 from shared.writer import Appender, Writer, is_refusal
 
 _INDEX_PAGE = 50
+_INTERRUPT_TTL_MS = 60_000
 
 
 class StreamLog:
@@ -136,14 +137,18 @@ class StreamLog:
         """Position of the last entry. Raises Sealed, Gone."""
         return self._last(await self._redis.xrevrange(keys.log(generation_id), count=1), generation_id)
 
-    async def read(self, generation_id: str, after: Position = BEGIN, count: int = 1000) -> list[Entry]:
-        """Up to `count` entries after a position, at once. Raises Damaged where one is missing."""
+    async def read(
+        self, generation_id: str, after: Position = BEGIN, count: int = 1000, *, strict: bool = True
+    ) -> list[Entry]:
+        """Up to `count` entries after a position, at once. If `strict`, raises Damaged where one is missing."""
         raw = await self._redis.xrange(keys.log(generation_id), f"({after}", "+", count=count)
-        return decode(raw, after)
+        return decode(raw, after if strict else None)
 
-    async def read_all(self, generation_id: str, after: Position = BEGIN) -> AsyncIterator[list[Entry]]:
+    async def read_all(
+        self, generation_id: str, after: Position = BEGIN, *, strict: bool = True
+    ) -> AsyncIterator[list[Entry]]:
         """All entries there are now after a position, page by page."""
-        while page := await self.read(generation_id, after):
+        while page := await self.read(generation_id, after, strict=strict):
             yield page
             after = page[-1].position
 
@@ -152,6 +157,8 @@ class StreamLog:
         while after != SEAL:
             found = await self.poll({generation_id: after}, block_ms=2000)
             if entries := found.get(generation_id):
+                if isinstance(entries, Damaged):
+                    raise entries
                 yield entries
                 after = entries[-1].position
             elif problem := (await self.check({generation_id: after})).get(generation_id):
@@ -164,11 +171,11 @@ class StreamLog:
         block_ms: int,
         count: int = 1000,
         interrupt: tuple[str, str] | None = None,
-    ) -> dict[str, list[Entry]]:
+    ) -> dict[str, list[Entry] | Damaged]:
         """One blocking read over many logs: the new entries of each that has some, `{}` when the time is over.
 
-        `interrupt` is (key, last id) of a stream that ends the wait when something is added to it; what was added is
-        returned under that key. Raises Damaged.
+        A log with a missing entry answers Damaged instead. `interrupt` is (key, last id) of a stream that ends the
+        wait when `interrupt()` is called for it; what was added is returned under that key.
         """
         streams: dict[Any, Any] = {
             keys.log(generation_id): str(position) for generation_id, position in positions.items()
@@ -176,32 +183,48 @@ class StreamLog:
         if interrupt:
             streams[interrupt[0]] = interrupt[1]
         reply = await self._redis.xread(streams, count=count, block=block_ms)
-        found: dict[str, list[Entry]] = {}
+        found: dict[str, list[Entry] | Damaged] = {}
         for raw_key, raw in reply:
             key = raw_key.decode()
             if interrupt and key == interrupt[0]:
                 found[key] = decode(raw)
             else:
                 generation_id = key[key.index("{") + 1 : key.index("}")]
-                found[generation_id] = decode(raw, positions[generation_id])
+                try:
+                    found[generation_id] = decode(raw, positions[generation_id])
+                except Damaged as problem:
+                    found[generation_id] = problem
         return found
+
+    async def interrupt(self, key: str) -> None:
+        """Ends a `poll` that waits with this interrupt key, or keeps the next one from waiting."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.xadd(key, {Kind.REQUEST: b""}, maxlen=1, approximate=False)
+            pipe.pexpire(key, _INTERRUPT_TTL_MS)
+            await pipe.execute()
 
     async def check(self, positions: Mapping[str, Position]) -> dict[str, LogError]:
         """Looks whether quiet logs can still go on from where their readers are.
 
         Returns what is wrong by id: Gone, or Damaged when the log ends before the position.
         """
+        problems: dict[str, LogError] = {}
+        for generation_id, end in (await self.ends(list(positions))).items():
+            if end is None:
+                problems[generation_id] = Gone(generation_id)
+            elif end < positions[generation_id]:
+                problems[generation_id] = Damaged(f"the log of {generation_id} ends before {positions[generation_id]}")
+        return problems
+
+    async def ends(self, generation_ids: Sequence[str]) -> dict[str, Position | None]:
+        """The last position of each log, in one round trip; None for one that is not there."""
+        if not generation_ids:
+            return {}
         async with self._redis.pipeline(transaction=False) as pipe:
-            for generation_id in positions:
+            for generation_id in generation_ids:
                 pipe.xrevrange(keys.log(generation_id), count=1)
             replies = await pipe.execute()
-        problems: dict[str, LogError] = {}
-        for (generation_id, position), raw in zip(positions.items(), replies, strict=True):
-            if not raw:
-                problems[generation_id] = Gone(generation_id)
-            elif decode(raw)[0].position < position:
-                problems[generation_id] = Damaged(f"the log of {generation_id} ends before {position}")
-        return problems
+        return {i: decode(raw)[0].position if raw else None for i, raw in zip(generation_ids, replies, strict=True)}
 
     async def describe(self, generation_ids: Sequence[str]) -> list[Summary | None]:
         """Summaries in one round trip; None for a log that is not there."""

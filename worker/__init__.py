@@ -1,0 +1,1 @@
+"""The upstream end: the only process that holds provider keys."""

@@ -1,0 +1,1 @@
+"""The log seen as an API: pure functions of entries, no I/O."""

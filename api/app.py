@@ -1,0 +1,80 @@
+"""The composition root of the HTTP end: what exists in an API process, and for how long."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import errors
+from api.auth import Authenticator
+from api.hub import BLOCK_MS, Hub
+from api.relay import Drain, Parts
+from api.routes import chat, health, models, streams
+from shared.broker import Broker
+from shared.config import Settings
+from shared.redis import connect
+from shared.streamlog import StreamLog
+from shared.telemetry import REQUESTS
+
+_POOL = 16
+_TIMEOUT_S = 2.0
+
+
+def create_app(settings: Settings, drain: Drain) -> FastAPI:
+    """The application. It connects when its lifespan starts; `settings.redis_url` must be set."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        assert settings.redis_url is not None
+        url = settings.redis_url.get_secret_value()
+        async with AsyncExitStack() as stack:
+            redis = connect(url, max_connections=_POOL, timeout_s=_TIMEOUT_S)
+            stack.push_async_callback(redis.aclose, close_connection_pool=True)
+            reading = connect(url, max_connections=2, timeout_s=_TIMEOUT_S + BLOCK_MS / 1000)
+            stack.push_async_callback(reading.aclose, close_connection_pool=True)
+            log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
+            broker = Broker(redis, log, settings, name=f"api:{socket.gethostname()}-{os.getpid()}")
+            hub = await stack.enter_async_context(Hub(log, reading))
+            app.state.parts = Parts(hub, broker, settings, drain)
+            yield
+
+    app = FastAPI(
+        title="Streamspool",
+        summary="LLM answers, generated once, kept as a log, watched by many, resumed by anyone.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.authenticator = Authenticator(settings)
+    errors.install(app)
+    for router in (chat.router, streams.router, models.router, health.router):
+        app.include_router(router)
+    app.add_middleware(RequestId)
+    return app
+
+
+class RequestId:
+    """Names every response (`x-request-id`) and counts it. A plain ASGI layer: it costs a stream nothing per chunk."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = f"req_{uuid.uuid4().hex}".encode()
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                route = scope.get("route")
+                REQUESTS.labels(getattr(route, "path", "none"), message["status"]).inc()
+            await send(message)
+
+        await self._app(scope, receive, named)

@@ -1,0 +1,65 @@
+"""Who asks: a bearer key becomes a Principal.
+
+Hidden here: comparing in constant time against every key, and what protects a server without keys, which trusts
+whoever reaches it: only loopback names may be asked for, and web pages of other origins may not ask at all
+(DNS rebinding and cross-site requests would otherwise spend the owner's money).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+
+from shared.broker import Principal
+from shared.config import Settings
+from shared.errors import Forbidden, Unauthenticated
+
+LOCAL_TENANT = "local"
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Authenticator:
+    """`principal(request)` or an error; made once for a process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._digests = [(tenant, _digest(key.get_secret_value())) for tenant, key in settings.api_keys.items()]
+
+    @property
+    def keyless(self) -> bool:
+        return not self._digests
+
+    def principal(self, request: Request) -> Principal:
+        """Raises Unauthenticated, or Forbidden on a server without keys."""
+        if self.keyless:
+            _refuse_strangers(request)
+            return Principal(LOCAL_TENANT)
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        digest = _digest(key.strip())
+        owner = None
+        for tenant, known in self._digests:  # all of them, always: the time must not tell which one was close
+            if hmac.compare_digest(digest, known):
+                owner = tenant
+        if scheme.lower() != "bearer" or owner is None:
+            raise Unauthenticated("Send `Authorization: Bearer KEY` with one of the keys this server was given.")
+        return Principal(owner)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine only."""
+    return host.strip("[]").lower() in _LOOPBACK or host.startswith("127.")
+
+
+def _refuse_strangers(request: Request) -> None:
+    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    origin = request.headers.get("origin")
+    if not is_loopback(host) or (origin and not is_loopback(urlsplit(origin).hostname or "")):
+        raise Forbidden(
+            "This server has no API keys and therefore answers only to this machine. Set STREAMSPOOL_API_KEYS to open it."
+        )
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,44 @@
+"""The few things that routes are given."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from api.relay import Parts
+from shared.broker import Principal
+from shared.errors import BadRequest, TooLarge
+
+
+def _parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+def _principal(request: Request) -> Principal:
+    principal: Principal = request.app.state.authenticator.principal(request)
+    return principal
+
+
+async def _body(request: Request, parts: Annotated[Parts, Depends(_parts)], _: Owner) -> bytes:
+    """The raw body, counted while it comes in, after the key was checked. Raises TooLarge, BadRequest."""
+    limit = parts.settings.max_body_bytes
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise BadRequest("Send the body without Content-Encoding.", param="content-encoding")
+    length = request.headers.get("content-length", "")
+    body = bytearray()
+    if not (length.isdigit() and int(length) > limit):
+        async for piece in request.stream():
+            body += piece
+            if len(body) > limit:
+                break
+        else:
+            return bytes(body)
+    raise TooLarge(f"The request body is over the limit of {limit} bytes (STREAMSPOOL_MAX_BODY_BYTES).")
+
+
+ProcessParts = Annotated[Parts, Depends(_parts)]
+Owner = Annotated[Principal, Depends(_principal)]
+Body = Annotated[bytes, Depends(_body)]

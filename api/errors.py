@@ -1,0 +1,58 @@
+"""Errors as responses: OpenAI's envelope, whatever went wrong and wherever."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from shared import json
+from shared.errors import BadRequest, Internal, MethodNotAllowed, NotFound, StreamspoolError
+from shared.telemetry import get_logger
+
+logger = get_logger(__name__)
+
+
+def to_response(error: StreamspoolError, headers: Mapping[str, str] | None = None) -> Response:
+    """`{"error": {message, type, param, code}}` with the error's status and retry headers."""
+    return Response(
+        json.dumps({"error": error.to_object()}),
+        error.status,
+        headers={**(headers or {}), **error.headers()},
+        media_type="application/json",
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of the application, the framework's own included, leave in that shape."""
+
+    async def ours(_: Request, error: Exception) -> Response:
+        assert isinstance(error, StreamspoolError)
+        return to_response(error)
+
+    async def framework(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            return to_response(NotFound(f"There is no {request.method} {request.url.path} here. See /docs."))
+        if error.status_code == 405:
+            return to_response(MethodNotAllowed(f"{request.method} is not allowed here. See /docs."), error.headers)
+        return to_response(BadRequest(str(error.detail), status=error.status_code), error.headers)
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        param = str(first["loc"][-1])
+        return to_response(BadRequest(f"{param}: {first['msg']}.", param=param))
+
+    async def unexpected(request: Request, error: Exception) -> Response:
+        logger.error("unhandled", path=request.url.path, exc_info=error)
+        return to_response(Internal("Something broke on our side. The request id finds it in the log."))
+
+    app.add_exception_handler(StreamspoolError, ours)
+    app.add_exception_handler(HTTPException, framework)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, unexpected)

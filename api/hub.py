@@ -1,0 +1,265 @@
+"""The hub: each log that somebody watches here is followed once, whatever the number of viewers.
+
+Hidden here: one blocking read over all followed logs, how it is interrupted when one is added, the window of ready
+frames that is kept for each, and what becomes of viewers when Redis is away, an entry is missing or a log is deleted.
+
+A `LiveLog` is an array of frames, formatted once; a viewer (relay.py) is an index into it. The window is bounded: a
+viewer that lags behind it reads the log itself until it has caught up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Self
+
+from shared import keys
+from shared.entry import BEGIN, Entry, Kind
+from shared.errors import Damaged, LogError
+from shared.redis import ArqRedis, RedisError
+from shared.streamlog import StreamLog
+from shared.telemetry import FOLLOWED, REDIS_ERRORS, VIEWERS, get_logger
+
+logger = get_logger(__name__)
+
+WINDOW_BYTES = 4 * 1024 * 1024
+"""Chunk bytes a followed log keeps in memory; older ones are read from Redis again by whoever needs them."""
+BLOCK_MS = 2000
+_PAUSE_S = 0.002
+_BUSY_ENTRIES = 4
+
+Encode = Callable[[Entry], bytes]
+
+
+class LiveLog:
+    """The newest attempt of one log, as far as it is known here.
+
+    `epoch` is that attempt (0: none yet), `end` the number of its last chunk, `floor` how many of them have left the
+    window, `lost` how many Redis itself does not have any more. `replaced` says that an earlier attempt had said
+    something, `usage_last` that the last chunk is the usage chunk. `outcome` is there once the log is sealed,
+    `problem` once it cannot be followed any further.
+    """
+
+    def __init__(self, generation_id: str) -> None:
+        self.id = generation_id
+        self.position = BEGIN
+        self.epoch = 0
+        self.replaced = False
+        self.outcome: Entry | None = None
+        self.problem: LogError | None = None
+        self.viewers = 0
+        self.floor = 0
+        self.lost = 0
+        self._entries: list[Entry] = []
+        self._bytes = 0
+        self._frames: dict[Encode, list[bytes]] = {}
+        self._waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def end(self) -> int:
+        return self.floor + len(self._entries)
+
+    @property
+    def usage_last(self) -> bool:
+        return bool(self._entries) and self._entries[-1].kind is Kind.USAGE
+
+    @property
+    def payloads(self) -> list[bytes] | None:
+        """All chunks of the attempt, or None if the window does not reach back that far."""
+        return [entry.data for entry in self._entries] if not self.floor else None
+
+    @property
+    def started(self) -> bool:
+        """Whether there is anything to show: a chunk, an end, or a reason why there will be none."""
+        return bool(self.end or self.outcome or self.problem)
+
+    def frames(self, encode: Encode, start: int, stop: int) -> list[bytes]:
+        """Frames of the chunks `start` (exclusive) to `stop` (inclusive), formatted at most once per encoding."""
+        frames = self._frames.get(encode)
+        if frames is None:
+            frames = self._frames[encode] = [encode(entry) for entry in self._entries]
+        return frames[start - self.floor : stop - self.floor]
+
+    def feed(self, entries: list[Entry]) -> None:
+        """Takes the next entries of the log, in order, and wakes the viewers."""
+        for entry in entries:
+            if entry.kind is Kind.ATTEMPT:
+                self.replaced = self.replaced or bool(self.end)
+                self.epoch = entry.position.epoch
+                self._clear()
+            elif entry.kind is Kind.OUTCOME:
+                self.outcome = entry
+            else:
+                if entry.position.seq != self.end + 1:  # only when catching up: `poll` answers Damaged
+                    self._clear()
+                    self.floor = self.lost = entry.position.seq - 1
+                self._entries.append(entry)
+                self._bytes += len(entry.data)
+                for encode, frames in self._frames.items():
+                    frames.append(encode(entry))
+        self.position = entries[-1].position
+        if self._bytes > WINDOW_BYTES:
+            self._shrink()
+        self.wake()
+
+    def fail(self, problem: LogError) -> None:
+        self.problem = problem
+        self.wake()
+
+    def wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def waiter(self) -> asyncio.Future[None]:
+        """A future that is done at the next change. Look first, then wait."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        return waiter
+
+    def _clear(self) -> None:
+        self.floor = self.lost = self._bytes = 0
+        self._entries.clear()
+        for frames in self._frames.values():
+            frames.clear()
+
+    def _shrink(self) -> None:
+        """Drops the older half, so that this stays rare."""
+        dropped = 0
+        while self._bytes > WINDOW_BYTES // 2 and dropped < len(self._entries) - 1:
+            self._bytes -= len(self._entries[dropped].data)
+            dropped += 1
+        del self._entries[:dropped]
+        for frames in self._frames.values():
+            del frames[:dropped]
+        self.floor += dropped
+
+
+class Hub:
+    """Follows logs while they have viewers; an async context manager, one per process.
+
+    `reading` must be a client of its own whose answers may take longer than BLOCK_MS.
+    """
+
+    def __init__(self, log: StreamLog, reading: ArqRedis) -> None:
+        self._log = log
+        self._following = StreamLog(reading, retention_s=0, safety_s=0)
+        self._live: dict[str, LiveLog] = {}
+        self._opening: dict[str, asyncio.Task[LiveLog]] = {}
+        self._control = keys.hub(os.urandom(8).hex())
+        self._control_id = "0"
+        self._added = asyncio.Event()
+        self._checked = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name="hub")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def viewers(self, generation_id: str) -> int:
+        """How many watch that generation through this process."""
+        live = self._live.get(generation_id)
+        return live.viewers if live else 0
+
+    @asynccontextmanager
+    async def watch(self, generation_id: str, *, fresh: bool = False) -> AsyncIterator[LiveLog]:
+        """The live log of a generation, caught up with Redis; it is followed while somebody is in here.
+
+        `fresh` says that it was just created and cannot have entries yet. Raises RedisError, OSError, Damaged.
+        """
+        while True:
+            live = self._live.get(generation_id) or await self._open(generation_id, fresh)
+            if self._live.get(generation_id) is live:  # else its last viewer left while we were waiting
+                break
+        live.viewers += 1
+        VIEWERS.inc()
+        try:
+            yield live
+        finally:
+            VIEWERS.dec()
+            live.viewers -= 1
+            if not live.viewers:
+                self._forget(live)
+
+    def wake(self) -> None:
+        """Makes every viewer look again: something outside the logs has changed."""
+        for live in self._live.values():
+            live.wake()
+
+    async def _open(self, generation_id: str, fresh: bool) -> LiveLog:
+        """Catches up once, however many ask at the same moment."""
+        opening = self._opening.get(generation_id)
+        if opening is None:
+            opening = self._opening[generation_id] = asyncio.create_task(self._catch_up(generation_id, fresh))
+            opening.add_done_callback(lambda _: self._opening.pop(generation_id, None))
+        return await asyncio.shield(opening)
+
+    async def _catch_up(self, generation_id: str, fresh: bool) -> LiveLog:
+        live = LiveLog(generation_id)
+        if not fresh:
+            async for page in self._log.read_all(generation_id, strict=False):
+                live.feed(page)
+        self._live[live.id] = live
+        FOLLOWED.inc()
+        if live.outcome is None:
+            self._added.set()
+            try:
+                await self._log.interrupt(self._control)
+            except (RedisError, OSError) as error:  # the read ends by itself, a little later
+                logger.warning("hub not interrupted", error=type(error).__name__)
+        return live
+
+    def _forget(self, live: LiveLog) -> None:
+        if self._live.get(live.id) is live:
+            del self._live[live.id]
+            FOLLOWED.dec()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._read()
+            except (RedisError, OSError) as error:
+                REDIS_ERRORS.labels("hub").inc()
+                logger.warning("hub lost redis", error=type(error).__name__)
+                await asyncio.sleep(0.25)
+
+    async def _read(self) -> None:
+        followed = {live.id: live for live in self._live.values() if not (live.outcome or live.problem)}
+        if not followed:
+            self._added.clear()
+            await self._added.wait()
+            return
+        positions = {generation_id: live.position for generation_id, live in followed.items()}
+        interrupt = (self._control, self._control_id)
+        found = await self._following.poll(positions, block_ms=BLOCK_MS, interrupt=interrupt)
+        count = 0
+        for generation_id, entries in found.items():
+            if isinstance(entries, Damaged):
+                followed[generation_id].fail(entries)
+            elif generation_id == self._control:
+                self._control_id = str(entries[-1].position)
+            else:
+                count += len(entries)
+                followed[generation_id].feed(entries)
+        if asyncio.get_running_loop().time() - self._checked > BLOCK_MS / 1000:
+            await self._check({i: live for i, live in followed.items() if i not in found})
+        if count > _BUSY_ENTRIES:
+            await asyncio.sleep(_PAUSE_S)  # under load, more entries a read cost less than more reads
+
+    async def _check(self, quiet: dict[str, LiveLog]) -> None:
+        """Looks after logs without news: nobody is told when a key is deleted or a server forgets."""
+        problems = await self._following.check({generation_id: live.position for generation_id, live in quiet.items()})
+        for generation_id, problem in problems.items():
+            quiet[generation_id].fail(problem)
+        for live in quiet.values():
+            if not live.viewers:  # whoever opened it left before watching
+                self._forget(live)
+        self._checked = asyncio.get_running_loop().time()

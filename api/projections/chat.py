@@ -1,0 +1,119 @@
+"""The log seen as a Chat Completions stream or object.
+
+Hidden here: how entries become SSE frames, with and without ids; what stands for an outcome. A frame depends on its
+entry and on nothing else, so it is formatted once for all viewers and a client may count frames to resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from shared import json, sse
+from shared.chat import Accumulator
+from shared.entry import SEAL, Entry, Kind, Status, Summary
+from shared.errors import Damaged, GenerationFailed, Gone, LogError
+
+Encode = Callable[[Entry], bytes]
+
+_SEAL_ID = str(SEAL).encode()
+
+CANCELLED = {
+    "message": "The generation was cancelled. What it said so far is kept.",
+    "type": "cancelled",
+    "param": None,
+    "code": "generation_cancelled",
+    "status": 409,
+}
+REPLACED = {
+    "message": "The worker was lost in the middle of the answer, and a new attempt has begun. Start the stream again.",
+    "type": "server_error",
+    "param": None,
+    "code": "generation_interrupted",
+}
+_DELETED = {
+    "message": "The stream was deleted.",
+    "type": "invalid_request_error",
+    "param": None,
+    "code": "stream_deleted",
+}
+_LOST = {
+    "message": "The broker's storage lost a part of this stream. Send the request again.",
+    "type": "server_error",
+    "param": None,
+    "code": "stream_lost",
+}
+
+
+@cache
+def encoder(*, ids: bool, include_usage: bool) -> Encode:
+    """How a chunk becomes a frame: always the same function for the same variant. Hidden chunks become `b""`."""
+
+    def encode(entry: Entry) -> bytes:
+        if entry.kind is Kind.USAGE and not include_usage:
+            return b""
+        return sse.frame(entry.data, id=str(entry.position).encode()) if ids else sse.data_frame(entry.data)
+
+    return encode
+
+
+def attempt_frame(epoch: int) -> bytes:
+    """Tells a native viewer that what it has is void: `event: attempt`, cursor at the start of the new attempt."""
+    return sse.frame(json.dumps({"attempt": epoch}), id=b"%d-0" % epoch, event=b"attempt")
+
+
+def end_frames(outcome: dict[str, Any], *, ids: bool) -> list[bytes]:
+    """What ends the stream: `[DONE]`, and an error before it where there is one."""
+    error = outcome_error(outcome)
+    seal_id = _SEAL_ID if ids else None
+    done = sse.frame(sse.DONE, id=seal_id)
+    return [error_frame(error, seal_id), done] if error else [done]
+
+
+def error_frame(error: dict[str, Any], frame_id: bytes | None = None) -> bytes:
+    """`data: {"error": {message, type, param, code}}`, at which every OpenAI client raises."""
+    shown = {field: error.get(field) for field in ("message", "type", "param", "code")}
+    return sse.frame(json.dumps({"error": shown}), id=frame_id)
+
+
+def problem_frames(problem: LogError) -> list[bytes]:
+    """The end of a stream whose log is deleted or damaged."""
+    return [error_frame(_LOST if isinstance(problem, Damaged) else _DELETED), sse.frame(sse.DONE)]
+
+
+def problem_error(problem: LogError) -> GenerationFailed:
+    """The same for a response without frames."""
+    return GenerationFailed({**_DELETED, "status": 404} if isinstance(problem, Gone) else {**_LOST, "status": 500})
+
+
+def outcome_error(outcome: dict[str, Any]) -> dict[str, Any] | None:
+    """The error of an outcome, None if it is an answer."""
+    if outcome["status"] == Status.CANCELLED:
+        return CANCELLED
+    error: dict[str, Any] | None = outcome["error"]
+    return error
+
+
+def completion(summary: Summary, chunks: list[bytes]) -> dict[str, Any]:
+    """The `chat.completion` that an attempt's chunks amount to, finished or not.
+
+    Besides OpenAI's fields: `status`, and `error` where it ended with one.
+    """
+    fold = Accumulator()
+    for chunk in chunks:
+        fold.feed(json.loads(chunk))
+    header, outcome = summary.header, summary.outcome
+    answer = {
+        "id": header["id"],
+        "object": "chat.completion",
+        "created": header["created_at_ms"] // 1000,
+        "model": header["model"],
+        **fold.result(),
+        "status": summary.status,
+    }
+    if outcome:
+        answer["usage"] = outcome["usage"]
+        if error := outcome_error(outcome):
+            answer["error"] = {field: error.get(field) for field in ("message", "type", "param", "code")}
+    return answer

@@ -1,0 +1,39 @@
+"""The log seen as a state object: the one shape that GET, list and cancel return."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from api.projections.chat import outcome_error
+from shared.entry import BEGIN, Summary
+
+
+def state(summary: Summary, *, viewers: int) -> dict[str, Any]:
+    """`viewers` counts those of this process. Times are Unix seconds; `position` is the last chunk's, null before any."""
+    header, outcome = summary.header, summary.outcome or {}
+    generation_id = header["id"]
+    error = outcome_error(summary.outcome) if summary.outcome else None
+    return {
+        "id": generation_id,
+        "object": "stream",
+        "status": summary.status,
+        "model": header["model"],
+        "created_at": header["created_at_ms"] // 1000,
+        "started_at": summary.first_attempt["at_ms"] // 1000 if summary.first_attempt else None,
+        "ended_at": outcome["ended_at_ms"] // 1000 if outcome else None,
+        "attempts": summary.position.epoch,
+        "position": str(summary.position) if summary.position > BEGIN else None,
+        "usage": outcome.get("usage"),
+        "usage_source": outcome.get("usage_source"),
+        "finish_reasons": outcome.get("finish_reasons") or [],
+        "error": {field: error.get(field) for field in ("message", "type", "param", "code")} if error else None,
+        "sealed_by": outcome.get("by"),
+        "metadata": header.get("metadata") or {},
+        "session_id": header.get("session_id"),
+        "viewers": viewers,
+        "links": {
+            "self": f"/v1/streams/{generation_id}",
+            "cancel": f"/v1/streams/{generation_id}/cancel",
+            "completion": f"/v1/chat/completions/{generation_id}",
+        },
+    }

@@ -1,0 +1,302 @@
+"""One response: a live log's frames, or the answer they add up to, to one client.
+
+Hidden here: headers that are held back for an early error, keep-alives, the viewer that does not read, the one that
+lags, the one that leaves, the attempt that is replaced under it, and what a stopping server does with open streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from api.cursor import Cursor, Start, place
+from api.errors import to_response
+from api.hub import Hub, LiveLog
+from api.projections import chat
+from shared import json, sse
+from shared.broker import Broker
+from shared.config import Settings
+from shared.entry import Kind, Position, Summary
+from shared.errors import Damaged, GenerationFailed, Gone, StreamspoolError, Unavailable
+from shared.redis import RedisError
+from shared.telemetry import RESUMES, VIEWERS_DROPPED, get_logger
+
+logger = get_logger(__name__)
+
+_BATCH = 512
+"""Frames joined for one send: a lagging viewer catches up in large writes without holding the loop."""
+_RETRY_S = 0.25
+
+TRANSPORT = "streamspool.transport"
+"""ASGI extension: the connection's transport, put there by server.py."""
+
+EVENT_STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache, no-transform",
+    "x-accel-buffering": "no",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a client sees the log. `native` viewers know attempts; the others, being OpenAI-shaped, get an error."""
+
+    ids: bool
+    native: bool
+    include_usage: bool
+
+
+class Drain:
+    """Whether this process is stopping. Native viewers leave at once and resume elsewhere; others at the deadline."""
+
+    def __init__(self) -> None:
+        self.native = False
+        self.everyone = False
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every response needs of its process."""
+
+    hub: Hub
+    broker: Broker
+    settings: Settings
+    drain: Drain
+
+
+class _Client:
+    """The ASGI side of one response: send under a deadline, notice the hang-up."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, timeout_s: float) -> None:
+        self._scope, self._send, self._timeout_s = scope, send, timeout_s
+        self._waiter: asyncio.Future[None] | None = None
+        self._listening = asyncio.create_task(self._listen(receive))
+        self._listening.add_done_callback(self._wake)
+        self.started = False
+
+    @property
+    def gone(self) -> bool:
+        return self._listening.done()
+
+    async def start(self, status: int, headers: dict[str, str]) -> None:
+        self.started = True
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def send(self, body: bytes, *, more: bool = True) -> None:
+        """Raises TimeoutError when the client has taken nothing for too long."""
+        async with asyncio.timeout(self._timeout_s):
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def wait(self, waiter: asyncio.Future[None], timeout_s: float) -> None:
+        """Until the future is done, the client is gone, or the time is over."""
+        self._waiter = waiter
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._wake, None)
+        if self.gone:
+            self._wake(None)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    async def cut(self, *, flush: bool) -> None:
+        """Ends the connection in mid-response: the only honest end of a stream that has none.
+
+        A clean end would look whole. `flush` lets the client have what is on its way to it.
+        """
+        transport = self._scope.get("extensions", {}).get(TRANSPORT)
+        if transport is not None:
+            transport.close() if flush else transport.abort()
+            await asyncio.wait([self._listening], timeout=self._timeout_s)
+
+    async def close(self) -> None:
+        self._listening.cancel()
+        await asyncio.gather(self._listening, return_exceptions=True)
+
+    def _wake(self, _: object) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    @staticmethod
+    async def _listen(receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
+class _LogResponse(Response):
+    """Common to both: watching the log, and errors before the first byte with their true status."""
+
+    def __init__(self, parts: Parts, header: dict[str, Any], *, fresh: bool, headers: dict[str, str]) -> None:
+        self.status_code = 200
+        self.background = None
+        self._parts, self._header, self._fresh, self._extra = parts, header, fresh, headers
+        self._id: str = header["id"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = _Client(scope, receive, send, self._parts.settings.send_timeout_s)
+        try:
+            async with self._parts.hub.watch(self._id, fresh=self._fresh) as live:
+                await self._respond(client, live)
+        except TimeoutError:
+            VIEWERS_DROPPED.inc()
+            logger.info("viewer dropped", generation_id=self._id)
+            await client.cut(flush=False)
+        except (StreamspoolError, Gone, RedisError, OSError) as error:
+            if client.started:
+                raise
+            await to_response(_visible(error), self._extra)(scope, receive, send)
+        finally:
+            await client.close()
+
+    async def _respond(self, client: _Client, live: LiveLog) -> None:
+        raise NotImplementedError
+
+    async def _until(
+        self, client: _Client, live: LiveLog, ready: Callable[[], object], timeout_s: float | None = None
+    ) -> None:
+        """Waits, without sending anything, until the live log is ready or never will be."""
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout_s is None else loop.time() + timeout_s
+        while not (ready() or live.problem or client.gone or self._parts.drain.everyone):
+            left = 60.0 if deadline is None else deadline - loop.time()
+            if left <= 0:
+                return
+            await client.wait(live.waiter(), left)
+
+
+def _visible(error: Exception) -> StreamspoolError:
+    if isinstance(error, StreamspoolError):
+        return error
+    if isinstance(error, Gone):
+        return chat.problem_error(error)
+    return Unavailable("The broker's storage is away. Try again.", code="storage_unavailable")
+
+
+class EventStream(_LogResponse):
+    """The log as Server-Sent Events, from a cursor, live until it is sealed."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        header: dict[str, Any],
+        view: View,
+        *,
+        cursor: Cursor | None = None,
+        fresh: bool = False,
+        hold_s: float = 0,
+        headers: dict[str, str],
+    ) -> None:
+        super().__init__(parts, header, fresh=fresh, headers=headers)
+        self._view, self._cursor, self._hold_s = view, cursor, hold_s
+        self._encode = chat.encoder(ids=view.ids, include_usage=view.include_usage)
+
+    async def _respond(self, client: _Client, live: LiveLog) -> None:
+        start = await place(self._cursor, live, self._parts.broker.log, include_usage=self._view.include_usage)
+        if start is None:
+            await client.start(204, self._extra)
+            await client.send(b"", more=False)
+            return
+        if self._cursor is not None:
+            RESUMES.inc()
+        if self._hold_s:
+            await self._until(client, live, lambda: live.started, self._hold_s)
+            if live.outcome and not live.end and (error := chat.outcome_error(json.loads(live.outcome.data))):
+                raise GenerationFailed(error)
+        if client.gone:
+            return
+        await client.start(200, {**EVENT_STREAM_HEADERS, **self._extra})
+        async for body, last in self._bodies(client, live, start):
+            await client.send(body, more=not last)
+            if last:
+                return
+        if not client.gone:
+            await client.cut(flush=True)
+
+    async def _bodies(self, client: _Client, live: LiveLog, start: Start) -> AsyncIterator[tuple[bytes, bool]]:
+        """What to send next, and whether it is the end. Returns without one when the client, or this server, leaves."""
+        epoch, index, skip_end = start
+        while not client.gone:
+            if epoch != live.epoch:
+                if live.replaced and (epoch or index) and not self._view.native:
+                    yield chat.error_frame(chat.REPLACED) + sse.frame(sse.DONE), True
+                    return
+                if live.replaced and self._view.native:
+                    yield chat.attempt_frame(live.epoch), False
+                epoch, index = live.epoch, 0
+            elif index < live.floor:
+                body, index = await self._read_page(live, epoch, index)
+                if body:
+                    yield body, False
+            elif index < live.end:
+                stop = min(live.end, index + _BATCH)
+                body = b"".join(live.frames(self._encode, index, stop))
+                index = stop
+                if body:
+                    yield body, False
+            elif live.outcome:
+                yield b"".join(chat.end_frames(json.loads(live.outcome.data), ids=self._view.ids)[skip_end:]), True
+                return
+            elif live.problem:
+                yield b"".join(chat.problem_frames(live.problem)), True
+                return
+            elif self._parts.drain.everyone or (self._parts.drain.native and self._view.native):
+                return
+            else:
+                waiter = live.waiter()
+                before = live.position
+                await client.wait(waiter, self._parts.settings.keepalive_s)
+                if live.position == before and not client.gone and not live.problem and not self._parts.drain.native:
+                    yield sse.KEEPALIVE, False
+
+    async def _read_page(self, live: LiveLog, epoch: int, index: int) -> tuple[bytes, int]:
+        """Frames that have left the window, from the log itself."""
+        try:
+            page = await self._parts.broker.log.read(self._id, Position(epoch, index), _BATCH)
+        except Damaged as problem:
+            live.fail(problem)
+            return b"", live.end
+        except (RedisError, OSError):
+            await asyncio.sleep(_RETRY_S)
+            return b"", index
+        chunks = [entry for entry in page if entry.kind in (Kind.CHUNK, Kind.USAGE) and entry.position.epoch == epoch]
+        if not chunks:
+            live.fail(Gone(self._id))
+            return b"", live.end
+        return b"".join(map(self._encode, chunks)), index + len(chunks)
+
+
+class Answer(_LogResponse):
+    """The whole answer as one object, once the log is sealed; an outcome without success has its true status."""
+
+    async def _respond(self, client: _Client, live: LiveLog) -> None:
+        await self._until(client, live, lambda: live.outcome)
+        if client.gone:
+            return
+        if live.problem:
+            raise chat.problem_error(live.problem)
+        if live.outcome is None:
+            raise Unavailable("This server is stopping. The generation goes on; ask for it by its id.", code="draining")
+        outcome = json.loads(live.outcome.data)
+        if error := chat.outcome_error(outcome):
+            raise GenerationFailed(error)
+        chunks = live.payloads
+        if chunks is None:
+            chunks = await stored_chunks(self._parts.broker, self._id, live.epoch)
+        summary = Summary(self._header, None, live.position, outcome)
+        response = JSONResponse(chat.completion(summary, chunks))
+        await client.start(200, {**dict(response.headers), **self._extra})
+        await client.send(bytes(response.body), more=False)
+
+
+async def stored_chunks(broker: Broker, generation_id: str, epoch: int) -> list[bytes]:
+    """The chunks of an attempt, from the log."""
+    chunks = []
+    async for page in broker.log.read_all(generation_id, Position(epoch, 0)):
+        chunks += [entry.data for entry in page if entry.kind in (Kind.CHUNK, Kind.USAGE)]
+    return chunks

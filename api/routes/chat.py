@@ -1,0 +1,67 @@
+"""/v1/chat/completions: OpenAI's contract, streamed and whole, and resumable by id."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from api import cursor
+from api.deps import Body, Owner, ProcessParts
+from api.projections import chat
+from api.relay import Answer, EventStream, View, stored_chunks
+from shared import json
+from shared.chat import ChatRequest
+from shared.errors import BadRequest
+
+router = APIRouter(tags=["chat"])
+
+_REQUEST_BODY = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": ChatRequest.model_json_schema()}}}
+}
+
+
+def stream_headers(generation_id: str) -> dict[str, str]:
+    """How a client finds the stream again."""
+    return {"location": f"/v1/streams/{generation_id}", "x-stream-id": generation_id}
+
+
+@router.post("/v1/chat/completions", response_model=None, openapi_extra=_REQUEST_BODY)
+async def create(request: Request, parts: ProcessParts, owner: Owner, body: Body) -> Response:
+    """Starts a generation and shows it: as a stream of chunks (`stream: true`), or whole when it is finished.
+
+    It goes on when the client leaves. The response names it in `x-stream-id` and `Location`.
+    """
+    try:
+        parsed = json.loads_strict(body)
+    except ValueError as error:
+        raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
+    chat_request = ChatRequest.check(parsed)
+    header = await parts.broker.submit(body, chat_request, owner)
+    headers = stream_headers(header["id"])
+    if not chat_request.stream:
+        return Answer(parts, header, fresh=True, headers=headers)
+    view = View(ids=request.headers.get("x-stream-ids") == "1", native=False, include_usage=header["include_usage"])
+    return EventStream(parts, header, view, fresh=True, hold_s=parts.settings.hold_headers_s, headers=headers)
+
+
+@router.get("/v1/chat/completions/{generation_id}", response_model=None)
+async def retrieve(
+    request: Request,
+    parts: ProcessParts,
+    owner: Owner,
+    generation_id: str,
+    stream: Annotated[bool, Query(description="as Server-Sent Events, from `starting_after` on")] = False,
+    starting_after: Annotated[str | None, Query(description="an event's `id:`, or how many were received")] = None,
+) -> Response:
+    """A generation as a `chat.completion`, as far as it is; or, with `stream=true`, its chunks from a cursor on."""
+    summary = await parts.broker.find(generation_id, owner)
+    if stream:
+        view = View(ids=True, native=False, include_usage=summary.header["include_usage"])
+        headers = stream_headers(generation_id)
+        return EventStream(parts, summary.header, view, cursor=cursor.read(request), headers=headers)
+    chunks = await stored_chunks(parts.broker, generation_id, summary.position.epoch)
+    answer: dict[str, Any] = chat.completion(summary, chunks)
+    return JSONResponse(answer)

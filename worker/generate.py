@@ -1,0 +1,318 @@
+"""THE job: claim → upstream → append → seal.
+
+Hidden here: what a worker does with one generation, and what it finds when another worker was there before it. The
+log answers every question of the kind "may I?": Taken, Fenced, Sealed and Gone all mean that somebody else decided,
+and that this attempt closes its upstream and writes nothing more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from shared import json, usage
+from shared.chat import Accumulator, Chunk
+from shared.config import Settings
+from shared.entry import Kind, Position, Status, now_ms
+from shared.errors import Fenced, Gone, Sealed, StreamspoolError, Taken, UpstreamError
+from shared.redis import UNREACHABLE
+from shared.streamlog import StreamLog
+from shared.telemetry import (
+    ATTEMPTS,
+    CHUNKS,
+    FIRST_CHUNK_SECONDS,
+    GENERATION_SECONDS,
+    QUEUE_SECONDS,
+    RUNNING,
+    SEALED,
+    UPSTREAM_ERRORS,
+    get_logger,
+)
+from shared.writer import Appender, Writer
+from worker.meter import measure
+from worker.providers.openai import Normalizer
+from worker.providers.registry import Provider, split_model
+from worker.upstream import Upstream
+
+logger = get_logger(__name__)
+
+MAX_BUFFER_BYTES = 1024 * 1024
+"""What one stream may hold back while the log is away; then reading the provider pauses."""
+
+_CUT_SHORT = frozenset({"length", "content_filter"})
+
+WORKER_LOST = {
+    "message": "The worker was lost in the middle of the answer. What it said so far is kept. Send the request again.",
+    "type": "server_error",
+    "param": None,
+    "code": "generation_interrupted",
+    "status": 502,
+}
+ATTEMPTS_EXHAUSTED = {
+    "message": "Every attempt at this generation lost its worker. Send the request again.",
+    "type": "server_error",
+    "param": None,
+    "code": "worker_lost",
+    "status": 502,
+}
+
+
+class Generator:
+    """Runs generations in this worker; `run` is what arq calls."""
+
+    def __init__(
+        self,
+        log: StreamLog,
+        appender: Appender,
+        upstream: Upstream,
+        providers: Mapping[str, Provider],
+        settings: Settings,
+        *,
+        worker_id: str,
+    ) -> None:
+        self._log, self._appender, self._upstream = log, appender, upstream
+        self._providers, self._settings, self._worker_id = providers, settings, worker_id
+        self._running: dict[str, tuple[asyncio.Task[None], Writer]] = {}
+
+    async def run(self, generation_id: str, job_try: int) -> bool:
+        """Brings a generation to its outcome. False if it is another worker's now: then the job is not ours to finish.
+
+        Cancelling hands the generation over: the upstream is closed, the log stays open for the next attempt.
+        """
+        try:
+            claimed = await self._claim(generation_id, first=job_try == 1)
+            if claimed is not None:
+                await self._attempt(*claimed)
+        except (Taken, Fenced):
+            logger.warning("fenced", generation_id=generation_id, worker_id=self._worker_id)
+            return False
+        except (Sealed, Gone) as error:
+            logger.info("stopped", generation_id=generation_id, reason=type(error).__name__.lower())
+        return True
+
+    async def stop_ended(self, generation_ids: set[str] | None = None) -> None:
+        """Stops the attempts among these (or all) whose log is sealed, deleted or a newer attempt's."""
+        wanted = self._running.keys() if generation_ids is None else generation_ids & self._running.keys()
+        for generation_id, end in (await self._log.ends(list(wanted))).items():
+            if running := self._running.get(generation_id):
+                task, writer = running
+                if end is None or end.epoch != writer.epoch:
+                    task.cancel()
+
+    # ---- claim
+
+    async def _claim(self, generation_id: str, *, first: bool) -> tuple[Writer, dict[str, Any], dict[str, Any]] | None:
+        """The right to write the next attempt; None if the generation was brought to its end right here."""
+        attempt = {"worker": self._worker_id, "at_ms": now_ms(), "token": secrets.token_hex(8), "reason": "queued"}
+        if first:
+            try:
+                return self._claimed(*await self._log.claim(self._appender, generation_id, 1, attempt), attempt)
+            except Taken:
+                pass
+        last = await self._log.last(generation_id)
+        if last.seq and last.epoch and await self._end_interrupted(generation_id, last):
+            return None
+        if last.epoch >= self._settings.max_attempts:
+            await self._end(generation_id, Status.FAILED, error=ATTEMPTS_EXHAUSTED)
+            return None
+        attempt["reason"] = "worker_lost" if last.epoch else "queued"
+        return self._claimed(*await self._log.claim(self._appender, generation_id, last.epoch + 1, attempt), attempt)
+
+    def _claimed(
+        self, writer: Writer, header: dict[str, Any], body: bytes, attempt: dict[str, Any]
+    ) -> tuple[Writer, dict[str, Any], dict[str, Any]]:
+        ATTEMPTS.labels(attempt["reason"]).inc()
+        QUEUE_SECONDS.observe(max(0, attempt["at_ms"] - header["created_at_ms"]) / 1000)
+        logger.info("claimed", generation_id=writer.generation_id, attempt=writer.epoch, reason=attempt["reason"])
+        return writer, header, json.loads(body)
+
+    async def _end_interrupted(self, generation_id: str, last: Position) -> bool:
+        """An earlier worker was lost after chunks: the whole answer is there, or the request's policy decides."""
+        fold = Accumulator()
+        async for page in self._log.read_all(generation_id, Position(last.epoch, 0)):
+            for entry in page:
+                if entry.kind in (Kind.CHUNK, Kind.USAGE):
+                    fold.feed(json.loads(entry.data))
+        header, body = await self._log.request(generation_id)
+        reasons = fold.finish_reasons
+        whole = len(reasons) >= header["n"] and all(reasons)
+        await self._end(
+            generation_id,
+            _finished_status(reasons) if whole else Status.FAILED,
+            error=None if whole else WORKER_LOST,
+            finish_reasons=reasons,
+            fold=fold,
+            body=json.loads(body),
+        )
+        return True
+
+    # ---- upstream → append
+
+    async def _attempt(self, writer: Writer, header: dict[str, Any], body: dict[str, Any]) -> None:
+        generation_id = writer.generation_id
+        answer = Normalizer(
+            id=generation_id,
+            created=header["created_at_ms"] // 1000,
+            model=header["model"],
+            show_usage=header["include_usage"],
+            choices=header["n"],
+        )
+        task = asyncio.ensure_future(self._say(writer, answer, body))
+        self._running[generation_id] = task, writer
+        RUNNING.inc()
+        started = time.monotonic()
+        error: StreamspoolError | None = None
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():  # we are told to hand over; a cancelled task means stop_ended() found the end
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                raise
+            await self._log.last(generation_id)  # raises Sealed or Gone
+            raise Fenced(generation_id) from None
+        except StreamspoolError as caught:
+            error = caught
+        finally:
+            del self._running[generation_id]
+            RUNNING.dec()
+        await self._finish(writer, answer, body, error)
+        GENERATION_SECONDS.observe(time.monotonic() - started)
+
+    async def _say(self, writer: Writer, answer: Normalizer, body: dict[str, Any]) -> None:
+        """Reads the provider and appends, each at its own pace; raises UpstreamError after all that came is stored."""
+        name, model = split_model(body["model"])
+        provider = self._providers.get(name)
+        if provider is None:
+            raise UpstreamError(f"This worker has no provider `{name}`. All workers need the same providers.")
+        buffer = _Buffer()
+        async with aclosing(self._upstream.stream(provider, body, model, answer)) as chunks:
+            reader = asyncio.create_task(_fill(buffer, chunks), name=f"read {writer.generation_id}")
+            try:
+                async for batch in buffer.drain():
+                    await writer.append(batch)
+                    CHUNKS.inc(len(batch))
+                await reader
+            finally:
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
+
+    # ---- seal
+
+    async def _finish(
+        self, writer: Writer, answer: Normalizer, body: dict[str, Any], error: StreamspoolError | None
+    ) -> None:
+        figures, source = measure(body, answer)
+        status = _finished_status(answer.finish_reasons) if error is None else Status.FAILED
+        failure = None
+        if error is not None:
+            UPSTREAM_ERRORS.labels(error.code).inc()
+            failure = {**error.to_object(), "status": error.status, "retry_after_s": error.retry_after_s}
+        outcome = {
+            **self._outcome(status, failure),
+            "finish_reasons": answer.finish_reasons,
+            "usage": figures,
+            "usage_source": source,
+        }
+        await self._seal(writer, outcome)
+        self._report(writer.generation_id, outcome)
+
+    async def _seal(self, writer: Writer, outcome: dict[str, Any]) -> None:
+        """Waits for a server that is away: the answer is whole, only its end is missing."""
+        while True:
+            try:
+                return await self._log.seal(writer.generation_id, outcome, epoch=writer.epoch)
+            except UNREACHABLE as error:
+                logger.warning("seal waits", generation_id=writer.generation_id, error=type(error).__name__)
+                await asyncio.sleep(1)
+
+    async def _end(
+        self,
+        generation_id: str,
+        status: Status,
+        *,
+        error: dict[str, Any] | None,
+        finish_reasons: list[str | None] | None = None,
+        fold: Accumulator | None = None,
+        body: dict[str, Any] | None = None,
+    ) -> None:
+        """Seals for a worker that is gone."""
+        figures = fold.usage or usage.estimate(body or {}, fold.characters) if fold else None
+        outcome = {
+            **self._outcome(status, error),
+            "finish_reasons": finish_reasons or [],
+            "usage": figures,
+            "usage_source": ("provider" if fold.usage else "estimate") if fold else None,
+        }
+        await self._log.seal(generation_id, outcome)
+        self._report(generation_id, outcome)
+
+    def _outcome(self, status: Status, error: dict[str, Any] | None) -> dict[str, Any]:
+        return {"status": status, "ended_at_ms": now_ms(), "by": self._worker_id, "error": error}
+
+    def _report(self, generation_id: str, outcome: dict[str, Any]) -> None:
+        SEALED.labels(outcome["status"]).inc()
+        logger.info(
+            "sealed",
+            generation_id=generation_id,
+            status=str(outcome["status"]),
+            error_code=(outcome["error"] or {}).get("code"),
+            usage_source=outcome["usage_source"],
+        )
+
+
+def _finished_status(reasons: list[str | None]) -> Status:
+    return Status.INCOMPLETE if _CUT_SHORT.intersection(filter(None, reasons)) else Status.COMPLETED
+
+
+class _Buffer:
+    """Chunks between one reader and one writer: everything that came while an append was in flight goes next, at once.
+
+    `put` waits once more than MAX_BUFFER_BYTES are held: that is how the provider feels a slow log.
+    """
+
+    def __init__(self) -> None:
+        self._chunks: list[Chunk] = []
+        self._bytes = 0
+        self._closed = False
+        self._filled, self._emptied = asyncio.Event(), asyncio.Event()
+
+    async def put(self, chunks: list[Chunk]) -> None:
+        self._chunks += chunks
+        self._bytes += sum(len(chunk.payload) for chunk in chunks)
+        self._filled.set()
+        while self._bytes > MAX_BUFFER_BYTES:
+            self._emptied.clear()
+            await self._emptied.wait()
+
+    def close(self) -> None:
+        self._closed = True
+        self._filled.set()
+
+    async def drain(self) -> AsyncIterator[list[Chunk]]:
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            if self._chunks:
+                batch, self._chunks, self._bytes = self._chunks, [], 0
+                self._emptied.set()
+                yield batch
+            if self._closed and not self._chunks:
+                return
+
+
+async def _fill(buffer: _Buffer, chunks: AsyncIterator[list[Chunk]]) -> None:
+    started = time.monotonic()
+    first = True
+    try:
+        async for batch in chunks:
+            if first:
+                FIRST_CHUNK_SECONDS.observe(time.monotonic() - started)
+                first = False
+            await buffer.put(batch)
+    finally:
+        buffer.close()

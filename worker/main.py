@@ -1,0 +1,255 @@
+"""The worker process: arq with a lease, a doorbell, and no way to die of a Redis outage.
+
+Hidden here: everything arq 0.28 does otherwise.
+- Its in-progress key is our lease: short, renewed while the job runs. A worker that is gone lets it lapse, and any
+  other worker's poll picks the job up.
+- It sleeps between polls; ours is woken by the doorbell, whose payload is the id to start.
+- It finishes jobs it was fenced from, ends when Redis is away, and looks at every running job on each poll; ours not.
+- SIGTERM: no new jobs, the running ones get `drain_s`, the rest is handed over at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import uvloop
+from arq.worker import Retry, Worker, func
+from prometheus_client import start_http_server
+
+from shared import json, keys
+from shared.config import Settings, environment
+from shared.redis import ArqRedis, RedisError, connect, deserialize_job, serialize_job
+from shared.streamlog import StreamLog
+from shared.telemetry import REDIS_ERRORS, configure_logging, get_logger
+from shared.writer import Appender
+from worker.generate import Generator
+from worker.providers.registry import Provider, load_providers
+from worker.reaper import Reaper
+from worker.upstream import Upstream
+
+logger = get_logger(__name__)
+
+POLL_S = 0.5
+BEAT_S = 5.0
+BEAT_TTL_S = 15
+CATALOGUE_TTL_S = 86400
+_POOL = 24
+_RETRY_S = 1.0
+
+
+class StreamWorker(Worker):
+    """arq's worker, with the differences listed above. `main()` runs until `stop()`."""
+
+    def __init__(self, redis: ArqRedis, generator: Generator, settings: Settings, *, worker_id: str) -> None:
+        self._generator = generator
+        self._lost: set[str] = set()
+        self._rung: set[str] = set()
+        self._woken = asyncio.Event()
+        self._settings = settings
+        self.worker_id = worker_id
+        super().__init__(
+            functions=[func(self._generate, name="generate", max_tries=2**31)],
+            redis_pool=redis,
+            queue_name=keys.QUEUE,
+            handle_signals=False,
+            max_jobs=settings.worker_concurrency,
+            job_timeout=settings.generation_s + settings.upstream_connect_s + 60,
+            poll_delay=POLL_S,
+            keep_result=0,
+            log_results=False,
+            job_serializer=serialize_job,
+            job_deserializer=deserialize_job,
+        )
+        self.in_progress_timeout_s = settings.lease_s
+
+    async def _generate(self, ctx: dict[str, Any], generation_id: str) -> None:
+        try:
+            if not await self._generator.run(generation_id, ctx["job_try"]):
+                self._lost.add(generation_id)
+        except (RedisError, OSError) as error:
+            logger.warning("generation waits", generation_id=generation_id, error=type(error).__name__)
+            raise Retry(_RETRY_S) from None
+
+    # ---- the loops; `serve` runs them side by side
+
+    async def poll(self) -> None:
+        """Starts what the doorbell named, at once, and looks through the queue every half second."""
+        swept = 0.0
+        while self.allow_pick_jobs:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), POLL_S)
+            self._woken.clear()
+            rung, self._rung = self._rung, set()
+            self._forget_finished()
+            if self.job_counter >= self.max_jobs:
+                continue
+            await asyncio.gather(*(self.start_jobs([job_id.encode()]) for job_id in rung))
+            if self.loop.time() - swept >= POLL_S:
+                swept = self.loop.time()
+                await self.start_jobs(await self.pool.zrange(keys.QUEUE, 0, self.queue_read_limit - 1))
+
+    async def answer_doorbell(self) -> None:
+        """Listens for ids: one of ours may have been ended by somebody, any other is new work."""
+        async with self.pool.pubsub() as pubsub:
+            await pubsub.subscribe(keys.DOORBELL)
+            while True:
+                message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=BEAT_S)
+                if message is None:
+                    continue
+                generation_id = message["data"].decode()
+                if generation_id in self.tasks:
+                    await self._generator.stop_ended({generation_id})
+                else:
+                    self._rung.add(generation_id)
+                    self._woken.set()
+
+    async def renew_leases(self) -> None:
+        """Keeps our jobs ours, and lets go of those that were ended or taken meanwhile."""
+        while True:
+            await asyncio.sleep(self._settings.lease_s / 4)
+            running = [job_id for job_id, task in self.tasks.items() if not task.done()]
+            if running:
+                async with self.pool.pipeline(transaction=False) as pipe:
+                    for job_id in running:
+                        pipe.psetex(keys.in_progress(job_id), int(self._settings.lease_s * 1000), b"1")
+                    await pipe.execute()
+                await self._generator.stop_ended()
+
+    def _forget_finished(self) -> None:
+        for job_id, task in list(self.tasks.items()):
+            if task.done():
+                del self.tasks[job_id]
+                if not task.cancelled() and (error := task.exception()):
+                    # Its lease lapses and the job is run again, here or elsewhere.
+                    logger.warning("job broke off", generation_id=job_id, error=type(error).__name__)
+
+    # ---- arq's own steps, changed
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        """Leaves out at once what is running here or has a lease; arq would ask for each of them, on every poll."""
+        strange = [job_id for job_id in job_ids if job_id.decode() not in self.tasks]
+        if len(strange) > 1:
+            async with self.pool.pipeline(transaction=False) as pipe:
+                for job_id in strange:
+                    pipe.exists(keys.in_progress(job_id.decode()))
+                strange = [job_id for job_id, leased in zip(strange, await pipe.execute(), strict=True) if not leased]
+        if strange and self.allow_pick_jobs:
+            await super().start_jobs(strange)
+
+    async def finish_job(self, job_id: str, *args: Any, **keywords: Any) -> None:
+        """A job that is another worker's now is left alone, keys and all."""
+        if job_id in self._lost:
+            self._lost.discard(job_id)
+        else:
+            await super().finish_job(job_id, *args, **keywords)
+
+    async def drain(self) -> None:
+        """No new jobs; the running ones get `drain_s`; what is left is handed over for another worker to find now."""
+        self.allow_pick_jobs = False
+        running = {job_id: task for job_id, task in self.tasks.items() if not task.done()}
+        logger.info("draining", running=len(running))
+        if running:
+            await asyncio.wait(running.values(), timeout=self._settings.drain_s)
+        rest = {job_id: task for job_id, task in running.items() if not task.done()}
+        for task in rest.values():
+            task.cancel()
+        await asyncio.gather(*rest.values(), return_exceptions=True)
+        for job_id in rest:
+            await self.pool.publish(keys.DOORBELL, job_id)
+
+
+async def beat(redis: ArqRedis, worker: StreamWorker, providers: dict[str, Provider]) -> None:
+    """Tells the API that this worker lives, and what it can do."""
+    catalogue = {
+        "providers": {
+            name: {"models": list(provider.models), "open": provider.kind != "fake"}
+            for name, provider in sorted(providers.items())
+        }
+    }
+    while True:
+        report = {"pid": os.getpid(), "host": socket.gethostname(), "running": len(worker.tasks)}
+        async with redis.pipeline(transaction=False) as pipe:
+            pipe.set(keys.worker(worker.worker_id), json.dumps(report), ex=BEAT_TTL_S)
+            pipe.sadd(keys.WORKERS, worker.worker_id)
+            pipe.expire(keys.WORKERS, CATALOGUE_TTL_S)
+            pipe.set(keys.CATALOGUE, json.dumps(catalogue), ex=CATALOGUE_TTL_S)
+            await pipe.execute()
+        await asyncio.sleep(BEAT_S)
+
+
+async def _persist(name: str, loop: Callable[[], Awaitable[None]]) -> None:
+    """Runs a loop again after Redis was away; anything else it raises is a bug and ends the process."""
+    while True:
+        try:
+            await loop()
+            return
+        except (RedisError, OSError) as error:
+            REDIS_ERRORS.labels(name).inc()
+            logger.warning("redis failed", part=name, error=type(error).__name__)
+            await asyncio.sleep(_RETRY_S)
+
+
+async def serve(settings: Settings) -> None:
+    """Runs a worker until SIGTERM or SIGINT. Needs `settings.redis_url`."""
+    if settings.redis_url is None:
+        raise SystemExit("A worker needs REDIS_URL. `streamspool up` runs everything without it.")
+    url = settings.redis_url.get_secret_value()
+    worker_id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+    providers = load_providers(settings, environment())
+    async with AsyncExitStack() as stack:
+        redis = connect(url, max_connections=_POOL)
+        stack.push_async_callback(redis.aclose, close_connection_pool=True)
+        log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
+        appender = await stack.enter_async_context(Appender(redis))
+        upstream = await stack.enter_async_context(Upstream(settings))
+        generator = Generator(log, appender, upstream, providers, settings, worker_id=worker_id)
+        worker = StreamWorker(redis, generator, settings, worker_id=worker_id)
+        reaper = Reaper(redis, log, settings)
+        if settings.worker_metrics_port:
+            server, _ = start_http_server(settings.worker_metrics_port, settings.host)
+            stack.callback(server.shutdown)
+        stopped = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        logger.info("worker started", worker_id=worker_id, providers=sorted(providers))
+        await _run(worker, stopped, lambda: beat(redis, worker, providers), reaper)
+        with suppress(RedisError, OSError):
+            await redis.delete(keys.worker(worker_id))
+            await redis.srem(keys.WORKERS, worker_id)  # type: ignore[misc]
+        logger.info("worker stopped", worker_id=worker_id)
+
+
+async def _run(
+    worker: StreamWorker, stopped: asyncio.Event, beating: Callable[[], Awaitable[None]], reaper: Reaper
+) -> None:
+    """All loops side by side until told to stop; a loop that breaks takes the process with it."""
+    loops = {
+        "poll": worker.poll,
+        "doorbell": worker.answer_doorbell,
+        "lease": worker.renew_leases,
+        "beat": beating,
+        "reaper": reaper.run,
+    }
+    tasks = [asyncio.create_task(_persist(name, loop), name=name) for name, loop in loops.items()]
+    waiting = asyncio.create_task(stopped.wait(), name="stop")
+    try:
+        done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {waiting}:
+            task.result()
+        await worker.drain()
+    finally:
+        for task in (*tasks, waiting):
+            task.cancel()
+        await asyncio.gather(*tasks, waiting, return_exceptions=True)
+
+
+def main() -> None:
+    settings = Settings()
+    configure_logging(settings.log_level)
+    uvloop.run(serve(settings))

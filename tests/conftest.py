@@ -1,0 +1,78 @@
+"""Fixtures of all tiers: a real Valkey, a scripted provider, the two ends as real processes; and what must not be left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from shared import keys
+from shared.embedded import EmbeddedValkey
+from tests.support.stack import Stack
+from tests.support.upstream import ScriptedUpstream
+
+FORBID_SKIPS = os.environ.get("STREAMSPOOL_FORBID_SKIPS") == "1"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """CI installs everything, so a skipped test there is a test that did not run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if FORBID_SKIPS and reporter and reporter.stats.get("skipped") and session.exitstatus == 0:
+        session.exitstatus = 1
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    """One real Valkey for each test process, ended with it."""
+    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def upstream() -> Iterator[ScriptedUpstream]:
+    """A provider on loopback that says, byte for byte, what a test tells it to."""
+    with ScriptedUpstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def stack(
+    valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """API and worker as real processes, with `fake/…` and `scripted/…` models and no keys. Shared: leave it running."""
+    with Stack(valkey.url, upstream.base_url, tmp_path_factory.mktemp("stack")) as running:
+        yield running
+
+
+@pytest.fixture
+def own_stack(valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path: Path) -> Iterator[Stack]:
+    """A stack of the test's own, on a database of its own, to be killed, stopped and started at will."""
+    url = valkey.url.replace("db=0", "db=3")
+    client = redis.Redis.from_url(url)
+    client.flushdb()
+    with Stack(url, upstream.base_url, tmp_path) as running:
+        yield running
+    client.flushdb()
+    client.close()
+
+
+@pytest.fixture(autouse=True)
+def no_key_without_end(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every key a test leaves behind has a TTL, or is on the permanent list."""
+    yield
+    if "valkey" not in request.fixturenames:
+        return
+    server: EmbeddedValkey = request.getfixturevalue("valkey")
+    if not server.is_running():
+        return
+    immortal = []
+    for database in range(4):
+        client = redis.Redis.from_url(server.url.replace("db=0", f"db={database}"))
+        for key in client.scan_iter(count=1000):
+            if client.ttl(key) == -1 and key.decode() not in keys.PERMANENT:
+                immortal.append(key.decode())
+        client.close()
+    assert not immortal, f"keys without a TTL: {immortal[:5]}"

@@ -188,11 +188,13 @@ class EmbeddedValkey:
             if pid is not None:
                 os.kill(pid, sign)
                 self._wait_gone(patience_s)
-        self._process, self._adopted = None, None
-        if self._lock is not None:
+        if self._process is not None or self._adopted is not None:  # else the socket, if any, is a stranger's
             self._socket.unlink(missing_ok=True)
+            self._process, self._adopted = None, None
+        if self._lock is not None:
             if self._own_socket_dir is not None:
-                shutil.rmtree(self._own_socket_dir, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    self._own_socket_dir.rmdir()
             os.close(self._lock)
             self._lock = None
 

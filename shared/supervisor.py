@@ -26,8 +26,10 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import IO, Protocol, Self
 
+from shared.client import Client, url_of
 from shared.config import Settings
 from shared.embedded import CannotStart, EmbeddedValkey, tied_to_parent
+from shared.errors import StreamspoolError
 
 FIRST_BACKOFF_S = 0.2
 LAST_BACKOFF_S = 5.0
@@ -61,10 +63,14 @@ def listen(host: str, port: int) -> socket.socket:
         raise CannotStart(f"Cannot listen on port {port} of {host}: {reason}.") from None
 
 
+def command(end: str) -> list[str]:
+    """Starts `api` or `worker`: ours, whatever stands in the current directory (-P)."""
+    return [sys.executable, "-P", "-m", end]
+
+
 def commands(workers: int) -> dict[str, list[str]]:
     """What a whole Streamspool consists of: `{"api": argv, "worker-1": argv, …}`."""
-    ends = {"api": "api", **{f"worker-{number}": "worker" for number in range(1, workers + 1)}}
-    return {name: [sys.executable, "-m", module] for name, module in ends.items()}
+    return {"api": command("api"), **{f"worker-{number}": command("worker") for number in range(1, workers + 1)}}
 
 
 class Supervisor:
@@ -72,6 +78,7 @@ class Supervisor:
 
     `children` maps names to argv (see `commands`); the one called `api` gets the listening socket. `output` takes what
     the children print, by default this process's stderr. Names for `kill` and `pids`: the children's, and `valkey`.
+    `url` is where clients on this machine reach the API, once entered.
 
     Raises CannotStart: port taken, public address without API keys, data directory in use, no Valkey to be had.
     """
@@ -86,14 +93,15 @@ class Supervisor:
         self._ends: dict[str, _End] = {}
         self._stopping = asyncio.Event()
         self._stack = AsyncExitStack()
-        self._address = ("", 0)
+        self._port = 0
+        self.url = ""
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             listener = stack.enter_context(listen(self._settings.host, self._settings.port))
             host, port = listener.getsockname()[:2]
             self._refuse_open_door(host)
-            self._address = ({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
+            self._port, self.url = port, url_of(host, port)
             if self._settings.redis_url is None:
                 self._valkey = EmbeddedValkey(self._settings.data_dir, maxmemory=self._settings.embedded_maxmemory)
                 stack.push_async_callback(asyncio.to_thread, self._valkey.stop)
@@ -115,12 +123,6 @@ class Supervisor:
     ) -> None:
         await self._stack.__aexit__(kind, error, traceback)
 
-    @property
-    def url(self) -> str:
-        """Where clients on this machine reach the API."""
-        host, port = self._address
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
     def pids(self) -> dict[str, int]:
         """Of everything that runs at this instant."""
         running: dict[str, _Child] = {**self._ends, **({"valkey": self._valkey} if self._valkey else {})}
@@ -135,27 +137,25 @@ class Supervisor:
         self._signal_ends(signal.SIGKILL)
 
     async def wait_ready(self, timeout_s: float = 60) -> None:
-        """Returns when GET /readyz answers 200. Raises CannotStart when time is up or a child keeps ending."""
+        """Returns when GET /readyz says ok. Raises CannotStart when time is up or a child keeps ending."""
         deadline = time.monotonic() + timeout_s
-        while (said := await self._readiness()) is not None:
-            for name, end in self._ends.items():
-                if end.starts >= GIVE_UP_STARTS:
-                    raise CannotStart(f"{name} ended {end.starts - 1} times while starting. What it printed says why.")
-            if time.monotonic() > deadline:
-                raise CannotStart(f"Not ready after {timeout_s:g} s. {self.url}/readyz says: {said}")
-            await self._pause(_READY_POLL_S)
+        async with Client(self.url) as client:
+            while missing := await self._missing(client):
+                for name, end in self._ends.items():
+                    if end.starts >= GIVE_UP_STARTS:
+                        raise CannotStart(f"{name} keeps ending as soon as it is started; what it printed says why.")
+                if time.monotonic() > deadline:
+                    raise CannotStart(f"Not ready after {timeout_s:g} s. {self.url}/readyz: {missing}")
+                await self._pause(_READY_POLL_S)
 
-    async def _readiness(self) -> str | None:
-        """None when ready, else what is missing."""
+    async def _missing(self, client: Client) -> str:
+        """What is not ready; empty when all is."""
         try:
             async with asyncio.timeout(_READY_TIMEOUT_S):
-                reader, writer = await asyncio.open_connection(*self._address)
-                with contextlib.closing(writer):
-                    writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-        except (OSError, TimeoutError) as error:
+                readiness = await client.ready()
+        except (StreamspoolError, TimeoutError) as error:
             return f"no answer ({type(error).__name__})"
-        return None if head.split(b" ", 2)[1:2] == [b"200"] else body.decode(errors="replace")
+        return "" if readiness.get("status") == "ok" else str(readiness.get("checks"))
 
     async def _keep(self, name: str, child: _Child) -> None:
         delay = FIRST_BACKOFF_S
@@ -210,7 +210,7 @@ class Supervisor:
     def _environment(self, name: str, fds: tuple[int, ...]) -> dict[str, str]:
         """The settings as a child reads them, so that it also learns what this process was told on its command line."""
         settings = self._settings
-        environment = {**os.environ, "HOST": settings.host, "PORT": str(self._address[1])}
+        environment = {**os.environ, "HOST": settings.host, "PORT": str(self._port)}
         environment.pop("STREAMSPOOL_LISTEN_FD", None)
         if fds:
             environment["STREAMSPOOL_LISTEN_FD"] = str(fds[0])

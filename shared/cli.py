@@ -1,0 +1,396 @@
+"""The `streamspool` command.
+
+Hidden here: everything about arguments, exit codes and what goes to which stream. Answers go to stdout, all else to
+stderr; colours only on a terminal and without NO_COLOR. Exit codes: 0 done, 1 failed, 2 wrong usage or settings,
+130 Ctrl-C. Heavy modules are imported by the commands that need them, so that `--help` stays quick.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+from shared.errors import StreamspoolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from shared.client import Client, Event
+    from shared.config import Settings
+    from shared.supervisor import Supervisor
+
+T = TypeVar("T")
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+_POSITION = re.compile(r"[0-9]+(-[0-9]+)?")
+_CONTROLS = dict.fromkeys(set(range(32)) - {9, 10} | set(range(127, 160)))
+
+
+class _Commands(TyperGroup):
+    """Turns errors that are not bugs into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:  # typer brings a Context of its own, click's in older versions
+        try:
+            return super().invoke(ctx)
+        except StreamspoolError as error:
+            _say(f"Error: {error.message}", fg="red")
+            raise typer.Exit(FAILED) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Url = Annotated[str | None, typer.Option(help="The API, if not STREAMSPOOL_URL or http://HOST:PORT.", metavar="URL")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by `chat` and `ls`.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the API, 0: any free one. [PORT, 8000]")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        try:
+            typer.echo(f"streamspool {metadata.version('streamspool')}")
+        except metadata.PackageNotFoundError:
+            typer.echo("streamspool 0 (not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def streamspool(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """LLM answers, generated once, kept in Redis, watched by many, resumed by anyone. Start with `demo` or `up`."""
+
+
+@app.command()
+def up(
+    host: Annotated[str | None, typer.Option(help="Address of the API. [HOST, 127.0.0.1]")] = None,
+    port: Port = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
+    data_dir: Annotated[Path | None, typer.Option(help="Files of the embedded Valkey.")] = None,
+) -> None:
+    """Start everything on this machine: API, workers and, without REDIS_URL, an embedded Valkey."""
+    settings = _settings(host=host, port=port, data_dir=data_dir)
+    import asyncio
+
+    from shared.supervisor import commands, serve
+    from shared.telemetry import configure_logging
+
+    configure_logging(settings.log_level)
+
+    def ready(supervisor: Supervisor) -> None:
+        typer.echo(f"Streamspool is ready at {supervisor.url} (Ctrl-C ends it). Try:")
+        typer.echo(f"  streamspool chat 'Hello there' -m fake/echo --url {supervisor.url}")
+
+    asyncio.run(serve(settings, commands(workers), ready))
+
+
+@app.command()
+def api() -> None:
+    """Run the HTTP end alone, against REDIS_URL."""
+    _become("api")
+
+
+@app.command()
+def worker() -> None:
+    """Run the upstream end alone, against REDIS_URL."""
+    _become("worker")
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="End after the verdict instead of staying up.")] = False,
+    port: Port = None,
+) -> None:
+    """Show it: one answer, several viewers, the API killed in mid-stream, and nobody misses a token."""
+    settings = _settings(port=port)
+    import asyncio
+
+    from shared.demo import run
+
+    raise typer.Exit(asyncio.run(run(settings, once=once)))
+
+
+@app.command()
+def chat(
+    prompt: Annotated[str, typer.Argument(help="What to say; `-` reads it from stdin.")],
+    model: Annotated[str, typer.Option("-m", "--model", help="PROVIDER/MODEL, see `models`.")],
+    system: Annotated[str | None, typer.Option("-s", "--system", help="System message.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("-o", "--option", metavar="KEY=VALUE", help="Request field, e.g. temperature=0.")
+    ] = None,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Ask a model. Ctrl-C only stops watching: the answer goes on, and the way back to it is printed."""
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": sys.stdin.read() if prompt == "-" else prompt})
+    body = {**_options(option or []), "model": model, "messages": messages}
+    if as_json and no_stream:
+        typer.echo(json.dumps(_ask(url, lambda client: client.complete(body)), indent=2))
+    else:
+        _follow(url, body, "", "", no_stream=no_stream, as_json=as_json)
+
+
+@app.command()
+def watch(
+    generation_id: Id,
+    start: Annotated[str, typer.Option("--from", metavar="POSITION", help="Only what comes after it.")] = "",
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Watch an answer from its start, or from a position, to its end."""
+    if start and not _POSITION.fullmatch(start):
+        raise typer.BadParameter("a position looks like 1-17", param_hint="--from")
+    _follow(url, None, generation_id, start, no_stream=False, as_json=as_json)
+
+
+@app.command()
+def ls(
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
+    status: Annotated[str | None, typer.Option(help="Only those: queued, in_progress, completed, failed, …")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """List answers, newest first."""
+    page = _ask(url, lambda client: client.list(limit=limit, status=status))
+    if as_json:
+        typer.echo(json.dumps(page, indent=2))
+    else:
+        _table(page["data"])
+
+
+@app.command()
+def cancel(generation_id: Id, url: Url = None) -> None:
+    """End an answer; what it said so far is kept."""
+    state = _ask(url, lambda client: client.cancel(generation_id))
+    typer.echo(f"{state['id']} {state['status']}")
+
+
+@app.command()
+def models(url: Url = None) -> None:
+    """List the models that answer; others of the same providers work too."""
+    for model in _ask(url, lambda client: client.models())["data"]:
+        typer.echo(model["id"])
+
+
+@app.command()
+def config() -> None:
+    """Print the settings as they are in effect, secrets masked."""
+    from shared.redis import without_password
+
+    settings = _settings()
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if name == "redis_url":
+            value = without_password(value.get_secret_value()) if value else "(embedded Valkey)"
+        elif name == "api_keys":
+            value = ",".join(f"{tenant}:****" for tenant in value) or "(none)"
+        elif name == "providers":
+            value = ", ".join(f"{key} ({row.base_url})" for key, row in value.items()) or "(none)"
+        typer.echo(f"{_variable(name)}={value}")
+
+
+@app.command()
+def doctor(url: Url = None) -> None:
+    """Check this machine and say what to do about each thing that is wrong."""
+    from shared.doctor import examine
+
+    settings = _settings()
+    findings = _ask(url, lambda client: examine(settings, client))
+    for finding in findings:
+        mark, colour = ("ok  ", None) if finding.ok else ("FAIL", "red")
+        typer.secho(f"{mark} {finding.what}: {finding.found}", fg=colour, color=_coloured(sys.stdout))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+def _settings(**given: Any) -> Settings:
+    """The settings under what the command line says. All that is wrong with them is printed at once; exit code 2."""
+    from pydantic import ValidationError
+    from pydantic_settings import SettingsError
+
+    from shared.config import Settings
+
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        for wrong in error.errors(include_url=False, include_input=False):
+            name, *inside = map(str, wrong["loc"] or ("",))
+            _say(f"{'.'.join((_variable(name), *inside))}: {wrong['msg'].removeprefix('Value error, ')}", fg="red")
+    except (SettingsError, OSError, ValueError) as error:  # ValueError: streamspool.toml is not TOML
+        _say(f"{error}", fg="red")
+    raise typer.Exit(USAGE)
+
+
+def _variable(field: str) -> str:
+    """How a setting is called in the environment."""
+    everyones = ("REDIS_URL", "HOST", "PORT", "LOG_LEVEL")
+    return field.upper() if field.upper() in everyones else f"STREAMSPOOL_{field.upper()}"
+
+
+def _become(end: str) -> NoReturn:
+    if _settings().redis_url is None:
+        _say(f"`streamspool {end}` needs REDIS_URL, the Redis or Valkey it shares with the other end.", fg="red")
+        _say("To run everything on this machine without one: `streamspool up`.")
+        raise typer.Exit(USAGE)
+    from shared.supervisor import command
+
+    sys.stdout.flush()
+    os.execv(sys.executable, command(end))
+
+
+def _ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+    """Runs one conversation with the API."""
+    import asyncio
+
+    from shared.client import Client, url_of
+    from shared.config import environment
+
+    variables = environment()
+    base = url or variables.get("STREAMSPOOL_URL")
+    if not base:
+        settings = _settings()
+        base = url_of(settings.host, settings.port)
+
+    async def converse() -> T:
+        async with Client(base, variables.get("STREAMSPOOL_API_KEY")) as client:
+            return await question(client)
+
+    return asyncio.run(converse())
+
+
+def _follow(
+    url: str | None, body: dict[str, Any] | None, generation_id: str, start: str, *, no_stream: bool, as_json: bool
+) -> None:
+    """Shows one answer, new (`body`) or running, to its end."""
+    from shared.client import View
+
+    view = View(generation_id, start)
+    screen = _Screen(no_stream=no_stream, as_json=as_json)
+
+    async def to_the_end(client: Client) -> dict[str, Any]:
+        if body is not None:
+            await client.submit(body, view, screen.show)
+        else:
+            await client.watch(view, screen.show)
+        return await client.state(view.id)
+
+    try:
+        state = _ask(url, to_the_end)
+    except KeyboardInterrupt:
+        if view.id:
+            position = f" --from {view.position}" if view.position else ""
+            _say(f"\nNo longer watching; the answer goes on. To see the rest:\n  streamspool watch {view.id}{position}")
+        raise typer.Exit(INTERRUPTED) from None
+    screen.close()
+    if view.error is not None:
+        raise StreamspoolError(f"{view.error.get('message')} ({view.error.get('code')}; {view.id})")
+    _say(screen.figures(state), dim=True)
+
+
+class _Screen:
+    """One answer on the terminal: text to stdout, reasoning and figures to stderr."""
+
+    def __init__(self, *, no_stream: bool, as_json: bool) -> None:
+        self._no_stream = no_stream
+        self._as_json = as_json
+        self._held: list[str] = []
+        self._started = time.monotonic()
+        self._first = self._last = 0.0
+        self._clean = sys.stdout.isatty()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # half of an emoji must not end the show
+
+    def show(self, event: Event) -> None:
+        if self._as_json:
+            typer.echo(json.dumps(event.data))
+        elif event.kind == "attempt":
+            if self._first:
+                self._held.clear()
+                _say("\n[a new attempt begins: what was said so far does not count]", dim=True)
+        elif event.text or event.reasoning:
+            self._last = time.monotonic()
+            self._first = self._first or self._last
+            if event.reasoning:
+                _say(self._safe(event.reasoning), dim=True, newline=False)
+            if self._no_stream:
+                self._held.append(event.text)
+            else:
+                typer.echo(self._safe(event.text), nl=False)
+
+    def close(self) -> None:
+        if not self._as_json:
+            typer.echo("".join(self._held))
+
+    def figures(self, state: dict[str, Any]) -> str:
+        tokens = (state.get("usage") or {}).get("completion_tokens")
+        parts = [state["id"], state["model"], state["status"]]
+        if self._first:
+            parts.append(f"first token after {self._first - self._started:.2f} s")
+        if tokens is not None:
+            parts.append(f"{tokens} tokens" + (" (estimate)" if state.get("usage_source") == "estimate" else ""))
+            if self._last > self._first:
+                parts.append(f"{tokens / (self._last - self._first):.0f} tokens/s")
+        return " · ".join(parts)
+
+    def _safe(self, text: str) -> str:
+        """A model's words must not steer the terminal."""
+        return text.translate(_CONTROLS) if self._clean else text
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE`s as request fields; a value that is JSON is taken as JSON."""
+    fields: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not name or not separator:
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="-o")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
+
+
+def _table(states: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("ID", "STATUS", "MODEL", "STARTED", "TOKENS", box=None, pad_edge=False)
+    for state in states:
+        created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state["created_at"]))
+        tokens = (state.get("usage") or {}).get("completion_tokens")
+        table.add_row(state["id"], state["status"], state["model"], created, "" if tokens is None else str(tokens))
+    # Piped into another program, no row may be cut to the width of a terminal that is not there.
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+
+
+def _coloured(stream: TextIO) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _say(text: str, *, fg: str | None = None, dim: bool = False, newline: bool = True) -> None:
+    typer.secho(text, fg=fg, dim=dim or None, nl=newline, err=True, color=_coloured(sys.stderr))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,389 @@
+"""The command line, against a stand-in API that follows a script; settings and usage need no server at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from shared import cli
+
+ROOT = Path(cli.__file__).parent.parent
+WAIT_S = 30
+ID = "chatcmpl-" + "0" * 32
+STATE = {
+    "id": ID,
+    "object": "stream",
+    "status": "completed",
+    "model": "fake/lorem",
+    "created_at": 1_700_000_000,
+    "attempts": 1,
+    "position": "1-3",
+    "usage": {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5},
+    "usage_source": "provider",
+}
+DONE = b"data: [DONE]\n\n"
+KEEPALIVE = b": ka\n"
+
+
+def chunk(position: str, **delta: str) -> bytes:
+    data = json.dumps({"id": ID, "choices": [{"index": 0, "delta": delta}]})
+    return f"id: {position}\ndata: {data}\n\n".encode()
+
+
+class StandIn:
+    """Answers from `script`: `{"METHOD /path": [answer, …]}`, the last one for ever after.
+
+    An answer is `(status, object)`, or a list of bytes to stream; a stream without DONE is cut off. `asked` keeps what
+    came in: `(method and path, headers, body)`.
+    """
+
+    def __init__(self, script: dict[str, list[Any]]) -> None:
+        self.asked: list[tuple[str, dict[str, str], Any]] = []
+        self.hold = threading.Event()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def handle_one(self) -> None:
+                key = f"{self.command} {self.path.partition('?')[0]}"
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                outer.asked.append((f"{self.command} {self.path}", headers, json.loads(body) if body else None))
+                answers = script.get(key, [(404, {"error": {"message": "no such stream", "code": "not_found"}})])
+                answer = answers.pop(0) if len(answers) > 1 else answers[0]
+                if isinstance(answer, tuple):
+                    self.answer(*answer)
+                else:
+                    self.stream(answer)
+
+            do_GET = do_POST = handle_one
+
+            def answer(self, status: int, value: Any) -> None:
+                content = json.dumps(value).encode() if value is not None else b""
+                self.send_response(status)
+                if content:
+                    self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def stream(self, parts: list[Any]) -> None:
+                self.send_response(200)
+                self.send_header("content-type", "text/event-stream")
+                self.send_header("x-stream-id", ID)
+                self.end_headers()
+                for part in parts:
+                    if part is Ellipsis:
+                        outer.hold.wait(WAIT_S)
+                    else:
+                        self.wfile.write(part)
+                        self.wfile.flush()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture
+def stand_in() -> Iterator[Callable[[dict[str, list[Any]]], StandIn]]:
+    with contextlib.ExitStack() as stack:
+
+        def start(script: dict[str, list[Any]]) -> StandIn:
+            one = StandIn({f"GET /v1/streams/{ID}": [(200, STATE)], **script})
+            thread = threading.Thread(target=one.server.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            for undo in (thread.join, one.server.server_close, one.server.shutdown, one.hold.set):
+                stack.callback(undo)
+            return one
+
+        yield start
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [*os.environ]:
+        if name.startswith("STREAMSPOOL_") or name.endswith("_API_KEY") or name in ("REDIS_URL", "HOST", "PORT"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("STREAMSPOOL_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+
+
+def command(*words: str, **variables: str) -> dict[str, Any]:
+    return {
+        "args": [sys.executable, "-m", "shared.cli", *words],
+        "env": {**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        "text": True,
+        "encoding": "utf-8",
+    }
+
+
+def run(*words: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        **command(*words, **variables), input=stdin, capture_output=True, timeout=WAIT_S, check=False
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+# ---- usage and settings
+
+
+def test_help_and_version_and_nothing_at_all() -> None:
+    runner = CliRunner()
+    for words, code in ((["--help"], 0), (["-h"], 0), (["chat", "-h"], 0), (["--version"], 0), ([], 2)):
+        assert runner.invoke(cli.app, words).exit_code == code, words
+    assert runner.invoke(cli.app, ["--version"]).output.startswith("streamspool ")
+    listed = runner.invoke(cli.app, ["--help"]).output
+    for name in ["up", "api", "worker", "demo", "chat", "watch", "ls", "cancel", "models", "config", "doctor"]:
+        assert f" {name} " in listed
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        ["chat", "hi"],
+        ["chat", "hi", "-m", "fake/echo", "-o", "novalue"],
+        ["up", "--workers", "0"],
+        ["up", "--port", "70000"],
+        ["watch", ID, "--from", "later"],
+        ["ls", "--limit", "0"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(words: list[str]) -> None:
+    assert CliRunner().invoke(cli.app, words).exit_code == 2
+
+
+@pytest.mark.parametrize("words", [["config"], ["up"], ["api"], ["ls"], ["doctor"]])
+def test_all_wrong_settings_are_said_at_once_without_their_values(words: list[str]) -> None:
+    done = run(*words, PORT="99999", STREAMSPOOL_LEASE_S="soon", STREAMSPOOL_API_KEYS="hush-hush")
+    assert done.returncode == 2
+    assert [line.partition(":")[0] for line in sorted(done.stderr.splitlines())] == [
+        "PORT",
+        "STREAMSPOOL_API_KEYS",
+        "STREAMSPOOL_LEASE_S",
+    ]
+    assert "hush" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("streamspool.toml", "not toml ["), ("streamspool.toml", "[providers.x]\nbase_url = 'ftp:'")]
+)
+def test_a_wrong_file_is_a_wrong_setting(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    done = run("config")
+    assert done.returncode == 2
+    assert done.stderr
+
+
+@pytest.mark.parametrize("end", ["api", "worker"])
+def test_an_end_alone_needs_a_redis(end: str) -> None:
+    done = run(end)
+    assert done.returncode == 2
+    assert "REDIS_URL" in done.stderr
+    assert "streamspool up" in done.stderr
+
+
+def test_config_shows_what_is_in_effect_and_no_secret(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("STREAMSPOOL_LEASE_S=7\n")
+    done = run("config", STREAMSPOOL_API_KEYS="team:hush-hush", REDIS_URL="redis://me:hush-hush@db:6379/0", PORT="81")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    for line in ("PORT=81", "STREAMSPOOL_LEASE_S=7.0", "STREAMSPOOL_API_KEYS=team:****", "REDIS_URL=redis://db:6379/0"):
+        assert line in lines
+    assert "hush" not in done.stdout + done.stderr
+
+
+# ---- conversations
+
+
+def test_chat_puts_the_answer_on_stdout_and_all_else_on_stderr(stand_in: Callable[..., StandIn]) -> None:
+    answer = [
+        chunk("1-1", reasoning_content="hm"),
+        KEEPALIVE,
+        chunk("1-2", content="Grüß"),
+        chunk("1-3", content=" Gott"),
+    ]
+    api = stand_in({"POST /v1/chat/completions": [[*answer, DONE]]})
+    words = ("chat", "-", "-m", "fake/lorem", "-s", "be brief", "-o", "temperature=0.5", "-o", "user=me")
+    done = run(*words, "--url", api.url, stdin="hello", STREAMSPOOL_API_KEY="sesame")
+    assert (done.returncode, done.stdout) == (0, "Grüß Gott\n")
+    assert "hm" in done.stderr
+    for figure in (ID, "fake/lorem", "completed", "first token after", "3 tokens", "tokens/s"):
+        assert figure in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    path, headers, body = api.asked[0]
+    assert path == "POST /v1/chat/completions"
+    assert headers["authorization"] == "Bearer sesame"
+    assert headers["x-stream-ids"] == "1"
+    assert body == {
+        "temperature": 0.5,
+        "user": "me",
+        "model": "fake/lorem",
+        "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}],
+        "stream": True,
+    }
+
+
+def test_chat_as_json(stand_in: Callable[..., StandIn]) -> None:
+    whole = {"object": "chat.completion", "choices": []}
+    api = stand_in({"POST /v1/chat/completions": [[chunk("1-1", content="a"), DONE], (200, whole)]})
+    lines = run("chat", "hi", "-m", "m", "--json", "--url", api.url).stdout.splitlines()
+    assert [json.loads(line)["choices"][0]["delta"] for line in lines] == [{"content": "a"}]
+    done = run("chat", "hi", "-m", "m", "--json", "--no-stream", STREAMSPOOL_URL=api.url)
+    assert json.loads(done.stdout) == whole
+    assert api.asked[-1][2]["stream"] is False
+
+
+def test_a_lost_connection_is_resumed_where_it_was(stand_in: Callable[..., StandIn]) -> None:
+    api = stand_in(
+        {
+            "POST /v1/chat/completions": [
+                [chunk("1-1", content="a"), chunk("1-2", content="b"), b'id: 1-3\ndata: {"cho']
+            ],
+            f"GET /v1/streams/{ID}": [
+                (503, {"error": {"message": "later"}}),
+                [chunk("1-3", content="c")],
+                [KEEPALIVE],
+                (204, None),
+                (200, STATE),
+            ],
+        }
+    )
+    done = run("chat", "hi", "-m", "m", "--url", api.url)
+    assert (done.returncode, done.stdout) == (0, "abc\n")
+    resumed = [
+        headers["last-event-id"]
+        for path, headers, _ in api.asked
+        if path.startswith("GET") and "last-event-id" in headers
+    ]
+    assert resumed == ["1-2", "1-2", "1-3", "1-3"]
+
+
+def test_a_new_attempt_voids_what_was_said(stand_in: Callable[..., StandIn]) -> None:
+    attempt = b'id: 2-0\nevent: attempt\ndata: {"attempt":2}\n\n'
+    frames = [chunk("1-1", content="wrong"), attempt, chunk("2-1", content="right"), DONE]
+    api = stand_in({"POST /v1/chat/completions": [frames]})
+    done = run("chat", "hi", "-m", "m", "--no-stream", "--url", api.url)
+    assert (done.returncode, done.stdout) == (0, "right\n")
+    assert "new attempt" in done.stderr
+
+
+def test_an_answer_that_fails_keeps_its_text_and_exits_1(stand_in: Callable[..., StandIn]) -> None:
+    error = b'data: {"error":{"message":"the worker was lost","code":"worker_lost"}}\n\n'
+    api = stand_in({"POST /v1/chat/completions": [[chunk("1-1", content="half"), error, DONE]]})
+    done = run("chat", "hi", "-m", "m", "--url", api.url)
+    assert (done.returncode, done.stdout) == (1, "half\n")
+    assert "the worker was lost" in done.stderr
+    assert "worker_lost" in done.stderr
+
+
+def test_ctrl_c_detaches_and_says_how_to_go_on(stand_in: Callable[..., StandIn]) -> None:
+    api = stand_in({"POST /v1/chat/completions": [[chunk("1-1", content="so"), chunk("1-2", content=" far"), ...]]})
+    process = subprocess.Popen(
+        **command("chat", "hi", "-m", "m", "--url", api.url), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.read(6) == "so far"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=WAIT_S)
+    finally:
+        process.kill()
+        process.wait(WAIT_S)
+    assert process.returncode == 130
+    assert f"streamspool watch {ID} --from 1-2" in said
+    assert "Traceback" not in said
+    assert not any("cancel" in path for path, _, _ in api.asked)
+
+
+def test_watch_starts_after_a_position(stand_in: Callable[..., StandIn]) -> None:
+    api = stand_in({f"GET /v1/streams/{ID}": [[chunk("1-3", content="rest"), DONE], (200, STATE)]})
+    done = run("watch", ID, "--from", "1-2", "--url", api.url)
+    assert (done.returncode, done.stdout) == (0, "rest\n")
+    assert api.asked[0][1]["last-event-id"] == "1-2"
+
+
+def test_ls_cancel_and_models(stand_in: Callable[..., StandIn]) -> None:
+    page = {"object": "list", "data": [STATE], "has_more": False}
+    api = stand_in(
+        {
+            "GET /v1/streams": [(200, page)],
+            f"POST /v1/streams/{ID}/cancel": [(200, {**STATE, "status": "cancelled"})],
+            "GET /v1/models": [(200, {"object": "list", "data": [{"id": "fake/echo", "owned_by": "fake"}]})],
+        }
+    )
+    listed = run("ls", "--limit", "5", "--status", "completed", "--url", api.url)
+    assert ID in listed.stdout
+    assert "completed" in listed.stdout
+    assert api.asked[-1][0] == "GET /v1/streams?limit=5&status=completed"
+    assert json.loads(run("ls", "--json", "--url", api.url).stdout) == page
+    assert run("cancel", ID, "--url", api.url).stdout == f"{ID} cancelled\n"
+    assert run("models", "--url", api.url).stdout == "fake/echo\n"
+
+
+@pytest.mark.parametrize("words", [["ls"], ["models"], ["watch", ID], ["cancel", ID], ["chat", "hi", "-m", "m"]])
+def test_no_server_is_one_clear_line(words: list[str]) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = str(unused.getsockname()[1])
+        done = run(*words, PORT=port)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"Error: Cannot reach Streamspool at http://127.0.0.1:{port} ")
+    assert "streamspool up" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_refusals_are_shown_as_the_server_words_them(stand_in: Callable[..., StandIn]) -> None:
+    api = stand_in({"GET /v1/models": [(401, {"error": {"message": "no such key", "code": "invalid_api_key"}})]})
+    for words, message in ((["watch", "other"], "no such stream"), (["models"], "no such key")):
+        done = run(*words, "--url", api.url)
+        assert (done.returncode, done.stderr) == (1, f"Error: {message}\n")
+    assert "is not Streamspool" in run("models", "--url", stand_in({"GET /v1/models": [(200, [])]}).url).stderr
+    assert "--url" in run("models", "--url", "nonsense").stderr
+
+
+# ---- doctor
+
+
+def test_doctor_before_the_first_start_and_with_a_running_api(stand_in: Callable[..., StandIn]) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = str(unused.getsockname()[1])
+    done = run("doctor", PORT=port, OPENAI_API_KEY="sk-" + "x" * 40 + "last")
+    assert done.returncode == 0, done.stdout
+    assert "OPENAI_API_KEY …last" in done.stdout
+    assert "xxx" not in done.stdout
+    catalogue = (200, {"data": [{"id": "fake/echo", "owned_by": "fake"}]})
+    ready = stand_in(
+        {"GET /readyz": [(200, {"status": "ok", "checks": {"redis": "ok"}})], "GET /v1/models": [catalogue]}
+    )
+    assert run("doctor", "--url", ready.url).returncode == 0
+
+
+def test_doctor_fails_with_advice(stand_in: Callable[..., StandIn]) -> None:
+    checks = {"status": "unavailable", "checks": {"redis": "ok", "workers": 0}}
+    api = stand_in({"GET /readyz": [(503, checks)], "GET /v1/models": [(200, {"data": []})]})
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        done = run("doctor", "--url", api.url, REDIS_URL=f"redis://:hush@127.0.0.1:{unused.getsockname()[1]}/0")
+    assert done.returncode == 1
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert len(failed) == 2
+    assert "correct REDIS_URL" in failed[0]
+    assert "streamspool worker" in failed[1]
+    assert "hush" not in done.stdout

@@ -1,0 +1,172 @@
+"""Server-Sent Events as bytes, both ways, without I/O.
+
+Hidden here: every way an event stream may be cut and spelled (WHATWG HTML §9.2.6, "Interpreting an event stream"):
+CR, LF and CRLF in any mix and split at any byte, a byte order mark, comments, `data` over many lines, fields without a
+colon. Nothing but CR and LF ends a line: U+2028 and its kin are text, which is why `str.splitlines` and httpx's
+`aiter_lines` must never see a stream.
+
+Three choices of ours:
+
+- A line `error: …` is no field of the standard, but GPUStack reports a failure that way under HTTP 200. Ignoring it
+  would make the failure look like a clean end, so such a line becomes an event of its own, named `error`.
+- An event over the size limit is refused before it is buffered, whether or not it ever ends.
+- `retry` is ignored: how long to wait is the reader's business.
+
+On the way out there is one spelling: `id`, `event`, `data`, in this order, with LF.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+DONE = b"[DONE]"
+"""The data that ends a chat stream of OpenAI's."""
+
+KEEPALIVE = b": ka\n"
+"""A comment that keeps idle hops open. One newline, not two: the OpenAI SDKs for Python keep the last `id` and take any
+blank line after it for an event with empty data, on which they die (contracts.md §2.1)."""
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class EventTooLarge(ValueError):
+    """One event, comments and field names included, is over the decoder's limit. The stream cannot be read further."""
+
+
+class Event(NamedTuple):
+    """One dispatched event: `data` as sent, lines joined by LF; `event` is empty for the default type; `id` sticks."""
+
+    data: bytes
+    event: str = ""
+    id: str = ""
+
+
+class Decoder:
+    """Bytes in, events out. Linear in its input, however thin the slices; holds at most one unfinished event.
+
+    `max_event_bytes` limits what stands between two blank lines. One instance reads one stream.
+    """
+
+    def __init__(self, max_event_bytes: int) -> None:
+        self._limit = max_event_bytes
+        self._head: bytes | None = b""  # the first bytes, while they may still be a byte order mark
+        self._tail = bytearray()  # the unfinished event, line ends already LF
+        self._after_cr = False
+        self._refused = False
+        self._id = ""
+
+    @property
+    def pending(self) -> bool:
+        """Whether an event has begun that is not finished. True at the end of a stream means it was cut inside one."""
+        return bool(self._head) or bool(self._tail.strip(b"\n"))
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events that `data` completes, in order.
+
+        Raises EventTooLarge; events before the oversized one are returned first, and the next call raises.
+        """
+        if self._refused:
+            raise EventTooLarge(f"an event is over {self._limit} bytes")
+        text = self._lines(self._unmarked(data))
+        if b"\n\n" not in text and not (text[:1] == b"\n" and self._tail[-1:] == b"\n"):
+            # Only the new bytes were searched: a giant event in tiny slices stays linear.
+            return self._keep(text, [])
+        if self._tail:
+            text = bytes(self._tail) + text
+            self._tail.clear()
+        events: list[Event] = []
+        blocks = text.split(b"\n\n")
+        tail = blocks.pop()
+        small = len(text) <= self._limit
+        for block in blocks:
+            if small or len(block) <= self._limit:
+                if block.startswith(b"data: ") and b"\n" not in block:
+                    events.append(Event(block[6:], "", self._id))
+                else:
+                    self._dispatch(block, events)
+            else:
+                return self._refuse(events)
+        return self._keep(tail, events)
+
+    def close(self) -> list[Event]:
+        """The stream has ended. An unfinished event is dropped, as the standard says, but not an `error:` line.
+
+        Raises EventTooLarge if that is still due.
+        """
+        events = self.feed(b"")
+        self._dispatch(bytes(self._tail), events)
+        self._tail.clear()
+        return [event for event in events if event.event == "error"]
+
+    def _unmarked(self, data: bytes) -> bytes:
+        if self._head is None:
+            return data
+        head = self._head + data
+        if len(head) < len(_BOM) and _BOM.startswith(head):
+            self._head = head
+            return b""
+        self._head = None
+        return head.removeprefix(_BOM)
+
+    def _lines(self, data: bytes) -> bytes:
+        """All line ends as LF. A CR counts at once; the LF that may follow in the next slice is swallowed then."""
+        if self._after_cr and data:
+            self._after_cr = False
+            data = data.removeprefix(b"\n")
+        if b"\r" in data:
+            self._after_cr = data.endswith(b"\r")
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return data
+
+    def _keep(self, text: bytes, events: list[Event]) -> list[Event]:
+        # A line end that is the first half of a blank line is not the event's: the verdict must not depend on the split.
+        if len(self._tail) + len(text) - text.endswith(b"\n") > self._limit:
+            return self._refuse(events)
+        self._tail += text
+        return events
+
+    def _refuse(self, events: list[Event]) -> list[Event]:
+        self._tail.clear()
+        self._refused = True
+        return events or self.feed(b"")
+
+    def _dispatch(self, block: bytes, events: list[Event]) -> None:
+        """Reads the lines between two blank ones (or before the first: leading LFs are harmless)."""
+        data: list[bytes] = []
+        errors: list[bytes] = []
+        name = ""
+        for line in block.split(b"\n"):
+            field, _, value = line.partition(b":")
+            value = value.removeprefix(b" ")
+            if field == b"data":
+                data.append(value)
+            elif field == b"event":
+                name = value.decode("utf-8", "replace")
+            elif field == b"id" and b"\0" not in value:
+                self._id = value.decode("utf-8", "replace")
+            elif field == b"error":
+                errors.append(value)
+        if data:
+            events.append(Event(b"\n".join(data), name, self._id))
+        events.extend(Event(value, "error", self._id) for value in errors)
+
+
+def data_frame(payload: bytes) -> bytes:
+    """`data: PAYLOAD` and the blank line. Raises ValueError if the payload has a CR, LF or NUL."""
+    return b"data: %b\n\n" % _one_line(payload)
+
+
+def frame(payload: bytes, *, id: bytes | None = None, event: bytes | None = None) -> bytes:
+    """One event with `id` and `event` where given. Raises ValueError if any part has a CR, LF or NUL."""
+    parts = []
+    if id is not None:
+        parts.append(b"id: %b\n" % _one_line(id))
+    if event is not None:
+        parts.append(b"event: %b\n" % _one_line(event))
+    return b"".join((*parts, data_frame(payload)))
+
+
+def _one_line(value: bytes) -> bytes:
+    if b"\n" in value or b"\r" in value or b"\0" in value:
+        raise ValueError("CR, LF and NUL cannot be part of an event's field")
+    return value

@@ -1,0 +1,362 @@
+"""The dialects of OpenAI's format, one rule at a time; whole recorded streams are in test_recordings.py."""
+
+from __future__ import annotations
+
+import json
+import time
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared import sse
+from shared.chat import Chunk
+from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamInvalid, UpstreamRefused
+from worker.providers.openai import OUR_FIELDS, Normalizer, build_request, error_from_response
+from worker.providers.registry import Provider
+
+KEY = "topsecret-0123456789"
+PROVIDER = Provider(name="acme", kind="openai", base_url="https://api.example.com/v1", api_key=KEY)
+
+
+def normalizer(*, show_usage: bool = False, choices: int = 1) -> Normalizer:
+    return Normalizer(id="chatcmpl-1", created=5, model="acme/m", show_usage=show_usage, choices=choices)
+
+
+def feed(target: Normalizer, *values: Any) -> list[Any]:
+    chunks: list[Chunk] = []
+    for value in values:
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        chunks += target.feed(sse.Event(data))
+    return [json.loads(chunk.payload) for chunk in chunks]
+
+
+def chunk(delta: Any = None, finish: str | None = None, index: int = 0, **fields: Any) -> dict[str, Any]:
+    return {"id": "up", "choices": [{"index": index, "delta": delta, "finish_reason": finish}], **fields}
+
+
+def test_request_asks_for_a_stream_with_usage_and_keeps_what_it_does_not_know() -> None:
+    ours = dict.fromkeys(OUR_FIELDS, "x")
+    body = {"model": "acme/m", "messages": [], "x_new": {"a": 1}, "stream": False, "temperature": 0, **ours}
+    before = json.dumps(body)
+    request = build_request({**body, "stream_options": {"include_usage": False, "include_obfuscation": False}}, "m")
+    assert request == {
+        "model": "m",
+        "messages": [],
+        "x_new": {"a": 1},
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True, "include_obfuscation": False},
+    }
+    assert json.dumps(body) == before
+    assert build_request({"stream_options": None}, "m")["stream_options"] == {"include_usage": True}
+
+
+def test_chunks_keep_the_providers_object_and_its_order() -> None:
+    raw = b'{"z":1,"id":"up","choices":[{"delta":{"role":"assistant","content":"a","thinking":"b"},"index":0}],"x":[]}'
+    [out] = normalizer().feed(sse.Event(raw, "execute", "7"))
+    assert out == Chunk(
+        b'{"z":1,"id":"chatcmpl-1","choices":[{"delta":{"role":"assistant","content":"a","thinking":"b"},"index":0}],'
+        b'"x":[],"object":"chat.completion.chunk","created":5,"model":"acme/m"}'
+    )
+
+
+def test_surrogate_halves_and_big_integers_survive() -> None:
+    target = normalizer()
+    raw = b'{"choices":[{"index":0,"delta":{"role":"assistant","content":"%b"}}],"big":123456789012345678901234567890}'
+    first, second = (target.feed(sse.Event(raw % half))[0].payload for half in (b"\\ud83d", b"\\ude00"))
+    assert b'"\\ud83d"' in first
+    assert b'"\\ude00"' in second
+    assert b"123456789012345678901234567890" in first
+    assert target.content_chars == 2
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        sse.Event(b'{"choices":[{"index":0,"delta":{"content":"x"}}]}', "ping"),
+        sse.Event(b""),
+        sse.Event(b"{}"),
+        sse.Event(b'{"type":"ping"}'),
+        sse.Event(b'{"id":"a","object":"b","choices":[],"usage":null,"system_fingerprint":"f","obfuscation":"pad"}'),
+        sse.Event(b'{"choices":null}'),
+    ],
+)
+def test_pings_and_empty_shells_become_nothing(event: sse.Event) -> None:
+    assert normalizer().feed(event) == []
+
+
+def test_a_chunk_without_choices_but_with_something_to_say_is_kept() -> None:
+    [out] = feed(normalizer(), {"id": "", "model": "", "choices": [], "prompt_filter_results": [{"prompt_index": 0}]})
+    assert (out["id"], out["model"], out["prompt_filter_results"]) == ("chatcmpl-1", "acme/m", [{"prompt_index": 0}])
+
+
+def test_usage_comes_once_and_last() -> None:
+    target = normalizer()
+    out = feed(target, chunk({"content": "a"}, usage={"total_tokens": 1}), chunk({}, "stop", usage={"total_tokens": 2}))
+    assert all("usage" not in value for value in out)
+    [last] = target.end()
+    assert last.is_usage
+    assert json.loads(last.payload) == {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 5,
+        "model": "acme/m",
+        "choices": [],
+        "usage": {"total_tokens": 2},
+    }
+    assert target.end() == []
+    assert target.usage == {"total_tokens": 2}
+
+
+def test_who_asked_for_usage_sees_null_until_then() -> None:
+    target = normalizer(show_usage=True)
+    out = feed(target, chunk({"content": "a"}), chunk({}, "stop", usage={"total_tokens": 2}))
+    assert [value["usage"] for value in out] == [None, None]
+
+
+def test_usage_per_choice_and_in_x_groq() -> None:
+    target = normalizer(choices=2)
+    first = {"choices": [], "usage": {"total_tokens": 1}, "timings": {"ms": 1}}
+    out = feed(target, chunk({}, "stop", 1), first, chunk({}, "stop", 0), {**first, "usage": {"total_tokens": 2}})
+    assert [value["choices"][0]["index"] for value in out] == [0, 1, 0]
+    last = json.loads(target.end()[0].payload)
+    assert (last["usage"], last["timings"]) == ({"total_tokens": 2}, {"ms": 1})
+
+    groq = normalizer()
+    [out_groq] = feed(groq, chunk({}, "stop", x_groq={"id": "r", "usage": {"total_tokens": 3}}))
+    assert out_groq["x_groq"] == {"id": "r", "usage": {"total_tokens": 3}}
+    assert json.loads(groq.end()[0].payload)["usage"] == {"total_tokens": 3}
+
+
+def test_role_once_per_choice_and_choices_in_order() -> None:
+    target = normalizer(choices=3)
+    out = feed(
+        target,
+        chunk({"content": "c"}, index=2),
+        chunk({"role": "assistant", "content": "a"}),
+        chunk({"role": "assistant"}, "stop", 2),
+    )
+    shown = [(value["choices"][0]["index"], value["choices"][0]["delta"]) for value in out]
+    assert shown == [
+        (0, {"role": "assistant", "content": ""}),
+        (1, {"role": "assistant", "content": ""}),
+        (2, {"content": "c", "role": "assistant"}),
+        (0, {"content": "a"}),
+        (2, {}),
+    ]
+    assert target.finish_reasons == [None, None, "stop"]
+
+
+def test_delta_and_index_are_filled_in() -> None:
+    [out] = feed(normalizer(), {"choices": [{"finish_reason": "stop"}]})
+    assert out["choices"] == [{"finish_reason": "stop", "index": 0, "delta": {"role": "assistant"}}]
+
+
+def test_tool_calls_name_themselves_once() -> None:
+    def call(arguments: str, **fields: Any) -> dict[str, Any]:
+        name = {"name": fields.pop("name")} if "name" in fields else {}
+        return chunk({"tool_calls": [{"index": 0, **fields, "function": {**name, "arguments": arguments}}]})
+
+    out = feed(
+        normalizer(),
+        call("", id="c1", type="function", name="f"),
+        call("{", id="c1", type="function", name="f"),
+        call("}", id="", type="function", name=""),
+        call("", id="c2"),
+    )
+    assert [value["choices"][0]["delta"]["tool_calls"][0] for value in out] == [
+        {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}},
+        {"index": 0, "function": {"arguments": "{"}},
+        {"index": 0, "function": {"arguments": "}"}},
+        {"index": 0, "id": "c2", "function": {"arguments": ""}},
+    ]
+
+
+def test_tool_calls_without_index_get_one() -> None:
+    def calls(*parts: tuple[str | None, str | None]) -> dict[str, Any]:
+        named = [{"function": {"name": name, "arguments": "x"}, **({"id": id} if id else {})} for id, name in parts]
+        return chunk({"tool_calls": named})
+
+    out = feed(normalizer(), calls(("a", "f"), ("b", "g")), calls((None, None)), calls(("a", None)), calls((None, "h")))
+    indexes = [call["index"] for value in out for call in value["choices"][0]["delta"]["tool_calls"]]
+    assert indexes == [0, 1, 1, 0, 2]
+
+
+def test_counts_text_wherever_it_stands() -> None:
+    target = normalizer()
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "abc"}, "d"]}, {"type": "text", "text": "xy"}]
+    feed(
+        target, chunk({"content": "é"}), chunk({"reasoning": "ab"}), chunk({"reasoning_content": "c", "content": None})
+    )
+    feed(target, chunk({"content": parts}))
+    assert (target.content_chars, target.reasoning_chars, target.chunks) == (3, 7, 4)
+
+
+def test_after_done_nothing_counts() -> None:
+    target = normalizer()
+    feed(target, chunk({"content": "a"}), b"[DONE]")
+    assert target.done
+    assert not target.finished
+    assert feed(target, chunk({"content": "ghost"}), b"not json", b"[DONE]") == []
+    assert target.end() == []
+    assert target.finish_reasons == [None]
+
+
+@pytest.mark.parametrize("values", [[], [chunk({"content": "a"})], [chunk({}, "stop")]])
+def test_an_end_without_proof_is_incomplete(values: list[Any]) -> None:
+    target = normalizer(choices=2)
+    feed(target, *values, {"choices": [], "usage": {"total_tokens": 1}})
+    with pytest.raises(UpstreamIncomplete):
+        target.end()
+
+
+@pytest.mark.parametrize(
+    ("event", "message", "code", "status"),
+    [
+        (sse.Event(b'{"error":{"message":"m","type":"t","code":"c"}}'), "m", "c", 502),
+        (sse.Event(b'{"error":{"message":"m","code":429},"choices":[]}'), "m", "429", 429),
+        (sse.Event(b'{"error":{"message":"m","code":"c","status_code":400}}', "error"), "m", "c", 400),
+        (sse.Event(b'{"error":"m"}'), "m", "upstream_refused", 502),
+        (sse.Event(b'{"message":"m","code":503}', "error"), "m", "503", 502),
+        (sse.Event(b"out of memory", "error"), "out of memory", "upstream_refused", 502),
+        (
+            sse.Event(b'{"error":{"x":1}}'),
+            "the provider reported an error and did not say which.",
+            "upstream_refused",
+            502,
+        ),
+    ],
+)
+def test_errors_in_the_stream(event: sse.Event, message: str, code: str, status: int) -> None:
+    with pytest.raises(UpstreamRefused) as caught:
+        normalizer().feed(event)
+    assert (caught.value.message, caught.value.code, caught.value.status) == (message, code, status)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"choices":[{"delta":{"content":"secret text',
+        b'{"choices":[{"index":0,"delta":{"content":"secret text \xff\xfe"}}]}',
+        b'"secret text"',
+        b'{"choices":{"a":"secret text"}}',
+        b'{"choices":["secret text"]}',
+        b'{"choices":[{"index":"secret text"}]}',
+        b'{"choices":[{"index":-1}]}',
+        b'{"choices":[{"index":1000000000}]}',
+        b'{"choices":[{"index":true}]}',
+        b'{"choices":[{"delta":["secret text"]}]}',
+        b'{"choices":[{"delta":{"tool_calls":"secret text"}}]}',
+        b'{"choices":[{"delta":{"tool_calls":["secret text"]}}]}',
+        b'{"choices":[{"delta":{"tool_calls":[{"index":"secret text"}]}}]}',
+        b'{"choices":[{"delta":{"content":"\\ud800"}}],"x":1e999}',
+        b'{"choices":[{"delta":{"content":"\\ud800"}}],"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+)
+def test_damage_is_refused_without_repeating_it(data: bytes) -> None:
+    with pytest.raises(UpstreamInvalid) as caught:
+        normalizer().feed(sse.Event(data))
+    assert caught.value.__context__ is None or "secret" not in str(caught.value.__context__)
+    assert "secret" not in str(caught.value)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "choices",
+                    "index",
+                    "delta",
+                    "tool_calls",
+                    "function",
+                    "id",
+                    "usage",
+                    "error",
+                    "x_groq",
+                    "content",
+                    "role",
+                ]
+            ),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=25,
+)
+
+
+@settings(deadline=None)
+@given(st.lists(anything, max_size=4), st.booleans())
+def test_no_json_whatsoever_raises_anything_else(values: list[Any], show_usage: bool) -> None:
+    target = normalizer(show_usage=show_usage)
+    try:
+        for value in values:
+            for out in target.feed(sse.Event(json.dumps(value).encode())):
+                assert json.loads(out.payload)["id"] == "chatcmpl-1"
+        target.end()
+    except UpstreamError:
+        pass
+
+
+def refused(status: int, body: Any = b"", **headers: str) -> UpstreamError:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return error_from_response(PROVIDER, status, {k.replace("_", "-"): v for k, v in headers.items()}, data)
+
+
+@pytest.mark.parametrize(
+    ("status", "ours"), [(400, 400), (401, 401), (404, 404), (408, 504), (422, 422), (500, 502), (503, 502), (504, 504)]
+)
+def test_status(status: int, ours: int) -> None:
+    error = refused(status, {"error": {"message": "m", "type": "t", "code": "c"}})
+    assert isinstance(error, UpstreamRefused)
+    assert error.status == ours
+    assert error.to_object() == {"message": "acme: m", "type": "t", "param": None, "code": "c"}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"error": {"message": "m"}}, "acme: m"),
+        ([{"error": {"code": 400, "message": "m"}}], "acme: m"),
+        ({"object": "error", "message": "m", "code": None}, "acme: m"),
+        ({"detail": "m"}, "acme: m"),
+        (b"no healthy upstream", "acme: no healthy upstream"),
+        (b"<html>secret</html>", "acme: the provider reported an error and did not say which."),
+        (b"", "acme: the provider reported an error and did not say which."),
+        ({"error": {"message": "x" * 1000}}, "acme: " + "x" * 499 + "…"),
+        ({"error": {"message": "a\r\nb\0c"}}, "acme: a b c"),
+    ],
+)
+def test_message(body: Any, message: str) -> None:
+    assert refused(400, body).message == message
+
+
+def test_keys_are_taken_out_before_the_text_is_cut() -> None:
+    for text in (KEY, "sk-proj-abcdefgh****1234", "Bearer abc.def", "AIzaSyA1234567890", "x" * 480 + KEY):
+        error = refused(401, {"error": {"message": f"bad key {text}", "code": f"bad {text}"}})
+        assert text.removeprefix("x" * 480)[:12] not in json.dumps(error.to_outcome())
+        assert "[redacted]"[:5] in error.message
+
+
+def test_retry_after() -> None:
+    assert refused(429, retry_after="2").retry_after_s == 2
+    assert refused(429, retry_after="2", retry_after_ms="1500").retry_after_s == 1.5
+    assert refused(429, retry_after="-5").retry_after_s == 0
+    in_a_minute = refused(429, retry_after=formatdate(time.time() + 60, usegmt=True)).retry_after_s
+    assert in_a_minute is not None
+    assert 50 < in_a_minute <= 60
+    for nonsense in ("soon", "inf", "nan", ""):
+        assert refused(429, retry_after=nonsense).retry_after_s is None
+
+
+def test_not_errors_by_status() -> None:
+    assert (refused(302).status, refused(302).code) == (502, "upstream_redirect")
+    assert isinstance(refused(200, {"choices": []}), UpstreamInvalid)
+    assert isinstance(refused(200, b"<html>"), UpstreamInvalid)
+    assert (refused(200, {"error": {"message": "m", "code": 402}}).status) == 402

@@ -1,0 +1,607 @@
+"""The provider side against a real server on loopback: every way an answer can come, stall, break or lie."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Any
+
+import pytest
+
+from shared.chat import Chunk
+from shared.config import Settings
+from shared.errors import (
+    BadRequest,
+    UpstreamError,
+    UpstreamIncomplete,
+    UpstreamInvalid,
+    UpstreamRefused,
+    UpstreamTimeout,
+)
+from worker import upstream as module
+from worker.providers.openai import Normalizer
+from worker.providers.registry import FAKE, Provider
+from worker.upstream import Upstream
+
+from .upstream_server import DONE, END, Script, Server, Wire, chunk, serving, usage
+
+KEY = "sk-test-topsecret"
+BODY: dict[str, Any] = {"model": "acme/m", "messages": [{"role": "user", "content": "hi"}], "session_id": "s", "x": 1}
+SETTINGS = {
+    "upstream_connect_s": 2,
+    "upstream_first_s": 0.3,
+    "upstream_idle_s": 0.3,
+    "generation_s": 5,
+    "max_event_bytes": 4096,
+}
+
+pytestmark = pytest.mark.timeout(20)
+
+
+class Reading:
+    """What one stream gave: texts by batch, all chunks, and the error that ended it."""
+
+    def __init__(self, choices: int = 1) -> None:
+        self.normalizer = Normalizer(id="c", created=1, model="acme/m", show_usage=False, choices=choices)
+        self.batches: list[list[Chunk]] = []
+        self.error: UpstreamError | None = None
+
+    @property
+    def text(self) -> str:
+        values = [json.loads(chunk.payload) for batch in self.batches for chunk in batch]
+        return "".join(choice["delta"].get("content", "") for value in values for choice in value["choices"])
+
+    @property
+    def usage_chunks(self) -> int:
+        return sum(chunk.is_usage for batch in self.batches for chunk in batch)
+
+
+def provider(url: str, key: str | None = KEY) -> Provider:
+    return Provider("acme", "openai", url, key)
+
+
+def client(**settings: Any) -> Upstream:
+    return Upstream(Settings.model_validate({**SETTINGS, **settings}))
+
+
+async def read(upstream: Upstream, who: Provider, model: str = "m", body: dict[str, Any] = BODY) -> Reading:
+    reading = Reading(body.get("n") or 1)
+    try:
+        async for chunks in upstream.stream(who, body, model, reading.normalizer):
+            assert chunks
+            reading.batches.append(chunks)
+    except UpstreamError as error:
+        reading.error = error
+    return reading
+
+
+async def ask(script: Script, **settings: Any) -> tuple[Reading, Server]:
+    async with serving(script) as server, client(**settings) as upstream:
+        return await read(upstream, provider(server.url)), server
+
+
+async def test_a_whole_answer() -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(b": hello\n\n", chunk("a"), chunk("b"))
+        await wire.send(chunk(None, "stop"), usage(7), DONE)
+        await wire.raw(END)
+
+    reading, server = await ask(script)
+    assert (reading.error, reading.text, reading.usage_chunks) == (None, "ab", 1)
+    assert reading.batches[-1][-1].is_usage
+    assert reading.normalizer.usage == {"total_tokens": 7}
+
+    [call] = server.calls
+    assert call.head.startswith("POST /v1/chat/completions HTTP/1.1")
+    assert call.body == {
+        "model": "m",
+        "messages": BODY["messages"],
+        "x": 1,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    headers = call.headers
+    assert headers.pop("user-agent").startswith("streamspool/")
+    assert headers == {
+        "host": server.url.removeprefix("http://").removesuffix("/v1"),
+        "authorization": f"Bearer {KEY}",
+        "content-type": "application/json",
+        "accept": "text/event-stream",
+        "accept-encoding": "identity",
+        "connection": "keep-alive",
+        "content-length": headers["content-length"],
+    }
+
+
+async def test_one_read_is_one_batch() -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(*[chunk("x")] * 50)
+        await wire.send(chunk(None, "stop"), DONE)
+        await wire.raw(END)
+
+    reading, _ = await ask(script)
+    assert reading.text == "x" * 50
+    assert len(reading.batches) <= 3
+
+
+async def test_a_consumer_that_does_not_read_makes_the_provider_wait() -> None:
+    sent = 0
+
+    async def script(wire: Wire) -> None:
+        nonlocal sent
+        await wire.head()
+        while True:
+            await wire.send(chunk("x" * 2000))
+            sent += 2000
+
+    async with serving(script) as server, client() as upstream:
+        stream = upstream.stream(provider(server.url), BODY, "m", Reading().normalizer)
+        async with aclosing(stream):
+            await anext(stream)
+            last = -1
+            while last != sent:
+                last = sent
+                await asyncio.sleep(0.1)
+            assert sum(len(chunk.payload) for chunk in await anext(stream)) < 1 << 20
+    assert sent < 64 << 20  # what the sockets of both sides hold
+
+
+async def test_byte_by_byte_with_every_line_end() -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        answer = b"\xef\xbb\xbfid: 7\r\nretry: 1\r\n\r\n" + chunk("é\u2028").replace(b"\n", b"\r\n") + chunk("b")
+        for byte in answer + chunk(None, "stop").replace(b"\n", b"\r") + DONE:
+            await wire.send(bytes((byte,)))
+        await wire.raw(END)
+
+    reading, _ = await ask(script)
+    assert (reading.error, reading.text) == (None, "é\u2028b")
+
+
+async def test_without_key_no_authorization() -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(chunk("a", "stop"), DONE)
+
+    async with serving(script) as server, client() as upstream:
+        await read(upstream, provider(server.url, None))
+    assert "authorization" not in server.calls[0].headers
+
+
+async def test_connections_are_used_again_and_cookies_are_not() -> None:
+    async def script(wire: Wire) -> str:
+        await wire.head(set_cookie="a=b; Path=/")
+        await wire.send(chunk("a", "stop"), DONE)
+        await wire.raw(END)
+        return "keep"
+
+    async with serving(script) as server, client() as upstream:
+        for _ in range(3):
+            assert (await read(upstream, provider(server.url))).text == "a"
+    assert server.connections == 1
+    assert all("cookie" not in call.headers for call in server.calls)
+
+
+async def test_what_follows_done_is_ignored() -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(chunk("a", "stop"), DONE, DONE, chunk("ghost"))
+        await wire.send(chunk("ghost"))
+        await wire.hung_up()
+
+    reading, server = await ask(script)
+    assert (reading.error, reading.text) == (None, "a")
+    await asyncio.wait_for(server.calls[0].closed.wait(), 5)
+
+
+async def test_a_finish_reason_is_an_end_too() -> None:
+    async def ends(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(chunk("a"), chunk(None, "stop", usage={"total_tokens": 1}))
+        await wire.raw(END)
+
+    async def breaks(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(chunk("a"), chunk(None, "stop", usage={"total_tokens": 1}))
+
+    async def closes(wire: Wire) -> None:
+        await wire.head(transfer_encoding="", connection="close")
+        await wire.raw(chunk("a") + chunk(None, "stop", usage={"total_tokens": 1}))
+
+    for script in (ends, breaks, closes):
+        reading, _ = await ask(script)
+        assert (reading.error, reading.text, reading.usage_chunks) == (None, "a", 1)
+
+
+async def test_after_the_finish_reason_the_wait_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_GRACE_S", 0.2)
+
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(chunk("a", "stop"))
+        await wire.send(usage(3))
+        await wire.hung_up()
+
+    started = time.monotonic()
+    reading, server = await ask(script, upstream_idle_s=60)
+    assert (reading.error, reading.text, reading.usage_chunks) == (None, "a", 1)
+    assert time.monotonic() - started < 5
+    await asyncio.wait_for(server.calls[0].closed.wait(), 5)
+
+
+async def stall_at_once(wire: Wire) -> None:
+    await wire.hung_up()
+
+
+async def stall_after_headers(wire: Wire) -> None:
+    await wire.head()
+    await wire.hung_up()
+
+
+async def only_comments(wire: Wire) -> None:
+    await wire.head()
+    while True:
+        await wire.send(b": still here\n\n", b"event: ping\ndata: {}\n\n")
+        await asyncio.sleep(0.02)
+
+
+async def stall_later(wire: Wire) -> None:
+    await wire.head()
+    await wire.send(chunk("a"))
+    await wire.hung_up()
+
+
+async def comments_later(wire: Wire) -> None:
+    await wire.head()
+    await wire.send(chunk("a"))
+    while True:
+        await wire.send(b": still here\n")
+        await asyncio.sleep(0.02)
+
+
+async def never_ends(wire: Wire) -> None:
+    await wire.head()
+    while True:
+        await wire.send(chunk("a"))
+        await asyncio.sleep(0.02)
+
+
+async def stalls_in_its_error(wire: Wire) -> None:
+    await wire.head(500, content_type="application/json")
+    await wire.hung_up()
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "text"),
+    [
+        (stall_at_once, "upstream_first_timeout", ""),
+        (stall_after_headers, "upstream_first_timeout", ""),
+        (only_comments, "upstream_first_timeout", ""),
+        (stalls_in_its_error, "upstream_first_timeout", ""),
+        (stall_later, "upstream_idle_timeout", "a"),
+        (comments_later, "upstream_idle_timeout", "a"),
+        (never_ends, "generation_timeout", "a"),
+    ],
+)
+async def test_timers(script: Script, code: str, text: str) -> None:
+    started = time.monotonic()
+    async with serving(script) as server, client(generation_s=1) as upstream:
+        reading = await read(upstream, provider(server.url))
+        await asyncio.wait_for(server.calls[0].closed.wait(), 5)
+    assert isinstance(reading.error, UpstreamTimeout)
+    assert (reading.error.code, reading.error.status) == (code, 504)
+    assert reading.text[:1] == text
+    assert time.monotonic() - started < 5
+
+
+async def test_connect_timeout() -> None:
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)  # a queue of one that nobody empties: later handshakes get no answer
+        for filler in (first, second):
+            filler.setblocking(False)
+            with suppress(BlockingIOError):
+                filler.connect(full.getsockname())
+        async with client(upstream_connect_s=0.2, upstream_first_s=5) as upstream:
+            reading = await read(upstream, provider(f"http://127.0.0.1:{full.getsockname()[1]}"))
+    assert isinstance(reading.error, UpstreamTimeout)
+    assert reading.error.code == "upstream_connect_timeout"
+
+
+async def test_a_slow_consumer_is_not_the_providers_silence() -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(chunk("a"))
+        await asyncio.sleep(0.5)
+        await wire.send(chunk("b", "stop"), DONE)
+
+    async with serving(script) as server, client() as upstream:
+        reading = Reading()
+        async for chunks in upstream.stream(provider(server.url), BODY, "m", reading.normalizer):
+            reading.batches.append(chunks)
+            await asyncio.sleep(0.7)
+    assert reading.text == "ab"
+
+
+async def test_no_connection() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        refused = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        async with client() as upstream:
+            for url in (refused, "http://x:99999999"):
+                reading = await read(upstream, provider(url))
+                assert reading.error is not None
+                assert (reading.error.code, reading.error.status) == ("upstream_connect_error", 502)
+                assert url not in reading.error.message
+
+
+async def test_hung_up_before_the_headers() -> None:
+    async def script(wire: Wire) -> None:
+        wire.reset()
+
+    reading, _ = await ask(script)
+    assert reading.error is not None
+    assert reading.error.code == "upstream_connect_error"
+
+
+async def eof(wire: Wire) -> None:
+    await wire.head()
+    await wire.send(chunk("a"), chunk("b"))
+    await wire.raw(END)
+
+
+async def chunked_cut(wire: Wire) -> None:
+    await wire.head()
+    await wire.send(chunk("a"), chunk("b"), chunk("c")[:30])
+
+
+async def close_cut(wire: Wire) -> None:
+    await wire.head(transfer_encoding="", connection="close")
+    await wire.raw(chunk("a") + chunk("b") + chunk("c")[:30])
+
+
+async def reset(wire: Wire) -> None:
+    await wire.head()
+    await wire.send(chunk("a"), chunk("b"))
+    await asyncio.sleep(0.05)
+    wire.reset()
+
+
+async def nothing(wire: Wire) -> None:
+    await wire.head()
+    await wire.raw(END)
+
+
+@pytest.mark.parametrize(
+    ("script", "text"), [(eof, "ab"), (chunked_cut, "ab"), (close_cut, "ab"), (reset, "ab"), (nothing, "")]
+)
+async def test_cut_streams(script: Script, text: str) -> None:
+    reading, _ = await ask(script)
+    assert isinstance(reading.error, UpstreamIncomplete)
+    assert reading.text == text
+    assert reading.normalizer.finish_reasons == [None]
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "code"),
+    [
+        (b'data: {"choices":[{"delta":{"con\n\n', UpstreamInvalid, "upstream_invalid"),
+        (b'data: {"choices":[{"index":0,"delta":{"content":"\xff"}}]}\n\n', UpstreamInvalid, "upstream_invalid"),
+        (b"data: " + b"x" * 5000 + b"\n\n", UpstreamInvalid, "upstream_chunk_too_large"),
+        (b"data: " + b"x" * 100_000, UpstreamInvalid, "upstream_chunk_too_large"),
+        (b'data: {"error":{"message":"m","code":"c"}}\n\n', UpstreamRefused, "c"),
+        (b'event: error\ndata: {"error":{"message":"m","code":"c"}}\n\n', UpstreamRefused, "c"),
+        (b'error: {"message":"m","code":"c"}\n', UpstreamRefused, "c"),
+    ],
+)
+async def test_what_came_before_an_error_is_kept(bad: bytes, kind: type[UpstreamError], code: str) -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(chunk("a") + chunk("b") + bad)
+        await wire.raw(END)
+
+    reading, server = await ask(script)
+    assert isinstance(reading.error, kind)
+    assert reading.error.code == code
+    assert reading.text == "ab"
+    await asyncio.wait_for(server.calls[0].closed.wait(), 5)
+
+
+async def test_a_key_of_any_form_is_not_repeated() -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(chunk("a"), b'data: {"error":{"message":"bad key: open sesame","code":401}}\n\n')
+
+    async with serving(script) as server, client() as upstream:
+        reading = await read(upstream, provider(server.url, "sesame"))
+    assert isinstance(reading.error, UpstreamRefused)
+    assert reading.error.status == 401
+    assert "sesame" not in json.dumps(reading.error.to_outcome())
+
+
+async def test_an_endless_line_is_not_buffered() -> None:
+    sent = 0
+
+    async def script(wire: Wire) -> None:
+        nonlocal sent
+        await wire.head()
+        while True:
+            await wire.send(b"x" * 65536)
+            sent += 65536
+
+    reading, server = await ask(script)
+    assert reading.error is not None
+    assert reading.error.code == "upstream_chunk_too_large"
+    await asyncio.wait_for(server.calls[0].closed.wait(), 5)
+    assert sent < 64 << 20
+
+
+async def html(wire: Wire) -> None:
+    await wire.head(content_type="text/html; charset=utf-8")
+    await wire.send(b"<html>secret page</html>")
+    await wire.raw(END)
+
+
+async def plain_json(wire: Wire) -> None:
+    await wire.head(content_type="application/json")
+    await wire.send(b'{"choices":[{"message":{"content":"secret"}}]}')
+    await wire.raw(END)
+
+
+async def gzipped(wire: Wire) -> None:
+    await wire.head(content_encoding="gzip")
+    await wire.send(gzip.compress(b"\0" * 10_000_000))
+    await wire.raw(END)
+
+
+@pytest.mark.parametrize("script", [html, plain_json, gzipped])
+async def test_not_a_stream(script: Script) -> None:
+    reading, _ = await ask(script)
+    assert isinstance(reading.error, UpstreamInvalid)
+    assert reading.error.status == 502
+    assert "secret" not in reading.error.message
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/octet-stream", "Text/Event-Stream;charset=x"])
+async def test_streams_by_another_name(content_type: str) -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head(content_type=content_type)
+        await wire.send(chunk("é", "stop"), DONE)
+        await wire.raw(END)
+
+    reading, _ = await ask(script)
+    assert (reading.error, reading.text) == (None, "é")
+
+
+@pytest.mark.parametrize(("status", "ours"), [(400, 400), (401, 401), (429, 429), (500, 502), (504, 504), (200, 402)])
+async def test_errors_instead_of_an_answer(status: int, ours: int) -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head(status, content_type="application/json", retry_after="2")
+        error = {"message": f"bad key {KEY}", "type": "t", "code": 402 if status == 200 else "c"}
+        await wire.send(json.dumps({"error": error}).encode())
+        await wire.raw(END)
+
+    reading, server = await ask(script)
+    assert isinstance(reading.error, UpstreamRefused)
+    assert (reading.error.status, reading.error.message) == (ours, "acme: bad key [redacted]")
+    assert reading.error.retry_after_s == 2
+    assert len(server.calls) == 1
+
+
+async def test_an_endless_error_is_read_in_part_only() -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head(400, content_type="text/plain")
+        while True:
+            await wire.send(b"no " * 1000)
+
+    reading, server = await ask(script)
+    assert isinstance(reading.error, UpstreamRefused)
+    assert len(reading.error.message) < 600
+    await asyncio.wait_for(server.calls[0].closed.wait(), 5)
+
+
+async def test_redirects_are_not_followed() -> None:
+    async with serving(nothing) as elsewhere:
+
+        async def script(wire: Wire) -> None:
+            await wire.head(302, location=f"{elsewhere.url}/chat/completions")
+            await wire.raw(END)
+
+        reading, _ = await ask(script)
+    assert reading.error is not None
+    assert (reading.error.code, reading.error.status) == ("upstream_redirect", 502)
+    assert elsewhere.calls == []
+
+
+@pytest.mark.parametrize("how", ["aclose", "cancel"])
+async def test_hanging_up_reaches_the_provider_at_once(how: str) -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(chunk("a"))
+        await wire.hung_up()
+
+    async with serving(script) as server, client(upstream_idle_s=60) as upstream:
+        stream = upstream.stream(provider(server.url), BODY, "m", Reading().normalizer)
+        if how == "aclose":
+            async with aclosing(stream):
+                await anext(stream)
+        else:
+            await anext(stream)
+            waiting = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        started = time.monotonic()
+        await asyncio.wait_for(server.calls[0].closed.wait(), 5)
+        assert time.monotonic() - started < 1
+
+
+async def test_many_cancelled_requests_leave_the_client_well() -> None:
+    turn = 0
+    all_there = asyncio.Event()
+
+    async def script(wire: Wire) -> None:
+        nonlocal turn
+        turn += 1
+        if turn <= 50:
+            if turn == 50:
+                all_there.set()
+            await wire.hung_up()
+            return
+        await wire.head()
+        await wire.send(chunk("a", "stop"), DONE)
+        await wire.raw(END)
+
+    async with serving(script) as server, client(upstream_first_s=60) as upstream:
+        tasks = [asyncio.create_task(read(upstream, provider(server.url))) for _ in range(50)]
+        await asyncio.wait_for(all_there.wait(), 10)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert (await read(upstream, provider(server.url))).text == "a"
+        for call in server.calls:
+            await asyncio.wait_for(call.closed.wait(), 5)
+
+
+async def batches_of(stream: AsyncIterator[list[Chunk]]) -> list[list[Chunk]]:
+    return [chunks async for chunks in stream]
+
+
+async def test_fake_models_take_the_same_road() -> None:
+    async with client() as upstream:
+        reading = await read(upstream, FAKE, "lorem?tokens=300&reasoning=5", {**BODY, "n": 2})
+        assert (reading.error, reading.usage_chunks) == (None, 1)
+        assert len(reading.text.split()) == 600
+        assert reading.normalizer.finish_reasons == ["stop", "stop"]
+
+        cut = await read(upstream, FAKE, "echo?tokens=5&cut=2")
+        assert isinstance(cut.error, UpstreamIncomplete)
+        assert cut.text.count("hi") == 2
+        refused = await read(upstream, FAKE, "lorem?error=429")
+        assert refused.error is not None
+        assert refused.error.status == 429
+        late = await read(upstream, FAKE, "lorem?first_ms=2000")
+        assert late.error is not None
+        assert late.error.code == "upstream_first_timeout"
+        slow = await read(upstream, FAKE, "lorem?rate=0.5")
+        assert slow.error is not None
+        assert slow.error.code == "upstream_idle_timeout"
+        with pytest.raises(BadRequest):
+            await batches_of(upstream.stream(FAKE, BODY, "gpt", Reading().normalizer))
+
+
+async def test_fake_models_keep_their_rate() -> None:
+    async with client() as upstream:
+        started = time.monotonic()
+        reading = await read(upstream, FAKE, "lorem?tokens=21&rate=100")
+        assert 0.19 < time.monotonic() - started < 5
+        assert len(reading.text.split()) == 21
+        assert len(reading.batches) > 10

@@ -1,0 +1,301 @@
+"""All I/O with providers: one request out, lists of chunks in.
+
+Hidden here: the client and its connections, the four timers, reading raw bytes (never lines, never decompressed), what a
+status or a content type means, when a stream has ended, and that closing the generator closes the connection. The meaning
+of an event is the normalizer's; the spelling of the stream is shared/sse.py's; httpx is shared/http.py's.
+
+A stream has ended when it says so: [DONE], or a finish reason for every choice. An end of file proves nothing, since a
+connection-close body that was cut looks just like one that is complete (recovery.md §2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from shared import http, json, sse
+from shared.chat import Chunk
+from shared.config import Settings
+from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamInvalid, UpstreamRefused, UpstreamTimeout
+from worker.providers import fake
+from worker.providers.openai import Normalizer, build_request, error_from_response
+from worker.providers.registry import Provider
+
+T = TypeVar("T")
+
+_Events = AsyncGenerator[list[sse.Event], None]
+
+_GRACE_S = 5.0  # after the finish reason: how long usage and [DONE] may take
+_REUSE_S = 0.05  # after [DONE]: how long the end of the body may take, so that the connection can be used again
+_MAX_ERROR_BYTES = 64 * 1024
+_AHEAD_BYTES = 256 * 1024
+_FAKE_BATCH = 64
+
+# Besides text/event-stream: some send none (""), and some proxies call every stream one of these.
+_STREAM_TYPES = frozenset(("text/event-stream", "application/octet-stream", "text/plain", ""))
+
+
+class Upstream:
+    """The provider side of one worker process: an async context manager that owns the HTTP client.
+
+    Any number of streams may run at once.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client = http.open_client(settings.upstream_connect_s)
+
+    async def __aenter__(self) -> Self:
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.__aexit__(kind, error, trace)
+
+    async def stream(
+        self, provider: Provider, body: dict[str, Any], model: str, normalizer: Normalizer
+    ) -> AsyncGenerator[list[Chunk], None]:
+        """Asks `provider` for `model` (its own name of it) and yields all chunks of one network read together.
+
+        Never yields an empty list; the last list ends with the usage chunk, if usage was seen. Ends after [DONE], or
+        once every choice has its finish reason and the body ends or 5 s have passed. Chunks that came before an error
+        are yielded before it is raised. Close it (`contextlib.aclosing`) or cancel it to hang up on the provider at once.
+
+        Raises UpstreamTimeout (four codes, see Settings), UpstreamRefused for an error of the provider's,
+        UpstreamIncomplete for a stream that was cut, UpstreamInvalid for one that cannot be understood, UpstreamError
+        `upstream_connect_error`, `upstream_redirect`; and BadRequest for a fake model that does not exist.
+        """
+        timers = _Timers(self._settings)
+        # Attempts before the first chunk are to be repeated here, around `_open` and the first batch.
+        async with self._open(provider, body, model, timers) as batches:
+            while not normalizer.done:
+                events = await self._next(batches, normalizer, timers)
+                chunks, failure = _normalize(events or [], normalizer)
+                if failure is None and (normalizer.done or events is None):
+                    chunks += normalizer.end()
+                if chunks:
+                    yield chunks
+                    # The consumer's time is not the provider's: the idle timer starts when we begin to wait again.
+                    timers.progress()
+                if failure is not None:
+                    raise _without_key(failure, provider)
+                if events is None:
+                    return
+            await _settle(batches)
+
+    def _open(
+        self, provider: Provider, body: dict[str, Any], model: str, timers: _Timers
+    ) -> AbstractAsyncContextManager[_Events]:
+        """The events of one attempt, in batches that came together. Leaving the context closes the connection."""
+        if provider.kind == "fake":
+            return aclosing(_play(body, model))
+        return self._request(provider, build_request(body, model), timers)
+
+    @asynccontextmanager
+    async def _request(self, provider: Provider, body: dict[str, Any], timers: _Timers) -> AsyncIterator[_Events]:
+        response = await timers.wait(self._send(provider, body))
+        try:
+            await _check(response, provider, timers)
+            async with aclosing(_decode(response, self._settings.max_event_bytes)) as batches:
+                yield batches
+        finally:
+            await response.aclose()
+
+    async def _send(self, provider: Provider, body: dict[str, Any]) -> http.Response:
+        """Sends the request; returns once the response's headers are there. Nothing of a client's request is sent on
+        but the body."""
+        headers = {
+            "content-type": "application/json",
+            "accept": "text/event-stream",
+            "accept-encoding": "identity",
+        }
+        if provider.api_key is not None:
+            headers["authorization"] = f"Bearer {provider.api_key}"
+        url = f"{provider.base_url}/chat/completions"
+        try:
+            request = self._client.build_request("POST", url, headers=headers, content=json.dumps(body))
+            return await self._client.send(request, stream=True)
+        except http.ConnectTimeout:
+            failure: UpstreamError = _timeout("upstream_connect_timeout", self._settings.upstream_connect_s)
+        except (http.TransportError, http.InvalidURL) as error:
+            # The name of the error, not its text: that may hold an address.
+            message = f"{provider.name}: no connection ({type(error).__name__})."
+            failure = UpstreamError(message, code="upstream_connect_error")
+        raise failure
+
+    async def _next(self, batches: _Events, normalizer: Normalizer, timers: _Timers) -> list[sse.Event] | None:
+        """The next batch; None once nothing more is to come. After the finish reason no failure can take that back."""
+        if normalizer.finished:
+            timers.grace()
+        try:
+            return await timers.wait(anext(batches, None))
+        except (UpstreamIncomplete, UpstreamTimeout):
+            if normalizer.finished:
+                return None
+            raise
+
+
+class _Timers:
+    """Until when the current wait may last, and what it is called if it lasts longer. Times are of the event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._total_s = settings.generation_s
+        self._idle_s = settings.upstream_idle_s
+        self._end = self._clock() + self._total_s
+        self._code, self._seconds = "upstream_first_timeout", settings.upstream_first_s
+        self._until = self._clock() + self._seconds
+        self._in_grace = False
+
+    def progress(self) -> None:
+        """A data event came: from now on the idle timer counts, from here. Comments and pings are none."""
+        if not self._in_grace:
+            self._code, self._seconds = "upstream_idle_timeout", self._idle_s
+            self._until = self._clock() + self._idle_s
+
+    def grace(self) -> None:
+        """The answer is whole; starts once, and is not extended."""
+        if not self._in_grace:
+            self._in_grace = True
+            self._until = self._clock() + _GRACE_S
+
+    async def wait(self, awaitable: Awaitable[T]) -> T:
+        """Raises UpstreamTimeout when the current timer, or that of the whole generation, runs out first."""
+        try:
+            async with asyncio.timeout_at(min(self._until, self._end)) as timer:
+                return await awaitable
+        except TimeoutError:
+            if not timer.expired():
+                raise
+        if self._end <= self._until:
+            raise _timeout("generation_timeout", self._total_s)
+        raise _timeout(self._code, self._seconds)
+
+
+def _timeout(code: str, seconds: float) -> UpstreamTimeout:
+    return UpstreamTimeout(f"The provider took longer than {seconds:g} s ({code}).", code=code)
+
+
+def _normalize(events: list[sse.Event], normalizer: Normalizer) -> tuple[list[Chunk], UpstreamError | None]:
+    """The chunks of a batch, and the error that ended it: what came before an error is kept."""
+    chunks: list[Chunk] = []
+    try:
+        for event in events:
+            chunks += normalizer.feed(event)
+    except UpstreamError as failure:
+        return chunks, failure
+    return chunks, None
+
+
+def _without_key(failure: UpstreamError, provider: Provider) -> UpstreamError:
+    """The normalizer takes out what looks like a key; a provider's own may look like anything, and only we know it."""
+    if provider.api_key is None or provider.api_key not in str(failure.to_object()):
+        return failure
+    return UpstreamRefused(f"{provider.name}: reported an error that cannot be shown.", status=failure.status)
+
+
+async def _check(response: http.Response, provider: Provider, timers: _Timers) -> None:
+    """Raises the error that a response stands for which is not an event stream."""
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    encoded = encoding not in ("", "identity")
+    if response.status_code == 200 and encoded:
+        # It was told not to. Inflating would let a small body fill the memory.
+        raise UpstreamInvalid(f"{provider.name}: the stream is compressed, which was not asked for.")
+    if response.status_code != 200 or content_type not in _STREAM_TYPES:
+        body = b"" if encoded else await timers.wait(_read_some(response))
+        raise error_from_response(provider, response.status_code, response.headers, body)
+
+
+async def _read_some(response: http.Response) -> bytes:
+    body = bytearray()
+    try:
+        async for data in response.aiter_raw():
+            body += data
+            if len(body) >= _MAX_ERROR_BYTES:
+                break
+    except http.TransportError:
+        pass  # the status is known; a message that was cut is better than none
+    return bytes(body[:_MAX_ERROR_BYTES])
+
+
+async def _decode(response: http.Response, max_event_bytes: int) -> _Events:
+    """All events that came since the last time it was asked.
+
+    A task of its own reads, because the client hands out every HTTP chunk by itself, even if fifty of them came in one
+    packet: the task only pauses when the socket has nothing more, so a packet becomes one batch. It also reads on while
+    the consumer is busy, up to `_AHEAD_BYTES`; after that the provider has to wait.
+    """
+    decoder = sse.Decoder(max_event_bytes)
+    ready: list[sse.Event] = []
+    news, room = asyncio.Event(), asyncio.Event()
+
+    async def read() -> UpstreamError | None:
+        ahead = 0
+        try:
+            async for data in response.aiter_raw():
+                ahead = ahead + len(data) if ready else len(data)
+                if events := decoder.feed(data):
+                    ready.extend(events)
+                    news.set()
+                if ready and ahead >= _AHEAD_BYTES:
+                    room.clear()
+                    await room.wait()
+            ready.extend(decoder.close())
+        except sse.EventTooLarge:
+            message = f"The provider sent an event of more than {max_event_bytes} bytes."
+            return UpstreamInvalid(message, code="upstream_chunk_too_large")
+        except http.TransportError:
+            return UpstreamIncomplete("The connection to the provider broke before the answer had ended.")
+        finally:
+            news.set()
+        return None
+
+    reader = asyncio.create_task(read(), name="upstream-read")
+    try:
+        while ready or not reader.done():
+            if ready:
+                batch = ready.copy()
+                ready.clear()
+                room.set()
+                yield batch
+            else:
+                news.clear()
+                await news.wait()
+        if failure := reader.result():
+            raise failure
+    finally:
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+
+
+async def _play(body: dict[str, Any], model: str) -> _Events:
+    """A fake model's events at their times: those that are due come together."""
+    clock = asyncio.get_running_loop().time
+    due = clock()
+    batch: list[sse.Event] = []
+    for delay_s, event in fake.script(body, model):
+        due += delay_s
+        if batch and (len(batch) >= _FAKE_BATCH or due > clock()):
+            yield batch
+            batch = []
+            await asyncio.sleep(0)  # without pauses in the script, nobody else would get a turn
+        if (pause := due - clock()) > 0:
+            await asyncio.sleep(pause)
+        batch.append(event)
+    if batch:
+        yield batch
+
+
+async def _settle(batches: _Events) -> None:
+    """After [DONE]: the body's end is usually there already, and once it is read the connection can be used again."""
+    try:
+        async with asyncio.timeout(_REUSE_S):
+            await anext(batches, None)
+    except (TimeoutError, UpstreamError):
+        pass  # the answer is whole; the connection is closed instead

@@ -42,12 +42,19 @@ class Appender:
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="appender")
+        self._task.add_done_callback(self._fail_pending)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+            self._fail_pending(self._task)
+
+    def _fail_pending(self, _: object) -> None:
+        """Nobody waits for a connection that is no more."""
+        for _, _, future in self._pending:
+            future.cancel()
 
     async def send(self, packed: bytes, replies: int) -> list[Any]:
         """Sends packed commands and returns as many replies, errors among them as values."""
@@ -61,7 +68,7 @@ class Appender:
         while True:
             connection = None
             try:
-                connection = await pool.get_connection("XADD")
+                connection = await pool.get_connection()
                 while True:
                     await self._flush(connection)
             except UNREACHABLE as error:

@@ -1,0 +1,53 @@
+"""The same tests on fakeredis, which is quick, and on a real Valkey, which is the truth."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import fakeredis
+import pytest
+from fakeredis.aioredis import FakeAsyncRedisConnection
+from redis.asyncio import ConnectionPool
+
+from shared import keys
+from shared.config import Settings
+from shared.embedded import EmbeddedValkey
+from shared.redis import ArqRedis, connect, deserialize_job, serialize_job
+from shared.streamlog import StreamLog
+from shared.writer import Appender
+
+
+def fake_client() -> ArqRedis:
+    pool: ConnectionPool = ConnectionPool(
+        connection_class=FakeAsyncRedisConnection, server=fakeredis.FakeServer(), version=(7,), server_type="redis"
+    )
+    return ArqRedis(pool, job_serializer=serialize_job, job_deserializer=deserialize_job, default_queue_name=keys.QUEUE)
+
+
+@pytest.fixture(params=["fakeredis", "valkey"])
+async def redis(request: pytest.FixtureRequest) -> AsyncIterator[ArqRedis]:
+    if request.param == "fakeredis":
+        client = fake_client()
+    else:
+        server: EmbeddedValkey = request.getfixturevalue("valkey")
+        client = connect(server.url.replace("db=0", "db=1"), max_connections=10)
+        await client.flushdb()
+    yield client
+    await client.flushdb()
+    await client.aclose(close_connection_pool=True)
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(retention_s=100)
+
+
+@pytest.fixture
+def log(redis: ArqRedis, settings: Settings) -> StreamLog:
+    return StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
+
+
+@pytest.fixture
+async def appender(redis: ArqRedis) -> AsyncIterator[Appender]:
+    async with Appender(redis) as running:
+        yield running

@@ -134,7 +134,7 @@ class Upstream:
             timers.grace()
         try:
             return await timers.wait(anext(batches, None))
-        except (UpstreamIncomplete, UpstreamTimeout):
+        except UpstreamError:
             if normalizer.finished:
                 return None
             raise

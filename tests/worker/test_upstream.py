@@ -215,7 +215,11 @@ async def test_a_finish_reason_is_an_end_too() -> None:
         await wire.head(transfer_encoding="", connection="close")
         await wire.raw(chunk("a") + chunk(None, "stop", usage={"total_tokens": 1}))
 
-    for script in (ends, breaks, closes):
+    async def swells(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(chunk("a"), chunk(None, "stop", usage={"total_tokens": 1}), b"x" * 5000)
+
+    for script in (ends, breaks, closes, swells):
         reading, _ = await ask(script)
         assert (reading.error, reading.text, reading.usage_chunks) == (None, "a", 1)
 

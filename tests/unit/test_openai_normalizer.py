@@ -327,6 +327,7 @@ def test_status(status: int, ours: int) -> None:
         ({"object": "error", "message": "m", "code": None}, "acme: m"),
         ({"detail": "m"}, "acme: m"),
         (b"no healthy upstream", "acme: no healthy upstream"),
+        (b'{"error": {"mess', "acme: the provider reported an error and did not say which."),
         (b"<html>secret</html>", "acme: the provider reported an error and did not say which."),
         (b"", "acme: the provider reported an error and did not say which."),
         ({"error": {"message": "x" * 1000}}, "acme: " + "x" * 499 + "…"),

@@ -62,6 +62,12 @@ def test_ollama_host(value: str, url: str) -> None:
     assert load({"OLLAMA_HOST": value})["ollama"].base_url == url
 
 
+@pytest.mark.parametrize("value", ["box:99999999", "http://user:pw@box", "box?x=1", "ftp://box", "http://[box"])
+def test_ollama_host_that_is_none(value: str) -> None:
+    with pytest.raises(ValueError, match="OLLAMA_HOST must be"):
+        load({"OLLAMA_HOST": value})
+
+
 def test_the_toml_adds_and_replaces() -> None:
     local = {"base_url": "http://127.0.0.1:8001/v1/", "models": ["a", "b/c"]}
     proxied = {"base_url": "https://proxy.example.com/v1", "api_key_env": "PROXY_KEY"}

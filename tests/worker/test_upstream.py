@@ -511,6 +511,16 @@ async def test_an_endless_error_is_read_in_part_only() -> None:
     await asyncio.wait_for(server.calls[0].closed.wait(), 5)
 
 
+async def test_an_error_that_was_cut_keeps_its_status() -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head(429, content_type="application/json", retry_after="3")
+        await wire.send(b'{"error":{"mess')
+
+    reading, _ = await ask(script)
+    assert isinstance(reading.error, UpstreamRefused)
+    assert (reading.error.status, reading.error.retry_after_s) == (429, 3)
+
+
 async def test_redirects_are_not_followed() -> None:
     async with serving(nothing) as elsewhere:
 

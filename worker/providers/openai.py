@@ -326,7 +326,8 @@ def error_from_response(provider: Provider, status: int, headers: Mapping[str, s
         return UpstreamInvalid(f"{provider.name}: answered with something that is not an event stream.")
     if value is None:
         text = body.decode("utf-8", "replace").strip()
-        value = "" if "html" in headers.get("content-type", "") or text.startswith("<") else text
+        # A web page, or JSON that was cut: neither is a sentence.
+        value = "" if "html" in headers.get("content-type", "") or text.startswith(("<", "{", "[")) else text
     return _refusal(
         value,
         status=status if status >= 400 else 502,

@@ -1,0 +1,77 @@
+"""The API as its clients find it: a server without keys (`client`), and one with two tenants (`keyed`)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import redis
+
+from shared.embedded import EmbeddedValkey
+from tests.support.stack import Stack
+from tests.support.upstream import Pause, ScriptedUpstream
+from tests.support.wire import KEY_A, KEY_B, PROVIDER_KEY, Client, Register, Scripted
+
+
+@pytest.fixture
+def scripted(upstream: ScriptedUpstream) -> Iterator[Register]:
+    """Registers a script under a name of its own; whatever still waits at a Pause goes on after the test."""
+    pauses: list[Pause] = []
+
+    def register(
+        parts: Sequence[bytes | float | Pause] = (), *, provider: str = "scripted", **options: Any
+    ) -> Scripted:
+        name = f"s{uuid.uuid4().hex[:10]}"
+        pauses.extend(part for part in parts if isinstance(part, Pause))
+        return Scripted(f"{provider}/{name}", upstream.script(name, parts, **options))
+
+    yield register
+    for pause in pauses:
+        pause.go()
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[Client]:
+    with Client(stack.url) as http:
+        yield http
+
+
+@pytest.fixture
+def store(valkey: EmbeddedValkey, stack: Stack) -> Iterator[redis.Redis]:
+    """The shared stack's database, for looking at it or damaging it behind the broker's back."""
+    with redis.Redis.from_url(valkey.url) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def keyed(
+    valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """A stack with two tenants, quick keep-alives, verbose logs and a provider with a key. Shared: leave it running."""
+    url = valkey.url.replace("db=0", "db=9")
+    settings = {
+        "STREAMSPOOL_API_KEYS": f"a:{KEY_A},b:{KEY_B}",
+        "STREAMSPOOL_KEEPALIVE_S": "0.1",
+        "STREAMSPOOL_HOLD_HEADERS_S": "0.1",
+        "LOG_LEVEL": "debug",
+        "OPENAI_API_KEY": PROVIDER_KEY,
+        "OPENAI_BASE_URL": upstream.base_url,
+    }
+    with Stack(url, upstream.base_url, tmp_path_factory.mktemp("keyed"), **settings) as running:
+        yield running
+
+
+@pytest.fixture
+def alice(keyed: Stack) -> Iterator[Client]:
+    """Tenant `a` of the keyed server."""
+    with Client(keyed.url, KEY_A) as http:
+        yield http
+
+
+@pytest.fixture
+def bob(keyed: Stack) -> Iterator[Client]:
+    """Tenant `b` of the keyed server."""
+    with Client(keyed.url, KEY_B) as http:
+        yield http

@@ -32,7 +32,7 @@ def scripted(upstream: ScriptedUpstream) -> Iterator[Register]:
         pause.go()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(stack: Stack) -> Iterator[Client]:
     with Client(stack.url) as http:
         yield http
@@ -63,14 +63,14 @@ def keyed(
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def alice(keyed: Stack) -> Iterator[Client]:
     """Tenant `a` of the keyed server."""
     with Client(keyed.url, KEY_A) as http:
         yield http
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def bob(keyed: Stack) -> Iterator[Client]:
     """Tenant `b` of the keyed server."""
     with Client(keyed.url, KEY_B) as http:

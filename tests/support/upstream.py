@@ -24,7 +24,7 @@ class Pause:
         self._event.set()
 
     async def passed(self) -> None:
-        while not self._event.is_set():
+        while not self._event.is_set():  # noqa: ASYNC110 - set from another thread
             await asyncio.sleep(0.005)
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
 from shared import json, usage
-from shared.chat import Accumulator, Chunk
+from shared.chat import Accumulator
 from shared.config import Settings
 from shared.entry import Kind, Position, Status, now_ms
 from shared.errors import Fenced, Gone, Sealed, StreamspoolError, Taken, UpstreamError
@@ -39,9 +39,6 @@ from worker.providers.registry import Provider, split_model
 from worker.upstream import Upstream
 
 logger = get_logger(__name__)
-
-MAX_BUFFER_BYTES = 1024 * 1024
-"""What one stream may hold back while the log is away; then reading the provider pauses."""
 
 _CUT_SHORT = frozenset({"length", "content_filter"})
 
@@ -184,22 +181,18 @@ class Generator:
         GENERATION_SECONDS.observe(time.monotonic() - started)
 
     async def _say(self, writer: Writer, answer: Normalizer, body: dict[str, Any]) -> None:
-        """Reads the provider and appends, each at its own pace; raises UpstreamError after all that came is stored."""
+        """Appends what the provider says; raises UpstreamError after all that came is stored."""
         name, model = split_model(body["model"])
         provider = self._providers.get(name)
         if provider is None:
             raise UpstreamError(f"This worker has no provider `{name}`. All workers need the same providers.")
-        buffer = _Buffer()
-        async with aclosing(self._upstream.stream(provider, body, model, answer)) as chunks:
-            reader = asyncio.create_task(_fill(buffer, chunks), name=f"read {writer.generation_id}")
-            try:
-                async for batch in buffer.drain():
-                    await writer.append(batch)
-                    CHUNKS.inc(len(batch))
-                await reader
-            finally:
-                reader.cancel()
-                await asyncio.gather(reader, return_exceptions=True)
+        asked = time.monotonic()
+        async with aclosing(self._upstream.stream(provider, body, model, answer)) as batches:
+            async for batch in batches:  # the upstream reads ahead meanwhile, within bounds, and merges what it read
+                if not writer.position.seq:
+                    FIRST_CHUNK_SECONDS.observe(time.monotonic() - asked)
+                await writer.append(batch)
+                CHUNKS.inc(len(batch))
 
     # ---- seal
 
@@ -267,52 +260,3 @@ class Generator:
 
 def _finished_status(reasons: list[str | None]) -> Status:
     return Status.INCOMPLETE if _CUT_SHORT.intersection(filter(None, reasons)) else Status.COMPLETED
-
-
-class _Buffer:
-    """Chunks between one reader and one writer: everything that came while an append was in flight goes next, at once.
-
-    `put` waits once more than MAX_BUFFER_BYTES are held: that is how the provider feels a slow log.
-    """
-
-    def __init__(self) -> None:
-        self._chunks: list[Chunk] = []
-        self._bytes = 0
-        self._closed = False
-        self._filled, self._emptied = asyncio.Event(), asyncio.Event()
-
-    async def put(self, chunks: list[Chunk]) -> None:
-        self._chunks += chunks
-        self._bytes += sum(len(chunk.payload) for chunk in chunks)
-        self._filled.set()
-        while self._bytes > MAX_BUFFER_BYTES:
-            self._emptied.clear()
-            await self._emptied.wait()
-
-    def close(self) -> None:
-        self._closed = True
-        self._filled.set()
-
-    async def drain(self) -> AsyncIterator[list[Chunk]]:
-        while True:
-            await self._filled.wait()
-            self._filled.clear()
-            if self._chunks:
-                batch, self._chunks, self._bytes = self._chunks, [], 0
-                self._emptied.set()
-                yield batch
-            if self._closed and not self._chunks:
-                return
-
-
-async def _fill(buffer: _Buffer, chunks: AsyncIterator[list[Chunk]]) -> None:
-    started = time.monotonic()
-    first = True
-    try:
-        async for batch in chunks:
-            if first:
-                FIRST_CHUNK_SECONDS.observe(time.monotonic() - started)
-                first = False
-            await buffer.put(batch)
-    finally:
-        buffer.close()

@@ -123,7 +123,7 @@ async def run(redis: ArqRedis, operations: list[tuple[Any, ...]]) -> None:
             if name == "create":
                 assert await subject.create() == model.create()
             elif name == "claim":
-                expected = answer_of(lambda: model.claim(arguments[0]))
+                expected = answer_of(lambda epoch=arguments[0]: model.claim(epoch))  # type: ignore[misc]
                 assert await answer_from(subject.claim(arguments[0])) == expected
             elif name in ("append", "repeat"):
                 await append(model, subject, arguments[0], payloads, lost_reply=name == "repeat")

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared import sse
-from shared.chat import Chunk
+from shared.chat import EXTENSION_FIELDS, Chunk
 from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamInvalid, UpstreamRefused
-from worker.providers.openai import OUR_FIELDS, Normalizer, build_request, error_from_response
+from worker.providers.openai import Normalizer, build_request, error_from_response
 from worker.providers.registry import Provider
 
 KEY = "topsecret-0123456789"
@@ -38,7 +38,7 @@ def chunk(delta: Any = None, finish: str | None = None, index: int = 0, **fields
 
 
 def test_request_asks_for_a_stream_with_usage_and_keeps_what_it_does_not_know() -> None:
-    ours = dict.fromkeys(OUR_FIELDS, "x")
+    ours = dict.fromkeys(EXTENSION_FIELDS, "x")
     body = {"model": "acme/m", "messages": [], "x_new": {"a": 1}, "stream": False, "temperature": 0, **ours}
     before = json.dumps(body)
     request = build_request({**body, "stream_options": {"include_usage": False, "include_obfuscation": False}}, "m")

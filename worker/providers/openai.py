@@ -15,22 +15,9 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from shared import json, sse
-from shared.chat import Chunk
+from shared.chat import EXTENSION_FIELDS, Chunk
 from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamInvalid, UpstreamRefused
 from worker.providers.registry import Provider
-
-OUR_FIELDS = frozenset(
-    (
-        "on_interruption",
-        "on_disconnect",
-        "session_id",
-        "store_reasoning",
-        "background",
-        "max_tokens_per_s",
-        "webhook",
-    )
-)
-"""Extension fields of a request that are ours and never leave the house."""
 
 _MAX_CHOICES = 128  # the `n` OpenAI allows; an index beyond it would only make us allocate
 _MAX_MESSAGE = 500
@@ -49,7 +36,7 @@ def build_request(body: dict[str, Any], model: str) -> dict[str, Any]:
 
     `body` is not changed. `stream_options` keeps its other keys.
     """
-    request = {key: value for key, value in body.items() if key not in OUR_FIELDS}
+    request = {key: value for key, value in body.items() if key not in EXTENSION_FIELDS}
     options = request.get("stream_options")
     request["model"] = model
     request["stream"] = True

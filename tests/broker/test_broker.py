@@ -1,0 +1,181 @@
+"""Submitting, finding, cancelling: the order of things, and who may."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from shared import keys
+from shared.broker import Broker, Principal
+from shared.chat import ChatRequest, Chunk
+from shared.config import Settings
+from shared.entry import Position, Status
+from shared.errors import NotFound, Unavailable
+from shared.redis import ArqRedis, connect
+from shared.streamlog import StreamLog
+from shared.writer import Appender
+
+ANN, BOB = Principal("ann"), Principal("bob")
+CATALOGUE = {"providers": {"fake": {"models": ["echo"], "open": False}, "openai": {"models": [], "open": True}}}
+
+
+@pytest.fixture
+async def broker(redis: ArqRedis, log: StreamLog, settings: Settings) -> Broker:
+    await redis.set(keys.CATALOGUE, json.dumps(CATALOGUE), ex=60)
+    return Broker(redis, log, settings, name="test")
+
+
+def request(**fields: Any) -> tuple[bytes, ChatRequest]:
+    body = {"model": "fake/echo", "messages": [{"role": "user", "content": "twelve chars"}], **fields}
+    return json.dumps(body).encode(), ChatRequest.check(body)
+
+
+async def submitted(broker: Broker, owner: Principal = ANN, **fields: Any) -> str:
+    generation_id: str = (await broker.submit(*request(**fields), owner))["id"]
+    return generation_id
+
+
+async def test_a_request_is_stored_as_it_came_and_the_bell_is_rung(broker: Broker, redis: ArqRedis) -> None:
+    async with redis.pubsub() as pubsub:
+        await pubsub.subscribe(keys.DOORBELL)
+        body, chat_request = request(
+            n=2, metadata={"a": "b"}, stream=True, stream_options={"include_usage": True}, odd=[1]
+        )
+        header = await broker.submit(body, chat_request, ANN)
+        messages = [await pubsub.get_message(timeout=5) for _ in range(2)]
+    assert messages[-1] is not None
+    assert messages[-1]["data"].decode() == header["id"]
+    stored, stored_body = await broker.log.request(header["id"])
+    assert stored == header
+    assert stored_body == body
+    assert (header["n"], header["include_usage"], header["metadata"], header["owner"]) == (2, True, {"a": "b"}, "ann")
+    job = json.loads(await redis.get(f"arq:job:{header['id']}") or b"")
+    assert (job["f"], job["a"], job["k"]) == ("generate", [header["id"]], {})
+
+
+async def test_nothing_is_stored_for_an_unknown_model(broker: Broker, redis: ArqRedis) -> None:
+    for model in ("echo", "fake/", "nobody/x", "fake/other", "/echo"):
+        with pytest.raises(NotFound) as error:
+            await broker.submit(*request(model=model), ANN)
+        assert error.value.code == "model_not_found"
+    assert await redis.zcard(keys.OPEN) == 0
+    await broker.check_model("openai/whatever")
+    await broker.check_model("fake/echo?tokens=3")
+
+
+async def test_a_provider_that_was_just_switched_on_is_known_at_once(broker: Broker, redis: ArqRedis) -> None:
+    await broker.check_model("openai/x")
+    more = {"providers": {**CATALOGUE["providers"], "groq": {"models": [], "open": True}}}
+    await redis.set(keys.CATALOGUE, json.dumps(more), ex=60)
+    await broker.check_model("groq/x")
+
+
+async def test_without_any_worker_ever_nothing_is_accepted(redis: ArqRedis, log: StreamLog, settings: Settings) -> None:
+    with pytest.raises(Unavailable, match="streamspool worker"):
+        await submitted(Broker(redis, log, settings, name="test"))
+
+
+async def test_somebody_elses_generation_is_not_there(broker: Broker) -> None:
+    generation_id = await submitted(broker)
+    assert (await broker.find(generation_id, ANN)).status is Status.QUEUED
+    for call in (broker.find, broker.cancel, broker.delete):
+        with pytest.raises(NotFound):
+            await call(generation_id, BOB)
+    for bad in ("", "x", "chatcmpl-", "chatcmpl-" + "0" * 32, "../" + generation_id, generation_id.upper()):
+        with pytest.raises(NotFound):
+            await broker.find(bad, ANN)
+    assert (await broker.find(generation_id, ANN)).status is Status.QUEUED
+    assert [s.header["id"] async for s in broker.newest(BOB)] == []
+    assert [s.header["id"] async for s in broker.newest(ANN)] == [generation_id]
+    for after in ("nonsense", "chatcmpl-" + "0" * 32):
+        with pytest.raises(NotFound):
+            await anext(broker.newest(ANN, after))
+
+
+async def test_a_cancelled_generation_keeps_what_it_said(broker: Broker, appender: Appender) -> None:
+    generation_id = await submitted(broker)
+    writer, _, _ = await broker.log.claim(appender, generation_id, 1, {"at_ms": 1})
+    await writer.append([Chunk(b'{"choices":[{"index":0,"delta":{"content":"eight ch"}}]}')])
+    summary = await broker.cancel(generation_id, ANN)
+    assert summary.outcome
+    assert summary.status is Status.CANCELLED
+    assert summary.outcome["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert summary.outcome["usage_source"] == "estimate"
+    assert summary.position == Position(1, 1)
+    assert await broker.cancel(generation_id, ANN) == summary
+
+
+async def test_the_providers_own_usage_is_kept_on_cancel(broker: Broker, appender: Appender) -> None:
+    generation_id = await submitted(broker)
+    writer, _, _ = await broker.log.claim(appender, generation_id, 1, {"at_ms": 1})
+    await writer.append([Chunk(b'{"choices":[],"usage":{"total_tokens":9}}', is_usage=True)])
+    outcome = (await broker.cancel(generation_id, ANN)).outcome
+    assert outcome
+    assert (outcome["usage"], outcome["usage_source"]) == ({"total_tokens": 9}, "provider")
+
+
+async def test_a_queued_generation_can_be_cancelled(broker: Broker) -> None:
+    summary = await broker.cancel(await submitted(broker), ANN)
+    assert (summary.status, summary.position.epoch) == (Status.CANCELLED, 0)
+
+
+async def test_deleting_forgets(broker: Broker, redis: ArqRedis) -> None:
+    generation_id = await submitted(broker)
+    await broker.delete(generation_id, ANN)
+    with pytest.raises(NotFound):
+        await broker.find(generation_id, ANN)
+    assert not await redis.exists(keys.log(generation_id))
+    assert await redis.zcard(keys.OPEN) == 0
+    assert [s async for s in broker.newest(ANN)] == []
+
+
+async def test_models_and_workers(broker: Broker, redis: ArqRedis) -> None:
+    assert [model["id"] for model in await broker.models()] == ["fake/echo"]
+    assert await broker.workers() == 0
+    await redis.sadd(keys.WORKERS, "alive", "dead")  # type: ignore[misc]
+    await redis.expire(keys.WORKERS, 60)
+    await redis.set(keys.worker("alive"), b"{}", ex=60)
+    assert await broker.workers() == 1
+
+
+async def test_a_lost_bell_does_not_refuse_what_was_accepted(
+    broker: Broker, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any, **__: Any) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(redis, "publish", broken)
+    generation_id = await submitted(broker)
+    assert (await broker.find(generation_id, ANN)).status is Status.QUEUED
+
+
+async def test_a_redis_that_is_away_is_unavailable(settings: Settings) -> None:
+    redis = connect("redis://127.0.0.1:1/0", max_connections=2)
+    broker = Broker(redis, StreamLog(redis, retention_s=1, safety_s=1), settings, name="test")
+    generation_id = "chatcmpl-" + "0" * 32
+    for call in (
+        broker.find(generation_id, ANN),
+        broker.workers(),
+        broker.check_model("a/b"),
+        anext(broker.newest(ANN)),
+    ):
+        with pytest.raises(Unavailable) as error:
+            await call
+        assert error.value.code == "storage_unavailable"
+        assert error.value.headers() == {"retry-after": "2"}
+    await redis.aclose(close_connection_pool=True)
+
+
+async def test_a_full_redis_says_so(redis: ArqRedis, broker: Broker, request: pytest.FixtureRequest) -> None:
+    if "fakeredis" in request.node.name:
+        return  # it accepts maxmemory and does nothing
+    await redis.config_set("maxmemory", "1mb")
+    try:
+        with pytest.raises(Unavailable) as error:
+            await submitted(broker)
+        assert error.value.code == "storage_full"
+    finally:
+        await redis.config_set("maxmemory", "0")
+    assert await redis.zcard(keys.OPEN) == 0

@@ -50,6 +50,8 @@ class LiveLog:
         self.outcome: Entry | None = None
         self.problem: LogError | None = None
         self.viewers = 0
+        self.opening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.caught_up = False
         self.floor = 0
         self.lost = 0
         self._entries: list[Entry] = []
@@ -73,7 +75,11 @@ class LiveLog:
     @property
     def started(self) -> bool:
         """Whether there is anything to show: a chunk, an end, or a reason why there will be none."""
-        return bool(self.end or self.outcome or self.problem)
+        return bool(self.end or self.ended)
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.outcome or self.problem)
 
     def frames(self, encode: Encode, start: int, stop: int) -> list[bytes]:
         """Frames of the chunks `start` (exclusive) to `stop` (inclusive), formatted at most once per encoding."""
@@ -148,7 +154,6 @@ class Hub:
         self._log = log
         self._following = StreamLog(reading, retention_s=0, safety_s=0)
         self._live: dict[str, LiveLog] = {}
-        self._opening: dict[str, asyncio.Task[LiveLog]] = {}
         self._control = keys.hub(os.urandom(8).hex())
         self._control_id = "0"
         self._added = asyncio.Event()
@@ -175,52 +180,40 @@ class Hub:
 
         `fresh` says that it was just created and cannot have entries yet. Raises RedisError, OSError, Damaged.
         """
-        while True:
-            live = self._live.get(generation_id) or await self._open(generation_id, fresh)
-            if self._live.get(generation_id) is live:  # else its last viewer left while we were waiting
-                break
+        live = self._live.get(generation_id)
+        if live is None:
+            live = self._live[generation_id] = LiveLog(generation_id)
+            live.opening = asyncio.create_task(self._catch_up(live, fresh), name=f"open {generation_id}")
+            FOLLOWED.inc()
         live.viewers += 1
         VIEWERS.inc()
         try:
+            await asyncio.shield(live.opening)  # once, however many came at the same moment
             yield live
         finally:
             VIEWERS.dec()
             live.viewers -= 1
             if not live.viewers:
-                self._forget(live)
+                del self._live[generation_id]
+                FOLLOWED.dec()
+                live.opening.cancel()
 
     def wake(self) -> None:
         """Makes every viewer look again: something outside the logs has changed."""
         for live in self._live.values():
             live.wake()
 
-    async def _open(self, generation_id: str, fresh: bool) -> LiveLog:
-        """Catches up once, however many ask at the same moment."""
-        opening = self._opening.get(generation_id)
-        if opening is None:
-            opening = self._opening[generation_id] = asyncio.create_task(self._catch_up(generation_id, fresh))
-            opening.add_done_callback(lambda _: self._opening.pop(generation_id, None))
-        return await asyncio.shield(opening)
-
-    async def _catch_up(self, generation_id: str, fresh: bool) -> LiveLog:
-        live = LiveLog(generation_id)
+    async def _catch_up(self, live: LiveLog, fresh: bool) -> None:
         if not fresh:
-            async for page in self._log.read_all(generation_id, strict=False):
+            async for page in self._log.read_all(live.id, strict=False):
                 live.feed(page)
-        self._live[live.id] = live
-        FOLLOWED.inc()
+        live.caught_up = True
         if live.outcome is None:
             self._added.set()
             try:
                 await self._log.interrupt(self._control)
             except (RedisError, OSError) as error:  # the read ends by itself, a little later
                 logger.warning("hub not interrupted", error=type(error).__name__)
-        return live
-
-    def _forget(self, live: LiveLog) -> None:
-        if self._live.get(live.id) is live:
-            del self._live[live.id]
-            FOLLOWED.dec()
 
     async def _run(self) -> None:
         while True:
@@ -232,7 +225,7 @@ class Hub:
                 await asyncio.sleep(0.25)
 
     async def _read(self) -> None:
-        followed = {live.id: live for live in self._live.values() if not (live.outcome or live.problem)}
+        followed = {live.id: live for live in self._live.values() if live.caught_up and not live.ended}
         if not followed:
             self._added.clear()
             await self._added.wait()
@@ -259,7 +252,4 @@ class Hub:
         problems = await self._following.check({generation_id: live.position for generation_id, live in quiet.items()})
         for generation_id, problem in problems.items():
             quiet[generation_id].fail(problem)
-        for live in quiet.values():
-            if not live.viewers:  # whoever opened it left before watching
-                self._forget(live)
         self._checked = asyncio.get_running_loop().time()

@@ -158,11 +158,10 @@ class Client:
                             on_event(event)
                 return
             except (http.TransportError, TimeoutError, EOFError, _Later) as error:
+                reached = connected or isinstance(error, _Later)
                 # A generation whose id is not known cannot be found again; and a server never reached is a wrong URL.
-                if not view.id or not connected:
+                if not view.id or not reached or time.monotonic() - last_contact > self._give_up_s:
                     raise error.refusal if isinstance(error, _Later) else self._unreachable(error) from None
-                if time.monotonic() - last_contact > self._give_up_s:
-                    raise self._unreachable(error) from None
             lost = True
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LAST_PAUSE_S)

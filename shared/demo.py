@@ -147,12 +147,12 @@ class _Show:
         await _until(lambda: bool(first.view.position) or first.ended)
         if first.ended:
             return
-        self._join(readers, Viewer("twin", "at the start, on a connection of its own", View(first.view.id)))
+        self._join(readers, Viewer("twin", "at the start, by GET", View(first.view.id)))
         await _until(lambda: first.tokens >= LATE_AT or first.ended)
-        self._join(readers, Viewer("late", f"at token {first.tokens}, reads all of it", View(first.view.id)))
+        self._join(readers, Viewer("late", f"late, at token {first.tokens}", View(first.view.id)))
         await _until(lambda: first.tokens >= MIDDLE_AT or first.ended)
         here = View(first.view.id, first.view.position)
-        self._join(readers, Viewer("middle", f"from position {here.position} on", here, before=first.text))
+        self._join(readers, Viewer("middle", f"at position {here.position}", here, before=first.text))
         await _until(lambda: first.tokens >= KILL_AT or first.ended)
         old = self._supervisor.pids()["api"]
         self._supervisor.kill("api")

@@ -220,10 +220,13 @@ class EmbeddedValkey:
         self._lock = lock
 
     def _place_socket(self) -> None:
+        self._socket = self._dir / "valkey.sock"
         if len(os.fsencode(self._socket)) <= SOCKET_PATH_BYTES:
             return
-        name = hashlib.sha256(os.fsencode(self._dir)).hexdigest()[:12]
-        directory = Path(tempfile.gettempdir(), f"streamspool-{os.getuid()}-{name}")
+        name = f"streamspool-{os.getuid()}-{hashlib.sha256(os.fsencode(self._dir)).hexdigest()[:12]}"
+        directory = Path(tempfile.gettempdir(), name)
+        if len(os.fsencode(directory / "valkey.sock")) > SOCKET_PATH_BYTES:
+            directory = Path("/tmp", name)
         directory.mkdir(mode=0o700, exist_ok=True)
         found = directory.lstat()
         # Anybody may create names in a temp directory: only one that is ours alone may hold the socket.

@@ -34,7 +34,7 @@ def open_client(connect_timeout_s: float) -> Client:
     """A client that only ever times out while connecting: how long silence may last is the caller's to say.
 
     Idle connections are kept for 30 s, since a TLS handshake costs a provider's first token 50 to 200 ms. There is no
-    limit on open ones: a limited pool is dead after as many cancelled requests (recovery.md §2), and the number of
+    limit on open ones: a limited pool is dead after as many cancelled requests, and the number of
     generations is limited elsewhere.
     """
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=_IDLE_CONNECTIONS, keepalive_expiry=_IDLE_S)

@@ -24,7 +24,7 @@ DONE = b"[DONE]"
 
 KEEPALIVE = b": ka\n"
 """A comment that keeps idle hops open. One newline, not two: the OpenAI SDKs for Python keep the last `id` and take any
-blank line after it for an event with empty data, on which they die (contracts.md §2.1)."""
+blank line after it for an event with empty data, on which they die."""
 
 _BOM = b"\xef\xbb\xbf"
 

@@ -5,7 +5,7 @@ status or a content type means, when a stream has ended, and that closing the ge
 of an event is the normalizer's; the spelling of the stream is shared/sse.py's; httpx is shared/http.py's.
 
 A stream has ended when it says so: [DONE], or a finish reason for every choice. An end of file proves nothing, since a
-connection-close body that was cut looks just like one that is complete (recovery.md §2).
+connection-close body that was cut looks just like one that is complete.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """OpenAI's chat format as spoken by OpenAI and everybody who is compatible with it, more or less. Pure functions.
 
 Hidden here: what a request must ask for, and every dialect of the answer seen in 111 recordings of 24 providers. Out
-comes one form, the one that all official clients can read (contracts.md §2.1, rules 3 and 4): the provider's own JSON
+comes one form, the one that all official clients can read: the provider's own JSON
 objects with `id`, `object`, `created` and `model` set to ours and all other fields as they were, the role once per
 choice, choices in order, usage once and last. Dialects that need more than this get a file of their own beside it.
 """

@@ -1,6 +1,6 @@
 """Who answers: the providers that are switched on, and under which names.
 
-Hidden here: the environment variables people already have (libraries.md §4.4, after any-llm's table), where each vendor
+Hidden here: the environment variables people already have, where each vendor
 answers, and how `streamspool.toml` adds to that. A vendor is one row of a table; all of them speak OpenAI's format, so a
 new one is a new row and nothing else.
 """

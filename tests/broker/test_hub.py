@@ -1,0 +1,324 @@
+"""The hub and the relay in process, on a real Valkey: windows, laggards, attempts, and logs that go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from api import hub as hub_module
+from api.cursor import Cursor, parse
+from api.hub import BLOCK_MS, Hub
+from api.relay import Drain, EventStream, Parts, View
+from shared import keys
+from shared.broker import Broker
+from shared.chat import Chunk
+from shared.config import Settings
+from shared.embedded import EmbeddedValkey
+from shared.redis import ArqRedis, connect
+from shared.streamlog import StreamLog
+from shared.writer import Appender, Writer
+
+COMPLETED = {"status": "completed", "ended_at_ms": 2, "by": "w", "error": None}
+NATIVE, OPENAI = View(ids=True, native=True, include_usage=False), View(ids=False, native=False, include_usage=False)
+
+
+class Viewer:
+    """An ASGI client: what it was sent, a way to make it slow, and a way to hang up."""
+
+    def __init__(self, response: Callable[..., Awaitable[None]]) -> None:
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.body = b""
+        self.over = False
+        self.aborted = False
+        self.reading = asyncio.Event()
+        self.reading.set()
+        self._gone = asyncio.Event()
+        scope = {"type": "http", "method": "GET", "extensions": {"streamspool.transport": self}}
+        self.task = asyncio.ensure_future(response(scope, self._receive, self._send))
+
+    async def _receive(self) -> dict[str, str]:
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        await self.reading.wait()
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], dict(message["headers"])
+        else:
+            self.body += message["body"]
+            self.over = not message.get("more_body", False)
+
+    def hang_up(self) -> None:
+        self._gone.set()
+
+    def abort(self) -> None:
+        self.aborted = True
+        self._gone.set()
+
+    close = abort
+
+    async def until(self, text: bytes) -> None:
+        async with asyncio.timeout(10):
+            while text not in self.body:  # noqa: ASYNC110 -- filled by the response under test
+                await asyncio.sleep(0.002)
+
+    @property
+    def words(self) -> list[str]:
+        return re.findall(r'"(w\d+)"', self.body.decode())
+
+
+class Bench:
+    def __init__(self, parts: Parts, appender: Appender, redis: ArqRedis) -> None:
+        self.parts, self.log, self.appender, self.redis = parts, parts.broker.log, appender, redis
+
+    async def log_of(self, *words: int, epoch: int = 1) -> Writer:
+        generation_id = f"chatcmpl-{uuid.uuid4().hex}"
+        await self.log.create({"id": generation_id, "owner": "a", "created_at_ms": 1, "model": "m"}, b"{}")
+        writer, _, _ = await self.log.claim(self.appender, generation_id, epoch, {"at_ms": 1})
+        await self.say(writer, *words)
+        return writer
+
+    async def say(self, writer: Writer, *words: int) -> None:
+        await writer.append([Chunk(b'"w%d"' % word) for word in words])
+
+    def watch(self, writer: Writer, view: View = NATIVE, cursor: Cursor | None = None) -> Viewer:
+        header = {"id": writer.generation_id}
+        return Viewer(EventStream(self.parts, header, view, cursor=cursor, headers={}))
+
+    async def end(self, *viewers: Viewer) -> None:
+        async with asyncio.timeout(15):
+            await asyncio.gather(*(viewer.task for viewer in viewers))
+
+
+@pytest.fixture
+async def bench(valkey: EmbeddedValkey) -> AsyncIterator[Bench]:
+    settings = Settings(keepalive_s=30, send_timeout_s=0.2)
+    async with AsyncExitStack() as stack:
+        url = valkey.url.replace("db=0", "db=1")
+        redis = connect(url, max_connections=10)
+        stack.push_async_callback(redis.aclose, close_connection_pool=True)
+        reading = connect(url, max_connections=2, timeout_s=5 + BLOCK_MS / 1000)
+        stack.push_async_callback(reading.aclose, close_connection_pool=True)
+        await redis.flushdb()
+        appender = await stack.enter_async_context(Appender(redis))
+        log = StreamLog(redis, retention_s=60, safety_s=600)
+        hub = await stack.enter_async_context(Hub(log, reading))
+        yield Bench(Parts(hub, Broker(redis, log, settings, name="t"), settings, Drain()), appender, redis)
+        await redis.flushdb()
+
+
+async def test_every_viewer_gets_every_frame_once_whenever_it_comes(bench: Bench) -> None:
+    writer = await bench.log_of()
+    viewers = [bench.watch(writer)]
+    for word in range(60):
+        await bench.say(writer, word)
+        if word % 10 == 0:
+            viewers += [bench.watch(writer), bench.watch(writer, OPENAI)]
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    viewers.append(bench.watch(writer))
+    await bench.end(*viewers)
+    assert {tuple(viewer.words) for viewer in viewers} == {tuple(f"w{i}" for i in range(60))}
+    assert len({viewer.body for viewer in viewers}) == 2
+    assert all(viewer.body.endswith(b"data: [DONE]\n\n") and viewer.over for viewer in viewers)
+
+
+@pytest.mark.parametrize("live", [True, False])
+async def test_what_has_left_the_window_is_read_from_the_log(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, live: bool
+) -> None:
+    monkeypatch.setattr(hub_module, "WINDOW_BYTES", 100)
+    writer = await bench.log_of(*range(200))
+    first = bench.watch(writer)
+    await first.until(b"w199")
+    if live:
+        await bench.say(writer, *range(200, 400))
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    late, resumed = bench.watch(writer), bench.watch(writer, cursor=parse("1-100"))
+    await bench.end(first, late, resumed)
+    words = [f"w{i}" for i in range(400 if live else 200)]
+    assert first.words == late.words == words
+    assert resumed.words == words[100:]
+
+
+async def test_a_viewer_that_does_not_read_is_dropped_and_the_others_are_not(bench: Bench) -> None:
+    writer = await bench.log_of(*range(5))
+    slow, quick = bench.watch(writer), bench.watch(writer)
+    await slow.until(b"w4")
+    slow.reading.clear()
+    await bench.say(writer, 5)
+    await bench.end(slow)
+    assert slow.aborted
+    assert not slow.over
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    await bench.end(quick)
+    assert len(quick.words) == 6
+
+
+async def test_a_viewer_that_leaves_is_forgotten(bench: Bench) -> None:
+    writer = await bench.log_of(1)
+    viewer = bench.watch(writer)
+    await viewer.until(b"w1")
+    assert bench.parts.hub.viewers(writer.generation_id) == 1
+    viewer.hang_up()
+    await bench.end(viewer)
+    assert bench.parts.hub.viewers(writer.generation_id) == 0
+    assert not viewer.over
+    assert not viewer.aborted
+
+
+async def test_a_new_attempt_clears_native_viewers_and_ends_the_others(bench: Bench) -> None:
+    writer = await bench.log_of(1, 2)
+    native, openai = bench.watch(writer), bench.watch(writer, OPENAI)
+    await native.until(b"w2")
+    await openai.until(b"w2")
+    second, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 2, {"at_ms": 2})
+    await bench.say(second, 7, 8)
+    await bench.log.seal(writer.generation_id, COMPLETED, epoch=2)
+    fresh = bench.watch(writer)
+    old = bench.watch(writer, cursor=parse("1-1"))
+    old_openai = bench.watch(writer, OPENAI, cursor=parse("1-1"))
+    await bench.end(native, openai, fresh, old, old_openai)
+    assert native.words == ["w1", "w2", "w7", "w8"]
+    assert b'id: 2-0\nevent: attempt\ndata: {"attempt":2}\n\n' in native.body
+    for viewer in (openai, old_openai):
+        assert b'"generation_interrupted"' in viewer.body
+        assert "w7" not in viewer.words
+    assert fresh.words == ["w7", "w8"]
+    assert b"event: attempt" not in fresh.body
+    assert old.body.startswith(b"id: 2-0\nevent: attempt\n")
+    assert old.words == ["w7", "w8"]
+
+
+async def test_an_attempt_that_said_nothing_is_not_mentioned(bench: Bench) -> None:
+    writer = await bench.log_of()
+    viewers = [bench.watch(writer), bench.watch(writer, OPENAI)]
+    second, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 2, {"at_ms": 2})
+    await bench.say(second, 1)
+    await bench.log.seal(writer.generation_id, COMPLETED, epoch=2)
+    await bench.end(*viewers)
+    for viewer in viewers:
+        assert viewer.words == ["w1"]
+        assert b"event:" not in viewer.body
+        assert b"error" not in viewer.body
+
+
+async def test_a_counted_cursor_of_a_replaced_attempt_is_sent_back(bench: Bench) -> None:
+    writer = await bench.log_of(1, 2)
+    second, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 2, {"at_ms": 2})
+    await bench.say(second, 7)
+    viewer = bench.watch(writer, cursor=2)
+    await bench.end(viewer)
+    assert viewer.status == 409
+    assert json.loads(viewer.body)["error"]["restart_from"] == "2-0"
+    assert viewer.headers[b"x-should-retry"] == b"false"
+    again = bench.watch(writer, cursor=parse("2-0"))
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    await bench.end(again)
+    assert again.words == ["w7"]
+
+
+async def test_a_deleted_log_ends_its_viewers(bench: Bench) -> None:
+    writer = await bench.log_of(1)
+    viewers = [bench.watch(writer), bench.watch(writer, OPENAI)]
+    for viewer in viewers:
+        await viewer.until(b"w1")
+    await bench.redis.delete(keys.log(writer.generation_id))
+    await bench.end(*viewers)
+    for viewer in viewers:
+        assert b'"stream_deleted"' in viewer.body
+        assert viewer.body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_log_that_lost_entries_ends_its_viewers(bench: Bench) -> None:
+    writer = await bench.log_of(1, 2, 3)
+    viewer = bench.watch(writer)
+    await viewer.until(b"w3")
+    key = keys.log(writer.generation_id)
+    async with bench.redis.pipeline(transaction=True) as pipe:
+        pipe.xdel(key, "1-3")
+        await pipe.execute()
+    await bench.end(viewer)
+    assert b'"stream_lost"' in viewer.body
+
+
+async def test_a_gap_in_what_comes_is_never_passed_over(bench: Bench) -> None:
+    writer = await bench.log_of(1)
+    viewer = bench.watch(writer)
+    await viewer.until(b"w1")
+    await bench.redis.xadd(keys.log(writer.generation_id), {"c": b'"w9"'}, id="1-5")
+    await bench.end(viewer)
+    assert viewer.words == ["w1"]
+    assert b'"stream_lost"' in viewer.body
+
+
+async def test_trimmed_logs_say_from_where_they_can_be_read(bench: Bench) -> None:
+    writer = await bench.log_of(*range(6))
+    await bench.redis.xdel(keys.log(writer.generation_id), "1-1", "1-2", "1-3")
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    for cursor in (None, parse("1-2"), 1):
+        viewer = bench.watch(writer, cursor=cursor)
+        await bench.end(viewer)
+        assert viewer.status == 410
+        assert json.loads(viewer.body)["error"]["floor"] == "1-3"
+    viewer = bench.watch(writer, cursor=parse("1-3"))
+    await bench.end(viewer)
+    assert viewer.words == ["w3", "w4", "w5"]
+
+
+async def test_a_cursor_that_another_process_already_reached_waits_for_this_one(bench: Bench) -> None:
+    writer = await bench.log_of(1)
+    async with bench.parts.hub.watch(writer.generation_id) as live:
+        position, live.position = live.position, live.position
+        await bench.say(writer, 2, 3, 4)
+        viewer = bench.watch(writer, cursor=parse("1-3"))
+        await bench.log.seal(writer.generation_id, COMPLETED)
+        await bench.end(viewer)
+        assert viewer.words == ["w4"]
+        assert position < live.position
+
+
+async def test_a_server_that_stops_lets_native_viewers_go_at_a_boundary(bench: Bench) -> None:
+    writer = await bench.log_of(1)
+    native, openai = bench.watch(writer), bench.watch(writer, OPENAI)
+    for viewer in (native, openai):
+        await viewer.until(b"w1")
+    bench.parts.drain.native = True
+    bench.parts.hub.wake()
+    await bench.end(native)
+    assert native.aborted
+    assert native.body.endswith(b"\n\n")
+    await bench.say(writer, 2)
+    await openai.until(b"w2")
+    bench.parts.drain.everyone = True
+    bench.parts.hub.wake()
+    await bench.end(openai)
+    assert openai.aborted
+    assert not openai.over
+
+
+async def test_a_log_nobody_watches_is_not_followed(bench: Bench) -> None:
+    writer = await bench.log_of(1)
+    opening = asyncio.ensure_future(bench.parts.hub.watch(writer.generation_id).__aenter__())
+    await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    assert not bench.parts.hub._live
+
+
+async def test_viewers_that_come_at_once_cost_one_reading(bench: Bench) -> None:
+    writer = await bench.log_of(*range(50))
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    before = (await bench.redis.info("commandstats")).get("cmdstat_xrange", {}).get("calls", 0)
+    viewers = [bench.watch(writer) for _ in range(100)]
+    await bench.end(*viewers)
+    after = (await bench.redis.info("commandstats"))["cmdstat_xrange"]["calls"]
+    assert {tuple(viewer.words) for viewer in viewers} == {tuple(f"w{i}" for i in range(50))}
+    assert after - before <= 4

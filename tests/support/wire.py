@@ -172,6 +172,11 @@ class Client:
     def post(self, body: Any, **options: Any) -> httpx.Response:
         return self.http.post("/v1/chat/completions", json=body, **options)
 
+    def send(self, body: bytes | Iterator[bytes], **options: Any) -> httpx.Response:
+        """A request with a body of raw bytes."""
+        headers = {"content-type": "application/json", **options.pop("headers", {})}
+        return self.http.post("/v1/chat/completions", content=body, headers=headers, **options)
+
     def stream(self, model: str, prompt: str = "hello there", *, ids: bool = False, **fields: Any) -> httpx.Response:
         """A whole streamed answer."""
         headers = {"x-stream-ids": "1"} if ids else {}

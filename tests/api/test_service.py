@@ -1,0 +1,172 @@
+"""Models, probes, metrics, documentation; and what the process says when it refuses to start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from api.app import create_app
+from api.relay import Drain
+from shared.config import Settings
+from tests.support.stack import Stack, free_port
+from tests.support.wire import Client, error_of, refused
+
+
+def test_the_models_are_listed(client: Client) -> None:
+    listed = client.get("/v1/models").json()
+    assert listed["object"] == "list"
+    models = {model["id"]: model for model in listed["data"]}
+    assert {"fake/echo", "fake/lorem", "scripted/any"} <= models.keys()
+    for model in models.values():
+        assert model.keys() >= {"id", "object", "created", "owned_by"}
+        assert model["object"] == "model"
+        assert isinstance(model["created"], int)
+    assert models["scripted/any"]["owned_by"] == "scripted"
+
+
+@pytest.mark.parametrize("spelled", ["fake/echo", "fake%2Fecho", "fake%2fecho"])
+def test_a_model_by_its_name(client: Client, spelled: str) -> None:
+    assert client.get(f"/v1/models/{spelled}").json()["id"] == "fake/echo"
+
+
+def test_a_listed_model_is_the_same_by_its_name(client: Client) -> None:
+    for model in client.get("/v1/models").json()["data"]:
+        assert client.get(f"/v1/models/{quote(model['id'], safe='')}").json() == model
+
+
+@pytest.mark.parametrize("name", ["fake", "fake/", "/", "fake/none", "nobody/any", "%20", "fake%2F", "fake/echo/more"])
+def test_an_unknown_model_is_not_found(client: Client, name: str) -> None:
+    error = refused(client.get(f"/v1/models/{name}"), 404, "model_not_found")
+    assert error["param"] == "model"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/health", "/readyz"])
+def test_the_probes_answer(client: Client, path: str) -> None:
+    response = client.get(path)
+    assert response.status_code == 200
+    assert response.json()["status"] == "ok"
+
+
+def test_the_metrics_count(client: Client) -> None:
+    before = client.metric("streamspool_generations_submitted_total")
+    client.stream("fake/echo")
+    assert client.metric("streamspool_generations_submitted_total") == before + 1
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+
+
+def test_metric_labels_are_bounded(client: Client) -> None:
+    client.get("/canary-path")
+    client.get("/v1/streams/canary-id")
+    assert "canary" not in client.get("/metrics").text
+
+
+def test_the_documentation_is_there(client: Client) -> None:
+    assert client.get("/docs").status_code == 200
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {
+        "/v1/chat/completions",
+        "/v1/chat/completions/{generation_id}",
+        "/v1/streams",
+        "/v1/streams/{generation_id}",
+        "/v1/streams/{generation_id}/cancel",
+        "/v1/models",
+        "/v1/models/{model}",
+    } <= paths.keys()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/chat/completions"),
+        ("PUT", "/v1/chat/completions"),
+        ("POST", "/v1/streams"),
+        ("DELETE", "/v1/models/fake/echo"),
+        ("GET", "/v1/streams/x/cancel"),
+        ("PATCH", "/healthz"),
+    ],
+)
+def test_a_wrong_method_is_refused(client: Client, method: str, path: str) -> None:
+    response = client.http.request(method, path)
+    refused(response, 405, "method_not_allowed")
+    assert response.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/", "/v2/chat/completions", "/v1/chat", "/v1/completions", "/%00", "/..%2f"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_unknown_path_is_not_found(client: Client, method: str, path: str) -> None:
+    refused(client.http.request(method, path), 404)
+
+
+async def test_a_bug_of_ours_is_an_answer_in_shape_with_a_request_id() -> None:
+    app = create_app(Settings(redis_url="redis://127.0.0.1:1", _env_file=None), Drain())
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError("canary-detail")
+
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        response = await http.get("/broken")
+    assert response.status_code == 500
+    assert error_of(response.json())["code"] == "internal_error"
+    assert "canary" not in response.text
+    assert "x-request-id" in response.headers, "the message names it as what finds the bug in the log"
+
+
+# ---- starting
+
+
+def start(tmp_path: Path, module: str = "api", **settings: str) -> subprocess.CompletedProcess[str]:
+    ours = ("STREAMSPOOL_", "REDIS_", "HOST", "PORT")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "PORT": str(free_port()), **settings}
+    return subprocess.run(
+        [sys.executable, "-m", module],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "127.attacker.example"])
+def test_a_public_bind_without_keys_is_refused(tmp_path: Path, host: str) -> None:
+    ended = start(tmp_path, REDIS_URL="redis://127.0.0.1:1", HOST=host)
+    assert ended.returncode == 1
+    assert "STREAMSPOOL_API_KEYS" in ended.stderr
+    assert host in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("module", ["api", "worker"])
+def test_no_redis_is_refused(tmp_path: Path, module: str) -> None:
+    ended = start(tmp_path, module)
+    assert ended.returncode == 1
+    assert "REDIS_URL" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("module", ["api", "worker"])
+def test_wrong_settings_are_named_without_showing_keys(tmp_path: Path, module: str) -> None:
+    wrong = {"STREAMSPOOL_API_KEYS": "a:canary-key,b", "STREAMSPOOL_LEASE_S": "0", "REDIS_URL": "redis://127.0.0.1:1"}
+    ended = start(tmp_path, module, **wrong)
+    assert ended.returncode != 0
+    assert "STREAMSPOOL_API_KEYS" in ended.stderr
+    assert "lease_s" in ended.stderr.lower()
+    assert "canary-key" not in ended.stderr + ended.stdout
+
+
+def test_a_running_server_can_be_asked_by_every_loopback_name(stack: Stack) -> None:
+    for host in ("localhost", "127.0.0.1", "127.0.0.1:9999", "[::1]:8000", "LOCALHOST"):
+        assert httpx.get(f"{stack.url}/v1/models", headers={"host": host}, trust_env=False).status_code == 200

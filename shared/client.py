@@ -20,8 +20,8 @@ from shared.errors import StreamspoolError, Unavailable
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 30.0
-SILENCE_S = 60.0
-"""No byte for this long, not even a keep-alive (15 s by default), and the connection counts as lost."""
+SILENCE_S = 45.0
+"""No byte of a stream for this long, not even a keep-alive (15 s by default), and the connection counts as lost."""
 
 FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 5.0
@@ -203,7 +203,7 @@ class Client:
     async def _open(
         self, method: str, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[http.Response]:
-        """The response, body not read yet."""
+        """The response, body not read yet. Raises TimeoutError for a stream that does not begin."""
         wanted = {"accept": "application/json", **self._headers, **(headers or {})}
         content = None
         if body is not None:
@@ -212,7 +212,8 @@ class Client:
             request = self._http.build_request(method, self.base_url + path, headers=wanted, content=content)
         except (http.InvalidURL, ValueError):
             raise StreamspoolError(f"{self.base_url!r} is not a URL that can be asked. Check --url.") from None
-        response = await self._http.send(request, stream=True)
+        async with asyncio.timeout(SILENCE_S if wanted["accept"] == "text/event-stream" else None):
+            response = await self._http.send(request, stream=True)
         try:
             yield response
         finally:

@@ -317,6 +317,12 @@ def test_watch_starts_after_a_position(stand_in: Callable[..., StandIn]) -> None
     assert api.asked[0][1]["last-event-id"] == "1-2"
 
 
+def test_watch_waits_for_a_server_that_asks_for_patience(stand_in: Callable[..., StandIn]) -> None:
+    later = (503, {"error": {"message": "later"}})
+    api = stand_in({f"GET /v1/streams/{ID}": [later, later, [chunk("1-1", content="now"), DONE], (200, STATE)]})
+    assert run("watch", ID, "--url", api.url).stdout == "now\n"
+
+
 def test_ls_cancel_and_models(stand_in: Callable[..., StandIn]) -> None:
     page = {"object": "list", "data": [STATE], "has_more": False}
     api = stand_in(

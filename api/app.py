@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import uuid
@@ -18,7 +19,8 @@ from api.relay import Drain, Parts
 from api.routes import chat, health, models, streams
 from shared.broker import Broker
 from shared.config import Settings
-from shared.redis import connect
+from shared.reaper import Reaper
+from shared.redis import connect, persist, warn_of_risks
 from shared.streamlog import StreamLog
 from shared.telemetry import REQUESTS
 
@@ -39,8 +41,13 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
             reading = connect(url, max_connections=2, timeout_s=_TIMEOUT_S + BLOCK_MS / 1000)
             stack.push_async_callback(reading.aclose, close_connection_pool=True)
             log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
-            broker = Broker(redis, log, settings, name=f"api:{socket.gethostname()}-{os.getpid()}")
-            hub = await stack.enter_async_context(Hub(log, reading))
+            name = f"api:{socket.gethostname()}-{os.getpid()}"
+            broker = Broker(redis, log, settings, name=name)
+            hub = await stack.enter_async_context(Hub(log, reading, grace_s=settings.disconnect_grace_s))
+            reaper = Reaper(redis, log, broker, settings, name=name)
+            reaping = asyncio.create_task(persist("reaper", reaper.run), name="reaper")
+            stack.push_async_callback(_end, reaping)
+            await warn_of_risks(redis)
             app.state.parts = Parts(hub, broker, settings, drain)
             yield
 
@@ -56,6 +63,11 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
         app.include_router(router)
     app.add_middleware(RequestId)
     return app
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 class RequestId:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from fastapi import Depends
@@ -10,6 +11,9 @@ from starlette.requests import Request
 from api.relay import Parts
 from shared.broker import Principal
 from shared.errors import BadRequest, TooLarge
+
+_BODY_S = 30.0
+"""How long a body may take to arrive: one that never ends would hold a connection for ever."""
 
 
 def _parts(request: Request) -> Parts:
@@ -30,12 +34,16 @@ async def _body(request: Request, parts: Annotated[Parts, Depends(_parts)], _: O
     length = request.headers.get("content-length", "")
     body = bytearray()
     if not (length.isdigit() and int(length) > limit):
-        async for piece in request.stream():
-            body += piece
-            if len(body) > limit:
-                break
-        else:
-            return bytes(body)
+        try:
+            async with asyncio.timeout(_BODY_S):
+                async for piece in request.stream():
+                    body += piece
+                    if len(body) > limit:
+                        break
+                else:
+                    return bytes(body)
+        except TimeoutError:
+            raise BadRequest("The request body did not arrive in time.", code="request_timeout", status=408) from None
     raise TooLarge(f"The request body is over the limit of {limit} bytes (STREAMSPOOL_MAX_BODY_BYTES).")
 
 

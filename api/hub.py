@@ -50,6 +50,7 @@ class LiveLog:
         self.outcome: Entry | None = None
         self.problem: LogError | None = None
         self.viewers = 0
+        self.needed = False
         self.opening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.caught_up = False
         self.floor = 0
@@ -150,24 +151,25 @@ class Hub:
     `reading` must be a client of its own whose answers may take longer than BLOCK_MS.
     """
 
-    def __init__(self, log: StreamLog, reading: ArqRedis) -> None:
+    def __init__(self, log: StreamLog, reading: ArqRedis, *, grace_s: float) -> None:
         self._log = log
+        self._grace_s = grace_s
         self._following = StreamLog(reading, retention_s=0, safety_s=0)
         self._live: dict[str, LiveLog] = {}
         self._control = keys.hub(os.urandom(8).hex())
         self._control_id = "0"
         self._added = asyncio.Event()
         self._checked = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="hub")
+        self._tasks = [asyncio.create_task(loop(), name=loop.__name__) for loop in (self._run, self._keep_watched)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def viewers(self, generation_id: str) -> int:
         """How many watch that generation through this process."""
@@ -175,14 +177,16 @@ class Hub:
         return live.viewers if live else 0
 
     @asynccontextmanager
-    async def watch(self, generation_id: str, *, fresh: bool = False) -> AsyncIterator[LiveLog]:
+    async def watch(self, generation_id: str, *, fresh: bool = False, needed: bool = False) -> AsyncIterator[LiveLog]:
         """The live log of a generation, caught up with Redis; it is followed while somebody is in here.
 
-        `fresh` says that it was just created and cannot have entries yet. Raises RedisError, OSError, Damaged.
+        `fresh` says that it was just created and cannot have entries yet, `needed` that the generation ends without
+        viewers: then whoever runs it is told that there is one. Raises RedisError, OSError.
         """
         live = self._live.get(generation_id)
         if live is None:
             live = self._live[generation_id] = LiveLog(generation_id)
+            live.needed = needed
             live.opening = asyncio.create_task(self._catch_up(live, fresh), name=f"open {generation_id}")
             FOLLOWED.inc()
         live.viewers += 1
@@ -197,6 +201,8 @@ class Hub:
                 del self._live[generation_id]
                 FOLLOWED.dec()
                 live.opening.cancel()
+                if live.needed and not live.ended:
+                    await self._say_watched([generation_id])  # the grace time counts from here
 
     def wake(self) -> None:
         """Makes every viewer look again: something outside the logs has changed."""
@@ -214,6 +220,19 @@ class Hub:
                 await self._log.interrupt(self._control)
             except (RedisError, OSError) as error:  # the read ends by itself, a little later
                 logger.warning("hub not interrupted", error=type(error).__name__)
+
+    async def _keep_watched(self) -> None:
+        while True:
+            await asyncio.sleep(self._grace_s / 3)
+            needed = [live.id for live in self._live.values() if live.needed and not live.ended]
+            if needed:
+                await self._say_watched(needed)
+
+    async def _say_watched(self, generation_ids: list[str]) -> None:
+        try:
+            await self._log.keep_watched(generation_ids, self._grace_s)
+        except (RedisError, OSError) as error:  # said again soon
+            logger.warning("viewers not counted", error=type(error).__name__)
 
     async def _run(self) -> None:
         while True:

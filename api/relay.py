@@ -141,7 +141,8 @@ class _LogResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = _Client(scope, receive, send, self._parts.settings.send_timeout_s)
         try:
-            async with self._parts.hub.watch(self._id, fresh=self._fresh) as live:
+            needed = self._header.get("on_disconnect") == "cancel"
+            async with self._parts.hub.watch(self._id, fresh=self._fresh, needed=needed) as live:
                 await self._respond(client, live)
         except TimeoutError:
             VIEWERS_DROPPED.inc()
@@ -288,7 +289,7 @@ class Answer(_LogResponse):
         chunks = live.payloads
         if chunks is None:
             chunks = await stored_chunks(self._parts.broker, self._id, live.epoch)
-        summary = Summary(self._header, None, live.position, outcome)
+        summary = Summary(self._header, (), live.position, outcome)
         response = JSONResponse(chat.completion(summary, chunks))
         await client.start(200, {**dict(response.headers), **self._extra})
         await client.send(bytes(response.body), more=False)

@@ -31,11 +31,37 @@ LISTEN_FD = "STREAMSPOOL_LISTEN_FD"
 _BACKLOG = 2048
 
 
+_HEADERS_S = 30.0
+
+
 class Protocol(HttpToolsProtocol):
-    """Puts the transport into the ASGI scope."""
+    """Puts the transport into the ASGI scope, and gives a client 30 s to say what it wants."""
+
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
+
+    def on_headers_complete(self) -> None:
+        if self._patience:
+            self._patience.cancel()
+            self._patience = None
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._patience:
+            self._patience.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        """The first request never came, or never ended its headers. Later ones fall under the keep-alive timer."""
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        if self._patience is None:
+            self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
         extensions: dict[str, Any] = {TRANSPORT: self.transport}
         self.scope["extensions"] = extensions
 

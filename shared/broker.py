@@ -6,13 +6,15 @@ that Redis being away is Unavailable; how the API learns what the workers can do
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from arq.constants import job_key_prefix
 from arq.jobs import serialize_job as arq_serialize
@@ -21,7 +23,7 @@ from shared import json, keys, usage
 from shared.chat import Accumulator, ChatRequest
 from shared.config import Settings
 from shared.entry import BEGIN, Kind, Position, Status, Summary, now_ms
-from shared.errors import Gone, NotFound, Sealed, StreamspoolError, Unavailable
+from shared.errors import Gone, KeyReused, NotFound, Sealed, StreamspoolError, Unavailable
 from shared.redis import UNREACHABLE, ArqRedis, RedisError, serialize_job
 from shared.streamlog import StreamLog
 from shared.telemetry import REDIS_ERRORS, SEALED, SUBMITTED, get_logger
@@ -30,6 +32,7 @@ logger = get_logger(__name__)
 
 _ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
 _CATALOGUE_AGE_S = 1.0
+_DEADLINE_S = 1.8
 _CLOCK_SKEW_MS = 300_000
 """Jobs are dated this far back, because arq starts none before its date by the *worker's* clock."""
 
@@ -39,6 +42,13 @@ class Principal:
     """Who asks. `tenant` owns what it starts."""
 
     tenant: str
+
+
+class Submitted(NamedTuple):
+    """The header of a generation's log, and whether it had been there before (the request was made again)."""
+
+    header: dict[str, Any]
+    replayed: bool
 
 
 async def ring(redis: ArqRedis, generation_id: str, *, expires_s: float) -> None:
@@ -65,18 +75,86 @@ class Broker:
         self._name = name
         self._catalogue: dict[str, Any] | None = None
         self._catalogue_at = 0.0
+        self._doubtful: set[str] = set()
 
     # ---- generations
 
-    async def submit(self, body: bytes, request: ChatRequest, principal: Principal) -> dict[str, Any]:
-        """Accepts a request and returns the header of its log; `header["id"]` is the generation's id.
+    async def submit(
+        self, body: bytes, request: ChatRequest, principal: Principal, *, idempotency_key: str | None = None
+    ) -> Submitted:
+        """Accepts a request. `body` is stored as it came.
 
-        `body` is stored as it came. Once this returns, the generation runs to an outcome whatever happens to the
-        caller. Raises NotFound for an unknown model; Unavailable, and then nothing runs.
+        Once this returns, the generation runs to an outcome whatever happens to the caller. With an idempotency key
+        the same request of the same principal is one generation, however often and wherever it is made at once.
+        Raises NotFound for an unknown model; KeyReused; Unavailable, within 2 s, and then nothing runs.
         """
-        await self.check_model(request.model)
-        generation_id = f"chatcmpl-{uuid.uuid4().hex}"
-        header: dict[str, Any] = {
+        async with self._in_time():
+            await self.check_model(request.model)
+            if idempotency_key is None:
+                generation_id, digest = f"chatcmpl-{uuid.uuid4().hex}", None
+            else:
+                generation_id, digest = await self._join(idempotency_key, request, principal)
+            header = self._header(generation_id, request, principal, digest)
+            try:
+                with self._reachable():
+                    created = await self.log.create(header, body)
+            except (Unavailable, asyncio.CancelledError):
+                if digest is None:  # with a key, the caller comes back for this very generation
+                    self._doubtful.add(generation_id)
+                raise
+            if not created:
+                with self._reachable():
+                    header, _ = await self.log.request(generation_id)
+                return Submitted(header, replayed=True)
+        SUBMITTED.inc()
+        logger.info("accepted", generation_id=generation_id, model=request.model, tenant=principal.tenant)
+        try:
+            async with self._in_time():
+                if header["on_disconnect"] == "cancel":
+                    await self.log.keep_watched([generation_id], self._settings.disconnect_grace_s)
+                await ring(self._redis, generation_id, expires_s=self._settings.log_safety_s)
+        except (RedisError, OSError, Unavailable) as error:  # accepted all the same: the reaper rings again
+            logger.warning("bell lost", generation_id=generation_id, error=type(error).__name__)
+        return Submitted(header, replayed=False)
+
+    async def revoke_doubtful(self) -> None:
+        """Withdraws what was refused because Redis did not answer, in case Redis did hear: the caller was told no."""
+        for generation_id in list(self._doubtful):
+            outcome = {
+                "status": Status.CANCELLED,
+                "ended_at_ms": now_ms(),
+                "by": self._name,
+                "finish_reasons": [],
+                "usage": None,
+                "usage_source": None,
+                "error": None,
+            }
+            with suppress(Gone, Sealed):
+                await self.log.seal(generation_id, outcome)
+                logger.info("revoked", generation_id=generation_id)
+            self._doubtful.discard(generation_id)
+
+    async def _join(self, key: str, request: ChatRequest, principal: Principal) -> tuple[str, str]:
+        """The id of the generation that this key stands for, whoever named it first; and the key's digest."""
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        mine = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "body": hashlib.sha256(json.dumps_sorted(request.model_dump(exclude_unset=True))).hexdigest(),
+        }
+        name = keys.idempotency(principal.tenant, digest)
+        with self._reachable():
+            life_ms = int((self._settings.log_safety_s + self._settings.retention_s) * 1000)
+            fresh = await self._redis.set(name, json.dumps(mine), nx=True, px=life_ms)
+            taken = None if fresh else await self._redis.get(name)
+        first = mine if taken is None else json.loads(taken)
+        if first["body"] != mine["body"]:
+            raise KeyReused("This Idempotency-Key was used for another request. Take a new one.")
+        return first["id"], digest
+
+    def _header(
+        self, generation_id: str, request: ChatRequest, principal: Principal, digest: str | None
+    ) -> dict[str, Any]:
+        return {
             "v": 1,
             "id": generation_id,
             "owner": principal.tenant,
@@ -85,17 +163,10 @@ class Broker:
             "n": request.n or 1,
             "include_usage": request.include_usage,
             "on_interruption": request.on_interruption or self._settings.on_interruption,
+            "on_disconnect": request.on_disconnect or self._settings.on_disconnect,
+            "idempotency": digest,
             "metadata": request.metadata,
         }
-        with self._reachable():
-            await self.log.create(header, body)
-        SUBMITTED.inc()
-        logger.info("accepted", generation_id=generation_id, model=request.model, tenant=principal.tenant)
-        try:
-            await ring(self._redis, generation_id, expires_s=self._settings.log_safety_s)
-        except (RedisError, OSError) as error:  # accepted all the same: the reaper rings again
-            logger.warning("bell lost", generation_id=generation_id, error=type(error).__name__)
-        return header
 
     async def find(self, generation_id: str, principal: Principal) -> Summary:
         """The generation's summary. Raises NotFound if there is none, or it is somebody else's."""
@@ -131,6 +202,8 @@ class Broker:
         summary = await self.cancel(generation_id, principal)
         with self._reachable():
             await self.log.delete(generation_id, summary.header["owner"])
+            if digest := summary.header.get("idempotency"):
+                await self._redis.delete(keys.idempotency(principal.tenant, digest))
         logger.info("deleted", generation_id=generation_id)
 
     async def _seal_cancelled(self, generation_id: str, summary: Summary) -> None:
@@ -211,6 +284,16 @@ class Broker:
             self._catalogue, self._catalogue_at = json.loads(raw), time.monotonic()
         providers: dict[str, Any] = (self._catalogue or {})["providers"]
         return providers
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """A client is told within 2 s that it cannot be served."""
+        try:
+            async with asyncio.timeout(_DEADLINE_S):
+                yield
+        except TimeoutError:
+            REDIS_ERRORS.labels("broker").inc()
+            raise Unavailable("The broker's storage does not answer. Try again.", code="storage_unavailable") from None
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:

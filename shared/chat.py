@@ -84,8 +84,8 @@ class ChatRequest(_Lenient):
         ]
         | None
     ) = None
-    on_interruption: Literal["fail"] | None = None
-    on_disconnect: Literal["continue"] | None = None
+    on_interruption: Literal["fail", "restart"] | None = None
+    on_disconnect: Literal["continue", "cancel"] | None = None
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> ChatRequest:

@@ -70,7 +70,9 @@ class Settings(BaseSettings):
         description="redis://, rediss:// or unix:// URL; empty: `up` and `demo` start an embedded Valkey",
     )
     host: str = Field("127.0.0.1", validation_alias="HOST", description="address the API listens on")
-    port: int = Field(8000, ge=0, le=65535, validation_alias="PORT", description="port the API listens on; 0: any free one")
+    port: int = Field(
+        8000, ge=0, le=65535, validation_alias="PORT", description="port the API listens on; 0: any free one"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", validation_alias="LOG_LEVEL", description="debug, info, warning or error"
     )
@@ -80,24 +82,36 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(default_factory=default_data_dir, description="files of the embedded Valkey")
     embedded_maxmemory: str = Field(
-        "1gb", pattern=r"^\d+(kb|mb|gb)?$", description="memory limit of the embedded Valkey; full: new requests get 503"
+        "1gb",
+        pattern=r"^\d+(kb|mb|gb)?$",
+        description="memory limit of the embedded Valkey; full: new requests get 503",
     )
     lease_s: float = Field(10, ge=1, description="a worker silent for this long loses its generations to another")
     max_attempts: int = Field(3, ge=1, description="attempts a generation gets when workers are lost")
-    on_interruption: Literal["fail"] = Field(
-        "fail", description="default of the request field: what happens when a worker is lost after the first chunk"
+    on_interruption: Literal["fail", "restart"] = Field(
+        "fail", description="default of the request field: an answer is cut after its first chunk: `fail` or `restart`"
     )
-    on_disconnect: Literal["continue"] = Field(
-        "continue", description="default of the request field: what a viewer's hang-up means"
+    on_disconnect: Literal["continue", "cancel"] = Field(
+        "continue", description="default of the request field: the last viewer has left: `continue` or `cancel`"
+    )
+    disconnect_grace_s: float = Field(
+        5, ge=1, description="with on_disconnect=cancel: how long a generation may be without any viewer"
+    )
+    no_worker_s: float = Field(
+        60, ge=1, description="how long generations wait while no worker is alive, before they fail with `no_worker`"
     )
     retention_s: float = Field(86400, ge=1, description="how long a finished stream can be replayed")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, counted while receiving")
     keepalive_s: float = Field(15, gt=0, description="a comment line is sent to a viewer after this much silence")
     hold_headers_s: float = Field(
-        5, ge=0, description="response headers wait this long for the first chunk, so that an early error has a true status"
+        5,
+        ge=0,
+        description="response headers wait this long for the first chunk, so that an early error has a true status",
     )
     drain_s: float = Field(30, ge=0, description="how long a stopping process lets running streams finish")
-    send_timeout_s: float = Field(30, gt=0, description="a viewer that takes no bytes for this long is dropped; it can resume")
+    send_timeout_s: float = Field(
+        30, gt=0, description="a viewer that takes no bytes for this long is dropped; it can resume"
+    )
     upstream_connect_s: float = Field(10, gt=0, description="connecting to a provider")
     upstream_first_s: float = Field(120, gt=0, description="from the request to the provider's first data event")
     upstream_idle_s: float = Field(60, gt=0, description="between two data events; comments do not count")
@@ -155,7 +169,9 @@ class Settings(BaseSettings):
     def _check_providers(cls, value: Mapping[str, ProviderConfig]) -> Mapping[str, ProviderConfig]:
         for name in value:
             if not _PROVIDER.fullmatch(name) or name == "fake":
-                raise ValueError(f"provider name {name!r} must be lower-case letters, digits, `_`, `.`, `-`, and not `fake`")
+                raise ValueError(
+                    f"provider name {name!r} must be lower-case letters, digits, `_`, `.`, `-`, and not `fake`"
+                )
         return value
 
     @property

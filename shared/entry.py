@@ -76,12 +76,12 @@ class Status(StrEnum):
 class Summary:
     """What three small reads tell about a log; everything else is a fold over its entries.
 
-    `first_attempt` and `outcome` are the JSON of those entries, None where there is none yet. `position` is the last
-    entry before the outcome.
+    `attempts` and `outcome` are the JSON of those entries, `()` and None where there are none yet. `position` is the
+    last entry before the outcome.
     """
 
     header: dict[str, Any]
-    first_attempt: dict[str, Any] | None
+    attempts: tuple[dict[str, Any], ...]
     position: Position
     outcome: dict[str, Any] | None
 

@@ -9,6 +9,7 @@
     ├── MethodNotAllowed 405
     ├── CursorRestart 409            the counted attempt was replaced by a newer one
     ├── CursorExpired 410            the position is below what is kept
+    ├── KeyReused 422                an Idempotency-Key that stands for another request
     ├── TooLarge 413                 body over STREAMSPOOL_MAX_BODY_BYTES
     ├── Internal 500                 a bug of ours
     ├── Unavailable 503              Redis away, no worker ever seen, draining: retry later
@@ -154,6 +155,14 @@ class CursorExpired(StreamspoolError):
 
     def to_object(self) -> dict[str, Any]:
         return {**super().to_object(), "floor": self.floor}
+
+
+class KeyReused(StreamspoolError):
+    """The same Idempotency-Key with another body. 422, not 409, because the SDKs retry 409."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "idempotency_key_reused"
 
 
 class TooLarge(StreamspoolError):

@@ -36,6 +36,11 @@ def loads_strict(text: bytes) -> Any:
     return orjson.loads(text)
 
 
+def dumps_sorted(value: Any) -> bytes:
+    """The same bytes for the same value, whatever the order of its fields."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
 def dumps(value: Any) -> bytes:
     """Compact JSON without line breaks, safe as the data of one SSE event and as a Redis value."""
     try:

@@ -6,6 +6,8 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | key | type | lives |
 | --- | --- | --- |
 | `streamspool:{ID}:log` | stream | retention after the seal; a safety bound while it runs |
+| `streamspool:{ID}:viewers` | string: somebody watches; only with on_disconnect=cancel | the grace time |
+| `streamspool:idempotency:TENANT:SHA256` | string, JSON of id and body hash | as long as the log can live |
 | `streamspool:index:TENANT` | zset, score = created ms | retention after the last create |
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
 | `streamspool:worker:WORKER` | string, JSON heartbeat | 15 s |
@@ -33,6 +35,14 @@ PERMANENT = frozenset({OPEN, QUEUE})
 
 def log(generation_id: str) -> str:
     return f"streamspool:{{{generation_id}}}:log"
+
+
+def viewers(generation_id: str) -> str:
+    return f"streamspool:{{{generation_id}}}:viewers"
+
+
+def idempotency(tenant: str, digest: str) -> str:
+    return f"streamspool:idempotency:{tenant}:{digest}"
 
 
 def index(tenant: str) -> str:

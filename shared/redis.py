@@ -10,7 +10,10 @@ and sets make each repetition a no-op (PROTOCOL.md, "Repetition").
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from arq.connections import ArqRedis
@@ -20,6 +23,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     BusyLoadingError,
     ConnectionError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -28,14 +32,20 @@ from redis.exceptions import (
 )
 
 from shared import keys
+from shared.telemetry import REDIS_ERRORS, get_logger
+
+logger = get_logger(__name__)
 
 __all__ = [
     "UNREACHABLE",
     "ArqRedis",
+    "OutOfMemoryError",
     "RedisError",
     "ResponseError",
     "WatchError",
     "connect",
+    "persist",
+    "warn_of_risks",
     "deserialize_job",
     "serialize_job",
     "without_password",
@@ -45,6 +55,7 @@ UNREACHABLE = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, O
 """What a server that is away, loading, failing over or half-open looks like; worth another try later."""
 
 CONNECT_TIMEOUT_S = 2.0
+_RETRY_S = 1.0
 
 
 def serialize_job(job: dict[str, Any]) -> bytes:
@@ -82,6 +93,34 @@ def connect(url: str, *, max_connections: int, timeout_s: float = 5.0, wait_s: f
         job_deserializer=deserialize_job,
         default_queue_name=keys.QUEUE,
     )
+
+
+async def persist(name: str, loop: Callable[[], Awaitable[None]]) -> None:
+    """Runs a loop, again and again while Redis is away; anything else it raises is a bug and leaves."""
+    while True:
+        try:
+            await loop()
+            return
+        except (RedisError, OSError) as error:
+            REDIS_ERRORS.labels(name).inc()
+            logger.warning("redis failed", part=name, error=type(error).__name__)
+            await asyncio.sleep(_RETRY_S)
+
+
+async def warn_of_risks(redis: ArqRedis) -> None:
+    """Logs what in the server's settings can lose or refuse streams. Says nothing where it may not look."""
+    with suppress(RedisError, OSError):
+        persistence = await redis.info("persistence")
+        saves = (await redis.config_get("save")).get("save", "")
+        policy = (await redis.config_get("maxmemory-policy")).get("maxmemory-policy", "noeviction")
+        if not persistence.get("aof_enabled") and not saves:
+            logger.warning("redis keeps nothing on disk: a restart loses every stream; set appendonly yes")
+        elif not persistence.get("aof_enabled"):
+            logger.warning(
+                "redis has no append-only file: a crash loses the newest part of streams; set appendonly yes"
+            )
+        if policy != "noeviction":
+            logger.warning("redis may evict running streams; set maxmemory-policy noeviction", policy=policy)
 
 
 def without_password(url: str) -> str:

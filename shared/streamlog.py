@@ -13,16 +13,31 @@ RedisError or OSError when the server is away.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from shared import json, keys
 from shared.entry import BEGIN, HEADER, SEAL, Entry, Kind, Position, Summary, decode
 from shared.errors import Damaged, Fenced, Gone, LogError, Sealed, Taken
-from shared.redis import ArqRedis, WatchError
+from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError
 from shared.writer import Appender, Writer, is_refusal
 
 _INDEX_PAGE = 50
 _INTERRUPT_TTL_MS = 60_000
+
+_SEAL_SCRIPT = """#!lua flags=allow-oom
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+if #last == 0 then return false end
+local epoch = tonumber(string.match(last[1][1], '^(%d+)-'))
+if ARGV[4] ~= '0' and epoch ~= tonumber(ARGV[4]) then
+  return redis.error_reply('ERR not the newest attempt, or equal or smaller')
+end
+local id = redis.call('XADD', KEYS[1], ARGV[2], 'o', ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('ZREM', KEYS[2], ARGV[5])
+return id
+"""
+"""Needs Redis 7 or Valkey. An older server refuses it, and the end waits for room."""
 
 
 class StreamLog:
@@ -122,14 +137,25 @@ class StreamLog:
                     added, *_ = await pipe.execute(raise_on_error=False)
                 except WatchError:
                     continue
+                except OutOfMemoryError:
+                    added = await self._seal_when_full(generation_id, outcome, epoch)
             if isinstance(added, bytes):
                 return
             if added is None:
                 raise Gone(generation_id)
             if not is_refusal(added):
                 raise added
-            self._last(await self._redis.xrevrange(key, count=1), generation_id, mine=outcome)
+            if self._last(await self._redis.xrevrange(key, count=1), generation_id, mine=outcome) != SEAL:
+                raise Fenced(generation_id)
             return
+
+    async def _seal_when_full(self, generation_id: str, outcome: dict[str, Any], epoch: int | None) -> Any:
+        """The same in a script that may write over the memory limit: the end of a stream must not wait for room."""
+        arguments: list[Any] = [json.dumps(outcome), str(SEAL), str(self._retention_ms), str(epoch or 0), generation_id]
+        try:
+            return await self._redis.eval(_SEAL_SCRIPT, 2, keys.log(generation_id), keys.OPEN, *arguments)  # type: ignore[misc]
+        except ResponseError as error:
+            return error
 
     # ---- reading
 
@@ -226,8 +252,26 @@ class StreamLog:
             replies = await pipe.execute()
         return {i: decode(raw)[0].position if raw else None for i, raw in zip(generation_ids, replies, strict=True)}
 
+    # ---- who watches (only for generations that end without viewers)
+
+    async def keep_watched(self, generation_ids: Sequence[str], grace_s: float) -> None:
+        """Says that these have a viewer now, which holds for the grace time."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for generation_id in generation_ids:
+                pipe.set(keys.viewers(generation_id), b"1", px=int(grace_s * 1000))
+            await pipe.execute()
+
+    async def watched(self, generation_ids: Sequence[str]) -> set[str]:
+        """Which of these had a viewer within the grace time."""
+        if not generation_ids:
+            return set()
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for generation_id in generation_ids:
+                pipe.exists(keys.viewers(generation_id))
+            return {i for i, there in zip(generation_ids, await pipe.execute(), strict=True) if there}
+
     async def describe(self, generation_ids: Sequence[str]) -> list[Summary | None]:
-        """Summaries in one round trip; None for a log that is not there."""
+        """Summaries in one round trip, or two where a log has several attempts; None for a log that is not there."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for generation_id in generation_ids:
                 key = keys.log(generation_id)
@@ -235,7 +279,19 @@ class StreamLog:
                 pipe.xrange(key, f"({BEGIN}", "+", count=1)
                 pipe.xrevrange(key, count=2)
             replies = await pipe.execute()
-        return [self._summary(*replies[i : i + 3]) for i in range(0, len(replies), 3)]
+        found = [self._summary(*replies[i : i + 3]) for i in range(0, len(replies), 3)]
+        for i, summary in enumerate(found):
+            if summary and summary.position.epoch > 1:
+                attempts = await self._attempts(generation_ids[i], summary.position.epoch)
+                found[i] = replace(summary, attempts=attempts)
+        return found
+
+    async def _attempts(self, generation_id: str, newest: int) -> tuple[dict[str, Any], ...]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for epoch in range(1, newest + 1):
+                pipe.xrange(keys.log(generation_id), f"{epoch}-0", f"{epoch}-0")
+            replies = await pipe.execute()
+        return tuple(json.loads(decode(raw)[0].data) for raw in replies if raw)
 
     async def newest(self, owner: str, after: str | None = None) -> AsyncIterator[tuple[str, Summary]]:
         """An owner's generations, newest first, from just after the id `after`. Raises Gone if that one is unknown."""
@@ -288,11 +344,11 @@ class StreamLog:
             return None
         newest = decode(last)
         outcome = json.loads(newest[0].data) if newest[0].position == SEAL else None
-        attempts = [entry for entry in decode(first) if entry.kind is Kind.ATTEMPT]
+        attempts = tuple(json.loads(entry.data) for entry in decode(first) if entry.kind is Kind.ATTEMPT)
         at = newest[1].position if outcome is not None and len(newest) > 1 else newest[0].position
         return Summary(
             header=json.loads(decode(header)[0].data),
-            first_attempt=json.loads(attempts[0].data) if attempts else None,
+            attempts=attempts,
             position=BEGIN if at == SEAL else at,
             outcome=outcome,
         )

@@ -27,6 +27,7 @@ FIRST_CHUNK_SECONDS = Histogram(
 GENERATION_SECONDS = Histogram("streamspool_generation_seconds", "From claim to seal", buckets=_SECONDS)
 CHUNKS = Counter("streamspool_chunks_total", "Chunks written to logs")
 UPSTREAM_ERRORS = Counter("streamspool_upstream_errors_total", "Attempts ended by the provider", ["code"])
+UPSTREAM_RETRIES = Counter("streamspool_upstream_retries_total", "Requests made again before the first chunk", ["code"])
 VIEWERS = Gauge("streamspool_viewers", "Viewers attached to this process")
 FOLLOWED = Gauge("streamspool_logs_followed", "Logs this process is following")
 RESUMES = Counter("streamspool_resumes_total", "Views that started from a cursor")

@@ -12,13 +12,24 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from shared import json, usage
 from shared.chat import Accumulator
 from shared.config import Settings
 from shared.entry import Kind, Position, Status, now_ms
-from shared.errors import Fenced, Gone, Sealed, StreamspoolError, Taken, UpstreamError
+from shared.errors import (
+    Fenced,
+    Gone,
+    Sealed,
+    StreamspoolError,
+    Taken,
+    UpstreamError,
+    UpstreamIncomplete,
+    UpstreamTimeout,
+)
 from shared.redis import UNREACHABLE
 from shared.streamlog import StreamLog
 from shared.telemetry import (
@@ -30,6 +41,7 @@ from shared.telemetry import (
     RUNNING,
     SEALED,
     UPSTREAM_ERRORS,
+    UPSTREAM_RETRIES,
     get_logger,
 )
 from shared.writer import Appender, Writer
@@ -58,6 +70,19 @@ ATTEMPTS_EXHAUSTED = {
 }
 
 
+Claimed = tuple[Writer, dict[str, Any], dict[str, Any]]
+"""An attempt that is ours: its writer, the request's header and its body."""
+
+
+@dataclass(slots=True)
+class _Running:
+    task: asyncio.Task[None]
+    writer: Writer
+    header: dict[str, Any]
+    unwatched: int = 0
+    """How many looks in a row found no viewer."""
+
+
 class Generator:
     """Runs generations in this worker; `run` is what arq calls."""
 
@@ -73,7 +98,7 @@ class Generator:
     ) -> None:
         self._log, self._appender, self._upstream = log, appender, upstream
         self._providers, self._settings, self._worker_id = providers, settings, worker_id
-        self._running: dict[str, tuple[asyncio.Task[None], Writer]] = {}
+        self._running: dict[str, _Running] = {}
 
     async def run(self, generation_id: str, job_try: int) -> bool:
         """Brings a generation to its outcome. False if it is another worker's now: then the job is not ours to finish.
@@ -82,8 +107,8 @@ class Generator:
         """
         try:
             claimed = await self._claim(generation_id, first=job_try == 1)
-            if claimed is not None:
-                await self._attempt(*claimed)
+            while claimed is not None:
+                claimed = await self._attempt(*claimed)
         except (Taken, Fenced):
             logger.warning("fenced", generation_id=generation_id, worker_id=self._worker_id)
             return False
@@ -95,16 +120,28 @@ class Generator:
         """Stops the attempts among these (or all) whose log is sealed, deleted or a newer attempt's."""
         wanted = self._running.keys() if generation_ids is None else generation_ids & self._running.keys()
         for generation_id, end in (await self._log.ends(list(wanted))).items():
+            running = self._running.get(generation_id)
+            if running and (end is None or end.epoch != running.writer.epoch):
+                running.task.cancel()
+
+    async def stop_unwatched(self) -> None:
+        """Ends the attempts that were to be cancelled without viewers, and have had none for two looks in a row.
+
+        Twice, because after an outage the viewers' processes need a moment to say that they are still there.
+        """
+        asked = [i for i, running in self._running.items() if running.header.get("on_disconnect") == "cancel"]
+        watched = await self._log.watched(asked)
+        for generation_id in asked:
             if running := self._running.get(generation_id):
-                task, writer = running
-                if end is None or end.epoch != writer.epoch:
-                    task.cancel()
+                running.unwatched = 0 if generation_id in watched else running.unwatched + 1
+                if running.unwatched > 1:
+                    running.task.cancel()
 
     # ---- claim
 
-    async def _claim(self, generation_id: str, *, first: bool) -> tuple[Writer, dict[str, Any], dict[str, Any]] | None:
+    async def _claim(self, generation_id: str, *, first: bool) -> Claimed | None:
         """The right to write the next attempt; None if the generation was brought to its end right here."""
-        attempt = {"worker": self._worker_id, "at_ms": now_ms(), "token": secrets.token_hex(8), "reason": "queued"}
+        attempt = self._new_attempt("queued")
         if first:
             try:
                 return self._claimed(*await self._log.claim(self._appender, generation_id, 1, attempt), attempt)
@@ -117,18 +154,25 @@ class Generator:
             await self._end(generation_id, Status.FAILED, error=ATTEMPTS_EXHAUSTED)
             return None
         attempt["reason"] = "worker_lost" if last.epoch else "queued"
-        return self._claimed(*await self._log.claim(self._appender, generation_id, last.epoch + 1, attempt), attempt)
+        return await self._claim_next(generation_id, last.epoch, attempt)
 
-    def _claimed(
-        self, writer: Writer, header: dict[str, Any], body: bytes, attempt: dict[str, Any]
-    ) -> tuple[Writer, dict[str, Any], dict[str, Any]]:
+    async def _claim_next(self, generation_id: str, epoch: int, attempt: dict[str, Any]) -> Claimed:
+        return self._claimed(*await self._log.claim(self._appender, generation_id, epoch + 1, attempt), attempt)
+
+    def _new_attempt(self, reason: str) -> dict[str, Any]:
+        return {"worker": self._worker_id, "at_ms": now_ms(), "token": secrets.token_hex(8), "reason": reason}
+
+    def _claimed(self, writer: Writer, header: dict[str, Any], body: bytes, attempt: dict[str, Any]) -> Claimed:
         ATTEMPTS.labels(attempt["reason"]).inc()
         QUEUE_SECONDS.observe(max(0, attempt["at_ms"] - header["created_at_ms"]) / 1000)
         logger.info("claimed", generation_id=writer.generation_id, attempt=writer.epoch, reason=attempt["reason"])
         return writer, header, json.loads(body)
 
     async def _end_interrupted(self, generation_id: str, last: Position) -> bool:
-        """An earlier worker was lost after chunks: the whole answer is there, or the request's policy decides."""
+        """An earlier worker was lost after chunks: the whole answer is there, or the request's policy decides.
+
+        True if that was the end of it; False if a new attempt may be made.
+        """
         fold = Accumulator()
         async for page in self._log.read_all(generation_id, Position(last.epoch, 0)):
             for entry in page:
@@ -137,6 +181,8 @@ class Generator:
         header, body = await self._log.request(generation_id)
         reasons = fold.finish_reasons
         whole = len(reasons) >= header["n"] and all(reasons)
+        if not whole and header.get("on_interruption") == "restart":
+            return False
         await self._end(
             generation_id,
             _finished_status(reasons) if whole else Status.FAILED,
@@ -149,36 +195,69 @@ class Generator:
 
     # ---- upstream → append
 
-    async def _attempt(self, writer: Writer, header: dict[str, Any], body: dict[str, Any]) -> None:
-        generation_id = writer.generation_id
+    async def _attempt(self, writer: Writer, header: dict[str, Any], body: dict[str, Any]) -> Claimed | None:
+        """Runs an attempt to its end; returns the next one if the request wants another after an interruption."""
         answer = Normalizer(
-            id=generation_id,
+            id=writer.generation_id,
             created=header["created_at_ms"] // 1000,
             model=header["model"],
             show_usage=header["include_usage"],
             choices=header["n"],
         )
-        task = asyncio.ensure_future(self._say(writer, answer, body))
-        self._running[generation_id] = task, writer
-        RUNNING.inc()
         started = time.monotonic()
         error: StreamspoolError | None = None
+        status = None
+        try:
+            if not (await self._is_wanted(header) and await self._run_watched(writer, header, answer, body)):
+                status = Status.CANCELLED
+        except StreamspoolError as caught:
+            error = caught
+        if error and writer.position.seq and self._may_restart(error, header, writer):
+            UPSTREAM_ERRORS.labels(error.code).inc()
+            return await self._claim_next(writer.generation_id, writer.epoch, self._new_attempt(error.code))
+        await self._finish(writer, answer, body, error, status)
+        GENERATION_SECONDS.observe(time.monotonic() - started)
+        return None
+
+    async def _is_wanted(self, header: dict[str, Any]) -> bool:
+        """Whether the provider should be asked at all: everybody may have left while the request was queued."""
+        return header.get("on_disconnect") != "cancel" or bool(await self._log.watched([header["id"]]))
+
+    async def _run_watched(
+        self, writer: Writer, header: dict[str, Any], answer: Normalizer, body: dict[str, Any]
+    ) -> bool:
+        """Says the answer in a task of its own, which can be stopped. False if it was stopped for want of viewers.
+
+        Raises Fenced, Sealed or Gone if that is why it was stopped; CancelledError if we are to hand over.
+        """
+        generation_id = writer.generation_id
+        task = asyncio.ensure_future(self._say(writer, answer, body))
+        running = self._running[generation_id] = _Running(task, writer, header)
+        RUNNING.inc()
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            if not task.cancelled():  # we are told to hand over; a cancelled task means stop_ended() found the end
+            if not task.cancelled():
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
                 raise
-            await self._log.last(generation_id)  # raises Sealed or Gone
-            raise Fenced(generation_id) from None
-        except StreamspoolError as caught:
-            error = caught
+            if (await self._log.last(generation_id)).epoch != writer.epoch:
+                raise Fenced(generation_id) from None
+            if running.unwatched:
+                return False
+            raise
         finally:
             del self._running[generation_id]
             RUNNING.dec()
-        await self._finish(writer, answer, body, error)
-        GENERATION_SECONDS.observe(time.monotonic() - started)
+        return True
+
+    def _may_restart(self, error: StreamspoolError, header: dict[str, Any], writer: Writer) -> bool:
+        return (
+            header.get("on_interruption") == "restart"
+            and writer.epoch < self._settings.max_attempts
+            and isinstance(error, UpstreamIncomplete | UpstreamTimeout)
+            and error.code != "generation_timeout"
+        )
 
     async def _say(self, writer: Writer, answer: Normalizer, body: dict[str, Any]) -> None:
         """Appends what the provider says; raises UpstreamError after all that came is stored."""
@@ -187,7 +266,8 @@ class Generator:
         if provider is None:
             raise UpstreamError(f"This worker has no provider `{name}`. All workers need the same providers.")
         asked = time.monotonic()
-        async with aclosing(self._upstream.stream(provider, body, model, answer)) as batches:
+        stream = self._upstream.stream(provider, body, model, answer, on_retry=partial(_retried, writer))
+        async with aclosing(stream) as batches:
             async for batch in batches:  # the upstream reads ahead meanwhile, within bounds, and merges what it read
                 if not writer.position.seq:
                     FIRST_CHUNK_SECONDS.observe(time.monotonic() - asked)
@@ -197,10 +277,16 @@ class Generator:
     # ---- seal
 
     async def _finish(
-        self, writer: Writer, answer: Normalizer, body: dict[str, Any], error: StreamspoolError | None
+        self,
+        writer: Writer,
+        answer: Normalizer,
+        body: dict[str, Any],
+        error: StreamspoolError | None,
+        status: Status | None = None,
     ) -> None:
         figures, source = measure(body, answer)
-        status = _finished_status(answer.finish_reasons) if error is None else Status.FAILED
+        if status is None:
+            status = _finished_status(answer.finish_reasons) if error is None else Status.FAILED
         failure = None
         if error is not None:
             UPSTREAM_ERRORS.labels(error.code).inc()
@@ -260,3 +346,8 @@ class Generator:
 
 def _finished_status(reasons: list[str | None]) -> Status:
     return Status.INCOMPLETE if _CUT_SHORT.intersection(filter(None, reasons)) else Status.COMPLETED
+
+
+def _retried(writer: Writer, error: UpstreamError) -> None:
+    UPSTREAM_RETRIES.labels(error.code).inc()
+    logger.info("upstream retried", generation_id=writer.generation_id, error_code=error.code, status=error.status)

@@ -19,19 +19,21 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
+import stamina.instrumentation
 import uvloop
 from arq.worker import Retry, Worker, func
 from prometheus_client import start_http_server
 
 from shared import json, keys
+from shared.broker import Broker
 from shared.config import Settings, environment
-from shared.redis import ArqRedis, RedisError, connect, deserialize_job, serialize_job
+from shared.reaper import Reaper
+from shared.redis import ArqRedis, RedisError, connect, deserialize_job, persist, serialize_job, warn_of_risks
 from shared.streamlog import StreamLog
-from shared.telemetry import REDIS_ERRORS, configure_logging, get_logger
+from shared.telemetry import configure_logging, get_logger
 from shared.writer import Appender
 from worker.generate import Generator
 from worker.providers.registry import Provider, load_providers
-from worker.reaper import Reaper
 from worker.upstream import Upstream
 
 logger = get_logger(__name__)
@@ -121,6 +123,7 @@ class StreamWorker(Worker):
                         pipe.psetex(keys.in_progress(job_id), int(self._settings.lease_s * 1000), b"1")
                     await pipe.execute()
                 await self._generator.stop_ended()
+                await self._generator.stop_unwatched()
 
     def _forget_finished(self) -> None:
         for job_id, task in list(self.tasks.items()):
@@ -209,18 +212,6 @@ async def beat(redis: ArqRedis, worker: StreamWorker, providers: dict[str, Provi
         await asyncio.sleep(BEAT_S)
 
 
-async def _persist(name: str, loop: Callable[[], Awaitable[None]]) -> None:
-    """Runs a loop again after Redis was away; anything else it raises is a bug and ends the process."""
-    while True:
-        try:
-            await loop()
-            return
-        except (RedisError, OSError) as error:
-            REDIS_ERRORS.labels(name).inc()
-            logger.warning("redis failed", part=name, error=type(error).__name__)
-            await asyncio.sleep(_RETRY_S)
-
-
 async def serve(settings: Settings) -> None:
     """Runs a worker until SIGTERM or SIGINT. Needs `settings.redis_url`."""
     if settings.redis_url is None:
@@ -236,13 +227,15 @@ async def serve(settings: Settings) -> None:
         upstream = await stack.enter_async_context(Upstream(settings))
         generator = Generator(log, appender, upstream, providers, settings, worker_id=worker_id)
         worker = StreamWorker(redis, generator, settings, worker_id=worker_id)
-        reaper = Reaper(redis, log, settings)
+        broker = Broker(redis, log, settings, name=worker_id)
+        reaper = Reaper(redis, log, broker, settings, name=worker_id)
         if settings.worker_metrics_port:
             server, _ = start_http_server(settings.worker_metrics_port, settings.host)
             stack.callback(server.shutdown)
         stopped = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        await warn_of_risks(redis)
         logger.info("worker started", worker_id=worker_id, providers=sorted(providers))
         await _run(worker, stopped, lambda: beat(redis, worker, providers), reaper)
         with suppress(RedisError, OSError):
@@ -262,7 +255,7 @@ async def _run(
         "beat": beating,
         "reaper": reaper.run,
     }
-    tasks = [asyncio.create_task(_persist(name, loop), name=name) for name, loop in loops.items()]
+    tasks = [asyncio.create_task(persist(name, loop), name=name) for name, loop in loops.items()]
     waiting = asyncio.create_task(stopped.wait(), name="stop")
     try:
         done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -278,4 +271,5 @@ async def _run(
 def main() -> None:
     settings = Settings()
     configure_logging(settings.log_level)
+    stamina.instrumentation.set_on_retry_hooks([])  # its log line quotes the provider, ours does not
     uvloop.run(serve(settings))

@@ -11,10 +11,12 @@ connection-close body that was cut looks just like one that is complete.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
+
+import stamina
 
 from shared import http, json, sse
 from shared.chat import Chunk
@@ -27,6 +29,12 @@ from worker.providers.registry import Provider
 T = TypeVar("T")
 
 _Events = AsyncGenerator[list[sse.Event], None]
+_Step = tuple[_Events | None, list[Chunk], UpstreamError | None]
+OnRetry = Callable[[UpstreamError], None]
+
+_TRIES = 3
+_TRIES_S = 30.0
+_FIRST_PAUSE_S = 0.25
 
 _GRACE_S = 5.0  # after the finish reason: how long usage and [DONE] may take
 _REUSE_S = 0.05  # after [DONE]: how long the end of the body may take, so that the connection can be used again
@@ -58,7 +66,13 @@ class Upstream:
         await self._client.__aexit__(kind, error, trace)
 
     async def stream(
-        self, provider: Provider, body: dict[str, Any], model: str, normalizer: Normalizer
+        self,
+        provider: Provider,
+        body: dict[str, Any],
+        model: str,
+        normalizer: Normalizer,
+        *,
+        on_retry: OnRetry | None = None,
     ) -> AsyncGenerator[list[Chunk], None]:
         """Asks `provider` for `model` (its own name of it) and yields all chunks of one network read together.
 
@@ -66,27 +80,82 @@ class Upstream:
         once every choice has its finish reason and the body ends or 5 s have passed. Chunks that came before an error
         are yielded before it is raised. Close it (`contextlib.aclosing`) or cancel it to hang up on the provider at once.
 
+        A refusal that may pass (429, 5xx, no connection, cut before the first chunk) is met with up to two more tries
+        within 30 s, after the provider's own Retry-After where it gives one; `on_retry` hears of each.
+
         Raises UpstreamTimeout (four codes, see Settings), UpstreamRefused for an error of the provider's,
         UpstreamIncomplete for a stream that was cut, UpstreamInvalid for one that cannot be understood, UpstreamError
         `upstream_connect_error`, `upstream_redirect`; and BadRequest for a fake model that does not exist.
         """
         timers = _Timers(self._settings)
-        # Attempts before the first chunk are to be repeated here, around `_open` and the first batch.
-        async with self._open(provider, body, model, timers) as batches:
-            while not normalizer.done:
-                events = await self._next(batches, normalizer, timers)
-                chunks, failure = _normalize(events or [], normalizer)
-                if failure is None and (normalizer.done or events is None):
-                    chunks += normalizer.end()
+        async with AsyncExitStack() as stack:
+            batches, chunks, failure = await self._begin(stack, provider, body, model, normalizer, timers, on_retry)
+            while True:
                 if chunks:
                     yield chunks
                     # The consumer's time is not the provider's: the idle timer starts when we begin to wait again.
                     timers.progress()
                 if failure is not None:
                     raise _without_key(failure, provider)
-                if events is None:
-                    return
-            await _settle(batches)
+                if normalizer.done or batches is None:
+                    break
+                batches, chunks, failure = await self._step(batches, normalizer, timers)
+            if batches is not None:
+                await _settle(batches)
+
+    async def _begin(
+        self,
+        stack: AsyncExitStack,
+        provider: Provider,
+        body: dict[str, Any],
+        model: str,
+        normalizer: Normalizer,
+        timers: _Timers,
+        on_retry: OnRetry | None,
+    ) -> _Step:
+        """The first chunks, asked for up to three times; the connection they came over stays open until `stack` ends.
+
+        Only here, before anything was said, can a request be made again without anybody noticing.
+        """
+
+        def pause(error: Exception) -> bool | float:
+            if not isinstance(error, UpstreamError) or not _is_passing(error):
+                return False
+            if (error.retry_after_s or 0) > _TRIES_S:
+                return False
+            if on_retry:
+                on_retry(error)
+            return True if error.retry_after_s is None else float(error.retry_after_s)
+
+        async for attempt in stamina.retry_context(
+            on=pause, attempts=_TRIES, timeout=_TRIES_S, wait_initial=_FIRST_PAUSE_S, wait_max=_TRIES_S / 3
+        ):
+            with attempt:
+                timers.begin()
+                async with AsyncExitStack() as trial:
+                    batches: _Events | None = await trial.enter_async_context(self._open(provider, body, model, timers))
+                    chunks: list[Chunk] = []
+                    failure = None
+                    while batches is not None and not (chunks or failure or normalizer.done):
+                        batches, chunks, failure = await self._step(batches, normalizer, timers)
+                    if failure is not None and not chunks:
+                        raise _without_key(failure, provider)
+                    stack.push_async_exit(trial.pop_all())
+        return batches, chunks, failure
+
+    async def _step(self, batches: _Events, normalizer: Normalizer, timers: _Timers) -> _Step:
+        """One batch further: the chunks it made, and the failure it ended in. None for batches: there will be no more."""
+        try:
+            events = await self._next(batches, normalizer, timers)
+        except UpstreamError as failure:
+            return batches, [], failure
+        chunks, failure_or_none = _normalize(events or [], normalizer)
+        if failure_or_none is None and (normalizer.done or events is None):
+            try:
+                chunks += normalizer.end()
+            except UpstreamError as failure:
+                failure_or_none = failure
+        return (None if events is None else batches), chunks, failure_or_none
 
     def _open(
         self, provider: Provider, body: dict[str, Any], model: str, timers: _Timers
@@ -148,9 +217,14 @@ class _Timers:
         self._total_s = settings.generation_s
         self._idle_s = settings.upstream_idle_s
         self._end = self._clock() + self._total_s
-        self._code, self._seconds = "upstream_first_timeout", settings.upstream_first_s
-        self._until = self._clock() + self._seconds
+        self._first_s = settings.upstream_first_s
         self._in_grace = False
+        self.begin()
+
+    def begin(self) -> None:
+        """The provider is asked, or asked again: from now on the first timer counts."""
+        self._code, self._seconds = "upstream_first_timeout", self._first_s
+        self._until = self._clock() + self._first_s
 
     def progress(self) -> None:
         """A data event came: from now on the idle timer counts, from here. Comments and pings are none."""
@@ -190,6 +264,15 @@ def _normalize(events: list[sse.Event], normalizer: Normalizer) -> tuple[list[Ch
     except UpstreamError as failure:
         return chunks, failure
     return chunks, None
+
+
+def _is_passing(error: UpstreamError) -> bool:
+    """Whether the same request may be met with an answer a little later."""
+    if isinstance(error, UpstreamInvalid) or error.code == "upstream_redirect":
+        return False
+    if isinstance(error, UpstreamTimeout) and error.code != "upstream_connect_timeout":
+        return False
+    return error.status in (408, 429) or error.status >= 500
 
 
 def _without_key(failure: UpstreamError, provider: Provider) -> UpstreamError:

@@ -28,6 +28,22 @@ def stream_headers(generation_id: str) -> dict[str, str]:
     return {"location": f"/v1/streams/{generation_id}", "x-stream-id": generation_id}
 
 
+def _with_options(body: Any, request: Request) -> Any:
+    """Our extension fields may come as headers too (`x-on-interruption`); the body's own win."""
+    given = {
+        field: request.headers.get(f"x-{field.replace('_', '-')}") for field in ("on_interruption", "on_disconnect")
+    }
+    options = {field: value for field, value in given.items() if value is not None}
+    return {**options, **body} if isinstance(body, dict) and options else body
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise BadRequest("An Idempotency-Key is 1 to 255 printable ASCII characters.", param="idempotency-key")
+    return key
+
+
 @router.post("/v1/chat/completions", response_model=None, openapi_extra=_REQUEST_BODY)
 async def create(request: Request, parts: ProcessParts, owner: Owner, body: Body) -> Response:
     """Starts a generation and shows it: as a stream of chunks (`stream: true`), or whole when it is finished.
@@ -38,13 +54,16 @@ async def create(request: Request, parts: ProcessParts, owner: Owner, body: Body
         parsed = json.loads_strict(body)
     except ValueError as error:
         raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
-    chat_request = ChatRequest.check(parsed)
-    header = await parts.broker.submit(body, chat_request, owner)
+    chat_request = ChatRequest.check(_with_options(parsed, request))
+    header, replayed = await parts.broker.submit(body, chat_request, owner, idempotency_key=_idempotency_key(request))
     headers = stream_headers(header["id"])
+    if replayed:
+        headers["idempotent-replayed"] = "true"
     if not chat_request.stream:
-        return Answer(parts, header, fresh=True, headers=headers)
+        return Answer(parts, header, fresh=not replayed, headers=headers)
     view = View(ids=request.headers.get("x-stream-ids") == "1", native=False, include_usage=header["include_usage"])
-    return EventStream(parts, header, view, fresh=True, hold_s=parts.settings.hold_headers_s, headers=headers)
+    hold_s = parts.settings.hold_headers_s
+    return EventStream(parts, header, view, fresh=not replayed, hold_s=hold_s, headers=headers)
 
 
 @router.get("/v1/chat/completions/{generation_id}", response_model=None)

@@ -33,7 +33,7 @@ def request(**fields: Any) -> tuple[bytes, ChatRequest]:
 
 
 async def submitted(broker: Broker, owner: Principal = ANN, **fields: Any) -> str:
-    generation_id: str = (await broker.submit(*request(**fields), owner))["id"]
+    generation_id: str = (await broker.submit(*request(**fields), owner)).header["id"]
     return generation_id
 
 
@@ -43,7 +43,7 @@ async def test_a_request_is_stored_as_it_came_and_the_bell_is_rung(broker: Broke
         body, chat_request = request(
             n=2, metadata={"a": "b"}, stream=True, stream_options={"include_usage": True}, odd=[1]
         )
-        header = await broker.submit(body, chat_request, ANN)
+        header, _ = await broker.submit(body, chat_request, ANN)
         messages = [await pubsub.get_message(timeout=5) for _ in range(2)]
     assert messages[-1] is not None
     assert messages[-1]["data"].decode() == header["id"]

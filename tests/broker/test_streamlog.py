@@ -343,7 +343,7 @@ async def test_summaries_follow_the_log(log: StreamLog, appender: Appender) -> N
     async def status() -> tuple[Status, str, int | None]:
         summary = (await log.describe([generation_id]))[0]
         assert summary
-        started = summary.first_attempt["at_ms"] if summary.first_attempt else None
+        started = summary.attempts[0]["at_ms"] if summary.attempts else None
         return summary.status, str(summary.position), started
 
     assert await status() == (Status.QUEUED, "0-2", None)
@@ -360,7 +360,7 @@ async def test_sealed_before_any_attempt(log: StreamLog) -> None:
     await log.seal(generation_id, {**COMPLETED, "status": "cancelled"})
     summary = (await log.describe([generation_id]))[0]
     assert summary
-    assert (summary.status, summary.position, summary.first_attempt) == (Status.CANCELLED, BEGIN, None)
+    assert (summary.status, summary.position, summary.attempts) == (Status.CANCELLED, BEGIN, ())
 
 
 async def test_the_index_is_per_owner_newest_first_and_pages(log: StreamLog) -> None:

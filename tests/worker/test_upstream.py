@@ -7,11 +7,12 @@ import gzip
 import json
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, suppress
 from typing import Any
 
 import pytest
+import stamina
 
 from shared.chat import Chunk
 from shared.config import Settings
@@ -334,6 +335,12 @@ async def test_a_slow_consumer_is_not_the_providers_silence() -> None:
     assert reading.text == "ab"
 
 
+@pytest.fixture(autouse=True)
+def no_pauses_between_tries() -> Iterator[None]:
+    with stamina.set_testing(True, attempts=3, cap=True):
+        yield
+
+
 async def test_no_connection() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -496,7 +503,7 @@ async def test_errors_instead_of_an_answer(status: int, ours: int) -> None:
     assert isinstance(reading.error, UpstreamRefused)
     assert (reading.error.status, reading.error.message) == (ours, "acme: bad key [redacted]")
     assert reading.error.retry_after_s == 2
-    assert len(server.calls) == 1
+    assert len(server.calls) == (3 if status in (429, 500, 504) else 1)
 
 
 async def test_an_endless_error_is_read_in_part_only() -> None:
@@ -619,3 +626,101 @@ async def test_fake_models_keep_their_rate() -> None:
         assert 0.19 < time.monotonic() - started < 5
         assert len(reading.text.split()) == 21
         assert len(reading.batches) > 10
+
+
+# ---- again, before the first chunk
+
+
+@pytest.mark.parametrize(("failures", "calls"), [(1, 2), (2, 3), (9, 3)])
+@pytest.mark.parametrize("how", ["503", "429", "cut", "error"])
+async def test_a_refusal_that_may_pass_is_met_with_another_try(failures: int, calls: int, how: str) -> None:
+    asked = 0
+
+    async def script(wire: Wire) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > failures:
+            await wire.head()
+            await wire.send(chunk("a", "stop"), DONE, END)
+        elif how in ("503", "429"):
+            await wire.head(status=int(how), content_type="application/json")
+            await wire.send(b'{"error":{"message":"later","code":"busy"}}', END)
+        elif how == "error":
+            await wire.head()
+            await wire.send(b'data: {"error":{"message":"later","code":503}}\n\n', END)
+        else:
+            await wire.head()
+
+    heard: list[UpstreamError] = []
+    async with serving(script) as server, client(upstream_first_s=2) as upstream:
+        reading = Reading()
+        stream = upstream.stream(provider(server.url), BODY, "m", reading.normalizer, on_retry=heard.append)
+        try:
+            async for chunks in stream:
+                reading.batches.append(chunks)
+        except UpstreamError as error:
+            reading.error = error
+    assert asked == calls
+    assert len(heard) >= calls - 1
+    assert (reading.text == "a") is (failures < 3)
+    assert (reading.error is None) is (failures < 3)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+async def test_a_refusal_that_is_final_is_not_met_with_another_try(status: int) -> None:
+    asked = 0
+
+    async def script(wire: Wire) -> None:
+        nonlocal asked
+        asked += 1
+        await wire.head(status=status, content_type="application/json")
+        await wire.send(b'{"error":{"message":"no"}}', END)
+
+    async with serving(script) as server, client() as upstream:
+        reading = await read(upstream, provider(server.url))
+    assert asked == 1
+    assert reading.error is not None
+    assert reading.error.status == status
+
+
+async def test_nothing_is_asked_again_once_something_was_said() -> None:
+    asked = 0
+
+    async def script(wire: Wire) -> None:
+        nonlocal asked
+        asked += 1
+        await wire.head()
+        await wire.send(chunk("a"))
+
+    async with serving(script) as server, client() as upstream:
+        reading = await read(upstream, provider(server.url))
+    assert (asked, reading.text) == (1, "a")
+    assert isinstance(reading.error, UpstreamIncomplete)
+
+
+async def test_the_providers_own_time_is_waited_for() -> None:
+    """Only here the pauses are real: 1 s was asked for, and more than 30 s is more than we wait."""
+    asked: list[float] = []
+
+    def script(retry_after: str) -> Script:
+        async def play(wire: Wire) -> None:
+            asked.append(time.monotonic())
+            if len(asked) == 1:
+                await wire.head(429, retry_after=retry_after, content_type="application/json")
+                await wire.send(b'{"error":{"message":"later"}}', END)
+            else:
+                await wire.head()
+                await wire.send(chunk("a", "stop"), DONE, END)
+
+        return play
+
+    with stamina.set_testing(False):
+        async with serving(script("1")) as server, client() as upstream:
+            assert (await read(upstream, provider(server.url))).text == "a"
+        assert asked[1] - asked[0] >= 1
+        asked.clear()
+        async with serving(script("31")) as server, client() as upstream:
+            reading = await read(upstream, provider(server.url))
+        assert len(asked) == 1
+        assert reading.error is not None
+        assert reading.error.retry_after_s == 31

@@ -1,0 +1,101 @@
+"""The outbox: accepted generations whose bell was lost are rung for again; none waits for ever.
+
+Hidden here: that one process at a time does it, that no clock is compared with another's, and what is done when there
+is no worker at all. Every API and worker process has one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from shared import keys
+from shared.broker import Broker, ring
+from shared.config import Settings
+from shared.entry import Status, now_ms
+from shared.errors import Gone, Sealed
+from shared.redis import ArqRedis
+from shared.streamlog import StreamLog
+from shared.telemetry import REAPED, SEALED, get_logger
+
+logger = get_logger(__name__)
+
+TICK_S = 5.0
+
+NO_WORKER = {
+    "message": "No worker has been alive to answer this. Send the request again later.",
+    "type": "server_error",
+    "param": None,
+    "code": "no_worker",
+    "status": 503,
+}
+
+
+class Reaper:
+    """`run` loops for ever; `sweep` is one look through the open generations."""
+
+    def __init__(self, redis: ArqRedis, log: StreamLog, broker: Broker, settings: Settings, *, name: str) -> None:
+        self._redis, self._log, self._broker, self._settings, self._name = redis, log, broker, settings, name
+        self._suspects: set[str] = set()
+        self._alone_since: float | None = None
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            await self._broker.revoke_doubtful()
+            await self._count_workers()
+            if await self._redis.set(keys.REAPER, b"1", nx=True, px=int(TICK_S * 500)):
+                await self.sweep()
+
+    async def sweep(self) -> None:
+        """Looks after open generations that arq does not know, and after all of them while there is no worker.
+
+        What is suspect in two sweeps in a row is acted upon: in between, the ordinary way has had its time.
+        """
+        ids = [generation_id for generation_id, _ in await self._log.open_ids()]
+        if self._alone_since is not None and time.monotonic() - self._alone_since >= self._settings.no_worker_s:
+            await self._give_up(ids)
+        if not ids:
+            self._suspects = set()
+            return
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for generation_id in ids:
+                pipe.zscore(keys.QUEUE, generation_id)
+            unknown = [i for i, score in zip(ids, await pipe.execute(), strict=True) if score is None]
+        certain = [generation_id for generation_id in unknown if generation_id in self._suspects]
+        self._suspects = set(unknown)
+        for generation_id, summary in zip(certain, await self._log.describe(certain) if certain else [], strict=True):
+            if summary is None or summary.outcome is not None:
+                await self._log.close_index(generation_id)
+                REAPED.labels("forgotten").inc()
+            else:
+                await ring(self._redis, generation_id, expires_s=self._settings.log_safety_s)
+                REAPED.labels("rung").inc()
+                logger.warning("rang again", generation_id=generation_id)
+
+    async def _count_workers(self) -> None:
+        if await self._broker.workers():
+            self._alone_since = None
+        elif self._alone_since is None:
+            self._alone_since = time.monotonic()
+
+    async def _give_up(self, ids: list[str]) -> None:
+        """Without any worker for `no_worker_s`, nobody will answer: the viewers are told so."""
+        for generation_id in ids:
+            outcome = {
+                "status": Status.FAILED,
+                "ended_at_ms": now_ms(),
+                "by": self._name,
+                "finish_reasons": [],
+                "usage": None,
+                "usage_source": None,
+                "error": NO_WORKER,
+            }
+            try:
+                await self._log.seal(generation_id, outcome)
+            except (Sealed, Gone):
+                await self._log.close_index(generation_id)
+                continue
+            SEALED.labels(Status.FAILED).inc()
+            REAPED.labels("no_worker").inc()
+            logger.warning("no worker", generation_id=generation_id)

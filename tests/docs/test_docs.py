@@ -21,7 +21,8 @@ import redis
 import typer.main
 import yaml
 
-from shared import keys
+from shared import broker, keys
+from shared import client as shared_client
 from shared.cli import app
 from shared.config import Settings
 from shared.embedded import EmbeddedValkey
@@ -30,6 +31,9 @@ from tests.docs.cut import CuttingProxy
 from tests.docs.snippets import Block, anchors, blocks, links, matches, prose
 from tests.support.stack import Stack
 from tests.support.upstream import ScriptedUpstream
+from worker import main as worker_main
+from worker import reaper
+from worker import upstream as upstream_module
 from worker.providers.fake import _OPTIONS as FAKE_OPTIONS
 from worker.providers.registry import VENDORS, load_providers
 
@@ -275,6 +279,19 @@ def test_the_key_table_names_every_key() -> None:
 def test_the_options_of_the_fake_models_are_all_described() -> None:
     rows = table(prose(ROOT, "docs/API.md"), "### Fake models")
     assert [row[0].strip("`") for row in rows] == list(FAKE_OPTIONS)
+
+
+def test_numbers_in_prose_are_those_of_the_code() -> None:
+    assert (upstream_module._AHEAD_BYTES, worker_main.POLL_S, worker_main.BEAT_S) == (256 * 1024, 0.5, 5)
+    assert (worker_main.BEAT_TTL_S, worker_main.CATALOGUE_TTL_S) == (15, 86400)
+    assert (reaper.TICK_S, reaper.GRACE_MS, broker._CLOCK_SKEW_MS, shared_client.SILENCE_S) == (5, 3000, 300_000, 45)
+    operations, protocol = prose(ROOT, "docs/OPERATIONS.md"), prose(ROOT, "shared/PROTOCOL.md")
+    assert "256 KiB" in operations
+    assert "256 KiB" in prose(ROOT, "README.md")
+    assert "last 15 s" in operations
+    assert "no byte for 45 s" in " ".join(prose(ROOT, "docs/STREAMING.md").split())
+    for number in ("half a second", "300 s", "every 5 s", "older than 3 s"):
+        assert number in protocol, number
 
 
 # ---- names

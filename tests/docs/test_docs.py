@@ -160,7 +160,7 @@ def check_command(words: list[str], command: str) -> None:
         assert command in (ROOT / "Makefile").read_text("utf-8"), f"nobody checks `{command}`"
 
 
-def own_settings(assignments: list[str]) -> dict[str, str]:
+def own_settings(assignments: list[str]) -> dict[str, Any]:
     given = dict(assignment.split("=", 1) for assignment in assignments)
     return {name: given[variable] for name in Settings.model_fields if (variable := tables.variable(name)) in given}
 
@@ -220,7 +220,7 @@ def test_the_log_holds_what_the_protocol_shows(stack: Stack, valkey: EmbeddedVal
         if "PROTOCOL" in block.document and block.words[:1] and block.language == "json"
     }
     generation_id = ask(stack)["id"]
-    client = redis.Redis.from_url(valkey.url)
+    client: Any = redis.Redis.from_url(valkey.url)
     entries = {position.decode(): fields for position, fields in client.xrange(keys.log(generation_id))}
     catalogue = json.loads(client.get(keys.CATALOGUE))
     client.close()
@@ -374,10 +374,12 @@ def codes() -> set[str]:
 
 
 def _codes(node: ast.AST) -> Iterator[str]:
-    if isinstance(node, ast.keyword | ast.AnnAssign | ast.Assign):
-        targets = {"keyword": lambda: [node.arg], "AnnAssign": lambda: [node.target], "Assign": lambda: node.targets}
-        names = [getattr(target, "id", target) for target in targets[type(node).__name__]()]
-        yield from _constants(node.value) if "code" in names else ()
+    if isinstance(node, ast.keyword):
+        yield from _constants(node.value) if node.arg == "code" else ()
+    elif isinstance(node, ast.AnnAssign | ast.Assign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        named = any(isinstance(target, ast.Name) and target.id == "code" for target in targets)
+        yield from _constants(node.value) if named else ()
     elif isinstance(node, ast.Dict):
         for key, value in zip(node.keys, node.values, strict=True):
             if isinstance(key, ast.Constant) and key.value == "code":

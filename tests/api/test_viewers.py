@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from contextlib import ExitStack
 
 import pytest
 import redis
 
-from tests.support.stack import wait_until
+from tests.support.stack import Stack, wait_until
 from tests.support.upstream import Pause, chunk, ending, words
-from tests.support.wire import Client, Register, ask, frames
+from tests.support.wire import KEY_A, Client, Register, ask, frames
 
 FOLLOWED, VIEWERS = "streamspool_logs_followed", "streamspool_viewers"
 
@@ -97,6 +99,25 @@ def test_a_viewer_that_lags_behind_the_window_misses_nothing(client: Client, scr
         rest = lagging.rest()
     assert len(whole) > 6_000_000
     assert rest == b"".join(frames(whole)[1:])
+
+
+def test_a_viewer_that_does_not_read_is_dropped_and_can_resume(keyed: Stack, alice: Client, scripted: Register) -> None:
+    """`keyed` drops a viewer after 1 s. The end of its connection cannot be taken for the end of the stream."""
+    large = [chunk({"content": f"{i:05d}" * 12_000}) for i in range(150)]
+    generation_id = alice.stream(scripted([*large, *ending()]).model).headers["x-stream-id"]
+    before = alice.metric("streamspool_viewers_dropped_total")
+    head = f"GET /v1/streams/{generation_id} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY_A}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", keyed.port), timeout=10) as connection:
+        connection.sendall(head.encode())
+        wait_until(lambda: alice.metric("streamspool_viewers_dropped_total") == before + 1)
+        got = b""
+        with contextlib.suppress(ConnectionError):
+            while data := connection.recv(1 << 20):
+                got += data
+    assert got.startswith(b"HTTP/1.1 200 ")
+    assert b"[DONE]" not in got
+    assert not got.endswith(b"\r\n0\r\n\r\n"), "a clean end of the body"
+    assert alice.whole(generation_id).endswith(b"data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize("count", [1, 50, 2000])

@@ -55,6 +55,7 @@ def keyed(
         "STREAMSPOOL_API_KEYS": f"a:{KEY_A},b:{KEY_B}",
         "STREAMSPOOL_KEEPALIVE_S": "0.1",
         "STREAMSPOOL_HOLD_HEADERS_S": "0.1",
+        "STREAMSPOOL_SEND_TIMEOUT_S": "1",
         "LOG_LEVEL": "debug",
         "OPENAI_API_KEY": PROVIDER_KEY,
         "OPENAI_BASE_URL": upstream.base_url,

@@ -203,6 +203,16 @@ def test_half_an_emoji_alone_is_no_failure(client: Client, scripted: Register) -
     assert answer.json()["choices"][0]["message"]["content"] == "a\ud83d"
 
 
+@pytest.mark.parametrize("nothing", [None, []])
+def test_fields_that_say_nothing_are_no_failure(client: Client, scripted: Register, nothing: Any) -> None:
+    """Many providers send every field in every delta."""
+    fields = {"tool_calls": nothing, "function_call": None, "refusal": None, "reasoning_content": None, "audio": None}
+    parts = [chunk({"role": "assistant", "content": part, **fields}, logprobs=None) for part in ("a", "b", "")]
+    answer = client.post(ask(scripted([*parts, *ending()]).model))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"] == "ab"
+
+
 def test_numbers_of_any_size_stay_as_they_are(client: Client, scripted: Register) -> None:
     event = chunk({"role": "assistant", "content": "a"}, big=2**70)
     answer = client.post(ask(scripted([event, *ending()]).model))

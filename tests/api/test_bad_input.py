@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared import keys
-from tests.support.stack import Stack, wait_until
+from tests.support.stack import Stack
 from tests.support.wire import Client, ask, error_of, refused
 
 LIMIT = 4 * 1024 * 1024
@@ -239,8 +239,8 @@ def test_a_client_that_hangs_up_in_its_request_is_no_failure(stack: Stack, clien
     for _ in range(5):
         with socket.create_connection((address.hostname or "", address.port or 0), timeout=5) as connection:
             connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
-    failed = client.metric("streamspool_http_requests_total")
-    wait_until(lambda: client.metric("streamspool_http_requests_total") > failed)  # whatever was under way is over
+    for _ in range(20):  # by the end of these, the hang-ups were dealt with
+        assert client.get("/healthz").status_code == 200
     logged = stack.log("api")[before:]
     assert "Traceback" not in logged, logged[-2000:]
 

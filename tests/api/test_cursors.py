@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import uuid
 from contextlib import ExitStack
 from typing import Any
 
@@ -272,3 +274,71 @@ def test_deleting_ends_the_views(client: Client, scripted: Register) -> None:
         assert client.http.delete(f"/v1/streams/{first.id}").json()["deleted"]
         for watched in (first, viewer):
             assert end_error(watched.rest())["code"] in ("generation_cancelled", "stream_deleted")
+
+
+# ---- logs with more than one attempt that spoke
+
+
+@pytest.fixture
+def replaced(client: Client, store: redis.Redis) -> str:
+    """A finished log whose first attempt said something before the second one began, written by hand."""
+    generation_id = f"chatcmpl-{uuid.uuid4().hex}"
+    key = keys.log(generation_id)
+
+    def add(at: str, kind: str, value: dict[str, Any]) -> None:
+        store.xadd(key, {kind: json.dumps(value)}, id=at)
+
+    header = {"id": generation_id, "owner": "local", "model": "fake/echo", "created_at_ms": 1, "n": 1}
+    add("0-1", "r", {"v": 1, **header, "include_usage": False, "on_interruption": "fail", "metadata": None})
+    add("0-2", "b", {})
+    for attempt in (1, 2):
+        add(f"{attempt}-0", "a", {"worker": "w", "at_ms": 1000, "token": "t", "reason": "queued"})
+        for seq in (1, 2, 3):
+            delta = {"content": f"{attempt}-{seq} "}
+            add(f"{attempt}-{seq}", "c", {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+    figures = {"usage": None, "usage_source": None, "finish_reasons": ["stop"]}
+    add(SEAL_ID, "o", {"status": "completed", "ended_at_ms": 2000, "by": "w", "error": None, **figures})
+    store.expire(key, 60)
+    return generation_id
+
+
+def test_a_new_viewer_sees_the_last_attempt_only(client: Client, replaced: str) -> None:
+    for view in VIEWS.values():
+        assert [position(frame) for frame in frames(client.get(view.format(replaced)).content)] == [
+            "2-1",
+            "2-2",
+            "2-3",
+            SEAL_ID,
+        ]
+    answer = client.get(f"/v1/chat/completions/{replaced}").json()
+    assert answer["choices"][0]["message"]["content"] == "2-1 2-2 2-3 "
+
+
+@pytest.mark.parametrize("cursor", ["1-0", "1-1", "1-3"])
+def test_a_native_viewer_of_a_replaced_attempt_is_told_to_start_again(
+    client: Client, replaced: str, cursor: str
+) -> None:
+    marker, *rest = frames(client.whole(replaced, headers={"last-event-id": cursor}))
+    assert marker == b'id: 2-0\nevent: attempt\ndata: {"attempt":2}\n\n'
+    assert [position(frame) for frame in rest] == ["2-1", "2-2", "2-3", SEAL_ID]
+
+
+def test_an_openai_viewer_of_a_replaced_attempt_gets_an_error(client: Client, replaced: str) -> None:
+    """Never two attempts spliced into one text."""
+    response = client.get(f"/v1/chat/completions/{replaced}?stream=true&starting_after=1-2")
+    assert end_error(response.content)["code"] == "generation_interrupted"
+    assert len(frames(response.content)) == 2
+
+
+def test_frames_counted_in_a_replaced_attempt_count_for_nothing(client: Client, replaced: str) -> None:
+    response = client.get(f"/v1/streams/{replaced}?starting_after=2")
+    error = refused(response, 409, "attempt_replaced")
+    assert response.headers["x-should-retry"] == "false"
+    rest = frames(client.whole(replaced, params={"starting_after": error["restart_from"]}))
+    assert [position(frame) for frame in rest] == ["2-1", "2-2", "2-3", SEAL_ID]
+
+
+def test_resuming_within_the_last_attempt(client: Client, replaced: str) -> None:
+    for seq in (0, 1, 2, 3):
+        rest = frames(client.whole(replaced, headers={"last-event-id": f"2-{seq}"}))
+        assert [position(frame) for frame in rest] == [*(f"2-{i}" for i in range(seq + 1, 4)), SEAL_ID]

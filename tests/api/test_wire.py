@@ -114,6 +114,12 @@ def test_a_keepalive_is_one_comment_line_between_frames(alice: Client, scripted:
     assert re.fullmatch(rb"((: ka\n)*data: [^\n]*\n\n)+", viewer.body)
 
 
+def test_there_is_none_before_its_time(client: Client, scripted: Register) -> None:
+    """By default one comes after 15 s of silence."""
+    body = client.stream(scripted([0.3, *words(1), 0.6, *ending()]).model).content
+    assert re.fullmatch(rb"(data: [^\n]*\n\n)+", body)
+
+
 def test_keepalives_begin_before_the_first_token(alice: Client, scripted: Register) -> None:
     pause = Pause()
     model = scripted([pause, *words(2), *ending()]).model

@@ -1,0 +1,50 @@
+"""What a process prints when something breaks: enough to find it, nothing of what was said."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BREAK = """
+from shared.telemetry import configure_logging, get_logger
+
+def answer(prompt):
+    raise RuntimeError("it broke")
+
+configure_logging("info")
+try:
+    answer("canary-" + "prompt")
+except RuntimeError as error:
+    get_logger("test").error("unhandled", exc_info=error)
+"""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_traceback_shows_no_variables(terminal: bool) -> None:
+    """On a terminal, too: the values of variables are prompts, answers and keys."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "NO_COLOR": "1", "TERM": "dumb"}
+    done = subprocess.run(
+        [sys.executable, "-c", BREAK],
+        stderr=theirs if terminal else subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        timeout=20,
+        check=True,
+    )
+    os.close(theirs)
+    printed = done.stderr or b""
+    try:
+        while terminal and (data := os.read(ours, 65536)):
+            printed += data
+    except OSError:  # that is how a pseudo-terminal ends
+        pass
+    os.close(ours)
+    assert b"it broke" in printed
+    assert b"answer" in printed
+    assert b"canary-prompt" not in printed

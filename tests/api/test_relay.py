@@ -1,0 +1,70 @@
+"""What cannot be brought about from outside: moments between two processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from api.cursor import Cursor
+from api.hub import LiveLog
+from api.relay import Drain, EventStream, Parts, View
+from shared.config import Settings
+from shared.entry import SEAL, Entry, Kind, Position
+from tests.support.wire import frames
+from tests.support.wire import position as id_of
+
+OUTCOME = b'{"status":"completed","ended_at_ms":1,"error":null}'
+
+
+def entries(first: Position, last: int) -> list[Entry]:
+    """An attempt's entries from one on; the first may be the attempt itself."""
+    kinds = {0: Kind.ATTEMPT}
+    return [Entry(Position(first.epoch, seq), kinds.get(seq, Kind.CHUNK), b"{}") for seq in range(first.seq, last + 1)]
+
+
+@pytest.mark.parametrize("cursor", [Position(1, 3), 3])
+@pytest.mark.parametrize("known", [[], entries(Position(1, 0), 0), entries(Position(1, 0), 2)])
+async def test_a_viewer_that_is_ahead_of_this_process_gets_no_frame_twice(cursor: Cursor, known: list[Entry]) -> None:
+    """Another API process sent it up to 1-3; this one follows the same log and has not read that far yet."""
+    live = LiveLog("chatcmpl-x")
+    if known:
+        live.feed(known)
+
+    @asynccontextmanager
+    async def watch(_: str, *, fresh: bool) -> AsyncIterator[LiveLog]:
+        yield live
+
+    async def ends(_: list[str]) -> dict[str, Position]:
+        return {live.id: Position(1, 3)}
+
+    hub: Any = SimpleNamespace(watch=watch)
+    broker: Any = SimpleNamespace(log=SimpleNamespace(ends=ends))
+    parts = Parts(hub, broker, Settings(_env_file=None), Drain())
+    view = View(ids=True, native=True, include_usage=False)
+    response = EventStream(parts, {"id": live.id}, view, cursor=cursor, headers={})
+    sent: list[bytes] = []
+    started = asyncio.Event()
+
+    async def send(message: Any) -> None:
+        started.set()
+        sent.append(message.get("body", b""))
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(response({"type": "http", "extensions": {}}, receive, send))
+    await started.wait()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    for entry in entries(Position(1, len(known)), 4):
+        live.feed([entry])
+        for _ in range(5):
+            await asyncio.sleep(0)
+    live.feed([Entry(SEAL, Kind.OUTCOME, OUTCOME)])
+    await asyncio.wait_for(task, 5)
+    assert [id_of(frame) for frame in frames(b"".join(sent))] == ["1-4", str(SEAL)]

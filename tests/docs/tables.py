@@ -1,0 +1,98 @@
+"""The tables of the documentation that are made from the code. To write them anew: `python -m tests.docs.tables`.
+
+Each stands between two comments, `<!-- table: NAME -->` and `<!-- end -->`; test_docs.py fails with a diff when one of
+them is behind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from prometheus_client.metrics import MetricWrapperBase
+from pydantic import SecretStr
+
+from shared import keys, telemetry
+from shared.config import Settings
+from worker.providers.registry import VENDORS
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("README.md", "docs/STREAMING.md", "docs/API.md", "docs/OPERATIONS.md", "shared/PROTOCOL.md")
+COMMAND = "python -m tests.docs.tables"
+
+_PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
+_IN_WORDS = {"data_dir": "`$XDG_DATA_HOME/streamspool` or `~/.local/share/streamspool`", "api_keys": "none"}
+
+
+def rewritten(text: str) -> str:
+    """A document with all its tables as they should be. Raises KeyError for a table nobody makes."""
+    return _PLACE.sub(lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}", text)
+
+
+def variable(field: str) -> str:
+    """How a setting is called in the environment."""
+    alias = Settings.model_fields[field].validation_alias
+    return str(alias) if alias else f"STREAMSPOOL_{field.upper()}"
+
+
+def settings() -> str:
+    rows = []
+    for name, field in Settings.model_fields.items():
+        value = field.get_default(call_default_factory=False)
+        default = _IN_WORDS.get(name) or ("none" if value is None or isinstance(value, SecretStr) else f"`{value}`")
+        rows.append((f"`{variable(name)}`", "none" if name == "providers" else default, field.description or ""))
+    return _table(("Variable", "Default", "Meaning"), rows)
+
+
+def providers() -> str:
+    rows = [
+        (
+            f"`{vendor.name}/…`",
+            ", ".join(f"`{name}`" for name in vendor.key_variables) or "none needed",
+            ", ".join(f"`{name}`" for name in vendor.base_variables),
+            f"`{vendor.base_url}`",
+        )
+        for vendor in VENDORS
+    ]
+    return _table(("Models", "Key", "Address, if another", "Address by default"), rows)
+
+
+def metrics() -> str:
+    sources = {
+        "API": [*(ROOT / "api").rglob("*.py"), ROOT / "shared/broker.py"],
+        "worker": [*(ROOT / "worker").rglob("*.py"), ROOT / "shared/writer.py"],
+    }
+    texts = {end: "\n".join(path.read_text("utf-8") for path in paths) for end, paths in sources.items()}
+    rows = []
+    for constant, metric in vars(telemetry).items():
+        if isinstance(metric, MetricWrapperBase):
+            (family,) = metric.describe()
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+            where = ", ".join(end for end, text in texts.items() if re.search(rf"\b{constant}\.", text))
+            rows.append((f"`{name}`", family.type, labels, where, family.documentation))
+    return _table(("Metric", "Type", "Labels", "Served by", "Meaning"), rows)
+
+
+def redis_keys() -> str:
+    lines = [line.strip() for line in (keys.__doc__ or "").splitlines()]
+    return "\n".join(line for line in lines if line.startswith("|"))
+
+
+TABLES = {"settings": settings, "providers": providers, "metrics": metrics, "redis_keys": redis_keys}
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    for name in DOCUMENTS:
+        document = ROOT / name
+        before = document.read_text("utf-8")
+        after = rewritten(before)
+        if after != before:
+            document.write_text(after, "utf-8")
+            print(f"{name} rewritten")

@@ -1,0 +1,422 @@
+"""What the documentation says is true: every block is run or read, every name, link, route, code and table is looked up."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+import typer.main
+import yaml
+
+from shared import broker, keys
+from shared import client as shared_client
+from shared.cli import app
+from shared.config import Settings
+from shared.embedded import EmbeddedValkey
+from tests.docs import tables
+from tests.docs.cut import CuttingProxy
+from tests.docs.snippets import Block, anchors, blocks, links, matches, prose
+from tests.support.stack import Stack
+from tests.support.upstream import ScriptedUpstream
+from worker import main as worker_main
+from worker import reaper
+from worker import upstream as upstream_module
+from worker.providers.fake import _OPTIONS as FAKE_OPTIONS
+from worker.providers.registry import VENDORS, load_providers
+
+ROOT = tables.ROOT
+DOCUMENTS = tables.DOCUMENTS
+ALL = [block for document in DOCUMENTS for block in blocks(ROOT, document)]
+WRITTEN_FOR = "http://127.0.0.1:8000"
+CLIENTS = ROOT / "tests/clients"
+
+CHECKED_BY = {
+    "bash": "test_what_is_typed_answers_as_shown",
+    "python": "test_python_snippets_run",
+    "js": "test_javascript_snippets_run",
+    "sh": "test_commands_exist",
+    "toml": "test_toml_is_what_the_settings_take",
+    "json": "test_json_is_json",
+    "text": "nothing: it says so",
+}
+
+
+def only(language: str) -> list[Any]:
+    return [pytest.param(block, id=str(block)) for block in ALL if block.language == language]
+
+
+@pytest.fixture
+def proxy(stack: Stack) -> Iterator[CuttingProxy]:
+    with CuttingProxy(stack.port) as running:
+        yield running
+
+
+def environment() -> dict[str, str]:
+    """Ours, without the variables that would send a client elsewhere."""
+    names = re.compile(r"(?i).*_proxy|OPENAI_.*|PYTHONPATH|HTTPX_.*")
+    return {**{k: v for k, v in os.environ.items() if not names.fullmatch(k)}, "PYTHONWARNINGS": "ignore"}
+
+
+def shown(block: Block, received: str) -> None:
+    assert block.output is None or matches(block.output, received), (
+        f"{block} shows\n{block.output}\nbut the answer is\n{received}"
+    )
+
+
+# ---- blocks
+
+
+@pytest.mark.parametrize("block", [pytest.param(block, id=str(block)) for block in ALL])
+def test_every_block_says_what_it_is(block: Block) -> None:
+    assert block.language in CHECKED_BY, f"{block}: `{block.language}` is neither run nor checked; plain text is `text`"
+
+
+@pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if any(b.document == d and b.language == "bash" for b in ALL)]
+)
+def test_what_is_typed_answers_as_shown(document: str, stack: Stack, tmp_path: Path) -> None:
+    """One shell for a whole document, as a reader has one: a variable set in one block is there in the next."""
+    typed = [block for block in ALL if block.document == document and block.language == "bash"]
+    script = "set -eu\n"
+    for number, block in enumerate(typed):
+        code = block.code.replace(WRITTEN_FOR, stack.url)
+        script += f"exec >{number}.out\n{code}\n"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment(), check=False, capture_output=True, text=True, timeout=30
+    )
+    for number, block in enumerate(typed):
+        output = tmp_path / f"{number}.out"
+        assert output.exists(), f"{block} was not reached: {done.stderr}"
+        shown(block, output.read_bytes().decode())
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", only("python"))
+def test_python_snippets_run(block: Block, stack: Stack, proxy: CuttingProxy, tmp_path: Path) -> None:
+    script = tmp_path / "snippet.py"
+    script.write_text(block.code.replace(WRITTEN_FOR, proxy.url if "cut" in block.words else stack.url), "utf-8")
+    run(block, [sys.executable, str(script)], tmp_path, proxy)
+
+
+@pytest.mark.parametrize("block", only("js"))
+def test_javascript_snippets_run(block: Block, stack: Stack, proxy: CuttingProxy, tmp_path: Path) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    if "openai" in block.code and not (CLIENTS / "node_modules/openai").is_dir():
+        pytest.skip("the JavaScript SDK is not installed: make clients")
+    (tmp_path / "node_modules").symlink_to(CLIENTS / "node_modules")
+    script = tmp_path / "snippet.mjs"
+    script.write_text(block.code.replace(WRITTEN_FOR, proxy.url if "cut" in block.words else stack.url), "utf-8")
+    run(block, [node, str(script)], tmp_path, proxy)
+
+
+def run(block: Block, command: list[str], directory: Path, proxy: CuttingProxy) -> None:
+    done = subprocess.run(
+        command, cwd=directory, env=environment(), check=False, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, f"{block}: {done.stderr}"
+    shown(block, done.stdout)
+    assert block.output is not None, f"{block} shows no output to compare with"
+    if "cut" in block.words:
+        assert proxy.cut >= 1, f"{block} was not cut, so it proved nothing"
+        assert proxy.connections > proxy.cut
+
+
+@pytest.mark.parametrize("block", only("sh"))
+def test_commands_exist(block: Block) -> None:
+    for line in block.code.splitlines():
+        for command in filter(None, re.split(r"\s*&&\s*", line.partition("#")[0].strip())):
+            check_command(shlex.split(command), command)
+
+
+def check_command(words: list[str], command: str) -> None:
+    name, *arguments = words
+    if name == "make":
+        done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    elif name in ("streamspool", ".venv/bin/streamspool"):
+        parse_as_ours(arguments)
+    elif name == "docker":
+        check_compose(arguments)
+    elif name == "export":
+        for assignment in arguments:
+            assert re.fullmatch(r"[A-Z_]+=\S+", assignment), command
+        Settings(_env_file=None, **own_settings(arguments))  # type: ignore[call-arg]
+    else:
+        assert command in (ROOT / "Makefile").read_text("utf-8"), f"nobody checks `{command}`"
+
+
+def own_settings(assignments: list[str]) -> dict[str, Any]:
+    given = dict(assignment.split("=", 1) for assignment in assignments)
+    return {name: given[variable] for name in Settings.model_fields if (variable := tables.variable(name)) in given}
+
+
+def parse_as_ours(arguments: list[str]) -> None:
+    """Parses a command line as `streamspool` would, and runs nothing."""
+    group: Any = typer.main.get_command(app)
+    name, *rest = arguments
+    assert name in group.commands, f"there is no `streamspool {name}`"
+    group.commands[name].make_context(name, rest)
+
+
+def check_compose(arguments: list[str]) -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))["services"]
+    word, verb, *rest = arguments
+    assert (word, verb) == ("compose", "up")
+    for argument in rest:
+        if scaled := re.fullmatch(r"(\w+)=\d+", argument):
+            assert scaled[1] in services
+            assert "container_name" not in services[scaled[1]]
+            assert "ports" not in services[scaled[1]]
+        else:
+            assert argument in ("--build", "--scale", "-d")
+
+
+@pytest.mark.parametrize("block", only("toml"))
+def test_toml_is_what_the_settings_take(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "streamspool.toml"
+    file.write_text(block.code, "utf-8")
+    monkeypatch.setenv("STREAMSPOOL_CONFIG", str(file))
+    settings = Settings(_env_file=None)  # type: ignore[call-arg]
+    assert settings.providers or settings.model_fields_set
+    variables = {row.api_key_env: "key" for row in settings.providers.values() if row.api_key_env}
+    assert set(settings.providers) <= set(load_providers(settings, variables))
+
+
+@pytest.mark.parametrize("block", only("json"))
+def test_json_is_json(block: Block) -> None:
+    json.loads(block.code)
+
+
+def test_the_state_object_has_the_fields_that_are_described(stack: Stack) -> None:
+    (example,) = [json.loads(block.code) for block in ALL if "state" in block.words]
+    generation_id = ask(stack)["id"]
+    state = get(stack, f"/v1/streams/{generation_id}", accept="application/json").json()
+    assert list(state) == list(example)
+    described = table(prose(ROOT, "docs/API.md"), "### The state object")
+    assert {name for row in described for name in re.findall(r"`(\w+)`", row[0])} == set(state)
+    assert {type(state[name]) for name in state} == {type(example[name]) for name in example}
+    assert set(state["links"]) == set(example["links"])
+
+
+def test_the_log_holds_what_the_protocol_shows(stack: Stack, valkey: EmbeddedValkey) -> None:
+    examples = {
+        block.words[0]: json.loads(block.code)
+        for block in ALL
+        if "PROTOCOL" in block.document and block.words[:1] and block.language == "json"
+    }
+    generation_id = ask(stack)["id"]
+    client: Any = redis.Redis.from_url(valkey.url)
+    entries = {position.decode(): fields for position, fields in client.xrange(keys.log(generation_id))}
+    catalogue = json.loads(client.get(keys.CATALOGUE))
+    client.close()
+    for position, kind, name in (
+        ("0-1", b"r", "header"),
+        ("1-0", b"a", "attempt"),
+        ("9007199254740991-0", b"o", "outcome"),
+    ):
+        assert list(json.loads(entries[position][kind])) == list(examples[name]), name
+    assert [next(iter(fields)) for fields in entries.values()] == [b"r", b"b", b"a", b"c", b"c", b"c", b"u", b"o"]
+    assert all(set(row) == {"models", "open"} for row in catalogue["providers"].values())
+
+
+def test_the_commands_of_the_protocol_are_those_that_are_sent(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    (listed,) = [set(block.code.split()) for block in ALL if "commands" in block.words]
+    of_arq_and_the_client = {"INCRBY", "INCR", "SETEX", "ZINCRBY", "HELLO", "AUTH", "SELECT", "CLIENT", "COMMAND"}
+    with EmbeddedValkey(tmp_path) as server, Stack(server.url, upstream.base_url, tmp_path) as running:
+        generation_id = ask(running)["id"]
+        for path in (
+            f"/v1/streams/{generation_id}",
+            f"/v1/chat/completions/{generation_id}",
+            "/v1/streams",
+            "/v1/models",
+        ):
+            assert get(running, path).status_code == 200
+        assert httpx.delete(f"{running.url}/v1/streams/{generation_id}", trust_env=False).status_code == 200
+        with redis.Redis.from_url(server.url) as client:
+            sent = {name.removeprefix("cmdstat_").partition("|")[0].upper() for name in client.info("commandstats")}
+    assert sent - listed - of_arq_and_the_client - {"CONFIG"} == set()  # CONFIG: the embedded server's start
+    assert {"XADD", "XRANGE", "XREAD", "XREVRANGE", "WATCH", "ZADD"} <= sent
+
+
+# ---- tables
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_tables_are_those_of_the_code(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    difference = "".join(difflib.unified_diff(text.splitlines(True), tables.rewritten(text).splitlines(True), document))
+    assert not difference, f"write them anew with `{tables.COMMAND}`:\n{difference}"
+
+
+def test_each_table_stands_somewhere() -> None:
+    everything = "".join((ROOT / document).read_text("utf-8") for document in DOCUMENTS)
+    assert all(everything.count(f"<!-- table: {name} -->") == 1 for name in tables.TABLES)
+
+
+def test_the_key_table_names_every_key() -> None:
+    spelled = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
+    made = {keys.log("ID"), keys.index("TENANT"), keys.worker("WORKER"), keys.hub("PROCESS"), keys.in_progress("ID")}
+    written = set(re.findall(r"`([^`]+)`", tables.redis_keys()))
+    assert made | spelled - {keys.DOORBELL, keys.IN_PROGRESS_PREFIX} <= written
+    assert keys.DOORBELL in prose(ROOT, "shared/PROTOCOL.md")
+
+
+def test_the_options_of_the_fake_models_are_all_described() -> None:
+    rows = table(prose(ROOT, "docs/API.md"), "### Fake models")
+    assert [row[0].strip("`") for row in rows] == list(FAKE_OPTIONS)
+
+
+def test_numbers_in_prose_are_those_of_the_code() -> None:
+    assert (upstream_module._AHEAD_BYTES, worker_main.POLL_S, worker_main.BEAT_S) == (256 * 1024, 0.5, 5)
+    assert (worker_main.BEAT_TTL_S, worker_main.CATALOGUE_TTL_S) == (15, 86400)
+    assert (reaper.TICK_S, reaper.GRACE_MS, broker._CLOCK_SKEW_MS, shared_client.SILENCE_S) == (5, 3000, 300_000, 45)
+    operations, protocol = prose(ROOT, "docs/OPERATIONS.md"), prose(ROOT, "shared/PROTOCOL.md")
+    assert "256 KiB" in operations
+    assert "256 KiB" in prose(ROOT, "README.md")
+    assert "last 15 s" in operations
+    assert "no byte for 45 s" in " ".join(prose(ROOT, "docs/STREAMING.md").split())
+    for number in ("half a second", "300 s", "every 5 s", "older than 3 s"):
+        assert number in protocol, number
+
+
+# ---- names
+
+
+def test_our_variables_exist() -> None:
+    code = "".join(
+        path.read_text("utf-8") for end in ("api", "worker", "shared") for path in (ROOT / end).rglob("*.py")
+    )
+    known = {tables.variable(name) for name in Settings.model_fields} | set(
+        re.findall(r'"(STREAMSPOOL_[A-Z_]+)"', code)
+    )
+    for document in DOCUMENTS:
+        for name in re.findall(r"STREAMSPOOL_[A-Z_]+", (ROOT / document).read_text("utf-8")):
+            assert name in known, f"{document}: {name}"
+
+
+def test_providers_variables_exist() -> None:
+    known = {name for vendor in VENDORS for name in (*vendor.key_variables, *vendor.base_variables)}
+    known |= {
+        "LAB_API_KEY",
+        "OPENAI_API_BASE_URL",
+        "STREAMSPOOL_API_KEY",
+    }  # an example, Open WebUI's, the command line's
+    for document in DOCUMENTS:
+        for name in re.findall(r"`([A-Z][A-Z0-9_]+(?:_KEY|_BASE_URL|_API_BASE|_TOKEN|_HOST))`", prose(ROOT, document)):
+            assert name in known, f"{document}: {name}"
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    for link in links(ROOT, document):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = ((ROOT / document).parent / path).resolve() if path else ROOT / document
+        assert target.is_file(), f"{document}: {link}"
+        if anchor:
+            assert anchor in anchors(ROOT, str(target.relative_to(ROOT))), f"{document}: {link}"
+
+
+def test_routes_are_those_of_the_api(stack: Stack) -> None:
+    headings = re.findall(r"^### (GET|POST|PUT|PATCH|DELETE) (/\S*)$", prose(ROOT, "docs/API.md"), re.M)
+    described = {(method, re.sub(r"\{\w+\}", "{}", path)) for method, path in headings}
+    assert len(described) == len(headings)
+    paths = get(stack, "/openapi.json").json()["paths"]
+    real = {(m.upper(), re.sub(r"\{\w+\}", "{}", path)) for path, methods in paths.items() for m in methods}
+    assert described >= real, f"not described: {real - described}"
+    for method, path in described - real:  # kept out of the schema: they need no key, and just answer
+        assert method == "GET"
+        assert get(stack, path).status_code == 200, path
+
+
+def test_error_codes_are_those_of_the_code() -> None:
+    rows = table(prose(ROOT, "docs/API.md"), "## Errors")
+    described = [row[0].strip("`") for row in rows]
+    assert len(described) == len(set(described))
+    assert set(described) == codes()
+    in_cursors = {row[1].strip("`") for row in table(prose(ROOT, "docs/STREAMING.md"), "## Cursors", nth=2)} - {""}
+    assert in_cursors <= set(described)
+
+
+def test_metrics_named_in_prose_exist() -> None:
+    real = set(re.findall(r"`(streamspool_\w+)`", tables.metrics()))
+    for document in DOCUMENTS:
+        assert set(re.findall(r"`(streamspool_\w+)`", prose(ROOT, document))) <= real
+
+
+def codes() -> set[str]:
+    """Every `code` that can reach a client: classes' own, `code=…`, `"code": …`, and the timers' names."""
+    never_alone = {"service_unavailable", "upstream_timeout"}  # defaults of classes that are always given another
+    inside = {"cli", "client", "demo", "doctor", "embedded", "supervisor"}  # never on the wire
+    found: set[str] = set()
+    for end in ("api", "worker", "shared"):
+        for path in (ROOT / end).rglob("*.py"):
+            if not (end == "shared" and path.stem in inside):
+                tree = ast.parse(path.read_text("utf-8"))
+                found |= {code for node in ast.walk(tree) for code in _codes(node)}
+    return found - never_alone
+
+
+def _codes(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.keyword):
+        yield from _constants(node.value) if node.arg == "code" else ()
+    elif isinstance(node, ast.AnnAssign | ast.Assign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        named = any(isinstance(target, ast.Name) and target.id == "code" for target in targets)
+        yield from _constants(node.value) if named else ()
+    elif isinstance(node, ast.Dict):
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(key, ast.Constant) and key.value == "code":
+                yield from _constants(value)
+    elif isinstance(node, ast.Constant) and re.fullmatch(r"(upstream_\w+|generation)_timeout", str(node.value)):
+        yield str(node.value)
+
+
+def _constants(value: ast.AST | None) -> Iterator[str]:
+    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+        yield value.value
+    elif isinstance(value, ast.IfExp):
+        yield from (*_constants(value.body), *_constants(value.orelse))
+    elif isinstance(value, ast.BoolOp):
+        for part in value.values:
+            yield from _constants(part)
+    elif isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "str":
+        for part in value.args:
+            yield from _constants(part)
+
+
+# ---- help
+
+
+def ask(stack: Stack) -> dict[str, Any]:
+    body = {"model": "fake/echo", "messages": [{"role": "user", "content": "Hello"}]}
+    response = httpx.post(f"{stack.url}/v1/chat/completions", json=body, trust_env=False, timeout=20)
+    answer: dict[str, Any] = response.raise_for_status().json()
+    return answer
+
+
+def get(stack: Stack, path: str, **headers: str) -> httpx.Response:
+    return httpx.get(f"{stack.url}{path}", headers=headers, trust_env=False, timeout=20)
+
+
+def table(text: str, heading: str, nth: int = 0) -> list[list[str]]:
+    """The rows of the nth table under a heading."""
+    section = text[text.index(f"{heading}\n") :]
+    found = re.findall(r"(?:^\|.*\n)+", section, re.M)[nth]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in found.splitlines()[2:]]

@@ -1,0 +1,140 @@
+"""The table of operations in PROTOCOL.md, cell by cell, on a real Valkey."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from shared.chat import Chunk
+from shared.embedded import EmbeddedValkey
+from shared.entry import now_ms
+from shared.errors import LogError
+from shared.redis import connect
+from shared.streamlog import StreamLog
+from shared.writer import Appender, Writer
+from tests.docs import tables
+from tests.docs.snippets import prose
+
+STATES = ("no log", "queued: no attempt", "newest attempt is E", "newest attempt is above E", "sealed")
+OPERATIONS = ("create", "claim E", "append in E", "seal, for E", "seal, for anybody", "read", "tail", "delete")
+E = 2
+OUTCOME: dict[str, Any] = {"status": "completed", "ended_at_ms": 1}
+
+
+def written() -> dict[str, list[str]]:
+    """Operation to cells; the first row is the head."""
+    section = prose(tables.ROOT, "shared/PROTOCOL.md").partition("## Operations\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
+    return {name: cells for name, *cells in rows}
+
+
+class Scene:
+    """One log in a given state, with a writer of attempt E where there can be one."""
+
+    def __init__(self, log: StreamLog, appender: Appender) -> None:
+        self.log, self.appender = log, appender
+        self.id = f"chatcmpl-{uuid.uuid4().hex}"
+        self.header = {"id": self.id, "owner": "docs", "created_at_ms": now_ms()}
+        self.attempt = {"worker": "w", "token": "t"}
+        self.writer: Writer | None = None
+
+    async def enter(self, state: str) -> None:
+        await self.log.create(self.header, b"{}")
+        if state != "queued: no attempt":
+            self.writer, _, _ = await self.log.claim(self.appender, self.id, E, self.attempt)
+            await self.writer.append([Chunk(b"{}")])
+        if state == "newest attempt is above E":
+            await self.log.claim(self.appender, self.id, E + 1, {"worker": "other"})
+        elif state == "sealed":
+            await self.log.seal(self.id, {**OUTCOME, "by": "another"})
+        elif state == "no log":
+            await self.log.delete(self.id, "docs")
+
+    async def run(self, operation: str) -> str:
+        """What the operation answers, in the words of the table."""
+        try:
+            return await getattr(self, re.sub(r"\W+", "_", operation).lower())()
+        except LogError as error:
+            return f"`{type(error).__name__}`"
+
+    async def create(self) -> str:
+        return str(await self.log.create(self.header, b"{}")).lower()
+
+    async def claim_e(self) -> str:
+        await self.log.claim(self.appender, self.id, E, {"worker": "new", "token": "another"})
+        return "a writer"
+
+    async def append_in_e(self) -> str:
+        if self.writer is None:
+            return "not possible"
+        await self.writer.append([Chunk(b"{}")])
+        return "stored"
+
+    async def seal_for_e(self) -> str:
+        await self.log.seal(self.id, OUTCOME, epoch=E)
+        return "stored"
+
+    async def seal_for_anybody(self) -> str:
+        await self.log.seal(self.id, OUTCOME)
+        return "stored"
+
+    async def read(self) -> str:
+        return "entries" if await self.log.read(self.id) else "nothing"
+
+    async def tail(self) -> str:
+        async for _ in self.log.tail(self.id):
+            return "entries"
+        return "nothing"
+
+
+@pytest.fixture
+async def log(valkey: EmbeddedValkey) -> AsyncIterator[tuple[StreamLog, Appender]]:
+    async with AsyncExitStack() as stack:
+        redis = connect(valkey.url, max_connections=4)
+        stack.push_async_callback(redis.aclose, close_connection_pool=True)
+        log = StreamLog(redis, retention_s=60, safety_s=60)
+        yield log, await stack.enter_async_context(Appender(redis))
+
+
+def test_the_table_is_complete() -> None:
+    cells = written()
+    assert tuple(cells.pop("")) == STATES
+    assert tuple(name for name in cells if name != "---") == OPERATIONS
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_an_operation_answers_as_the_table_says(
+    operation: str, state: str, log: tuple[StreamLog, Appender]
+) -> None:
+    cell = written()[operation][STATES.index(state)]
+    scene = Scene(*log)
+    await scene.enter(state)
+    try:
+        if operation == "delete":
+            await scene.log.delete(scene.id, "docs")
+            assert cell == "done"
+        elif cell == "waits":
+            assert await scene.log.read(scene.id) == []
+        else:
+            answer = await scene.run(operation)
+            assert cell.startswith(answer) or cell == f"stored: {answer}", answer
+    finally:
+        await scene.log.delete(scene.id, "docs")
+
+
+async def test_the_same_claim_and_the_same_outcome_are_ours(log: tuple[StreamLog, Appender]) -> None:
+    scene = Scene(*log)
+    await scene.enter("newest attempt is E")
+    assert "this very claim" in written()["claim E"][2]
+    await scene.log.claim(scene.appender, scene.id, E, scene.attempt)
+    for operation, epoch in (("seal, for E", E), ("seal, for anybody", None)):
+        assert "this very outcome" in written()[operation][4]
+        await scene.log.seal(scene.id, OUTCOME, epoch=epoch)
+        await scene.log.seal(scene.id, OUTCOME, epoch=epoch)
+    await scene.log.delete(scene.id, "docs")

@@ -1,0 +1,142 @@
+// What a program with the official OpenAI SDK for JavaScript does.
+//
+//     node sdk_check.mjs BASE_URL KEY CLIENTS_DIRECTORY
+//
+// Prints one JSON object: the name of each check and its error, null where nothing went wrong.
+
+import assert from "node:assert/strict";
+import { createRequire } from "node:module";
+
+const [baseURL, apiKey, clients] = process.argv.slice(2);
+const require = createRequire(`${clients}/package.json`);
+const OpenAI = require("openai").default ?? require("openai");
+const { Stream } = require("openai/streaming");
+const client = new OpenAI({ baseURL, apiKey, maxRetries: 0, timeout: 20_000 });
+
+const messages = [{ role: "user", content: "one two three" }];
+const TEXT = "w0 w1 w2 w3 w4 ";
+const create = (model = "fake/echo", options = {}, request = {}) =>
+  client.chat.completions.create({ model, messages, ...options }, request);
+const said = (chunks) => chunks.map((chunk) => chunk.choices[0]?.delta?.content ?? "").join("");
+const all = async (stream) => {
+  const chunks = [];
+  for await (const chunk of await stream) chunks.push(chunk);
+  return chunks;
+};
+// The SDK asks for JSON unless told otherwise.
+const view = async (path, query = {}) => {
+  const headers = { accept: "text/event-stream" };
+  const response = await client.get(path, { query, headers, __binaryResponse: true }).asResponse();
+  return all(Stream.fromSSEResponse(response, new AbortController()));
+};
+
+const checks = {
+  async whole() {
+    const answer = await create();
+    assert.equal(answer.choices[0].message.content, "one two three");
+    assert.equal(answer.usage.completion_tokens, 3);
+  },
+  async stream() {
+    const chunks = await all(create("fake/echo", { stream: true }));
+    assert.equal(said(chunks), "one two three");
+    assert.equal(chunks.at(-1).choices[0].finish_reason, "stop");
+  },
+  async stream_with_usage() {
+    const chunks = await all(create("fake/echo", { stream: true, stream_options: { include_usage: true } }));
+    assert.equal(chunks.filter((chunk) => chunk.usage).length, 1);
+    assert.equal(chunks.at(-1).usage.completion_tokens, 3);
+  },
+  async stream_with_keepalives() {
+    assert.equal(said(await all(create("scripted/sdk-slow", { stream: true }))), TEXT);
+  },
+  async stream_with_ids_and_keepalives() {
+    const headers = { "X-Stream-Ids": "1" };
+    assert.equal(said(await all(create("scripted/sdk-slow", { stream: true }, { headers }))), TEXT);
+  },
+  async stream_helper() {
+    const runner = client.chat.completions.stream({ model: "scripted/sdk-slow", messages });
+    assert.equal(await runner.finalContent(), TEXT);
+    assert.equal((await runner.finalChatCompletion()).choices[0].finish_reason, "stop");
+  },
+  async tool_calls() {
+    const runner = client.chat.completions.stream({ model: "scripted/sdk-tools", messages });
+    const final = await runner.finalChatCompletion();
+    const whole = await create("scripted/sdk-tools");
+    for (const answer of [final, whole]) {
+      const calls = answer.choices[0].message.tool_calls.map((call) => [call.id, call.function.name, call.function.arguments]);
+      assert.deepEqual(calls, [["c1", "f", "[1]"], ["c2", "g", "[2]"]]);
+    }
+  },
+  async raw_response_names_the_stream() {
+    const { data, response } = await create().withResponse();
+    assert.equal(response.headers.get("x-stream-id"), data.id);
+  },
+  async resume() {
+    const got = [];
+    for await (const chunk of await create("scripted/sdk-slow", { stream: true })) {
+      got.push(chunk);
+      if (got.length === 3) break;
+    }
+    const path = `/chat/completions/${got[0].id}`;
+    const rest = await view(path, { stream: "true", starting_after: got.length });
+    assert.equal(said([...got, ...rest]), TEXT);
+    assert.deepEqual([...got, ...rest], await view(`/streams/${got[0].id}`));
+  },
+  async retrieve() {
+    const answer = await create();
+    const again = await client.get(`/chat/completions/${answer.id}`);
+    assert.equal(again.choices[0].message.content, "one two three");
+  },
+  async unknown_model() {
+    for (const stream of [true, false])
+      await assert.rejects(create("nobody/x", { stream }), (error) => {
+        assert(error instanceof OpenAI.NotFoundError);
+        assert.equal(error.code, "model_not_found");
+        return true;
+      });
+  },
+  async bad_parameter() {
+    await assert.rejects(create("fake/echo", { n: 0 }), (error) => {
+      assert(error instanceof OpenAI.BadRequestError);
+      assert.equal(error.param, "n");
+      return true;
+    });
+  },
+  async wrong_key() {
+    const stranger = new OpenAI({ baseURL, apiKey: "wrong", maxRetries: 0 });
+    await assert.rejects(stranger.models.list(), OpenAI.AuthenticationError);
+  },
+  async rate_limit() {
+    await assert.rejects(create("scripted/sdk-limit", {}, { maxRetries: 2 }), OpenAI.RateLimitError);
+  },
+  async error_in_the_middle() {
+    const got = [];
+    const reading = (async () => {
+      for await (const chunk of await create("scripted/sdk-broken", { stream: true })) got.push(chunk);
+    })();
+    await assert.rejects(reading, OpenAI.APIError);
+    assert.equal(said(got), "w0 w1 ");
+  },
+  async error_in_the_middle_of_the_helper() {
+    const runner = client.chat.completions.stream({ model: "scripted/sdk-broken", messages });
+    await assert.rejects(runner.finalContent(), OpenAI.OpenAIError);
+  },
+  async models() {
+    const names = [];
+    for await (const model of client.models.list()) names.push(model.id);
+    assert(names.includes("fake/echo"));
+    assert.equal((await client.models.retrieve("fake/echo")).id, "fake/echo");
+    await assert.rejects(client.models.retrieve("nobody/x"), OpenAI.NotFoundError);
+  },
+};
+
+const report = { version: require("openai/version").VERSION };
+for (const [name, check] of Object.entries(checks)) {
+  try {
+    await check();
+    report[`check_${name}`] = null;
+  } catch (error) {
+    report[`check_${name}`] = String(error.stack ?? error);
+  }
+}
+console.log(JSON.stringify(report));

@@ -1,0 +1,217 @@
+"""What a program with the official OpenAI SDK for Python does, run by any version of it.
+
+    python sdk_check.py BASE_URL KEY
+
+Prints one JSON object: the name of each check and its traceback, null where nothing went wrong. It imports nothing of
+ours, because it runs in the SDK's own environment. The models named `scripted/sdk-…` are set up by test_sdks.py.
+"""
+
+import json
+import sys
+import traceback
+from contextlib import contextmanager
+
+import openai
+
+MESSAGES = [{"role": "user", "content": "one two three"}]
+TEXT = "w0 w1 w2 w3 w4 "
+
+
+def create(client, model="fake/echo", **options):
+    return client.chat.completions.create(model=model, messages=MESSAGES, **options)
+
+
+def said(chunks):
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+
+def view(client, path, params=None, **headers):
+    """A GET view, read with the SDK's own parser of event streams. The SDK asks for JSON unless told otherwise."""
+    from openai.types.chat import ChatCompletionChunk
+
+    options = {"params": params or {}, "headers": {"Accept": "text/event-stream", **headers}}
+    kinds = {"cast_to": ChatCompletionChunk, "stream_cls": openai.Stream[ChatCompletionChunk]}
+    return client.get(path, stream=True, options=options, **kinds)
+
+
+@contextmanager
+def raises(kind, **attributes):
+    """The block fails with this error, which has these attributes."""
+    try:
+        yield
+    except kind as error:
+        found = {name: getattr(error, name) for name in attributes}
+        if found != attributes:
+            raise AssertionError(f"{found} instead of {attributes}") from error
+    else:
+        raise AssertionError(f"no {kind.__name__}")
+
+
+def check_whole(client):
+    answer = create(client)
+    assert answer.choices[0].message.content == "one two three"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.completion_tokens == 3
+
+
+def check_stream(client):
+    chunks = list(create(client, stream=True))
+    assert said(chunks) == "one two three"
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def check_stream_with_usage(client):
+    chunks = list(create(client, stream=True, stream_options={"include_usage": True}))
+    assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1].choices == []
+
+
+def check_stream_with_keepalives(client):
+    assert said(create(client, "scripted/sdk-slow", stream=True)) == TEXT
+
+
+def check_stream_with_ids_and_keepalives(client):
+    stream = create(client, "scripted/sdk-slow", stream=True, extra_headers={"X-Stream-Ids": "1"})
+    assert said(stream) == TEXT
+
+
+def check_stream_helper(client):
+    helper = getattr(client.chat.completions, "stream", None) or client.beta.chat.completions.stream
+    with helper(model="scripted/sdk-slow", messages=MESSAGES) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_completion()
+    assert "content.delta" in kinds
+    assert final.choices[0].message.content == TEXT
+    assert final.choices[0].message.role == "assistant"
+
+
+def check_tool_calls(client):
+    helper = getattr(client.chat.completions, "stream", None) or client.beta.chat.completions.stream
+    with helper(model="scripted/sdk-tools", messages=MESSAGES) as stream:
+        streamed = stream.get_final_completion()
+    for answer in (streamed, create(client, "scripted/sdk-tools")):
+        calls = [
+            (call.id, call.function.name, call.function.arguments) for call in answer.choices[0].message.tool_calls
+        ]
+        assert calls == [("c1", "f", "[1]"), ("c2", "g", "[2]")]
+
+
+def check_raw_response_names_the_stream(client):
+    raw = client.chat.completions.with_raw_response.create(model="fake/echo", messages=MESSAGES)
+    assert raw.headers["x-stream-id"] == raw.parse().id
+    assert raw.headers["location"] == "/v1/streams/" + raw.parse().id
+
+
+def check_resume(client):
+    """Counting chunks is enough to go on, on the view with ids, with keep-alives in between."""
+    got = []
+    with create(client, "scripted/sdk-slow", stream=True) as stream:
+        for chunk in stream:
+            got.append(chunk)
+            if len(got) == 3:
+                break
+    rest = view(client, f"/chat/completions/{got[0].id}", {"stream": "true", "starting_after": len(got)})
+    got += rest
+    assert said(got) == TEXT
+    assert got == list(view(client, f"/streams/{got[0].id}"))
+
+
+def check_resume_by_header(client):
+    with create(client, "scripted/sdk-slow", stream=True) as stream:
+        first = next(iter(stream))
+    rest = view(client, f"/streams/{first.id}", **{"Last-Event-ID": "1-1"})
+    assert said(rest) == TEXT
+
+
+def check_retrieve(client):
+    answer = create(client)
+    from openai.types.chat import ChatCompletion
+
+    again = client.get(f"/chat/completions/{answer.id}", cast_to=ChatCompletion)
+    assert again.choices[0].message.content == "one two three"
+
+
+def check_unknown_model(client):
+    for stream in (False, True):
+        with raises(openai.NotFoundError, code="model_not_found", param="model"):
+            create(client, "nobody/x", stream=stream)
+
+
+def check_bad_parameter(client):
+    with raises(openai.BadRequestError, param="n", type="invalid_request_error"):
+        create(client, n=0)
+
+
+def check_wrong_key(client):
+    with raises(openai.AuthenticationError, code="invalid_api_key"):
+        create(client.with_options(api_key="wrong"))
+
+
+def check_rate_limit(client):
+    """A failure that is sealed is not to be tried again: the SDK must not wait."""
+    with raises(openai.RateLimitError, code="rate_limit"):
+        create(client.with_options(max_retries=2), "scripted/sdk-limit")
+
+
+def check_error_in_the_middle(client):
+    for headers in ({}, {"X-Stream-Ids": "1"}):
+        got = []
+        with raises(openai.APIError, code="fire"):
+            for chunk in create(client, "scripted/sdk-broken", stream=True, extra_headers=headers):
+                got.append(chunk)
+        assert said(got) == "w0 w1 "
+
+
+def check_error_in_the_middle_of_a_whole_answer(client):
+    with raises(openai.APIStatusError, status_code=502):
+        create(client, "scripted/sdk-broken")
+
+
+def check_cut(client):
+    with raises(openai.APIError, code="upstream_incomplete"):
+        list(create(client, "fake/lorem?cut=3", stream=True))
+
+
+def check_models(client):
+    assert "fake/echo" in [model.id for model in client.models.list()]
+    assert client.models.retrieve("fake/echo").id == "fake/echo"
+    with raises(openai.NotFoundError, code="model_not_found"):
+        client.models.retrieve("nobody/x")
+
+
+def check_two_choices(client):
+    chunks = list(create(client, "fake/lorem?tokens=2", n=2, stream=True))
+    assert {choice.index for chunk in chunks for choice in chunk.choices} == {0, 1}
+    assert [choice.message.content for choice in create(client, "fake/lorem?tokens=2", n=2).choices] == [
+        "lorem ipsum "
+    ] * 2
+
+
+def check_async(client):
+    import asyncio
+
+    async def run():
+        async with openai.AsyncOpenAI(base_url=client.base_url, api_key=client.api_key, max_retries=0) as other:
+            stream = await other.chat.completions.create(model="scripted/sdk-slow", messages=MESSAGES, stream=True)
+            return [chunk async for chunk in stream]
+
+    assert said(asyncio.run(run())) == TEXT
+
+
+def main():
+    base_url, key = sys.argv[1:]
+    report = {"version": openai.__version__}
+    with openai.OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=20) as client:
+        for name, check in list(globals().items()):
+            if name.startswith("check_"):
+                try:
+                    check(client)
+                    report[name] = None
+                except Exception:
+                    report[name] = traceback.format_exc()
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

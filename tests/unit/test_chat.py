@@ -1,0 +1,359 @@
+"""Requests, and the fold that makes an answer out of chunks; and what an answer is estimated to cost."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import usage
+from shared.chat import EXTENSION_FIELDS, Accumulator, ChatRequest
+from shared.errors import BadRequest
+
+VALID: dict[str, Any] = {"model": "fake/echo", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def refused(**fields: Any) -> BadRequest:
+    with pytest.raises(BadRequest) as caught:
+        ChatRequest.check({**VALID, **fields})
+    return caught.value
+
+
+# ---- requests
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
+        {"stream": None, "n": None, "stop": None, "tools": None, "metadata": None, "stream_options": None},
+        {"temperature": 0, "top_p": 1, "n": 128, "max_tokens": 1, "seed": -5, "stop": ["a"], "logprobs": True},
+        {"tool_choice": "auto", "response_format": {"type": "text"}, "parallel_tool_calls": False},
+        {"tool_choice": {"type": "function"}, "stop": "x", "metadata": {"k" * 64: "v" * 512}},
+        {"on_interruption": "fail", "on_disconnect": "continue"},
+        {"unknown": object, "reasoning_effort": "max"},
+        {
+            "messages": [
+                {"role": role, "content": None, "x": 1} for role in "developer system user tool function".split()
+            ]
+        },
+        {"messages": [{"role": "assistant"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
+    ],
+)
+def test_what_is_accepted(fields: dict[str, Any]) -> None:
+    assert ChatRequest.check({**VALID, **fields}).model == "fake/echo"
+
+
+@pytest.mark.parametrize(
+    ("fields", "include_usage"),
+    [
+        ({}, False),
+        ({"stream": True}, False),
+        ({"stream": True, "stream_options": {}}, False),
+        ({"stream": True, "stream_options": {"include_usage": None}}, False),
+        ({"stream": True, "stream_options": {"include_usage": False}}, False),
+        ({"stream": True, "stream_options": {"include_usage": True}}, True),
+    ],
+)
+def test_usage_is_for_those_who_ask(fields: dict[str, Any], include_usage: bool) -> None:
+    assert ChatRequest.check({**VALID, **fields}).include_usage is include_usage
+
+
+@pytest.mark.parametrize("body", [None, [], "x", 1, True, [VALID]])
+def test_a_body_must_be_an_object(body: Any) -> None:
+    with pytest.raises(BadRequest, match="must be a JSON object"):
+        ChatRequest.check(body)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"model": "a\nb"}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user"}, {"role": "wizard"}]}, "messages[1].role"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content"),
+        ({"messages": ["x"]}, "messages[0]"),
+        ({"n": 0}, "n"),
+        ({"n": True}, "n"),
+        ({"n": 1.0}, "n"),
+        ({"temperature": "1"}, "temperature"),
+        ({"stop": [1]}, "stop"),
+        ({"tools": [1]}, "tools[0]"),
+        ({"metadata": {"k": 1}}, "metadata.k"),
+        ({"metadata": {"k" * 65: "v"}}, "metadata"),
+        ({"metadata": {str(i): "v" for i in range(17)}}, "metadata"),
+        ({"stream": True, "stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": False, "stream_options": {}}, "stream_options"),
+        ({"on_interruption": "x"}, "on_interruption"),
+    ],
+)
+def test_what_is_refused_is_named(fields: dict[str, Any], param: str) -> None:
+    error = refused(**fields)
+    assert (error.param or "").startswith(param)
+    assert error.param in error.message
+    assert error.message.endswith(".")
+    assert error.status == 400
+
+
+def test_a_refusal_never_quotes_the_request() -> None:
+    for fields in ({"messages": [{"role": "canary", "content": {}}]}, {"stop": {"canary": 1}}, {"model": "canary\n"}):
+        assert "canary" not in refused(**fields).message
+
+
+@given(st.dictionaries(st.sampled_from([*ChatRequest.model_fields, "x"]), st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5,
+)))  # fmt: skip
+def test_anything_is_accepted_or_refused(body: dict[str, Any]) -> None:
+    before = copy.deepcopy(body)
+    try:
+        ChatRequest.check({**VALID, **body})
+    except BadRequest as error:
+        assert error.message  # noqa: PT017 - both ways are right
+    assert repr(body) == repr(before)
+
+
+def test_our_own_fields_are_known() -> None:
+    assert {"on_interruption", "on_disconnect"} <= EXTENSION_FIELDS & ChatRequest.model_fields.keys()
+
+
+# ---- the fold
+
+
+def chunk(delta: dict[str, Any], finish: str | None = None, *, index: int = 0, **choice: Any) -> dict[str, Any]:
+    return {
+        "id": "i",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": index, "delta": delta, "finish_reason": finish, **choice}],
+    }
+
+
+def fold(*chunks: dict[str, Any]) -> Accumulator:
+    accumulator = Accumulator()
+    for part in chunks:
+        accumulator.feed(part)
+    return accumulator
+
+
+def message(*deltas: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = fold(*(chunk(delta) for delta in deltas)).result()["choices"][0]["message"]
+    return found
+
+
+def test_nothing_folds_to_an_answer_without_choices() -> None:
+    nothing = fold()
+    assert nothing.result() == {"object": "chat.completion", "choices": [], "usage": None}
+    assert nothing.finish_reasons == []
+    assert nothing.characters == 0
+
+
+def test_the_required_fields_are_there_before_anything_is_said() -> None:
+    (choice,) = fold(chunk({})).result()["choices"]
+    said = {"role": "assistant", "content": None, "refusal": None}
+    assert choice == {"index": 0, "finish_reason": None, "logprobs": None, "message": said}
+
+
+@given(st.lists(st.text(max_size=5), max_size=10), st.lists(st.text(max_size=5), max_size=10))
+def test_text_is_joined_however_it_was_split(content: list[str], reasoning: list[str]) -> None:
+    said = message(
+        {"role": "assistant", "content": ""},
+        *({"reasoning_content": piece} for piece in reasoning),
+        *({"content": piece} for piece in content),
+    )
+    assert said["content"] == "".join(content)
+    assert said.get("reasoning_content", "") == "".join(reasoning)
+    assert said["role"] == "assistant"
+
+
+@st.composite
+def split_answers(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """An answer of several choices with parallel tool calls, and chunks that say it in some split and interleaving."""
+    choices, streams = [], []
+    for index in range(draw(st.integers(1, 3))):
+        text = draw(st.text(max_size=12))
+        arguments = draw(st.lists(st.text(max_size=12), max_size=3))
+        deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+        deltas += [{"content": piece} for piece in split(draw, text)]
+        calls: list[list[dict[str, Any]]] = []
+        for at, whole in enumerate(arguments):
+            first = {"index": at, "id": f"c{at}", "type": "function", "function": {"name": f"f{at}", "arguments": ""}}
+            pieces = [{"index": at, "function": {"arguments": piece}} for piece in split(draw, whole)]
+            calls.append([{"tool_calls": [part]} for part in (first, *pieces)])
+        # Calls open in the order of their index, as providers send them; their fragments come in any order.
+        deltas += [call.pop(0) for call in calls]
+        deltas += interleave(draw, calls)
+        said: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if arguments:
+            said["content"] = text or None
+            said["tool_calls"] = [
+                {"id": f"c{at}", "type": "function", "function": {"name": f"f{at}", "arguments": whole}}
+                for at, whole in enumerate(arguments)
+            ]
+        reason = "tool_calls" if arguments else "stop"
+        choices.append({"index": index, "finish_reason": reason, "logprobs": None, "message": said})
+        streams.append([*(chunk(delta, index=index) for delta in deltas), chunk({}, reason, index=index)])
+    return choices, interleave(draw, streams)
+
+
+def split(draw: st.DrawFn, text: str) -> list[str]:
+    cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=4)))
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
+def interleave(draw: st.DrawFn, streams: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    streams = [list(stream) for stream in streams if stream]
+    merged = []
+    while streams:
+        stream = draw(st.sampled_from(streams))
+        merged.append(stream.pop(0))
+        streams = [left for left in streams if left]
+    return merged
+
+
+@given(split_answers())
+def test_any_split_of_an_answer_folds_to_it(case: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
+    expected, chunks = case
+    before = copy.deepcopy(chunks)
+    folded = fold(*chunks)
+    assert folded.result()["choices"] == expected
+    assert folded.finish_reasons == [choice["finish_reason"] for choice in expected]
+    assert chunks == before, "a fold changes nothing of what it is fed"
+
+
+@given(split_answers(), st.data())
+def test_a_result_on_the_way_changes_nothing(
+    case: tuple[list[dict[str, Any]], list[dict[str, Any]]], data: st.DataObject
+) -> None:
+    expected, chunks = case
+    accumulator = Accumulator()
+    for part in chunks:
+        if data.draw(st.booleans()):
+            accumulator.result()
+        accumulator.feed(part)
+    assert accumulator.result()["choices"] == expected
+
+
+def test_choices_are_in_order_however_they_came() -> None:
+    folded = fold(chunk({"content": "b"}, "stop", index=1), chunk({"content": "a"}, index=0), chunk({}, "length"))
+    assert [choice["message"]["content"] for choice in folded.result()["choices"]] == ["a", "b"]
+    assert folded.finish_reasons == ["length", "stop"]
+
+
+def test_a_choice_without_an_index_is_the_first() -> None:
+    folded = fold({"choices": [{"delta": {"content": "a"}}]}, {"choices": [{"delta": None}]}, {"choices": None}, {})
+    assert folded.result()["choices"][0]["message"]["content"] == "a"
+
+
+def test_a_finish_reason_is_never_joined_and_never_lost() -> None:
+    folded = fold(chunk({}, "stop"), chunk({}, "stop"), chunk({}, None))
+    assert folded.finish_reasons == ["stop"]
+
+
+def test_with_tool_calls_empty_content_is_null() -> None:
+    call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}
+    assert message({"content": ""}, {"tool_calls": [call]})["content"] is None
+    assert message({"content": "a"}, {"tool_calls": [call]})["content"] == "a"
+
+
+@pytest.mark.parametrize("calls", [None, []])
+def test_no_tool_calls_are_no_failure(calls: list[Any] | None) -> None:
+    """Some providers send the field in every delta."""
+    said = message({"content": "a", "tool_calls": calls}, {"content": "b", "tool_calls": calls})
+    assert said["content"] == "ab"
+
+
+def test_tool_calls_without_an_index_follow_each_other() -> None:
+    said = message({"tool_calls": [{"id": "a"}]}, {"tool_calls": [{"id": "b"}]})
+    assert said["tool_calls"] == [{"id": "a"}, {"id": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "merged"),
+    [
+        ("a", "b", "ab"),
+        (None, "b", "b"),
+        ("a", None, "a"),
+        (1, 2, 2),
+        (True, False, False),
+        ("a", 1, 1),
+        ([1], [2], [1, 2]),
+        ([1], "x", "x"),
+        ({"a": "x"}, {"a": "y", "b": 1}, {"a": "xy", "b": 1}),
+        ({"a": {"b": [1]}}, {"a": {"b": [2]}}, {"a": {"b": [1, 2]}}),
+        ([{"index": 0, "t": "a"}], [{"index": 0, "t": "b"}], [{"index": 0, "t": "ab"}]),
+        ([{"index": 1, "t": "b"}], [{"index": 0, "t": "a"}], [{"index": 1, "t": "b"}, {"index": 0, "t": "a"}]),
+        ([{"t": "a"}], [{"t": "b"}], [{"t": "a"}, {"t": "b"}]),
+    ],
+)
+def test_unknown_fields_add_up(first: Any, second: Any, merged: Any) -> None:
+    assert message({"x": first}, {"x": second})["x"] == merged
+    (choice,) = fold(chunk({}, x=first), chunk({}, x=second)).result()["choices"]
+    assert choice["x"] == merged
+
+
+@pytest.mark.parametrize("field", ["id", "name", "role", "type", "format", "signature", "object"])
+def test_what_is_sent_whole_is_not_joined(field: str) -> None:
+    assert message({field: "a"}, {field: "a"}) [field] == "a"  # fmt: skip
+    assert message({"x": {field: "a"}}, {"x": {field: "b"}})["x"] == {field: "b"}
+
+
+def test_an_index_that_is_no_number_is_no_failure() -> None:
+    assert message({"x": [{"index": None, "t": "a"}]}, {"x": [{"index": None, "t": "b"}]})["x"][0]["t"] == "a"
+
+
+def test_the_top_of_the_answer_is_the_chunks() -> None:
+    folded = fold({**chunk({}), "system_fingerprint": "fp", "x": {"a": 1}}, {**chunk({}), "x": {"b": 2}})
+    result = folded.result()
+    assert {"id": "i", "created": 1, "model": "m", "system_fingerprint": "fp", "x": {"b": 2}}.items() <= result.items()
+    assert result["object"] == "chat.completion"
+
+
+def test_usage_is_the_last_there_was() -> None:
+    first, last = {"total_tokens": 1}, {"total_tokens": 2}
+    folded = fold({**chunk({}), "usage": first}, {"choices": [], "usage": last}, {**chunk({}), "usage": None})
+    assert folded.usage == folded.result()["usage"] == last
+
+
+# ---- estimates
+
+
+def test_characters_are_all_the_text_there_is() -> None:
+    call = {"index": 0, "id": "not-counted", "type": "function", "function": {"name": "x", "arguments": "12345"}}
+    folded = fold(
+        chunk({"role": "assistant", "content": "abc", "reasoning_content": "de"}),
+        chunk({"tool_calls": [call], "n": 5}),
+        chunk({"content": "f"}, index=1),
+    )
+    assert folded.characters == 3 + 2 + 5 + 1
+
+
+@pytest.mark.parametrize(
+    ("content", "characters"),
+    [
+        ("x" * 40, 40),
+        ("", 0),
+        (None, 0),
+        (5, 0),
+        ([{"type": "text", "text": "x" * 8}, {"type": "text", "text": "y" * 8}], 16),
+        ([{"type": "image_url", "image_url": {"url": "x" * 1000}}, "x", {"text": 5}, {}], 0),
+    ],
+)
+def test_an_estimate_is_a_quarter_of_the_characters(content: Any, characters: int) -> None:
+    body = {"messages": [{"role": "user", "content": content}, {"role": "system"}]}
+    prompt = characters // 4
+    expected = {"prompt_tokens": prompt, "completion_tokens": 25, "total_tokens": prompt + 25}
+    assert usage.estimate(body, 100) == expected
+
+
+def test_an_estimate_without_a_request() -> None:
+    assert usage.estimate({}, 0) == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}

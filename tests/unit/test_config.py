@@ -1,0 +1,246 @@
+"""Settings: where values come from, which of two wins, and what is said about wrong ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from shared.config import ProviderConfig, Settings, default_data_dir, environment
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory without any configuration, and an environment without ours."""
+    for name in list(os.environ):
+        if name.startswith("STREAMSPOOL_") or name in ("REDIS_URL", "HOST", "PORT", "LOG_LEVEL", "XDG_DATA_HOME"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def toml(text: str, name: str = "streamspool.toml") -> Path:
+    path = Path(name)
+    path.write_text(text)
+    return path
+
+
+def problems() -> str:
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    return str(caught.value)
+
+
+def test_there_is_a_default_for_everything() -> None:
+    settings = Settings()
+    assert settings.redis_url is None
+    assert (settings.host, settings.port, settings.log_level) == ("127.0.0.1", 8000, "info")
+    assert settings.api_keys == {}
+    assert settings.providers == {}
+    assert (settings.keepalive_s, settings.hold_headers_s, settings.drain_s) == (15, 5, 30)
+    assert settings.max_body_bytes == 4 * 1024 * 1024
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+COMMON = {"redis_url": "REDIS_URL", "host": "HOST", "port": "PORT", "log_level": "LOG_LEVEL"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("host", "::1", "::1"),
+        ("port", "0", 0),
+        ("log_level", "debug", "debug"),
+        ("keepalive_s", "0.5", 0.5),
+        ("max_attempts", "7", 7),
+        ("data_dir", "elsewhere", Path("elsewhere")),
+        ("embedded_maxmemory", "512mb", "512mb"),
+    ],
+)
+def test_the_environment_beats_dotenv_beats_toml(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, value: Any
+) -> None:
+    variable = COMMON.get(name, f"STREAMSPOOL_{name.upper()}")
+    default = getattr(Settings(), name)
+    assert value != default
+
+    quoted = text if text.replace(".", "").isdigit() else f'"{text}"'
+    toml(f"{name} = {quoted}\n")
+    assert getattr(Settings(), name) == value
+
+    shown = str(default)
+    Path(".env").write_text(f"{variable}={shown}\n")
+    assert getattr(Settings(), name) == default
+
+    monkeypatch.setenv(variable, text)
+    assert getattr(Settings(), name) == value
+    assert getattr(Settings(**{name: default}), name) == default
+
+
+def test_only_the_common_names_have_no_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEEPALIVE_S", "1")
+    monkeypatch.setenv("API_KEYS", "a:b")
+    assert Settings().keepalive_s == 15
+    assert Settings().api_keys == {}
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("REDIS_URL", "PORT", "STREAMSPOOL_API_KEYS", "STREAMSPOOL_LEASE_S"):
+        monkeypatch.setenv(variable, "")
+    settings = Settings()
+    assert settings.redis_url is None
+    assert (settings.port, settings.lease_s, settings.api_keys) == (8000, 10, {})
+
+
+def test_the_toml_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    toml("keepalive_s = 1\n")
+    monkeypatch.setenv("STREAMSPOOL_CONFIG", str(toml("keepalive_s = 2\n", "other.toml")))
+    assert Settings().keepalive_s == 2
+
+
+@pytest.mark.parametrize("named", ["missing.toml", "."])
+def test_a_named_toml_must_exist(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setenv("STREAMSPOOL_CONFIG", named)
+    with pytest.raises(FileNotFoundError, match="STREAMSPOOL_CONFIG"):
+        Settings()
+
+
+# ---- keys
+
+
+def test_keys_are_parsed_and_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMSPOOL_API_KEYS", " a:key-1 , b:key:with:colons,, tenant_c.-1:k,")
+    monkeypatch.setenv("REDIS_URL", "redis://:canary@localhost")
+    settings = Settings()
+    keys = {tenant: key.get_secret_value() for tenant, key in settings.api_keys.items()}
+    assert keys == {"a": "key-1", "b": "key:with:colons", "tenant_c.-1": "k"}
+    for shown in (repr(settings), str(settings), settings.model_dump_json()):
+        assert "key-1" not in shown
+        assert "canary" not in shown
+
+
+def test_keys_may_stand_in_the_toml() -> None:
+    toml('[api_keys]\na = "key-1"\nb = "key-2"\n')
+    assert Settings().api_keys["b"].get_secret_value() == "key-2"
+
+
+WRONG_KEYS = {
+    "no tenant": ("canary", "tenant:key"),
+    "no key": ("a:", "tenant:key"),
+    "one without a tenant": ("a:canary,b", "tenant:key"),
+    "a tenant twice": ("a:canary-1,a:canary-2", "twice"),
+    "a key twice": ("a:canary,b:canary", "same key"),
+    "an empty tenant": (":canary", "tenant"),
+    "a tenant with a space": ("a b:canary", "tenant 'a b'"),
+    "a tenant that would spell a key": ("a}:canary", "tenant"),
+    "a long tenant": (f"{'x' * 65}:canary", "tenant"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_KEYS)
+def test_wrong_keys_are_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    value, hint = WRONG_KEYS[name]
+    monkeypatch.setenv("STREAMSPOOL_API_KEYS", value)
+    said = problems()
+    assert hint in said
+    assert "canary" not in said
+
+
+# ---- wrong values
+
+
+def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {
+        "PORT": "70000",
+        "LOG_LEVEL": "loud",
+        "STREAMSPOOL_LEASE_S": "soon",
+        "STREAMSPOOL_MAX_ATTEMPTS": "0",
+        "STREAMSPOOL_ON_INTERRUPTION": "panic",
+        "STREAMSPOOL_EMBEDDED_MAXMEMORY": "lots",
+    }
+    for name, value in wrong.items():
+        monkeypatch.setenv(name, value)
+    said = problems()
+    for name in wrong:
+        assert name.removeprefix("STREAMSPOOL_").lower() in said.lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, "-1") for name in ("port", "hold_headers_s", "drain_s", "worker_metrics_port")),
+        *((name, "0") for name in ("lease_s", "max_attempts", "retention_s", "keepalive_s", "send_timeout_s")),
+        *((name, "0") for name in ("upstream_connect_s", "upstream_first_s", "upstream_idle_s", "generation_s")),
+        *((name, "1") for name in ("max_body_bytes", "max_event_bytes")),
+        ("worker_concurrency", "0"),
+        ("keepalive_s", "nan"),
+        ("lease_s", "inf"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(COMMON.get(name, f"STREAMSPOOL_{name.upper()}"), value)
+    assert name in problems().lower()
+
+
+# ---- providers
+
+
+def test_providers_come_from_the_toml() -> None:
+    toml('[providers.mine]\nbase_url = "https://example.org/v1/"\napi_key_env = "MY_KEY"\nmodels = ["a", "b"]\n')
+    assert Settings().providers == {
+        "mine": ProviderConfig(
+            kind="openai", base_url="https://example.org/v1", api_key_env="MY_KEY", models=["a", "b"]
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    ("table", "hint"),
+    [
+        ('[providers.mine]\nkind = "openai"\n', "base_url"),
+        ('[providers.mine]\nbase_url = "ftp://example.org"\n', "http"),
+        ('[providers.mine]\nbase_url = "https://example.org"\nkind = "other"\n', "kind"),
+        ('[providers.mine]\nbase_url = "https://example.org"\napi_key = "x"\n', "api_key"),
+        ('[providers.fake]\nbase_url = "https://example.org"\n', "fake"),
+        ('[providers.Mine]\nbase_url = "https://example.org"\n', "Mine"),
+        ('[providers."a/b"]\nbase_url = "https://example.org"\n', "a/b"),
+    ],
+)
+def test_a_wrong_provider_is_refused(table: str, hint: str) -> None:
+    toml(table)
+    assert hint in problems()
+
+
+def test_a_key_written_into_the_toml_is_not_shown() -> None:
+    toml('[providers.mine]\nbase_url = "https://example.org"\napi_key = "canary"\n')
+    assert "canary" not in problems()
+
+
+# ---- the rest
+
+
+def test_the_environment_is_over_dotenv(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("A_KEY=file\nB_KEY=file\nEMPTY\n")
+    monkeypatch.setenv("A_KEY", "process")
+    found = environment()
+    assert (found["A_KEY"], found["B_KEY"]) == ("process", "file")
+    assert "EMPTY" not in found
+
+
+def test_the_data_directory_is_where_it_belongs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_data_dir() == tmp_path / ".local" / "share" / "streamspool"
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert default_data_dir() == tmp_path / "data" / "streamspool"
+    assert Settings().data_dir == tmp_path / "data" / "streamspool"
+
+
+def test_a_log_outlives_all_its_attempts() -> None:
+    settings = Settings(max_attempts=2, generation_s=100, lease_s=5, retention_s=1000)
+    assert settings.log_safety_s == 2 * 110 + 1000

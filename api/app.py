@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors
 from api.auth import Authenticator
+from api.errors import REQUEST_ID
 from api.hub import BLOCK_MS, Hub
 from api.relay import Drain, Parts
 from api.routes import chat, health, models, streams
@@ -81,6 +82,7 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         request_id = f"req_{uuid.uuid4().hex}".encode()
+        scope[REQUEST_ID] = request_id.decode()
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":

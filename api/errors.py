@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -15,6 +16,29 @@ from shared.errors import BadRequest, Internal, MethodNotAllowed, NotFound, Stre
 from shared.telemetry import get_logger
 
 logger = get_logger(__name__)
+
+_ERROR_FIELDS = ("message", "type", "param", "code")
+_ERROR_RESPONSE = {
+    "description": "An error, in OpenAI's shape",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["error"],
+                "properties": {
+                    "error": {
+                        "type": "object",
+                        "required": list(_ERROR_FIELDS),
+                        "properties": {field: {"type": ["string", "null"]} for field in _ERROR_FIELDS},
+                    }
+                },
+            }
+        }
+    },
+}
+
+REQUEST_ID = "streamspool.request_id"
+"""ASGI scope: the id of this request, as in `x-request-id`."""
 
 
 def to_response(error: StreamspoolError, headers: Mapping[str, str] | None = None) -> Response:
@@ -49,9 +73,27 @@ def install(app: FastAPI) -> None:
         return to_response(BadRequest(f"{param}: {first['msg']}.", param=param))
 
     async def unexpected(request: Request, error: Exception) -> Response:
-        logger.error("unhandled", path=request.url.path, exc_info=error)
-        return to_response(Internal("Something broke on our side. The request id finds it in the log."))
+        request_id = request.scope.get(REQUEST_ID, "")
+        logger.error("unhandled", path=request.url.path, request_id=request_id, exc_info=error)
+        broken = Internal("Something broke on our side. The request id finds it in the log.")
+        return to_response(broken, {"x-request-id": request_id})
 
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        """The framework's description with our errors in place of its own, which never occur."""
+        if app.openapi_schema is None:
+            schema = describe()
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+                    operation["responses"]["default"] = _ERROR_RESPONSE
+            for name in ("HTTPValidationError", "ValidationError"):
+                schema["components"]["schemas"].pop(name, None)
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
     app.add_exception_handler(StreamspoolError, ours)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -7,6 +7,8 @@ lags, the one that leaves, the attempt that is replaced under it, and what a sto
 from __future__ import annotations
 
 import asyncio
+import math
+import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,7 @@ logger = get_logger(__name__)
 _BATCH = 512
 """Frames joined for one send: a lagging viewer catches up in large writes without holding the loop."""
 _RETRY_S = 0.25
+_STAGGER_S = 2.0
 
 TRANSPORT = "streamspool.transport"
 """ASGI extension: the connection's transport, put there by server.py."""
@@ -148,7 +151,7 @@ class _LogResponse(Response):
             VIEWERS_DROPPED.inc()
             logger.info("viewer dropped", generation_id=self._id)
             await client.cut(flush=False)
-        except (StreamspoolError, Gone, RedisError, OSError) as error:
+        except (StreamspoolError, Gone, Damaged, RedisError, OSError) as error:
             if client.started:
                 raise
             await to_response(_visible(error), self._extra)(scope, receive, send)
@@ -174,7 +177,7 @@ class _LogResponse(Response):
 def _visible(error: Exception) -> StreamspoolError:
     if isinstance(error, StreamspoolError):
         return error
-    if isinstance(error, Gone):
+    if isinstance(error, Gone | Damaged):
         return chat.problem_error(error)
     return Unavailable("The broker's storage is away. Try again.", code="storage_unavailable")
 
@@ -195,6 +198,7 @@ class EventStream(_LogResponse):
     ) -> None:
         super().__init__(parts, header, fresh=fresh, headers=headers)
         self._view, self._cursor, self._hold_s = view, cursor, hold_s
+        self._leave_at: float | None = None
         self._encode = chat.encoder(ids=view.ids, include_usage=view.include_usage)
 
     async def _respond(self, client: _Client, live: LiveLog) -> None:
@@ -246,14 +250,26 @@ class EventStream(_LogResponse):
             elif live.problem:
                 yield b"".join(chat.problem_frames(live.problem)), True
                 return
-            elif self._parts.drain.everyone or (self._parts.drain.native and self._view.native):
-                return
             else:
-                waiter = live.waiter()
-                before = live.position
-                await client.wait(waiter, self._parts.settings.keepalive_s)
-                if live.position == before and not client.gone and not live.problem and not self._parts.drain.native:
+                patience_s = min(self._parts.settings.keepalive_s, self._stay_s())
+                if patience_s <= 0:
+                    return
+                waiter, before = live.waiter(), live.position
+                await client.wait(waiter, patience_s)
+                if live.position == before and not (client.gone or live.problem or self._parts.drain.native):
                     yield sse.KEEPALIVE, False
+
+    def _stay_s(self) -> float:
+        """How long this viewer may still stay. When the server stops, native ones leave one by one, not all at once."""
+        drain = self._parts.drain
+        if drain.everyone:
+            return 0
+        if not (drain.native and self._view.native):
+            return math.inf
+        now = asyncio.get_running_loop().time()
+        if self._leave_at is None:
+            self._leave_at = now + random.uniform(0, min(_STAGGER_S, self._parts.settings.drain_s / 2))
+        return self._leave_at - now
 
     async def _read_page(self, live: LiveLog, epoch: int, index: int) -> tuple[bytes, int]:
         """Frames that have left the window, from the log itself."""
@@ -288,16 +304,8 @@ class Answer(_LogResponse):
             raise GenerationFailed(error)
         chunks = live.payloads
         if chunks is None:
-            chunks = await stored_chunks(self._parts.broker, self._id, live.epoch)
+            chunks = await self._parts.broker.chunks(self._id, live.epoch)
         summary = Summary(self._header, (), live.position, outcome)
         response = JSONResponse(chat.completion(summary, chunks))
         await client.start(200, {**dict(response.headers), **self._extra})
         await client.send(bytes(response.body), more=False)
-
-
-async def stored_chunks(broker: Broker, generation_id: str, epoch: int) -> list[bytes]:
-    """The chunks of an attempt, from the log."""
-    chunks = []
-    async for page in broker.log.read_all(generation_id, Position(epoch, 0)):
-        chunks += [entry.data for entry in page if entry.kind in (Kind.CHUNK, Kind.USAGE)]
-    return chunks

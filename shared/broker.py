@@ -22,7 +22,7 @@ from arq.jobs import serialize_job as arq_serialize
 from shared import json, keys, usage
 from shared.chat import Accumulator, ChatRequest
 from shared.config import Settings
-from shared.entry import BEGIN, Kind, Position, Status, Summary, now_ms
+from shared.entry import Kind, Position, Status, Summary, now_ms
 from shared.errors import Gone, KeyReused, NotFound, Sealed, StreamspoolError, Unavailable
 from shared.redis import UNREACHABLE, ArqRedis, RedisError, serialize_job
 from shared.streamlog import StreamLog
@@ -177,6 +177,14 @@ class Broker:
                 return summary
         raise NotFound("There is no stream with this id. It may have expired, or belong to another key.")
 
+    async def chunks(self, generation_id: str, epoch: int) -> list[bytes]:
+        """All chunks of an attempt there are now. Raises Damaged."""
+        found: list[bytes] = []
+        with self._reachable():
+            async for page in self.log.read_all(generation_id, Position(epoch, 0)):
+                found += [entry.data for entry in page if entry.kind in (Kind.CHUNK, Kind.USAGE)]
+        return found
+
     async def newest(self, principal: Principal, after: str | None = None) -> AsyncIterator[Summary]:
         """The principal's generations, newest first. Raises NotFound if `after` is not one of them."""
         if after is not None and not _ID.fullmatch(after):
@@ -209,10 +217,8 @@ class Broker:
     async def _seal_cancelled(self, generation_id: str, summary: Summary) -> None:
         _, body = await self.log.request(generation_id)
         fold = Accumulator()
-        async for page in self.log.read_all(generation_id, max(BEGIN, Position(summary.position.epoch, 0))):
-            for entry in page:
-                if entry.kind in (Kind.CHUNK, Kind.USAGE):
-                    fold.feed(json.loads(entry.data))
+        for chunk in await self.chunks(generation_id, summary.position.epoch):
+            fold.feed(json.loads(chunk))
         figures = fold.usage or usage.estimate(json.loads(body), fold.characters)
         outcome = {
             "status": Status.CANCELLED,

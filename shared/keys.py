@@ -8,12 +8,12 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:{ID}:log` | stream | retention after the seal; a safety bound while it runs |
 | `streamspool:{ID}:viewers` | string: somebody watches; only with on_disconnect=cancel | the grace time |
 | `streamspool:idempotency:TENANT:SHA256` | string, JSON of id and body hash | as long as the log can live |
-| `streamspool:index:TENANT` | zset, score = created ms | retention after the last create |
+| `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
 | `streamspool:worker:WORKER` | string, JSON heartbeat | 15 s |
 | `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
 | `streamspool:catalogue` | string, JSON of providers and models | 1 day after the last heartbeat |
-| `streamspool:reaper` | string: somebody is on it | 5 s |
+| `streamspool:reaper` | string: somebody is on it | 2.5 s |
 | `streamspool:hub:PROCESS` | stream of at most one entry: interrupts that hub's blocking read | 60 s |
 | `arq:queue`, `arq:job:ID`, `arq:in-progress:ID`, `arq:retry:ID` | arq's own | arq's own |
 """
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 QUEUE = "arq:queue"
 IN_PROGRESS_PREFIX = "arq:in-progress:"
+RETRY_PREFIX = "arq:retry:"
 OPEN = "streamspool:open"
 WORKERS = "streamspool:workers"
 CATALOGUE = "streamspool:catalogue"
@@ -55,6 +56,10 @@ def worker(worker_id: str) -> str:
 
 def hub(process_id: str) -> str:
     return f"streamspool:hub:{process_id}"
+
+
+def tries(generation_id: str) -> str:
+    return RETRY_PREFIX + generation_id
 
 
 def in_progress(generation_id: str) -> str:

@@ -1,8 +1,9 @@
 """Connections to Redis or Valkey: made here, with one set of time-outs, from one URL.
 
-Hidden here: how a URL becomes a pool (redis://, rediss:// with host name check, unix://), that every pool is bounded
-and waits instead of growing, that a half-open server is noticed, and that job payloads are JSON (arq's default is
-pickle, which would run whatever somebody can write into Redis).
+Hidden here: how a URL becomes a pool (redis://, rediss:// with host name check, unix://, and sentinels as
+`redis+sentinel://[:PASSWORD@]HOST:PORT,HOST:PORT/MASTER/DB`), that every pool is bounded and waits instead of growing,
+that a half-open server is noticed, and that job payloads are JSON (arq's default is pickle, which would run whatever
+somebody can write into Redis).
 
 A command whose connection broke is sent once more. That is safe for everything we send: explicit stream ids, job ids
 and sets make each repetition a no-op (PROTOCOL.md, "Repetition").
@@ -15,10 +16,12 @@ import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from arq.connections import ArqRedis
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     BusyLoadingError,
@@ -55,7 +58,8 @@ UNREACHABLE = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, O
 """What a server that is away, loading, failing over or half-open looks like; worth another try later."""
 
 CONNECT_TIMEOUT_S = 2.0
-_RETRY_S = 1.0
+SENTINEL = "redis+sentinel://"
+_RETRY_S = 0.5
 
 
 def serialize_job(job: dict[str, Any]) -> bytes:
@@ -73,26 +77,43 @@ def connect(url: str, *, max_connections: int, timeout_s: float = 5.0, wait_s: f
     `timeout_s` bounds each answer (pass more than the BLOCK time of blocking reads); `wait_s` is how long a caller
     queues for a free connection before it gets a ConnectionError. Close with `aclose(close_connection_pool=True)`.
     """
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {
+        "max_connections": max_connections,
+        "timeout": wait_s,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
+    }
     if url.startswith("rediss://"):
         options["ssl_check_hostname"] = True
     if not url.startswith("unix://"):
         options["socket_keepalive"] = True
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=max_connections,
-        timeout=wait_s,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
-        **options,
-    )
+    pool = _sentinel_pool(url, options) if url.startswith(SENTINEL) else BlockingConnectionPool.from_url(url, **options)
     return ArqRedis(
         pool,
         job_serializer=serialize_job,
         job_deserializer=deserialize_job,
         default_queue_name=keys.QUEUE,
     )
+
+
+class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Asks the sentinels for the master on every new connection, and waits for a free one like the other pool."""
+
+
+def _sentinel_pool(url: str, options: dict[str, Any]) -> BlockingConnectionPool:
+    parts = urlsplit(url)
+    path = parts.path.strip("/").split("/")
+    hosts = [host.rpartition(":") for host in parts.netloc.rpartition("@")[2].split(",")]
+    try:
+        addresses = [(host, int(port)) for host, _, port in hosts]
+        master, database = path[0] or "mymaster", int(path[1]) if len(path) > 1 else 0
+    except ValueError:
+        raise ValueError(f"A sentinel URL looks like {SENTINEL}HOST:PORT,HOST:PORT/MASTER/DB") from None
+    timeouts = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout", "socket_keepalive")}
+    password = unquote(parts.netloc.rpartition("@")[0].rpartition(":")[2]) or None
+    sentinel = Sentinel(addresses, **timeouts)  # type: ignore[no-untyped-call]
+    return _SentinelPool(master, sentinel, db=database, password=password, **options)  # type: ignore[no-untyped-call]
 
 
 async def persist(name: str, loop: Callable[[], Awaitable[None]]) -> None:

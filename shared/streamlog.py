@@ -51,7 +51,7 @@ class StreamLog:
     # ---- the API's side
 
     async def create(self, header: dict[str, Any], body: bytes) -> bool:
-        """Stores the request; False if that id was created before (nothing changes then).
+        """Stores the request; False if that id was created before (the log stays as it is then).
 
         `header` needs `id`, `owner` and `created_at_ms`. From here on the generation is accepted: it will be listed,
         can be watched, and reaches an outcome even if nobody rings for a worker.

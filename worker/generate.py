@@ -28,6 +28,7 @@ from shared.errors import (
     Taken,
     UpstreamError,
     UpstreamIncomplete,
+    UpstreamRefused,
     UpstreamTimeout,
 )
 from shared.redis import UNREACHABLE
@@ -213,7 +214,7 @@ class Generator:
         except StreamspoolError as caught:
             error = caught
         if error and writer.position.seq and self._may_restart(error, header, writer):
-            UPSTREAM_ERRORS.labels(error.code).inc()
+            UPSTREAM_ERRORS.labels(_cause(error)).inc()
             return await self._claim_next(writer.generation_id, writer.epoch, self._new_attempt(error.code))
         await self._finish(writer, answer, body, error, status)
         GENERATION_SECONDS.observe(time.monotonic() - started)
@@ -289,7 +290,7 @@ class Generator:
             status = _finished_status(answer.finish_reasons) if error is None else Status.FAILED
         failure = None
         if error is not None:
-            UPSTREAM_ERRORS.labels(error.code).inc()
+            UPSTREAM_ERRORS.labels(_cause(error)).inc()
             failure = {**error.to_object(), "status": error.status, "retry_after_s": error.retry_after_s}
         outcome = {
             **self._outcome(status, failure),
@@ -348,6 +349,11 @@ def _finished_status(reasons: list[str | None]) -> Status:
     return Status.INCOMPLETE if _CUT_SHORT.intersection(filter(None, reasons)) else Status.COMPLETED
 
 
+def _cause(error: StreamspoolError) -> str:
+    """A label from a short list: providers' own codes are theirs to invent."""
+    return f"status_{error.status}" if isinstance(error, UpstreamRefused) else error.code
+
+
 def _retried(writer: Writer, error: UpstreamError) -> None:
-    UPSTREAM_RETRIES.labels(error.code).inc()
+    UPSTREAM_RETRIES.labels(_cause(error)).inc()
     logger.info("upstream retried", generation_id=writer.generation_id, error_code=error.code, status=error.status)

@@ -54,6 +54,7 @@ class StreamWorker(Worker):
         self._lost: set[str] = set()
         self._rung: set[str] = set()
         self._woken = asyncio.Event()
+        self._settled = 0.0
         self._settings = settings
         self.worker_id = worker_id
         super().__init__(
@@ -83,7 +84,8 @@ class StreamWorker(Worker):
 
     async def poll(self) -> None:
         """Starts what the doorbell named, at once, and looks through the queue every half second."""
-        swept = 0.0
+        swept = self.loop.time()
+        self._settled = swept + self._settings.lease_s / 2  # others may just be coming back, like us
         while self.allow_pick_jobs:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), POLL_S)
@@ -91,11 +93,15 @@ class StreamWorker(Worker):
             rung, self._rung = self._rung, set()
             self._forget_finished()
             if self.job_counter >= self.max_jobs:
+                swept = self.loop.time()
                 continue
             await self.start_jobs([job_id.encode() for job_id in rung])
-            if self.loop.time() - swept >= POLL_S:
-                swept = self.loop.time()
+            silence = self.loop.time() - swept
+            if silence >= POLL_S:
+                if silence > self._settings.lease_s / 2:
+                    self._settled = self.loop.time() + self._settings.lease_s
                 await self.sweep()
+                swept = self.loop.time()
 
     async def answer_doorbell(self) -> None:
         """Listens for ids: one of ours may have been ended by somebody, any other is new work."""
@@ -115,7 +121,6 @@ class StreamWorker(Worker):
     async def renew_leases(self) -> None:
         """Keeps our jobs ours, and lets go of those that were ended or taken meanwhile."""
         while True:
-            await asyncio.sleep(self._settings.lease_s / 4)
             running = [job_id for job_id, task in self.tasks.items() if not task.done()]
             if running:
                 async with self.pool.pipeline(transaction=False) as pipe:
@@ -124,6 +129,7 @@ class StreamWorker(Worker):
                     await pipe.execute()
                 await self._generator.stop_ended()
                 await self._generator.stop_unwatched()
+            await asyncio.sleep(self._settings.lease_s / 4)
 
     def _forget_finished(self) -> None:
         for job_id, task in list(self.tasks.items()):
@@ -161,15 +167,20 @@ class StreamWorker(Worker):
             self.job_counter -= len(wanted) - started
 
     async def sweep(self) -> None:
-        """Starts what nobody holds a lease on: never rung for, or its worker is lost."""
+        """Starts what nobody holds a lease on: never rung for, or its worker is lost.
+
+        When we could not look for half a lease, neither could the others renew theirs: after an outage, leases have
+        lapsed whose workers live. They get a lease's time to say so before anything that was begun is taken over.
+        """
         waiting = await self.pool.zrange(self.queue_name, 0, self.queue_read_limit - 1)
         strange = [raw for raw in waiting if raw.decode() not in self.tasks]
         if strange:
+            unsettled = self.loop.time() < self._settled
             async with self.pool.pipeline(transaction=False) as pipe:
                 for raw in strange:
-                    pipe.exists(keys.in_progress(raw.decode()))
-                leases = await pipe.execute()
-            await self.start_jobs([raw for raw, leased in zip(strange, leases, strict=True) if not leased])
+                    pipe.exists(keys.in_progress(raw.decode()), *([keys.tries(raw.decode())] if unsettled else []))
+                held = await pipe.execute()
+            await self.start_jobs([raw for raw, holds in zip(strange, held, strict=True) if not holds])
 
     async def finish_job(self, job_id: str, *args: Any, **keywords: Any) -> None:
         """A job that is another worker's now is left alone, keys and all."""

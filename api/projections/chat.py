@@ -32,11 +32,11 @@ REPLACED = {
     "param": None,
     "code": "generation_interrupted",
 }
-_DELETED = {
-    "message": "The stream was deleted.",
+_GONE = {
+    "message": "The stream is gone: it was deleted, it expired, or the broker's storage lost it.",
     "type": "invalid_request_error",
     "param": None,
-    "code": "stream_deleted",
+    "code": "stream_gone",
 }
 _LOST = {
     "message": "The broker's storage lost a part of this stream. Send the request again.",
@@ -78,13 +78,13 @@ def error_frame(error: dict[str, Any], frame_id: bytes | None = None) -> bytes:
 
 
 def problem_frames(problem: LogError) -> list[bytes]:
-    """The end of a stream whose log is deleted or damaged."""
-    return [error_frame(_LOST if isinstance(problem, Damaged) else _DELETED), sse.frame(sse.DONE)]
+    """The end of a stream whose log is gone or damaged."""
+    return [error_frame(_LOST if isinstance(problem, Damaged) else _GONE), sse.frame(sse.DONE)]
 
 
 def problem_error(problem: LogError) -> GenerationFailed:
     """The same for a response without frames."""
-    return GenerationFailed({**_DELETED, "status": 404} if isinstance(problem, Gone) else {**_LOST, "status": 500})
+    return GenerationFailed({**_GONE, "status": 404} if isinstance(problem, Gone) else {**_LOST, "status": 500})
 
 
 def outcome_error(outcome: dict[str, Any]) -> dict[str, Any] | None:

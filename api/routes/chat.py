@@ -11,10 +11,10 @@ from starlette.responses import JSONResponse, Response
 from api import cursor
 from api.deps import Body, Owner, ProcessParts
 from api.projections import chat
-from api.relay import Answer, EventStream, View, stored_chunks
+from api.relay import Answer, EventStream, View
 from shared import json
 from shared.chat import ChatRequest
-from shared.errors import BadRequest
+from shared.errors import BadRequest, Damaged
 
 router = APIRouter(tags=["chat"])
 
@@ -81,6 +81,9 @@ async def retrieve(
         view = View(ids=True, native=False, include_usage=summary.header["include_usage"])
         headers = stream_headers(generation_id)
         return EventStream(parts, summary.header, view, cursor=cursor.read(request), headers=headers)
-    chunks = await stored_chunks(parts.broker, generation_id, summary.position.epoch)
+    try:
+        chunks = await parts.broker.chunks(generation_id, summary.position.epoch)
+    except Damaged as problem:
+        raise chat.problem_error(problem) from None
     answer: dict[str, Any] = chat.completion(summary, chunks)
     return JSONResponse(answer)

@@ -15,6 +15,8 @@ from api.relay import EventStream, View
 from api.routes.chat import stream_headers
 from shared.entry import Status
 
+_VARY = {"vary": "accept"}
+
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 
 
@@ -65,14 +67,14 @@ async def watch(
     """
     summary = await parts.broker.find(generation_id, owner)
     if "application/json" in request.headers.get("accept", ""):
-        return JSONResponse(state(summary, viewers=parts.hub.viewers(generation_id)))
+        return JSONResponse(state(summary, viewers=parts.hub.viewers(generation_id)), headers=_VARY)
     view = View(ids=True, native=True, include_usage=summary.header["include_usage"])
     return EventStream(
         parts,
         summary.header,
         view,
         cursor=cursor.read(request),
-        headers={**stream_headers(generation_id), "vary": "accept"},
+        headers={**stream_headers(generation_id), **_VARY},
     )
 
 

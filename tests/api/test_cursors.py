@@ -261,7 +261,7 @@ def test_a_log_that_goes_away_ends_its_views_with_an_error(
         store.delete(keys.log(deleted.id))
         store.pexpire(keys.log(expired.id), 1)
         for watched in (deleted, expired, viewer):
-            assert end_error(watched.rest())["code"] == "stream_deleted"
+            assert end_error(watched.rest())["code"] == "stream_gone"
     for view in VIEWS.values():
         refused(client.get(view.format(deleted.id)), 404)
 
@@ -273,7 +273,7 @@ def test_deleting_ends_the_views(client: Client, scripted: Register) -> None:
         viewer.take(3)
         assert client.http.delete(f"/v1/streams/{first.id}").json()["deleted"]
         for watched in (first, viewer):
-            assert end_error(watched.rest())["code"] in ("generation_cancelled", "stream_deleted")
+            assert end_error(watched.rest())["code"] in ("generation_cancelled", "stream_gone")
 
 
 # ---- logs with more than one attempt that spoke

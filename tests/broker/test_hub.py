@@ -233,7 +233,7 @@ async def test_a_deleted_log_ends_its_viewers(bench: Bench) -> None:
     await bench.redis.delete(keys.log(writer.generation_id))
     await bench.end(*viewers)
     for viewer in viewers:
-        assert b'"stream_deleted"' in viewer.body
+        assert b'"stream_gone"' in viewer.body
         assert viewer.body.endswith(b"data: [DONE]\n\n")
 
 

@@ -49,12 +49,15 @@ def store(valkey: EmbeddedValkey, stack: Stack) -> Iterator[redis.Redis]:
 def keyed(
     valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    """A stack with two tenants, quick keep-alives, verbose logs and a provider with a key. Shared: leave it running."""
+    """A stack with two tenants, quick keep-alives, verbose logs and a provider with a key. Shared: leave it running.
+
+    Its headers go out after 0.3 s: on a busy machine an early failure may be a frame here, and have no status.
+    """
     url = valkey.url.replace("db=0", "db=9")
     settings = {
         "STREAMSPOOL_API_KEYS": f"a:{KEY_A},b:{KEY_B}",
         "STREAMSPOOL_KEEPALIVE_S": "0.1",
-        "STREAMSPOOL_HOLD_HEADERS_S": "0.1",
+        "STREAMSPOOL_HOLD_HEADERS_S": "0.3",
         "STREAMSPOOL_SEND_TIMEOUT_S": "1",
         "LOG_LEVEL": "debug",
         "OPENAI_API_KEY": PROVIDER_KEY,

@@ -43,7 +43,7 @@ up: $(BIN)/.runtime ## install, then run Valkey, API and worker on this machine;
 
 # A hand-picked part (ARGS) says nothing about coverage, so only the whole suite is measured.
 test: $(BIN)/.dev clients lint ## lint, then all tests; a part: make test ARGS="tests/unit -k sse"
-	@$(BIN)/pytest -n 2 --dist loadgroup $(if $(ARGS),$(ARGS),--cov --cov-report=term-missing:skip-covered)
+	@$(BIN)/pytest -n 2 --dist loadfile $(if $(ARGS),$(ARGS),--cov --cov-report=term-missing:skip-covered)
 
 lint: $(BIN)/.dev ## ruff, mypy, the layers, the locks
 	@$(BIN)/ruff check --quiet .

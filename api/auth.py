@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -18,7 +19,6 @@ from shared.config import Settings
 from shared.errors import Forbidden, Unauthenticated
 
 LOCAL_TENANT = "local"
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Authenticator:
@@ -49,16 +49,27 @@ class Authenticator:
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or address means this machine only."""
-    return host.strip("[]").lower() in _LOOPBACK or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _refuse_strangers(request: Request) -> None:
-    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     origin = request.headers.get("origin")
-    if not is_loopback(host) or (origin and not is_loopback(urlsplit(origin).hostname or "")):
+    asked = _host(f"//{request.headers.get('host', '')}")
+    if not is_loopback(asked) or (origin and not is_loopback(_host(origin))):
         raise Forbidden(
-            "This server has no API keys and therefore answers only to this machine. Set STREAMSPOOL_API_KEYS to open it."
+            "This server has no API keys and therefore answers only to this machine. "
+            "Set STREAMSPOOL_API_KEYS to open it."
         )
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # half a bracket
+        return ""
 
 
 def _digest(key: str) -> bytes:

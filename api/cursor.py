@@ -18,7 +18,7 @@ from shared.entry import SEAL, Position
 from shared.errors import BadCursor, CursorExpired, CursorRestart, Gone
 from shared.streamlog import StreamLog
 
-_COUNT = re.compile(r"0|[1-9]\d{0,8}")
+_COUNT = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 
 Cursor = Position | int
 """A position: "I have everything up to this entry"; or a number N: "I have the first N frames of this view"."""
@@ -40,7 +40,7 @@ def read(request: Request) -> Cursor | None:
     header = request.headers.get("last-event-id")
     if header is not None:
         return parse(header)
-    given = [request.query_params[name] for name in ("last_event_id", "starting_after") if name in request.query_params]
+    given = [value for name in ("last_event_id", "starting_after") for value in request.query_params.getlist(name)]
     if len(set(given)) > 1:
         raise BadCursor("`last_event_id` and `starting_after` say different things. Send one.", param="starting_after")
     return parse(given[0]) if given else None
@@ -97,8 +97,9 @@ async def _after_count(count: int, live: LiveLog, log: StreamLog, include_usage:
     if count <= shown:
         return Start(live.epoch, count)
     if live.outcome is None:
-        await _must_exist(Position(max(live.epoch, 1), count), live, log)
-        return Start(live.epoch, count)
+        counted_in = max(live.epoch, 1)
+        await _must_exist(Position(counted_in, count), live, log)
+        return Start(counted_in, count)
     ending = len(end_frames(json.loads(live.outcome.data), ids=False))
     if count - shown > ending:
         raise BadCursor(f"The cursor is ahead: this stream has {shown + ending} events.", code="cursor_ahead")

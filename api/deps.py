@@ -6,7 +6,7 @@ import asyncio
 from typing import Annotated
 
 from fastapi import Depends
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from api.relay import Parts
 from shared.broker import Principal
@@ -31,6 +31,10 @@ async def _body(request: Request, parts: Annotated[Parts, Depends(_parts)], _: O
     limit = parts.settings.max_body_bytes
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise BadRequest("Send the body without Content-Encoding.", param="content-encoding")
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type and not (content_type == "application/json" or content_type.endswith("+json")):
+        # A web page of another origin may send the others without asking first (CORS "simple requests").
+        raise BadRequest("Send the body as `Content-Type: application/json`.", param="content-type", status=415)
     length = request.headers.get("content-length", "")
     body = bytearray()
     if not (length.isdigit() and int(length) > limit):
@@ -42,6 +46,8 @@ async def _body(request: Request, parts: Annotated[Parts, Depends(_parts)], _: O
                         break
                 else:
                     return bytes(body)
+        except ClientDisconnect:
+            raise BadRequest("The client left before its request was complete.") from None
         except TimeoutError:
             raise BadRequest("The request body did not arrive in time.", code="request_timeout", status=408) from None
     raise TooLarge(f"The request body is over the limit of {limit} bytes (STREAMSPOOL_MAX_BODY_BYTES).")

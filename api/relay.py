@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.cursor import Cursor, Start, place
@@ -227,7 +227,10 @@ class EventStream(_LogResponse):
         """What to send next, and whether it is the end. Returns without one when the client, or this server, leaves."""
         epoch, index, skip_end = start
         while not client.gone:
-            if epoch != live.epoch:
+            news: bool | None = True
+            if (epoch, index) > (live.epoch, live.end) and not live.ended:
+                news = await self._news(client, live)  # another process brought this viewer further than we have read
+            elif epoch != live.epoch:
                 if live.replaced and (epoch or index) and not self._view.native:
                     yield chat.error_frame(chat.REPLACED) + sse.frame(sse.DONE), True
                     return
@@ -251,13 +254,20 @@ class EventStream(_LogResponse):
                 yield b"".join(chat.problem_frames(live.problem)), True
                 return
             else:
-                patience_s = min(self._parts.settings.keepalive_s, self._stay_s())
-                if patience_s <= 0:
-                    return
-                waiter, before = live.waiter(), live.position
-                await client.wait(waiter, patience_s)
-                if live.position == before and not (client.gone or live.problem or self._parts.drain.native):
-                    yield sse.KEEPALIVE, False
+                news = await self._news(client, live)
+            if news is None:
+                return
+            if not news:
+                yield sse.KEEPALIVE, False
+
+    async def _news(self, client: _Client, live: LiveLog) -> bool | None:
+        """Waits: True for something new, False if a keep-alive is due, None if it is time to leave."""
+        patience_s = min(self._parts.settings.keepalive_s, self._stay_s())
+        if patience_s <= 0:
+            return None
+        waiter, before = live.waiter(), live.position
+        await client.wait(waiter, patience_s)
+        return bool(live.position != before or client.gone or live.problem or self._parts.drain.native)
 
     def _stay_s(self) -> float:
         """How long this viewer may still stay. When the server stops, native ones leave one by one, not all at once."""
@@ -306,6 +316,7 @@ class Answer(_LogResponse):
         if chunks is None:
             chunks = await self._parts.broker.chunks(self._id, live.epoch)
         summary = Summary(self._header, (), live.position, outcome)
-        response = JSONResponse(chat.completion(summary, chunks))
-        await client.start(200, {**dict(response.headers), **self._extra})
-        await client.send(bytes(response.body), more=False)
+        body = json.dumps(chat.completion(summary, chunks))
+        headers = {"content-type": "application/json", "content-length": str(len(body))}
+        await client.start(200, {**headers, **self._extra})
+        await client.send(body, more=False)

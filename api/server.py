@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from api.app import create_app
 from api.auth import is_loopback
 from api.relay import TRANSPORT, Drain
-from shared.config import Settings
+from shared.config import SettingsInvalid, load_settings
 from shared.telemetry import configure_logging, get_logger
 
 logger = get_logger(__name__)
@@ -101,7 +101,10 @@ class Server(uvicorn.Server):
 
 def main() -> None:
     """`python -m api`."""
-    settings = Settings()
+    try:
+        settings = load_settings()
+    except SettingsInvalid as error:
+        sys.exit(str(error))
     configure_logging(settings.log_level)
     if settings.redis_url is None:
         sys.exit("The API needs REDIS_URL. `streamspool up` runs everything without it.")

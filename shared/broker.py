@@ -177,11 +177,11 @@ class Broker:
                 return summary
         raise NotFound("There is no stream with this id. It may have expired, or belong to another key.")
 
-    async def chunks(self, generation_id: str, epoch: int) -> list[bytes]:
-        """All chunks of an attempt there are now. Raises Damaged."""
+    async def chunks(self, generation_id: str, epoch: int, *, strict: bool = True) -> list[bytes]:
+        """All chunks of an attempt there are now. If `strict`, raises Damaged where one is missing."""
         found: list[bytes] = []
         with self._reachable():
-            async for page in self.log.read_all(generation_id, Position(epoch, 0)):
+            async for page in self.log.read_all(generation_id, Position(epoch, 0), strict=strict):
                 found += [entry.data for entry in page if entry.kind in (Kind.CHUNK, Kind.USAGE)]
         return found
 
@@ -217,7 +217,7 @@ class Broker:
     async def _seal_cancelled(self, generation_id: str, summary: Summary) -> None:
         _, body = await self.log.request(generation_id)
         fold = Accumulator()
-        for chunk in await self.chunks(generation_id, summary.position.epoch):
+        for chunk in await self.chunks(generation_id, summary.position.epoch, strict=False):
             fold.feed(json.loads(chunk))
         figures = fold.usage or usage.estimate(json.loads(body), fold.characters)
         outcome = {

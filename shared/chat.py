@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from shared.errors import BadRequest
 
@@ -87,12 +87,6 @@ class ChatRequest(_Lenient):
     on_interruption: Literal["fail", "restart"] | None = None
     on_disconnect: Literal["continue", "cancel"] | None = None
 
-    @model_validator(mode="after")
-    def _stream_options_need_stream(self) -> ChatRequest:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only allowed when stream is true")
-        return self
-
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -103,12 +97,15 @@ class ChatRequest(_Lenient):
         if not isinstance(body, dict):
             raise BadRequest("The request body must be a JSON object.")
         try:
-            return cls.model_validate(body)
+            request = cls.model_validate(body)
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             param = _param(first["loc"])
             text = first["msg"].removeprefix("Value error, ")
             raise BadRequest(f"{param}: {text}." if param else f"{text}.", param=param or None) from None
+        if request.stream_options is not None and not request.stream:
+            raise BadRequest("stream_options: only allowed when stream is true.", param="stream_options")
+        return request
 
 
 def _param(location: tuple[int | str, ...]) -> str:
@@ -187,7 +184,7 @@ class Accumulator:
         choices = []
         for _, choice in sorted(self._choices.items()):
             message = {"role": "assistant", "content": None, "refusal": None, **choice["message"]}
-            if "tool_calls" in message:
+            if message.get("tool_calls"):
                 message["tool_calls"] = [
                     {key: value for key, value in call.items() if key != "index"} for call in message["tool_calls"]
                 ]

@@ -195,6 +195,7 @@ def models(url: Url = None) -> None:
 @app.command()
 def config() -> None:
     """Print the settings as they are in effect, secrets masked."""
+    from shared.config import variable
     from shared.redis import without_password
 
     settings = _settings()
@@ -206,7 +207,7 @@ def config() -> None:
             value = ",".join(f"{tenant}:****" for tenant in value) or "(none)"
         elif name == "providers":
             value = ", ".join(f"{key} ({row.base_url})" for key, row in value.items()) or "(none)"
-        typer.echo(f"{_variable(name)}={value}")
+        typer.echo(f"{variable(name)}={value}")
 
 
 @app.command()
@@ -225,26 +226,13 @@ def doctor(url: Url = None) -> None:
 
 def _settings(**given: Any) -> Settings:
     """The settings under what the command line says. All that is wrong with them is printed at once; exit code 2."""
-    from pydantic import ValidationError
-    from pydantic_settings import SettingsError
-
-    from shared.config import Settings
+    from shared.config import SettingsInvalid, load_settings
 
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        for wrong in error.errors(include_url=False, include_input=False):
-            name, *inside = map(str, wrong["loc"] or ("",))
-            _say(f"{'.'.join((_variable(name), *inside))}: {wrong['msg'].removeprefix('Value error, ')}", fg="red")
-    except (SettingsError, OSError, ValueError) as error:  # ValueError: streamspool.toml is not TOML
+        return load_settings(**{name: value for name, value in given.items() if value is not None})
+    except SettingsInvalid as error:
         _say(f"{error}", fg="red")
-    raise typer.Exit(USAGE)
-
-
-def _variable(field: str) -> str:
-    """How a setting is called in the environment."""
-    everyones = ("REDIS_URL", "HOST", "PORT", "LOG_LEVEL")
-    return field.upper() if field.upper() in everyones else f"STREAMSPOOL_{field.upper()}"
+        raise typer.Exit(USAGE) from None
 
 
 def _become(end: str) -> NoReturn:

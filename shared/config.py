@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -33,6 +34,33 @@ def environment() -> dict[str, str]:
     return {**{k: v for k, v in dotenv_values(".env").items() if v is not None}, **os.environ}
 
 
+def load_settings(**given: object) -> Settings:
+    """The settings, with `given` over all else. Raises SettingsInvalid that says all that is wrong, and no value."""
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False, include_context=False)
+        lines = [f"{_path(item['loc'])}: {item['msg'].removeprefix('Value error, ')}" for item in wrong]
+    except (SettingsError, OSError, ValueError) as error:  # ValueError: streamspool.toml is not TOML
+        lines = [str(error)]
+    raise SettingsInvalid("\n".join(lines))
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    name, *inside = map(str, location or ("",))
+    return ".".join((variable(name), *inside))
+
+
+def variable(field: str) -> str:
+    """How a setting is called in the environment."""
+    everyones = ("REDIS_URL", "HOST", "PORT", "LOG_LEVEL")
+    return field.upper() if field.upper() in everyones else f"STREAMSPOOL_{field.upper()}"
+
+
+class SettingsInvalid(Exception):
+    """The settings cannot be used; the text says, line by line, which and why."""
+
+
 def default_data_dir() -> Path:
     """Where embedded Valkey keeps its files: `$XDG_DATA_HOME/streamspool`, else `~/.local/share/streamspool`."""
     base = os.environ.get("XDG_DATA_HOME")
@@ -42,7 +70,7 @@ def default_data_dir() -> Path:
 class ProviderConfig(BaseModel):
     """One `[providers.NAME]` table of streamspool.toml. The key itself is never in the file, only its variable's name."""
 
-    model_config = {"extra": "forbid"}
+    model_config = {"extra": "forbid", "hide_input_in_errors": True}
 
     kind: Literal["openai"] = Field("openai", description="wire format the provider speaks")
     base_url: str = Field(description="up to and including the version, e.g. https://api.example.com/v1")
@@ -61,7 +89,13 @@ class Settings(BaseSettings):
     """All settings of both ends. Units are in the names: `_s` seconds, `_bytes` bytes."""
 
     model_config = SettingsConfigDict(
-        env_prefix="STREAMSPOOL_", env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True
+        env_prefix="STREAMSPOOL_",
+        env_file=".env",
+        extra="ignore",
+        populate_by_name=True,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
 
     redis_url: SecretStr | None = Field(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from shared.errors import Damaged
 
-_POSITION = re.compile(r"(0|[1-9]\d{0,15})-(0|[1-9]\d{0,15})")
+_POSITION = re.compile(r"(0|[1-9]\d{0,15})-(0|[1-9]\d{0,15})", re.ASCII)
 
 
 class Position(NamedTuple):

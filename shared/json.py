@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 _DIGITS = bytes(ord("0") if ord("0") <= byte <= ord("9") else byte for byte in range(256))
+MAX_DEPTH = 200
 _TOO_LONG = b"0" * 19
 """So many digits in a row may be more than 64 bits; if they are not, only time is lost."""
 
@@ -32,8 +33,23 @@ def loads(text: bytes) -> Any:
 
 
 def loads_strict(text: bytes) -> Any:
-    """Parses what a client sent. Raises ValueError for bad UTF-8, lone surrogates, NaN, Infinity and deep nesting too."""
-    return orjson.loads(text)
+    """Parses what a client sent. Raises ValueError for bad UTF-8, lone surrogates, NaN, Infinity, and nesting over 200.
+
+    The limit is below orjson's own for writing (254): what is accepted can be written again, in any envelope.
+    """
+    value = orjson.loads(text)
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH:
+        level, depth = [value], 0
+        while level := [inner for outer in level for inner in _inside(outer)]:
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+    return value
+
+
+def _inside(value: Any) -> list[Any]:
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [inner for inner in values if isinstance(inner, dict | list)]
 
 
 def dumps_sorted(value: Any) -> bytes:
@@ -42,8 +58,14 @@ def dumps_sorted(value: Any) -> bytes:
 
 
 def dumps(value: Any) -> bytes:
-    """Compact JSON without line breaks, safe as the data of one SSE event and as a Redis value."""
+    """Compact JSON without line breaks, safe as the data of one SSE event and as a Redis value.
+
+    Raises ValueError for nesting without end, TypeError for what is not JSON.
+    """
     try:
         return orjson.dumps(value)
     except (TypeError, orjson.JSONEncodeError):
-        return json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+        try:
+            return json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+        except RecursionError:
+            raise ValueError("nested too deeply") from None

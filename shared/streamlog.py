@@ -224,7 +224,7 @@ class StreamLog:
 
     async def interrupt(self, key: str) -> None:
         """Ends a `poll` that waits with this interrupt key, or keeps the next one from waiting."""
-        async with self._redis.pipeline(transaction=False) as pipe:
+        async with self._redis.pipeline(transaction=True) as pipe:
             pipe.xadd(key, {Kind.REQUEST: b""}, maxlen=1, approximate=False)
             pipe.pexpire(key, _INTERRUPT_TTL_MS)
             await pipe.execute()

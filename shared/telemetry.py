@@ -49,7 +49,10 @@ def configure_logging(level: str) -> None:
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     if sys.stderr.isatty():
         shared.remove(structlog.processors.format_exc_info)
-        renderer = structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ)
+        renderer = structlog.dev.ConsoleRenderer(
+            colors="NO_COLOR" not in os.environ,
+            exception_formatter=structlog.dev.plain_traceback,  # the default prints variables: prompts and keys
+        )
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -23,6 +23,8 @@ from shared.entry import Kind, Position, Status, now_ms
 from shared.errors import (
     Fenced,
     Gone,
+    Internal,
+    LogError,
     Sealed,
     StreamspoolError,
     Taken,
@@ -31,7 +33,7 @@ from shared.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
-from shared.redis import UNREACHABLE
+from shared.redis import UNREACHABLE, RedisError
 from shared.streamlog import StreamLog
 from shared.telemetry import (
     ATTEMPTS,
@@ -213,6 +215,11 @@ class Generator:
                 status = Status.CANCELLED
         except StreamspoolError as caught:
             error = caught
+        except (LogError, RedisError, OSError):
+            raise
+        except Exception as bug:
+            logger.error("attempt broke", generation_id=writer.generation_id, exc_info=bug)
+            error = Internal("Something broke on our side while this was answered. The id finds it in the log.")
         if error and writer.position.seq and self._may_restart(error, header, writer):
             UPSTREAM_ERRORS.labels(_cause(error)).inc()
             return await self._claim_next(writer.generation_id, writer.epoch, self._new_attempt(error.code))

@@ -15,6 +15,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Any
@@ -26,7 +27,7 @@ from prometheus_client import start_http_server
 
 from shared import json, keys
 from shared.broker import Broker
-from shared.config import Settings, environment
+from shared.config import Settings, SettingsInvalid, environment, load_settings
 from shared.reaper import Reaper
 from shared.redis import ArqRedis, RedisError, connect, deserialize_job, persist, serialize_job, warn_of_risks
 from shared.streamlog import StreamLog
@@ -214,7 +215,7 @@ async def beat(redis: ArqRedis, worker: StreamWorker, providers: dict[str, Provi
     }
     while True:
         report = {"pid": os.getpid(), "host": socket.gethostname(), "running": len(worker.tasks)}
-        async with redis.pipeline(transaction=False) as pipe:
+        async with redis.pipeline(transaction=True) as pipe:
             pipe.set(keys.worker(worker.worker_id), json.dumps(report), ex=BEAT_TTL_S)
             pipe.sadd(keys.WORKERS, worker.worker_id)
             pipe.expire(keys.WORKERS, CATALOGUE_TTL_S)
@@ -280,7 +281,10 @@ async def _run(
 
 
 def main() -> None:
-    settings = Settings()
+    try:
+        settings = load_settings()
+    except SettingsInvalid as error:
+        sys.exit(str(error))
     configure_logging(settings.log_level)
     stamina.instrumentation.set_on_retry_hooks([])  # its log line quotes the provider, ours does not
     uvloop.run(serve(settings))

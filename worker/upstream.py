@@ -35,6 +35,8 @@ OnRetry = Callable[[UpstreamError], None]
 _TRIES = 3
 _TRIES_S = 30.0
 _FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 10.0
+"""A provider that asks for more has its refusal passed on at once: the client can plan better with it than we can."""
 
 _GRACE_S = 5.0  # after the finish reason: how long usage and [DONE] may take
 _REUSE_S = 0.05  # after [DONE]: how long the end of the body may take, so that the connection can be used again
@@ -81,7 +83,7 @@ class Upstream:
         are yielded before it is raised. Close it (`contextlib.aclosing`) or cancel it to hang up on the provider at once.
 
         A refusal that may pass (429, 5xx, no connection, cut before the first chunk) is met with up to two more tries
-        within 30 s, after the provider's own Retry-After where it gives one; `on_retry` hears of each.
+        within 30 s, after the provider's own Retry-After where that is 10 s at most; `on_retry` hears of each.
 
         Raises UpstreamTimeout (four codes, see Settings), UpstreamRefused for an error of the provider's,
         UpstreamIncomplete for a stream that was cut, UpstreamInvalid for one that cannot be understood, UpstreamError
@@ -121,14 +123,14 @@ class Upstream:
         def pause(error: Exception) -> bool | float:
             if not isinstance(error, UpstreamError) or not _is_passing(error):
                 return False
-            if (error.retry_after_s or 0) > _TRIES_S:
+            if (error.retry_after_s or 0) > _LONGEST_PAUSE_S:
                 return False
             if on_retry:
                 on_retry(error)
             return True if error.retry_after_s is None else float(error.retry_after_s)
 
         async for attempt in stamina.retry_context(
-            on=pause, attempts=_TRIES, timeout=_TRIES_S, wait_initial=_FIRST_PAUSE_S, wait_max=_TRIES_S / 3
+            on=pause, attempts=_TRIES, timeout=_TRIES_S, wait_initial=_FIRST_PAUSE_S, wait_max=_LONGEST_PAUSE_S
         ):
             with attempt:
                 timers.begin()

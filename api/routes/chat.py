@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from api import cursor
 from api.deps import Body, Owner, ProcessParts
@@ -85,5 +85,4 @@ async def retrieve(
         chunks = await parts.broker.chunks(generation_id, summary.position.epoch)
     except Damaged as problem:
         raise chat.problem_error(problem) from None
-    answer: dict[str, Any] = chat.completion(summary, chunks)
-    return JSONResponse(answer)
+    return Response(json.dumps(chat.completion(summary, chunks)), media_type="application/json")

@@ -66,7 +66,8 @@ async def watch(
     With `Accept: application/json`: its state instead.
     """
     summary = await parts.broker.find(generation_id, owner)
-    if "application/json" in request.headers.get("accept", ""):
+    accept = request.headers.get("accept", "")
+    if "application/json" in accept and "text/event-stream" not in accept:
         return JSONResponse(state(summary, viewers=parts.hub.viewers(generation_id)), headers=_VARY)
     view = View(ids=True, native=True, include_usage=summary.header["include_usage"])
     return EventStream(

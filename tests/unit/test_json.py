@@ -128,7 +128,7 @@ def test_a_client_may_not_send_lone_surrogates() -> None:
         json.loads_strict(rb'"\ud83d"')
 
 
-@pytest.mark.parametrize("depth", [10, 200, 300, 500, 900, 1000, 1020])
+@pytest.mark.parametrize("depth", [10, 100, 199, 200])
 def test_what_can_be_read_from_a_client_can_be_written_to_a_provider(depth: int) -> None:
     text = b"[" * depth + b"]" * depth
     assert json.dumps(json.loads_strict(text)) == text

@@ -21,7 +21,7 @@ import redis
 import typer.main
 import yaml
 
-from shared import broker, keys
+from shared import broker, keys, reaper
 from shared import client as shared_client
 from shared.cli import app
 from shared.config import Settings
@@ -32,7 +32,6 @@ from tests.docs.snippets import Block, anchors, blocks, links, matches, prose
 from tests.support.stack import Stack
 from tests.support.upstream import ScriptedUpstream
 from worker import main as worker_main
-from worker import reaper
 from worker import upstream as upstream_module
 from worker.providers.fake import _OPTIONS as FAKE_OPTIONS
 from worker.providers.registry import VENDORS, load_providers

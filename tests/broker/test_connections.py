@@ -1,0 +1,99 @@
+"""How a URL becomes connections, and what is said about servers that can lose streams."""
+
+from __future__ import annotations
+
+import asyncio
+import json as standard_json
+
+import pytest
+import structlog
+
+from shared import redis as connections
+from shared.embedded import EmbeddedValkey
+from shared.redis import ArqRedis, connect, deserialize_job, persist, serialize_job, without_password
+
+
+def test_urls_are_shown_without_secrets() -> None:
+    assert without_password("redis://user:p%40ss@host:1/0?x=y") == "redis://host:1/0"
+    assert without_password("unix:///tmp/valkey.sock?db=0") == "unix:///tmp/valkey.sock"
+
+
+def test_jobs_are_json() -> None:
+    assert standard_json.loads(serialize_job({"a": [1]})) == {"a": [1]} == deserialize_job(b'{"a":[1]}')
+
+
+def test_tls_checks_the_host_name_and_pools_are_bounded() -> None:
+    pool = connect("rediss://:secret@example.org:6380/2", max_connections=3).connection_pool
+    assert pool.connection_kwargs["ssl_check_hostname"] is True
+    assert (pool.connection_kwargs["db"], pool.connection_kwargs["password"], pool.max_connections) == (2, "secret", 3)
+    assert pool.connection_kwargs["socket_timeout"] == 5.0
+
+
+def test_sentinels_are_named_in_the_url() -> None:
+    pool = connect("redis+sentinel://:p%40ss@h1:26379,h2:26380/main/4", max_connections=7).connection_pool
+    assert pool.service_name == "main"
+    sentinels = [client.connection_pool.connection_kwargs for client in pool.sentinel_manager.sentinels]
+    assert [(kwargs["host"], kwargs["port"]) for kwargs in sentinels] == [("h1", 26379), ("h2", 26380)]
+    assert (pool.connection_kwargs["db"], pool.connection_kwargs["password"], pool.max_connections) == (4, "p@ss", 7)
+    assert connect("redis+sentinel://h:1", max_connections=1).connection_pool.service_name == "mymaster"
+    for wrong in ("redis+sentinel://h/x", "redis+sentinel://h:a/x", "redis+sentinel://h:1/x/y"):
+        with pytest.raises(ValueError, match="sentinel URL"):
+            connect(wrong, max_connections=1)
+
+
+@pytest.fixture
+async def server(valkey: EmbeddedValkey) -> ArqRedis:
+    return connect(valkey.url.replace("db=0", "db=1"), max_connections=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"maxmemory-policy": "allkeys-lru"}, ["redis may evict running streams"]),
+        ({"appendonly": "no"}, ["redis keeps nothing on disk"]),
+        ({"appendonly": "no", "save": "3600 1"}, ["redis has no append-only file"]),
+    ],
+)
+async def test_a_server_that_can_lose_streams_is_warned_of(
+    server: ArqRedis, changes: dict[str, str], said: list[str]
+) -> None:
+    before = {name: (await server.config_get(name))[name] for name in changes}
+    try:
+        for name, value in changes.items():
+            await server.config_set(name, value)
+        with structlog.testing.capture_logs() as logs:
+            await connections._warn_of_risks(server)
+        assert len(logs) == len(said)
+        assert all(log["event"].startswith(start) for log, start in zip(logs, said, strict=True))
+    finally:
+        for name, value in before.items():
+            await server.config_set(name, value)
+        await server.aclose(close_connection_pool=True)
+
+
+async def test_a_server_that_may_not_be_asked_is_not_warned_of() -> None:
+    away = connect("redis://127.0.0.1:1", max_connections=1)
+    await connections._warn_of_risks(away)
+    await away.aclose(close_connection_pool=True)
+
+
+async def test_a_loop_outlives_outages_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_RETRY_S", 0)
+    failures = iter([ConnectionError(), connections.RedisError(), None])
+    turns = 0
+
+    async def loop() -> None:
+        nonlocal turns
+        turns += 1
+        if failure := next(failures):
+            raise failure
+
+    await asyncio.wait_for(persist("test", loop), 5)
+    assert turns == 3
+
+    async def bug() -> None:
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        await persist("test", bug)

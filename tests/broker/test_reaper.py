@@ -1,0 +1,199 @@
+"""The outbox: what is rung for again, what is forgotten, and what nobody will ever answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from typing import Any
+
+import pytest
+
+from shared import keys, reaper
+from shared.broker import Broker, Principal
+from shared.chat import ChatRequest
+from shared.config import Settings
+from shared.entry import Status, Summary
+from shared.errors import KeyReused, Unavailable
+from shared.reaper import Reaper
+from shared.redis import ArqRedis
+from shared.streamlog import StreamLog
+
+ANN = Principal("ann")
+BODY = {"model": "fake/echo", "messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.fixture
+async def broker(redis: ArqRedis, log: StreamLog) -> Broker:
+    catalogue = {"providers": {"fake": {"models": ["echo"], "open": False}}}
+    await redis.set(keys.CATALOGUE, json.dumps(catalogue), ex=60)
+    await redis.sadd(keys.WORKERS, "w")  # type: ignore[misc]
+    await redis.expire(keys.WORKERS, 60)
+    await redis.set(keys.worker("w"), b"{}", ex=60)
+    return Broker(redis, log, Settings(retention_s=100), name="test")
+
+
+@pytest.fixture
+def sweeper(redis: ArqRedis, log: StreamLog, broker: Broker) -> Reaper:
+    return Reaper(redis, log, broker, Settings(no_worker_s=1), name="reaper")
+
+
+async def unheard(log: StreamLog) -> str:
+    """Accepted, but the API died before it rang."""
+    generation_id = f"chatcmpl-{uuid.uuid4().hex}"
+    await log.create({"id": generation_id, "owner": "ann", "created_at_ms": 1, "model": "fake/echo"}, b"{}")
+    return generation_id
+
+
+async def summary(log: StreamLog, generation_id: str) -> Summary:
+    found = (await log.describe([generation_id]))[0]
+    assert found
+    return found
+
+
+async def test_a_lost_bell_is_rung_again_but_not_at_first_sight(
+    sweeper: Reaper, log: StreamLog, redis: ArqRedis
+) -> None:
+    generation_id = await unheard(log)
+    await sweeper.sweep()
+    assert await redis.zscore(keys.QUEUE, generation_id) is None
+    await sweeper.sweep()
+    assert await redis.zscore(keys.QUEUE, generation_id) is not None
+    assert (await summary(log, generation_id)).status is Status.QUEUED
+
+
+async def test_what_arq_knows_is_left_alone(sweeper: Reaper, broker: Broker, log: StreamLog, redis: ArqRedis) -> None:
+    await broker.submit(json.dumps(BODY).encode(), ChatRequest.check(BODY), ANN)
+    before = await redis.zrange(keys.QUEUE, 0, -1, withscores=True)
+    for _ in range(3):
+        await sweeper.sweep()
+    assert await redis.zrange(keys.QUEUE, 0, -1, withscores=True) == before
+
+
+async def test_ended_and_vanished_logs_are_forgotten(sweeper: Reaper, log: StreamLog, redis: ArqRedis) -> None:
+    sealed, gone = await unheard(log), await unheard(log)
+    await log.seal(sealed, {"status": "cancelled"})
+    await redis.zadd(keys.OPEN, {sealed: 1})
+    await redis.delete(keys.log(gone))
+    for _ in range(2):
+        await sweeper.sweep()
+    assert await log.open_ids() == []
+
+
+async def test_without_any_worker_the_viewers_are_told(
+    sweeper: Reaper, log: StreamLog, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, ended = await unheard(log), await unheard(log)
+    await log.seal(ended, {"status": "cancelled"})
+    await redis.zadd(keys.OPEN, {ended: 1})
+    clock = [100.0]
+    monkeypatch.setattr(reaper.time, "monotonic", lambda: clock[0])
+    await sweeper._count_workers()
+    await redis.delete(keys.worker("w"))
+    await sweeper._count_workers()
+    clock[0] += 0.9
+    await sweeper._count_workers()
+    await sweeper.sweep()
+    assert (await summary(log, waiting)).status is Status.QUEUED
+    clock[0] += 0.2
+    await sweeper.sweep()
+    outcome = (await summary(log, waiting)).outcome
+    assert outcome
+    assert (outcome["status"], outcome["error"]["code"], outcome["by"]) == ("failed", "no_worker", "reaper")
+    assert await log.open_ids() == []
+
+
+async def test_a_worker_that_comes_back_ends_the_alarm(
+    sweeper: Reaper, log: StreamLog, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation_id = await unheard(log)
+    clock = [100.0]
+    monkeypatch.setattr(reaper.time, "monotonic", lambda: clock[0])
+    await redis.delete(keys.worker("w"))
+    await sweeper._count_workers()
+    clock[0] += 5
+    await redis.set(keys.worker("w"), b"{}", ex=60)
+    await sweeper._count_workers()
+    await sweeper.sweep()
+    assert (await summary(log, generation_id)).status is Status.QUEUED
+
+
+async def test_one_process_at_a_time_sweeps(
+    sweeper: Reaper, log: StreamLog, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaper, "TICK_S", 0.05)
+    await redis.set(keys.REAPER, b"1", ex=60)
+    generation_id = await unheard(log)
+    running = asyncio.create_task(sweeper.run())
+    await asyncio.sleep(0.2)
+    assert await redis.zscore(keys.QUEUE, generation_id) is None
+    await redis.delete(keys.REAPER)
+    async with asyncio.timeout(10):
+        while await redis.zscore(keys.QUEUE, generation_id) is None:  # noqa: ASYNC110 -- the reaper makes it true
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+# ---- told no, or told twice
+
+
+@pytest.fixture
+async def forgetful(log: StreamLog, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Broker:
+    """Redis hears the create; its answer does not arrive in time."""
+    create = log.create
+
+    async def slow(*arguments: Any) -> bool:
+        await create(*arguments)
+        await asyncio.sleep(60)
+        return True
+
+    monkeypatch.setattr(log, "create", slow)
+    monkeypatch.setattr("shared.broker._DEADLINE_S", 0.1)
+    return broker
+
+
+async def test_what_was_refused_never_runs(forgetful: Broker, log: StreamLog) -> None:
+    with pytest.raises(Unavailable) as refused:
+        await forgetful.submit(json.dumps(BODY).encode(), ChatRequest.check(BODY), ANN)
+    assert refused.value.code == "storage_unavailable"
+    [(generation_id, _)] = await log.open_ids()
+    await forgetful.revoke_doubtful()
+    assert (await summary(log, generation_id)).status is Status.CANCELLED
+    await forgetful.revoke_doubtful()
+    assert await log.open_ids() == []
+
+
+async def test_the_same_key_is_the_same_generation(broker: Broker, log: StreamLog) -> None:
+    body = json.dumps(BODY).encode()
+    answers = await asyncio.gather(
+        *(broker.submit(body, ChatRequest.check(BODY), ANN, idempotency_key="k") for _ in range(10))
+    )
+    assert len({answer.header["id"] for answer in answers}) == 1
+    assert sorted(answer.replayed for answer in answers) == [False] + [True] * 9
+    assert all(answer.header == answers[0].header for answer in answers)
+    reordered = dict(reversed(BODY.items()))
+    again = await broker.submit(b"{}", ChatRequest.check(reordered), ANN, idempotency_key="k")
+    assert (again.header, again.replayed) == (answers[0].header, True)
+    with pytest.raises(KeyReused):
+        await broker.submit(body, ChatRequest.check({**BODY, "seed": 1}), ANN, idempotency_key="k")
+    other = await broker.submit(body, ChatRequest.check(BODY), Principal("bob"), idempotency_key="k")
+    assert not other.replayed
+
+
+async def test_a_key_is_free_again_once_its_generation_is_deleted(broker: Broker) -> None:
+    body = json.dumps(BODY).encode()
+    first = await broker.submit(body, ChatRequest.check(BODY), ANN, idempotency_key="k")
+    await broker.delete(first.header["id"], ANN)
+    second = await broker.submit(body, ChatRequest.check(BODY), ANN, idempotency_key="k")
+    assert not second.replayed
+    assert second.header["id"] != first.header["id"]
+
+
+async def test_a_generation_that_ends_without_viewers_has_one_at_first(broker: Broker, redis: ArqRedis) -> None:
+    body = {**BODY, "on_disconnect": "cancel"}
+    submitted = await broker.submit(json.dumps(body).encode(), ChatRequest.check(body), ANN)
+    generation_id = submitted.header["id"]
+    assert await broker.log.watched([generation_id, "nobody"]) == {generation_id}
+    assert 0 < await redis.pttl(keys.viewers(generation_id)) <= 5000
+    assert await broker.log.watched([]) == set()

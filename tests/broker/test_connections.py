@@ -69,6 +69,8 @@ async def test_a_server_that_can_lose_streams_is_warned_of(
     finally:
         for name, value in before.items():
             await server.config_set(name, value)
+        while (await server.info("persistence"))["aof_rewrite_in_progress"]:  # until then it would not stop
+            await asyncio.sleep(0.01)
         await server.aclose(close_connection_pool=True)
 
 

@@ -7,6 +7,7 @@ OLD_OPENAI := .venv-openai-1.40
 CLIENTS := tests/clients
 LOCKS := requirements.lock tests/requirements-dev.lock $(CLIENTS)/openai-1.40.lock
 ARGS ?=
+MINUTES ?= 30
 
 UV := $(shell command -v uv 2>/dev/null)
 # A name on PATH proves little (pyenv's shims, Debian without python3-venv), so each candidate has to do the work;
@@ -26,7 +27,7 @@ else
   pip = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: help install demo up test lint lock clients clean
+.PHONY: help install demo up test soak lint lock clients clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +45,9 @@ up: $(BIN)/.runtime ## install, then run Valkey, API and worker on this machine;
 # A hand-picked part (ARGS) says nothing about coverage, so only the whole suite is measured.
 test: $(BIN)/.dev clients lint ## lint, then all tests; a part: make test ARGS="tests/unit -k sse"
 	@$(BIN)/pytest -n 2 --dist loadfile $(if $(ARGS),$(ARGS),--cov --cov-report=term-missing:skip-covered)
+
+soak: $(BIN)/.dev ## random faults for MINUTES=30, then one verdict; options through ARGS="…"
+	@$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) $(ARGS)
 
 lint: $(BIN)/.dev ## ruff, mypy, the layers, the locks
 	@$(BIN)/ruff check --quiet .

@@ -1,0 +1,362 @@
+"""Everything at once, for a while: `python -m tests.chaos.soak --minutes 30 [--seed N]`, or `make soak MINUTES=30`.
+
+Two API processes, two workers, a Valkey and a provider that misbehaves; some dozens of generations in flight, each with
+viewers of several kinds; every few seconds something is killed, stopped, drained, restarted or cut. Each viewer is
+judged, each generation is judged when its viewers have ended, and the processes are judged at the end. Prints a line
+every 30 s and one JSON object; ends with 1 if anything was wrong. The faults and the loads follow from the seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from shared import keys
+from shared.embedded import EmbeddedValkey
+from tests.chaos.soak_faults import Faults
+from tests.chaos.soak_load import Generation, plan_of, text_problems
+from tests.support.faulty import FaultyProvider
+from tests.support.stack import Stack, free_port
+from tests.support.wire_async import JSON, Cut, Reading, Stream, call, follow
+
+SETTINGS = {
+    "STREAMSPOOL_LEASE_S": "3",
+    "STREAMSPOOL_DRAIN_S": "3",
+    "STREAMSPOOL_KEEPALIVE_S": "1",
+    "STREAMSPOOL_HOLD_HEADERS_S": "1",
+    "STREAMSPOOL_SEND_TIMEOUT_S": "5",
+    "STREAMSPOOL_UPSTREAM_FIRST_S": "8",
+    "STREAMSPOOL_UPSTREAM_IDLE_S": "8",
+    "STREAMSPOOL_DISCONNECT_GRACE_S": "3",
+    "STREAMSPOOL_NO_WORKER_S": "20",
+    "STREAMSPOOL_GENERATION_S": "60",
+    "STREAMSPOOL_RETENTION_S": "240",
+}
+PATIENCE_S = 120.0
+"""No generation and no viewer may take longer, whatever is broken meanwhile."""
+QUIET_S = 60.0
+RETRIED = (OSError, Cut, TimeoutError)
+
+
+class Soak:
+    """One run: `run()` returns the verdict."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        valkey: EmbeddedValkey,
+        provider: FaultyProvider,
+        ports: list[int],
+        seed: int,
+        every_s: float,
+    ) -> None:
+        self.stack, self.valkey, self.provider, self.ports = stack, valkey, provider, ports
+        self.random = random.Random(seed)
+        self.seed = seed
+        self.counts: Counter[str] = Counter()
+        self.ends: Counter[str] = Counter()
+        self.wrong: list[dict[str, Any]] = []
+        self.running: dict[str, Generation] = {}
+        self.streams: set[Stream] = set()
+        self.slowest_s = 0.0
+        self.faults = Faults(self, every_s)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, minutes: float, in_flight: int) -> dict[str, Any]:
+        started = time.monotonic()
+        end = started + minutes * 60
+        helpers = [
+            asyncio.create_task(loop) for loop in (self.faults.run(), self.faults.sample(), self._report(started))
+        ]
+        number = 0
+        while time.monotonic() < end:
+            if helpers[0].done() or helpers[1].done():
+                break
+            if len(self._tasks) < in_flight:
+                number += 1
+                task = asyncio.create_task(self._generation(number))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            await asyncio.sleep(self.random.uniform(0.02, 0.15))
+        await self.faults.calm(helpers[0])
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=PATIENCE_S + 10)
+            for generation in self.running.values() if late else ():
+                self.blame("never ended", generation)
+            for task in late:
+                task.cancel()
+        await self._all_is_still()
+        for helper in helpers:
+            helper.cancel()
+        for result in await asyncio.gather(*helpers, return_exceptions=True):
+            if isinstance(result, Exception):
+                self.blame(f"the soak broke: {result!r}")
+        return self._verdict(time.monotonic() - started)
+
+    def blame(self, what: str, generation: Generation | None = None, **details: Any) -> None:
+        self.wrong.append({"what": what, **(generation.describe() if generation else {}), **details})
+
+    def port(self) -> int:
+        return self.random.choice(self.ports)
+
+    # ---- one generation, from its POST to its judgement
+
+    async def _generation(self, number: int) -> None:
+        made = Generation.draw(number, self.random)
+        made.plan = self.provider.plan(made.tag, by=plan_of(made))
+        self.running[made.tag] = made
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                posts = [self._openai_viewer(made) for _ in range(made.posts)]
+                await asyncio.gather(*posts, *(self._late(made) for _ in range(made.late)), self._cancel(made))
+                if made.id:
+                    await self._judge(made)
+        except TimeoutError:
+            self.blame("too slow", made, state=await self._state(made, patient=False))
+        except Exception as error:
+            self.blame(f"a viewer broke: {error!r}", made)
+        finally:
+            self.counts["generations"] += bool(made.id)
+            self.counts["refused"] += not made.id
+            self.slowest_s = max(self.slowest_s, time.monotonic() - made.started)
+            made.accepted.set()
+            del self.running[made.tag]
+            self.provider.forget(made.tag)
+
+    async def _openai_viewer(self, made: Generation) -> None:
+        """Posts, with a key again and again until it has an end; without one only until it was perhaps accepted."""
+        headers = {**JSON, "x-stream-ids": "1" if made.ids else "0"}
+        if made.key:
+            headers["idempotency-key"] = made.key
+        for _ in range(60):
+            reading = Reading(native=False)
+            try:
+                stream = await self._open("POST", "/v1/chat/completions", headers=headers, body=made.body())
+            except RETRIED as error:
+                # Refused at the door was certainly not accepted; anything later may have been.
+                if made.key is None and not isinstance(error, ConnectionRefusedError):
+                    break
+                await asyncio.sleep(self.random.uniform(0.1, 0.5))
+                continue
+            async with stream:
+                self.streams.add(stream)
+                try:
+                    if self._accepted(made, stream):
+                        await follow(reading, stream)
+                    elif stream.status in (429, 503) and not stream.headers.get("x-stream-id"):
+                        self.counts["post 503"] += 1
+                        await asyncio.sleep(self.random.uniform(0.2, 0.6))
+                        continue
+                    else:
+                        reading.error = json.loads(await stream.body())["error"]["code"]
+                        reading.done = True
+                    made.readings.append(reading)
+                    break
+                except RETRIED:
+                    self.counts["openai cut"] += 1
+                    made.cuts.append(reading)
+                    if not made.key or made.random < 0.3:
+                        break
+                finally:
+                    self.streams.discard(stream)
+        if made.posts == 1 or len(made.readings) + len(made.cuts):
+            made.accepted.set()
+
+    def _accepted(self, made: Generation, stream: Stream) -> bool:
+        found = stream.headers.get("x-stream-id")
+        if found and made.id and found != made.id:
+            self.blame("one key, two generations", made, other=found)
+        if found:
+            made.id = found
+            made.accepted.set()
+        return stream.status == 200
+
+    async def _open(self, method: str, path: str, **options: Any) -> Stream:
+        async with asyncio.timeout(20):
+            return await Stream.open(self.port(), method, path, **options)
+
+    async def _late(self, made: Generation) -> None:
+        """Comes some time later, and from then on resumes after each loss, on whichever API it finds."""
+        await made.accepted.wait()
+        await asyncio.sleep(self.random.uniform(0, 3))
+        if made.id is None:
+            return
+        native = self.random.random() < 0.7
+        path = f"/v1/streams/{made.id}" if native else f"/v1/chat/completions/{made.id}?stream=true"
+        reading = Reading(native=native)
+        while not reading.done and not reading.wrong:
+            headers = {"last-event-id": reading.last_id} if reading.last_id else {}
+            try:
+                async with await self._open("GET", path, headers=headers) as stream:
+                    self.streams.add(stream)
+                    try:
+                        await self._resume(made, reading, stream)
+                    finally:
+                        self.streams.discard(stream)
+            except RETRIED:
+                reading.resumes += 1
+                self.counts["resumes"] += 1
+                await asyncio.sleep(self.random.uniform(0.05, 0.4))
+        made.readings.append(reading)
+
+    async def _resume(self, made: Generation, reading: Reading, stream: Stream) -> None:
+        if stream.status == 200:
+            await follow(reading, stream)
+        elif stream.status in (429, 503):
+            await asyncio.sleep(0.3)
+        else:
+            reading.wrong.append(f"status {stream.status} after {reading.last_id}: {(await stream.body())[:200]!r}")
+
+    async def _cancel(self, made: Generation) -> None:
+        if made.cancel_after is None:
+            return
+        await made.accepted.wait()
+        await asyncio.sleep(made.cancel_after)
+        ends: list[Any] = []
+        while made.id and len(ends) < 2:
+            with contextlib.suppress(*RETRIED):
+                status, state = await call(self.port(), "POST", f"/v1/streams/{made.id}/cancel")
+                if status == 200:
+                    ends.append({name: state[name] for name in ("status", "ended_at", "error", "usage")})
+                elif status not in (429, 503):
+                    self.blame(f"cancel answered {status}", made, body=state)
+                    return
+            await asyncio.sleep(0.1)
+        if ends and ends[0] != ends[1]:
+            self.blame("cancelled twice, two ends", made, ends=ends)
+
+    async def _state(self, made: Generation, *, patient: bool = True) -> Any:
+        """The state, once it is terminal if patient."""
+        while made.id:
+            with contextlib.suppress(*RETRIED):
+                headers = {"accept": "application/json"}
+                status, state = await call(self.port(), "GET", f"/v1/streams/{made.id}", headers=headers)
+                if not patient or (status == 200 and state["status"] not in ("queued", "in_progress")):
+                    return state
+                if status == 404:
+                    return {"status": "gone"}
+            await asyncio.sleep(0.2)
+            if not patient:
+                break
+        return None
+
+    async def _judge(self, made: Generation) -> None:
+        state = await self._state(made)
+        self.ends[(state.get("error") or {}).get("code") or state["status"]] += 1
+        answer = None
+        while answer is None:
+            with contextlib.suppress(*RETRIED):
+                status, found = await call(self.port(), "GET", f"/v1/chat/completions/{made.id}")
+                answer = found if status == 200 else None
+            await asyncio.sleep(0 if answer else 0.2)
+        self.counts["viewers"] += len(made.readings) + len(made.cuts)
+        for problem in [*text_problems(made, state, answer), *made.call_problems(state)]:
+            self.blame(problem, made, state=state)
+
+    # ---- the end
+
+    async def _all_is_still(self) -> None:
+        """Nothing is left: no open generation, no job, no connection to the provider, no key without an end."""
+        deadline = time.monotonic() + QUIET_S
+        left: dict[str, Any] = {"unknown": True}
+        while left and time.monotonic() < deadline:
+            await asyncio.sleep(0.5)
+            try:
+                left = await asyncio.to_thread(self._left)
+            except redis.RedisError as error:
+                left = {"redis": repr(error)}
+        if left:
+            self.blame("something is left", **left)
+        for port in self.ports:
+            status, ready = await call(port, "GET", "/readyz")
+            if status != 200:
+                self.blame("not ready", ready=ready)
+        self.wrong += self.faults.problems()
+
+    def _left(self) -> dict[str, Any]:
+        with redis.Redis.from_url(self.valkey.url) as client:
+            found = {
+                "open": client.zcard(keys.OPEN),
+                "queue": client.zcard(keys.QUEUE),
+                "jobs": len(client.keys("arq:in-progress:*")),
+                "upstream": self.provider.live,
+                "immortal": [
+                    key.decode()
+                    for key in client.scan_iter(count=1000)
+                    if client.ttl(key) == -1 and key.decode() not in keys.PERMANENT
+                ],
+            }
+        return {name: value for name, value in found.items() if value}
+
+    # ---- what is printed
+
+    async def _report(self, started: float) -> None:
+        while True:
+            await asyncio.sleep(30)
+            line = f"{time.monotonic() - started:6.0f} s  in flight {len(self.running):3}  {dict(self.counts)}"
+            print(
+                f"{line}  faults {sum(self.faults.counts.values())}  wrong {len(self.wrong)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _verdict(self, seconds: float) -> dict[str, Any]:
+        return {
+            "ok": not self.wrong and bool(self.counts["generations"]),
+            "seed": self.seed,
+            "seconds": round(seconds),
+            "counts": dict(self.counts),
+            "ends": dict(self.ends),
+            "faults": dict(self.faults.counts),
+            "slowest_generation_s": round(self.slowest_s, 1),
+            "processes": self.faults.figures(),
+            "wrong": self.wrong[:20],
+            "wrong_count": len(self.wrong),
+        }
+
+
+async def soak(directory: Path, minutes: float, seed: int, in_flight: int, every_s: float) -> dict[str, Any]:
+    this = asyncio.current_task()
+    assert this
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)  # so that the processes end with us
+    ports = [free_port(), free_port()]
+    with FaultyProvider() as provider, EmbeddedValkey(directory / "valkey") as valkey:
+        stack = Stack(valkey.url, provider.base_url, directory, **SETTINGS)
+        stack.port, stack.url = ports[0], f"http://127.0.0.1:{ports[0]}"
+        with stack:
+            stack.start("worker-2")
+            stack.start("api-2", PORT=str(ports[1]))
+            return await Soak(stack, valkey, provider, ports, seed, every_s).run(minutes, in_flight)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--minutes", type=float, default=30)
+    arguments.add_argument("--seed", type=int, default=None)
+    arguments.add_argument("--in-flight", type=int, default=30)
+    arguments.add_argument("--every", type=float, default=20, help="longest pause between two faults, in seconds")
+    arguments.add_argument("--keep", type=Path, help="an empty directory for the logs; they are thrown away otherwise")
+    given = arguments.parse_args()
+    seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
+    print(f"seed {seed}", file=sys.stderr, flush=True)
+    with contextlib.ExitStack() as exits:
+        directory = given.keep or Path(exits.enter_context(tempfile.TemporaryDirectory()))
+        verdict = asyncio.run(soak(directory, given.minutes, seed, given.in_flight, given.every))
+    print(json.dumps(verdict, indent=None if verdict["ok"] else 1, default=str))
+    sys.exit(not verdict["ok"])
+
+
+if __name__ == "__main__":
+    main()

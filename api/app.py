@@ -21,7 +21,7 @@ from api.routes import chat, health, models, streams
 from shared.broker import Broker
 from shared.config import Settings
 from shared.reaper import Reaper
-from shared.redis import connect, persist, warn_of_risks
+from shared.redis import check_server, connect, persist
 from shared.streamlog import StreamLog
 from shared.telemetry import REQUESTS
 
@@ -48,7 +48,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
             reaper = Reaper(redis, log, broker, settings, name=name)
             reaping = asyncio.create_task(persist("reaper", reaper.run), name="reaper")
             stack.push_async_callback(_end, reaping)
-            await warn_of_risks(redis)
+            await check_server(redis, url)
             app.state.parts = Parts(hub, broker, settings, drain)
             yield
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -24,8 +25,10 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AuthenticationError,
     BusyLoadingError,
     ConnectionError,
+    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -45,10 +48,12 @@ __all__ = [
     "OutOfMemoryError",
     "RedisError",
     "ResponseError",
+    "Unusable",
     "WatchError",
+    "check_server",
+    "complain",
     "connect",
     "persist",
-    "warn_of_risks",
     "deserialize_job",
     "serialize_job",
     "without_password",
@@ -60,6 +65,12 @@ UNREACHABLE = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, O
 CONNECT_TIMEOUT_S = 2.0
 SENTINEL = "redis+sentinel://"
 _RETRY_S = 0.5
+_COMPLAIN_EVERY_S = 1.0
+_complained: dict[str, float] = {}
+
+
+class Unusable(Exception):
+    """The server answers, but never will as asked: wrong password, wrong database. The text is for people."""
 
 
 def serialize_job(job: dict[str, Any]) -> bytes:
@@ -83,6 +94,7 @@ def connect(url: str, *, max_connections: int, timeout_s: float = 5.0, wait_s: f
         "socket_timeout": timeout_s,
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "retry": Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
+        "retry_on_error": [ConnectionError],  # without it, `retry` is for connecting only
     }
     if url.startswith("rediss://"):
         options["ssl_check_hostname"] = True
@@ -123,13 +135,45 @@ async def persist(name: str, loop: Callable[[], Awaitable[None]]) -> None:
             await loop()
             return
         except (RedisError, OSError) as error:
-            REDIS_ERRORS.labels(name).inc()
-            logger.warning("redis failed", part=name, error=type(error).__name__)
+            complain(name, error)
             await asyncio.sleep(_RETRY_S)
 
 
-async def warn_of_risks(redis: ArqRedis) -> None:
-    """Logs what in the server's settings can lose or refuse streams. Says nothing where it may not look."""
+def complain(part: str, error: object, **about: Any) -> None:
+    """Counts and logs that a part of this process could not use Redis; one line a second for each part, at most.
+
+    In an outage everything that runs has the same to say, some of it four times a second.
+    """
+    REDIS_ERRORS.labels(part).inc()
+    now = time.monotonic()
+    if now - _complained.get(part, -_COMPLAIN_EVERY_S) >= _COMPLAIN_EVERY_S:
+        _complained[part] = now
+        said = str(error)[:80] if isinstance(error, ResponseError) else None
+        logger.warning("redis failed", part=part, error=type(error).__name__, said=said, **about)
+
+
+async def check_server(redis: ArqRedis, url: str) -> None:
+    """Looks at the server once, at the start: logs what in its settings can lose or refuse streams.
+
+    A server that is away or loading is waited for by whoever uses it, so nothing happens here but a line in the log:
+    containers start in any order. Raises Unusable where waiting cannot help.
+    """
+    try:
+        await redis.ping()
+    except AuthenticationError:
+        raise Unusable(f"The password or user in REDIS_URL is wrong for {without_password(url)}.") from None
+    except NoPermissionError:
+        pass
+    except UNREACHABLE as error:
+        logger.warning("waiting for redis", url=without_password(url), error=type(error).__name__)
+        return
+    except ResponseError as error:
+        raise Unusable(f"{without_password(url)} cannot be used: {str(error)[:80]}.") from None
+    await _warn_of_risks(redis)
+
+
+async def _warn_of_risks(redis: ArqRedis) -> None:
+    """Says nothing where it may not look."""
     with suppress(RedisError, OSError):
         persistence = await redis.info("persistence")
         saves = (await redis.config_get("save")).get("save", "")

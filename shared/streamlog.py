@@ -70,7 +70,8 @@ class StreamLog:
         if isinstance(replies[0], bytes):
             return True
         if is_refusal(replies[0]):
-            return False
+            there, _ = await self.request(generation_id)
+            return bool(there == header)  # ours all the same if only the reply was lost
         raise replies[0]
 
     async def delete(self, generation_id: str, owner: str) -> None:
@@ -121,24 +122,24 @@ class StreamLog:
         """
         key = keys.log(generation_id)
         while True:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                if epoch is not None:
-                    await pipe.watch(key)
-                    last = self._last(await pipe.xrevrange(key, count=1), generation_id, mine=outcome)
-                    if last == SEAL:
-                        return
-                    if last.epoch != epoch:
-                        raise Fenced(generation_id)
-                    pipe.multi()  # type: ignore[no-untyped-call]
-                pipe.xadd(key, {Kind.OUTCOME: json.dumps(outcome)}, id=str(SEAL), nomkstream=True)
-                pipe.pexpire(key, self._retention_ms)
-                pipe.zrem(keys.OPEN, generation_id)
-                try:
+            try:
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    if epoch is not None:
+                        await pipe.watch(key)
+                        last = self._last(await pipe.xrevrange(key, count=1), generation_id, mine=outcome)
+                        if last == SEAL:
+                            return
+                        if last.epoch != epoch:
+                            raise Fenced(generation_id)
+                        pipe.multi()  # type: ignore[no-untyped-call]
+                    pipe.xadd(key, {Kind.OUTCOME: json.dumps(outcome)}, id=str(SEAL), nomkstream=True)
+                    pipe.pexpire(key, self._retention_ms)
+                    pipe.zrem(keys.OPEN, generation_id)
                     added, *_ = await pipe.execute(raise_on_error=False)
-                except WatchError:
-                    continue
-                except OutOfMemoryError:
-                    added = await self._seal_when_full(generation_id, outcome, epoch)
+            except WatchError:  # somebody wrote; or the connection broke, whatever was being asked
+                continue
+            except OutOfMemoryError:
+                added = await self._seal_when_full(generation_id, outcome, epoch)
             if isinstance(added, bytes):
                 return
             if added is None:

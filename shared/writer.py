@@ -14,10 +14,7 @@ from shared import keys
 from shared.chat import Chunk
 from shared.entry import Position
 from shared.errors import Damaged, Fenced, Gone
-from shared.redis import UNREACHABLE, ArqRedis, ResponseError
-from shared.telemetry import REDIS_ERRORS, get_logger
-
-logger = get_logger(__name__)
+from shared.redis import UNREACHABLE, ArqRedis, ResponseError, complain
 
 _BACKOFF_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -72,8 +69,7 @@ class Appender:
                 while True:
                     await self._flush(connection)
             except UNREACHABLE as error:
-                REDIS_ERRORS.labels("appender").inc()
-                logger.warning("appender lost redis", error=type(error).__name__)
+                complain("appender", error)
                 await asyncio.sleep(_BACKOFF_S[3])
             finally:
                 if connection is not None:
@@ -176,10 +172,15 @@ class Writer:
         if reply is None:
             raise Gone(self.generation_id)
         if not is_refusal(reply):
-            logger.warning("append refused", generation_id=self.generation_id, error=str(reply)[:80])
+            complain("append", reply, generation_id=self.generation_id)
             await asyncio.sleep(delay_s)
             return
-        last = await self._last(self.generation_id)
+        try:
+            last = await self._last(self.generation_id)
+        except UNREACHABLE as error:  # away again: the repetition is refused again, and then we look again
+            complain("append", error, generation_id=self.generation_id)
+            await asyncio.sleep(delay_s)
+            return
         if last.epoch != self.epoch:
             raise Fenced(self.generation_id)
         if last.seq <= self.position.seq:

@@ -29,7 +29,17 @@ from shared import json, keys
 from shared.broker import Broker
 from shared.config import Settings, SettingsInvalid, environment, load_settings
 from shared.reaper import Reaper
-from shared.redis import ArqRedis, RedisError, connect, deserialize_job, persist, serialize_job, warn_of_risks
+from shared.redis import (
+    ArqRedis,
+    RedisError,
+    Unusable,
+    check_server,
+    complain,
+    connect,
+    deserialize_job,
+    persist,
+    serialize_job,
+)
 from shared.streamlog import StreamLog
 from shared.telemetry import configure_logging, get_logger
 from shared.writer import Appender
@@ -55,6 +65,7 @@ class StreamWorker(Worker):
         self._lost: set[str] = set()
         self._rung: set[str] = set()
         self._woken = asyncio.Event()
+        self._heard: float | None = None
         self._settled = 0.0
         self._settings = settings
         self.worker_id = worker_id
@@ -78,7 +89,7 @@ class StreamWorker(Worker):
             if not await self._generator.run(generation_id, ctx["job_try"]):
                 self._lost.add(generation_id)
         except (RedisError, OSError) as error:
-            logger.warning("generation waits", generation_id=generation_id, error=type(error).__name__)
+            complain("generation", error, generation_id=generation_id)
             raise Retry(_RETRY_S) from None
 
     # ---- the loops; `serve` runs them side by side
@@ -86,7 +97,6 @@ class StreamWorker(Worker):
     async def poll(self) -> None:
         """Starts what the doorbell named, at once, and looks through the queue every half second."""
         swept = self.loop.time()
-        self._settled = swept + self._settings.lease_s / 2  # others may just be coming back, like us
         while self.allow_pick_jobs:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), POLL_S)
@@ -97,10 +107,7 @@ class StreamWorker(Worker):
                 swept = self.loop.time()
                 continue
             await self.start_jobs([job_id.encode() for job_id in rung])
-            silence = self.loop.time() - swept
-            if silence >= POLL_S:
-                if silence > self._settings.lease_s / 2:
-                    self._settled = self.loop.time() + self._settings.lease_s
+            if self.loop.time() - swept >= POLL_S:
                 await self.sweep()
                 swept = self.loop.time()
 
@@ -108,9 +115,15 @@ class StreamWorker(Worker):
         """Listens for ids: one of ours may have been ended by somebody, any other is new work."""
         async with self.pool.pubsub() as pubsub:
             await pubsub.subscribe(keys.DOORBELL)
+            asked = False
             while True:
-                message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=BEAT_S)
+                message = await pubsub.get_message(timeout=BEAT_S)
                 if message is None:
+                    if asked:  # the other end is gone without a word, and we would be deaf for ever
+                        raise ConnectionError("the doorbell does not answer")
+                    await pubsub.ping()
+                asked = message is None
+                if message is None or message["type"] != "message":
                     continue
                 generation_id = message["data"].decode()
                 if generation_id in self.tasks:
@@ -126,8 +139,14 @@ class StreamWorker(Worker):
             if running:
                 async with self.pool.pipeline(transaction=False) as pipe:
                     for job_id in running:
-                        pipe.psetex(keys.in_progress(job_id), int(self._settings.lease_s * 1000), b"1")
+                        # First what a full server allows: the lease of a stream that waits for room must not lapse.
+                        pipe.pexpire(keys.in_progress(job_id), int(self._settings.lease_s * 1000))
+                    held = await pipe.execute()
+                    for job_id, there in zip(running, held, strict=True):
+                        if not there:
+                            pipe.set(keys.in_progress(job_id), self.worker_id, px=int(self._settings.lease_s * 1000))
                     await pipe.execute()
+                self._answered()
                 await self._generator.stop_ended()
                 await self._generator.stop_unwatched()
             await asyncio.sleep(self._settings.lease_s / 4)
@@ -137,13 +156,16 @@ class StreamWorker(Worker):
             if task.done():
                 del self.tasks[job_id]
                 if not task.cancelled() and (error := task.exception()):
-                    # Its lease lapses and the job is run again, here or elsewhere.
-                    logger.warning("job broke off", generation_id=job_id, error=type(error).__name__)
+                    # Its lease is still ours, so the next sweep runs it again; if we die, another's does.
+                    complain("job", error, generation_id=job_id)
 
     # ---- arq's own steps, changed
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """Takes the leases of these jobs, as many as there is room for, in one round trip, and runs them."""
+        """Takes the leases of these jobs, as many as there is room for, in one round trip, and runs them.
+
+        A lease names its holder: taking one whose reply was lost is taking it again, not a refusal.
+        """
         room = self.max_jobs - self.job_counter
         wanted = [job_id for job_id in (raw.decode() for raw in job_ids) if job_id not in self.tasks][:room]
         if not wanted or not self.allow_pick_jobs:
@@ -153,10 +175,12 @@ class StreamWorker(Worker):
         try:
             async with self.pool.pipeline(transaction=False) as pipe:
                 for job_id in wanted:
-                    pipe.set(keys.in_progress(job_id), b"1", px=int(self._settings.lease_s * 1000), nx=True)
+                    pipe.set(keys.in_progress(job_id), self.worker_id, px=int(self._settings.lease_s * 1000), nx=True)
+                    pipe.get(keys.in_progress(job_id))
                     pipe.zscore(self.queue_name, job_id)
                 replies = await pipe.execute()
-            for job_id, leased, score in zip(wanted, replies[::2], replies[1::2], strict=True):
+            for job_id, holder, score in zip(wanted, replies[1::3], replies[2::3], strict=True):
+                leased = holder == self.worker_id.encode()
                 if leased and score is not None:
                     await self.sem.acquire()
                     task = self.tasks[job_id] = self.loop.create_task(self.run_job(job_id, int(score)))
@@ -167,21 +191,45 @@ class StreamWorker(Worker):
         finally:
             self.job_counter -= len(wanted) - started
 
+    def _answered(self) -> None:
+        """Redis took a write from us. After a silence of half a lease, leases may have lapsed whose workers live.
+
+        They get a lease's time to renew them: whatever kept us from Redis, or Redis from taking writes, kept them, too.
+        """
+        now = self.loop.time()
+        if self._heard is None:
+            self._settled = now + self._settings.lease_s / 2  # others may just be coming back, like us
+        elif now - self._heard > max(self._settings.lease_s / 2, 2 * POLL_S):
+            self._settled = now + self._settings.lease_s
+        self._heard = now
+
     async def sweep(self) -> None:
         """Starts what nobody holds a lease on: never rung for, or its worker is lost.
 
-        When we could not look for half a lease, neither could the others renew theirs: after an outage, leases have
-        lapsed whose workers live. They get a lease's time to say so before anything that was begun is taken over.
+        While others may still be coming back after an outage, nothing that was begun is taken over.
         """
-        waiting = await self.pool.zrange(self.queue_name, 0, self.queue_read_limit - 1)
-        strange = [raw for raw in waiting if raw.decode() not in self.tasks]
-        if strange:
-            unsettled = self.loop.time() < self._settled
-            async with self.pool.pipeline(transaction=False) as pipe:
-                for raw in strange:
-                    pipe.exists(keys.in_progress(raw.decode()), *([keys.tries(raw.decode())] if unsettled else []))
-                held = await pipe.execute()
-            await self.start_jobs([raw for raw, holds in zip(strange, held, strict=True) if not holds])
+        async with self.pool.pipeline(transaction=False) as pipe:
+            pipe.pexpire(keys.worker(self.worker_id), BEAT_TTL_S * 1000)  # a write: who only reads cannot renew either
+            pipe.zrange(self.queue_name, 0, self.queue_read_limit - 1)
+            _, waiting = await pipe.execute()
+        self._answered()
+        strange = [raw.decode() for raw in waiting if raw.decode() not in self.tasks]
+        if not strange:
+            return
+        unsettled = self.loop.time() < self._settled
+        async with self.pool.pipeline(transaction=False) as pipe:
+            for job_id in strange:
+                pipe.get(keys.in_progress(job_id))
+                pipe.exists(keys.tries(job_id))
+            replies = await pipe.execute()
+        mine = self.worker_id.encode()
+        await self.start_jobs(
+            [
+                job_id.encode()
+                for job_id, holder, begun in zip(strange, replies[::2], replies[1::2], strict=True)
+                if holder == mine or (holder is None and not (begun and unsettled))
+            ]
+        )
 
     async def finish_job(self, job_id: str, *args: Any, **keywords: Any) -> None:
         """A job that is another worker's now is left alone, keys and all."""
@@ -232,7 +280,7 @@ async def serve(settings: Settings) -> None:
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     providers = load_providers(settings, environment())
     async with AsyncExitStack() as stack:
-        redis = connect(url, max_connections=_POOL)
+        redis = connect(url, max_connections=_POOL, timeout_s=_timeout_s(settings))
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
         appender = await stack.enter_async_context(Appender(redis))
@@ -247,13 +295,21 @@ async def serve(settings: Settings) -> None:
         stopped = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-        await warn_of_risks(redis)
+        try:
+            await check_server(redis, url)
+        except Unusable as error:
+            raise SystemExit(str(error)) from None
         logger.info("worker started", worker_id=worker_id, providers=sorted(providers))
         await _run(worker, stopped, lambda: beat(redis, worker, providers), reaper)
         with suppress(RedisError, OSError):
             await redis.delete(keys.worker(worker_id))
             await redis.srem(keys.WORKERS, worker_id)  # type: ignore[misc]
         logger.info("worker stopped", worker_id=worker_id)
+
+
+def _timeout_s(settings: Settings) -> float:
+    """How long an answer may take: a server that hangs must be given up in time to renew the leases on the next try."""
+    return min(5.0, max(1.0, settings.lease_s / 2))
 
 
 async def _run(

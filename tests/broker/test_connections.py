@@ -69,7 +69,7 @@ async def test_a_server_that_can_lose_streams_is_warned_of(
     finally:
         for name, value in before.items():
             await server.config_set(name, value)
-        while (await server.info("persistence"))["aof_rewrite_in_progress"]:  # until then it would not stop
+        while (await server.info("persistence"))["aof_rewrite_in_progress"]:  # noqa: ASYNC110 -- it would not stop before
             await asyncio.sleep(0.01)
         await server.aclose(close_connection_pool=True)
 

@@ -38,6 +38,7 @@ from redis.exceptions import (
 )
 
 from shared import keys
+from shared.errors import Unavailable
 from shared.telemetry import REDIS_ERRORS, get_logger
 
 logger = get_logger(__name__)
@@ -129,12 +130,15 @@ def _sentinel_pool(url: str, options: dict[str, Any]) -> BlockingConnectionPool:
 
 
 async def persist(name: str, loop: Callable[[], Awaitable[None]]) -> None:
-    """Runs a loop, again and again while Redis is away; anything else it raises is a bug and leaves."""
+    """Runs a loop, again and again while Redis is away, which the broker calls Unavailable.
+
+    Anything else it raises is a bug and leaves.
+    """
     while True:
         try:
             await loop()
             return
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, Unavailable) as error:
             complain(name, error)
             await asyncio.sleep(_RETRY_S)
 

@@ -211,6 +211,8 @@ class Hub:
 
     async def _catch_up(self, live: LiveLog, fresh: bool) -> None:
         if not fresh:
+            if live.needed:  # the grace time of those who left may be almost over
+                await self._say_watched([live.id])
             async for page in self._log.read_all(live.id, strict=False):
                 live.feed(page)
         live.caught_up = True

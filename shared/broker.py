@@ -31,6 +31,8 @@ from shared.telemetry import REDIS_ERRORS, SEALED, SUBMITTED, get_logger
 logger = get_logger(__name__)
 
 _ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
+_CUT_SHORT = frozenset({"length", "content_filter"})
+_NOT_FOUND = "There is no stream with this id. It may have expired, or belong to another key."
 _CATALOGUE_AGE_S = 1.0
 _DEADLINE_S = 1.8
 _CLOCK_SKEW_MS = 300_000
@@ -49,6 +51,11 @@ class Submitted(NamedTuple):
 
     header: dict[str, Any]
     replayed: bool
+
+
+def finished_status(reasons: list[str | None]) -> Status:
+    """What a whole answer is called, by the reasons of its choices."""
+    return Status.INCOMPLETE if _CUT_SHORT.intersection(filter(None, reasons)) else Status.COMPLETED
 
 
 async def ring(redis: ArqRedis, generation_id: str, *, expires_s: float) -> None:
@@ -103,19 +110,31 @@ class Broker:
                     self._doubtful.add(generation_id)
                 raise
             if not created:
-                with self._reachable():
-                    header, _ = await self.log.request(generation_id)
-                return Submitted(header, replayed=True)
+                return Submitted(await self._replayed(generation_id), replayed=True)
         SUBMITTED.inc()
         logger.info("accepted", generation_id=generation_id, model=request.model, tenant=principal.tenant)
+        await self._announce(header)
+        return Submitted(header, replayed=False)
+
+    async def _replayed(self, generation_id: str) -> dict[str, Any]:
+        """The header of a generation that was there before; whoever created it may not have lived to ring."""
+        with self._reachable():
+            summary = (await self.log.describe([generation_id]))[0]
+        if summary is None:
+            raise NotFound("The stream of this Idempotency-Key was just deleted. Send the request again.")
+        if summary.status is Status.QUEUED:
+            await self._announce(summary.header)
+        return summary.header
+
+    async def _announce(self, header: dict[str, Any]) -> None:
+        """Says that somebody watches, where that matters, and rings. Never fails: the reaper rings again."""
         try:
             async with self._in_time():
-                if header["on_disconnect"] == "cancel":
-                    await self.log.keep_watched([generation_id], self._settings.disconnect_grace_s)
-                await ring(self._redis, generation_id, expires_s=self._settings.log_safety_s)
-        except (RedisError, OSError, Unavailable) as error:  # accepted all the same: the reaper rings again
-            logger.warning("bell lost", generation_id=generation_id, error=type(error).__name__)
-        return Submitted(header, replayed=False)
+                if header.get("on_disconnect") == "cancel":
+                    await self.log.keep_watched([header["id"]], self._settings.disconnect_grace_s)
+                await ring(self._redis, header["id"], expires_s=self._settings.log_safety_s)
+        except (RedisError, OSError, Unavailable) as error:
+            logger.warning("bell lost", generation_id=header["id"], error=type(error).__name__)
 
     async def revoke_doubtful(self) -> None:
         """Withdraws what was refused because Redis did not answer, in case Redis did hear: the caller was told no."""
@@ -142,11 +161,14 @@ class Broker:
             "body": hashlib.sha256(json.dumps_sorted(request.model_dump(exclude_unset=True))).hexdigest(),
         }
         name = keys.idempotency(principal.tenant, digest)
+        life_ms = int((self._settings.log_safety_s + self._settings.retention_s) * 1000)
+        first = None
         with self._reachable():
-            life_ms = int((self._settings.log_safety_s + self._settings.retention_s) * 1000)
-            fresh = await self._redis.set(name, json.dumps(mine), nx=True, px=life_ms)
-            taken = None if fresh else await self._redis.get(name)
-        first = mine if taken is None else json.loads(taken)
+            while first is None:  # taken, and gone when we look: it was just deleted
+                if await self._redis.set(name, json.dumps(mine), nx=True, px=life_ms):
+                    first = mine
+                elif taken := await self._redis.get(name):
+                    first = json.loads(taken)
         if first["body"] != mine["body"]:
             raise KeyReused("This Idempotency-Key was used for another request. Take a new one.")
         return first["id"], digest
@@ -175,7 +197,7 @@ class Broker:
                 summary = (await self.log.describe([generation_id]))[0]
             if summary and summary.header["owner"] == principal.tenant:
                 return summary
-        raise NotFound("There is no stream with this id. It may have expired, or belong to another key.")
+        raise NotFound(_NOT_FOUND)
 
     async def chunks(self, generation_id: str, epoch: int, *, strict: bool = True) -> list[bytes]:
         """All chunks of an attempt there are now. If `strict`, raises Damaged where one is missing."""
@@ -200,42 +222,54 @@ class Broker:
         """Ends a generation, keeping what it said so far; one that has ended already stays as it is."""
         summary = await self.find(generation_id, principal)
         if summary.outcome is None:
-            with self._reachable():
-                await self._seal_cancelled(generation_id, summary)
+            with self._reachable(), suppress(Sealed):
+                await self._conclude(generation_id, summary, Status.CANCELLED)
+                await self._redis.publish(keys.DOORBELL, generation_id)
             summary = await self.find(generation_id, principal)
         return summary
+
+    async def give_up(self, generation_id: str, error: dict[str, Any]) -> None:
+        """Ends what nobody runs any more: as the answer it is if only the seal is missing, else with this error.
+
+        Raises Sealed, Gone, RedisError, OSError.
+        """
+        summary = (await self.log.describe([generation_id]))[0]
+        if summary is None:
+            raise Gone(generation_id)
+        await self._conclude(generation_id, summary, Status.FAILED, error)
 
     async def delete(self, generation_id: str, principal: Principal) -> None:
         """Cancels it if it still runs, then forgets it."""
         summary = await self.cancel(generation_id, principal)
         with self._reachable():
-            await self.log.delete(generation_id, summary.header["owner"])
-            if digest := summary.header.get("idempotency"):
+            if digest := summary.header.get("idempotency"):  # first: nobody may join what is about to go
                 await self._redis.delete(keys.idempotency(principal.tenant, digest))
+            await self.log.delete(generation_id, summary.header["owner"])
         logger.info("deleted", generation_id=generation_id)
 
-    async def _seal_cancelled(self, generation_id: str, summary: Summary) -> None:
+    async def _conclude(
+        self, generation_id: str, summary: Summary, status: Status, error: dict[str, Any] | None = None
+    ) -> None:
+        """Seals for whoever ran it, with the usage of what it said. A failure that lacks nothing is a success."""
         _, body = await self.log.request(generation_id)
         fold = Accumulator()
         for chunk in await self.chunks(generation_id, summary.position.epoch, strict=False):
             fold.feed(json.loads(chunk))
-        figures = fold.usage or usage.estimate(json.loads(body), fold.characters)
+        reasons = fold.finish_reasons
+        if status is Status.FAILED and len(reasons) >= summary.header["n"] and all(reasons):
+            status, error = finished_status(reasons), None
         outcome = {
-            "status": Status.CANCELLED,
+            "status": status,
             "ended_at_ms": now_ms(),
             "by": self._name,
-            "finish_reasons": fold.finish_reasons,
-            "usage": figures,
+            "finish_reasons": reasons,
+            "usage": fold.usage or usage.estimate(json.loads(body), fold.characters),
             "usage_source": "provider" if fold.usage else "estimate",
-            "error": None,
+            "error": error,
         }
-        try:
-            await self.log.seal(generation_id, outcome)
-        except Sealed:
-            return
-        SEALED.labels(Status.CANCELLED).inc()
-        logger.info("cancelled", generation_id=generation_id)
-        await self._redis.publish(keys.DOORBELL, generation_id)
+        await self.log.seal(generation_id, outcome)
+        SEALED.labels(status).inc()
+        logger.info("sealed", generation_id=generation_id, status=str(status), error_code=(error or {}).get("code"))
 
     # ---- what the workers can do
 
@@ -307,6 +341,8 @@ class Broker:
             yield
         except StreamspoolError:
             raise
+        except Gone:
+            raise NotFound(_NOT_FOUND) from None
         except (RedisError, OSError) as error:
             REDIS_ERRORS.labels("broker").inc()
             logger.warning("redis failed", error=type(error).__name__)

@@ -12,15 +12,16 @@ import time
 from shared import keys
 from shared.broker import Broker, ring
 from shared.config import Settings
-from shared.entry import Status, now_ms
 from shared.errors import Gone, Sealed
 from shared.redis import ArqRedis
 from shared.streamlog import StreamLog
-from shared.telemetry import REAPED, SEALED, get_logger
+from shared.telemetry import REAPED, get_logger
 
 logger = get_logger(__name__)
 
 TICK_S = 5.0
+LOOK_AGAIN_S = 2.0
+"""Longer than a POST takes from its log to its bell."""
 
 NO_WORKER = {
     "message": "No worker has been alive to answer this. Send the request again later.",
@@ -36,7 +37,6 @@ class Reaper:
 
     def __init__(self, redis: ArqRedis, log: StreamLog, broker: Broker, settings: Settings, *, name: str) -> None:
         self._redis, self._log, self._broker, self._settings, self._name = redis, log, broker, settings, name
-        self._suspects: set[str] = set()
         self._alone_since: float | None = None
 
     async def run(self) -> None:
@@ -50,21 +50,24 @@ class Reaper:
     async def sweep(self) -> None:
         """Looks after open generations that arq does not know, and after all of them while there is no worker.
 
-        What is suspect in two sweeps in a row is acted upon: in between, the ordinary way has had its time.
+        What is suspect in two looks is acted upon: in between, the ordinary way has had its time.
         """
         ids = [generation_id for generation_id, _ in await self._log.open_ids()]
         if self._alone_since is not None and time.monotonic() - self._alone_since >= self._settings.no_worker_s:
             await self._give_up(ids)
-        if not ids:
-            self._suspects = set()
-            return
+        if suspects := await self._unknown(ids):
+            await asyncio.sleep(LOOK_AGAIN_S)
+            await self._remind(await self._unknown(suspects))
+
+    async def _unknown(self, ids: list[str]) -> list[str]:
+        """Those of the generations that are not in arq's queue, where the running ones are, too."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for generation_id in ids:
                 pipe.zscore(keys.QUEUE, generation_id)
-            unknown = [i for i, score in zip(ids, await pipe.execute(), strict=True) if score is None]
-        certain = [generation_id for generation_id in unknown if generation_id in self._suspects]
-        self._suspects = set(unknown)
-        for generation_id, summary in zip(certain, await self._log.describe(certain) if certain else [], strict=True):
+            return [i for i, score in zip(ids, await pipe.execute(), strict=True) if score is None]
+
+    async def _remind(self, ids: list[str]) -> None:
+        for generation_id, summary in zip(ids, await self._log.describe(ids), strict=True):
             if summary is None or summary.outcome is not None:
                 await self._log.close_index(generation_id)
                 REAPED.labels("forgotten").inc()
@@ -82,20 +85,10 @@ class Reaper:
     async def _give_up(self, ids: list[str]) -> None:
         """Without any worker for `no_worker_s`, nobody will answer: the viewers are told so."""
         for generation_id in ids:
-            outcome = {
-                "status": Status.FAILED,
-                "ended_at_ms": now_ms(),
-                "by": self._name,
-                "finish_reasons": [],
-                "usage": None,
-                "usage_source": None,
-                "error": NO_WORKER,
-            }
             try:
-                await self._log.seal(generation_id, outcome)
+                await self._broker.give_up(generation_id, NO_WORKER)
             except (Sealed, Gone):
                 await self._log.close_index(generation_id)
                 continue
-            SEALED.labels(Status.FAILED).inc()
             REAPED.labels("no_worker").inc()
             logger.warning("no worker", generation_id=generation_id)

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from shared import json, usage
+from shared.broker import finished_status
 from shared.chat import Accumulator
 from shared.config import Settings
 from shared.entry import Kind, Position, Status, now_ms
@@ -55,14 +56,19 @@ from worker.upstream import Upstream
 
 logger = get_logger(__name__)
 
-_CUT_SHORT = frozenset({"length", "content_filter"})
-
 WORKER_LOST = {
     "message": "The worker was lost in the middle of the answer. What it said so far is kept. Send the request again.",
     "type": "server_error",
     "param": None,
     "code": "generation_interrupted",
     "status": 502,
+}
+UNSUPPORTED = {
+    "message": "This request was stored by a newer version than the worker's. Update the workers.",
+    "type": "server_error",
+    "param": None,
+    "code": "unsupported_version",
+    "status": 503,
 }
 ATTEMPTS_EXHAUSTED = {
     "message": "Every attempt at this generation lost its worker. Send the request again.",
@@ -84,6 +90,11 @@ class _Running:
     header: dict[str, Any]
     unwatched: int = 0
     """How many looks in a row found no viewer."""
+
+    def stop(self) -> None:
+        """Once: a second time would break off the closing of the upstream."""
+        if not self.task.cancelling():
+            self.task.cancel()
 
 
 class Generator:
@@ -125,7 +136,7 @@ class Generator:
         for generation_id, end in (await self._log.ends(list(wanted))).items():
             running = self._running.get(generation_id)
             if running and (end is None or end.epoch != running.writer.epoch):
-                running.task.cancel()
+                running.stop()
 
     async def stop_unwatched(self) -> None:
         """Ends the attempts that were to be cancelled without viewers, and have had none for two looks in a row.
@@ -138,7 +149,7 @@ class Generator:
             if running := self._running.get(generation_id):
                 running.unwatched = 0 if generation_id in watched else running.unwatched + 1
                 if running.unwatched > 1:
-                    running.task.cancel()
+                    running.stop()
 
     # ---- claim
 
@@ -184,12 +195,13 @@ class Generator:
         header, body = await self._log.request(generation_id)
         reasons = fold.finish_reasons
         whole = len(reasons) >= header["n"] and all(reasons)
-        if not whole and header.get("on_interruption") == "restart":
+        restart = header.get("on_interruption") == "restart"
+        if not whole and restart and last.epoch < self._settings.max_attempts:
             return False
         await self._end(
             generation_id,
-            _finished_status(reasons) if whole else Status.FAILED,
-            error=None if whole else WORKER_LOST,
+            finished_status(reasons) if whole else Status.FAILED,
+            error=None if whole else ATTEMPTS_EXHAUSTED if restart else WORKER_LOST,
             finish_reasons=reasons,
             fold=fold,
             body=json.loads(body),
@@ -200,6 +212,9 @@ class Generator:
 
     async def _attempt(self, writer: Writer, header: dict[str, Any], body: dict[str, Any]) -> Claimed | None:
         """Runs an attempt to its end; returns the next one if the request wants another after an interruption."""
+        if header.get("v", 1) > 1:
+            await self._end(writer.generation_id, Status.FAILED, error=UNSUPPORTED)
+            return None
         answer = Normalizer(
             id=writer.generation_id,
             created=header["created_at_ms"] // 1000,
@@ -294,7 +309,7 @@ class Generator:
     ) -> None:
         figures, source = measure(body, answer)
         if status is None:
-            status = _finished_status(answer.finish_reasons) if error is None else Status.FAILED
+            status = finished_status(answer.finish_reasons) if error is None else Status.FAILED
         failure = None
         if error is not None:
             UPSTREAM_ERRORS.labels(_cause(error)).inc()
@@ -350,10 +365,6 @@ class Generator:
             error_code=(outcome["error"] or {}).get("code"),
             usage_source=outcome["usage_source"],
         )
-
-
-def _finished_status(reasons: list[str | None]) -> Status:
-    return Status.INCOMPLETE if _CUT_SHORT.intersection(filter(None, reasons)) else Status.COMPLETED
 
 
 def _cause(error: StreamspoolError) -> str:

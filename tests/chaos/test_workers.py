@@ -1,215 +1,390 @@
-"""Workers that are killed, stopped, drained or never rung for: real processes, a real Valkey, a real provider."""
+"""Workers that are killed, stopped, drained or never rung for: real processes, a real Valkey, a real provider.
+
+Each test is a row of the fault matrix (docs/RELIABILITY.md). Times are not asserted beyond the row's own bar: the
+lease is one second here, so a takeover takes one or two.
+"""
 
 from __future__ import annotations
 
-import json
 import pickle
 import signal
-import uuid
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import redis
 
 from shared import keys
 from shared.embedded import EmbeddedValkey
-from tests.support.stack import Stack, wait_until
+from tests.support.fleet import BAR_S, Fleet, ask
+from tests.support.judge import Judges
+from tests.support.stack import wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words
 
-QUICK = {"STREAMSPOOL_LEASE_S": "1", "STREAMSPOOL_DRAIN_S": "0.5", "STREAMSPOOL_HOLD_HEADERS_S": "0.2"}
+
+@pytest.fixture(scope="module")
+def running(
+    valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    with Fleet(valkey, upstream, tmp_path_factory.mktemp("workers")) as fleet:
+        yield fleet
 
 
 @pytest.fixture
-def two_workers(valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path: Path) -> Iterator[Stack]:
-    url = valkey.url.replace("db=0", "db=3")
-    with redis.Redis.from_url(url) as client:
-        client.flushdb()
-        with Stack(url, upstream.base_url, tmp_path, **QUICK) as stack:
-            stack.start("worker-2")
-            wait_until(lambda: client.scard(keys.WORKERS) == 2, what="two workers")
-            yield stack
-        client.flushdb()
+def fleet(running: Fleet) -> Fleet:
+    running.heal()
+    return running
 
 
 @pytest.fixture
-def client(two_workers: Stack) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(two_workers.redis_url) as connected:
-        yield connected
+def judges() -> Iterator[Judges]:
+    with Judges() as found:
+        yield found
 
 
-def submit(stack: Stack, model: str) -> str:
-    """Starts a generation and leaves at once."""
-    body = {"model": f"scripted/{model}", "stream": True, "messages": [{"role": "user", "content": "x"}]}
-    with httpx.stream("POST", f"{stack.url}/v1/chat/completions", json=body) as response:
-        return response.headers["x-stream-id"]
+def whole(count: int) -> str:
+    return "".join(f"w{i} " for i in range(count))
 
 
-def state(stack: Stack, generation_id: str) -> dict[str, Any]:
-    headers = {"accept": "application/json"}
-    found: dict[str, Any] = httpx.get(f"{stack.url}/v1/streams/{generation_id}", headers=headers).json()
-    return found
-
-
-def ended(stack: Stack, generation_id: str) -> dict[str, Any]:
-    return wait_until(
-        lambda: (found := state(stack, generation_id))["status"] not in ("queued", "in_progress") and found
-    )
-
-
-def owner(stack: Stack, client: redis.Redis, generation_id: str, attempt: int = 1) -> str:
-    """Which process runs it: the log says the worker's id, which holds its pid."""
-
-    def claimed() -> str | None:
-        entries = client.xrange(keys.log(generation_id), f"{attempt}-0", f"{attempt}-0")
-        return json.loads(entries[0][1][b"a"])["worker"] if entries else None
-
-    worker_id = wait_until(claimed)
-    return next(name for name in ("worker", "worker-2") if f"-{stack.process(name).pid}-" in worker_id)
-
-
-def test_a_worker_killed_before_the_first_chunk_is_replaced_unseen(
-    two_workers: Stack, client: redis.Redis, upstream: ScriptedUpstream
+def test_f01_a_worker_killed_before_the_first_chunk_is_replaced_unseen(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
 ) -> None:
     pause = Pause()
-    script = upstream.script("before", [pause, *words(3), *ending()])
-    with running(two_workers, "before") as (generation_id, lines):
-        two_workers.kill(owner(two_workers, client, generation_id))
-        pause.go()
-        body = "".join(lines)
-    assert [f"w{i} " in body for i in range(3)] == [True] * 3
-    assert body.count('"w1 "') == 1
-    assert "error" not in body
-    found = state(two_workers, generation_id)
-    assert (found["status"], found["attempts"]) == ("completed", 2)
+    script = upstream.script("f01", [pause, *words(3), *ending()])
+    viewer = judges.post([fleet.url], ask("f01"))
+    wait_until(lambda: viewer.id)
+    fleet.kill(fleet.owner(viewer.id))
+    killed = time.monotonic()
+    pause.go()
+    judges.wait()
+    assert (viewer.outcome, viewer.text, viewer.attempts) == ("whole", whole(3), [])
+    assert viewer.ended_at - killed < BAR_S
+    found = fleet.state(viewer.id)
+    assert (found["status"], found["attempts"], found["interrupted"]) == ("completed", 2, ["worker_lost"])
+    assert len(script.calls) == 2
     wait_until(lambda: script.live == 0)
 
 
-def test_a_worker_killed_in_the_middle_is_an_explicit_error(
-    two_workers: Stack, client: redis.Redis, upstream: ScriptedUpstream
-) -> None:
-    script = upstream.script("middle", [*words(3), Pause()])
-    with running(two_workers, "middle") as (generation_id, lines):
-        body = next(lines)
-        while '"w2 "' not in body:
-            body += next(lines)
-        two_workers.kill(owner(two_workers, client, generation_id))
-        body += "".join(lines)
-    assert '"generation_interrupted"' in body
-    assert body.endswith("data: [DONE]\n\n")
-    assert 'finish_reason":"stop' not in body.replace(" ", "")
-    found = state(two_workers, generation_id)
-    assert (found["status"], found["error"]["code"]) == ("failed", "generation_interrupted")
-    completion = httpx.get(f"{two_workers.url}/v1/chat/completions/{generation_id}").json()
-    assert completion["choices"][0]["message"]["content"] == "w0 w1 w2 "
-    assert len(script.calls) == 1
-
-
-def test_a_stopped_worker_that_wakes_up_writes_nothing(
-    two_workers: Stack, client: redis.Redis, upstream: ScriptedUpstream
+@pytest.mark.parametrize("asked", ["body", "header"])
+def test_f02_with_restart_a_marker_and_then_the_second_attempt_only(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream, asked: str
 ) -> None:
     pause = Pause()
-    script = upstream.script("zombie", [*words(2), pause, *words(50), *ending()])
-    generation_id = submit(two_workers, "zombie")
-    wait_until(lambda: client.xlen(keys.log(generation_id)) >= 6)
-    zombie = owner(two_workers, client, generation_id)
-    two_workers.kill(zombie, signal.SIGSTOP)
-    found = ended(two_workers, generation_id)
-    assert found["error"]["code"] == "generation_interrupted"
-    before = client.xlen(keys.log(generation_id))
+    script = upstream.script("f02", [*words(3), pause, *words(30)[4:], *ending()])
+    options: dict[str, Any] = {"on_interruption": "restart"} if asked == "body" else {}
+    headers = {"x-on-interruption": "restart"} if asked == "header" else {}
+    openai = judges.post([fleet.url], ask("f02", **options), headers=headers)
+    wait_until(lambda: openai.text == whole(3))
+    native = judges.watch([fleet.url], openai.id)
+    wait_until(lambda: native.text == whole(3))
+    fleet.kill(fleet.owner(openai.id))
+    killed = time.monotonic()
+    fleet.owner(openai.id, attempt=2)
     pause.go()
-    two_workers.kill(zombie, signal.SIGCONT)
-    wait_until(lambda: script.live == 0, what="the zombie hangs up")
-    assert client.xlen(keys.log(generation_id)) == before
-    assert two_workers.process(zombie).poll() is None
-
-
-def test_a_drained_worker_hands_over_at_once(
-    two_workers: Stack, client: redis.Redis, upstream: ScriptedUpstream
-) -> None:
-    pause = Pause()
-    script = upstream.script("drained", [pause, *words(2), *ending()])
-    generation_id = submit(two_workers, "drained")
-    name = owner(two_workers, client, generation_id)
-    two_workers.kill(name, signal.SIGTERM)
-    assert two_workers.process(name).wait(10) == 0
-    assert owner(two_workers, client, generation_id, attempt=2) != name
-    pause.go()
-    assert ended(two_workers, generation_id)["status"] == "completed"
+    judges.wait()
+    assert native.marker_at - killed < BAR_S
+    assert (native.outcome, native.attempts, native.first_text, native.text) == ("whole", [2], whole(3), whole(30))
+    assert (openai.outcome, openai.code, openai.text) == ("failed", "generation_interrupted", whole(3))
+    late = judges.watch([fleet.url], openai.id)
+    late_openai = judges.watch([fleet.url], openai.id, view="chat/completions")
+    judges.wait()
+    assert (late.outcome, late.text) == (late_openai.outcome, late_openai.text) == ("whole", whole(30))
+    assert late_openai.attempts == []
+    found = fleet.state(openai.id)
+    assert (found["status"], found["attempts"], found["interrupted"]) == ("completed", 2, ["worker_lost"])
+    assert fleet.stored(openai.id) == whole(30)
     assert len(script.calls) == 2
 
 
-def test_a_drained_worker_finishes_what_it_can(
-    two_workers: Stack, client: redis.Redis, upstream: ScriptedUpstream
+def test_f03_a_worker_killed_in_the_middle_is_an_explicit_error(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
 ) -> None:
-    script = upstream.script("finishing", [*words(2), 0.2, *ending()])
-    generation_id = submit(two_workers, "finishing")
-    name = owner(two_workers, client, generation_id)
-    two_workers.kill(name, signal.SIGTERM)
-    assert two_workers.process(name).wait(10) == 0
-    found = ended(two_workers, generation_id)
-    assert (found["status"], found["attempts"]) == ("completed", 1)
+    script = upstream.script("f03", [*words(3), Pause()])
+    openai = judges.post([fleet.url], ask("f03"))
+    wait_until(lambda: openai.text == whole(3))
+    native = judges.watch([fleet.url], openai.id)
+    wait_until(lambda: native.text == whole(3))
+    fleet.kill(fleet.owner(openai.id))
+    killed = time.monotonic()
+    judges.wait()
+    for viewer in (openai, native):
+        assert (viewer.outcome, viewer.code, viewer.text) == ("failed", "generation_interrupted", whole(3))
+        assert viewer.ended_at - killed < BAR_S
+    found = fleet.state(openai.id)
+    assert (found["status"], found["error"]["code"]) == ("failed", "generation_interrupted")
+    assert found["usage"]["completion_tokens"] > 0
+    assert fleet.stored(openai.id) == whole(3)
     assert len(script.calls) == 1
 
 
-def test_a_lost_bell_is_rung_again(two_workers: Stack, client: redis.Redis, upstream: ScriptedUpstream) -> None:
-    """The API died between the log and the bell."""
-    upstream.script("unheard", [*words(1), *ending()])
-    generation_id = f"chatcmpl-{uuid.uuid4().hex}"
-    header = {
-        "id": generation_id,
-        "owner": "local",
-        "model": "scripted/unheard",
-        "created_at_ms": 1,
-        "n": 1,
-        "include_usage": False,
-    }
-    body = {"model": "scripted/unheard", "messages": [{"role": "user", "content": "x"}]}
-    key = keys.log(generation_id)
-    client.xadd(key, {"r": json.dumps(header)}, id="0-1")
-    client.xadd(key, {"b": json.dumps(body)}, id="0-2")
-    client.expire(key, 600)
-    client.zadd(keys.OPEN, {generation_id: 1})
-    assert ended(two_workers, generation_id)["status"] == "completed"
-    assert client.zscore(keys.OPEN, generation_id) is None
+def test_f04_killed_between_the_last_chunk_and_the_seal_is_completed_without_another_call(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
+) -> None:
+    script = upstream.script("f04", [*words(3), ending()[0], Pause()])
+    viewer = judges.post([fleet.url], ask("f04", on_interruption="restart"))
+    wait_until(lambda: viewer.finish)
+    fleet.kill(fleet.owner(viewer.id))
+    judges.wait()
+    assert (viewer.outcome, viewer.text) == ("whole", whole(3))
+    found = fleet.state(viewer.id)
+    assert (found["status"], found["attempts"], found["usage_source"]) == ("completed", 1, "estimate")
+    assert len(script.calls) == 1
 
 
-def test_a_pickled_job_is_never_unpickled(two_workers: Stack, client: redis.Redis, tmp_path: Path) -> None:
+def without_workers(fleet: Fleet) -> None:
+    """Every worker is killed, and its heartbeat has run out (15 s by itself)."""
+    for name in fleet.workers():
+        beat = fleet.client.keys(f"streamspool:worker:*-{fleet.process(name).pid}-*")
+        fleet.kill(name)
+        fleet.client.delete(*beat)
+    wait_until(lambda: httpx.get(f"{fleet.url}/readyz").status_code == 503, what="not ready")
+
+
+def test_f05_without_any_worker_the_viewers_are_told(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
+    """What waits, what was cut, and what was whole but for its seal: three ends, none of them silence."""
+    script = upstream.script("f05", [*words(3), Pause()])
+    upstream.script("f05-said", [*words(3), ending()[0], Pause()])
+    cut = judges.post([fleet.url], ask("f05"))
+    said = judges.post([fleet.url], ask("f05-said"))
+    wait_until(lambda: cut.text == whole(3) and said.finish)
+    without_workers(fleet)
+    waiting = judges.post([fleet.url], ask("f05"))
+    judges.wait()
+    assert (waiting.outcome, waiting.code, waiting.text) == ("failed", "no_worker", "")
+    assert (cut.outcome, cut.code, cut.text) == ("failed", "no_worker", whole(3))
+    assert cut.keepalives
+    assert (said.outcome, said.text) == ("whole", whole(3))
+    assert fleet.state(said.id)["status"] == "completed"
+    found = fleet.state(cut.id)
+    assert (found["status"], found["error"]["code"], found["usage_source"]) == ("failed", "no_worker", "estimate")
+    assert fleet.stored(cut.id) == whole(3)
+    assert len(script.calls) == 1
+
+
+def test_f06_a_request_that_kills_every_worker_ends_after_three_attempts(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
+) -> None:
+    poison = upstream.script("f06", [*words(1), Pause()])
+    pause = Pause()
+    upstream.script("f06-other", [*words(2), pause, *ending()])
+    viewer = judges.post([fleet.url], ask("f06", on_interruption="restart"))
+    wait_until(lambda: viewer.id)
+    native = judges.watch([fleet.url], viewer.id)
+    other_id = fleet.submit("f06-other", on_interruption="restart")
+    other = judges.watch([fleet.url], other_id)
+    pause.go()
+    for attempt in (1, 2, 3):
+        owner = fleet.owner(viewer.id, attempt)
+        fleet.until_said(viewer.id, 2, attempt)
+        fleet.kill(owner)
+        fleet.launch(owner)
+    judges.wait()
+    assert (native.outcome, native.code, native.attempts) == ("failed", "worker_lost", [2, 3])
+    found = fleet.state(viewer.id)
+    assert (found["status"], found["attempts"], found["usage_source"]) == ("failed", 3, "estimate")
+    assert len(poison.calls) == 3
+    assert (other.outcome, other.text) == ("whole", whole(2))
+
+
+def test_f07_zombie_a_stopped_worker_that_wakes_up_writes_nothing(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
+) -> None:
+    pause = Pause()
+    script = upstream.script("f07", [*words(2), pause, *words(50)[3:], *ending()])
+    viewer = judges.post([fleet.url], ask("f07"))
+    wait_until(lambda: viewer.text == whole(2))
+    zombie = fleet.owner(viewer.id)
+    fleet.kill(zombie, signal.SIGSTOP)
+    judges.wait()
+    before = fleet.entries(viewer.id)
+    pause.go()
+    fleet.kill(zombie, signal.SIGCONT)
+    wait_until(lambda: script.live == 0, what="the zombie hangs up")
+    wait_until(lambda: fleet.logged(zombie, viewer.id, "stopped"))
+    assert fleet.entries(viewer.id) == before
+    assert fleet.alive(zombie)
+    assert (viewer.outcome, viewer.code, viewer.text) == ("failed", "generation_interrupted", whole(2))
+    assert len(script.calls) == 1
+
+
+def test_f07_zombie_two_attempts_hear_the_provider_and_one_is_written(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
+) -> None:
+    """The stopped worker wakes up to words that wait in its socket, while its successor is at work."""
+    more, rest = Pause(), Pause()
+    script = upstream.script("f07-2", [*words(2), more, *words(20)[3:], rest, *words(50)[21:], *ending()])
+    generation_id = fleet.submit("f07-2", on_interruption="restart")
+    viewer = judges.watch([fleet.url], generation_id)
+    wait_until(lambda: viewer.text == whole(2))
+    zombie = fleet.owner(generation_id)
+    fleet.kill(zombie, signal.SIGSTOP)
+    fleet.until_said(generation_id, 3, attempt=2)
+    more.go()
+    fleet.until_said(generation_id, 21, attempt=2)
+    fleet.kill(zombie, signal.SIGCONT)
+    wait_until(lambda: fleet.logged(zombie, generation_id, "fenced"))
+    wait_until(lambda: script.live == 1, what="the zombie hangs up")
+    rest.go()
+    judges.wait()
+    assert (viewer.outcome, viewer.attempts, viewer.text) == ("whole", [2], whole(50))
+    assert sum(position.startswith("1-") for position in fleet.entries(generation_id)) == 4
+    assert len(script.calls) == 2
+    assert fleet.alive(zombie)
+
+
+def test_f08_stopped_for_less_than_its_lease_a_worker_only_pauses(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
+) -> None:
+    pause = Pause()
+    script = upstream.script("f08", [*words(2), pause, *words(20)[3:], *ending()])
+    generation_id = fleet.submit("f08")
+    viewer = judges.watch([fleet.url], generation_id)
+    wait_until(lambda: viewer.text == whole(2))
+    owner = fleet.owner(generation_id)
+    fleet.kill(owner, signal.SIGSTOP)
+    lease = keys.in_progress(generation_id)
+    fleet.client.pexpire(lease, 10_000)  # the default lease, so that a busy machine cannot lose it
+    pause.go()
+    wait_until(lambda: fleet.client.pttl(lease) < 9_000, what="a second of silence")
+    assert viewer.text == whole(2)
+    fleet.kill(owner, signal.SIGCONT)
+    judges.wait()
+    assert (viewer.outcome, viewer.text, viewer.attempts) == ("whole", whole(20), [])
+    assert fleet.state(generation_id)["attempts"] == 1
+    assert len(script.calls) == 1
+
+
+def test_f09_a_drained_worker_hands_over_at_once(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
+    """Of its two generations one has said nothing and goes on unseen; the other was cut, and says so."""
+    pause = Pause()
+    script = upstream.script("f09", [pause, *words(2), *ending()])
+    cut_script = upstream.script("f09-cut", [*words(2), Pause()])
+    silent = fleet.submit("f09")
+    name = fleet.owner(silent)
+    viewer = judges.watch([fleet.url], silent)
+    cut = None
+    while cut is None:  # until both run in the same worker
+        generation_id = fleet.submit("f09-cut")
+        fleet.until_said(generation_id, 3)
+        if fleet.owner(generation_id) == name:
+            cut = judges.watch([fleet.url], generation_id)
+        else:
+            httpx.post(f"{fleet.url}/v1/streams/{generation_id}/cancel")
+    fleet.kill(name, signal.SIGTERM)
+    assert fleet.process(name).wait(BAR_S) == 0
+    assert fleet.owner(silent, attempt=2) != name
+    pause.go()
+    judges.wait()
+    assert (viewer.outcome, viewer.text) == ("whole", whole(2))
+    assert len(script.calls) == 2
+    assert (cut.outcome, cut.code, cut.text) == ("failed", "generation_interrupted", whole(2))
+    wait_until(lambda: cut_script.live == 0)
+
+
+def test_f09_rolling_workers_loses_nothing_that_ends_in_time(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
+) -> None:
+    pauses = [Pause(), Pause()]
+    viewers, scripts = [], []
+    for turn, name in enumerate(["worker", "worker-2"]):
+        scripts.append(upstream.script(f"f09-{turn}", [*words(2), pauses[turn], *words(9)[3:], *ending()]))
+        started = [judges.post([fleet.url], ask(f"f09-{turn}")) for _ in range(6)]
+        wait_until(lambda started=started: all(viewer.text == whole(2) for viewer in started))
+        fleet.kill(name, signal.SIGTERM)
+        pauses[turn].go()
+        assert fleet.process(name).wait(BAR_S) == 0
+        fleet.launch_and_wait(name)
+        viewers += started
+    judges.wait()
+    assert [(viewer.outcome, viewer.text) for viewer in viewers] == [("whole", whole(9))] * 12
+    assert [len(script.calls) for script in scripts] == [6, 6]
+
+
+SKEWED = """
+import time
+_time, _time_ns = time.time, time.time_ns
+time.time = lambda: _time() + {skew}
+time.time_ns = lambda: _time_ns() + {skew} * 10**9
+"""
+
+
+@pytest.mark.parametrize("skew", [-90, 90])
+def test_f40_clocks_that_disagree_delay_and_expire_nothing(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream, skew: int
+) -> None:
+    """The worker's clock is wrong one way, the API's the other; then the worker dies and one in time takes over."""
+    for name in fleet.workers():
+        fleet.stop(name)
+    fleet.launch("worker-skewed", fault=SKEWED.format(skew=skew))
+    fleet.launch("api-skewed", fault=SKEWED.format(skew=-skew))
+    wait_until(lambda: fleet.up("worker-skewed") and fleet.up("api-skewed"))
+    pause = Pause()
+    upstream.script("f40", [*words(3), *ending()])
+    upstream.script("f40-cut", [*words(3), pause, *words(9)[4:], *ending()])
+    quick = judges.post([fleet.at("api-skewed")], ask("f40"))
+    judges.wait(5)
+    assert (quick.outcome, quick.text) == ("whole", whole(3))
+    assert fleet.client.ttl(keys.log(quick.id)) > 86_000
+    restarted = fleet.submit("f40-cut", url=fleet.at("api-skewed"), on_interruption="restart")
+    viewer = judges.watch([fleet.url], restarted)
+    wait_until(lambda: viewer.text == whole(3))
+    fleet.launch_and_wait("worker")
+    fleet.kill("worker-skewed")
+    assert fleet.owner(restarted, attempt=2) == "worker"
+    pause.go()
+    judges.wait()
+    assert (viewer.outcome, viewer.attempts, viewer.text) == ("whole", [2], whole(9))
+    listed = httpx.get(f"{fleet.url}/v1/streams?limit=100").json()["data"]
+    assert {quick.id, restarted} <= {found["id"] for found in listed}
+
+
+def test_f44_requests_of_another_version(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
+    """Older ones lack fields, newer ones have more, and those of a newer log format are refused, not misread."""
+    script = upstream.script("f44", [*words(2), *ending()])
+    older = fleet.plant("f44")
+    newer = fleet.plant("f44", v=1, priority="high", on_disconnect="continue", after={"x": [1]})
+    alien = fleet.plant("f44", v=2)
+    viewers = [judges.watch([fleet.url], generation_id) for generation_id in (older, newer, alien)]
+    fleet.ring(older, newer, alien)
+    judges.wait()
+    assert [viewer.outcome for viewer in viewers] == ["whole", "whole", "failed"]
+    assert viewers[2].code == "unsupported_version"
+    assert len(script.calls) == 2
+
+
+def test_f44_a_job_this_worker_does_not_know_is_not_the_end_of_its_generation(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
+) -> None:
+    """A newer API asked for another function: the job is thrown away, and the reaper rings for the log."""
+    script = upstream.script("f44-job", [*words(2), *ending()])
+    generation_id = fleet.plant("f44-job")
+    viewer = judges.watch([fleet.url], generation_id)
+    job = b'{"t":null,"f":"generate_v9","a":["%b"],"k":{},"et":1}' % generation_id.encode()
+    fleet.client.set(f"arq:job:{generation_id}", job, ex=60)
+    fleet.client.zadd(keys.QUEUE, {generation_id: 1})
+    judges.wait()
+    assert (viewer.outcome, viewer.text) == ("whole", whole(2))
+    assert len(script.calls) == 1
+
+
+def test_a_pickled_job_is_never_unpickled(fleet: Fleet, tmp_path: Path) -> None:
     proof = tmp_path / "executed"
 
     class Bomb:
         def __reduce__(self) -> Any:
             return Path.touch, (proof,)
 
-    client.set("arq:job:bomb", pickle.dumps({"f": Bomb(), "a": (), "k": {}, "t": None, "et": 1}), ex=60)
-    client.zadd(keys.QUEUE, {"bomb": 1})
-    client.publish(keys.DOORBELL, "bomb")
-    wait_until(lambda: client.zscore(keys.QUEUE, "bomb") is None, what="the job is thrown away")
+    fleet.client.set("arq:job:bomb", pickle.dumps({"f": Bomb(), "a": (), "k": {}, "t": None, "et": 1}), ex=60)
+    fleet.client.zadd(keys.QUEUE, {"bomb": 1})
+    fleet.client.publish(keys.DOORBELL, "bomb")
+    wait_until(lambda: fleet.client.zscore(keys.QUEUE, "bomb") is None, what="the job is thrown away")
     assert not proof.exists()
-    assert two_workers.process("worker").poll() is None
+    assert fleet.alive("worker")
 
 
-def test_arq_keeps_nothing_of_a_finished_generation(
-    two_workers: Stack, client: redis.Redis, upstream: ScriptedUpstream
-) -> None:
+def test_arq_keeps_nothing_of_a_finished_generation(fleet: Fleet, upstream: ScriptedUpstream) -> None:
     upstream.script("tidy", [*words(1), *ending()])
-    generation_id = submit(two_workers, "tidy")
-    ended(two_workers, generation_id)
-    wait_until(lambda: not client.keys("arq:*"), what="arq's keys are gone")
-
-
-class running:
-    """A watched generation: its id and an iterator over the text of its frames."""
-
-    def __init__(self, stack: Stack, model: str) -> None:
-        body = {"model": f"scripted/{model}", "stream": True, "messages": [{"role": "user", "content": "x"}]}
-        self._context = httpx.stream("POST", f"{stack.url}/v1/chat/completions", json=body, timeout=30)
-
-    def __enter__(self) -> tuple[str, Iterator[str]]:
-        response = self._context.__enter__()
-        return response.headers["x-stream-id"], response.iter_text()
-
-    def __exit__(self, *details: Any) -> None:
-        self._context.__exit__(*details)
+    fleet.ended(fleet.submit("tidy"))
+    wait_until(lambda: not fleet.client.keys("arq:*"), what="arq's keys are gone")

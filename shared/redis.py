@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from arq.connections import ArqRedis
 from redis.asyncio import BlockingConnectionPool
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
@@ -102,12 +103,23 @@ def connect(url: str, *, max_connections: int, timeout_s: float = 5.0, wait_s: f
     if not url.startswith("unix://"):
         options["socket_keepalive"] = True
     pool = _sentinel_pool(url, options) if url.startswith(SENTINEL) else BlockingConnectionPool.from_url(url, **options)
+    pool.connection_class = type("MendedConnection", (_Mended, pool.connection_class), {})
     return ArqRedis(
         pool,
         job_serializer=serialize_job,
         job_deserializer=deserialize_job,
         default_queue_name=keys.QUEUE,
     )
+
+
+class _Mended(AbstractConnection):
+    """A connection that was reset just now is a ConnectionError. uvloop says RuntimeError, which nobody expects."""
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        try:
+            await super().send_packed_command(command, check_health)
+        except RuntimeError as error:
+            raise ConnectionError("The connection was closed.") from error
 
 
 class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):

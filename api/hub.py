@@ -20,6 +20,7 @@ from shared.entry import BEGIN, Entry, Kind
 from shared.errors import Damaged, LogError
 from shared.redis import ArqRedis, RedisError
 from shared.streamlog import StreamLog
+from shared.tasks import cancel
 from shared.telemetry import FOLLOWED, REDIS_ERRORS, VIEWERS, get_logger
 
 logger = get_logger(__name__)
@@ -167,9 +168,7 @@ class Hub:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(*self._tasks)
 
     def viewers(self, generation_id: str) -> int:
         """How many watch that generation through this process."""

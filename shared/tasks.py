@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-_AGAIN_S = 0.2
+_AGAIN_S = 1.0
 
 
 async def cancel(*tasks: asyncio.Future[Any]) -> None:

@@ -36,6 +36,7 @@ from shared.errors import (
 )
 from shared.redis import UNREACHABLE, RedisError
 from shared.streamlog import StreamLog
+from shared.tasks import cancel
 from shared.telemetry import (
     ATTEMPTS,
     CHUNKS,
@@ -261,8 +262,7 @@ class Generator:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             if not task.cancelled():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                await cancel(task)
                 raise
             if (await self._log.last(generation_id)).epoch != writer.epoch:
                 raise Fenced(generation_id) from None

@@ -59,9 +59,10 @@ def providers() -> str:
 
 
 def metrics() -> str:
+    of_both = (ROOT / "shared/redis.py", ROOT / "shared/reaper.py")
     sources = {
-        "API": [*(ROOT / "api").rglob("*.py"), ROOT / "shared/broker.py"],
-        "worker": [*(ROOT / "worker").rglob("*.py"), ROOT / "shared/writer.py"],
+        "API": [*(ROOT / "api").rglob("*.py"), ROOT / "shared/broker.py", *of_both],
+        "worker": [*(ROOT / "worker").rglob("*.py"), ROOT / "shared/writer.py", *of_both],
     }
     texts = {end: "\n".join(path.read_text("utf-8") for path in paths) for end, paths in sources.items()}
     rows = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import difflib
 import json
 import os
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,19 @@ import redis
 import typer.main
 import yaml
 
+from api import deps as api_deps
+from api import relay as api_relay
 from shared import broker, keys, reaper
 from shared import client as shared_client
+from shared import json as shared_json
 from shared.cli import app
 from shared.config import Settings
-from shared.embedded import EmbeddedValkey
+from shared.embedded import EmbeddedValkey, find_binary
+from shared.redis import UNREACHABLE, connect
 from tests.docs import tables
 from tests.docs.cut import CuttingProxy
 from tests.docs.snippets import Block, anchors, blocks, links, matches, prose
-from tests.support.stack import Stack
+from tests.support.stack import Stack, free_port
 from tests.support.upstream import ScriptedUpstream
 from worker import main as worker_main
 from worker import upstream as upstream_module
@@ -39,6 +45,7 @@ from worker.providers.registry import VENDORS, load_providers
 ROOT = tables.ROOT
 DOCUMENTS = tables.DOCUMENTS
 ALL = [block for document in DOCUMENTS for block in blocks(ROOT, document)]
+QUESTION = {"model": "fake/echo", "messages": [{"role": "user", "content": "Hello"}]}
 WRITTEN_FOR = "http://127.0.0.1:8000"
 CLIENTS = ROOT / "tests/clients"
 
@@ -212,14 +219,14 @@ def test_the_state_object_has_the_fields_that_are_described(stack: Stack) -> Non
     assert set(state["links"]) == set(example["links"])
 
 
-def test_the_log_holds_what_the_protocol_shows(stack: Stack, valkey: EmbeddedValkey) -> None:
+def test_the_log_holds_what_the_protocol_shows(stack: Stack) -> None:
     examples = {
         block.words[0]: json.loads(block.code)
         for block in ALL
         if "PROTOCOL" in block.document and block.words[:1] and block.language == "json"
     }
     generation_id = ask(stack)["id"]
-    client: Any = redis.Redis.from_url(valkey.url)
+    client: Any = redis.Redis.from_url(stack.redis_url)
     entries = {position.decode(): fields for position, fields in client.xrange(keys.log(generation_id))}
     catalogue = json.loads(client.get(keys.CATALOGUE))
     client.close()
@@ -236,8 +243,11 @@ def test_the_log_holds_what_the_protocol_shows(stack: Stack, valkey: EmbeddedVal
 def test_the_commands_of_the_protocol_are_those_that_are_sent(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     (listed,) = [set(block.code.split()) for block in ALL if "commands" in block.words]
     of_arq_and_the_client = {"INCRBY", "INCR", "SETEX", "ZINCRBY", "HELLO", "AUTH", "SELECT", "CLIENT", "COMMAND"}
+    body = {**QUESTION, "on_disconnect": "cancel"}
     with EmbeddedValkey(tmp_path) as server, Stack(server.url, upstream.base_url, tmp_path) as running:
         generation_id = ask(running)["id"]
+        for _ in range(2):
+            assert post(running, body, {"idempotency-key": "once"}).status_code == 200
         for path in (
             f"/v1/streams/{generation_id}",
             f"/v1/chat/completions/{generation_id}",
@@ -248,7 +258,7 @@ def test_the_commands_of_the_protocol_are_those_that_are_sent(upstream: Scripted
         assert httpx.delete(f"{running.url}/v1/streams/{generation_id}", trust_env=False).status_code == 200
         with redis.Redis.from_url(server.url) as client:
             sent = {name.removeprefix("cmdstat_").partition("|")[0].upper() for name in client.info("commandstats")}
-    assert sent - listed - of_arq_and_the_client - {"CONFIG"} == set()  # CONFIG: the embedded server's start
+    assert sent - listed - of_arq_and_the_client == set()
     assert {"XADD", "XRANGE", "XREAD", "XREVRANGE", "WATCH", "ZADD"} <= sent
 
 
@@ -270,8 +280,9 @@ def test_each_table_stands_somewhere() -> None:
 def test_the_key_table_names_every_key() -> None:
     spelled = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
     made = {keys.log("ID"), keys.index("TENANT"), keys.worker("WORKER"), keys.hub("PROCESS"), keys.in_progress("ID")}
+    made |= {keys.viewers("ID"), keys.idempotency("TENANT", "SHA256"), keys.tries("ID")}
     written = set(re.findall(r"`([^`]+)`", tables.redis_keys()))
-    assert made | spelled - {keys.DOORBELL, keys.IN_PROGRESS_PREFIX} <= written
+    assert made | spelled - {keys.DOORBELL, keys.IN_PROGRESS_PREFIX, keys.RETRY_PREFIX} <= written
     assert keys.DOORBELL in prose(ROOT, "shared/PROTOCOL.md")
 
 
@@ -283,14 +294,149 @@ def test_the_options_of_the_fake_models_are_all_described() -> None:
 def test_numbers_in_prose_are_those_of_the_code() -> None:
     assert (upstream_module._AHEAD_BYTES, worker_main.POLL_S, worker_main.BEAT_S) == (256 * 1024, 0.5, 5)
     assert (worker_main.BEAT_TTL_S, worker_main.CATALOGUE_TTL_S) == (15, 86400)
-    assert (reaper.TICK_S, reaper.GRACE_MS, broker._CLOCK_SKEW_MS, shared_client.SILENCE_S) == (5, 3000, 300_000, 45)
+    assert (reaper.TICK_S, broker._CLOCK_SKEW_MS, shared_client.SILENCE_S) == (5, 300_000, 45)
+    assert (upstream_module._TRIES, upstream_module._TRIES_S, upstream_module._LONGEST_PAUSE_S) == (3, 30, 10)
+    assert (api_deps._BODY_S, api_relay._STAGGER_S, shared_json.MAX_DEPTH) == (30, 2, 200)
+    assert "HEADERS_S = 30.0\n" in (ROOT / "api/server.py").read_text("utf-8")
+    fields = Settings.model_fields
+    assert (fields["disconnect_grace_s"].default, fields["lease_s"].default, fields["no_worker_s"].default) == (
+        5,
+        10,
+        60,
+    )
+    api, readme = prose(ROOT, "docs/API.md"), prose(ROOT, "README.md")
+    assert "three times in all, within 30 s" in " ".join(api.split())
+    assert "200 levels" in api
+    assert "three times in all, within 30 s" in readme
+    assert "every worker, for 60 s" in readme
+    assert "some 10 s after the last viewer left" in " ".join(prose(ROOT, "docs/STREAMING.md").split())
     operations, protocol = prose(ROOT, "docs/OPERATIONS.md"), prose(ROOT, "shared/PROTOCOL.md")
     assert "256 KiB" in operations
     assert "256 KiB" in prose(ROOT, "README.md")
     assert "last 15 s" in operations
     assert "no byte for 45 s" in " ".join(prose(ROOT, "docs/STREAMING.md").split())
-    for number in ("half a second", "300 s", "every 5 s", "older than 3 s"):
+    for number in ("half a second", "300 s", "every 5 s"):
         assert number in protocol, number
+
+
+# ---- what the prose says and no block shows
+
+
+def test_a_busy_provider_is_asked_three_times_unless_it_asks_for_more_time(
+    stack: Stack, upstream: ScriptedUpstream
+) -> None:
+    cases = (("busy", 429, None, 3), ("soon", 429, "1", 3), ("later", 429, "11", 1), ("refused", 400, None, 1))
+    for name, status, retry_after, calls in cases:
+        headers = {"retry-after": retry_after} if retry_after else {}
+        script = upstream.script(f"docs-{name}", status=status, headers=headers)
+        response = post(stack, {**QUESTION, "model": f"scripted/docs-{name}"})
+        assert (response.status_code, response.headers["x-should-retry"]) == (status, "false")
+        assert response.headers.get("retry-after") == retry_after
+        assert len(script.calls) == calls, name
+
+
+def test_policies_may_come_as_headers_and_the_body_wins(stack: Stack) -> None:
+    model = {**QUESTION, "model": "fake/lorem?cut=1"}
+    for body, header, attempts in (
+        (model, {"x-on-interruption": "restart"}, 3),
+        ({**model, "on_interruption": "fail"}, {"x-on-interruption": "restart"}, 1),
+    ):
+        failed = post(stack, body, header)
+        assert failed.json()["error"]["code"] == "upstream_incomplete"
+        state = get(stack, f"/v1/streams/{failed.headers['x-stream-id']}", accept="application/json").json()
+        assert state["attempts"] == attempts
+    assert post(stack, QUESTION, {"x-on-disconnect": "perhaps"}).json()["error"]["param"] == "on_disconnect"
+
+
+def test_headers_and_bodies_are_refused_as_described(stack: Stack) -> None:
+    for headers, status in (
+        ({"content-type": "text/plain"}, 415),
+        ({"content-encoding": "gzip"}, 400),
+        ({"idempotency-key": "x" * 256}, 400),
+        ({"idempotency-key": ""}, 400),
+    ):
+        refused = post(stack, QUESTION, headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (status, "invalid_request")
+    deep = {**QUESTION, "metadata": None, "deep": json.loads("[" * 201 + "]" * 201)}
+    assert post(stack, deep).json()["error"]["code"] == "invalid_json"
+
+
+def test_who_takes_both_gets_events(stack: Stack) -> None:
+    path = f"/v1/streams/{ask(stack)['id']}"
+    assert get(stack, path, accept="application/json, text/event-stream").headers["content-type"].startswith("text/e")
+    assert get(stack, path, accept="application/json").headers["content-type"] == "application/json"
+
+
+def test_a_deleted_answer_frees_its_key(stack: Stack) -> None:
+    key = {"idempotency-key": "docs-delete"}
+    first = post(stack, QUESTION, key)
+    assert post(stack, QUESTION, key).headers["idempotent-replayed"] == "true"
+    httpx.delete(f"{stack.url}/v1/streams/{first.json()['id']}", trust_env=False).raise_for_status()
+    again = post(stack, {**QUESTION, "n": 2}, key)
+    assert again.status_code == 200
+    assert "idempotent-replayed" not in again.headers
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[None]:
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        server.terminate()
+        server.wait()
+
+
+async def test_the_sentinel_url_leads_to_the_master(tmp_path: Path) -> None:
+    port, sentinel_port = free_port(), free_port()
+    (written,) = re.findall(r"REDIS_URL=(redis\+sentinel:\S+)", (ROOT / "docs/OPERATIONS.md").read_text("utf-8"))
+    url = written.replace("sentinel-1:26379", "127.0.0.1:1").replace("sentinel-2:26379", f"127.0.0.1:{sentinel_port}")
+    assert url == f"redis+sentinel://:change-me@127.0.0.1:1,127.0.0.1:{sentinel_port}/mymaster/0"
+    url = url.replace("mymaster/0", "mymaster/2")
+    config = tmp_path / "sentinel.conf"
+    config.write_text(
+        f"port {sentinel_port}\nbind 127.0.0.1\ndir {tmp_path}\n"
+        f"sentinel monitor mymaster 127.0.0.1 {port} 1\nsentinel auth-pass mymaster change-me\n"
+    )
+    master = [
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--dir",
+        str(tmp_path),
+        "--requirepass",
+        "change-me",
+    ]
+    with ExitStack() as stack:
+        for arguments in (master, [str(config), "--sentinel"]):
+            stack.enter_context(running([str(find_binary()), *arguments]))
+        connected: Any = connect(url, max_connections=2)
+        try:
+            for _ in range(100):
+                try:
+                    await connected.ping()
+                    break
+                except UNREACHABLE:
+                    await asyncio.sleep(0.05)
+            await connected.set("here", "yes", px=1000)
+            with redis.Redis(port=port, password="change-me", db=2) as direct:
+                assert direct.get("here") == b"yes"
+        finally:
+            await connected.aclose(close_connection_pool=True)
+            for sentinel in connected.connection_pool.sentinel_manager.sentinels:
+                await sentinel.aclose(close_connection_pool=True)
+
+
+def test_the_log_events_are_those_of_the_code() -> None:
+    code = "".join(
+        path.read_text("utf-8") for end in ("api", "worker", "shared") for path in (ROOT / end).rglob("*.py")
+    )
+    logged = set(re.findall(r'logger\.\w+\(\s*"([^"]+)"', code))
+    rows = table(prose(ROOT, "docs/OPERATIONS.md"), "## Logs")
+    assert {name for row in rows for name in re.findall(r"`([^`]+)`", row[0])} <= logged
 
 
 # ---- names
@@ -404,10 +550,12 @@ def _constants(value: ast.AST | None) -> Iterator[str]:
 
 
 def ask(stack: Stack) -> dict[str, Any]:
-    body = {"model": "fake/echo", "messages": [{"role": "user", "content": "Hello"}]}
-    response = httpx.post(f"{stack.url}/v1/chat/completions", json=body, trust_env=False, timeout=20)
-    answer: dict[str, Any] = response.raise_for_status().json()
+    answer: dict[str, Any] = post(stack, QUESTION).raise_for_status().json()
     return answer
+
+
+def post(stack: Stack, body: dict[str, Any], headers: dict[str, str] | None = None) -> httpx.Response:
+    return httpx.post(f"{stack.url}/v1/chat/completions", json=body, headers=headers, trust_env=False, timeout=20)
 
 
 def get(stack: Stack, path: str, **headers: str) -> httpx.Response:

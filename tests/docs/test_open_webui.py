@@ -169,3 +169,17 @@ def test_stop_closes_the_connection_and_the_answer_goes_on(webui: httpx.Client) 
     after = wait_until(lambda: (now := state())["position"] != left_at["position"] and now)
     assert after["status"] == "in_progress"
     assert webui.post(f"{stream}/cancel").json()["status"] == "cancelled"
+
+
+def test_stop_ends_the_answer_if_the_model_has_that_parameter(webui: httpx.Client) -> None:
+    body = {
+        "model": "fake/lorem?tokens=1000&rate=20",
+        "messages": [{"role": "user", "content": "x"}],
+        "stream": True,
+        "on_disconnect": "cancel",
+    }
+    with webui.stream("POST", "/chat/completions", json=body) as response:
+        next(response.iter_raw())
+        stream = f"/streams/{response.headers['x-stream-id']}"
+    state = {"Accept": "application/json"}
+    wait_until(lambda: webui.get(stream, headers=state).json()["status"] == "cancelled")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared.chat import Chunk
 from shared.embedded import EmbeddedValkey
-from shared.entry import now_ms
+from shared.entry import SEAL, now_ms
 from shared.errors import LogError
-from shared.redis import connect
+from shared.redis import OutOfMemoryError, connect
 from shared.streamlog import StreamLog
 from shared.writer import Appender, Writer
 from tests.docs import tables
@@ -63,7 +65,7 @@ class Scene:
             return f"`{type(error).__name__}`"
 
     async def create(self) -> str:
-        return str(await self.log.create(self.header, b"{}")).lower()
+        return str(await self.log.create({**self.header, "model": "another"}, b"{}")).lower()
 
     async def claim_e(self) -> str:
         await self.log.claim(self.appender, self.id, E, {"worker": "new", "token": "another"})
@@ -101,6 +103,29 @@ async def log(valkey: EmbeddedValkey) -> AsyncIterator[tuple[StreamLog, Appender
         yield log, await stack.enter_async_context(Appender(redis))
 
 
+async def test_a_full_server_takes_the_end_and_nothing_else(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(EmbeddedValkey(tmp_path))
+        redis = connect(server.url, max_connections=4)
+        stack.push_async_callback(redis.aclose, close_connection_pool=True)
+        log = StreamLog(redis, retention_s=60, safety_s=60)
+        appender = await stack.enter_async_context(Appender(redis))
+        running, queued, new = (Scene(log, appender) for _ in range(3))
+        await running.enter("newest attempt is E")
+        await queued.enter("queued: no attempt")
+        await redis.config_set("maxmemory", "1")
+        for raises in (new.create, queued.claim_e):
+            with pytest.raises(OutOfMemoryError):
+                await raises()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await running.append_in_e()
+        assert await running.seal_for_e() == await queued.seal_for_anybody() == "stored"
+        assert (await log.read(running.id))[-1].position == SEAL
+        sent = await redis.info("commandstats")
+        assert "cmdstat_eval" in sent
+
+
 def test_the_table_is_complete() -> None:
     cells = written()
     assert tuple(cells.pop("")) == STATES
@@ -128,9 +153,10 @@ async def test_an_operation_answers_as_the_table_says(
         await scene.log.delete(scene.id, "docs")
 
 
-async def test_the_same_claim_and_the_same_outcome_are_ours(log: tuple[StreamLog, Appender]) -> None:
+async def test_the_same_header_claim_and_outcome_are_ours(log: tuple[StreamLog, Appender]) -> None:
     scene = Scene(*log)
     await scene.enter("newest attempt is E")
+    assert await scene.log.create(scene.header, b"{}")
     assert "this very claim" in written()["claim E"][2]
     await scene.log.claim(scene.appender, scene.id, E, scene.attempt)
     for operation, epoch in (("seal, for E", E), ("seal, for anybody", None)):

@@ -21,8 +21,9 @@ from api.routes import chat, health, models, streams
 from shared.broker import Broker
 from shared.config import Settings
 from shared.reaper import Reaper
-from shared.redis import check_server, connect, persist
+from shared.redis import Unusable, check_server, connect, persist
 from shared.streamlog import StreamLog
+from shared.tasks import cancel
 from shared.telemetry import REQUESTS
 
 _POOL = 16
@@ -31,6 +32,7 @@ _TIMEOUT_S = 2.0
 
 def create_app(settings: Settings, drain: Drain) -> FastAPI:
     """The application. It connects when its lifespan starts; `settings.redis_url` must be set."""
+    refusals: list[str] = []
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -47,8 +49,12 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
             hub = await stack.enter_async_context(Hub(log, reading, grace_s=settings.disconnect_grace_s))
             reaper = Reaper(redis, log, broker, settings, name=name)
             reaping = asyncio.create_task(persist("reaper", reaper.run), name="reaper")
-            stack.push_async_callback(_end, reaping)
-            await check_server(redis, url)
+            stack.push_async_callback(cancel, reaping)
+            try:
+                await check_server(redis, url)
+            except Unusable as error:
+                refusals.append(str(error))
+                raise
             app.state.parts = Parts(hub, broker, settings, drain)
             yield
 
@@ -63,12 +69,23 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     for router in (chat.router, streams.router, models.router, health.router):
         app.include_router(router)
     app.add_middleware(RequestId)
+    app.add_middleware(PlainRefusal, refusals=refusals)
     return app
 
 
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+class PlainRefusal:
+    """Says why a start was refused in one line. An ASGI layer, because Starlette would print a traceback."""
+
+    def __init__(self, app: ASGIApp, refusals: list[str]) -> None:
+        self._app, self._refusals = app, refusals
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def plainly(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed" and self._refusals:
+                message = {**message, "message": self._refusals[0]}
+            await send(message)
+
+        await self._app(scope, receive, plainly if scope["type"] == "lifespan" else send)
 
 
 class RequestId:

@@ -15,6 +15,7 @@ from shared.chat import Chunk
 from shared.entry import Position
 from shared.errors import Damaged, Fenced, Gone
 from shared.redis import UNREACHABLE, ArqRedis, ResponseError, complain
+from shared.tasks import cancel
 
 _BACKOFF_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -44,8 +45,7 @@ class Appender:
 
     async def __aexit__(self, *_: object) -> None:
         if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel(self._task)
             self._fail_pending(self._task)
 
     def _fail_pending(self, _: object) -> None:

@@ -41,6 +41,7 @@ from shared.redis import (
     serialize_job,
 )
 from shared.streamlog import StreamLog
+from shared.tasks import cancel
 from shared.telemetry import configure_logging, get_logger
 from shared.writer import Appender
 from worker.generate import Generator
@@ -331,9 +332,7 @@ async def _run(
             task.result()
         await worker.drain()
     finally:
-        for task in (*tasks, waiting):
-            task.cancel()
-        await asyncio.gather(*tasks, waiting, return_exceptions=True)
+        await cancel(*tasks, waiting)
 
 
 def main() -> None:

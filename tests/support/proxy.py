@@ -101,10 +101,11 @@ class Proxy:
 
     async def _close(self) -> None:
         self._server.close()
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._passing.set()
+        for link in list(self._links):
+            link.cut()
+        while tasks := [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]:
+            await asyncio.wait(tasks, timeout=5)
 
     async def passed(self) -> None:
         await self._passing.wait()

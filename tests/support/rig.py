@@ -6,6 +6,7 @@ Everything that talks to Redis does so through a `Proxy`; tests reach around it 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
@@ -52,6 +53,12 @@ class Viewer:
         self._thread.start()
 
     def _read(self) -> None:
+        try:
+            self._receive()
+        except httpx.HTTPError as error:
+            self.error = {"code": f"broken off: {error!r}"}
+
+    def _receive(self) -> None:
         body = {"model": self.model, "stream": True, "messages": [{"role": "user", "content": "x"}]}
         headers = {"x-stream-ids": "1"}
         self.last_at = time.monotonic()
@@ -153,8 +160,6 @@ class Rig:
         return {name: self.stack.process(name).pid for name in names}
 
     def kill_valkey(self) -> None:
-        import os
-
         pid = self.valkey.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -174,7 +179,7 @@ class Rig:
     def streams(
         self, count: int, *, chunks: int = 60, pause_s: float = 0.05, barrier: Pause | None = None
     ) -> list[Viewer]:
-        """So many streams, all of which have begun to speak; with a barrier, they stop there before their last words."""
+        """So many streams, which have begun to speak. With a barrier, they stop there before their last words."""
         role, *said = words(chunks)
         parts: list[bytes | float | Pause] = [role]
         for piece in said:

@@ -1,0 +1,336 @@
+"""Redis answers, but not what one hopes: replies lost, no memory, no disk, no data, read-only, loading, busy, full."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+
+from shared import keys
+from shared.embedded import EmbeddedValkey
+from tests.support.rig import LEASE_S, Rig
+from tests.support.stack import Stack, free_port, wait_until
+from tests.support.upstream import Pause, ScriptedUpstream
+
+LOADING = b"-LOADING Valkey is loading the dataset in memory\r\n"
+
+
+@pytest.fixture(scope="module")
+def shared_rig(upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with Rig(upstream, tmp_path_factory.mktemp("rig")) as running:
+        yield running
+
+
+@pytest.fixture
+def rig(shared_rig: Rig) -> Iterator[Rig]:
+    """The same processes for every test of this file: none may end, whatever Redis says."""
+    before = shared_rig.pids()
+    yield shared_rig
+    shared_rig.proxy.heal()
+    assert shared_rig.pids() == before
+    shared_rig.answers_again()
+
+
+# ---- replies that are lost
+
+
+@pytest.mark.parametrize("command", [b"XADD", b"EXEC", b"XREVRANGE"])
+def test_f18_replies_lost(rig: Rig, command: bytes) -> None:
+    """What was asked for is done, and who asked is told that the connection broke: append and seal."""
+    before = rig.proxy.lost
+    viewers = rig.streams(4, chunks=80)
+    rig.proxy.lose_replies(command, 8)
+    for viewer in viewers:
+        viewer.end()
+    rig.proxy.heal()
+    assert rig.proxy.lost > before
+    rig.whole(viewers)
+
+
+def test_f18_the_reply_to_create_is_lost(rig: Rig) -> None:
+    """The client is answered as ever: its generation is there, and is rung for at once."""
+    rig.answers_again()
+    rig.proxy.lose_replies(b"$1\r\nb\r\n", 1)
+    started = time.monotonic()
+    response = rig.post()
+    assert response.status_code == 200, response.text
+    assert rig.proxy.to_lose == 0
+    assert time.monotonic() - started < 4  # by the reaper it would be 5 to 10
+
+
+def test_f18_the_reply_to_claim_is_lost(rig: Rig) -> None:
+    rig.answers_again()
+    rig.proxy.lose_replies(b"$1\r\na\r\n", 1)
+    viewers = rig.streams(1, chunks=5)
+    assert rig.proxy.to_lose == 0
+    rig.whole(viewers)
+
+
+def test_f18_the_reply_to_the_lease_is_lost(rig: Rig) -> None:
+    """The worker finds out that the lease is its own, and does not wait until it lapses."""
+    rig.answers_again()
+    rig.proxy.lose_replies(b"arq:in-progress", 1)
+    assert rig.post().status_code == 200
+
+
+# ---- no memory
+
+
+@contextmanager
+def full(rig: Rig) -> Iterator[None]:
+    rig.redis.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        rig.redis.config_set("maxmemory", 0)
+
+
+def test_f19_no_memory_pauses_streams_and_refuses_new_ones(rig: Rig) -> None:
+    barrier = Pause()
+    viewers = rig.streams(5, chunks=40, barrier=barrier)
+    refused = rig.upstream.script("refused", [])
+    with full(rig):
+        before = rig.redis.zcard("arq:queue"), rig.redis.zcard(keys.OPEN)
+        response = rig.post("scripted/refused")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_full")
+        assert response.headers["retry-after"]
+        assert (rig.redis.zcard("arq:queue"), rig.redis.zcard(keys.OPEN)) == before
+        assert rig.state(viewers[0].generation_id)["status"] == "in_progress"
+        time.sleep(1.5 * LEASE_S)  # no lease may lapse meanwhile
+    barrier.go()
+    rig.whole(viewers)
+    assert not refused.calls
+
+
+def test_f19_no_memory_still_lets_streams_end(rig: Rig) -> None:
+    """A cancel needs no room: it frees some."""
+    barrier = Pause()
+    viewer = rig.streams(1, chunks=10, barrier=barrier)[0]
+    with full(rig):
+        url = f"{rig.stack.url}/v1/streams/{viewer.generation_id}/cancel"
+        response = httpx.post(url, timeout=10, trust_env=False)
+        assert (response.status_code, response.json()["status"]) == (200, "cancelled")
+        viewer.end()
+        wait_until(lambda: not viewer.script.live, 5, "the provider is hung up on")
+    assert viewer.expected.startswith(viewer.text)
+
+
+# ---- no disk
+
+
+def test_f45_no_disk_pauses_streams_and_refuses_new_ones(rig: Rig) -> None:
+    """The server cannot save, and takes no write until it can; that lasts longer than a lease."""
+    blocked = Path(rig.redis.config_get("dir")["dir"], "dump.rdb")
+    blocked.mkdir()
+    barrier = Pause()
+    viewers = rig.streams(4, chunks=20, barrier=barrier)
+    rig.redis.config_set("save", "3600 1")
+    rig.redis.bgsave()
+    wait_until(lambda: rig.redis.info("persistence")["rdb_last_bgsave_status"] == "err", what="saving fails")
+    try:
+        response = rig.post()
+        assert response.status_code == 503
+        time.sleep(1.5 * LEASE_S)
+    finally:
+        rig.redis.config_set("save", "")
+        blocked.rmdir()
+        wait_until(lambda: saved(rig.redis), what="saving works")
+    barrier.go()
+    rig.whole(viewers)
+
+
+def saved(client: redis.Redis) -> bool:
+    with suppress(redis.ResponseError):
+        client.bgsave()
+    return client.info("persistence")["rdb_last_bgsave_status"] == "ok"
+
+
+# ---- no data
+
+
+def test_f20_all_data_lost_is_told(rig: Rig) -> None:
+    viewers = rig.streams(3, barrier=Pause())
+    rig.redis.flushall()
+    for viewer in viewers:
+        assert viewer.end(15).error is not None, viewer.body[-100:]
+    wait_until(lambda: not any(viewer.script.live for viewer in viewers), what="the provider is hung up on")
+    url = f"{rig.stack.url}/v1/streams/{viewers[0].generation_id}"
+    assert httpx.get(url, trust_env=False).status_code == 404
+
+
+def test_f20_a_viewer_ahead_of_the_log_is_told(rig: Rig) -> None:
+    """The server came back with less than it had said: what is missing is not passed over in silence."""
+    viewer = rig.streams(1, chunks=10, barrier=(barrier := Pause()))[0]
+    wait_until(lambda: viewer.says("w9 "))
+    key = keys.log(viewer.generation_id)
+    newest = [entry_id for entry_id, _ in rig.redis.xrevrange(key, count=3)]
+    kept = rig.redis.xrange(key)[:-3]
+    with rig.redis.pipeline(transaction=True) as pipe:  # XDEL would keep the last id; a restored server does not
+        pipe.delete(key)
+        for entry_id, fields in kept:
+            pipe.xadd(key, fields, id=entry_id)
+        pipe.expire(key, 600)
+        pipe.execute()
+    assert len(newest) == 3
+    viewer.end(15)
+    assert viewer.error is not None
+    barrier.go()
+    wait_until(lambda: rig.state(viewer.generation_id)["status"] != "in_progress", what="an end")
+    response = httpx.get(f"{rig.stack.url}/v1/streams/{viewer.generation_id}", timeout=10, trust_env=False)
+    assert b'"error"' in response.content, response.content[-300:]
+
+
+# ---- not now
+
+
+def test_f21_read_only(rig: Rig) -> None:
+    """What a demoted master says, for longer than a lease; and another one is asked on a new connection."""
+    barrier = Pause()
+    viewers = rig.streams(4, chunks=20, barrier=barrier)
+    rig.redis.replicaof("127.0.0.1", free_port())
+    try:
+        response = rig.post()
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_unavailable")
+        time.sleep(1.5 * LEASE_S)
+    finally:
+        rig.redis.replicaof("NO", "ONE")
+    barrier.go()
+    rig.whole(viewers)
+
+
+def test_f22_loading(rig: Rig) -> None:
+    barrier = Pause()
+    viewers = rig.streams(4, chunks=20, barrier=barrier)
+    rig.proxy.answer(LOADING)
+    response = rig.post()
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_unavailable")
+    time.sleep(1.5 * LEASE_S)
+    rig.proxy.heal()
+    barrier.go()
+    rig.whole(viewers)
+
+
+def test_f22_busy_with_a_script(rig: Rig) -> None:
+    barrier = Pause()
+    viewers = rig.streams(4, chunks=20, barrier=barrier)
+    rig.redis.config_set("busy-reply-threshold", 50)
+    with redis.Redis.from_url(rig.valkey.url) as other:
+        script = threading.Thread(target=loop_for_ever, args=(other,))
+        script.start()
+        wait_until(lambda: busy(rig.redis), what="the server is busy")
+        assert rig.post().status_code == 503
+        rig.redis.script_kill()
+        script.join()
+    barrier.go()
+    rig.whole(viewers)
+
+
+def loop_for_ever(client: redis.Redis) -> None:
+    with suppress(redis.ResponseError):
+        client.eval("while true do end", 0)
+
+
+def busy(client: redis.Redis) -> bool:
+    try:
+        return not client.ping()
+    except redis.exceptions.BusyLoadingError:
+        return False
+    except redis.ResponseError as error:
+        return "BUSY" in str(error)
+
+
+def test_f22_connections_do_not_grow_with_viewers_and_running_out_is_survived(rig: Rig) -> None:
+    barrier = Pause()
+    viewers = rig.streams(2, chunks=20, barrier=barrier)
+    clients = [httpx.Client(timeout=20, trust_env=False) for _ in range(60)]
+    rig.redis.config_set("maxclients", 60)
+    try:
+        url = f"{rig.stack.url}/v1/streams/{viewers[0].generation_id}"
+        streams = [client.send(client.build_request("GET", url), stream=True) for client in clients]
+        assert {response.status_code for response in streams} == {200}
+        assert rig.proxy.live <= 60  # 20 for each of three processes
+        rig.redis.config_set("maxclients", 10)
+        rig.redis.client_kill_filter(_type="normal", skipme=True)
+        time.sleep(1)
+        rig.redis.config_set("maxclients", 1000)
+        barrier.go()
+        rig.whole(viewers)
+        assert all(response.read().endswith(b"data: [DONE]\n\n") for response in streams)
+    finally:
+        rig.redis.config_set("maxclients", 1000)
+        for client in clients:
+            client.close()
+
+
+# ---- at the start
+
+
+def start(module: str, url: str, directory: Path) -> subprocess.Popen[str]:
+    environment = {
+        **os.environ,
+        "REDIS_URL": url,
+        "PORT": str(free_port()),
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", module], env=environment, cwd=directory, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("module", ["worker", "api"])
+@pytest.mark.parametrize("wrong", ["password", "database"])
+def test_f45_wrong_password_or_database_ends_the_start_with_the_reason(
+    shared_rig: Rig, tmp_path: Path, module: str, wrong: str
+) -> None:
+    user, database = ("nobody:canary@", 0) if wrong == "password" else ("", 4711)
+    process = start(module, f"redis://{user}127.0.0.1:{shared_rig.proxy.port}/{database}", tmp_path)
+    printed, _ = process.communicate(timeout=20)
+    assert process.returncode not in (0, None)
+    assert ("password" if wrong == "password" else "4711") in printed or "DB index" in printed
+    assert "canary" not in printed
+    assert "Traceback" not in printed
+    assert len(printed.splitlines()) <= 4, printed
+
+
+def test_f45_redis_that_is_not_there_yet_is_waited_for(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Containers start in any order."""
+    valkey = EmbeddedValkey(tmp_path / "data")
+    stack = Stack(valkey.url, upstream.base_url, tmp_path)
+    try:
+        for name in ("worker", "api"):
+            stack.start(name)
+            wait_until(lambda name=name: "waiting for redis" in stack.log(name), what=f"{name} says so")
+        valkey.launch()
+        stack.wait_ready()
+    finally:
+        stack.__exit__()
+        valkey.stop()
+
+
+def test_f20_risks_are_told_at_the_start(shared_rig: Rig, tmp_path: Path) -> None:
+    shared_rig.redis.config_set("appendonly", "no")
+    shared_rig.redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        process = start("worker", f"redis://127.0.0.1:{shared_rig.proxy.port}/7", tmp_path)
+        assert process.stdout is not None
+        printed = ""
+        while "worker started" not in printed:
+            printed += (line := process.stdout.readline())
+            assert line, printed
+        process.terminate()
+        process.communicate(timeout=20)
+    finally:
+        shared_rig.redis.config_set("maxmemory-policy", "noeviction")
+        shared_rig.redis.config_set("appendonly", "yes")
+    assert "nothing on disk" in printed
+    assert "may evict" in printed

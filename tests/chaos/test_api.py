@@ -1,0 +1,147 @@
+"""API processes that are killed, or told to stop, under their viewers: the log is whole, and so is what they see."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from shared import keys
+from shared.embedded import EmbeddedValkey
+from tests.support.fleet import BAR_S, Fleet, ask
+from tests.support.judge import Judges
+from tests.support.stack import wait_until
+from tests.support.upstream import Pause, ScriptedUpstream, ending, words
+
+VIEWERS = 50
+DIES_BEFORE_THE_BELL = """
+import os, signal
+import shared.broker
+
+async def ring(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+shared.broker.ring = ring
+"""
+
+
+@pytest.fixture(scope="module")
+def running(
+    valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    with Fleet(valkey, upstream, tmp_path_factory.mktemp("api"), STREAMSPOOL_DRAIN_S="2") as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def fleet(running: Fleet) -> Fleet:
+    running.heal()
+    return running
+
+
+@pytest.fixture
+def judges() -> Iterator[Judges]:
+    with Judges() as found:
+        yield found
+
+
+def whole(count: int) -> str:
+    return "".join(f"w{i} " for i in range(count))
+
+
+def test_f10_fifty_viewers_survive_the_kill_of_their_api(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
+) -> None:
+    pause = Pause()
+    script = upstream.script("f10", [*words(20), pause, *words(60)[21:], *ending()])
+    generation_id = fleet.submit("f10")
+    viewers = [judges.watch([fleet.url], generation_id) for _ in range(VIEWERS)]
+    wait_until(lambda: all(viewer.text == whole(20) for viewer in viewers))
+    fleet.kill("api")
+    pause.go()  # the worker never notices: it goes on writing while nobody can watch
+    wait_until(lambda: fleet.client.zcard(keys.OPEN) == 0, what="the answer ends without an API")
+    fleet.launch_and_wait("api")
+    up = time.monotonic()
+    judges.wait()
+    assert [(viewer.outcome, viewer.text) for viewer in viewers] == [("whole", whole(60))] * VIEWERS
+    assert all(viewer.attempts == [] for viewer in viewers)
+    assert max(viewer.back_at for viewer in viewers) - up < BAR_S
+    found = fleet.state(generation_id)
+    assert (found["status"], found["attempts"]) == ("completed", 1)
+    assert len(script.calls) == 1
+
+
+def test_f11_killed_between_the_log_and_the_bell(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
+    """With a key, the client's next try finds the same generation and rings for it; without one, the reaper does."""
+    script = upstream.script("f11", [*words(3), *ending()])
+    fleet.launch("api-doomed", fault=DIES_BEFORE_THE_BELL)
+    fleet.launch("api-damned", fault=DIES_BEFORE_THE_BELL)
+    wait_until(lambda: fleet.up("api-doomed") and fleet.up("api-damned"))
+    lost = judges.post([fleet.at("api-doomed")], ask("f11"), headers={"idempotency-key": "f11"})
+    orphan = judges.post([fleet.at("api-damned")], ask("f11"))
+    judges.wait()
+    assert (lost.cut, orphan.cut) == (True, True)
+    stored = {generation_id.decode() for generation_id in fleet.client.zrange(keys.OPEN, 0, -1)}
+    assert len(stored) == 2
+    assert script.calls == []
+    again = judges.post([fleet.url], ask("f11"), headers={"idempotency-key": "f11"})
+    judges.wait(5)
+    assert (again.outcome, again.text) == ("whole", whole(3))
+    assert again.headers["idempotent-replayed"] == "true"
+    (left,) = stored - {again.id}
+    late = judges.watch([fleet.url], left)
+    judges.wait()
+    assert (late.outcome, late.text) == ("whole", whole(3))
+    assert len(script.calls) == 2
+    assert fleet.client.zcard(keys.OPEN) == 0
+
+
+def test_f12_told_to_stop_an_api_hands_its_viewers_over(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
+) -> None:
+    """Native viewers go on at the other one; of the others, the one that can ends, and the one that cannot is cut."""
+    fleet.launch_and_wait("api-2")
+    both = [fleet.url, fleet.at("api-2")]
+    pause, never = Pause(), Pause()
+    upstream.script("f12", [*words(10), pause, *words(20)[11:], *ending()])
+    upstream.script("f12-long", [*words(10), never, *words(20)[11:], *ending()])
+    quick = judges.post(both, ask("f12"))
+    long = judges.post(both, ask("f12-long"))
+    wait_until(lambda: quick.text == long.text == whole(10))
+    native = [judges.watch(both, generation_id) for generation_id in (quick.id, long.id) for _ in range(10)]
+    wait_until(lambda: all(viewer.text == whole(10) for viewer in native))
+    fleet.kill("api", signal.SIGTERM)
+    wait_until(lambda: all(viewer.connects > 1 for viewer in native), what="the native viewers leave")
+    assert not quick.ended
+    pause.go()
+    assert fleet.process("api").wait(BAR_S) == 0
+    never.go()
+    judges.wait()
+    assert (quick.outcome, quick.text) == ("whole", whole(20))
+    assert (long.outcome, long.cut, long.finish, long.error) == ("failed", True, [], None)
+    assert [(viewer.outcome, viewer.text) for viewer in native] == [("whole", whole(20))] * 20
+    assert "Traceback" not in fleet.log("api")
+
+
+def test_f12_rolling_apis_lose_no_viewer(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
+    """One after the other is replaced, while the answer goes on."""
+    fleet.launch_and_wait("api-2")
+    both = [fleet.url, fleet.at("api-2")]
+    first, second = Pause(), Pause()
+    script = upstream.script("f12-roll", [*words(5), first, *words(9)[6:], second, *words(15)[10:], *ending()])
+    generation_id = fleet.submit("f12-roll")
+    viewers = [judges.watch(urls, generation_id) for urls in (both, both[::-1]) for _ in range(10)]
+    wait_until(lambda: all(viewer.text == whole(5) for viewer in viewers))
+    for name, pause, said in (("api", first, 9), ("api-2", second, 15)):
+        fleet.kill(name, signal.SIGTERM)
+        assert fleet.process(name).wait(BAR_S) == 0
+        pause.go()
+        wait_until(lambda said=said: all(viewer.text == whole(said) for viewer in viewers))
+        fleet.launch_and_wait(name)
+    judges.wait()
+    assert [(viewer.outcome, viewer.text) for viewer in viewers] == [("whole", whole(15))] * 20
+    assert len(script.calls) == 1
+    assert httpx.get(f"{fleet.url}/readyz").status_code == 200

@@ -80,6 +80,7 @@ def test_f18_the_reply_to_the_lease_is_lost(rig: Rig) -> None:
     rig.answers_again()
     rig.proxy.lose_replies(b"arq:in-progress", 1)
     assert rig.post().status_code == 200
+    assert rig.proxy.to_lose == 0
 
 
 # ---- no memory

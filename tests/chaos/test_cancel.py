@@ -1,0 +1,228 @@
+"""Cancel with proof (F38), and hanging up (F39): who may end an answer, and that the provider hears of it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from shared import keys
+from shared.embedded import EmbeddedValkey
+from tests.support.fleet import Fleet, ask
+from tests.support.judge import Judges
+from tests.support.stack import wait_until
+from tests.support.upstream import Pause, ScriptedUpstream, ending, words
+
+RACES = 40
+CLOSED_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def running(
+    valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    with Fleet(valkey, upstream, tmp_path_factory.mktemp("cancel")) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def fleet(running: Fleet) -> Fleet:
+    running.heal("api-2")
+    return running
+
+
+@pytest.fixture
+def judges() -> Iterator[Judges]:
+    with Judges() as found:
+        yield found
+
+
+def whole(count: int) -> str:
+    return "".join(f"w{i} " for i in range(count))
+
+
+def cancel(url: str, generation_id: str) -> httpx.Response:
+    return httpx.post(f"{url}/v1/streams/{generation_id}/cancel")
+
+
+def test_f38_cancelled_from_another_api_the_upstream_is_closed_within_a_second(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
+) -> None:
+    script = upstream.script("f38", [*words(3), Pause(), *ending()])
+    openai = judges.post([fleet.url], ask("f38"))
+    wait_until(lambda: openai.text == whole(3))
+    native = judges.watch([fleet.at("api-2")], openai.id)
+    wait_until(lambda: native.text == whole(3))
+    answer = cancel(fleet.at("api-2"), openai.id)
+    cancelled = time.monotonic()
+    wait_until(lambda: script.live == 0, what="the upstream is closed")
+    assert time.monotonic() - cancelled < CLOSED_S
+    judges.wait()
+    for viewer in (openai, native):
+        assert (viewer.outcome, viewer.code, viewer.text) == ("failed", "generation_cancelled", whole(3))
+    state = answer.json()
+    assert (answer.status_code, state["status"], state["usage_source"]) == (200, "cancelled", "estimate")
+    assert state["usage"]["completion_tokens"] > 0
+    assert fleet.stored(openai.id) == whole(3)
+    again = cancel(fleet.url, openai.id)
+    assert (again.status_code, again.content) == (200, cancel(fleet.at("api-2"), openai.id).content)
+    assert {**again.json(), "viewers": 0} == {**state, "viewers": 0}
+    assert script.hung_up == 1
+    assert len(script.calls) == 1
+
+
+def test_f38_cancelled_while_it_waits_it_never_calls_the_upstream(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
+) -> None:
+    script = upstream.script("f38-queued", [*words(3), *ending()])
+    for name in fleet.workers():
+        fleet.kill(name, signal.SIGSTOP)
+    viewer = judges.post([fleet.url], ask("f38-queued"))
+    wait_until(lambda: fleet.client.zcard(keys.OPEN))
+    (generation_id,) = [found.decode() for found in fleet.client.zrange(keys.OPEN, 0, -1)]
+    answer = cancel(fleet.at("api-2"), generation_id)
+    assert (answer.json()["status"], answer.json()["attempts"]) == ("cancelled", 0)
+    for name in fleet.workers():
+        fleet.kill(name, signal.SIGCONT)
+    judges.wait()
+    assert (viewer.outcome, viewer.code, viewer.text) == ("failed", "generation_cancelled", "")
+    wait_until(lambda: not fleet.client.keys("arq:*"), what="the job is thrown away")
+    assert script.calls == []
+
+
+def test_f38_what_is_unknown_or_over_is_not_cancelled(fleet: Fleet, upstream: ScriptedUpstream) -> None:
+    upstream.script("f38-over", [*words(2), *ending()])
+    generation_id = fleet.submit("f38-over")
+    ended = fleet.ended(generation_id)
+    assert cancel(fleet.url, generation_id).json() == ended
+    assert cancel(fleet.url, f"chatcmpl-{'0' * 32}").status_code == 404
+    assert cancel(fleet.url, "nonsense").status_code == 404
+
+
+def race(fleet: Fleet, model: str, go: Pause) -> tuple[str, list[httpx.Response]]:
+    """A generation whose last words, and two cancels at two APIs, come at the same moment."""
+    generation_id = fleet.submit(model)
+    fleet.until_said(generation_id, 3)
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(cancel, fleet.at(name), generation_id) for name in ("api", "api-2")]
+        pool.submit(go.go)
+        return generation_id, [answer.result() for answer in answers]
+
+
+def test_f38_cancel_and_finish_race_for_one_end(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
+    ends = []
+    for i in range(RACES):
+        go = Pause()
+        script = upstream.script(f"f38-race-{i}", [*words(2), go, *words(4)[3:], *ending()])
+        generation_id, answers = race(fleet, f"f38-race-{i}", go)
+        viewer = judges.watch([fleet.url], generation_id)
+        judges.wait()
+        found = fleet.state(generation_id)
+        for answer in answers:
+            assert (answer.status_code, {**answer.json(), "viewers": 0}) == (200, {**found, "viewers": 0})
+        assert viewer.outcome == ("whole" if found["status"] == "completed" else "failed")
+        assert fleet.entries(generation_id).count(f"{2**53 - 1}-0") == 1
+        assert viewer.text == fleet.stored(generation_id)
+        assert len(script.calls) == 1
+        wait_until(lambda script=script: script.live == 0)
+        ends.append(found["status"])
+    assert set(ends) <= {"completed", "cancelled"}
+
+
+def test_f38_cancel_and_delete_race_without_a_server_error(fleet: Fleet, upstream: ScriptedUpstream) -> None:
+    for i in range(15):
+        script = upstream.script(f"f38-delete-{i}", [*words(2), Pause()])
+        generation_id = fleet.submit(f"f38-delete-{i}")
+        fleet.until_said(generation_id, 3)
+        with ThreadPoolExecutor(4) as pool:
+            cancels = [pool.submit(cancel, fleet.at(name), generation_id) for name in ("api", "api-2")]
+            deletes = [
+                pool.submit(httpx.delete, f"{fleet.at(name)}/v1/streams/{generation_id}") for name in ("api-2", "api")
+            ]
+            statuses = [answer.result().status_code for answer in (*cancels, *deletes)]
+        assert set(statuses) <= {200, 404}
+        wait_until(lambda script=script: script.live == 0)
+        assert httpx.get(f"{fleet.url}/v1/streams/{generation_id}").status_code == 404
+
+
+def test_f39_hanging_up_is_no_cancel_unless_asked_for(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
+    pause = Pause()
+    script = upstream.script("f39", [*words(3), pause, *words(9)[4:], *ending()])
+    generation_id = fleet.submit("f39")
+    fleet.until_said(generation_id, 4)
+    pause.go()
+    assert fleet.ended(generation_id)["status"] == "completed"
+    viewer = judges.watch([fleet.url], generation_id)
+    judges.wait()
+    assert (viewer.outcome, viewer.text) == ("whole", whole(9))
+    assert len(script.calls) == 1
+
+
+@pytest.mark.parametrize("asked", ["body", "header"])
+def test_f39_on_disconnect_cancel_ends_it_after_the_grace_time(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream, asked: str
+) -> None:
+    script = upstream.script("f39-cancel", [*words(3), Pause(), *ending()])
+    fields = {"on_disconnect": "cancel"} if asked == "body" else {}
+    headers = {"x-on-disconnect": "cancel"} if asked == "header" else {}
+    generation_id = fleet.submit("f39-cancel", headers=headers, **fields)
+    left = time.monotonic()
+    found = fleet.ended(generation_id)
+    assert time.monotonic() - left > 0.9
+    assert (found["status"], found["usage_source"]) == ("cancelled", "estimate")
+    assert fleet.stored(generation_id) == whole(3)
+    wait_until(lambda: script.live == 0)
+    late = judges.watch([fleet.url], generation_id)
+    judges.wait()
+    assert (late.outcome, late.code, late.text) == ("failed", "generation_cancelled", whole(3))
+
+
+def test_f39_one_viewer_at_any_api_keeps_it_alive(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
+    """Three times the grace time passes with a viewer at the other API only; it leaves, and that is the end."""
+    pause = Pause()
+    script = upstream.script("f39-kept", [*words(3), pause, *ending()])
+    generation_id = fleet.submit("f39-kept", on_disconnect="cancel")
+    with httpx.stream("GET", f"{fleet.at('api-2')}/v1/streams/{generation_id}", timeout=20) as response:
+        since = time.monotonic()
+        for _ in response.iter_raw():  # keep-alives, five a second
+            assert fleet.state(generation_id)["status"] in ("queued", "in_progress")
+            if time.monotonic() - since > 3:
+                break
+        assert script.live == 1
+    assert fleet.ended(generation_id)["status"] == "cancelled"
+    wait_until(lambda: script.live == 0)
+
+
+def test_f39_who_comes_in_the_last_moment_of_the_grace_time_is_counted(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
+) -> None:
+    pause = Pause()
+    upstream.script("f39-late", [*words(3), pause, *words(9)[4:], *ending()])
+    generation_id = fleet.submit("f39-late", on_disconnect="cancel", on_interruption="restart")
+    fleet.until_said(generation_id, 4)
+    worker = fleet.owner(generation_id)
+    fleet.kill(worker, signal.SIGSTOP)  # the grace time is over, and the worker has not acted upon it
+    fleet.client.delete(keys.viewers(generation_id))
+    viewer = judges.watch([fleet.at("api-2")], generation_id)
+    wait_until(lambda: viewer.text)
+    assert fleet.client.pttl(keys.viewers(generation_id)) > 0
+    fleet.kill(worker, signal.SIGCONT)
+    pause.go()
+    judges.wait()
+    assert (viewer.outcome, viewer.text) == ("whole", whole(9))
+
+
+def test_f39_the_kill_of_an_api_is_a_hang_up_of_its_viewers(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
+) -> None:
+    script = upstream.script("f39-kill", [*words(3), Pause(), *ending()])
+    viewer = judges.post([fleet.at("api-2")], ask("f39-kill", on_disconnect="cancel"))
+    wait_until(lambda: viewer.text == whole(3))
+    fleet.kill("api-2")
+    assert fleet.ended(viewer.id)["status"] == "cancelled"
+    wait_until(lambda: script.live == 0)
+    assert viewer.cut

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from arq.connections import ArqRedis
-from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import BlockingConnectionPool, ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
@@ -67,7 +67,7 @@ UNREACHABLE = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, O
 CONNECT_TIMEOUT_S = 2.0
 SENTINEL = "redis+sentinel://"
 _RETRY_S = 0.5
-_COMPLAIN_EVERY_S = 1.0
+_COMPLAIN_EVERY_S = 5.0
 _complained: dict[str, float] = {}
 
 
@@ -103,7 +103,7 @@ def connect(url: str, *, max_connections: int, timeout_s: float = 5.0, wait_s: f
     if not url.startswith("unix://"):
         options["socket_keepalive"] = True
     pool = _sentinel_pool(url, options) if url.startswith(SENTINEL) else BlockingConnectionPool.from_url(url, **options)
-    pool.connection_class = type("MendedConnection", (_Mended, pool.connection_class), {})
+    pool.connection_class = type("MendedConnection", (_Mended, pool.connection_class), {"siblings": pool})
     return ArqRedis(
         pool,
         job_serializer=serialize_job,
@@ -113,7 +113,20 @@ def connect(url: str, *, max_connections: int, timeout_s: float = 5.0, wait_s: f
 
 
 class _Mended(AbstractConnection):
-    """A connection that was reset just now is a ConnectionError. uvloop says RuntimeError, which nobody expects."""
+    """Two things about connections that break.
+
+    One that was reset just now is a ConnectionError; uvloop says RuntimeError, which nobody expects. And where one does
+    not answer, the idle ones of its pool are likely dead as well: they are closed, or each would cost a caller its wait.
+    """
+
+    siblings: ConnectionPool
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*args, **options)
+        except TimeoutError:
+            await self.siblings.disconnect(inuse_connections=False)
+            raise
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         try:
@@ -156,7 +169,7 @@ async def persist(name: str, loop: Callable[[], Awaitable[None]]) -> None:
 
 
 def complain(part: str, error: object, **about: Any) -> None:
-    """Counts and logs that a part of this process could not use Redis; one line a second for each part, at most.
+    """Counts and logs that a part of this process could not use Redis; one line in 5 s for each part, at most.
 
     In an outage everything that runs has the same to say, some of it four times a second.
     """

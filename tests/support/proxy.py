@@ -53,7 +53,13 @@ class Proxy:
 
     def heal(self) -> None:
         """Everything passes again."""
-        self._set(lambda: None)
+
+        def bury() -> None:
+            for link in list(self._links):
+                if link.dead:
+                    link.cut()
+
+        self._set(bury)
 
     def refuse(self) -> None:
         def down() -> None:
@@ -65,6 +71,15 @@ class Proxy:
 
     def hold(self) -> None:
         self._set(self._passing.clear)
+
+    def forget(self) -> None:
+        """The living connections go dead without a word; new ones work. A peer whose machine was replaced."""
+
+        def silence() -> None:
+            for link in self._links:
+                link.dead = True
+
+        self._set(silence)
 
     def delay(self, seconds: float) -> None:
         """Every reply is late by this much."""
@@ -138,6 +153,7 @@ class _Link:
     def __init__(self, proxy: Proxy, client: tuple[Any, Any], server: tuple[Any, Any]) -> None:
         self._proxy, self._client, self._server = proxy, client, server
         self._armed = False
+        self.dead = False
         self._parser = hiredis.Reader()
 
     async def run(self) -> None:
@@ -156,6 +172,8 @@ class _Link:
     async def _up(self) -> None:
         proxy = self._proxy
         while data := await self._client[0].read(_READ):
+            if self.dead:
+                continue
             await proxy.passed()
             if proxy.saying is not None:
                 self._parser.feed(data)
@@ -171,6 +189,8 @@ class _Link:
     async def _down(self) -> None:
         proxy = self._proxy
         while data := await self._server[0].read(_READ):
+            if self.dead:
+                continue
             await proxy.passed()
             if self._armed and proxy.to_lose > 0:
                 proxy.to_lose -= 1

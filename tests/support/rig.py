@@ -199,7 +199,12 @@ class Rig:
     def state(self, generation_id: str) -> dict[str, Any]:
         headers = {"accept": "application/json"}
         url = f"{self.stack.url}/v1/streams/{generation_id}"
-        found: dict[str, Any] = httpx.get(url, headers=headers, timeout=10, trust_env=False).json()
+
+        def answered() -> httpx.Response | None:
+            response = httpx.get(url, headers=headers, timeout=10, trust_env=False)
+            return None if response.status_code == 503 else response
+
+        found: dict[str, Any] = wait_until(answered, what="the state is told").json()
         return found
 
     def ready(self) -> bool:

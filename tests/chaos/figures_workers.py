@@ -1,0 +1,211 @@
+"""The loops behind the table in docs/RELIABILITY.md: `python -m tests.chaos.figures_workers [--lease-s 10] [ROW …]`.
+
+Prints a JSON line for each row: runs, the worst figure, words lost and words twice over all viewers, and what must be
+zero for that row. Ends with status 1 if anything is not as the row says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from shared.embedded import EmbeddedValkey
+from tests.support.fleet import BAR_S, Fleet, ask
+from tests.support.judge import Judges, Verdict
+from tests.support.stack import wait_until
+from tests.support.upstream import Pause, ScriptedUpstream, ending, words
+
+SEAL = f"{2**53 - 1}-0"
+WORDS = 60
+
+
+class Tally:
+    """What all runs of a row add up to."""
+
+    def __init__(self) -> None:
+        self.runs = self.lost = self.duplicated = self.wrong = 0
+        self.worst_s = 0.0
+        self.seen: Counter[str] = Counter()
+
+    def run(self, worst_s: float, viewers: list[Verdict], *, expected: int, right: bool) -> None:
+        self.runs += 1
+        self.worst_s = max(self.worst_s, worst_s)
+        for viewer in viewers:
+            said = Counter(viewer.text.split())
+            self.lost += sum(f"w{i}" not in said for i in range(expected))
+            self.duplicated += sum(count - 1 for count in said.values())
+            right = right and viewer.outcome != "damaged"
+            self.seen[viewer.outcome] += 1
+        self.wrong += not right
+
+    def row(self) -> dict[str, Any]:
+        return {
+            "runs": self.runs,
+            "worst_s": round(self.worst_s, 3),
+            "lost": self.lost,
+            "duplicated": self.duplicated,
+            "wrong": self.wrong,
+            **self.seen,
+        }
+
+
+def f02_kill_in_the_middle(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> Tally:
+    """kill -9 mid-stream with on_interruption=restart; worst: from the kill to the marker."""
+    tally = Tally()
+    for i in range(20):
+        rest = Pause()
+        script = upstream.script(f"f02-{i}", [*words(3 + i), rest, *words(WORDS)[4 + i :], *ending()])
+        generation_id = fleet.submit(f"f02-{i}", on_interruption="restart")
+        viewers = [judges.watch([fleet.url], generation_id) for _ in range(3)]
+        fleet.until_said(generation_id, 4 + i)
+        wait_until(lambda viewers=viewers, said=3 + i: all(len(viewer.text.split()) == said for viewer in viewers))
+        fleet.kill(fleet.owner(generation_id))
+        killed = time.monotonic()
+        rest.go()
+        judges.wait(60)
+        worst = max(viewer.marker_at for viewer in viewers) - killed
+        right = all(viewer.attempts == [2] for viewer in viewers) and len(script.calls) == 2 and worst <= BAR_S
+        tally.run(worst, viewers, expected=WORDS, right=right)
+        fleet.heal()
+    return tally
+
+
+def f04_kill_before_the_seal(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> Tally:
+    """kill -9 with the finish chunk stored and no seal; worst: from the kill to the end."""
+    tally = Tally()
+    for i in range(20):
+        script = upstream.script(f"f04-{i}", [*words(WORDS), ending()[0], Pause()])
+        viewer = judges.post([fleet.url], ask(f"f04-{i}"))
+        wait_until(lambda viewer=viewer: viewer.finish)
+        fleet.kill(fleet.owner(viewer.id))
+        killed = time.monotonic()
+        judges.wait(60)
+        right = viewer.outcome == "whole" and len(script.calls) == 1
+        tally.run(viewer.ended_at - killed, [viewer], expected=WORDS, right=right)
+        fleet.heal()
+    return tally
+
+
+def f07_zombie(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> Tally:
+    """SIGSTOP past the lease, SIGCONT while the successor writes; worst: from SIGCONT to the upstream's end."""
+    tally = Tally()
+    for i in range(50):
+        more, rest = Pause(), Pause()
+        parts = [*words(2), more, *words(40)[3:], rest, *words(WORDS)[41:], *ending()]
+        script = upstream.script(f"f07-{i}", parts)
+        generation_id = fleet.submit(f"f07-{i}", on_interruption="restart")
+        viewer = judges.watch([fleet.url], generation_id)
+        wait_until(lambda viewer=viewer: viewer.text == "w0 w1 ")
+        zombie = fleet.owner(generation_id)
+        fleet.kill(zombie, signal.SIGSTOP)
+        fleet.owner(generation_id, attempt=2)
+        more.go()  # both providers speak; one worker is frozen with words in its socket
+        fleet.until_said(generation_id, 41, attempt=2)
+        woken = time.monotonic()
+        fleet.kill(zombie, signal.SIGCONT)
+        wait_until(lambda script=script: script.live == 1, what="the zombie hangs up")
+        closed = time.monotonic()
+        rest.go()
+        judges.wait(60)
+        late = sum(position.startswith("1-") for position in fleet.entries(generation_id)) - 4
+        right = late == 0 and viewer.attempts == [2] and len(script.calls) == 2 and fleet.alive(zombie)
+        tally.seen["late_writes"] += late
+        tally.run(closed - woken, [viewer], expected=WORDS, right=right)
+        fleet.heal()
+    return tally
+
+
+def f37_twenty_at_once(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> Tally:
+    """Twenty POSTs with one Idempotency-Key on two APIs; worst: until the last of them has its end."""
+    tally = Tally()
+    fleet.heal("api-2")
+    for i in range(20):
+        script = upstream.script(f"f37-{i}", [*words(WORDS), *ending()])
+        started = time.monotonic()
+        urls = [fleet.at("api"), fleet.at("api-2")]
+        key = {"idempotency-key": f"figures-{i}"}
+        viewers = [judges.post([urls[n % 2]], ask(f"f37-{i}"), headers=key) for n in range(20)]
+        judges.wait()
+        right = len({viewer.id for viewer in viewers}) == 1 and len(script.calls) == 1
+        tally.run(time.monotonic() - started, viewers, expected=WORDS, right=right)
+    return tally
+
+
+def f38_cancel_and_finish(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> Tally:
+    """Two cancels at two APIs race the provider's last words; worst: until the upstream is closed."""
+    tally = Tally()
+    fleet.heal("api-2")
+    with ThreadPoolExecutor(4) as pool:
+        for i in range(500):
+            go = Pause()
+            script = upstream.script("f38", [*words(2), go, *words(4)[3:], *ending()])
+            generation_id = fleet.submit("f38")
+            fleet.until_said(generation_id, 3)
+            started = time.monotonic()
+            first = [lambda go=go: pool.submit(go.go), *[_cancel(pool, fleet, n, generation_id) for n in (0, 1)]]
+            racing = [start() for start in (first if i % 2 else first[::-1])]
+            states = [answer for racer in racing if (answer := racer.result()) is not None]
+            wait_until(lambda script=script: script.live == 0)
+            closed = time.monotonic()
+            viewer = judges.watch([fleet.url], generation_id)
+            judges.wait()
+            found = fleet.state(generation_id)
+            one = fleet.entries(generation_id).count(SEAL) == 1 and len(script.calls) == 1
+            same = all({**state, "viewers": 0} == {**found, "viewers": 0} for state in states)
+            expected = 4 if found["status"] == "completed" else len(fleet.stored(generation_id).split())
+            tally.seen[found["status"]] += 1
+            tally.run(closed - started, [viewer], expected=expected, right=one and same)
+    return tally
+
+
+def _cancel(pool: ThreadPoolExecutor, fleet: Fleet, number: int, generation_id: str) -> Callable[[], Any]:
+    url = f"{fleet.at(('api', 'api-2')[number])}/v1/streams/{generation_id}/cancel"
+    return lambda: pool.submit(lambda: httpx.post(url).json())
+
+
+ROWS = {
+    "F2": f02_kill_in_the_middle,
+    "F4": f04_kill_before_the_seal,
+    "F7": f07_zombie,
+    "F37": f37_twenty_at_once,
+    "F38": f38_cancel_and_finish,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all by default")
+    parser.add_argument("--lease-s", default="1", help="the workers' lease; as shipped: 10")
+    chosen = parser.parse_args()
+    wrong = 0
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        with (
+            EmbeddedValkey(place / "valkey") as valkey,
+            ScriptedUpstream() as upstream,
+            Fleet(valkey, upstream, place, STREAMSPOOL_LEASE_S=chosen.lease_s) as fleet,
+            Judges() as judges,
+        ):
+            for row in chosen.rows or ROWS:
+                tally = ROWS[row](fleet, judges, upstream)
+                wrong += tally.wrong
+                injected = (ROWS[row].__doc__ or "").strip()
+                print(
+                    json.dumps({"row": row, "lease_s": chosen.lease_s, **tally.row(), "injected": injected}), flush=True
+                )
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -31,7 +31,10 @@ from shared.telemetry import RESUMES, VIEWERS_DROPPED, get_logger
 logger = get_logger(__name__)
 
 _BATCH = 512
-"""Frames joined for one send: a lagging viewer catches up in large writes without holding the loop."""
+_BATCH_BYTES = 128 * 1024
+"""What is joined for one send, at most: a lagging viewer catches up in large writes without holding the loop, and without
+holding much memory while it does not read. A single frame may be larger."""
+_FIRST_PAGE = 16
 _RETRY_S = 0.25
 _STAGGER_S = 2.0
 
@@ -199,6 +202,7 @@ class EventStream(_LogResponse):
         super().__init__(parts, header, fresh=fresh, headers=headers)
         self._view, self._cursor, self._hold_s = view, cursor, hold_s
         self._leave_at: float | None = None
+        self._page = _FIRST_PAGE
         self._encode = chat.encoder(ids=view.ids, include_usage=view.include_usage)
 
     async def _respond(self, client: _Client, live: LiveLog) -> None:
@@ -242,10 +246,9 @@ class EventStream(_LogResponse):
                 if body:
                     yield body, False
             elif index < live.end:
-                stop = min(live.end, index + _BATCH)
-                body = b"".join(live.frames(self._encode, index, stop))
-                index = stop
-                if body:
+                frames = _fitting(live.frames(self._encode, index, min(live.end, index + _BATCH)))
+                index += len(frames)
+                if body := b"".join(frames):
                     yield body, False
             elif live.outcome:
                 yield b"".join(chat.end_frames(json.loads(live.outcome.data), ids=self._view.ids)[skip_end:]), True
@@ -284,7 +287,7 @@ class EventStream(_LogResponse):
     async def _read_page(self, live: LiveLog, epoch: int, index: int) -> tuple[bytes, int]:
         """Frames that have left the window, from the log itself."""
         try:
-            page = await self._parts.broker.log.read(self._id, Position(epoch, index), _BATCH)
+            page = await self._parts.broker.log.read(self._id, Position(epoch, index), self._page)
         except Damaged as problem:
             live.fail(problem)
             return b"", live.end
@@ -295,7 +298,19 @@ class EventStream(_LogResponse):
         if not chunks:
             live.fail(Gone(self._id))
             return b"", live.end
+        size = sum(len(entry.data) for entry in chunks)
+        self._page = max(1, min(_BATCH, _BATCH_BYTES * len(chunks) // size))  # as many as fit, if they stay like these
         return b"".join(map(self._encode, chunks)), index + len(chunks)
+
+
+def _fitting(frames: list[bytes]) -> list[bytes]:
+    """The first of these frames, as many as make one send."""
+    size = 0
+    for count, frame in enumerate(frames):
+        size += len(frame)
+        if size >= _BATCH_BYTES:
+            return frames[: count + 1]
+    return frames
 
 
 class Answer(_LogResponse):

@@ -30,40 +30,69 @@ LISTEN_FD = "STREAMSPOOL_LISTEN_FD"
 
 _BACKLOG = 2048
 
+HEADERS_S = 30.0
+"""How long a client may take to say what it wants: until the headers of its first request, and of each later one."""
 
-_HEADERS_S = 30.0
+_GRACE_S = 5.0
 
 
 class Protocol(HttpToolsProtocol):
-    """Puts the transport into the ASGI scope, and gives a client 30 s to say what it wants."""
+    """Puts the transport into the ASGI scope, and lets no client hold a connection by doing nothing.
+
+    There are two ways to do that. Not to say what one wants: uvicorn's keep-alive timer is taken off by any byte, be it
+    a blank line or the rest of a body that nobody waits for, so a timer of ours runs whenever no request does. And not
+    to read: then bytes stay in the transport's buffer, which is to hold none. The relay drops, counts and logs its own
+    viewers; this is for every other response, and for what is left after a close.
+    """
 
     _patience: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
+        transport.set_write_buffer_limits(high=0)  # paused, and the timer runs, as soon as the socket takes no more
+        self._begin_patience()
 
-    def on_headers_complete(self) -> None:
-        if self._patience:
-            self._patience.cancel()
-            self._patience = None
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._patience:
-            self._patience.cancel()
-        super().connection_lost(exc)
-
-    def _give_up(self) -> None:
-        """The first request never came, or never ended its headers. Later ones fall under the keep-alive timer."""
-        self.transport.close()
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and self.cycle.response_complete:
+            self._begin_patience()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if self._patience is None:
-            self._patience = self.loop.call_later(_HEADERS_S, self._give_up)
+        self._begin_patience()
         extensions: dict[str, Any] = {TRANSPORT: self.transport}
         self.scope["extensions"] = extensions
+
+    def on_headers_complete(self) -> None:
+        self._end_patience()
+        super().on_headers_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        send_timeout_s: float = self.config.app.state.parts.settings.send_timeout_s  # type: ignore[union-attr]
+        self._unread = self.loop.call_later(send_timeout_s + _GRACE_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._unread:
+            self._unread.cancel()
+            self._unread = None
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_patience()
+        if self._unread:
+            self._unread.cancel()
+        super().connection_lost(exc)
+
+    def _begin_patience(self) -> None:
+        if self._patience is None:
+            self._patience = self.loop.call_later(HEADERS_S, self.transport.close)
+
+    def _end_patience(self) -> None:
+        if self._patience:
+            self._patience.cancel()
+            self._patience = None
 
 
 class Server(uvicorn.Server):

@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(
         None,
         validation_alias="REDIS_URL",
-        description="redis://, rediss:// or unix:// URL; empty: `up` and `demo` start an embedded Valkey",
+        description="redis://, rediss://, unix:// or redis+sentinel:// URL; empty: `up` and `demo` start an embedded Valkey",
     )
     host: str = Field("127.0.0.1", validation_alias="HOST", description="address the API listens on")
     port: int = Field(

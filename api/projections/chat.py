@@ -27,7 +27,7 @@ CANCELLED = {
     "status": 409,
 }
 REPLACED = {
-    "message": "The worker was lost in the middle of the answer, and a new attempt has begun. Start the stream again.",
+    "message": "The answer was cut in the middle, and a new attempt has begun. Start the stream again.",
     "type": "server_error",
     "param": None,
     "code": "generation_interrupted",

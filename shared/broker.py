@@ -219,7 +219,7 @@ class Broker:
                 raise NotFound("`after` must be the id of a stream in this list.") from None
 
     async def cancel(self, generation_id: str, principal: Principal) -> Summary:
-        """Ends a generation, keeping what it said so far; one that has ended already stays as it is."""
+        """Ends a generation, keeping what it said so far; one that has said all there is stays the answer it is."""
         summary = await self.find(generation_id, principal)
         if summary.outcome is None:
             with self._reachable(), suppress(Sealed):
@@ -250,13 +250,13 @@ class Broker:
     async def _conclude(
         self, generation_id: str, summary: Summary, status: Status, error: dict[str, Any] | None = None
     ) -> None:
-        """Seals for whoever ran it, with the usage of what it said. A failure that lacks nothing is a success."""
+        """Seals for whoever ran it, with the usage of what it said. What lacks nothing but its seal is an answer."""
         _, body = await self.log.request(generation_id)
         fold = Accumulator()
         for chunk in await self.chunks(generation_id, summary.position.epoch, strict=False):
             fold.feed(json.loads(chunk))
         reasons = fold.finish_reasons
-        if status is Status.FAILED and len(reasons) >= summary.header["n"] and all(reasons):
+        if len(reasons) >= summary.header["n"] and all(reasons):
             status, error = finished_status(reasons), None
         outcome = {
             "status": status,

@@ -94,6 +94,19 @@ def test_f38_cancelled_while_it_waits_it_never_calls_the_upstream(
     assert script.calls == []
 
 
+def test_f38_cancelled_after_the_last_word_it_is_the_answer_it_is(
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
+) -> None:
+    script = upstream.script("f38-whole", [*words(3), ending()[0], Pause()])
+    viewer = judges.post([fleet.url], ask("f38-whole"))
+    wait_until(lambda: viewer.finish)
+    state = cancel(fleet.at("api-2"), viewer.id).json()
+    judges.wait()
+    assert (state["status"], state["finish_reasons"], state["error"]) == ("completed", ["stop"], None)
+    assert (viewer.outcome, viewer.text) == ("whole", whole(3))
+    wait_until(lambda: script.live == 0, what="the upstream is closed")
+
+
 def test_f38_what_is_unknown_or_over_is_not_cancelled(fleet: Fleet, upstream: ScriptedUpstream) -> None:
     upstream.script("f38-over", [*words(2), *ending()])
     generation_id = fleet.submit("f38-over")
@@ -103,13 +116,14 @@ def test_f38_what_is_unknown_or_over_is_not_cancelled(fleet: Fleet, upstream: Sc
     assert cancel(fleet.url, "nonsense").status_code == 404
 
 
-def race(fleet: Fleet, model: str, go: Pause) -> tuple[str, list[httpx.Response]]:
+def race(fleet: Fleet, model: str, go: Pause, delay_s: float) -> tuple[str, list[httpx.Response]]:
     """A generation whose last words, and two cancels at two APIs, come at the same moment."""
     generation_id = fleet.submit(model)
     fleet.until_said(generation_id, 3)
     with ThreadPoolExecutor(3) as pool:
         answers = [pool.submit(cancel, fleet.at(name), generation_id) for name in ("api", "api-2")]
-        pool.submit(go.go)
+        time.sleep(delay_s)  # what races, not what is waited for
+        go.go()
         return generation_id, [answer.result() for answer in answers]
 
 
@@ -118,7 +132,7 @@ def test_f38_cancel_and_finish_race_for_one_end(fleet: Fleet, judges: Judges, up
     for i in range(RACES):
         go = Pause()
         script = upstream.script(f"f38-race-{i}", [*words(2), go, *words(4)[3:], *ending()])
-        generation_id, answers = race(fleet, f"f38-race-{i}", go)
+        generation_id, answers = race(fleet, f"f38-race-{i}", go, i % 20 / 2000)
         viewer = judges.watch([fleet.url], generation_id)
         judges.wait()
         found = fleet.state(generation_id)

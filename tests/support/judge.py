@@ -54,7 +54,8 @@ class Verdict:
         if self.damage or not (self.ended or self.cut):
             return "damaged"
         if self.error is not None or self.cut:
-            return "damaged" if self.finish else "failed"
+            # A cancel may come between the last word and the end: all is there, and it says what happened.
+            return "damaged" if self.finish and self.code != "generation_cancelled" else "failed"
         words = self.text.split()
         whole = bool(self.finish) and words == [f"w{i}" for i in range(len(words))]
         return "whole" if whole else "damaged"

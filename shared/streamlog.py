@@ -23,6 +23,8 @@ from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError
 from shared.writer import Appender, Writer, is_refusal
 
 _INDEX_PAGE = 50
+_FIRST_PAGE, _LARGEST_PAGE = 100, 2000
+_PAGE_BYTES = 1024 * 1024
 _INTERRUPT_TTL_MS = 60_000
 
 _SEAL_SCRIPT = """#!lua flags=allow-oom
@@ -174,10 +176,13 @@ class StreamLog:
     async def read_all(
         self, generation_id: str, after: Position = BEGIN, *, strict: bool = True
     ) -> AsyncIterator[list[Entry]]:
-        """All entries there are now after a position, page by page."""
-        while page := await self.read(generation_id, after, strict=strict):
+        """All entries there are now after a position, in pages of about a megabyte."""
+        count = _FIRST_PAGE
+        while page := await self.read(generation_id, after, count, strict=strict):
             yield page
             after = page[-1].position
+            size = sum(len(entry.data) for entry in page) // len(page)
+            count = max(1, min(_LARGEST_PAGE, _PAGE_BYTES // max(1, size)))
 
     async def tail(self, generation_id: str, after: Position = BEGIN) -> AsyncIterator[list[Entry]]:
         """Catches up, then follows live; ends with the outcome. Raises Gone, Damaged."""

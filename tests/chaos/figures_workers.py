@@ -145,16 +145,22 @@ def f38_cancel_and_finish(fleet: Fleet, judges: Judges, upstream: ScriptedUpstre
     """Two cancels at two APIs race the provider's last words; worst: until the upstream is closed."""
     tally = Tally()
     fleet.heal("api-2")
-    with ThreadPoolExecutor(4) as pool:
+    apis = [httpx.Client(base_url=fleet.at(name)) for name in ("api", "api-2")]
+    with ThreadPoolExecutor(4) as pool, apis[0], apis[1]:
         for i in range(500):
             go = Pause()
             script = upstream.script("f38", [*words(2), go, *words(4)[3:], *ending()])
             generation_id = fleet.submit("f38")
             fleet.until_said(generation_id, 3)
             started = time.monotonic()
-            racing = [pool.submit(_cancel, fleet.at(name), generation_id) for name in ("api", "api-2")]
-            time.sleep(i % 20 / 2000)  # the finish comes 0 to 10 ms after the cancels were sent
-            go.go()
+            late_s = i % 25 / 1000 - 0.012  # the last words are sent 12 ms before to 12 ms after the cancels
+            if late_s < 0:
+                go.go()
+                time.sleep(-late_s)
+            racing = [pool.submit(_cancel, api, generation_id) for api in apis]
+            if late_s >= 0:
+                time.sleep(late_s)
+                go.go()
             states = [racer.result() for racer in racing]
             wait_until(lambda script=script: script.live == 0)
             closed = time.monotonic()
@@ -169,8 +175,8 @@ def f38_cancel_and_finish(fleet: Fleet, judges: Judges, upstream: ScriptedUpstre
     return tally
 
 
-def _cancel(url: str, generation_id: str) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.post(f"{url}/v1/streams/{generation_id}/cancel").json()
+def _cancel(api: httpx.Client, generation_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = api.post(f"/v1/streams/{generation_id}/cancel").json()
     return found
 
 

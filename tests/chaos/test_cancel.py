@@ -116,34 +116,31 @@ def test_f38_what_is_unknown_or_over_is_not_cancelled(fleet: Fleet, upstream: Sc
     assert cancel(fleet.url, "nonsense").status_code == 404
 
 
-def race(fleet: Fleet, model: str, go: Pause, delay_s: float) -> tuple[str, list[httpx.Response]]:
-    """A generation whose last words, and two cancels at two APIs, come at the same moment."""
-    generation_id = fleet.submit(model)
-    fleet.until_said(generation_id, 3)
-    with ThreadPoolExecutor(3) as pool:
-        answers = [pool.submit(cancel, fleet.at(name), generation_id) for name in ("api", "api-2")]
-        time.sleep(delay_s)  # what races, not what is waited for
-        go.go()
-        return generation_id, [answer.result() for answer in answers]
-
-
 def test_f38_cancel_and_finish_race_for_one_end(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
     ends = []
-    for i in range(RACES):
-        go = Pause()
-        script = upstream.script(f"f38-race-{i}", [*words(2), go, *words(4)[3:], *ending()])
-        generation_id, answers = race(fleet, f"f38-race-{i}", go, i % 20 / 2000)
-        viewer = judges.watch([fleet.url], generation_id)
-        judges.wait()
-        found = fleet.state(generation_id)
-        for answer in answers:
-            assert (answer.status_code, {**answer.json(), "viewers": 0}) == (200, {**found, "viewers": 0})
-        assert viewer.outcome == ("whole" if found["status"] == "completed" else "failed")
-        assert fleet.entries(generation_id).count(f"{2**53 - 1}-0") == 1
-        assert viewer.text == fleet.stored(generation_id)
-        assert len(script.calls) == 1
-        wait_until(lambda script=script: script.live == 0)
-        ends.append(found["status"])
+    apis = [httpx.Client(base_url=fleet.at(name)) for name in ("api", "api-2")]
+    with ThreadPoolExecutor(2) as pool, apis[0], apis[1]:
+        for i in range(RACES):
+            go = Pause()
+            script = upstream.script("f38-race", [*words(2), go, *words(4)[3:], *ending()])
+            generation_id = fleet.submit("f38-race")
+            fleet.until_said(generation_id, 3)
+            path = f"/v1/streams/{generation_id}/cancel"
+            racing = [pool.submit(api.post, path) for api in apis]
+            time.sleep(i % 20 / 2000)  # what races, not what is waited for
+            go.go()
+            answers = [racer.result() for racer in racing]
+            viewer = judges.watch([fleet.url], generation_id)
+            judges.wait()
+            found = fleet.state(generation_id)
+            for answer in answers:
+                assert (answer.status_code, {**answer.json(), "viewers": 0}) == (200, {**found, "viewers": 0})
+            assert viewer.outcome == ("whole" if found["status"] == "completed" else "failed")
+            assert fleet.entries(generation_id).count(f"{2**53 - 1}-0") == 1
+            assert viewer.text == fleet.stored(generation_id)
+            assert len(script.calls) == 1
+            wait_until(lambda script=script: script.live == 0)
+            ends.append(found["status"])
     assert set(ends) <= {"completed", "cancelled"}
 
 

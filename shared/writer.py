@@ -14,7 +14,7 @@ from shared import keys
 from shared.chat import Chunk
 from shared.entry import Position
 from shared.errors import Damaged, Fenced, Gone
-from shared.redis import UNREACHABLE, ArqRedis, ResponseError, complain
+from shared.redis import UNREACHABLE, ArqRedis, RedisError, ResponseError, complain
 from shared.tasks import cancel
 
 _BACKOFF_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -68,7 +68,7 @@ class Appender:
                 connection = await pool.get_connection()
                 while True:
                     await self._flush(connection)
-            except UNREACHABLE as error:
+            except (RedisError, OSError) as error:
                 complain("appender", error)
                 await asyncio.sleep(_BACKOFF_S[3])
             finally:

@@ -47,7 +47,7 @@ def rig(shared_rig: Rig) -> Iterator[Rig]:
 def test_f18_replies_lost(rig: Rig, command: bytes) -> None:
     """What was asked for is done, and who asked is told that the connection broke: append and seal."""
     before = rig.proxy.lost
-    viewers = rig.streams(4, chunks=80)
+    viewers = rig.streams(4, chunks=50, pause_s=0.03)
     rig.proxy.lose_replies(command, 8)
     for viewer in viewers:
         viewer.end()

@@ -18,10 +18,10 @@ from typing import Self
 from shared import keys
 from shared.entry import BEGIN, Entry, Kind
 from shared.errors import Damaged, LogError
-from shared.redis import ArqRedis, RedisError
+from shared.redis import ArqRedis, RedisError, complain
 from shared.streamlog import StreamLog
 from shared.tasks import cancel
-from shared.telemetry import FOLLOWED, REDIS_ERRORS, VIEWERS, get_logger
+from shared.telemetry import FOLLOWED, VIEWERS, get_logger
 
 logger = get_logger(__name__)
 
@@ -240,8 +240,7 @@ class Hub:
             try:
                 await self._read()
             except (RedisError, OSError) as error:
-                REDIS_ERRORS.labels("hub").inc()
-                logger.warning("hub lost redis", error=type(error).__name__)
+                complain("hub", error)
                 await asyncio.sleep(0.25)
 
     async def _read(self) -> None:

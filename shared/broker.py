@@ -35,6 +35,8 @@ _CUT_SHORT = frozenset({"length", "content_filter"})
 _NOT_FOUND = "There is no stream with this id. It may have expired, or belong to another key."
 _CATALOGUE_AGE_S = 1.0
 _DEADLINE_S = 1.8
+_DOUBT_S = 60.0
+"""How long a create that was given up on may still reach Redis."""
 _CLOCK_SKEW_MS = 300_000
 """Jobs are dated this far back, because arq starts none before its date by the *worker's* clock."""
 
@@ -82,7 +84,7 @@ class Broker:
         self._name = name
         self._catalogue: dict[str, Any] | None = None
         self._catalogue_at = 0.0
-        self._doubtful: set[str] = set()
+        self._doubtful: dict[str, float] = {}
 
     # ---- generations
 
@@ -107,7 +109,7 @@ class Broker:
                     created = await self.log.create(header, body)
             except (Unavailable, asyncio.CancelledError):
                 if digest is None:  # with a key, the caller comes back for this very generation
-                    self._doubtful.add(generation_id)
+                    self._doubtful[generation_id] = time.monotonic() + _DOUBT_S
                 raise
             if not created:
                 return Submitted(await self._replayed(generation_id), replayed=True)
@@ -148,10 +150,17 @@ class Broker:
                 "usage_source": None,
                 "error": None,
             }
-            with suppress(Gone, Sealed):
+            try:
                 await self.log.seal(generation_id, outcome)
+                await self._redis.publish(keys.DOORBELL, generation_id)
+                SEALED.labels(Status.CANCELLED).inc()
                 logger.info("revoked", generation_id=generation_id)
-            self._doubtful.discard(generation_id)
+            except Gone:
+                if time.monotonic() < self._doubtful[generation_id]:
+                    continue  # it may still be on its way to a server that hangs
+            except Sealed:
+                pass
+            del self._doubtful[generation_id]
 
     async def _join(self, key: str, request: ChatRequest, principal: Principal) -> tuple[str, str]:
         """The id of the generation that this key stands for, whoever named it first; and the key's digest."""

@@ -7,7 +7,7 @@ is no worker at all. Every API and worker process has one.
 from __future__ import annotations
 
 import asyncio
-import time
+from time import monotonic
 
 from shared import keys
 from shared.broker import Broker, ring
@@ -53,7 +53,7 @@ class Reaper:
         What is suspect in two looks is acted upon: in between, the ordinary way has had its time.
         """
         ids = [generation_id for generation_id, _ in await self._log.open_ids()]
-        if self._alone_since is not None and time.monotonic() - self._alone_since >= self._settings.no_worker_s:
+        if self._alone_since is not None and monotonic() - self._alone_since >= self._settings.no_worker_s:
             await self._give_up(ids)
         if suspects := await self._unknown(ids):
             await asyncio.sleep(LOOK_AGAIN_S)
@@ -80,7 +80,7 @@ class Reaper:
         if await self._broker.workers():
             self._alone_since = None
         elif self._alone_since is None:
-            self._alone_since = time.monotonic()
+            self._alone_since = monotonic()
 
     async def _give_up(self, ids: list[str]) -> None:
         """Without any worker for `no_worker_s`, nobody will answer: the viewers are told so."""

@@ -34,7 +34,7 @@ from shared.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
-from shared.redis import UNREACHABLE, RedisError
+from shared.redis import UNREACHABLE, RedisError, complain
 from shared.streamlog import StreamLog
 from shared.tasks import cancel
 from shared.telemetry import (
@@ -329,7 +329,7 @@ class Generator:
             try:
                 return await self._log.seal(writer.generation_id, outcome, epoch=writer.epoch)
             except UNREACHABLE as error:
-                logger.warning("seal waits", generation_id=writer.generation_id, error=type(error).__name__)
+                complain("seal", error)
                 await asyncio.sleep(1)
 
     async def _end(

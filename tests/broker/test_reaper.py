@@ -34,14 +34,15 @@ async def broker(redis: ArqRedis, log: StreamLog) -> Broker:
 
 
 @pytest.fixture
-def sweeper(redis: ArqRedis, log: StreamLog, broker: Broker) -> Reaper:
+def sweeper(redis: ArqRedis, log: StreamLog, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Reaper:
+    monkeypatch.setattr(reaper, "LOOK_AGAIN_S", 0)
     return Reaper(redis, log, broker, Settings(no_worker_s=1), name="reaper")
 
 
 async def unheard(log: StreamLog) -> str:
     """Accepted, but the API died before it rang."""
     generation_id = f"chatcmpl-{uuid.uuid4().hex}"
-    await log.create({"id": generation_id, "owner": "ann", "created_at_ms": 1, "model": "fake/echo"}, b"{}")
+    await log.create({"id": generation_id, "owner": "ann", "created_at_ms": 1, "model": "fake/echo", "n": 1}, b"{}")
     return generation_id
 
 
@@ -51,15 +52,24 @@ async def summary(log: StreamLog, generation_id: str) -> Summary:
     return found
 
 
-async def test_a_lost_bell_is_rung_again_but_not_at_first_sight(
-    sweeper: Reaper, log: StreamLog, redis: ArqRedis
-) -> None:
+async def test_a_lost_bell_is_rung_again(sweeper: Reaper, log: StreamLog, redis: ArqRedis) -> None:
     generation_id = await unheard(log)
-    await sweeper.sweep()
-    assert await redis.zscore(keys.QUEUE, generation_id) is None
     await sweeper.sweep()
     assert await redis.zscore(keys.QUEUE, generation_id) is not None
     assert (await summary(log, generation_id)).status is Status.QUEUED
+
+
+async def test_a_bell_that_rings_between_two_looks_is_not_rung_again(
+    sweeper: Reaper, log: StreamLog, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaper, "LOOK_AGAIN_S", 0.2)
+    generation_id = await unheard(log)
+    sweeping = asyncio.create_task(sweeper.sweep())
+    await asyncio.sleep(0.05)
+    await redis.zadd(keys.QUEUE, {generation_id: 1})
+    await sweeping
+    assert await redis.zscore(keys.QUEUE, generation_id) == 1
+    assert not await redis.exists(f"arq:job:{generation_id}")
 
 
 async def test_what_arq_knows_is_left_alone(sweeper: Reaper, broker: Broker, log: StreamLog, redis: ArqRedis) -> None:
@@ -87,7 +97,7 @@ async def test_without_any_worker_the_viewers_are_told(
     await log.seal(ended, {"status": "cancelled"})
     await redis.zadd(keys.OPEN, {ended: 1})
     clock = [100.0]
-    monkeypatch.setattr(reaper.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(reaper, "monotonic", lambda: clock[0])
     await sweeper._count_workers()
     await redis.delete(keys.worker("w"))
     await sweeper._count_workers()
@@ -99,7 +109,7 @@ async def test_without_any_worker_the_viewers_are_told(
     await sweeper.sweep()
     outcome = (await summary(log, waiting)).outcome
     assert outcome
-    assert (outcome["status"], outcome["error"]["code"], outcome["by"]) == ("failed", "no_worker", "reaper")
+    assert (outcome["status"], outcome["error"]["code"], outcome["by"]) == ("failed", "no_worker", "test")
     assert await log.open_ids() == []
 
 
@@ -108,7 +118,7 @@ async def test_a_worker_that_comes_back_ends_the_alarm(
 ) -> None:
     generation_id = await unheard(log)
     clock = [100.0]
-    monkeypatch.setattr(reaper.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(reaper, "monotonic", lambda: clock[0])
     await redis.delete(keys.worker("w"))
     await sweeper._count_workers()
     clock[0] += 5

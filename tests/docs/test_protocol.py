@@ -156,7 +156,6 @@ async def test_an_operation_answers_as_the_table_says(
 async def test_the_same_header_claim_and_outcome_are_ours(log: tuple[StreamLog, Appender]) -> None:
     scene = Scene(*log)
     await scene.enter("newest attempt is E")
-    assert await scene.log.create(scene.header, b"{}")
     assert "this very claim" in written()["claim E"][2]
     await scene.log.claim(scene.appender, scene.id, E, scene.attempt)
     for operation, epoch in (("seal, for E", E), ("seal, for anybody", None)):

@@ -310,12 +310,15 @@ class StreamLog:
             if rank is None:
                 raise Gone(after)
             start = rank + 1
+        seen: set[str] = set()
         while members := await self._redis.zrevrange(index, start, start + _INDEX_PAGE - 1):
-            ids = [member.decode() for member in members]
+            # Newer ones that come meanwhile push the rest down the ranks: what was seen may come by again.
+            ids = [member.decode() for member in members if member.decode() not in seen]
+            seen.update(ids)
             for generation_id, summary in zip(ids, await self.describe(ids), strict=True):
                 if summary:
                     yield generation_id, summary
-            start += len(ids)
+            start += len(members)
 
     async def open_ids(self) -> list[tuple[str, int]]:
         """Generations without an outcome, oldest first, with the time they were created in ms."""

@@ -376,6 +376,19 @@ async def test_the_index_is_per_owner_newest_first_and_pages(log: StreamLog) -> 
         await anext(log.newest("a", after=new_id()))
 
 
+async def test_what_comes_while_the_list_is_read_repeats_nothing(log: StreamLog) -> None:
+    ids = [new_id() for _ in range(51)]
+    for created_at, generation_id in enumerate(ids):
+        await log.create(header(generation_id, created=created_at + 1), b"{}")
+    listed = []
+    async for generation_id, _ in log.newest("a"):
+        listed.append(generation_id)
+        if len(listed) == 50:
+            for created_at in range(100, 103):
+                await log.create(header(new_id(), created=created_at), b"{}")
+    assert listed == ids[::-1]
+
+
 async def test_expired_logs_leave_the_list(log: StreamLog, redis: ArqRedis) -> None:
     first, second = await created(log), await created(log)
     await redis.delete(keys.log(first))

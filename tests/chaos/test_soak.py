@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-MINUTES = "0.7"
+MINUTES = os.environ.get("STREAMSPOOL_SOAK_MINUTES", "0.7")
 
 
 @pytest.mark.timeout(300)

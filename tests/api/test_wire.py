@@ -1,4 +1,4 @@
-"""What is on the wire: bytes of streams, headers, keep-alives, and how failures look (house.md §6)."""
+"""What is on the wire: bytes of streams, headers, keep-alives, and how failures look."""
 
 from __future__ import annotations
 

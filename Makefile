@@ -45,7 +45,7 @@ up: $(BIN)/.runtime ## install, then run Valkey, API and worker on this machine;
 # A hand-picked part (ARGS) says nothing about coverage, so only the whole suite is measured. What kills and stops
 # processes runs after the rest and one by one: it needs the machine for itself.
 # These look at memory and time, which measuring coverage changes.
-UNMEASURED := tests/chaos/test_viewers.py
+UNMEASURED := tests/chaos/test_viewers.py tests/chaos/test_soak.py
 test: $(BIN)/.dev clients lint ## lint, then all tests; a part: make test ARGS="tests/unit -k sse"
 ifneq ($(ARGS),)
 	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)

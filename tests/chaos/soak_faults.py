@@ -58,7 +58,7 @@ class Life:
 
 
 class Faults:
-    """`run` breaks something after each pause of at most `every_s`; `calm` lets everything come back."""
+    """`run` breaks something after each pause of at most `every_s`, until `calm` ends it with everything mended."""
 
     def __init__(self, soak: Soak, every_s: float) -> None:
         self._soak = soak
@@ -67,31 +67,23 @@ class Faults:
         self._random = soak.random
         self._lives: dict[int, Life] = {}
         self._wanted_dead: set[str] = set()
+        self._over = asyncio.Event()
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:
         kinds = [self._kill, self._kill, self._stop, self._term, self._term, self._valkey, self._viewers]
-        while True:
-            await asyncio.sleep(self._random.uniform(self._every_s / 4, self._every_s))
+        while not self._over.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._random.uniform(self._every_s / 4, self._every_s)):
+                    await self._over.wait()
+                    return
             await self._random.choice(kinds)()
 
     async def calm(self, running: asyncio.Task[None]) -> None:
-        """No more faults; what is broken just now is mended first."""
-        running.cancel()
+        """No more faults. One that is under way goes on to its end: each mends what it broke."""
+        self._over.set()
         await asyncio.gather(running, return_exceptions=True)
-        if not self._soak.valkey.is_running():
-            self._soak.valkey.launch()
         await asyncio.to_thread(self._soak.valkey.wait_ready)
-        if pid := self._soak.valkey.pid:
-            os.kill(pid, signal.SIGCONT)
-        for name in (*WORKERS, *APIS):
-            process = self._stack.process(name)
-            if process.poll() is None and name not in self._wanted_dead:
-                process.send_signal(signal.SIGCONT)
-            else:
-                process.kill()
-                process.wait()
-                self._start(name)
 
     def _start(self, name: str) -> None:
         self._wanted_dead.discard(name)

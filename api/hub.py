@@ -39,8 +39,8 @@ class LiveLog:
 
     `epoch` is that attempt (0: none yet), `end` the number of its last chunk, `floor` how many of them have left the
     window, `lost` how many Redis itself does not have any more. `replaced` says that an earlier attempt had said
-    something, `usage_last` that the last chunk is the usage chunk. `outcome` is there once the log is sealed,
-    `problem` once it cannot be followed any further.
+    something, `note` who says it, `usage_last` that the last chunk is the usage chunk. `outcome` is there once the log is
+    sealed, `problem` once it cannot be followed any further.
     """
 
     def __init__(self, generation_id: str) -> None:
@@ -48,6 +48,7 @@ class LiveLog:
         self.position = BEGIN
         self.epoch = 0
         self.replaced = False
+        self.note: bytes | None = None
         self.outcome: Entry | None = None
         self.problem: LogError | None = None
         self.viewers = 0
@@ -103,6 +104,7 @@ class LiveLog:
                 if entry.position.seq != self.end + 1:  # only when catching up: `poll` answers Damaged
                     self._clear()
                     self.floor = self.lost = entry.position.seq - 1
+                self.note = entry.note or self.note
                 self._entries.append(entry)
                 self._bytes += len(entry.data)
                 for encode, frames in self._frames.items():

@@ -26,6 +26,7 @@ from shared.config import Settings
 from shared.entry import Kind, Position, Summary
 from shared.errors import Damaged, GenerationFailed, Gone, StreamspoolError, Unavailable
 from shared.redis import RedisError
+from shared.tasks import cancel
 from shared.telemetry import RESUMES, VIEWERS_DROPPED, get_logger
 
 logger = get_logger(__name__)
@@ -122,8 +123,7 @@ class _Client:
             await asyncio.wait([self._listening], timeout=self._timeout_s)
 
     async def close(self) -> None:
-        self._listening.cancel()
-        await asyncio.gather(self._listening, return_exceptions=True)
+        await cancel(self._listening)
 
     def _wake(self, _: object) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -219,7 +219,7 @@ class EventStream(_LogResponse):
                 raise GenerationFailed(error)
         if client.gone:
             return
-        await client.start(200, {**EVENT_STREAM_HEADERS, **self._extra})
+        await client.start(200, {**EVENT_STREAM_HEADERS, **self._extra, **chat.served_headers(live.note)})
         async for body, last in self._bodies(client, live, start):
             await client.send(body, more=not last)
             if last:
@@ -333,5 +333,5 @@ class Answer(_LogResponse):
         summary = Summary(self._header, (), live.position, outcome)
         body = json.dumps(chat.completion(summary, chunks))
         headers = {"content-type": "application/json", "content-length": str(len(body))}
-        await client.start(200, {**headers, **self._extra})
+        await client.start(200, {**headers, **self._extra, **chat.served_headers(live.note)})
         await client.send(body, more=False)

@@ -55,6 +55,11 @@ class Submitted(NamedTuple):
     replayed: bool
 
 
+def model_object(model: str, owner: str) -> dict[str, Any]:
+    """OpenAI's model object. `created` is 0: nobody here knows."""
+    return {"id": model, "object": "model", "created": 0, "owned_by": owner}
+
+
 def finished_status(reasons: list[str | None]) -> Status:
     """What a whole answer is called, by the reasons of its choices."""
     return Status.INCOMPLETE if _CUT_SHORT.intersection(filter(None, reasons)) else Status.COMPLETED
@@ -283,23 +288,29 @@ class Broker:
     # ---- what the workers can do
 
     async def models(self) -> list[dict[str, Any]]:
-        """OpenAI model objects of all providers the workers have switched on."""
-        return [
-            {"id": f"{name}/{model}", "object": "model", "created": 0, "owned_by": name}
-            for name, provider in (await self._providers()).items()
+        """OpenAI model objects: the names given in `[models]`, and what the providers that are on are known to have."""
+        catalogue = await self._workers_catalogue()
+        names = [(alias, "streamspool") for alias in catalogue["aliases"]]
+        names += [
+            (f"{name}/{model}", name)
+            for name, provider in catalogue["providers"].items()
             for model in provider["models"]
         ]
+        return [model_object(model, owner) for model, owner in names]
 
     async def check_model(self, model: str) -> None:
-        """Raises NotFound unless `model` is `provider/model` with a provider that is on."""
+        """Raises NotFound unless `model` is one of `[models]`, or `provider/model` with a provider that is on."""
         name, slash, rest = model.partition("/")
-        providers = await self._providers()
-        if name not in providers:
-            providers = await self._providers(fresh=True)
+        catalogue = await self._workers_catalogue()
+        if name not in catalogue["providers"] and model not in catalogue["aliases"]:
+            catalogue = await self._workers_catalogue(fresh=True)
+        if model in catalogue["aliases"]:
+            return
+        providers = catalogue["providers"]
         if not slash or not rest or name not in providers:
-            known = ", ".join(sorted(providers)) or "none"
+            known = ", ".join(sorted([*catalogue["aliases"], *(f"{name}/…" for name in providers)])) or "none"
             raise NotFound(
-                f"Model names are `provider/model`. Providers that are switched on: {known}. GET /v1/models lists models.",
+                f"Model names are `provider/model`. Switched on: {known}. GET /v1/models lists models.",
                 code="model_not_found",
                 param="model",
             )
@@ -320,8 +331,8 @@ class Broker:
             beats = await self._redis.mget([keys.worker(worker_id.decode()) for worker_id in ids])
         return sum(beat is not None for beat in beats)
 
-    async def _providers(self, *, fresh: bool = False) -> dict[str, Any]:
-        """Name → `{models, open}`; raises Unavailable if no worker ever announced any."""
+    async def _workers_catalogue(self, *, fresh: bool = False) -> dict[str, Any]:
+        """`{providers: {NAME: {models, open}}, aliases: {NAME: [MODEL]}}`; raises Unavailable if no worker ever spoke."""
         age = time.monotonic() - self._catalogue_at
         if fresh or self._catalogue is None or age > _CATALOGUE_AGE_S:
             with self._reachable():
@@ -330,9 +341,11 @@ class Broker:
                 raise Unavailable(
                     "No worker has reported for duty yet. Start one with `streamspool worker`.", code="no_worker"
                 )
-            self._catalogue, self._catalogue_at = json.loads(raw), time.monotonic()
-        providers: dict[str, Any] = (self._catalogue or {})["providers"]
-        return providers
+            catalogue = json.loads(raw)
+            catalogue.setdefault("aliases", {})  # from a worker of an older version
+            self._catalogue, self._catalogue_at = catalogue, time.monotonic()
+        assert self._catalogue is not None
+        return self._catalogue
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:

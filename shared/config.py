@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 DEFAULT_CONFIG = "streamspool.toml"
 _TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _PROVIDER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -67,15 +68,24 @@ def default_data_dir() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "share") / "streamspool"
 
 
+ProviderKind = Literal["openai", "anthropic", "gemini", "ollama", "cohere", "responses"]
+"""The wire formats a provider may speak."""
+
+
 class ProviderConfig(BaseModel):
     """One `[providers.NAME]` table of streamspool.toml. The key itself is never in the file, only its variable's name."""
 
     model_config = {"extra": "forbid", "hide_input_in_errors": True}
 
-    kind: Literal["openai"] = Field("openai", description="wire format the provider speaks")
+    kind: ProviderKind = Field("openai", description="wire format the provider speaks")
     base_url: str = Field(description="up to and including the version, e.g. https://api.example.com/v1")
     api_key_env: str | None = Field(None, description="environment variable that holds the key")
     models: list[str] = Field(default_factory=list, description="models listed by GET /v1/models; others work too")
+    limit_field: Literal["max_tokens", "max_completion_tokens"] | None = Field(
+        None, description="the only name of the token limit it knows; empty: the client's own is passed on"
+    )
+    think_tags: bool = Field(False, description="`<think>…</think>` at the start of an answer is reasoning")
+    prefill: bool = Field(False, description="it goes on with an assistant message at the end of the request")
 
     @field_validator("base_url")
     @classmethod
@@ -171,6 +181,29 @@ class Settings(BaseSettings):
             raise FileNotFoundError(f"STREAMSPOOL_CONFIG names {named!r}, which is not a file.")
         toml = TomlConfigSettingsSource(settings_cls, Path(named or DEFAULT_CONFIG))
         return init_settings, env_settings, dotenv_settings, toml
+
+    models: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description="names of your own, each for one model or for several, tried in order until one begins to answer; "
+        "in streamspool.toml under [models]",
+    )
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        return {name: [models] if isinstance(models, str) else models for name, models in value.items()}
+
+    @field_validator("models")
+    @classmethod
+    def _check_aliases(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
+        for name, models in value.items():
+            if not _ALIAS.fullmatch(name):
+                raise ValueError(f"model name {name!r} must be letters, digits, `_`, `.`, `:` or `-`, without a slash")
+            if not models or any("/" not in model.strip("/") for model in models):
+                raise ValueError(f"[models] {name} must list models as `provider/model`")
+        return value
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -53,12 +53,18 @@ class Kind(StrEnum):
     OUTCOME = "o"
 
 
+NOTE = b"s"
+"""A second field, of an attempt's first chunk only: JSON `{model, refused?, retries?, think?}`, who said it and how that
+came about."""
+
+
 class Entry(NamedTuple):
-    """One entry: `data` is JSON, exactly as it was written."""
+    """One entry: `data` is JSON, exactly as it was written; so is `note`, where there is one."""
 
     position: Position
     kind: Kind
     data: bytes
+    note: bytes | None = None
 
 
 class Status(StrEnum):
@@ -76,8 +82,8 @@ class Status(StrEnum):
 class Summary:
     """What three small reads tell about a log; everything else is a fold over its entries.
 
-    `attempts` and `outcome` are the JSON of those entries, `()` and None where there are none yet. `position` is the
-    last entry before the outcome.
+    `attempts` and `outcome` are the JSON of those entries, `()` and None where there are none yet; an attempt that has
+    begun to speak has its note as `served`. `position` is the last entry before the outcome.
     """
 
     header: dict[str, Any]
@@ -114,5 +120,6 @@ def decode(raw: Iterable[tuple[bytes, Mapping[bytes, bytes]]], after: Position |
                 raise Damaged(f"{position} comes after {after}")
             after = position
         field, data = next(iter(fields.items()))
-        entries.append(Entry(position, Kind(field.decode()), data))
+        note = fields.get(NOTE) if len(fields) > 1 else None
+        entries.append(Entry(position, Kind(field.decode()), data, note))
     return entries

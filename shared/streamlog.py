@@ -285,7 +285,7 @@ class StreamLog:
             for generation_id in generation_ids:
                 key = keys.log(generation_id)
                 pipe.xrange(key, str(HEADER), str(HEADER))
-                pipe.xrange(key, f"({BEGIN}", "+", count=1)
+                pipe.xrange(key, f"({BEGIN}", "+", count=2)
                 pipe.xrevrange(key, count=2)
             replies = await pipe.execute()
         found = [self._summary(*replies[i : i + 3]) for i in range(0, len(replies), 3)]
@@ -298,9 +298,9 @@ class StreamLog:
     async def _attempts(self, generation_id: str, newest: int) -> tuple[dict[str, Any], ...]:
         async with self._redis.pipeline(transaction=False) as pipe:
             for epoch in range(1, newest + 1):
-                pipe.xrange(keys.log(generation_id), f"{epoch}-0", f"{epoch}-0")
+                pipe.xrange(keys.log(generation_id), f"{epoch}-0", f"{epoch}-1")
             replies = await pipe.execute()
-        return tuple(json.loads(decode(raw)[0].data) for raw in replies if raw)
+        return tuple(_attempt(decode(raw)) for raw in replies if raw)
 
     async def newest(self, owner: str, after: str | None = None) -> AsyncIterator[tuple[str, Summary]]:
         """An owner's generations, newest first, from just after the id `after`. Raises Gone if that one is unknown."""
@@ -356,7 +356,8 @@ class StreamLog:
             return None
         newest = decode(last)
         outcome = json.loads(newest[0].data) if newest[0].position == SEAL else None
-        attempts = tuple(json.loads(entry.data) for entry in decode(first) if entry.kind is Kind.ATTEMPT)
+        begun = decode(first)
+        attempts = (_attempt(begun),) if begun and begun[0].kind is Kind.ATTEMPT else ()
         at = newest[1].position if outcome is not None and len(newest) > 1 else newest[0].position
         return Summary(
             header=json.loads(decode(header)[0].data),
@@ -364,3 +365,10 @@ class StreamLog:
             position=BEGIN if at == SEAL else at,
             outcome=outcome,
         )
+
+
+def _attempt(entries: Sequence[Entry]) -> dict[str, Any]:
+    """An attempt's entry, with the note of its first chunk, if that follows, as `served`."""
+    attempt: dict[str, Any] = json.loads(entries[0].data)
+    served = entries[1].note if len(entries) > 1 else None
+    return {**attempt, "served": json.loads(served)} if served else attempt

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from shared import keys
 from shared.chat import Chunk
-from shared.entry import Position
+from shared.entry import NOTE, Position
 from shared.errors import Damaged, Fenced, Gone
 from shared.redis import UNREACHABLE, ArqRedis, RedisError, ResponseError, complain
 from shared.tasks import cancel
@@ -124,7 +124,10 @@ class Writer:
         self._appender, self._last = appender, last
         self.generation_id, self.epoch = generation_id, epoch
         self.position = Position(epoch, 0)
+        self.note: bytes | None = None
+        """JSON to be stored beside the attempt's first chunk: how it came about. Set before the first `append`."""
         key = keys.log(generation_id).encode()
+        self._key = key
         self._prefix = b"*6\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n" % (len(key), key)
 
     async def append(self, chunks: Sequence[Chunk]) -> Position:
@@ -158,6 +161,8 @@ class Writer:
     def _pack(self, seq: int, chunk: Chunk) -> bytes:
         entry_id = b"%d-%d" % (self.epoch, seq)
         field = b"u" if chunk.is_usage else b"c"
+        if seq == 1 and self.note is not None:
+            return _bulk(b"XADD", self._key, b"NOMKSTREAM", entry_id, field, chunk.payload, NOTE, self.note)
         return b"%b$%d\r\n%b\r\n$1\r\n%b\r\n$%d\r\n%b\r\n" % (
             self._prefix,
             len(entry_id),

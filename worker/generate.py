@@ -53,7 +53,7 @@ from shared.writer import Appender, Writer
 from worker.meter import measure
 from worker.providers.openai import Normalizer
 from worker.providers.registry import Provider, split_model
-from worker.upstream import Upstream
+from worker.upstream import Served, Target, Upstream
 
 logger = get_logger(__name__)
 
@@ -284,18 +284,29 @@ class Generator:
 
     async def _say(self, writer: Writer, answer: Normalizer, body: dict[str, Any]) -> None:
         """Appends what the provider says; raises UpstreamError after all that came is stored."""
-        name, model = split_model(body["model"])
-        provider = self._providers.get(name)
-        if provider is None:
-            raise UpstreamError(f"This worker has no provider `{name}`. All workers need the same providers.")
-        asked = time.monotonic()
-        stream = self._upstream.stream(provider, body, model, answer, on_retry=partial(_retried, writer))
+        asked, served = time.monotonic(), Served()
+        targets = self._targets(body["model"])
+        stream = self._upstream.stream(targets, body, answer, served, on_retry=partial(_retried, writer))
         async with aclosing(stream) as batches:
             async for batch in batches:  # the upstream reads ahead meanwhile, within bounds, and merges what it read
                 if not writer.position.seq:
                     FIRST_CHUNK_SECONDS.observe(time.monotonic() - asked)
+                    writer.note = json.dumps(served.note())
                 await writer.append(batch)
                 CHUNKS.inc(len(batch))
+
+    def _targets(self, model: str) -> list[Target]:
+        """Who may answer, in order: the model itself, or what `[models]` has under this name."""
+        targets = []
+        for name in self._settings.models.get(model, [model]):
+            provider_name, own_name = split_model(name)
+            provider = self._providers.get(provider_name)
+            if provider is None:
+                raise UpstreamError(
+                    f"This worker has no provider `{provider_name}`. All workers need the same providers."
+                )
+            targets.append(Target(provider, own_name))
+        return targets
 
     # ---- seal
 

@@ -247,20 +247,21 @@ class StreamWorker(Worker):
         if running:
             await asyncio.wait(running.values(), timeout=self._settings.drain_s)
         rest = {job_id: task for job_id, task in running.items() if not task.done()}
-        for task in rest.values():
-            task.cancel()
-        await asyncio.gather(*rest.values(), return_exceptions=True)
+        await cancel(*rest.values())
         for job_id in rest:
             await self.pool.publish(keys.DOORBELL, job_id)
 
 
-async def beat(redis: ArqRedis, worker: StreamWorker, providers: dict[str, Provider]) -> None:
+async def beat(
+    redis: ArqRedis, worker: StreamWorker, providers: dict[str, Provider], aliases: dict[str, list[str]]
+) -> None:
     """Tells the API that this worker lives, and what it can do."""
     catalogue = {
+        "aliases": aliases,
         "providers": {
             name: {"models": list(provider.models), "open": provider.kind != "fake"}
             for name, provider in sorted(providers.items())
-        }
+        },
     }
     while True:
         report = {"pid": os.getpid(), "host": socket.gethostname(), "running": len(worker.tasks)}
@@ -301,7 +302,7 @@ async def serve(settings: Settings) -> None:
         except Unusable as error:
             raise SystemExit(str(error)) from None
         logger.info("worker started", worker_id=worker_id, providers=sorted(providers))
-        await _run(worker, stopped, lambda: beat(redis, worker, providers), reaper)
+        await _run(worker, stopped, lambda: beat(redis, worker, providers, settings.models), reaper)
         with suppress(RedisError, OSError):
             await redis.delete(keys.worker(worker_id))
             await redis.srem(keys.WORKERS, worker_id)  # type: ignore[misc]

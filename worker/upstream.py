@@ -11,19 +11,32 @@ connection-close body that was cut looks just like one that is complete.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import stamina
 
 from shared import http, json, sse
 from shared.chat import Chunk
 from shared.config import Settings
-from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamInvalid, UpstreamRefused, UpstreamTimeout
+from shared.errors import (
+    BadRequest,
+    StreamspoolError,
+    UpstreamError,
+    UpstreamIncomplete,
+    UpstreamInvalid,
+    UpstreamRefused,
+    UpstreamTimeout,
+)
+from shared.tasks import cancel
 from worker.providers import fake
-from worker.providers.openai import Normalizer, build_request, error_from_response
+from worker.providers.dialect import Call, Decoder, Dialect
+from worker.providers.dialects import dialect_of
+from worker.providers.errors import error_from_response
+from worker.providers.openai import Normalizer
 from worker.providers.registry import Provider
 
 T = TypeVar("T")
@@ -44,8 +57,38 @@ _MAX_ERROR_BYTES = 64 * 1024
 _AHEAD_BYTES = 256 * 1024
 _FAKE_BATCH = 64
 
-# Besides text/event-stream: some send none (""), and some proxies call every stream one of these.
-_STREAM_TYPES = frozenset(("text/event-stream", "application/octet-stream", "text/plain", ""))
+
+class Target(NamedTuple):
+    """Somebody who may be asked: a provider, and its own name of the model."""
+
+    provider: Provider
+    model: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.provider.name}/{self.model}"
+
+
+@dataclass(slots=True)
+class Served:
+    """How the first chunk came about: who said it, who was asked in vain before, and how often anybody was asked again."""
+
+    target: Target | None = None
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    """`{model, status, code}` of those that were given up on, in order."""
+    retries: int = 0
+
+    def note(self) -> dict[str, Any]:
+        """As it stands in the log beside the first chunk. `think`: reasoning may stand in the content."""
+        assert self.target
+        note: dict[str, Any] = {"model": self.target.name}
+        if self.target.provider.think_tags:
+            note["think"] = True
+        if self.refused:
+            note["refused"] = self.refused
+        if self.retries:
+            note["retries"] = self.retries
+        return note
 
 
 class Upstream:
@@ -69,21 +112,22 @@ class Upstream:
 
     async def stream(
         self,
-        provider: Provider,
+        targets: Sequence[Target],
         body: dict[str, Any],
-        model: str,
         normalizer: Normalizer,
+        served: Served,
         *,
         on_retry: OnRetry | None = None,
     ) -> AsyncGenerator[list[Chunk], None]:
-        """Asks `provider` for `model` (its own name of it) and yields all chunks of one network read together.
+        """Asks the first target that begins to answer, and yields all chunks of one network read together.
 
         Never yields an empty list; the last list ends with the usage chunk, if usage was seen. Ends after [DONE], or
         once every choice has its finish reason and the body ends or 5 s have passed. Chunks that came before an error
         are yielded before it is raised. Close it (`contextlib.aclosing`) or cancel it to hang up on the provider at once.
 
         A refusal that may pass (429, 5xx, no connection, cut before the first chunk) is met with up to two more tries
-        within 30 s, after the provider's own Retry-After where that is 10 s at most; `on_retry` hears of each.
+        within 30 s, after the provider's own Retry-After where that is 10 s at most; `on_retry` hears of each. Then the
+        next target is asked, as it is after any refusal that is not the request's own fault. `served` tells the story.
 
         Raises UpstreamTimeout (four codes, see Settings), UpstreamRefused for an error of the provider's,
         UpstreamIncomplete for a stream that was cut, UpstreamInvalid for one that cannot be understood, UpstreamError
@@ -91,7 +135,8 @@ class Upstream:
         """
         timers = _Timers(self._settings)
         async with AsyncExitStack() as stack:
-            batches, chunks, failure = await self._begin(stack, provider, body, model, normalizer, timers, on_retry)
+            begun = await self._begin(stack, targets, body, normalizer, served, timers, on_retry)
+            provider, (batches, chunks, failure) = begun
             while True:
                 if chunks:
                     yield chunks
@@ -108,25 +153,54 @@ class Upstream:
     async def _begin(
         self,
         stack: AsyncExitStack,
-        provider: Provider,
+        targets: Sequence[Target],
         body: dict[str, Any],
-        model: str,
         normalizer: Normalizer,
+        served: Served,
         timers: _Timers,
         on_retry: OnRetry | None,
-    ) -> _Step:
-        """The first chunks, asked for up to three times; the connection they came over stays open until `stack` ends.
+    ) -> tuple[Provider, _Step]:
+        """The first chunks of the first target that has some.
 
-        Only here, before anything was said, can a request be made again without anybody noticing.
+        Only here, before anything was said, can somebody else be asked without anybody noticing.
         """
+
+        def again(error: UpstreamError) -> None:
+            served.retries += 1
+            if on_retry:
+                on_retry(error)
+
+        for target in targets[:-1]:
+            try:
+                step = await self._ask(stack, target, body, normalizer, timers, again)
+            except StreamspoolError as error:
+                if not _may_fall_back(error):
+                    raise
+                served.refused.append({"model": target.name, "status": error.status, "code": error.code})
+            else:
+                served.target = target
+                return target.provider, step
+        served.target = targets[-1]
+        return targets[-1].provider, await self._ask(stack, targets[-1], body, normalizer, timers, again)
+
+    async def _ask(
+        self,
+        stack: AsyncExitStack,
+        target: Target,
+        body: dict[str, Any],
+        normalizer: Normalizer,
+        timers: _Timers,
+        on_retry: OnRetry,
+    ) -> _Step:
+        """One target's first chunks, asked for up to three times. Their connection stays open until `stack` ends."""
+        provider, dialect = target.provider, dialect_of(target.provider)
 
         def pause(error: Exception) -> bool | float:
             if not isinstance(error, UpstreamError) or not _is_passing(error):
                 return False
             if (error.retry_after_s or 0) > _LONGEST_PAUSE_S:
                 return False
-            if on_retry:
-                on_retry(error)
+            on_retry(error)
             return True if error.retry_after_s is None else float(error.retry_after_s)
 
         async for attempt in stamina.retry_context(
@@ -134,8 +208,10 @@ class Upstream:
         ):
             with attempt:
                 timers.begin()
+                normalizer.begin(dialect)
                 async with AsyncExitStack() as trial:
-                    batches: _Events | None = await trial.enter_async_context(self._open(provider, body, model, timers))
+                    opened = self._open(target, dialect, body, timers)
+                    batches: _Events | None = await trial.enter_async_context(opened)
                     chunks: list[Chunk] = []
                     failure = None
                     while batches is not None and not (chunks or failure or normalizer.done):
@@ -160,36 +236,40 @@ class Upstream:
         return (None if events is None else batches), chunks, failure_or_none
 
     def _open(
-        self, provider: Provider, body: dict[str, Any], model: str, timers: _Timers
+        self, target: Target, dialect: Dialect, body: dict[str, Any], timers: _Timers
     ) -> AbstractAsyncContextManager[_Events]:
         """The events of one attempt, in batches that came together. Leaving the context closes the connection."""
-        if provider.kind == "fake":
-            return aclosing(_play(body, model))
-        return self._request(provider, build_request(body, model), timers)
+        if target.provider.kind == "fake":
+            return aclosing(_play(body, target.model))
+        return self._request(target.provider, dialect, dialect.call(target.provider, body, target.model), timers)
 
     @asynccontextmanager
-    async def _request(self, provider: Provider, body: dict[str, Any], timers: _Timers) -> AsyncIterator[_Events]:
-        response = await timers.wait(self._send(provider, body))
+    async def _request(
+        self, provider: Provider, dialect: Dialect, call: Call, timers: _Timers
+    ) -> AsyncIterator[_Events]:
+        response = await timers.wait(self._send(provider, call))
         try:
-            await _check(response, provider, timers)
-            async with aclosing(_decode(response, self._settings.max_event_bytes)) as batches:
+            await _check(response, provider, dialect, timers)
+            decoder = dialect.decoder(self._settings.max_event_bytes)
+            async with aclosing(_decode(response, decoder, self._settings.max_event_bytes)) as batches:
                 yield batches
         finally:
             await response.aclose()
 
-    async def _send(self, provider: Provider, body: dict[str, Any]) -> http.Response:
+    async def _send(self, provider: Provider, call: Call) -> http.Response:
         """Sends the request; returns once the response's headers are there. Nothing of a client's request is sent on
         but the body."""
         headers = {
             "content-type": "application/json",
             "accept": "text/event-stream",
             "accept-encoding": "identity",
+            **call.headers,
         }
-        if provider.api_key is not None:
-            headers["authorization"] = f"Bearer {provider.api_key}"
-        url = f"{provider.base_url}/chat/completions"
+        url = f"{provider.base_url}{call.path}"
+        if provider.query:
+            url += f"{'&' if '?' in url else '?'}{provider.query}"
         try:
-            request = self._client.build_request("POST", url, headers=headers, content=json.dumps(body))
+            request = self._client.build_request("POST", url, headers=headers, content=json.dumps(call.body))
             return await self._client.send(request, stream=True)
         except http.ConnectTimeout:
             failure: UpstreamError = _timeout("upstream_connect_timeout", self._settings.upstream_connect_s)
@@ -277,6 +357,13 @@ def _is_passing(error: UpstreamError) -> bool:
     return error.status in (408, 429) or error.status >= 500
 
 
+def _may_fall_back(error: StreamspoolError) -> bool:
+    """Whether somebody else may do better: not where the request itself is wrong, or its time is over."""
+    if isinstance(error, UpstreamError):
+        return error.code != "generation_timeout" and error.status not in (400, 413, 422)
+    return isinstance(error, BadRequest)  # it cannot be asked for this; another may
+
+
 def _without_key(failure: UpstreamError, provider: Provider) -> UpstreamError:
     """The normalizer takes out what looks like a key; a provider's own may look like anything, and only we know it."""
     if provider.api_key is None or provider.api_key not in str(failure.to_object()):
@@ -284,7 +371,7 @@ def _without_key(failure: UpstreamError, provider: Provider) -> UpstreamError:
     return UpstreamRefused(f"{provider.name}: reported an error that cannot be shown.", status=failure.status)
 
 
-async def _check(response: http.Response, provider: Provider, timers: _Timers) -> None:
+async def _check(response: http.Response, provider: Provider, dialect: Dialect, timers: _Timers) -> None:
     """Raises the error that a response stands for which is not an event stream."""
     encoding = response.headers.get("content-encoding", "").strip().lower()
     content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -292,7 +379,7 @@ async def _check(response: http.Response, provider: Provider, timers: _Timers) -
     if response.status_code == 200 and encoded:
         # It was told not to. Inflating would let a small body fill the memory.
         raise UpstreamInvalid(f"{provider.name}: the stream is compressed, which was not asked for.")
-    if response.status_code != 200 or content_type not in _STREAM_TYPES:
+    if response.status_code != 200 or content_type not in dialect.stream_types:
         body = b"" if encoded else await timers.wait(_read_some(response))
         raise error_from_response(provider, response.status_code, response.headers, body)
 
@@ -309,14 +396,13 @@ async def _read_some(response: http.Response) -> bytes:
     return bytes(body[:_MAX_ERROR_BYTES])
 
 
-async def _decode(response: http.Response, max_event_bytes: int) -> _Events:
+async def _decode(response: http.Response, decoder: Decoder, max_event_bytes: int) -> _Events:
     """All events that came since the last time it was asked.
 
     A task of its own reads, because the client hands out every HTTP chunk by itself, even if fifty of them came in one
     packet: the task only pauses when the socket has nothing more, so a packet becomes one batch. It also reads on while
     the consumer is busy, up to `_AHEAD_BYTES`; after that the provider has to wait.
     """
-    decoder = sse.Decoder(max_event_bytes)
     ready: list[sse.Event] = []
     news, room = asyncio.Event(), asyncio.Event()
 
@@ -355,8 +441,7 @@ async def _decode(response: http.Response, max_event_bytes: int) -> _Events:
         if failure := reader.result():
             raise failure
     finally:
-        reader.cancel()
-        await asyncio.gather(reader, return_exceptions=True)
+        await cancel(reader)
 
 
 async def _play(body: dict[str, Any], model: str) -> _Events:

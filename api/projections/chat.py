@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 from shared import json, sse
 from shared.chat import Accumulator
@@ -85,6 +86,22 @@ def problem_frames(problem: LogError) -> list[bytes]:
 def problem_error(problem: LogError) -> GenerationFailed:
     """The same for a response without frames."""
     return GenerationFailed({**_GONE, "status": 404} if isinstance(problem, Gone) else {**_LOST, "status": 500})
+
+
+def served_headers(note: bytes | None) -> dict[str, str]:
+    """`x-served-by: PROVIDER/MODEL`, and `x-fallback-from: PROVIDER/MODEL=STATUS, …` where others were asked in vain."""
+    if note is None:
+        return {}
+    served = json.loads(note)
+    headers = {"x-served-by": _token(served["model"])}
+    if refused := served.get("refused"):
+        headers["x-fallback-from"] = ", ".join(f"{_token(one['model'])}={one['status']}" for one in refused)
+    return headers
+
+
+def _token(text: str) -> str:
+    """A model's name may be anything; a header's value may not."""
+    return quote(text, safe="/:@?&=+._-")
 
 
 def outcome_error(outcome: dict[str, Any]) -> dict[str, Any] | None:

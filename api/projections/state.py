@@ -13,6 +13,9 @@ def state(summary: Summary, *, viewers: int) -> dict[str, Any]:
     header, outcome = summary.header, summary.outcome or {}
     generation_id = header["id"]
     error = outcome_error(summary.outcome) if summary.outcome else None
+    served: dict[str, Any] = next(
+        (attempt["served"] for attempt in reversed(summary.attempts) if "served" in attempt), {}
+    )
     return {
         "id": generation_id,
         "object": "stream",
@@ -22,6 +25,9 @@ def state(summary: Summary, *, viewers: int) -> dict[str, Any]:
         "started_at": summary.attempts[0]["at_ms"] // 1000 if summary.attempts else None,
         "ended_at": outcome["ended_at_ms"] // 1000 if outcome else None,
         "attempts": summary.position.epoch,
+        "served_by": served.get("model"),
+        "refused": served.get("refused", []),
+        "retries": served.get("retries", 0),
         "interrupted": [attempt["reason"] for attempt in summary.attempts[1:]],
         "position": str(summary.position) if summary.position > BEGIN else None,
         "usage": outcome.get("usage"),

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from api.deps import Owner, ProcessParts
-from shared.errors import NotFound
+from shared.broker import model_object
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -20,9 +20,7 @@ async def list_models(parts: ProcessParts, owner: Owner) -> dict[str, Any]:
 
 @router.get("/{model:path}")
 async def retrieve(parts: ProcessParts, owner: Owner, model: str) -> dict[str, Any]:
-    """One model, by `provider/model`."""
+    """One model, by its name here: `provider/model`, or one of the names in `[models]`."""
     await parts.broker.check_model(model)
-    provider, _, name = model.partition("/")
-    if not name:
-        raise NotFound("Model names are `provider/model`.", code="model_not_found", param="model")
-    return {"id": model, "object": "model", "created": 0, "owned_by": provider}
+    provider, slash, _ = model.partition("/")
+    return model_object(model, provider if slash else "streamspool")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from shared import sse
 from shared.chat import EXTENSION_FIELDS, Chunk
 from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamInvalid, UpstreamRefused
-from worker.providers.openai import Normalizer, build_request, error_from_response
+from worker.providers.errors import error_from_response
+from worker.providers.openai import Normalizer, build_request
 from worker.providers.registry import Provider
 
 KEY = "topsecret-0123456789"

@@ -30,14 +30,41 @@ def test_only_fake_without_any_variable() -> None:
 
 @pytest.mark.parametrize("vendor", VENDORS, ids=lambda vendor: vendor.name)
 def test_each_vendor_is_on_by_key_or_url(vendor: Any) -> None:
-    for variable in vendor.key_variables:
+    for variable in vendor.key_variables if vendor.base_url else ():
         provider = load({variable: " key-1 "})[vendor.name]
         assert (provider.base_url, provider.api_key) == (vendor.base_url, "key-1")
     for variable in vendor.base_variables:
         provider = load({variable: "http://localhost:9/v1/"})[vendor.name]
-        assert (provider.base_url, provider.api_key) == ("http://localhost:9/v1", None)
-    assert vendor.base_url.startswith("https://") or vendor.local
+        version = vendor.version if vendor.local else "/v1"
+        assert (provider.base_url, provider.api_key) == (f"http://localhost:9{version}", None)
+        assert provider.kind == vendor.kind
+    assert vendor.base_url.startswith("https://") or vendor.local or vendor.name == "azure"
     assert len({row.name for row in VENDORS}) == len(VENDORS)
+
+
+def test_azure_has_no_address_of_its_own() -> None:
+    with pytest.raises(ValueError, match="AZURE_OPENAI_ENDPOINT"):
+        load({"AZURE_OPENAI_API_KEY": "k"})
+    found = load({"AZURE_OPENAI_API_KEY": "k", "AZURE_OPENAI_ENDPOINT": "https://me.openai.azure.com/"})["azure"]
+    assert (found.base_url, found.key_header) == ("https://me.openai.azure.com/openai/v1", "api-key")
+
+
+@pytest.mark.parametrize(
+    ("variable", "name", "url"),
+    [
+        ("ANTHROPIC_BASE_URL", "anthropic", "http://box:1/v1"),
+        ("GOOGLE_GEMINI_BASE_URL", "gemini", "http://box:1/v1beta"),
+        ("COHERE_BASE_URL", "cohere", "http://box:1/v2"),
+        ("OPENAI_BASE_URL", "openai", "http://box:1"),
+    ],
+)
+def test_a_version_is_added_where_the_vendors_own_clients_add_it(variable: str, name: str, url: str) -> None:
+    assert load({variable: "http://box:1/"})[name].base_url == url
+
+
+def test_a_vendor_at_another_address_may_be_anybody() -> None:
+    assert load({"OPENAI_API_KEY": "k"})["openai"].limit_field == "max_completion_tokens"
+    assert load({"OPENAI_BASE_URL": "http://box/v1"})["openai"].limit_field is None
 
 
 def test_both_forms_of_the_base_variable() -> None:
@@ -48,14 +75,14 @@ def test_both_forms_of_the_base_variable() -> None:
 @pytest.mark.parametrize(
     ("value", "url"),
     [
-        ("127.0.0.1:11434", "http://127.0.0.1:11434/v1"),
-        ("http://box:1234", "http://box:1234/v1"),
-        ("http://box:1234/v1/", "http://box:1234/v1"),
-        ("https://ollama.example.com", "https://ollama.example.com/v1"),
-        ("box", "http://box:11434/v1"),
-        (":9", "http://127.0.0.1:9/v1"),
-        ("0.0.0.0", "http://127.0.0.1:11434/v1"),
-        ("[::1]:9", "http://[::1]:9/v1"),
+        ("127.0.0.1:11434", "http://127.0.0.1:11434/api"),
+        ("http://box:1234", "http://box:1234/api"),
+        ("http://box:1234/v1/", "http://box:1234/api"),
+        ("https://ollama.example.com", "https://ollama.example.com/api"),
+        ("box", "http://box:11434/api"),
+        (":9", "http://127.0.0.1:9/api"),
+        ("0.0.0.0", "http://127.0.0.1:11434/api"),
+        ("[::1]:9", "http://[::1]:9/api"),
     ],
 )
 def test_ollama_host(value: str, url: str) -> None:

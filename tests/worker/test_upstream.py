@@ -27,7 +27,7 @@ from shared.errors import (
 from worker import upstream as module
 from worker.providers.openai import Normalizer
 from worker.providers.registry import FAKE, Provider
-from worker.upstream import Upstream
+from worker.upstream import Served, Target, Upstream
 
 from .upstream_server import DONE, END, Script, Server, Wire, chunk, serving, usage
 
@@ -73,7 +73,7 @@ def client(**settings: Any) -> Upstream:
 async def read(upstream: Upstream, who: Provider, model: str = "m", body: dict[str, Any] = BODY) -> Reading:
     reading = Reading(body.get("n") or 1)
     try:
-        async for chunks in upstream.stream(who, body, model, reading.normalizer):
+        async for chunks in upstream.stream([Target(who, model)], body, reading.normalizer, Served()):
             assert chunks
             reading.batches.append(chunks)
     except UpstreamError as error:
@@ -143,7 +143,7 @@ async def test_a_consumer_that_does_not_read_makes_the_provider_wait() -> None:
             sent += 2000
 
     async with serving(script) as server, client() as upstream:
-        stream = upstream.stream(provider(server.url), BODY, "m", Reading().normalizer)
+        stream = upstream.stream([Target(provider(server.url), "m")], BODY, Reading().normalizer, Served())
         async with aclosing(stream):
             await anext(stream)
             last = -1
@@ -329,7 +329,7 @@ async def test_a_slow_consumer_is_not_the_providers_silence() -> None:
 
     async with serving(script) as server, client() as upstream:
         reading = Reading()
-        async for chunks in upstream.stream(provider(server.url), BODY, "m", reading.normalizer):
+        async for chunks in upstream.stream([Target(provider(server.url), "m")], BODY, reading.normalizer, Served()):
             reading.batches.append(chunks)
             await asyncio.sleep(0.7)
     assert reading.text == "ab"
@@ -549,7 +549,7 @@ async def test_hanging_up_reaches_the_provider_at_once(how: str) -> None:
         await wire.hung_up()
 
     async with serving(script) as server, client(upstream_idle_s=60) as upstream:
-        stream = upstream.stream(provider(server.url), BODY, "m", Reading().normalizer)
+        stream = upstream.stream([Target(provider(server.url), "m")], BODY, Reading().normalizer, Served())
         if how == "aclose":
             async with aclosing(stream):
                 await anext(stream)
@@ -616,7 +616,7 @@ async def test_fake_models_take_the_same_road() -> None:
         assert slow.error is not None
         assert slow.error.code == "upstream_idle_timeout"
         with pytest.raises(BadRequest):
-            await batches_of(upstream.stream(FAKE, BODY, "gpt", Reading().normalizer))
+            await batches_of(upstream.stream([Target(FAKE, "gpt")], BODY, Reading().normalizer, Served()))
 
 
 async def test_fake_models_keep_their_rate() -> None:
@@ -654,7 +654,9 @@ async def test_a_refusal_that_may_pass_is_met_with_another_try(failures: int, ca
     heard: list[UpstreamError] = []
     async with serving(script) as server, client(upstream_first_s=2) as upstream:
         reading = Reading()
-        stream = upstream.stream(provider(server.url), BODY, "m", reading.normalizer, on_retry=heard.append)
+        stream = upstream.stream(
+            [Target(provider(server.url), "m")], BODY, reading.normalizer, Served(), on_retry=heard.append
+        )
         try:
             async for chunks in stream:
                 reading.batches.append(chunks)

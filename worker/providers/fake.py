@@ -26,7 +26,7 @@ from urllib.parse import parse_qsl
 
 from shared import json, sse
 from shared.errors import BadRequest
-from worker.providers.openai import error_from_response
+from worker.providers.errors import error_from_response
 from worker.providers.registry import FAKE
 
 _DEFAULT_TOKENS = 50

@@ -1,29 +1,25 @@
 """OpenAI's chat format as spoken by OpenAI and everybody who is compatible with it, more or less. Pure functions.
 
 Hidden here: what a request must ask for, and every dialect of the answer seen in 111 recordings of 24 providers. Out
-comes one form, the one that all official clients can read: the provider's own JSON
-objects with `id`, `object`, `created` and `model` set to ours and all other fields as they were, the role once per
-choice, choices in order, usage once and last. Dialects that need more than this get a file of their own beside it.
+comes one form, the one that all official clients can read: the provider's own JSON objects with `id`, `object`,
+`created` and `model` set to ours and all other fields as they were, the role once per choice, choices in order, usage
+once and last. Wire formats of their own have a file of their own beside it, and are put into this form, too.
 """
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from shared import json, sse
 from shared.chat import EXTENSION_FIELDS, Chunk
-from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamInvalid, UpstreamRefused
+from shared.errors import UpstreamIncomplete, UpstreamInvalid
+from worker.providers.dialect import Call, Dialect, Translator
+from worker.providers.errors import malformed, parse, refusal
 from worker.providers.registry import Provider
 
 _MAX_CHOICES = 128  # the `n` OpenAI allows; an index beyond it would only make us allocate
-_MAX_MESSAGE = 500
-_MAX_CODE = 100
-_SECRET = re.compile(r"(?i)\bbearer\s+[^\s\"',]+|\b(?:sk|pk|rk|gsk|xai|hf|pplx|csk|fw)[-_][\w*.-]{4,}|\bAIza[\w-]{10,}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+
+_LIMITS = ("max_completion_tokens", "max_tokens")
 
 # Fields that are about the chunk, not in it: one without choices and with nothing but these says nothing.
 _ENVELOPE = frozenset(
@@ -31,21 +27,36 @@ _ENVELOPE = frozenset(
 )
 
 
-def build_request(body: dict[str, Any], model: str) -> dict[str, Any]:
+def build_request(body: dict[str, Any], model: str, *, limit_field: str | None = None) -> dict[str, Any]:
     """The body to send: the client's own, unknown fields included, less ours, streamed, always asking for usage.
 
-    `body` is not changed. `stream_options` keeps its other keys.
+    `body` is not changed. `stream_options` keeps its other keys. The two names of the token limit are never both sent:
+    `limit_field` is the one the provider knows; without it the client's own, the newer of two.
     """
     request = {key: value for key, value in body.items() if key not in EXTENSION_FIELDS}
     options = request.get("stream_options")
     request["model"] = model
     request["stream"] = True
     request["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+    limits = {field: request.pop(field) for field in _LIMITS if request.get(field) is not None}
+    for field, limit in list(limits.items())[:1]:
+        request[limit_field or field] = limit
     return request
 
 
+def call(provider: Provider, body: dict[str, Any], model: str) -> Call:
+    """The request to a provider that speaks OpenAI's format."""
+    headers = {} if provider.api_key is None else {"authorization": f"Bearer {provider.api_key}"}
+    return Call("/chat/completions", build_request(body, model, limit_field=provider.limit_field), headers)
+
+
+DIALECT = Dialect(call)
+
+
 class Normalizer:
-    """Events of one answer in, chunks out. One instance reads one stream, from its first event to `end()`.
+    """Events of one answer in, chunks out. One instance reads one answer, from its first event to `end()`.
+
+    As long as it has handed out no chunk, `begin` makes it forget what it read: another try, or another provider.
 
     `id`, `created` (Unix seconds) and `model` are what every chunk will carry. With `show_usage` ordinary chunks carry
     `"usage": null`, as OpenAI sends them to those who asked for usage. `choices` is the request's `n`.
@@ -57,19 +68,24 @@ class Normalizer:
         self._model = model
         self._show_usage = show_usage
         self._expected = choices
-        self._choices: list[_Choice] = []
-        self._usage_chunk: dict[str, Any] | None = None
         self._ended = False
-        self.done = False
-        """[DONE] came; whatever follows it is ignored."""
-        self.usage: dict[str, Any] | None = None
-        """The last usage the provider gave, as it was."""
+        self.begin(DIALECT)
         self.content_chars = 0
         """Characters of content so far, over all choices."""
         self.reasoning_chars = 0
         """Characters of reasoning so far, whichever field it came in."""
         self.chunks = 0
         """Chunks handed out so far."""
+
+    def begin(self, dialect: Dialect) -> None:
+        """From now on the events are an answer's in this dialect, from its first on."""
+        self._translator: Translator | None = dialect.translator() if dialect.translator else None
+        self._choices: list[_Choice] = []
+        self._usage_chunk: dict[str, Any] | None = None
+        self.done = False
+        """[DONE] came, or what stands for it; whatever follows it is ignored."""
+        self.usage: dict[str, Any] | None = None
+        """The last usage the provider gave, as it was."""
 
     @property
     def finish_reasons(self) -> list[str | None]:
@@ -94,13 +110,17 @@ class Normalizer:
         if data.strip() == sse.DONE:
             self.done = True
             return []
-        value = _parse(data)
+        value = parse(data)
         if event.event == "error":
-            raise _refusal(value if value is not None else data.decode("utf-8", "replace"), status=502)
+            raise refusal(value if value is not None else data.decode("utf-8", "replace"), status=502)
         if not isinstance(value, dict):
             raise UpstreamInvalid("The provider sent an event that is not a JSON object in UTF-8.")
         if value.get("error"):
-            raise _refusal(value, status=502)
+            raise refusal(value, status=502)
+        if self._translator is not None:
+            meanings = self._translator.feed(event.event, value)
+            self.done = self._translator.done
+            return [chunk for meaning in meanings for chunk in self._chunks(meaning)]
         if not ("choices" in value or "usage" in value or "x_groq" in value):
             return []
         return self._chunks(value)
@@ -121,7 +141,7 @@ class Normalizer:
     def _chunks(self, value: dict[str, Any]) -> list[Chunk]:
         choices = value.get("choices") or []
         if not isinstance(choices, list):
-            raise _malformed()
+            raise malformed()
         usage = value.get("usage") or _groq_usage(value)
         if self._show_usage:
             value["usage"] = None
@@ -149,12 +169,12 @@ class Normalizer:
         opened: list[Chunk] = []
         for choice in choices:
             if not isinstance(choice, dict):
-                raise _malformed()
+                raise malformed()
             index = choice.get("index")
             if index is None:
                 index = choice["index"] = 0
             if type(index) is not int or not 0 <= index < _MAX_CHOICES:
-                raise _malformed()
+                raise malformed()
             while len(self._choices) <= index:
                 if len(self._choices) < index:
                     opened.append(self._opening(len(self._choices)))
@@ -202,7 +222,7 @@ class _Choice:
         if delta is None:
             delta = choice["delta"] = {}
         elif not isinstance(delta, dict):
-            raise _malformed()
+            raise malformed()
         if self._opened:
             delta.pop("role", None)
         else:
@@ -218,15 +238,15 @@ class _Choice:
     def _read_calls(self, calls: Any) -> None:
         """`id`, `type` and `function.name` once per call, and an index always: clients join deltas by it."""
         if not isinstance(calls, list):
-            raise _malformed()
+            raise malformed()
         for call in calls:
             if not isinstance(call, dict):
-                raise _malformed()
+                raise malformed()
             index = call.get("index")
             if index is None:
                 index = call["index"] = self._place(call)
             elif type(index) is not int:
-                raise _malformed()
+                raise malformed()
             function = call.get("function")
             known = self._tools.get(index)
             if known is None:
@@ -280,90 +300,3 @@ def _text_length(part: Any) -> int:
 def _groq_usage(value: dict[str, Any]) -> Any:
     groq = value.get("x_groq")
     return groq.get("usage") if isinstance(groq, dict) else None
-
-
-def _parse(data: bytes) -> Any:
-    """JSON, or None. The parser's error is not chained: it carries the text it failed on."""
-    try:
-        return json.loads(data)
-    except ValueError:
-        return None
-
-
-def _malformed() -> UpstreamInvalid:
-    return UpstreamInvalid("The provider sent a chunk whose choices are not shaped like OpenAI's.")
-
-
-def error_from_response(provider: Provider, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
-    """What a response that is not a stream means, as the error to raise. `headers` are looked up in lower case.
-
-    4xx stays what it was, 408 and 504 become 504, other 5xx 502, a redirect 502 `upstream_redirect`: a provider's base
-    URL is the operator's word, and a key is never sent elsewhere. The provider's message, type and code are kept,
-    shortened and without anything that looks like a key; a web page is not quoted. `Retry-After` (RFC 9110 §10.2.3)
-    and OpenAI's `retry-after-ms` become `retry_after_s`. A status below 300 is for an error object sent as a success.
-    """
-    if 300 <= status < 400:
-        return UpstreamError(
-            f"{provider.name}: answered with a redirect, which is never followed.", code="upstream_redirect"
-        )
-    value = _parse(body)
-    if isinstance(value, list) and value:  # Gemini wraps its error in a list
-        value = value[0]
-    if status < 300 and not (isinstance(value, dict) and value.get("error")):
-        return UpstreamInvalid(f"{provider.name}: answered with something that is not an event stream.")
-    if value is None:
-        text = body.decode("utf-8", "replace").strip()
-        # A web page, or JSON that was cut: neither is a sentence.
-        value = "" if "html" in headers.get("content-type", "") or text.startswith(("<", "{", "[")) else text
-    return _refusal(
-        value,
-        status=status if status >= 400 else 502,
-        retry_after_s=_retry_after(headers),
-        provider=provider,
-    )
-
-
-def _refusal(
-    value: Any, *, status: int, retry_after_s: float | None = None, provider: Provider | None = None
-) -> UpstreamRefused:
-    """`value` is OpenAI's envelope, the object inside it, one like it without envelope (Mistral, FastAPI), or text."""
-    error = (value.get("error") or value) if isinstance(value, dict) else value
-    detail = error if isinstance(error, dict) else {}
-    code, kind = detail.get("code"), detail.get("type")
-    if status == 502:  # no word of its own from HTTP: some say it inside (Groq, OpenRouter)
-        status = next((s for s in (detail.get("status_code"), code) if type(s) is int and 400 <= s < 600), status)
-    message = next(
-        (text for text in (error, detail.get("message"), detail.get("detail")) if isinstance(text, str) and text), ""
-    )
-    secret = provider.api_key if provider else None
-    text = _clean(message, secret, _MAX_MESSAGE) or "the provider reported an error and did not say which."
-    return UpstreamRefused(
-        f"{provider.name}: {text}" if provider else text,
-        code=_clean(str(code), secret, _MAX_CODE) if code else None,
-        kind=_clean(str(kind), secret, _MAX_CODE) if kind else None,
-        status=status if status < 500 and status != 408 else 504 if status in (408, 504) else 502,
-        retry_after_s=retry_after_s,
-    )
-
-
-def _clean(text: str, secret: str | None, limit: int) -> str:
-    """Without keys (before it is cut: half a key is still one), without control characters, not too long."""
-    if secret:
-        text = text.replace(secret, "[redacted]")
-    text = _CONTROL.sub(" ", _SECRET.sub("[redacted]", text))
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from now on; None where the provider did not say, or not in a form anyone knows."""
-    try:
-        if milliseconds := headers.get("retry-after-ms"):
-            seconds = float(milliseconds) / 1000
-        else:
-            seconds = float(headers.get("retry-after", "nan"))
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
-    return max(0.0, seconds) if abs(seconds) < float("inf") else None

@@ -1,8 +1,8 @@
 """Who answers: the providers that are switched on, and under which names.
 
-Hidden here: the environment variables people already have, where each vendor
-answers, and how `streamspool.toml` adds to that. A vendor is one row of a table; all of them speak OpenAI's format, so a
-new one is a new row and nothing else.
+Hidden here: the environment variables people already have, where each vendor answers, in which wire format, with which
+quirks, and how `streamspool.toml` adds to that. A vendor is one row of a table, and a new one is a new row and nothing
+else; a new wire format is a file beside this one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from shared.config import ProviderConfig, Settings
+from shared.config import ProviderConfig, ProviderKind, Settings
 from shared.errors import BadRequest
 
 _KEY = re.compile(r"[\x21-\x7e]+")
@@ -23,14 +23,21 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 class Provider:
     """Somebody who answers. `base_url` ends with the version and has no closing slash; `models` are without our prefix.
 
-    The key never shows in a repr.
+    The key never shows in a repr. `limit_field` is the only name of the token limit this provider knows, None where it
+    knows both; with `think_tags`, what stands in `<think>…</think>` at the start of an answer is reasoning; `prefill`:
+    an assistant message at the end of a request is gone on with. `query` is added to every URL.
     """
 
     name: str
-    kind: Literal["openai", "fake"]
+    kind: ProviderKind | Literal["fake"]
     base_url: str
     api_key: str | None = field(default=None, repr=False)
     models: tuple[str, ...] = ()
+    limit_field: Literal["max_tokens", "max_completion_tokens"] | None = None
+    think_tags: bool = False
+    prefill: bool = False
+    key_header: str = "authorization"
+    query: str = ""
 
     @property
     def model_ids(self) -> tuple[str, ...]:
@@ -41,47 +48,129 @@ class Provider:
 class Vendor(NamedTuple):
     """One row: on when one of its variables is set; the first variable that is set counts.
 
-    `local` marks servers people run themselves: their variable may be a bare `host:port`, and `/v1` is added to it.
+    `local` marks servers people run themselves: their variable may be a bare `host:port`, and `version` (the path that
+    the wire format needs) is added to it. The last columns are those of `Provider`.
     """
 
     name: str
     base_url: str
     key_variables: tuple[str, ...]
-    base_variables: tuple[str, ...]
+    bases: tuple[str, ...] = ()
+    kind: ProviderKind = "openai"
     local: bool = False
+    version: str = "/v1"
+    limit_field: Literal["max_tokens", "max_completion_tokens"] | None = None
+    think_tags: bool = False
+    prefill: bool = False
+    key_header: str = "authorization"
+    query: str = ""
 
-
-def _vendor(name: str, base_url: str, *key_variables: str) -> Vendor:
-    stem = key_variables[0].removesuffix("_KEY").removesuffix("_API").removesuffix("_TOKEN")
-    return Vendor(name, base_url, key_variables, (f"{stem}_BASE_URL", f"{stem}_API_BASE"))
+    @property
+    def base_variables(self) -> tuple[str, ...]:
+        """The variables that move it elsewhere: where none are given, the key's name with `_BASE_URL` or `_API_BASE`."""
+        if self.bases:
+            return self.bases
+        stem = self.key_variables[0].removesuffix("_KEY").removesuffix("_API").removesuffix("_TOKEN")
+        return (f"{stem}_BASE_URL", f"{stem}_API_BASE")
 
 
 VENDORS = (
-    _vendor("openai", "https://api.openai.com/v1", "OPENAI_API_KEY"),
-    _vendor("deepseek", "https://api.deepseek.com", "DEEPSEEK_API_KEY"),
-    _vendor("openrouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
-    _vendor("groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY"),
-    _vendor("mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
-    _vendor("xai", "https://api.x.ai/v1", "XAI_API_KEY"),
-    _vendor("together", "https://api.together.xyz/v1", "TOGETHER_API_KEY"),
-    _vendor("fireworks", "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY"),
-    _vendor("cerebras", "https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
-    _vendor("sambanova", "https://api.sambanova.ai/v1", "SAMBANOVA_API_KEY"),
-    _vendor("minimax", "https://api.minimax.io/v1", "MINIMAX_API_KEY"),
-    _vendor("zai", "https://api.z.ai/api/paas/v4", "ZAI_API_KEY"),
-    _vendor("moonshot", "https://api.moonshot.ai/v1", "MOONSHOT_API_KEY"),
-    _vendor("perplexity", "https://api.perplexity.ai", "PERPLEXITY_API_KEY"),
-    _vendor("huggingface", "https://router.huggingface.co/v1", "HF_TOKEN"),
-    _vendor("gemini", "https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    Vendor("openai", "https://api.openai.com/v1", ("OPENAI_API_KEY",), limit_field="max_completion_tokens"),
+    # Azure's v1 API: base URL `https://RESOURCE.openai.azure.com/openai/v1`, model = deployment; the older, dated API
+    # wants `?api-version=` and a path by deployment: AZURE_OPENAI_ENDPOINT alone means the v1 API.
+    Vendor(
+        "azure",
+        "",
+        ("AZURE_OPENAI_API_KEY", "AZURE_API_KEY"),
+        ("AZURE_OPENAI_BASE_URL", "AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),
+        limit_field="max_completion_tokens",
+        key_header="api-key",
+    ),
+    Vendor("anthropic", "https://api.anthropic.com/v1", ("ANTHROPIC_API_KEY",), kind="anthropic", prefill=True),
+    Vendor(
+        "gemini",
+        "https://generativelanguage.googleapis.com/v1beta",
+        ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        ("GEMINI_BASE_URL", "GEMINI_API_BASE", "GOOGLE_GEMINI_BASE_URL"),
+        kind="gemini",
+    ),
+    Vendor("cohere", "https://api.cohere.com/v2", ("COHERE_API_KEY", "CO_API_KEY"), kind="cohere"),
+    Vendor("deepseek", "https://api.deepseek.com", ("DEEPSEEK_API_KEY",), limit_field="max_tokens"),
+    Vendor(
+        "openrouter", "https://openrouter.ai/api/v1", ("OPENROUTER_API_KEY",), limit_field="max_tokens", prefill=True
+    ),
+    Vendor("groq", "https://api.groq.com/openai/v1", ("GROQ_API_KEY",), think_tags=True, prefill=True),
+    Vendor("mistral", "https://api.mistral.ai/v1", ("MISTRAL_API_KEY",), limit_field="max_tokens"),
+    Vendor("xai", "https://api.x.ai/v1", ("XAI_API_KEY",)),
+    Vendor("together", "https://api.together.xyz/v1", ("TOGETHER_API_KEY",), limit_field="max_tokens", think_tags=True),
+    Vendor(
+        "fireworks",
+        "https://api.fireworks.ai/inference/v1",
+        ("FIREWORKS_API_KEY",),
+        limit_field="max_tokens",
+        think_tags=True,
+    ),
+    Vendor("cerebras", "https://api.cerebras.ai/v1", ("CEREBRAS_API_KEY",), think_tags=True),
+    Vendor("sambanova", "https://api.sambanova.ai/v1", ("SAMBANOVA_API_KEY",), think_tags=True),
+    Vendor("minimax", "https://api.minimax.io/v1", ("MINIMAX_API_KEY",), think_tags=True),
+    Vendor(
+        "perplexity", "https://api.perplexity.ai", ("PERPLEXITY_API_KEY",), limit_field="max_tokens", think_tags=True
+    ),
+    Vendor("moonshot", "https://api.moonshot.ai/v1", ("MOONSHOT_API_KEY",), limit_field="max_tokens"),
+    Vendor("zai", "https://api.z.ai/api/paas/v4", ("ZAI_API_KEY",), limit_field="max_tokens"),
+    Vendor(
+        "zhipu", "https://open.bigmodel.cn/api/paas/v4", ("ZHIPU_API_KEY", "ZHIPUAI_API_KEY"), limit_field="max_tokens"
+    ),
+    Vendor(
+        "alibaba",
+        "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
+        ("DASHSCOPE_API_KEY", "ALIBABA_API_KEY"),
+        limit_field="max_tokens",
+    ),
+    Vendor(
+        "huggingface",
+        "https://router.huggingface.co/v1",
+        ("HF_TOKEN",),
+        limit_field="max_tokens",
+        think_tags=True,
+    ),
     Vendor(
         "ollama",
-        "http://127.0.0.1:11434/v1",
+        "http://127.0.0.1:11434/api",
         (),
         ("OLLAMA_HOST", "OLLAMA_BASE_URL", "OLLAMA_API_BASE"),
+        kind="ollama",
         local=True,
+        version="/api",
+        think_tags=True,
+        prefill=True,
     ),
-    Vendor("lmstudio", "http://127.0.0.1:1234/v1", (), ("LM_STUDIO_API_BASE", "LM_STUDIO_BASE_URL"), local=True),
-    Vendor("vllm", "http://127.0.0.1:8000/v1", ("VLLM_API_KEY",), ("VLLM_API_BASE", "VLLM_BASE_URL"), local=True),
+    Vendor(
+        "lmstudio",
+        "http://127.0.0.1:1234/v1",
+        (),
+        ("LM_STUDIO_API_BASE", "LM_STUDIO_BASE_URL"),
+        local=True,
+        limit_field="max_tokens",
+        think_tags=True,
+    ),
+    Vendor(
+        "llamacpp",
+        "http://127.0.0.1:8080/v1",
+        (),
+        ("LLAMACPP_BASE_URL", "LLAMA_API_BASE"),
+        local=True,
+        limit_field="max_tokens",
+        prefill=True,
+    ),
+    Vendor(
+        "vllm",
+        "http://127.0.0.1:8000/v1",
+        ("VLLM_API_KEY",),
+        ("VLLM_API_BASE", "VLLM_BASE_URL"),
+        local=True,
+        think_tags=True,
+    ),
 )
 
 FAKE = Provider(name="fake", kind="fake", base_url="", models=("echo", "lorem"))
@@ -135,10 +224,37 @@ def _from_vendor(vendor: Vendor, environ: Mapping[str, str]) -> Provider | None:
     if base_variable is not None:
         base_url = environ[base_variable].strip().rstrip("/")
         if vendor.local:
-            base_url = _local_url(base_url, vendor.base_url)
+            base_url = _local_url(base_url, vendor)
         _check_url(base_url, base_variable)
+        base_url = _versioned(base_url, vendor)
+    elif not base_url:
+        raise ValueError(
+            f"{key_variable} is set, but none of {', '.join(vendor.base_variables)} says where {vendor.name} answers"
+        )
     key = _key(environ, key_variable) if key_variable else None
-    return Provider(name=vendor.name, kind="openai", base_url=base_url, api_key=key)
+    moved = vendor.kind == "openai" and base_url != vendor.base_url and vendor.base_url != ""
+    return Provider(
+        name=vendor.name,
+        kind=vendor.kind,
+        base_url=base_url,
+        api_key=key,
+        # Who answers at another address may be anybody who is compatible: the client's own word is passed on.
+        limit_field=None if moved and not vendor.local else vendor.limit_field,
+        think_tags=vendor.think_tags,
+        prefill=vendor.prefill,
+        key_header=vendor.key_header,
+        query=vendor.query,
+    )
+
+
+def _versioned(base_url: str, vendor: Vendor) -> str:
+    """The variables of some vendors' own SDKs hold no version: it is added where the address is nothing but a host."""
+    if vendor.kind == "openai" and vendor.name != "azure":
+        return base_url
+    if vendor.name == "azure":
+        return base_url if urlsplit(base_url).path.strip("/") else f"{base_url}/openai/v1"
+    version = urlsplit(vendor.base_url).path
+    return base_url if urlsplit(base_url).path.strip("/") else f"{base_url}{version}"
 
 
 def _from_table(name: str, table: ProviderConfig, environ: Mapping[str, str]) -> Provider:
@@ -148,7 +264,16 @@ def _from_table(name: str, table: ProviderConfig, environ: Mapping[str, str]) ->
         if not environ.get(table.api_key_env):
             raise ValueError(f"[providers.{name}] takes its key from {table.api_key_env}, which is not set")
         key = _key(environ, table.api_key_env)
-    return Provider(name=name, kind=table.kind, base_url=table.base_url, api_key=key, models=tuple(table.models))
+    return Provider(
+        name=name,
+        kind=table.kind,
+        base_url=table.base_url,
+        api_key=key,
+        models=tuple(table.models),
+        limit_field=table.limit_field,
+        think_tags=table.think_tags,
+        prefill=table.prefill,
+    )
 
 
 def _key(environ: Mapping[str, str], variable: str) -> str:
@@ -158,8 +283,8 @@ def _key(environ: Mapping[str, str], variable: str) -> str:
     return key
 
 
-def _local_url(value: str, default: str) -> str:
-    """The forms OLLAMA_HOST may have: `host`, `host:port`, `:port`, with or without scheme and `/v1`.
+def _local_url(value: str, vendor: Vendor) -> str:
+    """The forms OLLAMA_HOST may have: `host`, `host:port`, `:port`, with or without scheme and version.
 
     `0.0.0.0` is what the server listens on; a client means the machine itself. What is none of these comes back as it
     was, for the check to refuse.
@@ -167,14 +292,14 @@ def _local_url(value: str, default: str) -> str:
     explicit = "://" in value
     try:
         parts = urlsplit(value if explicit else f"http://{value}")
-        port = parts.port or (None if explicit else urlsplit(default).port)
+        port = parts.port or (None if explicit else urlsplit(vendor.base_url).port)
     except ValueError:
         return value
     if parts.username or parts.query or parts.fragment:
         return value
     host = parts.hostname or "127.0.0.1"
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    path = parts.path if parts.path.endswith("/v1") else f"{parts.path}/v1"
+    path = parts.path.removesuffix("/v1").removesuffix(vendor.version) + vendor.version
     return f"{parts.scheme}://{host}{f':{port}' if port else ''}{path}"
 
 

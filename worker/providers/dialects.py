@@ -1,0 +1,13 @@
+"""Which file speaks which wire format."""
+
+from __future__ import annotations
+
+from worker.providers import openai
+from worker.providers.dialect import Dialect
+from worker.providers.registry import Provider
+
+_DIALECTS = {"openai": openai.DIALECT, "fake": openai.DIALECT}
+
+
+def dialect_of(provider: Provider) -> Dialect:
+    return _DIALECTS[provider.kind]

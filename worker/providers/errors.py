@@ -1,0 +1,123 @@
+"""A provider's refusal, in whichever shape it comes, as the one error the broker knows. Pure functions.
+
+Hidden here: the envelopes of a dozen APIs, what each status means to our client, when to come back, and that neither a
+key nor a page of HTML ever travels on in a message.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from shared import json
+from shared.errors import UpstreamError, UpstreamInvalid, UpstreamRefused
+from worker.providers.registry import Provider
+
+_MAX_MESSAGE = 500
+_MAX_CODE = 100
+_SECRET = re.compile(r"(?i)\bbearer\s+[^\s\"',]+|\b(?:sk|pk|rk|gsk|xai|hf|pplx|csk|fw)[-_][\w*.-]{4,}|\bAIza[\w-]{10,}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+
+_ANTHROPIC_STATUS = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "timeout_error": 504,
+    "overloaded_error": 503,
+}
+"""docs.anthropic.com/en/api/errors: in the middle of a stream the type is all there is to tell the status from."""
+
+
+def parse(data: bytes) -> Any:
+    """JSON, or None. The parser's error is not chained: it carries the text it failed on."""
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def malformed() -> UpstreamInvalid:
+    return UpstreamInvalid("The provider sent a chunk whose choices are not shaped like OpenAI's.")
+
+
+def error_from_response(provider: Provider, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+    """What a response that is not a stream means, as the error to raise. `headers` are looked up in lower case.
+
+    4xx stays what it was, 408 and 504 become 504, other 5xx 502, a redirect 502 `upstream_redirect`: a provider's base
+    URL is the operator's word, and a key is never sent elsewhere. The provider's message, type and code are kept,
+    shortened and without anything that looks like a key; a web page is not quoted. `Retry-After` (RFC 9110 §10.2.3)
+    and OpenAI's `retry-after-ms` become `retry_after_s`. A status below 300 is for an error object sent as a success.
+    """
+    if 300 <= status < 400:
+        return UpstreamError(
+            f"{provider.name}: answered with a redirect, which is never followed.", code="upstream_redirect"
+        )
+    value = parse(body)
+    if isinstance(value, list) and value:  # Gemini wraps its error in a list
+        value = value[0]
+    if status < 300 and not (isinstance(value, dict) and value.get("error")):
+        return UpstreamInvalid(f"{provider.name}: answered with something that is not an event stream.")
+    if value is None:
+        text = body.decode("utf-8", "replace").strip()
+        # A web page, or JSON that was cut: neither is a sentence.
+        value = "" if "html" in headers.get("content-type", "") or text.startswith(("<", "{", "[")) else text
+    return refusal(
+        value,
+        status=status if status >= 400 else 502,
+        retry_after_s=_retry_after(headers),
+        provider=provider,
+    )
+
+
+def refusal(
+    value: Any, *, status: int, retry_after_s: float | None = None, provider: Provider | None = None
+) -> UpstreamRefused:
+    """`value` is OpenAI's envelope, the object inside it, one like it without envelope (Mistral, FastAPI), or text."""
+    error = (value.get("error") or value) if isinstance(value, dict) else value
+    detail = error if isinstance(error, dict) else {}
+    code, kind = detail.get("code"), detail.get("type")
+    if status == 502:  # no word of its own from HTTP: some say it inside (Groq, OpenRouter, Anthropic)
+        told = (detail.get("status_code"), code, isinstance(kind, str) and _ANTHROPIC_STATUS.get(kind))
+        status = next((s for s in told if type(s) is int and 400 <= s < 600), status)
+    message = next(
+        (text for text in (error, detail.get("message"), detail.get("detail")) if isinstance(text, str) and text), ""
+    )
+    secret = provider.api_key if provider else None
+    text = _clean(message, secret, _MAX_MESSAGE) or "the provider reported an error and did not say which."
+    return UpstreamRefused(
+        f"{provider.name}: {text}" if provider else text,
+        code=_clean(str(code), secret, _MAX_CODE) if code else None,
+        kind=_clean(str(kind), secret, _MAX_CODE) if kind else None,
+        status=status if status < 500 and status != 408 else 504 if status in (408, 504) else 502,
+        retry_after_s=retry_after_s,
+    )
+
+
+def _clean(text: str, secret: str | None, limit: int) -> str:
+    """Without keys (before it is cut: half a key is still one), without control characters, not too long."""
+    if secret:
+        text = text.replace(secret, "[redacted]")
+    text = _CONTROL.sub(" ", _SECRET.sub("[redacted]", text))
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, from now on; None where the provider did not say, or not in a form anyone knows."""
+    try:
+        if milliseconds := headers.get("retry-after-ms"):
+            seconds = float(milliseconds) / 1000
+        else:
+            seconds = float(headers.get("retry-after", "nan"))
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if abs(seconds) < float("inf") else None

@@ -17,7 +17,7 @@ from api.auth import Authenticator
 from api.errors import REQUEST_ID
 from api.hub import BLOCK_MS, Hub
 from api.relay import Drain, Parts
-from api.routes import chat, health, models, streams
+from api.routes import chat, health, models, sessions, streams, usage
 from shared.broker import Broker
 from shared.config import Settings
 from shared.reaper import Reaper
@@ -66,8 +66,8 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     )
     app.state.authenticator = Authenticator(settings)
     errors.install(app)
-    for router in (chat.router, streams.router, models.router, health.router):
-        app.include_router(router)
+    for routes in (chat, streams, sessions, usage, models, health):
+        app.include_router(routes.router)
     app.add_middleware(RequestId)
     app.add_middleware(PlainRefusal, refusals=refusals)
     return app

@@ -14,31 +14,29 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, NamedTuple
 
-from arq.constants import job_key_prefix
-from arq.jobs import serialize_job as arq_serialize
-
 from shared import json, keys, usage
-from shared.chat import Accumulator, ChatRequest
+from shared.chat import ChatRequest
+from shared.closing import Closing
 from shared.config import Settings
+from shared.doorbell import ring
 from shared.entry import Kind, Position, Status, Summary, now_ms
-from shared.errors import Gone, KeyReused, NotFound, Sealed, StreamspoolError, Unavailable
-from shared.redis import UNREACHABLE, ArqRedis, RedisError, serialize_job
+from shared.errors import BadRequest, Gone, KeyReused, NotFound, Sealed, StreamspoolError, Unavailable
+from shared.redis import UNREACHABLE, ArqRedis, RedisError
+from shared.sessions import Sessions, check_id
 from shared.streamlog import StreamLog
-from shared.telemetry import REDIS_ERRORS, SEALED, SUBMITTED, get_logger
+from shared.telemetry import REDIS_ERRORS, SUBMITTED, get_logger
 
 logger = get_logger(__name__)
 
 _ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
-_CUT_SHORT = frozenset({"length", "content_filter"})
 _NOT_FOUND = "There is no stream with this id. It may have expired, or belong to another key."
 _CATALOGUE_AGE_S = 1.0
 _DEADLINE_S = 1.8
 _DOUBT_S = 60.0
 """How long a create that was given up on may still reach Redis."""
-_CLOCK_SKEW_MS = 300_000
-"""Jobs are dated this far back, because arq starts none before its date by the *worker's* clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +58,13 @@ def model_object(model: str, owner: str) -> dict[str, Any]:
     return {"id": model, "object": "model", "created": 0, "owned_by": owner}
 
 
-def finished_status(reasons: list[str | None]) -> Status:
-    """What a whole answer is called, by the reasons of its choices."""
-    return Status.INCOMPLETE if _CUT_SHORT.intersection(filter(None, reasons)) else Status.COMPLETED
-
-
-async def ring(redis: ArqRedis, generation_id: str, *, expires_s: float) -> None:
-    """Enqueues a generation, once however often it is called, and wakes the workers.
-
-    What arq's `enqueue_job` does in four round trips is one here: an id is never two jobs, so there is nothing to watch.
-    """
-    now = now_ms()
-    job = arq_serialize("generate", (generation_id,), {}, None, now, serializer=serialize_job)
-    async with redis.pipeline(transaction=True) as pipe:
-        pipe.set(job_key_prefix + generation_id, job, px=int(expires_s * 1000), nx=True)
-        pipe.zadd(keys.QUEUE, {generation_id: now - _CLOCK_SKEW_MS}, nx=True)
-        pipe.publish(keys.DOORBELL, generation_id)
-        await pipe.execute()
-
-
 class Broker:
     """Submit, find, list, cancel, delete; and the catalogue of models."""
 
     def __init__(self, redis: ArqRedis, log: StreamLog, settings: Settings, *, name: str) -> None:
         self.log = log
+        self.sessions = Sessions(redis, settings)
+        self.closing = Closing(redis, log, self.sessions, settings, name=name)
         self._redis = redis
         self._settings = settings
         self._name = name
@@ -94,12 +75,19 @@ class Broker:
     # ---- generations
 
     async def submit(
-        self, body: bytes, request: ChatRequest, principal: Principal, *, idempotency_key: str | None = None
+        self,
+        body: bytes,
+        request: ChatRequest,
+        principal: Principal,
+        *,
+        idempotency_key: str | None = None,
+        client_history: bool = False,
     ) -> Submitted:
         """Accepts a request. `body` is stored as it came.
 
         Once this returns, the generation runs to an outcome whatever happens to the caller. With an idempotency key
-        the same request of the same principal is one generation, however often and wherever it is made at once.
+        the same request of the same principal is one generation, however often and wherever it is made at once. With
+        `client_history` its session only takes note: the client sends the whole conversation itself.
         Raises NotFound for an unknown model; KeyReused; Unavailable, within 2 s, and then nothing runs.
         """
         async with self._in_time():
@@ -108,10 +96,11 @@ class Broker:
                 generation_id, digest = f"chatcmpl-{uuid.uuid4().hex}", None
             else:
                 generation_id, digest = await self._join(idempotency_key, request, principal)
-            header = self._header(generation_id, request, principal, digest)
+            header = self._header(generation_id, request, principal, digest, client_history)
             try:
                 with self._reachable():
-                    created = await self.log.create(header, body)
+                    reserve = self.sessions.reserve if header["session"] else None
+                    created = await self.log.create(header, body, reserve)
             except (Unavailable, asyncio.CancelledError):
                 if digest is None:  # with a key, the caller comes back for this very generation
                     self._doubtful[generation_id] = time.monotonic() + _DOUBT_S
@@ -120,6 +109,8 @@ class Broker:
                 return Submitted(await self._replayed(generation_id), replayed=True)
         SUBMITTED.inc()
         logger.info("accepted", generation_id=generation_id, model=request.model, tenant=principal.tenant)
+        if header["session"] and header["session"]["policy"] == "interrupt":
+            await self._interrupt(header, principal)
         await self._announce(header)
         return Submitted(header, replayed=False)
 
@@ -133,32 +124,35 @@ class Broker:
             await self._announce(summary.header)
         return summary.header
 
+    async def _interrupt(self, header: dict[str, Any], principal: Principal) -> None:
+        """Ends what is before it in its session. Where that fails, it waits for it instead."""
+        with suppress(RedisError, OSError, StreamspoolError):
+            for generation_id in await self.sessions.before(header):
+                await self.cancel(generation_id, principal)
+
     async def _announce(self, header: dict[str, Any]) -> None:
         """Says that somebody watches, where that matters, and rings. Never fails: the reaper rings again."""
         try:
             async with self._in_time():
                 if header.get("on_disconnect") == "cancel":
                     await self.log.keep_watched([header["id"]], self._settings.disconnect_grace_s)
-                await ring(self._redis, header["id"], expires_s=self._settings.log_safety_s)
+                await self.dispatch(header)
         except (RedisError, OSError, Unavailable) as error:
             logger.warning("bell lost", generation_id=header["id"], error=type(error).__name__)
+
+    async def dispatch(self, header: dict[str, Any]) -> bool:
+        """Rings for a worker, once however often it is called, unless its session has another one before it."""
+        if not await self.sessions.is_next(header):
+            return False
+        await ring(self._redis, header["id"], expires_s=self._settings.log_safety_s)
+        return True
 
     async def revoke_doubtful(self) -> None:
         """Withdraws what was refused because Redis did not answer, in case Redis did hear: the caller was told no."""
         for generation_id in list(self._doubtful):
-            outcome = {
-                "status": Status.CANCELLED,
-                "ended_at_ms": now_ms(),
-                "by": self._name,
-                "finish_reasons": [],
-                "usage": None,
-                "usage_source": None,
-                "error": None,
-            }
             try:
-                await self.log.seal(generation_id, outcome)
+                await self.closing.conclude(generation_id, 0, Status.CANCELLED)
                 await self._redis.publish(keys.DOORBELL, generation_id)
-                SEALED.labels(Status.CANCELLED).inc()
                 logger.info("revoked", generation_id=generation_id)
             except Gone:
                 if time.monotonic() < self._doubtful[generation_id]:
@@ -188,7 +182,12 @@ class Broker:
         return first["id"], digest
 
     def _header(
-        self, generation_id: str, request: ChatRequest, principal: Principal, digest: str | None
+        self,
+        generation_id: str,
+        request: ChatRequest,
+        principal: Principal,
+        digest: str | None,
+        client_history: bool,
     ) -> dict[str, Any]:
         return {
             "v": 1,
@@ -202,6 +201,25 @@ class Broker:
             "on_disconnect": request.on_disconnect or self._settings.on_disconnect,
             "idempotency": digest,
             "metadata": request.metadata,
+            "session_id": request.session_id,
+            "session": self._session(request, client_history),
+        }
+
+    def _session(self, request: ChatRequest, client_history: bool) -> dict[str, Any] | None:
+        """What a generation's log says about its session; `turn` is added when its place in it is known."""
+        if request.session_id is None:
+            return None
+        settings = self._settings
+        if (request.n or 1) > 1:
+            raise BadRequest("A turn of a session has one answer: n must be 1.", param="n")
+        return {
+            "id": check_id(request.session_id),
+            "policy": request.session_policy or settings.session_policy,
+            "trim": request.session_trim or settings.session_trim,
+            "max_tokens": min(request.session_max_tokens or settings.session_max_tokens, settings.session_max_tokens),
+            "keep_partial": bool(request.session_keep_partial),
+            "store_reasoning": settings.store_reasoning if request.store_reasoning is None else request.store_reasoning,
+            "client_history": client_history,
         }
 
     async def find(self, generation_id: str, principal: Principal) -> Summary:
@@ -237,7 +255,7 @@ class Broker:
         summary = await self.find(generation_id, principal)
         if summary.outcome is None:
             with self._reachable(), suppress(Sealed):
-                await self._conclude(generation_id, summary, Status.CANCELLED)
+                await self.closing.conclude(generation_id, summary.position.epoch, Status.CANCELLED)
                 await self._redis.publish(keys.DOORBELL, generation_id)
             summary = await self.find(generation_id, principal)
         return summary
@@ -250,40 +268,51 @@ class Broker:
         summary = (await self.log.describe([generation_id]))[0]
         if summary is None:
             raise Gone(generation_id)
-        await self._conclude(generation_id, summary, Status.FAILED, error)
+        await self.closing.conclude(generation_id, summary.position.epoch, Status.FAILED, error=error)
 
     async def delete(self, generation_id: str, principal: Principal) -> None:
         """Cancels it if it still runs, then forgets it."""
         summary = await self.cancel(generation_id, principal)
         with self._reachable():
+            await self.closing.settle(generation_id)  # what it used and said to its session stays
             if digest := summary.header.get("idempotency"):  # first: nobody may join what is about to go
                 await self._redis.delete(keys.idempotency(principal.tenant, digest))
             await self.log.delete(generation_id, summary.header["owner"])
         logger.info("deleted", generation_id=generation_id)
 
-    async def _conclude(
-        self, generation_id: str, summary: Summary, status: Status, error: dict[str, Any] | None = None
-    ) -> None:
-        """Seals for whoever ran it, with the usage of what it said. What lacks nothing but its seal is an answer."""
-        _, body = await self.log.request(generation_id)
-        fold = Accumulator()
-        for chunk in await self.chunks(generation_id, summary.position.epoch, strict=False):
-            fold.feed(json.loads(chunk))
-        reasons = fold.finish_reasons
-        if len(reasons) >= summary.header["n"] and all(reasons):
-            status, error = finished_status(reasons), None
-        outcome = {
-            "status": status,
-            "ended_at_ms": now_ms(),
-            "by": self._name,
-            "finish_reasons": reasons,
-            "usage": fold.usage or usage.estimate(json.loads(body), fold.characters),
-            "usage_source": "provider" if fold.usage else "estimate",
-            "error": error,
-        }
-        await self.log.seal(generation_id, outcome)
-        SEALED.labels(status).inc()
-        logger.info("sealed", generation_id=generation_id, status=str(status), error_code=(error or {}).get("code"))
+    # ---- usage
+
+    async def usage(self, principal: Principal, first: date, last: date) -> list[dict[str, Any]]:
+        """The ledger's rows of the principal's, from the first day to the last (UTC)."""
+        with self._reachable():
+            return await usage.read_ledger(self._redis, principal.tenant, first, last)
+
+    # ---- sessions
+
+    async def session(self, session_id: str, principal: Principal) -> dict[str, Any]:
+        """The session object. Raises NotFound."""
+        with self._reachable():
+            return await self.sessions.describe(principal.tenant, session_id)
+
+    async def session_messages(self, session_id: str, principal: Principal) -> list[dict[str, Any]]:
+        """All messages of its finished turns, in order. Raises NotFound."""
+        with self._reachable():
+            return await self.sessions.messages(principal.tenant, session_id)
+
+    async def list_sessions(self, principal: Principal, after: str | None, count: int) -> list[dict[str, Any]]:
+        """The principal's sessions, last used first. Raises NotFound if `after` is not one of them."""
+        with self._reachable():
+            return await self.sessions.newest(principal.tenant, after, count)
+
+    async def delete_session(self, session_id: str, principal: Principal) -> None:
+        """Cancels what runs in it, then forgets it; its generations stay what they are."""
+        with self._reachable():
+            found = await self.sessions.describe(principal.tenant, session_id)
+            for generation_id in reversed(found["open"]):  # the last first, so that none begins meanwhile
+                with suppress(NotFound):
+                    await self.cancel(generation_id, principal)
+            await self.sessions.delete(principal.tenant, session_id)
+        logger.info("session deleted", tenant=principal.tenant)
 
     # ---- what the workers can do
 

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from shared.errors import BadRequest
 
 EXTENSION_FIELDS = frozenset(
-    {"on_interruption", "on_disconnect", "session_id", "store_reasoning", "background", "max_tokens_per_s", "webhook"}
+    "on_interruption on_disconnect session_id session_policy session_trim session_max_tokens session_keep_partial "
+    "store_reasoning background max_tokens_per_s webhook".split()
 )
 """Request fields of our own: never forwarded to a provider."""
 
@@ -86,6 +87,12 @@ class ChatRequest(_Lenient):
     ) = None
     on_interruption: Literal["fail", "restart"] | None = None
     on_disconnect: Literal["continue", "cancel"] | None = None
+    session_id: str | None = None
+    session_policy: Literal["reject", "enqueue", "interrupt"] | None = None
+    session_trim: Literal["none", "oldest"] | None = None
+    session_max_tokens: Annotated[int, Field(ge=1)] | None = None
+    session_keep_partial: bool | None = None
+    store_reasoning: bool | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -175,9 +182,9 @@ class Accumulator:
         return [choice.get("finish_reason") for _, choice in sorted(self._choices.items())]
 
     @property
-    def characters(self) -> int:
-        """Length of all text of the answer, reasoning and tool arguments included: the basis of an estimate."""
-        return sum(_text_length(choice["message"]) for choice in self._choices.values())
+    def messages(self) -> list[dict[str, Any]]:
+        """The message of each choice so far, by index."""
+        return [choice["message"] for _, choice in sorted(self._choices.items())]
 
     def result(self) -> dict[str, Any]:
         """`{id, object: "chat.completion", created, model, choices, usage, …}` with every field a chunk brought."""
@@ -191,13 +198,3 @@ class Accumulator:
                 message["content"] = message["content"] or None
             choices.append({"finish_reason": None, "logprobs": None, **choice, "message": message})
         return {**self._top, "object": "chat.completion", "choices": choices, "usage": self.usage}
-
-
-def _text_length(value: Any, field: str = "") -> int:
-    if isinstance(value, str):
-        return 0 if field in _ASSIGNED else len(value)
-    if isinstance(value, dict):
-        return sum(_text_length(item, key) for key, item in value.items())
-    if isinstance(value, list):
-        return sum(_text_length(item) for item in value)
-    return 0

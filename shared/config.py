@@ -145,6 +145,25 @@ class Settings(BaseSettings):
         60, ge=1, description="how long generations wait while no worker is alive, before they fail with `no_worker`"
     )
     retention_s: float = Field(86400, ge=1, description="how long a finished stream can be replayed")
+    store_reasoning: bool = Field(
+        False, description="default of the request field: sessions keep an answer's reasoning and send it back"
+    )
+    session_policy: Literal["reject", "enqueue", "interrupt"] = Field(
+        "reject", description="default of the request field: a request comes while its session is busy"
+    )
+    session_trim: Literal["none", "oldest"] = Field(
+        "none",
+        description="default of the request field: a session is over its limit: refuse, or leave the oldest turns out",
+    )
+    session_max_tokens: int = Field(
+        100_000, ge=1, description="a session's limit in tokens, estimated as a quarter of its characters"
+    )
+    session_max_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="a session's limit in bytes")
+    session_retention_s: float = Field(30 * 86400, ge=1, description="how long a session is kept after its last use")
+    openwebui_sessions: bool = Field(
+        False,
+        description="take Open WebUI's chat id (header X-OpenWebUI-Chat-Id) for the session of a streamed request",
+    )
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, counted while receiving")
     keepalive_s: float = Field(15, gt=0, description="a comment line is sent to a viewer after this much silence")
     hold_headers_s: float = Field(

@@ -7,10 +7,12 @@
     ├── Forbidden 403                a browser page or host that may not ask
     ├── NotFound 404                 unknown, expired, or somebody else's: one answer for all three
     ├── MethodNotAllowed 405
+    ├── SessionBusy 409              its session has another generation open
     ├── CursorRestart 409            the counted attempt was replaced by a newer one
     ├── CursorExpired 410            the position is below what is kept
     ├── KeyReused 422                an Idempotency-Key that stands for another request
     ├── TooLarge 413                 body over STREAMSPOOL_MAX_BODY_BYTES
+    │   └── SessionTooLarge 413      the session's history is over its limit
     ├── Internal 500                 a bug of ours
     ├── Unavailable 503              Redis away, no worker ever seen, draining: retry later
     ├── GenerationFailed             a sealed failure, read back from the log
@@ -171,6 +173,21 @@ class TooLarge(StreamspoolError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class SessionTooLarge(TooLarge):
+    """What the session holds is over the limit; nothing was stored."""
+
+    code = "session_too_large"
+
+
+class SessionBusy(StreamspoolError):
+    """One generation of a session runs at a time. Not to be retried blindly, as the SDKs would any 409."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "session_busy"
+    retryable = False
 
 
 class Internal(StreamspoolError):

@@ -10,6 +10,11 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:idempotency:TENANT:SHA256` | string, JSON of id and body hash | as long as the log can live |
 | `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
+| `streamspool:{ID}:settled` | string: what follows from the outcome was done | the safety bound of the log |
+| `streamspool:unsettled` | set of ids sealed and not yet settled | permanent, emptied by settlements and reaper |
+| `streamspool:session:{TENANT:SESSION}:head`, `…:turns`, `…:open` | hash, stream, zset: sessions.py | session retention |
+| `streamspool:sessions:TENANT` | zset, score = last used ms | as long as the newest session |
+| `streamspool:usage:TENANT:YYYY-MM-DD` | hash, the ledger: see usage.py | 400 days after the last entry |
 | `streamspool:worker:WORKER` | string, JSON heartbeat | 15 s |
 | `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
 | `streamspool:catalogue` | string, JSON of providers and models | 1 day after the last heartbeat |
@@ -20,17 +25,20 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 QUEUE = "arq:queue"
 IN_PROGRESS_PREFIX = "arq:in-progress:"
 RETRY_PREFIX = "arq:retry:"
 OPEN = "streamspool:open"
+UNSETTLED = "streamspool:unsettled"
 WORKERS = "streamspool:workers"
 CATALOGUE = "streamspool:catalogue"
 REAPER = "streamspool:reaper"
 DOORBELL = "streamspool:doorbell"
 """Pub/sub channel: the payload is the id of a generation just enqueued."""
 
-PERMANENT = frozenset({OPEN, QUEUE})
+PERMANENT = frozenset({OPEN, QUEUE, UNSETTLED})
 """Keys that may exist without a TTL; every other key of ours must have one."""
 
 
@@ -44,6 +52,31 @@ def viewers(generation_id: str) -> str:
 
 def idempotency(tenant: str, digest: str) -> str:
     return f"streamspool:idempotency:{tenant}:{digest}"
+
+
+def settled(generation_id: str) -> str:
+    return f"streamspool:{{{generation_id}}}:settled"
+
+
+class SessionKeys(NamedTuple):
+    """The three keys of a session."""
+
+    head: str
+    turns: str
+    open: str
+
+
+def session(tenant: str, session_id: str) -> SessionKeys:
+    stem = f"streamspool:session:{{{tenant}:{session_id}}}"
+    return SessionKeys(f"{stem}:head", f"{stem}:turns", f"{stem}:open")
+
+
+def sessions(tenant: str) -> str:
+    return f"streamspool:sessions:{tenant}"
+
+
+def usage(tenant: str, day: str) -> str:
+    return f"streamspool:usage:{tenant}:{day}"
 
 
 def index(tenant: str) -> str:

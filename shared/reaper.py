@@ -10,7 +10,7 @@ import asyncio
 from time import monotonic
 
 from shared import keys
-from shared.broker import Broker, ring
+from shared.broker import Broker
 from shared.config import Settings
 from shared.errors import Gone, Sealed
 from shared.redis import ArqRedis
@@ -46,6 +46,7 @@ class Reaper:
             await self._count_workers()
             if await self._redis.set(keys.REAPER, b"1", nx=True, px=int(TICK_S * 500)):
                 await self.sweep()
+                await self._broker.closing.settle_left_over()
 
     async def sweep(self) -> None:
         """Looks after open generations that arq does not know, and after all of them while there is no worker.
@@ -72,9 +73,9 @@ class Reaper:
                 await self._log.close_index(generation_id)
                 REAPED.labels("forgotten").inc()
             else:
-                await ring(self._redis, generation_id, expires_s=self._settings.log_safety_s)
-                REAPED.labels("rung").inc()
-                logger.warning("rang again", generation_id=generation_id)
+                if await self._broker.dispatch(summary.header):  # or it waits for its turn
+                    REAPED.labels("rung").inc()
+                    logger.warning("rang again", generation_id=generation_id)
 
     async def _count_workers(self) -> None:
         if await self._broker.workers():

@@ -13,7 +13,7 @@ RedisError or OSError when the server is away.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,9 +40,13 @@ end
 local id = redis.call('XADD', KEYS[1], ARGV[2], 'o', ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('ZREM', KEYS[2], ARGV[5])
+redis.call('SADD', KEYS[3], ARGV[5])
 return id
 """
 """Needs Redis 7 or Valkey. An older server refuses it, and the end waits for room."""
+
+
+Reserve = Callable[[Any, dict[str, Any]], Awaitable[None]]
 
 
 class StreamLog:
@@ -55,23 +59,34 @@ class StreamLog:
 
     # ---- the API's side
 
-    async def create(self, header: dict[str, Any], body: bytes) -> bool:
+    async def create(self, header: dict[str, Any], body: bytes, reserve: Reserve | None = None) -> bool:
         """Stores the request; False if that id was created before (the log stays as it is then).
+
+        `reserve` is called with the pipeline before anything is queued: it may watch, look, change the header, and
+        leaves the pipeline in MULTI with commands of its own, which take effect with the log or not at all.
 
         `header` needs `id`, `owner` and `created_at_ms`. From here on the generation is accepted: it will be listed,
         can be watched, and reaches an outcome even if nobody rings for a worker.
         """
         generation_id, created = header["id"], header["created_at_ms"]
         key, index, token = keys.log(generation_id), keys.index(header["owner"]), secrets.token_hex(8).encode()
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.xadd(key, {Kind.REQUEST: json.dumps(header), _TOKEN: token}, id=str(HEADER))
-            pipe.xadd(key, {Kind.BODY: body}, id=str(BEGIN))
-            pipe.pexpire(key, self._safety_ms)
-            pipe.zadd(keys.OPEN, {generation_id: created})
-            pipe.zadd(index, {generation_id: created})
-            pipe.zremrangebyscore(index, "-inf", created - self._safety_ms - self._retention_ms)
-            pipe.pexpire(index, self._safety_ms + self._retention_ms)
-            replies = await pipe.execute(raise_on_error=False)
+        while True:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                if reserve:
+                    await reserve(pipe, header)
+                before = len(pipe)
+                pipe.xadd(key, {Kind.REQUEST: json.dumps(header), _TOKEN: token}, id=str(HEADER))
+                pipe.xadd(key, {Kind.BODY: body}, id=str(BEGIN))
+                pipe.pexpire(key, self._safety_ms)
+                pipe.zadd(keys.OPEN, {generation_id: created})
+                pipe.zadd(index, {generation_id: created})
+                pipe.zremrangebyscore(index, "-inf", created - self._safety_ms - self._retention_ms)
+                pipe.pexpire(index, self._safety_ms + self._retention_ms)
+                try:
+                    replies = (await pipe.execute(raise_on_error=False))[before:]
+                except WatchError:
+                    continue
+                break
         if isinstance(replies[0], bytes):
             return True
         if is_refusal(replies[0]):
@@ -120,7 +135,7 @@ class StreamLog:
         return Writer(appender, generation_id, epoch, self.last), header, body
 
     async def seal(self, generation_id: str, outcome: dict[str, Any], *, epoch: int | None = None) -> None:
-        """Writes the outcome; the first one wins for good. The retention time starts now.
+        """Writes the outcome; the first one wins for good. The retention time starts now, and what follows is to be settled.
 
         With `epoch`, only while that attempt is the newest: Fenced otherwise. Raises Sealed with the outcome that was
         there first, unless it is this very one; Gone.
@@ -140,6 +155,7 @@ class StreamLog:
                     pipe.xadd(key, {Kind.OUTCOME: json.dumps(outcome)}, id=str(SEAL), nomkstream=True)
                     pipe.pexpire(key, self._retention_ms)
                     pipe.zrem(keys.OPEN, generation_id)
+                    pipe.sadd(keys.UNSETTLED, generation_id)
                     added, *_ = await pipe.execute(raise_on_error=False)
             except WatchError:  # somebody wrote; or the connection broke, whatever was being asked
                 continue
@@ -158,8 +174,9 @@ class StreamLog:
     async def _seal_when_full(self, generation_id: str, outcome: dict[str, Any], epoch: int | None) -> Any:
         """The same in a script that may write over the memory limit: the end of a stream must not wait for room."""
         arguments: list[Any] = [json.dumps(outcome), str(SEAL), str(self._retention_ms), str(epoch or 0), generation_id]
+        names = (keys.log(generation_id), keys.OPEN, keys.UNSETTLED)
         try:
-            return await self._redis.eval(_SEAL_SCRIPT, 2, keys.log(generation_id), keys.OPEN, *arguments)  # type: ignore[misc]
+            return await self._redis.eval(_SEAL_SCRIPT, 3, *names, *arguments)  # type: ignore[misc]
         except ResponseError as error:
             return error
 

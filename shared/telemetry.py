@@ -17,6 +17,7 @@ from prometheus_client import Counter, Gauge, Histogram
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 SUBMITTED = Counter("streamspool_generations_submitted_total", "Generations accepted by this process")
+SETTLED = Counter("streamspool_generations_settled_total", "Generations whose turn and usage this process has booked")
 SEALED = Counter("streamspool_generations_sealed_total", "Generations this process gave their outcome", ["status"])
 ATTEMPTS = Counter("streamspool_attempts_total", "Attempts started by this worker", ["reason"])
 RUNNING = Gauge("streamspool_generations_running", "Generations running in this worker")

@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from shared import json, usage
-from shared.broker import finished_status
-from shared.chat import Accumulator
+from shared import json
+from shared.closing import Closing, finished_status
 from shared.config import Settings
-from shared.entry import Kind, Position, Status, now_ms
+from shared.entry import Position, Status, now_ms
 from shared.errors import (
     Fenced,
     Gone,
@@ -44,13 +43,11 @@ from shared.telemetry import (
     GENERATION_SECONDS,
     QUEUE_SECONDS,
     RUNNING,
-    SEALED,
     UPSTREAM_ERRORS,
     UPSTREAM_RETRIES,
     get_logger,
 )
 from shared.writer import Appender, Writer
-from worker.meter import measure
 from worker.providers.openai import Normalizer
 from worker.providers.registry import Provider, split_model
 from worker.upstream import Served, Target, Upstream
@@ -107,11 +104,12 @@ class Generator:
         appender: Appender,
         upstream: Upstream,
         providers: Mapping[str, Provider],
+        closing: Closing,
         settings: Settings,
         *,
         worker_id: str,
     ) -> None:
-        self._log, self._appender, self._upstream = log, appender, upstream
+        self._log, self._appender, self._upstream, self._closing = log, appender, upstream, closing
         self._providers, self._settings, self._worker_id = providers, settings, worker_id
         self._running: dict[str, _Running] = {}
 
@@ -166,7 +164,7 @@ class Generator:
         if last.seq and last.epoch and await self._end_interrupted(generation_id, last):
             return None
         if last.epoch >= self._settings.max_attempts:
-            await self._end(generation_id, Status.FAILED, error=ATTEMPTS_EXHAUSTED)
+            await self._closing.conclude(generation_id, last.epoch, Status.FAILED, error=ATTEMPTS_EXHAUSTED)
             return None
         attempt["reason"] = "worker_lost" if last.epoch else "queued"
         return await self._claim_next(generation_id, last.epoch, attempt)
@@ -188,25 +186,12 @@ class Generator:
 
         True if that was the end of it; False if a new attempt may be made.
         """
-        fold = Accumulator()
-        async for page in self._log.read_all(generation_id, Position(last.epoch, 0)):
-            for entry in page:
-                if entry.kind in (Kind.CHUNK, Kind.USAGE):
-                    fold.feed(json.loads(entry.data))
-        header, body = await self._log.request(generation_id)
-        reasons = fold.finish_reasons
-        whole = len(reasons) >= header["n"] and all(reasons)
-        restart = header.get("on_interruption") == "restart"
-        if not whole and restart and last.epoch < self._settings.max_attempts:
+        told = await self._closing.read(generation_id, last.epoch)
+        restart = told.header.get("on_interruption") == "restart"
+        if not told.whole and restart and last.epoch < self._settings.max_attempts:
             return False
-        await self._end(
-            generation_id,
-            finished_status(reasons) if whole else Status.FAILED,
-            error=None if whole else ATTEMPTS_EXHAUSTED if restart else WORKER_LOST,
-            finish_reasons=reasons,
-            fold=fold,
-            body=json.loads(body),
-        )
+        error = ATTEMPTS_EXHAUSTED if restart else WORKER_LOST
+        await self._closing.conclude(generation_id, last.epoch, Status.FAILED, error=error)
         return True
 
     # ---- upstream → append
@@ -214,7 +199,7 @@ class Generator:
     async def _attempt(self, writer: Writer, header: dict[str, Any], body: dict[str, Any]) -> Claimed | None:
         """Runs an attempt to its end; returns the next one if the request wants another after an interruption."""
         if header.get("v", 1) > 1:
-            await self._end(writer.generation_id, Status.FAILED, error=UNSUPPORTED)
+            await self._closing.conclude(writer.generation_id, writer.epoch, Status.FAILED, error=UNSUPPORTED)
             return None
         answer = Normalizer(
             id=writer.generation_id,
@@ -223,11 +208,13 @@ class Generator:
             show_usage=header["include_usage"],
             choices=header["n"],
         )
-        started = time.monotonic()
+        started, served = time.monotonic(), Served()
         error: StreamspoolError | None = None
         status = None
         try:
-            if not (await self._is_wanted(header) and await self._run_watched(writer, header, answer, body)):
+            history, asked = await self._closing.sessions.place(header, body["messages"])
+            say = partial(self._say, writer, answer, {**body, "messages": [*history, *asked]}, served)
+            if not (await self._is_wanted(header) and await self._run_watched(writer, header, say)):
                 status = Status.CANCELLED
         except StreamspoolError as caught:
             error = caught
@@ -239,7 +226,7 @@ class Generator:
         if error and writer.position.seq and self._may_restart(error, header, writer):
             UPSTREAM_ERRORS.labels(_cause(error)).inc()
             return await self._claim_next(writer.generation_id, writer.epoch, self._new_attempt(error.code))
-        await self._finish(writer, answer, body, error, status)
+        await self._finish(writer, answer, served, error, status)
         GENERATION_SECONDS.observe(time.monotonic() - started)
         return None
 
@@ -248,14 +235,14 @@ class Generator:
         return header.get("on_disconnect") != "cancel" or bool(await self._log.watched([header["id"]]))
 
     async def _run_watched(
-        self, writer: Writer, header: dict[str, Any], answer: Normalizer, body: dict[str, Any]
+        self, writer: Writer, header: dict[str, Any], say: Callable[[], Coroutine[Any, Any, None]]
     ) -> bool:
         """Says the answer in a task of its own, which can be stopped. False if it was stopped for want of viewers.
 
         Raises Fenced, Sealed or Gone if that is why it was stopped; CancelledError if we are to hand over.
         """
         generation_id = writer.generation_id
-        task = asyncio.ensure_future(self._say(writer, answer, body))
+        task = asyncio.ensure_future(say())
         running = self._running[generation_id] = _Running(task, writer, header)
         RUNNING.inc()
         try:
@@ -282,16 +269,16 @@ class Generator:
             and error.code != "generation_timeout"
         )
 
-    async def _say(self, writer: Writer, answer: Normalizer, body: dict[str, Any]) -> None:
+    async def _say(self, writer: Writer, answer: Normalizer, body: dict[str, Any], served: Served) -> None:
         """Appends what the provider says; raises UpstreamError after all that came is stored."""
-        asked, served = time.monotonic(), Served()
+        asked = time.monotonic()
         targets = self._targets(body["model"])
         stream = self._upstream.stream(targets, body, answer, served, on_retry=partial(_retried, writer))
         async with aclosing(stream) as batches:
             async for batch in batches:  # the upstream reads ahead meanwhile, within bounds, and merges what it read
                 if not writer.position.seq:
                     FIRST_CHUNK_SECONDS.observe(time.monotonic() - asked)
-                    writer.note = json.dumps(served.note())
+                    writer.note = json.dumps(served.note(spoke=True))
                 await writer.append(batch)
                 CHUNKS.inc(len(batch))
 
@@ -314,68 +301,44 @@ class Generator:
         self,
         writer: Writer,
         answer: Normalizer,
-        body: dict[str, Any],
+        served: Served,
         error: StreamspoolError | None,
-        status: Status | None = None,
+        status: Status | None,
     ) -> None:
-        figures, source = measure(body, answer)
+        """Waits for a server that is away: the answer is whole, only its end is missing."""
         if status is None:
             status = finished_status(answer.finish_reasons) if error is None else Status.FAILED
         failure = None
         if error is not None:
             UPSTREAM_ERRORS.labels(_cause(error)).inc()
             failure = {**error.to_object(), "status": error.status, "retry_after_s": error.retry_after_s}
-        outcome = {
-            **self._outcome(status, failure),
-            "finish_reasons": answer.finish_reasons,
-            "usage": figures,
-            "usage_source": source,
-        }
-        await self._seal(writer, outcome)
-        self._report(writer.generation_id, outcome)
-
-    async def _seal(self, writer: Writer, outcome: dict[str, Any]) -> None:
-        """Waits for a server that is away: the answer is whole, only its end is missing."""
         while True:
             try:
-                return await self._log.seal(writer.generation_id, outcome, epoch=writer.epoch)
-            except UNREACHABLE as error:
-                complain("seal", error)
+                outcome = await self._outcome(writer, answer, served, status, failure)
+                return await self._closing.seal(writer.generation_id, outcome, epoch=writer.epoch)
+            except UNREACHABLE as problem:
+                complain("seal", problem)
                 await asyncio.sleep(1)
 
-    async def _end(
-        self,
-        generation_id: str,
-        status: Status,
-        *,
-        error: dict[str, Any] | None,
-        finish_reasons: list[str | None] | None = None,
-        fold: Accumulator | None = None,
-        body: dict[str, Any] | None = None,
-    ) -> None:
-        """Seals for a worker that is gone."""
-        figures = fold.usage or usage.estimate(body or {}, fold.characters) if fold else None
-        outcome = {
-            **self._outcome(status, error),
-            "finish_reasons": finish_reasons or [],
-            "usage": figures,
-            "usage_source": ("provider" if fold.usage else "estimate") if fold else None,
-        }
-        await self._log.seal(generation_id, outcome)
-        self._report(generation_id, outcome)
-
-    def _outcome(self, status: Status, error: dict[str, Any] | None) -> dict[str, Any]:
-        return {"status": status, "ended_at_ms": now_ms(), "by": self._worker_id, "error": error}
-
-    def _report(self, generation_id: str, outcome: dict[str, Any]) -> None:
-        SEALED.labels(outcome["status"]).inc()
-        logger.info(
-            "sealed",
-            generation_id=generation_id,
-            status=str(outcome["status"]),
-            error_code=(outcome["error"] or {}).get("code"),
-            usage_source=outcome["usage_source"],
-        )
+    async def _outcome(
+        self, writer: Writer, answer: Normalizer, served: Served, status: Status, failure: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Where the provider gave no usage, or may have put its reasoning into the text, the log is read for them."""
+        note = served.note(spoke=bool(writer.position.seq))
+        if not answer.usage or note.get("think"):
+            told = await self._closing.read(writer.generation_id, writer.epoch)
+            outcome = await self._closing.outcome(told, status, failure)
+        else:
+            outcome = {
+                "status": status,
+                "ended_at_ms": now_ms(),
+                "by": self._worker_id,
+                "error": failure,
+                "usage": answer.usage,
+                "usage_source": "provider",
+                "characters": {"content": answer.content_chars, "reasoning": answer.reasoning_chars},
+            }
+        return {**outcome, "served": note, "finish_reasons": answer.finish_reasons}
 
 
 def _cause(error: StreamspoolError) -> str:

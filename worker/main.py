@@ -287,9 +287,9 @@ async def serve(settings: Settings) -> None:
         log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
         appender = await stack.enter_async_context(Appender(redis))
         upstream = await stack.enter_async_context(Upstream(settings))
-        generator = Generator(log, appender, upstream, providers, settings, worker_id=worker_id)
-        worker = StreamWorker(redis, generator, settings, worker_id=worker_id)
         broker = Broker(redis, log, settings, name=worker_id)
+        generator = Generator(log, appender, upstream, providers, broker.closing, settings, worker_id=worker_id)
+        worker = StreamWorker(redis, generator, settings, worker_id=worker_id)
         reaper = Reaper(redis, log, broker, settings, name=worker_id)
         if settings.worker_metrics_port:
             server, _ = start_http_server(settings.worker_metrics_port, settings.host)

@@ -78,12 +78,13 @@ class Served:
     """`{model, status, code}` of those that were given up on, in order."""
     retries: int = 0
 
-    def note(self) -> dict[str, Any]:
+    def note(self, *, spoke: bool) -> dict[str, Any]:
         """As it stands in the log beside the first chunk. `think`: reasoning may stand in the content."""
-        assert self.target
-        note: dict[str, Any] = {"model": self.target.name}
-        if self.target.provider.think_tags:
-            note["think"] = True
+        note: dict[str, Any] = {}
+        if spoke and self.target:
+            note["model"] = self.target.name
+            if self.target.provider.think_tags:
+                note["think"] = True
         if self.refused:
             note["refused"] = self.refused
         if self.retries:

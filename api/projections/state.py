@@ -25,13 +25,14 @@ def state(summary: Summary, *, viewers: int) -> dict[str, Any]:
         "started_at": summary.attempts[0]["at_ms"] // 1000 if summary.attempts else None,
         "ended_at": outcome["ended_at_ms"] // 1000 if outcome else None,
         "attempts": summary.position.epoch,
+        "interrupted": [attempt["reason"] for attempt in summary.attempts[1:]],
         "served_by": served.get("model"),
         "refused": served.get("refused", []),
         "retries": served.get("retries", 0),
-        "interrupted": [attempt["reason"] for attempt in summary.attempts[1:]],
         "position": str(summary.position) if summary.position > BEGIN else None,
         "usage": outcome.get("usage"),
         "usage_source": outcome.get("usage_source"),
+        "characters": outcome.get("characters"),
         "finish_reasons": outcome.get("finish_reasons") or [],
         "error": {field: error.get(field) for field in ("message", "type", "param", "code")} if error else None,
         "sealed_by": outcome.get("by"),
@@ -43,4 +44,16 @@ def state(summary: Summary, *, viewers: int) -> dict[str, Any]:
             "cancel": f"/v1/streams/{generation_id}/cancel",
             "completion": f"/v1/chat/completions/{generation_id}",
         },
+    }
+
+
+def page(found: list[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """OpenAI's list object of the first `limit` of what was found, which tells whether there is more."""
+    shown = found[:limit]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": len(found) > limit,
     }

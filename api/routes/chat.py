@@ -23,6 +23,9 @@ _REQUEST_BODY = {
 }
 
 
+_HEADER_OPTIONS = ("on_interruption", "on_disconnect", "session_id", "session_policy", "session_trim")
+
+
 def stream_headers(generation_id: str) -> dict[str, str]:
     """How a client finds the stream again."""
     return {"location": f"/v1/streams/{generation_id}", "x-stream-id": generation_id}
@@ -30,11 +33,16 @@ def stream_headers(generation_id: str) -> dict[str, str]:
 
 def _with_options(body: Any, request: Request) -> Any:
     """Our extension fields may come as headers too (`x-on-interruption`); the body's own win."""
-    given = {
-        field: request.headers.get(f"x-{field.replace('_', '-')}") for field in ("on_interruption", "on_disconnect")
-    }
-    options = {field: value for field, value in given.items() if value is not None}
-    return {**options, **body} if isinstance(body, dict) and options else body
+    if not isinstance(body, dict):
+        return body
+    given = {field: request.headers.get(f"x-{field.replace('_', '-')}") for field in _HEADER_OPTIONS}
+    return {**{field: value for field, value in given.items() if value is not None}, **body}
+
+
+def _open_webui_chat(chat_request: ChatRequest, request: Request) -> str | None:
+    """Open WebUI's chat, where it is to be a session. What it asks for aside (titles, tags) is not streamed, and no turn."""
+    chat_id = request.headers.get("x-openwebui-chat-id")
+    return chat_id if chat_id and chat_request.stream and chat_request.session_id is None else None
 
 
 def _idempotency_key(request: Request) -> str | None:
@@ -55,8 +63,15 @@ async def create(request: Request, parts: ProcessParts, owner: Owner, body: Body
     except ValueError as error:
         raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     chat_request = ChatRequest.check(_with_options(parsed, request))
-    header, replayed = await parts.broker.submit(body, chat_request, owner, idempotency_key=_idempotency_key(request))
+    chat_id = _open_webui_chat(chat_request, request) if parts.settings.openwebui_sessions else None
+    if chat_id:
+        chat_request.session_id = chat_id
+    header, replayed = await parts.broker.submit(
+        body, chat_request, owner, idempotency_key=_idempotency_key(request), client_history=chat_id is not None
+    )
     headers = stream_headers(header["id"])
+    if header["session_id"]:
+        headers["x-session-id"] = header["session_id"]
     if replayed:
         headers["idempotent-replayed"] = "true"
     if not chat_request.stream:

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from api import cursor
 from api.deps import Owner, ProcessParts
-from api.projections.state import state
+from api.projections.state import page, state
 from api.relay import EventStream, View
 from api.routes.chat import stream_headers
 from shared.entry import Status
@@ -42,14 +42,7 @@ async def list_streams(
             found.append(state(summary, viewers=parts.hub.viewers(header["id"])))
             if len(found) > limit:
                 break
-    page = found[:limit]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": len(found) > limit,
-    }
+    return page(found, limit)
 
 
 @router.get("/{generation_id}", response_model=None)

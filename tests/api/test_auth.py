@@ -22,6 +22,11 @@ ROUTES = [
     ("GET", "/v1/streams/{generation_id}"),
     ("DELETE", "/v1/streams/{generation_id}"),
     ("POST", "/v1/streams/{generation_id}/cancel"),
+    ("GET", "/v1/sessions"),
+    ("GET", "/v1/sessions/{session_id}"),
+    ("DELETE", "/v1/sessions/{session_id}"),
+    ("GET", "/v1/sessions/{session_id}/messages"),
+    ("GET", "/v1/usage"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
 ]
@@ -60,7 +65,7 @@ def of_alice(alice: Client) -> str:
 
 
 def filled(path: str, generation_id: str) -> str:
-    return path.format(generation_id=generation_id, model="fake/echo")
+    return path.format(generation_id=generation_id, session_id="s-1", model="fake/echo")
 
 
 def test_the_routes_here_are_all_there_are(stranger: Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import Any
 
 import pytest
@@ -63,7 +64,11 @@ def test_our_own_fields_stay_here(client: Client, scripted: Register) -> None:
     ours = {
         "on_interruption": "fail",
         "on_disconnect": "continue",
-        "session_id": "s",
+        "session_id": f"s-{uuid.uuid4().hex}",
+        "session_policy": "enqueue",
+        "session_trim": "oldest",
+        "session_max_tokens": 1000,
+        "session_keep_partial": True,
         "store_reasoning": True,
         "background": False,
         "max_tokens_per_s": 5,

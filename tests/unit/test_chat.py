@@ -1,4 +1,4 @@
-"""Requests, and the fold that makes an answer out of chunks; and what an answer is estimated to cost."""
+"""Requests, and the fold that makes an answer out of chunks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import usage
 from shared.chat import EXTENSION_FIELDS, Accumulator, ChatRequest
 from shared.errors import BadRequest
 
@@ -154,7 +153,7 @@ def test_nothing_folds_to_an_answer_without_choices() -> None:
     nothing = fold()
     assert nothing.result() == {"object": "chat.completion", "choices": [], "usage": None}
     assert nothing.finish_reasons == []
-    assert nothing.characters == 0
+    assert nothing.messages == []
 
 
 def test_the_required_fields_are_there_before_anything_is_said() -> None:
@@ -322,38 +321,3 @@ def test_usage_is_the_last_there_was() -> None:
     first, last = {"total_tokens": 1}, {"total_tokens": 2}
     folded = fold({**chunk({}), "usage": first}, {"choices": [], "usage": last}, {**chunk({}), "usage": None})
     assert folded.usage == folded.result()["usage"] == last
-
-
-# ---- estimates
-
-
-def test_characters_are_all_the_text_there_is() -> None:
-    call = {"index": 0, "id": "not-counted", "type": "function", "function": {"name": "x", "arguments": "12345"}}
-    folded = fold(
-        chunk({"role": "assistant", "content": "abc", "reasoning_content": "de"}),
-        chunk({"tool_calls": [call], "n": 5}),
-        chunk({"content": "f"}, index=1),
-    )
-    assert folded.characters == 3 + 2 + 5 + 1
-
-
-@pytest.mark.parametrize(
-    ("content", "characters"),
-    [
-        ("x" * 40, 40),
-        ("", 0),
-        (None, 0),
-        (5, 0),
-        ([{"type": "text", "text": "x" * 8}, {"type": "text", "text": "y" * 8}], 16),
-        ([{"type": "image_url", "image_url": {"url": "x" * 1000}}, "x", {"text": 5}, {}], 0),
-    ],
-)
-def test_an_estimate_is_a_quarter_of_the_characters(content: Any, characters: int) -> None:
-    body = {"messages": [{"role": "user", "content": content}, {"role": "system"}]}
-    prompt = characters // 4
-    expected = {"prompt_tokens": prompt, "completion_tokens": 25, "total_tokens": prompt + 25}
-    assert usage.estimate(body, 100) == expected
-
-
-def test_an_estimate_without_a_request() -> None:
-    assert usage.estimate({}, 0) == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}

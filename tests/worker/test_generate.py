@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from shared.broker import Broker
 from shared.chat import Chunk
 from shared.config import Settings
 from shared.embedded import EmbeddedValkey
@@ -89,7 +90,7 @@ async def bench(valkey: EmbeddedValkey, upstream: ScriptedUpstream) -> AsyncIter
         appender = await stack.enter_async_context(Appender(redis))
         client = await stack.enter_async_context(Upstream(settings))
         providers = {"scripted": Provider("scripted", "openai", upstream.base_url, None, ())}
-        yield Bench(log, appender, Generator(log, appender, client, providers, settings, worker_id="w1"))
+        yield Bench(log, appender, Generator(log, appender, client, providers, Broker(redis, log, settings, name="w1").closing, settings, worker_id="w1"))
         await redis.flushdb()
 
 

@@ -1,0 +1,209 @@
+"""How a generation ends: its outcome, and what follows from it once.
+
+Hidden here: what an unfinished log adds up to (whoever ran it), the usage that goes into the outcome, and the settlement:
+the session's turn and the ledger's figures, in one transaction that is marked as done, so that doing it again is
+harmless. It comes after the seal and must not be lost with the process that sealed: every seal leaves the id on a list
+that the reaper works off.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from shared import json, keys, turns, usage
+from shared.chat import Accumulator
+from shared.config import Settings
+from shared.doorbell import ring
+from shared.entry import Kind, Position, Status, Summary, now_ms
+from shared.errors import Gone
+from shared.redis import ArqRedis, RedisError, WatchError
+from shared.sessions import Sessions
+from shared.streamlog import StreamLog
+from shared.telemetry import SEALED, SETTLED, get_logger
+
+logger = get_logger(__name__)
+
+_CUT_SHORT = frozenset({"length", "content_filter"})
+_TURNS = frozenset({Status.COMPLETED, Status.INCOMPLETE})
+
+
+def finished_status(reasons: list[str | None]) -> Status:
+    """What a whole answer is called, by the reasons of its choices."""
+    return Status.INCOMPLETE if _CUT_SHORT.intersection(filter(None, reasons)) else Status.COMPLETED
+
+
+class Told(NamedTuple):
+    """What a log has so far: the request, and what its newest attempt said."""
+
+    header: dict[str, Any]
+    history: list[dict[str, Any]]
+    """Messages of the session that were put before the request's."""
+    asked: list[dict[str, Any]]
+    """Messages of the request that are new: after the history."""
+    fold: Accumulator
+    served: dict[str, Any]
+
+    @property
+    def whole(self) -> bool:
+        reasons = self.fold.finish_reasons
+        return len(reasons) >= self.header["n"] and all(reasons)
+
+    @property
+    def think_tags(self) -> bool:
+        return bool(self.served.get("think"))
+
+    def lengths(self) -> dict[str, int]:
+        """Characters of answer and reasoning, over all choices."""
+        said = [turns.said(message, think_tags=self.think_tags) for message in self.fold.messages]
+        return {"content": sum(len(one.content) for one in said), "reasoning": sum(len(one.reasoning) for one in said)}
+
+    async def usage(self) -> usage.Measured:
+        """What it cost. The provider's own figures stand for the whole of it."""
+        said = [turns.billed(message, think_tags=self.think_tags) for message in self.fold.messages]
+        text = turns.Said("".join(one.content for one in said), "".join(one.reasoning for one in said))
+        model = self.served.get("model") or self.header["model"]
+        return await usage.measure(model, [*self.history, *self.asked], text, self.fold.usage)
+
+
+class Closing:
+    """Ends generations: `conclude` for those that others ran, `seal` for one's own, `settle` after either."""
+
+    def __init__(self, redis: ArqRedis, log: StreamLog, sessions: Sessions, settings: Settings, *, name: str) -> None:
+        self._redis, self._log, self._settings = redis, log, settings
+        self.sessions = sessions
+        self._name = name
+
+    async def read(self, generation_id: str, epoch: int) -> Told:
+        """What the log has of this attempt now. Raises Gone."""
+        header, body = await self._log.request(generation_id)
+        history, asked = await self.sessions.place(header, json.loads(body).get("messages", []))
+        fold, note = Accumulator(), None
+        async for page in self._log.read_all(generation_id, Position(epoch, 0), strict=False):
+            for entry in page:
+                if entry.kind in (Kind.CHUNK, Kind.USAGE) and entry.position.epoch == epoch:
+                    note = note or entry.note
+                    fold.feed(json.loads(entry.data))
+        return Told(header, history, asked, fold, json.loads(note) if note else {})
+
+    async def conclude(
+        self, generation_id: str, epoch: int, status: Status, *, error: dict[str, Any] | None = None
+    ) -> Status:
+        """Ends what somebody else ran, keeping what it said; what lacks nothing but its seal is an answer.
+
+        Returns what it ended as. Raises Sealed if it had ended, Gone.
+        """
+        told = await self.read(generation_id, epoch)
+        if told.whole:
+            status, error = finished_status(told.fold.finish_reasons), None
+        await self.seal(generation_id, await self.outcome(told, status, error))
+        return status
+
+    async def outcome(self, told: Told, status: Status, error: dict[str, Any] | None) -> dict[str, Any]:
+        """The outcome of what was said, with its usage and where that is from."""
+        measured = await told.usage()
+        return {
+            "status": status,
+            "ended_at_ms": now_ms(),
+            "by": self._name,
+            "error": error,
+            "finish_reasons": told.fold.finish_reasons,
+            "usage": measured.figures,
+            "usage_source": measured.source,
+            "served": told.served,
+            "characters": told.lengths(),
+        }
+
+    async def seal(self, generation_id: str, outcome: dict[str, Any], *, epoch: int | None = None) -> None:
+        """Writes the outcome and settles. Raises what `StreamLog.seal` raises; the settlement may come later."""
+        await self._log.seal(generation_id, outcome, epoch=epoch)
+        SEALED.labels(outcome["status"]).inc()
+        error = outcome["error"] or {}
+        logger.info(
+            "sealed",
+            generation_id=generation_id,
+            status=str(outcome["status"]),
+            error_code=error.get("code"),
+            **_lengths(outcome),
+        )
+        try:
+            await self.settle(generation_id)
+        except (RedisError, OSError) as problem:
+            logger.warning("settlement waits", generation_id=generation_id, error=type(problem).__name__)
+
+    # ---- settlement
+
+    async def settle(self, generation_id: str) -> None:
+        """Does what follows from an outcome, unless it was done: turn, ledger, and the session's next one is rung for."""
+        summary = (await self._log.describe([generation_id]))[0]
+        if summary is None or summary.outcome is None:
+            await self._redis.srem(keys.UNSETTLED, generation_id)  # type: ignore[misc]
+            return
+        header, marker = summary.header, keys.settled(generation_id)
+        turn = await self._turn(summary)
+        while True:
+            try:
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    await pipe.watch(marker)
+                    if await pipe.exists(marker):
+                        await pipe.reset()  # type: ignore[no-untyped-call]
+                        await self._redis.srem(keys.UNSETTLED, generation_id)  # type: ignore[misc]
+                        break
+                    pipe.multi()  # type: ignore[no-untyped-call]
+                    pipe.set(marker, b"1", px=int(self._settings.log_safety_s * 1000))
+                    self._book(pipe, header, summary.outcome)
+                    if header.get("session"):
+                        self.sessions.settle(pipe, header, turn)
+                    pipe.srem(keys.UNSETTLED, generation_id)
+                    await pipe.execute()
+                    SETTLED.inc()
+                    break
+            except WatchError:
+                continue
+        await self._ring_next(header)
+
+    def _book(self, pipe: Any, header: dict[str, Any], outcome: dict[str, Any]) -> None:
+        name, figures = usage.ledger_entry(header, outcome)
+        for field, amount in figures.items():
+            pipe.hincrby(name, field, amount)
+        pipe.pexpire(name, usage.ledger_ttl_ms())
+
+    async def _turn(self, summary: Summary) -> list[dict[str, Any]] | None:
+        """What a finished generation adds to its session: the request's new messages and the answer's."""
+        header, outcome = summary.header, summary.outcome
+        session = header.get("session")
+        assert outcome is not None
+        if session is None or not summary.position.epoch:
+            return None
+        if outcome["status"] not in _TURNS and not session.get("keep_partial"):
+            return None
+        try:
+            told = await self.read(header["id"], summary.position.epoch)
+        except Gone:
+            return None
+        if not told.fold.messages:
+            return None
+        asked = turns.after_last_answer(told.asked) if session.get("client_history") else told.asked
+        answer = turns.turn_message(
+            told.fold.messages[0], store_reasoning=session["store_reasoning"], think_tags=told.think_tags
+        )
+        return [*asked, answer]
+
+    async def _ring_next(self, header: dict[str, Any]) -> None:
+        session = header.get("session")
+        if session is None:
+            return
+        for waiting in (await self.sessions.open(header["owner"], session["id"]))[:1]:
+            await ring(self._redis, waiting, expires_s=self._settings.log_safety_s)
+
+    async def settle_left_over(self) -> None:
+        """Settles all that is sealed and not settled: whoever sealed it may be gone. If not, it is done once all the same."""
+        for member in await self._redis.smembers(keys.UNSETTLED):  # type: ignore[misc]
+            await self.settle(member.decode())
+
+
+def _lengths(outcome: dict[str, Any]) -> dict[str, int]:
+    """Both lengths where reasoning was seen; never the text."""
+    lengths = outcome.get("characters") or {}
+    if not lengths.get("reasoning"):
+        return {}
+    return {"content_characters": lengths["content"], "reasoning_characters": lengths["reasoning"]}

@@ -1,0 +1,130 @@
+"""What of an answer is the answer, and what a session keeps of it. Pure functions over OpenAI's messages.
+
+Hidden here: under which names providers send their reasoning, and the tags some of them put it in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+REASONING_FIELDS = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "reasoning_details",
+    "thinking_blocks",
+    "reasoning_items",
+)
+"""Where reasoning stands in a message. The first three hold text, and a provider sends one of them; the others are what
+it wants back to go on thinking."""
+
+_TEXT_FIELDS = REASONING_FIELDS[:3]
+_KEPT = ("content", "tool_calls", "function_call", "refusal", "name", "audio")
+"""What providers take back in an assistant's message; other fields of an answer (annotations, images) they refuse."""
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+class Said(NamedTuple):
+    """The two texts of a message."""
+
+    content: str
+    reasoning: str
+
+
+def said(message: dict[str, Any], *, think_tags: bool = False) -> Said:
+    """Answer and reasoning apart. With `think_tags`, what stands in `<think>…</think>` at the start is reasoning."""
+    reasoning = next((text for field in _TEXT_FIELDS if isinstance(text := message.get(field), str) and text), "")
+    content = message.get("content")
+    if isinstance(content, list):  # Mistral: a list of parts, each `text` or `thinking`
+        parts = [part for part in content if isinstance(part, dict)]
+        reasoning += "".join(_text(thought) for part in parts for thought in _list(part.get("thinking")))
+        return Said("".join(map(_text, parts)), reasoning)
+    if not isinstance(content, str):
+        return Said("", reasoning)
+    if think_tags:
+        content, inside = split_tags(content)
+        return Said(content, inside + reasoning)
+    return Said(content, reasoning)
+
+
+def billed(message: dict[str, Any], *, think_tags: bool = False) -> Said:
+    """The two texts as providers count them: refusals and calls of tools are part of the answer."""
+    texts = said(message, think_tags=think_tags)
+    calls = [call.get("function") for call in _list(message.get("tool_calls")) if isinstance(call, dict)]
+    calls.append(message.get("function_call"))
+    others = [message.get("refusal")]
+    for call in calls:
+        if isinstance(call, dict):
+            others += [call.get("name"), call.get("arguments")]
+    return Said("".join([texts.content, *(text for text in others if isinstance(text, str))]), texts.reasoning)
+
+
+def split_tags(content: str) -> tuple[str, str]:
+    """`<think>why</think>because` as `("because", "why")`. One that was never closed is all reasoning."""
+    start = content.lstrip()
+    if not start.startswith(_OPEN):
+        return content, ""
+    reasoning, closed, answer = start[len(_OPEN) :].partition(_CLOSE)
+    return (answer.lstrip("\n") if closed else ""), reasoning.strip("\n")
+
+
+def turn_message(message: dict[str, Any], *, store_reasoning: bool, think_tags: bool) -> dict[str, Any]:
+    """An answer's message as the next request carries it: without reasoning unless it is wanted.
+
+    Where there is reasoning and nothing else, the reasoning is the turn: an empty one would read as if nothing had been
+    said.
+    """
+    kept = {field: message[field] for field in _KEPT if message.get(field) is not None}
+    texts = said(message, think_tags=think_tags)
+    if isinstance(kept.get("audio"), dict):
+        kept["audio"] = {"id": kept["audio"].get("id")}
+    if store_reasoning:
+        kept |= {field: message[field] for field in REASONING_FIELDS if message.get(field)}
+    else:
+        kept["content"] = texts.content or None
+    if not texts.content and not any(kept.get(field) for field in ("tool_calls", "function_call", "refusal", "audio")):
+        kept["content"] = texts.reasoning
+    kept.setdefault("content", None)
+    return {"role": "assistant", **kept}
+
+
+def new_messages(history: Sequence[dict[str, Any]], messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a request adds to a history: instructions that clients repeat with every request stand there once."""
+    held = [message for message in history if message.get("role") in ("system", "developer")]
+    begun = False
+    added = []
+    for message in messages:
+        begun = begun or message.get("role") not in ("system", "developer")
+        if begun or message not in held:
+            added.append(message)
+    return added
+
+
+def after_last_answer(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is new in a request whose client keeps the history itself: all after the last message of the assistant's."""
+    last = max((i for i, message in enumerate(messages) if message.get("role") == "assistant"), default=-1)
+    return list(messages[last + 1 :])
+
+
+def characters(value: Any) -> int:
+    """Length of all text in a message's content, tool calls included: what an estimate goes by."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        # An image or a sound is not text, however long its base64.
+        return sum(
+            characters(item) for key, item in value.items() if key not in ("image_url", "input_audio", "file", "type")
+        )
+    if isinstance(value, list):
+        return sum(map(characters, value))
+    return 0
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text(part: Any) -> str:
+    text = part.get("text") if isinstance(part, dict) else part
+    return text if isinstance(text, str) else ""

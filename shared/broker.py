@@ -99,7 +99,10 @@ class Broker:
             header = self._header(generation_id, request, principal, digest, client_history)
             try:
                 with self._reachable():
-                    reserve = self.sessions.reserve if header["session"] else None
+                    reserve = None
+                    if header["session"]:
+                        await self.closing.settle_session(principal.tenant, header["session_id"])
+                        reserve = self.sessions.reserve
                     created = await self.log.create(header, body, reserve)
             except (Unavailable, asyncio.CancelledError):
                 if digest is None:  # with a key, the caller comes back for this very generation
@@ -292,11 +295,13 @@ class Broker:
     async def session(self, session_id: str, principal: Principal) -> dict[str, Any]:
         """The session object. Raises NotFound."""
         with self._reachable():
+            await self.closing.settle_session(principal.tenant, check_id(session_id))
             return await self.sessions.describe(principal.tenant, session_id)
 
     async def session_messages(self, session_id: str, principal: Principal) -> list[dict[str, Any]]:
         """All messages of its finished turns, in order. Raises NotFound."""
         with self._reachable():
+            await self.closing.settle_session(principal.tenant, check_id(session_id))
             return await self.sessions.messages(principal.tenant, session_id)
 
     async def list_sessions(self, principal: Principal, after: str | None, count: int) -> list[dict[str, Any]]:

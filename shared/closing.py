@@ -14,7 +14,7 @@ from shared import json, keys, turns, usage
 from shared.chat import Accumulator
 from shared.config import Settings
 from shared.doorbell import ring
-from shared.entry import Kind, Position, Status, Summary, now_ms
+from shared.entry import SEAL, Kind, Position, Status, Summary, now_ms
 from shared.errors import Gone
 from shared.redis import ArqRedis, RedisError, WatchError
 from shared.sessions import Sessions
@@ -194,6 +194,13 @@ class Closing:
             return
         for waiting in (await self.sessions.open(header["owner"], session["id"]))[:1]:
             await ring(self._redis, waiting, expires_s=self._settings.log_safety_s)
+
+    async def settle_session(self, owner: str, session_id: str) -> None:
+        """Settles what of a session is sealed: whoever saw an answer finds it there, and may ask on at once."""
+        ends = await self._log.ends(await self.sessions.open(owner, session_id))
+        for generation_id, end in ends.items():
+            if end == SEAL:
+                await self.settle(generation_id)
 
     async def settle_left_over(self) -> None:
         """Settles all that is sealed and not settled: whoever sealed it may be gone. If not, it is done once all the same."""

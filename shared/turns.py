@@ -22,6 +22,7 @@ it wants back to go on thinking."""
 _TEXT_FIELDS = REASONING_FIELDS[:3]
 _KEPT = ("content", "tool_calls", "function_call", "refusal", "name", "audio")
 """What providers take back in an assistant's message; other fields of an answer (annotations, images) they refuse."""
+_NO_TEXT = frozenset({"role", "type", "id", "tool_call_id", "image_url", "input_audio", "file", "audio"})
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
@@ -113,9 +114,7 @@ def characters(value: Any) -> int:
         return len(value)
     if isinstance(value, dict):
         # An image or a sound is not text, however long its base64.
-        return sum(
-            characters(item) for key, item in value.items() if key not in ("image_url", "input_audio", "file", "type")
-        )
+        return sum(characters(item) for key, item in value.items() if key not in _NO_TEXT)
     if isinstance(value, list):
         return sum(map(characters, value))
     return 0

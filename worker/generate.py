@@ -334,6 +334,7 @@ class Generator:
                 "ended_at_ms": now_ms(),
                 "by": self._worker_id,
                 "error": failure,
+                "finish_reasons": answer.finish_reasons,
                 "usage": answer.usage,
                 "usage_source": "provider",
                 "characters": {"content": answer.content_chars, "reasoning": answer.reasoning_chars},

@@ -25,8 +25,8 @@ import yaml
 
 from api import deps as api_deps
 from api import relay as api_relay
-from shared import broker, keys, reaper
 from shared import client as shared_client
+from shared import doorbell, keys, reaper
 from shared import json as shared_json
 from shared.cli import app
 from shared.config import Settings
@@ -243,7 +243,7 @@ def test_the_log_holds_what_the_protocol_shows(stack: Stack) -> None:
 def test_the_commands_of_the_protocol_are_those_that_are_sent(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     (listed,) = [set(block.code.split()) for block in ALL if "commands" in block.words]
     of_arq_and_the_client = {"INCRBY", "INCR", "SETEX", "ZINCRBY", "HELLO", "AUTH", "SELECT", "CLIENT", "COMMAND"}
-    body = {**QUESTION, "on_disconnect": "cancel"}
+    body = {**QUESTION, "on_disconnect": "cancel", "session_id": "s"}
     with EmbeddedValkey(tmp_path) as server, Stack(server.url, upstream.base_url, tmp_path) as running:
         generation_id = ask(running)["id"]
         for _ in range(2):
@@ -253,6 +253,9 @@ def test_the_commands_of_the_protocol_are_those_that_are_sent(upstream: Scripted
             f"/v1/chat/completions/{generation_id}",
             "/v1/streams",
             "/v1/models",
+            "/v1/sessions",
+            "/v1/sessions/s",
+            "/v1/usage",
         ):
             assert get(running, path).status_code == 200
         assert httpx.delete(f"{running.url}/v1/streams/{generation_id}", trust_env=False).status_code == 200
@@ -294,7 +297,7 @@ def test_the_options_of_the_fake_models_are_all_described() -> None:
 def test_numbers_in_prose_are_those_of_the_code() -> None:
     assert (upstream_module._AHEAD_BYTES, worker_main.POLL_S, worker_main.BEAT_S) == (256 * 1024, 0.5, 5)
     assert (worker_main.BEAT_TTL_S, worker_main.CATALOGUE_TTL_S) == (15, 86400)
-    assert (reaper.TICK_S, broker._CLOCK_SKEW_MS, shared_client.SILENCE_S) == (5, 300_000, 45)
+    assert (reaper.TICK_S, doorbell._CLOCK_SKEW_MS, shared_client.SILENCE_S) == (5, 300_000, 45)
     assert (upstream_module._TRIES, upstream_module._TRIES_S, upstream_module._LONGEST_PAUSE_S) == (3, 30, 10)
     assert (api_deps._BODY_S, api_relay._STAGGER_S, shared_json.MAX_DEPTH) == (30, 2, 200)
     assert "HEADERS_S = 30.0\n" in (ROOT / "api/server.py").read_text("utf-8")

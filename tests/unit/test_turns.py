@@ -27,7 +27,12 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "
         ({"content": "a", "reasoning_content": "r", "reasoning": "r"}, Said("a", "r")),
         ({"content": "<think>r</think>a"}, Said("<think>r</think>a", "")),
         (
-            {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "r"}]}, {"type": "text", "text": "a"}]},
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "r"}]},
+                    {"type": "text", "text": "a"},
+                ]
+            },
             Said("a", "r"),
         ),
     ],

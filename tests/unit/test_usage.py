@@ -32,7 +32,9 @@ async def test_then_a_tokenizer() -> None:
     }
 
 
-@pytest.mark.parametrize("model", ["fake/echo", "anthropic/claude-sonnet-4-5", "deepseek/deepseek-chat", "x/gpt-fantasy-oss"])
+@pytest.mark.parametrize(
+    "model", ["fake/echo", "anthropic/claude-sonnet-4-5", "deepseek/deepseek-chat", "x/gpt-fantasy-oss"]
+)
 async def test_else_a_quarter_of_the_characters(model: str) -> None:
     parts = [{"type": "text", "text": "x" * 8}, {"type": "image_url", "image_url": {"url": "data:" + "y" * 1000}}]
     prompt = [{"role": "user", "content": "x" * 32}, {"role": "user", "content": parts}, {"role": "assistant"}]
@@ -113,7 +115,9 @@ def test_an_entry_of_the_ledger() -> None:
     }
 
 
-@given(st.recursive(st.none() | st.floats() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner)))
+@given(
+    st.recursive(st.none() | st.floats() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner))
+)
 def test_a_providers_usage_may_be_anything(value: Any) -> None:
     given_usage = {"prompt_tokens": value, "prompt_tokens_details": value}
     outcome = {"status": "failed", "ended_at_ms": 0, "usage": given_usage, "usage_source": "provider"}

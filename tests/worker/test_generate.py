@@ -90,7 +90,19 @@ async def bench(valkey: EmbeddedValkey, upstream: ScriptedUpstream) -> AsyncIter
         appender = await stack.enter_async_context(Appender(redis))
         client = await stack.enter_async_context(Upstream(settings))
         providers = {"scripted": Provider("scripted", "openai", upstream.base_url, None, ())}
-        yield Bench(log, appender, Generator(log, appender, client, providers, Broker(redis, log, settings, name="w1").closing, settings, worker_id="w1"))
+        yield Bench(
+            log,
+            appender,
+            Generator(
+                log,
+                appender,
+                client,
+                providers,
+                Broker(redis, log, settings, name="w1").closing,
+                settings,
+                worker_id="w1",
+            ),
+        )
         await redis.flushdb()
 
 

@@ -1,0 +1,265 @@
+"""Sessions and settlement: turns in order, each once, whoever settles and however often."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from shared import keys
+from shared.broker import Broker, Principal
+from shared.chat import ChatRequest, Chunk
+from shared.config import Settings
+from shared.entry import Status
+from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
+from shared.redis import ArqRedis
+from shared.streamlog import StreamLog
+from shared.writer import Appender
+
+ANN, BOB = Principal("ann"), Principal("bob")
+
+
+class Bench:
+    """A broker, and a worker's hands: `say` runs a generation to its end."""
+
+    def __init__(self, redis: ArqRedis, log: StreamLog, appender: Appender, settings: Settings) -> None:
+        self.redis, self.log, self.appender = redis, log, appender
+        self.broker = Broker(redis, log, settings, name="test")
+
+    async def ask(self, text: str, *, who: Principal = ANN, session: str = "s", **fields: Any) -> dict[str, Any]:
+        body = {"model": "fake/echo", "messages": [{"role": "user", "content": text}], "session_id": session, **fields}
+        return (await self.broker.submit(json.dumps(body).encode(), ChatRequest.check(body), who)).header
+
+    async def say(self, header: dict[str, Any], *deltas: dict[str, Any], finish: str | None = "stop") -> None:
+        """What a worker writes, up to its seal. Without a finish reason, it fails."""
+        writer, *_ = await self.log.claim(self.appender, header["id"], 1, {"at_ms": 1, "token": header["id"]})
+        parts = [*deltas, {}] if finish else deltas
+        for place, delta in enumerate(parts):
+            reason = finish if place == len(parts) - 1 else None
+            choice = {"index": 0, "delta": delta, "finish_reason": reason}
+            await writer.append([Chunk(json.dumps({"choices": [choice]}).encode())])
+        error = None if finish else {"code": "upstream_incomplete"}
+        await self.broker.closing.conclude(header["id"], 1, Status.FAILED, error=error)
+
+    async def texts(self, who: Principal = ANN, session: str = "s") -> list[str]:
+        return [message["content"] for message in await self.broker.session_messages(session, who)]
+
+    async def queued(self) -> list[str]:
+        return [member.decode() for member in await self.redis.zrange(keys.QUEUE, 0, -1)]
+
+    async def prompt(self, header: dict[str, Any], *texts: str) -> list[str]:
+        asked = [{"role": "user", "content": text} for text in texts]
+        history, new = await self.broker.sessions.place(header, asked)
+        return [message["content"] for message in [*history, *new]]
+
+
+@pytest.fixture
+async def bench(redis: ArqRedis, log: StreamLog, appender: Appender) -> Bench:
+    catalogue = {"providers": {"fake": {"models": ["echo"], "open": False}}, "aliases": {}}
+    await redis.set(keys.CATALOGUE, json.dumps(catalogue), ex=60)
+    return Bench(redis, log, appender, Settings(retention_s=100, session_max_tokens=1000))
+
+
+def answer(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+async def test_turn_after_turn(bench: Bench) -> None:
+    for number in range(3):
+        header = await bench.ask(f"q{number}")
+        assert header["session"]["turn"] == number + 1
+        assert await bench.prompt(header, f"q{number}") == [
+            text for before in range(number) for text in (f"q{before}", f"a{before}")
+        ] + [f"q{number}"]
+        await bench.say(header, answer(f"a{number}"))
+    assert await bench.texts() == ["q0", "a0", "q1", "a1", "q2", "a2"]
+    session = await bench.broker.session("s", ANN)
+    assert (session["turns"], session["open"]) == (3, [])
+
+
+async def test_a_turn_is_settled_once_however_often(bench: Bench) -> None:
+    header = await bench.ask("q")
+    await bench.say(header, answer("a"))
+    await bench.redis.sadd(keys.UNSETTLED, header["id"])  # type: ignore[misc]
+    await asyncio.gather(*(bench.broker.closing.settle(header["id"]) for _ in range(5)))
+    assert await bench.texts() == ["q", "a"]
+    session = await bench.broker.session("s", ANN)
+    assert session["turns"] == 1
+    assert not await bench.redis.scard(keys.UNSETTLED)  # type: ignore[misc]
+    (row,) = await bench.broker.usage(ANN, *(2 * [_today()]))
+    assert (row["requests"], row["completed_requests"], row["estimate_requests"]) == (1, 1, 1)
+
+
+async def test_what_the_sealer_left_is_settled_by_the_reaper(bench: Bench) -> None:
+    header = await bench.ask("q")
+    writer, *_ = await bench.log.claim(bench.appender, header["id"], 1, {"at_ms": 1})
+    choice = {"index": 0, "delta": answer("a"), "finish_reason": "stop"}
+    await writer.append([Chunk(json.dumps({"choices": [choice]}).encode())])
+    told = await bench.broker.closing.read(header["id"], 1)
+    await bench.log.seal(header["id"], await bench.broker.closing.outcome(told, Status.COMPLETED, None), epoch=1)
+    assert not await bench.redis.exists(keys.session("ann", "s").turns)  # and here the worker died
+    await asyncio.gather(*(bench.broker.closing.settle_left_over() for _ in range(3)))
+    assert await bench.texts() == ["q", "a"]
+
+
+async def test_an_answer_that_can_be_read_is_a_turn(bench: Bench) -> None:
+    """The settlement comes a moment after the seal; whoever saw the seal may ask on at once."""
+    header = await bench.ask("q0")
+    writer, *_ = await bench.log.claim(bench.appender, header["id"], 1, {"at_ms": 1})
+    choice = {"index": 0, "delta": answer("a0"), "finish_reason": "stop"}
+    await writer.append([Chunk(json.dumps({"choices": [choice]}).encode())])
+    told = await bench.broker.closing.read(header["id"], 1)
+    await bench.log.seal(header["id"], await bench.broker.closing.outcome(told, Status.COMPLETED, None), epoch=1)
+    assert await bench.texts() == ["q0", "a0"]
+    following = await bench.ask("q1")
+    assert await bench.prompt(following, "q1") == ["q0", "a0", "q1"]
+    assert following["id"] in await bench.queued()
+
+
+async def test_busy_sessions_reject(bench: Bench) -> None:
+    header = await bench.ask("q0")
+    with pytest.raises(SessionBusy, match=header["id"]):
+        await bench.ask("q1")
+    await bench.ask("q1", who=BOB)
+    await bench.ask("q1", session="other")
+    await bench.say(header, answer("a0"))
+    await bench.ask("q1")
+
+
+async def test_enqueued_ones_wait_their_turn(bench: Bench) -> None:
+    first = await bench.ask("q0")
+    second = await bench.ask("q1", session_policy="enqueue")
+    third = await bench.ask("q2", session_policy="enqueue")
+    assert await bench.queued() == [first["id"]]
+    assert not await bench.broker.dispatch(second)
+    await bench.say(first, answer("a0"))
+    assert second["id"] in await bench.queued()
+    assert third["id"] not in await bench.queued()
+    assert await bench.prompt(second, "q1") == ["q0", "a0", "q1"]
+    await bench.broker.cancel(second["id"], ANN)
+    assert third["id"] in await bench.queued()
+    await bench.say(third, answer("a2"))
+    assert await bench.texts() == ["q0", "a0", "q2", "a2"]
+
+
+async def test_interrupting_cancels_what_is_before(bench: Bench) -> None:
+    first = await bench.ask("q0")
+    second = await bench.ask("q1", session_policy="enqueue")
+    third = await bench.ask("q2", session_policy="interrupt")
+    for header in (first, second):
+        assert (await bench.broker.find(header["id"], ANN)).status is Status.CANCELLED
+    assert third["id"] in await bench.queued()
+    await bench.say(third, answer("a2"))
+    assert await bench.texts() == ["q2", "a2"]
+
+
+async def test_two_at_once_have_an_order(bench: Bench) -> None:
+    headers = await asyncio.gather(*(bench.ask(f"q{i}", session_policy="enqueue") for i in range(6)))
+    assert sorted(header["session"]["turn"] for header in headers) == [1, 2, 3, 4, 5, 6]
+    rejecting = await asyncio.gather(*(bench.ask(f"q{i}", session="r") for i in range(6)), return_exceptions=True)
+    assert sum(isinstance(found, SessionBusy) for found in rejecting) == 5
+
+
+async def test_failed_and_cancelled_turns_leave_nothing(bench: Bench) -> None:
+    await bench.say(await bench.ask("q0"), answer("half"), finish=None)
+    queued = await bench.ask("q1")
+    await bench.broker.cancel(queued["id"], ANN)
+    assert await bench.texts() == []
+    await bench.say(await bench.ask("q2", session_keep_partial=True), answer("half"), finish=None)
+    assert await bench.texts() == ["q2", "half"]
+    await bench.say(await bench.ask("q3"), answer("cut"), finish="length")
+    assert await bench.texts() == ["q2", "half", "q3", "cut"]
+
+
+async def test_reasoning_stays_out_unless_it_is_wanted(bench: Bench) -> None:
+    thought = {"role": "assistant", "content": "a", "reasoning_content": "r"}
+    await bench.say(await bench.ask("q0"), thought)
+    await bench.say(await bench.ask("q1", store_reasoning=True), thought)
+    await bench.say(await bench.ask("q2"), {"role": "assistant", "reasoning": "r only"})
+    messages = [m for m in await bench.broker.session_messages("s", ANN) if m["role"] == "assistant"]
+    assert [(m["content"], m.get("reasoning_content")) for m in messages] == [("a", None), ("a", "r"), ("r only", None)]
+
+
+async def test_limits_and_trimming(bench: Bench) -> None:
+    for number in range(3):
+        await bench.say(await bench.ask(f"q{number}" + "x" * 1000), answer("a" * 600))
+    before = await bench.queued()
+    with pytest.raises(SessionTooLarge, match=r"12\d\d tokens.*1000"):
+        await bench.ask("q")
+    with pytest.raises(SessionTooLarge):
+        await bench.ask("q", session_max_tokens=10)
+    assert await bench.queued() == before
+    header = await bench.ask("q", session_trim="oldest")
+    found = await bench.prompt(header, "q")
+    assert [text[:2] for text in found] == ["q1", "aa", "q2", "aa", "q"]
+    await bench.say(header, answer("a"))
+    tiny = await bench.ask("q", session_trim="oldest", session_max_tokens=1)
+    assert await bench.prompt(tiny, "q") == ["q", "a", "q"]
+
+
+async def test_a_session_is_its_tenants(bench: Bench) -> None:
+    await bench.say(await bench.ask("q"), answer("a"))
+    for method in (bench.broker.session, bench.broker.session_messages, bench.broker.delete_session):
+        with pytest.raises(NotFound):
+            await method("s", BOB)
+    assert await bench.broker.list_sessions(BOB, None, 10) == []
+
+
+async def test_deleting_cancels_and_forgets(bench: Bench) -> None:
+    await bench.say(await bench.ask("q0"), answer("a0"))
+    running = await bench.ask("q1")
+    waiting = await bench.ask("q2", session_policy="enqueue")
+    await bench.broker.delete_session("s", ANN)
+    for header in (running, waiting):
+        assert (await bench.broker.find(header["id"], ANN)).status is Status.CANCELLED
+    with pytest.raises(NotFound):
+        await bench.broker.session("s", ANN)
+    assert (await bench.ask("again"))["session"]["turn"] == 1
+
+
+async def test_a_list_of_sessions(bench: Bench) -> None:
+    for name in ("one", "two", "three"):
+        await bench.say(await bench.ask("q", session=name), answer("a"))
+    found = await bench.broker.list_sessions(ANN, None, 10)
+    assert {session["id"] for session in found} == {"one", "two", "three"}
+    assert await bench.broker.list_sessions(ANN, found[0]["id"], 10) == found[1:]
+    with pytest.raises(NotFound):
+        await bench.broker.list_sessions(ANN, "four", 10)
+
+
+@pytest.mark.parametrize("session", ["", "a b", "ä", "x" * 129, "{x}", "-x"])
+async def test_ids_that_are_none(bench: Bench, session: str) -> None:
+    with pytest.raises(BadRequest):
+        await bench.ask("q", session=session)
+
+
+async def test_a_turn_has_one_answer(bench: Bench) -> None:
+    with pytest.raises(BadRequest, match="n must be 1"):
+        await bench.ask("q", n=2)
+
+
+async def test_a_lost_log_is_nobodys_turn(bench: Bench) -> None:
+    lost = await bench.ask("q0")
+    await bench.redis.delete(keys.log(lost["id"]))
+    await bench.say(await bench.ask("q1"), answer("a1"))
+    assert await bench.texts() == ["q1", "a1"]
+
+
+async def test_the_same_request_again_is_no_second_turn(bench: Bench) -> None:
+    body = {"model": "fake/echo", "messages": [{"role": "user", "content": "q"}], "session_id": "s"}
+    request = ChatRequest.check(body)
+    raw = json.dumps(body).encode()
+    found = [await bench.broker.submit(raw, request, ANN, idempotency_key="k") for _ in range(3)]
+    assert len({submitted.header["id"] for submitted in found}) == 1
+    await bench.say(found[0].header, answer("a"))
+    await bench.broker.submit(raw, request, ANN, idempotency_key="k")
+    assert await bench.texts() == ["q", "a"]
+    assert (await bench.broker.session("s", ANN))["open"] == []
+
+
+def _today() -> Any:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).date()

@@ -180,11 +180,12 @@ class Closing:
             told = await self.read(header["id"], summary.position.epoch)
         except Gone:
             return None
-        if not told.fold.messages:
+        answers = told.fold.result()["choices"]
+        if not answers:
             return None
         asked = turns.after_last_answer(told.asked) if session.get("client_history") else told.asked
         answer = turns.turn_message(
-            told.fold.messages[0], store_reasoning=session["store_reasoning"], think_tags=told.think_tags
+            answers[0]["message"], store_reasoning=session["store_reasoning"], think_tags=told.think_tags
         )
         return [*asked, answer]
 

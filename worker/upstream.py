@@ -195,18 +195,21 @@ class Upstream:
     ) -> _Step:
         """One target's first chunks, asked for up to three times. Their connection stays open until `stack` ends."""
         provider, dialect = target.provider, dialect_of(target.provider)
+        passing: list[UpstreamError] = []
 
         def pause(error: Exception) -> bool | float:
             if not isinstance(error, UpstreamError) or not _is_passing(error):
                 return False
             if (error.retry_after_s or 0) > _LONGEST_PAUSE_S:
                 return False
-            on_retry(error)
+            passing.append(error)
             return True if error.retry_after_s is None else float(error.retry_after_s)
 
         async for attempt in stamina.retry_context(
             on=pause, attempts=_TRIES, timeout=_TRIES_S, wait_initial=_FIRST_PAUSE_S, wait_max=_LONGEST_PAUSE_S
         ):
+            if attempt.num > 1:
+                on_retry(passing[-1])
             with attempt:
                 timers.begin()
                 normalizer.begin(dialect)

@@ -13,8 +13,8 @@ def state(summary: Summary, *, viewers: int) -> dict[str, Any]:
     header, outcome = summary.header, summary.outcome or {}
     generation_id = header["id"]
     error = outcome_error(summary.outcome) if summary.outcome else None
-    served: dict[str, Any] = next(
-        (attempt["served"] for attempt in reversed(summary.attempts) if "served" in attempt), {}
+    served: dict[str, Any] = outcome.get("served") or (
+        summary.attempts[-1].get("served", {}) if summary.attempts else {}
     )
     return {
         "id": generation_id,

@@ -1,0 +1,77 @@
+"""The ledger as its owner sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.stack import wait_until
+from tests.support.upstream import Pause, chunk, ending, words
+from tests.support.wire import Client, Register, ask, refused
+
+TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
+
+
+def row(client: Client, model: str) -> dict[str, Any]:
+    found = client.get("/v1/usage", params={"model": model}).json()
+    assert found["object"] == "list"
+    return {**found["total"], "days": len(found["data"])}
+
+
+def test_all_generations_are_in_it_once(client: Client) -> None:
+    model = "fake/lorem?tokens=3&reasoning=2"
+    used = []
+    for number in range(20):
+        response = client.post(ask(model, "one two three"[: 3 + number], n=1 + number % 2))
+        used.append(response.json()["usage"])
+    wait_until(lambda: row(client, model)["requests"] == 20, what="all are settled")
+    total = row(client, model)
+    assert {name: total[name] for name in TOKENS} == {name: sum(one[name] for one in used) for name in TOKENS}
+    assert total["reasoning_tokens"] == 2 * 30
+    assert (total["completed_requests"], total["provider_requests"], total["failed_requests"]) == (20, 20, 0)
+
+
+def test_failed_and_cancelled_ones_too(client: Client, scripted: Register) -> None:
+    cut = scripted([*words(5)], cut=True)
+    client.post(ask(cut.model, stream=True))
+    wait_until(lambda: row(client, cut.model)["failed_requests"] == 1, what="it is settled")
+    total = row(client, cut.model)
+    assert (total["estimate_requests"], total["completion_tokens"]) == (1, len("w0 w1 w2 w3 w4 ") // 4)
+    stopped = scripted([*words(5), Pause(), *ending()])
+    with client.streaming(stopped.model) as viewer:
+        viewer.until(b"w4")
+        state = client.cancel(viewer.id).json()
+    assert (state["usage_source"], state["usage"]["completion_tokens"]) == ("estimate", 3)
+    wait_until(lambda: row(client, stopped.model)["cancelled_requests"] == 1, what="it is settled")
+
+
+@pytest.mark.parametrize("end", ["cancel", "cut", "finish"])
+def test_openais_models_are_counted(client: Client, scripted: Register, end: str, upstream: Any) -> None:
+    said = [chunk({"role": "assistant", "content": "Hello there, how are you today?"})]
+    # The name decides: this provider answers to it as OpenAI would, but tells no usage.
+    parts = {"finish": [*said, *ending(usage=False)], "cut": said, "cancel": [*said, Pause()]}[end]
+    upstream.script("gpt-4o", parts, cut=end == "cut")
+    with client.streaming("scripted/gpt-4o", "hi") as viewer:
+        viewer.until(b"today")
+        if end == "cancel":
+            client.cancel(viewer.id)
+        viewer.rest()
+    state = client.state(viewer.id)
+    assert state["usage_source"] == "tokenizer"
+    assert state["usage"] == {"prompt_tokens": 8, "completion_tokens": 8, "total_tokens": 16}
+
+
+def test_it_is_the_tenants_own(alice: Client, bob: Client) -> None:
+    model = "fake/lorem?tokens=7"
+    alice.post(ask(model))
+    wait_until(lambda: row(alice, model)["requests"] == 1, what="it is settled")
+    assert row(bob, model)["requests"] == 0
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{"start": "2026-02-30"}, {"start": "x"}, {"start": "2026-02-02", "end": "2026-02-01"}, {"start": "2020-01-01"}],
+)
+def test_days_that_are_none(client: Client, query: dict[str, str]) -> None:
+    refused(client.get("/v1/usage", params=query), 400, "invalid_request")

@@ -325,7 +325,7 @@ class Generator:
     ) -> dict[str, Any]:
         """Where the provider gave no usage, or may have put its reasoning into the text, the log is read for them."""
         note = served.note(spoke=bool(writer.position.seq))
-        if not answer.usage or note.get("think"):
+        if not answer.usage or (note.get("think") and answer.tagged):
             told = await self._closing.read(writer.generation_id, writer.epoch)
             outcome = await self._closing.outcome(told, status, failure)
         else:

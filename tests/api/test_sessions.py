@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
 
+from shared.embedded import EmbeddedValkey
 from tests.support.stack import Stack, wait_until
-from tests.support.upstream import Pause, chunk, ending, words
-from tests.support.wire import Client, Register, ask, refused
+from tests.support.upstream import Pause, ScriptedUpstream, chunk, ending, words
+from tests.support.wire import Client, Register, ask, chunks, refused, text
 
 
 @pytest.fixture
@@ -62,9 +65,9 @@ def test_streams_headers_and_tools(client: Client, scripted: Register, session_i
 
 def test_the_official_client(stack: Stack, session_id: str) -> None:
     openai = OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=2)
-    for text in ("one", "two"):
+    for words_said in ("one", "two"):
         openai.chat.completions.create(
-            model="fake/echo", messages=[{"role": "user", "content": text}], extra_body={"session_id": session_id}
+            model="fake/echo", messages=[{"role": "user", "content": words_said}], extra_body={"session_id": session_id}
         )
     with Client(stack.url) as client:
         assert [content for _, content in messages(client, session_id)] == ["one", "one", "two", "two"]
@@ -176,3 +179,27 @@ def test_open_webuis_chats_when_switched_on(own_stack: Stack) -> None:
         history = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "one"}]
         client.post({**body, "messages": [*history, {"role": "user", "content": "two"}]}, headers=headers)
         assert [content for _, content in messages(client, "chat-1")] == ["one", "one", "two", "two"]
+
+
+def test_reasoning_in_tags_is_reasoning_where_the_provider_says_so(
+    valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path: Path, session_id: str
+) -> None:
+    parts = [chunk({"role": "assistant", "content": piece}) for piece in ("<th", "ink>why", "</think>\n", "because")]
+    upstream.script("tagged", [*parts, *ending()])
+    table = {"tagger": {"base_url": upstream.base_url, "think_tags": True}}
+    settings = {"STREAMSPOOL_PROVIDERS": json.dumps(table)}
+    with (
+        Stack(valkey.url.replace("db=0", "db=11"), upstream.base_url, tmp_path, **settings) as running,
+        Client(running.url) as client,
+    ):
+        states = []
+        for provider in ("tagger", "scripted"):
+            response = client.stream(f"{provider}/tagged", session_id=f"{provider}-{session_id}")
+            assert text(chunks(response.content)) == "<think>why</think>\nbecause"
+            states.append(client.state(response.headers["x-stream-id"])["characters"])
+            assert messages(client, f"{provider}-{session_id}")[1][1] in ("because", "<think>why</think>\nbecause")
+        assert states == [{"content": 7, "reasoning": 3}, {"content": 26, "reasoning": 0}]
+        assert messages(client, f"tagger-{session_id}")[1] == ("assistant", "because")
+        log = running.log("worker")
+        assert '"reasoning_characters": 3' in log
+        assert "because" not in log

@@ -15,7 +15,7 @@ from shared import sse
 from shared.chat import EXTENSION_FIELDS, Chunk
 from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamInvalid, UpstreamRefused
 from worker.providers.errors import error_from_response
-from worker.providers.openai import Normalizer, build_request
+from worker.providers.openai import Normalizer, build_request, key_header
 from worker.providers.registry import Provider
 
 KEY = "topsecret-0123456789"
@@ -362,3 +362,25 @@ def test_not_errors_by_status() -> None:
     assert isinstance(refused(200, {"choices": []}), UpstreamInvalid)
     assert isinstance(refused(200, b"<html>"), UpstreamInvalid)
     assert (refused(200, {"error": {"message": "m", "code": 402}}).status) == 402
+
+
+def test_the_key_goes_where_the_provider_wants_it() -> None:
+    assert key_header(Provider("a", "openai", "http://x", "k")) == {"authorization": "Bearer k"}
+    assert key_header(Provider("a", "openai", "http://x", "k", key_header="api-key")) == {"api-key": "k"}
+    assert key_header(Provider("a", "openai", "http://x")) == {}
+
+
+@pytest.mark.parametrize(
+    ("limit_field", "given", "sent"),
+    [
+        (None, {"max_tokens": 1}, {"max_tokens": 1}),
+        (None, {"max_tokens": 1, "max_completion_tokens": 2}, {"max_completion_tokens": 2}),
+        ("max_tokens", {"max_completion_tokens": 2}, {"max_tokens": 2}),
+        ("max_completion_tokens", {"max_tokens": 1}, {"max_completion_tokens": 1}),
+        ("max_tokens", {"max_tokens": None}, {}),
+        ("max_tokens", {}, {}),
+    ],
+)
+def test_one_name_of_the_limit_is_sent(limit_field: str | None, given: dict[str, Any], sent: dict[str, Any]) -> None:
+    request = build_request({"messages": [], **given}, "m", limit_field=limit_field)
+    assert {name: value for name, value in request.items() if name.startswith("max_")} == sent

@@ -19,6 +19,7 @@ from worker.providers.registry import Provider
 
 _MAX_CHOICES = 128  # the `n` OpenAI allows; an index beyond it would only make us allocate
 
+_HEAD = len("<think>")
 _LIMITS = ("max_completion_tokens", "max_tokens")
 
 # Fields that are about the chunk, not in it: one without choices and with nothing but these says nothing.
@@ -38,16 +39,24 @@ def build_request(body: dict[str, Any], model: str, *, limit_field: str | None =
     request["model"] = model
     request["stream"] = True
     request["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-    limits = {field: request.pop(field) for field in _LIMITS if request.get(field) is not None}
-    for field, limit in list(limits.items())[:1]:
+    limits = [(field, limit) for field in _LIMITS if (limit := request.pop(field, None)) is not None]
+    if limits:
+        field, limit = limits[0]
         request[limit_field or field] = limit
     return request
 
 
 def call(provider: Provider, body: dict[str, Any], model: str) -> Call:
     """The request to a provider that speaks OpenAI's format."""
-    headers = {} if provider.api_key is None else {"authorization": f"Bearer {provider.api_key}"}
-    return Call("/chat/completions", build_request(body, model, limit_field=provider.limit_field), headers)
+    return Call("/chat/completions", build_request(body, model, limit_field=provider.limit_field), key_header(provider))
+
+
+def key_header(provider: Provider) -> dict[str, str]:
+    """The header that carries the key: as a bearer token, or bare where the provider has a header of its own (Azure)."""
+    if provider.api_key is None:
+        return {}
+    bearer = provider.key_header == "authorization"
+    return {provider.key_header: f"Bearer {provider.api_key}" if bearer else provider.api_key}
 
 
 DIALECT = Dialect(call)
@@ -92,6 +101,11 @@ class Normalizer:
         """By choice index; None where none has come yet."""
         known = [choice.finish_reason for choice in self._choices]
         return known + [None] * (self._expected - len(known))
+
+    @property
+    def tagged(self) -> bool:
+        """Whether an answer begins as reasoning does that stands in the text."""
+        return any(choice.head == "<think>" for choice in self._choices)
 
     @property
     def finished(self) -> bool:
@@ -209,12 +223,14 @@ class Normalizer:
 class _Choice:
     """What one choice has shown so far, and the corrections that follow from it."""
 
-    __slots__ = ("_opened", "_tools", "finish_reason")
+    __slots__ = ("_opened", "_tools", "finish_reason", "head")
 
     def __init__(self, *, opened: bool) -> None:
         self._opened = opened
         self._tools: dict[int, dict[str, Any]] = {}
         self.finish_reason: str | None = None
+        self.head = ""
+        """How its content begins."""
 
     def read(self, choice: dict[str, Any]) -> tuple[int, int]:
         """Corrects one choice of one chunk in place. Returns the characters of content and of reasoning in it."""
@@ -231,6 +247,8 @@ class _Choice:
                 delta["role"] = "assistant"
         if reason := choice.get("finish_reason"):
             self.finish_reason = str(reason)
+        if len(self.head) < _HEAD and isinstance(content := delta.get("content"), str):
+            self.head = (self.head + content).lstrip()[:_HEAD]
         if calls := delta.get("tool_calls"):
             self._read_calls(calls)
         return _lengths(delta)

@@ -19,8 +19,14 @@ EXTENSION_FIELDS = frozenset(
 )
 """Request fields of our own: never forwarded to a provider."""
 
-_ASSIGNED = frozenset({"id", "index", "name", "object", "role", "type", "format", "signature"})
-"""Delta fields that are sent whole, not in pieces: joining two of them would make neither."""
+_ASSIGNED = frozenset(
+    {"id", "index", "name", "object", "role", "type", "format", "signature", "thought_signature"}
+    | {"finish_reason", "native_finish_reason", "stop_sequence"}
+)
+"""Fields that are sent whole, not in pieces: joining two of them would make neither."""
+
+_PLACED = ("tool_calls", "annotations", "thinking_blocks", "anthropic_blocks", "gemini_parts")
+"""Lists whose items have an `index` only so that deltas can be added up: in a message they are in order, without it."""
 
 
 class Chunk(NamedTuple):
@@ -175,7 +181,7 @@ class Accumulator:
             choice["message"] = _merge(choice["message"], part.get("delta") or {})
             for field, value in part.items():
                 if field not in ("delta", "index"):
-                    choice[field] = _merge(choice.get(field), value, field if field != "finish_reason" else "id")
+                    choice[field] = _merge(choice.get(field), value, field)
 
     @property
     def finish_reasons(self) -> list[str | None]:
@@ -184,17 +190,23 @@ class Accumulator:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The message of each choice so far, by index."""
-        return [choice["message"] for _, choice in sorted(self._choices.items())]
+        return [_message(choice["message"]) for _, choice in sorted(self._choices.items())]
 
     def result(self) -> dict[str, Any]:
         """`{id, object: "chat.completion", created, model, choices, usage, …}` with every field a chunk brought."""
         choices = []
         for _, choice in sorted(self._choices.items()):
-            message = {"role": "assistant", "content": None, "refusal": None, **choice["message"]}
+            message = {"role": "assistant", "content": None, "refusal": None, **_message(choice["message"])}
             if message.get("tool_calls"):
-                message["tool_calls"] = [
-                    {key: value for key, value in call.items() if key != "index"} for call in message["tool_calls"]
-                ]
                 message["content"] = message["content"] or None
             choices.append({"finish_reason": None, "logprobs": None, **choice, "message": message})
         return {**self._top, "object": "chat.completion", "choices": choices, "usage": self.usage}
+
+
+def _message(deltas: dict[str, Any]) -> dict[str, Any]:
+    lists = {field: deltas[field] for field in _PLACED if isinstance(deltas.get(field), list)}
+    return {**deltas, **{field: [_unplaced(item) for item in items] for field, items in lists.items()}}
+
+
+def _unplaced(item: Any) -> Any:
+    return {key: value for key, value in item.items() if key != "index"} if isinstance(item, dict) else item

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from worker.providers import openai
+from worker.providers import anthropic, gemini, openai
 from worker.providers.dialect import Dialect
 from worker.providers.registry import Provider
 
-_DIALECTS = {"openai": openai.DIALECT, "fake": openai.DIALECT}
+_DIALECTS = {
+    "anthropic": anthropic.DIALECT,
+    "fake": openai.DIALECT,
+    "gemini": gemini.DIALECT,
+    "openai": openai.DIALECT,
+}
 
 
 def dialect_of(provider: Provider) -> Dialect:

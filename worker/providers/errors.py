@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -45,6 +46,25 @@ def parse(data: bytes) -> Any:
 
 def malformed() -> UpstreamInvalid:
     return UpstreamInvalid("The provider sent a chunk whose choices are not shaped like OpenAI's.")
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """For reading an event in a provider's own format: one of another shape is refused whole, not read in part.
+
+    What went wrong is not chained: it may quote the answer.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise UpstreamInvalid("The provider sent an event that is not shaped like those of its format.") from None
+
+
+def text_in(value: Any) -> str:
+    """`value`, which has to be text. To be used where the event is `readable`."""
+    if not isinstance(value, str):
+        raise TypeError
+    return value
 
 
 def error_from_response(provider: Provider, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:

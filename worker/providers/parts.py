@@ -184,7 +184,7 @@ def tools(body: dict[str, Any]) -> tuple[list[Function], list[dict[str, Any]]]:
         functions.append(
             Function(
                 string(function.get("name"), f"{where}.function.name"),
-                None if description is None else string(description or " ", f"{where}.function.description"),
+                string(description, f"{where}.function.description") if description else None,
                 None if parameters is None else mapping(parameters, f"{where}.function.parameters"),
                 {key: value for key, value in {**function, **tool}.items() if key not in _FUNCTION_FIELDS},
             )

@@ -1,0 +1,396 @@
+"""Anthropic's Messages format (platform.claude.com/docs/en/api/messages). Pure functions.
+
+Hidden here: how a chat request is said in it, and how its blocks and their deltas become OpenAI's chunks.
+
+- An answer has a limit always; without the client's own it is 8192 tokens, and as much more as the thinking may take.
+- Thinking is `reasoning_content` while it is thought, and once more as a whole in `thinking_blocks` with its signature:
+  an assistant message that has it is sent back the way Anthropic wants it.
+- Blocks that OpenAI has nothing like (web searches, code, compaction …) are `anthropic_blocks`, whole, and go back, too.
+  Their place among the text is not kept: they stand before it.
+- Citations are `annotations`; one that is not of a web page has Anthropic's own type.
+- `response_format` json_schema is `output_config.format`; json_object is refused, since there is nothing like it.
+- OpenAI's hints to itself (seed, store, prediction, prompt_cache_key, tiers other than Anthropic's) are left out: they
+  change no answer's meaning. So is `metadata`, which labels the generation, but for the `user_id` Anthropic knows.
+- `betas`, as in Anthropic's SDKs, becomes the header `anthropic-beta`.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from typing import Any
+
+from shared import json
+from worker.providers import parts
+from worker.providers.dialect import Call, Dialect
+from worker.providers.errors import readable, text_in
+from worker.providers.parts import wrong
+from worker.providers.registry import Provider
+
+_VERSION = "2023-06-01"
+_ANSWER_TOKENS = 8192
+_LEAST_BUDGET = 1024
+_BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 32768, "max": 32768}
+_EFFORTS = {"minimal": "low"}
+_BETA = re.compile(r"[\w.-]{1,100}")
+
+# From Claude 4.6 on the model itself decides how much to think, and a budget is deprecated, later refused. Everybody
+# else, and those who only speak the format, have budgets.
+_HAS_BUDGET = re.compile(r"^(?!.*claude)|claude-3|claude-(opus|sonnet|haiku)-4([.-][0-5])?([-@]\d{8}|-latest|$)")
+
+_UNKNOWN = (
+    "n logprobs top_logprobs logit_bias frequency_penalty presence_penalty modalities verbosity functions function_call"
+    " web_search_options"
+).split()
+
+_FINISH = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+
+# ---- the request
+
+
+def call(provider: Provider, body: dict[str, Any], model: str) -> Call:
+    headers = {"anthropic-version": _VERSION}
+    if provider.api_key is not None:
+        headers["x-api-key"] = provider.api_key
+    if betas := body.get("betas"):
+        if not isinstance(betas, list) or not all(isinstance(beta, str) and _BETA.fullmatch(beta) for beta in betas):
+            raise wrong("betas", "must be a list of names.")
+        headers["anthropic-beta"] = ",".join(betas)
+    return Call("/messages", build_request(body, model), headers)
+
+
+def build_request(body: dict[str, Any], model: str) -> dict[str, Any]:
+    """The body to send. Raises BadRequest for what Anthropic has no words for."""
+    parts.refuse(body, "Anthropic", *_UNKNOWN)
+    system, turns = _conversation(body)
+    request: dict[str, Any] = {"model": model, "messages": turns, "stream": True, **_thinking(body, model)}
+    if system:
+        plain = all(block.keys() == {"type", "text"} for block in system)
+        request["system"] = "\n\n".join(block["text"] for block in system) if plain else system
+    request |= {field: body[field] for field in ("temperature", "top_p") if body.get(field) is not None}
+    if stops := parts.stops(body):
+        request["stop_sequences"] = stops
+    if user := (body.get("metadata") or {}).get("user_id") or body.get("user") or body.get("safety_identifier"):
+        request["metadata"] = {"user_id": user}
+    if tier := {"auto": "auto", "default": "standard_only", "standard_only": "standard_only"}.get(
+        str(body.get("service_tier"))
+    ):
+        request["service_tier"] = tier
+    kind, schema = parts.response_schema(body)
+    if kind == "json_object":
+        raise wrong("response_format", "Anthropic needs to know the schema. Send one as json_schema.")
+    if schema is not None:
+        request["output_config"] = {
+            **request.get("output_config", {}),
+            "format": {"type": "json_schema", "schema": schema},
+        }
+    request |= _tools(body)
+    return parts.add_own(request, body, without=("betas",))
+
+
+def _thinking(body: dict[str, Any], model: str) -> dict[str, Any]:
+    """`thinking` and the limit. OpenAI's limit includes thinking, and so does Anthropic's: half of it may be thought,
+    and it is raised only where it is below the least that Anthropic lets a model think (1024 tokens)."""
+    limit, effort = parts.token_limit(body), parts.effort(body)
+    if effort is None or effort == "none":
+        own = body.get("thinking")
+        budget = own.get("budget_tokens") if isinstance(own, dict) else None
+        request: dict[str, Any] = {"max_tokens": limit or _ANSWER_TOKENS + (budget if type(budget) is int else 0)}
+        if effort:
+            request["thinking"] = {"type": "disabled"}
+        return request
+    budget = _BUDGETS[effort]
+    if not _HAS_BUDGET.search(model):
+        return {
+            "max_tokens": limit or _ANSWER_TOKENS + budget,
+            "thinking": {"type": "adaptive", "display": "summarized"},
+            "output_config": {"effort": _EFFORTS.get(effort, effort)},
+        }
+    if limit is None:
+        limit = _ANSWER_TOKENS + budget
+    else:
+        budget = max(_LEAST_BUDGET, min(budget, limit // 2))
+        limit = limit if limit > budget else limit + budget
+    return {"max_tokens": limit, "thinking": {"type": "enabled", "budget_tokens": budget}}
+
+
+def _conversation(body: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The system's blocks, and the turns. Messages of one side that follow each other are one turn."""
+    system: list[dict[str, Any]] = []
+    turns: list[dict[str, Any]] = []
+    for message, param in parts.items(body["messages"], "messages"):
+        role = message["role"]
+        if role in ("system", "developer"):
+            parts.plain_text(message, param, "A system message")
+            system += _blocks(message, param)
+            continue
+        if role == "assistant":
+            blocks = _assistant(message, param)
+        elif role == "tool":
+            role, blocks = "user", [_tool_result(message, param)]
+        elif role == "user":
+            blocks = _blocks(message, param)
+        else:
+            raise wrong(f"{param}.role", "is no longer used. A tool's answer has the role tool.")
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += blocks
+        elif blocks:
+            turns.append({"role": role, "content": blocks})
+    if not turns:
+        raise wrong("messages", "nobody says anything but the system. Add what the user says.")
+    return system, turns
+
+
+def _assistant(message: dict[str, Any], param: str) -> list[dict[str, Any]]:
+    """Thinking comes first: Anthropic wants it where it was, before what followed from it."""
+    if message.get("audio"):
+        raise wrong(f"{param}.audio", "Anthropic cannot hear. Send what was said as text.")
+    blocks = []
+    for thought, where in parts.items(message.get("thinking_blocks"), f"{param}.thinking_blocks"):
+        if thought.get("type") not in ("thinking", "redacted_thinking"):
+            raise wrong(where, "must be of the type thinking or redacted_thinking.")
+        if thought.get("signature") or thought.get("data"):  # without one it is not Claude's, and would be refused
+            blocks.append(parts.unplaced(thought))
+    for block, _ in parts.items(message.get("anthropic_blocks"), f"{param}.anthropic_blocks"):
+        blocks.append(parts.unplaced(block))
+    blocks += _blocks(message, param)
+    for call in parts.tool_calls(message, param):
+        blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments})
+    return blocks
+
+
+def _tool_result(message: dict[str, Any], param: str) -> dict[str, Any]:
+    block: dict[str, Any] = {"type": "tool_result"}
+    block["tool_use_id"] = parts.string(message.get("tool_call_id"), f"{param}.tool_call_id")
+    block |= {field: message[field] for field in ("is_error", "cache_control") if field in message}
+    if isinstance(message.get("content"), str):
+        block["content"] = message["content"]
+    elif blocks := _blocks(message, param):
+        block["content"] = blocks
+    return block
+
+
+def _blocks(message: dict[str, Any], param: str) -> list[dict[str, Any]]:
+    """The content of a message. Parts with a type that is not OpenAI's are Anthropic's own, and stay as they are."""
+    blocks = []
+    for part, where in parts.content(message, param):
+        kind = part.get("type")
+        if kind == "image_url":
+            block = {"type": "image", "source": _source(parts.image_url(part, where), where)}
+        elif kind == "file":
+            block = _document(parts.mapping(part.get("file"), f"{where}.file"), f"{where}.file")
+        elif kind == "refusal":
+            block = {"type": "text", "text": parts.string(part.get("refusal"), f"{where}.refusal")}
+        elif kind == "input_audio":
+            raise wrong(where, "Anthropic cannot hear. Send what was said as text.")
+        else:
+            blocks.append({**part, "type": parts.string(kind, f"{where}.type")})
+            continue
+        if "cache_control" in part:
+            block["cache_control"] = part["cache_control"]
+        blocks.append(block)
+    return blocks
+
+
+def _source(url: str, param: str) -> dict[str, Any]:
+    if data := parts.data_url(url, param):
+        return {"type": "base64", "media_type": data[0], "data": data[1]}
+    if not url.startswith(("https://", "http://")):
+        raise wrong(param, "must be an http:, https: or data: URL.")
+    return {"type": "url", "url": url}
+
+
+def _document(file: dict[str, Any], param: str) -> dict[str, Any]:
+    block: dict[str, Any] = {"type": "document"}
+    if file.get("filename"):
+        block["title"] = file["filename"]
+    if file_id := file.get("file_id"):
+        return {**block, "source": {"type": "file", "file_id": parts.string(file_id, f"{param}.file_id")}}
+    source = _source(parts.string(file.get("file_data"), f"{param}.file_data"), f"{param}.file_data")
+    if source.get("media_type") == "text/plain":
+        try:
+            source = {**source, "type": "text", "data": b64decode(source["data"], validate=True).decode()}
+        except ValueError:
+            raise wrong(f"{param}.file_data", "must be text in UTF-8, in base64.") from None
+    return {**block, "source": source}
+
+
+def _tools(body: dict[str, Any]) -> dict[str, Any]:
+    functions, tools = parts.tools(body)
+    for function in functions:
+        described = {} if function.description is None else {"description": function.description}
+        more = {key: value for key, value in function.more.items() if value is not None}
+        schema = function.parameters or {"type": "object", "properties": {}}
+        tools.append({"name": function.name, **described, "input_schema": schema, **more})
+    choice = body.get("tool_choice")
+    if not (isinstance(choice, dict) and choice.get("type") in ("auto", "any", "tool", "none")):
+        mode, name = parts.tool_choice(body)
+        choice = {"type": {"required": "any", "function": "tool"}.get(mode, mode), **({"name": name} if name else {})}
+    if body.get("parallel_tool_calls") is False and choice["type"] != "none":
+        choice = {**choice, "disable_parallel_tool_use": True}
+    if not tools:
+        if choice["type"] in ("any", "tool"):
+            raise wrong("tool_choice", "there are no tools to choose from.")
+        return {}
+    return {"tools": tools} if choice == {"type": "auto"} else {"tools": tools, "tool_choice": choice}
+
+
+# ---- the answer
+
+
+class _Answer:
+    """One message. Blocks come one after the other, each with its start, its deltas and its stop."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._blocks: dict[int, _Block] = {}
+        self._usage: dict[str, Any] = {}
+        self._counts: dict[str, int] = {}
+        self._length = 0  # of the content so far, in characters: what an annotation's place is counted in
+
+    def feed(self, event: str, value: dict[str, Any]) -> list[dict[str, Any]]:
+        with readable():
+            kind = value.get("type") or event
+            if kind == "content_block_start":
+                block = self._blocks[value["index"]] = _Block(value["content_block"], self._length)
+                return self._said(self._start(block))
+            if kind == "content_block_delta":
+                return self._said(self._delta(self._blocks[value["index"]], value["delta"]))
+            if kind == "content_block_stop":
+                return self._said(self._stop(self._blocks.pop(value["index"])))
+            if kind == "message_start":
+                # Nothing is handed out yet: an overload that follows can still be met by asking somebody else.
+                self._usage = dict(value["message"].get("usage") or {})
+            elif kind == "message_delta":
+                return self._finish(value)
+            elif kind == "message_stop":
+                self.done = True
+        return []  # pings, and what Anthropic may add: "your code should handle unknown event types gracefully"
+
+    def _said(self, delta: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}] if delta else []
+
+    def _next(self, name: str) -> int:
+        """Lists of a delta have an index from 0 without gaps: OpenAI's SDK for Python takes it for the place."""
+        self._counts[name] = self._counts.get(name, -1) + 1
+        return self._counts[name]
+
+    def _start(self, block: _Block) -> dict[str, Any]:
+        if block.type == "tool_use":
+            block.place = self._next("tool_calls")
+            function = {"name": text_in(block.raw["name"]), "arguments": ""}
+            opening = {"index": block.place, "id": text_in(block.raw["id"]), "type": "function", "function": function}
+            return {"tool_calls": [opening]}
+        if block.type in ("text", "thinking") and block.raw.get(block.type):
+            return self._text(block, text_in(block.raw[block.type]))
+        return {}
+
+    def _delta(self, block: _Block, delta: dict[str, Any]) -> dict[str, Any]:
+        kind = delta.get("type")
+        if kind == "text_delta":
+            return self._text(block, text_in(delta["text"]))
+        if kind == "thinking_delta":
+            block.raw["thinking"] = block.raw.get("thinking", "") + text_in(delta["thinking"])
+            return self._text(block, delta["thinking"])
+        if kind == "input_json_delta":
+            block.json += text_in(delta["partial_json"])
+            if block.type == "tool_use" and delta["partial_json"]:
+                return _arguments(block, delta["partial_json"])
+        elif kind == "citations_delta":
+            block.citations.append(dict(delta["citation"]))
+        else:
+            block.add(delta)
+        return {}
+
+    def _text(self, block: _Block, text: str) -> dict[str, Any]:
+        if block.type == "thinking":
+            return {"reasoning_content": text}
+        self._length += len(text)
+        return {"content": text}
+
+    def _stop(self, block: _Block) -> dict[str, Any]:
+        if block.type == "text":
+            annotations = [self._annotation(block, citation) for citation in block.citations]
+            return {"annotations": annotations} if annotations else {}
+        if block.type == "tool_use":
+            # Nothing said is no argument, but not JSON: clients parse it.
+            return {} if block.json else _arguments(block, json.dumps(block.raw.get("input") or {}).decode())
+        if block.json:
+            block.raw["input"] = json.loads(block.json.encode())
+        name = "thinking_blocks" if block.type in ("thinking", "redacted_thinking") else "anthropic_blocks"
+        return {name: [{**block.raw, "index": self._next(name)}]}
+
+    def _annotation(self, block: _Block, citation: dict[str, Any]) -> dict[str, Any]:
+        own = citation.pop("type", "citation")
+        kind = "url_citation" if citation.get("url") else text_in(own)
+        place = {"start_index": block.start, "end_index": self._length}
+        return {"index": self._next("annotations"), "type": kind, kind: {**citation, **place}}
+
+    def _finish(self, value: dict[str, Any]) -> list[dict[str, Any]]:
+        """Figures are cumulative, and those of the start stay where they are not given again."""
+        self._usage |= {key: figure for key, figure in (value.get("usage") or {}).items() if figure is not None}
+        delta = dict(value["delta"])
+        reason, sequence = delta.pop("stop_reason", None), delta.pop("stop_sequence", None)
+        more = {**value, **delta}
+        more = {key: item for key, item in more.items() if item and key not in ("type", "delta", "usage")}
+        chunks = [chunk for block in self._blocks.values() for chunk in self._said(self._stop(block))]
+        self._blocks.clear()
+        if reason is None:
+            return [*chunks, {"choices": [], "usage": _usage(self._usage)}]
+        finish = _FINISH.get(text_in(reason), reason)
+        choice = {"index": 0, "delta": {}, "finish_reason": finish, "native_finish_reason": reason}
+        if sequence is not None:
+            choice["stop_sequence"] = sequence
+        if more:
+            choice["anthropic"] = more
+        return [*chunks, {"choices": [choice], "usage": _usage(self._usage)}]
+
+
+class _Block:
+    """A content block that has begun. `raw` is what it has become so far; its JSON is put in at the end."""
+
+    def __init__(self, raw: dict[str, Any], start: int) -> None:
+        self.raw = dict(raw)
+        self.type = text_in(raw["type"])
+        self.start = start
+        self.place = 0
+        self.json = ""
+        self.citations = [dict(citation) for citation in self.raw.pop("citations", None) or []]
+
+    def add(self, delta: dict[str, Any]) -> None:
+        """A delta of a kind that only this type of block has: text is joined."""
+        for key, value in delta.items():
+            if key != "type":
+                old = self.raw.get(key)
+                self.raw[key] = old + value if isinstance(old, str) and isinstance(value, str) else value
+
+
+def _arguments(block: _Block, text: str) -> dict[str, Any]:
+    return {"tool_calls": [{"index": block.place, "function": {"arguments": text}}]}
+
+
+def _usage(told: dict[str, Any]) -> dict[str, Any]:
+    """Anthropic counts what came from its cache beside the input, OpenAI within. Figures of its own are kept."""
+    read, written = told.get("cache_read_input_tokens") or 0, told.get("cache_creation_input_tokens") or 0
+    prompt, completion = (told.get("input_tokens") or 0) + read + written, told.get("output_tokens") or 0
+    usage = {key: value for key, value in told.items() if key not in ("input_tokens", "output_tokens")}
+    usage |= {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},
+    }
+    if details := told.get("output_tokens_details"):
+        usage["completion_tokens_details"] = {"reasoning_tokens": details.get("thinking_tokens")}
+    return usage
+
+
+DIALECT = Dialect(call, _Answer)

@@ -1,0 +1,269 @@
+"""Gemini's own format (ai.google.dev/api/generate-content), as Google's Gemini API and Vertex AI speak it. Pure functions.
+
+Hidden here: how its candidates and their parts become OpenAI's chunks. How a request is said: `gemini_request.py`.
+
+- Thoughts are `reasoning_content`. The signatures that prove them stand where Google's own OpenAI-compatible API has
+  them, `extra_content.google.thought_signature`, in the tool call, the image or the message, and go back from there.
+- Function calls have an id always: ours, where Gemini gave none. It is unique in the conversation.
+- Parts that OpenAI has nothing like (code and its results, built-in tools, audio …) are `gemini_parts`, as they came,
+  and go back, too. Their place among the text is not kept: they stand before it. Pictures are `images`.
+- What Gemini says about a candidate (groundingMetadata, safetyRatings …) comes with its finish reason, under its own
+  name; web pages it rests on are `annotations`, too. A prompt it will not answer ends with content_filter.
+- An end Gemini itself calls broken (MALFORMED_FUNCTION_CALL …) is an error: no finish reason of OpenAI's says that.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from shared import json
+from shared.errors import UpstreamRefused
+from worker.providers.dialect import Dialect
+from worker.providers.errors import readable, text_in
+from worker.providers.gemini_request import call
+
+_FINISH = {"STOP": "stop", "MAX_TOKENS": "length", "CONTINUATION": "length"} | dict.fromkeys(
+    (
+        "SAFETY RECITATION LANGUAGE BLOCKLIST PROHIBITED_CONTENT SPII MODEL_ARMOR JAILBREAK ESCALATION"
+        " PUP_LIMITED_DISABLED IMAGE_SAFETY IMAGE_PROHIBITED_CONTENT IMAGE_RECITATION"
+    ).split(),
+    "content_filter",
+)
+_BROKEN = {
+    "MALFORMED_FUNCTION_CALL": 502,
+    "MALFORMED_RESPONSE": 502,
+    "UNEXPECTED_TOOL_CALL": 502,
+    "TOO_MANY_TOOL_CALLS": 502,
+    "MISSING_THOUGHT_SIGNATURE": 400,
+}
+"""Ends that are none, and the status each amounts to: what is 502 may go well the next time."""
+
+_PATH = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\['((?:[^'\\]|\\.)*)'\]")
+
+
+class _Answer:
+    """One answer: each event has new parts of some candidates, and the figures up to here."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._candidates: dict[int, _Candidate] = {}
+        self._calls = 0
+
+    def feed(self, event: str, value: dict[str, Any]) -> list[dict[str, Any]]:
+        with readable():
+            choices = []
+            for candidate in value.get("candidates") or []:
+                index = candidate.get("index") or 0
+                known = self._candidates.setdefault(index, _Candidate(self, index))
+                if choice := known.read(candidate, value.get("responseId")):
+                    choices.append(choice)
+            known_fields = ("candidates", "usageMetadata", "modelVersion", "responseId", "createTime")
+            chunk = {key: item for key, item in value.items() if key not in known_fields and item}
+            blocked = (value.get("promptFeedback") or {}).get("blockReason")
+            if blocked and not choices:
+                self.done = True
+                finish = {"finish_reason": "content_filter", "native_finish_reason": text_in(blocked)}
+                choices.append({"index": 0, "delta": {}, **finish})
+            chunk["choices"] = choices
+            # Vertex sends the traffic's type alone until the figures are known.
+            if "totalTokenCount" in (figures := value.get("usageMetadata") or {}):
+                chunk["usage"] = _usage(figures)
+            return [chunk]
+
+    def call_id(self, response_id: Any) -> str:
+        """The same however often the answer is read, and no other answer's: clients find a result's call by it."""
+        self._calls += 1
+        return f"call_{response_id}_{self._calls}" if isinstance(response_id, str) else f"call_{self._calls}"
+
+
+class _Candidate:
+    """One choice, so far. `_open` is a function call whose arguments are still coming."""
+
+    def __init__(self, answer: _Answer, index: int) -> None:
+        self._answer, self._index = answer, index
+        self._counts: dict[str, int] = {}
+        self._text = ""
+        self._about: dict[str, Any] = {}
+        self._signature: str | None = None
+        self._open: tuple[int, dict[str, Any]] | None = None
+
+    def read(self, candidate: dict[str, Any], response_id: Any) -> dict[str, Any] | None:
+        delta: dict[str, Any] = {}
+        for part in (candidate.get("content") or {}).get("parts") or []:
+            self._read_part(part, delta, response_id)
+        for key, item in candidate.items():
+            if key not in ("content", "finishReason", "index"):
+                old = self._about.get(key)
+                self._about[key] = {**old, **item} if isinstance(old, dict) and isinstance(item, dict) else item
+        if not (reason := candidate.get("finishReason")):
+            return {"index": self._index, "delta": delta, "finish_reason": None} if delta else None
+        self._close_call(delta)
+        if annotations := self._annotations():
+            delta["annotations"] = annotations
+        if self._signature:
+            delta["extra_content"] = _extra(self._signature)
+        finish = {"finish_reason": self._finish(text_in(reason)), "native_finish_reason": reason}
+        return {"index": self._index, "delta": delta, **finish, **self._about}
+
+    def _finish(self, reason: str) -> str:
+        """A reason nobody here has heard of passes in its own word: to call it `stop` would be a guess."""
+        if status := _BROKEN.get(reason):
+            raise UpstreamRefused(f"Gemini ended the answer with {reason}.", code=reason.lower(), status=status)
+        finish = _FINISH.get(reason, reason.lower())
+        return "tool_calls" if finish == "stop" and "tool_calls" in self._counts else finish
+
+    def _add(self, delta: dict[str, Any], name: str, item: dict[str, Any]) -> int:
+        """Lists of a delta have an index from 0 without gaps: OpenAI's SDK for Python takes it for the place."""
+        index = self._counts[name] = self._counts.get(name, -1) + 1
+        delta.setdefault(name, []).append({**item, "index": index})
+        return index
+
+    def _read_part(self, part: dict[str, Any], delta: dict[str, Any], response_id: Any) -> None:
+        signature = part.get("thoughtSignature")
+        if "functionCall" in part:
+            self._read_call(part["functionCall"], delta, response_id, signature)
+            return
+        if "text" in part:
+            text = text_in(part["text"])
+            field = "reasoning_content" if part.get("thought") else "content"
+            if text:
+                delta[field] = delta.get(field, "") + text
+            if field == "content":
+                self._text += text
+            self._signature = signature or self._signature
+            return
+        inline = part.get("inlineData") or {}
+        if text_in(inline.get("mimeType", "")).startswith("image/") and not part.get("thought"):
+            image: dict[str, Any] = {"type": "image_url"}
+            image["image_url"] = {"url": f"data:{inline['mimeType']};base64,{text_in(inline['data'])}"}
+            if signature:
+                image["extra_content"] = _extra(signature)
+            self._add(delta, "images", image)
+            return
+        if part:
+            self._add(delta, "gemini_parts", part)
+
+    def _read_call(self, call: dict[str, Any], delta: dict[str, Any], response_id: Any, signature: Any) -> None:
+        """A call comes whole, or (Vertex, where it is asked for) opened with its name and then value by value.
+
+        What comes by value is handed out at the end: only then is it JSON. Until then there are empty pieces, which show
+        that something is coming.
+        """
+        if name := call.get("name"):
+            self._close_call(delta)
+            item = {"id": call.get("id") or self._answer.call_id(response_id), "type": "function"}
+            item["function"] = {"name": text_in(name), "arguments": ""}
+            if signature:
+                item["extra_content"] = _extra(signature)
+            self._open = self._add(delta, "tool_calls", item), dict(call.get("args") or {})
+        if self._open is None:
+            raise ValueError
+        for value in call.get("partialArgs") or []:
+            _put(self._open[1], text_in(value["jsonPath"]), value)
+        if not call.get("willContinue"):
+            self._close_call(delta)
+        elif not name:
+            self._argue(delta, self._open[0], "")
+
+    def _close_call(self, delta: dict[str, Any]) -> None:
+        if self._open is not None:
+            index, arguments = self._open
+            self._argue(delta, index, json.dumps(arguments).decode())
+            self._open = None
+
+    def _argue(self, delta: dict[str, Any], index: int, text: str) -> None:
+        """A piece of a call's arguments. In one delta a call is one item."""
+        calls = delta.setdefault("tool_calls", [])
+        item = next((item for item in calls if item["index"] == index), None)
+        if item is None:
+            item = {"index": index, "function": {"arguments": ""}}
+            calls.append(item)
+        item["function"]["arguments"] += text
+
+    def _annotations(self) -> list[dict[str, Any]]:
+        """The pages that the parts of the text rest on, as OpenAI's `url_citation`."""
+        found: dict[str, Any] = {}
+        grounding = self._about.get("groundingMetadata") or {}
+        chunks = grounding.get("groundingChunks") or []
+        for support in grounding.get("groundingSupports") or []:
+            start, end = self._place(support.get("segment") or {})
+            for at in support.get("groundingChunkIndices") or []:
+                page = next((page for page in chunks[at].values() if isinstance(page, dict) and page.get("uri")), None)
+                if page:
+                    where = {"start_index": start, "end_index": end}
+                    citation = {"url": page["uri"], "title": page.get("title") or "", **where}
+                    self._add(found, "annotations", {"type": "url_citation", "url_citation": citation})
+        return found.get("annotations") or []
+
+    def _place(self, segment: dict[str, Any]) -> tuple[int, int]:
+        """Where a segment stands in the text, in characters. Gemini counts bytes, and by part: its text tells better."""
+        data, text = self._text.encode("utf-8", "surrogatepass"), segment.get("text")
+        start = len(data[: segment.get("startIndex") or 0].decode("utf-8", "ignore"))
+        if not isinstance(text, str):
+            return start, len(data[: segment.get("endIndex") or 0].decode("utf-8", "ignore"))
+        at = self._text.find(text, start)
+        at = at if at >= 0 else max(self._text.find(text), 0)
+        return at, at + len(text)
+
+
+def _extra(signature: Any) -> dict[str, Any]:
+    return {"google": {"thought_signature": text_in(signature)}}
+
+
+def _put(arguments: dict[str, Any], path: str, value: dict[str, Any]) -> None:
+    """Sets what a path like `$.a.b[0]` (RFC 9535) names. Pieces of one text follow each other under the same path."""
+    keys = _keys(path)
+    where: Any = arguments
+    for key, following in zip(keys, keys[1:], strict=False):
+        where = _slot(where, key, [] if isinstance(following, int) else {})
+    new = next((value[kind] for kind in ("stringValue", "numberValue", "boolValue") if kind in value), None)
+    old = _slot(where, keys[-1], None)
+    where[keys[-1]] = old + new if isinstance(old, str) and isinstance(new, str) else new
+
+
+def _keys(path: str) -> list[str | int]:
+    keys: list[str | int] = []
+    at = 1
+    while at < len(path) or not keys:
+        step = _PATH.match(path, at)
+        if step is None or path[0] != "$":
+            raise ValueError
+        name, index, quoted = step.groups()
+        keys.append(int(index) if index else name or re.sub(r"\\(.)", r"\1", quoted))
+        at = step.end()
+    return keys
+
+
+def _slot(where: Any, key: str | int, empty: Any) -> Any:
+    """What stands at a key, `empty` put there first if nothing does. A list only grows at its end."""
+    if isinstance(where, list):
+        if key == len(where):
+            where.append(empty)
+        return where[key]  # type: ignore[index]
+    if not isinstance(key, str):
+        raise TypeError
+    return where.setdefault(key, empty)
+
+
+def _usage(told: dict[str, Any]) -> dict[str, Any]:
+    """Thoughts are told beside the text, and so is what built-in tools read; OpenAI counts both within."""
+    thoughts, cached = told.get("thoughtsTokenCount") or 0, told.get("cachedContentTokenCount") or 0
+    named = (
+        "promptTokenCount",
+        "candidatesTokenCount",
+        "totalTokenCount",
+        "thoughtsTokenCount",
+        "cachedContentTokenCount",
+    )
+    return {
+        **{key: value for key, value in told.items() if key not in named},
+        "prompt_tokens": (told.get("promptTokenCount") or 0) + (told.get("toolUsePromptTokenCount") or 0),
+        "completion_tokens": (told.get("candidatesTokenCount") or 0) + thoughts,
+        "total_tokens": told["totalTokenCount"],
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": thoughts},
+    }
+
+
+DIALECT = Dialect(call, _Answer)

@@ -126,7 +126,7 @@ def _conversation(body: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict
     """The system's blocks, and the turns. Messages of one side that follow each other are one turn."""
     system: list[dict[str, Any]] = []
     turns: list[dict[str, Any]] = []
-    for message, param in parts.items(body["messages"], "messages"):
+    for message, param in parts.messages(body, "Anthropic"):
         role = message["role"]
         if role in ("system", "developer"):
             parts.plain_text(message, param, "A system message")
@@ -136,10 +136,8 @@ def _conversation(body: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict
             blocks = _assistant(message, param)
         elif role == "tool":
             role, blocks = "user", [_tool_result(message, param)]
-        elif role == "user":
-            blocks = _blocks(message, param)
         else:
-            raise wrong(f"{param}.role", "is no longer used. A tool's answer has the role tool.")
+            blocks = _blocks(message, param)
         if turns and turns[-1]["role"] == role:
             turns[-1]["content"] += blocks
         elif blocks:

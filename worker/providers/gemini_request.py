@@ -96,7 +96,7 @@ def _conversation(body: dict[str, Any], model: str) -> tuple[list[dict[str, Any]
     contents: list[dict[str, Any]] = []
     names: dict[str, str] = {}  # of the functions called, by the call's id: Gemini wants it with the answer
     previous = None
-    for message, param in parts.items(body["messages"], "messages"):
+    for message, param in parts.messages(body, "Gemini"):
         role = message["role"]
         if role in ("system", "developer"):
             text = parts.plain_text(message, param, "A system message")
@@ -107,10 +107,8 @@ def _conversation(body: dict[str, Any], model: str) -> tuple[list[dict[str, Any]
         elif role == "assistant":
             said = _model_parts(message, param, model)
             names |= {call.id: call.name for call in parts.tool_calls(message, param)}
-        elif role == "user":
-            said = _parts(message, param)
         else:
-            raise wrong(f"{param}.role", "is no longer used. A tool's answer has the role tool.")
+            said = _parts(message, param)
         if role == previous == "tool":
             contents[-1]["parts"] += said
         elif said:

@@ -17,7 +17,7 @@ _OPENAI_FIELDS = frozenset(
     (
         "audio frequency_penalty function_call functions logit_bias logprobs max_completion_tokens max_tokens messages"
         " metadata modalities model n parallel_tool_calls prediction presence_penalty prompt_cache_key"
-        " prompt_cache_retention reasoning_effort response_format safety_identifier seed service_tier stop store stream"
+        " prompt_cache_options prompt_cache_retention reasoning_effort response_format safety_identifier seed service_tier stop store stream"
         " stream_options temperature tool_choice tools top_logprobs top_p user verbosity web_search_options"
     ).split()
 )
@@ -89,10 +89,29 @@ def unplaced(item: dict[str, Any]) -> dict[str, Any]:
 # ---- messages
 
 
+def messages(body: dict[str, Any], provider: str) -> list[tuple[dict[str, Any], str]]:
+    """The messages, each with its path.
+
+    A `name` is a hint where all of a role share it, and refused where it tells speakers apart: others have no place for
+    it. The role `function` is refused; a tool's own `name` is its function's.
+    """
+    found = items(body["messages"], "messages")
+    names: dict[str, Any] = {}
+    for message, param in found:
+        role, name = message["role"], message.get("name")
+        if role == "function":
+            raise wrong(f"{param}.role", "is no longer used. A tool's answer has the role tool.")
+        if role != "tool" and name is not None and names.setdefault(role, name) != name:
+            raise wrong(f"{param}.name", f"{provider} cannot tell speakers apart. Say in the text who speaks.")
+    return found
+
+
 def content(message: dict[str, Any], param: str) -> list[tuple[dict[str, Any], str]]:
     """The parts of a message, each with its path. Plain text is one part; empty text says nothing, and is none."""
-    whole, param = message.get("content"), f"{param}.content"
-    parts = [({"type": "text", "text": whole}, param)] if isinstance(whole, str) else items(whole, param)
+    whole, where = message.get("content"), f"{param}.content"
+    parts = [({"type": "text", "text": whole}, where)] if isinstance(whole, str) else items(whole, where)
+    if message["role"] == "assistant" and message.get("refusal"):
+        parts.append(({"type": "text", "text": message["refusal"]}, f"{param}.refusal"))
     for part, where in parts:
         if part.get("type") == "text" and not isinstance(part.get("text"), str):
             raise wrong(f"{where}.text", "must be a string.")

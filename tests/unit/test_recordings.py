@@ -10,9 +10,9 @@ import pytest
 
 from shared import sse
 from shared.chat import Chunk
-from shared.errors import UpstreamError
 from tests.support import recordings
-from tests.support.recordings import pieces, summary, wire
+from tests.support.answers import assert_readable, new_normalizer, play
+from tests.support.recordings import summary, wire
 from worker.providers.openai import Normalizer
 
 RECORDINGS = recordings.recordings("chat")
@@ -21,27 +21,7 @@ pytestmark = pytest.mark.skipif(not RECORDINGS, reason=recordings.MISSING)
 
 
 def normalizer_for(row: dict[str, Any], *, show_usage: bool) -> Normalizer:
-    return Normalizer(
-        id="chatcmpl-ours",
-        created=1700000000,
-        model="ours/model",
-        show_usage=show_usage,
-        choices=max(1, len(row["expected"]["choices"])),
-    )
-
-
-def play(stream: bytes, normalizer: Normalizer, seed: str) -> tuple[list[Chunk], UpstreamError | None]:
-    decoder, chunks = sse.Decoder(1 << 20), []
-    try:
-        for piece in pieces(stream, seed):
-            for event in decoder.feed(piece):
-                chunks += normalizer.feed(event)
-        for event in decoder.close():
-            chunks += normalizer.feed(event)
-        chunks += normalizer.end()
-    except UpstreamError as error:
-        return chunks, error
-    return chunks, None
+    return new_normalizer(show_usage=show_usage, choices=max(1, len(row["expected"]["choices"])))
 
 
 def fold(chunks: list[Chunk]) -> dict[str, dict[str, Any]]:
@@ -81,22 +61,7 @@ def test_recording(row: dict[str, Any], show_usage: bool) -> None:
 @pytest.mark.parametrize("row", RECORDINGS, ids=lambda row: row["file"])
 def test_every_chunk_is_one_that_official_clients_can_read(row: dict[str, Any]) -> None:
     chunks, _ = play(wire(row), normalizer_for(row, show_usage=True), "1")
-    seen: list[int] = []
-    for chunk in chunks:
-        value = json.loads(chunk.payload)
-        assert (value["id"], value["object"], value["created"], value["model"]) == (
-            "chatcmpl-ours",
-            "chat.completion.chunk",
-            1700000000,
-            "ours/model",
-        )
-        assert (value["usage"] is not None) is chunk.is_usage
-        for choice in value["choices"]:
-            first = choice["index"] not in seen
-            assert ("role" in choice["delta"]) is first
-            if first:
-                assert choice["index"] == len(seen)
-                seen.append(choice["index"])
+    assert_readable(chunks)
 
 
 @pytest.mark.parametrize("row", RECORDINGS, ids=lambda row: row["file"])

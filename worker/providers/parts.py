@@ -50,8 +50,10 @@ def add_own(request: dict[str, Any], body: dict[str, Any], *, without: tuple[str
 
 def _joined(request: dict[str, Any], own: dict[str, Any], path: str) -> dict[str, Any]:
     joined = {**request, **own}
-    for key in request.keys() & own.keys():
-        ours, theirs = request[key], own[key]
+    for key, theirs in own.items():
+        if key not in request:
+            continue
+        ours = request[key]
         if not (isinstance(ours, dict) and isinstance(theirs, dict)):
             raise wrong(f"{path}{key}", "said twice, in the provider's own words and in OpenAI's. Send one of the two.")
         joined[key] = _joined(ours, theirs, f"{path}{key}.")

@@ -189,7 +189,8 @@ class _Candidate:
         for support in grounding.get("groundingSupports") or []:
             start, end = self._place(support.get("segment") or {})
             for at in support.get("groundingChunkIndices") or []:
-                page = next((page for page in chunks[at].values() if isinstance(page, dict) and page.get("uri")), None)
+                chunk = chunks[at] if at < len(chunks) else {}
+                page = next((page for page in chunk.values() if isinstance(page, dict) and page.get("uri")), None)
                 if page:
                     where = {"start_index": start, "end_index": end}
                     citation = {"url": page["uri"], "title": page.get("title") or "", **where}

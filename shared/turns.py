@@ -15,6 +15,9 @@ REASONING_FIELDS = (
     "reasoning_details",
     "thinking_blocks",
     "reasoning_items",
+    "anthropic_blocks",
+    "gemini_parts",
+    "extra_content",
 )
 """Where reasoning stands in a message. The first three hold text, and a provider sends one of them; the others are what
 it wants back to go on thinking."""

@@ -264,6 +264,21 @@ def test_with_tool_calls_empty_content_is_null() -> None:
     assert message({"content": "a"}, {"tool_calls": [call]})["content"] == "a"
 
 
+@pytest.mark.parametrize("field", ["annotations", "thinking_blocks", "anthropic_blocks", "gemini_parts", "images"])
+def test_lists_keep_their_order_and_not_their_indexes(field: str) -> None:
+    first, second = {"index": 0, "type": "t", "signature": "a"}, {"index": 1, "type": "t", "signature": "b"}
+    folded = fold(chunk({field: [first]}), chunk({field: [{**first, "signature": "c"}, second]}), chunk({field: None}))
+    whole = [{"type": "t", "signature": "c"}, {"type": "t", "signature": "b"}]
+    assert folded.result()["choices"][0]["message"][field] == folded.messages[0][field] == whole
+    assert message({field: "odd"})[field] == "odd"
+
+
+def test_what_ends_a_choice_is_said_once() -> None:
+    end = {"native_finish_reason": "end_turn", "stop_sequence": "x"}
+    (choice,) = fold(chunk({}, "stop", **end), chunk({}, "stop", **end)).result()["choices"]
+    assert end.items() <= choice.items()
+
+
 @pytest.mark.parametrize("calls", [None, []])
 def test_no_tool_calls_are_no_failure(calls: list[Any] | None) -> None:
     """Some providers send the field in every delta."""
@@ -300,7 +315,7 @@ def test_unknown_fields_add_up(first: Any, second: Any, merged: Any) -> None:
     assert choice["x"] == merged
 
 
-@pytest.mark.parametrize("field", ["id", "name", "role", "type", "format", "signature", "object"])
+@pytest.mark.parametrize("field", ["id", "name", "role", "type", "format", "signature", "thought_signature", "object"])
 def test_what_is_sent_whole_is_not_joined(field: str) -> None:
     assert message({field: "a"}, {field: "a"}) [field] == "a"  # fmt: skip
     assert message({"x": {field: "a"}}, {"x": {field: "b"}})["x"] == {field: "b"}

@@ -460,7 +460,8 @@ def test_errors_in_the_stream() -> None:
     error = {"code": 429, "message": "slow down", "status": "RESOURCE_EXHAUSTED"}
     with pytest.raises(UpstreamError) as caught:
         answer(event({"text": "a"}), {"error": error})
-    assert (caught.value.status, caught.value.message) == (429, "slow down")
+    assert (caught.value.status, caught.value.kind) == (429, "RESOURCE_EXHAUSTED")
+    assert caught.value.message == "slow down"
 
 
 @pytest.mark.parametrize(

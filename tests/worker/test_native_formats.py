@@ -10,7 +10,7 @@ import pytest
 
 from shared.chat import Accumulator
 from shared.config import Settings
-from shared.errors import UpstreamError
+from shared.errors import BadRequest, UpstreamError
 from worker.providers.openai import Normalizer
 from worker.providers.registry import Provider
 from worker.upstream import Served, Target, Upstream
@@ -69,14 +69,14 @@ FORMATS: dict[str, dict[str, Any]] = {
 each_format = pytest.mark.parametrize("kind", FORMATS)
 
 
-async def ask(kind: Any, script: Script) -> tuple[dict[str, Any], UpstreamError | None, Server]:
+async def ask(kind: Any, script: Script, **fields: Any) -> tuple[dict[str, Any], UpstreamError | None, Server]:
     """The whole answer as far as it came, the error it ended in, and the server that was asked."""
     normalizer = Normalizer(id="c", created=1, model="who/m", show_usage=False)
     fold, error = Accumulator(), None
     async with serving(script) as server, Upstream(Settings.model_validate(SETTINGS)) as upstream:
         target = Target(Provider("who", kind, server.url, KEY), "m")
         try:
-            async with aclosing(upstream.stream([target], BODY, normalizer, Served())) as batches:
+            async with aclosing(upstream.stream([target], {**BODY, **fields}, normalizer, Served())) as batches:
                 async for chunks in batches:
                     for chunk in chunks:
                         fold.feed(json.loads(chunk.payload))
@@ -154,3 +154,13 @@ async def test_an_answer_that_breaks_off_is_not_whole(kind: str) -> None:
     _, error, _ = await ask(kind, script)
     assert error is not None
     assert error.code == "upstream_incomplete"
+
+
+@each_format
+async def test_what_it_cannot_be_asked_is_not_sent(kind: str) -> None:
+    async def script(wire: Wire) -> None:
+        raise AssertionError("nobody should have called")
+
+    with pytest.raises(BadRequest) as caught:
+        await ask(kind, script, logprobs=True)
+    assert caught.value.param == "logprobs"

@@ -103,6 +103,8 @@ def refusal(
     error = (value.get("error") or value) if isinstance(value, dict) else value
     detail = error if isinstance(error, dict) else {}
     code, kind = detail.get("code"), detail.get("type")
+    if not kind and isinstance(detail.get("status"), str):  # Gemini's word for it: RESOURCE_EXHAUSTED
+        kind = detail["status"]
     if status == 502:  # no word of its own from HTTP: some say it inside (Groq, OpenRouter, Anthropic)
         told = (detail.get("status_code"), code, isinstance(kind, str) and _ANTHROPIC_STATUS.get(kind))
         status = next((s for s in told if type(s) is int and 400 <= s < 600), status)

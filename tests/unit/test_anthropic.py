@@ -184,6 +184,7 @@ def test_thinking_goes_back_first() -> None:
     message = {
         "role": "assistant",
         "content": "a",
+        "refusal": "no",
         "reasoning_content": "t",
         "thinking_blocks": [{**thought, "index": 0}, hidden, {"type": "thinking", "thinking": "another's"}],
         "anthropic_blocks": [{**block, "index": 0}],
@@ -191,7 +192,8 @@ def test_thinking_goes_back_first() -> None:
     }
     [_, turn] = turns(USER, message)
     call = {"type": "tool_use", "id": "c1", "name": "f", "input": {}}
-    assert turn["content"] == [thought, hidden, block, {"type": "text", "text": "a"}, call]
+    said = [{"type": "text", "text": "a"}, {"type": "text", "text": "no"}]
+    assert turn["content"] == [thought, hidden, block, *said, call]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +201,7 @@ def test_thinking_goes_back_first() -> None:
     [
         ({"type": "text", "text": "a", "cache_control": {}}, {"type": "text", "text": "a", "cache_control": {}}),
         ({"type": "search_result", "x": 1}, {"type": "search_result", "x": 1}),
+        ({"type": "refusal", "refusal": "no"}, {"type": "text", "text": "no"}),
         (
             {"type": "image_url", "image_url": {"url": "https://a/b.png", "detail": "low"}, "cache_control": {}},
             {"type": "image", "source": {"type": "url", "url": "https://a/b.png"}, "cache_control": {}},
@@ -296,6 +299,13 @@ def user(part: Any) -> dict[str, Any]:
         ([user({"type": "image_url", "image_url": {"url": "ftp://a"}})], {}, "messages[0].content[0]"),
         ([user({"type": "image_url", "image_url": {"url": "data:image/png,AB"}})], {}, "messages[0].content[0]"),
         ([user({"type": "file", "file": {}})], {}, "messages[0].content[0].file.file_data"),
+        (
+            [user({"type": "file", "file": {"file_data": "data:text/plain;base64,/w=="}})],
+            {},
+            "messages[0].content[0].file.file_data",
+        ),
+        ([], {"tools": [{"type": "function", "function": 5}]}, "tools[0].function"),
+        ([{"role": "assistant", "tool_calls": 5}], {}, "messages[0].tool_calls"),
         ([{"role": "assistant", "audio": {"id": "x"}}], {}, "messages[0].audio"),
         ([{"role": "assistant", "function_call": {"name": "x"}}], {}, "messages[0].function_call"),
         ([{"role": "assistant", "tool_calls": [{**CALL, "id": None}]}], {}, "messages[0].tool_calls[0].id"),
@@ -468,6 +478,13 @@ def test_citations_stand_where_the_text_stands() -> None:
         },
         {"type": "char_location", "char_location": {"document_index": 0, "start_index": 3, "end_index": 5}},
     ]
+
+
+def test_a_block_may_begin_with_words_and_figures_come_without_an_end() -> None:
+    begun = block(0, {"type": "text", "text": "a"}, {"type": "text_delta", "text": "b"})
+    figures = {"type": "message_delta", "delta": {"stop_reason": None}, "usage": {"output_tokens": 1}}
+    told = answer(*begun, figures, *end())
+    assert (told["choices"][0]["message"]["content"], told["usage"]["completion_tokens"]) == ("ab", 7)
 
 
 def test_a_block_that_was_never_closed_is_kept() -> None:

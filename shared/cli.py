@@ -58,6 +58,7 @@ app = typer.Typer(
 Url = Annotated[str | None, typer.Option(help="The API, if not STREAMSPOOL_URL or http://HOST:PORT.", metavar="URL")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by `chat` and `ls`.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+Local = Annotated[bool, typer.Option("--local", help="Run a small real model, too: local/…. [STREAMSPOOL_LOCAL_MODEL]")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the API, 0: any free one. [PORT, 8000]")]
 
 
@@ -85,11 +86,13 @@ def up(
     port: Port = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
     data_dir: Annotated[Path | None, typer.Option(help="Files of the embedded Valkey.")] = None,
+    local: Local = False,
 ) -> None:
     """Start everything on this machine: API, workers and, without REDIS_URL, an embedded Valkey."""
-    settings = _settings(host=host, port=port, data_dir=data_dir)
+    settings = _settings(host=host, port=port, data_dir=data_dir, local_model=local or None)
     import asyncio
 
+    from shared.local_model import NAME
     from shared.supervisor import commands, serve
     from shared.telemetry import configure_logging
 
@@ -97,7 +100,8 @@ def up(
 
     def ready(supervisor: Supervisor) -> None:
         typer.echo(f"Streamspool is ready at {supervisor.url} (Ctrl-C ends it). Try:")
-        typer.echo(f"  streamspool chat 'Hello there' -m fake/echo --url {supervisor.url}")
+        model = NAME if settings.local_model else "fake/echo"
+        typer.echo(f"  streamspool chat 'Hello there' -m {model} --url {supervisor.url}")
 
     asyncio.run(serve(settings, commands(workers), ready))
 
@@ -118,9 +122,10 @@ def worker() -> None:
 def demo(
     once: Annotated[bool, typer.Option("--once", help="End after the verdict instead of staying up.")] = False,
     port: Port = None,
+    local: Local = False,
 ) -> None:
     """Show it: one answer, several viewers, the API killed in mid-stream, and nobody misses a token."""
-    settings = _settings(port=port)
+    settings = _settings(port=port, local_model=local or None)
     import asyncio
 
     from shared.demo import run

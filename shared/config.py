@@ -130,6 +130,9 @@ class Settings(BaseSettings):
         pattern=r"^\d+(kb|mb|gb)?$",
         description="memory limit of the embedded Valkey; full: new requests get 503",
     )
+    local_model: bool = Field(
+        False, description="`up` and `demo` also run a small real model, local/smollm2-135m-instruct"
+    )
     lease_s: float = Field(10, ge=1, description="a worker silent for this long loses its generations to another")
     max_attempts: int = Field(3, ge=1, description="attempts a generation gets when workers are lost")
     on_interruption: Literal["fail", "restart"] = Field(

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -27,6 +27,7 @@ from shared.config import Settings
 from shared.embedded import CannotStart
 from shared.entry import Position, follows
 from shared.errors import StreamspoolError
+from shared.local_model import NAME
 from shared.supervisor import Supervisor, commands, ending_on_signals, listen
 
 TOKENS = 240
@@ -34,6 +35,13 @@ TOKENS_PER_S = 60
 REQUEST = {
     "model": f"fake/lorem?tokens={TOKENS}&rate={TOKENS_PER_S}",
     "messages": [{"role": "user", "content": "Tell me something long."}],
+}
+LOCAL_REQUEST = {
+    "model": NAME,
+    "messages": [{"role": "user", "content": "Tell me a long story about a lighthouse keeper and the sea."}],
+    "max_tokens": TOKENS,
+    "ignore_eos": True,  # llama.cpp's: the model must not end before the show does
+    "seed": 1,
 }
 LATE_AT, MIDDLE_AT, KILL_AT = 40, 70, 100
 """Tokens the first viewer has seen when the others join, and when the API is killed."""
@@ -48,12 +56,15 @@ _LOG_LINES = 20
 
 @dataclass
 class Viewer:
-    """One reader: what it got, and what went wrong on the way. `before` is what was said before it joined."""
+    """One reader: what it got, and what went wrong on the way. `before` is what was said before it joined, in as many
+    tokens as `skipped`.
+    """
 
     name: str
     joined: str
     view: View
     before: str = ""
+    skipped: int = 0
     text: str = ""
     tokens: int = 0
     gaps: int = 0
@@ -116,7 +127,7 @@ class _Stage:
     def _progress(self) -> Table:
         table = Table.grid(padding=(0, 2))
         for viewer in self.viewers:
-            done = round(_BAR * len(viewer.before.split() + viewer.text.split()) / TOKENS)
+            done = min(_BAR, round(_BAR * (viewer.skipped + viewer.tokens) / TOKENS))
             words = " ".join(viewer.text.split()[-4:])
             table.add_row(viewer.name, "━" * done + "[dim]" + "─" * (_BAR - done) + "[/dim]", words)
         return table
@@ -125,7 +136,8 @@ class _Stage:
 class _Show:
     """One run, from the first viewer to the verdict."""
 
-    def __init__(self, supervisor: Supervisor, client: Client, stage: _Stage) -> None:
+    def __init__(self, supervisor: Supervisor, client: Client, stage: _Stage, request: dict[str, Any]) -> None:
+        self._request = request
         self._supervisor = supervisor
         self._client = client
         self._stage = stage
@@ -152,7 +164,8 @@ class _Show:
         self._join(readers, Viewer("late", f"late, at token {first.tokens}", View(first.view.id)))
         await _until(lambda: first.tokens >= MIDDLE_AT or first.ended)
         here = View(first.view.id, first.view.position)
-        self._join(readers, Viewer("middle", f"at position {here.position}", here, before=first.text))
+        middle = Viewer("middle", f"at position {here.position}", here, before=first.text, skipped=first.tokens)
+        self._join(readers, middle)
         await _until(lambda: first.tokens >= KILL_AT or first.ended)
         old = self._supervisor.pids()["api"]
         self._supervisor.kill("api")
@@ -174,7 +187,7 @@ class _Show:
         try:
             async with asyncio.timeout(WHOLE_SHOW_S):
                 if viewer is self._first:
-                    await self._client.submit(REQUEST, viewer.view, viewer.show)
+                    await self._client.submit(self._request, viewer.view, viewer.show)
                 else:
                     await self._client.watch(viewer.view, viewer.show)
         except StreamspoolError as error:
@@ -193,7 +206,8 @@ class _Show:
         table = Table(title="What each viewer got", title_justify="left")
         for column in ("viewer", "joined", "tokens", "reconnects", "gaps", "duplicates", "whole"):
             table.add_column(column, justify="left" if column in ("viewer", "joined") else "right")
-        whole = len(answer.split()) == TOKENS
+        tokens = (state.get("usage") or {}).get("completion_tokens")
+        whole = tokens == TOKENS
         for viewer in self._stage.viewers:
             well = viewer.is_whole(answer)
             whole = whole and well
@@ -201,7 +215,7 @@ class _Show:
             verdict = "[green]yes[/green]" if well else f"[red]no[/red] {viewer.trouble}"
             table.add_row(viewer.name, viewer.joined, *map(str, counts), verdict)
         self._stage.show(table)
-        self._stage.say(f"{len(answer.split())} of {TOKENS} tokens stored, status {state['status']}")
+        self._stage.say(f"{tokens} of {TOKENS} tokens stored, status {state['status']}")
         self._stage.say(f"upstream calls: {state['attempts']} (the worker never noticed the API's death)")
         return whole and state["attempts"] == 1
 
@@ -222,11 +236,12 @@ async def run(settings: Settings, *, once: bool) -> int:
         key = next((key.get_secret_value() for key in settings.api_keys.values()), None)
         supervisor = Supervisor(settings, commands(1), output=output)
         with ending_on_signals(supervisor.hurry):
-            stage.say("starting Valkey, a worker and the API")
+            model = f", and the model {NAME}" if settings.local_model else ""
+            stage.say(f"starting Valkey, a worker and the API{model}")
             async with supervisor, Client(supervisor.url, key) as client:
                 await supervisor.wait_ready()
                 stage.say(f"ready at {supervisor.url}")
-                show = _Show(supervisor, client, stage)
+                show = _Show(supervisor, client, stage, LOCAL_REQUEST if settings.local_model else REQUEST)
                 code = 0 if await show.play() else 1
                 if not once:
                     show.farewell(locked=key is not None)

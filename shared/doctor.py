@@ -15,6 +15,7 @@ from shared.client import Client
 from shared.config import Settings, environment
 from shared.embedded import MINIMUM_VERSION, CannotStart, find_binary
 from shared.errors import StreamspoolError
+from shared.local_model import NAME, find_model
 from shared.redis import UNREACHABLE, RedisError, connect, without_password
 
 _PROVIDER_KEY = re.compile(r"\w+_API_KEY|HF_TOKEN")
@@ -32,7 +33,13 @@ class Finding(NamedTuple):
 async def examine(settings: Settings, client: Client) -> list[Finding]:
     """Everything there is to say, in the order of the start."""
     database = await _database(settings) if settings.redis_url else [_binary()]
-    return [Finding(True, "Python", platform.python_version()), *database, *await _api(settings, client), _providers()]
+    return [
+        Finding(True, "Python", platform.python_version()),
+        *database,
+        *await _api(settings, client),
+        _local_model(settings),
+        _providers(),
+    ]
 
 
 async def _database(settings: Settings) -> list[Finding]:
@@ -104,6 +111,15 @@ def _port(settings: Settings) -> Finding:
             return Finding(True, "API", f"not running; port {where} is free for `streamspool up`")
     except OSError as error:
         return Finding(False, "API", f"{where}: {error.strerror}. Choose another with HOST and PORT.")
+
+
+def _local_model(settings: Settings) -> Finding:
+    try:
+        find_model()
+    except CannotStart as error:
+        return Finding(not settings.local_model, "local model", error.message)
+    switch = "on" if settings.local_model else "off unless asked for: `streamspool up --local`"
+    return Finding(True, "local model", f"{NAME}, {switch}")
 
 
 def _providers() -> Finding:

@@ -1,8 +1,9 @@
-"""One machine's Streamspool: listening socket, Valkey, API and workers, started, kept alive and ended together.
+"""One machine's Streamspool: socket, Valkey, local model, API and workers, started, kept alive and ended together.
 
 Hidden here: the socket is bound once and handed to each API process, so that connections wait in its backlog while the
 API restarts; whatever dies is started again (after 0.2 s, doubling to 5 s, forgotten after 10 s of life); the order of
-the end is children first, all at once, then Valkey. On Linux nothing survives the supervisor, not even its SIGKILL.
+the end is API and workers first, all at once, then what they work with: the model, and last Valkey. On Linux nothing
+survives the supervisor, not even its SIGKILL.
 
 The ends are other programs (`python -m api`, `python -m worker`), never imports: each has a process of its own, in a
 session of its own, so that Ctrl-C in a terminal reaches the supervisor alone.
@@ -21,7 +22,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import IO, Protocol, Self
@@ -30,6 +31,7 @@ from shared.client import Client, url_of
 from shared.config import Settings
 from shared.embedded import CannotStart, EmbeddedValkey, tied_to_parent
 from shared.errors import StreamspoolError
+from shared.local_model import Address, find_model
 
 FIRST_BACKOFF_S = 0.2
 LAST_BACKOFF_S = 5.0
@@ -44,6 +46,7 @@ _BACKLOG = 2048
 _POLL_S = 0.05
 _READY_POLL_S = 0.1
 _READY_TIMEOUT_S = 3.0
+_MODEL = "local-model"
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def command(end: str) -> list[str]:
-    """Starts `api` or `worker`: ours, whatever stands in the current directory (-P)."""
+    """Starts `api`, `worker` or another module: ours, whatever stands in the current directory (-P)."""
     return [sys.executable, "-P", "-m", end]
 
 
@@ -77,10 +80,12 @@ class Supervisor:
     """Everything runs from `__aenter__` to `__aexit__`; enter it in the main thread.
 
     `children` maps names to argv (see `commands`); the one called `api` gets the listening socket. `output` takes what
-    the children print, by default this process's stderr. Names for `kill` and `pids`: the children's, and `valkey`.
+    the children print, by default this process's stderr. Names for `kill` and `pids`: the children's, `valkey` and, if
+    the settings ask for it, `local-model`.
     `url` is where clients on this machine reach the API, once entered.
 
-    Raises CannotStart: port taken, public address without API keys, data directory in use, no Valkey to be had.
+    Raises CannotStart: port taken, public address without API keys, data directory in use, no Valkey to be had, local
+    model not installed.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Supervisor:
         self._commands = children
         self._output = output
         self._valkey: EmbeddedValkey | None = None
+        self._model: Address | None = None
         self._ends: dict[str, _End] = {}
         self._stopping = asyncio.Event()
         self._stack = AsyncExitStack()
@@ -102,6 +108,9 @@ class Supervisor:
             host, port = listener.getsockname()[:2]
             self._refuse_open_door(host)
             self._port, self.url = port, url_of(host, port)
+            if self._settings.local_model:
+                find_model()
+                self._model = stack.enter_context(Address(os.environ))
             if self._settings.redis_url is None:
                 self._valkey = EmbeddedValkey(self._settings.data_dir, maxmemory=self._settings.embedded_maxmemory)
                 stack.push_async_callback(asyncio.to_thread, self._valkey.stop)
@@ -111,9 +120,10 @@ class Supervisor:
             stack.push_async_callback(self._end_children)
             if self._valkey is not None:
                 keepers.create_task(self._keep("valkey", self._valkey))
-            for name, command in self._commands.items():
+            model = {_MODEL: command("shared.local_model")} if self._model else {}
+            for name, argv in {**model, **self._commands}.items():
                 fds = (listener.fileno(),) if name == "api" else ()
-                self._ends[name] = _End(command, self._environment(name, fds), fds, self._output)
+                self._ends[name] = _End(argv, self._environment(name, fds), fds, self._output)
                 keepers.create_task(self._keep(name, self._ends[name]))
             self._stack = stack.pop_all()
         return self
@@ -134,10 +144,11 @@ class Supervisor:
 
     def hurry(self) -> None:
         """Ends the children without letting them drain; only of use while stopping."""
-        self._signal_ends(signal.SIGKILL)
+        _signal(self._ends.values(), signal.SIGKILL)
 
     async def wait_ready(self, timeout_s: float = 60) -> None:
-        """Returns when GET /readyz says ok. Raises CannotStart when time is up or a child keeps ending."""
+        """Returns when GET /readyz says ok, and the model server its /health. Raises CannotStart when time is up or a
+        child keeps ending."""
         deadline = time.monotonic() + timeout_s
         async with Client(self.url) as client:
             while missing := await self._missing(client):
@@ -145,7 +156,7 @@ class Supervisor:
                     if end.starts >= GIVE_UP_STARTS:
                         raise CannotStart(f"{name} keeps ending as soon as it is started; what it printed says why.")
                 if time.monotonic() > deadline:
-                    raise CannotStart(f"Not ready after {timeout_s:g} s. {self.url}/readyz: {missing}")
+                    raise CannotStart(f"Not ready after {timeout_s:g} s. {missing}")
                 await self._pause(_READY_POLL_S)
 
     async def _missing(self, client: Client) -> str:
@@ -154,8 +165,10 @@ class Supervisor:
             async with asyncio.timeout(_READY_TIMEOUT_S):
                 readiness = await client.ready()
         except (StreamspoolError, TimeoutError) as error:
-            return f"no answer ({type(error).__name__})"
-        return "" if readiness.get("status") == "ok" else str(readiness.get("checks"))
+            return f"{self.url}/readyz: no answer ({type(error).__name__})"
+        if readiness.get("status") != "ok":
+            return f"{self.url}/readyz: {readiness.get('checks')}"
+        return "" if self._model is None or await self._model.is_answering() else "The local model does not answer."
 
     async def _keep(self, name: str, child: _Child) -> None:
         delay = FIRST_BACKOFF_S
@@ -184,21 +197,9 @@ class Supervisor:
 
     async def _end_children(self) -> None:
         self._stopping.set()
-        for sign, patience_s in (
-            (signal.SIGTERM, self._settings.drain_s + KILL_AFTER_DRAIN_S),
-            (signal.SIGKILL, KILL_AFTER_DRAIN_S),
-        ):
-            self._signal_ends(sign)
-            deadline = time.monotonic() + patience_s
-            while time.monotonic() < deadline:
-                if not any(end.pid for end in self._ends.values()):
-                    return
-                await asyncio.sleep(_POLL_S)
-
-    def _signal_ends(self, sign: signal.Signals) -> None:
-        for end in self._ends.values():
-            if (pid := end.pid) is not None:
-                os.kill(pid, sign)
+        await _end([end for name, end in self._ends.items() if name != _MODEL], self._settings.drain_s)
+        # Draining workers still need it, so it is asked last.
+        await _end([end for name, end in self._ends.items() if name == _MODEL], 0)
 
     def _refuse_open_door(self, address: str) -> None:
         if not ipaddress.ip_address(address).is_loopback and not self._settings.api_keys:
@@ -218,9 +219,12 @@ class Supervisor:
             environment["REDIS_URL"] = self._valkey.url
         elif settings.redis_url is not None:
             environment["REDIS_URL"] = settings.redis_url.get_secret_value()
-        if settings.worker_metrics_port and name != "api":
+        if self._model is not None:
+            environment.update(self._model.environment)
+        workers = [other for other in self._commands if other != "api"]
+        if settings.worker_metrics_port and name in workers:
             # One port cannot serve several workers: they take consecutive ones.
-            nth = [other for other in self._commands if other != "api"].index(name)
+            nth = workers.index(name)
             environment["STREAMSPOOL_WORKER_METRICS_PORT"] = str(settings.worker_metrics_port + nth)
         return environment
 
@@ -235,7 +239,7 @@ class _Child(Protocol):
 
 
 class _End:
-    """One process of one end."""
+    """One process of one end, or of the model server."""
 
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], fds: tuple[int, ...], output: IO[bytes] | None
@@ -262,6 +266,23 @@ class _End:
             stderr=self._output,
             start_new_session=True,
         )
+
+
+async def _end(ends: Collection[_End], drain_s: float) -> None:
+    """SIGTERM, time to drain, SIGKILL for what is left."""
+    for sign, patience_s in ((signal.SIGTERM, drain_s + KILL_AFTER_DRAIN_S), (signal.SIGKILL, KILL_AFTER_DRAIN_S)):
+        _signal(ends, sign)
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            if not any(end.pid for end in ends):
+                return
+            await asyncio.sleep(_POLL_S)
+
+
+def _signal(ends: Iterable[_End], sign: signal.Signals) -> None:
+    for end in ends:
+        if (pid := end.pid) is not None:
+            os.kill(pid, sign)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from shared.config import ProviderConfig, ProviderKind, Settings
 from shared.errors import BadRequest
+from shared.local_model import BASE_URL_VARIABLE, KEY_VARIABLE, MODEL
 
 _KEY = re.compile(r"[\x21-\x7e]+")
 
@@ -49,7 +50,7 @@ class Vendor(NamedTuple):
     """One row: on when one of its variables is set; the first variable that is set counts.
 
     `local` marks servers people run themselves: their variable may be a bare `host:port`, and `version` (the path that
-    the wire format needs) is added to it. The last columns are those of `Provider`.
+    the wire format needs) is added to it. The columns after that are those of `Provider`.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Vendor(NamedTuple):
     prefill: bool = False
     key_header: str = "authorization"
     query: str = ""
+    models: tuple[str, ...] = ()
 
     @property
     def base_variables(self) -> tuple[str, ...]:
@@ -171,6 +173,17 @@ VENDORS = (
         local=True,
         think_tags=True,
     ),
+    # llama.cpp as the supervisor runs it, which sets both variables: `streamspool up --local`.
+    Vendor(
+        "local",
+        "",
+        (KEY_VARIABLE,),
+        (BASE_URL_VARIABLE,),
+        local=True,
+        limit_field="max_tokens",
+        prefill=True,
+        models=(MODEL,),
+    ),
 )
 
 FAKE = Provider(name="fake", kind="fake", base_url="", models=("echo", "lorem"))
@@ -238,6 +251,7 @@ def _from_vendor(vendor: Vendor, environ: Mapping[str, str]) -> Provider | None:
         kind=vendor.kind,
         base_url=base_url,
         api_key=key,
+        models=vendor.models,
         # Who answers at another address may be anybody who is compatible: the client's own word is passed on.
         limit_field=None if moved and not vendor.local else vendor.limit_field,
         think_tags=vendor.think_tags,

@@ -17,7 +17,6 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -44,6 +43,7 @@ SLOT_TOKENS = 2048
 
 _HEALTH_TIMEOUT_S = 2.0
 _HOST = "127.0.0.1"
+_CHAT_TEMPLATE = Path(__file__).with_name("local_model.jinja")
 
 
 def find_model() -> Path:
@@ -66,12 +66,11 @@ def _places(module: str) -> list[Path]:
 class Address:
     """Where the model server answers, from `__enter__` to `__exit__`, however often the server itself dies.
 
-    `environment` is what the server and the workers have to know; a key that is already there is kept.
+    `environment` is what the server and the workers have to know.
     """
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self) -> None:
         self.environment: dict[str, str] = {}
-        self._key = environ.get(KEY_VARIABLE) or secrets.token_urlsafe(32)
         self._held = socket.socket()
 
     def __enter__(self) -> Self:
@@ -80,7 +79,7 @@ class Address:
         self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._held.bind((_HOST, 0))
         port = self._held.getsockname()[1]
-        self.environment = {BASE_URL_VARIABLE: f"http://{_HOST}:{port}/v1", KEY_VARIABLE: self._key}
+        self.environment = {BASE_URL_VARIABLE: f"http://{_HOST}:{port}/v1", KEY_VARIABLE: secrets.token_urlsafe()}
         return self
 
     def __exit__(
@@ -114,6 +113,7 @@ def main() -> None:
     settings = llama.CommonParams()
     settings.model.path = str(model)
     settings.model_alias = {MODEL}
+    settings.chat_template = _CHAT_TEMPLATE.read_text("utf-8")
     settings.n_parallel = SLOTS
     settings.n_ctx = SLOTS * SLOT_TOKENS
     # One core has to be left to Valkey, the API and the workers.

@@ -110,7 +110,7 @@ class Supervisor:
             self._port, self.url = port, url_of(host, port)
             if self._settings.local_model:
                 find_model()
-                self._model = stack.enter_context(Address(os.environ))
+                self._model = stack.enter_context(Address())
             if self._settings.redis_url is None:
                 self._valkey = EmbeddedValkey(self._settings.data_dir, maxmemory=self._settings.embedded_maxmemory)
                 stack.push_async_callback(asyncio.to_thread, self._valkey.stop)

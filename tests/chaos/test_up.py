@@ -5,33 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from shared import cli
 from shared.client import Client, Event, View
 from shared.demo import Viewer
+from tests.support.up import WAIT_S, Up, environment, processes, starting, until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
-ROOT = Path(cli.__file__).parent.parent
-WAIT_S = 60
 TOKENS = 120
 REQUEST = {"model": f"fake/lorem?tokens={TOKENS}&rate=60", "messages": [{"role": "user", "content": "hi"}]}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 async def soon(condition: Callable[[], bool]) -> None:
@@ -42,85 +31,10 @@ async def soon(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def processes() -> dict[int, tuple[int, str]]:
-    """Pid to parent and command line, without zombies."""
-    found = {}
-    for directory in Path("/proc").iterdir():
-        if not directory.name.isdigit():
-            continue
-        try:
-            state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
-            line = (directory / "cmdline").read_text().replace("\0", " ").strip()
-        except OSError:
-            continue
-        if state != "Z":
-            found[int(directory.name)] = (int(parent), line)
-    return found
-
-
-class Up:
-    """One `streamspool up` and what it started."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self.url = ""
-        self.ever: set[int] = set()
-
-    def children(self) -> dict[str, int]:
-        names = {"-m api": "api", "-m worker": "worker", "valkey-server": "valkey"}
-        children = {pid: line for pid, (parent, line) in processes().items() if parent == self.process.pid}
-        self.ever.update(children)
-        return {
-            name: pid for pid, line in children.items() for end, name in names.items() if end in line.split(" --")[0]
-        }
-
-    def wait_ready(self) -> None:
-        assert self.process.stdout is not None
-        line = ""
-        while "ready at" not in line:
-            readable, _, _ = select.select([self.process.stdout], [], [], WAIT_S)
-            assert readable, "not ready in time"
-            line = self.process.stdout.readline()
-            assert line, f"ended with {self.process.wait(WAIT_S)}"
-        self.url = line.split("ready at ")[1].split()[0]
-        assert set(self.children()) == {"api", "worker", "valkey"}
-
-    def left(self) -> list[str]:
-        """What of it still runs."""
-        running = processes()
-        return [running[pid][1] for pid in self.ever if pid in running]
-
-
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
-    started: list[Up] = []
-
-    def start(*words: str) -> Up:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "shared.cli", "up", "--port", "0", "--data-dir", str(tmp_path / "data"), *words],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment(tmp_path),
-            cwd=tmp_path,
-        )
-        started.append(Up(process))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.children()
-        one.process.kill()
-        one.process.wait(WAIT_S)
-        assert one.process.stdout is not None
-        one.process.stdout.close()
-        for pid in one.ever & processes().keys():
-            os.kill(pid, signal.SIGKILL)
-
-
-def environment(tmp_path: Path) -> dict[str, str]:
-    ours = ("STREAMSPOOL_", "REDIS_URL", "HOST", "PORT")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return {**kept, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "STREAMSPOOL_DRAIN_S": "5"}
+    with starting(tmp_path) as start:
+        yield start
 
 
 class Reader:

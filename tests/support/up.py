@@ -1,0 +1,117 @@
+"""`streamspool up` as people run it, and what it started. Linux only: the processes are looked up in /proc."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shared import cli
+
+ROOT = Path(cli.__file__).parent.parent
+WAIT_S = 60
+PARTS = {"-m api": "api", "-m worker": "worker", "valkey-server": "valkey", "-m shared.local_model": "local-model"}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def processes() -> dict[int, tuple[int, str]]:
+    """Pid to parent and command line, without zombies."""
+    found = {}
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdigit():
+            continue
+        try:
+            state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
+            line = (directory / "cmdline").read_text().replace("\0", " ").strip()
+        except OSError:
+            continue
+        if state != "Z":
+            found[int(directory.name)] = (int(parent), line)
+    return found
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """This process' own, without settings of Streamspool's; temporary files go to the directory."""
+    ours = ("STREAMSPOOL_", "REDIS_URL", "HOST", "PORT", "LOCAL_MODEL_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**kept, "PYTHONPATH": str(ROOT), "TMPDIR": str(directory), "STREAMSPOOL_DRAIN_S": "5"}
+
+
+class Up:
+    """One `streamspool up` and what it started."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.url = ""
+        self.ever: set[int] = set()
+
+    def children(self) -> dict[str, int]:
+        """What runs now, by the name of its part; two workers are one name."""
+        children = {pid: line for pid, (parent, line) in processes().items() if parent == self.process.pid}
+        self.ever.update(children)
+        return {
+            name: pid for pid, line in children.items() for end, name in PARTS.items() if end in line.split(" --")[0]
+        }
+
+    def wait_ready(self, *more: str) -> None:
+        """Returns once it says so, and checks that it runs what it should, and `more`."""
+        assert self.process.stdout is not None
+        line = ""
+        while "ready at" not in line:
+            readable, _, _ = select.select([self.process.stdout], [], [], WAIT_S)
+            assert readable, "not ready in time"
+            line = self.process.stdout.readline()
+            assert line, f"ended with {self.process.wait(WAIT_S)}"
+        self.url = line.split("ready at ")[1].split()[0]
+        assert set(self.children()) == {"api", "worker", "valkey", *more}
+
+    def left(self) -> list[str]:
+        """What of it still runs."""
+        running = processes()
+        return [running[pid][1] for pid in self.ever if pid in running]
+
+    def end(self) -> None:
+        """At once, with everything that it ever started."""
+        self.children()
+        self.process.kill()
+        self.process.wait(WAIT_S)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        for pid in self.ever & processes().keys():
+            os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def starting(directory: Path, **variables: str) -> Iterator[Callable[..., Up]]:
+    """A function that starts `up` with the words it is given; at the end of the block all of them are ended."""
+    started: list[Up] = []
+
+    def start(*words: str) -> Up:
+        data = str(directory / "data")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "shared.cli", "up", "--port", "0", "--data-dir", data, *words],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**environment(directory), **variables},
+            cwd=directory,
+        )
+        started.append(Up(process))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for one in started:
+            one.end()

@@ -51,7 +51,7 @@ def providers() -> str:
             f"`{vendor.name}/…`",
             ", ".join(f"`{name}`" for name in vendor.key_variables) or "none needed",
             ", ".join(f"`{name}`" for name in vendor.base_variables),
-            f"`{vendor.base_url}`",
+            f"`{vendor.base_url}`" if vendor.base_url else "none",
         )
         for vendor in VENDORS
     ]

@@ -41,7 +41,7 @@ def settings() -> str:
     for name, field in Settings.model_fields.items():
         value = field.get_default(call_default_factory=False)
         default = _IN_WORDS.get(name) or ("none" if value is None or isinstance(value, SecretStr) else f"`{value}`")
-        rows.append((f"`{variable(name)}`", "none" if name == "providers" else default, field.description or ""))
+        rows.append((f"`{variable(name)}`", "none" if name in ("providers", "models") else default, field.description or ""))
     return _table(("Variable", "Default", "Meaning"), rows)
 
 
@@ -49,13 +49,14 @@ def providers() -> str:
     rows = [
         (
             f"`{vendor.name}/…`",
+            vendor.kind,
             ", ".join(f"`{name}`" for name in vendor.key_variables) or "none needed",
             ", ".join(f"`{name}`" for name in vendor.base_variables),
             f"`{vendor.base_url}`" if vendor.base_url else "none",
         )
         for vendor in VENDORS
     ]
-    return _table(("Models", "Key", "Address, if another", "Address by default"), rows)
+    return _table(("Models", "Format", "Key", "Address, if another", "Address by default"), rows)
 
 
 def metrics() -> str:

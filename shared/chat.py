@@ -25,7 +25,11 @@ _ASSIGNED = frozenset(
 )
 """Fields that are sent whole, not in pieces: joining two of them would make neither."""
 
-_PLACED = ("tool_calls", "annotations", "thinking_blocks", "anthropic_blocks", "gemini_parts", "images")
+_PLACED = ("tool_calls", "annotations", "images", "thinking_blocks", "anthropic_blocks", "gemini_parts") + (
+    "reasoning_items",
+    "responses_items",
+    "cohere_citations",
+)
 """Lists whose items have an `index` only so that deltas can be added up: in a message they are in order, without it."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
-from shared.chat import Chunk
+from shared.chat import Accumulator, Chunk
 from shared.errors import UpstreamError
 from tests.support.recordings import pieces
 from worker.providers.dialect import Dialect
@@ -41,8 +41,21 @@ def play(
     return chunks, None
 
 
+def hear(dialect: Dialect, stream: bytes, seed: str = "") -> tuple[list[Chunk], UpstreamError | None]:
+    """The same of one choice in this dialect, for a client that asked for usage."""
+    return play(stream, new_normalizer(show_usage=True, dialect=dialect), seed, dialect)
+
+
 def values(chunks: Iterable[Chunk]) -> list[dict[str, Any]]:
     return [json.loads(chunk.payload) for chunk in chunks]
+
+
+def completion(chunks: Iterable[Chunk]) -> dict[str, Any]:
+    """What the broker itself adds the chunks up to."""
+    fold = Accumulator()
+    for value in values(chunks):
+        fold.feed(value)
+    return fold.result()
 
 
 def assert_readable(chunks: list[Chunk]) -> None:

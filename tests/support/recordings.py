@@ -38,11 +38,12 @@ def payloads(row: Row) -> list[bytes]:
     return [event for event in events if event and event.strip() != b"[DONE]"]
 
 
-def wire(row: Row) -> bytes:
-    """A recording as its provider sent it. Where the framing was not kept, the simplest one is put around the payloads."""
+def wire(row: Row, *, done: bool = True) -> bytes:
+    """A recording as its provider sent it. Where the framing was not kept, the simplest one is put around the payloads,
+    and, for formats that are `done` with it, `[DONE]` at the end."""
     if row["wire"] == "sse":
         return (FOLDER / row["file"]).read_bytes()
-    return b"".join(b"data: %b\n\n" % payload for payload in [*payloads(row), b"[DONE]"])
+    return b"".join(b"data: %b\n\n" % payload for payload in [*payloads(row), *([b"[DONE]"] if done else [])])
 
 
 def pieces(stream: bytes, seed: str) -> Iterator[bytes]:

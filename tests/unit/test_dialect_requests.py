@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shared import json
 from shared.chat import EXTENSION_FIELDS, ChatRequest
 from shared.errors import BadRequest
-from worker.providers import anthropic, gemini_request
+from worker.providers import anthropic, cohere, gemini_request, ollama, responses
 
 Build = Callable[[dict[str, Any], str], dict[str, Any]]
 
@@ -54,7 +54,12 @@ parts = near(
     file=near(file_data=urls, file_id=words, filename=words),
     cache_control=objects,
 )
-calls = near(id=words, type=st.just("function"), function=near(name=words, arguments=words | st.just('{"a":1}')))
+calls = near(
+    id=words,
+    type=st.sampled_from(["function", "custom"]),
+    function=near(name=words, arguments=words | st.just('{"a":1}')),
+    custom=near(name=words, input=words),
+)
 messages = st.builds(
     lambda role, content, more: {**more, "role": role, "content": content},
     st.sampled_from("developer system user assistant tool function".split()),
@@ -68,6 +73,9 @@ messages = st.builds(
         thinking_blocks=st.lists(objects | near(type=st.just("thinking"), signature=words), max_size=2),
         anthropic_blocks=st.lists(objects, max_size=2),
         gemini_parts=st.lists(objects, max_size=2),
+        reasoning_items=st.lists(objects | near(output_index=st.integers(0, 3)), max_size=2),
+        reasoning_content=words,
+        tool_plan=words,
         images=st.lists(parts, max_size=2),
         extra_content=near(google=near(thought_signature=words)),
     ),
@@ -102,7 +110,9 @@ bodies = st.builds(
         max_tokens=st.integers(1, 5000),
         max_completion_tokens=st.integers(1, 5000),
         tools=st.lists(tools, max_size=2),
-        tool_choice=st.sampled_from(["auto", "none", "x"]) | near(type=words, function=near(name=words)),
+        tool_choice=st.sampled_from(["auto", "none", "required", "x"])
+        | near(type=words | st.just("function"), function=near(name=words))
+        | near(type=st.just("allowed_tools"), allowed_tools=near(mode=words, tools=st.lists(tools, max_size=1))),
         parallel_tool_calls=st.booleans(),
         response_format=near(
             type=st.sampled_from(["text", "json_object", "json_schema"]), json_schema=near(schema=objects)
@@ -111,6 +121,13 @@ bodies = st.builds(
         metadata=st.dictionaries(words, words, max_size=2),
         modalities=st.just(["text"]) | st.lists(words, max_size=1),
         service_tier=words,
+        seed=st.integers(0, 1),
+        logprobs=st.booleans(),
+        reasoning=near(effort=words),
+        include=st.lists(words, max_size=1),
+        text=near(verbosity=words),
+        options=near(num_ctx=st.integers(0, 1), temperature=st.integers(0, 1)),
+        temperature=st.integers(0, 1),
         thinking=near(budget_tokens=st.integers()),
         system=words,
         stop_sequences=st.lists(words),
@@ -122,9 +139,12 @@ bodies = st.builds(
 )
 
 
-@pytest.mark.parametrize("build", [anthropic.build_request, gemini_request.build_request])
+@pytest.mark.parametrize(
+    "dialect", [anthropic, cohere, gemini_request, ollama, responses], ids=lambda module: module.__name__
+)
 @given(body=bodies, model=st.sampled_from(["claude-sonnet-4-5", "claude-5", "gemini-2.5-pro", "gemini-3", "x"]))
-def test_a_request_is_said_or_refused(build: Build, body: dict[str, Any], model: str) -> None:
+def test_a_request_is_said_or_refused(dialect: Any, body: dict[str, Any], model: str) -> None:
+    build: Build = dialect.build_request
     before = copy.deepcopy(body)
     try:
         ChatRequest.check(body)
@@ -138,5 +158,5 @@ def test_a_request_is_said_or_refused(build: Build, body: dict[str, Any], model:
     else:
         json.dumps(request)
         assert not request.keys() & EXTENSION_FIELDS
-        assert request.get("messages") or request.get("contents")
+        assert request.get("messages") or request.get("contents") or "input" in request
     assert body == before

@@ -56,7 +56,7 @@ def readable() -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
         raise UpstreamInvalid("The provider sent an event that is not shaped like those of its format.") from None
 
 

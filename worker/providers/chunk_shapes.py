@@ -1,0 +1,32 @@
+"""OpenAI's chunks, spelled for translators. Pure functions, to be used where the event is `errors.readable`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def delta_chunk(**delta: Any) -> dict[str, Any]:
+    """A chunk of the only choice that a translated answer has."""
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+
+
+def finish_chunk(reason: str, native: Any, **delta: Any) -> dict[str, Any]:
+    """The chunk with the finish reason; the provider's own word stands beside it as `native_finish_reason`."""
+    choice = {"index": 0, "delta": delta, "finish_reason": reason, "native_finish_reason": native}
+    return {"choices": [choice]}
+
+
+def logprobs(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """A choice's `logprobs`, whose entries carry all fields that OpenAI's clients require."""
+    content = [
+        {"bytes": None, **entry, "top_logprobs": [{"bytes": None, **one} for one in entry.get("top_logprobs") or ()]}
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+def usage_chunk(prompt: Any, completion: Any, **more: Any) -> dict[str, Any]:
+    """The chunk of usage alone. Cohere counts tokens in floats, and a count that is missing is none."""
+    prompt_tokens, completion_tokens = int(prompt or 0), int(completion or 0)
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    return {"choices": [], "usage": {**usage, "total_tokens": prompt_tokens + completion_tokens, **more}}

@@ -1,0 +1,243 @@
+"""Ollama's own chat format as an upstream (docs.ollama.com/api/chat, github.com/ollama/ollama api/types.go).
+
+Hidden here: a stream of one JSON object a line, options in an object of their own, images as bare base64, tool calls
+whose arguments are objects and may have no id, durations in nanoseconds.
+
+- `reasoning_effort` is told in the levels of `think`: minimal is low, xhigh is high. Reasoning in the history goes back.
+- Where no tool may be called, none is shown; that one must be called, or which, cannot be asked for.
+- Left out, since it changes no answer's meaning: who asks and how it is billed, kept or sped up (metadata, user, store,
+  service_tier, prompt_cache_key, prediction …), an image's `detail`, a function's `strict`, and the one `name` that all
+  messages of a role share.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared import json, sse
+from worker.providers import parts
+from worker.providers.chunk_shapes import delta_chunk, finish_chunk, logprobs, usage_chunk
+from worker.providers.dialect import Call, Dialect
+from worker.providers.errors import parse, readable, text_in
+from worker.providers.openai import key_header
+from worker.providers.parts import wrong
+from worker.providers.registry import Provider
+
+_WHO = "Ollama"
+_UNKNOWN = "n logit_bias audio modalities verbosity functions function_call web_search_options".split()
+_OPTIONS = frozenset(
+    "frequency_penalty min_p mirostat mirostat_eta mirostat_tau num_ctx num_keep num_predict presence_penalty"
+    " repeat_last_n repeat_penalty seed temperature top_k top_p typical_p".split()
+)
+"""What stands at the top of OpenAI's requests, or of those to its imitators, and in `options` here."""
+
+_THINK = {"none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
+
+# ---- the request
+
+
+def call(provider: Provider, body: dict[str, Any], model: str) -> Call:
+    return Call("/chat", build_request(body, model), {"accept": "application/x-ndjson", **key_header(provider)})
+
+
+def build_request(body: dict[str, Any], model: str) -> dict[str, Any]:
+    """The body to send. Raises BadRequest for what Ollama has no words for."""
+    parts.refuse(body, _WHO, *_UNKNOWN)
+    names: dict[str, str] = {}
+    messages = [_message(message, where, names) for message, where in parts.messages(body, _WHO)]
+    request: dict[str, Any] = {"model": model, "messages": messages, "stream": True}
+    options = {key: body[key] for key in sorted(_OPTIONS) if body.get(key) is not None}
+    if (limit := parts.token_limit(body)) is not None:
+        options["num_predict"] = limit
+    if stop := parts.stops(body):
+        options["stop"] = stop
+    if options:
+        request["options"] = options
+    if effort := parts.effort(body):
+        request["think"] = _THINK.get(effort, effort)
+    kind, schema = parts.response_schema(body)
+    if kind != "text":
+        request["format"] = schema or "json"
+    if tools := _tools(body):
+        request["tools"] = tools
+    request |= {field: body[field] for field in ("logprobs", "top_logprobs") if body.get(field)}
+    return parts.add_own(request, body, without=tuple(_OPTIONS))
+
+
+def _tools(body: dict[str, Any]) -> list[dict[str, Any]]:
+    functions, others = parts.tools(body)
+    if others:
+        raise wrong("tools", f"{_WHO} knows functions only.")
+    mode, _ = parts.tool_choice(body)
+    if mode in ("required", "function"):
+        raise wrong("tool_choice", f"{_WHO} has nothing like it. Leave it out, or ask another model.")
+    if functions and body.get("parallel_tool_calls") is False:
+        raise wrong("parallel_tool_calls", f"{_WHO} cannot be told. Leave it out, or ask another model.")
+    empty = {"type": "object", "properties": {}}
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": one.name,
+                "description": one.description or "",
+                "parameters": one.parameters or empty,
+            },
+        }
+        for one in functions
+        if mode == "auto"
+    ]
+
+
+def _message(message: dict[str, Any], param: str, names: dict[str, str]) -> dict[str, Any]:
+    """`names`: of the functions called so far, by the calls' ids; a result tells the function by its name."""
+    role = "system" if message["role"] == "developer" else message["role"]
+    if message.get("audio"):
+        raise wrong(f"{param}.audio", f"{_WHO} cannot hear. Send what was said as text.")
+    words, images = [], []
+    for part, where in parts.content(message, param):
+        if part.get("type") == "image_url":
+            images.append(_image(parts.image_url(part, where), where))
+        elif part.get("type") in ("text", "refusal"):
+            words.append(parts.string(part.get(part["type"]), where))
+        else:
+            raise wrong(f"{where}.type", f"{_WHO} takes text and images only.")
+    said: dict[str, Any] = {"role": role, "content": "".join(words)}
+    if images:
+        said["images"] = images
+    if role == "assistant":
+        said |= _thought(message) | _calls(message, param, names)
+    if role == "tool":
+        said["tool_call_id"] = parts.string(message.get("tool_call_id"), f"{param}.tool_call_id")
+        if name := names.get(said["tool_call_id"]) or message.get("name"):
+            said["tool_name"] = name
+    return said
+
+
+def _thought(message: dict[str, Any]) -> dict[str, Any]:
+    told = (message.get(key) for key in ("reasoning_content", "reasoning", "thinking"))
+    thought = next((thought for thought in told if thought and isinstance(thought, str)), None)
+    return {"thinking": thought} if thought else {}
+
+
+def _calls(message: dict[str, Any], param: str, names: dict[str, str]) -> dict[str, Any]:
+    calls = parts.tool_calls(message, param)
+    names |= {one.id: one.name for one in calls}
+    told = [{"id": one.id, "function": {"name": one.name, "arguments": one.arguments}} for one in calls]
+    return {"tool_calls": told} if told else {}
+
+
+def _image(url: str, param: str) -> str:
+    """The base64 of a data: URL. Ollama fetches nothing, and neither do we."""
+    data = parts.data_url(url, param)
+    if data is None:
+        raise wrong(param, f"{_WHO} takes images as data: URLs only.")
+    return data[1]
+
+
+# ---- the answer
+
+_FINISH = {"stop": "stop", "length": "length", "load": "stop", "unload": "stop"}
+_DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_duration")
+
+
+class _Lines:
+    """Newline-delimited JSON as events, with the interface of sse.Decoder. CRLF ends a line, too; empty ones are none.
+
+    A last line without its end counts if it is whole, as only JSON can tell.
+    """
+
+    def __init__(self, max_event_bytes: int) -> None:
+        self._limit = max_event_bytes
+        self._tail = bytearray()
+        self._refused = False
+
+    def feed(self, data: bytes) -> list[sse.Event]:
+        """Raises EventTooLarge; lines before the oversized one are returned first, and the next call raises."""
+        if self._refused:
+            raise sse.EventTooLarge(f"a line is over {self._limit} bytes")
+        *lines, rest = data.split(b"\n")
+        events: list[sse.Event] = []
+        for line in lines:
+            whole = bytes(self._tail + line).removesuffix(b"\r")
+            self._tail.clear()
+            if len(whole) > self._limit:
+                return self._refuse(events)
+            if whole.strip():
+                events.append(sse.Event(whole))
+        # A CR at the end may be half a line's end, which is not the line's: the verdict must not depend on the split.
+        if len(self._tail) + len(rest) - (rest or self._tail).endswith(b"\r") > self._limit:
+            return self._refuse(events)
+        self._tail += rest
+        return events
+
+    def close(self) -> list[sse.Event]:
+        events = self.feed(b"")
+        tail = bytes(self._tail).strip()
+        self._tail.clear()
+        return [*events, sse.Event(tail)] if parse(tail) is not None else events
+
+    def _refuse(self, events: list[sse.Event]) -> list[sse.Event]:
+        self._tail.clear()
+        self._refused = True
+        return events or self.feed(b"")
+
+
+class _Translator:
+    def __init__(self) -> None:
+        self.done = False
+        self._calls = 0
+
+    def feed(self, event: str, value: dict[str, Any]) -> list[dict[str, Any]]:
+        with readable():
+            delta = self._delta(value.get("message") or {})
+            self.done = value.get("done") is True
+            if not (delta or self.done):
+                return []
+            chunk = self._finish(value, delta) if self.done else delta_chunk(**delta)
+            if value.get("logprobs"):
+                chunk["choices"][0]["logprobs"] = logprobs(value["logprobs"])
+            return [chunk, *_usage(value)] if self.done else [chunk]
+
+    def _delta(self, message: dict[str, Any]) -> dict[str, Any]:
+        delta: dict[str, Any] = {}
+        for ours, theirs in (("reasoning_content", "thinking"), ("content", "content")):
+            if message.get(theirs):
+                delta[ours] = text_in(message[theirs])
+        if calls := [self._call(one) for one in message.get("tool_calls") or ()]:
+            delta["tool_calls"] = calls
+        if message.get("images"):
+            delta["images"] = message["images"]
+        return delta
+
+    def _call(self, one: dict[str, Any]) -> dict[str, Any]:
+        index, function = self._calls, one["function"]
+        self._calls += 1
+        arguments = function.get("arguments") or {}
+        words = arguments if isinstance(arguments, str) else json.dumps(arguments).decode()
+        inner = {"name": text_in(function["name"]), "arguments": words}
+        return {"index": index, "id": text_in(one.get("id") or f"call_{index}"), "type": "function", "function": inner}
+
+    def _finish(self, value: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
+        """Older servers give no reason. An answer that only calls ends with `stop`, too; one that was cut was cut."""
+        native = value.get("done_reason")
+        reason = _FINISH.get(native or "", "stop")
+        return finish_chunk("tool_calls" if self._calls and reason == "stop" else reason, native, **delta)
+
+
+def _usage(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """Ollama leaves out a count of zero: a prompt that was kept from before may have none."""
+    if "eval_count" not in value and "prompt_eval_count" not in value:
+        return []
+    chunk = usage_chunk(value.get("prompt_eval_count"), value.get("eval_count"))
+    durations = {key: value[key] for key in _DURATIONS if key in value}
+    return [{**chunk, "ollama": durations} if durations else chunk]
+
+
+DIALECT = Dialect(
+    call,
+    _Translator,
+    _Lines,
+    frozenset(
+        "application/x-ndjson application/ndjson application/json application/octet-stream text/plain".split() + [""]
+    ),
+)

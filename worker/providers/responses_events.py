@@ -1,0 +1,239 @@
+"""What the events of a Responses answer mean: the other half of `responses.py`, which says what is kept, and where.
+
+All 58 types of event are known by name or by the item they are about; those that only tell progress mean nothing here.
+A terminal event ends the answer, an end of the stream does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from worker.providers.chunk_shapes import delta_chunk, finish_chunk, logprobs
+from worker.providers.errors import readable, refusal, text_in
+
+_Chunks = list[dict[str, Any]]
+
+_KINDS = {"function_call": ("function", "arguments"), "custom_tool_call": ("custom", "input")}
+_USAGE = {
+    "input_tokens": "prompt_tokens",
+    "output_tokens": "completion_tokens",
+    "input_tokens_details": "prompt_tokens_details",
+    "output_tokens_details": "completion_tokens_details",
+}
+_CUT = {"max_output_tokens": "length", "content_filter": "content_filter"}
+"""`incomplete_details.reason`; whatever else cuts an answer is called `length`, too: it must not pass for whole."""
+
+
+class _OpenCall(NamedTuple):
+    """A tool call that was opened in the answer, by its index there, and whether any of its arguments came since."""
+
+    at: int
+    kind: str
+    field: str
+    begun: bool
+
+
+class ResponsesTranslator:
+    """Items are told apart by `output_index`, or by id where there is none (llama.cpp). Words that come as pieces are
+    sent as pieces; the whole that follows is used only where no piece of it came."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._items: set[Any] = set()  # seen from their start: only their wholes are known to be unsaid
+        self._spoken: set[Any] = set()
+        self._starts: dict[tuple[Any, Any], int] = {}  # where in the content each part began
+        self._length = 0
+        self._calls: dict[Any, _OpenCall] = {}
+        self._summary: tuple[Any, Any] | None = None
+        self._lengths = {"annotations": 0, "reasoning_items": 0, "responses_items": 0, "tool_calls": 0}
+        self._annotated: dict[Any, int] = {}
+
+    def feed(self, event: str, value: dict[str, Any]) -> _Chunks:
+        with readable():
+            kind = text_in(value.get("type") or event)
+            if field := _PIECES.get(kind):
+                return self._say(value, field, value["delta"])
+            if whole := _WHOLES.get(kind):
+                return self._unsaid(value, *whole)
+            handler = _HANDLERS.get(kind)
+            return handler(self, value) if handler else []
+
+    def added(self, value: dict[str, Any]) -> _Chunks:
+        item, place = value["item"], _place(value)
+        self._items.add(place)
+        return self._open(item, place) if item["type"] in _KINDS else []
+
+    def summary(self, value: dict[str, Any]) -> _Chunks:
+        """A new part of the summary begins a paragraph."""
+        part, words = (_place(value), value.get("summary_index")), text_in(value.get("delta") or "")
+        if words:
+            words = words if self._summary in (None, part) else f"\n\n{words}"
+            self._summary = part
+        return self._say(value, "reasoning_content", words)
+
+    def arguments(self, value: dict[str, Any]) -> _Chunks:
+        known, words = self._calls.get(_place(value)), text_in(value.get("delta") or "")
+        if known is None or not words:  # began before we came: the finished item tells it whole
+            return []
+        self._calls[_place(value)] = known._replace(begun=True)
+        return [delta_chunk(tool_calls=[{"index": known.at, known.kind: {known.field: words}}])]
+
+    def all_arguments(self, value: dict[str, Any]) -> _Chunks:
+        known = self._calls.get(_place(value))
+        if known is None or known.begun:
+            return []
+        return self.arguments({**value, "delta": value.get(known.field)})
+
+    def annotation(self, value: dict[str, Any]) -> _Chunks:
+        place = _place(value)
+        self._annotated[place] = self._annotated.get(place, 0) + 1
+        return [self._annotate(value, value["annotation"])]
+
+    def finished(self, value: dict[str, Any]) -> _Chunks:
+        item, place = value["item"], _place(value)
+        if item["type"] in _KINDS:
+            opened = [] if place in self._calls else self._open(item, place)
+            return opened + self.all_arguments({**value, **item})
+        if item["type"] == "message":
+            return self._finished_message(value, item, place)
+        if item["type"] == "reasoning":
+            return self._finished_reasoning(value, item, place)
+        return [self._keep("responses_items", value, item)]
+
+    def failed(self, value: dict[str, Any]) -> _Chunks:
+        """The error is nested in a response, or is the event itself, whose type is then no error's."""
+        error = (value["response"].get("error") or {}) if "response" in value else {**value, "type": None}
+        raise refusal(error, status=502)
+
+    def ended(self, value: dict[str, Any]) -> _Chunks:
+        """The response is over, whole or not; its `status` counts, whatever the event is called."""
+        response = value["response"]
+        native = response.get("status") or text_in(value["type"]).removeprefix("response.")
+        reason = "tool_calls" if self._lengths["tool_calls"] else "stop"
+        if native == "failed":
+            return self.failed(value)
+        if native == "cancelled":
+            raise refusal({"message": "The answer was cancelled at the provider.", "code": native}, status=502)
+        if native == "incomplete":
+            native = (response.get("incomplete_details") or {}).get("reason") or native
+            reason = _CUT.get(native, "length")
+        self.done = True
+        last = finish_chunk(reason, native)
+        if response.get("id"):
+            last["responses"] = {"id": response["id"]}
+        if response.get("service_tier"):
+            last["service_tier"] = response["service_tier"]
+        usage = {_USAGE.get(key, key): figure for key, figure in (response.get("usage") or {}).items()}
+        if usage and "total_tokens" not in usage:
+            usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+        return [last, {"choices": [], "usage": usage}] if usage else [last]
+
+    def _say(self, value: dict[str, Any], field: str, words: Any) -> _Chunks:
+        if not words:
+            return []
+        part = (_place(value), value.get("content_index"))
+        self._starts.setdefault(part, self._length)
+        self._spoken.add(part[0])
+        if field == "content":
+            self._length += len(text_in(words))
+        chunk = delta_chunk(**{field: text_in(words)})
+        if value.get("logprobs"):
+            chunk["choices"][0]["logprobs"] = logprobs(value["logprobs"])
+        return [chunk]
+
+    def _unsaid(self, value: dict[str, Any], field: str, key: str) -> _Chunks:
+        place = _place(value)
+        if place not in self._items or (place, value.get("content_index")) in self._starts:
+            return []
+        return self._say(value, field, value.get(key))
+
+    def _finished_message(self, value: dict[str, Any], item: dict[str, Any], place: Any) -> _Chunks:
+        if place not in self._items:
+            return []
+        chunks: _Chunks = []
+        annotations: list[dict[str, Any]] = []
+        silent = place not in self._spoken
+        for i, part in enumerate(item.get("content") or ()):
+            here = {**value, "content_index": i}
+            if silent:
+                chunks += self._say(here, "content", part.get("text"))
+                chunks += self._say(here, "refusal", part.get("refusal"))
+            annotations += [{"at": here, "annotation": one} for one in part.get("annotations") or ()]
+        late = annotations[self._annotated.get(place, 0) :]
+        return chunks + [self._annotate(one["at"], one["annotation"]) for one in late]
+
+    def _finished_reasoning(self, value: dict[str, Any], item: dict[str, Any], place: Any) -> _Chunks:
+        chunks: _Chunks = []
+        if place in self._items and place not in self._spoken:
+            for i, part in enumerate(item.get("summary") or ()):
+                chunks += self.summary({**value, "summary_index": i, "delta": part.get("text")})
+            for part in item.get("content") or ():
+                chunks += self._say(value, "reasoning_content", part.get("text"))
+        if item.get("encrypted_content"):
+            chunks.append(self._keep("reasoning_items", value, item))
+        return chunks
+
+    def _open(self, item: dict[str, Any], place: Any) -> _Chunks:
+        kind, field = _KINDS[item["type"]]
+        words = text_in(item.get(field) or "")
+        known = self._calls[place] = _OpenCall(self._next("tool_calls"), kind, field, bool(words))
+        inner = {"name": text_in(item["name"]), field: words}
+        return [
+            delta_chunk(tool_calls=[{"index": known.at, "id": text_in(item["call_id"]), "type": kind, kind: inner}])
+        ]
+
+    def _annotate(self, value: dict[str, Any], annotation: dict[str, Any]) -> dict[str, Any]:
+        """As Chat Completions has it, `{type, TYPE: {…}}`, its place counted from the start of the whole content.
+
+        The `index` outside is ours: a file citation has one of its own.
+        """
+        place = _place(value)
+        start = self._starts.get((place, value.get("content_index")), self._starts.get((place, None), 0))
+        inner = dict(annotation)
+        kind = text_in(inner.pop("type"))
+        inner |= {key: inner[key] + start for key in ("start_index", "end_index") if key in inner}
+        told: dict[str, Any] = {"index": self._next("annotations"), "type": kind, kind: inner}
+        return delta_chunk(annotations=[told])
+
+    def _keep(self, field: str, value: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
+        place = {"index": self._next(field), "output_index": value.get("output_index")}
+        return delta_chunk(**{field: [{**item, **place}]})
+
+    def _next(self, field: str) -> int:
+        """Positions without gaps: OpenAI's Python helper places a list's items by counting."""
+        self._lengths[field] += 1
+        return self._lengths[field] - 1
+
+
+def _place(value: dict[str, Any]) -> Any:
+    """Which item an event is about."""
+    place = value.get("output_index")
+    return value.get("item_id") or value["item"].get("id") if place is None else place
+
+
+_PIECES = {
+    "response.output_text.delta": "content",
+    "response.reasoning_text.delta": "reasoning_content",
+    "response.refusal.delta": "refusal",
+}
+_WHOLES = {
+    "response.output_text.done": ("content", "text"),
+    "response.reasoning_text.done": ("reasoning_content", "text"),
+    "response.refusal.done": ("refusal", "refusal"),
+}
+_HANDLERS: dict[str, Callable[[ResponsesTranslator, dict[str, Any]], _Chunks]] = {
+    "error": ResponsesTranslator.failed,
+    "response.cancelled": ResponsesTranslator.ended,
+    "response.completed": ResponsesTranslator.ended,
+    "response.custom_tool_call_input.delta": ResponsesTranslator.arguments,
+    "response.custom_tool_call_input.done": ResponsesTranslator.all_arguments,
+    "response.failed": ResponsesTranslator.failed,
+    "response.function_call_arguments.delta": ResponsesTranslator.arguments,
+    "response.function_call_arguments.done": ResponsesTranslator.all_arguments,
+    "response.incomplete": ResponsesTranslator.ended,
+    "response.output_item.added": ResponsesTranslator.added,
+    "response.output_item.done": ResponsesTranslator.finished,
+    "response.output_text.annotation.added": ResponsesTranslator.annotation,
+    "response.reasoning_summary_text.delta": ResponsesTranslator.summary,
+}

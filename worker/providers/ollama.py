@@ -205,8 +205,6 @@ class _Translator:
                 delta[ours] = text_in(message[theirs])
         if calls := [self._call(one) for one in message.get("tool_calls") or ()]:
             delta["tool_calls"] = calls
-        if message.get("images"):
-            delta["images"] = message["images"]
         return delta
 
     def _call(self, one: dict[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,7 @@ _LONGEST_PAUSE_S = 10.0
 
 _GRACE_S = 5.0  # after the finish reason: how long usage and [DONE] may take
 _REUSE_S = 0.05  # after [DONE]: how long the end of the body may take, so that the connection can be used again
+_PINGS = ("ping", "keepalive")  # events of Anthropic's and OpenAI's that say no more than a comment does
 _MAX_ERROR_BYTES = 64 * 1024
 _AHEAD_BYTES = 256 * 1024
 _FAKE_BATCH = 64
@@ -231,6 +232,8 @@ class Upstream:
             events = await self._next(batches, normalizer, timers)
         except UpstreamError as failure:
             return batches, [], failure
+        if any(event.event not in _PINGS for event in events or ()):
+            timers.heard()
         chunks, failure_or_none = _normalize(events or [], normalizer)
         if failure_or_none is None and (normalizer.done or events is None):
             try:
@@ -317,6 +320,12 @@ class _Timers:
         if not self._in_grace:
             self._code, self._seconds = "upstream_idle_timeout", self._idle_s
             self._until = self._clock() + self._idle_s
+
+    def heard(self) -> None:
+        """A data event came that may mean nothing to the client: progress, once the answer has begun. Before that it
+        is not: somebody else may still be asked."""
+        if self._code == "upstream_idle_timeout":
+            self.progress()
 
     def grace(self) -> None:
         """The answer is whole; starts once, and is not extended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any, NamedTuple
 
@@ -97,8 +98,8 @@ def form(request: pytest.FixtureRequest) -> Format:
     return request.param
 
 
-async def ask(form: Format, script: Any) -> tuple[Reading, Server]:
-    async with serving(script) as server, client() as upstream:
+async def ask(form: Format, script: Any, **settings: Any) -> tuple[Reading, Server]:
+    async with serving(script) as server, client(**settings) as upstream:
         who = Provider("acme", form.kind, server.url.removesuffix("/v1") + form.base, KEY)
         return await read(upstream, who, body=BODY), server
 
@@ -154,6 +155,25 @@ async def test_an_event_over_the_limit(form: Format) -> None:
     assert isinstance(reading.error, UpstreamInvalid)
     assert reading.error.code == "upstream_chunk_too_large"
     assert reading.text == "ab"
+
+
+@pytest.mark.parametrize(("name", "alive"), [("response.web_search_call.searching", True), ("keepalive", False)])
+async def test_what_a_hosted_tool_does_is_progress(name: str, alive: bool) -> None:
+    """A search that tells of itself may take longer than the idle timer runs, one that only pings may not."""
+    form = FORMATS[0]
+
+    async def script(wire: Wire) -> None:
+        await wire.head(content_type=form.content_type)
+        await wire.send(*form.pieces[:-1])
+        for _ in range(10):
+            await asyncio.sleep(0.15)
+            await wire.send(b"event: %b\ndata: %b\n\n" % (name.encode(), json.dumps({"type": name}).encode()))
+        await wire.send(form.pieces[-1])
+        await wire.raw(END)
+
+    reading, _ = await ask(form, script, upstream_idle_s=0.8)
+    assert reading.text == "ab"
+    assert (reading.error.code if reading.error else None) == (None if alive else "upstream_idle_timeout")
 
 
 async def test_an_error_of_ollamas_in_the_middle() -> None:

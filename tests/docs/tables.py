@@ -41,7 +41,9 @@ def settings() -> str:
     for name, field in Settings.model_fields.items():
         value = field.get_default(call_default_factory=False)
         default = _IN_WORDS.get(name) or ("none" if value is None or isinstance(value, SecretStr) else f"`{value}`")
-        rows.append((f"`{variable(name)}`", "none" if name in ("providers", "models") else default, field.description or ""))
+        rows.append(
+            (f"`{variable(name)}`", "none" if name in ("providers", "models") else default, field.description or "")
+        )
     return _table(("Variable", "Default", "Meaning"), rows)
 
 

@@ -32,7 +32,7 @@ from shared.cli import app
 from shared.config import Settings
 from shared.embedded import EmbeddedValkey, find_binary
 from shared.redis import UNREACHABLE, connect
-from tests.docs import tables
+from tests.docs import coverage, tables
 from tests.docs.cut import CuttingProxy
 from tests.docs.snippets import Block, anchors, blocks, links, matches, prose
 from tests.support.stack import Stack, free_port
@@ -266,6 +266,12 @@ def test_the_commands_of_the_protocol_are_those_that_are_sent(upstream: Scripted
 
 
 # ---- tables
+
+
+def test_every_cell_of_the_providers_has_a_test_behind_it() -> None:
+    files = {file for row in coverage.ROWS for _, file in row.others.values()} | set(coverage.RECORDED_BY)
+    assert not [file for file in files if "def test_" not in (ROOT / file).read_text("utf-8")]
+    assert {kind for row in coverage.ROWS for kind, _ in row.others.values()} == {"server", "model", "written"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

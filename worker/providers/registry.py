@@ -88,7 +88,8 @@ VENDORS = (
         limit_field="max_completion_tokens",
         key_header="api-key",
     ),
-    Vendor("anthropic", "https://api.anthropic.com/v1", ("ANTHROPIC_API_KEY",), kind="anthropic", prefill=True),
+    # No prefill: models from Claude 4.6 on refuse an assistant's message at the end of a request.
+    Vendor("anthropic", "https://api.anthropic.com/v1", ("ANTHROPIC_API_KEY",), kind="anthropic"),
     Vendor(
         "gemini",
         "https://generativelanguage.googleapis.com/v1beta",

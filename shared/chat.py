@@ -32,6 +32,9 @@ _PLACED = ("tool_calls", "annotations", "images", "thinking_blocks", "anthropic_
 )
 """Lists whose items have an `index` only so that deltas can be added up: in a message they are in order, without it."""
 
+_PARTS = ("content", "thinking")
+"""Where text may be a string or a list of parts, one after the other in one answer: Mistral's `content` is both."""
+
 
 class Chunk(NamedTuple):
     """One normalized `chat.completion.chunk`, serialized once by the worker and never parsed again on the way out.
@@ -142,27 +145,42 @@ def _merge(old: Any, new: Any, field: str = "") -> Any:
     """Adds a delta's value to what there is: text is joined, lists grow or merge by `index`, objects merge."""
     if old is None or new is None:
         return new if old is None else old
+    if field in _PARTS and isinstance(old, list | str) and isinstance(new, list | str) and type(old) is not type(new):
+        old, new = _parts(old), _parts(new)
     if isinstance(old, str) and isinstance(new, str):
         return new if field in _ASSIGNED else old + new
     if isinstance(old, dict) and isinstance(new, dict):
         return {**old, **{key: _merge(old.get(key), value, key) for key, value in new.items()}}
     if isinstance(old, list) and isinstance(new, list):
-        return _merge_lists(old, new)
+        return _merge_lists(old, new, joined=field in _PARTS)
     return new
 
 
-def _merge_lists(old: list[Any], new: list[Any]) -> list[Any]:
+def _parts(content: list[Any] | str) -> list[Any]:
+    """Content as a list of parts, the form that can take up the other one."""
+    return content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []
+
+
+def _merge_lists(old: list[Any], new: list[Any], *, joined: bool = False) -> list[Any]:
+    """`joined`: parts of a text, of which one that goes on with the last one's type is its continuation."""
     merged = list(old)
     places = {item["index"]: i for i, item in enumerate(merged) if isinstance(item, dict) and "index" in item}
     for item in new:
         index = item.get("index") if isinstance(item, dict) else None
         if index is not None and index in places:
             merged[places[index]] = _merge(merged[places[index]], item)
+        elif joined and index is None and merged and _continues(merged[-1], item):
+            merged[-1] = _merge(merged[-1], item)
         else:
             if index is not None:
                 places[index] = len(merged)
             merged.append(item)
     return merged
+
+
+def _continues(last: Any, part: Any) -> bool:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return kind in ("text", "thinking") and isinstance(last, dict) and last.get("type") == kind
 
 
 class Accumulator:
@@ -180,11 +198,12 @@ class Accumulator:
         if chunk.get("usage"):
             self.usage = chunk["usage"]
         for part in chunk.get("choices") or ():
+            # Writer repeats each delta as `message`: to add that up too would say everything twice.
             index = part.get("index", 0)
             choice = self._choices.setdefault(index, {"index": index, "message": {}})
             choice["message"] = _merge(choice["message"], part.get("delta") or {})
             for field, value in part.items():
-                if field not in ("delta", "index"):
+                if field not in ("delta", "index", "message"):
                     choice[field] = _merge(choice.get(field), value, field)
 
     @property

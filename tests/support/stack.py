@@ -35,20 +35,23 @@ def free_port() -> int:
 class Stack:
     """`start`/`stop`/`kill` the ends by name: `api`, `worker`, or `worker-2` and so on. A context manager."""
 
-    def __init__(self, redis_url: str, upstream_url: str, directory: Path, **settings: str) -> None:
+    def __init__(
+        self, redis_url: str, upstream_url: str, directory: Path, *, config: str = "", **settings: str
+    ) -> None:
+        """`config` is more of streamspool.toml: the provider `scripted` is there already."""
         self.redis_url = redis_url
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._directory = directory
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        config = directory / "streamspool.toml"
-        config.write_text(f'[providers.scripted]\nbase_url = "{upstream_url}"\nmodels = ["any"]\n')
+        file = directory / "streamspool.toml"
+        file.write_text(f'[providers.scripted]\nbase_url = "{upstream_url}"\nmodels = ["any"]\n{config}')
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_BASE_URL"))},
             "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
             "REDIS_URL": redis_url,
             "HOST": "127.0.0.1",
-            "STREAMSPOOL_CONFIG": str(config),
+            "STREAMSPOOL_CONFIG": str(file),
             "NO_COLOR": "1",
             **settings,
         }

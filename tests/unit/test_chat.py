@@ -291,6 +291,30 @@ def test_tool_calls_without_an_index_follow_each_other() -> None:
     assert said["tool_calls"] == [{"id": "a"}, {"id": "b"}]
 
 
+def test_content_may_be_text_and_parts_in_one_answer() -> None:
+    """Mistral's reasoning models begin with "", think in parts, and may go on with plain text."""
+
+    def thinking(text: str) -> dict[str, Any]:
+        return {"type": "thinking", "thinking": [{"type": "text", "text": text}], "closed": True}
+
+    image = {"type": "image_url", "image_url": "u"}
+    said = message(
+        {"role": "assistant", "content": ""},
+        {"content": [thinking("I ")]},
+        {"content": [thinking("see"), {"type": "text", "text": "1"}]},
+        {"content": "4"},
+        {"content": [{"type": "text", "text": "4"}, image, image]},
+        {"content": ""},
+    )
+    assert said["content"] == [thinking("I see"), {"type": "text", "text": "144"}, image, image]
+
+
+def test_a_message_beside_the_delta_is_not_said_twice() -> None:
+    """Writer sends every delta under both names."""
+    (choice,) = fold(*(chunk({"content": text}, message={"content": text}) for text in "ab")).result()["choices"]
+    assert choice["message"]["content"] == "ab"
+
+
 @pytest.mark.parametrize(
     ("first", "second", "merged"),
     [

@@ -1,12 +1,13 @@
 # Everything there is to run; CI runs `make test`. Needs nothing but make and Python 3.11 or newer: uv makes the set-up
-# faster, node adds the tests with the JavaScript SDK. Written for GNU make 3.81 (macOS) and later, and a POSIX shell.
+# faster, node adds the tests with JavaScript clients. Written for GNU make 3.81 (macOS) and later, and a POSIX shell.
 
 VENV := .venv
 BIN := $(VENV)/bin
-OLD_OPENAI := .venv-openai-1.40
 CLIENTS := tests/clients
 LOCAL_LOCK := shared/local_model.lock
-LOCKS := requirements.lock tests/requirements-dev.lock $(CLIENTS)/openai-1.40.lock $(LOCAL_LOCK)
+# Each of these has its own venv, .venv-NAME, made from $(CLIENTS)/NAME.lock.
+CLIENT_VENVS := openai-1.40 python-clients
+LOCKS := requirements.lock tests/requirements-dev.lock $(CLIENT_VENVS:%=$(CLIENTS)/%.lock) $(LOCAL_LOCK)
 ARGS ?=
 LOCAL ?=
 MINUTES ?= 30
@@ -76,15 +77,15 @@ lock: ## make the locks anew (needs uv); newer versions: make lock ARGS=--upgrad
 	@$(COMPILE) pyproject.toml --group build -o requirements.lock
 	@$(COMPILE) pyproject.toml --group build --group dev -c requirements.lock -o tests/requirements-dev.lock
 	@$(COMPILE) --no-deps --group local -o $(LOCAL_LOCK)
-	@$(COMPILE) $(CLIENTS)/openai-1.40.in -o $(CLIENTS)/openai-1.40.lock
+	@$(foreach name,$(CLIENT_VENVS),$(COMPILE) $(CLIENTS)/$(name).in -o $(CLIENTS)/$(name).lock &&) :
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS)
 
-clients: $(OLD_OPENAI)/.stamp ## set up the client libraries the tests talk through
+clients: $(CLIENT_VENVS:%=.venv-%/.stamp) ## set up the client libraries the tests talk through
 clients: $(if $(NODE),$(CLIENTS)/node_modules/.stamp)
-	@$(if $(NODE),:,echo "No node and npm on PATH: the tests with the JavaScript SDK will be skipped.")
+	@$(if $(NODE),:,echo "No node and npm on PATH: the tests with JavaScript clients will be skipped.")
 
 clean: ## remove everything that was made here, .venv included
-	rm -rf $(VENV) $(OLD_OPENAI) $(CLIENTS)/node_modules .coverage* .hypothesis .import_linter_cache .mypy_cache \
+	rm -rf $(VENV) $(CLIENT_VENVS:%=.venv-%) $(CLIENTS)/node_modules .coverage* .hypothesis .import_linter_cache .mypy_cache \
 		.pytest_cache .ruff_cache dist
 	find api worker shared tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -106,10 +107,10 @@ $(BIN)/.local: $(LOCAL_LOCK) $(BIN)/.runtime
 	@$(call pip,$(VENV)) --require-hashes --no-deps -r $(LOCAL_LOCK)
 	@touch $@
 
-$(OLD_OPENAI)/.stamp: $(CLIENTS)/openai-1.40.lock
-	@echo "Setting up $(OLD_OPENAI) …"
-	@$(call venv,$(OLD_OPENAI))
-	@$(call pip,$(OLD_OPENAI)) --require-hashes -r $<
+.venv-%/.stamp: $(CLIENTS)/%.lock
+	@echo "Setting up .venv-$* …"
+	@$(call venv,.venv-$*)
+	@$(call pip,.venv-$*) --require-hashes -r $<
 	@touch $@
 
 $(CLIENTS)/node_modules/.stamp: $(CLIENTS)/package.json $(CLIENTS)/package-lock.json

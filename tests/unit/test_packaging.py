@@ -20,9 +20,9 @@ from shared.local_model import PACKAGES
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "requirements.lock"
 DEV = ROOT / "tests/requirements-dev.lock"
-OLD_OPENAI = ROOT / "tests/clients/openai-1.40.lock"
 LOCAL = ROOT / "shared/local_model.lock"
-LOCKS = [pytest.param(path, id=path.name) for path in (RUNTIME, DEV, OLD_OPENAI, LOCAL)]
+CLIENTS = [(path, path.with_suffix(".lock")) for path in sorted((ROOT / "tests/clients").glob("*.in"))]
+LOCKS = [pytest.param(path, id=path.name) for path in (RUNTIME, DEV, LOCAL, *(lock for _, lock in CLIENTS))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 TOP_LEVEL = {
@@ -75,11 +75,13 @@ def test_the_locks_meet_what_the_project_asks_for() -> None:
     groups = PROJECT["dependency-groups"]
     assert unmet(runtime, RUNTIME) == []
     assert unmet(runtime + groups["dev"], DEV) == []
-    old = (ROOT / "tests/clients/openai-1.40.in").read_text("utf-8").splitlines()
-    assert unmet([text for text in old if not text.startswith("#")], OLD_OPENAI) == []
     assert unmet(groups["local"], LOCAL) == []
     assert set(PROJECT["project"]["optional-dependencies"]["local"]) < set(groups["local"])
     assert {canonicalize_name(Requirement(text).name) for text in groups["local"]} == set(PACKAGES) == set(pins(LOCAL))
+    for wanted, lock in CLIENTS:
+        asked = [text for text in wanted.read_text("utf-8").splitlines() if not text.startswith("#")]
+        assert asked
+        assert unmet(asked, lock) == []
     assert unmet(["orjson<1", "no-such-package"], RUNTIME) == ["orjson<1", "no-such-package"]
 
 

@@ -1,20 +1,12 @@
-"""What a program with the official OpenAI SDK for Python does, run by any version of it.
+"""What a program with the official OpenAI SDK for Python does, run by any version of it."""
 
-    python sdk_check.py BASE_URL KEY
-
-Prints one JSON object: the name of each check and its traceback, null where nothing went wrong. It imports nothing of
-ours, because it runs in the SDK's own environment. The models named `scripted/sdk-…` are set up by test_sdks.py.
-"""
-
+import asyncio
 import json
-import sys
-import traceback
-from contextlib import contextmanager
 
+import harness
 import openai
-
-MESSAGES = [{"role": "user", "content": "one two three"}]
-TEXT = "w0 w1 w2 w3 w4 "
+from harness import ANSWER, CALLS, MESSAGES, TEXT, THOUGHT, TOOLS, raises
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 
 def create(client, model="fake/echo", **options):
@@ -27,24 +19,9 @@ def said(chunks):
 
 def view(client, path, params=None, **headers):
     """A GET view, read with the SDK's own parser of event streams. The SDK asks for JSON unless told otherwise."""
-    from openai.types.chat import ChatCompletionChunk
-
     options = {"params": params or {}, "headers": {"Accept": "text/event-stream", **headers}}
     kinds = {"cast_to": ChatCompletionChunk, "stream_cls": openai.Stream[ChatCompletionChunk]}
     return client.get(path, stream=True, options=options, **kinds)
-
-
-@contextmanager
-def raises(kind, **attributes):
-    """The block fails with this error, which has these attributes."""
-    try:
-        yield
-    except kind as error:
-        found = {name: getattr(error, name) for name in attributes}
-        if found != attributes:
-            raise AssertionError(f"{found} instead of {attributes}") from error
-    else:
-        raise AssertionError(f"no {kind.__name__}")
 
 
 def check_whole(client):
@@ -68,17 +45,17 @@ def check_stream_with_usage(client):
 
 
 def check_stream_with_keepalives(client):
-    assert said(create(client, "scripted/sdk-slow", stream=True)) == TEXT
+    assert said(create(client, "scripted/client-slow", stream=True)) == TEXT
 
 
 def check_stream_with_ids_and_keepalives(client):
-    stream = create(client, "scripted/sdk-slow", stream=True, extra_headers={"X-Stream-Ids": "1"})
+    stream = create(client, "scripted/client-slow", stream=True, extra_headers={"X-Stream-Ids": "1"})
     assert said(stream) == TEXT
 
 
 def check_stream_helper(client):
     helper = getattr(client.chat.completions, "stream", None) or client.beta.chat.completions.stream
-    with helper(model="scripted/sdk-slow", messages=MESSAGES) as stream:
+    with helper(model="scripted/client-slow", messages=MESSAGES) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_completion()
     assert "content.delta" in kinds
@@ -88,13 +65,20 @@ def check_stream_helper(client):
 
 def check_tool_calls(client):
     helper = getattr(client.chat.completions, "stream", None) or client.beta.chat.completions.stream
-    with helper(model="scripted/sdk-tools", messages=MESSAGES) as stream:
+    with helper(model="scripted/client-tools", messages=MESSAGES, tools=TOOLS) as stream:
         streamed = stream.get_final_completion()
-    for answer in (streamed, create(client, "scripted/sdk-tools")):
-        calls = [
-            (call.id, call.function.name, call.function.arguments) for call in answer.choices[0].message.tool_calls
-        ]
-        assert calls == [("c1", "f", "[1]"), ("c2", "g", "[2]")]
+    for answer in (streamed, create(client, "scripted/client-tools")):
+        calls = answer.choices[0].message.tool_calls
+        assert [(call.id, call.function.name, json.loads(call.function.arguments)) for call in calls] == CALLS
+
+
+def check_reasoning(client):
+    """The SDK knows no such field, and hands it on."""
+    deltas = [chunk.choices[0].delta for chunk in create(client, "scripted/client-thinks", stream=True)]
+    assert "".join(getattr(delta, "reasoning_content", "") for delta in deltas) == THOUGHT
+    assert "".join(delta.content or "" for delta in deltas) == ANSWER
+    whole = create(client, "scripted/client-thinks").choices[0].message
+    assert (whole.reasoning_content, whole.content) == (THOUGHT, ANSWER)
 
 
 def check_raw_response_names_the_stream(client):
@@ -106,7 +90,7 @@ def check_raw_response_names_the_stream(client):
 def check_resume(client):
     """Counting chunks is enough to go on, on the view with ids, with keep-alives in between."""
     got = []
-    with create(client, "scripted/sdk-slow", stream=True) as stream:
+    with create(client, "scripted/client-slow", stream=True) as stream:
         for chunk in stream:
             got.append(chunk)
             if len(got) == 3:
@@ -118,7 +102,7 @@ def check_resume(client):
 
 
 def check_resume_by_header(client):
-    with create(client, "scripted/sdk-slow", stream=True) as stream:
+    with create(client, "scripted/client-slow", stream=True) as stream:
         first = next(iter(stream))
     rest = view(client, f"/streams/{first.id}", **{"Last-Event-ID": "1-1"})
     assert said(rest) == TEXT
@@ -126,8 +110,6 @@ def check_resume_by_header(client):
 
 def check_retrieve(client):
     answer = create(client)
-    from openai.types.chat import ChatCompletion
-
     again = client.get(f"/chat/completions/{answer.id}", cast_to=ChatCompletion)
     assert again.choices[0].message.content == "one two three"
 
@@ -148,24 +130,29 @@ def check_wrong_key(client):
         create(client.with_options(api_key="wrong"))
 
 
+def check_refusal(client):
+    with raises(openai.BadRequestError, code="no_such_thing", param="thing"):
+        create(client, "scripted/client-refuses")
+
+
 def check_rate_limit(client):
     """A failure that is sealed is not to be tried again: the SDK must not wait."""
     with raises(openai.RateLimitError, code="rate_limit"):
-        create(client.with_options(max_retries=2), "scripted/sdk-limit")
+        create(client.with_options(max_retries=2), "scripted/client-limit")
 
 
 def check_error_in_the_middle(client):
     for headers in ({}, {"X-Stream-Ids": "1"}):
         got = []
         with raises(openai.APIError, code="fire"):
-            for chunk in create(client, "scripted/sdk-broken", stream=True, extra_headers=headers):
+            for chunk in create(client, "scripted/client-broken", stream=True, extra_headers=headers):
                 got.append(chunk)
         assert said(got) == "w0 w1 "
 
 
 def check_error_in_the_middle_of_a_whole_answer(client):
     with raises(openai.APIStatusError, status_code=502):
-        create(client, "scripted/sdk-broken")
+        create(client, "scripted/client-broken")
 
 
 def check_cut(client):
@@ -189,29 +176,29 @@ def check_two_choices(client):
 
 
 def check_async(client):
-    import asyncio
-
     async def run():
         async with openai.AsyncOpenAI(base_url=client.base_url, api_key=client.api_key, max_retries=0) as other:
-            stream = await other.chat.completions.create(model="scripted/sdk-slow", messages=MESSAGES, stream=True)
+            stream = await other.chat.completions.create(model="scripted/client-slow", messages=MESSAGES, stream=True)
             return [chunk async for chunk in stream]
 
     assert said(asyncio.run(run())) == TEXT
 
 
-def main():
-    base_url, key = sys.argv[1:]
-    report = {"version": openai.__version__}
-    with openai.OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=20) as client:
-        for name, check in list(globals().items()):
-            if name.startswith("check_"):
-                try:
-                    check(client)
-                    report[name] = None
-                except Exception:
-                    report[name] = traceback.format_exc()
-    print(json.dumps(report))
+def check_hang_up(client):
+    with create(client, "scripted/client-waits", stream=True) as stream:
+        for chunk in stream:
+            if chunk.choices[0].delta.content == "w1 ":
+                break
+
+
+def with_client(check):
+    def run(base_url, key):
+        with openai.OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=20) as client:
+            check(client)
+
+    return run
 
 
 if __name__ == "__main__":
-    main()
+    checks = {name: with_client(value) for name, value in globals().items() if name.startswith("check_")}
+    harness.run(checks, openai.__version__)

@@ -1,20 +1,14 @@
 // What a program with the official OpenAI SDK for JavaScript does.
-//
-//     node sdk_check.mjs BASE_URL KEY CLIENTS_DIRECTORY
-//
-// Prints one JSON object: the name of each check and its error, null where nothing went wrong.
 
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
+import OpenAI from "openai";
+import { Stream } from "openai/streaming";
+import { ANSWER, CALLS, TEXT, THOUGHT, TOOLS, apiKey, baseURL, messages, run } from "./harness.mjs";
 
-const [baseURL, apiKey, clients] = process.argv.slice(2);
-const require = createRequire(`${clients}/package.json`);
-const OpenAI = require("openai").default ?? require("openai");
-const { Stream } = require("openai/streaming");
+const { VERSION } = createRequire(import.meta.url)("openai/version");
 const client = new OpenAI({ baseURL, apiKey, maxRetries: 0, timeout: 20_000 });
 
-const messages = [{ role: "user", content: "one two three" }];
-const TEXT = "w0 w1 w2 w3 w4 ";
 const create = (model = "fake/echo", options = {}, request = {}) =>
   client.chat.completions.create({ model, messages, ...options }, request);
 const said = (chunks) => chunks.map((chunk) => chunk.choices[0]?.delta?.content ?? "").join("");
@@ -47,25 +41,32 @@ const checks = {
     assert.equal(chunks.at(-1).usage.completion_tokens, 3);
   },
   async stream_with_keepalives() {
-    assert.equal(said(await all(create("scripted/sdk-slow", { stream: true }))), TEXT);
+    assert.equal(said(await all(create("scripted/client-slow", { stream: true }))), TEXT);
   },
   async stream_with_ids_and_keepalives() {
     const headers = { "X-Stream-Ids": "1" };
-    assert.equal(said(await all(create("scripted/sdk-slow", { stream: true }, { headers }))), TEXT);
+    assert.equal(said(await all(create("scripted/client-slow", { stream: true }, { headers }))), TEXT);
   },
   async stream_helper() {
-    const runner = client.chat.completions.stream({ model: "scripted/sdk-slow", messages });
+    const runner = client.chat.completions.stream({ model: "scripted/client-slow", messages });
     assert.equal(await runner.finalContent(), TEXT);
     assert.equal((await runner.finalChatCompletion()).choices[0].finish_reason, "stop");
   },
   async tool_calls() {
-    const runner = client.chat.completions.stream({ model: "scripted/sdk-tools", messages });
+    const runner = client.chat.completions.stream({ model: "scripted/client-tools", messages, tools: TOOLS });
     const final = await runner.finalChatCompletion();
-    const whole = await create("scripted/sdk-tools");
+    const whole = await create("scripted/client-tools");
     for (const answer of [final, whole]) {
-      const calls = answer.choices[0].message.tool_calls.map((call) => [call.id, call.function.name, call.function.arguments]);
-      assert.deepEqual(calls, [["c1", "f", "[1]"], ["c2", "g", "[2]"]]);
+      const calls = answer.choices[0].message.tool_calls.map((call) => [call.id, call.function.name, JSON.parse(call.function.arguments)]);
+      assert.deepEqual(calls, CALLS);
     }
+  },
+  async reasoning() {
+    const deltas = (await all(create("scripted/client-thinks", { stream: true }))).map((chunk) => chunk.choices[0].delta);
+    assert.equal(deltas.map((delta) => delta.reasoning_content ?? "").join(""), THOUGHT);
+    assert.equal(deltas.map((delta) => delta.content ?? "").join(""), ANSWER);
+    const { message } = (await create("scripted/client-thinks")).choices[0];
+    assert.deepEqual([message.reasoning_content, message.content], [THOUGHT, ANSWER]);
   },
   async raw_response_names_the_stream() {
     const { data, response } = await create().withResponse();
@@ -73,7 +74,7 @@ const checks = {
   },
   async resume() {
     const got = [];
-    for await (const chunk of await create("scripted/sdk-slow", { stream: true })) {
+    for await (const chunk of await create("scripted/client-slow", { stream: true })) {
       got.push(chunk);
       if (got.length === 3) break;
     }
@@ -106,20 +107,31 @@ const checks = {
     const stranger = new OpenAI({ baseURL, apiKey: "wrong", maxRetries: 0 });
     await assert.rejects(stranger.models.list(), OpenAI.AuthenticationError);
   },
+  async refusal() {
+    await assert.rejects(create("scripted/client-refuses"), (error) => {
+      assert(error instanceof OpenAI.BadRequestError);
+      assert.deepEqual([error.code, error.param], ["no_such_thing", "thing"]);
+      return true;
+    });
+  },
   async rate_limit() {
-    await assert.rejects(create("scripted/sdk-limit", {}, { maxRetries: 2 }), OpenAI.RateLimitError);
+    await assert.rejects(create("scripted/client-limit", {}, { maxRetries: 2 }), OpenAI.RateLimitError);
   },
   async error_in_the_middle() {
     const got = [];
     const reading = (async () => {
-      for await (const chunk of await create("scripted/sdk-broken", { stream: true })) got.push(chunk);
+      for await (const chunk of await create("scripted/client-broken", { stream: true })) got.push(chunk);
     })();
     await assert.rejects(reading, OpenAI.APIError);
     assert.equal(said(got), "w0 w1 ");
   },
   async error_in_the_middle_of_the_helper() {
-    const runner = client.chat.completions.stream({ model: "scripted/sdk-broken", messages });
+    const runner = client.chat.completions.stream({ model: "scripted/client-broken", messages });
     await assert.rejects(runner.finalContent(), OpenAI.OpenAIError);
+  },
+  async hang_up() {
+    for await (const chunk of await create("scripted/client-waits", { stream: true }))
+      if (chunk.choices[0].delta.content === "w1 ") break;
   },
   async models() {
     const names = [];
@@ -130,13 +142,4 @@ const checks = {
   },
 };
 
-const report = { version: require("openai/version").VERSION };
-for (const [name, check] of Object.entries(checks)) {
-  try {
-    await check();
-    report[`check_${name}`] = null;
-  } catch (error) {
-    report[`check_${name}`] = String(error.stack ?? error);
-  }
-}
-console.log(JSON.stringify(report));
+await run(checks, VERSION);

@@ -1,0 +1,82 @@
+"""What a program with LangChain's ChatOpenAI does. It shows OpenAI's own fields only, so reasoning is not among them."""
+
+import asyncio
+from importlib.metadata import version
+
+import harness
+import openai
+from harness import CALLS, TEXT, TOOLS, raises
+from langchain_openai import ChatOpenAI
+
+ASKED = "one two three"
+
+
+def chat(base_url, key, model="fake/echo", **options):
+    return ChatOpenAI(model=model, base_url=base_url, api_key=key, timeout=20, **{"max_retries": 0, **options})
+
+
+def check_whole(base_url, key):
+    answer = chat(base_url, key).invoke(ASKED)
+    assert answer.content == ASKED
+    assert answer.response_metadata["finish_reason"] == "stop"
+    assert answer.usage_metadata["output_tokens"] == 3
+
+
+def check_stream(base_url, key):
+    chunks = list(chat(base_url, key, "scripted/client-slow").stream(ASKED))
+    assert "".join(chunk.content for chunk in chunks) == TEXT
+    assert len(chunks) > 5
+
+
+def check_stream_with_usage(base_url, key):
+    chunks = list(chat(base_url, key, stream_usage=True).stream(ASKED))
+    assert sum(chunks[1:], chunks[0]).usage_metadata["output_tokens"] == 3
+
+
+def check_tool_calls(base_url, key):
+    model = chat(base_url, key, "scripted/client-tools").bind_tools(TOOLS)
+    first, *rest = model.stream(ASKED)
+    for answer in (sum(rest, first), model.invoke(ASKED)):
+        assert [(call["id"], call["name"], call["args"]) for call in answer.tool_calls] == CALLS
+
+
+def check_refusal(base_url, key):
+    with raises(openai.BadRequestError, code="no_such_thing"):
+        chat(base_url, key, "scripted/client-refuses").invoke(ASKED)
+
+
+def check_rate_limit(base_url, key):
+    with raises(openai.RateLimitError, code="rate_limit"):
+        chat(base_url, key, "scripted/client-limit", max_retries=2).invoke(ASKED)
+
+
+def check_error_in_the_middle(base_url, key):
+    got = ""
+    with raises(openai.APIError, code="fire"):
+        for chunk in chat(base_url, key, "scripted/client-broken").stream(ASKED):
+            got += chunk.content
+    assert got == "w0 w1 "
+
+
+def check_wrong_key(base_url, key):
+    with raises(openai.AuthenticationError, code="invalid_api_key"):
+        chat(base_url, "wrong").invoke(ASKED)
+
+
+def check_async(base_url, key):
+    async def ask():
+        return "".join([chunk.content async for chunk in chat(base_url, key, "scripted/client-slow").astream(ASKED)])
+
+    assert asyncio.run(ask()) == TEXT
+
+
+def check_hang_up(base_url, key):
+    stream = chat(base_url, key, "scripted/client-waits").stream(ASKED)
+    for chunk in stream:
+        if chunk.content == "w1 ":
+            break
+    stream.close()
+
+
+if __name__ == "__main__":
+    harness.run(globals(), version("langchain-openai"))

@@ -244,7 +244,7 @@ class UpstreamError(StreamspoolError):
 
 
 class UpstreamRefused(UpstreamError):
-    """The provider answered with an error; its status, type and code are kept."""
+    """The provider answered with an error; its status, type, param and code are kept."""
 
     code = "upstream_refused"
 

@@ -156,7 +156,10 @@ def test_get_views_are_kept_alive_as_well(alice: Client, scripted: Register) -> 
 
 
 def refusal(status: int, message: str = "the provider does not like this", **headers: str) -> dict[str, Any]:
-    body = b'{"error": {"message": "%b", "type": "some_type", "code": "some_code"}}' % message.encode()
+    body = (
+        b'{"error": {"message": "%b", "type": "some_type", "param": "some[0].x", "code": "some_code"}}'
+        % message.encode()
+    )
     return {"parts": [body], "status": status, "headers": {"content-type": "application/json", **headers}}
 
 
@@ -171,7 +174,7 @@ def test_an_early_refusal_keeps_its_status(
     model = scripted(**refusal(upstream_status)).model
     response = client.post(ask(model, stream=stream))
     error = refused(response, status, "some_code")
-    assert error["type"] == "some_type"
+    assert (error["type"], error["param"]) == ("some_type", "some[0].x")
     assert "the provider does not like this" in error["message"]
     assert response.headers["x-stream-id"]
     assert client.state(response.headers["x-stream-id"])["status"] == "failed"

@@ -49,7 +49,7 @@ const checks = {
   async refusal() {
     await assert.rejects(generateText(asked("scripted/client-refuses")), (error) => {
       assert(APICallError.isInstance(error));
-      assert.deepEqual([error.statusCode, error.message], [400, "There is no such thing."]);
+      assert.deepEqual([error.statusCode, error.message], [400, "scripted: There is no such thing."]);
       return true;
     });
   },

@@ -71,8 +71,8 @@ def error_from_response(provider: Provider, status: int, headers: Mapping[str, s
     """What a response that is not a stream means, as the error to raise. `headers` are looked up in lower case.
 
     4xx stays what it was, 408 and 504 become 504, other 5xx 502, a redirect 502 `upstream_redirect`: a provider's base
-    URL is the operator's word, and a key is never sent elsewhere. The provider's message, type and code are kept,
-    shortened and without anything that looks like a key; a web page is not quoted. `Retry-After` (RFC 9110 §10.2.3)
+    URL is the operator's word, and a key is never sent elsewhere. The provider's message, type, param and code are
+    kept, shortened and without anything that looks like a key; a web page is not quoted. `Retry-After` (RFC 9110 §10.2.3)
     and OpenAI's `retry-after-ms` become `retry_after_s`. A status below 300 is for an error object sent as a success.
     """
     if 300 <= status < 400:
@@ -102,7 +102,7 @@ def refusal(
     """`value` is OpenAI's envelope, the object inside it, one like it without envelope (Mistral, FastAPI), or text."""
     error = (value.get("error") or value) if isinstance(value, dict) else value
     detail = error if isinstance(error, dict) else {}
-    code, kind = detail.get("code"), detail.get("type")
+    code, kind, param = detail.get("code"), detail.get("type"), detail.get("param")
     if not kind and isinstance(detail.get("status"), str):  # Gemini's word for it: RESOURCE_EXHAUSTED
         kind = detail["status"]
     if status == 502:  # no word of its own from HTTP: some say it inside (Groq, OpenRouter, Anthropic)
@@ -117,6 +117,7 @@ def refusal(
         f"{provider.name}: {text}" if provider else text,
         code=_clean(str(code), secret, _MAX_CODE) if code else None,
         kind=_clean(str(kind), secret, _MAX_CODE) if kind else None,
+        param=_clean(param, secret, _MAX_CODE) if param and isinstance(param, str) else None,
         status=status if status < 500 and status != 408 else 504 if status in (408, 504) else 502,
         retry_after_s=retry_after_s,
     )

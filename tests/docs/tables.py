@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from shared import keys, telemetry
 from shared.config import Settings
 from tests.docs import coverage
+from tests.support.clients import CLIENTS, EXERCISES
 from tests.support.recordings import FOLDER
 from worker.providers.registry import VENDORS
 
@@ -105,12 +106,21 @@ def providers_coverage() -> str:
     return _table(("Provider", *coverage.FEATURES), coverage.table_rows())
 
 
+def clients() -> str:
+    rows = [
+        (client.name, client.version or "the system's", *("✓" if name in client.checks else "–" for name in EXERCISES))
+        for client in CLIENTS
+    ]
+    return _table(("Client", "Version", *EXERCISES.values()), rows)
+
+
 TABLES = {
     "coverage": providers_coverage,
     "settings": settings,
     "providers": providers,
     "metrics": metrics,
     "redis_keys": redis_keys,
+    "clients": clients,
 }
 
 

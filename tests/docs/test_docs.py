@@ -122,8 +122,9 @@ def test_javascript_snippets_run(block: Block, stack: Stack, proxy: CuttingProxy
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
-    if "openai" in block.code and not (CLIENTS / "node_modules/openai").is_dir():
-        pytest.skip("the JavaScript SDK is not installed: make clients")
+    for package in re.findall(r'from "([^".]+)"', block.code):
+        if not (CLIENTS / "node_modules" / package).is_dir():
+            pytest.skip(f"{package} is not installed: make clients")
     (tmp_path / "node_modules").symlink_to(CLIENTS / "node_modules")
     script = tmp_path / "snippet.mjs"
     script.write_text(block.code.replace(WRITTEN_FOR, proxy.url if "cut" in block.words else stack.url), "utf-8")

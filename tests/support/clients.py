@@ -18,15 +18,15 @@ OLD_OPENAI, OTHERS = ROOT / ".venv-openai-1.40", ROOT / ".venv-python-clients"
 WHOLE = "w0 w1 w2 w3 w4 "
 
 EXERCISES = {
-    "whole": "whole answer",
+    "whole": "whole",
     "stream": "stream",
-    "stream_with_usage": "usage in the stream",
-    "tool_calls": "tool calls",
+    "stream_with_usage": "usage",
+    "tool_calls": "tools",
     "reasoning": "reasoning",
     "refusal": "400, 429",
-    "error_in_the_middle": "error in the stream",
+    "error_in_the_middle": "error frame",
     "models": "models",
-    "hang_up": "hanging up",
+    "hang_up": "hang-up",
 }
 """The checks that every client has to pass, as far as it has the feature, and what the documentation calls them."""
 
@@ -42,9 +42,10 @@ class Client(NamedTuple):
 
     @property
     def version(self) -> str:
-        """As pinned; empty for one that is no package."""
+        """As pinned, or as the program says; empty for what is installed with the system."""
         if not self.lock:
-            return ""
+            source = (PROGRAMS / self.program).read_text("utf-8")
+            return next(iter(re.findall(r'^VERSION = "(.+)"', source, re.M)), "")
         text = (ROOT / self.lock).read_text("utf-8")
         if self.lock.endswith(".json"):
             return str(json.loads(text)["packages"][f"node_modules/{self.package}"]["version"])
@@ -76,22 +77,22 @@ def _others(name: str, program: str, package: str) -> Client:
 
 
 CLIENTS = (
-    Client("OpenAI, Python", "check_openai.py", "openai", "tests/requirements-dev.lock"),
+    Client("openai, Python", "check_openai.py", "openai", "tests/requirements-dev.lock"),
     Client(
-        "OpenAI, Python, old",
+        "openai, Python, the oldest",
         "check_openai.py",
         "openai",
         "tests/clients/openai-1.40.lock",
         OLD_OPENAI / "bin/python",
     ),
-    Client("OpenAI, JavaScript", "check_openai.mjs", "openai", "tests/clients/package-lock.json"),
-    Client("Vercel AI SDK", "check_ai.mjs", "ai", "tests/clients/package-lock.json"),
-    _others("LangChain", "check_langchain.py", "langchain-openai"),
+    Client("openai, JavaScript", "check_openai.mjs", "openai", "tests/clients/package-lock.json"),
+    Client("Vercel AI SDK, `openai-compatible`", "check_ai.mjs", "ai", "tests/clients/package-lock.json"),
+    _others("LangChain, `ChatOpenAI`", "check_langchain.py", "langchain-openai"),
     _others("Pydantic AI", "check_pydantic_ai.py", "pydantic-ai-slim"),
-    _others("LiteLLM", "check_litellm.py", "litellm"),
-    _others("llm", "check_llm.py", "llm"),
+    _others("LiteLLM, as a library", "check_litellm.py", "litellm"),
+    _others("`llm`", "check_llm.py", "llm"),
     Client("curl", "check_curl.py"),
-    Client("Open WebUI, its reading rules", "check_open_webui.py"),
+    Client("Open WebUI (its reading rules, written down)", "check_open_webui.py"),
 )
 
 

@@ -65,6 +65,12 @@ def ending(*, usage: bool = True) -> list[bytes]:
     return [chunk({}, "stop"), *([USAGE] if usage else []), DONE]
 
 
+def _model_in(head: str) -> str:
+    """Gemini's requests name the model in their path: `/models/NAME:streamGenerateContent`."""
+    found = re.match(r"POST \S*/models/([^/:?\s]+):", head)
+    return found[1] if found else ""
+
+
 class ScriptedUpstream:
     """The server, in a thread of its own. `script(name, …)` registers; the Script counts what happened to it."""
 
@@ -111,7 +117,7 @@ class ScriptedUpstream:
             }
             length = re.search(r"content-length:\s*(\d+)", head, re.I)
             body = json.loads(await reader.readexactly(int(length[1])) if length else b"{}")
-            script = self._scripts.get(body.get("model", ""), Script(status=404))
+            script = self._scripts.get(body.get("model") or _model_in(head), Script(status=404))
             script.calls.append(body)
             script.request_headers.append(headers)
             script.live += 1

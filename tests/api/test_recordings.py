@@ -54,7 +54,7 @@ def test_no_recording_is_left_out(format: str) -> None:
 
 @every_recording
 def test_every_view_shows_what_the_provider_said(client: Client, scripted: Register, row: Row) -> None:
-    posted = client.post(ask(play(scripted, row, wire(row)), stream=True, n=choices(row), **WITH_USAGE))
+    posted = client.post(ask(play(scripted, row, sent(row)), stream=True, n=choices(row), **WITH_USAGE))
     stream_id = posted.headers["x-stream-id"]
     stored = frames(client.whole(stream_id))
     assert_as_recorded(row, stored)
@@ -80,7 +80,7 @@ def test_who_leaves_in_the_middle_gets_the_rest(client: Client, scripted: Regist
 
     What fails before its first chunk is no stream, and there is nothing to leave: all of it is the rest.
     """
-    body = ask(play(scripted, row, wire(row)), stream=True, n=choices(row), **WITH_USAGE)
+    body = ask(play(scripted, row, sent(row)), stream=True, n=choices(row), **WITH_USAGE)
     at = random.Random(row["file"]).randrange(1, 1 + least_frames(row))
     with client.view("POST", "/v1/chat/completions", json=body) as viewer:
         assert viewer.response.status_code == 200 or must_fail(row)
@@ -98,7 +98,7 @@ def test_who_leaves_in_the_middle_gets_the_rest(client: Client, scripted: Regist
 
 @every_recording
 def test_the_whole_answer_is_what_the_stream_adds_up_to(client: Client, scripted: Register, row: Row) -> None:
-    response = client.post(ask(play(scripted, row, wire(row)), n=choices(row)))
+    response = client.post(ask(play(scripted, row, sent(row)), n=choices(row)))
     expected = row["expected"]
     if must_fail(row):
         error = error_of(response.json())
@@ -114,11 +114,15 @@ def test_the_whole_answer_is_what_the_stream_adds_up_to(client: Client, scripted
 
 @every_recording
 def test_a_stream_that_is_cut_never_passes_for_whole(client: Client, scripted: Register, row: Row) -> None:
-    stream = wire(row)
+    stream = sent(row)
     cut = random.Random(row["file"]).randrange(len(stream) // 2, len(stream))
     posted = client.post(ask(play(scripted, row, stream[:cut]), stream=True, n=choices(row), **WITH_USAGE))
     stored = frames(client.whole(posted.headers["x-stream-id"]))
     assert end_error(stored) or summary(row, fold(chunks_of(stored))) == row["expected"]["choices"]
+
+
+def sent(row: Row) -> bytes:
+    return wire(row, done=row["format"] == "chat")
 
 
 def play(scripted: Register, row: Row, stream: bytes) -> str:
@@ -139,7 +143,7 @@ def choices(row: Row) -> int:
 def must_fail(row: Row) -> bool:
     """An error was sent, or there is neither a finish reason for every choice nor `[DONE]`."""
     ends = [choice["finish"] for choice in row["expected"]["choices"].values()]
-    return bool(row["expected"]["error"]) or (b"data: [DONE]" not in wire(row) and not (ends and all(ends)))
+    return bool(row["expected"]["error"]) or (b"data: [DONE]" not in sent(row) and not (ends and all(ends)))
 
 
 def error_of_provider(row: Row) -> tuple[int, str | None]:

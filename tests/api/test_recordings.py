@@ -17,7 +17,7 @@ from tests.support.stack import Stack
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import Client, Register, ask, error_of, field, frames, payload, position
 
-KINDS = {"chat": "openai", "anthropic": "anthropic", "gemini": "gemini"}
+KINDS = {"chat": "openai", "anthropic": "anthropic", "gemini": "gemini", "cohere": "cohere", "responses": "responses"}
 """The format of a recording, and the kind of provider that speaks it."""
 
 RECORDINGS = [{**row, "expected": native.expected(row)} for row in recordings.recordings(*KINDS)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shared.embedded import EmbeddedValkey
-from tests.support.stack import Stack
+from tests.support.stack import Stack, wait_until
 from tests.support.upstream import DONE, Script, ScriptedUpstream, chunk, ending, words
 from tests.support.wire import Client, ask, chunks, end_error, refused, text
 
@@ -154,6 +154,9 @@ def test_the_names_are_listed(own: Client) -> None:
 def test_usage_is_booked_for_who_answered(own: Client, script: Any) -> None:
     script(REFUSED, [*words(1), chunk({}, "stop"), DONE])
     own.post(ask("smart"))
-    rows = {row["model"]: row for row in own.get("/v1/usage").json()["data"]}
-    assert rows["scripted/second"]["estimate_requests"] >= 1
-    assert "smart" not in rows
+
+    def rows() -> dict[str, Any]:
+        return {row["model"]: row for row in own.get("/v1/usage").json()["data"]}
+
+    wait_until(lambda: rows()["scripted/second"]["estimate_requests"] >= 1, what="it is settled")
+    assert "smart" not in rows()

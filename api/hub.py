@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Self
 
+from api.pace import Tally
 from shared import keys
 from shared.entry import BEGIN, Entry, Kind
 from shared.errors import Damaged, LogError
@@ -40,11 +41,12 @@ class LiveLog:
     `epoch` is that attempt (0: none yet), `end` the number of its last chunk, `floor` how many of them have left the
     window, `lost` how many Redis itself does not have any more. `replaced` says that an earlier attempt had said
     something, `note` who says it, `usage_last` that the last chunk is the usage chunk. `outcome` is there once the log is
-    sealed, `problem` once it cannot be followed any further.
+    sealed, `problem` once it cannot be followed any further. `tally` is there if viewers are paced.
     """
 
-    def __init__(self, generation_id: str) -> None:
+    def __init__(self, generation_id: str, *, paced: bool = False) -> None:
         self.id = generation_id
+        self.tally = Tally() if paced else None
         self.position = BEGIN
         self.epoch = 0
         self.replaced = False
@@ -60,7 +62,7 @@ class LiveLog:
         self._entries: list[Entry] = []
         self._bytes = 0
         self._frames: dict[Encode, list[bytes]] = {}
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: set[asyncio.Future[None]] = set()
 
     @property
     def end(self) -> int:
@@ -100,10 +102,13 @@ class LiveLog:
                 self._clear()
             elif entry.kind is Kind.OUTCOME:
                 self.outcome = entry
+                if self.tally is not None:
+                    self.tally.end(entry)
             else:
                 if entry.position.seq != self.end + 1:  # only when catching up: `poll` answers Damaged
-                    self._clear()
-                    self.floor = self.lost = entry.position.seq - 1
+                    self._clear(entry.position.seq - 1)
+                if self.tally is not None:
+                    self.tally.add(entry)
                 self.note = entry.note or self.note
                 self._entries.append(entry)
                 self._bytes += len(entry.data)
@@ -116,10 +121,12 @@ class LiveLog:
 
     def fail(self, problem: LogError) -> None:
         self.problem = problem
+        if self.tally is not None:
+            self.tally.off = True
         self.wake()
 
     def wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters = self._waiters, set()
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -127,11 +134,18 @@ class LiveLog:
     def waiter(self) -> asyncio.Future[None]:
         """A future that is done at the next change. Look first, then wait."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        self._waiters.add(waiter)
         return waiter
 
-    def _clear(self) -> None:
-        self.floor = self.lost = self._bytes = 0
+    def forget(self, waiter: asyncio.Future[None]) -> None:
+        """Nobody waits for it any more."""
+        self._waiters.discard(waiter)
+
+    def _clear(self, lost: int = 0) -> None:
+        self.floor = self.lost = lost
+        self._bytes = 0
+        if self.tally is not None:
+            self.tally.clear(lost)
         self._entries.clear()
         for frames in self._frames.values():
             frames.clear()
@@ -178,15 +192,18 @@ class Hub:
         return live.viewers if live else 0
 
     @asynccontextmanager
-    async def watch(self, generation_id: str, *, fresh: bool = False, needed: bool = False) -> AsyncIterator[LiveLog]:
+    async def watch(
+        self, generation_id: str, *, fresh: bool = False, needed: bool = False, paced: bool = False
+    ) -> AsyncIterator[LiveLog]:
         """The live log of a generation, caught up with Redis; it is followed while somebody is in here.
 
         `fresh` says that it was just created and cannot have entries yet, `needed` that the generation ends without
-        viewers: then whoever runs it is told that there is one. Raises RedisError, OSError.
+        viewers: then whoever runs it is told that there is one. `paced` has its tokens counted. Raises RedisError,
+        OSError.
         """
         live = self._live.get(generation_id)
         if live is None:
-            live = self._live[generation_id] = LiveLog(generation_id)
+            live = self._live[generation_id] = LiveLog(generation_id, paced=paced)
             live.needed = needed
             live.opening = asyncio.create_task(self._catch_up(live, fresh), name=f"open {generation_id}")
             FOLLOWED.inc()

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from api.cursor import Cursor, Start, place
 from api.errors import to_response
 from api.hub import Hub, LiveLog
+from api.pace import TICK_S, Pace
 from api.projections import chat
 from shared import json, sse
 from shared.broker import Broker
@@ -148,7 +149,8 @@ class _LogResponse(Response):
         client = _Client(scope, receive, send, self._parts.settings.send_timeout_s)
         try:
             needed = self._header.get("on_disconnect") == "cancel"
-            async with self._parts.hub.watch(self._id, fresh=self._fresh, needed=needed) as live:
+            paced = self._header.get("max_tokens_per_s") is not None
+            async with self._parts.hub.watch(self._id, fresh=self._fresh, needed=needed, paced=paced) as live:
                 await self._respond(client, live)
         except TimeoutError:
             VIEWERS_DROPPED.inc()
@@ -203,6 +205,7 @@ class EventStream(_LogResponse):
         self._view, self._cursor, self._hold_s = view, cursor, hold_s
         self._leave_at: float | None = None
         self._page = _FIRST_PAGE
+        self._pace: Pace | None = None
         self._encode = chat.encoder(ids=view.ids, include_usage=view.include_usage)
 
     async def _respond(self, client: _Client, live: LiveLog) -> None:
@@ -219,6 +222,8 @@ class EventStream(_LogResponse):
                 raise GenerationFailed(error)
         if client.gone:
             return
+        if live.tally is not None:
+            self._pace = Pace(self._header["max_tokens_per_s"], live.tally)
         await client.start(200, {**EVENT_STREAM_HEADERS, **self._extra, **chat.served_headers(live.note)})
         async for body, last in self._bodies(client, live, start):
             await client.send(body, more=not last)
@@ -241,12 +246,14 @@ class EventStream(_LogResponse):
                 if live.replaced and self._view.native:
                     yield chat.attempt_frame(live.epoch), False
                 epoch, index = live.epoch, 0
+            elif index < live.end and (limit := self._limit(live, index)) == index:
+                news = await self._until_due(client, live, epoch, index)
             elif index < live.floor:
-                body, index = await self._read_page(live, epoch, index)
+                body, index = await self._read_page(live, epoch, index, limit)
                 if body:
                     yield body, False
             elif index < live.end:
-                frames = _fitting(live.frames(self._encode, index, min(live.end, index + _BATCH)))
+                frames = _fitting(live.frames(self._encode, index, min(limit, index + _BATCH)))
                 index += len(frames)
                 if body := b"".join(frames):
                     yield body, False
@@ -272,6 +279,29 @@ class EventStream(_LogResponse):
         await client.wait(waiter, patience_s)
         return bool(live.position != before or client.gone or live.problem or self._parts.drain.native)
 
+    def _limit(self, live: LiveLog, index: int) -> int:
+        """How many of the attempt's chunks this viewer may have by now."""
+        if self._pace is None:
+            return live.end
+        return self._pace.limit(live.epoch, index, live.end, asyncio.get_running_loop().time())
+
+    async def _until_due(self, client: _Client, live: LiveLog, epoch: int, index: int) -> bool | None:
+        """Waits for the pace, and answers like `_news`. What is written meanwhile is no reason to send anything."""
+        assert self._pace is not None
+        loop = asyncio.get_running_loop()
+        silent_until = loop.time() + self._parts.settings.keepalive_s
+        while not (client.gone or live.epoch != epoch or self._limit(live, index) > index):
+            now, stay_s = loop.time(), self._stay_s()
+            if stay_s <= 0:
+                return None
+            if now >= silent_until:
+                return False
+            waiter = live.waiter()
+            wanted_s = min(self._pace.due(index), silent_until, now + stay_s) - now
+            await client.wait(waiter, max(TICK_S, wanted_s))
+            live.forget(waiter)
+        return True
+
     def _stay_s(self) -> float:
         """How long this viewer may still stay. When the server stops, native ones leave one by one, not all at once."""
         drain = self._parts.drain
@@ -284,10 +314,11 @@ class EventStream(_LogResponse):
             self._leave_at = now + random.uniform(0, min(_STAGGER_S, self._parts.settings.drain_s / 2))
         return self._leave_at - now
 
-    async def _read_page(self, live: LiveLog, epoch: int, index: int) -> tuple[bytes, int]:
+    async def _read_page(self, live: LiveLog, epoch: int, index: int, limit: int) -> tuple[bytes, int]:
         """Frames that have left the window, from the log itself."""
+        count = min(self._page, limit - index)
         try:
-            page = await self._parts.broker.log.read(self._id, Position(epoch, index), self._page)
+            page = await self._parts.broker.log.read(self._id, Position(epoch, index), count)
         except Damaged as problem:
             live.fail(problem)
             return b"", live.end

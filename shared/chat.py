@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from shared.config import MAX_TOKENS_PER_S
 from shared.errors import BadRequest
 
 EXTENSION_FIELDS = frozenset(
@@ -106,6 +107,7 @@ class ChatRequest(_Lenient):
     session_max_tokens: Annotated[int, Field(ge=1)] | None = None
     session_keep_partial: bool | None = None
     store_reasoning: bool | None = None
+    max_tokens_per_s: Annotated[float, Field(gt=0, le=MAX_TOKENS_PER_S)] | None = None
 
     @property
     def include_usage(self) -> bool:

@@ -24,6 +24,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+MAX_TOKENS_PER_S = 10_000
+"""Above this nobody could tell a paced stream from another."""
+
 DEFAULT_CONFIG = "streamspool.toml"
 _TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
@@ -143,6 +146,12 @@ class Settings(BaseSettings):
     )
     disconnect_grace_s: float = Field(
         5, ge=1, description="with on_disconnect=cancel: how long a generation may be without any viewer"
+    )
+    max_tokens_per_s: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_TOKENS_PER_S,
+        description="default of the request field: tokens a second that streams are shown at; empty: as fast as they come",
     )
     no_worker_s: float = Field(
         60, ge=1, description="how long generations wait while no worker is alive, before they fail with `no_worker`"

@@ -56,15 +56,18 @@ class Kind(StrEnum):
 NOTE = b"s"
 """A second field, of an attempt's first chunk only: JSON `{model, refused?, retries?, think?}`, who said it and how that
 came about."""
+AT = b"at"
+"""Another one there: the worker's time when that chunk was said, in Unix ms. It starts the clock of paced viewers."""
 
 
 class Entry(NamedTuple):
-    """One entry: `data` is JSON, exactly as it was written; so is `note`, where there is one."""
+    """One entry: `data` is JSON, exactly as it was written; so is `note`. `note` and `at_ms` are a first chunk's."""
 
     position: Position
     kind: Kind
     data: bytes
     note: bytes | None = None
+    at_ms: int | None = None
 
 
 class Status(StrEnum):
@@ -120,6 +123,9 @@ def decode(raw: Iterable[tuple[bytes, Mapping[bytes, bytes]]], after: Position |
                 raise Damaged(f"{position} comes after {after}")
             after = position
         field, data = next(iter(fields.items()))
-        note = fields.get(NOTE) if len(fields) > 1 else None
-        entries.append(Entry(position, Kind(field.decode()), data, note))
+        if len(fields) == 1:
+            entries.append(Entry(position, Kind(field.decode()), data))
+        else:
+            at = int(fields[AT]) if AT in fields else None
+            entries.append(Entry(position, Kind(field.decode()), data, fields.get(NOTE), at))
     return entries

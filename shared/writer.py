@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from shared import keys
 from shared.chat import Chunk
-from shared.entry import NOTE, Position
+from shared.entry import AT, NOTE, Position, now_ms
 from shared.errors import Damaged, Fenced, Gone
 from shared.redis import UNREACHABLE, ArqRedis, RedisError, ResponseError, complain
 from shared.tasks import cancel
@@ -161,8 +161,9 @@ class Writer:
     def _pack(self, seq: int, chunk: Chunk) -> bytes:
         entry_id = b"%d-%d" % (self.epoch, seq)
         field = b"u" if chunk.is_usage else b"c"
-        if seq == 1 and self.note is not None:
-            return _bulk(b"XADD", self._key, b"NOMKSTREAM", entry_id, field, chunk.payload, NOTE, self.note)
+        if seq == 1:
+            beside = (AT, b"%d" % now_ms(), *((NOTE, self.note) if self.note is not None else ()))
+            return _bulk(b"XADD", self._key, b"NOMKSTREAM", entry_id, field, chunk.payload, *beside)
         return b"%b$%d\r\n%b\r\n$1\r\n%b\r\n$%d\r\n%b\r\n" % (
             self._prefix,
             len(entry_id),

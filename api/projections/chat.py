@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import quote
 
-from shared import json, sse
+from shared import json, sse, turns
 from shared.chat import Accumulator
 from shared.entry import SEAL, Entry, Kind, Status, Summary
 from shared.errors import Damaged, GenerationFailed, Gone, LogError
@@ -19,6 +19,7 @@ from shared.errors import Damaged, GenerationFailed, Gone, LogError
 Encode = Callable[[Entry], bytes]
 
 _SEAL_ID = str(SEAL).encode()
+_CHARACTERS_PER_TOKEN = 4  # as in shared/usage.py
 
 CANCELLED = {
     "message": "The generation was cancelled. What it said so far is kept.",
@@ -57,6 +58,13 @@ def encoder(*, ids: bool, include_usage: bool) -> Encode:
         return sse.frame(entry.data, id=str(entry.position).encode()) if ids else sse.data_frame(entry.data)
 
     return encode
+
+
+def tokens(payload: bytes) -> int:
+    """What a chunk counts for a paced viewer: a quarter of the characters it adds, and never nothing."""
+    choices = json.loads(payload).get("choices") or ()
+    texts = [text for choice in choices for text in turns.billed(choice.get("delta") or {})]
+    return max(1, sum(map(len, texts)) // _CHARACTERS_PER_TOKEN)
 
 
 def attempt_frame(epoch: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -23,7 +24,14 @@ _REQUEST_BODY = {
 }
 
 
-_HEADER_OPTIONS = ("on_interruption", "on_disconnect", "session_id", "session_policy", "session_trim")
+_HEADER_OPTIONS = (
+    "on_interruption",
+    "on_disconnect",
+    "session_id",
+    "session_policy",
+    "session_trim",
+    "max_tokens_per_s",
+)
 
 
 def stream_headers(generation_id: str) -> dict[str, str]:
@@ -36,7 +44,11 @@ def _with_options(body: Any, request: Request) -> Any:
     if not isinstance(body, dict):
         return body
     given = {field: request.headers.get(f"x-{field.replace('_', '-')}") for field in _HEADER_OPTIONS}
-    return {**{field: value for field, value in given.items() if value is not None}, **body}
+    options: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
+    if rate := options.get("max_tokens_per_s"):
+        with suppress(ValueError):  # what is no number is refused as the field would be
+            options["max_tokens_per_s"] = json.loads_strict(rate.encode())
+    return {**options, **body}
 
 
 def _open_webui_chat(chat_request: ChatRequest, request: Request) -> str | None:

@@ -17,10 +17,12 @@ from api.cursor import Cursor, parse
 from api.hub import BLOCK_MS, Hub
 from api.relay import Drain, EventStream, Parts, View
 from shared import keys
+from shared import writer as writer_module
 from shared.broker import Broker
 from shared.chat import Chunk
 from shared.config import Settings
 from shared.embedded import EmbeddedValkey
+from shared.entry import now_ms
 from shared.redis import ArqRedis, connect
 from shared.streamlog import StreamLog
 from shared.writer import Appender, Writer
@@ -87,10 +89,12 @@ class Bench:
         return writer
 
     async def say(self, writer: Writer, *words: int) -> None:
-        await writer.append([Chunk(b'"w%d"' % word) for word in words])
+        await writer.append([Chunk(b'{"x":"w%d"}' % word) for word in words])
 
-    def watch(self, writer: Writer, view: View = NATIVE, cursor: Cursor | None = None) -> Viewer:
-        header = {"id": writer.generation_id}
+    def watch(
+        self, writer: Writer, view: View = NATIVE, cursor: Cursor | None = None, rate: float | None = None
+    ) -> Viewer:
+        header = {"id": writer.generation_id, "max_tokens_per_s": rate}
         return Viewer(EventStream(self.parts, header, view, cursor=cursor, headers={}))
 
     async def end(self, *viewers: Viewer) -> None:
@@ -322,3 +326,117 @@ async def test_viewers_that_come_at_once_cost_one_reading(bench: Bench) -> None:
     after = (await bench.redis.info("commandstats"))["cmdstat_xrange"]["calls"]
     assert {tuple(viewer.words) for viewer in viewers} == {tuple(f"w{i}" for i in range(50))}
     assert after - before <= 4
+
+
+# ---- pacing: one token every 1000 s, so that nothing here depends on how long it takes
+
+SLOWLY = 0.001
+FAILED = {**COMPLETED, "status": "failed", "error": {"message": "m", "type": "t", "param": None, "code": "c"}}
+
+
+@pytest.fixture
+def begun_4500_s_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker wrote the first chunk so long ago that four more are due, and the next one is not for 500 s."""
+    monkeypatch.setattr(writer_module, "now_ms", lambda: now_ms() - 4_500_000)
+
+
+DUE = [f"w{i}" for i in range(5)]
+
+
+async def test_paced_viewers_all_see_what_is_due_whenever_they_come(bench: Bench, begun_4500_s_ago: None) -> None:
+    writer = await bench.log_of(0)
+    viewers = [bench.watch(writer, rate=SLOWLY), bench.watch(writer, OPENAI, rate=SLOWLY)]
+    await bench.say(writer, *range(1, 20))
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    viewers += [bench.watch(writer, rate=SLOWLY), bench.watch(writer, rate=SLOWLY, cursor=parse("1-2"))]
+    for viewer in viewers:
+        await viewer.until(b"w4")
+    assert [viewer.words for viewer in viewers] == [DUE, DUE, DUE, DUE[2:]]
+    for viewer in viewers:
+        viewer.hang_up()
+    await bench.end(*viewers)
+    assert not any(viewer.over for viewer in viewers)
+
+
+async def test_a_resumed_viewer_waits_for_the_next_chunk_only(bench: Bench) -> None:
+    """It has more than is due by the clock here: the process it comes from may have had another."""
+    writer = await bench.log_of(*range(20))
+    viewer = bench.watch(writer, rate=SLOWLY, cursor=parse("1-10"))
+    await viewer.until(b"w10")
+    assert viewer.words == ["w10"]
+    viewer.hang_up()
+    await bench.end(viewer)
+
+
+async def test_what_was_said_long_ago_is_shown_at_once(bench: Bench, begun_4500_s_ago: None) -> None:
+    writer = await bench.log_of(*range(20))
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    viewer = bench.watch(writer, rate=1)
+    await bench.end(viewer)
+    assert len(viewer.words) == 20
+    assert viewer.over
+
+
+@pytest.mark.parametrize("outcome", [FAILED, {**COMPLETED, "status": "cancelled"}])
+async def test_what_failed_is_not_waited_for(bench: Bench, outcome: dict[str, Any]) -> None:
+    writer = await bench.log_of(*range(20))
+    viewer = bench.watch(writer, rate=SLOWLY)
+    await viewer.until(b"w0")
+    assert viewer.words == ["w0"]
+    await bench.log.seal(writer.generation_id, outcome)
+    await bench.end(viewer)
+    assert viewer.words == [f"w{i}" for i in range(20)]
+    assert b'{"error":' in viewer.body
+    assert viewer.over
+
+
+async def test_a_paced_viewer_of_a_deleted_log_is_told_at_once(bench: Bench) -> None:
+    writer = await bench.log_of(*range(20))
+    viewer = bench.watch(writer, rate=SLOWLY)
+    await viewer.until(b"w0")
+    await bench.redis.delete(keys.log(writer.generation_id))
+    await bench.end(viewer)
+    assert b'"stream_gone"' in viewer.body
+
+
+async def test_a_paced_viewer_of_a_replaced_attempt_is_told_at_once(bench: Bench) -> None:
+    writer = await bench.log_of(*range(20))
+    native, openai = bench.watch(writer, rate=SLOWLY), bench.watch(writer, OPENAI, rate=SLOWLY)
+    for viewer in (native, openai):
+        await viewer.until(b"w0")
+    second, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 2, {"at_ms": 2})
+    await bench.say(second, 77, 78)
+    await native.until(b"w77")
+    await bench.end(openai)
+    assert native.words == ["w0", "w77"]
+    assert b'"generation_interrupted"' in openai.body
+    native.hang_up()
+    await bench.end(native)
+
+
+async def test_a_laggard_reads_no_more_from_the_log_than_is_due(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, begun_4500_s_ago: None
+) -> None:
+    monkeypatch.setattr(hub_module, "WINDOW_BYTES", 100)
+    writer = await bench.log_of(*range(200))
+    viewer = bench.watch(writer, rate=SLOWLY)
+    await viewer.until(b"w4")
+    assert viewer.words == DUE
+    viewer.hang_up()
+    await bench.end(viewer)
+
+
+async def test_a_server_that_stops_does_not_wait_for_the_pace(bench: Bench) -> None:
+    writer = await bench.log_of(1, 2)
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    native, openai = bench.watch(writer, rate=SLOWLY), bench.watch(writer, OPENAI, rate=SLOWLY)
+    for viewer in (native, openai):
+        await viewer.until(b"w1")
+    bench.parts.drain.native = True
+    bench.parts.hub.wake()
+    await bench.end(native)
+    bench.parts.drain.everyone = True
+    bench.parts.hub.wake()
+    await bench.end(openai)
+    assert native.aborted and openai.aborted  # noqa: PT018 - both, for the same reason
+    assert native.words == openai.words == ["w1"]

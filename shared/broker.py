@@ -18,13 +18,13 @@ from datetime import date
 from typing import Any, NamedTuple
 
 from shared import json, keys, usage
-from shared.chat import ChatRequest
 from shared.closing import Closing
 from shared.config import Settings
 from shared.doorbell import ring
 from shared.entry import Kind, Position, Status, Summary, now_ms
 from shared.errors import BadRequest, Gone, KeyReused, NotFound, Sealed, StreamspoolError, Unavailable
 from shared.redis import UNREACHABLE, ArqRedis, RedisError
+from shared.request import ChatRequest
 from shared.sessions import Sessions, check_id
 from shared.streamlog import StreamLog
 from shared.telemetry import REDIS_ERRORS, SUBMITTED, get_logger

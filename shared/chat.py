@@ -1,28 +1,25 @@
-"""The chat wire format, OpenAI's: requests, chunks, and the fold that makes an answer out of chunks.
+"""The chat wire format, OpenAI's, as it comes back: chunks, and the fold that makes an answer out of them.
 
-Hidden here: which fields are ours, which types OpenAI's reference gives the others, how deltas add up. Fields nobody
-here has heard of are let through, in requests and in chunks alike.
+Hidden here: which fields of a request never reach a provider, and how deltas add up. Fields nobody here has heard of
+are let through. What a request may look like is in `request.py`.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal, NamedTuple
-
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-
-from shared.config import MAX_TOKENS_PER_S
-from shared.errors import BadRequest
+from typing import Any, NamedTuple
 
 EXTENSION_FIELDS = frozenset(
     "on_interruption on_disconnect session_id session_policy session_trim session_max_tokens session_keep_partial "
-    "store_reasoning background max_tokens_per_s webhook".split()
+    "store_reasoning background max_tokens_per_s webhook "
+    # OpenAI's own, but they are for whoever keeps the answer, and that is us. To pass `store` on would leave a second
+    # copy of the prompt with the provider; and without it OpenAI refuses `metadata`.
+    "store metadata".split()
 )
-"""Request fields of our own: never forwarded to a provider."""
+"""Request fields that are for the broker: never forwarded to a provider."""
 
 _ASSIGNED = frozenset(
-    {"id", "index", "name", "object", "role", "type", "format", "signature", "thought_signature"}
-    | {"finish_reason", "native_finish_reason", "stop_sequence"}
+    "id index name object role type format signature thought_signature finish_reason native_finish_reason stop_reason "
+    "stop_sequence channel severity status".split()
 )
 """Fields that are sent whole, not in pieces: joining two of them would make neither."""
 
@@ -32,6 +29,9 @@ _PLACED = ("tool_calls", "annotations", "images", "thinking_blocks", "anthropic_
     "cohere_citations",
 )
 """Lists whose items have an `index` only so that deltas can be added up: in a message they are in order, without it."""
+
+_NOT_KEPT = frozenset({"choices", "object", "usage", "obfuscation"})
+"""Fields of a chunk that are no field of the answer, or one of another kind; `obfuscation` pads OpenAI's chunks."""
 
 _PARTS = ("content", "thinking")
 """Where text may be a string or a list of parts, one after the other in one answer: Mistral's `content` is both."""
@@ -46,101 +46,6 @@ class Chunk(NamedTuple):
 
     payload: bytes
     is_usage: bool = False
-
-
-class _Lenient(BaseModel):
-    """Known fields have their type, exactly; unknown ones are left alone."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class Message(_Lenient):
-    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
-    content: str | list[dict[str, Any]] | None = None
-
-
-class StreamOptions(_Lenient):
-    include_usage: bool | None = None
-
-
-class ChatRequest(_Lenient):
-    """Body of POST /v1/chat/completions (platform.openai.com/docs/api-reference/chat/create).
-
-    Only types and what the broker itself relies on are checked; ranges are the provider's business.
-    """
-
-    model: Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
-    messages: Annotated[list[Message], Field(min_length=1)]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    user: str | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = None
-    metadata: (
-        Annotated[
-            dict[
-                Annotated[str, StringConstraints(max_length=64)],
-                Annotated[str, StringConstraints(max_length=512)],
-            ],
-            Field(max_length=16),
-        ]
-        | None
-    ) = None
-    on_interruption: Literal["fail", "restart"] | None = None
-    on_disconnect: Literal["continue", "cancel"] | None = None
-    session_id: str | None = None
-    session_policy: Literal["reject", "enqueue", "interrupt"] | None = None
-    session_trim: Literal["none", "oldest"] | None = None
-    session_max_tokens: Annotated[int, Field(ge=1)] | None = None
-    session_keep_partial: bool | None = None
-    store_reasoning: bool | None = None
-    max_tokens_per_s: Annotated[float, Field(gt=0, le=MAX_TOKENS_PER_S)] | None = None
-
-    @property
-    def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-    @classmethod
-    def check(cls, body: object) -> ChatRequest:
-        """Raises BadRequest naming the first wrong field the way OpenAI does: `messages[0].role`."""
-        if not isinstance(body, dict):
-            raise BadRequest("The request body must be a JSON object.")
-        try:
-            request = cls.model_validate(body)
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            param = _param(first["loc"])
-            text = first["msg"].removeprefix("Value error, ")
-            raise BadRequest(f"{param}: {text}." if param else f"{text}.", param=param or None) from None
-        if request.stream_options is not None and not request.stream:
-            raise BadRequest("stream_options: only allowed when stream is true.", param="stream_options")
-        return request
-
-
-def _param(location: tuple[int | str, ...]) -> str:
-    """`('messages', 0, 'content', 'str')` → `messages[0].content`: union branches are not part of the path."""
-    path = ""
-    for part in location:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif re.fullmatch(r"[a-z_]+", part) and part not in ("str", "int", "float", "bool", "dict", "list"):
-            path += f".{part}" if path else part
-        else:
-            break
-    return path
 
 
 def _merge(old: Any, new: Any, field: str = "") -> Any:
@@ -166,18 +71,26 @@ def _parts(content: list[Any] | str) -> list[Any]:
 def _merge_lists(old: list[Any], new: list[Any], *, joined: bool = False) -> list[Any]:
     """`joined`: parts of a text, of which one that goes on with the last one's type is its continuation."""
     merged = list(old)
-    places = {item["index"]: i for i, item in enumerate(merged) if isinstance(item, dict) and "index" in item}
     for item in new:
         index = item.get("index") if isinstance(item, dict) else None
-        if index is not None and index in places:
-            merged[places[index]] = _merge(merged[places[index]], item)
+        if index is not None and (place := _place(merged, item)) is not None:
+            merged[place] = _merge(merged[place], item)
         elif joined and index is None and merged and _continues(merged[-1], item):
             merged[-1] = _merge(merged[-1], item)
         else:
-            if index is not None:
-                places[index] = len(merged)
             merged.append(item)
     return merged
+
+
+def _place(items: list[Any], item: dict[str, Any]) -> int | None:
+    """Which of the items this one goes on with: same `index`, and no other `type` (OpenRouter's reasoning_details have
+    text and what is encrypted under one index)."""
+    for at, other in enumerate(items):
+        if isinstance(other, dict) and other.get("index") == item["index"]:
+            kinds = {other.get("type"), item.get("type")} - {None}
+            if len(kinds) < 2:
+                return at
+    return None
 
 
 def _continues(last: Any, part: Any) -> bool:
@@ -195,7 +108,7 @@ class Accumulator:
 
     def feed(self, chunk: dict[str, Any]) -> None:
         for field, value in chunk.items():
-            if field not in ("choices", "object", "usage"):
+            if field not in _NOT_KEPT and (value is not None or field not in self._top):
                 self._top[field] = value
         if chunk.get("usage"):
             self.usage = chunk["usage"]
@@ -222,8 +135,11 @@ class Accumulator:
         choices = []
         for _, choice in sorted(self._choices.items()):
             message = {"role": "assistant", "content": None, "refusal": None, **_message(choice["message"])}
-            if message.get("tool_calls"):
-                message["content"] = message["content"] or None
+            for field in ("tool_calls", "function_call"):
+                if message.get(field):
+                    message["content"] = message["content"] or None
+                else:
+                    message.pop(field, None)  # OpenAI leaves them out; some providers send null, or an empty list
             choices.append({"finish_reason": None, "logprobs": None, **choice, "message": message})
         return {**self._top, "object": "chat.completion", "choices": choices, "usage": self.usage}
 

@@ -14,8 +14,8 @@ from api.deps import Body, Owner, ProcessParts
 from api.projections import chat
 from api.relay import Answer, EventStream, View
 from shared import json
-from shared.chat import ChatRequest
 from shared.errors import BadRequest, Damaged
+from shared.request import ChatRequest
 
 router = APIRouter(tags=["chat"])
 

@@ -9,11 +9,12 @@ import pytest
 
 from shared import keys
 from shared.broker import Broker, Principal
-from shared.chat import ChatRequest, Chunk
+from shared.chat import Chunk
 from shared.config import Settings
 from shared.entry import Position, Status
 from shared.errors import NotFound, Unavailable
 from shared.redis import ArqRedis, connect
+from shared.request import ChatRequest
 from shared.streamlog import StreamLog
 from shared.writer import Appender
 

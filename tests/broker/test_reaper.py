@@ -11,12 +11,12 @@ import pytest
 
 from shared import keys, reaper
 from shared.broker import Broker, Principal
-from shared.chat import ChatRequest
 from shared.config import Settings
 from shared.entry import Status, Summary
 from shared.errors import KeyReused, Unavailable
 from shared.reaper import Reaper
 from shared.redis import ArqRedis
+from shared.request import ChatRequest
 from shared.streamlog import StreamLog
 
 ANN = Principal("ann")

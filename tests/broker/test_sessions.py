@@ -10,11 +10,12 @@ import pytest
 
 from shared import keys
 from shared.broker import Broker, Principal
-from shared.chat import ChatRequest, Chunk
+from shared.chat import Chunk
 from shared.config import Settings
 from shared.entry import Status
 from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
 from shared.redis import ArqRedis
+from shared.request import ChatRequest
 from shared.streamlog import StreamLog
 from shared.writer import Appender
 

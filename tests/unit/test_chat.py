@@ -1,4 +1,4 @@
-"""Requests, and the fold that makes an answer out of chunks."""
+"""The fold that makes an answer out of chunks."""
 
 from __future__ import annotations
 
@@ -9,122 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.chat import EXTENSION_FIELDS, Accumulator, ChatRequest
-from shared.errors import BadRequest
-
-VALID: dict[str, Any] = {"model": "fake/echo", "messages": [{"role": "user", "content": "hi"}]}
-
-
-def refused(**fields: Any) -> BadRequest:
-    with pytest.raises(BadRequest) as caught:
-        ChatRequest.check({**VALID, **fields})
-    return caught.value
-
-
-# ---- requests
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
-        {"stream": None, "n": None, "stop": None, "tools": None, "metadata": None, "stream_options": None},
-        {"temperature": 0, "top_p": 1, "n": 128, "max_tokens": 1, "seed": -5, "stop": ["a"], "logprobs": True},
-        {"tool_choice": "auto", "response_format": {"type": "text"}, "parallel_tool_calls": False},
-        {"tool_choice": {"type": "function"}, "stop": "x", "metadata": {"k" * 64: "v" * 512}},
-        {"on_interruption": "fail", "on_disconnect": "continue"},
-        {"unknown": object, "reasoning_effort": "max"},
-        {
-            "messages": [
-                {"role": role, "content": None, "x": 1} for role in "developer system user tool function".split()
-            ]
-        },
-        {"messages": [{"role": "assistant"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
-    ],
-)
-def test_what_is_accepted(fields: dict[str, Any]) -> None:
-    assert ChatRequest.check({**VALID, **fields}).model == "fake/echo"
-
-
-@pytest.mark.parametrize(
-    ("fields", "include_usage"),
-    [
-        ({}, False),
-        ({"stream": True}, False),
-        ({"stream": True, "stream_options": {}}, False),
-        ({"stream": True, "stream_options": {"include_usage": None}}, False),
-        ({"stream": True, "stream_options": {"include_usage": False}}, False),
-        ({"stream": True, "stream_options": {"include_usage": True}}, True),
-    ],
-)
-def test_usage_is_for_those_who_ask(fields: dict[str, Any], include_usage: bool) -> None:
-    assert ChatRequest.check({**VALID, **fields}).include_usage is include_usage
-
-
-@pytest.mark.parametrize("body", [None, [], "x", 1, True, [VALID]])
-def test_a_body_must_be_an_object(body: Any) -> None:
-    with pytest.raises(BadRequest, match="must be a JSON object"):
-        ChatRequest.check(body)
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"model": None}, "model"),
-        ({"model": "a\nb"}, "model"),
-        ({"messages": []}, "messages"),
-        ({"messages": [{"role": "user"}, {"role": "wizard"}]}, "messages[1].role"),
-        ({"messages": [{"content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content"),
-        ({"messages": ["x"]}, "messages[0]"),
-        ({"n": 0}, "n"),
-        ({"n": True}, "n"),
-        ({"n": 1.0}, "n"),
-        ({"temperature": "1"}, "temperature"),
-        ({"stop": [1]}, "stop"),
-        ({"tools": [1]}, "tools[0]"),
-        ({"metadata": {"k": 1}}, "metadata.k"),
-        ({"metadata": {"k" * 65: "v"}}, "metadata"),
-        ({"metadata": {str(i): "v" for i in range(17)}}, "metadata"),
-        ({"stream": True, "stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
-        ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"stream": False, "stream_options": {}}, "stream_options"),
-        ({"on_interruption": "x"}, "on_interruption"),
-    ],
-)
-def test_what_is_refused_is_named(fields: dict[str, Any], param: str) -> None:
-    error = refused(**fields)
-    assert (error.param or "").startswith(param)
-    assert error.param in error.message
-    assert error.message.endswith(".")
-    assert error.status == 400
-
-
-def test_a_refusal_never_quotes_the_request() -> None:
-    for fields in ({"messages": [{"role": "canary", "content": {}}]}, {"stop": {"canary": 1}}, {"model": "canary\n"}):
-        assert "canary" not in refused(**fields).message
-
-
-@given(st.dictionaries(st.sampled_from([*ChatRequest.model_fields, "x"]), st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5,
-)))  # fmt: skip
-def test_anything_is_accepted_or_refused(body: dict[str, Any]) -> None:
-    before = copy.deepcopy(body)
-    try:
-        ChatRequest.check({**VALID, **body})
-    except BadRequest as error:
-        assert error.message  # noqa: PT017 - both ways are right
-    assert repr(body) == repr(before)
-
-
-def test_our_own_fields_are_known() -> None:
-    assert {"on_interruption", "on_disconnect"} <= EXTENSION_FIELDS & ChatRequest.model_fields.keys()
-
-
-# ---- the fold
+from shared.chat import Accumulator
 
 
 def chunk(delta: dict[str, Any], finish: str | None = None, *, index: int = 0, **choice: Any) -> dict[str, Any]:
@@ -339,10 +224,108 @@ def test_unknown_fields_add_up(first: Any, second: Any, merged: Any) -> None:
     assert choice["x"] == merged
 
 
-@pytest.mark.parametrize("field", ["id", "name", "role", "type", "format", "signature", "thought_signature", "object"])
+@pytest.mark.parametrize(
+    "field",
+    "id name role type format signature thought_signature object channel severity".split(),
+)
 def test_what_is_sent_whole_is_not_joined(field: str) -> None:
     assert message({field: "a"}, {field: "a"}) [field] == "a"  # fmt: skip
     assert message({"x": {field: "a"}}, {"x": {field: "b"}})["x"] == {field: "b"}
+
+
+def test_labels_that_come_with_every_chunk_stay_what_they_are() -> None:
+    """Azure's filter results, OpenRouter's own reason, Groq's channel: all strings, none of them a piece."""
+    filtered = {"hate": {"filtered": False, "severity": "safe"}}
+    parts = [
+        chunk({"content": piece, "channel": "final"}, content_filter_results=filtered, native_finish_reason="end")
+        for piece in "ab"
+    ]
+    (choice,) = fold(*parts).result()["choices"]
+    assert choice["content_filter_results"] == filtered
+    assert choice["native_finish_reason"] == "end"
+    assert choice["message"]["channel"] == "final"
+
+
+def test_padding_is_no_part_of_the_answer() -> None:
+    assert "obfuscation" not in fold({**chunk({"content": "a"}), "obfuscation": "xyz"}).result()
+
+
+def test_a_field_that_is_null_later_keeps_its_value() -> None:
+    folded = fold({**chunk({}), "service_tier": "default"}, {**chunk({}), "service_tier": None, "new": None})
+    assert folded.result()["service_tier"] == "default"
+    assert folded.result()["new"] is None
+
+
+def test_a_legacy_function_call_is_joined() -> None:
+    said = message(
+        {"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": ""}},
+        {"function_call": {"arguments": '{"a"'}},
+        {"function_call": {"arguments": ":1}"}},
+    )
+    assert said["function_call"] == {"name": "f", "arguments": '{"a":1}'}
+    assert said["content"] is None
+
+
+@pytest.mark.parametrize("nothing", [None, [], {}])
+def test_calls_that_say_nothing_are_left_out(nothing: Any) -> None:
+    said = message({"content": "a", "tool_calls": nothing, "function_call": nothing})
+    assert said == {"role": "assistant", "content": "a", "refusal": None}
+
+
+def test_audio_is_joined_and_its_id_and_end_are_not() -> None:
+    said = message(
+        {"role": "assistant", "content": None},
+        {"audio": {"id": "audio_1", "transcript": "He"}},
+        {"audio": {"id": "audio_1", "data": "AAAA", "transcript": "llo"}},
+        {"audio": {"data": "BBBB"}},
+        {"audio": {"expires_at": 1}},
+        {"audio": {"expires_at": 2}},
+    )
+    assert said["audio"] == {"id": "audio_1", "data": "AAAABBBB", "transcript": "Hello", "expires_at": 2}
+
+
+def test_logprobs_of_text_and_of_a_refusal_are_lists() -> None:
+    one, two = {"token": "a", "logprob": -1}, {"token": "b", "logprob": -2}
+    parts = [
+        chunk({"content": "a"}, logprobs={"content": [one], "refusal": None}),
+        chunk({"refusal": "b"}, logprobs={"content": None, "refusal": [two]}),
+        chunk({"refusal": "b"}, logprobs={"content": [], "refusal": [two]}),
+        chunk({}, "stop", logprobs=None),
+    ]
+    (choice,) = fold(*parts).result()["choices"]
+    assert choice["logprobs"] == {"content": [one], "refusal": [two, two]}
+
+
+def test_what_has_one_index_and_two_types_is_two_things() -> None:
+    """OpenRouter's reasoning_details."""
+    text, more = ({"index": 0, "type": "reasoning.text", "text": piece} for piece in ("a", "b"))
+    signed = {"index": 0, "type": "reasoning.encrypted", "data": "x"}
+    said = message(*({"reasoning_details": [part]} for part in (text, more, signed)))
+    assert said["reasoning_details"] == [{**text, "text": "ab"}, signed]
+
+
+def thinking(piece: str) -> dict[str, Any]:
+    return {"type": "thinking", "thinking": [{"type": "text", "text": piece}]}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "content"),
+    [
+        ([[thinking("a")], [thinking("b")], "c", "d"], [thinking("ab"), {"type": "text", "text": "cd"}]),
+        (["", [thinking("a")], "b"], [thinking("a"), {"type": "text", "text": "b"}]),
+        (["a", None, [{"type": "text", "text": "b"}]], [{"type": "text", "text": "ab"}]),
+        ([[thinking("a"), {"type": "text", "text": "b"}], "", "c"], [thinking("a"), {"type": "text", "text": "bc"}]),
+        ([[{"type": "reference", "ids": [1]}], [{"type": "reference", "ids": [2]}]], None),
+        ([["odd"], [1]], ["odd", 1]),
+    ],
+)
+def test_content_that_is_now_text_and_now_parts_loses_nothing(pieces: list[Any], content: Any) -> None:
+    """Mistral's reasoning models."""
+    expected = content or [part for piece in pieces for part in piece]
+    deltas = [{"content": piece} for piece in pieces]
+    before = copy.deepcopy(deltas)
+    assert message(*deltas)["content"] == expected
+    assert deltas == before
 
 
 def test_an_index_that_is_no_number_is_no_failure() -> None:

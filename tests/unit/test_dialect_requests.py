@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import json
-from shared.chat import EXTENSION_FIELDS, ChatRequest
+from shared.chat import EXTENSION_FIELDS
 from shared.errors import BadRequest
+from shared.request import ChatRequest
 from worker.providers import anthropic, cohere, gemini_request, ollama, responses
 
 Build = Callable[[dict[str, Any], str], dict[str, Any]]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from shared import sse
-from shared.chat import Chunk
+from shared.chat import Accumulator, Chunk
 from tests.support import recordings
 from tests.support.answers import assert_readable, new_normalizer, play
-from tests.support.recordings import summary, wire
+from tests.support.recordings import fold_whole, summary, wire
 from worker.providers.openai import Normalizer
 
 RECORDINGS = recordings.recordings("chat")
@@ -56,6 +56,15 @@ def test_recording(row: dict[str, Any], show_usage: bool) -> None:
         last = json.loads(chunks[-1].payload)
         assert last["choices"] == []
         assert last["usage"] == expected["usage"]
+
+
+@pytest.mark.parametrize("row", RECORDINGS, ids=lambda row: row["file"])
+def test_the_whole_answer_says_what_the_stream_said(row: dict[str, Any]) -> None:
+    chunks, _ = play(wire(row), normalizer_for(row, show_usage=False), "3")
+    answer = Accumulator()
+    for chunk in chunks:
+        answer.feed(json.loads(chunk.payload))
+    assert summary(fold_whole(answer.result())) == row["expected"]["choices"]
 
 
 @pytest.mark.parametrize("row", RECORDINGS, ids=lambda row: row["file"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
 from api.relay import Parts
+from shared import json
 from shared.broker import Principal
 from shared.errors import BadRequest, TooLarge
 
@@ -51,6 +52,14 @@ async def _body(request: Request, parts: Annotated[Parts, Depends(_parts)], _: O
         except TimeoutError:
             raise BadRequest("The request body did not arrive in time.", code="request_timeout", status=408) from None
     raise TooLarge(f"The request body is over the limit of {limit} bytes (STREAMSPOOL_MAX_BODY_BYTES).")
+
+
+def parsed(body: bytes) -> Any:
+    """The body as JSON. Raises BadRequest."""
+    try:
+        return json.loads_strict(body)
+    except ValueError as error:
+        raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
 
 
 ProcessParts = Annotated[Parts, Depends(_parts)]

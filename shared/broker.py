@@ -172,7 +172,7 @@ class Broker:
             "body": hashlib.sha256(json.dumps_sorted(request.model_dump(exclude_unset=True))).hexdigest(),
         }
         name = keys.idempotency(principal.tenant, digest)
-        life_ms = int((self._settings.log_safety_s + self._settings.retention_s) * 1000)
+        life_ms = int((self._settings.log_safety_s + self._retention_s(request)) * 1000)
         first = None
         with self._reachable():
             while first is None:  # taken, and gone when we look: it was just deleted
@@ -205,6 +205,8 @@ class Broker:
             "max_tokens_per_s": request.max_tokens_per_s or self._settings.max_tokens_per_s,
             "idempotency": digest,
             "metadata": request.metadata,
+            "store": bool(request.store),
+            "retention_s": self._retention_s(request) if request.store else None,
             "session_id": request.session_id,
             "session": self._session(request, client_history),
         }
@@ -225,6 +227,11 @@ class Broker:
             "store_reasoning": settings.store_reasoning if request.store_reasoning is None else request.store_reasoning,
             "client_history": client_history,
         }
+
+    def _retention_s(self, request: ChatRequest) -> float:
+        """How long the log is kept once it is sealed."""
+        settings = self._settings
+        return max(settings.retention_s, settings.stored_retention_s) if request.store else settings.retention_s
 
     async def find(self, generation_id: str, principal: Principal) -> Summary:
         """The generation's summary. Raises NotFound if there is none, or it is somebody else's."""
@@ -249,7 +256,7 @@ class Broker:
             raise NotFound("`after` must be the id of a stream in this list.")
         with self._reachable():
             try:
-                async for _, summary in self.log.newest(principal.tenant, after):
+                async for summary in self.log.listed(principal.tenant, after):
                     yield summary
             except Gone:
                 raise NotFound("`after` must be the id of a stream in this list.") from None
@@ -319,6 +326,40 @@ class Broker:
                     await self.cancel(generation_id, principal)
             await self.sessions.delete(principal.tenant, session_id)
         logger.info("session deleted", tenant=principal.tenant)
+
+    # ---- stored completions
+
+    async def stored(
+        self, principal: Principal, after: str | None = None, *, newest_first: bool = False
+    ) -> AsyncIterator[Summary]:
+        """The principal's answers to requests with `store`. Raises NotFound if `after` is not one of them."""
+        unknown = NotFound("`after` must be the id of a stored completion.", param="after")
+        if after is not None and not _ID.fullmatch(after):
+            raise unknown
+        with self._reachable():
+            try:
+                async for summary in self.log.listed(principal.tenant, after, newest_first=newest_first, stored=True):
+                    if summary.status in (Status.COMPLETED, Status.INCOMPLETE):
+                        yield summary
+            except Gone:
+                raise unknown from None
+
+    async def replace_metadata(
+        self, generation_id: str, principal: Principal, metadata: dict[str, str] | None
+    ) -> Summary:
+        """Gives a generation other metadata; the request keeps those it came with. Raises NotFound."""
+        summary = await self.find(generation_id, principal)
+        with self._reachable():
+            await self.log.replace_metadata(summary, metadata or {})
+        return await self.find(generation_id, principal)
+
+    async def messages(self, generation_id: str, principal: Principal) -> list[dict[str, Any]]:
+        """The messages of a generation's request. Raises NotFound."""
+        await self.find(generation_id, principal)
+        with self._reachable():
+            _, body = await self.log.request(generation_id)
+        messages: list[dict[str, Any]] = json.loads(body)["messages"]
+        return messages
 
     # ---- what the workers can do
 

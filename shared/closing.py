@@ -140,6 +140,7 @@ class Closing:
             return
         header, marker = summary.header, keys.settled(generation_id)
         turn = await self._turn(summary)
+        marked_s = self._settings.log_safety_s + (header.get("retention_s") or 0)  # it must outlive the log
         while True:
             try:
                 async with self._redis.pipeline(transaction=True) as pipe:
@@ -149,7 +150,7 @@ class Closing:
                         await self._redis.srem(keys.UNSETTLED, generation_id)  # type: ignore[misc]
                         break
                     pipe.multi()  # type: ignore[no-untyped-call]
-                    pipe.set(marker, b"1", px=int(self._settings.log_safety_s * 1000))
+                    pipe.set(marker, b"1", px=int(marked_s * 1000))
                     self._book(pipe, header, summary.outcome)
                     if header.get("session"):
                         self.sessions.settle(pipe, header, turn)

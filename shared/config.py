@@ -157,6 +157,9 @@ class Settings(BaseSettings):
         60, ge=1, description="how long generations wait while no worker is alive, before they fail with `no_worker`"
     )
     retention_s: float = Field(86400, ge=1, description="how long a finished stream can be replayed")
+    stored_retention_s: float = Field(
+        30 * 86400, ge=1, description="the same for requests with `store`; never less than for the others"
+    )
     store_reasoning: bool = Field(
         False, description="default of the request field: sessions keep an answer's reasoning and send it back"
     )

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from shared import json
 from shared.errors import Damaged
 
 _POSITION = re.compile(r"(0|[1-9]\d{0,15})-(0|[1-9]\d{0,15})", re.ASCII)
@@ -86,7 +87,8 @@ class Summary:
     """What three small reads tell about a log; everything else is a fold over its entries.
 
     `attempts` and `outcome` are the JSON of those entries, `()` and None where there are none yet; an attempt that has
-    begun to speak has its note as `served`. `position` is the last entry before the outcome.
+    begun to speak has its note as `served`. The header has the metadata that hold now. `position` is the last entry
+    before the outcome.
     """
 
     header: dict[str, Any]
@@ -129,3 +131,31 @@ def decode(raw: Iterable[tuple[bytes, Mapping[bytes, bytes]]], after: Position |
             at = int(fields[AT]) if AT in fields else None
             entries.append(Entry(position, Kind(field.decode()), data, fields.get(NOTE), at))
     return entries
+
+
+Raw = Sequence[tuple[bytes, Mapping[bytes, bytes]]]
+
+
+def summarize(header: Raw, first: Raw, last: Raw, metadata: bytes | None) -> Summary | None:
+    """A log's summary from its first entry, the two after its body, its last two in reverse; None without a log.
+
+    `metadata` are those that replaced the request's, if any did.
+    """
+    if not header or not last:
+        return None
+    request = json.loads(decode(header)[0].data)
+    if metadata is not None:
+        request["metadata"] = json.loads(metadata)
+    newest = decode(last)
+    outcome = json.loads(newest[0].data) if newest[0].position == SEAL else None
+    begun = decode(first)
+    attempts = (attempt(begun),) if begun and begun[0].kind is Kind.ATTEMPT else ()
+    at = newest[1].position if outcome is not None and len(newest) > 1 else newest[0].position
+    return Summary(header=request, attempts=attempts, position=BEGIN if at == SEAL else at, outcome=outcome)
+
+
+def attempt(entries: Sequence[Entry]) -> dict[str, Any]:
+    """An attempt's entry, with the note of its first chunk, if that follows, as `served`."""
+    found: dict[str, Any] = json.loads(entries[0].data)
+    served = entries[1].note if len(entries) > 1 else None
+    return {**found, "served": json.loads(served)} if served else found

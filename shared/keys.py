@@ -7,8 +7,10 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | --- | --- | --- |
 | `streamspool:{ID}:log` | stream | retention after the seal; a safety bound while it runs |
 | `streamspool:{ID}:viewers` | string: somebody watches; only with on_disconnect=cancel | the grace time |
+| `streamspool:{ID}:metadata` | string, JSON: metadata that replaced the request's | as long as the log |
 | `streamspool:idempotency:TENANT:SHA256` | string, JSON of id and body hash | as long as the log can live |
 | `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
+| `streamspool:stored:TENANT` | zset, score = created ms: with `store` | stored retention and safety bound after the last |
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
 | `streamspool:{ID}:settled` | string: what follows from the outcome was done | the safety bound of the log |
 | `streamspool:unsettled` | set of ids sealed and not yet settled | permanent, emptied by settlements and reaper |
@@ -50,6 +52,10 @@ def viewers(generation_id: str) -> str:
     return f"streamspool:{{{generation_id}}}:viewers"
 
 
+def metadata(generation_id: str) -> str:
+    return f"streamspool:{{{generation_id}}}:metadata"
+
+
 def idempotency(tenant: str, digest: str) -> str:
     return f"streamspool:idempotency:{tenant}:{digest}"
 
@@ -81,6 +87,10 @@ def usage(tenant: str, day: str) -> str:
 
 def index(tenant: str) -> str:
     return f"streamspool:index:{tenant}"
+
+
+def stored(tenant: str) -> str:
+    return f"streamspool:stored:{tenant}"
 
 
 def worker(worker_id: str) -> str:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from shared import json, keys
-from shared.entry import BEGIN, HEADER, SEAL, Entry, Kind, Position, Summary, decode
+from shared.entry import BEGIN, HEADER, SEAL, Entry, Kind, Position, Summary, attempt, decode, summarize
 from shared.errors import Damaged, Fenced, Gone, LogError, Sealed, Taken
 from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError
 from shared.writer import Appender, Writer, is_refusal
@@ -39,6 +39,7 @@ if ARGV[4] ~= '0' and epoch ~= tonumber(ARGV[4]) then
 end
 local id = redis.call('XADD', KEYS[1], ARGV[2], 'o', ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('PEXPIRE', KEYS[4], ARGV[3])
 redis.call('ZREM', KEYS[2], ARGV[5])
 redis.call('SADD', KEYS[3], ARGV[5])
 return id
@@ -62,14 +63,18 @@ class StreamLog:
     async def create(self, header: dict[str, Any], body: bytes, reserve: Reserve | None = None) -> bool:
         """Stores the request; False if that id was created before (the log stays as it is then).
 
+        `header` needs `id`, `owner` and `created_at_ms`; `store` lists it among the stored ones, `retention_s` is how
+        long it is kept once sealed, if not as long as others. From here on the generation is accepted: it will be
+        listed, can be watched, and reaches an outcome even if nobody rings for a worker.
+
         `reserve` is called with the pipeline before anything is queued: it may watch, look, change the header, and
         leaves the pipeline in MULTI with commands of its own, which take effect with the log or not at all.
-
-        `header` needs `id`, `owner` and `created_at_ms`. From here on the generation is accepted: it will be listed,
-        can be watched, and reaches an outcome even if nobody rings for a worker.
         """
         generation_id, created = header["id"], header["created_at_ms"]
-        key, index, token = keys.log(generation_id), keys.index(header["owner"]), secrets.token_hex(8).encode()
+        key, token = keys.log(generation_id), secrets.token_hex(8).encode()
+        indexes = [(keys.index(header["owner"]), self._safety_ms + self._retention_ms)]
+        if header.get("store"):
+            indexes.append((keys.stored(header["owner"]), self._safety_ms + self._kept_ms(header)))
         while True:
             async with self._redis.pipeline(transaction=True) as pipe:
                 if reserve:
@@ -79,9 +84,10 @@ class StreamLog:
                 pipe.xadd(key, {Kind.BODY: body}, id=str(BEGIN))
                 pipe.pexpire(key, self._safety_ms)
                 pipe.zadd(keys.OPEN, {generation_id: created})
-                pipe.zadd(index, {generation_id: created})
-                pipe.zremrangebyscore(index, "-inf", created - self._safety_ms - self._retention_ms)
-                pipe.pexpire(index, self._safety_ms + self._retention_ms)
+                for index, life_ms in indexes:
+                    pipe.zadd(index, {generation_id: created})
+                    pipe.zremrangebyscore(index, "-inf", created - life_ms)
+                    pipe.pexpire(index, life_ms)
                 try:
                     replies = (await pipe.execute(raise_on_error=False))[before:]
                 except WatchError:
@@ -97,9 +103,9 @@ class StreamLog:
     async def delete(self, generation_id: str, owner: str) -> None:
         """Removes the log; writers find it Gone. Sealing first is the caller's business."""
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(keys.log(generation_id))
-            pipe.zrem(keys.OPEN, generation_id)
-            pipe.zrem(keys.index(owner), generation_id)
+            pipe.delete(keys.log(generation_id), keys.metadata(generation_id))
+            for index in (keys.OPEN, keys.index(owner), keys.stored(owner)):
+                pipe.zrem(index, generation_id)
             await pipe.execute()
 
     # ---- the worker's side
@@ -141,6 +147,8 @@ class StreamLog:
         there first, unless it is this very one; Gone.
         """
         key = keys.log(generation_id)
+        header = await self._redis.xrange(key, str(HEADER), str(HEADER))
+        kept_ms = self._kept_ms(json.loads(decode(header)[0].data) if header else {})
         while True:
             try:
                 async with self._redis.pipeline(transaction=True) as pipe:
@@ -153,14 +161,15 @@ class StreamLog:
                             raise Fenced(generation_id)
                         pipe.multi()  # type: ignore[no-untyped-call]
                     pipe.xadd(key, {Kind.OUTCOME: json.dumps(outcome)}, id=str(SEAL), nomkstream=True)
-                    pipe.pexpire(key, self._retention_ms)
+                    pipe.pexpire(key, kept_ms)
+                    pipe.pexpire(keys.metadata(generation_id), kept_ms)
                     pipe.zrem(keys.OPEN, generation_id)
                     pipe.sadd(keys.UNSETTLED, generation_id)
                     added, *_ = await pipe.execute(raise_on_error=False)
             except WatchError:  # somebody wrote; or the connection broke, whatever was being asked
                 continue
             except OutOfMemoryError:
-                added = await self._seal_when_full(generation_id, outcome, epoch)
+                added = await self._seal_when_full(generation_id, outcome, epoch, kept_ms)
             if isinstance(added, bytes):
                 return
             if added is None:
@@ -171,14 +180,21 @@ class StreamLog:
                 raise Fenced(generation_id)
             return
 
-    async def _seal_when_full(self, generation_id: str, outcome: dict[str, Any], epoch: int | None) -> Any:
+    async def _seal_when_full(
+        self, generation_id: str, outcome: dict[str, Any], epoch: int | None, kept_ms: int
+    ) -> Any:
         """The same in a script that may write over the memory limit: the end of a stream must not wait for room."""
-        arguments: list[Any] = [json.dumps(outcome), str(SEAL), str(self._retention_ms), str(epoch or 0), generation_id]
-        names = (keys.log(generation_id), keys.OPEN, keys.UNSETTLED)
+        names = (keys.log(generation_id), keys.OPEN, keys.UNSETTLED, keys.metadata(generation_id))
+        arguments: list[Any] = [json.dumps(outcome), str(SEAL), str(kept_ms), str(epoch or 0), generation_id]
         try:
-            return await self._redis.eval(_SEAL_SCRIPT, 3, *names, *arguments)  # type: ignore[misc]
+            return await self._redis.eval(_SEAL_SCRIPT, len(names), *names, *arguments)  # type: ignore[misc]
         except ResponseError as error:
             return error
+
+    def _kept_ms(self, header: dict[str, Any]) -> int:
+        """How long a sealed log is kept: what its request was promised, else what holds here."""
+        promised_s = header.get("retention_s")
+        return self._retention_ms if promised_s is None else int(promised_s * 1000)
 
     # ---- reading
 
@@ -304,8 +320,9 @@ class StreamLog:
                 pipe.xrange(key, str(HEADER), str(HEADER))
                 pipe.xrange(key, f"({BEGIN}", "+", count=2)
                 pipe.xrevrange(key, count=2)
+                pipe.get(keys.metadata(generation_id))
             replies = await pipe.execute()
-        found = [self._summary(*replies[i : i + 3]) for i in range(0, len(replies), 3)]
+        found = [summarize(*replies[i : i + 4]) for i in range(0, len(replies), 4)]
         for i, summary in enumerate(found):
             if summary and summary.position.epoch > 1:
                 attempts = await self._attempts(generation_ids[i], summary.position.epoch)
@@ -317,25 +334,34 @@ class StreamLog:
             for epoch in range(1, newest + 1):
                 pipe.xrange(keys.log(generation_id), f"{epoch}-0", f"{epoch}-1")
             replies = await pipe.execute()
-        return tuple(_attempt(decode(raw)) for raw in replies if raw)
+        return tuple(attempt(decode(raw)) for raw in replies if raw)
 
-    async def newest(self, owner: str, after: str | None = None) -> AsyncIterator[tuple[str, Summary]]:
-        """An owner's generations, newest first, from just after the id `after`. Raises Gone if that one is unknown."""
-        index, start = keys.index(owner), 0
-        if after is not None:
-            rank = await self._redis.zrevrank(index, after)
-            if rank is None:
-                raise Gone(after)
-            start = rank + 1
+    async def listed(
+        self, owner: str, after: str | None = None, *, newest_first: bool = True, stored: bool = False
+    ) -> AsyncIterator[Summary]:
+        """An owner's generations by their age, all or only the stored, from just after the id `after`.
+
+        Raises Gone if that one is unknown.
+        """
+        index, redis = keys.stored(owner) if stored else keys.index(owner), self._redis
+        rank, page = (redis.zrevrank, redis.zrevrange) if newest_first else (redis.zrank, redis.zrange)
+        start, last = 0, after
         seen: set[str] = set()
-        while members := await self._redis.zrevrange(index, start, start + _INDEX_PAGE - 1):
-            # Newer ones that come meanwhile push the rest down the ranks: what was seen may come by again.
-            ids = [member.decode() for member in members if member.decode() not in seen]
+        while True:
+            # Those that come and go meanwhile move the ranks of the rest: look where the last one stands now.
+            if last is not None and (place := await rank(index, last)) is not None:
+                start = place + 1
+            elif last is not None and last == after:
+                raise Gone(last)
+            members = [member.decode() for member in await page(index, start, start + _INDEX_PAGE - 1)]
+            if not members:
+                return
+            ids = [member for member in members if member not in seen]  # the last one was deleted: its page again
             seen.update(ids)
-            for generation_id, summary in zip(ids, await self.describe(ids), strict=True):
+            for summary in await self.describe(ids):
                 if summary:
-                    yield generation_id, summary
-            start += len(members)
+                    yield summary
+            last = members[-1]
 
     async def open_ids(self) -> list[tuple[str, int]]:
         """Generations without an outcome, oldest first, with the time they were created in ms."""
@@ -345,6 +371,16 @@ class StreamLog:
     async def close_index(self, generation_id: str) -> None:
         """Takes an id whose log is sealed or gone off the list of open ones."""
         await self._redis.zrem(keys.OPEN, generation_id)
+
+    async def replace_metadata(self, summary: Summary, metadata: dict[str, str]) -> None:
+        """What `describe` says about this log from now on. They live as long as the log. Raises Gone."""
+        generation_id = summary.header["id"]
+        left_ms = await self._redis.pttl(keys.log(generation_id))
+        if left_ms < 0:
+            raise Gone(generation_id)
+        if summary.outcome is None:  # a seal that has not seen them must not leave them with too little
+            left_ms = max(left_ms, self._kept_ms(summary.header))
+        await self._redis.set(keys.metadata(generation_id), json.dumps(metadata), px=max(1, left_ms))
 
     # ---- decoding
 
@@ -366,26 +402,3 @@ class StreamLog:
             if outcome != mine:
                 raise Sealed(outcome)
         return entry.position
-
-    @staticmethod
-    def _summary(header: Any, first: Any, last: Any) -> Summary | None:
-        if not header or not last:
-            return None
-        newest = decode(last)
-        outcome = json.loads(newest[0].data) if newest[0].position == SEAL else None
-        begun = decode(first)
-        attempts = (_attempt(begun),) if begun and begun[0].kind is Kind.ATTEMPT else ()
-        at = newest[1].position if outcome is not None and len(newest) > 1 else newest[0].position
-        return Summary(
-            header=json.loads(decode(header)[0].data),
-            attempts=attempts,
-            position=BEGIN if at == SEAL else at,
-            outcome=outcome,
-        )
-
-
-def _attempt(entries: Sequence[Entry]) -> dict[str, Any]:
-    """An attempt's entry, with the note of its first chunk, if that follows, as `served`."""
-    attempt: dict[str, Any] = json.loads(entries[0].data)
-    served = entries[1].note if len(entries) > 1 else None
-    return {**attempt, "served": json.loads(served)} if served else attempt

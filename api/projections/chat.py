@@ -120,6 +120,24 @@ def outcome_error(outcome: dict[str, Any]) -> dict[str, Any] | None:
     return error
 
 
+def stored_completion(summary: Summary, chunks: list[bytes]) -> dict[str, Any]:
+    """The same as it is found later: with its metadata, which OpenAI leaves out of the answer to the POST."""
+    return {**completion(summary, chunks), "metadata": summary.header.get("metadata") or {}}
+
+
+def stored_message(generation_id: str, number: int, message: dict[str, Any]) -> dict[str, Any]:
+    """A message of the request as OpenAI's ChatCompletionStoreMessage: text in `content`, parts in `content_parts`."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else None
+    return {
+        "name": None,
+        **message,
+        "id": f"{generation_id}-{number}",
+        "content": None if parts is not None else content,
+        "content_parts": parts,
+    }
+
+
 def completion(summary: Summary, chunks: list[bytes]) -> dict[str, Any]:
     """The `chat.completion` that an attempt's chunks amount to, finished or not.
 

@@ -37,6 +37,7 @@ def state(summary: Summary, *, viewers: int) -> dict[str, Any]:
         "error": {field: error.get(field) for field in ("message", "type", "param", "code")} if error else None,
         "sealed_by": outcome.get("by"),
         "metadata": header.get("metadata") or {},
+        "stored": header.get("store", False),
         "session_id": header.get("session_id"),
         "viewers": viewers,
         "links": {

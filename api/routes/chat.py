@@ -10,10 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import cursor
-from api.deps import Body, Owner, ProcessParts
+from api.deps import Body, Owner, ProcessParts, parsed
 from api.projections import chat
-from api.relay import Answer, EventStream, View
+from api.relay import Answer, EventStream, Parts, View
 from shared import json
+from shared.entry import Summary
 from shared.errors import BadRequest, Damaged
 from shared.request import ChatRequest
 
@@ -64,17 +65,22 @@ def _idempotency_key(request: Request) -> str | None:
     return key
 
 
+async def completion(parts: Parts, summary: Summary) -> Response:
+    """A generation as an object, as far as it is. Raises GenerationFailed if a part of it is lost."""
+    try:
+        chunks = await parts.broker.chunks(summary.header["id"], summary.position.epoch)
+    except Damaged as problem:
+        raise chat.problem_error(problem) from None
+    return Response(json.dumps(chat.stored_completion(summary, chunks)), media_type="application/json")
+
+
 @router.post("/v1/chat/completions", response_model=None, openapi_extra=_REQUEST_BODY)
 async def create(request: Request, parts: ProcessParts, owner: Owner, body: Body) -> Response:
     """Starts a generation and shows it: as a stream of chunks (`stream: true`), or whole when it is finished.
 
     It goes on when the client leaves. The response names it in `x-stream-id` and `Location`.
     """
-    try:
-        parsed = json.loads_strict(body)
-    except ValueError as error:
-        raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
-    chat_request = ChatRequest.check(_with_options(parsed, request))
+    chat_request = ChatRequest.check(_with_options(parsed(body), request))
     chat_id = _open_webui_chat(chat_request, request) if parts.settings.openwebui_sessions else None
     if chat_id:
         chat_request.session_id = chat_id
@@ -108,8 +114,4 @@ async def retrieve(
         view = View(ids=True, native=False, include_usage=summary.header["include_usage"])
         headers = stream_headers(generation_id)
         return EventStream(parts, summary.header, view, cursor=cursor.read(request), headers=headers)
-    try:
-        chunks = await parts.broker.chunks(generation_id, summary.position.epoch)
-    except Damaged as problem:
-        raise chat.problem_error(problem) from None
-    return Response(json.dumps(chat.completion(summary, chunks)), media_type="application/json")
+    return await completion(parts, summary)

@@ -33,7 +33,6 @@ KNOWN: dict[str, Any] = {
     "logprobs": True,
     "top_logprobs": 2,
     "user": "u",
-    "metadata": {"k": "v"},
     "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
     "tool_choice": {"type": "function", "function": {"name": "f"}},
     "parallel_tool_calls": False,
@@ -71,8 +70,10 @@ def test_our_own_fields_stay_here(client: Client, scripted: Register) -> None:
         "session_keep_partial": True,
         "store_reasoning": True,
         "background": False,
-        "max_tokens_per_s": 5,
+        "max_tokens_per_s": 5000,
         "webhook": "http://attacker.example",
+        "store": True,
+        "metadata": {"k": "v"},
     }
     assert ours.keys() == EXTENSION_FIELDS
     response = client.post(ask(asked.model, **ours))

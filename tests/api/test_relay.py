@@ -36,7 +36,7 @@ async def test_a_viewer_that_is_ahead_of_this_process_gets_no_frame_twice(cursor
         live.feed(known)
 
     @asynccontextmanager
-    async def watch(_: str, *, fresh: bool, needed: bool) -> AsyncIterator[LiveLog]:
+    async def watch(_: str, **options: bool) -> AsyncIterator[LiveLog]:
         yield live
 
     async def ends(_: list[str]) -> dict[str, Position]:

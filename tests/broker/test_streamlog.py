@@ -370,10 +370,10 @@ async def test_the_index_is_per_owner_newest_first_and_pages(log: StreamLog) -> 
     await log.create(header(new_id(), owner="b"), b"{}")
     await log.delete(ids[60], "a")
     expected = [i for i in reversed(ids) if i != ids[60]]
-    assert [generation_id async for generation_id, _ in log.newest("a")] == expected
-    assert [generation_id async for generation_id, _ in log.newest("a", after=expected[70])] == expected[71:]
+    assert [found.header["id"] async for found in log.listed("a")] == expected
+    assert [found.header["id"] async for found in log.listed("a", after=expected[70])] == expected[71:]
     with pytest.raises(Gone):
-        await anext(log.newest("a", after=new_id()))
+        await anext(log.listed("a", after=new_id()))
 
 
 async def test_what_comes_while_the_list_is_read_repeats_nothing(log: StreamLog) -> None:
@@ -381,8 +381,8 @@ async def test_what_comes_while_the_list_is_read_repeats_nothing(log: StreamLog)
     for created_at, generation_id in enumerate(ids):
         await log.create(header(generation_id, created=created_at + 1), b"{}")
     listed = []
-    async for generation_id, _ in log.newest("a"):
-        listed.append(generation_id)
+    async for found in log.listed("a"):
+        listed.append(found.header["id"])
         if len(listed) == 50:
             for created_at in range(100, 103):
                 await log.create(header(new_id(), created=created_at), b"{}")
@@ -392,7 +392,7 @@ async def test_what_comes_while_the_list_is_read_repeats_nothing(log: StreamLog)
 async def test_expired_logs_leave_the_list(log: StreamLog, redis: ArqRedis) -> None:
     first, second = await created(log), await created(log)
     await redis.delete(keys.log(first))
-    assert [generation_id async for generation_id, _ in log.newest("a")] == [second]
+    assert [found.header["id"] async for found in log.listed("a")] == [second]
     await log.close_index(first)
     assert await log.open_ids() == [(second, 1)]
 

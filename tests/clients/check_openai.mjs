@@ -1,6 +1,7 @@
 // What a program with the official OpenAI SDK for JavaScript does.
 
 import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
 import { createRequire } from "node:module";
 import OpenAI from "openai";
 import { Stream } from "openai/streaming";
@@ -87,6 +88,28 @@ const checks = {
     const answer = await create();
     const again = await client.get(`/chat/completions/${answer.id}`);
     assert.equal(again.choices[0].message.content, "one two three");
+  },
+  async stored_completions() {
+    const run = randomUUID();
+    const completions = client.chat.completions;
+    const ids = [];
+    for (let n = 0; n < 3; n++) ids.push((await create("fake/echo", { store: true, metadata: { run, n: `${n}` } })).id);
+    const list = async (query) => (await all(completions.list({ metadata: { run }, ...query }))).map((one) => one.id);
+    assert.deepEqual(await list({}), ids);
+    assert.deepEqual(await list({ limit: 1 }), ids, "page by page");
+    assert.deepEqual(await list({ order: "desc" }), ids.toReversed());
+    assert.deepEqual(await list({ metadata: { run, n: "1" }, model: "fake/echo" }), [ids[1]]);
+    assert.deepEqual(await list({ after: ids[1] }), [ids[2]]);
+    assert.equal((await completions.retrieve(ids[0])).choices[0].message.content, "one two three");
+    const updated = await completions.update(ids[0], { metadata: { run, a: "b" } });
+    assert.deepEqual(updated.metadata, { run, a: "b" });
+    const [message, ...others] = await all(completions.messages.list(ids[0]));
+    assert.deepEqual([message.id, message.role, message.content], [`${ids[0]}-0`, "user", "one two three"]);
+    assert.deepEqual(others, []);
+    for (const id of ids)
+      assert.deepEqual(await completions.delete(id), { object: "chat.completion.deleted", id, deleted: true });
+    assert.deepEqual(await list({}), []);
+    await assert.rejects(completions.retrieve(ids[0]), OpenAI.NotFoundError);
   },
   async unknown_model() {
     for (const stream of [true, false])

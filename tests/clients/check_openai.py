@@ -114,6 +114,45 @@ def check_retrieve(client):
     assert again.choices[0].message.content == "one two three"
 
 
+def check_stored_completions(client):
+    """What the SDK has of it: 1.40 has no such methods, so it asks as it would for any path."""
+    import uuid
+
+    run = uuid.uuid4().hex
+    bodies = [{"store": True, "metadata": {"run": run, "n": str(n)}} for n in range(3)]
+    ids = [create(client, extra_body=body).id for body in bodies]
+    completions = client.chat.completions
+    if not hasattr(completions, "list"):
+        from openai.types.chat import ChatCompletion
+
+        options = {"params": {"metadata[run]": run, "limit": 2}}
+        page = client.get("/chat/completions", cast_to=object, options=options)
+        assert [found["id"] for found in page["data"]] == ids[:2]
+        updated = client.post(f"/chat/completions/{ids[0]}", body={"metadata": {"a": "b"}}, cast_to=ChatCompletion)
+        assert updated.metadata == {"a": "b"}
+        for found in ids:
+            assert client.delete(f"/chat/completions/{found}", cast_to=object)["deleted"] is True
+        return
+    assert [found.id for found in completions.list(metadata={"run": run})] == ids
+    assert [found.id for found in completions.list(metadata={"run": run}, limit=1)] == ids, "page by page"
+    assert [found.id for found in completions.list(metadata={"run": run}, order="desc")] == ids[::-1]
+    assert [found.id for found in completions.list(metadata={"run": run, "n": "1"}, model="fake/echo")] == ids[1:2]
+    assert list(completions.list(metadata={"run": run}, model="fake/lorem")) == []
+    assert completions.list(metadata={"run": run}, after=ids[1]).data[0].id == ids[2]
+    assert completions.retrieve(ids[0]).choices[0].message.content == "one two three"
+    updated = completions.update(ids[0], metadata={"run": run, "a": "b"})
+    assert updated.metadata == completions.retrieve(ids[0]).metadata == {"run": run, "a": "b"}
+    (message,) = completions.messages.list(ids[0])
+    assert (message.id, message.role, message.content) == (f"{ids[0]}-0", "user", "one two three")
+    assert message.content_parts is None
+    for found in ids:
+        deleted = completions.delete(found)
+        assert (deleted.id, deleted.deleted, deleted.object) == (found, True, "chat.completion.deleted")
+    assert list(completions.list(metadata={"run": run})) == []
+    with raises(openai.NotFoundError, code="not_found"):
+        completions.retrieve(ids[0])
+
+
 def check_unknown_model(client):
     for stream in (False, True):
         with raises(openai.NotFoundError, code="model_not_found", param="model"):

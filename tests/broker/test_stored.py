@@ -1,0 +1,171 @@
+"""Stored completions: how long they are kept, how they are listed, and metadata that are replaced."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared import keys
+from shared.broker import Broker, Principal
+from shared.config import Settings
+from shared.embedded import EmbeddedValkey
+from shared.errors import Gone, NotFound
+from shared.redis import ArqRedis, connect
+from shared.request import ChatRequest
+from shared.streamlog import StreamLog
+from shared.writer import Appender
+
+ANN, BOB = Principal("ann"), Principal("bob")
+KEPT_S = 1000.0
+COMPLETED: dict[str, Any] = {"status": "completed", "ended_at_ms": 2, "by": "w", "error": None}
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(retention_s=100, stored_retention_s=KEPT_S, max_attempts=1, generation_s=60, lease_s=1)
+
+
+@pytest.fixture
+async def broker(redis: ArqRedis, log: StreamLog, settings: Settings) -> Broker:
+    await redis.set(keys.CATALOGUE, b'{"providers":{"fake":{"models":["echo"],"open":false}}}', ex=60)
+    return Broker(redis, log, settings, name="test")
+
+
+async def submitted(broker: Broker, owner: Principal = ANN, **fields: Any) -> str:
+    body = {"model": "fake/echo", "messages": [{"role": "user", "content": "hi"}], **fields}
+    generation_id: str = (await broker.submit(b"{}", ChatRequest.check(body), owner)).header["id"]
+    return generation_id
+
+
+async def left_s(redis: ArqRedis, key: str) -> float:
+    """What is left of a key's life, at most a few seconds less than it was given."""
+    return float(await redis.pttl(key)) / 1000
+
+
+@pytest.mark.parametrize(("store", "kept_s"), [(True, KEPT_S), (False, 100), (None, 100)])
+@pytest.mark.parametrize("epoch", [1, None])
+async def test_a_stored_log_is_kept_longer(
+    broker: Broker,
+    log: StreamLog,
+    redis: ArqRedis,
+    appender: Appender,
+    store: bool | None,
+    kept_s: float,
+    epoch: int | None,
+) -> None:
+    generation_id = await submitted(broker, store=store)
+    await broker.replace_metadata(generation_id, ANN, {"k": "v"})
+    await log.claim(appender, generation_id, 1, {"at_ms": 1})
+    await log.seal(generation_id, COMPLETED, epoch=epoch)
+    for key in (keys.log(generation_id), keys.metadata(generation_id)):
+        assert kept_s - 60 < await left_s(redis, key) <= kept_s
+
+
+async def test_a_full_server_keeps_a_stored_log_as_long(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(EmbeddedValkey(tmp_path))
+        redis = connect(server.url, max_connections=4)
+        stack.push_async_callback(redis.aclose, close_connection_pool=True)
+        log = StreamLog(redis, retention_s=100, safety_s=100)
+        generation_id = await listed_log(log, 1)
+        await redis.set(keys.metadata(generation_id), b"{}", px=1000)
+        await redis.config_set("maxmemory", "1")
+        await log.seal(generation_id, COMPLETED)
+        for key in (keys.log(generation_id), keys.metadata(generation_id)):
+            assert await redis.ttl(key) > 10**8
+
+
+async def test_a_stored_log_is_settled_once_however_late_it_is_deleted(broker: Broker, redis: ArqRedis) -> None:
+    generation_id = await submitted(broker, store=True)
+    await broker.cancel(generation_id, ANN)
+    assert await left_s(redis, keys.settled(generation_id)) > await left_s(redis, keys.log(generation_id))
+
+
+async def test_stored_is_never_less_than_the_others(redis: ArqRedis, log: StreamLog) -> None:
+    await redis.set(keys.CATALOGUE, b'{"providers":{"fake":{"models":["echo"],"open":false}}}', ex=60)
+    broker = Broker(redis, log, Settings(retention_s=500, stored_retention_s=10), name="test")
+    generation_id = await submitted(broker, store=True)
+    await log.seal(generation_id, COMPLETED)
+    assert await left_s(redis, keys.log(generation_id)) > 400
+
+
+async def test_metadata_live_as_long_as_what_they_are_about(broker: Broker, log: StreamLog, redis: ArqRedis) -> None:
+    generation_id = await submitted(broker, store=True, metadata={"a": "1"})
+    await log.seal(generation_id, COMPLETED)
+    await redis.pexpire(keys.log(generation_id), 50_000)
+    summary = await broker.replace_metadata(generation_id, ANN, {"b": "2"})
+    assert summary.header["metadata"] == {"b": "2"}
+    assert (await log.request(generation_id))[0]["metadata"] == {"a": "1"}, "the log is never changed"
+    assert await left_s(redis, keys.metadata(generation_id)) <= 50
+    assert (await broker.replace_metadata(generation_id, ANN, None)).header["metadata"] == {}
+
+
+async def test_nobody_elses_metadata_are_touched(broker: Broker, log: StreamLog, redis: ArqRedis) -> None:
+    generation_id = await submitted(broker, store=True, metadata={"a": "1"})
+    for owner, name in ((BOB, generation_id), (ANN, "chatcmpl-" + "0" * 32), (ANN, "x")):
+        with pytest.raises(NotFound):
+            await broker.replace_metadata(name, owner, {})
+        with pytest.raises(NotFound):
+            await broker.messages(name, owner)
+    summary = await broker.find(generation_id, ANN)
+    await log.delete(generation_id, "ann")
+    with pytest.raises(Gone):
+        await log.replace_metadata(summary, {})
+
+
+async def test_only_whole_answers_that_were_to_be_stored_are_listed(broker: Broker, log: StreamLog) -> None:
+    ended = {
+        status: await submitted(broker, store=True) for status in ("completed", "incomplete", "failed", "cancelled")
+    }
+    for status, generation_id in ended.items():
+        await log.seal(generation_id, {**COMPLETED, "status": status})
+    await submitted(broker, store=True)
+    others = [await submitted(broker), await submitted(broker, BOB, store=True)]
+    for generation_id in others:
+        await log.seal(generation_id, COMPLETED)
+    found = {summary.header["id"] async for summary in broker.stored(ANN)}
+    assert found == {ended["completed"], ended["incomplete"]}
+    for after in ("x", "chatcmpl-" + "0" * 32, others[0], others[1]):
+        with pytest.raises(NotFound):
+            await anext(broker.stored(ANN, after))
+
+
+async def test_delete_leaves_nothing(broker: Broker, redis: ArqRedis) -> None:
+    generation_id = await submitted(broker, store=True)
+    await broker.replace_metadata(generation_id, ANN, {"k": "v"})
+    await broker.delete(generation_id, ANN)
+    assert await redis.keys(f"*{generation_id}*:*") == []
+    assert await redis.exists(keys.stored("ann")) == 0
+
+
+async def listed_log(log: StreamLog, created_at: int) -> str:
+    generation_id = f"chatcmpl-{uuid.uuid4().hex}"
+    header = {"id": generation_id, "owner": "a", "created_at_ms": created_at, "model": "m", "store": True}
+    await log.create({**header, "retention_s": 10**9}, b"{}")
+    return generation_id
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+async def test_nothing_is_missed_or_repeated_while_others_come_and_go(log: StreamLog, newest_first: bool) -> None:
+    ids = [await listed_log(log, created_at) for created_at in range(1000, 1120)]
+    expected = ids[::-1] if newest_first else ids
+    found = []
+    async for summary in log.listed("a", stored=True, newest_first=newest_first):
+        found.append(summary.header["id"])
+        if len(found) == 50:  # the end of a page: what was listed goes, its last one, too, and others come
+            for gone in [*found[:7], found[-1]]:
+                await log.delete(gone, "a")
+            came = [await listed_log(log, created_at) for created_at in (1, 2, 5000, 5001)]
+    assert [generation_id for generation_id in found if generation_id not in came] == expected
+    assert len(found) == len(set(found))
+
+
+async def test_the_index_of_stored_ones_forgets_what_has_expired(log: StreamLog, redis: ArqRedis) -> None:
+    first = await listed_log(log, 1)
+    await listed_log(log, 10**13)
+    assert await redis.zscore(keys.stored("a"), first) is None
+    assert await redis.ttl(keys.stored("a")) > 10**8

@@ -12,7 +12,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
 | `streamspool:stored:TENANT` | zset, score = created ms: with `store` | stored retention and safety bound after the last |
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
-| `streamspool:{ID}:settled` | string: what follows from the outcome was done | the safety bound of the log |
+| `streamspool:{ID}:settled` | string: what follows from the outcome was done | longer than the log |
 | `streamspool:unsettled` | set of ids sealed and not yet settled | permanent, emptied by settlements and reaper |
 | `streamspool:session:{TENANT:SESSION}:head`, `…:turns`, `…:open` | hash, stream, zset: sessions.py | session retention |
 | `streamspool:sessions:TENANT` | zset, score = last used ms | as long as the newest session |

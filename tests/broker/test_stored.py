@@ -138,7 +138,7 @@ async def test_delete_leaves_nothing(broker: Broker, redis: ArqRedis) -> None:
     generation_id = await submitted(broker, store=True)
     await broker.replace_metadata(generation_id, ANN, {"k": "v"})
     await broker.delete(generation_id, ANN)
-    assert await redis.keys(f"*{generation_id}*:*") == []
+    assert await redis.exists(keys.log(generation_id), keys.metadata(generation_id)) == 0
     assert await redis.exists(keys.stored("ann")) == 0
 
 

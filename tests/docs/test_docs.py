@@ -244,16 +244,20 @@ def test_the_log_holds_what_the_protocol_shows(stack: Stack) -> None:
 def test_the_commands_of_the_protocol_are_those_that_are_sent(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     (listed,) = [set(block.code.split()) for block in ALL if "commands" in block.words]
     of_arq_and_the_client = {"INCRBY", "INCR", "SETEX", "ZINCRBY", "HELLO", "AUTH", "SELECT", "CLIENT", "COMMAND"}
-    body = {**QUESTION, "on_disconnect": "cancel", "session_id": "s"}
+    body = {**QUESTION, "on_disconnect": "cancel", "session_id": "s", "store": True}
     with EmbeddedValkey(tmp_path) as server, Stack(server.url, upstream.base_url, tmp_path) as running:
         generation_id = ask(running)["id"]
         for _ in range(2):
-            assert post(running, body, {"idempotency-key": "once"}).status_code == 200
+            posted = post(running, body, {"idempotency-key": "once"})
+            assert posted.status_code == 200
+        stored = posted.headers["x-stream-id"]
         for path in (
             f"/v1/streams/{generation_id}",
             f"/v1/chat/completions/{generation_id}",
             "/v1/streams",
             "/v1/models",
+            "/v1/chat/completions",
+            f"/v1/chat/completions?after={stored}",
             "/v1/sessions",
             "/v1/sessions/s",
             "/v1/usage",
@@ -290,6 +294,7 @@ def test_each_table_stands_somewhere() -> None:
 def test_the_key_table_names_every_key() -> None:
     spelled = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
     made = {keys.log("ID"), keys.index("TENANT"), keys.worker("WORKER"), keys.hub("PROCESS"), keys.in_progress("ID")}
+    made |= {keys.metadata("ID"), keys.stored("TENANT"), keys.settled("ID")}
     made |= {keys.viewers("ID"), keys.idempotency("TENANT", "SHA256"), keys.tries("ID")}
     written = set(re.findall(r"`([^`]+)`", tables.redis_keys()))
     assert made | spelled - {keys.DOORBELL, keys.IN_PROGRESS_PREFIX, keys.RETRY_PREFIX} <= written

@@ -15,7 +15,7 @@ EXTENSION_FIELDS = frozenset(
     # copy of the prompt with the provider; and without it OpenAI refuses `metadata`.
     "store metadata".split()
 )
-"""Request fields that are for the broker: never forwarded to a provider."""
+"""Request fields that are for the broker: never forwarded in OpenAI's format."""
 
 _ASSIGNED = frozenset(
     "id index name object role type format signature thought_signature finish_reason native_finish_reason stop_reason "

@@ -17,7 +17,11 @@ OPEN = {"/healthz", "/health", "/readyz", "/metrics", "/docs", "/openapi.json"}
 
 ROUTES = [
     ("POST", "/v1/chat/completions"),
+    ("GET", "/v1/chat/completions"),
     ("GET", "/v1/chat/completions/{generation_id}"),
+    ("POST", "/v1/chat/completions/{generation_id}"),
+    ("DELETE", "/v1/chat/completions/{generation_id}"),
+    ("GET", "/v1/chat/completions/{generation_id}/messages"),
     ("GET", "/v1/streams"),
     ("GET", "/v1/streams/{generation_id}"),
     ("DELETE", "/v1/streams/{generation_id}"),
@@ -130,6 +134,10 @@ FOREIGN: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/v1/streams/{}/cancel", {}),
     ("DELETE", "/v1/streams/{}", {}),
     ("GET", "/v1/streams?after={}", {}),
+    ("GET", "/v1/chat/completions?after={}", {}),
+    ("GET", "/v1/chat/completions/{}/messages", {}),
+    ("POST", "/v1/chat/completions/{}", {"json": {"metadata": {}}}),
+    ("DELETE", "/v1/chat/completions/{}", {}),
 ]
 
 

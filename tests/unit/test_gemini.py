@@ -66,7 +66,12 @@ def test_a_model_is_no_way_out_of_the_base_url(model: str) -> None:
 
 
 def test_our_own_and_openais_own_fields_stay_here() -> None:
-    fields = dict.fromkeys(EXTENSION_FIELDS, "x") | {"user": "u", "store": True, "stream_options": {}, "stream": True}
+    fields = dict.fromkeys(EXTENSION_FIELDS - {"metadata"}, "x") | {
+        "user": "u",
+        "store": True,
+        "stream_options": {},
+        "stream": True,
+    }
     labels = {"metadata": {"label": "x"}, "service_tier": "flex", "parallel_tool_calls": False, "n": 1}
     assert build(**fields, **labels) == {"contents": [SAID]}
 

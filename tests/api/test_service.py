@@ -84,7 +84,7 @@ def test_the_documentation_is_there(client: Client) -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/v1/chat/completions"),
+        ("PUT", "/v1/chat/completions"),
         ("PUT", "/v1/chat/completions"),
         ("POST", "/v1/streams"),
         ("DELETE", "/v1/models/fake/echo"),

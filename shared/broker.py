@@ -1,7 +1,7 @@
 """The broker: what one may do with generations, whoever asks.
 
 Hidden here: the order log first, bell second; who owns what, checked in this one place (somebody else's is NotFound);
-that Redis being away is Unavailable; how the API learns what the workers can do. Every method may raise Unavailable.
+how one request made twice is one generation. Every method may raise Unavailable.
 """
 
 from __future__ import annotations
@@ -11,30 +11,29 @@ import hashlib
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, NamedTuple
 
 from shared import json, keys, usage
+from shared.catalogue import Catalogue
 from shared.closing import Closing
 from shared.config import Settings
 from shared.doorbell import ring
 from shared.entry import Kind, Position, Status, Summary, now_ms
 from shared.errors import BadRequest, Gone, KeyReused, NotFound, Sealed, StreamspoolError, Unavailable
-from shared.redis import UNREACHABLE, ArqRedis, RedisError
+from shared.guard import NO_STREAM, in_time, reachable
+from shared.redis import ArqRedis, RedisError
 from shared.request import ChatRequest
 from shared.sessions import Sessions, check_id
 from shared.streamlog import StreamLog
-from shared.telemetry import REDIS_ERRORS, SUBMITTED, get_logger
+from shared.telemetry import SUBMITTED, get_logger
 
 logger = get_logger(__name__)
 
 _ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
-_NOT_FOUND = "There is no stream with this id. It may have expired, or belong to another key."
-_CATALOGUE_AGE_S = 1.0
-_DEADLINE_S = 1.8
 _DOUBT_S = 60.0
 """How long a create that was given up on may still reach Redis."""
 
@@ -53,23 +52,17 @@ class Submitted(NamedTuple):
     replayed: bool
 
 
-def model_object(model: str, owner: str) -> dict[str, Any]:
-    """OpenAI's model object. `created` is 0: nobody here knows."""
-    return {"id": model, "object": "model", "created": 0, "owned_by": owner}
-
-
 class Broker:
-    """Submit, find, list, cancel, delete; and the catalogue of models."""
+    """Submit, find, list, cancel, delete."""
 
     def __init__(self, redis: ArqRedis, log: StreamLog, settings: Settings, *, name: str) -> None:
         self.log = log
+        self.catalogue = Catalogue(redis)
         self.sessions = Sessions(redis, settings)
         self.closing = Closing(redis, log, self.sessions, settings, name=name)
         self._redis = redis
         self._settings = settings
         self._name = name
-        self._catalogue: dict[str, Any] | None = None
-        self._catalogue_at = 0.0
         self._doubtful: dict[str, float] = {}
 
     # ---- generations
@@ -90,15 +83,15 @@ class Broker:
         `client_history` its session only takes note: the client sends the whole conversation itself.
         Raises NotFound for an unknown model; KeyReused; Unavailable, within 2 s, and then nothing runs.
         """
-        async with self._in_time():
-            await self.check_model(request.model)
+        async with in_time():
+            await self.catalogue.check(request.model)
             if idempotency_key is None:
                 generation_id, digest = f"chatcmpl-{uuid.uuid4().hex}", None
             else:
                 generation_id, digest = await self._join(idempotency_key, request, principal)
             header = self._header(generation_id, request, principal, digest, client_history)
             try:
-                with self._reachable():
+                with reachable():
                     reserve = None
                     if header["session"]:
                         await self.closing.settle_session(principal.tenant, header["session_id"])
@@ -119,7 +112,7 @@ class Broker:
 
     async def _replayed(self, generation_id: str) -> dict[str, Any]:
         """The header of a generation that was there before; whoever created it may not have lived to ring."""
-        with self._reachable():
+        with reachable():
             summary = (await self.log.describe([generation_id]))[0]
         if summary is None:
             raise NotFound("The stream of this Idempotency-Key was just deleted. Send the request again.")
@@ -136,7 +129,7 @@ class Broker:
     async def _announce(self, header: dict[str, Any]) -> None:
         """Says that somebody watches, where that matters, and rings. Never fails: the reaper rings again."""
         try:
-            async with self._in_time():
+            async with in_time():
                 if header.get("on_disconnect") == "cancel":
                     await self.log.keep_watched([header["id"]], self._settings.disconnect_grace_s)
                 await self.dispatch(header)
@@ -174,7 +167,7 @@ class Broker:
         name = keys.idempotency(principal.tenant, digest)
         life_ms = int((self._settings.log_safety_s + self._retention_s(request)) * 1000)
         first = None
-        with self._reachable():
+        with reachable():
             while first is None:  # taken, and gone when we look: it was just deleted
                 if await self._redis.set(name, json.dumps(mine), nx=True, px=life_ms):
                     first = mine
@@ -236,16 +229,16 @@ class Broker:
     async def find(self, generation_id: str, principal: Principal) -> Summary:
         """The generation's summary. Raises NotFound if there is none, or it is somebody else's."""
         if _ID.fullmatch(generation_id):
-            with self._reachable():
+            with reachable():
                 summary = (await self.log.describe([generation_id]))[0]
             if summary and summary.header["owner"] == principal.tenant:
                 return summary
-        raise NotFound(_NOT_FOUND)
+        raise NotFound(NO_STREAM)
 
     async def chunks(self, generation_id: str, epoch: int, *, strict: bool = True) -> list[bytes]:
         """All chunks of an attempt there are now. If `strict`, raises Damaged where one is missing."""
         found: list[bytes] = []
-        with self._reachable():
+        with reachable():
             async for page in self.log.read_all(generation_id, Position(epoch, 0), strict=strict):
                 found += [entry.data for entry in page if entry.kind in (Kind.CHUNK, Kind.USAGE)]
         return found
@@ -254,7 +247,7 @@ class Broker:
         """The principal's generations, newest first. Raises NotFound if `after` is not one of them."""
         if after is not None and not _ID.fullmatch(after):
             raise NotFound("`after` must be the id of a stream in this list.")
-        with self._reachable():
+        with reachable():
             try:
                 async for summary in self.log.listed(principal.tenant, after):
                     yield summary
@@ -265,7 +258,7 @@ class Broker:
         """Ends a generation, keeping what it said so far; one that has said all there is stays the answer it is."""
         summary = await self.find(generation_id, principal)
         if summary.outcome is None:
-            with self._reachable(), suppress(Sealed):
+            with reachable(), suppress(Sealed):
                 await self.closing.conclude(generation_id, summary.position.epoch, Status.CANCELLED)
                 await self._redis.publish(keys.DOORBELL, generation_id)
             summary = await self.find(generation_id, principal)
@@ -284,7 +277,7 @@ class Broker:
     async def delete(self, generation_id: str, principal: Principal) -> None:
         """Cancels it if it still runs, then forgets it."""
         summary = await self.cancel(generation_id, principal)
-        with self._reachable():
+        with reachable():
             await self.closing.settle(generation_id)  # what it used and said to its session stays
             if digest := summary.header.get("idempotency"):  # first: nobody may join what is about to go
                 await self._redis.delete(keys.idempotency(principal.tenant, digest))
@@ -295,31 +288,31 @@ class Broker:
 
     async def usage(self, principal: Principal, first: date, last: date) -> list[dict[str, Any]]:
         """The ledger's rows of the principal's, from the first day to the last (UTC)."""
-        with self._reachable():
+        with reachable():
             return await usage.read_ledger(self._redis, principal.tenant, first, last)
 
     # ---- sessions
 
     async def session(self, session_id: str, principal: Principal) -> dict[str, Any]:
         """The session object. Raises NotFound."""
-        with self._reachable():
+        with reachable():
             await self.closing.settle_session(principal.tenant, check_id(session_id))
             return await self.sessions.describe(principal.tenant, session_id)
 
     async def session_messages(self, session_id: str, principal: Principal) -> list[dict[str, Any]]:
         """All messages of its finished turns, in order. Raises NotFound."""
-        with self._reachable():
+        with reachable():
             await self.closing.settle_session(principal.tenant, check_id(session_id))
             return await self.sessions.messages(principal.tenant, session_id)
 
     async def list_sessions(self, principal: Principal, after: str | None, count: int) -> list[dict[str, Any]]:
         """The principal's sessions, last used first. Raises NotFound if `after` is not one of them."""
-        with self._reachable():
+        with reachable():
             return await self.sessions.newest(principal.tenant, after, count)
 
     async def delete_session(self, session_id: str, principal: Principal) -> None:
         """Cancels what runs in it, then forgets it; its generations stay what they are."""
-        with self._reachable():
+        with reachable():
             found = await self.sessions.describe(principal.tenant, session_id)
             for generation_id in reversed(found["open"]):  # the last first, so that none begins meanwhile
                 with suppress(NotFound):
@@ -336,7 +329,7 @@ class Broker:
         unknown = NotFound("`after` must be the id of a stored completion.", param="after")
         if after is not None and not _ID.fullmatch(after):
             raise unknown
-        with self._reachable():
+        with reachable():
             try:
                 async for summary in self.log.listed(principal.tenant, after, newest_first=newest_first, stored=True):
                     if summary.status in (Status.COMPLETED, Status.INCOMPLETE):
@@ -349,105 +342,14 @@ class Broker:
     ) -> Summary:
         """Gives a generation other metadata; the request keeps those it came with. Raises NotFound."""
         summary = await self.find(generation_id, principal)
-        with self._reachable():
+        with reachable():
             await self.log.replace_metadata(summary, metadata or {})
         return await self.find(generation_id, principal)
 
     async def messages(self, generation_id: str, principal: Principal) -> list[dict[str, Any]]:
         """The messages of a generation's request. Raises NotFound."""
         await self.find(generation_id, principal)
-        with self._reachable():
+        with reachable():
             _, body = await self.log.request(generation_id)
         messages: list[dict[str, Any]] = json.loads(body)["messages"]
         return messages
-
-    # ---- what the workers can do
-
-    async def models(self) -> list[dict[str, Any]]:
-        """OpenAI model objects: the names given in `[models]`, and what the providers that are on are known to have."""
-        catalogue = await self._workers_catalogue()
-        names = [(alias, "streamspool") for alias in catalogue["aliases"]]
-        names += [
-            (f"{name}/{model}", name)
-            for name, provider in catalogue["providers"].items()
-            for model in provider["models"]
-        ]
-        return [model_object(model, owner) for model, owner in names]
-
-    async def check_model(self, model: str) -> None:
-        """Raises NotFound unless `model` is one of `[models]`, or `provider/model` with a provider that is on."""
-        name, slash, rest = model.partition("/")
-        catalogue = await self._workers_catalogue()
-        if name not in catalogue["providers"] and model not in catalogue["aliases"]:
-            catalogue = await self._workers_catalogue(fresh=True)
-        if model in catalogue["aliases"]:
-            return
-        providers = catalogue["providers"]
-        if not slash or not rest or name not in providers:
-            known = ", ".join(sorted([*catalogue["aliases"], *(f"{name}/…" for name in providers)])) or "none"
-            raise NotFound(
-                f"Model names are `provider/model`. Switched on: {known}. GET /v1/models lists models.",
-                code="model_not_found",
-                param="model",
-            )
-        provider = providers[name]
-        if not provider["open"] and rest.partition("?")[0] not in provider["models"]:
-            raise NotFound(
-                f"Provider `{name}` has no such model; it has: {', '.join(provider['models'])}.",
-                code="model_not_found",
-                param="model",
-            )
-
-    async def workers(self) -> int:
-        """How many workers have been heard of in the last 15 s."""
-        with self._reachable():
-            ids: set[bytes] = await self._redis.smembers(keys.WORKERS)  # type: ignore[misc]
-            if not ids:
-                return 0
-            beats = await self._redis.mget([keys.worker(worker_id.decode()) for worker_id in ids])
-        return sum(beat is not None for beat in beats)
-
-    async def _workers_catalogue(self, *, fresh: bool = False) -> dict[str, Any]:
-        """`{providers: {NAME: {models, open}}, aliases: {NAME: [MODEL]}}`; raises Unavailable if no worker ever spoke."""
-        age = time.monotonic() - self._catalogue_at
-        if fresh or self._catalogue is None or age > _CATALOGUE_AGE_S:
-            with self._reachable():
-                raw = await self._redis.get(keys.CATALOGUE)
-            if raw is None:
-                raise Unavailable(
-                    "No worker has reported for duty yet. Start one with `streamspool worker`.", code="no_worker"
-                )
-            catalogue = json.loads(raw)
-            catalogue.setdefault("aliases", {})  # from a worker of an older version
-            self._catalogue, self._catalogue_at = catalogue, time.monotonic()
-        assert self._catalogue is not None
-        return self._catalogue
-
-    @asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
-        """A client is told within 2 s that it cannot be served."""
-        try:
-            async with asyncio.timeout(_DEADLINE_S):
-                yield
-        except TimeoutError:
-            REDIS_ERRORS.labels("broker").inc()
-            raise Unavailable("The broker's storage does not answer. Try again.", code="storage_unavailable") from None
-
-    @contextmanager
-    def _reachable(self) -> Iterator[None]:
-        try:
-            yield
-        except StreamspoolError:
-            raise
-        except Gone:
-            raise NotFound(_NOT_FOUND) from None
-        except (RedisError, OSError) as error:
-            REDIS_ERRORS.labels("broker").inc()
-            logger.warning("redis failed", error=type(error).__name__)
-            full = not isinstance(error, UNREACHABLE) and "maxmemory" in str(error)
-            raise Unavailable(
-                "The broker's storage is full. Try again later."
-                if full
-                else "The broker's storage is away. Try again.",
-                code="storage_full" if full else "storage_unavailable",
-            ) from error

@@ -78,7 +78,7 @@ class Reaper:
                     logger.warning("rang again", generation_id=generation_id)
 
     async def _count_workers(self) -> None:
-        if await self._broker.workers():
+        if await self._broker.catalogue.workers():
             self._alone_since = None
         elif self._alone_since is None:
             self._alone_since = monotonic()

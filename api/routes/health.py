@@ -24,7 +24,7 @@ async def ready(parts: ProcessParts) -> JSONResponse:
     """Whether a generation asked for now would be stored and run: Redis answers and a worker is alive."""
     checks: dict[str, str] = {}
     try:
-        workers = await parts.broker.workers()
+        workers = await parts.broker.catalogue.workers()
         checks = {"redis": "ok", "workers": f"{workers} alive"}
     except Unavailable as error:
         workers, checks = 0, {"redis": error.code, "workers": "unknown"}

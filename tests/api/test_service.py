@@ -85,7 +85,6 @@ def test_the_documentation_is_there(client: Client) -> None:
     ("method", "path"),
     [
         ("PUT", "/v1/chat/completions"),
-        ("PUT", "/v1/chat/completions"),
         ("POST", "/v1/streams"),
         ("DELETE", "/v1/models/fake/echo"),
         ("GET", "/v1/streams/x/cancel"),

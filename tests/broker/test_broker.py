@@ -62,15 +62,15 @@ async def test_nothing_is_stored_for_an_unknown_model(broker: Broker, redis: Arq
             await broker.submit(*request(model=model), ANN)
         assert error.value.code == "model_not_found"
     assert await redis.zcard(keys.OPEN) == 0
-    await broker.check_model("openai/whatever")
-    await broker.check_model("fake/echo?tokens=3")
+    await broker.catalogue.check("openai/whatever")
+    await broker.catalogue.check("fake/echo?tokens=3")
 
 
 async def test_a_provider_that_was_just_switched_on_is_known_at_once(broker: Broker, redis: ArqRedis) -> None:
-    await broker.check_model("openai/x")
+    await broker.catalogue.check("openai/x")
     more = {"providers": {**CATALOGUE["providers"], "groq": {"models": [], "open": True}}}
     await redis.set(keys.CATALOGUE, json.dumps(more), ex=60)
-    await broker.check_model("groq/x")
+    await broker.catalogue.check("groq/x")
 
 
 async def test_without_any_worker_ever_nothing_is_accepted(redis: ArqRedis, log: StreamLog, settings: Settings) -> None:
@@ -133,12 +133,12 @@ async def test_deleting_forgets(broker: Broker, redis: ArqRedis) -> None:
 
 
 async def test_models_and_workers(broker: Broker, redis: ArqRedis) -> None:
-    assert [model["id"] for model in await broker.models()] == ["fake/echo"]
-    assert await broker.workers() == 0
+    assert [model["id"] for model in await broker.catalogue.models()] == ["fake/echo"]
+    assert await broker.catalogue.workers() == 0
     await redis.sadd(keys.WORKERS, "alive", "dead")  # type: ignore[misc]
     await redis.expire(keys.WORKERS, 60)
     await redis.set(keys.worker("alive"), b"{}", ex=60)
-    assert await broker.workers() == 1
+    assert await broker.catalogue.workers() == 1
 
 
 async def test_a_lost_bell_does_not_refuse_what_was_accepted(
@@ -158,8 +158,8 @@ async def test_a_redis_that_is_away_is_unavailable(settings: Settings) -> None:
     generation_id = "chatcmpl-" + "0" * 32
     for call in (
         broker.find(generation_id, ANN),
-        broker.workers(),
-        broker.check_model("a/b"),
+        broker.catalogue.workers(),
+        broker.catalogue.check("a/b"),
         anext(broker.newest(ANN)),
     ):
         with pytest.raises(Unavailable) as error:

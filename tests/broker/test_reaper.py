@@ -159,7 +159,7 @@ async def forgetful(log: StreamLog, broker: Broker, monkeypatch: pytest.MonkeyPa
         return True
 
     monkeypatch.setattr(log, "create", slow)
-    monkeypatch.setattr("shared.broker._DEADLINE_S", 0.1)
+    monkeypatch.setattr("shared.guard._DEADLINE_S", 0.1)
     return broker
 
 

@@ -1,0 +1,48 @@
+"""What callers of the broker meet instead of Redis' own errors: Unavailable, and within 2 s.
+
+Hidden here: which failures mean that it is away and which that it is full, and that an entry which is gone is NotFound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from shared.errors import Gone, NotFound, StreamspoolError, Unavailable
+from shared.redis import UNREACHABLE, RedisError
+from shared.telemetry import REDIS_ERRORS, get_logger
+
+logger = get_logger(__name__)
+
+NO_STREAM = "There is no stream with this id. It may have expired, or belong to another key."
+_DEADLINE_S = 1.8
+
+
+@asynccontextmanager
+async def in_time() -> AsyncIterator[None]:
+    """A client is told within 2 s that it cannot be served."""
+    try:
+        async with asyncio.timeout(_DEADLINE_S):
+            yield
+    except TimeoutError:
+        REDIS_ERRORS.labels("broker").inc()
+        raise Unavailable("The broker's storage does not answer. Try again.", code="storage_unavailable") from None
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    try:
+        yield
+    except StreamspoolError:
+        raise
+    except Gone:
+        raise NotFound(NO_STREAM) from None
+    except (RedisError, OSError) as error:
+        REDIS_ERRORS.labels("broker").inc()
+        logger.warning("redis failed", error=type(error).__name__)
+        full = not isinstance(error, UNREACHABLE) and "maxmemory" in str(error)
+        raise Unavailable(
+            "The broker's storage is full. Try again later." if full else "The broker's storage is away. Try again.",
+            code="storage_full" if full else "storage_unavailable",
+        ) from error

@@ -29,10 +29,38 @@ logger = get_logger(__name__)
 WINDOW_BYTES = 4 * 1024 * 1024
 """Chunk bytes a followed log keeps in memory; older ones are read from Redis again by whoever needs them."""
 BLOCK_MS = 2000
+_LANE_BYTES = 128 * 1024
+"""More than this at once goes to each viewer at its own speed."""
 _PAUSE_S = 0.002
 _BUSY_ENTRIES = 4
 
 Encode = Callable[[Entry], bytes]
+
+
+class Lane:
+    """A viewer that has caught up and is written to directly: without a task that wakes, without a detour.
+
+    `left` says that it is written to no more, `epoch` and `index` then where it got to.
+    """
+
+    __slots__ = ("_waiter", "encode", "epoch", "index", "left", "since", "transport")
+
+    def __init__(self, encode: Encode, transport: asyncio.Transport, since: float) -> None:
+        self.encode, self.transport, self.since = encode, transport, since
+        self.epoch = self.index = 0
+        self.left = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def waiter(self) -> asyncio.Future[None]:
+        """A future that is done when there is a reason to look."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        if self.left:
+            self._waiter.set_result(None)
+        return self._waiter
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class LiveLog:
@@ -41,7 +69,8 @@ class LiveLog:
     `epoch` is that attempt (0: none yet), `end` the number of its last chunk, `floor` how many of them have left the
     window, `lost` how many Redis itself does not have any more. `replaced` says that an earlier attempt had said
     something, `note` who says it, `usage_last` that the last chunk is the usage chunk. `outcome` is there once the log is
-    sealed, `problem` once it cannot be followed any further. `tally` is there if viewers are paced.
+    sealed, `problem` once it cannot be followed any further. `tally` is there if viewers are paced. `fed_at` is when
+    the last entries came, in the loop's time.
     """
 
     def __init__(self, generation_id: str, *, paced: bool = False) -> None:
@@ -63,6 +92,8 @@ class LiveLog:
         self._bytes = 0
         self._frames: dict[Encode, list[bytes]] = {}
         self._waiters: set[asyncio.Future[None]] = set()
+        self._lanes: dict[Encode, set[Lane]] = {}
+        self.fed_at = 0.0
 
     @property
     def end(self) -> int:
@@ -94,9 +125,13 @@ class LiveLog:
         return frames[start - self.floor : stop - self.floor]
 
     def feed(self, entries: list[Entry]) -> None:
-        """Takes the next entries of the log, in order, and wakes the viewers."""
+        """Takes the next entries of the log, in order, and has the viewers get them."""
+        self.fed_at = asyncio.get_running_loop().time()
+        before = self.end
         for entry in entries:
             if entry.kind is Kind.ATTEMPT:
+                self._write(before)
+                self._release()
                 self.replaced = self.replaced or bool(self.end)
                 self.epoch = entry.position.epoch
                 self._clear()
@@ -115,17 +150,81 @@ class LiveLog:
                 for encode, frames in self._frames.items():
                     frames.append(encode(entry))
         self.position = entries[-1].position
+        self._write(before)
         if self._bytes > WINDOW_BYTES:
             self._shrink()
-        self.wake()
+        if self.outcome:
+            self._release()
+        self._notify()
+
+    # ---- viewers that are written to directly
+
+    def attach(self, encode: Encode, transport: asyncio.Transport) -> Lane:
+        """From now on the frames of new chunks are written to this transport. Its viewer has all there is so far."""
+        lane = Lane(encode, transport, asyncio.get_running_loop().time())
+        self.frames(encode, self.end, self.end)
+        self._lanes.setdefault(encode, set()).add(lane)
+        return lane
+
+    def detach(self, lane: Lane) -> tuple[int, int]:
+        """Writes no more to it. Returns the epoch and the number of chunks it got to."""
+        if not lane.left:
+            self._lanes[lane.encode].discard(lane)
+            self._leave(lane)
+        return lane.epoch, lane.index
+
+    def _leave(self, lane: Lane, index: int | None = None) -> None:
+        lane.left, lane.epoch, lane.index = True, self.epoch, self.end if index is None else index
+        lane.wake()
+
+    def _release(self, index: int | None = None) -> None:
+        """Lets all of them go on by themselves, from where they are."""
+        for lanes in self._lanes.values():
+            for lane in lanes:
+                self._leave(lane, index)
+            lanes.clear()
+
+    def _write(self, before: int) -> None:
+        """Writes the chunks from `before` on, framed once for all, to those that are here; who cannot take it leaves."""
+        if before >= self.end:
+            return
+        for encode, lanes in self._lanes.items():
+            if not lanes:
+                continue
+            body = b"".join(self.frames(encode, before, self.end))
+            if not body:
+                continue
+            if len(body) > _LANE_BYTES:
+                for lane in lanes:
+                    self._leave(lane, before)
+                lanes.clear()
+                continue
+            framed = b"%x\r\n%b\r\n" % (len(body), body)
+            behind = []
+            for lane in lanes:
+                transport = lane.transport
+                transport.write(framed)
+                if transport.get_write_buffer_size():
+                    behind.append(lane)
+            for lane in behind:
+                lanes.discard(lane)
+                self._leave(lane)
 
     def fail(self, problem: LogError) -> None:
         self.problem = problem
         if self.tally is not None:
             self.tally.off = True
-        self.wake()
+        self._release()
+        self._notify()
 
     def wake(self) -> None:
+        """Makes every viewer look again."""
+        for lanes in self._lanes.values():
+            for lane in lanes:
+                lane.wake()
+        self._notify()
+
+    def _notify(self) -> None:
         waiters, self._waiters = self._waiters, set()
         for waiter in waiters:
             if not waiter.done():

@@ -40,8 +40,8 @@ _FIRST_PAGE = 16
 _RETRY_S = 0.25
 _STAGGER_S = 2.0
 
-TRANSPORT = "streamspool.transport"
-"""ASGI extension: the connection's transport, put there by server.py."""
+CONNECTION = "streamspool.connection"
+"""ASGI extension: the connection itself, put there by server.py; without it everything goes through ASGI."""
 
 EVENT_STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -81,7 +81,8 @@ class _Client:
     """The ASGI side of one response: send under a deadline, notice the hang-up."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, timeout_s: float) -> None:
-        self._scope, self._send, self._timeout_s = scope, send, timeout_s
+        self._connection: Any = scope.get("extensions", {}).get(CONNECTION)
+        self._send, self._timeout_s = send, timeout_s
         self._waiter: asyncio.Future[None] | None = None
         self._listening = asyncio.create_task(self._listen(receive))
         self._listening.add_done_callback(self._wake)
@@ -90,6 +91,14 @@ class _Client:
     @property
     def gone(self) -> bool:
         return self._listening.done()
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """Where the next pieces of the body may be written to, each framed as an HTTP chunk; None if only by `send`."""
+        if self._connection is None or not self._connection.chunked:
+            return None
+        transport: asyncio.Transport = self._connection.transport
+        return transport
 
     async def start(self, status: int, headers: dict[str, str]) -> None:
         self.started = True
@@ -118,9 +127,8 @@ class _Client:
 
         A clean end would look whole. `flush` lets the client have what is on its way to it.
         """
-        transport = self._scope.get("extensions", {}).get(TRANSPORT)
-        if transport is not None:
-            transport.close() if flush else transport.abort()
+        if (connection := self._connection) is not None:
+            connection.transport.close() if flush else connection.transport.abort()
             await asyncio.wait([self._listening], timeout=self._timeout_s)
 
     async def close(self) -> None:
@@ -263,6 +271,10 @@ class EventStream(_LogResponse):
             elif live.problem:
                 yield b"".join(chat.problem_frames(live.problem)), True
                 return
+            elif self._pace is None and (transport := client.transport) is not None:
+                epoch, index, news = await self._ride(client, live, transport)
+                if transport.get_write_buffer_size():
+                    yield b"", False  # it did not take all that was written: wait until it has, or drop it
             else:
                 news = await self._news(client, live)
             if news is None:
@@ -278,6 +290,25 @@ class EventStream(_LogResponse):
         waiter, before = live.waiter(), live.position
         await client.wait(waiter, patience_s)
         return bool(live.position != before or client.gone or live.problem or self._parts.drain.native)
+
+    async def _ride(self, client: _Client, live: LiveLog, transport: asyncio.Transport) -> tuple[int, int, bool | None]:
+        """Leaves it to the log to write what comes, as long as this viewer keeps up and there is nothing else to say.
+
+        Returns where it got to, and what `_news` would.
+        """
+        loop = asyncio.get_running_loop()
+        lane = live.attach(self._encode, transport)
+        try:
+            while True:
+                silent_s = loop.time() - max(lane.since, live.fed_at)
+                patience_s = min(self._parts.settings.keepalive_s - silent_s, self._stay_s())
+                if patience_s <= 0:
+                    return *live.detach(lane), None if self._stay_s() <= 0 else False
+                await client.wait(lane.waiter(), patience_s)
+                if lane.left or client.gone or self._parts.drain.native:
+                    return *live.detach(lane), True
+        finally:
+            live.detach(lane)
 
     def _limit(self, live: LiveLog, index: int) -> int:
         """How many of the attempt's chunks this viewer may have by now."""

@@ -1,8 +1,8 @@
 """The server process: uvicorn with our signal handling and our protocol.
 
-Hidden here: refusing to serve the world without keys, the socket a supervisor may hand over, the transport that the
-relay needs to end a connection in mid-response, and the order of a stop: native viewers first, the rest by the
-deadline, then the process.
+Hidden here: refusing to serve the world without keys, the socket a supervisor may hand over, the connection that the
+relay needs to write to without a detour and to end in mid-response, and the order of a stop: native viewers first, the
+rest by the deadline, then the process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import create_app
 from api.auth import is_loopback
-from api.relay import TRANSPORT, Drain
+from api.relay import CONNECTION, Drain
 from shared.config import SettingsInvalid, load_settings
 from shared.telemetry import configure_logging, get_logger
 
@@ -37,7 +37,7 @@ _GRACE_S = 5.0
 
 
 class Protocol(HttpToolsProtocol):
-    """Puts the transport into the ASGI scope, and lets no client hold a connection by doing nothing.
+    """Puts itself into the ASGI scope, and lets no client hold a connection by doing nothing.
 
     There are two ways to do that. Not to say what one wants: uvicorn's keep-alive timer is taken off by any byte, be it
     a blank line or the rest of a body that nobody waits for, so a timer of ours runs whenever no request does. And not
@@ -61,8 +61,13 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._begin_patience()
-        extensions: dict[str, Any] = {TRANSPORT: self.transport}
+        extensions: dict[str, Any] = {CONNECTION: self}
         self.scope["extensions"] = extensions
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the response that is being sent is in chunks, so that a chunk more may be written to the transport."""
+        return bool(self.cycle and self.cycle.chunked_encoding and not self.cycle.response_complete)
 
     def on_headers_complete(self) -> None:
         self._end_patience()

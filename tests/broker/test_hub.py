@@ -31,8 +31,16 @@ COMPLETED = {"status": "completed", "ended_at_ms": 2, "by": "w", "error": None}
 NATIVE, OPENAI = View(ids=True, native=True, include_usage=False), View(ids=False, native=False, include_usage=False)
 
 
+@pytest.fixture(params=["asgi", "direct"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test twice: each piece through ASGI, and written to the connection where that may be."""
+    monkeypatch.setattr(Viewer, "chunked", request.param == "direct")
+
+
 class Viewer:
-    """An ASGI client: what it was sent, a way to make it slow, and a way to hang up."""
+    """An ASGI client: what it was sent, a way to make it slow, and a way to hang up. It is its own connection, too."""
+
+    chunked = False
 
     def __init__(self, response: Callable[..., Awaitable[None]]) -> None:
         self.status = 0
@@ -43,15 +51,35 @@ class Viewer:
         self.reading = asyncio.Event()
         self.reading.set()
         self._gone = asyncio.Event()
-        scope = {"type": "http", "method": "GET", "extensions": {"streamspool.transport": self}}
+        self.transport = self
+        self.written = 0
+        self._unread = b""
+        scope = {"type": "http", "method": "GET", "extensions": {"streamspool.connection": self}}
         self.task = asyncio.ensure_future(response(scope, self._receive, self._send))
 
     async def _receive(self) -> dict[str, str]:
         await self._gone.wait()
         return {"type": "http.disconnect"}
 
+    def write(self, data: bytes) -> None:
+        """One chunk of an HTTP response, whole."""
+        size, _, rest = data.partition(b"\r\n")
+        assert int(size, 16) == len(rest) - 2
+        assert rest.endswith(b"\r\n")
+        self.written += 1
+        self._unread += rest[:-2]
+        if self.reading.is_set():
+            self._read()
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._unread)
+
+    def _read(self) -> None:
+        self.body, self._unread = self.body + self._unread, b""
+
     async def _send(self, message: dict[str, Any]) -> None:
         await self.reading.wait()
+        self._read()
         if message["type"] == "http.response.start":
             self.status, self.headers = message["status"], dict(message["headers"])
         else:

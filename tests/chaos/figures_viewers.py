@@ -21,7 +21,7 @@ from shared.embedded import EmbeddedValkey
 from tests.chaos.test_viewers import SETTINGS, VIEWERS, memory_mb, watch
 from tests.support.faulty import Answer, FaultyProvider
 from tests.support.stack import Stack, free_port, wait_until
-from tests.support.upstream import Pause, chunk, ending, words
+from tests.support.upstream import Pause, chunk, ending, whole, words
 from tests.support.wire import Client
 from tests.support.wire_async import Reading, Stream
 
@@ -101,7 +101,7 @@ class Bench:
             await watch(reading, self.ports[turn % 2], generation_id, frames=every)
             longest = max(longest, time.monotonic() - started)
             turn += 1
-        lost = int(reading.text != "".join(f"w{i} " for i in range(200)) or bool(reading.wrong))
+        lost = int(reading.text != whole(200) or bool(reading.wrong))
         return {"lost": lost, "resumes": turn, "longest_leg_s": longest}
 
 

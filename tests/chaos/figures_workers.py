@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,43 +20,22 @@ from typing import Any
 import httpx
 
 from shared.embedded import EmbeddedValkey
+from tests.chaos.bursts import (
+    check_ledger,
+    kill_apis_within_posts,
+    kill_workers_around_the_end,
+    kill_workers_under_sessions,
+    stored_requests,
+    wait_still,
+)
+from tests.chaos.tally import Tally
 from tests.support.fleet import BAR_S, Fleet, ask
-from tests.support.judge import Judges, Verdict
+from tests.support.judge import Judges
 from tests.support.stack import wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words
 
 SEAL = f"{2**53 - 1}-0"
 WORDS = 60
-
-
-class Tally:
-    """What all runs of a row add up to."""
-
-    def __init__(self) -> None:
-        self.runs = self.lost = self.duplicated = self.wrong = 0
-        self.worst_s = 0.0
-        self.seen: Counter[str] = Counter()
-
-    def run(self, worst_s: float, viewers: list[Verdict], *, expected: int, right: bool) -> None:
-        self.runs += 1
-        self.worst_s = max(self.worst_s, worst_s)
-        for viewer in viewers:
-            said = Counter(viewer.text.split())
-            self.lost += sum(f"w{i}" not in said for i in range(expected))
-            self.duplicated += sum(count - 1 for count in said.values())
-            right = right and viewer.outcome != "damaged"
-            self.seen[viewer.outcome] += 1
-        self.wrong += not right
-
-    def row(self) -> dict[str, Any]:
-        return {
-            "runs": self.runs,
-            "worst_s": round(self.worst_s, 3),
-            "lost": self.lost,
-            "duplicated": self.duplicated,
-            "wrong": self.wrong,
-            **self.seen,
-        }
 
 
 def f02_kill_in_the_middle(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> Tally:
@@ -80,19 +59,16 @@ def f02_kill_in_the_middle(fleet: Fleet, judges: Judges, upstream: ScriptedUpstr
     return tally
 
 
-def f04_kill_before_the_seal(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> Tally:
-    """kill -9 with the finish chunk stored and no seal; worst: from the kill to the end."""
-    tally = Tally()
-    for i in range(20):
-        script = upstream.script(f"f04-{i}", [*words(WORDS), ending()[0], Pause()])
-        viewer = judges.post([fleet.url], ask(f"f04-{i}"))
-        wait_until(lambda viewer=viewer: viewer.finish)
-        fleet.kill(fleet.owner(viewer.id))
-        killed = time.monotonic()
-        judges.wait(60)
-        right = viewer.outcome == "whole" and len(script.calls) == 1
-        tally.run(viewer.ended_at - killed, [viewer], expected=WORDS, right=right)
-        fleet.heal()
+def f04_kill_around_the_end(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> Tally:
+    """kill -9 of one worker or both while 24 streams end; runs: streams caught with everything stored but seal or
+    settlement; worst: from the kill to the end of any stream."""
+    tally, chance = Tally(), random.Random(4)
+    for burst in range(60):
+        if tally.runs >= 100 and tally.seen["kills"] >= 20:
+            break
+        kill_workers_around_the_end(fleet, upstream, tally, chance, burst=burst)
+    wait_still(fleet)
+    check_ledger(fleet, tally, [header["id"] for made in stored_requests(fleet).values() for header in made])
     return tally
 
 
@@ -122,6 +98,15 @@ def f07_zombie(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> Tall
         tally.seen["late_writes"] += late
         tally.run(closed - woken, [viewer], expected=WORDS, right=right)
         fleet.heal()
+    return tally
+
+
+def f11_kill_of_an_api(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> Tally:
+    """kill -9 of an API within 50 ms of 20 POSTs, half of them with a key; runs: kills; worst: from the kill to the end
+    of any accepted generation."""
+    tally, chance = Tally(), random.Random(11)
+    for burst in range(25):
+        kill_apis_within_posts(fleet, upstream, tally, chance, burst=burst)
     return tally
 
 
@@ -180,12 +165,23 @@ def _cancel(api: httpx.Client, generation_id: str) -> dict[str, Any]:
     return found
 
 
+def f41_kills_under_sessions(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> Tally:
+    """Two POSTs at once to each of 20 sessions, workers killed around the ends of their turns; runs: sessions."""
+    tally, chance = Tally(), random.Random(41)
+    for burst in range(10):
+        fleet.heal()
+        kill_workers_under_sessions(fleet, upstream, tally, chance, burst=burst)
+    return tally
+
+
 ROWS = {
     "F2": f02_kill_in_the_middle,
-    "F4": f04_kill_before_the_seal,
+    "F4": f04_kill_around_the_end,
     "F7": f07_zombie,
+    "F11": f11_kill_of_an_api,
     "F37": f37_twenty_at_once,
     "F38": f38_cancel_and_finish,
+    "F41": f41_kills_under_sessions,
 }
 
 
@@ -204,12 +200,15 @@ def main() -> int:
             Judges() as judges,
         ):
             for row in chosen.rows or ROWS:
+                fleet.heal()
                 tally = ROWS[row](fleet, judges, upstream)
-                wrong += tally.wrong
-                injected = (ROWS[row].__doc__ or "").strip()
+                wrong += len(tally.problems)
+                injected = " ".join((ROWS[row].__doc__ or "").split())
                 print(
                     json.dumps({"row": row, "lease_s": chosen.lease_s, **tally.row(), "injected": injected}), flush=True
                 )
+                for problem in tally.problems[:10]:
+                    print(problem, file=sys.stderr)
     return 1 if wrong else 0
 
 

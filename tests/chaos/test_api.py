@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 
 import httpx
-import pytest
 
 from shared import keys
-from shared.embedded import EmbeddedValkey
 from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
 from tests.support.stack import wait_until
-from tests.support.upstream import Pause, ScriptedUpstream, ending, words
+from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 
+SETTINGS = {"STREAMSPOOL_DRAIN_S": "2"}
 VIEWERS = 50
 DIES_BEFORE_THE_BELL = """
 import os, signal
@@ -26,30 +24,6 @@ async def ring(*_, **__):
 
 shared.broker.ring = ring
 """
-
-
-@pytest.fixture(scope="module")
-def running(
-    valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Fleet]:
-    with Fleet(valkey, upstream, tmp_path_factory.mktemp("api"), STREAMSPOOL_DRAIN_S="2") as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def fleet(running: Fleet) -> Fleet:
-    running.heal()
-    return running
-
-
-@pytest.fixture
-def judges() -> Iterator[Judges]:
-    with Judges() as found:
-        yield found
-
-
-def whole(count: int) -> str:
-    return "".join(f"w{i} " for i in range(count))
 
 
 def test_f10_fifty_viewers_survive_the_kill_of_their_api(

@@ -4,45 +4,20 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from shared import keys
-from shared.embedded import EmbeddedValkey
 from tests.support.fleet import Fleet, ask
 from tests.support.judge import Judges
 from tests.support.stack import wait_until
-from tests.support.upstream import Pause, ScriptedUpstream, ending, words
+from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 
+PROCESSES = ("api-2",)
 RACES = 40
 CLOSED_S = 1.0
-
-
-@pytest.fixture(scope="module")
-def running(
-    valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Fleet]:
-    with Fleet(valkey, upstream, tmp_path_factory.mktemp("cancel")) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def fleet(running: Fleet) -> Fleet:
-    running.heal("api-2")
-    return running
-
-
-@pytest.fixture
-def judges() -> Iterator[Judges]:
-    with Judges() as found:
-        yield found
-
-
-def whole(count: int) -> str:
-    return "".join(f"w{i} " for i in range(count))
 
 
 def cancel(url: str, generation_id: str) -> httpx.Response:

@@ -4,51 +4,27 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from shared import keys
-from shared.embedded import EmbeddedValkey
 from tests.support.fleet import Fleet, ask
 from tests.support.judge import Judges
 from tests.support.stack import wait_until
-from tests.support.upstream import Pause, ScriptedUpstream, ending, words
+from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 from tests.support.wire import KEY_A, KEY_B, refused
 
+SETTINGS = {"STREAMSPOOL_API_KEYS": f"a:{KEY_A},b:{KEY_B}"}
+PROCESSES = ("api-2",)
+API_KEY = KEY_A
 TIMES = 20
-
-
-@pytest.fixture(scope="module")
-def running(
-    valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Fleet]:
-    settings = {"STREAMSPOOL_API_KEYS": f"a:{KEY_A},b:{KEY_B}"}
-    with Fleet(valkey, upstream, tmp_path_factory.mktemp("idempotency"), **settings) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def fleet(running: Fleet) -> Fleet:
-    running.heal("api-2")
-    return running
-
-
-@pytest.fixture
-def judges() -> Iterator[Judges]:
-    with Judges(KEY_A) as found:
-        yield found
 
 
 @pytest.fixture
 def key() -> dict[str, str]:
     return {"idempotency-key": uuid.uuid4().hex}
-
-
-def whole(count: int) -> str:
-    return "".join(f"w{i} " for i in range(count))
 
 
 def post(url: str, body: object, headers: dict[str, str], api_key: str = KEY_A) -> httpx.Response:

@@ -24,22 +24,6 @@ from tests.support.upstream import Pause, ScriptedUpstream
 LOADING = b"-LOADING Valkey is loading the dataset in memory\r\n"
 
 
-@pytest.fixture(scope="module")
-def shared_rig(upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with Rig(upstream, tmp_path_factory.mktemp("rig")) as running:
-        yield running
-
-
-@pytest.fixture
-def rig(shared_rig: Rig) -> Iterator[Rig]:
-    """The same processes for every test of this file: none may end, whatever Redis says."""
-    before = shared_rig.pids()
-    yield shared_rig
-    shared_rig.proxy.heal()
-    assert shared_rig.pids() == before
-    shared_rig.answers_again()
-
-
 # ---- replies that are lost
 
 

@@ -6,28 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import pytest
-
 from shared import keys
 from tests.support.rig import LEASE_S, Rig
 from tests.support.stack import wait_until
-from tests.support.upstream import Pause, ScriptedUpstream
-
-
-@pytest.fixture(scope="module")
-def shared_rig(upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with Rig(upstream, tmp_path_factory.mktemp("rig")) as running:
-        yield running
-
-
-@pytest.fixture
-def rig(shared_rig: Rig) -> Iterator[Rig]:
-    """The same processes for every test of this file: none may end, whatever is done to Redis."""
-    before = shared_rig.pids()
-    yield shared_rig
-    shared_rig.proxy.heal()
-    assert shared_rig.pids() == before
-    shared_rig.answers_again()
+from tests.support.upstream import Pause
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from shared import keys
 from shared.embedded import EmbeddedValkey
 from tests.support.faulty import Answer, FaultyProvider
 from tests.support.stack import Stack, free_port, wait_until
-from tests.support.upstream import Pause, chunk, ending, words
+from tests.support.upstream import Pause, chunk, ending, whole, words
 from tests.support.wire import Client, ask, chunks, end_error, text
 from tests.support.wire_async import Cut, Reading, Stream, call, follow
 
@@ -191,7 +191,7 @@ async def test_f33_a_storm_of_viewers_comes_back_whole(
         assert text(chunks(other.rest())) == "others are served meanwhile"
     pause.go()
     await asyncio.wait_for(asyncio.gather(*returning), 20)
-    assert {one.text for one in readings} == {"".join(f"w{i} " for i in range(80))}
+    assert {one.text for one in readings} == {whole(80)}
     assert not any(one.wrong for one in readings)
 
 
@@ -211,7 +211,7 @@ async def test_f34_cut_again_and_again_across_two_servers(
         await watch(reading, (viewed.port, other_port)[turn % 2], generation_id, frames=cut)
         turn += 1
         assert not reading.wrong
-    assert reading.text == "".join(f"w{i} " for i in range(60))
+    assert reading.text == whole(60)
     assert turn >= 62 // cut
     assert len(plan.calls) == 1
 

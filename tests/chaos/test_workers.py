@@ -9,7 +9,6 @@ from __future__ import annotations
 import pickle
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +16,10 @@ import httpx
 import pytest
 
 from shared import keys
-from shared.embedded import EmbeddedValkey
 from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
 from tests.support.stack import wait_until
-from tests.support.upstream import Pause, ScriptedUpstream, ending, words
-
-
-@pytest.fixture(scope="module")
-def running(
-    valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Fleet]:
-    with Fleet(valkey, upstream, tmp_path_factory.mktemp("workers")) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def fleet(running: Fleet) -> Fleet:
-    running.heal()
-    return running
-
-
-@pytest.fixture
-def judges() -> Iterator[Judges]:
-    with Judges() as found:
-        yield found
-
-
-def whole(count: int) -> str:
-    return "".join(f"w{i} " for i in range(count))
+from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 
 
 def test_f01_a_worker_killed_before_the_first_chunk_is_replaced_unseen(

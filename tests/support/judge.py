@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import httpx
+
+from tests.support.loopback import LoopThread
 
 _RETRY_S = 0.05
 _PATIENCE_S = 30.0
@@ -113,50 +114,33 @@ class Verdict:
         self.last_id = found
 
 
-class Judges:
+class Judges(LoopThread):
     """Starts viewers and hands out their verdicts; a context manager."""
 
     def __init__(self, key: str | None = None) -> None:
+        super().__init__()
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._watching: list[tuple[Verdict, Future[None]]] = []
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        async def stop() -> None:
-            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(stop(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._watching: list[Future[None]] = []
 
     def post(
         self, urls: Sequence[str], body: dict[str, Any], *, resume: bool = False, headers: dict[str, str] | None = None
     ) -> Verdict:
         """Asks the first server and watches what it answers. Without `resume` like any OpenAI client: no ids."""
         asked = {**self._headers, **(headers or {}), **({"x-stream-ids": "1"} if resume else {})}
-        return self._start(urls, {**body, "stream": True}, asked, "", resume=resume)
+        return self._send(urls, {**body, "stream": True}, asked, "", resume=resume)
 
     def watch(self, urls: Sequence[str], generation_id: str, *, view: str = "streams") -> Verdict:
         """Watches from the start, and comes back after every drop."""
         path = f"/v1/{view}/{generation_id}" + ("?stream=true" if view == "chat/completions" else "")
-        return self._start(urls, None, dict(self._headers), path, resume=True)
+        return self._send(urls, None, dict(self._headers), path, resume=True)
 
     def wait(self, timeout_s: float = 20.0) -> None:
         """Until every viewer has seen its end."""
         watching, self._watching = self._watching, []
-        for _, future in watching:
+        for future in watching:
             future.result(timeout_s)
 
-    def _start(
+    def _send(
         self,
         urls: Sequence[str],
         body: dict[str, Any] | None,
@@ -167,7 +151,7 @@ class Judges:
     ) -> Verdict:
         verdict = Verdict()
         coroutine = _view(verdict, list(urls), body, headers, path, resume=resume)
-        self._watching.append((verdict, asyncio.run_coroutine_threadsafe(coroutine, self._loop)))
+        self._watching.append(self.start(coroutine))
         return verdict
 
 

@@ -9,22 +9,22 @@ the answer on; `answer` speaks for a server that says one thing to everything.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from typing import Any, Self
 
 import hiredis
 
+from tests.support.loopback import LoopThread
+
 _READ = 65536
 
 
-class Proxy:
+class Proxy(LoopThread):
     """From `__enter__` on, `port` of loopback leads to the target: a unix socket's path or (host, port)."""
 
     def __init__(self, target: str | tuple[str, int]) -> None:
+        super().__init__()
         self._target = target
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._links: set[_Link] = set()
         self.port = 0
         self.refusing = False
@@ -36,15 +36,9 @@ class Proxy:
         self.saying: bytes | None = None
 
     def __enter__(self) -> Self:
-        self._thread.start()
-        self._call(self._open())
+        super().__enter__()
+        self.call(self._open())
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._call(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
     @property
     def live(self) -> int:
@@ -103,10 +97,7 @@ class Proxy:
             self._passing.set()
             change()
 
-        self._call(apply())
-
-    def _call(self, work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        self.call(apply())
 
     async def _open(self) -> None:
         self._passing = asyncio.Event()

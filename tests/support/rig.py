@@ -22,7 +22,7 @@ from shared import keys
 from shared.embedded import EmbeddedValkey
 from tests.support.proxy import Proxy
 from tests.support.stack import Stack, wait_until
-from tests.support.upstream import Pause, Script, ScriptedUpstream, chunk, ending, words
+from tests.support.upstream import Pause, Script, ScriptedUpstream, chunk, ending, whole, words
 from tests.support.wire import DONE_FRAME, SEAL_ID, field
 
 LEASE_S = 2.0
@@ -187,7 +187,7 @@ class Rig:
         if barrier is not None:
             parts.append(barrier)
         parts += [chunk({"content": "the end"}), *ending()]
-        expected = "".join(f"w{i} " for i in range(chunks)) + "the end"
+        expected = whole(chunks) + "the end"
         viewers = [self.watch(parts, expected) for _ in range(count)]
         wait_until(lambda: all(viewer.says("w3 ") for viewer in viewers), 20, "all streams speak")
         return viewers

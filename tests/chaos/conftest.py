@@ -1,0 +1,56 @@
+"""Fixtures of the tests that break things: processes that a whole file shares, and finds mended before each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from shared.embedded import EmbeddedValkey
+from tests.support.fleet import Fleet
+from tests.support.judge import Judges
+from tests.support.rig import Rig
+from tests.support.upstream import ScriptedUpstream
+
+
+@pytest.fixture(scope="module")
+def running(
+    request: pytest.FixtureRequest,
+    valkey: EmbeddedValkey,
+    upstream: ScriptedUpstream,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Fleet]:
+    """Two workers and an API, with the SETTINGS of the file."""
+    settings = getattr(request.module, "SETTINGS", {})
+    with Fleet(valkey, upstream, tmp_path_factory.mktemp("fleet"), **settings) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def fleet(request: pytest.FixtureRequest, running: Fleet) -> Fleet:
+    """All of it alive, and with it the PROCESSES that the file names."""
+    running.heal(*getattr(request.module, "PROCESSES", ()))
+    return running
+
+
+@pytest.fixture
+def judges(request: pytest.FixtureRequest) -> Iterator[Judges]:
+    """Viewers, with the API_KEY of the file if it has one."""
+    with Judges(getattr(request.module, "API_KEY", None)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def shared_rig(upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with Rig(upstream, tmp_path_factory.mktemp("rig")) as running:
+        yield running
+
+
+@pytest.fixture
+def rig(shared_rig: Rig) -> Iterator[Rig]:
+    """The same processes for every test of a file: none may end, whatever Redis does or says."""
+    before = shared_rig.pids()
+    yield shared_rig
+    shared_rig.proxy.heal()
+    assert shared_rig.pids() == before
+    shared_rig.answers_again()

@@ -7,6 +7,7 @@ request was met in is told afterwards by what is stored, not by what was aimed a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -31,6 +32,15 @@ SAID = 10
 """Words before the barrier; the rest comes around the kill."""
 KILLED_WITHIN_S = 0.25
 TURN_WORDS = 8
+DIES_BEFORE_ITS_TURN_IS_KEPT = """
+import os, signal
+from shared.closing import Closing
+
+async def settle(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Closing.settle = settle
+"""
 
 
 @dataclass
@@ -78,7 +88,8 @@ def wait_still(fleet: Fleet) -> None:
 def check_ledger(fleet: Fleet, tally: Tally, generation_ids: Iterable[str]) -> None:
     """Each of them counts once, with the usage in its state; they are all there are of their models."""
     rows = httpx.get(f"{fleet.url}/v1/usage").json()["data"]
-    tally.blame(ledger_problems(map(fleet.state, generation_ids), rows))
+    states = fleet.states()
+    tally.blame(ledger_problems([states[generation_id] for generation_id in generation_ids], rows))
 
 
 # ---- F4: workers, around the end of the stream
@@ -164,10 +175,11 @@ def kill_apis_within_posts(
     burst: int,
     apis: int = 4,
     posts: int = 20,
-) -> None:
+) -> list[tuple[Asked, float]]:
     """Each of some APIs is killed while requests come in, the oldest 50 ms old; the first API lives on.
 
-    Every other request has an Idempotency-Key and is sent again, to that one. A run is a kill.
+    Every other request has an Idempotency-Key and is sent again, to that one. A run is a kill. Returns the requests and
+    when (Unix time) their API was killed, to be judged with `judge_posts` when all is still.
     """
     names = [f"api-{number}" for number in range(2, 2 + apis)]
     fleet.heal(*names)
@@ -181,8 +193,7 @@ def kill_apis_within_posts(
         made += [(one, time.time()) for one in asked]
         tally.runs += 1
         asyncio.run(_ask_again(fleet, tally, asked[::2]))
-    wait_still(fleet)
-    _judge_posts(fleet, tally, made)
+    return made
 
 
 async def _kill_api_within_posts(fleet: Fleet, name: str, made: list[Asked], chance: random.Random) -> None:
@@ -190,10 +201,8 @@ async def _kill_api_within_posts(fleet: Fleet, name: str, made: list[Asked], cha
 
     async def post(one: Asked, after_s: float) -> None:
         await asyncio.sleep(after_s)
-        try:
+        with contextlib.suppress(OSError):
             await one.post(port)
-        except OSError:
-            pass
 
     posting = [asyncio.create_task(post(one, chance.uniform(0, 0.05))) for one in made]
     await asyncio.sleep(0.05)
@@ -213,7 +222,9 @@ async def _ask_again(fleet: Fleet, tally: Tally, made: list[Asked]) -> None:
             tally.check(f"{one.name} is the same generation", one.id, known)
 
 
-def _judge_posts(fleet: Fleet, tally: Tally, made: list[tuple[Asked, float]]) -> None:
+def judge_posts(fleet: Fleet, tally: Tally, made: list[tuple[Asked, float]]) -> None:
+    """One key, one generation, one call; and whatever was accepted came to its end, whether its client knows or not."""
+    wait_still(fleet)
     stored = stored_requests(fleet)
     for one, killed in made:
         headers = stored.get(one.name, [])
@@ -238,9 +249,10 @@ def _judge_posts(fleet: Fleet, tally: Tally, made: list[tuple[Asked, float]]) ->
 def kill_workers_under_sessions(
     fleet: Fleet, upstream: ScriptedUpstream, tally: Tally, chance: random.Random, *, burst: int, sessions: int = 20
 ) -> None:
-    """Two requests at once in each of some sessions, and kills of a worker around the ends of both turns.
+    """Two requests at once in each of some sessions, and kills of workers around the ends of both turns.
 
-    Every fourth session refuses the second request. A run is a session.
+    One more worker dies by itself between its first seal and the settlement, a moment too short to meet often. Every
+    fourth session refuses the second request. A run is a session.
     """
     made: list[tuple[Asked, Asked]] = []
     for number in range(sessions):
@@ -250,6 +262,7 @@ def kill_workers_under_sessions(
             "on_interruption": chance.choice(["restart", "restart", "fail"]),
         }
         made.append((_turn(upstream, chance, "a", fields), _turn(upstream, chance, "b", fields)))
+    fleet.launch_and_wait("worker-doomed", fault=DIES_BEFORE_ITS_TURN_IS_KEPT)
     asyncio.run(_kill_under_sessions(fleet, tally, made, chance))
     wait_still(fleet)
     headers = stored_requests(fleet)
@@ -269,22 +282,31 @@ def _turn(upstream: ScriptedUpstream, chance: random.Random, which: str, fields:
 async def _kill_under_sessions(
     fleet: Fleet, tally: Tally, made: list[tuple[Asked, Asked]], chance: random.Random
 ) -> None:
+    doomed = asyncio.create_task(_dies_by_itself(fleet, tally, "worker-doomed"))
     asking = asyncio.gather(*(one.post(fleet.port, read=False) for pair in made for one in pair))
     for _ in range(3):
         await asyncio.sleep(chance.uniform(0.1, 0.6))
-        living = [name for name in ("worker", "worker-2") if fleet.up(name)]
-        if not living:
-            continue
-        name = chance.choice(living)
-        pid = fleet.process(name).pid
-        fleet.kill(name)
-        unsettled = [raw.decode() for raw in fleet.client.smembers(keys.UNSETTLED)]
-        tally.seen["kills"] += 1
-        for generation_id in unsettled:
-            sealed = json.loads(fleet.client.xrange(keys.log(generation_id), SEAL, SEAL)[0][1][b"o"])
-            tally.seen["before_settlement"] += f"-{pid}-" in sealed["by"]
-        fleet.launch(name)
+        if living := [name for name in ("worker", "worker-2") if fleet.up(name)]:
+            name = chance.choice(living)
+            pid = fleet.process(name).pid
+            fleet.kill(name)
+            _count_kill(fleet, tally, pid)
+            fleet.launch(name)
     await asyncio.wait_for(asking, STUCK_S)
+    await asyncio.wait_for(doomed, STUCK_S)
+
+
+async def _dies_by_itself(fleet: Fleet, tally: Tally, name: str) -> None:
+    pid = fleet.process(name).pid
+    await _until(lambda: not fleet.alive(name))
+    _count_kill(fleet, tally, pid)
+
+
+def _count_kill(fleet: Fleet, tally: Tally, pid: int) -> None:
+    tally.seen["kills"] += 1
+    for raw in fleet.client.smembers(keys.UNSETTLED):
+        sealed = json.loads(fleet.client.xrange(keys.log(raw.decode()), SEAL, SEAL)[0][1][b"o"])
+        tally.seen["before_settlement"] += f"-{pid}-" in sealed["by"]
 
 
 def _judge_session(

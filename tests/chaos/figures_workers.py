@@ -22,10 +22,10 @@ import httpx
 from shared.embedded import EmbeddedValkey
 from tests.chaos.bursts import (
     check_ledger,
+    judge_posts,
     kill_apis_within_posts,
     kill_workers_around_the_end,
     kill_workers_under_sessions,
-    stored_requests,
     wait_still,
 )
 from tests.chaos.tally import Tally
@@ -68,7 +68,7 @@ def f04_kill_around_the_end(fleet: Fleet, judges: Judges, upstream: ScriptedUpst
             break
         kill_workers_around_the_end(fleet, upstream, tally, chance, burst=burst)
     wait_still(fleet)
-    check_ledger(fleet, tally, [header["id"] for made in stored_requests(fleet).values() for header in made])
+    check_ledger(fleet, tally, fleet.states())
     return tally
 
 
@@ -105,8 +105,10 @@ def f11_kill_of_an_api(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream)
     """kill -9 of an API within 50 ms of 20 POSTs, half of them with a key; runs: kills; worst: from the kill to the end
     of any accepted generation."""
     tally, chance = Tally(), random.Random(11)
-    for burst in range(25):
-        kill_apis_within_posts(fleet, upstream, tally, chance, burst=burst)
+    made = [
+        asked for burst in range(25) for asked in kill_apis_within_posts(fleet, upstream, tally, chance, burst=burst)
+    ]
+    judge_posts(fleet, tally, made)
     return tally
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 
 import httpx
 
 from shared import keys
+from tests.chaos.bursts import judge_posts, kill_apis_within_posts
+from tests.chaos.tally import Tally
 from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
 from tests.support.stack import wait_until
@@ -71,6 +74,14 @@ def test_f11_killed_between_the_log_and_the_bell(fleet: Fleet, judges: Judges, u
     assert (late.outcome, late.text) == ("whole", whole(3))
     assert len(script.calls) == 2
     assert fleet.client.zcard(keys.OPEN) == 0
+
+
+def test_f11_killed_within_50_ms_of_posts(fleet: Fleet, upstream: ScriptedUpstream) -> None:
+    tally = Tally()
+    judge_posts(fleet, tally, kill_apis_within_posts(fleet, upstream, tally, random.Random(1), burst=0))
+    assert tally.problems == []
+    assert (tally.lost, tally.duplicated) == (0, 0)
+    assert tally.seen["with_key_found_again"] > 0
 
 
 def test_f12_told_to_stop_an_api_hands_its_viewers_over(

@@ -7,6 +7,7 @@ lease is one second here, so a takeover takes one or two.
 from __future__ import annotations
 
 import pickle
+import random
 import signal
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ import httpx
 import pytest
 
 from shared import keys
+from tests.chaos.bursts import check_ledger, kill_workers_around_the_end, wait_still
+from tests.chaos.tally import Tally
 from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
 from tests.support.stack import wait_until
@@ -107,12 +110,22 @@ def test_f04_killed_between_the_last_chunk_and_the_seal_is_completed_without_ano
     assert len(script.calls) == 1
 
 
+def test_f04_killed_while_many_streams_end(fleet: Fleet, upstream: ScriptedUpstream) -> None:
+    """Before, between and after finish chunk, seal and settlement, as it comes."""
+    tally, chance = Tally(), random.Random(1)
+    for burst in range(2):
+        kill_workers_around_the_end(fleet, upstream, tally, chance, burst=burst)
+    wait_still(fleet)
+    check_ledger(fleet, tally, fleet.states())
+    assert tally.problems == []
+    assert (tally.lost, tally.duplicated, tally.seen["kills"]) == (0, 0, 2)
+
+
 def without_workers(fleet: Fleet) -> None:
-    """Every worker is killed, and its heartbeat has run out (15 s by itself)."""
+    """Every worker is killed, and their heartbeats have run out (15 s by themselves), as have those of earlier ones."""
     for name in fleet.workers():
-        beat = fleet.client.keys(f"streamspool:worker:*-{fleet.process(name).pid}-*")
         fleet.kill(name)
-        fleet.client.delete(*beat)
+    fleet.client.delete(*fleet.client.keys("streamspool:worker:*"))
     wait_until(lambda: httpx.get(f"{fleet.url}/readyz").status_code == 503, what="not ready")
 
 

@@ -49,10 +49,10 @@ demo: $(RUNTIME) ## install, then watch an answer survive a killed server; optio
 up: $(RUNTIME) ## install, then run Valkey, API and worker on this machine; options: ARGS="…"; a real model: LOCAL=1
 	@exec $(BIN)/streamspool up $(if $(WITH_LOCAL),--local) $(ARGS)
 
-# A hand-picked part (ARGS) says nothing about coverage, so only the whole suite is measured. What kills and stops
-# processes runs after the rest and one by one: it needs the machine for itself, and so does a real model.
 # These look at memory and time, which measuring coverage changes.
 UNMEASURED := tests/chaos/test_viewers.py tests/chaos/test_soak.py
+# A hand-picked part (ARGS) says nothing about coverage, so only the whole suite is measured. What kills and stops
+# processes runs after the rest and one by one: it needs the machine for itself, and so does a real model.
 test: $(BIN)/.dev $(RUNTIME) clients lint ## lint, then all tests; a part: ARGS="tests/unit -k sse"; with the model: LOCAL=1
 ifneq ($(ARGS),)
 	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)

@@ -1,9 +1,10 @@
 """Everything at once, for a while: `python -m tests.chaos.soak --minutes 30 [--seed N]`, or `make soak MINUTES=30`.
 
 Two API processes, two workers, a Valkey and a provider that misbehaves; some dozens of generations in flight, each with
-viewers of several kinds; every few seconds something is killed, stopped, drained, restarted or cut. Each viewer is
-judged, each generation is judged when its viewers have ended, and the processes are judged at the end. Prints a line
-every 30 s and one JSON object; ends with 1 if anything was wrong. The faults and the loads follow from the seed.
+viewers of several kinds, and some of them turns of sessions; every few seconds something is killed, stopped, drained,
+restarted or cut. Each viewer is judged, each generation is judged when its viewers have ended, and the sessions, the
+ledger and the processes are judged at the end. Prints a line every 30 s and one JSON object; ends with 1 if anything was
+wrong. The faults and the loads follow from the seed.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ import redis
 from shared import keys
 from shared.embedded import EmbeddedValkey
 from tests.chaos.soak_faults import Faults
-from tests.chaos.soak_load import Generation, plan_of, text_problems
+from tests.chaos.soak_load import Generation, plan_of, session_problems, text_problems
 from tests.support.faulty import FaultyProvider
+from tests.support.ledger import ledger_problems
 from tests.support.stack import Stack, free_port
 from tests.support.wire_async import JSON, Cut, Reading, Stream, call, follow
 
@@ -69,6 +71,9 @@ class Soak:
         self.ends: Counter[str] = Counter()
         self.wrong: list[dict[str, Any]] = []
         self.running: dict[str, Generation] = {}
+        self.sessions: dict[str, list[Generation]] = {}
+        self.states: list[dict[str, Any]] = []
+        """What the ledger must add up to."""
         self.streams: set[Stream] = set()
         self.slowest_s = 0.0
         self.faults = Faults(self, every_s)
@@ -117,6 +122,8 @@ class Soak:
         made = Generation.draw(number, self.random)
         made.plan = self.provider.plan(made.tag, by=plan_of(made))
         self.running[made.tag] = made
+        if made.session:
+            self.sessions.setdefault(made.session, []).append(made)
         try:
             async with asyncio.timeout(PATIENCE_S):
                 posts = [self._openai_viewer(made) for _ in range(made.posts)]
@@ -261,6 +268,9 @@ class Soak:
                 status, found = await call(self.port(), "GET", f"/v1/chat/completions/{made.id}")
                 answer = found if status == 200 else None
             await asyncio.sleep(0 if answer else 0.2)
+        made.state = {name: state.get(name) for name in ("model", "served_by", "status", "usage")}
+        made.text = "".join(choice["message"]["content"] or "" for choice in answer["choices"])
+        self.states.append(made.state)
         self.counts["viewers"] += len(made.readings) + len(made.cuts)
         for problem in [*text_problems(made, state, answer), *made.call_problems(state)]:
             self.blame(problem, made, state=state)
@@ -284,12 +294,27 @@ class Soak:
             if status != 200:
                 self.blame("not ready", ready=ready)
         self.wrong += self.faults.problems()
+        await self._judge_sessions()
+        _, ledger = await call(self.port(), "GET", "/v1/usage")
+        known = {state["model"] for state in self.states}
+        twice = [row["model"] for row in ledger["data"] if row["model"] not in known and row["requests"] > 1]
+        for problem in [*ledger_problems(self.states, ledger["data"]), *(f"{model} counts twice" for model in twice)]:
+            self.blame(problem)
+
+    async def _judge_sessions(self) -> None:
+        for session_id, made in self.sessions.items():
+            status, found = await call(self.port(), "GET", f"/v1/sessions/{session_id}/messages")
+            messages = found["data"] if status == 200 else []
+            self.counts["turns"] += len(messages) // 2
+            for problem in session_problems(made, messages):
+                self.blame(problem, session=session_id, made=[one.describe() for one in made], messages=messages)
 
     def _left(self) -> dict[str, Any]:
         with redis.Redis.from_url(self.valkey.url) as client:
             found = {
                 "open": client.zcard(keys.OPEN),
                 "queue": client.zcard(keys.QUEUE),
+                "unsettled": client.scard(keys.UNSETTLED),
                 "jobs": len(client.keys("arq:in-progress:*")),
                 "upstream": self.provider.live,
                 "immortal": [

@@ -57,6 +57,14 @@ class Life:
         return 60 * sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
 
 
+def _catches_term(pid: int) -> bool:
+    """Whether a process is far enough to be told to stop: before, there is nothing to drain, and SIGTERM just ends it."""
+    with contextlib.suppress(OSError):
+        caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+        return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+    return False
+
+
 class Faults:
     """`run` breaks something after each pause of at most `every_s`, until `calm` ends it with everything mended."""
 
@@ -120,6 +128,10 @@ class Faults:
         self.counts[f"term {name}"] += 1
         self._wanted_dead.add(name)
         process = self._stack.process(name)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(20):
+                while not _catches_term(process.pid):  # noqa: ASYNC110 - a child process
+                    await asyncio.sleep(0.05)
         process.terminate()
         started = time.monotonic()
         while process.poll() is None and time.monotonic() - started < 20:  # noqa: ASYNC110 - a child process

@@ -36,6 +36,8 @@ BEHAVIOURS = {
     "bad_json": 2,
     "forbidden": 1,
 }
+SESSION_SPAN = 20
+"""Of so many generations in a row, some are turns of one session: few enough that the last can wait for all others."""
 _ANSWERED = {"good", "large", "limited_once", "reset_once"}
 _WORKER_LOST = {"generation_interrupted", "worker_lost", "no_worker"}
 
@@ -56,7 +58,11 @@ class Generation:
     cancel_after: float | None
     leaves: bool
     random: float
+    session: str | None
     id: str | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+    """What it ended as, once it was judged."""
+    text: str = ""
     plan: Plan | None = None
     started: float = field(default_factory=time.monotonic)
     accepted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -79,30 +85,50 @@ class Generation:
             cancel_after=chance.uniform(0, 3) if chance.random() < 0.1 else None,
             leaves=chance.random() < 0.05,
             random=chance.random(),
+            session=f"soak-{number // SESSION_SPAN}" if chance.random() < 0.2 else None,
         )
 
     @property
     def tag(self) -> str:
         return f"g{self.number}"
 
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"{CANARY} {self.tag}"}]
+
     def body(self) -> bytes:
         asked = {
             "model": f"scripted/{self.tag}",
             "stream": True,
-            "messages": [{"role": "user", "content": f"{CANARY} {self.tag}"}],
+            "messages": self.messages,
             "on_interruption": self.policy,
             "on_disconnect": "cancel" if self.leaves else "continue",
         }
+        if self.session:
+            asked |= {"session_id": self.session, "session_policy": "enqueue"}
         return json.dumps(asked).encode()
 
     def describe(self) -> dict[str, Any]:
-        shown = ("id", "tag", "behaviour", "words", "gap_s", "policy", "key", "posts", "late", "cancel_after", "leaves")
+        shown = (
+            "id",
+            "tag",
+            "behaviour",
+            "words",
+            "gap_s",
+            "policy",
+            "key",
+            "posts",
+            "late",
+            "cancel_after",
+            "leaves",
+            "session",
+        )
         readings = [
             {"native": r.native, "end": r.terminal, "text": r.text[-60:], "last": r.last_id, "resumes": r.resumes}
             for r in (*self.readings, *self.cuts)
         ]
         calls = len(self.plan.calls) if self.plan else None
-        return {**{name: getattr(self, name) for name in shown}, "calls": calls, "readings": readings}
+        return {**{name: getattr(self, name) for name in (*shown, "session")}, "calls": calls, "readings": readings}
 
     def call_problems(self, state: dict[str, Any]) -> list[str]:
         """The provider is asked once an attempt, and again only where it refused before the first chunk."""
@@ -172,6 +198,34 @@ def text_problems(made: Generation, state: dict[str, Any], answer: dict[str, Any
         if reading.text != stored and (whole or reading.position or reading.count):
             problems.append(f"a viewer read {reading.text[-40:]!r}, stored is {stored[-40:]!r}")
     return problems
+
+
+def session_problems(made: list[Generation], messages: list[dict[str, Any]]) -> list[str]:
+    """What is wrong with a session, given everything that was asked in it, answered or not.
+
+    Its turns are its completed generations, whole and once; and each was asked with exactly the turns before its own,
+    which gives them one order. One whose id was lost with its connection may have a turn or none.
+    """
+    pairs = [messages[i : i + 2] for i in range(0, len(messages), 2)]
+    turns = [[{"role": said["role"], "content": said.get("content")} for said in pair] for pair in pairs]
+    if any(len(pair) != 2 or pair[0]["generation_id"] != pair[1]["generation_id"] for pair in pairs):
+        return ["half a turn"]
+    wrong, unclaimed = [], set(range(len(turns)))
+    for one in made:
+        places = [place for place, turn in enumerate(turns) if turn[0]["content"] == one.messages[0]["content"]]
+        unclaimed.difference_update(places)
+        if len(places) > 1 or (one.id and bool(places) != (one.state.get("status") == "completed")):
+            wrong.append(f"{one.tag} is {one.state.get('status')} and has {len(places)} turns")
+        for place in places:
+            answer = turns[place][1]
+            wrong += _in_order(one, answer["content"] or "", whole=True)
+            if one.id and (pairs[place][0]["generation_id"], answer["content"]) != (one.id, one.text):
+                wrong.append(f"the turn of {one.tag} is not what was said")
+        ends = places or range(len(turns) + 1)
+        shown = [[*(said for turn in turns[:end] for said in turn), *one.messages] for end in ends]
+        if any(call["messages"] not in shown for call in (one.plan.calls if one.plan else ())):
+            wrong.append(f"{one.tag} was asked with other turns than those before it")
+    return [*wrong, *(f"a turn of nobody: {pairs[place]}" for place in unclaimed)]
 
 
 def _in_order(made: Generation, text: str, *, whole: bool) -> list[str]:

@@ -56,6 +56,7 @@ class Asked:
     replayed: bool = False
     reading: Reading = field(default_factory=lambda: Reading(native=False))
     ended_at: float = 0.0
+    go: Pause = field(default_factory=Pause)
 
     async def post(self, port: int, *, read: bool = True) -> None:
         """Asks, and reads to the end if wanted. Raises OSError (Cut is one) where the connection breaks."""
@@ -261,39 +262,51 @@ def kill_workers_under_sessions(
             "session_policy": "enqueue" if number % 4 else "reject",
             "on_interruption": chance.choice(["restart", "restart", "fail"]),
         }
-        made.append((_turn(upstream, chance, "a", fields), _turn(upstream, chance, "b", fields)))
+        go = Pause()
+        made.append((_turn(upstream, chance, "a", go, fields), _turn(upstream, chance, "b", go, fields)))
     fleet.launch_and_wait("worker-doomed", fault=DIES_BEFORE_ITS_TURN_IS_KEPT)
-    asyncio.run(_kill_under_sessions(fleet, tally, made, chance))
+    killed = asyncio.run(_kill_under_sessions(fleet, tally, made, chance))
     wait_still(fleet)
+    tally.worst_s = max(tally.worst_s, time.monotonic() - killed)
     headers = stored_requests(fleet)
     for pair in made:
         _judge_session(fleet, tally, pair, headers)
     check_ledger(fleet, tally, [one.id for pair in made for one in pair if one.status == 200])
 
 
-def _turn(upstream: ScriptedUpstream, chance: random.Random, which: str, fields: dict[str, Any]) -> Asked:
+def _turn(upstream: ScriptedUpstream, chance: random.Random, which: str, go: Pause, fields: dict[str, Any]) -> Asked:
     name = f"{fields['session_id']}-{which}"
     said = [part for piece in words(TURN_WORDS) for part in (piece, chance.uniform(0, 0.03))]
-    script = upstream.script(name, [*said, ending()[0], chance.choice([0.0, 0.02]), USAGE, DONE])
+    script = upstream.script(name, [go, *said, ending()[0], chance.choice([0.0, 0.02]), USAGE, DONE])
     messages = [{"role": "user", "content": f"question {name}"}]
-    return Asked(name, script, fields={**fields, "messages": messages})
+    return Asked(name, script, fields={**fields, "messages": messages}, go=go)
 
 
 async def _kill_under_sessions(
     fleet: Fleet, tally: Tally, made: list[tuple[Asked, Asked]], chance: random.Random
-) -> None:
+) -> float:
+    """Returns when the last worker was killed."""
     doomed = asyncio.create_task(_dies_by_itself(fleet, tally, "worker-doomed"))
-    asking = asyncio.gather(*(one.post(fleet.port, read=False) for pair in made for one in pair))
+    asking = asyncio.gather(*(_ask_both(fleet, pair) for pair in made))
+    killed = 0.0
     for _ in range(3):
         await asyncio.sleep(chance.uniform(0.1, 0.6))
         if living := [name for name in ("worker", "worker-2") if fleet.up(name)]:
             name = chance.choice(living)
             pid = fleet.process(name).pid
             fleet.kill(name)
+            killed = time.monotonic()
             _count_kill(fleet, tally, pid)
             fleet.launch(name)
     await asyncio.wait_for(asking, STUCK_S)
     await asyncio.wait_for(doomed, STUCK_S)
+    return killed
+
+
+async def _ask_both(fleet: Fleet, pair: tuple[Asked, Asked]) -> None:
+    """At once; the provider begins when both are answered, so that one of them met the other."""
+    await asyncio.gather(*(one.post(fleet.port, read=False) for one in pair))
+    pair[0].go.go()
 
 
 async def _dies_by_itself(fleet: Fleet, tally: Tally, name: str) -> None:

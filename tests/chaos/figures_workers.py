@@ -168,7 +168,8 @@ def _cancel(api: httpx.Client, generation_id: str) -> dict[str, Any]:
 
 
 def f41_kills_under_sessions(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> Tally:
-    """Two POSTs at once to each of 20 sessions, workers killed around the ends of their turns; runs: sessions."""
+    """Two POSTs at once to each of 20 sessions, workers killed around the ends of their turns; runs: sessions;
+    worst: from the last kill until all have ended and are settled."""
     tally, chance = Tally(), random.Random(41)
     for burst in range(10):
         fleet.heal()

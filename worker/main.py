@@ -46,6 +46,7 @@ from shared.telemetry import configure_logging, get_logger
 from shared.writer import Appender
 from worker.generate import Generator
 from worker.providers.registry import Provider, load_providers
+from worker.takeover import TakeoverPause
 from worker.upstream import Upstream
 
 logger = get_logger(__name__)
@@ -66,8 +67,7 @@ class StreamWorker(Worker):
         self._lost: set[str] = set()
         self._rung: set[str] = set()
         self._woken = asyncio.Event()
-        self._heard: float | None = None
-        self._settled = 0.0
+        self._pause = TakeoverPause(settings.lease_s, POLL_S)
         self._settings = settings
         self.worker_id = worker_id
         super().__init__(
@@ -147,7 +147,7 @@ class StreamWorker(Worker):
                         if not there:
                             pipe.set(keys.in_progress(job_id), self.worker_id, px=int(self._settings.lease_s * 1000))
                     await pipe.execute()
-                self._answered()
+                self._pause.answered(self.loop.time())
                 await self._generator.stop_ended()
                 await self._generator.stop_unwatched()
             await asyncio.sleep(self._settings.lease_s / 4)
@@ -192,45 +192,41 @@ class StreamWorker(Worker):
         finally:
             self.job_counter -= len(wanted) - started
 
-    def _answered(self) -> None:
-        """Redis took a write from us. After a silence of half a lease, leases may have lapsed whose workers live.
-
-        They get a lease's time to renew them: whatever kept us from Redis, or Redis from taking writes, kept them, too.
-        """
-        now = self.loop.time()
-        if self._heard is None:
-            self._settled = now + self._settings.lease_s / 2  # others may just be coming back, like us
-        elif now - self._heard > max(self._settings.lease_s / 2, 2 * POLL_S):
-            self._settled = now + self._settings.lease_s
-        self._heard = now
-
     async def sweep(self) -> None:
         """Starts what nobody holds a lease on: never rung for, or its worker is lost.
 
-        While others may still be coming back after an outage, nothing that was begun is taken over.
+        While leases may be gone whose workers live, nothing that was begun is taken over.
         """
         async with self.pool.pipeline(transaction=False) as pipe:
             pipe.pexpire(keys.worker(self.worker_id), BEAT_TTL_S * 1000)  # a write: who only reads cannot renew either
             pipe.zrange(self.queue_name, 0, self.queue_read_limit - 1)
-            _, waiting = await pipe.execute()
-        self._answered()
+            pipe.time()
+            _, waiting, clock = await pipe.execute()
+        self._pause.answered(self.loop.time())
+        self._look_at(clock)
         strange = [raw.decode() for raw in waiting if raw.decode() not in self.tasks]
         if not strange:
             return
-        unsettled = self.loop.time() < self._settled
         async with self.pool.pipeline(transaction=False) as pipe:
             for job_id in strange:
                 pipe.get(keys.in_progress(job_id))
                 pipe.exists(keys.tries(job_id))
-            replies = await pipe.execute()
+            pipe.time()  # last: had the clock been set on in between, the leases would be gone, and we would not know why
+            *replies, clock = await pipe.execute()
+        self._look_at(clock)
+        paused = self._pause.holds(self.loop.time())
         mine = self.worker_id.encode()
         await self.start_jobs(
             [
                 job_id.encode()
                 for job_id, holder, begun in zip(strange, replies[::2], replies[1::2], strict=True)
-                if holder == mine or (holder is None and not (begun and unsettled))
+                if holder == mine or (holder is None and not (begun and paused))
             ]
         )
+
+    def _look_at(self, clock: tuple[int, int]) -> None:
+        seconds, microseconds = clock
+        self._pause.clock(seconds + microseconds / 1_000_000, self.loop.time())
 
     async def finish_job(self, job_id: str, *args: Any, **keywords: Any) -> None:
         """A job that is another worker's now is left alone, keys and all."""

@@ -78,11 +78,12 @@ class Viewer:
     def _take(self, frame: bytes) -> None:
         self.keepalives += frame.count(b": ka")
         data, at = field(frame, b"data"), field(frame, b"id")
-        if data is None or data == b"[DONE]" or at == SEAL_ID.encode():
+        if data is None or data == b"[DONE]":
             return
         value = json.loads(data)
         if "error" in value:
             self.error = value["error"]
+        if "error" in value or at == SEAL_ID.encode():
             return
         now = time.monotonic()
         self.worst_gap_s, self.last_at = max(self.worst_gap_s, now - self.last_at), now

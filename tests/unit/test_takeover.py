@@ -1,0 +1,49 @@
+"""When a missing lease is not yet the loss of a worker."""
+
+from __future__ import annotations
+
+import pytest
+
+from worker.takeover import TakeoverPause
+
+LEASE_S = 10.0
+
+
+@pytest.fixture
+def pause() -> TakeoverPause:
+    """Redis has answered without a break until second 100, its clock 5,000 s ahead of ours."""
+    made = TakeoverPause(LEASE_S, 0.5)
+    for tenths in range(0, 1001, 5):
+        made.answered(tenths / 10)
+        made.clock(5000 + tenths / 10, tenths / 10)
+    return made
+
+
+def test_one_that_has_just_started_waits_for_half_a_lease() -> None:
+    pause = TakeoverPause(LEASE_S, 0.5)
+    pause.answered(7.0)
+    pause.clock(5007.0, 7.0)
+    assert (pause.holds(11.9), pause.holds(12.1)) == (True, False)
+
+
+def test_in_ordinary_times_a_missing_lease_is_a_lost_worker(pause: TakeoverPause) -> None:
+    assert not pause.holds(100.0)
+
+
+def test_after_an_outage_the_others_get_a_lease_to_come_back(pause: TakeoverPause) -> None:
+    pause.answered(106.0)
+    assert (pause.holds(115.9), pause.holds(116.1)) == (True, False)
+
+
+def test_after_redis_clock_was_set_on_the_others_get_a_lease_to_renew_theirs(pause: TakeoverPause) -> None:
+    pause.answered(100.5)
+    pause.clock(5190.5, 100.5)
+    assert (pause.holds(110.4), pause.holds(110.6)) == (True, False)
+    pause.clock(5201.0, 111.0)
+    assert not pause.holds(111.0)
+
+
+@pytest.mark.parametrize("step_s", [-90.0, -1.0, 1.0, 4.9])
+def test_steps_that_end_no_lease_change_nothing(pause: TakeoverPause, step_s: float) -> None:
+    pause.clock(5100.5 + step_s, 100.5)
+    assert not pause.holds(100.5)

@@ -1,0 +1,40 @@
+"""When a lease that is gone does not mean that its worker is: after an outage of Redis, or a jump of its clock.
+
+Leases are keys that expire by Redis's clock. Pure: times are in seconds, of this process's monotonic clock unless they
+are called Redis's.
+"""
+
+from __future__ import annotations
+
+
+class TakeoverPause:
+    """Told of everything that Redis answers; `holds` says whether what was begun is to be left alone.
+
+    It is for a lease's time: whatever kept us from Redis, or Redis from taking writes, or set its clock on, met the other
+    workers, too, and by then those that live have renewed theirs.
+    """
+
+    def __init__(self, lease_s: float, poll_s: float) -> None:
+        self._lease_s = lease_s
+        self._silence_s = max(lease_s / 2, 2 * poll_s)
+        self._heard: float | None = None
+        self._ahead: float | None = None
+        self._until = 0.0
+
+    def answered(self, now: float) -> None:
+        """Redis took a write from us."""
+        if self._heard is None:
+            self._until = now + self._lease_s / 2  # others may just be coming back, like us
+        elif now - self._heard > self._silence_s:
+            self._until = now + self._lease_s
+        self._heard = now
+
+    def clock(self, redis_now: float, now: float) -> None:
+        """What Redis's clock said just now. Ours does not run while a machine sleeps, and its may be set."""
+        ahead = redis_now - now
+        if self._ahead is not None and ahead - self._ahead > self._silence_s:
+            self._until = now + self._lease_s
+        self._ahead = ahead
+
+    def holds(self, now: float) -> bool:
+        return now < self._until

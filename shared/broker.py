@@ -195,7 +195,7 @@ class Broker:
             "include_usage": request.include_usage,
             "on_interruption": request.on_interruption or self._settings.on_interruption,
             "on_disconnect": request.on_disconnect or self._settings.on_disconnect,
-            "max_tokens_per_s": request.max_tokens_per_s or self._settings.max_tokens_per_s,
+            "max_tokens_per_s": request.max_tokens_per_s or self._settings.pace(principal.tenant),
             "idempotency": digest,
             "metadata": request.metadata,
             "store": bool(request.store),

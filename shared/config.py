@@ -25,6 +25,8 @@ from pydantic_settings import (
 )
 
 MAX_TOKENS_PER_S = 10_000
+EVERY_TENANT = "*"
+"""Stands for those that are not named."""
 """Above this nobody could tell a paced stream from another."""
 
 DEFAULT_CONFIG = "streamspool.toml"
@@ -147,11 +149,10 @@ class Settings(BaseSettings):
     disconnect_grace_s: float = Field(
         5, ge=1, description="with on_disconnect=cancel: how long a generation may be without any viewer"
     )
-    max_tokens_per_s: float | None = Field(
-        None,
-        gt=0,
-        le=MAX_TOKENS_PER_S,
-        description="default of the request field: tokens a second that streams are shown at; empty: as fast as they come",
+    max_tokens_per_s: Annotated[dict[str, Annotated[float, Field(gt=0, le=MAX_TOKENS_PER_S)]], NoDecode] = Field(
+        default_factory=dict,
+        description="default of the request field: tokens a second that streams are shown at; for some tenants as "
+        "`tenant:20,tenant:50`; none: as fast as they come",
     )
     no_worker_s: float = Field(
         60, ge=1, description="how long generations wait while no worker is alive, before they fail with `no_worker`"
@@ -254,6 +255,16 @@ class Settings(BaseSettings):
             keys[tenant] = key
         return keys
 
+    @field_validator("max_tokens_per_s", mode="before")
+    @classmethod
+    def _parse_paces(cls, value: object) -> object:
+        if isinstance(value, int | float):
+            return {EVERY_TENANT: value}
+        if not isinstance(value, str):
+            return value
+        pairs = [part.strip().rpartition(":") for part in value.split(",") if part.strip()]
+        return {tenant or EVERY_TENANT: rate for tenant, _, rate in pairs}
+
     @field_validator("api_keys")
     @classmethod
     def _check_tenants(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
@@ -274,6 +285,10 @@ class Settings(BaseSettings):
                     f"provider name {name!r} must be lower-case letters, digits, `_`, `.`, `-`, and not `fake`"
                 )
         return value
+
+    def pace(self, tenant: str) -> float | None:
+        """Tokens a second that a tenant's streams are shown at unless a request says otherwise; None for no limit."""
+        return self.max_tokens_per_s.get(tenant, self.max_tokens_per_s.get(EVERY_TENANT))
 
     @property
     def log_safety_s(self) -> float:

@@ -60,7 +60,11 @@ def settings() -> str:
         value = field.get_default(call_default_factory=False)
         default = _IN_WORDS.get(name) or ("none" if value is None or isinstance(value, SecretStr) else f"`{value}`")
         rows.append(
-            (f"`{variable(name)}`", "none" if name in ("providers", "models") else default, field.description or "")
+            (
+                f"`{variable(name)}`",
+                "none" if name in ("providers", "models", "max_tokens_per_s") else default,
+                field.description or "",
+            )
         )
     return _table(("Variable", "Default", "Meaning"), rows)
 

@@ -244,3 +244,22 @@ def test_the_data_directory_is_where_it_belongs(monkeypatch: pytest.MonkeyPatch,
 def test_a_log_outlives_all_its_attempts() -> None:
     settings = Settings(max_attempts=2, generation_s=100, lease_s=5, retention_s=1000)
     assert settings.log_safety_s == 2 * 110 + 1000
+
+
+@pytest.mark.parametrize(
+    ("value", "paces"),
+    [("", (None, None)), ("20", (20, 20)), (" a:5 , 20", (5, 20)), ("a:5,b:2.5", (5, 2.5)), ("a:5", (5, None))],
+)
+def test_a_pace_for_all_or_for_some(
+    value: str, paces: tuple[float | None, float | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STREAMSPOOL_MAX_TOKENS_PER_S", value)
+    settings = Settings()
+    assert (settings.pace("a"), settings.pace("b")) == paces
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "a:", "fast", "a:10001", "a:nan"])
+def test_paces_that_are_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMSPOOL_MAX_TOKENS_PER_S", value)
+    with pytest.raises(ValidationError):
+        Settings()

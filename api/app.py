@@ -16,7 +16,7 @@ from api import errors
 from api.auth import Authenticator
 from api.errors import REQUEST_ID
 from api.hub import BLOCK_MS, Hub
-from api.relay import Drain, Parts
+from api.relay import LATER, Drain, Parts
 from api.routes import chat, health, models, sessions, stored, streams, usage
 from shared.broker import Broker
 from shared.config import Settings
@@ -27,6 +27,8 @@ from shared.tasks import cancel
 from shared.telemetry import REQUESTS
 
 _POOL = 16
+_KEPT = frozenset({"type", "method", "http_version", "extensions", "route", REQUEST_ID})
+"""What of a request's scope the server, the count of responses and a viewer still need."""
 _TIMEOUT_S = 2.0
 
 
@@ -58,7 +60,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
             app.state.parts = Parts(hub, broker, settings, drain)
             yield
 
-    app = FastAPI(
+    app = Application(
         title="Streamspool",
         summary="LLM answers, generated once, kept as a log, watched by many, resumed by anyone.",
         lifespan=lifespan,
@@ -71,6 +73,18 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     app.add_middleware(RequestId)
     app.add_middleware(PlainRefusal, refusals=refusals)
     return app
+
+
+class Application(FastAPI):
+    """FastAPI that lets go of a request before its stream begins: a viewer may stay for an hour."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[LATER] = None
+        await super().__call__(scope, receive, send)
+        if serve := scope.pop(LATER):
+            for name in scope.keys() - _KEPT:  # the framework's leavings would stay as long as the viewer
+                del scope[name]
+            await serve()
 
 
 class PlainRefusal:

@@ -203,9 +203,11 @@ class LiveLog:
             behind = []
             for lane in lanes:
                 transport = lane.transport
-                transport.write(framed)
-                if transport.get_write_buffer_size():
-                    behind.append(lane)
+                if not transport.is_closing():  # uvloop refuses to write then, and the viewer is told by its own way
+                    transport.write(framed)
+                    if not transport.get_write_buffer_size():
+                        continue
+                behind.append(lane)
             for lane in behind:
                 lanes.discard(lane)
                 self._leave(lane)
@@ -378,11 +380,20 @@ class Hub:
                 self._control_id = str(entries[-1].position)
             else:
                 count += len(entries)
-                followed[generation_id].feed(entries)
+                self._feed(followed[generation_id], entries)
         if asyncio.get_running_loop().time() - self._checked > BLOCK_MS / 1000:
             await self._check({i: live for i, live in followed.items() if i not in found})
         if count > _BUSY_ENTRIES:
             await asyncio.sleep(_PAUSE_S)  # under load, more entries a read cost less than more reads
+
+    @staticmethod
+    def _feed(live: LiveLog, entries: list[Entry]) -> None:
+        """A bug that meets one log ends its viewers' streams, with an error, and nobody else's."""
+        try:
+            live.feed(entries)
+        except Exception as bug:
+            logger.error("log broke", generation_id=live.id, exc_info=bug)
+            live.fail(Damaged(f"{live.id} cannot be followed"))
 
     async def _check(self, quiet: dict[str, LiveLog]) -> None:
         """Looks after logs without news: nobody is told when a key is deleted or a server forgets."""

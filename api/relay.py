@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -42,6 +43,9 @@ _STAGGER_S = 2.0
 
 CONNECTION = "streamspool.connection"
 """ASGI extension: the connection itself, put there by server.py; without it everything goes through ASGI."""
+
+LATER = "streamspool.later"
+"""ASGI scope: what is to be awaited once the application has returned."""
 
 EVENT_STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -80,17 +84,19 @@ class Parts:
 class _Client:
     """The ASGI side of one response: send under a deadline, notice the hang-up."""
 
+    __slots__ = ("_connection", "_listening", "_send", "_timeout_s", "_waiter", "gone", "started")
+
     def __init__(self, scope: Scope, receive: Receive, send: Send, timeout_s: float) -> None:
         self._connection: Any = scope.get("extensions", {}).get(CONNECTION)
         self._send, self._timeout_s = send, timeout_s
         self._waiter: asyncio.Future[None] | None = None
-        self._listening = asyncio.create_task(self._listen(receive))
-        self._listening.add_done_callback(self._wake)
-        self.started = False
-
-    @property
-    def gone(self) -> bool:
-        return self._listening.done()
+        self._listening: asyncio.Task[None] | None = None
+        self.started = self.gone = False
+        if self._connection is None:
+            self._listening = asyncio.create_task(self._listen(receive))
+        else:  # it can tell by itself: a task for each viewer is memory
+            self.gone = self._connection.lost
+            self._connection.on_lost = self._leave
 
     @property
     def transport(self) -> asyncio.Transport | None:
@@ -113,9 +119,9 @@ class _Client:
     async def wait(self, waiter: asyncio.Future[None], timeout_s: float) -> None:
         """Until the future is done, the client is gone, or the time is over."""
         self._waiter = waiter
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._wake, None)
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._wake)
         if self.gone:
-            self._wake(None)
+            self._wake()
         try:
             await waiter
         finally:
@@ -129,19 +135,26 @@ class _Client:
         """
         if (connection := self._connection) is not None:
             connection.transport.close() if flush else connection.transport.abort()
-            await asyncio.wait([self._listening], timeout=self._timeout_s)
+            await self.wait(asyncio.get_running_loop().create_future(), self._timeout_s)
 
     async def close(self) -> None:
-        await cancel(self._listening)
+        if self._listening is not None:
+            await cancel(self._listening)
+        else:
+            self._connection.on_lost = None
 
-    def _wake(self, _: object) -> None:
+    def _leave(self) -> None:
+        self.gone = True
+        self._wake()
+
+    def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    @staticmethod
-    async def _listen(receive: Receive) -> None:
+    async def _listen(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        self._leave()
 
 
 class _LogResponse(Response):
@@ -150,15 +163,23 @@ class _LogResponse(Response):
     def __init__(self, parts: Parts, header: dict[str, Any], *, fresh: bool, headers: dict[str, str]) -> None:
         self.status_code = 200
         self.background = None
-        self._parts, self._header, self._fresh, self._extra = parts, header, fresh, headers
+        self._parts, self._fresh, self._extra = parts, fresh, headers
         self._id: str = header["id"]
+        self._needed = header.get("on_disconnect") == "cancel"
+        self._rate: float | None = header.get("max_tokens_per_s")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Where somebody does that (app.py), it is sent when the framework is done: a viewer stays, and its frames with it."""
+        if LATER in scope:
+            scope[LATER] = partial(self._serve, scope, receive, send)
+        else:
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = _Client(scope, receive, send, self._parts.settings.send_timeout_s)
         try:
-            needed = self._header.get("on_disconnect") == "cancel"
-            paced = self._header.get("max_tokens_per_s") is not None
-            async with self._parts.hub.watch(self._id, fresh=self._fresh, needed=needed, paced=paced) as live:
+            paced = self._rate is not None
+            async with self._parts.hub.watch(self._id, fresh=self._fresh, needed=self._needed, paced=paced) as live:
                 await self._respond(client, live)
         except TimeoutError:
             VIEWERS_DROPPED.inc()
@@ -230,13 +251,14 @@ class EventStream(_LogResponse):
                 raise GenerationFailed(error)
         if client.gone:
             return
-        if live.tally is not None:
-            self._pace = Pace(self._header["max_tokens_per_s"], live.tally)
+        if live.tally is not None and self._rate is not None:
+            self._pace = Pace(self._rate, live.tally)
         await client.start(200, {**EVENT_STREAM_HEADERS, **self._extra, **chat.served_headers(live.note)})
         async for body, last in self._bodies(client, live, start):
             await client.send(body, more=not last)
             if last:
                 return
+            body = b""  # a viewer may wait for long, and must not hold on to what it was sent
         if not client.gone:
             await client.cut(flush=True)
 
@@ -260,11 +282,13 @@ class EventStream(_LogResponse):
                 body, index = await self._read_page(live, epoch, index, limit)
                 if body:
                     yield body, False
+                body = b""
             elif index < live.end:
                 frames = _fitting(live.frames(self._encode, index, min(limit, index + _BATCH)))
                 index += len(frames)
-                if body := b"".join(frames):
-                    yield body, False
+                if any(frames):
+                    yield b"".join(frames), False
+                frames = []
             elif live.outcome:
                 yield b"".join(chat.end_frames(json.loads(live.outcome.data), ids=self._view.ids)[skip_end:]), True
                 return
@@ -377,6 +401,10 @@ def _fitting(frames: list[bytes]) -> list[bytes]:
 
 class Answer(_LogResponse):
     """The whole answer as one object, once the log is sealed; an outcome without success has its true status."""
+
+    def __init__(self, parts: Parts, header: dict[str, Any], *, fresh: bool, headers: dict[str, str]) -> None:
+        super().__init__(parts, header, fresh=fresh, headers=headers)
+        self._header = header
 
     async def _respond(self, client: _Client, live: LiveLog) -> None:
         await self._until(client, live, lambda: live.outcome)

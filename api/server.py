@@ -11,6 +11,7 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -45,6 +46,9 @@ class Protocol(HttpToolsProtocol):
     viewers; this is for every other response, and for what is left after a close.
     """
 
+    on_lost: Callable[[], None] | None = None
+    """What to call when the connection is gone."""
+    lost = False
     _patience: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
@@ -89,6 +93,9 @@ class Protocol(HttpToolsProtocol):
         if self._unread:
             self._unread.cancel()
         super().connection_lost(exc)
+        self.lost = True
+        if self.on_lost:
+            self.on_lost()
 
     def _begin_patience(self) -> None:
         if self._patience is None:

@@ -89,7 +89,7 @@ class _Transport(httpx.AsyncBaseTransport):
                     allow_redirects=False,
                 )
         except ValueError as error:  # aiohttp's InvalidURL, and yarl's own words for a port that is none
-            raise httpx.InvalidURL(str(error)) from None
+            raise httpx.UnsupportedProtocol(str(error)) from None
         stream = _Stream(response)
         return httpx.Response(response.status, headers=response.raw_headers, stream=stream, request=request)
 

@@ -52,7 +52,8 @@ class Decoder:
         self._head: bytes | None = b""  # the first bytes, while they may still be a byte order mark
         self._tail = bytearray()  # the unfinished event, line ends already LF
         self._after_cr = False
-        self._refused = False
+        self.refused = False
+        """An event over the limit has come: there will be no more."""
         self._id = ""
 
     @property
@@ -65,7 +66,7 @@ class Decoder:
 
         Raises EventTooLarge; events before the oversized one are returned first, and the next call raises.
         """
-        if self._refused:
+        if self.refused:
             raise EventTooLarge(f"an event is over {self._limit} bytes")
         text = self._lines(self._unmarked(data))
         if b"\n\n" not in text and not (text[:1] == b"\n" and self._tail[-1:] == b"\n"):
@@ -127,7 +128,7 @@ class Decoder:
 
     def _refuse(self, events: list[Event]) -> list[Event]:
         self._tail.clear()
-        self._refused = True
+        self.refused = True
         return events or self.feed(b"")
 
     def _dispatch(self, block: bytes, events: list[Event]) -> None:

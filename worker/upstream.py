@@ -427,6 +427,8 @@ async def _decode(response: http.Response, decoder: Decoder, max_event_bytes: in
                 if events := decoder.feed(data):
                     ready.extend(events)
                     news.set()
+                if decoder.refused:
+                    raise sse.EventTooLarge
                 if ready and ahead >= _AHEAD_BYTES:
                     room.clear()
                     await room.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from contextlib import ExitStack
 
 import pytest
@@ -11,7 +12,7 @@ import redis
 
 from tests.support.stack import Stack, wait_until
 from tests.support.upstream import Pause, chunk, ending, words
-from tests.support.wire import KEY_A, Client, Register, ask, frames
+from tests.support.wire import DONE_FRAME, KEY_A, Client, Register, ask, chunks, frames
 
 FOLLOWED, VIEWERS = "streamspool_logs_followed", "streamspool_viewers"
 
@@ -126,3 +127,21 @@ def test_an_answer_of_any_length_is_whole(client: Client, count: int) -> None:
     found = frames(response.content)
     assert len(found) == count + 3
     assert client.whole(response.headers["x-stream-id"]) == response.content
+
+
+def test_viewers_that_break_off_at_every_moment_leave_the_others_in_peace(client: Client) -> None:
+    """Their connections close while the log is being written to them; one that is read along with must not notice."""
+    with client.streaming("fake/lorem?tokens=600&rate=200", "x") as steady:
+        steady.take(2)
+        path = f"/v1/streams/{steady.id}"
+        port = int(client.http.base_url.port or 0)
+        for number in range(150):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                linger = struct.pack("ii", number % 2, 0)  # half of them by a reset
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                connection.sendall(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n\r\n".encode())
+                connection.recv(1 + 997 * (number % 5))
+        whole = steady.rest()
+    assert len(chunks(steady.body)) == 600 + 2
+    assert whole.endswith(DONE_FRAME)
+    assert client.stream("fake/echo", "and the next").content.endswith(DONE_FRAME)

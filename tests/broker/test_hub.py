@@ -14,7 +14,7 @@ import pytest
 
 from api import hub as hub_module
 from api.cursor import Cursor, parse
-from api.hub import BLOCK_MS, Hub
+from api.hub import BLOCK_MS, Hub, LiveLog
 from api.relay import Drain, EventStream, Parts, View
 from shared import keys
 from shared import writer as writer_module
@@ -22,7 +22,7 @@ from shared.broker import Broker
 from shared.chat import Chunk
 from shared.config import Settings
 from shared.embedded import EmbeddedValkey
-from shared.entry import now_ms
+from shared.entry import Entry, now_ms
 from shared.redis import ArqRedis, connect
 from shared.streamlog import StreamLog
 from shared.writer import Appender, Writer
@@ -52,6 +52,8 @@ class Viewer:
         self.reading.set()
         self._gone = asyncio.Event()
         self.transport = self
+        self.on_lost: Callable[[], None] | None = None
+        self.lost = False
         self.written = 0
         self._unread = b""
         scope = {"type": "http", "method": "GET", "extensions": {"streamspool.connection": self}}
@@ -63,6 +65,8 @@ class Viewer:
 
     def write(self, data: bytes) -> None:
         """One chunk of an HTTP response, whole."""
+        if self.lost:
+            raise RuntimeError("unable to perform operation: the handler is closed")  # as uvloop does
         size, _, rest = data.partition(b"\r\n")
         assert int(size, 16) == len(rest) - 2
         assert rest.endswith(b"\r\n")
@@ -70,6 +74,9 @@ class Viewer:
         self._unread += rest[:-2]
         if self.reading.is_set():
             self._read()
+
+    def is_closing(self) -> bool:
+        return self.lost
 
     def get_write_buffer_size(self) -> int:
         return len(self._unread)
@@ -87,11 +94,14 @@ class Viewer:
             self.over = not message.get("more_body", False)
 
     def hang_up(self) -> None:
+        self.lost = True
         self._gone.set()
+        if self.on_lost:
+            self.on_lost()
 
     def abort(self) -> None:
         self.aborted = True
-        self._gone.set()
+        self.hang_up()
 
     close = abort
 
@@ -192,6 +202,46 @@ async def test_a_viewer_that_does_not_read_is_dropped_and_the_others_are_not(ben
     await bench.log.seal(writer.generation_id, COMPLETED)
     await bench.end(quick)
     assert len(quick.words) == 6
+
+
+async def test_a_connection_that_breaks_harms_nobody_else(bench: Bench) -> None:
+    """It may be closed a moment before its viewer hears of it, while the log is being written out."""
+    writer = await bench.log_of(1)
+    broken, well = bench.watch(writer), bench.watch(writer)
+    for viewer in (broken, well):
+        await viewer.until(b"w1")
+    broken.lost = True
+    await bench.say(writer, 2)
+    await well.until(b"w2")
+    broken.hang_up()
+    await bench.end(broken)
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    await bench.end(well)
+    assert well.words == ["w1", "w2"]
+
+
+async def test_a_log_that_cannot_be_followed_ends_with_an_error_and_no_other_does(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = await bench.log_of(1), await bench.log_of(1)
+    unlucky, lucky = bench.watch(bad), bench.watch(good)
+    for viewer in (unlucky, lucky):
+        await viewer.until(b"w1")
+    feed = LiveLog.feed
+
+    def break_down(live: LiveLog, entries: list[Entry]) -> None:
+        if live.id == bad.generation_id:
+            raise ZeroDivisionError
+        feed(live, entries)
+
+    monkeypatch.setattr(LiveLog, "feed", break_down)
+    await bench.say(bad, 2)
+    await bench.end(unlucky)
+    assert b"stream_lost" in unlucky.body
+    await bench.say(good, 2)
+    await lucky.until(b"w2")
+    await bench.log.seal(good.generation_id, COMPLETED)
+    await bench.end(lucky)
 
 
 async def test_a_viewer_that_leaves_is_forgotten(bench: Bench) -> None:

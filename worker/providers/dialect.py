@@ -24,7 +24,10 @@ class Call(NamedTuple):
 
 
 class Decoder(Protocol):
-    """Bytes in, events out: `sse.Decoder`, or one for another framing. May raise sse.EventTooLarge."""
+    """Bytes in, events out: `sse.Decoder`, or one for another framing."""
+
+    refused: bool
+    """An event over the limit has come, after those that `feed` returned; feeding more raises sse.EventTooLarge."""
 
     def feed(self, data: bytes) -> list[sse.Event]: ...
 

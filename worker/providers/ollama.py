@@ -149,11 +149,11 @@ class _Lines:
     def __init__(self, max_event_bytes: int) -> None:
         self._limit = max_event_bytes
         self._tail = bytearray()
-        self._refused = False
+        self.refused = False
 
     def feed(self, data: bytes) -> list[sse.Event]:
         """Raises EventTooLarge; lines before the oversized one are returned first, and the next call raises."""
-        if self._refused:
+        if self.refused:
             raise sse.EventTooLarge(f"a line is over {self._limit} bytes")
         *lines, rest = data.split(b"\n")
         events: list[sse.Event] = []
@@ -178,7 +178,7 @@ class _Lines:
 
     def _refuse(self, events: list[sse.Event]) -> list[sse.Event]:
         self._tail.clear()
-        self._refused = True
+        self.refused = True
         return events or self.feed(b"")
 
 

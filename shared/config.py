@@ -6,6 +6,8 @@ everyone's (REDIS_URL, HOST, PORT, LOG_LEVEL). docs/OPERATIONS.md carries the ta
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import os
 import re
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -23,6 +25,8 @@ from pydantic_settings import (
     SettingsError,
     TomlConfigSettingsSource,
 )
+
+from shared import egress
 
 MAX_TOKENS_PER_S = 10_000
 EVERY_TENANT = "*"
@@ -61,6 +65,25 @@ def variable(field: str) -> str:
     """How a setting is called in the environment."""
     everyones = ("REDIS_URL", "HOST", "PORT", "LOG_LEVEL")
     return field.upper() if field.upper() in everyones else f"STREAMSPOOL_{field.upper()}"
+
+
+EVERY_TENANT = ""
+"""In `webhook_secret`: the tenants that have none of their own."""
+
+
+def webhook_keys(secrets: SecretStr) -> list[bytes]:
+    """The keys in a tenant's `whsec_…`, one or more (standardwebhooks.com, "Secrets"). Raises ValueError."""
+    keys = []
+    for secret in secrets.get_secret_value().split():
+        try:
+            keys.append(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
+        except binascii.Error:
+            keys.append(b"")
+        if not secret.startswith("whsec_") or not 24 <= len(keys[-1]) <= 64:
+            raise ValueError("a secret must be `whsec_` and 24 to 64 bytes in base64, as of `openssl rand -base64 32`")
+    if not keys:
+        raise ValueError("a tenant has no secret")
+    return keys
 
 
 class SettingsInvalid(Exception):
@@ -198,6 +221,24 @@ class Settings(BaseSettings):
     max_event_bytes: int = Field(1024 * 1024, ge=1024, description="largest single event of a provider")
     worker_concurrency: int = Field(200, ge=1, description="generations one worker runs at once")
     worker_metrics_port: int = Field(0, ge=0, le=65535, description="port of a worker's own /metrics on HOST; 0: none")
+    webhook_secret: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default_factory=dict,
+        description="signs webhooks: `whsec_BASE64` for every tenant, or `tenant:whsec_…,tenant:whsec_…`; two of one "
+        "tenant's, with a space between, sign both; none: no webhooks",
+    )
+    webhook_allow: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="hosts, addresses and networks that webhooks may go to although they are not on the public "
+        "internet, or without https: `hooks.internal,10.1.0.0/16`",
+    )
+    webhook_url: SecretStr | None = Field(
+        None, description="default of the request field `webhook`, for requests with `background`, and for batches"
+    )
+    webhook_timeout_s: float = Field(10, gt=0, description="one delivery of a webhook, from the name's look-up to the answer")
+    webhook_retry_s: float = Field(5, gt=0, description="pause after the first delivery that failed; the next ones double")
+    webhook_give_up_s: float = Field(
+        86400, ge=1, description="how long after the first delivery of a webhook it is still tried again"
+    )
     providers: dict[str, ProviderConfig] = Field(
         default_factory=dict, description="further providers; in streamspool.toml as [providers.NAME]"
     )
@@ -274,6 +315,51 @@ class Settings(BaseSettings):
         digests = {hashlib.sha256(key.get_secret_value().encode()).digest() for key in value.values()}
         if len(digests) != len(value):
             raise ValueError("STREAMSPOOL_API_KEYS gives two tenants the same key")
+        return value
+
+    @field_validator("webhook_secret", mode="before")
+    @classmethod
+    def _parse_secrets(cls, value: object) -> object:
+        """`{tenant: secrets}`; under EVERY_TENANT the one for all. A `whsec_` holds no colon and no comma."""
+        if not isinstance(value, str):
+            return value
+        secrets: dict[str, str] = {}
+        for part in filter(None, (part.strip() for part in value.split(","))):
+            tenant, _, secret = part.rpartition(":")
+            if (tenant or EVERY_TENANT) in secrets:
+                raise ValueError("STREAMSPOOL_WEBHOOK_SECRET has two entries for one tenant; put a space between two secrets")
+            secrets[tenant or EVERY_TENANT] = secret
+        return secrets
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _check_secrets(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for secrets in value.values():
+            webhook_keys(secrets)
+        return value
+
+    @field_validator("webhook_allow", mode="before")
+    @classmethod
+    def _parse_allowed(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _check_allowed(cls, value: list[str]) -> list[str]:
+        egress.Policy(value)
+        return value
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _check_webhook_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None or "webhook_allow" not in info.data:
+            return value
+        if not info.data.get("webhook_secret"):
+            raise ValueError("STREAMSPOOL_WEBHOOK_URL needs STREAMSPOOL_WEBHOOK_SECRET")
+        try:
+            egress.Policy(info.data["webhook_allow"]).check_url(value.get_secret_value())
+        except egress.Refused as reason:
+            raise ValueError(f"the address cannot be used: {reason}") from None
         return value
 
     @field_validator("providers")

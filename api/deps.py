@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
+from api.projections.state import state
 from api.relay import Parts
 from shared import json
 from shared.broker import Principal
+from shared.entry import Summary
 from shared.errors import BadRequest, TooLarge
 
 _BODY_S = 30.0
@@ -60,6 +63,14 @@ def parsed(body: bytes) -> Any:
         return json.loads_strict(body)
     except ValueError as error:
         raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
+
+
+async def states(parts: Parts, summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """The state objects of these generations, as this process sees them."""
+    return [
+        state(summary, viewers=parts.hub.viewers(summary.header["id"]), delivery=delivery)
+        for summary, delivery in zip(summaries, await parts.broker.deliveries(summaries), strict=True)
+    ]
 
 
 ProcessParts = Annotated[Parts, Depends(_parts)]

@@ -11,7 +11,7 @@ import hashlib
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -30,6 +30,7 @@ from shared.request import ChatRequest
 from shared.sessions import Sessions, check_id
 from shared.streamlog import StreamLog
 from shared.telemetry import SUBMITTED, get_logger
+from shared.webhooks import Target, Webhooks
 
 logger = get_logger(__name__)
 
@@ -59,7 +60,8 @@ class Broker:
         self.log = log
         self.catalogue = Catalogue(redis)
         self.sessions = Sessions(redis, settings)
-        self.closing = Closing(redis, log, self.sessions, settings, name=name)
+        self.webhooks = Webhooks(redis, settings)
+        self.closing = Closing(redis, log, self.sessions, self.webhooks, settings, name=name)
         self._redis = redis
         self._settings = settings
         self._name = name
@@ -81,15 +83,18 @@ class Broker:
         Once this returns, the generation runs to an outcome whatever happens to the caller. With an idempotency key
         the same request of the same principal is one generation, however often and wherever it is made at once. With
         `client_history` its session only takes note: the client sends the whole conversation itself.
-        Raises NotFound for an unknown model; KeyReused; Unavailable, within 2 s, and then nothing runs.
+        Raises NotFound for an unknown model; BadRequest for a webhook that cannot be called; KeyReused; Unavailable,
+        within 2 s, and then nothing runs.
         """
+        asked = request.webhook.url if request.webhook else None
+        webhook = self.webhooks.target(principal.tenant, asked, default=bool(request.background))
         async with in_time():
             await self.catalogue.check(request.model)
             if idempotency_key is None:
                 generation_id, digest = f"chatcmpl-{uuid.uuid4().hex}", None
             else:
                 generation_id, digest = await self._join(idempotency_key, request, principal)
-            header = self._header(generation_id, request, principal, digest, client_history)
+            header = self._header(generation_id, request, principal, digest, client_history, webhook)
             try:
                 with reachable():
                     reserve = None
@@ -184,7 +189,9 @@ class Broker:
         principal: Principal,
         digest: str | None,
         client_history: bool,
+        webhook: Target | None,
     ) -> dict[str, Any]:
+        on_disconnect = request.on_disconnect or self._settings.on_disconnect
         return {
             "v": 1,
             "id": generation_id,
@@ -194,7 +201,9 @@ class Broker:
             "n": request.n or 1,
             "include_usage": request.include_usage,
             "on_interruption": request.on_interruption or self._settings.on_interruption,
-            "on_disconnect": request.on_disconnect or self._settings.on_disconnect,
+            "on_disconnect": "continue" if request.background else on_disconnect,
+            "background": bool(request.background),
+            "webhook": webhook,
             "max_tokens_per_s": request.max_tokens_per_s or self._settings.pace(principal.tenant),
             "idempotency": digest,
             "metadata": request.metadata,
@@ -234,6 +243,13 @@ class Broker:
             if summary and summary.header["owner"] == principal.tenant:
                 return summary
         raise NotFound(NO_STREAM)
+
+    async def deliveries(self, summaries: Sequence[Summary]) -> list[dict[str, Any] | None]:
+        """How far each one's webhook has come, as the state object shows it."""
+        with reachable():
+            return await self.webhooks.shown(
+                [(one.header["id"], one.header.get("webhook"), one.outcome is not None) for one in summaries]
+            )
 
     async def chunks(self, generation_id: str, epoch: int, *, strict: bool = True) -> list[bytes]:
         """All chunks of an attempt there are now. If `strict`, raises Damaged where one is missing."""

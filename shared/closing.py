@@ -1,8 +1,8 @@
 """How a generation ends: its outcome, and what follows from it once.
 
 Hidden here: what an unfinished log adds up to (whoever ran it), the usage that goes into the outcome, and the settlement:
-the session's turn and the ledger's figures, in one transaction that is marked as done, so that doing it again is
-harmless. It comes after the seal and must not be lost with the process that sealed: every seal leaves the id on a list
+the session's turn, the ledger's figures and the webhook, in one transaction that is marked as done, so that doing it
+again is harmless. It comes after the seal and must not be lost with the process that sealed: every seal leaves the id on a list
 that the reaper works off.
 """
 
@@ -20,6 +20,7 @@ from shared.redis import ArqRedis, RedisError, WatchError
 from shared.sessions import Sessions
 from shared.streamlog import StreamLog
 from shared.telemetry import SEALED, SETTLED, get_logger
+from shared.webhooks import Webhooks
 
 logger = get_logger(__name__)
 
@@ -68,9 +69,18 @@ class Told(NamedTuple):
 class Closing:
     """Ends generations: `conclude` for those that others ran, `seal` for one's own, `settle` after either."""
 
-    def __init__(self, redis: ArqRedis, log: StreamLog, sessions: Sessions, settings: Settings, *, name: str) -> None:
+    def __init__(
+        self,
+        redis: ArqRedis,
+        log: StreamLog,
+        sessions: Sessions,
+        webhooks: Webhooks,
+        settings: Settings,
+        *,
+        name: str,
+    ) -> None:
         self._redis, self._log, self._settings = redis, log, settings
-        self.sessions = sessions
+        self.sessions, self._webhooks = sessions, webhooks
         self._name = name
 
     async def read(self, generation_id: str, epoch: int) -> Told:
@@ -133,7 +143,7 @@ class Closing:
     # ---- settlement
 
     async def settle(self, generation_id: str) -> None:
-        """Does what follows from an outcome, unless it was done: turn, ledger, and the session's next one is rung for."""
+        """Does what follows from an outcome, unless it was done: turn, ledger, webhook; the session's next is rung for."""
         summary = (await self._log.describe([generation_id]))[0]
         if summary is None or summary.outcome is None:
             await self._redis.srem(keys.UNSETTLED, generation_id)  # type: ignore[misc]
@@ -154,6 +164,8 @@ class Closing:
                     self._book(pipe, header, summary.outcome)
                     if header.get("session"):
                         self.sessions.settle(pipe, header, turn)
+                    if header.get("webhook"):
+                        self._tell(pipe, header, summary.outcome, marked_s)
                     pipe.srem(keys.UNSETTLED, generation_id)
                     await pipe.execute()
                     SETTLED.inc()
@@ -167,6 +179,17 @@ class Closing:
         for field, amount in figures.items():
             pipe.hincrby(name, field, amount)
         pipe.pexpire(name, usage.ledger_ttl_ms())
+
+    def _tell(self, pipe: Any, header: dict[str, Any], outcome: dict[str, Any], kept_s: float) -> None:
+        self._webhooks.queue(
+            pipe,
+            header["id"],
+            header["webhook"],
+            owner=header["owner"],
+            event=f"chat.completion.{outcome['status']}",
+            created_at=outcome["ended_at_ms"] // 1000,
+            kept_s=kept_s,
+        )
 
     async def _turn(self, summary: Summary) -> list[dict[str, Any]] | None:
         """What a finished generation adds to its session: the request's new messages and the answer's."""

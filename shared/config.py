@@ -234,8 +234,12 @@ class Settings(BaseSettings):
     webhook_url: SecretStr | None = Field(
         None, description="default of the request field `webhook`, for requests with `background`, and for batches"
     )
-    webhook_timeout_s: float = Field(10, gt=0, description="one delivery of a webhook, from the name's look-up to the answer")
-    webhook_retry_s: float = Field(5, gt=0, description="pause after the first delivery that failed; the next ones double")
+    webhook_timeout_s: float = Field(
+        10, gt=0, description="one delivery of a webhook, from the name's look-up to the answer"
+    )
+    webhook_retry_s: float = Field(
+        5, gt=0, description="pause after the first delivery that failed; the next ones double"
+    )
     webhook_give_up_s: float = Field(
         86400, ge=1, description="how long after the first delivery of a webhook it is still tried again"
     )
@@ -327,7 +331,9 @@ class Settings(BaseSettings):
         for part in filter(None, (part.strip() for part in value.split(","))):
             tenant, _, secret = part.rpartition(":")
             if (tenant or EVERY_TENANT) in secrets:
-                raise ValueError("STREAMSPOOL_WEBHOOK_SECRET has two entries for one tenant; put a space between two secrets")
+                raise ValueError(
+                    "STREAMSPOOL_WEBHOOK_SECRET has two entries for one tenant; put a space between two secrets"
+                )
             secrets[tenant or EVERY_TENANT] = secret
         return secrets
 

@@ -8,7 +8,7 @@ came in one packet is read at once. Everybody else sees a client, a response and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib import metadata
@@ -17,8 +17,12 @@ import aiohttp
 import httpx
 import yarl
 
+from shared.egress import Address, Place
+
 Client = httpx.AsyncClient
 """An async context manager; `build_request`, `send(request, stream=True)`."""
+
+Request = httpx.Request
 
 Response = httpx.Response
 """`status_code`, `headers` (case-insensitive), `aiter_raw()`, `aclose()`."""
@@ -128,6 +132,39 @@ def _errors() -> Iterator[None]:
         raise httpx.RemoteProtocolError(str(error)) from error
     except (aiohttp.ClientError, asyncio.IncompleteReadError, OSError) as error:
         raise httpx.ReadError(str(error)) from error
+
+
+def open_pinned_client() -> Client:
+    """A client for `pinned`: every request has a connection of its own, and nothing times out by itself.
+
+    A kept connection would be found again by the address alone, and so be used for another host of the same address
+    without a look at its certificate.
+    """
+    return httpx.AsyncClient(
+        transport=httpx.AsyncHTTPTransport(
+            trust_env=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        ),
+        timeout=None,
+        follow_redirects=False,
+        trust_env=False,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        headers={"user-agent": user_agent(), "accept-encoding": "identity"},
+    )
+
+
+def pinned(client: Client, place: Place, address: Address, *, headers: Mapping[str, str], content: bytes) -> Request:
+    """A POST to this address, and no other, as if the place's name had led there: Host, SNI and certificate are its name's.
+
+    Whoever looked the name up and approved of the address must not have it looked up again by the library (DNS
+    rebinding). Raises InvalidURL.
+    """
+    return client.build_request(
+        "POST",
+        place.at(address),
+        headers={**headers, "host": place.authority},
+        content=content,
+        extensions={"sni_hostname": place.host},
+    )
 
 
 def user_agent() -> str:

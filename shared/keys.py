@@ -14,6 +14,9 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
 | `streamspool:{ID}:settled` | string: what follows from the outcome was done | longer than the log |
 | `streamspool:unsettled` | set of ids sealed and not yet settled | permanent, emptied by settlements and reaper |
+| `streamspool:webhooks` | zset of subjects with an event to deliver, score = due ms | permanent, emptied by workers |
+| `streamspool:{ID}:webhook` | hash: an event and its delivery, see webhooks.py | longer than the log, and than it is tried |
+| `streamspool:{ID}:webhook:lease` | string: a worker is delivering it | `STREAMSPOOL_WEBHOOK_TIMEOUT_S` and 5 s |
 | `streamspool:session:{TENANT:SESSION}:head`, `…:turns`, `…:open` | hash, stream, zset: sessions.py | session retention |
 | `streamspool:sessions:TENANT` | zset, score = last used ms | as long as the newest session |
 | `streamspool:usage:TENANT:YYYY-MM-DD` | hash, the ledger: see usage.py | 400 days after the last entry |
@@ -34,13 +37,14 @@ IN_PROGRESS_PREFIX = "arq:in-progress:"
 RETRY_PREFIX = "arq:retry:"
 OPEN = "streamspool:open"
 UNSETTLED = "streamspool:unsettled"
+WEBHOOKS = "streamspool:webhooks"
 WORKERS = "streamspool:workers"
 CATALOGUE = "streamspool:catalogue"
 REAPER = "streamspool:reaper"
 DOORBELL = "streamspool:doorbell"
 """Pub/sub channel: the payload is the id of a generation just enqueued."""
 
-PERMANENT = frozenset({OPEN, QUEUE, UNSETTLED})
+PERMANENT = frozenset({OPEN, QUEUE, UNSETTLED, WEBHOOKS})
 """Keys that may exist without a TTL; every other key of ours must have one."""
 
 
@@ -62,6 +66,14 @@ def idempotency(tenant: str, digest: str) -> str:
 
 def settled(generation_id: str) -> str:
     return f"streamspool:{{{generation_id}}}:settled"
+
+
+def webhook(subject: str) -> str:
+    return f"streamspool:{{{subject}}}:webhook"
+
+
+def webhook_lease(subject: str) -> str:
+    return f"streamspool:{{{subject}}}:webhook:lease"
 
 
 class SessionKeys(NamedTuple):

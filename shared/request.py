@@ -247,6 +247,14 @@ LogitBias = Annotated[
 ]
 
 
+class WebhookRequest(BaseModel):
+    """Who is told when it has ended. Strict, because what is misspelled here would be missed too late."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    url: str
+
+
 class ChatRequest(_Lenient):
     """Body of POST /v1/chat/completions. What the broker acts on is at the end."""
 
@@ -293,6 +301,8 @@ class ChatRequest(_Lenient):
     session_max_tokens: Annotated[int, Field(ge=1)] | None = None
     session_keep_partial: bool | None = None
     store_reasoning: bool | None = None
+    background: bool | None = None
+    webhook: WebhookRequest | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -304,6 +314,8 @@ class ChatRequest(_Lenient):
             raise _wrong("stream_options", "Only allowed when stream is true")
         if self.top_logprobs and not self.logprobs:
             raise _wrong("top_logprobs", "Only allowed when logprobs is true")
+        if self.background and self.on_disconnect == "cancel":
+            raise _wrong("on_disconnect", "Not allowed with background, which nobody has to watch")
         return self
 
     @classmethod

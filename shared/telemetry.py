@@ -35,6 +35,9 @@ RESUMES = Counter("streamspool_resumes_total", "Views that started from a cursor
 VIEWERS_DROPPED = Counter("streamspool_viewers_dropped_total", "Viewers that took no bytes for too long")
 REQUESTS = Counter("streamspool_http_requests_total", "Responses sent", ["route", "status"])
 REDIS_ERRORS = Counter("streamspool_redis_errors_total", "Times a part of this process lost Redis", ["part"])
+WEBHOOKS = Counter(
+    "streamspool_webhook_deliveries_total", "Attempts to deliver a webhook, by how they ended", ["outcome"]
+)
 REAPED = Counter("streamspool_reaped_total", "Generations the reaper took care of", ["action"])
 
 

@@ -44,6 +44,7 @@ from shared.streamlog import StreamLog
 from shared.tasks import cancel
 from shared.telemetry import configure_logging, get_logger
 from shared.writer import Appender
+from worker.courier import Courier
 from worker.generate import Generator
 from worker.providers.registry import Provider, load_providers
 from worker.takeover import TakeoverPause
@@ -286,6 +287,7 @@ async def serve(settings: Settings) -> None:
         broker = Broker(redis, log, settings, name=worker_id)
         generator = Generator(log, appender, upstream, providers, broker.closing, settings, worker_id=worker_id)
         worker = StreamWorker(redis, generator, settings, worker_id=worker_id)
+        courier = await stack.enter_async_context(Courier(broker, settings))
         reaper = Reaper(redis, log, broker, settings, name=worker_id)
         if settings.worker_metrics_port:
             server, _ = start_http_server(settings.worker_metrics_port, settings.host)
@@ -298,7 +300,7 @@ async def serve(settings: Settings) -> None:
         except Unusable as error:
             raise SystemExit(str(error)) from None
         logger.info("worker started", worker_id=worker_id, providers=sorted(providers))
-        await _run(worker, stopped, lambda: beat(redis, worker, providers, settings.models), reaper)
+        await _run(worker, stopped, lambda: beat(redis, worker, providers, settings.models), reaper, courier)
         with suppress(RedisError, OSError):
             await redis.delete(keys.worker(worker_id))
             await redis.srem(keys.WORKERS, worker_id)  # type: ignore[misc]
@@ -311,7 +313,11 @@ def _timeout_s(settings: Settings) -> float:
 
 
 async def _run(
-    worker: StreamWorker, stopped: asyncio.Event, beating: Callable[[], Awaitable[None]], reaper: Reaper
+    worker: StreamWorker,
+    stopped: asyncio.Event,
+    beating: Callable[[], Awaitable[None]],
+    reaper: Reaper,
+    courier: Courier,
 ) -> None:
     """All loops side by side until told to stop; a loop that breaks takes the process with it."""
     loops = {
@@ -320,6 +326,7 @@ async def _run(
         "lease": worker.renew_leases,
         "beat": beating,
         "reaper": reaper.run,
+        "courier": courier.run,
     }
     tasks = [asyncio.create_task(persist(name, loop), name=name) for name, loop in loops.items()]
     waiting = asyncio.create_task(stopped.wait(), name="stop")
@@ -327,7 +334,7 @@ async def _run(
         done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
         for task in done - {waiting}:
             task.result()
-        await worker.drain()
+        await asyncio.gather(worker.drain(), courier.drain())
     finally:
         await cancel(*tasks, waiting)
 

@@ -8,8 +8,11 @@ from api.projections.chat import outcome_error
 from shared.entry import BEGIN, Summary
 
 
-def state(summary: Summary, *, viewers: int) -> dict[str, Any]:
-    """`viewers` counts those of this process. Times are Unix seconds; `position` is the last chunk's, null before any."""
+def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None) -> dict[str, Any]:
+    """`viewers` counts those of this process; `delivery` is its webhook's state (shared/webhooks.py).
+
+    Times are Unix seconds; `position` is the last chunk's, null before any.
+    """
     header, outcome = summary.header, summary.outcome or {}
     generation_id = header["id"]
     error = outcome_error(summary.outcome) if summary.outcome else None
@@ -39,6 +42,8 @@ def state(summary: Summary, *, viewers: int) -> dict[str, Any]:
         "metadata": header.get("metadata") or {},
         "stored": header.get("store", False),
         "session_id": header.get("session_id"),
+        "background": header.get("background", False),
+        "webhook": delivery,
         "viewers": viewers,
         "links": {
             "self": f"/v1/streams/{generation_id}",

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from api import cursor
-from api.deps import Body, Owner, ProcessParts, parsed
+from api.deps import Body, Owner, ProcessParts, parsed, states
 from api.projections import chat
 from api.relay import Answer, EventStream, Parts, View
 from shared import json
-from shared.entry import Summary
+from shared.entry import BEGIN, Summary
 from shared.errors import BadRequest, Damaged
 from shared.request import ChatRequest
 
@@ -78,7 +78,8 @@ async def completion(parts: Parts, summary: Summary) -> Response:
 async def create(request: Request, parts: ProcessParts, owner: Owner, body: Body) -> Response:
     """Starts a generation and shows it: as a stream of chunks (`stream: true`), or whole when it is finished.
 
-    It goes on when the client leaves. The response names it in `x-stream-id` and `Location`.
+    It goes on when the client leaves. The response names it in `x-stream-id` and `Location`. With `background: true` it
+    is accepted and no more is said (202); a stream is shown all the same.
     """
     chat_request = ChatRequest.check(_with_options(parsed(body), request))
     chat_id = _open_webui_chat(chat_request, request) if parts.settings.openwebui_sessions else None
@@ -92,6 +93,10 @@ async def create(request: Request, parts: ProcessParts, owner: Owner, body: Body
         headers["x-session-id"] = header["session_id"]
     if replayed:
         headers["idempotent-replayed"] = "true"
+    if chat_request.background and not chat_request.stream:
+        # What was just stored is not read back: after the submit nothing may fail.
+        summary = await parts.broker.find(header["id"], owner) if replayed else Summary(header, (), BEGIN, None)
+        return JSONResponse((await states(parts, [summary]))[0], status_code=202, headers=headers)
     if not chat_request.stream:
         return Answer(parts, header, fresh=not replayed, headers=headers)
     view = View(ids=request.headers.get("x-stream-ids") == "1", native=False, include_usage=header["include_usage"])

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from api import cursor
-from api.deps import Owner, ProcessParts
-from api.projections.state import page, state
+from api.deps import Owner, ProcessParts, states
+from api.projections.state import page
 from api.relay import EventStream, View
 from api.routes.chat import stream_headers
 from shared.entry import Status
@@ -39,10 +39,10 @@ async def list_streams(
             and (model is None or header["model"] == model)
             and (session_id is None or header.get("session_id") == session_id)
         ):
-            found.append(state(summary, viewers=parts.hub.viewers(header["id"])))
+            found.append(summary)
             if len(found) > limit:
                 break
-    return page(found, limit)
+    return page(await states(parts, found), limit)
 
 
 @router.get("/{generation_id}", response_model=None)
@@ -61,7 +61,7 @@ async def watch(
     summary = await parts.broker.find(generation_id, owner)
     accept = request.headers.get("accept", "")
     if "application/json" in accept and "text/event-stream" not in accept:
-        return JSONResponse(state(summary, viewers=parts.hub.viewers(generation_id)), headers=_VARY)
+        return JSONResponse((await states(parts, [summary]))[0], headers=_VARY)
     view = View(ids=True, native=True, include_usage=summary.header["include_usage"])
     return EventStream(
         parts,
@@ -75,8 +75,7 @@ async def watch(
 @router.post("/{generation_id}/cancel")
 async def cancel(parts: ProcessParts, owner: Owner, generation_id: str) -> dict[str, Any]:
     """Ends a generation and returns its state; one that has ended already is returned as it is."""
-    summary = await parts.broker.cancel(generation_id, owner)
-    return state(summary, viewers=parts.hub.viewers(generation_id))
+    return (await states(parts, [await parts.broker.cancel(generation_id, owner)]))[0]
 
 
 @router.delete("/{generation_id}")

@@ -138,11 +138,13 @@ def open_pinned_client() -> Client:
     """A client for `pinned`: every request has a connection of its own, and nothing times out by itself.
 
     A kept connection would be found again by the address alone, and so be used for another host of the same address
-    without a look at its certificate.
+    without a look at its certificate. SSL_CERT_FILE and SSL_CERT_DIR may name an authority of one's own.
     """
     return httpx.AsyncClient(
         transport=httpx.AsyncHTTPTransport(
-            trust_env=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=0)
+            verify=httpx.create_ssl_context(trust_env=True),
+            trust_env=False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         ),
         timeout=None,
         follow_redirects=False,

@@ -1,0 +1,171 @@
+"""Where a tenant may send this server: nothing but the public internet, however the address is written."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.egress import MAX_URL, Policy, Refused
+
+INNER = [
+    *"0.0.0.0 10.0.0.1 100.64.0.1 100.100.100.200 127.0.0.1 127.255.255.254 169.254.169.254 172.16.0.1".split(),
+    *"192.0.0.192 192.0.2.1 192.168.1.1 198.18.0.1 224.0.0.1 239.255.255.255 240.0.0.1 255.255.255.255".split(),
+    *"168.63.129.16 :: ::1 ::7f00:1 fe80::1 fec0::1 fc00::1 fd00:ec2::254 ff02::1 100::1 2001:db8::1".split(),
+]
+PUBLIC = ["1.1.1.1", "8.8.8.8", "93.184.216.34", "2606:4700::1111", "2a00:1450:4001::200e"]
+EMBEDDED = ["::ffff:{}", "64:ff9b::{}"]
+"""Ways to write an IPv4 in an IPv6 that the network stack, or a translator on the way, follows."""
+
+open_policy = Policy()
+
+
+def refused(url: str, policy: Policy = open_policy) -> str:
+    with pytest.raises(Refused) as caught:
+        policy.check_url(url)
+    return str(caught.value)
+
+
+def literal(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+@pytest.mark.parametrize("address", INNER)
+def test_what_is_not_public_is_refused_by_its_number(address: str) -> None:
+    refused(f"https://{literal(address)}/")
+    with pytest.raises(Refused):
+        open_policy.check_address("public.example.com", ip_address(address))
+
+
+@pytest.mark.parametrize("form", EMBEDDED)
+@pytest.mark.parametrize("address", [a for a in INNER if ":" not in a])
+def test_an_ipv4_inside_an_ipv6_is_what_it_is(address: str, form: str) -> None:
+    refused(f"https://[{form.format(address)}]/")
+
+
+@pytest.mark.parametrize("address", [*PUBLIC, "::ffff:8.8.8.8", "64:ff9b::8.8.8.8"])
+def test_what_is_public_may_be_called(address: str) -> None:
+    assert open_policy.check_url(f"https://{literal(address)}/x?y=1").path == "/x?y=1"
+    open_policy.check_address("example.com", ip_address(address))
+
+
+@given(st.integers(min_value=0, max_value=2**32 - 1))
+def test_six_to_four_and_teredo_and_mapped_are_public_only_if_what_they_hold_is(number: int) -> None:
+    inner = IPv4Address(number)
+    public = allowed(inner)
+    for outer in (
+        IPv6Address(0xFFFF << 32 | number),
+        IPv6Address(0x2002 << 112 | number << 80),
+        IPv6Address((0x64FF9B << 96) | number),
+        IPv6Address(0x20010000 << 96 | 0x08080808 << 64 | (number ^ 0xFFFFFFFF)),
+    ):
+        assert not allowed(outer) or public, (outer, inner)
+    assert allowed(IPv6Address(0xFFFF << 32 | number)) == public
+
+
+@given(st.ip_addresses())
+def test_no_private_or_special_address_passes(address: IPv4Address | IPv6Address) -> None:
+    if allowed(address) and not getattr(address, "ipv4_mapped", None):
+        assert address.is_global
+        assert not (address.is_private or address.is_loopback or address.is_link_local or address.is_multicast)
+        assert address.version == 4 or address in IPv6Network("2000::/3") or address in IPv6Network("64:ff9b::/96")
+
+
+def allowed(address: IPv4Address | IPv6Address) -> bool:
+    try:
+        open_policy.check_address("example.com", address)
+    except Refused:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *"localhost LOCALHOST localhost. a.localhost printer.local metadata.google.internal box.lan db".split(),
+        *"2130706433 127.1 0x7f.1 0x7f000001 0177.0.0.1 1.2.3.4.5 127.0.0.1. 10.0.0.1:443".split(),
+        *"fe80::1%eth0 [fe80::1%25eth0] [::1] [v1.x] [example.com] ex_ample..com -a.com bücher.de".split(),
+        *"user@example.com user:password@example.com example.com@10.0.0.1 example.com\\@10.0.0.1 10.0.0.1#.example.com".split(),
+        *"example.com:0 example.com:22 example.com:6379x example.com:99999 example.com:80".split(),
+        "",
+        "exa mple.com",
+        "example.com\n",
+        "example.com\t",
+    ],
+)
+def test_hosts_that_are_none_or_not_public_are_refused(host: str) -> None:
+    refused(f"https://{host}/hook")
+
+
+@pytest.mark.parametrize(
+    "url", ["", "x", "//example.com/", "ftp://example.com/", "file:///etc/passwd", "gopher://example.com", "http://example.com/", "https:example.com", "https://example.com/#x", "https://example.com/" + "x" * MAX_URL]
+)  # fmt: skip
+def test_other_urls_are_refused(url: str) -> None:
+    refused(url)
+
+
+@pytest.mark.parametrize("port", [443, 1024, 8443, 65535])
+def test_ports_of_the_web_and_high_ones(port: int) -> None:
+    assert open_policy.check_url(f"https://example.com:{port}/").port == port
+
+
+def test_the_parts_are_what_a_client_needs() -> None:
+    place = open_policy.check_url("HTTPS://Hooks.Example.COM.:8443?a=b")
+    assert place == ("https", "hooks.example.com", 8443, "/?a=b")
+    assert place.authority == "hooks.example.com:8443"
+    assert place.at(IPv4Address("1.1.1.1")) == "https://1.1.1.1:8443/?a=b"
+    assert open_policy.check_url("https://example.com").authority == "example.com"
+    place = open_policy.check_url("https://[2606:4700::1111]/x")
+    assert (place.authority, place.host) == ("[2606:4700::1111]", "2606:4700::1111")
+    assert place.at(IPv6Address("2606:4700::1111")) == "https://[2606:4700::1111]:443/x"
+
+
+def test_the_operators_exceptions() -> None:
+    policy = Policy(["Hooks.Internal", "127.0.0.1", " 10.1.0.0/16 ", "fd00::/8", "queue"])
+    for url in (
+        "http://hooks.internal/",
+        "http://127.0.0.1:81/",
+        "http://10.1.2.3:22/",
+        "http://[fd00::1]:9/",
+        "http://queue/",
+    ):
+        policy.check_url(url)
+    for url in (
+        "http://10.2.0.1/",
+        "http://x.hooks.internal/",
+        "http://127.0.0.2/",
+        "https://[fe80::1]/",
+        "http://example.com/",
+    ):
+        refused(url, policy)
+    policy.check_address("hooks.internal", ip_address("192.168.0.1"))
+    policy.check_address("example.com", ip_address("10.1.0.1"))
+    policy.check_address("example.com", ip_address("::ffff:10.1.0.1"))
+    with pytest.raises(Refused):
+        policy.check_address("example.com", ip_address("192.168.0.1"))
+
+
+@pytest.mark.parametrize("entry", ["", "10.0.0.1/8", "a b", "http://x", "host:80", "*.internal", "127.1", "300.0.0.1"])
+def test_a_wrong_exception_stops_the_start(entry: str) -> None:
+    with pytest.raises(ValueError, match="neither"):
+        Policy([entry])
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_refused_or_leads_to_the_public_internet(text: str) -> None:
+    """Whatever passes has a host that is a public address, or a name with a dot that no C library takes for a number."""
+    try:
+        place = open_policy.check_url(f"https://{text}")
+    except Refused:
+        return
+    try:
+        address = ip_address(place.host)
+    except ValueError:
+        assert "." in place.host
+        assert place.host.isascii()
+        assert not place.host.rpartition(".")[2].isdigit()
+    else:
+        assert allowed(address)
+        assert address not in IPv4Network("10.0.0.0/8")

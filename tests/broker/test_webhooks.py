@@ -1,0 +1,316 @@
+"""Webhooks in Redis: queued once with the outcome, taken by one worker at a time, tried again, given up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from shared import keys, webhooks
+from shared.broker import Broker, Principal
+from shared.config import Settings
+from shared.entry import Status, now_ms
+from shared.errors import BadRequest
+from shared.redis import ArqRedis, RedisError
+from shared.request import ChatRequest
+from shared.streamlog import StreamLog
+from shared.webhooks import Delivery, Result, Webhooks, event_id
+from tests.support.receiver import SECRET
+
+ANN = Principal("ann")
+URL = "https://hooks.example.com/x?token=secret"
+RETRY_S, GIVE_UP_S = 50.0, 400.0
+
+
+def settings_with(**given: Any) -> Settings:
+    fields = {"webhook_secret": SECRET, "webhook_retry_s": RETRY_S, "webhook_give_up_s": GIVE_UP_S, "retention_s": 100}
+    return Settings(**{**fields, **given})
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return settings_with()
+
+
+@pytest.fixture
+async def broker(redis: ArqRedis, log: StreamLog, settings: Settings) -> Broker:
+    await redis.set(keys.CATALOGUE, b'{"providers":{"fake":{"models":["echo"],"open":false}}}', ex=60)
+    return Broker(redis, log, settings, name="test")
+
+
+@pytest.fixture
+def hooks(broker: Broker) -> Webhooks:
+    return broker.webhooks
+
+
+async def submitted(broker: Broker, **fields: Any) -> str:
+    body = {"model": "fake/echo", "messages": [{"role": "user", "content": "hi"}], **fields}
+    generation_id: str = (await broker.submit(b'{"messages":[]}', ChatRequest.check(body), ANN)).header["id"]
+    return generation_id
+
+
+async def ended(broker: Broker, **fields: Any) -> str:
+    generation_id = await submitted(broker, **fields)
+    await broker.cancel(generation_id, ANN)
+    return generation_id
+
+
+async def shown(broker: Broker, generation_id: str) -> dict[str, Any]:
+    (delivery,) = await broker.deliveries([await broker.find(generation_id, ANN)])
+    assert delivery
+    return delivery
+
+
+async def taken(hooks: Webhooks, subject: str) -> Delivery:
+    delivery = await hooks.begin(subject)
+    assert delivery
+    return delivery
+
+
+async def make_due(redis: ArqRedis, subject: str) -> None:
+    assert await redis.zadd(keys.WEBHOOKS, {subject: 0}, xx=True, ch=True)
+
+
+# ---- who gets one
+
+
+async def test_the_event_is_queued_with_the_outcome(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
+    generation_id = await submitted(broker, webhook={"url": URL})
+    assert (await shown(broker, generation_id))["status"] == "waiting"
+    assert await hooks.due(10) == []
+    before = now_ms() // 1000
+    await broker.cancel(generation_id, ANN)
+    assert await hooks.due(10) == [(generation_id, URL)]
+    delivery = await taken(hooks, generation_id)
+    event = json.loads(delivery.event)
+    assert before <= event.pop("created_at") <= now_ms() // 1000
+    assert event == {
+        "id": event_id(generation_id, "chat.completion.cancelled"),
+        "object": "event",
+        "type": "chat.completion.cancelled",
+        "data": {"id": generation_id},
+    }
+    assert (delivery.owner, delivery.url, delivery.attempt) == ("ann", URL, 1)
+
+
+async def test_it_is_queued_once_however_often_it_is_settled(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
+    generation_id = await ended(broker, webhook={"url": URL})
+    delivery = await taken(hooks, generation_id)
+    await hooks.end(delivery, Result("delivered", 200))
+    await asyncio.gather(*(broker.closing.settle(generation_id) for _ in range(5)))
+    assert await redis.zcard(keys.WEBHOOKS) == 0
+    assert await hooks.begin(generation_id) is None
+    assert (await shown(broker, generation_id))["attempts"] == 1
+
+
+async def test_settlements_at_once_queue_one_event(broker: Broker, redis: ArqRedis, log: StreamLog) -> None:
+    generation_id = await submitted(broker, webhook={"url": URL})
+    outcome = {"status": "completed", "ended_at_ms": 1000, "by": "w", "error": None}
+    await log.seal(generation_id, outcome)
+    await asyncio.gather(*(broker.closing.settle(generation_id) for _ in range(8)))
+    assert await redis.zrange(keys.WEBHOOKS, 0, -1) == [generation_id.encode()]
+    assert (
+        json.loads(await redis.hget(keys.webhook(generation_id), "event") or b"")["type"] == "chat.completion.completed"
+    )  # type: ignore[misc]
+
+
+async def test_a_crash_between_seal_and_settlement_loses_nothing(
+    broker: Broker, hooks: Webhooks, log: StreamLog
+) -> None:
+    generation_id = await submitted(broker, webhook={"url": URL})
+    await log.seal(generation_id, {"status": "failed", "ended_at_ms": 1000, "by": "w", "error": {"message": "x"}})
+    assert await hooks.due(10) == []
+    assert (await shown(broker, generation_id))["status"] == "pending"
+    await broker.closing.settle_left_over()  # any reaper
+    assert [subject for subject, _ in await hooks.due(10)] == [generation_id]
+
+
+async def test_nothing_is_queued_unless_all_of_the_settlement_is(
+    broker: Broker, hooks: Webhooks, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation_id = await submitted(broker, webhook={"url": URL})
+    queue = hooks.queue
+
+    def broken(pipe: Any, subject: str, target: Any, **about: Any) -> None:
+        queue(pipe, subject, target, **about)
+        raise RedisError("the connection broke")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks, "queue", broken)
+        await broker.cancel(generation_id, ANN)
+    assert (await hooks.due(10), await redis.exists(keys.webhook(generation_id))) == ([], 0)
+    await broker.closing.settle_left_over()
+    assert len(await hooks.due(10)) == 1
+
+
+async def test_without_one_there_is_none(broker: Broker, redis: ArqRedis) -> None:
+    generation_id = await ended(broker)
+    assert await broker.deliveries([await broker.find(generation_id, ANN)]) == [None]
+    assert not await redis.exists(keys.WEBHOOKS, keys.webhook(generation_id))
+
+
+class TestTheServersOwn:
+    @pytest.fixture
+    def settings(self) -> Settings:
+        return settings_with(webhook_url="https://ours.example.com/x", webhook_secret=f"ann:{SECRET}")
+
+    async def test_it_is_for_the_background_and_its_address_stays_ours(self, broker: Broker, hooks: Webhooks) -> None:
+        assert await broker.deliveries([await broker.find(await submitted(broker), ANN)]) == [None]
+        generation_id = await ended(broker, background=True)
+        assert await hooks.due(10) == [(generation_id, "https://ours.example.com/x")]
+        assert (await shown(broker, generation_id))["url"] is None
+        own = await ended(broker, background=True, webhook={"url": URL})
+        assert (own, URL) in await hooks.due(10)
+
+    async def test_a_tenant_without_a_secret_gets_none(self, hooks: Webhooks) -> None:
+        assert hooks.target("bob", None, default=True) is None
+        with pytest.raises(BadRequest, match="STREAMSPOOL_WEBHOOK_SECRET"):
+            hooks.target("bob", URL, default=True)
+
+
+async def test_a_refused_address_stores_nothing_and_leaves_the_key_free(broker: Broker, redis: ArqRedis) -> None:
+    for url in ("http://hooks.example.com/", "https://169.254.169.254/latest", "https://localhost/"):
+        body = {"model": "fake/echo", "messages": [{"role": "user", "content": "x"}], "webhook": {"url": url}}
+        with pytest.raises(BadRequest) as caught:
+            await broker.submit(b"{}", ChatRequest.check(body), ANN, idempotency_key="k")
+        assert caught.value.param == "webhook.url"
+    assert [key for key in await redis.keys("streamspool:*") if key != keys.CATALOGUE.encode()] == []
+
+
+async def test_other_subjects_use_the_same_door(hooks: Webhooks, redis: ArqRedis) -> None:
+    target = hooks.target("ann", URL, default=True)
+    assert target
+    for _ in range(2):
+        async with redis.pipeline(transaction=True) as pipe:
+            hooks.queue(pipe, "batch_1", target, owner="ann", event="batch.completed", created_at=5, kept_s=60)
+            await pipe.execute()
+    delivery = await taken(hooks, "batch_1")
+    assert json.loads(delivery.event)["type"] == "batch.completed"
+    await hooks.end(delivery, Result("delivered", 204))
+    (state,) = await hooks.shown([("batch_1", target, True)])
+    assert state
+    assert (state["status"], state["last_status"], state["url"]) == ("delivered", 204, "https://hooks.example.com/x")
+
+
+# ---- delivering
+
+
+async def test_one_worker_at_a_time(broker: Broker, hooks: Webhooks) -> None:
+    generation_id = await ended(broker, webhook={"url": URL})
+    begun = await asyncio.gather(*(hooks.begin(generation_id) for _ in range(8)))
+    assert [one.attempt for one in begun if one] == [1]
+    assert await hooks.due(10) == []
+
+
+async def test_what_failed_is_due_later_and_has_the_same_id(
+    broker: Broker, hooks: Webhooks, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "_JITTER", 0)
+    generation_id = await ended(broker, webhook={"url": URL})
+    ids, pauses = set(), []
+    for attempt in (1, 2, 3):
+        delivery = await taken(hooks, generation_id)
+        ids.add(delivery.event_id)
+        assert delivery.attempt == attempt
+        assert (await hooks.end(delivery, Result("retried", 503, "http_status"))).outcome == "retried"
+        pauses.append(round(((await redis.zscore(keys.WEBHOOKS, generation_id) or 0) - delivery.at_ms) / 1000, -1))
+        assert await hooks.due(10) == []
+        state = await shown(broker, generation_id)
+        assert (state["status"], state["last_status"], state["error"]) == ("pending", 503, "http_status")
+        assert state["next_attempt_at"] > now_ms() // 1000
+        await make_due(redis, generation_id)
+    assert len(ids) == 1
+    assert pauses == [RETRY_S, 2 * RETRY_S, 4 * RETRY_S]
+
+
+async def test_it_is_given_up_in_the_end(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
+    generation_id = await ended(broker, webhook={"url": URL})
+    outcomes = []
+    while delivery := await hooks.begin(generation_id):
+        outcomes.append((await hooks.end(delivery, Result("retried", None, "timeout"))).outcome)
+        await redis.zadd(keys.WEBHOOKS, {generation_id: 0}, xx=True)
+    assert outcomes[-1] == "failed"
+    assert set(outcomes[:-1]) == {"retried"}
+    state = await shown(broker, generation_id)
+    assert (state["status"], state["error"], state["next_attempt_at"]) == ("failed", "timeout", None)
+    assert state["attempts"] == len(outcomes)
+    assert await redis.zcard(keys.WEBHOOKS) == 0
+
+
+async def test_one_that_kills_its_workers_is_given_up_too(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
+    generation_id = await ended(broker, webhook={"url": URL})
+    await taken(hooks, generation_id)
+    await redis.delete(keys.webhook_lease(generation_id))
+    await redis.hset(keys.webhook(generation_id), "first_ms", str(now_ms() - int(GIVE_UP_S * 2000)))  # type: ignore[misc]
+    assert await hooks.begin(generation_id) is None
+    state = await shown(broker, generation_id)
+    assert (state["status"], state["error"], state["attempts"]) == ("failed", "gave_up", 1)
+    assert await redis.zcard(keys.WEBHOOKS) == 0
+
+
+async def test_a_dead_workers_is_taken_over_when_its_lease_ends(
+    broker: Broker, hooks: Webhooks, redis: ArqRedis
+) -> None:
+    generation_id = await ended(broker, webhook={"url": URL})
+    dead = await taken(hooks, generation_id)
+    lease = keys.webhook_lease(generation_id)
+    assert 0 < await redis.pttl(lease) <= 15_000
+    due_ms = await redis.zscore(keys.WEBHOOKS, generation_id)
+    assert due_ms
+    assert due_ms - dead.at_ms <= 15_000
+    await redis.delete(lease)
+    await make_due(redis, generation_id)
+    assert (await taken(hooks, generation_id)).attempt == 2
+
+
+async def test_who_lost_the_lease_says_nothing_any_more(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
+    generation_id = await ended(broker, webhook={"url": URL})
+    slow = await taken(hooks, generation_id)
+    await redis.delete(keys.webhook_lease(generation_id))
+    quick = await taken(hooks, generation_id)
+    await hooks.end(slow, Result("retried", None, "timeout"))
+    assert (await shown(broker, generation_id))["last_status"] is None
+    await hooks.end(quick, Result("delivered", 200))
+    await hooks.end(slow, Result("failed", None, "address_refused"))
+    assert (await shown(broker, generation_id))["status"] == "delivered"
+
+
+async def test_an_event_that_expired_is_forgotten(hooks: Webhooks, redis: ArqRedis) -> None:
+    await redis.zadd(keys.WEBHOOKS, {"gone": 0})
+    assert await hooks.due(10) == [("gone", "")]
+    assert await hooks.begin("gone") is None
+    assert not await redis.exists(keys.WEBHOOKS, keys.webhook("gone"), keys.webhook_lease("gone"))
+
+
+async def test_what_is_put_off_is_no_attempt(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
+    generation_id = await ended(broker, webhook={"url": URL})
+    await hooks.postpone([generation_id, "never-queued"], 100)
+    assert await hooks.due(10) == []
+    assert await redis.zcard(keys.WEBHOOKS) == 1
+    assert (await shown(broker, generation_id))["attempts"] == 0
+
+
+async def test_every_key_ends(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
+    generation_id = await ended(broker, webhook={"url": URL})
+    for step in ("queued", "begun", "tried", "delivered"):
+        if step == "begun":
+            delivery = await taken(hooks, generation_id)
+        elif step != "queued":
+            await hooks.end(delivery, Result("retried" if step == "tried" else "delivered", 200))
+        left = await redis.pttl(keys.webhook(generation_id))
+        assert left > await redis.pttl(keys.log(generation_id)) > 0, step
+    assert (await broker.find(generation_id, ANN)).status is Status.CANCELLED
+
+
+async def test_deleting_a_generation_does_not_unsay_its_event(broker: Broker, hooks: Webhooks) -> None:
+    generation_id = await submitted(broker, webhook={"url": URL})
+    await broker.delete(generation_id, ANN)
+    delivery = await taken(hooks, generation_id)
+    assert json.loads(delivery.event)["type"] == "chat.completion.cancelled"
+
+
+async def test_the_background_needs_no_viewer(broker: Broker) -> None:
+    header = (await broker.find(await submitted(broker, background=True), ANN)).header
+    assert (header["background"], header["on_disconnect"]) == (True, "continue")

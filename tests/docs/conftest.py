@@ -17,6 +17,11 @@ def stack(
 ) -> Iterator[Stack]:
     """API and worker as real processes, on a database of their own. Shared: leave it running."""
     url = valkey.url.replace("db=0", "db=5")
-    settings = {"STREAMSPOOL_DISCONNECT_GRACE_S": "1", "STREAMSPOOL_LEASE_S": "4"}
+    settings = {
+        "STREAMSPOOL_DISCONNECT_GRACE_S": "1",
+        "STREAMSPOOL_LEASE_S": "4",
+        "STREAMSPOOL_WEBHOOK_SECRET": "whsec_bm90LWEtc2VjcmV0LWl0LXN0YW5kcy1pbi1kb2NzLi4=",
+        "STREAMSPOOL_WEBHOOK_ALLOW": "127.0.0.1",
+    }
     with Stack(url, upstream.base_url, tmp_path_factory.mktemp("docs"), **settings) as running:
         yield running

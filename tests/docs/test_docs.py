@@ -26,7 +26,7 @@ import yaml
 from api import deps as api_deps
 from api import relay as api_relay
 from shared import client as shared_client
-from shared import doorbell, keys, reaper
+from shared import doorbell, keys, reaper, webhooks
 from shared import json as shared_json
 from shared.cli import app
 from shared.config import Settings
@@ -35,8 +35,9 @@ from shared.redis import UNREACHABLE, connect
 from tests.docs import coverage, tables
 from tests.docs.cut import CuttingProxy
 from tests.docs.snippets import Block, anchors, blocks, links, matches, prose
-from tests.support.stack import Stack, free_port
+from tests.support.stack import Stack, free_port, wait_until
 from tests.support.upstream import ScriptedUpstream
+from worker import courier
 from worker import main as worker_main
 from worker import upstream as upstream_module
 from worker.providers.fake import _OPTIONS as FAKE_OPTIONS
@@ -245,7 +246,14 @@ def test_the_commands_of_the_protocol_are_those_that_are_sent(upstream: Scripted
     (listed,) = [set(block.code.split()) for block in ALL if "commands" in block.words]
     of_arq_and_the_client = {"INCRBY", "INCR", "SETEX", "ZINCRBY", "HELLO", "AUTH", "SELECT", "CLIENT", "COMMAND"}
     body = {**QUESTION, "on_disconnect": "cancel", "session_id": "s", "store": True}
-    with EmbeddedValkey(tmp_path) as server, Stack(server.url, upstream.base_url, tmp_path) as running:
+    hooked = {
+        "STREAMSPOOL_WEBHOOK_SECRET": "whsec_" + "A" * 32,
+        "STREAMSPOOL_WEBHOOK_URL": "http://127.0.0.1:1/",
+        "STREAMSPOOL_WEBHOOK_ALLOW": "127.0.0.1",
+    }
+    with EmbeddedValkey(tmp_path) as server, Stack(server.url, upstream.base_url, tmp_path, **hooked) as running:
+        told = post(running, {**QUESTION, "background": True}).json()["links"]["self"]
+        wait_until(lambda: get(running, told, accept="application/json").json()["webhook"]["error"], what="an attempt")
         generation_id = ask(running)["id"]
         for _ in range(2):
             posted = post(running, body, {"idempotency-key": "once"})
@@ -295,6 +303,7 @@ def test_the_key_table_names_every_key() -> None:
     spelled = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
     made = {keys.log("ID"), keys.index("TENANT"), keys.worker("WORKER"), keys.hub("PROCESS"), keys.in_progress("ID")}
     made |= {keys.metadata("ID"), keys.stored("TENANT"), keys.settled("ID")}
+    made |= {keys.webhook("ID"), keys.webhook_lease("ID")}
     made |= {keys.viewers("ID"), keys.idempotency("TENANT", "SHA256"), keys.tries("ID")}
     written = set(re.findall(r"`([^`]+)`", tables.redis_keys()))
     assert made | spelled - {keys.DOORBELL, keys.IN_PROGRESS_PREFIX, keys.RETRY_PREFIX} <= written
@@ -312,6 +321,8 @@ def test_numbers_in_prose_are_those_of_the_code() -> None:
     assert (reaper.TICK_S, doorbell._CLOCK_SKEW_MS, shared_client.SILENCE_S) == (5, 300_000, 45)
     assert (upstream_module._TRIES, upstream_module._TRIES_S, upstream_module._LONGEST_PAUSE_S) == (3, 30, 10)
     assert (api_deps._BODY_S, api_relay._STAGGER_S, shared_json.MAX_DEPTH) == (30, 2, 200)
+    assert (courier.POLL_S, courier.AT_ONCE, courier.AT_ONCE_EACH, webhooks._LONGEST_PAUSE_S) == (1, 32, 8, 3600)
+    assert (webhooks._LEASE_MARGIN_S, webhooks._JITTER) == (5, 0.2)
     assert "HEADERS_S = 30.0\n" in (ROOT / "api/server.py").read_text("utf-8")
     fields = Settings.model_fields
     assert (fields["disconnect_grace_s"].default, fields["lease_s"].default, fields["no_worker_s"].default) == (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from shared.config import ProviderConfig, Settings, default_data_dir, environment
+from shared.config import EVERY_TENANT, ProviderConfig, Settings, default_data_dir, environment, webhook_keys
 
 
 @pytest.fixture(autouse=True)
@@ -263,3 +263,66 @@ def test_paces_that_are_none(value: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("STREAMSPOOL_MAX_TOKENS_PER_S", value)
     with pytest.raises(ValidationError):
         Settings()
+
+
+SECRET = "whsec_" + "bm90LXRoaXMtb25lLWl0LWlzLWEtdGVzdC1zZWNyZXQ="
+
+
+class TestWebhooks:
+    @pytest.mark.parametrize(
+        ("value", "tenants"),
+        [
+            (SECRET, {EVERY_TENANT: 1}),
+            (f"{SECRET} {SECRET}", {EVERY_TENANT: 2}),
+            (f"ann:{SECRET}, bob:{SECRET} {SECRET}", {"ann": 1, "bob": 2}),
+            (f"ann:{SECRET},{SECRET}", {"ann": 1, EVERY_TENANT: 1}),
+        ],
+    )
+    def test_secrets_are_for_all_or_for_each(self, value: str, tenants: dict[str, int]) -> None:
+        settings = Settings(webhook_secret=value)
+        assert {name: len(webhook_keys(keys)) for name, keys in settings.webhook_secret.items()} == tenants
+        assert webhook_keys(next(iter(settings.webhook_secret.values())))[0] == b"not-this-one-it-is-a-test-secret"
+        assert "whsec" not in repr(settings)
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "secret-canary",
+            "whsec_AAAA",
+            "whsec_c2hvcnQ=",
+            "whsec_!!!",
+            f"ann:{SECRET},ann:{SECRET}",
+            "ann:",
+            SECRET * 9,
+        ],
+    )
+    def test_wrong_secrets_stop_the_start_and_are_not_shown(self, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+        monkeypatch.setenv("STREAMSPOOL_WEBHOOK_SECRET", value)
+        assert value not in problems()
+
+    def test_exceptions_are_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert Settings(webhook_allow="a.internal, 10.0.0.0/8").webhook_allow == ["a.internal", "10.0.0.0/8"]
+        monkeypatch.setenv("STREAMSPOOL_WEBHOOK_ALLOW", "10.0.0.1/8")
+        assert "neither a host name" in problems()
+
+    @pytest.mark.parametrize(
+        ("settings", "hint"),
+        [
+            ({"WEBHOOK_URL": "https://example.com/canary"}, "needs STREAMSPOOL_WEBHOOK_SECRET"),
+            ({"WEBHOOK_URL": "https://10.0.0.1/canary", "WEBHOOK_SECRET": SECRET}, "cannot be used"),
+            ({"WEBHOOK_URL": "http://example.com/canary", "WEBHOOK_SECRET": SECRET}, "https"),
+        ],
+    )
+    def test_the_servers_own_address_has_to_be_one(
+        self, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], hint: str
+    ) -> None:
+        for name, value in settings.items():
+            monkeypatch.setenv(f"STREAMSPOOL_{name}", value)
+        assert hint in problems()
+        assert "canary" not in problems()
+
+    def test_it_may_be_an_exception(self) -> None:
+        settings = Settings(webhook_secret=SECRET, webhook_allow="10.0.0.1", webhook_url="http://10.0.0.1/x?canary")
+        assert settings.webhook_url
+        assert settings.webhook_url.get_secret_value() == "http://10.0.0.1/x?canary"
+        assert "canary" not in repr(settings)

@@ -209,7 +209,7 @@ def config() -> None:
         if name == "redis_url":
             value = without_password(value.get_secret_value()) if value else "(embedded Valkey)"
         elif name in ("api_keys", "webhook_secret"):
-            value = ",".join(f"{tenant}:****".lstrip(":") for tenant in value) or "(none)"
+            value = ",".join(f"{tenant}:****" for tenant in value) or "(none)"
         elif name == "providers":
             value = ", ".join(f"{key} ({row.base_url})" for key, row in value.items()) or "(none)"
         typer.echo(f"{variable(name)}={value}")

@@ -29,9 +29,10 @@ from pydantic_settings import (
 from shared import egress
 
 MAX_TOKENS_PER_S = 10_000
+"""Above this nobody could tell a paced stream from another."""
+
 EVERY_TENANT = "*"
 """Stands for those that are not named."""
-"""Above this nobody could tell a paced stream from another."""
 
 DEFAULT_CONFIG = "streamspool.toml"
 _TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -65,10 +66,6 @@ def variable(field: str) -> str:
     """How a setting is called in the environment."""
     everyones = ("REDIS_URL", "HOST", "PORT", "LOG_LEVEL")
     return field.upper() if field.upper() in everyones else f"STREAMSPOOL_{field.upper()}"
-
-
-EVERY_TENANT = ""
-"""In `webhook_secret`: the tenants that have none of their own."""
 
 
 def webhook_keys(secrets: SecretStr) -> list[bytes]:
@@ -300,15 +297,19 @@ class Settings(BaseSettings):
             keys[tenant] = key
         return keys
 
-    @field_validator("max_tokens_per_s", mode="before")
+    @field_validator("max_tokens_per_s", "webhook_secret", mode="before")
     @classmethod
-    def _parse_paces(cls, value: object) -> object:
+    def _parse_by_tenant(cls, value: object, info: ValidationInfo) -> object:
+        """`VALUE`, for every tenant, and `tenant:VALUE`, for one: neither of the two kinds of value holds a colon."""
         if isinstance(value, int | float):
             return {EVERY_TENANT: value}
         if not isinstance(value, str):
             return value
         pairs = [part.strip().rpartition(":") for part in value.split(",") if part.strip()]
-        return {tenant or EVERY_TENANT: rate for tenant, _, rate in pairs}
+        found = {tenant or EVERY_TENANT: own for tenant, _, own in pairs}
+        if len(found) < len(pairs):
+            raise ValueError(f"{variable(info.field_name or '')} names a tenant twice")
+        return found
 
     @field_validator("api_keys")
     @classmethod
@@ -320,22 +321,6 @@ class Settings(BaseSettings):
         if len(digests) != len(value):
             raise ValueError("STREAMSPOOL_API_KEYS gives two tenants the same key")
         return value
-
-    @field_validator("webhook_secret", mode="before")
-    @classmethod
-    def _parse_secrets(cls, value: object) -> object:
-        """`{tenant: secrets}`; under EVERY_TENANT the one for all. A `whsec_` holds no colon and no comma."""
-        if not isinstance(value, str):
-            return value
-        secrets: dict[str, str] = {}
-        for part in filter(None, (part.strip() for part in value.split(","))):
-            tenant, _, secret = part.rpartition(":")
-            if (tenant or EVERY_TENANT) in secrets:
-                raise ValueError(
-                    "STREAMSPOOL_WEBHOOK_SECRET has two entries for one tenant; put a space between two secrets"
-                )
-            secrets[tenant or EVERY_TENANT] = secret
-        return secrets
 
     @field_validator("webhook_secret")
     @classmethod

@@ -217,6 +217,13 @@ def test_made_twice_it_is_told_once(ann: Client, receiver: Receiver) -> None:
     assert len(receiver.of(generation_id)) == 1
 
 
+def test_the_provider_hears_nothing_of_it(ann: Client, receiver: Receiver, scripted: Register) -> None:
+    played = scripted([*words(1), *ending()])
+    body = ask(played.model, background=True, webhook={"url": receiver.url})
+    delivered(ann, ann.post(body).json()["id"])
+    assert not {"background", "webhook"} & played.script.calls[0].keys()
+
+
 def test_who_has_no_secret_is_sent_nothing(hooked: Stack, receiver: Receiver) -> None:
     with Client(hooked.url, KEY_B) as bob:
         refused(bob.post(ask("fake/echo", webhook={"url": receiver.url})), 400)

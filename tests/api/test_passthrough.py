@@ -71,7 +71,7 @@ def test_our_own_fields_stay_here(client: Client, scripted: Register) -> None:
         "store_reasoning": True,
         "background": False,
         "max_tokens_per_s": 5000,
-        "webhook": "http://attacker.example",
+        "webhook": None,
         "store": True,
         "metadata": {"k": "v"},
     }

@@ -149,18 +149,19 @@ class Closing:
             await self._redis.srem(keys.UNSETTLED, generation_id)  # type: ignore[misc]
             return
         header, marker = summary.header, keys.settled(generation_id)
+        mark = str(header["created_at_ms"]).encode()  # of this log: an Idempotency-Key may make its id once more later
         turn = await self._turn(summary)
         marked_s = self._settings.log_safety_s + (header.get("retention_s") or 0)  # it must outlive the log
         while True:
             try:
                 async with self._redis.pipeline(transaction=True) as pipe:
                     await pipe.watch(marker)
-                    if await pipe.exists(marker):
+                    if await pipe.get(marker) == mark:
                         await pipe.reset()  # type: ignore[no-untyped-call]
                         await self._redis.srem(keys.UNSETTLED, generation_id)  # type: ignore[misc]
                         break
                     pipe.multi()  # type: ignore[no-untyped-call]
-                    pipe.set(marker, b"1", px=int(marked_s * 1000))
+                    pipe.set(marker, mark, px=int(marked_s * 1000))
                     self._book(pipe, header, summary.outcome)
                     if header.get("session"):
                         self.sessions.settle(pipe, header, turn)

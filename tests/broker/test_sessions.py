@@ -93,6 +93,18 @@ async def test_a_turn_is_settled_once_however_often(bench: Bench) -> None:
     assert (row["requests"], row["completed_requests"], row["estimate_requests"]) == (1, 1, 1)
 
 
+async def test_an_id_that_is_made_once_more_is_settled_once_more(bench: Bench) -> None:
+    """Its log has expired, its Idempotency-Key has not: the mark of the first one is not the second one's."""
+    header = await bench.ask("q")
+    await bench.say(header, answer("a"))
+    await bench.redis.delete(keys.log(header["id"]))
+    again = {**header, "created_at_ms": header["created_at_ms"] + 1, "session": None, "session_id": None}
+    await bench.log.create(again, b'{"messages": []}')
+    await bench.say(again, answer("b"))
+    (row,) = await bench.broker.usage(ANN, *(2 * [_today()]))
+    assert row["requests"] == 2
+
+
 async def test_what_the_sealer_left_is_settled_by_the_reaper(bench: Bench) -> None:
     header = await bench.ask("q")
     writer, *_ = await bench.log.claim(bench.appender, header["id"], 1, {"at_ms": 1})

@@ -15,7 +15,7 @@ RUN pip install --no-deps --no-build-isolation .
 
 FROM python:3.13-slim
 # A number, not a name: Kubernetes' runAsNonRoot can only judge numbers.
-RUN useradd --system --no-create-home --uid 10001 streamspool
+RUN useradd --system --no-create-home --uid 10001 streamspool && install -d -o 10001 -m 700 /data
 COPY --from=build /opt/streamspool /opt/streamspool
 ENV PATH=/opt/streamspool/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /tmp

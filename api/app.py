@@ -17,7 +17,7 @@ from api.auth import Authenticator
 from api.errors import REQUEST_ID
 from api.hub import BLOCK_MS, Hub
 from api.relay import LATER, Drain, Parts
-from api.routes import chat, health, models, sessions, stored, streams, usage
+from api.routes import batches, chat, files, health, models, sessions, stored, streams, usage
 from shared.broker import Broker
 from shared.config import Settings
 from shared.reaper import Reaper
@@ -68,7 +68,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     )
     app.state.authenticator = Authenticator(settings)
     errors.install(app)
-    for routes in (chat, stored, streams, sessions, usage, models, health):
+    for routes in (chat, stored, streams, sessions, files, batches, usage, models, health):
         app.include_router(routes.router)
     app.add_middleware(RequestId)
     app.add_middleware(PlainRefusal, refusals=refusals)

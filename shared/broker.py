@@ -18,12 +18,14 @@ from datetime import date
 from typing import Any, NamedTuple
 
 from shared import json, keys, usage
+from shared.batches import Batches
 from shared.catalogue import Catalogue
 from shared.closing import Closing
 from shared.config import Settings
 from shared.doorbell import ring
 from shared.entry import Kind, Position, Status, Summary, now_ms
 from shared.errors import BadRequest, Gone, KeyReused, NotFound, Sealed, StreamspoolError, Unavailable
+from shared.files import Files
 from shared.guard import NO_STREAM, in_time, reachable
 from shared.redis import ArqRedis, RedisError
 from shared.request import ChatRequest
@@ -62,6 +64,8 @@ class Broker:
         self.sessions = Sessions(redis, settings)
         self.webhooks = Webhooks(redis, settings)
         self.closing = Closing(redis, log, self.sessions, self.webhooks, settings, name=name)
+        self.files = Files(redis, settings)
+        self.batches = Batches(redis, self.files, self.webhooks, settings)
         self._redis = redis
         self._settings = settings
         self._name = name
@@ -145,8 +149,22 @@ class Broker:
         """Rings for a worker, once however often it is called, unless its session has another one before it."""
         if not await self.sessions.is_next(header):
             return False
-        await ring(self._redis, header["id"], expires_s=self._settings.log_safety_s)
+        await ring(
+            self._redis, header["id"], expires_s=self._settings.log_safety_s, line=header.get("batch") is not None
+        )
         return True
+
+    async def submit_line(
+        self, line_id: str, body: bytes, request: ChatRequest, principal: Principal, batch: dict[str, Any]
+    ) -> None:
+        """Accepts a line of a batch, once however often it is called; `batch` is `{id, line}`. It has no viewers to
+        lose, and is said again if it is interrupted, unless it wants otherwise. Raises RedisError, OSError."""
+        header = self._header(line_id, request, principal, None, client_history=False, webhook=None)
+        restart = request.on_interruption or "restart"
+        header |= {"on_interruption": restart, "on_disconnect": "continue", "batch": batch}
+        if await self.log.create(header, body):
+            SUBMITTED.inc()
+        await self.dispatch(header)
 
     async def revoke_doubtful(self) -> None:
         """Withdraws what was refused because Redis did not answer, in case Redis did hear: the caller was told no."""
@@ -211,6 +229,7 @@ class Broker:
             "retention_s": self._retention_s(request) if request.store else None,
             "session_id": request.session_id,
             "session": self._session(request, client_history),
+            "batch": None,
         }
 
     def _session(self, request: ChatRequest, client_history: bool) -> dict[str, Any] | None:

@@ -144,6 +144,17 @@ class Accumulator:
         return {**self._top, "object": "chat.completion", "choices": choices, "usage": self.usage}
 
 
+def completion(header: dict[str, Any], fold: Accumulator) -> dict[str, Any]:
+    """The `chat.completion` of a generation, by the header of its log and the fold of its chunks."""
+    return {
+        "id": header["id"],
+        "object": "chat.completion",
+        "created": header["created_at_ms"] // 1000,
+        "model": header["model"],
+        **fold.result(),
+    }
+
+
 def _message(deltas: dict[str, Any]) -> dict[str, Any]:
     lists = {field: deltas[field] for field in _PLACED if isinstance(deltas.get(field), list)}
     return {**deltas, **{field: [_unplaced(item) for item in items] for field, items in lists.items()}}

@@ -155,8 +155,8 @@ class Closing:
         while True:
             try:
                 async with self._redis.pipeline(transaction=True) as pipe:
-                    await pipe.watch(marker)
-                    if await pipe.get(marker) == mark:
+                    await pipe.watch(marker, keys.log(generation_id))
+                    if await pipe.get(marker) == mark or not await pipe.exists(keys.log(generation_id)):
                         await pipe.reset()  # type: ignore[no-untyped-call]
                         await self._redis.srem(keys.UNSETTLED, generation_id)  # type: ignore[misc]
                         break

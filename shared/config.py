@@ -149,7 +149,9 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="bearer keys as `tenant:key,tenant:key`; none: loopback only, one tenant called `local`",
     )
-    data_dir: Path = Field(default_factory=default_data_dir, description="files of the embedded Valkey")
+    data_dir: Path = Field(
+        default_factory=default_data_dir, description="files of the embedded Valkey, and uploaded ones"
+    )
     embedded_maxmemory: str = Field(
         "1gb",
         pattern=r"^\d+(kb|mb|gb)?$",
@@ -201,6 +203,21 @@ class Settings(BaseSettings):
         description="take Open WebUI's chat id (header X-OpenWebUI-Chat-Id) for the session of a streamed request",
     )
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, counted while receiving")
+    files_url: str = Field(
+        "",
+        pattern=r"^$|^(s3|gs|az|file)://",
+        description="where files are kept: s3://BUCKET/PREFIX, gs://…, az://…, file:///…; empty: `files` in the data directory",
+    )
+    max_file_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="largest file that can be uploaded")
+    files_retention_s: float = Field(
+        30 * 86400,
+        ge=3600,
+        description="how long a file is kept whose upload does not say; batches, too, once they ended",
+    )
+    batch_lines: int = Field(100, ge=1, description="lines of one batch that are asked at once")
+    batch_provider_lines: int = Field(
+        200, ge=1, description="lines of all batches that are asked of one provider at once; tenants get equal shares"
+    )
     keepalive_s: float = Field(15, gt=0, description="a comment line is sent to a viewer after this much silence")
     hold_headers_s: float = Field(
         5,
@@ -217,6 +234,9 @@ class Settings(BaseSettings):
     generation_s: float = Field(3600, gt=0, description="a whole attempt")
     max_event_bytes: int = Field(1024 * 1024, ge=1024, description="largest single event of a provider")
     worker_concurrency: int = Field(200, ge=1, description="generations one worker runs at once")
+    worker_lines: int = Field(
+        100, ge=1, description="lines of batches among them, at most; the other places are for everybody else"
+    )
     worker_metrics_port: int = Field(0, ge=0, le=65535, description="port of a worker's own /metrics on HOST; 0: none")
     webhook_secret: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default_factory=dict,
@@ -366,6 +386,11 @@ class Settings(BaseSettings):
     def pace(self, tenant: str) -> float | None:
         """Tokens a second that a tenant's streams are shown at unless a request says otherwise; None for no limit."""
         return self.max_tokens_per_s.get(tenant, self.max_tokens_per_s.get(EVERY_TENANT))
+
+    @property
+    def files_location(self) -> str:
+        """`files_url`, or the directory that stands for it, as a URL."""
+        return self.files_url or (self.data_dir.absolute() / "files").as_uri()
 
     @property
     def log_safety_s(self) -> float:

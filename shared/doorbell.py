@@ -13,15 +13,29 @@ _CLOCK_SKEW_MS = 300_000
 """Jobs are dated this far back, because arq starts none before its date by the *worker's* clock."""
 
 
-async def ring(redis: ArqRedis, generation_id: str, *, expires_s: float) -> None:
-    """Enqueues a generation, once however often it is called, and wakes the workers.
+_LINES_LATER_MS = 10**13
+"""Lines of batches stand behind everything else in the queue, whenever they came."""
+
+LINE = "line:"
+"""Before the id on the doorbell: a worker starts it only in the places that lines may have."""
+
+
+def is_line(score: float) -> bool:
+    """Whether a place in the queue is a line's."""
+    return score >= _LINES_LATER_MS
+
+
+async def ring(
+    redis: ArqRedis, job_id: str, *, expires_s: float, function: str = "generate", line: bool = False
+) -> None:
+    """Enqueues a generation or a batch, once however often it is called, and wakes the workers.
 
     An id is never two jobs, so there is nothing to watch.
     """
     now = now_ms()
-    job = arq_serialize("generate", (generation_id,), {}, None, now, serializer=serialize_job)
+    job = arq_serialize(function, (job_id,), {}, None, now, serializer=serialize_job)
     async with redis.pipeline(transaction=True) as pipe:
-        pipe.set(job_key_prefix + generation_id, job, px=int(expires_s * 1000), nx=True)
-        pipe.zadd(keys.QUEUE, {generation_id: now - _CLOCK_SKEW_MS}, nx=True)
-        pipe.publish(keys.DOORBELL, generation_id)
+        pipe.set(job_key_prefix + job_id, job, px=int(expires_s * 1000), nx=True)
+        pipe.zadd(keys.QUEUE, {job_id: now - _CLOCK_SKEW_MS + line * _LINES_LATER_MS}, nx=True)
+        pipe.publish(keys.DOORBELL, f"{LINE if line else ''}{job_id}")
         await pipe.execute()

@@ -19,6 +19,13 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:{ID}:webhook:lease` | string: a worker is delivering it | `STREAMSPOOL_WEBHOOK_TIMEOUT_S` and 5 s |
 | `streamspool:session:{TENANT:SESSION}:head`, `…:turns`, `…:open` | hash, stream, zset: sessions.py | session retention |
 | `streamspool:sessions:TENANT` | zset, score = last used ms | as long as the newest session |
+| `streamspool:file:FILE` | string, JSON: the file object and its owner | until the file expires |
+| `streamspool:files:TENANT` | zset, score = created ms | until the last of them expires |
+| `streamspool:files-end` | zset, score = ms when what is stored of a file goes | permanent, emptied by the reaper |
+| `streamspool:batch:BATCH` | string, JSON: a batch, and how far it is | its window and files retention after the last change |
+| `streamspool:batches:TENANT` | zset, score = created ms | as long as the newest batch can live |
+| `streamspool:batches-open` | zset, score = created ms: not yet ended | permanent, emptied by workers |
+| `streamspool:batch-demand:BATCH` | string, JSON: whose it is, and how many lines it could have open | 5 s |
 | `streamspool:usage:TENANT:YYYY-MM-DD` | hash, the ledger: see usage.py | 400 days after the last entry |
 | `streamspool:worker:WORKER` | string, JSON heartbeat | 15 s |
 | `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
@@ -40,11 +47,13 @@ UNSETTLED = "streamspool:unsettled"
 WEBHOOKS = "streamspool:webhooks"
 WORKERS = "streamspool:workers"
 CATALOGUE = "streamspool:catalogue"
+FILES_END = "streamspool:files-end"
+BATCHES_OPEN = "streamspool:batches-open"
 REAPER = "streamspool:reaper"
 DOORBELL = "streamspool:doorbell"
 """Pub/sub channel: the payload is the id of a generation just enqueued."""
 
-PERMANENT = frozenset({OPEN, QUEUE, UNSETTLED, WEBHOOKS})
+PERMANENT = frozenset({OPEN, QUEUE, UNSETTLED, WEBHOOKS, FILES_END, BATCHES_OPEN})
 """Keys that may exist without a TTL; every other key of ours must have one."""
 
 
@@ -91,6 +100,26 @@ def session(tenant: str, session_id: str) -> SessionKeys:
 
 def sessions(tenant: str) -> str:
     return f"streamspool:sessions:{tenant}"
+
+
+def file(file_id: str) -> str:
+    return f"streamspool:file:{file_id}"
+
+
+def files(tenant: str) -> str:
+    return f"streamspool:files:{tenant}"
+
+
+def batch(batch_id: str) -> str:
+    return f"streamspool:batch:{batch_id}"
+
+
+def batches(tenant: str) -> str:
+    return f"streamspool:batches:{tenant}"
+
+
+def batch_demand(batch_id: str) -> str:
+    return f"streamspool:batch-demand:{batch_id}"
 
 
 def usage(tenant: str, day: str) -> str:

@@ -47,6 +47,8 @@ class Reaper:
             if await self._redis.set(keys.REAPER, b"1", nx=True, px=int(TICK_S * 500)):
                 await self.sweep()
                 await self._broker.closing.settle_left_over()
+                await self._broker.files.remove_expired()
+                await self._broker.batches.remind()
 
     async def sweep(self) -> None:
         """Looks after open generations that arq does not know, and after all of them while there is no worker.

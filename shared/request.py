@@ -41,6 +41,8 @@ _PART_CONTENT: dict[str, tuple[type, ...]] = {
 }
 """Known types of parts, and what stands in the field of the same name."""
 
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -333,6 +335,46 @@ class MetadataUpdate(BaseModel):
 
     @classmethod
     def check(cls, body: object) -> MetadataUpdate:
+        """Raises BadRequest naming the first wrong field."""
+        return _check(cls, body)
+
+
+class Life(BaseModel):
+    """How long a file is kept, from its creation on."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=3600, le=2_592_000)]
+
+
+class BatchRequest(BaseModel):
+    """Body of POST /v1/batches (platform.openai.com/docs/api-reference/batch/create).
+
+    OpenAI knows one `completion_window`, 24h; here it is a number of seconds, minutes, hours or days, up to a week.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    input_file_id: str
+    endpoint: Literal["/v1/chat/completions"]
+    completion_window: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[smhd]$")]
+    metadata: Metadata | None = None
+    output_expires_after: Life | None = None
+    webhook: WebhookRequest | None = None
+
+    @property
+    def window_s(self) -> int:
+        return int(self.completion_window[:-1]) * _UNITS_S[self.completion_window[-1]]
+
+    @model_validator(mode="after")
+    def _within_a_week(self) -> Self:
+        if self.window_s > _UNITS_S["d"] * 7:
+            raise _wrong("completion_window", "Input should be 7d at most")
+        return self
+
+    @classmethod
+    def check(cls, body: object) -> BatchRequest:
         """Raises BadRequest naming the first wrong field."""
         return _check(cls, body)
 

@@ -103,10 +103,27 @@ class StreamLog:
     async def delete(self, generation_id: str, owner: str) -> None:
         """Removes the log; writers find it Gone. Sealing first is the caller's business."""
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(keys.log(generation_id), keys.metadata(generation_id))
-            for index in (keys.OPEN, keys.index(owner), keys.stored(owner)):
-                pipe.zrem(index, generation_id)
+            self._queue_delete(pipe, generation_id, owner)
             await pipe.execute()
+
+    async def delete_all(self, generation_ids: Sequence[str], owner: str) -> None:
+        """The same for many of one owner, without those that are to be kept longer because they were stored."""
+        if not generation_ids:
+            return
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for generation_id in generation_ids:
+                pipe.zscore(keys.stored(owner), generation_id)
+            kept = await pipe.execute()
+            for generation_id, stored in zip(generation_ids, kept, strict=True):
+                if stored is None:
+                    self._queue_delete(pipe, generation_id, owner)
+            await pipe.execute()
+
+    @staticmethod
+    def _queue_delete(pipe: Any, generation_id: str, owner: str) -> None:
+        pipe.delete(keys.log(generation_id), keys.metadata(generation_id), keys.settled(generation_id))
+        for index in (keys.OPEN, keys.index(owner), keys.stored(owner)):
+            pipe.zrem(index, generation_id)
 
     # ---- the worker's side
 

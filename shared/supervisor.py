@@ -212,6 +212,7 @@ class Supervisor:
         """The settings as a child reads them, so that it also learns what this process was told on its command line."""
         settings = self._settings
         environment = {**os.environ, "HOST": settings.host, "PORT": str(self._port)}
+        environment["STREAMSPOOL_DATA_DIR"] = str(settings.data_dir.absolute())
         environment.pop("STREAMSPOOL_LISTEN_FD", None)
         if fds:
             environment["STREAMSPOOL_LISTEN_FD"] = str(fds[0])

@@ -35,6 +35,12 @@ RESUMES = Counter("streamspool_resumes_total", "Views that started from a cursor
 VIEWERS_DROPPED = Counter("streamspool_viewers_dropped_total", "Viewers that took no bytes for too long")
 REQUESTS = Counter("streamspool_http_requests_total", "Responses sent", ["route", "status"])
 REDIS_ERRORS = Counter("streamspool_redis_errors_total", "Times a part of this process lost Redis", ["part"])
+BATCHES = Gauge("streamspool_batches_running", "Batches this worker hands out the lines of")
+BATCH_LINES = Counter(
+    "streamspool_batch_lines_total",
+    "Lines of batches: completed, failed, skipped by the batch's end, or to be asked again",
+    ["result"],
+)
 WEBHOOKS = Counter(
     "streamspool_webhook_deliveries_total", "Attempts to deliver a webhook, by how they ended", ["outcome"]
 )

@@ -16,8 +16,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import stamina.instrumentation
@@ -26,8 +27,11 @@ from arq.worker import Retry, Worker, func
 from prometheus_client import start_http_server
 
 from shared import json, keys
+from shared.batches import is_batch
 from shared.broker import Broker
 from shared.config import Settings, SettingsInvalid, environment, load_settings
+from shared.doorbell import LINE, is_line
+from shared.errors import Unavailable
 from shared.reaper import Reaper
 from shared.redis import (
     ArqRedis,
@@ -44,6 +48,7 @@ from shared.streamlog import StreamLog
 from shared.tasks import cancel
 from shared.telemetry import configure_logging, get_logger
 from shared.writer import Appender
+from worker.batch import Batcher
 from worker.courier import Courier
 from worker.generate import Generator
 from worker.providers.registry import Provider, load_providers
@@ -58,21 +63,33 @@ BEAT_TTL_S = 15
 CATALOGUE_TTL_S = 86400
 _POOL = 24
 _RETRY_S = 1.0
+_BATCHES = 32
+"""How many batches one worker hands out at once; more wait for another worker, or for one of these to end."""
+_BATCH_S = 8 * 86400
+"""Longer than any batch may take."""
 
 
 class StreamWorker(Worker):
     """arq's worker, with the differences listed above. `main()` runs until `stop()`."""
 
-    def __init__(self, redis: ArqRedis, generator: Generator, settings: Settings, *, worker_id: str) -> None:
-        self._generator = generator
+    def __init__(
+        self, redis: ArqRedis, generator: Generator, batcher: Batcher, settings: Settings, *, worker_id: str
+    ) -> None:
+        self._generator, self._batcher = generator, batcher
         self._lost: set[str] = set()
         self._rung: set[str] = set()
+        self._rung_lines: set[str] = set()
+        self._batches: set[str] = set()
+        self._lines: set[str] = set()
         self._woken = asyncio.Event()
         self._pause = TakeoverPause(settings.lease_s, POLL_S)
         self._settings = settings
         self.worker_id = worker_id
         super().__init__(
-            functions=[func(self._generate, name="generate", max_tries=2**31)],
+            functions=[
+                func(self._generate, name="generate", max_tries=2**31),
+                func(self._run_batch, name="batch", max_tries=2**31, timeout=_BATCH_S),
+            ],
             redis_pool=redis,
             queue_name=keys.QUEUE,
             handle_signals=False,
@@ -94,6 +111,14 @@ class StreamWorker(Worker):
             complain("generation", error, generation_id=generation_id)
             raise Retry(_RETRY_S) from None
 
+    async def _run_batch(self, ctx: dict[str, Any], batch_id: str) -> None:
+        try:
+            if not await self._batcher.run(batch_id):
+                self._lost.add(batch_id)
+        except (RedisError, OSError, Unavailable) as error:
+            complain("batch", error, batch_id=batch_id)
+            raise Retry(_RETRY_S) from None
+
     # ---- the loops; `serve` runs them side by side
 
     async def poll(self) -> None:
@@ -104,11 +129,13 @@ class StreamWorker(Worker):
                 await asyncio.wait_for(self._woken.wait(), POLL_S)
             self._woken.clear()
             rung, self._rung = self._rung, set()
+            lines, self._rung_lines = self._rung_lines, set()
             self._forget_finished()
             if self.job_counter >= self.max_jobs:
                 swept = self.loop.time()
                 continue
             await self.start_jobs([job_id.encode() for job_id in rung])
+            await self.start_jobs([job_id.encode() for job_id in lines], lines=True)
             if self.loop.time() - swept >= POLL_S:
                 await self.sweep()
                 swept = self.loop.time()
@@ -127,11 +154,12 @@ class StreamWorker(Worker):
                 asked = message is None
                 if message is None or message["type"] != "message":
                     continue
-                generation_id = message["data"].decode()
+                rung = message["data"].decode()
+                generation_id = rung.removeprefix(LINE)
                 if generation_id in self.tasks:
                     await self._generator.stop_ended({generation_id})
                 else:
-                    self._rung.add(generation_id)
+                    (self._rung if rung == generation_id else self._rung_lines).add(generation_id)
                     self._woken.set()
 
     async def renew_leases(self) -> None:
@@ -163,17 +191,26 @@ class StreamWorker(Worker):
 
     # ---- arq's own steps, changed
 
-    async def start_jobs(self, job_ids: list[bytes]) -> None:
+    async def start_jobs(self, job_ids: list[bytes], *, lines: bool = False) -> None:
         """Takes the leases of these jobs, as many as there is room for, in one round trip, and runs them.
 
-        A lease names its holder: taking one whose reply was lost is taking it again, not a refusal.
+        A lease names its holder: taking one whose reply was lost is taking it again, not a refusal. `lines` of batches
+        have some of the places only; a batch itself, which only hands them out, needs none.
         """
+        strange = [job_id for job_id in (raw.decode() for raw in job_ids) if job_id not in self.tasks]
         room = self.max_jobs - self.job_counter
-        wanted = [job_id for job_id in (raw.decode() for raw in job_ids) if job_id not in self.tasks][:room]
+        if lines:
+            room = min(room, self._settings.worker_lines - len(self._lines))
+        placed = [job_id for job_id in strange if not is_batch(job_id)][: max(0, room)]
+        batches = [job_id for job_id in strange if is_batch(job_id)][: max(0, _BATCHES - len(self._batches))]
+        wanted = placed + batches
         if not wanted or not self.allow_pick_jobs:
             return
-        self.job_counter += len(wanted)
-        started = 0
+        holding = self._lines if lines else set()
+        holding.update(placed)
+        self._batches.update(batches)
+        self.job_counter += len(placed)
+        started: set[str] = set()
         try:
             async with self.pool.pipeline(transaction=False) as pipe:
                 for job_id in wanted:
@@ -184,14 +221,23 @@ class StreamWorker(Worker):
             for job_id, holder, score in zip(wanted, replies[1::3], replies[2::3], strict=True):
                 leased = holder == self.worker_id.encode()
                 if leased and score is not None:
-                    await self.sem.acquire()
                     task = self.tasks[job_id] = self.loop.create_task(self.run_job(job_id, int(score)))
-                    task.add_done_callback(lambda _: self._release_sem_dec_counter_on_complete())
-                    started += 1
+                    task.add_done_callback(partial(self._leave, job_id))
+                    started.add(job_id)
                 elif leased:  # finished in the meantime: nothing to hold a lease on
                     await self.pool.delete(keys.in_progress(job_id))
         finally:
-            self.job_counter -= len(wanted) - started
+            for job_id in wanted:
+                if job_id not in started:
+                    self._leave(job_id)
+
+    def _leave(self, job_id: str, _: object = None) -> None:
+        """Gives back the place of a job."""
+        if is_batch(job_id):
+            self._batches.discard(job_id)
+        else:
+            self._lines.discard(job_id)
+            self.job_counter -= 1
 
     async def sweep(self) -> None:
         """Starts what nobody holds a lease on: never rung for, or its worker is lost.
@@ -200,12 +246,13 @@ class StreamWorker(Worker):
         """
         async with self.pool.pipeline(transaction=False) as pipe:
             pipe.pexpire(keys.worker(self.worker_id), BEAT_TTL_S * 1000)  # a write: who only reads cannot renew either
-            pipe.zrange(self.queue_name, 0, self.queue_read_limit - 1)
+            pipe.zrange(self.queue_name, 0, self.queue_read_limit - 1, withscores=True)
             pipe.time()
             _, waiting, clock = await pipe.execute()
         self._pause.answered(self.loop.time())
         self._look_at(clock)
-        strange = [raw.decode() for raw in waiting if raw.decode() not in self.tasks]
+        lines = {raw.decode(): is_line(score) for raw, score in waiting}
+        strange = [job_id for job_id in lines if job_id not in self.tasks]
         if not strange:
             return
         async with self.pool.pipeline(transaction=False) as pipe:
@@ -217,13 +264,13 @@ class StreamWorker(Worker):
         self._look_at(clock)
         paused = self._pause.holds(self.loop.time())
         mine = self.worker_id.encode()
-        await self.start_jobs(
-            [
-                job_id.encode()
-                for job_id, holder, begun in zip(strange, replies[::2], replies[1::2], strict=True)
-                if holder == mine or (holder is None and not (begun and paused))
-            ]
-        )
+        free = [
+            job_id
+            for job_id, holder, begun in zip(strange, replies[::2], replies[1::2], strict=True)
+            if holder == mine or (holder is None and not (begun and paused))
+        ]
+        await self.start_jobs([job_id.encode() for job_id in free if not lines[job_id]])
+        await self.start_jobs([job_id.encode() for job_id in free if lines[job_id]], lines=True)
 
     def _look_at(self, clock: tuple[int, int]) -> None:
         seconds, microseconds = clock
@@ -241,12 +288,17 @@ class StreamWorker(Worker):
         self.allow_pick_jobs = False
         running = {job_id: task for job_id, task in self.tasks.items() if not task.done()}
         logger.info("draining", running=len(running))
+        batches = [job_id for job_id in running if is_batch(job_id)]
+        await cancel(*(running.pop(job_id) for job_id in batches))  # nothing is gained by waiting for those
+        for job_id in batches:
+            await self.pool.publish(keys.DOORBELL, job_id)
+        lines = set(self._lines)
         if running:
             await asyncio.wait(running.values(), timeout=self._settings.drain_s)
         rest = {job_id: task for job_id, task in running.items() if not task.done()}
         await cancel(*rest.values())
         for job_id in rest:
-            await self.pool.publish(keys.DOORBELL, job_id)
+            await self.pool.publish(keys.DOORBELL, f"{LINE if job_id in lines else ''}{job_id}")
 
 
 async def beat(
@@ -286,7 +338,8 @@ async def serve(settings: Settings) -> None:
         upstream = await stack.enter_async_context(Upstream(settings))
         broker = Broker(redis, log, settings, name=worker_id)
         generator = Generator(log, appender, upstream, providers, broker.closing, settings, worker_id=worker_id)
-        worker = StreamWorker(redis, generator, settings, worker_id=worker_id)
+        batcher = await stack.enter_async_context(_batcher(url, settings, worker_id))
+        worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id)
         courier = await stack.enter_async_context(Courier(broker, settings))
         reaper = Reaper(redis, log, broker, settings, name=worker_id)
         if settings.worker_metrics_port:
@@ -305,6 +358,17 @@ async def serve(settings: Settings) -> None:
             await redis.delete(keys.worker(worker_id))
             await redis.srem(keys.WORKERS, worker_id)  # type: ignore[misc]
         logger.info("worker stopped", worker_id=worker_id)
+
+
+@asynccontextmanager
+async def _batcher(url: str, settings: Settings, worker_id: str) -> AsyncIterator[Batcher]:
+    """With connections of its own: each batch holds one while it waits, and running answers must not wait for those."""
+    redis = connect(url, max_connections=_BATCHES + _POOL, timeout_s=_timeout_s(settings))
+    try:
+        log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
+        yield Batcher(redis, log, Broker(redis, log, settings, name=worker_id), settings)
+    finally:
+        await redis.aclose(close_connection_pool=True)
 
 
 def _timeout_s(settings: Settings) -> float:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from shared import json, sse, turns
 from shared.chat import Accumulator
+from shared.chat import completion as whole
 from shared.entry import SEAL, Entry, Kind, Status, Summary
 from shared.errors import Damaged, GenerationFailed, Gone, LogError
 
@@ -147,14 +148,7 @@ def completion(summary: Summary, chunks: list[bytes]) -> dict[str, Any]:
     for chunk in chunks:
         fold.feed(json.loads(chunk))
     header, outcome = summary.header, summary.outcome
-    answer = {
-        "id": header["id"],
-        "object": "chat.completion",
-        "created": header["created_at_ms"] // 1000,
-        "model": header["model"],
-        **fold.result(),
-        "status": summary.status,
-    }
+    answer = {**whole(header, fold), "status": summary.status}
     if outcome:
         answer["usage"] = outcome["usage"]
         if error := outcome_error(outcome):

@@ -42,6 +42,7 @@ def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None) ->
         "metadata": header.get("metadata") or {},
         "stored": header.get("store", False),
         "session_id": header.get("session_id"),
+        "batch_id": (header.get("batch") or {}).get("id"),
         "background": header.get("background", False),
         "webhook": delivery,
         "viewers": viewers,

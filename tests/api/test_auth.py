@@ -30,6 +30,15 @@ ROUTES = [
     ("GET", "/v1/sessions/{session_id}"),
     ("DELETE", "/v1/sessions/{session_id}"),
     ("GET", "/v1/sessions/{session_id}/messages"),
+    ("POST", "/v1/files"),
+    ("GET", "/v1/files"),
+    ("GET", "/v1/files/{file_id}"),
+    ("DELETE", "/v1/files/{file_id}"),
+    ("GET", "/v1/files/{file_id}/content"),
+    ("POST", "/v1/batches"),
+    ("GET", "/v1/batches"),
+    ("GET", "/v1/batches/{batch_id}"),
+    ("POST", "/v1/batches/{batch_id}/cancel"),
     ("GET", "/v1/usage"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
@@ -69,7 +78,9 @@ def of_alice(alice: Client) -> str:
 
 
 def filled(path: str, generation_id: str) -> str:
-    return path.format(generation_id=generation_id, session_id="s-1", model="fake/echo")
+    return path.format(
+        generation_id=generation_id, session_id="s-1", model="fake/echo", file_id="file-1", batch_id="batch_1"
+    )
 
 
 def test_the_routes_here_are_all_there_are(stranger: Client) -> None:

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { createRequire } from "node:module";
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 import { Stream } from "openai/streaming";
 import { ANSWER, CALLS, TEXT, THOUGHT, TOOLS, apiKey, baseURL, messages, run } from "./harness.mjs";
 
@@ -155,6 +155,44 @@ const checks = {
   async hang_up() {
     for await (const chunk of await create("scripted/client-waits", { stream: true }))
       if (chunk.choices[0].delta.content === "w1 ") break;
+  },
+  async files() {
+    const file = await client.files.create({
+      file: await toFile(Buffer.from("0123456789"), "in.jsonl"),
+      purpose: "batch",
+      expires_after: { anchor: "created_at", seconds: 3600 },
+    });
+    assert.deepEqual([file.bytes, file.filename, file.expires_at - file.created_at], [10, "in.jsonl", 3600]);
+    assert.deepEqual(await client.files.retrieve(file.id), file);
+    const ids = [];
+    for await (const one of client.files.list({ purpose: "batch" })) ids.push(one.id);
+    assert(ids.includes(file.id));
+    assert.equal(await (await client.files.content(file.id)).text(), "0123456789");
+    assert.equal((await client.files.delete(file.id)).deleted, true);
+    await assert.rejects(client.files.retrieve(file.id), OpenAI.NotFoundError);
+  },
+  async batch() {
+    const body = { model: "fake/echo", messages };
+    const lines = [0, 1, 2].map((n) => JSON.stringify({ custom_id: `id-${n}`, method: "POST", url: "/v1/chat/completions", body }));
+    const file = await client.files.create({ file: await toFile(Buffer.from(lines.join("\n")), "in.jsonl"), purpose: "batch" });
+    let batch = await client.batches.create({
+      input_file_id: file.id,
+      endpoint: "/v1/chat/completions",
+      completion_window: "24h",
+      output_expires_after: { anchor: "created_at", seconds: 3600 },
+    });
+    const ids = [];
+    for await (const one of client.batches.list({ limit: 5 })) ids.push(one.id);
+    assert(ids.includes(batch.id));
+    while (!["completed", "failed"].includes(batch.status)) {
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      batch = await client.batches.retrieve(batch.id);
+    }
+    assert.deepEqual([batch.status, batch.request_counts], ["completed", { total: 3, completed: 3, failed: 0 }]);
+    const output = (await (await client.files.content(batch.output_file_id)).text()).trim().split("\n").map((text) => JSON.parse(text));
+    assert.deepEqual(output.map((one) => one.custom_id).sort(), ["id-0", "id-1", "id-2"]);
+    assert.equal(output[0].response.body.choices[0].message.content, "one two three");
+    await assert.rejects(client.batches.cancel(batch.id), OpenAI.BadRequestError);
   },
   async models() {
     const names = [];

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import harness
 import openai
@@ -228,6 +229,56 @@ def check_hang_up(client):
         for chunk in stream:
             if chunk.choices[0].delta.content == "w1 ":
                 break
+
+
+def check_files(client):
+    """Up, found, down in whole and in part, gone."""
+    file = client.files.create(file=("in.jsonl", b"0123456789"), purpose="batch")
+    assert (file.bytes, file.filename, file.purpose, file.object) == (10, "in.jsonl", "batch", "file")
+    assert client.files.retrieve(file.id) == file
+    assert file.id in [one.id for one in client.files.list(purpose="batch")]
+    assert client.files.content(file.id).read() == b"0123456789"
+    assert client.files.content(file.id, extra_headers={"Range": "bytes=2-3"}).read() == b"23"
+    assert client.files.delete(file.id).deleted
+    with raises(openai.NotFoundError, code="not_found"):
+        client.files.retrieve(file.id)
+
+
+def check_batch(client):
+    """The whole life of a batch."""
+    body = {"model": "fake/echo", "messages": MESSAGES}
+    lines = [{"custom_id": f"id-{n}", "method": "POST", "url": "/v1/chat/completions", "body": body} for n in range(5)]
+    lines[4]["body"] = {**body, "model": "fake/echo?error=400"}
+    content = "\n".join(map(json.dumps, lines)).encode()
+    file = client.files.create(file=("in.jsonl", content), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"a": "b"}
+    )
+    assert batch.id in [one.id for one in client.batches.list(limit=5)]
+    while batch.status not in ("completed", "failed"):
+        time.sleep(0.05)
+        batch = client.batches.retrieve(batch.id)
+    assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("completed", 4, 1)
+    output = [json.loads(text) for text in client.files.content(batch.output_file_id).text.splitlines()]
+    assert {one["custom_id"] for one in output} == {"id-0", "id-1", "id-2", "id-3"}
+    for one in output:
+        assert ChatCompletion(**one["response"]["body"]).choices[0].message.content == "one two three"
+    (failed,) = client.files.content(batch.error_file_id).text.splitlines()
+    assert json.loads(failed)["response"]["status_code"] == 400
+    with raises(openai.BadRequestError, code="batch_not_cancellable"):
+        client.batches.cancel(batch.id)
+
+
+def check_batch_cancelled(client):
+    body = {"model": "fake/lorem?tokens=1000&rate=10", "messages": MESSAGES}
+    line = {"custom_id": "slow", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    file = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    while batch.status != "cancelled":
+        time.sleep(0.05)
+        batch = client.batches.retrieve(batch.id)
+    assert batch.request_counts.completed == 0
 
 
 def with_client(check):

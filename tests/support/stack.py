@@ -52,6 +52,7 @@ class Stack:
             "REDIS_URL": redis_url,
             "HOST": "127.0.0.1",
             "STREAMSPOOL_CONFIG": str(file),
+            "STREAMSPOOL_DATA_DIR": str(directory),
             "NO_COLOR": "1",
             **settings,
         }

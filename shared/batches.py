@@ -1,0 +1,279 @@
+"""Batches: what one may do with them, and what the worker that runs one writes down about it.
+
+Hidden here: a batch is one JSON value in Redis, changed only by compare-and-set, so that a cancel and the worker's own
+news do not undo each other; that the worker's changes count only while its claim (`epoch`) is the newest; that a batch
+that was accepted is rung for until it has ended. Whose a batch is is looked at in this one place.
+
+The value: what was asked for (`owner`, `input_file_id`, …), `status` with the time of each (`at`, ms), the live counts
+(`total`, `completed`, `failed`, `usage`), `errors`, the ids of its files, and `checkpoint`, from which another worker
+goes on: see worker/batch.py. `version` counts its changes. Source of the life of a batch:
+platform.openai.com/docs/guides/batch.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from shared import json, keys
+from shared.config import Settings
+from shared.doorbell import ring
+from shared.entry import now_ms
+from shared.errors import BadRequest, Fenced, Gone, NotFound
+from shared.files import Files
+from shared.guard import in_time, reachable
+from shared.redis import ArqRedis, RedisError, WatchError
+from shared.request import BatchRequest
+from shared.telemetry import get_logger
+from shared.webhooks import Webhooks
+
+logger = get_logger(__name__)
+
+Head = dict[str, Any]
+
+MAX_LINES = 50_000
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+_ID = re.compile(r"batch_[0-9a-f]{32}")
+_PAGE = 100
+_LONGEST_S = 7 * 86400
+_AFTER_MS = 3_600_000
+"""How long its input is kept beyond its window: the last lines are written down then."""
+NO_USAGE = {"input_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "reasoning_tokens": 0, "total_tokens": 0}
+_NOT_FOUND = "There is no batch with this id. It may have expired, or belong to another key."
+
+
+def is_batch(job_id: str) -> bool:
+    """Whether a job is a batch, not a generation."""
+    return job_id.startswith("batch_")
+
+
+class Batches:
+    """Create, find, list, cancel; claim and save for the worker. The first four may raise Unavailable."""
+
+    def __init__(self, redis: ArqRedis, files: Files, webhooks: Webhooks, settings: Settings) -> None:
+        self._redis, self._files, self._webhooks, self._settings = redis, files, webhooks, settings
+
+    # ---- whoever asks
+
+    async def create(self, request: BatchRequest, owner: str) -> Head:
+        """Accepts a batch; from here on it comes to an end. Raises NotFound or BadRequest for a file
+        that is none; BadRequest for a webhook that cannot be called."""
+        url = request.webhook.url if request.webhook else None
+        webhook = self._webhooks.target(owner, url, default=True)
+        async with in_time():
+            file = await self._files.find(request.input_file_id, owner, param="input_file_id")
+            if file["purpose"] != "batch":
+                raise BadRequest(
+                    f"The input file has the purpose `{file['purpose']}`. Upload it with `batch`.",
+                    param="input_file_id",
+                )
+            now = now_ms()
+            head = {**self._new(request, owner, now), "webhook": webhook}
+            await self._files.keep_until(file["id"], head["expires_at_ms"] + _AFTER_MS)
+            index, life_ms = keys.batches(owner), self._life_ms(head)
+            with reachable():
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    pipe.set(keys.batch(head["id"]), json.dumps(head), px=life_ms)
+                    pipe.zadd(keys.BATCHES_OPEN, {head["id"]: now})
+                    pipe.zadd(index, {head["id"]: now})
+                    pipe.zremrangebyscore(index, "-inf", now - self._longest_ms())
+                    pipe.pexpire(index, self._longest_ms())
+                    await pipe.execute()
+        logger.info("batch accepted", batch_id=head["id"], tenant=owner)
+        await self._announce(head["id"])
+        return head
+
+    def _new(self, request: BatchRequest, owner: str, now: int) -> Head:
+        return {
+            "v": 1,
+            "id": f"batch_{uuid.uuid4().hex}",
+            "owner": owner,
+            "endpoint": request.endpoint,
+            "input_file_id": request.input_file_id,
+            "completion_window": request.completion_window,
+            "expires_at_ms": now + request.window_s * 1000,
+            "metadata": request.metadata,
+            "output_life_s": request.output_expires_after.seconds if request.output_expires_after else None,
+            "status": "validating",
+            "at": {"created": now},
+            "epoch": 0,
+            "version": 1,
+            "model": None,
+            "total": 0,
+            "completed": 0,
+            "failed": 0,
+            "usage": NO_USAGE,
+            "errors": [],
+            "output_file_id": None,
+            "error_file_id": None,
+            "checkpoint": None,
+        }
+
+    async def _announce(self, batch_id: str) -> None:
+        """Never fails: the reaper rings again."""
+        try:
+            await self.ring(batch_id)
+        except (RedisError, OSError) as error:
+            logger.warning("bell lost", batch_id=batch_id, error=type(error).__name__)
+
+    async def ring(self, batch_id: str) -> None:
+        await ring(self._redis, batch_id, expires_s=_LONGEST_S, function="batch")
+
+    async def find(self, batch_id: str, owner: str) -> Head:
+        """Raises NotFound if there is none, or it is somebody else's."""
+        if _ID.fullmatch(batch_id):
+            with reachable():
+                raw = await self._redis.get(keys.batch(batch_id))
+            if raw and (head := _loads(raw))["owner"] == owner:
+                return head
+        raise NotFound(_NOT_FOUND, param="batch_id")
+
+    async def listed(self, owner: str, after: str | None = None) -> AsyncIterator[Head]:
+        """The owner's batches, newest first. Raises NotFound if `after` is not one of them."""
+        index, start = keys.batches(owner), 0
+        with reachable():
+            if after is not None:
+                place = await self._redis.zrevrank(index, after)
+                if place is None:
+                    raise NotFound("`after` must be the id of a batch in this list.", param="after")
+                start = place + 1
+            while members := await self._redis.zrevrange(index, start, start + _PAGE - 1):
+                for raw in await self._redis.mget([keys.batch(member.decode()) for member in members]):
+                    if raw:
+                        yield _loads(raw)
+                start += len(members)
+
+    async def cancel(self, batch_id: str, owner: str) -> Head:
+        """Asks for its end; what is finished is kept. Twice is once. Raises NotFound; BadRequest when it has ended."""
+        await self.find(batch_id, owner)
+
+        def cancelling(head: Head) -> bool:
+            if head["status"] in ("cancelling", "cancelled"):
+                return False
+            if head["status"] not in ("validating", "in_progress"):
+                raise BadRequest(
+                    f"The batch is {head['status']}: it cannot be cancelled any more.", code="batch_not_cancellable"
+                )
+            enter(head, "cancelling")
+            return True
+
+        async with in_time():
+            with reachable():
+                head = await self._change(batch_id, cancelling)
+        logger.info("batch cancelled", batch_id=batch_id)
+        await self._announce(batch_id)
+        return head
+
+    # ---- the worker that runs it
+
+    async def claim(self, batch_id: str) -> Head:
+        """The right to change it from now on: the head's `epoch`. Raises Gone."""
+
+        def mine(head: Head) -> bool:
+            head["epoch"] += 1
+            return True
+
+        return await self._change(batch_id, mine)
+
+    async def save(self, batch_id: str, epoch: int, change: Callable[[Head], None]) -> Head:
+        """Changes it, under the claim `epoch`. `change` may be called more than once. Raises Fenced, Gone."""
+
+        def ours(head: Head) -> bool:
+            if head["epoch"] != epoch:
+                raise Fenced(batch_id)
+            change(head)
+            return True
+
+        return await self._change(batch_id, ours)
+
+    async def close(self, batch_id: str) -> None:
+        """It has ended and left nothing behind: nobody has to look after it any more."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.zrem(keys.BATCHES_OPEN, batch_id)
+            pipe.delete(keys.batch_demand(batch_id))
+            await pipe.execute()
+
+    async def demands(self, batch_id: str, demand: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Tells how many lines this batch could have open, and returns that of all batches that run, by id."""
+        await self._redis.set(keys.batch_demand(batch_id), json.dumps(demand), px=5000)
+        ids = [member.decode() for member in await self._redis.zrange(keys.BATCHES_OPEN, 0, -1)]
+        found = await self._redis.mget([keys.batch_demand(one) for one in ids]) if ids else []
+        return {one: json.loads(raw) for one, raw in zip(ids, found, strict=True) if raw} | {batch_id: demand}
+
+    # ---- the reaper
+
+    async def remind(self) -> None:
+        """Rings for the open ones that are not in the queue, and forgets those that have expired."""
+        ids = [member.decode() for member in await self._redis.zrange(keys.BATCHES_OPEN, 0, -1)]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for batch_id in ids:
+                pipe.exists(keys.batch(batch_id))
+                pipe.zscore(keys.QUEUE, batch_id)
+            replies = await pipe.execute()
+        for batch_id, there, queued in zip(ids, replies[::2], replies[1::2], strict=True):
+            if not there:
+                await self.close(batch_id)
+            elif queued is None:
+                await self.ring(batch_id)
+
+    # ---- the value
+
+    async def _change(self, batch_id: str, change: Callable[[Head], bool]) -> Head:
+        """Compare and set. `change` returns whether there is anything to write."""
+        name = keys.batch(batch_id)
+        while True:
+            try:
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    await pipe.watch(name)
+                    raw = await pipe.get(name)
+                    if raw is None:
+                        raise Gone(batch_id)
+                    head = _loads(raw)
+                    if change(head):
+                        head["version"] += 1
+                        pipe.multi()  # type: ignore[no-untyped-call]
+                        pipe.set(name, json.dumps(head), px=self._life_ms(head))
+                        if head["status"] in ENDED and head.get("webhook"):
+                            self._tell(pipe, head)
+                        await pipe.execute()
+                    return head
+            except WatchError:
+                continue
+
+    def _tell(self, pipe: Any, head: Head) -> None:
+        self._webhooks.queue(
+            pipe,
+            head["id"],
+            head["webhook"],
+            owner=head["owner"],
+            event=f"batch.{head['status']}",
+            created_at=head["at"][head["status"]] // 1000,
+            kept_s=self._life_ms(head) / 1000,
+        )
+
+    async def deliveries(self, heads: Sequence[Head]) -> list[dict[str, Any] | None]:
+        """How far each one's webhook has come, as the batch object shows it."""
+        with reachable():
+            return await self._webhooks.shown(
+                [(head["id"], head.get("webhook"), head["status"] in ENDED) for head in heads]
+            )
+
+    def _life_ms(self, head: Head) -> int:
+        left_ms = 0 if head["status"] in ENDED else max(0, head["expires_at_ms"] - now_ms()) + _AFTER_MS
+        return left_ms + int(self._settings.files_retention_s * 1000)
+
+    def _longest_ms(self) -> int:
+        return int((_LONGEST_S + self._settings.files_retention_s) * 1000) + _AFTER_MS
+
+
+def enter(head: Head, status: str) -> None:
+    """The next status, with its time: the first one counts."""
+    head["status"] = status
+    head["at"].setdefault(status, now_ms())
+
+
+def _loads(raw: bytes) -> Head:
+    head: Head = json.loads(raw)
+    return head

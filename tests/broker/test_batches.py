@@ -1,0 +1,183 @@
+"""Batches in Redis: accepted, found, changed by two sides at once, cancelled, and rung for."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared import keys
+from shared.batches import Batches, enter
+from shared.config import Settings
+from shared.errors import BadRequest, Fenced, Gone, NotFound
+from shared.files import Files
+from shared.redis import ArqRedis
+from shared.request import BatchRequest
+from shared.webhooks import Webhooks
+
+BODY: dict[str, Any] = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path, webhook_secret=f"ann:whsec_{base64.b64encode(bytes(32)).decode()}")
+
+
+@pytest.fixture
+def files(redis: ArqRedis, settings: Settings) -> Files:
+    return Files(redis, settings)
+
+
+@pytest.fixture
+def batches(redis: ArqRedis, files: Files, settings: Settings) -> Batches:
+    return Batches(redis, files, Webhooks(redis, settings), settings)
+
+
+async def upload(files: Files, *, purpose: str = "batch", owner: str = "ann") -> str:
+    async with files.create(owner) as new:
+        await new.write(b"{}\n")
+        new.finish(filename="in.jsonl", purpose=purpose, life_s=3600)
+    return new.id
+
+
+async def create(batches: Batches, files: Files, **fields: Any) -> dict[str, Any]:
+    body = {**BODY, "input_file_id": await upload(files), **fields}
+    return await batches.create(BatchRequest.check(body), "ann")
+
+
+async def test_a_batch_is_found_by_its_owner_only(batches: Batches, files: Files, redis: ArqRedis) -> None:
+    head = await create(batches, files, metadata={"a": "b"})
+    assert await batches.find(head["id"], "ann") == head
+    assert (head["status"], head["metadata"], head["epoch"]) == ("validating", {"a": "b"}, 0)
+    assert head["expires_at_ms"] - head["at"]["created"] == 86_400_000
+    for stranger in (batches.find(head["id"], "bob"), batches.cancel(head["id"], "bob"), batches.find("b", "ann")):
+        with pytest.raises(NotFound):
+            await stranger
+    assert await redis.zscore(keys.QUEUE, head["id"]) is not None
+    assert await redis.zscore(keys.FILES_END, head["input_file_id"]) > head["expires_at_ms"]
+
+
+async def test_what_is_no_input_is_refused_and_leaves_nothing(batches: Batches, files: Files, redis: ArqRedis) -> None:
+    vision, foreign = await upload(files, purpose="vision"), await upload(files, owner="bob")
+    for file_id, error in ((vision, BadRequest), (foreign, NotFound), ("file-1", NotFound)):
+        with pytest.raises(error) as caught:
+            await batches.create(BatchRequest.check({**BODY, "input_file_id": file_id}), "ann")
+        assert caught.value.param == "input_file_id"
+    assert await redis.exists(keys.BATCHES_OPEN, keys.batches("ann"), keys.QUEUE) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"completion_window": "24"}, "completion_window"),
+        ({"completion_window": "8d"}, "completion_window"),
+        ({"completion_window": "0h"}, "completion_window"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 60}}, "output_expires_after.seconds"),
+        ({"output_expires_after": {"anchor": "now", "seconds": 3600}}, "output_expires_after.anchor"),
+        ({"input_file_id": None}, "input_file_id"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        BatchRequest.check({**BODY, "input_file_id": "file-1", **fields})
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(("window", "seconds"), [("24h", 86400), ("90s", 90), ("5m", 300), ("7d", 604800)])
+def test_a_window_is_a_number_and_a_unit(window: str, seconds: int) -> None:
+    assert BatchRequest.check({**BODY, "input_file_id": "f", "completion_window": window}).window_s == seconds
+
+
+async def test_only_the_newest_claim_may_write(batches: Batches, files: Files) -> None:
+    batch_id = (await create(batches, files))["id"]
+    first, second = (await batches.claim(batch_id))["epoch"], (await batches.claim(batch_id))["epoch"]
+    assert (first, second) == (1, 2)
+    with pytest.raises(Fenced):
+        await batches.save(batch_id, first, lambda head: head.update(total=1))
+    assert (await batches.save(batch_id, second, lambda head: head.update(total=2)))["total"] == 2
+    assert (await batches.find(batch_id, "ann"))["total"] == 2
+    with pytest.raises(Gone):
+        await batches.claim("batch_" + "0" * 32)
+
+
+async def test_a_cancel_and_the_workers_news_do_not_undo_each_other(batches: Batches, files: Files) -> None:
+    batch_id = (await create(batches, files))["id"]
+    epoch = (await batches.claim(batch_id))["epoch"]
+    await batches.save(batch_id, epoch, lambda head: enter(head, "in_progress"))
+    before = (await batches.find(batch_id, "ann"))["version"]
+
+    def count(number: int) -> Any:
+        return batches.save(batch_id, epoch, lambda head: head.update(completed=max(head["completed"], number)))
+
+    await asyncio.gather(*map(count, range(1, 9)), *(batches.cancel(batch_id, "ann") for _ in range(3)))
+    head = await batches.find(batch_id, "ann")
+    assert (head["status"], head["completed"], head["version"]) == ("cancelling", 8, before + 9)
+    assert set(head["at"]) == {"created", "in_progress", "cancelling"}
+
+
+@pytest.mark.parametrize("status", ["finalizing", "completed", "failed", "expired"])
+async def test_what_is_over_cannot_be_cancelled(batches: Batches, files: Files, status: str) -> None:
+    batch_id = (await create(batches, files))["id"]
+    epoch = (await batches.claim(batch_id))["epoch"]
+    await batches.save(batch_id, epoch, lambda head: enter(head, status))
+    with pytest.raises(BadRequest, match=status):
+        await batches.cancel(batch_id, "ann")
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "expired", "cancelled"])
+async def test_the_end_is_told_in_the_transaction_that_writes_it(
+    batches: Batches, files: Files, redis: ArqRedis, status: str
+) -> None:
+    head = await create(batches, files, webhook={"url": "https://hooks.example.com/x"})
+    (delivery,) = await batches.deliveries([head])
+    assert delivery
+    assert delivery["status"] == "waiting"
+    epoch = (await batches.claim(head["id"]))["epoch"]
+    assert not await redis.exists(keys.WEBHOOKS)
+    for _ in range(2):
+        head = await batches.save(head["id"], epoch, lambda head: enter(head, status))
+    event = json.loads(await redis.hget(keys.webhook(head["id"]), "event"))
+    assert (event["type"], event["data"]) == (f"batch.{status}", {"id": head["id"]})
+    assert event["created_at"] == head["at"][status] // 1000
+    assert await redis.zrange(keys.WEBHOOKS, 0, -1) == [head["id"].encode()]
+    (delivery,) = await batches.deliveries([head])
+    assert delivery
+    assert delivery["status"] == "pending"
+
+
+async def test_batches_are_listed_newest_first(batches: Batches, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1_800_000_000_000, 1_800_000_100_000))
+    monkeypatch.setattr("shared.batches.now_ms", lambda: next(clock))
+    monkeypatch.setattr("shared.batches._PAGE", 2)
+    made = [(await create(batches, files))["id"] for _ in range(5)]
+    assert [head["id"] async for head in batches.listed("ann")] == made[::-1]
+    assert [head["id"] async for head in batches.listed("ann", made[2])] == [made[1], made[0]]
+    with pytest.raises(NotFound, match="after"):
+        _ = [head async for head in batches.listed("bob", made[0])]
+
+
+async def test_the_reaper_rings_for_open_ones_only(batches: Batches, files: Files, redis: ArqRedis) -> None:
+    waiting, ended, lost = [(await create(batches, files))["id"] for _ in range(3)]
+    await redis.delete(keys.QUEUE, keys.batch(lost))
+    await batches.close(ended)
+    await batches.remind()
+    assert await redis.zrange(keys.QUEUE, 0, -1) == [waiting.encode()]
+    assert await redis.zrange(keys.BATCHES_OPEN, 0, -1) == [waiting.encode()]
+
+
+async def test_batches_hear_of_each_others_needs(batches: Batches, files: Files, redis: ArqRedis) -> None:
+    one, other = [(await create(batches, files))["id"] for _ in range(2)]
+    mine = {"tenant": "ann", "providers": {"fake": 5}}
+    assert await batches.demands(one, mine) == {one: mine}
+    theirs = {"tenant": "bob", "providers": {}}
+    assert await batches.demands(other, theirs) == {one: mine, other: theirs}
+    await batches.close(one)
+    assert await batches.demands(other, theirs) == {other: theirs}
+    assert 0 < await redis.pttl(keys.batch_demand(other)) <= 5000

@@ -1,0 +1,184 @@
+"""A batch while everything around it is killed: each line is in the output or in the errors, once, and the counts are right."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+
+from shared import keys
+from shared.embedded import EmbeddedValkey
+from tests.support.batch import ended, jsonl, line, results, start, state
+from tests.support.fleet import QUICK
+from tests.support.stack import Stack, wait_until
+from tests.support.upstream import Pause, ScriptedUpstream, ending, words
+
+LINES = 1000
+MODEL = "fake/lorem?tokens=10&rate=20"
+
+
+class Ground:
+    """A Valkey, an API and two workers, each of which can be killed and is started again."""
+
+    def __init__(self, directory: Path, upstream: ScriptedUpstream) -> None:
+        self.valkey = EmbeddedValkey(directory / "data")
+        self.valkey.launch()
+        self.valkey.wait_ready()
+        settings = {**QUICK, "STREAMSPOOL_NO_WORKER_S": "30", "STREAMSPOOL_BATCH_LINES": "50"}
+        self.stack = Stack(self.valkey.url, upstream.base_url, directory, **settings)
+        self.stack.start("worker-2")
+        self.stack.__enter__()
+        self.http = httpx.Client(base_url=self.stack.url, timeout=20, trust_env=False)
+        self.redis = redis.Redis.from_url(self.valkey.url)
+
+    def close(self) -> None:
+        self.stack.__exit__()
+        self.http.close()
+        self.redis.close()
+        self.valkey.stop()
+
+    def runner(self, batch_id: str) -> str:
+        """The worker that hands out the lines of the batch now."""
+        holder = wait_until(lambda: self.redis.get(keys.in_progress(batch_id)), what="somebody holds the batch")
+        names = {str(self.stack.process(name).pid): name for name in ("worker", "worker-2")}
+        return names.get(holder.decode().split("-")[-2], "")
+
+    def kill(self, name: str) -> None:
+        self.stack.kill(name)
+        self.stack.start(name)
+
+    def kill_valkey(self) -> None:
+        assert self.valkey.pid is not None
+        os.kill(self.valkey.pid, signal.SIGKILL)
+        wait_until(lambda: not self.valkey.is_running())
+        self.valkey.launch()
+        self.valkey.wait_ready()
+
+    def completed(self, batch_id: str) -> int:
+        """As last told; the API may be away."""
+        try:
+            return int(state(self.http, batch_id)["request_counts"]["completed"])
+        except (httpx.TransportError, AssertionError):
+            return -1
+
+    def until(self, batch_id: str, count: int) -> None:
+        wait_until(lambda: self.completed(batch_id) >= count, 60, f"{count} lines are done")
+
+
+@pytest.fixture
+def ground(tmp_path: Path, upstream: ScriptedUpstream) -> Iterator[Ground]:
+    running = Ground(tmp_path, upstream)
+    yield running
+    running.close()
+
+
+def check(ground: Ground, batch_id: str, lines: int) -> None:
+    wait_until(lambda: ground.completed(batch_id) >= 0, 30)
+    batch = ended(ground.http, batch_id, 90)
+    assert batch["status"] == "completed"
+    output, errors = results(ground.http, batch["output_file_id"]), results(ground.http, batch["error_file_id"])
+    assert output.keys() | errors.keys() == {f"line-{n}" for n in range(lines)}
+    assert output.keys() & errors.keys() == set()
+    assert not errors, next(iter(errors.values()))
+    assert batch["request_counts"] == {"total": lines, "completed": lines, "failed": 0}
+    assert batch["usage"]["total_tokens"] == sum(
+        one["response"]["body"]["usage"]["total_tokens"] for one in output.values()
+    )
+    (row,) = ground.http.get("/v1/usage").json()["data"]
+    assert (row["requests"], row["total_tokens"]) == (lines, batch["usage"]["total_tokens"])
+    left = wait_until(
+        lambda: not [key for key in ground.redis.scan_iter("streamspool:{*") if b":log" in key], 30, "no log is left"
+    )
+    assert left
+
+
+@pytest.mark.timeout(300)
+def test_a_batch_outlives_whatever_runs_it(ground: Ground) -> None:
+    batch_id = start(ground.http, jsonl(line(f"line-{n}", MODEL) for n in range(LINES)))
+    ground.until(batch_id, 50)
+    ground.kill(ground.runner(batch_id) or "worker")
+    ground.until(batch_id, 150)
+    ground.kill("api")
+    ground.until(batch_id, 250)
+    for name in ("worker", "worker-2"):
+        ground.kill(name)
+    ground.until(batch_id, 400)
+    ground.kill_valkey()
+    ground.until(batch_id, 550)
+    ground.kill("api")
+    ground.kill(ground.runner(batch_id) or "worker-2")
+    ground.until(batch_id, 700)
+    ground.kill("worker")
+    check(ground, batch_id, LINES)
+
+
+@pytest.mark.timeout(300)
+def test_a_stopped_worker_that_wakes_up_writes_nothing_twice(ground: Ground) -> None:
+    batch_id = start(ground.http, jsonl(line(f"line-{n}", MODEL) for n in range(300)))
+    ground.until(batch_id, 60)
+    first = ground.runner(batch_id)
+    ground.stack.kill(first, signal.SIGSTOP)
+    wait_until(lambda: ground.runner(batch_id) not in ("", first), 30, "the other worker has it")
+    ground.until(batch_id, 150)
+    ground.stack.kill(first, signal.SIGCONT)
+    check(ground, batch_id, 300)
+
+
+@pytest.mark.timeout(300)
+def test_a_worker_that_is_asked_to_stop_hands_the_batch_over(ground: Ground) -> None:
+    batch_id = start(ground.http, jsonl(line(f"line-{n}", MODEL) for n in range(300)))
+    ground.until(batch_id, 60)
+    first = ground.runner(batch_id)
+    ground.stack.kill(first, signal.SIGTERM)
+    assert ground.stack.process(first).wait(20) == 0
+    check(ground, batch_id, 300)
+
+
+@pytest.mark.timeout(300)
+def test_finished_lines_are_kept_by_a_cancel_after_a_kill(ground: Ground, upstream: ScriptedUpstream) -> None:
+    """The worker dies right after lines were answered, before it could write that down."""
+    pause = Pause()
+    script = upstream.script("held", [*words(1), pause, *ending()])
+    lines = [line(f"line-{n}") for n in range(20)] + [line(f"held-{n}", "scripted/held") for n in range(100)]
+    batch_id = start(ground.http, jsonl(lines))
+    wait_until(lambda: script.live == 30)
+    ground.kill(ground.runner(batch_id))
+    ground.http.post(f"/v1/batches/{batch_id}/cancel")
+    batch = ended(ground.http, batch_id, 60)
+    assert (batch["status"], batch["request_counts"]) == ("cancelled", {"total": 120, "completed": 20, "failed": 100})
+    output, errors = results(ground.http, batch["output_file_id"]), results(ground.http, batch["error_file_id"])
+    assert output.keys() == {f"line-{n}" for n in range(20)}
+    assert errors.keys() == {f"held-{n}" for n in range(100)}
+    wait_until(lambda: script.live == 0, what="the provider is hung up on")
+
+
+@pytest.mark.timeout(300)
+def test_a_line_is_asked_once_more_only_where_its_worker_was_lost(ground: Ground, upstream: ScriptedUpstream) -> None:
+    """Whoever takes a batch over finds the lines that are running or answered, and begins none of them again."""
+    pause = Pause()
+    script = upstream.script("counted", [*words(1), pause, *ending()])
+    batch_id = start(ground.http, jsonl(line(f"line-{n}", "scripted/counted", prompt=f"{n}") for n in range(40)))
+    wait_until(lambda: script.live == 40)
+    runner = ground.runner(batch_id)
+    lost = [
+        one["id"]
+        for one in ground.http.get("/v1/streams", params={"limit": 100}).json()["data"]
+        if one["batch_id"] == batch_id
+    ]
+    owners = Counter(
+        ground.redis.xrange(keys.log(one), "1-0", "1-0")[0][1][b"a"].decode().split('"worker":"')[1].split("-")[1]
+        for one in lost
+    )
+    pid = str(ground.stack.process(runner).pid)
+    ground.kill(runner)
+    wait_until(lambda: len(script.calls) == 40 + owners[pid], 30, "the lost ones are asked again")
+    pause.go()
+    batch = ended(ground.http, batch_id)
+    assert batch["request_counts"]["completed"] == 40
+    assert len(script.calls) == 40 + owners[pid]

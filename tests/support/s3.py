@@ -1,0 +1,66 @@
+"""A real S3 API on loopback: moto's server, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+import boto3
+import httpx
+
+from tests.support.stack import free_port, wait_until
+
+BUCKET = "spooled"
+
+
+class S3:
+    """A context manager. `environment` is what a client of it needs, `url` what STREAMSPOOL_FILES_URL is set to."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._port = free_port()
+        self.url = f"s3://{BUCKET}/here"
+        self.environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+        }
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port)]
+        with (self._directory / "s3.log").open("wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        wait_until(self._answers, 30, "moto's server is ready")
+        self._client: Any = boto3.client(
+            "s3",
+            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
+            aws_access_key_id="key",
+            aws_secret_access_key="secret",
+            region_name="us-east-1",
+        )
+        self._client.create_bucket(Bucket=BUCKET)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, "moto's server ended"
+        try:
+            return httpx.get(self.environment["AWS_ENDPOINT_URL"], trust_env=False).status_code < 500
+        except httpx.TransportError:
+            return False
+
+    def names(self) -> set[str]:
+        """Of all objects, without the prefix."""
+        found = self._client.list_objects_v2(Bucket=BUCKET).get("Contents", [])
+        return {one["Key"].removeprefix("here/") for one in found}
+
+    def unfinished(self) -> list[str]:
+        """Uploads that were begun and neither ended nor called off."""
+        return [one["Key"] for one in self._client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])]

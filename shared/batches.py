@@ -21,11 +21,12 @@ from shared import json, keys
 from shared.config import Settings
 from shared.doorbell import ring
 from shared.entry import now_ms
-from shared.errors import BadRequest, Fenced, Gone, NotFound
+from shared.errors import BadRequest, Fenced, Gone, NotFound, Unavailable
 from shared.files import Files
 from shared.guard import in_time, reachable
 from shared.redis import ArqRedis, RedisError, WatchError
 from shared.request import BatchRequest
+from shared.storage import Missing
 from shared.telemetry import get_logger
 from shared.webhooks import Webhooks
 
@@ -35,6 +36,8 @@ Head = dict[str, Any]
 
 MAX_LINES = 50_000
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+OUTPUT, ERRORS = 1, 2
+"""The two kinds of results, and where a part's count of each stands in the checkpoint."""
 _ID = re.compile(r"batch_[0-9a-f]{32}")
 _PAGE = 100
 _LONGEST_S = 7 * 86400
@@ -166,6 +169,26 @@ class Batches:
         await self._announce(batch_id)
         return head
 
+    async def results(self, batch_id: str, owner: str, kind: int) -> AsyncIterator[bytes]:
+        """The lines of the output or of the errors, as far as they are stored. Raises NotFound."""
+        while True:
+            head = await self.find(batch_id, owner)
+            file_id = head["output_file_id" if kind == OUTPUT else "error_file_id"]
+            begun = False
+            try:
+                if file_id is not None:
+                    facts = await self._files.find(file_id, owner)
+                    async for piece in self._files.read(facts):
+                        yield piece
+                for name in part_names(head, kind):
+                    async for piece in self._files.storage.read(name):
+                        begun = True
+                        yield piece
+                return
+            except Missing:  # it has ended meanwhile, and the parts have become a file
+                if begun:
+                    raise Unavailable("The batch has just ended. Ask again.") from None
+
     # ---- the worker that runs it
 
     async def claim(self, batch_id: str) -> Head:
@@ -272,6 +295,17 @@ def enter(head: Head, status: str) -> None:
     """The next status, with its time: the first one counts."""
     head["status"] = status
     head["at"].setdefault(status, now_ms())
+
+
+def part_name(batch_id: str, kind: int, epoch: int, number: int) -> str:
+    """Where a part of the results is in the storage."""
+    return f"parts/{batch_id}/{kind}-{epoch}-{number}"
+
+
+def part_names(head: Head, kind: int) -> list[str]:
+    """The stored parts that count, in the order in which they were stored."""
+    parts = (head["checkpoint"] or {}).get("parts", [])
+    return [part_name(head["id"], kind, entry[0], number) for entry in sorted(parts) for number in range(entry[kind])]
 
 
 def _loads(raw: bytes) -> Head:

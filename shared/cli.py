@@ -184,6 +184,83 @@ def ls(
 
 
 @app.command()
+def batch(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Lines of JSON: prompts, requests, or a batch's lines.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the answers go; errors go beside it.")],
+    model: Annotated[str | None, typer.Option("-m", "--model", help="For lines that name none.")] = None,
+    url: Url = None,
+) -> None:
+    """Ask many times. Ctrl-C only stops watching: given again, the command goes on where it was."""
+    from shared import bulk
+
+    if not source.is_file():
+        raise typer.BadParameter(f"{source} is not a file", param_hint="IN")
+    if output.exists():
+        raise typer.BadParameter(f"{output} exists already", param_hint="-o")
+    with _Progress() as progress:
+        try:
+            done = _ask(url, lambda client: bulk.run(client, source, model, output, progress.show))
+        except KeyboardInterrupt:
+            progress.close()
+            if bulk.state_beside(output).exists():
+                _say("\nNo longer watching; the batch goes on. To get its answers, give the same command again.")
+            raise typer.Exit(INTERRUPTED) from None
+    counts = done.batch["request_counts"]
+    tokens = (done.batch.get("usage") or {}).get("output_tokens", 0)
+    _say(f"{done.batch['id']} · {done.batch['status']} · {counts['completed']} answers · {tokens} tokens", dim=True)
+    for error in (done.batch.get("errors") or {}).get("data", []):
+        _say(f"line {error['line']}: {error['message']}" if error["line"] else error["message"], fg="red")
+    if done.errors:
+        _say(f"{counts['failed']} lines failed: {done.errors}", fg="red")
+    if done.batch["status"] != "completed" or counts["failed"]:
+        raise typer.Exit(FAILED)
+
+
+class _Progress:
+    """A bar on the terminal: done, rate, time to go, failures, tokens. Nothing where there is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.1f}/s"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[failed]} failed · {task.fields[tokens]} tokens"),
+            console=Console(stderr=True, no_color=not _coloured(sys.stderr)),
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("uploading", total=None, rate=0.0, failed=0, tokens=0)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._bar.stop()
+
+    def show(self, state: dict[str, Any]) -> None:
+        counts = state["request_counts"]
+        done = counts["completed"] + counts["failed"]
+        started = state["in_progress_at"] or time.time()
+        self._bar.update(
+            self._task,
+            description=state["status"],
+            total=counts["total"] or None,
+            completed=done,
+            rate=done / max(1.0, time.time() - started),
+            failed=counts["failed"],
+            tokens=(state.get("usage") or {}).get("output_tokens", 0),
+        )
+
+
+@app.command()
 def cancel(generation_id: Id, url: Url = None) -> None:
     """End an answer; what it said so far is kept."""
     state = _ask(url, lambda client: client.cancel(generation_id))

@@ -7,12 +7,13 @@ that every failure, of the network or of the server, becomes a StreamspoolError 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, BinaryIO, Literal, NamedTuple, Self
 from urllib.parse import quote, urlencode
 
 from shared import http, json, sse
@@ -25,6 +26,7 @@ SILENCE_S = 45.0
 
 FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 5.0
+_PIECE_BYTES = 1024 * 1024
 _MAX_EVENT_BYTES = 16 * 1024 * 1024
 _WORTH_ANOTHER_TRY = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -119,6 +121,72 @@ class Client:
         query = {"limit": str(limit), **({"status": status} if status else {})}
         return await self._ask("GET", f"/v1/streams?{urlencode(query)}")
 
+    async def upload(self, content: BinaryIO, filename: str) -> dict[str, Any]:
+        """Stores a file for a batch, piece by piece; returns the file object."""
+        boundary = secrets.token_hex(16)
+        head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{quote(filename)}"\r\n\r\n'
+        ).encode()
+        tail = f"\r\n--{boundary}--\r\n".encode()
+
+        async def form() -> AsyncGenerator[bytes]:
+            yield head
+            while piece := content.read(_PIECE_BYTES):
+                yield piece
+            yield tail
+
+        size = content.seek(0, 2)
+        content.seek(0)
+        headers = {
+            "content-type": f"multipart/form-data; boundary={boundary}",
+            "content-length": str(len(head) + size + len(tail)),
+        }
+        return await self._ask("POST", "/v1/files", timeout_s=None, content=form(), headers=headers)
+
+    async def create_batch(self, file_id: str, window: str) -> dict[str, Any]:
+        """Starts a batch on a file; returns the batch object."""
+        body = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": window}
+        return await self._ask("POST", "/v1/batches", body)
+
+    async def batch(self, batch_id: str) -> dict[str, Any]:
+        return await self._ask("GET", f"/v1/batches/{quote(batch_id, safe='')}")
+
+    async def watch_batch(self, batch_id: str, on_change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Hears of each change, to the end; returns the batch object. Lost connections are made again."""
+        path, seen = f"/v1/batches/{quote(batch_id, safe='')}/events", ""
+        pause_s, last_contact = FIRST_PAUSE_S, time.monotonic()
+        while True:
+            try:
+                headers = {"accept": "text/event-stream", **({"last-event-id": seen} if seen else {})}
+                async with self._open("GET", path, None, headers) as response, aclosing(_events(response)) as found:
+                    async for event in found:
+                        pause_s, last_contact = FIRST_PAUSE_S, time.monotonic()
+                        if event is None:
+                            continue
+                        if event.data == sse.DONE:
+                            return await self.batch(batch_id)
+                        seen = event.id
+                        on_change(self._object(event.data))
+                if response.status_code == 204:
+                    return await self.batch(batch_id)
+            except (http.TransportError, TimeoutError, EOFError, _Later) as error:
+                if time.monotonic() - last_contact > self._give_up_s:
+                    raise error.refusal if isinstance(error, _Later) else self._unreachable(error) from None
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LAST_PAUSE_S)
+
+    async def download(self, file_id: str, target: BinaryIO) -> None:
+        """Writes what a file holds to `target`."""
+        try:
+            async with self._open("GET", f"/v1/files/{quote(file_id, safe='')}/content", None) as response:
+                if response.status_code != 200:
+                    raise _refusal(response.status_code, await response.aread())
+                async for piece in response.aiter_raw():
+                    target.write(piece)
+        except (http.TransportError, TimeoutError) as error:
+            raise self._unreachable(error) from None
+
     async def models(self) -> dict[str, Any]:
         return await self._ask("GET", "/v1/models")
 
@@ -134,15 +202,17 @@ class Client:
         *,
         timeout_s: float | None = ANSWER_TIMEOUT_S,
         accepted: tuple[int, ...] = (200,),
+        content: AsyncIterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         try:
-            async with asyncio.timeout(timeout_s), self._open(method, path, body) as response:
-                content = await response.aread()
+            async with asyncio.timeout(timeout_s), self._open(method, path, body, headers, content) as response:
+                received = await response.aread()
         except (http.TransportError, TimeoutError) as error:
             raise self._unreachable(error) from None
         if response.status_code not in accepted:
-            raise _refusal(response.status_code, content)
-        return self._object(content)
+            raise _refusal(response.status_code, received)
+        return self._object(received)
 
     async def _follow(self, view: View, on_event: OnEvent, body: Mapping[str, Any] | None) -> None:
         pause_s, last_contact, connected, lost = FIRST_PAUSE_S, time.monotonic(), False, False
@@ -178,38 +248,33 @@ class Client:
             if view.position:
                 headers["last-event-id"] = view.position
             opened = self._open("GET", f"/v1/streams/{quote(view.id, safe='')}", None, headers)
-        async with opened as response:
-            if response.status_code == 204:
-                return
-            if response.status_code != 200:
-                refusal = _refusal(response.status_code, await response.aread())
-                raise _Later(refusal) if response.status_code in _WORTH_ANOTHER_TRY else refusal
-            view.id = response.headers.get("x-stream-id") or view.id
-            yield None
-            decoder = sse.Decoder(_MAX_EVENT_BYTES)
-            slices = response.aiter_raw()
-            while True:
-                async with asyncio.timeout(SILENCE_S):
-                    received = await anext(slices, b"")
-                if not received:
-                    raise EOFError
-                yield None
-                for event in decoder.feed(received):
-                    if event.data == sse.DONE:
-                        return
+        async with opened as response, aclosing(_events(response)) as events:
+            if response.status_code == 200:
+                view.id = response.headers.get("x-stream-id") or view.id
+            async for event in events:
+                if event is None:
+                    yield None
+                elif event.data == sse.DONE:
+                    return
+                else:
                     yield self._event(event)
 
     @asynccontextmanager
     async def _open(
-        self, method: str, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        headers: Mapping[str, str] | None = None,
+        content: AsyncIterator[bytes] | None = None,
     ) -> AsyncIterator[http.Response]:
         """The response, body not read yet. Raises TimeoutError for a stream that does not begin."""
         wanted = {"accept": "application/json", **self._headers, **(headers or {})}
-        content = None
+        sent: bytes | AsyncIterator[bytes] | None = content
         if body is not None:
-            content, wanted["content-type"] = json.dumps(body), "application/json"
+            sent, wanted["content-type"] = json.dumps(body), "application/json"
         try:
-            request = self._http.build_request(method, self.base_url + path, headers=wanted, content=content)
+            request = self._http.build_request(method, self.base_url + path, headers=wanted, content=sent)
         except (http.InvalidURL, ValueError):
             raise StreamspoolError(f"{self.base_url!r} is not a URL that can be asked. Check --url.") from None
         async with asyncio.timeout(SILENCE_S if wanted["accept"] == "text/event-stream" else None):
@@ -240,6 +305,27 @@ class Client:
             "Start it with `streamspool up`, or say where it is with --url or STREAMSPOOL_URL.",
             code="unreachable",
         )
+
+
+async def _events(response: http.Response) -> AsyncGenerator[sse.Event | None]:
+    """The events of a response, None for each sign of life. Raises EOFError where it is cut, _Later for a refusal that
+    may be gone later."""
+    if response.status_code == 204:
+        return
+    if response.status_code != 200:
+        refusal = _refusal(response.status_code, await response.aread())
+        raise _Later(refusal) if response.status_code in _WORTH_ANOTHER_TRY else refusal
+    yield None
+    decoder = sse.Decoder(_MAX_EVENT_BYTES)
+    slices = response.aiter_raw()
+    while True:
+        async with asyncio.timeout(SILENCE_S):
+            received = await anext(slices, b"")
+        if not received:
+            raise EOFError
+        yield None
+        for event in decoder.feed(received):
+            yield event
 
 
 class _Later(Exception):

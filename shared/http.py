@@ -8,7 +8,7 @@ came in one packet is read at once. Everybody else sees a client, a response and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib import metadata
@@ -60,7 +60,7 @@ def open_client(connect_timeout_s: float) -> Client:
 
 
 class _Transport(httpx.AsyncBaseTransport):
-    """aiohttp under httpx's API, in HTTP/1.1: requests with a body in memory, responses as they come."""
+    """aiohttp under httpx's API, in HTTP/1.1: bodies of both directions as they come."""
 
     def __init__(self, connect_timeout_s: float) -> None:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
@@ -89,7 +89,7 @@ class _Transport(httpx.AsyncBaseTransport):
                     request.method,
                     yarl.URL(str(request.url), encoded=True),
                     headers=headers,
-                    data=request.content or None,
+                    data=_body(request),
                     allow_redirects=False,
                 )
         except ValueError as error:  # aiohttp's InvalidURL, and yarl's own words for a port that is none
@@ -100,6 +100,13 @@ class _Transport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+
+def _body(request: httpx.Request) -> bytes | AsyncIterable[bytes] | None:
+    if isinstance(request.stream, httpx.ByteStream):
+        return request.content or None
+    assert isinstance(request.stream, httpx.AsyncByteStream)
+    return request.stream
 
 
 class _Stream(httpx.AsyncByteStream):

@@ -22,13 +22,25 @@ from functools import partial
 from typing import Any
 
 from shared import json, keys
-from shared.batches import ENDED, MAX_LINES, NO_USAGE, Batches, Head, enter
+from shared.batches import (
+    ENDED,
+    ERRORS,
+    MAX_LINES,
+    NO_USAGE,
+    OUTPUT,
+    Batches,
+    Head,
+    enter,
+    part_name,
+    part_names,
+)
 from shared.broker import Broker, Principal
 from shared.chat import Accumulator, completion
 from shared.config import Settings
 from shared.entry import BEGIN, SEAL, Kind, Position, Status, now_ms
 from shared.errors import Damaged, Fenced, Gone, NotFound, Sealed
-from shared.files import OUTPUT, NewFile
+from shared.files import OUTPUT as OUTPUT_PURPOSE
+from shared.files import NewFile
 from shared.redis import ArqRedis
 from shared.storage import Missing
 from shared.streamlog import StreamLog
@@ -412,9 +424,9 @@ class _Run:
         """Stores the part, then says so, then forgets its lines' logs."""
         part, self._part = self._part, _Part(self._clock())
         mine = next((entry for entry in self._parts if entry[0] == self._epoch), None) or [self._epoch, 0, 0]
-        for place, texts in ((1, part.output), (2, part.errors)):
+        for place, texts in ((OUTPUT, part.output), (ERRORS, part.errors)):
             if texts:
-                await self._storage.put(_part_name(self.id, place, self._epoch, mine[place]), b"".join(texts))
+                await self._storage.put(part_name(self.id, place, self._epoch, mine[place]), b"".join(texts))
         now = [self._epoch, mine[1] + bool(part.output), mine[2] + bool(part.errors)]
         self._parts = [*(entry for entry in self._parts if entry[0] != self._epoch), now]
         await self._save(self._write_checkpoint)
@@ -542,8 +554,8 @@ class _Run:
 
         await self._save(finalizing)
         ended_by = self._head["ended_by"]
-        output = await self._make_file(1, "output")
-        errors = await self._make_file(2, "error")
+        output = await self._make_file(OUTPUT, "output")
+        errors = await self._make_file(ERRORS, "error")
         final = {CANCELLED: "cancelled", EXPIRED: "expired", INPUT_GONE: "failed"}.get(ended_by or "", "completed")
 
         def done(head: Head) -> None:
@@ -557,14 +569,14 @@ class _Run:
         await self._save(done)
 
     async def _make_file(self, place: int, kind: str) -> str | None:
-        names = part_names(self.id, (self._head["checkpoint"] or {}).get("parts", []), place)
+        names = part_names(self._head, place)
         if not names:
             return None
         async with self._files.create(self._owner, f"file-{line_id(self.id, place, 0)[-32:]}") as new:
             for name in names:
                 async for piece in self._storage.read(name):
                     await new.write(piece)
-            new.finish(filename=f"{self.id}_{kind}.jsonl", purpose=OUTPUT, life_s=self._head["output_life_s"])
+            new.finish(filename=f"{self.id}_{kind}.jsonl", purpose=OUTPUT_PURPOSE, life_s=self._head["output_life_s"])
         made: NewFile = new
         return made.id
 
@@ -574,12 +586,3 @@ async def _all(calls: Iterable[Awaitable[None]]) -> None:
     for result in await asyncio.gather(*calls, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
-
-
-def _part_name(batch_id: str, place: int, epoch: int, number: int) -> str:
-    return f"parts/{batch_id}/{place}-{epoch}-{number}"
-
-
-def part_names(batch_id: str, parts: Sequence[list[int]], place: int) -> list[str]:
-    """The stored parts of the output (place 1) or of the errors (2), in the order in which they were stored."""
-    return [_part_name(batch_id, place, entry[0], number) for entry in sorted(parts) for number in range(entry[place])]

@@ -111,13 +111,14 @@ async def content(request: Request, parts: ProcessParts, owner: Owner, file_id: 
     facts = await files.find(file_id, owner.tenant)
     size = facts["bytes"]
     headers = {
+        "content-type": "application/octet-stream",
         "accept-ranges": "bytes",
         "content-disposition": f"attachment; filename*=UTF-8''{quote(facts['filename'], safe='')}",
         "x-content-type-options": "nosniff",
     }
     wanted = byte_range(request.headers.get("range"), size)
     if wanted is None:
-        return await _stream(files.read(facts), 200, {**headers, "content-length": str(size)})
+        return await stream(files.read(facts), 200, {**headers, "content-length": str(size)})
     start, end = wanted
     if start >= end:
         refusal = BadRequest(f"The range lies outside of the file's {size} bytes.", code="invalid_range", status=416)
@@ -128,10 +129,10 @@ async def content(request: Request, parts: ProcessParts, owner: Owner, file_id: 
             media_type="application/json",
         )
     headers |= {"content-range": f"bytes {start}-{end - 1}/{size}", "content-length": str(end - start)}
-    return await _stream(files.read(facts, start, end), 206, headers)
+    return await stream(files.read(facts, start, end), 206, headers)
 
 
-async def _stream(pieces: AsyncIterator[bytes], status: int, headers: dict[str, str]) -> Response:
+async def stream(pieces: AsyncIterator[bytes], status: int, headers: dict[str, str]) -> Response:
     """Begins to read before the status is sent, so that a storage that is away can still be told."""
     first = await anext(pieces, b"")
 
@@ -140,7 +141,7 @@ async def _stream(pieces: AsyncIterator[bytes], status: int, headers: dict[str, 
         async for piece in pieces:
             yield piece
 
-    return StreamingResponse(body(), status, headers, media_type="application/octet-stream")
+    return StreamingResponse(body(), status, headers)
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:

@@ -34,7 +34,7 @@ else
   pip = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: help install demo up test soak lint lock clients clean
+.PHONY: help install demo up test soak bench bench-peers lint lock clients clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ endif
 soak: $(BIN)/.dev ## random faults for MINUTES=30, then one verdict; options through ARGS="…"
 	@$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) $(ARGS)
 
+bench: $(BIN)/.dev ## measure Streamspool alone, a minute or two; options: ARGS="--only G5,G8 --json out.json --quick"
+	@$(BIN)/python -m tests.bench $(ARGS)
+
 lint: $(BIN)/.dev ## ruff, mypy, the layers, the locks
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check .
@@ -86,7 +89,7 @@ clients: $(if $(NODE),$(CLIENTS)/node_modules/.stamp)
 
 clean: ## remove everything that was made here, .venv included
 	rm -rf $(VENV) $(CLIENT_VENVS:%=.venv-%) $(CLIENTS)/node_modules .coverage* .hypothesis .import_linter_cache .mypy_cache \
-		.pytest_cache .ruff_cache dist
+		.pytest_cache .ruff_cache .bench dist
 	find api worker shared tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are written last: what was interrupted is done again, what is done stays quiet.

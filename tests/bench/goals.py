@@ -93,8 +93,14 @@ GOALS: tuple[Goal, ...] = (
         "G1", "added time to first token, one stream, p50", "first", "ttft_p50_ms", "ms",
         _limits((0.30, LITELLM), (0.7, RESUMABLE)), _limits(3.5), added=True,
     ),
-    Goal("G2", "time to first token, 50 streams, p50", "streams-50", "ttft_p50_ms", "ms", _limits((0.30, PORTKEY)), _limits((0.15, PORTKEY))),
-    Goal("G2", "time to first token, 200 streams, p50", "streams-200", "ttft_p50_ms", "ms", _limits((0.30, PORTKEY)), _limits((0.15, PORTKEY))),
+    Goal(
+        "G2", "time to first token, 50 streams, p50", "streams-50", "ttft_p50_ms", "ms",
+        _limits((0.30, PORTKEY)), _limits((0.15, PORTKEY)),
+    ),
+    Goal(
+        "G2", "time to first token, 200 streams, p50", "streams-200", "ttft_p50_ms", "ms",
+        _limits((0.30, PORTKEY)), _limits((0.15, PORTKEY)),
+    ),
     Goal(
         "G3", "added delivery time, 200 streams, p50", "streams-200", "delivery_p50_ms", "ms",
         _limits((0.8, PORTKEY), (0.8, RESUMABLE)), _limits((0.4, PORTKEY), (0.4, RESUMABLE)), added=True,
@@ -103,14 +109,26 @@ GOALS: tuple[Goal, ...] = (
         "G5", "CPU for each chunk, 50 streams", "streams-50", "cpu_us", "µs",
         _limits((0.20, LITELLM), (1.0, PORTKEY)), _limits((0.6, PORTKEY)),
     ),
-    Goal("G6", "live streams of 50 chunks/s on one core, delivery p50 under 20 ms", "steps", "streams_at_50", "", _limits(200), _limits(400), less=False),
-    Goal("G7", "chunks a second, 8 unthrottled streams", "flood", "chunks_per_s", "/s", _limits((2, PORTKEY)), _limits((1, RESUMABLE)), less=False),
+    Goal(
+        "G6", "live streams of 50 chunks/s on one core, delivery p50 under 20 ms", "steps", "streams_at_50", "",
+        _limits(200), _limits(400), less=False,
+    ),
+    Goal(
+        "G7", "chunks a second, 8 unthrottled streams", "flood", "chunks_per_s", "/s",
+        _limits((2, PORTKEY)), _limits((1, RESUMABLE)), less=False,
+    ),
     Goal(
         "G8", "deliveries for each core-second, 1,000 viewers", "fan-1000", "per_core_second", "/s",
         _limits((1.1, NCHAN), (1.5, NCHAN_REDIS)), _limits((1.35, NCHAN), (0.75, CEILING)), less=False,
     ),
-    Goal("G9", "delivery time, 1,000 viewers, p50", "fan-1000", "delivery_p50_ms", "ms", _limits((1.0, NCHAN)), _limits((0.7, NCHAN))),
-    Goal("G10", "delivery time, 5,000 viewers, p99", "fan-5000", "delivery_p99_ms", "ms", _limits((1.0, NCHAN)), _limits((0.7, NCHAN))),
+    Goal(
+        "G9", "delivery time, 1,000 viewers, p50", "fan-1000", "delivery_p50_ms", "ms",
+        _limits((1.0, NCHAN)), _limits((0.7, NCHAN)),
+    ),
+    Goal(
+        "G10", "delivery time, 5,000 viewers, p99", "fan-5000", "delivery_p99_ms", "ms",
+        _limits((1.0, NCHAN)), _limits((0.7, NCHAN)),
+    ),
     Goal("G11", "memory for each of 5,000 viewers", "fan-5000", "memory_kb_per_viewer", "kB", _limits(10), _limits(4)),
     Goal("G12", "replay of 10,000 chunks, hot, one viewer", "replay", "one_total_p50_ms", "ms", _limits((3, NGINX))),
     Goal("G12", "replay of 10,000 chunks, hot, 100 at once, p50", "replay", "many_total_p50_ms", "ms", _limits((4, NGINX))),
@@ -120,8 +138,14 @@ GOALS: tuple[Goal, ...] = (
     ),
     Goal("G14", "job pick-up, p50", "pickup", "pickup_p50_ms", "ms", _limits(5), _limits(2)),
     Goal("G14", "CPU of a worker without work", "pickup", "idle_percent", "%", _limits(0.3)),
-    Goal("G15", "memory at 200 live streams, all processes", "memory", "memory_mb", "MB", _limits((0.3, LITELLM)), _limits((0.2, LITELLM))),
-    Goal("+", "Valkey bytes for each byte of a stored chunk's delta", "stored", "valkey_bytes_per_delta_byte", "", _limits(1.2)),
+    Goal(
+        "G15", "memory at 200 live streams, all processes", "memory", "memory_mb", "MB",
+        _limits((0.3, LITELLM)), _limits((0.2, LITELLM)),
+    ),
+    Goal(
+        "+", "Valkey bytes for each byte of a stored chunk's delta", "stored", "valkey_bytes_per_delta_byte", "",
+        _limits(1.2),
+    ),
     Goal("+", "CPU of 5,000 viewers that get nothing", "silent", "idle_percent", "%", _limits(2)),
     Goal("+", "first token of others while 1,000 viewers replay, against calm", "storm", "storm_ratio", "", _limits(2)),
     Goal("G16", "gaps, repetitions and missing ends in all of it", "all", "faults", "", _limits(0)),
@@ -138,8 +162,9 @@ def add_totals(results: Mapping[str, dict[str, dict[str, float]]]) -> dict[str, 
     for figures in full.get("storm", {}).values():
         figures["storm_ratio"] = figures["storm_ttft_p50_ms"] / figures["calm_ttft_p50_ms"]
     targets = {target for rows in full.values() for target in rows}
+    counts = ("faults", "gaps", "repeated", "missing_ends", "refused", "streams")
     full["all"] = {
-        target: {key: sum(rows.get(target, {}).get(key, 0) for rows in full.values()) for key in ("faults", "streams")}
+        target: {key: sum(rows.get(target, {}).get(key, 0) for rows in full.values()) for key in counts}
         for target in targets
     }
     return full

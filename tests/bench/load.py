@@ -78,13 +78,14 @@ class Load:
         return cls(**{name: {} if value is None else value for name, value in json.loads(line).items()})
 
     @property
+    def missing_ends(self) -> int:
+        """Viewers that were let in and did not get to an end, or not to all chunks."""
+        return max(self.viewers - self.complete, self.endless, self.unfinished, self.broken) - self.refused
+
+    @property
     def faults(self) -> int:
-        """Gaps, repetitions and missing ends; 0 means that every viewer has got everything once, in order."""
-        return (
-            self.gaps
-            + self.repeated
-            + max(self.endless, self.broken, self.refused, self.unfinished, self.viewers - self.complete)
-        )
+        """0: every viewer was let in, and has got everything once, in order, and an end."""
+        return self.gaps + self.repeated + self.missing_ends + self.refused
 
 
 class Viewers:

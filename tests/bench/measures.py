@@ -19,6 +19,10 @@ from tests.bench.machine import CannotMeasure, cpu_s
 from tests.bench.targets import Ours, Target
 
 Figures = dict[str, float]
+COUNTS = ("faults", "gaps", "repeated", "missing_ends", "refused")
+"""Added up over all runs. A refused viewer is one that got no 200."""
+ATTACHED_PER_S = 700
+"""How fast viewers come where it is not their coming that is measured."""
 DELTA = '{{"content":"~{seq}:{stamp}~ {pad}"}}'
 
 
@@ -53,7 +57,8 @@ QUICK = Scale(
 
 def of_load(load: Load) -> Figures:
     """What every run of viewers tells."""
-    figures: Figures = {"faults": load.faults, "streams": load.viewers}
+    figures = {name: float(getattr(load, name)) for name in COUNTS}
+    figures["streams"] = load.viewers
     for name in ("ttft_ms", "delivery_ms", "total_ms"):
         found: Mapping[str, float] = getattr(load, name)
         figures |= {f"{name.removesuffix('_ms')}_{q}_ms": found[q] for q in ("p50", "p99", "max") if q in found}
@@ -86,9 +91,14 @@ def median(runs: Iterable[Figures]) -> Figures:
     result: Figures = {}
     for name in listed[0]:
         values = [run[name] for run in listed if name in run]
-        fold = sum if name in ("faults", "streams") else max if name.endswith("_max_ms") else statistics.median
+        fold = sum if name in (*COUNTS, "streams") else max if name.endswith("_max_ms") else statistics.median
         result[name] = float(fold(values))
     return result
+
+
+def added(*figures: Figures) -> Figures:
+    """The sums of what was counted."""
+    return {name: sum(found.get(name, 0) for found in figures) for name in (*COUNTS, "streams")}
 
 
 def warm(target: Target) -> None:
@@ -121,11 +131,10 @@ def flood(target: Target, scale: Scale) -> Figures:
 
 def steps(target: Target, scale: Scale) -> Figures:
     """The largest step at which nothing is lost and half of the chunks arrive within 20 ms."""
-    result: Figures = {"streams_at_50": 0, "faults": 0, "streams": 0}
+    result: Figures = {"streams_at_50": 0, **added()}
     for level in scale.steps:
         load = target.ask(scale.chunks, 50, level, ramp_s=level / 100)
-        result["faults"] += load.faults
-        result["streams"] += load.viewers
+        result |= added(result, of_load(load))
         result[f"delivery_p50_ms_at_{level}"] = load.delivery_ms.get("p50", float("nan"))
         if load.faults or not load.delivery_ms or load.delivery_ms["p50"] >= 20:
             break
@@ -156,7 +165,7 @@ def fan(target: Target, scale: Scale, viewers: int, rate: int, chunks: int) -> F
     def once() -> Figures:
         running = target.publish(chunks, rate, gated=True)
         before = target.processes.memory_kb()
-        watching = target.watch(running, chunks, viewers)
+        watching = target.watch(running, chunks, viewers, ramp_s=viewers / ATTACHED_PER_S)
         watching.ready()
         kb = (target.processes.memory_kb() - before) / viewers
 
@@ -176,7 +185,9 @@ def silent(target: Ours, scale: Scale) -> Figures:
     """What viewers cost that are attached and get nothing but keep-alives, every 15 s."""
     ids = [target.new_stream(2, 50, gated=True) for _ in range(min(50, scale.silent))]
     url = f"{target.url}/v1/streams/{{id}}"
-    watching = Viewers(target.cores.load, url, chunks=2, viewers=scale.silent, ids=ids)
+    watching = Viewers(
+        target.cores.load, url, chunks=2, viewers=scale.silent, ids=ids, ramp_s=scale.silent / ATTACHED_PER_S
+    )
     watching.ready()
     before = target.processes.cpu_s()
     time.sleep(scale.silent_s)
@@ -193,15 +204,14 @@ def replay(target: Target, scale: Scale) -> Figures:
     running = target.publish(scale.replayed, 0, gated=False)
     running.finish()
     target.watch(running, scale.replayed, 1).result()
-    result: Figures = {"faults": 0, "streams": 0}
+    result: Figures = added()
     for name, viewers, reps in (("one", 1, 5 * scale.reps), ("many", scale.replayers, scale.reps)):
         loads = [
             counted(target, lambda v=viewers: target.watch(running, scale.replayed, v).result()) for _ in range(reps)
         ]  # type: ignore[misc]
         figures = median(figures for _, figures in loads)
         result |= {f"{name}_{key}": figures[key] for key in ("total_p50_ms", "total_max_ms", "cpu_us")}
-        for key in ("faults", "streams"):
-            result[key] += figures[key]
+        result |= added(result, figures)
         result["bytes"] = loads[0][0].bytes / loads[0][0].viewers
     return result
 
@@ -229,8 +239,7 @@ def storm(target: Ours, scale: Scale) -> Figures:
         "calm_ttft_p50_ms": calm.ttft_ms["p50"],
         "storm_ttft_p50_ms": during.ttft_ms["p50"],
         "storm_total_max_ms": replayed.total_ms["max"],
-        "faults": calm.faults + during.faults + replayed.faults,
-        "streams": calm.viewers + during.viewers + replayed.viewers,
+        **added(of_load(calm), of_load(during), of_load(replayed)),
     }
 
 

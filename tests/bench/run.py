@@ -99,7 +99,7 @@ class Run:
             self._failed(type(target), step.name, error)
             return
         self.results.setdefault(step.name, {})[target.name] = figures
-        faults = f", {figures['faults']:g} FAULTS" if figures.get("faults") else ""
+        faults = "".join(f", {figures[name]:g} {name.upper()}" for name in measures.COUNTS[1:] if figures.get(name))
         say(f"  {target.title}: {step.name}, {time.monotonic() - at:.1f} s{faults}")
         if figures.get("load_cores", 0) > 0.9:
             say("    (the load's own core was busy: this figure is a lower bound)")

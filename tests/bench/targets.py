@@ -192,7 +192,8 @@ class Ours(Target):
             for number in _numbers(count)
         ]
         self.parts = {name: self.stack.process(name).pid for name in names}
-        assert self._valkey and self._valkey.pid
+        assert self._valkey
+        assert self._valkey.pid
         self.parts["valkey"] = self._valkey.pid
         self.processes.pids = list(self.parts.values())
 

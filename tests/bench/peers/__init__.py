@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 from shared.embedded import find_binary
 from tests.bench.load import Upstream, Viewers, post

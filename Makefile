@@ -37,7 +37,7 @@ endif
 .PHONY: help install demo up test soak bench bench-peers lint lock clients clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(BIN)/.runtime ## set up .venv with what runs Streamspool
 	@:
@@ -67,6 +67,9 @@ soak: $(BIN)/.dev ## random faults for MINUTES=30, then one verdict; options thr
 
 bench: $(BIN)/.dev ## measure Streamspool alone, a minute or two; options: ARGS="--only G5,G8 --json out.json --quick"
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-peers: $(BIN)/.dev ## install the peers, measure all side by side, write docs/PERFORMANCE.md; ARGS as with bench
+	@$(BIN)/python -m tests.bench.compare $(ARGS)
 
 lint: $(BIN)/.dev ## ruff, mypy, the layers, the locks
 	@$(BIN)/ruff check --quiet .

@@ -22,8 +22,9 @@ from tests.bench.targets import Ceiling, Direct, Ours
 ALONE = (Direct, Ceiling, Ours)
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measures Streamspool on this machine.")
+def arguments(program: str) -> argparse.ArgumentParser:
+    """The options that every run has."""
+    parser = argparse.ArgumentParser(prog=program, description="Measures Streamspool on this machine.")
     parser.add_argument("--only", metavar="G5,G8", help=f"goals, or measurements: {', '.join(NAMES)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     parser.add_argument("--quick", action="store_true", help="seconds, tiny loads: figures without meaning")
@@ -68,7 +69,7 @@ def finish(run: Run, path: Path | None, **more: object) -> dict[str, dict[str, d
 
 
 def main() -> int:
-    options = arguments().parse_args()
+    options = arguments("python -m tests.bench").parse_args()
     try:
         run = begin(options)
         run.measure(ALONE)
@@ -82,7 +83,9 @@ def main() -> int:
         rows = report.figure_rows(results, table, titles(ALONE))
         if len(rows) > 1:
             print(f"\n{report.plain(rows)}")
-    if any(goal.verdict(results) == "unknown" for goal in measured):
+    if options.quick:
+        print("\n--quick: these figures mean nothing.")
+    elif any(goal.verdict(results) == "unknown" for goal in measured):
         print("\nNo verdict: the goal is a ratio to a peer. `make bench-peers` measures them, too.")
     return 1 if run.failures or results["all"].get("ours", {}).get("faults") else 0
 

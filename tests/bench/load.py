@@ -6,6 +6,7 @@ Each tool's own first lines say what it does.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def tool(name: str) -> Path:
             "The load tools are C and need Linux (epoll) and a C compiler called cc, gcc or clang: apt install gcc libc6-dev."
         )
     built.parent.mkdir(parents=True, exist_ok=True)
-    fresh = built.with_name(f"{name}.new")
+    fresh = built.with_name(f"{name}.{os.getpid()}")
     done = subprocess.run(
         [compiler, "-O2", "-std=gnu11", "-Wall", "-Wextra", "-o", str(fresh), str(sources[0])],
         check=False,

@@ -27,6 +27,7 @@ DOCUMENTS = (
     "docs/API.md",
     "docs/OPERATIONS.md",
     "docs/PROVIDERS.md",
+    "docs/PERFORMANCE.md",
     "shared/PROTOCOL.md",
 )
 COMMAND = "python -m tests.docs.tables"

@@ -1,0 +1,117 @@
+"""The bench runs: tiny loads, a few seconds. No speed is asserted, only that there is a figure, and that nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from tests.bench import load
+from tests.bench.load import ROOT, Viewers, find_compiler
+
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the bench needs Linux"),
+    pytest.mark.skipif(not find_compiler(), reason="the bench needs a C compiler: cc, gcc or clang"),
+]
+
+
+def bench(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.bench", *words]
+    return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=100)
+
+
+def test_a_quick_run_measures_each_group_and_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    done = bench("--quick", "--only", "G5,G8,G12,G14,stored", "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(path.read_text())
+    assert found["failures"] == []
+    measured = {name for name, targets in found["results"].items() if "ours" in targets}
+    assert measured == {"streams-50", "fan-1000", "replay", "pickup", "stored", "all"}
+    everything = found["results"]["all"]["ours"]
+    assert everything["faults"] == 0
+    assert everything["streams"] > 20
+    parts = {"cpu_api_us", "cpu_worker_us", "cpu_valkey_us"}
+    ours, ceiling = found["results"]["streams-50"]["ours"], found["results"]["fan-1000"]["ceiling"]
+    assert all(ours[part] > 0 for part in parts)
+    assert ceiling["per_core_second"] > 0
+    assert "G5" in done.stdout
+    assert "these figures mean nothing" in done.stdout
+
+
+def test_a_goal_that_does_not_exist_is_refused() -> None:
+    done = bench("--only", "G99")
+    assert done.returncode == 2
+    assert "no such goal" in done.stderr
+
+
+def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(load, "WORK", tmp_path)
+    monkeypatch.setattr(load, "COMPILERS", ("no-such-compiler",))
+    with pytest.raises(load.CannotMeasure, match="apt install gcc"):
+        load.tool("viewers")
+
+
+def test_the_load_counts_what_is_missing_repeated_and_endless(tmp_path: Path) -> None:
+    """Against answers that are known to be wrong, so that zero faults mean something."""
+    bodies = {
+        "/whole": (b"~0:1~", b"~1:1~", b"~2:1~", b"[DO", b"NE]"),
+        "/gap": (b"~0:1~", b"~2:1~", b"[DONE]"),
+        "/repeated": (b"~0:1~", b"~1:1~", b"~1:1~", b"~2:1~", b"[DONE]"),
+        "/split": (b"~0:", b"1~~1", b":1~~2:1~ [DONE", b"]"),
+        "/no-done": (b"~0:1~", b"~1:1~", b"~2:1~"),
+        "/cut": (b"~0:1~", b"~1:1~", b"~2:1~", b"[DONE]", b""),
+        "/short": (b"~0:1~", b"[DONE]"),
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            if self.path not in bodies:
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            for piece in filter(None, bodies[self.path]):
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            if bodies[self.path][-1]:
+                self.wfile.write(b"0\r\n\r\n")
+            self.close_connection = True
+            return None
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        found = {}
+        for path in (*bodies, "/refused"):
+            seen = Viewers(0, f"http://127.0.0.1:{server.server_port}{path}", chunks=3, timeout_s=10).result()
+            found[path] = (seen.complete, seen.gaps, seen.repeated, seen.missing_ends, seen.refused)
+        server.shutdown()
+    assert found == {
+        "/whole": (1, 0, 0, 0, 0),
+        "/gap": (0, 1, 0, 1, 0),
+        "/repeated": (0, 0, 1, 1, 0),
+        "/split": (1, 0, 0, 0, 0),
+        "/no-done": (0, 0, 0, 1, 0),
+        "/cut": (0, 0, 0, 1, 0),
+        "/short": (0, 0, 0, 1, 0),
+        "/refused": (0, 0, 0, 0, 1),
+    }
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_the_targets_of_make_are_there() -> None:
+    for target, module in (("bench", "tests.bench"), ("bench-peers", "tests.bench.compare")):
+        shown = subprocess.run(
+            ["make", "-n", target, "ARGS=--quick"], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout
+        assert f"-m {module} --quick" in shown

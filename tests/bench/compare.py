@@ -5,6 +5,7 @@ python -m tests.bench.compare [--peers nginx,litellm,…] [--no-scale] [--no-doc
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -56,6 +57,12 @@ def versions() -> dict[str, str]:
     found = {"streamspool": commit.strip() or "unknown"}
     found["valkey"] = next((word[2:] for word in valkey.split() if word.startswith("v=")), "unknown")
     return found | install.versions()
+
+
+def command(options: argparse.Namespace) -> str:
+    """What to type for the same run."""
+    words = [f"--reps {options.reps}", *(["--boost"] if options.boost else [])]
+    return f'make bench-peers ARGS="{" ".join(words)}"'
 
 
 def blocks(found: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
@@ -127,7 +134,7 @@ def main(words: Sequence[str] | None = None) -> int:
         cores = Cores.choose()
         run = begin(options)
         kinds = prepare((kind for kind in ORDER if kind not in PEERS or kind.name in wanted), run)
-        found |= {"versions": versions(), "command": " ".join(["python -m tests.bench.compare", *sys.argv[1:]])}
+        found |= {"versions": versions(), "command": command(options)}
         run.measure(kinds)
         if not options.no_scale and not options.only:
             scaling = scale.Scaling(cores, quick=options.quick)
@@ -137,7 +144,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     found |= {"results": finish(run, options.json, versions=found["versions"]), "failures": run.failures}
-    print(report.plain(report.goal_rows(found["results"], titles(ORDER))))
+    shown = [goal for goal in goals.GOALS if goal.value(found["results"]) is not None or not options.only]
+    print(report.plain(report.goal_rows(found["results"], titles(ORDER), shown)))
     if not (options.no_docs or options.quick or options.only or options.peers):
         write(rounded(found), DOCUMENT, PICTURES)
         say(f"written: {DOCUMENT.relative_to(ROOT)}, {PICTURES.relative_to(ROOT)}/")

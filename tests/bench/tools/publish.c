@@ -21,6 +21,13 @@ static void exchange(int fd, const char *method, const target *t, const char *fi
   if (atoi(reply + 9) >= 300) { fprintf(stderr, "refused: %.300s\n", reply); exit(1); }
 }
 
+static int connect_to(const target *t) {
+  int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  if (connect(fd, (void *)&t->address, sizeof t->address)) fail("connect");
+  return fd;
+}
+
 int main(int argc, char **argv) {
   const char *url = NULL, *form = "{chunk}", *final = NULL, *hole;
   char fields[4096] = "";
@@ -40,9 +47,7 @@ int main(int argc, char **argv) {
   if (!url || !(hole = strstr(form, "{chunk}"))) { fprintf(stderr, "usage: see the first lines of publish.c\n"); return 2; }
   prepare();
   target t = parse_url(url);
-  int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
-  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-  if (connect(fd, (void *)&t.address, sizeof t.address)) fail("connect");
+  int fd = connect_to(&t);
   static histogram answered;
   uint64_t begin = now_ns(), late = 0;
   for (long i = 0; i < count; i++) {
@@ -60,6 +65,8 @@ int main(int argc, char **argv) {
       printf("waiting\n");
       fflush(stdout);
       if (getchar() == EOF) return 1;
+      close(fd);  // many servers end a connection that was idle for some seconds
+      fd = connect_to(&t);
       begin = now_ns() - (rate ? SECOND / (uint64_t)rate : 0);
     }
   }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -47,7 +48,8 @@ def chosen(only: str | None) -> list[str]:
 
 
 def begin(options: argparse.Namespace) -> Run:
-    """Checks the machine, and moves ourselves to the load's core."""
+    """Checks the machine, and moves ourselves to the load's core. From here on SIGTERM stops what was started, too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if not sys.platform.startswith("linux"):
         raise CannotMeasure("The bench needs Linux: it pins processes to cores and reads their use from /proc.")
     machine.prepare(boost=options.boost)

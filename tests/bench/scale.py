@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -194,6 +195,7 @@ def main() -> int:
     parser.add_argument("--boost", action="store_true", help="go before everything else on this machine (root)")
     options = parser.parse_args()
     try:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         machine.prepare(boost=options.boost)
         cores = Cores.choose()
         scaling = Scaling(cores, quick=options.quick)

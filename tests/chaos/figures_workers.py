@@ -69,6 +69,7 @@ def f04_kill_around_the_end(fleet: Fleet, judges: Judges, upstream: ScriptedUpst
         kill_workers_around_the_end(fleet, upstream, tally, chance, burst=burst)
     wait_still(fleet)
     check_ledger(fleet, tally, fleet.states())
+    tally.check("ended in time", tally.worst_s <= BAR_S, True)
     return tally
 
 

@@ -125,7 +125,10 @@ class _Mended(AbstractConnection):
         try:
             return await super().read_response(*args, **options)
         except TimeoutError:
-            await self.siblings.disconnect(inuse_connections=False)
+            # Not the pool's own `disconnect`: it waits in between, and who takes one meanwhile finds it half closed.
+            for connection in list(idle := self.siblings._available_connections):
+                if connection in idle:
+                    await connection.disconnect(nowait=True)
             raise
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:

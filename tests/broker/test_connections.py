@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json as standard_json
+from contextlib import suppress
 
 import pytest
 import structlog
+import uvloop
 
 from shared import redis as connections
 from shared.embedded import EmbeddedValkey
-from shared.redis import ArqRedis, connect, deserialize_job, persist, serialize_job, without_password
+from shared.redis import ArqRedis, RedisError, connect, deserialize_job, persist, serialize_job, without_password
 
 
 def test_urls_are_shown_without_secrets() -> None:
@@ -99,3 +101,32 @@ async def test_a_loop_outlives_outages_and_nothing_else(monkeypatch: pytest.Monk
 
     with pytest.raises(KeyError):
         await persist("test", bug)
+
+
+def test_a_connection_is_never_taken_while_it_is_closed_for_its_sibling(valkey: EmbeddedValkey) -> None:
+    """Where one does not answer in time, the idle ones are closed, too. Whoever wants one meanwhile gets a whole one."""
+
+    async def try_them() -> None:
+        client = connect(valkey.url.replace("db=0", "db=1"), max_connections=20, timeout_s=0.05)
+        over = asyncio.Event()
+
+        async def wait_in_vain() -> None:
+            for _ in range(40):
+                with suppress(RedisError):
+                    await client.blpop("nothing", timeout=1)
+
+        async def ask() -> None:
+            while not over.is_set():
+                for _ in range(40):
+                    with suppress(RedisError):
+                        await client.ping()
+                    await asyncio.sleep(0)
+                await asyncio.sleep(0.02)
+
+        asking = [asyncio.create_task(ask()) for _ in range(12)]
+        await asyncio.gather(*(wait_in_vain() for _ in range(3)))
+        over.set()
+        await asyncio.gather(*asking)
+        await client.aclose(close_connection_pool=True)
+
+    uvloop.run(try_them())

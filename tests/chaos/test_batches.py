@@ -147,7 +147,7 @@ def test_finished_lines_are_kept_by_a_cancel_after_a_kill(ground: Ground, upstre
     script = upstream.script("held", [*words(1), pause, *ending()])
     lines = [line(f"line-{n}") for n in range(20)] + [line(f"held-{n}", "scripted/held") for n in range(100)]
     batch_id = start(ground.http, jsonl(lines))
-    wait_until(lambda: script.live == 30)
+    wait_until(lambda: script.live == 50, what="every place is taken, so the others are answered")
     ground.kill(ground.runner(batch_id))
     ground.http.post(f"/v1/batches/{batch_id}/cancel")
     batch = ended(ground.http, batch_id, 60)

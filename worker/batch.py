@@ -7,7 +7,8 @@ memory of one window, and whoever takes it over finds each line in one of three 
 whose name follows from the line's number, or not begun.
 
 The checkpoint: `next` and `offset`, the first line that no checkpoint knows; `open`, the lines before it that are in no
-part yet, as `[number, offset, length, tries]`; `parts`, how many there are of each claim, as
+part yet, as `[number, offset, length, tries]`; `stored`, the lines of the last part, as `[number, tries]`, whose logs may
+still be there if who stored it died; `parts`, how many there are of each claim, as
 `[epoch, of the output, of the errors]`; and the counts of what is in them.
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -163,6 +164,7 @@ class _Run:
         checkpoint = head["checkpoint"] or {}
         self._next, self._offset = checkpoint.get("next", 1), checkpoint.get("offset", 0)
         self._parts: list[list[int]] = checkpoint.get("parts", [])
+        self._stored: list[list[int]] = checkpoint.get("stored", [])
         self._completed, self._failed = checkpoint.get("completed", 0), checkpoint.get("failed", 0)
         self._usage: dict[str, int] = {**NO_USAGE, **checkpoint.get("usage", {})}
         self._bodies: dict[int, Asked] = {}
@@ -262,7 +264,8 @@ class _Run:
         await self._flush()
 
     async def _attach(self) -> None:
-        """Goes on with the lines that were open when the last worker wrote down how far it was."""
+        """Goes on with the lines that were open when the last worker wrote down how far it was, and tidies up after it."""
+        await self._forget()
         spots = (self._head["checkpoint"] or {}).get("open", [])
         raw = await self._storage.read_ranges(self._head["input_file_id"], [(spot[1], spot[2]) for spot in spots])
         for (number, offset, length, tries), data in zip(spots, raw, strict=True):
@@ -429,8 +432,9 @@ class _Run:
                 await self._storage.put(part_name(self.id, place, self._epoch, mine[place]), b"".join(texts))
         now = [self._epoch, mine[1] + bool(part.output), mine[2] + bool(part.errors)]
         self._parts = [*(entry for entry in self._parts if entry[0] != self._epoch), now]
+        self._stored = [[line.number, line.tries] for line in part.lines]
         await self._save(self._write_checkpoint)
-        await self._forget(part.lines)
+        await self._forget()
 
     def _write_checkpoint(self, head: Head) -> None:
         waiting = [*self._open.values(), *self._again, *([self._pending] if self._pending else [])]
@@ -439,6 +443,7 @@ class _Run:
             "offset": self._offset,
             "open": [line.spot() for line in waiting],
             "parts": self._parts,
+            "stored": self._stored,
             "completed": self._completed,
             "failed": self._failed,
             "usage": self._usage,
@@ -448,9 +453,9 @@ class _Run:
     def _write_counts(self, head: Head) -> None:
         head["completed"], head["failed"], head["usage"] = self._completed, self._failed, dict(self._usage)
 
-    async def _forget(self, lines: Sequence[Line]) -> None:
-        """Deletes the logs of lines that are stored, once what they used is booked."""
-        ids = [line_id(self.id, line.number, tries) for line in lines for tries in range(line.tries + 1)]
+    async def _forget(self) -> None:
+        """Deletes the logs of the lines of the last part, once what they used is booked. Harmless to do again."""
+        ids = [line_id(self.id, number, tries) for number, last in self._stored for tries in range(last + 1)]
         closing = self._shared.broker.closing
         async with self._shared.redis.pipeline(transaction=False) as pipe:
             for generation_id in ids:

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
-
 from shared import keys
 from tests.chaos.tally import Tally
 from tests.support.fleet import Fleet, ask
@@ -88,7 +86,7 @@ def wait_still(fleet: Fleet) -> None:
 
 def check_ledger(fleet: Fleet, tally: Tally, generation_ids: Iterable[str]) -> None:
     """Each of them counts once, with the usage in its state; they are all there are of their models."""
-    rows = httpx.get(f"{fleet.url}/v1/usage").json()["data"]
+    rows = fleet.read("/v1/usage")["data"]
     states = fleet.states()
     tally.blame(ledger_problems([states[generation_id] for generation_id in generation_ids], rows))
 
@@ -347,10 +345,10 @@ def _judge_session(
             tally.words(text, TURN_WORDS)
             said = [*asked, {"role": "assistant", "content": text}]
             history += [{"generation_id": one.id, **message} for message in said]
-    shown = httpx.get(f"{fleet.url}/v1/sessions/{session_id}/messages").json()["data"]
+    shown = fleet.read(f"/v1/sessions/{session_id}/messages")["data"]
     fields = ("generation_id", "role", "content")
     tally.check(f"{session_id} has", [{name: message[name] for name in fields} for message in shown], history)
-    tally.check(f"{session_id} open", httpx.get(f"{fleet.url}/v1/sessions/{session_id}").json()["open"], [])
+    tally.check(f"{session_id} open", fleet.read(f"/v1/sessions/{session_id}")["open"], [])
 
 
 def _plain(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

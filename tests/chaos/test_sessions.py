@@ -30,7 +30,7 @@ def question(text: str) -> list[dict[str, str]]:
 
 def history(fleet: Fleet, session_id: str) -> list[tuple[str, str]]:
     """Who said what in a session."""
-    found = httpx.get(f"{fleet.url}/v1/sessions/{session_id}/messages").json()["data"]
+    found = fleet.read(f"/v1/sessions/{session_id}/messages")["data"]
     return [(message["role"], message["content"]) for message in found]
 
 

@@ -117,6 +117,17 @@ class Fleet(Stack):
             assert response.status_code == 200, response.read()
             return response.headers["x-stream-id"]
 
+    def read(self, path: str) -> Any:
+        """What GET answers, as soon as it is not told to come back later."""
+
+        def answered() -> httpx.Response | None:
+            response = httpx.get(f"{self.url}{path}", timeout=10, trust_env=False)
+            return None if response.status_code == 503 else response
+
+        response: httpx.Response = wait_until(answered, what=path)
+        assert response.status_code == 200, response.text
+        return response.json()
+
     def state(self, generation_id: str, *, url: str = "") -> dict[str, Any]:
         headers = {"accept": "application/json"}
         found: dict[str, Any] = self._http.get(f"{url or self.url}/v1/streams/{generation_id}", headers=headers).json()

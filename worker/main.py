@@ -173,9 +173,8 @@ class StreamWorker(Worker):
                         pipe.pexpire(keys.in_progress(job_id), int(self._settings.lease_s * 1000))
                     held = await pipe.execute()
                     for job_id, there in zip(running, held, strict=True):
-                        if (
-                            not there and job_id in self.tasks and not self.tasks[job_id].done()
-                        ):  # it has ended otherwise
+                        task = self.tasks.get(job_id)
+                        if not there and task and not task.done():  # one that has ended meanwhile gave it up itself
                             pipe.set(keys.in_progress(job_id), self.worker_id, px=int(self._settings.lease_s * 1000))
                     await pipe.execute()
                 self._pause.answered(self.loop.time())

@@ -6,6 +6,7 @@ from typing import Any
 
 from api.projections.chat import outcome_error
 from shared.entry import BEGIN, Summary
+from shared.errors import NotFound
 
 
 def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None) -> dict[str, Any]:
@@ -64,3 +65,13 @@ def page(found: list[dict[str, Any]], limit: int) -> dict[str, Any]:
         "last_id": shown[-1]["id"] if shown else None,
         "has_more": len(found) > limit,
     }
+
+
+def following(found: list[dict[str, Any]], after: str | None, unknown: NotFound) -> list[dict[str, Any]]:
+    """What comes after the one with the id `after`, everything without it. Raises `unknown` if it is not there."""
+    if after is None:
+        return found
+    ids = [one["id"] for one in found]
+    if after not in ids:
+        raise unknown
+    return found[ids.index(after) + 1 :]

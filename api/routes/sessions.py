@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from api.deps import Owner, ProcessParts
-from api.projections.state import page
+from api.projections.state import following, page
 from shared.errors import NotFound
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
@@ -34,11 +34,7 @@ async def messages(
 ) -> dict[str, Any]:
     """The messages of its finished turns, oldest first."""
     found = await parts.broker.session_messages(session_id, owner)
-    if after is not None:
-        places = [place for place, message in enumerate(found) if message["id"] == after]
-        if not places:
-            raise NotFound("`after` must be the id of a message in this list.")
-        found = found[places[0] + 1 :]
+    found = following(found, after, NotFound("`after` must be the id of a message in this list."))
     return page(found, limit)
 
 

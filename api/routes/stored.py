@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from api.deps import Body, Owner, ProcessParts, parsed
 from api.projections import chat
-from api.projections.state import page
+from api.projections.state import following, page
 from api.routes.chat import completion
 from shared import json
 from shared.errors import BadRequest, NotFound
@@ -107,9 +107,6 @@ async def list_messages(
     found = [chat.stored_message(generation_id, number, message) for number, message in enumerate(messages)]
     if order == "desc":
         found.reverse()
-    if after is not None:
-        ids = [message["id"] for message in found]
-        if after not in ids:
-            raise NotFound("`after` must be the id of a message of this completion.", param="after")
-        found = found[ids.index(after) + 1 :]
+    unknown = NotFound("`after` must be the id of a message of this completion.", param="after")
+    found = following(found, after, unknown)
     return Response(json.dumps(page(found, limit)), media_type="application/json")

@@ -13,6 +13,7 @@ from typing import Any
 from shared import json, sse
 from shared.chat import EXTENSION_FIELDS, Chunk
 from shared.errors import UpstreamIncomplete, UpstreamInvalid
+from shared.turns import said
 from worker.providers.dialect import Call, Dialect, Translator
 from worker.providers.errors import malformed, parse, refusal
 from worker.providers.registry import Provider
@@ -251,7 +252,8 @@ class _Choice:
             self.head = (self.head + content).lstrip()[:_HEAD]
         if calls := delta.get("tool_calls"):
             self._read_calls(calls)
-        return _lengths(delta)
+        content, reasoning = said(delta)
+        return len(content), len(reasoning)
 
     def _read_calls(self, calls: Any) -> None:
         """`id`, `type` and `function.name` once per call, and an index always: clients join deltas by it."""
@@ -290,29 +292,6 @@ def _drop_repeats(part: dict[str, Any], known: dict[str, Any], keys: tuple[str, 
     for key in keys:
         if key in part and (not part[key] or part[key] == known.get(key)):
             del part[key]
-
-
-def _lengths(delta: dict[str, Any]) -> tuple[int, int]:
-    content = delta.get("content")
-    reasoning = delta.get("reasoning_content") or delta.get("reasoning") or delta.get("thinking")
-    characters = len(reasoning) if isinstance(reasoning, str) else 0
-    if isinstance(content, str):
-        return len(content), characters
-    if not isinstance(content, list):
-        return 0, characters
-    # Mistral: a list of parts, each `text` or `thinking`.
-    parts = [part for part in content if isinstance(part, dict)]
-    thoughts = [thought for part in parts for thought in _list(part.get("thinking"))]
-    return sum(map(_text_length, parts)), characters + sum(map(_text_length, thoughts))
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _text_length(part: Any) -> int:
-    text = part.get("text") if isinstance(part, dict) else part
-    return len(text) if isinstance(text, str) else 0
 
 
 def _groq_usage(value: dict[str, Any]) -> Any:

@@ -20,12 +20,12 @@ _BODY_S = 30.0
 """How long a body may take to arrive: one that never ends would hold a connection for ever."""
 
 
-def _parts(request: Request) -> Parts:
+async def _parts(request: Request) -> Parts:  # async, as the next: FastAPI would hand plain functions to a thread
     parts: Parts = request.app.state.parts
     return parts
 
 
-def _principal(request: Request) -> Principal:
+async def _principal(request: Request) -> Principal:
     principal: Principal = request.app.state.authenticator.principal(request)
     return principal
 

@@ -31,8 +31,11 @@ WINDOW_BYTES = 4 * 1024 * 1024
 BLOCK_MS = 2000
 _LANE_BYTES = 128 * 1024
 """More than this at once goes to each viewer at its own speed."""
-_PAUSE_S = 0.002
+_READ_BYTES = 1024 * 1024
+_FIRST_READ, _LARGEST_READ = 100, 1000
+"""How many entries of each log are read at once: as many as make a megabyte, if they stay like those seen."""
 _BUSY_ENTRIES = 4
+_PAUSE_S, _PAUSE_A_LOG_S = 0.004, 0.0001
 
 Encode = Callable[[Entry], bytes]
 
@@ -70,7 +73,7 @@ class LiveLog:
     window, `lost` how many Redis itself does not have any more. `replaced` says that an earlier attempt had said
     something, `note` who says it, `usage_last` that the last chunk is the usage chunk. `outcome` is there once the log is
     sealed, `problem` once it cannot be followed any further. `tally` is there if viewers are paced. `fed_at` is when
-    the last entries came, in the loop's time.
+    the last entries came, in the loop's time, `page` how many like them may be read at once.
     """
 
     def __init__(self, generation_id: str, *, paced: bool = False) -> None:
@@ -94,6 +97,7 @@ class LiveLog:
         self._waiters: set[asyncio.Future[None]] = set()
         self._lanes: dict[Encode, set[Lane]] = {}
         self.fed_at = 0.0
+        self.page = _FIRST_READ
 
     @property
     def end(self) -> int:
@@ -150,6 +154,8 @@ class LiveLog:
                 for encode, frames in self._frames.items():
                     frames.append(encode(entry))
         self.position = entries[-1].position
+        size = sum([len(entry.data) for entry in entries])
+        self.page = max(1, min(_LARGEST_READ, _READ_BYTES * len(entries) // (size + 1)))
         self._write(before)
         if self._bytes > WINDOW_BYTES:
             self._shrink()
@@ -371,7 +377,8 @@ class Hub:
             return
         positions = {generation_id: live.position for generation_id, live in followed.items()}
         interrupt = (self._control, self._control_id)
-        found = await self._following.poll(positions, block_ms=BLOCK_MS, interrupt=interrupt)
+        page = min(live.page for live in followed.values())
+        found = await self._following.poll(positions, block_ms=BLOCK_MS, count=page, interrupt=interrupt)
         count = 0
         for generation_id, entries in found.items():
             if isinstance(entries, Damaged):
@@ -384,7 +391,8 @@ class Hub:
         if asyncio.get_running_loop().time() - self._checked > BLOCK_MS / 1000:
             await self._check({i: live for i, live in followed.items() if i not in found})
         if count > _BUSY_ENTRIES:
-            await asyncio.sleep(_PAUSE_S)  # under load, more entries a read cost less than more reads
+            # Under load, more entries a read cost less than more reads; the more logs, the more so.
+            await asyncio.sleep(min(_PAUSE_S, _PAUSE_A_LOG_S * len(followed)))
 
     @staticmethod
     def _feed(live: LiveLog, entries: list[Entry]) -> None:

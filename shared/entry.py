@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -53,6 +53,8 @@ class Kind(StrEnum):
     USAGE = "u"
     OUTCOME = "o"
 
+
+_KINDS = {kind.value.encode(): kind for kind in Kind}
 
 NOTE = b"s"
 """A second field, of an attempt's first chunk only: JSON `{model, refused?, retries?, think?}`, who said it and how that
@@ -103,6 +105,10 @@ class Summary:
         return Status.IN_PROGRESS if self.position.epoch else Status.QUEUED
 
 
+Raw = Sequence[tuple[bytes, Mapping[bytes, bytes] | Sequence[bytes]]]
+"""Entries as Redis tells them, ids with their fields; these as redis-py makes them, or in a row as they came."""
+
+
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -114,7 +120,7 @@ def follows(previous: Position, following: Position) -> bool:
     return following.epoch > previous.epoch and following.seq == 0
 
 
-def decode(raw: Iterable[tuple[bytes, Mapping[bytes, bytes]]], after: Position | None = None) -> list[Entry]:
+def decode(raw: Raw, after: Position | None = None) -> list[Entry]:
     """Decodes a reply; with `after`, raises Damaged where an entry that must exist is missing."""
     entries = []
     for entry_id, fields in raw:
@@ -124,16 +130,15 @@ def decode(raw: Iterable[tuple[bytes, Mapping[bytes, bytes]]], after: Position |
             if not follows(after, position):
                 raise Damaged(f"{position} comes after {after}")
             after = position
-        field, data = next(iter(fields.items()))
-        if len(fields) == 1:
-            entries.append(Entry(position, Kind(field.decode()), data))
+        if isinstance(fields, Mapping):
+            fields = [part for pair in fields.items() for part in pair]
+        if len(fields) == 2:
+            entries.append(Entry(position, _KINDS[fields[0]], fields[1]))
         else:
-            at = int(fields[AT]) if AT in fields else None
-            entries.append(Entry(position, Kind(field.decode()), data, fields.get(NOTE), at))
+            beside = dict(zip(fields[2::2], fields[3::2], strict=True))
+            at = int(beside[AT]) if AT in beside else None
+            entries.append(Entry(position, _KINDS[fields[0]], fields[1], beside.get(NOTE), at))
     return entries
-
-
-Raw = Sequence[tuple[bytes, Mapping[bytes, bytes]]]
 
 
 def summarize(header: Raw, first: Raw, last: Raw, metadata: bytes | None) -> Summary | None:

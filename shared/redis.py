@@ -12,6 +12,7 @@ and sets make each repetition a no-op (PROTOCOL.md, "Repetition").
 from __future__ import annotations
 
 import asyncio
+import builtins
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -52,11 +53,14 @@ __all__ = [
     "ResponseError",
     "Unusable",
     "WatchError",
+    "bulk",
     "check_server",
     "complain",
     "connect",
-    "persist",
+    "converse",
     "deserialize_job",
+    "exchange",
+    "persist",
     "serialize_job",
     "without_password",
 ]
@@ -104,19 +108,70 @@ def connect(url: str, *, max_connections: int, timeout_s: float = 5.0, wait_s: f
         options["socket_keepalive"] = True
     pool = _sentinel_pool(url, options) if url.startswith(SENTINEL) else BlockingConnectionPool.from_url(url, **options)
     pool.connection_class = type("MendedConnection", (_Mended, pool.connection_class), {"siblings": pool})
-    return ArqRedis(
+    redis = ArqRedis(
         pool,
         job_serializer=serialize_job,
         job_deserializer=deserialize_job,
         default_queue_name=keys.QUEUE,
     )
+    for command in ("XRANGE", "XREVRANGE"):  # entries stay as they came: to make dicts of them took as long as the rest
+        del redis.response_callbacks[command]
+    return redis
+
+
+async def exchange(redis: ArqRedis, packed: bytes) -> Any:
+    """Sends one packed command and returns its reply as it came. Not repeated: for reads whose caller comes back anyway."""
+    pool = redis.connection_pool
+    connection = await pool.get_connection()
+    try:
+        (reply,) = await converse(connection, packed, 1)
+    except BaseException:
+        await connection.disconnect(nowait=True)  # the reply may be under way
+        raise
+    finally:
+        await pool.release(connection)
+    if isinstance(reply, ResponseError):
+        raise reply
+    return reply
+
+
+async def converse(connection: Any, packed: bytes, replies: int) -> list[Any]:
+    """Sends packed commands and returns as many replies, errors among them as values.
+
+    All of it within one time-out: redis-py has one for each step, and a task for each command.
+    """
+    timeout_s, connection.socket_timeout = connection.socket_timeout, None
+    try:
+        async with asyncio.timeout(timeout_s):
+            await connection.send_packed_command(packed, check_health=False)
+            return [await _reply(connection) for _ in range(replies)]
+    except builtins.TimeoutError:
+        await _close_idle(connection)
+        raise TimeoutError("The server did not answer in time.") from None
+    finally:
+        connection.socket_timeout = timeout_s
+
+
+async def _reply(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except UNREACHABLE:
+        raise
+    except ResponseError as error:
+        return error
+
+
+def bulk(*parts: bytes) -> bytes:
+    """One command in Redis's protocol, packed without redis-py's detours."""
+    return b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
 
 
 class _Mended(AbstractConnection):
-    """Two things about connections that break.
+    """Three things about connections.
 
-    One that was reset just now is a ConnectionError; uvloop says RuntimeError, which nobody expects. And where one does
+    One that was reset just now is a ConnectionError; uvloop says RuntimeError, which nobody expects. Where one does
     not answer, the idle ones of its pool are likely dead as well: they are closed, or each would cost a caller its wait.
+    And to send a command takes no task of its own.
     """
 
     siblings: ConnectionPool
@@ -125,17 +180,30 @@ class _Mended(AbstractConnection):
         try:
             return await super().read_response(*args, **options)
         except TimeoutError:
-            # Not the pool's own `disconnect`: it waits in between, and who takes one meanwhile finds it half closed.
-            for connection in list(idle := self.siblings._available_connections):
-                if connection in idle:
-                    await connection.disconnect(nowait=True)
+            await _close_idle(self)
             raise
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        if not self.is_connected:
+            await self.connect()  # type: ignore[no-untyped-call]
+        timeout_s, self.socket_timeout = self.socket_timeout, None  # with one, redis-py goes through asyncio.wait_for
         try:
-            await super().send_packed_command(command, check_health)
+            async with asyncio.timeout(timeout_s):
+                await super().send_packed_command(command, check_health)
+        except builtins.TimeoutError:
+            raise TimeoutError("The server took no more in time.") from None
         except RuntimeError as error:
             raise ConnectionError("The connection was closed.") from error
+        finally:
+            self.socket_timeout = timeout_s
+
+
+async def _close_idle(connection: Any) -> None:
+    """Not the pool's own `disconnect`: it waits in between, and who takes one meanwhile finds it half closed."""
+    siblings = getattr(connection, "siblings", None)
+    for other in list(idle := siblings._available_connections if siblings else ()):
+        if other in idle:
+            await other.disconnect(nowait=True)
 
 
 class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):

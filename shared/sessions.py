@@ -154,7 +154,7 @@ class Sessions:
         end = "+" if before is None else f"({before}-0"
         while page := await self._redis.xrange(name, start, end, count=_PAGE):
             for _, fields in page:
-                data = fields[b"t"]
+                data = fields[b"t"] if isinstance(fields, dict) else fields[1]
                 found.append({**json.loads(data), "bytes": len(data)})
             start = f"({page[-1][0].decode()}"
         return found

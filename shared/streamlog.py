@@ -20,7 +20,7 @@ from typing import Any
 from shared import json, keys
 from shared.entry import BEGIN, HEADER, SEAL, Entry, Kind, Position, Summary, attempt, decode, summarize
 from shared.errors import Damaged, Fenced, Gone, LogError, Sealed, Taken
-from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError
+from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError, bulk, exchange
 from shared.writer import Appender, Writer, is_refusal
 
 _INDEX_PAGE = 50
@@ -262,23 +262,19 @@ class StreamLog:
         A log with a missing entry answers Damaged instead. `interrupt` is (key, last id) of a stream that ends the
         wait when `interrupt()` is called for it; what was added is returned under that key.
         """
-        streams: dict[Any, Any] = {
-            keys.log(generation_id): str(position) for generation_id, position in positions.items()
-        }
+        names = {keys.log(generation_id).encode(): generation_id for generation_id in positions}
+        after = [b"%d-%d" % position for position in positions.values()]
         if interrupt:
-            streams[interrupt[0]] = interrupt[1]
-        reply = await self._redis.xread(streams, count=count, block=block_ms)
+            names[interrupt[0].encode()] = interrupt[0]
+            after.append(interrupt[1].encode())
+        packed = bulk(b"XREAD", b"COUNT", b"%d" % count, b"BLOCK", b"%d" % block_ms, b"STREAMS", *names, *after)
         found: dict[str, list[Entry] | Damaged] = {}
-        for raw_key, raw in reply:
-            key = raw_key.decode()
-            if interrupt and key == interrupt[0]:
-                found[key] = decode(raw)
-            else:
-                generation_id = key[key.index("{") + 1 : key.index("}")]
-                try:
-                    found[generation_id] = decode(raw, positions[generation_id])
-                except Damaged as problem:
-                    found[generation_id] = problem
+        for raw_name, raw in await exchange(self._redis, packed) or ():
+            name = names[raw_name]
+            try:
+                found[name] = decode(raw, positions.get(name))
+            except Damaged as problem:
+                found[name] = problem
         return found
 
     async def interrupt(self, key: str) -> None:

@@ -14,9 +14,11 @@ from shared import keys
 from shared.chat import Chunk
 from shared.entry import AT, NOTE, Position, now_ms
 from shared.errors import Damaged, Fenced, Gone
-from shared.redis import UNREACHABLE, ArqRedis, RedisError, ResponseError, complain
+from shared.redis import UNREACHABLE, ArqRedis, RedisError, ResponseError, bulk, complain, converse
 from shared.tasks import cancel
 
+_BUSY = 3
+_PAUSE_S = 0.002
 _BACKOFF_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
@@ -83,33 +85,23 @@ class Appender:
         self._pending = []
         try:
             if batch:
-                await connection.send_packed_command(b"".join(item[0] for item in batch), check_health=False)
-            while batch:
-                _, count, future = batch[0]
-                replies = [await self._reply(connection) for _ in range(count)]
-                batch.pop(0)
-                if not future.done():
-                    future.set_result(replies)
+                packed = b"".join([item[0] for item in batch])
+                replies = await converse(connection, packed, sum([item[1] for item in batch]))
+                start = 0
+                for _, count, future in batch:
+                    if not future.done():
+                        future.set_result(replies[start : start + count])
+                    start += count
+                batch, size = [], len(batch)
+                if size > _BUSY:
+                    await asyncio.sleep(_PAUSE_S)  # under load, more appends a flush cost less than more flushes
         finally:
             if batch:  # unanswered: first in line on the next connection
                 self._pending[:0] = batch
                 self._wake.set()
 
-    @staticmethod
-    async def _reply(connection: Any) -> Any:
-        try:
-            return await connection.read_response()
-        except UNREACHABLE:
-            raise
-        except ResponseError as error:
-            return error
 
-
-def _bulk(*parts: bytes) -> bytes:
-    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
-
-
-_MULTI, _EXEC = _bulk(b"MULTI"), _bulk(b"EXEC")
+_MULTI, _EXEC = bulk(b"MULTI"), bulk(b"EXEC")
 
 
 class Writer:
@@ -163,7 +155,7 @@ class Writer:
         field = b"u" if chunk.is_usage else b"c"
         if seq == 1:
             beside = (AT, b"%d" % now_ms(), *((NOTE, self.note) if self.note is not None else ()))
-            return _bulk(b"XADD", self._key, b"NOMKSTREAM", entry_id, field, chunk.payload, *beside)
+            return bulk(b"XADD", self._key, b"NOMKSTREAM", entry_id, field, chunk.payload, *beside)
         return b"%b$%d\r\n%b\r\n$1\r\n%b\r\n$%d\r\n%b\r\n" % (
             self._prefix,
             len(entry_id),

@@ -31,7 +31,7 @@ from shared.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
-from shared.tasks import cancel
+from shared.tasks import Alarm
 from worker.providers import fake
 from worker.providers.dialect import Call, Decoder, Dialect
 from worker.providers.dialects import dialect_of
@@ -55,7 +55,6 @@ _GRACE_S = 5.0  # after the finish reason: how long usage and [DONE] may take
 _REUSE_S = 0.05  # after [DONE]: how long the end of the body may take, so that the connection can be used again
 _PINGS = ("ping", "keepalive")  # events of Anthropic's and OpenAI's that say no more than a comment does
 _MAX_ERROR_BYTES = 64 * 1024
-_AHEAD_BYTES = 256 * 1024
 _FAKE_BATCH = 64
 
 
@@ -137,6 +136,7 @@ class Upstream:
         """
         timers = _Timers(self._settings)
         async with AsyncExitStack() as stack:
+            stack.callback(timers.close)
             begun = await self._begin(stack, targets, body, normalizer, served, timers, on_retry)
             provider, (batches, chunks, failure) = begun
             while True:
@@ -308,6 +308,7 @@ class _Timers:
         self._end = self._clock() + self._total_s
         self._first_s = settings.upstream_first_s
         self._in_grace = False
+        self._alarm = Alarm()
         self.begin()
 
     def begin(self) -> None:
@@ -336,14 +337,15 @@ class _Timers:
     async def wait(self, awaitable: Awaitable[T]) -> T:
         """Raises UpstreamTimeout when the current timer, or that of the whole generation, runs out first."""
         try:
-            async with asyncio.timeout_at(min(self._until, self._end)) as timer:
-                return await awaitable
-        except TimeoutError:
-            if not timer.expired():
-                raise
+            return await self._alarm.wait(awaitable, min(self._until, self._end))
+        except Alarm.Rang:
+            pass
         if self._end <= self._until:
             raise _timeout("generation_timeout", self._total_s)
         raise _timeout(self._code, self._seconds)
+
+    def close(self) -> None:
+        self._alarm.close()
 
 
 def _timeout(code: str, seconds: float) -> UpstreamTimeout:
@@ -410,53 +412,22 @@ async def _read_some(response: http.Response) -> bytes:
 
 
 async def _decode(response: http.Response, decoder: Decoder, max_event_bytes: int) -> _Events:
-    """All events that came since the last time it was asked.
-
-    A task of its own reads, because the client hands out every HTTP chunk by itself, even if fifty of them came in one
-    packet: the task only pauses when the socket has nothing more, so a packet becomes one batch. It also reads on while
-    the consumer is busy, up to `_AHEAD_BYTES`; after that the provider has to wait.
-    """
-    ready: list[sse.Event] = []
-    news, room = asyncio.Event(), asyncio.Event()
-
-    async def read() -> UpstreamError | None:
-        ahead = 0
-        try:
-            async for data in response.aiter_raw():
-                ahead = ahead + len(data) if ready else len(data)
-                if events := decoder.feed(data):
-                    ready.extend(events)
-                    news.set()
-                if decoder.refused:
-                    raise sse.EventTooLarge
-                if ready and ahead >= _AHEAD_BYTES:
-                    room.clear()
-                    await room.wait()
-            ready.extend(decoder.close())
-        except sse.EventTooLarge:
-            message = f"The provider sent an event of more than {max_event_bytes} bytes."
-            return UpstreamInvalid(message, code="upstream_chunk_too_large")
-        except http.TransportError:
-            return UpstreamIncomplete("The connection to the provider broke before the answer had ended.")
-        finally:
-            news.set()
-        return None
-
-    reader = asyncio.create_task(read(), name="upstream-read")
+    """All events that came since the last time it was asked: the client gathers what comes while the consumer is busy,
+    within bounds, and hands it out together."""
     try:
-        while ready or not reader.done():
-            if ready:
-                batch = ready.copy()
-                ready.clear()
-                room.set()
-                yield batch
-            else:
-                news.clear()
-                await news.wait()
-        if failure := reader.result():
-            raise failure
-    finally:
-        await cancel(reader)
+        async for data in response.aiter_raw():
+            if events := decoder.feed(data):
+                yield events
+            if decoder.refused:
+                raise sse.EventTooLarge
+        if events := decoder.close():
+            yield events
+    except sse.EventTooLarge:
+        message = f"The provider sent an event of more than {max_event_bytes} bytes."
+        raise UpstreamInvalid(message, code="upstream_chunk_too_large") from None
+    except http.TransportError:
+        message = "The connection to the provider broke before the answer had ended."
+        raise UpstreamIncomplete(message) from None
 
 
 async def _play(body: dict[str, Any], model: str) -> _Events:

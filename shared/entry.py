@@ -105,8 +105,9 @@ class Summary:
         return Status.IN_PROGRESS if self.position.epoch else Status.QUEUED
 
 
-Raw = Sequence[tuple[bytes, Mapping[bytes, bytes] | Sequence[bytes]]]
-"""Entries as Redis tells them, ids with their fields; these as redis-py makes them, or in a row as they came."""
+Fields = Mapping[bytes, bytes] | Sequence[bytes]
+Raw = Sequence[tuple[bytes, Fields]]
+"""Entries as Redis tells them, ids with their fields: as redis-py makes them, or in a row as they came."""
 
 
 def now_ms() -> int:
@@ -130,15 +131,19 @@ def decode(raw: Raw, after: Position | None = None) -> list[Entry]:
             if not follows(after, position):
                 raise Damaged(f"{position} comes after {after}")
             after = position
-        if isinstance(fields, Mapping):
-            fields = [part for pair in fields.items() for part in pair]
-        if len(fields) == 2:
+        if len(fields) == 2 and not isinstance(fields, Mapping):
             entries.append(Entry(position, _KINDS[fields[0]], fields[1]))
         else:
-            beside = dict(zip(fields[2::2], fields[3::2], strict=True))
-            at = int(beside[AT]) if AT in beside else None
-            entries.append(Entry(position, _KINDS[fields[0]], fields[1], beside.get(NOTE), at))
+            named = by_name(fields)
+            kind = next(iter(named))
+            at = int(named[AT]) if AT in named else None
+            entries.append(Entry(position, _KINDS[kind], named[kind], named.get(NOTE), at))
     return entries
+
+
+def by_name(fields: Fields) -> Mapping[bytes, bytes]:
+    """An entry's fields, however they are told."""
+    return fields if isinstance(fields, Mapping) else dict(zip(fields[::2], fields[1::2], strict=True))
 
 
 def summarize(header: Raw, first: Raw, last: Raw, metadata: bytes | None) -> Summary | None:

@@ -116,9 +116,15 @@ class _Stream(httpx.AsyncByteStream):
         self._response = response
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        content = self._response.content
         with _errors():
-            async for data in self._response.content.iter_any():
-                yield data
+            try:
+                async for data in content.iter_any():
+                    yield data
+            except (aiohttp.ClientError, OSError):
+                if rest := content._read_nowait(-1):  # came before the connection broke, and aiohttp would drop it
+                    yield rest
+                raise
 
     async def aclose(self) -> None:
         self._response.close()

@@ -18,7 +18,7 @@ from typing import Any
 
 from shared import json, keys, turns
 from shared.config import Settings
-from shared.entry import now_ms
+from shared.entry import by_name, now_ms
 from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
 from shared.redis import ArqRedis
 
@@ -154,7 +154,7 @@ class Sessions:
         end = "+" if before is None else f"({before}-0"
         while page := await self._redis.xrange(name, start, end, count=_PAGE):
             for _, fields in page:
-                data = fields[b"t"] if isinstance(fields, dict) else fields[1]
+                data = by_name(fields)[b"t"]
                 found.append({**json.loads(data), "bytes": len(data)})
             start = f"({page[-1][0].decode()}"
         return found

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from shared import json, keys
-from shared.entry import BEGIN, HEADER, SEAL, Entry, Kind, Position, Summary, attempt, decode, summarize
+from shared.entry import BEGIN, HEADER, SEAL, Entry, Kind, Position, Summary, attempt, by_name, decode, summarize
 from shared.errors import Damaged, Fenced, Gone, LogError, Sealed, Taken
 from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError, bulk, exchange
 from shared.writer import Appender, Writer, is_refusal
@@ -97,7 +97,7 @@ class StreamLog:
             return True
         if is_refusal(replies[0]):
             there = await self._redis.xrange(key, str(HEADER), str(HEADER))
-            return bool(there and there[0][1].get(_TOKEN) == token)  # ours all the same if only the reply was lost
+            return bool(there and by_name(there[0][1]).get(_TOKEN) == token)  # ours all the same if only the reply was lost
         raise replies[0]
 
     async def delete(self, generation_id: str, owner: str) -> None:
@@ -148,7 +148,7 @@ class StreamLog:
         if is_refusal(added):
             await self.last(generation_id)
             mine = await self._redis.xrange(key, f"{epoch}-0", f"{epoch}-0")
-            if not mine or json.loads(mine[0][1][b"a"]) != attempt:  # ours all the same if only the reply was lost
+            if not mine or json.loads(decode(mine)[0].data) != attempt:  # ours all the same if only the reply was lost
                 raise Taken(generation_id)
         elif isinstance(added, Exception):
             raise added

@@ -20,6 +20,7 @@ from api.relay import LATER, Drain, Parts
 from api.routes import batches, chat, files, health, models, sessions, stored, streams, usage
 from shared.broker import Broker
 from shared.config import Settings
+from shared.process import collect_rarely
 from shared.reaper import Reaper
 from shared.redis import Unusable, check_server, connect, persist
 from shared.streamlog import StreamLog
@@ -58,6 +59,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
                 refusals.append(str(error))
                 raise
             app.state.parts = Parts(hub, broker, settings, drain)
+            collect_rarely()
             yield
 
     app = Application(

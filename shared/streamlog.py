@@ -97,7 +97,9 @@ class StreamLog:
             return True
         if is_refusal(replies[0]):
             there = await self._redis.xrange(key, str(HEADER), str(HEADER))
-            return bool(there and by_name(there[0][1]).get(_TOKEN) == token)  # ours all the same if only the reply was lost
+            return bool(
+                there and by_name(there[0][1]).get(_TOKEN) == token
+            )  # ours all the same if only the reply was lost
         raise replies[0]
 
     async def delete(self, generation_id: str, owner: str) -> None:

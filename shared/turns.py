@@ -38,7 +38,11 @@ class Said(NamedTuple):
 
 def said(message: dict[str, Any], *, think_tags: bool = False) -> Said:
     """Answer and reasoning apart. With `think_tags`, what stands in `<think>…</think>` at the start is reasoning."""
-    reasoning = next((text for field in _TEXT_FIELDS if isinstance(text := message.get(field), str) and text), "")
+    reasoning = ""
+    for field in _TEXT_FIELDS:
+        if (text := message.get(field)) and isinstance(text, str):
+            reasoning = text
+            break
     content = message.get("content")
     if isinstance(content, list):  # Mistral: a list of parts, each `text` or `thinking`
         parts = [part for part in content if isinstance(part, dict)]

@@ -32,6 +32,7 @@ from shared.broker import Broker
 from shared.config import Settings, SettingsInvalid, environment, load_settings
 from shared.doorbell import LINE, is_line
 from shared.errors import Unavailable
+from shared.process import collect_rarely
 from shared.reaper import Reaper
 from shared.redis import (
     ArqRedis,
@@ -353,6 +354,7 @@ async def serve(settings: Settings) -> None:
             await check_server(redis, url)
         except Unusable as error:
             raise SystemExit(str(error)) from None
+        collect_rarely()
         logger.info("worker started", worker_id=worker_id, providers=sorted(providers))
         await _run(worker, stopped, lambda: beat(redis, worker, providers, settings.models), reaper, courier)
         with suppress(RedisError, OSError):

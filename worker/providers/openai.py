@@ -224,10 +224,11 @@ class Normalizer:
 class _Choice:
     """What one choice has shown so far, and the corrections that follow from it."""
 
-    __slots__ = ("_opened", "_tools", "finish_reason", "head")
+    __slots__ = ("_opened", "_spoken", "_tools", "finish_reason", "head")
 
     def __init__(self, *, opened: bool) -> None:
         self._opened = opened
+        self._spoken = False
         self._tools: dict[int, dict[str, Any]] = {}
         self.finish_reason: str | None = None
         self.head = ""
@@ -240,6 +241,13 @@ class _Choice:
             delta = choice["delta"] = {}
         elif not isinstance(delta, dict):
             raise malformed()
+        if (
+            len(delta) == 1
+            and self._spoken
+            and isinstance(text := delta.get("content"), str)
+            and not choice.get("finish_reason")
+        ):
+            return len(text), 0  # almost every chunk: a little more text, and nothing to correct
         if self._opened:
             delta.pop("role", None)
         else:
@@ -248,8 +256,9 @@ class _Choice:
                 delta["role"] = "assistant"
         if reason := choice.get("finish_reason"):
             self.finish_reason = str(reason)
-        if len(self.head) < _HEAD and isinstance(content := delta.get("content"), str):
+        if not self._spoken and isinstance(content := delta.get("content"), str):
             self.head = (self.head + content).lstrip()[:_HEAD]
+            self._spoken = len(self.head) == _HEAD
         if calls := delta.get("tool_calls"):
             self._read_calls(calls)
         content, reasoning = said(delta)

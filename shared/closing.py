@@ -14,9 +14,9 @@ from shared import json, keys, turns, usage
 from shared.chat import Accumulator
 from shared.config import Settings
 from shared.doorbell import ring
-from shared.entry import SEAL, Kind, Position, Status, Summary, now_ms
+from shared.entry import SEAL, Kind, Position, Status, now_ms
 from shared.errors import Gone
-from shared.redis import ArqRedis, RedisError, WatchError
+from shared.redis import ArqRedis, RedisError, WatchError, bulk, watch
 from shared.sessions import Sessions
 from shared.streamlog import StreamLog
 from shared.telemetry import SEALED, SETTLED, get_logger
@@ -105,7 +105,7 @@ class Closing:
         told = await self.read(generation_id, epoch)
         if told.whole:
             status, error = finished_status(told.fold.finish_reasons), None
-        await self.seal(generation_id, await self.outcome(told, status, error))
+        await self.seal(told.header, await self.outcome(told, status, error), said=epoch)
         return status
 
     async def outcome(self, told: Told, status: Status, error: dict[str, Any] | None) -> dict[str, Any]:
@@ -123,9 +123,15 @@ class Closing:
             "characters": told.lengths(),
         }
 
-    async def seal(self, generation_id: str, outcome: dict[str, Any], *, epoch: int | None = None) -> None:
-        """Writes the outcome and settles. Raises what `StreamLog.seal` raises; the settlement may come later."""
-        await self._log.seal(generation_id, outcome, epoch=epoch)
+    async def seal(
+        self, header: dict[str, Any], outcome: dict[str, Any], *, said: int, epoch: int | None = None
+    ) -> None:
+        """Writes the outcome and settles. Raises what `StreamLog.seal` raises; the settlement may come later.
+
+        `said` is the attempt whose words the outcome is about; with `epoch`, only while that one is the newest.
+        """
+        generation_id = header["id"]
+        await self._log.seal(generation_id, outcome, epoch=epoch, header=header)
         SEALED.labels(outcome["status"]).inc()
         error = outcome["error"] or {}
         logger.info(
@@ -136,7 +142,7 @@ class Closing:
             **_lengths(outcome),
         )
         try:
-            await self.settle(generation_id)
+            await self._settle(header, outcome, said)
         except (RedisError, OSError) as problem:
             logger.warning("settlement waits", generation_id=generation_id, error=type(problem).__name__)
 
@@ -148,25 +154,29 @@ class Closing:
         if summary is None or summary.outcome is None:
             await self._redis.srem(keys.UNSETTLED, generation_id)  # type: ignore[misc]
             return
-        header, marker = summary.header, keys.settled(generation_id)
+        await self._settle(summary.header, summary.outcome, summary.position.epoch)
+
+    async def _settle(self, header: dict[str, Any], outcome: dict[str, Any], epoch: int) -> None:
+        generation_id = header["id"]
+        marker, log = keys.settled(generation_id), keys.log(generation_id)
         mark = str(header["created_at_ms"]).encode()  # of this log: an Idempotency-Key may make its id once more later
-        turn = await self._turn(summary)
+        turn = await self._turn(header, outcome, epoch)
         marked_s = self._settings.log_safety_s + (header.get("retention_s") or 0)  # it must outlive the log
+        looks = bulk(b"GET", marker.encode()), bulk(b"EXISTS", log.encode())
         while True:
             try:
                 async with self._redis.pipeline(transaction=True) as pipe:
-                    await pipe.watch(marker, keys.log(generation_id))
-                    if await pipe.get(marker) == mark or not await pipe.exists(keys.log(generation_id)):
-                        await pipe.reset()  # type: ignore[no-untyped-call]
-                        await self._redis.srem(keys.UNSETTLED, generation_id)  # type: ignore[misc]
+                    marked, exists = await watch(pipe, [marker, log], *looks)
+                    if marked == mark or not exists:
+                        pipe.srem(keys.UNSETTLED, generation_id)
+                        await pipe.execute()
                         break
-                    pipe.multi()  # type: ignore[no-untyped-call]
                     pipe.set(marker, mark, px=int(marked_s * 1000))
-                    self._book(pipe, header, summary.outcome)
+                    self._book(pipe, header, outcome)
                     if header.get("session"):
                         self.sessions.settle(pipe, header, turn)
                     if header.get("webhook"):
-                        self._tell(pipe, header, summary.outcome, marked_s)
+                        self._tell(pipe, header, outcome, marked_s)
                     pipe.srem(keys.UNSETTLED, generation_id)
                     await pipe.execute()
                     SETTLED.inc()
@@ -192,17 +202,15 @@ class Closing:
             kept_s=kept_s,
         )
 
-    async def _turn(self, summary: Summary) -> list[dict[str, Any]] | None:
+    async def _turn(self, header: dict[str, Any], outcome: dict[str, Any], epoch: int) -> list[dict[str, Any]] | None:
         """What a finished generation adds to its session: the request's new messages and the answer's."""
-        header, outcome = summary.header, summary.outcome
         session = header.get("session")
-        assert outcome is not None
-        if session is None or not summary.position.epoch:
+        if session is None or not epoch:
             return None
         if outcome["status"] not in _TURNS and not session.get("keep_partial"):
             return None
         try:
-            told = await self.read(header["id"], summary.position.epoch)
+            told = await self.read(header["id"], epoch)
         except Gone:
             return None
         answers = told.fold.result()["choices"]

@@ -15,7 +15,7 @@ import asyncio
 import builtins
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -62,6 +62,7 @@ __all__ = [
     "exchange",
     "persist",
     "serialize_job",
+    "watch",
     "without_password",
 ]
 
@@ -133,6 +134,24 @@ async def exchange(redis: ArqRedis, packed: bytes) -> Any:
     if isinstance(reply, ResponseError):
         raise reply
     return reply
+
+
+async def watch(pipe: Any, names: Sequence[str], *reads: bytes) -> list[Any]:
+    """Begins a transaction that fails if one of these keys is written meanwhile: watches them and reads, at once.
+
+    `pipe` is a fresh pipeline of `redis.pipeline(transaction=True)`, `reads` are packed commands; returns their replies as
+    they came. What is queued then is executed if nobody wrote; else WatchError is raised. Redis-py would take a round
+    trip for each.
+    """
+    pipe.connection = connection = await pipe.connection_pool.get_connection()
+    pipe.watching = True  # from here on it gives the connection back, and lets go of the keys
+    packed = b"".join((bulk(b"WATCH", *(name.encode() for name in names)), *reads))
+    _, *replies = await converse(connection, packed, 1 + len(reads))
+    for reply in replies:
+        if isinstance(reply, ResponseError):
+            raise reply
+    pipe.multi()
+    return replies
 
 
 async def converse(connection: Any, packed: bytes, replies: int) -> list[Any]:

@@ -20,7 +20,7 @@ from typing import Any
 from shared import json, keys
 from shared.entry import BEGIN, HEADER, SEAL, Entry, Kind, Position, Summary, attempt, by_name, decode, summarize
 from shared.errors import Damaged, Fenced, Gone, LogError, Sealed, Taken
-from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError, bulk, exchange
+from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError, bulk, exchange, watch
 from shared.writer import Appender, Writer, is_refusal
 
 _INDEX_PAGE = 50
@@ -159,26 +159,34 @@ class StreamLog:
         header, body = self._request(raw, generation_id)
         return Writer(appender, generation_id, epoch, self.last), header, body
 
-    async def seal(self, generation_id: str, outcome: dict[str, Any], *, epoch: int | None = None) -> None:
+    async def seal(
+        self,
+        generation_id: str,
+        outcome: dict[str, Any],
+        *,
+        epoch: int | None = None,
+        header: dict[str, Any] | None = None,
+    ) -> None:
         """Writes the outcome; the first one wins for good. The retention time starts now, and what follows is to be settled.
 
-        With `epoch`, only while that attempt is the newest: Fenced otherwise. Raises Sealed with the outcome that was
-        there first, unless it is this very one; Gone.
+        With `epoch`, only while that attempt is the newest: Fenced otherwise. `header` is the request's, if it is known.
+        Raises Sealed with the outcome that was there first, unless it is this very one; Gone.
         """
         key = keys.log(generation_id)
-        header = await self._redis.xrange(key, str(HEADER), str(HEADER))
-        kept_ms = self._kept_ms(json.loads(decode(header)[0].data) if header else {})
+        if header is None:
+            found = await self._redis.xrange(key, str(HEADER), str(HEADER))
+            header = json.loads(decode(found)[0].data) if found else {}
+        kept_ms = self._kept_ms(header)
         while True:
             try:
                 async with self._redis.pipeline(transaction=True) as pipe:
                     if epoch is not None:
-                        await pipe.watch(key)
-                        last = self._last(await pipe.xrevrange(key, count=1), generation_id, mine=outcome)
+                        (end,) = await watch(pipe, [key], bulk(b"XREVRANGE", key.encode(), b"+", b"-", b"COUNT", b"1"))
+                        last = self._last(end, generation_id, mine=outcome)
                         if last == SEAL:
                             return
                         if last.epoch != epoch:
                             raise Fenced(generation_id)
-                        pipe.multi()  # type: ignore[no-untyped-call]
                     pipe.xadd(key, {Kind.OUTCOME: json.dumps(outcome)}, id=str(SEAL), nomkstream=True)
                     pipe.pexpire(key, kept_ms)
                     pipe.pexpire(keys.metadata(generation_id), kept_ms)

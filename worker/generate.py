@@ -226,7 +226,7 @@ class Generator:
         if error and writer.position.seq and self._may_restart(error, header, writer):
             UPSTREAM_ERRORS.labels(_cause(error)).inc()
             return await self._claim_next(writer.generation_id, writer.epoch, self._new_attempt(error.code))
-        await self._finish(writer, answer, served, error, status)
+        await self._finish(writer, header, answer, served, error, status)
         GENERATION_SECONDS.observe(time.monotonic() - started)
         return None
 
@@ -300,6 +300,7 @@ class Generator:
     async def _finish(
         self,
         writer: Writer,
+        header: dict[str, Any],
         answer: Normalizer,
         served: Served,
         error: StreamspoolError | None,
@@ -315,7 +316,7 @@ class Generator:
         while True:
             try:
                 outcome = await self._outcome(writer, answer, served, status, failure)
-                return await self._closing.seal(writer.generation_id, outcome, epoch=writer.epoch)
+                return await self._closing.seal(header, outcome, said=writer.epoch, epoch=writer.epoch)
             except UNREACHABLE as problem:
                 complain("seal", problem)
                 await asyncio.sleep(1)

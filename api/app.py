@@ -24,7 +24,7 @@ from shared.process import collect_rarely
 from shared.reaper import Reaper
 from shared.redis import Unusable, check_server, connect, persist
 from shared.streamlog import StreamLog
-from shared.tasks import cancel
+from shared.tasks import Rounds, cancel
 from shared.telemetry import REQUESTS
 
 _POOL = 16
@@ -49,7 +49,9 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
             log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
             name = f"api:{socket.gethostname()}-{os.getpid()}"
             broker = Broker(redis, log, settings, name=name)
-            hub = await stack.enter_async_context(Hub(log, reading, grace_s=settings.disconnect_grace_s))
+            hub = await stack.enter_async_context(
+                Hub(log, reading, grace_s=settings.disconnect_grace_s, keepalive_s=settings.keepalive_s)
+            )
             reaper = Reaper(redis, log, broker, settings, name=name)
             reaping = asyncio.create_task(persist("reaper", reaper.run), name="reaper")
             stack.push_async_callback(cancel, reaping)
@@ -78,9 +80,16 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
 
 
 class Application(FastAPI):
-    """FastAPI that lets go of a request before its stream begins: a viewer may stay for an hour."""
+    """FastAPI that lets go of a request before its stream begins: a viewer may stay for an hour.
+
+    Of those who only read, one comes in at a time: a thousand of them at once must not keep a prompt waiting.
+    """
+
+    _reading = Rounds(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "GET":
+            await self._reading.turn()
         scope[LATER] = None
         await super().__call__(scope, receive, send)
         if serve := scope.pop(LATER):

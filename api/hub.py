@@ -1,7 +1,8 @@
 """The hub: each log that somebody watches here is followed once, whatever the number of viewers.
 
 Hidden here: one blocking read over all followed logs, how it is interrupted when one is added, the window of ready
-frames that is kept for each, and what becomes of viewers when Redis is away, an entry is missing or a log is deleted.
+frames that is kept for each, what becomes of viewers when Redis is away, an entry is missing or a log is deleted, who is
+due a keep-alive, and that a log which was replayed is at hand for the next who asks.
 
 A `LiveLog` is an array of frames, formatted once; a viewer (relay.py) is an index into it. The window is bounded: a
 viewer that lags behind it reads the log itself until it has caught up.
@@ -16,12 +17,12 @@ from contextlib import asynccontextmanager
 from typing import Self
 
 from api.pace import Tally
-from shared import keys
+from shared import keys, sse
 from shared.entry import BEGIN, Entry, Kind
 from shared.errors import Damaged, LogError
 from shared.redis import ArqRedis, RedisError, complain
 from shared.streamlog import StreamLog
-from shared.tasks import cancel
+from shared.tasks import Rounds, cancel
 from shared.telemetry import FOLLOWED, VIEWERS, get_logger
 
 logger = get_logger(__name__)
@@ -36,6 +37,15 @@ _FIRST_READ, _LARGEST_READ = 100, 1000
 """How many entries of each log are read at once: as many as make a megabyte, if they stay like those seen."""
 _BUSY_ENTRIES = 4
 _PAUSE_S, _PAUSE_A_LOG_S = 0.004, 0.0001
+_PIECE_FRAMES, _PIECE_BYTES = 512, 128 * 1024
+"""What is joined for one send, at most: a lagging viewer catches up in large writes without holding the loop, and without
+holding much memory while it does not read. A single frame may be larger."""
+_LARGE_AT_ONCE = 4
+_HOT_BYTES = 16 * 1024 * 1024
+"""Chunk bytes of ended logs, in all, that are kept after their last viewer."""
+_HOT_S = 60.0
+_KEEPALIVE = b"%x\r\n%b\r\n" % (len(sse.KEEPALIVE), sse.KEEPALIVE)
+_KEPT_AT_ONCE = 200
 
 Encode = Callable[[Entry], bytes]
 
@@ -73,7 +83,8 @@ class LiveLog:
     window, `lost` how many Redis itself does not have any more. `replaced` says that an earlier attempt had said
     something, `note` who says it, `usage_last` that the last chunk is the usage chunk. `outcome` is there once the log is
     sealed, `problem` once it cannot be followed any further. `tally` is there if viewers are paced. `fed_at` is when
-    the last entries came, in the loop's time, `page` how many like them may be read at once.
+    the last entries came, in the loop's time, `page` how many like them may be read at once. `made` tells logs of one
+    id apart, `replayed` says that it had ended before anybody watched it here, `idle_since` when the last viewer left.
     """
 
     def __init__(self, generation_id: str, *, paced: bool = False) -> None:
@@ -98,6 +109,10 @@ class LiveLog:
         self._lanes: dict[Encode, set[Lane]] = {}
         self.fed_at = 0.0
         self.page = _FIRST_READ
+        self.made = 0
+        self.replayed = False
+        self.idle_since = 0.0
+        self._pieces: dict[tuple[Encode, int], tuple[bytes, int] | None] = {}
 
     @property
     def end(self) -> int:
@@ -111,6 +126,11 @@ class LiveLog:
     def payloads(self) -> list[bytes] | None:
         """All chunks of the attempt, or None if the window does not reach back that far."""
         return [entry.data for entry in self._entries] if not self.floor else None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the chunks in the window."""
+        return self._bytes
 
     @property
     def started(self) -> bool:
@@ -127,6 +147,30 @@ class LiveLog:
         if frames is None:
             frames = self._frames[encode] = [encode(entry) for entry in self._entries]
         return frames[start - self.floor : stop - self.floor]
+
+    def piece(self, encode: Encode, start: int, stop: int) -> tuple[bytes, int]:
+        """The first of these frames, joined, as many as make one send, and the number of the last.
+
+        Of a log that has ended, all viewers who read it from its start are sent the same pieces.
+        """
+        place = (encode, start)
+        shared = self.outcome is not None and stop == self.end and (not start or place in self._pieces)
+        if shared and (piece := self._pieces.get(place)):
+            return piece
+        size = count = 0
+        frames = self.frames(encode, start, min(stop, start + _PIECE_FRAMES))
+        for frame in frames:
+            size += len(frame)
+            count += 1
+            if size >= _PIECE_BYTES:
+                break
+        piece = b"".join(frames[:count]), start + count
+        if shared:
+            self._pieces[place] = piece
+            self._pieces.setdefault((encode, piece[1]))
+            if piece[1] == self.end:
+                del self._frames[encode]
+        return piece
 
     def feed(self, entries: list[Entry]) -> None:
         """Takes the next entries of the log, in order, and has the viewers get them."""
@@ -218,6 +262,24 @@ class LiveLog:
                 lanes.discard(lane)
                 self._leave(lane)
 
+    def silent(self, before: float) -> list[Lane]:
+        """Those that were written nothing since then."""
+        if self.fed_at > before:
+            return []
+        return [lane for lanes in self._lanes.values() for lane in lanes if lane.since <= before]
+
+    def keep_alive(self, lanes: list[Lane], now: float) -> None:
+        """Writes a keep-alive to those of them that are still here."""
+        for lane in lanes:
+            if lane.left:
+                continue
+            lane.since = now
+            if not lane.transport.is_closing():
+                lane.transport.write(_KEEPALIVE)
+                if not lane.transport.get_write_buffer_size():
+                    continue
+            self.detach(lane)
+
     def fail(self, problem: LogError) -> None:
         self.problem = problem
         if self.tally is not None:
@@ -254,6 +316,7 @@ class LiveLog:
         if self.tally is not None:
             self.tally.clear(lost)
         self._entries.clear()
+        self._pieces.clear()
         for frames in self._frames.values():
             frames.clear()
 
@@ -264,6 +327,7 @@ class LiveLog:
             self._bytes -= len(self._entries[dropped].data)
             dropped += 1
         del self._entries[:dropped]
+        self._pieces.clear()
         for frames in self._frames.values():
             del frames[:dropped]
         self.floor += dropped
@@ -272,14 +336,18 @@ class LiveLog:
 class Hub:
     """Follows logs while they have viewers; an async context manager, one per process.
 
-    `reading` must be a client of its own whose answers may take longer than BLOCK_MS.
+    `reading` must be a client of its own whose answers may take longer than BLOCK_MS. Viewers that are written to
+    directly get a keep-alive before `keepalive_s` have passed without a chunk.
     """
 
-    def __init__(self, log: StreamLog, reading: ArqRedis, *, grace_s: float) -> None:
+    def __init__(self, log: StreamLog, reading: ArqRedis, *, grace_s: float, keepalive_s: float) -> None:
         self._log = log
-        self._grace_s = grace_s
+        self._grace_s, self._keepalive_s = grace_s, keepalive_s
         self._following = StreamLog(reading, retention_s=0, safety_s=0)
         self._live: dict[str, LiveLog] = {}
+        self._hot: dict[str, LiveLog] = {}
+        self.rounds = Rounds(_LARGE_AT_ONCE)
+        """Whose turn it is to write a large piece."""
         self._control = keys.hub(os.urandom(8).hex())
         self._control_id = "0"
         self._added = asyncio.Event()
@@ -287,7 +355,8 @@ class Hub:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(loop(), name=loop.__name__) for loop in (self._run, self._keep_watched)]
+        loops = (self._run, self._keep_watched, self._keep_alive)
+        self._tasks = [asyncio.create_task(loop(), name=loop.__name__) for loop in loops]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -300,19 +369,22 @@ class Hub:
 
     @asynccontextmanager
     async def watch(
-        self, generation_id: str, *, fresh: bool = False, needed: bool = False, paced: bool = False
+        self, generation_id: str, *, made: int = 0, fresh: bool = False, needed: bool = False, paced: bool = False
     ) -> AsyncIterator[LiveLog]:
         """The live log of a generation, caught up with Redis; it is followed while somebody is in here.
 
-        `fresh` says that it was just created and cannot have entries yet, `needed` that the generation ends without
-        viewers: then whoever runs it is told that there is one. `paced` has its tokens counted. Raises RedisError,
-        OSError.
+        `made` is when it was created: a log that had the same id before is another one. `fresh` says that it was just
+        created and cannot have entries yet, `needed` that the generation ends without viewers: then whoever runs it is
+        told that there is one. `paced` has its tokens counted. Raises RedisError, OSError.
         """
         live = self._live.get(generation_id)
         if live is None:
-            live = self._live[generation_id] = LiveLog(generation_id, paced=paced)
-            live.needed = needed
-            live.opening = asyncio.create_task(self._catch_up(live, fresh), name=f"open {generation_id}")
+            live = self._hot.pop(generation_id, None)
+            if live is None or live.made != made or paced:
+                live = LiveLog(generation_id, paced=paced)
+                live.made, live.needed = made, needed
+                live.opening = asyncio.create_task(self._catch_up(live, fresh), name=f"open {generation_id}")
+            self._live[generation_id] = live
             FOLLOWED.inc()
         live.viewers += 1
         VIEWERS.inc()
@@ -326,8 +398,18 @@ class Hub:
                 del self._live[generation_id]
                 FOLLOWED.dec()
                 live.opening.cancel()
-                if live.needed and not live.ended:
+                if live.replayed and live.outcome and not live.problem:
+                    self._keep_hot(live)
+                elif live.needed and not live.ended:
                     await self._say_watched([generation_id])  # the grace time counts from here
+
+    def _keep_hot(self, live: LiveLog) -> None:
+        """Keeps what somebody replayed for the next who does: it cannot change any more. Who may see it, and whether it
+        is still there, is looked up for each viewer anyway."""
+        live.idle_since = asyncio.get_running_loop().time()
+        self._hot[live.id] = live
+        while sum(one.size for one in self._hot.values()) > _HOT_BYTES:
+            del self._hot[next(iter(self._hot))]
 
     def wake(self) -> None:
         """Makes every viewer look again: something outside the logs has changed."""
@@ -340,6 +422,7 @@ class Hub:
                 await self._say_watched([live.id])
             async for page in self._log.read_all(live.id, strict=False):
                 live.feed(page)
+            live.replayed = live.outcome is not None
         live.caught_up = True
         if live.outcome is None:
             self._added.set()
@@ -347,6 +430,21 @@ class Hub:
                 await self._log.interrupt(self._control)
             except (RedisError, OSError) as error:  # the read ends by itself, a little later
                 logger.warning("hub not interrupted", error=type(error).__name__)
+
+    async def _keep_alive(self) -> None:
+        """Also forgets ended logs that nobody came back for."""
+        tick_s = min(1.0, self._keepalive_s / 4)
+        while True:
+            await asyncio.sleep(tick_s)
+            now = asyncio.get_running_loop().time()
+            for live in list(self._live.values()):
+                silent = live.silent(now + tick_s - self._keepalive_s)
+                for start in range(0, len(silent), _KEPT_AT_ONCE):
+                    live.keep_alive(silent[start : start + _KEPT_AT_ONCE], now)
+                    await asyncio.sleep(0)
+            for live in list(self._hot.values()):
+                if now - live.idle_since > _HOT_S:
+                    del self._hot[live.id]
 
     async def _keep_watched(self) -> None:
         while True:

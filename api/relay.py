@@ -33,10 +33,10 @@ from shared.telemetry import RESUMES, VIEWERS_DROPPED, get_logger
 
 logger = get_logger(__name__)
 
-_BATCH = 512
-_BATCH_BYTES = 128 * 1024
-"""What is joined for one send, at most: a lagging viewer catches up in large writes without holding the loop, and without
-holding much memory while it does not read. A single frame may be larger."""
+_PAGE = 512
+_PAGE_BYTES = 128 * 1024
+_LARGE_BYTES = 16 * 1024
+"""So much at once is not sent to everybody in the same round of the loop: what is live comes in between."""
 _FIRST_PAGE = 16
 _RETRY_S = 0.25
 _STAGGER_S = 2.0
@@ -117,15 +117,16 @@ class _Client:
             await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def wait(self, waiter: asyncio.Future[None], timeout_s: float) -> None:
-        """Until the future is done, the client is gone, or the time is over."""
+        """Until the future is done, the client is gone, or the time, if there is one, is over."""
         self._waiter = waiter
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._wake)
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._wake) if timeout_s < math.inf else None
         if self.gone:
             self._wake()
         try:
             await waiter
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             self._waiter = None
 
     async def cut(self, *, flush: bool) -> None:
@@ -165,6 +166,7 @@ class _LogResponse(Response):
         self.background = None
         self._parts, self._fresh, self._extra = parts, fresh, headers
         self._id: str = header["id"]
+        self._made: int = header["created_at_ms"]
         self._needed = header.get("on_disconnect") == "cancel"
         self._rate: float | None = header.get("max_tokens_per_s")
 
@@ -179,7 +181,9 @@ class _LogResponse(Response):
         client = _Client(scope, receive, send, self._parts.settings.send_timeout_s)
         try:
             paced = self._rate is not None
-            async with self._parts.hub.watch(self._id, fresh=self._fresh, needed=self._needed, paced=paced) as live:
+            async with self._parts.hub.watch(
+                self._id, made=self._made, fresh=self._fresh, needed=self._needed, paced=paced
+            ) as live:
                 await self._respond(client, live)
         except TimeoutError:
             VIEWERS_DROPPED.inc()
@@ -255,6 +259,8 @@ class EventStream(_LogResponse):
             self._pace = Pace(self._rate, live.tally)
         await client.start(200, {**EVENT_STREAM_HEADERS, **self._extra, **chat.served_headers(live.note)})
         async for body, last in self._bodies(client, live, start):
+            if len(body) >= _LARGE_BYTES:
+                await self._parts.hub.rounds.turn()
             await client.send(body, more=not last)
             if last:
                 return
@@ -284,11 +290,10 @@ class EventStream(_LogResponse):
                     yield body, False
                 body = b""
             elif index < live.end:
-                frames = _fitting(live.frames(self._encode, index, min(limit, index + _BATCH)))
-                index += len(frames)
-                if any(frames):
-                    yield b"".join(frames), False
-                frames = []
+                body, index = live.piece(self._encode, index, limit)
+                if body:
+                    yield body, False
+                body = b""
             elif live.outcome:
                 yield b"".join(chat.end_frames(json.loads(live.outcome.data), ids=self._view.ids)[skip_end:]), True
                 return
@@ -320,17 +325,13 @@ class EventStream(_LogResponse):
 
         Returns where it got to, and what `_news` would.
         """
-        loop = asyncio.get_running_loop()
         lane = live.attach(self._encode, transport)
         try:
-            while True:
-                silent_s = loop.time() - max(lane.since, live.fed_at)
-                patience_s = min(self._parts.settings.keepalive_s - silent_s, self._stay_s())
-                if patience_s <= 0:
-                    return *live.detach(lane), None if self._stay_s() <= 0 else False
+            while not (lane.left or client.gone):
+                if (patience_s := self._stay_s()) <= 0:
+                    return *live.detach(lane), None
                 await client.wait(lane.waiter(), patience_s)
-                if lane.left or client.gone or self._parts.drain.native:
-                    return *live.detach(lane), True
+            return *live.detach(lane), True
         finally:
             live.detach(lane)
 
@@ -385,18 +386,8 @@ class EventStream(_LogResponse):
             live.fail(Gone(self._id))
             return b"", live.end
         size = sum(len(entry.data) for entry in chunks)
-        self._page = max(1, min(_BATCH, _BATCH_BYTES * len(chunks) // size))  # as many as fit, if they stay like these
+        self._page = max(1, min(_PAGE, _PAGE_BYTES * len(chunks) // size))  # as many as fit, if they stay like these
         return b"".join(map(self._encode, chunks)), index + len(chunks)
-
-
-def _fitting(frames: list[bytes]) -> list[bytes]:
-    """The first of these frames, as many as make one send."""
-    size = 0
-    for count, frame in enumerate(frames):
-        size += len(frame)
-        if size >= _BATCH_BYTES:
-            return frames[: count + 1]
-    return frames
 
 
 class Answer(_LogResponse):

@@ -31,11 +31,13 @@ from shared.redis import ArqRedis, RedisError
 from shared.request import ChatRequest
 from shared.sessions import Sessions, check_id
 from shared.streamlog import StreamLog
+from shared.tasks import Gathered
 from shared.telemetry import SUBMITTED, get_logger
 from shared.webhooks import Target, Webhooks
 
 logger = get_logger(__name__)
 
+_FOUND_AT_ONCE = 100
 _ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
 _DOUBT_S = 60.0
 """How long a create that was given up on may still reach Redis."""
@@ -60,6 +62,7 @@ class Broker:
 
     def __init__(self, redis: ArqRedis, log: StreamLog, settings: Settings, *, name: str) -> None:
         self.log = log
+        self._found = Gathered(log.describe, most=_FOUND_AT_ONCE)
         self.catalogue = Catalogue(redis)
         self.sessions = Sessions(redis, settings)
         self.webhooks = Webhooks(redis, settings)
@@ -258,7 +261,7 @@ class Broker:
         """The generation's summary. Raises NotFound if there is none, or it is somebody else's."""
         if _ID.fullmatch(generation_id):
             with reachable():
-                summary = (await self.log.describe([generation_id]))[0]
+                summary = await self._found.get(generation_id)
             if summary and summary.header["owner"] == principal.tenant:
                 return summary
         raise NotFound(NO_STREAM)

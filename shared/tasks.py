@@ -1,10 +1,12 @@
-"""Ending tasks so that they have really ended, and waiting until a time at little cost."""
+"""Pieces of asyncio: ending tasks so that they have really ended, waiting until a time, asking for many at once, and
+leaving the loop to others."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -83,3 +85,78 @@ class Alarm:
         else:
             self._rang = True
             self._waiting.cancel()
+
+
+class Gathered(Generic[T]):
+    """A look-up by key that asks for many keys at once: all that are wanted while the one before is under way.
+
+    Nobody gets an answer that was asked for before they came, so one reads what one has written.
+    """
+
+    def __init__(self, ask: Callable[[list[str]], Awaitable[Sequence[T]]], *, most: int) -> None:
+        self._ask, self._most = ask, most
+        self._wanted: dict[str, asyncio.Future[T]] = {}
+        self._asking: asyncio.Task[None] | None = None
+
+    async def get(self, key: str) -> T:
+        """Raises whatever asking does."""
+        future = self._wanted.get(key)
+        if future is None:
+            future = self._wanted[key] = asyncio.get_running_loop().create_future()
+            future.add_done_callback(_retrieve)
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._run(), name="gathered")
+        return await asyncio.shield(future)
+
+    async def _run(self) -> None:
+        while self._wanted:
+            keys = list(self._wanted)[: self._most]
+            futures = [self._wanted.pop(key) for key in keys]
+            try:
+                found: Sequence[Any] = await self._ask(keys)
+            except Exception as error:
+                for future in futures:
+                    future.set_exception(error)
+            else:
+                for future, value in zip(futures, found, strict=True):
+                    future.set_result(value)
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Those who asked may all be gone: nobody has to hear of the error then."""
+    if not future.cancelled():
+        future.exception()
+
+
+class Rounds:
+    """Lets so many go in each round of the event loop, in the order in which they came: what is small need not wait
+    until a thousand large things are done."""
+
+    def __init__(self, each: int) -> None:
+        self._each = self._left = each
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._counting = False
+
+    async def turn(self) -> None:
+        """Returns at once as long as nobody waits."""
+        loop = asyncio.get_running_loop()
+        if not self._counting:
+            self._counting = True
+            loop.call_soon(self._next)
+        if self._left and not self._waiting:
+            self._left -= 1
+            return
+        waiter = loop.create_future()
+        self._waiting.append(waiter)
+        await waiter
+
+    def _next(self) -> None:
+        self._left = self._each
+        while self._left and self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                self._left -= 1
+        self._counting = self._left < self._each
+        if self._counting:
+            asyncio.get_running_loop().call_soon(self._next)

@@ -152,7 +152,7 @@ async def bench(valkey: EmbeddedValkey) -> AsyncIterator[Bench]:
         await redis.flushdb()
         appender = await stack.enter_async_context(Appender(redis))
         log = StreamLog(redis, retention_s=60, safety_s=600)
-        hub = await stack.enter_async_context(Hub(log, reading, grace_s=settings.disconnect_grace_s))
+        hub = await stack.enter_async_context(Hub(log, reading, grace_s=settings.disconnect_grace_s, keepalive_s=15))
         yield Bench(Parts(hub, Broker(redis, log, settings, name="t"), settings, Drain()), appender, redis)
         await redis.flushdb()
 

@@ -74,7 +74,6 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     errors.install(app)
     for routes in (chat, stored, streams, sessions, files, batches, usage, models, health):
         app.include_router(routes.router)
-    app.add_middleware(RequestId)
     app.add_middleware(PlainRefusal, refusals=refusals)
     return app
 
@@ -82,20 +81,35 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
 class Application(FastAPI):
     """FastAPI that lets go of a request before its stream begins: a viewer may stay for an hour.
 
-    Of those who only read, one comes in at a time: a thousand of them at once must not keep a prompt waiting.
+    Every response is named here (`x-request-id`) and counted. Of those who only read, one comes in at a time: a thousand
+    of them at once must not keep a prompt waiting.
     """
 
     _reading = Rounds(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "GET":
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        if scope["method"] == "GET":
             await self._reading.turn()
+        request_id = f"req_{uuid.uuid4().hex}"
+        scope[REQUEST_ID] = request_id
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                route = scope.get("route")
+                REQUESTS.labels(getattr(route, "path", "none"), message["status"]).inc()
+            await send(message)
+
         scope[LATER] = None
-        await super().__call__(scope, receive, send)
+        await super().__call__(scope, receive, named)
         if serve := scope.pop(LATER):
-            for name in scope.keys() - _KEPT:  # the framework's leavings would stay as long as the viewer
-                del scope[name]
-            await serve()
+            kept = {name: scope[name] for name in _KEPT if name in scope}
+            scope.clear()  # the framework's leavings would stay as long as the viewer
+            scope.update(kept)
+            await serve(scope, receive, named)
 
 
 class PlainRefusal:
@@ -111,26 +125,3 @@ class PlainRefusal:
             await send(message)
 
         await self._app(scope, receive, plainly if scope["type"] == "lifespan" else send)
-
-
-class RequestId:
-    """Names every response (`x-request-id`) and counts it. A plain ASGI layer: it costs a stream nothing per chunk."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id = f"req_{uuid.uuid4().hex}".encode()
-        scope[REQUEST_ID] = request_id.decode()
-
-        async def named(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
-                route = scope.get("route")
-                REQUESTS.labels(getattr(route, "path", "none"), message["status"]).inc()
-            await send(message)
-
-        await self._app(scope, receive, named)

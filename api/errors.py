@@ -76,7 +76,7 @@ def install(app: FastAPI) -> None:
         request_id = request.scope.get(REQUEST_ID, "")
         logger.error("unhandled", path=request.url.path, request_id=request_id, exc_info=error)
         broken = Internal("Something broke on our side. The request id finds it in the log.")
-        return to_response(broken, {"x-request-id": request_id})
+        return to_response(broken)
 
     describe = app.openapi
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Self
 
 from api.pace import Tally
@@ -333,6 +333,31 @@ class LiveLog:
         self.floor += dropped
 
 
+class _Watched:
+    """One viewer's stay. A class, because a generator for each viewer is memory."""
+
+    __slots__ = ("_leave", "_live")
+
+    def __init__(self, live: LiveLog, leave: Callable[[LiveLog], Awaitable[None]]) -> None:
+        self._live, self._leave = live, leave
+        live.viewers += 1
+        VIEWERS.inc()
+
+    async def __aenter__(self) -> LiveLog:
+        try:
+            await asyncio.shield(self._live.opening)  # once, however many came at the same moment
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self._live
+
+    async def __aexit__(self, *_: object) -> None:
+        VIEWERS.dec()
+        self._live.viewers -= 1
+        if not self._live.viewers:
+            await self._leave(self._live)
+
+
 class Hub:
     """Follows logs while they have viewers; an async context manager, one per process.
 
@@ -367,11 +392,10 @@ class Hub:
         live = self._live.get(generation_id)
         return live.viewers if live else 0
 
-    @asynccontextmanager
-    async def watch(
+    def watch(
         self, generation_id: str, *, made: int = 0, fresh: bool = False, needed: bool = False, paced: bool = False
-    ) -> AsyncIterator[LiveLog]:
-        """The live log of a generation, caught up with Redis; it is followed while somebody is in here.
+    ) -> AbstractAsyncContextManager[LiveLog]:
+        """The live log of a generation, caught up with Redis; it is followed while somebody is in there.
 
         `made` is when it was created: a log that had the same id before is another one. `fresh` says that it was just
         created and cannot have entries yet, `needed` that the generation ends without viewers: then whoever runs it is
@@ -386,22 +410,17 @@ class Hub:
                 live.opening = asyncio.create_task(self._catch_up(live, fresh), name=f"open {generation_id}")
             self._live[generation_id] = live
             FOLLOWED.inc()
-        live.viewers += 1
-        VIEWERS.inc()
-        try:
-            await asyncio.shield(live.opening)  # once, however many came at the same moment
-            yield live
-        finally:
-            VIEWERS.dec()
-            live.viewers -= 1
-            if not live.viewers:
-                del self._live[generation_id]
-                FOLLOWED.dec()
-                live.opening.cancel()
-                if live.replayed and live.outcome and not live.problem:
-                    self._keep_hot(live)
-                elif live.needed and not live.ended:
-                    await self._say_watched([generation_id])  # the grace time counts from here
+        return _Watched(live, self._leave)
+
+    async def _leave(self, live: LiveLog) -> None:
+        """The last viewer has left."""
+        del self._live[live.id]
+        FOLLOWED.dec()
+        live.opening.cancel()
+        if live.replayed and live.outcome and not live.problem:
+            self._keep_hot(live)
+        elif live.needed and not live.ended:
+            await self._say_watched([live.id])  # the grace time counts from here
 
     def _keep_hot(self, live: LiveLog) -> None:
         """Keeps what somebody replayed for the next who does: it cannot change any more. Who may see it, and whether it

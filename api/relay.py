@@ -11,7 +11,6 @@ import math
 import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -45,7 +44,7 @@ CONNECTION = "streamspool.connection"
 """ASGI extension: the connection itself, put there by server.py; without it everything goes through ASGI."""
 
 LATER = "streamspool.later"
-"""ASGI scope: what is to be awaited once the application has returned."""
+"""ASGI scope: an ASGI application to be called once the framework has returned."""
 
 EVENT_STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -97,6 +96,7 @@ class _Client:
         else:  # it can tell by itself: a task for each viewer is memory
             self.gone = self._connection.lost
             self._connection.on_lost = self._leave
+            self._connection.asked()
 
     @property
     def transport(self) -> asyncio.Transport | None:
@@ -173,7 +173,7 @@ class _LogResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Where somebody does that (app.py), it is sent when the framework is done: a viewer stays, and its frames with it."""
         if LATER in scope:
-            scope[LATER] = partial(self._serve, scope, receive, send)
+            scope[LATER] = self._serve
         else:
             await self._serve(scope, receive, send)
 

@@ -46,7 +46,7 @@ async def test_a_viewer_that_is_ahead_of_this_process_gets_no_frame_twice(cursor
     broker: Any = SimpleNamespace(log=SimpleNamespace(ends=ends))
     parts = Parts(hub, broker, Settings(_env_file=None), Drain())
     view = View(ids=True, native=True, include_usage=False)
-    response = EventStream(parts, {"id": live.id}, view, cursor=cursor, headers={})
+    response = EventStream(parts, {"id": live.id, "created_at_ms": 1}, view, cursor=cursor, headers={})
     sent: list[bytes] = []
     started = asyncio.Event()
 

@@ -59,6 +59,9 @@ class Viewer:
         scope = {"type": "http", "method": "GET", "extensions": {"streamspool.connection": self}}
         self.task = asyncio.ensure_future(response(scope, self._receive, self._send))
 
+    def asked(self) -> None:
+        """It keeps nothing for those who would ask."""
+
     async def _receive(self) -> dict[str, str]:
         await self._gone.wait()
         return {"type": "http.disconnect"}
@@ -132,7 +135,7 @@ class Bench:
     def watch(
         self, writer: Writer, view: View = NATIVE, cursor: Cursor | None = None, rate: float | None = None
     ) -> Viewer:
-        header = {"id": writer.generation_id, "max_tokens_per_s": rate}
+        header = {"id": writer.generation_id, "created_at_ms": 1, "max_tokens_per_s": rate}
         return Viewer(EventStream(self.parts, header, view, cursor=cursor, headers={}))
 
     async def end(self, *viewers: Viewer) -> None:
@@ -152,7 +155,9 @@ async def bench(valkey: EmbeddedValkey) -> AsyncIterator[Bench]:
         await redis.flushdb()
         appender = await stack.enter_async_context(Appender(redis))
         log = StreamLog(redis, retention_s=60, safety_s=600)
-        hub = await stack.enter_async_context(Hub(log, reading, grace_s=settings.disconnect_grace_s, keepalive_s=15))
+        hub = await stack.enter_async_context(
+            Hub(log, reading, grace_s=settings.disconnect_grace_s, keepalive_s=settings.keepalive_s)
+        )
         yield Bench(Parts(hub, Broker(redis, log, settings, name="t"), settings, Drain()), appender, redis)
         await redis.flushdb()
 

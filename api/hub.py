@@ -452,8 +452,8 @@ class Hub:
 
     async def _keep_alive(self) -> None:
         """Also forgets ended logs that nobody came back for."""
-        tick_s = min(1.0, self._keepalive_s / 4)
         while True:
+            tick_s = min(1.0, self._keepalive_s / 4)
             await asyncio.sleep(tick_s)
             now = asyncio.get_running_loop().time()
             for live in list(self._live.values()):

@@ -133,9 +133,14 @@ class Bench:
         await writer.append([Chunk(b'{"x":"w%d"}' % word) for word in words])
 
     def watch(
-        self, writer: Writer, view: View = NATIVE, cursor: Cursor | None = None, rate: float | None = None
+        self,
+        writer: Writer,
+        view: View = NATIVE,
+        cursor: Cursor | None = None,
+        rate: float | None = None,
+        made: int = 1,
     ) -> Viewer:
-        header = {"id": writer.generation_id, "created_at_ms": 1, "max_tokens_per_s": rate}
+        header = {"id": writer.generation_id, "created_at_ms": made, "max_tokens_per_s": rate}
         return Viewer(EventStream(self.parts, header, view, cursor=cursor, headers={}))
 
     async def end(self, *viewers: Viewer) -> None:
@@ -247,6 +252,71 @@ async def test_a_log_that_cannot_be_followed_ends_with_an_error_and_no_other_doe
     await lucky.until(b"w2")
     await bench.log.seal(good.generation_id, COMPLETED)
     await bench.end(lucky)
+
+
+async def test_a_log_that_was_replayed_is_at_hand_for_the_next(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = await bench.log_of(*range(1500))
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    reads = []
+    read = StreamLog.read_all
+    monkeypatch.setattr(StreamLog, "read_all", lambda *args, **options: reads.append(args) or read(*args, **options))
+    first = bench.watch(writer)
+    await bench.end(first)
+    again = [bench.watch(writer), bench.watch(writer, OPENAI), bench.watch(writer, cursor=parse("1-700"))]
+    await bench.end(*again)
+    assert len(reads) == 1
+    words = [f"w{i}" for i in range(1500)]
+    assert [viewer.words for viewer in (first, *again)] == [words, words, words, words[700:]]
+    assert again[0].body == first.body
+
+
+async def test_a_log_of_the_same_id_that_was_made_later_is_another_one(bench: Bench) -> None:
+    writer = await bench.log_of(1)
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    old = bench.watch(writer)
+    await bench.end(old)
+    await bench.log.delete(writer.generation_id, "a")
+    await bench.log.create({"id": writer.generation_id, "owner": "a", "created_at_ms": 2, "model": "m"}, b"{}")
+    anew, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 1, {"at_ms": 2})
+    await bench.say(anew, 2)
+    new = bench.watch(anew, made=2)
+    await new.until(b"w2")
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    await bench.end(new)
+    assert (old.words, new.words) == (["w1"], ["w2"])
+
+
+async def test_what_is_kept_of_replayed_logs_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "_HOT_BYTES", 100)
+    for _ in range(3):
+        writer = await bench.log_of(*range(6))  # some 60 bytes
+        await bench.log.seal(writer.generation_id, COMPLETED)
+        await bench.end(bench.watch(writer))
+    assert len(bench.parts.hub._hot) == 1
+    monkeypatch.setattr(hub_module, "_HOT_S", 0)
+    async with asyncio.timeout(10):
+        while bench.parts.hub._hot:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.05)
+
+
+async def test_silent_viewers_are_kept_alive_and_a_dead_one_harms_nobody(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.parts.hub, "_keepalive_s", 0.2)
+    monkeypatch.setattr(bench.parts.settings, "keepalive_s", 0.2)
+    writer = await bench.log_of(1)
+    viewers = [bench.watch(writer), bench.watch(writer, OPENAI)]
+    dead = bench.watch(writer)
+    for viewer in (*viewers, dead):
+        await viewer.until(b"w1")
+    dead.lost = True
+    for viewer in viewers:
+        await viewer.until(b": ka\n: ka\n: ka\n")
+    dead.hang_up()
+    await bench.say(writer, 2)
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    await bench.end(*viewers, dead)
+    assert [viewer.words for viewer in viewers] == [["w1", "w2"]] * 2
 
 
 async def test_a_viewer_that_leaves_is_forgotten(bench: Bench) -> None:

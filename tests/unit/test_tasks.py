@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 
-from shared.tasks import cancel
+import pytest
+
+from shared.tasks import Alarm, Gathered, Rounds, cancel
 
 
 async def test_a_task_that_loses_cancellations_is_ended_all_the_same() -> None:
@@ -30,3 +32,115 @@ async def test_a_task_that_loses_cancellations_is_ended_all_the_same() -> None:
     assert lost == 2
     assert all(task.done() for task in tasks)
     await cancel()
+
+
+async def test_an_alarm_rings_at_its_time_and_again_at_the_next() -> None:
+    loop, alarm = asyncio.get_running_loop(), Alarm()
+    for _ in range(3):
+        with pytest.raises(Alarm.Rang):
+            await alarm.wait(asyncio.Event().wait(), loop.time() + 0.01)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    alarm.close()
+
+
+async def test_an_alarm_that_is_moved_on_does_not_ring() -> None:
+    loop, alarm = asyncio.get_running_loop(), Alarm()
+    start = loop.time()
+    while loop.time() < start + 0.1:  # the timer goes off several times, too early
+        assert await alarm.wait(asyncio.sleep(0.005, "done"), loop.time() + 0.03) == "done"
+    with pytest.raises(Alarm.Rang):
+        await alarm.wait(asyncio.sleep(10), loop.time() + 0.03)
+    assert await alarm.wait(asyncio.sleep(0, "on"), loop.time() + 10) == "on"
+    with pytest.raises(Alarm.Rang):  # an earlier time than the timer is set to
+        await alarm.wait(asyncio.sleep(10), loop.time() + 0.01)
+    alarm.close()
+
+
+async def test_an_alarm_is_not_taken_for_a_cancellation_nor_the_other_way_round() -> None:
+    alarm = Alarm()
+    waiting = asyncio.create_task(alarm.wait(asyncio.Event().wait(), asyncio.get_running_loop().time() + 60))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    async def both() -> None:
+        loop, other = asyncio.get_running_loop(), Alarm()
+        task = asyncio.current_task()
+        assert task is not None
+        loop.call_at((until := loop.time() + 0.02), task.cancel)
+        await other.wait(asyncio.Event().wait(), until)
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(both())
+    alarm.close()
+
+
+async def test_an_error_is_not_hidden_by_an_alarm() -> None:
+    async def fail() -> None:
+        raise KeyError
+
+    alarm = Alarm()
+    with pytest.raises(KeyError):
+        await alarm.wait(fail(), asyncio.get_running_loop().time() + 60)
+    alarm.close()
+
+
+async def test_what_is_wanted_meanwhile_is_asked_for_at_once_and_never_before_it_was_wanted() -> None:
+    asked: list[list[str]] = []
+    go = asyncio.Semaphore(0)
+
+    async def ask(keys: list[str]) -> list[int]:
+        asked.append(keys)
+        await go.acquire()
+        return [len(asked)] * len(keys)
+
+    found = Gathered(ask, most=3)
+    first = asyncio.create_task(found.get("a"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    rest = [asyncio.create_task(found.get(key)) for key in "abacd"]
+    await asyncio.sleep(0)
+    rest[1].cancel()
+    for _ in range(3):
+        go.release()
+    assert await first == 1
+    await asyncio.gather(*rest, return_exceptions=True)
+    assert asked == [["a"], ["a", "b", "c"], ["d"]]
+    assert [task.result() for task in rest if not task.cancelled()] == [2, 2, 2, 3]
+
+
+async def test_all_who_asked_hear_of_an_error_and_the_next_ask_anew() -> None:
+    answers: list[Exception | int] = [OSError("away"), 1]
+
+    async def ask(keys: list[str]) -> list[int]:
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return [answer] * len(keys)
+
+    found = Gathered(ask, most=10)
+    both = await asyncio.gather(found.get("a"), found.get("b"), return_exceptions=True)
+    assert [str(error) for error in both] == ["away", "away"]
+    assert await found.get("a") == 1
+
+
+async def test_so_many_go_in_each_round_in_their_order() -> None:
+    rounds, seen, now = Rounds(2), [], 0
+
+    async def go(number: int) -> None:
+        await rounds.turn()
+        seen.append((number, now))
+
+    tasks = [asyncio.create_task(go(number)) for number in range(7)]
+    gone = tasks.pop(4)
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0)
+        now += 1
+        if now == 1:
+            gone.cancel()
+    assert [number for number, _ in seen] == [0, 1, 2, 3, 5, 6]
+    at = [round_ for _, round_ in seen]
+    assert max(at.count(round_) for round_ in at) == 2
+    await asyncio.gather(*(rounds.turn() for _ in range(5)))

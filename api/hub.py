@@ -176,6 +176,29 @@ class LiveLog:
         """Takes the next entries of the log, in order, and has the viewers get them."""
         self.fed_at = asyncio.get_running_loop().time()
         before = self.end
+        size = sum([len(entry.data) for entry in entries])
+        if self.tally is None and before and self._go_on(entries):
+            self._entries += entries
+            self._bytes += size
+            for encode, frames in self._frames.items():
+                frames += map(encode, entries)
+        else:
+            self._take(entries, before)
+        self.position = entries[-1].position
+        self.page = max(1, min(_LARGEST_READ, _READ_BYTES * len(entries) // (size + 1)))
+        self._write(before)
+        if self._bytes > WINDOW_BYTES:
+            self._shrink()
+        if self.outcome:
+            self._release()
+        self._notify()
+
+    def _go_on(self, entries: list[Entry]) -> bool:
+        """Whether these are nothing but the next chunks of the attempt."""
+        first = (self.epoch, self.end + 1)
+        return entries[0].position == first and entries[-1].position == (self.epoch, self.end + len(entries))
+
+    def _take(self, entries: list[Entry], before: int) -> None:
         for entry in entries:
             if entry.kind is Kind.ATTEMPT:
                 self._write(before)
@@ -197,15 +220,6 @@ class LiveLog:
                 self._bytes += len(entry.data)
                 for encode, frames in self._frames.items():
                     frames.append(encode(entry))
-        self.position = entries[-1].position
-        size = sum([len(entry.data) for entry in entries])
-        self.page = max(1, min(_LARGEST_READ, _READ_BYTES * len(entries) // (size + 1)))
-        self._write(before)
-        if self._bytes > WINDOW_BYTES:
-            self._shrink()
-        if self.outcome:
-            self._release()
-        self._notify()
 
     # ---- viewers that are written to directly
 

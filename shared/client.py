@@ -278,7 +278,7 @@ class Client:
         except (http.InvalidURL, ValueError):
             raise StreamspoolError(f"{self.base_url!r} is not a URL that can be asked. Check --url.") from None
         async with asyncio.timeout(SILENCE_S if wanted["accept"] == "text/event-stream" else None):
-            response = await self._http.send(request, stream=True)
+            response = await self._http.send(request)
         try:
             yield response
         finally:

@@ -1,8 +1,8 @@
 """The HTTP client of both ends: the only module that knows which library does it.
 
-Hidden here: httpx, its defaults we do not want (proxies and netrc from the environment, redirects, cookies), and the
-transport under it, which is aiohttp's: a paced chunk costs a quarter of what it does through httpx's own, and all that
-came in one packet is read at once. Everybody else sees a client, a response and five errors.
+Hidden here: httpx, of which we want the words and not the client (proxies and netrc from the environment, redirects,
+cookies), and the transport under it, which is aiohttp's: a paced chunk costs a quarter of what it does through httpx's
+own, and all that came in one packet is read at once. Everybody else sees a client, a response and five errors.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib import metadata
+from types import TracebackType
+from typing import Any, Self
 
 import aiohttp
 import httpx
 import yarl
 
 from shared.egress import Address, Place
-
-Client = httpx.AsyncClient
-"""An async context manager; `build_request`, `send(request, stream=True)`."""
 
 Request = httpx.Request
 
@@ -48,15 +46,47 @@ def open_client(connect_timeout_s: float) -> Client:
     Idle connections are kept for 30 s, since a TLS handshake costs a provider's first token 50 to 200 ms. There is no
     limit on open ones: the number of generations is limited elsewhere.
     """
-    return httpx.AsyncClient(
-        transport=_Transport(connect_timeout_s),
-        timeout=None,
-        follow_redirects=False,
-        trust_env=False,
-        # One tenant's answer must not leave a cookie that goes out with another's request.
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        headers={"user-agent": user_agent()},
-    )
+    return Client(_Transport(connect_timeout_s))
+
+
+class Client:
+    """Requests through a transport, and nothing else: no cookies (one tenant's answer must not leave one that goes out
+    with another's request), no redirects, no credentials, proxies or time-outs from elsewhere. An async context manager.
+
+    httpx's own client would go through each of those for every request, to find them turned off.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+        self._headers = {"user-agent": user_agent(), "accept": "*/*", "accept-encoding": "identity"}
+
+    async def __aenter__(self) -> Self:
+        await self._transport.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._transport.__aexit__(kind, error, trace)
+
+    def build_request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        content: bytes | AsyncIterable[bytes] | None = None,
+        extensions: dict[str, Any] | None = None,
+    ) -> Request:
+        """`headers`, in lower case, go before our own. Raises InvalidURL."""
+        return httpx.Request(method, url, headers={**self._headers, **headers}, content=content, extensions=extensions)
+
+    async def send(self, request: Request) -> Response:
+        """Returns once the response's headers are there; its body is read from it, and it has to be closed. Raises
+        TransportError."""
+        response = await self._transport.handle_async_request(request)
+        response.request = request
+        return response
 
 
 class _Transport(httpx.AsyncBaseTransport):
@@ -153,17 +183,12 @@ def open_pinned_client() -> Client:
     A kept connection would be found again by the address alone, and so be used for another host of the same address
     without a look at its certificate. SSL_CERT_FILE and SSL_CERT_DIR may name an authority of one's own.
     """
-    return httpx.AsyncClient(
-        transport=httpx.AsyncHTTPTransport(
+    return Client(
+        httpx.AsyncHTTPTransport(
             verify=httpx.create_ssl_context(trust_env=True),
             trust_env=False,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-        ),
-        timeout=None,
-        follow_redirects=False,
-        trust_env=False,
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        headers={"user-agent": user_agent(), "accept-encoding": "identity"},
+        )
     )
 
 

@@ -11,6 +11,7 @@ anything that must not depend on what a model says.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import os
@@ -90,12 +91,13 @@ class Address:
     async def is_answering(self) -> bool:
         """The model is loaded and the server takes requests."""
         async with http.open_client(_HEALTH_TIMEOUT_S) as client:
-            request = client.build_request(
-                "GET", f"{self.environment[BASE_URL_VARIABLE]}/health", timeout=_HEALTH_TIMEOUT_S
-            )
+            request = client.build_request("GET", f"{self.environment[BASE_URL_VARIABLE]}/health", headers={})
             try:
-                return (await client.send(request)).status_code == 200
-            except http.TransportError:
+                async with asyncio.timeout(_HEALTH_TIMEOUT_S):
+                    response = await client.send(request)
+                await response.aclose()
+                return response.status_code == 200
+            except (http.TransportError, TimeoutError):
                 return False
 
 

@@ -168,7 +168,7 @@ class Courier:
 
     async def _ask(self, place: Place, address: Address, headers: dict[str, str], body: bytes) -> Result:
         request = http.pinned(self._client, place, address, headers=headers, content=body)
-        response = await self._client.send(request, stream=True)
+        response = await self._client.send(request)
         try:
             size = 0
             async for piece in response.aiter_raw():

@@ -277,7 +277,7 @@ class Upstream:
             url += f"{'&' if '?' in url else '?'}{provider.query}"
         try:
             request = self._client.build_request("POST", url, headers=headers, content=json.dumps(call.body))
-            return await self._client.send(request, stream=True)
+            return await self._client.send(request)
         except http.ConnectTimeout:
             failure: UpstreamError = _timeout("upstream_connect_timeout", self._settings.upstream_connect_s)
         except (http.TransportError, http.InvalidURL) as error:

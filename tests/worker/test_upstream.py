@@ -115,7 +115,6 @@ async def test_a_whole_answer() -> None:
         "content-type": "application/json",
         "accept": "text/event-stream",
         "accept-encoding": "identity",
-        "connection": "keep-alive",
         "content-length": headers["content-length"],
     }
 

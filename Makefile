@@ -4,6 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := tests/clients
+USERS := .venv-users
 LOCAL_LOCK := shared/local_model.lock
 # Each of these has its own venv, .venv-NAME, made from $(CLIENTS)/NAME.lock.
 CLIENT_VENVS := openai-1.40 python-clients
@@ -65,11 +66,11 @@ endif
 soak: $(BIN)/.dev ## random faults for MINUTES=30, then one verdict; options through ARGS="…"
 	@$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) $(ARGS)
 
-bench: $(BIN)/.dev ## measure Streamspool alone, a minute or two; options: ARGS="--only G5,G8 --json out.json --quick"
-	@$(BIN)/python -m tests.bench $(ARGS)
+bench: $(BIN)/.dev $(USERS)/.stamp ## measure Streamspool alone, a minute or two; options: ARGS="--only G5,G8 --json out.json --quick"
+	@STREAMSPOOL_BENCH_PYTHON=$(CURDIR)/$(USERS)/bin/python $(BIN)/python -m tests.bench $(ARGS)
 
-bench-peers: $(BIN)/.dev ## install the peers, measure all side by side, write docs/PERFORMANCE.md; ARGS as with bench
-	@$(BIN)/python -m tests.bench.compare $(ARGS)
+bench-peers: $(BIN)/.dev $(USERS)/.stamp ## install the peers, measure all side by side, write docs/PERFORMANCE.md; ARGS as with bench
+	@STREAMSPOOL_BENCH_PYTHON=$(CURDIR)/$(USERS)/bin/python $(BIN)/python -m tests.bench.compare $(ARGS)
 
 lint: $(BIN)/.dev ## ruff, mypy, the layers, the locks
 	@$(BIN)/ruff check --quiet .
@@ -91,7 +92,7 @@ clients: $(if $(NODE),$(CLIENTS)/node_modules/.stamp)
 	@$(if $(NODE),:,echo "No node and npm on PATH: the tests with JavaScript clients will be skipped.")
 
 clean: ## remove everything that was made here, .venv included
-	rm -rf $(VENV) $(CLIENT_VENVS:%=.venv-%) $(CLIENTS)/node_modules .coverage* .hypothesis .import_linter_cache .mypy_cache \
+	rm -rf $(VENV) $(USERS) $(CLIENT_VENVS:%=.venv-%) $(CLIENTS)/node_modules .coverage* .hypothesis .import_linter_cache .mypy_cache \
 		.pytest_cache .ruff_cache .bench dist
 	find api worker shared tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -111,6 +112,15 @@ $(BIN)/.dev: tests/requirements-dev.lock $(BIN)/.runtime
 $(BIN)/.local: $(LOCAL_LOCK) $(BIN)/.runtime
 	@echo "Adding the local model …"
 	@$(call pip,$(VENV)) --require-hashes --no-deps -r $(LOCAL_LOCK)
+	@touch $@
+
+# What users install and nothing else, for what is measured: among the test tools is a library that redis-py loads if it
+# is there, 9 MB for each process.
+$(USERS)/.stamp: requirements.lock pyproject.toml
+	@echo "Setting up $(USERS) …"
+	@$(call venv,$(USERS))
+	@$(call pip,$(USERS)) --require-hashes -r requirements.lock
+	@$(call pip,$(USERS)) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv-%/.stamp: $(CLIENTS)/%.lock

@@ -6,7 +6,9 @@ Here are our own stack, the provider itself (`direct`) and the kernel's limit (`
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +171,7 @@ class Ours(Target):
         with on_core(self.cores.server):
             self._valkey = EmbeddedValkey(self.directory / "data").__enter__()
             self._stack = Stack(self._valkey.url, self.upstream.url, self.directory, **self.SETTINGS)
+            self._stack.python = os.environ.get("STREAMSPOOL_BENCH_PYTHON", sys.executable)
             for number in range(2, self._workers + 1):
                 self._stack.start(f"worker-{number}")
             self.ports = [self._stack.port, *(free_port() for _ in range(self._apis - 1))]

@@ -40,6 +40,7 @@ class Stack:
     ) -> None:
         """`config` is more of streamspool.toml: the provider `scripted` is there already."""
         self.redis_url = redis_url
+        self.python = sys.executable
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._directory = directory
@@ -83,7 +84,7 @@ class Stack:
         environment = {**self.environment, "PORT": str(self.port), **settings}
         with (self._directory / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [self.python, "-m", module],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -28,8 +28,8 @@ class Sentinels:
     def __enter__(self) -> Self:
         master, replica, sentinel = self._ports
         try:
-            self._start(master, [])
-            self._start(replica, ["--replicaof", "127.0.0.1", str(master), "--repl-diskless-sync-delay", "0"])
+            self._start(master, ["--repl-diskless-sync-delay", "0"])
+            self._start(replica, ["--replicaof", "127.0.0.1", str(master)])
             wait_until(lambda: self.client(1).info("replication")["master_link_status"] == "up", what="a replica")
             conf = self._directory / "sentinel.conf"
             conf.write_text(

@@ -9,6 +9,9 @@ LOCAL_LOCK := shared/local_model.lock
 # Each of these has its own venv, .venv-NAME, made from $(CLIENTS)/NAME.lock.
 CLIENT_VENVS := openai-1.40 python-clients
 LOCKS := requirements.lock tests/requirements-dev.lock $(CLIENT_VENVS:%=$(CLIENTS)/%.lock) $(LOCAL_LOCK)
+# Whatever starts here starts often, and compiling takes longer than all the rest of a start.
+unexport PYTHONDONTWRITEBYTECODE
+
 ARGS ?=
 LOCAL ?=
 MINUTES ?= 30

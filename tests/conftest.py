@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from shared import keys
 from shared.embedded import EmbeddedValkey
@@ -15,6 +18,16 @@ from tests.support.stack import Stack
 from tests.support.upstream import ScriptedUpstream
 
 FORBID_SKIPS = os.environ.get("STREAMSPOOL_FORBID_SKIPS") == "1"
+
+# How long an example takes says how busy the machine is.
+hypothesis_settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("busy")
+
+
+def pytest_configure() -> None:
+    """Ctrl-C reaches the processes of tests, too, when the run is one that a shell has put into the background."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

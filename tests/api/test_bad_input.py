@@ -268,14 +268,14 @@ def survives(response: httpx.Response) -> None:
         error_of(response.json())
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(overrides=OVERRIDES)
 def test_fuzz_of_fields(client: Client, overrides: dict[str, Any]) -> None:
     """Any mutation of a valid request is answered or refused: never a 5xx, never silence."""
     survives(client.send(json.dumps({**VALID, "max_tokens": 5, **overrides}).encode(), timeout=5))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(body=st.binary(max_size=200) | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_fuzz_of_bodies(client: Client, body: bytes) -> None:
     response = client.send(body, timeout=5)
@@ -283,7 +283,7 @@ def test_fuzz_of_bodies(client: Client, body: bytes) -> None:
     error_of(response.json())
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     cursor=st.text(max_size=30), field=st.sampled_from(["starting_after", "last_event_id", "limit", "after", "stream"])
 )

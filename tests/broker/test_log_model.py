@@ -169,13 +169,13 @@ async def every_cut(subject: Subject) -> None:
         assert head + [entry async for page in subject.log.tail(subject.id, after) for entry in page] == whole
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(OPERATIONS)
 def test_on_fakeredis(operations: list[tuple[Any, ...]]) -> None:
     asyncio.run(run(fake_client(), operations))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(operations=OPERATIONS)
 def test_on_valkey(valkey: EmbeddedValkey, operations: list[tuple[Any, ...]]) -> None:
     async def once() -> None:

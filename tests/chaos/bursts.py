@@ -34,10 +34,10 @@ DIES_BEFORE_ITS_TURN_IS_KEPT = """
 import os, signal
 from shared.closing import Closing
 
-async def settle(*_):
+async def _settle(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-Closing.settle = settle
+Closing._settle = _settle
 """
 
 

@@ -69,7 +69,7 @@ def test_a_receiver_that_is_down_is_told_when_it_is_up(fleet: Fleet, receiver: R
     assert (state["status"], state["error"], state["last_status"]) == ("pending", "connect_error", None)
     receiver.start()
     state = delivered(fleet, generation_id)
-    assert state["attempts"] >= 4
+    assert state["attempts"] >= 3  # the third may have been under way
     assert len(receiver.of(generation_id)) == 1
     one_event(receiver.of(generation_id), generation_id)
 

@@ -71,7 +71,10 @@ class Receiver:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128  # of 5, some connections of many at once have to be begun again, a second later
+
+        self._server = Server(("127.0.0.1", self._port), Handler)
         self._server.daemon_threads = True
         if self._tls:
             self._server.socket = self._tls.wrap_socket(self._server.socket, server_side=True)

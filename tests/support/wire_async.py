@@ -125,7 +125,7 @@ class Reading:
     """What a viewer has: the text of the newest attempt, its cursor, how it ended, and what was wrong."""
 
     native: bool = True
-    text: str = ""
+    said: list[str] = field(default_factory=list)
     count: int = 0
     last_id: str | None = None
     position: tuple[int, int] = (0, 0)
@@ -135,6 +135,11 @@ class Reading:
     done: bool = False
     resumes: int = 0
     wrong: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        self.said = ["".join(self.said)]  # added to one by one, a long text would be copied each time
+        return self.said[0]
 
     @property
     def terminal(self) -> str | None:
@@ -150,7 +155,7 @@ class Reading:
         data = lines.get(b"data", b"")
         if lines.get(b"event") == b"attempt":
             self.attempts.append(json.loads(data)["attempt"])
-            self.text, self.count, self.finish = "", 0, None
+            self.said, self.count, self.finish = [], 0, None
         elif data == b"[DONE]":
             self.done = True
         else:
@@ -162,7 +167,7 @@ class Reading:
             return
         self.count += 1
         for choice in found["choices"]:
-            self.text += choice["delta"].get("content") or ""
+            self.said.append(choice["delta"].get("content") or "")
             self.finish = choice["finish_reason"] or self.finish
 
     def _move(self, text: str) -> None:

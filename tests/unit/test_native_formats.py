@@ -123,7 +123,7 @@ junk = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(junk, max_size=4), st.sampled_from(sorted(FORMATS)))
 def test_whatever_comes_is_a_chunk_or_an_upstream_error(values: list[dict[str, Any]], name: str) -> None:
     reader = new_normalizer(dialect=FORMATS[name].DIALECT)

@@ -8,7 +8,7 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import sse
@@ -292,7 +292,6 @@ anything = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(anything, max_size=4), st.booleans())
 def test_no_json_whatsoever_raises_anything_else(values: list[Any], show_usage: bool) -> None:
     target = normalizer(show_usage=show_usage)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import sse
@@ -80,7 +80,6 @@ def pieces_of(stream: bytes, cuts: list[int]) -> list[bytes]:
     return [stream[a:b] for a, b in zip(edges, edges[1:], strict=False)]
 
 
-@settings(deadline=None)
 @given(streams, st.lists(st.integers(0, 10_000), max_size=8))
 def test_reads_what_the_standard_says_however_it_is_cut(stream: bytes, cuts: list[int]) -> None:
     decoder = Decoder(LIMIT)
@@ -88,13 +87,11 @@ def test_reads_what_the_standard_says_however_it_is_cut(stream: bytes, cuts: lis
     assert events == reference(stream)
 
 
-@settings(deadline=None)
 @given(streams)
 def test_byte_by_byte_is_the_same(stream: bytes) -> None:
     assert decode(*(stream[at : at + 1] for at in range(len(stream)))) == decode(stream)
 
 
-@settings(deadline=None)
 @given(streams, st.lists(st.integers(0, 10_000), max_size=8), st.integers(1, 40))
 def test_the_limit_does_not_depend_on_the_cut(stream: bytes, cuts: list[int], limit: int) -> None:
     def outcome(pieces: list[bytes]) -> tuple[list[Event], bool]:
@@ -185,7 +182,6 @@ def test_a_giant_event_in_thin_slices_is_linear() -> None:
     assert large < small * 16 * 5  # quadratic would be 256 times as long
 
 
-@settings(deadline=None)
 @given(
     payload=st.binary(max_size=30),
     id=st.none() | st.binary(max_size=8),

@@ -75,7 +75,7 @@ def test_models_with_a_public_tokenizer(model: str, name: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", ["o200k_base", "cl100k_base"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=st.text(max_size=40))
 def test_the_count_is_that_of_another_implementation(name: str, text: str) -> None:
     model = {"o200k_base": "openai/gpt-4o", "cl100k_base": "openai/gpt-4"}[name]

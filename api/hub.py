@@ -40,7 +40,7 @@ _PAUSE_S, _PAUSE_A_LOG_S = 0.004, 0.0001
 _PIECE_FRAMES, _PIECE_BYTES = 512, 128 * 1024
 """What is joined for one send, at most: a lagging viewer catches up in large writes without holding the loop, and without
 holding much memory while it does not read. A single frame may be larger."""
-_LARGE_AT_ONCE = 4
+_LARGE_AT_ONCE = 1
 _HOT_BYTES = 16 * 1024 * 1024
 """Chunk bytes of ended logs, in all, that are kept after their last viewer."""
 _HOT_S = 60.0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shared.chat import Chunk
 from shared.embedded import EmbeddedValkey
-from shared.entry import BEGIN, SEAL, Entry, Position
+from shared.entry import BEGIN, SEAL, VERSION, Entry, Position
 from shared.errors import Fenced, Gone, LogError, Sealed, Taken
 from shared.redis import ArqRedis, connect
 from shared.streamlog import StreamLog
@@ -90,7 +90,7 @@ class Subject:
         self.writers: dict[int, Writer] = {}
 
     async def create(self) -> bool:
-        return await self.log.create({"id": self.id, "owner": "model", "created_at_ms": 1}, b"{}")
+        return await self.log.create({"v": VERSION, "id": self.id, "owner": "model", "created_at_ms": 1}, b"{}")
 
     async def claim(self, epoch: int) -> None:
         self.writers[epoch], _, _ = await self.log.claim(self.appender, self.id, epoch, {"token": os.urandom(4).hex()})

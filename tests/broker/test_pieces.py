@@ -137,6 +137,15 @@ def test_what_was_appended_is_read_on_valkey(
     asyncio.run(once())
 
 
+@pytest.mark.parametrize("size", [1, 3, 16])
+@pytest.mark.parametrize("faults", [["lost"] * 99, ["full", "none"] * 99, [1, "lost"] * 99, [2, 5, "full"] * 99])
+async def test_a_shape_that_is_replaced_in_trouble_is_replaced_once(
+    redis: ArqRedis, size: int, faults: list[Any]
+) -> None:
+    deltas = [{"reasoning": f"r{i}"} for i in range(30)] + answer(30) + [{}]
+    await run(redis, [deltas[start : start + size] for start in range(0, len(deltas), size)], faults)
+
+
 def answer(length: int) -> list[dict[str, Any]]:
     return [{"role": "assistant", "content": ""}, *({"content": f" w{i % 1000}"} for i in range(length))]
 
@@ -147,17 +156,9 @@ async def test_a_piece_of_an_older_request_is_a_whole_chunk(
     """The API that took it may be one that does not know pieces."""
     writer = await create(log, appender, version=1)
     await writer.append([chunk(delta) for delta in answer(20)])
-    fields = [
-        dict(zip(row[::2], row[1::2], strict=True)) if isinstance(row, list) else row
-        for row in await rows(redis, writer)
-    ]
-    assert [row[b"c"] for row in fields] == [chunk(delta).payload for delta in answer(20)]
-    assert not any(MARK in row for row in fields)
-
-
-async def rows(redis: ArqRedis, writer: Writer) -> list[Any]:
-    """The fields of the attempt's chunks, as they are stored."""
-    return [fields for _, fields in await redis.xrange(keys.log(writer.generation_id), "1-1", "+")]
+    stored = [by_name(fields) for _, fields in await redis.xrange(keys.log(writer.generation_id), "1-1", "+")]
+    assert [fields[b"c"] for fields in stored] == [chunk(delta).payload for delta in answer(20)]
+    assert not any(MARK in fields for fields in stored)
 
 
 async def test_a_piece_of_what_is_missing_is_not_shown(log: StreamLog, appender: Appender, redis: ArqRedis) -> None:

@@ -79,13 +79,9 @@ def test_what_is_stored_is_what_was_said_however_it_is_read(
     assert [entry.position for entry in decode(raw)] == [entry.position for entry in entries]
 
 
-@given(ANSWERS, st.data())
-def test_after_what_is_missing_nothing_is_made_up(payloads: list[bytes], data: st.DataObject) -> None:
+def told_apart(payloads: list[bytes], gone: set[int], cut: int) -> None:
     """Every chunk is what was said, or is not shown as one; the strict are told."""
-    raw = stored(payloads)
-    gone = data.draw(st.sets(st.integers(1, len(raw)), max_size=3))
-    left = [entry for seq, entry in enumerate(raw) if seq not in gone]
-    cut = data.draw(st.integers(1, len(left)))
+    left = [entry for seq, entry in enumerate(stored(payloads)) if seq not in gone]
     shapes = Shapes()
     entries = decode(left[:cut], Position(0, 2), shapes, strict=False)
     entries += decode(left[cut:], entries[-1].position, shapes, strict=False)
@@ -96,6 +92,18 @@ def test_after_what_is_missing_nothing_is_made_up(payloads: list[bytes], data: s
         first = next(at for at, entry in enumerate(entries) if entry.kind is Kind.PIECE)
         with pytest.raises(Damaged):
             decode(left[first:], entries[first - 1].position, shapes)
+
+
+@given(ANSWERS, st.sets(st.integers(1, 60), max_size=3), st.integers(1, 60))
+def test_after_what_is_missing_nothing_is_made_up(payloads: list[bytes], gone: set[int], cut: int) -> None:
+    told_apart(payloads, gone, cut)
+
+
+def test_the_shape_before_the_one_that_is_missing_is_not_taken_for_it() -> None:
+    payloads = words(b"reasoning", *map(str, range(15))) + words(b"content", *map(str, range(15)))
+    for gone in range(1, len(payloads) + 1):
+        for cut in range(1, len(payloads)):
+            told_apart(payloads, {gone}, cut)
 
 
 @given(ANSWERS)

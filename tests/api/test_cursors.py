@@ -227,15 +227,18 @@ def store_whole(store: redis.Redis, generation_id: str) -> None:
         pipe.execute()
 
 
-def test_below_what_is_kept_is_gone_with_the_floor(client: Client, store: redis.Redis) -> None:
+def streamed(client: Client) -> tuple[str, list[bytes]]:
+    """A finished stream and the frames of its view. A replay would leave it at hand, and nobody would notice damage."""
     first = client.stream("fake/lorem?tokens=6")
-    generation_id = first.headers["x-stream-id"]
-    *said, done = frames(first.content)  # a replay would leave it at hand, and nobody would notice
-    whole = [*(b"id: 1-%d\n%b" % numbered for numbered in enumerate(said, 1)), b"id: %b\n%b" % (SEAL_ID.encode(), done)]
-    wait_until(lambda: not client.state(generation_id)["viewers"])
+    *said, done = frames(first.content)
+    numbered = (b"id: 1-%d\n%b" % (seq, frame) for seq, frame in enumerate(said, 1))
+    wait_until(lambda: not client.state(first.headers["x-stream-id"])["viewers"])
+    return first.headers["x-stream-id"], [*numbered, b"id: %b\n%b" % (SEAL_ID.encode(), done)]
+
+
+def test_below_what_is_kept_is_gone_with_the_floor(client: Client, store: redis.Redis) -> None:
+    generation_id, whole = streamed(client)
     store_whole(store, generation_id)
-    assert frames(client.whole(generation_id)) == whole
-    wait_until(lambda: not client.state(generation_id)["viewers"])
     assert store.xdel(keys.log(generation_id), "1-1", "1-2", "1-3") == 3
     for cursor in ("0", "1", "2", "1-0", "1-1", "1-2"):
         error = refused(client.get(f"/v1/streams/{generation_id}", **request(cursor, "header")), 410, "cursor_expired")
@@ -248,9 +251,7 @@ def test_below_what_is_kept_is_gone_with_the_floor(client: Client, store: redis.
 
 def test_pieces_of_what_is_not_kept_are_not_kept_either(client: Client, store: redis.Redis) -> None:
     """What can be shown of the attempt begins with the next chunk that is stored whole."""
-    generation_id = client.stream("fake/lorem?tokens=6").headers["x-stream-id"]
-    whole = frames(client.whole(generation_id))
-    wait_until(lambda: not client.state(generation_id)["viewers"])
+    generation_id, whole = streamed(client)
     assert store.xdel(keys.log(generation_id), "1-1", "1-2") == 2
     pieces = [entry.position.seq for entry in decode(store.xrange(keys.log(generation_id))) if entry.kind is Kind.PIECE]
     assert pieces[0] == 3

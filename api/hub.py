@@ -21,6 +21,7 @@ from shared import keys, sse
 from shared.entry import BEGIN, Entry, Kind
 from shared.errors import Damaged, LogError
 from shared.redis import ArqRedis, RedisError, complain
+from shared.shape import Shapes
 from shared.streamlog import StreamLog
 from shared.tasks import Rounds, cancel
 from shared.telemetry import FOLLOWED, VIEWERS, get_logger
@@ -85,12 +86,14 @@ class LiveLog:
     sealed, `problem` once it cannot be followed any further. `tally` is there if viewers are paced. `fed_at` is when
     the last entries came, in the loop's time, `page` how many like them may be read at once. `made` tells logs of one
     id apart, `replayed` says that it had ended before anybody watched it here, `idle_since` when the last viewer left.
+    `shapes` are those of the log up to `position`.
     """
 
     def __init__(self, generation_id: str, *, paced: bool = False) -> None:
         self.id = generation_id
         self.tally = Tally() if paced else None
         self.position = BEGIN
+        self.shapes = Shapes()
         self.epoch = 0
         self.replaced = False
         self.note: bytes | None = None
@@ -206,6 +209,8 @@ class LiveLog:
                 self.replaced = self.replaced or bool(self.end)
                 self.epoch = entry.position.epoch
                 self._clear()
+            elif entry.kind is Kind.PIECE:  # only when catching up: what would make it whole is missing
+                self._clear(entry.position.seq)
             elif entry.kind is Kind.OUTCOME:
                 self.outcome = entry
                 if self.tally is not None:
@@ -453,7 +458,7 @@ class Hub:
         if not fresh:
             if live.needed:  # the grace time of those who left may be almost over
                 await self._say_watched([live.id])
-            async for page in self._log.read_all(live.id, strict=False):
+            async for page in self._log.read_all(live.id, strict=False, shapes=live.shapes):
                 live.feed(page)
             live.replayed = live.outcome is not None
         live.caught_up = True
@@ -509,7 +514,8 @@ class Hub:
         positions = {generation_id: live.position for generation_id, live in followed.items()}
         interrupt = (self._control, self._control_id)
         page = min(live.page for live in followed.values())
-        found = await self._following.poll(positions, block_ms=BLOCK_MS, count=page, interrupt=interrupt)
+        shapes = {generation_id: live.shapes for generation_id, live in followed.items()}
+        found = await self._following.poll(positions, block_ms=BLOCK_MS, count=page, interrupt=interrupt, shapes=shapes)
         count = 0
         for generation_id, entries in found.items():
             if isinstance(entries, Damaged):

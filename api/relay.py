@@ -374,7 +374,7 @@ class EventStream(_LogResponse):
         """Frames that have left the window, from the log itself."""
         count = min(self._page, limit - index)
         try:
-            page = await self._parts.broker.log.read(self._id, Position(epoch, index), count)
+            page = await self._parts.broker.log.read(self._id, Position(epoch, index), count, shapes=live.shapes)
         except Damaged as problem:
             live.fail(problem)
             return b"", live.end

@@ -23,7 +23,7 @@ from shared.catalogue import Catalogue
 from shared.closing import Closing
 from shared.config import Settings
 from shared.doorbell import ring
-from shared.entry import Kind, Position, Status, Summary, now_ms
+from shared.entry import VERSION, Kind, Position, Status, Summary, now_ms
 from shared.errors import BadRequest, Gone, KeyReused, NotFound, Sealed, StreamspoolError, Unavailable
 from shared.files import Files
 from shared.guard import NO_STREAM, in_time, reachable
@@ -214,7 +214,7 @@ class Broker:
     ) -> dict[str, Any]:
         on_disconnect = request.on_disconnect or self._settings.on_disconnect
         return {
-            "v": 1,
+            "v": VERSION,
             "id": generation_id,
             "owner": principal.tenant,
             "model": request.model,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from shared import json
 from shared.errors import Damaged
+from shared.shape import MARK, Shapes, mark
 
 _POSITION = re.compile(r"(0|[1-9]\d{0,15})-(0|[1-9]\d{0,15})", re.ASCII)
 
@@ -43,13 +44,20 @@ SEAL = Position(2**53 - 1, 0)
 """The outcome's place: the largest epoch that JavaScript can hold exactly, so nothing can follow it."""
 
 
+VERSION = 2
+"""Of the log, in the header. A log of a higher one would be misread here."""
+PIECES_SINCE = 2
+"""The first version whose readers know pieces."""
+
+
 class Kind(StrEnum):
-    """The single field of an entry says what it is; the value is its data."""
+    """An entry's first field says what it is; the value is its data."""
 
     REQUEST = "r"
     BODY = "b"
     ATTEMPT = "a"
     CHUNK = "c"
+    PIECE = "d"
     USAGE = "u"
     OUTCOME = "o"
 
@@ -64,7 +72,10 @@ AT = b"at"
 
 
 class Entry(NamedTuple):
-    """One entry: `data` is JSON, exactly as it was written; so is `note`. `note` and `at_ms` are a first chunk's."""
+    """One entry: `data` is JSON, exactly as it was written; so is `note`. `note` and `at_ms` are a first chunk's.
+
+    A chunk's data is its whole payload, however it is stored. Only where that cannot be told is it a PIECE (`decode`).
+    """
 
     position: Position
     kind: Kind
@@ -121,23 +132,49 @@ def follows(previous: Position, following: Position) -> bool:
     return following.epoch > previous.epoch and following.seq == 0
 
 
-def decode(raw: Raw, after: Position | None = None) -> list[Entry]:
-    """Decodes a reply; with `after`, raises Damaged where an entry that must exist is missing."""
+def decode(
+    raw: Raw, after: Position | None = None, shapes: Shapes | None = None, *, strict: bool = True
+) -> list[Entry]:
+    """Decodes a reply. With `after`, the position before it, raises Damaged where an entry that must exist is missing.
+
+    `shapes` are those of the log up to `after`; without it the reply begins where a log or an attempt does. They make
+    chunks of pieces, and take up what the reply brings. Without them pieces stay pieces, for callers who only look at
+    positions and outcomes. If not `strict`, nothing is raised, and a piece whose shape is missing stays one.
+    """
     entries = []
+    resolve, chunk, kinds = shapes is not None, Kind.CHUNK, _KINDS
+    shape = shapes.at(after) if shapes is not None and after is not None else None
     for entry_id, fields in raw:
         epoch, _, seq = entry_id.partition(b"-")
         position = Position(int(epoch), int(seq))
         if after is not None:
             if not follows(after, position):
-                raise Damaged(f"{position} comes after {after}")
+                if strict:
+                    raise Damaged(f"{position} comes after {after}")
+                shape = None
+                if shapes is not None and position.seq:
+                    shapes.put(Position(position.epoch, position.seq - 1), None)
             after = position
-        if len(fields) == 2 and not isinstance(fields, Mapping):
-            entries.append(Entry(position, _KINDS[fields[0]], fields[1]))
+        brought = note = at = None
+        if type(fields) is list and len(fields) == 2:
+            name, data = fields
         else:
             named = by_name(fields)
-            kind = next(iter(named))
-            at = int(named[AT]) if AT in named else None
-            entries.append(Entry(position, _KINDS[kind], named[kind], named.get(NOTE), at))
+            name, data = next(iter(named.items()))
+            note, brought, at = named.get(NOTE), named.get(MARK), named.get(AT)
+        kind = kinds[name]
+        if resolve:
+            if name == b"d":
+                if shape is not None:
+                    kind, data = chunk, shape[0] + data + shape[1]
+                elif strict:
+                    raise Damaged(f"{position} is a piece of what is missing")
+            elif name == b"a":
+                shape = None
+            if brought is not None and kind is chunk:
+                shape = mark(data, brought)
+                shapes.put(position, shape)  # type: ignore[union-attr]
+        entries.append(Entry(position, kind, data, note, None if at is None else int(at)))
     return entries
 
 

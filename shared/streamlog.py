@@ -18,9 +18,23 @@ from dataclasses import replace
 from typing import Any
 
 from shared import json, keys
-from shared.entry import BEGIN, HEADER, SEAL, Entry, Kind, Position, Summary, attempt, by_name, decode, summarize
+from shared.entry import (
+    BEGIN,
+    HEADER,
+    PIECES_SINCE,
+    SEAL,
+    Entry,
+    Kind,
+    Position,
+    Summary,
+    attempt,
+    by_name,
+    decode,
+    summarize,
+)
 from shared.errors import Damaged, Fenced, Gone, LogError, Sealed, Taken
 from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError, bulk, exchange, watch
+from shared.shape import Shapes
 from shared.writer import Appender, Writer, is_refusal
 
 _INDEX_PAGE = 50
@@ -157,7 +171,8 @@ class StreamLog:
         if isinstance(raw, Exception):
             raise raw
         header, body = self._request(raw, generation_id)
-        return Writer(appender, generation_id, epoch, self.last), header, body
+        pieces = header.get("v", 1) >= PIECES_SINCE
+        return Writer(appender, generation_id, epoch, self.last, pieces=pieces), header, body
 
     async def seal(
         self,
@@ -230,18 +245,41 @@ class StreamLog:
         return self._last(await self._redis.xrevrange(keys.log(generation_id), count=1), generation_id)
 
     async def read(
-        self, generation_id: str, after: Position = BEGIN, count: int = 1000, *, strict: bool = True
+        self,
+        generation_id: str,
+        after: Position = BEGIN,
+        count: int = 1000,
+        *,
+        strict: bool = True,
+        shapes: Shapes | None = None,
     ) -> list[Entry]:
-        """Up to `count` entries after a position, at once. If `strict`, raises Damaged where one is missing."""
+        """Up to `count` entries after a position, at once. If `strict`, raises Damaged where one is missing.
+
+        `shapes` are those of the log up to the position, and take up new ones; without them they are looked for.
+        """
+        if shapes is None:
+            shapes = await self._shapes(generation_id, after)
         raw = await self._redis.xrange(keys.log(generation_id), f"({after}", "+", count=count)
-        return decode(raw, after if strict else None)
+        return decode(raw, after, shapes, strict=strict)
+
+    async def _shapes(self, generation_id: str, after: Position) -> Shapes:
+        """The shapes of the attempt in which a position is, up to there."""
+        shapes, start = Shapes(), Position(after.epoch, 0)
+        while start.epoch and start < after:
+            raw = await self._redis.xrange(keys.log(generation_id), f"({start}", str(after), count=_LARGEST_PAGE)
+            if not raw:
+                break
+            start = decode(raw, start, shapes, strict=False)[-1].position
+        return shapes
 
     async def read_all(
-        self, generation_id: str, after: Position = BEGIN, *, strict: bool = True
+        self, generation_id: str, after: Position = BEGIN, *, strict: bool = True, shapes: Shapes | None = None
     ) -> AsyncIterator[list[Entry]]:
-        """All entries there are now after a position, in pages of about a megabyte."""
+        """All entries there are now after a position, in pages of about a megabyte. `shapes` are as for `read`."""
         count = _FIRST_PAGE
-        while page := await self.read(generation_id, after, count, strict=strict):
+        if shapes is None:
+            shapes = await self._shapes(generation_id, after)
+        while page := await self.read(generation_id, after, count, strict=strict, shapes=shapes):
             yield page
             after = page[-1].position
             size = sum(len(entry.data) for entry in page) // len(page)
@@ -249,8 +287,9 @@ class StreamLog:
 
     async def tail(self, generation_id: str, after: Position = BEGIN) -> AsyncIterator[list[Entry]]:
         """Catches up, then follows live; ends with the outcome. Raises Gone, Damaged."""
+        shapes = {generation_id: await self._shapes(generation_id, after)}
         while after != SEAL:
-            found = await self.poll({generation_id: after}, block_ms=2000)
+            found = await self.poll({generation_id: after}, block_ms=2000, shapes=shapes)
             if entries := found.get(generation_id):
                 if isinstance(entries, Damaged):
                     raise entries
@@ -266,9 +305,11 @@ class StreamLog:
         block_ms: int,
         count: int = 1000,
         interrupt: tuple[str, str] | None = None,
+        shapes: Mapping[str, Shapes] | None = None,
     ) -> dict[str, list[Entry] | Damaged]:
         """One blocking read over many logs: the new entries of each that has some, `{}` when the time is over.
 
+        `shapes` are those of each log up to its position, and take up new ones; without them pieces stay pieces.
         A log with a missing entry answers Damaged instead. `interrupt` is (key, last id) of a stream that ends the
         wait when `interrupt()` is called for it; what was added is returned under that key.
         """
@@ -282,7 +323,7 @@ class StreamLog:
         for raw_name, raw in await exchange(self._redis, packed) or ():
             name = names[raw_name]
             try:
-                found[name] = decode(raw, positions.get(name))
+                found[name] = decode(raw, positions.get(name), shapes.get(name) if shapes else None)
             except Damaged as problem:
                 found[name] = problem
         return found

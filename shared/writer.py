@@ -15,6 +15,7 @@ from shared.chat import Chunk
 from shared.entry import AT, NOTE, Position, now_ms
 from shared.errors import Damaged, Fenced, Gone
 from shared.redis import UNREACHABLE, ArqRedis, RedisError, ResponseError, bulk, complain, converse
+from shared.shape import MARK, WHOLE, Shaper
 from shared.tasks import cancel
 
 _BUSY = 3
@@ -111,9 +112,17 @@ class Writer:
     """
 
     def __init__(
-        self, appender: Appender, generation_id: str, epoch: int, last: Callable[[str], Awaitable[Position]]
+        self,
+        appender: Appender,
+        generation_id: str,
+        epoch: int,
+        last: Callable[[str], Awaitable[Position]],
+        *,
+        pieces: bool = True,
     ) -> None:
+        """`last` tells a log's last position; without `pieces` all chunks are stored whole, as readers of version 1 want."""
         self._appender, self._last = appender, last
+        self._shaper = Shaper() if pieces else None
         self.generation_id, self.epoch = generation_id, epoch
         self.position = Position(epoch, 0)
         self.note: bytes | None = None
@@ -131,7 +140,7 @@ class Writer:
         delays = iter(_BACKOFF_S)
         while chunks:
             seq = self.position.seq
-            packed = [self._pack(seq + i, chunk) for i, chunk in enumerate(chunks, 1)]
+            packed, shapers = self._pack(seq, chunks)
             if len(packed) == 1:
                 replies = await self._appender.send(packed[0], 1)
             else:  # MULTI: a server that fills up half-way must not leave a gap
@@ -141,29 +150,46 @@ class Writer:
                 if not isinstance(reply, bytes):
                     break
                 seq += 1
-            stored = seq - self.position.seq
-            self.position = Position(self.epoch, seq)
-            chunks = chunks[stored:]
-            if chunks:
-                before = self.position
+            before, self.position = self.position.seq, Position(self.epoch, seq)
+            if seq - before < len(chunks):
                 await self._after_refusal(reply, next(delays, _BACKOFF_S[-1]))
-                chunks = chunks[self.position.seq - before.seq :]
+            stored = self.position.seq - before
+            if stored:
+                self._shaper = shapers[min(stored, len(shapers)) - 1]
+            chunks = chunks[stored:]
         return self.position
 
-    def _pack(self, seq: int, chunk: Chunk) -> bytes:
-        entry_id = b"%d-%d" % (self.epoch, seq)
-        field = b"u" if chunk.is_usage else b"c"
+    def _pack(self, seq: int, chunks: Sequence[Chunk]) -> tuple[list[bytes], list[Shaper | None]]:
+        """The chunks after this number as commands; for each, what is to take the next one once it is stored.
+
+        To pack them again gives the same entries, so it does not matter which time they were stored.
+        """
+        packed, shapers, shaper = [], [], self._shaper
+        for payload, is_usage in chunks:
+            seq += 1
+            field, data, mark = b"u" if is_usage else WHOLE, payload, None
+            if shaper is not None and not is_usage:
+                field, data, mark, shaper = shaper.take(payload)
+            entry_id = b"%d-%d" % (self.epoch, seq)
+            if seq == 1 or mark is not None:
+                beside = self._beside(seq, mark)
+                packed.append(bulk(b"XADD", self._key, b"NOMKSTREAM", entry_id, field, data, *beside))
+            else:
+                packed.append(
+                    b"%b$%d\r\n%b\r\n$1\r\n%b\r\n$%d\r\n%b\r\n"
+                    % (self._prefix, len(entry_id), entry_id, field, len(data), data)
+                )
+            shapers.append(shaper)
+        return packed, shapers
+
+    def _beside(self, seq: int, mark: bytes | None) -> list[bytes]:
+        """Further fields of a chunk that has some."""
+        fields = [] if mark is None else [MARK, mark]
         if seq == 1:
-            beside = (AT, b"%d" % now_ms(), *((NOTE, self.note) if self.note is not None else ()))
-            return bulk(b"XADD", self._key, b"NOMKSTREAM", entry_id, field, chunk.payload, *beside)
-        return b"%b$%d\r\n%b\r\n$1\r\n%b\r\n$%d\r\n%b\r\n" % (
-            self._prefix,
-            len(entry_id),
-            entry_id,
-            field,
-            len(chunk.payload),
-            chunk.payload,
-        )
+            fields += [AT, b"%d" % now_ms()]
+            if self.note is not None:
+                fields += [NOTE, self.note]
+        return fields
 
     async def _after_refusal(self, reply: Any, delay_s: float) -> None:
         """Finds out why: ours already (position moves on), somebody else's (raises), or a server in trouble (waits)."""

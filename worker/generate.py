@@ -19,7 +19,7 @@ from typing import Any
 from shared import json
 from shared.closing import Closing, finished_status
 from shared.config import Settings
-from shared.entry import Position, Status, now_ms
+from shared.entry import VERSION, Position, Status, now_ms
 from shared.errors import (
     Fenced,
     Gone,
@@ -198,7 +198,7 @@ class Generator:
 
     async def _attempt(self, writer: Writer, header: dict[str, Any], body: dict[str, Any]) -> Claimed | None:
         """Runs an attempt to its end; returns the next one if the request wants another after an interruption."""
-        if header.get("v", 1) > 1:
+        if header.get("v", 1) > VERSION:
             await self._closing.conclude(writer.generation_id, writer.epoch, Status.FAILED, error=UNSUPPORTED)
             return None
         answer = Normalizer(

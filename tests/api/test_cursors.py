@@ -11,6 +11,8 @@ import pytest
 import redis
 
 from shared import keys
+from shared.entry import Kind, decode
+from shared.shape import Shapes
 from tests.support.stack import wait_until
 from tests.support.upstream import Pause, ending, words
 from tests.support.wire import DONE_FRAME, SEAL_ID, Client, Register, end_error, frames, position, refused
@@ -213,12 +215,30 @@ def test_an_unknown_stream_is_not_found(client: Client, generation_id: str, curs
 # ---- logs that were damaged behind the broker's back
 
 
-def test_below_what_is_kept_is_gone_with_the_floor(client: Client, store: redis.Redis) -> None:
+def store_whole(store: redis.Redis, generation_id: str) -> None:
+    """Makes the log one of version 1, without pieces."""
+    key = keys.log(generation_id)
+    entries = decode(store.xrange(key), None, Shapes())
+    with store.pipeline() as pipe:
+        pipe.delete(key)
+        for entry in entries:
+            pipe.xadd(key, {entry.kind: entry.data}, id=str(entry.position))
+        pipe.expire(key, 60)
+        pipe.execute()
+
+
+def streamed(client: Client) -> tuple[str, list[bytes]]:
+    """A finished stream and the frames of its view. A replay would leave it at hand, and nobody would notice damage."""
     first = client.stream("fake/lorem?tokens=6")
-    generation_id = first.headers["x-stream-id"]
-    *said, done = frames(first.content)  # a replay would leave it at hand, and nobody would notice
-    whole = [*(b"id: 1-%d\n%b" % numbered for numbered in enumerate(said, 1)), b"id: %b\n%b" % (SEAL_ID.encode(), done)]
-    wait_until(lambda: not client.state(generation_id)["viewers"])
+    *said, done = frames(first.content)
+    numbered = (b"id: 1-%d\n%b" % (seq, frame) for seq, frame in enumerate(said, 1))
+    wait_until(lambda: not client.state(first.headers["x-stream-id"])["viewers"])
+    return first.headers["x-stream-id"], [*numbered, b"id: %b\n%b" % (SEAL_ID.encode(), done)]
+
+
+def test_below_what_is_kept_is_gone_with_the_floor(client: Client, store: redis.Redis) -> None:
+    generation_id, whole = streamed(client)
+    store_whole(store, generation_id)
     assert store.xdel(keys.log(generation_id), "1-1", "1-2", "1-3") == 3
     for cursor in ("0", "1", "2", "1-0", "1-1", "1-2"):
         error = refused(client.get(f"/v1/streams/{generation_id}", **request(cursor, "header")), 410, "cursor_expired")
@@ -227,6 +247,19 @@ def test_below_what_is_kept_is_gone_with_the_floor(client: Client, store: redis.
     for cursor in ("1-3", "3", "1-5"):
         rest = whole[int(cursor[-1]) :]
         assert resume(client, generation_id, cursor, "header") == b"".join(rest)
+
+
+def test_pieces_of_what_is_not_kept_are_not_kept_either(client: Client, store: redis.Redis) -> None:
+    """What can be shown of the attempt begins with the next chunk that is stored whole."""
+    generation_id, whole = streamed(client)
+    assert store.xdel(keys.log(generation_id), "1-1", "1-2") == 2
+    pieces = [entry.position.seq for entry in decode(store.xrange(keys.log(generation_id))) if entry.kind is Kind.PIECE]
+    assert pieces[0] == 3
+    floor = f"1-{pieces[-1]}"
+    for cursor in ("0", "1-0", "1-2", "1-3"):
+        error = refused(client.get(f"/v1/streams/{generation_id}", **request(cursor, "header")), 410, "cursor_expired")
+        assert error["floor"] == floor
+    assert resume(client, generation_id, floor, "header") == b"".join(whole[pieces[-1] :])
 
 
 def test_a_damaged_log_is_not_passed_off_as_an_answer(client: Client, store: redis.Redis) -> None:

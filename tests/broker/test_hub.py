@@ -22,7 +22,7 @@ from shared.broker import Broker
 from shared.chat import Chunk
 from shared.config import Settings
 from shared.embedded import EmbeddedValkey
-from shared.entry import Entry, now_ms
+from shared.entry import VERSION, Entry, now_ms
 from shared.redis import ArqRedis, connect
 from shared.streamlog import StreamLog
 from shared.writer import Appender, Writer
@@ -124,7 +124,8 @@ class Bench:
 
     async def log_of(self, *words: int, epoch: int = 1) -> Writer:
         generation_id = f"chatcmpl-{uuid.uuid4().hex}"
-        await self.log.create({"id": generation_id, "owner": "a", "created_at_ms": 1, "model": "m"}, b"{}")
+        header = {"v": VERSION, "id": generation_id, "owner": "a", "created_at_ms": 1, "model": "m"}
+        await self.log.create(header, b"{}")
         writer, _, _ = await self.log.claim(self.appender, generation_id, epoch, {"at_ms": 1})
         await self.say(writer, *words)
         return writer

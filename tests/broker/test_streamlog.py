@@ -12,7 +12,7 @@ import pytest
 
 from shared import keys
 from shared.chat import Chunk
-from shared.entry import BEGIN, HEADER, SEAL, Entry, Kind, Position, Status, decode, follows
+from shared.entry import BEGIN, HEADER, SEAL, VERSION, Entry, Kind, Position, Status, decode, follows
 from shared.errors import Damaged, Fenced, Gone, Sealed, Taken
 from shared.redis import ArqRedis, ResponseError
 from shared.streamlog import StreamLog
@@ -26,7 +26,7 @@ def new_id() -> str:
 
 
 def header(generation_id: str, owner: str = "a", created: int = 1) -> dict[str, Any]:
-    return {"id": generation_id, "owner": owner, "created_at_ms": created, "model": "fake/echo"}
+    return {"v": VERSION, "id": generation_id, "owner": owner, "created_at_ms": created, "model": "fake/echo"}
 
 
 def attempt(token: str = "t") -> dict[str, Any]:

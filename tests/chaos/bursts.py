@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared import keys
+from shared.entry import Kind, decode
+from shared.shape import Shapes
 from tests.chaos.tally import Tally
 from tests.support.fleet import Fleet, ask
 from tests.support.ledger import ledger_problems
@@ -140,9 +142,12 @@ async def _kill_workers_around_the_end(
 
 def _caught(fleet: Fleet, generation_id: str, unsettled: set[str]) -> str:
     """In which moment the kill of its worker met a generation."""
-    entries = dict(fleet.client.xrange(keys.log(generation_id)))
-    chunks = [fields[b"c"] for at, fields in entries.items() if at.startswith(b"1-") and b"c" in fields]
-    finished = any(choice["finish_reason"] for raw in chunks for choice in json.loads(raw)["choices"])
+    raw = fleet.client.xrange(keys.log(generation_id))
+    entries = dict(raw)
+    chunks = [
+        entry.data for entry in decode(raw, None, Shapes()) if entry.position.epoch == 1 and entry.kind is Kind.CHUNK
+    ]
+    finished = any(choice["finish_reason"] for data in chunks for choice in json.loads(data)["choices"])
     if json.loads(entries[SEAL.encode()][b"o"])["by"] == json.loads(entries[b"1-0"][b"a"])["worker"]:
         return "before_settlement" if generation_id in unsettled else "after_settlement"
     return "before_seal" if finished else "before_finish"

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from shared import keys
+from shared.entry import VERSION
 from tests.chaos.bursts import check_ledger, kill_workers_around_the_end, wait_still
 from tests.chaos.tally import Tally
 from tests.support.fleet import BAR_S, Fleet, ask
@@ -331,8 +332,8 @@ def test_f44_requests_of_another_version(fleet: Fleet, judges: Judges, upstream:
     """Older ones lack fields, newer ones have more, and those of a newer log format are refused, not misread."""
     script = upstream.script("f44", [*words(2), *ending()])
     older = fleet.plant("f44")
-    newer = fleet.plant("f44", v=1, priority="high", on_disconnect="continue", after={"x": [1]})
-    alien = fleet.plant("f44", v=2)
+    newer = fleet.plant("f44", v=VERSION, priority="high", on_disconnect="continue", after={"x": [1]})
+    alien = fleet.plant("f44", v=VERSION + 1)
     viewers = [judges.watch([fleet.url], generation_id) for generation_id in (older, newer, alien)]
     fleet.ring(older, newer, alien)
     judges.wait()

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
+from shared import keys
 from shared.chat import Chunk
 from shared.embedded import EmbeddedValkey
-from shared.entry import SEAL, now_ms
+from shared.entry import SEAL, VERSION, Kind, by_name, now_ms
 from shared.errors import LogError
 from shared.redis import OutOfMemoryError, connect
 from shared.streamlog import StreamLog
 from shared.writer import Appender, Writer
 from tests.docs import tables
-from tests.docs.snippets import prose
+from tests.docs.snippets import blocks, prose
 
 STATES = ("no log", "queued: no attempt", "newest attempt is E", "newest attempt is above E", "sealed")
 OPERATIONS = ("create", "claim E", "append in E", "seal, for E", "seal, for anybody", "read", "tail", "delete")
@@ -41,7 +42,7 @@ class Scene:
     def __init__(self, log: StreamLog, appender: Appender) -> None:
         self.log, self.appender = log, appender
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
-        self.header = {"id": self.id, "owner": "docs", "created_at_ms": now_ms()}
+        self.header = {"v": VERSION, "id": self.id, "owner": "docs", "created_at_ms": now_ms()}
         self.attempt = {"worker": "w", "token": "t"}
         self.writer: Writer | None = None
 
@@ -162,4 +163,55 @@ async def test_the_same_header_claim_and_outcome_are_ours(log: tuple[StreamLog, 
         assert "this very outcome" in written()[operation][4]
         await scene.log.seal(scene.id, OUTCOME, epoch=epoch)
         await scene.log.seal(scene.id, OUTCOME, epoch=epoch)
+    await scene.log.delete(scene.id, "docs")
+
+
+# ---- pieces
+
+
+def payloads(entries: list[tuple[str, str, str | None, bytes]]) -> list[bytes]:
+    """What the chunks of one attempt say, read as the section says and by nothing else of ours."""
+    found = []
+    prefix = suffix = b""
+    for _, kind, mark, data in entries:
+        payload = prefix + data + suffix if kind == "d" else data
+        if mark:
+            first, last = map(int, mark.split("-"))
+            assert first + last <= len(payload)
+            prefix, suffix = payload[:first], payload[len(payload) - last :]
+        found.append(payload)
+    return found
+
+
+def test_the_pieces_shown_are_the_chunks_beside_them() -> None:
+    (shown,) = [block.code for block in blocks(tables.ROOT, "shared/PROTOCOL.md") if "pieces" in block.words]
+    rows = [re.fullmatch(r"(\S+) (\w) (\S+) +'(.*)' +is +'(.*)'", line) for line in shown.splitlines()]
+    entries = [(row[1], row[2], row[3].strip("-") or None, row[4].encode()) for row in rows if row]
+    assert len(entries) == len(rows) == 6
+    assert payloads(entries) == [row[5].encode() for row in rows if row]
+
+
+async def test_pieces_are_written_as_they_are_described(
+    log: tuple[StreamLog, Appender], valkey: EmbeddedValkey
+) -> None:
+    scene, head = Scene(*log), '{"object":"chat.completion.chunk","choices":[{"delta":'
+    await scene.log.create(scene.header, b"{}")
+    writer, _, _ = await scene.log.claim(scene.appender, scene.id, E, scene.attempt)
+    said = [f'{head}{{"{kind}":"{i}"}}}}]}}'.encode() for kind in ("reasoning", "content") for i in range(30)]
+    for start in range(0, len(said), 7):
+        await writer.append([Chunk(payload) for payload in said[start : start + 7]])
+    await writer.append([Chunk(b'{"usage":1}', is_usage=True)])
+    redis = connect(valkey.url, max_connections=1)
+    raw = [(at.decode(), by_name(fields)) for at, fields in await redis.xrange(keys.log(scene.id), f"{E}-1", "+")]
+    await redis.aclose(close_connection_pool=True)
+    entries = []
+    for at, fields in raw:
+        kind = next(iter(fields))
+        mark = fields.get(b"t")
+        entries.append((at, kind.decode(), mark.decode() if mark else None, fields[kind]))
+    assert payloads(entries) == [*said, b'{"usage":1}']
+    kinds = [kind for _, kind, _, _ in entries]
+    assert (kinds[0], entries[0][2], kinds[-1], entries[-1][2]) == ("c", None, "u", None)
+    assert kinds.count(Kind.PIECE) > 50
+    assert [set(fields) - {b"c", b"d", b"u", b"t"} for _, fields in raw[1:]] == [set()] * (len(raw) - 1)
     await scene.log.delete(scene.id, "docs")

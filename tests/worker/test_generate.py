@@ -15,7 +15,7 @@ from shared.broker import Broker
 from shared.chat import Chunk
 from shared.config import Settings
 from shared.embedded import EmbeddedValkey
-from shared.entry import Entry, Kind, Position, Status, Summary, now_ms
+from shared.entry import VERSION, Entry, Kind, Position, Status, Summary, now_ms
 from shared.errors import Gone
 from shared.redis import ArqRedis, connect
 from shared.streamlog import StreamLog
@@ -38,6 +38,7 @@ class Bench:
     async def request(self, model: str, **fields: Any) -> str:
         generation_id = f"chatcmpl-{uuid.uuid4().hex}"
         header = {
+            "v": VERSION,
             "id": generation_id,
             "owner": "a",
             "model": f"scripted/{model}",

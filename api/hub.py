@@ -395,6 +395,7 @@ class Hub:
         self._control = keys.hub(os.urandom(8).hex())
         self._control_id = "0"
         self._added = asyncio.Event()
+        self._blocked = False
         self._checked = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -464,6 +465,8 @@ class Hub:
         live.caught_up = True
         if live.outcome is None:
             self._added.set()
+            if not self._blocked:  # the next read has it anyway
+                return
             try:
                 await self._log.interrupt(self._control)
             except (RedisError, OSError) as error:  # the read ends by itself, a little later
@@ -515,7 +518,13 @@ class Hub:
         interrupt = (self._control, self._control_id)
         page = min(live.page for live in followed.values())
         shapes = {generation_id: live.shapes for generation_id, live in followed.items()}
-        found = await self._following.poll(positions, block_ms=BLOCK_MS, count=page, interrupt=interrupt, shapes=shapes)
+        self._blocked = True
+        try:
+            found = await self._following.poll(
+                positions, block_ms=BLOCK_MS, count=page, interrupt=interrupt, shapes=shapes
+            )
+        finally:
+            self._blocked = False
         count = 0
         for generation_id, entries in found.items():
             if isinstance(entries, Damaged):

@@ -218,6 +218,21 @@ def test_a_provider_that_recovers_is_asked_again(alice: Client, upstream: Script
     assert batch["request_counts"] == {"total": 10, "completed": 10, "failed": 0}
 
 
+def test_a_provider_that_is_paused_holds_up_nobody_elses_lines(alice: Client, upstream: ScriptedUpstream) -> None:
+    headers = {"content-type": "application/json", "retry-after": "60"}
+    script = upstream.script("paused", status=429, headers=headers)
+    lines = [line(f"paused-{n}", "scripted/paused") for n in range(250)] + [line(f"done-{n}") for n in range(150)]
+    batch_id = start(alice.http, jsonl(lines))
+    wait_until(lambda: state(alice.http, batch_id)["request_counts"]["completed"] == 150, 60)
+    assert state(alice.http, batch_id)["request_counts"]["failed"] == 0
+    assert len(script.calls) <= 100, "it is left alone"
+    alice.http.post(f"/v1/batches/{batch_id}/cancel")
+    batch = ended(alice.http, batch_id)
+    assert batch["request_counts"] == {"total": 400, "completed": 150, "failed": 250}
+    assert results(alice.http, batch["output_file_id"]).keys() == {f"done-{n}" for n in range(150)}
+    assert results(alice.http, batch["error_file_id"]).keys() == {f"paused-{n}" for n in range(250)}
+
+
 def test_a_quota_that_is_used_up_fails_the_line(alice: Client, scripted: Register) -> None:
     error = {"error": {"message": "You exceeded your quota.", "type": "x", "code": "insufficient_quota"}}
     headers = {"content-type": "application/json", "retry-after": "60"}

@@ -18,6 +18,7 @@ from tests.support.batch import ended, jsonl, line, results, start, state
 from tests.support.fleet import QUICK
 from tests.support.stack import Stack, wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words
+from worker.batch_lines import line_id
 
 LINES = 1000
 MODEL = "fake/lorem?tokens=10&rate=20"
@@ -145,17 +146,40 @@ def test_finished_lines_are_kept_by_a_cancel_after_a_kill(ground: Ground, upstre
     """The worker dies right after lines were answered, before it could write that down."""
     pause = Pause()
     script = upstream.script("held", [*words(1), pause, *ending()])
-    lines = [line(f"line-{n}") for n in range(20)] + [line(f"held-{n}", "scripted/held") for n in range(100)]
+    lines = [line(f"line-{n}") for n in range(20)] + [line(f"wrong-{n}", "fake/echo?error=400") for n in range(5)]
+    lines += [line(f"held-{n}", "scripted/held") for n in range(100)]
     batch_id = start(ground.http, jsonl(lines))
     wait_until(lambda: script.live == 50, what="every place is taken, so the others are answered")
     ground.kill(ground.runner(batch_id))
     ground.http.post(f"/v1/batches/{batch_id}/cancel")
     batch = ended(ground.http, batch_id, 60)
-    assert (batch["status"], batch["request_counts"]) == ("cancelled", {"total": 120, "completed": 20, "failed": 100})
+    assert (batch["status"], batch["request_counts"]) == ("cancelled", {"total": 125, "completed": 20, "failed": 105})
     output, errors = results(ground.http, batch["output_file_id"]), results(ground.http, batch["error_file_id"])
     assert output.keys() == {f"line-{n}" for n in range(20)}
-    assert errors.keys() == {f"held-{n}" for n in range(100)}
+    assert errors.keys() == {one["custom_id"] for one in lines[20:]}
+    wrong = [one["response"] for one in errors.values() if one["custom_id"].startswith("wrong")]
+    assert [response["status_code"] for response in wrong] == [400] * 5, "they were answered, too"
     wait_until(lambda: script.live == 0, what="the provider is hung up on")
+
+
+@pytest.mark.timeout(300)
+def test_lines_that_were_asked_again_are_ended_by_a_cancel_after_a_kill(
+    ground: Ground, upstream: ScriptedUpstream
+) -> None:
+    """The worker dies before it wrote down that they were refused and asked again."""
+    headers = {"content-type": "application/json", "retry-after": "1"}
+    upstream.script("again", status=429, headers=headers)
+    batch_id = start(ground.http, jsonl(line(f"line-{n}", "scripted/again") for n in range(4)))
+    again = [keys.log(line_id(batch_id, number, 1)) for number in range(1, 5)]
+    wait_until(lambda: ground.redis.exists(*again), 30, "some are asked again")
+    script = upstream.script("again", [*words(1), Pause(), *ending()])
+    wait_until(lambda: script.live, 30, "they are answered")
+    ground.kill(ground.runner(batch_id))
+    ground.http.post(f"/v1/batches/{batch_id}/cancel")
+    batch = ended(ground.http, batch_id, 60)
+    assert batch["request_counts"] == {"total": 4, "completed": 0, "failed": 4}
+    wait_until(lambda: script.live == 0, what="the provider is hung up on")
+    wait_until(lambda: not [key for key in ground.redis.scan_iter("streamspool:{*") if b":log" in key], 30)
 
 
 @pytest.mark.timeout(300)

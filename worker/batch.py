@@ -307,12 +307,10 @@ class _Run:
 
     async def _stop(self, why: str) -> None:
         """Ends what is open, keeps what is finished, and writes down for every other line that it was not run."""
+        await self._end(list(self._queue.open))
+        known = set(self._queue.open)
         begun, waiting = await self._begun()
-        for generation_id in begun:
-            with suppress(Sealed, Gone):
-                last = await self._log.last(generation_id)
-                await self._shared.broker.closing.conclude(generation_id, last.epoch, Status.CANCELLED)
-            await self._shared.redis.publish(keys.DOORBELL, generation_id)
+        await self._end(begun.keys() - known)
         for (generation_id, line), summary in zip(begun.items(), await self._log.describe(list(begun)), strict=True):
             outcome = (summary.outcome if summary else None) or {"status": Status.CANCELLED}
             if outcome["status"] in _ANSWERS or (
@@ -327,6 +325,13 @@ class _Run:
             self._skip(rest, why)
             if self._results.is_due(self._clock()):
                 await self._flush()
+
+    async def _end(self, generation_ids: Iterable[str]) -> None:
+        for generation_id in generation_ids:
+            with suppress(Sealed, Gone):
+                last = await self._log.last(generation_id)
+                await self._shared.broker.closing.conclude(generation_id, last.epoch, Status.CANCELLED)
+            await self._shared.redis.publish(keys.DOORBELL, generation_id)
 
     def _skip(self, line: Line, why: str) -> None:
         line.asked = None

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
-import redis
 
 from shared import keys
-from shared.embedded import EmbeddedValkey
-from tests.support.batch import ended, jsonl, line, results, start, state
-from tests.support.fleet import QUICK
-from tests.support.stack import Stack, wait_until
+from tests.support.batch import ended, jsonl, line, results, start
+from tests.support.ground import Ground
+from tests.support.stack import wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words
 from worker.batch_lines import line_id
 
@@ -24,59 +20,10 @@ LINES = 1000
 MODEL = "fake/lorem?tokens=10&rate=20"
 
 
-class Ground:
-    """A Valkey, an API and two workers, each of which can be killed and is started again."""
-
-    def __init__(self, directory: Path, upstream: ScriptedUpstream) -> None:
-        self.valkey = EmbeddedValkey(directory / "data")
-        self.valkey.launch()
-        self.valkey.wait_ready()
-        settings = {**QUICK, "STREAMSPOOL_NO_WORKER_S": "30", "STREAMSPOOL_BATCH_LINES": "50"}
-        self.stack = Stack(self.valkey.url, upstream.base_url, directory, **settings)
-        self.stack.start("worker-2")
-        self.stack.__enter__()
-        self.http = httpx.Client(base_url=self.stack.url, timeout=20, trust_env=False)
-        self.redis = redis.Redis.from_url(self.valkey.url)
-
-    def close(self) -> None:
-        self.stack.__exit__()
-        self.http.close()
-        self.redis.close()
-        self.valkey.stop()
-
-    def runner(self, batch_id: str) -> str:
-        """The worker that hands out the lines of the batch now."""
-        holder = wait_until(lambda: self.redis.get(keys.in_progress(batch_id)), what="somebody holds the batch")
-        names = {str(self.stack.process(name).pid): name for name in ("worker", "worker-2")}
-        return names.get(holder.decode().split("-")[-2], "")
-
-    def kill(self, name: str) -> None:
-        self.stack.kill(name)
-        self.stack.start(name)
-
-    def kill_valkey(self) -> None:
-        assert self.valkey.pid is not None
-        os.kill(self.valkey.pid, signal.SIGKILL)
-        wait_until(lambda: not self.valkey.is_running())
-        self.valkey.launch()
-        self.valkey.wait_ready()
-
-    def completed(self, batch_id: str) -> int:
-        """As last told; the API may be away."""
-        try:
-            return int(state(self.http, batch_id)["request_counts"]["completed"])
-        except (httpx.TransportError, AssertionError):
-            return -1
-
-    def until(self, batch_id: str, count: int) -> None:
-        wait_until(lambda: self.completed(batch_id) >= count, 60, f"{count} lines are done")
-
-
 @pytest.fixture
 def ground(tmp_path: Path, upstream: ScriptedUpstream) -> Iterator[Ground]:
-    running = Ground(tmp_path, upstream)
-    yield running
-    running.close()
+    with Ground(tmp_path, upstream.base_url) as running:
+        yield running
 
 
 def check(ground: Ground, batch_id: str, lines: int) -> None:
@@ -93,10 +40,7 @@ def check(ground: Ground, batch_id: str, lines: int) -> None:
     )
     (row,) = ground.http.get("/v1/usage").json()["data"]
     assert (row["requests"], row["total_tokens"]) == (lines, batch["usage"]["total_tokens"])
-    left = wait_until(
-        lambda: not [key for key in ground.redis.scan_iter("streamspool:{*") if b":log" in key], 30, "no log is left"
-    )
-    assert left
+    wait_until(lambda: not ground.logs(), 30, "no log is left")
 
 
 @pytest.mark.timeout(300)
@@ -179,7 +123,7 @@ def test_lines_that_were_asked_again_are_ended_by_a_cancel_after_a_kill(
     batch = ended(ground.http, batch_id, 60)
     assert batch["request_counts"] == {"total": 4, "completed": 0, "failed": 4}
     wait_until(lambda: script.live == 0, what="the provider is hung up on")
-    wait_until(lambda: not [key for key in ground.redis.scan_iter("streamspool:{*") if b":log" in key], 30)
+    wait_until(lambda: not ground.logs(), 30, "no log is left")
 
 
 @pytest.mark.timeout(300)

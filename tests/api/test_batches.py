@@ -13,7 +13,7 @@ import redis
 from shared import keys
 from tests.support.batch import ENDPOINT, ended, jsonl, line, results, start, state, upload
 from tests.support.s3 import S3
-from tests.support.stack import Stack, wait_until
+from tests.support.stack import Stack, memory_mb, wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.wire import Client, Register, refused
 
@@ -312,6 +312,19 @@ def test_a_batch_in_a_bucket(own_stack: Stack, tmp_path: Path) -> None:
             batch = ended(client.http, start(client.http, jsonl([line(f"{n}") for n in range(50)])))
             assert len(results(client.http, batch["output_file_id"])) == 50
             wait_until(lambda: s3.names() == {batch["input_file_id"], batch["output_file_id"]})
+
+
+def test_a_large_batch_takes_no_more_memory_than_a_small_one(quick: Client, own_stack: Stack) -> None:
+    """Sixty megabytes in, and as many out."""
+    lines = [line(f"{n}", prompt="x" * 60_000) for n in range(1000)]
+    ended(quick.http, start(quick.http, jsonl(lines[:100])))
+    before = {name: memory_mb(own_stack, "VmHWM", name) for name in ("api", "worker")}
+    batch = ended(quick.http, start(quick.http, jsonl(lines)), 120)
+    assert batch["request_counts"]["completed"] == 1000
+    with quick.http.stream("GET", f"/v1/files/{batch['output_file_id']}/content") as content:
+        assert sum(map(len, content.iter_bytes())) > 60_000_000
+    for name, peak_mb in before.items():
+        assert memory_mb(own_stack, "VmHWM", name) - peak_mb < 30, name
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import re
 import signal
 import statistics
 import sys
@@ -30,7 +29,7 @@ from tests.bench.load import Upstream
 from tests.support.batch import ended, jsonl, line, results, start, state
 from tests.support.ground import Ground
 from tests.support.receiver import SECRET, Receiver
-from tests.support.stack import wait_until
+from tests.support.stack import memory_mb, wait_until
 from tests.support.upstream import ScriptedUpstream, ending, words
 
 LINES = 5000
@@ -195,13 +194,6 @@ def throughput_no_latency(directory: Path) -> dict[str, Any]:
 # ---- small
 
 
-def peak_mb(pid: int) -> float:
-    """The most memory (resident) that a process has had."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found
-    return round(int(found[1]) / 1024, 1)
-
-
 def memory(directory: Path) -> dict[str, Any]:
     """Peak memory after a batch of 1,000 lines, and after one of 50,000 in the same processes."""
     with scripted(directory) as (ground, _):
@@ -211,7 +203,7 @@ def memory(directory: Path) -> dict[str, Any]:
             batch_id = start(ground.http, jsonl(line(f"line-{n}", QUIET) for n in range(lines)))
             wrong += judged(ground, batch_id, lines, timeout_s=1200)["wrong"]
             peaks[str(lines)] = {
-                name: peak_mb(ground.stack.process(name).pid) for name in ("api", "worker", "worker-2")
+                name: round(memory_mb(ground.stack, "VmHWM", name), 1) for name in ("api", "worker", "worker-2")
             }
         return {"peak_mb": peaks, "wrong": wrong}
 

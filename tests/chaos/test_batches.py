@@ -44,7 +44,7 @@ def check(ground: Ground, batch_id: str, lines: int) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_batch_outlives_whatever_runs_it(ground: Ground) -> None:
+def test_b1_a_batch_outlives_whatever_runs_it(ground: Ground) -> None:
     batch_id = start(ground.http, jsonl(line(f"line-{n}", MODEL) for n in range(LINES)))
     ground.until(batch_id, 50)
     ground.kill(ground.runner(batch_id) or "worker")
@@ -64,7 +64,7 @@ def test_a_batch_outlives_whatever_runs_it(ground: Ground) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_stopped_worker_that_wakes_up_writes_nothing_twice(ground: Ground) -> None:
+def test_b2_a_stopped_worker_that_wakes_up_writes_nothing_twice(ground: Ground) -> None:
     batch_id = start(ground.http, jsonl(line(f"line-{n}", MODEL) for n in range(300)))
     ground.until(batch_id, 60)
     first = ground.runner(batch_id)
@@ -76,7 +76,7 @@ def test_a_stopped_worker_that_wakes_up_writes_nothing_twice(ground: Ground) -> 
 
 
 @pytest.mark.timeout(300)
-def test_a_worker_that_is_asked_to_stop_hands_the_batch_over(ground: Ground) -> None:
+def test_b3_a_worker_that_is_asked_to_stop_hands_the_batch_over(ground: Ground) -> None:
     batch_id = start(ground.http, jsonl(line(f"line-{n}", MODEL) for n in range(300)))
     ground.until(batch_id, 60)
     first = ground.runner(batch_id)
@@ -86,7 +86,7 @@ def test_a_worker_that_is_asked_to_stop_hands_the_batch_over(ground: Ground) -> 
 
 
 @pytest.mark.timeout(300)
-def test_finished_lines_are_kept_by_a_cancel_after_a_kill(ground: Ground, upstream: ScriptedUpstream) -> None:
+def test_b4_finished_lines_are_kept_by_a_cancel_after_a_kill(ground: Ground, upstream: ScriptedUpstream) -> None:
     """The worker dies right after lines were answered, before it could write that down."""
     pause = Pause()
     script = upstream.script("held", [*words(1), pause, *ending()])
@@ -107,7 +107,7 @@ def test_finished_lines_are_kept_by_a_cancel_after_a_kill(ground: Ground, upstre
 
 
 @pytest.mark.timeout(300)
-def test_lines_that_were_asked_again_are_ended_by_a_cancel_after_a_kill(
+def test_b5_lines_that_were_asked_again_are_ended_by_a_cancel_after_a_kill(
     ground: Ground, upstream: ScriptedUpstream
 ) -> None:
     """The worker dies before it wrote down that they were refused and asked again."""
@@ -127,7 +127,9 @@ def test_lines_that_were_asked_again_are_ended_by_a_cancel_after_a_kill(
 
 
 @pytest.mark.timeout(300)
-def test_a_line_is_asked_once_more_only_where_its_worker_was_lost(ground: Ground, upstream: ScriptedUpstream) -> None:
+def test_b6_a_line_is_asked_once_more_only_where_its_worker_was_lost(
+    ground: Ground, upstream: ScriptedUpstream
+) -> None:
     """Whoever takes a batch over finds the lines that are running or answered, and begins none of them again."""
     pause = Pause()
     script = upstream.script("counted", [*words(1), pause, *ending()])

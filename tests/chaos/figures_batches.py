@@ -26,6 +26,7 @@ from typing import Any
 import httpx
 
 from tests.bench.load import Upstream
+from tests.bench.machine import cpu_s
 from tests.support.batch import ended, jsonl, line, results, start, state
 from tests.support.ground import Ground
 from tests.support.receiver import SECRET, Receiver
@@ -165,15 +166,20 @@ async def _straight(url: str, model: str, count: int, at_once: int) -> float:
 def _throughput(directory: Path, model: str) -> dict[str, Any]:
     with streaming(directory) as (ground, url):
         straight_s = asyncio.run(_straight(url, model, LINES, int(SHIPPED["STREAMSPOOL_BATCH_LINES"])))
+        pids = {name: ground.stack.process(name).pid for name in ("api", "worker", "worker-2")}
+        pids["valkey"] = ground.valkey.pid or 0
+        used = {name: cpu_s([pid]) for name, pid in pids.items()}
         began = time.monotonic()
         batch_id = start(ground.http, jsonl(line(f"line-{n}", f"scripted/{model}") for n in range(LINES)))
         ended(ground.http, batch_id, 300)
         took_s = time.monotonic() - began
+        used = {name: round((cpu_s([pid]) - used[name]) / LINES * 1000, 2) for name, pid in pids.items()}
         found = judged(ground, batch_id, LINES)
     return {
         **found,
         "lines": LINES,
         "concurrency": int(SHIPPED["STREAMSPOOL_BATCH_LINES"]),
+        "cpu_ms_per_line": used,
         "straight_per_s": round(LINES / straight_s, 1),
         "batch_per_s": round(LINES / took_s, 1),
         "ratio": round(straight_s / took_s, 2),

@@ -167,6 +167,7 @@ class Batches:
     async def _withdraw(self, batch_id: str) -> None:
         with suppress(BadRequest):  # it was small, and has ended
             await self._change(batch_id, _cancelling)
+            logger.info("revoked", batch_id=batch_id)
         await self._announce(batch_id)
 
     async def results(self, batch_id: str, owner: str, kind: int) -> AsyncIterator[bytes]:

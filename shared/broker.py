@@ -169,6 +169,7 @@ class Broker:
     async def _withdraw(self, generation_id: str) -> None:
         with suppress(Sealed):
             await self.closing.conclude(generation_id, 0, Status.CANCELLED)
+            logger.info("revoked", generation_id=generation_id)
         await self._redis.publish(keys.DOORBELL, generation_id)
 
     async def _join(self, key: str, request: ChatRequest, principal: Principal) -> tuple[str, str]:

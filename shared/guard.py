@@ -74,7 +74,6 @@ class Doubts:
         for new_id, until in list(self._until.items()):
             try:
                 await withdraw(new_id)
-                logger.info("withdrawn", id=new_id)
             except Gone:
                 if time.monotonic() < until:
                     continue

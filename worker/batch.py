@@ -50,7 +50,6 @@ _FOR_GOOD = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 """Refusals with 429 that no waiting helps against."""
 
 _ANSWERS = (Status.COMPLETED, Status.INCOMPLETE)
-
 CANCELLED, EXPIRED, INPUT_GONE = "batch_cancelled", "batch_expired", "input_file_gone"
 
 

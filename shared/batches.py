@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from shared import json, keys
@@ -23,7 +24,7 @@ from shared.doorbell import ring
 from shared.entry import now_ms
 from shared.errors import BadRequest, Fenced, Gone, NotFound, Unavailable
 from shared.files import Files
-from shared.guard import in_time, reachable
+from shared.guard import Doubts, in_time, reachable
 from shared.redis import ArqRedis, RedisError, WatchError
 from shared.request import BatchRequest
 from shared.storage import Missing
@@ -57,6 +58,7 @@ class Batches:
 
     def __init__(self, redis: ArqRedis, files: Files, webhooks: Webhooks, settings: Settings) -> None:
         self._redis, self._files, self._webhooks, self._settings = redis, files, webhooks, settings
+        self._doubts = Doubts()
 
     # ---- whoever asks
 
@@ -76,7 +78,7 @@ class Batches:
             head = {**self._new(request, owner, now), "webhook": webhook}
             await self._files.keep_until(file["id"], head["expires_at_ms"] + _AFTER_MS)
             index, life_ms = keys.batches(owner), self._life_ms(head)
-            with reachable():
+            with self._doubts.about(head["id"]), reachable():
                 async with self._redis.pipeline(transaction=True) as pipe:
                     pipe.set(keys.batch(head["id"]), json.dumps(head), px=life_ms)
                     pipe.zadd(keys.BATCHES_OPEN, {head["id"]: now})
@@ -151,23 +153,22 @@ class Batches:
     async def cancel(self, batch_id: str, owner: str) -> Head:
         """Asks for its end; what is finished is kept. Twice is once. Raises NotFound; BadRequest when it has ended."""
         await self.find(batch_id, owner)
-
-        def cancelling(head: Head) -> bool:
-            if head["status"] in ("cancelling", "cancelled"):
-                return False
-            if head["status"] not in ("validating", "in_progress"):
-                raise BadRequest(
-                    f"The batch is {head['status']}: it cannot be cancelled any more.", code="batch_not_cancellable"
-                )
-            enter(head, "cancelling")
-            return True
-
         async with in_time():
             with reachable():
-                head = await self._change(batch_id, cancelling)
+                head = await self._change(batch_id, _cancelling)
         logger.info("batch cancelled", batch_id=batch_id)
         await self._announce(batch_id)
         return head
+
+    async def revoke_doubtful(self) -> None:
+        """Withdraws what was refused because Redis did not answer, in case Redis did hear. Raises RedisError, OSError."""
+        await self._doubts.settle(self._withdraw)
+
+    async def _withdraw(self, batch_id: str) -> None:
+        with suppress(BadRequest):  # it was small, and has ended
+            await self._change(batch_id, _cancelling)
+            logger.info("revoked", batch_id=batch_id)
+        await self._announce(batch_id)
 
     async def results(self, batch_id: str, owner: str, kind: int) -> AsyncIterator[bytes]:
         """The lines of the output or of the errors, as far as they are stored. Raises NotFound."""
@@ -295,6 +296,17 @@ def enter(head: Head, status: str) -> None:
     """The next status, with its time: the first one counts."""
     head["status"] = status
     head["at"].setdefault(status, now_ms())
+
+
+def _cancelling(head: Head) -> bool:
+    if head["status"] in ("cancelling", "cancelled"):
+        return False
+    if head["status"] not in ("validating", "in_progress"):
+        raise BadRequest(
+            f"The batch is {head['status']}: it cannot be cancelled any more.", code="batch_not_cancellable"
+        )
+    enter(head, "cancelling")
+    return True
 
 
 def part_name(batch_id: str, kind: int, epoch: int, number: int) -> str:

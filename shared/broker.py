@@ -6,13 +6,11 @@ how one request made twice is one generation. Every method may raise Unavailable
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
-import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ from shared.doorbell import ring
 from shared.entry import VERSION, Kind, Position, Status, Summary, now_ms
 from shared.errors import BadRequest, Gone, KeyReused, NotFound, Sealed, StreamspoolError, Unavailable
 from shared.files import Files
-from shared.guard import NO_STREAM, in_time, reachable
+from shared.guard import NO_STREAM, Doubts, in_time, reachable
 from shared.redis import ArqRedis, RedisError
 from shared.request import ChatRequest
 from shared.sessions import Sessions, check_id
@@ -39,8 +37,6 @@ logger = get_logger(__name__)
 
 _FOUND_AT_ONCE = 100
 _ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
-_DOUBT_S = 60.0
-"""How long a create that was given up on may still reach Redis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +68,7 @@ class Broker:
         self._redis = redis
         self._settings = settings
         self._name = name
-        self._doubtful: dict[str, float] = {}
+        self._doubts = Doubts()
 
     # ---- generations
 
@@ -102,17 +98,13 @@ class Broker:
             else:
                 generation_id, digest = await self._join(idempotency_key, request, principal)
             header = self._header(generation_id, request, principal, digest, client_history, webhook)
-            try:
-                with reachable():
-                    reserve = None
-                    if header["session"]:
-                        await self.closing.settle_session(principal.tenant, header["session_id"])
-                        reserve = self.sessions.reserve
-                    created = await self.log.create(header, body, reserve)
-            except (Unavailable, asyncio.CancelledError):
-                if digest is None:  # with a key, the caller comes back for this very generation
-                    self._doubtful[generation_id] = time.monotonic() + _DOUBT_S
-                raise
+            # With a key, the caller comes back for this very generation.
+            with self._doubts.about(generation_id) if digest is None else nullcontext(), reachable():
+                reserve = None
+                if header["session"]:
+                    await self.closing.settle_session(principal.tenant, header["session_id"])
+                    reserve = self.sessions.reserve
+                created = await self.log.create(header, body, reserve)
             if not created:
                 return Submitted(await self._replayed(generation_id), replayed=True)
         SUBMITTED.inc()
@@ -170,18 +162,15 @@ class Broker:
         await self.dispatch(header)
 
     async def revoke_doubtful(self) -> None:
-        """Withdraws what was refused because Redis did not answer, in case Redis did hear: the caller was told no."""
-        for generation_id in list(self._doubtful):
-            try:
-                await self.closing.conclude(generation_id, 0, Status.CANCELLED)
-                await self._redis.publish(keys.DOORBELL, generation_id)
-                logger.info("revoked", generation_id=generation_id)
-            except Gone:
-                if time.monotonic() < self._doubtful[generation_id]:
-                    continue  # it may still be on its way to a server that hangs
-            except Sealed:
-                pass
-            del self._doubtful[generation_id]
+        """Withdraws what was refused because Redis did not answer, in case Redis did hear."""
+        await self._doubts.settle(self._withdraw)
+        await self.batches.revoke_doubtful()
+
+    async def _withdraw(self, generation_id: str) -> None:
+        with suppress(Sealed):
+            await self.closing.conclude(generation_id, 0, Status.CANCELLED)
+            logger.info("revoked", generation_id=generation_id)
+        await self._redis.publish(keys.DOORBELL, generation_id)
 
     async def _join(self, key: str, request: ChatRequest, principal: Principal) -> tuple[str, str]:
         """The id of the generation that this key stands for, whoever named it first; and the key's digest."""

@@ -1,12 +1,14 @@
 """What callers of the broker meet instead of Redis' own errors: Unavailable, and within 2 s.
 
-Hidden here: which failures mean that it is away and which that it is full, and that an entry which is gone is NotFound.
+Hidden here: which failures mean that it is away and which that it is full, that an entry which is gone is NotFound, and
+what was refused although Redis may have heard of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from shared.errors import Gone, NotFound, StreamspoolError, Unavailable
@@ -17,6 +19,8 @@ logger = get_logger(__name__)
 
 NO_STREAM = "There is no stream with this id. It may have expired, or belong to another key."
 _DEADLINE_S = 1.8
+_DOUBT_S = 60.0
+"""How long a create that was given up on may still reach Redis."""
 
 
 @asynccontextmanager
@@ -46,3 +50,31 @@ def reachable() -> Iterator[None]:
             "The broker's storage is full. Try again later." if full else "The broker's storage is away. Try again.",
             code="storage_full" if full else "storage_unavailable",
         ) from error
+
+
+class Doubts:
+    """Ids of what was to be created and was refused, because Redis did not answer: it may have heard all the same, and
+    the caller was told no."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    @contextmanager
+    def about(self, new_id: str) -> Iterator[None]:
+        """Around the creation."""
+        try:
+            yield
+        except (Unavailable, asyncio.CancelledError):
+            self._until[new_id] = time.monotonic() + _DOUBT_S
+            raise
+
+    async def settle(self, withdraw: Callable[[str], Awaitable[None]]) -> None:
+        """Withdraws those that are there. `withdraw` raises Gone for one that is not; that may still be on its way to a
+        server that hangs."""
+        for new_id, until in list(self._until.items()):
+            try:
+                await withdraw(new_id)
+            except Gone:
+                if time.monotonic() < until:
+                    continue
+            del self._until[new_id]

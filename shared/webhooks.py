@@ -29,6 +29,9 @@ Target = dict[str, Any]
 _LEASE_MARGIN_S = 5.0
 _LONGEST_PAUSE_S = 3600.0
 _JITTER = 0.2
+_DATED_AT_ONCE = 5000
+_LAST_CALL_MS = 10_000
+"""How long before it is given up an event must be due to be tried once more."""
 
 
 class Delivery(NamedTuple):
@@ -54,11 +57,13 @@ class Delivery(NamedTuple):
 
 
 class Result(NamedTuple):
-    """How an attempt ended: `status` is the receiver's, None without an answer; `error` a word for the state object."""
+    """How an attempt ended: `status` is the receiver's, None without an answer; `error` a word for the state object;
+    `retry_after_s` how long the receiver asked to be left alone."""
 
     outcome: Literal["delivered", "retried", "failed"]
     status: int | None = None
     error: str | None = None
+    retry_after_s: float | None = None
 
 
 class Webhooks:
@@ -132,11 +137,19 @@ class Webhooks:
     # ---- what is delivered
 
     async def due(self, count: int) -> list[tuple[str, str]]:
-        """Subjects whose events are due, and their URLs; the longest due first."""
+        """Subjects whose events are due, and their URLs; the longest due first.
+
+        What was queued has no due time yet, since whoever queues does not know the server's. It gets the present one here,
+        so that it comes behind what has been waiting, be that a first attempt or another.
+        """
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
+            pipe.zrangebyscore(keys.WEBHOOKS, 0, 0, start=0, num=_DATED_AT_ONCE)
+            now, new = await pipe.execute()
+            if new:  # GT: one that another worker took meanwhile keeps the time of its lease
+                pipe.zadd(keys.WEBHOOKS, dict.fromkeys(new, _ms(now)), xx=True, gt=True)
             pipe.zrange(keys.WEBHOOKS, 0, count - 1, withscores=True)
-            now, waiting = await pipe.execute()
+            *_, waiting = await pipe.execute()
             subjects = [raw.decode() for raw, due_ms in waiting if due_ms <= _ms(now)]
             if not subjects:
                 return []
@@ -198,12 +211,15 @@ class Webhooks:
     async def end(self, delivery: Delivery, result: Result) -> Result:
         """Writes down how it ended, unless the lease was lost meanwhile; returns what it amounts to.
 
-        What failed is tried again after a pause that doubles, until `webhook_give_up_s` after the first attempt.
+        What failed is tried again after a pause that doubles, until `webhook_give_up_s` after the first attempt. A
+        receiver may ask for a longer pause, of an hour at most, and not for one that would leave no attempt.
         """
         now_ms = delivery.at_ms + int((time.monotonic() - delivery.began) * 1000)
-        next_ms = now_ms + int(self._pause_s(delivery.attempt) * 1000)
-        if result.outcome == "retried" and next_ms - delivery.first_ms > self._give_up_ms:
+        next_ms, last_ms = now_ms + int(self._pause_s(delivery.attempt) * 1000), delivery.first_ms + self._give_up_ms
+        if result.outcome == "retried" and next_ms > last_ms:
             result = result._replace(outcome="failed")
+        asked_ms = now_ms + int(min(result.retry_after_s or 0, _LONGEST_PAUSE_S) * 1000)
+        next_ms = max(next_ms, min(asked_ms, last_ms - _LAST_CALL_MS))
         again = result.outcome == "retried"
         record = {
             "status": "pending" if again else result.outcome,

@@ -7,17 +7,20 @@ OpenAI's words for each way in which it may not (platform.openai.com/docs/guides
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from shared import json
-from shared.errors import BadRequest
+from shared.batches import MAX_LINES
+from shared.errors import BadRequest, NotFound
 from shared.request import ChatRequest
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 _FIELDS = frozenset({"custom_id", "method", "url", "body"})
 _LONGEST_ID = 512
+_MOST_ERRORS = 100
 
 
 class Raw(NamedTuple):
@@ -90,9 +93,9 @@ def check_line(line: Raw, endpoint: str) -> Asked:
 
 
 def _check_request(value: dict[str, Any], endpoint: str) -> Asked:
-    for field in ("custom_id", "method", "url", "body"):
-        if value.get(field) is None:
-            raise LineWrong("missing_required_parameter", f"The field {field} is missing.", field)
+    for name in ("custom_id", "method", "url", "body"):
+        if value.get(name) is None:
+            raise LineWrong("missing_required_parameter", f"The field {name} is missing.", name)
     if unknown := sorted(value.keys() - _FIELDS):
         raise LineWrong(
             "unknown_parameter", f"A line has {', '.join(sorted(_FIELDS))}, and nothing else.", unknown[0][:64]
@@ -111,9 +114,9 @@ def _check_request(value: dict[str, Any], endpoint: str) -> Asked:
         raise LineWrong("invalid_request", "body must be a JSON object.", "body")
     if body.get("stream"):
         raise LineWrong("streaming_unsupported", "A line cannot be streamed. Leave `stream` out.", "body.stream")
-    for field in ("session_id", "background", "webhook"):
-        if body.get(field):
-            raise LineWrong("unsupported_parameter", f"A line cannot have `{field}`.", f"body.{field}")
+    for name in ("session_id", "background", "webhook"):
+        if body.get(name):
+            raise LineWrong("unsupported_parameter", f"A line cannot have `{name}`.", f"body.{name}")
     if body.get("on_disconnect") == "cancel":
         raise LineWrong("unsupported_parameter", "A line has no viewers that could leave.", "body.on_disconnect")
     try:
@@ -121,6 +124,57 @@ def _check_request(value: dict[str, Any], endpoint: str) -> Asked:
     except BadRequest as error:
         raise LineWrong("invalid_request", error.message, f"body.{error.param}" if error.param else "body") from None
     return Asked(custom_id, body, request)
+
+
+# ---- the whole input
+
+
+@dataclass(slots=True)
+class Found:
+    """What is in an input: how many lines, of which models, and what is wrong with them, as `errors.data` has it."""
+
+    total: int = 0
+    models: set[str] = field(default_factory=set)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+
+
+async def check_input(
+    lines: AsyncIterator[Raw],
+    endpoint: str,
+    check_model: Callable[[str], Awaitable[None]],
+    breathe: Callable[[int], Awaitable[None]],
+) -> Found:
+    """Looks at every line, until enough are wrong. `check_model` raises NotFound for one that nobody has; `breathe` is
+    called with the number of each line and lets others go on now and then."""
+    found, seen = Found(), set[bytes]()
+    async for line in lines:
+        found.total += 1
+        if found.total > MAX_LINES:
+            found.errors = [LineWrong("too_many_lines", f"A batch has {MAX_LINES} lines at most.").at(None)]
+            break
+        if len(found.errors) >= _MOST_ERRORS:
+            break
+        await breathe(line.number)
+        try:
+            asked = check_line(line, endpoint)
+            _note_id(asked.custom_id, line.number, seen)
+            if asked.request.model not in found.models:
+                await check_model(asked.request.model)
+                found.models.add(asked.request.model)
+        except LineWrong as wrong:
+            found.errors.append(wrong.at(line.number))
+        except NotFound as error:
+            found.errors.append(LineWrong("model_not_found", error.message, "body.model").at(line.number))
+    if not found.total:
+        found.errors.append(LineWrong("empty_file", "The input file has no lines.", "input_file_id").at(None))
+    return found
+
+
+def _note_id(custom_id: str, number: int, seen: set[bytes]) -> None:
+    key = custom_id.encode("utf-8", "surrogatepass")  # a third of the memory of the string
+    if key in seen:
+        raise LineWrong("duplicate_custom_id", f"The custom_id of line {number} was used before.", "custom_id")
+    seen.add(key)
 
 
 # ---- what is written
@@ -145,6 +199,7 @@ def skipped_line(batch_id: str, number: int, custom_id: str, code: str) -> bytes
     why = {
         "batch_cancelled": "This request was not executed because the batch was cancelled.",
         "batch_expired": "This request could not be executed before the completion window expired.",
+        "input_file_gone": "This request was not executed because the input file was deleted.",
     }
     return _dump(batch_id, number, custom_id, None, {"code": code, "message": why[code]})
 

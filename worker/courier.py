@@ -29,6 +29,7 @@ from shared.redis import RedisError, complain
 from shared.tasks import cancel
 from shared.telemetry import WEBHOOKS, get_logger
 from shared.webhooks import Delivery, Result
+from worker.providers.errors import retry_after
 
 logger = get_logger(__name__)
 
@@ -183,7 +184,7 @@ class Courier:
             return Result("delivered", response.status_code)
         if response.status_code == 410:  # "do not send me this any more"
             return Result("failed", 410, "gone")
-        return Result("retried", response.status_code, "http_status")
+        return Result("retried", response.status_code, "http_status", retry_after(response.headers))
 
 
 def _receiver(url: str) -> str:

@@ -7,6 +7,7 @@ time it asked for; each answer opens it a little again. Times are in seconds of 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 _FIRST_PAUSE_S = 1.0
@@ -62,19 +63,27 @@ def fair_shares(limit: int, demands: Mapping[str, Demand]) -> dict[str, int]:
     tenants: dict[str, dict[str, int]] = {}
     for batch_id, demand in demands.items():
         tenants.setdefault(demand.tenant, {})[batch_id] = max(1, demand.lines)
+    of_tenants = _level(
+        limit,
+        {tenant: sum(wanted.values()) for tenant, wanted in tenants.items()},
+        {tenant: len(wanted) for tenant, wanted in tenants.items()},
+    )
     shares: dict[str, int] = {}
-    for tenant, share in _level(limit, {tenant: sum(wanted.values()) for tenant, wanted in tenants.items()}).items():
-        shares |= _level(share, tenants[tenant])
+    for tenant, share in of_tenants.items():
+        shares |= _level(share, tenants[tenant], dict.fromkeys(tenants[tenant], 1))
     return shares
 
 
-def _level(limit: int, wanted: Mapping[str, int]) -> dict[str, int]:
-    """Fills all alike until the limit is used up or everybody has enough; the rest of a division goes by name."""
-    shares: dict[str, int] = {}
-    left = limit
-    order = sorted(wanted, key=lambda name: (wanted[name], name))
-    for position, name in enumerate(order):
-        share = left // (len(order) - position)
-        shares[name] = max(1, min(wanted[name], share))
-        left = max(0, left - shares[name])
+def _level(limit: int, wanted: Mapping[str, int], least: Mapping[str, int]) -> dict[str, int]:
+    """Fills all alike, from the least that each must have, until the limit is used up or everybody has enough; the rest
+    of a division goes by name."""
+    shares = dict(least)
+    left = limit - sum(shares.values())
+    poor = [(share, name) for name, share in shares.items() if share < wanted[name]]
+    heapify(poor)
+    while left > 0 and poor:
+        share, name = heappop(poor)
+        shares[name], left = share + 1, left - 1
+        if share + 1 < wanted[name]:
+            heappush(poor, (share + 1, name))
     return shares

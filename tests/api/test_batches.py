@@ -13,7 +13,7 @@ import redis
 from shared import keys
 from tests.support.batch import ENDPOINT, ended, jsonl, line, results, start, state, upload
 from tests.support.s3 import S3
-from tests.support.stack import Stack, wait_until
+from tests.support.stack import Stack, memory_mb, wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.wire import Client, Register, refused
 
@@ -218,6 +218,21 @@ def test_a_provider_that_recovers_is_asked_again(alice: Client, upstream: Script
     assert batch["request_counts"] == {"total": 10, "completed": 10, "failed": 0}
 
 
+def test_a_provider_that_is_paused_holds_up_nobody_elses_lines(alice: Client, upstream: ScriptedUpstream) -> None:
+    headers = {"content-type": "application/json", "retry-after": "60"}
+    script = upstream.script("paused", status=429, headers=headers)
+    lines = [line(f"paused-{n}", "scripted/paused") for n in range(250)] + [line(f"done-{n}") for n in range(150)]
+    batch_id = start(alice.http, jsonl(lines))
+    wait_until(lambda: state(alice.http, batch_id)["request_counts"]["completed"] == 150, 60)
+    assert state(alice.http, batch_id)["request_counts"]["failed"] == 0
+    assert len(script.calls) <= 100, "it is left alone"
+    alice.http.post(f"/v1/batches/{batch_id}/cancel")
+    batch = ended(alice.http, batch_id)
+    assert batch["request_counts"] == {"total": 400, "completed": 150, "failed": 250}
+    assert results(alice.http, batch["output_file_id"]).keys() == {f"done-{n}" for n in range(150)}
+    assert results(alice.http, batch["error_file_id"]).keys() == {f"paused-{n}" for n in range(250)}
+
+
 def test_a_quota_that_is_used_up_fails_the_line(alice: Client, scripted: Register) -> None:
     error = {"error": {"message": "You exceeded your quota.", "type": "x", "code": "insufficient_quota"}}
     headers = {"content-type": "application/json", "retry-after": "60"}
@@ -297,6 +312,19 @@ def test_a_batch_in_a_bucket(own_stack: Stack, tmp_path: Path) -> None:
             batch = ended(client.http, start(client.http, jsonl([line(f"{n}") for n in range(50)])))
             assert len(results(client.http, batch["output_file_id"])) == 50
             wait_until(lambda: s3.names() == {batch["input_file_id"], batch["output_file_id"]})
+
+
+def test_a_large_batch_takes_no_more_memory_than_a_small_one(quick: Client, own_stack: Stack) -> None:
+    """Sixty megabytes in, and as many out."""
+    lines = [line(f"{n}", prompt="x" * 60_000) for n in range(1000)]
+    ended(quick.http, start(quick.http, jsonl(lines[:100])))
+    before = {name: memory_mb(own_stack, "VmHWM", name) for name in ("api", "worker")}
+    batch = ended(quick.http, start(quick.http, jsonl(lines)), 120)
+    assert batch["request_counts"]["completed"] == 1000
+    with quick.http.stream("GET", f"/v1/files/{batch['output_file_id']}/content") as content:
+        assert sum(map(len, content.iter_bytes())) > 60_000_000
+    for name, peak_mb in before.items():
+        assert memory_mb(own_stack, "VmHWM", name) - peak_mb < 30, name
 
 
 @pytest.fixture

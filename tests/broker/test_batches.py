@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio.client import Pipeline
 
 from shared import keys
 from shared.batches import Batches, enter
 from shared.config import Settings
-from shared.errors import BadRequest, Fenced, Gone, NotFound
+from shared.errors import BadRequest, Fenced, Gone, NotFound, Unavailable
 from shared.files import Files
 from shared.redis import ArqRedis
 from shared.request import BatchRequest
@@ -68,6 +69,61 @@ async def test_what_is_no_input_is_refused_and_leaves_nothing(batches: Batches, 
             await batches.create(BatchRequest.check({**BODY, "input_file_id": file_id}), "ann")
         assert caught.value.param == "input_file_id"
     assert await redis.exists(keys.BATCHES_OPEN, keys.batches("ann"), keys.QUEUE) == 0
+
+
+async def test_what_was_refused_for_want_of_an_answer_is_withdrawn(
+    batches: Batches, files: Files, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis hears the create; its answer does not arrive in time."""
+    monkeypatch.setattr("shared.guard._DEADLINE_S", 0.2)
+    input_file_id = await upload(files)
+    execute = Pipeline.execute
+
+    async def slow(pipe: Pipeline, *arguments: Any, **keywords: Any) -> Any:
+        creates = any("batches-open" in str(command) for command in pipe.command_stack)
+        replies = await execute(pipe, *arguments, **keywords)
+        if creates:
+            await asyncio.sleep(60)
+        return replies
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pipeline, "execute", slow)
+        with pytest.raises(Unavailable) as refused:
+            await batches.create(BatchRequest.check({**BODY, "input_file_id": input_file_id}), "ann")
+    assert refused.value.code == "storage_unavailable"
+    (head,) = [head async for head in batches.listed("ann")]
+    assert head["status"] == "validating"
+    for _ in range(2):
+        await batches.revoke_doubtful()
+        assert (await batches.find(head["id"], "ann"))["status"] == "cancelling"
+    assert await redis.zscore(keys.QUEUE, head["id"]) is not None, "a worker is told to end it"
+
+
+async def test_what_was_refused_and_comes_late_is_withdrawn_then(
+    batches: Batches, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.guard._DEADLINE_S", 0.2)
+    input_file_id = await upload(files)
+    execute, late = Pipeline.execute, []
+
+    async def held(pipe: Pipeline, *arguments: Any, **keywords: Any) -> Any:
+        if any("batches-open" in str(command) for command in pipe.command_stack):
+            late.append([command[0] for command in pipe.command_stack])
+            await asyncio.sleep(60)
+        return await execute(pipe, *arguments, **keywords)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pipeline, "execute", held)
+        with pytest.raises(Unavailable):
+            await batches.create(BatchRequest.check({**BODY, "input_file_id": input_file_id}), "ann")
+    await batches.revoke_doubtful()
+    assert [head async for head in batches.listed("ann")] == []
+    async with batches._redis.pipeline(transaction=True) as pipe:
+        for command in late[0]:
+            pipe.execute_command(*command)
+        await pipe.execute()
+    await batches.revoke_doubtful()
+    assert [head["status"] async for head in batches.listed("ann")] == ["cancelling"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from redis.asyncio.client import Pipeline
 
 from shared import keys, webhooks
 from shared.broker import Broker, Principal
@@ -223,6 +224,69 @@ async def test_what_failed_is_due_later_and_has_the_same_id(
         await make_due(redis, generation_id)
     assert len(ids) == 1
     assert pauses == [RETRY_S, 2 * RETRY_S, 4 * RETRY_S]
+
+
+@pytest.mark.parametrize(
+    ("asked_s", "pause_s"),
+    [(None, 50), (1, 50), (200, 200), (100_000, 390), (-5, 50)],
+    ids=["nothing", "less than ours", "more", "more than there is time", "nonsense"],
+)
+async def test_the_receiver_says_how_long_it_wants_to_be_left_alone(
+    broker: Broker,
+    hooks: Webhooks,
+    redis: ArqRedis,
+    monkeypatch: pytest.MonkeyPatch,
+    asked_s: float | None,
+    pause_s: float,
+) -> None:
+    monkeypatch.setattr(webhooks, "_JITTER", 0)
+    generation_id = await ended(broker, webhook={"url": URL})
+    delivery = await taken(hooks, generation_id)
+    assert (await hooks.end(delivery, Result("retried", 429, "http_status", asked_s))).outcome == "retried"
+    due_ms = await redis.zscore(keys.WEBHOOKS, generation_id)
+    assert due_ms
+    assert round((due_ms - delivery.at_ms) / 1000, -1) == pause_s
+
+
+async def test_no_receiver_is_waited_for_longer_than_an_hour(broker: Broker, redis: ArqRedis) -> None:
+    patient = Webhooks(redis, settings_with(webhook_give_up_s=1e6))
+    generation_id = await ended(broker, webhook={"url": URL})
+    delivery = await taken(patient, generation_id)
+    await patient.end(delivery, Result("retried", 503, "http_status", 1e5))
+    assert round(((await redis.zscore(keys.WEBHOOKS, generation_id) or 0) - delivery.at_ms) / 1000, -1) == 3600
+
+
+async def test_another_attempt_does_not_wait_behind_what_came_later(
+    broker: Broker, hooks: Webhooks, redis: ArqRedis
+) -> None:
+    """However many new ones there are: more than are looked through at once."""
+    first = [await ended(broker, webhook={"url": URL}) for _ in range(3)]
+    assert {subject for subject, _ in await hooks.due(10)} == set(first)
+    delivery = await taken(hooks, first[0])
+    await hooks.end(delivery, Result("retried", 503, "http_status"))
+    due_ms = delivery.at_ms - 1  # its pause is over
+    await redis.zadd(keys.WEBHOOKS, {first[0]: due_ms}, xx=True)
+    for _ in range(5):
+        await ended(broker, webhook={"url": URL})
+    assert {subject for subject, _ in await hooks.due(3)} == set(first)
+
+
+async def test_giving_new_ones_a_time_takes_nothing_from_who_has_begun(
+    broker: Broker, hooks: Webhooks, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation_id = await ended(broker, webhook={"url": URL})
+    execute, begun = Pipeline.execute, []
+
+    async def overtaken(pipe: Pipeline, *arguments: Any, **keywords: Any) -> Any:
+        if not begun and any(command[0][0] == "ZADD" for command in pipe.command_stack):
+            begun.append(True)
+            await taken(hooks, generation_id)
+        return await execute(pipe, *arguments, **keywords)
+
+    monkeypatch.setattr(Pipeline, "execute", overtaken)
+    assert await hooks.due(10) == []
+    assert begun
+    assert (await redis.zscore(keys.WEBHOOKS, generation_id) or 0) - now_ms() > 10_000, "the lease's time stands"
 
 
 async def test_it_is_given_up_in_the_end(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:

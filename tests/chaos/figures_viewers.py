@@ -18,9 +18,9 @@ from typing import Any
 import redis
 
 from shared.embedded import EmbeddedValkey
-from tests.chaos.test_viewers import SETTINGS, VIEWERS, memory_mb, watch
+from tests.chaos.test_viewers import SETTINGS, VIEWERS, watch
 from tests.support.faulty import Answer, FaultyProvider
-from tests.support.stack import Stack, free_port, wait_until
+from tests.support.stack import Stack, free_port, memory_mb, wait_until
 from tests.support.upstream import Pause, chunk, ending, whole, words
 from tests.support.wire import Client
 from tests.support.wire_async import Reading, Stream

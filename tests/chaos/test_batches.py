@@ -2,80 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
-import redis
 
 from shared import keys
-from shared.embedded import EmbeddedValkey
-from tests.support.batch import ended, jsonl, line, results, start, state
-from tests.support.fleet import QUICK
-from tests.support.stack import Stack, wait_until
+from tests.support.batch import ended, jsonl, line, results, start
+from tests.support.ground import Ground
+from tests.support.stack import wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words
+from worker.batch_lines import line_id
 
 LINES = 1000
 MODEL = "fake/lorem?tokens=10&rate=20"
 
 
-class Ground:
-    """A Valkey, an API and two workers, each of which can be killed and is started again."""
-
-    def __init__(self, directory: Path, upstream: ScriptedUpstream) -> None:
-        self.valkey = EmbeddedValkey(directory / "data")
-        self.valkey.launch()
-        self.valkey.wait_ready()
-        settings = {**QUICK, "STREAMSPOOL_NO_WORKER_S": "30", "STREAMSPOOL_BATCH_LINES": "50"}
-        self.stack = Stack(self.valkey.url, upstream.base_url, directory, **settings)
-        self.stack.start("worker-2")
-        self.stack.__enter__()
-        self.http = httpx.Client(base_url=self.stack.url, timeout=20, trust_env=False)
-        self.redis = redis.Redis.from_url(self.valkey.url)
-
-    def close(self) -> None:
-        self.stack.__exit__()
-        self.http.close()
-        self.redis.close()
-        self.valkey.stop()
-
-    def runner(self, batch_id: str) -> str:
-        """The worker that hands out the lines of the batch now."""
-        holder = wait_until(lambda: self.redis.get(keys.in_progress(batch_id)), what="somebody holds the batch")
-        names = {str(self.stack.process(name).pid): name for name in ("worker", "worker-2")}
-        return names.get(holder.decode().split("-")[-2], "")
-
-    def kill(self, name: str) -> None:
-        self.stack.kill(name)
-        self.stack.start(name)
-
-    def kill_valkey(self) -> None:
-        assert self.valkey.pid is not None
-        os.kill(self.valkey.pid, signal.SIGKILL)
-        wait_until(lambda: not self.valkey.is_running())
-        self.valkey.launch()
-        self.valkey.wait_ready()
-
-    def completed(self, batch_id: str) -> int:
-        """As last told; the API may be away."""
-        try:
-            return int(state(self.http, batch_id)["request_counts"]["completed"])
-        except (httpx.TransportError, AssertionError):
-            return -1
-
-    def until(self, batch_id: str, count: int) -> None:
-        wait_until(lambda: self.completed(batch_id) >= count, 60, f"{count} lines are done")
-
-
 @pytest.fixture
 def ground(tmp_path: Path, upstream: ScriptedUpstream) -> Iterator[Ground]:
-    running = Ground(tmp_path, upstream)
-    yield running
-    running.close()
+    with Ground(tmp_path, upstream.base_url) as running:
+        yield running
 
 
 def check(ground: Ground, batch_id: str, lines: int) -> None:
@@ -92,14 +40,11 @@ def check(ground: Ground, batch_id: str, lines: int) -> None:
     )
     (row,) = ground.http.get("/v1/usage").json()["data"]
     assert (row["requests"], row["total_tokens"]) == (lines, batch["usage"]["total_tokens"])
-    left = wait_until(
-        lambda: not [key for key in ground.redis.scan_iter("streamspool:{*") if b":log" in key], 30, "no log is left"
-    )
-    assert left
+    wait_until(lambda: not ground.logs(), 30, "no log is left")
 
 
 @pytest.mark.timeout(300)
-def test_a_batch_outlives_whatever_runs_it(ground: Ground) -> None:
+def test_b1_a_batch_outlives_whatever_runs_it(ground: Ground) -> None:
     batch_id = start(ground.http, jsonl(line(f"line-{n}", MODEL) for n in range(LINES)))
     ground.until(batch_id, 50)
     ground.kill(ground.runner(batch_id) or "worker")
@@ -119,7 +64,7 @@ def test_a_batch_outlives_whatever_runs_it(ground: Ground) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_stopped_worker_that_wakes_up_writes_nothing_twice(ground: Ground) -> None:
+def test_b2_a_stopped_worker_that_wakes_up_writes_nothing_twice(ground: Ground) -> None:
     batch_id = start(ground.http, jsonl(line(f"line-{n}", MODEL) for n in range(300)))
     ground.until(batch_id, 60)
     first = ground.runner(batch_id)
@@ -131,7 +76,7 @@ def test_a_stopped_worker_that_wakes_up_writes_nothing_twice(ground: Ground) -> 
 
 
 @pytest.mark.timeout(300)
-def test_a_worker_that_is_asked_to_stop_hands_the_batch_over(ground: Ground) -> None:
+def test_b3_a_worker_that_is_asked_to_stop_hands_the_batch_over(ground: Ground) -> None:
     batch_id = start(ground.http, jsonl(line(f"line-{n}", MODEL) for n in range(300)))
     ground.until(batch_id, 60)
     first = ground.runner(batch_id)
@@ -141,25 +86,50 @@ def test_a_worker_that_is_asked_to_stop_hands_the_batch_over(ground: Ground) -> 
 
 
 @pytest.mark.timeout(300)
-def test_finished_lines_are_kept_by_a_cancel_after_a_kill(ground: Ground, upstream: ScriptedUpstream) -> None:
+def test_b4_finished_lines_are_kept_by_a_cancel_after_a_kill(ground: Ground, upstream: ScriptedUpstream) -> None:
     """The worker dies right after lines were answered, before it could write that down."""
     pause = Pause()
     script = upstream.script("held", [*words(1), pause, *ending()])
-    lines = [line(f"line-{n}") for n in range(20)] + [line(f"held-{n}", "scripted/held") for n in range(100)]
+    lines = [line(f"line-{n}") for n in range(20)] + [line(f"wrong-{n}", "fake/echo?error=400") for n in range(5)]
+    lines += [line(f"held-{n}", "scripted/held") for n in range(100)]
     batch_id = start(ground.http, jsonl(lines))
     wait_until(lambda: script.live == 50, what="every place is taken, so the others are answered")
     ground.kill(ground.runner(batch_id))
     ground.http.post(f"/v1/batches/{batch_id}/cancel")
     batch = ended(ground.http, batch_id, 60)
-    assert (batch["status"], batch["request_counts"]) == ("cancelled", {"total": 120, "completed": 20, "failed": 100})
+    assert (batch["status"], batch["request_counts"]) == ("cancelled", {"total": 125, "completed": 20, "failed": 105})
     output, errors = results(ground.http, batch["output_file_id"]), results(ground.http, batch["error_file_id"])
     assert output.keys() == {f"line-{n}" for n in range(20)}
-    assert errors.keys() == {f"held-{n}" for n in range(100)}
+    assert errors.keys() == {one["custom_id"] for one in lines[20:]}
+    wrong = [one["response"] for one in errors.values() if one["custom_id"].startswith("wrong")]
+    assert [response["status_code"] for response in wrong] == [400] * 5, "they were answered, too"
     wait_until(lambda: script.live == 0, what="the provider is hung up on")
 
 
 @pytest.mark.timeout(300)
-def test_a_line_is_asked_once_more_only_where_its_worker_was_lost(ground: Ground, upstream: ScriptedUpstream) -> None:
+def test_b5_lines_that_were_asked_again_are_ended_by_a_cancel_after_a_kill(
+    ground: Ground, upstream: ScriptedUpstream
+) -> None:
+    """The worker dies before it wrote down that they were refused and asked again."""
+    headers = {"content-type": "application/json", "retry-after": "1"}
+    upstream.script("again", status=429, headers=headers)
+    batch_id = start(ground.http, jsonl(line(f"line-{n}", "scripted/again") for n in range(4)))
+    again = [keys.log(line_id(batch_id, number, 1)) for number in range(1, 5)]
+    wait_until(lambda: ground.redis.exists(*again), 30, "some are asked again")
+    script = upstream.script("again", [*words(1), Pause(), *ending()])
+    wait_until(lambda: script.live, 30, "they are answered")
+    ground.kill(ground.runner(batch_id))
+    ground.http.post(f"/v1/batches/{batch_id}/cancel")
+    batch = ended(ground.http, batch_id, 60)
+    assert batch["request_counts"] == {"total": 4, "completed": 0, "failed": 4}
+    wait_until(lambda: script.live == 0, what="the provider is hung up on")
+    wait_until(lambda: not ground.logs(), 30, "no log is left")
+
+
+@pytest.mark.timeout(300)
+def test_b6_a_line_is_asked_once_more_only_where_its_worker_was_lost(
+    ground: Ground, upstream: ScriptedUpstream
+) -> None:
     """Whoever takes a batch over finds the lines that are running or answered, and begins none of them again."""
     pause = Pause()
     script = upstream.script("counted", [*words(1), pause, *ending()])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import redis
 from shared import keys
 from shared.embedded import EmbeddedValkey
 from tests.support.faulty import Answer, FaultyProvider
-from tests.support.stack import Stack, free_port, wait_until
+from tests.support.stack import Stack, free_port, memory_mb, wait_until
 from tests.support.upstream import Pause, chunk, ending, whole, words
 from tests.support.wire import Client, ask, chunks, end_error, text
 from tests.support.wire_async import Cut, Reading, Stream, call, follow
@@ -98,13 +97,6 @@ def client(viewed: Stack) -> Iterator[Client]:
 def store(viewed: Stack) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(viewed.redis_url) as connection:
         yield connection
-
-
-def memory_mb(stack: Stack, field: str, name: str = "api") -> float:
-    status = Path(f"/proc/{stack.process(name).pid}/status").read_text()
-    found = re.search(rf"{field}:\s+(\d+) kB", status)
-    assert found
-    return int(found[1]) / 1024
 
 
 def connections(stack: Stack) -> int:

@@ -62,7 +62,7 @@ def one_event(hooks: list[Hook], generation_id: str) -> None:
     assert hooks[0].event()["type"] == "chat.completion.completed"
 
 
-def test_a_receiver_that_is_down_is_told_when_it_is_up(fleet: Fleet, receiver: Receiver) -> None:
+def test_w1_a_receiver_that_is_down_is_told_when_it_is_up(fleet: Fleet, receiver: Receiver) -> None:
     receiver.stop()
     generation_id = fleet.submit("hooked", webhook={"url": receiver.url})
     state = wait_until(lambda: (state := hook(fleet, generation_id))["attempts"] >= 3 and state)
@@ -74,7 +74,7 @@ def test_a_receiver_that_is_down_is_told_when_it_is_up(fleet: Fleet, receiver: R
     one_event(receiver.of(generation_id), generation_id)
 
 
-def test_a_worker_killed_between_settlement_and_delivery(fleet: Fleet, receiver: Receiver) -> None:
+def test_w2_a_worker_killed_between_settlement_and_delivery(fleet: Fleet, receiver: Receiver) -> None:
     for name in fleet.workers():
         fleet.stop(name)
     fleet.launch_and_wait("worker-3", fault=NEVER_LOOKS)
@@ -91,7 +91,7 @@ def test_a_worker_killed_between_settlement_and_delivery(fleet: Fleet, receiver:
     assert len(receiver.of(generation_id)) == 1
 
 
-def test_a_worker_killed_while_it_delivers(fleet: Fleet, receiver: Receiver) -> None:
+def test_w3_a_worker_killed_while_it_delivers(fleet: Fleet, receiver: Receiver) -> None:
     """The receiver may have it twice; it is the same event then."""
     killed = threading.Event()
 
@@ -112,7 +112,7 @@ def test_a_worker_killed_while_it_delivers(fleet: Fleet, receiver: Receiver) -> 
     one_event(hooks, generation_id)
 
 
-def test_two_workers_tell_of_each_end_once(fleet: Fleet, receiver: Receiver) -> None:
+def test_w4_two_workers_tell_of_each_end_once(fleet: Fleet, receiver: Receiver) -> None:
     ids = [fleet.submit("hooked", webhook={"url": receiver.url}) for _ in range(20)]
     for generation_id in ids:
         assert delivered(fleet, generation_id)["attempts"] == 1

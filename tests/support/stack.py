@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def memory_mb(stack: Stack, field: str, name: str = "api") -> float:
+    """What a process has in memory now (`VmRSS`), or had at most (`VmHWM`)."""
+    status = Path(f"/proc/{stack.process(name).pid}/status").read_text()
+    found = re.search(rf"{field}:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) / 1024
 
 
 class Stack:

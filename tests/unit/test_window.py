@@ -76,10 +76,8 @@ def test_shares_are_within_limit_and_need_and_nothing_is_left_lying(limit: int, 
     shares = fair_shares(limit, demands)
     assert shares.keys() == demands.keys()
     assert all(1 <= shares[name] <= max(1, demand.lines) for name, demand in demands.items())
-    assert sum(shares.values()) <= max(limit, len(demands))
     wanted = sum(max(1, demand.lines) for demand in demands.values())
-    if limit >= len(demands) * len(demands):
-        assert sum(shares.values()) >= min(limit, wanted)
+    assert sum(shares.values()) == min(max(limit, len(demands)), wanted)
 
 
 @given(st.integers(1, 500), _DEMANDS)

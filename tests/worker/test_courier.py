@@ -7,6 +7,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -163,6 +164,17 @@ async def test_it_is_sent_again_with_the_same_id_until_it_is_taken(
     assert {hook.body for hook in receiver.got} == {receiver.got[0].body}
     for hook in receiver.got:
         hook.event()
+
+
+async def test_a_receiver_that_asks_to_be_left_alone_is(
+    redis: ArqRedis, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver.answer, receiver.headers = lambda _: 503, {"retry-after": "600"}
+    before_s = time.time()
+    async with post(redis, monkeypatch) as mail:
+        state = await mail.told("batch_1", receiver.url)
+    assert (state["status"], state["attempts"], state["last_status"]) == ("pending", 1, 503)
+    assert 599 <= state["next_attempt_at"] - before_s <= 630
 
 
 async def test_a_receiver_that_is_not_there_yet(redis: ArqRedis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def error_from_response(provider: Provider, status: int, headers: Mapping[str, s
     return refusal(
         value,
         status=status if status >= 400 else 502,
-        retry_after_s=_retry_after(headers),
+        retry_after_s=retry_after(headers),
         provider=provider,
     )
 
@@ -131,7 +131,7 @@ def _clean(text: str, secret: str | None, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait, from now on; None where the provider did not say, or not in a form anyone knows."""
     try:
         if milliseconds := headers.get("retry-after-ms"):

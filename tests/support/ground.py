@@ -1,0 +1,74 @@
+"""The ground that batches are run on, and that is pulled away under them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+import httpx
+import redis
+
+from shared import keys
+from shared.embedded import EmbeddedValkey
+from tests.support.batch import state
+from tests.support.fleet import QUICK
+from tests.support.stack import Stack, wait_until
+
+
+class Ground:
+    """A Valkey, an API and two workers, each of which can be killed and is started again."""
+
+    def __init__(self, directory: Path, upstream_url: str, **settings: str) -> None:
+        self._exits = ExitStack()
+        self.valkey = EmbeddedValkey(directory / "data")
+        quick = {**QUICK, "STREAMSPOOL_NO_WORKER_S": "30", "STREAMSPOOL_BATCH_LINES": "50", **settings}
+        self.stack = Stack(self.valkey.url, upstream_url, directory, **quick)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as exits:
+            exits.callback(self.valkey.stop)
+            self.valkey.launch()
+            self.valkey.wait_ready()
+            self.stack.start("worker-2")
+            exits.enter_context(self.stack)
+            self.http = exits.enter_context(httpx.Client(base_url=self.stack.url, timeout=60, trust_env=False))
+            self.redis = exits.enter_context(redis.Redis.from_url(self.valkey.url))
+            self._exits = exits.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    def runner(self, batch_id: str) -> str:
+        """The worker that hands out the lines of the batch now."""
+        holder = wait_until(lambda: self.redis.get(keys.in_progress(batch_id)), what="somebody holds the batch")
+        names = {str(self.stack.process(name).pid): name for name in ("worker", "worker-2")}
+        return names.get(holder.decode().split("-")[-2], "")
+
+    def kill(self, name: str) -> None:
+        self.stack.kill(name)
+        self.stack.start(name)
+
+    def kill_valkey(self) -> None:
+        assert self.valkey.pid is not None
+        os.kill(self.valkey.pid, signal.SIGKILL)
+        wait_until(lambda: not self.valkey.is_running())
+        self.valkey.launch()
+        self.valkey.wait_ready()
+
+    def completed(self, batch_id: str) -> int:
+        """As last told; the API may be away."""
+        try:
+            return int(state(self.http, batch_id)["request_counts"]["completed"])
+        except (httpx.TransportError, AssertionError):
+            return -1
+
+    def until(self, batch_id: str, count: int) -> None:
+        wait_until(lambda: self.completed(batch_id) >= count, 60, f"{count} lines are done")
+
+    def logs(self) -> list[bytes]:
+        """The logs that are there."""
+        return list(self.redis.scan_iter("streamspool:{*}:log", count=1000))

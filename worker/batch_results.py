@@ -1,0 +1,132 @@
+"""What was taken in of a batch: parts of its output and errors, in the storage, and then its two files.
+
+Hidden here: how parts are named and counted, so that what a worker stored that died before it said so is not read; when
+a part is large or old enough to be stored; that files are made from parts without holding them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.batches import ERRORS, NO_USAGE, OUTPUT, Head, part_name, part_names
+from shared.files import OUTPUT as OUTPUT_PURPOSE
+from shared.files import Files, NewFile
+from shared.storage import Storage
+from shared.telemetry import BATCH_LINES
+from worker.batch_lines import add_usage, line_id
+from worker.batch_queue import Line
+
+PART_LINES = 500
+_PART_BYTES = 1024 * 1024
+_SHORTEST_S = 1.0
+_CANCELLED = {
+    "message": "The line was cancelled by itself.",
+    "type": "cancelled",
+    "param": None,
+    "code": "generation_cancelled",
+    "status": 409,
+}
+_KINDS = {OUTPUT: "output", ERRORS: "error"}
+
+
+@dataclass(slots=True)
+class _Part:
+    """What was taken in and is not stored yet."""
+
+    begun_at: float
+    output: list[bytes] = field(default_factory=list)
+    errors: list[bytes] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
+    bytes: int = 0
+
+
+class Results:
+    """Of one claim on a batch; goes on from what the one before wrote down. Times are of the loop's clock, in seconds."""
+
+    def __init__(self, storage: Storage, head: Head, now: float) -> None:
+        self._storage, self._id, self._epoch = storage, head["id"], head["epoch"]
+        written = head["checkpoint"] or {}
+        self._parts: list[list[int]] = written.get("parts", [])
+        self._stored: list[list[int]] = written.get("stored", [])
+        self._usage: dict[str, int] = {**NO_USAGE, **written.get("usage", {})}
+        self._completed, self._failed = written.get("completed", 0), written.get("failed", 0)
+        self._began = now
+        self._part = _Part(now)
+
+    @property
+    def count(self) -> int:
+        """How many lines are in them."""
+        return int(self._completed + self._failed)
+
+    def add(self, line: Line, text: bytes, result: str, usage: dict[str, Any] | None = None) -> None:
+        """Takes a line in. `result` is `completed`, `failed` or `skipped`; `usage` is counted of completed ones."""
+        part, completed = self._part, result == "completed"
+        if completed:
+            add_usage(self._usage, usage)
+        (part.output if completed else part.errors).append(text)
+        part.lines.append(line)
+        part.bytes += len(text)
+        self._completed += completed
+        self._failed += not completed
+        BATCH_LINES.labels(result).inc()
+
+    def is_due(self, now: float) -> bool:
+        """Parts are small in the beginning, so that results are there early, and few over a day."""
+        part = self._part
+        if not part.lines:
+            part.begun_at = now
+            return False
+        age_s = max(_SHORTEST_S, (now - self._began) / 100)
+        return part.bytes >= _PART_BYTES or len(part.lines) >= PART_LINES or now - part.begun_at >= age_s
+
+    async def store(self, now: float) -> None:
+        """Stores what was taken in. It counts once the checkpoint says so. Raises Unavailable."""
+        part, self._part = self._part, _Part(now)
+        mine = next((entry for entry in self._parts if entry[0] == self._epoch), None) or [self._epoch, 0, 0]
+        for kind, texts in ((OUTPUT, part.output), (ERRORS, part.errors)):
+            if texts:
+                await self._storage.put(part_name(self._id, kind, self._epoch, mine[kind]), b"".join(texts))
+        added = [self._epoch, mine[OUTPUT] + bool(part.output), mine[ERRORS] + bool(part.errors)]
+        self._parts = [*(entry for entry in self._parts if entry[0] != self._epoch), added]
+        self._stored = [[line.number, line.tries] for line in part.lines]
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Its part of the checkpoint."""
+        return {
+            "parts": self._parts,
+            "stored": self._stored,
+            "completed": self._completed,
+            "failed": self._failed,
+            "usage": self._usage,
+        }
+
+    def write_counts(self, head: Head) -> None:
+        head["completed"], head["failed"], head["usage"] = self._completed, self._failed, dict(self._usage)
+
+    def stored(self) -> list[str]:
+        """The generations of the lines that were stored last, each with those of its earlier tries."""
+        return [line_id(self._id, number, tries) for number, last in self._stored for tries in range(last + 1)]
+
+
+def refusal(outcome: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Status and body of a line that was answered with an error, or cancelled by itself."""
+    error = outcome["error"] or _CANCELLED
+    shown = {name: error.get(name) for name in ("message", "type", "param", "code")}
+    return int(error.get("status") or 500), {"error": shown}
+
+
+async def make_file(files: Files, head: Head, kind: int) -> str | None:
+    """The output, or the errors, as a file, whose id is returned; None if there is not one line. It is the same file
+    whenever that is done again. Raises Unavailable, RedisError, OSError."""
+    names = part_names(head, kind)
+    if not names:
+        return None
+    async with files.create(head["owner"], f"file-{line_id(head['id'], kind, 0)[-32:]}") as new:
+        for name in names:
+            async for piece in files.storage.read(name):
+                await new.write(piece)
+        filename = f"{head['id']}_{_KINDS[kind]}.jsonl"
+        new.finish(filename=filename, purpose=OUTPUT_PURPOSE, life_s=head["output_life_s"])
+    made: NewFile = new
+    return made.id

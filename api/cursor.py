@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 
-from api.hub import LiveLog
+from api.livelog import LiveLog
 from api.projections.chat import end_frames
 from shared import json
 from shared.entry import SEAL, Position

@@ -18,7 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from api.cursor import Cursor, Start, place
 from api.errors import to_response
-from api.hub import Hub, LiveLog
+from api.hub import Hub
+from api.livelog import LiveLog
 from api.pace import TICK_S, Pace
 from api.projections import chat
 from shared import json, sse
@@ -290,7 +291,7 @@ class EventStream(_LogResponse):
                     yield body, False
                 body = b""
             elif index < live.end:
-                body, index = live.piece(self._encode, index, limit)
+                body, index = live.body(self._encode, index, limit)
                 if body:
                     yield body, False
                 body = b""

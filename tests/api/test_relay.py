@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from api.cursor import Cursor
-from api.hub import LiveLog
+from api.livelog import LiveLog
 from api.relay import Drain, EventStream, Parts, View
 from shared.config import Settings
 from shared.entry import SEAL, Entry, Kind, Position

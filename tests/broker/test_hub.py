@@ -14,7 +14,8 @@ import pytest
 
 from api import hub as hub_module
 from api.cursor import Cursor, parse
-from api.hub import BLOCK_MS, Hub, LiveLog
+from api.hub import BLOCK_MS, Hub
+from api.livelog import LiveLog
 from api.relay import Drain, EventStream, Parts, View
 from shared import keys
 from shared import writer as writer_module
@@ -187,7 +188,7 @@ async def test_every_viewer_gets_every_frame_once_whenever_it_comes(bench: Bench
 async def test_what_has_left_the_window_is_read_from_the_log(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, live: bool
 ) -> None:
-    monkeypatch.setattr(hub_module, "WINDOW_BYTES", 100)
+    monkeypatch.setattr("api.livelog.WINDOW_BYTES", 100)
     writer = await bench.log_of(*range(200))
     first = bench.watch(writer)
     await first.until(b"w199")
@@ -571,7 +572,7 @@ async def test_a_paced_viewer_of_a_replaced_attempt_is_told_at_once(bench: Bench
 async def test_a_laggard_reads_no_more_from_the_log_than_is_due(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, begun_4500_s_ago: None
 ) -> None:
-    monkeypatch.setattr(hub_module, "WINDOW_BYTES", 100)
+    monkeypatch.setattr("api.livelog.WINDOW_BYTES", 100)
     writer = await bench.log_of(*range(200))
     viewer = bench.watch(writer, rate=SLOWLY)
     await viewer.until(b"w4")

@@ -58,8 +58,9 @@ def variable(field: str) -> str:
 def settings() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
-        value = field.get_default(call_default_factory=False)
-        default = _IN_WORDS.get(name) or ("none" if value is None or isinstance(value, SecretStr) else f"`{value}`")
+        value = field.get_default(call_default_factory=True)
+        empty = value is None or isinstance(value, SecretStr) or value in ((), {}, [], frozenset())
+        default = _IN_WORDS.get(name) or ("none" if empty else f"`{value}`")
         rows.append(
             (
                 f"`{variable(name)}`",

@@ -27,6 +27,7 @@ from api import deps as api_deps
 from api import relay as api_relay
 from shared import client as shared_client
 from shared import doorbell, keys, reaper, webhooks
+from shared import http as shared_http
 from shared import json as shared_json
 from shared.cli import app
 from shared.config import Settings
@@ -316,7 +317,7 @@ def test_the_options_of_the_fake_models_are_all_described() -> None:
 
 
 def test_numbers_in_prose_are_those_of_the_code() -> None:
-    assert (upstream_module._AHEAD_BYTES, worker_main.POLL_S, worker_main.BEAT_S) == (256 * 1024, 0.5, 5)
+    assert (2 * shared_http._READ_AHEAD, worker_main.POLL_S, worker_main.BEAT_S) == (128 * 1024, 0.5, 5)
     assert (worker_main.BEAT_TTL_S, worker_main.CATALOGUE_TTL_S) == (15, 86400)
     assert (reaper.TICK_S, doorbell._CLOCK_SKEW_MS, shared_client.SILENCE_S) == (5, 300_000, 45)
     assert (upstream_module._TRIES, upstream_module._TRIES_S, upstream_module._LONGEST_PAUSE_S) == (3, 30, 10)

@@ -77,11 +77,14 @@ def test_f11_killed_between_the_log_and_the_bell(fleet: Fleet, judges: Judges, u
 
 
 def test_f11_killed_within_50_ms_of_posts(fleet: Fleet, upstream: ScriptedUpstream) -> None:
-    tally = Tally()
-    judge_posts(fleet, tally, kill_apis_within_posts(fleet, upstream, tally, random.Random(1), burst=0))
-    assert tally.problems == []
-    assert (tally.lost, tally.duplicated) == (0, 0)
-    assert tally.seen["with_key_found_again"] > 0
+    tally, chance = Tally(), random.Random(1)
+    for burst in range(4):  # on a busy machine, 50 ms may pass before an API has stored anything
+        judge_posts(fleet, tally, kill_apis_within_posts(fleet, upstream, tally, chance, burst=burst))
+        assert tally.problems == []
+        assert (tally.lost, tally.duplicated) == (0, 0)
+        if tally.seen["with_key_found_again"]:
+            return
+    raise AssertionError("no request was stored before its API was killed")
 
 
 def test_f12_told_to_stop_an_api_hands_its_viewers_over(

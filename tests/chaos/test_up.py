@@ -1,4 +1,4 @@
-"""`streamspool up` and `demo` as people run them: real Valkey, API and worker, and SIGKILL for any of them."""
+"""`streamspool up` as people run it: real Valkey, API and worker, and SIGKILL for any of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from shared.client import Client, Event, View
-from shared.demo import Viewer
-from tests.support.up import WAIT_S, Up, environment, processes, starting, until
+from tests.support.up import WAIT_S, Up, environment, starting, until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -172,62 +171,3 @@ def test_an_answer_left_with_ctrl_c_goes_on_and_is_found_again(up: Callable[...,
     assert b"completed" in watch.stderr
     doctor = subprocess.run([*command, "doctor"], capture_output=True, timeout=WAIT_S, check=False, env=variables)
     assert doctor.returncode == 0, doctor.stdout
-
-
-def test_the_demo_convinces_and_leaves_nothing(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "shared.cli", "demo", "--once", "--port", "0"],
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-        env=environment(tmp_path),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "SIGKILL" in done.stdout
-    assert "upstream calls: 1" in done.stdout
-    assert done.stdout.count("yes") == 5
-    assert list(tmp_path.iterdir()) == []
-    assert not [line for _, line in processes().values() if str(tmp_path) in line]
-
-
-@pytest.mark.parametrize(
-    ("positions", "whole"),
-    [
-        (["1-1", "1-2", "1-3"], True),
-        (["1-1", "1-3"], False),
-        (["1-1", "1-2", "1-2", "1-3"], False),
-        (["1-2", "1-3"], False),
-        (["1-1", "1-2"], False),
-    ],
-)
-def test_the_demo_would_notice_what_is_missing_or_twice(positions: list[str], whole: bool) -> None:
-    viewer = Viewer("one", "at the start", View())
-    for position in positions:
-        viewer.show(Event("chunk", {"choices": [{"delta": {"content": f"{position} "}}]}, position))
-    assert not viewer.is_whole("1-1 1-2 1-3 ")  # not before its end
-    viewer.ended = True
-    assert viewer.is_whole("1-1 1-2 1-3 ") is whole
-
-
-def test_ctrl_c_ends_a_demo_that_stays_up(tmp_path: Path) -> None:
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "shared.cli", "demo", "--port", "0"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(tmp_path),
-        cwd=tmp_path,
-    )
-    try:
-        assert demo.stdout is not None
-        until(lambda: "curl -N" in demo.stdout.readline())  # type: ignore[union-attr]
-        demo.send_signal(signal.SIGINT)
-        assert demo.wait(WAIT_S) == 0
-        assert list(tmp_path.iterdir()) == []
-        assert not [line for _, line in processes().values() if str(tmp_path) in line]
-    finally:
-        demo.kill()
-        demo.wait(WAIT_S)
-        assert demo.stdout is not None
-        demo.stdout.close()

@@ -338,8 +338,8 @@ def test_numbers_in_prose_are_those_of_the_code() -> None:
     assert "every worker, for 60 s" in readme
     assert "some 10 s after the last viewer left" in " ".join(prose(ROOT, "docs/STREAMING.md").split())
     operations, protocol = prose(ROOT, "docs/OPERATIONS.md"), prose(ROOT, "shared/PROTOCOL.md")
-    assert "256 KiB" in operations
-    assert "256 KiB" in prose(ROOT, "README.md")
+    assert "128 KiB" in operations
+    assert "128 KiB" in readme
     assert "last 15 s" in operations
     assert "no byte for 45 s" in " ".join(prose(ROOT, "docs/STREAMING.md").split())
     for number in ("half a second", "300 s", "every 5 s"):

@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -292,15 +292,19 @@ class StreamWorker(Worker):
         logger.info("draining", running=len(running))
         batches = [job_id for job_id in running if is_batch(job_id)]
         await cancel(*(running.pop(job_id) for job_id in batches))  # nothing is gained by waiting for those
-        for job_id in batches:
-            await self.pool.publish(keys.DOORBELL, job_id)
+        await self._ring_again(batches)
         lines = set(self._lines)
         if running:
             await asyncio.wait(running.values(), timeout=self._settings.drain_s)
         rest = {job_id: task for job_id, task in running.items() if not task.done()}
         await cancel(*rest.values())
-        for job_id in rest:
-            await self.pool.publish(keys.DOORBELL, f"{LINE if job_id in lines else ''}{job_id}")
+        await self._ring_again([f"{LINE if job_id in lines else ''}{job_id}" for job_id in rest])
+
+    async def _ring_again(self, names: Sequence[str]) -> None:
+        """Without a server to ring at, another worker finds them by their leases, which lapse."""
+        with suppress(RedisError, OSError):
+            for name in names:
+                await self.pool.publish(keys.DOORBELL, name)
 
 
 async def beat(

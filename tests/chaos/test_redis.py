@@ -20,6 +20,7 @@ from shared.embedded import EmbeddedValkey
 from tests.support.rig import LEASE_S, Rig
 from tests.support.stack import Stack, free_port, wait_until
 from tests.support.upstream import Pause, ScriptedUpstream
+from tests.support.wire import Client
 
 LOADING = b"-LOADING Valkey is loading the dataset in memory\r\n"
 
@@ -297,6 +298,30 @@ def test_f45_redis_that_is_not_there_yet_is_waited_for(tmp_path: Path, upstream:
             wait_until(lambda name=name: "waiting for redis" in stack.log(name), what=f"{name} says so")
         valkey.launch()
         stack.wait_ready()
+    finally:
+        stack.__exit__()
+        valkey.stop()
+
+
+def test_f45_processes_end_in_peace_while_redis_is_away(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """What they would have told it, others find out by themselves."""
+    valkey = EmbeddedValkey(tmp_path / "data")
+    valkey.launch()
+    stack = Stack(valkey.url, upstream.base_url, tmp_path, STREAMSPOOL_DRAIN_S="0.5")
+    try:
+        for name in ("worker", "api"):
+            stack.start(name)
+        stack.wait_ready()
+        pause = Pause()
+        script = upstream.script("cut", [b"data: {}\n\n", pause])
+        with Client(stack.url) as client, client.streaming("scripted/cut"):
+            wait_until(lambda: script.calls, what="the provider is asked")
+            valkey.stop()
+            for name in ("api", "worker"):
+                stack.process(name).terminate()
+            assert [stack.process(name).wait(20) for name in ("api", "worker")] == [0, 0]
+        pause.go()
+        assert "Traceback" not in stack.log("api") + stack.log("worker")
     finally:
         stack.__exit__()
         valkey.stop()

@@ -16,7 +16,7 @@ from tests.support.judge import Judges
 from tests.support.stack import wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 
-SETTINGS = {"STREAMSPOOL_DRAIN_S": "2"}
+SETTINGS = {"STREAMSPOOL_DRAIN_S": "4"}
 VIEWERS = 50
 DIES_BEFORE_THE_BELL = """
 import os, signal

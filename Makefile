@@ -53,18 +53,18 @@ demo: $(RUNTIME) ## install, then watch an answer survive a killed server; optio
 up: $(RUNTIME) ## install, then run Valkey, API and worker on this machine; options: ARGS="…"; a real model: LOCAL=1
 	@exec $(BIN)/streamspool up $(if $(WITH_LOCAL),--local) $(ARGS)
 
-# Most tests wait for a machine that does something else meanwhile, so two run at once; what breaks things is not measured
-# for coverage, which costs a third more and loses what is killed. The soak judges the machine, too: it has it for itself.
+# What breaks things mostly waits, so three run at once; it is not measured for coverage, which costs a third more and is
+# lost with whoever is killed. The soak judges the machine, too: it has it for itself.
 # A hand-picked part (ARGS) says nothing about coverage, so only the whole suite is measured.
-PYTEST := $(BIN)/pytest -n 2 --dist worksteal
+PYTEST := $(BIN)/pytest --dist worksteal
 BREAKING := tests/chaos tests/live
 SOAK := tests/chaos/test_soak.py
 test: $(BIN)/.dev $(RUNTIME) clients lint ## lint, then all tests; a part: ARGS="tests/unit -k sse"; with the model: LOCAL=1
 ifneq ($(ARGS),)
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) -n 2 $(ARGS)
 else
-	@$(PYTEST) $(BREAKING:%=--ignore %) --cov --cov-report=term-missing:skip-covered
-	@$(PYTEST) $(BREAKING) --ignore $(SOAK)
+	@$(PYTEST) -n 2 $(BREAKING:%=--ignore %) --cov --cov-report=term-missing:skip-covered
+	@$(PYTEST) -n 3 $(BREAKING) --ignore $(SOAK)
 	@$(BIN)/pytest $(SOAK)
 endif
 

@@ -329,8 +329,9 @@ def _become(end: str) -> NoReturn:
 
 
 def _ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
-    """Runs one conversation with the API."""
+    """Runs one conversation with the API. Raises KeyboardInterrupt."""
     import asyncio
+    import signal
 
     from shared.client import Client, url_of
     from shared.config import environment
@@ -342,10 +343,18 @@ def _ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]]) 
         base = url_of(settings.host, settings.port)
 
     async def converse() -> T:
+        task = asyncio.current_task()
+        # asyncio.run has a handler, too, but if Ctrl-C comes in the moment in which the loop falls asleep, that one runs
+        # only when something else wakes the loop. This one wakes it. Windows has none; who is in the background hears none.
+        if task and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN and sys.platform != "win32":
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
         async with Client(base, variables.get("STREAMSPOOL_API_KEY")) as client:
             return await question(client)
 
-    return asyncio.run(converse())
+    try:
+        return asyncio.run(converse())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def _follow(

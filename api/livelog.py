@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 from api.pace import Tally
 from shared import sse
@@ -36,10 +37,11 @@ class Lane:
     `left` says that it is written to no more, `epoch` and `index` then where it got to.
     """
 
-    __slots__ = ("_waiter", "encode", "epoch", "index", "left", "since", "transport")
+    __slots__ = ("_waiter", "encode", "epoch", "index", "left", "pending", "since", "write")
 
     def __init__(self, encode: Encode, transport: asyncio.Transport, since: float) -> None:
-        self.encode, self.transport, self.since = encode, transport, since
+        self.encode, self.since = encode, since
+        self.write, self.pending = transport.write, transport.get_write_buffer_size
         self.epoch = self.index = 0
         self.left = False
         self._waiter: asyncio.Future[None] | None = None
@@ -250,11 +252,12 @@ class LiveLog:
             framed = b"%x\r\n%b\r\n" % (len(body), body)
             behind = []
             for lane in lanes:
-                transport = lane.transport
-                if not transport.is_closing():  # uvloop refuses to write then, and the viewer is told by its own way
-                    transport.write(framed)
-                    if not transport.get_write_buffer_size():
+                try:
+                    lane.write(framed)
+                    if not lane.pending():
                         continue
+                except RuntimeError:
+                    pass  # closing: uvloop refuses to write then, and the viewer is told by its own way
                 behind.append(lane)
             for lane in behind:
                 lanes.discard(lane)
@@ -272,9 +275,9 @@ class LiveLog:
             if lane.left:
                 continue
             lane.since = now
-            if not lane.transport.is_closing():
-                lane.transport.write(_KEEPALIVE)
-                if not lane.transport.get_write_buffer_size():
+            with suppress(RuntimeError):
+                lane.write(_KEEPALIVE)
+                if not lane.pending():
                     continue
             self.detach(lane)
 

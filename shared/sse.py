@@ -167,6 +167,11 @@ def frame(payload: bytes, *, id: bytes | None = None, event: bytes | None = None
     return b"".join((*parts, data_frame(payload)))
 
 
+def numbered_frame(payload: bytes, number: tuple[int, int]) -> bytes:
+    """`frame` with the id `N-M`, in one step: it is made for every chunk."""
+    return b"id: %d-%d\ndata: %b\n\n" % (*number, _one_line(payload))
+
+
 def _one_line(value: bytes) -> bytes:
     if b"\n" in value or b"\r" in value or b"\0" in value:
         raise ValueError("CR, LF and NUL cannot be part of an event's field")

@@ -56,7 +56,7 @@ def encoder(*, ids: bool, include_usage: bool) -> Encode:
     def encode(entry: Entry) -> bytes:
         if entry.kind is Kind.USAGE and not include_usage:
             return b""
-        return sse.frame(entry.data, id=str(entry.position).encode()) if ids else sse.data_frame(entry.data)
+        return sse.numbered_frame(entry.data, entry.position) if ids else sse.data_frame(entry.data)
 
     return encode
 

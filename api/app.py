@@ -8,6 +8,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -85,7 +86,9 @@ class Application(FastAPI):
     of them at once must not keep a prompt waiting.
     """
 
-    _reading = Rounds(1)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._reading = Rounds(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,16 +96,7 @@ class Application(FastAPI):
             return
         if scope["method"] == "GET":
             await self._reading.turn()
-        request_id = f"req_{uuid.uuid4().hex}"
-        scope[REQUEST_ID] = request_id
-
-        async def named(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-                route = scope.get("route")
-                REQUESTS.labels(getattr(route, "path", "none"), message["status"]).inc()
-            await send(message)
-
+        named = _Named(scope, send)
         scope[LATER] = None
         await super().__call__(scope, receive, named)
         if serve := scope.pop(LATER):
@@ -110,6 +104,23 @@ class Application(FastAPI):
             scope.clear()  # the framework's leavings would stay as long as the viewer
             scope.update(kept)
             await serve(scope, receive, named)
+
+
+class _Named:
+    """Sends a response with the id of its request. A class, because a closure for each viewer is memory."""
+
+    __slots__ = ("_scope", "_send")
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope, self._send = scope, send
+        scope[REQUEST_ID] = f"req_{uuid.uuid4().hex}"
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            scope = self._scope
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", scope[REQUEST_ID].encode())]
+            REQUESTS.labels(getattr(scope.get("route"), "path", "none"), message["status"]).inc()
+        await self._send(message)
 
 
 class PlainRefusal:

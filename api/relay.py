@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from starlette.responses import Response
@@ -38,6 +39,7 @@ _PAGE_BYTES = 128 * 1024
 _LARGE_BYTES = 16 * 1024
 """So much at once is not sent to everybody in the same round of the loop: what is live comes in between."""
 _FIRST_PAGE = 16
+_SENT: dict[str, str] = {}
 _RETRY_S = 0.25
 _STAGGER_S = 2.0
 
@@ -61,6 +63,10 @@ class View:
     ids: bool
     native: bool
     include_usage: bool
+
+
+view = cache(View)
+"""The one of its kind: viewers are many."""
 
 
 class Drain:
@@ -259,6 +265,7 @@ class EventStream(_LogResponse):
         if live.tally is not None and self._rate is not None:
             self._pace = Pace(self._rate, live.tally)
         await client.start(200, {**EVENT_STREAM_HEADERS, **self._extra, **chat.served_headers(live.note)})
+        self._extra = _SENT
         async for body, last in self._bodies(client, live, start):
             if len(body) >= _LARGE_BYTES:
                 await self._parts.hub.rounds.turn()

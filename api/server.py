@@ -47,6 +47,31 @@ class _Pipeline(list[Any]):
         self.insert(0, waiting)
 
 
+class _Writable:
+    """asyncio.Event for the one response that waits; the Event's deque of waiters takes 600 bytes for each connection."""
+
+    __slots__ = ("_set", "_waiter")
+
+    def __init__(self) -> None:
+        self._set = True
+        self._waiter: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        self._set = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def clear(self) -> None:
+        self._set = False
+
+    async def wait(self) -> None:
+        while not self._set:
+            if self._waiter is None or self._waiter.done():
+                self._waiter = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._waiter)
+        self._waiter = None
+
+
 class Protocol(HttpToolsProtocol):
     """Puts itself into the ASGI scope, and lets no client hold a connection by doing nothing.
 
@@ -69,6 +94,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow._is_writable_event = _Writable()  # type: ignore[assignment]
         transport.set_write_buffer_limits(high=0)  # paused, and the timer runs, as soon as the socket takes no more
         self._begin_patience()
 
@@ -89,9 +115,10 @@ class Protocol(HttpToolsProtocol):
         return bool(self.cycle and self.cycle.chunked_encoding and not self.cycle.response_complete)
 
     def asked(self) -> None:
-        """Nobody will ask for more of this request: what uvicorn would wake them by is shared by all, and memory saved."""
+        """Nobody will ask for more of this request: its headers go, and what uvicorn would wake them by is shared by all."""
         if self.cycle is not None:
             self.cycle.message_event = _NOBODY_WAITS
+        self.headers = []
 
     def on_headers_complete(self) -> None:
         self._end_patience()

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from api import cursor
 from api.deps import Body, Owner, ProcessParts, parsed, states
 from api.projections import chat
-from api.relay import Answer, EventStream, Parts, View
+from api.relay import Answer, EventStream, Parts, view
 from shared import json
 from shared.entry import BEGIN, Summary
 from shared.errors import BadRequest, Damaged
@@ -99,9 +99,9 @@ async def create(request: Request, parts: ProcessParts, owner: Owner, body: Body
         return JSONResponse((await states(parts, [summary]))[0], status_code=202, headers=headers)
     if not chat_request.stream:
         return Answer(parts, header, fresh=not replayed, headers=headers)
-    view = View(ids=request.headers.get("x-stream-ids") == "1", native=False, include_usage=header["include_usage"])
+    seen = view(ids=request.headers.get("x-stream-ids") == "1", native=False, include_usage=header["include_usage"])
     hold_s = parts.settings.hold_headers_s
-    return EventStream(parts, header, view, fresh=not replayed, hold_s=hold_s, headers=headers)
+    return EventStream(parts, header, seen, fresh=not replayed, hold_s=hold_s, headers=headers)
 
 
 @router.get("/v1/chat/completions/{generation_id}", response_model=None)
@@ -116,7 +116,7 @@ async def retrieve(
     """A generation as a `chat.completion`, as far as it is; or, with `stream=true`, its chunks from a cursor on."""
     summary = await parts.broker.find(generation_id, owner)
     if stream:
-        view = View(ids=True, native=False, include_usage=summary.header["include_usage"])
+        seen = view(ids=True, native=False, include_usage=summary.header["include_usage"])
         headers = stream_headers(generation_id)
-        return EventStream(parts, summary.header, view, cursor=cursor.read(request), headers=headers)
+        return EventStream(parts, summary.header, seen, cursor=cursor.read(request), headers=headers)
     return await completion(parts, summary)

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from api import cursor
 from api.deps import Owner, ProcessParts, states
 from api.projections.state import page
-from api.relay import EventStream, View
+from api.relay import EventStream, view
 from api.routes.chat import stream_headers
 from shared.entry import Status
 
@@ -62,11 +62,11 @@ async def watch(
     accept = request.headers.get("accept", "")
     if "application/json" in accept and "text/event-stream" not in accept:
         return JSONResponse((await states(parts, [summary]))[0], headers=_VARY)
-    view = View(ids=True, native=True, include_usage=summary.header["include_usage"])
+    seen = view(ids=True, native=True, include_usage=summary.header["include_usage"])
     return EventStream(
         parts,
         summary.header,
-        view,
+        seen,
         cursor=cursor.read(request),
         headers={**stream_headers(generation_id), **_VARY},
     )

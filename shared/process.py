@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-_THRESHOLDS = 20_000, 20, 50
+_THRESHOLDS = 5_000, 10, 10
 
 
 def collect_rarely() -> None:

@@ -17,10 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-import obstore
-from obstore.exceptions import BaseError
-from obstore.store import LocalStore, from_url
-
 from shared.config import environment
 from shared.errors import Unavailable
 from shared.telemetry import get_logger
@@ -53,6 +49,10 @@ class Storage:
     """All objects under one URL. Raises Unavailable where the storage does not answer or refuses us."""
 
     def __init__(self, url: str) -> None:
+        import obstore  # here, because it is 4 MB in each process, of which most never see a file
+        from obstore.store import LocalStore, from_url
+
+        self._obstore: Any = obstore
         self._directory: Path | None = None
         if url.startswith("file://"):
             self._directory = Path(unquote(urlsplit(url).path))
@@ -73,7 +73,7 @@ class Storage:
     @asynccontextmanager
     async def _create(self, name: str) -> AsyncIterator[Sink]:
         # Left with an error, obstore's writer calls the upload off; without having been closed it could not.
-        writer = obstore.open_writer_async(self._store, name, buffer_size=_PART_BYTES, max_concurrency=_UPLOADS)
+        writer = self._obstore.open_writer_async(self._store, name, buffer_size=_PART_BYTES, max_concurrency=_UPLOADS)
         with _reachable(writing=True):
             async with writer:
                 yield writer
@@ -81,7 +81,7 @@ class Storage:
     async def put(self, name: str, data: bytes) -> None:
         """Writes a small object in one go."""
         with _reachable(writing=True):
-            await obstore.put_async(self._store, name, data, use_multipart=False)
+            await self._obstore.put_async(self._store, name, data, use_multipart=False)
 
     async def read(self, name: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """Its bytes from `start` up to, without, `end`, in pieces of about a megabyte. Raises Missing."""
@@ -89,7 +89,9 @@ class Storage:
             return
         wanted: Any = {"offset": start} if end is None else (start, end)
         with _reachable():
-            found = await obstore.get_async(self._store, name, options={"range": wanted} if start or end else None)
+            found = await self._obstore.get_async(
+                self._store, name, options={"range": wanted} if start or end else None
+            )
             async for piece in found.stream(min_chunk_size=PIECE_BYTES):
                 yield bytes(piece)
 
@@ -98,7 +100,7 @@ class Storage:
         if not ranges:
             return []
         with _reachable():
-            found = await obstore.get_ranges_async(
+            found = await self._obstore.get_ranges_async(
                 self._store, name, starts=[start for start, _ in ranges], lengths=[length for _, length in ranges]
             )
         return [bytes(one) for one in found]
@@ -111,14 +113,14 @@ class Storage:
                 left.unlink(missing_ok=True)
         try:
             with _reachable():
-                await obstore.delete_async(self._store, name)
+                await self._obstore.delete_async(self._store, name)
         except Missing:
             pass
 
     async def delete_all(self, prefix: str) -> None:
         """Removes all objects below `prefix/`."""
         with _reachable():
-            async for page in obstore.list(self._store, prefix=prefix):
+            async for page in self._obstore.list(self._store, prefix=prefix):
                 for found in page:
                     await self.delete(found["path"])
         if self._directory and (self._directory / prefix).is_dir():
@@ -148,6 +150,8 @@ def _credentials(url: str, variables: Mapping[str, str]) -> dict[str, Any]:
 
 @contextmanager
 def _reachable(*, writing: bool = False) -> Iterator[None]:
+    from obstore.exceptions import BaseError
+
     try:
         yield
     except (BaseError, OSError) as error:

@@ -26,9 +26,16 @@ _FIRST_READ, _LARGEST_READ = 100, 1000
 _BODY_FRAMES, _BODY_BYTES = 512, 128 * 1024
 """What is joined for one send, at most: a lagging viewer catches up in large writes without holding the loop, and without
 holding much memory while it does not read. A single frame may be larger."""
-_KEEPALIVE = b"%x\r\n%b\r\n" % (len(sse.KEEPALIVE), sse.KEEPALIVE)
 
 Encode = Callable[[Entry], bytes]
+
+
+def _chunk(body: bytes) -> bytes:
+    """One chunk of a response in chunks (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(body), body)
+
+
+_KEEPALIVE = _chunk(sse.KEEPALIVE)
 
 
 class Lane:
@@ -249,7 +256,7 @@ class LiveLog:
                     self._leave(lane, before)
                 lanes.clear()
                 continue
-            framed = b"%x\r\n%b\r\n" % (len(body), body)
+            framed = _chunk(body)
             behind = []
             for lane in lanes:
                 try:

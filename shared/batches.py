@@ -25,7 +25,7 @@ from shared.entry import now_ms
 from shared.errors import BadRequest, Fenced, Gone, NotFound, Unavailable
 from shared.files import Files
 from shared.guard import Doubts, in_time, reachable
-from shared.redis import ArqRedis, RedisError, WatchError
+from shared.redis import ArqRedis, RedisError, WatchError, bulk, watch
 from shared.request import BatchRequest
 from shared.storage import Missing
 from shared.telemetry import get_logger
@@ -250,14 +250,12 @@ class Batches:
         while True:
             try:
                 async with self._redis.pipeline(transaction=True) as pipe:
-                    await pipe.watch(name)
-                    raw = await pipe.get(name)
+                    (raw,) = await watch(pipe, [name], bulk(b"GET", name.encode()))
                     if raw is None:
                         raise Gone(batch_id)
                     head = _loads(raw)
                     if change(head):
                         head["version"] += 1
-                        pipe.multi()  # type: ignore[no-untyped-call]
                         pipe.set(name, json.dumps(head), px=self._life_ms(head))
                         if head["status"] in ENDED and head.get("webhook"):
                             self._tell(pipe, head)

@@ -21,7 +21,7 @@ from shared import json, keys
 from shared.config import EVERY_TENANT, Settings, webhook_keys
 from shared.egress import Policy, Refused
 from shared.errors import BadRequest
-from shared.redis import ArqRedis, WatchError
+from shared.redis import ArqRedis, WatchError, bulk, watch
 
 Target = dict[str, Any]
 """`{url, default}`: where a subject's event goes; `default` if that is the server's address, not the request's."""
@@ -231,10 +231,9 @@ class Webhooks:
         while True:
             try:
                 async with self._redis.pipeline(transaction=True) as pipe:
-                    await pipe.watch(lease)
-                    if await pipe.get(lease) != delivery.token.encode():
+                    (holder,) = await watch(pipe, [lease], bulk(b"GET", lease.encode()))
+                    if holder != delivery.token.encode():
                         return result
-                    pipe.multi()  # type: ignore[no-untyped-call]
                     pipe.hset(name, mapping=record)
                     pipe.pexpire(name, delivery.life_ms)
                     if again:

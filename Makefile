@@ -37,6 +37,9 @@ else
   venv = $(1)/bin/python -m pip --version >/dev/null 2>&1 || { $(found); $(PYTHON) -m venv $(1); }
   pip = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 endif
+# $(call runtime,DIR): a venv with what users install
+runtime = { $(call venv,$(1)); } && $(call pip,$(1)) --require-hashes -r requirements.lock && \
+	$(call pip,$(1)) --no-deps --no-build-isolation --editable .
 
 .PHONY: help install demo up test soak bench bench-peers lint lock clients clean
 
@@ -104,9 +107,7 @@ clean: ## remove everything that was made here, .venv included
 # The stamps are written last: what was interrupted is done again, what is done stays quiet.
 $(BIN)/.runtime: requirements.lock pyproject.toml
 	@echo "Setting up $(VENV) …"
-	@$(call venv,$(VENV))
-	@$(call pip,$(VENV)) --require-hashes -r requirements.lock
-	@$(call pip,$(VENV)) --no-deps --no-build-isolation --editable .
+	@$(call runtime,$(VENV))
 	@touch $@
 
 $(BIN)/.dev: tests/requirements-dev.lock $(BIN)/.runtime
@@ -123,9 +124,7 @@ $(BIN)/.local: $(LOCAL_LOCK) $(BIN)/.runtime
 # is there, 9 MB for each process.
 $(USERS)/.stamp: requirements.lock pyproject.toml
 	@echo "Setting up $(USERS) …"
-	@$(call venv,$(USERS))
-	@$(call pip,$(USERS)) --require-hashes -r requirements.lock
-	@$(call pip,$(USERS)) --no-deps --no-build-isolation --editable .
+	@$(call runtime,$(USERS))
 	@touch $@
 
 .venv-%/.stamp: $(CLIENTS)/%.lock

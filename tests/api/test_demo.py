@@ -11,27 +11,15 @@ import pytest
 
 from shared.client import Event, View
 from shared.demo import Viewer
-from tests.support.up import WAIT_S, environment, processes, until
+from tests.support.up import WAIT_S, demo, environment, processes, until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
 def test_the_demo_convinces_and_leaves_nothing(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "shared.cli", "demo", "--once", "--port", "0"],
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-        env=environment(tmp_path),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "SIGKILL" in done.stdout
-    assert "upstream calls: 1" in done.stdout
-    assert done.stdout.count("yes") == 5
-    assert list(tmp_path.iterdir()) == []
-    assert not [line for _, line in processes().values() if str(tmp_path) in line]
+    printed = demo(tmp_path)
+    assert "SIGKILL" in printed
+    assert "upstream calls: 1" in printed
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import httpx
 
 from shared.local_model import BASE_URL_VARIABLE, NAME
 from tests.live.conftest import Live
-from tests.support.up import WAIT_S, environment, processes, until
+from tests.support.up import WAIT_S, demo, until
 from tests.support.wire import ask, chunks, end_error, frames, payload, text
 
 LONG = {"max_tokens": 1500, "ignore_eos": True}
@@ -83,17 +81,4 @@ def test_the_supervisor_killed_leaves_no_model_behind(start: Callable[[], Live])
 
 
 def test_the_demo_convinces_with_a_real_model_and_leaves_nothing(start: object, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "shared.cli", "demo", "--once", "--local", "--port", "0"],
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-        env=environment(tmp_path),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert NAME in done.stdout
-    assert done.stdout.count("yes") == 5
-    assert list(tmp_path.iterdir()) == []
-    assert not [line for _, line in processes().values() if str(tmp_path) in line]
+    assert NAME in demo(tmp_path, "--local")

@@ -115,3 +115,21 @@ def starting(directory: Path, **variables: str) -> Iterator[Callable[..., Up]]:
     finally:
         for one in started:
             one.end()
+
+
+def demo(directory: Path, *options: str) -> str:
+    """What `streamspool demo --once` prints; it has to convince, and to leave nothing."""
+    done = subprocess.run(
+        [sys.executable, "-m", "shared.cli", "demo", "--once", *options, "--port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+        env=environment(directory),
+        cwd=directory,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("yes") == 5
+    assert list(directory.iterdir()) == []
+    assert not [line for _, line in processes().values() if str(directory) in line]
+    return done.stdout

@@ -146,12 +146,12 @@ async def watch(pipe: Any, names: Sequence[str], *reads: bytes) -> list[Any]:
     pipe.connection = connection = await pipe.connection_pool.get_connection()
     pipe.watching = True  # from here on it gives the connection back, and lets go of the keys
     packed = b"".join((bulk(b"WATCH", *(name.encode() for name in names)), *reads))
-    _, *replies = await converse(connection, packed, 1 + len(reads))
-    for reply in replies:
+    replies = await converse(connection, packed, 1 + len(reads))
+    for reply in replies:  # that of WATCH, too: without it nothing would be compared
         if isinstance(reply, ResponseError):
             raise reply
     pipe.multi()
-    return replies
+    return replies[1:]
 
 
 async def converse(connection: Any, packed: bytes, replies: int) -> list[Any]:

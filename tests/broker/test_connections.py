@@ -12,7 +12,19 @@ import uvloop
 
 from shared import redis as connections
 from shared.embedded import EmbeddedValkey
-from shared.redis import ArqRedis, RedisError, connect, deserialize_job, persist, serialize_job, without_password
+from shared.redis import (
+    ArqRedis,
+    RedisError,
+    ResponseError,
+    WatchError,
+    bulk,
+    connect,
+    deserialize_job,
+    persist,
+    serialize_job,
+    watch,
+    without_password,
+)
 
 
 def test_urls_are_shown_without_secrets() -> None:
@@ -46,6 +58,21 @@ def test_sentinels_are_named_in_the_url() -> None:
 @pytest.fixture
 async def server(valkey: EmbeddedValkey) -> ArqRedis:
     return connect(valkey.url.replace("db=0", "db=1"), max_connections=2)
+
+
+async def test_a_watch_that_is_refused_is_no_watch(server: ArqRedis) -> None:
+    """Nothing would be compared, and everything set."""
+    async with server.pipeline(transaction=True) as pipe:
+        with pytest.raises(ResponseError, match="wrong number"):
+            await watch(pipe, [], bulk(b"GET", b"any"))
+    async with server.pipeline(transaction=True) as pipe:  # the connection is as good as before
+        assert await watch(pipe, ["any"], bulk(b"GET", b"any")) == [None]
+        pipe.set("any", b"1", px=1000)
+        await server.set("any", b"2", px=1000)
+        with pytest.raises(WatchError):
+            await pipe.execute()
+    await server.delete("any")
+    await server.aclose(close_connection_pool=True)
 
 
 @pytest.mark.parametrize(

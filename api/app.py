@@ -43,9 +43,9 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
         assert settings.redis_url is not None
         url = settings.redis_url.get_secret_value()
         async with AsyncExitStack() as stack:
-            redis = connect(url, max_connections=_POOL, timeout_s=_TIMEOUT_S)
+            redis = connect(url, prefix=settings.prefix, max_connections=_POOL, timeout_s=_TIMEOUT_S)
             stack.push_async_callback(redis.aclose, close_connection_pool=True)
-            reading = connect(url, max_connections=2, timeout_s=_TIMEOUT_S + BLOCK_MS / 1000)
+            reading = connect(url, prefix=settings.prefix, max_connections=2, timeout_s=_TIMEOUT_S + BLOCK_MS / 1000)
             stack.push_async_callback(reading.aclose, close_connection_pool=True)
             log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
             name = f"api:{socket.gethostname()}-{os.getpid()}"

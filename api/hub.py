@@ -14,7 +14,6 @@ from contextlib import AbstractAsyncContextManager
 from typing import Self
 
 from api.livelog import LiveLog
-from shared import keys
 from shared.entry import Entry
 from shared.errors import Damaged
 from shared.redis import ArqRedis, RedisError, complain
@@ -74,7 +73,7 @@ class Hub:
         self._hot: dict[str, LiveLog] = {}
         self.rounds = Rounds(_LARGE_AT_ONCE)
         """Whose turn it is to write a large piece."""
-        self._control = keys.hub(os.urandom(8).hex())
+        self._control = reading.key.hub(os.urandom(8).hex())
         self._control_id = "0"
         self._added = asyncio.Event()
         self._blocked = False

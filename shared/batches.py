@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from shared import json, keys
+from shared import json
 from shared.config import Settings
 from shared.doorbell import ring
 from shared.entry import now_ms
@@ -58,6 +58,7 @@ class Batches:
 
     def __init__(self, redis: ArqRedis, files: Files, webhooks: Webhooks, settings: Settings) -> None:
         self._redis, self._files, self._webhooks, self._settings = redis, files, webhooks, settings
+        self._key = redis.key
         self._doubts = Doubts()
 
     # ---- whoever asks
@@ -77,11 +78,11 @@ class Batches:
             now = now_ms()
             head = {**self._new(request, owner, now), "webhook": webhook}
             await self._files.keep_until(file["id"], head["expires_at_ms"] + _AFTER_MS)
-            index, life_ms = keys.batches(owner), self._life_ms(head)
+            index, life_ms = self._key.batches(owner), self._life_ms(head)
             with self._doubts.about(head["id"]), reachable():
                 async with self._redis.pipeline(transaction=True) as pipe:
-                    pipe.set(keys.batch(head["id"]), json.dumps(head), px=life_ms)
-                    pipe.zadd(keys.BATCHES_OPEN, {head["id"]: now})
+                    pipe.set(self._key.batch(head["id"]), json.dumps(head), px=life_ms)
+                    pipe.zadd(self._key.batches_open, {head["id"]: now})
                     pipe.zadd(index, {head["id"]: now})
                     pipe.zremrangebyscore(index, "-inf", now - self._longest_ms())
                     pipe.pexpire(index, self._longest_ms())
@@ -130,14 +131,14 @@ class Batches:
         """Raises NotFound if there is none, or it is somebody else's."""
         if _ID.fullmatch(batch_id):
             with reachable():
-                raw = await self._redis.get(keys.batch(batch_id))
+                raw = await self._redis.get(self._key.batch(batch_id))
             if raw and (head := _loads(raw))["owner"] == owner:
                 return head
         raise NotFound(_NOT_FOUND, param="batch_id")
 
     async def listed(self, owner: str, after: str | None = None) -> AsyncIterator[Head]:
         """The owner's batches, newest first. Raises NotFound if `after` is not one of them."""
-        index, start = keys.batches(owner), 0
+        index, start = self._key.batches(owner), 0
         with reachable():
             if after is not None:
                 place = await self._redis.zrevrank(index, after)
@@ -145,7 +146,7 @@ class Batches:
                     raise NotFound("`after` must be the id of a batch in this list.", param="after")
                 start = place + 1
             while members := await self._redis.zrevrange(index, start, start + _PAGE - 1):
-                for raw in await self._redis.mget([keys.batch(member.decode()) for member in members]):
+                for raw in await self._redis.mget([self._key.batch(member.decode()) for member in members]):
                     if raw:
                         yield _loads(raw)
                 start += len(members)
@@ -215,26 +216,26 @@ class Batches:
     async def close(self, batch_id: str) -> None:
         """It has ended and left nothing behind: nobody has to look after it any more."""
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.zrem(keys.BATCHES_OPEN, batch_id)
-            pipe.delete(keys.batch_demand(batch_id))
+            pipe.zrem(self._key.batches_open, batch_id)
+            pipe.delete(self._key.batch_demand(batch_id))
             await pipe.execute()
 
     async def demands(self, batch_id: str, demand: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Tells how many lines this batch could have open, and returns that of all batches that run, by id."""
-        await self._redis.set(keys.batch_demand(batch_id), json.dumps(demand), px=5000)
-        ids = [member.decode() for member in await self._redis.zrange(keys.BATCHES_OPEN, 0, -1)]
-        found = await self._redis.mget([keys.batch_demand(one) for one in ids]) if ids else []
+        await self._redis.set(self._key.batch_demand(batch_id), json.dumps(demand), px=5000)
+        ids = [member.decode() for member in await self._redis.zrange(self._key.batches_open, 0, -1)]
+        found = await self._redis.mget([self._key.batch_demand(one) for one in ids]) if ids else []
         return {one: json.loads(raw) for one, raw in zip(ids, found, strict=True) if raw} | {batch_id: demand}
 
     # ---- the reaper
 
     async def remind(self) -> None:
         """Rings for the open ones that are not in the queue, and forgets those that have expired."""
-        ids = [member.decode() for member in await self._redis.zrange(keys.BATCHES_OPEN, 0, -1)]
+        ids = [member.decode() for member in await self._redis.zrange(self._key.batches_open, 0, -1)]
         async with self._redis.pipeline(transaction=False) as pipe:
             for batch_id in ids:
-                pipe.exists(keys.batch(batch_id))
-                pipe.zscore(keys.QUEUE, batch_id)
+                pipe.exists(self._key.batch(batch_id))
+                pipe.zscore(self._key.queue, batch_id)
             replies = await pipe.execute()
         for batch_id, there, queued in zip(ids, replies[::2], replies[1::2], strict=True):
             if not there:
@@ -246,7 +247,7 @@ class Batches:
 
     async def _change(self, batch_id: str, change: Callable[[Head], bool]) -> Head:
         """Compare and set. `change` returns whether there is anything to write."""
-        name = keys.batch(batch_id)
+        name = self._key.batch(batch_id)
         while True:
             try:
                 async with self._redis.pipeline(transaction=True) as pipe:

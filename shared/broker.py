@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, NamedTuple
 
-from shared import json, keys, usage
+from shared import json, usage
 from shared.batches import Batches
 from shared.catalogue import Catalogue
 from shared.closing import Closing
@@ -66,6 +66,7 @@ class Broker:
         self.files = Files(redis, settings)
         self.batches = Batches(redis, self.files, self.webhooks, settings)
         self._redis = redis
+        self._key = redis.key
         self._settings = settings
         self._name = name
         self._doubts = Doubts()
@@ -170,7 +171,7 @@ class Broker:
         with suppress(Sealed):
             await self.closing.conclude(generation_id, 0, Status.CANCELLED)
             logger.info("revoked", generation_id=generation_id)
-        await self._redis.publish(keys.DOORBELL, generation_id)
+        await self._redis.publish(self._key.doorbell, generation_id)
 
     async def _join(self, key: str, request: ChatRequest, principal: Principal) -> tuple[str, str]:
         """The id of the generation that this key stands for, whoever named it first; and the key's digest."""
@@ -179,7 +180,7 @@ class Broker:
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "body": hashlib.sha256(json.dumps_sorted(request.model_dump(exclude_unset=True))).hexdigest(),
         }
-        name = keys.idempotency(principal.tenant, digest)
+        name = self._key.idempotency(principal.tenant, digest)
         life_ms = int((self._settings.log_safety_s + self._retention_s(request)) * 1000)
         first = None
         with reachable():
@@ -287,7 +288,7 @@ class Broker:
         if summary.outcome is None:
             with reachable(), suppress(Sealed):
                 await self.closing.conclude(generation_id, summary.position.epoch, Status.CANCELLED)
-                await self._redis.publish(keys.DOORBELL, generation_id)
+                await self._redis.publish(self._key.doorbell, generation_id)
             summary = await self.find(generation_id, principal)
         return summary
 
@@ -307,7 +308,7 @@ class Broker:
         with reachable():
             await self.closing.settle(generation_id)  # what it used and said to its session stays
             if digest := summary.header.get("idempotency"):  # first: nobody may join what is about to go
-                await self._redis.delete(keys.idempotency(principal.tenant, digest))
+                await self._redis.delete(self._key.idempotency(principal.tenant, digest))
             await self.log.delete(generation_id, summary.header["owner"])
         logger.info("deleted", generation_id=generation_id)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from shared import json, keys
+from shared import json
 from shared.errors import NotFound, Unavailable
 from shared.guard import reachable
 from shared.redis import ArqRedis
@@ -24,6 +24,7 @@ class Catalogue:
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
+        self._key = redis.key
         self._report: dict[str, Any] | None = None
         self._read_at = 0.0
 
@@ -65,10 +66,10 @@ class Catalogue:
     async def workers(self) -> int:
         """How many workers have been heard of in the last 15 s."""
         with reachable():
-            ids: set[bytes] = await self._redis.smembers(keys.WORKERS)  # type: ignore[misc]
+            ids: set[bytes] = await self._redis.smembers(self._key.workers)  # type: ignore[misc]
             if not ids:
                 return 0
-            beats = await self._redis.mget([keys.worker(worker_id.decode()) for worker_id in ids])
+            beats = await self._redis.mget([self._key.worker(worker_id.decode()) for worker_id in ids])
         return sum(beat is not None for beat in beats)
 
     async def _catalogue(self, *, fresh: bool = False) -> dict[str, Any]:
@@ -76,7 +77,7 @@ class Catalogue:
         age = time.monotonic() - self._read_at
         if fresh or self._report is None or age > _AGE_S:
             with reachable():
-                raw = await self._redis.get(keys.CATALOGUE)
+                raw = await self._redis.get(self._key.catalogue)
             if raw is None:
                 raise Unavailable(
                     "No worker has reported for duty yet. Start one with `streamspool worker`.", code="no_worker"

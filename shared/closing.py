@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from shared import json, keys, turns, usage
+from shared import json, turns, usage
 from shared.chat import Accumulator
 from shared.config import Settings
 from shared.doorbell import ring
@@ -80,6 +80,7 @@ class Closing:
         name: str,
     ) -> None:
         self._redis, self._log, self._settings = redis, log, settings
+        self._key = redis.key
         self.sessions, self._webhooks = sessions, webhooks
         self._name = name
 
@@ -152,13 +153,13 @@ class Closing:
         """Does what follows from an outcome, unless it was done: turn, ledger, webhook; the session's next is rung for."""
         summary = (await self._log.describe([generation_id]))[0]
         if summary is None or summary.outcome is None:
-            await self._redis.srem(keys.UNSETTLED, generation_id)  # type: ignore[misc]
+            await self._redis.srem(self._key.unsettled, generation_id)  # type: ignore[misc]
             return
         await self._settle(summary.header, summary.outcome, summary.position.epoch)
 
     async def _settle(self, header: dict[str, Any], outcome: dict[str, Any], epoch: int) -> None:
         generation_id = header["id"]
-        marker, log = keys.settled(generation_id), keys.log(generation_id)
+        marker, log = self._key.settled(generation_id), self._key.log(generation_id)
         mark = str(header["created_at_ms"]).encode()  # of this log: an Idempotency-Key may make its id once more later
         turn = await self._turn(header, outcome, epoch)
         marked_s = self._settings.log_safety_s + (header.get("retention_s") or 0)  # it must outlive the log
@@ -168,7 +169,7 @@ class Closing:
                 async with self._redis.pipeline(transaction=True) as pipe:
                     marked, exists = await watch(pipe, [marker, log], *looks)
                     if marked == mark or not exists:
-                        pipe.srem(keys.UNSETTLED, generation_id)
+                        pipe.srem(self._key.unsettled, generation_id)
                         await pipe.execute()
                         break
                     pipe.set(marker, mark, px=int(marked_s * 1000))
@@ -177,7 +178,7 @@ class Closing:
                         self.sessions.settle(pipe, header, turn)
                     if header.get("webhook"):
                         self._tell(pipe, header, outcome, marked_s)
-                    pipe.srem(keys.UNSETTLED, generation_id)
+                    pipe.srem(self._key.unsettled, generation_id)
                     await pipe.execute()
                     SETTLED.inc()
                     break
@@ -186,7 +187,7 @@ class Closing:
         await self._ring_next(header)
 
     def _book(self, pipe: Any, header: dict[str, Any], outcome: dict[str, Any]) -> None:
-        name, figures = usage.ledger_entry(header, outcome)
+        name, figures = usage.ledger_entry(self._key, header, outcome)
         for field, amount in figures.items():
             pipe.hincrby(name, field, amount)
         pipe.pexpire(name, usage.ledger_ttl_ms())
@@ -238,7 +239,7 @@ class Closing:
 
     async def settle_left_over(self) -> None:
         """Settles all that is sealed and not settled: whoever sealed it may be gone. If not, it is done once all the same."""
-        for member in await self._redis.smembers(keys.UNSETTLED):  # type: ignore[misc]
+        for member in await self._redis.smembers(self._key.unsettled):  # type: ignore[misc]
             await self.settle(member.decode())
 
 

@@ -27,6 +27,7 @@ from pydantic_settings import (
 )
 
 from shared import egress
+from shared.keys import PREFIX
 
 MAX_TOKENS_PER_S = 10_000
 """Above this nobody could tell a paced stream from another."""
@@ -38,6 +39,7 @@ DEFAULT_CONFIG = "streamspool.toml"
 _TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _PROVIDER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_PREFIX = re.compile(r"(?!arq$)[A-Za-z0-9_.-]{1,32}")
 
 
 def environment() -> dict[str, str]:
@@ -137,6 +139,10 @@ class Settings(BaseSettings):
         None,
         validation_alias="REDIS_URL",
         description="redis://, rediss://, unix:// or redis+sentinel:// URL; empty: `up` and `demo` start an embedded Valkey",
+    )
+    prefix: str = Field(
+        PREFIX,
+        description="what all keys in Redis begin with: installations with different ones can share a database",
     )
     host: str = Field("127.0.0.1", validation_alias="HOST", description="address the API listens on")
     port: int = Field(
@@ -284,6 +290,13 @@ class Settings(BaseSettings):
         description="names of your own, each for one model or for several, tried in order until one begins to answer; "
         "in streamspool.toml under [models]",
     )
+
+    @field_validator("prefix")
+    @classmethod
+    def _check_prefix(cls, value: str) -> str:
+        if not _PREFIX.fullmatch(value):
+            raise ValueError("must be 1 to 32 letters, digits, `_`, `.` or `-`, and not `arq`")
+        return value
 
     @field_validator("models", mode="before")
     @classmethod

@@ -5,7 +5,6 @@ from __future__ import annotations
 from arq.constants import job_key_prefix
 from arq.jobs import serialize_job as arq_serialize
 
-from shared import keys
 from shared.entry import now_ms
 from shared.redis import ArqRedis, serialize_job
 
@@ -36,6 +35,6 @@ async def ring(
     job = arq_serialize(function, (job_id,), {}, None, now, serializer=serialize_job)
     async with redis.pipeline(transaction=True) as pipe:
         pipe.set(job_key_prefix + job_id, job, px=int(expires_s * 1000), nx=True)
-        pipe.zadd(keys.QUEUE, {job_id: now - _CLOCK_SKEW_MS + line * _LINES_LATER_MS}, nx=True)
-        pipe.publish(keys.DOORBELL, f"{LINE if line else ''}{job_id}")
+        pipe.zadd(redis.key.queue, {job_id: now - _CLOCK_SKEW_MS + line * _LINES_LATER_MS}, nx=True)
+        pipe.publish(redis.key.doorbell, f"{LINE if line else ''}{job_id}")
         await pipe.execute()

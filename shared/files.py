@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any
 
-from shared import json, keys
+from shared import json
 from shared.config import Settings
 from shared.entry import now_ms
 from shared.errors import BadRequest, NotFound
@@ -68,6 +68,7 @@ class Files:
 
     def __init__(self, redis: ArqRedis, settings: Settings) -> None:
         self._redis, self._settings = redis, settings
+        self._key = redis.key
 
     @cached_property
     def storage(self) -> Storage:
@@ -81,7 +82,7 @@ class Files:
         """
         new = NewFile(file_id or f"file-{uuid.uuid4().hex}", owner)
         with reachable():
-            await self._redis.zadd(keys.FILES_END, {new.id: now_ms() + int(2 * UPLOAD_S * 1000)})
+            await self._redis.zadd(self._key.files_end, {new.id: now_ms() + int(2 * UPLOAD_S * 1000)})
         try:
             async with self.storage.create(object_name(new.id)) as sink:
                 new.sink = sink
@@ -106,12 +107,12 @@ class Files:
             "status": "processed",
             "status_details": None,
         }
-        index = keys.files(new.owner)
+        index = self._key.files(new.owner)
         with reachable():
             left_ms = await self._redis.pttl(index)
             async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.set(keys.file(new.id), json.dumps({"owner": new.owner, "file": facts}), px=life_ms)
-                pipe.zadd(keys.FILES_END, {new.id: created + life_ms})
+                pipe.set(self._key.file(new.id), json.dumps({"owner": new.owner, "file": facts}), px=life_ms)
+                pipe.zadd(self._key.files_end, {new.id: created + life_ms})
                 pipe.zadd(index, {new.id: created})
                 pipe.zremrangebyscore(index, "-inf", created - _LONGEST_LIFE_S * 1000 - life_ms)
                 pipe.pexpire(index, max(left_ms, life_ms))
@@ -128,18 +129,18 @@ class Files:
 
     async def _forget(self, file_id: str, owner: str | None = None) -> None:
         with reachable():
-            await self._redis.delete(keys.file(file_id))
+            await self._redis.delete(self._key.file(file_id))
         await self.storage.delete(object_name(file_id))
         with reachable():
-            await self._redis.zrem(keys.FILES_END, file_id)
+            await self._redis.zrem(self._key.files_end, file_id)
             if owner is not None:
-                await self._redis.zrem(keys.files(owner), file_id)
+                await self._redis.zrem(self._key.files(owner), file_id)
 
     async def find(self, file_id: str, owner: str, *, param: str = "id") -> dict[str, Any]:
         """The file object. Raises NotFound if there is none, or it is somebody else's."""
         if _ID.fullmatch(file_id):
             with reachable():
-                raw = await self._redis.get(keys.file(file_id))
+                raw = await self._redis.get(self._key.file(file_id))
             found = json.loads(raw) if raw else {}
             if found.get("owner") == owner:
                 facts: dict[str, Any] = found["file"]
@@ -150,7 +151,7 @@ class Files:
         self, owner: str, after: str | None = None, *, newest_first: bool = True
     ) -> AsyncIterator[dict[str, Any]]:
         """The owner's files by their age. Raises NotFound if `after` is not one of them."""
-        index, start = keys.files(owner), 0
+        index, start = self._key.files(owner), 0
         rank, page = (
             (self._redis.zrevrank, self._redis.zrevrange) if newest_first else (self._redis.zrank, self._redis.zrange)
         )
@@ -161,7 +162,7 @@ class Files:
                     raise NotFound("`after` must be the id of a file in this list.", param="after")
                 start = place + 1
             while members := await page(index, start, start + _PAGE - 1):
-                for raw in await self._redis.mget([keys.file(member.decode()) for member in members]):
+                for raw in await self._redis.mget([self._key.file(member.decode()) for member in members]):
                     if raw:
                         yield json.loads(raw)["file"]
                 start += len(members)
@@ -183,11 +184,11 @@ class Files:
     async def keep_until(self, file_id: str, at_ms: int) -> None:
         """What is stored of it stays until then at least, even if the file itself is over before."""
         with reachable():
-            await self._redis.zadd(keys.FILES_END, {file_id: at_ms}, gt=True)
+            await self._redis.zadd(self._key.files_end, {file_id: at_ms}, gt=True)
 
     async def remove_expired(self) -> None:
         """For the reaper: what is due goes, and what an upload left that was never finished."""
-        due = await self._redis.zrangebyscore(keys.FILES_END, "-inf", now_ms() - _SLACK_MS, start=0, num=_PAGE)
+        due = await self._redis.zrangebyscore(self._key.files_end, "-inf", now_ms() - _SLACK_MS, start=0, num=_PAGE)
         for member in due:
             await self._forget(member.decode())
             logger.info("file removed", file_id=member.decode())

@@ -1,5 +1,8 @@
 """Every Redis key Streamspool owns, spelled here and nowhere else.
 
+Hidden here: that all of them begin with the prefix of this installation, written `streamspool` below, so that two in one
+database never see each other. A prefix holds no colon, so no key of one is a key of the other.
+
 `{…}` is a cluster hash tag: all keys of one generation live in one slot. Tenants and ids are checked where they
 enter (config.py, broker.py), so no foreign text reaches a key.
 
@@ -39,50 +42,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-QUEUE = "arq:queue"
-IN_PROGRESS_PREFIX = "arq:in-progress:"
-RETRY_PREFIX = "arq:retry:"
-OPEN = "streamspool:open"
-UNSETTLED = "streamspool:unsettled"
-WEBHOOKS = "streamspool:webhooks"
-WORKERS = "streamspool:workers"
-CATALOGUE = "streamspool:catalogue"
-FILES_END = "streamspool:files-end"
-BATCHES_OPEN = "streamspool:batches-open"
-REAPER = "streamspool:reaper"
-DOORBELL = "streamspool:doorbell"
-"""Pub/sub channel: the payload is the id of a generation just enqueued."""
-
-PERMANENT = frozenset({OPEN, QUEUE, UNSETTLED, WEBHOOKS, FILES_END, BATCHES_OPEN})
-"""Keys that may exist without a TTL; every other key of ours must have one."""
-
-
-def log(generation_id: str) -> str:
-    return f"streamspool:{{{generation_id}}}:log"
-
-
-def viewers(generation_id: str) -> str:
-    return f"streamspool:{{{generation_id}}}:viewers"
-
-
-def metadata(generation_id: str) -> str:
-    return f"streamspool:{{{generation_id}}}:metadata"
-
-
-def idempotency(tenant: str, digest: str) -> str:
-    return f"streamspool:idempotency:{tenant}:{digest}"
-
-
-def settled(generation_id: str) -> str:
-    return f"streamspool:{{{generation_id}}}:settled"
-
-
-def webhook(subject: str) -> str:
-    return f"streamspool:{{{subject}}}:webhook"
-
-
-def webhook_lease(subject: str) -> str:
-    return f"streamspool:{{{subject}}}:webhook:lease"
+PREFIX = "streamspool"
+"""What keys begin with unless STREAMSPOOL_PREFIX says otherwise."""
 
 
 class SessionKeys(NamedTuple):
@@ -93,58 +54,88 @@ class SessionKeys(NamedTuple):
     open: str
 
 
-def session(tenant: str, session_id: str) -> SessionKeys:
-    stem = f"streamspool:session:{{{tenant}:{session_id}}}"
-    return SessionKeys(f"{stem}:head", f"{stem}:turns", f"{stem}:open")
+class Keys:
+    """The names of one installation's keys, and of its pub/sub channel. A client has them as `redis.key`."""
 
+    def __init__(self, prefix: str = PREFIX) -> None:
+        """`prefix` is checked in config.py."""
+        self.prefix = prefix
+        self.queue = "arq:queue"
+        self.open = f"{prefix}:open"
+        self.unsettled = f"{prefix}:unsettled"
+        self.webhooks = f"{prefix}:webhooks"
+        self.workers = f"{prefix}:workers"
+        self.catalogue = f"{prefix}:catalogue"
+        self.files_end = f"{prefix}:files-end"
+        self.batches_open = f"{prefix}:batches-open"
+        self.reaper = f"{prefix}:reaper"
+        self.doorbell = f"{prefix}:doorbell"
+        """Pub/sub channel: the payload is the id of a generation just enqueued."""
+        self.permanent = frozenset(
+            {self.open, self.queue, self.unsettled, self.webhooks, self.files_end, self.batches_open}
+        )
+        """Keys that may exist without a TTL; every other key of ours must have one."""
 
-def sessions(tenant: str) -> str:
-    return f"streamspool:sessions:{tenant}"
+    def log(self, generation_id: str) -> str:
+        return f"{self.prefix}:{{{generation_id}}}:log"
 
+    def viewers(self, generation_id: str) -> str:
+        return f"{self.prefix}:{{{generation_id}}}:viewers"
 
-def file(file_id: str) -> str:
-    return f"streamspool:file:{file_id}"
+    def metadata(self, generation_id: str) -> str:
+        return f"{self.prefix}:{{{generation_id}}}:metadata"
 
+    def idempotency(self, tenant: str, digest: str) -> str:
+        return f"{self.prefix}:idempotency:{tenant}:{digest}"
 
-def files(tenant: str) -> str:
-    return f"streamspool:files:{tenant}"
+    def settled(self, generation_id: str) -> str:
+        return f"{self.prefix}:{{{generation_id}}}:settled"
 
+    def webhook(self, subject: str) -> str:
+        return f"{self.prefix}:{{{subject}}}:webhook"
 
-def batch(batch_id: str) -> str:
-    return f"streamspool:batch:{batch_id}"
+    def webhook_lease(self, subject: str) -> str:
+        return f"{self.prefix}:{{{subject}}}:webhook:lease"
 
+    def session(self, tenant: str, session_id: str) -> SessionKeys:
+        stem = f"{self.prefix}:session:{{{tenant}:{session_id}}}"
+        return SessionKeys(f"{stem}:head", f"{stem}:turns", f"{stem}:open")
 
-def batches(tenant: str) -> str:
-    return f"streamspool:batches:{tenant}"
+    def sessions(self, tenant: str) -> str:
+        return f"{self.prefix}:sessions:{tenant}"
 
+    def file(self, file_id: str) -> str:
+        return f"{self.prefix}:file:{file_id}"
 
-def batch_demand(batch_id: str) -> str:
-    return f"streamspool:batch-demand:{batch_id}"
+    def files(self, tenant: str) -> str:
+        return f"{self.prefix}:files:{tenant}"
 
+    def batch(self, batch_id: str) -> str:
+        return f"{self.prefix}:batch:{batch_id}"
 
-def usage(tenant: str, day: str) -> str:
-    return f"streamspool:usage:{tenant}:{day}"
+    def batches(self, tenant: str) -> str:
+        return f"{self.prefix}:batches:{tenant}"
 
+    def batch_demand(self, batch_id: str) -> str:
+        return f"{self.prefix}:batch-demand:{batch_id}"
 
-def index(tenant: str) -> str:
-    return f"streamspool:index:{tenant}"
+    def usage(self, tenant: str, day: str) -> str:
+        return f"{self.prefix}:usage:{tenant}:{day}"
 
+    def index(self, tenant: str) -> str:
+        return f"{self.prefix}:index:{tenant}"
 
-def stored(tenant: str) -> str:
-    return f"streamspool:stored:{tenant}"
+    def stored(self, tenant: str) -> str:
+        return f"{self.prefix}:stored:{tenant}"
 
+    def worker(self, worker_id: str) -> str:
+        return f"{self.prefix}:worker:{worker_id}"
 
-def worker(worker_id: str) -> str:
-    return f"streamspool:worker:{worker_id}"
+    def hub(self, process_id: str) -> str:
+        return f"{self.prefix}:hub:{process_id}"
 
+    def tries(self, generation_id: str) -> str:
+        return f"arq:retry:{generation_id}"
 
-def hub(process_id: str) -> str:
-    return f"streamspool:hub:{process_id}"
-
-
-def tries(generation_id: str) -> str:
-    return RETRY_PREFIX + generation_id
-
-
-def in_progress(generation_id: str) -> str:
-    return IN_PROGRESS_PREFIX + generation_id
+    def in_progress(self, generation_id: str) -> str:
+        return f"arq:in-progress:{generation_id}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 
-from shared import keys
 from shared.broker import Broker
 from shared.config import Settings
 from shared.errors import Gone, Sealed
@@ -37,6 +36,7 @@ class Reaper:
 
     def __init__(self, redis: ArqRedis, log: StreamLog, broker: Broker, settings: Settings, *, name: str) -> None:
         self._redis, self._log, self._broker, self._settings, self._name = redis, log, broker, settings, name
+        self._key = redis.key
         self._alone_since: float | None = None
 
     async def run(self) -> None:
@@ -44,7 +44,7 @@ class Reaper:
             await asyncio.sleep(TICK_S)
             await self._broker.revoke_doubtful()
             await self._count_workers()
-            if await self._redis.set(keys.REAPER, b"1", nx=True, px=int(TICK_S * 500)):
+            if await self._redis.set(self._key.reaper, b"1", nx=True, px=int(TICK_S * 500)):
                 await self.sweep()
                 await self._broker.closing.settle_left_over()
                 await self._broker.files.remove_expired()
@@ -66,7 +66,7 @@ class Reaper:
         """Those of the generations that are not in arq's queue, where the running ones are, too."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for generation_id in ids:
-                pipe.zscore(keys.QUEUE, generation_id)
+                pipe.zscore(self._key.queue, generation_id)
             return [i for i, score in zip(ids, await pipe.execute(), strict=True) if score is None]
 
     async def _remind(self, ids: list[str]) -> None:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from arq.connections import ArqRedis
+from arq.connections import ArqRedis as _ArqRedis
 from redis.asyncio import BlockingConnectionPool, ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
@@ -39,8 +39,8 @@ from redis.exceptions import (
     WatchError,
 )
 
-from shared import keys
 from shared.errors import Unavailable
+from shared.keys import PREFIX, Keys
 from shared.telemetry import REDIS_ERRORS, get_logger
 
 logger = get_logger(__name__)
@@ -89,9 +89,22 @@ def deserialize_job(payload: bytes) -> dict[str, Any]:
     return job
 
 
-def connect(url: str, *, max_connections: int, timeout_s: float = 5.0, wait_s: float = 2.0) -> ArqRedis:
+class ArqRedis(_ArqRedis):
+    """arq's client, whose jobs are JSON, and which knows as `key` what the keys of this installation are called."""
+
+    def __init__(self, pool: ConnectionPool, keys: Keys) -> None:
+        super().__init__(
+            pool, job_serializer=serialize_job, job_deserializer=deserialize_job, default_queue_name=keys.queue
+        )
+        self.key = keys
+
+
+def connect(
+    url: str, *, prefix: str = PREFIX, max_connections: int, timeout_s: float = 5.0, wait_s: float = 2.0
+) -> ArqRedis:
     """A client over its own bounded pool; nothing is sent before the first command.
 
+    All our keys begin with `prefix`: pass the setting wherever there is one.
     `timeout_s` bounds each answer (pass more than the BLOCK time of blocking reads); `wait_s` is how long a caller
     queues for a free connection before it gets a ConnectionError. Close with `aclose(close_connection_pool=True)`.
     """
@@ -109,12 +122,7 @@ def connect(url: str, *, max_connections: int, timeout_s: float = 5.0, wait_s: f
         options["socket_keepalive"] = True
     pool = _sentinel_pool(url, options) if url.startswith(SENTINEL) else BlockingConnectionPool.from_url(url, **options)
     pool.connection_class = type("MendedConnection", (_Mended, pool.connection_class), {"siblings": pool})
-    redis = ArqRedis(
-        pool,
-        job_serializer=serialize_job,
-        job_deserializer=deserialize_job,
-        default_queue_name=keys.QUEUE,
-    )
+    redis = ArqRedis(pool, Keys(prefix))
     for command in ("XRANGE", "XREVRANGE"):  # entries stay as they came: to make dicts of them took as long as the rest
         del redis.response_callbacks[command]
     return redis

@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from shared import json, keys, turns
+from shared import json, turns
 from shared.config import Settings
 from shared.entry import by_name, now_ms
 from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
@@ -51,6 +51,7 @@ class Sessions:
 
     def __init__(self, redis: ArqRedis, settings: Settings) -> None:
         self._redis, self._settings = redis, settings
+        self._key = redis.key
         self._life_ms = int(settings.session_retention_s * 1000)
 
     # ---- a generation's way through its session
@@ -63,9 +64,9 @@ class Sessions:
         limit and nothing may be left out.
         """
         session, owner = header["session"], header["owner"]
-        names = keys.session(owner, session["id"])
-        await pipe.watch(names.open, names.head, keys.log(header["id"]))
-        if await pipe.exists(keys.log(header["id"])):  # made before: whatever was to be done here was done
+        names = self._key.session(owner, session["id"])
+        await pipe.watch(names.open, names.head, self._key.log(header["id"]))
+        if await pipe.exists(self._key.log(header["id"])):  # made before: whatever was to be done here was done
             pipe.multi()
             return
         waiting = await self._waiting(pipe, names.open)
@@ -83,7 +84,7 @@ class Sessions:
         pipe.hset(names.head, mapping={"turn": number + 1, "updated_at_ms": now})
         pipe.hsetnx(names.head, "created_at_ms", now)
         pipe.zadd(names.open, {header["id"]: number + 1})
-        pipe.zadd(keys.sessions(owner), {session["id"]: now})
+        pipe.zadd(self._key.sessions(owner), {session["id"]: now})
         self._prolong(pipe, owner, session["id"])
 
     def _check_size(self, session: dict[str, Any], tokens: int, size: int) -> None:
@@ -100,7 +101,7 @@ class Sessions:
     async def _waiting(self, pipe: Any, name: str) -> list[str]:
         """Open generations of a session, first first. One without a log (lost with its server) is nobody's turn."""
         members = [member.decode() for member in await pipe.zrange(name, 0, -1)]
-        there = [await pipe.exists(keys.log(member)) for member in members]
+        there = [await pipe.exists(self._key.log(member)) for member in members]
         ghosts = [member for member, log in zip(members, there, strict=True) if not log]
         if ghosts:
             await self._redis.zrem(name, *ghosts)
@@ -116,7 +117,7 @@ class Sessions:
 
     async def open(self, owner: str, session_id: str) -> list[str]:
         """The session's open generations, in the order in which they run."""
-        return await self._waiting(self._redis, keys.session(owner, session_id).open)
+        return await self._waiting(self._redis, self._key.session(owner, session_id).open)
 
     async def before(self, header: dict[str, Any]) -> list[str]:
         """Open generations of its session that this one has to wait for."""
@@ -150,7 +151,7 @@ class Sessions:
     async def _turns(self, owner: str, session_id: str, *, before: int | None = None) -> list[dict[str, Any]]:
         """Turns in order, each with its size in `bytes`."""
         found: list[dict[str, Any]] = []
-        name, start = keys.session(owner, session_id).turns, "-"
+        name, start = self._key.session(owner, session_id).turns, "-"
         end = "+" if before is None else f"({before}-0"
         while page := await self._redis.xrange(name, start, end, count=_PAGE):
             for _, fields in page:
@@ -165,7 +166,7 @@ class Sessions:
         Only ever once for a generation, which the caller's transaction sees to.
         """
         session, owner = header["session"], header["owner"]
-        names = keys.session(owner, session["id"])
+        names = self._key.session(owner, session["id"])
         if messages is not None:
             tokens = estimate_tokens(messages)
             turn = {"generation_id": header["id"], "at_ms": now_ms(), "tokens": tokens, "messages": messages}
@@ -178,16 +179,16 @@ class Sessions:
         self._prolong(pipe, owner, session["id"])
 
     def _prolong(self, pipe: Any, owner: str, session_id: str) -> None:
-        names = keys.session(owner, session_id)
-        for name in (names.head, names.turns, names.open, keys.sessions(owner)):
+        names = self._key.session(owner, session_id)
+        for name in (names.head, names.turns, names.open, self._key.sessions(owner)):
             pipe.pexpire(name, self._life_ms)
-        pipe.zremrangebyscore(keys.sessions(owner), "-inf", now_ms() - self._life_ms)
+        pipe.zremrangebyscore(self._key.sessions(owner), "-inf", now_ms() - self._life_ms)
 
     # ---- what one may look at
 
     async def describe(self, owner: str, session_id: str) -> dict[str, Any]:
         """The session object. Raises NotFound."""
-        names = keys.session(owner, check_id(session_id))
+        names = self._key.session(owner, check_id(session_id))
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.hgetall(names.head)
             pipe.zrange(names.open, 0, -1)
@@ -227,13 +228,13 @@ class Sessions:
         """Sessions, last used first, from just after the id `after`. Raises NotFound if that one is unknown."""
         start = 0
         if after is not None:
-            rank = await self._redis.zrevrank(keys.sessions(owner), check_id(after))
+            rank = await self._redis.zrevrank(self._key.sessions(owner), check_id(after))
             if rank is None:
                 raise NotFound("`after` must be the id of a session in this list.")
             start = rank + 1
         found: list[dict[str, Any]] = []
         while len(found) < count:
-            ids = await self._redis.zrevrange(keys.sessions(owner), start, start + count - 1)
+            ids = await self._redis.zrevrange(self._key.sessions(owner), start, start + count - 1)
             if not ids:
                 break
             for raw in ids:
@@ -246,8 +247,8 @@ class Sessions:
 
     async def delete(self, owner: str, session_id: str) -> None:
         """Forgets it. What still runs is the caller's to cancel first."""
-        names = keys.session(owner, session_id)
+        names = self._key.session(owner, session_id)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(names.head, names.turns, names.open)
-            pipe.zrem(keys.sessions(owner), session_id)
+            pipe.zrem(self._key.sessions(owner), session_id)
             await pipe.execute()

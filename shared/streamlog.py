@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import replace
 from typing import Any
 
-from shared import json, keys
+from shared import json
 from shared.entry import (
     BEGIN,
     HEADER,
@@ -69,6 +69,7 @@ class StreamLog:
 
     def __init__(self, redis: ArqRedis, *, retention_s: float, safety_s: float) -> None:
         self._redis = redis
+        self._key = redis.key
         self._retention_ms = int(retention_s * 1000)
         self._safety_ms = int(safety_s * 1000)
 
@@ -85,10 +86,10 @@ class StreamLog:
         leaves the pipeline in MULTI with commands of its own, which take effect with the log or not at all.
         """
         generation_id, created = header["id"], header["created_at_ms"]
-        key, token = keys.log(generation_id), secrets.token_hex(8).encode()
-        indexes = [(keys.index(header["owner"]), self._safety_ms + self._retention_ms)]
+        key, token = self._key.log(generation_id), secrets.token_hex(8).encode()
+        indexes = [(self._key.index(header["owner"]), self._safety_ms + self._retention_ms)]
         if header.get("store"):
-            indexes.append((keys.stored(header["owner"]), self._safety_ms + self._kept_ms(header)))
+            indexes.append((self._key.stored(header["owner"]), self._safety_ms + self._kept_ms(header)))
         while True:
             async with self._redis.pipeline(transaction=True) as pipe:
                 if reserve:
@@ -97,7 +98,7 @@ class StreamLog:
                 pipe.xadd(key, {Kind.REQUEST: json.dumps(header), _TOKEN: token}, id=str(HEADER))
                 pipe.xadd(key, {Kind.BODY: body}, id=str(BEGIN))
                 pipe.pexpire(key, self._safety_ms)
-                pipe.zadd(keys.OPEN, {generation_id: created})
+                pipe.zadd(self._key.open, {generation_id: created})
                 for index, life_ms in indexes:
                     pipe.zadd(index, {generation_id: created})
                     pipe.zremrangebyscore(index, "-inf", created - life_ms)
@@ -128,24 +129,25 @@ class StreamLog:
             return
         async with self._redis.pipeline(transaction=False) as pipe:
             for generation_id in generation_ids:
-                pipe.zscore(keys.stored(owner), generation_id)
+                pipe.zscore(self._key.stored(owner), generation_id)
             kept = await pipe.execute()
             for generation_id, stored in zip(generation_ids, kept, strict=True):
                 if stored is None:
                     self._queue_delete(pipe, generation_id, owner)
             await pipe.execute()
 
-    @staticmethod
-    def _queue_delete(pipe: Any, generation_id: str, owner: str) -> None:
-        pipe.delete(keys.log(generation_id), keys.metadata(generation_id), keys.settled(generation_id))
-        for index in (keys.OPEN, keys.index(owner), keys.stored(owner)):
+    def _queue_delete(self, pipe: Any, generation_id: str, owner: str) -> None:
+        pipe.delete(self._key.log(generation_id), self._key.metadata(generation_id), self._key.settled(generation_id))
+        for index in (self._key.open, self._key.index(owner), self._key.stored(owner)):
             pipe.zrem(index, generation_id)
 
     # ---- the worker's side
 
     async def request(self, generation_id: str) -> tuple[dict[str, Any], bytes]:
         """Header and body of the request. Raises Gone."""
-        return self._request(await self._redis.xrange(keys.log(generation_id), str(HEADER), str(BEGIN)), generation_id)
+        return self._request(
+            await self._redis.xrange(self._key.log(generation_id), str(HEADER), str(BEGIN)), generation_id
+        )
 
     async def claim(
         self, appender: Appender, generation_id: str, epoch: int, attempt: dict[str, Any]
@@ -154,7 +156,7 @@ class StreamLog:
 
         Raises Taken if that attempt, or a later one, was started by anybody; Sealed; Gone.
         """
-        key = keys.log(generation_id)
+        key = self._key.log(generation_id)
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.xadd(key, {Kind.ATTEMPT: json.dumps(attempt)}, id=f"{epoch}-0", nomkstream=True)
             pipe.xrange(key, str(HEADER), str(BEGIN))
@@ -187,7 +189,7 @@ class StreamLog:
         With `epoch`, only while that attempt is the newest: Fenced otherwise. `header` is the request's, if it is known.
         Raises Sealed with the outcome that was there first, unless it is this very one; Gone.
         """
-        key = keys.log(generation_id)
+        key = self._key.log(generation_id)
         if header is None:
             found = await self._redis.xrange(key, str(HEADER), str(HEADER))
             header = json.loads(decode(found)[0].data) if found else {}
@@ -204,9 +206,9 @@ class StreamLog:
                             raise Fenced(generation_id)
                     pipe.xadd(key, {Kind.OUTCOME: json.dumps(outcome)}, id=str(SEAL), nomkstream=True)
                     pipe.pexpire(key, kept_ms)
-                    pipe.pexpire(keys.metadata(generation_id), kept_ms)
-                    pipe.zrem(keys.OPEN, generation_id)
-                    pipe.sadd(keys.UNSETTLED, generation_id)
+                    pipe.pexpire(self._key.metadata(generation_id), kept_ms)
+                    pipe.zrem(self._key.open, generation_id)
+                    pipe.sadd(self._key.unsettled, generation_id)
                     added, *_ = await pipe.execute(raise_on_error=False)
             except WatchError:  # somebody wrote; or the connection broke, whatever was being asked
                 continue
@@ -226,7 +228,7 @@ class StreamLog:
         self, generation_id: str, outcome: dict[str, Any], epoch: int | None, kept_ms: int
     ) -> Any:
         """The same in a script that may write over the memory limit: the end of a stream must not wait for room."""
-        names = (keys.log(generation_id), keys.OPEN, keys.UNSETTLED, keys.metadata(generation_id))
+        names = (self._key.log(generation_id), self._key.open, self._key.unsettled, self._key.metadata(generation_id))
         arguments: list[Any] = [json.dumps(outcome), str(SEAL), str(kept_ms), str(epoch or 0), generation_id]
         try:
             return await self._redis.eval(_SEAL_SCRIPT, len(names), *names, *arguments)  # type: ignore[misc]
@@ -242,7 +244,7 @@ class StreamLog:
 
     async def last(self, generation_id: str) -> Position:
         """Position of the last entry. Raises Sealed, Gone."""
-        return self._last(await self._redis.xrevrange(keys.log(generation_id), count=1), generation_id)
+        return self._last(await self._redis.xrevrange(self._key.log(generation_id), count=1), generation_id)
 
     async def read(
         self,
@@ -259,14 +261,14 @@ class StreamLog:
         """
         if shapes is None:
             shapes = await self._shapes(generation_id, after)
-        raw = await self._redis.xrange(keys.log(generation_id), f"({after}", "+", count=count)
+        raw = await self._redis.xrange(self._key.log(generation_id), f"({after}", "+", count=count)
         return decode(raw, after, shapes, strict=strict)
 
     async def _shapes(self, generation_id: str, after: Position) -> Shapes:
         """The shapes of the attempt in which a position is, up to there."""
         shapes, start = Shapes(), Position(after.epoch, 0)
         while start.epoch and start < after:
-            raw = await self._redis.xrange(keys.log(generation_id), f"({start}", str(after), count=_LARGEST_PAGE)
+            raw = await self._redis.xrange(self._key.log(generation_id), f"({start}", str(after), count=_LARGEST_PAGE)
             if not raw:
                 break
             start = decode(raw, start, shapes, strict=False)[-1].position
@@ -313,7 +315,7 @@ class StreamLog:
         A log with a missing entry answers Damaged instead. `interrupt` is (key, last id) of a stream that ends the
         wait when `interrupt()` is called for it; what was added is returned under that key.
         """
-        names = {keys.log(generation_id).encode(): generation_id for generation_id in positions}
+        names = {self._key.log(generation_id).encode(): generation_id for generation_id in positions}
         after = [b"%d-%d" % position for position in positions.values()]
         if interrupt:
             names[interrupt[0].encode()] = interrupt[0]
@@ -354,7 +356,7 @@ class StreamLog:
             return {}
         async with self._redis.pipeline(transaction=False) as pipe:
             for generation_id in generation_ids:
-                pipe.xrevrange(keys.log(generation_id), count=1)
+                pipe.xrevrange(self._key.log(generation_id), count=1)
             replies = await pipe.execute()
         return {i: decode(raw)[0].position if raw else None for i, raw in zip(generation_ids, replies, strict=True)}
 
@@ -364,7 +366,7 @@ class StreamLog:
         """Says that these have a viewer now, which holds for the grace time."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for generation_id in generation_ids:
-                pipe.set(keys.viewers(generation_id), b"1", px=int(grace_s * 1000))
+                pipe.set(self._key.viewers(generation_id), b"1", px=int(grace_s * 1000))
             await pipe.execute()
 
     async def watched(self, generation_ids: Sequence[str]) -> set[str]:
@@ -373,18 +375,18 @@ class StreamLog:
             return set()
         async with self._redis.pipeline(transaction=False) as pipe:
             for generation_id in generation_ids:
-                pipe.exists(keys.viewers(generation_id))
+                pipe.exists(self._key.viewers(generation_id))
             return {i for i, there in zip(generation_ids, await pipe.execute(), strict=True) if there}
 
     async def describe(self, generation_ids: Sequence[str]) -> list[Summary | None]:
         """Summaries in one round trip, or two where a log has several attempts; None for a log that is not there."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for generation_id in generation_ids:
-                key = keys.log(generation_id)
+                key = self._key.log(generation_id)
                 pipe.xrange(key, str(HEADER), str(HEADER))
                 pipe.xrange(key, f"({BEGIN}", "+", count=2)
                 pipe.xrevrange(key, count=2)
-                pipe.get(keys.metadata(generation_id))
+                pipe.get(self._key.metadata(generation_id))
             replies = await pipe.execute()
         found = [summarize(*replies[i : i + 4]) for i in range(0, len(replies), 4)]
         for i, summary in enumerate(found):
@@ -396,7 +398,7 @@ class StreamLog:
     async def _attempts(self, generation_id: str, newest: int) -> tuple[dict[str, Any], ...]:
         async with self._redis.pipeline(transaction=False) as pipe:
             for epoch in range(1, newest + 1):
-                pipe.xrange(keys.log(generation_id), f"{epoch}-0", f"{epoch}-1")
+                pipe.xrange(self._key.log(generation_id), f"{epoch}-0", f"{epoch}-1")
             replies = await pipe.execute()
         return tuple(attempt(decode(raw)) for raw in replies if raw)
 
@@ -407,7 +409,7 @@ class StreamLog:
 
         Raises Gone if that one is unknown.
         """
-        index, redis = keys.stored(owner) if stored else keys.index(owner), self._redis
+        index, redis = self._key.stored(owner) if stored else self._key.index(owner), self._redis
         rank, page = (redis.zrevrank, redis.zrevrange) if newest_first else (redis.zrank, redis.zrange)
         start, last = 0, after
         seen: set[str] = set()
@@ -429,22 +431,22 @@ class StreamLog:
 
     async def open_ids(self) -> list[tuple[str, int]]:
         """Generations without an outcome, oldest first, with the time they were created in ms."""
-        members = await self._redis.zrange(keys.OPEN, 0, -1, withscores=True)
+        members = await self._redis.zrange(self._key.open, 0, -1, withscores=True)
         return [(member.decode(), int(score)) for member, score in members]
 
     async def close_index(self, generation_id: str) -> None:
         """Takes an id whose log is sealed or gone off the list of open ones."""
-        await self._redis.zrem(keys.OPEN, generation_id)
+        await self._redis.zrem(self._key.open, generation_id)
 
     async def replace_metadata(self, summary: Summary, metadata: dict[str, str]) -> None:
         """What `describe` says about this log from now on. They live as long as the log. Raises Gone."""
         generation_id = summary.header["id"]
-        left_ms = await self._redis.pttl(keys.log(generation_id))
+        left_ms = await self._redis.pttl(self._key.log(generation_id))
         if left_ms < 0:
             raise Gone(generation_id)
         if summary.outcome is None:  # a seal that has not seen them must not leave them with too little
             left_ms = max(left_ms, self._kept_ms(summary.header))
-        await self._redis.set(keys.metadata(generation_id), json.dumps(metadata), px=max(1, left_ms))
+        await self._redis.set(self._key.metadata(generation_id), json.dumps(metadata), px=max(1, left_ms))
 
     # ---- decoding
 

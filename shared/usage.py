@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
-from shared import keys, tokens, turns
+from shared import tokens, turns
+from shared.keys import Keys
 from shared.redis import ArqRedis
 
 Source = Literal["provider", "tokenizer", "estimate"]
@@ -57,7 +58,7 @@ def _usage(prompt: int, answer: int, reasoning: int) -> dict[str, Any]:
 # ---- the ledger
 
 
-def ledger_entry(header: dict[str, Any], outcome: dict[str, Any]) -> tuple[str, dict[str, int]]:
+def ledger_entry(key: Keys, header: dict[str, Any], outcome: dict[str, Any]) -> tuple[str, dict[str, int]]:
     """The ledger's key for a generation that has ended, and what to add to which field of it."""
     used = outcome.get("usage") or {}
     model = (outcome.get("served") or {}).get("model") or header["model"]
@@ -74,7 +75,7 @@ def ledger_entry(header: dict[str, Any], outcome: dict[str, Any]) -> tuple[str, 
         figures[f"{source}_requests"] = 1
     day = datetime.fromtimestamp(outcome["ended_at_ms"] / 1000, UTC).date()
     fields = {f"{model}{_SEPARATOR}{name}": number for name, number in figures.items() if number}
-    return keys.usage(header["owner"], day.isoformat()), fields
+    return key.usage(header["owner"], day.isoformat()), fields
 
 
 def ledger_ttl_ms() -> int:
@@ -87,7 +88,7 @@ async def read_ledger(redis: ArqRedis, tenant: str, first: date, last: date) -> 
     days = [first + timedelta(days=i) for i in range((last - first).days + 1)]
     async with redis.pipeline(transaction=False) as pipe:
         for day in days:
-            pipe.hgetall(keys.usage(tenant, day.isoformat()))
+            pipe.hgetall(redis.key.usage(tenant, day.isoformat()))
         found = await pipe.execute()
     return [row for day, fields in zip(days, found, strict=True) for row in _rows(day, fields)]
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from shared import json, keys
+from shared import json
 from shared.config import EVERY_TENANT, Settings, webhook_keys
 from shared.egress import Policy, Refused
 from shared.errors import BadRequest
@@ -71,6 +71,7 @@ class Webhooks:
 
     def __init__(self, redis: ArqRedis, settings: Settings) -> None:
         self._redis, self._settings = redis, settings
+        self._key = redis.key
         self._give_up_ms = int(settings.webhook_give_up_s * 1000)
         self.policy = Policy(settings.webhook_allow)
 
@@ -119,9 +120,9 @@ class Webhooks:
         }
         life_ms = self._give_up_ms + int(kept_s * 1000)
         record = {"event": json.dumps(body), "url": target["url"], "owner": owner, "life_ms": life_ms}
-        pipe.hset(keys.webhook(subject), mapping=record)
-        pipe.pexpire(keys.webhook(subject), life_ms)
-        pipe.zadd(keys.WEBHOOKS, {subject: 0}, nx=True)
+        pipe.hset(self._key.webhook(subject), mapping=record)
+        pipe.pexpire(self._key.webhook(subject), life_ms)
+        pipe.zadd(self._key.webhooks, {subject: 0}, nx=True)
 
     async def shown(self, subjects: Sequence[tuple[str, Target | None, bool]]) -> list[dict[str, Any] | None]:
         """For each subject, with its target and whether it has ended, the `webhook` of its state object."""
@@ -130,7 +131,7 @@ class Webhooks:
         if queued:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for subject in queued:
-                    pipe.hgetall(keys.webhook(subject))
+                    pipe.hgetall(self._key.webhook(subject))
                 records = dict(zip(queued, await pipe.execute(), strict=True))
         return [target and _shown(target, records.get(subject, {}), ended) for subject, target, ended in subjects]
 
@@ -144,17 +145,17 @@ class Webhooks:
         """
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
-            pipe.zrangebyscore(keys.WEBHOOKS, 0, 0, start=0, num=_DATED_AT_ONCE)
+            pipe.zrangebyscore(self._key.webhooks, 0, 0, start=0, num=_DATED_AT_ONCE)
             now, new = await pipe.execute()
             if new:  # GT: one that another worker took meanwhile keeps the time of its lease
-                pipe.zadd(keys.WEBHOOKS, dict.fromkeys(new, _ms(now)), xx=True, gt=True)
-            pipe.zrange(keys.WEBHOOKS, 0, count - 1, withscores=True)
+                pipe.zadd(self._key.webhooks, dict.fromkeys(new, _ms(now)), xx=True, gt=True)
+            pipe.zrange(self._key.webhooks, 0, count - 1, withscores=True)
             *_, waiting = await pipe.execute()
             subjects = [raw.decode() for raw, due_ms in waiting if due_ms <= _ms(now)]
             if not subjects:
                 return []
             for subject in subjects:
-                pipe.hget(keys.webhook(subject), "url")
+                pipe.hget(self._key.webhook(subject), "url")
             return [
                 (subject, (url or b"").decode()) for subject, url in zip(subjects, await pipe.execute(), strict=True)
             ]
@@ -162,7 +163,7 @@ class Webhooks:
     async def postpone(self, subjects: Sequence[str], pause_s: float) -> None:
         """Puts off what cannot be begun now; that is no attempt."""
         due_ms = _ms(await self._redis.time()) + int(pause_s * 1000)
-        await self._redis.zadd(keys.WEBHOOKS, dict.fromkeys(subjects, due_ms), xx=True)
+        await self._redis.zadd(self._key.webhooks, dict.fromkeys(subjects, due_ms), xx=True)
 
     async def begin(self, subject: str) -> Delivery | None:
         """Takes a subject's event for one attempt; None if another has it, or nothing is to be delivered any more.
@@ -170,11 +171,11 @@ class Webhooks:
         Until `end`, or for the time an attempt may take, it is ours. It counts at once: what kills workers is not
         tried for ever.
         """
-        lease, token = keys.webhook_lease(subject), secrets.token_hex(8)
+        lease, token = self._key.webhook_lease(subject), secrets.token_hex(8)
         lease_ms = int((self._settings.webhook_timeout_s + _LEASE_MARGIN_S) * 1000)
         if not await self._redis.set(lease, token, nx=True, px=lease_ms):
             return None
-        name, began = keys.webhook(subject), time.monotonic()
+        name, began = self._key.webhook(subject), time.monotonic()
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.time()
             pipe.hgetall(name)
@@ -185,7 +186,7 @@ class Webhooks:
                 if over and record.get(b"status") != b"delivered":
                     pipe.hset(name, mapping={"status": "failed", "error": "gave_up", "next_ms": ""})
                     pipe.pexpire(name, int(record[b"life_ms"]))
-                pipe.zrem(keys.WEBHOOKS, subject)
+                pipe.zrem(self._key.webhooks, subject)
                 pipe.delete(lease)
                 await pipe.execute()
                 return None
@@ -193,7 +194,7 @@ class Webhooks:
             pipe.hincrby(name, "attempts", 1)
             pipe.hset(name, "next_ms", str(at_ms + lease_ms))
             pipe.pexpire(name, int(record[b"life_ms"]))
-            pipe.zadd(keys.WEBHOOKS, {subject: at_ms + lease_ms}, xx=True)
+            pipe.zadd(self._key.webhooks, {subject: at_ms + lease_ms}, xx=True)
             _, attempt, *_ = await pipe.execute()
         return Delivery(
             subject=subject,
@@ -227,7 +228,7 @@ class Webhooks:
             "error": result.error or "",
             "next_ms": next_ms if again else "",
         }
-        name, lease = keys.webhook(delivery.subject), keys.webhook_lease(delivery.subject)
+        name, lease = self._key.webhook(delivery.subject), self._key.webhook_lease(delivery.subject)
         while True:
             try:
                 async with self._redis.pipeline(transaction=True) as pipe:
@@ -237,9 +238,9 @@ class Webhooks:
                     pipe.hset(name, mapping=record)
                     pipe.pexpire(name, delivery.life_ms)
                     if again:
-                        pipe.zadd(keys.WEBHOOKS, {delivery.subject: next_ms}, xx=True)
+                        pipe.zadd(self._key.webhooks, {delivery.subject: next_ms}, xx=True)
                     else:
-                        pipe.zrem(keys.WEBHOOKS, delivery.subject)
+                        pipe.zrem(self._key.webhooks, delivery.subject)
                     pipe.delete(lease)
                     await pipe.execute()
                     return result

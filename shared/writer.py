@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self
 
-from shared import keys
 from shared.chat import Chunk
 from shared.entry import AT, NOTE, Position, now_ms
 from shared.errors import Damaged, Fenced, Gone
@@ -37,6 +36,7 @@ class Appender:
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
+        self.key = redis.key
         self._pending: list[tuple[bytes, int, asyncio.Future[list[Any]]]] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -127,7 +127,7 @@ class Writer:
         self.position = Position(epoch, 0)
         self.note: bytes | None = None
         """JSON to be stored beside the attempt's first chunk: how it came about. Set before the first `append`."""
-        key = keys.log(generation_id).encode()
+        key = appender.key.log(generation_id).encode()
         self._key = key
         self._prefix = b"*6\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n" % (len(key), key)
 

@@ -12,8 +12,8 @@ import redis
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
-from shared import keys
 from shared.embedded import EmbeddedValkey
+from tests.support.names import keys
 from tests.support.stack import Stack
 from tests.support.upstream import ScriptedUpstream
 
@@ -85,7 +85,7 @@ def no_key_without_end(request: pytest.FixtureRequest) -> Iterator[None]:
     for database in range(4):
         client = redis.Redis.from_url(server.url.replace("db=0", f"db={database}"))
         for key in client.scan_iter(count=1000):
-            if client.ttl(key) == -1 and key.decode() not in keys.PERMANENT:
+            if client.ttl(key) == -1 and key.decode() not in keys.permanent:
                 immortal.append(key.decode())
         client.close()
     assert not immortal, f"keys without a TTL: {immortal[:5]}"

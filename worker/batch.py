@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from shared import json, keys
+from shared import json
 from shared.batches import ENDED, ERRORS, OUTPUT, Batches, Head, enter
 from shared.broker import Broker, Principal
 from shared.chat import Accumulator, completion
@@ -272,7 +272,7 @@ class _Run:
         closing = self._shared.broker.closing
         async with self._shared.redis.pipeline(transaction=False) as pipe:
             for generation_id in ids:
-                pipe.exists(keys.settled(generation_id))
+                pipe.exists(self._shared.redis.key.settled(generation_id))
             booked = await pipe.execute() if ids else []
         for generation_id, done in zip(ids, booked, strict=True):
             if not done:
@@ -330,7 +330,7 @@ class _Run:
             with suppress(Sealed, Gone):
                 last = await self._log.last(generation_id)
                 await self._shared.broker.closing.conclude(generation_id, last.epoch, Status.CANCELLED)
-            await self._shared.redis.publish(keys.DOORBELL, generation_id)
+            await self._shared.redis.publish(self._shared.redis.key.doorbell, generation_id)
 
     def _skip(self, line: Line, why: str) -> None:
         line.asked = None

@@ -26,7 +26,7 @@ import uvloop
 from arq.worker import Retry, Worker, func
 from prometheus_client import start_http_server
 
-from shared import json, keys
+from shared import json
 from shared.batches import is_batch
 from shared.broker import Broker
 from shared.config import Settings, SettingsInvalid, environment, load_settings
@@ -77,6 +77,7 @@ class StreamWorker(Worker):
         self, redis: ArqRedis, generator: Generator, batcher: Batcher, settings: Settings, *, worker_id: str
     ) -> None:
         self._generator, self._batcher = generator, batcher
+        self._key = redis.key
         self._lost: set[str] = set()
         self._rung: set[str] = set()
         self._rung_lines: set[str] = set()
@@ -92,7 +93,7 @@ class StreamWorker(Worker):
                 func(self._run_batch, name="batch", max_tries=2**31, timeout=_BATCH_S),
             ],
             redis_pool=redis,
-            queue_name=keys.QUEUE,
+            queue_name=redis.key.queue,
             handle_signals=False,
             max_jobs=settings.worker_concurrency,
             job_timeout=settings.generation_s + settings.upstream_connect_s + 60,
@@ -144,7 +145,7 @@ class StreamWorker(Worker):
     async def answer_doorbell(self) -> None:
         """Listens for ids: one of ours may have been ended by somebody, any other is new work."""
         async with self.pool.pubsub() as pubsub:
-            await pubsub.subscribe(keys.DOORBELL)
+            await pubsub.subscribe(self._key.doorbell)
             asked = False
             while True:
                 message = await pubsub.get_message(timeout=BEAT_S)
@@ -171,12 +172,14 @@ class StreamWorker(Worker):
                 async with self.pool.pipeline(transaction=False) as pipe:
                     for job_id in running:
                         # First what a full server allows: the lease of a stream that waits for room must not lapse.
-                        pipe.pexpire(keys.in_progress(job_id), int(self._settings.lease_s * 1000))
+                        pipe.pexpire(self._key.in_progress(job_id), int(self._settings.lease_s * 1000))
                     held = await pipe.execute()
                     for job_id, there in zip(running, held, strict=True):
                         task = self.tasks.get(job_id)
                         if not there and task and not task.done():  # one that has ended meanwhile gave it up itself
-                            pipe.set(keys.in_progress(job_id), self.worker_id, px=int(self._settings.lease_s * 1000))
+                            pipe.set(
+                                self._key.in_progress(job_id), self.worker_id, px=int(self._settings.lease_s * 1000)
+                            )
                     await pipe.execute()
                 self._pause.answered(self.loop.time())
                 await self._generator.stop_ended()
@@ -216,8 +219,10 @@ class StreamWorker(Worker):
         try:
             async with self.pool.pipeline(transaction=False) as pipe:
                 for job_id in wanted:
-                    pipe.set(keys.in_progress(job_id), self.worker_id, px=int(self._settings.lease_s * 1000), nx=True)
-                    pipe.get(keys.in_progress(job_id))
+                    pipe.set(
+                        self._key.in_progress(job_id), self.worker_id, px=int(self._settings.lease_s * 1000), nx=True
+                    )
+                    pipe.get(self._key.in_progress(job_id))
                     pipe.zscore(self.queue_name, job_id)
                 replies = await pipe.execute()
             for job_id, holder, score in zip(wanted, replies[1::3], replies[2::3], strict=True):
@@ -227,7 +232,7 @@ class StreamWorker(Worker):
                     task.add_done_callback(partial(self._leave, job_id))
                     started.add(job_id)
                 elif leased:  # finished in the meantime: nothing to hold a lease on
-                    await self.pool.delete(keys.in_progress(job_id))
+                    await self.pool.delete(self._key.in_progress(job_id))
         finally:
             for job_id in wanted:
                 if job_id not in started:
@@ -247,7 +252,9 @@ class StreamWorker(Worker):
         While leases may be gone whose workers live, nothing that was begun is taken over.
         """
         async with self.pool.pipeline(transaction=False) as pipe:
-            pipe.pexpire(keys.worker(self.worker_id), BEAT_TTL_S * 1000)  # a write: who only reads cannot renew either
+            pipe.pexpire(
+                self._key.worker(self.worker_id), BEAT_TTL_S * 1000
+            )  # a write: who only reads cannot renew either
             pipe.zrange(self.queue_name, 0, self.queue_read_limit - 1, withscores=True)
             pipe.time()
             _, waiting, clock = await pipe.execute()
@@ -259,8 +266,8 @@ class StreamWorker(Worker):
             return
         async with self.pool.pipeline(transaction=False) as pipe:
             for job_id in strange:
-                pipe.get(keys.in_progress(job_id))
-                pipe.exists(keys.tries(job_id))
+                pipe.get(self._key.in_progress(job_id))
+                pipe.exists(self._key.tries(job_id))
             pipe.time()  # last: had the clock been set on in between, the leases would be gone, and we would not know why
             *replies, clock = await pipe.execute()
         self._look_at(clock)
@@ -304,7 +311,7 @@ class StreamWorker(Worker):
         """Without a server to ring at, another worker finds them by their leases, which lapse."""
         with suppress(RedisError, OSError):
             for name in names:
-                await self.pool.publish(keys.DOORBELL, name)
+                await self.pool.publish(self._key.doorbell, name)
 
 
 async def beat(
@@ -321,10 +328,10 @@ async def beat(
     while True:
         report = {"pid": os.getpid(), "host": socket.gethostname(), "running": len(worker.tasks)}
         async with redis.pipeline(transaction=True) as pipe:
-            pipe.set(keys.worker(worker.worker_id), json.dumps(report), ex=BEAT_TTL_S)
-            pipe.sadd(keys.WORKERS, worker.worker_id)
-            pipe.expire(keys.WORKERS, CATALOGUE_TTL_S)
-            pipe.set(keys.CATALOGUE, json.dumps(catalogue), ex=CATALOGUE_TTL_S)
+            pipe.set(redis.key.worker(worker.worker_id), json.dumps(report), ex=BEAT_TTL_S)
+            pipe.sadd(redis.key.workers, worker.worker_id)
+            pipe.expire(redis.key.workers, CATALOGUE_TTL_S)
+            pipe.set(redis.key.catalogue, json.dumps(catalogue), ex=CATALOGUE_TTL_S)
             await pipe.execute()
         await asyncio.sleep(BEAT_S)
 
@@ -337,7 +344,7 @@ async def serve(settings: Settings) -> None:
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     providers = load_providers(settings, environment())
     async with AsyncExitStack() as stack:
-        redis = connect(url, max_connections=_POOL, timeout_s=_timeout_s(settings))
+        redis = connect(url, prefix=settings.prefix, max_connections=_POOL, timeout_s=_timeout_s(settings))
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
         appender = await stack.enter_async_context(Appender(redis))
@@ -362,15 +369,15 @@ async def serve(settings: Settings) -> None:
         logger.info("worker started", worker_id=worker_id, providers=sorted(providers))
         await _run(worker, stopped, lambda: beat(redis, worker, providers, settings.models), reaper, courier)
         with suppress(RedisError, OSError):
-            await redis.delete(keys.worker(worker_id))
-            await redis.srem(keys.WORKERS, worker_id)  # type: ignore[misc]
+            await redis.delete(redis.key.worker(worker_id))
+            await redis.srem(redis.key.workers, worker_id)  # type: ignore[misc]
         logger.info("worker stopped", worker_id=worker_id)
 
 
 @asynccontextmanager
 async def _batcher(url: str, settings: Settings, worker_id: str) -> AsyncIterator[Batcher]:
     """With connections of its own: each batch holds one while it waits, and running answers must not wait for those."""
-    redis = connect(url, max_connections=_BATCHES + _POOL, timeout_s=_timeout_s(settings))
+    redis = connect(url, prefix=settings.prefix, max_connections=_BATCHES + _POOL, timeout_s=_timeout_s(settings))
     try:
         log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
         yield Batcher(redis, log, Broker(redis, log, settings, name=worker_id), settings)

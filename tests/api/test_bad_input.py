@@ -15,7 +15,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared import keys
+from tests.support.names import keys
 from tests.support.stack import Stack
 from tests.support.wire import Client, ask, error_of, refused
 
@@ -29,11 +29,11 @@ def nothing_is_kept(request: pytest.FixtureRequest, client: Client, store: redis
     if "fuzz" in request.node.name:
         yield
         return
-    accepted, before = "streamspool_generations_submitted_total", set(store.zrange(keys.OPEN, 0, -1))
+    accepted, before = "streamspool_generations_submitted_total", set(store.zrange(keys.open, 0, -1))
     count = client.metric(accepted)
     yield
     assert client.metric(accepted) == count
-    assert set(store.zrange(keys.OPEN, 0, -1)) <= before
+    assert set(store.zrange(keys.open, 0, -1)) <= before
 
 
 def changed(**fields: Any) -> bytes:

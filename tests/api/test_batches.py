@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import redis
 
-from shared import keys
 from tests.support.batch import ENDPOINT, ended, jsonl, line, results, start, state, upload
+from tests.support.names import keys
 from tests.support.s3 import S3
 from tests.support.stack import Stack, memory_mb, wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words
@@ -69,7 +69,7 @@ def test_a_batch_is_run_to_its_end(alice: Client, bob: Client, keyed: Stack) -> 
     assert alice.get("/v1/batches", params={"limit": 1}).json()["data"][0]["id"] == batch_id
     wait_until(lambda: not parts_left(keyed, batch_id), what="the parts are removed")
     with redis.Redis.from_url(keyed.redis_url) as store:
-        wait_until(lambda: store.zscore(keys.BATCHES_OPEN, batch_id) is None)
+        wait_until(lambda: store.zscore(keys.batches_open, batch_id) is None)
         ids = {found["response"]["request_id"] for found in [*output.values(), failed]}
         assert not store.exists(*map(keys.log, ids), *map(keys.settled, ids))
         assert not ids & {member.decode() for member in store.zrange(keys.index("a"), 0, -1)}

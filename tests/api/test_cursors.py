@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import redis
 
-from shared import keys
 from shared.entry import Kind, decode
 from shared.shape import Shapes
+from tests.support.names import keys
 from tests.support.stack import wait_until
 from tests.support.upstream import Pause, ending, words
 from tests.support.wire import DONE_FRAME, SEAL_ID, Client, Register, end_error, frames, position, refused

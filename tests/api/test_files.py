@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from api.routes.files import byte_range
-from shared import keys
+from tests.support.names import keys
 from tests.support.s3 import S3
 from tests.support.stack import Stack, wait_until
 from tests.support.wire import KEY_A, Client, refused
@@ -258,10 +258,10 @@ def test_an_upload_whose_server_is_killed_is_cleaned_up(own_stack: Stack) -> Non
         own_stack.kill("api")
     assert stored(own_stack)
     with redis.Redis.from_url(own_stack.redis_url) as store:
-        (file_id,) = store.zrange(keys.FILES_END, 0, -1)
-        store.zadd(keys.FILES_END, {file_id: 1})  # as if its time were over
+        (file_id,) = store.zrange(keys.files_end, 0, -1)
+        store.zadd(keys.files_end, {file_id: 1})  # as if its time were over
         wait_until(lambda: not stored(own_stack), 30, "the reaper has removed it")
-        wait_until(lambda: not store.exists(keys.FILES_END))
+        wait_until(lambda: not store.exists(keys.files_end))
     own_stack.start("api")
     own_stack.wait_ready()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from shared import keys
+from tests.support.names import keys
 from tests.support.stack import Stack, wait_until
 from tests.support.upstream import Pause, ending, words
 from tests.support.wire import Client, Register, ask, end_error, error_of, frames, refused

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from redis import Redis
 
-from shared import keys
 from shared.entry import BEGIN
 from tests.bench.load import Load, Upstream, Viewers
 from tests.bench.machine import CannotMeasure, cpu_s
 from tests.bench.targets import Ours, Target
+from tests.support.names import keys
 
 Figures = dict[str, float]
 COUNTS = ("faults", "gaps", "repeated", "missing_ends", "refused")
@@ -264,7 +264,7 @@ def _pick_ups(target: Ours, jobs: int) -> list[float]:
     """Both ends of each wait are seen the same way, by a reader of Valkey, so that what reading costs cancels out."""
     times = []
     with Redis.from_url(target.redis_url) as redis, redis.pubsub() as bell:
-        bell.subscribe(keys.DOORBELL)
+        bell.subscribe(keys.doorbell)
         body = target.body(Upstream.model(1, 50))
         asking = Viewers(target.cores.load, target.chat_url, chunks=1, viewers=jobs, body=body, spacing_ms=40)
         bell.get_message(timeout=1)  # the confirmation

@@ -9,19 +9,19 @@ import pytest
 from fakeredis.aioredis import FakeAsyncRedisConnection
 from redis.asyncio import ConnectionPool
 
-from shared import keys
 from shared.config import Settings
 from shared.embedded import EmbeddedValkey
-from shared.redis import ArqRedis, connect, deserialize_job, serialize_job
+from shared.redis import ArqRedis, connect
 from shared.streamlog import StreamLog
 from shared.writer import Appender
+from tests.support.names import keys
 
 
 def fake_client() -> ArqRedis:
     pool: ConnectionPool = ConnectionPool(
         connection_class=FakeAsyncRedisConnection, server=fakeredis.FakeServer(), version=(7,), server_type="redis"
     )
-    return ArqRedis(pool, job_serializer=serialize_job, job_deserializer=deserialize_job, default_queue_name=keys.QUEUE)
+    return ArqRedis(pool, keys)
 
 
 @pytest.fixture(params=["fakeredis", "valkey"])

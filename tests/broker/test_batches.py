@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from redis.asyncio.client import Pipeline
 
-from shared import keys
 from shared.batches import Batches, enter
 from shared.config import Settings
 from shared.errors import BadRequest, Fenced, Gone, NotFound, Unavailable
@@ -19,6 +18,7 @@ from shared.files import Files
 from shared.redis import ArqRedis
 from shared.request import BatchRequest
 from shared.webhooks import Webhooks
+from tests.support.names import keys
 
 BODY: dict[str, Any] = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
@@ -58,8 +58,8 @@ async def test_a_batch_is_found_by_its_owner_only(batches: Batches, files: Files
     for stranger in (batches.find(head["id"], "bob"), batches.cancel(head["id"], "bob"), batches.find("b", "ann")):
         with pytest.raises(NotFound):
             await stranger
-    assert await redis.zscore(keys.QUEUE, head["id"]) is not None
-    assert await redis.zscore(keys.FILES_END, head["input_file_id"]) > head["expires_at_ms"]
+    assert await redis.zscore(keys.queue, head["id"]) is not None
+    assert await redis.zscore(keys.files_end, head["input_file_id"]) > head["expires_at_ms"]
 
 
 async def test_what_is_no_input_is_refused_and_leaves_nothing(batches: Batches, files: Files, redis: ArqRedis) -> None:
@@ -68,7 +68,7 @@ async def test_what_is_no_input_is_refused_and_leaves_nothing(batches: Batches, 
         with pytest.raises(error) as caught:
             await batches.create(BatchRequest.check({**BODY, "input_file_id": file_id}), "ann")
         assert caught.value.param == "input_file_id"
-    assert await redis.exists(keys.BATCHES_OPEN, keys.batches("ann"), keys.QUEUE) == 0
+    assert await redis.exists(keys.batches_open, keys.batches("ann"), keys.queue) == 0
 
 
 async def test_what_was_refused_for_want_of_an_answer_is_withdrawn(
@@ -96,7 +96,7 @@ async def test_what_was_refused_for_want_of_an_answer_is_withdrawn(
     for _ in range(2):
         await batches.revoke_doubtful()
         assert (await batches.find(head["id"], "ann"))["status"] == "cancelling"
-    assert await redis.zscore(keys.QUEUE, head["id"]) is not None, "a worker is told to end it"
+    assert await redis.zscore(keys.queue, head["id"]) is not None, "a worker is told to end it"
 
 
 async def test_what_was_refused_and_comes_late_is_withdrawn_then(
@@ -196,13 +196,13 @@ async def test_the_end_is_told_in_the_transaction_that_writes_it(
     assert delivery
     assert delivery["status"] == "waiting"
     epoch = (await batches.claim(head["id"]))["epoch"]
-    assert not await redis.exists(keys.WEBHOOKS)
+    assert not await redis.exists(keys.webhooks)
     for _ in range(2):
         head = await batches.save(head["id"], epoch, lambda head: enter(head, status))
     event = json.loads(await redis.hget(keys.webhook(head["id"]), "event"))
     assert (event["type"], event["data"]) == (f"batch.{status}", {"id": head["id"]})
     assert event["created_at"] == head["at"][status] // 1000
-    assert await redis.zrange(keys.WEBHOOKS, 0, -1) == [head["id"].encode()]
+    assert await redis.zrange(keys.webhooks, 0, -1) == [head["id"].encode()]
     (delivery,) = await batches.deliveries([head])
     assert delivery
     assert delivery["status"] == "pending"
@@ -221,11 +221,11 @@ async def test_batches_are_listed_newest_first(batches: Batches, files: Files, m
 
 async def test_the_reaper_rings_for_open_ones_only(batches: Batches, files: Files, redis: ArqRedis) -> None:
     waiting, ended, lost = [(await create(batches, files))["id"] for _ in range(3)]
-    await redis.delete(keys.QUEUE, keys.batch(lost))
+    await redis.delete(keys.queue, keys.batch(lost))
     await batches.close(ended)
     await batches.remind()
-    assert await redis.zrange(keys.QUEUE, 0, -1) == [waiting.encode()]
-    assert await redis.zrange(keys.BATCHES_OPEN, 0, -1) == [waiting.encode()]
+    assert await redis.zrange(keys.queue, 0, -1) == [waiting.encode()]
+    assert await redis.zrange(keys.batches_open, 0, -1) == [waiting.encode()]
 
 
 async def test_batches_hear_of_each_others_needs(batches: Batches, files: Files, redis: ArqRedis) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from shared import keys
 from shared.broker import Broker, Principal
 from shared.chat import Chunk
 from shared.config import Settings
@@ -17,6 +16,7 @@ from shared.redis import ArqRedis, connect
 from shared.request import ChatRequest
 from shared.streamlog import StreamLog
 from shared.writer import Appender
+from tests.support.names import keys
 
 ANN, BOB = Principal("ann"), Principal("bob")
 CATALOGUE = {"providers": {"fake": {"models": ["echo"], "open": False}, "openai": {"models": [], "open": True}}}
@@ -24,7 +24,7 @@ CATALOGUE = {"providers": {"fake": {"models": ["echo"], "open": False}, "openai"
 
 @pytest.fixture
 async def broker(redis: ArqRedis, log: StreamLog, settings: Settings) -> Broker:
-    await redis.set(keys.CATALOGUE, json.dumps(CATALOGUE), ex=60)
+    await redis.set(keys.catalogue, json.dumps(CATALOGUE), ex=60)
     return Broker(redis, log, settings, name="test")
 
 
@@ -40,7 +40,7 @@ async def submitted(broker: Broker, owner: Principal = ANN, **fields: Any) -> st
 
 async def test_a_request_is_stored_as_it_came_and_the_bell_is_rung(broker: Broker, redis: ArqRedis) -> None:
     async with redis.pubsub() as pubsub:
-        await pubsub.subscribe(keys.DOORBELL)
+        await pubsub.subscribe(keys.doorbell)
         body, chat_request = request(
             n=2, metadata={"a": "b"}, stream=True, stream_options={"include_usage": True}, odd=[1]
         )
@@ -61,7 +61,7 @@ async def test_nothing_is_stored_for_an_unknown_model(broker: Broker, redis: Arq
         with pytest.raises(NotFound) as error:
             await broker.submit(*request(model=model), ANN)
         assert error.value.code == "model_not_found"
-    assert await redis.zcard(keys.OPEN) == 0
+    assert await redis.zcard(keys.open) == 0
     await broker.catalogue.check("openai/whatever")
     await broker.catalogue.check("fake/echo?tokens=3")
 
@@ -69,7 +69,7 @@ async def test_nothing_is_stored_for_an_unknown_model(broker: Broker, redis: Arq
 async def test_a_provider_that_was_just_switched_on_is_known_at_once(broker: Broker, redis: ArqRedis) -> None:
     await broker.catalogue.check("openai/x")
     more = {"providers": {**CATALOGUE["providers"], "groq": {"models": [], "open": True}}}
-    await redis.set(keys.CATALOGUE, json.dumps(more), ex=60)
+    await redis.set(keys.catalogue, json.dumps(more), ex=60)
     await broker.catalogue.check("groq/x")
 
 
@@ -128,15 +128,15 @@ async def test_deleting_forgets(broker: Broker, redis: ArqRedis) -> None:
     with pytest.raises(NotFound):
         await broker.find(generation_id, ANN)
     assert not await redis.exists(keys.log(generation_id))
-    assert await redis.zcard(keys.OPEN) == 0
+    assert await redis.zcard(keys.open) == 0
     assert [s async for s in broker.newest(ANN)] == []
 
 
 async def test_models_and_workers(broker: Broker, redis: ArqRedis) -> None:
     assert [model["id"] for model in await broker.catalogue.models()] == ["fake/echo"]
     assert await broker.catalogue.workers() == 0
-    await redis.sadd(keys.WORKERS, "alive", "dead")  # type: ignore[misc]
-    await redis.expire(keys.WORKERS, 60)
+    await redis.sadd(keys.workers, "alive", "dead")  # type: ignore[misc]
+    await redis.expire(keys.workers, 60)
     await redis.set(keys.worker("alive"), b"{}", ex=60)
     assert await broker.catalogue.workers() == 1
 
@@ -179,4 +179,4 @@ async def test_a_full_redis_says_so(redis: ArqRedis, broker: Broker, request: py
         assert error.value.code == "storage_full"
     finally:
         await redis.config_set("maxmemory", "0")
-    assert await redis.zcard(keys.OPEN) == 0
+    assert await redis.zcard(keys.open) == 0

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from shared import keys
 from shared.config import Settings
 from shared.entry import now_ms
 from shared.errors import BadRequest, NotFound, Unavailable
 from shared.files import Files, check_life
 from shared.redis import ArqRedis
 from shared.storage import Missing, Storage
+from tests.support.names import keys
 from tests.support.s3 import S3
 
 LARGE = bytes(range(256)) * 50_000  # more than two parts of an upload
@@ -145,7 +145,7 @@ async def test_a_deleted_file_leaves_nothing(files: Files, redis: ArqRedis, sett
     assert left(settings) == {file_id}
     await files.delete(file_id, "ann")
     assert left(settings) == set()
-    assert await redis.exists(keys.file(file_id), keys.FILES_END, keys.files("ann")) == 0
+    assert await redis.exists(keys.file(file_id), keys.files_end, keys.files("ann")) == 0
     with pytest.raises(NotFound):
         await anext(files.read(facts))
 
@@ -171,16 +171,16 @@ async def test_what_a_killed_server_left_is_removed_later(
     new = await lost.__aenter__()
     await new.write(LARGE)
     await files.storage.put("file-unregistered", b"whole, and nobody was told")
-    await redis.zadd(keys.FILES_END, {"file-unregistered": now_ms()})
+    await redis.zadd(keys.files_end, {"file-unregistered": now_ms()})
     assert len(left(settings)) == 3
     await files.remove_expired()
     assert len(left(settings)) == 3, "it may still be under way"
     later = now_ms() + 7_300_000
     monkeypatch.setattr("shared.files.now_ms", lambda: later)
-    await redis.zadd(keys.FILES_END, {kept: later + 1})
+    await redis.zadd(keys.files_end, {kept: later + 1})
     await files.remove_expired()
     assert left(settings) == {kept}
-    assert await redis.zrange(keys.FILES_END, 0, -1) == [kept.encode()]
+    assert await redis.zrange(keys.files_end, 0, -1) == [kept.encode()]
     with pytest.raises((ZeroDivisionError, Unavailable)):
         await lost.__aexit__(ZeroDivisionError, ZeroDivisionError(), None)
 

@@ -17,7 +17,6 @@ from api.cursor import Cursor, parse
 from api.hub import BLOCK_MS, Hub
 from api.livelog import LiveLog
 from api.relay import Drain, EventStream, Parts, View
-from shared import keys
 from shared import writer as writer_module
 from shared.broker import Broker
 from shared.chat import Chunk
@@ -27,6 +26,7 @@ from shared.entry import VERSION, Entry, now_ms
 from shared.redis import ArqRedis, connect
 from shared.streamlog import StreamLog
 from shared.writer import Appender, Writer
+from tests.support.names import keys
 
 COMPLETED = {"status": "completed", "ended_at_ms": 2, "by": "w", "error": None}
 NATIVE, OPENAI = View(ids=True, native=True, include_usage=False), View(ids=False, native=False, include_usage=False)

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared import keys
 from shared import writer as writer_module
 from shared.chat import Chunk
 from shared.embedded import EmbeddedValkey
@@ -24,6 +23,7 @@ from shared.shape import MARK, Shapes
 from shared.streamlog import StreamLog
 from shared.writer import Appender, Writer
 from tests.broker.conftest import fake_client
+from tests.support.names import keys
 
 DELTAS = st.one_of(
     st.text(max_size=4).map(lambda text: {"content": text}),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shared import keys, reaper
+from shared import reaper
 from shared.broker import Broker, Principal
 from shared.config import Settings
 from shared.entry import Status, Summary
@@ -18,6 +18,7 @@ from shared.reaper import Reaper
 from shared.redis import ArqRedis
 from shared.request import ChatRequest
 from shared.streamlog import StreamLog
+from tests.support.names import keys
 
 ANN = Principal("ann")
 BODY = {"model": "fake/echo", "messages": [{"role": "user", "content": "x"}]}
@@ -26,9 +27,9 @@ BODY = {"model": "fake/echo", "messages": [{"role": "user", "content": "x"}]}
 @pytest.fixture
 async def broker(redis: ArqRedis, log: StreamLog) -> Broker:
     catalogue = {"providers": {"fake": {"models": ["echo"], "open": False}}}
-    await redis.set(keys.CATALOGUE, json.dumps(catalogue), ex=60)
-    await redis.sadd(keys.WORKERS, "w")  # type: ignore[misc]
-    await redis.expire(keys.WORKERS, 60)
+    await redis.set(keys.catalogue, json.dumps(catalogue), ex=60)
+    await redis.sadd(keys.workers, "w")  # type: ignore[misc]
+    await redis.expire(keys.workers, 60)
     await redis.set(keys.worker("w"), b"{}", ex=60)
     return Broker(redis, log, Settings(retention_s=100), name="test")
 
@@ -55,7 +56,7 @@ async def summary(log: StreamLog, generation_id: str) -> Summary:
 async def test_a_lost_bell_is_rung_again(sweeper: Reaper, log: StreamLog, redis: ArqRedis) -> None:
     generation_id = await unheard(log)
     await sweeper.sweep()
-    assert await redis.zscore(keys.QUEUE, generation_id) is not None
+    assert await redis.zscore(keys.queue, generation_id) is not None
     assert (await summary(log, generation_id)).status is Status.QUEUED
 
 
@@ -66,24 +67,24 @@ async def test_a_bell_that_rings_between_two_looks_is_not_rung_again(
     generation_id = await unheard(log)
     sweeping = asyncio.create_task(sweeper.sweep())
     await asyncio.sleep(0.05)
-    await redis.zadd(keys.QUEUE, {generation_id: 1})
+    await redis.zadd(keys.queue, {generation_id: 1})
     await sweeping
-    assert await redis.zscore(keys.QUEUE, generation_id) == 1
+    assert await redis.zscore(keys.queue, generation_id) == 1
     assert not await redis.exists(f"arq:job:{generation_id}")
 
 
 async def test_what_arq_knows_is_left_alone(sweeper: Reaper, broker: Broker, log: StreamLog, redis: ArqRedis) -> None:
     await broker.submit(json.dumps(BODY).encode(), ChatRequest.check(BODY), ANN)
-    before = await redis.zrange(keys.QUEUE, 0, -1, withscores=True)
+    before = await redis.zrange(keys.queue, 0, -1, withscores=True)
     for _ in range(3):
         await sweeper.sweep()
-    assert await redis.zrange(keys.QUEUE, 0, -1, withscores=True) == before
+    assert await redis.zrange(keys.queue, 0, -1, withscores=True) == before
 
 
 async def test_ended_and_vanished_logs_are_forgotten(sweeper: Reaper, log: StreamLog, redis: ArqRedis) -> None:
     sealed, gone = await unheard(log), await unheard(log)
     await log.seal(sealed, {"status": "cancelled"})
-    await redis.zadd(keys.OPEN, {sealed: 1})
+    await redis.zadd(keys.open, {sealed: 1})
     await redis.delete(keys.log(gone))
     for _ in range(2):
         await sweeper.sweep()
@@ -95,7 +96,7 @@ async def test_without_any_worker_the_viewers_are_told(
 ) -> None:
     waiting, ended = await unheard(log), await unheard(log)
     await log.seal(ended, {"status": "cancelled"})
-    await redis.zadd(keys.OPEN, {ended: 1})
+    await redis.zadd(keys.open, {ended: 1})
     clock = [100.0]
     monkeypatch.setattr(reaper, "monotonic", lambda: clock[0])
     await sweeper._count_workers()
@@ -132,14 +133,14 @@ async def test_one_process_at_a_time_sweeps(
     sweeper: Reaper, log: StreamLog, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reaper, "TICK_S", 0.05)
-    await redis.set(keys.REAPER, b"1", ex=60)
+    await redis.set(keys.reaper, b"1", ex=60)
     generation_id = await unheard(log)
     running = asyncio.create_task(sweeper.run())
     await asyncio.sleep(0.2)
-    assert await redis.zscore(keys.QUEUE, generation_id) is None
-    await redis.delete(keys.REAPER)
+    assert await redis.zscore(keys.queue, generation_id) is None
+    await redis.delete(keys.reaper)
     async with asyncio.timeout(10):
-        while await redis.zscore(keys.QUEUE, generation_id) is None:  # noqa: ASYNC110 -- the reaper makes it true
+        while await redis.zscore(keys.queue, generation_id) is None:  # noqa: ASYNC110 -- the reaper makes it true
             await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

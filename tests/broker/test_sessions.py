@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from shared import keys
 from shared.broker import Broker, Principal
 from shared.chat import Chunk
 from shared.config import Settings
@@ -18,6 +17,7 @@ from shared.redis import ArqRedis
 from shared.request import ChatRequest
 from shared.streamlog import StreamLog
 from shared.writer import Appender
+from tests.support.names import keys
 
 ANN, BOB = Principal("ann"), Principal("bob")
 
@@ -48,7 +48,7 @@ class Bench:
         return [message["content"] for message in await self.broker.session_messages(session, who)]
 
     async def queued(self) -> list[str]:
-        return [member.decode() for member in await self.redis.zrange(keys.QUEUE, 0, -1)]
+        return [member.decode() for member in await self.redis.zrange(keys.queue, 0, -1)]
 
     async def prompt(self, header: dict[str, Any], *texts: str) -> list[str]:
         asked = [{"role": "user", "content": text} for text in texts]
@@ -59,7 +59,7 @@ class Bench:
 @pytest.fixture
 async def bench(redis: ArqRedis, log: StreamLog, appender: Appender) -> Bench:
     catalogue = {"providers": {"fake": {"models": ["echo"], "open": False}}, "aliases": {}}
-    await redis.set(keys.CATALOGUE, json.dumps(catalogue), ex=60)
+    await redis.set(keys.catalogue, json.dumps(catalogue), ex=60)
     return Bench(redis, log, appender, Settings(retention_s=100, session_max_tokens=1000))
 
 
@@ -83,12 +83,12 @@ async def test_turn_after_turn(bench: Bench) -> None:
 async def test_a_turn_is_settled_once_however_often(bench: Bench) -> None:
     header = await bench.ask("q")
     await bench.say(header, answer("a"))
-    await bench.redis.sadd(keys.UNSETTLED, header["id"])  # type: ignore[misc]
+    await bench.redis.sadd(keys.unsettled, header["id"])  # type: ignore[misc]
     await asyncio.gather(*(bench.broker.closing.settle(header["id"]) for _ in range(5)))
     assert await bench.texts() == ["q", "a"]
     session = await bench.broker.session("s", ANN)
     assert session["turns"] == 1
-    assert not await bench.redis.scard(keys.UNSETTLED)  # type: ignore[misc]
+    assert not await bench.redis.scard(keys.unsettled)  # type: ignore[misc]
     (row,) = await bench.broker.usage(ANN, *(2 * [_today()]))
     assert (row["requests"], row["completed_requests"], row["estimate_requests"]) == (1, 1, 1)
 

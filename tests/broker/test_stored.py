@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from shared import keys
 from shared.broker import Broker, Principal
 from shared.config import Settings
 from shared.embedded import EmbeddedValkey
@@ -18,6 +17,7 @@ from shared.redis import ArqRedis, connect
 from shared.request import ChatRequest
 from shared.streamlog import StreamLog
 from shared.writer import Appender
+from tests.support.names import keys
 
 ANN, BOB = Principal("ann"), Principal("bob")
 KEPT_S = 1000.0
@@ -31,7 +31,7 @@ def settings() -> Settings:
 
 @pytest.fixture
 async def broker(redis: ArqRedis, log: StreamLog, settings: Settings) -> Broker:
-    await redis.set(keys.CATALOGUE, b'{"providers":{"fake":{"models":["echo"],"open":false}}}', ex=60)
+    await redis.set(keys.catalogue, b'{"providers":{"fake":{"models":["echo"],"open":false}}}', ex=60)
     return Broker(redis, log, settings, name="test")
 
 
@@ -86,7 +86,7 @@ async def test_a_stored_log_is_settled_once_however_late_it_is_deleted(broker: B
 
 
 async def test_stored_is_never_less_than_the_others(redis: ArqRedis, log: StreamLog) -> None:
-    await redis.set(keys.CATALOGUE, b'{"providers":{"fake":{"models":["echo"],"open":false}}}', ex=60)
+    await redis.set(keys.catalogue, b'{"providers":{"fake":{"models":["echo"],"open":false}}}', ex=60)
     broker = Broker(redis, log, Settings(retention_s=500, stored_retention_s=10), name="test")
     generation_id = await submitted(broker, store=True)
     await log.seal(generation_id, COMPLETED)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from shared import keys
 from shared.chat import Chunk
 from shared.entry import BEGIN, HEADER, SEAL, VERSION, Entry, Kind, Position, Status, decode, follows
 from shared.errors import Damaged, Fenced, Gone, Sealed, Taken
 from shared.redis import ArqRedis, ResponseError
 from shared.streamlog import StreamLog
 from shared.writer import Appender, Writer
+from tests.support.names import keys
 
 COMPLETED: dict[str, Any] = {"status": "completed", "ended_at_ms": 2, "by": "w", "error": None}
 

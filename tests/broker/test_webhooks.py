@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.asyncio.client import Pipeline
 
-from shared import keys, webhooks
+from shared import webhooks
 from shared.broker import Broker, Principal
 from shared.config import Settings
 from shared.entry import Status, now_ms
@@ -18,6 +18,7 @@ from shared.redis import ArqRedis, RedisError
 from shared.request import ChatRequest
 from shared.streamlog import StreamLog
 from shared.webhooks import Delivery, Result, Webhooks, event_id
+from tests.support.names import keys
 from tests.support.receiver import SECRET
 
 ANN = Principal("ann")
@@ -37,7 +38,7 @@ def settings() -> Settings:
 
 @pytest.fixture
 async def broker(redis: ArqRedis, log: StreamLog, settings: Settings) -> Broker:
-    await redis.set(keys.CATALOGUE, b'{"providers":{"fake":{"models":["echo"],"open":false}}}', ex=60)
+    await redis.set(keys.catalogue, b'{"providers":{"fake":{"models":["echo"],"open":false}}}', ex=60)
     return Broker(redis, log, settings, name="test")
 
 
@@ -71,7 +72,7 @@ async def taken(hooks: Webhooks, subject: str) -> Delivery:
 
 
 async def make_due(redis: ArqRedis, subject: str) -> None:
-    assert await redis.zadd(keys.WEBHOOKS, {subject: 0}, xx=True, ch=True)
+    assert await redis.zadd(keys.webhooks, {subject: 0}, xx=True, ch=True)
 
 
 # ---- who gets one
@@ -101,7 +102,7 @@ async def test_it_is_queued_once_however_often_it_is_settled(broker: Broker, hoo
     delivery = await taken(hooks, generation_id)
     await hooks.end(delivery, Result("delivered", 200))
     await asyncio.gather(*(broker.closing.settle(generation_id) for _ in range(5)))
-    assert await redis.zcard(keys.WEBHOOKS) == 0
+    assert await redis.zcard(keys.webhooks) == 0
     assert await hooks.begin(generation_id) is None
     assert (await shown(broker, generation_id))["attempts"] == 1
 
@@ -111,7 +112,7 @@ async def test_settlements_at_once_queue_one_event(broker: Broker, redis: ArqRed
     outcome = {"status": "completed", "ended_at_ms": 1000, "by": "w", "error": None}
     await log.seal(generation_id, outcome)
     await asyncio.gather(*(broker.closing.settle(generation_id) for _ in range(8)))
-    assert await redis.zrange(keys.WEBHOOKS, 0, -1) == [generation_id.encode()]
+    assert await redis.zrange(keys.webhooks, 0, -1) == [generation_id.encode()]
     assert (
         json.loads(await redis.hget(keys.webhook(generation_id), "event") or b"")["type"] == "chat.completion.completed"
     )  # type: ignore[misc]
@@ -149,7 +150,7 @@ async def test_nothing_is_queued_unless_all_of_the_settlement_is(
 async def test_without_one_there_is_none(broker: Broker, redis: ArqRedis) -> None:
     generation_id = await ended(broker)
     assert await broker.deliveries([await broker.find(generation_id, ANN)]) == [None]
-    assert not await redis.exists(keys.WEBHOOKS, keys.webhook(generation_id))
+    assert not await redis.exists(keys.webhooks, keys.webhook(generation_id))
 
 
 class TestTheServersOwn:
@@ -177,7 +178,7 @@ async def test_a_refused_address_stores_nothing_and_leaves_the_key_free(broker: 
         with pytest.raises(BadRequest) as caught:
             await broker.submit(b"{}", ChatRequest.check(body), ANN, idempotency_key="k")
         assert caught.value.param == "webhook.url"
-    assert [key for key in await redis.keys("streamspool:*") if key != keys.CATALOGUE.encode()] == []
+    assert [key for key in await redis.keys("streamspool:*") if key != keys.catalogue.encode()] == []
 
 
 async def test_other_subjects_use_the_same_door(hooks: Webhooks, redis: ArqRedis) -> None:
@@ -216,7 +217,7 @@ async def test_what_failed_is_due_later_and_has_the_same_id(
         ids.add(delivery.event_id)
         assert delivery.attempt == attempt
         assert (await hooks.end(delivery, Result("retried", 503, "http_status"))).outcome == "retried"
-        pauses.append(round(((await redis.zscore(keys.WEBHOOKS, generation_id) or 0) - delivery.at_ms) / 1000, -1))
+        pauses.append(round(((await redis.zscore(keys.webhooks, generation_id) or 0) - delivery.at_ms) / 1000, -1))
         assert await hooks.due(10) == []
         state = await shown(broker, generation_id)
         assert (state["status"], state["last_status"], state["error"]) == ("pending", 503, "http_status")
@@ -243,7 +244,7 @@ async def test_the_receiver_says_how_long_it_wants_to_be_left_alone(
     generation_id = await ended(broker, webhook={"url": URL})
     delivery = await taken(hooks, generation_id)
     assert (await hooks.end(delivery, Result("retried", 429, "http_status", asked_s))).outcome == "retried"
-    due_ms = await redis.zscore(keys.WEBHOOKS, generation_id)
+    due_ms = await redis.zscore(keys.webhooks, generation_id)
     assert due_ms
     assert round((due_ms - delivery.at_ms) / 1000, -1) == pause_s
 
@@ -253,7 +254,7 @@ async def test_no_receiver_is_waited_for_longer_than_an_hour(broker: Broker, red
     generation_id = await ended(broker, webhook={"url": URL})
     delivery = await taken(patient, generation_id)
     await patient.end(delivery, Result("retried", 503, "http_status", 1e5))
-    assert round(((await redis.zscore(keys.WEBHOOKS, generation_id) or 0) - delivery.at_ms) / 1000, -1) == 3600
+    assert round(((await redis.zscore(keys.webhooks, generation_id) or 0) - delivery.at_ms) / 1000, -1) == 3600
 
 
 async def test_another_attempt_does_not_wait_behind_what_came_later(
@@ -265,7 +266,7 @@ async def test_another_attempt_does_not_wait_behind_what_came_later(
     delivery = await taken(hooks, first[0])
     await hooks.end(delivery, Result("retried", 503, "http_status"))
     due_ms = delivery.at_ms - 1  # its pause is over
-    await redis.zadd(keys.WEBHOOKS, {first[0]: due_ms}, xx=True)
+    await redis.zadd(keys.webhooks, {first[0]: due_ms}, xx=True)
     for _ in range(5):
         await ended(broker, webhook={"url": URL})
     assert {subject for subject, _ in await hooks.due(3)} == set(first)
@@ -286,7 +287,7 @@ async def test_giving_new_ones_a_time_takes_nothing_from_who_has_begun(
     monkeypatch.setattr(Pipeline, "execute", overtaken)
     assert await hooks.due(10) == []
     assert begun
-    assert (await redis.zscore(keys.WEBHOOKS, generation_id) or 0) - now_ms() > 10_000, "the lease's time stands"
+    assert (await redis.zscore(keys.webhooks, generation_id) or 0) - now_ms() > 10_000, "the lease's time stands"
 
 
 async def test_it_is_given_up_in_the_end(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
@@ -294,13 +295,13 @@ async def test_it_is_given_up_in_the_end(broker: Broker, hooks: Webhooks, redis:
     outcomes = []
     while delivery := await hooks.begin(generation_id):
         outcomes.append((await hooks.end(delivery, Result("retried", None, "timeout"))).outcome)
-        await redis.zadd(keys.WEBHOOKS, {generation_id: 0}, xx=True)
+        await redis.zadd(keys.webhooks, {generation_id: 0}, xx=True)
     assert outcomes[-1] == "failed"
     assert set(outcomes[:-1]) == {"retried"}
     state = await shown(broker, generation_id)
     assert (state["status"], state["error"], state["next_attempt_at"]) == ("failed", "timeout", None)
     assert state["attempts"] == len(outcomes)
-    assert await redis.zcard(keys.WEBHOOKS) == 0
+    assert await redis.zcard(keys.webhooks) == 0
 
 
 async def test_one_that_kills_its_workers_is_given_up_too(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
@@ -311,7 +312,7 @@ async def test_one_that_kills_its_workers_is_given_up_too(broker: Broker, hooks:
     assert await hooks.begin(generation_id) is None
     state = await shown(broker, generation_id)
     assert (state["status"], state["error"], state["attempts"]) == ("failed", "gave_up", 1)
-    assert await redis.zcard(keys.WEBHOOKS) == 0
+    assert await redis.zcard(keys.webhooks) == 0
 
 
 async def test_a_dead_workers_is_taken_over_when_its_lease_ends(
@@ -321,7 +322,7 @@ async def test_a_dead_workers_is_taken_over_when_its_lease_ends(
     dead = await taken(hooks, generation_id)
     lease = keys.webhook_lease(generation_id)
     assert 0 < await redis.pttl(lease) <= 15_000
-    due_ms = await redis.zscore(keys.WEBHOOKS, generation_id)
+    due_ms = await redis.zscore(keys.webhooks, generation_id)
     assert due_ms
     assert due_ms - dead.at_ms <= 15_000
     await redis.delete(lease)
@@ -342,17 +343,17 @@ async def test_who_lost_the_lease_says_nothing_any_more(broker: Broker, hooks: W
 
 
 async def test_an_event_that_expired_is_forgotten(hooks: Webhooks, redis: ArqRedis) -> None:
-    await redis.zadd(keys.WEBHOOKS, {"gone": 0})
+    await redis.zadd(keys.webhooks, {"gone": 0})
     assert await hooks.due(10) == [("gone", "")]
     assert await hooks.begin("gone") is None
-    assert not await redis.exists(keys.WEBHOOKS, keys.webhook("gone"), keys.webhook_lease("gone"))
+    assert not await redis.exists(keys.webhooks, keys.webhook("gone"), keys.webhook_lease("gone"))
 
 
 async def test_what_is_put_off_is_no_attempt(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
     generation_id = await ended(broker, webhook={"url": URL})
     await hooks.postpone([generation_id, "never-queued"], 100)
     assert await hooks.due(10) == []
-    assert await redis.zcard(keys.WEBHOOKS) == 1
+    assert await redis.zcard(keys.webhooks) == 1
     assert (await shown(broker, generation_id))["attempts"] == 0
 
 

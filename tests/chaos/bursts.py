@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared import keys
 from shared.entry import Kind, decode
 from shared.shape import Shapes
 from tests.chaos.tally import Tally
 from tests.support.fleet import Fleet, ask
 from tests.support.ledger import ledger_problems
+from tests.support.names import keys
 from tests.support.stack import wait_until
 from tests.support.upstream import DONE, USAGE, Pause, Script, ScriptedUpstream, ending, whole, words
 from tests.support.wire_async import JSON, Reading, Stream, follow
@@ -82,8 +82,8 @@ def stored_requests(fleet: Fleet) -> dict[str, list[dict[str, Any]]]:
 
 def wait_still(fleet: Fleet) -> None:
     """Until every generation has ended and is settled, for as long as the matrix allows."""
-    wait_until(lambda: not fleet.client.zcard(keys.OPEN), STUCK_S, "every generation ends")
-    wait_until(lambda: not fleet.client.scard(keys.UNSETTLED), STUCK_S, "every generation is settled")
+    wait_until(lambda: not fleet.client.zcard(keys.open), STUCK_S, "every generation ends")
+    wait_until(lambda: not fleet.client.scard(keys.unsettled), STUCK_S, "every generation is settled")
 
 
 def check_ledger(fleet: Fleet, tally: Tally, generation_ids: Iterable[str]) -> None:
@@ -128,7 +128,7 @@ async def _kill_workers_around_the_end(
     for name in victims:
         fleet.kill(name)
     killed = time.monotonic()
-    unsettled = {raw.decode() for raw in fleet.client.smembers(keys.UNSETTLED)}
+    unsettled = {raw.decode() for raw in fleet.client.smembers(keys.unsettled)}
     await asyncio.to_thread(fleet.heal)
     await asyncio.wait_for(reading, STUCK_S)
     tally.seen["kills"] += 1
@@ -301,7 +301,7 @@ async def _kill_under_sessions(
             _count_kill(fleet, tally, pid)
             fleet.launch(name)
     await asyncio.wait_for(asking, STUCK_S)
-    await _until(lambda: doomed.done() or not fleet.client.zcard(keys.OPEN))
+    await _until(lambda: doomed.done() or not fleet.client.zcard(keys.open))
     doomed.cancel()  # the others may have been quicker to take everything
     await asyncio.gather(doomed, return_exceptions=True)
     return killed
@@ -321,7 +321,7 @@ async def _dies_by_itself(fleet: Fleet, tally: Tally, name: str) -> None:
 
 def _count_kill(fleet: Fleet, tally: Tally, pid: int) -> None:
     tally.seen["kills"] += 1
-    for raw in fleet.client.smembers(keys.UNSETTLED):
+    for raw in fleet.client.smembers(keys.unsettled):
         sealed = json.loads(fleet.client.xrange(keys.log(raw.decode()), SEAL, SEAL)[0][1][b"o"])
         tally.seen["before_settlement"] += f"-{pid}-" in sealed["by"]
 

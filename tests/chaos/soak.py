@@ -24,12 +24,12 @@ from typing import Any
 
 import redis
 
-from shared import keys
 from shared.embedded import EmbeddedValkey
 from tests.chaos.soak_faults import Faults
 from tests.chaos.soak_load import Generation, plan_of, session_problems, text_problems
 from tests.support.faulty import FaultyProvider
 from tests.support.ledger import ledger_problems
+from tests.support.names import keys
 from tests.support.stack import Stack, free_port
 from tests.support.wire_async import JSON, Cut, Reading, Stream, call, follow
 
@@ -312,15 +312,15 @@ class Soak:
     def _left(self) -> dict[str, Any]:
         with redis.Redis.from_url(self.valkey.url) as client:
             found = {
-                "open": client.zcard(keys.OPEN),
-                "queue": client.zcard(keys.QUEUE),
-                "unsettled": client.scard(keys.UNSETTLED),
+                "open": client.zcard(keys.open),
+                "queue": client.zcard(keys.queue),
+                "unsettled": client.scard(keys.unsettled),
                 "jobs": len(client.keys("arq:in-progress:*")),
                 "upstream": self.provider.live,
                 "immortal": [
                     key.decode()
                     for key in client.scan_iter(count=1000)
-                    if client.ttl(key) == -1 and key.decode() not in keys.PERMANENT
+                    if client.ttl(key) == -1 and key.decode() not in keys.permanent
                 ],
             }
         return {name: value for name, value in found.items() if value}

@@ -8,11 +8,11 @@ import time
 
 import httpx
 
-from shared import keys
 from tests.chaos.bursts import judge_posts, kill_apis_within_posts
 from tests.chaos.tally import Tally
 from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
+from tests.support.names import keys
 from tests.support.stack import wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 
@@ -39,7 +39,7 @@ def test_f10_fifty_viewers_survive_the_kill_of_their_api(
     wait_until(lambda: all(viewer.text == whole(20) for viewer in viewers))
     fleet.kill("api")
     pause.go()  # the worker never notices: it goes on writing while nobody can watch
-    wait_until(lambda: fleet.client.zcard(keys.OPEN) == 0, what="the answer ends without an API")
+    wait_until(lambda: fleet.client.zcard(keys.open) == 0, what="the answer ends without an API")
     fleet.launch_and_wait("api")
     up = time.monotonic()
     judges.wait()
@@ -61,7 +61,7 @@ def test_f11_killed_between_the_log_and_the_bell(fleet: Fleet, judges: Judges, u
     orphan = judges.post([fleet.at("api-damned")], ask("f11"))
     judges.wait()
     assert (lost.cut, orphan.cut) == (True, True)
-    stored = {generation_id.decode() for generation_id in fleet.client.zrange(keys.OPEN, 0, -1)}
+    stored = {generation_id.decode() for generation_id in fleet.client.zrange(keys.open, 0, -1)}
     assert len(stored) == 2
     assert script.calls == []
     again = judges.post([fleet.url], ask("f11"), headers={"idempotency-key": "f11"})
@@ -73,7 +73,7 @@ def test_f11_killed_between_the_log_and_the_bell(fleet: Fleet, judges: Judges, u
     judges.wait()
     assert (late.outcome, late.text) == ("whole", whole(3))
     assert len(script.calls) == 2
-    assert fleet.client.zcard(keys.OPEN) == 0
+    assert fleet.client.zcard(keys.open) == 0
 
 
 def test_f11_killed_within_50_ms_of_posts(fleet: Fleet, upstream: ScriptedUpstream) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from shared import keys
 from tests.support.batch import ended, jsonl, line, results, start
 from tests.support.ground import Ground
+from tests.support.names import keys
 from tests.support.stack import wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words
 from worker.batch_lines import line_id

@@ -15,8 +15,8 @@ import httpx
 import pytest
 import redis
 
-from shared import keys
 from shared.embedded import EmbeddedValkey
+from tests.support.names import keys
 from tests.support.rig import LEASE_S, Rig
 from tests.support.stack import Stack, free_port, wait_until
 from tests.support.upstream import Pause, ScriptedUpstream
@@ -85,11 +85,11 @@ def test_f19_no_memory_pauses_streams_and_refuses_new_ones(rig: Rig) -> None:
     viewers = rig.streams(5, chunks=40, barrier=barrier)
     refused = rig.upstream.script("refused", [])
     with full(rig):
-        before = rig.redis.zcard("arq:queue"), rig.redis.zcard(keys.OPEN)
+        before = rig.redis.zcard("arq:queue"), rig.redis.zcard(keys.open)
         response = rig.post("scripted/refused")
         assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_full")
         assert response.headers["retry-after"]
-        assert (rig.redis.zcard("arq:queue"), rig.redis.zcard(keys.OPEN)) == before
+        assert (rig.redis.zcard("arq:queue"), rig.redis.zcard(keys.open)) == before
         assert rig.state(viewers[0].generation_id)["status"] == "in_progress"
         time.sleep(1.5 * LEASE_S)  # no lease may lapse meanwhile
     barrier.go()

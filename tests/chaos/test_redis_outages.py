@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from shared import keys
+from tests.support.names import keys
 from tests.support.rig import LEASE_S, Rig
 from tests.support.stack import wait_until
 from tests.support.upstream import Pause
@@ -106,4 +106,4 @@ def test_f17_connections_that_died_without_a_word(rig: Rig) -> None:
     rig.whole(viewers)
     for name, count in before.items():
         wait_until(lambda name=name, count=count: rig.stack.log(name).count('"doorbell"') > count, 15, f"{name} asks")
-    wait_until(lambda: rig.redis.pubsub_numsub(keys.DOORBELL)[0][1] >= 2, 15, "the workers listen again")
+    wait_until(lambda: rig.redis.pubsub_numsub(keys.doorbell)[0][1] >= 2, 15, "the workers listen again")

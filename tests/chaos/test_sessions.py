@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 
-from shared import keys
 from tests.chaos.bursts import (
     DIES_BEFORE_ITS_TURN_IS_KEPT,
     check_ledger,
@@ -17,6 +16,7 @@ from tests.chaos.bursts import (
 )
 from tests.chaos.tally import Tally
 from tests.support.fleet import Fleet, ask
+from tests.support.names import keys
 from tests.support.stack import wait_until
 from tests.support.upstream import DONE, Pause, ScriptedUpstream, chunk, ending, whole, words
 from tests.support.wire_async import JSON, Stream
@@ -53,7 +53,7 @@ def test_f41_killed_between_the_seal_and_the_turn(fleet: Fleet, upstream: Script
     first = fleet.submit("f41-doomed", messages=question("one"), **fields)
     wait_until(lambda: not fleet.alive("worker-doomed"), what="it dies")
     assert fleet.state(first)["status"] == "completed"
-    assert fleet.client.sismember(keys.UNSETTLED, first)
+    assert fleet.client.sismember(keys.unsettled, first)
     fleet.heal()
     second = fleet.submit("f41-doomed", messages=question("two"), **fields)
     fleet.ended(second)

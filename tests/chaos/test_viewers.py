@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from shared import keys
 from shared.embedded import EmbeddedValkey
 from tests.support.faulty import Answer, FaultyProvider
+from tests.support.names import keys
 from tests.support.stack import Stack, free_port, memory_mb, wait_until
 from tests.support.upstream import Pause, chunk, ending, whole, words
 from tests.support.wire import Client, ask, chunks, end_error, text

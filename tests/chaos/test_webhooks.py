@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from shared import keys
 from shared.embedded import EmbeddedValkey
 from tests.support.fleet import Fleet
+from tests.support.names import keys
 from tests.support.receiver import SECRET, Hook, Receiver
 from tests.support.stack import wait_until
 from tests.support.upstream import ScriptedUpstream, ending, words
@@ -81,7 +81,7 @@ def test_w2_a_worker_killed_between_settlement_and_delivery(fleet: Fleet, receiv
     generation_id = fleet.submit("hooked", webhook={"url": receiver.url})
     fleet.ended(generation_id)
     wait_until(lambda: fleet.client.exists(keys.settled(generation_id)), what="it is settled")
-    assert fleet.client.zscore(keys.WEBHOOKS, generation_id) == 0
+    assert fleet.client.zscore(keys.webhooks, generation_id) == 0
     assert (hook(fleet, generation_id)["status"], receiver.got) == ("pending", [])
     fleet.stop("worker-3")
     fleet.launch("worker")
@@ -117,4 +117,4 @@ def test_w4_two_workers_tell_of_each_end_once(fleet: Fleet, receiver: Receiver) 
     for generation_id in ids:
         assert delivered(fleet, generation_id)["attempts"] == 1
     assert sorted(hook.event()["data"]["id"] for hook in receiver.got) == sorted(ids)  # type: ignore[index]
-    assert fleet.client.zcard(keys.WEBHOOKS) == 0
+    assert fleet.client.zcard(keys.webhooks) == 0

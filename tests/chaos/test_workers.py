@@ -16,12 +16,12 @@ from typing import Any
 import httpx
 import pytest
 
-from shared import keys
 from shared.entry import VERSION
 from tests.chaos.bursts import check_ledger, kill_workers_around_the_end, wait_still
 from tests.chaos.tally import Tally
 from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
+from tests.support.names import keys
 from tests.support.stack import wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 
@@ -351,7 +351,7 @@ def test_f44_a_job_this_worker_does_not_know_is_not_the_end_of_its_generation(
     viewer = judges.watch([fleet.url], generation_id)
     job = b'{"t":null,"f":"generate_v9","a":["%b"],"k":{},"et":1}' % generation_id.encode()
     fleet.client.set(f"arq:job:{generation_id}", job, ex=60)
-    fleet.client.zadd(keys.QUEUE, {generation_id: 1})
+    fleet.client.zadd(keys.queue, {generation_id: 1})
     judges.wait()
     assert (viewer.outcome, viewer.text) == ("whole", whole(2))
     assert len(script.calls) == 1
@@ -365,9 +365,9 @@ def test_a_pickled_job_is_never_unpickled(fleet: Fleet, tmp_path: Path) -> None:
             return Path.touch, (proof,)
 
     fleet.client.set("arq:job:bomb", pickle.dumps({"f": Bomb(), "a": (), "k": {}, "t": None, "et": 1}), ex=60)
-    fleet.client.zadd(keys.QUEUE, {"bomb": 1})
-    fleet.client.publish(keys.DOORBELL, "bomb")
-    wait_until(lambda: fleet.client.zscore(keys.QUEUE, "bomb") is None, what="the job is thrown away")
+    fleet.client.zadd(keys.queue, {"bomb": 1})
+    fleet.client.publish(keys.doorbell, "bomb")
+    wait_until(lambda: fleet.client.zscore(keys.queue, "bomb") is None, what="the job is thrown away")
     assert not proof.exists()
     assert fleet.alive("worker")
 

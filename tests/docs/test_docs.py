@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import difflib
+import inspect
 import json
 import os
 import re
@@ -26,7 +27,7 @@ import yaml
 from api import deps as api_deps
 from api import relay as api_relay
 from shared import client as shared_client
-from shared import doorbell, keys, reaper, webhooks
+from shared import doorbell, reaper, webhooks
 from shared import http as shared_http
 from shared import json as shared_json
 from shared.cli import app
@@ -36,6 +37,7 @@ from shared.redis import UNREACHABLE, connect
 from tests.docs import coverage, tables
 from tests.docs.cut import CuttingProxy
 from tests.docs.snippets import Block, anchors, blocks, links, matches, prose
+from tests.support.names import keys
 from tests.support.stack import Stack, free_port, wait_until
 from tests.support.upstream import ScriptedUpstream
 from worker import courier
@@ -231,7 +233,7 @@ def test_the_log_holds_what_the_protocol_shows(stack: Stack) -> None:
     generation_id = ask(stack)["id"]
     client: Any = redis.Redis.from_url(stack.redis_url)
     entries = {position.decode(): fields for position, fields in client.xrange(keys.log(generation_id))}
-    catalogue = json.loads(client.get(keys.CATALOGUE))
+    catalogue = json.loads(client.get(keys.catalogue))
     client.close()
     for position, kind, name in (
         ("0-1", b"r", "header"),
@@ -300,15 +302,34 @@ def test_each_table_stands_somewhere() -> None:
     assert all(everything.count(f"<!-- table: {name} -->") == 1 for name in tables.TABLES)
 
 
+KEY_PARTS = {
+    "generation_id": "ID",
+    "subject": "ID",
+    "job_id": "ID",
+    "tenant": "TENANT",
+    "session_id": "SESSION",
+    "digest": "SHA256",
+    "day": "YYYY-MM-DD",
+    "file_id": "FILE",
+    "batch_id": "BATCH",
+    "worker_id": "WORKER",
+    "process_id": "PROCESS",
+}
+"""What stands in the table for what a key is made of."""
+
+
 def test_the_key_table_names_every_key() -> None:
-    spelled = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
-    made = {keys.log("ID"), keys.index("TENANT"), keys.worker("WORKER"), keys.hub("PROCESS"), keys.in_progress("ID")}
-    made |= {keys.metadata("ID"), keys.stored("TENANT"), keys.settled("ID")}
-    made |= {keys.webhook("ID"), keys.webhook_lease("ID")}
-    made |= {keys.viewers("ID"), keys.idempotency("TENANT", "SHA256"), keys.tries("ID")}
+    made = {value for name, value in vars(keys).items() if name != "prefix" and isinstance(value, str)}
+    for name, method in inspect.getmembers(keys, inspect.ismethod):
+        if not name.startswith("_"):
+            made_one = method(*(KEY_PARTS[part] for part in inspect.signature(method).parameters))
+            made |= {made_one} if isinstance(made_one, str) else set(made_one)
     written = set(re.findall(r"`([^`]+)`", tables.redis_keys()))
-    assert made | spelled - {keys.DOORBELL, keys.IN_PROGRESS_PREFIX, keys.RETRY_PREFIX} <= written
-    assert keys.DOORBELL in prose(ROOT, "shared/PROTOCOL.md")
+    (stem,) = (name.removesuffix("head") for name in written if name.endswith("}:head"))
+    written = {name.replace("…:", stem) for name in written}
+    assert made - {keys.doorbell} <= written
+    assert {name for name in written if name.startswith(f"{keys.prefix}:")} <= made, "a key that nobody makes"
+    assert keys.doorbell in prose(ROOT, "shared/PROTOCOL.md")
 
 
 def test_the_options_of_the_fake_models_are_all_described() -> None:

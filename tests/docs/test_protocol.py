@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from shared import keys
 from shared.chat import Chunk
 from shared.embedded import EmbeddedValkey
 from shared.entry import SEAL, VERSION, Kind, by_name, now_ms
@@ -22,6 +21,7 @@ from shared.streamlog import StreamLog
 from shared.writer import Appender, Writer
 from tests.docs import tables
 from tests.docs.snippets import blocks, prose
+from tests.support.names import keys
 
 STATES = ("no log", "queued: no attempt", "newest attempt is E", "newest attempt is above E", "sealed")
 OPERATIONS = ("create", "claim E", "append in E", "seal, for E", "seal, for anybody", "read", "tail", "delete")

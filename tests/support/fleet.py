@@ -15,8 +15,8 @@ from typing import Any, Self
 import httpx
 import redis
 
-from shared import keys
 from shared.embedded import EmbeddedValkey
+from tests.support.names import keys
 from tests.support.stack import Stack, free_port, wait_until
 from tests.support.upstream import ScriptedUpstream
 
@@ -151,7 +151,7 @@ class Fleet(Stack):
         self.client.xadd(key, {"r": json.dumps({**fields, "n": 1, "include_usage": False, **header})}, id="0-1")
         self.client.xadd(key, {"b": json.dumps(ask(model))}, id="0-2")
         self.client.expire(key, 600)
-        self.client.zadd(keys.OPEN, {generation_id: 1})
+        self.client.zadd(keys.open, {generation_id: 1})
         return generation_id
 
     def ring(self, *generation_ids: str) -> None:
@@ -159,8 +159,8 @@ class Fleet(Stack):
         for generation_id in generation_ids:
             job = {"t": None, "f": "generate", "a": [generation_id], "k": {}, "et": 1}
             self.client.set(f"arq:job:{generation_id}", json.dumps(job), ex=60)
-            self.client.zadd(keys.QUEUE, {generation_id: 1})
-            self.client.publish(keys.DOORBELL, generation_id)
+            self.client.zadd(keys.queue, {generation_id: 1})
+            self.client.publish(keys.doorbell, generation_id)
 
     def ended(self, generation_id: str) -> dict[str, Any]:
         """The state of a generation once it has ended."""

@@ -11,10 +11,10 @@ from typing import Self
 import httpx
 import redis
 
-from shared import keys
 from shared.embedded import EmbeddedValkey
 from tests.support.batch import state
 from tests.support.fleet import QUICK
+from tests.support.names import keys
 from tests.support.stack import Stack, wait_until
 
 

@@ -18,8 +18,8 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import redis
 
-from shared import keys
 from shared.embedded import EmbeddedValkey
+from tests.support.names import keys
 from tests.support.proxy import Proxy
 from tests.support.stack import Stack, wait_until
 from tests.support.upstream import Pause, Script, ScriptedUpstream, chunk, ending, whole, words
@@ -140,7 +140,7 @@ class Rig:
             self.stack.start("worker-2")
             self.stack.__enter__()
             if not self._redis_url:
-                wait_until(lambda: self.redis.scard(keys.WORKERS) == 2, what="two workers")
+                wait_until(lambda: self.redis.scard(keys.workers) == 2, what="two workers")
         except BaseException:
             self.__exit__()
             raise

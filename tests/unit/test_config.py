@@ -48,6 +48,17 @@ def test_every_setting_is_described() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
+@pytest.mark.parametrize("value", ["a", "team-a.v2_x", "X" * 32])
+def test_a_prefix_of_keys(value: str) -> None:
+    assert Settings(prefix=value).prefix == value
+
+
+@pytest.mark.parametrize("value", ["", "a:b", "a{b}", "a*", "a b", "é", "X" * 33, "arq"])
+def test_a_prefix_that_could_meet_other_keys_is_refused(value: str) -> None:
+    with pytest.raises(ValidationError, match="1 to 32 letters"):
+        Settings(prefix=value)
+
+
 COMMON = {"redis_url": "REDIS_URL", "host": "HOST", "port": "PORT", "log_level": "LOG_LEVEL"}
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shared import tokens, usage
 from shared.turns import Said
+from tests.support.names import keys
 
 USER = {"role": "user", "content": "hello there"}
 
@@ -102,7 +103,7 @@ def test_an_entry_of_the_ledger() -> None:
             "completion_tokens_details": {"reasoning_tokens": 3},
         },
     }
-    name, fields = usage.ledger_entry(header(), outcome)
+    name, fields = usage.ledger_entry(keys, header(), outcome)
     assert name == "streamspool:usage:ann:2026-11-22"
     assert fields == {
         "openai/gpt-4o\x1frequests": 1,
@@ -122,5 +123,5 @@ def test_an_entry_of_the_ledger() -> None:
 def test_a_providers_usage_may_be_anything(value: Any) -> None:
     given_usage = {"prompt_tokens": value, "prompt_tokens_details": value}
     outcome = {"status": "failed", "ended_at_ms": 0, "usage": given_usage, "usage_source": "provider"}
-    _, fields = usage.ledger_entry(header(), outcome)
+    _, fields = usage.ledger_entry(keys, header(), outcome)
     assert all(0 < number < 2**53 for number in fields.values())

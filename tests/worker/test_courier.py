@@ -20,11 +20,11 @@ from fakeredis.aioredis import FakeAsyncRedisConnection
 from openai import InvalidWebhookSignatureError
 from redis.asyncio import ConnectionPool
 
-from shared import keys
 from shared.broker import Broker
 from shared.config import Settings
-from shared.redis import ArqRedis, deserialize_job, serialize_job
+from shared.redis import ArqRedis
 from shared.streamlog import StreamLog
+from tests.support.names import keys
 from tests.support.receiver import SECRET, Receiver
 from worker import courier as courier_module
 from worker.courier import Courier
@@ -38,7 +38,7 @@ async def redis() -> AsyncIterator[ArqRedis]:
     pool: ConnectionPool = ConnectionPool(
         connection_class=FakeAsyncRedisConnection, server=fakeredis.FakeServer(), version=(7,), server_type="redis"
     )
-    client = ArqRedis(pool, job_serializer=serialize_job, job_deserializer=deserialize_job)
+    client = ArqRedis(pool, keys)
     yield client
     await client.aclose(close_connection_pool=True)
 
@@ -242,7 +242,7 @@ async def test_a_public_name_with_an_inner_address_is_refused(
     names["rebinding.example.com"] = [found]
     async with post(redis, monkeypatch, webhook_allow=[]) as mail:
         state = await mail.told("batch_1", "https://rebinding.example.com/")
-        assert await redis.zcard(keys.WEBHOOKS) == 0
+        assert await redis.zcard(keys.webhooks) == 0
     assert (state["status"], state["error"], state["attempts"]) == ("failed", "address_refused", 1)
 
 

@@ -15,6 +15,10 @@
     │   └── SessionTooLarge 413      the session's history is over its limit
     ├── Internal 500                 a bug of ours
     ├── Unavailable 503              Redis away, no worker ever seen, draining: retry later
+    │   └── StorageFailed 503        where files are kept does not answer, or not well
+    │       ├── StorageFull 507      has no room
+    │       ├── StorageRefused 500   does not let us in
+    │       └── StorageInvalid 500   cannot be asked as it is set up
     ├── GenerationFailed             a sealed failure, read back from the log
     └── UpstreamError                the provider did not deliver (only workers raise these)
         ├── UpstreamRefused          it answered with an error status, kept as it was
@@ -201,8 +205,59 @@ class Unavailable(StreamspoolError):
     type = "service_unavailable_error"
     code = "service_unavailable"
 
-    def __init__(self, message: str, *, code: str | None = None, retry_after_s: float = 2) -> None:
+    def __init__(self, message: str, *, code: str | None = None, retry_after_s: float | None = 2) -> None:
         super().__init__(message, code=code, retry_after_s=retry_after_s)
+
+
+class StorageFailed(Unavailable):
+    """Where files are kept did not answer, or not well: it may pass. What may not are the classes below."""
+
+    code = "storage_unavailable"
+    why: ClassVar[str] = "away"
+    """For logs."""
+
+    def __init__(self, message: str = "The file storage does not answer. Try again.") -> None:
+        super().__init__(message, retry_after_s=2 if self.retryable is None else None)
+
+
+class StorageFull(StorageFailed):
+    """It has no room, or a quota is used up (RFC 4918 §11.5)."""
+
+    status = 507
+    code = "file_storage_full"
+    why = "full"
+    retryable = False
+
+    def __init__(self, message: str = "The file storage is full. Delete files, or ask its operator for room.") -> None:
+        super().__init__(message)
+
+
+class StorageRefused(StorageFailed):
+    """It does not let us in: credentials, or rights."""
+
+    status = 500
+    code = "file_storage_refused"
+    why = "refused"
+    retryable = False
+
+    def __init__(
+        self, message: str = "The file storage does not let the server in. The server's log has the cause."
+    ) -> None:
+        super().__init__(message)
+
+
+class StorageInvalid(StorageFailed):
+    """It cannot be asked like this: a bucket that is not there, a wrong address or region."""
+
+    status = 500
+    code = "file_storage_invalid"
+    why = "invalid"
+    retryable = False
+
+    def __init__(
+        self, message: str = "The file storage cannot be used as it is set up. The server's log has the cause."
+    ) -> None:
+        super().__init__(message)
 
 
 class GenerationFailed(StreamspoolError):

@@ -13,14 +13,14 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from typing import Any
 
 from shared import json
 from shared.config import Settings
 from shared.entry import now_ms
-from shared.errors import BadRequest, NotFound
+from shared.errors import BadRequest, NotFound, StorageFailed
 from shared.guard import reachable
 from shared.redis import ArqRedis
 from shared.storage import Missing, Sink, Storage
@@ -64,7 +64,7 @@ def object_name(file_id: str) -> str:
 
 
 class Files:
-    """Create, find, list, read, delete. Raises Unavailable where Redis or the storage is away."""
+    """Create, find, list, read, delete. Raises Unavailable where Redis is away, StorageFailed where the storage fails."""
 
     def __init__(self, redis: ArqRedis, settings: Settings) -> None:
         self._redis, self._settings = redis, settings
@@ -187,11 +187,15 @@ class Files:
             await self._redis.zadd(self._key.files_end, {file_id: at_ms}, gt=True)
 
     async def remove_expired(self) -> None:
-        """For the reaper: what is due goes, and what an upload left that was never finished."""
+        """For the reaper: what is due goes, and what an upload left that was never finished.
+
+        A storage that fails is asked again later: the reaper has more to do.
+        """
         due = await self._redis.zrangebyscore(self._key.files_end, "-inf", now_ms() - _SLACK_MS, start=0, num=_PAGE)
-        for member in due:
-            await self._forget(member.decode())
-            logger.info("file removed", file_id=member.decode())
+        with suppress(StorageFailed):
+            for member in due:
+                await self._forget(member.decode())
+                logger.info("file removed", file_id=member.decode())
 
 
 class NewFile:

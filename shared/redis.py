@@ -39,7 +39,7 @@ from redis.exceptions import (
     WatchError,
 )
 
-from shared.errors import Unavailable
+from shared.errors import StorageFailed, Unavailable
 from shared.keys import PREFIX, Keys
 from shared.telemetry import REDIS_ERRORS, get_logger
 
@@ -269,12 +269,18 @@ async def persist(name: str, loop: Callable[[], Awaitable[None]]) -> None:
 def complain(part: str, error: object, **about: Any) -> None:
     """Counts and logs that a part of this process could not use Redis; one line in 5 s for each part, at most.
 
-    In an outage everything that runs has the same to say, some of it four times a second.
+    In an outage everything that runs has the same to say, some of it four times a second. Where it was the file storage,
+    the line says that.
     """
-    REDIS_ERRORS.labels(part).inc()
+    failed = error if isinstance(error, StorageFailed) else None
+    if failed is None:
+        REDIS_ERRORS.labels(part).inc()
     now = time.monotonic()
     if now - _complained.get(part, -_COMPLAIN_EVERY_S) >= _COMPLAIN_EVERY_S:
         _complained[part] = now
+        if failed is not None:
+            logger.warning("file storage failed", part=part, why=failed.why, **about)
+            return
         said = str(error)[:80] if isinstance(error, ResponseError) else None
         logger.warning("redis failed", part=part, error=type(error).__name__, said=said, **about)
 

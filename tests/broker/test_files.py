@@ -9,7 +9,7 @@ import pytest
 
 from shared.config import Settings
 from shared.entry import now_ms
-from shared.errors import BadRequest, NotFound, Unavailable
+from shared.errors import BadRequest, NotFound, StorageRefused, Unavailable
 from shared.files import Files, check_life
 from shared.redis import ArqRedis
 from shared.storage import Missing, Storage
@@ -198,6 +198,24 @@ async def test_an_expired_file_is_gone_and_then_its_content(
     assert [one["id"] async for one in files.listed("ann")] == [held]
     await files.remove_expired()
     assert left(settings) == {held}
+
+
+async def test_a_storage_that_fails_keeps_the_reaper_from_nothing_else(
+    files: Files, redis: ArqRedis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are rung for after the files."""
+    file_id = await upload(files)
+    await redis.zadd(keys.files_end, {file_id: 1})
+
+    async def refuse(*_: object) -> None:
+        raise StorageRefused
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "delete", refuse)
+        await files.remove_expired()
+    assert left(settings) == {file_id}
+    await files.remove_expired()
+    assert left(settings) == set()
 
 
 async def test_the_list_goes_by_age_from_any_place(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

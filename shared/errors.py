@@ -15,10 +15,10 @@
     │   └── SessionTooLarge 413      the session's history is over its limit
     ├── Internal 500                 a bug of ours
     ├── Unavailable 503              Redis away, no worker ever seen, draining: retry later
-    │   └── StorageFailed 503        where files are kept does not answer, or not well
-    │       ├── StorageFull 507      has no room
-    │       ├── StorageRefused 500   does not let us in
-    │       └── StorageInvalid 500   cannot be asked as it is set up
+    │   └── FileStorageFailed 503    where files are kept does not answer, or not well
+    │       ├── FileStorageFull 507  has no room
+    │       ├── FileStorageRefused 500   does not let us in
+    │       └── FileStorageInvalid 500   cannot be asked as it is set up
     ├── GenerationFailed             a sealed failure, read back from the log
     └── UpstreamError                the provider did not deliver (only workers raise these)
         ├── UpstreamRefused          it answered with an error status, kept as it was
@@ -209,7 +209,7 @@ class Unavailable(StreamspoolError):
         super().__init__(message, code=code, retry_after_s=retry_after_s)
 
 
-class StorageFailed(Unavailable):
+class FileStorageFailed(Unavailable):
     """Where files are kept did not answer, or not well: it may pass. What may not are the classes below."""
 
     code = "storage_unavailable"
@@ -220,7 +220,7 @@ class StorageFailed(Unavailable):
         super().__init__(message, retry_after_s=2 if self.retryable is None else None)
 
 
-class StorageFull(StorageFailed):
+class FileStorageFull(FileStorageFailed):
     """It has no room, or a quota is used up (RFC 4918 §11.5)."""
 
     status = 507
@@ -232,7 +232,7 @@ class StorageFull(StorageFailed):
         super().__init__(message)
 
 
-class StorageRefused(StorageFailed):
+class FileStorageRefused(FileStorageFailed):
     """It does not let us in: credentials, or rights."""
 
     status = 500
@@ -246,7 +246,7 @@ class StorageRefused(StorageFailed):
         super().__init__(message)
 
 
-class StorageInvalid(StorageFailed):
+class FileStorageInvalid(FileStorageFailed):
     """It cannot be asked like this: a bucket that is not there, a wrong address or region."""
 
     status = 500

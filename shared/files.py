@@ -20,7 +20,7 @@ from typing import Any
 from shared import json
 from shared.config import Settings
 from shared.entry import now_ms
-from shared.errors import BadRequest, NotFound, StorageFailed
+from shared.errors import BadRequest, FileStorageFailed, NotFound
 from shared.guard import reachable
 from shared.redis import ArqRedis
 from shared.storage import Missing, Sink, Storage
@@ -64,7 +64,7 @@ def object_name(file_id: str) -> str:
 
 
 class Files:
-    """Create, find, list, read, delete. Raises Unavailable where Redis is away, StorageFailed where the storage fails."""
+    """Create, find, list, read, delete. Raises Unavailable where Redis is away, FileStorageFailed where the storage is."""
 
     def __init__(self, redis: ArqRedis, settings: Settings) -> None:
         self._redis, self._settings = redis, settings
@@ -192,7 +192,7 @@ class Files:
         A storage that fails is asked again later: the reaper has more to do.
         """
         due = await self._redis.zrangebyscore(self._key.files_end, "-inf", now_ms() - _SLACK_MS, start=0, num=_PAGE)
-        with suppress(StorageFailed):
+        with suppress(FileStorageFailed):
             for member in due:
                 await self._forget(member.decode())
                 logger.info("file removed", file_id=member.decode())

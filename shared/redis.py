@@ -39,7 +39,7 @@ from redis.exceptions import (
     WatchError,
 )
 
-from shared.errors import StorageFailed, Unavailable
+from shared.errors import FileStorageFailed, Unavailable
 from shared.keys import PREFIX, Keys
 from shared.telemetry import REDIS_ERRORS, get_logger
 
@@ -272,7 +272,7 @@ def complain(part: str, error: object, **about: Any) -> None:
     In an outage everything that runs has the same to say, some of it four times a second. Where it was the file storage,
     the line says that.
     """
-    failed = error if isinstance(error, StorageFailed) else None
+    failed = error if isinstance(error, FileStorageFailed) else None
     if failed is None:
         REDIS_ERRORS.labels(part).inc()
     now = time.monotonic()

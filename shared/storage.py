@@ -2,8 +2,9 @@
 
 Hidden here: obstore, which speaks to S3 and what is like it, to Google's and Azure's storage, and to a plain directory,
 with one set of calls. An object appears whole or not at all, and reading one holds a piece of it in memory, never all.
-What went wrong is told apart here and nowhere else: an object that is not there is Missing, anything else StorageFailed,
-or one of its kinds, which say what would help; the log has the cause in a word or two, never a body, a name or a key.
+What went wrong is told apart here and nowhere else: an object that is not there is Missing, anything else
+FileStorageFailed, or one of its kinds, which say what would help; the log has the cause in a word or two, never a body, a
+name or a key.
 
 Chosen over fsspec because it is one wheel without dependencies (s3fs brings aiobotocore, botocore and aiohttp), streams
 both ways, and was two to three times as quick here with small objects, which a batch writes many of. MIT, released
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 from shared.config import environment
-from shared.errors import StorageFailed, StorageFull, StorageInvalid, StorageRefused
+from shared.errors import FileStorageFailed, FileStorageFull, FileStorageInvalid, FileStorageRefused
 from shared.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Sink(Protocol):
 
 
 class Storage:
-    """All objects under one URL. Raises StorageFailed where the storage does not do what it is asked for."""
+    """All objects under one URL. Raises FileStorageFailed where the storage does not do what it is asked for."""
 
     def __init__(self, url: str) -> None:
         import obstore  # here, because it is 4 MB in each process, of which most never see a file
@@ -81,7 +82,7 @@ class Storage:
                 **_credentials(url, environment()),
             )
         except (BaseError, ValueError) as error:  # nobody was asked yet: what it was given is wrong
-            raise _failed(StorageInvalid, error) from None
+            raise _failed(FileStorageInvalid, error) from None
 
     def create(self, name: str) -> AbstractAsyncContextManager[Sink]:
         """Writes an object, in the place of an older one. It is there once the context has ended well, and only then."""
@@ -232,11 +233,11 @@ def _cause(error: BaseException) -> _Cause:
     return _Cause(number, status, found(r"<Code>(\w{1,60})</Code>"), kind)
 
 
-def _kind(error: BaseException, cause: _Cause) -> type[StorageFailed]:
+def _kind(error: BaseException, cause: _Cause) -> type[FileStorageFailed]:
     """What is not known is taken for an outage: that is waited for."""
     name = type(error).__name__
     if cause.errno in _FULL or cause.status == 507 or _FULL_CODE.search(cause.code):
-        return StorageFull
+        return FileStorageFull
     if (
         cause.errno in _REFUSED
         or cause.status in (401, 403)
@@ -244,22 +245,22 @@ def _kind(error: BaseException, cause: _Cause) -> type[StorageFailed]:
         or cause.kind == "NoCredentials"
         or name in ("PermissionDeniedError", "UnauthenticatedError")
     ):
-        return StorageRefused
+        return FileStorageRefused
     if cause.code in _PASSING_CODES or cause.status in (408, 409, 425, 429):
-        return StorageFailed
+        return FileStorageFailed
     if (
         cause.errno in _INVALID
         or cause.kind == "PlainHttp"
         or 300 <= (cause.status or 0) < 500
         or name in ("InvalidPathError", "NotSupportedError", "UnknownConfigurationKeyError")
     ):
-        return StorageInvalid
-    return StorageFailed
+        return FileStorageInvalid
+    return FileStorageFailed
 
 
 @contextmanager
 def _told(*, writing: bool = False) -> Iterator[None]:
-    """Around the library's calls: raises Missing, _PastEnd or StorageFailed for whatever they raise."""
+    """Around the library's calls: raises Missing, _PastEnd or FileStorageFailed for whatever they raise."""
     from obstore.exceptions import BaseError
 
     try:
@@ -271,9 +272,11 @@ def _told(*, writing: bool = False) -> Iterator[None]:
         there_is_none = isinstance(error, FileNotFoundError) and cause.code not in _NO_BUCKET
         if there_is_none and not writing:  # to a writer it is the bucket that is not there
             raise Missing from None
-        raise _failed(StorageInvalid if isinstance(error, FileNotFoundError) else _kind(error, cause), error) from None
+        raise _failed(
+            FileStorageInvalid if isinstance(error, FileNotFoundError) else _kind(error, cause), error
+        ) from None
 
 
-def _failed(kind: type[StorageFailed], error: BaseException) -> StorageFailed:
+def _failed(kind: type[FileStorageFailed], error: BaseException) -> FileStorageFailed:
     logger.warning("file storage failed", why=kind.why, error=type(error).__name__, cause=str(_cause(error)) or None)
     return kind()

@@ -9,7 +9,7 @@ import pytest
 
 from shared.config import Settings
 from shared.entry import now_ms
-from shared.errors import BadRequest, NotFound, StorageRefused, Unavailable
+from shared.errors import BadRequest, FileStorageRefused, NotFound, Unavailable
 from shared.files import Files, check_life
 from shared.redis import ArqRedis
 from shared.storage import Missing, Storage
@@ -208,7 +208,7 @@ async def test_a_storage_that_fails_keeps_the_reaper_from_nothing_else(
     await redis.zadd(keys.files_end, {file_id: 1})
 
     async def refuse(*_: object) -> None:
-        raise StorageRefused
+        raise FileStorageRefused
 
     with monkeypatch.context() as patched:
         patched.setattr(Storage, "delete", refuse)

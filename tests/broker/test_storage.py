@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from shared.errors import StorageFailed, StorageFull, StorageInvalid, StorageRefused
+from shared.errors import FileStorageFailed, FileStorageFull, FileStorageInvalid, FileStorageRefused
 from shared.redis import complain
 from shared.storage import Missing, Storage
 from tests.support.answering import Answering
@@ -166,7 +166,7 @@ async def test_what_a_bucket_refuses_with_is_told_apart(
         storage = bucket(answering.url, monkeypatch)
         with structlog.testing.capture_logs() as logs:
             for asking in (all_of(storage, "x"), storage.put("x", b"1"), storage.read_ranges("x", [(0, 1)])):
-                with pytest.raises(StorageFailed) as failed:
+                with pytest.raises(FileStorageFailed) as failed:
                     await asking
                 assert failed.value.why == why
     for line in logs:
@@ -190,15 +190,15 @@ async def test_a_key_that_is_not_there_is_missing(monkeypatch: pytest.MonkeyPatc
 async def test_nobody_there_is_away_and_tls_that_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with structlog.testing.capture_logs() as logs:
         for url, cause in (("http://127.0.0.1:9", "Connect"), ("https://127.0.0.1:9", "Connect")):
-            with pytest.raises(StorageFailed) as failed:
+            with pytest.raises(FileStorageFailed) as failed:
                 await all_of(bucket(url, monkeypatch), "x")
             assert failed.value.why == "away"
             assert logs[-1]["cause"] == cause
 
 
-@pytest.mark.parametrize("kind", [StorageFailed, StorageFull, StorageRefused, StorageInvalid])
-def test_clients_are_told_whether_to_come_again(kind: type[StorageFailed]) -> None:
-    headers = {"retry-after": "2"} if kind is StorageFailed else {"x-should-retry": "false"}
+@pytest.mark.parametrize("kind", [FileStorageFailed, FileStorageFull, FileStorageRefused, FileStorageInvalid])
+def test_clients_are_told_whether_to_come_again(kind: type[FileStorageFailed]) -> None:
+    headers = {"retry-after": "2"} if kind is FileStorageFailed else {"x-should-retry": "false"}
     assert kind().headers() == headers
 
 
@@ -206,21 +206,21 @@ def test_clients_are_told_whether_to_come_again(kind: type[StorageFailed]) -> No
 def test_an_address_that_is_none_is_invalid_before_anybody_is_asked(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(StorageFailed) as failed:
+    with pytest.raises(FileStorageFailed) as failed:
         Storage(url)
     assert failed.value.why == "invalid"
 
 
 def test_a_directory_that_cannot_be_is_invalid(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageFailed) as failed:
+    with pytest.raises(FileStorageFailed) as failed:
         Storage((tmp_path / "file" / "files").as_uri())
     assert failed.value.why == "invalid"
 
 
 _LIMITED = """
 import asyncio, os, resource, signal, sys
-from shared.errors import StorageFailed, StorageFull, StorageInvalid, StorageRefused
+from shared.errors import FileStorageFailed, FileStorageFull, FileStorageInvalid, FileStorageRefused
 from shared.storage import Storage
 
 async def main() -> None:
@@ -241,7 +241,7 @@ async def main() -> None:
                         await sink.write(bytes(1_000_000))
             else:
                 await storage.put("small", bytes(5000))
-        except StorageFailed as failed:
+        except FileStorageFailed as failed:
             print(failed.why)
 
 asyncio.run(main())
@@ -263,7 +263,7 @@ def test_a_directory_without_room_or_rights_says_so(tmp_path: Path, why: str) ->
 def test_a_loop_that_the_storage_stopped_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.redis._complained", {})
     with structlog.testing.capture_logs() as logs:
-        complain("batch", StorageRefused(), batch_id="b")
+        complain("batch", FileStorageRefused(), batch_id="b")
         complain("batch", ConnectionError(), batch_id="b")
         complain("reaper", ConnectionError())
     assert [(line["event"], line["part"], line.get("why")) for line in logs] == [

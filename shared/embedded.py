@@ -5,7 +5,8 @@ limit, nothing but a unix socket with mode 700), the lock that keeps two of them
 such lock), and what happens when a parent dies: on Linux the kernel ends Valkey with it; elsewhere the next start
 finds the living socket and adopts that server.
 
-Files in the data directory: `lock` (flock; holds the owner's pid), `appendonlydir/`, `valkey.sock`, `valkey.log`.
+Files in the data directory: `lock` (flock; holds the owner's pid), `appendonlydir/`, `valkey.sock`, `valkey.log`. All are
+private, also in a directory that others may read: they hold what people asked.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from urllib.parse import quote
 
 import hiredis
 
+from shared import private
 from shared.errors import StreamspoolError
 
 SOCKET_PATH_BYTES = 100
@@ -42,6 +44,9 @@ READY_TIMEOUT_S = 120.0
 """Loading a large append-only file takes a while; until then every command is answered with LOADING."""
 
 STOP_TIMEOUT_S = 15.0
+_APPEND_ONLY = "appendonlydir"
+_OURS = ("lock", _APPEND_ONLY, "valkey.sock", "valkey.log", "files")
+"""What there is in a data directory; `files` are the uploaded ones (shared/storage.py)."""
 _PROBE_TIMEOUT_S = 5.0
 _POLL_S = 0.01
 _TIE = """\
@@ -158,13 +163,14 @@ class EmbeddedValkey:
         if self._adopted is not None:
             return
         self._socket.unlink(missing_ok=True)
-        with (self._dir / "valkey.log").open("ab") as log:
+        with open(self._dir / "valkey.log", "ab", opener=private.opener) as log:
             self._process = subprocess.Popen(
                 tied_to_parent([str(binary), *self._arguments()]),
                 cwd=self._dir,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                umask=private.UMASK,
                 start_new_session=True,  # Ctrl-C in the terminal is for the supervisor; it stops Valkey last
             )
 
@@ -202,7 +208,7 @@ class EmbeddedValkey:
         if self._lock is not None:
             return
         try:
-            self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private.make_directory(self._dir)
             lock = os.open(self._dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise CannotStart(f"Cannot use the data directory {self._dir}: {error.strerror}.") from None
@@ -218,6 +224,13 @@ class EmbeddedValkey:
         os.ftruncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())
         self._lock = lock
+        self._close_to_others()
+
+    def _close_to_others(self) -> None:
+        """What is there already may have been made by an older version, or in a directory that somebody else made."""
+        private.close_if_ours(self._dir, _OURS)
+        for path in (*map(self._dir.joinpath, _OURS), *self._dir.joinpath(_APPEND_ONLY).glob("*")):
+            private.close_to_others(path)
 
     def _place_socket(self) -> None:
         self._socket = self._dir / "valkey.sock"

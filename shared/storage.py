@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
+from shared import private
 from shared.config import environment
 from shared.errors import FileStorageFailed, FileStorageFull, FileStorageInvalid, FileStorageRefused
 from shared.telemetry import get_logger
@@ -71,7 +72,7 @@ class Storage:
         if url.startswith("file://"):
             with _told(writing=True):
                 self._directory = Path(unquote(urlsplit(url).path))
-                self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+                private.make_directory(self._directory)
                 self._store: Any = LocalStore(self._directory)
             return
         try:

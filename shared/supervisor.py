@@ -27,6 +27,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import IO, Protocol, Self
 
+from shared import private
 from shared.client import Client, url_of
 from shared.config import Settings
 from shared.embedded import CannotStart, EmbeddedValkey, tied_to_parent
@@ -265,6 +266,7 @@ class _End:
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,
+            umask=private.UMASK,
             start_new_session=True,
         )
 

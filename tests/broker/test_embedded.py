@@ -102,6 +102,36 @@ def test_a_private_server_that_keeps_what_it_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "valkey.sock").exists()
 
 
+def open_to_others(directory: Path) -> list[str]:
+    """What in it, itself included, others than its owner can do anything with."""
+    return [str(path) for path in (directory, *directory.rglob("*")) if path.lstat().st_mode & 0o077]
+
+
+def test_nobody_else_can_read_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.umask(0)
+    try:
+        (tmp_path / "data").mkdir(mode=0o755)
+        with EmbeddedValkey(tmp_path / "data") as valkey, connect(valkey.url) as client:
+            client.set("prompt", "secret")
+            client.bgrewriteaof()
+            until(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0)
+            assert len(list((tmp_path / "data/appendonlydir").iterdir())) >= 3
+            assert open_to_others(tmp_path / "data") == []
+    finally:
+        os.umask(before)
+
+
+def test_what_others_could_read_is_closed_to_them_at_the_next_start(tmp_path: Path) -> None:
+    """As older versions left it; but not the directory itself, where there are other things in it."""
+    with EmbeddedValkey(tmp_path):
+        pass
+    (tmp_path / "thesis.txt").write_text("")
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    with EmbeddedValkey(tmp_path):
+        assert open_to_others(tmp_path) == [str(tmp_path), str(tmp_path / "thesis.txt")]
+
+
 def test_data_survives_a_restart(tmp_path: Path) -> None:
     for expected in (None, b"1", b"2"):
         with EmbeddedValkey(tmp_path) as valkey, connect(valkey.url) as client:

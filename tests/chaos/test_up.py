@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import re
 import signal
@@ -114,6 +115,24 @@ async def test_the_supervisor_killed_leaves_nothing_and_the_next_one_has_the_dat
     two.process.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(two.process.wait, WAIT_S) == 0
     assert two.left() == []
+
+
+async def test_nobody_else_on_the_machine_can_read_what_was_asked(up: Callable[..., Up], tmp_path: Path) -> None:
+    data, before = tmp_path / "data", os.umask(0o022)
+    try:
+        data.mkdir(mode=0o755)
+        one = up()
+    finally:
+        os.umask(before)
+    await asyncio.to_thread(one.wait_ready)
+    async with Client(one.url) as client:
+        await client.submit({**REQUEST, "model": "fake/lorem?tokens=20"}, View(), lambda _: None)
+        await client.upload(io.BytesIO(b'{"prompt": "secret"}\n'), "lines.jsonl")
+    kept = [path for path in (data, *data.rglob("*")) if path.exists()]
+    assert {path.parent.name for path in kept if path.is_file()} >= {"data", "appendonlydir", "files"}
+    assert [f"{path} {path.lstat().st_mode:o}" for path in kept if path.lstat().st_mode & 0o077] == []
+    one.process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(one.process.wait, WAIT_S) == 0
 
 
 def test_ctrl_c_during_the_start_is_a_clean_end(up: Callable[..., Up]) -> None:

@@ -58,11 +58,6 @@ class Place(NamedTuple):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _default_port(self.scheme) else f"{host}:{self.port}"
 
-    def at(self, address: Address) -> str:
-        """The URL with the address in the place of the host."""
-        host = f"[{address}]" if address.version == 6 else str(address)
-        return f"{self.scheme}://{host}:{self.port}{self.path}"
-
 
 class Policy:
     """What may be called: public addresses over https, and what `allow` names: hosts, addresses and networks."""

@@ -8,6 +8,7 @@ own, and all that came in one packet is read at once. Everybody else sees a clie
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -17,8 +18,6 @@ from typing import Any, Self
 import aiohttp
 import httpx
 import yarl
-
-from shared.egress import Address, Place
 
 Request = httpx.Request
 
@@ -177,34 +176,9 @@ def _errors() -> Iterator[None]:
         raise httpx.ReadError(str(error)) from error
 
 
-def open_pinned_client() -> Client:
-    """A client for `pinned`: every request has a connection of its own, and nothing times out by itself.
-
-    A kept connection would be found again by the address alone, and so be used for another host of the same address
-    without a look at its certificate. SSL_CERT_FILE and SSL_CERT_DIR may name an authority of one's own.
-    """
-    return Client(
-        httpx.AsyncHTTPTransport(
-            verify=httpx.create_ssl_context(trust_env=True),
-            trust_env=False,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-        )
-    )
-
-
-def pinned(client: Client, place: Place, address: Address, *, headers: Mapping[str, str], content: bytes) -> Request:
-    """A POST to this address, and no other, as if the place's name had led there: Host, SNI and certificate are its name's.
-
-    Whoever looked the name up and approved of the address must not have it looked up again by the library (DNS
-    rebinding). Raises InvalidURL.
-    """
-    return client.build_request(
-        "POST",
-        place.at(address),
-        headers={**headers, "host": place.authority},
-        content=content,
-        extensions={"sni_hostname": place.host},
-    )
+def public_tls() -> ssl.SSLContext:
+    """Checks certificates against the public authorities, or those that SSL_CERT_FILE or SSL_CERT_DIR names."""
+    return httpx.create_ssl_context(trust_env=True)
 
 
 def user_agent() -> str:

@@ -2,7 +2,8 @@
 
 Hidden here: the signature (standardwebhooks.com; openai.webhooks.unwrap checks it), the look-up of the receiver's name
 in threads of its own, the connection to an address that was looked at first, and that no receiver, however slow,
-takes all there is. What is due, whose it is and when it is tried again: shared/webhooks.py.
+takes all there is. What is due, whose it is and when it is tried again: shared/webhooks.py. What HTTP it takes:
+shared/post.py.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from shared import http
 from shared.broker import Broker
 from shared.config import Settings
 from shared.egress import Address, Place, Refused
+from shared.post import NotAnswered, NotConnected, posted
 from shared.redis import RedisError, complain
 from shared.tasks import cancel
 from shared.telemetry import WEBHOOKS, get_logger
@@ -41,8 +43,6 @@ AT_ONCE_EACH = 8
 _LOOKED_THROUGH = 256
 _RESOLVERS = 4
 _ADDRESSES_TRIED = 3
-_RESPONSE_BYTES = 16 * 1024
-"""Of an answer, whose status is all that counts, so much is read, out of politeness."""
 
 
 def signature(keys: Sequence[bytes], event_id: str, timestamp: int, body: bytes) -> str:
@@ -63,7 +63,7 @@ class Courier:
         self._draining = False
 
     async def __aenter__(self) -> Self:
-        self._client = await self._stack.enter_async_context(http.open_pinned_client())
+        self._tls = http.public_tls()
         self._resolvers = ThreadPoolExecutor(_RESOLVERS, "webhook-resolver")
         self._stack.callback(self._resolvers.shutdown, wait=False, cancel_futures=True)
         return self
@@ -107,12 +107,15 @@ class Courier:
             delivery = await self._webhooks.begin(subject)
             if delivery is None:
                 return
-            result = await self._webhooks.end(delivery, await self._attempt(delivery))
+            async with AsyncExitStack() as connection:  # closed, which may take a moment, when all is written down
+                result = await self._webhooks.end(delivery, await self._attempt(delivery, connection))
+                self._tell(delivery, result)
         except (RedisError, OSError) as error:
             complain("webhook", error, subject=subject)  # its lease lapses, and it is due again
-            return
+
+    def _tell(self, delivery: Delivery, result: Result) -> None:
         WEBHOOKS.labels(result.outcome).inc()
-        about = {"subject": subject, "event_id": delivery.event_id, "attempt": delivery.attempt}
+        about = {"subject": delivery.subject, "event_id": delivery.event_id, "attempt": delivery.attempt}
         if result.outcome == "delivered":
             logger.info("webhook delivered", **about, status=result.status)
         elif result.outcome == "retried":
@@ -120,22 +123,22 @@ class Courier:
         else:
             logger.warning("webhook failed", **about, status=result.status, error_code=result.error)
 
-    async def _attempt(self, delivery: Delivery) -> Result:
-        """One try, which ends in time and in no exception."""
+    async def _attempt(self, delivery: Delivery, connection: AsyncExitStack) -> Result:
+        """One try, up to the answer's status, which ends in time and in no exception."""
         try:
             async with asyncio.timeout(self._settings.webhook_timeout_s):
                 place = self._webhooks.policy.check_url(delivery.url)
                 addresses = await self._look_up(place)
-                return await self._post(delivery, place, addresses)
-        except (Refused, http.InvalidURL):
+                return await self._post(delivery, place, addresses, connection)
+        except Refused:
             return Result("failed", error="address_refused")
         except TimeoutError:
             return Result("retried", error="timeout")
         except socket.gaierror:
             return Result("retried", error="dns_error")
-        except http.ConnectError:
+        except NotConnected:
             return Result("retried", error="connect_error")
-        except http.TransportError:
+        except NotAnswered:
             return Result("retried", error="connection_lost")
 
     async def _look_up(self, place: Place) -> list[Address]:
@@ -148,43 +151,36 @@ class Courier:
             self._webhooks.policy.check_address(place.host, address)
         return addresses
 
-    async def _post(self, delivery: Delivery, place: Place, addresses: list[Address]) -> Result:
+    async def _post(
+        self, delivery: Delivery, place: Place, addresses: list[Address], connection: AsyncExitStack
+    ) -> Result:
         keys = self._webhooks.secrets(delivery.owner)
         if not keys:
             return Result("retried", error="no_secret")
         timestamp = int(time.time())
         headers = {
+            "user-agent": http.user_agent(),
             "content-type": "application/json",
             "webhook-id": delivery.event_id,
             "webhook-timestamp": str(timestamp),
             "webhook-signature": signature(keys, delivery.event_id, timestamp, delivery.event),
         }
-        for address in addresses[: _ADDRESSES_TRIED - 1]:
+        tried = list(
+            dict.fromkeys((*addresses[: _ADDRESSES_TRIED - 1], addresses[-1]))
+        )  # the last one is often of the other family
+        for address in tried:
+            request = posted(place, address, headers=headers, content=delivery.event, tls=self._tls)
             try:
-                return await self._ask(place, address, headers, delivery.event)
-            except http.ConnectError:
-                if address == addresses[-1]:
+                answer = await connection.enter_async_context(request)
+                break
+            except NotConnected:
+                if address == tried[-1]:
                     raise
-        return await self._ask(place, addresses[-1], headers, delivery.event)
-
-    async def _ask(self, place: Place, address: Address, headers: dict[str, str], body: bytes) -> Result:
-        request = http.pinned(self._client, place, address, headers=headers, content=body)
-        response = await self._client.send(request)
-        try:
-            size = 0
-            async for piece in response.aiter_raw():
-                size += len(piece)
-                if size > _RESPONSE_BYTES:
-                    break
-        except http.TransportError:
-            pass  # it has answered
-        finally:
-            await response.aclose()
-        if 200 <= response.status_code < 300:
-            return Result("delivered", response.status_code)
-        if response.status_code == 410:  # "do not send me this any more"
+        if 200 <= answer.status < 300:
+            return Result("delivered", answer.status)
+        if answer.status == 410:  # "do not send me this any more"
             return Result("failed", 410, "gone")
-        return Result("retried", response.status_code, "http_status", retry_after(response.headers))
+        return Result("retried", answer.status, "http_status", retry_after(answer.headers))
 
 
 def _receiver(url: str) -> str:

@@ -6,10 +6,11 @@ import asyncio
 import json
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -210,25 +211,153 @@ async def test_a_receiver_that_does_not_answer(redis: ArqRedis, monkeypatch: pyt
     assert (state["error"], state["last_status"]) == ("timeout", None)
 
 
-async def test_an_answer_without_end_is_an_answer(redis: ArqRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent = []
+# ---- what an answer is: its status, once its head is there
 
-    def pour(connection: socket.socket) -> None:
-        connection.recv(65536)
-        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n")
-        try:
-            while True:
-                sent.append(connection.send(b"x" * 65536))
-        except OSError:
-            connection.close()
+
+@contextmanager
+def answering(*pieces: bytes, then: Callable[[socket.socket], object] = lambda _: None) -> Iterator[str]:
+    """The URL of somebody who answers every request with these bytes, piece by piece, and then does as told."""
+
+    def serve() -> None:
+        while True:
+            try:
+                connection = server.accept()[0]
+            except OSError:
+                return
+            with connection:
+                try:
+                    request = b""
+                    while b"}" not in request.partition(b"\r\n\r\n")[2]:
+                        request += connection.recv(65536)
+                    for piece in pieces:
+                        connection.sendall(piece)
+                    then(connection)
+                except OSError:
+                    pass  # the other side has gone
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=lambda: pour(server.accept()[0]))
+        thread = threading.Thread(target=serve)
         thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def drip(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(b"x")
+        time.sleep(0.05)
+
+
+def pour(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(b"x" * 65536)
+
+
+def reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def be_silent(connection: socket.socket) -> None:
+    connection.recv(1)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+DELIVERIES: dict[str, tuple[tuple[bytes, ...], Callable[[socket.socket], object]]] = {
+    "a body that drips": ((OK + b"content-length: 1000000\r\n\r\n",), drip),
+    "a body without end": ((OK + b"content-length: 1000000000\r\n\r\n",), pour),
+    "chunks without end": ((OK + b"transfer-encoding: chunked\r\n\r\n",), pour),
+    "a body that never comes": ((OK + b"content-length: 10\r\n\r\n",), be_silent),
+    "a body that is cut": ((OK + b"content-length: 10\r\n\r\nabc",), lambda _: None),
+    "a body that is cut by a reset": ((OK + b"content-length: 10\r\n\r\nabc",), reset),
+    "nothing after the head": ((OK + b"\r\n",), lambda _: None),
+    "a connection that is kept": ((OK + b"content-length: 2\r\nconnection: keep-alive\r\n\r\nok",), be_silent),
+    "204 with a body": ((b"HTTP/1.1 204 No Content\r\n\r\nbody",), drip),
+    "299 without a phrase": ((b"HTTP/1.1 299\r\n\r\n",), lambda _: None),
+    "HTTP/1.0": ((b"HTTP/1.0 200 OK\r\n\r\nok",), lambda _: None),
+    "informational answers first": (
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + OK + b"\r\n",),
+        lambda _: None,
+    ),
+    "garbage after it": ((OK + b"content-length: 2\r\n\r\nokHTTP/1.1 500 No\r\n\r\n\x00\xff",), lambda _: None),
+    "a head byte by byte": (tuple(bytes([byte]) for byte in OK + b"a: b\r\n\r\n"), lambda _: None),
+    "bare line feeds": ((b"HTTP/1.1 200 OK\na: b\n\n",), lambda _: None),
+    "a length that is none": ((OK + b"content-length: some\r\n\r\n",), lambda _: None),
+    "two lengths": ((OK + b"content-length: 1\r\ncontent-length: 2\r\n\r\nx",), lambda _: None),
+    "a coding nobody knows": ((OK + b"transfer-encoding: rot13\r\n\r\nbx",), lambda _: None),
+    "a header that is none": ((OK + b"\xff no header\r\n\r\n",), lambda _: None),
+}
+
+
+@pytest.mark.parametrize("kind", DELIVERIES)
+async def test_a_2xx_is_a_delivery_whatever_comes_after_its_head(
+    redis: ArqRedis, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    pieces, then = DELIVERIES[kind]
+    with answering(*pieces, then=then) as url:
+        async with post(redis, monkeypatch, webhook_timeout_s=2, webhook_retry_s=60) as mail:
+            state = await mail.told("batch_1", url)
+    assert (state["status"], state["attempts"], state["error"]) == ("delivered", 1, None)
+    assert state["last_status"] == int(pieces[0][9:12] if "first" not in kind and len(pieces) == 1 else 200)
+
+
+NO_ANSWERS = {
+    "nothing": b"",
+    "half a head": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n",
+    "another protocol": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+    "a version nobody speaks here": b"HTTP/2 200\r\n\r\n",
+    "a status that is none": b"HTTP/1.1 2000 OK\r\n\r\n",
+    "a head without end": OK + b"x: y\r\n" * 20_000,
+    "a line without end": OK + b"x" * 200_000,
+    "informational answers without end": b"HTTP/1.1 102 Processing\r\n\r\n" * 10_000,
+}
+
+
+@pytest.mark.parametrize("kind", NO_ANSWERS)
+async def test_what_is_no_answer_is_tried_again(redis: ArqRedis, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    with answering(NO_ANSWERS[kind]) as url:
+        async with post(redis, monkeypatch, webhook_retry_s=60) as mail:
+            state = await mail.told("batch_1", url)
+    assert (state["status"], state["error"], state["last_status"]) == ("pending", "connection_lost", None)
+
+
+async def test_a_switch_of_protocols_is_no_delivery(redis: ArqRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n", then=be_silent) as url:
+        async with post(redis, monkeypatch, webhook_retry_s=60) as mail:
+            state = await mail.told("batch_1", url)
+    assert (state["status"], state["error"], state["last_status"]) == ("pending", "http_status", 101)
+
+
+async def test_a_short_body_is_let_come_so_that_the_receiver_sees_no_reset(
+    redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def look(connection: socket.socket) -> None:
+        try:
+            connection.shutdown(socket.SHUT_WR)
+            seen.append(connection.recv(1))
+        except OSError as error:
+            seen.append(error)
+
+    with answering(OK + b"content-length: 8192\r\n\r\n", *[b"x" * 1024] * 8, then=look) as url:
         async with post(redis, monkeypatch) as mail:
-            state = await mail.told("batch_1", f"http://127.0.0.1:{server.getsockname()[1]}/")
-        thread.join()
-    assert state["status"] == "delivered"
+            await mail.told("batch_1", url)
+    assert seen == [b""]
+
+
+async def test_an_answer_without_end_is_not_read(redis: ArqRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+
+    def count(connection: socket.socket) -> None:
+        while True:
+            sent.append(connection.send(b"x" * 65536))
+
+    with answering(OK + b"content-length: 1000000000\r\n\r\n", then=count) as url:
+        async with post(redis, monkeypatch) as mail:
+            await mail.told("batch_1", url)
     assert sum(sent) < 100_000_000
 
 

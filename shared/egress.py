@@ -29,11 +29,29 @@ _INNER = ("localhost", "local", "internal", "intranet", "lan", "home", "corp", "
           "invalid", "onion", "alt")  # fmt: skip
 _GLOBAL_IPV6 = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
-_NOT_PUBLIC = (
-    IPv4Network("168.63.129.16"),  # Azure's way to the host of a virtual machine
-    IPv4Network("192.0.0.0/24"),  # IETF protocol assignments (RFC 6890): anycast to the nearest box; Oracle's metadata
+_ISATAP = (0x00005EFE, 0x02005EFE)
+_NOT_PUBLIC = tuple(
+    map(
+        ip_network,
+        (
+            *"0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.168.0.0/16".split(),
+            *"192.0.2.0/24 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4".split(),
+            "192.0.0.0/24",  # protocol assignments: anycast to the nearest box; Oracle's metadata
+            "192.31.196.0/24",  # AS112 (RFC 7535), as are 192.175.48.0/24 and 2620:4f:8000::/48 (RFC 7534): the nearest sink
+            "192.175.48.0/24",
+            "192.52.193.0/24",  # the nearest relay of multicast (AMT, RFC 7450)
+            "192.88.99.0/24",  # the nearest 6to4 relay, while there were any (RFC 7526)
+            "168.63.129.16/32",  # in no registry: Azure's way to the host of a virtual machine
+            "2001::/23",  # protocol assignments: benchmarks, AMT, AS112, ORCHID, drones' names
+            "2001:db8::/32",
+            "2620:4f:8000::/48",
+            "3fff::/20",  # documentation (RFC 9637)
+        ),
+    )
 )
-"""What passes for public by its number."""
+"""IANA's registries of special-purpose addresses (RFC 6890, 8190), whole, and multicast; of IPv6, what lies in 2000::/3. Also
+what is reachable from everywhere there: it is nobody's web server. Not left to the standard library, whose list depends on
+the version of Python: that of 3.11 lacks six of these blocks."""
 
 _WEB_PORT = 443
 _FIRST_HIGH_PORT = 1024
@@ -173,8 +191,12 @@ def _inside(address: Address) -> list[IPv4Address]:
 def _is_public(address: Address) -> bool:
     if inside := _inside(address):
         return all(map(_is_public, inside))
-    if address.version == 6 and address not in _GLOBAL_IPV6:
-        return False
-    if address.is_multicast or address.is_reserved or any(address in network for network in _NOT_PUBLIC):
-        return False
-    return address.is_global
+    if address.version == 6:
+        number = int(address)
+        if address not in _GLOBAL_IPV6:
+            return False
+        # A router may unpack it at its end (RFC 5214 §6.1), in our own network if the prefix is ours.
+        if number >> 32 & 0xFFFFFFFF in _ISATAP and not _is_public(IPv4Address(number & 0xFFFFFFFF)):
+            return False
+    # What a newer Python knows, and this list does not, counts as well.
+    return not any(address in network for network in _NOT_PUBLIC) and address.is_global

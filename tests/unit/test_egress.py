@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -16,6 +16,24 @@ INNER = [
     *"168.63.129.16 :: ::1 ::7f00:1 fe80::1 fec0::1 fc00::1 fd00:ec2::254 ff02::1 100::1 2001:db8::1".split(),
 ]
 PUBLIC = ["1.1.1.1", "8.8.8.8", "93.184.216.34", "2606:4700::1111", "2a00:1450:4001::200e"]
+SPECIAL = [
+    *"0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.0.0/29".split(),
+    *"192.0.0.8/32 192.0.0.9/32 192.0.0.10/32 192.0.0.170/31 192.0.2.0/24 192.31.196.0/24 192.52.193.0/24".split(),
+    *"192.88.99.0/24 192.168.0.0/16 192.175.48.0/24 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 240.0.0.0/4".split(),
+    *"255.255.255.255/32 224.0.0.0/4 ::1/128 ::/128 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2001:1::1/128".split(),
+    *"2001:1::2/128 2001:1::3/128 2001:2::/48 2001:3::/32 2001:4:112::/48 2001:10::/28 2001:20::/28".split(),
+    *"2001:30::/28 2001:100::/24 2001:db8::/32 2620:4f:8000::/48 3fff::/20 5f00::/16 fc00::/7 fe80::/10".split(),
+    *"fec0::/10 ff00::/8".split(),
+]
+"""IANA's two registries of special-purpose addresses (those inside others, too), multicast, and what used to be special."""
+BESIDE = [
+    *"1.0.0.0 9.255.255.255 11.0.0.0 100.63.255.255 100.128.0.0 126.255.255.255 128.0.0.0 169.253.255.255".split(),
+    *"169.255.0.0 172.15.255.255 172.32.0.0 192.0.1.0 192.31.195.255 192.31.197.0 192.52.192.255 192.52.194.0".split(),
+    *"192.88.98.255 192.88.100.0 192.167.255.255 192.169.0.0 192.175.47.255 192.175.49.0 198.17.255.255".split(),
+    *"198.20.0.0 198.51.99.255 198.51.101.0 203.0.112.255 203.0.114.0 223.255.255.255".split(),
+    *"2001:200:: 2001:db7:ffff:: 2001:db9:: 2620:4f:7fff:: 2620:4f:8001:: 3fff:1000::".split(),
+]
+"""Addresses just before and after them."""
 EMBEDDED = ["::ffff:{}", "64:ff9b::{}"]
 """Ways to write an IPv4 in an IPv6 that the network stack, or a translator on the way, follows."""
 
@@ -37,6 +55,26 @@ def test_what_is_not_public_is_refused_by_its_number(address: str) -> None:
     refused(f"https://{literal(address)}/")
     with pytest.raises(Refused):
         open_policy.check_address("public.example.com", ip_address(address))
+
+
+@pytest.mark.parametrize("block", SPECIAL)
+def test_a_block_for_a_special_purpose_is_refused_from_end_to_end(block: str) -> None:
+    network = ip_network(block)
+    for address in (network[0], network[network.num_addresses // 2], network[-1]):
+        assert not allowed(address), address
+
+
+@pytest.mark.parametrize("address", BESIDE)
+def test_what_lies_beside_such_a_block_may_be_called(address: str) -> None:
+    assert allowed(ip_address(address))
+
+
+@pytest.mark.parametrize(("inner", "public"), [("10.0.0.1", False), ("192.168.1.1", False), ("8.8.8.8", True)])
+def test_an_isatap_address_is_public_only_if_both_its_parts_are(inner: str, public: bool) -> None:
+    low = int(IPv4Address(inner))
+    for interface in (0x00005EFE, 0x02005EFE):
+        assert allowed(IPv6Address(0x2606_4700 << 96 | interface << 32 | low)) is public
+        assert not allowed(IPv6Address(0xFE80 << 112 | interface << 32 | low))
 
 
 @pytest.mark.parametrize("form", EMBEDDED)

@@ -19,6 +19,8 @@
     │       ├── FileStorageFull 507  has no room
     │       ├── FileStorageRefused 500   does not let us in
     │       └── FileStorageInvalid 500   cannot be asked as it is set up
+    ├── StorageFull 507              a running answer waited for room in Redis for too long; it ends with what it has
+    ├── Unusable                     what a setting names can never work as asked; ends a start, with exit code 2
     ├── GenerationFailed             a sealed failure, read back from the log
     └── UpstreamError                the provider did not deliver (only workers raise these)
         ├── UpstreamRefused          it answered with an error status, kept as it was
@@ -40,7 +42,7 @@ The error object is OpenAI's: `{"error": {"message", "type", "param", "code"}}`
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 
 class StreamspoolError(Exception):
@@ -258,6 +260,34 @@ class FileStorageInvalid(FileStorageFailed):
         self, message: str = "The file storage cannot be used as it is set up. The server's log has the cause."
     ) -> None:
         super().__init__(message)
+
+
+class StorageFull(StreamspoolError):
+    """A running answer could not be stored for as long as it may wait: memory or disk of the server are full.
+
+    A writer raises it (`full` is which, as `shared.outage.full` tells it), and the answer ends as failed with what was
+    stored of it. 507 (RFC 4918 §11.5), not 503: by itself the provider would be asked and paid once more, into a server
+    that is as full as before.
+    """
+
+    status = 507
+    code = "storage_full"
+
+    def __init__(self, message: str | None = None, *, full: Literal["memory", "disk"] = "memory") -> None:
+        where = "is full" if full == "memory" else "cannot write to its disk"
+        super().__init__(
+            message
+            or f"The broker's storage {where}, and the answer could not wait any longer. What it said so far is kept. "
+            "Send the request again when there is room."
+        )
+        self.full = full
+
+
+class Unusable(StreamspoolError):
+    """What a setting names can never work as asked: a wrong password, a certificate that does not fit. Waiting does not
+    help: a start ends with this message and exit code 2."""
+
+    code = "unusable"
 
 
 class GenerationFailed(StreamspoolError):

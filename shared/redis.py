@@ -5,8 +5,10 @@ Hidden here: how a URL becomes a pool (redis://, rediss:// with host name check,
 that a half-open server is noticed, and that job payloads are JSON (arq's default is pickle, which would run whatever
 somebody can write into Redis).
 
-A command whose connection broke is sent once more. That is safe for everything we send: explicit stream ids, job ids
-and sets make each repetition a no-op (PROTOCOL.md, "Repetition").
+A command whose connection broke, or led to the wrong server (outage.py has the list of what says so), is sent once more.
+That is safe for everything we send: explicit stream ids, job ids and sets make each repetition a no-op (PROTOCOL.md,
+"Repetition"). A connection that led to the wrong server is closed, and so are the idle ones of all clients of this process
+for that server; those in use are closed when they come back, and send nothing more before that.
 """
 
 from __future__ import annotations
@@ -14,34 +16,35 @@ from __future__ import annotations
 import asyncio
 import builtins
 import json
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from weakref import WeakSet
 
 from arq.connections import ArqRedis as _ArqRedis
+from redis._parsers import _AsyncHiredisParser
 from redis.asyncio import BlockingConnectionPool, ConnectionPool
+from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
-    BusyLoadingError,
     ConnectionError,
     NoPermissionError,
     OutOfMemoryError,
-    ReadOnlyError,
     RedisError,
     ResponseError,
     TimeoutError,
     WatchError,
 )
 
-from shared.errors import FileStorageFailed, Unavailable
+from shared.errors import Unusable
 from shared.keys import PREFIX, Keys
-from shared.telemetry import REDIS_ERRORS, get_logger
+from shared.outage import UNREACHABLE, WRONG_SERVER, WrongServer, complain, persist, wrong_server
+from shared.telemetry import get_logger
 
 logger = get_logger(__name__)
 
@@ -53,6 +56,7 @@ __all__ = [
     "ResponseError",
     "Unusable",
     "WatchError",
+    "WrongServer",
     "bulk",
     "check_server",
     "complain",
@@ -64,20 +68,11 @@ __all__ = [
     "serialize_job",
     "watch",
     "without_password",
+    "wrong_server",
 ]
-
-UNREACHABLE = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OSError)
-"""What a server that is away, loading, failing over or half-open looks like; worth another try later."""
 
 CONNECT_TIMEOUT_S = 2.0
 SENTINEL = "redis+sentinel://"
-_RETRY_S = 0.5
-_COMPLAIN_EVERY_S = 5.0
-_complained: dict[str, float] = {}
-
-
-class Unusable(Exception):
-    """The server answers, but never will as asked: wrong password, wrong database. The text is for people."""
 
 
 def serialize_job(job: dict[str, Any]) -> bytes:
@@ -98,13 +93,23 @@ class ArqRedis(_ArqRedis):
         )
         self.key = keys
 
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
 
 def connect(
-    url: str, *, prefix: str = PREFIX, max_connections: int, timeout_s: float = 5.0, wait_s: float = 2.0
+    url: str,
+    *,
+    prefix: str = PREFIX,
+    max_connections: int,
+    timeout_s: float = 5.0,
+    wait_s: float = 2.0,
+    beside: ArqRedis | None = None,
 ) -> ArqRedis:
     """A client over its own bounded pool; nothing is sent before the first command.
 
-    All our keys begin with `prefix`: pass the setting wherever there is one.
+    All our keys begin with `prefix`: pass the setting wherever there is one. `beside` is another client of this process for
+    the same server: what one learns about it, the other one knows.
     `timeout_s` bounds each answer (pass more than the BLOCK time of blocking reads); `wait_s` is how long a caller
     queues for a free connection before it gets a ConnectionError. Close with `aclose(close_connection_pool=True)`.
     """
@@ -113,15 +118,21 @@ def connect(
         "timeout": wait_s,
         "socket_timeout": timeout_s,
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
-        "retry": Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
-        "retry_on_error": [ConnectionError],  # without it, `retry` is for connecting only
+        "retry": Retry(NoBackoff(), 1, supported_errors=_REPEATED),
+        "retry_on_error": [*_REPEATED],  # without it, `retry` is for connecting only
+        "parser_class": _Parser,
     }
     if url.startswith("rediss://"):
         options["ssl_check_hostname"] = True
     if not url.startswith("unix://"):
         options["socket_keepalive"] = True
-    pool = _sentinel_pool(url, options) if url.startswith(SENTINEL) else BlockingConnectionPool.from_url(url, **options)
-    pool.connection_class = type("MendedConnection", (_Mended, pool.connection_class), {"siblings": pool})
+    pool: _Pool = _sentinel_pool(url, options) if url.startswith(SENTINEL) else _Pool.from_url(url, **options)
+    place = _Place() if beside is None else beside.connection_pool.place  # type: ignore[attr-defined]
+    place.pools.add(pool)
+    pool.place = place
+    pool.connection_class = type(
+        "MendedConnection", (_Mended, pool.connection_class), {"siblings": pool, "place": place}
+    )
     redis = ArqRedis(pool, Keys(prefix))
     for command in ("XRANGE", "XREVRANGE"):  # entries stay as they came: to make dicts of them took as long as the rest
         del redis.response_callbacks[command]
@@ -165,8 +176,12 @@ async def watch(pipe: Any, names: Sequence[str], *reads: bytes) -> list[Any]:
 async def converse(connection: Any, packed: bytes, replies: int) -> list[Any]:
     """Sends packed commands and returns as many replies, errors among them as values.
 
-    All of it within one time-out: redis-py has one for each step, and a task for each command.
+    All of it within one time-out: redis-py has one for each step, and a task for each command. Raises ConnectionError if
+    the connection has been closed: whoever keeps one is to know that it is another one now. WrongServer is raised as well;
+    the connection is closed then.
     """
+    if not connection.is_connected:
+        raise ConnectionError("The connection was closed.")
     timeout_s, connection.socket_timeout = connection.socket_timeout, None
     try:
         async with asyncio.timeout(timeout_s):
@@ -175,6 +190,9 @@ async def converse(connection: Any, packed: bytes, replies: int) -> list[Any]:
     except builtins.TimeoutError:
         await _close_idle(connection)
         raise TimeoutError("The server did not answer in time.") from None
+    except WrongServer:
+        await connection.disconnect(nowait=True)  # replies may be under way
+        raise
     finally:
         connection.socket_timeout = timeout_s
 
@@ -193,15 +211,69 @@ def bulk(*parts: bytes) -> bytes:
     return b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
 
 
+_REPEATED = (ConnectionError, WrongServer)
+"""After these a command is sent once more, on a new connection."""
+
+
+class _Parser(_AsyncHiredisParser):
+    """Gives each error reply its class, wherever in a reply it stands; `wrong` says that one was of the wrong server."""
+
+    wrong = False
+
+    def parse_error(self, response: str) -> Exception:  # type: ignore[override]  # a class method there
+        aborted, _, because = response.partition(" because of: ")  # EXEC was refused, for what is said then
+        if because and aborted.startswith("EXECABORT "):
+            return self.parse_error(because)
+        if response.partition(" ")[0] in WRONG_SERVER:
+            self.wrong = True
+            return WrongServer(response)
+        error: Exception = super().parse_error(response)  # type: ignore[no-untyped-call]
+        return error
+
+
+class _Place:
+    """Where the clients of a process for one server are connected to, as far as they know.
+
+    `moves` counts how often one of them was told that it is the wrong one: connections made before that are of no use.
+    """
+
+    def __init__(self) -> None:
+        self.moves = 0
+        self.pools: WeakSet[ConnectionPool] = WeakSet()
+
+    async def move(self) -> None:
+        self.moves += 1
+        for pool in list(self.pools):
+            await _disconnect_idle(pool)
+
+
 class _Mended(AbstractConnection):
-    """Three things about connections.
+    """Four things about connections.
 
     One that was reset just now is a ConnectionError; uvloop says RuntimeError, which nobody expects. Where one does
     not answer, the idle ones of its pool are likely dead as well: they are closed, or each would cost a caller its wait.
-    And to send a command takes no task of its own.
+    To send a command takes no task of its own. And one that leads to the wrong server sends nothing more.
     """
 
     siblings: ConnectionPool
+    place: _Place
+    _parser: _Parser
+    _moves = 0
+    _connecting = False
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether it was made before somebody was told that this is the wrong server."""
+        return self._moves != self.place.moves
+
+    async def connect(self) -> None:
+        if self.is_connected:
+            return
+        self._moves, self._connecting = self.place.moves, True
+        try:
+            await super().connect()  # type: ignore[no-untyped-call]
+        finally:
+            self._parser.wrong = self._connecting = False  # what was refused on the way does not matter, or was raised
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         try:
@@ -209,10 +281,16 @@ class _Mended(AbstractConnection):
         except TimeoutError:
             await _close_idle(self)
             raise
+        finally:
+            if self._parser.wrong and not self._connecting and not self.is_stale:
+                await self.place.move()
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         if not self.is_connected:
-            await self.connect()  # type: ignore[no-untyped-call]
+            await self.connect()
+        elif self.is_stale:
+            await self.disconnect(nowait=True)
+            raise ConnectionError("The connection led to the wrong server.")
         timeout_s, self.socket_timeout = self.socket_timeout, None  # with one, redis-py goes through asyncio.wait_for
         try:
             async with asyncio.timeout(timeout_s):
@@ -225,19 +303,53 @@ class _Mended(AbstractConnection):
             self.socket_timeout = timeout_s
 
 
+class _Pipeline(Pipeline):
+    """redis-py's, but one that watches keys is told that it has met the wrong server, not that somebody wrote: it would
+    be tried again, at once, for as long as that lasts."""
+
+    async def _disconnect_raise_reset(self, conn: Any, error: Exception) -> None:
+        if self.watching and isinstance(error, WrongServer):
+            self.watching = False
+            await conn.disconnect(nowait=True)
+            raise error
+        await super()._disconnect_raise_reset(conn, error)
+
+    async def _disconnect_reset_raise(self, conn: Any, error: Exception) -> None:
+        if self.watching and isinstance(error, WrongServer):
+            self.watching = False
+            await conn.disconnect(nowait=True)
+            raise error
+        await super()._disconnect_reset_raise(conn, error)  # type: ignore[no-untyped-call]
+
+
 async def _close_idle(connection: Any) -> None:
+    if siblings := getattr(connection, "siblings", None):
+        await _disconnect_idle(siblings)
+
+
+async def _disconnect_idle(pool: ConnectionPool) -> None:
     """Not the pool's own `disconnect`: it waits in between, and who takes one meanwhile finds it half closed."""
-    siblings = getattr(connection, "siblings", None)
-    for other in list(idle := siblings._available_connections if siblings else ()):
+    for other in list(idle := pool._available_connections):
         if other in idle:
             await other.disconnect(nowait=True)
 
 
-class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+class _Pool(BlockingConnectionPool):
+    """Waits for a free connection, and takes none back that is of no use any more but as a closed one."""
+
+    place: _Place
+
+    async def release(self, connection: Any) -> None:
+        if connection.is_stale:
+            await connection.disconnect(nowait=True)
+        await super().release(connection)
+
+
+class _SentinelPool(SentinelConnectionPool, _Pool):
     """Asks the sentinels for the master on every new connection, and waits for a free one like the other pool."""
 
 
-def _sentinel_pool(url: str, options: dict[str, Any]) -> BlockingConnectionPool:
+def _sentinel_pool(url: str, options: dict[str, Any]) -> _Pool:
     parts = urlsplit(url)
     path = parts.path.strip("/").split("/")
     hosts = [host.rpartition(":") for host in parts.netloc.rpartition("@")[2].split(",")]
@@ -250,39 +362,6 @@ def _sentinel_pool(url: str, options: dict[str, Any]) -> BlockingConnectionPool:
     password = unquote(parts.netloc.rpartition("@")[0].rpartition(":")[2]) or None
     sentinel = Sentinel(addresses, **timeouts)  # type: ignore[no-untyped-call]
     return _SentinelPool(master, sentinel, db=database, password=password, **options)  # type: ignore[no-untyped-call]
-
-
-async def persist(name: str, loop: Callable[[], Awaitable[None]]) -> None:
-    """Runs a loop, again and again while Redis is away, which the broker calls Unavailable.
-
-    Anything else it raises is a bug and leaves.
-    """
-    while True:
-        try:
-            await loop()
-            return
-        except (RedisError, OSError, Unavailable) as error:
-            complain(name, error)
-            await asyncio.sleep(_RETRY_S)
-
-
-def complain(part: str, error: object, **about: Any) -> None:
-    """Counts and logs that a part of this process could not use Redis; one line in 5 s for each part, at most.
-
-    In an outage everything that runs has the same to say, some of it four times a second. Where it was the file storage,
-    the line says that.
-    """
-    failed = error if isinstance(error, FileStorageFailed) else None
-    if failed is None:
-        REDIS_ERRORS.labels(part).inc()
-    now = time.monotonic()
-    if now - _complained.get(part, -_COMPLAIN_EVERY_S) >= _COMPLAIN_EVERY_S:
-        _complained[part] = now
-        if failed is not None:
-            logger.warning("file storage failed", part=part, why=failed.why, **about)
-            return
-        said = str(error)[:80] if isinstance(error, ResponseError) else None
-        logger.warning("redis failed", part=part, error=type(error).__name__, said=said, **about)
 
 
 async def check_server(redis: ArqRedis, url: str) -> None:

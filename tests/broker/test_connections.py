@@ -12,6 +12,7 @@ import uvloop
 
 from shared import redis as connections
 from shared.embedded import EmbeddedValkey
+from shared.outage import Pauses
 from shared.redis import (
     ArqRedis,
     RedisError,
@@ -110,7 +111,7 @@ async def test_a_server_that_may_not_be_asked_is_not_warned_of() -> None:
 
 
 async def test_a_loop_outlives_outages_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_RETRY_S", 0)
+    monkeypatch.setattr(Pauses, "next_s", lambda self: 0)
     failures = iter([ConnectionError(), connections.RedisError(), None])
     turns = 0
 

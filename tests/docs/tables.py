@@ -86,7 +86,7 @@ def providers() -> str:
 
 
 def metrics() -> str:
-    of_both = (ROOT / "shared/redis.py", ROOT / "shared/reaper.py")
+    of_both = (ROOT / "shared/outage.py", ROOT / "shared/reaper.py")
     sources = {
         "API": [*(ROOT / "api").rglob("*.py"), ROOT / "shared/broker.py", *of_both],
         "worker": [*(ROOT / "worker").rglob("*.py"), ROOT / "shared/writer.py", *of_both],

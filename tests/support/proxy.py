@@ -75,6 +75,10 @@ class Proxy(LoopThread):
 
         self._set(silence)
 
+    def lead_to(self, target: str | tuple[str, int]) -> None:
+        """New connections lead there from now on; those that are open stay where they are."""
+        self._set(lambda: setattr(self, "_target", target))
+
     def delay(self, seconds: float) -> None:
         """Every reply is late by this much."""
         self._set(lambda: setattr(self, "latency_s", seconds))

@@ -1,0 +1,162 @@
+"""Transactions on a server with room, and on one whose memory is full, where each kind of server refuses something else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, connect
+from shared.transaction import commit, transact
+from tests.support.server import Server
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server"), kind=request.param) as running:
+        yield running
+
+
+@pytest.fixture(params=["with room", "full"])
+async def client(server: Server, request: pytest.FixtureRequest) -> AsyncIterator[ArqRedis]:
+    running = connect(server.url, max_connections=4)
+    await running.config_set("maxmemory", 0)
+    await running.flushall()
+    await running.zadd("z", {"one": 1, "two": 2})
+    await running.set("k", b"old")
+    await running.config_set("maxmemory", 1 if request.param == "full" else 0)
+    yield running
+    await running.config_set("maxmemory", 0)
+    await running.aclose(close_connection_pool=True)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_is_committed_is_done_and_answered_as_ever(client: ArqRedis, at_once: bool) -> None:
+    async with client.pipeline(transaction=at_once) as pipe:
+        pipe.set("k", b"\x00new\xff", px=60_000)
+        pipe.zscore("z", "two")
+        pipe.zrange("z", 0, -1, withscores=True)
+        pipe.hset("h", mapping={"a": 1, "b": b"2"})
+        pipe.get("nothing")
+        pipe.zrem("z", "one")
+        pipe.delete("nothing", "z")
+        pipe.pexpire("k", 50_000)
+        replies = await commit(pipe)
+    assert replies == [True, 2.0, [(b"one", 1.0), (b"two", 2.0)], 2, None, 1, 1, True]
+    assert await client.get("k") == b"\x00new\xff"
+    assert await client.hgetall("h") == {b"a": b"1", b"b": b"2"}
+    if at_once:
+        assert 40_000 < await client.pttl("k") <= 50_000
+
+
+async def test_a_pipeline_is_not_done_twice_where_a_part_was_refused(client: ArqRedis) -> None:
+    async with client.pipeline(transaction=False) as pipe:
+        pipe.zremrangebyrank("z", 0, 0)  # a full server takes this at once
+        pipe.incr("n")
+        assert await commit(pipe) == [1, 1]
+    assert await client.zcard("z") == 1
+
+
+async def test_errors_of_commands_are_raised_or_returned(client: ArqRedis) -> None:
+    async with client.pipeline(transaction=True) as pipe:
+        pipe.set("k", b"new")
+        pipe.hget("z", "a")
+        done, refused = await commit(pipe, raise_on_error=False)
+        assert done is True
+        assert isinstance(refused, ResponseError)
+        pipe.set("k", b"newer")
+        pipe.hget("z", "a")
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            await commit(pipe)
+    assert await client.get("k") == b"newer"
+
+
+async def test_a_pipeline_can_be_used_again(client: ArqRedis) -> None:
+    async with client.pipeline(transaction=True) as pipe:
+        pipe.set("k", b"1")
+        await commit(pipe)
+        pipe.append("k", b"2")
+        assert await commit(pipe) == [2]
+
+
+async def test_compare_and_set_sees_and_writes(client: ArqRedis) -> None:
+    seen: list[Any] = []
+
+    def queue(pipe: Any, replies: list[Any]) -> None:
+        seen.append(replies)
+        pipe.set("k", replies[0] + b"er")
+
+    assert await transact(client, ["k"], [("GET", "k"), ("ZRANGE", "z", 0, -1), ("GET", "none")], queue) == [True]
+    assert seen[-1] == [b"old", [b"one", b"two"], None]
+    assert await client.get("k") == b"older"
+
+
+async def test_what_raises_or_adds_nothing_does_nothing(client: ArqRedis) -> None:
+    def refuse(pipe: Any, replies: list[Any]) -> None:
+        pipe.set("k", b"new")
+        raise KeyError("no")
+
+    with pytest.raises(KeyError):
+        await transact(client, ["k"], [("GET", "k")], refuse)
+    assert await transact(client, ["k"], [("GET", "k")], lambda pipe, replies: None) == []
+    assert await client.get("k") == b"old"
+
+
+async def test_many_who_compare_and_set_lose_nothing(client: ArqRedis) -> None:
+    def add(pipe: Any, replies: list[Any]) -> None:
+        pipe.set("n", int(replies[0] or 0) + 1)
+
+    await asyncio.gather(*(transact(client, ["n"], [("GET", "n")], add) for _ in range(20)))
+    assert await client.get("n") == b"20"
+
+
+async def test_what_somebody_writes_between_look_and_act_is_seen(client: ArqRedis, server: Server) -> None:
+    """Also where the look and the act are two scripts."""
+    tries = 0
+
+    def add(pipe: Any, replies: list[Any]) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 2:  # on a full server the first try is the transaction, which is refused
+            with server.client() as other:
+                other.eval("#!lua flags=allow-oom\nreturn redis.call('SET', 'k', 'other')", 0)
+        pipe.append("k", b"+")
+        if tries == 1:
+            with server.client() as other:
+                other.eval("#!lua flags=allow-oom\nreturn redis.call('SET', 'k', 'another')", 0)
+
+    await transact(client, ["k"], [("GET", "k")], add)
+    assert await client.get("k") in (b"other+", b"another+")
+    assert tries >= 2
+
+
+async def test_a_refused_command_among_others_is_a_value_where_that_is_asked_for(client: ArqRedis) -> None:
+    await client.config_set("maxmemory", 0)
+    await client.xadd("x", {"a": 1}, id="5-0")
+    await client.config_set("maxmemory", 1)
+
+    def queue(pipe: Any, replies: list[Any]) -> None:
+        pipe.xadd("x", {"a": 1}, id="4-0")
+        pipe.set("k", b"new")
+
+    refused, done = await transact(client, ["x"], [("XLEN", "x")], queue, raise_on_error=False)
+    assert isinstance(refused, ResponseError)
+    assert "equal or smaller" in str(refused)
+    assert done is True
+
+
+async def test_who_may_run_no_scripts_is_told_that_the_server_is_full(client: ArqRedis, server: Server) -> None:
+    await client.execute_command("ACL", "SETUSER", "plain", "on", "nopass", "~*", "+@all", "-@scripting")
+    await client.config_set("maxmemory", 1)
+    limited = connect(server.url.replace("//", "//plain:any@"), max_connections=1)
+    try:
+        async with limited.pipeline(transaction=True) as pipe:
+            pipe.set("k", b"new")
+            with pytest.raises(OutOfMemoryError):
+                await commit(pipe)
+        with pytest.raises(OutOfMemoryError):
+            await transact(limited, ["k"], [("GET", "k")], lambda pipe, replies: pipe.set("k", b"new"))
+    finally:
+        await limited.aclose(close_connection_pool=True)

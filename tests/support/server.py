@@ -1,0 +1,66 @@
+"""Redis or Valkey servers of our own on loopback: of either kind, several at once, with TLS or without."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import redis
+
+from shared.embedded import find_binary, tied_to_parent
+from tests.support.stack import free_port, wait_until
+
+REDIS = "redis-server"
+
+
+def binary(kind: str) -> str:
+    """The program of `valkey`, the bundled one, or of `redis`, the machine's; skips the test where that is not installed."""
+    if kind == "valkey":
+        return str(find_binary())
+    found = shutil.which(REDIS)
+    if found is None:
+        pytest.skip(f"{REDIS} is not installed")
+    return found
+
+
+class Server:
+    """A context manager; `options` are the server's own, as on its command line, and win over these here.
+
+    It keeps nothing on disk and has the default user only, unless they say otherwise.
+    """
+
+    def __init__(self, directory: Path, *options: str, kind: str = "valkey", port: int = 0) -> None:
+        self.port = port or free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._directory, self._options, self._kind = directory, options, kind
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self._directory.mkdir(exist_ok=True)
+        common = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory), "--save", ""]
+        with (self._directory / "server.log").open("ab") as log:
+            command = tied_to_parent([binary(self._kind), *common, *self._options])
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_until(self._listens, what=f"{self._kind} listens on {self.port}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def client(self, **options: Any) -> redis.Redis:
+        """The connection ends with the last use of the client."""
+        return redis.Redis(port=self.port, socket_timeout=5, **options)
+
+    def _listens(self) -> bool:
+        assert self._process is not None
+        ended = self._process.poll()
+        assert ended is None, f"{self._kind} ended:\n{(self._directory / 'server.log').read_text()[-1000:]}"
+        with contextlib.suppress(redis.ConnectionError, redis.ResponseError), self.client() as client:
+            return bool(client.ping())
+        return False

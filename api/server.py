@@ -16,12 +16,13 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import create_app
 from api.auth import is_loopback
+from api.intake import Intake
 from api.relay import CONNECTION, Drain
 from shared.config import SettingsInvalid, load_settings
+from shared.errors import StreamspoolError
 from shared.telemetry import configure_logging, get_logger
 
 logger = get_logger(__name__)
@@ -36,15 +37,6 @@ HEADERS_S = 30.0
 
 _GRACE_S = 5.0
 _NOBODY_WAITS = asyncio.Event()
-
-
-class _Pipeline(list[Any]):
-    """Requests that came before their time: none, almost always. uvicorn's own deque takes 700 bytes to say so."""
-
-    __slots__ = ()
-
-    def appendleft(self, waiting: Any) -> None:
-        self.insert(0, waiting)
 
 
 class _Writable:
@@ -72,7 +64,7 @@ class _Writable:
         self._waiter = None
 
 
-class Protocol(HttpToolsProtocol):
+class Protocol(Intake):
     """Puts itself into the ASGI scope, and lets no client hold a connection by doing nothing.
 
     There are two ways to do that. Not to say what one wants: uvicorn's keep-alive timer is taken off by any byte, be it
@@ -90,7 +82,6 @@ class Protocol(HttpToolsProtocol):
         self.lost = False
         self._patience: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
-        self.pipeline = _Pipeline()  # type: ignore[assignment]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -123,6 +114,10 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._end_patience()
         super().on_headers_complete()
+
+    def refuse(self, error: StreamspoolError) -> None:
+        self._end_patience()  # those before it may take their time, and lingering has timers of its own
+        super().refuse(error)
 
     def pause_writing(self) -> None:
         super().pause_writing()

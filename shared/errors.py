@@ -13,6 +13,7 @@
     ├── KeyReused 422                an Idempotency-Key that stands for another request
     ├── TooLarge 413                 body over STREAMSPOOL_MAX_BODY_BYTES
     │   └── SessionTooLarge 413      the session's history is over its limit
+    ├── HeaderFieldsTooLarge 431     request line and header fields, or trailers, over the limits of api/intake.py
     ├── Internal 500                 a bug of ours
     ├── Unavailable 503              Redis away, no worker ever seen, draining: retry later
     │   └── FileStorageFailed 503    where files are kept does not answer, or not well
@@ -185,6 +186,14 @@ class SessionTooLarge(TooLarge):
     """What the session holds is over the limit; nothing was stored."""
 
     code = "session_too_large"
+
+
+class HeaderFieldsTooLarge(StreamspoolError):
+    """What a request has besides its body is over the limit (RFC 6585 §5); it was not read to its end."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "request_header_fields_too_large"
 
 
 class SessionBusy(StreamspoolError):

@@ -25,8 +25,9 @@ from tests.support.wire_async import Cut, Reading, Stream, call, follow
 DROPPED, VIEWERS = "streamspool_viewers_dropped_total", "streamspool_viewers"
 SETTINGS = {"STREAMSPOOL_SEND_TIMEOUT_S": "1", "STREAMSPOOL_KEEPALIVE_S": "0.5", "STREAMSPOOL_HOLD_HEADERS_S": "0.2"}
 IMPATIENT = """
-import api.deps, api.server
-api.server.HEADERS_S = api.deps._BODY_S = 1.5
+import api.deps, api.intake, api.server
+api.server.HEADERS_S = api.deps._BODY_S = api.intake.LINGER_S = 1.5
+api.intake.LINGER_IDLE_S = 0.5
 api.server._GRACE_S = 0
 api.server.main()
 """
@@ -367,6 +368,50 @@ def test_f43_nobody_holds_a_connection_by_not_reading(impatient: Stack, provider
             exits.callback(one.close)
         assert other.post(ask("fake/echo", "served")).json()["choices"][0]["message"]["content"] == "served"
         wait_until(lambda: connections(impatient) <= before + 1, what="they are dropped")  # one is `other`'s
+
+
+# ---- F61
+
+
+@pytest.mark.parametrize("sends_on", [True, False])
+def test_f61_who_was_refused_may_not_stay(impatient: Stack, sends_on: bool) -> None:
+    """It sent a head without end and was told so: neither by sending on nor by doing nothing does it keep its connection."""
+    before = connections(impatient)
+    with begin(impatient, b"GET / HTTP/1.1\r\nx-long: " + b"x" * 100_000) as one:
+        assert one.recv(65536).startswith(b"HTTP/1.1 431 ")
+        assert one.recv(65536) == b"", "nothing more is said"
+
+        def dropped() -> bool:
+            with contextlib.suppress(OSError):
+                if sends_on:
+                    one.sendall(b"x")
+            return connections(impatient) <= before
+
+        wait_until(dropped, 10)
+
+
+def test_f61_a_server_that_stops_does_not_wait_for_them(impatient: Stack) -> None:
+    with begin(impatient, b"GET / HTTP/1.1\r\nx-long: " + b"x" * 100_000) as one:
+        assert one.recv(65536).startswith(b"HTTP/1.1 431 ")
+        impatient.process("api").terminate()
+        assert impatient.process("api").wait(10) == 0
+    impatient.start("api")
+    impatient.wait_ready()
+
+
+def test_f61_a_header_of_150_mib_is_refused_and_costs_nothing(viewed: Stack, client: Client) -> None:
+    """Four at once; each is answered although it listens only when it has said all; others are served meanwhile."""
+    Path(f"/proc/{viewed.process('api').pid}/clear_refs").write_text("5")  # the peak begins again
+    before, piece = memory_mb(viewed, "VmRSS"), b"x" * (1 << 20)
+    with contextlib.ExitStack() as exits:
+        many = [exits.enter_context(begin(viewed, b"GET / HTTP/1.1\r\nx-long: ")) for _ in range(4)]
+        for _ in range(150):
+            for one in many:
+                one.sendall(piece)
+        assert text(chunks(client.stream("fake/echo", "served").content)) == "served"
+        for one in many:
+            assert one.recv(65536).startswith(b"HTTP/1.1 431 ")
+    assert memory_mb(viewed, "VmHWM") - before < 8
 
 
 def test_f42_no_fault_left_a_trace(viewed: Stack, impatient: Stack) -> None:

@@ -43,13 +43,25 @@ The error object is OpenAI's: `{"error": {"message", "type", "param", "code"}}`
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
+
+MAX_RETRY_AFTER_S = 86400.0
+"""Longer than this nobody is asked to wait, whoever asks for it: a provider's clock may be wrong, or its arithmetic."""
+
+
+def bounded_retry_after(seconds: float | None) -> float | None:
+    """`seconds` within 0 and a day; None for what is no number."""
+    if seconds is None or math.isnan(seconds):
+        return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
 
 
 class StreamspoolError(Exception):
     """Base of all errors that may reach a client.
 
-    `message` says what to do next; `code` is stable and machine-readable; `retry_after_s` becomes `Retry-After`.
+    `message` says what to do next; `code` is stable and machine-readable; `retry_after_s`, a day at most, becomes
+    `Retry-After`.
     """
 
     status: int = 500
@@ -69,7 +81,7 @@ class StreamspoolError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = bounded_retry_after(retry_after_s)
         if code is not None:
             self.code = code
         if status is not None:

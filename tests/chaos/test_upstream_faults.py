@@ -138,6 +138,14 @@ def test_f23_nothing_but_429_is_a_429(client: Client, provider: FaultyProvider, 
     assert len(plan.calls) == 3
 
 
+@pytest.mark.parametrize("said", ["1" + "0" * 20, "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_f23_nobody_is_told_to_wait_for_more_than_a_day(client: Client, provider: FaultyProvider, said: str) -> None:
+    provider.plan("limited", refusal(429, "rate_limit", **{"retry-after": said}))
+    response = client.post(ask("scripted/limited"))
+    refused(response, 429, "rate_limit")
+    assert response.headers["retry-after"] == "86400"
+
+
 def test_f23_a_long_retry_after_is_the_clients_to_wait_for(client: Client, provider: FaultyProvider) -> None:
     plan = provider.plan("limited", refusal(429, "rate_limit", **{"retry-after": "60"}))
     with bounded():

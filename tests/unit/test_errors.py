@@ -94,6 +94,15 @@ def test_retry_after_is_in_whole_seconds_and_never_zero(seconds: float, header: 
     assert Unavailable("m", retry_after_s=seconds).headers() == {"retry-after": header}
 
 
+@pytest.mark.parametrize(("seconds", "header"), [(1e20, "86400"), (float("inf"), "86400"), (-3, "1"), (-1e400, "1")])
+def test_retry_after_is_a_day_at_most(seconds: float, header: str) -> None:
+    """Also of a failure that an older worker wrote down."""
+    stored = {"message": "m", "status": 429, "retry_after_s": seconds}
+    for error in (UpstreamRefused("m", retry_after_s=seconds), GenerationFailed(stored)):
+        assert error.headers()["retry-after"] == header
+    assert "retry-after" not in UpstreamRefused("m", retry_after_s=float("nan")).headers()
+
+
 def test_most_errors_leave_the_retries_to_the_client() -> None:
     assert BadRequest("m").headers() == {}
     assert Unavailable("m").headers() == {"retry-after": "2"}

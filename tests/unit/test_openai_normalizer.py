@@ -352,8 +352,20 @@ def test_retry_after() -> None:
     in_a_minute = refused(429, retry_after=formatdate(time.time() + 60, usegmt=True)).retry_after_s
     assert in_a_minute is not None
     assert 50 < in_a_minute <= 60
-    for nonsense in ("soon", "inf", "nan", ""):
+    for nonsense in ("soon", "inf", "nan", "-infinity", "", "Fri, 99 Dec 9999 23:59:59 GMT", "1, 2"):
         assert refused(429, retry_after=nonsense).retry_after_s is None
+    assert refused(429, retry_after="7", retry_after_ms="soon").retry_after_s == 7
+
+
+@pytest.mark.parametrize("much", ["86401", "1e20", "1e400", "9" * 5000, "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_nobody_is_asked_to_wait_for_more_than_a_day(much: str) -> None:
+    assert refused(429, retry_after=much).to_outcome()["retry_after_s"] == 86400
+
+
+@pytest.mark.parametrize("past", ["-1", "-1e400", "Mon, 01 Jan 0001 00:00:00 GMT", "Thu, 01 Jan 1970 00:00:00 -0000"])
+def test_what_is_over_is_now(past: str) -> None:
+    assert refused(429, retry_after=past).retry_after_s in (0, None)
+    assert refused(429, retry_after="5", retry_after_ms="9" * 400).retry_after_s == 86400
 
 
 def test_not_errors_by_status() -> None:

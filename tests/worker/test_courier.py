@@ -178,6 +178,18 @@ async def test_a_receiver_that_asks_to_be_left_alone_is(
     assert 599 <= state["next_attempt_at"] - before_s <= 630
 
 
+@pytest.mark.parametrize("said", ["9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT", "nan", "-5"])
+async def test_a_receiver_cannot_put_its_webhook_off_for_ever(
+    redis: ArqRedis, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    receiver.answer, receiver.headers = lambda _: 503, {"retry-after": said}
+    before_s = time.time()
+    async with post(redis, monkeypatch, webhook_retry_s=60) as mail:
+        state = await mail.told("batch_1", receiver.url)
+    assert (state["status"], state["attempts"]) == ("pending", 1)
+    assert 30 <= state["next_attempt_at"] - before_s <= 3630
+
+
 async def test_a_receiver_that_is_not_there_yet(redis: ArqRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     receiver = Receiver()
     receiver.start()

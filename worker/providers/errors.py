@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from shared import json
-from shared.errors import UpstreamError, UpstreamInvalid, UpstreamRefused
+from shared.errors import UpstreamError, UpstreamInvalid, UpstreamRefused, bounded_retry_after
 from worker.providers.registry import Provider
 
 _MAX_MESSAGE = 500
@@ -132,15 +132,23 @@ def _clean(text: str, secret: str | None, limit: int) -> str:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from now on; None where the provider did not say, or not in a form anyone knows."""
+    """Seconds to wait, from now on, a day at most; None where it was not said, or not in a form anyone knows.
+
+    OpenAI's `retry-after-ms` goes before `Retry-After`, which is a number of seconds or a date (RFC 9110 §10.2.3).
+    """
+    for name, per_second in (("retry-after-ms", 1000), ("retry-after", 1)):
+        if (number := _number(headers.get(name, ""))) is not None:
+            return bounded_retry_after(number / per_second)
     try:
-        if milliseconds := headers.get("retry-after-ms"):
-            seconds = float(milliseconds) / 1000
-        else:
-            seconds = float(headers.get("retry-after", "nan"))
+        return bounded_retry_after(parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _number(text: str) -> float | None:
+    """One spelled in digits, however many: of too many it is infinity, as of the word itself it is not."""
+    try:
+        number = float(text)
     except ValueError:
-        try:
-            seconds = parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
-    return max(0.0, seconds) if abs(seconds) < float("inf") else None
+        return None
+    return number if any(map(str.isdigit, text)) else None

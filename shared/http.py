@@ -3,6 +3,11 @@
 Hidden here: httpx, of which we want the words and not the client (proxies and netrc from the environment, redirects,
 cookies), and the transport under it, which is aiohttp's: a paced chunk costs a quarter of what it does through httpx's
 own, and all that came in one packet is read at once. Everybody else sees a client, a response and five errors.
+
+A kept connection may have been closed by the server while nobody looked, and that shows only when the next request goes
+out. If nothing of a response came on a connection that was used before, the request is made again at once, on a new one:
+RFC 9112 §9.3.1 has it for requests that can be repeated, browsers do it for all (Chromium's HttpNetworkTransaction), since
+a server that has closed has read nothing. Never twice, and never once a byte of the response has come.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +24,12 @@ from typing import Any, Self
 import aiohttp
 import httpx
 import yarl
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+
+from shared.telemetry import get_logger
+
+logger = get_logger(__name__)
 
 Request = httpx.Request
 
@@ -93,42 +105,101 @@ class _Transport(httpx.AsyncBaseTransport):
 
     def __init__(self, connect_timeout_s: float) -> None:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
-        self._session: aiohttp.ClientSession | None = None
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:  # it belongs to the loop it is made in
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                trust_env=False,
-                timeout=self._timeout,
-                read_bufsize=_READ_AHEAD,
-                max_line_size=_HEADER_LINE,
-                max_field_size=_HEADER_LINE,
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            )
-        return self._session
+        self._keeping: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
+        """Its connections are new ones, each for one request."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        headers = [(name.decode("ascii"), value.decode("latin-1")) for name, value in request.headers.raw]
         try:
             with _errors():
-                response = await self._open().request(
-                    request.method,
-                    yarl.URL(str(request.url), encoded=True),
-                    headers=headers,
-                    data=_body(request),
-                    allow_redirects=False,
-                )
+                response = await self._ask(request)
         except ValueError as error:  # aiohttp's InvalidURL, and yarl's own words for a port that is none
             raise httpx.UnsupportedProtocol(str(error)) from None
         stream = _Stream(response)
         return httpx.Response(response.status, headers=response.raw_headers, stream=stream, request=request)
 
+    async def _ask(self, request: httpx.Request) -> aiohttp.ClientResponse:
+        body = _body(request)
+        if self._keeping is None:  # it belongs to the loop it is made in
+            self._keeping = self._open(aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S))
+        try:
+            return await _send(self._keeping, request, body)
+        except _Stale as stale:
+            if not isinstance(body, bytes | None):
+                raise stale.error from None  # what was sent of it is gone
+        logger.debug("connection had been closed")
+        if self._fresh is None:
+            self._fresh = self._open(aiohttp.TCPConnector(limit=0, force_close=True))
+        return await _send(self._fresh, request, body)
+
+    def _open(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        connector._factory = partial(_Handler, loop=asyncio.get_running_loop())  # type: ignore[assignment]
+        return aiohttp.ClientSession(
+            connector=connector,
+            response_class=_Response,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            timeout=self._timeout,
+            read_bufsize=_READ_AHEAD,
+            max_line_size=_HEADER_LINE,
+            max_field_size=_HEADER_LINE,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+        )
+
     async def aclose(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._keeping, self._fresh):
+            if session is not None:
+                await session.close()
+
+
+async def _send(
+    session: aiohttp.ClientSession, request: httpx.Request, body: bytes | AsyncIterable[bytes] | None
+) -> aiohttp.ClientResponse:
+    return await session.request(
+        request.method,
+        yarl.URL(str(request.url), encoded=True),
+        headers=[(name.decode("ascii"), value.decode("latin-1")) for name, value in request.headers.raw],
+        data=body,
+        allow_redirects=False,
+    )
+
+
+class _Stale(Exception):
+    """The connection was kept from an earlier request, and broke before anything of this one's response had come."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _Handler(ResponseHandler):
+    """One connection, which also remembers what aiohttp forgets when it breaks."""
+
+    requests = 0
+    heard = False
+    """Something of the response to the last request has come."""
+
+    def set_response_params(self, **options: Any) -> None:
+        self.requests += 1
+        self.heard = False
+        super().set_response_params(**options)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = True
+        super().data_received(data)
+
+
+class _Response(aiohttp.ClientResponse):
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        """Raises _Stale."""
+        handler = connection.protocol
+        try:
+            return await super().start(connection)
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
+            # Where aiohttp should have made a connection of another kind, nothing is known of it, and so nothing repeated.
+            if isinstance(handler, _Handler) and handler.requests > 1 and not handler.heard:
+                raise _Stale(error) from error
+            raise
 
 
 def _body(request: httpx.Request) -> bytes | AsyncIterable[bytes] | None:

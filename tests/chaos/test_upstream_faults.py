@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,20 @@ def test_f24_a_final_refusal_is_not_met_with_another_try(client: Client, provide
     assert KEY not in response.text
     assert len(plan.calls) == 1
     assert plan.authorization == [f"Bearer {KEY}"]
+
+
+# ---- F63: connections that were kept for nothing
+
+
+def test_f63_a_provider_that_closes_without_a_word_costs_nobody_a_try(client: Client, provider: FaultyProvider) -> None:
+    """After each answer; 300 of them, 30 at a time, so that the next request often meets the close."""
+    plan = provider.plan("silent", Answer([*words(3), *ending()], end="silent"))
+    with ThreadPoolExecutor(30) as pool:
+        answers = list(pool.map(lambda _: client.post(ask("scripted/silent")), range(300)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["choices"][0]["message"]["content"] for answer in answers} == {"w0 w1 w2 "}
+    assert len(plan.calls) == 300
+    assert {client.state(answer.headers["x-stream-id"])["retries"] for answer in answers} == {0}
 
 
 # ---- F25: silence

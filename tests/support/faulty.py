@@ -17,8 +17,9 @@ from typing import Literal
 from tests.support.loopback import ModelServer, Played
 from tests.support.upstream import Pause
 
-End = Literal["clean", "cut", "eof", "rst", "hang"]
-"""clean: as HTTP wants it. cut: chunked, without its last chunk. eof: no length at all. hang: open until we hang up."""
+End = Literal["clean", "silent", "cut", "eof", "rst", "hang"]
+"""clean: as HTTP wants it. silent: whole, and the connection is closed although nothing said that it would be. cut: chunked,
+without its last chunk. eof: no length at all. hang: open until we hang up."""
 
 
 @dataclass
@@ -69,7 +70,8 @@ class FaultyProvider(ModelServer[Plan]):
     async def play(self, played: Plan, call: int, writer: asyncio.StreamWriter) -> None:
         answer = played.answer(call)
         chunked = answer.end != "eof"
-        headers = {**answer.headers, "connection": "close", **({"transfer-encoding": "chunked"} if chunked else {})}
+        headers = {**answer.headers, **({"transfer-encoding": "chunked"} if chunked else {})}
+        headers |= {} if answer.end == "silent" else {"connection": "close"}
         lines = [f"HTTP/1.1 {answer.status} X", *(f"{name}: {value}" for name, value in headers.items())]
         if answer.status:
             writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
@@ -84,7 +86,7 @@ class FaultyProvider(ModelServer[Plan]):
         await writer.drain()
         if answer.end == "hang":
             await asyncio.Event().wait()
-        elif answer.end == "clean":
+        elif answer.end in ("clean", "silent"):
             writer.write(b"0\r\n\r\n")
             await writer.drain()
         elif answer.end == "rst":

@@ -20,6 +20,7 @@ from typing import Any
 
 from shared import json
 from shared.config import Settings
+from shared.confirm import Confirmer
 from shared.doorbell import ring
 from shared.entry import now_ms
 from shared.errors import BadRequest, Fenced, Gone, NotFound, Unavailable
@@ -56,7 +57,15 @@ def is_batch(job_id: str) -> bool:
 class Batches:
     """Create, find, list, cancel; claim and save for the worker. The first four may raise Unavailable."""
 
-    def __init__(self, redis: ArqRedis, files: Files, webhooks: Webhooks, settings: Settings) -> None:
+    def __init__(
+        self,
+        redis: ArqRedis,
+        files: Files,
+        webhooks: Webhooks,
+        settings: Settings,
+        confirmer: Confirmer | None = None,
+    ) -> None:
+        self._confirmer = confirmer
         self._redis, self._files, self._webhooks, self._settings = redis, files, webhooks, settings
         self._key = redis.key
         self._doubts = Doubts()
@@ -87,6 +96,8 @@ class Batches:
                     pipe.zremrangebyscore(index, "-inf", now - self._longest_ms())
                     pipe.pexpire(index, self._longest_ms())
                     await pipe.execute()
+                if self._confirmer:
+                    await self._confirmer.promise(background=True)
         logger.info("batch accepted", batch_id=head["id"], tenant=owner)
         await self._announce(head["id"])
         return head

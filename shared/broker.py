@@ -6,6 +6,7 @@ how one request made twice is one generation. Every method may raise Unavailable
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import uuid
@@ -20,9 +21,10 @@ from shared.batches import Batches
 from shared.catalogue import Catalogue
 from shared.closing import Closing
 from shared.config import Settings
+from shared.confirm import Confirmer
 from shared.doorbell import ring
-from shared.entry import VERSION, Kind, Position, Status, Summary, now_ms
-from shared.errors import BadRequest, Gone, KeyReused, NotFound, Sealed, StreamspoolError, Unavailable
+from shared.entry import VERSION, Entry, Kind, Position, Status, Summary, now_ms
+from shared.errors import BadRequest, Damaged, Gone, KeyReused, NotFound, Sealed, StreamspoolError, Unavailable
 from shared.files import Files
 from shared.guard import NO_STREAM, Doubts, in_time, reachable
 from shared.redis import ArqRedis, RedisError
@@ -36,6 +38,7 @@ from shared.webhooks import Target, Webhooks
 logger = get_logger(__name__)
 
 _FOUND_AT_ONCE = 100
+_MENDING_S = 0.25
 _ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
 
 
@@ -56,15 +59,19 @@ class Submitted(NamedTuple):
 class Broker:
     """Submit, find, list, cancel, delete."""
 
-    def __init__(self, redis: ArqRedis, log: StreamLog, settings: Settings, *, name: str) -> None:
+    def __init__(
+        self, redis: ArqRedis, log: StreamLog, settings: Settings, *, name: str, confirmer: Confirmer | None = None
+    ) -> None:
+        """Without a confirmer nothing that is accepted is confirmed."""
         self.log = log
+        self._confirmer = confirmer
         self._found = Gathered(log.describe, most=_FOUND_AT_ONCE)
         self.catalogue = Catalogue(redis)
         self.sessions = Sessions(redis, settings)
         self.webhooks = Webhooks(redis, settings)
         self.closing = Closing(redis, log, self.sessions, self.webhooks, settings, name=name)
-        self.files = Files(redis, settings)
-        self.batches = Batches(redis, self.files, self.webhooks, settings)
+        self.files = Files(redis, settings, confirmer)
+        self.batches = Batches(redis, self.files, self.webhooks, settings, confirmer)
         self._redis = redis
         self._key = redis.key
         self._settings = settings
@@ -105,7 +112,10 @@ class Broker:
                 if header["session"]:
                     await self.closing.settle_session(principal.tenant, header["session_id"])
                     reserve = self.sessions.reserve
+                header["server"] = await self._server()
                 created = await self.log.create(header, body, reserve)
+                if self._confirmer:
+                    await self._confirmer.promise(background=header["background"])
             if not created:
                 return Submitted(await self._replayed(generation_id), replayed=True)
         SUBMITTED.inc()
@@ -114,6 +124,10 @@ class Broker:
             await self._interrupt(header, principal)
         await self._announce(header)
         return Submitted(header, replayed=False)
+
+    async def _server(self) -> str | None:
+        """Which server takes this: a worker that finds another one knows that it may have forgotten something."""
+        return await self._confirmer.server() if self._confirmer else None
 
     async def _replayed(self, generation_id: str) -> dict[str, Any]:
         """The header of a generation that was there before; whoever created it may not have lived to ring."""
@@ -158,6 +172,7 @@ class Broker:
         header = self._header(line_id, request, principal, None, client_history=False, webhook=None)
         restart = request.on_interruption or "restart"
         header |= {"on_interruption": restart, "on_disconnect": "continue", "batch": batch}
+        header["server"] = await self._server()
         if await self.log.create(header, body):
             SUBMITTED.inc()
         await self.dispatch(header)
@@ -223,6 +238,7 @@ class Broker:
             "session_id": request.session_id,
             "session": self._session(request, client_history),
             "batch": None,
+            "server": None,
         }
 
     def _session(self, request: ChatRequest, client_history: bool) -> dict[str, Any] | None:
@@ -252,6 +268,9 @@ class Broker:
         if _ID.fullmatch(generation_id):
             with reachable():
                 summary = await self._found.get(generation_id)
+                while summary is None and self._confirmer and await self._confirmer.is_new(self._settings.lease_s):
+                    await asyncio.sleep(_MENDING_S)  # the worker that runs it may be writing it again
+                    summary = await self._found.get(generation_id)
             if summary and summary.header["owner"] == principal.tenant:
                 return summary
         raise NotFound(NO_STREAM)
@@ -263,13 +282,18 @@ class Broker:
                 [(one.header["id"], one.header.get("webhook"), one.outcome is not None) for one in summaries]
             )
 
-    async def chunks(self, generation_id: str, epoch: int, *, strict: bool = True) -> list[bytes]:
-        """All chunks of an attempt there are now. If `strict`, raises Damaged where one is missing."""
+    async def chunks(self, generation_id: str, epoch: int) -> tuple[list[bytes], Damaged | None]:
+        """All chunks of an attempt there are now; where an entry is missing, those before it, and what is wrong."""
         found: list[bytes] = []
+        damage = None
         with reachable():
-            async for page in self.log.read_all(generation_id, Position(epoch, 0), strict=strict):
-                found += [entry.data for entry in page if entry.kind in (Kind.CHUNK, Kind.USAGE)]
-        return found
+            try:
+                async for page in self.log.read_all(generation_id, Position(epoch, 0)):
+                    found += _payloads(page)
+            except Damaged as problem:
+                found += _payloads(problem.before)
+                damage = problem
+        return found, damage
 
     async def newest(self, principal: Principal, after: str | None = None) -> AsyncIterator[Summary]:
         """The principal's generations, newest first. Raises NotFound if `after` is not one of them."""
@@ -381,3 +405,7 @@ class Broker:
             _, body = await self.log.request(generation_id)
         messages: list[dict[str, Any]] = json.loads(body)["messages"]
         return messages
+
+
+def _payloads(entries: Sequence[Entry]) -> list[bytes]:
+    return [entry.data for entry in entries if entry.kind in (Kind.CHUNK, Kind.USAGE)]

@@ -14,8 +14,8 @@ from shared import json, turns, usage
 from shared.chat import Accumulator
 from shared.config import Settings
 from shared.doorbell import ring
-from shared.entry import SEAL, Kind, Position, Status, now_ms
-from shared.errors import Gone
+from shared.entry import BEGIN, SEAL, Kind, Position, Status, now_ms
+from shared.errors import Damaged, Forgotten, Gone, StreamLost
 from shared.redis import ArqRedis, RedisError, WatchError, bulk, watch
 from shared.sessions import Sessions
 from shared.streamlog import StreamLog
@@ -33,6 +33,11 @@ def finished_status(reasons: list[str | None]) -> Status:
     return Status.INCOMPLETE if _CUT_SHORT.intersection(filter(None, reasons)) else Status.COMPLETED
 
 
+def lost() -> dict[str, Any]:
+    """The error of an answer that the storage lost a part of."""
+    return {**StreamLost().to_object(), "status": StreamLost.status}
+
+
 class Told(NamedTuple):
     """What a log has so far: the request, and what its newest attempt said."""
 
@@ -43,11 +48,15 @@ class Told(NamedTuple):
     """Messages of the request that are new: after the history."""
     fold: Accumulator
     served: dict[str, Any]
+    position: Position
+    """The last entry of what was read."""
+    damage: Damaged | None = None
+    """Why this is only what stands before a missing entry."""
 
     @property
     def whole(self) -> bool:
         reasons = self.fold.finish_reasons
-        return len(reasons) >= self.header["n"] and all(reasons)
+        return self.damage is None and len(reasons) >= self.header["n"] and all(reasons)
 
     @property
     def think_tags(self) -> bool:
@@ -84,30 +93,54 @@ class Closing:
         self.sessions, self._webhooks = sessions, webhooks
         self._name = name
 
-    async def read(self, generation_id: str, epoch: int) -> Told:
-        """What the log has of this attempt now. Raises Gone."""
+    async def read(self, generation_id: str, epoch: int, *, damaged: bool = False) -> Told:
+        """What the log has of this attempt now. Whoever makes an answer of a log does it with this.
+
+        Raises Gone; Damaged where an entry is missing. With `damaged`, for whoever ends it as lost, it is what stands before
+        that entry.
+        """
         header, body = await self._log.request(generation_id)
         history, asked = await self.sessions.place(header, json.loads(body).get("messages", []))
-        fold, note = Accumulator(), None
-        async for page in self._log.read_all(generation_id, Position(epoch, 0), strict=False):
-            for entry in page:
-                if entry.kind in (Kind.CHUNK, Kind.USAGE) and entry.position.epoch == epoch:
-                    note = note or entry.note
-                    fold.feed(json.loads(entry.data))
-        return Told(header, history, asked, fold, json.loads(note) if note else {})
+        fold, note, damage, last = Accumulator(), None, None, Position(epoch, 0)
+        pages = self._log.read_all(generation_id, last)
+        while True:
+            try:
+                page = await anext(pages, None)
+            except Damaged as problem:
+                if not damaged:
+                    raise
+                page, damage = list(problem.before), problem
+            for entry in page or ():
+                if entry.position.epoch == epoch:
+                    last = entry.position
+                    if entry.kind in (Kind.CHUNK, Kind.USAGE):
+                        note = note or entry.note
+                        fold.feed(json.loads(entry.data))
+            if page is None or damage is not None:
+                break
+        return Told(header, history, asked, fold, json.loads(note) if note else {}, last, damage)
 
     async def conclude(
         self, generation_id: str, epoch: int, status: Status, *, error: dict[str, Any] | None = None
     ) -> Status:
-        """Ends what somebody else ran, keeping what it said; what lacks nothing but its seal is an answer.
+        """Ends what somebody else ran, keeping what it said; what lacks nothing but its seal is an answer, and what lacks
+        a part is lost.
 
         Returns what it ended as. Raises Sealed if it had ended, Gone.
         """
-        told = await self.read(generation_id, epoch)
-        if told.whole:
-            status, error = finished_status(told.fold.finish_reasons), None
-        await self.seal(told.header, await self.outcome(told, status, error), said=epoch)
-        return status
+        while True:
+            told = await self.read(generation_id, epoch, damaged=True)
+            found, problem, after = status, error, BEGIN
+            if told.damage is not None:
+                found, problem = Status.FAILED, lost()
+            elif told.whole:
+                found, problem, after = finished_status(told.fold.finish_reasons), None, told.position
+            outcome = await self.outcome(told, found, problem)
+            try:
+                await self.seal(told.header, outcome, said=epoch, after=after)
+                return found
+            except Forgotten:  # since it was read: it is another log now
+                continue
 
     async def outcome(self, told: Told, status: Status, error: dict[str, Any] | None) -> dict[str, Any]:
         """The outcome of what was said, with its usage and where that is from."""
@@ -125,14 +158,21 @@ class Closing:
         }
 
     async def seal(
-        self, header: dict[str, Any], outcome: dict[str, Any], *, said: int, epoch: int | None = None
+        self,
+        header: dict[str, Any],
+        outcome: dict[str, Any],
+        *,
+        said: int,
+        epoch: int | None = None,
+        after: Position = BEGIN,
+        length: int | None = None,
     ) -> None:
         """Writes the outcome and settles. Raises what `StreamLog.seal` raises; the settlement may come later.
 
-        `said` is the attempt whose words the outcome is about; with `epoch`, only while that one is the newest.
+        `said` is the attempt whose words the outcome is about; the rest is as for `StreamLog.seal`.
         """
         generation_id = header["id"]
-        await self._log.seal(generation_id, outcome, epoch=epoch, header=header)
+        await self._log.seal(generation_id, outcome, epoch=epoch, header=header, after=after, length=length)
         SEALED.labels(outcome["status"]).inc()
         error = outcome["error"] or {}
         logger.info(
@@ -212,7 +252,7 @@ class Closing:
             return None
         try:
             told = await self.read(header["id"], epoch)
-        except Gone:
+        except (Gone, Damaged):
             return None
         answers = told.fold.result()["choices"]
         if not answers:

@@ -185,6 +185,11 @@ class Settings(BaseSettings):
     no_worker_s: float = Field(
         60, ge=1, description="how long generations wait while no worker is alive, before they fail with `no_worker`"
     )
+    confirm: Literal["all", "background", "none"] = Field(
+        "background",
+        description="requests that are accepted only once the death of the Redis server cannot take them any more: `all`, "
+        "those with `background` and batches and files, or `none`",
+    )
     retention_s: float = Field(86400, ge=1, description="how long a finished stream can be replayed")
     stored_retention_s: float = Field(
         30 * 86400, ge=1, description="the same for requests with `store`; never less than for the others"

@@ -50,6 +50,11 @@ PIECES_SINCE = 2
 """The first version whose readers know pieces."""
 
 
+SKIPPED = 1000
+"""Attempts made on another server than the one that took the request have epochs from here on, seconds later ones higher.
+What that server forgot may have had the numbers before, and no number must ever stand for two attempts."""
+
+
 class Kind(StrEnum):
     """An entry's first field says what it is; the value is its data."""
 
@@ -140,8 +145,9 @@ def decode(
     `shapes` are those of the log up to `after`; without it the reply begins where a log or an attempt does. They make
     chunks of pieces, and take up what the reply brings. Without them pieces stay pieces, for callers who only look at
     positions and outcomes. If not `strict`, nothing is raised, and a piece whose shape is missing stays one.
+    What Damaged brings along are the entries before the one that is missing.
     """
-    entries = []
+    entries: list[Entry] = []
     resolve, chunk, kinds, new = shapes is not None, Kind.CHUNK, _KINDS, tuple.__new__
     shape = shapes.at(after) if shapes is not None and after is not None else None
     for entry_id, fields in raw:
@@ -155,7 +161,7 @@ def decode(
             position = Position(int(epoch), int(seq))
             if after is not None and not follows(after, position):
                 if strict:
-                    raise Damaged(f"{position} comes after {after}")
+                    raise Damaged(f"{position} comes after {after}", entries)
                 shape = None
                 if shapes is not None and position.seq:
                     shapes.put(Position(position.epoch, position.seq - 1), None)
@@ -174,7 +180,7 @@ def decode(
                 if shape is not None:
                     kind, data = chunk, shape[0] + data + shape[1]
                 elif strict:
-                    raise Damaged(f"{position} is a piece of what is missing")
+                    raise Damaged(f"{position} is a piece of what is missing", entries)
             elif name == b"a":
                 shape = None
             if brought is not None and kind is chunk:

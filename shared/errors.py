@@ -15,6 +15,7 @@
     │   └── SessionTooLarge 413      the session's history is over its limit
     ├── HeaderFieldsTooLarge 431     request line and header fields, or trailers, over the limits of api/intake.py
     ├── Internal 500                 a bug of ours
+    ├── StreamLost 500               the storage lost a part of an answer for good
     ├── Unavailable 503              Redis away, no worker ever seen, draining: retry later
     │   └── FileStorageFailed 503    where files are kept does not answer, or not well
     │       ├── FileStorageFull 507  has no room
@@ -34,7 +35,8 @@
     ├── Sealed                       the log has its outcome already
     ├── Taken                        that attempt was started by somebody already
     ├── Gone                         the log does not exist: expired or deleted
-    └── Damaged                      entries are missing: the server lost data
+    ├── Forgotten                    the log ends before what was written to it: to be mended
+    └── Damaged                      entries are missing for good: the server lost data
 
 The error object is OpenAI's: `{"error": {"message", "type", "param", "code"}}`
 (platform.openai.com/docs/guides/error-codes). The OpenAI SDKs retry 408, 409, 429 and 5xx unless
@@ -44,6 +46,7 @@ The error object is OpenAI's: `{"error": {"message", "type", "param", "code"}}`
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 MAX_RETRY_AFTER_S = 86400.0
@@ -221,6 +224,21 @@ class Internal(StreamspoolError):
     """A bug of ours: the message carries no detail, the log does."""
 
 
+_STREAM_LOST = (
+    "The broker's storage lost a part of this answer. What stands before that is kept. Send the request again."
+)
+
+
+class StreamLost(StreamspoolError):
+    """The storage has lost a part of an answer that it had acknowledged, and nobody can write it again."""
+
+    code = "stream_lost"
+    retryable = False
+
+    def __init__(self, message: str = _STREAM_LOST) -> None:
+        super().__init__(message)
+
+
 class Unavailable(StreamspoolError):
     """A part is away for now; nothing was stored, and a retry is welcome."""
 
@@ -391,12 +409,27 @@ class Sealed(LogError):
 
 
 class Gone(LogError):
-    """The log does not exist, or not any more."""
+    """The log does not exist, or not any more. `deleted` says that its owner deleted it just now, as far as that was asked."""
+
+    def __init__(self, generation_id: str, *, deleted: bool = False) -> None:
+        super().__init__(generation_id)
+        self.deleted = deleted
 
 
 class Taken(LogError):
     """This attempt number was used already: another worker is (or was) on it."""
 
 
+class Forgotten(LogError):
+    """The log lacks what its writer had appended, or its reader had read: the server forgot it. It may be written again."""
+
+
 class Damaged(LogError):
-    """An entry that must exist is missing: the server lost data it had acknowledged."""
+    """An entry that must exist is missing: the server lost data it had acknowledged.
+
+    `before` are the entries of what was read that stand before the first one that is missing.
+    """
+
+    def __init__(self, why: str, before: Sequence[Any] = ()) -> None:
+        super().__init__(why)
+        self.before = before

@@ -19,9 +19,10 @@ from typing import Any
 
 from shared import json
 from shared.config import Settings
+from shared.confirm import Confirmer
 from shared.entry import now_ms
 from shared.errors import BadRequest, FileStorageFailed, NotFound
-from shared.guard import reachable
+from shared.guard import in_time, reachable
 from shared.redis import ArqRedis
 from shared.storage import Missing, Sink, Storage
 from shared.telemetry import get_logger
@@ -66,8 +67,8 @@ def object_name(file_id: str) -> str:
 class Files:
     """Create, find, list, read, delete. Raises Unavailable where Redis is away, FileStorageFailed where the storage is."""
 
-    def __init__(self, redis: ArqRedis, settings: Settings) -> None:
-        self._redis, self._settings = redis, settings
+    def __init__(self, redis: ArqRedis, settings: Settings, confirmer: Confirmer | None = None) -> None:
+        self._redis, self._settings, self._confirmer = redis, settings, confirmer
         self._key = redis.key
 
     @cached_property
@@ -88,6 +89,10 @@ class Files:
                 new.sink = sink
                 yield new
             await self._register(new)
+            if file_id is None and self._confirmer:  # an upload, which its owner is told about
+                async with in_time():
+                    with reachable():
+                        await self._confirmer.promise(background=True)
         except BaseException:
             if file_id is None:
                 await self._remove(new.id)

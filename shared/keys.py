@@ -15,6 +15,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
 | `streamspool:stored:TENANT` | zset, score = created ms: with `store` | stored retention and safety bound after the last |
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
+| `streamspool:{ID}:deleted` | string: its owner deleted it, and no worker is to write it again | 60 s |
 | `streamspool:{ID}:settled` | string: what follows from the outcome was done | longer than the log |
 | `streamspool:unsettled` | set of ids sealed and not yet settled | permanent, emptied by settlements and reaper |
 | `streamspool:webhooks` | zset of subjects with an event to deliver, score = due ms | permanent, emptied by workers |
@@ -34,6 +35,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
 | `streamspool:catalogue` | string, JSON of providers and models | 1 day after the last heartbeat |
 | `streamspool:reaper` | string: somebody is on it | 2.5 s |
+| `streamspool:marker:PROCESS` | string: what that process asks the server to confirm | 60 s |
 | `streamspool:hub:PROCESS` | stream of at most one entry: interrupts that hub's blocking read | 60 s |
 | `arq:queue`, `arq:job:ID`, `arq:in-progress:ID`, `arq:retry:ID` | arq's own | arq's own |
 """
@@ -88,6 +90,9 @@ class Keys:
     def idempotency(self, tenant: str, digest: str) -> str:
         return f"{self.prefix}:idempotency:{tenant}:{digest}"
 
+    def deleted(self, generation_id: str) -> str:
+        return f"{self.prefix}:{{{generation_id}}}:deleted"
+
     def settled(self, generation_id: str) -> str:
         return f"{self.prefix}:{{{generation_id}}}:settled"
 
@@ -130,6 +135,9 @@ class Keys:
 
     def worker(self, worker_id: str) -> str:
         return f"{self.prefix}:worker:{worker_id}"
+
+    def marker(self, process_id: str) -> str:
+        return f"{self.prefix}:marker:{process_id}"
 
     def hub(self, process_id: str) -> str:
         return f"{self.prefix}:hub:{process_id}"

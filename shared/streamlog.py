@@ -15,41 +15,47 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from shared import json
+from shared.appender import Appender
 from shared.entry import (
     BEGIN,
     HEADER,
     PIECES_SINCE,
     SEAL,
+    SKIPPED,
     Entry,
     Kind,
     Position,
+    Raw,
     Summary,
     attempt,
     by_name,
     decode,
+    now_ms,
     summarize,
 )
-from shared.errors import Damaged, Fenced, Gone, LogError, Sealed, Taken
+from shared.errors import Damaged, Fenced, Forgotten, Gone, LogError, Sealed, Taken
 from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError, bulk, exchange, watch
 from shared.shape import Shapes
-from shared.writer import Appender, Writer, is_refusal
+from shared.writer import Claim, Writer, is_refusal
 
 _INDEX_PAGE = 50
 _FIRST_PAGE, _LARGEST_PAGE = 100, 2000
 _PAGE_BYTES = 1024 * 1024
 _INTERRUPT_TTL_MS = 60_000
+_DELETED_MS = 60_000
+"""Longer than anybody writes to, or waits for, a log that is gone."""
 _TOKEN = b"t"
 """A second field of the first entry, which readers skip: tells two creates of one id apart."""
 
 _SEAL_SCRIPT = """#!lua flags=allow-oom
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
 if #last == 0 then return false end
-local epoch = tonumber(string.match(last[1][1], '^(%d+)-'))
-if ARGV[4] ~= '0' and epoch ~= tonumber(ARGV[4]) then
-  return redis.error_reply('ERR not the newest attempt, or equal or smaller')
+if ARGV[4] ~= '' and last[1][1] ~= ARGV[4] then
+  return redis.error_reply('ERR not the last entry any more, or equal or smaller')
 end
 local id = redis.call('XADD', KEYS[1], ARGV[2], 'o', ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
@@ -87,9 +93,6 @@ class StreamLog:
         """
         generation_id, created = header["id"], header["created_at_ms"]
         key, token = self._key.log(generation_id), secrets.token_hex(8).encode()
-        indexes = [(self._key.index(header["owner"]), self._safety_ms + self._retention_ms)]
-        if header.get("store"):
-            indexes.append((self._key.stored(header["owner"]), self._safety_ms + self._kept_ms(header)))
         while True:
             async with self._redis.pipeline(transaction=True) as pipe:
                 if reserve:
@@ -99,7 +102,7 @@ class StreamLog:
                 pipe.xadd(key, {Kind.BODY: body}, id=str(BEGIN))
                 pipe.pexpire(key, self._safety_ms)
                 pipe.zadd(self._key.open, {generation_id: created})
-                for index, life_ms in indexes:
+                for index, life_ms in self._indexes(header):
                     pipe.zadd(index, {generation_id: created})
                     pipe.zremrangebyscore(index, "-inf", created - life_ms)
                     pipe.pexpire(index, life_ms)
@@ -138,6 +141,7 @@ class StreamLog:
 
     def _queue_delete(self, pipe: Any, generation_id: str, owner: str) -> None:
         pipe.delete(self._key.log(generation_id), self._key.metadata(generation_id), self._key.settled(generation_id))
+        pipe.set(self._key.deleted(generation_id), b"1", px=_DELETED_MS)
         for index in (self._key.open, self._key.index(owner), self._key.stored(owner)):
             pipe.zrem(index, generation_id)
 
@@ -154,27 +158,81 @@ class StreamLog:
     ) -> tuple[Writer, dict[str, Any], bytes]:
         """Starts attempt `epoch` and returns its writer with the request, in one round trip.
 
-        Raises Taken if that attempt, or a later one, was started by anybody; Sealed; Gone.
+        Where the server is not the one that took the request any more, another round trip starts it at a later epoch
+        (`SKIPPED`). Waits while the server is away. Raises Taken if that attempt, or a later one, was started by anybody;
+        Sealed; Gone.
         """
-        key = self._key.log(generation_id)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.xadd(key, {Kind.ATTEMPT: json.dumps(attempt)}, id=f"{epoch}-0", nomkstream=True)
-            pipe.xrange(key, str(HEADER), str(BEGIN))
-            added, raw = await pipe.execute(raise_on_error=False)
+        data = json.dumps(attempt)
+        while True:
+            raw, length, server = await self._begin(appender, generation_id, epoch, data)
+            header, body = self._request(raw, generation_id)
+            made_by = header.get("server")
+            if epoch >= SKIPPED or made_by is None or server is None or server == made_by:
+                break
+            epoch = SKIPPED + max(0, now_ms() - header["created_at_ms"]) // 1000
+        number = attempt.get("number", epoch)
+        claim = Claim(generation_id, epoch, number, length, data, self._head(header, raw, epoch, data))
+        pieces = header.get("v", 1) >= PIECES_SINCE
+        return Writer(appender, claim, self.last_of, pieces=pieces), header, body
+
+    async def _begin(
+        self, appender: Appender, generation_id: str, epoch: int, data: bytes
+    ) -> tuple[Raw, int, str | None]:
+        """Appends an attempt's entry. Returns the request's entries, how many the log has now, and which server said so."""
+        key = self._key.log(generation_id).encode()
+        commands = (
+            bulk(b"XADD", key, b"NOMKSTREAM", b"%d-0" % epoch, Kind.ATTEMPT.encode(), data),
+            bulk(b"XRANGE", key, str(HEADER).encode(), str(BEGIN).encode()),
+            bulk(b"XLEN", key),
+        )
+        (added, raw, length), server = await appender.ask(b"".join(commands), len(commands))
         if added is None:
             raise Gone(generation_id)
         if is_refusal(added):
             await self.last(generation_id)
-            mine = await self._redis.xrange(key, f"{epoch}-0", f"{epoch}-0")
-            if not mine or json.loads(decode(mine)[0].data) != attempt:  # ours all the same if only the reply was lost
+            if await self._attempt_of(generation_id, epoch) != data:  # ours all the same if only the reply was lost
                 raise Taken(generation_id)
-        elif isinstance(added, Exception):
-            raise added
-        if isinstance(raw, Exception):
-            raise raw
-        header, body = self._request(raw, generation_id)
-        pieces = header.get("v", 1) >= PIECES_SINCE
-        return Writer(appender, generation_id, epoch, self.last, pieces=pieces), header, body
+        for reply in (raw, length) if is_refusal(added) else (added, raw, length):
+            if isinstance(reply, Exception):
+                raise reply
+        return raw, length, server
+
+    def _head(self, header: dict[str, Any], raw: Raw, epoch: int, data: bytes) -> list[bytes]:
+        """Packed commands that make a log as it is, and the last one, its attempt. A turn of a session is not made again: its
+        number may have been given to another one meanwhile."""
+        begin = bulk(b"XADD", self._key.log(header["id"]).encode(), b"%d-0" % epoch, Kind.ATTEMPT.encode(), data)
+        if header.get("session"):
+            return [begin]
+        generation_id, created = header["id"], b"%d" % header["created_at_ms"]
+        key, member = self._key.log(generation_id).encode(), generation_id.encode()
+        indexes = [self._key.open, *(name for name, _ in self._indexes(header))]
+        return [
+            *(bulk(b"XADD", key, entry_id, *chain(*by_name(fields).items())) for entry_id, fields in raw),
+            bulk(b"PEXPIRE", key, b"%d" % self._safety_ms),
+            *(bulk(b"ZADD", name.encode(), created, member) for name in indexes),
+            *(bulk(b"PEXPIRE", name.encode(), b"%d" % life_ms) for name, life_ms in self._indexes(header)),
+            begin,
+        ]
+
+    def _indexes(self, header: dict[str, Any]) -> list[tuple[str, int]]:
+        """The lists that a generation stands in, and how long each is kept after a create, in ms."""
+        indexes = [(self._key.index(header["owner"]), self._safety_ms + self._retention_ms)]
+        if header.get("store"):
+            indexes.append((self._key.stored(header["owner"]), self._safety_ms + self._kept_ms(header)))
+        return indexes
+
+    async def _attempt_of(self, generation_id: str, epoch: int) -> bytes | None:
+        """The data of an attempt's entry."""
+        raw = await self._redis.xrange(self._key.log(generation_id), f"{epoch}-0", f"{epoch}-0")
+        return decode(raw)[0].data if raw else None
+
+    async def attempt_number(self, generation_id: str, epoch: int) -> int:
+        """How many attempts there had been with this one."""
+        if epoch < SKIPPED:
+            return epoch
+        data = await self._attempt_of(generation_id, epoch)
+        number: int = json.loads(data).get("number", 1) if data else 1
+        return number
 
     async def seal(
         self,
@@ -183,27 +241,37 @@ class StreamLog:
         *,
         epoch: int | None = None,
         header: dict[str, Any] | None = None,
+        after: Position = BEGIN,
+        length: int | None = None,
     ) -> None:
         """Writes the outcome; the first one wins for good. The retention time starts now, and what follows is to be settled.
 
-        With `epoch`, only while that attempt is the newest: Fenced otherwise. `header` is the request's, if it is known.
-        Raises Sealed with the outcome that was there first, unless it is this very one; Gone.
+        With `epoch`, only while that attempt is the newest: Fenced otherwise. `after` is the last entry that the outcome is
+        about, and `length` how many there are up to it, as far as that is known: Forgotten if the log lacks any. `header`
+        is the request's, if it is known. Raises Sealed with the outcome that was there first, unless it is this very one;
+        Gone.
         """
         key = self._key.log(generation_id)
         if header is None:
             found = await self._redis.xrange(key, str(HEADER), str(HEADER))
             header = json.loads(decode(found)[0].data) if found else {}
         kept_ms = self._kept_ms(header)
+        looks = bulk(b"XREVRANGE", key.encode(), b"+", b"-", b"COUNT", b"1"), bulk(b"XLEN", key.encode())
+        last = None
         while True:
             try:
                 async with self._redis.pipeline(transaction=True) as pipe:
-                    if epoch is not None:
-                        (end,) = await watch(pipe, [key], bulk(b"XREVRANGE", key.encode(), b"+", b"-", b"COUNT", b"1"))
+                    if epoch is not None or after != BEGIN:
+                        end, there = await watch(pipe, [key], *looks)
                         last = self._last(end, generation_id, mine=outcome)
                         if last == SEAL:
                             return
-                        if last.epoch != epoch:
+                        if epoch is not None and last.epoch != epoch:
                             raise Fenced(generation_id)
+                        if last < after or (length is not None and there != length + last.seq - after.seq):
+                            raise Forgotten(
+                                f"{generation_id} has {there} entries up to {last}, not {length} to {after}"
+                            )
                     pipe.xadd(key, {Kind.OUTCOME: json.dumps(outcome)}, id=str(SEAL), nomkstream=True)
                     pipe.pexpire(key, kept_ms)
                     pipe.pexpire(self._key.metadata(generation_id), kept_ms)
@@ -213,23 +281,24 @@ class StreamLog:
             except WatchError:  # somebody wrote; or the connection broke, whatever was being asked
                 continue
             except OutOfMemoryError:
-                added = await self._seal_when_full(generation_id, outcome, epoch, kept_ms)
+                added = await self._seal_when_full(generation_id, outcome, last, kept_ms)
             if isinstance(added, bytes):
                 return
             if added is None:
                 raise Gone(generation_id)
             if not is_refusal(added):
                 raise added
-            if self._last(await self._redis.xrevrange(key, count=1), generation_id, mine=outcome) != SEAL:
-                raise Fenced(generation_id)
-            return
+            if last is None:
+                self._last(await self._redis.xrevrange(key, count=1), generation_id, mine=outcome)
+                return
 
     async def _seal_when_full(
-        self, generation_id: str, outcome: dict[str, Any], epoch: int | None, kept_ms: int
+        self, generation_id: str, outcome: dict[str, Any], last: Position | None, kept_ms: int
     ) -> Any:
-        """The same in a script that may write over the memory limit: the end of a stream must not wait for room."""
+        """The same in a script that may write over the memory limit: the end of a stream must not wait for room. With
+        `last`, only while that is the last entry."""
         names = (self._key.log(generation_id), self._key.open, self._key.unsettled, self._key.metadata(generation_id))
-        arguments: list[Any] = [json.dumps(outcome), str(SEAL), str(kept_ms), str(epoch or 0), generation_id]
+        arguments: list[Any] = [json.dumps(outcome), str(SEAL), str(kept_ms), str(last or ""), generation_id]
         try:
             return await self._redis.eval(_SEAL_SCRIPT, len(names), *names, *arguments)  # type: ignore[misc]
         except ResponseError as error:
@@ -241,6 +310,15 @@ class StreamLog:
         return self._retention_ms if promised_s is None else int(promised_s * 1000)
 
     # ---- reading
+
+    async def last_of(self, generation_id: str, epoch: int) -> tuple[Position, bytes | None]:
+        """Position of the last entry, and the data of an attempt's, None if that is not there. Raises Sealed, Gone."""
+        key = self._key.log(generation_id)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.xrevrange(key, count=1)
+            pipe.xrange(key, f"{epoch}-0", f"{epoch}-0")
+            end, attempt = await pipe.execute()
+        return self._last(end, generation_id), decode(attempt)[0].data if attempt else None
 
     async def last(self, generation_id: str) -> Position:
         """Position of the last entry. Raises Sealed, Gone."""
@@ -343,9 +421,11 @@ class StreamLog:
         Returns what is wrong by id: Gone, or Damaged when the log ends before the position.
         """
         problems: dict[str, LogError] = {}
-        for generation_id, end in (await self.ends(list(positions))).items():
+        ends = await self.ends(list(positions))
+        deleted = await self._deleted([generation_id for generation_id, end in ends.items() if end is None])
+        for generation_id, end in ends.items():
             if end is None:
-                problems[generation_id] = Gone(generation_id)
+                problems[generation_id] = Gone(generation_id, deleted=generation_id in deleted)
             elif end < positions[generation_id]:
                 problems[generation_id] = Damaged(f"the log of {generation_id} ends before {positions[generation_id]}")
         return problems
@@ -360,6 +440,19 @@ class StreamLog:
             replies = await pipe.execute()
         return {i: decode(raw)[0].position if raw else None for i, raw in zip(generation_ids, replies, strict=True)}
 
+    async def _deleted(self, generation_ids: Sequence[str]) -> set[str]:
+        """Which of these were deleted just now."""
+        return await self._existing(generation_ids, self._key.deleted)
+
+    async def _existing(self, generation_ids: Sequence[str], name: Callable[[str], str]) -> set[str]:
+        """Those of which this key is there."""
+        if not generation_ids:
+            return set()
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for generation_id in generation_ids:
+                pipe.exists(name(generation_id))
+            return {i for i, there in zip(generation_ids, await pipe.execute(), strict=True) if there}
+
     # ---- who watches (only for generations that end without viewers)
 
     async def keep_watched(self, generation_ids: Sequence[str], grace_s: float) -> None:
@@ -371,12 +464,7 @@ class StreamLog:
 
     async def watched(self, generation_ids: Sequence[str]) -> set[str]:
         """Which of these had a viewer within the grace time."""
-        if not generation_ids:
-            return set()
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for generation_id in generation_ids:
-                pipe.exists(self._key.viewers(generation_id))
-            return {i for i, there in zip(generation_ids, await pipe.execute(), strict=True) if there}
+        return await self._existing(generation_ids, self._key.viewers)
 
     async def describe(self, generation_ids: Sequence[str]) -> list[Summary | None]:
         """Summaries in one round trip, or two where a log has several attempts; None for a log that is not there."""
@@ -396,11 +484,21 @@ class StreamLog:
         return found
 
     async def _attempts(self, generation_id: str, newest: int) -> tuple[dict[str, Any], ...]:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for epoch in range(1, newest + 1):
-                pipe.xrange(self._key.log(generation_id), f"{epoch}-0", f"{epoch}-1")
-            replies = await pipe.execute()
-        return tuple(attempt(decode(raw)) for raw in replies if raw)
+        """All attempts up to the epoch `newest`. Most logs have few, one after the other; a server that forgot left gaps."""
+        key, epoch = self._key.log(generation_id), 0
+        found: list[dict[str, Any]] = []
+        while epoch < newest:
+            raw = await self._redis.xrange(key, f"({epoch}-{SEAL.epoch}", f"({SEAL}", count=2)
+            if not raw:
+                break
+            begun = decode(raw)
+            epoch = begun[0].position.epoch
+            if begun[0].kind is Kind.ATTEMPT:
+                one = attempt([entry for entry in begun if entry.position.epoch == epoch])
+                if found and found[-1].get("token") == one.get("token"):
+                    found.pop()  # the same attempt, begun at a later epoch
+                found.append(one)
+        return tuple(found)
 
     async def listed(
         self, owner: str, after: str | None = None, *, newest_first: bool = True, stored: bool = False

@@ -26,6 +26,12 @@ FIRST_CHUNK_SECONDS = Histogram(
     "streamspool_time_to_first_chunk_seconds", "From the request to the provider's first chunk", buckets=_SECONDS
 )
 GENERATION_SECONDS = Histogram("streamspool_generation_seconds", "From claim to seal", buckets=_SECONDS)
+ENTRIES_MENDED = Counter(
+    "streamspool_entries_mended_total", "Entries of logs that the server had forgotten and this worker wrote again"
+)
+CONFIRM_SECONDS = Histogram(
+    "streamspool_confirm_seconds", "How long the server takes to confirm what it acknowledged", buckets=_SECONDS
+)
 CHUNKS = Counter("streamspool_chunks_total", "Chunks written to logs")
 UPSTREAM_ERRORS = Counter("streamspool_upstream_errors_total", "Attempts ended by the provider", ["code"])
 UPSTREAM_RETRIES = Counter("streamspool_upstream_retries_total", "Requests made again before the first chunk", ["code"])

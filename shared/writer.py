@@ -1,25 +1,29 @@
-"""Writing a log: one attempt's right to append, and the connection that all attempts of a process share.
+"""Writing a log: one attempt's right to append.
 
-Hidden here: packed commands, batching, what to do about lost replies, and telling "stored already" from "no longer
-yours". The ids decide; nothing here has to remember more than the next one.
+Hidden here: packed commands, what to do about lost replies, telling "stored already" from "no longer yours", and what is to
+be written again where the server forgot it. The ids decide.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple
 
+from shared.appender import EXEC, MULTI, Appender
 from shared.chat import Chunk
-from shared.entry import AT, NOTE, Position, now_ms
-from shared.errors import Damaged, Fenced, Gone
-from shared.redis import UNREACHABLE, ArqRedis, RedisError, ResponseError, bulk, complain, converse
+from shared.entry import AT, NOTE, Position, decode, now_ms
+from shared.errors import Damaged, Fenced, Gone, LogError, StorageFull
+from shared.outage import full
+from shared.redis import UNREACHABLE, ResponseError, bulk, complain
+from shared.retained import Retained
 from shared.shape import MARK, WHOLE, Shaper
-from shared.tasks import cancel
 
-_BUSY = 3
-_PAUSE_S = 0.002
 _BACKOFF_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+FULL_S = 60.0
+"""How long an answer waits for room. Nobody may ever make any, and the text is nowhere but in this worker."""
+_MADE = 3
+"""Entries of a log that has just been made again: the request's two and the attempt's."""
 
 
 def is_refusal(error: object) -> bool:
@@ -27,137 +31,165 @@ def is_refusal(error: object) -> bool:
     return isinstance(error, ResponseError) and "equal or smaller" in str(error)
 
 
-class Appender:
-    """The one connection through which all writers of a process append; an async context manager.
+class Claim(NamedTuple):
+    """What a writer starts from: the attempt `epoch`, the `number`th of its log, which then had `length` entries.
 
-    It sends at once when idle and gathers while a flush is in flight, so the cost is per round trip, not per chunk.
-    When the server goes away it reconnects and sends again whatever was not answered: ids make the repetition a no-op.
+    `attempt` is the data of the attempt's entry; `head` are the packed commands that make the log and, the last one, that
+    entry: to be sent again if the server forgets them.
     """
 
-    def __init__(self, redis: ArqRedis) -> None:
-        self._redis = redis
-        self.key = redis.key
-        self._pending: list[tuple[bytes, int, asyncio.Future[list[Any]]]] = []
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="appender")
-        self._task.add_done_callback(self._fail_pending)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._task:
-            await cancel(self._task)
-            self._fail_pending(self._task)
-
-    def _fail_pending(self, _: object) -> None:
-        """Nobody waits for a connection that is no more."""
-        for _, _, future in self._pending:
-            future.cancel()
-
-    async def send(self, packed: bytes, replies: int) -> list[Any]:
-        """Sends packed commands and returns as many replies, errors among them as values."""
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._pending.append((packed, replies, future))
-        self._wake.set()
-        return await future
-
-    async def _run(self) -> None:
-        pool = self._redis.connection_pool
-        while True:
-            connection = None
-            try:
-                connection = await pool.get_connection()
-                while True:
-                    await self._flush(connection)
-            except (RedisError, OSError) as error:
-                complain("appender", error)
-                await asyncio.sleep(_BACKOFF_S[3])
-            finally:
-                if connection is not None:
-                    await connection.disconnect(nowait=True)  # replies may be under way: it must not be used again
-                    await pool.release(connection)
-
-    async def _flush(self, connection: Any) -> None:
-        await self._wake.wait()
-        self._wake.clear()
-        batch = [item for item in self._pending if not item[2].done()]
-        self._pending = []
-        try:
-            if batch:
-                packed = b"".join([item[0] for item in batch])
-                replies = await converse(connection, packed, sum([item[1] for item in batch]))
-                start = 0
-                for _, count, future in batch:
-                    if not future.done():
-                        future.set_result(replies[start : start + count])
-                    start += count
-                batch, size = [], len(batch)
-                if size > _BUSY:
-                    await asyncio.sleep(_PAUSE_S)  # under load, more appends a flush cost less than more flushes
-        finally:
-            if batch:  # unanswered: first in line on the next connection
-                self._pending[:0] = batch
-                self._wake.set()
-
-
-_MULTI, _EXEC = bulk(b"MULTI"), bulk(b"EXEC")
+    generation_id: str
+    epoch: int
+    number: int
+    length: int
+    attempt: bytes
+    head: list[bytes]
 
 
 class Writer:
     """One attempt's right to append. Made by `StreamLog.claim`; one task uses it, one call at a time.
 
-    `append` may raise Fenced, Sealed or Gone; after that the writer must close its upstream and write nothing more.
+    `append` may raise Fenced, Sealed, Gone or Damaged; after that the writer must close its upstream and write nothing more.
+    `close` it in any case, unless its log was sealed by it (`sealed`).
     """
 
     def __init__(
         self,
         appender: Appender,
-        generation_id: str,
-        epoch: int,
-        last: Callable[[str], Awaitable[Position]],
+        claim: Claim,
+        last: Callable[[str, int], Awaitable[tuple[Position, bytes | None]]],
         *,
         pieces: bool = True,
     ) -> None:
-        """`last` tells a log's last position; without `pieces` all chunks are stored whole, as readers of version 1 want."""
-        self._appender, self._last = appender, last
+        """`last` tells a log's last position and the data of an attempt's entry; without `pieces` all chunks are stored
+        whole, as readers of version 1 want."""
+        self._appender, self._last, self.claim = appender, last, claim
         self._shaper = Shaper() if pieces else None
-        self.generation_id, self.epoch = generation_id, epoch
-        self.position = Position(epoch, 0)
+        self.generation_id, self.epoch, self.number = claim.generation_id, claim.epoch, claim.number
+        self.position = Position(claim.epoch, 0)
         self.note: bytes | None = None
         """JSON to be stored beside the attempt's first chunk: how it came about. Set before the first `append`."""
-        key = appender.key.log(generation_id).encode()
-        self._key = key
+        self._length = claim.length
+        """Entries of the log up to the attempt's own."""
+        self.lost: LogError | None = None
+        self._seal: Callable[[], Awaitable[None]] | None = None
+        self.sealed_at: float | None = None
+        key = appender.key.log(claim.generation_id).encode()
+        self._key, self._tombstone = key, appender.key.deleted(claim.generation_id).encode()
         self._prefix = b"*6\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n" % (len(key), key)
+        self._time = asyncio.get_running_loop().time
+        self.retained = Retained(appender.budget, claim.head, self._time())
+        appender.keep(self)
+
+    @property
+    def length(self) -> int:
+        """Entries that the log has if none is missing: up to the last that was appended."""
+        return self._length + self.position.seq
 
     async def append(self, chunks: Sequence[Chunk]) -> Position:
         """Stores the chunks in order, in one round trip, and returns the last one's position.
 
         All of them or, for the errors above, a prefix: never one without those before it. Waits while the server is
-        away or full.
+        away; while it is full, for FULL_S, and then raises StorageFull.
         """
-        delays = iter(_BACKOFF_S)
+        delays, gone, full_at = iter(_BACKOFF_S), False, None
         while chunks:
-            seq = self.position.seq
-            packed, shapers = self._pack(seq, chunks)
+            if self.lost is not None:
+                raise self.lost
+            before = self.position.seq
+            packed, shapers = self._pack(before, chunks)
             if len(packed) == 1:
-                replies = await self._appender.send(packed[0], 1)
+                replies = await self._appender.send(packed[0], 1, self)
             else:  # MULTI: a server that fills up half-way must not leave a gap
-                replies = await self._appender.send(b"".join((_MULTI, *packed, _EXEC)), len(packed) + 2)
+                replies = await self._appender.send(b"".join((MULTI, *packed, EXEC)), len(packed) + 2, self)
                 replies = replies[-1] if isinstance(replies[-1], list) else replies[-1:]
+            seq = before
             for reply in replies:
                 if not isinstance(reply, bytes):
                     break
                 seq += 1
-            before, self.position = self.position.seq, Position(self.epoch, seq)
+            if reply is None and not gone:  # deleted; or forgotten by a server that changed without a word
+                gone = True
+                await self._appender.look()
+                continue
             if seq - before < len(chunks):
-                await self._after_refusal(reply, next(delays, _BACKOFF_S[-1]))
-            stored = self.position.seq - before
-            if stored:
-                self._shaper = shapers[min(stored, len(shapers)) - 1]
-            chunks = chunks[stored:]
+                if what := full(reply):
+                    full_at = full_at or self._time()
+                    if self._time() - full_at >= FULL_S:
+                        raise StorageFull(full=what)
+                seq = await self._after_refusal(reply, seq, next(delays, _BACKOFF_S[-1]))
+            if stored := min(seq - before, len(chunks)):
+                self.position = Position(self.epoch, before + stored)
+                self.retained.add(packed[:stored], before + stored, self._time())
+                self._shaper = shapers[stored - 1]
+                chunks, full_at = chunks[stored:], None
         return self.position
+
+    async def mend(self) -> None:
+        """Has the log looked at, and what is missing written again. Raises Damaged, Fenced where it cannot be."""
+        await self._appender.mend()
+        if self.lost is not None:
+            raise self.lost
+
+    def sealed(self, seal: Callable[[], Awaitable[None]]) -> None:
+        """Its log has its outcome now; `seal` writes it once more, should the server forget it."""
+        self._seal, self.sealed_at = seal, self._time()
+
+    def close(self) -> None:
+        """Nothing more is to be written, and what was may be forgotten."""
+        if self.sealed_at is None:
+            self._appender.forget(self)
+
+    # ---- what a server forgot
+
+    def look(self) -> bytes:
+        begin = b"%d-0" % self.epoch
+        return b"".join(
+            (
+                bulk(b"XREVRANGE", self._key, b"+", b"-", b"COUNT", b"1"),
+                bulk(b"XLEN", self._key),
+                bulk(b"XRANGE", self._key, begin, begin),
+                bulk(b"EXISTS", self._tombstone),
+            )
+        )
+
+    def missing(self, told: Sequence[Any], *, forgot: bool) -> list[bytes]:
+        last, length, attempt, deleted = told
+        if any(isinstance(reply, Exception) for reply in told):
+            return []  # it may not be asked: whoever appends next finds out
+        retained = self.retained
+        if not last:
+            if not forgot or deleted or retained.head is None or len(retained.head) == 1:
+                return []  # deleted, or all of it is lost: whoever appends next finds out
+            self._length = _MADE
+            return [*retained.head, *retained.after(0)]
+        position = decode(last)[0].position
+        if position.epoch > self.epoch:
+            return []
+        if position.epoch < self.epoch:
+            if retained.head is None:
+                return self._lose(f"attempt {self.epoch} of {self.generation_id} is gone")
+            self._length = length + 1
+            return [retained.head[-1], *retained.after(0)]
+        if not self._is_mine(decode(attempt)[0].data if attempt else None):
+            self.lost = Fenced(self.generation_id)
+            return []
+        if length != self._length + position.seq:
+            return self._lose(f"{self.generation_id} has {length} entries up to {position}")
+        if position.seq < min(self.position.seq, retained.floor):
+            return self._lose(f"{self.generation_id} ends at {position}, and what followed is not kept any more")
+        return list(retained.after(position.seq))
+
+    def _lose(self, why: str) -> list[bytes]:
+        self.lost = Damaged(why)
+        return []
+
+    async def seal_again(self) -> None:
+        assert self._seal is not None
+        await self._seal()
+
+    def _is_mine(self, attempt: bytes | None) -> bool:
+        return attempt == self.claim.attempt
 
     def _pack(self, seq: int, chunks: Sequence[Chunk]) -> tuple[list[bytes], list[Shaper | None]]:
         """The chunks after this number as commands; for each, what is to take the next one once it is stored.
@@ -191,22 +223,23 @@ class Writer:
                 fields += [NOTE, self.note]
         return fields
 
-    async def _after_refusal(self, reply: Any, delay_s: float) -> None:
-        """Finds out why: ours already (position moves on), somebody else's (raises), or a server in trouble (waits)."""
+    async def _after_refusal(self, reply: Any, seq: int, delay_s: float) -> int:
+        """Finds out why, and returns the number of the last chunk that is stored: ours already, somebody else's (raises),
+        or a server in trouble (waits)."""
         if reply is None:
             raise Gone(self.generation_id)
         if not is_refusal(reply):
             complain("append", reply, generation_id=self.generation_id)
             await asyncio.sleep(delay_s)
-            return
+            return seq
         try:
-            last = await self._last(self.generation_id)
+            last, attempt = await self._last(self.generation_id, self.epoch)
         except UNREACHABLE as error:  # away again: the repetition is refused again, and then we look again
             complain("append", error, generation_id=self.generation_id)
             await asyncio.sleep(delay_s)
-            return
-        if last.epoch != self.epoch:
+            return seq
+        if last.epoch != self.epoch or not self._is_mine(attempt):
             raise Fenced(self.generation_id)
-        if last.seq <= self.position.seq:
-            raise Damaged(f"{self.position} was refused, yet {last} is the last entry")
-        self.position = last
+        if last.seq <= seq:
+            raise Damaged(f"{Position(self.epoch, seq)} was refused, yet {last} is the last entry")
+        return last.seq

@@ -10,22 +10,26 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from shared import json
+from shared.appender import Appender
 from shared.closing import Closing, finished_status
 from shared.config import Settings
-from shared.entry import VERSION, Position, Status, now_ms
+from shared.entry import BEGIN, VERSION, Position, Status, now_ms
 from shared.errors import (
+    Damaged,
     Fenced,
+    Forgotten,
     Gone,
     Internal,
     LogError,
     Sealed,
+    StreamLost,
     StreamspoolError,
     Taken,
     UpstreamError,
@@ -47,7 +51,7 @@ from shared.telemetry import (
     UPSTREAM_RETRIES,
     get_logger,
 )
-from shared.writer import Appender, Writer
+from shared.writer import Writer
 from worker.providers.openai import Normalizer
 from worker.providers.registry import Provider, split_model
 from worker.upstream import Served, Target, Upstream
@@ -121,7 +125,11 @@ class Generator:
         try:
             claimed = await self._claim(generation_id, first=job_try == 1)
             while claimed is not None:
-                claimed = await self._attempt(*claimed)
+                writer, header, body = claimed
+                try:
+                    claimed = await self._attempt(writer, header, body)
+                finally:
+                    writer.close()
         except (Taken, Fenced):
             logger.warning("fenced", generation_id=generation_id, worker_id=self._worker_id)
             return False
@@ -132,10 +140,19 @@ class Generator:
     async def stop_ended(self, generation_ids: set[str] | None = None) -> None:
         """Stops the attempts among these (or all) whose log is sealed, deleted or a newer attempt's."""
         wanted = self._running.keys() if generation_ids is None else generation_ids & self._running.keys()
-        for generation_id, end in (await self._log.ends(list(wanted))).items():
-            running = self._running.get(generation_id)
-            if running and (end is None or end.epoch != running.writer.epoch):
-                running.stop()
+        if await self._ended(wanted):
+            await self._appender.look()  # or the server forgot what they wrote
+            for generation_id in await self._ended(wanted):
+                if running := self._running.get(generation_id):
+                    running.stop()
+
+    async def _ended(self, generation_ids: Iterable[str]) -> list[str]:
+        """Those of the running attempts whose log does not end with their own entries."""
+        return [
+            generation_id
+            for generation_id, end in (await self._log.ends(list(generation_ids))).items()
+            if (running := self._running.get(generation_id)) and (end is None or end.epoch != running.writer.epoch)
+        ]
 
     async def stop_unwatched(self) -> None:
         """Ends the attempts that were to be cancelled without viewers, and have had none for two looks in a row.
@@ -161,19 +178,21 @@ class Generator:
             except Taken:
                 pass
         last = await self._log.last(generation_id)
-        if last.seq and last.epoch and await self._end_interrupted(generation_id, last):
+        number = await self._log.attempt_number(generation_id, last.epoch)
+        if last.seq and last.epoch and await self._end_interrupted(generation_id, last, number):
             return None
-        if last.epoch >= self._settings.max_attempts:
+        if number >= self._settings.max_attempts:
             await self._closing.conclude(generation_id, last.epoch, Status.FAILED, error=ATTEMPTS_EXHAUSTED)
             return None
-        attempt["reason"] = "worker_lost" if last.epoch else "queued"
+        attempt |= {"reason": "worker_lost" if last.epoch else "queued", "number": number + 1}
         return await self._claim_next(generation_id, last.epoch, attempt)
 
     async def _claim_next(self, generation_id: str, epoch: int, attempt: dict[str, Any]) -> Claimed:
         return self._claimed(*await self._log.claim(self._appender, generation_id, epoch + 1, attempt), attempt)
 
-    def _new_attempt(self, reason: str) -> dict[str, Any]:
-        return {"worker": self._worker_id, "at_ms": now_ms(), "token": secrets.token_hex(8), "reason": reason}
+    def _new_attempt(self, reason: str, number: int = 1) -> dict[str, Any]:
+        token = secrets.token_hex(8)
+        return {"worker": self._worker_id, "at_ms": now_ms(), "token": token, "reason": reason, "number": number}
 
     def _claimed(self, writer: Writer, header: dict[str, Any], body: bytes, attempt: dict[str, Any]) -> Claimed:
         ATTEMPTS.labels(attempt["reason"]).inc()
@@ -181,18 +200,24 @@ class Generator:
         logger.info("claimed", generation_id=writer.generation_id, attempt=writer.epoch, reason=attempt["reason"])
         return writer, header, json.loads(body)
 
-    async def _end_interrupted(self, generation_id: str, last: Position) -> bool:
+    async def _end_interrupted(self, generation_id: str, last: Position, number: int) -> bool:
         """An earlier worker was lost after chunks: the whole answer is there, or the request's policy decides.
 
         True if that was the end of it; False if a new attempt may be made.
         """
-        told = await self._closing.read(generation_id, last.epoch)
-        restart = told.header.get("on_interruption") == "restart"
-        if not told.whole and restart and last.epoch < self._settings.max_attempts:
+        header, _ = await self._log.request(generation_id)
+        restart = header.get("on_interruption") == "restart"
+        if restart and number < self._settings.max_attempts and not await self._is_whole(generation_id, last.epoch):
             return False
         error = ATTEMPTS_EXHAUSTED if restart else WORKER_LOST
         await self._closing.conclude(generation_id, last.epoch, Status.FAILED, error=error)
         return True
+
+    async def _is_whole(self, generation_id: str, epoch: int) -> bool:
+        try:
+            return (await self._closing.read(generation_id, epoch)).whole
+        except Damaged:
+            return False
 
     # ---- upstream → append
 
@@ -218,17 +243,24 @@ class Generator:
                 status = Status.CANCELLED
         except StreamspoolError as caught:
             error = caught
+        except Damaged as damage:
+            error = _lost(damage)
         except (LogError, RedisError, OSError):
             raise
         except Exception as bug:
             logger.error("attempt broke", generation_id=writer.generation_id, exc_info=bug)
             error = Internal("Something broke on our side while this was answered. The id finds it in the log.")
-        if error and writer.position.seq and self._may_restart(error, header, writer):
-            UPSTREAM_ERRORS.labels(_cause(error)).inc()
-            return await self._claim_next(writer.generation_id, writer.epoch, self._new_attempt(error.code))
-        await self._finish(writer, header, answer, served, error, status)
-        GENERATION_SECONDS.observe(time.monotonic() - started)
-        return None
+        while not (error and writer.position.seq and self._may_restart(error, header, writer)):
+            try:
+                await self._finish(writer, header, answer, served, error, status)
+            except Damaged as damage:  # the last words were there once
+                error, status = _lost(damage), None
+                continue
+            GENERATION_SECONDS.observe(time.monotonic() - started)
+            return None
+        UPSTREAM_ERRORS.labels(_cause(error)).inc()
+        next_one = self._new_attempt(error.code, writer.number + 1)
+        return await self._claim_next(writer.generation_id, writer.epoch, next_one)
 
     async def _is_wanted(self, header: dict[str, Any]) -> bool:
         """Whether the provider should be asked at all: everybody may have left while the request was queued."""
@@ -264,8 +296,8 @@ class Generator:
     def _may_restart(self, error: StreamspoolError, header: dict[str, Any], writer: Writer) -> bool:
         return (
             header.get("on_interruption") == "restart"
-            and writer.epoch < self._settings.max_attempts
-            and isinstance(error, UpstreamIncomplete | UpstreamTimeout)
+            and writer.number < self._settings.max_attempts
+            and isinstance(error, UpstreamIncomplete | UpstreamTimeout | StreamLost)
             and error.code != "generation_timeout"
         )
 
@@ -306,28 +338,54 @@ class Generator:
         error: StreamspoolError | None,
         status: Status | None,
     ) -> None:
-        """Waits for a server that is away: the answer is whole, only its end is missing."""
+        """Waits for a server that is away: the answer is whole, only its end is missing. Raises Damaged where the server
+        forgot a part of it for good: it is no answer then, and to be finished as lost."""
         if status is None:
             status = finished_status(answer.finish_reasons) if error is None else Status.FAILED
         failure = None
         if error is not None:
             UPSTREAM_ERRORS.labels(_cause(error)).inc()
             failure = {**error.to_object(), "status": error.status, "retry_after_s": error.retry_after_s}
+        lost = isinstance(error, StreamLost)
         while True:
             try:
-                outcome = await self._outcome(writer, answer, served, status, failure)
-                return await self._closing.seal(header, outcome, said=writer.epoch, epoch=writer.epoch)
+                outcome = await self._outcome(writer, answer, served, status, failure, lost=lost)
+                after, length = (BEGIN, None) if lost else (writer.position, writer.length)
+                await self._closing.seal(
+                    header, outcome, said=writer.epoch, epoch=writer.epoch, after=after, length=length
+                )
+                writer.sealed(
+                    partial(
+                        self._log.seal,
+                        header["id"],
+                        outcome,
+                        epoch=writer.epoch,
+                        header=header,
+                        after=after,
+                        length=length,
+                    )
+                )
+                return
             except UNREACHABLE as problem:
                 complain("seal", problem)
                 await asyncio.sleep(1)
+            except Forgotten:
+                await writer.mend()
 
     async def _outcome(
-        self, writer: Writer, answer: Normalizer, served: Served, status: Status, failure: dict[str, Any] | None
+        self,
+        writer: Writer,
+        answer: Normalizer,
+        served: Served,
+        status: Status,
+        failure: dict[str, Any] | None,
+        *,
+        lost: bool,
     ) -> dict[str, Any]:
         """Where the provider gave no usage, or may have put its reasoning into the text, the log is read for them."""
         note = served.note(spoke=bool(writer.position.seq))
         if not answer.usage or (note.get("think") and answer.tagged):
-            told = await self._closing.read(writer.generation_id, writer.epoch)
+            told = await self._closing.read(writer.generation_id, writer.epoch, damaged=lost)
             outcome = await self._closing.outcome(told, status, failure)
         else:
             outcome = {
@@ -341,6 +399,11 @@ class Generator:
                 "characters": {"content": answer.content_chars, "reasoning": answer.reasoning_chars},
             }
         return {**outcome, "served": note, "finish_reasons": answer.finish_reasons}
+
+
+def _lost(damage: Damaged) -> StreamLost:
+    logger.error("stream lost", reason=str(damage))
+    return StreamLost()
 
 
 def _cause(error: StreamspoolError) -> str:

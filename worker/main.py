@@ -27,9 +27,11 @@ from arq.worker import Retry, Worker, func
 from prometheus_client import start_http_server
 
 from shared import json
+from shared.appender import Appender
 from shared.batches import is_batch
 from shared.broker import Broker
 from shared.config import Settings, SettingsInvalid, environment, load_settings
+from shared.confirm import Confirmer
 from shared.doorbell import LINE, is_line
 from shared.errors import Unavailable
 from shared.process import collect_rarely
@@ -48,7 +50,6 @@ from shared.redis import (
 from shared.streamlog import StreamLog
 from shared.tasks import cancel
 from shared.telemetry import configure_logging, get_logger
-from shared.writer import Appender
 from worker.batch import Batcher
 from worker.courier import Courier
 from worker.generate import Generator
@@ -347,11 +348,12 @@ async def serve(settings: Settings) -> None:
         redis = connect(url, prefix=settings.prefix, max_connections=_POOL, timeout_s=_timeout_s(settings))
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
-        appender = await stack.enter_async_context(Appender(redis))
+        confirmer = await stack.enter_async_context(Confirmer(redis, name=worker_id, promised=settings.confirm))
+        appender = await stack.enter_async_context(Appender(redis, confirmer))
         upstream = await stack.enter_async_context(Upstream(settings))
-        broker = Broker(redis, log, settings, name=worker_id)
+        broker = Broker(redis, log, settings, name=worker_id, confirmer=confirmer)
         generator = Generator(log, appender, upstream, providers, broker.closing, settings, worker_id=worker_id)
-        batcher = await stack.enter_async_context(_batcher(url, settings, worker_id))
+        batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer))
         worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id)
         courier = await stack.enter_async_context(Courier(broker, settings))
         reaper = Reaper(redis, log, broker, settings, name=worker_id)
@@ -375,12 +377,12 @@ async def serve(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def _batcher(url: str, settings: Settings, worker_id: str) -> AsyncIterator[Batcher]:
+async def _batcher(url: str, settings: Settings, worker_id: str, confirmer: Confirmer) -> AsyncIterator[Batcher]:
     """With connections of its own: each batch holds one while it waits, and running answers must not wait for those."""
     redis = connect(url, prefix=settings.prefix, max_connections=_BATCHES + _POOL, timeout_s=_timeout_s(settings))
     try:
         log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
-        yield Batcher(redis, log, Broker(redis, log, settings, name=worker_id), settings)
+        yield Batcher(redis, log, Broker(redis, log, settings, name=worker_id, confirmer=confirmer), settings)
     finally:
         await redis.aclose(close_connection_pool=True)
 

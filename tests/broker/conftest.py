@@ -9,11 +9,11 @@ import pytest
 from fakeredis.aioredis import FakeAsyncRedisConnection
 from redis.asyncio import ConnectionPool
 
+from shared.appender import Appender
 from shared.config import Settings
 from shared.embedded import EmbeddedValkey
 from shared.redis import ArqRedis, connect
 from shared.streamlog import StreamLog
-from shared.writer import Appender
 from tests.support.names import keys
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from shared.appender import Appender
 from shared.broker import Broker, Principal
 from shared.chat import Chunk
 from shared.config import Settings
@@ -15,7 +16,6 @@ from shared.errors import NotFound, Unavailable
 from shared.redis import ArqRedis, connect
 from shared.request import ChatRequest
 from shared.streamlog import StreamLog
-from shared.writer import Appender
 from tests.support.names import keys
 
 ANN, BOB = Principal("ann"), Principal("bob")

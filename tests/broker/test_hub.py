@@ -18,6 +18,7 @@ from api.hub import BLOCK_MS, Hub
 from api.livelog import LiveLog
 from api.relay import Drain, EventStream, Parts, View
 from shared import writer as writer_module
+from shared.appender import Appender
 from shared.broker import Broker
 from shared.chat import Chunk
 from shared.config import Settings
@@ -25,7 +26,7 @@ from shared.embedded import EmbeddedValkey
 from shared.entry import VERSION, Entry, now_ms
 from shared.redis import ArqRedis, connect
 from shared.streamlog import StreamLog
-from shared.writer import Appender, Writer
+from shared.writer import Writer
 from tests.support.names import keys
 
 COMPLETED = {"status": "completed", "ended_at_ms": 2, "by": "w", "error": None}

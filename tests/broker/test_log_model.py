@@ -11,13 +11,14 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shared.appender import Appender, Log
 from shared.chat import Chunk
 from shared.embedded import EmbeddedValkey
 from shared.entry import BEGIN, SEAL, VERSION, Entry, Position
 from shared.errors import Fenced, Gone, LogError, Sealed, Taken
 from shared.redis import ArqRedis, connect
 from shared.streamlog import StreamLog
-from shared.writer import Appender, Writer
+from shared.writer import Writer
 from tests.broker.conftest import fake_client
 
 EPOCHS = st.integers(1, 4)
@@ -44,11 +45,11 @@ class Forgetful(Appender):
 
     again = False
 
-    async def send(self, packed: bytes, replies: int) -> list[Any]:
+    async def ask(self, packed: bytes, replies: int, log: Log | None = None) -> tuple[list[Any], str | None]:
         if self.again:
-            await super().send(packed, replies)
+            await super().ask(packed, replies, log)
         self.again = False
-        return await super().send(packed, replies)
+        return await super().ask(packed, replies, log)
 
 
 class Model:
@@ -59,7 +60,7 @@ class Model:
 
     def last(self) -> Position:
         if self.entries is None:
-            raise Gone
+            raise Gone("the model")
         return self.entries[-1][0] if self.entries else BEGIN
 
     def open(self) -> Position:

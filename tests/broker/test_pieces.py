@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared import writer as writer_module
+from shared.appender import Appender, Log
 from shared.chat import Chunk
 from shared.embedded import EmbeddedValkey
 from shared.entry import BEGIN, VERSION, Entry, Kind, Position, by_name
@@ -21,7 +22,7 @@ from shared.errors import Damaged
 from shared.redis import ArqRedis, ResponseError, connect
 from shared.shape import MARK, Shapes
 from shared.streamlog import StreamLog
-from shared.writer import Appender, Writer
+from shared.writer import Writer
 from tests.broker.conftest import fake_client
 from tests.support.names import keys
 
@@ -65,19 +66,19 @@ class Faulty(Appender):
         super().__init__(redis)
         self._faults = iter(faults)
 
-    async def send(self, packed: bytes, replies: int) -> list[Any]:
+    async def send(self, packed: bytes, replies: int, log: Log | None = None) -> list[Any]:
         fault = next(self._faults, "none")
         full = ResponseError("OOM command not allowed")
         if fault == "full":
             return [full] * replies
         if fault == "lost":
-            await super().send(packed, replies)
+            await super().send(packed, replies, log)
         elif fault != "none":
             adds = [command for command in commands(packed) if b"XADD" in command[:20]]
             stored = await super().send(b"".join(adds[:fault]), len(adds[:fault]))
             told = [*stored, *[full] * (len(adds) - len(stored))]
             return told if replies == 1 else [b"OK", *[b"QUEUED"] * len(adds), told]
-        return await super().send(packed, replies)
+        return await super().send(packed, replies, log)
 
 
 async def said(log: StreamLog, generation_id: str, after: Position = BEGIN) -> list[Entry]:

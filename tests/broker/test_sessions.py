@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from shared.appender import Appender
 from shared.broker import Broker, Principal
 from shared.chat import Chunk
 from shared.config import Settings
@@ -16,7 +17,6 @@ from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
 from shared.redis import ArqRedis
 from shared.request import ChatRequest
 from shared.streamlog import StreamLog
-from shared.writer import Appender
 from tests.support.names import keys
 
 ANN, BOB = Principal("ann"), Principal("bob")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from shared.appender import Appender
 from shared.broker import Broker, Principal
 from shared.config import Settings
 from shared.embedded import EmbeddedValkey
@@ -16,7 +17,6 @@ from shared.errors import Gone, NotFound
 from shared.redis import ArqRedis, connect
 from shared.request import ChatRequest
 from shared.streamlog import StreamLog
-from shared.writer import Appender
 from tests.support.names import keys
 
 ANN, BOB = Principal("ann"), Principal("bob")

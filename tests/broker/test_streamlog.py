@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from shared.appender import Appender
 from shared.chat import Chunk
 from shared.entry import BEGIN, HEADER, SEAL, VERSION, Entry, Kind, Position, Status, decode, follows
 from shared.errors import Damaged, Fenced, Gone, Sealed, Taken
 from shared.redis import ArqRedis, ResponseError
 from shared.streamlog import StreamLog
-from shared.writer import Appender, Writer
+from shared.writer import Writer
 from tests.support.names import keys
 
 COMPLETED: dict[str, Any] = {"status": "completed", "ended_at_ms": 2, "by": "w", "error": None}
@@ -169,7 +170,7 @@ async def test_a_repeated_append_is_stored_once(
     """The reply was lost after `stored` of the batch had been written; the writer sends all of it again."""
     generation_id, writer = await claimed(log, appender)
     await writer.append(chunks("a"))
-    other = Writer(appender, generation_id, 1, log.last)
+    other = Writer(appender, writer.claim, log.last_of)
     other.position = writer.position
     await other.append(chunks(*batch[:stored]))
     await writer.append(chunks(*batch))

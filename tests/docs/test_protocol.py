@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+from shared.appender import Appender
 from shared.chat import Chunk
 from shared.embedded import EmbeddedValkey
 from shared.entry import SEAL, VERSION, Kind, by_name, now_ms
 from shared.errors import LogError
 from shared.redis import OutOfMemoryError, connect
 from shared.streamlog import StreamLog
-from shared.writer import Appender, Writer
+from shared.writer import Writer
 from tests.docs import tables
 from tests.docs.snippets import blocks, prose
 from tests.support.names import keys

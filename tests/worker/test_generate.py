@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from shared.appender import Appender
 from shared.broker import Broker
 from shared.chat import Chunk
 from shared.config import Settings
@@ -19,7 +20,7 @@ from shared.entry import VERSION, Entry, Kind, Position, Status, Summary, now_ms
 from shared.errors import Gone
 from shared.redis import ArqRedis, connect
 from shared.streamlog import StreamLog
-from shared.writer import Appender, Writer
+from shared.writer import Writer
 from tests.support.upstream import DONE, Pause, ScriptedUpstream, chunk, ending, words
 from worker.generate import Generator
 from worker.providers.registry import Provider

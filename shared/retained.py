@@ -1,0 +1,107 @@
+"""What a writer has appended that its server may still forget, so that it can be written again: same ids, same bytes.
+
+Hidden here: what is kept and for how long. An entry is let go once the server is known to have it for good: it was
+confirmed (confirm.py), and that is 10 s ago, because a failover goes to a replica that may be seconds behind, and a power
+cut takes what was not fsynced. What would be too much is let go before, the oldest first; then a log that ends below it
+cannot be mended.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+AGE_S = 10.0
+"""How old a confirmed entry must be."""
+ATTEMPT_BYTES = 8 * 1024 * 1024
+WORKER_BYTES = 256 * 1024 * 1024
+
+
+class _Group(NamedTuple):
+    """Entries that were acknowledged together: packed commands, the last one's number, when that was, and their bytes."""
+
+    commands: list[bytes]
+    last: int
+    at: float
+    size: int
+
+
+class Budget:
+    """Bytes that all attempts of a process keep, and may keep."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int = WORKER_BYTES) -> None:
+        self.limit, self.used = limit, 0
+
+
+class Retained:
+    """Of one attempt. Numbers are those of its chunks, times those of the loop's clock, in seconds.
+
+    `head` are the packed commands that make the log and, the last one, its attempt, as long as those are kept, too.
+    `floor` is the number of the last chunk that was let go, 0 if none was.
+    """
+
+    __slots__ = ("_budget", "_groups", "_limit", "_size", "floor", "head", "since")
+
+    def __init__(self, budget: Budget, head: list[bytes], since: float, *, limit: int = ATTEMPT_BYTES) -> None:
+        self._budget, self._limit = budget, limit
+        self._groups: deque[_Group] = deque()
+        self._size = 0
+        self.floor = 0
+        self.head: list[bytes] | None = head
+        self.since = since
+        self._count(sum(map(len, head)))
+        self._shrink()
+
+    def __bool__(self) -> bool:
+        return bool(self._groups) or self.head is not None
+
+    def add(self, commands: list[bytes], last: int, now: float) -> None:
+        """Takes in what was acknowledged just now: the chunks up to number `last`."""
+        size = sum([len(command) for command in commands])
+        self._groups.append(_Group(commands, last, now, size))
+        self._count(size)
+        if self._size > self._limit or self._budget.used > self._budget.limit:
+            self._shrink()
+
+    def release(self, until: float) -> None:
+        """Lets go of what was acknowledged up to this time."""
+        if self.head is not None and self.since <= until:
+            self._drop_head()
+        while self._groups and self._groups[0].at <= until:
+            self._drop_oldest()
+
+    def clear(self) -> None:
+        """Lets go of all of it."""
+        self.release(float("inf"))
+
+    def after(self, number: int) -> Iterator[bytes]:
+        """The commands of the chunks above this number. All of them are there if that is not below `floor`."""
+        for group in self._groups:
+            if group.last > number:
+                yield from group.commands[max(0, len(group.commands) - (group.last - number)) :]
+
+    def _shrink(self) -> None:
+        while self._size > self._limit or self._budget.used > self._budget.limit:
+            if self.head is not None:
+                self._drop_head()
+            elif self._groups:
+                self._drop_oldest()
+            else:
+                return
+
+    def _drop_head(self) -> None:
+        assert self.head is not None
+        self._count(-sum(map(len, self.head)))
+        self.head = None
+
+    def _drop_oldest(self) -> None:
+        oldest = self._groups.popleft()
+        self._count(-oldest.size)
+        self.floor = oldest.last
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        self._budget.used += size

@@ -1,0 +1,51 @@
+"""A Valkey that can be started again from what it knew before: the plainest way to have acknowledged writes forgotten."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Self
+
+import redis
+
+from shared.embedded import EmbeddedValkey
+from tests.support.stack import wait_until
+
+
+class Rewindable:
+    """A context manager. `remember` keeps what there is on disk; `rewind` kills the server and starts it from that."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._kept = directory.with_name(f"{directory.name}-kept")
+        self.valkey = EmbeddedValkey(directory)
+
+    def __enter__(self) -> Self:
+        self.valkey.__enter__()
+        self.client = redis.Redis.from_url(self.valkey.url)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.valkey.stop()
+
+    @property
+    def url(self) -> str:
+        return self.valkey.url
+
+    def remember(self) -> None:
+        self.client.set("remembered", 1, ex=60)
+        assert self.client.execute_command("WAITAOF", 1, 0, 5000)[0] == 1
+        shutil.rmtree(self._kept, ignore_errors=True)
+        shutil.copytree(self._directory / "appendonlydir", self._kept)
+
+    def rewind(self) -> None:
+        assert self.valkey.pid is not None
+        os.kill(self.valkey.pid, signal.SIGKILL)
+        wait_until(lambda: not self.valkey.is_running())
+        shutil.rmtree(self._directory / "appendonlydir")
+        shutil.copytree(self._kept, self._directory / "appendonlydir")
+        self.valkey.launch()
+        self.valkey.wait_ready()

@@ -21,6 +21,7 @@ from api.relay import LATER, Drain, Parts
 from api.routes import batches, chat, files, health, models, sessions, stored, streams, usage
 from shared.broker import Broker
 from shared.config import Settings
+from shared.confirm import Confirmer
 from shared.process import collect_rarely
 from shared.reaper import Reaper
 from shared.redis import Unusable, check_server, connect, persist
@@ -28,10 +29,12 @@ from shared.streamlog import StreamLog
 from shared.tasks import Rounds, cancel
 from shared.telemetry import REQUESTS
 
-_POOL = 16
+_POOL = 17
 _KEPT = frozenset({"type", "method", "http_version", "extensions", "route", REQUEST_ID})
 """What of a request's scope the server, the count of responses and a viewer still need."""
 _TIMEOUT_S = 2.0
+_MENDED_S = 2.0
+"""How much longer than the lease a log that was forgotten is waited for: whoever takes it over has to find it."""
 
 
 def create_app(settings: Settings, drain: Drain) -> FastAPI:
@@ -49,9 +52,17 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
             stack.push_async_callback(reading.aclose, close_connection_pool=True)
             log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
             name = f"api:{socket.gethostname()}-{os.getpid()}"
-            broker = Broker(redis, log, settings, name=name)
+            confirmer = await stack.enter_async_context(Confirmer(redis, name=name, promised=settings.confirm))
+            broker = Broker(redis, log, settings, name=name, confirmer=confirmer)
             hub = await stack.enter_async_context(
-                Hub(log, reading, grace_s=settings.disconnect_grace_s, keepalive_s=settings.keepalive_s)
+                Hub(
+                    log,
+                    reading,
+                    grace_s=settings.disconnect_grace_s,
+                    keepalive_s=settings.keepalive_s,
+                    confirmer=confirmer,
+                    patience_s=settings.lease_s + _MENDED_S,
+                )
             )
             reaper = Reaper(redis, log, broker, settings, name=name)
             reaping = asyncio.create_task(persist("reaper", reaper.run), name="reaper")

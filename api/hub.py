@@ -14,8 +14,9 @@ from contextlib import AbstractAsyncContextManager
 from typing import Self
 
 from api.livelog import LiveLog
+from shared.confirm import Confirmer
 from shared.entry import Entry
-from shared.errors import Damaged
+from shared.errors import Damaged, Gone
 from shared.redis import ArqRedis, RedisError, complain
 from shared.streamlog import StreamLog
 from shared.tasks import Rounds, cancel
@@ -65,9 +66,20 @@ class Hub:
     directly get a keep-alive before `keepalive_s` have passed without a chunk.
     """
 
-    def __init__(self, log: StreamLog, reading: ArqRedis, *, grace_s: float, keepalive_s: float) -> None:
+    def __init__(
+        self,
+        log: StreamLog,
+        reading: ArqRedis,
+        *,
+        grace_s: float,
+        keepalive_s: float,
+        confirmer: Confirmer | None = None,
+        patience_s: float = 0,
+    ) -> None:
+        """A log that a server forgot is waited for, for `patience_s`, where the confirmer can tell that it is another one."""
         self._log = log
         self._grace_s, self._keepalive_s = grace_s, keepalive_s
+        self._confirmer, self._patience_s = confirmer, patience_s
         self._following = StreamLog(reading, retention_s=0, safety_s=0)
         self._live: dict[str, LiveLog] = {}
         self._hot: dict[str, LiveLog] = {}
@@ -94,20 +106,27 @@ class Hub:
         return live.viewers if live else 0
 
     def watch(
-        self, generation_id: str, *, made: int = 0, fresh: bool = False, needed: bool = False, paced: bool = False
+        self,
+        generation_id: str,
+        *,
+        made: int = 0,
+        server: str | None = None,
+        fresh: bool = False,
+        needed: bool = False,
+        paced: bool = False,
     ) -> AbstractAsyncContextManager[LiveLog]:
         """The live log of a generation, caught up with Redis; it is followed while somebody is in there.
 
-        `made` is when it was created: a log that had the same id before is another one. `fresh` says that it was just
-        created and cannot have entries yet, `needed` that the generation ends without viewers: then whoever runs it is
-        told that there is one. `paced` has its tokens counted. Raises RedisError, OSError.
+        `made` is when it was created, and `server` where: a log that had the same id before is another one. `fresh` says
+        that it was just created and cannot have entries yet, `needed` that the generation ends without viewers: then
+        whoever runs it is told that there is one. `paced` has its tokens counted. Raises RedisError, OSError.
         """
         live = self._live.get(generation_id)
         if live is None:
             live = self._hot.pop(generation_id, None)
             if live is None or live.made != made or paced:
                 live = LiveLog(generation_id, paced=paced)
-                live.made, live.needed = made, needed
+                live.made, live.server, live.needed = made, server, needed
                 live.opening = asyncio.create_task(self._catch_up(live, fresh), name=f"open {generation_id}")
             self._live[generation_id] = live
             FOLLOWED.inc()
@@ -143,8 +162,8 @@ class Hub:
             async for page in self._log.read_all(live.id, strict=False, shapes=live.shapes):
                 live.feed(page)
             live.replayed = live.outcome is not None
-        live.caught_up = True
-        if live.outcome is None:
+        live.caught()
+        if not live.ended:
             self._added.set()
             if not self._blocked:  # the next read has it anyway
                 return
@@ -233,6 +252,26 @@ class Hub:
     async def _check(self, quiet: dict[str, LiveLog]) -> None:
         """Looks after logs without news: nobody is told when a key is deleted or a server forgets."""
         problems = await self._following.check({generation_id: live.position for generation_id, live in quiet.items()})
-        for generation_id, problem in problems.items():
-            quiet[generation_id].fail(problem)
+        for generation_id, live in quiet.items():
+            problem = problems.get(generation_id)
+            if problem is None:
+                live.behind_since = None
+                continue
+            now = asyncio.get_running_loop().time()
+            live.behind_since = live.behind_since or now
+            deleted = isinstance(problem, Gone) and problem.deleted
+            if deleted or not await self.may_be_mended(live, live.behind_since):
+                live.fail(problem)
         self._checked = asyncio.get_running_loop().time()
+
+    async def may_be_mended(self, live: LiveLog, since: float) -> bool:
+        """Whether a log that has lacked what is known of it since then may get it back: its server forgot that, and the
+        worker that wrote it has some time to write it again."""
+        if self._confirmer is None or live.server is None:
+            return False
+        if asyncio.get_running_loop().time() - since >= self._patience_s:
+            return False
+        try:
+            return await self._confirmer.server() != live.server
+        except (RedisError, OSError):
+            return True

@@ -13,7 +13,7 @@ from contextlib import suppress
 from api.pace import Tally
 from shared import sse
 from shared.entry import BEGIN, Entry, Kind
-from shared.errors import LogError
+from shared.errors import Damaged, LogError
 from shared.shape import Shapes
 
 WINDOW_BYTES = 4 * 1024 * 1024
@@ -74,11 +74,15 @@ class LiveLog:
     sealed, `problem` once it cannot be followed any further. `tally` is there if viewers are paced. `fed_at` is when
     the last entries came, in the loop's time, `page` how many like them may be read at once. `made` tells logs of one
     id apart, `replayed` says that it had ended before anybody watched it here, `idle_since` when the last viewer left.
-    `shapes` are those of the log up to `position`.
+    `shapes` are those of the log up to `position`. `server` took the request, and `behind_since` is when the log was seen to
+    lack what is here. Where an entry is missing, what stands before it is shown, and then the problem.
     """
 
     def __init__(self, generation_id: str, *, paced: bool = False) -> None:
         self.id = generation_id
+        self.server: str | None = None
+        self.behind_since: float | None = None
+        self._hole: Damaged | None = None
         self.tally = Tally() if paced else None
         self.position = BEGIN
         self.shapes = Shapes()
@@ -196,15 +200,20 @@ class LiveLog:
                 self._release()
                 self.replaced = self.replaced or bool(self.end)
                 self.epoch = entry.position.epoch
+                self._hole = None
                 self._clear()
-            elif entry.kind is Kind.PIECE:  # only when catching up: what would make it whole is missing
-                self._clear(entry.position.seq)
             elif entry.kind is Kind.OUTCOME:
+                if self._hole is not None:
+                    continue
                 self.outcome = entry
                 if self.tally is not None:
                     self.tally.end(entry)
+            elif self._hole is not None or self._is_behind_a_hole(entry):
+                continue
+            elif entry.kind is Kind.PIECE:  # only when catching up: what would make it whole is missing
+                self._clear(entry.position.seq)
             else:
-                if entry.position.seq != self.end + 1:  # only when catching up: `poll` answers Damaged
+                if entry.position.seq != self.end + 1:
                     self._clear(entry.position.seq - 1)
                 if self.tally is not None:
                     self.tally.add(entry)
@@ -213,6 +222,18 @@ class LiveLog:
                 self._bytes += len(entry.data)
                 for encode, frames in self._frames.items():
                     frames.append(encode(entry))
+
+    def _is_behind_a_hole(self, entry: Entry) -> bool:
+        """Only when catching up: `poll` answers Damaged. What is missing at the start was once kept, and is not any more."""
+        if self.end > self.lost and (entry.kind is Kind.PIECE or entry.position.seq != self.end + 1):
+            self._hole = Damaged(f"{entry.position} of {self.id} comes after {self.epoch}-{self.end}")
+        return self._hole is not None
+
+    def caught(self) -> None:
+        """All that there was has been fed."""
+        self.caught_up = True
+        if self._hole is not None:
+            self.fail(self._hole)
 
     # ---- viewers that are written to directly
 

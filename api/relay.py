@@ -27,7 +27,7 @@ from shared import json, sse
 from shared.broker import Broker
 from shared.config import Settings
 from shared.entry import Kind, Position, Summary
-from shared.errors import Damaged, GenerationFailed, Gone, StreamspoolError, Unavailable
+from shared.errors import BadCursor, Damaged, GenerationFailed, Gone, StreamspoolError, Unavailable
 from shared.redis import RedisError
 from shared.tasks import cancel
 from shared.telemetry import RESUMES, VIEWERS_DROPPED, get_logger
@@ -174,6 +174,7 @@ class _LogResponse(Response):
         self._parts, self._fresh, self._extra = parts, fresh, headers
         self._id: str = header["id"]
         self._made: int = header["created_at_ms"]
+        self._server: str | None = header.get("server")
         self._needed = header.get("on_disconnect") == "cancel"
         self._rate: float | None = header.get("max_tokens_per_s")
 
@@ -189,7 +190,7 @@ class _LogResponse(Response):
         try:
             paced = self._rate is not None
             async with self._parts.hub.watch(
-                self._id, made=self._made, fresh=self._fresh, needed=self._needed, paced=paced
+                self._id, made=self._made, server=self._server, fresh=self._fresh, needed=self._needed, paced=paced
             ) as live:
                 await self._respond(client, live)
         except TimeoutError:
@@ -244,12 +245,13 @@ class EventStream(_LogResponse):
         super().__init__(parts, header, fresh=fresh, headers=headers)
         self._view, self._cursor, self._hold_s = view, cursor, hold_s
         self._leave_at: float | None = None
+        self._behind_since: float | None = None
         self._page = _FIRST_PAGE
         self._pace: Pace | None = None
         self._encode = chat.encoder(ids=view.ids, include_usage=view.include_usage)
 
     async def _respond(self, client: _Client, live: LiveLog) -> None:
-        start = await place(self._cursor, live, self._parts.broker.log, include_usage=self._view.include_usage)
+        start = await self._place(client, live)
         if start is None:
             await client.start(204, self._extra)
             await client.send(b"", more=False)
@@ -275,6 +277,18 @@ class EventStream(_LogResponse):
             body = b""  # a viewer may wait for long, and must not hold on to what it was sent
         if not client.gone:
             await client.cut(flush=True)
+
+    async def _place(self, client: _Client, live: LiveLog) -> Start | None:
+        """Where to begin. A viewer that is ahead of a log which its server forgot waits until it is written again."""
+        log, include_usage = self._parts.broker.log, self._view.include_usage
+        since = asyncio.get_running_loop().time()
+        while True:
+            try:
+                return await place(self._cursor, live, log, include_usage=include_usage)
+            except (BadCursor, Gone):
+                if live.ended or client.gone or not await self._parts.hub.may_be_mended(live, since):
+                    raise
+            await client.wait(live.waiter(), _RETRY_S)
 
     async def _bodies(self, client: _Client, live: LiveLog, start: Start) -> AsyncIterator[tuple[bytes, bool]]:
         """What to send next, and whether it is the end. Returns without one when the client, or this server, leaves."""
@@ -391,8 +405,14 @@ class EventStream(_LogResponse):
             return b"", index
         chunks = [entry for entry in page if entry.kind in (Kind.CHUNK, Kind.USAGE) and entry.position.epoch == epoch]
         if not chunks:
+            now = asyncio.get_running_loop().time()
+            self._behind_since = self._behind_since or now
+            if await self._parts.hub.may_be_mended(live, self._behind_since):
+                await asyncio.sleep(_RETRY_S)
+                return b"", index
             live.fail(Gone(self._id))
             return b"", live.end
+        self._behind_since = None
         size = sum(len(entry.data) for entry in chunks)
         self._page = max(1, min(_PAGE, _PAGE_BYTES * len(chunks) // size))  # as many as fit, if they stay like these
         return b"".join(map(self._encode, chunks)), index + len(chunks)
@@ -418,7 +438,9 @@ class Answer(_LogResponse):
             raise GenerationFailed(error)
         chunks = live.payloads
         if chunks is None:
-            chunks = await self._parts.broker.chunks(self._id, live.epoch)
+            chunks, damage = await self._parts.broker.chunks(self._id, live.epoch)
+            if damage:
+                raise damage
         summary = Summary(self._header, (), live.position, outcome)
         body = json.dumps(chat.completion(summary, chunks))
         headers = {"content-type": "application/json", "content-length": str(len(body))}

@@ -14,8 +14,9 @@ from urllib.parse import quote
 from shared import json, sse, turns
 from shared.chat import Accumulator
 from shared.chat import completion as whole
+from shared.closing import lost
 from shared.entry import SEAL, Entry, Kind, Status, Summary
-from shared.errors import Damaged, GenerationFailed, Gone, LogError
+from shared.errors import Damaged, GenerationFailed, Gone, LogError, StreamLost
 
 Encode = Callable[[Entry], bytes]
 
@@ -40,12 +41,6 @@ _GONE = {
     "type": "invalid_request_error",
     "param": None,
     "code": "stream_gone",
-}
-_LOST = {
-    "message": "The broker's storage lost a part of this stream. Send the request again.",
-    "type": "server_error",
-    "param": None,
-    "code": "stream_lost",
 }
 
 
@@ -89,12 +84,12 @@ def error_frame(error: dict[str, Any], frame_id: bytes | None = None) -> bytes:
 
 def problem_frames(problem: LogError) -> list[bytes]:
     """The end of a stream whose log is gone or damaged."""
-    return [error_frame(_LOST if isinstance(problem, Damaged) else _GONE), sse.frame(sse.DONE)]
+    return [error_frame(lost() if isinstance(problem, Damaged) else _GONE), sse.frame(sse.DONE)]
 
 
 def problem_error(problem: LogError) -> GenerationFailed:
     """The same for a response without frames."""
-    return GenerationFailed({**_GONE, "status": 404} if isinstance(problem, Gone) else {**_LOST, "status": 500})
+    return GenerationFailed({**_GONE, "status": 404} if isinstance(problem, Gone) else lost())
 
 
 def served_headers(note: bytes | None) -> dict[str, str]:
@@ -121,9 +116,15 @@ def outcome_error(outcome: dict[str, Any]) -> dict[str, Any] | None:
     return error
 
 
-def stored_completion(summary: Summary, chunks: list[bytes]) -> dict[str, Any]:
-    """The same as it is found later: with its metadata, which OpenAI leaves out of the answer to the POST."""
-    return {**completion(summary, chunks), "metadata": summary.header.get("metadata") or {}}
+def stored_completion(summary: Summary, chunks: list[bytes], damage: Damaged | None = None) -> dict[str, Any]:
+    """The same as it is found later: with its metadata, which OpenAI leaves out of the answer to the POST.
+
+    With `damage`, the chunks are those before a missing one: no answer, whatever the log says.
+    """
+    found = {**completion(summary, chunks), "metadata": summary.header.get("metadata") or {}}
+    if damage is not None:
+        found |= {"status": Status.FAILED, "error": StreamLost().to_object()}
+    return found
 
 
 def stored_message(generation_id: str, number: int, message: dict[str, Any]) -> dict[str, Any]:

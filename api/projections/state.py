@@ -28,7 +28,7 @@ def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None) ->
         "created_at": header["created_at_ms"] // 1000,
         "started_at": summary.attempts[0]["at_ms"] // 1000 if summary.attempts else None,
         "ended_at": outcome["ended_at_ms"] // 1000 if outcome else None,
-        "attempts": summary.position.epoch,
+        "attempts": summary.attempts[-1].get("number", summary.position.epoch) if summary.attempts else 0,
         "interrupted": [attempt["reason"] for attempt in summary.attempts[1:]],
         "served_by": served.get("model"),
         "refused": served.get("refused", []),

@@ -15,7 +15,7 @@ from api.projections import chat
 from api.relay import Answer, EventStream, Parts, view
 from shared import json
 from shared.entry import BEGIN, Summary
-from shared.errors import BadRequest, Damaged
+from shared.errors import BadRequest
 from shared.request import ChatRequest
 
 router = APIRouter(tags=["chat"])
@@ -67,10 +67,9 @@ def _idempotency_key(request: Request) -> str | None:
 
 async def completion(parts: Parts, summary: Summary) -> Response:
     """A generation as an object, as far as it is. Raises GenerationFailed if a part of it is lost."""
-    try:
-        chunks = await parts.broker.chunks(summary.header["id"], summary.position.epoch)
-    except Damaged as problem:
-        raise chat.problem_error(problem) from None
+    chunks, damage = await parts.broker.chunks(summary.header["id"], summary.position.epoch)
+    if damage is not None:
+        raise chat.problem_error(damage)
     return Response(json.dumps(chat.stored_completion(summary, chunks)), media_type="application/json")
 
 

@@ -71,9 +71,8 @@ async def list_stored(
     async for summary in broker.stored(owner, after, newest_first=order == "desc"):
         header = summary.header
         if (model is None or header["model"] == model) and wanted.items() <= (header["metadata"] or {}).items():
-            # One that has lost an entry must not hide the others: whoever fetches it is told.
-            chunks = await broker.chunks(header["id"], summary.position.epoch, strict=False)
-            found.append(chat.stored_completion(summary, chunks))
+            chunks, damage = await broker.chunks(header["id"], summary.position.epoch)
+            found.append(chat.stored_completion(summary, chunks, damage))
             if len(found) > limit:
                 break
     return Response(json.dumps(page(found, limit)), media_type="application/json")

@@ -262,6 +262,38 @@ def test_pieces_of_what_is_not_kept_are_not_kept_either(client: Client, store: r
     assert resume(client, generation_id, floor, "header") == b"".join(whole[pieces[-1] :])
 
 
+@pytest.mark.parametrize("lost", [2, 4, 6])
+def test_what_stands_before_a_hole_is_shown_and_then_that_the_rest_is_lost(
+    client: Client, store: redis.Redis, lost: int
+) -> None:
+    generation_id, whole = streamed(client)
+    assert store.xdel(keys.log(generation_id), f"1-{lost}") == 1
+    *shown, error, done = frames(client.get(f"/v1/streams/{generation_id}").content)
+    assert shown == whole[: lost - 1]
+    assert b'"stream_lost"' in error
+    assert b"[DONE]" in done
+    for cursor in (f"1-{lost - 1}", f"1-{lost}", f"1-{lost + 1}"):
+        rest = frames(client.get(f"/v1/streams/{generation_id}", **request(cursor, "header")).content)
+        assert len(rest) == 2, "nothing is shown of what stands behind it"
+        assert b'"stream_lost"' in rest[0]
+
+
+def test_a_list_tells_which_answer_lost_a_part(client: Client, store: redis.Redis) -> None:
+    """And shows the others as they are."""
+    kept, lost = (
+        client.stream("fake/lorem?tokens=6", store=True, metadata={"of": "holes"}).headers["x-stream-id"]
+        for _ in range(2)
+    )
+    wait_until(lambda: not client.state(lost)["viewers"])
+    store.xdel(keys.log(lost), "1-3")
+    found = {one["id"]: one for one in client.get("/v1/chat/completions?metadata[of]=holes").json()["data"]}
+    assert (found[kept]["status"], "error" in found[kept]) == ("completed", False)
+    assert (found[lost]["status"], found[lost]["error"]["code"]) == ("failed", "stream_lost")
+    texts = [found[one]["choices"][0]["message"]["content"] for one in (kept, lost)]
+    assert texts[0].startswith(texts[1])
+    assert len(texts[1]) < len(texts[0])
+
+
 def test_a_damaged_log_is_not_passed_off_as_an_answer(client: Client, store: redis.Redis) -> None:
     generation_id = client.stream("fake/lorem?tokens=6").headers["x-stream-id"]
     wait_until(lambda: not client.state(generation_id)["viewers"])

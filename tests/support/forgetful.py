@@ -79,6 +79,13 @@ class Follower:
         self.valkey.stop()
         self._link.__exit__()
 
+    def hold(self) -> None:
+        """It hears of nothing any more, and its master does not know."""
+        self._link.hold()
+
+    def heal(self) -> None:
+        self._link.heal()
+
     def promote(self) -> None:
         self.redis.execute_command("REPLICAOF", "NO", "ONE")
 

@@ -1,0 +1,158 @@
+"""What is told as accepted cannot be taken by the server's death any more: on real servers, with a file, a replica, or none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis as blocking
+
+from shared.broker import Broker, Principal
+from shared.config import Settings
+from shared.confirm import Confirmer
+from shared.embedded import EmbeddedValkey
+from shared.entry import Status
+from shared.errors import Unavailable
+from shared.redis import connect
+from shared.request import ChatRequest
+from shared.streamlog import StreamLog
+from tests.support.forgetful import Follower
+from tests.support.names import keys
+from tests.support.server import Server
+
+ANN = Principal("ann")
+CATALOGUE = {"providers": {"fake": {"models": ["echo"], "open": False}}, "aliases": {}}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedValkey]:
+    with EmbeddedValkey(tmp_path / "data") as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: EmbeddedValkey) -> Iterator[blocking.Redis]:
+    found = blocking.Redis.from_url(server.url)
+    found.set(keys.catalogue, json.dumps(CATALOGUE), ex=600)
+    yield found
+    found.close()
+
+
+Ask = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+async def brokers(server: EmbeddedValkey) -> AsyncIterator[Callable[[str], Awaitable[Broker]]]:
+    """Brokers with a setting of STREAMSPOOL_CONFIRM."""
+    async with AsyncExitStack() as stack:
+        redis = connect(server.url, max_connections=20)
+        stack.push_async_callback(redis.aclose, close_connection_pool=True)
+
+        async def broker(promised: str) -> Broker:
+            confirmer = await stack.enter_async_context(Confirmer(redis, name=promised, promised=promised))
+            settings = Settings(retention_s=60)
+            log = StreamLog(redis, retention_s=60, safety_s=60)
+            return Broker(redis, log, settings, name="test", confirmer=confirmer)
+
+        yield broker
+
+
+async def accepted(broker: Broker, **fields: Any) -> str:
+    body = {"model": "fake/echo", "messages": [{"role": "user", "content": "x"}], **fields}
+    generation_id: str = (await broker.submit(json.dumps(body).encode(), ChatRequest.check(body), ANN)).header["id"]
+    return generation_id
+
+
+def confirmations(client: blocking.Redis) -> int:
+    found = client.info("commandstats")
+    return int(found.get("cmdstat_waitaof", {}).get("calls", 0))
+
+
+@pytest.mark.parametrize(
+    ("promised", "background", "asked"),
+    [
+        ("background", True, True),
+        ("background", False, False),
+        ("all", False, True),
+        ("all", True, True),
+        ("none", True, False),
+    ],
+)
+async def test_what_was_promised_is_asked_for(
+    brokers: Callable[[str], Awaitable[Broker]],
+    client: blocking.Redis,
+    promised: str,
+    background: bool,
+    asked: bool,
+) -> None:
+    broker = await brokers(promised)
+    generation_id = await accepted(broker, background=background)
+    assert bool(confirmations(client)) == asked
+    (summary,) = await broker.log.describe([generation_id])
+    assert summary
+    assert len(summary.header["server"]) == 16
+
+
+async def test_all_who_wait_share_an_answer(
+    brokers: Callable[[str], Awaitable[Broker]], client: blocking.Redis
+) -> None:
+    broker = await brokers("background")
+    found = await asyncio.gather(*(accepted(broker, background=True) for _ in range(200)))
+    assert len(set(found)) == 200
+    assert 0 < confirmations(client) < 100
+
+
+async def test_a_server_without_a_file_or_a_replica_confirms_nothing_and_is_not_waited_for(
+    brokers: Callable[[str], Awaitable[Broker]], client: blocking.Redis
+) -> None:
+    client.config_set("appendonly", "no")
+    broker = await brokers("all")
+    assert await accepted(broker, background=True)
+    assert broker._confirmer
+    found = await broker._confirmer.confirm()
+    assert (found.sure, len(found.by or "")) == (False, 16)
+
+
+async def test_a_file_that_is_never_synced_is_written_all_the_same(
+    brokers: Callable[[str], Awaitable[Broker]], client: blocking.Redis
+) -> None:
+    """With `appendfsync no` WAITAOF never says yes; what left the server's own memory survives its death."""
+    client.config_set("appendfsync", "no")
+    broker = await brokers("all")
+    assert await accepted(broker, background=True)
+    assert broker._confirmer
+    assert (await broker._confirmer.confirm()).sure
+
+
+async def test_a_replica_that_does_not_answer_is_told_as_an_outage_and_nothing_runs(
+    brokers: Callable[[str], Awaitable[Broker]], client: blocking.Redis, server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    broker = await brokers("background")
+    with Follower(tmp_path / "follower", server, 0) as follower:
+        generation_id = await accepted(broker, background=True)
+        follower.hold()
+        with pytest.raises(Unavailable):
+            await accepted(broker, background=True)
+        follower.heal()
+        await broker.revoke_doubtful()
+        found = {summary.header["id"]: summary.status async for summary in broker.newest(ANN)}
+        assert found.pop(generation_id) is Status.QUEUED
+        assert list(found.values()) == [Status.CANCELLED]
+        assert await accepted(broker, background=True)
+
+
+async def test_a_server_that_does_not_know_waitaof_tells_by_what_it_has_not_written(tmp_path: Path) -> None:
+    with Server(tmp_path, "--appendonly", "yes", kind="redis") as server:
+        redis = connect(server.url, max_connections=5)
+        try:
+            async with Confirmer(redis, name="w") as confirmer:
+                for number in range(50):
+                    await redis.set(f"key-{number}", b"x" * 1000, px=60_000)
+                    assert (await confirmer.confirm()).sure
+        finally:
+            await redis.aclose(close_connection_pool=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -23,6 +22,7 @@ from api.intake import Intake
 from api.relay import CONNECTION, Drain
 from shared.config import SettingsInvalid, load_settings
 from shared.errors import StreamspoolError
+from shared.process import refuse_to_start
 from shared.telemetry import configure_logging, get_logger
 
 logger = get_logger(__name__)
@@ -187,12 +187,12 @@ def main() -> None:
     try:
         settings = load_settings()
     except SettingsInvalid as error:
-        sys.exit(str(error))
+        refuse_to_start(str(error))
     configure_logging(settings.log_level)
     if settings.redis_url is None:
-        sys.exit("The API needs REDIS_URL. `streamspool up` runs everything without it.")
+        refuse_to_start("The API needs REDIS_URL. `streamspool up` runs everything without it.")
     if not settings.api_keys and not is_loopback(settings.host):
-        sys.exit(
+        refuse_to_start(
             f"Refusing to listen on {settings.host} without keys: anybody could spend your provider's tokens.\n"
             "Set STREAMSPOOL_API_KEYS=tenant:key, or HOST=127.0.0.1."
         )

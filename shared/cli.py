@@ -334,10 +334,14 @@ def _ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]]) 
     import signal
 
     from shared.client import Client, url_of
-    from shared.config import environment
+    from shared.config import SettingsInvalid, environment
 
     variables = environment()
-    base = url or variables.get("STREAMSPOOL_URL")
+    try:
+        base, key = url or variables.get("STREAMSPOOL_URL"), variables.get("STREAMSPOOL_API_KEY")
+    except SettingsInvalid as error:
+        _say(f"{error}", fg="red")
+        raise typer.Exit(USAGE) from None
     if not base:
         settings = _settings()
         base = url_of(settings.host, settings.port)
@@ -348,7 +352,7 @@ def _ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]]) 
         # only when something else wakes the loop. This one wakes it. Windows has none; who is in the background hears none.
         if task and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN and sys.platform != "win32":
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
-        async with Client(base, variables.get("STREAMSPOOL_API_KEY")) as client:
+        async with Client(base, key) as client:
             return await question(client)
 
     try:

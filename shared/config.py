@@ -1,7 +1,8 @@
 """Settings: environment, then `.env`, then `streamspool.toml`; wrong values stop the start with all errors at once.
 
-Hidden here: where a value comes from, how keys are parsed, which names are ours (prefix STREAMSPOOL_) and which are
-everyone's (REDIS_URL, HOST, PORT, LOG_LEVEL). docs/OPERATIONS.md carries the table made from this class.
+Hidden here: where a value comes from, that NAME_FILE stands for NAME with the file's content, how keys are parsed, which
+names are ours (prefix STREAMSPOOL_) and which are everyone's (REDIS_URL, HOST, PORT, LOG_LEVEL). docs/OPERATIONS.md carries
+the table made from this class.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import binascii
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +20,7 @@ from dotenv import dotenv_values
 from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -42,19 +44,97 @@ _PROVIDER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _PREFIX = re.compile(r"(?!arq$)[A-Za-z0-9_.-]{1,32}")
 
 
-def environment() -> dict[str, str]:
-    """The process environment over `.env`: where provider keys are looked up by name."""
-    return {**{k: v for k, v in dotenv_values(".env").items() if v is not None}, **os.environ}
+FILE = "_FILE"
+_MAX_FILE_BYTES = 64 * 1024
+
+BUCKET_VARIABLES = {
+    "s3": {
+        "AWS_ACCESS_KEY_ID": "access_key_id",
+        "AWS_SECRET_ACCESS_KEY": "secret_access_key",
+        "AWS_SESSION_TOKEN": "session_token",
+        "AWS_DEFAULT_REGION": "region",
+        "AWS_REGION": "region",
+        "AWS_ENDPOINT_URL": "endpoint",
+        "AWS_ENDPOINT_URL_S3": "endpoint",
+    },
+    "gs": {"GOOGLE_SERVICE_ACCOUNT_KEY": "service_account_key"},
+    "az": {
+        "AZURE_STORAGE_ACCOUNT_NAME": "account_name",
+        "AZURE_STORAGE_ACCOUNT_KEY": "account_key",
+        "AZURE_STORAGE_SAS_KEY": "sas_key",
+        "AZURE_STORAGE_CLIENT_SECRET": "client_secret",
+    },
+}
+"""Variables as everyone names them, and obstore's names for the same. It reads more of them by itself, but neither from
+`.env` nor from files."""
+_PLAIN = ("HOST", "PORT", "LOG_LEVEL")
+"""Have no NAME_FILE: nothing about them is secret, and as names of files they may be anybody's."""
+
+
+def environment() -> Mapping[str, str]:
+    """The process environment over `.env`: where provider keys are looked up by name.
+
+    In each of the two, NAME_FILE may stand in the place of NAME, and is read when NAME is looked up. Looking up raises
+    SettingsInvalid where both are set, or the file cannot be read.
+    """
+    return _Variables(os.environ, {name: value for name, value in dotenv_values(".env").items() if value is not None})
+
+
+class _Variables(Mapping[str, str]):
+    """The first of several places that knows a name."""
+
+    def __init__(self, *places: Mapping[str, str]) -> None:
+        self._places = places
+
+    def __getitem__(self, name: str) -> str:
+        for place in self._places:
+            if path := place.get(name + FILE):
+                return _from_file(name, path, place.get(name))
+            if name in place:
+                return place[name]
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({name: None for place in self._places for name in place})
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _from_file(name: str, path: str, value: str | None) -> str:
+    """What NAME_FILE names, without the line break at its end. Raises SettingsInvalid, which does not show the path:
+    somebody may have written the secret there."""
+    if value:
+        raise SettingsInvalid(f"{name} and {name}{FILE} are both set: keep one of them")
+    try:
+        with open(os.path.expanduser(path), "rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+        text = content.decode("utf-8-sig").rstrip("\r\n")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a NUL
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise SettingsInvalid(f"{name}{FILE} names a file that cannot be read: {reason}") from None
+    if not text or len(content) > _MAX_FILE_BYTES:
+        raise SettingsInvalid(f"{name}{FILE} names a file that is {'too large' if text else 'empty'}")
+    return text
+
+
+def bucket_options(url: str) -> dict[str, str]:
+    """What the variables of a bucket's provider say, by obstore's names for it. Raises SettingsInvalid."""
+    variables = environment()
+    names = BUCKET_VARIABLES.get(url.partition("://")[0], {})
+    return {option: value for name, option in names.items() if (value := variables.get(name))}
 
 
 def load_settings(**given: object) -> Settings:
     """The settings, with `given` over all else. Raises SettingsInvalid that says all that is wrong, and no value."""
     try:
-        return Settings(**given)  # type: ignore[arg-type]
+        settings = Settings(**given)  # type: ignore[arg-type]
+        bucket_options(settings.files_url)  # a file that cannot be read is told now, not with the first upload
+        return settings
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False, include_context=False)
         lines = [f"{_path(item['loc'])}: {item['msg'].removeprefix('Value error, ')}" for item in wrong]
-    except (SettingsError, OSError, ValueError) as error:  # ValueError: streamspool.toml is not TOML
+    except (SettingsError, OSError, ValueError) as error:  # ValueError: streamspool.toml is not TOML, or ours
         lines = [str(error)]
     raise SettingsInvalid("\n".join(lines))
 
@@ -85,7 +165,7 @@ def webhook_keys(secrets: SecretStr) -> list[bytes]:
     return keys
 
 
-class SettingsInvalid(Exception):
+class SettingsInvalid(ValueError):
     """The settings cannot be used; the text says, line by line, which and why."""
 
 
@@ -288,7 +368,19 @@ class Settings(BaseSettings):
         if named and not Path(named).is_file():
             raise FileNotFoundError(f"STREAMSPOOL_CONFIG names {named!r}, which is not a file.")
         toml = TomlConfigSettingsSource(settings_cls, Path(named or DEFAULT_CONFIG))
+        for source in (env_settings, dotenv_settings):
+            assert isinstance(source, EnvSettingsSource)
+            source.env_vars = {**source.env_vars, **cls._files(source.env_vars)}
         return init_settings, env_settings, dotenv_settings, toml
+
+    @classmethod
+    def _files(cls, found: Mapping[str, str | None]) -> dict[str, str]:
+        """The settings whose NAME_FILE is found in a place, which has all names in lower case."""
+        return {
+            name.lower(): _from_file(name, path, found.get(name.lower()))
+            for name in map(variable, cls.model_fields)
+            if name not in _PLAIN and (path := found.get(f"{name}{FILE}".lower()))
+        }
 
     models: dict[str, list[str]] = Field(
         default_factory=dict,

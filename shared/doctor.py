@@ -12,7 +12,7 @@ import socket
 from typing import Any, NamedTuple
 
 from shared.client import Client
-from shared.config import Settings, environment
+from shared.config import FILE, Settings, SettingsInvalid, environment
 from shared.embedded import MINIMUM_VERSION, CannotStart, find_binary
 from shared.errors import StreamspoolError
 from shared.local_model import NAME, find_model
@@ -124,10 +124,15 @@ def _local_model(settings: Settings) -> Finding:
 
 def _providers() -> Finding:
     """Which keys this shell would hand to a worker."""
-    keys = {
-        name: f"…{value[-_SHOWN_OF_A_KEY:]}" if len(value) > 4 * _SHOWN_OF_A_KEY else "set"
-        for name, value in sorted(environment().items())
-        if _PROVIDER_KEY.fullmatch(name) and not name.startswith("STREAMSPOOL_") and value
-    }
+    variables = environment()
+    names = sorted({name.removesuffix(FILE) for name in variables})
+    try:
+        keys = {
+            name: f"…{value[-_SHOWN_OF_A_KEY:]}" if len(value) > 4 * _SHOWN_OF_A_KEY else "set"
+            for name in names
+            if _PROVIDER_KEY.fullmatch(name) and not name.startswith("STREAMSPOOL_") and (value := variables.get(name))
+        }
+    except SettingsInvalid as error:
+        return Finding(False, "provider keys", str(error))
     found = ", ".join(f"{name} {masked}" for name, masked in keys.items())
     return Finding(True, "provider keys", found or "none; the fake/… models need none")

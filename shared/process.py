@@ -1,8 +1,13 @@
-"""What each process of ours sets once, when it has started."""
+"""What each process of ours does once: how it starts, and how a start ends that cannot succeed."""
 
 from __future__ import annotations
 
 import gc
+import sys
+from typing import NoReturn
+
+WRONG_SETTINGS = 2
+"""The exit code for what a restart will not heal."""
 
 _THRESHOLDS = 5_000, 10, 10
 
@@ -16,3 +21,9 @@ def collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)
+
+
+def refuse_to_start(reason: str) -> NoReturn:
+    """Says why on stderr, and ends the process with the exit code for wrong settings."""
+    print(reason, file=sys.stderr)
+    raise SystemExit(WRONG_SETTINGS)

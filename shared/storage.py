@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 from shared import private
-from shared.config import environment
+from shared.config import bucket_options, environment
 from shared.errors import FileStorageFailed, FileStorageFull, FileStorageInvalid, FileStorageRefused
 from shared.telemetry import get_logger
 
@@ -76,11 +76,12 @@ class Storage:
                 self._store: Any = LocalStore(self._directory)
             return
         try:
+            options: Any = bucket_options(url)
             self._store = from_url(
                 url,
                 client_options={"allow_http": _is_plain(environment()), "timeout": timedelta(seconds=_TIMEOUT_S)},
                 retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_GIVE_UP_S)},
-                **_credentials(url, environment()),
+                config=options,
             )
         except (BaseError, ValueError) as error:  # nobody was asked yet: what it was given is wrong
             raise _failed(FileStorageInvalid, error) from None
@@ -172,22 +173,6 @@ class Storage:
 def _is_plain(variables: Mapping[str, str]) -> bool:
     """Whether the S3 that was named is reached without TLS: one on this machine or in this network."""
     return variables.get("AWS_ENDPOINT_URL_S3", variables.get("AWS_ENDPOINT_URL", "")).startswith("http://")
-
-
-def _credentials(url: str, variables: Mapping[str, str]) -> dict[str, Any]:
-    """S3's variables as everyone names them, also from `.env`, which obstore would not read."""
-    if not url.startswith("s3://"):
-        return {}
-    names = {
-        "AWS_ACCESS_KEY_ID": "access_key_id",
-        "AWS_SECRET_ACCESS_KEY": "secret_access_key",
-        "AWS_SESSION_TOKEN": "session_token",
-        "AWS_DEFAULT_REGION": "region",
-        "AWS_REGION": "region",
-        "AWS_ENDPOINT_URL": "endpoint",
-        "AWS_ENDPOINT_URL_S3": "endpoint",
-    }
-    return {"config": {option: variables[name] for name, option in names.items() if variables.get(name)}}
 
 
 # ---- what went wrong

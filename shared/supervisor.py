@@ -29,7 +29,7 @@ from typing import IO, Protocol, Self
 
 from shared import private
 from shared.client import Client, url_of
-from shared.config import Settings
+from shared.config import FILE, Settings
 from shared.embedded import CannotStart, EmbeddedValkey, tied_to_parent
 from shared.errors import StreamspoolError
 from shared.local_model import Address, find_model
@@ -217,6 +217,7 @@ class Supervisor:
         environment.pop("STREAMSPOOL_LISTEN_FD", None)
         if fds:
             environment["STREAMSPOOL_LISTEN_FD"] = str(fds[0])
+        environment.pop("REDIS_URL" + FILE, None)
         if self._valkey is not None:
             environment["REDIS_URL"] = self._valkey.url
         elif settings.redis_url is not None:

@@ -15,7 +15,6 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -34,7 +33,7 @@ from shared.config import Settings, SettingsInvalid, environment, load_settings
 from shared.confirm import Confirmer
 from shared.doorbell import LINE, is_line
 from shared.errors import Unavailable
-from shared.process import collect_rarely
+from shared.process import collect_rarely, refuse_to_start
 from shared.reaper import Reaper
 from shared.redis import (
     ArqRedis,
@@ -340,10 +339,13 @@ async def beat(
 async def serve(settings: Settings) -> None:
     """Runs a worker until SIGTERM or SIGINT. Needs `settings.redis_url`."""
     if settings.redis_url is None:
-        raise SystemExit("A worker needs REDIS_URL. `streamspool up` runs everything without it.")
+        refuse_to_start("A worker needs REDIS_URL. `streamspool up` runs everything without it.")
     url = settings.redis_url.get_secret_value()
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
-    providers = load_providers(settings, environment())
+    try:
+        providers = load_providers(settings, environment())
+    except ValueError as error:
+        refuse_to_start(str(error))
     async with AsyncExitStack() as stack:
         redis = connect(url, prefix=settings.prefix, max_connections=_POOL, timeout_s=_timeout_s(settings))
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
@@ -423,7 +425,7 @@ def main() -> None:
     try:
         settings = load_settings()
     except SettingsInvalid as error:
-        sys.exit(str(error))
+        refuse_to_start(str(error))
     configure_logging(settings.log_level)
     stamina.instrumentation.set_on_retry_hooks([])  # its log line quotes the provider, ours does not
     uvloop.run(serve(settings))

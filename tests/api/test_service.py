@@ -142,7 +142,7 @@ def start(tmp_path: Path, module: str = "api", **settings: str) -> subprocess.Co
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "127.attacker.example"])
 def test_a_public_bind_without_keys_is_refused(tmp_path: Path, host: str) -> None:
     ended = start(tmp_path, REDIS_URL="redis://127.0.0.1:1", HOST=host)
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert "STREAMSPOOL_API_KEYS" in ended.stderr
     assert host in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -151,7 +151,7 @@ def test_a_public_bind_without_keys_is_refused(tmp_path: Path, host: str) -> Non
 @pytest.mark.parametrize("module", ["api", "worker"])
 def test_no_redis_is_refused(tmp_path: Path, module: str) -> None:
     ended = start(tmp_path, module)
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert "REDIS_URL" in ended.stderr
     assert "Traceback" not in ended.stderr
 
@@ -160,10 +160,23 @@ def test_no_redis_is_refused(tmp_path: Path, module: str) -> None:
 def test_wrong_settings_are_named_without_showing_keys(tmp_path: Path, module: str) -> None:
     wrong = {"STREAMSPOOL_API_KEYS": "a:canary-key,b", "STREAMSPOOL_LEASE_S": "0", "REDIS_URL": "redis://127.0.0.1:1"}
     ended = start(tmp_path, module, **wrong)
-    assert ended.returncode != 0
+    assert ended.returncode == 2
     assert "STREAMSPOOL_API_KEYS" in ended.stderr
     assert "lease_s" in ended.stderr.lower()
     assert "canary-key" not in ended.stderr + ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "variable"),
+    [("api", "REDIS_URL"), ("api", "AWS_SECRET_ACCESS_KEY"), ("worker", "OPENAI_API_KEY"), ("worker", "LAB_KEY")],
+)
+def test_a_secrets_file_that_cannot_be_read_is_one_line_and_the_end(tmp_path: Path, module: str, variable: str) -> None:
+    (tmp_path / "streamspool.toml").write_text('[providers.lab]\nbase_url = "http://lab/v1"\napi_key_env = "LAB_KEY"\n')
+    settings = {"REDIS_URL": "redis://127.0.0.1:1", "LAB_KEY": "x", "STREAMSPOOL_FILES_URL": "s3://bucket/x"}
+    settings.pop(variable, None)
+    ended = start(tmp_path, module, **settings, **{f"{variable}_FILE": "/canary/no-such-file"})
+    assert ended.returncode == 2
+    assert ended.stderr == f"{variable}_FILE names a file that cannot be read: No such file or directory\n"
 
 
 def test_a_running_server_can_be_asked_by_every_loopback_name(stack: Stack) -> None:

@@ -31,7 +31,7 @@ from shared import doorbell, reaper, webhooks
 from shared import http as shared_http
 from shared import json as shared_json
 from shared.cli import app
-from shared.config import Settings
+from shared.config import BUCKET_VARIABLES, Settings
 from shared.embedded import EmbeddedValkey, find_binary
 from shared.redis import UNREACHABLE, connect
 from tests.docs import coverage, tables
@@ -509,6 +509,11 @@ def test_providers_variables_exist() -> None:
         "OPENAI_API_BASE_URL",
         "STREAMSPOOL_API_KEY",
     }  # an example, Open WebUI's, the command line's
+    buckets = {name for names in BUCKET_VARIABLES.values() for name in names}
+    known |= buckets
+    assert buckets - {"AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3"} <= set(  # other words for two that are named
+        re.findall(r"`([A-Z_]+)`", prose(ROOT, "docs/OPERATIONS.md"))
+    )
     for document in DOCUMENTS:
         for name in re.findall(r"`([A-Z][A-Z0-9_]+(?:_KEY|_BASE_URL|_API_BASE|_TOKEN|_HOST))`", prose(ROOT, document)):
             assert name in known, f"{document}: {name}"

@@ -207,6 +207,29 @@ def test_config_shows_what_is_in_effect_and_no_secret(tmp_path: Path) -> None:
     assert "hush" not in done.stdout + done.stderr
 
 
+def test_secrets_in_files_are_no_more_shown_than_others(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("redis://me:hush-hush@db:6379/0\n")
+    (tmp_path / "key").write_text("sk-" + "hush" * 10 + "last\n")
+    files = {"REDIS_URL_FILE": str(tmp_path / "url"), "OPENAI_API_KEY_FILE": str(tmp_path / "key")}
+    done = run("config", **files)
+    assert "REDIS_URL=redis://db:6379/0" in done.stdout.splitlines()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        examined = run("doctor", PORT=str(unused.getsockname()[1]), OPENAI_API_KEY_FILE=files["OPENAI_API_KEY_FILE"])
+    assert "OPENAI_API_KEY …last" in examined.stdout
+    assert "hush" not in done.stdout + done.stderr + examined.stdout + examined.stderr
+    missing = run("doctor", OPENAI_API_KEY_FILE=str(tmp_path / "missing"))
+    assert "OPENAI_API_KEY_FILE names a file that cannot be read" in missing.stdout
+    assert missing.returncode == 1
+
+
+@pytest.mark.parametrize(("words", "name"), [(["config"], "REDIS_URL"), (["models"], "STREAMSPOOL_API_KEY")])
+def test_a_secrets_file_that_cannot_be_read_is_one_line(words: list[str], name: str) -> None:
+    done = run(*words, **{f"{name}_FILE": "/no/such/file"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{name}_FILE names a file that cannot be read: No such file or directory\n"
+
+
 # ---- conversations
 
 

@@ -7,16 +7,21 @@ strings where YAML has numbers, so those checks are here; `test_a_broken_file_is
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable
+import subprocess
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import yaml
 from compose_spec import PyCompose, parse_duration
 
-from shared.config import Settings
+from shared.config import BUCKET_VARIABLES, FILE, Settings, load_settings, variable
+from shared.embedded import find_binary
 from worker.providers.registry import VENDORS
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +30,11 @@ SETTINGS = {
     str(field.validation_alias or f"STREAMSPOOL_{name.upper()}") for name, field in Settings.model_fields.items()
 }
 VENDOR_VARIABLES = {name for vendor in VENDORS for name in (*vendor.key_variables, *vendor.base_variables)}
+BUCKETS = {name for names in BUCKET_VARIABLES.values() for name in names}
+KEYS = {name for vendor in VENDORS for name in vendor.key_variables}
+SECRETS = {variable(name) for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+LIMITS = {"APP_MEMORY", "VALKEY_MEMORY"}
+"""Are compose's own: no process of ours reads them."""
 
 
 def interpolate(value: Any, environment: dict[str, str]) -> Any:
@@ -44,14 +54,19 @@ def interpolate(value: Any, environment: dict[str, str]) -> Any:
             raise KeyError(f"{name}: {operand}")
         return operand
 
-    replaced = re.sub(r"\$\{([A-Z_]+)(:[-?])([^}]*)\}", replace, value)
-    assert "$" not in replaced, f"{value!r} is a form of interpolation this test does not know"
-    return replaced
+    replaced = re.sub(r"(?<!\$)\$\{([A-Z_]+)(:[-?])([^}]*)\}", replace, value)
+    assert "$" not in replaced.replace("$$", ""), f"{value!r} is a form of interpolation this test does not know"
+    return replaced.replace("$$", "$")
 
 
 def load(**environment: str) -> dict[str, Any]:
     text = (ROOT / "docker-compose.yml").read_text("utf-8")
-    return interpolate(yaml.safe_load(text), {"STREAMSPOOL_API_KEYS": "local:key", **environment})
+    return interpolate(yaml.safe_load(text), environment)
+
+
+def base(names: Iterable[str]) -> set[str]:
+    """NAME for NAME_FILE."""
+    return {name.removesuffix(FILE) for name in names}
 
 
 def check(compose: dict[str, Any]) -> None:
@@ -61,7 +76,8 @@ def check(compose: dict[str, Any]) -> None:
         assert isinstance(service["image"], str), f"{name}: image"
         assert set(service.get("depends_on", {})) <= set(compose["services"]), f"{name}: depends_on"
         named = {volume.partition(":")[0] for volume in service.get("volumes", [])}
-        assert named <= set(compose["volumes"]), f"{name}: volumes"
+        assert {one for one in named if not one.startswith("./")} <= set(compose["volumes"]), f"{name}: volumes"
+        assert set(service.get("secrets", [])) <= set(compose["secrets"]), f"{name}: secrets"
         for key, value in {**service, **service.get("healthcheck", {})}.items():
             assert key not in DURATIONS or parse_duration(value), f"{name}: {key}"
 
@@ -83,6 +99,8 @@ def test_it_follows_the_specification() -> None:
             lambda s: s["api"]["depends_on"].update(postgres={"condition": "service_started"}), id="no-service"
         ),
         pytest.param(lambda s: s["valkey"].update(volumes=["elsewhere:/data"]), id="no-volume"),
+        pytest.param(lambda s: s["api"].update(secrets=["none"]), id="no-secret"),
+        pytest.param(lambda s: s["api"].update(mem_limit="much"), id="no-size"),
         pytest.param(lambda s: s["api"].update(ports=["127.0.0.1:8000:80000"]), id="no-port"),
         pytest.param(lambda s: s["worker"].update(cap_drop="ALL"), id="string-for-a-list"),
     ],
@@ -94,37 +112,94 @@ def test_a_broken_file_is_refused(breaks: Callable[[dict[str, Any]], None]) -> N
         check(compose)
 
 
-def test_it_does_not_start_without_api_keys() -> None:
-    with pytest.raises(KeyError, match="tenant:key"):
-        load(STREAMSPOOL_API_KEYS="")
-
-
 def test_every_variable_is_a_setting_and_every_value_is_accepted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "redis_url").write_text("redis://:secret@valkey:6379/0\n")
+    (tmp_path / "api_keys").write_text("local:secret\n")
     for service in ("api", "worker"):
         environment = load()["services"][service]["environment"]
-        assert set(environment) <= SETTINGS | VENDOR_VARIABLES, service
+        assert base(environment) <= SETTINGS | VENDOR_VARIABLES | BUCKETS, service
         with monkeypatch.context() as patch:
-            for name in SETTINGS:
+            for name in {*SETTINGS, *(name + FILE for name in SETTINGS)}:
                 patch.delenv(name, raising=False)
             for name, value in environment.items():
-                patch.setenv(name, str(value))
-            settings = Settings()
+                if value is not None:
+                    patch.setenv(name, str(value).replace("/run/secrets", str(tmp_path)))
+            settings = load_settings()
         assert settings.redis_url is not None
-        assert settings.redis_url.get_secret_value() == "redis://valkey:6379/0"
+        assert settings.redis_url.get_secret_value() == "redis://:secret@valkey:6379/0"
+        assert set(settings.api_keys) == ({"local"} if service == "api" else set())
 
 
 def test_variables_outside_the_containers_are_settings_too() -> None:
     text = (ROOT / "docker-compose.yml").read_text("utf-8")
-    names = set(re.findall(r"\$\{([A-Z_]+)", text))
-    assert names <= SETTINGS | VENDOR_VARIABLES
+    names = set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", text))
+    assert names <= SETTINGS | VENDOR_VARIABLES | LIMITS
+
+
+def test_every_secret_may_be_a_file_and_those_it_needs_are() -> None:
+    compose = load()
+    services = compose["services"]
+    for name, service in services.items():
+        environment = service.get("environment", {})
+        secret = set(environment) & (KEYS | SECRETS | {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"})
+        assert {one for one in secret if one + FILE not in environment} == set(), name
+        mounted = {f"/run/secrets/{one}" for one in service["secrets"]}
+        assert {value for key, value in environment.items() if key.endswith(FILE) and value} <= mounted
+        assert not [
+            value for value in environment.values() if value and "secret" in str(value) and value not in mounted
+        ]
+    assert services["api"]["environment"]["STREAMSPOOL_API_KEYS_FILE"] == "/run/secrets/api_keys"
+    for service in ("api", "worker"):
+        assert "REDIS_URL" not in services[service]["environment"]
+        assert services[service]["environment"]["REDIS_URL_FILE"] == "/run/secrets/redis_url"
+    assert {str(one["file"]).partition("secrets/")[0] for one in compose["secrets"].values()} == {"./"}
+    assert "secrets/" in (ROOT / ".gitignore").read_text("utf-8").splitlines()
+
+
+def test_nothing_takes_all_of_a_machine() -> None:
+    for name, service in load()["services"].items():
+        assert 16 <= service["pids_limit"] <= 512, name
+        assert re.fullmatch(r"\d+[mg]", service["mem_limit"]), name
+    assert load(VALKEY_MEMORY="5g")["services"]["valkey"]["mem_limit"] == "5g"
+    assert load(APP_MEMORY="5g")["services"]["worker"]["mem_limit"] == "5g"
+
+
+def test_valkey_asks_for_the_password_that_is_in_the_address(tmp_path: Path) -> None:
+    """Its command, run as it stands but for where things are."""
+    valkey = load()["services"]["valkey"]
+    (tmp_path / "redis_url").write_text("redis://:5ecret@valkey:6379/0\n")
+    shell, option, script = valkey["command"]
+    socket = tmp_path / "s"
+    here = f"valkey-server - --port 0 --unixsocket {socket} --dir {tmp_path}"
+    script = script.replace("valkey-server -", here, 1).replace("/run/secrets", str(tmp_path))
+    path = f"{find_binary().parent}:{os.environ['PATH']}"
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen([shell, option, script], env={"PATH": path}, stdout=log, stderr=log)
+    try:
+        while not socket.exists():
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        with redis.Redis(unix_socket_path=str(socket)) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+        with redis.Redis(unix_socket_path=str(socket), password="5ecret") as client:
+            assert client.ping()
+            assert client.config_get("maxmemory*", "append*")["maxmemory"] == str(1024**3)
+            settings = client.config_get("*")
+        assert (settings["appendonly"], settings["appendfsync"]) == ("yes", "everysec")
+        assert settings["maxmemory-policy"] == "noeviction"
+        listed = subprocess.run(["ps", "-o", "args=", "-p", str(server.pid)], capture_output=True, check=False).stdout
+        assert b"5ecret" not in listed
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_only_the_worker_holds_provider_keys() -> None:
     for name, service in load()["services"].items():
-        keys = VENDOR_VARIABLES & set(service.get("environment", {}))
+        keys = VENDOR_VARIABLES & base(service.get("environment", {}))
         assert bool(keys) is (name == "worker"), f"{name}: {keys}"
         assert "env_file" not in service, f"{name}: an env_file would hand every key to this service"
 
@@ -166,7 +241,7 @@ def test_nothing_runs_as_root_or_can_become_it() -> None:
 def test_valkey_keeps_what_it_was_given() -> None:
     valkey = load()["services"]["valkey"]
     assert re.fullmatch(r"valkey/valkey:\d+(\.\d+)*(-\w+)?", valkey["image"])
-    options = dict(zip(valkey["command"][1::2], valkey["command"][2::2], strict=True))
+    options = dict(re.findall(r"(--[a-z-]+) (\S+)", valkey["command"][-1]))
     assert options["--appendonly"] == "yes"
     assert options["--maxmemory-policy"] == "noeviction"
     assert options["--maxmemory"] == Settings.model_fields["embedded_maxmemory"].default
@@ -205,7 +280,7 @@ class TestEnvExample:
             switches = vendor.base_variables if vendor.local else vendor.key_variables
             # `up` sets those of its own model, and nobody else has to.
             assert named & set(switches) or vendor.name == "local", vendor.name
-        assert named == set(load()["services"]["worker"]["environment"]) & VENDOR_VARIABLES
+        assert named == base(load()["services"]["worker"]["environment"]) & VENDOR_VARIABLES
 
     def test_it_shows_the_defaults(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.chdir(tmp_path)

@@ -9,14 +9,25 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from shared.config import EVERY_TENANT, ProviderConfig, Settings, default_data_dir, environment, webhook_keys
+from shared.config import (
+    EVERY_TENANT,
+    ProviderConfig,
+    Settings,
+    SettingsInvalid,
+    bucket_options,
+    default_data_dir,
+    environment,
+    load_settings,
+    webhook_keys,
+)
 
 
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory without any configuration, and an environment without ours."""
     for name in list(os.environ):
-        if name.startswith("STREAMSPOOL_") or name in ("REDIS_URL", "HOST", "PORT", "LOG_LEVEL", "XDG_DATA_HOME"):
+        ours = name.startswith(("STREAMSPOOL_", "REDIS_URL", "AWS_"))
+        if ours or name in ("HOST", "PORT", "LOG_LEVEL", "XDG_DATA_HOME"):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -197,6 +208,125 @@ def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_value_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(COMMON.get(name, f"STREAMSPOOL_{name.upper()}"), value)
     assert name in problems().lower()
+
+
+# ---- secrets in files
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    file = tmp_path / "secret"
+    file.write_text("redis://:canary@db:6379/0\n")
+    return file
+
+
+@pytest.mark.parametrize("place", ["process", ".env"])
+def test_a_file_stands_for_any_variable_that_may_be_secret(
+    monkeypatch: pytest.MonkeyPatch, secret: Path, place: str
+) -> None:
+    keys = secret.with_name("keys")
+    keys.write_bytes(b"a:key-1,b:key-2\r\n")
+    files = {"REDIS_URL_FILE": str(secret), "STREAMSPOOL_API_KEYS_FILE": str(keys), "OPENAI_API_KEY_FILE": str(secret)}
+    if place == "process":
+        for name, value in files.items():
+            monkeypatch.setenv(name, value)
+    else:
+        Path(".env").write_text("".join(f"{name}={value}\n" for name, value in files.items()))
+    settings = load_settings()
+    assert settings.redis_url is not None
+    assert settings.redis_url.get_secret_value() == "redis://:canary@db:6379/0"
+    assert {tenant: key.get_secret_value() for tenant, key in settings.api_keys.items()} == {"a": "key-1", "b": "key-2"}
+    assert environment()["OPENAI_API_KEY"] == environment().get("OPENAI_API_KEY") == "redis://:canary@db:6379/0"
+    assert "canary" not in repr(settings)
+
+
+def test_the_process_is_over_dotenv_with_files_as_without(monkeypatch: pytest.MonkeyPatch, secret: Path) -> None:
+    Path(".env").write_text(f"REDIS_URL=redis://dotenv\nA_KEY=dotenv\nB_KEY_FILE={secret}\n")
+    monkeypatch.setenv("REDIS_URL_FILE", str(secret))
+    monkeypatch.setenv("A_KEY_FILE", str(secret))
+    monkeypatch.setenv("B_KEY", "process")
+    settings = load_settings()
+    assert settings.redis_url is not None
+    assert settings.redis_url.get_secret_value().endswith("@db:6379/0")
+    assert environment()["A_KEY"].endswith("@db:6379/0")
+    assert environment()["B_KEY"] == "process"
+
+
+def test_an_empty_variable_beside_its_file_is_none_as_compose_has_it(
+    monkeypatch: pytest.MonkeyPatch, secret: Path
+) -> None:
+    for name in ("REDIS_URL", "A_KEY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.setenv(f"{name}_FILE", str(secret))
+    monkeypatch.setenv("STREAMSPOOL_API_KEYS_FILE", "")
+    assert load_settings().redis_url is not None
+    assert environment()["A_KEY"]
+
+
+@pytest.mark.parametrize("name", ["REDIS_URL", "STREAMSPOOL_WEBHOOK_SECRET", "A_KEY"])
+def test_a_variable_and_its_file_are_one_too_many(monkeypatch: pytest.MonkeyPatch, secret: Path, name: str) -> None:
+    monkeypatch.setenv(name, "canary")
+    monkeypatch.setenv(f"{name}_FILE", str(secret))
+    with pytest.raises(SettingsInvalid, match=f"^{name} and {name}_FILE are both set: keep one of them$"):
+        (load_settings(), environment()[name])
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"", "empty"),
+        (b"\n", "empty"),
+        (b"\xff\xfecanary", "it is not text"),
+        (b"x" * 70_000, "too large"),
+    ],
+)
+@pytest.mark.parametrize("name", ["STREAMSPOOL_API_KEYS", "A_KEY"])
+def test_a_file_that_holds_no_secret_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, content: bytes | None, hint: str
+) -> None:
+    file = tmp_path / "canary"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv(f"{name}_FILE", str(file))
+    with pytest.raises(SettingsInvalid, match=hint) as refused:
+        (load_settings(), environment()[name])
+    assert str(refused.value).startswith(f"{name}_FILE names a file that ")
+    assert "canary" not in str(refused.value)
+
+
+def test_a_directory_is_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REDIS_URL_FILE", str(tmp_path))
+    with pytest.raises(SettingsInvalid, match="cannot be read: Is a directory"):
+        load_settings()
+
+
+def test_other_peoples_files_are_let_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("SSL_CERT_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "HOST_FILE", "LOG_LEVEL_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "missing"))
+    assert load_settings().host == "127.0.0.1"
+    assert environment()["SSL_CERT_FILE"] == str(tmp_path / "missing")
+    assert environment().get("OPENAI_API_KEY") is None
+
+
+@pytest.mark.parametrize(
+    ("url", "variable", "option"),
+    [
+        ("s3://bucket/x", "AWS_SECRET_ACCESS_KEY", "secret_access_key"),
+        ("gs://bucket/x", "GOOGLE_SERVICE_ACCOUNT_KEY", "service_account_key"),
+        ("az://container/x", "AZURE_STORAGE_ACCOUNT_KEY", "account_key"),
+    ],
+)
+def test_a_buckets_secrets_may_be_in_files(
+    monkeypatch: pytest.MonkeyPatch, secret: Path, url: str, variable: str, option: str
+) -> None:
+    monkeypatch.setenv(f"{variable}_FILE", str(secret))
+    assert bucket_options(url) == {option: "redis://:canary@db:6379/0"}
+    assert bucket_options("file:///x") == {}
+    secret.unlink()
+    monkeypatch.setenv("STREAMSPOOL_FILES_URL", url)
+    with pytest.raises(SettingsInvalid, match=f"^{variable}_FILE names a file that cannot be read"):
+        load_settings()
 
 
 # ---- providers

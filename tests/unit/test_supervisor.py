@@ -17,7 +17,7 @@ import pytest
 
 from shared import supervisor as supervisor_module
 from shared.client import Client
-from shared.config import Settings
+from shared.config import Settings, load_settings
 from shared.embedded import CannotStart
 from shared.supervisor import Supervisor, listen
 
@@ -116,6 +116,16 @@ def test_whatever_dies_is_started_again_and_the_end_leaves_nothing(tmp_path: Pat
         assert first_line == f"api 127.0.0.1 {port} unix://{tmp_path}/valkey.sock?db=0"
 
     asyncio.run(scenario())
+
+
+def test_children_are_told_the_address_and_not_where_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both at once would be refused."""
+    (tmp_path / "url").write_text("redis://127.0.0.1:1\n")
+    monkeypatch.setenv("REDIS_URL_FILE", str(tmp_path / "url"))
+    told = Supervisor(load_settings(data_dir=tmp_path), CHILDREN)._environment("api", ())
+    assert (told["REDIS_URL"], told.get("REDIS_URL_FILE")) == ("redis://127.0.0.1:1", None)
 
 
 def test_a_request_made_while_the_api_is_dead_is_answered_by_the_next_one(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from api import errors
 from api.auth import Authenticator
@@ -24,7 +24,7 @@ from shared.config import Settings
 from shared.confirm import Confirmer
 from shared.process import collect_rarely
 from shared.reaper import Reaper
-from shared.redis import Unusable, check_server, connect, persist
+from shared.redis import connect, persist
 from shared.streamlog import StreamLog
 from shared.tasks import Rounds, cancel
 from shared.telemetry import REQUESTS
@@ -39,7 +39,6 @@ _MENDED_S = 2.0
 
 def create_app(settings: Settings, drain: Drain) -> FastAPI:
     """The application. It connects when its lifespan starts; `settings.redis_url` must be set."""
-    refusals: list[str] = []
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -67,11 +66,6 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
             reaper = Reaper(redis, log, broker, settings, name=name)
             reaping = asyncio.create_task(persist("reaper", reaper.run), name="reaper")
             stack.push_async_callback(cancel, reaping)
-            try:
-                await check_server(redis, url)
-            except Unusable as error:
-                refusals.append(str(error))
-                raise
             app.state.parts = Parts(hub, broker, settings, drain)
             collect_rarely()
             yield
@@ -86,7 +80,6 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     errors.install(app)
     for routes in (chat, stored, streams, sessions, files, batches, usage, models, health):
         app.include_router(routes.router)
-    app.add_middleware(PlainRefusal, refusals=refusals)
     return app
 
 
@@ -132,18 +125,3 @@ class _Named:
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", scope[REQUEST_ID].encode())]
             REQUESTS.labels(getattr(scope.get("route"), "path", "none"), message["status"]).inc()
         await self._send(message)
-
-
-class PlainRefusal:
-    """Says why a start was refused in one line. An ASGI layer, because Starlette would print a traceback."""
-
-    def __init__(self, app: ASGIApp, refusals: list[str]) -> None:
-        self._app, self._refusals = app, refusals
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def plainly(message: Message) -> None:
-            if message["type"] == "lifespan.startup.failed" and self._refusals:
-                message = {**message, "message": self._refusals[0]}
-            await send(message)
-
-        await self._app(scope, receive, plainly if scope["type"] == "lifespan" else send)

@@ -15,13 +15,15 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+import uvloop
 
 from api.app import create_app
 from api.auth import is_loopback
 from api.intake import Intake
 from api.relay import CONNECTION, Drain
 from shared.config import SettingsInvalid, load_settings
-from shared.errors import StreamspoolError
+from shared.contact import check_server
+from shared.errors import StreamspoolError, Unusable
 from shared.process import refuse_to_start
 from shared.telemetry import configure_logging, get_logger
 
@@ -198,6 +200,10 @@ def main() -> None:
         )
     if not settings.api_keys:
         logger.warning("no API keys: serving this machine only", host=settings.host)
+    try:
+        uvloop.run(check_server(settings.redis_url.get_secret_value()))
+    except Unusable as error:
+        refuse_to_start(str(error))
     drain = Drain()
     config = uvicorn.Config(
         create_app(settings, drain),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from shared.errors import StreamspoolError
+from shared.errors import StreamspoolError, Unusable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -43,7 +43,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except StreamspoolError as error:
             _say(f"Error: {error.message}", fg="red")
-            raise typer.Exit(FAILED) from None
+            raise typer.Exit(USAGE if isinstance(error, Unusable) else FAILED) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
 
@@ -278,7 +278,7 @@ def models(url: Url = None) -> None:
 def config() -> None:
     """Print the settings as they are in effect, secrets masked."""
     from shared.config import variable
-    from shared.redis import without_password
+    from shared.redis_url import without_password
 
     settings = _settings()
     for name in type(settings).model_fields:

@@ -28,7 +28,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from shared import egress
+from shared import egress, redis_url
 from shared.keys import PREFIX
 
 MAX_TOKENS_PER_S = 10_000
@@ -218,7 +218,8 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(
         None,
         validation_alias="REDIS_URL",
-        description="redis://, rediss://, unix:// or redis+sentinel:// URL; empty: `up` and `demo` start an embedded Valkey",
+        description="redis://, rediss://, unix:// or redis+sentinel:// URL, see Redis or Valkey; empty: `up` and `demo` start "
+        "an embedded Valkey",
     )
     prefix: str = Field(
         PREFIX,
@@ -410,6 +411,13 @@ class Settings(BaseSettings):
                 raise ValueError(f"model name {name!r} must be letters, digits, `_`, `.`, `:` or `-`, without a slash")
             if not models or any("/" not in model.strip("/") for model in models):
                 raise ValueError(f"[models] {name} must list models as `provider/model`")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            redis_url.parse(value.get_secret_value())
         return value
 
     @field_validator("api_keys", mode="before")

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 from shared.client import Client
 from shared.config import FILE, Settings, SettingsInvalid, environment
 from shared.embedded import MINIMUM_VERSION, CannotStart, find_binary
-from shared.errors import StreamspoolError
+from shared.errors import StreamspoolError, Unusable
 from shared.local_model import NAME, find_model
-from shared.redis import UNREACHABLE, RedisError, connect, without_password
+from shared.outage import hopeless, reason
+from shared.redis import RedisError, connect
+from shared.redis_url import without_password
 
 _PROVIDER_KEY = re.compile(r"\w+_API_KEY|HF_TOKEN")
 _SHOWN_OF_A_KEY = 4
@@ -54,8 +56,16 @@ async def _database(settings: Settings) -> list[Finding]:
             persistence: dict[str, Any] = await redis.info("persistence")
         finally:
             await redis.aclose(close_connection_pool=True)
-    except (*UNREACHABLE, RedisError, ValueError) as error:
-        return [Finding(False, "Redis", f"{where}: {type(error).__name__}. Start it, or correct REDIS_URL.")]
+    except Unusable as error:
+        return [Finding(False, "Redis", f"{where}: {error.message}")]
+    except (RedisError, OSError) as error:
+        if why := hopeless(error):
+            return [Finding(False, "Redis", f"{where} {why}. Correct REDIS_URL.")]
+        return [
+            Finding(
+                False, "Redis", f"{where}: {reason(error) or type(error).__name__}. Start it, or correct REDIS_URL."
+            )
+        ]
     version = str(server.get("valkey_version") or server.get("redis_version"))
     enough = tuple(int(part) for part in version.split(".")[:2]) >= MINIMUM_VERSION
     policy = str(memory.get("maxmemory_policy"))

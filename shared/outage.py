@@ -20,6 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Literal
 
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -66,6 +67,7 @@ _CLASSES = {
     OutOfMemoryError: "OOM",
     NoPermissionError: "NOPERM",
 }
+_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"})
 _SPREAD = 0.25
 _COMPLAIN_EVERY_S = 5.0
 _complained: dict[str, float] = {}
@@ -124,9 +126,10 @@ def cause(error: object) -> dict[str, str]:
 
 def reason(error: object) -> str:
     """Why a server could not be asked, in a few words; empty if nothing is known."""
+    asked = "sentinels: " if isinstance(error, MasterNotFoundError) else ""
     for link in _chain(error):
         if text := _words(link):
-            return text
+            return asked + text
     return ""
 
 
@@ -135,17 +138,19 @@ def hopeless(error: BaseException) -> str:
 
     Names that are not known, and sockets that are not there, may come later: containers start in any order.
     """
+    asked = "has sentinels, one of which " if isinstance(error, MasterNotFoundError) else ""
     for link in _chain(error):
         if isinstance(link, AuthenticationError):
-            return f"refuses the password or user: {said(link)}"
+            which = " (`sentinel_password`)" if asked else ""
+            return f"{asked}refuses the password or user{which}: {said(link)}"
         if isinstance(link, InvalidResponse):
-            return "does not speak Redis's protocol; is that the right port?"
+            return f"{asked}does not speak Redis's protocol; is that the right port?"
         if isinstance(link, UnicodeError):
-            return "is no host name that can be looked up"
-        if isinstance(link, ssl.SSLCertVerificationError) or _speaks_no_tls(link):
-            return f"cannot be used with TLS: {_words(link)}"
+            return "has no host name that can be looked up"
+        if _fails_again(link):
+            return f"{asked}cannot be used: {_words(link)}"
         if isinstance(link, ResponseError) and not isinstance(link, NoPermissionError) and not passing(link):
-            return f"cannot be used: {said(link)}"
+            return f"{asked}cannot be used: {said(link)}"
     return ""
 
 
@@ -159,10 +164,10 @@ def _chain(error: object) -> Iterator[BaseException]:
 
 def _words(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate verify failed: {error.verify_message}"
+        return f"certificate verify failed: {error.verify_message}".rstrip(".")
     if isinstance(error, ssl.SSLError):
-        named = (error.reason or error.strerror or "handshake failed").replace("_", " ").lower()
-        return f"TLS: {named}" + (" (does the server speak TLS on this port?)" if _speaks_no_tls(error) else "")
+        named = (error.reason or "handshake failed").replace("_", " ").lower()
+        return f"TLS: {named}" + (" (it speaks no TLS on that port)" if error.reason in _NOT_TLS else "")
     if isinstance(error, socket.gaierror):
         return "name cannot be looked up just now" if error.errno == socket.EAI_AGAIN else "name not known"
     if isinstance(error, ConnectionRefusedError):
@@ -176,11 +181,11 @@ def _words(error: BaseException) -> str:
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
     if isinstance(error, ConnectionError) and error.args and not (error.__cause__ or error.__context__):
-        return str(error.args[0]).lower()
+        return str(error.args[0]).rstrip(".").lower()
     return ""
 
 
-def _speaks_no_tls(error: BaseException) -> bool:
+def _fails_again(error: BaseException) -> bool:
     """A TLS failure that comes again however often it is tried. One that just ends (EOF) may be a server that stops."""
     passing_kinds = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
     return isinstance(error, ssl.SSLError) and not isinstance(error, passing_kinds)

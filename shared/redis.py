@@ -1,9 +1,8 @@
 """Connections to Redis or Valkey: made here, with one set of time-outs, from one URL.
 
-Hidden here: how a URL becomes a pool (redis://, rediss:// with host name check, unix://, and sentinels as
-`redis+sentinel://[:PASSWORD@]HOST:PORT,HOST:PORT/MASTER/DB`), that every pool is bounded and waits instead of growing,
-that a half-open server is noticed, and that job payloads are JSON (arq's default is pickle, which would run whatever
-somebody can write into Redis).
+Hidden here: how an address (redis_url.py takes URLs apart) becomes a pool, that every pool is bounded and waits instead of
+growing, that a half-open server is noticed, how sentinels are asked, that TLS has one context for all connections of a
+process, and that job payloads are JSON (arq's default is pickle, which would run whatever somebody can write into Redis).
 
 A command whose connection broke, or led to the wrong server (outage.py has the list of what says so), is sent once more.
 That is safe for everything we send: explicit stream ids, job ids and sets make each repetition a no-op (PROTOCOL.md,
@@ -16,24 +15,21 @@ from __future__ import annotations
 import asyncio
 import builtins
 import json
+import ssl
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
-from urllib.parse import unquote, urlsplit
 from weakref import WeakSet
 
 from arq.connections import ArqRedis as _ArqRedis
 from redis._parsers import _AsyncHiredisParser
-from redis.asyncio import BlockingConnectionPool, ConnectionPool
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.client import Pipeline
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import MasterNotFoundError, SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import (
-    AuthenticationError,
     ConnectionError,
-    NoPermissionError,
     OutOfMemoryError,
     RedisError,
     ResponseError,
@@ -44,9 +40,7 @@ from redis.exceptions import (
 from shared.errors import Unusable
 from shared.keys import PREFIX, Keys
 from shared.outage import UNREACHABLE, WRONG_SERVER, WrongServer, complain, persist, wrong_server
-from shared.telemetry import get_logger
-
-logger = get_logger(__name__)
+from shared.redis_url import Address, parse
 
 __all__ = [
     "UNREACHABLE",
@@ -54,11 +48,9 @@ __all__ = [
     "OutOfMemoryError",
     "RedisError",
     "ResponseError",
-    "Unusable",
     "WatchError",
     "WrongServer",
     "bulk",
-    "check_server",
     "complain",
     "connect",
     "converse",
@@ -67,12 +59,12 @@ __all__ = [
     "persist",
     "serialize_job",
     "watch",
-    "without_password",
     "wrong_server",
 ]
 
 CONNECT_TIMEOUT_S = 2.0
-SENTINEL = "redis+sentinel://"
+SENTINEL_TIMEOUT_S = 0.8
+"""For each step of asking a sentinel: a client that is told within 2 s has time for a second one."""
 
 
 def serialize_job(job: dict[str, Any]) -> bytes:
@@ -112,27 +104,39 @@ def connect(
     the same server: what one learns about it, the other one knows.
     `timeout_s` bounds each answer (pass more than the BLOCK time of blocking reads); `wait_s` is how long a caller
     queues for a free connection before it gets a ConnectionError. Close with `aclose(close_connection_pool=True)`.
+    Raises Unusable for a URL, or certificates it names, that cannot be used.
     """
-    options: dict[str, Any] = {
-        "max_connections": max_connections,
-        "timeout": wait_s,
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": CONNECT_TIMEOUT_S,
-        "retry": Retry(NoBackoff(), 1, supported_errors=_REPEATED),
-        "retry_on_error": [*_REPEATED],  # without it, `retry` is for connecting only
-        "parser_class": _Parser,
-    }
-    if url.startswith("rediss://"):
-        options["ssl_check_hostname"] = True
-    if not url.startswith("unix://"):
-        options["socket_keepalive"] = True
-    pool: _Pool = _sentinel_pool(url, options) if url.startswith(SENTINEL) else _Pool.from_url(url, **options)
-    place = _Place() if beside is None else beside.connection_pool.place  # type: ignore[attr-defined]
+    try:
+        address = parse(url)
+    except ValueError as error:
+        raise Unusable(f"REDIS_URL cannot be used. {error}") from None
+    place: _Place = _Place(address) if beside is None else beside.connection_pool.place  # type: ignore[attr-defined]
+    kinds: tuple[type, ...] = (Connection,)
+    if address.path is not None:
+        kinds = (UnixDomainSocketConnection,)
+    elif address.sentinels:
+        kinds = (SentinelManagedConnection,)
+    if address.tls is not None:
+        kinds = (_Encrypted, *kinds)
+    pool = _pool(
+        address,
+        place,
+        connection_class=type("MendedConnection", (_Mended, *kinds), {"place": place}),
+        max_connections=max_connections,
+        timeout=wait_s,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 1, supported_errors=_REPEATED),
+        retry_on_error=[*_REPEATED],  # without it, `retry` is for connecting only
+        parser_class=_Parser,
+        db=address.database,
+        username=address.username,
+        password=address.password,
+        client_name=address.client_name,
+    )
+    pool.connection_class.siblings = pool  # type: ignore[attr-defined]
     place.pools.add(pool)
     pool.place = place
-    pool.connection_class = type(
-        "MendedConnection", (_Mended, pool.connection_class), {"siblings": pool, "place": place}
-    )
     redis = ArqRedis(pool, Keys(prefix))
     for command in ("XRANGE", "XREVRANGE"):  # entries stay as they came: to make dicts of them took as long as the rest
         del redis.response_callbacks[command]
@@ -237,8 +241,9 @@ class _Place:
     `moves` counts how often one of them was told that it is the wrong one: connections made before that are of no use.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, address: Address) -> None:
         self.moves = 0
+        self.tls: ssl.SSLContext | None = address.tls.context() if address.tls is not None else None
         self.pools: WeakSet[ConnectionPool] = WeakSet()
 
     async def move(self) -> None:
@@ -303,6 +308,15 @@ class _Mended(AbstractConnection):
             self.socket_timeout = timeout_s
 
 
+class _Encrypted(Connection):
+    """With the TLS context of its place. Redis-py makes one for each connection, which costs more than all else."""
+
+    place: _Place
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        return {**super()._connection_arguments(), "ssl": self.place.tls}
+
+
 class _Pipeline(Pipeline):
     """redis-py's, but one that watches keys is told that it has met the wrong server, not that somebody wrote: it would
     be tried again, at once, for as long as that lasts."""
@@ -345,62 +359,67 @@ class _Pool(BlockingConnectionPool):
         await super().release(connection)
 
 
+def _pool(address: Address, place: _Place, **options: Any) -> _Pool:
+    if address.path is not None:
+        return _Pool(path=address.path, **options)
+    if address.sentinels:
+        return _SentinelPool(address.master, _Sentinels(address, place), socket_keepalive=True, **options)  # type: ignore[no-untyped-call]
+    return _Pool(host=address.host, port=address.port, socket_keepalive=True, **options)
+
+
+class _Sentinels:
+    """Who the master is, as the sentinels see it; asked one after the other, and first the one that knew it last."""
+
+    def __init__(self, address: Address, place: _Place) -> None:
+        kinds: tuple[type, ...] = (Connection,) if address.tls is None else (_Encrypted, Connection)
+        self._clients = [
+            Redis(
+                connection_pool=ConnectionPool(
+                    type("SentinelConnection", kinds, {"place": place}),
+                    host=host,
+                    port=port,
+                    username=address.sentinel_username,
+                    password=address.sentinel_password,
+                    socket_timeout=SENTINEL_TIMEOUT_S,
+                    socket_connect_timeout=SENTINEL_TIMEOUT_S,
+                )
+            )
+            for host, port in address.sentinels
+        ]
+
+    async def discover_master(self, name: str) -> tuple[str, int]:
+        """Raises MasterNotFoundError, with what the last one failed with as its cause."""
+        failure: Exception | None = None
+        for place, client in enumerate(self._clients):
+            try:
+                masters = await client.sentinel_masters()  # type: ignore[no-untyped-call]
+            except (RedisError, OSError) as error:
+                failure = error
+                continue
+            state = masters.get(name)
+            if state and state["is_master"] and not (state["is_sdown"] or state["is_odown"]):
+                self._clients.insert(0, self._clients.pop(place))
+                return state["ip"], state["port"]
+        raise MasterNotFoundError(f"no master called {name}") from failure
+
+    async def aclose(self) -> None:
+        for client in self._clients:
+            await client.connection_pool.disconnect()
+
+
 class _SentinelPool(SentinelConnectionPool, _Pool):
     """Asks the sentinels for the master on every new connection, and waits for a free one like the other pool."""
 
+    sentinel_manager: _Sentinels
 
-def _sentinel_pool(url: str, options: dict[str, Any]) -> _Pool:
-    parts = urlsplit(url)
-    path = parts.path.strip("/").split("/")
-    hosts = [host.rpartition(":") for host in parts.netloc.rpartition("@")[2].split(",")]
-    try:
-        addresses = [(host, int(port)) for host, _, port in hosts]
-        master, database = path[0] or "mymaster", int(path[1]) if len(path) > 1 else 0
-    except ValueError:
-        raise ValueError(f"A sentinel URL looks like {SENTINEL}HOST:PORT,HOST:PORT/MASTER/DB") from None
-    timeouts = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout", "socket_keepalive")}
-    password = unquote(parts.netloc.rpartition("@")[0].rpartition(":")[2]) or None
-    sentinel = Sentinel(addresses, **timeouts)  # type: ignore[no-untyped-call]
-    return _SentinelPool(master, sentinel, db=database, password=password, **options)  # type: ignore[no-untyped-call]
+    async def get_master_address(self) -> tuple[str, int]:
+        address = await self.sentinel_manager.discover_master(self.service_name)
+        if self.master_address != address:
+            self.master_address = address
+            await _disconnect_idle(self)
+        return address
 
-
-async def check_server(redis: ArqRedis, url: str) -> None:
-    """Looks at the server once, at the start: logs what in its settings can lose or refuse streams.
-
-    A server that is away or loading is waited for by whoever uses it, so nothing happens here but a line in the log:
-    containers start in any order. Raises Unusable where waiting cannot help.
-    """
-    try:
-        await redis.ping()
-    except AuthenticationError:
-        raise Unusable(f"The password or user in REDIS_URL is wrong for {without_password(url)}.") from None
-    except NoPermissionError:
-        pass
-    except UNREACHABLE as error:
-        logger.warning("waiting for redis", url=without_password(url), error=type(error).__name__)
-        return
-    except ResponseError as error:
-        raise Unusable(f"{without_password(url)} cannot be used: {str(error)[:80]}.") from None
-    await _warn_of_risks(redis)
-
-
-async def _warn_of_risks(redis: ArqRedis) -> None:
-    """Says nothing where it may not look."""
-    with suppress(RedisError, OSError):
-        persistence = await redis.info("persistence")
-        saves = (await redis.config_get("save")).get("save", "")
-        policy = (await redis.config_get("maxmemory-policy")).get("maxmemory-policy", "noeviction")
-        if not persistence.get("aof_enabled") and not saves:
-            logger.warning("redis keeps nothing on disk: a restart loses every stream; set appendonly yes")
-        elif not persistence.get("aof_enabled"):
-            logger.warning(
-                "redis has no append-only file: a crash loses the newest part of streams; set appendonly yes"
-            )
-        if policy != "noeviction":
-            logger.warning("redis may evict running streams; set maxmemory-policy noeviction", policy=policy)
-
-
-def without_password(url: str) -> str:
-    """The URL for people to read: user info and query left out."""
-    scheme, separator, rest = url.partition("://")
-    return scheme + separator + rest.rpartition("@")[2].partition("?")[0]
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        await super().disconnect(inuse_connections)
+        if inuse_connections:  # it is over
+            await self.sentinel_manager.aclose()

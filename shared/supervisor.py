@@ -31,8 +31,9 @@ from shared import private
 from shared.client import Client, url_of
 from shared.config import FILE, Settings
 from shared.embedded import CannotStart, EmbeddedValkey, tied_to_parent
-from shared.errors import StreamspoolError
+from shared.errors import StreamspoolError, Unusable
 from shared.local_model import Address, find_model
+from shared.process import WRONG_SETTINGS
 
 FIRST_BACKOFF_S = 0.2
 LAST_BACKOFF_S = 5.0
@@ -86,7 +87,7 @@ class Supervisor:
     `url` is where clients on this machine reach the API, once entered.
 
     Raises CannotStart: port taken, public address without API keys, data directory in use, no Valkey to be had, local
-    model not installed.
+    model not installed. Raises Unusable for a REDIS_URL that can never work.
     """
 
     def __init__(
@@ -112,7 +113,11 @@ class Supervisor:
             if self._settings.local_model:
                 find_model()
                 self._model = stack.enter_context(Address())
-            if self._settings.redis_url is None:
+            if self._settings.redis_url is not None:
+                from shared.contact import check_server  # not needed by most, and not quick
+
+                await check_server(self._settings.redis_url.get_secret_value())
+            else:
                 self._valkey = EmbeddedValkey(self._settings.data_dir, maxmemory=self._settings.embedded_maxmemory)
                 stack.push_async_callback(asyncio.to_thread, self._valkey.stop)
                 self._valkey.launch()
@@ -149,11 +154,13 @@ class Supervisor:
 
     async def wait_ready(self, timeout_s: float = 60) -> None:
         """Returns when GET /readyz says ok, and the model server its /health. Raises CannotStart when time is up or a
-        child keeps ending."""
+        child keeps ending; Unusable when one says that it can never start like this."""
         deadline = time.monotonic() + timeout_s
         async with Client(self.url) as client:
             while missing := await self._missing(client):
                 for name, end in self._ends.items():
+                    if end.exit_code == WRONG_SETTINGS:
+                        raise Unusable(f"{name} cannot start with these settings; what it printed says why.")
                     if end.starts >= GIVE_UP_STARTS:
                         raise CannotStart(f"{name} keeps ending as soon as it is started; what it printed says why.")
                 if time.monotonic() > deadline:
@@ -257,6 +264,11 @@ class _End:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of its last process, once that has ended."""
+        return self._process.poll() if self._process is not None else None
 
     def launch(self) -> None:
         self.starts += 1

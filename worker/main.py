@@ -31,15 +31,14 @@ from shared.batches import is_batch
 from shared.broker import Broker
 from shared.config import Settings, SettingsInvalid, environment, load_settings
 from shared.confirm import Confirmer
+from shared.contact import check_server
 from shared.doorbell import LINE, is_line
-from shared.errors import Unavailable
+from shared.errors import Unavailable, Unusable
 from shared.process import collect_rarely, refuse_to_start
 from shared.reaper import Reaper
 from shared.redis import (
     ArqRedis,
     RedisError,
-    Unusable,
-    check_server,
     complain,
     connect,
     deserialize_job,
@@ -341,6 +340,10 @@ async def serve(settings: Settings) -> None:
     if settings.redis_url is None:
         refuse_to_start("A worker needs REDIS_URL. `streamspool up` runs everything without it.")
     url = settings.redis_url.get_secret_value()
+    try:
+        await check_server(url)
+    except Unusable as error:
+        refuse_to_start(str(error))
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     try:
         providers = load_providers(settings, environment())
@@ -365,10 +368,6 @@ async def serve(settings: Settings) -> None:
         stopped = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-        try:
-            await check_server(redis, url)
-        except Unusable as error:
-            raise SystemExit(str(error)) from None
         collect_rarely()
         logger.info("worker started", worker_id=worker_id, providers=sorted(providers))
         await _run(worker, stopped, lambda: beat(redis, worker, providers, settings.models), reaper, courier)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json as standard_json
+import ssl
 from contextlib import suppress
 
 import pytest
 import structlog
 import uvloop
 
-from shared import redis as connections
+from shared import contact
 from shared.embedded import EmbeddedValkey
+from shared.errors import Unusable
 from shared.outage import Pauses
 from shared.redis import (
     ArqRedis,
@@ -24,36 +26,36 @@ from shared.redis import (
     persist,
     serialize_job,
     watch,
-    without_password,
 )
-
-
-def test_urls_are_shown_without_secrets() -> None:
-    assert without_password("redis://user:p%40ss@host:1/0?x=y") == "redis://host:1/0"
-    assert without_password("unix:///tmp/valkey.sock?db=0") == "unix:///tmp/valkey.sock"
+from shared.redis_url import Address
 
 
 def test_jobs_are_json() -> None:
     assert standard_json.loads(serialize_job({"a": [1]})) == {"a": [1]} == deserialize_job(b'{"a":[1]}')
 
 
-def test_tls_checks_the_host_name_and_pools_are_bounded() -> None:
-    pool = connect("rediss://:secret@example.org:6380/2", max_connections=3).connection_pool
-    assert pool.connection_kwargs["ssl_check_hostname"] is True
+def test_pools_are_bounded_and_a_url_cannot_change_that() -> None:
+    pool = connect("redis://:secret@example.org:6380/2", max_connections=3).connection_pool
     assert (pool.connection_kwargs["db"], pool.connection_kwargs["password"], pool.max_connections) == (2, "secret", 3)
     assert pool.connection_kwargs["socket_timeout"] == 5.0
+    with pytest.raises(Unusable, match="max_connections"):
+        connect("redis://example.org?max_connections=1", max_connections=3)
 
 
-def test_sentinels_are_named_in_the_url() -> None:
-    pool = connect("redis+sentinel://:p%40ss@h1:26379,h2:26380/main/4", max_connections=7).connection_pool
-    assert pool.service_name == "main"
-    sentinels = [client.connection_pool.connection_kwargs for client in pool.sentinel_manager.sentinels]
-    assert [(kwargs["host"], kwargs["port"]) for kwargs in sentinels] == [("h1", 26379), ("h2", 26380)]
-    assert (pool.connection_kwargs["db"], pool.connection_kwargs["password"], pool.max_connections) == (4, "p@ss", 7)
-    assert connect("redis+sentinel://h:1", max_connections=1).connection_pool.service_name == "mymaster"
-    for wrong in ("redis+sentinel://h/x", "redis+sentinel://h:a/x", "redis+sentinel://h:1/x/y"):
-        with pytest.raises(ValueError, match="sentinel URL"):
-            connect(wrong, max_connections=1)
+def test_all_connections_of_a_process_share_one_tls_context() -> None:
+    first = connect("rediss://example.org", max_connections=3)
+    second = connect("rediss://example.org", max_connections=3, beside=first)
+    made = [client.connection_pool.make_connection() for client in (first, first, second)]
+    contexts = {id(connection._connection_arguments()["ssl"]) for connection in made}
+    assert len(contexts) == 1
+    context = made[0]._connection_arguments()["ssl"]
+    assert (context.check_hostname, context.verify_mode) == (True, ssl.CERT_REQUIRED)
+
+
+@pytest.mark.parametrize("option", ["ssl_ca_certs=/nowhere", "ssl_certfile=/nowhere", "ssl_ca_data=x", "ssl_ciphers=x"])
+def test_certificates_that_cannot_be_read_are_told(option: str) -> None:
+    with pytest.raises(Unusable, match="REDIS_URL names certificates"):
+        connect(f"rediss://:canary@example.org?{option}", max_connections=1)
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ async def test_a_server_that_can_lose_streams_is_warned_of(
         for name, value in changes.items():
             await server.config_set(name, value)
         with structlog.testing.capture_logs() as logs:
-            await connections._warn_of_risks(server)
+            await contact._warn_of_risks(server, Address())
         assert len(logs) == len(said)
         assert all(log["event"].startswith(start) for log, start in zip(logs, said, strict=True))
     finally:
@@ -106,13 +108,13 @@ async def test_a_server_that_can_lose_streams_is_warned_of(
 
 async def test_a_server_that_may_not_be_asked_is_not_warned_of() -> None:
     away = connect("redis://127.0.0.1:1", max_connections=1)
-    await connections._warn_of_risks(away)
+    await contact._warn_of_risks(away, Address())
     await away.aclose(close_connection_pool=True)
 
 
 async def test_a_loop_outlives_outages_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pauses, "next_s", lambda self: 0)
-    failures = iter([ConnectionError(), connections.RedisError(), None])
+    failures = iter([ConnectionError(), RedisError(), None])
     turns = 0
 
     async def loop() -> None:

@@ -260,32 +260,66 @@ def test_f22_connections_do_not_grow_with_viewers_and_running_out_is_survived(ri
 # ---- at the start
 
 
-def start(module: str, url: str, directory: Path) -> subprocess.Popen[str]:
+def start(command: str, url: str, directory: Path) -> subprocess.Popen[str]:
+    """`python -m MODULE`, or `streamspool COMMAND`."""
+    program, *words = command.split()
     environment = {
         **os.environ,
         "REDIS_URL": url,
         "PORT": str(free_port()),
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "NO_COLOR": "1",
     }
+    arguments = [sys.executable, *(words if program == "python" else ("-m", "shared.cli", *words))]
     return subprocess.Popen(
-        [sys.executable, "-m", module], env=environment, cwd=directory, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        arguments, env=environment, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
-@pytest.mark.parametrize("module", ["worker", "api"])
-@pytest.mark.parametrize("wrong", ["password", "database"])
-def test_f45_wrong_password_or_database_ends_the_start_with_the_reason(
-    shared_rig: Rig, tmp_path: Path, module: str, wrong: str
+WRONG = {
+    "password": ("redis://nobody:canary@127.0.0.1:{port}/0", "password"),
+    "database": ("redis://127.0.0.1:{port}/4711", "DB index"),
+    "TLS": ("rediss://:canary@127.0.0.1:{port}/0?ssl_cert_reqs=none", "does not speak TLS"),
+    "option": (
+        "redis://:canary@127.0.0.1:{port}/0?socket_timeout=0.05&max_connections=1",
+        "`socket_timeout` cannot be set",
+    ),
+    "certificate": ("rediss://:canary@127.0.0.1:{port}/0?ssl_ca_certs=/nowhere", "names certificates"),
+    "port": ("redis://:canary@127.0.0.1:http/0", "port"),
+    "sentinel": ("redis+sentinel://:canary@127.0.0.1:{port}/mymaster/one", "database"),
+}
+
+
+@pytest.mark.parametrize("command", ["python -m worker", "python -m api", "streamspool up", "streamspool worker"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_f45_what_can_never_work_ends_the_start_with_the_reason(
+    shared_rig: Rig, tmp_path: Path, command: str, wrong: str
 ) -> None:
-    user, database = ("nobody:canary@", 0) if wrong == "password" else ("", 4711)
-    process = start(module, f"redis://{user}127.0.0.1:{shared_rig.proxy.port}/{database}", tmp_path)
-    printed, _ = process.communicate(timeout=20)
-    assert process.returncode not in (0, None)
-    assert ("password" if wrong == "password" else "4711") in printed or "DB index" in printed
+    url, says = WRONG[wrong]
+    process = start(command, url.format(port=shared_rig.proxy.port), tmp_path)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == 2, printed
+    lines = [line for line in printed.splitlines() if "no API keys" not in line]  # the API's, which is no error
+    assert len(lines) == 1, printed
+    assert says in lines[0]
+    assert "REDIS_URL" in lines[0]
     assert "canary" not in printed
-    assert "Traceback" not in printed
-    assert len(printed.splitlines()) <= 4, printed
+
+
+@pytest.mark.parametrize("command", ["python -m worker", "python -m api"])
+def test_f45_what_may_heal_is_waited_for_and_says_why(tmp_path: Path, command: str) -> None:
+    process = start(command, "rediss://:canary@nowhere.invalid/0", tmp_path)
+    assert process.stdout is not None
+    printed = ""
+    try:
+        while not ('"redis failed"' in printed and '"waiting for redis"' in printed):
+            printed += (line := process.stdout.readline())
+            assert line, printed
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    assert "name not known" in printed or "name cannot be looked up" in printed
+    assert "canary" not in printed
 
 
 def test_f45_redis_that_is_not_there_yet_is_waited_for(tmp_path: Path, upstream: ScriptedUpstream) -> None:
@@ -331,7 +365,7 @@ def test_f20_risks_are_told_at_the_start(shared_rig: Rig, tmp_path: Path) -> Non
     shared_rig.redis.config_set("appendonly", "no")
     shared_rig.redis.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        process = start("worker", f"redis://127.0.0.1:{shared_rig.proxy.port}/7", tmp_path)
+        process = start("python -m worker", f"redis://127.0.0.1:{shared_rig.proxy.port}/7", tmp_path)
         assert process.stdout is not None
         printed = ""
         while "worker started" not in printed:

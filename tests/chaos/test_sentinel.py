@@ -15,7 +15,8 @@ from tests.support.upstream import Pause, ScriptedUpstream
 
 @pytest.fixture
 def sentinels(tmp_path: Path) -> Iterator[Sentinels]:
-    with Sentinels(tmp_path) as running:
+    """With passwords, which matter at each new connection."""
+    with Sentinels(tmp_path, passwords=True) as running:
         yield running
 
 

@@ -1,29 +1,42 @@
-"""A master, a replica and a sentinel of our own on loopback: what a fail-over needs."""
+"""A master, a replica and a sentinel of our own on loopback: what a fail-over needs. With passwords and TLS, if asked for."""
 
 from __future__ import annotations
 
 import contextlib
 import subprocess
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+from urllib.parse import quote
 
 import redis
 
-from shared.embedded import find_binary, tied_to_parent
+from shared.embedded import tied_to_parent
+from tests.support.server import Certificates, binary
 from tests.support.stack import free_port, wait_until
 
 MASTER = "mymaster"
 DOWN_AFTER_MS = 500
+PASSWORD, SENTINEL_USER, SENTINEL_PASSWORD = "master/pass word", "watcher", "sentinel+pass&word"
 
 
 class Sentinels:
-    """A context manager. `url` is for Streamspool; `kill_master` makes the sentinel promote the replica."""
+    """A context manager. `url` is for Streamspool; `kill_master` makes the sentinel promote the replica.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    With `passwords` the servers have one, and the sentinel a user and another; with `tls` they all speak nothing else.
+    """
+
+    def __init__(self, directory: Path, *, passwords: bool = False, tls: Certificates | None = None) -> None:
+        self._directory, self._passwords, self._tls = directory, passwords, tls
         self._ports = [free_port() for _ in range(3)]
         self._processes: list[subprocess.Popen[bytes]] = []
-        self.url = f"redis+sentinel://127.0.0.1:{self._ports[2]}/{MASTER}/0"
+        scheme = "rediss+sentinel" if tls else "redis+sentinel"
+        login = f":{quote(PASSWORD, safe='')}@" if passwords else ""
+        of_sentinels = (
+            f"sentinel_username={SENTINEL_USER}&sentinel_password={quote(SENTINEL_PASSWORD)}" if passwords else ""
+        )
+        trusted = f"ssl_ca_certs={tls.ca}" if tls else ""
+        options = "&".join(filter(None, (of_sentinels, trusted)))
+        self.url = f"{scheme}://{login}127.0.0.1:{self._ports[2]}/{MASTER}/0" + (f"?{options}" if options else "")
 
     def __enter__(self) -> Self:
         master, replica, sentinel = self._ports
@@ -32,16 +45,33 @@ class Sentinels:
             self._start(replica, ["--replicaof", "127.0.0.1", str(master)])
             wait_until(lambda: self.client(1).info("replication")["master_link_status"] == "up", what="a replica")
             conf = self._directory / "sentinel.conf"
-            conf.write_text(
-                f"port {sentinel}\nbind 127.0.0.1\ndir {self._directory}\nsentinel monitor {MASTER} 127.0.0.1 {master} 1\n"
-                f"sentinel down-after-milliseconds {MASTER} {DOWN_AFTER_MS}\nsentinel failover-timeout {MASTER} 3000\n"
-            )
-            self._run([str(conf), "--sentinel"], "sentinel", sentinel)
+            conf.write_text("\n".join(self._lines(master, sentinel)) + "\n")
+            self._run([str(conf), "--sentinel"], "sentinel", 2)
             wait_until(lambda: self.client(2).execute_command("SENTINEL", "REPLICAS", MASTER), what="it is seen")
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def _lines(self, master: int, sentinel: int) -> list[str]:
+        lines = ["bind 127.0.0.1", f"dir {self._directory}", f"sentinel monitor {MASTER} 127.0.0.1 {master} 1"]
+        lines += [
+            f"sentinel down-after-milliseconds {MASTER} {DOWN_AFTER_MS}",
+            f"sentinel failover-timeout {MASTER} 3000",
+        ]
+        if self._passwords:
+            lines += [
+                f'sentinel auth-pass {MASTER} "{PASSWORD}"',
+                f"user {SENTINEL_USER} on >{SENTINEL_PASSWORD} +@all ~* &*",
+                "user default off",
+            ]
+        if self._tls:
+            of_tls = self._tls.options(sentinel)
+            lines += ["port 0", "tls-replication yes"]
+            lines += [f"{name[2:]} {value}" for name, value in zip(of_tls[::2], of_tls[1::2], strict=True)]
+        else:
+            lines.append(f"port {sentinel}")
+        return lines
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
@@ -51,7 +81,14 @@ class Sentinels:
 
     def client(self, number: int) -> redis.Redis:
         """0: the first master, 1: its replica, 2: the sentinel. The connection ends with the last use of the client."""
-        return redis.Redis(port=self._ports[number], single_connection_client=False, socket_timeout=5)
+        options: dict[str, Any] = {}
+        if self._passwords and number == 2:
+            options = {"username": SENTINEL_USER, "password": SENTINEL_PASSWORD}
+        elif self._passwords:
+            options = {"password": PASSWORD}
+        if self._tls:
+            options |= {"ssl": True, "ssl_ca_certs": self._tls.ca}
+        return redis.Redis(host="127.0.0.1", port=self._ports[number], socket_timeout=5, **options)
 
     def kill_master(self) -> None:
         self._processes[0].kill()
@@ -75,27 +112,22 @@ class Sentinels:
     def _start(self, port: int, options: list[str]) -> None:
         directory = self._directory / str(port)
         directory.mkdir()
-        common = [
-            "--port",
-            str(port),
-            "--bind",
-            "127.0.0.1",
-            "--dir",
-            str(directory),
-            "--appendonly",
-            "yes",
-            "--save",
-            "",
-        ]
-        self._run([*common, *options], str(port), port)
+        common = ["--bind", "127.0.0.1", "--dir", str(directory), "--appendonly", "yes", "--save", ""]
+        if self._passwords:
+            common += ["--requirepass", PASSWORD, "--masterauth", PASSWORD]
+        if self._tls:
+            common += ["--port", "0", "--tls-replication", "yes", *self._tls.options(port)]
+        else:
+            common += ["--port", str(port)]
+        self._run([*common, *options], str(port), self._ports.index(port))
 
-    def _run(self, arguments: list[str], name: str, port: int) -> None:
+    def _run(self, arguments: list[str], name: str, number: int) -> None:
         with (self._directory / f"{name}.log").open("ab") as log:
-            command = tied_to_parent([str(find_binary()), *arguments])
+            command = tied_to_parent([binary("redis" if self._tls else "valkey"), *arguments])
             self._processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
 
         def answers() -> bool:
-            with contextlib.suppress(redis.ConnectionError), redis.Redis(port=port) as client:
+            with contextlib.suppress(redis.ConnectionError), self.client(number) as client:
                 return bool(client.ping())
             return False
 

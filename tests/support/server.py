@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import pytest
 import redis
+import trustme
 
 from shared.embedded import find_binary, tied_to_parent
 from tests.support.stack import free_port, wait_until
@@ -25,6 +26,24 @@ def binary(kind: str) -> str:
     if found is None:
         pytest.skip(f"{REDIS} is not installed")
     return found
+
+
+class Certificates:
+    """An authority of our own, and what a server is to be told to use a certificate for `names`."""
+
+    def __init__(self, directory: Path, *names: str) -> None:
+        authority = trustme.CA()
+        directory.mkdir(exist_ok=True)
+        self.ca, self.cert, self.key = (str(directory / f"{name}.pem") for name in ("ca", "cert", "key"))
+        issued = authority.issue_cert(*names)
+        authority.cert_pem.write_to_path(self.ca)
+        issued.cert_chain_pems[0].write_to_path(self.cert)
+        issued.private_key_pem.write_to_path(self.key)
+
+    def options(self, port: int, *, of_clients: str = "no") -> list[str]:
+        """TLS on that port of a server; clients need a certificate of the same authority with `of_clients="yes"`."""
+        files = ["--tls-cert-file", self.cert, "--tls-key-file", self.key, "--tls-ca-cert-file", self.ca]
+        return ["--tls-port", str(port), *files, "--tls-auth-clients", of_clients]
 
 
 class Server:

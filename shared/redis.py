@@ -220,14 +220,25 @@ _REPEATED = (ConnectionError, WrongServer)
 
 
 class _Parser(_AsyncHiredisParser):
-    """Gives each error reply its class, wherever in a reply it stands; `wrong` says that one was of the wrong server."""
+    """Gives each error reply its class, wherever in a reply it stands; `wrong` says that one was of the wrong server.
+
+    An EXEC that was refused gets the class of what it was refused for: it says so itself, or one of its commands was told.
+    """
 
     wrong = False
+    _before = ""
+    """The error reply before this one."""
+
+    def on_connect(self, connection: Any) -> None:
+        self._before = ""
+        super().on_connect(connection)  # type: ignore[no-untyped-call]
 
     def parse_error(self, response: str) -> Exception:  # type: ignore[override]  # a class method there
-        aborted, _, because = response.partition(" because of: ")  # EXEC was refused, for what is said then
-        if because and aborted.startswith("EXECABORT "):
-            return self.parse_error(because)
+        if response.startswith("EXECABORT "):
+            because = response.partition(" because of: ")[2] or self._before
+            if because:
+                return self.parse_error(because)
+        self._before = response
         if response.partition(" ")[0] in WRONG_SERVER:
             self.wrong = True
             return WrongServer(response)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, connect
+from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, bulk, connect, converse
 from shared.transaction import commit, transact
 from tests.support.server import Server
 
@@ -160,3 +160,21 @@ async def test_who_may_run_no_scripts_is_told_that_the_server_is_full(client: Ar
             await transact(limited, ["k"], [("GET", "k")], lambda pipe, replies: pipe.set("k", b"new"))
     finally:
         await limited.aclose(close_connection_pool=True)
+
+
+async def test_a_transaction_that_is_refused_is_told_what_for(client: ArqRedis) -> None:
+    """As writers send it, without redis-py's pipelines: the server's EXECABORT alone does not say that it is full."""
+    connection = await client.connection_pool.get_connection()
+    await client.config_set("maxmemory", 1)
+    parts = (bulk(b"MULTI"), bulk(b"SET", b"k", b"1"), bulk(b"SET", b"k", b"2"), bulk(b"EXEC"))
+    replies = await converse(connection, b"".join(parts), len(parts))
+    assert isinstance(replies[-1], OutOfMemoryError)
+    parts = (bulk(b"MULTI"), bulk(b"NOSUCH"), bulk(b"EXEC"))
+    replies = await converse(connection, b"".join(parts), len(parts))
+    assert "unknown command" in str(replies[-1])
+    await client.config_set("maxmemory", 0)
+    await converse(connection, bulk(b"MULTI") + bulk(b"SET", b"k", b"1"), 2)
+    await client.config_set("maxmemory", 1)
+    (reply,) = await converse(connection, bulk(b"EXEC"), 1)  # it filled up between the commands and the end
+    assert isinstance(reply, OutOfMemoryError)
+    await client.connection_pool.release(connection)

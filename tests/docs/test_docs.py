@@ -437,14 +437,16 @@ def running(command: list[str]) -> Iterator[None]:
 
 async def test_the_sentinel_url_leads_to_the_master(tmp_path: Path) -> None:
     port, sentinel_port = free_port(), free_port()
-    (written,) = re.findall(r"REDIS_URL=(redis\+sentinel:\S+)", (ROOT / "docs/OPERATIONS.md").read_text("utf-8"))
+    (written,) = re.findall(r"REDIS_URL='(redis\+sentinel:\S+)'", (ROOT / "docs/OPERATIONS.md").read_text("utf-8"))
     url = written.replace("sentinel-1:26379", "127.0.0.1:1").replace("sentinel-2:26379", f"127.0.0.1:{sentinel_port}")
-    assert url == f"redis+sentinel://:change-me@127.0.0.1:1,127.0.0.1:{sentinel_port}/mymaster/0"
+    hosts = f"127.0.0.1:1,127.0.0.1:{sentinel_port}"
+    assert url == f"redis+sentinel://:change-me@{hosts}/mymaster/0?sentinel_password=change-me-too"
     url = url.replace("mymaster/0", "mymaster/2")
     config = tmp_path / "sentinel.conf"
     config.write_text(
         f"port {sentinel_port}\nbind 127.0.0.1\ndir {tmp_path}\n"
         f"sentinel monitor mymaster 127.0.0.1 {port} 1\nsentinel auth-pass mymaster change-me\n"
+        "requirepass change-me-too\n"
     )
     master = [
         "--port",

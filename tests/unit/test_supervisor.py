@@ -19,6 +19,7 @@ from shared import supervisor as supervisor_module
 from shared.client import Client
 from shared.config import Settings, load_settings
 from shared.embedded import CannotStart
+from shared.errors import Unusable
 from shared.supervisor import Supervisor, listen
 
 ROOT = Path(supervisor_module.__file__).parent.parent
@@ -159,9 +160,19 @@ def test_a_child_that_keeps_ending_is_reported(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(supervisor_module, "FIRST_BACKOFF_S", 0.01)
 
     async def scenario() -> None:
-        children = {"api": [sys.executable, "-c", "raise SystemExit(2)"]}
+        children = {"api": [sys.executable, "-c", "raise SystemExit(1)"]}
         async with Supervisor(settings(tmp_path), children) as supervisor:
             with pytest.raises(CannotStart, match="api keeps ending"):
+                await supervisor.wait_ready(WAIT_S)
+
+    asyncio.run(scenario())
+
+
+def test_a_child_that_cannot_work_like_this_is_not_tried_again_and_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        children = {"api": [sys.executable, "-c", "raise SystemExit(2)"]}
+        async with Supervisor(settings(tmp_path), children) as supervisor:
+            with pytest.raises(Unusable, match="api cannot start with these settings"):
                 await supervisor.wait_ready(WAIT_S)
 
     asyncio.run(scenario())

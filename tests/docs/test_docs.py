@@ -476,8 +476,6 @@ async def test_the_sentinel_url_leads_to_the_master(tmp_path: Path) -> None:
                 assert direct.get("here") == b"yes"
         finally:
             await connected.aclose(close_connection_pool=True)
-            for sentinel in connected.connection_pool.sentinel_manager.sentinels:
-                await sentinel.aclose(close_connection_pool=True)
 
 
 def test_the_log_events_are_those_of_the_code() -> None:

@@ -2,11 +2,13 @@
 
 Hidden here: a batch is one JSON value in Redis, changed only by compare-and-set, so that a cancel and the worker's own
 news do not undo each other; that the worker's changes count only while its claim (`epoch`) is the newest; that a batch
-that was accepted is rung for until it has ended. Whose a batch is is looked at in this one place.
+that was accepted is rung for until it has ended; that its window is measured by one clock, which is Redis's. Whose a batch
+is is looked at in this one place.
 
-The value: what was asked for (`owner`, `input_file_id`, …), `status` with the time of each (`at`, ms), the live counts
-(`total`, `completed`, `failed`, `usage`), `errors`, the ids of its files, and `checkpoint`, from which another worker
-goes on: see worker/batch.py. `version` counts its changes. Source of the life of a batch:
+The value: what was asked for (`owner`, `input_file_id`, `input_bytes`, …), `status` with the time of each (`at`, ms), the
+counts (`total`, `completed`, `failed`, `usage`) of what is stored, `errors`, the ids of its files, and `checkpoint`, from
+which another worker goes on: see worker/batch.py. `claims` counts those that came to nothing, `late` says that it has ended
+and its files are still to be made, `version` counts its changes. Source of the life of a batch:
 platform.openai.com/docs/guides/batch.
 """
 
@@ -16,6 +18,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from shared import json
@@ -23,7 +26,7 @@ from shared.config import Settings
 from shared.confirm import Confirmer
 from shared.doorbell import ring
 from shared.entry import now_ms
-from shared.errors import BadRequest, Fenced, Gone, NotFound, Unavailable
+from shared.errors import BadRequest, Fenced, FileStorageFailed, Gone, NotFound
 from shared.files import Files
 from shared.guard import Doubts, in_time, reachable
 from shared.redis import ArqRedis, RedisError, WatchError, bulk, watch
@@ -84,8 +87,9 @@ class Batches:
                     f"The input file has the purpose `{file['purpose']}`. Upload it with `batch`.",
                     param="input_file_id",
                 )
-            now = now_ms()
-            head = {**self._new(request, owner, now), "webhook": webhook}
+            with reachable():
+                now = await self.clock_ms()
+            head = {**self._new(request, owner, now), "input_bytes": file["bytes"], "webhook": webhook}
             await self._files.keep_until(file["id"], head["expires_at_ms"] + _AFTER_MS)
             index, life_ms = self._key.batches(owner), self._life_ms(head)
             with self._doubts.about(head["id"]), reachable():
@@ -116,6 +120,7 @@ class Batches:
             "status": "validating",
             "at": {"created": now},
             "epoch": 0,
+            "claims": 0,
             "version": 1,
             "model": None,
             "total": 0,
@@ -125,8 +130,14 @@ class Batches:
             "errors": [],
             "output_file_id": None,
             "error_file_id": None,
+            "late": False,
             "checkpoint": None,
         }
+
+    async def clock_ms(self) -> int:
+        """Redis's time: those of the APIs' and of the workers' machines may be minutes apart, and windows are short."""
+        seconds, microseconds = await self._redis.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def _announce(self, batch_id: str) -> None:
         """Never fails: the reaper rings again."""
@@ -167,7 +178,7 @@ class Batches:
         await self.find(batch_id, owner)
         async with in_time():
             with reachable():
-                head = await self._change(batch_id, _cancelling)
+                head = await self._change(batch_id, partial(_cancelling, at_ms=await self.clock_ms()))
         logger.info("batch cancelled", batch_id=batch_id)
         await self._announce(batch_id)
         return head
@@ -178,40 +189,78 @@ class Batches:
 
     async def _withdraw(self, batch_id: str) -> None:
         with suppress(BadRequest):  # it was small, and has ended
-            await self._change(batch_id, _cancelling)
+            await self._change(batch_id, partial(_cancelling, at_ms=await self.clock_ms()))
             logger.info("revoked", batch_id=batch_id)
         await self._announce(batch_id)
 
     async def results(self, batch_id: str, owner: str, kind: int) -> AsyncIterator[bytes]:
-        """The lines of the output or of the errors, as far as they are stored. Raises NotFound."""
+        """The lines of the output or of the errors, as far as they are stored. Raises NotFound.
+
+        Parts become a file while they are read: it has the same bytes in the same order, so the rest is read from there.
+        """
+        sent, version = 0, -1
         while True:
             head = await self.find(batch_id, owner)
             file_id = head["output_file_id" if kind == OUTPUT else "error_file_id"]
-            begun = False
+            if file_id is not None:
+                async for piece in self._files.read(await self._files.find(file_id, owner), sent):
+                    yield piece
+                return
             try:
-                if file_id is not None:
-                    facts = await self._files.find(file_id, owner)
-                    async for piece in self._files.read(facts):
-                        yield piece
+                skipped = 0
                 for name in part_names(head, kind):
                     async for piece in self._files.storage.read(name):
-                        begun = True
-                        yield piece
+                        new = piece[max(0, sent - skipped) :]
+                        skipped += len(piece)
+                        sent += len(new)
+                        if new:
+                            yield new
                 return
-            except Missing:  # it has ended meanwhile, and the parts have become a file
-                if begun:
-                    raise Unavailable("The batch has just ended. Ask again.") from None
+            except Missing:
+                if head["version"] == version:  # nothing has changed: it is lost
+                    raise FileStorageFailed(
+                        "A part of the results is missing. They come with the batch's end."
+                    ) from None
+                version = head["version"]
 
     # ---- the worker that runs it
 
-    async def claim(self, batch_id: str) -> Head:
-        """The right to change it from now on: the head's `epoch`. Raises Gone."""
+    async def claim(self, batch_id: str, after: Head | None = None, *, counted: bool = True) -> Head:
+        """The right to change it from now on: the head's `epoch`. Raises Gone.
+
+        `after` is one's own claim before: Fenced if another one came in between. `counted` claims are told from progress by
+        `claims`, which whoever makes some sets back to 0.
+        """
 
         def mine(head: Head) -> bool:
+            if after is not None and head["epoch"] != after["epoch"]:
+                raise Fenced(batch_id)
             head["epoch"] += 1
+            head["claims"] = head.get("claims", 0) + counted
             return True
 
         return await self._change(batch_id, mine)
+
+    async def hand_over(self, batch_id: str, epoch: int) -> None:
+        """Gives a claim back that was not lost: it does not count."""
+
+        def given_back(head: Head) -> bool:
+            if head["epoch"] != epoch or not head.get("claims"):
+                return False
+            head["claims"] -= 1
+            return True
+
+        await self._change(batch_id, given_back)
+
+    async def look(self, batch_id: str, epoch: int) -> Head:
+        """As it is now, under the claim `epoch`. Raises Fenced, Gone."""
+        raw = await self._redis.get(self._key.batch(batch_id))
+        if raw is None:
+            raise Gone(batch_id)
+        head = _loads(raw)
+        if head["epoch"] != epoch:
+            raise Fenced(batch_id)
+        return head
 
     async def save(self, batch_id: str, epoch: int, change: Callable[[Head], None]) -> Head:
         """Changes it, under the claim `epoch`. `change` may be called more than once. Raises Fenced, Gone."""
@@ -302,26 +351,31 @@ class Batches:
         return int((_LONGEST_S + self._settings.files_retention_s) * 1000) + _AFTER_MS
 
 
-def enter(head: Head, status: str) -> None:
-    """The next status, with its time: the first one counts."""
+def enter(head: Head, status: str, at_ms: int) -> None:
+    """The next status, with its time by Redis's clock: the first one counts."""
     head["status"] = status
-    head["at"].setdefault(status, now_ms())
+    head["at"].setdefault(status, at_ms)
 
 
-def _cancelling(head: Head) -> bool:
+def _cancelling(head: Head, *, at_ms: int) -> bool:
     if head["status"] in ("cancelling", "cancelled"):
         return False
     if head["status"] not in ("validating", "in_progress"):
         raise BadRequest(
             f"The batch is {head['status']}: it cannot be cancelled any more.", code="batch_not_cancellable"
         )
-    enter(head, "cancelling")
+    enter(head, "cancelling", at_ms)
     return True
 
 
+def parts_of(batch_id: str) -> str:
+    """Where the parts of the results are in the storage."""
+    return f"parts/{batch_id}"
+
+
 def part_name(batch_id: str, kind: int, epoch: int, number: int) -> str:
-    """Where a part of the results is in the storage."""
-    return f"parts/{batch_id}/{kind}-{epoch}-{number}"
+    """Where one of them is."""
+    return f"{parts_of(batch_id)}/{kind}-{epoch}-{number}"
 
 
 def part_names(head: Head, kind: int) -> list[str]:

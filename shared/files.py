@@ -191,6 +191,14 @@ class Files:
         with reachable():
             await self._redis.zadd(self._key.files_end, {file_id: at_ms}, gt=True)
 
+    async def remove_all_at(self, prefix: str, at_ms: int | None) -> None:
+        """All objects below `prefix/` go then; None for: they are gone."""
+        with reachable():
+            if at_ms is None:
+                await self._redis.zrem(self._key.files_end, f"{prefix}/")
+            else:
+                await self._redis.zadd(self._key.files_end, {f"{prefix}/": at_ms})
+
     async def remove_expired(self) -> None:
         """For the reaper: what is due goes, and what an upload left that was never finished.
 
@@ -198,9 +206,13 @@ class Files:
         """
         due = await self._redis.zrangebyscore(self._key.files_end, "-inf", now_ms() - _SLACK_MS, start=0, num=_PAGE)
         with suppress(FileStorageFailed):
-            for member in due:
-                await self._forget(member.decode())
-                logger.info("file removed", file_id=member.decode())
+            for name in (member.decode() for member in due):
+                if name.endswith("/"):
+                    await self.storage.delete_all(name.rstrip("/"))
+                    await self._redis.zrem(self._key.files_end, name)
+                else:
+                    await self._forget(name)
+                logger.info("file removed", file_id=name)
 
 
 class NewFile:

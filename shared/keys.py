@@ -30,6 +30,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:batches:TENANT` | zset, score = created ms | as long as the newest batch can live |
 | `streamspool:batches-open` | zset, score = created ms: not yet ended | permanent, emptied by workers |
 | `streamspool:batch-demand:BATCH` | string, JSON: whose it is, and how many lines it could have open | 5 s |
+| `streamspool:circuit:SHA256` | string, JSON: whether a model is left alone because its provider is away | 5 minutes |
 | `streamspool:usage:TENANT:YYYY-MM-DD` | hash, the ledger: see usage.py | 400 days after the last entry |
 | `streamspool:worker:WORKER` | string, JSON heartbeat | 15 s |
 | `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
@@ -123,6 +124,9 @@ class Keys:
 
     def batch_demand(self, batch_id: str) -> str:
         return f"{self.prefix}:batch-demand:{batch_id}"
+
+    def circuit(self, digest: str) -> str:
+        return f"{self.prefix}:circuit:{digest}"
 
     def usage(self, tenant: str, day: str) -> str:
         return f"{self.prefix}:usage:{tenant}:{day}"

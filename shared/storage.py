@@ -103,13 +103,16 @@ class Storage:
         with _told(writing=True):
             await self._obstore.put_async(self._store, name, data, use_multipart=False)
 
-    async def read(self, name: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """Its bytes from `start` up to, without, `end`, in pieces of about a megabyte. Raises Missing.
+    async def read(
+        self, name: str, start: int = 0, end: int | None = None, *, at_once: int = _RANGE_BYTES
+    ) -> AsyncIterator[bytes]:
+        """Its bytes from `start` up to, without, `end`, in pieces of a megabyte at most. Raises Missing.
 
-        Nothing is a part of it as well: from its end on there is nothing to read, which is no failure.
+        Nothing is a part of it as well: from its end on there is nothing to read, which is no failure. `at_once` bytes are
+        held while the reader takes its time.
         """
         while end is None or start < end:
-            stop = start + _RANGE_BYTES if end is None else min(start + _RANGE_BYTES, end)
+            stop = start + at_once if end is None else min(start + at_once, end)
             try:
                 with _told():
                     found = await self._obstore.get_async(self._store, name, options={"range": (start, stop)})
@@ -179,7 +182,7 @@ def _is_plain(variables: Mapping[str, str]) -> bool:
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-_INVALID = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP})
+_INVALID = frozenset({errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP})
 _FULL_CODE = re.compile(r"Quota|StorageFull|InsufficientStorage|InsufficientCapacity|EntityTooLarge")
 _PASSING_CODES = frozenset({"RequestTimeout", "OperationAborted"})
 """With which S3 answers 400 and 409 to what it would take a moment later."""

@@ -182,30 +182,36 @@ def _note_id(custom_id: str, number: int, seen: set[bytes]) -> None:
 
 def line_id(batch_id: str, number: int, tries: int) -> str:
     """The generation of a line: always the same one, so that whoever goes on with a batch finds what was begun. One that
-    was refused because too much was asked is asked again as the next try."""
+    is put back is asked again as the next try."""
     return "chatcmpl-" + hashlib.sha256(f"{batch_id}:{number}:{tries}".encode()).hexdigest()[:32]
 
 
 def answer_line(
-    batch_id: str, number: int, custom_id: str, status: int, request_id: str, body: dict[str, Any]
+    batch_id: str, number: int, custom_id: str | None, status: int, request_id: str, body: dict[str, Any]
 ) -> bytes:
     """A line that was run: of the output if `status` is 200, else of the errors."""
     response = {"status_code": status, "request_id": request_id, "body": body}
     return _dump(batch_id, number, custom_id, response, None)
 
 
-def skipped_line(batch_id: str, number: int, custom_id: str, code: str) -> bytes:
+def skipped_line(batch_id: str, number: int, custom_id: str | None, code: str) -> bytes:
     """A line that was not run to its end because the batch ended before it."""
     why = {
         "batch_cancelled": "This request was not executed because the batch was cancelled.",
         "batch_expired": "This request could not be executed before the completion window expired.",
+        "batch_given_up": "This request was not executed because the batch was given up.",
         "input_file_gone": "This request was not executed because the input file was deleted.",
     }
     return _dump(batch_id, number, custom_id, None, {"code": code, "message": why[code]})
 
 
+def wrong_line(batch_id: str, number: int, custom_id: str | None, code: str, message: str) -> bytes:
+    """A line that could not be run. Its `custom_id` is null if not even that can be read."""
+    return _dump(batch_id, number, custom_id, None, {"code": code, "message": message})
+
+
 def _dump(
-    batch_id: str, number: int, custom_id: str, response: dict[str, Any] | None, error: dict[str, str] | None
+    batch_id: str, number: int, custom_id: str | None, response: dict[str, Any] | None, error: dict[str, str] | None
 ) -> bytes:
     own = hashlib.sha256(f"{batch_id}:{number}".encode()).hexdigest()[:32]
     line = {"id": f"batch_req_{own}", "custom_id": custom_id, "response": response, "error": error}

@@ -1,25 +1,28 @@
 """What was taken in of a batch: parts of its output and errors, in the storage, and then its two files.
 
 Hidden here: how parts are named and counted, so that what a worker stored that died before it said so is not read; when
-a part is large or old enough to be stored; that files are made from parts without holding them.
+a part is large or old enough to be stored; that files are made from parts without holding them. What is told of a batch is
+what is stored: nobody who takes it over finds less.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from shared.batches import ERRORS, NO_USAGE, OUTPUT, Head, part_name, part_names
 from shared.files import OUTPUT as OUTPUT_PURPOSE
 from shared.files import Files, NewFile
-from shared.storage import Storage
-from shared.telemetry import BATCH_LINES
+from shared.storage import Missing, Storage
+from shared.telemetry import BATCH_LINES, get_logger
 from worker.batch_lines import add_usage, line_id
 from worker.batch_queue import Line
 
+logger = get_logger(__name__)
+
 PART_LINES = 500
 _PART_BYTES = 1024 * 1024
-_SHORTEST_S = 1.0
+_SHORTEST_S, _LONGEST_S = 1.0, 30.0
 _CANCELLED = {
     "message": "The line was cancelled by itself.",
     "type": "cancelled",
@@ -37,7 +40,8 @@ class _Part:
     begun_at: float
     output: list[bytes] = field(default_factory=list)
     errors: list[bytes] = field(default_factory=list)
-    lines: list[Line] = field(default_factory=list)
+    done: list[list[int]] = field(default_factory=list)
+    """`[number, try]` of each generation that is not needed any more once the checkpoint knows of this."""
     bytes: int = 0
 
 
@@ -65,31 +69,36 @@ class Results:
         if completed:
             add_usage(self._usage, usage)
         (part.output if completed else part.errors).append(text)
-        part.lines.append(line)
+        part.done.append([line.number, line.tries])
         part.bytes += len(text)
         self._completed += completed
         self._failed += not completed
         BATCH_LINES.labels(result).inc()
 
+    def replaced(self, number: int, tries: int) -> None:
+        """This try of a line is needless: the next one takes its place."""
+        self._part.done.append([number, tries])
+
     def is_due(self, now: float) -> bool:
         """Parts are small in the beginning, so that results are there early, and few over a day."""
         part = self._part
-        if not part.lines:
+        if not part.done:
             part.begun_at = now
             return False
-        age_s = max(_SHORTEST_S, (now - self._began) / 100)
-        return part.bytes >= _PART_BYTES or len(part.lines) >= PART_LINES or now - part.begun_at >= age_s
+        age_s = min(_LONGEST_S, max(_SHORTEST_S, (now - self._began) / 100))
+        return part.bytes >= _PART_BYTES or len(part.done) >= PART_LINES or now - part.begun_at >= age_s
 
     async def store(self, now: float) -> None:
-        """Stores what was taken in. It counts once the checkpoint says so. Raises Unavailable."""
+        """Stores what was taken in. It counts once the checkpoint says so. Raises FileStorageFailed."""
         part, self._part = self._part, _Part(now)
         mine = next((entry for entry in self._parts if entry[0] == self._epoch), None) or [self._epoch, 0, 0]
         for kind, texts in ((OUTPUT, part.output), (ERRORS, part.errors)):
             if texts:
                 await self._storage.put(part_name(self._id, kind, self._epoch, mine[kind]), b"".join(texts))
         added = [self._epoch, mine[OUTPUT] + bool(part.output), mine[ERRORS] + bool(part.errors)]
-        self._parts = [*(entry for entry in self._parts if entry[0] != self._epoch), added]
-        self._stored = [[line.number, line.tries] for line in part.lines]
+        if any(added[1:]):
+            self._parts = [*(entry for entry in self._parts if entry[0] != self._epoch), added]
+        self._stored = part.done
 
     def checkpoint(self) -> dict[str, Any]:
         """Its part of the checkpoint."""
@@ -105,8 +114,9 @@ class Results:
         head["completed"], head["failed"], head["usage"] = self._completed, self._failed, dict(self._usage)
 
     def stored(self) -> list[str]:
-        """The generations of the lines that were stored last, each with those of its earlier tries."""
-        return [line_id(self._id, number, tries) for number, last in self._stored for tries in range(last + 1)]
+        """The generations that are not needed any more since the last checkpoint: of lines that were stored, and of tries
+        in whose place others came."""
+        return [line_id(self._id, number, tries) for number, tries in self._stored]
 
 
 def refusal(outcome: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -116,17 +126,31 @@ def refusal(outcome: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     return int(error.get("status") or 500), {"error": shown}
 
 
-async def make_file(files: Files, head: Head, kind: int) -> str | None:
-    """The output, or the errors, as a file, whose id is returned; None if there is not one line. It is the same file
-    whenever that is done again. Raises Unavailable, RedisError, OSError."""
+class Made(NamedTuple):
+    """A file of results: its id, None if there is not one line, how many lines it has, and how many parts were missing."""
+
+    file_id: str | None
+    lines: int
+    missing: int
+
+
+async def make_file(files: Files, head: Head, kind: int) -> Made:
+    """The output, or the errors, as a file. It is the same one whenever that is done again. What the storage lost of it is
+    left out, and told. Raises Unavailable, FileStorageFailed among them."""
     names = part_names(head, kind)
     if not names:
-        return None
+        return Made(None, 0, 0)
+    lines = missing = 0
     async with files.create(head["owner"], f"file-{line_id(head['id'], kind, 0)[-32:]}") as new:
         for name in names:
-            async for piece in files.storage.read(name):
-                await new.write(piece)
+            try:
+                async for piece in files.storage.read(name):
+                    lines += piece.count(b"\n")
+                    await new.write(piece)
+            except Missing:
+                logger.error("part of a batch is missing", batch_id=head["id"], part=name)
+                missing += 1
         filename = f"{head['id']}_{_KINDS[kind]}.jsonl"
         new.finish(filename=filename, purpose=OUTPUT_PURPOSE, life_s=head["output_life_s"])
     made: NewFile = new
-    return made.id
+    return Made(made.id, lines, missing)

@@ -166,7 +166,7 @@ async def test_only_the_newest_claim_may_write(batches: Batches, files: Files) -
 async def test_a_cancel_and_the_workers_news_do_not_undo_each_other(batches: Batches, files: Files) -> None:
     batch_id = (await create(batches, files))["id"]
     epoch = (await batches.claim(batch_id))["epoch"]
-    await batches.save(batch_id, epoch, lambda head: enter(head, "in_progress"))
+    await batches.save(batch_id, epoch, lambda head: enter(head, "in_progress", 1))
     before = (await batches.find(batch_id, "ann"))["version"]
 
     def count(number: int) -> Any:
@@ -182,7 +182,7 @@ async def test_a_cancel_and_the_workers_news_do_not_undo_each_other(batches: Bat
 async def test_what_is_over_cannot_be_cancelled(batches: Batches, files: Files, status: str) -> None:
     batch_id = (await create(batches, files))["id"]
     epoch = (await batches.claim(batch_id))["epoch"]
-    await batches.save(batch_id, epoch, lambda head: enter(head, status))
+    await batches.save(batch_id, epoch, lambda head: enter(head, status, 1))
     with pytest.raises(BadRequest, match=status):
         await batches.cancel(batch_id, "ann")
 
@@ -198,7 +198,7 @@ async def test_the_end_is_told_in_the_transaction_that_writes_it(
     epoch = (await batches.claim(head["id"]))["epoch"]
     assert not await redis.exists(keys.webhooks)
     for _ in range(2):
-        head = await batches.save(head["id"], epoch, lambda head: enter(head, status))
+        head = await batches.save(head["id"], epoch, lambda head: enter(head, status, 1))
     event = json.loads(await redis.hget(keys.webhook(head["id"]), "event"))
     assert (event["type"], event["data"]) == (f"batch.{status}", {"id": head["id"]})
     assert event["created_at"] == head["at"][status] // 1000
@@ -210,7 +210,11 @@ async def test_the_end_is_told_in_the_transaction_that_writes_it(
 
 async def test_batches_are_listed_newest_first(batches: Batches, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1_800_000_000_000, 1_800_000_100_000))
-    monkeypatch.setattr("shared.batches.now_ms", lambda: next(clock))
+
+    async def tick(_: Batches) -> int:
+        return next(clock)
+
+    monkeypatch.setattr(Batches, "clock_ms", tick)
     monkeypatch.setattr("shared.batches._PAGE", 2)
     made = [(await create(batches, files))["id"] for _ in range(5)]
     assert [head["id"] async for head in batches.listed("ann")] == made[::-1]

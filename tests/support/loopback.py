@@ -79,6 +79,7 @@ class ModelServer(LoopThread, Generic[P]):
         super().__init__()
         self.models: dict[str, P] = {}
         self.port = 0
+        self._connections: set[asyncio.StreamWriter] = set()
 
     @property
     def base_url(self) -> str:
@@ -97,15 +98,29 @@ class ModelServer(LoopThread, Generic[P]):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self._server = self.call(asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1024))
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.come_back()
         return self
+
+    def leave(self) -> None:
+        """It is gone: who is connected is cut off, and nobody can connect."""
+        self.call(self._leave())
+
+    async def _leave(self) -> None:
+        self._server.close()
+        for writer in list(self._connections):
+            writer.transport.abort()
+
+    def come_back(self) -> None:
+        """At the same address."""
+        self._server = self.call(asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024))
+        self.port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
         self._server.close()
         await super()._close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
         try:
             asked, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             headers = {
@@ -130,4 +145,5 @@ class ModelServer(LoopThread, Generic[P]):
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
+            self._connections.discard(writer)
             writer.close()

@@ -86,7 +86,8 @@ class Appender:
         self.budget = Budget()
 
     async def __aenter__(self) -> Self:
-        self._time = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
         loops = (self._run, self._tick, self._let_go)
         self._tasks = [asyncio.create_task(loop(), name=f"appender {loop.__name__}") for loop in loops]
         self._tasks[0].add_done_callback(self._fail_pending)
@@ -122,14 +123,17 @@ class Appender:
 
     async def send(self, packed: bytes, replies: int, log: Log | None = None) -> list[Any]:
         """Sends packed commands and returns as many replies, errors among them as values."""
-        return (await self.ask(packed, replies, log))[0]
+        return (await self._put(packed, replies, log))[0]
 
     async def ask(self, packed: bytes, replies: int, log: Log | None = None) -> tuple[list[Any], str | None]:
         """The same, and the identity of the server that answered, None if that cannot be told."""
-        answer: asyncio.Future[tuple[list[Any], str | None]] = asyncio.get_running_loop().create_future()
+        return await self._put(packed, replies, log)
+
+    def _put(self, packed: bytes, replies: int, log: Log | None) -> asyncio.Future[tuple[list[Any], str | None]]:
+        answer: asyncio.Future[tuple[list[Any], str | None]] = self._loop.create_future()
         self._pending.append(_Item(packed, replies, answer, log))
         self._wake.set()
-        return await answer
+        return answer
 
     async def look(self) -> None:
         """Looks whether the server is another one, and returns when what that has forgotten is there again."""

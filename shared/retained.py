@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
 
 AGE_S = 10.0
 """How old a confirmed entry must be."""
@@ -18,13 +17,9 @@ ATTEMPT_BYTES = 8 * 1024 * 1024
 WORKER_BYTES = 256 * 1024 * 1024
 
 
-class _Group(NamedTuple):
-    """Entries that were acknowledged together: packed commands, the last one's number, when that was, and their bytes."""
-
-    commands: list[bytes]
-    last: int
-    at: float
-    size: int
+_Group = tuple[list[bytes], int, float, int]
+"""Entries that were acknowledged together: packed commands, the last one's number, when that was, and their bytes. Plain,
+because there is one for each append."""
 
 
 class Budget:
@@ -60,17 +55,19 @@ class Retained:
 
     def add(self, commands: list[bytes], last: int, now: float) -> None:
         """Takes in what was acknowledged just now: the chunks up to number `last`."""
-        size = sum([len(command) for command in commands])
-        self._groups.append(_Group(commands, last, now, size))
-        self._count(size)
-        if self._size > self._limit or self._budget.used > self._budget.limit:
+        size = len(commands[0]) if len(commands) == 1 else sum(map(len, commands))
+        self._groups.append((commands, last, now, size))
+        budget = self._budget
+        self._size += size
+        budget.used += size
+        if self._size > self._limit or budget.used > budget.limit:
             self._shrink()
 
     def release(self, until: float) -> None:
         """Lets go of what was acknowledged up to this time."""
         if self.head is not None and self.since <= until:
             self._drop_head()
-        while self._groups and self._groups[0].at <= until:
+        while self._groups and self._groups[0][2] <= until:
             self._drop_oldest()
 
     def clear(self) -> None:
@@ -79,9 +76,9 @@ class Retained:
 
     def after(self, number: int) -> Iterator[bytes]:
         """The commands of the chunks above this number. All of them are there if that is not below `floor`."""
-        for group in self._groups:
-            if group.last > number:
-                yield from group.commands[max(0, len(group.commands) - (group.last - number)) :]
+        for commands, last, _, _ in self._groups:
+            if last > number:
+                yield from commands[max(0, len(commands) - (last - number)) :]
 
     def _shrink(self) -> None:
         while self._size > self._limit or self._budget.used > self._budget.limit:
@@ -98,9 +95,8 @@ class Retained:
         self.head = None
 
     def _drop_oldest(self) -> None:
-        oldest = self._groups.popleft()
-        self._count(-oldest.size)
-        self.floor = oldest.last
+        _, self.floor, _, size = self._groups.popleft()
+        self._count(-size)
 
     def _count(self, size: int) -> None:
         self._size += size

@@ -45,6 +45,9 @@ class Forgetful(Appender):
 
     again = False
 
+    async def send(self, packed: bytes, replies: int, log: Log | None = None) -> list[Any]:
+        return (await self.ask(packed, replies, log))[0]
+
     async def ask(self, packed: bytes, replies: int, log: Log | None = None) -> tuple[list[Any], str | None]:
         if self.again:
             await super().ask(packed, replies, log)

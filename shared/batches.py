@@ -235,7 +235,8 @@ class Batches:
         def mine(head: Head) -> bool:
             if after is not None and head["epoch"] != after["epoch"]:
                 raise Fenced(batch_id)
-            head["epoch"] += 1
+            # Not just the next number: a server that forgot a claim would give the same one to two workers.
+            head["epoch"] = max(head["epoch"] + 1, now_ms())
             head["claims"] = head.get("claims", 0) + counted
             return True
 

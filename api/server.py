@@ -140,6 +140,8 @@ class Protocol(Intake):
         self.lost = True
         if self.on_lost:
             self.on_lost()
+        if self.scope is not None:
+            self.scope["extensions"] = {}  # this connection was in there, and has the scope: a circle for the collector
 
     def _begin_patience(self) -> None:
         if self._patience is None:

@@ -47,10 +47,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 MAX_RETRY_AFTER_S = 86400.0
 """Longer than this nobody is asked to wait, whoever asks for it: a provider's clock may be wrong, or its arithmetic."""
+
+
+def without_frames(error: E) -> E:
+    """The error, no more holding on to where it came through, nor those that led to it.
+
+    For one that is kept, or that was kept by a task it ended: its traceback holds the frames, one of these holds it, and with
+    the circle stays whatever they worked on, an answer and its connection, until a full garbage collection, which comes
+    once in hours here (process.py).
+    """
+    chain: list[BaseException] = [error]
+    for seen in chain:
+        seen.__traceback__ = None
+        chain += [led for led in (seen.__cause__, seen.__context__) if led is not None and led not in chain]
+    return error
 
 
 def bounded_retry_after(seconds: float | None) -> float | None:

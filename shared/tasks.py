@@ -65,6 +65,7 @@ class Alarm:
             self._waiting = None
             if self._rang:
                 task.uncancel()
+            del task  # it ends with what is raised here, whose traceback holds this frame: a circle
 
     def close(self) -> None:
         if self._timer is not None:

@@ -36,6 +36,7 @@ from shared.errors import (
     UpstreamIncomplete,
     UpstreamRefused,
     UpstreamTimeout,
+    without_frames,
 )
 from shared.redis import UNREACHABLE, RedisError, complain
 from shared.streamlog import StreamLog
@@ -130,10 +131,12 @@ class Generator:
                     claimed = await self._attempt(writer, header, body)
                 finally:
                     writer.close()
-        except (Taken, Fenced):
+        except (Taken, Fenced) as error:
+            without_frames(error)
             logger.warning("fenced", generation_id=generation_id, worker_id=self._worker_id)
             return False
         except (Sealed, Gone) as error:
+            without_frames(error)
             logger.info("stopped", generation_id=generation_id, reason=type(error).__name__.lower())
         return True
 
@@ -242,13 +245,14 @@ class Generator:
             if not (await self._is_wanted(header) and await self._run_watched(writer, header, say)):
                 status = Status.CANCELLED
         except StreamspoolError as caught:
-            error = caught
+            error = without_frames(caught)
         except Damaged as damage:
-            error = _lost(damage)
+            error = _lost(without_frames(damage))
         except (LogError, RedisError, OSError):
             raise
         except Exception as bug:
             logger.error("attempt broke", generation_id=writer.generation_id, exc_info=bug)
+            without_frames(bug)
             error = Internal("Something broke on our side while this was answered. The id finds it in the log.")
         while not (error and writer.position.seq and self._may_restart(error, header, writer)):
             try:

@@ -30,6 +30,7 @@ from shared.errors import (
     UpstreamInvalid,
     UpstreamRefused,
     UpstreamTimeout,
+    without_frames,
 )
 from shared.tasks import Alarm
 from worker.providers import fake
@@ -178,6 +179,7 @@ class Upstream:
             except StreamspoolError as error:
                 if not _may_fall_back(error):
                     raise
+                without_frames(error)
                 served.refused.append({"model": target.name, "status": error.status, "code": error.code})
             else:
                 served.target = target
@@ -203,7 +205,7 @@ class Upstream:
                 return False
             if (error.retry_after_s or 0) > _LONGEST_PAUSE_S:
                 return False
-            passing.append(error)
+            passing.append(without_frames(error))
             return True if error.retry_after_s is None else float(error.retry_after_s)
 
         async for attempt in stamina.retry_context(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -10,6 +11,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from aiohttp import StreamReader
 
 from shared.appender import Appender
 from shared.broker import Broker
@@ -23,8 +25,9 @@ from shared.streamlog import StreamLog
 from shared.writer import Writer
 from tests.support.upstream import DONE, Pause, ScriptedUpstream, chunk, ending, words
 from worker.generate import Generator
+from worker.providers.openai import Normalizer
 from worker.providers.registry import Provider
-from worker.upstream import Upstream
+from worker.upstream import Served, Upstream
 
 FINISH = b'{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'
 WORD = b'{"choices":[{"index":0,"delta":{"content":"word"},"finish_reason":null}]}'
@@ -293,6 +296,46 @@ async def test_a_silent_provider_is_left_as_soon_as_the_end_is_known(
     await bench.generator.stop_ended({generation_id})
     assert await running is (how != "replaced")
     await bench.until(lambda: script.hung_up == 1)
+
+
+@pytest.mark.parametrize("how", ["whole", "cut", "refused", "unreachable", "nonsense", "sealed", "idle"])
+async def test_an_attempt_that_is_over_leaves_nothing_to_the_garbage_collector(
+    bench: Bench, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    name, pause = f"over-{how}", Pause()
+    if how == "refused":
+        upstream.script(name, status=403)
+    elif how == "nonsense":
+        upstream.script(name, [*words(2), b"data: {nonsense\n\n"])
+    elif how == "idle":
+        monkeypatch.setattr(bench.generator._settings, "upstream_idle_s", 0.05)
+        bench.generator._upstream._settings = bench.generator._settings
+        upstream.script(name, [*words(2), pause])
+    elif how == "sealed":
+        upstream.script(name, [*words(2), pause])
+    else:
+        upstream.script(name, words(2) if how == "cut" else [*words(2), *ending()], cut=how == "cut")
+    if how == "unreachable":
+        provider = Provider("scripted", "openai", "http://127.0.0.1:1/v1", None, ())
+        bench.generator._providers = {"scripted": provider}
+        monkeypatch.setattr("worker.upstream._FIRST_PAUSE_S", 0.01)
+        monkeypatch.setattr("worker.upstream._LONGEST_PAUSE_S", 0.01)
+    generation_id = await bench.request(name)
+    gc.collect()
+    gc.disable()
+    try:
+        running = asyncio.create_task(bench.generator.run(generation_id, 1))
+        if how == "sealed":
+            await bench.until_stored(generation_id, Position(1, 3))
+            await bench.log.seal(generation_id, {"status": "cancelled"})
+            await bench.generator.stop_ended()
+        await running
+        del running
+        left = [type(one).__name__ for one in gc.get_objects() if type(one) in (Normalizer, Served, StreamReader)]
+    finally:
+        gc.enable()
+        pause.go()
+    assert left == []
 
 
 async def test_a_cancelled_job_hangs_up_and_leaves_the_log_open(bench: Bench, upstream: ScriptedUpstream) -> None:

@@ -22,7 +22,7 @@ from api.routes import batches, chat, files, health, models, sessions, stored, s
 from shared.broker import Broker
 from shared.config import Settings
 from shared.confirm import Confirmer
-from shared.process import collect_rarely
+from shared.process import collect_rarely, giving_back
 from shared.reaper import Reaper
 from shared.redis import connect, persist
 from shared.streamlog import StreamLog
@@ -67,6 +67,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
             reaping = asyncio.create_task(persist("reaper", reaper.run), name="reaper")
             stack.push_async_callback(cancel, reaping)
             app.state.parts = Parts(hub, broker, settings, drain)
+            await stack.enter_async_context(giving_back())
             collect_rarely()
             yield
 

@@ -34,7 +34,7 @@ from shared.confirm import Confirmer
 from shared.contact import check_server
 from shared.doorbell import LINE, is_line
 from shared.errors import Unavailable, Unusable
-from shared.process import collect_rarely, refuse_to_start
+from shared.process import collect_rarely, giving_back, refuse_to_start
 from shared.reaper import Reaper
 from shared.redis import (
     ArqRedis,
@@ -368,6 +368,7 @@ async def serve(settings: Settings) -> None:
         stopped = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        await stack.enter_async_context(giving_back())
         collect_rarely()
         logger.info("worker started", worker_id=worker_id, providers=sorted(providers))
         await _run(worker, stopped, lambda: beat(redis, worker, providers, settings.models), reaper, courier)

@@ -11,8 +11,10 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from operator import itemgetter
 from typing import Self
 
+from api.hot import HotLogs
 from api.livelog import LiveLog
 from shared.confirm import Confirmer
 from shared.entry import Entry
@@ -20,7 +22,7 @@ from shared.errors import Damaged, Gone
 from shared.redis import ArqRedis, RedisError, complain
 from shared.streamlog import StreamLog
 from shared.tasks import Rounds, cancel
-from shared.telemetry import FOLLOWED, VIEWERS, get_logger
+from shared.telemetry import FOLLOWED, LOG_BYTES, VIEWERS, get_logger
 
 logger = get_logger(__name__)
 
@@ -28,9 +30,8 @@ BLOCK_MS = 2000
 _BUSY_ENTRIES = 4
 _PAUSE_S, _PAUSE_A_LOG_S = 0.004, 0.0001
 _LARGE_AT_ONCE = 1
-_HOT_BYTES = 16 * 1024 * 1024
-"""Chunk bytes of ended logs, in all, that are kept after their last viewer."""
-_HOT_S = 60.0
+_WINDOWS_BYTES = 128 * 1024 * 1024
+"""Memory of all followed logs together. Where it is more, the largest keep less than their window."""
 _KEPT_AT_ONCE = 200
 
 
@@ -82,7 +83,7 @@ class Hub:
         self._confirmer, self._patience_s = confirmer, patience_s
         self._following = StreamLog(reading, retention_s=0, safety_s=0)
         self._live: dict[str, LiveLog] = {}
-        self._hot: dict[str, LiveLog] = {}
+        self._hot = HotLogs()
         self.rounds = Rounds(_LARGE_AT_ONCE)
         """Whose turn it is to write a large piece."""
         self._control = reading.key.hub(os.urandom(8).hex())
@@ -123,7 +124,7 @@ class Hub:
         """
         live = self._live.get(generation_id)
         if live is None:
-            live = self._hot.pop(generation_id, None)
+            live = self._hot.take(generation_id)
             if live is None or live.made != made or paced:
                 live = LiveLog(generation_id, paced=paced)
                 live.made, live.server, live.needed = made, server, needed
@@ -138,17 +139,10 @@ class Hub:
         FOLLOWED.dec()
         live.opening.cancel()
         if live.replayed and live.outcome and not live.problem:
-            self._keep_hot(live)
+            # It cannot change any more. Who may see it, and whether it is still there, is looked up for each viewer anyway.
+            self._hot.put(live)
         elif live.needed and not live.ended:
             await self._say_watched([live.id])  # the grace time counts from here
-
-    def _keep_hot(self, live: LiveLog) -> None:
-        """Keeps what somebody replayed for the next who does: it cannot change any more. Who may see it, and whether it
-        is still there, is looked up for each viewer anyway."""
-        live.idle_since = asyncio.get_running_loop().time()
-        self._hot[live.id] = live
-        while sum(one.size for one in self._hot.values()) > _HOT_BYTES:
-            del self._hot[next(iter(self._hot))]
 
     def wake(self) -> None:
         """Makes every viewer look again: something outside the logs has changed."""
@@ -173,7 +167,7 @@ class Hub:
                 logger.warning("hub not interrupted", error=type(error).__name__)
 
     async def _keep_alive(self) -> None:
-        """Also forgets ended logs that nobody came back for."""
+        """Also looks after memory: of ended logs that nobody came back for, and of many large ones at once."""
         while True:
             tick_s = min(1.0, self._keepalive_s / 4)
             await asyncio.sleep(tick_s)
@@ -183,9 +177,22 @@ class Hub:
                 for start in range(0, len(silent), _KEPT_AT_ONCE):
                     live.keep_alive(silent[start : start + _KEPT_AT_ONCE], now)
                     await asyncio.sleep(0)
-            for live in list(self._hot.values()):
-                if now - live.idle_since > _HOT_S:
-                    del self._hot[live.id]
+            self._hot.expire()
+            self._bound_windows()
+
+    def _bound_windows(self) -> None:
+        """Whoever needs what is dropped here reads the log itself."""
+        sizes = [(live.held, live) for live in self._live.values()]
+        total = sum(held for held, _ in sizes)
+        LOG_BYTES.set(total + self._hot.held)
+        too_much = total - _WINDOWS_BYTES
+        if too_much <= 0:
+            return
+        for held, live in sorted(sizes, key=itemgetter(0), reverse=True):
+            live.shrink(live.size // 2)
+            too_much -= held - live.held
+            if too_much <= 0:
+                return
 
     async def _keep_watched(self) -> None:
         while True:

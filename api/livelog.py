@@ -18,6 +18,8 @@ from shared.shape import Shapes
 
 WINDOW_BYTES = 4 * 1024 * 1024
 """Chunk bytes a followed log keeps in memory; older ones are read from Redis again by whoever needs them."""
+_ENTRY_BYTES, _FRAME_BYTES = 240, 80
+"""What an entry and a frame take beside the chunk itself, in CPython: headers of objects, places in lists, `data:`, ids."""
 _LANE_BYTES = 128 * 1024
 """More than this at once goes to each viewer at its own speed."""
 _READ_BYTES = 1024 * 1024
@@ -73,9 +75,9 @@ class LiveLog:
     something, `note` who says it, `usage_last` that the last chunk is the usage chunk. `outcome` is there once the log is
     sealed, `problem` once it cannot be followed any further. `tally` is there if viewers are paced. `fed_at` is when
     the last entries came, in the loop's time, `page` how many like them may be read at once. `made` tells logs of one
-    id apart, `replayed` says that it had ended before anybody watched it here, `idle_since` when the last viewer left.
-    `shapes` are those of the log up to `position`. `server` took the request, and `behind_since` is when the log was seen to
-    lack what is here. Where an entry is missing, what stands before it is shown, and then the problem.
+    id apart, `replayed` says that it had ended before anybody watched it here. `shapes` are those of the log up to
+    `position`. `server` took the request, and `behind_since` is when the log was seen to lack what is here. Where an entry
+    is missing, what stands before it is shown, and then the problem.
     """
 
     def __init__(self, generation_id: str, *, paced: bool = False) -> None:
@@ -106,7 +108,6 @@ class LiveLog:
         self.page = _FIRST_READ
         self.made = 0
         self.replayed = False
-        self.idle_since = 0.0
         self._bodies: dict[tuple[Encode, int], tuple[bytes, int] | None] = {}
 
     @property
@@ -126,6 +127,13 @@ class LiveLog:
     def size(self) -> int:
         """Bytes of the chunks in the window."""
         return self._bytes
+
+    @property
+    def held(self) -> int:
+        """About how many bytes of memory it takes: its chunks as they came, in each format, and joined."""
+        entries, formats = len(self._entries), len(self._frames)
+        joined = sum([len(body[0]) for body in self._bodies.values() if body])
+        return self._bytes * (1 + formats) + entries * (_ENTRY_BYTES + _FRAME_BYTES * formats) + joined
 
     @property
     def started(self) -> bool:
@@ -183,7 +191,7 @@ class LiveLog:
         self.page = max(1, min(_LARGEST_READ, _READ_BYTES * len(entries) // (size + 1)))
         self._write(before)
         if self._bytes > WINDOW_BYTES:
-            self._shrink()
+            self.shrink(WINDOW_BYTES // 2)  # so that this stays rare
         if self.outcome:
             self._release()
         self._notify()
@@ -309,6 +317,10 @@ class LiveLog:
                     continue
             self.detach(lane)
 
+    def rest(self) -> None:
+        """Nobody watches for now: frames that are not joined go. They are quickly made again, and are half of its memory."""
+        self._frames.clear()
+
     def fail(self, problem: LogError) -> None:
         self.problem = problem
         if self.tally is not None:
@@ -349,10 +361,10 @@ class LiveLog:
         for frames in self._frames.values():
             frames.clear()
 
-    def _shrink(self) -> None:
-        """Drops the older half, so that this stays rare."""
+    def shrink(self, size: int) -> None:
+        """Drops the oldest chunks until no more than so many bytes are left of them, or the newest alone."""
         dropped = 0
-        while self._bytes > WINDOW_BYTES // 2 and dropped < len(self._entries) - 1:
+        while self._bytes > size and dropped < len(self._entries) - 1:
             self._bytes -= len(self._entries[dropped].data)
             dropped += 1
         del self._entries[:dropped]

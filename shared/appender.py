@@ -22,7 +22,7 @@ from shared.errors import LogError
 from shared.redis import ArqRedis, RedisError, ResponseError, bulk, complain, converse
 from shared.retained import AGE_S, Budget, Retained
 from shared.tasks import cancel
-from shared.telemetry import ENTRIES_MENDED, get_logger
+from shared.telemetry import ENTRIES_MENDED, RETAINED_BYTES, get_logger
 
 logger = get_logger(__name__)
 
@@ -295,6 +295,7 @@ class Appender:
         """Once a second, lets go of what the server is known to have for good."""
         while True:
             await asyncio.sleep(_LOOK_S)
+            RETAINED_BYTES.set(self.budget.used)
             if not self._logs:
                 continue
             try:

@@ -15,15 +15,17 @@ AGE_S = 10.0
 """How old a confirmed entry must be."""
 ATTEMPT_BYTES = 8 * 1024 * 1024
 WORKER_BYTES = 256 * 1024 * 1024
+_GROUP_BYTES, _COMMAND_BYTES = 280, 48
+"""What a group and a command take beside the bytes to send, in CPython: for small chunks that is more than they are."""
 
 
 _Group = tuple[list[bytes], int, float, int]
-"""Entries that were acknowledged together: packed commands, the last one's number, when that was, and their bytes. Plain,
-because there is one for each append."""
+"""Entries that were acknowledged together: packed commands, the last one's number, when that was, and the memory for
+it all. Plain, because there is one for each append."""
 
 
 class Budget:
-    """Bytes that all attempts of a process keep, and may keep."""
+    """Bytes of memory that all attempts of a process keep, and may keep."""
 
     __slots__ = ("limit", "used")
 
@@ -55,7 +57,9 @@ class Retained:
 
     def add(self, commands: list[bytes], last: int, now: float) -> None:
         """Takes in what was acknowledged just now: the chunks up to number `last`."""
-        size = len(commands[0]) if len(commands) == 1 else sum(map(len, commands))
+        count = len(commands)
+        size = len(commands[0]) if count == 1 else sum(map(len, commands))
+        size += _GROUP_BYTES + count * _COMMAND_BYTES
         self._groups.append((commands, last, now, size))
         budget = self._budget
         self._size += size

@@ -32,11 +32,17 @@ ENTRIES_MENDED = Counter(
 CONFIRM_SECONDS = Histogram(
     "streamspool_confirm_seconds", "How long the server takes to confirm what it acknowledged", buckets=_SECONDS
 )
+RETAINED_BYTES = Gauge(
+    "streamspool_retained_bytes", "Memory for what this worker wrote and the server may still forget; as of this second"
+)
 CHUNKS = Counter("streamspool_chunks_total", "Chunks written to logs")
 UPSTREAM_ERRORS = Counter("streamspool_upstream_errors_total", "Attempts ended by the provider", ["code"])
 UPSTREAM_RETRIES = Counter("streamspool_upstream_retries_total", "Requests made again before the first chunk", ["code"])
 VIEWERS = Gauge("streamspool_viewers", "Viewers attached to this process")
 FOLLOWED = Gauge("streamspool_logs_followed", "Logs this process is following")
+LOG_BYTES = Gauge(
+    "streamspool_log_bytes", "Memory that followed logs take here, and those that were just replayed; as of this second"
+)
 RESUMES = Counter("streamspool_resumes_total", "Views that started from a cursor")
 VIEWERS_DROPPED = Counter("streamspool_viewers_dropped_total", "Viewers that took no bytes for too long")
 REQUESTS = Counter("streamspool_http_requests_total", "Responses sent", ["route", "status"])

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from api import hub as hub_module
 from api.cursor import Cursor, parse
 from api.hub import BLOCK_MS, Hub
 from api.livelog import LiveLog
@@ -290,16 +289,42 @@ async def test_a_log_of_the_same_id_that_was_made_later_is_another_one(bench: Be
 
 
 async def test_what_is_kept_of_replayed_logs_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "_HOT_BYTES", 100)
+    monkeypatch.setattr("api.hot._BYTES", 2500)
     for _ in range(3):
-        writer = await bench.log_of(*range(6))  # some 60 bytes
+        writer = await bench.log_of(*range(6))  # some 60 bytes, and their objects
         await bench.log.seal(writer.generation_id, COMPLETED)
         await bench.end(bench.watch(writer))
     assert len(bench.parts.hub._hot) == 1
-    monkeypatch.setattr(hub_module, "_HOT_S", 0)
+    monkeypatch.setattr("api.hot._IDLE_S", 0)
     async with asyncio.timeout(10):
         while bench.parts.hub._hot:  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.05)
+
+
+async def test_what_is_held_of_followed_logs_is_bounded_and_nobody_misses_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.hub._WINDOWS_BYTES", 60_000)
+    monkeypatch.setattr(bench.parts.hub, "_keepalive_s", 0.2)
+    writers = [await bench.log_of(*range(100)) for _ in range(3)]
+    first = [bench.watch(writer) for writer in writers]
+    for viewer in first:
+        await viewer.until(b"w99")
+    live = list(bench.parts.hub._live.values())
+    assert len(live) == 3
+    async with asyncio.timeout(10):
+        while sum(one.held for one in live) > 60_000:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.05)
+    assert all(one.floor for one in live)
+    late = [bench.watch(writer, view) for writer in writers for view in (NATIVE, OPENAI)]
+    resumed = bench.watch(writers[0], cursor=parse("1-50"))
+    for writer in writers:
+        await bench.say(writer, *range(100, 110))
+        await bench.log.seal(writer.generation_id, COMPLETED)
+    await bench.end(*first, *late, resumed)
+    words = [f"w{i}" for i in range(110)]
+    assert [viewer.words for viewer in (*first, *late)] == [words] * 9
+    assert resumed.words == words[50:]
 
 
 async def test_silent_viewers_are_kept_alive_and_a_dead_one_harms_nobody(

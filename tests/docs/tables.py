@@ -89,7 +89,11 @@ def metrics() -> str:
     of_both = (ROOT / "shared/outage.py", ROOT / "shared/reaper.py")
     sources = {
         "API": [*(ROOT / "api").rglob("*.py"), ROOT / "shared/broker.py", *of_both],
-        "worker": [*(ROOT / "worker").rglob("*.py"), ROOT / "shared/writer.py", *of_both],
+        "worker": [
+            *(ROOT / "worker").rglob("*.py"),
+            *(ROOT / f"shared/{name}.py" for name in ("writer", "appender")),
+            *of_both,
+        ],
     }
     texts = {end: "\n".join(path.read_text("utf-8") for path in paths) for end, paths in sources.items()}
     rows = []

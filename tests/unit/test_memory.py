@@ -1,0 +1,143 @@
+"""What is held in memory: the kept logs say what they take, and what is freed goes back to the system."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import subprocess
+import sys
+import tracemalloc
+from typing import Any
+
+import pytest
+import uvicorn
+
+from api.hot import HotLogs
+from api.livelog import LiveLog
+from api.projections import chat
+from api.relay import CONNECTION
+from api.server import Protocol
+from shared.entry import SEAL, Entry, Kind, Position
+
+WITH_IDS, WITHOUT = (chat.encoder(ids=ids, include_usage=True) for ids in (True, False))
+
+
+def replayed(name: str, chunks: int, size: int) -> LiveLog:
+    """A log that has ended, as it comes from Redis: no two of its objects are one."""
+    live = LiveLog(name)
+    for seq in range(chunks + 1):
+        kind = Kind.CHUNK if seq else Kind.ATTEMPT
+        live.feed([Entry(Position(1, seq), kind, (b"%d" % seq).ljust(size, b"x"))])
+    live.feed([Entry(SEAL, Kind.OUTCOME, b'{"status":"completed","error":null}')])
+    return live
+
+
+def show(live: LiveLog, encode: chat.Encode, start: int = 0) -> None:
+    while start < live.end:
+        _, start = live.body(encode, start, live.end)
+
+
+@pytest.mark.parametrize(("chunks", "size"), [(4000, 20), (2000, 400), (30, 100_000)])
+async def test_a_kept_log_takes_as_much_memory_as_it_says(chunks: int, size: int) -> None:
+    tracemalloc.start()
+    try:
+        live = replayed("g", chunks, size)
+        show(live, WITH_IDS)
+        show(live, WITHOUT)
+        show(live, WITHOUT, 7)  # nobody else reads from there: these frames stay until nobody watches
+        watched, says = tracemalloc.get_traced_memory()[0], live.held
+        hot = HotLogs()
+        hot.put(live)
+        rests = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert says == pytest.approx(watched, rel=0.3)
+    assert hot.held == pytest.approx(rests, rel=0.3)
+    assert hot.held < says
+
+
+async def test_kept_logs_are_bounded_together_and_the_oldest_goes_first() -> None:
+    hot = HotLogs()
+    for number in range(60):
+        live = replayed(f"g{number}", 5, 100_000)
+        show(live, WITH_IDS)
+        hot.put(live)
+        assert hot.held <= 16 * 2**20
+    assert len(hot) in range(10, 20)
+    assert hot.take("g0") is None
+    while found := hot.take(f"g{60 - len(hot)}"):
+        assert found.end == 5
+    assert (len(hot), hot.held) == (0, 0)
+
+
+async def test_a_connection_that_is_lost_leaves_nothing_to_the_garbage_collector() -> None:
+    """Collected rarely (shared/process.py), thousands of them would wait for it."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["extensions"][CONNECTION]
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    class Quiet(uvicorn.Server):
+        def install_signal_handlers(self) -> None:
+            """They are pytest's."""
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = Quiet(uvicorn.Config(answer, http=Protocol, lifespan="off", ws="none", log_config=None))
+    serving = asyncio.create_task(server._serve([listening]))
+    gc.collect()
+    gc.disable()
+    try:
+        for requests in (0, 1, 3):
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            for _ in range(requests):
+                writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            writer.close()
+            await writer.wait_closed()
+        async with asyncio.timeout(10):
+            while server.server_state.connections:  # noqa: ASYNC110 - nobody is told
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0)  # what called connection_lost returns
+        assert server.server_state.total_requests == 4
+        assert [one for one in gc.get_objects() if isinstance(one, Protocol)] == []
+    finally:
+        gc.enable()
+        server.should_exit = True
+        await serving
+
+
+FREED = """
+import asyncio, re, sys
+from shared import process
+process._GIVE_BACK_EVERY_S = float(sys.argv[1])
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
+async def main():
+    del (first := [bytearray(30_000_000)])[:]  # from here on, by itself, all that is smaller comes out of the heap
+    before = resident()
+    large, small = [], []
+    for _ in range(400):
+        large.append(bytearray(200_000))
+        small.append(bytearray(1000))
+    large.clear()
+    async with process.giving_back():
+        for _ in range(int(sys.argv[2])):
+            await asyncio.sleep(0.05)
+            if resident() < before + 5:
+                break
+    print(resident() - before)
+asyncio.run(main())
+"""
+
+
+def test_what_is_freed_goes_back_although_small_pieces_live_on() -> None:
+    def left(*how: str) -> int:
+        return int(
+            subprocess.run([sys.executable, "-c", FREED, *how], check=True, capture_output=True, text=True).stdout
+        )
+
+    if not sys.platform.startswith("linux") or left("1000", "1") < 40:
+        pytest.skip("this allocator gives back by itself")
+    assert left("0.01", "200") < 5

@@ -25,7 +25,7 @@ from typing import Any
 import redis
 
 from shared.embedded import EmbeddedValkey
-from tests.chaos.soak_faults import Faults
+from tests.chaos.soak_faults import APIS, WORKERS, Faults, gauges
 from tests.chaos.soak_load import Generation, plan_of, session_problems, text_problems
 from tests.support.faulty import FaultyProvider
 from tests.support.ledger import ledger_problems
@@ -49,7 +49,18 @@ SETTINGS = {
 PATIENCE_S = 120.0
 """No generation and no viewer may take longer, whatever is broken meanwhile."""
 QUIET_S = 60.0
+WATCHED = ("streamspool_viewers", "streamspool_logs_followed")
 RETRIED = (OSError, Cut, TimeoutError)
+
+LEAK = """import threading, time
+lost = []
+def lose():
+    while True:
+        lost.extend(bytearray(1000) for _ in range({blocks}))
+        time.sleep(1)
+threading.Thread(target=lose, daemon=True).start()
+"""
+"""Every Python of the stack runs this at its start, if asked to."""
 
 
 class Soak:
@@ -60,11 +71,14 @@ class Soak:
         stack: Stack,
         valkey: EmbeddedValkey,
         provider: FaultyProvider,
-        ports: list[int],
+        metrics: dict[str, int],
         seed: int,
-        every_s: float,
+        every_s: float | None,
+        minutes: float,
     ) -> None:
-        self.stack, self.valkey, self.provider, self.ports = stack, valkey, provider, ports
+        """`metrics` are the ports of all four, `every_s` is the longest pause between two faults; None for none at all."""
+        self.stack, self.valkey, self.provider, self.metrics = stack, valkey, provider, metrics
+        self.ports = [metrics[name] for name in APIS]
         self.random = random.Random(seed)
         self.seed = seed
         self.counts: Counter[str] = Counter()
@@ -74,14 +88,23 @@ class Soak:
         self.sessions: dict[str, list[Generation]] = {}
         self.states: list[dict[str, Any]] = []
         """What the ledger must add up to."""
+        self.refused: Counter[str] = Counter()
+        """How often a model was asked in vain: each may have been accepted all the same, and withdrawn a little later."""
         self.streams: set[Stream] = set()
         self.slowest_s = 0.0
-        self.faults = Faults(self, every_s)
+        self._lasts_s = minutes * 60
+        self.faults = Faults(self, every_s, self._lasts_s)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, minutes: float, in_flight: int) -> dict[str, Any]:
+    async def run(self, in_flight: int) -> dict[str, Any]:
+        try:
+            return await self._run(in_flight)
+        finally:
+            self.faults.mend()  # a run that is ended from outside may be in the middle of one
+
+    async def _run(self, in_flight: int) -> dict[str, Any]:
         started = time.monotonic()
-        end = started + minutes * 60
+        end = started + self._lasts_s
         helpers = [
             asyncio.create_task(loop) for loop in (self.faults.run(), self.faults.sample(), self._report(started))
         ]
@@ -164,6 +187,9 @@ class Soak:
                         await follow(reading, stream)
                     elif stream.status in (429, 503) and not stream.headers.get("x-stream-id"):
                         self.counts["post 503"] += 1
+                        self.refused[f"scripted/{made.tag}"] += 1
+                        if not made.key:
+                            break
                         await asyncio.sleep(self.random.uniform(0.2, 0.6))
                         continue
                     else:
@@ -272,7 +298,10 @@ class Soak:
         made.text = "".join(choice["message"]["content"] or "" for choice in answer["choices"])
         self.states.append(made.state)
         self.counts["viewers"] += len(made.readings) + len(made.cuts)
-        for problem in [*text_problems(made, state, answer), *made.call_problems(state)]:
+        for problem in [
+            *text_problems(made, state, answer),
+            *made.call_problems(state, self.refused[f"scripted/{made.tag}"]),
+        ]:
             self.blame(problem, made, state=state)
 
     # ---- the end
@@ -293,13 +322,26 @@ class Soak:
             status, ready = await call(port, "GET", "/readyz")
             if status != 200:
                 self.blame("not ready", ready=ready)
+            await self._nothing_is_watched(port)
         self.wrong += self.faults.problems()
         await self._judge_sessions()
         _, ledger = await call(self.port(), "GET", "/v1/usage")
-        known = {state["model"] for state in self.states}
-        twice = [row["model"] for row in ledger["data"] if row["model"] not in known and row["requests"] > 1]
-        for problem in [*ledger_problems(self.states, ledger["data"]), *(f"{model} counts twice" for model in twice)]:
+        certain = [state for state in self.states if not self.refused[state["model"]]]
+        judged = {state["model"] for state in certain}
+        for row in ledger["data"]:
+            if row["model"] not in judged and row["requests"] > 1 + self.refused[row["model"]]:
+                self.blame(f"{row['model']} counts {row['requests']} times")
+        for problem in ledger_problems(certain, ledger["data"]):
             self.blame(problem)
+
+    async def _nothing_is_watched(self, port: int) -> None:
+        """All viewers are gone, and the APIs know: else a log would be held for ever."""
+        deadline = time.monotonic() + 10
+        while watched := {name: value for name, value in (await gauges(port)).items() if name in WATCHED and value}:
+            if time.monotonic() > deadline:
+                self.blame("something is watched", **watched)
+                return
+            await asyncio.sleep(0.2)
 
     async def _judge_sessions(self) -> None:
         for session_id, made in self.sessions.items():
@@ -310,7 +352,7 @@ class Soak:
                 self.blame(problem, session=session_id, made=[one.describe() for one in made], messages=messages)
 
     def _left(self) -> dict[str, Any]:
-        with redis.Redis.from_url(self.valkey.url) as client:
+        with redis.Redis.from_url(self.valkey.url, socket_timeout=10) as client:
             found = {
                 "open": client.zcard(keys.open),
                 "queue": client.zcard(keys.queue),
@@ -352,18 +394,28 @@ class Soak:
         }
 
 
-async def soak(directory: Path, minutes: float, seed: int, in_flight: int, every_s: float) -> dict[str, Any]:
+async def soak(directory: Path, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """One run, as `main` was asked for it."""
     this = asyncio.current_task()
     assert this
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)  # so that the processes end with us
-    ports = [free_port(), free_port()]
+    metrics = {name: free_port() for name in (*WORKERS, *APIS)}
     with FaultyProvider() as provider, EmbeddedValkey(directory / "valkey") as valkey:
         stack = Stack(valkey.url, provider.base_url, directory, **SETTINGS)
-        stack.port, stack.url = ports[0], f"http://127.0.0.1:{ports[0]}"
+        if given.leak:
+            (directory / "leak").mkdir()
+            (directory / "leak" / "sitecustomize.py").write_text(
+                LEAK.format(blocks=round(given.leak * 2**20 / 60 / 1000))
+            )
+            stack.environment["PYTHONPATH"] += f":{directory / 'leak'}"
+        stack.environment["STREAMSPOOL_WORKER_METRICS_PORT"] = str(metrics["worker"])
+        stack.port, stack.url = metrics["api"], f"http://127.0.0.1:{metrics['api']}"
         with stack:
-            stack.start("worker-2")
-            stack.start("api-2", PORT=str(ports[1]))
-            return await Soak(stack, valkey, provider, ports, seed, every_s).run(minutes, in_flight)
+            stack.start("worker-2", STREAMSPOOL_WORKER_METRICS_PORT=str(metrics["worker-2"]))
+            stack.start("api-2", PORT=str(metrics["api-2"]))
+            every_s = None if given.no_faults else given.every
+            running = Soak(stack, valkey, provider, metrics, seed, every_s, given.minutes)
+            return await running.run(given.in_flight)
 
 
 def main() -> None:
@@ -372,13 +424,17 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=None)
     arguments.add_argument("--in-flight", type=int, default=30)
     arguments.add_argument("--every", type=float, default=20, help="longest pause between two faults, in seconds")
+    arguments.add_argument(
+        "--no-faults", action="store_true", help="the same load, and nothing is killed, stopped or cut"
+    )
+    arguments.add_argument("--leak", type=float, default=0, help="lose so many MB a minute: is it seen?")
     arguments.add_argument("--keep", type=Path, help="an empty directory for the logs; they are thrown away otherwise")
     given = arguments.parse_args()
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
     print(f"seed {seed}", file=sys.stderr, flush=True)
     with contextlib.ExitStack() as exits:
         directory = given.keep or Path(exits.enter_context(tempfile.TemporaryDirectory()))
-        verdict = asyncio.run(soak(directory, given.minutes, seed, given.in_flight, given.every))
+        verdict = asyncio.run(soak(directory, seed, given))
     print(json.dumps(verdict, indent=None if verdict["ok"] else 1, default=str))
     sys.exit(not verdict["ok"])
 

@@ -130,15 +130,18 @@ class Generation:
         calls = len(self.plan.calls) if self.plan else None
         return {**{name: getattr(self, name) for name in (*shown, "session")}, "calls": calls, "readings": readings}
 
-    def call_problems(self, state: dict[str, Any]) -> list[str]:
-        """The provider is asked once an attempt, and again only where it refused before the first chunk."""
+    def call_problems(self, state: dict[str, Any], withdrawn: int) -> list[str]:
+        """The provider is asked once an attempt, and again only where it refused before the first chunk.
+
+        And perhaps for as many others that were withdrawn.
+        """
         assert self.plan
         calls, attempts = len(self.plan.calls), state.get("attempts") or 0
         again = 3 if self.behaviour in ("limited_once", "limited", "reset_once", "broken", "cut", "rst") else 1
         wrong = []
         if state["status"] == "gone":
             wrong.append("the log is gone")
-        elif calls > attempts * again:
+        elif calls > attempts * again + withdrawn * 3:
             wrong.append(f"{calls} calls in {attempts} attempts")
         code = (state.get("error") or {}).get("code")
         untouched = self.behaviour in _ANSWERED and self.cancel_after is None and not self.leaves

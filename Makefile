@@ -23,7 +23,7 @@ WITH_LOCAL := $(filter 1,$(LOCAL))
 RUNTIME := $(BIN)/.runtime $(if $(WITH_LOCAL),$(BIN)/.local)
 
 UV := $(shell command -v uv 2>/dev/null)
-# The pip of venvs that are made now, without uv: a version, or `newest`; else the one of the Python. Taken from the
+# The pip that sets up, without uv: a version, or `newest`; by default the one that comes with the Python. Taken from the
 # command line alone, since many have a PIP in their environment.
 ifeq ($(origin PIP),command line)
   override UV :=

@@ -24,11 +24,12 @@ from typing import Any
 from shared import json
 from shared.config import Settings
 from shared.confirm import Confirmer
-from shared.doorbell import ring
 from shared.entry import now_ms
 from shared.errors import BadRequest, Fenced, FileStorageFailed, Gone, NotFound
 from shared.files import Files
 from shared.guard import Doubts, in_time, reachable
+from shared.keys import Lane
+from shared.queue import JobQueue
 from shared.redis import ArqRedis, RedisError, WatchError, bulk, watch
 from shared.request import BatchRequest
 from shared.storage import Missing
@@ -52,11 +53,6 @@ NO_USAGE = {"input_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "reasonin
 _NOT_FOUND = "There is no batch with this id. It may have expired, or belong to another key."
 
 
-def is_batch(job_id: str) -> bool:
-    """Whether a job is a batch, not a generation."""
-    return job_id.startswith("batch_")
-
-
 class Batches:
     """Create, find, list, cancel; claim and save for the worker. The first four may raise Unavailable."""
 
@@ -70,7 +66,7 @@ class Batches:
     ) -> None:
         self._confirmer = confirmer
         self._redis, self._files, self._webhooks, self._settings = redis, files, webhooks, settings
-        self._key = redis.key
+        self._key, self._queue = redis.key, JobQueue(redis)
         self._doubts = Doubts()
 
     # ---- whoever asks
@@ -147,7 +143,7 @@ class Batches:
             logger.warning("bell lost", batch_id=batch_id, error=type(error).__name__)
 
     async def ring(self, batch_id: str) -> None:
-        await ring(self._redis, batch_id, expires_s=_LONGEST_S, function="batch")
+        await self._queue.put(batch_id, Lane.BATCH, expires_s=_LONGEST_S)
 
     async def find(self, batch_id: str, owner: str) -> Head:
         """Raises NotFound if there is none, or it is somebody else's."""
@@ -296,12 +292,12 @@ class Batches:
         async with self._redis.pipeline(transaction=False) as pipe:
             for batch_id in ids:
                 pipe.exists(self._key.batch(batch_id))
-                pipe.zscore(self._key.queue, batch_id)
-            replies = await pipe.execute()
-        for batch_id, there, queued in zip(ids, replies[::2], replies[1::2], strict=True):
+            replies = await pipe.execute() if ids else []
+        known = await self._queue.known(ids)
+        for batch_id, there in zip(ids, replies, strict=True):
             if not there:
                 await self.close(batch_id)
-            elif queued is None:
+            elif batch_id not in known:
                 await self.ring(batch_id)
 
     # ---- the value

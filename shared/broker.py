@@ -22,11 +22,12 @@ from shared.catalogue import Catalogue
 from shared.closing import Closing
 from shared.config import Settings
 from shared.confirm import Confirmer
-from shared.doorbell import ring
 from shared.entry import VERSION, Entry, Kind, Position, Status, Summary, now_ms
 from shared.errors import BadRequest, Damaged, Gone, KeyReused, NotFound, Sealed, StreamspoolError, Unavailable
 from shared.files import Files
 from shared.guard import NO_STREAM, Doubts, in_time, reachable
+from shared.keys import Lane
+from shared.queue import JobQueue
 from shared.redis import ArqRedis, RedisError
 from shared.request import ChatRequest
 from shared.sessions import Sessions, check_id
@@ -73,7 +74,7 @@ class Broker:
         self.files = Files(redis, settings, confirmer)
         self.batches = Batches(redis, self.files, self.webhooks, settings, confirmer)
         self._redis = redis
-        self._key = redis.key
+        self._key, self._queue = redis.key, JobQueue(redis)
         self._settings = settings
         self._name = name
         self._doubts = Doubts()
@@ -159,9 +160,8 @@ class Broker:
         """Rings for a worker, once however often it is called, unless its session has another one before it."""
         if not await self.sessions.is_next(header):
             return False
-        await ring(
-            self._redis, header["id"], expires_s=self._settings.log_safety_s, line=header.get("batch") is not None
-        )
+        lane = Lane.GENERATION if header.get("batch") is None else Lane.LINE
+        await self._queue.put(header["id"], lane, expires_s=self._settings.log_safety_s)
         return True
 
     async def submit_line(
@@ -186,7 +186,7 @@ class Broker:
         with suppress(Sealed):
             await self.closing.conclude(generation_id, 0, Status.CANCELLED)
             logger.info("revoked", generation_id=generation_id)
-        await self._redis.publish(self._key.doorbell, generation_id)
+        await self._queue.withdraw(generation_id)
 
     async def _join(self, key: str, request: ChatRequest, principal: Principal) -> tuple[str, str]:
         """The id of the generation that this key stands for, whoever named it first; and the key's digest."""
@@ -312,7 +312,7 @@ class Broker:
         if summary.outcome is None:
             with reachable(), suppress(Sealed):
                 await self.closing.conclude(generation_id, summary.position.epoch, Status.CANCELLED)
-                await self._redis.publish(self._key.doorbell, generation_id)
+                await self._queue.withdraw(generation_id)
             summary = await self.find(generation_id, principal)
         return summary
 

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from shared import json, turns, usage
 from shared.chat import Accumulator
 from shared.config import Settings
-from shared.doorbell import ring
 from shared.entry import BEGIN, SEAL, Kind, Position, Status, now_ms
 from shared.errors import Damaged, Forgotten, Gone, StreamLost
+from shared.keys import Lane
+from shared.queue import JobQueue
 from shared.redis import ArqRedis, RedisError, WatchError, bulk, watch
 from shared.sessions import Sessions
 from shared.streamlog import StreamLog
@@ -89,7 +90,7 @@ class Closing:
         name: str,
     ) -> None:
         self._redis, self._log, self._settings = redis, log, settings
-        self._key = redis.key
+        self._key, self._queue = redis.key, JobQueue(redis)
         self.sessions, self._webhooks = sessions, webhooks
         self._name = name
 
@@ -268,7 +269,7 @@ class Closing:
         if session is None:
             return
         for waiting in (await self.sessions.open(header["owner"], session["id"]))[:1]:
-            await ring(self._redis, waiting, expires_s=self._settings.log_safety_s)
+            await self._queue.put(waiting, Lane.GENERATION, expires_s=self._settings.log_safety_s)
 
     async def settle_session(self, owner: str, session_id: str) -> None:
         """Settles what of a session is sealed: whoever saw an answer finds it there, and may ask on at once."""

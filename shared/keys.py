@@ -35,18 +35,33 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:worker:WORKER` | string, JSON heartbeat | 15 s |
 | `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
 | `streamspool:catalogue` | string, JSON of providers and models | 1 day after the last heartbeat |
-| `streamspool:reaper` | string: somebody is on it | 2.5 s |
+| `streamspool:reaping` | string: somebody is on it | 2.5 s |
 | `streamspool:marker:PROCESS` | string: what that process asks the server to confirm | 60 s |
 | `streamspool:hub:PROCESS` | stream of at most one entry: interrupts that hub's blocking read | 60 s |
-| `arq:queue`, `arq:job:ID`, `arq:in-progress:ID`, `arq:retry:ID` | arq's own | arq's own |
+| `streamspool:queue:LANE` | zset of jobs that wait, score = enqueued ms | permanent, emptied by workers and cancels |
+| `streamspool:running:LANE` | zset of jobs that run, score = ms when the lease was to end | permanent, emptied by workers |
+| `streamspool:job:ID` | string, JSON: the job, waiting or running | as long as the log can live; of a batch, 7 days |
+| `streamspool:lease:ID` | string: the worker that runs the job | `STREAMSPOOL_LEASE_S` after the last renewal |
+| `streamspool:reaper` | string: keeps the reapers of older versions away | 15 s |
+| `arq:queue`, `arq:job:ID`, `arq:in-progress:ID`, `arq:retry:ID` | an older version's, taken over | its own |
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import NamedTuple
 
 PREFIX = "streamspool"
 """What keys begin with unless STREAMSPOOL_PREFIX says otherwise."""
+
+
+class Lane(StrEnum):
+    """What waits and runs apart from the rest, because it has places of its own."""
+
+    GENERATION = "generation"
+    LINE = "line"
+    """A generation that is a line of a batch."""
+    BATCH = "batch"
 
 
 class SessionKeys(NamedTuple):
@@ -57,13 +72,28 @@ class SessionKeys(NamedTuple):
     open: str
 
 
+class OldKeys:
+    """What the queue was called before it was ours: arq's own names, the same for whoever uses arq in this database."""
+
+    queue = "arq:queue"
+    reaper = f"{PREFIX}:reaper"
+
+    def job(self, job_id: str) -> str:
+        return f"arq:job:{job_id}"
+
+    def lease(self, job_id: str) -> str:
+        return f"arq:in-progress:{job_id}"
+
+    def tries(self, job_id: str) -> str:
+        return f"arq:retry:{job_id}"
+
+
 class Keys:
     """The names of one installation's keys, and of its pub/sub channel. A client has them as `redis.key`."""
 
     def __init__(self, prefix: str = PREFIX) -> None:
         """`prefix` is checked in config.py."""
         self.prefix = prefix
-        self.queue = "arq:queue"
         self.open = f"{prefix}:open"
         self.unsettled = f"{prefix}:unsettled"
         self.webhooks = f"{prefix}:webhooks"
@@ -71,13 +101,23 @@ class Keys:
         self.catalogue = f"{prefix}:catalogue"
         self.files_end = f"{prefix}:files-end"
         self.batches_open = f"{prefix}:batches-open"
-        self.reaper = f"{prefix}:reaper"
+        self.reaping = f"{prefix}:reaping"
         self.doorbell = f"{prefix}:doorbell"
         """Pub/sub channel: the payload is the id of a generation just enqueued."""
         self.permanent = frozenset(
-            {self.open, self.queue, self.unsettled, self.webhooks, self.files_end, self.batches_open}
+            {
+                self.open,
+                self.unsettled,
+                self.webhooks,
+                self.files_end,
+                self.batches_open,
+                *map(self.waiting, Lane),
+                *map(self.running, Lane),
+            }
         )
         """Keys that may exist without a TTL; every other key of ours must have one."""
+        self.old = OldKeys() if prefix == PREFIX else None
+        """Where an older version may have left work: it knew no prefix."""
 
     def log(self, generation_id: str) -> str:
         return f"{self.prefix}:{{{generation_id}}}:log"
@@ -146,8 +186,14 @@ class Keys:
     def hub(self, process_id: str) -> str:
         return f"{self.prefix}:hub:{process_id}"
 
-    def tries(self, generation_id: str) -> str:
-        return f"arq:retry:{generation_id}"
+    def waiting(self, lane: Lane) -> str:
+        return f"{self.prefix}:queue:{lane}"
 
-    def in_progress(self, generation_id: str) -> str:
-        return f"arq:in-progress:{generation_id}"
+    def running(self, lane: Lane) -> str:
+        return f"{self.prefix}:running:{lane}"
+
+    def job(self, job_id: str) -> str:
+        return f"{self.prefix}:job:{job_id}"
+
+    def lease(self, job_id: str) -> str:
+        return f"{self.prefix}:lease:{job_id}"

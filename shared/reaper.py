@@ -12,6 +12,8 @@ from time import monotonic
 from shared.broker import Broker
 from shared.config import Settings
 from shared.errors import Gone, Sealed
+from shared.old_queue import keep_reapers_away
+from shared.queue import JobQueue
 from shared.redis import ArqRedis
 from shared.streamlog import StreamLog
 from shared.telemetry import REAPED, get_logger
@@ -36,22 +38,23 @@ class Reaper:
 
     def __init__(self, redis: ArqRedis, log: StreamLog, broker: Broker, settings: Settings, *, name: str) -> None:
         self._redis, self._log, self._broker, self._settings, self._name = redis, log, broker, settings, name
-        self._key = redis.key
+        self._key, self._queue = redis.key, JobQueue(redis)
         self._alone_since: float | None = None
 
     async def run(self) -> None:
         while True:
+            await keep_reapers_away(self._redis)
             await asyncio.sleep(TICK_S)
             await self._broker.revoke_doubtful()
             await self._count_workers()
-            if await self._redis.set(self._key.reaper, b"1", nx=True, px=int(TICK_S * 500)):
+            if await self._redis.set(self._key.reaping, b"1", nx=True, px=int(TICK_S * 500)):
                 await self.sweep()
                 await self._broker.closing.settle_left_over()
                 await self._broker.files.remove_expired()
                 await self._broker.batches.remind()
 
     async def sweep(self) -> None:
-        """Looks after open generations that arq does not know, and after all of them while there is no worker.
+        """Looks after open generations that are not in the queue, and after all of them while there is no worker.
 
         What is suspect in two looks is acted upon: in between, the ordinary way has had its time.
         """
@@ -63,11 +66,9 @@ class Reaper:
             await self._remind(await self._unknown(suspects))
 
     async def _unknown(self, ids: list[str]) -> list[str]:
-        """Those of the generations that are not in arq's queue, where the running ones are, too."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for generation_id in ids:
-                pipe.zscore(self._key.queue, generation_id)
-            return [i for i, score in zip(ids, await pipe.execute(), strict=True) if score is None]
+        """Those of the generations that neither wait nor run."""
+        known = await self._queue.known(ids)
+        return [generation_id for generation_id in ids if generation_id not in known]
 
     async def _remind(self, ids: list[str]) -> None:
         for generation_id, summary in zip(ids, await self._log.describe(ids), strict=True):

@@ -80,9 +80,7 @@ class ArqRedis(_ArqRedis):
     """arq's client, whose jobs are JSON, and which knows as `key` what the keys of this installation are called."""
 
     def __init__(self, pool: ConnectionPool, keys: Keys) -> None:
-        super().__init__(
-            pool, job_serializer=serialize_job, job_deserializer=deserialize_job, default_queue_name=keys.queue
-        )
+        super().__init__(pool, job_serializer=serialize_job, job_deserializer=deserialize_job)
         self.key = keys
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:

@@ -29,6 +29,7 @@ from shared.config import Settings
 from shared.entry import SEAL, Position, Status
 from shared.errors import Damaged, Fenced, FileStorageInvalid, Gone, LogError, Unavailable
 from shared.outage import Pauses, complain
+from shared.queue import JobQueue
 from shared.redis import ArqRedis, OutOfMemoryError, RedisError
 from shared.storage import Missing
 from shared.streamlog import StreamLog
@@ -85,6 +86,7 @@ class Batcher:
 
     def __init__(self, redis: ArqRedis, log: StreamLog, broker: Broker, settings: Settings) -> None:
         self.redis, self.log, self.broker, self.settings = redis, log, broker, settings
+        self.jobs = JobQueue(redis)
         self.batches: Batches = broker.batches
         self.circuits = Circuits(redis)
         self.at_once = asyncio.Semaphore(_AT_ONCE)

@@ -135,4 +135,4 @@ async def _end(shared: Batcher, generation_ids: Iterable[str]) -> None:
         with suppress(Sealed, Gone):
             last = await shared.log.last(generation_id)
             await shared.broker.closing.conclude(generation_id, last.epoch, Status.CANCELLED)
-        await shared.redis.publish(shared.redis.key.doorbell, generation_id)
+        await shared.jobs.withdraw(generation_id)

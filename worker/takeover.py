@@ -36,5 +36,9 @@ class TakeoverPause:
             self._until = now + self._lease_s
         self._ahead = ahead
 
+    def redis_time(self, now: float) -> float | None:
+        """What Redis's clock says now, as far as it was heard."""
+        return None if self._ahead is None else now + self._ahead
+
     def holds(self, now: float) -> bool:
         return now < self._until

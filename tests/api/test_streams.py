@@ -278,7 +278,7 @@ def test_deleting_a_running_stream_stops_it(client: Client, scripted: Register, 
         first.take(2)
         assert client.http.delete(f"/v1/streams/{first.id}").status_code == 200
     wait_until(lambda: asked.script.hung_up == 1, what="the upstream is hung up on")
-    wait_until(lambda: not store.exists(f"arq:job:{first.id}"), what="the job is gone")
+    wait_until(lambda: not store.exists(keys.job(first.id)), what="the job is gone")
     assert not store.exists(keys.log(first.id))
 
 

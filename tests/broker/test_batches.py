@@ -19,7 +19,7 @@ from shared.files import Files
 from shared.redis import ArqRedis
 from shared.request import BatchRequest
 from shared.webhooks import Webhooks
-from tests.support.names import keys
+from tests.support.names import BATCHES_WAITING, keys
 
 BODY: dict[str, Any] = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
@@ -59,7 +59,7 @@ async def test_a_batch_is_found_by_its_owner_only(batches: Batches, files: Files
     for stranger in (batches.find(head["id"], "bob"), batches.cancel(head["id"], "bob"), batches.find("b", "ann")):
         with pytest.raises(NotFound):
             await stranger
-    assert await redis.zscore(keys.queue, head["id"]) is not None
+    assert await redis.zscore(BATCHES_WAITING, head["id"]) is not None
     assert await redis.zscore(keys.files_end, head["input_file_id"]) > head["expires_at_ms"]
 
 
@@ -69,7 +69,7 @@ async def test_what_is_no_input_is_refused_and_leaves_nothing(batches: Batches, 
         with pytest.raises(error) as caught:
             await batches.create(BatchRequest.check({**BODY, "input_file_id": file_id}), "ann")
         assert caught.value.param == "input_file_id"
-    assert await redis.exists(keys.batches_open, keys.batches("ann"), keys.queue) == 0
+    assert await redis.exists(keys.batches_open, keys.batches("ann"), BATCHES_WAITING) == 0
 
 
 async def test_what_was_refused_for_want_of_an_answer_is_withdrawn(
@@ -97,7 +97,7 @@ async def test_what_was_refused_for_want_of_an_answer_is_withdrawn(
     for _ in range(2):
         await batches.revoke_doubtful()
         assert (await batches.find(head["id"], "ann"))["status"] == "cancelling"
-    assert await redis.zscore(keys.queue, head["id"]) is not None, "a worker is told to end it"
+    assert await redis.zscore(BATCHES_WAITING, head["id"]) is not None, "a worker is told to end it"
 
 
 async def test_what_was_refused_and_comes_late_is_withdrawn_then(
@@ -248,10 +248,10 @@ async def test_batches_are_listed_newest_first(batches: Batches, files: Files, m
 
 async def test_the_reaper_rings_for_open_ones_only(batches: Batches, files: Files, redis: ArqRedis) -> None:
     waiting, ended, lost = [(await create(batches, files))["id"] for _ in range(3)]
-    await redis.delete(keys.queue, keys.batch(lost))
+    await redis.delete(BATCHES_WAITING, keys.batch(lost))
     await batches.close(ended)
     await batches.remind()
-    assert await redis.zrange(keys.queue, 0, -1) == [waiting.encode()]
+    assert await redis.zrange(BATCHES_WAITING, 0, -1) == [waiting.encode()]
     assert await redis.zrange(keys.batches_open, 0, -1) == [waiting.encode()]
 
 

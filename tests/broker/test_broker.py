@@ -52,7 +52,7 @@ async def test_a_request_is_stored_as_it_came_and_the_bell_is_rung(broker: Broke
     assert stored == header
     assert stored_body == body
     assert (header["n"], header["include_usage"], header["metadata"], header["owner"]) == (2, True, {"a": "b"}, "ann")
-    job = json.loads(await redis.get(f"arq:job:{header['id']}") or b"")
+    job = json.loads(await redis.get(keys.job(header["id"])) or b"")
     assert (job["f"], job["a"], job["k"]) == ("generate", [header["id"]], {})
 
 

@@ -18,7 +18,7 @@ from shared.reaper import Reaper
 from shared.redis import ArqRedis
 from shared.request import ChatRequest
 from shared.streamlog import StreamLog
-from tests.support.names import keys
+from tests.support.names import WAITING, keys
 
 ANN = Principal("ann")
 BODY = {"model": "fake/echo", "messages": [{"role": "user", "content": "x"}]}
@@ -56,7 +56,7 @@ async def summary(log: StreamLog, generation_id: str) -> Summary:
 async def test_a_lost_bell_is_rung_again(sweeper: Reaper, log: StreamLog, redis: ArqRedis) -> None:
     generation_id = await unheard(log)
     await sweeper.sweep()
-    assert await redis.zscore(keys.queue, generation_id) is not None
+    assert await redis.zscore(WAITING, generation_id) is not None
     assert (await summary(log, generation_id)).status is Status.QUEUED
 
 
@@ -67,18 +67,18 @@ async def test_a_bell_that_rings_between_two_looks_is_not_rung_again(
     generation_id = await unheard(log)
     sweeping = asyncio.create_task(sweeper.sweep())
     await asyncio.sleep(0.05)
-    await redis.zadd(keys.queue, {generation_id: 1})
+    await redis.zadd(WAITING, {generation_id: 1})
     await sweeping
-    assert await redis.zscore(keys.queue, generation_id) == 1
-    assert not await redis.exists(f"arq:job:{generation_id}")
+    assert await redis.zscore(WAITING, generation_id) == 1
+    assert not await redis.exists(keys.job(generation_id))
 
 
-async def test_what_arq_knows_is_left_alone(sweeper: Reaper, broker: Broker, log: StreamLog, redis: ArqRedis) -> None:
+async def test_what_waits_is_left_alone(sweeper: Reaper, broker: Broker, log: StreamLog, redis: ArqRedis) -> None:
     await broker.submit(json.dumps(BODY).encode(), ChatRequest.check(BODY), ANN)
-    before = await redis.zrange(keys.queue, 0, -1, withscores=True)
+    before = await redis.zrange(WAITING, 0, -1, withscores=True)
     for _ in range(3):
         await sweeper.sweep()
-    assert await redis.zrange(keys.queue, 0, -1, withscores=True) == before
+    assert await redis.zrange(WAITING, 0, -1, withscores=True) == before
 
 
 async def test_ended_and_vanished_logs_are_forgotten(sweeper: Reaper, log: StreamLog, redis: ArqRedis) -> None:
@@ -133,14 +133,14 @@ async def test_one_process_at_a_time_sweeps(
     sweeper: Reaper, log: StreamLog, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reaper, "TICK_S", 0.05)
-    await redis.set(keys.reaper, b"1", ex=60)
+    await redis.set(keys.reaping, b"1", ex=60)
     generation_id = await unheard(log)
     running = asyncio.create_task(sweeper.run())
     await asyncio.sleep(0.2)
-    assert await redis.zscore(keys.queue, generation_id) is None
-    await redis.delete(keys.reaper)
+    assert await redis.zscore(WAITING, generation_id) is None
+    await redis.delete(keys.reaping)
     async with asyncio.timeout(10):
-        while await redis.zscore(keys.queue, generation_id) is None:  # noqa: ASYNC110 -- the reaper makes it true
+        while await redis.zscore(WAITING, generation_id) is None:  # noqa: ASYNC110 -- the reaper makes it true
             await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

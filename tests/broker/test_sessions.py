@@ -17,7 +17,7 @@ from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
 from shared.redis import ArqRedis
 from shared.request import ChatRequest
 from shared.streamlog import StreamLog
-from tests.support.names import keys
+from tests.support.names import WAITING, keys
 
 ANN, BOB = Principal("ann"), Principal("bob")
 
@@ -48,7 +48,7 @@ class Bench:
         return [message["content"] for message in await self.broker.session_messages(session, who)]
 
     async def queued(self) -> list[str]:
-        return [member.decode() for member in await self.redis.zrange(keys.queue, 0, -1)]
+        return [member.decode() for member in await self.redis.zrange(WAITING, 0, -1)]
 
     async def prompt(self, header: dict[str, Any], *texts: str) -> list[str]:
         asked = [{"role": "user", "content": text} for text in texts]

@@ -29,7 +29,7 @@ from tests.chaos.soak_faults import APIS, WORKERS, Faults, gauges
 from tests.chaos.soak_load import Generation, plan_of, session_problems, text_problems
 from tests.support.faulty import FaultyProvider
 from tests.support.ledger import ledger_problems
-from tests.support.names import keys
+from tests.support.names import jobs_left, keys
 from tests.support.stack import Stack, free_port
 from tests.support.wire_async import JSON, Cut, Reading, Stream, call, follow
 
@@ -355,9 +355,8 @@ class Soak:
         with redis.Redis.from_url(self.valkey.url, socket_timeout=10) as client:
             found = {
                 "open": client.zcard(keys.open),
-                "queue": client.zcard(keys.queue),
                 "unsettled": client.scard(keys.unsettled),
-                "jobs": len(client.keys("arq:in-progress:*")),
+                "jobs": len(jobs_left(client)),
                 "upstream": self.provider.live,
                 "immortal": [
                     key.decode()

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.fleet import Fleet, ask
 from tests.support.judge import Judges
-from tests.support.names import keys
+from tests.support.names import jobs_left, keys
 from tests.support.stack import wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 
@@ -66,7 +66,7 @@ def test_f38_cancelled_while_it_waits_it_never_calls_the_upstream(
         fleet.kill(name, signal.SIGCONT)
     judges.wait()
     assert (viewer.outcome, viewer.code, viewer.text) == ("failed", "generation_cancelled", "")
-    wait_until(lambda: not fleet.client.keys("arq:*"), what="the job is thrown away")
+    wait_until(lambda: not jobs_left(fleet.client), what="the job is thrown away")
     assert script.calls == []
 
 

@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from shared.embedded import EmbeddedValkey
-from tests.support.names import keys
+from tests.support.names import WAITING, keys
 from tests.support.rig import LEASE_S, Rig
 from tests.support.stack import Stack, free_port, wait_until
 from tests.support.upstream import Pause, ScriptedUpstream
@@ -63,7 +63,7 @@ def test_f18_the_reply_to_claim_is_lost(rig: Rig) -> None:
 def test_f18_the_reply_to_the_lease_is_lost(rig: Rig) -> None:
     """The worker finds out that the lease is its own, and does not wait until it lapses."""
     rig.answers_again()
-    rig.proxy.lose_replies(b"arq:in-progress", 1)
+    rig.proxy.lose_replies(keys.lease("").encode(), 1)
     assert rig.post().status_code == 200
     assert rig.proxy.to_lose == 0
 
@@ -85,11 +85,11 @@ def test_f19_no_memory_pauses_streams_and_refuses_new_ones(rig: Rig) -> None:
     viewers = rig.streams(5, chunks=40, barrier=barrier)
     refused = rig.upstream.script("refused", [])
     with full(rig):
-        before = rig.redis.zcard("arq:queue"), rig.redis.zcard(keys.open)
+        before = rig.redis.zcard(WAITING), rig.redis.zcard(keys.open)
         response = rig.post("scripted/refused")
         assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_full")
         assert response.headers["retry-after"]
-        assert (rig.redis.zcard("arq:queue"), rig.redis.zcard(keys.open)) == before
+        assert (rig.redis.zcard(WAITING), rig.redis.zcard(keys.open)) == before
         assert rig.state(viewers[0].generation_id)["status"] == "in_progress"
         time.sleep(1.5 * LEASE_S)  # no lease may lapse meanwhile
     barrier.go()

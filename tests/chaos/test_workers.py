@@ -21,7 +21,7 @@ from tests.chaos.bursts import check_ledger, kill_workers_around_the_end, wait_s
 from tests.chaos.tally import Tally
 from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
-from tests.support.names import keys
+from tests.support.names import WAITING, jobs_left, keys
 from tests.support.stack import wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 
@@ -232,7 +232,7 @@ def test_f08_stopped_for_less_than_its_lease_a_worker_only_pauses(
     wait_until(lambda: viewer.text == whole(2))
     owner = fleet.owner(generation_id)
     fleet.kill(owner, signal.SIGSTOP)
-    lease = keys.in_progress(generation_id)
+    lease = keys.lease(generation_id)
     fleet.client.pexpire(lease, 10_000)  # the default lease, so that a busy machine cannot lose it
     pause.go()
     wait_until(lambda: fleet.client.pttl(lease) < 9_000, what="a second of silence")
@@ -350,8 +350,8 @@ def test_f44_a_job_this_worker_does_not_know_is_not_the_end_of_its_generation(
     generation_id = fleet.plant("f44-job")
     viewer = judges.watch([fleet.url], generation_id)
     job = b'{"t":null,"f":"generate_v9","a":["%b"],"k":{},"et":1}' % generation_id.encode()
-    fleet.client.set(f"arq:job:{generation_id}", job, ex=60)
-    fleet.client.zadd(keys.queue, {generation_id: 1})
+    fleet.client.set(keys.job(generation_id), job, ex=60)
+    fleet.client.zadd(WAITING, {generation_id: 1})
     judges.wait()
     assert (viewer.outcome, viewer.text) == ("whole", whole(2))
     assert len(script.calls) == 1
@@ -364,15 +364,15 @@ def test_a_pickled_job_is_never_unpickled(fleet: Fleet, tmp_path: Path) -> None:
         def __reduce__(self) -> Any:
             return Path.touch, (proof,)
 
-    fleet.client.set("arq:job:bomb", pickle.dumps({"f": Bomb(), "a": (), "k": {}, "t": None, "et": 1}), ex=60)
-    fleet.client.zadd(keys.queue, {"bomb": 1})
+    fleet.client.set(keys.job("bomb"), pickle.dumps({"f": Bomb(), "a": (), "k": {}, "t": None, "et": 1}), ex=60)
+    fleet.client.zadd(WAITING, {"bomb": 1})
     fleet.client.publish(keys.doorbell, "bomb")
-    wait_until(lambda: fleet.client.zscore(keys.queue, "bomb") is None, what="the job is thrown away")
+    wait_until(lambda: fleet.client.zscore(WAITING, "bomb") is None, what="the job is thrown away")
     assert not proof.exists()
     assert fleet.alive("worker")
 
 
-def test_arq_keeps_nothing_of_a_finished_generation(fleet: Fleet, upstream: ScriptedUpstream) -> None:
+def test_the_queue_keeps_nothing_of_a_finished_generation(fleet: Fleet, upstream: ScriptedUpstream) -> None:
     upstream.script("tidy", [*words(1), *ending()])
     fleet.ended(fleet.submit("tidy"))
-    wait_until(lambda: not fleet.client.keys("arq:*"), what="arq's keys are gone")
+    wait_until(lambda: not jobs_left(fleet.client), what="its keys are gone")

@@ -27,12 +27,13 @@ import yaml
 from api import deps as api_deps
 from api import relay as api_relay
 from shared import client as shared_client
-from shared import doorbell, reaper, webhooks
 from shared import http as shared_http
 from shared import json as shared_json
+from shared import old_queue, reaper, webhooks
 from shared.cli import app
 from shared.config import BUCKET_VARIABLES, Settings
 from shared.embedded import EmbeddedValkey, find_binary
+from shared.keys import OldKeys
 from shared.redis import UNREACHABLE, connect
 from tests.docs import coverage, tables
 from tests.docs.cut import CuttingProxy
@@ -40,7 +41,7 @@ from tests.docs.snippets import Block, anchors, blocks, links, matches, prose
 from tests.support.names import keys
 from tests.support.stack import Stack, free_port, wait_until
 from tests.support.upstream import ScriptedUpstream
-from worker import courier
+from worker import courier, runner
 from worker import main as worker_main
 from worker import upstream as upstream_module
 from worker.providers.fake import _OPTIONS as FAKE_OPTIONS
@@ -247,7 +248,7 @@ def test_the_log_holds_what_the_protocol_shows(stack: Stack) -> None:
 
 def test_the_commands_of_the_protocol_are_those_that_are_sent(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     (listed,) = [set(block.code.split()) for block in ALL if "commands" in block.words]
-    of_arq_and_the_client = {"INCRBY", "INCR", "SETEX", "ZINCRBY", "HELLO", "AUTH", "SELECT", "CLIENT", "COMMAND"}
+    of_the_client = {"HELLO", "AUTH", "SELECT", "CLIENT", "COMMAND"}
     body = {**QUESTION, "on_disconnect": "cancel", "session_id": "s", "store": True}
     hooked = {
         "STREAMSPOOL_WEBHOOK_SECRET": "whsec_" + "A" * 32,
@@ -277,7 +278,7 @@ def test_the_commands_of_the_protocol_are_those_that_are_sent(upstream: Scripted
         assert httpx.delete(f"{running.url}/v1/streams/{generation_id}", trust_env=False).status_code == 200
         with redis.Redis.from_url(server.url) as client:
             sent = {name.removeprefix("cmdstat_").partition("|")[0].upper() for name in client.info("commandstats")}
-    assert sent - listed - of_arq_and_the_client == set()
+    assert sent - listed - of_the_client == set()
     assert {"XADD", "XRANGE", "XREAD", "XREVRANGE", "WATCH", "ZADD"} <= sent
 
 
@@ -314,12 +315,14 @@ KEY_PARTS = {
     "batch_id": "BATCH",
     "worker_id": "WORKER",
     "process_id": "PROCESS",
+    "lane": "LANE",
 }
 """What stands in the table for what a key is made of."""
 
 
 def test_the_key_table_names_every_key() -> None:
     made = {value for name, value in vars(keys).items() if name != "prefix" and isinstance(value, str)}
+    made.add(OldKeys.reaper)
     for name, method in inspect.getmembers(keys, inspect.ismethod):
         if not name.startswith("_"):
             made_one = method(*(KEY_PARTS[part] for part in inspect.signature(method).parameters))
@@ -338,9 +341,9 @@ def test_the_options_of_the_fake_models_are_all_described() -> None:
 
 
 def test_numbers_in_prose_are_those_of_the_code() -> None:
-    assert (2 * shared_http._READ_AHEAD, worker_main.POLL_S, worker_main.BEAT_S) == (128 * 1024, 0.5, 5)
-    assert (worker_main.BEAT_TTL_S, worker_main.CATALOGUE_TTL_S) == (15, 86400)
-    assert (reaper.TICK_S, doorbell._CLOCK_SKEW_MS, shared_client.SILENCE_S) == (5, 300_000, 45)
+    assert (2 * shared_http._READ_AHEAD, runner.POLL_S, runner.BEAT_S) == (128 * 1024, 0.5, 5)
+    assert (runner.BEAT_TTL_S, worker_main.CATALOGUE_TTL_S, runner.BATCHES) == (15, 86400, 32)
+    assert (reaper.TICK_S, old_queue.KEEP_AWAY_MS, shared_client.SILENCE_S) == (5, 15_000, 45)
     assert (upstream_module._TRIES, upstream_module._TRIES_S, upstream_module._LONGEST_PAUSE_S) == (3, 30, 10)
     assert (api_deps._BODY_S, api_relay._STAGGER_S, shared_json.MAX_DEPTH) == (30, 2, 200)
     assert (courier.POLL_S, courier.AT_ONCE, courier.AT_ONCE_EACH, webhooks._LONGEST_PAUSE_S) == (1, 32, 8, 3600)
@@ -363,7 +366,7 @@ def test_numbers_in_prose_are_those_of_the_code() -> None:
     assert "128 KiB" in readme
     assert "last 15 s" in operations
     assert "no byte for 45 s" in " ".join(prose(ROOT, "docs/STREAMING.md").split())
-    for number in ("half a second", "300 s", "every 5 s"):
+    for number in ("half a second", "32 of them", "every 5 s"):
         assert number in protocol, number
 
 

@@ -16,7 +16,7 @@ import httpx
 import redis
 
 from shared.embedded import EmbeddedValkey
-from tests.support.names import keys
+from tests.support.names import WAITING, keys
 from tests.support.stack import Stack, free_port, wait_until
 from tests.support.upstream import ScriptedUpstream
 
@@ -158,8 +158,8 @@ class Fleet(Stack):
         """The bell, as another version of ours would ring it."""
         for generation_id in generation_ids:
             job = {"t": None, "f": "generate", "a": [generation_id], "k": {}, "et": 1}
-            self.client.set(f"arq:job:{generation_id}", json.dumps(job), ex=60)
-            self.client.zadd(keys.queue, {generation_id: 1})
+            self.client.set(keys.job(generation_id), json.dumps(job), ex=60)
+            self.client.zadd(WAITING, {generation_id: 1})
             self.client.publish(keys.doorbell, generation_id)
 
     def ended(self, generation_id: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Ground:
 
     def runner(self, batch_id: str) -> str:
         """The worker that hands out the lines of the batch now."""
-        holder = wait_until(lambda: self.redis.get(keys.in_progress(batch_id)), what="somebody holds the batch")
+        holder = wait_until(lambda: self.redis.get(keys.lease(batch_id)), what="somebody holds the batch")
         names = {str(self.stack.process(name).pid): name for name in ("worker", "worker-2")}
         return names.get(holder.decode().split("-")[-2], "")
 

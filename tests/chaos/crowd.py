@@ -1,0 +1,102 @@
+"""A crowd in the queue without the processes it would take: what runs elsewhere, what waits, what a lost worker held."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+from shared.keys import Lane
+from tests.support.fleet import Fleet
+from tests.support.names import WAITING, keys
+
+RUNNING = keys.running(Lane.GENERATION)
+_LEASE_MS = 60_000
+_AT_ONCE = 500
+
+
+class Crowd:
+    """A context manager: takes away what it made up. The jobs that wait are real, with logs; what runs elsewhere has no log."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet, self._client = fleet, fleet.client
+        self._elsewhere: list[str] = []
+        self._stop = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._renewing.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._renewing.join()
+        for page in _pages(self._elsewhere):
+            self._client.zrem(RUNNING, *page)
+            self._client.delete(*map(keys.lease, page), *map(keys.job, page))
+
+    def run_elsewhere(self, count: int) -> None:
+        """So many jobs run in workers that are not there, and whose leases are renewed four times a lease."""
+        names = [f"chatcmpl-{number:032x}" for number in range(count)]
+        self._elsewhere += names
+        self._lease(names)
+
+    def wait(self, count: int, *, model: str) -> list[str]:
+        """So many generations are enqueued, without a bell; their ids, the first first."""
+        ids = [self._fleet.plant(model) for _ in range(count)]
+        at_ms = int(time.time() * 1000)
+        for page in _pages(ids):
+            self._payloads(page, at_ms)
+        self._client.zadd(WAITING, {generation_id: at_ms + number for number, generation_id in enumerate(ids)})
+        return ids
+
+    def held_by_one_that_is_lost(self, count: int, *, model: str, lease_ms: int = 500) -> list[str]:
+        """So many generations were begun by a worker that dies now; their ids."""
+        ids = [self._fleet.plant(model) for _ in range(count)]
+        end_ms = self._now_ms() + lease_ms
+        self._payloads(ids, 1)
+        with self._client.pipeline(transaction=False) as pipe:
+            for generation_id in ids:
+                pipe.set(keys.lease(generation_id), b"lost", px=lease_ms)
+            pipe.zadd(RUNNING, dict.fromkeys(ids, end_ms))
+            pipe.execute()
+        return ids
+
+    def _now_ms(self) -> int:
+        seconds, microseconds = self._client.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    def _payloads(self, ids: Iterable[str], at_ms: int) -> None:
+        with self._client.pipeline(transaction=False) as pipe:
+            for generation_id in ids:
+                job = {"t": None, "f": "generate", "a": [generation_id], "k": {}, "et": at_ms}
+                pipe.set(keys.job(generation_id), json.dumps(job), ex=600)
+            pipe.execute()
+
+    def _lease(self, names: Sequence[str]) -> None:
+        end_ms = self._now_ms() + _LEASE_MS
+        for page in _pages(names):
+            with self._client.pipeline(transaction=False) as pipe:
+                for name in page:
+                    pipe.set(keys.lease(name), b"elsewhere", px=_LEASE_MS)
+                pipe.zadd(RUNNING, dict.fromkeys(page, end_ms))
+                pipe.execute()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(_LEASE_MS / 4000):
+            self._lease(list(self._elsewhere))
+
+
+def begun(fleet: Fleet, ids: Sequence[str]) -> set[str]:
+    """Which of these a worker has claimed."""
+    with fleet.client.pipeline(transaction=False) as pipe:
+        for generation_id in ids:
+            pipe.xrange(keys.log(generation_id), "1-0", "1-0")
+        found: list[Any] = pipe.execute()
+    return {generation_id for generation_id, entries in zip(ids, found, strict=True) if entries}
+
+
+def _pages(names: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))

@@ -34,13 +34,28 @@ class Promises:
         parts += [chunk({"content": "the end"}), *ending()]
         self.script = rig.upstream.script("promised", parts)
         content = batch.jsonl(batch.line(f"line-{number}", "scripted/promised") for number in range(lines))
-        self._lines, self._batch = lines, batch.start(self._http, content)
+        self._lines, self._batch = lines, self._start(content)
         self.sessions = [f"talk-{number}" for number in range(sessions)]
         with ThreadPoolExecutor() as threads:
             turns = [threads.submit(self._accept, session_id=name, background=True) for name in self.sessions]
             others = [threads.submit(self._accept, background=True) for _ in range(background)]
             self._turns, self._background = ([one.result() for one in some] for some in (turns, others))
         self.viewers = [Viewer(rig.stack.url, "scripted/promised", TEXT, self.script) for _ in range(streams)]
+
+    def _start(self, content: bytes) -> str:
+        """As below: a file and a batch are confirmed, too."""
+
+        def started() -> str | None:
+            file = self._http.post("/v1/files", files={"file": ("in.jsonl", content)}, data={"purpose": "batch"})
+            if file.status_code == 503:
+                return None
+            asked = {"input_file_id": file.json()["id"], "endpoint": batch.ENDPOINT, "completion_window": "24h"}
+            response = self._http.post("/v1/batches", json=asked)
+            assert response.status_code in (200, 503), response.text
+            return str(response.json()["id"]) if response.status_code == 200 else None
+
+        found: str = wait_until(started, 60, "the batch is accepted")
+        return found
 
     def _accept(self, **fields: Any) -> str:
         """Accepted at last: with a slow disk it takes long to be confirmed, and a session is busy until what was refused is

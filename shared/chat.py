@@ -48,49 +48,133 @@ class Chunk(NamedTuple):
     is_usage: bool = False
 
 
+class _Text:
+    """Text that comes in pieces. To join them one by one would copy what there is once for each."""
+
+    __slots__ = ("_pieces",)
+
+    def __init__(self, *pieces: str) -> None:
+        self._pieces = list(pieces)
+
+    def __bool__(self) -> bool:
+        return any(self._pieces)
+
+    def __str__(self) -> str:
+        self._pieces[:] = ["".join(self._pieces)]
+        return self._pieces[0]
+
+    def add(self, piece: str) -> None:
+        self._pieces.append(piece)
+
+
+class _Items(list[Any]):
+    """A list that knows where the items with an `index` are."""
+
+    __slots__ = ("_places",)
+
+    def __init__(self, items: list[Any]) -> None:
+        super().__init__()
+        self._places: dict[Any, list[int]] = {}
+        for item in items:
+            self.append(_own(item))
+
+    def append(self, item: Any) -> None:
+        index = item.get("index") if isinstance(item, dict) else None
+        if isinstance(index, int | float | str):
+            self._places.setdefault(index, []).append(len(self))
+        super().append(item)
+
+    def place(self, item: dict[str, Any]) -> int | None:
+        """Which of the items this one goes on with: same `index`, and no other `type` (OpenRouter's reasoning_details
+        have text and what is encrypted under one index)."""
+        index = item["index"]
+        for at in self._places.get(index, ()) if isinstance(index, int | float | str) else ():
+            if len({self[at].get("type"), item.get("type")} - {None}) < 2:
+                return at
+        return None
+
+
+def _own(value: Any) -> Any:
+    """A value of a chunk as one that may grow; the chunk stays as it is."""
+    if isinstance(value, list):
+        return _Items(value)
+    if isinstance(value, dict):
+        own = {}
+        for key, inner in value.items():
+            own[key] = _own(inner)
+        return own
+    return value
+
+
+def _grown(value: Any) -> Any:
+    """What it has become, for others to keep."""
+    if isinstance(value, _Text):
+        return str(value)
+    if isinstance(value, dict):
+        plain = {}
+        for key, inner in value.items():
+            plain[key] = _grown(inner)
+        return plain
+    if isinstance(value, list):
+        items = []
+        for item in value:
+            items.append(_grown(item))
+        return items
+    return value
+
+
 def _merge(old: Any, new: Any, field: str = "") -> Any:
-    """Adds a delta's value to what there is: text is joined, lists grow or merge by `index`, objects merge."""
+    """Adds a delta's value to what there is, which may change: text is joined, lists grow or merge by `index`, objects
+    merge."""
     if old is None or new is None:
-        return new if old is None else old
-    if field in _PARTS and isinstance(old, list | str) and isinstance(new, list | str) and type(old) is not type(new):
+        return _own(new) if old is None else old
+    if field in _PARTS and _are_text_and_parts(old, new):
         old, new = _parts(old), _parts(new)
-    if isinstance(old, str) and isinstance(new, str):
-        return new if field in _ASSIGNED else old + new
+    if isinstance(new, str) and isinstance(old, str | _Text):
+        if field in _ASSIGNED:
+            return new
+        if isinstance(old, str):
+            return _Text(old, new)
+        old.add(new)
+        return old
     if isinstance(old, dict) and isinstance(new, dict):
-        return {**old, **{key: _merge(old.get(key), value, key) for key, value in new.items()}}
-    if isinstance(old, list) and isinstance(new, list):
+        for key, value in new.items():
+            old[key] = _merge(old.get(key), value, key)
+        return old
+    if isinstance(old, _Items) and isinstance(new, list):
         return _merge_lists(old, new, joined=field in _PARTS)
-    return new
+    return _own(new)
 
 
-def _parts(content: list[Any] | str) -> list[Any]:
+def _are_text_and_parts(old: Any, new: Any) -> bool:
+    if isinstance(old, list):
+        return isinstance(new, str)
+    return isinstance(new, list) and isinstance(old, str | _Text)
+
+
+def _parts(content: list[Any] | str | _Text) -> _Items:
     """Content as a list of parts, the form that can take up the other one."""
-    return content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []
+    if isinstance(content, _Items):
+        return content
+    if isinstance(content, list):
+        return _Items(content)
+    items = _Items([])
+    if content:
+        items.append({"type": "text", "text": content})
+    return items
 
 
-def _merge_lists(old: list[Any], new: list[Any], *, joined: bool = False) -> list[Any]:
+def _merge_lists(old: _Items, new: list[Any], *, joined: bool = False) -> _Items:
     """`joined`: parts of a text, of which one that goes on with the last one's type is its continuation."""
-    merged = list(old)
     for item in new:
         index = item.get("index") if isinstance(item, dict) else None
-        if index is not None and (place := _place(merged, item)) is not None:
-            merged[place] = _merge(merged[place], item)
-        elif joined and index is None and merged and _continues(merged[-1], item):
-            merged[-1] = _merge(merged[-1], item)
+        if index is not None and (place := old.place(item)) is not None:
+            old[place] = _merge(old[place], item)
+        elif joined and index is None and old and _continues(old[-1], item):
+            old[-1] = _merge(old[-1], item)
         else:
-            merged.append(item)
-    return merged
-
-
-def _place(items: list[Any], item: dict[str, Any]) -> int | None:
-    """Which of the items this one goes on with: same `index`, and no other `type` (OpenRouter's reasoning_details have
-    text and what is encrypted under one index)."""
-    for at, other in enumerate(items):
-        if isinstance(other, dict) and other.get("index") == item["index"]:
-            kinds = {other.get("type"), item.get("type")} - {None}
-            if len(kinds) < 2:
-                return at
-    return None
+            old.append(_own(item))
+    return old
 
 
 def _continues(last: Any, part: Any) -> bool:
@@ -99,7 +183,10 @@ def _continues(last: Any, part: Any) -> bool:
 
 
 class Accumulator:
-    """A pure fold: `feed` chunks in order, `result` is the `chat.completion` they amount to at that point."""
+    """A pure fold: `feed` chunks in order, `result` is the `chat.completion` they amount to at that point.
+
+    A chunk costs the same however many were before it: answers have hundreds of thousands of them.
+    """
 
     def __init__(self) -> None:
         self._top: dict[str, Any] = {}
@@ -128,12 +215,13 @@ class Accumulator:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The message of each choice so far, by index."""
-        return [_message(choice["message"]) for _, choice in sorted(self._choices.items())]
+        return [_message(_grown(choice["message"])) for _, choice in sorted(self._choices.items())]
 
     def result(self) -> dict[str, Any]:
         """`{id, object: "chat.completion", created, model, choices, usage, …}` with every field a chunk brought."""
         choices = []
-        for _, choice in sorted(self._choices.items()):
+        for _, grown in sorted(self._choices.items()):
+            choice = _grown(grown)
             message = {"role": "assistant", "content": None, "refusal": None, **_message(choice["message"])}
             for field in ("tool_calls", "function_call"):
                 if message.get(field):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -326,6 +327,34 @@ def test_content_that_is_now_text_and_now_parts_loses_nothing(pieces: list[Any],
     before = copy.deepcopy(deltas)
     assert message(*deltas)["content"] == expected
     assert deltas == before
+
+
+@pytest.mark.timeout(60)  # joined piece by piece, it would take minutes and hold up whoever else is served
+def test_a_chunk_costs_the_same_however_many_were_before_it() -> None:
+    token = {"token": "word ", "logprob": -1, "top_logprobs": []}
+    one = chunk({"content": "word ", "reasoning": "why "}, logprobs={"content": [token]})
+    call = chunk({"tool_calls": [{"index": 7, "function": {"arguments": "[1]"}}], "x": [{"index": 0, "type": "t"}]})
+    count = 200_000
+    folded = fold(*itertools.chain.from_iterable(itertools.repeat((one, call), count)))
+    (choice,) = folded.result()["choices"]
+    assert choice["message"]["content"] == "word " * count
+    assert choice["message"]["reasoning"] == "why " * count
+    assert len(choice["logprobs"]["content"]) == count
+    assert choice["message"]["tool_calls"] == [{"function": {"arguments": "[1]" * count}}]
+    many = fold(*(chunk({"tool_calls": [{"index": index, "id": str(index)}]}) for index in range(count)))
+    assert len(many.messages[0]["tool_calls"]) == count
+
+
+def test_what_was_read_on_the_way_stays_what_it_was() -> None:
+    folded, delta = Accumulator(), {"content": "a", "x": [{"index": 0, "t": "a"}], "y": {"z": "a"}}
+    for number in (1, 2, 3):
+        folded.feed(chunk(copy.deepcopy(delta)))
+        if number == 2:
+            then = folded.result(), folded.messages
+            before = copy.deepcopy(then)
+    assert then == before
+    said = "aaa"
+    assert folded.messages == [{"content": said, "x": [{"index": 0, "t": said}], "y": {"z": said}}]
 
 
 def test_an_index_that_is_no_number_is_no_failure() -> None:

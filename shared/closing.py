@@ -249,7 +249,8 @@ class Closing:
         session = header.get("session")
         if session is None or not epoch:
             return None
-        if outcome["status"] not in _TURNS and not session.get("keep_partial"):
+        said_all = outcome["status"] in _TURNS and outcome["error"] is None  # not, if it was ended for its size
+        if not said_all and not session.get("keep_partial"):
             return None
         try:
             told = await self.read(header["id"], epoch)

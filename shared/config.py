@@ -325,6 +325,12 @@ class Settings(BaseSettings):
     upstream_idle_s: float = Field(60, gt=0, description="between two data events; comments do not count")
     generation_s: float = Field(3600, gt=0, description="a whole attempt")
     max_event_bytes: int = Field(1024 * 1024, ge=1024, description="largest single event of a provider")
+    max_answer_bytes: int = Field(
+        32 * 1024 * 1024,
+        ge=0,
+        description="largest answer: of each chunk the bytes beyond 128, which all have, but 64 at least; one that goes on "
+        "beyond it is ended as `incomplete`; 0: no limit",
+    )
     worker_concurrency: int = Field(200, ge=1, description="generations one worker runs at once")
     worker_lines: int = Field(
         100, ge=1, description="lines of batches among them, at most; the other places are for everybody else"

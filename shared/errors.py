@@ -28,7 +28,8 @@
         ├── UpstreamRefused          it answered with an error status, kept as it was
         ├── UpstreamTimeout 504      one of the four timers ran out; `code` says which
         ├── UpstreamIncomplete 502   the stream ended without finish reason or [DONE]
-        └── UpstreamInvalid 502      not SSE, not JSON, not UTF-8, too large
+        ├── UpstreamInvalid 502      not SSE, not JSON, not UTF-8, too large
+        └── UpstreamTooLong          the answer went on beyond STREAMSPOOL_MAX_ANSWER_BYTES, and was ended there
 
     LogError                         what the append-only log answers to a writer; never leaves the process
     ├── Fenced                       a newer attempt owns the log
@@ -406,6 +407,14 @@ class UpstreamInvalid(UpstreamError):
     """What came is not an SSE stream of JSON chunks within the limits; dropping parts of it would damage the text unseen."""
 
     code = "upstream_invalid"
+
+
+class UpstreamTooLong(UpstreamError):
+    """The answer is over the limit; it was ended there, with the finish reason `length`. It is one all the same, only
+    `incomplete`: so this never is a response, and stands in the outcome to say why."""
+
+    status = 200
+    code = "upstream_too_long"
 
 
 class LogError(Exception):

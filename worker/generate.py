@@ -18,6 +18,7 @@ from typing import Any
 
 from shared import json
 from shared.appender import Appender
+from shared.chat import Chunk
 from shared.closing import Closing, finished_status
 from shared.config import Settings
 from shared.entry import BEGIN, VERSION, Position, Status, now_ms
@@ -36,6 +37,7 @@ from shared.errors import (
     UpstreamIncomplete,
     UpstreamRefused,
     UpstreamTimeout,
+    UpstreamTooLong,
     without_frames,
 )
 from shared.redis import UNREACHABLE, RedisError, complain
@@ -58,6 +60,11 @@ from worker.providers.registry import Provider, split_model
 from worker.upstream import Served, Target, Upstream
 
 logger = get_logger(__name__)
+
+_COMMON_BYTES = 128
+"""Of a chunk that all of an answer's have in common, at least."""
+_LEAST_BYTES = 64
+"""What a chunk costs those who store it and read it, however little it says."""
 
 WORKER_LOST = {
     "message": "The worker was lost in the middle of the answer. What it said so far is kept. Send the request again.",
@@ -306,8 +313,12 @@ class Generator:
         )
 
     async def _say(self, writer: Writer, answer: Normalizer, body: dict[str, Any], served: Served) -> None:
-        """Appends what the provider says; raises UpstreamError after all that came is stored."""
-        asked = time.monotonic()
+        """Appends what the provider says; raises UpstreamError after all that came is stored.
+
+        Over the limit, it hangs up on the provider, whoever would go on: the answer has its end then, and UpstreamTooLong
+        says why.
+        """
+        asked, limit, size = time.monotonic(), self._settings.max_answer_bytes, 0
         targets = self._targets(body["model"])
         stream = self._upstream.stream(targets, body, answer, served, on_retry=partial(_retried, writer))
         async with aclosing(stream) as batches:
@@ -317,6 +328,18 @@ class Generator:
                     writer.note = json.dumps(served.note(spoke=True))
                 await writer.append(batch)
                 CHUNKS.inc(len(batch))
+                size += _size(batch)
+                if size > limit > 0:
+                    break
+            else:
+                return
+        if answer.finished or answer.done:
+            await writer.append(answer.end())
+            return
+        await writer.append(answer.cut_off())
+        raise UpstreamTooLong(
+            f"The answer went on beyond {limit} bytes (STREAMSPOOL_MAX_ANSWER_BYTES) and was ended there."
+        )
 
     def _targets(self, model: str) -> list[Target]:
         """Who may answer, in order: the model itself, or what `[models]` has under this name."""
@@ -345,7 +368,8 @@ class Generator:
         """Waits for a server that is away: the answer is whole, only its end is missing. Raises Damaged where the server
         forgot a part of it for good: it is no answer then, and to be finished as lost."""
         if status is None:
-            status = finished_status(answer.finish_reasons) if error is None else Status.FAILED
+            answered = error is None or isinstance(error, UpstreamTooLong)
+            status = finished_status(answer.finish_reasons) if answered else Status.FAILED
         failure = None
         if error is not None:
             UPSTREAM_ERRORS.labels(_cause(error)).inc()
@@ -403,6 +427,12 @@ class Generator:
                 "characters": {"content": answer.content_chars, "reasoning": answer.reasoning_chars},
             }
         return {**outcome, "served": note, "finish_reasons": answer.finish_reasons}
+
+
+def _size(chunks: list[Chunk]) -> int:
+    """What they count for the limit of an answer. Not what is stored of them: chunks that are alike are stored as next to
+    nothing, and are as long as ever for whoever reads them."""
+    return sum([max(_LEAST_BYTES, len(payload) - _COMMON_BYTES) for payload, _ in chunks])
 
 
 def _lost(damage: Damaged) -> StreamLost:

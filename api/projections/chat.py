@@ -109,10 +109,10 @@ def _token(text: str) -> str:
 
 
 def outcome_error(outcome: dict[str, Any]) -> dict[str, Any] | None:
-    """The error of an outcome, None if it is an answer."""
+    """The error of an outcome, None if it is an answer: one that was ended for its size is, and says `length` itself."""
     if outcome["status"] == Status.CANCELLED:
         return CANCELLED
-    error: dict[str, Any] | None = outcome["error"]
+    error: dict[str, Any] | None = None if outcome["status"] == Status.INCOMPLETE else outcome["error"]
     return error
 
 

@@ -16,7 +16,7 @@ def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None) ->
     """
     header, outcome = summary.header, summary.outcome or {}
     generation_id = header["id"]
-    error = outcome_error(summary.outcome) if summary.outcome else None
+    error = (outcome_error(outcome) or outcome["error"]) if outcome else None  # also why an answer is incomplete
     served: dict[str, Any] = outcome.get("served") or (
         summary.attempts[-1].get("served", {}) if summary.attempts else {}
     )

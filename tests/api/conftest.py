@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -17,14 +17,16 @@ from tests.support.wire import KEY_A, KEY_B, PROVIDER_KEY, Client, Register, Scr
 
 @pytest.fixture
 def scripted(upstream: ScriptedUpstream) -> Iterator[Register]:
-    """Registers a script under a name of its own; whatever still waits at a Pause goes on after the test."""
+    """Registers a script under a name of its own; whatever still waits at a Pause goes on after the test. Parts without an
+    end are no Sequence, and hold none."""
     pauses: list[Pause] = []
 
     def register(
-        parts: Sequence[bytes | float | Pause] = (), *, provider: str = "scripted", **options: Any
+        parts: Iterable[bytes | float | Pause] = (), *, provider: str = "scripted", **options: Any
     ) -> Scripted:
         name = f"s{uuid.uuid4().hex[:10]}"
-        pauses.extend(part for part in parts if isinstance(part, Pause))
+        if isinstance(parts, Sequence):
+            pauses.extend(part for part in parts if isinstance(part, Pause))
         return Scripted(f"{provider}/{name}", upstream.script(name, parts, **options))
 
     yield register

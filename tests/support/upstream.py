@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ class Pause:
 class Script(Played):
     """What one model answers. `parts`: bytes are sent as one write, a number is a pause in seconds, a Pause a barrier."""
 
-    parts: Sequence[bytes | float | Pause] = ()
+    parts: Iterable[bytes | float | Pause] = ()
     status: int = 200
     headers: dict[str, str] = field(default_factory=lambda: {"content-type": "text/event-stream"})
     cut: bool = False
@@ -70,7 +70,7 @@ def ending(*, usage: bool = True) -> list[bytes]:
 class ScriptedUpstream(ModelServer[Script]):
     """The server, in a thread of its own. `script(name, …)` registers; the Script counts what happened to it."""
 
-    def script(self, name: str, parts: Sequence[bytes | float | Pause] = (), **options: Any) -> Script:
+    def script(self, name: str, parts: Iterable[bytes | float | Pause] = (), **options: Any) -> Script:
         self.models[name] = Script(parts, **options)
         return self.models[name]
 

@@ -7,7 +7,7 @@ import gc
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -84,9 +84,9 @@ class Bench:
                 await asyncio.sleep(0.005)
 
 
-@pytest.fixture
-async def bench(valkey: EmbeddedValkey, upstream: ScriptedUpstream) -> AsyncIterator[Bench]:
-    settings = Settings(max_attempts=3, upstream_first_s=5, upstream_idle_s=5)
+@asynccontextmanager
+async def benching(valkey: EmbeddedValkey, scripted: Provider, **given: Any) -> AsyncIterator[Bench]:
+    settings = Settings(**{"max_attempts": 3, "upstream_first_s": 5, "upstream_idle_s": 5, **given})
     async with AsyncExitStack() as stack:
         redis: ArqRedis = connect(valkey.url.replace("db=0", "db=2"), max_connections=10)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
@@ -94,7 +94,7 @@ async def bench(valkey: EmbeddedValkey, upstream: ScriptedUpstream) -> AsyncIter
         log = StreamLog(redis, retention_s=60, safety_s=600)
         appender = await stack.enter_async_context(Appender(redis))
         client = await stack.enter_async_context(Upstream(settings))
-        providers = {"scripted": Provider("scripted", "openai", upstream.base_url, None, ())}
+        providers = {"scripted": scripted}
         yield Bench(
             log,
             appender,
@@ -109,6 +109,12 @@ async def bench(valkey: EmbeddedValkey, upstream: ScriptedUpstream) -> AsyncIter
             ),
         )
         await redis.flushdb()
+
+
+@pytest.fixture
+async def bench(valkey: EmbeddedValkey, upstream: ScriptedUpstream) -> AsyncIterator[Bench]:
+    async with benching(valkey, Provider("scripted", "openai", upstream.base_url, None, ())) as made:
+        yield made
 
 
 async def test_an_answer_from_claim_to_seal(bench: Bench, upstream: ScriptedUpstream) -> None:

@@ -296,12 +296,13 @@ class _Answer:
         if kind == "text_delta":
             return self._text(block, text_in(delta["text"]))
         if kind == "thinking_delta":
-            block.raw["thinking"] = block.raw.get("thinking", "") + text_in(delta["thinking"])
+            block.grow("thinking", text_in(delta["thinking"]))
             return self._text(block, delta["thinking"])
         if kind == "input_json_delta":
-            block.json += text_in(delta["partial_json"])
-            if block.type == "tool_use" and delta["partial_json"]:
-                return _arguments(block, delta["partial_json"])
+            if text_in(delta["partial_json"]):
+                block.json.append(delta["partial_json"])
+                if block.type == "tool_use":
+                    return _arguments(block, delta["partial_json"])
         elif kind == "citations_delta":
             block.citations.append(dict(delta["citation"]))
         else:
@@ -322,9 +323,9 @@ class _Answer:
             # Nothing said is no argument, but not JSON: clients parse it.
             return {} if block.json else _arguments(block, json.dumps(block.raw.get("input") or {}).decode())
         if block.json:
-            block.raw["input"] = json.loads(block.json.encode())
+            block.raw["input"] = json.loads("".join(block.json).encode())
         name = "thinking_blocks" if block.type in ("thinking", "redacted_thinking") else "anthropic_blocks"
-        return {name: [{**block.raw, "index": self._next(name)}]}
+        return {name: [{**block.whole(), "index": self._next(name)}]}
 
     def _annotation(self, block: _Block, citation: dict[str, Any]) -> dict[str, Any]:
         own = citation.pop("type", "citation")
@@ -353,22 +354,33 @@ class _Answer:
 
 
 class _Block:
-    """A content block that has begun. `raw` is what it has become so far; its JSON is put in at the end."""
+    """A content block that has begun, from `raw` on; what has come since is put in at the end, in one go."""
 
     def __init__(self, raw: dict[str, Any], start: int) -> None:
         self.raw = dict(raw)
         self.type = text_in(raw["type"])
         self.start = start
         self.place = 0
-        self.json = ""
+        self.json: list[str] = []
+        self._grown: dict[str, list[str]] = {}
         self.citations = [dict(citation) for citation in self.raw.pop("citations", None) or []]
 
     def add(self, delta: dict[str, Any]) -> None:
         """A delta of a kind that only this type of block has: text is joined."""
         for key, value in delta.items():
             if key != "type":
-                old = self.raw.get(key)
-                self.raw[key] = old + value if isinstance(old, str) and isinstance(value, str) else value
+                self.grow(key, value)
+
+    def grow(self, key: str, value: Any) -> None:
+        if isinstance(value, str):
+            old = self.raw.get(key)
+            self._grown.setdefault(key, [old] if isinstance(old, str) else []).append(value)
+        else:
+            self._grown.pop(key, None)
+            self.raw[key] = value
+
+    def whole(self) -> dict[str, Any]:
+        return {**self.raw, **{key: "".join(pieces) for key, pieces in self._grown.items()}}
 
 
 def _arguments(block: _Block, text: str) -> dict[str, Any]:

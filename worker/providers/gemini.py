@@ -83,7 +83,7 @@ class _Candidate:
     def __init__(self, answer: _Answer, index: int) -> None:
         self._answer, self._index = answer, index
         self._counts: dict[str, int] = {}
-        self._text = ""
+        self._text: list[str] = []
         self._about: dict[str, Any] = {}
         self._signature: str | None = None
         self._open: tuple[int, dict[str, Any]] | None = None
@@ -130,7 +130,7 @@ class _Candidate:
             if text:
                 delta[field] = delta.get(field, "") + text
             if field == "content":
-                self._text += text
+                self._text.append(text)
             self._signature = signature or self._signature
             return
         inline = part.get("inlineData") or {}
@@ -199,12 +199,14 @@ class _Candidate:
 
     def _place(self, segment: dict[str, Any]) -> tuple[int, int]:
         """Where a segment stands in the text, in characters. Gemini counts bytes, and by part: its text tells better."""
-        data, text = self._text.encode("utf-8", "surrogatepass"), segment.get("text")
+        self._text[:] = ["".join(self._text)]
+        (said,) = self._text
+        data, text = said.encode("utf-8", "surrogatepass"), segment.get("text")
         start = len(data[: segment.get("startIndex") or 0].decode("utf-8", "ignore"))
         if not isinstance(text, str):
             return start, len(data[: segment.get("endIndex") or 0].decode("utf-8", "ignore"))
-        at = self._text.find(text, start)
-        at = at if at >= 0 else max(self._text.find(text), 0)
+        at = said.find(text, start)
+        at = at if at >= 0 else max(said.find(text), 0)
         return at, at + len(text)
 
 

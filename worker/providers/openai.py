@@ -20,6 +20,10 @@ from worker.providers.registry import Provider
 
 _MAX_CHOICES = 128  # the `n` OpenAI allows; an index beyond it would only make us allocate
 
+_HELD_BYTES = 32 * 1024 * 1024
+_HELD_RATIO = 8
+"""How much may come in other formats' events that amounts to little or nothing yet, such as the input of a hosted tool, whose
+pieces are put together first; and by how much larger than its chunks an event is to be one of them."""
 _HEAD = len("<think>")
 _LIMITS = ("max_completion_tokens", "max_tokens")
 
@@ -92,6 +96,7 @@ class Normalizer:
         self._translator: Translator | None = dialect.translator() if dialect.translator else None
         self._choices: list[_Choice] = []
         self._usage_chunk: dict[str, Any] | None = None
+        self._held = 0
         self.done = False
         """[DONE] came, or what stands for it; whatever follows it is ignored."""
         self.usage: dict[str, Any] | None = None
@@ -135,10 +140,19 @@ class Normalizer:
         if self._translator is not None:
             meanings = self._translator.feed(event.event, value)
             self.done = self._translator.done
-            return [chunk for meaning in meanings for chunk in self._chunks(meaning)]
+            chunks = [chunk for meaning in meanings for chunk in self._chunks(meaning)]
+            if len(data) > _HELD_RATIO * sum([len(chunk.payload) for chunk in chunks]):
+                self._hold(len(data))
+            return chunks
         if not ("choices" in value or "usage" in value or "x_groq" in value):
             return []
         return self._chunks(value)
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        if self._held > _HELD_BYTES:
+            message = f"The provider sent more than {_HELD_BYTES} bytes that amount to nothing yet."
+            raise UpstreamInvalid(message, code="upstream_chunk_too_large")
 
     def end(self) -> list[Chunk]:
         """To be called once nothing more comes: the usage chunk, if usage was seen.
@@ -152,6 +166,17 @@ class Normalizer:
             return []
         self._ended = True
         return [self._serialize({**(self._usage_chunk or {}), "choices": [], "usage": self.usage}, is_usage=True)]
+
+    def cut_off(self) -> list[Chunk]:
+        """Ends the answer where it is: the choices that go on get the finish reason `length`, as if the provider had a limit
+        here. Then the usage chunk, if usage was seen."""
+        chunks = [
+            chunk
+            for index, reason in enumerate(self.finish_reasons)
+            if reason is None
+            for chunk in self._chunks({"choices": [{"index": index, "delta": {}, "finish_reason": "length"}]})
+        ]
+        return chunks + self.end()
 
     def _chunks(self, value: dict[str, Any]) -> list[Chunk]:
         choices = value.get("choices") or []

@@ -47,7 +47,8 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
         async with AsyncExitStack() as stack:
             redis = connect(url, prefix=settings.prefix, max_connections=_POOL, timeout_s=_TIMEOUT_S)
             stack.push_async_callback(redis.aclose, close_connection_pool=True)
-            reading = connect(url, prefix=settings.prefix, max_connections=2, timeout_s=_TIMEOUT_S + BLOCK_MS / 1000)
+            patience_s = _TIMEOUT_S + BLOCK_MS / 1000
+            reading = connect(url, prefix=settings.prefix, max_connections=2, timeout_s=patience_s, beside=redis)
             stack.push_async_callback(reading.aclose, close_connection_pool=True)
             log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
             name = f"api:{socket.gethostname()}-{os.getpid()}"

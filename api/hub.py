@@ -19,6 +19,7 @@ from api.livelog import LiveLog
 from shared.confirm import Confirmer
 from shared.entry import Entry
 from shared.errors import Damaged, Gone
+from shared.outage import Pauses, cause
 from shared.redis import ArqRedis, RedisError, complain
 from shared.streamlog import StreamLog
 from shared.tasks import Rounds, cancel
@@ -33,6 +34,8 @@ _LARGE_AT_ONCE = 1
 _WINDOWS_BYTES = 128 * 1024 * 1024
 """Memory of all followed logs together. Where it is more, the largest keep less than their window."""
 _KEPT_AT_ONCE = 200
+_LONGEST_PAUSE_S = 1.0
+"""Before Redis is tried again: viewers wait for it."""
 
 
 class _Watched:
@@ -164,7 +167,7 @@ class Hub:
             try:
                 await self._log.interrupt(self._control)
             except (RedisError, OSError) as error:  # the read ends by itself, a little later
-                logger.warning("hub not interrupted", error=type(error).__name__)
+                logger.warning("hub not interrupted", **cause(error))
 
     async def _keep_alive(self) -> None:
         """Also looks after memory: of ended logs that nobody came back for, and of many large ones at once."""
@@ -205,15 +208,17 @@ class Hub:
         try:
             await self._log.keep_watched(generation_ids, self._grace_s)
         except (RedisError, OSError) as error:  # said again soon
-            logger.warning("viewers not counted", error=type(error).__name__)
+            logger.warning("viewers not counted", **cause(error))
 
     async def _run(self) -> None:
+        pauses = Pauses(most_s=_LONGEST_PAUSE_S)
         while True:
             try:
                 await self._read()
+                pauses.reset()
             except (RedisError, OSError) as error:
                 complain("hub", error)
-                await asyncio.sleep(0.25)
+                await asyncio.sleep(pauses.next_s())
 
     async def _read(self) -> None:
         followed = {live.id: live for live in self._live.values() if live.caught_up and not live.ended}

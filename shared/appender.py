@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol, Self
 from shared.confirm import Confirmer, identify
 from shared.entry import SEAL
 from shared.errors import LogError
+from shared.outage import Pauses
 from shared.redis import ArqRedis, RedisError, ResponseError, bulk, complain, converse
 from shared.retained import AGE_S, Budget, Retained
 from shared.tasks import cancel
@@ -28,7 +29,7 @@ logger = get_logger(__name__)
 
 _BUSY = 3
 _PAUSE_S = 0.002
-_BACKOFF_S = 0.25
+_BACKOFF_S, _LONGEST_BACKOFF_S = 0.25, 1.0
 _LOOK_S = 1.0
 _LOOKED_AT_ONCE = 200
 _MENDED_AT_ONCE, _MENDED_BYTES = 500, 1024 * 1024
@@ -152,17 +153,18 @@ class Appender:
     # ---- the connection
 
     async def _run(self) -> None:
-        pool = self._redis.connection_pool
+        pool, pauses = self._redis.connection_pool, Pauses(_BACKOFF_S, _LONGEST_BACKOFF_S)
         while True:
             connection = None
             try:
                 connection = await pool.get_connection()
                 await self._arrive(connection)
+                pauses.reset()
                 while not self._suspects:
                     await self._flush(connection)
             except (RedisError, OSError) as error:
                 complain("appender", error)
-                await asyncio.sleep(_BACKOFF_S)
+                await asyncio.sleep(pauses.next_s())
             finally:
                 if connection is not None:
                     await connection.disconnect(nowait=True)  # replies may be under way: it must not be used again

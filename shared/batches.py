@@ -29,11 +29,13 @@ from shared.errors import BadRequest, Fenced, FileStorageFailed, Gone, NotFound
 from shared.files import Files
 from shared.guard import Doubts, in_time, reachable
 from shared.keys import Lane
+from shared.outage import cause
 from shared.queue import JobQueue
-from shared.redis import ArqRedis, RedisError, WatchError, bulk, watch
+from shared.redis import ArqRedis, RedisError
 from shared.request import BatchRequest
 from shared.storage import Missing
 from shared.telemetry import get_logger
+from shared.transaction import commit, transact
 from shared.webhooks import Webhooks
 
 logger = get_logger(__name__)
@@ -140,7 +142,7 @@ class Batches:
         try:
             await self.ring(batch_id)
         except (RedisError, OSError) as error:
-            logger.warning("bell lost", batch_id=batch_id, error=type(error).__name__)
+            logger.warning("bell lost", batch_id=batch_id, **cause(error))
 
     async def ring(self, batch_id: str) -> None:
         await self._queue.put(batch_id, Lane.BATCH, expires_s=_LONGEST_S)
@@ -275,11 +277,13 @@ class Batches:
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.zrem(self._key.batches_open, batch_id)
             pipe.delete(self._key.batch_demand(batch_id))
-            await pipe.execute()
+            await commit(pipe)
 
     async def demands(self, batch_id: str, demand: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Tells how many lines this batch could have open, and returns that of all batches that run, by id."""
-        await self._redis.set(self._key.batch_demand(batch_id), json.dumps(demand), px=5000)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(self._key.batch_demand(batch_id), json.dumps(demand), px=5000)
+            await commit(pipe)
         ids = [member.decode() for member in await self._redis.zrange(self._key.batches_open, 0, -1)]
         found = await self._redis.mget([self._key.batch_demand(one) for one in ids]) if ids else []
         return {one: json.loads(raw) for one, raw in zip(ids, found, strict=True) if raw} | {batch_id: demand}
@@ -303,24 +307,25 @@ class Batches:
     # ---- the value
 
     async def _change(self, batch_id: str, change: Callable[[Head], bool]) -> Head:
-        """Compare and set. `change` returns whether there is anything to write."""
+        """Compare and set, also where memory is full: a batch that exists is to come to its end. `change` returns whether
+        there is anything to write."""
         name = self._key.batch(batch_id)
-        while True:
-            try:
-                async with self._redis.pipeline(transaction=True) as pipe:
-                    (raw,) = await watch(pipe, [name], bulk(b"GET", name.encode()))
-                    if raw is None:
-                        raise Gone(batch_id)
-                    head = _loads(raw)
-                    if change(head):
-                        head["version"] += 1
-                        pipe.set(name, json.dumps(head), px=self._life_ms(head))
-                        if head["status"] in ENDED and head.get("webhook"):
-                            self._tell(pipe, head)
-                        await pipe.execute()
-                    return head
-            except WatchError:
-                continue
+        head: Head = {}
+
+        def queue(pipe: Any, seen: list[Any]) -> None:
+            nonlocal head
+            (raw,) = seen
+            if raw is None:
+                raise Gone(batch_id)
+            head = _loads(raw)
+            if change(head):
+                head["version"] += 1
+                pipe.set(name, json.dumps(head), px=self._life_ms(head))
+                if head["status"] in ENDED and head.get("webhook"):
+                    self._tell(pipe, head)
+
+        await transact(self._redis, [name], [("GET", name)], queue)
+        return head
 
     def _tell(self, pipe: Any, head: Head) -> None:
         self._webhooks.queue(

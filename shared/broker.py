@@ -27,6 +27,7 @@ from shared.errors import BadRequest, Damaged, Gone, KeyReused, NotFound, Sealed
 from shared.files import Files
 from shared.guard import NO_STREAM, Doubts, in_time, reachable
 from shared.keys import Lane
+from shared.outage import cause
 from shared.queue import JobQueue
 from shared.redis import ArqRedis, RedisError
 from shared.request import ChatRequest
@@ -154,7 +155,7 @@ class Broker:
                     await self.log.keep_watched([header["id"]], self._settings.disconnect_grace_s)
                 await self.dispatch(header)
         except (RedisError, OSError, Unavailable) as error:
-            logger.warning("bell lost", generation_id=header["id"], error=type(error).__name__)
+            logger.warning("bell lost", generation_id=header["id"], **cause(error))
 
     async def dispatch(self, header: dict[str, Any]) -> bool:
         """Rings for a worker, once however often it is called, unless its session has another one before it."""

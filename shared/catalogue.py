@@ -1,4 +1,5 @@
-"""What the workers can do, as they last told: providers, models, names of one's own; and how many workers there are."""
+"""What the workers can do, as they last told: providers, models, names of one's own; and how many workers there are. And
+whether anything can be stored for them."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from shared.errors import NotFound, Unavailable
 from shared.guard import reachable
 from shared.redis import ArqRedis
 
+_PROBE_MS = 60_000
 _AGE_S = 1.0
 """For so long a report is good; one that lacks what is asked for is read again at once."""
 
@@ -71,6 +73,11 @@ class Catalogue:
                 return 0
             beats = await self._redis.mget([self._key.worker(worker_id.decode()) for worker_id in ids])
         return sum(beat is not None for beat in beats)
+
+    async def probe(self) -> None:
+        """Writes something small: raises Unavailable if nothing new can be stored just now."""
+        with reachable():
+            await self._redis.set(self._redis.key.probe, b"1", px=_PROBE_MS)
 
     async def _catalogue(self, *, fresh: bool = False) -> dict[str, Any]:
         """`{providers: {NAME: {models, open}}, aliases: {NAME: [MODEL]}}`; raises Unavailable if no worker ever spoke."""

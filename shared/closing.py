@@ -16,11 +16,13 @@ from shared.config import Settings
 from shared.entry import BEGIN, SEAL, Kind, Position, Status, now_ms
 from shared.errors import Damaged, Forgotten, Gone, StreamLost
 from shared.keys import Lane
+from shared.outage import cause
 from shared.queue import JobQueue
-from shared.redis import ArqRedis, RedisError, WatchError, bulk, watch
+from shared.redis import ArqRedis, RedisError
 from shared.sessions import Sessions
 from shared.streamlog import StreamLog
 from shared.telemetry import SEALED, SETTLED, get_logger
+from shared.transaction import transact
 from shared.webhooks import Webhooks
 
 logger = get_logger(__name__)
@@ -186,7 +188,7 @@ class Closing:
         try:
             await self._settle(header, outcome, said)
         except (RedisError, OSError) as problem:
-            logger.warning("settlement waits", generation_id=generation_id, error=type(problem).__name__)
+            logger.warning("settlement waits", generation_id=generation_id, **cause(problem))
 
     # ---- settlement
 
@@ -204,27 +206,21 @@ class Closing:
         mark = str(header["created_at_ms"]).encode()  # of this log: an Idempotency-Key may make its id once more later
         turn = await self._turn(header, outcome, epoch)
         marked_s = self._settings.log_safety_s + (header.get("retention_s") or 0)  # it must outlive the log
-        looks = bulk(b"GET", marker.encode()), bulk(b"EXISTS", log.encode())
-        while True:
-            try:
-                async with self._redis.pipeline(transaction=True) as pipe:
-                    marked, exists = await watch(pipe, [marker, log], *looks)
-                    if marked == mark or not exists:
-                        pipe.srem(self._key.unsettled, generation_id)
-                        await pipe.execute()
-                        break
-                    pipe.set(marker, mark, px=int(marked_s * 1000))
-                    self._book(pipe, header, outcome)
-                    if header.get("session"):
-                        self.sessions.settle(pipe, header, turn)
-                    if header.get("webhook"):
-                        self._tell(pipe, header, outcome, marked_s)
-                    pipe.srem(self._key.unsettled, generation_id)
-                    await pipe.execute()
-                    SETTLED.inc()
-                    break
-            except WatchError:
-                continue
+
+        def queue(pipe: Any, seen: list[Any]) -> None:
+            marked, exists = seen
+            if marked != mark and exists:
+                pipe.set(marker, mark, px=int(marked_s * 1000))
+                self._book(pipe, header, outcome)
+                if header.get("session"):
+                    self.sessions.settle(pipe, header, turn)
+                if header.get("webhook"):
+                    self._tell(pipe, header, outcome, marked_s)
+            pipe.srem(self._key.unsettled, generation_id)
+
+        done = await transact(self._redis, [marker, log], [("GET", marker), ("EXISTS", log)], queue)
+        if len(done) > 1:
+            SETTLED.inc()
         await self._ring_next(header)
 
     def _book(self, pipe: Any, header: dict[str, Any], outcome: dict[str, Any]) -> None:

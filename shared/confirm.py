@@ -17,6 +17,7 @@ import hashlib
 import re
 from typing import Any, NamedTuple, Self
 
+from shared.outage import full
 from shared.redis import ArqRedis, RedisError, ResponseError, bulk, converse
 from shared.tasks import cancel
 from shared.telemetry import CONFIRM_SECONDS
@@ -24,6 +25,8 @@ from shared.telemetry import CONFIRM_SECONDS
 _ASK_MS = 1000
 """How long the server may take over one question. Shorter than the time-out of every connection."""
 _MARK_MS = 60_000
+_MARK_SCRIPT = b"#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])"
+"""The marker where memory is full: what ends or makes room then is confirmed as well."""
 _PAUSE_S = 0.01
 _FRESH_S = 1.0
 _LAG_S = 10
@@ -98,11 +101,11 @@ class Confirmer:
         if self._promised == "all" or (background and self._promised == "background"):
             await self.confirm()
 
-    async def server(self) -> str | None:
-        """The identity of the server that new connections lead to, as it was within the last second; None where that
+    async def server(self, *, fresh: bool = False) -> str | None:
+        """The identity of the server that new connections lead to, as it is or was within the last second; None where that
         cannot be told. Raises RedisError, OSError."""
         loop = asyncio.get_running_loop()
-        if loop.time() - self._looked_at > _FRESH_S:
+        if fresh or loop.time() - self._looked_at > _FRESH_S:
             pool = self._redis.connection_pool
             connection = await pool.get_connection()
             try:
@@ -160,7 +163,10 @@ class Confirmer:
         """None if it cannot be said yet."""
         mark = bulk(b"SET", self._mark.encode(), b"1", b"PX", b"%d" % _MARK_MS)
         *info, marked = await converse(connection, b"".join((*_INFO, mark)), len(_INFO) + 1)
-        if isinstance(marked, ResponseError):  # full, or a replica by now
+        if full(marked) == "memory":
+            life = b"%d" % _MARK_MS
+            marked = await self._exchange(connection, b"EVAL", _MARK_SCRIPT, b"1", self._mark.encode(), life)
+        if isinstance(marked, ResponseError):  # no room on the disk, or a replica by now
             raise marked
         told = b"\n".join(reply for reply in info if isinstance(reply, bytes))
         replicas = any(int(lag) <= _LAG_S for lag in _REPLICA.findall(told))

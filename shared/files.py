@@ -26,6 +26,7 @@ from shared.guard import in_time, reachable
 from shared.redis import ArqRedis
 from shared.storage import Missing, Sink, Storage
 from shared.telemetry import get_logger
+from shared.transaction import commit
 
 logger = get_logger(__name__)
 
@@ -82,8 +83,11 @@ class Files:
         Given an id, it is made again in the place of what an earlier try left.
         """
         new = NewFile(file_id or f"file-{uuid.uuid4().hex}", owner)
+        new.accepted = file_id is not None
         with reachable():
-            await self._redis.zadd(self._key.files_end, {new.id: now_ms() + int(2 * UPLOAD_S * 1000)})
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.zadd(self._key.files_end, {new.id: now_ms() + int(2 * UPLOAD_S * 1000)})
+                await new.write_facts(pipe)
         try:
             async with self.storage.create(object_name(new.id)) as sink:
                 new.sink = sink
@@ -121,7 +125,7 @@ class Files:
                 pipe.zadd(index, {new.id: created})
                 pipe.zremrangebyscore(index, "-inf", created - _LONGEST_LIFE_S * 1000 - life_ms)
                 pipe.pexpire(index, max(left_ms, life_ms))
-                await pipe.execute()
+                await new.write_facts(pipe)
         new.facts = facts
         logger.info("file stored", file_id=new.id, bytes=new.size, purpose=new.purpose, tenant=new.owner)
 
@@ -226,6 +230,12 @@ class NewFile:
         self.size = 0
         self.filename, self.purpose = "", ""
         self.life_s: int | None = None
+        self.accepted = False
+        """It is what a batch leaves, which was accepted long ago: its facts are written also where memory is full."""
+
+    async def write_facts(self, pipe: Any) -> None:
+        """Executes a transaction."""
+        await (commit(pipe) if self.accepted else pipe.execute())
 
     async def write(self, data: bytes) -> None:
         self.size += len(data)

@@ -12,12 +12,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from shared.errors import Gone, NotFound, StreamspoolError, Unavailable
-from shared.redis import UNREACHABLE, RedisError
-from shared.telemetry import REDIS_ERRORS, get_logger
-
-logger = get_logger(__name__)
+from shared.outage import complain, full
+from shared.redis import RedisError
+from shared.telemetry import REDIS_ERRORS
 
 NO_STREAM = "There is no stream with this id. It may have expired, or belong to another key."
+_SAID = {
+    "memory": "The broker's storage is full. Try again later.",
+    "disk": "The broker's storage cannot write to its disk, which may be full. Try again later.",
+    None: "The broker's storage is away. Try again.",
+}
 _DEADLINE_S = 1.8
 _DOUBT_S = 60.0
 """How long a create that was given up on may still reach Redis."""
@@ -43,13 +47,9 @@ def reachable() -> Iterator[None]:
     except Gone:
         raise NotFound(NO_STREAM) from None
     except (RedisError, OSError) as error:
-        REDIS_ERRORS.labels("broker").inc()
-        logger.warning("redis failed", error=type(error).__name__)
-        full = not isinstance(error, UNREACHABLE) and "maxmemory" in str(error)
-        raise Unavailable(
-            "The broker's storage is full. Try again later." if full else "The broker's storage is away. Try again.",
-            code="storage_full" if full else "storage_unavailable",
-        ) from error
+        complain("broker", error)
+        what = full(error)
+        raise Unavailable(_SAID[what], code="storage_full" if what else "storage_unavailable") from error
 
 
 class Doubts:

@@ -36,6 +36,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
 | `streamspool:catalogue` | string, JSON of providers and models | 1 day after the last heartbeat |
 | `streamspool:reaping` | string: somebody is on it | 2.5 s |
+| `streamspool:probe` | string: writes are taken | 60 s |
 | `streamspool:marker:PROCESS` | string: what that process asks the server to confirm | 60 s |
 | `streamspool:hub:PROCESS` | stream of at most one entry: interrupts that hub's blocking read | 60 s |
 | `streamspool:queue:LANE` | zset of jobs that wait, score = enqueued ms | permanent, emptied by workers and cancels |
@@ -102,6 +103,7 @@ class Keys:
         self.files_end = f"{prefix}:files-end"
         self.batches_open = f"{prefix}:batches-open"
         self.reaping = f"{prefix}:reaping"
+        self.probe = f"{prefix}:probe"
         self.doorbell = f"{prefix}:doorbell"
         """Pub/sub channel: the payload is the id of a generation just enqueued."""
         self.permanent = frozenset(

@@ -17,6 +17,7 @@ from shared.queue import JobQueue
 from shared.redis import ArqRedis
 from shared.streamlog import StreamLog
 from shared.telemetry import REAPED, get_logger
+from shared.transaction import commit
 
 logger = get_logger(__name__)
 
@@ -47,11 +48,18 @@ class Reaper:
             await asyncio.sleep(TICK_S)
             await self._broker.revoke_doubtful()
             await self._count_workers()
-            if await self._redis.set(self._key.reaping, b"1", nx=True, px=int(TICK_S * 500)):
+            if await self._takes_turn():
                 await self.sweep()
                 await self._broker.closing.settle_left_over()
                 await self._broker.files.remove_expired()
                 await self._broker.batches.remind()
+
+    async def _takes_turn(self) -> bool:
+        """Whether it is this process's turn. Also where memory is full: some of what is done then frees some."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(self._key.reaping, b"1", nx=True, px=int(TICK_S * 500))
+            (taken,) = await commit(pipe)
+        return bool(taken)
 
     async def sweep(self) -> None:
         """Looks after open generations that are not in the queue, and after all of them while there is no worker.

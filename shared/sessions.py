@@ -21,6 +21,7 @@ from shared.config import Settings
 from shared.entry import by_name, now_ms
 from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
 from shared.redis import ArqRedis
+from shared.transaction import commit
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _PAGE = 100
@@ -251,4 +252,4 @@ class Sessions:
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(names.head, names.turns, names.open)
             pipe.zrem(self._key.sessions(owner), session_id)
-            await pipe.execute()
+            await commit(pipe)

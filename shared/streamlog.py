@@ -40,6 +40,7 @@ from shared.entry import (
 from shared.errors import Damaged, Fenced, Forgotten, Gone, LogError, Sealed, Taken
 from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError, bulk, exchange, watch
 from shared.shape import Shapes
+from shared.transaction import commit
 from shared.writer import Claim, Writer, is_refusal
 
 _INDEX_PAGE = 50
@@ -124,7 +125,7 @@ class StreamLog:
         """Removes the log; writers find it Gone. Sealing first is the caller's business."""
         async with self._redis.pipeline(transaction=True) as pipe:
             self._queue_delete(pipe, generation_id, owner)
-            await pipe.execute()
+            await commit(pipe)
 
     async def delete_all(self, generation_ids: Sequence[str], owner: str) -> None:
         """The same for many of one owner, without those that are to be kept longer because they were stored."""
@@ -137,7 +138,7 @@ class StreamLog:
             for generation_id, stored in zip(generation_ids, kept, strict=True):
                 if stored is None:
                     self._queue_delete(pipe, generation_id, owner)
-            await pipe.execute()
+            await commit(pipe)
 
     def _queue_delete(self, pipe: Any, generation_id: str, owner: str) -> None:
         pipe.delete(self._key.log(generation_id), self._key.metadata(generation_id), self._key.settled(generation_id))
@@ -460,7 +461,7 @@ class StreamLog:
         async with self._redis.pipeline(transaction=False) as pipe:
             for generation_id in generation_ids:
                 pipe.set(self._key.viewers(generation_id), b"1", px=int(grace_s * 1000))
-            await pipe.execute()
+            await commit(pipe)  # who watches must not seem to have left because memory is full
 
     async def watched(self, generation_ids: Sequence[str]) -> set[str]:
         """Which of these had a viewer within the grace time."""

@@ -21,7 +21,8 @@ from shared import json
 from shared.config import EVERY_TENANT, Settings, webhook_keys
 from shared.egress import Policy, Refused
 from shared.errors import BadRequest
-from shared.redis import ArqRedis, WatchError, bulk, watch
+from shared.redis import ArqRedis
+from shared.transaction import commit, transact
 
 Target = dict[str, Any]
 """`{url, default}`: where a subject's event goes; `default` if that is the server's address, not the request's."""
@@ -146,11 +147,11 @@ class Webhooks:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.zrangebyscore(self._key.webhooks, 0, 0, start=0, num=_DATED_AT_ONCE)
-            now, new = await pipe.execute()
+            now, new = await commit(pipe)
             if new:  # GT: one that another worker took meanwhile keeps the time of its lease
                 pipe.zadd(self._key.webhooks, dict.fromkeys(new, _ms(now)), xx=True, gt=True)
             pipe.zrange(self._key.webhooks, 0, count - 1, withscores=True)
-            *_, waiting = await pipe.execute()
+            *_, waiting = await commit(pipe)
             subjects = [raw.decode() for raw, due_ms in waiting if due_ms <= _ms(now)]
             if not subjects:
                 return []
@@ -163,7 +164,9 @@ class Webhooks:
     async def postpone(self, subjects: Sequence[str], pause_s: float) -> None:
         """Puts off what cannot be begun now; that is no attempt."""
         due_ms = _ms(await self._redis.time()) + int(pause_s * 1000)
-        await self._redis.zadd(self._key.webhooks, dict.fromkeys(subjects, due_ms), xx=True)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zadd(self._key.webhooks, dict.fromkeys(subjects, due_ms), xx=True)
+            await commit(pipe)
 
     async def begin(self, subject: str) -> Delivery | None:
         """Takes a subject's event for one attempt; None if another has it, or nothing is to be delivered any more.
@@ -173,13 +176,14 @@ class Webhooks:
         """
         lease, token = self._key.webhook_lease(subject), secrets.token_hex(8)
         lease_ms = int((self._settings.webhook_timeout_s + _LEASE_MARGIN_S) * 1000)
-        if not await self._redis.set(lease, token, nx=True, px=lease_ms):
-            return None
         name, began = self._key.webhook(subject), time.monotonic()
         async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(lease, token, nx=True, px=lease_ms)
             pipe.time()
             pipe.hgetall(name)
-            now, record = await pipe.execute()
+            taken, now, record = await commit(pipe)
+            if not taken:
+                return None
             at_ms = _ms(now)
             over = bool(record) and at_ms - int(record.get(b"first_ms", at_ms)) > self._give_up_ms
             if not record or over or record.get(b"status") in (b"delivered", b"failed"):
@@ -188,14 +192,14 @@ class Webhooks:
                     pipe.pexpire(name, int(record[b"life_ms"]))
                 pipe.zrem(self._key.webhooks, subject)
                 pipe.delete(lease)
-                await pipe.execute()
+                await commit(pipe)
                 return None
             pipe.hsetnx(name, "first_ms", str(at_ms))
             pipe.hincrby(name, "attempts", 1)
             pipe.hset(name, "next_ms", str(at_ms + lease_ms))
             pipe.pexpire(name, int(record[b"life_ms"]))
             pipe.zadd(self._key.webhooks, {subject: at_ms + lease_ms}, xx=True)
-            _, attempt, *_ = await pipe.execute()
+            _, attempt, *_ = await commit(pipe)
         return Delivery(
             subject=subject,
             owner=record[b"owner"].decode(),
@@ -229,23 +233,20 @@ class Webhooks:
             "next_ms": next_ms if again else "",
         }
         name, lease = self._key.webhook(delivery.subject), self._key.webhook_lease(delivery.subject)
-        while True:
-            try:
-                async with self._redis.pipeline(transaction=True) as pipe:
-                    (holder,) = await watch(pipe, [lease], bulk(b"GET", lease.encode()))
-                    if holder != delivery.token.encode():
-                        return result
-                    pipe.hset(name, mapping=record)
-                    pipe.pexpire(name, delivery.life_ms)
-                    if again:
-                        pipe.zadd(self._key.webhooks, {delivery.subject: next_ms}, xx=True)
-                    else:
-                        pipe.zrem(self._key.webhooks, delivery.subject)
-                    pipe.delete(lease)
-                    await pipe.execute()
-                    return result
-            except WatchError:
-                continue
+
+        def queue(pipe: Any, seen: list[Any]) -> None:
+            if seen != [delivery.token.encode()]:
+                return
+            pipe.hset(name, mapping=record)
+            pipe.pexpire(name, delivery.life_ms)
+            if again:
+                pipe.zadd(self._key.webhooks, {delivery.subject: next_ms}, xx=True)
+            else:
+                pipe.zrem(self._key.webhooks, delivery.subject)
+            pipe.delete(lease)
+
+        await transact(self._redis, [lease], [("GET", lease)], queue)
+        return result
 
     def _pause_s(self, attempt: int) -> float:
         pause_s: float = min(self._settings.webhook_retry_s * 2 ** min(attempt - 1, 30), _LONGEST_PAUSE_S)

@@ -30,6 +30,7 @@ from shared.errors import (
     Internal,
     LogError,
     Sealed,
+    StorageFull,
     StreamLost,
     StreamspoolError,
     Taken,
@@ -40,7 +41,8 @@ from shared.errors import (
     UpstreamTooLong,
     without_frames,
 )
-from shared.redis import UNREACHABLE, RedisError, complain
+from shared.outage import passing
+from shared.redis import RedisError, complain
 from shared.streamlog import StreamLog
 from shared.tasks import cancel
 from shared.telemetry import (
@@ -365,14 +367,15 @@ class Generator:
         error: StreamspoolError | None,
         status: Status | None,
     ) -> None:
-        """Waits for a server that is away: the answer is whole, only its end is missing. Raises Damaged where the server
-        forgot a part of it for good: it is no answer then, and to be finished as lost."""
+        """Waits for a server that is away, or whose disk is full: only the end is missing, whichever it is. Raises Damaged
+        where the server forgot a part of it for good: it is no answer then, and to be finished as lost."""
         if status is None:
             answered = error is None or isinstance(error, UpstreamTooLong)
             status = finished_status(answer.finish_reasons) if answered else Status.FAILED
         failure = None
         if error is not None:
-            UPSTREAM_ERRORS.labels(_cause(error)).inc()
+            if not isinstance(error, StorageFull):  # that is no provider's
+                UPSTREAM_ERRORS.labels(_cause(error)).inc()
             failure = {**error.to_object(), "status": error.status, "retry_after_s": error.retry_after_s}
         lost = isinstance(error, StreamLost)
         while True:
@@ -394,7 +397,9 @@ class Generator:
                     )
                 )
                 return
-            except UNREACHABLE as problem:
+            except (RedisError, OSError) as problem:
+                if not passing(problem):
+                    raise
                 complain("seal", problem)
                 await asyncio.sleep(1)
             except Forgotten:

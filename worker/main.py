@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 
 import stamina.instrumentation
 import uvloop
@@ -26,6 +27,7 @@ from shared.redis import ArqRedis, RedisError, connect, persist
 from shared.streamlog import StreamLog
 from shared.tasks import cancel
 from shared.telemetry import configure_logging, get_logger
+from shared.transaction import commit
 from worker.batch import Batcher
 from worker.courier import Courier
 from worker.generate import Generator
@@ -36,7 +38,10 @@ from worker.upstream import Upstream
 logger = get_logger(__name__)
 
 CATALOGUE_TTL_S = 86400
-_POOL = 24
+_POOL = 25
+_CONFIRM_S = 2.0
+_LONGEST_PAUSE_S = 3.0
+"""Before Redis is tried again; less with a short lease, which must be renewed in time when it is back."""
 
 
 async def beat(
@@ -57,7 +62,7 @@ async def beat(
             pipe.sadd(redis.key.workers, worker.worker_id)
             pipe.expire(redis.key.workers, CATALOGUE_TTL_S)
             pipe.set(redis.key.catalogue, json.dumps(catalogue), ex=CATALOGUE_TTL_S)
-            await pipe.execute()
+            await commit(pipe)
         await asyncio.sleep(BEAT_S)
 
 
@@ -84,8 +89,8 @@ async def serve(settings: Settings) -> None:
         upstream = await stack.enter_async_context(Upstream(settings))
         broker = Broker(redis, log, settings, name=worker_id, confirmer=confirmer)
         generator = Generator(log, appender, upstream, providers, broker.closing, settings, worker_id=worker_id)
-        batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer))
-        worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id)
+        batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis))
+        worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id, confirmer=confirmer)
         courier = await stack.enter_async_context(Courier(broker, settings))
         reaper = Reaper(redis, log, broker, settings, name=worker_id)
         if settings.worker_metrics_port:
@@ -97,7 +102,11 @@ async def serve(settings: Settings) -> None:
         await stack.enter_async_context(giving_back())
         collect_rarely()
         logger.info("worker started", worker_id=worker_id, providers=sorted(providers))
-        await _run(worker, stopped, lambda: beat(redis, worker, providers, settings.models), reaper, courier)
+        beating = partial(beat, redis, worker, providers, settings.models)
+        await _run(worker, stopped, beating, reaper, courier, min(_LONGEST_PAUSE_S, settings.lease_s / 4))
+        with suppress(TimeoutError, RedisError, OSError):
+            async with asyncio.timeout(_CONFIRM_S):
+                await confirmer.confirm()  # what this worker wrote last is in its memory only as long as it lives
         with suppress(RedisError, OSError):
             await redis.delete(redis.key.worker(worker_id))
             await redis.srem(redis.key.workers, worker_id)  # type: ignore[misc]
@@ -105,7 +114,9 @@ async def serve(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def _batcher(url: str, settings: Settings, worker_id: str, confirmer: Confirmer) -> AsyncIterator[Batcher]:
+async def _batcher(
+    url: str, settings: Settings, worker_id: str, confirmer: Confirmer, beside: ArqRedis
+) -> AsyncIterator[Batcher]:
     """With connections of its own: each batch holds one while it waits, and running answers must not wait for those."""
     redis = connect(url, prefix=settings.prefix, max_connections=BATCHES + _POOL, timeout_s=_timeout_s(settings))
     try:
@@ -126,8 +137,10 @@ async def _run(
     beating: Callable[[], Awaitable[None]],
     reaper: Reaper,
     courier: Courier,
+    pause_s: float,
 ) -> None:
-    """All loops side by side until told to stop; a loop that breaks takes the process with it."""
+    """All loops side by side until told to stop; a loop that breaks takes the process with it. `pause_s` is the longest
+    pause before one that Redis has broken is begun again."""
     loops = {
         "poll": worker.poll,
         "doorbell": worker.answer_doorbell,
@@ -137,7 +150,7 @@ async def _run(
         "reaper": reaper.run,
         "courier": courier.run,
     }
-    tasks = [asyncio.create_task(persist(name, loop), name=name) for name, loop in loops.items()]
+    tasks = [asyncio.create_task(persist(name, loop, most_s=pause_s), name=name) for name, loop in loops.items()]
     waiting = asyncio.create_task(stopped.wait(), name="stop")
     try:
         done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)

@@ -22,6 +22,7 @@ from typing import Any
 from arq.worker import Retry, Worker, func
 
 from shared.config import Settings
+from shared.confirm import Confirmer
 from shared.errors import Unavailable
 from shared.keys import Lane
 from shared.old_queue import adopt
@@ -53,8 +54,16 @@ class StreamWorker(Worker):
     """arq's worker, with the differences listed above. `worker/main.py` runs its loops side by side until `drain`."""
 
     def __init__(
-        self, redis: ArqRedis, generator: Generator, batcher: Batcher, settings: Settings, *, worker_id: str
+        self,
+        redis: ArqRedis,
+        generator: Generator,
+        batcher: Batcher,
+        settings: Settings,
+        *,
+        worker_id: str,
+        confirmer: Confirmer | None = None,
     ) -> None:
+        """The confirmer tells whether Redis is the same server as before."""
         super().__init__(
             functions=[
                 func(self._generate, name="generate"),
@@ -71,6 +80,7 @@ class StreamWorker(Worker):
         self._redis, self._queue, self._key = redis, JobQueue(redis), redis.key
         self._generator, self._batcher, self._settings = generator, batcher, settings
         self.worker_id = worker_id
+        self._confirmer = confirmer
         self._running: dict[Lane, dict[str, asyncio.Task[None]]] = {lane: {} for lane in Lane}
         self._jobs: dict[str, Job] = {}
         self._lost: set[str] = set()
@@ -184,6 +194,8 @@ class StreamWorker(Worker):
             waiting, clock = await self._queue.look(self.worker_id, BEAT_TTL_S * 1000, count)
             self._pause.answered(self.loop.time())
             self._look_at(clock)
+            if round_number == 0 and self._confirmer:  # after the look: what it saw may be what another server knows
+                self._pause.server(await self._confirmer.server(fresh=True), self.loop.time())
             if round_number == 0:
                 await self._start(await self._lost_ones(), begun=True)
             self._more = {lane for lane, job_ids in waiting.items() if len(job_ids) > count[lane]}
@@ -212,6 +224,8 @@ class StreamWorker(Worker):
     async def _not_begun(self, waiting: dict[Lane, list[str]]) -> list[tuple[str, Lane]]:
         """What of this may be begun now: not what was put once more while it ran, where its lease may be back soon."""
         begun: set[str] = set()
+        if self._pause.forgot(self.loop.time()):
+            return []
         if self._pause.holds(self.loop.time()):
             for lane, job_ids in waiting.items():
                 begun |= await self._queue.begun(lane, job_ids)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
 from api.deps import ProcessParts
 from shared.errors import Unavailable
+from shared.guard import in_time
 
 router = APIRouter(include_in_schema=False)
 
@@ -20,17 +23,30 @@ async def alive() -> dict[str, str]:
 
 
 @router.get("/readyz")
-async def ready(parts: ProcessParts) -> JSONResponse:
-    """Whether a generation asked for now would be stored and run: Redis answers and a worker is alive."""
-    checks: dict[str, str] = {}
+async def ready(
+    parts: ProcessParts, wanted: Annotated[Literal["accept", "serve", "both"], Query(alias="for")] = "both"
+) -> JSONResponse:
+    """Whether what is asked for can be done now.
+
+    `accept`: a new request would be stored and run, so Redis takes writes, a worker is alive and this process is not
+    stopping. `serve`: what is there can be read, cancelled and deleted; a full Redis is no hindrance.
+    """
+    catalogue, workers, store = parts.broker.catalogue, None, "ok"
+    serve = accept = "stopping" if parts.drain.native else "ok"
     try:
-        workers = await parts.broker.catalogue.workers()
-        checks = {"redis": "ok", "workers": f"{workers} alive"}
+        async with in_time():
+            workers = await catalogue.workers()
+            await catalogue.probe()
     except Unavailable as error:
-        workers, checks = 0, {"redis": error.code, "workers": "unknown"}
-    if parts.drain.native:
-        checks["server"] = "stopping"
-    well = workers > 0 and not parts.drain.native
+        store = error.code
+        accept = error.code if accept == "ok" else accept
+        if workers is None and serve == "ok":
+            serve = error.code
+    if workers == 0 and accept == "ok":
+        accept = "no_worker"
+    checks = {"accept": accept, "serve": serve, "redis": store}
+    checks["workers"] = "unknown" if workers is None else f"{workers} alive"
+    well = all(checks[one] == "ok" for one in (("accept", "serve") if wanted == "both" else (wanted,)))
     return JSONResponse({"status": "ok" if well else "unavailable", "checks": checks}, 200 if well else 503)
 
 

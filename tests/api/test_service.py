@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import httpx
@@ -14,6 +15,7 @@ import pytest
 from api.app import create_app
 from api.relay import Drain
 from shared.config import Settings
+from shared.errors import Unavailable
 from tests.support.stack import Stack, free_port
 from tests.support.wire import Client, error_of, refused
 
@@ -119,6 +121,59 @@ async def test_a_bug_of_ours_is_an_answer_in_shape_with_a_request_id() -> None:
     assert error_of(response.json())["code"] == "internal_error"
     assert "canary" not in response.text
     assert "x-request-id" in response.headers, "the message names it as what finds the bug in the log"
+
+
+class Known:
+    """A catalogue that says what a test wants; a failure is what Redis would be."""
+
+    def __init__(self, workers: int | Unavailable, probe: Unavailable | None) -> None:
+        self._workers, self._probe = workers, probe
+
+    async def workers(self) -> int:
+        if isinstance(self._workers, Unavailable):
+            raise self._workers
+        return self._workers
+
+    async def probe(self) -> None:
+        if self._probe:
+            raise self._probe
+
+
+AWAY, FULL = Unavailable("away", code="storage_unavailable"), Unavailable("full", code="storage_full")
+
+
+@pytest.mark.parametrize(
+    ("workers", "probe", "stopping", "checks"),
+    [
+        (2, None, False, ("ok", "ok", "ok", "2 alive")),
+        (0, None, False, ("no_worker", "ok", "ok", "0 alive")),
+        (2, FULL, False, ("storage_full", "ok", "storage_full", "2 alive")),
+        (0, FULL, False, ("storage_full", "ok", "storage_full", "0 alive")),
+        (AWAY, None, False, ("storage_unavailable", "storage_unavailable", "storage_unavailable", "unknown")),
+        (2, None, True, ("stopping", "stopping", "ok", "2 alive")),
+        (AWAY, None, True, ("stopping", "stopping", "storage_unavailable", "unknown")),
+    ],
+)
+async def test_the_probe_says_what_can_be_done(
+    workers: int | Unavailable, probe: Unavailable | None, stopping: bool, checks: tuple[str, str, str, str]
+) -> None:
+    app = create_app(Settings(redis_url="redis://127.0.0.1:1", _env_file=None), Drain())
+    drain = Drain()
+    drain.native = stopping
+    app.state.parts = SimpleNamespace(broker=SimpleNamespace(catalogue=Known(workers, probe)), drain=drain)
+    told = dict(zip(("accept", "serve", "redis", "workers"), checks, strict=True))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+        for query, well in (
+            ("", told["accept"] == told["serve"] == "ok"),
+            ("?for=both", told["accept"] == told["serve"] == "ok"),
+            ("?for=accept", told["accept"] == "ok"),
+            ("?for=serve", told["serve"] == "ok"),
+        ):
+            response = await http.get(f"/readyz{query}")
+            assert response.json() == {"status": "ok" if well else "unavailable", "checks": told}
+            assert response.status_code == (200 if well else 503)
+        response = await http.get("/readyz?for=everything")
+    assert (response.status_code, error_of(response.json())["param"]) == (400, "for")
 
 
 # ---- starting

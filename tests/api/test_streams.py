@@ -294,6 +294,8 @@ def test_without_a_worker(own_stack: Stack, scripted: Register) -> None:
         probe = client.get("/readyz")
         assert probe.status_code == 503
         assert probe.json()["status"] == "unavailable"
+        assert (probe.json()["checks"]["accept"], probe.json()["checks"]["serve"]) == ("no_worker", "ok")
+        assert client.get("/readyz?for=serve").status_code == 200
         assert client.get("/healthz").status_code == client.get("/health").status_code == 200
         waiting = {asked.model: pool.submit(client.post, ask(asked.model)) for asked in (never, later)}
         listed = "/v1/streams?status=queued"

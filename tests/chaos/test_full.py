@@ -1,0 +1,358 @@
+"""A server that is full, of either kind and of memory or disk: what runs ends, what is there can be removed, and probes and
+clients are told what it is. Nobody makes room for us."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from tests.support import batch
+from tests.support.names import keys
+from tests.support.server import Server
+from tests.support.stack import Stack, free_port, wait_until
+from tests.support.upstream import Pause, Script, ScriptedUpstream, chunk, ending, whole, words
+from tests.support.wire import end_error
+
+FULL_S = 2.0
+"""How long our workers wait for room; as shipped it is a minute."""
+_SOONER = f"import shared.writer\nshared.writer.FULL_S = {FULL_S}\n"
+QUICK = {
+    "STREAMSPOOL_LEASE_S": "2",
+    "STREAMSPOOL_HOLD_HEADERS_S": "0.2",
+    "STREAMSPOOL_KEEPALIVE_S": "0.5",
+    "STREAMSPOOL_DISCONNECT_GRACE_S": "1",
+    "STREAMSPOOL_DRAIN_S": "0.5",
+}
+
+
+class Filled(Stack):
+    """An API and a worker on a server of their own, which can be filled up and emptied."""
+
+    def __init__(self, server: Server, upstream: ScriptedUpstream, directory: Path) -> None:
+        faults = directory / "faults"
+        faults.mkdir()
+        (faults / "sitecustomize.py").write_text(_SOONER)
+        self._metrics = free_port()
+        super().__init__(
+            server.url, upstream.base_url, directory, STREAMSPOOL_WORKER_METRICS_PORT=str(self._metrics), **QUICK
+        )
+        self.environment["PYTHONPATH"] = f"{faults}:{self.environment['PYTHONPATH']}"
+        self.client, self.upstream, self._directory = server.client(), upstream, directory
+        self.http = httpx.Client(base_url=self.url, timeout=40, trust_env=False)
+        self._count = 0
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+        self.client.config_set("maxmemory", 0)
+        super().__exit__()
+        self.client.close()
+
+    @contextmanager
+    def full(self) -> Iterator[None]:
+        self.client.config_set("maxmemory", 1)
+        try:
+            yield
+        finally:
+            self.client.config_set("maxmemory", 0)
+
+    @contextmanager
+    def disk_full(self) -> Iterator[None]:
+        """The server cannot save, and takes no write until it can."""
+        blocked = Path(self.client.config_get("dir")["dir"], "dump.rdb")
+        blocked.mkdir()
+        self.client.config_set("save", "3600 1")
+        self.client.bgsave()
+        wait_until(lambda: self._saved() == "err", what="saving fails")
+        try:
+            yield
+        finally:
+            blocked.rmdir()
+            wait_until(self._saves, what="saving works")
+            self.client.config_set("save", "")
+
+    def _saved(self) -> str:
+        return str(self.client.info("persistence")["rdb_last_bgsave_status"])
+
+    def _saves(self) -> bool:
+        with suppress(redis.ResponseError):
+            self.client.bgsave()
+        return self._saved() == "ok"
+
+    def scripted(self, chunks: int, barrier: Pause, *, ends: bool = False) -> Script:
+        """A model that says so many words, waits for the barrier, says some more, and ends, or has no end."""
+        self._count += 1
+        more = [chunk({"content": f"more{i} "}) for i in range(20)]
+        last = ending() if ends else [Pause()]
+        return self.upstream.script(f"full-{self._count}", [*words(chunks), barrier, *more, *last])
+
+    @property
+    def model(self) -> str:
+        """Of the last script."""
+        return f"scripted/full-{self._count}"
+
+    def post(self, model: str, **fields: Any) -> httpx.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": "x"}], **fields}
+        return self.http.post("/v1/chat/completions", json=body)
+
+    def background(self, model: str, **fields: Any) -> str:
+        response = self.post(model, background=True, **fields)
+        assert response.status_code == 202, response.text
+        return str(response.json()["id"])
+
+    def state(self, generation_id: str) -> dict[str, Any]:
+        response = self.http.get(f"/v1/streams/{generation_id}", headers={"accept": "application/json"})
+        assert response.status_code == 200, response.text
+        found: dict[str, Any] = response.json()
+        return found
+
+    def until_said(self, generation_id: str, chunks: int) -> None:
+        key = keys.log(generation_id)
+        wait_until(lambda: self.client.xrange(key, f"1-{chunks}", count=1), what=f"{chunks} chunks")
+
+    def metric(self, part: str) -> float:
+        """How often a part of the worker could not use Redis."""
+        text = httpx.get(f"http://127.0.0.1:{self._metrics}/metrics", trust_env=False).text
+        found = re.search(rf'^streamspool_redis_errors_total{{part="{part}"}} (\S+)', text, re.M)
+        return float(found[1]) if found else 0.0
+
+    def checks(self, query: str = "") -> tuple[int, dict[str, str]]:
+        response = self.http.get(f"/readyz{query}")
+        return response.status_code, response.json()["checks"]
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def stack(
+    request: pytest.FixtureRequest, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Filled]:
+    directory = tmp_path_factory.mktemp("full")
+    options = ("--appendonly", "yes", "--enable-debug-command", "yes")
+    with (
+        Server(directory / "server", *options, kind=request.param) as server,
+        Filled(server, upstream, directory) as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+def filled(stack: Filled) -> Iterator[Filled]:
+    pids = [stack.process(name).pid for name in ("api", "worker")]
+    yield stack
+    stack.client.config_set("maxmemory", 0)
+    assert [stack.process(name).pid for name in ("api", "worker") if stack.process(name).poll() is None] == pids
+    wait_until(lambda: stack.checks()[0] == 200, what="ready again")
+    assert stack.post("fake/echo").status_code == 200
+
+
+# ---- what runs
+
+
+def test_f52_a_running_answer_waits_for_room_and_then_ends_with_what_it_has(filled: Filled) -> None:
+    """Whole answers, whose clients have not got a byte yet: the text is nowhere but in the worker and in the log."""
+    barrier = Pause()
+    scripts = [(filled.scripted(5, barrier), filled.model) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(filled.post, model) for _, model in scripts]
+        ids = wait_until(lambda: len(found := filled.client.zrange(keys.open, 0, -1)) == 8 and found)
+        for generation_id in ids:
+            filled.until_said(generation_id.decode(), 5)
+        with filled.full():
+            barrier.go()
+            responses = [future.result(30) for future in waiting]
+            assert {response.status_code for response in responses} == {507}
+            errors = [response.json()["error"] for response in responses]
+            assert {error["code"] for error in errors} == {"storage_full"}
+            assert all("is full" in error["message"] and "kept" in error["message"] for error in errors)
+            assert {response.headers["x-should-retry"] for response in responses} == {"false"}
+            wait_until(lambda: not any(script.live for script, _ in scripts), what="the provider is hung up on")
+            for generation_id in ids:
+                found = filled.state(generation_id.decode())
+                assert (found["status"], found["error"]["code"]) == ("failed", "storage_full")
+                kept = filled.http.get(f"/v1/chat/completions/{generation_id.decode()}").json()
+                assert kept["choices"][0]["message"]["content"].startswith(whole(5))
+            assert filled.client.zcard(keys.open) == 0
+    assert all(len(script.calls) == 1 for script, _ in scripts)
+
+
+def test_f52_a_viewer_is_told_how_it_ends(filled: Filled) -> None:
+    barrier = Pause()
+    filled.scripted(5, barrier)
+    body = {"model": filled.model, "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    with filled.http.stream("POST", "/v1/chat/completions", json=body) as response, filled.full():
+        threading.Timer(0.5, barrier.go).start()
+        seen = response.read()
+    assert seen.endswith(b"data: [DONE]\n\n")
+    assert end_error(seen)["code"] == "storage_full"
+    assert b"w4 " in seen
+
+
+def test_f52_room_that_is_made_in_time_is_used(filled: Filled) -> None:
+    barrier = Pause()
+    filled.scripted(5, barrier, ends=True)
+    generation_id = filled.background(filled.model)
+    filled.until_said(generation_id, 5)
+    before = filled.metric("append")
+    with filled.full():
+        barrier.go()
+        wait_until(lambda: filled.metric("append") > before, what="it waits")
+    wait_until(lambda: filled.state(generation_id)["status"] == "completed", what="it is whole")
+
+
+def test_f52_a_full_disk_bounds_the_wait_as_well_and_is_told_for_what_it_is(filled: Filled) -> None:
+    """Not even an end can be written: the provider is hung up on in time, and the end follows as soon as it can."""
+    barrier = Pause()
+    script = filled.scripted(5, barrier)
+    generation_id = filled.background(filled.model)
+    filled.until_said(generation_id, 5)
+    with filled.disk_full():
+        barrier.go()
+        wait_until(lambda: not script.live, 15, what="the provider is hung up on")
+        assert filled.checks() == (503, filled.checks()[1])
+        checks = filled.checks("?for=serve")
+        assert checks[0] == 200
+        assert (checks[1]["accept"], checks[1]["serve"]) == ("storage_full", "ok")
+        refused = filled.post("fake/echo")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_full")
+        assert "disk" in refused.json()["error"]["message"]
+        assert filled.state(generation_id)["status"] == "in_progress"
+    found = wait_until(lambda: (s := filled.state(generation_id))["status"] != "in_progress" and s, what="an end")
+    assert (found["status"], found["error"]["code"]) == ("failed", "storage_full")
+    assert "disk" in found["error"]["message"]
+    assert len(script.calls) == 1
+    assert "MISCONF" in filled.log("api")
+
+
+def test_f52_who_watches_does_not_seem_to_leave_because_memory_is_full(filled: Filled) -> None:
+    barrier = Pause()
+    script = filled.scripted(5, barrier, ends=True)
+    body = {"model": filled.model, "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    seen: list[bytes] = []
+
+    def watch() -> None:
+        with filled.http.stream("POST", "/v1/chat/completions", json={**body, "on_disconnect": "cancel"}) as response:
+            seen.extend(response.iter_raw())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    wait_until(lambda: b"w4 " in b"".join(seen), what="it speaks")
+    with filled.full():
+        before = b"".join(seen).count(b": ka")
+        wait_until(lambda: b"".join(seen).count(b": ka") > before + 12, 15, what="longer than the grace time, twice")
+        assert script.live
+    barrier.go()
+    watching.join(20)
+    assert b"more19 " in b"".join(seen)
+    assert b'"error"' not in b"".join(seen)
+
+
+# ---- what is there
+
+
+def test_f53_a_full_server_can_be_emptied(filled: Filled) -> None:
+    """Everything that a client may end or delete, at a server that takes nothing else."""
+    barrier = Pause()
+    done = filled.background("fake/echo", store=True, session_id="chat", metadata={"a": "b"})
+    wait_until(lambda: filled.state(done)["status"] == "completed")
+    running, told = [], []
+    for fields in ({}, {"session_id": "chat"}, {"store": True}):
+        filled.scripted(5, barrier)
+        running.append(filled.background(filled.model, **fields))
+        filled.until_said(running[-1], 5)
+    file = batch.upload(filled.http, batch.jsonl([batch.line("a")]))
+    with filled.full():
+        response = filled.http.post(f"/v1/streams/{running[0]}/cancel")
+        told.append((response.status_code, response.json()["status"]))
+        for path in (
+            f"/v1/streams/{running[0]}",
+            "/v1/sessions/chat",
+            f"/v1/streams/{running[1]}",
+            f"/v1/chat/completions/{running[2]}",
+            f"/v1/chat/completions/{done}",
+            f"/v1/files/{file}",
+        ):
+            told.append((path.split("/")[2], filled.http.delete(path).status_code))
+        assert told == [
+            (200, "cancelled"),
+            ("streams", 200),
+            ("sessions", 200),
+            ("streams", 200),
+            ("chat", 200),
+            ("chat", 200),
+            ("files", 200),
+        ]
+        left = {key.decode() for key in filled.client.keys("streamspool:*")}
+        assert not {key for key in left if ":log" in key or ":session:" in key or ":file:" in key}, left
+        wait_until(lambda: not filled.client.zcard(keys.queue), what="the worker lets go of its jobs")
+
+
+def test_f53_a_batch_can_be_cancelled_and_ends(filled: Filled) -> None:
+    barrier = Pause()
+    scripts = [(filled.scripted(3, barrier), filled.model)]
+    lines = [batch.line(f"n{i}", scripts[0][1]) for i in range(6)] + [batch.line(f"e{i}") for i in range(6)]
+    batch_id = batch.start(filled.http, batch.jsonl(lines))
+    wait_until(lambda: batch.state(filled.http, batch_id)["request_counts"]["completed"] == 6, 30, "six are done")
+    wait_until(lambda: scripts[0][0].live == 6, what="six are asked")
+    with filled.full():
+        response = filled.http.post(f"/v1/batches/{batch_id}/cancel")
+        assert (response.status_code, response.json()["status"]) == (200, "cancelling"), response.text
+        found = batch.ended(filled.http, batch_id, 30)
+        assert found["status"] == "cancelled"
+        assert len(batch.results(filled.http, found["output_file_id"])) == 6
+        assert len(batch.results(filled.http, found["error_file_id"])) == 6
+        wait_until(lambda: not scripts[0][0].live, what="the provider is hung up on")
+
+
+def test_f53_a_batch_that_was_answered_is_written_down(filled: Filled) -> None:
+    """Its last answers come in while memory is full: no line is asked once more, and the batch ends."""
+    barrier = Pause()
+    script = filled.upstream.script("last-word", [*words(3), *ending()[:-1], barrier, ending()[-1]])
+    batch_id = batch.start(filled.http, batch.jsonl([batch.line(f"n{i}", "scripted/last-word") for i in range(6)]))
+    wait_until(lambda: script.live == 6, what="six are asked")
+    ids = wait_until(lambda: len(found := filled.client.zrange(keys.open, 0, -1)) == 6 and found)
+    for generation_id in ids:
+        filled.until_said(generation_id.decode(), 6)
+    with filled.full():
+        barrier.go()
+        found = batch.ended(filled.http, batch_id, 30)
+        assert (found["status"], found["request_counts"]["completed"]) == ("completed", 6)
+        assert len(batch.results(filled.http, found["output_file_id"])) == 6
+    assert len(script.calls) == 6
+
+
+# ---- what is told
+
+
+def test_f54_probes_tell_what_can_be_done(filled: Filled) -> None:
+    well = {"accept": "ok", "serve": "ok", "redis": "ok", "workers": "1 alive"}
+    assert filled.checks() == (200, well)
+    with filled.full():
+        full = {**well, "accept": "storage_full", "redis": "storage_full"}
+        assert filled.checks() == (503, full)
+        assert filled.checks("?for=both") == (503, full)
+        assert filled.checks("?for=accept") == (503, full)
+        assert filled.checks("?for=serve") == (200, full)
+    assert filled.checks() == (200, well)
+    filled.client.replicaof("127.0.0.1", 1)
+    try:
+        refused = {**well, "accept": "storage_unavailable", "redis": "storage_unavailable"}
+        assert filled.checks() == (503, refused)
+        assert filled.checks("?for=serve") == (200, refused)
+    finally:
+        filled.client.replicaof("NO", "ONE")
+    response = filled.http.get("/readyz?for=everything")
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "for")
+
+
+def test_f54_the_log_has_the_cause(filled: Filled) -> None:
+    with filled.full():
+        assert filled.post("fake/echo").json()["error"]["code"] == "storage_full"
+    told = [line for line in filled.log("api").splitlines() if '"redis failed"' in line and '"broker"' in line]
+    assert any("maxmemory" in line for line in told)

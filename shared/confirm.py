@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 from shared.outage import full
@@ -140,7 +141,7 @@ class Confirmer:
                     if connection is None:
                         connection = await pool.get_connection()
                     with CONFIRM_SECONDS.time():
-                        found = await self._ask(connection)
+                        found = await self._ask(connection, waiting)
                 except (RedisError, OSError) as error:
                     _tell(waiting, error)
                     if connection is not None:
@@ -148,19 +149,16 @@ class Confirmer:
                         await pool.release(connection)
                         connection = None
                     continue
-                if found is None:  # not yet: those who still wait are asked for again
-                    self._waiting[:0] = waiting
-                    self._asked.set()
-                    await asyncio.sleep(_PAUSE_S)
-                else:
+                if found is not None:
                     _tell(waiting, found)
         finally:
             if connection is not None:
                 await connection.disconnect(nowait=True)
                 await pool.release(connection)
 
-    async def _ask(self, connection: Any) -> Confirmed | None:
-        """None if it cannot be said yet."""
+    async def _ask(self, connection: Any, waiting: Sequence[asyncio.Future[Confirmed]]) -> Confirmed | None:
+        """Asks until the answer is yes; None if by then nobody waits for it any more. The marker is written once: a replica
+        that is always a second behind would never have the newest."""
         mark = bulk(b"SET", self._mark.encode(), b"1", b"PX", b"%d" % _MARK_MS)
         *info, marked = await converse(connection, b"".join((*_INFO, mark)), len(_INFO) + 1)
         if full(marked) == "memory":
@@ -170,12 +168,13 @@ class Confirmer:
             raise marked
         told = b"\n".join(reply for reply in info if isinstance(reply, bytes))
         replicas = any(int(lag) <= _LAG_S for lag in _REPLICA.findall(told))
-        written = await self._written(connection)
-        if replicas and not await self._waited(connection, b"WAIT", b"1"):
-            return None
-        if written is False:
-            return None
-        return Confirmed(_identity(info), sure=bool(written or replicas))
+        while not all(future.done() for future in waiting):
+            written = await self._written(connection)
+            if written is False:
+                await asyncio.sleep(_PAUSE_S)
+            elif not replicas or await self._waited(connection, b"WAIT", b"1"):
+                return Confirmed(_identity(info), sure=bool(written or replicas))
+        return None
 
     async def _written(self, connection: Any) -> bool | None:
         """Whether the append-only file has it; None without such a file, or where nothing is told."""

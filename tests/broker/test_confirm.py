@@ -146,6 +146,17 @@ async def test_a_replica_that_does_not_answer_is_told_as_an_outage_and_nothing_r
         assert await accepted(broker, background=True)
 
 
+async def test_a_replica_that_is_always_behind_has_it_in_the_end(
+    brokers: Callable[[str], Awaitable[Broker]], server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    """By more than one question takes: to ask anew each time, with a newer marker, would never be answered."""
+    broker = await brokers("none")
+    assert broker._confirmer
+    with Follower(tmp_path / "follower", server, 1.5):
+        async with asyncio.timeout(30):
+            assert (await broker._confirmer.confirm()).sure
+
+
 async def test_a_server_that_does_not_know_waitaof_tells_by_what_it_has_not_written(tmp_path: Path) -> None:
     with Server(tmp_path, "--appendonly", "yes", kind="redis") as server:
         redis = connect(server.url, max_connections=5)

@@ -102,11 +102,11 @@ class Confirmer:
         if self._promised == "all" or (background and self._promised == "background"):
             await self.confirm()
 
-    async def server(self, *, fresh: bool = False) -> str | None:
-        """The identity of the server that new connections lead to, as it is or was within the last second; None where that
-        cannot be told. Raises RedisError, OSError."""
+    async def server(self, *, now: bool = False) -> str | None:
+        """The identity of the server that new connections lead to, as it was within the last second, or is `now`; None
+        where that cannot be told. Raises RedisError, OSError."""
         loop = asyncio.get_running_loop()
-        if fresh or loop.time() - self._looked_at > _FRESH_S:
+        if now or loop.time() - self._looked_at > _FRESH_S:
             pool = self._redis.connection_pool
             connection = await pool.get_connection()
             try:
@@ -121,9 +121,9 @@ class Confirmer:
                 self._changed_at = self._looked_at
         return self._server
 
-    async def is_new(self, age_s: float) -> bool:
-        """Whether the server was seen to be another one within this time. Raises RedisError, OSError."""
-        await self.server()
+    async def is_new(self, age_s: float, *, now: bool = False) -> bool:
+        """Whether the server was seen to be another one within this time, or `now`. Raises RedisError, OSError."""
+        await self.server(now=now)
         return asyncio.get_running_loop().time() - self._changed_at < age_s
 
     async def _run(self) -> None:

@@ -56,14 +56,13 @@ class StreamWorker(Worker):
     def __init__(
         self,
         redis: ArqRedis,
+        confirmer: Confirmer,
         generator: Generator,
         batcher: Batcher,
         settings: Settings,
         *,
         worker_id: str,
-        confirmer: Confirmer | None = None,
     ) -> None:
-        """The confirmer tells whether Redis is the same server as before."""
         super().__init__(
             functions=[
                 func(self._generate, name="generate"),
@@ -77,10 +76,9 @@ class StreamWorker(Worker):
             job_serializer=serialize_job,
             job_deserializer=deserialize_job,
         )
-        self._redis, self._queue, self._key = redis, JobQueue(redis), redis.key
+        self._redis, self._queue, self._key, self._confirmer = redis, JobQueue(redis), redis.key, confirmer
         self._generator, self._batcher, self._settings = generator, batcher, settings
         self.worker_id = worker_id
-        self._confirmer = confirmer
         self._running: dict[Lane, dict[str, asyncio.Task[None]]] = {lane: {} for lane in Lane}
         self._jobs: dict[str, Job] = {}
         self._lost: set[str] = set()
@@ -90,7 +88,7 @@ class StreamWorker(Worker):
         self._more: set[Lane] = set()
         """Where more is known to wait than there was room for."""
         self._skip = 0
-        self._woken, self._strange = asyncio.Event(), asyncio.Event()
+        self._woken, self._strange, self._doubted = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._due = 0.0
         self._pause = TakeoverPause(settings.lease_s, POLL_S)
 
@@ -166,7 +164,10 @@ class StreamWorker(Worker):
                     await self._queue.restore(ours, self._lease())
                 await self._generator.stop_ended()
                 await self._generator.stop_unwatched()
-            await asyncio.sleep(self._settings.lease_s / 4)
+            self._doubted.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.lease_s / 4):
+                    await self._doubted.wait()
 
     async def adopt_old(self) -> None:
         """Takes over what a version before this one queued: at the start, and while such a one is still there."""
@@ -184,25 +185,35 @@ class StreamWorker(Worker):
     async def sweep(self) -> None:
         """Takes what nobody runs, as far as there is room: its worker is lost, or it was never rung for.
 
-        While leases may be gone whose workers live, nothing that was begun is taken over.
+        While leases may be gone whose workers live, nothing that was begun is taken over; while it may be forgotten who
+        runs what, nothing at all.
         """
-        again, self._again = self._again, {}
-        await self._start(again.items(), begun=True)
         tried: set[str] = set()
         for round_number in range(_ROUNDS):
             count = {lane: self._room(lane) + len(tried) for lane in Lane}
             waiting, clock = await self._queue.look(self.worker_id, BEAT_TTL_S * 1000, count)
             self._pause.answered(self.loop.time())
             self._look_at(clock)
-            if round_number == 0 and self._confirmer:  # after the look: what it saw may be what another server knows
-                self._pause.server(await self._confirmer.server(fresh=True), self.loop.time())
             if round_number == 0:
-                await self._start(await self._lost_ones(), begun=True)
+                if await self._server_may_have_forgotten():
+                    return
+                again, self._again = self._again, {}
+                await self._start([*again.items(), *await self._lost_ones()], begun=True)
             self._more = {lane for lane, job_ids in waiting.items() if len(job_ids) > count[lane]}
             wanted = [job for job in await self._not_begun(waiting) if job[0] not in tried]
             tried |= await self._start(wanted, begun=False)  # where others were quicker, they are about to move them
             if not wanted or not any(map(self._room, self._more)):
                 break
+
+    async def _server_may_have_forgotten(self) -> bool:
+        """Whether it is another one, or was started again, just now: what it says waits may run. Who runs it says so first.
+
+        What is rung for is begun all the same: it was enqueued, or handed over, after that.
+        """
+        forgotten = await self._confirmer.is_new(self._settings.lease_s / 2, now=True)  # after the look it is about
+        if forgotten:
+            self._doubted.set()
+        return forgotten
 
     async def _lost_ones(self) -> list[tuple[str, Lane]]:
         """Jobs that run nowhere: their leases were to end, and have; a full server does not note when one is renewed."""
@@ -224,8 +235,6 @@ class StreamWorker(Worker):
     async def _not_begun(self, waiting: dict[Lane, list[str]]) -> list[tuple[str, Lane]]:
         """What of this may be begun now: not what was put once more while it ran, where its lease may be back soon."""
         begun: set[str] = set()
-        if self._pause.forgot(self.loop.time()):
-            return []
         if self._pause.holds(self.loop.time()):
             for lane, job_ids in waiting.items():
                 begun |= await self._queue.begun(lane, job_ids)

@@ -1,6 +1,6 @@
 """The queue under others: more full workers than one look is long, strangers in the same database, an older version.
 
-Rows Q1 to Q7 of docs/RELIABILITY.md, on real processes; the times are in `figures_queue`.
+Rows Q1 to Q8 of docs/RELIABILITY.md, on real processes; the times are in `figures_queue`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ from tests.support.batch import ended, jsonl, line, results, start
 from tests.support.fleet import Fleet, ask
 from tests.support.judge import Judges
 from tests.support.names import WAITING, keys
+from tests.support.rewind import Rewindable
 from tests.support.stack import Stack, wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 
@@ -323,6 +325,41 @@ def test_q6_what_an_older_api_goes_on_to_queue_is_begun_when_its_bell_rings(
     left_behind(fleet, generation_id)
     fleet.client.publish(keys.doorbell, generation_id)
     assert fleet.ended(generation_id)["status"] == "completed"
+
+
+# ---- a server that forgot who runs what
+
+
+def test_q8_what_a_server_forgot_to_be_running_is_left_to_who_runs_it(
+    upstream: ScriptedUpstream, judges: Judges, tmp_path: Path
+) -> None:
+    """Started from an older file it says that the job waits; the other worker asks it more than once before this one can."""
+    pause = Pause()
+    script = upstream.script("q8", [*words(3), pause, *words(9)[4:], *ending()])
+    place = tmp_path / "stack"
+    place.mkdir()
+    with (
+        Rewindable(tmp_path / "valkey") as server,
+        Stack(server.url, upstream.base_url, place, STREAMSPOOL_LEASE_S="8") as stack,
+    ):
+        stack.kill("worker", signal.SIGSTOP)
+        viewer = judges.post([stack.url], ask("q8"))
+        wait_until(lambda: server.client.zcard(WAITING) == 1, what="it waits")
+        server.remember()
+        stack.kill("worker", signal.SIGCONT)
+        wait_until(lambda: viewer.text == whole(3), what="it runs")
+        stack.start("worker-2")
+        wait_until(lambda: server.client.scard(keys.workers) == 2, 30, "there is another worker")
+        stack.kill("worker", signal.SIGSTOP)
+        server.rewind()
+        assert server.client.zcard(WAITING) == 1
+        wait_until(lambda: server.client.info("commandstats").get("cmdstat_time", {"calls": 0})["calls"] > 3)
+        stack.kill("worker", signal.SIGCONT)
+        wait_until(lambda: server.client.get(keys.lease(viewer.id)), what="who runs it says so")
+        pause.go()
+        judges.wait()
+        assert (viewer.outcome, viewer.text, viewer.attempts) == ("whole", whole(9), [])
+        assert len(script.calls) == 1
 
 
 def test_q7_lines_have_their_places_and_wait_in_nobodys_way(fleet: Fleet, upstream: ScriptedUpstream) -> None:

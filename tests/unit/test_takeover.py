@@ -47,15 +47,3 @@ def test_after_redis_clock_was_set_on_the_others_get_a_lease_to_renew_theirs(pau
 def test_steps_that_end_no_lease_change_nothing(pause: TakeoverPause, step_s: float) -> None:
     pause.clock(5100.5 + step_s, 100.5)
     assert not pause.holds(100.5)
-
-
-def test_another_server_may_have_forgotten_that_anything_was_begun(pause: TakeoverPause) -> None:
-    """Those who run it renew their leases within a quarter of one."""
-    pause.server("a", 100.0)
-    assert not pause.forgot(100.0)
-    pause.server("a", 100.5)
-    assert not pause.forgot(100.5)
-    pause.server(None, 100.7)
-    pause.server("b", 101.0)
-    assert (pause.forgot(105.9), pause.forgot(106.1)) == (True, False)
-    assert (pause.holds(110.9), pause.holds(111.1)) == (True, False)

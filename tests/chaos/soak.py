@@ -149,7 +149,8 @@ class Soak:
             self.sessions.setdefault(made.session, []).append(made)
         try:
             async with asyncio.timeout(PATIENCE_S):
-                posts = [self._openai_viewer(made) for _ in range(made.posts)]
+                post = self._in_background if made.background else self._openai_viewer
+                posts = [post(made) for _ in range(made.posts)]
                 await asyncio.gather(*posts, *(self._late(made) for _ in range(made.late)), self._cancel(made))
                 if made.id:
                     await self._judge(made)
@@ -206,6 +207,34 @@ class Soak:
                     self.streams.discard(stream)
         if made.posts == 1 or len(made.readings) + len(made.cuts):
             made.accepted.set()
+
+    async def _in_background(self, made: Generation) -> None:
+        """Posts until it is accepted; then it runs, whatever dies and whoever watches. Repeats itself as `_openai_viewer`."""
+        headers = {"idempotency-key": made.key} if made.key else {}
+        for _ in range(60):
+            try:
+                async with asyncio.timeout(20):
+                    asked = json.loads(made.body())
+                    status, state = await call(self.port(), "POST", "/v1/chat/completions", asked, headers=headers)
+            except RETRIED as error:
+                if made.key is None and not isinstance(error, ConnectionRefusedError):
+                    break
+            else:
+                if status == 202:
+                    if made.id not in (None, state["id"]):
+                        self.blame("one key, two generations", made, other=state["id"])
+                    made.id = state["id"]
+                    self.counts["in background"] += 1
+                    break
+                if status not in (429, 503):
+                    self.blame(f"background answered {status}", made, body=state)
+                    break
+                self.counts["post 503"] += 1
+                self.refused[f"scripted/{made.tag}"] += 1
+                if not made.key:
+                    break
+            await asyncio.sleep(self.random.uniform(0.1, 0.5))
+        made.accepted.set()
 
     def _accepted(self, made: Generation, stream: Stream) -> bool:
         found = stream.headers.get("x-stream-id")
@@ -288,6 +317,9 @@ class Soak:
     async def _judge(self, made: Generation) -> None:
         state = await self._state(made)
         self.ends[(state.get("error") or {}).get("code") or state["status"]] += 1
+        if state["status"] == "gone":
+            self.blame("the log is gone", made)
+            return
         answer = None
         while answer is None:
             with contextlib.suppress(*RETRIED):

@@ -39,7 +39,8 @@ BEHAVIOURS = {
 SESSION_SPAN = 20
 """Of so many generations in a row, some are turns of one session: few enough that the last can wait for all others."""
 _ANSWERED = {"good", "large", "limited_once", "reset_once"}
-_WORKER_LOST = {"generation_interrupted", "worker_lost", "no_worker"}
+_LOST = {"generation_interrupted", "worker_lost", "no_worker", "stream_lost"}
+"""What an answer may end as because of the faults: with a worker's death, or that of a worker and Valkey together."""
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Generation:
     leaves: bool
     random: float
     session: str | None
+    background: bool
     id: str | None = None
     state: dict[str, Any] = field(default_factory=dict)
     """What it ended as, once it was judged."""
@@ -71,7 +73,7 @@ class Generation:
 
     @classmethod
     def draw(cls, number: int, chance: random.Random) -> Generation:
-        keyed = chance.random() < 0.5
+        keyed, background = chance.random() < 0.5, chance.random() < 0.1
         return cls(
             number=number,
             behaviour=chance.choices(list(BEHAVIOURS), list(BEHAVIOURS.values()))[0],
@@ -83,9 +85,10 @@ class Generation:
             late=chance.choice([0, 1, 1, 2, 4]),
             ids=chance.random() < 0.5,
             cancel_after=chance.uniform(0, 3) if chance.random() < 0.1 else None,
-            leaves=chance.random() < 0.05,
+            leaves=chance.random() < 0.05 and not background,
             random=chance.random(),
             session=f"soak-{number // SESSION_SPAN}" if chance.random() < 0.2 else None,
+            background=background,
         )
 
     @property
@@ -99,7 +102,8 @@ class Generation:
     def body(self) -> bytes:
         asked = {
             "model": f"scripted/{self.tag}",
-            "stream": True,
+            "stream": not self.background,
+            "background": self.background,
             "messages": self.messages,
             "on_interruption": self.policy,
             "on_disconnect": "cancel" if self.leaves else "continue",
@@ -122,13 +126,14 @@ class Generation:
             "cancel_after",
             "leaves",
             "session",
+            "background",
         )
         readings = [
             {"native": r.native, "end": r.terminal, "text": r.text[-60:], "last": r.last_id, "resumes": r.resumes}
             for r in (*self.readings, *self.cuts)
         ]
         calls = len(self.plan.calls) if self.plan else None
-        return {**{name: getattr(self, name) for name in (*shown, "session")}, "calls": calls, "readings": readings}
+        return {**{name: getattr(self, name) for name in shown}, "calls": calls, "readings": readings}
 
     def call_problems(self, state: dict[str, Any], withdrawn: int) -> list[str]:
         """The provider is asked once an attempt, and again only where it refused before the first chunk.
@@ -139,13 +144,11 @@ class Generation:
         calls, attempts = len(self.plan.calls), state.get("attempts") or 0
         again = 3 if self.behaviour in ("limited_once", "limited", "reset_once", "broken", "cut", "rst") else 1
         wrong = []
-        if state["status"] == "gone":
-            wrong.append("the log is gone")
-        elif calls > attempts * again + withdrawn * 3:
+        if calls > attempts * again + withdrawn * 3:
             wrong.append(f"{calls} calls in {attempts} attempts")
         code = (state.get("error") or {}).get("code")
         untouched = self.behaviour in _ANSWERED and self.cancel_after is None and not self.leaves
-        if untouched and state["status"] != "completed" and code not in _WORKER_LOST:
+        if untouched and state["status"] != "completed" and code not in _LOST:
             wrong.append("an answer that was there was not given")
         if self.behaviour not in _ANSWERED and state["status"] == "completed":
             wrong.append("an answer that was not there was given")

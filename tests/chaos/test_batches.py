@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.batch import ended, jsonl, line, results, start
-from tests.support.ground import Ground
+from tests.support.ground import WORKERS, Ground
 from tests.support.names import keys
 from tests.support.stack import wait_until
+from tests.support.stages import STAGES
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words
 from worker.batch_lines import line_id
 
@@ -152,3 +153,51 @@ def test_b6_a_line_is_asked_once_more_only_where_its_worker_was_lost(
     batch = ended(ground.http, batch_id)
     assert batch["request_counts"]["completed"] == 40
     assert len(script.calls) == 40 + owners[pid]
+
+
+@pytest.fixture(scope="module")
+def doomed(tmp_path_factory: pytest.TempPathFactory, upstream: ScriptedUpstream) -> Iterator[Ground]:
+    """Its workers end at the stage that a test plans."""
+    with Ground(tmp_path_factory.mktemp("doomed"), upstream.base_url) as running:
+        running.doom()
+        yield running
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("stage", STAGES)
+def test_b8_a_batch_ends_wherever_its_worker_did(doomed: Ground, stage: str, number: signal.Signals) -> None:
+    """Twenty lines are all handed out at once, so that the input has been read to its end ever after."""
+    lines = 120 if stage == "handed out" else 20
+    doomed.plan(stage, number)
+    batch_id = start(doomed.http, jsonl(line(f"line-{n}", MODEL) for n in range(lines)))
+    wait_until(doomed.carried_out, 60, f"a worker ended at: {stage}")
+    statuses = wait_until(doomed.revive, 60, "it has ended")
+    assert statuses == [0 if number == signal.SIGTERM else -number]
+    batch = ended(doomed.http, batch_id, 90)
+    assert batch["status"] == "completed"
+    assert batch["request_counts"] == {"total": lines, "completed": lines, "failed": 0}
+    assert results(doomed.http, batch["output_file_id"]).keys() == {f"line-{n}" for n in range(lines)}
+    assert batch["error_file_id"] is None
+    wait_until(lambda: doomed.redis.zscore(keys.batches_open, batch_id) is None, 60, "nobody looks after it any more")
+    wait_until(lambda: not doomed.logs(), 30, "no log is left")
+
+
+@pytest.mark.timeout(300)
+def test_b9_a_provider_that_goes_and_comes_back_fails_no_line(ground: Ground, upstream: ScriptedUpstream) -> None:
+    script = upstream.script("leaves", [*words(3), 0.1, *ending()])
+    batch_id = start(ground.http, jsonl(line(f"line-{n}", "scripted/leaves") for n in range(300)))
+    ground.until(batch_id, 100)
+    upstream.leave()
+    try:
+        wait_until(lambda: "provider away" in "".join(map(ground.stack.log, WORKERS)), 60, "they leave it alone")
+        ground.kill(ground.runner(batch_id) or "worker")
+        quick = start(ground.http, jsonl(line(f"quick-{n}") for n in range(20)))
+        assert ended(ground.http, quick)["request_counts"]["completed"] == 20, "others go on"
+    finally:
+        upstream.come_back()
+    batch = ended(ground.http, batch_id, 180)
+    assert batch["request_counts"] == {"total": 300, "completed": 300, "failed": 0}
+    assert results(ground.http, batch["output_file_id"]).keys() == {f"line-{n}" for n in range(300)}
+    assert len(script.calls) < 400
+    wait_until(lambda: not ground.logs(), 30, "no log is left")

@@ -17,6 +17,8 @@ from tests.support.fleet import QUICK
 from tests.support.names import keys
 from tests.support.stack import Stack, wait_until
 
+WORKERS = ("worker", "worker-2")
+
 
 class Ground:
     """A Valkey, an API and two workers, each of which can be killed and is started again."""
@@ -26,6 +28,7 @@ class Ground:
         self.valkey = EmbeddedValkey(directory / "data")
         quick = {**QUICK, "STREAMSPOOL_NO_WORKER_S": "30", "STREAMSPOOL_BATCH_LINES": "50", **settings}
         self.stack = Stack(self.valkey.url, upstream_url, directory, **quick)
+        self._plan = directory / "plan"
 
     def __enter__(self) -> Self:
         with ExitStack() as exits:
@@ -45,12 +48,41 @@ class Ground:
     def runner(self, batch_id: str) -> str:
         """The worker that hands out the lines of the batch now."""
         holder = wait_until(lambda: self.redis.get(keys.lease(batch_id)), what="somebody holds the batch")
-        names = {str(self.stack.process(name).pid): name for name in ("worker", "worker-2")}
+        names = {str(self.stack.process(name).pid): name for name in WORKERS}
         return names.get(holder.decode().split("-")[-2], "")
 
     def kill(self, name: str) -> None:
         self.stack.kill(name)
         self.stack.start(name)
+
+    # ---- workers that end at a stage (stages.py)
+
+    def doom(self) -> None:
+        """From now on workers that are started carry plans out."""
+        place = self._plan.with_name("doomed")
+        place.mkdir()
+        (place / "sitecustomize.py").write_text(
+            f"from tests.support.stages import install\ninstall({str(self._plan)!r})\n"
+        )
+        self.stack.environment["PYTHONPATH"] = f"{place}:{self.stack.environment['PYTHONPATH']}"
+        for name in WORKERS:
+            self.kill(name)
+
+    def plan(self, stage: str, number: signal.Signals) -> None:
+        self._plan.with_suffix(".done").unlink(missing_ok=True)
+        self._plan.with_suffix(".new").write_text(f"{stage}:{int(number)}")
+        self._plan.with_suffix(".new").rename(self._plan)
+
+    def carried_out(self) -> bool:
+        return self._plan.with_suffix(".done").exists()
+
+    def revive(self) -> list[int]:
+        """Starts the workers again that have ended; returns how they ended."""
+        ended = [name for name in WORKERS if self.stack.process(name).poll() is not None]
+        statuses = [self.stack.process(name).returncode for name in ended]
+        for name in ended:
+            self.stack.start(name)
+        return statuses
 
     def kill_valkey(self) -> None:
         assert self.valkey.pid is not None

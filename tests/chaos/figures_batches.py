@@ -11,26 +11,31 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
 from tests.bench.load import Upstream
 from tests.bench.machine import cpu_s
 from tests.support.batch import ended, jsonl, line, results, start, state
-from tests.support.ground import Ground
+from tests.support.ground import WORKERS, Ground
+from tests.support.names import keys
 from tests.support.receiver import SECRET, Receiver
+from tests.support.s3 import S3
 from tests.support.stack import memory_mb, wait_until
+from tests.support.stages import STAGES
 from tests.support.upstream import ScriptedUpstream, ending, words
 
 LINES = 5000
@@ -138,6 +143,148 @@ def killed(directory: Path) -> dict[str, Any]:
             "ledger_requests": ledger["requests"],
             "took_s": round(took_s, 1),
             "wrong": found["wrong"] + ["calls"] * bool(wrong) + ["ledger"] * (ledger["requests"] != LINES),
+        }
+
+
+# ---- wherever a worker ends
+
+
+class Told:
+    """What a viewer is told of a batch while everything is killed: counts must not go back. A context manager."""
+
+    def __init__(self, ground: Ground, batch_id: str) -> None:
+        self._ground, self._batch_id = ground, batch_id
+        self._stopped = threading.Event()
+        self.counts: list[tuple[int, int]] = []
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        with httpx.Client(base_url=self._ground.stack.url, timeout=60, trust_env=False) as http:
+            while not self._stopped.wait(0.02):
+                with suppress(httpx.TransportError, AssertionError):
+                    counts = state(http, self._batch_id)["request_counts"]
+                    self.counts.append((counts["completed"], counts["failed"]))
+
+    @property
+    def went_back(self) -> int:
+        return sum(
+            after[0] < before[0] or after[1] < before[1]
+            for before, after in zip(self.counts, self.counts[1:], strict=False)
+        )
+
+
+_MODES = {"killed": (signal.SIGKILL, "0.5"), "stopped": (signal.SIGTERM, "0.5"), "drained": (signal.SIGTERM, "20")}
+
+
+def ends(directory: Path) -> dict[str, Any]:
+    """Batches of 20 and of 600 lines, whose worker is killed, stopped or drained at each stage; it is started again."""
+    runs, stuck, wrong, worst_s, lives = 0, 0, [], 0.0, Counter[str]()
+    for mode, (number, drain_s) in _MODES.items():
+        place = directory / mode
+        place.mkdir()
+        with scripted(place, STREAMSPOOL_DRAIN_S=drain_s) as (ground, upstream):
+            upstream.script("stages", [*words(3), 0.5, *ending()])
+            ground.doom()
+            for lines, stage in itertools.product((20, 600), STAGES):
+                if (lines, stage) == (20, "handed out"):
+                    continue  # all of them are handed out at once
+                ground.plan(stage, number)
+                batch_id = start(ground.http, jsonl(line(f"line-{n}", "scripted/stages") for n in range(lines)))
+                began = time.monotonic()
+                with Told(ground, batch_id) as told:
+                    wait_until(ground.carried_out, 120, f"{mode} at: {stage}")
+                    lives.update(f"{mode}: {status}" for status in wait_until(ground.revive, 60))
+                    try:
+                        found = judged(ground, batch_id, lines, timeout_s=120)
+                    except AssertionError as problem:
+                        stuck += 1
+                        found = {"wrong": [str(problem)[:200]]}
+                    wait_until(lambda b=batch_id: ground.redis.zscore(keys.batches_open, b) is None, 60)
+                runs, worst_s = runs + 1, max(worst_s, time.monotonic() - began)
+                wrong += [f"{mode} {lines} {stage}: {problem}" for problem in found["wrong"]]
+                wrong += [f"{mode} {lines} {stage}: counts went back"] * bool(told.went_back)
+            wait_until(lambda g=ground: not g.logs(), 30, "no log is left")
+    return {"runs": runs, "stuck": stuck, "ends": dict(lives), "worst_s": round(worst_s, 1), "wrong": wrong}
+
+
+# ---- away
+
+
+def provider_away(directory: Path, away_s: float = 180.0) -> dict[str, Any]:
+    """600 lines, whose provider is gone for three minutes in the middle: running streams are cut, connections refused."""
+    with scripted(directory) as (ground, upstream):
+        script = upstream.script("leaves", [*words(3), 1.0, *ending()])
+        batch_id = start(ground.http, jsonl(line(f"line-{n}", "scripted/leaves") for n in range(600)))
+        ground.until(batch_id, 200)
+        upstream.leave()
+        began, before = time.monotonic(), len(script.calls)
+        quick = start(ground.http, jsonl(line(f"line-{n}", QUIET) for n in range(100)))
+        others = judged(ground, quick, 100)
+        others_s = time.monotonic() - began
+        time.sleep(max(0.0, away_s - others_s))
+        while_away = state(ground.http, batch_id)["request_counts"]
+        upstream.come_back()
+        back = time.monotonic()
+        found = judged(ground, batch_id, 600)
+        took_s = time.monotonic() - back
+        logged = "".join(map(ground.stack.log, WORKERS))
+        wait_until(lambda: not ground.logs(), 30, "no log is left")
+        return {
+            **found,
+            "failed": state(ground.http, batch_id)["request_counts"]["failed"],
+            "away_s": away_s,
+            "done_when_it_came_back": while_away["completed"],
+            "put_back": logged.count('"line put back"'),
+            "calls": len(script.calls),
+            "calls_before": before,
+            "another_batch_done_after_s": round(others_s, 1),
+            "done_after_it_came_back_s": round(took_s, 1),
+            "wrong": found["wrong"] + others["wrong"],
+        }
+
+
+def storage_away(directory: Path) -> dict[str, Any]:
+    """A bucket that is gone for 30 s in the middle of 600 lines; and once more, for a cancel. It is back after that."""
+    with S3(directory) as s3, scripted(directory, STREAMSPOOL_FILES_URL=s3.url, **s3.environment) as (ground, upstream):
+        upstream.script("stores", [*words(3), 1.0, *ending()])
+        batch_id = start(ground.http, jsonl(line(f"line-{n}", "scripted/stores") for n in range(600)))
+        ground.until(batch_id, 200)
+        with s3.away():
+            time.sleep(30)
+        found = judged(ground, batch_id, 600)
+        second = start(ground.http, jsonl(line(f"line-{n}", "scripted/stores") for n in range(600)))
+        ground.until(second, 200)
+        with s3.away():
+            time.sleep(5)
+            asked = time.monotonic()
+            ground.http.post(f"/v1/batches/{second}/cancel")
+            cancelled = ended(ground.http, second, 180)
+            took_s = time.monotonic() - asked
+        back = time.monotonic()
+        wait_until(lambda: state(ground.http, second)["output_file_id"], 120, "the files have come")
+        late_s = time.monotonic() - back
+        batch = state(ground.http, second)
+        output = results(ground.http, batch["output_file_id"])
+        counts = batch["request_counts"]
+        checks = {
+            "status": cancelled["status"] == batch["status"] == "cancelled",
+            "counts": counts["completed"] == len(output) >= 200 and counts["completed"] + counts["failed"] == 600,
+            "nothing runs": wait_until(lambda: upstream.live == 0, 30),
+        }
+        return {
+            **found,
+            "cancel_while_away_s": round(took_s, 1),
+            "its_files_after_it_was_back_s": round(late_s, 1),
+            "its_output": len(output),
+            "wrong": found["wrong"] + [name for name, right in checks.items() if not right],
         }
 
 
@@ -331,6 +478,9 @@ def cancelled(directory: Path) -> dict[str, Any]:
 
 ROWS: dict[str, Row] = {
     "killed": killed,
+    "ends": ends,
+    "provider-away": provider_away,
+    "storage-away": storage_away,
     "throughput": throughput,
     "throughput-no-latency": throughput_no_latency,
     "memory": memory,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,6 +46,15 @@ class S3:
         )
         self._client.create_bucket(Bucket=BUCKET)
         return self
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """It hangs, as a storage behind a network that is gone: what it has is there again afterwards."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def __exit__(self, *_: object) -> None:
         self._client.close()

@@ -71,14 +71,11 @@ async def serve(settings: Settings) -> None:
     if settings.redis_url is None:
         refuse_to_start("A worker needs REDIS_URL. `streamspool up` runs everything without it.")
     url = settings.redis_url.get_secret_value()
-    try:
-        await check_server(url)
-    except Unusable as error:
-        refuse_to_start(str(error))
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     try:
         providers = load_providers(settings, environment())
-    except ValueError as error:
+        await check_server(url)
+    except (ValueError, Unusable) as error:
         refuse_to_start(str(error))
     async with AsyncExitStack() as stack:
         redis = connect(url, prefix=settings.prefix, max_connections=_POOL, timeout_s=_timeout_s(settings))
@@ -118,7 +115,8 @@ async def _batcher(
     url: str, settings: Settings, worker_id: str, confirmer: Confirmer, beside: ArqRedis
 ) -> AsyncIterator[Batcher]:
     """With connections of its own: each batch holds one while it waits, and running answers must not wait for those."""
-    redis = connect(url, prefix=settings.prefix, max_connections=BATCHES + _POOL, timeout_s=_timeout_s(settings))
+    most, timeout_s = BATCHES + _POOL, _timeout_s(settings)
+    redis = connect(url, prefix=settings.prefix, max_connections=most, timeout_s=timeout_s, beside=beside)
     try:
         log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
         yield Batcher(redis, log, Broker(redis, log, settings, name=worker_id, confirmer=confirmer), settings)

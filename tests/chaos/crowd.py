@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 from shared.keys import Lane
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, ask
 from tests.support.names import WAITING, keys
 
 RUNNING = keys.running(Lane.GENERATION)
@@ -21,8 +22,8 @@ class Crowd:
     """A context manager: takes away what it made up. The jobs that wait are real, with logs; what runs elsewhere has no log."""
 
     def __init__(self, fleet: Fleet) -> None:
-        self._fleet, self._client = fleet, fleet.client
-        self._elsewhere: list[str] = []
+        self._client = fleet.client
+        self.elsewhere: list[str] = []
         self._stop = threading.Event()
         self._renewing = threading.Thread(target=self._renew, daemon=True)
 
@@ -33,19 +34,19 @@ class Crowd:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._renewing.join()
-        for page in _pages(self._elsewhere):
+        for page in _pages(self.elsewhere):
             self._client.zrem(RUNNING, *page)
             self._client.delete(*map(keys.lease, page), *map(keys.job, page))
 
     def run_elsewhere(self, count: int) -> None:
         """So many jobs run in workers that are not there, and whose leases are renewed four times a lease."""
         names = [f"chatcmpl-{number:032x}" for number in range(count)]
-        self._elsewhere += names
+        self.elsewhere += names
         self._lease(names)
 
     def wait(self, count: int, *, model: str) -> list[str]:
         """So many generations are enqueued, without a bell; their ids, the first first."""
-        ids = [self._fleet.plant(model) for _ in range(count)]
+        ids = self._plant(count, model)
         at_ms = int(time.time() * 1000)
         for page in _pages(ids):
             self._payloads(page, at_ms)
@@ -54,7 +55,7 @@ class Crowd:
 
     def held_by_one_that_is_lost(self, count: int, *, model: str, lease_ms: int = 500) -> list[str]:
         """So many generations were begun by a worker that dies now; their ids."""
-        ids = [self._fleet.plant(model) for _ in range(count)]
+        ids = self._plant(count, model)
         end_ms = self._now_ms() + lease_ms
         self._payloads(ids, 1)
         with self._client.pipeline(transaction=False) as pipe:
@@ -62,6 +63,22 @@ class Crowd:
                 pipe.set(keys.lease(generation_id), b"lost", px=lease_ms)
             pipe.zadd(RUNNING, dict.fromkeys(ids, end_ms))
             pipe.execute()
+        return ids
+
+    def _plant(self, count: int, model: str) -> list[str]:
+        """What `Fleet.plant` does, for many."""
+        header = {"owner": "local", "model": f"scripted/{model}", "created_at_ms": 1, "n": 1, "include_usage": False}
+        body = json.dumps(ask(model))
+        ids = [f"chatcmpl-{uuid.uuid4().hex}" for _ in range(count)]
+        for page in _pages(ids):
+            with self._client.pipeline(transaction=False) as pipe:
+                for generation_id in page:
+                    key = keys.log(generation_id)
+                    pipe.xadd(key, {"r": json.dumps({"id": generation_id, **header})}, id="0-1")
+                    pipe.xadd(key, {"b": body}, id="0-2")
+                    pipe.expire(key, 3600)
+                pipe.zadd(keys.open, dict.fromkeys(page, 1))
+                pipe.execute()
         return ids
 
     def _now_ms(self) -> int:
@@ -72,7 +89,7 @@ class Crowd:
         with self._client.pipeline(transaction=False) as pipe:
             for generation_id in ids:
                 job = {"t": None, "f": "generate", "a": [generation_id], "k": {}, "et": at_ms}
-                pipe.set(keys.job(generation_id), json.dumps(job), ex=600)
+                pipe.set(keys.job(generation_id), json.dumps(job), ex=3600)
             pipe.execute()
 
     def _lease(self, names: Sequence[str]) -> None:
@@ -86,7 +103,7 @@ class Crowd:
 
     def _renew(self) -> None:
         while not self._stop.wait(_LEASE_MS / 4000):
-            self._lease(list(self._elsewhere))
+            self._lease(list(self.elsewhere))
 
 
 def begun(fleet: Fleet, ids: Sequence[str]) -> set[str]:

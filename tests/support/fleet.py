@@ -39,7 +39,7 @@ class Fleet(Stack):
         url = valkey.url.replace("db=0", "db=3")
         self.client = redis.Redis.from_url(url)
         self.client.flushdb()
-        self._http = httpx.Client(trust_env=False)
+        self.http = httpx.Client(trust_env=False)
         self._ports: dict[str, int] = {}
         self._faults = directory
         super().__init__(url, upstream.base_url, directory, **{**QUICK, **settings})
@@ -53,7 +53,7 @@ class Fleet(Stack):
         super().__exit__(*details)
         self.client.flushdb()
         self.client.close()
-        self._http.close()
+        self.http.close()
 
     def heal(self, *names: str) -> None:
         """Everything that tests killed or stopped runs again: two workers and an API, and what else is named."""
@@ -130,7 +130,7 @@ class Fleet(Stack):
 
     def state(self, generation_id: str, *, url: str = "") -> dict[str, Any]:
         headers = {"accept": "application/json"}
-        found: dict[str, Any] = self._http.get(f"{url or self.url}/v1/streams/{generation_id}", headers=headers).json()
+        found: dict[str, Any] = self.http.get(f"{url or self.url}/v1/streams/{generation_id}", headers=headers).json()
         return found
 
     def states(self) -> dict[str, dict[str, Any]]:
@@ -138,7 +138,7 @@ class Fleet(Stack):
         found: dict[str, dict[str, Any]] = {}
         after: dict[str, str] | None = {}
         while after is not None:
-            page = self._http.get(f"{self.url}/v1/streams", params={"limit": "100", **after}).json()
+            page = self.http.get(f"{self.url}/v1/streams", params={"limit": "100", **after}).json()
             found |= {state["id"]: state for state in page["data"]}
             after = {"after": page["last_id"]} if page["has_more"] else None
         return found
@@ -171,7 +171,7 @@ class Fleet(Stack):
 
     def stored(self, generation_id: str) -> str:
         """The text as it is kept."""
-        answer = self._http.get(f"{self.url}/v1/chat/completions/{generation_id}").json()
+        answer = self.http.get(f"{self.url}/v1/chat/completions/{generation_id}").json()
         return answer["choices"][0]["message"]["content"] or "" if answer["choices"] else ""
 
     def owner(self, generation_id: str, attempt: int = 1) -> str:

@@ -6,8 +6,8 @@ with it. So everything that is no body is counted: a head (request line and head
 around their data. Too much of it is answered with 431 (RFC 6585 §5), in its turn, and then the connection lingers: nothing
 more is said, and what still comes is dropped, until the client has seen the answer (RFC 9112 §9.6).
 
-A request of the common kind, which comes in one piece, costs a few comparisons. Where requests share a piece, the count
-of an unfinished head may be short by that one piece; a finished one is added up exactly.
+A request of the common kind, which comes in one piece, costs a few comparisons. What is larger is taken in slices: where two
+requests share one, the count of an unfinished head may be short by it. A finished one is added up exactly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shared import json
-from shared.errors import BadRequest, HeaderFieldsTooLarge, StreamspoolError
+from shared.errors import BadRequest, HeaderFieldsTooLarge, StreamspoolError, without_frames
 from shared.telemetry import REQUESTS, get_logger
 
 logger = get_logger(__name__)
@@ -37,6 +37,7 @@ LINGER_S = 30.0
 LINGER_IDLE_S = 5.0
 """How long a client that was answered may go on sending: in all, and without a byte."""
 
+_SLICE_BYTES = 16 * 1024
 _FIELD_BYTES = len(": \r\n")
 _LINE_BYTES = len("GET  HTTP/1.1\r\n\r\n")
 _CHUNK_BYTES = 32
@@ -66,9 +67,9 @@ class Intake(HttpToolsProtocol):
         """Nothing that comes is read any more."""
         self._place = _BETWEEN
         self._piece = 0
-        """Bytes of the piece that came last, as long as no request has begun in it."""
+        """Bytes of the last slice, as long as no request has begun in it."""
         self._shared = False
-        """The head began in a piece that other requests have a part in, which was not counted."""
+        """The head began in a slice that other requests have a part in, which was not counted."""
         self._around = 0
         """Bytes that came of this head; after it, of this request and not of its body."""
         self._refusal: StreamspoolError | None = None
@@ -77,6 +78,14 @@ class Intake(HttpToolsProtocol):
         self._dropped = False
 
     def data_received(self, data: bytes) -> None:
+        if len(data) <= _SLICE_BYTES:
+            self._take(data)
+            return
+        whole = memoryview(data)
+        for start in range(0, len(data), _SLICE_BYTES):
+            self._take(whole[start : start + _SLICE_BYTES])
+
+    def _take(self, data: bytes | memoryview) -> None:
         if self.deaf:
             self._dropped = True
             return
@@ -91,7 +100,7 @@ class Intake(HttpToolsProtocol):
             pass  # there is no other protocol here: the request is answered as if it had not asked for one
         except httptools.HttpParserError as error:
             why = error.__context__  # what a callback of ours raised
-            self.refuse(why if isinstance(why, StreamspoolError) else _malformed())
+            self.refuse(without_frames(why) if isinstance(why, StreamspoolError) else _malformed())
             return
         if self._around > HEAD_BYTES:
             self.refuse(_too_large())

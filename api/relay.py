@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -25,6 +25,7 @@ from api.pace import TICK_S, Pace
 from api.projections import chat
 from shared import json, sse
 from shared.broker import Broker
+from shared.chat import Accumulator
 from shared.config import Settings
 from shared.entry import Kind, Position, Summary
 from shared.errors import BadCursor, Damaged, GenerationFailed, Gone, StreamspoolError, Unavailable
@@ -39,6 +40,7 @@ _PAGE_BYTES = 128 * 1024
 _LARGE_BYTES = 16 * 1024
 """So much at once is not sent to everybody in the same round of the loop: what is live comes in between."""
 _FIRST_PAGE = 16
+_FOLDED_AT_ONCE = 1000
 _SENT: dict[str, str] = {}
 _RETRY_S = 0.25
 _STAGGER_S = 2.0
@@ -418,6 +420,16 @@ class EventStream(_LogResponse):
         return b"".join(map(self._encode, chunks)), index + len(chunks)
 
 
+async def fold(chunks: Iterable[bytes]) -> Accumulator:
+    """What these add up to. Of some hundred thousand, which takes seconds, others have their turns meanwhile."""
+    folded = Accumulator()
+    for number, chunk in enumerate(chunks, 1):
+        folded.feed(json.loads(chunk))
+        if not number % _FOLDED_AT_ONCE:
+            await asyncio.sleep(0)
+    return folded
+
+
 class Answer(_LogResponse):
     """The whole answer as one object, once the log is sealed; an outcome without success has its true status."""
 
@@ -442,7 +454,7 @@ class Answer(_LogResponse):
             if damage:
                 raise damage
         summary = Summary(self._header, (), live.position, outcome)
-        body = json.dumps(chat.completion(summary, chunks))
+        body = json.dumps(chat.completion(summary, await fold(chunks)))
         headers = {"content-type": "application/json", "content-length": str(len(body))}
         await client.start(200, {**headers, **self._extra, **chat.served_headers(live.note)})
         await client.send(body, more=False)

@@ -116,12 +116,12 @@ def outcome_error(outcome: dict[str, Any]) -> dict[str, Any] | None:
     return error
 
 
-def stored_completion(summary: Summary, chunks: list[bytes], damage: Damaged | None = None) -> dict[str, Any]:
+def stored_completion(summary: Summary, fold: Accumulator, damage: Damaged | None = None) -> dict[str, Any]:
     """The same as it is found later: with its metadata, which OpenAI leaves out of the answer to the POST.
 
-    With `damage`, the chunks are those before a missing one: no answer, whatever the log says.
+    With `damage`, the fold is of the chunks before a missing one: no answer, whatever the log says.
     """
-    found = {**completion(summary, chunks), "metadata": summary.header.get("metadata") or {}}
+    found = {**completion(summary, fold), "metadata": summary.header.get("metadata") or {}}
     if damage is not None:
         found |= {"status": Status.FAILED, "error": StreamLost().to_object()}
     return found
@@ -140,14 +140,11 @@ def stored_message(generation_id: str, number: int, message: dict[str, Any]) -> 
     }
 
 
-def completion(summary: Summary, chunks: list[bytes]) -> dict[str, Any]:
+def completion(summary: Summary, fold: Accumulator) -> dict[str, Any]:
     """The `chat.completion` that an attempt's chunks amount to, finished or not.
 
     Besides OpenAI's fields: `status`, and `error` where it ended with one.
     """
-    fold = Accumulator()
-    for chunk in chunks:
-        fold.feed(json.loads(chunk))
     header, outcome = summary.header, summary.outcome
     answer = {**whole(header, fold), "status": summary.status}
     if outcome:

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from api import cursor
 from api.deps import Body, Owner, ProcessParts, parsed, states
 from api.projections import chat
-from api.relay import Answer, EventStream, Parts, view
+from api.relay import Answer, EventStream, Parts, fold, view
 from shared import json
 from shared.entry import BEGIN, Summary
 from shared.errors import BadRequest
@@ -70,7 +70,7 @@ async def completion(parts: Parts, summary: Summary) -> Response:
     chunks, damage = await parts.broker.chunks(summary.header["id"], summary.position.epoch)
     if damage is not None:
         raise chat.problem_error(damage)
-    return Response(json.dumps(chat.stored_completion(summary, chunks)), media_type="application/json")
+    return Response(json.dumps(chat.stored_completion(summary, await fold(chunks))), media_type="application/json")
 
 
 @router.post("/v1/chat/completions", response_model=None, openapi_extra=_REQUEST_BODY)

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from api.deps import Body, Owner, ProcessParts, parsed
 from api.projections import chat
 from api.projections.state import following, page
+from api.relay import fold
 from api.routes.chat import completion
 from shared import json
 from shared.errors import BadRequest, NotFound
@@ -72,7 +73,7 @@ async def list_stored(
         header = summary.header
         if (model is None or header["model"] == model) and wanted.items() <= (header["metadata"] or {}).items():
             chunks, damage = await broker.chunks(header["id"], summary.position.epoch)
-            found.append(chat.stored_completion(summary, chunks, damage))
+            found.append(chat.stored_completion(summary, await fold(chunks), damage))
             if len(found) > limit:
                 break
     return Response(json.dumps(page(found, limit)), media_type="application/json")

@@ -177,6 +177,14 @@ def test_each_of_many_requests_in_one_piece_has_its_own_limit(raw: Raw, excess: 
     assert raw.answer().status == (431 if excess else 200)
 
 
+def test_an_unfinished_head_is_refused_although_it_came_with_others(raw: Raw) -> None:
+    """All in one write, and then the client waits."""
+    raw.send((GET + b"\r\n") * 3 + GET + b"x-filler: " + b"x" * (HEAD_BYTES + 20_000))
+    for _ in range(3):
+        assert raw.answer().status == 200
+    raw.answer().check(431, "request_header_fields_too_large")
+
+
 def test_a_body_is_no_head(raw: Raw) -> None:
     """A large one, in chunks of one byte or in one piece, and a request behind it in the same write."""
     body = json.dumps(ask("fake/echo", "x" * 200_000, max_tokens=1)).encode()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.relay import fold as relay_fold
 from shared.chat import Accumulator
 
 
@@ -329,20 +332,47 @@ def test_content_that_is_now_text_and_now_parts_loses_nothing(pieces: list[Any],
     assert deltas == before
 
 
-@pytest.mark.timeout(60)  # joined piece by piece, it would take minutes and hold up whoever else is served
+class Piece(str):
+    """Text that does not let itself be joined to what there is: that would copy all of it, for every piece."""
+
+    def __radd__(self, other: str) -> str:
+        raise AssertionError(f"{len(other)} characters were copied")
+
+    __add__ = __radd__
+
+
 def test_a_chunk_costs_the_same_however_many_were_before_it() -> None:
+    count = 1000
     token = {"token": "word ", "logprob": -1, "top_logprobs": []}
-    one = chunk({"content": "word ", "reasoning": "why "}, logprobs={"content": [token]})
-    call = chunk({"tool_calls": [{"index": 7, "function": {"arguments": "[1]"}}], "x": [{"index": 0, "type": "t"}]})
-    count = 200_000
-    folded = fold(*itertools.chain.from_iterable(itertools.repeat((one, call), count)))
+    one = chunk({"content": Piece("word "), "reasoning": Piece("why ")}, logprobs={"content": [token]})
+    call = chunk({"tool_calls": [{"index": 7, "function": {"arguments": Piece("[1]")}}]})
+    part = chunk({"parts": [{"index": 0, "type": "text", "text": Piece("a")}]})
+    folded = fold(*itertools.chain.from_iterable(itertools.repeat((one, call, part), count)))
     (choice,) = folded.result()["choices"]
     assert choice["message"]["content"] == "word " * count
     assert choice["message"]["reasoning"] == "why " * count
-    assert len(choice["logprobs"]["content"]) == count
+    assert choice["logprobs"]["content"] == [token] * count
     assert choice["message"]["tool_calls"] == [{"function": {"arguments": "[1]" * count}}]
+    assert choice["message"]["parts"] == [{"index": 0, "type": "text", "text": "a" * count}]
     many = fold(*(chunk({"tool_calls": [{"index": index, "id": str(index)}]}) for index in range(count)))
-    assert len(many.messages[0]["tool_calls"]) == count
+    assert [one["id"] for one in many.messages[0]["tool_calls"]] == [str(index) for index in range(count)]
+
+
+async def test_others_have_their_turns_while_a_long_answer_is_put_together() -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    task = asyncio.create_task(other())
+    payload = json.dumps(chunk({"content": "word "})).encode()
+    folded = await relay_fold(itertools.repeat(payload, 20_000))
+    task.cancel()
+    assert folded.messages == [{"content": "word " * 20_000}]
+    assert turns >= 19
 
 
 def test_what_was_read_on_the_way_stays_what_it_was() -> None:

@@ -36,7 +36,7 @@ async def check_server(url: str) -> None:
         await _refuse_clusters(redis, url)
         await _warn_of_risks(redis, parse(url))
     except (RedisError, OSError) as error:
-        if why := hopeless(error) or await _about_tls(parse(url)):
+        if why := hopeless(error) or await tls_mismatch(parse(url)):
             raise Unusable(f"REDIS_URL: {without_password(url)} {why.rstrip('.')}.") from None
         logger.warning("waiting for redis", url=without_password(url), **cause(error))
     finally:
@@ -74,7 +74,7 @@ async def _warn_of_risks(redis: ArqRedis, address: Address) -> None:
             logger.warning("redis may evict running streams; set maxmemory-policy noeviction", policy=policy)
 
 
-async def _about_tls(address: Address) -> str:
+async def tls_mismatch(address: Address) -> str:
     """What the two ends disagree about, if that is TLS; empty if not, or nobody answers.
 
     A Redis without TLS waits for the end of the line that begins with a handshake; one with TLS hangs up on a command. And

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 from shared.client import Client
 from shared.config import FILE, Settings, SettingsInvalid, environment
+from shared.contact import tls_mismatch
 from shared.embedded import MINIMUM_VERSION, CannotStart, find_binary
 from shared.errors import StreamspoolError, Unusable
 from shared.local_model import NAME, find_model
 from shared.outage import hopeless, reason
 from shared.redis import RedisError, connect
-from shared.redis_url import without_password
+from shared.redis_url import parse, without_password
 
 _PROVIDER_KEY = re.compile(r"\w+_API_KEY|HF_TOKEN")
 _SHOWN_OF_A_KEY = 4
@@ -59,7 +60,7 @@ async def _database(settings: Settings) -> list[Finding]:
     except Unusable as error:
         return [Finding(False, "Redis", f"{where}: {error.message}")]
     except (RedisError, OSError) as error:
-        if why := hopeless(error):
+        if why := hopeless(error) or await tls_mismatch(parse(url)):
             return [Finding(False, "Redis", f"{where} {why}. Correct REDIS_URL.")]
         return [
             Finding(

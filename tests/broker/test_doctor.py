@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from shared import doctor
@@ -10,6 +12,7 @@ from shared.config import Settings
 from shared.embedded import CannotStart, EmbeddedValkey
 from shared.errors import Unauthenticated
 from shared.redis import connect
+from tests.support.server import Server
 
 
 async def findings(url: str) -> dict[str, doctor.Finding]:
@@ -39,7 +42,21 @@ async def test_a_server_that_may_drop_streams(valkey: EmbeddedValkey) -> None:
 async def test_a_server_that_is_not_there() -> None:
     found = await findings("redis://:hush@127.0.0.1:1/0")
     assert not found["Redis"].ok
-    assert "hush" not in found["Redis"].found
+    assert found["Redis"].found == "redis://127.0.0.1:1/0: connection refused. Start it, or correct REDIS_URL."
+
+
+async def test_a_server_that_can_never_be_used_like_this(tmp_path: Path) -> None:
+    with Server(tmp_path / "server", "--requirepass", "hush") as server:
+        wrong = server.url.replace("//", "//:canary@")
+        found = (await findings(wrong))["Redis"]
+        assert not found.ok
+        assert "refuses the password or user" in found.found
+        assert found.found.endswith("Correct REDIS_URL.")
+        assert "canary" not in found.found
+        found = (await findings(wrong.replace("redis:", "rediss:")))["Redis"]
+        assert "does not speak TLS on that port" in found.found
+        missing = f"rediss://127.0.0.1:{server.port}?ssl_ca_certs=/nowhere"
+        assert "names certificates" in (await findings(missing))["Redis"].found
 
 
 def test_no_binary(monkeypatch: pytest.MonkeyPatch) -> None:

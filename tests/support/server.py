@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -80,6 +79,10 @@ class Server:
         assert self._process is not None
         ended = self._process.poll()
         assert ended is None, f"{self._kind} ended:\n{(self._directory / 'server.log').read_text()[-1000:]}"
-        with contextlib.suppress(redis.ConnectionError, redis.ResponseError), self.client() as client:
-            return bool(client.ping())
-        return False
+        try:
+            with self.client() as client:
+                return bool(client.ping())
+        except redis.AuthenticationError:  # it is there, and wants a password
+            return True
+        except (redis.ConnectionError, redis.ResponseError):
+            return False

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import httpx
 
-READY_S = 30.0
+READY_S = 90.0
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = 15.0, what: str = "") -> Any:

@@ -189,6 +189,7 @@ class StreamWorker(Worker):
         runs what, nothing at all.
         """
         tried: set[str] = set()
+        before: set[Lane] = set()  # where more is lost than there was room for: it comes before what waits
         for round_number in range(_ROUNDS):
             count = {lane: self._room(lane) + len(tried) for lane in Lane}
             waiting, clock = await self._queue.look(self.worker_id, BEAT_TTL_S * 1000, count)
@@ -198,12 +199,16 @@ class StreamWorker(Worker):
                 if await self._server_may_have_forgotten():
                     return
                 again, self._again = self._again, {}
-                await self._start([*again.items(), *await self._lost_ones()], begun=True)
-            self._more = {lane for lane, job_ids in waiting.items() if len(job_ids) > count[lane]}
-            wanted = [job for job in await self._not_begun(waiting) if job[0] not in tried]
+                lost = [*again.items(), *await self._lost_ones()]
+                tried = await self._start(lost, begun=True)
+                before = {lane for job_id, lane in lost if job_id not in tried and job_id not in self._jobs}
+            self._more = before | {lane for lane, job_ids in waiting.items() if len(job_ids) > count[lane]}
+            wanted = [job for job in await self._not_begun(waiting) if job[0] not in tried and job[1] not in before]
             tried |= await self._start(wanted, begun=False)  # where others were quicker, they are about to move them
             if not wanted or not any(map(self._room, self._more)):
                 break
+        if any(map(self._room, before)):  # meanwhile
+            self._due = min(self._due, self.loop.time() + _BREATH_S)
 
     async def _server_may_have_forgotten(self) -> bool:
         """Whether it is another one, or was started again, just now: what it says waits may run. Who runs it says so first.

@@ -265,11 +265,11 @@ class StreamWorker(Worker):
                 self._more.add(lane)
         if not chosen or not self.allow_pick_jobs:
             return set()
-        lease = self._lease()
+        lease, moved = self._lease(), asyncio.Event()
         try:
             taken = await self._queue.take(chosen, lease, begun=begun)
             for job in taken.jobs:
-                self._begin(job)
+                self._begin(job, moved)
             await asyncio.sleep(0)  # they come first
             await self._queue.move(taken, lease, listed=listed)
         except OutOfMemoryError:
@@ -277,13 +277,15 @@ class StreamWorker(Worker):
         except (RedisError, OSError):  # whether it was done or not: a lease of ours can be taken again
             self._again.update((job_id, lane) for job_id, lane in chosen if job_id not in self._jobs)
             raise
+        finally:
+            moved.set()
         if taken.unknown and not listed:
             self._strange.set()
         return {job_id for job_id, _ in chosen}
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, job: Job, moved: asyncio.Event) -> None:
         self._jobs[job.id] = job
-        task = self._running[job.lane][job.id] = self.loop.create_task(self._run(job), name=job.id)
+        task = self._running[job.lane][job.id] = self.loop.create_task(self._run(job, moved), name=job.id)
         task.add_done_callback(partial(self._leave, job))
 
     def _leave(self, job: Job, task: asyncio.Task[None]) -> None:
@@ -306,13 +308,24 @@ class StreamWorker(Worker):
 
     # ---- running
 
-    async def _run(self, job: Job) -> None:
-        """Calls the job's function. What it raises is a bug; the reaper rings again for what has no end then."""
+    async def _run(self, job: Job, moved: asyncio.Event) -> None:
+        """Calls the job's function; what becomes of the job then is said once it is where it runs."""
+        done = await self._call(job)
+        await moved.wait()
+        if not done:
+            await self._queue.hand_back(job, self.worker_id)
+        elif job.id in self._lost:  # another worker's now, keys and all
+            self._lost.discard(job.id)
+        else:
+            await self._queue.end(job)
+
+    async def _call(self, job: Job) -> bool:
+        """False if it is to be called again. What else it raises is a bug; the reaper rings again for what has no end then."""
         called = job.called()
         function = self.functions.get(called.function) if called else None
         if called is None or function is None:
             logger.warning("job is none of ours", generation_id=job.id)
-            return await self._queue.end(job)
+            return True
         context = {"job_id": job.id, "job_try": 2 if job.begun else 1}
         timeout_s = self.job_timeout_s if function.timeout_s is None else function.timeout_s
         try:
@@ -320,13 +333,10 @@ class StreamWorker(Worker):
                 await function.coroutine(context, *called.arguments)
         except Retry as again:
             await asyncio.sleep((again.defer_score or 0) / 1000)
-            return await self._queue.hand_back(job, self.worker_id)
+            return False
         except Exception as bug:
             logger.error("job broke", generation_id=job.id, exc_info=bug)
-        if job.id in self._lost:  # another worker's now, keys and all
-            self._lost.discard(job.id)
-        else:
-            await self._queue.end(job)
+        return True
 
     async def drain(self) -> None:
         """No new jobs; the running ones get `drain_s`; what is left is handed over for another worker to find now."""

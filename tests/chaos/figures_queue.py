@@ -105,7 +105,9 @@ def what_a_lost_worker_held(valkey: EmbeddedValkey, upstream: ScriptedUpstream, 
             first = 20 * turn
             lost = crowd.held_by_one_that_is_lost(20, model=_LONG, lease_ms=1000)
             ends = time.monotonic() + fleet.client.pttl(keys.lease(lost[0])) / 1000
-            time.sleep(max(0, ends - time.monotonic()) + 1)  # on a busy machine a worker's idea of Redis's clock is late
+            time.sleep(
+                max(0, ends - time.monotonic()) + 1
+            )  # on a busy machine a worker's idea of Redis's clock is late
             before = len(begun(fleet, waiting))
             freed = waiting[first : first + 20]
             started = time.monotonic()

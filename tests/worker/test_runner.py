@@ -1,0 +1,343 @@
+"""Which jobs a worker takes, and what becomes of them: its places, its lanes, its pauses. The work itself is a stand-in."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import fakeredis
+import pytest
+from fakeredis.aioredis import FakeAsyncRedisConnection
+from redis.asyncio import ConnectionPool
+
+from shared.config import Settings
+from shared.keys import Lane
+from shared.queue import JobQueue, Lease
+from shared.redis import ArqRedis, RedisError
+from tests.support.names import keys
+from worker.runner import BATCHES, StreamWorker
+
+OTHER = Lease("other", 10_000, 1)
+
+
+class Work:
+    """Stands for the generator and the batcher: every job runs until it is let go."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.tries: dict[str, int] = {}
+        self.ends: dict[str, asyncio.Future[bool]] = {}
+
+    async def run(self, job_id: str, job_try: int = 1) -> bool:
+        self.calls[job_id] += 1
+        self.tries[job_id] = job_try
+        self.ends[job_id] = asyncio.get_running_loop().create_future()
+        return await self.ends[job_id]
+
+    async def stop_ended(self, generation_ids: set[str] | None = None) -> None: ...
+
+    async def stop_unwatched(self) -> None: ...
+
+    def end(self, job_id: str, *, ours: bool = True) -> None:
+        self.ends[job_id].set_result(ours)
+
+    def fail(self, job_id: str, error: Exception) -> None:
+        self.ends[job_id].set_exception(error)
+
+
+class Server:
+    """Stands for the confirmer: which server it is."""
+
+    identity = "a"
+
+    async def server(self, **_: Any) -> str:
+        return self.identity
+
+    async def is_new(self, age_s: float, **_: Any) -> bool:
+        return self.identity != "a"
+
+
+@pytest.fixture
+async def redis() -> AsyncIterator[ArqRedis]:
+    pool: ConnectionPool = ConnectionPool(
+        connection_class=FakeAsyncRedisConnection, server=fakeredis.FakeServer(), version=(7,), server_type="redis"
+    )
+    client = ArqRedis(pool, keys)
+    yield client
+    await client.aclose(close_connection_pool=True)
+
+
+class Bench:
+    """One worker of three places, one of them for lines, and the queue it looks at."""
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self.redis, self.queue, self.work, self.server = redis, JobQueue(redis), Work(), Server()
+        settings = Settings(worker_concurrency=3, worker_lines=1, drain_s=0, lease_s=10)
+        work: Any = self.work
+        confirmer: Any = self.server
+        self.worker = StreamWorker(redis, confirmer, work, work, settings, worker_id="me")
+
+    async def settled(self) -> None:
+        """Whoever was to pause for others that come back has done so."""
+        await self.worker.sweep()
+        self.worker._pause._until = 0.0
+
+    async def put(self, count: int = 1, lane: Lane = Lane.GENERATION) -> list[str]:
+        ids = [f"{'batch_' if lane is Lane.BATCH else 'chatcmpl-'}{uuid.uuid4().hex}" for _ in range(count)]
+        for number, job_id in enumerate(ids):
+            await self.queue.put(job_id, lane, expires_s=60)
+            await self.redis.zadd(keys.waiting(lane), {job_id: number + await self.redis.zcard(keys.waiting(lane))})
+        return ids
+
+    async def lose(self, count: int, lane: Lane = Lane.GENERATION) -> list[str]:
+        """Jobs that another worker had and no longer has."""
+        ids = await self.put(count, lane)
+        taken = await self.queue.take([(job_id, lane) for job_id in ids], OTHER, begun=False)
+        await self.queue.move(taken, OTHER, listed=True)
+        await self.redis.delete(*map(keys.lease, ids))
+        return ids
+
+    async def running(self) -> set[str]:
+        await asyncio.sleep(0.01)  # tasks begin
+        return {job_id for job_id, end in self.work.ends.items() if not end.done()}
+
+    async def finish(self, job_id: str) -> None:
+        self.work.end(job_id)
+        while job_id in self.worker._jobs:  # noqa: ASYNC110 -- its task gives it back
+            await asyncio.sleep(0.001)
+
+    async def waiting(self, lane: Lane = Lane.GENERATION) -> list[str]:
+        return [member.decode() for member in await self.redis.zrange(keys.waiting(lane), 0, -1)]
+
+
+@pytest.fixture
+async def bench(redis: ArqRedis) -> AsyncIterator[Bench]:
+    bench = Bench(redis)
+    yield bench
+    for end in bench.work.ends.values():
+        if not end.done():
+            end.set_result(True)
+    while bench.worker.count:  # noqa: ASYNC110 -- its tasks give them back
+        await asyncio.sleep(0.001)
+
+
+async def test_a_sweep_fills_the_places_in_order(bench: Bench) -> None:
+    ids = await bench.put(5)
+    await bench.worker.sweep()
+    assert await bench.running() == set(ids[:3])
+    assert await bench.waiting() == ids[3:]
+    await bench.finish(ids[1])
+    await bench.worker.sweep()
+    assert await bench.running() == {ids[0], ids[2], ids[3]}
+    assert await bench.redis.exists(keys.job(ids[1]), keys.lease(ids[1])) == 0
+
+
+async def test_lines_have_some_of_the_places_and_come_last(bench: Bench) -> None:
+    lines, ids = await bench.put(3, Lane.LINE), await bench.put(1)
+    await bench.worker.sweep()
+    assert await bench.running() == {ids[0], lines[0]}
+    more = await bench.put(3)
+    await bench.worker.sweep()
+    assert await bench.running() == {ids[0], lines[0], more[0]}
+    await bench.finish(lines[0])
+    await bench.worker.sweep()
+    assert await bench.running() == {ids[0], more[0], more[1]}
+
+
+async def test_batches_need_no_place(bench: Bench) -> None:
+    ids, batches = await bench.put(3), await bench.put(BATCHES + 2, Lane.BATCH)
+    await bench.worker.sweep()
+    assert await bench.running() == {*ids, *batches[:BATCHES]}
+
+
+async def test_what_is_lost_comes_before_what_waits(bench: Bench) -> None:
+    await bench.settled()
+    waiting, lost = await bench.put(3), await bench.lose(2)
+    await bench.worker.sweep()
+    assert await bench.running() == {*lost, waiting[0]}
+    assert [bench.work.tries[job_id] for job_id in (lost[0], waiting[0])] == [2, 1]
+
+
+async def test_a_place_that_becomes_free_during_a_look_is_for_what_is_lost(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.settled()
+    (first,) = await bench.put(1)
+    await bench.worker.sweep()
+    await bench.running()
+    lost, waiting = await bench.lose(3), await bench.put(2)
+    take, freed = bench.queue.take, False
+
+    async def taking(*given: Any, **options: Any) -> Any:
+        nonlocal freed
+        found = await take(*given, **options)
+        if not freed:
+            freed = True
+            await bench.finish(first)
+        return found
+
+    monkeypatch.setattr(bench.worker._queue, "take", taking)
+    await bench.worker.sweep()
+    assert len(set(lost) & await bench.running()) == 2
+    await bench.worker.sweep()
+    assert await bench.running() == set(lost)
+    assert await bench.waiting() == waiting
+
+
+async def test_one_that_has_just_started_takes_what_waits_and_nothing_that_runs(bench: Bench) -> None:
+    lost, waiting = await bench.lose(1), await bench.put(1)
+    await bench.worker.sweep()
+    assert await bench.running() == set(waiting)
+    bench.worker._pause._until = 0.0
+    await bench.worker.sweep()
+    assert await bench.running() == {*waiting, *lost}
+
+
+async def test_in_a_pause_a_job_that_was_put_while_it_ran_is_left_alone(bench: Bench) -> None:
+    lost = await bench.lose(1)
+    await bench.queue.put(lost[0], Lane.GENERATION, expires_s=60)
+    await bench.worker.sweep()
+    assert await bench.running() == set()
+    assert await bench.waiting() == lost
+
+
+async def test_a_lease_that_lives_is_respected_whatever_the_list_says(bench: Bench) -> None:
+    """A full server of version 6.2 does not note that it was renewed."""
+    await bench.settled()
+    (held,) = await bench.lose(1)
+    await bench.redis.set(keys.lease(held), "other", px=10_000)
+    await bench.worker.sweep()
+    assert await bench.running() == set()
+
+
+async def test_where_the_server_may_have_forgotten_who_runs_what_only_the_bell_begins_anything(bench: Bench) -> None:
+    await bench.settled()
+    (waiting,) = await bench.put(1)
+    bench.server.identity = "b"
+    await bench.worker.sweep()
+    assert await bench.running() == set()
+    bench.worker._rung[waiting] = Lane.GENERATION
+    bench.worker._woken.set()
+    polling = asyncio.create_task(bench.worker.poll())
+    while not await bench.running():
+        pass
+    polling.cancel()
+    assert await bench.running() == {waiting}
+
+
+async def test_the_doorbell_starts_what_there_is_room_for_and_the_rest_is_taken_when_there_is(bench: Bench) -> None:
+    ids = await bench.put(4)
+    bench.worker._due = bench.worker.loop.time() + 60
+    polling = asyncio.create_task(bench.worker.poll())
+    for job_id in ids:
+        bench.worker._rung[job_id] = Lane.GENERATION
+    bench.worker._woken.set()
+    while len(await bench.running()) < 3:
+        pass
+    (left,) = set(ids) - await bench.running()
+    await bench.finish(next(iter(await bench.running())))
+    while left not in await bench.running():  # not after half a second: as soon as the place is free
+        pass
+    polling.cancel()
+
+
+async def test_a_job_that_is_another_workers_now_is_left_alone_keys_and_all(bench: Bench) -> None:
+    (job_id,) = await bench.put(1)
+    await bench.worker.sweep()
+    await bench.running()
+    bench.work.end(job_id, ours=False)
+    while bench.worker.count:  # noqa: ASYNC110 -- its task gives it back
+        await asyncio.sleep(0.001)
+    assert await bench.redis.exists(keys.job(job_id), keys.lease(job_id)) == 2
+    assert await bench.queue.known([job_id]) == {job_id}
+
+
+async def test_where_redis_failed_the_job_goes_back_to_what_waits(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.runner._RETRY_S", 0)
+    ids = await bench.put(4)
+    await bench.worker.sweep()
+    await bench.running()
+    bench.work.fail(ids[0], RedisError("away"))
+    while bench.worker.count == 3:  # noqa: ASYNC110 -- its task gives it back
+        await asyncio.sleep(0.001)
+    assert set(await bench.waiting()) == {ids[0], ids[3]}
+    assert (await bench.queue.holders([ids[0]]))[0] == [None]
+    await bench.worker.sweep()
+    await bench.running()
+    assert bench.work.calls[ids[0]] + bench.work.calls[ids[3]] == 2
+
+
+async def test_a_bug_ends_the_job_and_the_reaper_sees_what_has_no_end(bench: Bench) -> None:
+    (job_id,) = await bench.put(1)
+    await bench.worker.sweep()
+    await bench.running()
+    bench.work.fail(job_id, ZeroDivisionError())
+    while bench.worker.count:  # noqa: ASYNC110 -- its task gives it back
+        await asyncio.sleep(0.001)
+    assert await bench.queue.known([job_id]) == set()
+    assert await bench.redis.exists(keys.job(job_id)) == 0
+
+
+@pytest.mark.parametrize("payload", [b"\x80\x04]", b'{"t":null,"f":"generate_v9","a":["x"],"k":{},"et":1}'])
+async def test_a_job_it_does_not_know_is_thrown_away(bench: Bench, payload: bytes) -> None:
+    (job_id,) = await bench.put(1)
+    await bench.redis.set(keys.job(job_id), payload, ex=60)
+    await bench.worker.sweep()
+    while bench.worker.count:  # noqa: ASYNC110 -- its task gives it back
+        await asyncio.sleep(0.001)
+    assert not bench.work.calls
+    assert await bench.queue.known([job_id]) == set()
+
+
+async def test_what_could_not_be_ended_is_taken_again_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job_id,) = await bench.put(1)
+    await bench.worker.sweep()
+    await bench.running()
+    end, broken = bench.worker._queue.end, True
+
+    async def ending(job: Any) -> None:
+        nonlocal broken
+        if broken:
+            broken = False
+            raise RedisError("away")
+        await end(job)
+
+    monkeypatch.setattr(bench.worker._queue, "end", ending)
+    await bench.finish(job_id)
+    await bench.worker.sweep()
+    assert await bench.running() == {job_id}
+    await bench.finish(job_id)
+    assert await bench.queue.known([job_id]) == set()
+
+
+async def test_a_drained_worker_hands_over_what_it_has_and_takes_nothing_more(bench: Bench) -> None:
+    ids, batches = await bench.put(3), await bench.put(1, Lane.BATCH)
+    await bench.worker.sweep()
+    await bench.running()
+    await bench.finish(ids[1])
+    await bench.worker.drain()
+    assert bench.worker.count == 0
+    assert set(await bench.waiting()) == {ids[0], ids[2]}
+    assert await bench.waiting(Lane.BATCH) == batches
+    assert await bench.redis.exists(*map(keys.lease, [*ids, *batches])) == 0
+    await bench.worker.sweep()
+    assert await bench.running() == set()
+    assert bench.worker.count == 0
+
+
+async def test_leases_are_renewed_and_those_that_redis_forgot_restored(bench: Bench) -> None:
+    ids = await bench.put(2)
+    await bench.worker.sweep()
+    await bench.running()
+    await bench.redis.delete(keys.lease(ids[0]), keys.running(Lane.GENERATION))
+    await bench.redis.pexpire(keys.lease(ids[1]), 100)
+    renewing = asyncio.create_task(bench.worker.renew_leases())
+    while await bench.redis.pttl(keys.lease(ids[0])) < 9000 or await bench.redis.pttl(keys.lease(ids[1])) < 9000:
+        pass
+    renewing.cancel()
+    assert await bench.queue.known(ids) == set(ids)

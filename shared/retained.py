@@ -14,6 +14,8 @@ from collections.abc import Iterator
 AGE_S = 10.0
 """How old a confirmed entry must be."""
 ATTEMPT_BYTES = 8 * 1024 * 1024
+LINE_BYTES = 64 * 1024
+"""Of a line of a batch, many of which run at once: what is lost of it is asked again."""
 WORKER_BYTES = 256 * 1024 * 1024
 _GROUP_BYTES, _COMMAND_BYTES = 280, 48
 """What a group and a command take beside the bytes to send, in CPython: for small chunks that is more than they are."""

@@ -39,6 +39,7 @@ from shared.entry import (
 )
 from shared.errors import Damaged, Fenced, Forgotten, Gone, LogError, Sealed, Taken
 from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError, bulk, exchange, watch
+from shared.retained import ATTEMPT_BYTES, LINE_BYTES
 from shared.shape import Shapes
 from shared.transaction import commit
 from shared.writer import Claim, Writer, is_refusal
@@ -172,7 +173,10 @@ class StreamLog:
                 break
             epoch = SKIPPED + max(0, now_ms() - header["created_at_ms"]) // 1000
         number = attempt.get("number", epoch)
-        claim = Claim(generation_id, epoch, number, length, data, self._head(header, raw, epoch, data))
+        kept_bytes = LINE_BYTES if header.get("batch") else ATTEMPT_BYTES
+        claim = Claim(
+            generation_id, epoch, number, length, data, self._head(header, raw, epoch, data), kept_bytes=kept_bytes
+        )
         pieces = header.get("v", 1) >= PIECES_SINCE
         return Writer(appender, claim, self.last_of, pieces=pieces), header, body
 

@@ -16,7 +16,7 @@ from shared.entry import AT, NOTE, Position, decode, now_ms
 from shared.errors import Damaged, Fenced, Gone, LogError, StorageFull
 from shared.outage import full
 from shared.redis import UNREACHABLE, ResponseError, bulk, complain
-from shared.retained import Retained
+from shared.retained import ATTEMPT_BYTES, Retained
 from shared.shape import MARK, WHOLE, Shaper
 
 _BACKOFF_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -44,6 +44,8 @@ class Claim(NamedTuple):
     length: int
     attempt: bytes
     head: list[bytes]
+    kept_bytes: int = ATTEMPT_BYTES
+    """How much is kept of what it appends, at most."""
 
 
 class Writer:
@@ -78,7 +80,7 @@ class Writer:
         self._key, self._tombstone = key, appender.key.deleted(claim.generation_id).encode()
         self._prefix = b"*6\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n" % (len(key), key)
         self._time = asyncio.get_running_loop().time
-        self.retained = Retained(appender.budget, claim.head, self._time())
+        self.retained = Retained(appender.budget, claim.head, self._time(), limit=claim.kept_bytes)
         appender.keep(self)
 
     @property

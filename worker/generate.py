@@ -385,17 +385,18 @@ class Generator:
                 await self._closing.seal(
                     header, outcome, said=writer.epoch, epoch=writer.epoch, after=after, length=length
                 )
-                writer.sealed(
-                    partial(
-                        self._log.seal,
-                        header["id"],
-                        outcome,
-                        epoch=writer.epoch,
-                        header=header,
-                        after=after,
-                        length=length,
+                if header.get("batch") is None:  # a line that is forgotten is asked again: it need not be kept
+                    writer.sealed(
+                        partial(
+                            self._log.seal,
+                            header["id"],
+                            outcome,
+                            epoch=writer.epoch,
+                            header=header,
+                            after=after,
+                            length=length,
+                        )
                     )
-                )
                 return
             except (RedisError, OSError) as problem:
                 if not passing(problem):

@@ -71,7 +71,7 @@ def test_a_stream_without_an_end_gets_one(client: Client, scripted: Register, na
     last = {choice["index"]: choice["finish_reason"] for one in found for choice in one["choices"]}
     assert last == dict.fromkeys(range(choices), "length")
     said = sum(len(json.dumps(choice["delta"])) for one in found for choice in one["choices"])
-    assert said > LIMIT / 20
+    assert said > LIMIT / 25  # empty words, and what is around each of them counts, too
 
     generation_id = response.headers["x-stream-id"]
     state = client.state(generation_id)

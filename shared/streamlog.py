@@ -204,9 +204,9 @@ class StreamLog:
 
     def _head(self, header: dict[str, Any], raw: Raw, epoch: int, data: bytes) -> list[bytes]:
         """Packed commands that make a log as it is, and the last one, its attempt. A turn of a session is not made again: its
-        number may have been given to another one meanwhile."""
+        number may have been given to another one meanwhile. Nor is a line of a batch, which is asked again."""
         begin = bulk(b"XADD", self._key.log(header["id"]).encode(), b"%d-0" % epoch, Kind.ATTEMPT.encode(), data)
-        if header.get("session"):
+        if header.get("session") or header.get("batch"):
             return [begin]
         generation_id, created = header["id"], b"%d" % header["created_at_ms"]
         key, member = self._key.log(generation_id).encode(), generation_id.encode()

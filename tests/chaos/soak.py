@@ -50,6 +50,8 @@ PATIENCE_S = 120.0
 """No generation and no viewer may take longer, whatever is broken meanwhile."""
 QUIET_S = 60.0
 WATCHED = ("streamspool_viewers", "streamspool_logs_followed")
+AGAIN = ("storage_unavailable", "draining")
+"""Not how the answer ended: it is there, and cannot be shown right now."""
 RETRIED = (OSError, Cut, TimeoutError)
 
 LEAK = """import threading, time
@@ -194,8 +196,10 @@ class Soak:
                         await asyncio.sleep(self.random.uniform(0.2, 0.6))
                         continue
                     else:
-                        reading.error = json.loads(await stream.body())["error"]["code"]
-                        reading.done = True
+                        code = json.loads(await stream.body())["error"]["code"]
+                        if code in AGAIN:
+                            raise Cut
+                        reading.error, reading.done = code, True
                     made.readings.append(reading)
                     break
                 except RETRIED:

@@ -167,3 +167,14 @@ async def test_a_server_that_does_not_know_waitaof_tells_by_what_it_has_not_writ
                     assert (await confirmer.confirm()).sure
         finally:
             await redis.aclose(close_connection_pool=True)
+
+
+@pytest.mark.parametrize("kind", ["valkey", "redis"])
+async def test_a_server_whose_memory_is_full_confirms_what_it_has(tmp_path: Path, kind: str) -> None:
+    """What ends and what makes room is confirmed, too: workers would keep all they wrote, and batches' files would wait."""
+    with Server(tmp_path / "server", "--appendonly", "yes", "--maxmemory", "1", kind=kind) as running:
+        redis = connect(running.url, max_connections=4)
+        async with Confirmer(redis, name="test") as confirmer, asyncio.timeout(10):
+            assert (await confirmer.confirm()).sure
+        assert running.client().get(keys.marker("test")) == b"1"
+        await redis.aclose(close_connection_pool=True)

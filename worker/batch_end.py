@@ -73,10 +73,10 @@ class Ending:
         def over(head: Head, at_ms: int) -> None:
             head["failed"] = head["total"] - head["completed"]
             unread = head["failed"] - (head["checkpoint"] or {}).get("failed", 0)
-            head["errors"] = [*head["errors"], *self._errors(ended_by, unread)]
             head["late"] = any(part_names(head, kind) for kind in (OUTPUT, ERRORS))
+            _note(head, *self._errors(ended_by, unread))
             if head["late"]:
-                head["errors"].append(_at(FILES_LATE, "The files are made when the file storage lets us."))
+                _note(head, _at(FILES_LATE, "The files are made when the file storage lets us."))
             enter(head, "failed" if ended_by is None else _FINAL.get(ended_by, "failed"), at_ms)
 
         await self._remove_parts_later()
@@ -114,10 +114,10 @@ class Ending:
             head["errors"] = [error for error in head["errors"] if error["code"] != FILES_LATE]
             if missing:
                 head["completed"] = output.lines
-                head["errors"] = [*head["errors"], _at(RESULTS_LOST, f"{missing} parts of the results are missing.")]
+                _note(head, _at(RESULTS_LOST, f"{missing} parts of the results are missing."))
             head["failed"] = head["total"] - head["completed"]
             if not is_late:
-                head["errors"] = [*head["errors"], *self._errors(ended_by, unread)]
+                _note(head, *self._errors(ended_by, unread))
                 final = _FINAL.get(ended_by, "failed")
                 enter(head, "failed" if missing and final == "completed" else final, at_ms)
 
@@ -165,6 +165,12 @@ class Ending:
     async def _save(self, change: Callable[[Head, int], None]) -> Head:
         at_ms = await self._shared.batches.clock_ms()
         return await self._shared.batches.save(self._id, self._head["epoch"], lambda head: change(head, at_ms))
+
+
+def _note(head: Head, *errors: dict[str, Any]) -> None:
+    """Each once, also where it is not known whether that was written already."""
+    known = {error["code"] for error in head["errors"]}
+    head["errors"] = [*head["errors"], *(error for error in errors if error["code"] not in known)]
 
 
 def _at(code: str, message: str) -> dict[str, Any]:

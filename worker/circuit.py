@@ -101,6 +101,10 @@ class Circuits:
         self._news: set[str] = set()
         self._heard: dict[str, int] = {}
 
+    @property
+    def known(self) -> Collection[str]:
+        return self._circuits.keys()
+
     def of(self, model: str) -> Circuit:
         if model not in self._circuits:
             if len(self._circuits) >= _MOST:

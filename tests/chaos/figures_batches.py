@@ -30,11 +30,13 @@ import httpx
 from tests.bench.load import Upstream
 from tests.bench.machine import cpu_s
 from tests.support.batch import ended, jsonl, line, results, start, state
+from tests.support.fleet import QUICK as QUICK_LEASE
 from tests.support.ground import WORKERS, Ground
 from tests.support.names import keys
 from tests.support.receiver import SECRET, Receiver
 from tests.support.s3 import S3
-from tests.support.stack import memory_mb, wait_until
+from tests.support.server import Server
+from tests.support.stack import Stack, memory_mb, wait_until
 from tests.support.stages import STAGES
 from tests.support.upstream import ScriptedUpstream, ending, words
 
@@ -288,6 +290,47 @@ def storage_away(directory: Path) -> dict[str, Any]:
         }
 
 
+# ---- full
+
+
+def cancelled_when_full(directory: Path) -> dict[str, Any]:
+    """A cancel in the middle of 600 lines, on a server whose memory is full and stays so; five times on either kind."""
+    took_s: dict[str, list[float]] = {}
+    wrong: list[str] = []
+    for kind in ("valkey", "redis"):
+        place = directory / kind
+        place.mkdir()
+        with (
+            Server(place / "server", kind=kind) as server,
+            ScriptedUpstream() as upstream,
+            Stack(server.url, upstream.base_url, place, **QUICK_LEASE, **SHIPPED) as stack,
+            httpx.Client(base_url=stack.url, timeout=60, trust_env=False) as http,
+            server.client() as client,
+        ):
+            upstream.script("fills", [*words(3), 1.0, *ending()])
+            for run in range(5):
+                batch_id = start(http, jsonl(line(f"line-{n}", "scripted/fills") for n in range(600)))
+                wait_until(lambda b=batch_id: state(http, b)["request_counts"]["completed"] >= 200, 60)
+                client.config_set("maxmemory", 1)
+                time.sleep(2)
+                asked = time.monotonic()
+                status = http.post(f"/v1/batches/{batch_id}/cancel").status_code
+                try:
+                    batch = ended(http, batch_id, 120)
+                    took_s.setdefault(kind, []).append(round(time.monotonic() - asked, 1))
+                    output = results(http, batch["output_file_id"])
+                    errors = results(http, batch["error_file_id"])
+                    right = len(output | errors) == len(output) + len(errors) == 600 and len(output) >= 200
+                    right &= wait_until(lambda: upstream.live == 0, 30)
+                    if status != 200 or not right:
+                        wrong.append(f"{kind} {run}: {status}, {len(output)}, {len(errors)}")
+                except AssertionError as problem:
+                    wrong.append(f"{kind} {run}: {status}, {problem}")
+                client.config_set("maxmemory", 0)
+                time.sleep(1)
+    return {"cancelled_after_s": took_s, "wrong": wrong}
+
+
 # ---- quick
 
 
@@ -481,6 +524,7 @@ ROWS: dict[str, Row] = {
     "ends": ends,
     "provider-away": provider_away,
     "storage-away": storage_away,
+    "cancelled-when-full": cancelled_when_full,
     "throughput": throughput,
     "throughput-no-latency": throughput_no_latency,
     "memory": memory,

@@ -317,3 +317,14 @@ async def test_a_log_that_is_gone_is_begun_again(lab: Lab, upstream: ScriptedUps
         pause.go()
         assert await running
     assert (await lab.head(batch_id))["completed"] == 1
+
+
+async def test_a_batch_of_very_many_models_looks_after_their_providers(lab: Lab, upstream: ScriptedUpstream) -> None:
+    """A lane for each would take the worker's time."""
+    for number in range(150):
+        good(upstream, f"many-{number}")
+    batch_id = await lab.start([line(f"{number}", f"scripted/many-{number}") for number in range(150)])
+    batcher = lab.batcher()
+    assert await lab.run(batch_id, batcher)
+    assert (await lab.head(batch_id))["completed"] == 150
+    assert batcher.circuits.known == {"scripted"}

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.batch import ended, jsonl, line, results, start
+from tests.support.batch import ended, jsonl, line, results, start, state
 from tests.support.ground import WORKERS, Ground
 from tests.support.names import keys
+from tests.support.s3 import S3
 from tests.support.stack import wait_until
 from tests.support.stages import STAGES
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words
@@ -201,3 +202,52 @@ def test_b9_a_provider_that_goes_and_comes_back_fails_no_line(ground: Ground, up
     assert results(ground.http, batch["output_file_id"]).keys() == {f"line-{n}" for n in range(300)}
     assert len(script.calls) < 400
     wait_until(lambda: not ground.logs(), 30, "no log is left")
+
+
+@pytest.mark.timeout(300)
+def test_b10_a_cancel_does_not_wait_for_a_storage_that_hangs(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Its files come when the storage does."""
+    upstream.script("stores", [*words(3), 0.2, *ending()])
+    with (
+        S3(tmp_path) as s3,
+        Ground(tmp_path, upstream.base_url, STREAMSPOOL_FILES_URL=s3.url, **s3.environment) as ground,
+    ):
+        batch_id = start(ground.http, jsonl(line(f"line-{n}", "scripted/stores") for n in range(400)))
+        ground.until(batch_id, 50)
+        with s3.away():
+            ground.http.post(f"/v1/batches/{batch_id}/cancel")
+            batch = ended(ground.http, batch_id, 150)
+            assert batch["status"] == "cancelled"
+            wait_until(lambda: upstream.live == 0, what="the provider is hung up on")
+        batch = wait_until(lambda: (found := state(ground.http, batch_id))["output_file_id"] and found, 90, "its files")
+        counts, output = batch["request_counts"], results(ground.http, batch["output_file_id"])
+        assert (batch["status"], batch["errors"] is None or "files_late" not in str(batch["errors"])) == (
+            "cancelled",
+            True,
+        )
+        assert counts["completed"] == len(output) >= 50
+        assert counts["completed"] + counts["failed"] == 400
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("stage", ["handed out", "validated"])
+def test_b12_a_batch_that_kills_whoever_has_it_is_given_up(doomed: Ground, stage: str) -> None:
+    quick = start(doomed.http, jsonl(line(f"line-{n}") for n in range(5)))
+    assert ended(doomed.http, quick)["status"] == "completed"
+    lines = 60
+    doomed.plan(stage, signal.SIGKILL, "always")
+    batch_id = start(doomed.http, jsonl(line(f"line-{n}", MODEL) for n in range(lines)))
+    try:
+        wait_until(lambda: [*doomed.revive(), doomed.status(batch_id) == "failed"][-1], 300, "it is given up")
+    finally:
+        doomed.forgive()
+    wait_until(lambda: not doomed.revive(), 30)
+    batch = ended(doomed.http, batch_id, 60)
+    assert [error["code"] for error in batch["errors"]["data"]] == ["batch_given_up"]
+    counts = batch["request_counts"]
+    assert (counts["total"], counts["completed"] + counts["failed"]) == (lines, lines)
+    output, errors = results(doomed.http, batch["output_file_id"]), results(doomed.http, batch["error_file_id"])
+    assert len(output) == counts["completed"]
+    if stage == "handed out":
+        assert output.keys() | errors.keys() == {f"line-{n}" for n in range(lines)}, "its input can be read"
+    wait_until(lambda: doomed.redis.zscore(keys.batches_open, batch_id) is None, 60, "nobody looks after it any more")

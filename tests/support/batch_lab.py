@@ -6,6 +6,7 @@ A worker that hands out can be killed, which is to stop where it is without anot
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -153,7 +154,8 @@ def few(count: int, model: str = "fake/echo", name: str = "line") -> list[dict[s
 async def open_lab(
     valkey: EmbeddedValkey, upstream: ScriptedUpstream, directory: Path, **fields: Any
 ) -> AsyncIterator[Lab]:
-    settings = Settings(data_dir=directory, upstream_first_s=5, upstream_idle_s=5, **fields)
+    secret = f"{OWNER}:whsec_{base64.b64encode(bytes(32)).decode()}"
+    settings = Settings(data_dir=directory, webhook_secret=secret, upstream_first_s=5, upstream_idle_s=5, **fields)
     async with AsyncExitStack() as stack:
         redis: ArqRedis = connect(valkey.url.replace("db=0", "db=2"), max_connections=50)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)

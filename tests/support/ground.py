@@ -68,10 +68,14 @@ class Ground:
         for name in WORKERS:
             self.kill(name)
 
-    def plan(self, stage: str, number: signal.Signals) -> None:
+    def plan(self, stage: str, number: signal.Signals, often: str = "once") -> None:
         self._plan.with_suffix(".done").unlink(missing_ok=True)
-        self._plan.with_suffix(".new").write_text(f"{stage}:{int(number)}")
+        self._plan.with_suffix(".new").write_text(f"{stage}:{int(number)}:{often}")
         self._plan.with_suffix(".new").rename(self._plan)
+
+    def forgive(self) -> None:
+        """Nobody is to end any more."""
+        self._plan.unlink(missing_ok=True)
 
     def carried_out(self) -> bool:
         return self._plan.with_suffix(".done").exists()
@@ -97,6 +101,13 @@ class Ground:
             return int(state(self.http, batch_id)["request_counts"]["completed"])
         except (httpx.TransportError, AssertionError):
             return -1
+
+    def status(self, batch_id: str) -> str:
+        """Empty while the API is away."""
+        try:
+            return str(state(self.http, batch_id)["status"])
+        except (httpx.TransportError, AssertionError):
+            return ""
 
     def until(self, batch_id: str, count: int) -> None:
         wait_until(lambda: self.completed(batch_id) >= count, 60, f"{count} lines are done")

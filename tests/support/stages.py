@@ -1,7 +1,8 @@
-"""Ends the worker that it is installed in at a stage of a batch's life, once for each plan: the signal comes from within, so
-that it comes just there.
+"""Ends the worker that it is installed in at a stage of a batch's life, once for each plan or every time: the signal comes
+from within, so that it comes just there.
 
-A plan is a file with the stage and the number of the signal; whoever carries it out takes it away first.
+A plan is a file with the stage, the number of the signal, and `once` or `always`; whoever carries the first kind out takes it
+away before.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ def install(plan: str) -> None:
 
     def reached(stage: str) -> None:
         try:
-            wanted, number = path.read_text().split(":")
+            wanted, number, often = path.read_text().split(":")
             if wanted == stage:
-                path.rename(path.with_suffix(".done"))
+                if often == "once":
+                    path.rename(path.with_suffix(".done"))
                 os.kill(os.getpid(), int(number))
         except FileNotFoundError:
             pass

@@ -222,7 +222,8 @@ async def test_a_batch_that_breaks_its_workers_is_given_up_with_what_is_done(
 ) -> None:
     pause = Pause()
     upstream.script("held", [*words(1), pause, *ending()])
-    batch_id = await lab.start([*few(5), *few(200, "scripted/held", "held")], webhook=None)
+    hook = {"url": "https://hooks.example.com/x"}
+    batch_id = await lab.start([*few(5), *few(200, "scripted/held", "held")], webhook=hook)
     async with lab.running(batch_id):
         await lab.until(batch_id, lambda head: head["completed"] == 5)
     if last_words:
@@ -249,6 +250,8 @@ async def test_a_batch_that_breaks_its_workers_is_given_up_with_what_is_done(
         assert any(line["log_level"] == "error" for line in logs)
     assert await lab.redis.zscore(lab.redis.key.batches_open, batch_id) is None
     assert await lab.log.open_ids() == [], "nothing runs any more"
+    event = json.loads(await lab.redis.hget(lab.redis.key.webhook(batch_id), "event"))
+    assert event["type"] == "batch.failed"
     pause.go()
 
 
@@ -270,7 +273,7 @@ async def test_a_bug_is_tried_again_with_pauses_and_given_up(lab: Lab, monkeypat
 
 
 async def test_a_validation_that_breaks_its_workers_is_given_up(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch_id = await lab.start(few(3), webhook=None)
+    batch_id = await lab.start(few(3))
     killer(monkeypatch, Input, "check", times=1000)
     for _ in range(MOST_CLAIMS + 1):
         await lab.run(batch_id)

@@ -125,7 +125,10 @@ class StreamWorker(Worker):
                     await self._woken.wait()
             self._woken.clear()
             rung, self._rung = self._rung, {}
-            await self._start(rung.items(), begun=False, listed=False)
+            if any(self._room(lane) for lane in rung.values() if lane in self._more):
+                self._due = 0.0  # others have waited for longer
+            at_once = [(job_id, lane) for job_id, lane in rung.items() if lane not in self._more]
+            await self._start(at_once, begun=False, listed=False)
             if self.loop.time() >= self._due:
                 self._due = self.loop.time() + POLL_S
                 await self.sweep()
@@ -185,11 +188,13 @@ class StreamWorker(Worker):
     async def sweep(self) -> None:
         """Takes what nobody runs, as far as there is room: its worker is lost, or it was never rung for.
 
-        While leases may be gone whose workers live, nothing that was begun is taken over; while it may be forgotten who
-        runs what, nothing at all.
+        What is lost comes first: from a lane that had no room for all of it, nothing is taken that waits. While leases may be
+        gone whose workers live, nothing that was begun is taken over; while it may be forgotten who runs what, nothing at
+        all.
         """
+        lanes = [lane for lane in Lane if self._room(lane)]
         tried: set[str] = set()
-        before: set[Lane] = set()  # where more is lost than there was room for: it comes before what waits
+        left: set[Lane] = set()
         for round_number in range(_ROUNDS):
             count = {lane: self._room(lane) + len(tried) for lane in Lane}
             waiting, clock = await self._queue.look(self.worker_id, BEAT_TTL_S * 1000, count)
@@ -198,16 +203,15 @@ class StreamWorker(Worker):
             if round_number == 0:
                 if await self._server_may_have_forgotten():
                     return
-                again, self._again = self._again, {}
-                lost = [*again.items(), *await self._lost_ones()]
-                tried = await self._start(lost, begun=True)
-                before = {lane for job_id, lane in lost if job_id not in tried and job_id not in self._jobs}
-            self._more = before | {lane for lane, job_ids in waiting.items() if len(job_ids) > count[lane]}
-            wanted = [job for job in await self._not_begun(waiting) if job[0] not in tried and job[1] not in before]
+                left = await self._take_lost(lanes)
+                lanes = [lane for lane in lanes if lane not in left]
+            self._more = left | {lane for lane, job_ids in waiting.items() if len(job_ids) > count[lane]}
+            first = await self._not_begun({lane: waiting[lane] for lane in lanes})
+            wanted = [(job_id, lane) for job_id, lane in first if job_id not in tried]
             tried |= await self._start(wanted, begun=False)  # where others were quicker, they are about to move them
-            if not wanted or not any(map(self._room, self._more)):
+            if not wanted or not any(self._room(lane) for lane in lanes if lane in self._more):
                 break
-        if any(map(self._room, before)):  # meanwhile
+        if any(self._room(lane) for lane in self._more if lane not in lanes):  # a place is free only now
             self._due = min(self._due, self.loop.time() + _BREATH_S)
 
     async def _server_may_have_forgotten(self) -> bool:
@@ -220,22 +224,34 @@ class StreamWorker(Worker):
             self._doubted.set()
         return forgotten
 
-    async def _lost_ones(self) -> list[tuple[str, Lane]]:
-        """Jobs that run nowhere: their leases were to end, and have; a full server does not note when one is renewed."""
+    async def _take_lost(self, lanes: list[Lane]) -> set[Lane]:
+        """Returns the lanes in which there was no room for all of it."""
+        again, self._again = self._again, {}
+        lost = list(again.items())
+        for _ in range(_ROUNDS):
+            lost += await self._lost_ones(lanes)
+            tried = await self._start(lost, begun=True)
+            left = {lane for job_id, lane in lost if job_id not in tried and job_id not in self._jobs}
+            if not lost or not any(map(self._room, lanes)):
+                break
+            lost = []
+        return left
+
+    async def _lost_ones(self, lanes: list[Lane]) -> list[tuple[str, Lane]]:
+        """Jobs that run nowhere: their leases were to end, and have. A full server may not note when one is renewed."""
         if self._pause.holds(self.loop.time()):
             return []
-        lanes = [lane for lane in Lane if self._room(lane)]
         overdue = await self._queue.overdue(lanes, self._redis_ms(), self._skip)
-        full_page = any(len(job_ids) == OVERDUE_AT_ONCE for job_ids in overdue.values())
-        self._skip = self._skip + OVERDUE_AT_ONCE if full_page else 0
         found = [(job_id, lane) for lane, job_ids in overdue.items() for job_id in job_ids if job_id not in self._jobs]
-        if not found:
-            return []
-        holders, clock = await self._queue.holders([job_id for job_id, _ in found])
-        self._look_at(clock)
+        holders, clock = await self._queue.holders([job_id for job_id, _ in found]) if found else ([], None)
+        if clock:
+            self._look_at(clock)
         if self._pause.holds(self.loop.time()):
             return []
-        return [job for job, holder in zip(found, holders, strict=True) if holder in (None, self.worker_id)]
+        lost = [job for job, holder in zip(found, holders, strict=True) if holder in (None, self.worker_id)]
+        full_page = any(len(job_ids) == OVERDUE_AT_ONCE for job_ids in overdue.values())
+        self._skip = self._skip + OVERDUE_AT_ONCE if full_page and not lost else 0
+        return lost
 
     async def _not_begun(self, waiting: dict[Lane, list[str]]) -> list[tuple[str, Lane]]:
         """What of this may be begun now: not what was put once more while it ran, where its lease may be back soon."""

@@ -49,18 +49,6 @@ class Work:
         self.ends[job_id].set_exception(error)
 
 
-class Server:
-    """Stands for the confirmer: which server it is."""
-
-    identity = "a"
-
-    async def server(self, **_: Any) -> str:
-        return self.identity
-
-    async def is_new(self, age_s: float, **_: Any) -> bool:
-        return self.identity != "a"
-
-
 @pytest.fixture
 async def redis() -> AsyncIterator[ArqRedis]:
     pool: ConnectionPool = ConnectionPool(
@@ -75,12 +63,11 @@ class Bench:
     """One worker of three places, one of them for lines, and the queue it looks at."""
 
     def __init__(self, redis: ArqRedis) -> None:
-        self.redis, self.queue, self.work, self.server = redis, JobQueue(redis), Work(), Server()
+        self.redis, self.queue, self.work = redis, JobQueue(redis), Work()
         self.order = itertools.count()
         settings = Settings(worker_concurrency=3, worker_lines=1, drain_s=0, lease_s=10)
         work: Any = self.work
-        confirmer: Any = self.server
-        self.worker = StreamWorker(redis, confirmer, work, work, settings, worker_id="me")
+        self.worker = StreamWorker(redis, work, work, settings, worker_id="me")
 
     async def settled(self) -> None:
         """Whoever was to pause for others that come back has done so."""
@@ -207,9 +194,6 @@ async def test_a_full_worker_that_gets_room_while_it_looks_looks_again_for_what_
 
     monkeypatch.setattr(bench.worker._queue, "look", looking)
     await bench.worker.sweep()
-    assert await bench.running() == set(ids[1:])
-    assert bench.worker._due <= bench.worker.loop.time() + 0.02, "soon"
-    await bench.worker.sweep()
     assert await bench.running() == {*ids[1:], *lost}
     assert await bench.waiting() == waiting
 
@@ -243,7 +227,8 @@ async def test_a_lease_that_lives_is_respected_whatever_the_list_says(bench: Ben
 async def test_where_the_server_may_have_forgotten_who_runs_what_only_the_bell_begins_anything(bench: Bench) -> None:
     await bench.settled()
     (waiting,) = await bench.put(1)
-    bench.server.identity = "b"
+    bench.worker._pause.server("first", bench.worker.loop.time())
+    bench.worker._pause.server("second", bench.worker.loop.time())
     await bench.worker.sweep()
     assert await bench.running() == set()
     bench.worker._rung[waiting] = Lane.GENERATION

@@ -33,7 +33,8 @@ _FRESH_S = 1.0
 _LAG_S = 10
 """A replica that has said nothing for longer counts no more: it could not follow the master either."""
 
-_INFO = (bulk(b"INFO", b"server"), bulk(b"INFO", b"replication"))
+INFO = (bulk(b"INFO", b"server"), bulk(b"INFO", b"replication"))
+"""What tells which server this is: see `identity`."""
 _IDENTITY = tuple(re.compile(rb"^%b:(\w+)" % name, re.M) for name in (b"run_id", b"master_replid"))
 _REPLICA = re.compile(rb"^slave\d+:.*state=online.*lag=(\d+)", re.M)
 
@@ -44,11 +45,12 @@ async def identify(connection: Any) -> str | None:
     Another value means that acknowledged writes may be gone: the server was started again (`run_id`), or its data were
     replaced by another server's (`master_replid`), even if the connection lived on.
     """
-    replies = await converse(connection, b"".join(_INFO), len(_INFO))
-    return _identity(replies)
+    replies = await converse(connection, b"".join(INFO), len(INFO))
+    return identity(replies)
 
 
-def _identity(replies: list[Any]) -> str | None:
+def identity(replies: Sequence[Any]) -> str | None:
+    """The same from the replies to INFO."""
     told = b"\n".join(reply for reply in replies if isinstance(reply, bytes))
     found = [match[1] for pattern in _IDENTITY if (match := pattern.search(told))]
     return hashlib.sha256(b":".join(found)).hexdigest()[:16] if len(found) == len(_IDENTITY) else None
@@ -102,11 +104,11 @@ class Confirmer:
         if self._promised == "all" or (background and self._promised == "background"):
             await self.confirm()
 
-    async def server(self, *, now: bool = False) -> str | None:
-        """The identity of the server that new connections lead to, as it was within the last second, or is `now`; None
-        where that cannot be told. Raises RedisError, OSError."""
+    async def server(self) -> str | None:
+        """The identity of the server that new connections lead to, as it was within the last second; None where that
+        cannot be told. Raises RedisError, OSError."""
         loop = asyncio.get_running_loop()
-        if now or loop.time() - self._looked_at > _FRESH_S:
+        if loop.time() - self._looked_at > _FRESH_S:
             pool = self._redis.connection_pool
             connection = await pool.get_connection()
             try:
@@ -121,9 +123,9 @@ class Confirmer:
                 self._changed_at = self._looked_at
         return self._server
 
-    async def is_new(self, age_s: float, *, now: bool = False) -> bool:
-        """Whether the server was seen to be another one within this time, or `now`. Raises RedisError, OSError."""
-        await self.server(now=now)
+    async def is_new(self, age_s: float) -> bool:
+        """Whether the server was seen to be another one within this time. Raises RedisError, OSError."""
+        await self.server()
         return asyncio.get_running_loop().time() - self._changed_at < age_s
 
     async def _run(self) -> None:
@@ -160,7 +162,7 @@ class Confirmer:
         """Asks until the answer is yes; None if by then nobody waits for it any more. The marker is written once: a replica
         that is always a second behind would never have the newest."""
         mark = bulk(b"SET", self._mark.encode(), b"1", b"PX", b"%d" % _MARK_MS)
-        *info, marked = await converse(connection, b"".join((*_INFO, mark)), len(_INFO) + 1)
+        *info, marked = await converse(connection, b"".join((*INFO, mark)), len(INFO) + 1)
         if full(marked) == "memory":
             life = b"%d" % _MARK_MS
             marked = await self._exchange(connection, b"EVAL", _MARK_SCRIPT, b"1", self._mark.encode(), life)
@@ -173,7 +175,7 @@ class Confirmer:
             if written is False:
                 await asyncio.sleep(_PAUSE_S)
             elif not replicas or await self._waited(connection, b"WAIT", b"1"):
-                return Confirmed(_identity(info), sure=bool(written or replicas))
+                return Confirmed(identity(info), sure=bool(written or replicas))
         return None
 
     async def _written(self, connection: Any) -> bool | None:

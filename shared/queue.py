@@ -28,9 +28,10 @@ from typing import Any, NamedTuple
 from arq.jobs import DeserializationError, deserialize_job_raw
 from arq.jobs import serialize_job as arq_serialize
 
+from shared.confirm import INFO, identity
 from shared.entry import now_ms
 from shared.keys import Lane
-from shared.redis import ArqRedis, OutOfMemoryError, deserialize_job, serialize_job
+from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, bulk, deserialize_job, exchange_all, serialize_job
 from shared.transaction import commit, transact
 
 _LINE = "line:"
@@ -91,14 +92,13 @@ Clock = tuple[int, int]
 
 
 class Seen(NamedTuple):
-    """A look at what waits."""
+    """A look at what waits, at what may be lost, and at the server that says so."""
 
     waiting: dict[Lane, list[str]]
+    overdue: dict[Lane, list[str]]
     clock: Clock
-
-
-def _ids(members: Iterable[bytes]) -> list[str]:
-    return [member.decode() for member in members]
+    server: str | None
+    """Its identity: see confirm.py."""
 
 
 def lane_of(job_id: str) -> Lane:
@@ -160,25 +160,31 @@ class JobQueue:
 
     # ---- who works
 
-    async def look(self, worker_id: str, beat_ms: int, count: Mapping[Lane, int]) -> Seen:
-        """The first jobs that wait: of each lane as many as `count` says, and one that tells of more.
+    async def look(self, worker_id: str, beat_ms: int, count: Mapping[Lane, int], now_ms: int, skip: int) -> Seen:
+        """The first jobs that wait, of each lane as many as `count` says and one that tells of more; and a page, after `skip`,
+        of those that run and whose leases were to end by now, the longest ago first.
 
-        Prolongs the worker's heartbeat by `beat_ms`: a server that takes no writes raises its error here.
+        In one round trip, over one connection. Prolongs the worker's heartbeat by `beat_ms`: a server that takes no writes
+        raises its error here.
         """
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.pexpire(self._key.worker(worker_id), beat_ms)
-            pipe.time()
-            for lane, last in count.items():
-                pipe.zrange(self._key.waiting(lane), 0, last)
-            _, clock, *pages = await pipe.execute()
-        return Seen({lane: _ids(page) for lane, page in zip(count, pages, strict=True)}, clock)
-
-    async def overdue(self, lanes: Sequence[Lane], now_ms: int, skip: int) -> dict[Lane, list[str]]:
-        """A page, after `skip`, of the jobs that run and whose leases were to end by now, the longest ago first."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for lane in lanes:
-                pipe.zrangebyscore(self._key.running(lane), "-inf", now_ms, start=skip, num=OVERDUE_AT_ONCE)
-            return {lane: _ids(page) for lane, page in zip(lanes, await pipe.execute(), strict=True)}
+        commands = [bulk(b"PEXPIRE", self._key.worker(worker_id).encode(), b"%d" % beat_ms), bulk(b"TIME")]
+        commands += [
+            bulk(b"ZRANGE", self._key.waiting(lane).encode(), b"0", b"%d" % last) for lane, last in count.items()
+        ]
+        until = b"%d" % now_ms, b"LIMIT", b"%d" % skip, b"%d" % OVERDUE_AT_ONCE
+        commands += [bulk(b"ZRANGEBYSCORE", self._key.running(lane).encode(), b"-inf", *until) for lane in count]
+        replies = await exchange_all(self._redis, [*commands, *INFO])
+        for reply in replies[: len(commands)]:  # INFO may be refused
+            if isinstance(reply, ResponseError):
+                raise reply
+        _, (seconds, microseconds), *pages = replies[: len(commands)]
+        ids = [[member.decode() for member in page] for page in pages]
+        return Seen(
+            dict(zip(count, ids, strict=False)),
+            dict(zip(count, ids[len(count) :], strict=True)),
+            (int(seconds), int(microseconds)),
+            identity(replies[len(commands) :]),
+        )
 
     async def holders(self, job_ids: Sequence[str]) -> tuple[list[str | None], Clock]:
         """Who has the lease of each, and then Redis's TIME: had its clock been set on in between, leases would be gone."""

@@ -50,6 +50,7 @@ __all__ = [
     "converse",
     "deserialize_job",
     "exchange",
+    "exchange_all",
     "persist",
     "serialize_job",
     "watch",
@@ -108,18 +109,24 @@ def connect(
 
 async def exchange(redis: ArqRedis, packed: bytes) -> Any:
     """Sends one packed command and returns its reply as it came. Not repeated: for reads whose caller comes back anyway."""
+    (reply,) = await exchange_all(redis, [packed])
+    if isinstance(reply, ResponseError):
+        raise reply
+    return reply
+
+
+async def exchange_all(redis: ArqRedis, packed: Sequence[bytes]) -> list[Any]:
+    """The same for several, over one connection; errors are among the replies, as values."""
     pool = redis.connection_pool
     connection = await pool.get_connection()
     try:
-        (reply,) = await converse(connection, packed, 1)
+        replies = await converse(connection, b"".join(packed), len(packed))
     except BaseException:
         await connection.disconnect(nowait=True)  # the reply may be under way
         raise
     finally:
         await pool.release(connection)
-    if isinstance(reply, ResponseError):
-        raise reply
-    return reply
+    return replies
 
 
 async def watch(pipe: Any, names: Sequence[str], *reads: bytes) -> list[Any]:

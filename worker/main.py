@@ -87,7 +87,7 @@ async def serve(settings: Settings) -> None:
         broker = Broker(redis, log, settings, name=worker_id, confirmer=confirmer)
         generator = Generator(log, appender, upstream, providers, broker.closing, settings, worker_id=worker_id)
         batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis))
-        worker = StreamWorker(redis, confirmer, generator, batcher, settings, worker_id=worker_id)
+        worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id)
         courier = await stack.enter_async_context(Courier(broker, settings))
         reaper = Reaper(redis, log, broker, settings, name=worker_id)
         if settings.worker_metrics_port:

@@ -22,11 +22,10 @@ from typing import Any
 from arq.worker import Retry, Worker, func
 
 from shared.config import Settings
-from shared.confirm import Confirmer
 from shared.errors import Unavailable
 from shared.keys import Lane
 from shared.old_queue import adopt
-from shared.queue import OVERDUE_AT_ONCE, Clock, Job, JobQueue, Lease, heard
+from shared.queue import OVERDUE_AT_ONCE, Clock, Job, JobQueue, Lease, Seen, heard
 from shared.redis import ArqRedis, OutOfMemoryError, RedisError, complain, deserialize_job, serialize_job
 from shared.tasks import cancel
 from shared.telemetry import get_logger
@@ -56,7 +55,6 @@ class StreamWorker(Worker):
     def __init__(
         self,
         redis: ArqRedis,
-        confirmer: Confirmer,
         generator: Generator,
         batcher: Batcher,
         settings: Settings,
@@ -76,7 +74,7 @@ class StreamWorker(Worker):
             job_serializer=serialize_job,
             job_deserializer=deserialize_job,
         )
-        self._redis, self._queue, self._key, self._confirmer = redis, JobQueue(redis), redis.key, confirmer
+        self._redis, self._queue, self._key = redis, JobQueue(redis), redis.key
         self._generator, self._batcher, self._settings = generator, batcher, settings
         self.worker_id = worker_id
         self._running: dict[Lane, dict[str, asyncio.Task[None]]] = {lane: {} for lane in Lane}
@@ -125,7 +123,10 @@ class StreamWorker(Worker):
                     await self._woken.wait()
             self._woken.clear()
             rung, self._rung = self._rung, {}
-            await self._start(rung.items(), begun=False, listed=False)
+            if any(self._room(lane) for lane in rung.values() if lane in self._more):
+                self._due = 0.0  # others have waited for longer
+            at_once = [(job_id, lane) for job_id, lane in rung.items() if lane not in self._more]
+            await self._start(at_once, begun=False, listed=False)
             if self.loop.time() >= self._due:
                 self._due = self.loop.time() + POLL_S
                 await self.sweep()
@@ -185,57 +186,56 @@ class StreamWorker(Worker):
     async def sweep(self) -> None:
         """Takes what nobody runs, as far as there is room: its worker is lost, or it was never rung for.
 
-        While leases may be gone whose workers live, nothing that was begun is taken over; while it may be forgotten who
-        runs what, nothing at all.
+        What is lost comes first: from a lane that had no room for all of it, nothing is taken that waits. While leases may be
+        gone whose workers live, nothing that was begun is taken over; while it may be forgotten who runs what, nothing at
+        all.
         """
+        again, self._again = list(self._again.items()), {}
         tried: set[str] = set()
-        before: set[Lane] = set()  # where more is lost than there was room for: it comes before what waits
-        for round_number in range(_ROUNDS):
+        for _ in range(_ROUNDS):
+            lanes = {lane for lane in Lane if self._room(lane)}
             count = {lane: self._room(lane) + len(tried) for lane in Lane}
-            waiting, clock = await self._queue.look(self.worker_id, BEAT_TTL_S * 1000, count)
-            self._pause.answered(self.loop.time())
-            self._look_at(clock)
-            if round_number == 0:
-                if await self._server_may_have_forgotten():
-                    return
-                again, self._again = self._again, {}
-                lost = [*again.items(), *await self._lost_ones()]
-                tried = await self._start(lost, begun=True)
-                before = {lane for job_id, lane in lost if job_id not in tried and job_id not in self._jobs}
-            self._more = before | {lane for lane, job_ids in waiting.items() if len(job_ids) > count[lane]}
-            wanted = [job for job in await self._not_begun(waiting) if job[0] not in tried and job[1] not in before]
+            seen = await self._queue.look(self.worker_id, BEAT_TTL_S * 1000, count, self._redis_ms(), self._skip)
+            if self._is_doubtful(seen):
+                return
+            lost = [*again, *await self._leaseless(seen.overdue)]
+            reached = await self._start(lost, begun=True)
+            left = {lane for job_id, lane in lost if job_id not in reached and job_id not in self._jobs}
+            self._more = left | {lane for lane, job_ids in seen.waiting.items() if len(job_ids) > count[lane]}
+            first = await self._not_begun({lane: seen.waiting[lane] for lane in lanes - left})
+            wanted = [(job_id, lane) for job_id, lane in first if job_id not in tried]
             tried |= await self._start(wanted, begun=False)  # where others were quicker, they are about to move them
-            if not wanted or not any(map(self._room, self._more)):
+            again = []
+            hopeful = self._more if lost or wanted else self._more - lanes
+            if not any(map(self._room, hopeful)):
                 break
-        if any(map(self._room, before)):  # meanwhile
-            self._due = min(self._due, self.loop.time() + _BREATH_S)
 
-    async def _server_may_have_forgotten(self) -> bool:
-        """Whether it is another one, or was started again, just now: what it says waits may run. Who runs it says so first.
+    def _is_doubtful(self, seen: Seen) -> bool:
+        """Whether another server said that, or one that was started again, just now: what it says waits may run.
 
-        What is rung for is begun all the same: it was enqueued, or handed over, after that.
+        Who runs it says so first. What is rung for is begun all the same: it was enqueued, or handed over, after that.
         """
-        forgotten = await self._confirmer.is_new(self._settings.lease_s / 2, now=True)  # after the look it is about
-        if forgotten:
+        now = self.loop.time()
+        self._pause.answered(now)
+        self._look_at(seen.clock)
+        self._pause.server(seen.server, now)
+        doubtful = self._pause.forgot(now)
+        if doubtful:
             self._doubted.set()
-        return forgotten
+        return doubtful
 
-    async def _lost_ones(self) -> list[tuple[str, Lane]]:
-        """Jobs that run nowhere: their leases were to end, and have; a full server does not note when one is renewed."""
-        if self._pause.holds(self.loop.time()):
-            return []
-        lanes = [lane for lane in Lane if self._room(lane)]
-        overdue = await self._queue.overdue(lanes, self._redis_ms(), self._skip)
-        full_page = any(len(job_ids) == OVERDUE_AT_ONCE for job_ids in overdue.values())
-        self._skip = self._skip + OVERDUE_AT_ONCE if full_page else 0
+    async def _leaseless(self, overdue: dict[Lane, list[str]]) -> list[tuple[str, Lane]]:
+        """Of those whose leases were to end, those that have none. A full server may not note when one is renewed."""
         found = [(job_id, lane) for lane, job_ids in overdue.items() for job_id in job_ids if job_id not in self._jobs]
-        if not found:
-            return []
-        holders, clock = await self._queue.holders([job_id for job_id, _ in found])
-        self._look_at(clock)
-        if self._pause.holds(self.loop.time()):
-            return []
-        return [job for job, holder in zip(found, holders, strict=True) if holder in (None, self.worker_id)]
+        lost: list[tuple[str, Lane]] = []
+        if found and not self._pause.holds(self.loop.time()):
+            holders, clock = await self._queue.holders([job_id for job_id, _ in found])
+            self._look_at(clock)
+            if not self._pause.holds(self.loop.time()):
+                lost = [job for job, holder in zip(found, holders, strict=True) if holder in (None, self.worker_id)]
+        full_page = any(len(job_ids) == OVERDUE_AT_ONCE for job_ids in overdue.values())
+        self._skip = self._skip + OVERDUE_AT_ONCE if full_page and not lost else 0
+        return lost
 
     async def _not_begun(self, waiting: dict[Lane, list[str]]) -> list[tuple[str, Lane]]:
         """What of this may be begun now: not what was put once more while it ran, where its lease may be back soon."""
@@ -251,11 +251,10 @@ class StreamWorker(Worker):
 
         A batch itself, which only hands out its lines, needs no place; lines have some of the places only.
         """
-        room = {lane: self._room(lane) for lane in Lane}
+        strange = [job for job in wanted if job[0] not in self._jobs]
+        room = {lane: self._room(lane) for lane in Lane} if strange else {}
         chosen: list[tuple[str, Lane]] = []
-        for job_id, lane in sorted(wanted, key=lambda job: job[1] is Lane.LINE):
-            if job_id in self._jobs:
-                continue
+        for job_id, lane in sorted(strange, key=lambda job: job[1] is Lane.LINE):
             if room[lane]:
                 chosen.append((job_id, lane))
                 room[lane] -= 1

@@ -19,7 +19,8 @@ class TakeoverPause:
         self._silence_s = max(lease_s / 2, 2 * poll_s)
         self._heard: float | None = None
         self._ahead: float | None = None
-        self._until = 0.0
+        self._server: str | None = None
+        self._until = self._forgot_until = 0.0
 
     def answered(self, now: float) -> None:
         """Redis took a write from us."""
@@ -35,6 +36,20 @@ class TakeoverPause:
         if self._ahead is not None and ahead - self._ahead > self._silence_s:
             self._until = now + self._lease_s
         self._ahead = ahead
+
+    def server(self, identity: str | None, now: float) -> None:
+        """Which server said that (shared/confirm.py). Another one, or one that was started again, may have forgotten leases,
+        and even that anything was begun: those who run it have to be given the time to say so."""
+        if identity is None:
+            return
+        if self._server is not None and identity != self._server:
+            self._until = max(self._until, now + self._lease_s / 2)
+            self._forgot_until = now + self._lease_s / 2
+        self._server = identity
+
+    def forgot(self, now: float) -> bool:
+        """Whether what seems to wait may run somewhere. What was just rung for does not."""
+        return now < self._forgot_until
 
     def redis_time(self, now: float) -> float | None:
         """What Redis's clock says now, as far as it was heard."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
 from shared.embedded import EmbeddedValkey
 from shared.keys import PREFIX, Keys, Lane
-from shared.queue import OVERDUE_AT_ONCE, Job, JobQueue, Lease, Taken, heard
-from shared.redis import ArqRedis, OutOfMemoryError, connect
+from shared.queue import OVERDUE_AT_ONCE, Job, JobQueue, Lease, Seen, Taken, heard
+from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, connect
 from tests.support.names import keys
 
 MINE, OTHER = Lease("w1", 10_000, 2_000_000), Lease("w2", 10_000, 2_000_000)
@@ -36,6 +36,10 @@ async def start(queue: JobQueue, job_id: str, lane: Lane = Lane.GENERATION, leas
     return taken
 
 
+async def look(queue: JobQueue, count: Mapping[Lane, int] = EVERYWHERE, *, now_ms: int = 0, skip: int = 0) -> Seen:
+    return await queue.look("w1", 1000, count, now_ms, skip)
+
+
 async def running(redis: ArqRedis, lane: Lane = Lane.GENERATION) -> list[str]:
     return [member.decode() for member in await redis.zrange(keys.running(lane), 0, -1)]
 
@@ -51,7 +55,7 @@ async def left(redis: ArqRedis) -> list[bytes]:
 @pytest.mark.parametrize("lane", Lane)
 async def test_a_job_waits_runs_and_ends(queue: JobQueue, redis: ArqRedis, lane: Lane) -> None:
     job_id = await put(queue, lane)
-    seen = await queue.look("w1", 1000, EVERYWHERE)
+    seen = await look(queue)
     assert seen.waiting == {one: [job_id] if one is lane else [] for one in Lane}
     (job,) = (await start(queue, job_id, lane)).jobs
     called = job.called()
@@ -118,8 +122,8 @@ async def test_a_lease_that_is_renewed_moves_on(queue: JobQueue, redis: ArqRedis
     await redis.pexpire(keys.lease(job_id), 100)
     assert await queue.renew({Lane.GENERATION: [job_id], Lane.LINE: []}, Lease("w1", 10_000, 3_000_000)) == []
     assert await redis.pttl(keys.lease(job_id)) > 9000
-    assert await queue.overdue([Lane.GENERATION], 2_999_999, 0) == {Lane.GENERATION: []}
-    assert await queue.overdue([Lane.GENERATION], 3_000_000, 0) == {Lane.GENERATION: [job_id]}
+    assert (await look(queue, now_ms=2_999_999)).overdue[Lane.GENERATION] == []
+    assert (await look(queue, now_ms=3_000_000)).overdue[Lane.GENERATION] == [job_id]
 
 
 async def test_what_redis_forgot_is_restored_unless_somebody_else_has_it(queue: JobQueue, redis: ArqRedis) -> None:
@@ -183,20 +187,20 @@ async def test_known_is_what_waits_or_runs(queue: JobQueue, redis: ArqRedis) -> 
 
 async def test_a_look_reads_no_more_than_there_is_room_for(queue: JobQueue) -> None:
     ids = [await put(queue) for _ in range(7)]
-    seen = (await queue.look("w1", 1000, {Lane.GENERATION: 3, Lane.LINE: 0})).waiting
+    seen = (await look(queue, {Lane.GENERATION: 3, Lane.LINE: 0})).waiting
     assert seen == {Lane.GENERATION: (await all_of(queue))[:4], Lane.LINE: []}
     assert set(await all_of(queue)) == set(ids)
 
 
 async def all_of(queue: JobQueue) -> list[str]:
-    return (await queue.look("w1", 1000, {Lane.GENERATION: 100})).waiting[Lane.GENERATION]
+    return (await look(queue, {Lane.GENERATION: 100})).waiting[Lane.GENERATION]
 
 
 async def test_overdue_ones_come_in_pages_the_longest_ago_first(queue: JobQueue, redis: ArqRedis) -> None:
     names = {f"job-{number:04}": number for number in range(OVERDUE_AT_ONCE + 5)}
     await redis.zadd(keys.running(Lane.GENERATION), names)
-    first = (await queue.overdue([Lane.GENERATION], 10**6, 0))[Lane.GENERATION]
-    rest = (await queue.overdue([Lane.GENERATION], 10**6, OVERDUE_AT_ONCE))[Lane.GENERATION]
+    first = (await look(queue, now_ms=10**6)).overdue[Lane.GENERATION]
+    rest = (await look(queue, now_ms=10**6, skip=OVERDUE_AT_ONCE)).overdue[Lane.GENERATION]
     assert first + rest == list(names)
     assert len(first) == OVERDUE_AT_ONCE
 
@@ -206,6 +210,33 @@ async def test_overdue_ones_come_in_pages_the_longest_ago_first(queue: JobQueue,
 )
 def test_a_payload_that_is_none_of_ours_calls_nothing(payload: bytes) -> None:
     assert Job("x", Lane.GENERATION, payload, begun=False).called() is None
+
+
+async def test_a_look_tells_which_server_says_that_where_it_may_be_asked(
+    valkey: EmbeddedValkey, queue: JobQueue
+) -> None:
+    user = connect(valkey.url.replace("db=0", "db=1"), max_connections=1)
+    seen = await look(JobQueue(user))
+    assert seen.server == (await look(JobQueue(user))).server
+    assert seen.server
+    assert abs(seen.clock[0] - int((await user.time())[0])) < 60
+    await user.execute_command("ACL", "SETUSER", "default", "-info")
+    try:
+        assert (await look(JobQueue(user))).server is None
+    finally:
+        await user.execute_command("ACL", "SETUSER", "default", "+info")
+        await user.aclose(close_connection_pool=True)
+
+
+async def test_a_server_that_takes_no_writes_says_so_at_a_look(valkey: EmbeddedValkey) -> None:
+    user = connect(valkey.url.replace("db=0", "db=1"), max_connections=1)
+    await user.execute_command("ACL", "SETUSER", "default", "-pexpire")
+    try:
+        with pytest.raises(ResponseError):
+            await look(JobQueue(user))
+    finally:
+        await user.execute_command("ACL", "SETUSER", "default", "+pexpire")
+        await user.aclose(close_connection_pool=True)
 
 
 # ---- a full server
@@ -275,7 +306,7 @@ async def test_what_one_installation_has_is_unknown_to_the_other(redis: ArqRedis
     job_id = await put(ours)
     assert json.loads(await redis.get(keys.job(job_id)) or b"")["a"] == [job_id]
     assert await theirs.known([job_id]) == set()
-    assert (await theirs.look("w1", 1000, EVERYWHERE)).waiting == {lane: [] for lane in Lane}
+    assert (await look(theirs)).waiting == {lane: [] for lane in Lane}
     assert (await start(theirs, job_id)).jobs == []
     await theirs.withdraw(job_id)
     assert await ours.known([job_id]) == {job_id}

@@ -3,8 +3,9 @@
     Q1   six workers of 20 places, 120 answers at a token a second, 6 short ones in the background, 4 of the long cancelled
     Q1c  the same with four workers and 80 answers: the control
     Q2   5,000 run and 10,000 wait, as in 20 workers of 250 places: from a cancel to the claim of the next in line
-    Q3   the same, and the leases of 20 that a lost worker held have lapsed: from the first of 20 cancels to their claim
-    Q3f  5,000 run, places are free for all 250 that a lost worker held: from the end of its leases to the last claim
+    Q3   the same, and the leases of 20 that a lost worker held have lapsed: from the last of 20 cancels to their claim
+    Q3f  5,000 run, places are free for all 250 that a lost worker held: from the end of its leases until all are taken,
+         that is, have the lease of another one, and until all are claimed, which is for 125 at once in each of two workers
 
 Of Q2 and Q3 two workers are real processes, 500 places with 500 answers. The other 18 are synthetic: entries in the running set
 and leases, renewed four times a lease as a worker renews them, and the lost one's, which are not. Prints a JSON line for
@@ -110,9 +111,9 @@ def what_a_lost_worker_held(valkey: EmbeddedValkey, upstream: ScriptedUpstream, 
             )  # on a busy machine a worker's idea of Redis's clock is late
             before = len(begun(fleet, waiting))
             freed = waiting[first : first + 20]
-            started = time.monotonic()
             for generation_id in freed:
                 _cancel(fleet, generation_id)
+            started = time.monotonic()
             wait_until(lambda lost=lost: len(begun(fleet, lost)) == len(lost), 30, "all of them run again")
             times.append(time.monotonic() - started)
             order = order and len(begun(fleet, waiting)) == before
@@ -124,8 +125,8 @@ def what_a_lost_worker_held(valkey: EmbeddedValkey, upstream: ScriptedUpstream, 
             "waiting": fleet.client.zcard(WAITING),
             "held": 20,
             "runs": len(times),
-            "with_the_20_cancels_p50_s": round(statistics.median(times), 3),
-            "with_the_20_cancels_worst_s": _s(times),
+            "claimed_p50_s": round(statistics.median(times), 3),
+            "claimed_worst_s": _s(times),
             "before_what_waits": order,
             "wrong": int(max(times) > BAR_S or not order),
         }
@@ -136,22 +137,28 @@ def what_a_lost_worker_held_with_places_free(
 ) -> dict[str, Any]:
     with _big(valkey, upstream, place) as fleet, Crowd(fleet) as crowd:
         _fill(fleet, crowd, 0, real=REAL - PLACES)
-        times = []
-        for _ in range(5):
+        taken, claimed = [], []
+        for _ in range(10):
             lost = crowd.held_by_one_that_is_lost(PLACES, model=_LONG, lease_ms=2000)
             ends = time.monotonic() + fleet.client.pttl(keys.lease(lost[-1])) / 1000
+            time.sleep(max(0, ends - time.monotonic()))
+            leases = list(map(keys.lease, lost))
+            wait_until(lambda leases=leases: fleet.client.exists(*leases) == len(leases), 60, "all of them are taken")
+            taken.append(time.monotonic() - ends)
             wait_until(lambda lost=lost: len(begun(fleet, lost)) == len(lost), 60, "all of them run again")
-            times.append(time.monotonic() - ends)
+            claimed.append(time.monotonic() - ends)
             for generation_id in lost:
                 _cancel(fleet, generation_id)
             wait_until(lambda lost=lost: not fleet.client.exists(*map(keys.lease, lost)), 30)
         return {
             "running": REAL + len(crowd.elsewhere),
             "held": PLACES,
-            "runs": len(times),
-            "all_again_p50_s": round(statistics.median(times), 3),
-            "all_again_worst_s": _s(times),
-            "wrong": int(max(times) > BAR_S),
+            "runs": len(taken),
+            "all_taken_p50_s": round(statistics.median(taken), 3),
+            "all_taken_worst_s": _s(taken),
+            "all_claimed_p50_s": round(statistics.median(claimed), 3),
+            "all_claimed_worst_s": _s(claimed),
+            "wrong": int(max(taken) > BAR_S),
         }
 
 

@@ -47,3 +47,17 @@ def test_after_redis_clock_was_set_on_the_others_get_a_lease_to_renew_theirs(pau
 def test_steps_that_end_no_lease_change_nothing(pause: TakeoverPause, step_s: float) -> None:
     pause.clock(5100.5 + step_s, 100.5)
     assert not pause.holds(100.5)
+
+
+def test_another_server_may_have_forgotten_who_runs_what_and_half_a_lease_is_for_saying_so(
+    pause: TakeoverPause,
+) -> None:
+    pause.server("first", 100.0)
+    pause.server(None, 100.5)  # it may not be asked
+    pause.server("first", 101.0)
+    assert not pause.forgot(101.0)
+    pause.server("second", 102.0)
+    assert (pause.forgot(106.9), pause.forgot(107.1)) == (True, False)
+    assert (pause.holds(106.9), pause.holds(107.1)) == (True, False)
+    pause.server("second", 107.2)
+    assert not pause.forgot(107.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -48,18 +49,6 @@ class Work:
         self.ends[job_id].set_exception(error)
 
 
-class Server:
-    """Stands for the confirmer: which server it is."""
-
-    identity = "a"
-
-    async def server(self, **_: Any) -> str:
-        return self.identity
-
-    async def is_new(self, age_s: float, **_: Any) -> bool:
-        return self.identity != "a"
-
-
 @pytest.fixture
 async def redis() -> AsyncIterator[ArqRedis]:
     pool: ConnectionPool = ConnectionPool(
@@ -74,11 +63,11 @@ class Bench:
     """One worker of three places, one of them for lines, and the queue it looks at."""
 
     def __init__(self, redis: ArqRedis) -> None:
-        self.redis, self.queue, self.work, self.server = redis, JobQueue(redis), Work(), Server()
+        self.redis, self.queue, self.work = redis, JobQueue(redis), Work()
+        self.order = itertools.count()
         settings = Settings(worker_concurrency=3, worker_lines=1, drain_s=0, lease_s=10)
         work: Any = self.work
-        confirmer: Any = self.server
-        self.worker = StreamWorker(redis, confirmer, work, work, settings, worker_id="me")
+        self.worker = StreamWorker(redis, work, work, settings, worker_id="me")
 
     async def settled(self) -> None:
         """Whoever was to pause for others that come back has done so."""
@@ -87,9 +76,9 @@ class Bench:
 
     async def put(self, count: int = 1, lane: Lane = Lane.GENERATION) -> list[str]:
         ids = [f"{'batch_' if lane is Lane.BATCH else 'chatcmpl-'}{uuid.uuid4().hex}" for _ in range(count)]
-        for number, job_id in enumerate(ids):
+        for job_id in ids:
             await self.queue.put(job_id, lane, expires_s=60)
-            await self.redis.zadd(keys.waiting(lane), {job_id: number + await self.redis.zcard(keys.waiting(lane))})
+            await self.redis.zadd(keys.waiting(lane), {job_id: next(self.order)})
         return ids
 
     async def lose(self, count: int, lane: Lane = Lane.GENERATION) -> list[str]:
@@ -181,9 +170,31 @@ async def test_a_place_that_becomes_free_during_a_look_is_for_what_is_lost(
 
     monkeypatch.setattr(bench.worker._queue, "take", taking)
     await bench.worker.sweep()
-    assert len(set(lost) & await bench.running()) == 2
-    await bench.worker.sweep()
     assert await bench.running() == set(lost)
+    assert await bench.waiting() == waiting
+
+
+async def test_a_full_worker_that_gets_room_while_it_looks_looks_again_for_what_is_lost(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.settled()
+    ids = await bench.put(3)
+    await bench.worker.sweep()
+    await bench.running()
+    lost, waiting = await bench.lose(1), await bench.put(1)
+    look, freed = bench.queue.look, False
+
+    async def looking(*given: Any) -> Any:
+        nonlocal freed
+        found = await look(*given)
+        if not freed:
+            freed = True
+            await bench.finish(ids[0])
+        return found
+
+    monkeypatch.setattr(bench.worker._queue, "look", looking)
+    await bench.worker.sweep()
+    assert await bench.running() == {*ids[1:], *lost}
     assert await bench.waiting() == waiting
 
 
@@ -216,7 +227,8 @@ async def test_a_lease_that_lives_is_respected_whatever_the_list_says(bench: Ben
 async def test_where_the_server_may_have_forgotten_who_runs_what_only_the_bell_begins_anything(bench: Bench) -> None:
     await bench.settled()
     (waiting,) = await bench.put(1)
-    bench.server.identity = "b"
+    bench.worker._pause.server("first", bench.worker.loop.time())
+    bench.worker._pause.server("second", bench.worker.loop.time())
     await bench.worker.sweep()
     assert await bench.running() == set()
     bench.worker._rung[waiting] = Lane.GENERATION
@@ -240,6 +252,25 @@ async def test_the_doorbell_starts_what_there_is_room_for_and_the_rest_is_taken_
     (left,) = set(ids) - await bench.running()
     await bench.finish(next(iter(await bench.running())))
     while left not in await bench.running():  # not after half a second: as soon as the place is free
+        pass
+    polling.cancel()
+
+
+async def test_who_is_rung_for_does_not_overtake_what_is_known_to_wait(bench: Bench) -> None:
+    ids = await bench.put(5)
+    await bench.worker.sweep()
+    await bench.running()
+    polling = asyncio.create_task(bench.worker.poll())
+    (late,) = await bench.put(1)
+    bench.worker._rung[late] = Lane.GENERATION
+    bench.worker._woken.set()
+    bench.work.end(ids[0])
+    bench.worker._woken.set()
+    while ids[3] not in await bench.running():
+        assert late not in await bench.running()
+    for job_id in (ids[1], ids[2]):
+        await bench.finish(job_id)
+    while late not in await bench.running():
         pass
     polling.cancel()
 

@@ -29,16 +29,17 @@ PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 SAMPLE_S = 5.0
 WARM_S = 180.0
 """Until then a process still gets larger: modules, pools, and the most that it ever has to do at once."""
-JUDGED_MIN = 8
+JUDGED_MIN = 11
 """Of so many warm minutes, at least, it can be told whether they grow."""
 RISE_MB = 5.0
 """What the floor may rise by, in all: half of what a leak of 1 MB a minute does to a process that was spared.
 
-Without one it moved by less than 2 MB in ten minutes of this load."""
+Without one it rose by 3 MB at most in any 12 minutes of an hour; in 8 minutes by up to 5.
+"""
 PEAK_MB, KEPT_MB = 256.0, 144.0
 """No process of this load takes so much, however young, nor keeps it: an API at most 144 MiB (api/hub.py, api/hot.py)."""
 KEPT = ("streamspool_log_bytes", "streamspool_retained_bytes")
-SPARED_S = 15 * 60.0
+LONG_S, SPARED_S = 30 * 60.0, 16 * 60.0
 LAST_MIN = 20
 FDS = 200
 FAULT_S, GONE_S, START_S = 120.0, 30.0, 60.0
@@ -151,7 +152,7 @@ def _stopped(pid: int) -> Iterator[None]:
 class Faults:
     """`run` breaks something after each pause of at most `every_s`, until `calm` ends it with everything mended.
 
-    Nothing is broken if `every_s` is None. In the last SPARED_S of a run that is twice as long, the first of each pair is
+    Nothing is broken if `every_s` is None. In the last SPARED_S of a run of LONG_S or more, the first of each pair is
     only stopped and cut off, no more ended: a leak shows in a process that lives.
     """
 
@@ -163,7 +164,7 @@ class Faults:
         self._lives: dict[int, Life] = {}
         self._wanted_dead: set[str] = set()
         self._over = asyncio.Event()
-        self._long = lasts_s >= 2 * SPARED_S
+        self._long = lasts_s >= LONG_S
         self._spare_at = time.monotonic() + (lasts_s - SPARED_S if self._long else math.inf)
         self.counts: Counter[str] = Counter()
 

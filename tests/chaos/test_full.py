@@ -3,6 +3,7 @@ clients are told what it is. Nobody makes room for us."""
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -115,6 +116,17 @@ class Filled(Stack):
         found: dict[str, Any] = response.json()
         return found
 
+    def open(self, count: int, *models: str) -> list[str]:
+        """So many generations of these models that run."""
+
+        def found() -> list[str]:
+            ids = [raw.decode() for raw in self.client.zrange(keys.open, 0, -1)]
+            heads = {one: self.client.xrange(keys.log(one), "0-1", "0-1") for one in ids}
+            of_these = [one for one, head in heads.items() if head and json.loads(head[0][1][b"r"])["model"] in models]
+            return of_these if len(of_these) == count else []
+
+        return list(wait_until(found, 30, f"{count} run"))
+
     def until_said(self, generation_id: str, chunks: int) -> None:
         key = keys.log(generation_id)
         wait_until(lambda: self.client.xrange(key, f"1-{chunks}", count=1), what=f"{chunks} chunks")
@@ -162,9 +174,9 @@ def test_f52_a_running_answer_waits_for_room_and_then_ends_with_what_it_has(fill
     scripts = [(filled.scripted(5, barrier), filled.model) for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(filled.post, model) for _, model in scripts]
-        ids = wait_until(lambda: len(found := filled.client.zrange(keys.open, 0, -1)) == 8 and found)
+        ids = filled.open(8, *(model for _, model in scripts))
         for generation_id in ids:
-            filled.until_said(generation_id.decode(), 5)
+            filled.until_said(generation_id, 5)
         with filled.full():
             barrier.go()
             responses = [future.result(30) for future in waiting]
@@ -175,11 +187,11 @@ def test_f52_a_running_answer_waits_for_room_and_then_ends_with_what_it_has(fill
             assert {response.headers["x-should-retry"] for response in responses} == {"false"}
             wait_until(lambda: not any(script.live for script, _ in scripts), what="the provider is hung up on")
             for generation_id in ids:
-                found = filled.state(generation_id.decode())
+                found = filled.state(generation_id)
                 assert (found["status"], found["error"]["code"]) == ("failed", "storage_full")
-                kept = filled.http.get(f"/v1/chat/completions/{generation_id.decode()}").json()
+                kept = filled.http.get(f"/v1/chat/completions/{generation_id}").json()
                 assert kept["choices"][0]["message"]["content"].startswith(whole(5))
-            assert filled.client.zcard(keys.open) == 0
+            assert not {raw.decode() for raw in filled.client.zrange(keys.open, 0, -1)} & set(ids)
     assert all(len(script.calls) == 1 for script, _ in scripts)
 
 
@@ -320,9 +332,8 @@ def test_f53_a_batch_that_was_answered_is_written_down(filled: Filled) -> None:
     script = filled.upstream.script("last-word", [*words(3), *ending()[:-1], barrier, ending()[-1]])
     batch_id = batch.start(filled.http, batch.jsonl([batch.line(f"n{i}", "scripted/last-word") for i in range(6)]))
     wait_until(lambda: script.live == 6, what="six are asked")
-    ids = wait_until(lambda: len(found := filled.client.zrange(keys.open, 0, -1)) == 6 and found)
-    for generation_id in ids:
-        filled.until_said(generation_id.decode(), 6)
+    for generation_id in filled.open(6, "scripted/last-word"):
+        filled.until_said(generation_id, 6)
     with filled.full():
         barrier.go()
         found = batch.ended(filled.http, batch_id, 30)

@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := tests/clients
 USERS := .venv-users
-LOCAL_LOCK := shared/local_model.lock
+LOCAL_LOCK := shared/cli/local_model.lock
 # Each of these has its own venv, .venv-NAME, made from $(CLIENTS)/NAME.lock.
 CLIENT_VENVS := openai-1.40 python-clients
 LOCKS := requirements.lock tests/requirements-dev.lock $(CLIENT_VENVS:%=$(CLIENTS)/%.lock) $(LOCAL_LOCK)

@@ -16,18 +16,21 @@ from starlette.types import Message, Receive, Scope, Send
 from api import errors
 from api.auth import Authenticator
 from api.errors import REQUEST_ID
-from api.hub import BLOCK_MS, Hub
-from api.relay import LATER, Drain, Parts
-from api.routes import batches, chat, files, health, models, sessions, stored, streams, usage
-from shared.broker import Broker
-from shared.config import Settings
-from shared.confirm import Confirmer
-from shared.process import collect_rarely, giving_back
-from shared.reaper import Reaper
-from shared.redis import connect, persist
-from shared.streamlog import StreamLog
-from shared.tasks import Rounds, cancel
-from shared.telemetry import REQUESTS
+from api.live.hub import BLOCK_MS, Hub
+from api.live.relay import LATER, Drain, Parts
+from api.resources import batches, files, health, models, sessions, usage
+from api.surfaces.chat import routes as chat
+from api.surfaces.chat import stored
+from api.surfaces.streams import routes as streams
+from shared.config.settings import Settings
+from shared.generations.broker import Broker
+from shared.generations.reaper import Reaper
+from shared.lib.process import collect_rarely, giving_back
+from shared.lib.tasks import Rounds, cancel
+from shared.lib.telemetry import REQUESTS
+from shared.log.streamlog import StreamLog
+from shared.store.confirm import Confirmer
+from shared.store.redis import connect, persist
 
 _POOL = 17
 _KEPT = frozenset({"type", "method", "http_version", "extensions", "route", REQUEST_ID})

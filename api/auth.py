@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
-from shared.broker import Principal
-from shared.config import Settings
+from shared.config.settings import Settings
 from shared.errors import Forbidden, Unauthenticated
+from shared.generations.broker import Principal
 
 LOCAL_TENANT = "local"
 

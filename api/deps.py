@@ -9,12 +9,12 @@ from typing import Annotated, Any
 from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
-from api.projections.state import state
-from api.relay import Parts
-from shared import json
-from shared.broker import Principal
-from shared.entry import Summary
+from api.live.relay import Parts
+from api.surfaces.streams.projection import state
 from shared.errors import BadRequest, TooLarge
+from shared.generations.broker import Principal
+from shared.lib import json
+from shared.log.entry import Summary
 
 _BODY_S = 30.0
 """How long a body may take to arrive: one that never ends would hold a connection for ever."""

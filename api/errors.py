@@ -11,9 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shared import json
 from shared.errors import BadRequest, Internal, MethodNotAllowed, NotFound, StreamspoolError
-from shared.telemetry import get_logger
+from shared.lib import json
+from shared.lib.telemetry import get_logger
 
 logger = get_logger(__name__)
 

@@ -20,9 +20,9 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from shared import json
 from shared.errors import BadRequest, HeaderFieldsTooLarge, StreamspoolError, without_frames
-from shared.telemetry import REQUESTS, get_logger
+from shared.lib import json
+from shared.lib.telemetry import REQUESTS, get_logger
 
 logger = get_logger(__name__)
 

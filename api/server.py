@@ -20,12 +20,12 @@ import uvloop
 from api.app import create_app
 from api.auth import is_loopback
 from api.intake import Intake
-from api.relay import CONNECTION, Drain
-from shared.config import SettingsInvalid, load_settings
-from shared.contact import check_server
+from api.live.relay import CONNECTION, Drain
+from shared.config.settings import SettingsInvalid, load_settings
 from shared.errors import StreamspoolError, Unusable
-from shared.process import refuse_to_start
-from shared.telemetry import configure_logging, get_logger
+from shared.lib.process import refuse_to_start
+from shared.lib.telemetry import configure_logging, get_logger
+from shared.store.contact import check_server
 
 logger = get_logger(__name__)
 

@@ -1,1 +1,1 @@
-"""What both ends must agree on, and nothing else: the log, its keys and words, settings, errors."""
+"""What API and worker have in common, in rooms: each knows only those below it (see `layers` in pyproject.toml)."""

@@ -12,7 +12,7 @@ import redis
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.names import keys
 from tests.support.stack import Stack
 from tests.support.upstream import ScriptedUpstream

@@ -16,12 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from shared import json
-from shared.appender import Appender
-from shared.chat import Chunk
-from shared.closing import Closing, finished_status
-from shared.config import Settings
-from shared.entry import BEGIN, VERSION, Position, Status, now_ms
+from shared.config.settings import Settings
 from shared.errors import (
     Damaged,
     Fenced,
@@ -41,11 +36,11 @@ from shared.errors import (
     UpstreamTooLong,
     without_frames,
 )
-from shared.outage import passing
-from shared.redis import RedisError, complain
-from shared.streamlog import StreamLog
-from shared.tasks import cancel
-from shared.telemetry import (
+from shared.generations.closing import Closing, finished_status
+from shared.lib import json
+from shared.lib.clock import now_ms
+from shared.lib.tasks import cancel
+from shared.lib.telemetry import (
     ATTEMPTS,
     CHUNKS,
     FIRST_CHUNK_SECONDS,
@@ -56,10 +51,15 @@ from shared.telemetry import (
     UPSTREAM_RETRIES,
     get_logger,
 )
-from shared.writer import Writer
+from shared.log.appender import Appender
+from shared.log.entry import BEGIN, VERSION, Chunk, Position, Status
+from shared.log.streamlog import StreamLog
+from shared.log.writer import Writer
+from shared.store.outage import passing
+from shared.store.redis import RedisError, complain
 from worker.providers.openai import Normalizer
 from worker.providers.registry import Provider, split_model
-from worker.upstream import Served, Target, Upstream
+from worker.upstream.client import Served, Target, Upstream
 
 logger = get_logger(__name__)
 

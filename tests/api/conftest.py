@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.stack import Stack
 from tests.support.upstream import Pause, ScriptedUpstream
 from tests.support.wire import KEY_A, KEY_B, PROVIDER_KEY, Client, Register, Scripted

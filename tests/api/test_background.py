@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from openai import OpenAI
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.receiver import SECRET, Hook, Receiver
 from tests.support.stack import Stack, wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words

@@ -79,7 +79,7 @@ def inputs(tmp_path: Path) -> Path:
 
 def command(stack: Stack, *words: str) -> dict[str, Any]:
     environment = {**os.environ, "NO_COLOR": "1", "STREAMSPOOL_URL": stack.url, "PYTHONWARNINGS": "ignore"}
-    return {"args": [sys.executable, "-m", "shared.cli", "batch", *words], "env": environment, "text": True}
+    return {"args": [sys.executable, "-m", "shared.cli.main", "batch", *words], "env": environment, "text": True}
 
 
 def run(stack: Stack, *words: str) -> subprocess.CompletedProcess[str]:

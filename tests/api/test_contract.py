@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shared.chat import Accumulator
+from shared.chat.chunks import Accumulator
 from tests.support.upstream import DONE, USAGE, chunk, ending, words
 from tests.support.wire import Client, Register, ask, chunks
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import redis
 
-from shared.entry import Kind, decode
-from shared.shape import Shapes
+from shared.log.decoding import decode
+from shared.log.entry import Kind
+from shared.log.envelope import Shapes
 from tests.support.names import keys
 from tests.support.stack import wait_until
 from tests.support.upstream import Pause, ending, words

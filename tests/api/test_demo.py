@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.client import Event, View
-from shared.demo import Viewer
+from shared.cli.client import Event, View
+from shared.cli.demo import Viewer
 from tests.support.up import WAIT_S, demo, environment, processes, until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -43,7 +43,7 @@ def test_the_demo_would_notice_what_is_missing_or_twice(positions: list[str], wh
 
 def test_ctrl_c_ends_a_demo_that_stays_up(tmp_path: Path) -> None:
     demo = subprocess.Popen(
-        [sys.executable, "-m", "shared.cli", "demo", "--port", "0"],
+        [sys.executable, "-m", "shared.cli.main", "demo", "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
         env=environment(tmp_path),

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import redis
 
-from api.routes.files import byte_range
+from api.resources.files import byte_range
 from tests.support.names import keys
 from tests.support.s3 import S3
 from tests.support.stack import Stack, wait_until

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 BREAK = """
-from shared.telemetry import configure_logging, get_logger
+from shared.lib.telemetry import configure_logging, get_logger
 
 def answer(prompt):
     raise RuntimeError("it broke")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from openai import LengthFinishReasonError, OpenAI
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.batch import ended, jsonl, line, results, start
 from tests.support.stack import Stack, wait_until
 from tests.support.upstream import ScriptedUpstream, chunk, ending

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shared.chat import EXTENSION_FIELDS
+from shared.chat.chunks import EXTENSION_FIELDS
 from tests.support.upstream import DONE, USAGE, Pause, chunk, ending, words
 from tests.support.wire import Client, Register, ask, chunks, error_of, frames, payload, text
 

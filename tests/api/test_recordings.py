@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support import native, recordings
 from tests.support.recordings import FOLDER, Row, fold, fold_whole, payloads, pieces, wire
 from tests.support.stack import Stack

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from api.cursor import Cursor
-from api.livelog import LiveLog
-from api.relay import Drain, EventStream, Parts, View
-from shared.config import Settings
-from shared.entry import SEAL, Entry, Kind, Position
+from api.live.cursor import Cursor
+from api.live.livelog import LiveLog
+from api.live.relay import Drain, EventStream, Parts, View
+from shared.config.settings import Settings
+from shared.log.entry import SEAL, Entry, Kind, Position
 from tests.support.wire import frames
 from tests.support.wire import position as id_of
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from api.app import create_app
-from api.relay import Drain
-from shared.config import Settings
+from api.live.relay import Drain
+from shared.config.settings import Settings
 from shared.errors import Unavailable
 from tests.support.stack import Stack, free_port
 from tests.support.wire import Client, error_of, refused

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.stack import Stack, wait_until
 from tests.support.upstream import Pause, ScriptedUpstream, chunk, ending, words
 from tests.support.wire import Client, Register, ask, chunks, refused, text

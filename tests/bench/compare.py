@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.embedded import find_binary
+from shared.cli.embedded import find_binary
 from tests.bench import goals, machine, plots, report, scale
 from tests.bench.__main__ import arguments, begin, finish
 from tests.bench.load import ROOT

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from redis import Redis
 
-from shared.entry import BEGIN
+from shared.log.entry import BEGIN
 from tests.bench.load import Load, Upstream, Viewers
 from tests.bench.machine import CannotMeasure, cpu_s
 from tests.bench.targets import Ours, Target

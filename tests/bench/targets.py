@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.bench.load import Load, Publisher, Upstream, Viewers, post, start_server
 from tests.bench.machine import Cores, Processes, on_core
 from tests.support.stack import Stack, free_port

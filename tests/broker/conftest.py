@@ -9,11 +9,11 @@ import pytest
 from fakeredis.aioredis import FakeAsyncRedisConnection
 from redis.asyncio import ConnectionPool
 
-from shared.appender import Appender
-from shared.config import Settings
-from shared.embedded import EmbeddedValkey
-from shared.redis import ArqRedis, connect
-from shared.streamlog import StreamLog
+from shared.cli.embedded import EmbeddedValkey
+from shared.config.settings import Settings
+from shared.log.appender import Appender
+from shared.log.streamlog import StreamLog
+from shared.store.redis import ArqRedis, connect
 from tests.support.names import keys
 
 

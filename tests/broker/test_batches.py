@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from redis.asyncio.client import Pipeline
 
-from shared.batches import Batches, enter
-from shared.config import Settings
-from shared.entry import now_ms
+from shared.chat.request import BatchRequest
+from shared.config.settings import Settings
 from shared.errors import BadRequest, Fenced, Gone, NotFound, Unavailable
-from shared.files import Files
-from shared.redis import ArqRedis
-from shared.request import BatchRequest
-from shared.webhooks import Webhooks
+from shared.features.batches import Batches, enter
+from shared.features.files import Files
+from shared.features.webhooks import Webhooks
+from shared.lib.clock import now_ms
+from shared.store.redis import ArqRedis
 from tests.support.names import BATCHES_WAITING, keys
 
 BODY: dict[str, Any] = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
@@ -76,7 +76,7 @@ async def test_what_was_refused_for_want_of_an_answer_is_withdrawn(
     batches: Batches, files: Files, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis hears the create; its answer does not arrive in time."""
-    monkeypatch.setattr("shared.guard._DEADLINE_S", 0.2)
+    monkeypatch.setattr("shared.store.availability._DEADLINE_S", 0.2)
     input_file_id = await upload(files)
     execute = Pipeline.execute
 
@@ -103,7 +103,7 @@ async def test_what_was_refused_for_want_of_an_answer_is_withdrawn(
 async def test_what_was_refused_and_comes_late_is_withdrawn_then(
     batches: Batches, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.guard._DEADLINE_S", 0.2)
+    monkeypatch.setattr("shared.store.availability._DEADLINE_S", 0.2)
     input_file_id = await upload(files)
     execute, late = Pipeline.execute, []
 
@@ -238,7 +238,7 @@ async def test_batches_are_listed_newest_first(batches: Batches, files: Files, m
         return next(clock)
 
     monkeypatch.setattr(Batches, "clock_ms", tick)
-    monkeypatch.setattr("shared.batches._PAGE", 2)
+    monkeypatch.setattr("shared.features.batches._PAGE", 2)
     made = [(await create(batches, files))["id"] for _ in range(5)]
     assert [head["id"] async for head in batches.listed("ann")] == made[::-1]
     assert [head["id"] async for head in batches.listed("ann", made[2])] == [made[1], made[0]]

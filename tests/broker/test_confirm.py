@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import redis as blocking
 
-from shared.broker import Broker, Principal
-from shared.config import Settings
-from shared.confirm import Confirmer
-from shared.embedded import EmbeddedValkey
-from shared.entry import Status
+from shared.chat.request import ChatRequest
+from shared.cli.embedded import EmbeddedValkey
+from shared.config.settings import Settings
 from shared.errors import Unavailable
-from shared.redis import connect
-from shared.request import ChatRequest
-from shared.streamlog import StreamLog
+from shared.generations.broker import Broker, Principal
+from shared.log.entry import Status
+from shared.log.streamlog import StreamLog
+from shared.store.confirm import Confirmer
+from shared.store.redis import connect
 from tests.support.forgetful import Follower
 from tests.support.names import keys
 from tests.support.server import Server

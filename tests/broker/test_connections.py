@@ -11,11 +11,12 @@ import pytest
 import structlog
 import uvloop
 
-from shared import contact
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
+from shared.config.redis_url import Address
 from shared.errors import Unusable
-from shared.outage import Pauses
-from shared.redis import (
+from shared.store import contact
+from shared.store.outage import Pauses
+from shared.store.redis import (
     ArqRedis,
     RedisError,
     ResponseError,
@@ -27,7 +28,6 @@ from shared.redis import (
     serialize_job,
     watch,
 )
-from shared.redis_url import Address
 
 
 def test_jobs_are_json() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import structlog
 
-from shared.contact import check_server
 from shared.errors import Unusable
-from shared.redis import connect
+from shared.store.contact import check_server
+from shared.store.redis import connect
 from tests.support.loopback import LoopThread
 from tests.support.proxy import Proxy
 from tests.support.server import Certificates, Server

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from shared import doctor
-from shared.client import Client
-from shared.config import Settings
-from shared.embedded import CannotStart, EmbeddedValkey
+from shared.cli import doctor
+from shared.cli.client import Client
+from shared.cli.embedded import CannotStart, EmbeddedValkey
+from shared.config.settings import Settings
 from shared.errors import Unauthenticated
-from shared.redis import connect
+from shared.store.redis import connect
 from tests.support.server import Server
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from shared import embedded
-from shared.embedded import NO_BINARY, CannotStart, EmbeddedValkey
+from shared.cli import embedded
+from shared.cli.embedded import NO_BINARY, CannotStart, EmbeddedValkey
 
 ROOT = Path(embedded.__file__).parent.parent
 WAIT_S = 15
@@ -26,7 +26,7 @@ WAIT_S = 15
 OWNER = """
 import sys, time
 from pathlib import Path
-from shared import embedded
+from shared.cli import embedded
 if "untied" in sys.argv:
     embedded.tied_to_parent = list
 valkey = embedded.EmbeddedValkey(Path(sys.argv[1]))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import Settings
-from shared.entry import now_ms
+from shared.config.settings import Settings
 from shared.errors import BadRequest, FileStorageRefused, NotFound, Unavailable
-from shared.files import Files, check_life
-from shared.redis import ArqRedis
-from shared.storage import Missing, Storage
+from shared.features.files import Files, check_life
+from shared.features.storage import Missing, Storage
+from shared.lib.clock import now_ms
+from shared.store.redis import ArqRedis
 from tests.support.names import keys
 from tests.support.s3 import S3
 
@@ -119,7 +119,7 @@ async def test_a_storage_that_is_away_is_unavailable(monkeypatch: pytest.MonkeyP
     with pytest.raises(Unavailable):
         await Storage("s3://nobody-made-this").put("x", b"")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("shared.storage._RETRIES", 0)
+    monkeypatch.setattr("shared.features.storage._RETRIES", 0)
     with pytest.raises(Unavailable, match="file storage"):
         await Storage(s3.url).put("x", b"")
 
@@ -176,7 +176,7 @@ async def test_what_a_killed_server_left_is_removed_later(
     await files.remove_expired()
     assert len(left(settings)) == 3, "it may still be under way"
     later = now_ms() + 7_300_000
-    monkeypatch.setattr("shared.files.now_ms", lambda: later)
+    monkeypatch.setattr("shared.features.files.now_ms", lambda: later)
     await redis.zadd(keys.files_end, {kept: later + 1})
     await files.remove_expired()
     assert left(settings) == {kept}
@@ -193,7 +193,7 @@ async def test_an_expired_file_is_gone_and_then_its_content(
     await files.keep_until(held, now_ms() + 8_000_000)
     await files.keep_until(held, now_ms())
     later = now_ms() + 3_700_000
-    monkeypatch.setattr("shared.files.now_ms", lambda: later)
+    monkeypatch.setattr("shared.features.files.now_ms", lambda: later)
     await redis.delete(keys.file(short))
     assert [one["id"] async for one in files.listed("ann")] == [held]
     await files.remove_expired()
@@ -220,8 +220,8 @@ async def test_a_storage_that_fails_keeps_the_reaper_from_nothing_else(
 
 async def test_the_list_goes_by_age_from_any_place(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(now_ms(), now_ms() + 1000))
-    monkeypatch.setattr("shared.files.now_ms", lambda: next(clock))
-    monkeypatch.setattr("shared.files._PAGE", 2)
+    monkeypatch.setattr("shared.features.files.now_ms", lambda: next(clock))
+    monkeypatch.setattr("shared.features.files._PAGE", 2)
     made = [await upload(files) for _ in range(5)]
     assert [one["id"] async for one in files.listed("ann")] == made[::-1]
     assert [one["id"] async for one in files.listed("ann", made[1], newest_first=False)] == made[2:]

@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 
-from shared.appender import Appender
-from shared.broker import Broker, Principal
-from shared.chat import Chunk
-from shared.config import Settings
-from shared.entry import Position, Status
+from shared.chat.request import ChatRequest
+from shared.config.settings import Settings
 from shared.errors import Damaged
-from shared.redis import ArqRedis
-from shared.request import ChatRequest
-from shared.streamlog import StreamLog
-from shared.usage import read_ledger
-from shared.writer import Writer
+from shared.features.usage import read_ledger
+from shared.generations.broker import Broker, Principal
+from shared.log.appender import Appender
+from shared.log.entry import Chunk, Position, Status
+from shared.log.streamlog import StreamLog
+from shared.log.writer import Writer
+from shared.store.redis import ArqRedis
 from tests.support.names import keys
 
 ANN = Principal("ann")

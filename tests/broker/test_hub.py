@@ -12,20 +12,20 @@ from typing import Any
 
 import pytest
 
-from api.cursor import Cursor, parse
-from api.hub import BLOCK_MS, Hub
-from api.livelog import LiveLog
-from api.relay import Drain, EventStream, Parts, View
-from shared import writer as writer_module
-from shared.appender import Appender
-from shared.broker import Broker
-from shared.chat import Chunk
-from shared.config import Settings
-from shared.embedded import EmbeddedValkey
-from shared.entry import VERSION, Entry, now_ms
-from shared.redis import ArqRedis, connect
-from shared.streamlog import StreamLog
-from shared.writer import Writer
+from api.live.cursor import Cursor, parse
+from api.live.hub import BLOCK_MS, Hub
+from api.live.livelog import LiveLog
+from api.live.relay import Drain, EventStream, Parts, View
+from shared.cli.embedded import EmbeddedValkey
+from shared.config.settings import Settings
+from shared.generations.broker import Broker
+from shared.lib.clock import now_ms
+from shared.log import writer as writer_module
+from shared.log.appender import Appender
+from shared.log.entry import VERSION, Chunk, Entry
+from shared.log.streamlog import StreamLog
+from shared.log.writer import Writer
+from shared.store.redis import ArqRedis, connect
 from tests.support.names import keys
 
 COMPLETED = {"status": "completed", "ended_at_ms": 2, "by": "w", "error": None}
@@ -188,7 +188,7 @@ async def test_every_viewer_gets_every_frame_once_whenever_it_comes(bench: Bench
 async def test_what_has_left_the_window_is_read_from_the_log(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, live: bool
 ) -> None:
-    monkeypatch.setattr("api.livelog.WINDOW_BYTES", 100)
+    monkeypatch.setattr("api.live.livelog.WINDOW_BYTES", 100)
     writer = await bench.log_of(*range(200))
     first = bench.watch(writer)
     await first.until(b"w199")
@@ -289,13 +289,13 @@ async def test_a_log_of_the_same_id_that_was_made_later_is_another_one(bench: Be
 
 
 async def test_what_is_kept_of_replayed_logs_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.hot._BYTES", 2500)
+    monkeypatch.setattr("api.live.hot._BYTES", 2500)
     for _ in range(3):
         writer = await bench.log_of(*range(6))  # some 60 bytes, and their objects
         await bench.log.seal(writer.generation_id, COMPLETED)
         await bench.end(bench.watch(writer))
     assert len(bench.parts.hub._hot) == 1
-    monkeypatch.setattr("api.hot._IDLE_S", 0)
+    monkeypatch.setattr("api.live.hot._IDLE_S", 0)
     async with asyncio.timeout(10):
         while bench.parts.hub._hot:  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.05)
@@ -304,7 +304,7 @@ async def test_what_is_kept_of_replayed_logs_is_bounded(bench: Bench, monkeypatc
 async def test_what_is_held_of_followed_logs_is_bounded_and_nobody_misses_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.hub._WINDOWS_BYTES", 60_000)
+    monkeypatch.setattr("api.live.hub._WINDOWS_BYTES", 60_000)
     monkeypatch.setattr(bench.parts.hub, "_keepalive_s", 0.2)
     writers = [await bench.log_of(*range(100)) for _ in range(3)]
     first = [bench.watch(writer) for writer in writers]
@@ -598,7 +598,7 @@ async def test_a_paced_viewer_of_a_replaced_attempt_is_told_at_once(bench: Bench
 async def test_a_laggard_reads_no_more_from_the_log_than_is_due(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, begun_4500_s_ago: None
 ) -> None:
-    monkeypatch.setattr("api.livelog.WINDOW_BYTES", 100)
+    monkeypatch.setattr("api.live.livelog.WINDOW_BYTES", 100)
     writer = await bench.log_of(*range(200))
     viewer = bench.watch(writer, rate=SLOWLY)
     await viewer.until(b"w4")

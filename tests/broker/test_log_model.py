@@ -11,14 +11,13 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.appender import Appender, Log
-from shared.chat import Chunk
-from shared.embedded import EmbeddedValkey
-from shared.entry import BEGIN, SEAL, VERSION, Entry, Position
+from shared.cli.embedded import EmbeddedValkey
 from shared.errors import Fenced, Gone, LogError, Sealed, Taken
-from shared.redis import ArqRedis, connect
-from shared.streamlog import StreamLog
-from shared.writer import Writer
+from shared.log.appender import Appender, Log
+from shared.log.entry import BEGIN, SEAL, VERSION, Chunk, Entry, Position
+from shared.log.streamlog import StreamLog
+from shared.log.writer import Writer
+from shared.store.redis import ArqRedis, connect
 from tests.broker.conftest import fake_client
 
 EPOCHS = st.integers(1, 4)

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from shared.appender import Appender
-from shared.chat import Chunk
-from shared.confirm import Confirmer
-from shared.entry import SEAL, SKIPPED, VERSION, Position, now_ms
 from shared.errors import Damaged, Fenced, Forgotten, Gone
-from shared.redis import ArqRedis, connect
-from shared.retained import Budget
-from shared.streamlog import StreamLog
-from shared.writer import Writer
+from shared.lib.clock import now_ms
+from shared.log.appender import Appender
+from shared.log.entry import SEAL, SKIPPED, VERSION, Chunk, Position
+from shared.log.retained import Budget
+from shared.log.streamlog import StreamLog
+from shared.log.writer import Writer
+from shared.store.confirm import Confirmer
+from shared.store.redis import ArqRedis, connect
 from tests.support.names import keys
 from tests.support.rewind import Rewindable
 
@@ -264,7 +264,7 @@ async def test_many_logs_are_mended_at_once(bench: Bench) -> None:
 
 
 async def test_what_is_confirmed_and_old_is_let_go(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.appender.AGE_S", 0.0)
+    monkeypatch.setattr("shared.log.appender.AGE_S", 0.0)
     generation_id = await bench.created()
     writer = await bench.claim(generation_id)
     await bench.say(writer, 5)
@@ -288,7 +288,7 @@ async def test_an_attempt_keeps_no_more_than_it_may(bench: Bench, monkeypatch: p
 
 
 async def _raw_command(redis: ArqRedis, command: bytes) -> list[Any]:
-    from shared.redis import converse
+    from shared.store.redis import converse
 
     connection = await redis.connection_pool.get_connection()
     try:

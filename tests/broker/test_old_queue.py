@@ -9,10 +9,10 @@ import uuid
 
 import pytest
 
-from shared.keys import Keys, Lane
-from shared.old_queue import KEEP_AWAY_MS, adopt, keep_reapers_away
-from shared.queue import JobQueue, Lease
-from shared.redis import ArqRedis
+from shared.store.keys import Keys, Lane
+from shared.store.old_queue import KEEP_AWAY_MS, adopt, keep_reapers_away
+from shared.store.queue import JobQueue, Lease
+from shared.store.redis import ArqRedis
 from tests.support.names import keys
 
 QUEUE = "arq:queue"

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared import writer as writer_module
-from shared.appender import Appender, Log
-from shared.chat import Chunk
-from shared.embedded import EmbeddedValkey
-from shared.entry import BEGIN, VERSION, Entry, Kind, Position, by_name
+from shared.cli.embedded import EmbeddedValkey
 from shared.errors import Damaged
-from shared.redis import ArqRedis, ResponseError, connect
-from shared.shape import MARK, Shapes
-from shared.streamlog import StreamLog
-from shared.writer import Writer
+from shared.log import writer as writer_module
+from shared.log.appender import Appender, Log
+from shared.log.decoding import by_name
+from shared.log.entry import BEGIN, VERSION, Chunk, Entry, Kind, Position
+from shared.log.envelope import MARK, Shapes
+from shared.log.streamlog import StreamLog
+from shared.log.writer import Writer
+from shared.store.redis import ArqRedis, ResponseError, connect
 from tests.broker.conftest import fake_client
 from tests.support.names import keys
 

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
-from shared.embedded import EmbeddedValkey
-from shared.keys import PREFIX, Keys, Lane
-from shared.queue import OVERDUE_AT_ONCE, Job, JobQueue, Lease, Seen, Taken, heard
-from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, connect
+from shared.cli.embedded import EmbeddedValkey
+from shared.config.settings import PREFIX
+from shared.store.keys import Keys, Lane
+from shared.store.queue import OVERDUE_AT_ONCE, Job, JobQueue, Lease, Seen, Taken, heard
+from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, connect
 from tests.support.names import keys
 
 MINE, OTHER = Lease("w1", 10_000, 2_000_000), Lease("w2", 10_000, 2_000_000)

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from shared import reaper
-from shared.broker import Broker, Principal
-from shared.config import Settings
-from shared.entry import Status, Summary
+from shared.chat.request import ChatRequest
+from shared.config.settings import Settings
 from shared.errors import KeyReused, Unavailable
-from shared.reaper import Reaper
-from shared.redis import ArqRedis
-from shared.request import ChatRequest
-from shared.streamlog import StreamLog
+from shared.generations import reaper
+from shared.generations.broker import Broker, Principal
+from shared.generations.reaper import Reaper
+from shared.log.entry import Status, Summary
+from shared.log.streamlog import StreamLog
+from shared.store.redis import ArqRedis
 from tests.support.names import WAITING, keys
 
 ANN = Principal("ann")
@@ -160,7 +160,7 @@ async def forgetful(log: StreamLog, broker: Broker, monkeypatch: pytest.MonkeyPa
         return True
 
     monkeypatch.setattr(log, "create", slow)
-    monkeypatch.setattr("shared.guard._DEADLINE_S", 0.1)
+    monkeypatch.setattr("shared.store.availability._DEADLINE_S", 0.1)
     return broker
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import structlog
 
-from shared.contact import check_server
 from shared.errors import Unusable
-from shared.redis import connect
+from shared.store.contact import check_server
+from shared.store.redis import connect
 from tests.support.sentinels import MASTER, Sentinels
 from tests.support.server import Certificates
 from tests.support.stack import free_port

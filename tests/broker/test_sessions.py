@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 
-from shared.appender import Appender
-from shared.broker import Broker, Principal
-from shared.chat import Chunk
-from shared.config import Settings
-from shared.entry import Status
+from shared.chat.request import ChatRequest
+from shared.config.settings import Settings
 from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
-from shared.redis import ArqRedis
-from shared.request import ChatRequest
-from shared.streamlog import StreamLog
+from shared.generations.broker import Broker, Principal
+from shared.log.appender import Appender
+from shared.log.entry import Chunk, Status
+from shared.log.streamlog import StreamLog
+from shared.store.redis import ArqRedis
 from tests.support.names import WAITING, keys
 
 ANN, BOB = Principal("ann"), Principal("bob")

@@ -11,8 +11,8 @@ import pytest
 import structlog
 
 from shared.errors import FileStorageFailed, FileStorageFull, FileStorageInvalid, FileStorageRefused
-from shared.outage import complain
-from shared.storage import Missing, Storage
+from shared.features.storage import Missing, Storage
+from shared.store.outage import complain
 from tests.support.answering import Answering
 from tests.support.s3 import S3
 
@@ -43,7 +43,7 @@ def bucket(url: str, monkeypatch: pytest.MonkeyPatch, *, retries: int = 0) -> St
         "AWS_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("shared.storage._RETRIES", retries)
+    monkeypatch.setattr("shared.features.storage._RETRIES", retries)
     return Storage("s3://spooled/here")
 
 
@@ -78,7 +78,7 @@ async def test_an_empty_object_has_nothing_from_anywhere_on(storage: Storage, st
 async def test_objects_are_read_whole_over_the_bounds_of_requests(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.storage.PIECE_BYTES", 3)
+    monkeypatch.setattr("shared.features.storage.PIECE_BYTES", 3)
     for size in (3, 4, 8, 9):
         await storage.put("ten", TEN[:size])
         for start, end in ((0, None), (1, 7)):
@@ -222,7 +222,7 @@ def test_a_directory_that_cannot_be_is_invalid(tmp_path: Path) -> None:
 _LIMITED = """
 import asyncio, os, resource, signal, sys
 from shared.errors import FileStorageFailed, FileStorageFull, FileStorageInvalid, FileStorageRefused
-from shared.storage import Storage
+from shared.features.storage import Storage
 
 async def main() -> None:
     storage = Storage(sys.argv[1])
@@ -262,7 +262,7 @@ def test_a_directory_without_room_or_rights_says_so(tmp_path: Path, why: str) ->
 
 
 def test_a_loop_that_the_storage_stopped_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.outage._complained", {})
+    monkeypatch.setattr("shared.store.outage._complained", {})
     with structlog.testing.capture_logs() as logs:
         complain("batch", FileStorageRefused(), batch_id="b")
         complain("batch", ConnectionError(), batch_id="b")

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from shared.appender import Appender
-from shared.broker import Broker, Principal
-from shared.config import Settings
-from shared.embedded import EmbeddedValkey
+from shared.chat.request import ChatRequest
+from shared.cli.embedded import EmbeddedValkey
+from shared.config.settings import Settings
 from shared.errors import Gone, NotFound
-from shared.redis import ArqRedis, connect
-from shared.request import ChatRequest
-from shared.streamlog import StreamLog
+from shared.generations.broker import Broker, Principal
+from shared.log.appender import Appender
+from shared.log.streamlog import StreamLog
+from shared.store.redis import ArqRedis, connect
 from tests.support.names import keys
 
 ANN, BOB = Principal("ann"), Principal("bob")

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from shared.appender import Appender
-from shared.chat import Chunk
-from shared.entry import BEGIN, HEADER, SEAL, VERSION, Entry, Kind, Position, Status, decode, follows
 from shared.errors import Damaged, Fenced, Gone, Sealed, Taken
-from shared.redis import ArqRedis, ResponseError
-from shared.streamlog import StreamLog
-from shared.writer import Writer
+from shared.log.appender import Appender
+from shared.log.decoding import decode
+from shared.log.entry import BEGIN, HEADER, SEAL, VERSION, Chunk, Entry, Kind, Position, Status, follows
+from shared.log.streamlog import StreamLog
+from shared.log.writer import Writer
+from shared.store.redis import ArqRedis, ResponseError
 from tests.support.names import keys
 
 COMPLETED: dict[str, Any] = {"status": "completed", "ended_at_ms": 2, "by": "w", "error": None}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from shared.redis import ArqRedis, OutOfMemoryError, ResponseError, bulk, connect, converse
-from shared.transaction import commit, transact
+from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, bulk, connect, converse
+from shared.store.transaction import commit, transact
 from tests.support.server import Server
 
 

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 from redis.asyncio.client import Pipeline
 
-from shared import webhooks
-from shared.broker import Broker, Principal
-from shared.config import Settings
-from shared.entry import Status, now_ms
+from shared.chat.request import ChatRequest
+from shared.config.settings import Settings
 from shared.errors import BadRequest
-from shared.redis import ArqRedis, RedisError
-from shared.request import ChatRequest
-from shared.streamlog import StreamLog
-from shared.webhooks import Delivery, Result, Webhooks, event_id
+from shared.features import webhooks
+from shared.features.webhooks import Delivery, Result, Webhooks, event_id
+from shared.generations.broker import Broker, Principal
+from shared.lib.clock import now_ms
+from shared.log.entry import Status
+from shared.log.streamlog import StreamLog
+from shared.store.redis import ArqRedis, RedisError
 from tests.support.names import keys
 from tests.support.receiver import SECRET
 

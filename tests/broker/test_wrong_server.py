@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import redis as sync_redis
 
-from shared.outage import UNREACHABLE, WRONG_SERVER, word, wrong_server
-from shared.redis import (
+from shared.store.outage import UNREACHABLE, WRONG_SERVER, word, wrong_server
+from shared.store.redis import (
     ArqRedis,
     RedisError,
     ResponseError,
@@ -22,7 +22,7 @@ from shared.redis import (
     exchange,
     watch,
 )
-from shared.transaction import commit, transact
+from shared.store.transaction import commit, transact
 from tests.support.pair import Pair
 from tests.support.proxy import Proxy
 from tests.support.server import Server

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.entry import Kind, decode
-from shared.shape import Shapes
+from shared.log.decoding import decode
+from shared.log.entry import Kind
+from shared.log.envelope import Shapes
 from tests.chaos.tally import Tally
 from tests.support.fleet import Fleet, ask
 from tests.support.ledger import ledger_problems
@@ -34,7 +35,7 @@ KILLED_WITHIN_S = 0.25
 TURN_WORDS = 8
 DIES_BEFORE_ITS_TURN_IS_KEPT = """
 import os, signal
-from shared.closing import Closing
+from shared.generations.closing import Closing
 
 async def _settle(*_):
     os.kill(os.getpid(), signal.SIGKILL)

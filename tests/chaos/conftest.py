@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.fleet import Fleet
 from tests.support.judge import Judges
 from tests.support.rig import Rig

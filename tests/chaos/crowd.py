@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
-from shared.keys import Lane
+from shared.store.keys import Lane
 from tests.support.fleet import Fleet, ask
 from tests.support.names import WAITING, keys
 

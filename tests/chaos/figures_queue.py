@@ -26,7 +26,7 @@ from typing import Any
 
 import httpx
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.bench.machine import cpu_s
 from tests.chaos.crowd import Crowd, begun
 from tests.support.fleet import Fleet

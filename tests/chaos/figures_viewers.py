@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.chaos.test_viewers import SETTINGS, VIEWERS, watch
 from tests.support.faulty import Answer, FaultyProvider
 from tests.support.stack import Stack, free_port, memory_mb, wait_until

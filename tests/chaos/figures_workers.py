@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.chaos.bursts import (
     check_ledger,
     judge_posts,

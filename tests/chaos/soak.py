@@ -24,7 +24,7 @@ from typing import Any
 
 import redis
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.chaos.soak_faults import APIS, WORKERS, Faults, gauges
 from tests.chaos.soak_load import Generation, plan_of, session_problems, text_problems
 from tests.support.faulty import FaultyProvider

@@ -20,12 +20,12 @@ SETTINGS = {"STREAMSPOOL_DRAIN_S": "4"}
 VIEWERS = 50
 DIES_BEFORE_THE_BELL = """
 import os, signal
-import shared.broker
+import shared.generations.broker
 
 async def ring(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
-shared.broker.ring = ring
+shared.generations.broker.ring = ring
 """
 
 

@@ -16,7 +16,7 @@ from tests.support.s3 import S3
 from tests.support.stack import wait_until
 from tests.support.stages import STAGES
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words
-from worker.batch_lines import line_id
+from worker.batches.lines import line_id
 
 LINES = 1000
 MODEL = "fake/lorem?tokens=10&rate=20"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.faulty import Answer, FaultyProvider
 from tests.support.stack import Stack, memory_mb, wait_until
 from tests.support.upstream import chunk

@@ -25,8 +25,8 @@ import redis
 from arq import create_pool
 from arq.connections import RedisSettings
 
-from shared.embedded import EmbeddedValkey
-from shared.keys import Keys, Lane
+from shared.cli.embedded import EmbeddedValkey
+from shared.store.keys import Keys, Lane
 from tests.chaos.crowd import Crowd, begun
 from tests.support.batch import ended, jsonl, line, results, start
 from tests.support.fleet import Fleet, ask

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import redis
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.names import WAITING, keys
 from tests.support.rig import LEASE_S, Rig
 from tests.support.stack import Stack, free_port, wait_until
@@ -270,7 +270,7 @@ def start(command: str, url: str, directory: Path) -> subprocess.Popen[str]:
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
         "NO_COLOR": "1",
     }
-    arguments = [sys.executable, *(words if program == "python" else ("-m", "shared.cli", *words))]
+    arguments = [sys.executable, *(words if program == "python" else ("-m", "shared.cli.main", *words))]
     return subprocess.Popen(
         arguments, env=environment, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.client import Client, Event, View
+from shared.cli.client import Client, Event, View
 from tests.support.up import WAIT_S, Up, environment, starting, until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -149,7 +149,17 @@ def test_a_second_one_is_refused_and_the_first_does_not_mind(up: Callable[..., U
     port = one.url.rpartition(":")[2]
     for words, message in (([], f"PID {one.process.pid}"), (["--port", port], f"port {port}")):
         done = subprocess.run(
-            [sys.executable, "-m", "shared.cli", "up", "--port", "0", "--data-dir", str(tmp_path / "data"), *words],
+            [
+                sys.executable,
+                "-m",
+                "shared.cli.main",
+                "up",
+                "--port",
+                "0",
+                "--data-dir",
+                str(tmp_path / "data"),
+                *words,
+            ],
             capture_output=True,
             text=True,
             timeout=WAIT_S,
@@ -166,7 +176,7 @@ def test_a_second_one_is_refused_and_the_first_does_not_mind(up: Callable[..., U
 def test_an_answer_left_with_ctrl_c_goes_on_and_is_found_again(up: Callable[..., Up], tmp_path: Path) -> None:
     one = up()
     one.wait_ready()
-    command = [sys.executable, "-m", "shared.cli"]
+    command = [sys.executable, "-m", "shared.cli.main"]
     variables = {**environment(tmp_path), "STREAMSPOOL_URL": one.url}
     chat = subprocess.Popen(
         [*command, "chat", "hi", "-m", REQUEST["model"]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import redis
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.faulty import RESET, Answer, FaultyProvider, Plan, refusal
 from tests.support.stack import Stack, free_port, wait_until
 from tests.support.upstream import DONE, USAGE, Pause, chunk, ending, words

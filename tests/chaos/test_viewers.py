@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.faulty import Answer, FaultyProvider
 from tests.support.names import keys
 from tests.support.stack import Stack, free_port, memory_mb, wait_until

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.fleet import Fleet
 from tests.support.names import keys
 from tests.support.receiver import SECRET, Hook, Receiver
 from tests.support.stack import wait_until
 from tests.support.upstream import ScriptedUpstream, ending, words
 
-NEVER_LOOKS = "import worker.courier\nworker.courier.Courier._look = lambda _: __import__('asyncio').sleep(0)\n"
+NEVER_LOOKS = "import worker.webhooks\nworker.courier.Courier._look = lambda _: __import__('asyncio').sleep(0)\n"
 """A worker that settles and delivers nothing: the moment between the two, held open."""
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.entry import VERSION
+from shared.log.entry import VERSION
 from tests.chaos.bursts import check_ledger, kill_workers_around_the_end, wait_still
 from tests.chaos.tally import Tally
 from tests.support.fleet import BAR_S, Fleet, ask

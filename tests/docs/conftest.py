@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.stack import Stack
 from tests.support.upstream import ScriptedUpstream
 

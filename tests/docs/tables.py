@@ -13,8 +13,9 @@ from pathlib import Path
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import SecretStr
 
-from shared import keys, telemetry
-from shared.config import Settings
+from shared.config.settings import Settings
+from shared.lib import telemetry
+from shared.store import keys
 from tests.docs import coverage
 from tests.support.clients import CLIENTS, EXERCISES
 from tests.support.recordings import FOLDER
@@ -28,7 +29,7 @@ DOCUMENTS = (
     "docs/OPERATIONS.md",
     "docs/PROVIDERS.md",
     "docs/PERFORMANCE.md",
-    "shared/PROTOCOL.md",
+    "shared/log/PROTOCOL.md",
 )
 COMMAND = "python -m tests.docs.tables"
 
@@ -86,12 +87,12 @@ def providers() -> str:
 
 
 def metrics() -> str:
-    of_both = (ROOT / "shared/outage.py", ROOT / "shared/reaper.py")
+    of_both = (ROOT / "shared/store/outage.py", ROOT / "shared/generations/reaper.py")
     sources = {
-        "API": [*(ROOT / "api").rglob("*.py"), ROOT / "shared/broker.py", *of_both],
+        "API": [*(ROOT / "api").rglob("*.py"), ROOT / "shared/generations/broker.py", *of_both],
         "worker": [
             *(ROOT / "worker").rglob("*.py"),
-            *(ROOT / f"shared/{name}.py" for name in ("writer", "appender")),
+            *(ROOT / f"shared/log/{name}.py" for name in ("writer", "appender")),
             *of_both,
         ],
     }

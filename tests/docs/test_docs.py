@@ -25,27 +25,30 @@ import typer.main
 import yaml
 
 from api import deps as api_deps
-from api import relay as api_relay
-from shared import client as shared_client
-from shared import http as shared_http
-from shared import json as shared_json
-from shared import old_queue, reaper, webhooks
-from shared.cli import app
-from shared.config import BUCKET_VARIABLES, Settings
-from shared.embedded import EmbeddedValkey, find_binary
-from shared.keys import OldKeys
-from shared.redis import UNREACHABLE, connect
+from api.live import relay as api_relay
+from shared.cli import client as shared_client
+from shared.cli.embedded import EmbeddedValkey, find_binary
+from shared.cli.main import app
+from shared.config.settings import BUCKET_VARIABLES, Settings
+from shared.features import webhooks
+from shared.generations import reaper
+from shared.lib import http as shared_http
+from shared.lib import json as shared_json
+from shared.store import old_queue
+from shared.store.keys import OldKeys
+from shared.store.redis import UNREACHABLE, connect
 from tests.docs import coverage, tables
 from tests.docs.cut import CuttingProxy
 from tests.docs.snippets import Block, anchors, blocks, links, matches, prose
 from tests.support.names import keys
 from tests.support.stack import Stack, free_port, wait_until
 from tests.support.upstream import ScriptedUpstream
-from worker import courier, runner
-from worker import main as worker_main
-from worker import upstream as upstream_module
+from worker import arq_worker as runner
+from worker import process as worker_main
+from worker import webhooks as courier
 from worker.providers.fake import _OPTIONS as FAKE_OPTIONS
 from worker.providers.registry import VENDORS, load_providers
+from worker.upstream import client as upstream_module
 
 ROOT = tables.ROOT
 DOCUMENTS = tables.DOCUMENTS
@@ -332,7 +335,7 @@ def test_the_key_table_names_every_key() -> None:
     written = {name.replace("…:", stem) for name in written}
     assert made - {keys.doorbell} <= written
     assert {name for name in written if name.startswith(f"{keys.prefix}:")} <= made, "a key that nobody makes"
-    assert keys.doorbell in prose(ROOT, "shared/PROTOCOL.md")
+    assert keys.doorbell in prose(ROOT, "shared/log/PROTOCOL.md")
 
 
 def test_the_options_of_the_fake_models_are_all_described() -> None:
@@ -361,7 +364,7 @@ def test_numbers_in_prose_are_those_of_the_code() -> None:
     assert "three times in all, within 30 s" in readme
     assert "every worker, for 60 s" in readme
     assert "some 10 s after the last viewer left" in " ".join(prose(ROOT, "docs/STREAMING.md").split())
-    operations, protocol = prose(ROOT, "docs/OPERATIONS.md"), prose(ROOT, "shared/PROTOCOL.md")
+    operations, protocol = prose(ROOT, "docs/OPERATIONS.md"), prose(ROOT, "shared/log/PROTOCOL.md")
     assert "128 KiB" in operations
     assert "128 KiB" in readme
     assert "last 15 s" in operations

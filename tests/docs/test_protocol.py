@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from shared.appender import Appender
-from shared.chat import Chunk
-from shared.embedded import EmbeddedValkey
-from shared.entry import SEAL, VERSION, Kind, by_name, now_ms
+from shared.cli.embedded import EmbeddedValkey
 from shared.errors import LogError
-from shared.redis import OutOfMemoryError, connect
-from shared.streamlog import StreamLog
-from shared.writer import Writer
+from shared.lib.clock import now_ms
+from shared.log.appender import Appender
+from shared.log.decoding import by_name
+from shared.log.entry import SEAL, VERSION, Chunk, Kind
+from shared.log.streamlog import StreamLog
+from shared.log.writer import Writer
+from shared.store.redis import OutOfMemoryError, connect
 from tests.docs import tables
 from tests.docs.snippets import blocks, prose
 from tests.support.names import keys
@@ -32,7 +33,7 @@ OUTCOME: dict[str, Any] = {"status": "completed", "ended_at_ms": 1}
 
 def written() -> dict[str, list[str]]:
     """Operation to cells; the first row is the head."""
-    section = prose(tables.ROOT, "shared/PROTOCOL.md").partition("## Operations\n")[2].partition("\n## ")[0]
+    section = prose(tables.ROOT, "shared/log/PROTOCOL.md").partition("## Operations\n")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
     return {name: cells for name, *cells in rows}
 
@@ -185,7 +186,7 @@ def payloads(entries: list[tuple[str, str, str | None, bytes]]) -> list[bytes]:
 
 
 def test_the_pieces_shown_are_the_chunks_beside_them() -> None:
-    (shown,) = [block.code for block in blocks(tables.ROOT, "shared/PROTOCOL.md") if "pieces" in block.words]
+    (shown,) = [block.code for block in blocks(tables.ROOT, "shared/log/PROTOCOL.md") if "pieces" in block.words]
     rows = [re.fullmatch(r"(\S+) (\w) (\S+) +'(.*)' +is +'(.*)'", line) for line in shown.splitlines()]
     entries = [(row[1], row[2], row[3].strip("-") or None, row[4].encode()) for row in rows if row]
     assert len(entries) == len(rows) == 6

@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.embedded import CannotStart
-from shared.local_model import BASE_URL_VARIABLE, KEY_VARIABLE, find_model
+from shared.cli.embedded import CannotStart
+from shared.cli.local_model import find_model
+from shared.config.providers import BASE_URL_VARIABLE, KEY_VARIABLE
 from tests.support.up import Up, starting, until
 from tests.support.wire import Client
 

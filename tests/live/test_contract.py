@@ -12,7 +12,8 @@ from typing import Any
 import openai
 import pytest
 
-from shared.local_model import NAME, SLOTS
+from shared.cli.local_model import SLOTS
+from shared.config.providers import NAME
 from tests.live.conftest import Live
 from tests.support.wire import ask, chunks, frames, position, refused, text
 

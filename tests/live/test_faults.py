@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from shared.local_model import BASE_URL_VARIABLE, NAME
+from shared.config.providers import BASE_URL_VARIABLE, NAME
 from tests.live.conftest import Live
 from tests.support.up import WAIT_S, demo, until
 from tests.support.wire import ask, chunks, end_error, frames, payload, text

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from shared.chat import Chunk
-from shared.config import Settings
-from shared.local_model import BASE_URL_VARIABLE, KEY_VARIABLE, MODEL
+from shared.config.providers import BASE_URL_VARIABLE, KEY_VARIABLE, MODEL
+from shared.config.settings import Settings
+from shared.log.entry import Chunk
 from tests.support.answers import completion, new_normalizer
 from worker.providers.registry import Provider
-from worker.upstream import Served, Target, Upstream
+from worker.upstream.client import Served, Target, Upstream
 
 from .conftest import Live
 

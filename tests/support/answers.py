@@ -9,8 +9,9 @@ from typing import Any
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
-from shared.chat import Accumulator, Chunk
+from shared.chat.chunks import Accumulator
 from shared.errors import UpstreamError
+from shared.log.entry import Chunk
 from tests.support.recordings import pieces
 from worker.providers.dialect import Dialect
 from worker.providers.openai import DIALECT, Normalizer

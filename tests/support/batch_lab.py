@@ -13,21 +13,21 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from shared.appender import Appender
-from shared.broker import Broker
-from shared.config import Settings
-from shared.embedded import EmbeddedValkey
+from shared.chat.request import BatchRequest
+from shared.cli.embedded import EmbeddedValkey
+from shared.config.settings import Settings
 from shared.errors import Fenced, Unavailable
-from shared.redis import ArqRedis, connect
-from shared.request import BatchRequest
-from shared.streamlog import StreamLog
-from shared.tasks import cancel
+from shared.generations.broker import Broker
+from shared.lib.tasks import cancel
+from shared.log.appender import Appender
+from shared.log.streamlog import StreamLog
+from shared.store.redis import ArqRedis, connect
 from tests.support.batch import ENDED, jsonl, line
 from tests.support.upstream import ScriptedUpstream
-from worker.batch import Batcher
+from worker.batches.run import Batcher
 from worker.generate import Generator
 from worker.providers.registry import FAKE, Provider
-from worker.upstream import Upstream
+from worker.upstream.client import Upstream
 
 OWNER = "ann"
 

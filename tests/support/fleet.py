@@ -15,7 +15,7 @@ from typing import Any, Self
 import httpx
 import redis
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.names import WAITING, keys
 from tests.support.stack import Stack, free_port, wait_until
 from tests.support.upstream import ScriptedUpstream

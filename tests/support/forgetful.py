@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import redis
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.proxy import Proxy
 from tests.support.stack import wait_until
 

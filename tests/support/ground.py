@@ -11,7 +11,7 @@ from typing import Self
 import httpx
 import redis
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.batch import state
 from tests.support.fleet import QUICK
 from tests.support.names import keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.keys import Keys, Lane
+from shared.store.keys import Keys, Lane
 
 keys = Keys()
 

@@ -10,7 +10,7 @@ from typing import Self
 
 import redis
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.stack import wait_until
 
 

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import redis
 
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from tests.support.names import keys
 from tests.support.proxy import Proxy
 from tests.support.stack import Stack, wait_until

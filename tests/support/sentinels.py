@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import redis
 
-from shared.embedded import tied_to_parent
+from shared.cli.embedded import tied_to_parent
 from tests.support.server import Certificates, binary
 from tests.support.stack import free_port, wait_until
 

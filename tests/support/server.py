@@ -11,7 +11,7 @@ import pytest
 import redis
 import trustme
 
-from shared.embedded import find_binary, tied_to_parent
+from shared.cli.embedded import find_binary, tied_to_parent
 from tests.support.stack import free_port, wait_until
 
 REDIS = "redis-server"

@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from worker import batch, batch_end
-from worker.batch_input import Input
-from worker.batch_results import Results
+from worker.batches import end as batch_end
+from worker.batches import run as batch
+from worker.batches.input import Input
+from worker.batches.results import Results
 
 STAGES = (
     "validating",

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shared import cli
+from shared.cli import main as cli
 
 ROOT = Path(cli.__file__).parent.parent
 WAIT_S = 60
-PARTS = {"-m api": "api", "-m worker": "worker", "valkey-server": "valkey", "-m shared.local_model": "local-model"}
+PARTS = {"-m api": "api", "-m worker": "worker", "valkey-server": "valkey", "-m shared.cli.local_model": "local-model"}
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -101,7 +101,7 @@ def starting(directory: Path, **variables: str) -> Iterator[Callable[..., Up]]:
     def start(*words: str) -> Up:
         data = str(directory / "data")
         process = subprocess.Popen(
-            [sys.executable, "-m", "shared.cli", "up", "--port", "0", "--data-dir", data, *words],
+            [sys.executable, "-m", "shared.cli.main", "up", "--port", "0", "--data-dir", data, *words],
             stdout=subprocess.PIPE,
             text=True,
             env={**environment(directory), **variables},
@@ -120,7 +120,7 @@ def starting(directory: Path, **variables: str) -> Iterator[Callable[..., Up]]:
 def demo(directory: Path, *options: str) -> str:
     """What `streamspool demo --once` prints; it has to convince, and to leave nothing."""
     done = subprocess.run(
-        [sys.executable, "-m", "shared.cli", "demo", "--once", *options, "--port", "0"],
+        [sys.executable, "-m", "shared.cli.main", "demo", "--once", *options, "--port", "0"],
         capture_output=True,
         text=True,
         timeout=WAIT_S,

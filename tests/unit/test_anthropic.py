@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from shared import sse
-from shared.chat import EXTENSION_FIELDS, Accumulator
+from shared.chat.chunks import EXTENSION_FIELDS, Accumulator
 from shared.errors import BadRequest, UpstreamError, UpstreamInvalid
+from shared.lib import sse
 from tests.support.answers import new_normalizer, values
 from worker.providers import anthropic
 from worker.providers.dialects import dialect_of

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.batches import NO_USAGE
-from worker.batch_lines import (
+from shared.features.batches import NO_USAGE
+from worker.batches.lines import (
     MAX_LINE_BYTES,
     LineWrong,
     Raw,

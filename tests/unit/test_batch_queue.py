@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.request import ChatRequest
-from worker import batch_queue
-from worker.batch_lines import Asked
-from worker.batch_queue import Line, Queue
-from worker.circuit import Circuit
+from shared.chat.request import ChatRequest
+from worker.batches import queue as batch_queue
+from worker.batches.circuit import Circuit
+from worker.batches.lines import Asked
+from worker.batches.queue import Line, Queue
 
 REQUEST = ChatRequest.check({"model": "fake/echo", "messages": [{"role": "user", "content": "hi"}]})
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from worker.batch_verdict import Verdict, verdict
+from worker.batches.verdict import Verdict, verdict
 
 
 def failed(code: str | None, status: int | None) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from shared.bulk import errors_beside, prepare, state_beside
+from shared.cli.batch import errors_beside, prepare, state_beside
 from shared.errors import StreamspoolError
-from worker.batch_lines import Raw, check_line
+from worker.batches.lines import Raw, check_line
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": MESSAGES}}

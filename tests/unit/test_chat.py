@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.relay import fold as relay_fold
-from shared.chat import Accumulator
+from api.live.relay import fold as relay_fold
+from shared.chat.chunks import Accumulator
 
 
 def chunk(delta: dict[str, Any], finish: str | None = None, *, index: int = 0, **choice: Any) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from worker.circuit import Circuit
+from worker.batches.circuit import Circuit
 
 
 @pytest.fixture(autouse=True)
 def no_chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.circuit.jittered", lambda pause_s: pause_s)
+    monkeypatch.setattr("worker.batches.circuit.jittered", lambda pause_s: pause_s)
 
 
 def opened(at: float = 0) -> Circuit:

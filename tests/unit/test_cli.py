@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from shared import cli
+from shared.cli import main as cli
 
 ROOT = Path(cli.__file__).parent.parent
 WAIT_S = 30
@@ -123,7 +123,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def command(*words: str, **variables: str) -> dict[str, Any]:
     return {
-        "args": [sys.executable, "-m", "shared.cli", *words],
+        "args": [sys.executable, "-m", "shared.cli.main", *words],
         "env": {**os.environ, "PYTHONPATH": str(ROOT), **variables},
         "text": True,
         "encoding": "utf-8",

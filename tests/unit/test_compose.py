@@ -20,8 +20,8 @@ import redis
 import yaml
 from compose_spec import PyCompose, parse_duration
 
-from shared.config import BUCKET_VARIABLES, FILE, Settings, load_settings, variable
-from shared.embedded import find_binary
+from shared.cli.embedded import find_binary
+from shared.config.settings import BUCKET_VARIABLES, FILE, Settings, load_settings, variable
 from worker.providers.registry import VENDORS
 
 ROOT = Path(__file__).parents[2]

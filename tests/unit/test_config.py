@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from shared.config import (
+from shared.config.settings import (
     EVERY_TENANT,
     ProviderConfig,
     Settings,

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from api import cursor
-from shared.entry import SEAL, Position
+from api.live import cursor
 from shared.errors import BadCursor
+from shared.log.entry import SEAL, Position
 
 
 def request(query: str = "", header: str | None = None) -> Request:

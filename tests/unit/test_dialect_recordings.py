@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shared.chat import Accumulator
+from shared.chat.chunks import Accumulator
 from tests.support import recordings
 from tests.support.answers import assert_readable, new_normalizer, play, read_by_sdk, values
 from tests.support.recordings import FOLDER, Row, payloads

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import json
-from shared.chat import EXTENSION_FIELDS
+from shared.chat.chunks import EXTENSION_FIELDS
+from shared.chat.request import ChatRequest
 from shared.errors import BadRequest
-from shared.request import ChatRequest
+from shared.lib import json
 from worker.providers import anthropic, cohere, gemini_request, ollama, responses
 
 Build = Callable[[dict[str, Any], str], dict[str, Any]]

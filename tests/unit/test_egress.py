@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.egress import MAX_URL, Policy, Refused
+from shared.lib.egress import MAX_URL, Policy, Refused
 
 INNER = [
     *"0.0.0.0 10.0.0.1 100.64.0.1 100.100.100.200 127.0.0.1 127.255.255.254 169.254.169.254 172.16.0.1".split(),

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from shared import sse
-from shared.chat import EXTENSION_FIELDS, Accumulator
+from shared.chat.chunks import EXTENSION_FIELDS, Accumulator
 from shared.errors import BadRequest, UpstreamError, UpstreamInvalid, UpstreamRefused
+from shared.lib import sse
 from tests.support.answers import new_normalizer, read_by_sdk, values
 from worker.providers import gemini, gemini_request
 from worker.providers.dialects import dialect_of

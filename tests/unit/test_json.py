@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import json
+from shared.lib import json
 
 TEXT = st.text(st.characters(codec=None), max_size=20)  # lone surrogates included
 VALUES = st.recursive(

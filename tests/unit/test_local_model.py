@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from shared import doctor, local_model
-from shared.config import Settings
-from shared.embedded import CannotStart
-from shared.local_model import BASE_URL_VARIABLE, KEY_VARIABLE, NAME, Address, find_model
-from shared.supervisor import Supervisor
+from shared.cli import doctor, local_model
+from shared.cli.embedded import CannotStart
+from shared.cli.local_model import Address, find_model
+from shared.cli.supervisor import Supervisor
+from shared.config.providers import BASE_URL_VARIABLE, KEY_VARIABLE, NAME
+from shared.config.settings import Settings
 from worker.providers.registry import load_providers
 
 ROOT = Path(local_model.__file__).parent.parent
@@ -139,7 +140,7 @@ def test_the_worker_knows_it_by_what_the_server_is_told(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_the_server_process_stops_when_it_is_told_to(packages: Path, sign: signal.Signals) -> None:
     with Address() as address:
-        command = [sys.executable, "-P", "-m", "shared.local_model"]
+        command = [sys.executable, "-P", "-m", "shared.cli.local_model"]
         process = subprocess.Popen(
             command, env={**os.environ, **address.environment}, stdout=subprocess.PIPE, start_new_session=True
         )

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import uvicorn
 
-from api.hot import HotLogs
-from api.livelog import LiveLog
-from api.projections import chat
-from api.relay import CONNECTION
+from api.live.hot import HotLogs
+from api.live.livelog import LiveLog
+from api.live.relay import CONNECTION
 from api.server import Protocol
-from shared.entry import SEAL, Entry, Kind, Position
+from api.surfaces.chat import projection as chat
+from shared.log.entry import SEAL, Entry, Kind, Position
 
 WITH_IDS, WITHOUT = (chat.encoder(ids=ids, include_usage=True) for ids in (True, False))
 
@@ -72,7 +72,7 @@ async def test_kept_logs_are_bounded_together_and_the_oldest_goes_first() -> Non
 
 
 async def test_a_connection_that_is_lost_leaves_nothing_to_the_garbage_collector() -> None:
-    """Collected rarely (shared/process.py), thousands of them would wait for it."""
+    """Collected rarely (shared/lib/process.py), thousands of them would wait for it."""
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         assert scope["extensions"][CONNECTION]
@@ -110,7 +110,7 @@ async def test_a_connection_that_is_lost_leaves_nothing_to_the_garbage_collector
 
 FREED = """
 import asyncio, re, sys
-from shared import process
+from shared.lib import process
 process._GIVE_BACK_EVERY_S = float(sys.argv[1])
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024

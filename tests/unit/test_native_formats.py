@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import json
 from shared.errors import BadRequest, UpstreamError
-from shared.sse import Event
+from shared.lib import json
+from shared.lib.sse import Event
 from tests.support.answers import new_normalizer
 from worker.providers import cohere, ollama, responses, responses_events
 from worker.providers.registry import Provider

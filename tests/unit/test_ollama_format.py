@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import sse
-from shared.chat import Chunk
 from shared.errors import BadRequest, UpstreamError, UpstreamIncomplete, UpstreamInvalid, UpstreamRefused
+from shared.lib import sse
+from shared.log.entry import Chunk
 from tests.support.answers import assert_readable, completion, hear, read_by_sdk, values
 from tests.support.recordings import fold
 from worker.providers.ollama import DIALECT, build_request

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import sse
-from shared.chat import EXTENSION_FIELDS, Chunk
+from shared.chat.chunks import EXTENSION_FIELDS
 from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamInvalid, UpstreamRefused
+from shared.lib import sse
+from shared.log.entry import Chunk
 from worker.providers.errors import error_from_response
 from worker.providers.openai import Normalizer, build_request, key_header
 from worker.providers.registry import Provider

@@ -20,8 +20,8 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from shared import outage
-from shared.outage import (
+from shared.store import outage
+from shared.store.outage import (
     Pauses,
     WrongServer,
     cause,

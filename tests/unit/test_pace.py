@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import pace
-from api.livelog import LiveLog
-from api.pace import Pace, Tally
-from api.projections import chat
-from shared.entry import SEAL, Entry, Kind, Position
+from api.live import pacing as pace
+from api.live.livelog import LiveLog
+from api.live.pacing import Pace, Tally
+from api.surfaces.chat import projection as chat
+from shared.log.entry import SEAL, Entry, Kind, Position
 
 
 def chunk(text: str, seq: int = 1, at_ms: int | None = None) -> Entry:
@@ -121,7 +121,7 @@ async def test_a_cancelled_answer_is_shown_at_once(status: str, off: bool) -> No
 
 
 async def test_chunks_that_left_the_window_are_still_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.livelog.WINDOW_BYTES", 300)
+    monkeypatch.setattr("api.live.livelog.WINDOW_BYTES", 300)
     live = LiveLog("g", paced=True)
     live.feed([Entry(Position(1, 0), Kind.ATTEMPT, b"{}")])
     for seq in range(1, 51):

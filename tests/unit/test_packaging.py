@@ -15,12 +15,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from shared.local_model import PACKAGES
+from shared.cli.local_model import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "requirements.lock"
 DEV = ROOT / "tests/requirements-dev.lock"
-LOCAL = ROOT / "shared/local_model.lock"
+LOCAL = ROOT / "shared/cli/local_model.lock"
 CLIENTS = [(path, path.with_suffix(".lock")) for path in sorted((ROOT / "tests/clients").glob("*.in"))]
 LOCKS = [pytest.param(path, id=path.name) for path in (RUNTIME, DEV, LOCAL, *(lock for _, lock in CLIENTS))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))

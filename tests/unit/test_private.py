@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shared import private
-from shared.storage import Storage
+from shared.features.storage import Storage
+from shared.lib import private
 
 NAMES = ("lock", "files")
 

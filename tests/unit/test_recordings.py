@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from shared import sse
-from shared.chat import Accumulator, Chunk
+from shared.chat.chunks import Accumulator
+from shared.lib import sse
+from shared.log.entry import Chunk
 from tests.support import recordings
 from tests.support.answers import assert_readable, new_normalizer, play
 from tests.support.recordings import fold_whole, summary, wire

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shared.config import SettingsInvalid, load_settings
-from shared.redis_url import Address, Tls, parse, without_password
+from shared.config.redis_url import Address, Tls, parse, without_password
+from shared.config.settings import SettingsInvalid, load_settings
 
 
 @pytest.mark.parametrize(

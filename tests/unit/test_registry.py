@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shared.config import Settings
+from shared.config.settings import Settings
 from shared.errors import BadRequest
 from worker.providers.registry import VENDORS, Provider, load_providers, split_model
 

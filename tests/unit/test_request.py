@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.chat import EXTENSION_FIELDS
+from shared.chat.chunks import EXTENSION_FIELDS
+from shared.chat.request import ChatRequest, MetadataUpdate
 from shared.errors import BadRequest
-from shared.request import ChatRequest, MetadataUpdate
 
 VALID: dict[str, Any] = {"model": "fake/echo", "messages": [{"role": "user", "content": "hi"}]}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import sse
-from shared.chat import Chunk
 from shared.errors import BadRequest, UpstreamError, UpstreamRefused
+from shared.lib import sse
+from shared.log.entry import Chunk
 from tests.support import recordings
 from tests.support.answers import assert_readable, completion, hear, read_by_sdk, values
 from tests.support.recordings import digest, fold, payloads, wire

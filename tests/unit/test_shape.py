@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.entry import Entry, Kind, Position, decode
 from shared.errors import Damaged
-from shared.shape import MARK, PIECE, WHOLE, Shape, Shaper, Shapes, _common, _matching
+from shared.log.decoding import decode
+from shared.log.entry import Entry, Kind, Position
+from shared.log.envelope import MARK, PIECE, WHOLE, Shape, Shaper, Shapes, _common, _matching
 
 ENVELOPE = (
     b'{"id":"chatcmpl-d87108d7","object":"chat.completion.chunk","choices":[{"delta":{%b},"finish_reason":null}]}'

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import sse
-from shared.sse import Decoder, Event
+from shared.lib import sse
+from shared.lib.sse import Decoder, Event
 
 LIMIT = 1 << 20
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from shared import supervisor as supervisor_module
-from shared.client import Client
-from shared.config import Settings, load_settings
-from shared.embedded import CannotStart
+from shared.cli import supervisor as supervisor_module
+from shared.cli.client import Client
+from shared.cli.embedded import CannotStart
+from shared.cli.supervisor import Supervisor, listen
+from shared.config.settings import Settings, load_settings
 from shared.errors import Unusable
-from shared.supervisor import Supervisor, listen
 
 ROOT = Path(supervisor_module.__file__).parent.parent
 WAIT_S = 20
@@ -52,8 +52,8 @@ CHILDREN = {"api": [sys.executable, "-c", API], "worker-1": [sys.executable, "-c
 MAIN = """
 import asyncio, sys
 from pathlib import Path
-from shared.config import Settings
-from shared.supervisor import serve
+from shared.config.settings import Settings
+from shared.cli.supervisor import serve
 children = {{"api": [sys.executable, "-c", {api!r}], "worker-1": [sys.executable, "-c", {worker!r}]}}
 settings = Settings(port=0, data_dir=Path(sys.argv[1]), drain_s=float(sys.argv[2]))
 asyncio.run(serve(settings, children, lambda supervisor: print(*supervisor.pids().values(), flush=True)))

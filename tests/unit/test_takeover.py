@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.takeover import TakeoverPause
+from worker.failover import TakeoverPause
 
 LEASE_S = 10.0
 

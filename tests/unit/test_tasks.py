@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from shared.tasks import Alarm, Gathered, Rounds, cancel
+from shared.lib.tasks import Alarm, Gathered, Rounds, cancel
 
 
 async def test_a_task_that_loses_cancellations_is_ended_all_the_same() -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import tokens, usage
-from shared.turns import Said
+from shared.chat import tokens
+from shared.chat.messages import Said
+from shared.features import usage
 from tests.support.names import keys
 
 USER = {"role": "user", "content": "hello there"}

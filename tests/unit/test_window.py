@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.window import Demand, Window, fair_shares
+from worker.batches.window import Demand, Window, fair_shares
 
 
 def test_a_refusal_halves_the_window_and_closes_it_for_a_while() -> None:

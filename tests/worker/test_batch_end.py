@@ -11,19 +11,22 @@ from typing import Any
 import pytest
 import structlog
 
-from shared.batches import Batches
-from shared.embedded import EmbeddedValkey
+from shared.cli.embedded import EmbeddedValkey
 from shared.errors import FileStorageFailed, FileStorageInvalid, FileStorageRefused
-from shared.redis import ConnectionError
-from shared.storage import Storage
+from shared.features.batches import Batches
+from shared.features.storage import Storage
+from shared.lib import clock
+from shared.store.redis import ConnectionError
 from tests.support.batch import jsonl, line
 from tests.support.batch_lab import OWNER, Killed, Lab, few, open_lab
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words
-from worker import batch, batch_end, batch_input
-from worker.batch_end import MOST_CLAIMS
-from worker.batch_input import Input
-from worker.batch_lines import LineWrong, Raw
-from worker.batch_results import Results
+from worker.batches import end as batch_end
+from worker.batches import input as batch_input
+from worker.batches import run as batch
+from worker.batches.end import MOST_CLAIMS
+from worker.batches.input import Input
+from worker.batches.lines import LineWrong, Raw
+from worker.batches.results import Results
 
 
 @pytest.fixture(autouse=True)
@@ -306,7 +309,7 @@ async def test_files_that_break_their_workers_are_given_up_and_the_results_can_b
 
 async def test_claims_that_come_further_are_not_counted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     batch_id = await lab.start(few(30))
-    monkeypatch.setattr("worker.batch_results.PART_LINES", 1)
+    monkeypatch.setattr("worker.batches.results.PART_LINES", 1)
     killer(monkeypatch, batch.Run, "_forget", after=1, times=0)
     lives = 0
     real = batch.Run.flush
@@ -371,7 +374,7 @@ async def test_what_is_away_is_waited_for_and_called_by_its_name(
         async with lab.running(batch_id):
             await lab.until(batch_id, lambda head: head["completed"] == 5)
     monkeypatch.setattr(batch, "_LONGEST_PAUSE_S", 0.05)
-    monkeypatch.setattr("shared.outage._COMPLAIN_EVERY_S", 0)
+    monkeypatch.setattr("shared.store.outage._COMPLAIN_EVERY_S", 0)
     heal = failing(monkeypatch, name, error)
     pause.go()
     with structlog.testing.capture_logs() as logs:
@@ -480,7 +483,7 @@ async def test_an_input_that_is_not_what_it_was_does_not_loop(lab: Lab, content:
 
 
 async def test_results_that_the_storage_lost_are_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.batch_results.PART_LINES", 5)
+    monkeypatch.setattr("worker.batches.results.PART_LINES", 5)
     monkeypatch.setattr(lab.settings, "batch_lines", 5)
     batch_id = await lab.start(few(20))
     real, lost = batch_end.make_file, []
@@ -505,7 +508,7 @@ async def test_results_that_the_storage_lost_are_told(lab: Lab, monkeypatch: pyt
 
 async def test_counts_never_go_back(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is told is what is stored: workers are killed between taking answers in and writing that down."""
-    monkeypatch.setattr("worker.batch_results._SHORTEST_S", 0.1)
+    monkeypatch.setattr("worker.batches.results._SHORTEST_S", 0.1)
     batch_id = await lab.start(few(300))
     told: list[tuple[int, int, int]] = []
 
@@ -563,7 +566,7 @@ async def test_a_line_whose_answer_breaks_us_fails_alone(lab: Lab, monkeypatch: 
         return real(header, fold)
 
     monkeypatch.setattr(batch, "completion", broken)
-    monkeypatch.setattr("worker.batch_queue._LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr("worker.batches.queue._LONGEST_PAUSE_S", 0.05)
     assert await lab.run(batch_id)
     head = await lab.ended(batch_id)
     assert (head["status"], head["completed"], head["failed"]) == ("completed", 4, 1)
@@ -578,10 +581,8 @@ async def test_a_line_whose_answer_breaks_us_fails_alone(lab: Lab, monkeypatch: 
 @pytest.mark.parametrize("ahead_s", [600, -600])
 async def test_the_window_goes_by_redis_clock(lab: Lab, monkeypatch: pytest.MonkeyPatch, ahead_s: int) -> None:
     """Those of the API and of the worker are minutes off."""
-    from shared import entry
-
-    real = entry.now_ms
-    for place in ("shared.batches", "worker.batch", "worker.batch_end", "shared.entry"):
+    real = clock.now_ms
+    for place in ("shared.features.batches", "worker.batches.run", "worker.batches.end"):
         monkeypatch.setattr(f"{place}.now_ms", lambda: real() + ahead_s * 1000, raising=False)
     lab.answering.clear()
     batch_id = await lab.start(few(3), "5m")
@@ -602,7 +603,7 @@ async def test_the_window_goes_by_redis_clock(lab: Lab, monkeypatch: pytest.Monk
 async def test_results_are_read_on_from_the_file_when_it_ends_meanwhile(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, sent: str
 ) -> None:
-    monkeypatch.setattr("worker.batch_results.PART_LINES", 5)
+    monkeypatch.setattr("worker.batches.results.PART_LINES", 5)
     monkeypatch.setattr(lab.settings, "batch_lines", 5)
     gate = asyncio.Event()
     real = batch_end.make_file

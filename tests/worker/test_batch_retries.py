@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import structlog
 
-from shared.embedded import EmbeddedValkey
-from shared.entry import Status
+from shared.cli.embedded import EmbeddedValkey
+from shared.log.entry import Status
 from tests.support.batch import line
 from tests.support.batch_lab import Lab, few, open_lab
 from tests.support.upstream import Pause, Script, ScriptedUpstream, ending, whole, words
-from worker import batch, batch_queue, circuit
-from worker.batch_lines import line_id
+from worker.batches import circuit
+from worker.batches import queue as batch_queue
+from worker.batches import run as batch
+from worker.batches.lines import line_id
 
 JSON = {"content-type": "application/json"}
 
@@ -31,8 +33,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_queue, "_LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr(circuit, "_LONGEST_PAUSE_S", 0.2)
     monkeypatch.setattr(circuit, "_FIRST_PAUSE_S", 0.05)
-    monkeypatch.setattr("worker.upstream._FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr("worker.upstream._TRIES", 1)
+    monkeypatch.setattr("worker.upstream.client._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("worker.upstream.client._TRIES", 1)
 
 
 @pytest.fixture
@@ -191,7 +193,7 @@ async def test_lines_that_still_wait_when_the_window_ends_expire(lab: Lab, upstr
 async def test_logs_of_tries_are_removed_as_they_are_replaced(
     lab: Lab, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.batch_results._SHORTEST_S", 0.05)
+    monkeypatch.setattr("worker.batches.results._SHORTEST_S", 0.05)
     monkeypatch.setattr(circuit, "_FAILURES", 10_000)
     script = refusing(upstream, "often", 503)
     batch_id = await lab.start(few(3, "scripted/often"))

@@ -21,14 +21,14 @@ from fakeredis.aioredis import FakeAsyncRedisConnection
 from openai import InvalidWebhookSignatureError
 from redis.asyncio import ConnectionPool
 
-from shared.broker import Broker
-from shared.config import Settings
-from shared.redis import ArqRedis
-from shared.streamlog import StreamLog
+from shared.config.settings import Settings
+from shared.generations.broker import Broker
+from shared.log.streamlog import StreamLog
+from shared.store.redis import ArqRedis
 from tests.support.names import keys
 from tests.support.receiver import SECRET, Receiver
-from worker import courier as courier_module
-from worker.courier import Courier
+from worker import webhooks as courier_module
+from worker.webhooks import Courier
 
 OTHER_SECRET = "whsec_" + "YW5vdGhlci1zZWNyZXQtb2YtYW5vdGhlci10ZW5hbnQ="
 PUBLIC = "93.184.216.34"

@@ -13,21 +13,21 @@ from typing import Any
 import pytest
 from aiohttp import StreamReader
 
-from shared.appender import Appender
-from shared.broker import Broker
-from shared.chat import Chunk
-from shared.config import Settings
-from shared.embedded import EmbeddedValkey
-from shared.entry import VERSION, Entry, Kind, Position, Status, Summary, now_ms
+from shared.cli.embedded import EmbeddedValkey
+from shared.config.settings import Settings
 from shared.errors import Gone
-from shared.redis import ArqRedis, connect
-from shared.streamlog import StreamLog
-from shared.writer import Writer
+from shared.generations.broker import Broker
+from shared.lib.clock import now_ms
+from shared.log.appender import Appender
+from shared.log.entry import VERSION, Chunk, Entry, Kind, Position, Status, Summary
+from shared.log.streamlog import StreamLog
+from shared.log.writer import Writer
+from shared.store.redis import ArqRedis, connect
 from tests.support.upstream import DONE, Pause, ScriptedUpstream, chunk, ending, words
 from worker.generate import Generator
 from worker.providers.openai import Normalizer
 from worker.providers.registry import Provider
-from worker.upstream import Served, Upstream
+from worker.upstream.client import Served, Upstream
 
 FINISH = b'{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'
 WORD = b'{"choices":[{"index":0,"delta":{"content":"word"},"finish_reason":null}]}'
@@ -324,8 +324,8 @@ async def test_an_attempt_that_is_over_leaves_nothing_to_the_garbage_collector(
     if how == "unreachable":
         provider = Provider("scripted", "openai", "http://127.0.0.1:1/v1", None, ())
         bench.generator._providers = {"scripted": provider}
-        monkeypatch.setattr("worker.upstream._FIRST_PAUSE_S", 0.01)
-        monkeypatch.setattr("worker.upstream._LONGEST_PAUSE_S", 0.01)
+        monkeypatch.setattr("worker.upstream.client._FIRST_PAUSE_S", 0.01)
+        monkeypatch.setattr("worker.upstream.client._LONGEST_PAUSE_S", 0.01)
     generation_id = await bench.request(name)
     gc.collect()
     gc.disable()

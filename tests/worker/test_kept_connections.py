@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from shared import http
-from shared.config import Settings
+from shared.config.settings import Settings
+from shared.lib import http
 from worker.providers.openai import Normalizer
 from worker.providers.registry import Provider
-from worker.upstream import Served, Target, Upstream
+from worker.upstream.client import Served, Target, Upstream
 
 from .upstream_server import DONE, END, chunk
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from shared.chat import Accumulator
-from shared.config import Settings
+from shared.chat.chunks import Accumulator
+from shared.config.settings import Settings
 from shared.errors import BadRequest, UpstreamError
 from worker.providers.openai import Normalizer
 from worker.providers.registry import Provider
-from worker.upstream import Served, Target, Upstream
+from worker.upstream.client import Served, Target, Upstream
 
 from .upstream_server import END, Script, Server, Wire, serving
 

@@ -14,12 +14,12 @@ import pytest
 from fakeredis.aioredis import FakeAsyncRedisConnection
 from redis.asyncio import ConnectionPool
 
-from shared.config import Settings
-from shared.keys import Lane
-from shared.queue import JobQueue, Lease
-from shared.redis import ArqRedis, RedisError
+from shared.config.settings import Settings
+from shared.store.keys import Lane
+from shared.store.queue import JobQueue, Lease
+from shared.store.redis import ArqRedis, RedisError
 from tests.support.names import keys
-from worker.runner import BATCHES, StreamWorker
+from worker.arq_worker import BATCHES, StreamWorker
 
 OTHER = Lease("other", 10_000, 1)
 
@@ -289,7 +289,7 @@ async def test_a_job_that_is_another_workers_now_is_left_alone_keys_and_all(benc
 async def test_where_redis_failed_the_job_goes_back_to_what_waits(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.runner._RETRY_S", 0)
+    monkeypatch.setattr("worker.arq_worker._RETRY_S", 0)
     ids = await bench.put(4)
     await bench.worker.sweep()
     await bench.running()

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from shared.config import ProviderKind
-from shared.embedded import EmbeddedValkey
-from shared.entry import Kind, Status
+from shared.cli.embedded import EmbeddedValkey
+from shared.config.settings import ProviderKind
 from shared.errors import UpstreamInvalid
-from shared.sse import Event
+from shared.lib.sse import Event
+from shared.log.entry import Kind, Status
 from worker.providers import openai as normalizing
 from worker.providers.dialects import dialect_of
 from worker.providers.openai import Normalizer

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import stamina
 
-from shared.chat import Chunk
-from shared.config import Settings
+from shared.config.settings import Settings
 from shared.errors import (
     BadRequest,
     UpstreamError,
@@ -24,10 +23,11 @@ from shared.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
-from worker import upstream as module
+from shared.log.entry import Chunk
 from worker.providers.openai import Normalizer
 from worker.providers.registry import FAKE, Provider
-from worker.upstream import Served, Target, Upstream
+from worker.upstream import client as module
+from worker.upstream.client import Served, Target, Upstream
 
 from .upstream_server import DONE, END, Script, Server, Wire, chunk, serving, usage
 

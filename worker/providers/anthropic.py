@@ -20,7 +20,7 @@ import re
 from base64 import b64decode
 from typing import Any
 
-from shared import json
+from shared.lib import json
 from worker.providers import parts
 from worker.providers.dialect import Call, Dialect
 from worker.providers.errors import readable, text_in

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from shared import json
+from shared.lib import json
 from worker.providers import parts
 from worker.providers.chunk_shapes import delta_chunk, finish_chunk, usage_chunk
 from worker.providers.dialect import Call, Dialect

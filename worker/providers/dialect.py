@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from shared import sse
+from shared.lib import sse
 from worker.providers.registry import Provider
 
 

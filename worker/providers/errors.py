@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from shared import json
 from shared.errors import UpstreamError, UpstreamInvalid, UpstreamRefused, bounded_retry_after
+from shared.lib import json
 from worker.providers.registry import Provider
 
 _MAX_MESSAGE = 500

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
-from shared import json, sse
 from shared.errors import BadRequest
+from shared.lib import json, sse
 from worker.providers.errors import error_from_response
 from worker.providers.registry import FAKE
 

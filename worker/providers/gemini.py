@@ -17,8 +17,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from shared import json
 from shared.errors import UpstreamRefused
+from shared.lib import json
 from worker.providers.dialect import Dialect
 from worker.providers.errors import readable, text_in
 from worker.providers.gemini_request import call

@@ -13,7 +13,7 @@ from mimetypes import guess_type
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from shared import json
+from shared.lib import json
 from worker.providers import parts
 from worker.providers.dialect import Call
 from worker.providers.parts import wrong

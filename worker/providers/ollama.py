@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared import json, sse
+from shared.lib import json, sse
 from worker.providers import parts
 from worker.providers.chunk_shapes import delta_chunk, finish_chunk, logprobs, usage_chunk
 from worker.providers.dialect import Call, Dialect

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared import json, sse
-from shared.chat import EXTENSION_FIELDS, Chunk
+from shared.chat.chunks import EXTENSION_FIELDS
+from shared.chat.messages import said
 from shared.errors import UpstreamIncomplete, UpstreamInvalid
-from shared.turns import said
+from shared.lib import json, sse
+from shared.log.entry import Chunk
 from worker.providers.dialect import Call, Dialect, Translator
 from worker.providers.errors import malformed, parse, refusal
 from worker.providers.registry import Provider

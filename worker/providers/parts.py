@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from shared import json
-from shared.chat import EXTENSION_FIELDS
+from shared.chat.chunks import EXTENSION_FIELDS
 from shared.errors import BadRequest
+from shared.lib import json
 
 _OPENAI_FIELDS = frozenset(
     (

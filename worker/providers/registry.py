@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from shared.config import ProviderConfig, ProviderKind, Settings
+from shared.config.providers import BASE_URL_VARIABLE, KEY_VARIABLE, MODEL
+from shared.config.settings import ProviderConfig, ProviderKind, Settings
 from shared.errors import BadRequest
-from shared.local_model import BASE_URL_VARIABLE, KEY_VARIABLE, MODEL
 
 _KEY = re.compile(r"[\x21-\x7e]+")
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.embedded import find_binary
+from shared.cli.embedded import find_binary
 from tests.bench.load import Upstream, Viewers, post
 from tests.bench.machine import free_port
 from tests.bench.peers import install

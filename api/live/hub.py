@@ -1,0 +1,289 @@
+"""The hub: each log that somebody watches here is followed once, whatever the number of viewers.
+
+Hidden here: one blocking read over all followed logs, how it is interrupted when one is added, what becomes of viewers when
+Redis is away, an entry is missing or a log is deleted, who is due a keep-alive, and that a log which was replayed is at
+hand for the next who asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from operator import itemgetter
+from typing import Self
+
+from api.live.hot import HotLogs
+from api.live.livelog import LiveLog
+from shared.errors import Damaged, Gone
+from shared.lib.tasks import Rounds, cancel
+from shared.lib.telemetry import FOLLOWED, LOG_BYTES, VIEWERS, get_logger
+from shared.log.entry import Entry
+from shared.log.streamlog import StreamLog
+from shared.store.confirm import Confirmer
+from shared.store.outage import Pauses, cause
+from shared.store.redis import ArqRedis, RedisError, complain
+
+logger = get_logger(__name__)
+
+BLOCK_MS = 2000
+_BUSY_ENTRIES = 4
+_PAUSE_S, _PAUSE_A_LOG_S = 0.004, 0.0001
+_LARGE_AT_ONCE = 1
+_WINDOWS_BYTES = 128 * 1024 * 1024
+"""Memory of all followed logs together. Where it is more, the largest keep less than their window."""
+_KEPT_AT_ONCE = 200
+_LONGEST_PAUSE_S = 1.0
+"""Before Redis is tried again: viewers wait for it."""
+
+
+class _Watched:
+    """One viewer's stay. A class, because a generator for each viewer is memory."""
+
+    __slots__ = ("_leave", "_live")
+
+    def __init__(self, live: LiveLog, leave: Callable[[LiveLog], Awaitable[None]]) -> None:
+        self._live, self._leave = live, leave
+        live.viewers += 1
+        VIEWERS.inc()
+
+    async def __aenter__(self) -> LiveLog:
+        try:
+            await asyncio.shield(self._live.opening)  # once, however many came at the same moment
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self._live
+
+    async def __aexit__(self, *_: object) -> None:
+        VIEWERS.dec()
+        self._live.viewers -= 1
+        if not self._live.viewers:
+            await self._leave(self._live)
+
+
+class Hub:
+    """Follows logs while they have viewers; an async context manager, one per process.
+
+    `reading` must be a client of its own whose answers may take longer than BLOCK_MS. Viewers that are written to
+    directly get a keep-alive before `keepalive_s` have passed without a chunk.
+    """
+
+    def __init__(
+        self,
+        log: StreamLog,
+        reading: ArqRedis,
+        *,
+        grace_s: float,
+        keepalive_s: float,
+        confirmer: Confirmer | None = None,
+        patience_s: float = 0,
+    ) -> None:
+        """A log that a server forgot is waited for, for `patience_s`, where the confirmer can tell that it is another one."""
+        self._log = log
+        self._grace_s, self._keepalive_s = grace_s, keepalive_s
+        self._confirmer, self._patience_s = confirmer, patience_s
+        self._following = StreamLog(reading, retention_s=0, safety_s=0)
+        self._live: dict[str, LiveLog] = {}
+        self._hot = HotLogs()
+        self.rounds = Rounds(_LARGE_AT_ONCE)
+        """Whose turn it is to write a large piece."""
+        self._control = reading.key.hub(os.urandom(8).hex())
+        self._control_id = "0"
+        self._added = asyncio.Event()
+        self._blocked = False
+        self._checked = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        loops = (self._run, self._keep_watched, self._keep_alive)
+        self._tasks = [asyncio.create_task(loop(), name=loop.__name__) for loop in loops]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await cancel(*self._tasks)
+
+    def viewers(self, generation_id: str) -> int:
+        """How many watch that generation through this process."""
+        live = self._live.get(generation_id)
+        return live.viewers if live else 0
+
+    def watch(
+        self,
+        generation_id: str,
+        *,
+        made: int = 0,
+        server: str | None = None,
+        fresh: bool = False,
+        needed: bool = False,
+        paced: bool = False,
+    ) -> AbstractAsyncContextManager[LiveLog]:
+        """The live log of a generation, caught up with Redis; it is followed while somebody is in there.
+
+        `made` is when it was created, and `server` where: a log that had the same id before is another one. `fresh` says
+        that it was just created and cannot have entries yet, `needed` that the generation ends without viewers: then
+        whoever runs it is told that there is one. `paced` has its tokens counted. Raises RedisError, OSError.
+        """
+        live = self._live.get(generation_id)
+        if live is None:
+            live = self._hot.take(generation_id)
+            if live is None or live.made != made or paced:
+                live = LiveLog(generation_id, paced=paced)
+                live.made, live.server, live.needed = made, server, needed
+                live.opening = asyncio.create_task(self._catch_up(live, fresh), name=f"open {generation_id}")
+            self._live[generation_id] = live
+            FOLLOWED.inc()
+        return _Watched(live, self._leave)
+
+    async def _leave(self, live: LiveLog) -> None:
+        """The last viewer has left."""
+        del self._live[live.id]
+        FOLLOWED.dec()
+        live.opening.cancel()
+        if live.replayed and live.outcome and not live.problem:
+            # It cannot change any more. Who may see it, and whether it is still there, is looked up for each viewer anyway.
+            self._hot.put(live)
+        elif live.needed and not live.ended:
+            await self._say_watched([live.id])  # the grace time counts from here
+
+    def wake(self) -> None:
+        """Makes every viewer look again: something outside the logs has changed."""
+        for live in self._live.values():
+            live.wake()
+
+    async def _catch_up(self, live: LiveLog, fresh: bool) -> None:
+        if not fresh:
+            if live.needed:  # the grace time of those who left may be almost over
+                await self._say_watched([live.id])
+            async for page in self._log.read_all(live.id, strict=False, shapes=live.shapes):
+                live.feed(page)
+            live.replayed = live.outcome is not None
+        live.caught()
+        if not live.ended:
+            self._added.set()
+            if not self._blocked:  # the next read has it anyway
+                return
+            try:
+                await self._log.interrupt(self._control)
+            except (RedisError, OSError) as error:  # the read ends by itself, a little later
+                logger.warning("hub not interrupted", **cause(error))
+
+    async def _keep_alive(self) -> None:
+        """Also looks after memory: of ended logs that nobody came back for, and of many large ones at once."""
+        while True:
+            tick_s = min(1.0, self._keepalive_s / 4)
+            await asyncio.sleep(tick_s)
+            now = asyncio.get_running_loop().time()
+            for live in list(self._live.values()):
+                silent = live.silent(now + tick_s - self._keepalive_s)
+                for start in range(0, len(silent), _KEPT_AT_ONCE):
+                    live.keep_alive(silent[start : start + _KEPT_AT_ONCE], now)
+                    await asyncio.sleep(0)
+            self._hot.expire()
+            self._bound_windows()
+
+    def _bound_windows(self) -> None:
+        """Whoever needs what is dropped here reads the log itself."""
+        sizes = [(live.held, live) for live in self._live.values()]
+        total = sum(held for held, _ in sizes)
+        LOG_BYTES.set(total + self._hot.held)
+        too_much = total - _WINDOWS_BYTES
+        if too_much <= 0:
+            return
+        for held, live in sorted(sizes, key=itemgetter(0), reverse=True):
+            live.shrink(live.size // 2)
+            too_much -= held - live.held
+            if too_much <= 0:
+                return
+
+    async def _keep_watched(self) -> None:
+        while True:
+            await asyncio.sleep(self._grace_s / 3)
+            needed = [live.id for live in self._live.values() if live.needed and not live.ended]
+            if needed:
+                await self._say_watched(needed)
+
+    async def _say_watched(self, generation_ids: list[str]) -> None:
+        try:
+            await self._log.keep_watched(generation_ids, self._grace_s)
+        except (RedisError, OSError) as error:  # said again soon
+            logger.warning("viewers not counted", **cause(error))
+
+    async def _run(self) -> None:
+        pauses = Pauses(most_s=_LONGEST_PAUSE_S)
+        while True:
+            try:
+                await self._read()
+                pauses.reset()
+            except (RedisError, OSError) as error:
+                complain("hub", error)
+                await asyncio.sleep(pauses.next_s())
+
+    async def _read(self) -> None:
+        followed = {live.id: live for live in self._live.values() if live.caught_up and not live.ended}
+        if not followed:
+            self._added.clear()
+            await self._added.wait()
+            return
+        positions = {generation_id: live.position for generation_id, live in followed.items()}
+        interrupt = (self._control, self._control_id)
+        page = min(live.page for live in followed.values())
+        shapes = {generation_id: live.shapes for generation_id, live in followed.items()}
+        self._blocked = True
+        try:
+            found = await self._following.poll(
+                positions, block_ms=BLOCK_MS, count=page, interrupt=interrupt, shapes=shapes
+            )
+        finally:
+            self._blocked = False
+        count = 0
+        for generation_id, entries in found.items():
+            if isinstance(entries, Damaged):
+                followed[generation_id].fail(entries)
+            elif generation_id == self._control:
+                self._control_id = str(entries[-1].position)
+            else:
+                count += len(entries)
+                self._feed(followed[generation_id], entries)
+        if asyncio.get_running_loop().time() - self._checked > BLOCK_MS / 1000:
+            await self._check({i: live for i, live in followed.items() if i not in found})
+        if count > _BUSY_ENTRIES:
+            # Under load, more entries a read cost less than more reads; the more logs, the more so.
+            await asyncio.sleep(min(_PAUSE_S, _PAUSE_A_LOG_S * len(followed)))
+
+    @staticmethod
+    def _feed(live: LiveLog, entries: list[Entry]) -> None:
+        """A bug that meets one log ends its viewers' streams, with an error, and nobody else's."""
+        try:
+            live.feed(entries)
+        except Exception as bug:
+            logger.error("log broke", generation_id=live.id, exc_info=bug)
+            live.fail(Damaged(f"{live.id} cannot be followed"))
+
+    async def _check(self, quiet: dict[str, LiveLog]) -> None:
+        """Looks after logs without news: nobody is told when a key is deleted or a server forgets."""
+        problems = await self._following.check({generation_id: live.position for generation_id, live in quiet.items()})
+        for generation_id, live in quiet.items():
+            problem = problems.get(generation_id)
+            if problem is None:
+                live.behind_since = None
+                continue
+            now = asyncio.get_running_loop().time()
+            live.behind_since = live.behind_since or now
+            deleted = isinstance(problem, Gone) and problem.deleted
+            if deleted or not await self.may_be_mended(live, live.behind_since):
+                live.fail(problem)
+        self._checked = asyncio.get_running_loop().time()
+
+    async def may_be_mended(self, live: LiveLog, since: float) -> bool:
+        """Whether a log that has lacked what is known of it since then may get it back: its server forgot that, and the
+        worker that wrote it has some time to write it again."""
+        if self._confirmer is None or live.server is None:
+            return False
+        if asyncio.get_running_loop().time() - since >= self._patience_s:
+            return False
+        try:
+            return await self._confirmer.server() != live.server
+        except (RedisError, OSError):
+            return True

@@ -1,0 +1,374 @@
+"""A log that is watched here, as an array of frames, formatted once; a viewer (relay.py) is an index into it.
+
+Hidden here: the window of frames that is kept, which is bounded: a viewer that lags behind it reads the log itself until
+it has caught up. Viewers that have are written to directly, all at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from api.live.pacing import Tally
+from shared.errors import Damaged, LogError
+from shared.lib import sse
+from shared.log.entry import BEGIN, Entry, Kind
+from shared.log.envelope import Shapes
+
+WINDOW_BYTES = 4 * 1024 * 1024
+"""Chunk bytes a followed log keeps in memory; older ones are read from Redis again by whoever needs them."""
+_ENTRY_BYTES, _FRAME_BYTES = 240, 80
+"""What an entry and a frame take beside the chunk itself, in CPython: headers of objects, places in lists, `data:`, ids."""
+_LANE_BYTES = 128 * 1024
+"""More than this at once goes to each viewer at its own speed."""
+_READ_BYTES = 1024 * 1024
+_FIRST_READ, _LARGEST_READ = 100, 1000
+"""How many entries of each log are read at once: as many as make a megabyte, if they stay like those seen."""
+_BODY_FRAMES, _BODY_BYTES = 512, 128 * 1024
+"""What is joined for one send, at most: a lagging viewer catches up in large writes without holding the loop, and without
+holding much memory while it does not read. A single frame may be larger."""
+
+Encode = Callable[[Entry], bytes]
+
+
+def _chunk(body: bytes) -> bytes:
+    """One chunk of a response in chunks (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(body), body)
+
+
+_KEEPALIVE = _chunk(sse.KEEPALIVE)
+
+
+class Lane:
+    """A viewer that has caught up and is written to directly: without a task that wakes, without a detour.
+
+    `left` says that it is written to no more, `epoch` and `index` then where it got to.
+    """
+
+    __slots__ = ("_waiter", "encode", "epoch", "index", "left", "pending", "since", "write")
+
+    def __init__(self, encode: Encode, transport: asyncio.Transport, since: float) -> None:
+        self.encode, self.since = encode, since
+        self.write, self.pending = transport.write, transport.get_write_buffer_size
+        self.epoch = self.index = 0
+        self.left = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def waiter(self) -> asyncio.Future[None]:
+        """A future that is done when there is a reason to look."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        if self.left:
+            self._waiter.set_result(None)
+        return self._waiter
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class LiveLog:
+    """The newest attempt of one log, as far as it is known here.
+
+    `epoch` is that attempt (0: none yet), `end` the number of its last chunk, `floor` how many of them have left the
+    window, `lost` how many Redis itself does not have any more. `replaced` says that an earlier attempt had said
+    something, `note` who says it, `usage_last` that the last chunk is the usage chunk. `outcome` is there once the log is
+    sealed, `problem` once it cannot be followed any further. `tally` is there if viewers are paced. `fed_at` is when
+    the last entries came, in the loop's time, `page` how many like them may be read at once. `made` tells logs of one
+    id apart, `replayed` says that it had ended before anybody watched it here. `shapes` are those of the log up to
+    `position`. `server` took the request, and `behind_since` is when the log was seen to lack what is here. Where an entry
+    is missing, what stands before it is shown, and then the problem.
+    """
+
+    def __init__(self, generation_id: str, *, paced: bool = False) -> None:
+        self.id = generation_id
+        self.server: str | None = None
+        self.behind_since: float | None = None
+        self._hole: Damaged | None = None
+        self.tally = Tally() if paced else None
+        self.position = BEGIN
+        self.shapes = Shapes()
+        self.epoch = 0
+        self.replaced = False
+        self.note: bytes | None = None
+        self.outcome: Entry | None = None
+        self.problem: LogError | None = None
+        self.viewers = 0
+        self.needed = False
+        self.opening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.caught_up = False
+        self.floor = 0
+        self.lost = 0
+        self._entries: list[Entry] = []
+        self._bytes = 0
+        self._frames: dict[Encode, list[bytes]] = {}
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._lanes: dict[Encode, set[Lane]] = {}
+        self.fed_at = 0.0
+        self.page = _FIRST_READ
+        self.made = 0
+        self.replayed = False
+        self._bodies: dict[tuple[Encode, int], tuple[bytes, int] | None] = {}
+
+    @property
+    def end(self) -> int:
+        return self.floor + len(self._entries)
+
+    @property
+    def usage_last(self) -> bool:
+        return bool(self._entries) and self._entries[-1].kind is Kind.USAGE
+
+    @property
+    def payloads(self) -> list[bytes] | None:
+        """All chunks of the attempt, or None if the window does not reach back that far."""
+        return [entry.data for entry in self._entries] if not self.floor else None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the chunks in the window."""
+        return self._bytes
+
+    @property
+    def held(self) -> int:
+        """About how many bytes of memory it takes: its chunks as they came, in each format, and joined."""
+        entries, formats = len(self._entries), len(self._frames)
+        joined = sum([len(body[0]) for body in self._bodies.values() if body])
+        return self._bytes * (1 + formats) + entries * (_ENTRY_BYTES + _FRAME_BYTES * formats) + joined
+
+    @property
+    def started(self) -> bool:
+        """Whether there is anything to show: a chunk, an end, or a reason why there will be none."""
+        return bool(self.end or self.ended)
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.outcome or self.problem)
+
+    def frames(self, encode: Encode, start: int, stop: int) -> list[bytes]:
+        """Frames of the chunks `start` (exclusive) to `stop` (inclusive), formatted at most once per encoding."""
+        frames = self._frames.get(encode)
+        if frames is None:
+            frames = self._frames[encode] = [encode(entry) for entry in self._entries]
+        return frames[start - self.floor : stop - self.floor]
+
+    def body(self, encode: Encode, start: int, stop: int) -> tuple[bytes, int]:
+        """The first of these frames, joined, as many as make one send, and the number of the last.
+
+        Of a log that has ended, all viewers who read it from its start are sent the same ones.
+        """
+        place = (encode, start)
+        shared = self.outcome is not None and stop == self.end and (not start or place in self._bodies)
+        if shared and (body := self._bodies.get(place)):
+            return body
+        size = count = 0
+        frames = self.frames(encode, start, min(stop, start + _BODY_FRAMES))
+        for frame in frames:
+            size += len(frame)
+            count += 1
+            if size >= _BODY_BYTES:
+                break
+        body = b"".join(frames[:count]), start + count
+        if shared:
+            self._bodies[place] = body
+            self._bodies.setdefault((encode, body[1]))
+            if body[1] == self.end:
+                del self._frames[encode]
+        return body
+
+    def feed(self, entries: list[Entry]) -> None:
+        """Takes the next entries of the log, in order, and has the viewers get them."""
+        self.fed_at = asyncio.get_running_loop().time()
+        before = self.end
+        size = sum([len(entry.data) for entry in entries])
+        if self.tally is None and before and self._go_on(entries):
+            self._entries += entries
+            self._bytes += size
+            for encode, frames in self._frames.items():
+                frames += map(encode, entries)
+        else:
+            self._take(entries, before)
+        self.position = entries[-1].position
+        self.page = max(1, min(_LARGEST_READ, _READ_BYTES * len(entries) // (size + 1)))
+        self._write(before)
+        if self._bytes > WINDOW_BYTES:
+            self.shrink(WINDOW_BYTES // 2)  # so that this stays rare
+        if self.outcome:
+            self._release()
+        self._notify()
+
+    def _go_on(self, entries: list[Entry]) -> bool:
+        """Whether these are nothing but the next chunks of the attempt."""
+        first = (self.epoch, self.end + 1)
+        return entries[0].position == first and entries[-1].position == (self.epoch, self.end + len(entries))
+
+    def _take(self, entries: list[Entry], before: int) -> None:
+        for entry in entries:
+            if entry.kind is Kind.ATTEMPT:
+                self._write(before)
+                self._release()
+                self.replaced = self.replaced or bool(self.end)
+                self.epoch = entry.position.epoch
+                self._hole = None
+                self._clear()
+            elif entry.kind is Kind.OUTCOME:
+                if self._hole is not None:
+                    continue
+                self.outcome = entry
+                if self.tally is not None:
+                    self.tally.end(entry)
+            elif self._hole is not None or self._is_behind_a_hole(entry):
+                continue
+            elif entry.kind is Kind.PIECE:  # only when catching up: what would make it whole is missing
+                self._clear(entry.position.seq)
+            else:
+                if entry.position.seq != self.end + 1:
+                    self._clear(entry.position.seq - 1)
+                if self.tally is not None:
+                    self.tally.add(entry)
+                self.note = entry.note or self.note
+                self._entries.append(entry)
+                self._bytes += len(entry.data)
+                for encode, frames in self._frames.items():
+                    frames.append(encode(entry))
+
+    def _is_behind_a_hole(self, entry: Entry) -> bool:
+        """Only when catching up: `poll` answers Damaged. What is missing at the start was once kept, and is not any more."""
+        if self.end > self.lost and (entry.kind is Kind.PIECE or entry.position.seq != self.end + 1):
+            self._hole = Damaged(f"{entry.position} of {self.id} comes after {self.epoch}-{self.end}")
+        return self._hole is not None
+
+    def caught(self) -> None:
+        """All that there was has been fed."""
+        self.caught_up = True
+        if self._hole is not None:
+            self.fail(self._hole)
+
+    # ---- viewers that are written to directly
+
+    def attach(self, encode: Encode, transport: asyncio.Transport) -> Lane:
+        """From now on the frames of new chunks are written to this transport. Its viewer has all there is so far."""
+        lane = Lane(encode, transport, asyncio.get_running_loop().time())
+        self.frames(encode, self.end, self.end)
+        self._lanes.setdefault(encode, set()).add(lane)
+        return lane
+
+    def detach(self, lane: Lane) -> tuple[int, int]:
+        """Writes no more to it. Returns the epoch and the number of chunks it got to."""
+        if not lane.left:
+            self._lanes[lane.encode].discard(lane)
+            self._leave(lane)
+        return lane.epoch, lane.index
+
+    def _leave(self, lane: Lane, index: int | None = None) -> None:
+        lane.left, lane.epoch, lane.index = True, self.epoch, self.end if index is None else index
+        lane.wake()
+
+    def _release(self, index: int | None = None) -> None:
+        """Lets all of them go on by themselves, from where they are."""
+        for lanes in self._lanes.values():
+            for lane in lanes:
+                self._leave(lane, index)
+            lanes.clear()
+
+    def _write(self, before: int) -> None:
+        """Writes the chunks from `before` on, framed once for all, to those that are here; who cannot take it leaves."""
+        if before >= self.end:
+            return
+        for encode, lanes in self._lanes.items():
+            if not lanes:
+                continue
+            body = b"".join(self.frames(encode, before, self.end))
+            if not body:
+                continue
+            if len(body) > _LANE_BYTES:
+                for lane in lanes:
+                    self._leave(lane, before)
+                lanes.clear()
+                continue
+            framed = _chunk(body)
+            behind = []
+            for lane in lanes:
+                try:
+                    lane.write(framed)
+                    if not lane.pending():
+                        continue
+                except RuntimeError:
+                    pass  # closing: uvloop refuses to write then, and the viewer is told by its own way
+                behind.append(lane)
+            for lane in behind:
+                lanes.discard(lane)
+                self._leave(lane)
+
+    def silent(self, before: float) -> list[Lane]:
+        """Those that were written nothing since then."""
+        if self.fed_at > before:
+            return []
+        return [lane for lanes in self._lanes.values() for lane in lanes if lane.since <= before]
+
+    def keep_alive(self, lanes: list[Lane], now: float) -> None:
+        """Writes a keep-alive to those of them that are still here."""
+        for lane in lanes:
+            if lane.left:
+                continue
+            lane.since = now
+            with suppress(RuntimeError):
+                lane.write(_KEEPALIVE)
+                if not lane.pending():
+                    continue
+            self.detach(lane)
+
+    def rest(self) -> None:
+        """Nobody watches for now: frames that are not joined go. They are quickly made again, and are half of its memory."""
+        self._frames.clear()
+
+    def fail(self, problem: LogError) -> None:
+        self.problem = problem
+        if self.tally is not None:
+            self.tally.off = True
+        self._release()
+        self._notify()
+
+    def wake(self) -> None:
+        """Makes every viewer look again."""
+        for lanes in self._lanes.values():
+            for lane in lanes:
+                lane.wake()
+        self._notify()
+
+    def _notify(self) -> None:
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def waiter(self) -> asyncio.Future[None]:
+        """A future that is done at the next change. Look first, then wait."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        return waiter
+
+    def forget(self, waiter: asyncio.Future[None]) -> None:
+        """Nobody waits for it any more."""
+        self._waiters.discard(waiter)
+
+    def _clear(self, lost: int = 0) -> None:
+        self.floor = self.lost = lost
+        self._bytes = 0
+        if self.tally is not None:
+            self.tally.clear(lost)
+        self._entries.clear()
+        self._bodies.clear()
+        for frames in self._frames.values():
+            frames.clear()
+
+    def shrink(self, size: int) -> None:
+        """Drops the oldest chunks until no more than so many bytes are left of them, or the newest alone."""
+        dropped = 0
+        while self._bytes > size and dropped < len(self._entries) - 1:
+            self._bytes -= len(self._entries[dropped].data)
+            dropped += 1
+        del self._entries[:dropped]
+        self._bodies.clear()
+        for frames in self._frames.values():
+            del frames[:dropped]
+        self.floor += dropped

@@ -1,1 +1,0 @@
-"""The log seen as an API: pure functions of entries, no I/O."""

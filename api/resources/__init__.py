@@ -1,0 +1,1 @@
+"""Routes without a stream: files, batches, sessions, usage, models, health."""

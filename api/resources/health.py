@@ -1,0 +1,56 @@
+"""What probes and dashboards ask; no key needed, nothing about any generation is told."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import JSONResponse, Response
+
+from api.deps import ProcessParts
+from shared.errors import Unavailable
+from shared.store.availability import in_time
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/healthz")
+@router.get("/health")
+async def alive() -> dict[str, str]:
+    """This process runs; nothing else is looked at."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def ready(
+    parts: ProcessParts, wanted: Annotated[Literal["accept", "serve", "both"], Query(alias="for")] = "both"
+) -> JSONResponse:
+    """Whether what is asked for can be done now.
+
+    `accept`: a new request would be stored and run, so Redis takes writes, a worker is alive and this process is not
+    stopping. `serve`: what is there can be read, cancelled and deleted; a full Redis is no hindrance.
+    """
+    catalogue, workers, store = parts.broker.catalogue, None, "ok"
+    serve = accept = "stopping" if parts.drain.native else "ok"
+    try:
+        async with in_time():
+            workers = await catalogue.workers()
+            await catalogue.probe()
+    except Unavailable as error:
+        store = error.code
+        accept = error.code if accept == "ok" else accept
+        if workers is None and serve == "ok":
+            serve = error.code
+    if workers == 0 and accept == "ok":
+        accept = "no_worker"
+    checks = {"accept": accept, "serve": serve, "redis": store}
+    checks["workers"] = "unknown" if workers is None else f"{workers} alive"
+    well = all(checks[one] == "ok" for one in (("accept", "serve") if wanted == "both" else (wanted,)))
+    return JSONResponse({"status": "ok" if well else "unavailable", "checks": checks}, 200 if well else 503)
+
+
+@router.get("/metrics")
+async def metrics() -> Response:
+    """Prometheus text of this process. Each worker serves its own (STREAMSPOOL_WORKER_METRICS_PORT)."""
+    return Response(generate_latest(), headers={"content-type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,45 @@
+"""/v1/sessions: conversations that the broker remembers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from api.deps import Owner, ProcessParts
+from api.surfaces.streams.projection import following, page
+from shared.errors import NotFound
+
+router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+
+_After = Annotated[str | None, Query(description="id of the last one of the page before")]
+_Limit = Annotated[int, Query(ge=1, le=100)]
+
+
+@router.get("")
+async def list_sessions(parts: ProcessParts, owner: Owner, limit: _Limit = 20, after: _After = None) -> dict[str, Any]:
+    """The caller's sessions, last used first."""
+    return page(await parts.broker.list_sessions(owner, after, limit + 1), limit)
+
+
+@router.get("/{session_id}")
+async def retrieve(parts: ProcessParts, owner: Owner, session_id: str) -> dict[str, Any]:
+    """A session: how much it holds, and what runs in it."""
+    return await parts.broker.session(session_id, owner)
+
+
+@router.get("/{session_id}/messages")
+async def messages(
+    parts: ProcessParts, owner: Owner, session_id: str, limit: _Limit = 100, after: _After = None
+) -> dict[str, Any]:
+    """The messages of its finished turns, oldest first."""
+    found = await parts.broker.session_messages(session_id, owner)
+    found = following(found, after, NotFound("`after` must be the id of a message in this list."))
+    return page(found, limit)
+
+
+@router.delete("/{session_id}")
+async def delete(parts: ProcessParts, owner: Owner, session_id: str) -> dict[str, Any]:
+    """Cancels what runs in it, and forgets it."""
+    await parts.broker.delete_session(session_id, owner)
+    return {"id": session_id, "object": "session.deleted", "deleted": True}

@@ -1,0 +1,121 @@
+"""/v1/chat/completions: OpenAI's contract, streamed and whole, and resumable by id."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from api.deps import Body, Owner, ProcessParts, parsed, states
+from api.live import cursor
+from api.live.relay import Answer, EventStream, Parts, fold, view
+from api.surfaces.chat import projection as chat
+from shared.chat.request import ChatRequest
+from shared.errors import BadRequest
+from shared.lib import json
+from shared.log.entry import BEGIN, Summary
+
+router = APIRouter(tags=["chat"])
+
+_REQUEST_BODY = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": ChatRequest.model_json_schema()}}}
+}
+
+
+_HEADER_OPTIONS = (
+    "on_interruption",
+    "on_disconnect",
+    "session_id",
+    "session_policy",
+    "session_trim",
+    "max_tokens_per_s",
+)
+
+
+def stream_headers(generation_id: str) -> dict[str, str]:
+    """How a client finds the stream again."""
+    return {"location": f"/v1/streams/{generation_id}", "x-stream-id": generation_id}
+
+
+def _with_options(body: Any, request: Request) -> Any:
+    """Our extension fields may come as headers too (`x-on-interruption`); the body's own win."""
+    if not isinstance(body, dict):
+        return body
+    given = {field: request.headers.get(f"x-{field.replace('_', '-')}") for field in _HEADER_OPTIONS}
+    options: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
+    if rate := options.get("max_tokens_per_s"):
+        with suppress(ValueError):  # what is no number is refused as the field would be
+            options["max_tokens_per_s"] = json.loads_strict(rate.encode())
+    return {**options, **body}
+
+
+def _open_webui_chat(chat_request: ChatRequest, request: Request) -> str | None:
+    """Open WebUI's chat, where it is to be a session. What it asks for aside (titles, tags) is not streamed, and no turn."""
+    chat_id = request.headers.get("x-openwebui-chat-id")
+    return chat_id if chat_id and chat_request.stream and chat_request.session_id is None else None
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise BadRequest("An Idempotency-Key is 1 to 255 printable ASCII characters.", param="idempotency-key")
+    return key
+
+
+async def completion(parts: Parts, summary: Summary) -> Response:
+    """A generation as an object, as far as it is. Raises GenerationFailed if a part of it is lost."""
+    chunks, damage = await parts.broker.chunks(summary.header["id"], summary.position.epoch)
+    if damage is not None:
+        raise chat.problem_error(damage)
+    return Response(json.dumps(chat.stored_completion(summary, await fold(chunks))), media_type="application/json")
+
+
+@router.post("/v1/chat/completions", response_model=None, openapi_extra=_REQUEST_BODY)
+async def create(request: Request, parts: ProcessParts, owner: Owner, body: Body) -> Response:
+    """Starts a generation and shows it: as a stream of chunks (`stream: true`), or whole when it is finished.
+
+    It goes on when the client leaves. The response names it in `x-stream-id` and `Location`. With `background: true` it
+    is accepted and no more is said (202); a stream is shown all the same.
+    """
+    chat_request = ChatRequest.check(_with_options(parsed(body), request))
+    chat_id = _open_webui_chat(chat_request, request) if parts.settings.openwebui_sessions else None
+    if chat_id:
+        chat_request.session_id = chat_id
+    header, replayed = await parts.broker.submit(
+        body, chat_request, owner, idempotency_key=_idempotency_key(request), client_history=chat_id is not None
+    )
+    headers = stream_headers(header["id"])
+    if header["session_id"]:
+        headers["x-session-id"] = header["session_id"]
+    if replayed:
+        headers["idempotent-replayed"] = "true"
+    if chat_request.background and not chat_request.stream:
+        # What was just stored is not read back: after the submit nothing may fail.
+        summary = await parts.broker.find(header["id"], owner) if replayed else Summary(header, (), BEGIN, None)
+        return JSONResponse((await states(parts, [summary]))[0], status_code=202, headers=headers)
+    if not chat_request.stream:
+        return Answer(parts, header, fresh=not replayed, headers=headers)
+    seen = view(ids=request.headers.get("x-stream-ids") == "1", native=False, include_usage=header["include_usage"])
+    hold_s = parts.settings.hold_headers_s
+    return EventStream(parts, header, seen, fresh=not replayed, hold_s=hold_s, headers=headers)
+
+
+@router.get("/v1/chat/completions/{generation_id}", response_model=None)
+async def retrieve(
+    request: Request,
+    parts: ProcessParts,
+    owner: Owner,
+    generation_id: str,
+    stream: Annotated[bool, Query(description="as Server-Sent Events, from `starting_after` on")] = False,
+    starting_after: Annotated[str | None, Query(description="an event's `id:`, or how many were received")] = None,
+) -> Response:
+    """A generation as a `chat.completion`, as far as it is; or, with `stream=true`, its chunks from a cursor on."""
+    summary = await parts.broker.find(generation_id, owner)
+    if stream:
+        seen = view(ids=True, native=False, include_usage=summary.header["include_usage"])
+        headers = stream_headers(generation_id)
+        return EventStream(parts, summary.header, seen, cursor=cursor.read(request), headers=headers)
+    return await completion(parts, summary)

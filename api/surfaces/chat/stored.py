@@ -1,0 +1,112 @@
+"""/v1/chat/completions as a collection: finding stored answers again, naming them, forgetting them.
+
+OpenAI's contract (platform.openai.com/docs/api-reference/chat/list and the pages after it). What is listed was asked
+for with `store: true`; the rest works for every generation as long as it is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.deps import Body, Owner, ProcessParts, parsed
+from api.live.relay import fold
+from api.surfaces.chat import projection as chat
+from api.surfaces.chat.routes import completion
+from api.surfaces.streams.projection import following, page
+from shared.chat.request import MetadataUpdate
+from shared.errors import BadRequest, NotFound
+from shared.lib import json
+
+router = APIRouter(prefix="/v1/chat/completions", tags=["chat"])
+
+_METADATA = re.compile(r"metadata\[([^\]]+)\]")
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+Order = Annotated[Literal["asc", "desc"], Query(description="by the time of the request")]
+
+_METADATA_QUERY = {
+    "parameters": [
+        {
+            "name": "metadata",
+            "in": "query",
+            "style": "deepObject",
+            "explode": True,
+            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+            "description": "as `metadata[key]=value`: only those that have all of these",
+        }
+    ]
+}
+_UPDATE_BODY = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": MetadataUpdate.model_json_schema()}}}
+}
+
+
+def _wanted(request: Request) -> dict[str, str]:
+    """The metadata that are filtered by. Raises BadRequest for what only looks like it."""
+    wanted: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name.startswith("metadata"):
+            match = _METADATA.fullmatch(name)
+            if match is None or wanted.setdefault(match[1], value) != value:
+                raise BadRequest("Filter metadata as `metadata[key]=value`, each key once.", param="metadata")
+    return wanted
+
+
+@router.get("", response_model=None, openapi_extra=_METADATA_QUERY)
+async def list_stored(
+    request: Request,
+    parts: ProcessParts,
+    owner: Owner,
+    limit: Limit = 20,
+    after: Annotated[str | None, Query(description="id of the last completion of the page before")] = None,
+    order: Order = "asc",
+    model: str | None = None,
+) -> Response:
+    """The caller's stored answers, the whole ones, oldest first."""
+    wanted, broker, found = _wanted(request), parts.broker, []
+    async for summary in broker.stored(owner, after, newest_first=order == "desc"):
+        header = summary.header
+        if (model is None or header["model"] == model) and wanted.items() <= (header["metadata"] or {}).items():
+            chunks, damage = await broker.chunks(header["id"], summary.position.epoch)
+            found.append(chat.stored_completion(summary, await fold(chunks), damage))
+            if len(found) > limit:
+                break
+    return Response(json.dumps(page(found, limit)), media_type="application/json")
+
+
+@router.post("/{generation_id}", response_model=None, openapi_extra=_UPDATE_BODY)
+async def update(parts: ProcessParts, owner: Owner, generation_id: str, body: Body) -> Response:
+    """Replaces the metadata of a generation, and returns it as a `chat.completion`."""
+    metadata = MetadataUpdate.check(parsed(body)).metadata
+    return await completion(parts, await parts.broker.replace_metadata(generation_id, owner, metadata))
+
+
+@router.delete("/{generation_id}")
+async def delete(parts: ProcessParts, owner: Owner, generation_id: str) -> dict[str, Any]:
+    """Ends a generation if it still runs, and forgets it."""
+    await parts.broker.delete(generation_id, owner)
+    return {"object": "chat.completion.deleted", "id": generation_id, "deleted": True}
+
+
+@router.get("/{generation_id}/messages", response_model=None)
+async def list_messages(
+    parts: ProcessParts,
+    owner: Owner,
+    generation_id: str,
+    limit: Limit = 20,
+    after: Annotated[str | None, Query(description="id of the last message of the page before")] = None,
+    order: Order = "asc",
+) -> Response:
+    """The messages of the request, each with an id."""
+    messages = await parts.broker.messages(generation_id, owner)
+    found = [chat.stored_message(generation_id, number, message) for number, message in enumerate(messages)]
+    if order == "desc":
+        found.reverse()
+    unknown = NotFound("`after` must be the id of a message of this completion.", param="after")
+    found = following(found, after, unknown)
+    return Response(json.dumps(page(found, limit)), media_type="application/json")

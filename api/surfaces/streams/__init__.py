@@ -1,0 +1,1 @@
+"""/v1/streams: the native view of a generation, and its state."""

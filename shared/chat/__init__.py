@@ -1,0 +1,1 @@
+"""The canonical form, OpenAI's chat format, in which every API surface and every provider format meet."""

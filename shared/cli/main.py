@@ -1,0 +1,479 @@
+"""The `streamspool` command.
+
+Hidden here: everything about arguments, exit codes and what goes to which stream. Answers go to stdout, all else to
+stderr; colours only on a terminal and without NO_COLOR. Exit codes: 0 done, 1 failed, 2 wrong usage or settings,
+130 Ctrl-C. Heavy modules are imported by the commands that need them, so that `--help` stays quick.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+from shared.errors import StreamspoolError, Unusable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from shared.cli.client import Client, Event
+    from shared.cli.supervisor import Supervisor
+    from shared.config.settings import Settings
+
+T = TypeVar("T")
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+_POSITION = re.compile(r"[0-9]+(-[0-9]+)?")
+_CONTROLS = dict.fromkeys(set(range(32)) - {9, 10} | set(range(127, 160)))
+
+
+class _Commands(TyperGroup):
+    """Turns errors that are not bugs into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:  # typer brings a Context of its own, click's in older versions
+        try:
+            return super().invoke(ctx)
+        except StreamspoolError as error:
+            _say(f"Error: {error.message}", fg="red")
+            raise typer.Exit(USAGE if isinstance(error, Unusable) else FAILED) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Url = Annotated[str | None, typer.Option(help="The API, if not STREAMSPOOL_URL or http://HOST:PORT.", metavar="URL")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by `chat` and `ls`.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+Local = Annotated[bool, typer.Option("--local", help="Run a small real model, too: local/…. [STREAMSPOOL_LOCAL_MODEL]")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the API, 0: any free one. [PORT, 8000]")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        try:
+            typer.echo(f"streamspool {metadata.version('streamspool')}")
+        except metadata.PackageNotFoundError:
+            typer.echo("streamspool 0 (not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def streamspool(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """LLM answers, generated once, kept in Redis, watched by many, resumed by anyone. Start with `demo` or `up`."""
+
+
+@app.command()
+def up(
+    host: Annotated[str | None, typer.Option(help="Address of the API. [HOST, 127.0.0.1]")] = None,
+    port: Port = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
+    data_dir: Annotated[Path | None, typer.Option(help="Files of the embedded Valkey.")] = None,
+    local: Local = False,
+) -> None:
+    """Start everything on this machine: API, workers and, without REDIS_URL, an embedded Valkey."""
+    settings = _settings(host=host, port=port, data_dir=data_dir, local_model=local or None)
+    import asyncio
+
+    from shared.cli.supervisor import commands, serve
+    from shared.config.providers import NAME
+    from shared.lib.telemetry import configure_logging
+
+    configure_logging(settings.log_level)
+
+    def ready(supervisor: Supervisor) -> None:
+        typer.echo(f"Streamspool is ready at {supervisor.url} (Ctrl-C ends it). Try:")
+        model = NAME if settings.local_model else "fake/echo"
+        typer.echo(f"  streamspool chat 'Hello there' -m {model} --url {supervisor.url}")
+
+    asyncio.run(serve(settings, commands(workers), ready))
+
+
+@app.command()
+def api() -> None:
+    """Run the HTTP end alone, against REDIS_URL."""
+    _become("api")
+
+
+@app.command()
+def worker() -> None:
+    """Run the upstream end alone, against REDIS_URL."""
+    _become("worker")
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="End after the verdict instead of staying up.")] = False,
+    port: Port = None,
+    local: Local = False,
+) -> None:
+    """Show it: one answer, several viewers, the API killed in mid-stream, and nobody misses a token."""
+    settings = _settings(port=port, local_model=local or None)
+    import asyncio
+
+    from shared.cli.demo import run
+
+    raise typer.Exit(asyncio.run(run(settings, once=once)))
+
+
+@app.command()
+def chat(
+    prompt: Annotated[str, typer.Argument(help="What to say; `-` reads it from stdin.")],
+    model: Annotated[str, typer.Option("-m", "--model", help="PROVIDER/MODEL, see `models`.")],
+    system: Annotated[str | None, typer.Option("-s", "--system", help="System message.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("-o", "--option", metavar="KEY=VALUE", help="Request field, e.g. temperature=0.")
+    ] = None,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Ask a model. Ctrl-C only stops watching: the answer goes on, and the way back to it is printed."""
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": sys.stdin.read() if prompt == "-" else prompt})
+    body = {**_options(option or []), "model": model, "messages": messages}
+    if as_json and no_stream:
+        typer.echo(json.dumps(_ask(url, lambda client: client.complete(body)), indent=2))
+    else:
+        _follow(url, body, "", "", no_stream=no_stream, as_json=as_json)
+
+
+@app.command()
+def watch(
+    generation_id: Id,
+    start: Annotated[str, typer.Option("--from", metavar="POSITION", help="Only what comes after it.")] = "",
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Watch an answer from its start, or from a position, to its end."""
+    if start and not _POSITION.fullmatch(start):
+        raise typer.BadParameter("a position looks like 1-17", param_hint="--from")
+    _follow(url, None, generation_id, start, no_stream=False, as_json=as_json)
+
+
+@app.command()
+def ls(
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
+    status: Annotated[str | None, typer.Option(help="Only those: queued, in_progress, completed, failed, …")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """List answers, newest first."""
+    page = _ask(url, lambda client: client.list(limit=limit, status=status))
+    if as_json:
+        typer.echo(json.dumps(page, indent=2))
+    else:
+        _table(page["data"])
+
+
+@app.command()
+def batch(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Lines of JSON: prompts, requests, or a batch's lines.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the answers go; errors go beside it.")],
+    model: Annotated[str | None, typer.Option("-m", "--model", help="For lines that name none.")] = None,
+    url: Url = None,
+) -> None:
+    """Ask many times. Ctrl-C only stops watching: given again, the command goes on where it was."""
+    from shared.cli import batch as bulk
+
+    if not source.is_file():
+        raise typer.BadParameter(f"{source} is not a file", param_hint="IN")
+    if output.exists():
+        raise typer.BadParameter(f"{output} exists already", param_hint="-o")
+    with _Progress() as progress:
+        try:
+            done = _ask(url, lambda client: bulk.run(client, source, model, output, progress.show))
+        except KeyboardInterrupt:
+            progress.close()
+            if bulk.state_beside(output).exists():
+                _say("\nNo longer watching; the batch goes on. To get its answers, give the same command again.")
+            raise typer.Exit(INTERRUPTED) from None
+    counts = done.batch["request_counts"]
+    tokens = (done.batch.get("usage") or {}).get("output_tokens", 0)
+    _say(f"{done.batch['id']} · {done.batch['status']} · {counts['completed']} answers · {tokens} tokens", dim=True)
+    for error in (done.batch.get("errors") or {}).get("data", []):
+        _say(f"line {error['line']}: {error['message']}" if error["line"] else error["message"], fg="red")
+    if done.errors:
+        _say(f"{counts['failed']} lines failed: {done.errors}", fg="red")
+    if done.batch["status"] != "completed" or counts["failed"]:
+        raise typer.Exit(FAILED)
+
+
+class _Progress:
+    """A bar on the terminal: done, rate, time to go, failures, tokens. Nothing where there is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.1f}/s"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[failed]} failed · {task.fields[tokens]} tokens"),
+            console=Console(stderr=True, no_color=not _coloured(sys.stderr)),
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("uploading", total=None, rate=0.0, failed=0, tokens=0)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._bar.stop()
+
+    def show(self, state: dict[str, Any]) -> None:
+        counts = state["request_counts"]
+        done = counts["completed"] + counts["failed"]
+        started = state["in_progress_at"] or time.time()
+        self._bar.update(
+            self._task,
+            description=state["status"],
+            total=counts["total"] or None,
+            completed=done,
+            rate=done / max(1.0, time.time() - started),
+            failed=counts["failed"],
+            tokens=(state.get("usage") or {}).get("output_tokens", 0),
+        )
+
+
+@app.command()
+def cancel(generation_id: Id, url: Url = None) -> None:
+    """End an answer; what it said so far is kept."""
+    state = _ask(url, lambda client: client.cancel(generation_id))
+    typer.echo(f"{state['id']} {state['status']}")
+
+
+@app.command()
+def models(url: Url = None) -> None:
+    """List the models that answer; others of the same providers work too."""
+    for model in _ask(url, lambda client: client.models())["data"]:
+        typer.echo(model["id"])
+
+
+@app.command()
+def config() -> None:
+    """Print the settings as they are in effect, secrets masked."""
+    from shared.config.redis_url import without_password
+    from shared.config.settings import variable
+
+    settings = _settings()
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if name == "redis_url":
+            value = without_password(value.get_secret_value()) if value else "(embedded Valkey)"
+        elif name in ("api_keys", "webhook_secret"):
+            value = ",".join(f"{tenant}:****" for tenant in value) or "(none)"
+        elif name == "providers":
+            value = ", ".join(f"{key} ({row.base_url})" for key, row in value.items()) or "(none)"
+        typer.echo(f"{variable(name)}={value}")
+
+
+@app.command()
+def doctor(url: Url = None) -> None:
+    """Check this machine and say what to do about each thing that is wrong."""
+    from shared.cli.doctor import examine
+
+    settings = _settings()
+    findings = _ask(url, lambda client: examine(settings, client))
+    for finding in findings:
+        mark, colour = ("ok  ", None) if finding.ok else ("FAIL", "red")
+        typer.secho(f"{mark} {finding.what}: {finding.found}", fg=colour, color=_coloured(sys.stdout))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+def _settings(**given: Any) -> Settings:
+    """The settings under what the command line says. All that is wrong with them is printed at once; exit code 2."""
+    from shared.config.settings import SettingsInvalid, load_settings
+
+    try:
+        return load_settings(**{name: value for name, value in given.items() if value is not None})
+    except SettingsInvalid as error:
+        _say(f"{error}", fg="red")
+        raise typer.Exit(USAGE) from None
+
+
+def _become(end: str) -> NoReturn:
+    if _settings().redis_url is None:
+        _say(f"`streamspool {end}` needs REDIS_URL, the Redis or Valkey it shares with the other end.", fg="red")
+        _say("To run everything on this machine without one: `streamspool up`.")
+        raise typer.Exit(USAGE)
+    from shared.cli.supervisor import command
+
+    sys.stdout.flush()
+    os.execv(sys.executable, command(end))
+
+
+def _ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+    """Runs one conversation with the API. Raises KeyboardInterrupt."""
+    import asyncio
+    import signal
+
+    from shared.cli.client import Client, url_of
+    from shared.config.settings import SettingsInvalid, environment
+
+    variables = environment()
+    try:
+        base, key = url or variables.get("STREAMSPOOL_URL"), variables.get("STREAMSPOOL_API_KEY")
+    except SettingsInvalid as error:
+        _say(f"{error}", fg="red")
+        raise typer.Exit(USAGE) from None
+    if not base:
+        settings = _settings()
+        base = url_of(settings.host, settings.port)
+
+    async def converse() -> T:
+        task = asyncio.current_task()
+        # asyncio.run has a handler, too, but if Ctrl-C comes in the moment in which the loop falls asleep, that one runs
+        # only when something else wakes the loop. This one wakes it. Windows has none; who is in the background hears none.
+        if task and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN and sys.platform != "win32":
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+        async with Client(base, key) as client:
+            return await question(client)
+
+    try:
+        return asyncio.run(converse())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+def _follow(
+    url: str | None, body: dict[str, Any] | None, generation_id: str, start: str, *, no_stream: bool, as_json: bool
+) -> None:
+    """Shows one answer, new (`body`) or running, to its end."""
+    from shared.cli.client import View
+
+    view = View(generation_id, start)
+    screen = _Screen(no_stream=no_stream, as_json=as_json)
+
+    async def to_the_end(client: Client) -> dict[str, Any]:
+        if body is not None:
+            await client.submit(body, view, screen.show)
+        else:
+            await client.watch(view, screen.show)
+        return await client.state(view.id)
+
+    try:
+        state = _ask(url, to_the_end)
+    except KeyboardInterrupt:
+        if view.id:
+            position = f" --from {view.position}" if view.position else ""
+            _say(f"\nNo longer watching; the answer goes on. To see the rest:\n  streamspool watch {view.id}{position}")
+        raise typer.Exit(INTERRUPTED) from None
+    screen.close()
+    if view.error is not None:
+        raise StreamspoolError(f"{view.error.get('message')} ({view.error.get('code')}; {view.id})")
+    _say(screen.figures(state), dim=True)
+
+
+class _Screen:
+    """One answer on the terminal: text to stdout, reasoning and figures to stderr."""
+
+    def __init__(self, *, no_stream: bool, as_json: bool) -> None:
+        self._no_stream = no_stream
+        self._as_json = as_json
+        self._held: list[str] = []
+        self._started = time.monotonic()
+        self._first = self._last = 0.0
+        self._clean = sys.stdout.isatty()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # half of an emoji must not end the show
+
+    def show(self, event: Event) -> None:
+        if self._as_json:
+            typer.echo(json.dumps(event.data))
+        elif event.kind == "attempt":
+            if self._first:
+                self._held.clear()
+                _say("\n[a new attempt begins: what was said so far does not count]", dim=True)
+        elif event.text or event.reasoning:
+            self._last = time.monotonic()
+            self._first = self._first or self._last
+            if event.reasoning:
+                _say(self._safe(event.reasoning), dim=True, newline=False)
+            if self._no_stream:
+                self._held.append(event.text)
+            else:
+                typer.echo(self._safe(event.text), nl=False)
+
+    def close(self) -> None:
+        if not self._as_json:
+            typer.echo("".join(self._held))
+
+    def figures(self, state: dict[str, Any]) -> str:
+        tokens = (state.get("usage") or {}).get("completion_tokens")
+        parts = [state["id"], state["model"], state["status"]]
+        if self._first:
+            parts.append(f"first token after {self._first - self._started:.2f} s")
+        if tokens is not None:
+            parts.append(f"{tokens} tokens" + (" (estimate)" if state.get("usage_source") == "estimate" else ""))
+            if self._last > self._first:
+                parts.append(f"{tokens / (self._last - self._first):.0f} tokens/s")
+        return " · ".join(parts)
+
+    def _safe(self, text: str) -> str:
+        """A model's words must not steer the terminal."""
+        return text.translate(_CONTROLS) if self._clean else text
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE`s as request fields; a value that is JSON is taken as JSON."""
+    fields: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not name or not separator:
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="-o")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
+
+
+def _table(states: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("ID", "STATUS", "MODEL", "STARTED", "TOKENS", box=None, pad_edge=False)
+    for state in states:
+        created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state["created_at"]))
+        tokens = (state.get("usage") or {}).get("completion_tokens")
+        table.add_row(state["id"], state["status"], state["model"], created, "" if tokens is None else str(tokens))
+    # Piped into another program, no row may be cut to the width of a terminal that is not there.
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+
+
+def _coloured(stream: TextIO) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _say(text: str, *, fg: str | None = None, dim: bool = False, newline: bool = True) -> None:
+    typer.secho(text, fg=fg, dim=dim or None, nl=newline, err=True, color=_coloured(sys.stderr))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,338 @@
+"""One machine's Streamspool: socket, Valkey, local model, API and workers, started, kept alive and ended together.
+
+Hidden here: the socket is bound once and handed to each API process, so that connections wait in its backlog while the
+API restarts; whatever dies is started again (after 0.2 s, doubling to 5 s, forgotten after 10 s of life); the order of
+the end is API and workers first, all at once, then what they work with: the model, and last Valkey. On Linux nothing
+survives the supervisor, not even its SIGKILL.
+
+The ends are other programs (`python -m api`, `python -m worker`), never imports: each has a process of its own, in a
+session of its own, so that Ctrl-C in a terminal reaches the supervisor alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import IO, Protocol, Self
+
+from shared.cli.client import Client, url_of
+from shared.cli.embedded import CannotStart, EmbeddedValkey, tied_to_parent
+from shared.cli.local_model import Address, find_model
+from shared.config.settings import FILE, Settings
+from shared.errors import StreamspoolError, Unusable
+from shared.lib import private
+from shared.lib.process import WRONG_SETTINGS
+
+FIRST_BACKOFF_S = 0.2
+LAST_BACKOFF_S = 5.0
+SETTLED_S = 10.0
+"""A child that lived this long was well: the next back-off starts from the beginning."""
+
+KILL_AFTER_DRAIN_S = 5.0
+GIVE_UP_STARTS = 4
+"""A child started this often before the first readiness is broken, not unlucky."""
+
+_BACKLOG = 2048
+_POLL_S = 0.05
+_READY_POLL_S = 0.1
+_READY_TIMEOUT_S = 3.0
+_MODEL = "local-model"
+
+logger = logging.getLogger(__name__)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A TCP socket that queues connections from now on. Raises CannotStart with the way out when that cannot be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server((str(address[0]), port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            reason = "it is taken. End the program that uses it, or choose another with --port (0: any free one)"
+        elif error.errno == errno.EACCES:
+            reason = "that needs more rights. Choose a port over 1023 with --port"
+        else:
+            reason = f"{error.strerror}. Choose an address of this machine with --host"
+        raise CannotStart(f"Cannot listen on port {port} of {host}: {reason}.") from None
+
+
+def command(end: str) -> list[str]:
+    """Starts `api`, `worker` or another module: ours, whatever stands in the current directory (-P)."""
+    return [sys.executable, "-P", "-m", end]
+
+
+def commands(workers: int) -> dict[str, list[str]]:
+    """What a whole Streamspool consists of: `{"api": argv, "worker-1": argv, …}`."""
+    return {"api": command("api"), **{f"worker-{number}": command("worker") for number in range(1, workers + 1)}}
+
+
+class Supervisor:
+    """Everything runs from `__aenter__` to `__aexit__`; enter it in the main thread.
+
+    `children` maps names to argv (see `commands`); the one called `api` gets the listening socket. `output` takes what
+    the children print, by default this process's stderr. Names for `kill` and `pids`: the children's, `valkey` and, if
+    the settings ask for it, `local-model`.
+    `url` is where clients on this machine reach the API, once entered.
+
+    Raises CannotStart: port taken, public address without API keys, data directory in use, no Valkey to be had, local
+    model not installed. Raises Unusable for a REDIS_URL that can never work.
+    """
+
+    def __init__(
+        self, settings: Settings, children: Mapping[str, Sequence[str]], *, output: IO[bytes] | None = None
+    ) -> None:
+        self._settings = settings
+        self._commands = children
+        self._output = output
+        self._valkey: EmbeddedValkey | None = None
+        self._model: Address | None = None
+        self._ends: dict[str, _End] = {}
+        self._stopping = asyncio.Event()
+        self._stack = AsyncExitStack()
+        self._port = 0
+        self.url = ""
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            listener = stack.enter_context(listen(self._settings.host, self._settings.port))
+            host, port = listener.getsockname()[:2]
+            self._refuse_open_door(host)
+            self._port, self.url = port, url_of(host, port)
+            if self._settings.local_model:
+                find_model()
+                self._model = stack.enter_context(Address())
+            if self._settings.redis_url is not None:
+                from shared.store.contact import check_server  # not needed by most, and not quick
+
+                await check_server(self._settings.redis_url.get_secret_value())
+            else:
+                self._valkey = EmbeddedValkey(self._settings.data_dir, maxmemory=self._settings.embedded_maxmemory)
+                stack.push_async_callback(asyncio.to_thread, self._valkey.stop)
+                self._valkey.launch()
+                await asyncio.to_thread(self._valkey.wait_ready)
+            keepers = await stack.enter_async_context(asyncio.TaskGroup())
+            stack.push_async_callback(self._end_children)
+            if self._valkey is not None:
+                keepers.create_task(self._keep("valkey", self._valkey))
+            model = {_MODEL: command("shared.cli.local_model")} if self._model else {}
+            for name, argv in {**model, **self._commands}.items():
+                fds = (listener.fileno(),) if name == "api" else ()
+                self._ends[name] = _End(argv, self._environment(name, fds), fds, self._output)
+                keepers.create_task(self._keep(name, self._ends[name]))
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, traceback)
+
+    def pids(self) -> dict[str, int]:
+        """Of everything that runs at this instant."""
+        running: dict[str, _Child] = {**self._ends, **({"valkey": self._valkey} if self._valkey else {})}
+        return {name: pid for name, child in running.items() if (pid := child.pid) is not None}
+
+    def kill(self, name: str, sign: signal.Signals = signal.SIGKILL) -> None:
+        """Sends a signal to one part, which is started again when it ends. Raises KeyError when it does not run."""
+        os.kill(self.pids()[name], sign)
+
+    def hurry(self) -> None:
+        """Ends the children without letting them drain; only of use while stopping."""
+        _signal(self._ends.values(), signal.SIGKILL)
+
+    async def wait_ready(self, timeout_s: float = 60) -> None:
+        """Returns when GET /readyz says ok, and the model server its /health. Raises CannotStart when time is up or a
+        child keeps ending; Unusable when one says that it can never start like this."""
+        deadline = time.monotonic() + timeout_s
+        async with Client(self.url) as client:
+            while missing := await self._missing(client):
+                for name, end in self._ends.items():
+                    if end.exit_code == WRONG_SETTINGS:
+                        raise Unusable(f"{name} cannot start with these settings; what it printed says why.")
+                    if end.starts >= GIVE_UP_STARTS:
+                        raise CannotStart(f"{name} keeps ending as soon as it is started; what it printed says why.")
+                if time.monotonic() > deadline:
+                    raise CannotStart(f"Not ready after {timeout_s:g} s. {missing}")
+                await self._pause(_READY_POLL_S)
+
+    async def _missing(self, client: Client) -> str:
+        """What is not ready; empty when all is."""
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                readiness = await client.ready()
+        except (StreamspoolError, TimeoutError) as error:
+            return f"{self.url}/readyz: no answer ({type(error).__name__})"
+        if readiness.get("status") != "ok":
+            return f"{self.url}/readyz: {readiness.get('checks')}"
+        return "" if self._model is None or await self._model.is_answering() else "The local model does not answer."
+
+    async def _keep(self, name: str, child: _Child) -> None:
+        delay = FIRST_BACKOFF_S
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            try:
+                child.launch()
+                while child.pid is not None:
+                    await self._pause(_POLL_S)
+                    if self._stopping.is_set():
+                        return
+                reason = "it ended"
+            except (OSError, CannotStart) as error:
+                reason = str(error)
+            if time.monotonic() - started >= SETTLED_S:
+                delay = FIRST_BACKOFF_S
+            logger.warning("%s: %s; starting it again in %.1f s", name, reason, delay)
+            await self._pause(delay)
+            delay = min(2 * delay, LAST_BACKOFF_S)
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleeps, but not past the order to stop."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    async def _end_children(self) -> None:
+        self._stopping.set()
+        await _end([end for name, end in self._ends.items() if name != _MODEL], self._settings.drain_s)
+        # Draining workers still need it, so it is asked last.
+        await _end([end for name, end in self._ends.items() if name == _MODEL], 0)
+
+    def _refuse_open_door(self, address: str) -> None:
+        if not ipaddress.ip_address(address).is_loopback and not self._settings.api_keys:
+            raise CannotStart(
+                f"{self._settings.host} can be reached from other machines, and no API keys are set: anybody could "
+                "spend your providers' money. Set STREAMSPOOL_API_KEYS=tenant:key, or listen on 127.0.0.1."
+            )
+
+    def _environment(self, name: str, fds: tuple[int, ...]) -> dict[str, str]:
+        """The settings as a child reads them, so that it also learns what this process was told on its command line."""
+        settings = self._settings
+        environment = {**os.environ, "HOST": settings.host, "PORT": str(self._port)}
+        environment["STREAMSPOOL_DATA_DIR"] = str(settings.data_dir.absolute())
+        environment.pop("STREAMSPOOL_LISTEN_FD", None)
+        if fds:
+            environment["STREAMSPOOL_LISTEN_FD"] = str(fds[0])
+        environment.pop("REDIS_URL" + FILE, None)
+        if self._valkey is not None:
+            environment["REDIS_URL"] = self._valkey.url
+        elif settings.redis_url is not None:
+            environment["REDIS_URL"] = settings.redis_url.get_secret_value()
+        if self._model is not None:
+            environment.update(self._model.environment)
+        workers = [other for other in self._commands if other != "api"]
+        if settings.worker_metrics_port and name in workers:
+            # One port cannot serve several workers: they take consecutive ones.
+            nth = workers.index(name)
+            environment["STREAMSPOOL_WORKER_METRICS_PORT"] = str(settings.worker_metrics_port + nth)
+        return environment
+
+
+class _Child(Protocol):
+    """What is kept alive: a process of an end, or the embedded Valkey."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    def launch(self) -> None: ...
+
+
+class _End:
+    """One process of one end, or of the model server."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], fds: tuple[int, ...], output: IO[bytes] | None
+    ) -> None:
+        self.starts = 0
+        self._command = command
+        self._environment = environment
+        self._fds = fds
+        self._output: IO[bytes] | int = sys.stderr.fileno() if output is None else output
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of its last process, once that has ended."""
+        return self._process.poll() if self._process is not None else None
+
+    def launch(self) -> None:
+        self.starts += 1
+        self._process = subprocess.Popen(
+            tied_to_parent(self._command),
+            env=self._environment,
+            pass_fds=self._fds,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+            umask=private.UMASK,
+            start_new_session=True,
+        )
+
+
+async def _end(ends: Collection[_End], drain_s: float) -> None:
+    """SIGTERM, time to drain, SIGKILL for what is left."""
+    for sign, patience_s in ((signal.SIGTERM, drain_s + KILL_AFTER_DRAIN_S), (signal.SIGKILL, KILL_AFTER_DRAIN_S)):
+        _signal(ends, sign)
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            if not any(end.pid for end in ends):
+                return
+            await asyncio.sleep(_POLL_S)
+
+
+def _signal(ends: Iterable[_End], sign: signal.Signals) -> None:
+    for end in ends:
+        if (pid := end.pid) is not None:
+            os.kill(pid, sign)
+
+
+@contextlib.contextmanager
+def ending_on_signals(again: Callable[[], None]) -> Iterator[None]:
+    """The first SIGINT, SIGTERM or SIGHUP cancels the current task, whose cleanup ends everything; more call `again`.
+
+    A signal that is ignored stays ignored: that is how `nohup` works.
+    """
+    loop, task, seen = asyncio.get_running_loop(), asyncio.current_task(), 0
+
+    def received() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 1 and task is not None:
+            task.cancel()
+        else:
+            again()
+
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = [sign for sign in wanted if signal.getsignal(sign) is not signal.SIG_IGN]
+    for sign in signals:
+        loop.add_signal_handler(sign, received)
+    try:
+        yield
+    finally:
+        for sign in signals:
+            loop.remove_signal_handler(sign)
+
+
+async def serve(settings: Settings, children: Mapping[str, Sequence[str]], ready: Callable[[Supervisor], None]) -> None:
+    """The whole of `up`: runs until a signal asks for the end; `ready` is called once everything answers."""
+    supervisor = Supervisor(settings, children)
+    with ending_on_signals(supervisor.hurry), contextlib.suppress(asyncio.CancelledError):
+        async with supervisor:
+            await supervisor.wait_ready()
+            ready(supervisor)
+            await asyncio.Event().wait()

@@ -1,0 +1,1 @@
+"""Settings: where they come from, how they are checked, and the URL of Redis."""

@@ -1,0 +1,525 @@
+"""Settings: environment, then `.env`, then `streamspool.toml`; wrong values stop the start with all errors at once.
+
+Hidden here: where a value comes from, that NAME_FILE stands for NAME with the file's content, how keys are parsed, which
+names are ours (prefix STREAMSPOOL_) and which are everyone's (REDIS_URL, HOST, PORT, LOG_LEVEL). docs/OPERATIONS.md carries
+the table made from this class.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from shared.config import redis_url
+from shared.lib import egress
+
+PREFIX = "streamspool"
+"""What keys begin with unless STREAMSPOOL_PREFIX says otherwise."""
+
+MAX_TOKENS_PER_S = 10_000
+"""Above this nobody could tell a paced stream from another."""
+
+EVERY_TENANT = "*"
+"""Stands for those that are not named."""
+
+DEFAULT_CONFIG = "streamspool.toml"
+_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+_PROVIDER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_PREFIX = re.compile(r"(?!arq$)[A-Za-z0-9_.-]{1,32}")
+
+
+FILE = "_FILE"
+_MAX_FILE_BYTES = 64 * 1024
+
+BUCKET_VARIABLES = {
+    "s3": {
+        "AWS_ACCESS_KEY_ID": "access_key_id",
+        "AWS_SECRET_ACCESS_KEY": "secret_access_key",
+        "AWS_SESSION_TOKEN": "session_token",
+        "AWS_DEFAULT_REGION": "region",
+        "AWS_REGION": "region",
+        "AWS_ENDPOINT_URL": "endpoint",
+        "AWS_ENDPOINT_URL_S3": "endpoint",
+    },
+    "gs": {"GOOGLE_SERVICE_ACCOUNT_KEY": "service_account_key"},
+    "az": {
+        "AZURE_STORAGE_ACCOUNT_NAME": "account_name",
+        "AZURE_STORAGE_ACCOUNT_KEY": "account_key",
+        "AZURE_STORAGE_SAS_KEY": "sas_key",
+        "AZURE_STORAGE_CLIENT_SECRET": "client_secret",
+    },
+}
+"""Variables as everyone names them, and obstore's names for the same. It reads more of them by itself, but neither from
+`.env` nor from files."""
+_PLAIN = ("HOST", "PORT", "LOG_LEVEL")
+"""Have no NAME_FILE: nothing about them is secret, and as names of files they may be anybody's."""
+
+
+def environment() -> Mapping[str, str]:
+    """The process environment over `.env`: where provider keys are looked up by name.
+
+    In each of the two, NAME_FILE may stand in the place of NAME, and is read when NAME is looked up. Looking up raises
+    SettingsInvalid where both are set, or the file cannot be read.
+    """
+    return _Variables(os.environ, {name: value for name, value in dotenv_values(".env").items() if value is not None})
+
+
+class _Variables(Mapping[str, str]):
+    """The first of several places that knows a name."""
+
+    def __init__(self, *places: Mapping[str, str]) -> None:
+        self._places = places
+
+    def __getitem__(self, name: str) -> str:
+        for place in self._places:
+            if path := place.get(name + FILE):
+                return _from_file(name, path, place.get(name))
+            if name in place:
+                return place[name]
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({name: None for place in self._places for name in place})
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _from_file(name: str, path: str, value: str | None) -> str:
+    """What NAME_FILE names, without the line break at its end. Raises SettingsInvalid, which does not show the path:
+    somebody may have written the secret there."""
+    if value:
+        raise SettingsInvalid(f"{name} and {name}{FILE} are both set: keep one of them")
+    try:
+        with open(os.path.expanduser(path), "rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+        text = content.decode("utf-8-sig").rstrip("\r\n")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a NUL
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise SettingsInvalid(f"{name}{FILE} names a file that cannot be read: {reason}") from None
+    if not text or len(content) > _MAX_FILE_BYTES:
+        raise SettingsInvalid(f"{name}{FILE} names a file that is {'too large' if text else 'empty'}")
+    return text
+
+
+def bucket_options(url: str) -> dict[str, str]:
+    """What the variables of a bucket's provider say, by obstore's names for it. Raises SettingsInvalid."""
+    variables = environment()
+    names = BUCKET_VARIABLES.get(url.partition("://")[0], {})
+    return {option: value for name, option in names.items() if (value := variables.get(name))}
+
+
+def load_settings(**given: object) -> Settings:
+    """The settings, with `given` over all else. Raises SettingsInvalid that says all that is wrong, and no value."""
+    try:
+        settings = Settings(**given)  # type: ignore[arg-type]
+        bucket_options(settings.files_url)  # a file that cannot be read is told now, not with the first upload
+        return settings
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False, include_context=False)
+        lines = [f"{_path(item['loc'])}: {item['msg'].removeprefix('Value error, ')}" for item in wrong]
+    except (SettingsError, OSError, ValueError) as error:  # ValueError: streamspool.toml is not TOML, or ours
+        lines = [str(error)]
+    raise SettingsInvalid("\n".join(lines))
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    name, *inside = map(str, location or ("",))
+    return ".".join((variable(name), *inside))
+
+
+def variable(field: str) -> str:
+    """How a setting is called in the environment."""
+    everyones = ("REDIS_URL", "HOST", "PORT", "LOG_LEVEL")
+    return field.upper() if field.upper() in everyones else f"STREAMSPOOL_{field.upper()}"
+
+
+def webhook_keys(secrets: SecretStr) -> list[bytes]:
+    """The keys in a tenant's `whsec_…`, one or more (standardwebhooks.com, "Secrets"). Raises ValueError."""
+    keys = []
+    for secret in secrets.get_secret_value().split():
+        try:
+            keys.append(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
+        except binascii.Error:
+            keys.append(b"")
+        if not secret.startswith("whsec_") or not 24 <= len(keys[-1]) <= 64:
+            raise ValueError("a secret must be `whsec_` and 24 to 64 bytes in base64, as of `openssl rand -base64 32`")
+    if not keys:
+        raise ValueError("a tenant has no secret")
+    return keys
+
+
+class SettingsInvalid(ValueError):
+    """The settings cannot be used; the text says, line by line, which and why."""
+
+
+def default_data_dir() -> Path:
+    """Where embedded Valkey keeps its files: `$XDG_DATA_HOME/streamspool`, else `~/.local/share/streamspool`."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "streamspool"
+
+
+ProviderKind = Literal["openai", "anthropic", "gemini", "ollama", "cohere", "responses"]
+"""The wire formats a provider may speak."""
+
+
+class ProviderConfig(BaseModel):
+    """One `[providers.NAME]` table of streamspool.toml. The key itself is never in the file, only its variable's name."""
+
+    model_config = {"extra": "forbid", "hide_input_in_errors": True}
+
+    kind: ProviderKind = Field("openai", description="wire format the provider speaks")
+    base_url: str = Field(description="up to and including the version, e.g. https://api.example.com/v1")
+    api_key_env: str | None = Field(None, description="environment variable that holds the key")
+    models: list[str] = Field(default_factory=list, description="models listed by GET /v1/models; others work too")
+    limit_field: Literal["max_tokens", "max_completion_tokens"] | None = Field(
+        None, description="the only name of the token limit it knows; empty: the client's own is passed on"
+    )
+    think_tags: bool = Field(False, description="`<think>…</think>` at the start of an answer is reasoning")
+    prefill: bool = Field(False, description="it goes on with an assistant message at the end of the request")
+
+    @field_validator("base_url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("base_url must start with http:// or https://")
+        return value.rstrip("/")
+
+
+class Settings(BaseSettings):
+    """All settings of both ends. Units are in the names: `_s` seconds, `_bytes` bytes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="STREAMSPOOL_",
+        env_file=".env",
+        extra="ignore",
+        populate_by_name=True,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+    )
+
+    redis_url: SecretStr | None = Field(
+        None,
+        validation_alias="REDIS_URL",
+        description="redis://, rediss://, unix:// or redis+sentinel:// URL, see Redis or Valkey; empty: `up` and `demo` start "
+        "an embedded Valkey",
+    )
+    prefix: str = Field(
+        PREFIX,
+        description="what all keys in Redis begin with: installations with different ones can share a database",
+    )
+    host: str = Field("127.0.0.1", validation_alias="HOST", description="address the API listens on")
+    port: int = Field(
+        8000, ge=0, le=65535, validation_alias="PORT", description="port the API listens on; 0: any free one"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", validation_alias="LOG_LEVEL", description="debug, info, warning or error"
+    )
+    api_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default_factory=dict,
+        description="bearer keys as `tenant:key,tenant:key`; none: loopback only, one tenant called `local`",
+    )
+    data_dir: Path = Field(
+        default_factory=default_data_dir, description="files of the embedded Valkey, and uploaded ones"
+    )
+    embedded_maxmemory: str = Field(
+        "1gb",
+        pattern=r"^\d+(kb|mb|gb)?$",
+        description="memory limit of the embedded Valkey; full: new requests get 503",
+    )
+    local_model: bool = Field(
+        False, description="`up` and `demo` also run a small real model, local/smollm2-135m-instruct"
+    )
+    lease_s: float = Field(10, ge=1, description="a worker silent for this long loses its generations to another")
+    max_attempts: int = Field(3, ge=1, description="attempts a generation gets when workers are lost")
+    on_interruption: Literal["fail", "restart"] = Field(
+        "fail", description="default of the request field: an answer is cut after its first chunk: `fail` or `restart`"
+    )
+    on_disconnect: Literal["continue", "cancel"] = Field(
+        "continue", description="default of the request field: the last viewer has left: `continue` or `cancel`"
+    )
+    disconnect_grace_s: float = Field(
+        5, ge=1, description="with on_disconnect=cancel: how long a generation may be without any viewer"
+    )
+    max_tokens_per_s: Annotated[dict[str, Annotated[float, Field(gt=0, le=MAX_TOKENS_PER_S)]], NoDecode] = Field(
+        default_factory=dict,
+        description="default of the request field: tokens a second that streams are shown at; for some tenants as "
+        "`tenant:20,tenant:50`; none: as fast as they come",
+    )
+    no_worker_s: float = Field(
+        60, ge=1, description="how long generations wait while no worker is alive, before they fail with `no_worker`"
+    )
+    confirm: Literal["all", "background", "none"] = Field(
+        "background",
+        description="requests that are accepted only once the death of the Redis server cannot take them any more: `all`, "
+        "those with `background` and batches and files, or `none`",
+    )
+    retention_s: float = Field(86400, ge=1, description="how long a finished stream can be replayed")
+    stored_retention_s: float = Field(
+        30 * 86400, ge=1, description="the same for requests with `store`; never less than for the others"
+    )
+    store_reasoning: bool = Field(
+        False, description="default of the request field: sessions keep an answer's reasoning and send it back"
+    )
+    session_policy: Literal["reject", "enqueue", "interrupt"] = Field(
+        "reject", description="default of the request field: a request comes while its session is busy"
+    )
+    session_trim: Literal["none", "oldest"] = Field(
+        "none",
+        description="default of the request field: a session is over its limit: refuse, or leave the oldest turns out",
+    )
+    session_max_tokens: int = Field(
+        100_000, ge=1, description="a session's limit in tokens, estimated as a quarter of its characters"
+    )
+    session_max_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="a session's limit in bytes")
+    session_retention_s: float = Field(30 * 86400, ge=1, description="how long a session is kept after its last use")
+    openwebui_sessions: bool = Field(
+        False,
+        description="take Open WebUI's chat id (header X-OpenWebUI-Chat-Id) for the session of a streamed request",
+    )
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, counted while receiving")
+    files_url: str = Field(
+        "",
+        pattern=r"^$|^(s3|gs|az|file)://",
+        description="where files are kept: s3://BUCKET/PREFIX, gs://…, az://…, file:///…; empty: `files` in the data directory",
+    )
+    max_file_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="largest file that can be uploaded")
+    files_retention_s: float = Field(
+        30 * 86400,
+        ge=3600,
+        description="how long a file is kept whose upload does not say; batches, too, once they ended",
+    )
+    batch_lines: int = Field(100, ge=1, description="lines of one batch that are asked at once")
+    batch_provider_lines: int = Field(
+        200, ge=1, description="lines of all batches that are asked of one provider at once; tenants get equal shares"
+    )
+    keepalive_s: float = Field(15, gt=0, description="a comment line is sent to a viewer after this much silence")
+    hold_headers_s: float = Field(
+        5,
+        ge=0,
+        description="response headers wait this long for the first chunk, so that an early error has a true status",
+    )
+    drain_s: float = Field(30, ge=0, description="how long a stopping process lets running streams finish")
+    send_timeout_s: float = Field(
+        30, gt=0, description="a viewer that takes no bytes for this long is dropped; it can resume"
+    )
+    upstream_connect_s: float = Field(10, gt=0, description="connecting to a provider")
+    upstream_first_s: float = Field(120, gt=0, description="from the request to the provider's first data event")
+    upstream_idle_s: float = Field(60, gt=0, description="between two data events; comments do not count")
+    generation_s: float = Field(3600, gt=0, description="a whole attempt")
+    max_event_bytes: int = Field(1024 * 1024, ge=1024, description="largest single event of a provider")
+    max_answer_bytes: int = Field(
+        32 * 1024 * 1024,
+        ge=0,
+        description="largest answer: of each chunk the bytes beyond 128, which all have, but 64 at least; one that goes on "
+        "beyond it is ended as `incomplete`; 0: no limit",
+    )
+    worker_concurrency: int = Field(200, ge=1, description="generations one worker runs at once")
+    worker_lines: int = Field(
+        100, ge=1, description="lines of batches among them, at most; the other places are for everybody else"
+    )
+    worker_metrics_port: int = Field(0, ge=0, le=65535, description="port of a worker's own /metrics on HOST; 0: none")
+    webhook_secret: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default_factory=dict,
+        description="signs webhooks: `whsec_BASE64` for every tenant, or `tenant:whsec_…,tenant:whsec_…`; two of one "
+        "tenant's, with a space between, sign both; none: no webhooks",
+    )
+    webhook_allow: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="hosts, addresses and networks that webhooks may go to although they are not on the public "
+        "internet, or without https: `hooks.internal,10.1.0.0/16`",
+    )
+    webhook_url: SecretStr | None = Field(
+        None, description="default of the request field `webhook`, for requests with `background`, and for batches"
+    )
+    webhook_timeout_s: float = Field(
+        10, gt=0, description="one delivery of a webhook, from the name's look-up to the answer"
+    )
+    webhook_retry_s: float = Field(
+        5, gt=0, description="pause after the first delivery that failed; the next ones double"
+    )
+    webhook_give_up_s: float = Field(
+        86400, ge=1, description="how long after the first delivery of a webhook it is still tried again"
+    )
+    providers: dict[str, ProviderConfig] = Field(
+        default_factory=dict, description="further providers; in streamspool.toml as [providers.NAME]"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        named = os.environ.get("STREAMSPOOL_CONFIG")
+        if named and not Path(named).is_file():
+            raise FileNotFoundError(f"STREAMSPOOL_CONFIG names {named!r}, which is not a file.")
+        toml = TomlConfigSettingsSource(settings_cls, Path(named or DEFAULT_CONFIG))
+        for source in (env_settings, dotenv_settings):
+            assert isinstance(source, EnvSettingsSource)
+            source.env_vars = {**source.env_vars, **cls._files(source.env_vars)}
+        return init_settings, env_settings, dotenv_settings, toml
+
+    @classmethod
+    def _files(cls, found: Mapping[str, str | None]) -> dict[str, str]:
+        """The settings whose NAME_FILE is found in a place, which has all names in lower case."""
+        return {
+            name.lower(): _from_file(name, path, found.get(name.lower()))
+            for name in map(variable, cls.model_fields)
+            if name not in _PLAIN and (path := found.get(f"{name}{FILE}".lower()))
+        }
+
+    models: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description="names of your own, each for one model or for several, tried in order until one begins to answer; "
+        "in streamspool.toml under [models]",
+    )
+
+    @field_validator("prefix")
+    @classmethod
+    def _check_prefix(cls, value: str) -> str:
+        if not _PREFIX.fullmatch(value):
+            raise ValueError("must be 1 to 32 letters, digits, `_`, `.` or `-`, and not `arq`")
+        return value
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        return {name: [models] if isinstance(models, str) else models for name, models in value.items()}
+
+    @field_validator("models")
+    @classmethod
+    def _check_aliases(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
+        for name, models in value.items():
+            if not _ALIAS.fullmatch(name):
+                raise ValueError(f"model name {name!r} must be letters, digits, `_`, `.`, `:` or `-`, without a slash")
+            if not models or any("/" not in model.strip("/") for model in models):
+                raise ValueError(f"[models] {name} must list models as `provider/model`")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            redis_url.parse(value.get_secret_value())
+        return value
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _parse_keys(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        keys: dict[str, str] = {}
+        for pair in filter(None, (part.strip() for part in value.split(","))):
+            tenant, separator, key = pair.partition(":")
+            if not separator or not key:
+                raise ValueError("STREAMSPOOL_API_KEYS must look like `tenant:key,tenant:key`")
+            if tenant in keys:
+                raise ValueError(f"STREAMSPOOL_API_KEYS names tenant {tenant!r} twice")
+            keys[tenant] = key
+        return keys
+
+    @field_validator("max_tokens_per_s", "webhook_secret", mode="before")
+    @classmethod
+    def _parse_by_tenant(cls, value: object, info: ValidationInfo) -> object:
+        """`VALUE`, for every tenant, and `tenant:VALUE`, for one: neither of the two kinds of value holds a colon."""
+        if isinstance(value, int | float):
+            return {EVERY_TENANT: value}
+        if not isinstance(value, str):
+            return value
+        pairs = [part.strip().rpartition(":") for part in value.split(",") if part.strip()]
+        found = {tenant or EVERY_TENANT: own for tenant, _, own in pairs}
+        if len(found) < len(pairs):
+            raise ValueError(f"{variable(info.field_name or '')} names a tenant twice")
+        return found
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_tenants(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for tenant in value:
+            if not _TENANT.fullmatch(tenant):
+                raise ValueError(f"tenant {tenant!r} must be 1 to 64 letters, digits, `_`, `.` or `-`")
+        digests = {hashlib.sha256(key.get_secret_value().encode()).digest() for key in value.values()}
+        if len(digests) != len(value):
+            raise ValueError("STREAMSPOOL_API_KEYS gives two tenants the same key")
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _check_secrets(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for secrets in value.values():
+            webhook_keys(secrets)
+        return value
+
+    @field_validator("webhook_allow", mode="before")
+    @classmethod
+    def _parse_allowed(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _check_allowed(cls, value: list[str]) -> list[str]:
+        egress.Policy(value)
+        return value
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _check_webhook_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None or "webhook_allow" not in info.data:
+            return value
+        if not info.data.get("webhook_secret"):
+            raise ValueError("STREAMSPOOL_WEBHOOK_URL needs STREAMSPOOL_WEBHOOK_SECRET")
+        try:
+            egress.Policy(info.data["webhook_allow"]).check_url(value.get_secret_value())
+        except egress.Refused as reason:
+            raise ValueError(f"the address cannot be used: {reason}") from None
+        return value
+
+    @field_validator("providers")
+    @classmethod
+    def _check_providers(cls, value: Mapping[str, ProviderConfig]) -> Mapping[str, ProviderConfig]:
+        for name in value:
+            if not _PROVIDER.fullmatch(name) or name == "fake":
+                raise ValueError(
+                    f"provider name {name!r} must be lower-case letters, digits, `_`, `.`, `-`, and not `fake`"
+                )
+        return value
+
+    def pace(self, tenant: str) -> float | None:
+        """Tokens a second that a tenant's streams are shown at unless a request says otherwise; None for no limit."""
+        return self.max_tokens_per_s.get(tenant, self.max_tokens_per_s.get(EVERY_TENANT))
+
+    @property
+    def files_location(self) -> str:
+        """`files_url`, or the directory that stands for it, as a URL."""
+        return self.files_url or (self.data_dir.absolute() / "files").as_uri()
+
+    @property
+    def log_safety_s(self) -> float:
+        """TTL of an unsealed log: longer than all its attempts can take, so that it only matters if every reaper is dead."""
+        return self.max_attempts * (self.generation_s + 2 * self.lease_s) + self.retention_s

@@ -1,0 +1,391 @@
+"""Batches: what one may do with them, and what the worker that runs one writes down about it.
+
+Hidden here: a batch is one JSON value in Redis, changed only by compare-and-set, so that a cancel and the worker's own
+news do not undo each other; that the worker's changes count only while its claim (`epoch`) is the newest; that a batch
+that was accepted is rung for until it has ended; that its window is measured by one clock, which is Redis's. Whose a batch
+is is looked at in this one place.
+
+The value: what was asked for (`owner`, `input_file_id`, `input_bytes`, …), `status` with the time of each (`at`, ms), the
+counts (`total`, `completed`, `failed`, `usage`) of what is stored, `errors`, the ids of its files, and `checkpoint`, from
+which another worker goes on: see worker/batches/run.py. `claims` counts those that came to nothing, `late` says that it has
+ended and its files are still to be made, `version` counts its changes. Source of the life of a batch:
+platform.openai.com/docs/guides/batch.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from shared.chat.request import BatchRequest
+from shared.config.settings import Settings
+from shared.errors import BadRequest, Fenced, FileStorageFailed, Gone, NotFound
+from shared.features.files import Files
+from shared.features.storage import Missing
+from shared.features.webhooks import Webhooks
+from shared.lib import json
+from shared.lib.clock import now_ms
+from shared.lib.telemetry import get_logger
+from shared.store.availability import Doubts, in_time, reachable
+from shared.store.confirm import Confirmer
+from shared.store.keys import Lane
+from shared.store.outage import cause
+from shared.store.queue import JobQueue
+from shared.store.redis import ArqRedis, RedisError
+from shared.store.transaction import commit, transact
+
+logger = get_logger(__name__)
+
+Head = dict[str, Any]
+
+MAX_LINES = 50_000
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+OUTPUT, ERRORS = 1, 2
+"""The two kinds of results, and where a part's count of each stands in the checkpoint."""
+_ID = re.compile(r"batch_[0-9a-f]{32}")
+_PAGE = 100
+_LONGEST_S = 7 * 86400
+_AFTER_MS = 3_600_000
+"""How long its input is kept beyond its window: the last lines are written down then."""
+NO_USAGE = {"input_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "reasoning_tokens": 0, "total_tokens": 0}
+_NOT_FOUND = "There is no batch with this id. It may have expired, or belong to another key."
+
+
+class Batches:
+    """Create, find, list, cancel; claim and save for the worker. The first four may raise Unavailable."""
+
+    def __init__(
+        self,
+        redis: ArqRedis,
+        files: Files,
+        webhooks: Webhooks,
+        settings: Settings,
+        confirmer: Confirmer | None = None,
+    ) -> None:
+        self._confirmer = confirmer
+        self._redis, self._files, self._webhooks, self._settings = redis, files, webhooks, settings
+        self._key, self._queue = redis.key, JobQueue(redis)
+        self._doubts = Doubts()
+
+    # ---- whoever asks
+
+    async def create(self, request: BatchRequest, owner: str) -> Head:
+        """Accepts a batch; from here on it comes to an end. Raises NotFound or BadRequest for a file
+        that is none; BadRequest for a webhook that cannot be called."""
+        url = request.webhook.url if request.webhook else None
+        webhook = self._webhooks.target(owner, url, default=True)
+        async with in_time():
+            file = await self._files.find(request.input_file_id, owner, param="input_file_id")
+            if file["purpose"] != "batch":
+                raise BadRequest(
+                    f"The input file has the purpose `{file['purpose']}`. Upload it with `batch`.",
+                    param="input_file_id",
+                )
+            with reachable():
+                now = await self.clock_ms()
+            head = {**self._new(request, owner, now), "input_bytes": file["bytes"], "webhook": webhook}
+            await self._files.keep_until(file["id"], head["expires_at_ms"] + _AFTER_MS)
+            index, life_ms = self._key.batches(owner), self._life_ms(head)
+            with self._doubts.about(head["id"]), reachable():
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    pipe.set(self._key.batch(head["id"]), json.dumps(head), px=life_ms)
+                    pipe.zadd(self._key.batches_open, {head["id"]: now})
+                    pipe.zadd(index, {head["id"]: now})
+                    pipe.zremrangebyscore(index, "-inf", now - self._longest_ms())
+                    pipe.pexpire(index, self._longest_ms())
+                    await pipe.execute()
+                if self._confirmer:
+                    await self._confirmer.promise(background=True)
+        logger.info("batch accepted", batch_id=head["id"], tenant=owner)
+        await self._announce(head["id"])
+        return head
+
+    def _new(self, request: BatchRequest, owner: str, now: int) -> Head:
+        return {
+            "v": 1,
+            "id": f"batch_{uuid.uuid4().hex}",
+            "owner": owner,
+            "endpoint": request.endpoint,
+            "input_file_id": request.input_file_id,
+            "completion_window": request.completion_window,
+            "expires_at_ms": now + request.window_s * 1000,
+            "metadata": request.metadata,
+            "output_life_s": request.output_expires_after.seconds if request.output_expires_after else None,
+            "status": "validating",
+            "at": {"created": now},
+            "epoch": 0,
+            "claims": 0,
+            "version": 1,
+            "model": None,
+            "total": 0,
+            "completed": 0,
+            "failed": 0,
+            "usage": NO_USAGE,
+            "errors": [],
+            "output_file_id": None,
+            "error_file_id": None,
+            "late": False,
+            "checkpoint": None,
+        }
+
+    async def clock_ms(self) -> int:
+        """Redis's time: those of the APIs' and of the workers' machines may be minutes apart, and windows are short."""
+        seconds, microseconds = await self._redis.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    async def _announce(self, batch_id: str) -> None:
+        """Never fails: the reaper rings again."""
+        try:
+            await self.ring(batch_id)
+        except (RedisError, OSError) as error:
+            logger.warning("bell lost", batch_id=batch_id, **cause(error))
+
+    async def ring(self, batch_id: str) -> None:
+        await self._queue.put(batch_id, Lane.BATCH, expires_s=_LONGEST_S)
+
+    async def find(self, batch_id: str, owner: str) -> Head:
+        """Raises NotFound if there is none, or it is somebody else's."""
+        if _ID.fullmatch(batch_id):
+            with reachable():
+                raw = await self._redis.get(self._key.batch(batch_id))
+            if raw and (head := _loads(raw))["owner"] == owner:
+                return head
+        raise NotFound(_NOT_FOUND, param="batch_id")
+
+    async def listed(self, owner: str, after: str | None = None) -> AsyncIterator[Head]:
+        """The owner's batches, newest first. Raises NotFound if `after` is not one of them."""
+        index, start = self._key.batches(owner), 0
+        with reachable():
+            if after is not None:
+                place = await self._redis.zrevrank(index, after)
+                if place is None:
+                    raise NotFound("`after` must be the id of a batch in this list.", param="after")
+                start = place + 1
+            while members := await self._redis.zrevrange(index, start, start + _PAGE - 1):
+                for raw in await self._redis.mget([self._key.batch(member.decode()) for member in members]):
+                    if raw:
+                        yield _loads(raw)
+                start += len(members)
+
+    async def cancel(self, batch_id: str, owner: str) -> Head:
+        """Asks for its end; what is finished is kept. Twice is once. Raises NotFound; BadRequest when it has ended."""
+        await self.find(batch_id, owner)
+        async with in_time():
+            with reachable():
+                head = await self._change(batch_id, partial(_cancelling, at_ms=await self.clock_ms()))
+        logger.info("batch cancelled", batch_id=batch_id)
+        await self._announce(batch_id)
+        return head
+
+    async def revoke_doubtful(self) -> None:
+        """Withdraws what was refused because Redis did not answer, in case Redis did hear. Raises RedisError, OSError."""
+        await self._doubts.settle(self._withdraw)
+
+    async def _withdraw(self, batch_id: str) -> None:
+        with suppress(BadRequest):  # it was small, and has ended
+            await self._change(batch_id, partial(_cancelling, at_ms=await self.clock_ms()))
+            logger.info("revoked", batch_id=batch_id)
+        await self._announce(batch_id)
+
+    async def results(self, batch_id: str, owner: str, kind: int) -> AsyncIterator[bytes]:
+        """The lines of the output or of the errors, as far as they are stored. Raises NotFound.
+
+        Parts become a file while they are read: it has the same bytes in the same order, so the rest is read from there.
+        """
+        sent, version = 0, -1
+        while True:
+            head = await self.find(batch_id, owner)
+            file_id = head["output_file_id" if kind == OUTPUT else "error_file_id"]
+            if file_id is not None:
+                async for piece in self._files.read(await self._files.find(file_id, owner), sent):
+                    yield piece
+                return
+            try:
+                skipped = 0
+                for name in part_names(head, kind):
+                    async for piece in self._files.storage.read(name):
+                        new = piece[max(0, sent - skipped) :]
+                        skipped += len(piece)
+                        sent += len(new)
+                        if new:
+                            yield new
+                return
+            except Missing:
+                if head["version"] == version:  # nothing has changed: it is lost
+                    raise FileStorageFailed(
+                        "A part of the results is missing. They come with the batch's end."
+                    ) from None
+                version = head["version"]
+
+    # ---- the worker that runs it
+
+    async def claim(self, batch_id: str, after: Head | None = None, *, counted: bool = True) -> Head:
+        """The right to change it from now on: the head's `epoch`. Raises Gone.
+
+        `after` is one's own claim before: Fenced if another one came in between. `counted` claims are told from progress by
+        `claims`, which whoever makes some sets back to 0.
+        """
+
+        def mine(head: Head) -> bool:
+            if after is not None and head["epoch"] != after["epoch"]:
+                raise Fenced(batch_id)
+            # Not just the next number: a server that forgot a claim would give the same one to two workers.
+            head["epoch"] = max(head["epoch"] + 1, now_ms())
+            head["claims"] = head.get("claims", 0) + counted
+            return True
+
+        return await self._change(batch_id, mine)
+
+    async def hand_over(self, batch_id: str, epoch: int) -> None:
+        """Gives a claim back that was not lost: it does not count."""
+
+        def given_back(head: Head) -> bool:
+            if head["epoch"] != epoch or not head.get("claims"):
+                return False
+            head["claims"] -= 1
+            return True
+
+        await self._change(batch_id, given_back)
+
+    async def look(self, batch_id: str, epoch: int) -> Head:
+        """As it is now, under the claim `epoch`. Raises Fenced, Gone."""
+        raw = await self._redis.get(self._key.batch(batch_id))
+        if raw is None:
+            raise Gone(batch_id)
+        head = _loads(raw)
+        if head["epoch"] != epoch:
+            raise Fenced(batch_id)
+        return head
+
+    async def save(self, batch_id: str, epoch: int, change: Callable[[Head], None]) -> Head:
+        """Changes it, under the claim `epoch`. `change` may be called more than once. Raises Fenced, Gone."""
+
+        def ours(head: Head) -> bool:
+            if head["epoch"] != epoch:
+                raise Fenced(batch_id)
+            change(head)
+            return True
+
+        return await self._change(batch_id, ours)
+
+    async def close(self, batch_id: str) -> None:
+        """It has ended and left nothing behind: nobody has to look after it any more."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.zrem(self._key.batches_open, batch_id)
+            pipe.delete(self._key.batch_demand(batch_id))
+            await commit(pipe)
+
+    async def demands(self, batch_id: str, demand: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Tells how many lines this batch could have open, and returns that of all batches that run, by id."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(self._key.batch_demand(batch_id), json.dumps(demand), px=5000)
+            await commit(pipe)
+        ids = [member.decode() for member in await self._redis.zrange(self._key.batches_open, 0, -1)]
+        found = await self._redis.mget([self._key.batch_demand(one) for one in ids]) if ids else []
+        return {one: json.loads(raw) for one, raw in zip(ids, found, strict=True) if raw} | {batch_id: demand}
+
+    # ---- the reaper
+
+    async def remind(self) -> None:
+        """Rings for the open ones that are not in the queue, and forgets those that have expired."""
+        ids = [member.decode() for member in await self._redis.zrange(self._key.batches_open, 0, -1)]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for batch_id in ids:
+                pipe.exists(self._key.batch(batch_id))
+            replies = await pipe.execute() if ids else []
+        known = await self._queue.known(ids)
+        for batch_id, there in zip(ids, replies, strict=True):
+            if not there:
+                await self.close(batch_id)
+            elif batch_id not in known:
+                await self.ring(batch_id)
+
+    # ---- the value
+
+    async def _change(self, batch_id: str, change: Callable[[Head], bool]) -> Head:
+        """Compare and set, also where memory is full: a batch that exists is to come to its end. `change` returns whether
+        there is anything to write."""
+        name = self._key.batch(batch_id)
+        head: Head = {}
+
+        def queue(pipe: Any, seen: list[Any]) -> None:
+            nonlocal head
+            (raw,) = seen
+            if raw is None:
+                raise Gone(batch_id)
+            head = _loads(raw)
+            if change(head):
+                head["version"] += 1
+                pipe.set(name, json.dumps(head), px=self._life_ms(head))
+                if head["status"] in ENDED and head.get("webhook"):
+                    self._tell(pipe, head)
+
+        await transact(self._redis, [name], [("GET", name)], queue)
+        return head
+
+    def _tell(self, pipe: Any, head: Head) -> None:
+        self._webhooks.queue(
+            pipe,
+            head["id"],
+            head["webhook"],
+            owner=head["owner"],
+            event=f"batch.{head['status']}",
+            created_at=head["at"][head["status"]] // 1000,
+            kept_s=self._life_ms(head) / 1000,
+        )
+
+    async def deliveries(self, heads: Sequence[Head]) -> list[dict[str, Any] | None]:
+        """How far each one's webhook has come, as the batch object shows it."""
+        with reachable():
+            return await self._webhooks.shown(
+                [(head["id"], head.get("webhook"), head["status"] in ENDED) for head in heads]
+            )
+
+    def _life_ms(self, head: Head) -> int:
+        left_ms = 0 if head["status"] in ENDED else max(0, head["expires_at_ms"] - now_ms()) + _AFTER_MS
+        return left_ms + int(self._settings.files_retention_s * 1000)
+
+    def _longest_ms(self) -> int:
+        return int((_LONGEST_S + self._settings.files_retention_s) * 1000) + _AFTER_MS
+
+
+def enter(head: Head, status: str, at_ms: int) -> None:
+    """The next status, with its time by Redis's clock: the first one counts."""
+    head["status"] = status
+    head["at"].setdefault(status, at_ms)
+
+
+def _cancelling(head: Head, *, at_ms: int) -> bool:
+    if head["status"] in ("cancelling", "cancelled"):
+        return False
+    if head["status"] not in ("validating", "in_progress"):
+        raise BadRequest(
+            f"The batch is {head['status']}: it cannot be cancelled any more.", code="batch_not_cancellable"
+        )
+    enter(head, "cancelling", at_ms)
+    return True
+
+
+def parts_of(batch_id: str) -> str:
+    """Where the parts of the results are in the storage."""
+    return f"parts/{batch_id}"
+
+
+def part_name(batch_id: str, kind: int, epoch: int, number: int) -> str:
+    """Where one of them is."""
+    return f"{parts_of(batch_id)}/{kind}-{epoch}-{number}"
+
+
+def part_names(head: Head, kind: int) -> list[str]:
+    """The stored parts that count, in the order in which they were stored."""
+    parts = (head["checkpoint"] or {}).get("parts", [])
+    return [part_name(head["id"], kind, entry[0], number) for entry in sorted(parts) for number in range(entry[kind])]
+
+
+def _loads(raw: bytes) -> Head:
+    head: Head = json.loads(raw)
+    return head

@@ -1,0 +1,248 @@
+"""Files: what is uploaded for batches, and what batches leave. OpenAI's file object to the field.
+
+Hidden here: what a file is made of, an object in the storage and a few facts in Redis, and that neither is left without
+the other: before anything is stored, the file's name is on a list with the time when it goes, and is moved to the end of
+its life only with its facts. The reaper removes what is due, be it old or the rest of an upload whose server was killed.
+Whose a file is is looked at in this one place: somebody else's is NotFound.
+
+Source: platform.openai.com/docs/api-reference/files. Unlike there, every file expires.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import cached_property
+from typing import Any
+
+from shared.config.settings import Settings
+from shared.errors import BadRequest, FileStorageFailed, NotFound
+from shared.features.storage import Missing, Sink, Storage
+from shared.lib import json
+from shared.lib.clock import now_ms
+from shared.lib.telemetry import get_logger
+from shared.store.availability import in_time, reachable
+from shared.store.confirm import Confirmer
+from shared.store.redis import ArqRedis
+from shared.store.transaction import commit
+
+logger = get_logger(__name__)
+
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+OUTPUT = "batch_output"
+UPLOAD_S = 3600.0
+"""How long an upload may take in all."""
+
+_LEAST_LIFE_S, _LONGEST_LIFE_S = 3600, 2_592_000
+_ID = re.compile(r"file-[0-9a-f]{32}")
+_SECONDS = re.compile(r"[0-9]{1,9}")
+_PAGE = 500
+_SLACK_MS = 60_000
+_NOT_FOUND = "There is no file with this id. It may have expired, or belong to another key."
+
+
+def check_life(seconds: object, anchor: object, param: str) -> int:
+    """`{anchor, seconds}` as OpenAI takes it: how long a file is kept once it is there. Raises BadRequest."""
+    if anchor != "created_at":
+        raise BadRequest(f"{param}[anchor] must be `created_at`.", param=f"{param}[anchor]")
+    text = str(seconds)
+    if (
+        isinstance(seconds, bool)
+        or not (text.isascii() and text.isdigit())
+        or not _LEAST_LIFE_S <= int(text) <= _LONGEST_LIFE_S
+    ):
+        raise BadRequest(
+            f"{param}[seconds] must be a whole number from {_LEAST_LIFE_S} to {_LONGEST_LIFE_S}.",
+            param=f"{param}[seconds]",
+        )
+    return int(text)
+
+
+def object_name(file_id: str) -> str:
+    """Where its bytes are in the storage."""
+    return file_id
+
+
+class Files:
+    """Create, find, list, read, delete. Raises Unavailable where Redis is away, FileStorageFailed where the storage is."""
+
+    def __init__(self, redis: ArqRedis, settings: Settings, confirmer: Confirmer | None = None) -> None:
+        self._redis, self._settings, self._confirmer = redis, settings, confirmer
+        self._key = redis.key
+
+    @cached_property
+    def storage(self) -> Storage:
+        return Storage(self._settings.files_location)
+
+    @asynccontextmanager
+    async def create(self, owner: str, file_id: str | None = None) -> AsyncIterator[NewFile]:
+        """A file to be written; it is there once `finish` was called and the context has ended well.
+
+        Given an id, it is made again in the place of what an earlier try left.
+        """
+        new = NewFile(file_id or f"file-{uuid.uuid4().hex}", owner)
+        new.accepted = file_id is not None
+        with reachable():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.zadd(self._key.files_end, {new.id: now_ms() + int(2 * UPLOAD_S * 1000)})
+                await new.write_facts(pipe)
+        try:
+            async with self.storage.create(object_name(new.id)) as sink:
+                new.sink = sink
+                yield new
+            await self._register(new)
+            if file_id is None and self._confirmer:  # an upload, which its owner is told about
+                async with in_time():
+                    with reachable():
+                        await self._confirmer.promise(background=True)
+        except BaseException:
+            if file_id is None:
+                await self._remove(new.id)
+            raise
+
+    async def _register(self, new: NewFile) -> None:
+        created = now_ms()
+        life_ms = int((new.life_s or self._settings.files_retention_s) * 1000)
+        facts = {
+            "id": new.id,
+            "object": "file",
+            "bytes": new.size,
+            "created_at": created // 1000,
+            "expires_at": (created + life_ms) // 1000,
+            "filename": new.filename,
+            "purpose": new.purpose,
+            "status": "processed",
+            "status_details": None,
+        }
+        index = self._key.files(new.owner)
+        with reachable():
+            left_ms = await self._redis.pttl(index)
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.set(self._key.file(new.id), json.dumps({"owner": new.owner, "file": facts}), px=life_ms)
+                pipe.zadd(self._key.files_end, {new.id: created + life_ms})
+                pipe.zadd(index, {new.id: created})
+                pipe.zremrangebyscore(index, "-inf", created - _LONGEST_LIFE_S * 1000 - life_ms)
+                pipe.pexpire(index, max(left_ms, life_ms))
+                await new.write_facts(pipe)
+        new.facts = facts
+        logger.info("file stored", file_id=new.id, bytes=new.size, purpose=new.purpose, tenant=new.owner)
+
+    async def _remove(self, file_id: str) -> None:
+        """After a failure, so it may fail as well: then the reaper does it."""
+        try:
+            await self._forget(file_id)
+        except Exception as error:
+            logger.warning("file left for the reaper", file_id=file_id, error=type(error).__name__)
+
+    async def _forget(self, file_id: str, owner: str | None = None) -> None:
+        with reachable():
+            await self._redis.delete(self._key.file(file_id))
+        await self.storage.delete(object_name(file_id))
+        with reachable():
+            await self._redis.zrem(self._key.files_end, file_id)
+            if owner is not None:
+                await self._redis.zrem(self._key.files(owner), file_id)
+
+    async def find(self, file_id: str, owner: str, *, param: str = "id") -> dict[str, Any]:
+        """The file object. Raises NotFound if there is none, or it is somebody else's."""
+        if _ID.fullmatch(file_id):
+            with reachable():
+                raw = await self._redis.get(self._key.file(file_id))
+            found = json.loads(raw) if raw else {}
+            if found.get("owner") == owner:
+                facts: dict[str, Any] = found["file"]
+                return facts
+        raise NotFound(_NOT_FOUND, param=param)
+
+    async def listed(
+        self, owner: str, after: str | None = None, *, newest_first: bool = True
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The owner's files by their age. Raises NotFound if `after` is not one of them."""
+        index, start = self._key.files(owner), 0
+        rank, page = (
+            (self._redis.zrevrank, self._redis.zrevrange) if newest_first else (self._redis.zrank, self._redis.zrange)
+        )
+        with reachable():
+            if after is not None:
+                place = await rank(index, after)
+                if place is None:
+                    raise NotFound("`after` must be the id of a file in this list.", param="after")
+                start = place + 1
+            while members := await page(index, start, start + _PAGE - 1):
+                for raw in await self._redis.mget([self._key.file(member.decode()) for member in members]):
+                    if raw:
+                        yield json.loads(raw)["file"]
+                start += len(members)
+
+    async def read(self, facts: dict[str, Any], start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes of a file object. Raises NotFound if it was just deleted."""
+        try:
+            async for piece in self.storage.read(object_name(facts["id"]), start, end):
+                yield piece
+        except Missing:
+            raise NotFound(_NOT_FOUND, param="id") from None
+
+    async def delete(self, file_id: str, owner: str) -> None:
+        """Raises NotFound."""
+        await self.find(file_id, owner)
+        await self._forget(file_id, owner)
+        logger.info("file deleted", file_id=file_id, tenant=owner)
+
+    async def keep_until(self, file_id: str, at_ms: int) -> None:
+        """What is stored of it stays until then at least, even if the file itself is over before."""
+        with reachable():
+            await self._redis.zadd(self._key.files_end, {file_id: at_ms}, gt=True)
+
+    async def remove_all_at(self, prefix: str, at_ms: int | None) -> None:
+        """All objects below `prefix/` go then; None for: they are gone."""
+        with reachable():
+            if at_ms is None:
+                await self._redis.zrem(self._key.files_end, f"{prefix}/")
+            else:
+                await self._redis.zadd(self._key.files_end, {f"{prefix}/": at_ms})
+
+    async def remove_expired(self) -> None:
+        """For the reaper: what is due goes, and what an upload left that was never finished.
+
+        A storage that fails is asked again later: the reaper has more to do.
+        """
+        due = await self._redis.zrangebyscore(self._key.files_end, "-inf", now_ms() - _SLACK_MS, start=0, num=_PAGE)
+        with suppress(FileStorageFailed):
+            for name in (member.decode() for member in due):
+                if name.endswith("/"):
+                    await self.storage.delete_all(name.rstrip("/"))
+                    await self._redis.zrem(self._key.files_end, name)
+                else:
+                    await self._forget(name)
+                logger.info("file removed", file_id=name)
+
+
+class NewFile:
+    """A file that is being written. `sink` takes its bytes; `facts` is the file object, once it is there."""
+
+    sink: Sink
+    facts: dict[str, Any]
+
+    def __init__(self, file_id: str, owner: str) -> None:
+        self.id, self.owner = file_id, owner
+        self.size = 0
+        self.filename, self.purpose = "", ""
+        self.life_s: int | None = None
+        self.accepted = False
+        """It is what a batch leaves, which was accepted long ago: its facts are written also where memory is full."""
+
+    async def write_facts(self, pipe: Any) -> None:
+        """Executes a transaction."""
+        await (commit(pipe) if self.accepted else pipe.execute())
+
+    async def write(self, data: bytes) -> None:
+        self.size += len(data)
+        await self.sink.write(data)
+
+    def finish(self, *, filename: str, purpose: str, life_s: int | None = None) -> None:
+        """Says what it is. Raises BadRequest."""
+        if purpose not in (*PURPOSES, OUTPUT):
+            raise BadRequest(f"purpose must be one of {', '.join(PURPOSES)}.", param="purpose")
+        self.filename, self.purpose, self.life_s = filename, purpose, life_s

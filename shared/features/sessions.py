@@ -1,0 +1,257 @@
+"""Sessions: a conversation that the broker remembers, a turn for each finished generation.
+
+Hidden here: that a session is a log, too. Its turns are entries of one Redis stream at ids `N-0`, N being the number the
+turn was given when its request was accepted; a generation's turn is appended in the transaction that settles it, so it is
+there once, whole and in order, whoever settles and however often. One generation of a session runs at a time: the open
+ones stand in a sorted set by their numbers, and only the first of them is rung for.
+
+    {…}:turns   stream    N-0  {"generation_id", "at_ms", "messages": […], "tokens"}
+    {…}:open    zset      generation id → N
+    {…}:session hash      created_at_ms, updated_at_ms, turn (the last number given), turns, bytes, tokens
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from shared.chat import messages as turns
+from shared.config.settings import Settings
+from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
+from shared.lib import json
+from shared.lib.clock import now_ms
+from shared.log.decoding import by_name
+from shared.store.redis import ArqRedis
+from shared.store.transaction import commit
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+_PAGE = 100
+_CHARACTERS_PER_TOKEN = 4
+NOT_FOUND = "There is no session with this id. It may have expired, or belong to another key."
+
+
+Messages = list[dict[str, Any]]
+
+
+def check_id(session_id: str) -> str:
+    """The id, if it is one. Raises BadRequest: no foreign text gets into a key."""
+    if not _ID.fullmatch(session_id):
+        raise BadRequest(
+            "A session_id is 1 to 128 letters, digits, `_`, `.`, `:` or `-`, and begins with a letter or digit.",
+            param="session_id",
+        )
+    return session_id
+
+
+def estimate_tokens(messages: Sequence[dict[str, Any]]) -> int:
+    """A quarter of the characters: what a session's limits go by, whatever model it is asked with."""
+    return sum(map(turns.characters, messages)) // _CHARACTERS_PER_TOKEN
+
+
+class Sessions:
+    """All sessions of one Redis. Methods raise RedisError or OSError when the server is away."""
+
+    def __init__(self, redis: ArqRedis, settings: Settings) -> None:
+        self._redis, self._settings = redis, settings
+        self._key = redis.key
+        self._life_ms = int(settings.session_retention_s * 1000)
+
+    # ---- a generation's way through its session
+
+    async def reserve(self, pipe: Any, header: dict[str, Any]) -> None:
+        """Gives a generation its number, as part of the transaction that creates its log.
+
+        `pipe` comes back in MULTI, with the session's commands queued and `header["session"]["turn"]` set. Raises
+        SessionBusy where another one is open and the policy is `reject`; SessionTooLarge where the history is over the
+        limit and nothing may be left out.
+        """
+        session, owner = header["session"], header["owner"]
+        names = self._key.session(owner, session["id"])
+        await pipe.watch(names.open, names.head, self._key.log(header["id"]))
+        if await pipe.exists(self._key.log(header["id"])):  # made before: whatever was to be done here was done
+            pipe.multi()
+            return
+        waiting = await self._waiting(pipe, names.open)
+        if waiting and session["policy"] == "reject":
+            raise SessionBusy(
+                f"The session is busy with {waiting[0]}. Wait for it, cancel it, or set session_policy to `enqueue` or "
+                "`interrupt`."
+            )
+        head = await pipe.hmget(names.head, "turn", "tokens", "bytes")
+        number, tokens, size = (int(value or 0) for value in head)
+        self._check_size(session, tokens, size)
+        session["turn"] = number + 1
+        now = now_ms()
+        pipe.multi()
+        pipe.hset(names.head, mapping={"turn": number + 1, "updated_at_ms": now})
+        pipe.hsetnx(names.head, "created_at_ms", now)
+        pipe.zadd(names.open, {header["id"]: number + 1})
+        pipe.zadd(self._key.sessions(owner), {session["id"]: now})
+        self._prolong(pipe, owner, session["id"])
+
+    def _check_size(self, session: dict[str, Any], tokens: int, size: int) -> None:
+        if session.get("trim") == "oldest" or session.get("client_history"):
+            return
+        limits = ((tokens, session["max_tokens"], "tokens"), (size, self._settings.session_max_bytes, "bytes"))
+        for amount, limit, unit in limits:
+            if amount > limit:
+                raise SessionTooLarge(
+                    f"The session holds {amount} {unit}, more than {limit}. Begin a new one, or set session_trim to "
+                    "`oldest` to leave the oldest turns out."
+                )
+
+    async def _waiting(self, pipe: Any, name: str) -> list[str]:
+        """Open generations of a session, first first. One without a log (lost with its server) is nobody's turn."""
+        members = [member.decode() for member in await pipe.zrange(name, 0, -1)]
+        there = [await pipe.exists(self._key.log(member)) for member in members]
+        ghosts = [member for member, log in zip(members, there, strict=True) if not log]
+        if ghosts:
+            await self._redis.zrem(name, *ghosts)
+        return [member for member in members if member not in ghosts]
+
+    async def is_next(self, header: dict[str, Any]) -> bool:
+        """Whether nobody of its session is before this generation, which may belong to none."""
+        session = header.get("session")
+        if session is None:
+            return True
+        waiting = await self.open(header["owner"], session["id"])
+        return not waiting or waiting[0] == header["id"]
+
+    async def open(self, owner: str, session_id: str) -> list[str]:
+        """The session's open generations, in the order in which they run."""
+        return await self._waiting(self._redis, self._key.session(owner, session_id).open)
+
+    async def before(self, header: dict[str, Any]) -> list[str]:
+        """Open generations of its session that this one has to wait for."""
+        waiting = await self.open(header["owner"], header["session"]["id"])
+        return waiting[: waiting.index(header["id"])] if header["id"] in waiting else []
+
+    async def place(self, header: dict[str, Any], messages: Messages) -> tuple[Messages, Messages]:
+        """What the session puts before a request's messages, and what of these is new.
+
+        The same however often it is asked, as long as the generation is open. With trim `oldest`, the history is as many
+        of the newest turns as are within the limits.
+        """
+        session = header.get("session")
+        if session is None or session.get("client_history"):
+            return [], messages
+        found = await self._turns(header["owner"], session["id"], before=session["turn"])
+        if session.get("trim") == "oldest":
+            found = self._newest_within(found, session["max_tokens"])
+        history = [message for turn in found for message in turn["messages"]]
+        return history, turns.new_messages(history, messages)
+
+    def _newest_within(self, found: list[dict[str, Any]], max_tokens: int) -> list[dict[str, Any]]:
+        tokens = size = 0
+        for place in range(len(found) - 1, -1, -1):
+            tokens += found[place]["tokens"]
+            size += found[place]["bytes"]
+            if tokens > max_tokens or size > self._settings.session_max_bytes:
+                return found[place + 1 :]
+        return found
+
+    async def _turns(self, owner: str, session_id: str, *, before: int | None = None) -> list[dict[str, Any]]:
+        """Turns in order, each with its size in `bytes`."""
+        found: list[dict[str, Any]] = []
+        name, start = self._key.session(owner, session_id).turns, "-"
+        end = "+" if before is None else f"({before}-0"
+        while page := await self._redis.xrange(name, start, end, count=_PAGE):
+            for _, fields in page:
+                data = by_name(fields)[b"t"]
+                found.append({**json.loads(data), "bytes": len(data)})
+            start = f"({page[-1][0].decode()}"
+        return found
+
+    def settle(self, pipe: Any, header: dict[str, Any], messages: Messages | None) -> None:
+        """Queues a generation's way out of its session: its turn, if it has one, and its place for the next.
+
+        Only ever once for a generation, which the caller's transaction sees to.
+        """
+        session, owner = header["session"], header["owner"]
+        names = self._key.session(owner, session["id"])
+        if messages is not None:
+            tokens = estimate_tokens(messages)
+            turn = {"generation_id": header["id"], "at_ms": now_ms(), "tokens": tokens, "messages": messages}
+            data = json.dumps(turn)
+            pipe.xadd(names.turns, {"t": data}, id=f"{session['turn']}-0")
+            for field, amount in (("turns", 1), ("tokens", tokens), ("bytes", len(data))):
+                pipe.hincrby(names.head, field, amount)
+            pipe.hset(names.head, "updated_at_ms", str(now_ms()))
+        pipe.zrem(names.open, header["id"])
+        self._prolong(pipe, owner, session["id"])
+
+    def _prolong(self, pipe: Any, owner: str, session_id: str) -> None:
+        names = self._key.session(owner, session_id)
+        for name in (names.head, names.turns, names.open, self._key.sessions(owner)):
+            pipe.pexpire(name, self._life_ms)
+        pipe.zremrangebyscore(self._key.sessions(owner), "-inf", now_ms() - self._life_ms)
+
+    # ---- what one may look at
+
+    async def describe(self, owner: str, session_id: str) -> dict[str, Any]:
+        """The session object. Raises NotFound."""
+        names = self._key.session(owner, check_id(session_id))
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(names.head)
+            pipe.zrange(names.open, 0, -1)
+            pipe.pttl(names.head)
+            raw, waiting, left_ms = await pipe.execute()
+        if not raw:
+            raise NotFound(NOT_FOUND)
+        head = {name.decode(): int(value) for name, value in raw.items()}
+        return {
+            "id": session_id,
+            "object": "session",
+            "created_at": head["created_at_ms"] // 1000,
+            "updated_at": head["updated_at_ms"] // 1000,
+            "expires_at": (now_ms() + left_ms) // 1000,
+            "turns": head.get("turns", 0),
+            "tokens": head.get("tokens", 0),
+            "bytes": head.get("bytes", 0),
+            "open": [member.decode() for member in waiting],
+        }
+
+    async def messages(self, owner: str, session_id: str) -> list[dict[str, Any]]:
+        """All messages of all turns, in order, each with its turn's number of messages and generation. Raises NotFound."""
+        await self.describe(owner, session_id)
+        return [
+            {
+                "id": f"{turn['generation_id']}-{place}",
+                "object": "session.message",
+                "created_at": turn["at_ms"] // 1000,
+                "generation_id": turn["generation_id"],
+                **message,
+            }
+            for turn in await self._turns(owner, session_id)
+            for place, message in enumerate(turn["messages"])
+        ]
+
+    async def newest(self, owner: str, after: str | None, count: int) -> list[dict[str, Any]]:
+        """Sessions, last used first, from just after the id `after`. Raises NotFound if that one is unknown."""
+        start = 0
+        if after is not None:
+            rank = await self._redis.zrevrank(self._key.sessions(owner), check_id(after))
+            if rank is None:
+                raise NotFound("`after` must be the id of a session in this list.")
+            start = rank + 1
+        found: list[dict[str, Any]] = []
+        while len(found) < count:
+            ids = await self._redis.zrevrange(self._key.sessions(owner), start, start + count - 1)
+            if not ids:
+                break
+            for raw in ids:
+                try:
+                    found.append(await self.describe(owner, raw.decode()))
+                except NotFound:
+                    continue
+            start += len(ids)
+        return found[:count]
+
+    async def delete(self, owner: str, session_id: str) -> None:
+        """Forgets it. What still runs is the caller's to cancel first."""
+        names = self._key.session(owner, session_id)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(names.head, names.turns, names.open)
+            pipe.zrem(self._key.sessions(owner), session_id)
+            await commit(pipe)

@@ -1,0 +1,414 @@
+"""The broker: what one may do with generations, whoever asks.
+
+Hidden here: the order log first, bell second; who owns what, checked in this one place (somebody else's is NotFound);
+how one request made twice is one generation. Every method may raise Unavailable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, NamedTuple
+
+from shared.chat.request import ChatRequest
+from shared.config.settings import Settings
+from shared.errors import BadRequest, Damaged, Gone, KeyReused, NotFound, Sealed, StreamspoolError, Unavailable
+from shared.features import usage
+from shared.features.batches import Batches
+from shared.features.files import Files
+from shared.features.sessions import Sessions, check_id
+from shared.features.webhooks import Target, Webhooks
+from shared.generations.catalogue import Catalogue
+from shared.generations.closing import Closing
+from shared.lib import json
+from shared.lib.clock import now_ms
+from shared.lib.tasks import Gathered
+from shared.lib.telemetry import SUBMITTED, get_logger
+from shared.log.entry import VERSION, Entry, Kind, Position, Status, Summary
+from shared.log.streamlog import StreamLog
+from shared.store.availability import NO_STREAM, Doubts, in_time, reachable
+from shared.store.confirm import Confirmer
+from shared.store.keys import Lane
+from shared.store.outage import cause
+from shared.store.queue import JobQueue
+from shared.store.redis import ArqRedis, RedisError
+
+logger = get_logger(__name__)
+
+_FOUND_AT_ONCE = 100
+_MENDING_S = 0.25
+_ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks. `tenant` owns what it starts."""
+
+    tenant: str
+
+
+class Submitted(NamedTuple):
+    """The header of a generation's log, and whether it had been there before (the request was made again)."""
+
+    header: dict[str, Any]
+    replayed: bool
+
+
+class Broker:
+    """Submit, find, list, cancel, delete."""
+
+    def __init__(
+        self, redis: ArqRedis, log: StreamLog, settings: Settings, *, name: str, confirmer: Confirmer | None = None
+    ) -> None:
+        """Without a confirmer nothing that is accepted is confirmed."""
+        self.log = log
+        self._confirmer = confirmer
+        self._found = Gathered(log.describe, most=_FOUND_AT_ONCE)
+        self.catalogue = Catalogue(redis)
+        self.sessions = Sessions(redis, settings)
+        self.webhooks = Webhooks(redis, settings)
+        self.closing = Closing(redis, log, self.sessions, self.webhooks, settings, name=name)
+        self.files = Files(redis, settings, confirmer)
+        self.batches = Batches(redis, self.files, self.webhooks, settings, confirmer)
+        self._redis = redis
+        self._key, self._queue = redis.key, JobQueue(redis)
+        self._settings = settings
+        self._name = name
+        self._doubts = Doubts()
+
+    # ---- generations
+
+    async def submit(
+        self,
+        body: bytes,
+        request: ChatRequest,
+        principal: Principal,
+        *,
+        idempotency_key: str | None = None,
+        client_history: bool = False,
+    ) -> Submitted:
+        """Accepts a request. `body` is stored as it came.
+
+        Once this returns, the generation runs to an outcome whatever happens to the caller. With an idempotency key
+        the same request of the same principal is one generation, however often and wherever it is made at once. With
+        `client_history` its session only takes note: the client sends the whole conversation itself.
+        Raises NotFound for an unknown model; BadRequest for a webhook that cannot be called; KeyReused; Unavailable,
+        within 2 s, and then nothing runs.
+        """
+        asked = request.webhook.url if request.webhook else None
+        webhook = self.webhooks.target(principal.tenant, asked, default=bool(request.background))
+        async with in_time():
+            await self.catalogue.check(request.model)
+            if idempotency_key is None:
+                generation_id, digest = f"chatcmpl-{uuid.uuid4().hex}", None
+            else:
+                generation_id, digest = await self._join(idempotency_key, request, principal)
+            header = self._header(generation_id, request, principal, digest, client_history, webhook)
+            # With a key, the caller comes back for this very generation.
+            with self._doubts.about(generation_id) if digest is None else nullcontext(), reachable():
+                reserve = None
+                if header["session"]:
+                    await self.closing.settle_session(principal.tenant, header["session_id"])
+                    reserve = self.sessions.reserve
+                header["server"] = await self._server()
+                created = await self.log.create(header, body, reserve)
+                if self._confirmer:
+                    await self._confirmer.promise(background=header["background"])
+            if not created:
+                return Submitted(await self._replayed(generation_id), replayed=True)
+        SUBMITTED.inc()
+        logger.info("accepted", generation_id=generation_id, model=request.model, tenant=principal.tenant)
+        if header["session"] and header["session"]["policy"] == "interrupt":
+            await self._interrupt(header, principal)
+        await self._announce(header)
+        return Submitted(header, replayed=False)
+
+    async def _server(self) -> str | None:
+        """Which server takes this: a worker that finds another one knows that it may have forgotten something."""
+        return await self._confirmer.server() if self._confirmer else None
+
+    async def _replayed(self, generation_id: str) -> dict[str, Any]:
+        """The header of a generation that was there before; whoever created it may not have lived to ring."""
+        with reachable():
+            summary = (await self.log.describe([generation_id]))[0]
+        if summary is None:
+            raise NotFound("The stream of this Idempotency-Key was just deleted. Send the request again.")
+        if summary.status is Status.QUEUED:
+            await self._announce(summary.header)
+        return summary.header
+
+    async def _interrupt(self, header: dict[str, Any], principal: Principal) -> None:
+        """Ends what is before it in its session. Where that fails, it waits for it instead."""
+        with suppress(RedisError, OSError, StreamspoolError):
+            for generation_id in await self.sessions.before(header):
+                await self.cancel(generation_id, principal)
+
+    async def _announce(self, header: dict[str, Any]) -> None:
+        """Says that somebody watches, where that matters, and rings. Never fails: the reaper rings again."""
+        try:
+            async with in_time():
+                if header.get("on_disconnect") == "cancel":
+                    await self.log.keep_watched([header["id"]], self._settings.disconnect_grace_s)
+                await self.dispatch(header)
+        except (RedisError, OSError, Unavailable) as error:
+            logger.warning("bell lost", generation_id=header["id"], **cause(error))
+
+    async def dispatch(self, header: dict[str, Any]) -> bool:
+        """Rings for a worker, once however often it is called, unless its session has another one before it."""
+        if not await self.sessions.is_next(header):
+            return False
+        lane = Lane.GENERATION if header.get("batch") is None else Lane.LINE
+        await self._queue.put(header["id"], lane, expires_s=self._settings.log_safety_s)
+        return True
+
+    async def submit_line(
+        self, line_id: str, body: bytes, request: ChatRequest, principal: Principal, batch: dict[str, Any]
+    ) -> None:
+        """Accepts a line of a batch, once however often it is called; `batch` is `{id, line}`. It has no viewers to
+        lose, and is said again if it is interrupted, unless it wants otherwise. Raises RedisError, OSError."""
+        header = self._header(line_id, request, principal, None, client_history=False, webhook=None)
+        restart = request.on_interruption or "restart"
+        header |= {"on_interruption": restart, "on_disconnect": "continue", "batch": batch}
+        header["server"] = await self._server()
+        if await self.log.create(header, body):
+            SUBMITTED.inc()
+        await self.dispatch(header)
+
+    async def revoke_doubtful(self) -> None:
+        """Withdraws what was refused because Redis did not answer, in case Redis did hear."""
+        await self._doubts.settle(self._withdraw)
+        await self.batches.revoke_doubtful()
+
+    async def _withdraw(self, generation_id: str) -> None:
+        with suppress(Sealed):
+            await self.closing.conclude(generation_id, 0, Status.CANCELLED)
+            logger.info("revoked", generation_id=generation_id)
+        await self._queue.withdraw(generation_id)
+
+    async def _join(self, key: str, request: ChatRequest, principal: Principal) -> tuple[str, str]:
+        """The id of the generation that this key stands for, whoever named it first; and the key's digest."""
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        mine = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "body": hashlib.sha256(json.dumps_sorted(request.model_dump(exclude_unset=True))).hexdigest(),
+        }
+        name = self._key.idempotency(principal.tenant, digest)
+        life_ms = int((self._settings.log_safety_s + self._retention_s(request)) * 1000)
+        first = None
+        with reachable():
+            while first is None:  # taken, and gone when we look: it was just deleted
+                if await self._redis.set(name, json.dumps(mine), nx=True, px=life_ms):
+                    first = mine
+                elif taken := await self._redis.get(name):
+                    first = json.loads(taken)
+        if first["body"] != mine["body"]:
+            raise KeyReused("This Idempotency-Key was used for another request. Take a new one.")
+        return first["id"], digest
+
+    def _header(
+        self,
+        generation_id: str,
+        request: ChatRequest,
+        principal: Principal,
+        digest: str | None,
+        client_history: bool,
+        webhook: Target | None,
+    ) -> dict[str, Any]:
+        on_disconnect = request.on_disconnect or self._settings.on_disconnect
+        return {
+            "v": VERSION,
+            "id": generation_id,
+            "owner": principal.tenant,
+            "model": request.model,
+            "created_at_ms": now_ms(),
+            "n": request.n or 1,
+            "include_usage": request.include_usage,
+            "on_interruption": request.on_interruption or self._settings.on_interruption,
+            "on_disconnect": "continue" if request.background else on_disconnect,
+            "background": bool(request.background),
+            "webhook": webhook,
+            "max_tokens_per_s": request.max_tokens_per_s or self._settings.pace(principal.tenant),
+            "idempotency": digest,
+            "metadata": request.metadata,
+            "store": bool(request.store),
+            "retention_s": self._retention_s(request) if request.store else None,
+            "session_id": request.session_id,
+            "session": self._session(request, client_history),
+            "batch": None,
+            "server": None,
+        }
+
+    def _session(self, request: ChatRequest, client_history: bool) -> dict[str, Any] | None:
+        """What a generation's log says about its session; `turn` is added when its place in it is known."""
+        if request.session_id is None:
+            return None
+        settings = self._settings
+        if (request.n or 1) > 1:
+            raise BadRequest("A turn of a session has one answer: n must be 1.", param="n")
+        return {
+            "id": check_id(request.session_id),
+            "policy": request.session_policy or settings.session_policy,
+            "trim": request.session_trim or settings.session_trim,
+            "max_tokens": min(request.session_max_tokens or settings.session_max_tokens, settings.session_max_tokens),
+            "keep_partial": bool(request.session_keep_partial),
+            "store_reasoning": settings.store_reasoning if request.store_reasoning is None else request.store_reasoning,
+            "client_history": client_history,
+        }
+
+    def _retention_s(self, request: ChatRequest) -> float:
+        """How long the log is kept once it is sealed."""
+        settings = self._settings
+        return max(settings.retention_s, settings.stored_retention_s) if request.store else settings.retention_s
+
+    async def find(self, generation_id: str, principal: Principal) -> Summary:
+        """The generation's summary. Raises NotFound if there is none, or it is somebody else's."""
+        if _ID.fullmatch(generation_id):
+            with reachable():
+                summary = await self._found.get(generation_id)
+                while summary is None and self._confirmer and await self._confirmer.is_new(self._settings.lease_s):
+                    await asyncio.sleep(_MENDING_S)  # the worker that runs it may be writing it again
+                    summary = await self._found.get(generation_id)
+            if summary and summary.header["owner"] == principal.tenant:
+                return summary
+        raise NotFound(NO_STREAM)
+
+    async def deliveries(self, summaries: Sequence[Summary]) -> list[dict[str, Any] | None]:
+        """How far each one's webhook has come, as the state object shows it."""
+        with reachable():
+            return await self.webhooks.shown(
+                [(one.header["id"], one.header.get("webhook"), one.outcome is not None) for one in summaries]
+            )
+
+    async def chunks(self, generation_id: str, epoch: int) -> tuple[list[bytes], Damaged | None]:
+        """All chunks of an attempt there are now; where an entry is missing, those before it, and what is wrong."""
+        found: list[bytes] = []
+        damage = None
+        with reachable():
+            try:
+                async for page in self.log.read_all(generation_id, Position(epoch, 0)):
+                    found += _payloads(page)
+            except Damaged as problem:
+                found += _payloads(problem.before)
+                damage = problem
+        return found, damage
+
+    async def newest(self, principal: Principal, after: str | None = None) -> AsyncIterator[Summary]:
+        """The principal's generations, newest first. Raises NotFound if `after` is not one of them."""
+        if after is not None and not _ID.fullmatch(after):
+            raise NotFound("`after` must be the id of a stream in this list.")
+        with reachable():
+            try:
+                async for summary in self.log.listed(principal.tenant, after):
+                    yield summary
+            except Gone:
+                raise NotFound("`after` must be the id of a stream in this list.") from None
+
+    async def cancel(self, generation_id: str, principal: Principal) -> Summary:
+        """Ends a generation, keeping what it said so far; one that has said all there is stays the answer it is."""
+        summary = await self.find(generation_id, principal)
+        if summary.outcome is None:
+            with reachable(), suppress(Sealed):
+                await self.closing.conclude(generation_id, summary.position.epoch, Status.CANCELLED)
+                await self._queue.withdraw(generation_id)
+            summary = await self.find(generation_id, principal)
+        return summary
+
+    async def give_up(self, generation_id: str, error: dict[str, Any]) -> None:
+        """Ends what nobody runs any more: as the answer it is if only the seal is missing, else with this error.
+
+        Raises Sealed, Gone, RedisError, OSError.
+        """
+        summary = (await self.log.describe([generation_id]))[0]
+        if summary is None:
+            raise Gone(generation_id)
+        await self.closing.conclude(generation_id, summary.position.epoch, Status.FAILED, error=error)
+
+    async def delete(self, generation_id: str, principal: Principal) -> None:
+        """Cancels it if it still runs, then forgets it."""
+        summary = await self.cancel(generation_id, principal)
+        with reachable():
+            await self.closing.settle(generation_id)  # what it used and said to its session stays
+            if digest := summary.header.get("idempotency"):  # first: nobody may join what is about to go
+                await self._redis.delete(self._key.idempotency(principal.tenant, digest))
+            await self.log.delete(generation_id, summary.header["owner"])
+        logger.info("deleted", generation_id=generation_id)
+
+    # ---- usage
+
+    async def usage(self, principal: Principal, first: date, last: date) -> list[dict[str, Any]]:
+        """The ledger's rows of the principal's, from the first day to the last (UTC)."""
+        with reachable():
+            return await usage.read_ledger(self._redis, principal.tenant, first, last)
+
+    # ---- sessions
+
+    async def session(self, session_id: str, principal: Principal) -> dict[str, Any]:
+        """The session object. Raises NotFound."""
+        with reachable():
+            await self.closing.settle_session(principal.tenant, check_id(session_id))
+            return await self.sessions.describe(principal.tenant, session_id)
+
+    async def session_messages(self, session_id: str, principal: Principal) -> list[dict[str, Any]]:
+        """All messages of its finished turns, in order. Raises NotFound."""
+        with reachable():
+            await self.closing.settle_session(principal.tenant, check_id(session_id))
+            return await self.sessions.messages(principal.tenant, session_id)
+
+    async def list_sessions(self, principal: Principal, after: str | None, count: int) -> list[dict[str, Any]]:
+        """The principal's sessions, last used first. Raises NotFound if `after` is not one of them."""
+        with reachable():
+            return await self.sessions.newest(principal.tenant, after, count)
+
+    async def delete_session(self, session_id: str, principal: Principal) -> None:
+        """Cancels what runs in it, then forgets it; its generations stay what they are."""
+        with reachable():
+            found = await self.sessions.describe(principal.tenant, session_id)
+            for generation_id in reversed(found["open"]):  # the last first, so that none begins meanwhile
+                with suppress(NotFound):
+                    await self.cancel(generation_id, principal)
+            await self.sessions.delete(principal.tenant, session_id)
+        logger.info("session deleted", tenant=principal.tenant)
+
+    # ---- stored completions
+
+    async def stored(
+        self, principal: Principal, after: str | None = None, *, newest_first: bool = False
+    ) -> AsyncIterator[Summary]:
+        """The principal's answers to requests with `store`. Raises NotFound if `after` is not one of them."""
+        unknown = NotFound("`after` must be the id of a stored completion.", param="after")
+        if after is not None and not _ID.fullmatch(after):
+            raise unknown
+        with reachable():
+            try:
+                async for summary in self.log.listed(principal.tenant, after, newest_first=newest_first, stored=True):
+                    if summary.status in (Status.COMPLETED, Status.INCOMPLETE):
+                        yield summary
+            except Gone:
+                raise unknown from None
+
+    async def replace_metadata(
+        self, generation_id: str, principal: Principal, metadata: dict[str, str] | None
+    ) -> Summary:
+        """Gives a generation other metadata; the request keeps those it came with. Raises NotFound."""
+        summary = await self.find(generation_id, principal)
+        with reachable():
+            await self.log.replace_metadata(summary, metadata or {})
+        return await self.find(generation_id, principal)
+
+    async def messages(self, generation_id: str, principal: Principal) -> list[dict[str, Any]]:
+        """The messages of a generation's request. Raises NotFound."""
+        await self.find(generation_id, principal)
+        with reachable():
+            _, body = await self.log.request(generation_id)
+        messages: list[dict[str, Any]] = json.loads(body)["messages"]
+        return messages
+
+
+def _payloads(entries: Sequence[Entry]) -> list[bytes]:
+    return [entry.data for entry in entries if entry.kind in (Kind.CHUNK, Kind.USAGE)]

@@ -1,0 +1,260 @@
+"""The HTTP client of both ends: the only module that knows which library does it.
+
+Hidden here: httpx, of which we want the words and not the client (proxies and netrc from the environment, redirects,
+cookies), and the transport under it, which is aiohttp's: a paced chunk costs a quarter of what it does through httpx's
+own, and all that came in one packet is read at once. Everybody else sees a client, a response and five errors.
+
+A kept connection may have been closed by the server while nobody looked, and that shows only when the next request goes
+out. If nothing of a response came on a connection that was used before, the request is made again at once, on a new one:
+RFC 9112 §9.3.1 has it for requests that can be repeated, browsers do it for all (Chromium's HttpNetworkTransaction), since
+a server that has closed has read nothing. Never twice, and never once a byte of the response has come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from importlib import metadata
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import httpx
+import yarl
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+
+from shared.lib.telemetry import get_logger
+
+logger = get_logger(__name__)
+
+Request = httpx.Request
+
+Response = httpx.Response
+"""`status_code`, `headers` (case-insensitive), `aiter_raw()`, `aclose()`."""
+
+TransportError = httpx.TransportError
+"""Base of the ones below and of every other way the connection may fail. Its text may hold an address: do not show it."""
+
+Timeout = httpx.TimeoutException
+ConnectTimeout = httpx.ConnectTimeout
+ConnectError = httpx.ConnectError
+InvalidURL = httpx.InvalidURL
+"""The URL cannot be asked at all. Not a TransportError."""
+
+_IDLE_S = 30.0
+_READ_AHEAD = 64 * 1024
+"""Bytes aiohttp may hold, twice, before it stops reading from a provider whose stream nobody takes."""
+_HEADER_LINE = 64 * 1024
+
+
+def open_client(connect_timeout_s: float) -> Client:
+    """A client that only ever times out while connecting: how long silence may last is the caller's to say.
+
+    Idle connections are kept for 30 s, since a TLS handshake costs a provider's first token 50 to 200 ms. There is no
+    limit on open ones: the number of generations is limited elsewhere.
+    """
+    return Client(_Transport(connect_timeout_s))
+
+
+class Client:
+    """Requests through a transport, and nothing else: no cookies (one tenant's answer must not leave one that goes out
+    with another's request), no redirects, no credentials, proxies or time-outs from elsewhere. An async context manager.
+
+    httpx's own client would go through each of those for every request, to find them turned off.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+        self._headers = {"user-agent": user_agent(), "accept": "*/*", "accept-encoding": "identity"}
+
+    async def __aenter__(self) -> Self:
+        await self._transport.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._transport.__aexit__(kind, error, trace)
+
+    def build_request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        content: bytes | AsyncIterable[bytes] | None = None,
+        extensions: dict[str, Any] | None = None,
+    ) -> Request:
+        """`headers`, in lower case, go before our own. Raises InvalidURL."""
+        return httpx.Request(method, url, headers={**self._headers, **headers}, content=content, extensions=extensions)
+
+    async def send(self, request: Request) -> Response:
+        """Returns once the response's headers are there; its body is read from it, and it has to be closed. Raises
+        TransportError."""
+        response = await self._transport.handle_async_request(request)
+        response.request = request
+        return response
+
+
+class _Transport(httpx.AsyncBaseTransport):
+    """aiohttp under httpx's API, in HTTP/1.1: bodies of both directions as they come."""
+
+    def __init__(self, connect_timeout_s: float) -> None:
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
+        self._keeping: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
+        """Its connections are new ones, each for one request."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            with _errors():
+                response = await self._ask(request)
+        except ValueError as error:  # aiohttp's InvalidURL, and yarl's own words for a port that is none
+            raise httpx.UnsupportedProtocol(str(error)) from None
+        stream = _Stream(response)
+        return httpx.Response(response.status, headers=response.raw_headers, stream=stream, request=request)
+
+    async def _ask(self, request: httpx.Request) -> aiohttp.ClientResponse:
+        body = _body(request)
+        if self._keeping is None:  # it belongs to the loop it is made in
+            self._keeping = self._open(aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S))
+        try:
+            return await _send(self._keeping, request, body)
+        except _Stale as stale:
+            if not isinstance(body, bytes | None):
+                raise stale.error from None  # what was sent of it is gone
+        logger.debug("connection had been closed")
+        if self._fresh is None:
+            self._fresh = self._open(aiohttp.TCPConnector(limit=0, force_close=True))
+        return await _send(self._fresh, request, body)
+
+    def _open(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        connector._factory = partial(_Handler, loop=asyncio.get_running_loop())  # type: ignore[assignment]
+        return aiohttp.ClientSession(
+            connector=connector,
+            response_class=_Response,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            timeout=self._timeout,
+            read_bufsize=_READ_AHEAD,
+            max_line_size=_HEADER_LINE,
+            max_field_size=_HEADER_LINE,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+        )
+
+    async def aclose(self) -> None:
+        for session in (self._keeping, self._fresh):
+            if session is not None:
+                await session.close()
+
+
+async def _send(
+    session: aiohttp.ClientSession, request: httpx.Request, body: bytes | AsyncIterable[bytes] | None
+) -> aiohttp.ClientResponse:
+    return await session.request(
+        request.method,
+        yarl.URL(str(request.url), encoded=True),
+        headers=[(name.decode("ascii"), value.decode("latin-1")) for name, value in request.headers.raw],
+        data=body,
+        allow_redirects=False,
+    )
+
+
+class _Stale(Exception):
+    """The connection was kept from an earlier request, and broke before anything of this one's response had come."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _Handler(ResponseHandler):
+    """One connection, which also remembers what aiohttp forgets when it breaks."""
+
+    requests = 0
+    heard = False
+    """Something of the response to the last request has come."""
+
+    def set_response_params(self, **options: Any) -> None:
+        self.requests += 1
+        self.heard = False
+        super().set_response_params(**options)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = True
+        super().data_received(data)
+
+
+class _Response(aiohttp.ClientResponse):
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        """Raises _Stale."""
+        handler = connection.protocol
+        try:
+            return await super().start(connection)
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
+            # Where aiohttp should have made a connection of another kind, nothing is known of it, and so nothing repeated.
+            if isinstance(handler, _Handler) and handler.requests > 1 and not handler.heard:
+                raise _Stale(error) from error
+            raise
+
+
+def _body(request: httpx.Request) -> bytes | AsyncIterable[bytes] | None:
+    if isinstance(request.stream, httpx.ByteStream):
+        return request.content or None
+    assert isinstance(request.stream, httpx.AsyncByteStream)
+    return request.stream
+
+
+class _Stream(httpx.AsyncByteStream):
+    """A response's body. Closed before its end, it closes the connection; read to its end, the connection is kept."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        content = self._response.content
+        with _errors():
+            try:
+                async for data in content.iter_any():
+                    yield data
+            except (aiohttp.ClientError, OSError):
+                if rest := content._read_nowait(-1):  # came before the connection broke, and aiohttp would drop it
+                    yield rest
+                raise
+
+    async def aclose(self) -> None:
+        self._response.close()
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """What aiohttp raises as what httpx would: the worker tells failures apart by these."""
+    try:
+        yield
+    except (aiohttp.ConnectionTimeoutError, aiohttp.ServerTimeoutError) as error:
+        raise httpx.ConnectTimeout(str(error)) from error
+    except aiohttp.ClientConnectorError as error:
+        raise httpx.ConnectError(str(error)) from error
+    except aiohttp.InvalidURL:
+        raise
+    except aiohttp.ClientResponseError as error:  # not HTTP, or headers beyond all measure
+        raise httpx.RemoteProtocolError(str(error)) from error
+    except (aiohttp.ClientError, asyncio.IncompleteReadError, OSError) as error:
+        raise httpx.ReadError(str(error)) from error
+
+
+def public_tls() -> ssl.SSLContext:
+    """Checks certificates against the public authorities, or those that SSL_CERT_FILE or SSL_CERT_DIR names."""
+    return httpx.create_ssl_context(trust_env=True)
+
+
+def user_agent() -> str:
+    """`streamspool/VERSION`; the version is 0 when run from a tree that was never installed."""
+    try:
+        return f"streamspool/{metadata.version('streamspool')}"
+    except metadata.PackageNotFoundError:
+        return "streamspool/0"

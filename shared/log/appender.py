@@ -1,0 +1,343 @@
+"""The connection through which all writers of a process append, and what becomes of their logs when the server changes.
+
+Hidden here: batching; that what was not answered is sent again over the next connection, which ids make a no-op where it
+had arrived; and mending. A server that was killed, or another one in its place, may have forgotten what it had
+acknowledged. So before anything is appended over a new connection, or over one whose server is not the same any more, the
+end of every log is looked at, and what is missing is written again from memory (retained.py).
+
+The server is looked at once a second: a replica that was made a master may take appends over a connection that never saw an
+error. What is appended within that second is either refused by it on the way (a log without a pause meets READONLY) or
+waits for the look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, Self
+
+from shared.errors import LogError
+from shared.lib.tasks import cancel
+from shared.lib.telemetry import ENTRIES_MENDED, RETAINED_BYTES, get_logger
+from shared.log.entry import SEAL
+from shared.log.retained import AGE_S, Budget, Retained
+from shared.store.confirm import Confirmer, identify
+from shared.store.outage import Pauses
+from shared.store.redis import ArqRedis, RedisError, ResponseError, bulk, complain, converse
+
+logger = get_logger(__name__)
+
+_BUSY = 3
+_PAUSE_S = 0.002
+_BACKOFF_S, _LONGEST_BACKOFF_S = 0.25, 1.0
+_LOOK_S = 1.0
+_LOOKED_AT_ONCE = 200
+_MENDED_AT_ONCE, _MENDED_BYTES = 500, 1024 * 1024
+LOOKS = 4
+MULTI, EXEC = bulk(b"MULTI"), bulk(b"EXEC")
+
+
+class Log(Protocol):
+    """What the appender has to know of a writer."""
+
+    generation_id: str
+    retained: Retained
+    sealed_at: float | None
+    lost: LogError | None
+    """Why nothing more may be appended, once that was found here."""
+
+    def look(self) -> bytes:
+        """`LOOKS` packed commands, whose replies `missing` wants."""
+
+    def missing(self, told: Sequence[Any], *, forgot: bool) -> list[bytes]:
+        """The commands that write again what the log lacks; the writer fails where it cannot."""
+
+    async def seal_again(self) -> None:
+        """Of a log that is to be sealed and was: once more."""
+
+
+class _Item(NamedTuple):
+    packed: bytes
+    replies: int
+    answer: asyncio.Future[tuple[list[Any], str | None]]
+    log: Log | None
+
+
+class Appender:
+    """One per process; an async context manager.
+
+    It sends at once when idle and gathers while a flush is in flight, so the cost is per round trip, not per chunk.
+    """
+
+    def __init__(self, redis: ArqRedis, confirmer: Confirmer | None = None) -> None:
+        """Without a confirmer, what was appended is kept until a while after the seal."""
+        self._redis, self._confirmer = redis, confirmer
+        self.key = redis.key
+        self._pending: list[_Item] = []
+        self._wake = asyncio.Event()
+        self._logs: dict[str, Log] = {}
+        self._broken: dict[str, tuple[Log, bool]] = {}
+        """Logs that could not be mended, because the server took no writes, and whether it had forgotten."""
+        self._suspects: list[asyncio.Future[None]] = []
+        self._lookers: list[asyncio.Future[None]] = []
+        self._server: str | None = None
+        self._looked_at = float("-inf")
+        self._tasks: list[asyncio.Task[None]] = []
+        self._sealing: set[asyncio.Task[None]] = set()
+        self.budget = Budget()
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
+        loops = (self._run, self._tick, self._let_go)
+        self._tasks = [asyncio.create_task(loop(), name=f"appender {loop.__name__}") for loop in loops]
+        self._tasks[0].add_done_callback(self._fail_pending)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await cancel(*self._tasks, *self._sealing)
+        self._fail_pending()
+
+    def _fail_pending(self, *_: object) -> None:
+        """Cancels what waits: the task that would answer it has ended."""
+        for item in self._pending:
+            item.answer.cancel()
+        for one in (*self._suspects, *self._lookers):
+            one.cancel()
+
+    # ---- what writers ask for
+
+    def keep(self, log: Log) -> None:
+        """From now on this log is looked after; a later attempt of the same takes its place."""
+        before = self._logs.get(log.generation_id)
+        if before is not None:
+            before.retained.clear()
+        self._logs[log.generation_id] = log
+        self._wake.set()
+
+    def forget(self, log: Log) -> None:
+        """Looks after it no more."""
+        log.retained.clear()
+        if self._logs.get(log.generation_id) is log:
+            del self._logs[log.generation_id]
+        self._broken.pop(log.generation_id, None)
+
+    async def send(self, packed: bytes, replies: int, log: Log | None = None) -> list[Any]:
+        """Sends packed commands and returns as many replies, errors among them as values."""
+        return (await self._put(packed, replies, log))[0]
+
+    async def ask(self, packed: bytes, replies: int, log: Log | None = None) -> tuple[list[Any], str | None]:
+        """The same, and the identity of the server that answered, None if that cannot be told."""
+        return await self._put(packed, replies, log)
+
+    def _put(self, packed: bytes, replies: int, log: Log | None) -> asyncio.Future[tuple[list[Any], str | None]]:
+        answer: asyncio.Future[tuple[list[Any], str | None]] = self._loop.create_future()
+        self._pending.append(_Item(packed, replies, answer, log))
+        self._wake.set()
+        return answer
+
+    async def look(self) -> None:
+        """Looks whether the server is another one, and returns when what that has forgotten is there again."""
+        looker: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lookers.append(looker)
+        self._wake.set()
+        await looker
+
+    async def mend(self) -> None:
+        """Looks at all logs over a new connection, and returns when what was missing is there, or cannot be."""
+        suspect: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._suspects.append(suspect)
+        self._wake.set()
+        await suspect
+
+    # ---- the connection
+
+    async def _run(self) -> None:
+        pool, pauses = self._redis.connection_pool, Pauses(_BACKOFF_S, _LONGEST_BACKOFF_S)
+        while True:
+            connection = None
+            try:
+                connection = await pool.get_connection()
+                await self._arrive(connection)
+                pauses.reset()
+                while not self._suspects:
+                    await self._flush(connection)
+            except (RedisError, OSError) as error:
+                complain("appender", error)
+                await asyncio.sleep(pauses.next_s())
+            finally:
+                if connection is not None:
+                    await connection.disconnect(nowait=True)  # replies may be under way: it must not be used again
+                    await pool.release(connection)
+
+    async def _arrive(self, connection: Any) -> None:
+        """Looks where this connection leads, and whether all is there."""
+        suspects, server = self._suspects + self._lookers, await identify(connection)
+        forgot = self._server is not None and server != self._server
+        if forgot:
+            logger.warning("redis is another server now", logs=len(self._logs))
+        await self._mend_all(connection, forgot=forgot)
+        self._refuse_lost()
+        self._server, self._looked_at = server, self._time()
+        self._answer(suspects)
+
+    def _answer(self, looked_for: Sequence[asyncio.Future[None]]) -> None:
+        self._suspects = [one for one in self._suspects if one not in looked_for]
+        self._lookers = [one for one in self._lookers if one not in looked_for]
+        for one in looked_for:
+            if not one.done():
+                one.set_result(None)
+
+    async def _tick(self) -> None:
+        """Has the server looked at although nothing is appended."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            if self._logs:
+                self._wake.set()
+
+    async def _flush(self, connection: Any) -> None:
+        await self._wake.wait()
+        self._wake.clear()
+        if self._lookers or (self._logs and self._time() - self._looked_at >= _LOOK_S):
+            await self._look(connection)
+        if self._broken:
+            await self._mend_broken(connection)
+        batch = [item for item in self._pending if not item.answer.done()]
+        self._pending = []
+        try:
+            if batch:
+                packed = b"".join([item.packed for item in batch])
+                replies = await converse(connection, packed, sum([item.replies for item in batch]))
+                start, server = 0, self._server
+                for _, count, answer, _ in batch:
+                    if not answer.done():
+                        answer.set_result((replies[start : start + count], server))
+                    start += count
+                batch, size = [], len(batch)
+                if size > _BUSY:
+                    await asyncio.sleep(_PAUSE_S)  # under load, more appends a flush cost less than more flushes
+        finally:
+            if batch:  # unanswered: first in line on the next connection
+                self._pending[:0] = batch
+                self._wake.set()
+
+    async def _look(self, connection: Any) -> None:
+        lookers = list(self._lookers)
+        if await identify(connection) != self._server:
+            await self._arrive(connection)
+        self._looked_at = self._time()
+        self._answer(lookers)
+
+    # ---- mending
+
+    async def _mend_all(self, connection: Any, *, forgot: bool) -> None:
+        logs = list(self._logs.values())
+        self._broken.clear()
+        for start in range(0, len(logs), _LOOKED_AT_ONCE):
+            some = logs[start : start + _LOOKED_AT_ONCE]
+            replies = await converse(connection, b"".join([log.look() for log in some]), LOOKS * len(some))
+            for place, log in enumerate(some):
+                await self._mend_one(connection, log, replies[LOOKS * place : LOOKS * (place + 1)], forgot=forgot)
+
+    def _refuse_lost(self) -> None:
+        """What was to be appended to a log that cannot be mended must not stand behind the hole."""
+        for item in self._pending:
+            if item.log is not None and item.log.lost is not None and not item.answer.done():
+                item.answer.set_exception(item.log.lost)
+
+    async def _mend_broken(self, connection: Any) -> None:
+        """Tries once more. Who waits for a log that cannot be mended is told what the server says."""
+        for log, forgot in list(self._broken.values()):
+            replies = await converse(connection, log.look(), LOOKS)
+            refusal = await self._mend_one(connection, log, replies, forgot=forgot)
+            if refusal is None:
+                continue
+            for item in self._pending:
+                if item.log is log and not item.answer.done():
+                    item.answer.set_result(([refusal] * item.replies, self._server))
+        self._refuse_lost()
+
+    async def _mend_one(self, connection: Any, log: Log, told: Sequence[Any], *, forgot: bool) -> ResponseError | None:
+        """Returns what the server said if it took no writes."""
+        commands = log.missing(told, forgot=forgot)
+        self._broken.pop(log.generation_id, None)
+        for some in _portions(commands):
+            replies = await converse(connection, b"".join((MULTI, *some, EXEC)), len(some) + 2)
+            if isinstance(refusal := replies[-1], ResponseError):
+                complain("mending", refusal, generation_id=log.generation_id)
+                self._broken[log.generation_id] = log, forgot
+                return refusal
+        if commands:
+            ENTRIES_MENDED.inc(len(commands))
+            logger.warning("entries written again", generation_id=log.generation_id, entries=len(commands))
+        if log.sealed_at is not None and _is_unsealed(told):
+            self._start(self._seal_again(log))
+        return None
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="seal again")
+        self._sealing.add(task)
+        task.add_done_callback(self._sealing.discard)
+
+    async def _seal_again(self, log: Log) -> None:
+        while self._logs.get(log.generation_id) is log:
+            try:
+                await log.seal_again()
+                logger.warning("sealed again", generation_id=log.generation_id)
+                return
+            except LogError:  # it has an end, whoever gave it that
+                return
+            except (RedisError, OSError) as error:
+                complain("seal", error, generation_id=log.generation_id)
+                await asyncio.sleep(_BACKOFF_S)
+
+    # ---- letting go
+
+    async def _let_go(self) -> None:
+        """Once a second, lets go of what the server is known to have for good."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            RETAINED_BYTES.set(self.budget.used)
+            if not self._logs:
+                continue
+            try:
+                until = await self._confirmed()
+            except (RedisError, OSError) as error:
+                complain("confirmer", error)
+                continue
+            old = self._time() - AGE_S
+            for log in list(self._logs.values()):
+                if until is not None:
+                    log.retained.release(min(until, old))
+                if log.sealed_at is not None and log.sealed_at <= min(old, until if until is not None else old):
+                    self.forget(log)
+
+    async def _confirmed(self) -> float | None:
+        """Up to when what was acknowledged is confirmed; None if nothing can confirm it."""
+        if self._confirmer is None:
+            return None
+        asked = self._time()
+        found = await self._confirmer.confirm()
+        if not found.sure:
+            return None
+        return asked if found.by == self._server else float("-inf")
+
+
+def _is_unsealed(told: Sequence[Any]) -> bool:
+    """Whether what was looked at has no outcome."""
+    last = told[0]
+    return not (isinstance(last, list) and last and last[0][0] == str(SEAL).encode())
+
+
+def _portions(commands: Sequence[bytes]) -> Iterable[list[bytes]]:
+    """So many at a time that a transaction stays short."""
+    some: list[bytes] = []
+    size = 0
+    for command in commands:
+        if some and (len(some) >= _MENDED_AT_ONCE or size + len(command) > _MENDED_BYTES):
+            yield some
+            some, size = [], 0
+        some.append(command)
+        size += len(command)
+    if some:
+        yield some

@@ -1,0 +1,103 @@
+"""From what Redis tells of a log to entries, and to the summary of a log. PROTOCOL.md is the specification.
+
+Hidden here: how Redis spells fields, how the chunks of pieces are put together again, and how a missing entry shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shared.errors import Damaged
+from shared.lib import json
+from shared.log.entry import AT, BEGIN, NOTE, SEAL, Entry, Kind, Position, Summary, follows
+from shared.log.envelope import MARK, Shapes, mark
+
+_KINDS = {kind.value.encode(): kind for kind in Kind}
+
+Fields = Mapping[bytes, bytes] | Sequence[bytes]
+Raw = Sequence[tuple[bytes, Fields]]
+"""Entries as Redis tells them, ids with their fields: as redis-py makes them, or in a row as they came."""
+
+
+def decode(
+    raw: Raw, after: Position | None = None, shapes: Shapes | None = None, *, strict: bool = True
+) -> list[Entry]:
+    """Decodes a reply. With `after`, the position before it, raises Damaged where an entry that must exist is missing.
+
+    `shapes` are those of the log up to `after`; without it the reply begins where a log or an attempt does. They make
+    chunks of pieces, and take up what the reply brings. Without them pieces stay pieces, for callers who only look at
+    positions and outcomes. If not `strict`, nothing is raised, and a piece whose shape is missing stays one.
+    What Damaged brings along are the entries before the one that is missing.
+    """
+    entries: list[Entry] = []
+    resolve, chunk, kinds, new = shapes is not None, Kind.CHUNK, _KINDS, tuple.__new__
+    shape = shapes.at(after) if shapes is not None and after is not None else None
+    for entry_id, fields in raw:
+        if after is not None and entry_id == b"%d-%d" % (
+            after[0],
+            after[1] + 1,
+        ):  # as almost always: quicker than to read it
+            position = new(Position, (after[0], after[1] + 1))
+        else:
+            epoch, _, seq = entry_id.partition(b"-")
+            position = Position(int(epoch), int(seq))
+            if after is not None and not follows(after, position):
+                if strict:
+                    raise Damaged(f"{position} comes after {after}", entries)
+                shape = None
+                if shapes is not None and position.seq:
+                    shapes.put(Position(position.epoch, position.seq - 1), None)
+        if after is not None:
+            after = position
+        brought = note = at = None
+        if type(fields) is list and len(fields) == 2:
+            name, data = fields
+        else:
+            named = by_name(fields)
+            name, data = next(iter(named.items()))
+            note, brought, at = named.get(NOTE), named.get(MARK), named.get(AT)
+        kind = kinds[name]
+        if resolve:
+            if name == b"d":
+                if shape is not None:
+                    kind, data = chunk, shape[0] + data + shape[1]
+                elif strict:
+                    raise Damaged(f"{position} is a piece of what is missing", entries)
+            elif name == b"a":
+                shape = None
+            if brought is not None and kind is chunk:
+                shape = mark(data, brought)
+                shapes.put(position, shape)  # type: ignore[union-attr]
+        entries.append(new(Entry, (position, kind, data, note, None if at is None else int(at))))
+    return entries
+
+
+def by_name(fields: Fields) -> Mapping[bytes, bytes]:
+    """An entry's fields, however they are told."""
+    return fields if isinstance(fields, Mapping) else dict(zip(fields[::2], fields[1::2], strict=True))
+
+
+def summarize(header: Raw, first: Raw, last: Raw, metadata: bytes | None) -> Summary | None:
+    """A log's summary from its first entry, the two after its body, its last two in reverse; None without a log.
+
+    `metadata` are those that replaced the request's, if any did.
+    """
+    if not header or not last:
+        return None
+    request = json.loads(decode(header)[0].data)
+    if metadata is not None:
+        request["metadata"] = json.loads(metadata)
+    newest = decode(last)
+    outcome = json.loads(newest[0].data) if newest[0].position == SEAL else None
+    begun = decode(first)
+    attempts = (attempt(begun),) if begun and begun[0].kind is Kind.ATTEMPT else ()
+    at = newest[1].position if outcome is not None and len(newest) > 1 else newest[0].position
+    return Summary(header=request, attempts=attempts, position=BEGIN if at == SEAL else at, outcome=outcome)
+
+
+def attempt(entries: Sequence[Entry]) -> dict[str, Any]:
+    """An attempt's entry, with the note of its first chunk, if that follows, as `served`."""
+    found: dict[str, Any] = json.loads(entries[0].data)
+    served = entries[1].note if len(entries) > 1 else None
+    return {**found, "served": json.loads(served)} if served else found

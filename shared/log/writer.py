@@ -1,0 +1,248 @@
+"""Writing a log: one attempt's right to append.
+
+Hidden here: packed commands, what to do about lost replies, telling "stored already" from "no longer yours", and what is to
+be written again where the server forgot it. The ids decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+from shared.errors import Damaged, Fenced, Gone, LogError, StorageFull
+from shared.lib.clock import now_ms
+from shared.log.appender import EXEC, MULTI, Appender
+from shared.log.decoding import decode
+from shared.log.entry import AT, NOTE, Chunk, Position
+from shared.log.envelope import MARK, WHOLE, Shaper
+from shared.log.retained import ATTEMPT_BYTES, Retained
+from shared.store.outage import full
+from shared.store.redis import UNREACHABLE, ResponseError, bulk, complain
+
+_BACKOFF_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+FULL_S = 60.0
+"""How long an answer waits for room. Nobody may ever make any, and the text is nowhere but in this worker."""
+_MADE = 3
+"""Entries of a log that has just been made again: the request's two and the attempt's."""
+
+
+def is_refusal(error: object) -> bool:
+    """Whether Redis refused an explicit entry id because the log is at or beyond it."""
+    return isinstance(error, ResponseError) and "equal or smaller" in str(error)
+
+
+class Claim(NamedTuple):
+    """What a writer starts from: the attempt `epoch`, the `number`th of its log, which then had `length` entries.
+
+    `attempt` is the data of the attempt's entry; `head` are the packed commands that make the log and, the last one, that
+    entry: to be sent again if the server forgets them.
+    """
+
+    generation_id: str
+    epoch: int
+    number: int
+    length: int
+    attempt: bytes
+    head: list[bytes]
+    kept_bytes: int = ATTEMPT_BYTES
+    """How much is kept of what it appends, at most."""
+
+
+class Writer:
+    """One attempt's right to append. Made by `StreamLog.claim`; one task uses it, one call at a time.
+
+    `append` may raise Fenced, Sealed, Gone or Damaged; after that the writer must close its upstream and write nothing more.
+    `close` it in any case, unless its log was sealed by it (`sealed`).
+    """
+
+    def __init__(
+        self,
+        appender: Appender,
+        claim: Claim,
+        last: Callable[[str, int], Awaitable[tuple[Position, bytes | None]]],
+        *,
+        pieces: bool = True,
+    ) -> None:
+        """`last` tells a log's last position and the data of an attempt's entry; without `pieces` all chunks are stored
+        whole, as readers of version 1 want."""
+        self._appender, self._last, self.claim = appender, last, claim
+        self._shaper = Shaper() if pieces else None
+        self.generation_id, self.epoch, self.number = claim.generation_id, claim.epoch, claim.number
+        self.position = Position(claim.epoch, 0)
+        self.note: bytes | None = None
+        """JSON to be stored beside the attempt's first chunk: how it came about. Set before the first `append`."""
+        self._length = claim.length
+        """Entries of the log up to the attempt's own."""
+        self.lost: LogError | None = None
+        self._seal: Callable[[], Awaitable[None]] | None = None
+        self.sealed_at: float | None = None
+        key = appender.key.log(claim.generation_id).encode()
+        self._key, self._tombstone = key, appender.key.deleted(claim.generation_id).encode()
+        self._prefix = b"*6\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n" % (len(key), key)
+        self._time = asyncio.get_running_loop().time
+        self.retained = Retained(appender.budget, claim.head, self._time(), limit=claim.kept_bytes)
+        appender.keep(self)
+
+    @property
+    def length(self) -> int:
+        """Entries that the log has if none is missing: up to the last that was appended."""
+        return self._length + self.position.seq
+
+    async def append(self, chunks: Sequence[Chunk]) -> Position:
+        """Stores the chunks in order, in one round trip, and returns the last one's position.
+
+        All of them or, for the errors above, a prefix: never one without those before it. Waits while the server is
+        away; while it is full, for FULL_S, and then raises StorageFull.
+        """
+        delays, gone, full_at = iter(_BACKOFF_S), False, None
+        while chunks:
+            if self.lost is not None:
+                raise self.lost
+            before = self.position.seq
+            packed, shapers = self._pack(before, chunks)
+            if len(packed) == 1:
+                replies = await self._appender.send(packed[0], 1, self)
+            else:  # MULTI: a server that fills up half-way must not leave a gap
+                replies = await self._appender.send(b"".join((MULTI, *packed, EXEC)), len(packed) + 2, self)
+                replies = replies[-1] if isinstance(replies[-1], list) else replies[-1:]
+            seq = before
+            for reply in replies:
+                if not isinstance(reply, bytes):
+                    break
+                seq += 1
+            if reply is None and not gone:  # deleted; or forgotten by a server that changed without a word
+                gone = True
+                await self._appender.look()
+                continue
+            if seq - before < len(chunks):
+                if what := full(reply):
+                    full_at = full_at or self._time()
+                    if self._time() - full_at >= FULL_S:
+                        raise StorageFull(full=what)
+                seq = await self._after_refusal(reply, seq, next(delays, _BACKOFF_S[-1]))
+            if stored := min(seq - before, len(chunks)):
+                self.position = Position(self.epoch, before + stored)
+                self.retained.add(packed[:stored], before + stored, self._time())
+                self._shaper = shapers[stored - 1]
+                chunks, full_at = chunks[stored:], None
+        return self.position
+
+    async def mend(self) -> None:
+        """Has the log looked at, and what is missing written again. Raises Damaged, Fenced where it cannot be."""
+        await self._appender.mend()
+        if self.lost is not None:
+            raise self.lost
+
+    def sealed(self, seal: Callable[[], Awaitable[None]]) -> None:
+        """Its log has its outcome now; `seal` writes it once more, should the server forget it."""
+        self._seal, self.sealed_at = seal, self._time()
+
+    def close(self) -> None:
+        """Nothing more is to be written, and what was may be forgotten."""
+        if self.sealed_at is None:
+            self._appender.forget(self)
+
+    # ---- what a server forgot
+
+    def look(self) -> bytes:
+        begin = b"%d-0" % self.epoch
+        return b"".join(
+            (
+                bulk(b"XREVRANGE", self._key, b"+", b"-", b"COUNT", b"1"),
+                bulk(b"XLEN", self._key),
+                bulk(b"XRANGE", self._key, begin, begin),
+                bulk(b"EXISTS", self._tombstone),
+            )
+        )
+
+    def missing(self, told: Sequence[Any], *, forgot: bool) -> list[bytes]:
+        last, length, attempt, deleted = told
+        if any(isinstance(reply, Exception) for reply in told):
+            return []  # it may not be asked: whoever appends next finds out
+        retained = self.retained
+        if not last:
+            if not forgot or deleted or retained.head is None or len(retained.head) == 1:
+                return []  # deleted, or all of it is lost: whoever appends next finds out
+            self._length = _MADE
+            return [*retained.head, *retained.after(0)]
+        position = decode(last)[0].position
+        if position.epoch > self.epoch:
+            return []
+        if position.epoch < self.epoch:
+            if retained.head is None:
+                return self._lose(f"attempt {self.epoch} of {self.generation_id} is gone")
+            self._length = length + 1
+            return [retained.head[-1], *retained.after(0)]
+        if not self._is_mine(decode(attempt)[0].data if attempt else None):
+            self.lost = Fenced(self.generation_id)
+            return []
+        if length != self._length + position.seq:
+            return self._lose(f"{self.generation_id} has {length} entries up to {position}")
+        if position.seq < min(self.position.seq, retained.floor):
+            return self._lose(f"{self.generation_id} ends at {position}, and what followed is not kept any more")
+        return list(retained.after(position.seq))
+
+    def _lose(self, why: str) -> list[bytes]:
+        self.lost = Damaged(why)
+        return []
+
+    async def seal_again(self) -> None:
+        assert self._seal is not None
+        await self._seal()
+
+    def _is_mine(self, attempt: bytes | None) -> bool:
+        return attempt == self.claim.attempt
+
+    def _pack(self, seq: int, chunks: Sequence[Chunk]) -> tuple[list[bytes], list[Shaper | None]]:
+        """The chunks after this number as commands; for each, what is to take the next one once it is stored.
+
+        To pack them again gives the same entries, so it does not matter which time they were stored.
+        """
+        packed, shapers, shaper = [], [], self._shaper
+        for payload, is_usage in chunks:
+            seq += 1
+            field, data, mark = b"u" if is_usage else WHOLE, payload, None
+            if shaper is not None and not is_usage:
+                field, data, mark, shaper = shaper.take(payload)
+            entry_id = b"%d-%d" % (self.epoch, seq)
+            if seq == 1 or mark is not None:
+                beside = self._beside(seq, mark)
+                packed.append(bulk(b"XADD", self._key, b"NOMKSTREAM", entry_id, field, data, *beside))
+            else:
+                packed.append(
+                    b"%b$%d\r\n%b\r\n$1\r\n%b\r\n$%d\r\n%b\r\n"
+                    % (self._prefix, len(entry_id), entry_id, field, len(data), data)
+                )
+            shapers.append(shaper)
+        return packed, shapers
+
+    def _beside(self, seq: int, mark: bytes | None) -> list[bytes]:
+        """Further fields of a chunk that has some."""
+        fields = [] if mark is None else [MARK, mark]
+        if seq == 1:
+            fields += [AT, b"%d" % now_ms()]
+            if self.note is not None:
+                fields += [NOTE, self.note]
+        return fields
+
+    async def _after_refusal(self, reply: Any, seq: int, delay_s: float) -> int:
+        """Finds out why, and returns the number of the last chunk that is stored: ours already, somebody else's (raises),
+        or a server in trouble (waits)."""
+        if reply is None:
+            raise Gone(self.generation_id)
+        if not is_refusal(reply):
+            complain("append", reply, generation_id=self.generation_id)
+            await asyncio.sleep(delay_s)
+            return seq
+        try:
+            last, attempt = await self._last(self.generation_id, self.epoch)
+        except UNREACHABLE as error:  # away again: the repetition is refused again, and then we look again
+            complain("append", error, generation_id=self.generation_id)
+            await asyncio.sleep(delay_s)
+            return seq
+        if last.epoch != self.epoch or not self._is_mine(attempt):
+            raise Fenced(self.generation_id)
+        if last.seq <= seq:
+            raise Damaged(f"{Position(self.epoch, seq)} was refused, yet {last} is the last entry")
+        return last.seq

@@ -1,0 +1,1 @@
+"""Redis: the only room that knows how to reach it, how it fails, and what its keys are called. The queue is here, too."""

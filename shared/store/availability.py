@@ -1,0 +1,80 @@
+"""What callers of the broker meet instead of Redis' own errors: Unavailable, and within 2 s.
+
+Hidden here: which failures mean that it is away and which that it is full, that an entry which is gone is NotFound, and
+what was refused although Redis may have heard of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from shared.errors import Gone, NotFound, StreamspoolError, Unavailable
+from shared.lib.telemetry import REDIS_ERRORS
+from shared.store.outage import complain, full
+from shared.store.redis import RedisError
+
+NO_STREAM = "There is no stream with this id. It may have expired, or belong to another key."
+_SAID = {
+    "memory": "The broker's storage is full. Try again later.",
+    "disk": "The broker's storage cannot write to its disk, which may be full. Try again later.",
+    None: "The broker's storage is away. Try again.",
+}
+_DEADLINE_S = 1.8
+_DOUBT_S = 60.0
+"""How long a create that was given up on may still reach Redis."""
+
+
+@asynccontextmanager
+async def in_time() -> AsyncIterator[None]:
+    """A client is told within 2 s that it cannot be served."""
+    try:
+        async with asyncio.timeout(_DEADLINE_S):
+            yield
+    except TimeoutError:
+        REDIS_ERRORS.labels("broker").inc()
+        raise Unavailable("The broker's storage does not answer. Try again.", code="storage_unavailable") from None
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    try:
+        yield
+    except StreamspoolError:
+        raise
+    except Gone:
+        raise NotFound(NO_STREAM) from None
+    except (RedisError, OSError) as error:
+        complain("broker", error)
+        what = full(error)
+        raise Unavailable(_SAID[what], code="storage_full" if what else "storage_unavailable") from error
+
+
+class Doubts:
+    """Ids of what was to be created and was refused, because Redis did not answer: it may have heard all the same, and
+    the caller was told no."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    @contextmanager
+    def about(self, new_id: str) -> Iterator[None]:
+        """Around the creation."""
+        try:
+            yield
+        except (Unavailable, asyncio.CancelledError):
+            self._until[new_id] = time.monotonic() + _DOUBT_S
+            raise
+
+    async def settle(self, withdraw: Callable[[str], Awaitable[None]]) -> None:
+        """Withdraws those that are there. `withdraw` raises Gone for one that is not; that may still be on its way to a
+        server that hangs."""
+        for new_id, until in list(self._until.items()):
+            try:
+                await withdraw(new_id)
+            except Gone:
+                if time.monotonic() < until:
+                    continue
+            del self._until[new_id]

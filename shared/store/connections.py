@@ -1,0 +1,261 @@
+"""Connections to one server and pools of them: what redis-py's lack.
+
+Hidden here: that a half-open server is noticed and its idle connections are not tried one by one, that those which lead to
+the wrong server (outage.py has the list of what says so) are closed, those of all clients of this process, that TLS has one
+context for all of them, and how sentinels are asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import ssl
+from typing import Any
+from weakref import WeakSet
+
+from redis._parsers import _AsyncHiredisParser
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, SentinelConnectionPool, SentinelManagedConnection
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError, RedisError, TimeoutError
+
+from shared.config.redis_url import Address
+from shared.store.outage import WRONG_SERVER, WrongServer
+
+CONNECT_TIMEOUT_S = 2.0
+SENTINEL_TIMEOUT_S = 0.8
+"""For each step of asking a sentinel: a client that is told within 2 s has time for a second one."""
+
+_REPEATED = (ConnectionError, WrongServer)
+"""After these a command is sent once more, on a new connection."""
+
+
+class _Parser(_AsyncHiredisParser):
+    """Gives each error reply its class, wherever in a reply it stands; `wrong` says that one was of the wrong server.
+
+    An EXEC that was refused gets the class of what it was refused for: it says so itself, or one of its commands was told.
+    """
+
+    wrong = False
+    _before = ""
+    """The error reply before this one."""
+
+    def on_connect(self, connection: Any) -> None:
+        self._before = ""
+        super().on_connect(connection)  # type: ignore[no-untyped-call]
+
+    def parse_error(self, response: str) -> Exception:  # type: ignore[override]  # a class method there
+        if response.startswith("EXECABORT "):
+            because = response.partition(" because of: ")[2] or self._before
+            if because:
+                return self.parse_error(because)
+        self._before = response
+        if response.partition(" ")[0] in WRONG_SERVER:
+            self.wrong = True
+            return WrongServer(response)
+        error: Exception = super().parse_error(response)  # type: ignore[no-untyped-call]
+        return error
+
+
+class Place:
+    """Where the clients of a process for one server are connected to, as far as they know.
+
+    `moves` counts how often one of them was told that it is the wrong one: connections made before that are of no use.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.moves = 0
+        self.tls: ssl.SSLContext | None = address.tls.context() if address.tls is not None else None
+        self.pools: WeakSet[ConnectionPool] = WeakSet()
+
+    async def move(self) -> None:
+        self.moves += 1
+        for pool in list(self.pools):
+            await _disconnect_idle(pool)
+
+
+class _Mended(AbstractConnection):
+    """Four things about connections.
+
+    One that was reset just now is a ConnectionError; uvloop says RuntimeError, which nobody expects. Where one does
+    not answer, the idle ones of its pool are likely dead as well: they are closed, or each would cost a caller its wait.
+    To send a command takes no task of its own. And one that leads to the wrong server sends nothing more.
+    """
+
+    siblings: ConnectionPool
+    place: Place
+    _parser: _Parser
+    _moves = 0
+    _connecting = False
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether it was made before somebody was told that this is the wrong server."""
+        return self._moves != self.place.moves
+
+    async def connect(self) -> None:
+        if self.is_connected:
+            return
+        self._moves, self._connecting = self.place.moves, True
+        try:
+            await super().connect()  # type: ignore[no-untyped-call]
+        finally:
+            self._parser.wrong = self._connecting = False  # what was refused on the way does not matter, or was raised
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*args, **options)
+        except TimeoutError:
+            await close_idle(self)
+            raise
+        finally:
+            if self._parser.wrong and not self._connecting and not self.is_stale:
+                await self.place.move()
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        if not self.is_connected:
+            await self.connect()
+        elif self.is_stale:
+            await self.disconnect(nowait=True)
+            raise ConnectionError("The connection led to the wrong server.")
+        timeout_s, self.socket_timeout = self.socket_timeout, None  # with one, redis-py goes through asyncio.wait_for
+        try:
+            async with asyncio.timeout(timeout_s):
+                await super().send_packed_command(command, check_health)
+        except builtins.TimeoutError:
+            raise TimeoutError("The server took no more in time.") from None
+        except RuntimeError as error:
+            raise ConnectionError("The connection was closed.") from error
+        finally:
+            self.socket_timeout = timeout_s
+
+
+class _Encrypted(Connection):
+    """With the TLS context of its place. Redis-py makes one for each connection, which costs more than all else."""
+
+    place: Place
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        return {**super()._connection_arguments(), "ssl": self.place.tls}
+
+
+async def close_idle(connection: Any) -> None:
+    if siblings := getattr(connection, "siblings", None):
+        await _disconnect_idle(siblings)
+
+
+async def _disconnect_idle(pool: ConnectionPool) -> None:
+    """Not the pool's own `disconnect`: it waits in between, and who takes one meanwhile finds it half closed."""
+    for other in list(idle := pool._available_connections):
+        if other in idle:
+            await other.disconnect(nowait=True)
+
+
+class Pool(BlockingConnectionPool):
+    """Waits for a free connection, and takes none back that is of no use any more but as a closed one."""
+
+    place: Place
+
+    async def release(self, connection: Any) -> None:
+        if connection.is_stale:
+            await connection.disconnect(nowait=True)
+        await super().release(connection)
+
+
+def open_pool(address: Address, place: Place, *, most: int, timeout_s: float, wait_s: float) -> Pool:
+    """A pool of at most so many connections; nothing is sent before the first is wanted. Times are as for `connect`."""
+    kinds: tuple[type, ...] = (Connection,)
+    if address.path is not None:
+        kinds = (UnixDomainSocketConnection,)
+    elif address.sentinels:
+        kinds = (SentinelManagedConnection,)
+    if address.tls is not None:
+        kinds = (_Encrypted, *kinds)
+    kind = type("MendedConnection", (_Mended, *kinds), {"place": place})
+    options: dict[str, Any] = {
+        "connection_class": kind,
+        "max_connections": most,
+        "timeout": wait_s,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 1, supported_errors=_REPEATED),
+        "retry_on_error": [*_REPEATED],  # without it, `retry` is for connecting only
+        "parser_class": _Parser,
+        "db": address.database,
+        "username": address.username,
+        "password": address.password,
+        "client_name": address.client_name,
+    }
+    if address.path is None:
+        options["socket_keepalive"] = True
+    if address.path is not None:
+        pool = Pool(path=address.path, **options)
+    elif address.sentinels:
+        pool = _SentinelPool(address.master, _Sentinels(address, place), **options)  # type: ignore[no-untyped-call]
+    else:
+        pool = Pool(host=address.host, port=address.port, **options)
+    kind.siblings = pool  # type: ignore[attr-defined]
+    place.pools.add(pool)
+    pool.place = place
+    return pool
+
+
+class _Sentinels:
+    """Who the master is, as the sentinels see it; asked one after the other, and first the one that knew it last."""
+
+    def __init__(self, address: Address, place: Place) -> None:
+        kinds: tuple[type, ...] = (Connection,) if address.tls is None else (_Encrypted, Connection)
+        self._clients = [
+            Redis(
+                connection_pool=ConnectionPool(
+                    type("SentinelConnection", kinds, {"place": place}),
+                    host=host,
+                    port=port,
+                    username=address.sentinel_username,
+                    password=address.sentinel_password,
+                    socket_timeout=SENTINEL_TIMEOUT_S,
+                    socket_connect_timeout=SENTINEL_TIMEOUT_S,
+                )
+            )
+            for host, port in address.sentinels
+        ]
+
+    async def discover_master(self, name: str) -> tuple[str, int]:
+        """Raises MasterNotFoundError, with what the last one failed with as its cause."""
+        failure: Exception | None = None
+        for client in list(self._clients):
+            try:
+                masters = await client.sentinel_masters()  # type: ignore[no-untyped-call]
+            except (RedisError, OSError) as error:
+                failure = error
+                continue
+            state = masters.get(name)
+            if state and state["is_master"] and not (state["is_sdown"] or state["is_odown"]):
+                self._clients.remove(client)
+                self._clients.insert(0, client)
+                return state["ip"], state["port"]
+        raise MasterNotFoundError(f"no master called {name}") from failure
+
+    async def aclose(self) -> None:
+        for client in self._clients:
+            await client.connection_pool.disconnect()
+
+
+class _SentinelPool(SentinelConnectionPool, Pool):
+    """Asks the sentinels for the master on every new connection, and waits for a free one like the other pool."""
+
+    sentinel_manager: _Sentinels
+
+    async def get_master_address(self) -> tuple[str, int]:
+        address = await self.sentinel_manager.discover_master(self.service_name)
+        if self.master_address != address:
+            self.master_address = address
+            await _disconnect_idle(self)
+        return address
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        await super().disconnect(inuse_connections)
+        if inuse_connections:  # it is over
+            await self.sentinel_manager.aclose()

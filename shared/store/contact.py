@@ -1,0 +1,116 @@
+"""The first contact with the server, at the start: can this ever work, and what may be lost there?
+
+Hidden here: how a server that is not there yet, which is waited for, is told from one that will never do: a wrong password,
+a certificate that does not fit, TLS on one side only. The latter looks like a server that does not answer, or hangs up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import suppress
+
+from redis.exceptions import NoPermissionError, RedisError
+
+from shared.config.redis_url import Address, parse, without_password
+from shared.errors import Unusable
+from shared.lib.telemetry import get_logger
+from shared.store.outage import cause, hopeless
+from shared.store.redis import ArqRedis, connect
+
+logger = get_logger(__name__)
+
+_PROBE_S = 1.0
+
+
+async def check_server(url: str) -> None:
+    """Looks at the server once: logs what in its settings can lose or refuse streams.
+
+    A server that is away, loading, full or has no room on its disk is waited for by whoever uses it, so nothing happens
+    here but a line in the log that says why: containers start in any order. Raises Unusable where waiting cannot help.
+    """
+    redis = connect(url, max_connections=1)
+    try:
+        with suppress(NoPermissionError):  # it may not be asked even this, but by the right user
+            await redis.ping()
+        await _refuse_clusters(redis, url)
+        await _warn_of_risks(redis, parse(url))
+    except (RedisError, OSError) as error:
+        if why := hopeless(error) or await tls_mismatch(parse(url)):
+            raise Unusable(f"REDIS_URL: {without_password(url)} {why.rstrip('.')}.") from None
+        logger.warning("waiting for redis", url=without_password(url), **cause(error))
+    finally:
+        with suppress(RedisError, OSError):
+            await redis.aclose(close_connection_pool=True)
+
+
+async def _refuse_clusters(redis: ArqRedis, url: str) -> None:
+    """In one, the keys of a transaction would be on several servers."""
+    with suppress(RedisError):
+        if (await redis.info("cluster")).get("cluster_enabled"):
+            raise Unusable(
+                f"REDIS_URL: {without_password(url)} is a node of a cluster, and Streamspool needs one server, or one behind "
+                "sentinels."
+            )
+
+
+async def _warn_of_risks(redis: ArqRedis, address: Address) -> None:
+    """Says nothing where it may not look."""
+    if address.tls is not None and not address.tls.check_certificate:
+        logger.warning("redis may be anybody: its certificate is not checked (ssl_cert_reqs)")
+    with suppress(RedisError, OSError):
+        if (await redis.info("replication")).get("role") == "slave":
+            logger.warning("redis is a replica and takes no writes: waiting until it is a master, or leads to one")
+        persistence = await redis.info("persistence")
+        saves = (await redis.config_get("save")).get("save", "")
+        policy = (await redis.config_get("maxmemory-policy")).get("maxmemory-policy", "noeviction")
+        if not persistence.get("aof_enabled") and not saves:
+            logger.warning("redis keeps nothing on disk: a restart loses every stream; set appendonly yes")
+        elif not persistence.get("aof_enabled"):
+            logger.warning(
+                "redis has no append-only file: a crash loses the newest part of streams; set appendonly yes"
+            )
+        if policy != "noeviction":
+            logger.warning("redis may evict running streams; set maxmemory-policy noeviction", policy=policy)
+
+
+async def tls_mismatch(address: Address) -> str:
+    """What the two ends disagree about, if that is TLS; empty if not, or nobody answers.
+
+    A Redis without TLS waits for the end of the line that begins with a handshake; one with TLS hangs up on a command. And
+    one that wants a certificate of ours says so after the handshake, which is lost if we have sent something by then.
+    """
+    if address.path is not None or address.sentinels:
+        return ""
+    if address.tls is None:
+        anyone = ssl.create_default_context()
+        anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE  # nothing is sent but the handshake
+        return "speaks TLS on that port: begin with rediss://" if await _ask(address, anyone) else ""
+    if (await _ask(address, None, b"PING\r\n"))[:1] in (b"+", b"-"):
+        return "does not speak TLS on that port: begin with redis://"
+    try:
+        await _ask(address, address.tls.context(), read=True)
+    except ssl.SSLError as error:
+        return hopeless(error)
+    return ""
+
+
+async def _ask(address: Address, context: ssl.SSLContext | None, question: bytes = b"", *, read: bool = False) -> bytes:
+    """What a server says, after a question or unasked; a word, if it need not say anything; nothing, if it does not.
+
+    Raises SSLError where it is to be read.
+    """
+    try:
+        async with asyncio.timeout(_PROBE_S):
+            reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
+            try:
+                writer.write(question)
+                return await reader.read(64) if question or read else b"connected"
+            finally:
+                writer.transport.abort()
+    except ssl.SSLError:
+        if read:
+            raise
+    except (OSError, TimeoutError, UnicodeError):
+        pass
+    return b""

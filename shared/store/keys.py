@@ -1,0 +1,200 @@
+"""Every Redis key Streamspool owns, spelled here and nowhere else.
+
+Hidden here: that all of them begin with the prefix of this installation, written `streamspool` below, so that two in one
+database never see each other. A prefix holds no colon, so no key of one is a key of the other.
+
+`{…}` is a cluster hash tag: all keys of one generation live in one slot. Tenants and ids are checked where they
+enter (config.py, broker.py), so no foreign text reaches a key.
+
+| key | type | lives |
+| --- | --- | --- |
+| `streamspool:{ID}:log` | stream | retention after the seal; a safety bound while it runs |
+| `streamspool:{ID}:viewers` | string: somebody watches; only with on_disconnect=cancel | the grace time |
+| `streamspool:{ID}:metadata` | string, JSON: metadata that replaced the request's | as long as the log |
+| `streamspool:idempotency:TENANT:SHA256` | string, JSON of id and body hash | as long as the log can live |
+| `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
+| `streamspool:stored:TENANT` | zset, score = created ms: with `store` | stored retention and safety bound after the last |
+| `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
+| `streamspool:{ID}:deleted` | string: its owner deleted it, and no worker is to write it again | 60 s |
+| `streamspool:{ID}:settled` | string: what follows from the outcome was done | longer than the log |
+| `streamspool:unsettled` | set of ids sealed and not yet settled | permanent, emptied by settlements and reaper |
+| `streamspool:webhooks` | zset of subjects with an event to deliver, score = due ms | permanent, emptied by workers |
+| `streamspool:{ID}:webhook` | hash: an event and its delivery, see webhooks.py | longer than the log, and than it is tried |
+| `streamspool:{ID}:webhook:lease` | string: a worker is delivering it | `STREAMSPOOL_WEBHOOK_TIMEOUT_S` and 5 s |
+| `streamspool:session:{TENANT:SESSION}:head`, `…:turns`, `…:open` | hash, stream, zset: sessions.py | session retention |
+| `streamspool:sessions:TENANT` | zset, score = last used ms | as long as the newest session |
+| `streamspool:file:FILE` | string, JSON: the file object and its owner | until the file expires |
+| `streamspool:files:TENANT` | zset, score = created ms | until the last of them expires |
+| `streamspool:files-end` | zset, score = ms when what is stored of a file goes | permanent, emptied by the reaper |
+| `streamspool:batch:BATCH` | string, JSON: a batch, and how far it is | its window and files retention after the last change |
+| `streamspool:batches:TENANT` | zset, score = created ms | as long as the newest batch can live |
+| `streamspool:batches-open` | zset, score = created ms: not yet ended | permanent, emptied by workers |
+| `streamspool:batch-demand:BATCH` | string, JSON: whose it is, and how many lines it could have open | 5 s |
+| `streamspool:circuit:SHA256` | string, JSON: whether a model is left alone because its provider is away | 5 minutes |
+| `streamspool:usage:TENANT:YYYY-MM-DD` | hash, the ledger: see usage.py | 400 days after the last entry |
+| `streamspool:worker:WORKER` | string, JSON heartbeat | 15 s |
+| `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
+| `streamspool:catalogue` | string, JSON of providers and models | 1 day after the last heartbeat |
+| `streamspool:reaping` | string: somebody is on it | 2.5 s |
+| `streamspool:probe` | string: writes are taken | 60 s |
+| `streamspool:marker:PROCESS` | string: what that process asks the server to confirm | 60 s |
+| `streamspool:hub:PROCESS` | stream of at most one entry: interrupts that hub's blocking read | 60 s |
+| `streamspool:queue:LANE` | zset of jobs that wait, score = enqueued ms | permanent, emptied by workers and cancels |
+| `streamspool:running:LANE` | zset of jobs that run, score = ms when the lease was to end | permanent, emptied by workers |
+| `streamspool:job:ID` | string, JSON: the job, waiting or running | as long as the log can live; of a batch, 7 days |
+| `streamspool:lease:ID` | string: the worker that runs the job | `STREAMSPOOL_LEASE_S` after the last renewal |
+| `streamspool:reaper` | string: keeps the reapers of older versions away | 15 s |
+| `arq:queue`, `arq:job:ID`, `arq:in-progress:ID`, `arq:retry:ID` | an older version's, taken over | its own |
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from shared.config.settings import PREFIX
+
+
+class Lane(StrEnum):
+    """What waits and runs apart from the rest, because it has places of its own."""
+
+    GENERATION = "generation"
+    LINE = "line"
+    """A generation that is a line of a batch."""
+    BATCH = "batch"
+
+
+class SessionKeys(NamedTuple):
+    """The three keys of a session."""
+
+    head: str
+    turns: str
+    open: str
+
+
+class OldKeys:
+    """What the queue was called before it was ours: arq's own names, the same for whoever uses arq in this database."""
+
+    queue = "arq:queue"
+    reaper = f"{PREFIX}:reaper"
+
+    def job(self, job_id: str) -> str:
+        return f"arq:job:{job_id}"
+
+    def lease(self, job_id: str) -> str:
+        return f"arq:in-progress:{job_id}"
+
+    def tries(self, job_id: str) -> str:
+        return f"arq:retry:{job_id}"
+
+
+class Keys:
+    """The names of one installation's keys, and of its pub/sub channel. A client has them as `redis.key`."""
+
+    def __init__(self, prefix: str = PREFIX) -> None:
+        """`prefix` is checked in config.py."""
+        self.prefix = prefix
+        self.open = f"{prefix}:open"
+        self.unsettled = f"{prefix}:unsettled"
+        self.webhooks = f"{prefix}:webhooks"
+        self.workers = f"{prefix}:workers"
+        self.catalogue = f"{prefix}:catalogue"
+        self.files_end = f"{prefix}:files-end"
+        self.batches_open = f"{prefix}:batches-open"
+        self.reaping = f"{prefix}:reaping"
+        self.probe = f"{prefix}:probe"
+        self.doorbell = f"{prefix}:doorbell"
+        """Pub/sub channel: the payload is the id of a generation just enqueued."""
+        self.permanent = frozenset(
+            {
+                self.open,
+                self.unsettled,
+                self.webhooks,
+                self.files_end,
+                self.batches_open,
+                *map(self.waiting, Lane),
+                *map(self.running, Lane),
+            }
+        )
+        """Keys that may exist without a TTL; every other key of ours must have one."""
+        self.old = OldKeys() if prefix == PREFIX else None
+        """Where an older version may have left work: it knew no prefix."""
+
+    def log(self, generation_id: str) -> str:
+        return f"{self.prefix}:{{{generation_id}}}:log"
+
+    def viewers(self, generation_id: str) -> str:
+        return f"{self.prefix}:{{{generation_id}}}:viewers"
+
+    def metadata(self, generation_id: str) -> str:
+        return f"{self.prefix}:{{{generation_id}}}:metadata"
+
+    def idempotency(self, tenant: str, digest: str) -> str:
+        return f"{self.prefix}:idempotency:{tenant}:{digest}"
+
+    def deleted(self, generation_id: str) -> str:
+        return f"{self.prefix}:{{{generation_id}}}:deleted"
+
+    def settled(self, generation_id: str) -> str:
+        return f"{self.prefix}:{{{generation_id}}}:settled"
+
+    def webhook(self, subject: str) -> str:
+        return f"{self.prefix}:{{{subject}}}:webhook"
+
+    def webhook_lease(self, subject: str) -> str:
+        return f"{self.prefix}:{{{subject}}}:webhook:lease"
+
+    def session(self, tenant: str, session_id: str) -> SessionKeys:
+        stem = f"{self.prefix}:session:{{{tenant}:{session_id}}}"
+        return SessionKeys(f"{stem}:head", f"{stem}:turns", f"{stem}:open")
+
+    def sessions(self, tenant: str) -> str:
+        return f"{self.prefix}:sessions:{tenant}"
+
+    def file(self, file_id: str) -> str:
+        return f"{self.prefix}:file:{file_id}"
+
+    def files(self, tenant: str) -> str:
+        return f"{self.prefix}:files:{tenant}"
+
+    def batch(self, batch_id: str) -> str:
+        return f"{self.prefix}:batch:{batch_id}"
+
+    def batches(self, tenant: str) -> str:
+        return f"{self.prefix}:batches:{tenant}"
+
+    def batch_demand(self, batch_id: str) -> str:
+        return f"{self.prefix}:batch-demand:{batch_id}"
+
+    def circuit(self, digest: str) -> str:
+        return f"{self.prefix}:circuit:{digest}"
+
+    def usage(self, tenant: str, day: str) -> str:
+        return f"{self.prefix}:usage:{tenant}:{day}"
+
+    def index(self, tenant: str) -> str:
+        return f"{self.prefix}:index:{tenant}"
+
+    def stored(self, tenant: str) -> str:
+        return f"{self.prefix}:stored:{tenant}"
+
+    def worker(self, worker_id: str) -> str:
+        return f"{self.prefix}:worker:{worker_id}"
+
+    def marker(self, process_id: str) -> str:
+        return f"{self.prefix}:marker:{process_id}"
+
+    def hub(self, process_id: str) -> str:
+        return f"{self.prefix}:hub:{process_id}"
+
+    def waiting(self, lane: Lane) -> str:
+        return f"{self.prefix}:queue:{lane}"
+
+    def running(self, lane: Lane) -> str:
+        return f"{self.prefix}:running:{lane}"
+
+    def job(self, job_id: str) -> str:
+        return f"{self.prefix}:job:{job_id}"
+
+    def lease(self, job_id: str) -> str:
+        return f"{self.prefix}:lease:{job_id}"

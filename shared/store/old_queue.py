@@ -1,0 +1,84 @@
+"""Work that a version before this one queued, when the queue went by arq's own names: it is moved to ours, once.
+
+Hidden here: whose a job under those names is, since any arq application uses the same; that an older process may be at
+work beside us, on the same jobs. What such a worker runs has a lease, and is left to it until that lapses. Needed until
+nobody updates from a version that says `arq:queue`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+from shared.store.keys import Keys, Lane, OldKeys
+from shared.store.queue import Job, lane_of
+from shared.store.redis import ArqRedis, WatchError, bulk, watch
+
+_ID = re.compile(r"(chatcmpl-|batch_)[0-9a-f]{32}")
+_LINES_LATER_MS = 10**13
+"""Lines of batches stood behind everything else in the one queue."""
+_AT_ONCE = 100
+KEEP_AWAY_MS = 15_000
+
+
+async def adopt(redis: ArqRedis, *, paused: bool) -> int:
+    """Moves the jobs that nobody runs into our queue, and rings for them; returns how many it were.
+
+    While `paused`, leases may be gone whose workers live: what was begun is left alone.
+    """
+    old = redis.key.old
+    if old is None:
+        return 0
+    moved = 0
+    found = {
+        member.decode(errors="replace"): score async for member, score in redis.zscan_iter(old.queue, count=_AT_ONCE)
+    }
+    ours = iter([(job_id, score) for job_id, score in found.items() if _ID.fullmatch(job_id)])
+    while page := dict(islice(ours, _AT_ONCE)):
+        moved += await _adopt(redis, old, page, paused=paused)
+    return moved
+
+
+async def _adopt(redis: ArqRedis, old: OldKeys, page: Mapping[str, float], *, paused: bool) -> int:
+    names = [name(job_id) for job_id in page for name in (old.lease, old.job)]
+    reads = []
+    for job_id in page:
+        reads += [bulk(b"EXISTS", old.lease(job_id).encode()), bulk(b"EXISTS", old.tries(job_id).encode())]
+        reads += [bulk(command, old.job(job_id).encode()) for command in (b"GET", b"PTTL")]
+    async with redis.pipeline(transaction=True) as pipe:
+        replies = await watch(pipe, names, *reads)
+        moved = 0
+        for at, (job_id, score) in enumerate(page.items()):
+            leased, begun, payload, left_ms = replies[4 * at : 4 * at + 4]
+            if leased or (begun and paused):
+                continue
+            lane = Lane.LINE if score >= _LINES_LATER_MS else lane_of(job_id)
+            moved += _move(pipe, old, redis.key, Job(job_id, lane, payload or b"", bool(begun)), left_ms)
+        try:
+            if len(pipe):
+                await pipe.execute()
+        except WatchError:  # somebody was quicker with one of them: at the next look
+            return 0
+    return moved
+
+
+def _move(pipe: Any, old: OldKeys, key: Keys, job: Job, left_ms: int) -> bool:
+    """Queues the move of a job. False if there is none: it has expired, or is a stranger's."""
+    called = job.called()
+    if called and list(called.arguments) == [job.id]:
+        pipe.set(key.job(job.id), job.payload, px=max(1, left_ms), nx=True)
+        pipe.zadd(key.waiting(job.lane), {job.id: called.at_ms}, nx=True)
+        pipe.publish(key.doorbell, f"{'line:' if job.lane is Lane.LINE else ''}{job.id}")
+    elif job.payload:
+        return False
+    pipe.zrem(old.queue, job.id)
+    pipe.delete(old.job(job.id), old.tries(job.id))
+    return called is not None
+
+
+async def keep_reapers_away(redis: ArqRedis) -> None:
+    """Holds the lock of older versions' reapers, for KEEP_AWAY_MS: they would ring, by the old names, for what runs here."""
+    if redis.key.old:
+        await redis.set(redis.key.old.reaper, b"1", px=KEEP_AWAY_MS)

@@ -1,0 +1,178 @@
+"""Transactions, also on a server whose memory is full: what ends work or deletes it must not wait for room.
+
+Hidden here: what a full server takes. Redis 7.0 refuses every command inside MULTI then, DEL among them (processCommand in
+its src/server.c), and every server refuses all that may take memory (the flag `denyoom`), be it to write an outcome that
+lets everything else be freed. A script may say `allow-oom` (redis.io/docs/latest/develop/programmability/lua-api,
+"Script flags"; Redis 7 and Valkey): the same commands are done in one, as one. An older server refuses that, and it stays
+at OutOfMemoryError. A disk that is full (MISCONF) refuses everything; nothing helps but room.
+
+Use these for what ends, frees or keeps alive what was accepted, never for what accepts more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hiredis import pack_command
+
+from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError, WrongServer, watch
+
+Command = tuple[str | bytes | int, ...]
+
+_SCRIPT = """#!lua flags=allow-oom
+local at = 3
+local function call()
+  local words = tonumber(ARGV[at])
+  at = at + words + 1
+  return redis.pcall(unpack(ARGV, at - words, at - 1))
+end
+local seen = {}
+for look = 1, tonumber(ARGV[1]) do seen[look] = call() end
+local digest = #seen == 0 and '-' or redis.sha1hex(cmsgpack.pack(seen))
+if ARGV[2] == '' then return {digest, seen} end
+if ARGV[2] ~= digest then return false end
+local replies = {}
+while ARGV[at] do replies[#replies + 1] = call() end
+return replies
+"""
+"""ARGV: how many looks, the digest of what they saw (empty: not yet known), then each look and each command as the number
+of its words and these. Keys are not declared: one server holds all of them."""
+_NOTHING_SEEN = "-"
+
+_UNLIMITED = 3
+"""So many tries follow each other at once; then somebody breaks every connection, or writes without end."""
+_LONGEST_PAUSE_S = 0.1
+
+
+async def commit(pipe: Any, *, raise_on_error: bool = True) -> list[Any]:
+    """Does what `pipe.execute` does, also where memory is full: then what was refused is done in a script.
+
+    `pipe` watches nothing. If it is no transaction, what was refused is done after the rest. Raises what `execute` raises.
+    """
+    commands = list(pipe.command_stack)
+    try:
+        replies: list[Any] = await pipe.execute(raise_on_error=False)
+        if any(isinstance(reply, WrongServer) for reply in replies):  # once more, as `execute` would
+            pipe.command_stack = commands
+            replies = await pipe.execute(raise_on_error=False)
+    except OutOfMemoryError as error:  # of a transaction: nothing is done
+        replies = [error] * len(commands)
+    refused = [place for place, reply in enumerate(replies) if isinstance(reply, OutOfMemoryError)]
+    if refused:
+        again = [commands[place] for place in refused]
+        done = await _run(pipe, [0, _NOTHING_SEEN, *_words(again)], replies[refused[0]])
+        for place, reply in zip(refused, await _answered(pipe, again, done), strict=True):
+            replies[place] = reply
+    if raise_on_error:
+        _raise_first(replies)
+    return replies
+
+
+async def transact(
+    redis: ArqRedis,
+    names: Sequence[str],
+    looks: Sequence[Command],
+    queue: Callable[[Any, list[Any]], object],
+    *,
+    raise_on_error: bool = True,
+) -> list[Any]:
+    """Compare and set: what `queue` adds to the pipeline for what was seen is done if nobody wrote meanwhile, all or none.
+
+    `names` are the keys to be watched, `looks` commands that read them and nothing else. `queue(pipe, replies)` is called
+    with their replies, as they came, and again after somebody wrote. It may raise, or add nothing: then nothing is done.
+    Returns the replies to what it added.
+    """
+    tries, moved = 0, False
+    refusal: OutOfMemoryError | None = None
+    while True:
+        try:
+            if refusal is not None:
+                return await _over_the_limit(redis, looks, queue, raise_on_error, refusal)
+            async with redis.pipeline(transaction=True) as pipe:
+                queue(pipe, await watch(pipe, names, *map(_packed, looks)))
+                if not pipe.command_stack:
+                    return []
+                replies: list[Any] = await pipe.execute(raise_on_error=raise_on_error)
+                return replies
+        except WatchError:  # somebody wrote; or the connection broke, whatever was being asked
+            tries += 1
+            if tries > _UNLIMITED:
+                await asyncio.sleep(min(0.001 * 2**tries, _LONGEST_PAUSE_S))
+        except WrongServer:
+            if moved:
+                raise
+            moved = True
+        except OutOfMemoryError as error:
+            if refusal is not None:
+                raise
+            refusal = error
+
+
+async def _over_the_limit(
+    redis: ArqRedis,
+    looks: Sequence[Command],
+    queue: Callable[[Any, list[Any]], object],
+    raise_on_error: bool,
+    refusal: OutOfMemoryError,
+) -> list[Any]:
+    """Looks and acts in two scripts; the second does nothing if it sees something else, and WatchError is raised."""
+    looked = [word for look in looks for word in (len(look), *look)]
+    async with redis.pipeline(transaction=True) as pipe:  # never executed: what is queued is done by the script
+        digest, seen = await _run(pipe, [len(looks), "", *looked], refusal)
+        _raise_first(seen)
+        queue(pipe, seen)
+        commands = list(pipe.command_stack)
+        if not commands:
+            return []
+        done = await _run(pipe, [len(looks), digest, *looked, *_words(commands)], refusal)
+        if done is None:
+            raise WatchError("Somebody wrote meanwhile.")
+        replies = await _answered(pipe, commands, done)
+    if raise_on_error:
+        _raise_first(replies)
+    return replies
+
+
+async def _run(pipe: Any, arguments: list[Any], refusal: Exception) -> Any:
+    """The script's reply. A server that has no such scripts, or a user who may not run any, is as full as it said."""
+    async with type(pipe)(pipe.connection_pool, pipe.response_callbacks, False, None) as alone:
+        alone.eval(_SCRIPT, 0, *arguments)
+        try:
+            (reply,) = await alone.execute()
+        except WrongServer:
+            raise
+        except ResponseError as error:
+            raise refusal from error
+    return reply
+
+
+def _words(commands: Sequence[Any]) -> list[Any]:
+    """Commands as redis-py queues them, `(words, options)`, as the script reads them."""
+    return [word for words, _ in commands for word in (len(words), *words)]
+
+
+async def _answered(pipe: Any, commands: Sequence[Any], replies: Sequence[Any]) -> list[Any]:
+    """What redis-py would make of the replies: `execute` has it done by the same callbacks."""
+    answers = []
+    for (words, options), reply in zip(commands, replies, strict=True):
+        callback = pipe.response_callbacks.get(words[0])
+        if callback is not None and not isinstance(reply, Exception):
+            reply = callback(reply, **{name: value for name, value in options.items() if name != "keys"})
+            if inspect.isawaitable(reply):
+                reply = await reply
+        answers.append(reply)
+    return answers
+
+
+def _raise_first(replies: Sequence[Any]) -> None:
+    for reply in replies:
+        if isinstance(reply, ResponseError):
+            raise reply
+
+
+def _packed(command: Command) -> bytes:
+    packed: bytes = pack_command(command)  # type: ignore[arg-type]  # the stub says a 1-tuple
+    return packed

@@ -1,0 +1,375 @@
+"""arq's worker, on a queue of our own, with a lease, a doorbell, and no way to die of a Redis outage.
+
+Hidden here: everything arq 0.28 does otherwise. Of it remain the functions with their time-outs, and Retry.
+- Its keys are called `arq:…` whoever uses it, and what runs stays in the queue; ours are in shared/store/queue.py.
+- Its in-progress key is our lease: short, renewed while the job runs. A worker that is gone lets it lapse, and any
+  other worker's look finds the job.
+- It sleeps between polls; ours is woken by the doorbell, whose payload is the id to start, and by a place that is free
+  again while more is known to wait.
+- It finishes jobs it was fenced from, and ends when Redis is away; ours does neither.
+- A stop: no new jobs, the running ones get `drain_s`, the rest is handed over at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from arq.worker import Retry, Worker, func
+
+from shared.config.settings import Settings
+from shared.errors import Unavailable
+from shared.lib.tasks import cancel
+from shared.lib.telemetry import get_logger
+from shared.store.keys import Lane
+from shared.store.old_queue import adopt
+from shared.store.queue import OVERDUE_AT_ONCE, Clock, Job, JobQueue, Lease, Seen, heard
+from shared.store.redis import ArqRedis, OutOfMemoryError, RedisError, complain, deserialize_job, serialize_job
+from worker.batches.run import Batcher
+from worker.failover import TakeoverPause
+from worker.generate import Generator
+
+logger = get_logger(__name__)
+
+POLL_S = 0.5
+BEAT_S = 5.0
+BEAT_TTL_S = 15
+BATCHES = 32
+"""How many batches one worker hands out at once; more wait for another worker, or for one of these to end."""
+_BATCH_S = 8 * 86400
+"""Longer than any batch may take."""
+_RETRY_S = 1.0
+_BREATH_S = 0.02
+"""Between two looks, whatever happens."""
+_ROUNDS = 20
+"""How often one look goes on, where others were quicker."""
+
+
+class StreamWorker(Worker):
+    """arq's worker, with the differences listed above. `worker/process.py` runs its loops side by side until `drain`."""
+
+    def __init__(
+        self,
+        redis: ArqRedis,
+        generator: Generator,
+        batcher: Batcher,
+        settings: Settings,
+        *,
+        worker_id: str,
+    ) -> None:
+        super().__init__(
+            functions=[
+                func(self._generate, name="generate"),
+                func(self._run_batch, name="batch", timeout=_BATCH_S),
+            ],
+            redis_pool=redis,
+            queue_name=redis.key.waiting(Lane.GENERATION),
+            handle_signals=False,
+            max_jobs=settings.worker_concurrency,
+            job_timeout=settings.generation_s + settings.upstream_connect_s + 60,
+            job_serializer=serialize_job,
+            job_deserializer=deserialize_job,
+        )
+        self._redis, self._queue, self._key = redis, JobQueue(redis), redis.key
+        self._generator, self._batcher, self._settings = generator, batcher, settings
+        self.worker_id = worker_id
+        self._running: dict[Lane, dict[str, asyncio.Task[None]]] = {lane: {} for lane in Lane}
+        self._jobs: dict[str, Job] = {}
+        self._lost: set[str] = set()
+        self._rung: dict[str, Lane] = {}
+        self._again: dict[str, Lane] = {}
+        """Jobs whose lease may still be ours although they do not run: the last word about them did not get through."""
+        self._more: set[Lane] = set()
+        """Where more is known to wait than there was room for."""
+        self._skip = 0
+        self._woken, self._strange, self._doubted = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._due = 0.0
+        self._pause = TakeoverPause(settings.lease_s, POLL_S)
+
+    @property
+    def count(self) -> int:
+        """How many jobs run here."""
+        return len(self._jobs)
+
+    # ---- what arq calls
+
+    async def _generate(self, ctx: dict[str, Any], generation_id: str) -> None:
+        try:
+            if not await self._generator.run(generation_id, ctx["job_try"]):
+                self._lost.add(generation_id)
+        except (RedisError, OSError) as error:
+            complain("generation", error, generation_id=generation_id)
+            raise Retry(_RETRY_S) from None
+
+    async def _run_batch(self, ctx: dict[str, Any], batch_id: str) -> None:
+        try:
+            if not await self._batcher.run(batch_id):
+                self._lost.add(batch_id)
+        except (RedisError, OSError, Unavailable) as error:
+            complain("batch", error, batch_id=batch_id)
+            raise Retry(_RETRY_S) from None
+
+    # ---- the loops
+
+    async def poll(self) -> None:
+        """Starts what the doorbell named, at once, and looks through the queue every half second, or when it is worth it."""
+        while self.allow_pick_jobs:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._due):
+                    await self._woken.wait()
+            self._woken.clear()
+            rung, self._rung = self._rung, {}
+            if any(self._room(lane) for lane in rung.values() if lane in self._more):
+                self._due = 0.0  # others have waited for longer
+            at_once = [(job_id, lane) for job_id, lane in rung.items() if lane not in self._more]
+            await self._start(at_once, begun=False, listed=False)
+            if self.loop.time() >= self._due:
+                self._due = self.loop.time() + POLL_S
+                await self.sweep()
+
+    async def answer_doorbell(self) -> None:
+        """Listens for ids: one of ours may have been ended by somebody, any other is new work."""
+        async with self._redis.pubsub() as pubsub:
+            await pubsub.subscribe(self._key.doorbell)
+            asked = False
+            while True:
+                message = await pubsub.get_message(timeout=BEAT_S)
+                if message is None:
+                    if asked:  # the other end is gone without a word, and we would be deaf for ever
+                        raise ConnectionError("the doorbell does not answer")
+                    await pubsub.ping()
+                asked = message is None
+                if message is None or message["type"] != "message":
+                    continue
+                job_id, lane = heard(message["data"].decode())
+                if job_id in self._jobs:
+                    await self._generator.stop_ended({job_id})
+                else:
+                    self._rung[job_id] = lane
+                    self._woken.set()
+
+    async def renew_leases(self) -> None:
+        """Keeps our jobs ours, and lets go of those that were ended or taken meanwhile."""
+        while True:
+            if self._jobs:
+                running = {lane: list(tasks) for lane, tasks in self._running.items()}
+                gone = await self._queue.renew(running, self._lease())
+                self._pause.answered(self.loop.time())
+                if ours := [
+                    job for job in gone if job[0] in self._jobs
+                ]:  # one that has ended meanwhile gave it up itself
+                    await self._queue.restore(ours, self._lease())
+                await self._generator.stop_ended()
+                await self._generator.stop_unwatched()
+            self._doubted.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.lease_s / 4):
+                    await self._doubted.wait()
+
+    async def adopt_old(self) -> None:
+        """Takes over what a version before this one queued: at the start, and while such a one is still there."""
+        while True:
+            self._strange.clear()
+            if moved := await adopt(self._redis, paused=self._pause.holds(self.loop.time())):
+                logger.info("took over the queue of an older version", jobs=moved)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BEAT_S):
+                    await self._strange.wait()
+            await asyncio.sleep(_BREATH_S)
+
+    # ---- taking
+
+    async def sweep(self) -> None:
+        """Takes what nobody runs, as far as there is room: its worker is lost, or it was never rung for.
+
+        What is lost comes first: from a lane that had no room for all of it, nothing is taken that waits. While leases may be
+        gone whose workers live, nothing that was begun is taken over; while it may be forgotten who runs what, nothing at
+        all.
+        """
+        again, self._again = list(self._again.items()), {}
+        tried: set[str] = set()
+        for _ in range(_ROUNDS):
+            lanes = {lane for lane in Lane if self._room(lane)}
+            count = {lane: self._room(lane) + len(tried) for lane in Lane}
+            seen = await self._queue.look(self.worker_id, BEAT_TTL_S * 1000, count, self._redis_ms(), self._skip)
+            if self._is_doubtful(seen):
+                return
+            lost = [*again, *await self._leaseless(seen.overdue)]
+            reached = await self._start(lost, begun=True)
+            left = {lane for job_id, lane in lost if job_id not in reached and job_id not in self._jobs}
+            self._more = left | {lane for lane, job_ids in seen.waiting.items() if len(job_ids) > count[lane]}
+            first = await self._not_begun({lane: seen.waiting[lane] for lane in lanes - left})
+            wanted = [(job_id, lane) for job_id, lane in first if job_id not in tried]
+            tried |= await self._start(wanted, begun=False)  # where others were quicker, they are about to move them
+            again = []
+            hopeful = self._more if lost or wanted else self._more - lanes
+            if not any(map(self._room, hopeful)):
+                break
+
+    def _is_doubtful(self, seen: Seen) -> bool:
+        """Whether another server said that, or one that was started again, just now: what it says waits may run.
+
+        Who runs it says so first. What is rung for is begun all the same: it was enqueued, or handed over, after that.
+        """
+        now = self.loop.time()
+        self._pause.answered(now)
+        self._look_at(seen.clock)
+        self._pause.server(seen.server, now)
+        doubtful = self._pause.forgot(now)
+        if doubtful:
+            self._doubted.set()
+        return doubtful
+
+    async def _leaseless(self, overdue: dict[Lane, list[str]]) -> list[tuple[str, Lane]]:
+        """Of those whose leases were to end, those that have none. A full server may not note when one is renewed."""
+        found = [(job_id, lane) for lane, job_ids in overdue.items() for job_id in job_ids if job_id not in self._jobs]
+        lost: list[tuple[str, Lane]] = []
+        if found and not self._pause.holds(self.loop.time()):
+            holders, clock = await self._queue.holders([job_id for job_id, _ in found])
+            self._look_at(clock)
+            if not self._pause.holds(self.loop.time()):
+                lost = [job for job, holder in zip(found, holders, strict=True) if holder in (None, self.worker_id)]
+        full_page = any(len(job_ids) == OVERDUE_AT_ONCE for job_ids in overdue.values())
+        self._skip = self._skip + OVERDUE_AT_ONCE if full_page and not lost else 0
+        return lost
+
+    async def _not_begun(self, waiting: dict[Lane, list[str]]) -> list[tuple[str, Lane]]:
+        """What of this may be begun now: not what was put once more while it ran, where its lease may be back soon."""
+        begun: set[str] = set()
+        if self._pause.holds(self.loop.time()):
+            for lane, job_ids in waiting.items():
+                begun |= await self._queue.begun(lane, job_ids)
+        return [(job_id, lane) for lane, job_ids in waiting.items() for job_id in job_ids if job_id not in begun]
+
+    async def _start(self, wanted: Iterable[tuple[str, Lane]], *, begun: bool, listed: bool = True) -> set[str]:
+        """Takes of these jobs what there is room for, and runs them. Returns which it tried to.
+
+
+        A batch itself, which only hands out its lines, needs no place; lines have some of the places only.
+        """
+        strange = [job for job in wanted if job[0] not in self._jobs]
+        room = {lane: self._room(lane) for lane in Lane} if strange else {}
+        chosen: list[tuple[str, Lane]] = []
+        for job_id, lane in sorted(strange, key=lambda job: job[1] is Lane.LINE):
+            if room[lane]:
+                chosen.append((job_id, lane))
+                room[lane] -= 1
+                if lane is Lane.GENERATION:
+                    room[Lane.LINE] = min(room[Lane.LINE], room[lane])
+            else:
+                self._more.add(lane)
+        if not chosen or not self.allow_pick_jobs:
+            return set()
+        lease, moved = self._lease(), asyncio.Event()
+        try:
+            taken = await self._queue.take(chosen, lease, begun=begun)
+            for job in taken.jobs:
+                self._begin(job, moved)
+            await asyncio.sleep(0)  # they come first
+            await self._queue.move(taken, lease, listed=listed)
+        except OutOfMemoryError:
+            raise
+        except (RedisError, OSError):  # whether it was done or not: a lease of ours can be taken again
+            self._again.update((job_id, lane) for job_id, lane in chosen if job_id not in self._jobs)
+            raise
+        finally:
+            moved.set()
+        if taken.unknown and not listed:
+            self._strange.set()
+        return {job_id for job_id, _ in chosen}
+
+    def _begin(self, job: Job, moved: asyncio.Event) -> None:
+        self._jobs[job.id] = job
+        task = self._running[job.lane][job.id] = self.loop.create_task(self._run(job, moved), name=job.id)
+        task.add_done_callback(partial(self._leave, job))
+
+    def _leave(self, job: Job, task: asyncio.Task[None]) -> None:
+        """Gives back the place of a job, to be taken at once if more is known to wait."""
+        del self._jobs[job.id], self._running[job.lane][job.id]
+        if not task.cancelled() and (error := task.exception()):
+            complain("job", error, generation_id=job.id)
+            self._again[job.id] = job.lane
+        if any(map(self._room, self._more)):
+            self._due = min(self._due, self.loop.time() + _BREATH_S)
+            self._woken.set()
+
+    def _room(self, lane: Lane) -> int:
+        """How many more jobs of a lane may run here."""
+        if lane is Lane.BATCH:
+            return BATCHES - len(self._running[lane])
+        lines = len(self._running[Lane.LINE])
+        free = self.max_jobs - len(self._running[Lane.GENERATION]) - lines
+        return max(0, free if lane is Lane.GENERATION else min(free, self._settings.worker_lines - lines))
+
+    # ---- running
+
+    async def _run(self, job: Job, moved: asyncio.Event) -> None:
+        """Calls the job's function; what becomes of the job then is said once it is where it runs."""
+        done = await self._call(job)
+        await moved.wait()
+        if not done:
+            await self._queue.hand_back(job, self.worker_id)
+        elif job.id in self._lost:  # another worker's now, keys and all
+            self._lost.discard(job.id)
+        else:
+            await self._queue.end(job)
+
+    async def _call(self, job: Job) -> bool:
+        """False if it is to be called again. What else it raises is a bug; the reaper rings again for what has no end then."""
+        called = job.called()
+        function = self.functions.get(called.function) if called else None
+        if called is None or function is None:
+            logger.warning("job is none of ours", generation_id=job.id)
+            return True
+        context = {"job_id": job.id, "job_try": 2 if job.begun else 1}
+        timeout_s = self.job_timeout_s if function.timeout_s is None else function.timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await function.coroutine(context, *called.arguments)
+        except Retry as again:
+            await asyncio.sleep((again.defer_score or 0) / 1000)
+            return False
+        except Exception as bug:
+            logger.error("job broke", generation_id=job.id, exc_info=bug)
+        return True
+
+    async def drain(self) -> None:
+        """No new jobs; the running ones get `drain_s`; what is left is handed over for another worker to find now."""
+        self.allow_pick_jobs = False
+        logger.info("draining", running=self.count)
+        await self._hand_over(self._running[Lane.BATCH])  # nothing is gained by waiting for those
+        if running := self._running[Lane.GENERATION] | self._running[Lane.LINE]:
+            await asyncio.wait(running.values(), timeout=self._settings.drain_s)
+        await self._hand_over(self._running[Lane.GENERATION] | self._running[Lane.LINE])
+
+    async def _hand_over(self, tasks: dict[str, asyncio.Task[None]]) -> None:
+        """Without a server that takes it, another worker finds them by their leases, which lapse."""
+        ours = [(self._jobs[job_id], task) for job_id, task in tasks.items()]
+        await cancel(*tasks.values())
+        cut = [job for job, task in ours if task.cancelled()]
+        for reply in await asyncio.gather(
+            *(self._queue.hand_back(job, self.worker_id) for job in cut), return_exceptions=True
+        ):
+            if isinstance(reply, RedisError | OSError):
+                complain("drain", reply)
+            elif reply is not None:
+                raise reply
+
+    # ---- clocks
+
+    def _lease(self) -> Lease:
+        lease_ms = int(self._settings.lease_s * 1000)
+        return Lease(self.worker_id, lease_ms, self._redis_ms() + lease_ms)
+
+    def _redis_ms(self) -> int:
+        """What Redis's clock says now, or said this long ago plus what has passed. It is for looking, not for deciding."""
+        said = self._pause.redis_time(self.loop.time())
+        return int((time.time() if said is None else said) * 1000)
+
+    def _look_at(self, clock: Clock) -> None:
+        seconds, microseconds = clock
+        self._pause.clock(seconds + microseconds / 1_000_000, self.loop.time())

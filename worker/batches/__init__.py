@@ -1,0 +1,1 @@
+"""Running a batch: its input, its lines, their results, its end."""

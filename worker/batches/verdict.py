@@ -1,0 +1,61 @@
+"""What the end of a line's generation means for the line: it is done, or it is asked again, and why.
+
+Pure. Only what is the line's own fails it: that it was refused for what it asks, or for what its key may ask. What may pass
+puts it back for as long as the batch's window lasts, see `Verdict`. docs/API.md ("What is asked again") is the table for
+users.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Any
+
+from shared.log.entry import Status
+
+ANSWERS = (Status.COMPLETED, Status.INCOMPLETE)
+
+
+class Verdict(Enum):
+    """`DONE` ends a line, the others put it back."""
+
+    DONE = auto()
+    """It was answered, refused, or ended by itself."""
+    BUSY = auto()
+    """The provider was asked too much: fewer at once, later."""
+    AWAY = auto()
+    """The provider did not deliver: no connection, too late, cut, or an error of its own."""
+    HELD_UP = auto()
+    """It is on our side, and has nothing to do with the line: no worker, no room."""
+    LOST = auto()
+    """It is on our side, and may have to do with the line: a few times only."""
+
+
+_TOO_MUCH = frozenset({429, 529})
+_OWN = frozenset(
+    {
+        "insufficient_quota",  # 429s that no waiting helps against
+        "billing_hard_limit_reached",
+        "generation_timeout",  # longer than an answer may take here: it would be again
+        "generation_interrupted",  # the line said itself that it is not to be said again
+        "upstream_chunk_too_large",
+    }
+)
+_HELD_UP = frozenset({"no_worker", "storage_full", "storage_unavailable", "unsupported_version"})
+_LOST = frozenset({"worker_lost", "stream_lost"})
+_BUG = ("internal_error", 500)
+"""With its status: a provider's own errors are never 500 here, whatever code they have."""
+
+
+def verdict(outcome: dict[str, Any]) -> Verdict:
+    """`outcome` is what the log was sealed with."""
+    error = outcome.get("error") or {}
+    code, status = error.get("code"), error.get("status") or 500
+    if outcome["status"] != Status.FAILED or code in _OWN:
+        return Verdict.DONE
+    if code in _HELD_UP:
+        return Verdict.HELD_UP
+    if not error or code in _LOST or (code, status) == _BUG:
+        return Verdict.LOST
+    if status in _TOO_MUCH:
+        return Verdict.BUSY
+    return Verdict.AWAY if status >= 500 or status == 408 else Verdict.DONE

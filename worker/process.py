@@ -1,0 +1,169 @@
+"""The worker process: what exists in it, for how long, and the loops that run side by side until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+
+import stamina.instrumentation
+import uvloop
+from prometheus_client import start_http_server
+
+from shared.config.settings import Settings, SettingsInvalid, environment, load_settings
+from shared.errors import Unusable
+from shared.generations.broker import Broker
+from shared.generations.reaper import Reaper
+from shared.lib import json
+from shared.lib.process import collect_rarely, giving_back, refuse_to_start
+from shared.lib.tasks import cancel
+from shared.lib.telemetry import configure_logging, get_logger
+from shared.log.appender import Appender
+from shared.log.streamlog import StreamLog
+from shared.store.confirm import Confirmer
+from shared.store.contact import check_server
+from shared.store.redis import ArqRedis, RedisError, connect, persist
+from shared.store.transaction import commit
+from worker.arq_worker import BATCHES, BEAT_S, BEAT_TTL_S, StreamWorker
+from worker.batches.run import Batcher
+from worker.generate import Generator
+from worker.providers.registry import Provider, load_providers
+from worker.upstream.client import Upstream
+from worker.webhooks import Courier
+
+logger = get_logger(__name__)
+
+CATALOGUE_TTL_S = 86400
+_POOL = 25
+_CONFIRM_S = 2.0
+_LONGEST_PAUSE_S = 3.0
+"""Before Redis is tried again; less with a short lease, which must be renewed in time when it is back."""
+
+
+async def beat(
+    redis: ArqRedis, worker: StreamWorker, providers: dict[str, Provider], aliases: dict[str, list[str]]
+) -> None:
+    """Tells the API that this worker lives, and what it can do."""
+    catalogue = {
+        "aliases": aliases,
+        "providers": {
+            name: {"models": list(provider.models), "open": provider.kind != "fake"}
+            for name, provider in sorted(providers.items())
+        },
+    }
+    while True:
+        report = {"pid": os.getpid(), "host": socket.gethostname(), "running": worker.count}
+        async with redis.pipeline(transaction=True) as pipe:
+            pipe.set(redis.key.worker(worker.worker_id), json.dumps(report), ex=BEAT_TTL_S)
+            pipe.sadd(redis.key.workers, worker.worker_id)
+            pipe.expire(redis.key.workers, CATALOGUE_TTL_S)
+            pipe.set(redis.key.catalogue, json.dumps(catalogue), ex=CATALOGUE_TTL_S)
+            await commit(pipe)
+        await asyncio.sleep(BEAT_S)
+
+
+async def serve(settings: Settings) -> None:
+    """Runs a worker until SIGTERM or SIGINT. Needs `settings.redis_url`."""
+    if settings.redis_url is None:
+        refuse_to_start("A worker needs REDIS_URL. `streamspool up` runs everything without it.")
+    url = settings.redis_url.get_secret_value()
+    worker_id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+    try:
+        providers = load_providers(settings, environment())
+        await check_server(url)
+    except (ValueError, Unusable) as error:
+        refuse_to_start(str(error))
+    async with AsyncExitStack() as stack:
+        redis = connect(url, prefix=settings.prefix, max_connections=_POOL, timeout_s=_timeout_s(settings))
+        stack.push_async_callback(redis.aclose, close_connection_pool=True)
+        log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
+        confirmer = await stack.enter_async_context(Confirmer(redis, name=worker_id, promised=settings.confirm))
+        appender = await stack.enter_async_context(Appender(redis, confirmer))
+        upstream = await stack.enter_async_context(Upstream(settings))
+        broker = Broker(redis, log, settings, name=worker_id, confirmer=confirmer)
+        generator = Generator(log, appender, upstream, providers, broker.closing, settings, worker_id=worker_id)
+        batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis))
+        worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id)
+        courier = await stack.enter_async_context(Courier(broker, settings))
+        reaper = Reaper(redis, log, broker, settings, name=worker_id)
+        if settings.worker_metrics_port:
+            server, _ = start_http_server(settings.worker_metrics_port, settings.host)
+            stack.callback(server.shutdown)
+        stopped = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        await stack.enter_async_context(giving_back())
+        collect_rarely()
+        logger.info("worker started", worker_id=worker_id, providers=sorted(providers))
+        beating = partial(beat, redis, worker, providers, settings.models)
+        await _run(worker, stopped, beating, reaper, courier, min(_LONGEST_PAUSE_S, settings.lease_s / 4))
+        with suppress(TimeoutError, RedisError, OSError):
+            async with asyncio.timeout(_CONFIRM_S):
+                await confirmer.confirm()  # what this worker wrote last is in its memory only as long as it lives
+        with suppress(RedisError, OSError):
+            await redis.delete(redis.key.worker(worker_id))
+            await redis.srem(redis.key.workers, worker_id)  # type: ignore[misc]
+        logger.info("worker stopped", worker_id=worker_id)
+
+
+@asynccontextmanager
+async def _batcher(
+    url: str, settings: Settings, worker_id: str, confirmer: Confirmer, beside: ArqRedis
+) -> AsyncIterator[Batcher]:
+    """With connections of its own: each batch holds one while it waits, and running answers must not wait for those."""
+    most, timeout_s = BATCHES + _POOL, _timeout_s(settings)
+    redis = connect(url, prefix=settings.prefix, max_connections=most, timeout_s=timeout_s, beside=beside)
+    try:
+        log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
+        yield Batcher(redis, log, Broker(redis, log, settings, name=worker_id, confirmer=confirmer), settings)
+    finally:
+        await redis.aclose(close_connection_pool=True)
+
+
+def _timeout_s(settings: Settings) -> float:
+    """How long an answer may take: a server that hangs must be given up in time to renew the leases on the next try."""
+    return min(5.0, max(1.0, settings.lease_s / 2))
+
+
+async def _run(
+    worker: StreamWorker,
+    stopped: asyncio.Event,
+    beating: Callable[[], Awaitable[None]],
+    reaper: Reaper,
+    courier: Courier,
+    pause_s: float,
+) -> None:
+    """All loops side by side until told to stop; a loop that breaks takes the process with it. `pause_s` is the longest
+    pause before one that Redis has broken is begun again."""
+    loops = {
+        "poll": worker.poll,
+        "doorbell": worker.answer_doorbell,
+        "lease": worker.renew_leases,
+        "adopt": worker.adopt_old,
+        "beat": beating,
+        "reaper": reaper.run,
+        "courier": courier.run,
+    }
+    tasks = [asyncio.create_task(persist(name, loop, most_s=pause_s), name=name) for name, loop in loops.items()]
+    waiting = asyncio.create_task(stopped.wait(), name="stop")
+    try:
+        done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {waiting}:
+            task.result()
+        await asyncio.gather(worker.drain(), courier.drain())
+    finally:
+        await cancel(*tasks, waiting)
+
+
+def main() -> None:
+    try:
+        settings = load_settings()
+    except SettingsInvalid as error:
+        refuse_to_start(str(error))
+    configure_logging(settings.log_level)
+    stamina.instrumentation.set_on_retry_hooks([])  # its log line quotes the provider, ours does not
+    uvloop.run(serve(settings))

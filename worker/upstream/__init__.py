@@ -1,0 +1,1 @@
+"""Asking a provider: attempts, time limits, retries and fallbacks."""

@@ -17,7 +17,7 @@ from api import errors
 from api.auth import Authenticator
 from api.errors import REQUEST_ID
 from api.live.hub import BLOCK_MS, Hub
-from api.live.relay import LATER, Drain, Parts
+from api.live.relay import LATER, Drain, Services
 from api.resources import batches, files, health, models, sessions, usage
 from api.surfaces.chat import routes as chat
 from api.surfaces.chat import stored
@@ -26,11 +26,11 @@ from shared.config.settings import Settings
 from shared.generations.broker import Broker
 from shared.generations.reaper import Reaper
 from shared.lib.process import collect_rarely, giving_back
-from shared.lib.tasks import Rounds, cancel
+from shared.lib.tasks import FairTurns, cancel
 from shared.lib.telemetry import REQUESTS
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
-from shared.store.redis import connect, persist
+from shared.store.redis import connect, run_while_redis_is_away
 
 _POOL = 17
 _KEPT = frozenset({"type", "method", "http_version", "extensions", "route", REQUEST_ID})
@@ -68,9 +68,9 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
                 )
             )
             reaper = Reaper(redis, log, broker, settings, name=name)
-            reaping = asyncio.create_task(persist("reaper", reaper.run), name="reaper")
+            reaping = asyncio.create_task(run_while_redis_is_away("reaper", reaper.run), name="reaper")
             stack.push_async_callback(cancel, reaping)
-            app.state.parts = Parts(hub, broker, settings, drain)
+            app.state.services = Services(hub, broker, settings, drain)
             await stack.enter_async_context(giving_back())
             collect_rarely()
             yield
@@ -97,7 +97,7 @@ class Application(FastAPI):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._reading = Rounds(1)
+        self._reading = FairTurns(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

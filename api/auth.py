@@ -1,4 +1,4 @@
-"""Who asks: a bearer key becomes a Principal.
+"""Who asks: a bearer key becomes a Caller.
 
 Hidden here: comparing in constant time against every key, and what protects a server without keys, which trusts
 whoever reaches it: only loopback names may be asked for, and web pages of other origins may not ask at all
@@ -16,13 +16,13 @@ from starlette.requests import Request
 
 from shared.config.settings import Settings
 from shared.errors import Forbidden, Unauthenticated
-from shared.generations.broker import Principal
+from shared.generations.broker import Caller
 
 LOCAL_TENANT = "local"
 
 
 class Authenticator:
-    """`principal(request)` or an error; made once for a process."""
+    """`caller(request)` or an error; made once for a process."""
 
     def __init__(self, settings: Settings) -> None:
         self._digests = [(tenant, _digest(key.get_secret_value())) for tenant, key in settings.api_keys.items()]
@@ -31,20 +31,20 @@ class Authenticator:
     def keyless(self) -> bool:
         return not self._digests
 
-    def principal(self, request: Request) -> Principal:
+    def caller(self, request: Request) -> Caller:
         """Raises Unauthenticated, or Forbidden on a server without keys."""
         if self.keyless:
             _refuse_strangers(request)
-            return Principal(LOCAL_TENANT)
+            return Caller(LOCAL_TENANT)
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         digest = _digest(key.strip())
-        owner = None
+        found = None
         for tenant, known in self._digests:  # all of them, always: the time must not tell which one was close
             if hmac.compare_digest(digest, known):
-                owner = tenant
-        if scheme.lower() != "bearer" or owner is None:
+                found = tenant
+        if scheme.lower() != "bearer" or found is None:
             raise Unauthenticated("Send `Authorization: Bearer KEY` with one of the keys this server was given.")
-        return Principal(owner)
+        return Caller(found)
 
 
 def is_loopback(host: str) -> bool:

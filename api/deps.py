@@ -9,10 +9,10 @@ from typing import Annotated, Any
 from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
-from api.live.relay import Parts
+from api.live.relay import Services
 from api.surfaces.streams.projection import state
 from shared.errors import BadRequest, TooLarge
-from shared.generations.broker import Principal
+from shared.generations.broker import Caller
 from shared.lib import json
 from shared.log.entry import Summary
 
@@ -20,19 +20,19 @@ _BODY_S = 30.0
 """How long a body may take to arrive: one that never ends would hold a connection for ever."""
 
 
-async def _parts(request: Request) -> Parts:  # async, as the next: FastAPI would hand plain functions to a thread
-    parts: Parts = request.app.state.parts
-    return parts
+async def _services(request: Request) -> Services:  # async, as the next: FastAPI would hand plain functions to a thread
+    services: Services = request.app.state.services
+    return services
 
 
-async def _principal(request: Request) -> Principal:
-    principal: Principal = request.app.state.authenticator.principal(request)
-    return principal
+async def _caller(request: Request) -> Caller:
+    caller: Caller = request.app.state.authenticator.caller(request)
+    return caller
 
 
-async def _body(request: Request, parts: Annotated[Parts, Depends(_parts)], _: Owner) -> bytes:
+async def _body(request: Request, services: Annotated[Services, Depends(_services)], _: CurrentCaller) -> bytes:
     """The raw body, counted while it comes in, after the key was checked. Raises TooLarge, BadRequest."""
-    limit = parts.settings.max_body_bytes
+    limit = services.settings.max_body_bytes
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise BadRequest("Send the body without Content-Encoding.", param="content-encoding")
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -65,14 +65,14 @@ def parsed(body: bytes) -> Any:
         raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
 
 
-async def states(parts: Parts, summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+async def states(services: Services, summaries: Sequence[Summary]) -> list[dict[str, Any]]:
     """The state objects of these generations, as this process sees them."""
     return [
-        state(summary, viewers=parts.hub.viewers(summary.header["id"]), delivery=delivery)
-        for summary, delivery in zip(summaries, await parts.broker.deliveries(summaries), strict=True)
+        state(summary, viewers=services.hub.viewers(summary.header["id"]), delivery=delivery)
+        for summary, delivery in zip(summaries, await services.broker.deliveries(summaries), strict=True)
     ]
 
 
-ProcessParts = Annotated[Parts, Depends(_parts)]
-Owner = Annotated[Principal, Depends(_principal)]
+CurrentServices = Annotated[Services, Depends(_services)]
+CurrentCaller = Annotated[Caller, Depends(_caller)]
 Body = Annotated[bytes, Depends(_body)]

@@ -123,7 +123,7 @@ class Protocol(Intake):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        send_timeout_s: float = self.config.app.state.parts.settings.send_timeout_s  # type: ignore[union-attr]
+        send_timeout_s: float = self.config.app.state.services.settings.send_timeout_s  # type: ignore[union-attr]
         self._unread = self.loop.call_later(send_timeout_s + _GRACE_S, self.transport.abort)
 
     def resume_writing(self) -> None:
@@ -183,7 +183,7 @@ class Server(uvicorn.Server):
         hub.wake()
 
     def _app_hub(self) -> Any:
-        return self.config.app.state.parts.hub  # type: ignore[union-attr]
+        return self.config.app.state.services.hub  # type: ignore[union-attr]
 
 
 def main() -> None:

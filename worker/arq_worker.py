@@ -28,9 +28,9 @@ from shared.lib.telemetry import get_logger
 from shared.store.keys import Lane
 from shared.store.old_queue import adopt
 from shared.store.queue import OVERDUE_AT_ONCE, Clock, Job, JobQueue, Lease, Seen, heard
-from shared.store.redis import ArqRedis, OutOfMemoryError, RedisError, complain, deserialize_job, serialize_job
+from shared.store.redis import ArqRedis, OutOfMemoryError, RedisError, deserialize_job, log_redis_error, serialize_job
 from worker.batches.run import Batcher
-from worker.failover import TakeoverPause
+from worker.failover import FailoverHold
 from worker.generate import Generator
 
 logger = get_logger(__name__)
@@ -88,7 +88,7 @@ class StreamWorker(Worker):
         self._skip = 0
         self._woken, self._strange, self._doubted = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._due = 0.0
-        self._pause = TakeoverPause(settings.lease_s, POLL_S)
+        self._pause = FailoverHold(settings.lease_s, POLL_S)
 
     @property
     def count(self) -> int:
@@ -102,7 +102,7 @@ class StreamWorker(Worker):
             if not await self._generator.run(generation_id, ctx["job_try"]):
                 self._lost.add(generation_id)
         except (RedisError, OSError) as error:
-            complain("generation", error, generation_id=generation_id)
+            log_redis_error("generation", error, generation_id=generation_id)
             raise Retry(_RETRY_S) from None
 
     async def _run_batch(self, ctx: dict[str, Any], batch_id: str) -> None:
@@ -110,7 +110,7 @@ class StreamWorker(Worker):
             if not await self._batcher.run(batch_id):
                 self._lost.add(batch_id)
         except (RedisError, OSError, Unavailable) as error:
-            complain("batch", error, batch_id=batch_id)
+            log_redis_error("batch", error, batch_id=batch_id)
             raise Retry(_RETRY_S) from None
 
     # ---- the loops
@@ -291,7 +291,7 @@ class StreamWorker(Worker):
         """Gives back the place of a job, to be taken at once if more is known to wait."""
         del self._jobs[job.id], self._running[job.lane][job.id]
         if not task.cancelled() and (error := task.exception()):
-            complain("job", error, generation_id=job.id)
+            log_redis_error("job", error, generation_id=job.id)
             self._again[job.id] = job.lane
         if any(map(self._room, self._more)):
             self._due = min(self._due, self.loop.time() + _BREATH_S)
@@ -355,7 +355,7 @@ class StreamWorker(Worker):
             *(self._queue.hand_back(job, self.worker_id) for job in cut), return_exceptions=True
         ):
             if isinstance(reply, RedisError | OSError):
-                complain("drain", reply)
+                log_redis_error("drain", reply)
             elif reply is not None:
                 raise reply
 

@@ -7,8 +7,8 @@ are called Redis's.
 from __future__ import annotations
 
 
-class TakeoverPause:
-    """Told of everything that Redis answers; `holds` says whether what was begun is to be left alone.
+class FailoverHold:
+    """Transcript of everything that Redis answers; `holds` says whether what was begun is to be left alone.
 
     It is for a lease's time: whatever kept us from Redis, or Redis from taking writes, or set its clock on, met the other
     workers, too, and by then those that live have renewed theirs.

@@ -56,7 +56,7 @@ from shared.log.entry import BEGIN, VERSION, Chunk, Position, Status
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.outage import passing
-from shared.store.redis import RedisError, complain
+from shared.store.redis import RedisError, log_redis_error
 from worker.providers.openai import Normalizer
 from worker.providers.registry import Provider, split_model
 from worker.upstream.client import Served, Target, Upstream
@@ -401,7 +401,7 @@ class Generator:
             except (RedisError, OSError) as problem:
                 if not passing(problem):
                     raise
-                complain("seal", problem)
+                log_redis_error("seal", problem)
                 await asyncio.sleep(1)
             except Forgotten:
                 await writer.mend()

@@ -26,14 +26,14 @@ from shared.log.appender import Appender
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
 from shared.store.contact import check_server
-from shared.store.redis import ArqRedis, RedisError, connect, persist
+from shared.store.redis import ArqRedis, RedisError, connect, run_while_redis_is_away
 from shared.store.transaction import commit
 from worker.arq_worker import BATCHES, BEAT_S, BEAT_TTL_S, StreamWorker
 from worker.batches.run import Batcher
 from worker.generate import Generator
 from worker.providers.registry import Provider, load_providers
 from worker.upstream.client import Upstream
-from worker.webhooks import Courier
+from worker.webhooks import WebhookSender
 
 logger = get_logger(__name__)
 
@@ -88,7 +88,7 @@ async def serve(settings: Settings) -> None:
         generator = Generator(log, appender, upstream, providers, broker.closing, settings, worker_id=worker_id)
         batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis))
         worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id)
-        courier = await stack.enter_async_context(Courier(broker, settings))
+        sender = await stack.enter_async_context(WebhookSender(broker, settings))
         reaper = Reaper(redis, log, broker, settings, name=worker_id)
         if settings.worker_metrics_port:
             server, _ = start_http_server(settings.worker_metrics_port, settings.host)
@@ -100,7 +100,7 @@ async def serve(settings: Settings) -> None:
         collect_rarely()
         logger.info("worker started", worker_id=worker_id, providers=sorted(providers))
         beating = partial(beat, redis, worker, providers, settings.models)
-        await _run(worker, stopped, beating, reaper, courier, min(_LONGEST_PAUSE_S, settings.lease_s / 4))
+        await _run(worker, stopped, beating, reaper, sender, min(_LONGEST_PAUSE_S, settings.lease_s / 4))
         with suppress(TimeoutError, RedisError, OSError):
             async with asyncio.timeout(_CONFIRM_S):
                 await confirmer.confirm()  # what this worker wrote last is in its memory only as long as it lives
@@ -134,7 +134,7 @@ async def _run(
     stopped: asyncio.Event,
     beating: Callable[[], Awaitable[None]],
     reaper: Reaper,
-    courier: Courier,
+    sender: WebhookSender,
     pause_s: float,
 ) -> None:
     """All loops side by side until told to stop; a loop that breaks takes the process with it. `pause_s` is the longest
@@ -146,15 +146,18 @@ async def _run(
         "adopt": worker.adopt_old,
         "beat": beating,
         "reaper": reaper.run,
-        "courier": courier.run,
+        "sender": sender.run,
     }
-    tasks = [asyncio.create_task(persist(name, loop, most_s=pause_s), name=name) for name, loop in loops.items()]
+    tasks = [
+        asyncio.create_task(run_while_redis_is_away(name, loop, most_s=pause_s), name=name)
+        for name, loop in loops.items()
+    ]
     waiting = asyncio.create_task(stopped.wait(), name="stop")
     try:
         done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
         for task in done - {waiting}:
             task.result()
-        await asyncio.gather(worker.drain(), courier.drain())
+        await asyncio.gather(worker.drain(), sender.drain())
     finally:
         await cancel(*tasks, waiting)
 

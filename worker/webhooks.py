@@ -1,4 +1,4 @@
-"""The courier: carries queued webhooks to their receivers, from the only process that calls out.
+"""The webhook sender: carries queued webhooks to their receivers, from the only process that calls out.
 
 Hidden here: the signature (standardwebhooks.com; openai.webhooks.unwrap checks it), the look-up of the receiver's name
 in threads of its own, the connection to an address that was looked at first, and that no receiver, however slow,
@@ -30,7 +30,7 @@ from shared.lib.egress import Address, Place, Refused
 from shared.lib.post import NotAnswered, NotConnected, posted
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import WEBHOOKS, get_logger
-from shared.store.redis import RedisError, complain
+from shared.store.redis import RedisError, log_redis_error
 from worker.providers.errors import retry_after
 
 logger = get_logger(__name__)
@@ -52,7 +52,7 @@ def signature(keys: Sequence[bytes], event_id: str, timestamp: int, body: bytes)
     return " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)
 
 
-class Courier:
+class WebhookSender:
     """An async context manager; `run` loops for ever, `drain` lets what is under way come to its end."""
 
     def __init__(self, broker: Broker, settings: Settings) -> None:
@@ -88,7 +88,7 @@ class Courier:
         for task in [task for task in self._under_way if task.done()]:
             del self._under_way[task]
             if not task.cancelled() and (error := task.exception()):
-                complain("webhook", error)  # a bug; this one's lease lapses, and the others go on
+                log_redis_error("webhook", error)  # a bug; this one's lease lapses, and the others go on
         if len(self._under_way) >= AT_ONCE:
             return
         each, busy = Counter(self._under_way.values()), []
@@ -111,7 +111,7 @@ class Courier:
                 result = await self._webhooks.end(delivery, await self._attempt(delivery, connection))
                 self._tell(delivery, result)
         except (RedisError, OSError) as error:
-            complain("webhook", error, subject=subject)  # its lease lapses, and it is due again
+            log_redis_error("webhook", error, subject=subject)  # its lease lapses, and it is due again
 
     def _tell(self, delivery: Delivery, result: Result) -> None:
         WEBHOOKS.labels(result.outcome).inc()
@@ -154,7 +154,7 @@ class Courier:
     async def _post(
         self, delivery: Delivery, place: Place, addresses: list[Address], connection: AsyncExitStack
     ) -> Result:
-        keys = self._webhooks.secrets(delivery.owner)
+        keys = self._webhooks.secrets(delivery.tenant)
         if not keys:
             return Result("retried", error="no_secret")
         timestamp = int(time.time())

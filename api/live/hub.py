@@ -17,13 +17,13 @@ from typing import Self
 from api.live.hot import HotLogs
 from api.live.livelog import LiveLog
 from shared.errors import Damaged, Gone
-from shared.lib.tasks import Rounds, cancel
+from shared.lib.tasks import FairTurns, cancel
 from shared.lib.telemetry import FOLLOWED, LOG_BYTES, VIEWERS, get_logger
 from shared.log.entry import Entry
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
 from shared.store.outage import Pauses, cause
-from shared.store.redis import ArqRedis, RedisError, complain
+from shared.store.redis import ArqRedis, RedisError, log_redis_error
 
 logger = get_logger(__name__)
 
@@ -87,7 +87,7 @@ class Hub:
         self._following = StreamLog(reading, retention_s=0, safety_s=0)
         self._live: dict[str, LiveLog] = {}
         self._hot = HotLogs()
-        self.rounds = Rounds(_LARGE_AT_ONCE)
+        self.rounds = FairTurns(_LARGE_AT_ONCE)
         """Whose turn it is to write a large piece."""
         self._control = reading.key.hub(os.urandom(8).hex())
         self._control_id = "0"
@@ -217,7 +217,7 @@ class Hub:
                 await self._read()
                 pauses.reset()
             except (RedisError, OSError) as error:
-                complain("hub", error)
+                log_redis_error("hub", error)
                 await asyncio.sleep(pauses.next_s())
 
     async def _read(self) -> None:

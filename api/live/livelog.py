@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
-from api.live.pacing import Tally
+from api.live.pacing import TokenClock
 from shared.errors import Damaged, LogError
 from shared.lib import sse
 from shared.log.entry import BEGIN, Entry, Kind
-from shared.log.envelope import Shapes
+from shared.log.envelope import Envelopes
 
 WINDOW_BYTES = 4 * 1024 * 1024
 """Chunk bytes a followed log keeps in memory; older ones are read from Redis again by whoever needs them."""
@@ -40,7 +40,7 @@ def _chunk(body: bytes) -> bytes:
 _KEEPALIVE = _chunk(sse.KEEPALIVE)
 
 
-class Lane:
+class DirectWriter:
     """A viewer that has caught up and is written to directly: without a task that wakes, without a detour.
 
     `left` says that it is written to no more, `epoch` and `index` then where it got to.
@@ -85,9 +85,9 @@ class LiveLog:
         self.server: str | None = None
         self.behind_since: float | None = None
         self._hole: Damaged | None = None
-        self.tally = Tally() if paced else None
+        self.tally = TokenClock() if paced else None
         self.position = BEGIN
-        self.shapes = Shapes()
+        self.shapes = Envelopes()
         self.epoch = 0
         self.replaced = False
         self.note: bytes | None = None
@@ -103,7 +103,7 @@ class LiveLog:
         self._bytes = 0
         self._frames: dict[Encode, list[bytes]] = {}
         self._waiters: set[asyncio.Future[None]] = set()
-        self._lanes: dict[Encode, set[Lane]] = {}
+        self._lanes: dict[Encode, set[DirectWriter]] = {}
         self.fed_at = 0.0
         self.page = _FIRST_READ
         self.made = 0
@@ -245,29 +245,29 @@ class LiveLog:
 
     # ---- viewers that are written to directly
 
-    def attach(self, encode: Encode, transport: asyncio.Transport) -> Lane:
+    def attach(self, encode: Encode, transport: asyncio.Transport) -> DirectWriter:
         """From now on the frames of new chunks are written to this transport. Its viewer has all there is so far."""
-        lane = Lane(encode, transport, asyncio.get_running_loop().time())
+        writer = DirectWriter(encode, transport, asyncio.get_running_loop().time())
         self.frames(encode, self.end, self.end)
-        self._lanes.setdefault(encode, set()).add(lane)
-        return lane
+        self._lanes.setdefault(encode, set()).add(writer)
+        return writer
 
-    def detach(self, lane: Lane) -> tuple[int, int]:
+    def detach(self, writer: DirectWriter) -> tuple[int, int]:
         """Writes no more to it. Returns the epoch and the number of chunks it got to."""
-        if not lane.left:
-            self._lanes[lane.encode].discard(lane)
-            self._leave(lane)
-        return lane.epoch, lane.index
+        if not writer.left:
+            self._lanes[writer.encode].discard(writer)
+            self._leave(writer)
+        return writer.epoch, writer.index
 
-    def _leave(self, lane: Lane, index: int | None = None) -> None:
-        lane.left, lane.epoch, lane.index = True, self.epoch, self.end if index is None else index
-        lane.wake()
+    def _leave(self, writer: DirectWriter, index: int | None = None) -> None:
+        writer.left, writer.epoch, writer.index = True, self.epoch, self.end if index is None else index
+        writer.wake()
 
     def _release(self, index: int | None = None) -> None:
         """Lets all of them go on by themselves, from where they are."""
         for lanes in self._lanes.values():
-            for lane in lanes:
-                self._leave(lane, index)
+            for writer in lanes:
+                self._leave(writer, index)
             lanes.clear()
 
     def _write(self, before: int) -> None:
@@ -281,41 +281,41 @@ class LiveLog:
             if not body:
                 continue
             if len(body) > _LANE_BYTES:
-                for lane in lanes:
-                    self._leave(lane, before)
+                for writer in lanes:
+                    self._leave(writer, before)
                 lanes.clear()
                 continue
             framed = _chunk(body)
             behind = []
-            for lane in lanes:
+            for writer in lanes:
                 try:
-                    lane.write(framed)
-                    if not lane.pending():
+                    writer.write(framed)
+                    if not writer.pending():
                         continue
                 except RuntimeError:
                     pass  # closing: uvloop refuses to write then, and the viewer is told by its own way
-                behind.append(lane)
-            for lane in behind:
-                lanes.discard(lane)
-                self._leave(lane)
+                behind.append(writer)
+            for writer in behind:
+                lanes.discard(writer)
+                self._leave(writer)
 
-    def silent(self, before: float) -> list[Lane]:
+    def silent(self, before: float) -> list[DirectWriter]:
         """Those that were written nothing since then."""
         if self.fed_at > before:
             return []
-        return [lane for lanes in self._lanes.values() for lane in lanes if lane.since <= before]
+        return [writer for lanes in self._lanes.values() for writer in lanes if writer.since <= before]
 
-    def keep_alive(self, lanes: list[Lane], now: float) -> None:
+    def keep_alive(self, lanes: list[DirectWriter], now: float) -> None:
         """Writes a keep-alive to those of them that are still here."""
-        for lane in lanes:
-            if lane.left:
+        for writer in lanes:
+            if writer.left:
                 continue
-            lane.since = now
+            writer.since = now
             with suppress(RuntimeError):
-                lane.write(_KEEPALIVE)
-                if not lane.pending():
+                writer.write(_KEEPALIVE)
+                if not writer.pending():
                     continue
-            self.detach(lane)
+            self.detach(writer)
 
     def rest(self) -> None:
         """Nobody watches for now: frames that are not joined go. They are quickly made again, and are half of its memory."""
@@ -331,8 +331,8 @@ class LiveLog:
     def wake(self) -> None:
         """Makes every viewer look again."""
         for lanes in self._lanes.values():
-            for lane in lanes:
-                lane.wake()
+            for writer in lanes:
+                writer.wake()
         self._notify()
 
     def _notify(self) -> None:

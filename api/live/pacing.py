@@ -24,7 +24,7 @@ TICK_S = 0.02
 """A paced viewer is sent something at most this often: at high rates several tokens go together."""
 
 
-class Tally:
+class TokenClock:
     """How many tokens stand before each chunk of a log's newest attempt, counted once for all viewers.
 
     `began` is when its first chunk was said, by the event loop's clock; `off` says that nothing has to wait any more.
@@ -66,10 +66,10 @@ class Tally:
         return bisect_right(self._before, tokens, low, max(low, end - self._first)) + self._first
 
 
-class Pace:
+class Pacer:
     """One viewer's view of the clock. `rate` is in tokens a second; times are the event loop's."""
 
-    def __init__(self, rate: float, tally: Tally) -> None:
+    def __init__(self, rate: float, tally: TokenClock) -> None:
         self._rate, self._tally = rate, tally
         self._epoch = 0
         self._began = 0.0

@@ -21,7 +21,7 @@ from api.errors import to_response
 from api.live.cursor import Cursor, Start, place
 from api.live.hub import Hub
 from api.live.livelog import LiveLog
-from api.live.pacing import TICK_S, Pace
+from api.live.pacing import TICK_S, Pacer
 from api.surfaces.chat import projection as chat
 from shared.chat.chunks import Accumulator
 from shared.config.settings import Settings
@@ -80,7 +80,7 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Services:
     """What every response needs of its process."""
 
     hub: Hub
@@ -170,10 +170,10 @@ class _Client:
 class _LogResponse(Response):
     """Common to both: watching the log, and errors before the first byte with their true status."""
 
-    def __init__(self, parts: Parts, header: dict[str, Any], *, fresh: bool, headers: dict[str, str]) -> None:
+    def __init__(self, services: Services, header: dict[str, Any], *, fresh: bool, headers: dict[str, str]) -> None:
         self.status_code = 200
         self.background = None
-        self._parts, self._fresh, self._extra = parts, fresh, headers
+        self._services, self._fresh, self._extra = services, fresh, headers
         self._id: str = header["id"]
         self._made: int = header["created_at_ms"]
         self._server: str | None = header.get("server")
@@ -188,10 +188,10 @@ class _LogResponse(Response):
             await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = _Client(scope, receive, send, self._parts.settings.send_timeout_s)
+        client = _Client(scope, receive, send, self._services.settings.send_timeout_s)
         try:
             paced = self._rate is not None
-            async with self._parts.hub.watch(
+            async with self._services.hub.watch(
                 self._id, made=self._made, server=self._server, fresh=self._fresh, needed=self._needed, paced=paced
             ) as live:
                 await self._respond(client, live)
@@ -215,7 +215,7 @@ class _LogResponse(Response):
         """Waits, without sending anything, until the live log is ready or never will be."""
         loop = asyncio.get_running_loop()
         deadline = None if timeout_s is None else loop.time() + timeout_s
-        while not (ready() or live.problem or client.gone or self._parts.drain.everyone):
+        while not (ready() or live.problem or client.gone or self._services.drain.everyone):
             left = 60.0 if deadline is None else deadline - loop.time()
             if left <= 0:
                 return
@@ -235,7 +235,7 @@ class EventStream(_LogResponse):
 
     def __init__(
         self,
-        parts: Parts,
+        services: Services,
         header: dict[str, Any],
         view: View,
         *,
@@ -244,12 +244,12 @@ class EventStream(_LogResponse):
         hold_s: float = 0,
         headers: dict[str, str],
     ) -> None:
-        super().__init__(parts, header, fresh=fresh, headers=headers)
+        super().__init__(services, header, fresh=fresh, headers=headers)
         self._view, self._cursor, self._hold_s = view, cursor, hold_s
         self._leave_at: float | None = None
         self._behind_since: float | None = None
         self._page = _FIRST_PAGE
-        self._pace: Pace | None = None
+        self._pace: Pacer | None = None
         self._encode = chat.encoder(ids=view.ids, include_usage=view.include_usage)
 
     async def _respond(self, client: _Client, live: LiveLog) -> None:
@@ -267,12 +267,12 @@ class EventStream(_LogResponse):
         if client.gone:
             return
         if live.tally is not None and self._rate is not None:
-            self._pace = Pace(self._rate, live.tally)
+            self._pace = Pacer(self._rate, live.tally)
         await client.start(200, {**EVENT_STREAM_HEADERS, **self._extra, **chat.served_headers(live.note)})
         self._extra = _SENT
         async for body, last in self._bodies(client, live, start):
             if len(body) >= _LARGE_BYTES:
-                await self._parts.hub.rounds.turn()
+                await self._services.hub.rounds.turn()
             await client.send(body, more=not last)
             if last:
                 return
@@ -282,13 +282,13 @@ class EventStream(_LogResponse):
 
     async def _place(self, client: _Client, live: LiveLog) -> Start | None:
         """Where to begin. A viewer that is ahead of a log which its server forgot waits until it is written again."""
-        log, include_usage = self._parts.broker.log, self._view.include_usage
+        log, include_usage = self._services.broker.log, self._view.include_usage
         since = asyncio.get_running_loop().time()
         while True:
             try:
                 return await place(self._cursor, live, log, include_usage=include_usage)
             except (BadCursor, Gone):
-                if live.ended or client.gone or not await self._parts.hub.may_be_mended(live, since):
+                if live.ended or client.gone or not await self._services.hub.may_be_mended(live, since):
                     raise
             await client.wait(live.waiter(), _RETRY_S)
 
@@ -325,7 +325,7 @@ class EventStream(_LogResponse):
                 yield b"".join(chat.problem_frames(live.problem)), True
                 return
             elif self._pace is None and (transport := client.transport) is not None:
-                epoch, index, news = await self._ride(client, live, transport)
+                epoch, index, news = await self._write_through(client, live, transport)
                 if transport.get_write_buffer_size():
                     yield b"", False  # it did not take all that was written: wait until it has, or drop it
             else:
@@ -337,27 +337,29 @@ class EventStream(_LogResponse):
 
     async def _news(self, client: _Client, live: LiveLog) -> bool | None:
         """Waits: True for something new, False if a keep-alive is due, None if it is time to leave."""
-        patience_s = min(self._parts.settings.keepalive_s, self._stay_s())
+        patience_s = min(self._services.settings.keepalive_s, self._stay_s())
         if patience_s <= 0:
             return None
         waiter, before = live.waiter(), live.position
         await client.wait(waiter, patience_s)
-        return bool(live.position != before or client.gone or live.problem or self._parts.drain.native)
+        return bool(live.position != before or client.gone or live.problem or self._services.drain.native)
 
-    async def _ride(self, client: _Client, live: LiveLog, transport: asyncio.Transport) -> tuple[int, int, bool | None]:
+    async def _write_through(
+        self, client: _Client, live: LiveLog, transport: asyncio.Transport
+    ) -> tuple[int, int, bool | None]:
         """Leaves it to the log to write what comes, as long as this viewer keeps up and there is nothing else to say.
 
         Returns where it got to, and what `_news` would.
         """
-        lane = live.attach(self._encode, transport)
+        writer = live.attach(self._encode, transport)
         try:
-            while not (lane.left or client.gone):
+            while not (writer.left or client.gone):
                 if (patience_s := self._stay_s()) <= 0:
-                    return *live.detach(lane), None
-                await client.wait(lane.waiter(), patience_s)
-            return *live.detach(lane), True
+                    return *live.detach(writer), None
+                await client.wait(writer.waiter(), patience_s)
+            return *live.detach(writer), True
         finally:
-            live.detach(lane)
+            live.detach(writer)
 
     def _limit(self, live: LiveLog, index: int) -> int:
         """How many of the attempt's chunks this viewer may have by now."""
@@ -369,7 +371,7 @@ class EventStream(_LogResponse):
         """Waits for the pace, and answers like `_news`. What is written meanwhile is no reason to send anything."""
         assert self._pace is not None
         loop = asyncio.get_running_loop()
-        silent_until = loop.time() + self._parts.settings.keepalive_s
+        silent_until = loop.time() + self._services.settings.keepalive_s
         while not (client.gone or live.epoch != epoch or self._limit(live, index) > index):
             now, stay_s = loop.time(), self._stay_s()
             if stay_s <= 0:
@@ -384,21 +386,21 @@ class EventStream(_LogResponse):
 
     def _stay_s(self) -> float:
         """How long this viewer may still stay. When the server stops, native ones leave one by one, not all at once."""
-        drain = self._parts.drain
+        drain = self._services.drain
         if drain.everyone:
             return 0
         if not (drain.native and self._view.native):
             return math.inf
         now = asyncio.get_running_loop().time()
         if self._leave_at is None:
-            self._leave_at = now + random.uniform(0, min(_STAGGER_S, self._parts.settings.drain_s / 2))
+            self._leave_at = now + random.uniform(0, min(_STAGGER_S, self._services.settings.drain_s / 2))
         return self._leave_at - now
 
     async def _read_page(self, live: LiveLog, epoch: int, index: int, limit: int) -> tuple[bytes, int]:
         """Frames that have left the window, from the log itself."""
         count = min(self._page, limit - index)
         try:
-            page = await self._parts.broker.log.read(self._id, Position(epoch, index), count, shapes=live.shapes)
+            page = await self._services.broker.log.read(self._id, Position(epoch, index), count, shapes=live.shapes)
         except Damaged as problem:
             live.fail(problem)
             return b"", live.end
@@ -409,7 +411,7 @@ class EventStream(_LogResponse):
         if not chunks:
             now = asyncio.get_running_loop().time()
             self._behind_since = self._behind_since or now
-            if await self._parts.hub.may_be_mended(live, self._behind_since):
+            if await self._services.hub.may_be_mended(live, self._behind_since):
                 await asyncio.sleep(_RETRY_S)
                 return b"", index
             live.fail(Gone(self._id))
@@ -433,8 +435,8 @@ async def fold(chunks: Iterable[bytes]) -> Accumulator:
 class Answer(_LogResponse):
     """The whole answer as one object, once the log is sealed; an outcome without success has its true status."""
 
-    def __init__(self, parts: Parts, header: dict[str, Any], *, fresh: bool, headers: dict[str, str]) -> None:
-        super().__init__(parts, header, fresh=fresh, headers=headers)
+    def __init__(self, services: Services, header: dict[str, Any], *, fresh: bool, headers: dict[str, str]) -> None:
+        super().__init__(services, header, fresh=fresh, headers=headers)
         self._header = header
 
     async def _respond(self, client: _Client, live: LiveLog) -> None:
@@ -450,7 +452,7 @@ class Answer(_LogResponse):
             raise GenerationFailed(error)
         chunks = live.payloads
         if chunks is None:
-            chunks, damage = await self._parts.broker.chunks(self._id, live.epoch)
+            chunks, damage = await self._services.broker.chunks(self._id, live.epoch)
             if damage:
                 raise damage
         summary = Summary(self._header, (), live.position, outcome)

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from api.deps import Body, Owner, ProcessParts, parsed
-from api.live.relay import EVENT_STREAM_HEADERS, Parts
+from api.deps import Body, CurrentCaller, CurrentServices, parsed
+from api.live.relay import EVENT_STREAM_HEADERS, Services
 from api.resources.batch_views import batch
 from api.resources.files import stream
 from api.surfaces.streams.projection import page
@@ -33,57 +33,57 @@ _NEWS_S = 0.5
 _VERSION = re.compile(r"[0-9]{1,12}")
 
 
-async def _shown(parts: Parts, head: Head) -> dict[str, Any]:
-    (delivery,) = await parts.broker.batches.deliveries([head])
+async def _shown(services: Services, head: Head) -> dict[str, Any]:
+    (delivery,) = await services.broker.batches.deliveries([head])
     return batch(head, delivery)
 
 
 @router.post("", response_model=None, openapi_extra=_BODY)
-async def create(parts: ProcessParts, owner: Owner, body: Body) -> dict[str, Any]:
+async def create(services: CurrentServices, caller: CurrentCaller, body: Body) -> dict[str, Any]:
     """Starts a batch on the lines of a file. What is wrong with them is told later, in the batch's `errors`."""
-    return await _shown(parts, await parts.broker.batches.create(BatchRequest.check(parsed(body)), owner.tenant))
+    return await _shown(services, await services.broker.batches.create(BatchRequest.check(parsed(body)), caller.tenant))
 
 
 @router.get("", response_model=None)
 async def list_batches(
-    parts: ProcessParts,
-    owner: Owner,
+    services: CurrentServices,
+    caller: CurrentCaller,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(description="id of the last batch of the page before")] = None,
 ) -> Response:
     """The caller's batches, newest first."""
     found = []
-    async for head in parts.broker.batches.listed(owner.tenant, after):
+    async for head in services.broker.batches.listed(caller.tenant, after):
         found.append(head)
         if len(found) > limit:
             break
-    deliveries = await parts.broker.batches.deliveries(found)
+    deliveries = await services.broker.batches.deliveries(found)
     shown = [batch(head, delivery) for head, delivery in zip(found, deliveries, strict=True)]
     return Response(json.dumps(page(shown, limit)), media_type="application/json")
 
 
 @router.get("/{batch_id}")
-async def retrieve(parts: ProcessParts, owner: Owner, batch_id: str) -> dict[str, Any]:
+async def retrieve(services: CurrentServices, caller: CurrentCaller, batch_id: str) -> dict[str, Any]:
     """The batch object, with live counts."""
-    return await _shown(parts, await parts.broker.batches.find(batch_id, owner.tenant))
+    return await _shown(services, await services.broker.batches.find(batch_id, caller.tenant))
 
 
 @router.post("/{batch_id}/cancel")
-async def cancel(parts: ProcessParts, owner: Owner, batch_id: str) -> dict[str, Any]:
+async def cancel(services: CurrentServices, caller: CurrentCaller, batch_id: str) -> dict[str, Any]:
     """Ends a batch: what is finished is kept, the rest is `batch_cancelled` in the error file."""
-    return await _shown(parts, await parts.broker.batches.cancel(batch_id, owner.tenant))
+    return await _shown(services, await services.broker.batches.cancel(batch_id, caller.tenant))
 
 
 @router.get("/{batch_id}/events", response_model=None)
 async def events(
     request: Request,
-    parts: ProcessParts,
-    owner: Owner,
+    services: CurrentServices,
+    caller: CurrentCaller,
     batch_id: str,
     last_event_id: Annotated[str | None, Query(description="for an EventSource, which cannot set headers")] = None,
 ) -> Response:
     """The batch object at each change, as Server-Sent Events, to its end. Resumes after `Last-Event-ID`."""
-    head = await parts.broker.batches.find(batch_id, owner.tenant)
+    head = await services.broker.batches.find(batch_id, caller.tenant)
     given = request.headers.get("last-event-id", last_event_id)
     if given is not None and not _VERSION.fullmatch(given):
         raise BadCursor("A cursor is the `id:` of the last event received, a whole number.", param="last_event_id")
@@ -92,27 +92,27 @@ async def events(
         raise BadCursor("The cursor is ahead of the batch.", code="cursor_ahead", param="last_event_id")
     if seen == head["version"] and head["status"] in ENDED:
         return Response(status_code=204)
-    frames = _follow(parts, owner.tenant, head, seen)
+    frames = _follow(services, caller.tenant, head, seen)
     return StreamingResponse(frames, headers=EVENT_STREAM_HEADERS, media_type=None)
 
 
-async def _follow(parts: Parts, tenant: str, head: Head, seen: int) -> AsyncIterator[bytes]:
+async def _follow(services: Services, tenant: str, head: Head, seen: int) -> AsyncIterator[bytes]:
     """Frames until the end, or until this server stops: then without an end, so that the viewer comes again."""
     clock = asyncio.get_running_loop().time
     spoke = clock()
-    while not parts.drain.native:
+    while not services.drain.native:
         if head["version"] > seen:
             seen, spoke = head["version"], clock()
-            yield sse.frame(json.dumps(await _shown(parts, head)), id=b"%d" % seen)
+            yield sse.frame(json.dumps(await _shown(services, head)), id=b"%d" % seen)
             if head["status"] in ENDED:
                 yield sse.frame(sse.DONE, id=b"%d" % seen)
                 return
-        elif clock() - spoke >= parts.settings.keepalive_s:
+        elif clock() - spoke >= services.settings.keepalive_s:
             spoke = clock()
             yield sse.KEEPALIVE
         await asyncio.sleep(_NEWS_S)
         try:
-            head = await parts.broker.batches.find(head["id"], tenant)
+            head = await services.broker.batches.find(head["id"], tenant)
         except StreamspoolError as error:
             if error.status == 404:
                 return
@@ -120,17 +120,17 @@ async def _follow(parts: Parts, tenant: str, head: Head, seen: int) -> AsyncIter
 
 
 @router.get("/{batch_id}/output", response_model=None)
-async def output(parts: ProcessParts, owner: Owner, batch_id: str) -> Response:
+async def output(services: CurrentServices, caller: CurrentCaller, batch_id: str) -> Response:
     """The answers that are stored so far, a line each, as they will stand in the output file."""
-    return await _results(parts, owner.tenant, batch_id, OUTPUT)
+    return await _results(services, caller.tenant, batch_id, OUTPUT)
 
 
 @router.get("/{batch_id}/errors", response_model=None)
-async def errors(parts: ProcessParts, owner: Owner, batch_id: str) -> Response:
+async def errors(services: CurrentServices, caller: CurrentCaller, batch_id: str) -> Response:
     """The same of the error file."""
-    return await _results(parts, owner.tenant, batch_id, ERRORS)
+    return await _results(services, caller.tenant, batch_id, ERRORS)
 
 
-async def _results(parts: Parts, tenant: str, batch_id: str, kind: int) -> Response:
+async def _results(services: Services, tenant: str, batch_id: str, kind: int) -> Response:
     headers = {"content-type": "application/jsonl", "x-content-type-options": "nosniff"}
-    return await stream(parts.broker.batches.results(batch_id, tenant, kind), 200, headers)
+    return await stream(services.broker.batches.results(batch_id, tenant, kind), 200, headers)

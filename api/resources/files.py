@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from api.deps import Owner, ProcessParts
+from api.deps import CurrentCaller, CurrentServices
 from api.resources.upload import Upload
 from api.surfaces.streams.projection import page
 from shared.errors import BadRequest
@@ -45,11 +45,11 @@ _FORM = {
 
 
 @router.post("", response_model=None, openapi_extra=_FORM)
-async def upload(request: Request, parts: ProcessParts, owner: Owner) -> dict[str, Any]:
+async def upload(request: Request, services: CurrentServices, caller: CurrentCaller) -> dict[str, Any]:
     """Stores a file. One that breaks off, is too large or wrong leaves nothing."""
-    form = Upload(request, parts.settings.max_file_bytes)
+    form = Upload(request, services.settings.max_file_bytes)
     try:
-        async with asyncio.timeout(UPLOAD_S), parts.broker.files.create(owner.tenant) as new:
+        async with asyncio.timeout(UPLOAD_S), services.broker.files.create(caller.tenant) as new:
             async for piece in form:
                 await new.write(piece)
             new.finish(**_facts(form))
@@ -74,8 +74,8 @@ def _facts(form: Upload) -> dict[str, Any]:
 
 @router.get("", response_model=None)
 async def list_files(
-    parts: ProcessParts,
-    owner: Owner,
+    services: CurrentServices,
+    caller: CurrentCaller,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     after: Annotated[str | None, Query(description="id of the last file of the page before")] = None,
     order: Annotated[Literal["asc", "desc"], Query(description="by the time of the upload")] = "desc",
@@ -83,7 +83,7 @@ async def list_files(
 ) -> Response:
     """The caller's files, newest first."""
     found = []
-    async for facts in parts.broker.files.listed(owner.tenant, after, newest_first=order == "desc"):
+    async for facts in services.broker.files.listed(caller.tenant, after, newest_first=order == "desc"):
         if purpose is None or facts["purpose"] == purpose:
             found.append(facts)
             if len(found) > limit:
@@ -92,23 +92,23 @@ async def list_files(
 
 
 @router.get("/{file_id}")
-async def retrieve(parts: ProcessParts, owner: Owner, file_id: str) -> dict[str, Any]:
+async def retrieve(services: CurrentServices, caller: CurrentCaller, file_id: str) -> dict[str, Any]:
     """The file object."""
-    return await parts.broker.files.find(file_id, owner.tenant)
+    return await services.broker.files.find(file_id, caller.tenant)
 
 
 @router.delete("/{file_id}")
-async def delete(parts: ProcessParts, owner: Owner, file_id: str) -> dict[str, Any]:
+async def delete(services: CurrentServices, caller: CurrentCaller, file_id: str) -> dict[str, Any]:
     """Forgets a file and what was in it."""
-    await parts.broker.files.delete(file_id, owner.tenant)
+    await services.broker.files.delete(file_id, caller.tenant)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
 @router.get("/{file_id}/content", response_model=None)
-async def content(request: Request, parts: ProcessParts, owner: Owner, file_id: str) -> Response:
+async def content(request: Request, services: CurrentServices, caller: CurrentCaller, file_id: str) -> Response:
     """The bytes of a file; with `Range`, a part of them."""
-    files = parts.broker.files
-    facts = await files.find(file_id, owner.tenant)
+    files = services.broker.files
+    facts = await files.find(file_id, caller.tenant)
     size = facts["bytes"]
     headers = {
         "content-type": "application/octet-stream",

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
-from api.deps import ProcessParts
+from api.deps import CurrentServices
 from shared.errors import Unavailable
-from shared.store.availability import in_time
+from shared.store.availability import deadline
 
 router = APIRouter(include_in_schema=False)
 
@@ -24,17 +24,17 @@ async def alive() -> dict[str, str]:
 
 @router.get("/readyz")
 async def ready(
-    parts: ProcessParts, wanted: Annotated[Literal["accept", "serve", "both"], Query(alias="for")] = "both"
+    services: CurrentServices, wanted: Annotated[Literal["accept", "serve", "both"], Query(alias="for")] = "both"
 ) -> JSONResponse:
     """Whether what is asked for can be done now.
 
     `accept`: a new request would be stored and run, so Redis takes writes, a worker is alive and this process is not
     stopping. `serve`: what is there can be read, cancelled and deleted; a full Redis is no hindrance.
     """
-    catalogue, workers, store = parts.broker.catalogue, None, "ok"
-    serve = accept = "stopping" if parts.drain.native else "ok"
+    catalogue, workers, store = services.broker.catalogue, None, "ok"
+    serve = accept = "stopping" if services.drain.native else "ok"
     try:
-        async with in_time():
+        async with deadline():
             workers = await catalogue.workers()
             await catalogue.probe()
     except Unavailable as error:

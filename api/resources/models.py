@@ -6,21 +6,21 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from api.deps import Owner, ProcessParts
+from api.deps import CurrentCaller, CurrentServices
 from shared.generations.catalogue import model_object
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("")
-async def list_models(parts: ProcessParts, owner: Owner) -> dict[str, Any]:
+async def list_models(services: CurrentServices, caller: CurrentCaller) -> dict[str, Any]:
     """Models that can be named here; a provider may know more than it lists."""
-    return {"object": "list", "data": await parts.broker.catalogue.models()}
+    return {"object": "list", "data": await services.broker.catalogue.models()}
 
 
 @router.get("/{model:path}")
-async def retrieve(parts: ProcessParts, owner: Owner, model: str) -> dict[str, Any]:
+async def retrieve(services: CurrentServices, caller: CurrentCaller, model: str) -> dict[str, Any]:
     """One model, by its name here: `provider/model`, or one of the names in `[models]`."""
-    await parts.broker.catalogue.check(model)
+    await services.broker.catalogue.check(model)
     provider, slash, _ = model.partition("/")
     return model_object(model, provider if slash else "streamspool")

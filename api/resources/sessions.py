@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from api.deps import Owner, ProcessParts
+from api.deps import CurrentCaller, CurrentServices
 from api.surfaces.streams.projection import following, page
 from shared.errors import NotFound
 
@@ -17,29 +17,31 @@ _Limit = Annotated[int, Query(ge=1, le=100)]
 
 
 @router.get("")
-async def list_sessions(parts: ProcessParts, owner: Owner, limit: _Limit = 20, after: _After = None) -> dict[str, Any]:
+async def list_sessions(
+    services: CurrentServices, caller: CurrentCaller, limit: _Limit = 20, after: _After = None
+) -> dict[str, Any]:
     """The caller's sessions, last used first."""
-    return page(await parts.broker.list_sessions(owner, after, limit + 1), limit)
+    return page(await services.broker.list_sessions(caller, after, limit + 1), limit)
 
 
 @router.get("/{session_id}")
-async def retrieve(parts: ProcessParts, owner: Owner, session_id: str) -> dict[str, Any]:
+async def retrieve(services: CurrentServices, caller: CurrentCaller, session_id: str) -> dict[str, Any]:
     """A session: how much it holds, and what runs in it."""
-    return await parts.broker.session(session_id, owner)
+    return await services.broker.session(session_id, caller)
 
 
 @router.get("/{session_id}/messages")
 async def messages(
-    parts: ProcessParts, owner: Owner, session_id: str, limit: _Limit = 100, after: _After = None
+    services: CurrentServices, caller: CurrentCaller, session_id: str, limit: _Limit = 100, after: _After = None
 ) -> dict[str, Any]:
     """The messages of its finished turns, oldest first."""
-    found = await parts.broker.session_messages(session_id, owner)
+    found = await services.broker.session_messages(session_id, caller)
     found = following(found, after, NotFound("`after` must be the id of a message in this list."))
     return page(found, limit)
 
 
 @router.delete("/{session_id}")
-async def delete(parts: ProcessParts, owner: Owner, session_id: str) -> dict[str, Any]:
+async def delete(services: CurrentServices, caller: CurrentCaller, session_id: str) -> dict[str, Any]:
     """Cancels what runs in it, and forgets it."""
-    await parts.broker.delete_session(session_id, owner)
+    await services.broker.delete_session(session_id, caller)
     return {"id": session_id, "object": "session.deleted", "deleted": True}

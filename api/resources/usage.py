@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from api.deps import Owner, ProcessParts
+from api.deps import CurrentCaller, CurrentServices
 from shared.errors import BadRequest
 from shared.features.usage import FIGURES
 
@@ -18,8 +18,8 @@ _LONGEST_DAYS = 400
 
 @router.get("")
 async def usage(
-    parts: ProcessParts,
-    owner: Owner,
+    services: CurrentServices,
+    caller: CurrentCaller,
     start: Annotated[date | None, Query(description="first day, UTC; 30 days before the last if not given")] = None,
     end: Annotated[date | None, Query(description="last day, UTC; today if not given")] = None,
     model: Annotated[str | None, Query(description="only this model, as `provider/model`")] = None,
@@ -31,7 +31,7 @@ async def usage(
         raise BadRequest("`start` must not be after `end`.", param="start")
     if (last - first).days >= _LONGEST_DAYS:
         raise BadRequest(f"Ask for {_LONGEST_DAYS} days at most.", param="start")
-    rows = [row for row in await parts.broker.usage(owner, first, last) if model is None or row["model"] == model]
+    rows = [row for row in await services.broker.usage(caller, first, last) if model is None or row["model"] == model]
     return {
         "object": "list",
         "start": first.isoformat(),

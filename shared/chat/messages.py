@@ -29,14 +29,14 @@ _NO_TEXT = frozenset({"role", "type", "id", "tool_call_id", "image_url", "input_
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
-class Said(NamedTuple):
+class Texts(NamedTuple):
     """The two texts of a message."""
 
     content: str
     reasoning: str
 
 
-def said(message: dict[str, Any], *, think_tags: bool = False) -> Said:
+def visible_text(message: dict[str, Any], *, think_tags: bool = False) -> Texts:
     """Answer and reasoning apart. With `think_tags`, what stands in `<think>…</think>` at the start is reasoning."""
     reasoning = ""
     for field in _TEXT_FIELDS:
@@ -47,25 +47,25 @@ def said(message: dict[str, Any], *, think_tags: bool = False) -> Said:
     if isinstance(content, list):  # Mistral: a list of parts, each `text` or `thinking`
         parts = [part for part in content if isinstance(part, dict)]
         reasoning += "".join(_text(thought) for part in parts for thought in _list(part.get("thinking")))
-        return Said("".join(map(_text, parts)), reasoning)
+        return Texts("".join(map(_text, parts)), reasoning)
     if not isinstance(content, str):
-        return Said("", reasoning)
+        return Texts("", reasoning)
     if think_tags:
         content, inside = split_tags(content)
-        return Said(content, inside + reasoning)
-    return Said(content, reasoning)
+        return Texts(content, inside + reasoning)
+    return Texts(content, reasoning)
 
 
-def billed(message: dict[str, Any], *, think_tags: bool = False) -> Said:
+def billable_text(message: dict[str, Any], *, think_tags: bool = False) -> Texts:
     """The two texts as providers count them: refusals and calls of tools are part of the answer."""
-    texts = said(message, think_tags=think_tags)
+    texts = visible_text(message, think_tags=think_tags)
     calls = [call.get("function") for call in _list(message.get("tool_calls")) if isinstance(call, dict)]
     calls.append(message.get("function_call"))
     others = [message.get("refusal")]
     for call in calls:
         if isinstance(call, dict):
             others += [call.get("name"), call.get("arguments")]
-    return Said("".join([texts.content, *(text for text in others if isinstance(text, str))]), texts.reasoning)
+    return Texts("".join([texts.content, *(text for text in others if isinstance(text, str))]), texts.reasoning)
 
 
 def split_tags(content: str) -> tuple[str, str]:
@@ -84,7 +84,7 @@ def turn_message(message: dict[str, Any], *, store_reasoning: bool, think_tags: 
     said.
     """
     kept = {field: message[field] for field in _KEPT if message.get(field) is not None}
-    texts = said(message, think_tags=think_tags)
+    texts = visible_text(message, think_tags=think_tags)
     if isinstance(kept.get("audio"), dict):
         kept["audio"] = {"id": kept["audio"].get("id")}
     if store_reasoning:

@@ -215,11 +215,11 @@ class EmbeddedValkey:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+            holder = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
             os.close(lock)
             raise CannotStart(
-                f"Streamspool is already running on {self._dir}, PID {owner}. "
-                f"Use that one, stop it with `kill {owner}`, or use another directory with --data-dir."
+                f"Streamspool is already running on {self._dir}, PID {holder}. "
+                f"Use that one, stop it with `kill {holder}`, or use another directory with --data-dir."
             ) from None
         os.ftruncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())

@@ -30,7 +30,7 @@ from shared.features.webhooks import Webhooks
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import get_logger
-from shared.store.availability import Doubts, in_time, reachable
+from shared.store.availability import UncertainCreates, deadline, translate_errors
 from shared.store.confirm import Confirmer
 from shared.store.keys import Lane
 from shared.store.outage import cause
@@ -69,28 +69,28 @@ class Batches:
         self._confirmer = confirmer
         self._redis, self._files, self._webhooks, self._settings = redis, files, webhooks, settings
         self._key, self._queue = redis.key, JobQueue(redis)
-        self._doubts = Doubts()
+        self._doubts = UncertainCreates()
 
     # ---- whoever asks
 
-    async def create(self, request: BatchRequest, owner: str) -> Head:
+    async def create(self, request: BatchRequest, tenant: str) -> Head:
         """Accepts a batch; from here on it comes to an end. Raises NotFound or BadRequest for a file
         that is none; BadRequest for a webhook that cannot be called."""
         url = request.webhook.url if request.webhook else None
-        webhook = self._webhooks.target(owner, url, default=True)
-        async with in_time():
-            file = await self._files.find(request.input_file_id, owner, param="input_file_id")
+        webhook = self._webhooks.target(tenant, url, default=True)
+        async with deadline():
+            file = await self._files.find(request.input_file_id, tenant, param="input_file_id")
             if file["purpose"] != "batch":
                 raise BadRequest(
                     f"The input file has the purpose `{file['purpose']}`. Upload it with `batch`.",
                     param="input_file_id",
                 )
-            with reachable():
+            with translate_errors():
                 now = await self.clock_ms()
-            head = {**self._new(request, owner, now), "input_bytes": file["bytes"], "webhook": webhook}
+            head = {**self._new(request, tenant, now), "input_bytes": file["bytes"], "webhook": webhook}
             await self._files.keep_until(file["id"], head["expires_at_ms"] + _AFTER_MS)
-            index, life_ms = self._key.batches(owner), self._life_ms(head)
-            with self._doubts.about(head["id"]), reachable():
+            index, life_ms = self._key.batches(tenant), self._life_ms(head)
+            with self._doubts.about(head["id"]), translate_errors():
                 async with self._redis.pipeline(transaction=True) as pipe:
                     pipe.set(self._key.batch(head["id"]), json.dumps(head), px=life_ms)
                     pipe.zadd(self._key.batches_open, {head["id"]: now})
@@ -100,15 +100,15 @@ class Batches:
                     await pipe.execute()
                 if self._confirmer:
                     await self._confirmer.promise(background=True)
-        logger.info("batch accepted", batch_id=head["id"], tenant=owner)
+        logger.info("batch accepted", batch_id=head["id"], tenant=tenant)
         await self._announce(head["id"])
         return head
 
-    def _new(self, request: BatchRequest, owner: str, now: int) -> Head:
+    def _new(self, request: BatchRequest, tenant: str, now: int) -> Head:
         return {
             "v": 1,
             "id": f"batch_{uuid.uuid4().hex}",
-            "owner": owner,
+            "owner": tenant,
             "endpoint": request.endpoint,
             "input_file_id": request.input_file_id,
             "completion_window": request.completion_window,
@@ -147,19 +147,19 @@ class Batches:
     async def ring(self, batch_id: str) -> None:
         await self._queue.put(batch_id, Lane.BATCH, expires_s=_LONGEST_S)
 
-    async def find(self, batch_id: str, owner: str) -> Head:
+    async def find(self, batch_id: str, tenant: str) -> Head:
         """Raises NotFound if there is none, or it is somebody else's."""
         if _ID.fullmatch(batch_id):
-            with reachable():
+            with translate_errors():
                 raw = await self._redis.get(self._key.batch(batch_id))
-            if raw and (head := _loads(raw))["owner"] == owner:
+            if raw and (head := _loads(raw))["owner"] == tenant:
                 return head
         raise NotFound(_NOT_FOUND, param="batch_id")
 
-    async def listed(self, owner: str, after: str | None = None) -> AsyncIterator[Head]:
-        """The owner's batches, newest first. Raises NotFound if `after` is not one of them."""
-        index, start = self._key.batches(owner), 0
-        with reachable():
+    async def listed(self, tenant: str, after: str | None = None) -> AsyncIterator[Head]:
+        """The tenant's batches, newest first. Raises NotFound if `after` is not one of them."""
+        index, start = self._key.batches(tenant), 0
+        with translate_errors():
             if after is not None:
                 place = await self._redis.zrevrank(index, after)
                 if place is None:
@@ -171,11 +171,11 @@ class Batches:
                         yield _loads(raw)
                 start += len(members)
 
-    async def cancel(self, batch_id: str, owner: str) -> Head:
+    async def cancel(self, batch_id: str, tenant: str) -> Head:
         """Asks for its end; what is finished is kept. Twice is once. Raises NotFound; BadRequest when it has ended."""
-        await self.find(batch_id, owner)
-        async with in_time():
-            with reachable():
+        await self.find(batch_id, tenant)
+        async with deadline():
+            with translate_errors():
                 head = await self._change(batch_id, partial(_cancelling, at_ms=await self.clock_ms()))
         logger.info("batch cancelled", batch_id=batch_id)
         await self._announce(batch_id)
@@ -191,17 +191,17 @@ class Batches:
             logger.info("revoked", batch_id=batch_id)
         await self._announce(batch_id)
 
-    async def results(self, batch_id: str, owner: str, kind: int) -> AsyncIterator[bytes]:
+    async def results(self, batch_id: str, tenant: str, kind: int) -> AsyncIterator[bytes]:
         """The lines of the output or of the errors, as far as they are stored. Raises NotFound.
 
         Parts become a file while they are read: it has the same bytes in the same order, so the rest is read from there.
         """
         sent, version = 0, -1
         while True:
-            head = await self.find(batch_id, owner)
+            head = await self.find(batch_id, tenant)
             file_id = head["output_file_id" if kind == OUTPUT else "error_file_id"]
             if file_id is not None:
-                async for piece in self._files.read(await self._files.find(file_id, owner), sent):
+                async for piece in self._files.read(await self._files.find(file_id, tenant), sent):
                     yield piece
                 return
             try:
@@ -332,7 +332,7 @@ class Batches:
             pipe,
             head["id"],
             head["webhook"],
-            owner=head["owner"],
+            tenant=head["owner"],
             event=f"batch.{head['status']}",
             created_at=head["at"][head["status"]] // 1000,
             kept_s=self._life_ms(head) / 1000,
@@ -340,7 +340,7 @@ class Batches:
 
     async def deliveries(self, heads: Sequence[Head]) -> list[dict[str, Any] | None]:
         """How far each one's webhook has come, as the batch object shows it."""
-        with reachable():
+        with translate_errors():
             return await self._webhooks.shown(
                 [(head["id"], head.get("webhook"), head["status"] in ENDED) for head in heads]
             )

@@ -23,7 +23,7 @@ from shared.features.storage import Missing, Sink, Storage
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import get_logger
-from shared.store.availability import in_time, reachable
+from shared.store.availability import deadline, translate_errors
 from shared.store.confirm import Confirmer
 from shared.store.redis import ArqRedis
 from shared.store.transaction import commit
@@ -77,14 +77,14 @@ class Files:
         return Storage(self._settings.files_location)
 
     @asynccontextmanager
-    async def create(self, owner: str, file_id: str | None = None) -> AsyncIterator[NewFile]:
+    async def create(self, tenant: str, file_id: str | None = None) -> AsyncIterator[NewFile]:
         """A file to be written; it is there once `finish` was called and the context has ended well.
 
         Given an id, it is made again in the place of what an earlier try left.
         """
-        new = NewFile(file_id or f"file-{uuid.uuid4().hex}", owner)
+        new = NewFile(file_id or f"file-{uuid.uuid4().hex}", tenant)
         new.accepted = file_id is not None
-        with reachable():
+        with translate_errors():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.zadd(self._key.files_end, {new.id: now_ms() + int(2 * UPLOAD_S * 1000)})
                 await new.write_facts(pipe)
@@ -94,8 +94,8 @@ class Files:
                 yield new
             await self._register(new)
             if file_id is None and self._confirmer:  # an upload, which its owner is told about
-                async with in_time():
-                    with reachable():
+                async with deadline():
+                    with translate_errors():
                         await self._confirmer.promise(background=True)
         except BaseException:
             if file_id is None:
@@ -116,18 +116,18 @@ class Files:
             "status": "processed",
             "status_details": None,
         }
-        index = self._key.files(new.owner)
-        with reachable():
+        index = self._key.files(new.tenant)
+        with translate_errors():
             left_ms = await self._redis.pttl(index)
             async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.set(self._key.file(new.id), json.dumps({"owner": new.owner, "file": facts}), px=life_ms)
+                pipe.set(self._key.file(new.id), json.dumps({"owner": new.tenant, "file": facts}), px=life_ms)
                 pipe.zadd(self._key.files_end, {new.id: created + life_ms})
                 pipe.zadd(index, {new.id: created})
                 pipe.zremrangebyscore(index, "-inf", created - _LONGEST_LIFE_S * 1000 - life_ms)
                 pipe.pexpire(index, max(left_ms, life_ms))
                 await new.write_facts(pipe)
         new.facts = facts
-        logger.info("file stored", file_id=new.id, bytes=new.size, purpose=new.purpose, tenant=new.owner)
+        logger.info("file stored", file_id=new.id, bytes=new.size, purpose=new.purpose, tenant=new.tenant)
 
     async def _remove(self, file_id: str) -> None:
         """After a failure, so it may fail as well: then the reaper does it."""
@@ -136,35 +136,35 @@ class Files:
         except Exception as error:
             logger.warning("file left for the reaper", file_id=file_id, error=type(error).__name__)
 
-    async def _forget(self, file_id: str, owner: str | None = None) -> None:
-        with reachable():
+    async def _forget(self, file_id: str, tenant: str | None = None) -> None:
+        with translate_errors():
             await self._redis.delete(self._key.file(file_id))
         await self.storage.delete(object_name(file_id))
-        with reachable():
+        with translate_errors():
             await self._redis.zrem(self._key.files_end, file_id)
-            if owner is not None:
-                await self._redis.zrem(self._key.files(owner), file_id)
+            if tenant is not None:
+                await self._redis.zrem(self._key.files(tenant), file_id)
 
-    async def find(self, file_id: str, owner: str, *, param: str = "id") -> dict[str, Any]:
+    async def find(self, file_id: str, tenant: str, *, param: str = "id") -> dict[str, Any]:
         """The file object. Raises NotFound if there is none, or it is somebody else's."""
         if _ID.fullmatch(file_id):
-            with reachable():
+            with translate_errors():
                 raw = await self._redis.get(self._key.file(file_id))
             found = json.loads(raw) if raw else {}
-            if found.get("owner") == owner:
+            if found.get("owner") == tenant:
                 facts: dict[str, Any] = found["file"]
                 return facts
         raise NotFound(_NOT_FOUND, param=param)
 
     async def listed(
-        self, owner: str, after: str | None = None, *, newest_first: bool = True
+        self, tenant: str, after: str | None = None, *, newest_first: bool = True
     ) -> AsyncIterator[dict[str, Any]]:
-        """The owner's files by their age. Raises NotFound if `after` is not one of them."""
-        index, start = self._key.files(owner), 0
+        """The tenant's files by their age. Raises NotFound if `after` is not one of them."""
+        index, start = self._key.files(tenant), 0
         rank, page = (
             (self._redis.zrevrank, self._redis.zrevrange) if newest_first else (self._redis.zrank, self._redis.zrange)
         )
-        with reachable():
+        with translate_errors():
             if after is not None:
                 place = await rank(index, after)
                 if place is None:
@@ -184,20 +184,20 @@ class Files:
         except Missing:
             raise NotFound(_NOT_FOUND, param="id") from None
 
-    async def delete(self, file_id: str, owner: str) -> None:
+    async def delete(self, file_id: str, tenant: str) -> None:
         """Raises NotFound."""
-        await self.find(file_id, owner)
-        await self._forget(file_id, owner)
-        logger.info("file deleted", file_id=file_id, tenant=owner)
+        await self.find(file_id, tenant)
+        await self._forget(file_id, tenant)
+        logger.info("file deleted", file_id=file_id, tenant=tenant)
 
     async def keep_until(self, file_id: str, at_ms: int) -> None:
         """What is stored of it stays until then at least, even if the file itself is over before."""
-        with reachable():
+        with translate_errors():
             await self._redis.zadd(self._key.files_end, {file_id: at_ms}, gt=True)
 
     async def remove_all_at(self, prefix: str, at_ms: int | None) -> None:
         """All objects below `prefix/` go then; None for: they are gone."""
-        with reachable():
+        with translate_errors():
             if at_ms is None:
                 await self._redis.zrem(self._key.files_end, f"{prefix}/")
             else:
@@ -225,8 +225,8 @@ class NewFile:
     sink: Sink
     facts: dict[str, Any]
 
-    def __init__(self, file_id: str, owner: str) -> None:
-        self.id, self.owner = file_id, owner
+    def __init__(self, file_id: str, tenant: str) -> None:
+        self.id, self.tenant = file_id, tenant
         self.size = 0
         self.filename, self.purpose = "", ""
         self.life_s: int | None = None

@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from shared.chat import messages as turns
+from shared.chat.messages import characters, new_messages
 from shared.config.settings import Settings
 from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
 from shared.lib import json
@@ -46,7 +46,7 @@ def check_id(session_id: str) -> str:
 
 def estimate_tokens(messages: Sequence[dict[str, Any]]) -> int:
     """A quarter of the characters: what a session's limits go by, whatever model it is asked with."""
-    return sum(map(turns.characters, messages)) // _CHARACTERS_PER_TOKEN
+    return sum(map(characters, messages)) // _CHARACTERS_PER_TOKEN
 
 
 class Sessions:
@@ -66,8 +66,8 @@ class Sessions:
         SessionBusy where another one is open and the policy is `reject`; SessionTooLarge where the history is over the
         limit and nothing may be left out.
         """
-        session, owner = header["session"], header["owner"]
-        names = self._key.session(owner, session["id"])
+        session, tenant = header["session"], header["owner"]
+        names = self._key.session(tenant, session["id"])
         await pipe.watch(names.open, names.head, self._key.log(header["id"]))
         if await pipe.exists(self._key.log(header["id"])):  # made before: whatever was to be done here was done
             pipe.multi()
@@ -87,8 +87,8 @@ class Sessions:
         pipe.hset(names.head, mapping={"turn": number + 1, "updated_at_ms": now})
         pipe.hsetnx(names.head, "created_at_ms", now)
         pipe.zadd(names.open, {header["id"]: number + 1})
-        pipe.zadd(self._key.sessions(owner), {session["id"]: now})
-        self._prolong(pipe, owner, session["id"])
+        pipe.zadd(self._key.sessions(tenant), {session["id"]: now})
+        self._prolong(pipe, tenant, session["id"])
 
     def _check_size(self, session: dict[str, Any], tokens: int, size: int) -> None:
         if session.get("trim") == "oldest" or session.get("client_history"):
@@ -118,9 +118,9 @@ class Sessions:
         waiting = await self.open(header["owner"], session["id"])
         return not waiting or waiting[0] == header["id"]
 
-    async def open(self, owner: str, session_id: str) -> list[str]:
+    async def open(self, tenant: str, session_id: str) -> list[str]:
         """The session's open generations, in the order in which they run."""
-        return await self._waiting(self._redis, self._key.session(owner, session_id).open)
+        return await self._waiting(self._redis, self._key.session(tenant, session_id).open)
 
     async def before(self, header: dict[str, Any]) -> list[str]:
         """Open generations of its session that this one has to wait for."""
@@ -140,7 +140,7 @@ class Sessions:
         if session.get("trim") == "oldest":
             found = self._newest_within(found, session["max_tokens"])
         history = [message for turn in found for message in turn["messages"]]
-        return history, turns.new_messages(history, messages)
+        return history, new_messages(history, messages)
 
     def _newest_within(self, found: list[dict[str, Any]], max_tokens: int) -> list[dict[str, Any]]:
         tokens = size = 0
@@ -151,10 +151,10 @@ class Sessions:
                 return found[place + 1 :]
         return found
 
-    async def _turns(self, owner: str, session_id: str, *, before: int | None = None) -> list[dict[str, Any]]:
+    async def _turns(self, tenant: str, session_id: str, *, before: int | None = None) -> list[dict[str, Any]]:
         """Turns in order, each with its size in `bytes`."""
         found: list[dict[str, Any]] = []
-        name, start = self._key.session(owner, session_id).turns, "-"
+        name, start = self._key.session(tenant, session_id).turns, "-"
         end = "+" if before is None else f"({before}-0"
         while page := await self._redis.xrange(name, start, end, count=_PAGE):
             for _, fields in page:
@@ -168,8 +168,8 @@ class Sessions:
 
         Only ever once for a generation, which the caller's transaction sees to.
         """
-        session, owner = header["session"], header["owner"]
-        names = self._key.session(owner, session["id"])
+        session, tenant = header["session"], header["owner"]
+        names = self._key.session(tenant, session["id"])
         if messages is not None:
             tokens = estimate_tokens(messages)
             turn = {"generation_id": header["id"], "at_ms": now_ms(), "tokens": tokens, "messages": messages}
@@ -179,19 +179,19 @@ class Sessions:
                 pipe.hincrby(names.head, field, amount)
             pipe.hset(names.head, "updated_at_ms", str(now_ms()))
         pipe.zrem(names.open, header["id"])
-        self._prolong(pipe, owner, session["id"])
+        self._prolong(pipe, tenant, session["id"])
 
-    def _prolong(self, pipe: Any, owner: str, session_id: str) -> None:
-        names = self._key.session(owner, session_id)
-        for name in (names.head, names.turns, names.open, self._key.sessions(owner)):
+    def _prolong(self, pipe: Any, tenant: str, session_id: str) -> None:
+        names = self._key.session(tenant, session_id)
+        for name in (names.head, names.turns, names.open, self._key.sessions(tenant)):
             pipe.pexpire(name, self._life_ms)
-        pipe.zremrangebyscore(self._key.sessions(owner), "-inf", now_ms() - self._life_ms)
+        pipe.zremrangebyscore(self._key.sessions(tenant), "-inf", now_ms() - self._life_ms)
 
     # ---- what one may look at
 
-    async def describe(self, owner: str, session_id: str) -> dict[str, Any]:
+    async def describe(self, tenant: str, session_id: str) -> dict[str, Any]:
         """The session object. Raises NotFound."""
-        names = self._key.session(owner, check_id(session_id))
+        names = self._key.session(tenant, check_id(session_id))
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.hgetall(names.head)
             pipe.zrange(names.open, 0, -1)
@@ -212,9 +212,9 @@ class Sessions:
             "open": [member.decode() for member in waiting],
         }
 
-    async def messages(self, owner: str, session_id: str) -> list[dict[str, Any]]:
+    async def messages(self, tenant: str, session_id: str) -> list[dict[str, Any]]:
         """All messages of all turns, in order, each with its turn's number of messages and generation. Raises NotFound."""
-        await self.describe(owner, session_id)
+        await self.describe(tenant, session_id)
         return [
             {
                 "id": f"{turn['generation_id']}-{place}",
@@ -223,35 +223,35 @@ class Sessions:
                 "generation_id": turn["generation_id"],
                 **message,
             }
-            for turn in await self._turns(owner, session_id)
+            for turn in await self._turns(tenant, session_id)
             for place, message in enumerate(turn["messages"])
         ]
 
-    async def newest(self, owner: str, after: str | None, count: int) -> list[dict[str, Any]]:
+    async def newest(self, tenant: str, after: str | None, count: int) -> list[dict[str, Any]]:
         """Sessions, last used first, from just after the id `after`. Raises NotFound if that one is unknown."""
         start = 0
         if after is not None:
-            rank = await self._redis.zrevrank(self._key.sessions(owner), check_id(after))
+            rank = await self._redis.zrevrank(self._key.sessions(tenant), check_id(after))
             if rank is None:
                 raise NotFound("`after` must be the id of a session in this list.")
             start = rank + 1
         found: list[dict[str, Any]] = []
         while len(found) < count:
-            ids = await self._redis.zrevrange(self._key.sessions(owner), start, start + count - 1)
+            ids = await self._redis.zrevrange(self._key.sessions(tenant), start, start + count - 1)
             if not ids:
                 break
             for raw in ids:
                 try:
-                    found.append(await self.describe(owner, raw.decode()))
+                    found.append(await self.describe(tenant, raw.decode()))
                 except NotFound:
                     continue
             start += len(ids)
         return found[:count]
 
-    async def delete(self, owner: str, session_id: str) -> None:
+    async def delete(self, tenant: str, session_id: str) -> None:
         """Forgets it. What still runs is the caller's to cancel first."""
-        names = self._key.session(owner, session_id)
+        names = self._key.session(tenant, session_id)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(names.head, names.turns, names.open)
-            pipe.zrem(self._key.sessions(owner), session_id)
+            pipe.zrem(self._key.sessions(tenant), session_id)
             await commit(pipe)

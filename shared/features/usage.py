@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
-from shared.chat import messages as turns
 from shared.chat import tokens
+from shared.chat.messages import Texts, characters
 from shared.store.keys import Keys
 from shared.store.redis import ArqRedis
 
@@ -32,17 +32,17 @@ class Measured(NamedTuple):
 
 
 async def measure(
-    model: str, prompt: list[dict[str, Any]], text: turns.Said, given: dict[str, Any] | None = None
+    model: str, prompt: list[dict[str, Any]], text: Texts, given: dict[str, Any] | None = None
 ) -> Measured:
     """What an answer cost, finished or not: `given` is the provider's own usage, `model` who said it."""
     if given:
         return Measured(given, "provider")
     if counted := await tokens.count(model, prompt, text.content, text.reasoning):
         return Measured(_usage(counted["prompt"], counted["answer"], counted["reasoning"]), "tokenizer")
-    characters = sum(turns.characters(message.get("content")) for message in prompt)
+    asked = sum(characters(message.get("content")) for message in prompt)
     whole = (len(text.content) + len(text.reasoning)) // _CHARACTERS_PER_TOKEN
     reasoning = len(text.reasoning) // _CHARACTERS_PER_TOKEN
-    return Measured(_usage(characters // _CHARACTERS_PER_TOKEN, whole - reasoning, reasoning), "estimate")
+    return Measured(_usage(asked // _CHARACTERS_PER_TOKEN, whole - reasoning, reasoning), "estimate")
 
 
 def _usage(prompt: int, answer: int, reasoning: int) -> dict[str, Any]:

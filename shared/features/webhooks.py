@@ -39,7 +39,7 @@ class Delivery(NamedTuple):
     """One attempt at an event that is ours to make."""
 
     subject: str
-    owner: str
+    tenant: str
     url: str
     event: bytes
     """The body, the same at every attempt."""
@@ -105,7 +105,7 @@ class Webhooks:
     # ---- what is queued, and how that is shown
 
     def queue(
-        self, pipe: Any, subject: str, target: Target, *, owner: str, event: str, created_at: int, kept_s: float
+        self, pipe: Any, subject: str, target: Target, *, tenant: str, event: str, created_at: int, kept_s: float
     ) -> None:
         """Adds to a transaction (a pipeline in MULTI) that the event is delivered. Doing it again changes nothing.
 
@@ -120,7 +120,7 @@ class Webhooks:
             "data": {"id": subject},
         }
         life_ms = self._give_up_ms + int(kept_s * 1000)
-        record = {"event": json.dumps(body), "url": target["url"], "owner": owner, "life_ms": life_ms}
+        record = {"event": json.dumps(body), "url": target["url"], "owner": tenant, "life_ms": life_ms}
         pipe.hset(self._key.webhook(subject), mapping=record)
         pipe.pexpire(self._key.webhook(subject), life_ms)
         pipe.zadd(self._key.webhooks, {subject: 0}, nx=True)
@@ -202,7 +202,7 @@ class Webhooks:
             _, attempt, *_ = await commit(pipe)
         return Delivery(
             subject=subject,
-            owner=record[b"owner"].decode(),
+            tenant=record[b"owner"].decode(),
             url=record[b"url"].decode(),
             event=record[b"event"],
             attempt=attempt,

@@ -28,11 +28,11 @@ from shared.generations.catalogue import Catalogue
 from shared.generations.closing import Closing
 from shared.lib import json
 from shared.lib.clock import now_ms
-from shared.lib.tasks import Gathered
+from shared.lib.tasks import BatchedLookup
 from shared.lib.telemetry import SUBMITTED, get_logger
 from shared.log.entry import VERSION, Entry, Kind, Position, Status, Summary
 from shared.log.streamlog import StreamLog
-from shared.store.availability import NO_STREAM, Doubts, in_time, reachable
+from shared.store.availability import NO_STREAM, UncertainCreates, deadline, translate_errors
 from shared.store.confirm import Confirmer
 from shared.store.keys import Lane
 from shared.store.outage import cause
@@ -47,7 +47,7 @@ _ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
-class Principal:
+class Caller:
     """Who asks. `tenant` owns what it starts."""
 
     tenant: str
@@ -69,7 +69,7 @@ class Broker:
         """Without a confirmer nothing that is accepted is confirmed."""
         self.log = log
         self._confirmer = confirmer
-        self._found = Gathered(log.describe, most=_FOUND_AT_ONCE)
+        self._found = BatchedLookup(log.describe, most=_FOUND_AT_ONCE)
         self.catalogue = Catalogue(redis)
         self.sessions = Sessions(redis, settings)
         self.webhooks = Webhooks(redis, settings)
@@ -80,7 +80,7 @@ class Broker:
         self._key, self._queue = redis.key, JobQueue(redis)
         self._settings = settings
         self._name = name
-        self._doubts = Doubts()
+        self._doubts = UncertainCreates()
 
     # ---- generations
 
@@ -88,7 +88,7 @@ class Broker:
         self,
         body: bytes,
         request: ChatRequest,
-        principal: Principal,
+        caller: Caller,
         *,
         idempotency_key: str | None = None,
         client_history: bool = False,
@@ -96,25 +96,25 @@ class Broker:
         """Accepts a request. `body` is stored as it came.
 
         Once this returns, the generation runs to an outcome whatever happens to the caller. With an idempotency key
-        the same request of the same principal is one generation, however often and wherever it is made at once. With
+        the same request of the same tenant is one generation, however often and wherever it is made at once. With
         `client_history` its session only takes note: the client sends the whole conversation itself.
         Raises NotFound for an unknown model; BadRequest for a webhook that cannot be called; KeyReused; Unavailable,
         within 2 s, and then nothing runs.
         """
         asked = request.webhook.url if request.webhook else None
-        webhook = self.webhooks.target(principal.tenant, asked, default=bool(request.background))
-        async with in_time():
+        webhook = self.webhooks.target(caller.tenant, asked, default=bool(request.background))
+        async with deadline():
             await self.catalogue.check(request.model)
             if idempotency_key is None:
                 generation_id, digest = f"chatcmpl-{uuid.uuid4().hex}", None
             else:
-                generation_id, digest = await self._join(idempotency_key, request, principal)
-            header = self._header(generation_id, request, principal, digest, client_history, webhook)
+                generation_id, digest = await self._join(idempotency_key, request, caller)
+            header = self._header(generation_id, request, caller, digest, client_history, webhook)
             # With a key, the caller comes back for this very generation.
-            with self._doubts.about(generation_id) if digest is None else nullcontext(), reachable():
+            with self._doubts.about(generation_id) if digest is None else nullcontext(), translate_errors():
                 reserve = None
                 if header["session"]:
-                    await self.closing.settle_session(principal.tenant, header["session_id"])
+                    await self.closing.settle_session(caller.tenant, header["session_id"])
                     reserve = self.sessions.reserve
                 header["server"] = await self._server()
                 created = await self.log.create(header, body, reserve)
@@ -123,9 +123,9 @@ class Broker:
             if not created:
                 return Submitted(await self._replayed(generation_id), replayed=True)
         SUBMITTED.inc()
-        logger.info("accepted", generation_id=generation_id, model=request.model, tenant=principal.tenant)
+        logger.info("accepted", generation_id=generation_id, model=request.model, tenant=caller.tenant)
         if header["session"] and header["session"]["policy"] == "interrupt":
-            await self._interrupt(header, principal)
+            await self._interrupt(header, caller)
         await self._announce(header)
         return Submitted(header, replayed=False)
 
@@ -135,7 +135,7 @@ class Broker:
 
     async def _replayed(self, generation_id: str) -> dict[str, Any]:
         """The header of a generation that was there before; whoever created it may not have lived to ring."""
-        with reachable():
+        with translate_errors():
             summary = (await self.log.describe([generation_id]))[0]
         if summary is None:
             raise NotFound("The stream of this Idempotency-Key was just deleted. Send the request again.")
@@ -143,16 +143,16 @@ class Broker:
             await self._announce(summary.header)
         return summary.header
 
-    async def _interrupt(self, header: dict[str, Any], principal: Principal) -> None:
+    async def _interrupt(self, header: dict[str, Any], caller: Caller) -> None:
         """Ends what is before it in its session. Where that fails, it waits for it instead."""
         with suppress(RedisError, OSError, StreamspoolError):
             for generation_id in await self.sessions.before(header):
-                await self.cancel(generation_id, principal)
+                await self.cancel(generation_id, caller)
 
     async def _announce(self, header: dict[str, Any]) -> None:
         """Says that somebody watches, where that matters, and rings. Never fails: the reaper rings again."""
         try:
-            async with in_time():
+            async with deadline():
                 if header.get("on_disconnect") == "cancel":
                     await self.log.keep_watched([header["id"]], self._settings.disconnect_grace_s)
                 await self.dispatch(header)
@@ -168,11 +168,11 @@ class Broker:
         return True
 
     async def submit_line(
-        self, line_id: str, body: bytes, request: ChatRequest, principal: Principal, batch: dict[str, Any]
+        self, line_id: str, body: bytes, request: ChatRequest, caller: Caller, batch: dict[str, Any]
     ) -> None:
         """Accepts a line of a batch, once however often it is called; `batch` is `{id, line}`. It has no viewers to
         lose, and is said again if it is interrupted, unless it wants otherwise. Raises RedisError, OSError."""
-        header = self._header(line_id, request, principal, None, client_history=False, webhook=None)
+        header = self._header(line_id, request, caller, None, client_history=False, webhook=None)
         restart = request.on_interruption or "restart"
         header |= {"on_interruption": restart, "on_disconnect": "continue", "batch": batch}
         header["server"] = await self._server()
@@ -191,17 +191,17 @@ class Broker:
             logger.info("revoked", generation_id=generation_id)
         await self._queue.withdraw(generation_id)
 
-    async def _join(self, key: str, request: ChatRequest, principal: Principal) -> tuple[str, str]:
+    async def _join(self, key: str, request: ChatRequest, caller: Caller) -> tuple[str, str]:
         """The id of the generation that this key stands for, whoever named it first; and the key's digest."""
         digest = hashlib.sha256(key.encode()).hexdigest()
         mine = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "body": hashlib.sha256(json.dumps_sorted(request.model_dump(exclude_unset=True))).hexdigest(),
         }
-        name = self._key.idempotency(principal.tenant, digest)
+        name = self._key.idempotency(caller.tenant, digest)
         life_ms = int((self._settings.log_safety_s + self._retention_s(request)) * 1000)
         first = None
-        with reachable():
+        with translate_errors():
             while first is None:  # taken, and gone when we look: it was just deleted
                 if await self._redis.set(name, json.dumps(mine), nx=True, px=life_ms):
                     first = mine
@@ -215,7 +215,7 @@ class Broker:
         self,
         generation_id: str,
         request: ChatRequest,
-        principal: Principal,
+        caller: Caller,
         digest: str | None,
         client_history: bool,
         webhook: Target | None,
@@ -224,7 +224,7 @@ class Broker:
         return {
             "v": VERSION,
             "id": generation_id,
-            "owner": principal.tenant,
+            "owner": caller.tenant,
             "model": request.model,
             "created_at_ms": now_ms(),
             "n": request.n or 1,
@@ -233,7 +233,7 @@ class Broker:
             "on_disconnect": "continue" if request.background else on_disconnect,
             "background": bool(request.background),
             "webhook": webhook,
-            "max_tokens_per_s": request.max_tokens_per_s or self._settings.pace(principal.tenant),
+            "max_tokens_per_s": request.max_tokens_per_s or self._settings.pace(caller.tenant),
             "idempotency": digest,
             "metadata": request.metadata,
             "store": bool(request.store),
@@ -266,21 +266,21 @@ class Broker:
         settings = self._settings
         return max(settings.retention_s, settings.stored_retention_s) if request.store else settings.retention_s
 
-    async def find(self, generation_id: str, principal: Principal) -> Summary:
+    async def find(self, generation_id: str, caller: Caller) -> Summary:
         """The generation's summary. Raises NotFound if there is none, or it is somebody else's."""
         if _ID.fullmatch(generation_id):
-            with reachable():
+            with translate_errors():
                 summary = await self._found.get(generation_id)
                 while summary is None and self._confirmer and await self._confirmer.is_new(self._settings.lease_s):
                     await asyncio.sleep(_MENDING_S)  # the worker that runs it may be writing it again
                     summary = await self._found.get(generation_id)
-            if summary and summary.header["owner"] == principal.tenant:
+            if summary and summary.header["owner"] == caller.tenant:
                 return summary
         raise NotFound(NO_STREAM)
 
     async def deliveries(self, summaries: Sequence[Summary]) -> list[dict[str, Any] | None]:
         """How far each one's webhook has come, as the state object shows it."""
-        with reachable():
+        with translate_errors():
             return await self.webhooks.shown(
                 [(one.header["id"], one.header.get("webhook"), one.outcome is not None) for one in summaries]
             )
@@ -289,7 +289,7 @@ class Broker:
         """All chunks of an attempt there are now; where an entry is missing, those before it, and what is wrong."""
         found: list[bytes] = []
         damage = None
-        with reachable():
+        with translate_errors():
             try:
                 async for page in self.log.read_all(generation_id, Position(epoch, 0)):
                     found += _payloads(page)
@@ -298,25 +298,25 @@ class Broker:
                 damage = problem
         return found, damage
 
-    async def newest(self, principal: Principal, after: str | None = None) -> AsyncIterator[Summary]:
-        """The principal's generations, newest first. Raises NotFound if `after` is not one of them."""
+    async def newest(self, caller: Caller, after: str | None = None) -> AsyncIterator[Summary]:
+        """The tenant's generations, newest first. Raises NotFound if `after` is not one of them."""
         if after is not None and not _ID.fullmatch(after):
             raise NotFound("`after` must be the id of a stream in this list.")
-        with reachable():
+        with translate_errors():
             try:
-                async for summary in self.log.listed(principal.tenant, after):
+                async for summary in self.log.listed(caller.tenant, after):
                     yield summary
             except Gone:
                 raise NotFound("`after` must be the id of a stream in this list.") from None
 
-    async def cancel(self, generation_id: str, principal: Principal) -> Summary:
+    async def cancel(self, generation_id: str, caller: Caller) -> Summary:
         """Ends a generation, keeping what it said so far; one that has said all there is stays the answer it is."""
-        summary = await self.find(generation_id, principal)
+        summary = await self.find(generation_id, caller)
         if summary.outcome is None:
-            with reachable(), suppress(Sealed):
+            with translate_errors(), suppress(Sealed):
                 await self.closing.conclude(generation_id, summary.position.epoch, Status.CANCELLED)
                 await self._queue.withdraw(generation_id)
-            summary = await self.find(generation_id, principal)
+            summary = await self.find(generation_id, caller)
         return summary
 
     async def give_up(self, generation_id: str, error: dict[str, Any]) -> None:
@@ -329,82 +329,80 @@ class Broker:
             raise Gone(generation_id)
         await self.closing.conclude(generation_id, summary.position.epoch, Status.FAILED, error=error)
 
-    async def delete(self, generation_id: str, principal: Principal) -> None:
+    async def delete(self, generation_id: str, caller: Caller) -> None:
         """Cancels it if it still runs, then forgets it."""
-        summary = await self.cancel(generation_id, principal)
-        with reachable():
+        summary = await self.cancel(generation_id, caller)
+        with translate_errors():
             await self.closing.settle(generation_id)  # what it used and said to its session stays
             if digest := summary.header.get("idempotency"):  # first: nobody may join what is about to go
-                await self._redis.delete(self._key.idempotency(principal.tenant, digest))
+                await self._redis.delete(self._key.idempotency(caller.tenant, digest))
             await self.log.delete(generation_id, summary.header["owner"])
         logger.info("deleted", generation_id=generation_id)
 
     # ---- usage
 
-    async def usage(self, principal: Principal, first: date, last: date) -> list[dict[str, Any]]:
-        """The ledger's rows of the principal's, from the first day to the last (UTC)."""
-        with reachable():
-            return await usage.read_ledger(self._redis, principal.tenant, first, last)
+    async def usage(self, caller: Caller, first: date, last: date) -> list[dict[str, Any]]:
+        """The ledger's rows of the tenant's, from the first day to the last (UTC)."""
+        with translate_errors():
+            return await usage.read_ledger(self._redis, caller.tenant, first, last)
 
     # ---- sessions
 
-    async def session(self, session_id: str, principal: Principal) -> dict[str, Any]:
+    async def session(self, session_id: str, caller: Caller) -> dict[str, Any]:
         """The session object. Raises NotFound."""
-        with reachable():
-            await self.closing.settle_session(principal.tenant, check_id(session_id))
-            return await self.sessions.describe(principal.tenant, session_id)
+        with translate_errors():
+            await self.closing.settle_session(caller.tenant, check_id(session_id))
+            return await self.sessions.describe(caller.tenant, session_id)
 
-    async def session_messages(self, session_id: str, principal: Principal) -> list[dict[str, Any]]:
+    async def session_messages(self, session_id: str, caller: Caller) -> list[dict[str, Any]]:
         """All messages of its finished turns, in order. Raises NotFound."""
-        with reachable():
-            await self.closing.settle_session(principal.tenant, check_id(session_id))
-            return await self.sessions.messages(principal.tenant, session_id)
+        with translate_errors():
+            await self.closing.settle_session(caller.tenant, check_id(session_id))
+            return await self.sessions.messages(caller.tenant, session_id)
 
-    async def list_sessions(self, principal: Principal, after: str | None, count: int) -> list[dict[str, Any]]:
-        """The principal's sessions, last used first. Raises NotFound if `after` is not one of them."""
-        with reachable():
-            return await self.sessions.newest(principal.tenant, after, count)
+    async def list_sessions(self, caller: Caller, after: str | None, count: int) -> list[dict[str, Any]]:
+        """The tenant's sessions, last used first. Raises NotFound if `after` is not one of them."""
+        with translate_errors():
+            return await self.sessions.newest(caller.tenant, after, count)
 
-    async def delete_session(self, session_id: str, principal: Principal) -> None:
+    async def delete_session(self, session_id: str, caller: Caller) -> None:
         """Cancels what runs in it, then forgets it; its generations stay what they are."""
-        with reachable():
-            found = await self.sessions.describe(principal.tenant, session_id)
+        with translate_errors():
+            found = await self.sessions.describe(caller.tenant, session_id)
             for generation_id in reversed(found["open"]):  # the last first, so that none begins meanwhile
                 with suppress(NotFound):
-                    await self.cancel(generation_id, principal)
-            await self.sessions.delete(principal.tenant, session_id)
-        logger.info("session deleted", tenant=principal.tenant)
+                    await self.cancel(generation_id, caller)
+            await self.sessions.delete(caller.tenant, session_id)
+        logger.info("session deleted", tenant=caller.tenant)
 
     # ---- stored completions
 
     async def stored(
-        self, principal: Principal, after: str | None = None, *, newest_first: bool = False
+        self, caller: Caller, after: str | None = None, *, newest_first: bool = False
     ) -> AsyncIterator[Summary]:
-        """The principal's answers to requests with `store`. Raises NotFound if `after` is not one of them."""
+        """The tenant's answers to requests with `store`. Raises NotFound if `after` is not one of them."""
         unknown = NotFound("`after` must be the id of a stored completion.", param="after")
         if after is not None and not _ID.fullmatch(after):
             raise unknown
-        with reachable():
+        with translate_errors():
             try:
-                async for summary in self.log.listed(principal.tenant, after, newest_first=newest_first, stored=True):
+                async for summary in self.log.listed(caller.tenant, after, newest_first=newest_first, stored=True):
                     if summary.status in (Status.COMPLETED, Status.INCOMPLETE):
                         yield summary
             except Gone:
                 raise unknown from None
 
-    async def replace_metadata(
-        self, generation_id: str, principal: Principal, metadata: dict[str, str] | None
-    ) -> Summary:
+    async def replace_metadata(self, generation_id: str, caller: Caller, metadata: dict[str, str] | None) -> Summary:
         """Gives a generation other metadata; the request keeps those it came with. Raises NotFound."""
-        summary = await self.find(generation_id, principal)
-        with reachable():
+        summary = await self.find(generation_id, caller)
+        with translate_errors():
             await self.log.replace_metadata(summary, metadata or {})
-        return await self.find(generation_id, principal)
+        return await self.find(generation_id, caller)
 
-    async def messages(self, generation_id: str, principal: Principal) -> list[dict[str, Any]]:
+    async def messages(self, generation_id: str, caller: Caller) -> list[dict[str, Any]]:
         """The messages of a generation's request. Raises NotFound."""
-        await self.find(generation_id, principal)
-        with reachable():
+        await self.find(generation_id, caller)
+        with translate_errors():
             _, body = await self.log.request(generation_id)
         messages: list[dict[str, Any]] = json.loads(body)["messages"]
         return messages

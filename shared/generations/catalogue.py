@@ -8,7 +8,7 @@ from typing import Any
 
 from shared.errors import NotFound, Unavailable
 from shared.lib import json
-from shared.store.availability import reachable
+from shared.store.availability import translate_errors
 from shared.store.redis import ArqRedis
 
 _PROBE_MS = 60_000
@@ -16,9 +16,9 @@ _AGE_S = 1.0
 """For so long a report is good; one that lacks what is asked for is read again at once."""
 
 
-def model_object(model: str, owner: str) -> dict[str, Any]:
+def model_object(model: str, owned_by: str) -> dict[str, Any]:
     """OpenAI's model object. `created` is 0: nobody here knows."""
-    return {"id": model, "object": "model", "created": 0, "owned_by": owner}
+    return {"id": model, "object": "model", "created": 0, "owned_by": owned_by}
 
 
 class Catalogue:
@@ -39,7 +39,7 @@ class Catalogue:
             for name, provider in catalogue["providers"].items()
             for model in provider["models"]
         ]
-        return [model_object(model, owner) for model, owner in names]
+        return [model_object(model, owned_by) for model, owned_by in names]
 
     async def check(self, model: str) -> None:
         """Raises NotFound unless `model` is one of `[models]`, or `provider/model` with a provider that is on."""
@@ -67,7 +67,7 @@ class Catalogue:
 
     async def workers(self) -> int:
         """How many workers have been heard of in the last 15 s."""
-        with reachable():
+        with translate_errors():
             ids: set[bytes] = await self._redis.smembers(self._key.workers)  # type: ignore[misc]
             if not ids:
                 return 0
@@ -76,14 +76,14 @@ class Catalogue:
 
     async def probe(self) -> None:
         """Writes something small: raises Unavailable if nothing new can be stored just now."""
-        with reachable():
+        with translate_errors():
             await self._redis.set(self._redis.key.probe, b"1", px=_PROBE_MS)
 
     async def _catalogue(self, *, fresh: bool = False) -> dict[str, Any]:
         """`{providers: {NAME: {models, open}}, aliases: {NAME: [MODEL]}}`; raises Unavailable if no worker ever spoke."""
         age = time.monotonic() - self._read_at
         if fresh or self._report is None or age > _AGE_S:
-            with reachable():
+            with translate_errors():
                 raw = await self._redis.get(self._key.catalogue)
             if raw is None:
                 raise Unavailable(

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from shared.chat import messages as turns
 from shared.chat.chunks import Accumulator
+from shared.chat.messages import Texts, after_last_answer, billable_text, turn_message, visible_text
 from shared.config.settings import Settings
 from shared.errors import Damaged, Forgotten, Gone, StreamLost
 from shared.features import usage
@@ -44,7 +44,7 @@ def lost() -> dict[str, Any]:
     return {**StreamLost().to_object(), "status": StreamLost.status}
 
 
-class Told(NamedTuple):
+class Transcript(NamedTuple):
     """What a log has so far: the request, and what its newest attempt said."""
 
     header: dict[str, Any]
@@ -70,13 +70,13 @@ class Told(NamedTuple):
 
     def lengths(self) -> dict[str, int]:
         """Characters of answer and reasoning, over all choices."""
-        said = [turns.said(message, think_tags=self.think_tags) for message in self.fold.messages]
+        said = [visible_text(message, think_tags=self.think_tags) for message in self.fold.messages]
         return {"content": sum(len(one.content) for one in said), "reasoning": sum(len(one.reasoning) for one in said)}
 
     async def usage(self) -> usage.Measured:
         """What it cost. The provider's own figures stand for the whole of it."""
-        said = [turns.billed(message, think_tags=self.think_tags) for message in self.fold.messages]
-        text = turns.Said("".join(one.content for one in said), "".join(one.reasoning for one in said))
+        said = [billable_text(message, think_tags=self.think_tags) for message in self.fold.messages]
+        text = Texts("".join(one.content for one in said), "".join(one.reasoning for one in said))
         model = self.served.get("model") or self.header["model"]
         return await usage.measure(model, [*self.history, *self.asked], text, self.fold.usage)
 
@@ -99,7 +99,7 @@ class Closing:
         self.sessions, self._webhooks = sessions, webhooks
         self._name = name
 
-    async def read(self, generation_id: str, epoch: int, *, damaged: bool = False) -> Told:
+    async def read(self, generation_id: str, epoch: int, *, damaged: bool = False) -> Transcript:
         """What the log has of this attempt now. Whoever makes an answer of a log does it with this.
 
         Raises Gone; Damaged where an entry is missing. With `damaged`, for whoever ends it as lost, it is what stands before
@@ -124,7 +124,7 @@ class Closing:
                         fold.feed(json.loads(entry.data))
             if page is None or damage is not None:
                 break
-        return Told(header, history, asked, fold, json.loads(note) if note else {}, last, damage)
+        return Transcript(header, history, asked, fold, json.loads(note) if note else {}, last, damage)
 
     async def conclude(
         self, generation_id: str, epoch: int, status: Status, *, error: dict[str, Any] | None = None
@@ -148,7 +148,7 @@ class Closing:
             except Forgotten:  # since it was read: it is another log now
                 continue
 
-    async def outcome(self, told: Told, status: Status, error: dict[str, Any] | None) -> dict[str, Any]:
+    async def outcome(self, told: Transcript, status: Status, error: dict[str, Any] | None) -> dict[str, Any]:
         """The outcome of what was said, with its usage and where that is from."""
         measured = await told.usage()
         return {
@@ -237,7 +237,7 @@ class Closing:
             pipe,
             header["id"],
             header["webhook"],
-            owner=header["owner"],
+            tenant=header["owner"],
             event=f"chat.completion.{outcome['status']}",
             created_at=outcome["ended_at_ms"] // 1000,
             kept_s=kept_s,
@@ -258,8 +258,8 @@ class Closing:
         answers = told.fold.result()["choices"]
         if not answers:
             return None
-        asked = turns.after_last_answer(told.asked) if session.get("client_history") else told.asked
-        answer = turns.turn_message(
+        asked = after_last_answer(told.asked) if session.get("client_history") else told.asked
+        answer = turn_message(
             answers[0]["message"], store_reasoning=session["store_reasoning"], think_tags=told.think_tags
         )
         return [*asked, answer]
@@ -271,9 +271,9 @@ class Closing:
         for waiting in (await self.sessions.open(header["owner"], session["id"]))[:1]:
             await self._queue.put(waiting, Lane.GENERATION, expires_s=self._settings.log_safety_s)
 
-    async def settle_session(self, owner: str, session_id: str) -> None:
+    async def settle_session(self, tenant: str, session_id: str) -> None:
         """Settles what of a session is sealed: whoever saw an answer finds it there, and may ask on at once."""
-        ends = await self._log.ends(await self.sessions.open(owner, session_id))
+        ends = await self._log.ends(await self.sessions.open(tenant, session_id))
         for generation_id, end in ends.items():
             if end == SEAL:
                 await self.settle(generation_id)

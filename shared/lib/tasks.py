@@ -29,7 +29,7 @@ async def cancel(*tasks: asyncio.Future[Any]) -> None:
                 task.exception()
 
 
-class Alarm:
+class MovingTimeout:
     """What `asyncio.timeout_at` does, for one task that waits again and again until a time that is moved on and on.
 
     Its one timer is only set anew when it has gone off too early, not at every wait. `close` it in the end.
@@ -59,7 +59,7 @@ class Alarm:
             if self._rang:
                 self._rang = False
                 if task.uncancel() <= cancelling:  # else somebody else wants the task to end as well
-                    raise Alarm.Rang from None
+                    raise MovingTimeout.Rang from None
             raise
         finally:
             self._waiting = None
@@ -88,7 +88,7 @@ class Alarm:
             self._waiting.cancel()
 
 
-class Gathered(Generic[T]):
+class BatchedLookup(Generic[T]):
     """A look-up by key that asks for many keys at once: all that are wanted while the one before is under way.
 
     Nobody gets an answer that was asked for before they came, so one reads what one has written.
@@ -129,7 +129,7 @@ def _retrieve(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
-class Rounds:
+class FairTurns:
     """Lets so many go in each round of the event loop, in the order in which they came: what is small need not wait
     until a thousand large things are done."""
 

@@ -23,7 +23,7 @@ from shared.log.entry import SEAL
 from shared.log.retained import AGE_S, Budget, Retained
 from shared.store.confirm import Confirmer, identify
 from shared.store.outage import Pauses
-from shared.store.redis import ArqRedis, RedisError, ResponseError, bulk, complain, converse
+from shared.store.redis import ArqRedis, RedisError, ResponseError, bulk, converse, log_redis_error
 
 logger = get_logger(__name__)
 
@@ -163,7 +163,7 @@ class Appender:
                 while not self._suspects:
                     await self._flush(connection)
             except (RedisError, OSError) as error:
-                complain("appender", error)
+                log_redis_error("appender", error)
                 await asyncio.sleep(pauses.next_s())
             finally:
                 if connection is not None:
@@ -264,7 +264,7 @@ class Appender:
         for some in _portions(commands):
             replies = await converse(connection, b"".join((MULTI, *some, EXEC)), len(some) + 2)
             if isinstance(refusal := replies[-1], ResponseError):
-                complain("mending", refusal, generation_id=log.generation_id)
+                log_redis_error("mending", refusal, generation_id=log.generation_id)
                 self._broken[log.generation_id] = log, forgot
                 return refusal
         if commands:
@@ -288,7 +288,7 @@ class Appender:
             except LogError:  # it has an end, whoever gave it that
                 return
             except (RedisError, OSError) as error:
-                complain("seal", error, generation_id=log.generation_id)
+                log_redis_error("seal", error, generation_id=log.generation_id)
                 await asyncio.sleep(_BACKOFF_S)
 
     # ---- letting go
@@ -303,7 +303,7 @@ class Appender:
             try:
                 until = await self._confirmed()
             except (RedisError, OSError) as error:
-                complain("confirmer", error)
+                log_redis_error("confirmer", error)
                 continue
             old = self._time() - AGE_S
             for log in list(self._logs.values()):

@@ -11,7 +11,7 @@ from typing import Any
 from shared.errors import Damaged
 from shared.lib import json
 from shared.log.entry import AT, BEGIN, NOTE, SEAL, Entry, Kind, Position, Summary, follows
-from shared.log.envelope import MARK, Shapes, mark
+from shared.log.envelope import MARK, Envelopes, mark
 
 _KINDS = {kind.value.encode(): kind for kind in Kind}
 
@@ -21,7 +21,7 @@ Raw = Sequence[tuple[bytes, Fields]]
 
 
 def decode(
-    raw: Raw, after: Position | None = None, shapes: Shapes | None = None, *, strict: bool = True
+    raw: Raw, after: Position | None = None, shapes: Envelopes | None = None, *, strict: bool = True
 ) -> list[Entry]:
     """Decodes a reply. With `after`, the position before it, raises Damaged where an entry that must exist is missing.
 

@@ -4,7 +4,7 @@ Hidden here: which bytes those are. A provider's chunks differ in a few bytes of
 *piece*: what stands between the *shape*, a beginning and an end that a chunk before it was marked with. Only bytes are
 compared: nothing here knows JSON, or what a delta is.
 
-`Shaper` is the writer's side, `Shapes` the reader's.
+`EnvelopeEncoder` is the writer's side, `Envelopes` the reader's.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ _TRIAL = 8
 _NEVER = sys.maxsize
 
 
-class Shape(NamedTuple):
+class Envelope(NamedTuple):
     """What payloads begin and end with."""
 
     prefix: bytes
     suffix: bytes
 
 
-def mark(payload: bytes, value: bytes) -> Shape:
+def mark(payload: bytes, value: bytes) -> Envelope:
     """The shape that a payload marked with this value brings."""
     begin, _, end = value.partition(b"-")
-    return Shape(payload[: int(begin)], payload[len(payload) - int(end) :])
+    return Envelope(payload[: int(begin)], payload[len(payload) - int(end) :])
 
 
-class Shapes:
+class Envelopes:
     """The shapes of one log, few, by the positions they were brought at; None where what came before is missing."""
 
     __slots__ = ("_found",)
 
     def __init__(self) -> None:
-        self._found: list[tuple[Position, Shape | None]] = []
+        self._found: list[tuple[Position, Envelope | None]] = []
 
-    def at(self, position: Position) -> Shape | None:
+    def at(self, position: Position) -> Envelope | None:
         """The shape that is in force after the entry at this position, if all before it has been read."""
         found = self._found
         if not found:
@@ -63,14 +63,14 @@ class Shapes:
             last = found[at - 1]
         return last[1] if last[0][0] == position[0] else None
 
-    def put(self, position: Position, shape: Shape | None) -> None:
+    def put(self, position: Position, shape: Envelope | None) -> None:
         """Says what is in force after this position. To say it again changes nothing."""
         at = bisect_left(self._found, position, key=itemgetter(0))
         if at == len(self._found) or self._found[at][0] != position:
             self._found.insert(at, (position, shape))
 
 
-class Shaper:
+class EnvelopeEncoder:
     """What the next chunk of an attempt is stored as, after those before it. Immutable: `take` returns its successor.
 
     The shape is what a chunk that did not fit has in common with the shape before, the first chunk being that of the
@@ -84,10 +84,10 @@ class Shaper:
 
     def __init__(
         self,
-        shape: Shape = Shape(b"", b""),  # noqa: B008 - a constant
+        shape: Envelope = Envelope(b"", b""),  # noqa: B008 - a constant
         *,
         in_force: bool = False,
-        trial: tuple[Shape, int] | None = None,
+        trial: tuple[Envelope, int] | None = None,
         patience: int = _TRIAL,
     ) -> None:
         self._prefix, self._suffix = shape
@@ -95,7 +95,7 @@ class Shaper:
         self._least = len(self._prefix) + self._end if in_force else _NEVER
         self._trial, self._patience = trial, patience
 
-    def take(self, payload: bytes) -> tuple[bytes, bytes, bytes | None, Shaper]:
+    def take(self, payload: bytes) -> tuple[bytes, bytes, bytes | None, EnvelopeEncoder]:
         """WHOLE or PIECE, the data to store, its mark if it has one, and what takes the next chunk."""
         size = len(payload)
         if size >= self._least and payload.startswith(self._prefix) and payload.endswith(self._suffix):
@@ -103,30 +103,37 @@ class Shaper:
             if self._trial is None:
                 return PIECE, piece, None, self
             return PIECE, piece, *self._on_trial(payload, *self._trial)
-        shape = _common(Shape(self._prefix, self._suffix), payload)
+        shape = _common(Envelope(self._prefix, self._suffix), payload)
         if sum(map(len, shape)) >= _WORTH:
-            trial = Shape(payload, payload), self._patience
-            return WHOLE, payload, _spell(shape), Shaper(shape, in_force=True, trial=trial, patience=self._patience)
-        return WHOLE, payload, None, self if self._least != _NEVER else Shaper(Shape(payload, payload))
+            trial = Envelope(payload, payload), self._patience
+            return (
+                WHOLE,
+                payload,
+                _spell(shape),
+                EnvelopeEncoder(shape, in_force=True, trial=trial, patience=self._patience),
+            )
+        return WHOLE, payload, None, self if self._least != _NEVER else EnvelopeEncoder(Envelope(payload, payload))
 
-    def _on_trial(self, payload: bytes, shared: Shape, left: int) -> tuple[bytes | None, Shaper]:
+    def _on_trial(self, payload: bytes, shared: Envelope, left: int) -> tuple[bytes | None, EnvelopeEncoder]:
         """`shared` is what the payloads since the shape was brought have in common; it ends with this one, or goes on."""
         narrower = _common(shared, payload)
         if sum(map(len, narrower)) < self._least + _GAIN:
             return None, self._with(None)
         if left > 1:
             return None, self._with((narrower, left - 1))
-        return _spell(narrower), Shaper(narrower, in_force=True, patience=2 * self._patience)
+        return _spell(narrower), EnvelopeEncoder(narrower, in_force=True, patience=2 * self._patience)
 
-    def _with(self, trial: tuple[Shape, int] | None) -> Shaper:
-        return Shaper(Shape(self._prefix, self._suffix), in_force=True, trial=trial, patience=self._patience)
+    def _with(self, trial: tuple[Envelope, int] | None) -> EnvelopeEncoder:
+        return EnvelopeEncoder(
+            Envelope(self._prefix, self._suffix), in_force=True, trial=trial, patience=self._patience
+        )
 
 
-def _common(shape: Shape, payload: bytes) -> Shape:
+def _common(shape: Envelope, payload: bytes) -> Envelope:
     """As much of the shape as the payload begins and ends with, without using a byte twice."""
     begin = _matching(shape.prefix, payload)
     end = min(_matching(shape.suffix[::-1], payload[::-1]), len(payload) - begin)
-    return Shape(payload[:begin], payload[len(payload) - end :])
+    return Envelope(payload[:begin], payload[len(payload) - end :])
 
 
 def _matching(one: bytes, other: bytes) -> int:
@@ -143,5 +150,5 @@ def _matching(one: bytes, other: bytes) -> int:
     return low
 
 
-def _spell(shape: Shape) -> bytes:
+def _spell(shape: Envelope) -> bytes:
     return b"%d-%d" % (len(shape.prefix), len(shape.suffix))

@@ -24,7 +24,7 @@ from shared.lib.clock import now_ms
 from shared.log.appender import Appender
 from shared.log.decoding import Raw, attempt, by_name, decode, summarize
 from shared.log.entry import BEGIN, HEADER, PIECES_SINCE, SEAL, SKIPPED, Entry, Kind, Position, Summary
-from shared.log.envelope import Shapes
+from shared.log.envelope import Envelopes
 from shared.log.retained import ATTEMPT_BYTES, LINE_BYTES
 from shared.log.writer import Claim, Writer, is_refusal
 from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError, bulk, exchange, watch
@@ -108,29 +108,29 @@ class StreamLog:
             )  # ours all the same if only the reply was lost
         raise replies[0]
 
-    async def delete(self, generation_id: str, owner: str) -> None:
+    async def delete(self, generation_id: str, tenant: str) -> None:
         """Removes the log; writers find it Gone. Sealing first is the caller's business."""
         async with self._redis.pipeline(transaction=True) as pipe:
-            self._queue_delete(pipe, generation_id, owner)
+            self._queue_delete(pipe, generation_id, tenant)
             await commit(pipe)
 
-    async def delete_all(self, generation_ids: Sequence[str], owner: str) -> None:
-        """The same for many of one owner, without those that are to be kept longer because they were stored."""
+    async def delete_all(self, generation_ids: Sequence[str], tenant: str) -> None:
+        """The same for many of one tenant, without those that are to be kept longer because they were stored."""
         if not generation_ids:
             return
         async with self._redis.pipeline(transaction=False) as pipe:
             for generation_id in generation_ids:
-                pipe.zscore(self._key.stored(owner), generation_id)
+                pipe.zscore(self._key.stored(tenant), generation_id)
             kept = await pipe.execute()
             for generation_id, stored in zip(generation_ids, kept, strict=True):
                 if stored is None:
-                    self._queue_delete(pipe, generation_id, owner)
+                    self._queue_delete(pipe, generation_id, tenant)
             await commit(pipe)
 
-    def _queue_delete(self, pipe: Any, generation_id: str, owner: str) -> None:
+    def _queue_delete(self, pipe: Any, generation_id: str, tenant: str) -> None:
         pipe.delete(self._key.log(generation_id), self._key.metadata(generation_id), self._key.settled(generation_id))
         pipe.set(self._key.deleted(generation_id), b"1", px=_DELETED_MS)
-        for index in (self._key.open, self._key.index(owner), self._key.stored(owner)):
+        for index in (self._key.open, self._key.index(tenant), self._key.stored(tenant)):
             pipe.zrem(index, generation_id)
 
     # ---- the worker's side
@@ -322,7 +322,7 @@ class StreamLog:
         count: int = 1000,
         *,
         strict: bool = True,
-        shapes: Shapes | None = None,
+        shapes: Envelopes | None = None,
     ) -> list[Entry]:
         """Up to `count` entries after a position, at once. If `strict`, raises Damaged where one is missing.
 
@@ -333,9 +333,9 @@ class StreamLog:
         raw = await self._redis.xrange(self._key.log(generation_id), f"({after}", "+", count=count)
         return decode(raw, after, shapes, strict=strict)
 
-    async def _shapes(self, generation_id: str, after: Position) -> Shapes:
+    async def _shapes(self, generation_id: str, after: Position) -> Envelopes:
         """The shapes of the attempt in which a position is, up to there."""
-        shapes, start = Shapes(), Position(after.epoch, 0)
+        shapes, start = Envelopes(), Position(after.epoch, 0)
         while start.epoch and start < after:
             raw = await self._redis.xrange(self._key.log(generation_id), f"({start}", str(after), count=_LARGEST_PAGE)
             if not raw:
@@ -344,7 +344,7 @@ class StreamLog:
         return shapes
 
     async def read_all(
-        self, generation_id: str, after: Position = BEGIN, *, strict: bool = True, shapes: Shapes | None = None
+        self, generation_id: str, after: Position = BEGIN, *, strict: bool = True, shapes: Envelopes | None = None
     ) -> AsyncIterator[list[Entry]]:
         """All entries there are now after a position, in pages of about a megabyte. `shapes` are as for `read`."""
         count = _FIRST_PAGE
@@ -376,7 +376,7 @@ class StreamLog:
         block_ms: int,
         count: int = 1000,
         interrupt: tuple[str, str] | None = None,
-        shapes: Mapping[str, Shapes] | None = None,
+        shapes: Mapping[str, Envelopes] | None = None,
     ) -> dict[str, list[Entry] | Damaged]:
         """One blocking read over many logs: the new entries of each that has some, `{}` when the time is over.
 
@@ -492,13 +492,13 @@ class StreamLog:
         return tuple(found)
 
     async def listed(
-        self, owner: str, after: str | None = None, *, newest_first: bool = True, stored: bool = False
+        self, tenant: str, after: str | None = None, *, newest_first: bool = True, stored: bool = False
     ) -> AsyncIterator[Summary]:
-        """An owner's generations by their age, all or only the stored, from just after the id `after`.
+        """A tenant's generations by their age, all or only the stored, from just after the id `after`.
 
         Raises Gone if that one is unknown.
         """
-        index, redis = self._key.stored(owner) if stored else self._key.index(owner), self._redis
+        index, redis = self._key.stored(tenant) if stored else self._key.index(tenant), self._redis
         rank, page = (redis.zrevrank, redis.zrevrange) if newest_first else (redis.zrank, redis.zrange)
         start, last = 0, after
         seen: set[str] = set()

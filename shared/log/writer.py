@@ -15,10 +15,10 @@ from shared.lib.clock import now_ms
 from shared.log.appender import EXEC, MULTI, Appender
 from shared.log.decoding import decode
 from shared.log.entry import AT, NOTE, Chunk, Position
-from shared.log.envelope import MARK, WHOLE, Shaper
+from shared.log.envelope import MARK, WHOLE, EnvelopeEncoder
 from shared.log.retained import ATTEMPT_BYTES, Retained
 from shared.store.outage import full
-from shared.store.redis import UNREACHABLE, ResponseError, bulk, complain
+from shared.store.redis import UNREACHABLE, ResponseError, bulk, log_redis_error
 
 _BACKOFF_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 FULL_S = 60.0
@@ -67,7 +67,7 @@ class Writer:
         """`last` tells a log's last position and the data of an attempt's entry; without `pieces` all chunks are stored
         whole, as readers of version 1 want."""
         self._appender, self._last, self.claim = appender, last, claim
-        self._shaper = Shaper() if pieces else None
+        self._shaper = EnvelopeEncoder() if pieces else None
         self.generation_id, self.epoch, self.number = claim.generation_id, claim.epoch, claim.number
         self.position = Position(claim.epoch, 0)
         self.note: bytes | None = None
@@ -194,7 +194,7 @@ class Writer:
     def _is_mine(self, attempt: bytes | None) -> bool:
         return attempt == self.claim.attempt
 
-    def _pack(self, seq: int, chunks: Sequence[Chunk]) -> tuple[list[bytes], list[Shaper | None]]:
+    def _pack(self, seq: int, chunks: Sequence[Chunk]) -> tuple[list[bytes], list[EnvelopeEncoder | None]]:
         """The chunks after this number as commands; for each, what is to take the next one once it is stored.
 
         To pack them again gives the same entries, so it does not matter which time they were stored.
@@ -232,13 +232,13 @@ class Writer:
         if reply is None:
             raise Gone(self.generation_id)
         if not is_refusal(reply):
-            complain("append", reply, generation_id=self.generation_id)
+            log_redis_error("append", reply, generation_id=self.generation_id)
             await asyncio.sleep(delay_s)
             return seq
         try:
             last, attempt = await self._last(self.generation_id, self.epoch)
         except UNREACHABLE as error:  # away again: the repetition is refused again, and then we look again
-            complain("append", error, generation_id=self.generation_id)
+            log_redis_error("append", error, generation_id=self.generation_id)
             await asyncio.sleep(delay_s)
             return seq
         if last.epoch != self.epoch or not self._is_mine(attempt):

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from shared.errors import Gone, NotFound, StreamspoolError, Unavailable
 from shared.lib.telemetry import REDIS_ERRORS
-from shared.store.outage import complain, full
+from shared.store.outage import full, log_redis_error
 from shared.store.redis import RedisError
 
 NO_STREAM = "There is no stream with this id. It may have expired, or belong to another key."
@@ -28,7 +28,7 @@ _DOUBT_S = 60.0
 
 
 @asynccontextmanager
-async def in_time() -> AsyncIterator[None]:
+async def deadline() -> AsyncIterator[None]:
     """A client is told within 2 s that it cannot be served."""
     try:
         async with asyncio.timeout(_DEADLINE_S):
@@ -39,7 +39,7 @@ async def in_time() -> AsyncIterator[None]:
 
 
 @contextmanager
-def reachable() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     try:
         yield
     except StreamspoolError:
@@ -47,12 +47,12 @@ def reachable() -> Iterator[None]:
     except Gone:
         raise NotFound(NO_STREAM) from None
     except (RedisError, OSError) as error:
-        complain("broker", error)
+        log_redis_error("broker", error)
         what = full(error)
         raise Unavailable(_SAID[what], code="storage_full" if what else "storage_unavailable") from error
 
 
-class Doubts:
+class UncertainCreates:
     """Ids of what was to be created and was refused, because Redis did not answer: it may have heard all the same, and
     the caller was told no."""
 

@@ -211,7 +211,7 @@ class Pauses:
         self._next_s = self._first_s
 
 
-async def persist(name: str, loop: Callable[[], Awaitable[None]], *, most_s: float = 3.0) -> None:
+async def run_while_redis_is_away(name: str, loop: Callable[[], Awaitable[None]], *, most_s: float = 3.0) -> None:
     """Runs a loop, again and again while Redis is away, which the broker calls Unavailable.
 
     `most_s` is the longest pause before it is begun again. Anything else it raises is a bug and leaves.
@@ -223,13 +223,13 @@ async def persist(name: str, loop: Callable[[], Awaitable[None]], *, most_s: flo
             await loop()
             return
         except (RedisError, OSError, Unavailable) as error:
-            complain(name, error)
+            log_redis_error(name, error)
             if time.monotonic() - began > 2 * most_s:  # it had worked
                 pauses.reset()
             await asyncio.sleep(pauses.next_s())
 
 
-def complain(part: str, error: object, **about: Any) -> None:
+def log_redis_error(part: str, error: object, **about: Any) -> None:
     """Counts and logs that a part of this process could not use Redis, and why; one line in 5 s for each part, at most.
 
     In an outage everything that runs has the same to say, some of it four times a second. Where it was the file storage,

@@ -35,7 +35,7 @@ from shared.config.settings import PREFIX
 from shared.errors import Unusable
 from shared.store.connections import Place, close_idle, open_pool
 from shared.store.keys import Keys
-from shared.store.outage import UNREACHABLE, WrongServer, complain, persist, wrong_server
+from shared.store.outage import UNREACHABLE, WrongServer, log_redis_error, run_while_redis_is_away, wrong_server
 
 __all__ = [
     "UNREACHABLE",
@@ -46,13 +46,13 @@ __all__ = [
     "WatchError",
     "WrongServer",
     "bulk",
-    "complain",
     "connect",
     "converse",
     "deserialize_job",
     "exchange",
     "exchange_all",
-    "persist",
+    "log_redis_error",
+    "run_while_redis_is_away",
     "serialize_job",
     "watch",
     "wrong_server",

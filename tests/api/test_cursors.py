@@ -12,7 +12,7 @@ import redis
 
 from shared.log.decoding import decode
 from shared.log.entry import Kind
-from shared.log.envelope import Shapes
+from shared.log.envelope import Envelopes
 from tests.support.names import keys
 from tests.support.stack import wait_until
 from tests.support.upstream import Pause, ending, words
@@ -219,7 +219,7 @@ def test_an_unknown_stream_is_not_found(client: Client, generation_id: str, curs
 def store_whole(store: redis.Redis, generation_id: str) -> None:
     """Makes the log one of version 1, without pieces."""
     key = keys.log(generation_id)
-    entries = decode(store.xrange(key), None, Shapes())
+    entries = decode(store.xrange(key), None, Envelopes())
     with store.pipeline() as pipe:
         pipe.delete(key)
         for entry in entries:

@@ -12,7 +12,7 @@ import pytest
 
 from api.live.cursor import Cursor
 from api.live.livelog import LiveLog
-from api.live.relay import Drain, EventStream, Parts, View
+from api.live.relay import Drain, EventStream, Services, View
 from shared.config.settings import Settings
 from shared.log.entry import SEAL, Entry, Kind, Position
 from tests.support.wire import frames
@@ -44,7 +44,7 @@ async def test_a_viewer_that_is_ahead_of_this_process_gets_no_frame_twice(cursor
 
     hub: Any = SimpleNamespace(watch=watch)
     broker: Any = SimpleNamespace(log=SimpleNamespace(ends=ends))
-    parts = Parts(hub, broker, Settings(_env_file=None), Drain())
+    parts = Services(hub, broker, Settings(_env_file=None), Drain())
     view = View(ids=True, native=True, include_usage=False)
     response = EventStream(parts, {"id": live.id, "created_at_ms": 1}, view, cursor=cursor, headers={})
     sent: list[bytes] = []

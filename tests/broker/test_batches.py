@@ -39,8 +39,8 @@ def batches(redis: ArqRedis, files: Files, settings: Settings) -> Batches:
     return Batches(redis, files, Webhooks(redis, settings), settings)
 
 
-async def upload(files: Files, *, purpose: str = "batch", owner: str = "ann") -> str:
-    async with files.create(owner) as new:
+async def upload(files: Files, *, purpose: str = "batch", tenant: str = "ann") -> str:
+    async with files.create(tenant) as new:
         await new.write(b"{}\n")
         new.finish(filename="in.jsonl", purpose=purpose, life_s=3600)
     return new.id
@@ -64,7 +64,7 @@ async def test_a_batch_is_found_by_its_owner_only(batches: Batches, files: Files
 
 
 async def test_what_is_no_input_is_refused_and_leaves_nothing(batches: Batches, files: Files, redis: ArqRedis) -> None:
-    vision, foreign = await upload(files, purpose="vision"), await upload(files, owner="bob")
+    vision, foreign = await upload(files, purpose="vision"), await upload(files, tenant="bob")
     for file_id, error in ((vision, BadRequest), (foreign, NotFound), ("file-1", NotFound)):
         with pytest.raises(error) as caught:
             await batches.create(BatchRequest.check({**BODY, "input_file_id": file_id}), "ann")

@@ -10,14 +10,14 @@ import pytest
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import NotFound, Unavailable
-from shared.generations.broker import Broker, Principal
+from shared.generations.broker import Broker, Caller
 from shared.log.appender import Appender
 from shared.log.entry import Chunk, Position, Status
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis, connect
 from tests.support.names import keys
 
-ANN, BOB = Principal("ann"), Principal("bob")
+ANN, BOB = Caller("ann"), Caller("bob")
 CATALOGUE = {"providers": {"fake": {"models": ["echo"], "open": False}, "openai": {"models": [], "open": True}}}
 
 
@@ -32,8 +32,8 @@ def request(**fields: Any) -> tuple[bytes, ChatRequest]:
     return json.dumps(body).encode(), ChatRequest.check(body)
 
 
-async def submitted(broker: Broker, owner: Principal = ANN, **fields: Any) -> str:
-    generation_id: str = (await broker.submit(*request(**fields), owner)).header["id"]
+async def submitted(broker: Broker, caller: Caller = ANN, **fields: Any) -> str:
+    generation_id: str = (await broker.submit(*request(**fields), caller)).header["id"]
     return generation_id
 
 

@@ -16,7 +16,7 @@ from shared.chat.request import ChatRequest
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
 from shared.errors import Unavailable
-from shared.generations.broker import Broker, Principal
+from shared.generations.broker import Broker, Caller
 from shared.log.entry import Status
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
@@ -25,7 +25,7 @@ from tests.support.forgetful import Follower
 from tests.support.names import keys
 from tests.support.server import Server
 
-ANN = Principal("ann")
+ANN = Caller("ann")
 CATALOGUE = {"providers": {"fake": {"models": ["echo"], "open": False}}, "aliases": {}}
 
 

@@ -24,7 +24,7 @@ from shared.store.redis import (
     bulk,
     connect,
     deserialize_job,
-    persist,
+    run_while_redis_is_away,
     serialize_job,
     watch,
 )
@@ -123,14 +123,14 @@ async def test_a_loop_outlives_outages_and_nothing_else(monkeypatch: pytest.Monk
         if failure := next(failures):
             raise failure
 
-    await asyncio.wait_for(persist("test", loop), 5)
+    await asyncio.wait_for(run_while_redis_is_away("test", loop), 5)
     assert turns == 3
 
     async def bug() -> None:
         raise KeyError("bug")
 
     with pytest.raises(KeyError):
-        await persist("test", bug)
+        await run_while_redis_is_away("test", bug)
 
 
 def test_a_connection_is_never_taken_while_it_is_closed_for_its_sibling(valkey: EmbeddedValkey) -> None:

@@ -53,8 +53,8 @@ def left(settings: Settings) -> set[str]:
     return below(settings.data_dir / "files")
 
 
-async def upload(files: Files, content: bytes = b"abc", *, owner: str = "ann", life_s: int | None = None) -> str:
-    async with files.create(owner) as new:
+async def upload(files: Files, content: bytes = b"abc", *, tenant: str = "ann", life_s: int | None = None) -> str:
+    async with files.create(tenant) as new:
         await new.write(content)
         new.finish(filename="in.jsonl", purpose="batch", life_s=life_s)
     assert new.facts["bytes"] == len(content)

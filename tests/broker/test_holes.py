@@ -12,7 +12,7 @@ from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import Damaged
 from shared.features.usage import read_ledger
-from shared.generations.broker import Broker, Principal
+from shared.generations.broker import Broker, Caller
 from shared.log.appender import Appender
 from shared.log.entry import Chunk, Position, Status
 from shared.log.streamlog import StreamLog
@@ -20,7 +20,7 @@ from shared.log.writer import Writer
 from shared.store.redis import ArqRedis
 from tests.support.names import keys
 
-ANN = Principal("ann")
+ANN = Caller("ann")
 WORDS = ("one ", "two ", "three ", "four ")
 
 

@@ -15,7 +15,7 @@ import pytest
 from api.live.cursor import Cursor, parse
 from api.live.hub import BLOCK_MS, Hub
 from api.live.livelog import LiveLog
-from api.live.relay import Drain, EventStream, Parts, View
+from api.live.relay import Drain, EventStream, Services, View
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
 from shared.generations.broker import Broker
@@ -120,7 +120,7 @@ class Viewer:
 
 
 class Bench:
-    def __init__(self, parts: Parts, appender: Appender, redis: ArqRedis) -> None:
+    def __init__(self, parts: Services, appender: Appender, redis: ArqRedis) -> None:
         self.parts, self.log, self.appender, self.redis = parts, parts.broker.log, appender, redis
 
     async def log_of(self, *words: int, epoch: int = 1) -> Writer:
@@ -165,7 +165,7 @@ async def bench(valkey: EmbeddedValkey) -> AsyncIterator[Bench]:
         hub = await stack.enter_async_context(
             Hub(log, reading, grace_s=settings.disconnect_grace_s, keepalive_s=settings.keepalive_s)
         )
-        yield Bench(Parts(hub, Broker(redis, log, settings, name="t"), settings, Drain()), appender, redis)
+        yield Bench(Services(hub, Broker(redis, log, settings, name="t"), settings, Drain()), appender, redis)
         await redis.flushdb()
 
 

@@ -19,7 +19,7 @@ from shared.log import writer as writer_module
 from shared.log.appender import Appender, Log
 from shared.log.decoding import by_name
 from shared.log.entry import BEGIN, VERSION, Chunk, Entry, Kind, Position
-from shared.log.envelope import MARK, Shapes
+from shared.log.envelope import MARK, Envelopes
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, ResponseError, connect
@@ -107,7 +107,7 @@ async def run(redis: ArqRedis, batches: list[list[dict[str, Any]]], faults: list
         assert {entry.kind for entry in whole[1:-1]} == {Kind.CHUNK}
         await log.seal(name, {"status": "completed"})
         whole += await log.read(name, writer.position)
-        shapes = Shapes()
+        shapes = Envelopes()
         assert [entry async for page in log.read_all(name, shapes=shapes) for entry in page] == whole
         for cut in range(0, len(whole), 1 + len(whole) // 8):
             at = whole[cut].position

@@ -13,14 +13,14 @@ from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import KeyReused, Unavailable
 from shared.generations import reaper
-from shared.generations.broker import Broker, Principal
+from shared.generations.broker import Broker, Caller
 from shared.generations.reaper import Reaper
 from shared.log.entry import Status, Summary
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis
 from tests.support.names import WAITING, keys
 
-ANN = Principal("ann")
+ANN = Caller("ann")
 BODY = {"model": "fake/echo", "messages": [{"role": "user", "content": "x"}]}
 
 
@@ -188,7 +188,7 @@ async def test_the_same_key_is_the_same_generation(broker: Broker, log: StreamLo
     assert (again.header, again.replayed) == (answers[0].header, True)
     with pytest.raises(KeyReused):
         await broker.submit(body, ChatRequest.check({**BODY, "seed": 1}), ANN, idempotency_key="k")
-    other = await broker.submit(body, ChatRequest.check(BODY), Principal("bob"), idempotency_key="k")
+    other = await broker.submit(body, ChatRequest.check(BODY), Caller("bob"), idempotency_key="k")
     assert not other.replayed
 
 

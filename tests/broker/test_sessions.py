@@ -11,14 +11,14 @@ import pytest
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
-from shared.generations.broker import Broker, Principal
+from shared.generations.broker import Broker, Caller
 from shared.log.appender import Appender
 from shared.log.entry import Chunk, Status
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis
 from tests.support.names import WAITING, keys
 
-ANN, BOB = Principal("ann"), Principal("bob")
+ANN, BOB = Caller("ann"), Caller("bob")
 
 
 class Bench:
@@ -28,7 +28,7 @@ class Bench:
         self.redis, self.log, self.appender = redis, log, appender
         self.broker = Broker(redis, log, settings, name="test")
 
-    async def ask(self, text: str, *, who: Principal = ANN, session: str = "s", **fields: Any) -> dict[str, Any]:
+    async def ask(self, text: str, *, who: Caller = ANN, session: str = "s", **fields: Any) -> dict[str, Any]:
         body = {"model": "fake/echo", "messages": [{"role": "user", "content": text}], "session_id": session, **fields}
         return (await self.broker.submit(json.dumps(body).encode(), ChatRequest.check(body), who)).header
 
@@ -43,7 +43,7 @@ class Bench:
         error = None if finish else {"code": "upstream_incomplete"}
         await self.broker.closing.conclude(header["id"], 1, Status.FAILED, error=error)
 
-    async def texts(self, who: Principal = ANN, session: str = "s") -> list[str]:
+    async def texts(self, who: Caller = ANN, session: str = "s") -> list[str]:
         return [message["content"] for message in await self.broker.session_messages(session, who)]
 
     async def queued(self) -> list[str]:

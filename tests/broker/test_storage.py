@@ -12,7 +12,7 @@ import structlog
 
 from shared.errors import FileStorageFailed, FileStorageFull, FileStorageInvalid, FileStorageRefused
 from shared.features.storage import Missing, Storage
-from shared.store.outage import complain
+from shared.store.outage import log_redis_error
 from tests.support.answering import Answering
 from tests.support.s3 import S3
 
@@ -264,9 +264,9 @@ def test_a_directory_without_room_or_rights_says_so(tmp_path: Path, why: str) ->
 def test_a_loop_that_the_storage_stopped_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.store.outage._complained", {})
     with structlog.testing.capture_logs() as logs:
-        complain("batch", FileStorageRefused(), batch_id="b")
-        complain("batch", ConnectionError(), batch_id="b")
-        complain("reaper", ConnectionError())
+        log_redis_error("batch", FileStorageRefused(), batch_id="b")
+        log_redis_error("batch", ConnectionError(), batch_id="b")
+        log_redis_error("reaper", ConnectionError())
     assert [(line["event"], line["part"], line.get("why")) for line in logs] == [
         ("file storage failed", "batch", "refused"),
         ("redis failed", "reaper", None),

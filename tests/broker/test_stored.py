@@ -13,13 +13,13 @@ from shared.chat.request import ChatRequest
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
 from shared.errors import Gone, NotFound
-from shared.generations.broker import Broker, Principal
+from shared.generations.broker import Broker, Caller
 from shared.log.appender import Appender
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis, connect
 from tests.support.names import keys
 
-ANN, BOB = Principal("ann"), Principal("bob")
+ANN, BOB = Caller("ann"), Caller("bob")
 KEPT_S = 1000.0
 COMPLETED: dict[str, Any] = {"status": "completed", "ended_at_ms": 2, "by": "w", "error": None}
 
@@ -35,9 +35,9 @@ async def broker(redis: ArqRedis, log: StreamLog, settings: Settings) -> Broker:
     return Broker(redis, log, settings, name="test")
 
 
-async def submitted(broker: Broker, owner: Principal = ANN, **fields: Any) -> str:
+async def submitted(broker: Broker, caller: Caller = ANN, **fields: Any) -> str:
     body = {"model": "fake/echo", "messages": [{"role": "user", "content": "hi"}], **fields}
-    generation_id: str = (await broker.submit(b"{}", ChatRequest.check(body), owner)).header["id"]
+    generation_id: str = (await broker.submit(b"{}", ChatRequest.check(body), caller)).header["id"]
     return generation_id
 
 
@@ -106,11 +106,11 @@ async def test_metadata_live_as_long_as_what_they_are_about(broker: Broker, log:
 
 async def test_nobody_elses_metadata_are_touched(broker: Broker, log: StreamLog, redis: ArqRedis) -> None:
     generation_id = await submitted(broker, store=True, metadata={"a": "1"})
-    for owner, name in ((BOB, generation_id), (ANN, "chatcmpl-" + "0" * 32), (ANN, "x")):
+    for caller, name in ((BOB, generation_id), (ANN, "chatcmpl-" + "0" * 32), (ANN, "x")):
         with pytest.raises(NotFound):
-            await broker.replace_metadata(name, owner, {})
+            await broker.replace_metadata(name, caller, {})
         with pytest.raises(NotFound):
-            await broker.messages(name, owner)
+            await broker.messages(name, caller)
     summary = await broker.find(generation_id, ANN)
     await log.delete(generation_id, "ann")
     with pytest.raises(Gone):

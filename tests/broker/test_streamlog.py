@@ -26,8 +26,8 @@ def new_id() -> str:
     return f"chatcmpl-{uuid.uuid4().hex}"
 
 
-def header(generation_id: str, owner: str = "a", created: int = 1) -> dict[str, Any]:
-    return {"v": VERSION, "id": generation_id, "owner": owner, "created_at_ms": created, "model": "fake/echo"}
+def header(generation_id: str, tenant: str = "a", created: int = 1) -> dict[str, Any]:
+    return {"v": VERSION, "id": generation_id, "owner": tenant, "created_at_ms": created, "model": "fake/echo"}
 
 
 def attempt(token: str = "t") -> dict[str, Any]:
@@ -66,7 +66,7 @@ async def test_a_log_begins_with_its_request(log: StreamLog, redis: ArqRedis) ->
 
 async def test_a_second_create_changes_nothing(log: StreamLog) -> None:
     generation_id = await created(log)
-    assert not await log.create(header(generation_id, owner="b"), b"{}")
+    assert not await log.create(header(generation_id, tenant="b"), b"{}")
     assert (await log.request(generation_id))[1] == b'{"x":1}'
 
 
@@ -368,7 +368,7 @@ async def test_the_index_is_per_owner_newest_first_and_pages(log: StreamLog) -> 
     ids = [new_id() for _ in range(120)]
     for created_at, generation_id in enumerate(ids):
         await log.create(header(generation_id, created=created_at + 1), b"{}")
-    await log.create(header(new_id(), owner="b"), b"{}")
+    await log.create(header(new_id(), tenant="b"), b"{}")
     await log.delete(ids[60], "a")
     expected = [i for i in reversed(ids) if i != ids[60]]
     assert [found.header["id"] async for found in log.listed("a")] == expected

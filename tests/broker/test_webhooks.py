@@ -14,7 +14,7 @@ from shared.config.settings import Settings
 from shared.errors import BadRequest
 from shared.features import webhooks
 from shared.features.webhooks import Delivery, Result, Webhooks, event_id
-from shared.generations.broker import Broker, Principal
+from shared.generations.broker import Broker, Caller
 from shared.lib.clock import now_ms
 from shared.log.entry import Status
 from shared.log.streamlog import StreamLog
@@ -22,7 +22,7 @@ from shared.store.redis import ArqRedis, RedisError
 from tests.support.names import keys
 from tests.support.receiver import SECRET
 
-ANN = Principal("ann")
+ANN = Caller("ann")
 URL = "https://hooks.example.com/x?token=secret"
 RETRY_S, GIVE_UP_S = 50.0, 400.0
 
@@ -95,7 +95,7 @@ async def test_the_event_is_queued_with_the_outcome(broker: Broker, hooks: Webho
         "type": "chat.completion.cancelled",
         "data": {"id": generation_id},
     }
-    assert (delivery.owner, delivery.url, delivery.attempt) == ("ann", URL, 1)
+    assert (delivery.tenant, delivery.url, delivery.attempt) == ("ann", URL, 1)
 
 
 async def test_it_is_queued_once_however_often_it_is_settled(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
@@ -187,7 +187,7 @@ async def test_other_subjects_use_the_same_door(hooks: Webhooks, redis: ArqRedis
     assert target
     for _ in range(2):
         async with redis.pipeline(transaction=True) as pipe:
-            hooks.queue(pipe, "batch_1", target, owner="ann", event="batch.completed", created_at=5, kept_s=60)
+            hooks.queue(pipe, "batch_1", target, tenant="ann", event="batch.completed", created_at=5, kept_s=60)
             await pipe.execute()
     delivery = await taken(hooks, "batch_1")
     assert json.loads(delivery.event)["type"] == "batch.completed"

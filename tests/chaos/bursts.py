@@ -17,7 +17,7 @@ from typing import Any
 
 from shared.log.decoding import decode
 from shared.log.entry import Kind
-from shared.log.envelope import Shapes
+from shared.log.envelope import Envelopes
 from tests.chaos.tally import Tally
 from tests.support.fleet import Fleet, ask
 from tests.support.ledger import ledger_problems
@@ -146,7 +146,7 @@ def _caught(fleet: Fleet, generation_id: str, unsettled: set[str]) -> str:
     raw = fleet.client.xrange(keys.log(generation_id))
     entries = dict(raw)
     chunks = [
-        entry.data for entry in decode(raw, None, Shapes()) if entry.position.epoch == 1 and entry.kind is Kind.CHUNK
+        entry.data for entry in decode(raw, None, Envelopes()) if entry.position.epoch == 1 and entry.kind is Kind.CHUNK
     ]
     finished = any(choice["finish_reason"] for data in chunks for choice in json.loads(data)["choices"])
     if json.loads(entries[SEAL.encode()][b"o"])["by"] == json.loads(entries[b"1-0"][b"a"])["worker"]:
@@ -251,7 +251,13 @@ def judge_posts(fleet: Fleet, tally: Tally, made: list[tuple[Asked, float]]) -> 
 
 
 def kill_workers_under_sessions(
-    fleet: Fleet, upstream: ScriptedUpstream, tally: Tally, chance: random.Random, *, burst: int, sessions: int = 20
+    fleet: Fleet,
+    upstream: ScriptedUpstream,
+    tally: Tally,
+    chance: random.Random,
+    *,
+    burst: int,
+    sessions: int = 20,
 ) -> None:
     """Two requests at once in each of some sessions, and kills of workers around the ends of both turns.
 

@@ -151,7 +151,7 @@ def killed(directory: Path) -> dict[str, Any]:
 # ---- wherever a worker ends
 
 
-class Told:
+class Transcript:
     """What a viewer is told of a batch while everything is killed: counts must not go back. A context manager."""
 
     def __init__(self, ground: Ground, batch_id: str) -> None:
@@ -201,7 +201,7 @@ def ends(directory: Path) -> dict[str, Any]:
                 ground.plan(stage, number)
                 batch_id = start(ground.http, jsonl(line(f"line-{n}", "scripted/stages") for n in range(lines)))
                 began = time.monotonic()
-                with Told(ground, batch_id) as told:
+                with Transcript(ground, batch_id) as told:
                     wait_until(ground.carried_out, 120, f"{mode} at: {stage}")
                     lives.update(f"{mode}: {status}" for status in wait_until(ground.revive, 60))
                     try:

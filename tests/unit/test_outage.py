@@ -25,9 +25,9 @@ from shared.store.outage import (
     Pauses,
     WrongServer,
     cause,
-    complain,
     full,
     hopeless,
+    log_redis_error,
     passing,
     reason,
     said,
@@ -201,10 +201,10 @@ def test_an_outage_is_told_with_its_reason_and_once_in_a_while() -> None:
     outage._complained.clear()
     with structlog.testing.capture_logs() as logs:
         for _ in range(3):
-            complain(
+            log_redis_error(
                 "part", raised(ConnectionError("x"), ConnectionRefusedError(111, "Connection refused")), batch_id="b"
             )
-        complain("another", ResponseError(ANNOTATED.format("MISCONF Errors writing to the AOF file")))
+        log_redis_error("another", ResponseError(ANNOTATED.format("MISCONF Errors writing to the AOF file")))
     assert [(log["event"], log["part"], log.get("reason"), log.get("said")) for log in logs] == [
         ("redis failed", "part", "connection refused", None),
         ("redis failed", "another", None, "MISCONF Errors writing to the AOF file"),

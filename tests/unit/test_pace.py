@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from api.live import pacing as pace
 from api.live.livelog import LiveLog
-from api.live.pacing import Pace, Tally
+from api.live.pacing import Pacer, TokenClock
 from api.surfaces.chat import projection as chat
 from shared.log.entry import SEAL, Entry, Kind, Position
 
@@ -23,8 +23,8 @@ def chunk(text: str, seq: int = 1, at_ms: int | None = None) -> Entry:
     return Entry(Position(1, seq), Kind.CHUNK, data, None, at_ms)
 
 
-async def tally_of(*texts: str, at_ms: int | None = None) -> Tally:
-    tally = Tally()
+async def tally_of(*texts: str, at_ms: int | None = None) -> TokenClock:
+    tally = TokenClock()
     for seq, text in enumerate(texts, 1):
         tally.add(chunk(text, seq, at_ms))
     return tally
@@ -50,7 +50,7 @@ def test_a_token_is_four_characters_and_a_chunk_is_one_at_least(payload: bytes, 
 
 async def test_the_first_chunk_is_shown_at_once_and_the_others_in_time() -> None:
     tally = await tally_of("a" * 8, "b" * 4, "c", "d")
-    viewer, began = Pace(2, tally), tally.began
+    viewer, began = Pacer(2, tally), tally.began
     shown = [viewer.limit(1, 0, 4, began + seconds) for seconds in (0, 0.9, 1.1, 1.4, 1.6, 2.1)]
     assert shown == [1, 1, 2, 2, 3, 4]
     assert [viewer.due(index) - began for index in range(4)] == pytest.approx([0, 1, 1.5, 2])
@@ -58,7 +58,7 @@ async def test_the_first_chunk_is_shown_at_once_and_the_others_in_time() -> None
 
 async def test_a_late_viewer_sees_what_the_others_see() -> None:
     tally = await tally_of(*"abcdefgh")
-    early, late = Pace(1, tally), Pace(1, tally)
+    early, late = Pacer(1, tally), Pacer(1, tally)
     assert early.limit(1, 0, 8, tally.began) == 1
     now = tally.began + 4.5
     assert early.limit(1, 1, 8, now) == late.limit(1, 0, 8, now) == 5
@@ -70,7 +70,7 @@ async def test_what_was_said_long_ago_is_shown_at_once(monkeypatch: pytest.Monke
     tally = await tally_of(*"abcdefgh", at_ms=9_990_000)
     now = asyncio.get_running_loop().time()
     assert now - tally.began >= 10
-    assert Pace(1, tally).limit(1, 0, 8, now) == 8
+    assert Pacer(1, tally).limit(1, 0, 8, now) == 8
 
 
 @pytest.mark.parametrize("ahead_ms", [1, 3_600_000])
@@ -80,20 +80,20 @@ async def test_a_worker_whose_clock_is_ahead_makes_nobody_wait_longer(
     monkeypatch.setattr(pace, "now_ms", lambda: 10_000_000)
     tally = await tally_of(*"abc", at_ms=10_000_000 + ahead_ms)
     assert tally.began <= asyncio.get_running_loop().time()
-    assert Pace(1, tally).limit(1, 0, 3, tally.began) == 1
+    assert Pacer(1, tally).limit(1, 0, 3, tally.began) == 1
 
 
 async def test_a_viewer_that_resumes_does_not_wait_again_for_what_it_has() -> None:
     """Whatever the clock here says: its first process may have had another."""
     tally = await tally_of(*"abcdefgh")
-    viewer, now = Pace(1, tally), tally.began
+    viewer, now = Pacer(1, tally), tally.began
     assert viewer.limit(1, 5, 8, now) == 6
     assert viewer.limit(1, 6, 8, now + 1) == 7
 
 
 async def test_a_new_attempt_has_a_clock_of_its_own() -> None:
     tally = await tally_of(*"abcdefgh")
-    viewer = Pace(1, tally)
+    viewer = Pacer(1, tally)
     assert viewer.limit(1, 0, 8, tally.began + 100) == 8
     tally.clear()
     for seq, text in enumerate("xyz", 1):
@@ -102,11 +102,11 @@ async def test_a_new_attempt_has_a_clock_of_its_own() -> None:
 
 
 async def test_counting_goes_on_where_the_log_begins_late() -> None:
-    tally = Tally()
+    tally = TokenClock()
     tally.clear(10)
     for seq, text in enumerate("abc", 11):
         tally.add(chunk(text, seq))
-    viewer = Pace(1, tally)
+    viewer = Pacer(1, tally)
     assert [viewer.limit(1, 10, 13, tally.began + seconds) for seconds in (0, 1, 2)] == [11, 12, 13]
 
 
@@ -117,7 +117,7 @@ async def test_a_cancelled_answer_is_shown_at_once(status: str, off: bool) -> No
     assert live.tally is not None
     live.feed([Entry(SEAL, Kind.OUTCOME, json.dumps({"status": status, "error": None}).encode())])
     assert live.tally.off is off
-    assert Pace(1, live.tally).limit(1, 0, 3, live.tally.began) == (3 if off else 1)
+    assert Pacer(1, live.tally).limit(1, 0, 3, live.tally.began) == (3 if off else 1)
 
 
 async def test_chunks_that_left_the_window_are_still_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ async def test_chunks_that_left_the_window_are_still_counted(monkeypatch: pytest
         live.feed([chunk("a", seq)])
     assert live.floor > 10
     assert live.tally is not None
-    viewer = Pace(1, live.tally)
+    viewer = Pacer(1, live.tally)
     assert [viewer.limit(1, 0, live.end, live.tally.began + seconds) for seconds in (0, 3, 70)] == [1, 4, 50]
 
 
@@ -139,7 +139,7 @@ def test_shown_is_never_more_than_the_pace_and_never_less(
     async def check() -> None:
         tally = await tally_of(*("x" * size for size in sizes))
         tokens = [max(1, size // 4) for size in sizes]
-        viewer, index = Pace(rate, tally), 0
+        viewer, index = Pacer(rate, tally), 0
         for moment in sorted(moments):
             limit = viewer.limit(1, index, len(sizes), tally.began + moment)
             assert index <= limit
@@ -153,6 +153,6 @@ def test_shown_is_never_more_than_the_pace_and_never_less(
 
 async def test_times_never_go_back() -> None:
     tally = await tally_of(*("x" * size for size in (0, 40, 3, 0, 9)))
-    viewer = Pace(3, tally)
+    viewer = Pacer(3, tally)
     viewer.limit(1, 0, 5, tally.began)
     assert all(earlier < later for earlier, later in pairwise(viewer.due(index) for index in range(5)))

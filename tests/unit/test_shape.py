@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shared.errors import Damaged
 from shared.log.decoding import decode
 from shared.log.entry import Entry, Kind, Position
-from shared.log.envelope import MARK, PIECE, WHOLE, Shape, Shaper, Shapes, _common, _matching
+from shared.log.envelope import MARK, PIECE, WHOLE, Envelope, EnvelopeEncoder, Envelopes, _common, _matching
 
 ENVELOPE = (
     b'{"id":"chatcmpl-d87108d7","object":"chat.completion.chunk","choices":[{"delta":{%b},"finish_reason":null}]}'
@@ -29,7 +29,7 @@ ANSWERS = st.lists(PAYLOADS, max_size=60)
 
 def stored(payloads: list[bytes], epoch: int = 1) -> list[tuple[bytes, list[bytes]]]:
     """An attempt as it is in Redis, its first entry included."""
-    shaper, entries = Shaper(), [(b"%d-0" % epoch, [b"a", b"{}"])]
+    shaper, entries = EnvelopeEncoder(), [(b"%d-0" % epoch, [b"a", b"{}"])]
     for seq, payload in enumerate(payloads, 1):
         field, data, value, shaper = shaper.take(payload)
         entries.append((b"%d-%d" % (epoch, seq), [field, data] if value is None else [field, data, MARK, value]))
@@ -53,7 +53,7 @@ def test_what_two_have_in_common_is_the_longest(start: bytes, one: bytes, other:
 
 @given(st.binary(max_size=12), st.binary(max_size=12), PAYLOADS)
 def test_a_shape_in_common_uses_no_byte_twice(prefix: bytes, suffix: bytes, payload: bytes) -> None:
-    for shape in (Shape(prefix, suffix), Shape(payload[:5], payload[-5:]), Shape(payload, payload)):
+    for shape in (Envelope(prefix, suffix), Envelope(payload[:5], payload[-5:]), Envelope(payload, payload)):
         common = _common(shape, payload)
         assert shape.prefix.startswith(common.prefix)
         assert shape.suffix.endswith(common.suffix)
@@ -66,7 +66,7 @@ def test_what_is_stored_is_what_was_said_however_it_is_read(
     first: list[bytes], second: list[bytes], data: st.DataObject
 ) -> None:
     raw = [*stored(first), *stored(second, 2)]
-    shapes, after = Shapes(), Position(0, 2)
+    shapes, after = Envelopes(), Position(0, 2)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=5)))
     entries: list[Entry] = []
     for start, end in pairwise([0, *cuts, len(raw)]):
@@ -76,14 +76,14 @@ def test_what_is_stored_is_what_was_said_however_it_is_read(
     for start in cuts:  # and again from the middle, by who has read it all
         if start:
             assert decode(raw[start:], entries[start - 1].position, shapes) == entries[start:]
-    assert decode(raw, None, Shapes()) == entries
+    assert decode(raw, None, Envelopes()) == entries
     assert [entry.position for entry in decode(raw)] == [entry.position for entry in entries]
 
 
 def told_apart(payloads: list[bytes], gone: set[int], cut: int) -> None:
     """Every chunk is what was said, or is not shown as one; the strict are told."""
     left = [entry for seq, entry in enumerate(stored(payloads)) if seq not in gone]
-    shapes = Shapes()
+    shapes = Envelopes()
     entries = decode(left[:cut], Position(0, 2), shapes, strict=False)
     entries += decode(left[cut:], entries[-1].position, shapes, strict=False)
     assert [str(entry.position).encode() for entry in entries] == [entry_id for entry_id, _ in left]
@@ -109,7 +109,7 @@ def test_the_shape_before_the_one_that_is_missing_is_not_taken_for_it() -> None:
 
 @given(ANSWERS)
 def test_to_take_a_chunk_again_changes_nothing(payloads: list[bytes]) -> None:
-    shaper = Shaper()
+    shaper = EnvelopeEncoder()
     for payload in payloads:
         *taken, following = shaper.take(payload)
         assert [*shaper.take(payload)][:3] == taken

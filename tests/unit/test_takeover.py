@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from worker.failover import TakeoverPause
+from worker.failover import FailoverHold
 
 LEASE_S = 10.0
 
 
 @pytest.fixture
-def pause() -> TakeoverPause:
+def pause() -> FailoverHold:
     """Redis has answered without a break until second 100, its clock 5,000 s ahead of ours."""
-    made = TakeoverPause(LEASE_S, 0.5)
+    made = FailoverHold(LEASE_S, 0.5)
     for tenths in range(0, 1001, 5):
         made.answered(tenths / 10)
         made.clock(5000 + tenths / 10, tenths / 10)
@@ -20,22 +20,22 @@ def pause() -> TakeoverPause:
 
 
 def test_one_that_has_just_started_waits_for_half_a_lease() -> None:
-    pause = TakeoverPause(LEASE_S, 0.5)
+    pause = FailoverHold(LEASE_S, 0.5)
     pause.answered(7.0)
     pause.clock(5007.0, 7.0)
     assert (pause.holds(11.9), pause.holds(12.1)) == (True, False)
 
 
-def test_in_ordinary_times_a_missing_lease_is_a_lost_worker(pause: TakeoverPause) -> None:
+def test_in_ordinary_times_a_missing_lease_is_a_lost_worker(pause: FailoverHold) -> None:
     assert not pause.holds(100.0)
 
 
-def test_after_an_outage_the_others_get_a_lease_to_come_back(pause: TakeoverPause) -> None:
+def test_after_an_outage_the_others_get_a_lease_to_come_back(pause: FailoverHold) -> None:
     pause.answered(106.0)
     assert (pause.holds(115.9), pause.holds(116.1)) == (True, False)
 
 
-def test_after_redis_clock_was_set_on_the_others_get_a_lease_to_renew_theirs(pause: TakeoverPause) -> None:
+def test_after_redis_clock_was_set_on_the_others_get_a_lease_to_renew_theirs(pause: FailoverHold) -> None:
     pause.answered(100.5)
     pause.clock(5190.5, 100.5)
     assert (pause.holds(110.4), pause.holds(110.6)) == (True, False)
@@ -44,13 +44,13 @@ def test_after_redis_clock_was_set_on_the_others_get_a_lease_to_renew_theirs(pau
 
 
 @pytest.mark.parametrize("step_s", [-90.0, -1.0, 1.0, 4.9])
-def test_steps_that_end_no_lease_change_nothing(pause: TakeoverPause, step_s: float) -> None:
+def test_steps_that_end_no_lease_change_nothing(pause: FailoverHold, step_s: float) -> None:
     pause.clock(5100.5 + step_s, 100.5)
     assert not pause.holds(100.5)
 
 
 def test_another_server_may_have_forgotten_who_runs_what_and_half_a_lease_is_for_saying_so(
-    pause: TakeoverPause,
+    pause: FailoverHold,
 ) -> None:
     pause.server("first", 100.0)
     pause.server(None, 100.5)  # it may not be asked

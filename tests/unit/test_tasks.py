@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from shared.lib.tasks import Alarm, Gathered, Rounds, cancel
+from shared.lib.tasks import BatchedLookup, FairTurns, MovingTimeout, cancel
 
 
 async def test_a_task_that_loses_cancellations_is_ended_all_the_same() -> None:
@@ -35,9 +35,9 @@ async def test_a_task_that_loses_cancellations_is_ended_all_the_same() -> None:
 
 
 async def test_an_alarm_rings_at_its_time_and_again_at_the_next() -> None:
-    loop, alarm = asyncio.get_running_loop(), Alarm()
+    loop, alarm = asyncio.get_running_loop(), MovingTimeout()
     for _ in range(3):
-        with pytest.raises(Alarm.Rang):
+        with pytest.raises(MovingTimeout.Rang):
             await alarm.wait(asyncio.Event().wait(), loop.time() + 0.01)
     task = asyncio.current_task()
     assert task is not None
@@ -46,20 +46,20 @@ async def test_an_alarm_rings_at_its_time_and_again_at_the_next() -> None:
 
 
 async def test_an_alarm_that_is_moved_on_does_not_ring() -> None:
-    loop, alarm = asyncio.get_running_loop(), Alarm()
+    loop, alarm = asyncio.get_running_loop(), MovingTimeout()
     start = loop.time()
     while loop.time() < start + 0.1:  # the timer goes off several times, too early
         assert await alarm.wait(asyncio.sleep(0.005, "done"), loop.time() + 0.03) == "done"
-    with pytest.raises(Alarm.Rang):
+    with pytest.raises(MovingTimeout.Rang):
         await alarm.wait(asyncio.sleep(10), loop.time() + 0.03)
     assert await alarm.wait(asyncio.sleep(0, "on"), loop.time() + 10) == "on"
-    with pytest.raises(Alarm.Rang):  # an earlier time than the timer is set to
+    with pytest.raises(MovingTimeout.Rang):  # an earlier time than the timer is set to
         await alarm.wait(asyncio.sleep(10), loop.time() + 0.01)
     alarm.close()
 
 
 async def test_an_alarm_is_not_taken_for_a_cancellation_nor_the_other_way_round() -> None:
-    alarm = Alarm()
+    alarm = MovingTimeout()
     waiting = asyncio.create_task(alarm.wait(asyncio.Event().wait(), asyncio.get_running_loop().time() + 60))
     await asyncio.sleep(0)
     waiting.cancel()
@@ -67,7 +67,7 @@ async def test_an_alarm_is_not_taken_for_a_cancellation_nor_the_other_way_round(
         await waiting
 
     async def both() -> None:
-        loop, other = asyncio.get_running_loop(), Alarm()
+        loop, other = asyncio.get_running_loop(), MovingTimeout()
         task = asyncio.current_task()
         assert task is not None
         loop.call_at((until := loop.time() + 0.02), task.cancel)
@@ -82,7 +82,7 @@ async def test_an_error_is_not_hidden_by_an_alarm() -> None:
     async def fail() -> None:
         raise KeyError
 
-    alarm = Alarm()
+    alarm = MovingTimeout()
     with pytest.raises(KeyError):
         await alarm.wait(fail(), asyncio.get_running_loop().time() + 60)
     alarm.close()
@@ -97,7 +97,7 @@ async def test_what_is_wanted_meanwhile_is_asked_for_at_once_and_never_before_it
         await go.acquire()
         return [len(asked)] * len(keys)
 
-    found = Gathered(ask, most=3)
+    found = BatchedLookup(ask, most=3)
     first = asyncio.create_task(found.get("a"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -120,14 +120,14 @@ async def test_all_who_asked_hear_of_an_error_and_the_next_ask_anew() -> None:
             raise answer
         return [answer] * len(keys)
 
-    found = Gathered(ask, most=10)
+    found = BatchedLookup(ask, most=10)
     both = await asyncio.gather(found.get("a"), found.get("b"), return_exceptions=True)
     assert [str(error) for error in both] == ["away", "away"]
     assert await found.get("a") == 1
 
 
 async def test_so_many_go_in_each_round_in_their_order() -> None:
-    rounds, seen, now = Rounds(2), [], 0
+    rounds, seen, now = FairTurns(2), [], 0
 
     async def go(number: int) -> None:
         await rounds.turn()

@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.chat import messages as turns
-from shared.chat.messages import Said
+from shared.chat.messages import (
+    Texts,
+    after_last_answer,
+    billable_text,
+    new_messages,
+    split_tags,
+    turn_message,
+    visible_text,
+)
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
@@ -17,15 +24,15 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        ({"content": "a"}, Said("a", "")),
-        ({"content": None}, Said("", "")),
-        ({}, Said("", "")),
-        ({"content": "a", "reasoning_content": "r"}, Said("a", "r")),
-        ({"content": "a", "reasoning": "r"}, Said("a", "r")),
-        ({"content": "a", "thinking": "r"}, Said("a", "r")),
-        ({"content": "a", "reasoning_content": "", "reasoning": "r"}, Said("a", "r")),
-        ({"content": "a", "reasoning_content": "r", "reasoning": "r"}, Said("a", "r")),
-        ({"content": "<think>r</think>a"}, Said("<think>r</think>a", "")),
+        ({"content": "a"}, Texts("a", "")),
+        ({"content": None}, Texts("", "")),
+        ({}, Texts("", "")),
+        ({"content": "a", "reasoning_content": "r"}, Texts("a", "r")),
+        ({"content": "a", "reasoning": "r"}, Texts("a", "r")),
+        ({"content": "a", "thinking": "r"}, Texts("a", "r")),
+        ({"content": "a", "reasoning_content": "", "reasoning": "r"}, Texts("a", "r")),
+        ({"content": "a", "reasoning_content": "r", "reasoning": "r"}, Texts("a", "r")),
+        ({"content": "<think>r</think>a"}, Texts("<think>r</think>a", "")),
         (
             {
                 "content": [
@@ -33,12 +40,12 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "
                     {"type": "text", "text": "a"},
                 ]
             },
-            Said("a", "r"),
+            Texts("a", "r"),
         ),
     ],
 )
-def test_answer_and_reasoning_apart(message: dict[str, Any], expected: Said) -> None:
-    assert turns.said(message) == expected
+def test_answer_and_reasoning_apart(message: dict[str, Any], expected: Texts) -> None:
+    assert visible_text(message) == expected
 
 
 @pytest.mark.parametrize(
@@ -53,18 +60,18 @@ def test_answer_and_reasoning_apart(message: dict[str, Any], expected: Said) -> 
     ],
 )
 def test_tags_at_the_start(content: str, expected: tuple[str, str]) -> None:
-    assert turns.split_tags(content) == expected
-    assert turns.said({"content": content}, think_tags=True) == Said(*expected)
+    assert split_tags(content) == expected
+    assert visible_text({"content": content}, think_tags=True) == Texts(*expected)
 
 
 @given(st.text(), st.text().filter(lambda text: "</think>" not in text))
 def test_tags_lose_nothing_but_line_breaks_at_the_seam(answer: str, reasoning: str) -> None:
-    found = turns.split_tags(f"<think>{reasoning}</think>{answer}")
+    found = split_tags(f"<think>{reasoning}</think>{answer}")
     assert found == (answer.lstrip("\n"), reasoning.strip("\n"))
 
 
 def keep(message: dict[str, Any], *, store_reasoning: bool = False, think_tags: bool = False) -> dict[str, Any]:
-    return turns.turn_message(message, store_reasoning=store_reasoning, think_tags=think_tags)
+    return turn_message(message, store_reasoning=store_reasoning, think_tags=think_tags)
 
 
 def test_a_turn_has_no_reasoning_unless_it_is_wanted() -> None:
@@ -91,19 +98,19 @@ def test_a_turn_is_what_providers_take_back() -> None:
 
 def test_instructions_that_are_repeated_stand_there_once() -> None:
     system, user = {"role": "system", "content": "be kind"}, {"role": "user", "content": "u"}
-    assert turns.new_messages([], [system, user]) == [system, user]
-    assert turns.new_messages([system, user], [system, user]) == [user]
+    assert new_messages([], [system, user]) == [system, user]
+    assert new_messages([system, user], [system, user]) == [user]
     other = {"role": "system", "content": "be brief"}
-    assert turns.new_messages([system, user], [other, user, system]) == [other, user, system]
+    assert new_messages([system, user], [other, user, system]) == [other, user, system]
 
 
 def test_what_is_new_where_the_client_keeps_the_history() -> None:
     user, answer = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
-    assert turns.after_last_answer([user, answer, user]) == [user]
-    assert turns.after_last_answer([user]) == [user]
-    assert turns.after_last_answer([user, answer]) == []
+    assert after_last_answer([user, answer, user]) == [user]
+    assert after_last_answer([user]) == [user]
+    assert after_last_answer([user, answer]) == []
 
 
 def test_what_is_billed() -> None:
     message = {"content": "abc", "reasoning_content": "de", "refusal": "f", "tool_calls": [CALL]}
-    assert turns.billed(message) == Said("abcff{}", "de")
+    assert billable_text(message) == Texts("abcff{}", "de")

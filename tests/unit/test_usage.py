@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.chat import tokens
-from shared.chat.messages import Said
+from shared.chat.messages import Texts
 from shared.features import usage
 from tests.support.names import keys
 
@@ -19,12 +19,12 @@ USER = {"role": "user", "content": "hello there"}
 
 async def test_the_providers_own_figures_come_first() -> None:
     given_usage = {"prompt_tokens": 1, "completion_tokens": 2, "cost": 0.5}
-    assert await usage.measure("openai/gpt-4o", [USER], Said("x", ""), given_usage) == (given_usage, "provider")
+    assert await usage.measure("openai/gpt-4o", [USER], Texts("x", ""), given_usage) == (given_usage, "provider")
 
 
 async def test_then_a_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "_BOUND_S", 60)  # however busy this machine is
-    figures, source = await usage.measure("openai/gpt-4o", [USER], Said("Hi, how are you?", "thinking hard"))
+    figures, source = await usage.measure("openai/gpt-4o", [USER], Texts("Hi, how are you?", "thinking hard"))
     assert source == "tokenizer"
     # three for the answer's start, three for the message, one for its role, two for its words
     assert figures == {
@@ -41,23 +41,23 @@ async def test_then_a_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_else_a_quarter_of_the_characters(model: str) -> None:
     parts = [{"type": "text", "text": "x" * 8}, {"type": "image_url", "image_url": {"url": "data:" + "y" * 1000}}]
     prompt = [{"role": "user", "content": "x" * 32}, {"role": "user", "content": parts}, {"role": "assistant"}]
-    figures, source = await usage.measure(model, prompt, Said("a" * 60, "b" * 40))
+    figures, source = await usage.measure(model, prompt, Texts("a" * 60, "b" * 40))
     assert (figures["prompt_tokens"], figures["completion_tokens"], figures["total_tokens"]) == (10, 25, 35)
     assert figures["completion_tokens_details"] == {"reasoning_tokens": 10}
     assert source == "estimate"
 
 
 async def test_nothing_asked_and_nothing_said() -> None:
-    figures, _ = await usage.measure("fake/echo", [], Said("", ""))
+    figures, _ = await usage.measure("fake/echo", [], Texts("", ""))
     assert figures == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 
 async def test_what_cannot_be_counted_in_time_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "_BOUND_S", 0)
-    assert (await usage.measure("openai/gpt-4o", [USER], Said("x", ""))).source == "estimate"
+    assert (await usage.measure("openai/gpt-4o", [USER], Texts("x", ""))).source == "estimate"
     monkeypatch.undo()
     monkeypatch.setattr(tokens, "_LONGEST", 10)
-    assert (await usage.measure("openai/gpt-4o", [USER], Said("x" * 11, ""))).source == "estimate"
+    assert (await usage.measure("openai/gpt-4o", [USER], Texts("x" * 11, ""))).source == "estimate"
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,9 @@ async def lab(valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path: Path
         yield running
 
 
-def killer(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, *, after: int = 0, times: int = 1) -> None:
+def killer(monkeypatch: pytest.MonkeyPatch, tenant: type, name: str, *, after: int = 0, times: int = 1) -> None:
     """The worker is killed when it calls this the next time but `after`, so many times."""
-    real: Callable[..., Any] = getattr(owner, name)
+    real: Callable[..., Any] = getattr(tenant, name)
     calls = 0
 
     def kills(*arguments: Any, **keywords: Any) -> Any:
@@ -55,7 +55,7 @@ def killer(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, *, after: in
             raise Killed
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr(owner, name, kills)
+    monkeypatch.setattr(tenant, name, kills)
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) -> Callable[[], None]:
@@ -196,10 +196,10 @@ async def test_an_older_batch_does_not_know_how_long_its_input_is(lab: Lab) -> N
 )
 @pytest.mark.parametrize("after", [0, 1])
 async def test_a_worker_killed_anywhere_is_followed_by_another(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: int
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tenant: Any, name: str, after: int
 ) -> None:
     batch_id = await lab.start(few(30))
-    killer(monkeypatch, owner, name, after=after)
+    killer(monkeypatch, tenant, name, after=after)
     for _ in range(3):
         await lab.run(batch_id)
     await check(lab, batch_id, 30)

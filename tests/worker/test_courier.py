@@ -28,7 +28,7 @@ from shared.store.redis import ArqRedis
 from tests.support.names import keys
 from tests.support.receiver import SECRET, Receiver
 from worker import webhooks as courier_module
-from worker.webhooks import Courier
+from worker.webhooks import WebhookSender
 
 OTHER_SECRET = "whsec_" + "YW5vdGhlci1zZWNyZXQtb2YtYW5vdGhlci10ZW5hbnQ="
 PUBLIC = "93.184.216.34"
@@ -78,14 +78,14 @@ class Post:
         self.settings = Settings(**fields)
         self.redis = redis
         self.broker = Broker(redis, StreamLog(redis, retention_s=60, safety_s=60), self.settings, name="test")
-        self.courier = Courier(self.broker, self.settings)
+        self.courier = WebhookSender(self.broker, self.settings)
         self._targets: dict[str, Any] = {}
 
-    async def queue(self, subject: str, url: str, *, owner: str = "ann") -> None:
+    async def queue(self, subject: str, url: str, *, tenant: str = "ann") -> None:
         self._targets[subject] = {"url": url, "default": False}
         async with self.redis.pipeline(transaction=True) as pipe:
             self.broker.webhooks.queue(
-                pipe, subject, self._targets[subject], owner=owner, event="batch.completed", created_at=7, kept_s=60
+                pipe, subject, self._targets[subject], tenant=tenant, event="batch.completed", created_at=7, kept_s=60
             )
             await pipe.execute()
 
@@ -142,8 +142,8 @@ async def test_tenants_have_secrets_of_their_own_and_may_change_them(
 ) -> None:
     async with post(redis, monkeypatch, webhook_secret=f"ann:{SECRET},bob:{OTHER_SECRET} {SECRET}") as mail:
         await mail.told("batch_1", receiver.url)
-        await mail.told("batch_2", receiver.url, owner="bob")
-        assert (await mail.told("batch_3", receiver.url, owner="eve"))["error"] == "no_secret"
+        await mail.told("batch_2", receiver.url, tenant="bob")
+        assert (await mail.told("batch_3", receiver.url, tenant="eve"))["error"] == "no_secret"
     first, second = receiver.got
     first.event(SECRET)
     with pytest.raises(InvalidWebhookSignatureError):

@@ -26,12 +26,12 @@ from shared.config.settings import Settings
 from shared.errors import Damaged, Fenced, FileStorageInvalid, Gone, LogError, Unavailable
 from shared.features.batches import ENDED, Batches, Head, enter
 from shared.features.storage import Missing
-from shared.generations.broker import Broker, Principal
+from shared.generations.broker import Broker, Caller
 from shared.lib import json
 from shared.lib.telemetry import BATCH_LINES, BATCHES, get_logger
 from shared.log.entry import SEAL, Position, Status
 from shared.log.streamlog import StreamLog
-from shared.store.outage import Pauses, complain
+from shared.store.outage import Pauses, log_redis_error
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis, OutOfMemoryError, RedisError
 from worker.batches.circuit import Circuits, jittered
@@ -128,7 +128,7 @@ class Batcher:
                 except LogError:
                     raise
                 except (Unavailable, RedisError, OSError) as error:
-                    complain("batch", error, batch_id=head["id"])
+                    log_redis_error("batch", error, batch_id=head["id"])
                     trouble = error if isinstance(error, Unavailable) else None
                     counted = isinstance(error, FileStorageInvalid)
                 except Exception as bug:
@@ -164,7 +164,7 @@ class Run:
 
     def __init__(self, shared: Batcher, head: Head, trouble: Unavailable | None) -> None:
         self.shared, self.head, self._trouble = shared, head, trouble
-        self.id, self._epoch, self._owner = head["id"], head["epoch"], head["owner"]
+        self.id, self._epoch, self._tenant = head["id"], head["epoch"], head["owner"]
         self._settings, self._log = shared.settings, shared.log
         self.clock = asyncio.get_running_loop().time
         self._began, self._ticked, self._full_until = self.clock(), float("-inf"), float("-inf")
@@ -295,11 +295,11 @@ class Run:
                     generation_id,
                     json.dumps(line.asked.body),
                     line.asked.request,
-                    Principal(self._owner),
+                    Caller(self._tenant),
                     {"id": self.id, "line": line.number},
                 )
         except OutOfMemoryError as error:
-            complain("batch", error, batch_id=self.id)
+            log_redis_error("batch", error, batch_id=self.id)
             self._full_until = self.clock() + _FULL_S
             self._wait(line)
         else:
@@ -422,7 +422,7 @@ class Run:
                 if not is_booked:
                     await closing.settle(generation_id)
                 done.append(generation_id)
-        await self._log.delete_all(done, self._owner)
+        await self._log.delete_all(done, self._tenant)
 
     # ---- news
 
@@ -446,7 +446,7 @@ class Run:
 
     async def _share(self) -> None:
         wanted = min(self._settings.batch_lines, max(1, self.head["total"] - self.results.count))
-        mine = {"tenant": self._owner, "providers": dict.fromkeys(self.queue.providers, wanted)}
+        mine = {"tenant": self._tenant, "providers": dict.fromkeys(self.queue.providers, wanted)}
         with suppress(OutOfMemoryError):  # nothing is begun then anyway
             demands = await self.shared.batches.demands(self.id, mine)
             self.queue.share(self.id, self._settings.batch_provider_lines, demands)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from shared.chat.chunks import EXTENSION_FIELDS
-from shared.chat.messages import said
+from shared.chat.messages import visible_text
 from shared.errors import UpstreamIncomplete, UpstreamInvalid
 from shared.lib import json, sse
 from shared.log.entry import Chunk
@@ -287,7 +287,7 @@ class _Choice:
             self._spoken = len(self.head) == _HEAD
         if calls := delta.get("tool_calls"):
             self._read_calls(calls)
-        content, reasoning = said(delta)
+        content, reasoning = visible_text(delta)
         return len(content), len(reasoning)
 
     def _read_calls(self, calls: Any) -> None:

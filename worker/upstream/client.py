@@ -31,7 +31,7 @@ from shared.errors import (
     without_frames,
 )
 from shared.lib import http, json, sse
-from shared.lib.tasks import Alarm
+from shared.lib.tasks import MovingTimeout
 from shared.log.entry import Chunk
 from worker.providers import fake
 from worker.providers.dialect import Call, Decoder, Dialect
@@ -310,7 +310,7 @@ class _Timers:
         self._end = self._clock() + self._total_s
         self._first_s = settings.upstream_first_s
         self._in_grace = False
-        self._alarm = Alarm()
+        self._alarm = MovingTimeout()
         self.begin()
 
     def begin(self) -> None:
@@ -340,7 +340,7 @@ class _Timers:
         """Raises UpstreamTimeout when the current timer, or that of the whole generation, runs out first."""
         try:
             return await self._alarm.wait(awaitable, min(self._until, self._end))
-        except Alarm.Rang:
+        except MovingTimeout.Rang:
             pass
         if self._end <= self._until:
             raise _timeout("generation_timeout", self._total_s)

@@ -11,9 +11,9 @@ from functools import cache
 from typing import Any
 from urllib.parse import quote
 
-from shared.chat import messages as turns
 from shared.chat.chunks import Accumulator
 from shared.chat.chunks import completion as whole
+from shared.chat.messages import billable_text
 from shared.errors import Damaged, GenerationFailed, Gone, LogError, StreamLost
 from shared.generations.closing import lost
 from shared.lib import json, sse
@@ -60,7 +60,7 @@ def encoder(*, ids: bool, include_usage: bool) -> Encode:
 def tokens(payload: bytes) -> int:
     """What a chunk counts for a paced viewer: a quarter of the characters it adds, and never nothing."""
     choices = json.loads(payload).get("choices") or ()
-    texts = [text for choice in choices for text in turns.billed(choice.get("delta") or {})]
+    texts = [text for choice in choices for text in billable_text(choice.get("delta") or {})]
     return max(1, sum(map(len, texts)) // _CHARACTERS_PER_TOKEN)
 
 

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from api.deps import Body, Owner, ProcessParts, parsed, states
+from api.deps import Body, CurrentCaller, CurrentServices, parsed, states
 from api.live import cursor
-from api.live.relay import Answer, EventStream, Parts, fold, view
+from api.live.relay import Answer, EventStream, Services, fold, view
 from api.surfaces.chat import projection as chat
 from shared.chat.request import ChatRequest
 from shared.errors import BadRequest
@@ -65,27 +65,27 @@ def _idempotency_key(request: Request) -> str | None:
     return key
 
 
-async def completion(parts: Parts, summary: Summary) -> Response:
+async def completion(services: Services, summary: Summary) -> Response:
     """A generation as an object, as far as it is. Raises GenerationFailed if a part of it is lost."""
-    chunks, damage = await parts.broker.chunks(summary.header["id"], summary.position.epoch)
+    chunks, damage = await services.broker.chunks(summary.header["id"], summary.position.epoch)
     if damage is not None:
         raise chat.problem_error(damage)
     return Response(json.dumps(chat.stored_completion(summary, await fold(chunks))), media_type="application/json")
 
 
 @router.post("/v1/chat/completions", response_model=None, openapi_extra=_REQUEST_BODY)
-async def create(request: Request, parts: ProcessParts, owner: Owner, body: Body) -> Response:
+async def create(request: Request, services: CurrentServices, caller: CurrentCaller, body: Body) -> Response:
     """Starts a generation and shows it: as a stream of chunks (`stream: true`), or whole when it is finished.
 
     It goes on when the client leaves. The response names it in `x-stream-id` and `Location`. With `background: true` it
     is accepted and no more is said (202); a stream is shown all the same.
     """
     chat_request = ChatRequest.check(_with_options(parsed(body), request))
-    chat_id = _open_webui_chat(chat_request, request) if parts.settings.openwebui_sessions else None
+    chat_id = _open_webui_chat(chat_request, request) if services.settings.openwebui_sessions else None
     if chat_id:
         chat_request.session_id = chat_id
-    header, replayed = await parts.broker.submit(
-        body, chat_request, owner, idempotency_key=_idempotency_key(request), client_history=chat_id is not None
+    header, replayed = await services.broker.submit(
+        body, chat_request, caller, idempotency_key=_idempotency_key(request), client_history=chat_id is not None
     )
     headers = stream_headers(header["id"])
     if header["session_id"]:
@@ -94,28 +94,28 @@ async def create(request: Request, parts: ProcessParts, owner: Owner, body: Body
         headers["idempotent-replayed"] = "true"
     if chat_request.background and not chat_request.stream:
         # What was just stored is not read back: after the submit nothing may fail.
-        summary = await parts.broker.find(header["id"], owner) if replayed else Summary(header, (), BEGIN, None)
-        return JSONResponse((await states(parts, [summary]))[0], status_code=202, headers=headers)
+        summary = await services.broker.find(header["id"], caller) if replayed else Summary(header, (), BEGIN, None)
+        return JSONResponse((await states(services, [summary]))[0], status_code=202, headers=headers)
     if not chat_request.stream:
-        return Answer(parts, header, fresh=not replayed, headers=headers)
+        return Answer(services, header, fresh=not replayed, headers=headers)
     seen = view(ids=request.headers.get("x-stream-ids") == "1", native=False, include_usage=header["include_usage"])
-    hold_s = parts.settings.hold_headers_s
-    return EventStream(parts, header, seen, fresh=not replayed, hold_s=hold_s, headers=headers)
+    hold_s = services.settings.hold_headers_s
+    return EventStream(services, header, seen, fresh=not replayed, hold_s=hold_s, headers=headers)
 
 
 @router.get("/v1/chat/completions/{generation_id}", response_model=None)
 async def retrieve(
     request: Request,
-    parts: ProcessParts,
-    owner: Owner,
+    services: CurrentServices,
+    caller: CurrentCaller,
     generation_id: str,
     stream: Annotated[bool, Query(description="as Server-Sent Events, from `starting_after` on")] = False,
     starting_after: Annotated[str | None, Query(description="an event's `id:`, or how many were received")] = None,
 ) -> Response:
     """A generation as a `chat.completion`, as far as it is; or, with `stream=true`, its chunks from a cursor on."""
-    summary = await parts.broker.find(generation_id, owner)
+    summary = await services.broker.find(generation_id, caller)
     if stream:
         seen = view(ids=True, native=False, include_usage=summary.header["include_usage"])
         headers = stream_headers(generation_id)
-        return EventStream(parts, summary.header, seen, cursor=cursor.read(request), headers=headers)
-    return await completion(parts, summary)
+        return EventStream(services, summary.header, seen, cursor=cursor.read(request), headers=headers)
+    return await completion(services, summary)

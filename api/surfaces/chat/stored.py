@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.deps import Body, Owner, ProcessParts, parsed
+from api.deps import Body, CurrentCaller, CurrentServices, parsed
 from api.live.relay import fold
 from api.surfaces.chat import projection as chat
 from api.surfaces.chat.routes import completion
@@ -60,16 +60,16 @@ def _wanted(request: Request) -> dict[str, str]:
 @router.get("", response_model=None, openapi_extra=_METADATA_QUERY)
 async def list_stored(
     request: Request,
-    parts: ProcessParts,
-    owner: Owner,
+    services: CurrentServices,
+    caller: CurrentCaller,
     limit: Limit = 20,
     after: Annotated[str | None, Query(description="id of the last completion of the page before")] = None,
     order: Order = "asc",
     model: str | None = None,
 ) -> Response:
     """The caller's stored answers, the whole ones, oldest first."""
-    wanted, broker, found = _wanted(request), parts.broker, []
-    async for summary in broker.stored(owner, after, newest_first=order == "desc"):
+    wanted, broker, found = _wanted(request), services.broker, []
+    async for summary in broker.stored(caller, after, newest_first=order == "desc"):
         header = summary.header
         if (model is None or header["model"] == model) and wanted.items() <= (header["metadata"] or {}).items():
             chunks, damage = await broker.chunks(header["id"], summary.position.epoch)
@@ -80,30 +80,30 @@ async def list_stored(
 
 
 @router.post("/{generation_id}", response_model=None, openapi_extra=_UPDATE_BODY)
-async def update(parts: ProcessParts, owner: Owner, generation_id: str, body: Body) -> Response:
+async def update(services: CurrentServices, caller: CurrentCaller, generation_id: str, body: Body) -> Response:
     """Replaces the metadata of a generation, and returns it as a `chat.completion`."""
     metadata = MetadataUpdate.check(parsed(body)).metadata
-    return await completion(parts, await parts.broker.replace_metadata(generation_id, owner, metadata))
+    return await completion(services, await services.broker.replace_metadata(generation_id, caller, metadata))
 
 
 @router.delete("/{generation_id}")
-async def delete(parts: ProcessParts, owner: Owner, generation_id: str) -> dict[str, Any]:
+async def delete(services: CurrentServices, caller: CurrentCaller, generation_id: str) -> dict[str, Any]:
     """Ends a generation if it still runs, and forgets it."""
-    await parts.broker.delete(generation_id, owner)
+    await services.broker.delete(generation_id, caller)
     return {"object": "chat.completion.deleted", "id": generation_id, "deleted": True}
 
 
 @router.get("/{generation_id}/messages", response_model=None)
 async def list_messages(
-    parts: ProcessParts,
-    owner: Owner,
+    services: CurrentServices,
+    caller: CurrentCaller,
     generation_id: str,
     limit: Limit = 20,
     after: Annotated[str | None, Query(description="id of the last message of the page before")] = None,
     order: Order = "asc",
 ) -> Response:
     """The messages of the request, each with an id."""
-    messages = await parts.broker.messages(generation_id, owner)
+    messages = await services.broker.messages(generation_id, caller)
     found = [chat.stored_message(generation_id, number, message) for number, message in enumerate(messages)]
     if order == "desc":
         found.reverse()

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from api.deps import Owner, ProcessParts, states
+from api.deps import CurrentCaller, CurrentServices, states
 from api.live import cursor
 from api.live.relay import EventStream, view
 from api.surfaces.chat.routes import stream_headers
@@ -22,8 +22,8 @@ router = APIRouter(prefix="/v1/streams", tags=["streams"])
 
 @router.get("")
 async def list_streams(
-    parts: ProcessParts,
-    owner: Owner,
+    services: CurrentServices,
+    caller: CurrentCaller,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(description="id of the last stream of the page before")] = None,
     status: Status | None = None,
@@ -32,7 +32,7 @@ async def list_streams(
 ) -> dict[str, Any]:
     """The caller's generations, newest first."""
     found = []
-    async for summary in parts.broker.newest(owner, after):
+    async for summary in services.broker.newest(caller, after):
         header = summary.header
         if (
             (status is None or summary.status == status)
@@ -42,14 +42,14 @@ async def list_streams(
             found.append(summary)
             if len(found) > limit:
                 break
-    return page(await states(parts, found), limit)
+    return page(await states(services, found), limit)
 
 
 @router.get("/{generation_id}", response_model=None)
 async def watch(
     request: Request,
-    parts: ProcessParts,
-    owner: Owner,
+    services: CurrentServices,
+    caller: CurrentCaller,
     generation_id: str,
     last_event_id: Annotated[str | None, Query(description="for an EventSource, which cannot set headers")] = None,
     starting_after: Annotated[str | None, Query(description="an event's `id:`, or how many were received")] = None,
@@ -58,13 +58,13 @@ async def watch(
 
     With `Accept: application/json`: its state instead.
     """
-    summary = await parts.broker.find(generation_id, owner)
+    summary = await services.broker.find(generation_id, caller)
     accept = request.headers.get("accept", "")
     if "application/json" in accept and "text/event-stream" not in accept:
-        return JSONResponse((await states(parts, [summary]))[0], headers=_VARY)
+        return JSONResponse((await states(services, [summary]))[0], headers=_VARY)
     seen = view(ids=True, native=True, include_usage=summary.header["include_usage"])
     return EventStream(
-        parts,
+        services,
         summary.header,
         seen,
         cursor=cursor.read(request),
@@ -73,13 +73,13 @@ async def watch(
 
 
 @router.post("/{generation_id}/cancel")
-async def cancel(parts: ProcessParts, owner: Owner, generation_id: str) -> dict[str, Any]:
+async def cancel(services: CurrentServices, caller: CurrentCaller, generation_id: str) -> dict[str, Any]:
     """Ends a generation and returns its state; one that has ended already is returned as it is."""
-    return (await states(parts, [await parts.broker.cancel(generation_id, owner)]))[0]
+    return (await states(services, [await services.broker.cancel(generation_id, caller)]))[0]
 
 
 @router.delete("/{generation_id}")
-async def delete(parts: ProcessParts, owner: Owner, generation_id: str) -> dict[str, Any]:
+async def delete(services: CurrentServices, caller: CurrentCaller, generation_id: str) -> dict[str, Any]:
     """Ends a generation if it still runs, and forgets it."""
-    await parts.broker.delete(generation_id, owner)
+    await services.broker.delete(generation_id, caller)
     return {"id": generation_id, "object": "stream.deleted", "deleted": True}

@@ -286,10 +286,25 @@ def config() -> None:
         if name == "redis_url":
             value = without_password(value.get_secret_value()) if value else "(embedded Valkey)"
         elif name in ("api_keys", "webhook_secret"):
-            value = ",".join(f"{tenant}:****" for tenant in value) or "(none)"
+            value = ",".join(_tenants(dict.fromkeys(value, "****")))
         elif name == "providers":
-            value = ", ".join(f"{key} ({row.base_url})" for key, row in value.items()) or "(none)"
-        typer.echo(f"{variable(name)}={value}")
+            value = ", ".join(f"{key} ({row.base_url})" for key, row in value.items())
+        elif name == "max_tokens_per_s":
+            value = ",".join(_tenants(value))
+        elif name == "models":
+            value = json.dumps(value) if value else ""
+        elif isinstance(value, list):
+            value = ",".join(value)
+        elif isinstance(value, bool):
+            value = str(value).lower()
+        typer.echo(f"{variable(name)}={'(none)' if value in ('', None) else value}")
+
+
+def _tenants(values: dict[str, Any]) -> list[str]:
+    """As they are written in the environment: what is for every tenant has no name before it."""
+    from shared.config import EVERY_TENANT
+
+    return [f"{value}" if tenant == EVERY_TENANT else f"{tenant}:{value}" for tenant, value in values.items()]
 
 
 @app.command()

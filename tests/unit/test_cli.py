@@ -207,6 +207,21 @@ def test_config_shows_what_is_in_effect_and_no_secret(tmp_path: Path) -> None:
     assert "hush" not in done.stdout + done.stderr
 
 
+def test_config_writes_settings_as_the_environment_takes_them() -> None:
+    given = {
+        "STREAMSPOOL_MAX_TOKENS_PER_S": "20.0,team:50.0",
+        "STREAMSPOOL_WEBHOOK_ALLOW": "hooks.internal,10.1.0.0/16",
+        "STREAMSPOOL_MODELS": '{"smart": ["fake/lorem", "fake/echo"]}',
+        "STREAMSPOOL_STORE_REASONING": "true",
+    }
+    lines = set(run("config", **given).stdout.splitlines())
+    assert {f"{name}={value}" for name, value in given.items()} <= lines
+    secrets = run("config", STREAMSPOOL_WEBHOOK_SECRET="whsec_" + "A" * 32).stdout.splitlines()
+    assert "STREAMSPOOL_WEBHOOK_SECRET=****" in secrets
+    unset = {f"{name}=(none)" for name in given if not name.endswith("REASONING")}
+    assert {*unset, "STREAMSPOOL_WEBHOOK_URL=(none)", "STREAMSPOOL_FILES_URL=(none)"} <= set(secrets)
+
+
 def test_secrets_in_files_are_no_more_shown_than_others(tmp_path: Path) -> None:
     (tmp_path / "url").write_text("redis://me:hush-hush@db:6379/0\n")
     (tmp_path / "key").write_text("sk-" + "hush" * 10 + "last\n")

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+_RATE_OVER_S = 0.1
+"""What came within less says how it was read, not how fast it was said: no rate is shown."""
 _POSITION = re.compile(r"[0-9]+(-[0-9]+)?")
 _CONTROLS = dict.fromkeys(set(range(32)) - {9, 10} | set(range(127, 160)))
 
@@ -207,11 +209,12 @@ def batch(
             raise typer.Exit(INTERRUPTED) from None
     counts = done.batch["request_counts"]
     tokens = (done.batch.get("usage") or {}).get("output_tokens", 0)
-    _say(f"{done.batch['id']} · {done.batch['status']} · {counts['completed']} answers · {tokens} tokens", dim=True)
+    parts = [done.batch["id"], done.batch["status"], _count(counts["completed"], "answer"), _count(tokens, "token")]
+    _say(" · ".join(parts), dim=True)
     for error in (done.batch.get("errors") or {}).get("data", []):
         _say(f"line {error['line']}: {error['message']}" if error["line"] else error["message"], fg="red")
     if done.errors:
-        _say(f"{counts['failed']} lines failed: {done.errors}", fg="red")
+        _say(f"{_count(counts['failed'], 'line')} failed: {done.errors}", fg="red")
     if done.batch["status"] != "completed" or counts["failed"]:
         raise typer.Exit(FAILED)
 
@@ -286,10 +289,25 @@ def config() -> None:
         if name == "redis_url":
             value = without_password(value.get_secret_value()) if value else "(embedded Valkey)"
         elif name in ("api_keys", "webhook_secret"):
-            value = ",".join(f"{tenant}:****" for tenant in value) or "(none)"
+            value = ",".join(_tenants(dict.fromkeys(value, "****")))
         elif name == "providers":
-            value = ", ".join(f"{key} ({row.base_url})" for key, row in value.items()) or "(none)"
-        typer.echo(f"{variable(name)}={value}")
+            value = ", ".join(f"{key} ({row.base_url})" for key, row in value.items())
+        elif name == "max_tokens_per_s":
+            value = ",".join(_tenants(value))
+        elif name == "models":
+            value = json.dumps(value) if value else ""
+        elif isinstance(value, list):
+            value = ",".join(value)
+        elif isinstance(value, bool):
+            value = str(value).lower()
+        typer.echo(f"{variable(name)}={'(none)' if value in ('', None) else value}")
+
+
+def _tenants(values: dict[str, Any]) -> list[str]:
+    """As they are written in the environment: what is for every tenant has no name before it."""
+    from shared.config.settings import EVERY_TENANT
+
+    return [f"{value}" if tenant == EVERY_TENANT else f"{tenant}:{value}" for tenant, value in values.items()]
 
 
 @app.command()
@@ -304,6 +322,10 @@ def doctor(url: Url = None) -> None:
         typer.secho(f"{mark} {finding.what}: {finding.found}", fg=colour, color=_coloured(sys.stdout))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(FAILED)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _settings(**given: Any) -> Settings:
@@ -430,8 +452,8 @@ class _Screen:
         if self._first:
             parts.append(f"first token after {self._first - self._started:.2f} s")
         if tokens is not None:
-            parts.append(f"{tokens} tokens" + (" (estimate)" if state.get("usage_source") == "estimate" else ""))
-            if self._last > self._first:
+            parts.append(_count(tokens, "token") + (" (estimate)" if state.get("usage_source") == "estimate" else ""))
+            if self._last - self._first >= _RATE_OVER_S:
                 parts.append(f"{tokens / (self._last - self._first):.0f} tokens/s")
         return " · ".join(parts)
 

@@ -86,8 +86,8 @@ class Supervisor:
     the settings ask for it, `local-model`.
     `url` is where clients on this machine reach the API, once entered.
 
-    Raises CannotStart: port taken, public address without API keys, data directory in use, no Valkey to be had, local
-    model not installed. Raises Unusable for a REDIS_URL that can never work.
+    Raises CannotStart: port taken, data directory in use, no Valkey to be had, local model not installed. Raises
+    Unusable for settings that can never work: a wrong REDIS_URL, a public address without API keys.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class Supervisor:
 
     def _refuse_open_door(self, address: str) -> None:
         if not ipaddress.ip_address(address).is_loopback and not self._settings.api_keys:
-            raise CannotStart(
+            raise Unusable(
                 f"{self._settings.host} can be reached from other machines, and no API keys are set: anybody could "
                 "spend your providers' money. Set STREAMSPOOL_API_KEYS=tenant:key, or listen on 127.0.0.1."
             )

@@ -12,6 +12,8 @@ from shared.store.availability import translate_errors
 from shared.store.redis import ArqRedis
 
 _PROBE_MS = 60_000
+_SHOWN = 64
+"""Characters of a name that an error repeats."""
 _AGE_S = 1.0
 """For so long a report is good; one that lacks what is asked for is read again at once."""
 
@@ -52,8 +54,14 @@ class Catalogue:
         providers = catalogue["providers"]
         if not slash or not rest or name not in providers:
             known = ", ".join(sorted([*catalogue["aliases"], *(f"{name}/…" for name in providers)])) or "none"
+            wrong = "Model names are `provider/model`."
+            if slash and name and rest:  # well-formed: to repeat the form would not help
+                wrong = (
+                    f"No provider `{name[:_SHOWN]}` is on: its key, or its address, has to be in the environment, or in "
+                    ".env, of every worker when that starts."
+                )
             raise NotFound(
-                f"Model names are `provider/model`. Switched on: {known}. GET /v1/models lists models.",
+                f"{wrong} Switched on: {known}. GET /v1/models lists models.",
                 code="model_not_found",
                 param="model",
             )

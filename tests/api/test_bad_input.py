@@ -168,6 +168,21 @@ def test_an_unknown_model_says_what_there_is(client: Client, model: str) -> None
     assert len(error["message"]) < 500
 
 
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("gpt-5", "Model names are `provider/model`."),
+        ("/echo", "Model names are `provider/model`."),
+        ("nobody/gpt-5", "No provider `nobody` is on: its key"),
+        (f"{'n' * 200}/gpt-5", f"No provider `{'n' * 64}` is on: its key"),
+    ],
+)
+def test_a_wrong_name_is_told_from_a_provider_that_is_not_on(client: Client, model: str, says: str) -> None:
+    message = refused(client.post(ask(model)), 404, "model_not_found")["message"]
+    assert message.startswith(says)
+    assert len(message) < 500
+
+
 @pytest.mark.parametrize("model", ["x\r\nSet-Cookie: a=b/y", "fake/echo\r\nx: y", "fake\0/echo", "fake/\x7f"])
 def test_a_model_name_cannot_carry_a_header(client: Client, model: str) -> None:
     response = client.post(ask(model))

@@ -108,7 +108,7 @@ def test_failed_lines_stand_beside_the_output(stack: Stack, inputs: Path) -> Non
     inputs.write_bytes(jsonl(lines))
     output = inputs.with_name("out.jsonl")
     done = run(stack, str(inputs), "-o", str(output))
-    assert (done.returncode, "1 lines failed" in done.stderr) == (1, True)
+    assert (done.returncode, "1 line failed" in done.stderr) == (1, True)
     (failed,) = inputs.with_name("out.errors.jsonl").read_text().splitlines()
     assert json.loads(failed)["custom_id"] == "bad"
 

@@ -394,7 +394,9 @@ def test_a_native_viewer_of_a_replaced_attempt_is_told_to_start_again(
 def test_an_openai_viewer_of_a_replaced_attempt_gets_an_error(client: Client, replaced: str) -> None:
     """Never two attempts spliced into one text."""
     response = client.get(f"/v1/chat/completions/{replaced}?stream=true&starting_after=1-2")
-    assert end_error(response.content)["code"] == "generation_interrupted"
+    error = end_error(response.content)
+    assert error["code"] == "generation_interrupted"
+    assert "by its id" in error["message"]  # another POST would start, and pay for, a second answer
     assert len(frames(response.content)) == 2
 
 

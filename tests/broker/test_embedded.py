@@ -20,7 +20,7 @@ from redis import Redis
 from shared.cli import embedded
 from shared.cli.embedded import NO_BINARY, CannotStart, EmbeddedValkey
 
-ROOT = Path(embedded.__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WAIT_S = 15
 
 OWNER = """

@@ -534,7 +534,17 @@ def test_links_lead_somewhere(document: str) -> None:
         target = ((ROOT / document).parent / path).resolve() if path else ROOT / document
         assert target.is_file(), f"{document}: {link}"
         if anchor:
-            assert anchor in anchors(ROOT, str(target.relative_to(ROOT))), f"{document}: {link}"
+            there = anchors(ROOT, str(target.relative_to(ROOT)))
+            assert anchor in there, f"{document}: {link}"
+            assert f"{anchor}-1" not in there, f"{document}: {link} leads to the first of two headings of that name"
+
+
+@pytest.mark.parametrize("document", ["docs/API.md", "docs/OPERATIONS.md", "docs/STREAMING.md"])
+def test_the_contents_name_every_section(document: str) -> None:
+    contents, _, rest = prose(ROOT, document).partition("\n## ")
+    sections = re.findall(r"^## (.+)$", "## " + rest, re.M)
+    assert sections
+    assert [one for one in sections if f"[{one}](#" not in contents and f"[{one.lower()}](#" not in contents] == []
 
 
 def test_routes_are_those_of_the_api(stack: Stack) -> None:

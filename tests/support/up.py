@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shared.cli import main as cli
-
-ROOT = Path(cli.__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WAIT_S = 60
 PARTS = {"-m api": "api", "-m worker": "worker", "valkey-server": "valkey", "-m shared.cli.local_model": "local-model"}
 

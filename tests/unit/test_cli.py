@@ -13,14 +13,16 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from shared.cli import main as cli
+from shared.cli.client import Event
 
-ROOT = Path(cli.__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WAIT_S = 30
 ID = "chatcmpl-" + "0" * 32
 STATE = {
@@ -207,6 +209,21 @@ def test_config_shows_what_is_in_effect_and_no_secret(tmp_path: Path) -> None:
     assert "hush" not in done.stdout + done.stderr
 
 
+def test_config_writes_settings_as_the_environment_takes_them() -> None:
+    given = {
+        "STREAMSPOOL_MAX_TOKENS_PER_S": "20.0,team:50.0",
+        "STREAMSPOOL_WEBHOOK_ALLOW": "hooks.internal,10.1.0.0/16",
+        "STREAMSPOOL_MODELS": '{"smart": ["fake/lorem", "fake/echo"]}',
+        "STREAMSPOOL_STORE_REASONING": "true",
+    }
+    lines = set(run("config", **given).stdout.splitlines())
+    assert {f"{name}={value}" for name, value in given.items()} <= lines
+    secrets = run("config", STREAMSPOOL_WEBHOOK_SECRET="whsec_" + "A" * 32).stdout.splitlines()
+    assert "STREAMSPOOL_WEBHOOK_SECRET=****" in secrets
+    unset = {f"{name}=(none)" for name in given if not name.endswith("REASONING")}
+    assert {*unset, "STREAMSPOOL_WEBHOOK_URL=(none)", "STREAMSPOOL_FILES_URL=(none)"} <= set(secrets)
+
+
 def test_secrets_in_files_are_no_more_shown_than_others(tmp_path: Path) -> None:
     (tmp_path / "url").write_text("redis://me:hush-hush@db:6379/0\n")
     (tmp_path / "key").write_text("sk-" + "hush" * 10 + "last\n")
@@ -245,7 +262,7 @@ def test_chat_puts_the_answer_on_stdout_and_all_else_on_stderr(stand_in: Callabl
     done = run(*words, "--url", api.url, stdin="hello", STREAMSPOOL_API_KEY="sesame")
     assert (done.returncode, done.stdout) == (0, "Grüß Gott\n")
     assert "hm" in done.stderr
-    for figure in (ID, "fake/lorem", "completed", "first token after", "3 tokens", "tokens/s"):
+    for figure in (ID, "fake/lorem", "completed", "first token after", "3 tokens"):
         assert figure in done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     path, headers, body = api.asked[0]
@@ -294,6 +311,21 @@ def test_a_lost_connection_is_resumed_where_it_was(stand_in: Callable[..., Stand
         if path.startswith("GET") and "last-event-id" in headers
     ]
     assert resumed == ["1-2", "1-2", "1-3", "1-3"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "last", "shown"), [(20, 12.0, "20 tokens · 20 tokens/s"), (20, 11.01, "20 tokens"), (1, 11.0, "1 token")]
+)
+def test_a_rate_is_shown_only_where_there_was_time_for_one(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, last: float, shown: str
+) -> None:
+    moments = iter([10.0, 11.0, last])  # asked, the first piece, the last one
+    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    screen = cli._Screen(no_stream=True, as_json=False)
+    for _ in range(2):
+        screen.show(Event("chunk", {"choices": [{"index": 0, "delta": {"content": "a"}}]}, "1-1"))
+    state = {**STATE, "usage": {"completion_tokens": tokens}, "usage_source": "provider"}
+    assert screen.figures(state).endswith(f"first token after 1.00 s · {shown}")
 
 
 def test_a_new_attempt_voids_what_was_said(stand_in: Callable[..., StandIn]) -> None:

@@ -139,6 +139,21 @@ def test_variables_outside_the_containers_are_settings_too() -> None:
     assert names <= SETTINGS | VENDOR_VARIABLES | LIMITS
 
 
+def test_every_setting_reaches_the_containers() -> None:
+    """One that is missing here is read from .env by nobody: the default holds, and nothing says so."""
+    services = load()["services"]
+    given = {service: base(services[service]["environment"]) for service in ("api", "worker")}
+    for_whom = {name: {service for service, names in given.items() if name in names} for name in SETTINGS}
+    assert {name for name, whom in for_whom.items() if not whom} == {
+        "STREAMSPOOL_EMBEDDED_MAXMEMORY",  # the service valkey has it
+        "STREAMSPOOL_LOCAL_MODEL",  # not in the image
+        "STREAMSPOOL_WORKER_METRICS_PORT",  # would be on the container's loopback
+    }
+    # What only one of the two knew would make it blind to what the other one stores.
+    for name in ("STREAMSPOOL_PREFIX", "STREAMSPOOL_CONFIRM", "STREAMSPOOL_FILES_URL", "STREAMSPOOL_MODELS"):
+        assert for_whom[name] == {"api", "worker"}, name
+
+
 def test_every_secret_may_be_a_file_and_those_it_needs_are() -> None:
     compose = load()
     services = compose["services"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.cli import doctor, local_model
+from shared.cli import doctor
 from shared.cli.embedded import CannotStart
 from shared.cli.local_model import Address, find_model
 from shared.cli.supervisor import Supervisor
@@ -22,7 +22,7 @@ from shared.config.providers import BASE_URL_VARIABLE, KEY_VARIABLE, NAME
 from shared.config.settings import Settings
 from worker.providers.registry import load_providers
 
-ROOT = Path(local_model.__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WAIT_S = 20
 
 LLAMA = """

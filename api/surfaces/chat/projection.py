@@ -32,7 +32,7 @@ CANCELLED = {
     "status": 409,
 }
 REPLACED = {
-    "message": "The answer was cut in the middle, and a new attempt has begun. Start the stream again.",
+    "message": "The answer was cut in the middle, and a new attempt has begun. Watch it from its start, by its id.",
     "type": "server_error",
     "param": None,
     "code": "generation_interrupted",

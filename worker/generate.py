@@ -57,9 +57,10 @@ from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.outage import passing
 from shared.store.redis import RedisError, log_redis_error
-from worker.providers.openai import Normalizer
+from worker.normalizer import Normalizer
 from worker.providers.registry import Provider, split_model
-from worker.upstream.client import Served, Target, Upstream
+from worker.upstream.attempts import Served, Target
+from worker.upstream.client import Upstream
 
 logger = get_logger(__name__)
 

@@ -48,7 +48,7 @@ from worker import process as worker_main
 from worker import webhooks as courier
 from worker.providers.fake import _OPTIONS as FAKE_OPTIONS
 from worker.providers.registry import VENDORS, load_providers
-from worker.upstream import client as upstream_module
+from worker.upstream import attempts as upstream_module
 
 ROOT = tables.ROOT
 DOCUMENTS = tables.DOCUMENTS

@@ -33,8 +33,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_queue, "_LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr(circuit, "_LONGEST_PAUSE_S", 0.2)
     monkeypatch.setattr(circuit, "_FIRST_PAUSE_S", 0.05)
-    monkeypatch.setattr("worker.upstream.client._FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr("worker.upstream.client._TRIES", 1)
+    monkeypatch.setattr("worker.upstream.attempts._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("worker.upstream.attempts._TRIES", 1)
 
 
 @pytest.fixture

@@ -25,9 +25,10 @@ from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, connect
 from tests.support.upstream import DONE, Pause, ScriptedUpstream, chunk, ending, words
 from worker.generate import Generator
-from worker.providers.openai import Normalizer
+from worker.normalizer import Normalizer
 from worker.providers.registry import Provider
-from worker.upstream.client import Served, Upstream
+from worker.upstream.attempts import Served
+from worker.upstream.client import Upstream
 
 FINISH = b'{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'
 WORD = b'{"choices":[{"index":0,"delta":{"content":"word"},"finish_reason":null}]}'
@@ -324,8 +325,8 @@ async def test_an_attempt_that_is_over_leaves_nothing_to_the_garbage_collector(
     if how == "unreachable":
         provider = Provider("scripted", "openai", "http://127.0.0.1:1/v1", None, ())
         bench.generator._providers = {"scripted": provider}
-        monkeypatch.setattr("worker.upstream.client._FIRST_PAUSE_S", 0.01)
-        monkeypatch.setattr("worker.upstream.client._LONGEST_PAUSE_S", 0.01)
+        monkeypatch.setattr("worker.upstream.attempts._FIRST_PAUSE_S", 0.01)
+        monkeypatch.setattr("worker.upstream.attempts._LONGEST_PAUSE_S", 0.01)
     generation_id = await bench.request(name)
     gc.collect()
     gc.disable()

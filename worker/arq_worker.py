@@ -29,7 +29,7 @@ from shared.store.keys import Lane
 from shared.store.old_queue import adopt
 from shared.store.queue import OVERDUE_AT_ONCE, Clock, Job, JobQueue, Lease, Seen, heard
 from shared.store.redis import ArqRedis, OutOfMemoryError, RedisError, deserialize_job, log_redis_error, serialize_job
-from worker.batches.run import Batcher
+from worker.batches.batcher import Batcher
 from worker.failover import FailoverHold
 from worker.generate import Generator
 

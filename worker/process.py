@@ -29,7 +29,7 @@ from shared.store.contact import check_server
 from shared.store.redis import ArqRedis, RedisError, connect, run_while_redis_is_away
 from shared.store.transaction import commit
 from worker.arq_worker import BATCHES, BEAT_S, BEAT_TTL_S, StreamWorker
-from worker.batches.run import Batcher
+from worker.batches.batcher import Batcher
 from worker.generate import Generator
 from worker.providers.registry import Provider, load_providers
 from worker.upstream.client import Upstream

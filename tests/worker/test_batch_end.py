@@ -182,7 +182,7 @@ async def test_an_older_batch_does_not_know_how_long_its_input_is(lab: Lab) -> N
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"),
+    ("target", "name"),
     [
         (Input, "check"),
         (Input, "next"),
@@ -198,10 +198,10 @@ async def test_an_older_batch_does_not_know_how_long_its_input_is(lab: Lab) -> N
 )
 @pytest.mark.parametrize("after", [0, 1])
 async def test_a_worker_killed_anywhere_is_followed_by_another(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, tenant: Any, name: str, after: int
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, target: Any, name: str, after: int
 ) -> None:
     batch_id = await lab.start(few(30))
-    killer(monkeypatch, tenant, name, after=after)
+    killer(monkeypatch, target, name, after=after)
     for _ in range(3):
         await lab.run(batch_id)
     await check(lab, batch_id, 30)

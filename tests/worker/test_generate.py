@@ -292,7 +292,7 @@ async def test_a_silent_provider_is_left_as_soon_as_the_end_is_known(
     generation_id = await bench.request(f"silent-{how}")
     running = asyncio.create_task(bench.generator.run(generation_id, 1))
     await bench.until_stored(generation_id, Position(1, 2))
-    await bench.generator.stop_ended()
+    await bench.generator.running.stop_ended()
     assert not running.done()
     if how == "sealed":
         await bench.log.seal(generation_id, {"status": "cancelled"})
@@ -300,7 +300,7 @@ async def test_a_silent_provider_is_left_as_soon_as_the_end_is_known(
         await bench.log.delete(generation_id, "a")
     else:
         await bench.attempt(generation_id, 2)
-    await bench.generator.stop_ended({generation_id})
+    await bench.generator.running.stop_ended({generation_id})
     assert await running is (how != "replaced")
     await bench.until(lambda: script.hung_up == 1)
 
@@ -335,7 +335,7 @@ async def test_an_attempt_that_is_over_leaves_nothing_to_the_garbage_collector(
         if how == "sealed":
             await bench.until_stored(generation_id, Position(1, 3))
             await bench.log.seal(generation_id, {"status": "cancelled"})
-            await bench.generator.stop_ended()
+            await bench.generator.running.stop_ended()
         await running
         del running
         left = [type(one).__name__ for one in gc.get_objects() if type(one) in (Normalizer, Served, StreamReader)]

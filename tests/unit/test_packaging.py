@@ -26,9 +26,9 @@ LOCKS = [pytest.param(path, id=path.name) for path in (RUNTIME, DEV, LOCAL, *(lo
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 TOP_LEVEL = {
-    *("api", "worker", "shared", "tests", "docs"),
+    *("api", "worker", "shared", "tests", "docs", "findings"),
     *("docker-compose.yml", "Dockerfile", "Makefile", "pyproject.toml", "requirements.lock"),
-    *("README.md", "CHANGELOG.md", "LICENSE"),
+    *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE", "examples"),
 }
 # Put together here, so that this file is not the one that is found.
 REGISTRIES = [

@@ -22,15 +22,12 @@ from tests.support.recordings import FOLDER
 from worker.providers.registry import VENDORS
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (
-    "README.md",
-    "docs/STREAMING.md",
-    "docs/API.md",
-    "docs/OPERATIONS.md",
-    "docs/PROVIDERS.md",
-    "docs/PERFORMANCE.md",
-    "shared/log/PROTOCOL.md",
+DOCUMENTS = tuple(
+    str(path.relative_to(ROOT))
+    for pages in ("*.md", "docs/**/*.md", "examples/**/*.md", "shared/log/PROTOCOL.md")
+    for path in sorted(ROOT.glob(pages))
 )
+"""Every page: what is added is checked with the rest."""
 COMMAND = "python -m tests.docs.tables"
 
 _PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)

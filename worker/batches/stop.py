@@ -21,8 +21,7 @@ from worker.batches.results import PART_LINES
 from worker.batches.verdict import ANSWERS, Verdict, verdict
 
 if TYPE_CHECKING:
-    from worker.batches.batcher import Batcher
-    from worker.batches.run import Run
+    from worker.batches.run import Batcher, Run
 
 _AT_ONCE = 500
 

@@ -29,7 +29,7 @@ from shared.store.keys import Lane
 from shared.store.old_queue import adopt
 from shared.store.queue import OVERDUE_AT_ONCE, Clock, Job, JobQueue, Lease, Seen, heard
 from shared.store.redis import ArqRedis, OutOfMemoryError, RedisError, deserialize_job, log_redis_error, serialize_job
-from worker.batches.run import Batcher
+from worker.batches.batcher import Batcher
 from worker.failover import FailoverHold
 from worker.generate import Generator
 
@@ -147,7 +147,7 @@ class StreamWorker(Worker):
                     continue
                 job_id, lane = heard(message["data"].decode())
                 if job_id in self._jobs:
-                    await self._generator.stop_ended({job_id})
+                    await self._generator.running.stop_ended({job_id})
                 else:
                     self._rung[job_id] = lane
                     self._woken.set()
@@ -163,8 +163,8 @@ class StreamWorker(Worker):
                     job for job in gone if job[0] in self._jobs
                 ]:  # one that has ended meanwhile gave it up itself
                     await self._queue.restore(ours, self._lease())
-                await self._generator.stop_ended()
-                await self._generator.stop_unwatched()
+                await self._generator.running.stop_ended()
+                await self._generator.running.stop_unwatched()
             self._doubted.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.lease_s / 4):

@@ -1,8 +1,8 @@
 """THE job: claim → upstream → append → seal.
 
 Hidden here: what a worker does with one generation, and what it finds when another worker was there before it. The
-log answers every question of the kind "may I?": Taken, Fenced, Sealed and Gone all mean that somebody else decided,
-and that this attempt closes its upstream and writes nothing more.
+log answers every question of the kind "may I?": Taken, Fenced, Sealed and Gone all mean that another worker, or the API,
+decided, and that this attempt closes its upstream and writes nothing more.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -39,14 +38,12 @@ from shared.errors import (
 from shared.generations.closing import Closing, finished_status
 from shared.lib import json
 from shared.lib.clock import now_ms
-from shared.lib.tasks import cancel
 from shared.lib.telemetry import (
     ATTEMPTS,
     CHUNKS,
     FIRST_CHUNK_SECONDS,
     GENERATION_SECONDS,
     QUEUE_SECONDS,
-    RUNNING,
     UPSTREAM_ERRORS,
     UPSTREAM_RETRIES,
     get_logger,
@@ -57,9 +54,11 @@ from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.outage import passing
 from shared.store.redis import RedisError, log_redis_error
-from worker.providers.openai import Normalizer
+from worker.normalizer import Normalizer
 from worker.providers.registry import Provider, split_model
-from worker.upstream.client import Served, Target, Upstream
+from worker.running import RunningAttempts
+from worker.upstream.attempts import Served, Target
+from worker.upstream.client import Upstream
 
 logger = get_logger(__name__)
 
@@ -95,20 +94,6 @@ Claimed = tuple[Writer, dict[str, Any], dict[str, Any]]
 """An attempt that is ours: its writer, the request's header and its body."""
 
 
-@dataclass(slots=True)
-class _Running:
-    task: asyncio.Task[None]
-    writer: Writer
-    header: dict[str, Any]
-    unwatched: int = 0
-    """How many looks in a row found no viewer."""
-
-    def stop(self) -> None:
-        """Once: a second time would break off the closing of the upstream."""
-        if not self.task.cancelling():
-            self.task.cancel()
-
-
 class Generator:
     """Runs generations in this worker; `run` is what arq calls."""
 
@@ -124,8 +109,8 @@ class Generator:
         worker_id: str,
     ) -> None:
         self._log, self._appender, self._upstream, self._closing = log, appender, upstream, closing
+        self.running = RunningAttempts(log, appender)
         self._providers, self._settings, self._worker_id = providers, settings, worker_id
-        self._running: dict[str, _Running] = {}
 
     async def run(self, generation_id: str, job_try: int) -> bool:
         """Brings a generation to its outcome. False if it is another worker's now: then the job is not ours to finish.
@@ -148,36 +133,6 @@ class Generator:
             without_frames(error)
             logger.info("stopped", generation_id=generation_id, reason=type(error).__name__.lower())
         return True
-
-    async def stop_ended(self, generation_ids: set[str] | None = None) -> None:
-        """Stops the attempts among these (or all) whose log is sealed, deleted or a newer attempt's."""
-        wanted = self._running.keys() if generation_ids is None else generation_ids & self._running.keys()
-        if await self._ended(wanted):
-            await self._appender.look()  # or the server forgot what they wrote
-            for generation_id in await self._ended(wanted):
-                if running := self._running.get(generation_id):
-                    running.stop()
-
-    async def _ended(self, generation_ids: Iterable[str]) -> list[str]:
-        """Those of the running attempts whose log does not end with their own entries."""
-        return [
-            generation_id
-            for generation_id, end in (await self._log.ends(list(generation_ids))).items()
-            if (running := self._running.get(generation_id)) and (end is None or end.epoch != running.writer.epoch)
-        ]
-
-    async def stop_unwatched(self) -> None:
-        """Ends the attempts that were to be cancelled without viewers, and have had none for two looks in a row.
-
-        Twice, because after an outage the viewers' processes need a moment to say that they are still there.
-        """
-        asked = [i for i, running in self._running.items() if running.header.get("on_disconnect") == "cancel"]
-        watched = await self._log.watched(asked)
-        for generation_id in asked:
-            if running := self._running.get(generation_id):
-                running.unwatched = 0 if generation_id in watched else running.unwatched + 1
-                if running.unwatched > 1:
-                    running.stop()
 
     # ---- claim
 
@@ -251,7 +206,7 @@ class Generator:
         try:
             history, asked = await self._closing.sessions.place(header, body["messages"])
             say = partial(self._say, writer, answer, {**body, "messages": [*history, *asked]}, served)
-            if not (await self._is_wanted(header) and await self._run_watched(writer, header, say)):
+            if not await self.running.run(writer, header, say):
                 status = Status.CANCELLED
         except StreamspoolError as caught:
             error = without_frames(caught)
@@ -274,37 +229,6 @@ class Generator:
         UPSTREAM_ERRORS.labels(_cause(error)).inc()
         next_one = self._new_attempt(error.code, writer.number + 1)
         return await self._claim_next(writer.generation_id, writer.epoch, next_one)
-
-    async def _is_wanted(self, header: dict[str, Any]) -> bool:
-        """Whether the provider should be asked at all: everybody may have left while the request was queued."""
-        return header.get("on_disconnect") != "cancel" or bool(await self._log.watched([header["id"]]))
-
-    async def _run_watched(
-        self, writer: Writer, header: dict[str, Any], say: Callable[[], Coroutine[Any, Any, None]]
-    ) -> bool:
-        """Says the answer in a task of its own, which can be stopped. False if it was stopped for want of viewers.
-
-        Raises Fenced, Sealed or Gone if that is why it was stopped; CancelledError if we are to hand over.
-        """
-        generation_id = writer.generation_id
-        task = asyncio.ensure_future(say())
-        running = self._running[generation_id] = _Running(task, writer, header)
-        RUNNING.inc()
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if not task.cancelled():
-                await cancel(task)
-                raise
-            if (await self._log.last(generation_id)).epoch != writer.epoch:
-                raise Fenced(generation_id) from None
-            if running.unwatched:
-                return False
-            raise
-        finally:
-            del self._running[generation_id]
-            RUNNING.dec()
-        return True
 
     def _may_restart(self, error: StreamspoolError, header: dict[str, Any], writer: Writer) -> bool:
         return (

@@ -6,9 +6,8 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
 
 import stamina.instrumentation
 import uvloop
@@ -18,7 +17,6 @@ from shared.config.settings import Settings, SettingsInvalid, environment, load_
 from shared.errors import Unusable
 from shared.generations.broker import Broker
 from shared.generations.reaper import Reaper
-from shared.lib import json
 from shared.lib.process import collect_rarely, giving_back, refuse_to_start
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import configure_logging, get_logger
@@ -27,43 +25,20 @@ from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
 from shared.store.contact import check_server
 from shared.store.redis import ArqRedis, RedisError, connect, run_while_redis_is_away
-from shared.store.transaction import commit
-from worker.arq_worker import BATCHES, BEAT_S, BEAT_TTL_S, StreamWorker
-from worker.batches.run import Batcher
+from worker.arq_worker import BATCHES, StreamWorker
+from worker.batches.batcher import Batcher
 from worker.generate import Generator
-from worker.providers.registry import Provider, load_providers
+from worker.heartbeat import Heartbeat
+from worker.providers.registry import load_providers
 from worker.upstream.client import Upstream
 from worker.webhooks import WebhookSender
 
 logger = get_logger(__name__)
 
-CATALOGUE_TTL_S = 86400
 _POOL = 25
 _CONFIRM_S = 2.0
 _LONGEST_PAUSE_S = 3.0
 """Before Redis is tried again; less with a short lease, which must be renewed in time when it is back."""
-
-
-async def beat(
-    redis: ArqRedis, worker: StreamWorker, providers: dict[str, Provider], aliases: dict[str, list[str]]
-) -> None:
-    """Tells the API that this worker lives, and what it can do."""
-    catalogue = {
-        "aliases": aliases,
-        "providers": {
-            name: {"models": list(provider.models), "open": provider.kind != "fake"}
-            for name, provider in sorted(providers.items())
-        },
-    }
-    while True:
-        report = {"pid": os.getpid(), "host": socket.gethostname(), "running": worker.count}
-        async with redis.pipeline(transaction=True) as pipe:
-            pipe.set(redis.key.worker(worker.worker_id), json.dumps(report), ex=BEAT_TTL_S)
-            pipe.sadd(redis.key.workers, worker.worker_id)
-            pipe.expire(redis.key.workers, CATALOGUE_TTL_S)
-            pipe.set(redis.key.catalogue, json.dumps(catalogue), ex=CATALOGUE_TTL_S)
-            await commit(pipe)
-        await asyncio.sleep(BEAT_S)
 
 
 async def serve(settings: Settings) -> None:
@@ -88,6 +63,7 @@ async def serve(settings: Settings) -> None:
         generator = Generator(log, appender, upstream, providers, broker.closing, settings, worker_id=worker_id)
         batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis))
         worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id)
+        heartbeat = Heartbeat(redis, worker, providers, settings.models)
         sender = await stack.enter_async_context(WebhookSender(broker, settings))
         reaper = Reaper(redis, log, broker, settings, name=worker_id)
         if settings.worker_metrics_port:
@@ -99,14 +75,12 @@ async def serve(settings: Settings) -> None:
         await stack.enter_async_context(giving_back())
         collect_rarely()
         logger.info("worker started", worker_id=worker_id, providers=sorted(providers))
-        beating = partial(beat, redis, worker, providers, settings.models)
-        await _run(worker, stopped, beating, reaper, sender, min(_LONGEST_PAUSE_S, settings.lease_s / 4))
+        await _run(worker, stopped, heartbeat, reaper, sender, min(_LONGEST_PAUSE_S, settings.lease_s / 4))
         with suppress(TimeoutError, RedisError, OSError):
             async with asyncio.timeout(_CONFIRM_S):
                 await confirmer.confirm()  # what this worker wrote last is in its memory only as long as it lives
         with suppress(RedisError, OSError):
-            await redis.delete(redis.key.worker(worker_id))
-            await redis.srem(redis.key.workers, worker_id)  # type: ignore[misc]
+            await heartbeat.withdraw()
         logger.info("worker stopped", worker_id=worker_id)
 
 
@@ -132,7 +106,7 @@ def _timeout_s(settings: Settings) -> float:
 async def _run(
     worker: StreamWorker,
     stopped: asyncio.Event,
-    beating: Callable[[], Awaitable[None]],
+    heartbeat: Heartbeat,
     reaper: Reaper,
     sender: WebhookSender,
     pause_s: float,
@@ -144,7 +118,7 @@ async def _run(
         "doorbell": worker.answer_doorbell,
         "lease": worker.renew_leases,
         "adopt": worker.adopt_old,
-        "beat": beating,
+        "beat": heartbeat.run,
         "reaper": reaper.run,
         "sender": sender.run,
     }

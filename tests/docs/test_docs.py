@@ -44,11 +44,11 @@ from tests.support.names import keys
 from tests.support.stack import Stack, free_port, wait_until
 from tests.support.upstream import ScriptedUpstream
 from worker import arq_worker as runner
-from worker import process as worker_main
+from worker import heartbeat as worker_main
 from worker import webhooks as courier
 from worker.providers.fake import _OPTIONS as FAKE_OPTIONS
 from worker.providers.registry import VENDORS, load_providers
-from worker.upstream import client as upstream_module
+from worker.upstream import attempts as upstream_module
 
 ROOT = tables.ROOT
 DOCUMENTS = tables.DOCUMENTS

@@ -11,7 +11,8 @@ from shared.config.settings import Settings
 from shared.log.entry import Chunk
 from tests.support.answers import completion, new_normalizer
 from worker.providers.registry import Provider
-from worker.upstream.client import Served, Target, Upstream
+from worker.upstream.attempts import Served, Target
+from worker.upstream.client import Upstream
 
 from .conftest import Live
 

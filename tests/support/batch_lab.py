@@ -24,7 +24,7 @@ from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis, connect
 from tests.support.batch import ENDED, jsonl, line
 from tests.support.upstream import ScriptedUpstream
-from worker.batches.run import Batcher
+from worker.batches.batcher import Batcher
 from worker.generate import Generator
 from worker.providers.registry import FAKE, Provider
 from worker.upstream.client import Upstream

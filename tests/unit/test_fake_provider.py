@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from shared.errors import BadRequest, UpstreamIncomplete, UpstreamRefused
+from worker.normalizer import Normalizer
 from worker.providers.fake import FakeScript, parse_model, script
-from worker.providers.openai import Normalizer
 
 HELLO = {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "Say  hello,\nwörld"}]}
 

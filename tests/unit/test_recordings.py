@@ -14,7 +14,7 @@ from shared.log.entry import Chunk
 from tests.support import recordings
 from tests.support.answers import assert_readable, new_normalizer, play
 from tests.support.recordings import fold_whole, summary, wire
-from worker.providers.openai import Normalizer
+from worker.normalizer import Normalizer
 
 RECORDINGS = recordings.recordings("chat")
 

@@ -20,6 +20,7 @@ from shared.store.redis import ConnectionError
 from tests.support.batch import jsonl, line
 from tests.support.batch_lab import OWNER, Killed, Lab, few, open_lab
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words
+from worker.batches import batcher
 from worker.batches import end as batch_end
 from worker.batches import input as batch_input
 from worker.batches import run as batch
@@ -31,8 +32,9 @@ from worker.batches.results import Results
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "_FIRST_PAUSE_S", 0.02)
-    monkeypatch.setattr(batch, "TICK_S", 0.05)
+    monkeypatch.setattr(batcher, "_FIRST_PAUSE_S", 0.02)
+    for module in (batch, batcher):
+        monkeypatch.setattr(module, "TICK_S", 0.05)
     monkeypatch.setattr(batch, "_BLOCK_MS", 50)
     monkeypatch.setattr(batch_end, "PATIENCE_MS", 300)
 
@@ -180,7 +182,7 @@ async def test_an_older_batch_does_not_know_how_long_its_input_is(lab: Lab) -> N
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"),
+    ("target", "name"),
     [
         (Input, "check"),
         (Input, "next"),
@@ -196,10 +198,10 @@ async def test_an_older_batch_does_not_know_how_long_its_input_is(lab: Lab) -> N
 )
 @pytest.mark.parametrize("after", [0, 1])
 async def test_a_worker_killed_anywhere_is_followed_by_another(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, tenant: Any, name: str, after: int
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, target: Any, name: str, after: int
 ) -> None:
     batch_id = await lab.start(few(30))
-    killer(monkeypatch, tenant, name, after=after)
+    killer(monkeypatch, target, name, after=after)
     for _ in range(3):
         await lab.run(batch_id)
     await check(lab, batch_id, 30)
@@ -266,7 +268,7 @@ async def test_a_bug_is_tried_again_with_pauses_and_given_up(lab: Lab, monkeypat
         raise ZeroDivisionError
 
     monkeypatch.setattr(batch.Run, "_hand_out", broken)
-    monkeypatch.setattr(batch, "_LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(batcher, "_LONGEST_PAUSE_S", 0.05)
     with structlog.testing.capture_logs() as logs:
         assert await lab.run(batch_id)
     head = await lab.head(batch_id)
@@ -373,7 +375,7 @@ async def test_what_is_away_is_waited_for_and_called_by_its_name(
     if name == "read_ranges":  # lines that were open are read again by whoever takes it over
         async with lab.running(batch_id):
             await lab.until(batch_id, lambda head: head["completed"] == 5)
-    monkeypatch.setattr(batch, "_LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(batcher, "_LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr("shared.store.outage._COMPLAIN_EVERY_S", 0)
     heal = failing(monkeypatch, name, error)
     pause.go()
@@ -395,7 +397,7 @@ async def test_a_storage_that_cannot_do_what_is_asked_is_not_waited_for_until_th
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch_id = await lab.start(few(3))
-    monkeypatch.setattr(batch, "_LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(batcher, "_LONGEST_PAUSE_S", 0.05)
     failing(monkeypatch, "put", FileStorageInvalid())
     assert await lab.run(batch_id)
     head = await lab.head(batch_id)
@@ -411,7 +413,7 @@ async def test_a_cancel_and_the_end_of_the_window_do_not_wait_for_a_storage_that
     """What is done comes when it is back."""
     lab.answering.clear()
     batch_id = await lab.start([*few(2), *few(300, name="late")])
-    monkeypatch.setattr(batch, "_LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(batcher, "_LONGEST_PAUSE_S", 0.1)
     monkeypatch.setattr(lab.settings, "batch_lines", 2)
     async with lab.running(batch_id) as running:
         lab.answering.set()
@@ -440,7 +442,7 @@ async def test_a_cancel_and_the_end_of_the_window_do_not_wait_for_a_storage_that
 
 async def test_files_that_do_not_come_for_a_day_are_given_up(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     batch_id = await lab.start(few(2))
-    monkeypatch.setattr(batch, "_LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(batcher, "_LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr(batch_end, "_LATE_MS", 500)
     failing(monkeypatch, "create", FileStorageRefused())
     async with lab.running(batch_id) as running:
@@ -582,7 +584,7 @@ async def test_a_line_whose_answer_breaks_us_fails_alone(lab: Lab, monkeypatch: 
 async def test_the_window_goes_by_redis_clock(lab: Lab, monkeypatch: pytest.MonkeyPatch, ahead_s: int) -> None:
     """Those of the API and of the worker are minutes off."""
     real = clock.now_ms
-    for place in ("shared.features.batches", "worker.batches.run", "worker.batches.end"):
+    for place in ("shared.features.batches", "worker.batches.batcher", "worker.batches.run", "worker.batches.end"):
         monkeypatch.setattr(f"{place}.now_ms", lambda: real() + ahead_s * 1000, raising=False)
     lab.answering.clear()
     batch_id = await lab.start(few(3), "5m")

@@ -17,7 +17,7 @@ from shared.log.entry import Status
 from tests.support.batch import line
 from tests.support.batch_lab import Lab, few, open_lab
 from tests.support.upstream import Pause, Script, ScriptedUpstream, ending, whole, words
-from worker.batches import circuit
+from worker.batches import batcher, circuit
 from worker.batches import queue as batch_queue
 from worker.batches import run as batch
 from worker.batches.lines import line_id
@@ -27,14 +27,15 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "_FIRST_PAUSE_S", 0.02)
-    monkeypatch.setattr(batch, "TICK_S", 0.05)
+    monkeypatch.setattr(batcher, "_FIRST_PAUSE_S", 0.02)
+    for module in (batch, batcher):
+        monkeypatch.setattr(module, "TICK_S", 0.05)
     monkeypatch.setattr(batch, "_BLOCK_MS", 20)
     monkeypatch.setattr(batch_queue, "_LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr(circuit, "_LONGEST_PAUSE_S", 0.2)
     monkeypatch.setattr(circuit, "_FIRST_PAUSE_S", 0.05)
-    monkeypatch.setattr("worker.upstream.client._FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr("worker.upstream.client._TRIES", 1)
+    monkeypatch.setattr("worker.upstream.attempts._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("worker.upstream.attempts._TRIES", 1)
 
 
 @pytest.fixture

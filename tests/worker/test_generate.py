@@ -25,9 +25,10 @@ from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, connect
 from tests.support.upstream import DONE, Pause, ScriptedUpstream, chunk, ending, words
 from worker.generate import Generator
-from worker.providers.openai import Normalizer
+from worker.normalizer import Normalizer
 from worker.providers.registry import Provider
-from worker.upstream.client import Served, Upstream
+from worker.upstream.attempts import Served
+from worker.upstream.client import Upstream
 
 FINISH = b'{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'
 WORD = b'{"choices":[{"index":0,"delta":{"content":"word"},"finish_reason":null}]}'
@@ -291,7 +292,7 @@ async def test_a_silent_provider_is_left_as_soon_as_the_end_is_known(
     generation_id = await bench.request(f"silent-{how}")
     running = asyncio.create_task(bench.generator.run(generation_id, 1))
     await bench.until_stored(generation_id, Position(1, 2))
-    await bench.generator.stop_ended()
+    await bench.generator.running.stop_ended()
     assert not running.done()
     if how == "sealed":
         await bench.log.seal(generation_id, {"status": "cancelled"})
@@ -299,7 +300,7 @@ async def test_a_silent_provider_is_left_as_soon_as_the_end_is_known(
         await bench.log.delete(generation_id, "a")
     else:
         await bench.attempt(generation_id, 2)
-    await bench.generator.stop_ended({generation_id})
+    await bench.generator.running.stop_ended({generation_id})
     assert await running is (how != "replaced")
     await bench.until(lambda: script.hung_up == 1)
 
@@ -324,8 +325,8 @@ async def test_an_attempt_that_is_over_leaves_nothing_to_the_garbage_collector(
     if how == "unreachable":
         provider = Provider("scripted", "openai", "http://127.0.0.1:1/v1", None, ())
         bench.generator._providers = {"scripted": provider}
-        monkeypatch.setattr("worker.upstream.client._FIRST_PAUSE_S", 0.01)
-        monkeypatch.setattr("worker.upstream.client._LONGEST_PAUSE_S", 0.01)
+        monkeypatch.setattr("worker.upstream.attempts._FIRST_PAUSE_S", 0.01)
+        monkeypatch.setattr("worker.upstream.attempts._LONGEST_PAUSE_S", 0.01)
     generation_id = await bench.request(name)
     gc.collect()
     gc.disable()
@@ -334,7 +335,7 @@ async def test_an_attempt_that_is_over_leaves_nothing_to_the_garbage_collector(
         if how == "sealed":
             await bench.until_stored(generation_id, Position(1, 3))
             await bench.log.seal(generation_id, {"status": "cancelled"})
-            await bench.generator.stop_ended()
+            await bench.generator.running.stop_ended()
         await running
         del running
         left = [type(one).__name__ for one in gc.get_objects() if type(one) in (Normalizer, Served, StreamReader)]

@@ -11,9 +11,10 @@ import pytest
 from shared.chat.chunks import Accumulator
 from shared.config.settings import Settings
 from shared.errors import BadRequest, UpstreamError
-from worker.providers.openai import Normalizer
+from worker.normalizer import Normalizer
 from worker.providers.registry import Provider
-from worker.upstream.client import Served, Target, Upstream
+from worker.upstream.attempts import Served, Target
+from worker.upstream.client import Upstream
 
 from .upstream_server import END, Script, Server, Wire, serving
 

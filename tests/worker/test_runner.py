@@ -31,6 +31,7 @@ class Work:
         self.calls: Counter[str] = Counter()
         self.tries: dict[str, int] = {}
         self.ends: dict[str, asyncio.Future[bool]] = {}
+        self.running = self
 
     async def run(self, job_id: str, job_try: int = 1) -> bool:
         self.calls[job_id] += 1

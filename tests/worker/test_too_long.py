@@ -12,9 +12,9 @@ from shared.config.settings import ProviderKind
 from shared.errors import UpstreamInvalid
 from shared.lib.sse import Event
 from shared.log.entry import Kind, Status
-from worker.providers import openai as normalizing
+from worker import normalizer as normalizing
+from worker.normalizer import Normalizer
 from worker.providers.dialects import dialect_of
-from worker.providers.openai import Normalizer
 from worker.providers.registry import Provider
 
 from .test_generate import Bench, benching

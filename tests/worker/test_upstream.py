@@ -24,10 +24,11 @@ from shared.errors import (
     UpstreamTimeout,
 )
 from shared.log.entry import Chunk
-from worker.providers.openai import Normalizer
+from worker.normalizer import Normalizer
 from worker.providers.registry import FAKE, Provider
-from worker.upstream import client as module
-from worker.upstream.client import Served, Target, Upstream
+from worker.upstream import timers as module
+from worker.upstream.attempts import Served, Target
+from worker.upstream.client import Upstream
 
 from .upstream_server import DONE, END, Script, Server, Wire, chunk, serving, usage
 

@@ -19,7 +19,7 @@ from worker.batches.results import make_file
 from worker.batches.stop import end_unread
 
 if TYPE_CHECKING:
-    from worker.batches.run import Batcher
+    from worker.batches.batcher import Batcher
 
 logger = get_logger(__name__)
 

@@ -1,4 +1,4 @@
-"""Running a batch: N submits and a fold; no second engine.
+"""Running a batch: many submits and a fold over their answers; there is no second engine.
 
 Each line is a generation like any other, in a log of its own, run by whichever worker has room. The worker that holds the
 batch's job only hands lines out, a window of them at a time, and takes their answers in: into parts of the output, in the
@@ -19,22 +19,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared.chat.chunks import completion
-from shared.config.settings import Settings
-from shared.errors import Damaged, Fenced, FileStorageInvalid, Gone, LogError, Unavailable
-from shared.features.batches import ENDED, Batches, Head, enter
+from shared.errors import Damaged, Gone, Unavailable
+from shared.features.batches import ENDED, Head, enter
 from shared.features.storage import Missing
-from shared.generations.broker import Broker, Caller
+from shared.generations.broker import Caller
 from shared.lib import json
-from shared.lib.telemetry import BATCH_LINES, BATCHES, get_logger
+from shared.lib.telemetry import BATCH_LINES, get_logger
 from shared.log.entry import SEAL, Position, Status
-from shared.log.streamlog import StreamLog
-from shared.store.outage import Pauses, log_redis_error
-from shared.store.queue import JobQueue
-from shared.store.redis import ArqRedis, OutOfMemoryError, RedisError
-from worker.batches.circuit import Circuits, jittered
+from shared.store.outage import log_redis_error
+from shared.store.redis import OutOfMemoryError, RedisError
+from worker.batches.circuit import jittered
 from worker.batches.end import CANCELLED, EXPIRED, GIVEN_UP, INPUT_GONE, Ending
 from worker.batches.input import Input
 from worker.batches.lines import Found, LineWrong, answer_line, line_id, wrong_line
@@ -43,6 +40,9 @@ from worker.batches.results import Results, refusal
 from worker.batches.stop import Stop
 from worker.batches.verdict import ANSWERS, Verdict, verdict
 
+if TYPE_CHECKING:
+    from worker.batches.batcher import Batcher
+
 logger = get_logger(__name__)
 
 TICK_S = 1.0
@@ -50,15 +50,10 @@ TICK_S = 1.0
 HEALTHY_S = 30.0
 """A claim that lasts so long is none that comes to nothing, though every line may be waiting."""
 _BLOCK_MS = 500
-_AT_ONCE = 8
-"""Calls of one kind at a time: the connections are shared with all other batches of this worker."""
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
-"""Before a run that failed is made again."""
 _MODELS = 100
 """If a batch has more models, it is not written down which."""
 _FULL_S = 5.0
 """So long nothing is begun after Redis had no room for it. What is taken in meanwhile makes some."""
-_HAND_OVER_S = 1.0
 _STRIKES = 20
 """How often a line may fail while its provider answers others. In between it waits: all of it takes a quarter of an hour."""
 _LOST = 3
@@ -79,84 +74,6 @@ _BROKE = {
     "code": "internal_error",
     "status": 500,
 }
-
-
-class Batcher:
-    """All batches of one worker; `run` is what arq calls."""
-
-    def __init__(self, redis: ArqRedis, log: StreamLog, broker: Broker, settings: Settings) -> None:
-        self.redis, self.log, self.broker, self.settings = redis, log, broker, settings
-        self.jobs = JobQueue(redis)
-        self.batches: Batches = broker.batches
-        self.circuits = Circuits(redis)
-        self.at_once = asyncio.Semaphore(_AT_ONCE)
-
-    async def run(self, batch_id: str) -> bool:
-        """Brings a batch to its end. False if it is another worker's now.
-
-        Cancelling hands it over as it is. Raises RedisError and OSError where it cannot even be claimed.
-        """
-        BATCHES.inc()
-        try:
-            await self._to_the_end(await self.batches.claim(batch_id))
-        except Fenced:
-            logger.warning("batch fenced", batch_id=batch_id)
-            return False
-        except Gone:
-            logger.info("batch gone", batch_id=batch_id)
-        finally:
-            BATCHES.dec()
-        await self.batches.close(batch_id)
-        return True
-
-    async def _to_the_end(self, head: Head) -> None:
-        """Runs it again and again under this claim, with growing pauses, while something that it needs is away.
-
-        That it was is not held against the batch; what may lie in itself is: a bug it shows, a storage that cannot do what
-        is asked, and, since it makes a claim, a worker that is lost.
-        """
-        again, counted, trouble = False, False, None
-        pauses = Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
-        try:
-            while True:
-                run = None
-                try:
-                    if again:
-                        head = await self.batches.claim(head["id"], head, counted=counted)
-                    run = Run(self, head, trouble)
-                    return await run.to_the_end()
-                except LogError:
-                    raise
-                except (Unavailable, RedisError, OSError) as error:
-                    log_redis_error("batch", error, batch_id=head["id"])
-                    trouble = error if isinstance(error, Unavailable) else None
-                    counted = isinstance(error, FileStorageInvalid)
-                except Exception as bug:
-                    logger.error("batch broke", batch_id=head["id"], exc_info=bug)
-                    trouble, counted = None, True
-                if run and run.moved:
-                    pauses.reset()
-                again = True
-                if await self._is_told(run.head if run else head, pauses.next_s()):
-                    pauses.reset()
-        except asyncio.CancelledError:
-            with suppress(RedisError, OSError, LogError):
-                async with asyncio.timeout(_HAND_OVER_S):
-                    await self.batches.hand_over(head["id"], head["epoch"])
-            raise
-
-    async def _is_told(self, head: Head, pause_s: float) -> bool:
-        """Pauses; not to the end, and True, if there is news of the batch: a cancel, or the end of its window."""
-        clock = asyncio.get_running_loop().time
-        until, left_ms = clock() + pause_s, None
-        while (left_s := until - clock()) > 0:
-            await asyncio.sleep(min(TICK_S, left_s))
-            with suppress(RedisError, OSError):
-                now = await self.batches.look(head["id"], head["epoch"])
-                before_ms, left_ms = left_ms, now["expires_at_ms"] - await self.batches.clock_ms()
-                if now["status"] != head["status"] or (before_ms is not None and left_ms <= 0 < before_ms):
-                    return True
-        return False
 
 
 class Run:

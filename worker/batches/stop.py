@@ -21,7 +21,8 @@ from worker.batches.results import PART_LINES
 from worker.batches.verdict import ANSWERS, Verdict, verdict
 
 if TYPE_CHECKING:
-    from worker.batches.run import Batcher, Run
+    from worker.batches.batcher import Batcher
+    from worker.batches.run import Run
 
 _AT_ONCE = 500
 

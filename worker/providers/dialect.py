@@ -1,8 +1,8 @@
 """What a wire format has to bring: how a request is written, and how an answer's events become OpenAI's chunks.
 
-A dialect is pure. It sees one request, or one event at a time; connections, retries and timers are `upstream.py`'s, and
-what every chunk must look like whoever said it (our id and model, the role once, choices in order, usage last) is
-`openai.Normalizer`'s. So a translator only has to say, in OpenAI's words, what an event means.
+A dialect is pure. It sees one request, or one event at a time; connections, retries and timers are worker/upstream's, and
+what every chunk must look like (our id and model, the role once, choices in order, usage last) is worker/normalizer.py's.
+So a translator only has to say, in OpenAI's words, what an event means.
 """
 
 from __future__ import annotations

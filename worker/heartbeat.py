@@ -1,0 +1,55 @@
+"""What a worker tells the API: that it lives, and which models it can ask.
+
+Hidden here: two keys, both with an end. A worker that is killed is missed after `BEAT_TTL_S`; the catalogue of its models
+stays for a day, so that `GET /v1/models` has an answer while all workers are restarted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Mapping
+
+from shared.lib import json
+from shared.store.redis import ArqRedis
+from shared.store.transaction import commit
+from worker.arq_worker import BEAT_S, BEAT_TTL_S, StreamWorker
+from worker.providers.registry import Provider
+
+CATALOGUE_TTL_S = 86400
+
+
+class Heartbeat:
+    """Of one worker; `run` beats until it is cancelled. Both raise RedisError, OSError."""
+
+    def __init__(
+        self, redis: ArqRedis, worker: StreamWorker, providers: Mapping[str, Provider], aliases: dict[str, list[str]]
+    ) -> None:
+        self._redis, self._worker = redis, worker
+        self._catalogue = json.dumps(
+            {
+                "aliases": aliases,
+                "providers": {
+                    name: {"models": list(provider.models), "open": provider.kind != "fake"}
+                    for name, provider in sorted(providers.items())
+                },
+            }
+        )
+
+    async def run(self) -> None:
+        key = self._redis.key
+        while True:
+            report = {"pid": os.getpid(), "host": socket.gethostname(), "running": self._worker.count}
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.set(key.worker(self._worker.worker_id), json.dumps(report), ex=BEAT_TTL_S)
+                pipe.sadd(key.workers, self._worker.worker_id)
+                pipe.expire(key.workers, CATALOGUE_TTL_S)
+                pipe.set(key.catalogue, self._catalogue, ex=CATALOGUE_TTL_S)
+                await commit(pipe)
+            await asyncio.sleep(BEAT_S)
+
+    async def withdraw(self) -> None:
+        """The worker ends: the API need not wait until the last beat has lapsed."""
+        await self._redis.delete(self._redis.key.worker(self._worker.worker_id))
+        await self._redis.srem(self._redis.key.workers, self._worker.worker_id)  # type: ignore[misc]

@@ -1,0 +1,100 @@
+"""The attempts that run in this worker, and what stops one of them from outside.
+
+Hidden here: that an attempt runs in a task of its own, and how the reason is found after it was stopped. For example, a
+client cancels its answer through the API: the log is sealed there, `stop_ended` sees that the log does not end with this
+attempt's entries any more, and the provider is hung up on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from shared.errors import Fenced
+from shared.lib.tasks import cancel
+from shared.lib.telemetry import RUNNING
+from shared.log.appender import Appender
+from shared.log.streamlog import StreamLog
+from shared.log.writer import Writer
+
+
+@dataclass(slots=True)
+class _Running:
+    task: asyncio.Task[None]
+    writer: Writer
+    header: dict[str, Any]
+    unwatched: int = 0
+    """How many looks in a row found no viewer."""
+
+    def stop(self) -> None:
+        """Once: a second time would break off the closing of the upstream."""
+        if not self.task.cancelling():
+            self.task.cancel()
+
+
+class RunningAttempts:
+    """By generation id; an attempt is here as long as `run` runs."""
+
+    def __init__(self, log: StreamLog, appender: Appender) -> None:
+        self._log, self._appender = log, appender
+        self._running: dict[str, _Running] = {}
+
+    async def run(self, writer: Writer, header: dict[str, Any], say: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """Runs `say`, which writes the answer, in a task that can be stopped. False if no viewer wants the answer any more:
+        it was not begun then, or it was stopped. Only requests with `on_disconnect: cancel` are left that way.
+
+        Raises Fenced, Sealed or Gone if that is why it was stopped; CancelledError if we are to hand over.
+        """
+        if header.get("on_disconnect") == "cancel" and not await self._log.watched([header["id"]]):
+            return False
+        generation_id = writer.generation_id
+        task = asyncio.ensure_future(say())
+        running = self._running[generation_id] = _Running(task, writer, header)
+        RUNNING.inc()
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                await cancel(task)
+                raise
+            if (await self._log.last(generation_id)).epoch != writer.epoch:
+                raise Fenced(generation_id) from None
+            if running.unwatched:
+                return False
+            raise
+        finally:
+            del self._running[generation_id]
+            RUNNING.dec()
+        return True
+
+    async def stop_ended(self, generation_ids: set[str] | None = None) -> None:
+        """Stops the attempts among these (or all) whose log is sealed, deleted or a newer attempt's."""
+        wanted = self._running.keys() if generation_ids is None else generation_ids & self._running.keys()
+        if await self._ended(wanted):
+            await self._appender.look()  # or the server forgot what they wrote
+            for generation_id in await self._ended(wanted):
+                if running := self._running.get(generation_id):
+                    running.stop()
+
+    async def _ended(self, generation_ids: Iterable[str]) -> list[str]:
+        """Those of the running attempts whose log does not end with their own entries."""
+        return [
+            generation_id
+            for generation_id, end in (await self._log.ends(list(generation_ids))).items()
+            if (running := self._running.get(generation_id)) and (end is None or end.epoch != running.writer.epoch)
+        ]
+
+    async def stop_unwatched(self) -> None:
+        """Ends the attempts that were to be cancelled without viewers, and have had none for two looks in a row.
+
+        Twice, because after an outage the viewers' processes need a moment to say that they are still there.
+        """
+        asked = [i for i, running in self._running.items() if running.header.get("on_disconnect") == "cancel"]
+        watched = await self._log.watched(asked)
+        for generation_id in asked:
+            if running := self._running.get(generation_id):
+                running.unwatched = 0 if generation_id in watched else running.unwatched + 1
+                if running.unwatched > 1:
+                    running.stop()

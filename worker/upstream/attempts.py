@@ -1,0 +1,217 @@
+"""Which provider answers: the first of a request's targets that sends a chunk, after retries and fallbacks.
+
+Hidden here: what is worth another try, how long to pause before it, and when the next target is asked instead. For example,
+a 503 is tried three times within 30 s, then the next target is asked; a 400 ends it at once. All of this happens before the
+first chunk: afterwards another provider would say something else in the middle of an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import stamina
+
+from shared.errors import (
+    BadRequest,
+    StreamspoolError,
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamRefused,
+    UpstreamTimeout,
+    without_frames,
+)
+from shared.lib import sse
+from shared.log.entry import Chunk
+from worker.normalizer import Normalizer
+from worker.providers.dialects import dialect_of
+from worker.providers.registry import Provider
+from worker.upstream.timers import Timers
+
+_TRIES = 3
+_TRIES_S = 30.0
+_FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 10.0
+"""A provider that asks for more has its refusal passed on at once: the client can plan better with it than we can."""
+
+_PINGS = ("ping", "keepalive")  # events of Anthropic's and OpenAI's that say no more than a comment does
+
+Events = AsyncGenerator[list[sse.Event], None]
+OnRetry = Callable[[UpstreamError], None]
+
+
+class Target(NamedTuple):
+    """What may be asked: a provider, and its own name of the model."""
+
+    provider: Provider
+    model: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.provider.name}/{self.model}"
+
+
+@dataclass(slots=True)
+class Served:
+    """How the first chunk came about: which target sent it, which were asked in vain before, how often was asked again."""
+
+    target: Target | None = None
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    """`{model, status, code}` of those that were given up on, in order."""
+    retries: int = 0
+
+    def note(self, *, spoke: bool) -> dict[str, Any]:
+        """As it stands in the log beside the first chunk. `think`: reasoning may stand in the content."""
+        note: dict[str, Any] = {}
+        if spoke and self.target:
+            note["model"] = self.target.name
+            if self.target.provider.think_tags:
+                note["think"] = True
+        if self.refused:
+            note["refused"] = self.refused
+        if self.retries:
+            note["retries"] = self.retries
+        return note
+
+
+class Step(NamedTuple):
+    """What one batch of events came to."""
+
+    batches: Events | None
+    """Where the next batch comes from; None if there is none."""
+    chunks: list[Chunk]
+    failure: UpstreamError | None
+    """What the answer ended in, after these chunks."""
+
+
+class Attempts:
+    """One answer's way to a provider. `open_events(target, timers)` sends the request: it is a context of its events, in
+    batches that came together, and leaving it closes the connection."""
+
+    def __init__(
+        self,
+        open_events: Callable[[Target, Timers], AbstractAsyncContextManager[Events]],
+        normalizer: Normalizer,
+        timers: Timers,
+        served: Served,
+        on_retry: OnRetry | None,
+    ) -> None:
+        self._open, self._normalizer, self._timers = open_events, normalizer, timers
+        self._served, self._on_retry = served, on_retry
+
+    async def begin(self, stack: AsyncExitStack, targets: Sequence[Target]) -> tuple[Provider, Step]:
+        """The first chunks of the first target that has some. Its connection stays open until `stack` ends.
+
+        Only here, before a chunk was handed out, can another target be asked without a viewer noticing.
+        """
+        for target in targets[:-1]:
+            try:
+                step = await self._ask(stack, target)
+            except StreamspoolError as error:
+                if not _may_fall_back(error):
+                    raise
+                without_frames(error)
+                self._served.refused.append({"model": target.name, "status": error.status, "code": error.code})
+            else:
+                self._served.target = target
+                return target.provider, step
+        self._served.target = targets[-1]
+        return targets[-1].provider, await self._ask(stack, targets[-1])
+
+    async def _ask(self, stack: AsyncExitStack, target: Target) -> Step:
+        """One target's first chunks, asked for up to three times."""
+        passing: list[UpstreamError] = []
+
+        def pause(error: Exception) -> bool | float:
+            if not isinstance(error, UpstreamError) or not _is_passing(error):
+                return False
+            if (error.retry_after_s or 0) > _LONGEST_PAUSE_S:
+                return False
+            passing.append(without_frames(error))
+            return True if error.retry_after_s is None else float(error.retry_after_s)
+
+        async for attempt in stamina.retry_context(
+            on=pause, attempts=_TRIES, timeout=_TRIES_S, wait_initial=_FIRST_PAUSE_S, wait_max=_LONGEST_PAUSE_S
+        ):
+            if attempt.num > 1:
+                self._served.retries += 1
+                if self._on_retry:
+                    self._on_retry(passing[-1])
+            with attempt:
+                step = await self._try(stack, target)
+        return step
+
+    async def _try(self, stack: AsyncExitStack, target: Target) -> Step:
+        self._timers.begin()
+        self._normalizer.begin(dialect_of(target.provider))
+        async with AsyncExitStack() as trial:
+            step = Step(await trial.enter_async_context(self._open(target, self._timers)), [], None)
+            while step.batches is not None and not (step.chunks or step.failure or self._normalizer.done):
+                step = await self.step(step.batches)
+            if step.failure is not None and not step.chunks:
+                raise without_key(step.failure, target.provider)
+            stack.push_async_exit(trial.pop_all())
+        return step
+
+    async def step(self, batches: Events) -> Step:
+        """One batch further: the chunks it made, and the failure it ended in."""
+        try:
+            events = await self._next(batches)
+        except UpstreamError as error:
+            return Step(batches, [], error)
+        if any(event.event not in _PINGS for event in events or ()):
+            self._timers.heard()
+        chunks, failure = _normalize(events or [], self._normalizer)
+        if failure is None and (self._normalizer.done or events is None):
+            try:
+                chunks += self._normalizer.end()
+            except UpstreamError as error:
+                failure = error
+        return Step(None if events is None else batches, chunks, failure)
+
+    async def _next(self, batches: Events) -> list[sse.Event] | None:
+        """The next batch; None once nothing more is to come. After the finish reason no failure can take that back."""
+        if self._normalizer.finished:
+            self._timers.grace()
+        try:
+            return await self._timers.wait(anext(batches, None))
+        except UpstreamError:
+            if self._normalizer.finished:
+                return None
+            raise
+
+
+def _normalize(events: list[sse.Event], normalizer: Normalizer) -> tuple[list[Chunk], UpstreamError | None]:
+    """The chunks of a batch, and the error that ended it: what came before an error is kept."""
+    chunks: list[Chunk] = []
+    try:
+        for event in events:
+            chunks += normalizer.feed(event)
+    except UpstreamError as failure:
+        return chunks, failure
+    return chunks, None
+
+
+def _is_passing(error: UpstreamError) -> bool:
+    """Whether the same request may be met with an answer a little later."""
+    if isinstance(error, UpstreamInvalid) or error.code == "upstream_redirect":
+        return False
+    if isinstance(error, UpstreamTimeout) and error.code != "upstream_connect_timeout":
+        return False
+    return error.status in (408, 429) or error.status >= 500
+
+
+def _may_fall_back(error: StreamspoolError) -> bool:
+    """Whether another target may do better: not where the request itself is wrong, or its time is over."""
+    if isinstance(error, UpstreamError):
+        return error.code != "generation_timeout" and error.status not in (400, 413, 422)
+    return isinstance(error, BadRequest)  # this provider cannot be asked for it; another may
+
+
+def without_key(failure: UpstreamError, provider: Provider) -> UpstreamError:
+    """The normalizer takes out what looks like a key; a provider's own may look like anything, and only we know it."""
+    if provider.api_key is None or provider.api_key not in str(failure.to_object()):
+        return failure
+    return UpstreamRefused(f"{provider.name}: reported an error that cannot be shown.", status=failure.status)

@@ -1,0 +1,74 @@
+"""The time limits of one answer: which of them counts now, and what it is called when it runs out.
+
+Hidden here: that there are four limits (first chunk, idle, whole generation, grace after the finish reason) and one timer.
+For example, `begin` starts `upstream_first_timeout`; the first chunk replaces it by `upstream_idle_timeout`. Connecting has
+a limit as well, which the HTTP client keeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from shared.config.settings import Settings
+from shared.errors import UpstreamTimeout
+from shared.lib.tasks import MovingTimeout
+
+T = TypeVar("T")
+
+_GRACE_S = 5.0  # after the finish reason: how long usage and [DONE] may take
+
+
+class Timers:
+    """Until when the current wait may last, and what it is called if it lasts longer. Times are of the event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._total_s = settings.generation_s
+        self._idle_s = settings.upstream_idle_s
+        self._end = self._clock() + self._total_s
+        self._first_s = settings.upstream_first_s
+        self._in_grace = False
+        self._timeout = MovingTimeout()
+        self.begin()
+
+    def begin(self) -> None:
+        """The provider is asked, or asked again: from now on the limit for the first chunk counts."""
+        self._code, self._seconds = "upstream_first_timeout", self._first_s
+        self._until = self._clock() + self._first_s
+
+    def progress(self) -> None:
+        """A data event came: from now on the idle limit counts, from here. Comments and pings are no data."""
+        if not self._in_grace:
+            self._code, self._seconds = "upstream_idle_timeout", self._idle_s
+            self._until = self._clock() + self._idle_s
+
+    def heard(self) -> None:
+        """A data event came that may mean nothing to the client. It is progress once the answer has begun; before that it
+        is not, because another provider may still be asked."""
+        if self._code == "upstream_idle_timeout":
+            self.progress()
+
+    def grace(self) -> None:
+        """The answer is whole; starts once, and is not extended."""
+        if not self._in_grace:
+            self._in_grace = True
+            self._until = self._clock() + _GRACE_S
+
+    async def wait(self, awaitable: Awaitable[T]) -> T:
+        """Raises UpstreamTimeout when the current limit, or that of the whole generation, runs out first."""
+        try:
+            return await self._timeout.wait(awaitable, min(self._until, self._end))
+        except MovingTimeout.Rang:
+            pass
+        if self._end <= self._until:
+            raise too_slow("generation_timeout", self._total_s)
+        raise too_slow(self._code, self._seconds)
+
+    def close(self) -> None:
+        self._timeout.close()
+
+
+def too_slow(code: str, seconds: float) -> UpstreamTimeout:
+    return UpstreamTimeout(f"The provider took longer than {seconds:g} s ({code}).", code=code)

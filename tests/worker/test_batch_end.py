@@ -340,6 +340,28 @@ async def test_workers_that_hand_over_are_not_counted(lab: Lab) -> None:
     await check(lab, batch_id, 3)
 
 
+async def test_a_worker_that_stops_while_it_claims_hands_over_as_well(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_id = await lab.start(few(3))
+    batcher = lab.batcher()
+    claim, claimed = batcher.batches.claim, asyncio.Event()
+
+    async def claiming(*given: Any, **named: Any) -> Any:
+        head = await claim(*given, **named)
+        claimed.set()
+        await asyncio.sleep(0)  # the stop comes before the answer does
+        return head
+
+    monkeypatch.setattr(batcher.batches, "claim", claiming)
+    async with lab.running(batch_id, batcher):
+        await claimed.wait()
+    assert (await lab.head(batch_id))["claims"] == 0
+    monkeypatch.undo()
+    assert await lab.run(batch_id)
+    await check(lab, batch_id, 3)
+
+
 async def test_a_claim_that_lasts_is_none_that_came_to_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "HEALTHY_S", 0.2)
     lab.answering.clear()

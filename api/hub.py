@@ -16,7 +16,7 @@ from typing import Self
 
 from api.hot import HotLogs
 from api.livelog import LiveLog
-from shared.confirm import Confirmer
+from shared.confirm import MISSED_S, Confirmer
 from shared.entry import Entry
 from shared.errors import Damaged, Gone
 from shared.outage import Pauses, cause
@@ -284,6 +284,6 @@ class Hub:
         if asyncio.get_running_loop().time() - since >= self._patience_s:
             return False
         try:
-            return await self._confirmer.server() != live.server
+            return await self._confirmer.server(age_s=MISSED_S) != live.server
         except (RedisError, OSError):
             return True

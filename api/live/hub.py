@@ -21,7 +21,7 @@ from shared.lib.tasks import FairTurns, cancel
 from shared.lib.telemetry import FOLLOWED, LOG_BYTES, VIEWERS, get_logger
 from shared.log.entry import Entry
 from shared.log.streamlog import StreamLog
-from shared.store.confirm import Confirmer
+from shared.store.confirm import MISSED_S, Confirmer
 from shared.store.outage import Pauses, cause
 from shared.store.redis import ArqRedis, RedisError, log_redis_error
 
@@ -284,6 +284,6 @@ class Hub:
         if asyncio.get_running_loop().time() - since >= self._patience_s:
             return False
         try:
-            return await self._confirmer.server() != live.server
+            return await self._confirmer.server(age_s=MISSED_S) != live.server
         except (RedisError, OSError):
             return True

@@ -42,6 +42,8 @@ EVERY_TENANT = "*"
 
 DEFAULT_CONFIG = "streamspool.toml"
 _TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_UNSENDABLE = re.compile(r"[\s\x00-\x1f\x7f]")
+"""In a key: a file with a pair on each line, without commas, would be one key with line breaks in it."""
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _PROVIDER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _PREFIX = re.compile(r"(?!arq$)[A-Za-z0-9_.-]{1,32}")
@@ -151,6 +153,16 @@ def variable(field: str) -> str:
     """How a setting is called in the environment."""
     everyones = ("REDIS_URL", "HOST", "PORT", "LOG_LEVEL")
     return field.upper() if field.upper() in everyones else f"STREAMSPOOL_{field.upper()}"
+
+
+def _check_tenant(name: str) -> None:
+    if not _TENANT.fullmatch(name):
+        shown = (
+            name if len(name) <= 64 and name.isprintable() else "…"
+        )  # a line break too few may have put a secret here
+        raise ValueError(
+            f"tenant {shown!r} must be 1 to 64 letters, digits, `_`, `.` or `-`, with a comma between two pairs"
+        )
 
 
 def webhook_keys(secrets: SecretStr) -> list[bytes]:
@@ -456,14 +468,21 @@ class Settings(BaseSettings):
         found = {tenant or EVERY_TENANT: own for tenant, _, own in pairs}
         if len(found) < len(pairs):
             raise ValueError(f"{variable(info.field_name or '')} names a tenant twice")
+        for tenant in found:
+            if tenant != EVERY_TENANT:
+                _check_tenant(tenant)
         return found
 
     @field_validator("api_keys")
     @classmethod
     def _check_tenants(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
-        for tenant in value:
-            if not _TENANT.fullmatch(tenant):
-                raise ValueError(f"tenant {tenant!r} must be 1 to 64 letters, digits, `_`, `.` or `-`")
+        for tenant, key in value.items():
+            _check_tenant(tenant)
+            if _UNSENDABLE.search(key.get_secret_value()):
+                raise ValueError(
+                    f"the key of tenant {tenant!r} holds white space or a control character, which no client can send; "
+                    "between two pairs there is a comma, also in a file"
+                )
         digests = {hashlib.sha256(key.get_secret_value().encode()).digest() for key in value.values()}
         if len(digests) != len(value):
             raise ValueError("STREAMSPOOL_API_KEYS gives two tenants the same key")

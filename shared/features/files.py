@@ -195,13 +195,12 @@ class Files:
         with translate_errors():
             await self._redis.zadd(self._key.files_end, {file_id: at_ms}, gt=True)
 
-    async def remove_all_at(self, prefix: str, at_ms: int | None) -> None:
-        """All objects below `prefix/` go then; None for: they are gone."""
+    async def remove_all_at(self, prefix: str, at_ms: int) -> None:
+        """All objects below `prefix/` go then. It can be said where memory is full as well."""
         with translate_errors():
-            if at_ms is None:
-                await self._redis.zrem(self._key.files_end, f"{prefix}/")
-            else:
-                await self._redis.zadd(self._key.files_end, {f"{prefix}/": at_ms})
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.zadd(self._key.files_end, {f"{prefix}/": at_ms})
+                await commit(pipe)
 
     async def remove_expired(self) -> None:
         """For the reaper: what is due goes, and what an upload left that was never finished.

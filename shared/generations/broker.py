@@ -133,6 +133,11 @@ class Broker:
         """Which server takes this: a worker that finds another one knows that it may have forgotten something."""
         return await self._confirmer.server() if self._confirmer else None
 
+    async def notice_server(self) -> None:
+        """Learns which server this is: who does not know that cannot tell when it is another one, which may have forgotten
+        what a worker is writing again. Raises RedisError, OSError."""
+        await self._server()
+
     async def _replayed(self, generation_id: str) -> dict[str, Any]:
         """The header of a generation that was there before; whoever created it may not have lived to ring."""
         with translate_errors():

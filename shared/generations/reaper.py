@@ -44,6 +44,7 @@ class Reaper:
 
     async def run(self) -> None:
         while True:
+            await self._broker.notice_server()
             await keep_reapers_away(self._redis)
             await asyncio.sleep(TICK_S)
             await self._broker.revoke_doubtful()

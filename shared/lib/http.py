@@ -173,20 +173,41 @@ class _Stale(Exception):
 
 
 class _Handler(ResponseHandler):
-    """One connection, which also remembers what aiohttp forgets when it breaks."""
+    """One connection, which also remembers what aiohttp forgets when it breaks.
+
+    And it closes where something comes that nobody asked for: a 408 before a kept connection is closed, or more than the
+    body said. aiohttp would keep it for the next request, perhaps another tenant's, as the response to that.
+    """
 
     requests = 0
     heard = False
     """Something of the response to the last request has come."""
+    _answered = False
 
     def set_response_params(self, **options: Any) -> None:
         self.requests += 1
-        self.heard = False
+        self.heard = self._answered = False
         super().set_response_params(**options)
 
     def data_received(self, data: bytes) -> None:
         self.heard = True
-        super().data_received(data)
+        if data and self._answered and (self._payload is None or self._payload.is_eof()):
+            self._unasked()
+        else:
+            super().data_received(data)
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        """`data` is a response's head and its body."""
+        if self._answered:
+            self._unasked()
+            return
+        self._answered = data[0].code >= 200  # those before it are no answers (RFC 9110 §15.2)
+        super().feed_data(data, size)
+
+    def _unasked(self) -> None:
+        logger.debug("connection closed: nobody had asked for what came")
+        if self.transport is not None:
+            self.transport.close()
 
 
 class _Response(aiohttp.ClientResponse):

@@ -150,14 +150,16 @@ class StreamLog:
         (`SKIPPED`). Waits while the server is away. Raises Taken if that attempt, or a later one, was started by anybody;
         Sealed; Gone.
         """
-        data = json.dumps(attempt)
+        data, skipped = json.dumps(attempt), False
         while True:
             raw, length, server = await self._begin(appender, generation_id, epoch, data)
             header, body = self._request(raw, generation_id)
             made_by = header.get("server")
-            if epoch >= SKIPPED or made_by is None or server is None or server == made_by:
+            later = SKIPPED + max(0, now_ms() - header["created_at_ms"]) // 1000
+            # Also where one skipped before: that server may have been forgetful as well.
+            if skipped or epoch >= later or made_by is None or server is None or server == made_by:
                 break
-            epoch = SKIPPED + max(0, now_ms() - header["created_at_ms"]) // 1000
+            epoch, skipped = later, True
         number = attempt.get("number", epoch)
         kept_bytes = LINE_BYTES if header.get("batch") else ATTEMPT_BYTES
         claim = Claim(

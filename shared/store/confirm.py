@@ -30,6 +30,9 @@ _MARK_SCRIPT = b"#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], '1', '
 """The marker where memory is full: what ends or makes room then is confirmed as well."""
 _PAUSE_S = 0.01
 _FRESH_S = 1.0
+MISSED_S = 0.02
+"""Where something is not there that ought to be, the server may have been started again just now: that takes less than a
+second. Not at once each time, since anybody can ask for what is not there."""
 _LAG_S = 10
 """A replica that has said nothing for longer counts no more: it could not follow the master either."""
 
@@ -104,11 +107,11 @@ class Confirmer:
         if self._promised == "all" or (background and self._promised == "background"):
             await self.confirm()
 
-    async def server(self) -> str | None:
-        """The identity of the server that new connections lead to, as it was within the last second; None where that
-        cannot be told. Raises RedisError, OSError."""
+    async def server(self, *, age_s: float = _FRESH_S) -> str | None:
+        """The identity of the server that new connections lead to, as it was `age_s` ago or later; None where that cannot be
+        told. Raises RedisError, OSError."""
         loop = asyncio.get_running_loop()
-        if loop.time() - self._looked_at > _FRESH_S:
+        if loop.time() - self._looked_at > age_s:
             pool = self._redis.connection_pool
             connection = await pool.get_connection()
             try:
@@ -125,7 +128,7 @@ class Confirmer:
 
     async def is_new(self, age_s: float) -> bool:
         """Whether the server was seen to be another one within this time. Raises RedisError, OSError."""
-        await self.server()
+        await self.server(age_s=MISSED_S)
         return asyncio.get_running_loop().time() - self._changed_at < age_s
 
     async def _run(self) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import ssl
 from contextlib import suppress
 
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from shared.config.redis_url import Address, parse, without_password
 from shared.errors import Unusable
@@ -34,6 +34,7 @@ async def check_server(url: str) -> None:
         with suppress(NoPermissionError):  # it may not be asked even this, but by the right user
             await redis.ping()
         await _refuse_clusters(redis, url)
+        await _warn_of_silence(redis)
         await _warn_of_risks(redis, parse(url))
     except (RedisError, OSError) as error:
         if why := hopeless(error) or await tls_mismatch(parse(url)):
@@ -52,6 +53,20 @@ async def _refuse_clusters(redis: ArqRedis, url: str) -> None:
                 f"REDIS_URL: {without_password(url)} is a node of a cluster, and Streamspool needs one server, or one behind "
                 "sentinels."
             )
+
+
+async def _warn_of_silence(redis: ArqRedis) -> None:
+    """A user who may not ask cannot tell what the server has forgotten, and takes for granted what it may forget."""
+    denied = []
+    for command in (("INFO", "server"), ("WAITAOF", 0, 0, 0), ("WAIT", 0, 0)):
+        try:
+            await redis.execute_command(*command)  # type: ignore[no-untyped-call]
+        except NoPermissionError:
+            denied.append(str(command[0]))
+        except ResponseError:  # unknown to it, or a replica
+            pass
+    if denied:
+        logger.warning("redis does not tell this user what it may forget: allow the commands", denied=denied)
 
 
 async def _warn_of_risks(redis: ArqRedis, address: Address) -> None:

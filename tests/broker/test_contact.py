@@ -97,6 +97,15 @@ async def test_wrong_users_passwords_and_databases(server: Server) -> None:
         await check_server(f"redis://only:right@{where}")  # may do next to nothing: found out by whoever needs it
 
 
+@pytest.mark.parametrize("denied", [[], ["INFO"], ["WAITAOF", "WAIT"]])
+async def test_a_user_who_may_not_ask_what_is_forgotten_is_told_of(server: Server, denied: list[str]) -> None:
+    commands = ["+@all", *(f"-{name.lower()}" for name in denied)]
+    server.client().acl_setuser("some", enabled=True, reset=True, passwords=["+pw"], commands=commands)
+    with structlog.testing.capture_logs() as logs:
+        await check_server(server.url.replace("redis://", "redis://some:pw@"))
+    assert [log["denied"] for log in logs if "may forget" in log["event"]] == ([denied] if denied else [])
+
+
 async def test_what_is_not_there_yet_is_waited_for_and_why() -> None:
     assert await waited_for("redis://127.0.0.1:1") == "connection refused"
     assert await waited_for("rediss://127.0.0.1:1") == "connection refused"

@@ -59,6 +59,10 @@ class Bench:
     async def rewind(self) -> None:
         await asyncio.to_thread(self.server.rewind)
 
+    async def rewind_to_here(self) -> None:
+        await self.remember()
+        await self.rewind()
+
     async def remember(self) -> None:
         await asyncio.to_thread(self.server.remember)
 
@@ -234,6 +238,24 @@ async def test_an_attempt_that_was_forgotten_and_made_by_another_is_not_mixed_wi
         assert summary
         assert [one["token"] for one in summary.attempts] == ["n"]
         assert await bench.log.attempt_number(generation_id, new.epoch) == 1
+
+
+async def test_a_server_that_forgets_again_gives_no_two_attempts_one_number(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Viewers who saw the one that was forgotten would go on with the words of the other, and not notice."""
+    generation_id = await bench.created()
+    await bench.rewind_to_here()
+    first = await bench.claim(generation_id)
+    await bench.remember()
+    forgotten = await bench.claim(generation_id, first.epoch + 1)
+    await bench.say(forgotten, 2)
+    forgotten.close()
+    first.close()
+    await bench.rewind()
+    monkeypatch.setattr("shared.streamlog.now_ms", lambda: now_ms() + 5000)
+    again = await bench.claim(generation_id, first.epoch + 1)
+    assert SKIPPED <= first.epoch < forgotten.epoch < again.epoch
 
 
 async def test_the_number_of_an_attempt_is_taken_by_another(bench: Bench) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.chaos.promises import Promises
 from tests.support.forgetful import Follower, compiler, path_of, slow_sync
-from tests.support.rig import Rig
-from tests.support.upstream import ScriptedUpstream
+from tests.support.rewind import Rewindable
+from tests.support.rig import QUICK, Rig
+from tests.support.stack import Stack, free_port, wait_until
+from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 
 LEASE = {"STREAMSPOOL_LEASE_S": "4"}
 
@@ -46,3 +51,38 @@ def test_f51_a_failover_to_a_replica_that_is_behind(upstream: ScriptedUpstream, 
     found = failed_over(upstream, tmp_path)
     assert not found["wrong"], found
     assert found["mended"], "nothing was forgotten: the test shows nothing"
+
+
+def is_up(http: httpx.Client, url: str) -> bool:
+    try:
+        return http.get(f"{url}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_f56_a_viewer_comes_back_at_an_api_that_nobody_has_asked_before(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """The server started again without the answer. Its worker, which writes it again, has not got to it yet."""
+    pause, (role, *said) = Pause(), words(5)
+    upstream.script("forgotten", [role, *said, pause, *ending()])
+    (tmp_path / "data").mkdir()
+    with Rewindable(tmp_path / "data") as server:
+        stack = Stack(server.url, upstream.base_url, tmp_path, **{**QUICK, **LEASE})
+        other = f"http://127.0.0.1:{(port := free_port())}"
+        stack.start("api-2", PORT=str(port))
+        with stack, ThreadPoolExecutor() as threads, httpx.Client(trust_env=False, timeout=30) as http:
+            wait_until(lambda: is_up(http, other), 30, "the other API is up")
+            server.remember()
+            body = {"model": "scripted/forgotten", "messages": [{"role": "user", "content": "x"}], "background": True}
+            path = f"/v1/chat/completions/{http.post(f'{stack.url}/v1/chat/completions', json=body).json()['id']}"
+            wait_until(lambda: http.get(f"{stack.url}{path}").json()["choices"], 30, "it has begun")
+            stack.kill("worker", signal.SIGSTOP)
+            server.rewind()
+            found = threads.submit(http.get, f"{other}{path}")
+            wait_until(lambda: server.client.dbsize() > 0 or found.done())
+            stack.kill("worker", signal.SIGCONT)
+            assert found.result().status_code == 200, found.result().text
+            pause.go()
+            done = wait_until(lambda: (told := http.get(f"{other}{path}").json())["usage"] and told, 30, "its end")
+            assert done["choices"][0]["message"]["content"] == whole(5)

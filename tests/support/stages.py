@@ -73,4 +73,4 @@ def install(plan: str) -> None:
     around(Results, "store", nothing, lambda _: "stored")
     around(batch.Run, "_forget", lambda run: "written down" if run.results.stored() else "", nothing)
     around(batch_end, "make_file", lambda _: "finalizing", lambda _: "files made")
-    around(batch_end.Ending, "_remove_parts", lambda _: "ended", nothing)
+    around(batch_end.Ending, "_remove_parts_after", lambda _: "ended", nothing)

@@ -152,6 +152,7 @@ def test_keys_may_stand_in_the_toml() -> None:
     assert Settings().api_keys["b"].get_secret_value() == "key-2"
 
 
+SECRET = "whsec_" + "bm90LXRoaXMtb25lLWl0LWlzLWEtdGVzdC1zZWNyZXQ="
 WRONG_KEYS = {
     "no tenant": ("canary", "tenant:key"),
     "no key": ("a:", "tenant:key"),
@@ -162,6 +163,9 @@ WRONG_KEYS = {
     "a tenant with a space": ("a b:canary", "tenant 'a b'"),
     "a tenant that would spell a key": ("a}:canary", "tenant"),
     "a long tenant": (f"{'x' * 65}:canary", "tenant"),
+    "a key with a space": ("a:can ary-canary", "white space"),
+    "a key with a tab": ("a:canary\tx", "white space"),
+    "a key with an escape": ("a:canary\x1b[0m", "control character"),
 }
 
 
@@ -295,6 +299,27 @@ def test_a_file_that_holds_no_secret_is_refused_and_not_shown(
     assert "canary" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("STREAMSPOOL_API_KEYS", "a:canary-1\nb:canary-2\n"),
+        ("STREAMSPOOL_API_KEYS", "a:canary-1\r\nb:canary-2\r\n"),
+        ("STREAMSPOOL_WEBHOOK_SECRET", f"a:{SECRET}\nb:{SECRET}\n"),
+        ("STREAMSPOOL_MAX_TOKENS_PER_S", "a:20\nb:30\n"),
+    ],
+)
+def test_a_file_with_a_pair_on_each_line_is_not_taken_for_one_pair(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, content: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text(content)
+    monkeypatch.setenv(f"{name}_FILE", str(file))
+    said = problems()
+    assert "comma" in said
+    assert "canary" not in said
+    assert SECRET not in said
+
+
 def test_a_directory_is_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("REDIS_URL_FILE", str(tmp_path))
     with pytest.raises(SettingsInvalid, match="cannot be read: Is a directory"):
@@ -404,9 +429,6 @@ def test_paces_that_are_none(value: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("STREAMSPOOL_MAX_TOKENS_PER_S", value)
     with pytest.raises(ValidationError):
         Settings()
-
-
-SECRET = "whsec_" + "bm90LXRoaXMtb25lLWl0LWlzLWEtdGVzdC1zZWNyZXQ="
 
 
 class TestWebhooks:

@@ -31,6 +31,12 @@ def test_the_provider_says_how_long_to_wait() -> None:
     assert (window.room(0, now=29.9), window.room(0, now=30)) == (0, 2)
 
 
+def test_a_provider_that_says_a_day_does_not_cost_a_batch_its_window() -> None:
+    window = Window(4)
+    window.refused(asked_at=0, now=0, retry_after_s=86400)
+    assert (window.room(0, now=599), window.room(0, now=600)) == (0, 2)
+
+
 def test_refusals_in_a_row_close_it_longer_and_one_place_stays() -> None:
     window, now, pauses = Window(8), 0.0, []
     for _ in range(8):

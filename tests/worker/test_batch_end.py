@@ -14,6 +14,7 @@ import structlog
 from shared.cli.embedded import EmbeddedValkey
 from shared.errors import FileStorageFailed, FileStorageInvalid, FileStorageRefused
 from shared.features.batches import Batches
+from shared.features.files import Files
 from shared.features.storage import Storage
 from shared.lib import clock
 from shared.store.redis import ConnectionError
@@ -103,8 +104,19 @@ async def check(lab: Lab, batch_id: str, lines: int) -> dict[str, Any]:
 async def nothing_left(lab: Lab, batch_id: str) -> None:
     assert await lab.redis.zscore(lab.redis.key.batches_open, batch_id) is None
     assert await lab.logs() == []
+    await reaper_removes_parts(lab, batch_id)
+
+
+async def reaper_removes_parts(lab: Lab, batch_id: str) -> None:
+    """They are only waiting for it."""
+    ((member, _),) = [
+        one
+        for one in await lab.redis.zrange(lab.redis.key.files_end, 0, -1, withscores=True)
+        if one[0].startswith(b"parts/")
+    ]
+    await lab.redis.zadd(lab.redis.key.files_end, {member: 1})
+    await lab.files.remove_expired()
     assert lab.parts(batch_id) == []
-    assert await lab.redis.zrange(lab.redis.key.files_end, 0, -1) is not None
 
 
 # ---- at the end of the input
@@ -192,7 +204,7 @@ async def test_an_older_batch_does_not_know_how_long_its_input_is(lab: Lab) -> N
         (Batches, "demands"),
         (batch.Run, "_forget"),
         (batch_end, "make_file"),
-        (Storage, "delete_all"),
+        (Files, "remove_all_at"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -299,14 +311,7 @@ async def test_files_that_break_their_workers_are_given_up_and_the_results_can_b
     assert await lab.redis.zscore(lab.redis.key.batches_open, batch_id) is None
     found = b"".join([piece async for piece in lab.batches.results(batch_id, OWNER, 1)])
     assert {json.loads(one)["custom_id"] for one in found.splitlines()} == {f"line-{n}" for n in range(3)}
-    ((member, _),) = [
-        one
-        for one in await lab.redis.zrange(lab.redis.key.files_end, 0, -1, withscores=True)
-        if one[0].startswith(b"parts/")
-    ]
-    await lab.redis.zadd(lab.redis.key.files_end, {member: 1})
-    await lab.files.remove_expired()
-    assert lab.parts(batch_id) == []
+    await reaper_removes_parts(lab, batch_id)
 
 
 async def test_claims_that_come_further_are_not_counted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,6 +346,28 @@ async def test_workers_that_hand_over_are_not_counted(lab: Lab) -> None:
             await lab.until(batch_id, lambda head: head["claims"] == 1)
         assert (await lab.head(batch_id))["claims"] == 0
     lab.answering.set()
+    assert await lab.run(batch_id)
+    await check(lab, batch_id, 3)
+
+
+async def test_a_worker_that_stops_while_it_claims_hands_over_as_well(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_id = await lab.start(few(3))
+    batcher = lab.batcher()
+    claim, claimed = batcher.batches.claim, asyncio.Event()
+
+    async def claiming(*given: Any, **named: Any) -> Any:
+        head = await claim(*given, **named)
+        claimed.set()
+        await asyncio.sleep(0)  # the stop comes before the answer does
+        return head
+
+    monkeypatch.setattr(batcher.batches, "claim", claiming)
+    async with lab.running(batch_id, batcher):
+        await claimed.wait()
+    assert (await lab.head(batch_id))["claims"] == 0
+    monkeypatch.undo()
     assert await lab.run(batch_id)
     await check(lab, batch_id, 3)
 
@@ -436,7 +463,7 @@ async def test_a_cancel_and_the_end_of_the_window_do_not_wait_for_a_storage_that
     assert (head["status"], head["late"]) == (how, False)
     assert "files_late" not in str(head["errors"])
     assert await lab.redis.zscore(lab.redis.key.batches_open, batch_id) is None
-    assert lab.parts(batch_id) == []
+    await reaper_removes_parts(lab, batch_id)
     assert await lab.log.open_ids() == [], "what ran was ended"
 
 
@@ -503,6 +530,33 @@ async def test_results_that_the_storage_lost_are_told(lab: Lab, monkeypatch: pyt
     assert (head["status"], head["errors"][0]["code"]) == ("failed", "results_lost")
     assert 0 < len(output) == head["completed"] < 20
     assert head["completed"] + head["failed"] == 20
+
+
+@pytest.mark.parametrize("forgotten", ["the files", "the last part"])
+async def test_a_server_that_forgets_the_end_does_not_cost_the_results(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, forgotten: str
+) -> None:
+    """It is an older value again, whose parts have become files meanwhile; the logs behind its checkpoint are back, too."""
+    monkeypatch.setattr("worker.batch_results.PART_LINES", 5)
+    monkeypatch.setattr(lab.settings, "batch_lines", 5)
+    batch_id = await lab.start(few(20))
+    owner, name = {"the files": (batch_end, "make_file"), "the last part": (batch.Run, "_forget")}[forgotten]
+    real, known = getattr(owner, name), {}
+
+    async def remember(*arguments: Any) -> Any:
+        if not known and (forgotten == "the files" or arguments[0].results.count >= 10):
+            known.update({key: await lab.redis.dump(key) async for key in lab.redis.scan_iter("*")})
+        return await real(*arguments)
+
+    monkeypatch.setattr(owner, name, remember)
+    assert await lab.run(batch_id)
+    await check(lab, batch_id, 20)
+    await lab.redis.flushdb()
+    for key, value in known.items():
+        await lab.redis.restore(key, 0, value)
+    assert await lab.run(batch_id)
+    await check(lab, batch_id, 20)
+    await nothing_left(lab, batch_id)
 
 
 # ---- counts

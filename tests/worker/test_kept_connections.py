@@ -20,10 +20,15 @@ from worker.upstream.client import Upstream
 
 from .upstream_server import DONE, END, chunk
 
-ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-for _event in (chunk("a"), chunk(None, "stop"), DONE):
-    ANSWER += b"%x\r\n%b\r\n" % (len(_event), _event)
-ANSWER += END
+
+def whole(text: str) -> bytes:
+    """A response that says this."""
+    events = b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in (chunk(text), chunk(None, "stop"), DONE))
+    return b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n" + events + END
+
+
+ANSWER = whole("a")
+EVENTS = chunk("a") + chunk(None, "stop") + DONE
 
 Next = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -170,6 +175,47 @@ async def test_a_body_that_was_sent_in_pieces_cannot_be_sent_again() -> None:
         with pytest.raises(http.TransportError):
             await client.send(request)
     assert server.connections == 1
+
+
+UNASKED = {
+    "408": b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+    "another answer": whole("somebody else's"),
+    "100": b"HTTP/1.1 100 Continue\r\n\r\n",
+    "half a head": b"HTTP/1.1 2",
+    "too much": b"\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("what", UNASKED)
+async def test_what_comes_unasked_on_a_kept_connection_closes_it(what: str) -> None:
+    read, closed = asyncio.Event(), asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read.wait()
+        writer.write(UNASKED[what])
+        assert await reader.read(1) == b""
+        closed.set()
+
+    async with serving(talk) as server, http.open_client(5) as client:
+        for call in range(1, 4):
+            assert await post(client, server.url) == EVENTS
+            assert (server.connections, len(server.calls)) == (call, call)
+            read.set()
+            async with asyncio.timeout(5):
+                await closed.wait()
+            read.clear()
+            closed.clear()
+
+
+@pytest.mark.parametrize("what", ["408", "another answer", "100"])
+async def test_what_comes_right_behind_an_answer_is_nobodys(what: str) -> None:
+    async def stay(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+
+    async with serving(stay, first=ANSWER + UNASKED[what]) as server, http.open_client(5) as client:
+        for call in range(1, 4):
+            assert await post(client, server.url) == EVENTS
+            assert (server.connections, len(server.calls)) == (call, call)
 
 
 async def test_a_kept_connection_is_used_again_as_long_as_it_lives() -> None:

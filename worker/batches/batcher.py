@@ -47,7 +47,7 @@ class Batcher:
         """
         BATCHES.inc()
         try:
-            await self._to_the_end(await self.batches.claim(batch_id))
+            await self._to_the_end(await self._claim(batch_id))
         except Fenced:
             logger.warning("batch fenced", batch_id=batch_id)
             return False
@@ -57,6 +57,18 @@ class Batcher:
             BATCHES.dec()
         await self.batches.close(batch_id)
         return True
+
+    async def _claim(self, batch_id: str) -> Head:
+        """Claims it. A stop in the middle of that waits for the answer and hands it over: else it would count as a loss."""
+        claiming = asyncio.create_task(self.batches.claim(batch_id))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            with suppress(RedisError, OSError, LogError, Unavailable):
+                async with asyncio.timeout(_HAND_OVER_S):
+                    head = await claiming
+                    await self.batches.hand_over(head["id"], head["epoch"])
+            raise
 
     async def _to_the_end(self, head: Head) -> None:
         """Runs it again and again under this claim, with growing pauses, while something that it needs is away.

@@ -19,13 +19,12 @@ from typing import Any
 from shared.lib import json
 from shared.lib.telemetry import get_logger
 from shared.store.redis import ArqRedis, OutOfMemoryError
+from worker.batches.window import LONGEST_ASKED_S
 
 logger = get_logger(__name__)
 
 _FAILURES = 5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
-_LONGEST_ASKED_S = 600.0
-"""A provider's Retry-After is kept to, up to here."""
 _PROBE_S = 180.0
 """So long the one line that was let through may take, until another is."""
 _NOTE_MS = 300_000
@@ -83,7 +82,7 @@ class Circuit:
             return False  # it was on its way already when it opened
         else:
             self.pause_s = min(2 * self.pause_s, _LONGEST_PAUSE_S)
-        pause_s = max(jittered(self.pause_s), min(retry_after_s or 0, _LONGEST_ASKED_S))
+        pause_s = max(jittered(self.pause_s), min(retry_after_s or 0, LONGEST_ASKED_S))
         self.open(now, now + pause_s, self.pause_s)
         return True
 

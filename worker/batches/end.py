@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from shared.errors import FileStorageFailed, Unavailable
+from shared.errors import Unavailable
 from shared.features.batches import ENDED, ERRORS, OUTPUT, Head, enter, part_names, parts_of
 from shared.lib.telemetry import get_logger
 from worker.batches.lines import LineWrong
@@ -29,6 +29,9 @@ files."""
 PATIENCE_MS = 30_000
 """How long after a cancel, or after its window, a storage that is away is waited for."""
 _LATE_MS = 86_400_000
+_KEPT_MS = 3_600_000
+"""How long the parts stay behind the files that were made of them. A server may forget the batch's end, and whoever runs it
+again makes the files of its parts once more."""
 CANCELLED, EXPIRED, INPUT_GONE, GIVEN_UP = "batch_cancelled", "batch_expired", "input_file_gone", "batch_given_up"
 FILES_LATE, RESULTS_LOST = "files_late", "results_lost"
 
@@ -79,7 +82,7 @@ class Ending:
                 _note(head, _at(FILES_LATE, "The files are made when the file storage lets us."))
             enter(head, "failed" if ended_by is None else _FINAL.get(ended_by, "failed"), at_ms)
 
-        await self._remove_parts_later()
+        await self._remove_parts_after(int(self._shared.settings.files_retention_s * 1000))
         self._head = await self._save(over)
         logger.error("batch ended without its files", batch_id=self._id, status=self._head["status"], why=self._cause)
         await self.files(self._head, ended_by)
@@ -97,7 +100,7 @@ class Ending:
         if head["status"] not in ENDED or head.get("late"):
             head = await self._make(head)
         if head["checkpoint"] is None:
-            await self._remove_parts()
+            await self._remove_parts_after(_KEPT_MS)
 
     async def _make(self, head: Head) -> Head:
         is_late = bool(head.get("late"))
@@ -147,20 +150,10 @@ class Ending:
 
     # ---- what is left
 
-    async def _remove_parts(self) -> None:
-        try:
-            await self._files.storage.delete_all(parts_of(self._id))
-            await self._files.remove_all_at(parts_of(self._id), None)
-        except FileStorageFailed:  # the reaper has more time
-            await self._files.remove_all_at(parts_of(self._id), self._now_ms)
-
-    async def _remove_parts_later(self) -> None:
-        """Until they are in files, they can be read; then nobody needs them, and nobody may be left to remove them."""
-        kept_ms = int(self._shared.settings.files_retention_s * 1000)
-        try:
-            await self._files.remove_all_at(parts_of(self._id), self._now_ms + kept_ms)
-        except Unavailable:
-            logger.warning("parts of a batch may stay", batch_id=self._id, at=parts_of(self._id))
+    async def _remove_parts_after(self, kept_ms: int) -> None:
+        """The reaper does it then. Until they are in files, they can be read, and nobody else may be left to remove them."""
+        kept_ms = min(kept_ms, int(self._shared.settings.files_retention_s * 1000))
+        await self._files.remove_all_at(parts_of(self._id), self._now_ms + kept_ms)
 
     async def _save(self, change: Callable[[Head, int], None]) -> Head:
         at_ms = await self._shared.batches.clock_ms()

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+LONGEST_ASKED_S = 600.0
+"""A provider's Retry-After is kept to, up to here. It may be any number, and be about one model of many; to ask again costs
+one refusal, and not to ask costs the batch."""
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 
@@ -45,7 +48,7 @@ class Window:
             self._closed_until = max(self._closed_until, now + self._pause_s)
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         if retry_after_s:
-            self._closed_until = max(self._closed_until, now + retry_after_s)
+            self._closed_until = max(self._closed_until, now + min(retry_after_s, LONGEST_ASKED_S))
 
 
 class Demand(NamedTuple):

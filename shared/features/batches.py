@@ -51,6 +51,8 @@ _PAGE = 100
 _LONGEST_S = 7 * 86400
 _AFTER_MS = 3_600_000
 """How long its input is kept beyond its window: the last lines are written down then."""
+_SETTLED_MS = 15_000
+"""By then a create was told as accepted and rung for, or refused and withdrawn: 2 s, a round of the reaper, and some more."""
 NO_USAGE = {"input_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "reasoning_tokens": 0, "total_tokens": 0}
 _NOT_FOUND = "There is no batch with this id. It may have expired, or belong to another key."
 
@@ -291,8 +293,13 @@ class Batches:
     # ---- the reaper
 
     async def remind(self) -> None:
-        """Rings for the open ones that are not in the queue, and forgets those that have expired."""
-        ids = [member.decode() for member in await self._redis.zrange(self._key.batches_open, 0, -1)]
+        """Rings for the open ones that are not in the queue, and forgets those that have expired.
+
+        Not for those of the last moments: a create may still be waiting to be confirmed, or have been refused, and nothing of
+        it is to be run before it is withdrawn.
+        """
+        until = await self.clock_ms() - _SETTLED_MS
+        ids = [member.decode() for member in await self._redis.zrangebyscore(self._key.batches_open, "-inf", until)]
         async with self._redis.pipeline(transaction=False) as pipe:
             for batch_id in ids:
                 pipe.exists(self._key.batch(batch_id))

@@ -43,6 +43,8 @@ logger = get_logger(__name__)
 
 _FOUND_AT_ONCE = 100
 _MENDING_S = 0.25
+_CONFIRM_S = 1.5
+"""Leaves some of the time within which a caller is told (availability.py) to withdraw what is not confirmed by then."""
 _ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
 
 
@@ -118,8 +120,7 @@ class Broker:
                     reserve = self.sessions.reserve
                 header["server"] = await self._server()
                 created = await self.log.create(header, body, reserve)
-                if self._confirmer:
-                    await self._confirmer.promise(background=header["background"])
+                await self._promise(header)
             if not created:
                 return Submitted(await self._replayed(generation_id), replayed=True)
         SUBMITTED.inc()
@@ -132,6 +133,23 @@ class Broker:
     async def _server(self) -> str | None:
         """Which server takes this: a worker that finds another one knows that it may have forgotten something."""
         return await self._confirmer.server() if self._confirmer else None
+
+    async def _promise(self, header: dict[str, Any]) -> None:
+        """Returns once the server's death cannot take it any more, where that is promised. If it is not told in time, the
+        caller gets a refusal: it is withdrawn at once, before a reaper finds it in the list and rings a worker.
+
+        Raises RedisError, OSError.
+        """
+        if self._confirmer is None:
+            return
+        try:
+            async with asyncio.timeout(_CONFIRM_S):
+                await self._confirmer.promise(background=header["background"])
+        except (RedisError, OSError):
+            if header["idempotency"] is None:
+                with suppress(RedisError, OSError, Gone):
+                    await self._withdraw(header["id"])
+            raise
 
     async def notice_server(self) -> None:
         """Learns which server this is: who does not know that cannot tell when it is another one, which may have forgotten

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from shared.features.batches import Batches, enter
 from shared.features.files import Files
 from shared.features.webhooks import Webhooks
 from shared.lib.clock import now_ms
+from shared.store.confirm import Confirmer
 from shared.store.redis import ArqRedis
 from tests.support.names import BATCHES_WAITING, keys
 
@@ -246,13 +248,38 @@ async def test_batches_are_listed_newest_first(batches: Batches, files: Files, m
         _ = [head async for head in batches.listed("bob", made[0])]
 
 
-async def test_the_reaper_rings_for_open_ones_only(batches: Batches, files: Files, redis: ArqRedis) -> None:
+async def later(batches: Batches) -> int:
+    """Redis's time when all that was created by now is settled."""
+    return await Batches.clock_ms(batches) + 20_000
+
+
+async def test_the_reaper_rings_for_open_ones_only(
+    batches: Batches, files: Files, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waiting, ended, lost = [(await create(batches, files))["id"] for _ in range(3)]
     await redis.delete(BATCHES_WAITING, keys.batch(lost))
     await batches.close(ended)
+    monkeypatch.setattr(batches, "clock_ms", partial(later, batches))
     await batches.remind()
     assert await redis.zrange(BATCHES_WAITING, 0, -1) == [waiting.encode()]
     assert await redis.zrange(keys.batches_open, 0, -1) == [waiting.encode()]
+
+
+async def test_the_reaper_does_not_ring_before_a_batch_is_accepted_or_withdrawn(
+    redis: ArqRedis, files: Files, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was run, and paid for, although the client had been told 503."""
+    confirmer = Confirmer(redis, name="never")  # it was not entered, so it answers nobody
+    batches = Batches(redis, files, Webhooks(redis, settings), settings, confirmer)
+    monkeypatch.setattr("shared.store.availability._DEADLINE_S", 0.3)
+    with pytest.raises(Unavailable):
+        await create(batches, files)
+    (batch_id,) = await redis.zrange(keys.batches_open, 0, -1)
+    await batches.remind()
+    assert await redis.zcard(BATCHES_WAITING) == 0
+    await batches.revoke_doubtful()
+    assert (await batches.find(batch_id.decode(), "ann"))["status"] == "cancelling"
+    assert await redis.zrange(BATCHES_WAITING, 0, -1) == [batch_id], "a worker ends it"
 
 
 async def test_batches_hear_of_each_others_needs(batches: Batches, files: Files, redis: ArqRedis) -> None:

@@ -417,6 +417,7 @@ async def test_what_is_away_is_waited_for_and_called_by_its_name(
     assert {one["event"] for one in logs} & {"file storage failed", "redis failed"} == {event}
     head = await lab.head(batch_id)
     assert (head["status"], head["completed"], head["failed"]) == ("completed", 10, 0)
+    assert head["errors"] == [], "it did not end without what was away"
     await nothing_left(lab, batch_id)
 
 

@@ -77,7 +77,7 @@ class Ending:
             head["failed"] = head["total"] - head["completed"]
             unread = head["failed"] - (head["checkpoint"] or {}).get("failed", 0)
             head["late"] = any(part_names(head, kind) for kind in (OUTPUT, ERRORS))
-            _note(head, *self._errors(ended_by, unread))
+            _note(head, *self._errors(ended_by, unread, unfinished=ended_by is None))
             if head["late"]:
                 _note(head, _at(FILES_LATE, "The files are made when the file storage lets us."))
             enter(head, "failed" if ended_by is None else _FINAL.get(ended_by, "failed"), at_ms)
@@ -132,15 +132,19 @@ class Ending:
     def _cause(self) -> str:
         return self._trouble.code if self._trouble else GIVEN_UP
 
-    def _errors(self, ended_by: str | None, unread: int) -> list[dict[str, Any]]:
-        """The batch's own errors: what ended it, if it failed, and what is in no file."""
+    def _errors(self, ended_by: str | None, unread: int, *, unfinished: bool = False) -> list[dict[str, Any]]:
+        """The batch's own errors: what ended it, if it failed, and what is in no file.
+
+        What was away is one of them only where lines were lost to it, or where it kept the batch from its end (`unfinished`):
+        a batch that has waited for it has nothing to tell.
+        """
         found = []
         if ended_by == GIVEN_UP:
             text = f"The batch was given up: {MOST_CLAIMS} workers in a row got no further. What is done is kept."
             found.append(_at(GIVEN_UP, text))
         elif ended_by == INPUT_GONE:
             found.append(_at(INPUT_GONE, "The input file was deleted or changed before all lines were read."))
-        elif self._trouble and (unread or ended_by is None):
+        elif self._trouble and (unread or unfinished):
             found.append(_at(self._trouble.code, f"The batch had to end without its storage. {self._trouble.message}"))
         elif unread:
             found.append(_at(INPUT_GONE, "The input file could not be read to its end."))

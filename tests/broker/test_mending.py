@@ -253,7 +253,7 @@ async def test_a_server_that_forgets_again_gives_no_two_attempts_one_number(
     forgotten.close()
     first.close()
     await bench.rewind()
-    monkeypatch.setattr("shared.streamlog.now_ms", lambda: now_ms() + 5000)
+    monkeypatch.setattr("shared.log.streamlog.now_ms", lambda: now_ms() + 5000)
     again = await bench.claim(generation_id, first.epoch + 1)
     assert SKIPPED <= first.epoch < forgotten.epoch < again.epoch
 

@@ -538,7 +538,7 @@ async def test_a_server_that_forgets_the_end_does_not_cost_the_results(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, forgotten: str
 ) -> None:
     """It is an older value again, whose parts have become files meanwhile; the logs behind its checkpoint are back, too."""
-    monkeypatch.setattr("worker.batch_results.PART_LINES", 5)
+    monkeypatch.setattr("worker.batches.results.PART_LINES", 5)
     monkeypatch.setattr(lab.settings, "batch_lines", 5)
     batch_id = await lab.start(few(20))
     owner, name = {"the files": (batch_end, "make_file"), "the last part": (batch.Run, "_forget")}[forgotten]

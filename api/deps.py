@@ -14,7 +14,7 @@ from api.surfaces.streams.projection import state
 from shared.errors import BadRequest, TooLarge
 from shared.generations.broker import Caller
 from shared.lib import json
-from shared.log.entry import Summary
+from shared.log.records import Summary
 
 _BODY_S = 30.0
 """How long a body may take to arrive: one that never ends would hold a connection for ever."""

@@ -11,13 +11,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shared.errors import BadRequest, Internal, MethodNotAllowed, NotFound, StreamspoolError
+from shared.errors import WIRE_FIELDS, BadRequest, Internal, MethodNotAllowed, NotFound, StreamspoolError
 from shared.lib import json
 from shared.lib.telemetry import get_logger
 
 logger = get_logger(__name__)
 
-_ERROR_FIELDS = ("message", "type", "param", "code")
 _ERROR_RESPONSE = {
     "description": "An error, in OpenAI's shape",
     "content": {
@@ -28,8 +27,8 @@ _ERROR_RESPONSE = {
                 "properties": {
                     "error": {
                         "type": "object",
-                        "required": list(_ERROR_FIELDS),
-                        "properties": {field: {"type": ["string", "null"]} for field in _ERROR_FIELDS},
+                        "required": list(WIRE_FIELDS),
+                        "properties": {field: {"type": ["string", "null"]} for field in WIRE_FIELDS},
                     }
                 },
             }

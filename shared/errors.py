@@ -5,17 +5,17 @@
     │   └── BadCursor 400            a resume position that cannot be honoured
     ├── Unauthenticated 401          no key, or an unknown one
     ├── Forbidden 403                a browser page or host that may not ask
-    ├── NotFound 404                 unknown, expired, or somebody else's: one answer for all three
+    ├── NotFound 404                 unknown, expired, or another tenant's: one answer for all three
     ├── MethodNotAllowed 405
     ├── SessionBusy 409              its session has another generation open
     ├── CursorRestart 409            the counted attempt was replaced by a newer one
     ├── CursorExpired 410            the position is below what is kept
     ├── KeyReused 422                an Idempotency-Key that stands for another request
+    ├── RateLimited 429              the caller has used up what it may use for now
     ├── TooLarge 413                 body over STREAMSPOOL_MAX_BODY_BYTES
     │   └── SessionTooLarge 413      the session's history is over its limit
     ├── HeaderFieldsTooLarge 431     request line and header fields, or trailers, over the limits of api/intake.py
     ├── Internal 500                 a bug of ours
-    ├── StreamLost 500               the storage lost a part of an answer for good
     ├── Unavailable 503              Redis away, no worker ever seen, draining: retry later
     │   └── FileStorageFailed 503    where files are kept does not answer, or not well
     │       ├── FileStorageFull 507  has no room
@@ -23,6 +23,15 @@
     │       └── FileStorageInvalid 500   cannot be asked as it is set up
     ├── StorageFull 507              a running answer waited for room in Redis for too long; it ends with what it has
     ├── Unusable                     what a setting names can never work as asked; ends a start, with exit code 2
+    ├── GenerationEnded              why there is no whole answer, where that is not the provider's doing
+    │   ├── GenerationCancelled 409  a caller ended it
+    │   ├── GenerationInterrupted 502    its worker was lost in the middle of the answer
+    │   │   └── AttemptReplaced 502  a new attempt has begun, which this viewer cannot be shown
+    │   ├── WorkerLost 502           every attempt lost its worker
+    │   ├── NoWorker 503             no worker was there to answer it
+    │   ├── UnsupportedVersion 503   a newer version stored it than the worker's
+    │   ├── StreamGone 404           its log was deleted, or has expired, under a viewer
+    │   └── StreamLost 500           the storage lost a part of the answer for good
     ├── GenerationFailed             a sealed failure, read back from the log
     └── UpstreamError                the provider did not deliver (only workers raise these)
         ├── UpstreamRefused          it answered with an error status, kept as it was
@@ -34,26 +43,60 @@
     LogError                         what the append-only log answers to a writer; never leaves the process
     ├── Fenced                       a newer attempt owns the log
     ├── Sealed                       the log has its outcome already
-    ├── Taken                        that attempt was started by somebody already
+    ├── Taken                        that attempt was started already
     ├── Gone                         the log does not exist: expired or deleted
     ├── Forgotten                    the log ends before what was written to it: to be mended
     └── Damaged                      entries are missing for good: the server lost data
 
 The error object is OpenAI's: `{"error": {"message", "type", "param", "code"}}`
 (platform.openai.com/docs/guides/error-codes). The OpenAI SDKs retry 408, 409, 429 and 5xx unless
-`x-should-retry: false` is sent, hence `retryable` below.
+`x-should-retry: false` is sent, hence `retryable` below. An error that ended a generation stands in its outcome with the
+HTTP status it has: `to_stored()` writes it, `wire_error()` is what a client gets to see of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NotRequired, TypedDict, TypeVar
 
 E = TypeVar("E", bound=BaseException)
 
 MAX_RETRY_AFTER_S = 86400.0
-"""Longer than this nobody is asked to wait, whoever asks for it: a provider's clock may be wrong, or its arithmetic."""
+"""No client is asked to wait longer, even if a provider says so: its clock may be wrong, or its arithmetic."""
+
+WIRE_FIELDS = ("message", "type", "param", "code")
+"""The fields of OpenAI's error object, in its order."""
+
+
+class ErrorObject(TypedDict):
+    """The inner part of OpenAI's envelope."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+    restart_from: NotRequired[str]
+    """Of CursorRestart only."""
+    floor: NotRequired[str]
+    """Of CursorExpired only."""
+
+
+class StoredError(TypedDict):
+    """The error in an outcome: what clients are shown, and with which status."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+    status: int
+    """Of the HTTP response, where the error is one."""
+    retry_after_s: NotRequired[float | None]
+
+
+def wire_error(error: Mapping[str, Any]) -> ErrorObject:
+    """What clients see of a stored error; what an older worker left out is null."""
+    return {field: error.get(field) for field in WIRE_FIELDS}  # type: ignore[return-value]  # the four fields, by name
 
 
 def without_frames(error: E) -> E:
@@ -80,26 +123,27 @@ def bounded_retry_after(seconds: float | None) -> float | None:
 class StreamspoolError(Exception):
     """Base of all errors that may reach a client.
 
-    `message` says what to do next; `code` is stable and machine-readable; `retry_after_s`, a day at most, becomes
-    `Retry-After`.
+    `message` says what to do next, `default_message` where none is given; `code` is stable and machine-readable;
+    `retry_after_s`, a day at most, becomes `Retry-After`.
     """
 
     status: int = 500
     type: ClassVar[str] = "server_error"
     code: str = "internal_error"
     retryable: ClassVar[bool | None] = None
+    default_message: ClassVar[str] = ""
 
     def __init__(
         self,
-        message: str,
+        message: str | None = None,
         *,
         code: str | None = None,
         param: str | None = None,
         status: int | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = self.default_message if message is None else message
+        super().__init__(self.message)
         self.param = param
         self.retry_after_s = bounded_retry_after(retry_after_s)
         if code is not None:
@@ -107,9 +151,21 @@ class StreamspoolError(Exception):
         if status is not None:
             self.status = status
 
-    def to_object(self) -> dict[str, Any]:
+    def to_object(self) -> ErrorObject:
         """`{message, type, param, code}`: the inner part of OpenAI's envelope."""
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
+    def to_stored(self) -> StoredError:
+        """The same as an outcome keeps it: with `status`, and `retry_after_s` or None."""
+        told = self.to_object()
+        return {
+            "message": told["message"],
+            "type": told["type"],
+            "param": told["param"],
+            "code": told["code"],
+            "status": self.status,
+            "retry_after_s": self.retry_after_s,
+        }
 
     def headers(self) -> dict[str, str]:
         """Response headers that steer the retry logic of the official SDKs."""
@@ -179,7 +235,7 @@ class CursorRestart(StreamspoolError):
         super().__init__(message, param="starting_after")
         self.restart_from = restart_from
 
-    def to_object(self) -> dict[str, Any]:
+    def to_object(self) -> ErrorObject:
         return {**super().to_object(), "restart_from": self.restart_from}
 
 
@@ -194,7 +250,7 @@ class CursorExpired(StreamspoolError):
         super().__init__(message, param="starting_after")
         self.floor = floor
 
-    def to_object(self) -> dict[str, Any]:
+    def to_object(self) -> ErrorObject:
         return {**super().to_object(), "floor": self.floor}
 
 
@@ -228,6 +284,15 @@ class HeaderFieldsTooLarge(StreamspoolError):
     code = "request_header_fields_too_large"
 
 
+class RateLimited(StreamspoolError):
+    """The caller has used up what it may use for now; nothing was stored. `retry_after_s` is when it may ask again."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    default_message = "This key has used up what it may use for now. Send the request again later."
+
+
 class SessionBusy(StreamspoolError):
     """One generation of a session runs at a time. Not to be retried blindly, as the SDKs would any 409."""
 
@@ -241,21 +306,6 @@ class Internal(StreamspoolError):
     """A bug of ours: the message carries no detail, the log does."""
 
 
-_STREAM_LOST = (
-    "The broker's storage lost a part of this answer. What stands before that is kept. Send the request again."
-)
-
-
-class StreamLost(StreamspoolError):
-    """The storage has lost a part of an answer that it had acknowledged, and nobody can write it again."""
-
-    code = "stream_lost"
-    retryable = False
-
-    def __init__(self, message: str = _STREAM_LOST) -> None:
-        super().__init__(message)
-
-
 class Unavailable(StreamspoolError):
     """A part is away for now; nothing was stored, and a retry is welcome."""
 
@@ -263,7 +313,7 @@ class Unavailable(StreamspoolError):
     type = "service_unavailable_error"
     code = "service_unavailable"
 
-    def __init__(self, message: str, *, code: str | None = None, retry_after_s: float | None = 2) -> None:
+    def __init__(self, message: str | None = None, *, code: str | None = None, retry_after_s: float | None = 2) -> None:
         super().__init__(message, code=code, retry_after_s=retry_after_s)
 
 
@@ -271,10 +321,11 @@ class FileStorageFailed(Unavailable):
     """Where files are kept did not answer, or not well: it may pass. What may not are the classes below."""
 
     code = "storage_unavailable"
+    default_message = "The file storage does not answer. Try again."
     why: ClassVar[str] = "away"
     """For logs."""
 
-    def __init__(self, message: str = "The file storage does not answer. Try again.") -> None:
+    def __init__(self, message: str | None = None) -> None:
         super().__init__(message, retry_after_s=2 if self.retryable is None else None)
 
 
@@ -285,9 +336,7 @@ class FileStorageFull(FileStorageFailed):
     code = "file_storage_full"
     why = "full"
     retryable = False
-
-    def __init__(self, message: str = "The file storage is full. Delete files, or ask its operator for room.") -> None:
-        super().__init__(message)
+    default_message = "The file storage is full. Delete files, or ask its operator for room."
 
 
 class FileStorageRefused(FileStorageFailed):
@@ -297,11 +346,7 @@ class FileStorageRefused(FileStorageFailed):
     code = "file_storage_refused"
     why = "refused"
     retryable = False
-
-    def __init__(
-        self, message: str = "The file storage does not let the server in. The server's log has the cause."
-    ) -> None:
-        super().__init__(message)
+    default_message = "The file storage does not let the server in. The server's log has the cause."
 
 
 class FileStorageInvalid(FileStorageFailed):
@@ -311,11 +356,7 @@ class FileStorageInvalid(FileStorageFailed):
     code = "file_storage_invalid"
     why = "invalid"
     retryable = False
-
-    def __init__(
-        self, message: str = "The file storage cannot be used as it is set up. The server's log has the cause."
-    ) -> None:
-        super().__init__(message)
+    default_message = "The file storage cannot be used as it is set up. The server's log has the cause."
 
 
 class StorageFull(StreamspoolError):
@@ -346,12 +387,88 @@ class Unusable(StreamspoolError):
     code = "unusable"
 
 
+class GenerationEnded(StreamspoolError):
+    """Why a generation has no whole answer, where that is not the provider's doing. None is to be retried blindly: the
+    generation exists, and its id tells what became of it."""
+
+    retryable = False
+
+
+class GenerationCancelled(GenerationEnded):
+    """A caller ended it, or every viewer left and it was to end then."""
+
+    status = 409
+    type = "cancelled"
+    code = "generation_cancelled"
+    default_message = "The generation was cancelled. What it said so far is kept."
+
+
+class GenerationInterrupted(GenerationEnded):
+    """Its worker was lost in the middle of the answer, and the request wants no second attempt (`on_interruption`)."""
+
+    status = 502
+    code = "generation_interrupted"
+    default_message = (
+        "The worker was lost in the middle of the answer. What it said so far is kept. Send the request again."
+    )
+
+
+class AttemptReplaced(GenerationInterrupted):
+    """A new attempt has begun in the middle of a stream whose format cannot take back what was sent."""
+
+    default_message = (
+        "The answer was cut in the middle, and a new attempt has begun. Watch it from its start, by its id."
+    )
+
+
+class WorkerLost(GenerationEnded):
+    """Every attempt lost its worker: as many as STREAMSPOOL_MAX_ATTEMPTS."""
+
+    status = 502
+    code = "worker_lost"
+    default_message = "Every attempt at this generation lost its worker. Send the request again."
+
+
+class NoWorker(GenerationEnded):
+    """No worker was alive for STREAMSPOOL_NO_WORKER_S."""
+
+    status = 503
+    code = "no_worker"
+    default_message = "No worker has been alive to answer this. Send the request again later."
+
+
+class UnsupportedVersion(GenerationEnded):
+    """The log has a version that this worker would misread."""
+
+    status = 503
+    code = "unsupported_version"
+    default_message = "This request was stored by a newer version than the worker's. Update the workers."
+
+
+class StreamGone(GenerationEnded):
+    """The log went while it was watched."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "stream_gone"
+    default_message = "The stream is gone: it was deleted, it expired, or the broker's storage lost it."
+
+
+class StreamLost(GenerationEnded):
+    """The storage has lost a part of an answer that it had acknowledged, and no process has it to write it again."""
+
+    code = "stream_lost"
+    default_message = (
+        "The broker's storage lost a part of this answer. What stands before that is kept. Send the request again."
+    )
+
+
 class GenerationFailed(StreamspoolError):
     """A generation that was sealed without success, rebuilt from the error object in its log."""
 
     retryable = False
 
-    def __init__(self, error: dict[str, Any]) -> None:
+    def __init__(self, error: Mapping[str, Any]) -> None:
         super().__init__(
             str(error.get("message") or "The generation failed."),
             code=str(error.get("code") or "generation_failed"),
@@ -361,27 +478,23 @@ class GenerationFailed(StreamspoolError):
         )
         self.error_type = str(error.get("type") or "server_error")
 
-    def to_object(self) -> dict[str, Any]:
+    def to_object(self) -> ErrorObject:
         return {**super().to_object(), "type": self.error_type}
 
 
 class UpstreamError(StreamspoolError):
-    """The provider did not deliver. `to_outcome()` is what the log keeps of it."""
+    """The provider did not deliver. `kind` is the type that its own error object has."""
 
     status = 502
     type = "upstream_error"
     code = "upstream_error"
 
-    def __init__(self, message: str, *, kind: str | None = None, **keywords: Any) -> None:
+    def __init__(self, message: str | None = None, *, kind: str | None = None, **keywords: Any) -> None:
         super().__init__(message, **keywords)
         self.kind = kind
 
-    def to_object(self) -> dict[str, Any]:
+    def to_object(self) -> ErrorObject:
         return {**super().to_object(), "type": self.kind or self.type}
-
-    def to_outcome(self) -> dict[str, Any]:
-        """The error object plus `status` (HTTP) and `retry_after_s`, as stored in the seal."""
-        return {**self.to_object(), "status": self.status, "retry_after_s": self.retry_after_s}
 
 
 class UpstreamRefused(UpstreamError):
@@ -428,7 +541,7 @@ class Fenced(LogError):
 class Sealed(LogError):
     """The outcome is written, nothing can follow it. `outcome` is that first outcome."""
 
-    def __init__(self, outcome: dict[str, Any]) -> None:
+    def __init__(self, outcome: Mapping[str, Any]) -> None:
         super().__init__(outcome.get("status"))
         self.outcome = outcome
 

@@ -20,19 +20,23 @@ from shared.errors import (
     Damaged,
     Fenced,
     Forgotten,
+    GenerationInterrupted,
     Gone,
     Internal,
     LogError,
     Sealed,
     StorageFull,
+    StoredError,
     StreamLost,
     StreamspoolError,
     Taken,
+    UnsupportedVersion,
     UpstreamError,
     UpstreamIncomplete,
     UpstreamRefused,
     UpstreamTimeout,
     UpstreamTooLong,
+    WorkerLost,
     without_frames,
 )
 from shared.generations.closing import Closing, finished_status
@@ -50,6 +54,7 @@ from shared.lib.telemetry import (
 )
 from shared.log.appender import Appender
 from shared.log.entry import BEGIN, VERSION, Chunk, Position, Status
+from shared.log.records import Attempt, Header, Outcome
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.outage import passing
@@ -67,30 +72,8 @@ _COMMON_BYTES = 128
 _LEAST_BYTES = 64
 """What a chunk costs those who store it and read it, however little it says."""
 
-WORKER_LOST = {
-    "message": "The worker was lost in the middle of the answer. What it said so far is kept. Send the request again.",
-    "type": "server_error",
-    "param": None,
-    "code": "generation_interrupted",
-    "status": 502,
-}
-UNSUPPORTED = {
-    "message": "This request was stored by a newer version than the worker's. Update the workers.",
-    "type": "server_error",
-    "param": None,
-    "code": "unsupported_version",
-    "status": 503,
-}
-ATTEMPTS_EXHAUSTED = {
-    "message": "Every attempt at this generation lost its worker. Send the request again.",
-    "type": "server_error",
-    "param": None,
-    "code": "worker_lost",
-    "status": 502,
-}
 
-
-Claimed = tuple[Writer, dict[str, Any], dict[str, Any]]
+Claimed = tuple[Writer, Header, dict[str, Any]]
 """An attempt that is ours: its writer, the request's header and its body."""
 
 
@@ -149,19 +132,19 @@ class Generator:
         if last.seq and last.epoch and await self._end_interrupted(generation_id, last, number):
             return None
         if number >= self._settings.max_attempts:
-            await self._closing.conclude(generation_id, last.epoch, Status.FAILED, error=ATTEMPTS_EXHAUSTED)
+            await self._closing.conclude(generation_id, last.epoch, Status.FAILED, error=WorkerLost().to_stored())
             return None
-        attempt |= {"reason": "worker_lost" if last.epoch else "queued", "number": number + 1}
+        attempt["reason"], attempt["number"] = "worker_lost" if last.epoch else "queued", number + 1
         return await self._claim_next(generation_id, last.epoch, attempt)
 
-    async def _claim_next(self, generation_id: str, epoch: int, attempt: dict[str, Any]) -> Claimed:
+    async def _claim_next(self, generation_id: str, epoch: int, attempt: Attempt) -> Claimed:
         return self._claimed(*await self._log.claim(self._appender, generation_id, epoch + 1, attempt), attempt)
 
-    def _new_attempt(self, reason: str, number: int = 1) -> dict[str, Any]:
+    def _new_attempt(self, reason: str, number: int = 1) -> Attempt:
         token = secrets.token_hex(8)
         return {"worker": self._worker_id, "at_ms": now_ms(), "token": token, "reason": reason, "number": number}
 
-    def _claimed(self, writer: Writer, header: dict[str, Any], body: bytes, attempt: dict[str, Any]) -> Claimed:
+    def _claimed(self, writer: Writer, header: Header, body: bytes, attempt: Attempt) -> Claimed:
         ATTEMPTS.labels(attempt["reason"]).inc()
         QUEUE_SECONDS.observe(max(0, attempt["at_ms"] - header["created_at_ms"]) / 1000)
         logger.info("claimed", generation_id=writer.generation_id, attempt=writer.epoch, reason=attempt["reason"])
@@ -176,8 +159,8 @@ class Generator:
         restart = header.get("on_interruption") == "restart"
         if restart and number < self._settings.max_attempts and not await self._is_whole(generation_id, last.epoch):
             return False
-        error = ATTEMPTS_EXHAUSTED if restart else WORKER_LOST
-        await self._closing.conclude(generation_id, last.epoch, Status.FAILED, error=error)
+        error = WorkerLost() if restart else GenerationInterrupted()
+        await self._closing.conclude(generation_id, last.epoch, Status.FAILED, error=error.to_stored())
         return True
 
     async def _is_whole(self, generation_id: str, epoch: int) -> bool:
@@ -188,10 +171,11 @@ class Generator:
 
     # ---- upstream → append
 
-    async def _attempt(self, writer: Writer, header: dict[str, Any], body: dict[str, Any]) -> Claimed | None:
+    async def _attempt(self, writer: Writer, header: Header, body: dict[str, Any]) -> Claimed | None:
         """Runs an attempt to its end; returns the next one if the request wants another after an interruption."""
         if header.get("v", 1) > VERSION:
-            await self._closing.conclude(writer.generation_id, writer.epoch, Status.FAILED, error=UNSUPPORTED)
+            unsupported = UnsupportedVersion().to_stored()
+            await self._closing.conclude(writer.generation_id, writer.epoch, Status.FAILED, error=unsupported)
             return None
         answer = Normalizer(
             id=writer.generation_id,
@@ -230,7 +214,7 @@ class Generator:
         next_one = self._new_attempt(error.code, writer.number + 1)
         return await self._claim_next(writer.generation_id, writer.epoch, next_one)
 
-    def _may_restart(self, error: StreamspoolError, header: dict[str, Any], writer: Writer) -> bool:
+    def _may_restart(self, error: StreamspoolError, header: Header, writer: Writer) -> bool:
         return (
             header.get("on_interruption") == "restart"
             and writer.number < self._settings.max_attempts
@@ -285,7 +269,7 @@ class Generator:
     async def _finish(
         self,
         writer: Writer,
-        header: dict[str, Any],
+        header: Header,
         answer: Normalizer,
         served: Served,
         error: StreamspoolError | None,
@@ -300,7 +284,7 @@ class Generator:
         if error is not None:
             if not isinstance(error, StorageFull):  # that is no provider's
                 UPSTREAM_ERRORS.labels(_cause(error)).inc()
-            failure = {**error.to_object(), "status": error.status, "retry_after_s": error.retry_after_s}
+            failure = error.to_stored()
         lost = isinstance(error, StreamLost)
         while True:
             try:
@@ -336,10 +320,10 @@ class Generator:
         answer: Normalizer,
         served: Served,
         status: Status,
-        failure: dict[str, Any] | None,
+        failure: StoredError | None,
         *,
         lost: bool,
-    ) -> dict[str, Any]:
+    ) -> Outcome:
         """Where the provider gave no usage, or may have put its reasoning into the text, the log is read for them."""
         note = served.note(spoke=bool(writer.position.seq))
         if not answer.usage or (note.get("think") and answer.tagged):

@@ -16,6 +16,7 @@ from shared.errors import Fenced
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import RUNNING
 from shared.log.appender import Appender
+from shared.log.records import Header
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 
@@ -24,7 +25,7 @@ from shared.log.writer import Writer
 class _Running:
     task: asyncio.Task[None]
     writer: Writer
-    header: dict[str, Any]
+    header: Header
     unwatched: int = 0
     """How many looks in a row found no viewer."""
 
@@ -41,7 +42,7 @@ class RunningAttempts:
         self._log, self._appender = log, appender
         self._running: dict[str, _Running] = {}
 
-    async def run(self, writer: Writer, header: dict[str, Any], say: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+    async def run(self, writer: Writer, header: Header, say: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Runs `say`, which writes the answer, in a task that can be stopped. False if no viewer wants the answer any more:
         it was not begun then, or it was stopped. Only requests with `on_disconnect: cancel` are left that way.
 

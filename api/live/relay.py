@@ -25,12 +25,13 @@ from api.live.pacing import TICK_S, Pacer
 from api.surfaces.chat import projection as chat
 from shared.chat.chunks import Accumulator
 from shared.config.settings import Settings
-from shared.errors import BadCursor, Damaged, GenerationFailed, Gone, StreamspoolError, Unavailable
+from shared.errors import AttemptReplaced, BadCursor, Damaged, GenerationFailed, Gone, StreamspoolError, Unavailable
 from shared.generations.broker import Broker
 from shared.lib import json, sse
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import RESUMES, VIEWERS_DROPPED, get_logger
-from shared.log.entry import Kind, Position, Summary
+from shared.log.entry import Kind, Position
+from shared.log.records import Header, Summary
 from shared.store.redis import RedisError
 
 logger = get_logger(__name__)
@@ -170,7 +171,7 @@ class _Client:
 class _LogResponse(Response):
     """Common to both: watching the log, and errors before the first byte with their true status."""
 
-    def __init__(self, services: Services, header: dict[str, Any], *, fresh: bool, headers: dict[str, str]) -> None:
+    def __init__(self, services: Services, header: Header, *, fresh: bool, headers: dict[str, str]) -> None:
         self.status_code = 200
         self.background = None
         self._services, self._fresh, self._extra = services, fresh, headers
@@ -236,7 +237,7 @@ class EventStream(_LogResponse):
     def __init__(
         self,
         services: Services,
-        header: dict[str, Any],
+        header: Header,
         view: View,
         *,
         cursor: Cursor | None = None,
@@ -301,7 +302,7 @@ class EventStream(_LogResponse):
                 news = await self._news(client, live)  # another process brought this viewer further than we have read
             elif epoch != live.epoch:
                 if live.replaced and (epoch or index) and not self._view.native:
-                    yield chat.error_frame(chat.REPLACED) + sse.frame(sse.DONE), True
+                    yield chat.error_frame(AttemptReplaced().to_object()) + sse.frame(sse.DONE), True
                     return
                 if live.replaced and self._view.native:
                     yield chat.attempt_frame(live.epoch), False
@@ -435,7 +436,7 @@ async def fold(chunks: Iterable[bytes]) -> Accumulator:
 class Answer(_LogResponse):
     """The whole answer as one object, once the log is sealed; an outcome without success has its true status."""
 
-    def __init__(self, services: Services, header: dict[str, Any], *, fresh: bool, headers: dict[str, str]) -> None:
+    def __init__(self, services: Services, header: Header, *, fresh: bool, headers: dict[str, str]) -> None:
         super().__init__(services, header, fresh=fresh, headers=headers)
         self._header = header
 

@@ -6,7 +6,7 @@ are let through. What a request may look like is in `request.py`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 EXTENSION_FIELDS = frozenset(
     "on_interruption on_disconnect session_id session_policy session_trim session_max_tokens session_keep_partial "
@@ -221,7 +221,15 @@ class Accumulator:
         return {**self._top, "object": "chat.completion", "choices": choices, "usage": self.usage}
 
 
-def completion(header: dict[str, Any], fold: Accumulator) -> dict[str, Any]:
+class Asked(TypedDict):
+    """What an answer repeats of the header of its log."""
+
+    id: str
+    created_at_ms: int
+    model: str
+
+
+def completion(header: Asked, fold: Accumulator) -> dict[str, Any]:
     """The `chat.completion` of a generation, by the header of its log and the fold of its chunks."""
     return {
         "id": header["id"],

@@ -22,6 +22,7 @@ from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.log.decoding import by_name
+from shared.log.records import Header, SessionTerms
 from shared.store.redis import ArqRedis
 from shared.store.transaction import commit
 
@@ -49,6 +50,13 @@ def estimate_tokens(messages: Sequence[dict[str, Any]]) -> int:
     return sum(map(characters, messages)) // _CHARACTERS_PER_TOKEN
 
 
+def _terms(header: Header) -> SessionTerms:
+    """Of a generation that belongs to a session."""
+    terms = header.get("session")
+    assert terms is not None
+    return terms
+
+
 class Sessions:
     """All sessions of one Redis. Methods raise RedisError or OSError when the server is away."""
 
@@ -59,14 +67,14 @@ class Sessions:
 
     # ---- a generation's way through its session
 
-    async def reserve(self, pipe: Any, header: dict[str, Any]) -> None:
+    async def reserve(self, pipe: Any, header: Header) -> None:
         """Gives a generation its number, as part of the transaction that creates its log.
 
         `pipe` comes back in MULTI, with the session's commands queued and `header["session"]["turn"]` set. Raises
         SessionBusy where another one is open and the policy is `reject`; SessionTooLarge where the history is over the
         limit and nothing may be left out.
         """
-        session, tenant = header["session"], header["owner"]
+        session, tenant = _terms(header), header["owner"]
         names = self._key.session(tenant, session["id"])
         await pipe.watch(names.open, names.head, self._key.log(header["id"]))
         if await pipe.exists(self._key.log(header["id"])):  # made before: whatever was to be done here was done
@@ -90,7 +98,7 @@ class Sessions:
         pipe.zadd(self._key.sessions(tenant), {session["id"]: now})
         self._prolong(pipe, tenant, session["id"])
 
-    def _check_size(self, session: dict[str, Any], tokens: int, size: int) -> None:
+    def _check_size(self, session: SessionTerms, tokens: int, size: int) -> None:
         if session.get("trim") == "oldest" or session.get("client_history"):
             return
         limits = ((tokens, session["max_tokens"], "tokens"), (size, self._settings.session_max_bytes, "bytes"))
@@ -110,7 +118,7 @@ class Sessions:
             await self._redis.zrem(name, *ghosts)
         return [member for member in members if member not in ghosts]
 
-    async def is_next(self, header: dict[str, Any]) -> bool:
+    async def is_next(self, header: Header) -> bool:
         """Whether nobody of its session is before this generation, which may belong to none."""
         session = header.get("session")
         if session is None:
@@ -122,12 +130,12 @@ class Sessions:
         """The session's open generations, in the order in which they run."""
         return await self._waiting(self._redis, self._key.session(tenant, session_id).open)
 
-    async def before(self, header: dict[str, Any]) -> list[str]:
+    async def before(self, header: Header) -> list[str]:
         """Open generations of its session that this one has to wait for."""
-        waiting = await self.open(header["owner"], header["session"]["id"])
+        waiting = await self.open(header["owner"], _terms(header)["id"])
         return waiting[: waiting.index(header["id"])] if header["id"] in waiting else []
 
-    async def place(self, header: dict[str, Any], messages: Messages) -> tuple[Messages, Messages]:
+    async def place(self, header: Header, messages: Messages) -> tuple[Messages, Messages]:
         """What the session puts before a request's messages, and what of these is new.
 
         The same however often it is asked, as long as the generation is open. With trim `oldest`, the history is as many
@@ -163,12 +171,12 @@ class Sessions:
             start = f"({page[-1][0].decode()}"
         return found
 
-    def settle(self, pipe: Any, header: dict[str, Any], messages: Messages | None) -> None:
+    def settle(self, pipe: Any, header: Header, messages: Messages | None) -> None:
         """Queues a generation's way out of its session: its turn, if it has one, and its place for the next.
 
         Only ever once for a generation, which the caller's transaction sees to.
         """
-        session, tenant = header["session"], header["owner"]
+        session, tenant = _terms(header), header["owner"]
         names = self._key.session(tenant, session["id"])
         if messages is not None:
             tokens = estimate_tokens(messages)

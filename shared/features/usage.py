@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from shared.chat import tokens
 from shared.chat.messages import Texts, characters
+from shared.log.records import Header, Outcome
 from shared.store.keys import Keys
 from shared.store.redis import ArqRedis
 
@@ -59,7 +60,7 @@ def _usage(prompt: int, answer: int, reasoning: int) -> dict[str, Any]:
 # ---- the ledger
 
 
-def ledger_entry(key: Keys, header: dict[str, Any], outcome: dict[str, Any]) -> tuple[str, dict[str, int]]:
+def ledger_entry(key: Keys, header: Header, outcome: Outcome) -> tuple[str, dict[str, int]]:
     """The ledger's key for a generation that has ended, and what to add to which field of it."""
     used = outcome.get("usage") or {}
     model = (outcome.get("served") or {}).get("model") or header["model"]

@@ -21,11 +21,9 @@ from shared.config.settings import EVERY_TENANT, Settings, webhook_keys
 from shared.errors import BadRequest
 from shared.lib import json
 from shared.lib.egress import Policy, Refused
+from shared.log.records import WebhookTarget
 from shared.store.redis import ArqRedis
 from shared.store.transaction import commit, transact
-
-Target = dict[str, Any]
-"""`{url, default}`: where a subject's event goes; `default` if that is the server's address, not the request's."""
 
 _LEASE_MARGIN_S = 5.0
 _LONGEST_PAUSE_S = 3600.0
@@ -78,7 +76,7 @@ class Webhooks:
 
     # ---- what is asked for
 
-    def target(self, tenant: str, url: str | None, *, default: bool) -> Target | None:
+    def target(self, tenant: str, url: str | None, *, default: bool) -> WebhookTarget | None:
         """Where a subject's event goes: to `url`; without one, if `default` holds here, to the server's own address.
 
         Raises BadRequest (param `webhook.url`) for an address that is not one to call.
@@ -105,7 +103,7 @@ class Webhooks:
     # ---- what is queued, and how that is shown
 
     def queue(
-        self, pipe: Any, subject: str, target: Target, *, tenant: str, event: str, created_at: int, kept_s: float
+        self, pipe: Any, subject: str, target: WebhookTarget, *, tenant: str, event: str, created_at: int, kept_s: float
     ) -> None:
         """Adds to a transaction (a pipeline in MULTI) that the event is delivered. Doing it again changes nothing.
 
@@ -125,7 +123,7 @@ class Webhooks:
         pipe.pexpire(self._key.webhook(subject), life_ms)
         pipe.zadd(self._key.webhooks, {subject: 0}, nx=True)
 
-    async def shown(self, subjects: Sequence[tuple[str, Target | None, bool]]) -> list[dict[str, Any] | None]:
+    async def shown(self, subjects: Sequence[tuple[str, WebhookTarget | None, bool]]) -> list[dict[str, Any] | None]:
         """For each subject, with its target and whether it has ended, the `webhook` of its state object."""
         queued = [subject for subject, target, ended in subjects if target and ended]
         records: dict[str, dict[bytes, bytes]] = {}
@@ -263,7 +261,7 @@ def _ms(now: tuple[int, int]) -> int:
     return seconds * 1000 + microseconds // 1000
 
 
-def _shown(target: Target, record: dict[bytes, bytes], ended: bool) -> dict[str, Any]:
+def _shown(target: WebhookTarget, record: dict[bytes, bytes], ended: bool) -> dict[str, Any]:
     """A query may hold a secret, and the server's own address is nobody's business."""
     last_status, next_ms = record.get(b"last_status"), record.get(b"next_ms")
     return {

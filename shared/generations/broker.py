@@ -18,19 +18,30 @@ from typing import Any, NamedTuple
 
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
-from shared.errors import BadRequest, Damaged, Gone, KeyReused, NotFound, Sealed, StreamspoolError, Unavailable
+from shared.errors import (
+    BadRequest,
+    Damaged,
+    Gone,
+    KeyReused,
+    NotFound,
+    Sealed,
+    StoredError,
+    StreamspoolError,
+    Unavailable,
+)
 from shared.features import usage
 from shared.features.batches import Batches
 from shared.features.files import Files
 from shared.features.sessions import Sessions, check_id
-from shared.features.webhooks import Target, Webhooks
+from shared.features.webhooks import Webhooks
 from shared.generations.catalogue import Catalogue
 from shared.generations.closing import Closing
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.lib.tasks import BatchedLookup
 from shared.lib.telemetry import SUBMITTED, get_logger
-from shared.log.entry import VERSION, Entry, Kind, Position, Status, Summary
+from shared.log.entry import VERSION, Entry, Kind, Position, Status
+from shared.log.records import BatchRef, Header, SessionTerms, Summary, WebhookTarget
 from shared.log.streamlog import StreamLog
 from shared.store.availability import NO_STREAM, UncertainCreates, deadline, translate_errors
 from shared.store.confirm import Confirmer
@@ -58,7 +69,7 @@ class Caller:
 class Submitted(NamedTuple):
     """The header of a generation's log, and whether it had been there before (the request was made again)."""
 
-    header: dict[str, Any]
+    header: Header
     replayed: bool
 
 
@@ -115,8 +126,8 @@ class Broker:
             # With a key, the caller comes back for this very generation.
             with self._doubts.about(generation_id) if digest is None else nullcontext(), translate_errors():
                 reserve = None
-                if header["session"]:
-                    await self.closing.settle_session(caller.tenant, header["session_id"])
+                if session := header["session"]:
+                    await self.closing.settle_session(caller.tenant, session["id"])
                     reserve = self.sessions.reserve
                 header["server"] = await self._server()
                 created = await self.log.create(header, body, reserve)
@@ -134,7 +145,7 @@ class Broker:
         """Which server takes this: a worker that finds another one knows that it may have forgotten something."""
         return await self._confirmer.server() if self._confirmer else None
 
-    async def _promise(self, header: dict[str, Any]) -> None:
+    async def _promise(self, header: Header) -> None:
         """Returns once the server's death cannot take it any more, where that is promised. If it is not told in time, the
         caller gets a refusal: it is withdrawn at once, before a reaper finds it in the list and rings a worker.
 
@@ -156,7 +167,7 @@ class Broker:
         what a worker is writing again. Raises RedisError, OSError."""
         await self._server()
 
-    async def _replayed(self, generation_id: str) -> dict[str, Any]:
+    async def _replayed(self, generation_id: str) -> Header:
         """The header of a generation that was there before; whoever created it may not have lived to ring."""
         with translate_errors():
             summary = (await self.log.describe([generation_id]))[0]
@@ -166,13 +177,13 @@ class Broker:
             await self._announce(summary.header)
         return summary.header
 
-    async def _interrupt(self, header: dict[str, Any], caller: Caller) -> None:
+    async def _interrupt(self, header: Header, caller: Caller) -> None:
         """Ends what is before it in its session. Where that fails, it waits for it instead."""
         with suppress(RedisError, OSError, StreamspoolError):
             for generation_id in await self.sessions.before(header):
                 await self.cancel(generation_id, caller)
 
-    async def _announce(self, header: dict[str, Any]) -> None:
+    async def _announce(self, header: Header) -> None:
         """Says that somebody watches, where that matters, and rings. Never fails: the reaper rings again."""
         try:
             async with deadline():
@@ -182,7 +193,7 @@ class Broker:
         except (RedisError, OSError, Unavailable) as error:
             logger.warning("bell lost", generation_id=header["id"], **cause(error))
 
-    async def dispatch(self, header: dict[str, Any]) -> bool:
+    async def dispatch(self, header: Header) -> bool:
         """Rings for a worker, once however often it is called, unless its session has another one before it."""
         if not await self.sessions.is_next(header):
             return False
@@ -191,13 +202,13 @@ class Broker:
         return True
 
     async def submit_line(
-        self, line_id: str, body: bytes, request: ChatRequest, caller: Caller, batch: dict[str, Any]
+        self, line_id: str, body: bytes, request: ChatRequest, caller: Caller, batch: BatchRef
     ) -> None:
         """Accepts a line of a batch, once however often it is called; `batch` is `{id, line}`. It has no viewers to
         lose, and is said again if it is interrupted, unless it wants otherwise. Raises RedisError, OSError."""
         header = self._header(line_id, request, caller, None, client_history=False, webhook=None)
-        restart = request.on_interruption or "restart"
-        header |= {"on_interruption": restart, "on_disconnect": "continue", "batch": batch}
+        header["on_interruption"] = request.on_interruption or "restart"
+        header["on_disconnect"], header["batch"] = "continue", batch
         header["server"] = await self._server()
         if await self.log.create(header, body):
             SUBMITTED.inc()
@@ -241,8 +252,8 @@ class Broker:
         caller: Caller,
         digest: str | None,
         client_history: bool,
-        webhook: Target | None,
-    ) -> dict[str, Any]:
+        webhook: WebhookTarget | None,
+    ) -> Header:
         on_disconnect = request.on_disconnect or self._settings.on_disconnect
         return {
             "v": VERSION,
@@ -267,7 +278,7 @@ class Broker:
             "server": None,
         }
 
-    def _session(self, request: ChatRequest, client_history: bool) -> dict[str, Any] | None:
+    def _session(self, request: ChatRequest, client_history: bool) -> SessionTerms | None:
         """What a generation's log says about its session; `turn` is added when its place in it is known."""
         if request.session_id is None:
             return None
@@ -342,7 +353,7 @@ class Broker:
             summary = await self.find(generation_id, caller)
         return summary
 
-    async def give_up(self, generation_id: str, error: dict[str, Any]) -> None:
+    async def give_up(self, generation_id: str, error: StoredError) -> None:
         """Ends what nobody runs any more: as the answer it is if only the seal is missing, else with this error.
 
         Raises Sealed, Gone, RedisError, OSError.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from shared.chat.chunks import Accumulator
 from shared.chat.messages import Texts, after_last_answer, billable_text, turn_message, visible_text
 from shared.config.settings import Settings
-from shared.errors import Damaged, Forgotten, Gone, StreamLost
+from shared.errors import Damaged, Forgotten, Gone, StoredError, StreamLost
 from shared.features import usage
 from shared.features.sessions import Sessions
 from shared.features.webhooks import Webhooks
@@ -21,6 +21,7 @@ from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import SEALED, SETTLED, get_logger
 from shared.log.entry import BEGIN, SEAL, Kind, Position, Status
+from shared.log.records import Header, Lengths, Outcome, Served, WebhookTarget
 from shared.log.streamlog import StreamLog
 from shared.store.keys import Lane
 from shared.store.outage import cause
@@ -39,21 +40,16 @@ def finished_status(reasons: list[str | None]) -> Status:
     return Status.INCOMPLETE if _CUT_SHORT.intersection(filter(None, reasons)) else Status.COMPLETED
 
 
-def lost() -> dict[str, Any]:
-    """The error of an answer that the storage lost a part of."""
-    return {**StreamLost().to_object(), "status": StreamLost.status}
-
-
 class Transcript(NamedTuple):
     """What a log has so far: the request, and what its newest attempt said."""
 
-    header: dict[str, Any]
+    header: Header
     history: list[dict[str, Any]]
     """Messages of the session that were put before the request's."""
     asked: list[dict[str, Any]]
     """Messages of the request that are new: after the history."""
     fold: Accumulator
-    served: dict[str, Any]
+    served: Served
     position: Position
     """The last entry of what was read."""
     damage: Damaged | None = None
@@ -68,7 +64,7 @@ class Transcript(NamedTuple):
     def think_tags(self) -> bool:
         return bool(self.served.get("think"))
 
-    def lengths(self) -> dict[str, int]:
+    def lengths(self) -> Lengths:
         """Characters of answer and reasoning, over all choices."""
         said = [visible_text(message, think_tags=self.think_tags) for message in self.fold.messages]
         return {"content": sum(len(one.content) for one in said), "reasoning": sum(len(one.reasoning) for one in said)}
@@ -127,7 +123,7 @@ class Closing:
         return Transcript(header, history, asked, fold, json.loads(note) if note else {}, last, damage)
 
     async def conclude(
-        self, generation_id: str, epoch: int, status: Status, *, error: dict[str, Any] | None = None
+        self, generation_id: str, epoch: int, status: Status, *, error: StoredError | None = None
     ) -> Status:
         """Ends what somebody else ran, keeping what it said; what lacks nothing but its seal is an answer, and what lacks
         a part is lost.
@@ -138,7 +134,7 @@ class Closing:
             told = await self.read(generation_id, epoch, damaged=True)
             found, problem, after = status, error, BEGIN
             if told.damage is not None:
-                found, problem = Status.FAILED, lost()
+                found, problem = Status.FAILED, StreamLost().to_stored()
             elif told.whole:
                 found, problem, after = finished_status(told.fold.finish_reasons), None, told.position
             outcome = await self.outcome(told, found, problem)
@@ -148,7 +144,7 @@ class Closing:
             except Forgotten:  # since it was read: it is another log now
                 continue
 
-    async def outcome(self, told: Transcript, status: Status, error: dict[str, Any] | None) -> dict[str, Any]:
+    async def outcome(self, told: Transcript, status: Status, error: StoredError | None) -> Outcome:
         """The outcome of what was said, with its usage and where that is from."""
         measured = await told.usage()
         return {
@@ -165,8 +161,8 @@ class Closing:
 
     async def seal(
         self,
-        header: dict[str, Any],
-        outcome: dict[str, Any],
+        header: Header,
+        outcome: Outcome,
         *,
         said: int,
         epoch: int | None = None,
@@ -180,12 +176,12 @@ class Closing:
         generation_id = header["id"]
         await self._log.seal(generation_id, outcome, epoch=epoch, header=header, after=after, length=length)
         SEALED.labels(outcome["status"]).inc()
-        error = outcome["error"] or {}
+        error = outcome["error"]
         logger.info(
             "sealed",
             generation_id=generation_id,
             status=str(outcome["status"]),
-            error_code=error.get("code"),
+            error_code=error["code"] if error else None,
             **_lengths(outcome),
         )
         try:
@@ -203,7 +199,7 @@ class Closing:
             return
         await self._settle(summary.header, summary.outcome, summary.position.epoch)
 
-    async def _settle(self, header: dict[str, Any], outcome: dict[str, Any], epoch: int) -> None:
+    async def _settle(self, header: Header, outcome: Outcome, epoch: int) -> None:
         generation_id = header["id"]
         marker, log = self._key.settled(generation_id), self._key.log(generation_id)
         mark = str(header["created_at_ms"]).encode()  # of this log: an Idempotency-Key may make its id once more later
@@ -217,8 +213,8 @@ class Closing:
                 self._book(pipe, header, outcome)
                 if header.get("session"):
                     self.sessions.settle(pipe, header, turn)
-                if header.get("webhook"):
-                    self._tell(pipe, header, outcome, marked_s)
+                if target := header.get("webhook"):
+                    self._tell(pipe, header, outcome, target, marked_s)
             pipe.srem(self._key.unsettled, generation_id)
 
         done = await transact(self._redis, [marker, log], [("GET", marker), ("EXISTS", log)], queue)
@@ -226,24 +222,24 @@ class Closing:
             SETTLED.inc()
         await self._ring_next(header)
 
-    def _book(self, pipe: Any, header: dict[str, Any], outcome: dict[str, Any]) -> None:
+    def _book(self, pipe: Any, header: Header, outcome: Outcome) -> None:
         name, figures = usage.ledger_entry(self._key, header, outcome)
         for field, amount in figures.items():
             pipe.hincrby(name, field, amount)
         pipe.pexpire(name, usage.ledger_ttl_ms())
 
-    def _tell(self, pipe: Any, header: dict[str, Any], outcome: dict[str, Any], kept_s: float) -> None:
+    def _tell(self, pipe: Any, header: Header, outcome: Outcome, target: WebhookTarget, kept_s: float) -> None:
         self._webhooks.queue(
             pipe,
             header["id"],
-            header["webhook"],
+            target,
             tenant=header["owner"],
             event=f"chat.completion.{outcome['status']}",
             created_at=outcome["ended_at_ms"] // 1000,
             kept_s=kept_s,
         )
 
-    async def _turn(self, header: dict[str, Any], outcome: dict[str, Any], epoch: int) -> list[dict[str, Any]] | None:
+    async def _turn(self, header: Header, outcome: Outcome, epoch: int) -> list[dict[str, Any]] | None:
         """What a finished generation adds to its session: the request's new messages and the answer's."""
         session = header.get("session")
         if session is None or not epoch:
@@ -264,7 +260,7 @@ class Closing:
         )
         return [*asked, answer]
 
-    async def _ring_next(self, header: dict[str, Any]) -> None:
+    async def _ring_next(self, header: Header) -> None:
         session = header.get("session")
         if session is None:
             return
@@ -284,9 +280,9 @@ class Closing:
             await self.settle(member.decode())
 
 
-def _lengths(outcome: dict[str, Any]) -> dict[str, int]:
+def _lengths(outcome: Outcome) -> dict[str, int]:
     """Both lengths where reasoning was seen; never the text."""
-    lengths = outcome.get("characters") or {}
-    if not lengths.get("reasoning"):
+    lengths = outcome.get("characters")
+    if not lengths or not lengths["reasoning"]:
         return {}
     return {"content_characters": lengths["content"], "reasoning_characters": lengths["reasoning"]}

@@ -10,7 +10,7 @@ import asyncio
 from time import monotonic
 
 from shared.config.settings import Settings
-from shared.errors import Gone, Sealed
+from shared.errors import Gone, NoWorker, Sealed
 from shared.generations.broker import Broker
 from shared.lib.telemetry import REAPED, get_logger
 from shared.log.streamlog import StreamLog
@@ -24,14 +24,6 @@ logger = get_logger(__name__)
 TICK_S = 5.0
 LOOK_AGAIN_S = 2.0
 """Longer than a POST takes from its log to its bell."""
-
-NO_WORKER = {
-    "message": "No worker has been alive to answer this. Send the request again later.",
-    "type": "server_error",
-    "param": None,
-    "code": "no_worker",
-    "status": 503,
-}
 
 
 class Reaper:
@@ -96,10 +88,10 @@ class Reaper:
             self._alone_since = monotonic()
 
     async def _give_up(self, ids: list[str]) -> None:
-        """Without any worker for `no_worker_s`, nobody will answer: the viewers are told so."""
+        """Without any worker for `no_worker_s`, no answer will come: the viewers are told so."""
         for generation_id in ids:
             try:
-                await self._broker.give_up(generation_id, NO_WORKER)
+                await self._broker.give_up(generation_id, NoWorker().to_stored())
             except (Sealed, Gone):
                 await self._log.close_index(generation_id)
                 continue

@@ -6,12 +6,12 @@ Hidden here: how Redis spells fields, how the chunks of pieces are put together 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from shared.errors import Damaged
 from shared.lib import json
-from shared.log.entry import AT, BEGIN, NOTE, SEAL, Entry, Kind, Position, Summary, follows
+from shared.log.entry import AT, BEGIN, NOTE, SEAL, Entry, Kind, Position, follows
 from shared.log.envelope import MARK, Envelopes, mark
+from shared.log.records import Attempt, Summary
 
 _KINDS = {kind.value.encode(): kind for kind in Kind}
 
@@ -96,8 +96,9 @@ def summarize(header: Raw, first: Raw, last: Raw, metadata: bytes | None) -> Sum
     return Summary(header=request, attempts=attempts, position=BEGIN if at == SEAL else at, outcome=outcome)
 
 
-def attempt(entries: Sequence[Entry]) -> dict[str, Any]:
+def attempt(entries: Sequence[Entry]) -> Attempt:
     """An attempt's entry, with the note of its first chunk, if that follows, as `served`."""
-    found: dict[str, Any] = json.loads(entries[0].data)
-    served = entries[1].note if len(entries) > 1 else None
-    return {**found, "served": json.loads(served)} if served else found
+    found: Attempt = json.loads(entries[0].data)
+    if note := entries[1].note if len(entries) > 1 else None:
+        found["served"] = json.loads(note)
+    return found

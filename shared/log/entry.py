@@ -6,9 +6,8 @@ Hidden here: how Redis spells all of it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 _POSITION = re.compile(r"(0|[1-9]\d{0,15})-(0|[1-9]\d{0,15})", re.ASCII)
 
@@ -101,27 +100,6 @@ class Status(StrEnum):
     INCOMPLETE = "incomplete"
     FAILED = "failed"
     CANCELLED = "cancelled"
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What three small reads tell about a log; everything else is a fold over its entries.
-
-    `attempts` and `outcome` are the JSON of those entries, `()` and None where there are none yet; an attempt that has
-    begun to speak has its note as `served`. The header has the metadata that hold now. `position` is the last entry
-    before the outcome.
-    """
-
-    header: dict[str, Any]
-    attempts: tuple[dict[str, Any], ...]
-    position: Position
-    outcome: dict[str, Any] | None
-
-    @property
-    def status(self) -> Status:
-        if self.outcome is not None:
-            return Status(self.outcome["status"])
-        return Status.IN_PROGRESS if self.position.epoch else Status.QUEUED
 
 
 def follows(previous: Position, following: Position) -> bool:

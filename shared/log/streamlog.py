@@ -23,8 +23,9 @@ from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.log.appender import Appender
 from shared.log.decoding import Raw, attempt, by_name, decode, summarize
-from shared.log.entry import BEGIN, HEADER, PIECES_SINCE, SEAL, SKIPPED, Entry, Kind, Position, Summary
+from shared.log.entry import BEGIN, HEADER, PIECES_SINCE, SEAL, SKIPPED, Entry, Kind, Position
 from shared.log.envelope import Envelopes
+from shared.log.records import Attempt, Header, Outcome, Summary
 from shared.log.retained import ATTEMPT_BYTES, LINE_BYTES
 from shared.log.writer import Claim, Writer, is_refusal
 from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError, bulk, exchange, watch
@@ -55,7 +56,7 @@ return id
 """Needs Redis 7 or Valkey. An older server refuses it, and the end waits for room."""
 
 
-Reserve = Callable[[Any, dict[str, Any]], Awaitable[None]]
+Reserve = Callable[[Any, Header], Awaitable[None]]
 
 
 class StreamLog:
@@ -69,7 +70,7 @@ class StreamLog:
 
     # ---- the API's side
 
-    async def create(self, header: dict[str, Any], body: bytes, reserve: Reserve | None = None) -> bool:
+    async def create(self, header: Header, body: bytes, reserve: Reserve | None = None) -> bool:
         """Stores the request; False if that id was created before (the log stays as it is then).
 
         `header` needs `id`, `owner` and `created_at_ms`; `store` lists it among the stored ones, `retention_s` is how
@@ -135,15 +136,15 @@ class StreamLog:
 
     # ---- the worker's side
 
-    async def request(self, generation_id: str) -> tuple[dict[str, Any], bytes]:
+    async def request(self, generation_id: str) -> tuple[Header, bytes]:
         """Header and body of the request. Raises Gone."""
         return self._request(
             await self._redis.xrange(self._key.log(generation_id), str(HEADER), str(BEGIN)), generation_id
         )
 
     async def claim(
-        self, appender: Appender, generation_id: str, epoch: int, attempt: dict[str, Any]
-    ) -> tuple[Writer, dict[str, Any], bytes]:
+        self, appender: Appender, generation_id: str, epoch: int, attempt: Attempt
+    ) -> tuple[Writer, Header, bytes]:
         """Starts attempt `epoch` and returns its writer with the request, in one round trip.
 
         Where the server is not the one that took the request any more, another round trip starts it at a later epoch
@@ -190,7 +191,7 @@ class StreamLog:
                 raise reply
         return raw, length, server
 
-    def _head(self, header: dict[str, Any], raw: Raw, epoch: int, data: bytes) -> list[bytes]:
+    def _head(self, header: Header, raw: Raw, epoch: int, data: bytes) -> list[bytes]:
         """Packed commands that make a log as it is, and the last one, its attempt. A turn of a session is not made again: its
         number may have been given to another one meanwhile. Nor is a line of a batch, which is asked again."""
         begin = bulk(b"XADD", self._key.log(header["id"]).encode(), b"%d-0" % epoch, Kind.ATTEMPT.encode(), data)
@@ -207,7 +208,7 @@ class StreamLog:
             begin,
         ]
 
-    def _indexes(self, header: dict[str, Any]) -> list[tuple[str, int]]:
+    def _indexes(self, header: Header) -> list[tuple[str, int]]:
         """The lists that a generation stands in, and how long each is kept after a create, in ms."""
         indexes = [(self._key.index(header["owner"]), self._safety_ms + self._retention_ms)]
         if header.get("store"):
@@ -230,10 +231,10 @@ class StreamLog:
     async def seal(
         self,
         generation_id: str,
-        outcome: dict[str, Any],
+        outcome: Outcome,
         *,
         epoch: int | None = None,
-        header: dict[str, Any] | None = None,
+        header: Header | None = None,
         after: Position = BEGIN,
         length: int | None = None,
     ) -> None:
@@ -247,7 +248,7 @@ class StreamLog:
         key = self._key.log(generation_id)
         if header is None:
             found = await self._redis.xrange(key, str(HEADER), str(HEADER))
-            header = json.loads(decode(found)[0].data) if found else {}
+            header = json.loads(decode(found)[0].data) if found else None
         kept_ms = self._kept_ms(header)
         looks = bulk(b"XREVRANGE", key.encode(), b"+", b"-", b"COUNT", b"1"), bulk(b"XLEN", key.encode())
         last = None
@@ -285,9 +286,7 @@ class StreamLog:
                 self._last(await self._redis.xrevrange(key, count=1), generation_id, mine=outcome)
                 return
 
-    async def _seal_when_full(
-        self, generation_id: str, outcome: dict[str, Any], last: Position | None, kept_ms: int
-    ) -> Any:
+    async def _seal_when_full(self, generation_id: str, outcome: Outcome, last: Position | None, kept_ms: int) -> Any:
         """The same in a script that may write over the memory limit: the end of a stream must not wait for room. With
         `last`, only while that is the last entry."""
         names = (self._key.log(generation_id), self._key.open, self._key.unsettled, self._key.metadata(generation_id))
@@ -297,9 +296,9 @@ class StreamLog:
         except ResponseError as error:
             return error
 
-    def _kept_ms(self, header: dict[str, Any]) -> int:
+    def _kept_ms(self, header: Header | None) -> int:
         """How long a sealed log is kept: what its request was promised, else what holds here."""
-        promised_s = header.get("retention_s")
+        promised_s = header.get("retention_s") if header else None
         return self._retention_ms if promised_s is None else int(promised_s * 1000)
 
     # ---- reading
@@ -476,10 +475,10 @@ class StreamLog:
                 found[i] = replace(summary, attempts=attempts)
         return found
 
-    async def _attempts(self, generation_id: str, newest: int) -> tuple[dict[str, Any], ...]:
+    async def _attempts(self, generation_id: str, newest: int) -> tuple[Attempt, ...]:
         """All attempts up to the epoch `newest`. Most logs have few, one after the other; a server that forgot left gaps."""
         key, epoch = self._key.log(generation_id), 0
-        found: list[dict[str, Any]] = []
+        found: list[Attempt] = []
         while epoch < newest:
             raw = await self._redis.xrange(key, f"({epoch}-{SEAL.epoch}", f"({SEAL}", count=2)
             if not raw:
@@ -542,14 +541,14 @@ class StreamLog:
     # ---- decoding
 
     @staticmethod
-    def _request(raw: Any, generation_id: str) -> tuple[dict[str, Any], bytes]:
+    def _request(raw: Any, generation_id: str) -> tuple[Header, bytes]:
         entries = decode(raw)
         if [entry.position for entry in entries] != [HEADER, BEGIN]:
             raise Gone(generation_id)
         return json.loads(entries[0].data), entries[1].data
 
     @staticmethod
-    def _last(raw: Any, generation_id: str, mine: dict[str, Any] | None = None) -> Position:
+    def _last(raw: Any, generation_id: str, mine: Outcome | None = None) -> Position:
         """The last position; SEAL only if the outcome there is `mine`, Sealed otherwise."""
         if not raw:
             raise Gone(generation_id)

@@ -15,7 +15,8 @@ from shared.errors import KeyReused, Unavailable
 from shared.generations import reaper
 from shared.generations.broker import Broker, Caller
 from shared.generations.reaper import Reaper
-from shared.log.entry import Status, Summary
+from shared.log.entry import Status
+from shared.log.records import Summary
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis
 from tests.support.names import WAITING, keys

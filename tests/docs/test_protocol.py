@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import uuid
 from collections.abc import AsyncIterator
@@ -13,17 +14,19 @@ from typing import Any
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
-from shared.errors import LogError
+from shared.errors import LogError, StoredError
 from shared.lib.clock import now_ms
 from shared.log.appender import Appender
 from shared.log.decoding import by_name
 from shared.log.entry import SEAL, VERSION, Chunk, Kind
+from shared.log.records import Attempt, BatchRef, Header, Outcome, Served, SessionTerms, WebhookTarget
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import OutOfMemoryError, connect
 from tests.docs import tables
 from tests.docs.snippets import blocks, prose
 from tests.support.names import keys
+from tests.support.records import mismatches
 
 STATES = ("no log", "queued: no attempt", "newest attempt is E", "newest attempt is above E", "sealed")
 OPERATIONS = ("create", "claim E", "append in E", "seal, for E", "seal, for anybody", "read", "tail", "delete")
@@ -166,6 +169,43 @@ async def test_the_same_header_claim_and_outcome_are_ours(log: tuple[StreamLog, 
         await scene.log.seal(scene.id, OUTCOME, epoch=epoch)
         await scene.log.seal(scene.id, OUTCOME, epoch=epoch)
     await scene.log.delete(scene.id, "docs")
+
+
+# ---- the JSON
+
+RECORDS = {"header": Header, "attempt": Attempt, "outcome": Outcome, "error": StoredError}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_an_example_is_what_its_type_says(name: str) -> None:
+    (shown,) = [block.code for block in blocks(tables.ROOT, "shared/log/PROTOCOL.md") if name in block.words]
+    example = json.loads(shown)
+    assert mismatches(example, RECORDS[name]) == []
+    assert mismatches({**example, "surplus": 1}, RECORDS[name]) == [
+        f"$.surplus: is not a field of {RECORDS[name].__name__}"
+    ]
+    assert mismatches({}, RECORDS[name]), "a type without a field that must be there would say nothing"
+
+
+def test_the_header_shown_has_every_field() -> None:
+    (shown,) = [block.code for block in blocks(tables.ROOT, "shared/log/PROTOCOL.md") if "header" in block.words]
+    assert list(json.loads(shown)) == list(Header.__annotations__)
+
+
+@pytest.mark.parametrize(
+    ("kind", "begins"),
+    [(SessionTerms, "`session` is null or"), (BatchRef, "`batch` is null or"), (WebhookTarget, "`webhook` is null or")],
+)
+def test_the_fields_named_in_the_text_are_those_of_the_type(kind: type, begins: str) -> None:
+    text = prose(tables.ROOT, "shared/log/PROTOCOL.md").partition(begins)[2]
+    fields = re.match(r"\s+`\{(.*?)\}`", text, re.S)
+    assert fields
+    assert re.split(r",\s+", fields[1]) == list(kind.__annotations__)
+
+
+def test_who_said_it_is_told_in_the_text() -> None:
+    text = prose(tables.ROOT, "shared/log/PROTOCOL.md").partition("`served` is what stands")[2].partition("\n\n")[0]
+    assert all(f"`{field}`" in text for field in Served.__annotations__)
 
 
 # ---- pieces

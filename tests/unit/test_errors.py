@@ -10,15 +10,19 @@ import pytest
 
 from shared import errors
 from shared.errors import (
+    WIRE_FIELDS,
     BadCursor,
     BadRequest,
     CursorExpired,
     CursorRestart,
+    GenerationEnded,
     GenerationFailed,
     Internal,
     LogError,
     NotFound,
+    RateLimited,
     Sealed,
+    StoredError,
     StreamspoolError,
     Unavailable,
     UpstreamError,
@@ -27,7 +31,9 @@ from shared.errors import (
     UpstreamRefused,
     UpstreamTimeout,
     UpstreamTooLong,
+    wire_error,
 )
+from tests.support.records import mismatches
 
 CLASSES = {
     name: value
@@ -131,7 +137,7 @@ UPSTREAM = [UpstreamError, UpstreamRefused, UpstreamTimeout, UpstreamIncomplete,
 def test_an_outcome_gives_the_same_error_back(kind: type[UpstreamError], given: dict[str, Any]) -> None:
     """What a worker raised, through the log, is what the API answers."""
     error = kind("m", **given)
-    again = GenerationFailed(error.to_outcome())
+    again = GenerationFailed(error.to_stored())
     assert again.to_object() == error.to_object()
     assert again.status == error.status
     assert again.retry_after_s == error.retry_after_s
@@ -150,6 +156,31 @@ def test_an_outcome_that_says_little_is_an_error_all_the_same(outcome: dict[str,
         "param": None,
         "code": "generation_failed",
     }
+
+
+ENDED = [kind for kind in CLASSES.values() if issubclass(kind, GenerationEnded) and kind is not GenerationEnded]
+
+
+@pytest.mark.parametrize("kind", ENDED)
+def test_why_a_generation_ended_says_so_by_itself_and_comes_back_from_its_outcome(kind: type[GenerationEnded]) -> None:
+    error = kind()
+    stored = error.to_stored()
+    assert len(error.message) > 40
+    assert mismatches(stored, StoredError) == []
+    assert wire_error(stored) == error.to_object() == GenerationFailed(stored).to_object()
+    assert error.headers() == {"x-should-retry": "false"} == GenerationFailed(stored).headers()
+    assert GenerationFailed(stored).status == error.status
+
+
+def test_what_an_older_worker_left_out_of_an_error_is_null() -> None:
+    assert wire_error({"code": "c", "status": 502}) == {"message": None, "type": None, "param": None, "code": "c"}
+    assert tuple(wire_error({})) == WIRE_FIELDS == tuple(Internal("m").to_object())
+
+
+def test_a_limit_says_when_to_come_again() -> None:
+    error = RateLimited(retry_after_s=12.4, param="model")
+    assert (error.status, error.headers()) == (429, {"retry-after": "12"})
+    assert error.to_object()["code"] == "rate_limit_exceeded"
 
 
 def test_sealed_carries_the_first_outcome() -> None:

@@ -343,7 +343,7 @@ def test_message(body: Any, message: str) -> None:
 def test_keys_are_taken_out_before_the_text_is_cut() -> None:
     for text in (KEY, "sk-proj-abcdefgh****1234", "Bearer abc.def", "AIzaSyA1234567890", "x" * 480 + KEY):
         error = refused(401, {"error": {"message": f"bad key {text}", "code": f"bad {text}"}})
-        assert text.removeprefix("x" * 480)[:12] not in json.dumps(error.to_outcome())
+        assert text.removeprefix("x" * 480)[:12] not in json.dumps(error.to_stored())
         assert "[redacted]"[:5] in error.message
 
 
@@ -361,7 +361,7 @@ def test_retry_after() -> None:
 
 @pytest.mark.parametrize("much", ["86401", "1e20", "1e400", "9" * 5000, "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_nobody_is_asked_to_wait_for_more_than_a_day(much: str) -> None:
-    assert refused(429, retry_after=much).to_outcome()["retry_after_s"] == 86400
+    assert refused(429, retry_after=much).to_stored()["retry_after_s"] == 86400
 
 
 @pytest.mark.parametrize("past", ["-1", "-1e400", "Mon, 01 Jan 0001 00:00:00 GMT", "Thu, 01 Jan 1970 00:00:00 -0000"])

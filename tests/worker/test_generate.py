@@ -19,7 +19,8 @@ from shared.errors import Gone
 from shared.generations.broker import Broker
 from shared.lib.clock import now_ms
 from shared.log.appender import Appender
-from shared.log.entry import VERSION, Chunk, Entry, Kind, Position, Status, Summary
+from shared.log.entry import VERSION, Chunk, Entry, Kind, Position, Status
+from shared.log.records import Summary
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, connect

@@ -121,7 +121,7 @@ async def test_a_refusal_is_told_without_the_key(kind: str) -> None:
     assert error is not None
     assert (error.status, error.retry_after_s) == (429, 60)
     assert "slow down" in error.message
-    assert KEY not in json.dumps(error.to_outcome())
+    assert KEY not in json.dumps(error.to_stored())
 
 
 @each_format
@@ -139,7 +139,7 @@ async def test_an_error_in_the_middle_keeps_what_was_said(kind: str) -> None:
     assert answer["choices"][0]["message"]["content"] in ("hel", "hello")
     assert error is not None
     assert error.status == 429
-    assert KEY not in json.dumps(error.to_outcome())
+    assert KEY not in json.dumps(error.to_stored())
     assert len(server.calls) == 1
 
 

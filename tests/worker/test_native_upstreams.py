@@ -187,4 +187,4 @@ async def test_an_error_of_ollamas_in_the_middle() -> None:
     reading, _ = await ask(form, script)
     assert isinstance(reading.error, UpstreamRefused)
     assert reading.text == "a"
-    assert KEY not in json.dumps(reading.error.to_outcome())
+    assert KEY not in json.dumps(reading.error.to_stored())

@@ -434,7 +434,7 @@ async def test_a_key_of_any_form_is_not_repeated() -> None:
         reading = await read(upstream, provider(server.url, "sesame"))
     assert isinstance(reading.error, UpstreamRefused)
     assert reading.error.status == 401
-    assert "sesame" not in json.dumps(reading.error.to_outcome())
+    assert "sesame" not in json.dumps(reading.error.to_stored())
 
 
 async def test_an_endless_line_is_not_buffered() -> None:

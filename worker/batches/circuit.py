@@ -16,6 +16,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
+from shared.errors import StoredError
 from shared.lib import json
 from shared.lib.telemetry import get_logger
 from shared.store.redis import ArqRedis, OutOfMemoryError
@@ -118,12 +119,12 @@ class Circuits:
             self._news.add(model)
             logger.info("provider back", model=model)
 
-    def failed(self, model: str, asked_at: float, now: float, error: dict[str, Any]) -> None:
+    def failed(self, model: str, asked_at: float, now: float, error: StoredError | None) -> None:
         """`error` is the outcome's."""
         circuit = self.of(model)
-        if circuit.failed(asked_at, now, error.get("retry_after_s")):
+        if circuit.failed(asked_at, now, error.get("retry_after_s") if error else None):
             self._news.add(model)
-            about = {"error_code": error.get("code"), "status": error.get("status")}
+            about = {"error_code": error["code"], "status": error["status"]} if error else {}
             logger.warning("provider away", model=model, pause_s=round(circuit.until - now, 1), **about)
 
     async def sync(self, models: Collection[str], now: float) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from shared.errors import GenerationCancelled, wire_error
 from shared.features.batches import ERRORS, NO_USAGE, OUTPUT, Head, part_name, part_names
 from shared.features.files import OUTPUT as OUTPUT_PURPOSE
 from shared.features.files import Files, NewFile
 from shared.features.storage import Missing, Storage
 from shared.lib.telemetry import BATCH_LINES, get_logger
+from shared.log.records import Outcome
 from worker.batches.lines import add_usage, line_id
 from worker.batches.queue import Line
 
@@ -23,13 +25,6 @@ logger = get_logger(__name__)
 PART_LINES = 500
 _PART_BYTES = 1024 * 1024
 _SHORTEST_S, _LONGEST_S = 1.0, 30.0
-_CANCELLED = {
-    "message": "The line was cancelled by itself.",
-    "type": "cancelled",
-    "param": None,
-    "code": "generation_cancelled",
-    "status": 409,
-}
 _KINDS = {OUTPUT: "output", ERRORS: "error"}
 
 
@@ -119,11 +114,10 @@ class Results:
         return [line_id(self._id, number, tries) for number, tries in self._stored]
 
 
-def refusal(outcome: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+def refusal(outcome: Outcome) -> tuple[int, dict[str, Any]]:
     """Status and body of a line that was answered with an error, or cancelled by itself."""
-    error = outcome["error"] or _CANCELLED
-    shown = {name: error.get(name) for name in ("message", "type", "param", "code")}
-    return int(error.get("status") or 500), {"error": shown}
+    error = outcome["error"] or GenerationCancelled("The line was cancelled by itself.").to_stored()
+    return int(error.get("status") or 500), {"error": wire_error(error)}
 
 
 class Made(NamedTuple):

@@ -22,13 +22,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from shared.chat.chunks import completion
-from shared.errors import Damaged, Gone, Unavailable
+from shared.errors import Damaged, Gone, Internal, StreamLost, Unavailable
 from shared.features.batches import ENDED, Head, enter
 from shared.features.storage import Missing
 from shared.generations.broker import Caller
 from shared.lib import json
 from shared.lib.telemetry import BATCH_LINES, get_logger
 from shared.log.entry import SEAL, Position, Status
+from shared.log.records import Outcome
 from shared.store.outage import log_redis_error
 from shared.store.redis import OutOfMemoryError, RedisError
 from worker.batches.circuit import jittered
@@ -60,20 +61,9 @@ _LOST = 3
 """How often something of ours may be lost with a line: its workers, its log."""
 _BEFORE_SEAL = Position(SEAL.epoch - 1, 2**53 - 1)
 
-_STREAM_LOST = {
-    "message": "The storage lost a part of the answer, each time that it was asked for. Send the request again.",
-    "type": "server_error",
-    "param": None,
-    "code": "stream_lost",
-    "status": 500,
-}
-_BROKE = {
-    "message": "Something broke on our side with this line. The batch's id finds it in the log.",
-    "type": "server_error",
-    "param": None,
-    "code": "internal_error",
-    "status": 500,
-}
+
+_LOST_AGAIN = "The storage lost a part of the answer, each time that it was asked for. Send the request again."
+_BROKE = "Something broke on our side with this line. The batch's id finds it in the log."
 
 
 class Run:
@@ -243,7 +233,7 @@ class Run:
             if end is None:
                 self._wait(self.queue.ended(generation_id))
 
-    async def _take(self, generation_id: str, outcome: dict[str, Any]) -> None:
+    async def _take(self, generation_id: str, outcome: Outcome) -> None:
         line, means = self.queue.open[generation_id], verdict(outcome)
         if means is Verdict.DONE:
             if outcome["status"] != Status.CANCELLED:
@@ -254,22 +244,26 @@ class Run:
             except Gone:  # deleted by its owner just now
                 means = Verdict.HELD_UP
             except Damaged:
-                means, outcome = Verdict.LOST, {**outcome, "status": Status.FAILED, "error": _STREAM_LOST}
+                again = StreamLost(_LOST_AGAIN)
+                means, outcome = Verdict.LOST, {**outcome, "status": Status.FAILED, "error": again.to_stored()}
             except (RedisError, OSError):
                 raise
             except Exception as bug:
                 logger.error("line broke", batch_id=self.id, line=line.number, exc_info=bug)
-                means, outcome = Verdict.LOST, {**outcome, "status": Status.FAILED, "error": _BROKE}
+                means, outcome = (
+                    Verdict.LOST,
+                    {**outcome, "status": Status.FAILED, "error": Internal(_BROKE).to_stored()},
+                )
             else:
                 self.add(self.queue.ended(generation_id), text, outcome)
                 return
         await self._put_back(means, generation_id, outcome)
 
-    async def _put_back(self, means: Verdict, generation_id: str, outcome: dict[str, Any]) -> None:
+    async def _put_back(self, means: Verdict, generation_id: str, outcome: Outcome) -> None:
         """To be asked again, unless that was done often enough for what may lie in the line itself."""
-        line, now, error = self.queue.open[generation_id], self.clock(), outcome.get("error") or {}
+        line, now, error = self.queue.open[generation_id], self.clock(), outcome["error"]
         if means is Verdict.BUSY:
-            self.queue.refused(line, now, error.get("retry_after_s"))
+            self.queue.refused(line, now, error.get("retry_after_s") if error else None)
             self.shared.circuits.answered(line.model, now)
         elif means is Verdict.AWAY:
             circuit = self.shared.circuits.of(line.model)
@@ -281,12 +275,13 @@ class Run:
             self.add(line, await self.written(line, generation_id, outcome), outcome)
             return
         BATCH_LINES.labels("again").inc()
-        logger.info("line put back", batch_id=self.id, line=line.number, tries=line.tries, error_code=error.get("code"))
+        code = error["code"] if error else None
+        logger.info("line put back", batch_id=self.id, line=line.number, tries=line.tries, error_code=code)
         self.results.replaced(line.number, line.tries)
         pause_s = line.again()
         self._wait(line, 0.0 if means is Verdict.BUSY else jittered(pause_s))
 
-    async def written(self, line: Line, generation_id: str, outcome: dict[str, Any]) -> bytes:
+    async def written(self, line: Line, generation_id: str, outcome: Outcome) -> bytes:
         """What stands in the output for a line that has ended. Raises Gone, and Damaged where a part of it is missing."""
         if outcome["status"] in ANSWERS:
             async with self.shared.at_once:
@@ -299,7 +294,7 @@ class Run:
         status, body = refusal(outcome)
         return answer_line(self.id, line.number, line.custom_id, status, generation_id, body)
 
-    def add(self, line: Line, text: bytes, outcome: dict[str, Any]) -> None:
+    def add(self, line: Line, text: bytes, outcome: Outcome) -> None:
         self.results.add(line, text, "completed" if outcome["status"] in ANSWERS else "failed", outcome.get("usage"))
 
     # ---- the checkpoint

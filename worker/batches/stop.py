@@ -42,9 +42,10 @@ class Stop:
         begun, waiting = await self._begun()
         await _end(run.shared, begun.keys() - known)
         for (generation_id, line), summary in zip(begun.items(), await self._log.describe(list(begun)), strict=True):
-            outcome = (summary.outcome if summary else None) or {"status": Status.CANCELLED}
-            if outcome["status"] in ANSWERS or (
-                outcome["status"] == Status.FAILED and verdict(outcome) is Verdict.DONE
+            outcome = summary.outcome if summary else None
+            if outcome and (
+                outcome["status"] in ANSWERS
+                or (outcome["status"] == Status.FAILED and verdict(outcome) is Verdict.DONE)
             ):
                 with suppress(Gone, Damaged):
                     run.add(line, await run.written(line, generation_id, outcome), outcome)

@@ -8,9 +8,9 @@ users.
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import Any
 
 from shared.log.entry import Status
+from shared.log.records import Outcome
 
 ANSWERS = (Status.COMPLETED, Status.INCOMPLETE)
 
@@ -46,10 +46,10 @@ _BUG = ("internal_error", 500)
 """With its status: a provider's own errors are never 500 here, whatever code they have."""
 
 
-def verdict(outcome: dict[str, Any]) -> Verdict:
+def verdict(outcome: Outcome) -> Verdict:
     """`outcome` is what the log was sealed with."""
-    error = outcome.get("error") or {}
-    code, status = error.get("code"), error.get("status") or 500
+    error = outcome.get("error")
+    code, status = (error.get("code"), error.get("status") or 500) if error else (None, 500)
     if outcome["status"] != Status.FAILED or code in _OWN:
         return Verdict.DONE
     if code in _HELD_UP:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import stamina
 
@@ -24,6 +24,7 @@ from shared.errors import (
     without_frames,
 )
 from shared.lib import sse
+from shared.log import records
 from shared.log.entry import Chunk
 from worker.normalizer import Normalizer
 from worker.providers.dialects import dialect_of
@@ -58,13 +59,13 @@ class Served:
     """How the first chunk came about: which target sent it, which were asked in vain before, how often was asked again."""
 
     target: Target | None = None
-    refused: list[dict[str, Any]] = field(default_factory=list)
-    """`{model, status, code}` of those that were given up on, in order."""
+    refused: list[records.Refusal] = field(default_factory=list)
+    """Those that were given up on, in order."""
     retries: int = 0
 
-    def note(self, *, spoke: bool) -> dict[str, Any]:
+    def note(self, *, spoke: bool) -> records.Served:
         """As it stands in the log beside the first chunk. `think`: reasoning may stand in the content."""
-        note: dict[str, Any] = {}
+        note: records.Served = {}
         if spoke and self.target:
             note["model"] = self.target.name
             if self.target.provider.think_tags:

@@ -14,35 +14,25 @@ from urllib.parse import quote
 from shared.chat.chunks import Accumulator
 from shared.chat.chunks import completion as whole
 from shared.chat.messages import billable_text
-from shared.errors import Damaged, GenerationFailed, Gone, LogError, StreamLost
-from shared.generations.closing import lost
+from shared.errors import (
+    Damaged,
+    ErrorObject,
+    GenerationCancelled,
+    GenerationEnded,
+    LogError,
+    StoredError,
+    StreamGone,
+    StreamLost,
+    wire_error,
+)
 from shared.lib import json, sse
-from shared.log.entry import SEAL, Entry, Kind, Status, Summary
+from shared.log.entry import SEAL, Entry, Kind, Status
+from shared.log.records import Outcome, Summary
 
 Encode = Callable[[Entry], bytes]
 
 _SEAL_ID = str(SEAL).encode()
 _CHARACTERS_PER_TOKEN = 4  # as in shared/features/usage.py
-
-CANCELLED = {
-    "message": "The generation was cancelled. What it said so far is kept.",
-    "type": "cancelled",
-    "param": None,
-    "code": "generation_cancelled",
-    "status": 409,
-}
-REPLACED = {
-    "message": "The answer was cut in the middle, and a new attempt has begun. Watch it from its start, by its id.",
-    "type": "server_error",
-    "param": None,
-    "code": "generation_interrupted",
-}
-_GONE = {
-    "message": "The stream is gone: it was deleted, it expired, or the broker's storage lost it.",
-    "type": "invalid_request_error",
-    "param": None,
-    "code": "stream_gone",
-}
 
 
 @cache
@@ -69,28 +59,27 @@ def attempt_frame(epoch: int) -> bytes:
     return sse.frame(json.dumps({"attempt": epoch}), id=b"%d-0" % epoch, event=b"attempt")
 
 
-def end_frames(outcome: dict[str, Any], *, ids: bool) -> list[bytes]:
+def end_frames(outcome: Outcome, *, ids: bool) -> list[bytes]:
     """What ends the stream: `[DONE]`, and an error before it where there is one."""
     error = outcome_error(outcome)
     seal_id = _SEAL_ID if ids else None
     done = sse.frame(sse.DONE, id=seal_id)
-    return [error_frame(error, seal_id), done] if error else [done]
+    return [error_frame(wire_error(error), seal_id), done] if error else [done]
 
 
-def error_frame(error: dict[str, Any], frame_id: bytes | None = None) -> bytes:
+def error_frame(error: ErrorObject, frame_id: bytes | None = None) -> bytes:
     """`data: {"error": {message, type, param, code}}`, at which every OpenAI client raises."""
-    shown = {field: error.get(field) for field in ("message", "type", "param", "code")}
-    return sse.frame(json.dumps({"error": shown}), id=frame_id)
+    return sse.frame(json.dumps({"error": error}), id=frame_id)
 
 
 def problem_frames(problem: LogError) -> list[bytes]:
     """The end of a stream whose log is gone or damaged."""
-    return [error_frame(lost() if isinstance(problem, Damaged) else _GONE), sse.frame(sse.DONE)]
+    return [error_frame(problem_error(problem).to_object()), sse.frame(sse.DONE)]
 
 
-def problem_error(problem: LogError) -> GenerationFailed:
+def problem_error(problem: LogError) -> GenerationEnded:
     """The same for a response without frames."""
-    return GenerationFailed({**_GONE, "status": 404} if isinstance(problem, Gone) else lost())
+    return StreamLost() if isinstance(problem, Damaged) else StreamGone()
 
 
 def served_headers(note: bytes | None) -> dict[str, str]:
@@ -109,12 +98,11 @@ def _token(text: str) -> str:
     return quote(text, safe="/:@?&=+._-")
 
 
-def outcome_error(outcome: dict[str, Any]) -> dict[str, Any] | None:
+def outcome_error(outcome: Outcome) -> StoredError | None:
     """The error of an outcome, None if it is an answer: one that was ended for its size is, and says `length` itself."""
     if outcome["status"] == Status.CANCELLED:
-        return CANCELLED
-    error: dict[str, Any] | None = None if outcome["status"] == Status.INCOMPLETE else outcome["error"]
-    return error
+        return GenerationCancelled().to_stored()
+    return None if outcome["status"] == Status.INCOMPLETE else outcome["error"]
 
 
 def stored_completion(summary: Summary, fold: Accumulator, damage: Damaged | None = None) -> dict[str, Any]:
@@ -151,5 +139,5 @@ def completion(summary: Summary, fold: Accumulator) -> dict[str, Any]:
     if outcome:
         answer["usage"] = outcome["usage"]
         if error := outcome_error(outcome):
-            answer["error"] = {field: error.get(field) for field in ("message", "type", "param", "code")}
+            answer["error"] = wire_error(error)
     return answer

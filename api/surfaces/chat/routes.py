@@ -16,7 +16,8 @@ from api.surfaces.chat import projection as chat
 from shared.chat.request import ChatRequest
 from shared.errors import BadRequest
 from shared.lib import json
-from shared.log.entry import BEGIN, Summary
+from shared.log.entry import BEGIN
+from shared.log.records import Summary
 
 router = APIRouter(tags=["chat"])
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from api.surfaces.chat.projection import outcome_error
-from shared.errors import NotFound
-from shared.log.entry import BEGIN, Summary
+from shared.errors import NotFound, wire_error
+from shared.log.entry import BEGIN
+from shared.log.records import Served, Summary
 
 
 def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None) -> dict[str, Any]:
@@ -14,12 +15,13 @@ def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None) ->
 
     Times are Unix seconds; `position` is the last chunk's, null before any.
     """
-    header, outcome = summary.header, summary.outcome or {}
+    header, outcome = summary.header, summary.outcome
     generation_id = header["id"]
     error = (outcome_error(outcome) or outcome["error"]) if outcome else None  # also why an answer is incomplete
-    served: dict[str, Any] = outcome.get("served") or (
-        summary.attempts[-1].get("served", {}) if summary.attempts else {}
+    served = (outcome.get("served") if outcome else None) or (
+        summary.attempts[-1].get("served", Served()) if summary.attempts else Served()
     )
+    batch = header.get("batch")
     return {
         "id": generation_id,
         "object": "stream",
@@ -34,16 +36,16 @@ def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None) ->
         "refused": served.get("refused", []),
         "retries": served.get("retries", 0),
         "position": str(summary.position) if summary.position > BEGIN else None,
-        "usage": outcome.get("usage"),
-        "usage_source": outcome.get("usage_source"),
-        "characters": outcome.get("characters"),
-        "finish_reasons": outcome.get("finish_reasons") or [],
-        "error": {field: error.get(field) for field in ("message", "type", "param", "code")} if error else None,
-        "sealed_by": outcome.get("by"),
+        "usage": outcome.get("usage") if outcome else None,
+        "usage_source": outcome.get("usage_source") if outcome else None,
+        "characters": outcome.get("characters") if outcome else None,
+        "finish_reasons": (outcome.get("finish_reasons") or []) if outcome else [],
+        "error": wire_error(error) if error else None,
+        "sealed_by": outcome.get("by") if outcome else None,
         "metadata": header.get("metadata") or {},
         "stored": header.get("store", False),
         "session_id": header.get("session_id"),
-        "batch_id": (header.get("batch") or {}).get("id"),
+        "batch_id": batch["id"] if batch else None,
         "background": header.get("background", False),
         "webhook": delivery,
         "viewers": viewers,

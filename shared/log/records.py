@@ -1,0 +1,167 @@
+"""The JSON objects that stand in a log, field by field. PROTOCOL.md describes them in words; a test checks its examples
+against these types.
+
+A field that older versions did not write, or that only some records have, is `NotRequired`: read it with `.get`. Times are
+Unix milliseconds. A field's name never changes, because logs outlive the version that wrote them: the tenant is still
+called `owner` here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NotRequired, TypedDict
+
+from shared.errors import StoredError
+from shared.log.entry import Position, Status
+
+Usage = dict[str, Any]
+"""OpenAI's usage object, `{prompt_tokens, completion_tokens, total_tokens, …}`; a provider may send more, or less."""
+
+
+class WebhookTarget(TypedDict):
+    """Where the event about a generation, or a batch, is sent."""
+
+    url: str
+    default: bool
+    """Whether that is the server's own address, which is shown to no caller."""
+
+
+class BatchRef(TypedDict):
+    """Which line of which batch a generation is the answer to."""
+
+    id: str
+    line: int
+    """From 1."""
+
+
+class SessionTerms(TypedDict):
+    """A session's settings as they hold for one generation."""
+
+    id: str
+    turn: NotRequired[int]
+    """The number of its turn, from 1; given in the transaction that creates the log."""
+    policy: Literal["reject", "enqueue", "interrupt"]
+    """What happens while another generation of the session is open."""
+    trim: Literal["none", "oldest"]
+    """Whether the oldest turns may be left out of a history that is over its limits."""
+    max_tokens: int
+    keep_partial: bool
+    """Whether an answer that was cut off becomes a turn, too."""
+    store_reasoning: bool
+    client_history: bool
+    """The client sends the whole conversation itself: the session only takes note."""
+
+
+class Header(TypedDict):
+    """The first entry of a log: who asked for what, and what was promised."""
+
+    v: NotRequired[int]
+    """The log's version; 1 where it is missing."""
+    id: str
+    owner: str
+    """The tenant."""
+    model: str
+    created_at_ms: int
+    n: int
+    """How many choices were asked for."""
+    include_usage: bool
+    """Whether viewers are shown the usage chunk."""
+    on_interruption: NotRequired[Literal["fail", "restart"]]
+    on_disconnect: NotRequired[Literal["continue", "cancel"]]
+    background: NotRequired[bool]
+    webhook: NotRequired[WebhookTarget | None]
+    max_tokens_per_s: NotRequired[float | None]
+    """The pace at which streams are shown; None: as fast as they come."""
+    idempotency: NotRequired[str | None]
+    """SHA-256 of the request's `Idempotency-Key`, in hexadecimal."""
+    metadata: NotRequired[dict[str, str] | None]
+    """In the log, the request's; in a `Summary`, those that hold now."""
+    store: NotRequired[bool]
+    """Whether it is listed among the stored completions."""
+    retention_s: NotRequired[float | None]
+    """How long a stored one is kept after the seal; None: as long as the server keeps logs."""
+    session_id: NotRequired[str | None]
+    session: NotRequired[SessionTerms | None]
+    batch: NotRequired[BatchRef | None]
+    server: NotRequired[str | None]
+    """Which server took the request, see `shared.store.confirm`; None: not known."""
+
+
+class Refusal(TypedDict):
+    """A model that was asked and did not answer, so that the next one was."""
+
+    model: str
+    status: int
+    code: str | None
+
+
+class Served(TypedDict):
+    """How an answer came about. Beside the first chunk of an attempt, and in the outcome."""
+
+    model: NotRequired[str]
+    """`PROVIDER/MODEL` that answers; missing in an outcome without a chunk."""
+    think: NotRequired[bool]
+    """Reasoning may stand in the text, in `<think>…</think>`."""
+    refused: NotRequired[list[Refusal]]
+    retries: NotRequired[int]
+
+
+class Attempt(TypedDict):
+    """The entry with which a worker begins an attempt."""
+
+    worker: str
+    at_ms: int
+    token: str
+    """Random: tells two claims of one number apart."""
+    reason: str
+    """`queued`, `worker_lost`, or the code of the failure that ended the attempt before."""
+    number: NotRequired[int]
+    """From 1; where it is missing, the epoch is the number."""
+    served: NotRequired[Served]
+    """Not in the entry: `StreamLog.describe` adds the note of the attempt's first chunk."""
+
+
+class Lengths(TypedDict):
+    """Characters of an answer, over all choices."""
+
+    content: int
+    reasoning: int
+
+
+class Outcome(TypedDict):
+    """The last entry of a log: how the generation ended. Nothing can follow it."""
+
+    status: Status
+    """One of the four terminal ones. Read from JSON it is the plain string, which equals its member."""
+    ended_at_ms: int
+    by: str
+    """The worker, or `api:…`, that sealed the log."""
+    error: StoredError | None
+    """Why it failed, or why an answer is incomplete."""
+    finish_reasons: list[str | None]
+    """One for each choice; None for a choice that has not ended."""
+    usage: Usage
+    usage_source: NotRequired[Literal["provider", "tokenizer", "estimate"]]
+    characters: NotRequired[Lengths]
+    served: NotRequired[Served]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What three small reads tell about a log; everything else is a fold over its entries.
+
+    `attempts` and `outcome` are the JSON of those entries, `()` and None where there are none yet; an attempt that has
+    begun to speak has its note as `served`. The header has the metadata that hold now. `position` is the last entry
+    before the outcome.
+    """
+
+    header: Header
+    attempts: tuple[Attempt, ...]
+    position: Position
+    outcome: Outcome | None
+
+    @property
+    def status(self) -> Status:
+        if self.outcome is not None:
+            return Status(self.outcome["status"])
+        return Status.IN_PROGRESS if self.position.epoch else Status.QUEUED

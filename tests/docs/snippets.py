@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<code>.*?)^```[ ]*$", re.M | re.S)
-_HEADING = re.compile(r"^#{1,6} (.+)$", re.M)
+_HEADING = re.compile(r"^(#{1,6}) (.+)$", re.M)
 _LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -53,16 +53,19 @@ def links(root: Path, document: str) -> list[str]:
     return _LINK.findall(prose(root, document))
 
 
-def anchors(root: Path, document: str) -> set[str]:
-    """The anchors that GitHub gives the headings."""
+def anchors(root: Path, document: str, level: int | None = None) -> set[str]:
+    """The anchors that GitHub gives the headings, all of them or those of a level."""
+    wanted: set[str] = set()
     found: set[str] = set()
-    for heading in _HEADING.findall(prose(root, document)):
+    for marks, heading in _HEADING.findall(prose(root, document)):
         slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
         number = 0
         while (anchor := f"{slug}-{number}" if number else slug) in found:
             number += 1
         found.add(anchor)
-    return found
+        if level in (None, len(marks)):
+            wanted.add(anchor)
+    return wanted
 
 
 def matches(expected: str, received: str) -> bool:

@@ -53,6 +53,7 @@ from worker.upstream import attempts as upstream_module
 ROOT = tables.ROOT
 DOCUMENTS = tables.DOCUMENTS
 ALL = [block for document in DOCUMENTS for block in blocks(ROOT, document)]
+RESOURCES = [document for document in DOCUMENTS if document.startswith("docs/api/")]
 QUESTION = {"model": "fake/echo", "messages": [{"role": "user", "content": "Hello"}]}
 WRITTEN_FOR = "http://127.0.0.1:8000"
 CLIENTS = ROOT / "tests/clients"
@@ -222,7 +223,7 @@ def test_the_state_object_has_the_fields_that_are_described(stack: Stack) -> Non
     generation_id = ask(stack)["id"]
     state = get(stack, f"/v1/streams/{generation_id}", accept="application/json").json()
     assert list(state) == list(example)
-    described = table(prose(ROOT, "docs/API.md"), "### The state object")
+    described = table(prose(ROOT, "docs/api/streams.md"), "## The state object")
     assert {name for row in described for name in re.findall(r"`(\w+)`", row[0])} == set(state)
     assert {type(state[name]) for name in state} == {type(example[name]) for name in example}
     assert set(state["links"]) == set(example["links"])
@@ -339,7 +340,7 @@ def test_the_key_table_names_every_key() -> None:
 
 
 def test_the_options_of_the_fake_models_are_all_described() -> None:
-    rows = table(prose(ROOT, "docs/API.md"), "### Fake models")
+    rows = table(prose(ROOT, "docs/api/models.md"), "## Fake models")
     assert [row[0].strip("`") for row in rows] == list(FAKE_OPTIONS)
 
 
@@ -358,7 +359,7 @@ def test_numbers_in_prose_are_those_of_the_code() -> None:
         10,
         60,
     )
-    api, readme = prose(ROOT, "docs/API.md"), prose(ROOT, "README.md")
+    api, readme = prose(ROOT, "docs/api/chat-completions.md"), prose(ROOT, "README.md")
     assert "three times in all, within 30 s" in " ".join(api.split())
     assert "200 levels" in api
     assert "three times in all, within 30 s" in readme
@@ -539,7 +540,7 @@ def test_links_lead_somewhere(document: str) -> None:
             assert f"{anchor}-1" not in there, f"{document}: {link} leads to the first of two headings of that name"
 
 
-@pytest.mark.parametrize("document", ["docs/API.md", "docs/OPERATIONS.md", "docs/STREAMING.md"])
+@pytest.mark.parametrize("document", ["docs/OPERATIONS.md", "docs/STREAMING.md"])
 def test_the_contents_name_every_section(document: str) -> None:
     contents, _, rest = prose(ROOT, document).partition("\n## ")
     sections = re.findall(r"^## (.+)$", "## " + rest, re.M)
@@ -547,8 +548,18 @@ def test_the_contents_name_every_section(document: str) -> None:
     assert [one for one in sections if f"[{one}](#" not in contents and f"[{one.lower()}](#" not in contents] == []
 
 
+@pytest.mark.parametrize("index", ["docs/API.md", "docs/RECIPES.md"])
+def test_an_index_leads_to_every_section(index: str) -> None:
+    found = set(links(ROOT, index))
+    for page in RESOURCES if index == "docs/API.md" else [index]:
+        path = "" if page == index else page.removeprefix("docs/")
+        assert {f"{path}#{section}" for section in anchors(ROOT, page, level=2)} <= found, page
+        assert not path or path in found
+
+
 def test_routes_are_those_of_the_api(stack: Stack) -> None:
-    headings = re.findall(r"^### (GET|POST|PUT|PATCH|DELETE) (/\S*)$", prose(ROOT, "docs/API.md"), re.M)
+    pages = "\n".join(prose(ROOT, page) for page in RESOURCES)
+    headings = re.findall(r"^## (GET|POST|PUT|PATCH|DELETE) (/\S*)$", pages, re.M)
     described = {(method, re.sub(r"\{\w+\}", "{}", path)) for method, path in headings}
     assert len(described) == len(headings)
     paths = get(stack, "/openapi.json").json()["paths"]
@@ -560,7 +571,7 @@ def test_routes_are_those_of_the_api(stack: Stack) -> None:
 
 
 def test_error_codes_are_those_of_the_code() -> None:
-    rows = table(prose(ROOT, "docs/API.md"), "## Errors")
+    rows = table(prose(ROOT, "docs/api/errors.md"), "# Errors")
     described = [row[0].strip("`") for row in rows]
     assert len(described) == len(set(described))
     assert set(described) == codes()

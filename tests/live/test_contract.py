@@ -1,4 +1,4 @@
-"""The contract of docs/API.md against a real model: every answer here was said by one, through the whole stack.
+"""The contract of docs/api/ against a real model: every answer here was said by one, through the whole stack.
 
 SmolLM2 is no clever model, so nothing depends on what it means to say. Where the words matter, llama.cpp's own `grammar`
 leaves it no choice of them; it is one more field of the request that has to arrive.

@@ -1,4 +1,4 @@
-"""Which ends of a line's generation end the line, and which put it back: the table of docs/API.md."""
+"""Which ends of a line's generation end the line, and which put it back: the table of docs/api/batches.md."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What the end of a line's generation means for the line: it is done, or it is asked again, and why.
 
 Pure. Only what is the line's own fails it: that it was refused for what it asks, or for what its key may ask. What may pass
-puts it back for as long as the batch's window lasts, see `Verdict`. docs/api/batches.md ("What is asked again") is the table for
-users.
+puts it back for as long as the batch's window lasts, see `Verdict`. The table for users is in docs/api/batches.md
+("What is asked again").
 """
 
 from __future__ import annotations

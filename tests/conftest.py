@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import redis
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.store import open_store
 from tests.support.names import keys
 from tests.support.stack import Stack
 from tests.support.upstream import ScriptedUpstream
@@ -64,7 +64,7 @@ def stack(
 def own_stack(valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path: Path) -> Iterator[Stack]:
     """A stack of the test's own, on a database of its own, to be killed, stopped and started at will."""
     url = valkey.url.replace("db=0", "db=3")
-    client = redis.Redis.from_url(url)
+    client = open_store(url)
     client.flushdb()
     with Stack(url, upstream.base_url, tmp_path) as running:
         yield running
@@ -83,7 +83,7 @@ def no_key_without_end(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     immortal = []
     for database in range(4):
-        client = redis.Redis.from_url(server.url.replace("db=0", f"db={database}"))
+        client = open_store(server.url.replace("db=0", f"db={database}"))
         for key in client.scan_iter(count=1000):
             if client.ttl(key) == -1 and key.decode() not in keys.permanent:
                 immortal.append(key.decode())

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
-import redis
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.store import Store, open_store
 from tests.support.stack import Stack
 from tests.support.upstream import Pause, ScriptedUpstream
 from tests.support.wire import KEY_A, KEY_B, PROVIDER_KEY, Client, Register, Scripted
@@ -41,9 +41,9 @@ def client(stack: Stack) -> Iterator[Client]:
 
 
 @pytest.fixture
-def store(valkey: EmbeddedValkey, stack: Stack) -> Iterator[redis.Redis]:
+def store(valkey: EmbeddedValkey, stack: Stack) -> Iterator[Store]:
     """The shared stack's database, for looking at it or damaging it behind the broker's back."""
-    with redis.Redis.from_url(valkey.url) as connection:
+    with open_store(valkey.url) as connection:
         yield connection
 
 

@@ -158,7 +158,7 @@ CASES: dict[str, tuple[list[bytes], list[dict[str, Any]]]] = {
 def test_the_answer_is_what_the_stream_says(client: Client, scripted: Register, name: str) -> None:
     parts, expected = CASES[name]
     model = scripted(parts).model
-    options = {"n": len(expected)}
+    options: dict[str, Any] = {"n": len(expected)}
     answer = client.post(ask(model, **options)).json()
     assert answer["choices"] == expected
     assert answer["object"] == "chat.completion"
@@ -172,7 +172,7 @@ def test_the_answer_is_what_the_stream_says(client: Client, scripted: Register, 
 
 
 def test_an_answer_has_usage_and_every_other_field(client: Client, scripted: Register) -> None:
-    extra = {"system_fingerprint": "fp", "service_tier": "default", "x_top": {"a": 1}}
+    extra: dict[str, Any] = {"system_fingerprint": "fp", "service_tier": "default", "x_top": {"a": 1}}
     parts = [chunk({"role": "assistant", "content": "a"}, **extra), *ending()]
     answer = client.post(ask(scripted(parts).model)).json()
     assert extra.items() <= answer.items()

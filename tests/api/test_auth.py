@@ -48,7 +48,7 @@ ROUTES = [
 ]
 """A copy of what /openapi.json lists, so that each is a test of its own; compared with it below."""
 
-BAD_KEYS = {
+BAD_KEYS: dict[str, Any] = {
     "none": {},
     "empty": {"authorization": ""},
     "no scheme": {"authorization": KEY_A},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -17,9 +18,10 @@ CANARY = "canary-webhook-query"
 
 
 def until_ended(client: Client, generation_id: str) -> dict[str, object]:
-    return wait_until(
+    ended: dict[str, object] = wait_until(
         lambda: (state := client.state(generation_id))["status"] not in ("queued", "in_progress") and state
     )
+    return ended
 
 
 # ---- without a webhook
@@ -152,7 +154,10 @@ def ann(hooked: Stack) -> Iterator[Client]:
 
 
 def delivered(client: Client, generation_id: str) -> dict[str, object]:
-    return wait_until(lambda: (state := client.state(generation_id))["webhook"]["status"] == "delivered" and state)
+    found: dict[str, object] = wait_until(
+        lambda: (state := client.state(generation_id))["webhook"]["status"] == "delivered" and state
+    )
+    return found
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,7 @@ def delivered(client: Client, generation_id: str) -> dict[str, object]:
     ],
 )
 def test_every_end_is_told_as_what_it_is(ann: Client, receiver: Receiver, status: str, model: str) -> None:
-    limit = {"max_tokens": 3} if status == "incomplete" else {}
+    limit: dict[str, Any] = {"max_tokens": 3} if status == "incomplete" else {}
     body = ask(model, background=True, webhook={"url": f"{receiver.url}?{CANARY}"}, **limit)
     generation_id = ann.post(body).json()["id"]
     if status == "cancelled":

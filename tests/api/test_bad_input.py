@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.harness.store import Store
 from tests.support.names import keys
 from tests.support.stack import Stack
 from tests.support.wire import Client, ask, error_of, refused
@@ -24,7 +24,7 @@ VALID = ask("fake/echo")
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_kept(request: pytest.FixtureRequest, client: Client, store: redis.Redis) -> Iterator[None]:
+def nothing_is_kept(request: pytest.FixtureRequest, client: Client, store: Store) -> Iterator[None]:
     """No log, no job: the tests here never get that far (but for the fuzzer)."""
     if "fuzz" in request.node.name:
         yield
@@ -83,32 +83,40 @@ def test_what_is_not_an_object(client: Client, body: bytes) -> None:
 
 
 NULLABLE = {"content", "stream", "n", "temperature"}
+
+
+def values(field: str, *wrong: Any) -> list[tuple[str, Any]]:
+    return [(field, value) for value in wrong]
+
+
 WRONG: list[tuple[str, Any]] = [
-    *(("model", value) for value in (None, 5, True, [], {}, "", "a\nb", "a\0b", "x" * 300)),
-    *(("messages", value) for value in (None, 5, "hi", {}, [])),
-    *(("stream", value) for value in ("true", 1, 0, "", [], {})),
-    *(("stream_options", value) for value in (True, "x", [], 5)),
-    *(("n", value) for value in (0, -1, 129, "1", 1.0, 1.5, True, [], {})),
-    *(("temperature", value) for value in ("1", True, [], {}, -0.5)),
-    *(("top_p", value) for value in ("1", False, [], 1.01)),
-    *((field, value) for field in ("frequency_penalty", "presence_penalty") for value in ("1", [], True)),
-    *((field, value) for field in ("max_tokens", "max_completion_tokens") for value in (0, -5, "5", 1.5, True, [])),
-    *(("stop", value) for value in (5, True, {}, [1])),
-    *(("seed", value) for value in ("1", 1.5, True)),
-    *(("logprobs", value) for value in (21, "true")),
-    *(("top_logprobs", value) for value in ("1", 1.5, 21, 5)),
-    *(("logit_bias", value) for value in ("x", {"1": "x"})),
-    *(("user", value) for value in (1, [])),
-    *(("tools", value) for value in ("x", {}, [1], [None], [{"type": "function", "function": {"name": "a b"}}])),
-    *(("tool_choice", value) for value in (1, [], True, "always", {"type": "function"})),
-    *(("parallel_tool_calls", value) for value in (1, "true")),
-    *(("response_format", value) for value in ("json", [], 1, {"type": "json_schema"})),
-    *(("store", value) for value in (1, "true")),
-    *(("reasoning_effort", value) for value in (1, {})),
-    *(("metadata", value) for value in ("x", [], {"k": 1}, {"k": None}, {"k" * 65: "v"}, {"k": "v" * 513})),
+    *values("model", None, 5, True, [], {}, "", "a\nb", "a\0b", "x" * 300),
+    *values("messages", None, 5, "hi", {}, []),
+    *values("stream", "true", 1, 0, "", [], {}),
+    *values("stream_options", True, "x", [], 5),
+    *values("n", 0, -1, 129, "1", 1.0, 1.5, True, [], {}),
+    *values("temperature", "1", True, [], {}, -0.5),
+    *values("top_p", "1", False, [], 1.01),
+    *values("frequency_penalty", "1", [], True),
+    *values("presence_penalty", "1", [], True),
+    *values("max_tokens", 0, -5, "5", 1.5, True, []),
+    *values("max_completion_tokens", 0, -5, "5", 1.5, True, []),
+    *values("stop", 5, True, {}, [1]),
+    *values("seed", "1", 1.5, True),
+    *values("logprobs", 21, "true"),
+    *values("top_logprobs", "1", 1.5, 21, 5),
+    *values("logit_bias", "x", {"1": "x"}),
+    *values("user", 1, []),
+    *values("tools", "x", {}, [1], [None], [{"type": "function", "function": {"name": "a b"}}]),
+    *values("tool_choice", 1, [], True, "always", {"type": "function"}),
+    *values("parallel_tool_calls", 1, "true"),
+    *values("response_format", "json", [], 1, {"type": "json_schema"}),
+    *values("store", 1, "true"),
+    *values("reasoning_effort", 1, {}),
+    *values("metadata", "x", [], {"k": 1}, {"k": None}, {"k" * 65: "v"}, {"k": "v" * 513}),
     ("metadata", {f"k{i}": "v" for i in range(17)}),
-    *(("on_interruption", value) for value in ("panic", 1, True)),
-    *(("on_disconnect", value) for value in ("panic", 1)),
+    *values("on_interruption", "panic", 1, True),
+    *values("on_disconnect", "panic", 1),
 ]
 
 

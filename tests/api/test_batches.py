@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
+from tests.harness.store import open_store
 from tests.support.batch import ENDPOINT, ended, jsonl, line, results, start, state, upload
 from tests.support.names import keys
 from tests.support.s3 import S3
@@ -68,7 +68,7 @@ def test_a_batch_is_run_to_its_end(alice: Client, bob: Client, keyed: Stack) -> 
     refused(bob.get(f"/v1/files/{batch['output_file_id']}/content"), 404)
     assert alice.get("/v1/batches", params={"limit": 1}).json()["data"][0]["id"] == batch_id
     wait_until(lambda: not parts_left(keyed, batch_id), what="the parts are removed")
-    with redis.Redis.from_url(keyed.redis_url) as store:
+    with open_store(keyed.redis_url) as store:
         wait_until(lambda: store.zscore(keys.batches_open, batch_id) is None)
         ids = {found["response"]["request_id"] for found in [*output.values(), failed]}
         assert not store.exists(*map(keys.log, ids), *map(keys.settled, ids))

@@ -43,7 +43,7 @@ def test_usage_is_null_in_every_chunk_but_one_and_that_is_the_last(
     client: Client, scripted: Register, usage: str
 ) -> None:
     figures = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
-    beside = {"usage": figures}
+    beside: dict[str, Any] = {"usage": figures}
     role = chunk({"role": "assistant", "content": "a"}, **(beside if usage == "in every chunk" else {}))
     finish = chunk({}, "stop", **(beside if usage != "last" and usage != "twice" else {}))
     parts = {
@@ -176,7 +176,7 @@ def test_what_clients_send_without_meaning_it_is_accepted(client: Client) -> Non
 
 def test_what_other_providers_know_is_forwarded(client: Client, scripted: Register) -> None:
     asked = scripted([*words(1), *ending()])
-    theirs = {
+    theirs: dict[str, Any] = {
         "temperature": 3.5,
         "top_k": 40,
         "min_p": 0.05,

@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-import redis
 
 from shared.log.decoding import decode
 from shared.log.entry import Kind
 from shared.log.envelope import Envelopes
+from tests.harness.store import Store
 from tests.support.names import keys
 from tests.support.stack import wait_until
 from tests.support.upstream import Pause, ending, words
@@ -216,7 +216,7 @@ def test_an_unknown_stream_is_not_found(client: Client, generation_id: str, curs
 # ---- logs that were damaged behind the broker's back
 
 
-def store_whole(store: redis.Redis, generation_id: str) -> None:
+def store_whole(store: Store, generation_id: str) -> None:
     """Makes the log one of version 1, without pieces."""
     key = keys.log(generation_id)
     entries = decode(store.xrange(key), None, Envelopes())
@@ -237,7 +237,7 @@ def streamed(client: Client) -> tuple[str, list[bytes]]:
     return first.headers["x-stream-id"], [*numbered, b"id: %b\n%b" % (SEAL_ID.encode(), done)]
 
 
-def test_below_what_is_kept_is_gone_with_the_floor(client: Client, store: redis.Redis) -> None:
+def test_below_what_is_kept_is_gone_with_the_floor(client: Client, store: Store) -> None:
     generation_id, whole = streamed(client)
     store_whole(store, generation_id)
     assert store.xdel(keys.log(generation_id), "1-1", "1-2", "1-3") == 3
@@ -250,7 +250,7 @@ def test_below_what_is_kept_is_gone_with_the_floor(client: Client, store: redis.
         assert resume(client, generation_id, cursor, "header") == b"".join(rest)
 
 
-def test_pieces_of_what_is_not_kept_are_not_kept_either(client: Client, store: redis.Redis) -> None:
+def test_pieces_of_what_is_not_kept_are_not_kept_either(client: Client, store: Store) -> None:
     """What can be shown of the attempt begins with the next chunk that is stored whole."""
     generation_id, whole = streamed(client)
     assert store.xdel(keys.log(generation_id), "1-1", "1-2") == 2
@@ -265,7 +265,7 @@ def test_pieces_of_what_is_not_kept_are_not_kept_either(client: Client, store: r
 
 @pytest.mark.parametrize("lost", [2, 4, 6])
 def test_what_stands_before_a_hole_is_shown_and_then_that_the_rest_is_lost(
-    client: Client, store: redis.Redis, lost: int
+    client: Client, store: Store, lost: int
 ) -> None:
     generation_id, whole = streamed(client)
     assert store.xdel(keys.log(generation_id), f"1-{lost}") == 1
@@ -279,7 +279,7 @@ def test_what_stands_before_a_hole_is_shown_and_then_that_the_rest_is_lost(
         assert b'"stream_lost"' in rest[0]
 
 
-def test_a_list_tells_which_answer_lost_a_part(client: Client, store: redis.Redis) -> None:
+def test_a_list_tells_which_answer_lost_a_part(client: Client, store: Store) -> None:
     """And shows the others as they are."""
     kept, lost = (
         client.stream("fake/lorem?tokens=6", store=True, metadata={"of": "holes"}).headers["x-stream-id"]
@@ -295,7 +295,7 @@ def test_a_list_tells_which_answer_lost_a_part(client: Client, store: redis.Redi
     assert len(texts[1]) < len(texts[0])
 
 
-def test_a_damaged_log_is_not_passed_off_as_an_answer(client: Client, store: redis.Redis) -> None:
+def test_a_damaged_log_is_not_passed_off_as_an_answer(client: Client, store: Store) -> None:
     generation_id = client.stream("fake/lorem?tokens=6").headers["x-stream-id"]
     wait_until(lambda: not client.state(generation_id)["viewers"])
     store.xdel(keys.log(generation_id), "1-2")
@@ -304,7 +304,7 @@ def test_a_damaged_log_is_not_passed_off_as_an_answer(client: Client, store: red
     assert response.json()["error"]["code"] != "internal_error", "a known condition, not a bug of ours"
 
 
-def test_a_damaged_log_can_be_cancelled_and_deleted(client: Client, store: redis.Redis, scripted: Register) -> None:
+def test_a_damaged_log_can_be_cancelled_and_deleted(client: Client, store: Store, scripted: Register) -> None:
     pause = Pause()
     with client.streaming(scripted([*words(4), pause, *ending()]).model) as first:
         first.take(5)
@@ -314,9 +314,7 @@ def test_a_damaged_log_can_be_cancelled_and_deleted(client: Client, store: redis
     assert client.http.delete(f"/v1/streams/{first.id}").status_code == 200
 
 
-def test_a_log_that_goes_away_ends_its_views_with_an_error(
-    client: Client, store: redis.Redis, scripted: Register
-) -> None:
+def test_a_log_that_goes_away_ends_its_views_with_an_error(client: Client, store: Store, scripted: Register) -> None:
     """Deleted, or expired: nobody tells the viewers, yet none of them waits for ever or takes it for the end."""
     pause = Pause()
     with (
@@ -348,7 +346,7 @@ def test_deleting_ends_the_views(client: Client, scripted: Register) -> None:
 
 
 @pytest.fixture
-def replaced(client: Client, store: redis.Redis) -> str:
+def replaced(client: Client, store: Store) -> str:
     """A finished log whose first attempt said something before the second one began, written by hand."""
     generation_id = f"chatcmpl-{uuid.uuid4().hex}"
     key = keys.log(generation_id)

@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
-import redis
 
 from api.resources.files import byte_range
+from tests.harness.store import open_store
 from tests.support.names import keys
 from tests.support.s3 import S3
 from tests.support.stack import Stack, wait_until
@@ -35,8 +35,10 @@ def send(client: Client, content: Any = b"{}\n", name: str = "in.jsonl", **field
     return client.http.post("/v1/files", files={"file": (name, content)}, data={**FORM, **fields})
 
 
-def raw(client: Client, body: Any, boundary: bytes = b"x", **headers: str) -> httpx.Response:
-    sent = {"content-type": f"multipart/form-data; boundary={boundary.decode()}", **headers}
+def raw(client: Client, body: Any, boundary: bytes = b"x", *, encoding: str = "") -> httpx.Response:
+    sent = {"content-type": f"multipart/form-data; boundary={boundary.decode()}"}
+    if encoding:
+        sent["content-encoding"] = encoding
     return client.http.post("/v1/files", content=body, headers=sent)
 
 
@@ -208,7 +210,7 @@ def test_the_order_of_fields_and_of_bytes_does_not_matter(
 def test_only_forms_are_taken(alice: Client) -> None:
     refused(alice.http.post("/v1/files", json={"purpose": "batch"}), 415)
     refused(alice.http.post("/v1/files", content=b"x", headers={"content-type": "multipart/form-data"}), 415)
-    refused(raw(alice, FILE + PURPOSE + b"--x--\r\n", **{"content-encoding": "gzip"}), 400)
+    refused(raw(alice, FILE + PURPOSE + b"--x--\r\n", encoding="gzip"), 400)
 
 
 @pytest.fixture
@@ -257,7 +259,7 @@ def test_an_upload_whose_server_is_killed_is_cleaned_up(own_stack: Stack) -> Non
         wait_until(lambda: stored(own_stack))
         own_stack.kill("api")
     assert stored(own_stack)
-    with redis.Redis.from_url(own_stack.redis_url) as store:
+    with open_store(own_stack.redis_url) as store:
         (file_id,) = store.zrange(keys.files_end, 0, -1)
         store.zadd(keys.files_end, {file_id: 1})  # as if its time were over
         wait_until(lambda: not stored(own_stack), 30, "the reaper has removed it")

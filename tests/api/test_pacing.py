@@ -58,7 +58,8 @@ def test_whole_answers_are_not_paced(client: Client) -> None:
 @pytest.mark.parametrize("rate", [10_000, 5000.5])
 def test_a_pace_changes_nothing_but_the_time(client: Client, scripted: Register, rate: float) -> None:
     model = scripted([*words(50), *ending()]).model
-    paced, free = (client.stream(model, ids=True, **fields) for fields in ({"max_tokens_per_s": rate}, {}))
+    paced = client.stream(model, ids=True, max_tokens_per_s=rate)
+    free = client.stream(model, ids=True)
     bare = [paced.content.replace(paced.headers["x-stream-id"].encode(), b"ID"), free.content]
     assert bare[0].count(b"id: 1-") == 52
     assert [text(chunks(body)) for body in bare] == ["".join(f"w{i} " for i in range(50))] * 2

@@ -60,7 +60,7 @@ def test_a_request_is_forwarded_as_it_is(client: Client, scripted: Register, str
 
 def test_our_own_fields_stay_here(client: Client, scripted: Register) -> None:
     asked = scripted([*words(1), *ending()])
-    ours = {
+    ours: dict[str, Any] = {
         "on_interruption": "fail",
         "on_disconnect": "continue",
         "session_id": f"s-{uuid.uuid4().hex}",

@@ -22,7 +22,7 @@ KINDS = {"chat": "openai", "anthropic": "anthropic", "gemini": "gemini", "cohere
 
 RECORDINGS = [{**row, "expected": native.expected(row)} for row in recordings.recordings(*KINDS)]
 ENVELOPE = {"id", "object", "created", "model", "usage", "choices"}
-WITH_USAGE = {"stream_options": {"include_usage": True}}
+WITH_USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=recordings.MISSING)
 every_recording = pytest.mark.parametrize("row", RECORDINGS, ids=lambda row: row["file"])
@@ -188,7 +188,8 @@ def assert_unknown_fields_untouched(row: Row, said: list[dict[str, Any]]) -> Non
 
     A chunk that carries usage alone goes last, whenever its provider sent it. Only the last one of them is kept.
     """
-    sent, with_usage = [], {}
+    sent: list[Any] = []
+    with_usage: dict[str, Any] = {}
     for value in map(json.loads, payloads(row)):
         if value.get("error"):
             with_usage = {}

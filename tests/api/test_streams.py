@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import redis
 
+from tests.harness.store import Store
 from tests.support.names import keys
 from tests.support.stack import Stack, wait_until
 from tests.support.upstream import Pause, ending, words
@@ -61,7 +61,13 @@ def test_the_state_of_a_running_stream(client: Client, scripted: Register) -> No
         first.take(3)
         wait_until(lambda: client.state(first.id)["viewers"] == 2)
         state = client.state(first.id)
-        expected = {"status": "in_progress", "position": "1-3", "ended_at": None, "usage": None, "finish_reasons": []}
+        expected: dict[str, Any] = {
+            "status": "in_progress",
+            "position": "1-3",
+            "ended_at": None,
+            "usage": None,
+            "finish_reasons": [],
+        }
         assert expected.items() <= state.items()
     wait_until(lambda: not client.state(first.id)["viewers"])
 
@@ -158,7 +164,7 @@ def test_a_full_last_page_says_that_there_is_no_more(client: Client, scripted: R
 
 
 def test_an_empty_list_has_null_ids(client: Client) -> None:
-    empty = {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+    empty: dict[str, Any] = {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
     assert client.get("/v1/streams?model=fake/never-asked").json() == empty
     generation_id = client.stream("fake/echo").headers["x-stream-id"]
     assert client.get(f"/v1/streams?model=fake/never-asked&after={generation_id}").json() == empty
@@ -254,7 +260,7 @@ def test_what_is_not_there_cannot_be_cancelled_or_deleted(client: Client, genera
 # ---- delete
 
 
-def test_a_deleted_stream_is_nowhere(client: Client, scripted: Register, store: redis.Redis) -> None:
+def test_a_deleted_stream_is_nowhere(client: Client, scripted: Register, store: Store) -> None:
     model = scripted([*words(1), *ending()]).model
     generation_id = client.stream(model).headers["x-stream-id"]
     deleted = client.http.delete(f"/v1/streams/{generation_id}")
@@ -272,7 +278,7 @@ def test_a_deleted_stream_is_nowhere(client: Client, scripted: Register, store: 
     assert not store.exists(keys.log(generation_id))
 
 
-def test_deleting_a_running_stream_stops_it(client: Client, scripted: Register, store: redis.Redis) -> None:
+def test_deleting_a_running_stream_stops_it(client: Client, scripted: Register, store: Store) -> None:
     asked = scripted([*words(1), Pause(), *ending()])
     with client.streaming(asked.model) as first:
         first.take(2)

@@ -8,8 +8,8 @@ import struct
 from contextlib import ExitStack
 
 import pytest
-import redis
 
+from tests.harness.store import Store
 from tests.support.stack import Stack, wait_until
 from tests.support.upstream import Pause, chunk, ending, words
 from tests.support.wire import DONE_FRAME, KEY_A, Client, Register, ask, chunks, frames
@@ -23,7 +23,7 @@ def nobody_else(client: Client) -> None:
     wait_until(lambda: not client.metric(VIEWERS) and not client.metric(FOLLOWED))
 
 
-def test_fifty_viewers_read_the_same_bytes(client: Client, scripted: Register, store: redis.Redis) -> None:
+def test_fifty_viewers_read_the_same_bytes(client: Client, scripted: Register, store: Store) -> None:
     pauses = [Pause() for _ in range(3)]
     said = words(40)
     parts = [*said[:11], pauses[0], *said[11:21], pauses[1], *said[21:31], pauses[2], *said[31:], *ending()]

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from redis import Redis
 
@@ -65,7 +66,7 @@ def of_load(load: Load) -> Figures:
     return figures
 
 
-def counted(target: Target, run: Callable[[], Load]) -> tuple[Load, Figures]:
+def counted(target: Target, run: Callable[..., Load]) -> tuple[Load, Figures]:
     """A run and what it cost the target: CPU for each chunk that arrived, and for our own stack which part used it."""
     parts = target.parts if isinstance(target, Ours) else {}
     before = {name: cpu_s([pid]) for name, pid in parts.items()}
@@ -208,7 +209,7 @@ def replay(target: Target, scale: Scale) -> Figures:
     for name, viewers, reps in (("one", 1, 5 * scale.reps), ("many", scale.replayers, scale.reps)):
         loads = [
             counted(target, lambda v=viewers: target.watch(running, scale.replayed, v).result()) for _ in range(reps)
-        ]  # type: ignore[misc]
+        ]
         figures = median(figures for _, figures in loads)
         result |= {f"{name}_{key}": figures[key] for key in ("total_p50_ms", "total_max_ms", "cpu_us")}
         result |= added(result, figures)
@@ -262,7 +263,7 @@ def pickup(target: Ours, scale: Scale) -> Figures:
 
 def _pick_ups(target: Ours, jobs: int) -> list[float]:
     """Both ends of each wait are seen the same way, by a reader of Valkey, so that what reading costs cancels out."""
-    times = []
+    times: list[float] = []
     with Redis.from_url(target.redis_url) as redis, redis.pubsub() as bell:
         bell.subscribe(keys.doorbell)
         body = target.body(Upstream.model(1, 50))
@@ -284,7 +285,7 @@ def _pick_ups(target: Ours, jobs: int) -> list[float]:
 def stored(target: Ours, scale: Scale) -> Figures:
     """What one more chunk needs in Valkey, against the JSON of its delta; from two logs, so that constants cancel."""
     redis = Redis.from_url(target.redis_url)
-    sizes = {}
+    sizes: dict[int, Any] = {}
     for chunks in (scale.replayed // 10, scale.replayed // 2):
         running = target.publish(chunks, 0, gated=False)
         running.finish()

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.bench.load import Load, Publisher, Upstream, Viewers, post, start_server
@@ -71,7 +71,7 @@ class Target:
         asked = {"model": self.model(model), "stream": True, "messages": [{"role": "user", "content": "hello"}]}
         return json.dumps(asked, separators=(",", ":"))
 
-    def ask(self, chunks: int, rate: int, viewers: int = 1, **options: float) -> Load:
+    def ask(self, chunks: int, rate: int, viewers: int = 1, **options: Any) -> Load:
         """So many requests for a stream each, to the end."""
         body = self.body(Upstream.model(chunks, rate))
         run = Viewers(
@@ -87,7 +87,7 @@ class Target:
         self._streams += 1
         return f"stream{self._streams}"
 
-    def watch(self, running: Running, chunks: int, viewers: int, **options: float) -> Viewers:
+    def watch(self, running: Running, chunks: int, viewers: int, **options: Any) -> Viewers:
         return Viewers(
             self.cores.load,
             running.url,

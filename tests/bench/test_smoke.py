@@ -14,6 +14,7 @@ import pytest
 
 from tests.bench import load
 from tests.bench.load import ROOT, Viewers, find_compiler
+from tests.bench.machine import CannotMeasure
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the bench needs Linux"),
@@ -54,7 +55,7 @@ def test_a_goal_that_does_not_exist_is_refused() -> None:
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(load, "WORK", tmp_path)
     monkeypatch.setattr(load, "COMPILERS", ("no-such-compiler",))
-    with pytest.raises(load.CannotMeasure, match="apt install gcc"):
+    with pytest.raises(CannotMeasure, match="apt install gcc"):
         load.tool("viewers")
 
 

@@ -224,7 +224,7 @@ async def test_the_end_is_told_in_the_transaction_that_writes_it(
     assert not await redis.exists(keys.webhooks)
     for _ in range(2):
         head = await batches.save(head["id"], epoch, lambda head: enter(head, status, 1))
-    event = json.loads(await redis.hget(keys.webhook(head["id"]), "event"))
+    event = json.loads(await redis.hget(keys.webhook(head["id"]), "event"))  # type: ignore[misc]
     assert (event["type"], event["data"]) == (f"batch.{status}", {"id": head["id"]})
     assert event["created_at"] == head["at"][status] // 1000
     assert await redis.zrange(keys.webhooks, 0, -1) == [head["id"].encode()]

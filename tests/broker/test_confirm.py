@@ -21,6 +21,7 @@ from shared.log.entry import Status
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
 from shared.store.redis import connect
+from tests.harness.store import Store
 from tests.support.forgetful import Follower
 from tests.support.names import keys
 from tests.support.server import Server
@@ -68,7 +69,7 @@ async def accepted(broker: Broker, **fields: Any) -> str:
     return generation_id
 
 
-def confirmations(client: blocking.Redis) -> int:
+def confirmations(client: Store) -> int:
     found = client.info("commandstats")
     return int(found.get("cmdstat_waitaof", {}).get("calls", 0))
 

@@ -143,7 +143,7 @@ def test_a_connection_is_never_taken_while_it_is_closed_for_its_sibling(valkey: 
         async def wait_in_vain() -> None:
             for _ in range(40):
                 with suppress(RedisError):
-                    await client.blpop("nothing", timeout=1)
+                    await client.blpop(["nothing"], timeout=1)  # type: ignore[misc]
 
         async def ask() -> None:
             while not over.is_set():

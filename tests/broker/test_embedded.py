@@ -44,7 +44,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def connect(url: str) -> Any:
-    return Redis.from_url(url)  # type: ignore[no-untyped-call]
+    return Redis.from_url(url)
 
 
 def alive(pid: int) -> bool:

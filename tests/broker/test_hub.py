@@ -259,9 +259,14 @@ async def test_a_log_that_cannot_be_followed_ends_with_an_error_and_no_other_doe
 async def test_a_log_that_was_replayed_is_at_hand_for_the_next(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = await bench.log_of(*range(1500))
     await bench.log.seal(writer.generation_id, COMPLETED)
-    reads = []
+    reads: list[Any] = []
     read = StreamLog.read_all
-    monkeypatch.setattr(StreamLog, "read_all", lambda *args, **options: reads.append(args) or read(*args, **options))
+
+    def counted(*args: Any, **options: Any) -> Any:
+        reads.append(args)
+        return read(*args, **options)
+
+    monkeypatch.setattr(StreamLog, "read_all", counted)
     first = bench.watch(writer)
     await bench.end(first)
     again = [bench.watch(writer), bench.watch(writer, OPENAI), bench.watch(writer, cursor=parse("1-700"))]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import pickle
 import uuid
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ async def left_by_an_older_version(
     """A job as that version wrote it: queued; with `begun`, a worker has had it; with `leased`, it has it now."""
     job_id = f"{'batch_' if function == 'batch' else 'chatcmpl-'}{uuid.uuid4().hex}"
     enqueued_ms = 1_700_000_000_000
-    job = {"t": None, "f": function, "a": [job_id], "k": {}, "et": enqueued_ms}
+    job: dict[str, Any] = {"t": None, "f": function, "a": [job_id], "k": {}, "et": enqueued_ms}
     await redis.set(f"arq:job:{job_id}", json.dumps(job, separators=(",", ":")), px=60_000)
     await redis.zadd(QUEUE, {job_id: enqueued_ms - 300_000 + line * LINES_LATER_MS})
     if begun or leased:
@@ -84,7 +85,7 @@ async def test_a_pause_holds_only_what_was_begun(redis: ArqRedis) -> None:
 async def test_a_strangers_jobs_are_not_touched(redis: ArqRedis) -> None:
     """Pickled ones, JSON ones, even ones that are called like ours."""
     like_ours = f"chatcmpl-{uuid.uuid4().hex}"
-    strange = {"t": None, "f": "send_mail", "a": ["x"], "k": {}, "et": 1}
+    strange: dict[str, Any] = {"t": None, "f": "send_mail", "a": ["x"], "k": {}, "et": 1}
     jobs = {uuid.uuid4().hex: pickle.dumps(strange), "mail:1": json.dumps(strange).encode()}
     jobs[like_ours] = pickle.dumps(strange)
     jobs[f"batch_{uuid.uuid4().hex}"] = json.dumps(strange).encode()

@@ -26,7 +26,7 @@ from shared.store.redis import ArqRedis, ResponseError, connect
 from tests.broker.conftest import fake_client
 from tests.support.names import keys
 
-DELTAS = st.one_of(
+DELTAS: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.text(max_size=4).map(lambda text: {"content": text}),
     st.text(max_size=4).map(lambda text: {"reasoning": text}),
     st.integers(0, 9).map(lambda at: {"tool_calls": [{"index": at, "function": {"arguments": "{"}}]}),
@@ -67,7 +67,7 @@ class Faulty(Appender):
         self._faults = iter(faults)
 
     async def send(self, packed: bytes, replies: int, log: Log | None = None) -> list[Any]:
-        fault = next(self._faults, "none")
+        fault: Any = next(self._faults, "none")
         full = ResponseError("OOM command not allowed")
         if fault == "full":
             return [full] * replies

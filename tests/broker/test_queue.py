@@ -6,6 +6,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import pytest
 
@@ -99,7 +100,7 @@ async def test_what_has_ended_is_let_go(queue: JobQueue, redis: ArqRedis, listed
     """Its bell rang late, or its payload has expired."""
     job_id = await put(queue)
     await redis.delete(keys.job(job_id))
-    taken = await queue.take([(job_id, Lane.GENERATION)], MINE, begun=False)
+    taken: Any = await queue.take([(job_id, Lane.GENERATION)], MINE, begun=False)
     assert taken == ([], [(job_id, Lane.GENERATION)])
     await queue.move(taken, MINE, listed=listed)
     assert await redis.exists(keys.lease(job_id)) == 0

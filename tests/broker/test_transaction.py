@@ -46,7 +46,7 @@ async def test_what_is_committed_is_done_and_answered_as_ever(client: ArqRedis, 
         replies = await commit(pipe)
     assert replies == [True, 2.0, [(b"one", 1.0), (b"two", 2.0)], 2, None, 1, 1, True]
     assert await client.get("k") == b"\x00new\xff"
-    assert await client.hgetall("h") == {b"a": b"1", b"b": b"2"}
+    assert await client.hgetall("h") == {b"a": b"1", b"b": b"2"}  # type: ignore[misc]
     if at_once:
         assert 40_000 < await client.pttl("k") <= 50_000
 
@@ -166,7 +166,7 @@ async def test_a_transaction_that_is_refused_is_told_what_for(client: ArqRedis) 
     """As writers send it, without redis-py's pipelines: the server's EXECABORT alone does not say that it is full."""
     connection = await client.connection_pool.get_connection()
     await client.config_set("maxmemory", 1)
-    parts = (bulk(b"MULTI"), bulk(b"SET", b"k", b"1"), bulk(b"SET", b"k", b"2"), bulk(b"EXEC"))
+    parts: tuple[bytes, ...] = (bulk(b"MULTI"), bulk(b"SET", b"k", b"1"), bulk(b"SET", b"k", b"2"), bulk(b"EXEC"))
     replies = await converse(connection, b"".join(parts), len(parts))
     assert isinstance(replies[-1], OutOfMemoryError)
     parts = (bulk(b"MULTI"), bulk(b"NOSUCH"), bulk(b"EXEC"))

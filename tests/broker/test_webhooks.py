@@ -114,9 +114,8 @@ async def test_settlements_at_once_queue_one_event(broker: Broker, redis: ArqRed
     await log.seal(generation_id, outcome)
     await asyncio.gather(*(broker.closing.settle(generation_id) for _ in range(8)))
     assert await redis.zrange(keys.webhooks, 0, -1) == [generation_id.encode()]
-    assert (
-        json.loads(await redis.hget(keys.webhook(generation_id), "event") or b"")["type"] == "chat.completion.completed"
-    )  # type: ignore[misc]
+    event = await redis.hget(keys.webhook(generation_id), "event")  # type: ignore[misc]
+    assert json.loads(event or b"")["type"] == "chat.completion.completed"
 
 
 async def test_a_crash_between_seal_and_settlement_loses_nothing(
@@ -277,7 +276,8 @@ async def test_giving_new_ones_a_time_takes_nothing_from_who_has_begun(
     broker: Broker, hooks: Webhooks, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generation_id = await ended(broker, webhook={"url": URL})
-    execute, begun = Pipeline.execute, []
+    execute = Pipeline.execute
+    begun: list[bool] = []
 
     async def overtaken(pipe: Pipeline, *arguments: Any, **keywords: Any) -> Any:
         if not begun and any(command[0][0] == "ZADD" for command in pipe.command_stack):

@@ -50,7 +50,8 @@ def pair(servers: Pair) -> Iterator[Pair]:
 async def client(pair: Pair) -> AsyncIterator[ArqRedis]:
     """With its whole pool connected to the master."""
     running = connect(pair.url, max_connections=_CONNECTIONS)
-    await asyncio.gather(*(running.blpop("nothing", timeout=0.1) for _ in range(_CONNECTIONS)))
+    waits: list[Any] = [running.blpop(["nothing"], timeout=0.1) for _ in range(_CONNECTIONS)]  # type: ignore[arg-type]
+    await asyncio.gather(*waits)
     assert len(running.connection_pool._available_connections) == _CONNECTIONS
     yield running
     await running.aclose(close_connection_pool=True)

@@ -88,7 +88,7 @@ class Crowd:
     def _payloads(self, ids: Iterable[str], at_ms: int) -> None:
         with self._client.pipeline(transaction=False) as pipe:
             for generation_id in ids:
-                job = {"t": None, "f": "generate", "a": [generation_id], "k": {}, "et": at_ms}
+                job: dict[str, Any] = {"t": None, "f": "generate", "a": [generation_id], "k": {}, "et": at_ms}
                 pipe.set(keys.job(generation_id), json.dumps(job), ex=3600)
             pipe.execute()
 

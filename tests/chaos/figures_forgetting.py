@@ -10,13 +10,14 @@ import json
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.chaos.test_forgetting import failed_over, killed
 from tests.support.upstream import ScriptedUpstream
 
-ROWS = {"killed": killed, "failover": failed_over}
+ROWS: dict[str, Callable[[ScriptedUpstream, Path], dict[str, Any]]] = {"killed": killed, "failover": failed_over}
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def behind_full_workers(
             for generation_id in long[:4]:
                 api.post(f"/v1/streams/{generation_id}/cancel").raise_for_status()
             cancelled = time.monotonic()
-            times = []
+            times: list[float] = []
             while len(times) < len(short) and time.monotonic() < cancelled + 120:
                 done = len(begun(fleet, short))
                 times += [time.monotonic() - cancelled] * (done - len(times))
@@ -188,7 +188,8 @@ def _until_claimed(fleet: Fleet, generation_id: str) -> float:
 
 def _cpu(fleet: Fleet, valkey: EmbeddedValkey) -> dict[str, float]:
     """What the two workers and Valkey use while nothing happens, in percent of a core."""
-    pids = {
+    assert valkey.pid is not None
+    pids: dict[str, list[int]] = {
         "two_workers_percent": [fleet.process(name).pid for name in ("worker", "worker-2")],
         "valkey_percent": [valkey.pid],
     }

@@ -15,10 +15,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import redis
-
 from shared.cli.embedded import EmbeddedValkey
 from tests.chaos.test_viewers import SETTINGS, VIEWERS, watch
+from tests.harness.store import open_store
 from tests.support.faulty import Answer, FaultyProvider
 from tests.support.stack import Stack, free_port, memory_mb, wait_until
 from tests.support.upstream import Pause, chunk, ending, whole, words
@@ -46,7 +45,7 @@ class Bench:
             pairs = list(zip(readings, ports, strict=True))
             for begin in range(0, count, 100):
                 await asyncio.gather(*(watch(r, p, first.id, frames=20) for r, p in pairs[begin : begin + 100]))
-            with redis.Redis.from_url(self.stack.redis_url) as store:
+            with open_store(self.stack.redis_url) as store:
                 before = len(store.client_list())
                 started = time.monotonic()
                 returning = [asyncio.create_task(watch(r, p, first.id)) for r, p in pairs]

@@ -32,7 +32,7 @@ from tests.chaos.tally import Tally
 from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
 from tests.support.stack import wait_until
-from tests.support.upstream import Pause, ScriptedUpstream, ending, words
+from tests.support.upstream import Part, Pause, ScriptedUpstream, ending, words
 
 SEAL = f"{2**53 - 1}-0"
 WORDS = 60
@@ -78,7 +78,7 @@ def f07_zombie(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> Tall
     tally = Tally()
     for i in range(50):
         more, rest = Pause(), Pause()
-        parts = [*words(2), more, *words(40)[3:], rest, *words(WORDS)[41:], *ending()]
+        parts: list[Part] = [*words(2), more, *words(40)[3:], rest, *words(WORDS)[41:], *ending()]
         script = upstream.script(f"f07-{i}", parts)
         generation_id = fleet.submit(f"f07-{i}", on_interruption="restart")
         viewer = judges.watch([fleet.url], generation_id)

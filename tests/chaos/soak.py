@@ -27,6 +27,7 @@ import redis
 from shared.cli.embedded import EmbeddedValkey
 from tests.chaos.soak_faults import APIS, WORKERS, Faults, gauges
 from tests.chaos.soak_load import Generation, plan_of, session_problems, text_problems
+from tests.harness.store import open_store
 from tests.support.faulty import FaultyProvider
 from tests.support.ledger import ledger_problems
 from tests.support.names import jobs_left, keys
@@ -375,7 +376,7 @@ class Soak:
         deadline = time.monotonic() + 10
         while watched := {name: value for name, value in (await gauges(port)).items() if name in WATCHED and value}:
             if time.monotonic() > deadline:
-                self.blame("something is watched", **watched)
+                self.blame("something is watched", None, **watched)
                 return
             await asyncio.sleep(0.2)
 
@@ -388,7 +389,7 @@ class Soak:
                 self.blame(problem, session=session_id, made=[one.describe() for one in made], messages=messages)
 
     def _left(self) -> dict[str, Any]:
-        with redis.Redis.from_url(self.valkey.url, socket_timeout=10) as client:
+        with open_store(self.valkey.url, socket_timeout=10) as client:
             found = {
                 "open": client.zcard(keys.open),
                 "unsettled": client.scard(keys.unsettled),

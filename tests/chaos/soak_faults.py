@@ -20,6 +20,7 @@ import redis
 
 from shared.cli.embedded import CannotStart, EmbeddedValkey
 from tests.chaos.soak_load import CANARY
+from tests.harness.store import open_store
 from tests.support.wire_async import Stream
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ class Faults:
     def _pause(self, milliseconds: int) -> None:
         """Off the loop, and not for ever: a server that was paused just now answers nobody."""
         options = {"socket_timeout": 10, "socket_connect_timeout": 10}
-        with contextlib.suppress(redis.RedisError), redis.Redis.from_url(self._soak.valkey.url, **options) as client:
+        with contextlib.suppress(redis.RedisError), open_store(self._soak.valkey.url, **options) as client:
             client.execute_command("CLIENT", "PAUSE", str(milliseconds))
 
     async def _until_gone(self, valkey: EmbeddedValkey) -> None:

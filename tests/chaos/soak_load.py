@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 from tests.support.faulty import RESET, Answer, Plan, refusal
-from tests.support.upstream import DONE, USAGE, chunk
+from tests.support.upstream import DONE, USAGE, Part, chunk
 from tests.support.wire_async import Reading
 
 CANARY = "canary-prompt-4711"
@@ -72,7 +72,7 @@ class Generation:
     cuts: list[Reading] = field(default_factory=list)
 
     @classmethod
-    def draw(cls, number: int, chance: random.Random) -> Generation:
+    def draw(cls, number: int, chance: Random) -> Generation:
         keyed, background = chance.random() < 0.5, chance.random() < 0.1
         return cls(
             number=number,
@@ -159,15 +159,16 @@ def plan_of(made: Generation) -> Callable[[int], Answer]:
     """What the provider answers to each call for this generation."""
 
     def say(call: int) -> Answer:
-        said: list[bytes | float] = [chunk({"role": "assistant", "content": ""})]
+        said: list[Part] = [chunk({"role": "assistant", "content": ""})]
         for i in range(made.words):
-            fields = {"padding": "x" * 100_000} if made.behaviour == "large" else {}
+            fields: dict[str, Any] = {"padding": "x" * 100_000} if made.behaviour == "large" else {}
             said += [chunk({"content": f"g{made.number}.{call}.{i} "}, **fields), made.gap_s]
         half = said[: 1 + 2 * max(1, made.words // 2)]
         if made.behaviour in ("cut", "rst", "eof"):
             return Answer(half, end=made.behaviour)  # type: ignore[arg-type]
         if made.behaviour == "stall":
-            return Answer([*half, *[b": ping\n\n", 1.0] * 60])
+            pings: list[Part] = [b": ping\n\n", 1.0]
+            return Answer([*half, *pings * 60])
         if made.behaviour == "bad_json":
             return Answer([*half, b"data: {nonsense\n\n", *said])
         return Answer([*said, chunk({}, "stop"), USAGE, DONE])

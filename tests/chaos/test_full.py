@@ -276,7 +276,8 @@ def test_f53_a_full_server_can_be_emptied(filled: Filled) -> None:
     barrier = Pause()
     done = filled.background("fake/echo", store=True, session_id="chat", metadata={"a": "b"})
     wait_until(lambda: filled.state(done)["status"] == "completed")
-    running, told = [], []
+    running: list[str] = []
+    told: list[Any] = []
     for fields in ({}, {"session_id": "chat"}, {"store": True}):
         filled.scripted(5, barrier)
         running.append(filled.background(filled.model, **fields))

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import redis
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.store import open_store
 from tests.support.faulty import Answer, FaultyProvider
 from tests.support.stack import Stack, memory_mb, wait_until
 from tests.support.upstream import chunk
@@ -42,7 +42,7 @@ def test_f62_an_answer_without_end_leaves_room_for_others(small: Stack, provider
     plan = provider.plan("endless", by=lambda _: Answer(itertools.cycle((*EVENTS, 0))))
     with (
         Client(small.url) as client,
-        redis.Redis.from_url(small.redis_url) as store,
+        open_store(small.redis_url) as store,
         ThreadPoolExecutor(1) as waiting,
     ):
         before = memory_mb(small, "VmRSS", "worker")

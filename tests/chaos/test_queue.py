@@ -18,16 +18,17 @@ import uuid
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-import redis
 from arq import create_pool
 from arq.connections import RedisSettings
 
 from shared.cli.embedded import EmbeddedValkey
 from shared.store.keys import Keys, Lane
 from tests.chaos.crowd import Crowd, begun
+from tests.harness.store import open_store
 from tests.support.batch import ended, jsonl, line, results, start
 from tests.support.fleet import Fleet, ask
 from tests.support.judge import Judges
@@ -189,7 +190,7 @@ def test_q5_two_installations_in_one_database_never_meet(
     url = valkey.url.replace("db=0", "db=2")
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     settings = {"STREAMSPOOL_WEBHOOK_SECRET": secret, "STREAMSPOOL_WEBHOOK_ALLOW": "127.0.0.1"}
-    with ScriptedUpstream() as other, redis.Redis.from_url(url) as client, contextlib.ExitStack() as exits:
+    with ScriptedUpstream() as other, open_store(url) as client, contextlib.ExitStack() as exits:
         client.flushdb()
         exits.callback(client.flushdb)
         stacks = []
@@ -265,7 +266,7 @@ def old_names(fleet: Fleet) -> Iterator[None]:
 
 def left_behind(fleet: Fleet, generation_id: str, *, score: int = 1, leased_ms: int = 0) -> None:
     """A job as the version before queued it."""
-    job = {"t": None, "f": "generate", "a": [generation_id], "k": {}, "et": 1}
+    job: dict[str, Any] = {"t": None, "f": "generate", "a": [generation_id], "k": {}, "et": 1}
     fleet.client.set(f"arq:job:{generation_id}", json.dumps(job), ex=600)
     fleet.client.zadd("arq:queue", {generation_id: score})
     if leased_ms:

@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.store import Store, open_store
 from tests.support.names import WAITING, keys
 from tests.support.rig import LEASE_S, Rig
 from tests.support.stack import Stack, free_port, wait_until
@@ -134,10 +135,10 @@ def test_f45_no_disk_pauses_streams_and_refuses_new_ones(rig: Rig) -> None:
     rig.whole(viewers)
 
 
-def saved(client: redis.Redis) -> bool:
+def saved(client: Store) -> bool:
     with suppress(redis.ResponseError):
         client.bgsave()
-    return client.info("persistence")["rdb_last_bgsave_status"] == "ok"
+    return bool(client.info("persistence")["rdb_last_bgsave_status"] == "ok")
 
 
 # ---- no data
@@ -209,7 +210,7 @@ def test_f22_busy_with_a_script(rig: Rig) -> None:
     barrier = Pause()
     viewers = rig.streams(4, chunks=20, barrier=barrier)
     rig.redis.config_set("busy-reply-threshold", 50)
-    with redis.Redis.from_url(rig.valkey.url) as other:
+    with open_store(rig.valkey.url) as other:
         script = threading.Thread(target=loop_for_ever, args=(other,))
         script.start()
         wait_until(lambda: busy(rig.redis), what="the server is busy")
@@ -220,12 +221,12 @@ def test_f22_busy_with_a_script(rig: Rig) -> None:
     rig.whole(viewers)
 
 
-def loop_for_ever(client: redis.Redis) -> None:
+def loop_for_ever(client: Store) -> None:
     with suppress(redis.ResponseError):
         client.eval("while true do end", 0)
 
 
-def busy(client: redis.Redis) -> bool:
+def busy(client: Store) -> bool:
     try:
         return not client.ping()
     except redis.exceptions.BusyLoadingError:

@@ -179,7 +179,10 @@ def test_an_answer_left_with_ctrl_c_goes_on_and_is_found_again(up: Callable[...,
     command = [sys.executable, "-m", "shared.cli.main"]
     variables = {**environment(tmp_path), "STREAMSPOOL_URL": one.url}
     chat = subprocess.Popen(
-        [*command, "chat", "hi", "-m", REQUEST["model"]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables
+        [*command, "chat", "hi", "-m", str(REQUEST["model"])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=variables,
     )
     try:
         assert chat.stdout is not None

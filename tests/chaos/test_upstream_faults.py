@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.store import open_store
 from tests.support.faulty import RESET, Answer, FaultyProvider, Plan, refusal
 from tests.support.stack import Stack, free_port, wait_until
-from tests.support.upstream import DONE, USAGE, Pause, chunk, ending, words
+from tests.support.upstream import DONE, USAGE, Part, Pause, chunk, ending, words
 from tests.support.wire import Client, ask, chunks, end_error, frames, refused, text
 
 SETTINGS = {
@@ -212,7 +212,8 @@ def test_f63_a_provider_that_closes_without_a_word_costs_nobody_a_try(client: Cl
 # ---- F25: silence
 
 
-PINGS = [b": still here\n\n", 0.1] * 100
+PING: list[Part] = [b": still here\n\n", 0.1]
+PINGS = PING * 100
 TIMERS = {
     "before the head": (Answer([30.0], status=0), "upstream_first_timeout", ""),
     "before the first chunk": (Answer(end="hang"), "upstream_first_timeout", ""),
@@ -448,5 +449,5 @@ def test_f30_unknown_fields_and_a_half_emoji_arrive_as_they_were(client: Client,
 
 
 def test_no_log_of_a_fault_lives_for_ever(faulty: Stack) -> None:
-    with redis.Redis.from_url(faulty.redis_url) as store:
+    with open_store(faulty.redis_url) as store:
         assert all(store.ttl(key) > 0 for key in store.scan_iter("streamspool:{*"))

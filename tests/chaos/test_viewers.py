@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import redis
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.store import Store, open_store
 from tests.support.faulty import Answer, FaultyProvider
 from tests.support.names import keys
 from tests.support.stack import Stack, free_port, memory_mb, wait_until
@@ -95,8 +95,8 @@ def client(viewed: Stack) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="module")
-def store(viewed: Stack) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(viewed.redis_url) as connection:
+def store(viewed: Stack) -> Iterator[Store]:
+    with open_store(viewed.redis_url) as connection:
         yield connection
 
 
@@ -175,7 +175,7 @@ async def test_f32_viewers_that_do_not_read_cost_little_and_resume_whole(
 
 
 async def test_f33_a_storm_of_viewers_comes_back_whole(
-    viewed: Stack, client: Client, store: redis.Redis, provider: FaultyProvider
+    viewed: Stack, client: Client, store: Store, provider: FaultyProvider
 ) -> None:
     """300 connections are reset at once, and all return with their cursors."""
     pause, count = Pause(), 300
@@ -249,7 +249,7 @@ async def test_f35_no_cursor_makes_a_viewer_wait_for_nothing(
 
 @pytest.mark.parametrize("how", ["deleted", "expired"])
 def test_f36_a_stream_that_goes_away_while_it_is_viewed(
-    client: Client, store: redis.Redis, provider: FaultyProvider, other_port: int, how: str
+    client: Client, store: Store, provider: FaultyProvider, other_port: int, how: str
 ) -> None:
     pause = Pause()
     plan = provider.plan("going", Answer([*words(2), pause, *ending()]))

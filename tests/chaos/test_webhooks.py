@@ -52,7 +52,10 @@ def hook(fleet: Fleet, generation_id: str) -> dict[str, Any]:
 
 
 def delivered(fleet: Fleet, generation_id: str) -> dict[str, Any]:
-    return wait_until(lambda: (state := hook(fleet, generation_id))["status"] == "delivered" and state, 30)
+    found: dict[str, Any] = wait_until(
+        lambda: (state := hook(fleet, generation_id))["status"] == "delivered" and state, 30
+    )
+    return found
 
 
 def one_event(hooks: list[Hook], generation_id: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from importlib.metadata import version
+from typing import Any
 
 import harness
 import openai
@@ -11,46 +12,46 @@ from langchain_openai import ChatOpenAI
 ASKED = "one two three"
 
 
-def chat(base_url, key, model="fake/echo", **options):
+def chat(base_url: str, key: str, model: str = "fake/echo", **options: Any) -> ChatOpenAI:
     return ChatOpenAI(model=model, base_url=base_url, api_key=key, timeout=20, **{"max_retries": 0, **options})
 
 
-def check_whole(base_url, key):
+def check_whole(base_url: str, key: str) -> None:
     answer = chat(base_url, key).invoke(ASKED)
     assert answer.content == ASKED
     assert answer.response_metadata["finish_reason"] == "stop"
     assert answer.usage_metadata["output_tokens"] == 3
 
 
-def check_stream(base_url, key):
+def check_stream(base_url: str, key: str) -> None:
     chunks = list(chat(base_url, key, "scripted/client-slow").stream(ASKED))
     assert "".join(chunk.content for chunk in chunks) == TEXT
     assert len(chunks) > 5
 
 
-def check_stream_with_usage(base_url, key):
+def check_stream_with_usage(base_url: str, key: str) -> None:
     chunks = list(chat(base_url, key, stream_usage=True).stream(ASKED))
     assert sum(chunks[1:], chunks[0]).usage_metadata["output_tokens"] == 3
 
 
-def check_tool_calls(base_url, key):
+def check_tool_calls(base_url: str, key: str) -> None:
     model = chat(base_url, key, "scripted/client-tools").bind_tools(TOOLS)
     first, *rest = model.stream(ASKED)
     for answer in (sum(rest, first), model.invoke(ASKED)):
         assert [(call["id"], call["name"], call["args"]) for call in answer.tool_calls] == CALLS
 
 
-def check_refusal(base_url, key):
+def check_refusal(base_url: str, key: str) -> None:
     with raises(openai.BadRequestError, code="no_such_thing"):
         chat(base_url, key, "scripted/client-refuses").invoke(ASKED)
 
 
-def check_rate_limit(base_url, key):
+def check_rate_limit(base_url: str, key: str) -> None:
     with raises(openai.RateLimitError, code="rate_limit"):
         chat(base_url, key, "scripted/client-limit", max_retries=2).invoke(ASKED)
 
 
-def check_error_in_the_middle(base_url, key):
+def check_error_in_the_middle(base_url: str, key: str) -> None:
     got = ""
     with raises(openai.APIError, code="fire"):
         for chunk in chat(base_url, key, "scripted/client-broken").stream(ASKED):
@@ -58,19 +59,19 @@ def check_error_in_the_middle(base_url, key):
     assert got == "w0 w1 "
 
 
-def check_wrong_key(base_url, key):
+def check_wrong_key(base_url: str, key: str) -> None:
     with raises(openai.AuthenticationError, code="invalid_api_key"):
         chat(base_url, "wrong").invoke(ASKED)
 
 
-def check_async(base_url, key):
-    async def ask():
+def check_async(base_url: str, key: str) -> None:
+    async def ask() -> str:
         return "".join([chunk.content async for chunk in chat(base_url, key, "scripted/client-slow").astream(ASKED)])
 
     assert asyncio.run(ask()) == TEXT
 
 
-def check_hang_up(base_url, key):
+def check_hang_up(base_url: str, key: str) -> None:
     stream = chat(base_url, key, "scripted/client-waits").stream(ASKED)
     for chunk in stream:
         if chunk.content == "w1 ":

@@ -83,18 +83,18 @@ class Shown:
             self.finish_reasons.append(reason)
 
 
-def webui(base_url, key):
+def webui(base_url: str, key: str) -> httpx.Client:
     """Its HTTP client: base URL without the trailing slash, a bearer key, and the user's headers where that is on."""
     headers = {"Authorization": f"Bearer {key}", **FORWARDED}
     return httpx.Client(base_url=base_url, headers=headers, trust_env=False, timeout=20)
 
 
-def post(base_url, key, model, **fields):
+def post(base_url: str, key: str, model: str, **fields: Any) -> httpx.Response:
     with webui(base_url, key) as client:
         return client.post("/chat/completions", json={"model": model, "messages": MESSAGES, **fields})
 
 
-def chat(base_url, key, model="fake/echo", **fields):
+def chat(base_url: str, key: str, model: str = "fake/echo", **fields: Any) -> Shown:
     """What is shown of a chat."""
     response = post(base_url, key, model, stream=True, **fields)
     assert response.status_code == 200
@@ -105,7 +105,7 @@ def chat(base_url, key, model="fake/echo", **fields):
     return shown
 
 
-def check_whole(base_url, key):
+def check_whole(base_url: str, key: str) -> None:
     """Titles, tags and follow-ups: asked for side by side, without streaming."""
     fields = {"stream": False, "max_tokens": 1000, "metadata": {"task": "t"}}
     with ThreadPoolExecutor(3) as pool:
@@ -113,35 +113,35 @@ def check_whole(base_url, key):
     assert [answer.json()["choices"][0]["message"]["content"] for answer in answers] == ["one two three"] * 3
 
 
-def check_stream(base_url, key):
+def check_stream(base_url: str, key: str) -> None:
     shown = chat(base_url, key, "scripted/client-slow", **PARAMETERS)
     assert (shown.content, shown.finish_reasons, shown.errors) == (TEXT, ["stop"], [])
     assert shown.usage == {}
 
 
-def check_stream_with_usage(base_url, key):
+def check_stream_with_usage(base_url: str, key: str) -> None:
     shown = chat(base_url, key, "scripted/client-slow", stream_options={"include_usage": True})
     assert shown.usage == {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
 
 
-def check_stream_with_ids(base_url, key):
+def check_stream_with_ids(base_url: str, key: str) -> None:
     plain = chat(base_url, key)
     FORWARDED["X-Stream-Ids"] = "1"
     assert chat(base_url, key) == plain
     del FORWARDED["X-Stream-Ids"]
 
 
-def check_tool_calls(base_url, key):
+def check_tool_calls(base_url: str, key: str) -> None:
     calls = chat(base_url, key, "scripted/client-tools", tools=TOOLS).tool_calls
     assert [(call["id"], call["name"], json.loads(call["arguments"])) for call in calls.values()] == CALLS
 
 
-def check_reasoning(base_url, key):
+def check_reasoning(base_url: str, key: str) -> None:
     shown = chat(base_url, key, "scripted/client-thinks")
     assert (shown.reasoning, shown.content) == (THOUGHT, ANSWER)
 
 
-def check_refusal(base_url, key):
+def check_refusal(base_url: str, key: str) -> None:
     """The body of a refusal is shown to the user."""
     response = post(base_url, key, "scripted/client-refuses", stream=True)
     shown = Shown()
@@ -150,19 +150,19 @@ def check_refusal(base_url, key):
     assert [error["code"] for error in shown.errors] == ["no_such_thing"]
 
 
-def check_rate_limit(base_url, key):
+def check_rate_limit(base_url: str, key: str) -> None:
     response = post(base_url, key, "scripted/client-limit")
     assert response.status_code == 429
     assert response.headers["retry-after"] == "1"
     assert isinstance(response.json()["error"]["message"], str)
 
 
-def check_error_in_the_middle(base_url, key):
+def check_error_in_the_middle(base_url: str, key: str) -> None:
     shown = chat(base_url, key, "scripted/client-broken")
     assert (shown.content, [error["code"] for error in shown.errors]) == ("w0 w1 ", ["fire"])
 
 
-def check_models(base_url, key):
+def check_models(base_url: str, key: str) -> None:
     """The button that verifies a connection."""
     with webui(base_url, key) as client:
         response = client.get("/models")
@@ -173,7 +173,7 @@ def check_models(base_url, key):
     assert all(isinstance(model["id"], str) for model in models)
 
 
-def check_hang_up(base_url, key):
+def check_hang_up(base_url: str, key: str) -> None:
     """Its Stop button closes the connection."""
     body = {"model": "scripted/client-waits", "messages": MESSAGES, "stream": True}
     with webui(base_url, key) as client, client.stream("POST", "/chat/completions", json=body) as response:

@@ -8,20 +8,22 @@ the base URL and the key. tests/support/clients.py sets up the models called `sc
 import json
 import sys
 import traceback
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-MESSAGES = [{"role": "user", "content": "one two three"}]
+MESSAGES: list[Any] = [{"role": "user", "content": "one two three"}]
 TEXT = "w0 w1 w2 w3 w4 "
 THOUGHT, ANSWER = "Let me see. ", "It is 4."
 CALLS = [("c1", "f", {"x": 1}), ("c2", "g", {"x": 2})]
-PARAMETERS = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
-TOOLS = [
+PARAMETERS: dict[str, Any] = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+TOOLS: list[Any] = [
     {"type": "function", "function": {"name": name, "description": name, "parameters": PARAMETERS}} for name in "fg"
 ]
 
 
 @contextmanager
-def raises(kind, **attributes):
+def raises(kind: type[Exception], **attributes: Any) -> Iterator[None]:
     """The block fails with this error, which has these attributes."""
     try:
         yield
@@ -33,9 +35,9 @@ def raises(kind, **attributes):
         raise AssertionError(f"no {kind.__name__}")
 
 
-def run(program, version):
+def run(program: Mapping[str, Any], version: str) -> None:
     """Runs the checks of a program, given its globals."""
-    report = {"version": version}
+    report: dict[str, str | None] = {"version": version}
     for name, check in list(program.items()):
         if name.startswith("check_"):
             try:

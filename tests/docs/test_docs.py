@@ -40,6 +40,7 @@ from shared.store.redis import UNREACHABLE, connect
 from tests.docs import coverage, tables
 from tests.docs.cut import CuttingProxy
 from tests.docs.snippets import Block, anchors, blocks, links, matches, prose
+from tests.harness.store import open_store
 from tests.support.names import keys
 from tests.support.stack import Stack, free_port, wait_until
 from tests.support.upstream import ScriptedUpstream
@@ -171,7 +172,7 @@ def check_command(words: list[str], command: str) -> None:
     elif name == "export":
         for assignment in arguments:
             assert re.fullmatch(r"[A-Z_]+=\S+", assignment), command
-        Settings(_env_file=None, **own_settings(arguments))  # type: ignore[call-arg]
+        Settings(_env_file=None, **own_settings(arguments))
     else:
         assert command in (ROOT / "Makefile").read_text("utf-8"), f"nobody checks `{command}`"
 
@@ -207,7 +208,7 @@ def test_toml_is_what_the_settings_take(block: Block, tmp_path: Path, monkeypatc
     file = tmp_path / "streamspool.toml"
     file.write_text(block.code, "utf-8")
     monkeypatch.setenv("STREAMSPOOL_CONFIG", str(file))
-    settings = Settings(_env_file=None)  # type: ignore[call-arg]
+    settings = Settings(_env_file=None)
     assert settings.providers or settings.model_fields_set
     variables = {row.api_key_env: "key" for row in settings.providers.values() if row.api_key_env}
     assert set(settings.providers) <= set(load_providers(settings, variables))
@@ -236,7 +237,7 @@ def test_the_log_holds_what_the_protocol_shows(stack: Stack) -> None:
         if "PROTOCOL" in block.document and block.words[:1] and block.language == "json"
     }
     generation_id = ask(stack)["id"]
-    client: Any = redis.Redis.from_url(stack.redis_url)
+    client: Any = open_store(stack.redis_url)
     entries = {position.decode(): fields for position, fields in client.xrange(keys.log(generation_id))}
     catalogue = json.loads(client.get(keys.catalogue))
     client.close()
@@ -280,7 +281,7 @@ def test_the_commands_of_the_protocol_are_those_that_are_sent(upstream: Scripted
         ):
             assert get(running, path).status_code == 200
         assert httpx.delete(f"{running.url}/v1/streams/{generation_id}", trust_env=False).status_code == 200
-        with redis.Redis.from_url(server.url) as client:
+        with open_store(server.url) as client:
             sent = {name.removeprefix("cmdstat_").partition("|")[0].upper() for name in client.info("commandstats")}
     assert sent - listed - of_the_client == set()
     assert {"XADD", "XRANGE", "XREAD", "XREVRANGE", "WATCH", "ZADD"} <= sent

@@ -66,7 +66,8 @@ class Scene:
     async def run(self, operation: str) -> str:
         """What the operation answers, in the words of the table."""
         try:
-            return await getattr(self, re.sub(r"\W+", "_", operation).lower())()
+            told: str = await getattr(self, re.sub(r"\W+", "_", operation).lower())()
+            return told
         except LogError as error:
             return f"`{type(error).__name__}`"
 

@@ -92,7 +92,7 @@ def test_it_stops_where_it_is_told_to(live: Live) -> None:
 
 
 def test_usage_comes_once_and_last_and_only_if_asked_for(live: Live) -> None:
-    fields = {"max_tokens": 5, "ignore_eos": True}
+    fields: dict[str, Any] = {"max_tokens": 5, "ignore_eos": True}
     options = {"include_usage": True}
     *before, last = chunks(live.client.stream(NAME, QUESTION, stream_options=options, **fields).content)
     assert [chunk["usage"] for chunk in before] == [None] * len(before)
@@ -103,7 +103,7 @@ def test_usage_comes_once_and_last_and_only_if_asked_for(live: Live) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_two_choices(live: Live, stream: bool) -> None:
-    fields = {"n": 2, "max_tokens": 6, "ignore_eos": True}
+    fields: dict[str, Any] = {"n": 2, "max_tokens": 6, "ignore_eos": True}
     if stream:
         found = chunks(live.client.stream(NAME, QUESTION, stream_options={"include_usage": True}, **fields).content)
         assert reasons(found) == [(0, "length"), (1, "length")]
@@ -129,7 +129,12 @@ def test_a_tool_that_has_to_be_called(live: Live, stream: bool) -> None:
         {"role": "user", "content": "What is the weather in Rome?"},
         {"role": "assistant", "content": "<tool_call>["},
     ]
-    fields = {"messages": messages, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
+    fields: dict[str, Any] = {
+        "messages": messages,
+        "tools": [TOOL],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+    }
     if stream:
         found = chunks(live.client.stream(NAME, **fields).content)
         assert reasons(found) == [(0, "tool_calls")]

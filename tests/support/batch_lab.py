@@ -100,7 +100,7 @@ class Lab:
     async def head(self, batch_id: str) -> dict[str, Any]:
         return await self.batches.find(batch_id, OWNER)
 
-    async def until(self, batch_id: str, condition: Callable[[dict[str, Any]], Any], what: str = "") -> dict[str, Any]:
+    async def until(self, batch_id: str, condition: Callable[..., Any], what: str = "") -> dict[str, Any]:
         async with asyncio.timeout(30):
             while True:
                 with suppress(Unavailable):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tests.support.loopback import ModelServer, Played
-from tests.support.upstream import Pause
+from tests.support.upstream import Part, Pause
 
 End = Literal["clean", "silent", "cut", "eof", "rst", "hang"]
 """clean: as HTTP wants it. silent: whole, and the connection is closed although nothing said that it would be. cut: chunked,
@@ -26,7 +26,7 @@ without its last chunk. eof: no length at all. hang: open until we hang up."""
 class Answer:
     """One response. Of `parts`, bytes are one write each, a number is a pause in seconds, a Pause a barrier."""
 
-    parts: Iterable[bytes | float | Pause] = ()
+    parts: Iterable[Part] = ()
     status: int = 200
     headers: dict[str, str] = field(default_factory=lambda: {"content-type": "text/event-stream"})
     end: End = "clean"

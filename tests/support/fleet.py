@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
-import redis
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.store import open_store
 from tests.support.names import WAITING, keys
 from tests.support.stack import Stack, free_port, wait_until
 from tests.support.upstream import ScriptedUpstream
@@ -37,7 +37,7 @@ class Fleet(Stack):
 
     def __init__(self, valkey: EmbeddedValkey, upstream: ScriptedUpstream, directory: Path, **settings: str) -> None:
         url = valkey.url.replace("db=0", "db=3")
-        self.client = redis.Redis.from_url(url)
+        self.client = open_store(url)
         self.client.flushdb()
         self.http = httpx.Client(trust_env=False)
         self._ports: dict[str, int] = {}
@@ -157,17 +157,18 @@ class Fleet(Stack):
     def ring(self, *generation_ids: str) -> None:
         """The bell, as another version of ours would ring it."""
         for generation_id in generation_ids:
-            job = {"t": None, "f": "generate", "a": [generation_id], "k": {}, "et": 1}
+            job: dict[str, Any] = {"t": None, "f": "generate", "a": [generation_id], "k": {}, "et": 1}
             self.client.set(keys.job(generation_id), json.dumps(job), ex=60)
             self.client.zadd(WAITING, {generation_id: 1})
             self.client.publish(keys.doorbell, generation_id)
 
     def ended(self, generation_id: str) -> dict[str, Any]:
         """The state of a generation once it has ended."""
-        return wait_until(
+        ended: dict[str, Any] = wait_until(
             lambda: (found := self.state(generation_id))["status"] not in ("queued", "in_progress") and found,
             what="an end",
         )
+        return ended
 
     def stored(self, generation_id: str) -> str:
         """The text as it is kept."""

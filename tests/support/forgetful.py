@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-import redis
-
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.store import open_store
 from tests.support.proxy import Proxy
 from tests.support.stack import wait_until
 
@@ -68,7 +67,7 @@ class Follower:
     def __enter__(self) -> Self:
         self._link.__enter__()
         self.valkey.__enter__()
-        self.redis = redis.Redis.from_url(self.valkey.url)
+        self.redis = open_store(self.valkey.url)
         self.redis.execute_command("REPLICAOF", "127.0.0.1", self._link.port)
         wait_until(lambda: self.redis.info("replication")["master_link_status"] == "up", 30, "the replica follows")
         self._link.delay(self._late_s)

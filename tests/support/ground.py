@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Self
 
 import httpx
-import redis
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.store import open_store
 from tests.support.batch import state
 from tests.support.fleet import QUICK
 from tests.support.names import keys
@@ -38,7 +38,7 @@ class Ground:
             self.stack.start("worker-2")
             exits.enter_context(self.stack)
             self.http = exits.enter_context(httpx.Client(base_url=self.stack.url, timeout=60, trust_env=False))
-            self.redis = exits.enter_context(redis.Redis.from_url(self.valkey.url))
+            self.redis = exits.enter_context(open_store(self.valkey.url))
             self._exits = exits.pop_all()
         return self
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-import redis
-
+from tests.harness.store import Store
 from tests.support.proxy import Proxy
 from tests.support.server import Server
 from tests.support.stack import wait_until
@@ -51,6 +50,6 @@ class Pair:
         self._follow(self.b, 0)
         self.proxy.lead_to(("127.0.0.1", self.servers[0].port))
 
-    def _follow(self, client: redis.Redis, master: int) -> None:
+    def _follow(self, client: Store, master: int) -> None:
         client.replicaof("127.0.0.1", self.servers[master].port)
         wait_until(lambda: client.info("replication")["master_link_status"] == "up", what="it follows")

@@ -42,7 +42,7 @@ def wire(row: Row, *, done: bool = True) -> bytes:
     """A recording as its provider sent it. Where the framing was not kept, the simplest one is put around the payloads,
     and, for formats that are `done` with it, `[DONE]` at the end."""
     if row["wire"] == "sse":
-        return (FOLDER / row["file"]).read_bytes()
+        return Path(FOLDER, row["file"]).read_bytes()
     return b"".join(b"data: %b\n\n" % payload for payload in [*payloads(row), *([b"[DONE]"] if done else [])])
 
 
@@ -60,7 +60,7 @@ def fold(chunks: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     choices: dict[str, dict[str, Any]] = {}
     for chunk in chunks:
         for choice in chunk["choices"]:
-            new = {"content": "", "reasoning": "", "refusal": "", "finish": None, "tools": {}}
+            new: dict[str, Any] = {"content": "", "reasoning": "", "refusal": "", "finish": None, "tools": {}}
             total, delta = choices.setdefault(str(choice["index"]), new), choice["delta"]
             add_text(total, delta)
             for call in delta.get("tool_calls") or []:

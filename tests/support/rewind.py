@@ -8,9 +8,8 @@ import signal
 from pathlib import Path
 from typing import Self
 
-import redis
-
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.store import open_store
 from tests.support.stack import wait_until
 
 
@@ -24,7 +23,7 @@ class Rewindable:
 
     def __enter__(self) -> Self:
         self.valkey.__enter__()
-        self.client = redis.Redis.from_url(self.valkey.url)
+        self.client = open_store(self.valkey.url)
         return self
 
     def __exit__(self, *_: object) -> None:

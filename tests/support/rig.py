@@ -16,9 +16,9 @@ from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 import httpx
-import redis
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.store import open_store
 from tests.support.names import keys
 from tests.support.proxy import Proxy
 from tests.support.stack import Stack, wait_until
@@ -132,7 +132,7 @@ class Rig:
     def __enter__(self) -> Self:
         self.valkey.launch()
         self.valkey.wait_ready()
-        self.redis = redis.Redis.from_url(self.valkey.url)
+        self.redis = open_store(self.valkey.url)
         self.proxy = Proxy(unquote(urlsplit(self.valkey.url).path)).__enter__()
         url = self._redis_url or f"redis://127.0.0.1:{self.proxy.port}/0"
         self.stack = Stack(url, self.upstream.base_url, self._directory, **self._settings)

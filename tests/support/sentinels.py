@@ -11,6 +11,7 @@ from urllib.parse import quote
 import redis
 
 from shared.cli.embedded import tied_to_parent
+from tests.harness.store import Store
 from tests.support.server import Certificates, binary
 from tests.support.stack import free_port, wait_until
 
@@ -79,7 +80,7 @@ class Sentinels:
         for process in self._processes:
             process.wait(15)
 
-    def client(self, number: int) -> redis.Redis:
+    def client(self, number: int) -> Store:
         """0: the first master, 1: its replica, 2: the sentinel. The connection ends with the last use of the client."""
         options: dict[str, Any] = {}
         if self._passwords and number == 2:

@@ -12,6 +12,7 @@ import redis
 import trustme
 
 from shared.cli.embedded import find_binary, tied_to_parent
+from tests.harness.store import Store
 from tests.support.stack import free_port, wait_until
 
 REDIS = "redis-server"
@@ -71,7 +72,7 @@ class Server:
             self._process.kill()
             self._process.wait()
 
-    def client(self, **options: Any) -> redis.Redis:
+    def client(self, **options: Any) -> Store:
         """The connection ends with the last use of the client."""
         return redis.Redis(port=self.port, socket_timeout=5, **options)
 

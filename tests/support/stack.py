@@ -18,8 +18,11 @@ import httpx
 READY_S = 90.0
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 15.0, what: str = "") -> Any:
-    """Polls until the condition is true and returns its value; fails the test when the time is over."""
+def wait_until(condition: Callable[..., Any], timeout_s: float = 15.0, what: str = "") -> Any:
+    """Polls until the condition is true and returns its value; fails the test when the time is over.
+
+    It is called without arguments; in a loop, a lambda may hold the loop's variable as a default.
+    """
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what or condition}"

@@ -29,11 +29,14 @@ class Pause:
             await asyncio.sleep(0.005)
 
 
+Part = bytes | float | Pause
+
+
 @dataclass
 class Script(Played):
     """What one model answers. `parts`: bytes are sent as one write, a number is a pause in seconds, a Pause a barrier."""
 
-    parts: Iterable[bytes | float | Pause] = ()
+    parts: Iterable[Part] = ()
     status: int = 200
     headers: dict[str, str] = field(default_factory=lambda: {"content-type": "text/event-stream"})
     cut: bool = False
@@ -70,7 +73,7 @@ def ending(*, usage: bool = True) -> list[bytes]:
 class ScriptedUpstream(ModelServer[Script]):
     """The server, in a thread of its own. `script(name, …)` registers; the Script counts what happened to it."""
 
-    def script(self, name: str, parts: Iterable[bytes | float | Pause] = (), **options: Any) -> Script:
+    def script(self, name: str, parts: Iterable[Part] = (), **options: Any) -> Script:
         self.models[name] = Script(parts, **options)
         return self.models[name]
 

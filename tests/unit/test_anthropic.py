@@ -62,19 +62,31 @@ def test_betas_are_names(betas: Any) -> None:
 
 
 def test_our_own_and_openais_own_fields_stay_here() -> None:
-    fields = dict.fromkeys(EXTENSION_FIELDS - {"metadata"}, "x") | {
+    fields: dict[str, Any] = dict.fromkeys(EXTENSION_FIELDS - {"metadata"}, "x") | {
         "seed": 1,
         "store": True,
         "prediction": {},
         "stream_options": {},
     }
-    labels = {"metadata": {"label": "x"}, "service_tier": "flex", "prompt_cache_key": "k", "n": 1, "logprobs": False}
-    neutral = {"frequency_penalty": 0, "logit_bias": {}, "modalities": ["text"], "response_format": {"type": "text"}}
-    assert build(**fields, **labels, **neutral) == build()
+    labels: dict[str, Any] = {
+        "metadata": {"label": "x"},
+        "service_tier": "flex",
+        "prompt_cache_key": "k",
+        "n": 1,
+        "logprobs": False,
+    }
+    neutral: dict[str, Any] = {
+        "frequency_penalty": 0,
+        "logit_bias": {},
+        "modalities": ["text"],
+        "response_format": {"type": "text"},
+    }
+    ignored: dict[str, Any] = {**fields, **labels, **neutral}
+    assert build(**ignored) == build()
 
 
 def test_fields_that_are_anthropics_own_pass_untouched() -> None:
-    own = {
+    own: dict[str, Any] = {
         "top_k": 5,
         "container": "c",
         "mcp_servers": [{}],
@@ -127,7 +139,7 @@ def test_effort_becomes_thinking(model: str, fields: dict[str, Any], made: dict[
 
 
 def test_thinking_in_anthropics_own_words() -> None:
-    own = {"type": "enabled", "budget_tokens": 5000}
+    own: dict[str, Any] = {"type": "enabled", "budget_tokens": 5000}
     assert build(thinking=own).items() >= {"thinking": own, "max_tokens": 13192}.items()
     assert build(reasoning_effort="none")["thinking"] == {"type": "disabled"}
     assert refused(thinking=own, reasoning_effort="low") == "thinking.type"
@@ -148,7 +160,11 @@ def test_the_system_is_said_apart() -> None:
 
 
 def test_one_side_speaks_once_at_a_time() -> None:
-    said = [USER, {"role": "user", "content": ""}, {"role": "user", "content": [{"type": "text", "text": "b"}]}]
+    said: list[dict[str, Any]] = [
+        USER,
+        {"role": "user", "content": ""},
+        {"role": "user", "content": [{"type": "text", "text": "b"}]},
+    ]
     assert turns(*said) == [{"role": "user", "content": [*SAID["content"], {"type": "text", "text": "b"}]}]
 
 
@@ -237,7 +253,7 @@ def test_parts(part: dict[str, Any], block: dict[str, Any]) -> None:
 
 
 def test_tools_and_the_choice_among_them() -> None:
-    own = {"type": "web_search_20250305", "name": "web_search"}
+    own: dict[str, Any] = {"type": "web_search_20250305", "name": "web_search"}
     marked = {"type": "function", "function": {"name": "g", "strict": True}, "cache_control": {}}
     request = build(tools=[TOOL, own, marked])
     assert request["tools"] == [

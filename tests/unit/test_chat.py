@@ -163,7 +163,7 @@ def test_lists_keep_their_order_and_not_their_indexes(field: str) -> None:
 
 
 def test_what_ends_a_choice_is_said_once() -> None:
-    end = {"native_finish_reason": "end_turn", "stop_sequence": "x"}
+    end: dict[str, Any] = {"native_finish_reason": "end_turn", "stop_sequence": "x"}
     (choice,) = fold(chunk({}, "stop", **end), chunk({}, "stop", **end)).result()["choices"]
     assert end.items() <= choice.items()
 

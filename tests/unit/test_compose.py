@@ -61,7 +61,8 @@ def interpolate(value: Any, environment: dict[str, str]) -> Any:
 
 def load(**environment: str) -> dict[str, Any]:
     text = (ROOT / "docker-compose.yml").read_text("utf-8")
-    return interpolate(yaml.safe_load(text), environment)
+    found: dict[str, Any] = interpolate(yaml.safe_load(text), environment)
+    return found
 
 
 def base(names: Iterable[str]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ pytestmark = [
 def stream_of(row: Row) -> bytes:
     """As it was sent: these formats have no [DONE]."""
     if row["wire"] == "sse":
-        return (FOLDER / row["file"]).read_bytes()
+        return Path(FOLDER, row["file"]).read_bytes()
     return b"".join(b"data: %b\n\n" % payload for payload in payloads(row))
 
 

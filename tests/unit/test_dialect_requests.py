@@ -31,10 +31,11 @@ objects = st.dictionaries(st.sampled_from(["type", "a", "index"]), junk, max_siz
 
 def near(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     """Objects that have some of these fields, mostly of the right shape."""
-    mostly = {
-        name: st.integers(0, 15).flatmap(lambda i, field=field: field if i else junk) for name, field in fields.items()
-    }
-    return st.fixed_dictionaries({}, optional=mostly)
+
+    def mostly(field: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+        return st.integers(0, 15).flatmap(lambda i: field if i else junk)
+
+    return st.fixed_dictionaries({}, optional={name: mostly(field) for name, field in fields.items()})
 
 
 def whole(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:

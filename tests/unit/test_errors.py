@@ -35,7 +35,7 @@ from shared.errors import (
 )
 from tests.support.records import mismatches
 
-CLASSES = {
+CLASSES: dict[str, Any] = {
     name: value
     for name, value in vars(errors).items()
     if inspect.isclass(value) and issubclass(value, Exception) and value.__module__ == errors.__name__
@@ -57,7 +57,10 @@ def drawn() -> dict[str, tuple[str | None, int | None]]:
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:
-    real = {name: kind.__base__.__name__ if kind.__base__ is not Exception else None for name, kind in CLASSES.items()}
+    real = {
+        name: parent.__name__ if (parent := kind.__bases__[0]) is not Exception else None
+        for name, kind in CLASSES.items()
+    }
     assert {name: parent for name, (parent, _) in drawn().items()} == real
 
 

@@ -11,7 +11,9 @@ from shared.errors import BadRequest, UpstreamIncomplete, UpstreamRefused
 from worker.normalizer import Normalizer
 from worker.providers.fake import FakeScript, parse_model, script
 
-HELLO = {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "Say  hello,\nwörld"}]}
+HELLO: dict[str, Any] = {
+    "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "Say  hello,\nwörld"}]
+}
 
 
 def play(model: str, body: dict[str, Any] | None = None) -> tuple[str, str, Normalizer, float]:

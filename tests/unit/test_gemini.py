@@ -66,18 +66,23 @@ def test_a_model_is_no_way_out_of_the_base_url(model: str) -> None:
 
 
 def test_our_own_and_openais_own_fields_stay_here() -> None:
-    fields = dict.fromkeys(EXTENSION_FIELDS - {"metadata"}, "x") | {
+    fields: dict[str, Any] = dict.fromkeys(EXTENSION_FIELDS - {"metadata"}, "x") | {
         "user": "u",
         "store": True,
         "stream_options": {},
         "stream": True,
     }
-    labels = {"metadata": {"label": "x"}, "service_tier": "flex", "parallel_tool_calls": False, "n": 1}
+    labels: dict[str, Any] = {"metadata": {"label": "x"}, "service_tier": "flex", "parallel_tool_calls": False, "n": 1}
     assert build(**fields, **labels) == {"contents": [SAID]}
 
 
 def test_fields_that_are_geminis_own_pass_untouched() -> None:
-    own = {"safetySettings": [{"category": "c"}], "cachedContent": "x", "labels": {"a": "b"}, "unknown": None}
+    own: dict[str, Any] = {
+        "safetySettings": [{"category": "c"}],
+        "cachedContent": "x",
+        "labels": {"a": "b"},
+        "unknown": None,
+    }
     assert build(**own) == {"contents": [SAID], **own}
 
 
@@ -132,7 +137,7 @@ def test_effort_becomes_thinking(model: str, effort: str, thinking: dict[str, An
 
 
 def test_the_system_is_said_apart() -> None:
-    system = [
+    system: list[dict[str, Any]] = [
         {"role": "system", "content": "a"},
         USER,
         {"role": "developer", "content": [{"type": "text", "text": "b"}]},

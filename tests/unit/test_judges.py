@@ -60,7 +60,13 @@ def test_a_session_is_its_completed_turns_in_order() -> None:
 def test_a_ledger_is_the_sum_of_its_generations() -> None:
     usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
     state = {"model": "m/a", "served_by": None, "status": "completed", "usage": usage}
-    row = {"model": "m/a", "requests": 2, "completed_requests": 2, "failed_requests": 0, "provider_requests": 2}
+    row: dict[str, Any] = {
+        "model": "m/a",
+        "requests": 2,
+        "completed_requests": 2,
+        "failed_requests": 0,
+        "provider_requests": 2,
+    }
     row |= {name: 2 * amount for name, amount in usage.items()}
     others = {**row, "model": "m/b"}
     assert ledger_problems([state, state], [row, others]) == []

@@ -22,7 +22,8 @@ USER: dict[str, Any] = {"role": "user", "content": "hi"}
 
 def asked(form: Any, **fields: Any) -> dict[str, Any]:
     body = {"model": "acme/m", "messages": [USER], "stream": True, **fields}
-    return form.build_request(body, "m")
+    built: dict[str, Any] = form.build_request(body, "m")
+    return built
 
 
 @pytest.fixture(params=FORMATS)

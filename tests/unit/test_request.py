@@ -131,6 +131,10 @@ def test_a_body_must_be_an_object(body: Any) -> None:
             kind.check(body)
 
 
+def values(field: str, *wrong: Any) -> list[tuple[dict[str, Any], str]]:
+    return [({field: value}, field) for value in wrong]
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model": None}, "model"),
     ({"model": "a\nb"}, "model"),
@@ -162,15 +166,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"stream": True, "stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": False, "stream_options": {}}, "stream_options"),
-    *(({"n": value}, "n") for value in (0, 129, True, 1.0, "1")),
-    *(({"temperature": value}, "temperature") for value in (-0.1, "1", True, [])),
-    *(({"top_p": value}, "top_p") for value in (-0.1, 1.1, "1", False)),
+    *values("n", 0, 129, True, 1.0, "1"),
+    *values("temperature", -0.1, "1", True, []),
+    *values("top_p", -0.1, 1.1, "1", False),
     *(({name: value}, name) for name in ("frequency_penalty", "presence_penalty") for value in (-2.1, 2.1, "1")),
     *(({name: value}, name) for name in ("max_tokens", "max_completion_tokens") for value in (0, -2, 1.5, "5", True)),
-    *(({"stop": value}, "stop") for value in (5, {}, True)),
+    *values("stop", 5, {}, True),
     ({"stop": ["a", 1]}, "stop[1]"),
-    *(({"seed": value}, "seed") for value in ("1", 1.5, True)),
-    *(({"logprobs": value}, "logprobs") for value in ("true", 21, -1)),
+    *values("seed", "1", 1.5, True),
+    *values("logprobs", "true", 21, -1),
     *(({"logprobs": True, "top_logprobs": value}, "top_logprobs") for value in (-1, 21, "1", 1.5)),
     ({"top_logprobs": 1}, "top_logprobs"),
     ({"logprobs": False, "top_logprobs": 1}, "top_logprobs"),
@@ -191,12 +195,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "function", "function": {"name": "f", "strict": "x"}}]}, "tools[0].function.strict"),
     ({"tools": [{"type": "custom"}]}, "tools[0].custom"),
     ({"tool_choice": "always"}, "tool_choice"),
-    *(({"tool_choice": value}, "tool_choice") for value in (1, [], True)),
+    *values("tool_choice", 1, [], True),
     ({"tool_choice": {}}, "tool_choice.type"),
     ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
     ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name"),
     ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
-    *(({"parallel_tool_calls": value}, "parallel_tool_calls") for value in (1, "true")),
+    *values("parallel_tool_calls", 1, "true"),
     ({"functions": [{"description": "x"}]}, "functions[0].name"),
     ({"functions": [{"name": "not this"}]}, "functions[0].name"),
     ({"function_call": "required"}, "function_call"),
@@ -221,7 +225,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"metadata": {str(i): "v" for i in range(17)}}, "metadata"),
     ({"on_interruption": "x"}, "on_interruption"),
     ({"on_disconnect": "x"}, "on_disconnect"),
-    *(({"max_tokens_per_s": value}, "max_tokens_per_s") for value in (0, -1, 10_001, "5", True, float("inf"))),
+    *values("max_tokens_per_s", 0, -1, 10_001, "5", True, float("inf")),
 ]
 
 

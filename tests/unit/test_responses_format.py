@@ -43,7 +43,8 @@ def asked(**fields: Any) -> dict[str, Any]:
 
 
 def items(*messages: dict[str, Any]) -> list[dict[str, Any]]:
-    return asked(messages=list(messages))["input"]
+    found: list[dict[str, Any]] = asked(messages=list(messages))["input"]
+    return found
 
 
 # ---- the request
@@ -160,7 +161,7 @@ def test_what_the_model_said() -> None:
         {"index": 0, "output_index": 0, "type": "reasoning", "encrypted_content": "e"},
         {"index": 1, "output_index": 2, "type": "reasoning", "encrypted_content": "f"},
     ]
-    results = [
+    results: list[dict[str, Any]] = [
         {"role": "tool", "tool_call_id": "c1", "content": "1"},
         {"role": "tool", "tool_call_id": "c2", "content": [{"type": "text", "text": "2"}]},
     ]
@@ -285,7 +286,7 @@ def test_arguments_are_said_once(deltas: list[str], done: bool, opened: bool) ->
         values.append({"type": "response.function_call_arguments.done", "output_index": 1, "arguments": "{}"})
     chunks, error = answer(*values, finished(1, "function_call", **call), completed())
     assert error is None
-    tool = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    tool: dict[str, Any] = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     assert message_of(chunks)["tool_calls"] == [tool]
     assert json.loads(chunks[-1].payload)["choices"][0]["finish_reason"] == "tool_calls"
     assert [call["function"] for call in sdk_message(chunks)["tool_calls"]] == [

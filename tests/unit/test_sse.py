@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -33,7 +34,8 @@ def reference(stream: bytes) -> list[Event]:
         else:
             line += byte
     events: list[Event] = []
-    data, name, last_id, errors = b"", b"", b"", []
+    data, name, last_id = b"", b"", b""
+    errors: list[Any] = []
     for line in lines:
         if not line:
             if data:

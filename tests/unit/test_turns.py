@@ -90,7 +90,13 @@ def test_reasoning_alone_is_the_turn() -> None:
 
 
 def test_a_turn_is_what_providers_take_back() -> None:
-    message = {"content": None, "refusal": None, "tool_calls": [CALL], "annotations": [{}], "images": [{}]}
+    message: dict[str, Any] = {
+        "content": None,
+        "refusal": None,
+        "tool_calls": [CALL],
+        "annotations": [{}],
+        "images": [{}],
+    }
     assert keep(message) == {"role": "assistant", "content": None, "tool_calls": [CALL]}
     spoken = {"content": None, "audio": {"id": "audio_1", "data": "x" * 100, "transcript": "hi"}}
     assert keep(spoken) == {"role": "assistant", "content": None, "audio": {"id": "audio_1"}}

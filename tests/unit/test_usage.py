@@ -39,8 +39,15 @@ async def test_then_a_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     "model", ["fake/echo", "anthropic/claude-sonnet-4-5", "deepseek/deepseek-chat", "x/gpt-fantasy-oss"]
 )
 async def test_else_a_quarter_of_the_characters(model: str) -> None:
-    parts = [{"type": "text", "text": "x" * 8}, {"type": "image_url", "image_url": {"url": "data:" + "y" * 1000}}]
-    prompt = [{"role": "user", "content": "x" * 32}, {"role": "user", "content": parts}, {"role": "assistant"}]
+    parts: list[Any] = [
+        {"type": "text", "text": "x" * 8},
+        {"type": "image_url", "image_url": {"url": "data:" + "y" * 1000}},
+    ]
+    prompt: list[dict[str, Any]] = [
+        {"role": "user", "content": "x" * 32},
+        {"role": "user", "content": parts},
+        {"role": "assistant"},
+    ]
     figures, source = await usage.measure(model, prompt, Texts("a" * 60, "b" * 40))
     assert (figures["prompt_tokens"], figures["completion_tokens"], figures["total_tokens"]) == (10, 25, 35)
     assert figures["completion_tokens_details"] == {"reasoning_tokens": 10}

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import structlog
+from redis.exceptions import ConnectionError
 
+from shared.chat.chunks import completion
 from shared.cli.embedded import EmbeddedValkey
 from shared.errors import FileStorageFailed, FileStorageInvalid, FileStorageRefused
 from shared.features.batches import Batches
 from shared.features.files import Files
 from shared.features.storage import Storage
 from shared.lib import clock
-from shared.store.redis import ConnectionError
 from tests.support.batch import jsonl, line
 from tests.support.batch_lab import OWNER, Killed, Lab, few, open_lab
 from tests.support.upstream import Pause, ScriptedUpstream, ending, words
@@ -27,8 +28,8 @@ from worker.batches import input as batch_input
 from worker.batches import run as batch
 from worker.batches.end import MOST_CLAIMS
 from worker.batches.input import Input
-from worker.batches.lines import LineWrong, Raw
-from worker.batches.results import Results
+from worker.batches.lines import LineWrong, Raw, check_line
+from worker.batches.results import Results, make_file
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ async def lab(valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path: Path
         yield running
 
 
-def killer(monkeypatch: pytest.MonkeyPatch, tenant: type, name: str, *, after: int = 0, times: int = 1) -> None:
+def killer(monkeypatch: pytest.MonkeyPatch, tenant: Any, name: str, *, after: int = 0, times: int = 1) -> None:
     """The worker is killed when it calls this the next time but `after`, so many times."""
     real: Callable[..., Any] = getattr(tenant, name)
     calls = 0
@@ -267,7 +268,7 @@ async def test_a_batch_that_breaks_its_workers_is_given_up_with_what_is_done(
         assert any(line["log_level"] == "error" for line in logs)
     assert await lab.redis.zscore(lab.redis.key.batches_open, batch_id) is None
     assert await lab.log.open_ids() == [], "nothing runs any more"
-    event = json.loads(await lab.redis.hget(lab.redis.key.webhook(batch_id), "event"))
+    event = json.loads(await lab.redis.hget(lab.redis.key.webhook(batch_id), "event"))  # type: ignore[misc]
     assert event["type"] == "batch.failed"
     pause.go()
 
@@ -516,7 +517,8 @@ async def test_results_that_the_storage_lost_are_told(lab: Lab, monkeypatch: pyt
     monkeypatch.setattr("worker.batches.results.PART_LINES", 5)
     monkeypatch.setattr(lab.settings, "batch_lines", 5)
     batch_id = await lab.start(few(20))
-    real, lost = batch_end.make_file, []
+    lost: list[Any] = []
+    real = make_file
 
     async def lose(*arguments: Any) -> Any:
         if not lost:
@@ -598,14 +600,13 @@ async def test_a_line_that_is_not_understood_any_more_is_an_error_and_no_loop(
     odd = line("odd", "fake/echo", seed=7)
     broken = line("broken", "fake/echo", seed=8)
     batch_id = await lab.start([*few(3), odd, broken, *few(3, name="more")])
-    real = batch_input.check_line
 
-    def check_line(raw: Raw, endpoint: str) -> Any:
+    def breaks(raw: Raw, endpoint: str) -> Any:
         if raw.data and b'"seed": 7' in raw.data:
             raise LineWrong("invalid_request", "seed must not be 7.", "body.seed")
-        return real(raw, endpoint)
+        return check_line(raw, endpoint)
 
-    monkeypatch.setattr(batch_input, "check_line", check_line)
+    monkeypatch.setattr(batch_input, "check_line", breaks)
     assert await lab.run(batch_id)
     head = await lab.ended(batch_id)
     assert (head["status"], head["completed"], head["failed"]) == ("completed", 7, 1)
@@ -615,7 +616,7 @@ async def test_a_line_that_is_not_understood_any_more_is_an_error_and_no_loop(
 
 async def test_a_line_whose_answer_breaks_us_fails_alone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     batch_id = await lab.start(few(5))
-    real = batch.completion
+    real = completion
 
     def broken(header: dict[str, Any], fold: Any) -> Any:
         if "line 3" in fold.result()["choices"][0]["message"]["content"]:
@@ -663,7 +664,7 @@ async def test_results_are_read_on_from_the_file_when_it_ends_meanwhile(
     monkeypatch.setattr("worker.batches.results.PART_LINES", 5)
     monkeypatch.setattr(lab.settings, "batch_lines", 5)
     gate = asyncio.Event()
-    real = batch_end.make_file
+    real = make_file
 
     async def wait(*arguments: Any) -> Any:
         await gate.wait()

@@ -440,7 +440,7 @@ async def test_the_certificate_is_the_names_and_not_the_addresss(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(certified, "127.0.0.1").configure_cert(context)
     asked: list[str | None] = []
-    context.sni_callback = lambda _, name, __: asked.append(name)  # type: ignore[assignment]
+    context.sni_callback = lambda _, name, __: asked.append(name)
     names["hooks.internal"] = [["127.0.0.1"]]
     with Receiver(tls=context) as receiver:
         async with post(redis, monkeypatch, webhook_allow=["hooks.internal"], webhook_retry_s=60) as mail:

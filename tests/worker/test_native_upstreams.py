@@ -95,7 +95,8 @@ FORMATS = [
 
 @pytest.fixture(params=FORMATS, ids=lambda form: form.kind)
 def form(request: pytest.FixtureRequest) -> Format:
-    return request.param
+    form: Format = request.param
+    return form
 
 
 async def ask(form: Format, script: Any, **settings: Any) -> tuple[Reading, Server]:

@@ -15,6 +15,7 @@ from api.live.livelog import LiveLog
 from api.live.relay import Drain, EventStream, Services, View
 from shared.config.settings import Settings
 from shared.log.entry import SEAL, Entry, Kind, Position
+from tests.harness.records import header_with
 from tests.support.wire import frames
 from tests.support.wire import position as id_of
 
@@ -46,7 +47,7 @@ async def test_a_viewer_that_is_ahead_of_this_process_gets_no_frame_twice(cursor
     broker: Any = SimpleNamespace(log=SimpleNamespace(ends=ends))
     parts = Services(hub, broker, Settings(_env_file=None), Drain())
     view = View(ids=True, native=True, include_usage=False)
-    response = EventStream(parts, {"id": live.id, "created_at_ms": 1}, view, cursor=cursor, headers={})
+    response = EventStream(parts, header_with({"id": live.id, "created_at_ms": 1}), view, cursor=cursor, headers={})
     sent: list[bytes] = []
     started = asyncio.Event()
 

@@ -15,6 +15,7 @@ from shared.log.appender import Appender
 from shared.log.entry import Chunk, Position, Status
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis, connect
+from tests.harness.records import attempt_with
 from tests.support.names import keys
 
 ANN, BOB = Caller("ann"), Caller("bob")
@@ -96,7 +97,7 @@ async def test_somebody_elses_generation_is_not_there(broker: Broker) -> None:
 
 async def test_a_cancelled_generation_keeps_what_it_said(broker: Broker, appender: Appender) -> None:
     generation_id = await submitted(broker)
-    writer, _, _ = await broker.log.claim(appender, generation_id, 1, {"at_ms": 1})
+    writer, _, _ = await broker.log.claim(appender, generation_id, 1, attempt_with({"at_ms": 1}))
     await writer.append([Chunk(b'{"choices":[{"index":0,"delta":{"content":"eight ch"}}]}')])
     summary = await broker.cancel(generation_id, ANN)
     assert summary.outcome
@@ -109,7 +110,7 @@ async def test_a_cancelled_generation_keeps_what_it_said(broker: Broker, appende
 
 async def test_the_providers_own_usage_is_kept_on_cancel(broker: Broker, appender: Appender) -> None:
     generation_id = await submitted(broker)
-    writer, _, _ = await broker.log.claim(appender, generation_id, 1, {"at_ms": 1})
+    writer, _, _ = await broker.log.claim(appender, generation_id, 1, attempt_with({"at_ms": 1}))
     await writer.append([Chunk(b'{"choices":[],"usage":{"total_tokens":9}}', is_usage=True)])
     outcome = (await broker.cancel(generation_id, ANN)).outcome
     assert outcome

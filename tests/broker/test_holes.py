@@ -15,9 +15,11 @@ from shared.features.usage import read_ledger
 from shared.generations.broker import Broker, Caller
 from shared.log.appender import Appender
 from shared.log.entry import Chunk, Position, Status
+from shared.log.records import Header
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis
+from tests.harness.records import attempt_with, error_in, error_with
 from tests.support.names import keys
 
 ANN = Caller("ann")
@@ -31,17 +33,19 @@ class Bench:
         self.redis, self.log, self.appender = redis, log, appender
         self.broker = Broker(redis, log, settings, name="test")
 
-    async def said(self, **fields: Any) -> tuple[dict[str, Any], Writer]:
+    async def said(self, **fields: Any) -> tuple[Header, Writer]:
         """A generation that lacks nothing but its seal."""
         body = {"model": "fake/echo", "messages": [{"role": "user", "content": "count"}], "store": True, **fields}
         header = (await self.broker.submit(json.dumps(body).encode(), ChatRequest.check(body), ANN)).header
-        writer, *_ = await self.log.claim(self.appender, header["id"], 1, {"at_ms": 1, "token": header["id"]})
+        writer, *_ = await self.log.claim(
+            self.appender, header["id"], 1, attempt_with({"at_ms": 1, "token": header["id"]})
+        )
         for place, word in enumerate((*WORDS, "")):
             choice = {"index": 0, "delta": {"content": word}, "finish_reason": None if word else "stop"}
             await writer.append([Chunk(json.dumps({"number": place, "choices": [choice]}).encode())])
         return header, writer
 
-    async def lose(self, header: dict[str, Any], *seqs: int) -> None:
+    async def lose(self, header: Header, *seqs: int) -> None:
         assert await self.redis.xdel(keys.log(header["id"]), *(f"1-{seq}" for seq in seqs)) == len(seqs)
 
 
@@ -63,7 +67,7 @@ async def test_whoever_ends_it_ends_it_as_lost(bench: Bench, lost: int, status: 
     summary = await bench.broker.find(header["id"], ANN)
     assert summary.outcome
     assert summary.outcome["status"] == "failed"
-    assert summary.outcome["error"]["code"] == "stream_lost"
+    assert error_in(summary.outcome)["code"] == "stream_lost"
     assert summary.outcome["characters"]["content"] == len("".join(WORDS[: lost - 1]))
     assert await bench.broker.session_messages("s", ANN) == [], "a session remembers no half of an answer"
     chunks, damage = await bench.broker.chunks(header["id"], 1)
@@ -86,7 +90,7 @@ async def test_an_answer_that_an_older_version_sealed_over_a_hole_is_no_turn(ben
 async def test_a_hole_in_an_attempt_that_was_replaced_is_nobodys(bench: Bench) -> None:
     header, writer = await bench.said()
     await bench.lose(header, 3)
-    newer, *_ = await bench.log.claim(bench.appender, header["id"], 2, {"at_ms": 1, "token": "2"})
+    newer, *_ = await bench.log.claim(bench.appender, header["id"], 2, attempt_with({"at_ms": 1, "token": "2"}))
     choice = {"index": 0, "delta": {"content": "whole"}, "finish_reason": "stop"}
     await newer.append([Chunk(json.dumps({"choices": [choice]}).encode())])
     assert await bench.broker.closing.conclude(header["id"], 2, Status.FAILED) is Status.COMPLETED
@@ -112,7 +116,7 @@ async def test_an_answer_that_loses_its_end_while_it_is_concluded_is_none(bench:
         await seal(*arguments, **options)
 
     bench.log.seal = forgetful  # type: ignore[method-assign]
-    error = {"code": "generation_interrupted"}
+    error = error_with(code="generation_interrupted")
     assert await bench.broker.closing.conclude(header["id"], 1, Status.FAILED, error=error) is Status.FAILED
     assert await bench.log.ends([header["id"]])
     summary = await bench.broker.find(header["id"], ANN)

@@ -23,12 +23,14 @@ from shared.lib.clock import now_ms
 from shared.log import writer as writer_module
 from shared.log.appender import Appender
 from shared.log.entry import VERSION, Chunk, Entry
+from shared.log.records import Outcome
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, connect
+from tests.harness.records import attempt_with, header_with, outcome_with
 from tests.support.names import keys
 
-COMPLETED = {"status": "completed", "ended_at_ms": 2, "by": "w", "error": None}
+COMPLETED = outcome_with({"status": "completed", "ended_at_ms": 2, "by": "w", "error": None})
 NATIVE, OPENAI = View(ids=True, native=True, include_usage=False), View(ids=False, native=False, include_usage=False)
 
 
@@ -125,9 +127,9 @@ class Bench:
 
     async def log_of(self, *words: int, epoch: int = 1) -> Writer:
         generation_id = f"chatcmpl-{uuid.uuid4().hex}"
-        header = {"v": VERSION, "id": generation_id, "owner": "a", "created_at_ms": 1, "model": "m"}
+        header = header_with({"v": VERSION, "id": generation_id, "owner": "a", "created_at_ms": 1, "model": "m"})
         await self.log.create(header, b"{}")
-        writer, _, _ = await self.log.claim(self.appender, generation_id, epoch, {"at_ms": 1})
+        writer, _, _ = await self.log.claim(self.appender, generation_id, epoch, attempt_with({"at_ms": 1}))
         await self.say(writer, *words)
         return writer
 
@@ -142,7 +144,7 @@ class Bench:
         rate: float | None = None,
         made: int = 1,
     ) -> Viewer:
-        header = {"id": writer.generation_id, "created_at_ms": made, "max_tokens_per_s": rate}
+        header = header_with({"id": writer.generation_id, "created_at_ms": made, "max_tokens_per_s": rate})
         return Viewer(EventStream(self.parts, header, view, cursor=cursor, headers={}))
 
     async def end(self, *viewers: Viewer) -> None:
@@ -283,8 +285,10 @@ async def test_a_log_of_the_same_id_that_was_made_later_is_another_one(bench: Be
     old = bench.watch(writer)
     await bench.end(old)
     await bench.log.delete(writer.generation_id, "a")
-    await bench.log.create({"id": writer.generation_id, "owner": "a", "created_at_ms": 2, "model": "m"}, b"{}")
-    anew, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 1, {"at_ms": 2})
+    await bench.log.create(
+        header_with({"id": writer.generation_id, "owner": "a", "created_at_ms": 2, "model": "m"}), b"{}"
+    )
+    anew, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 1, attempt_with({"at_ms": 2}))
     await bench.say(anew, 2)
     new = bench.watch(anew, made=2)
     await new.until(b"w2")
@@ -369,7 +373,7 @@ async def test_a_new_attempt_clears_native_viewers_and_ends_the_others(bench: Be
     native, openai = bench.watch(writer), bench.watch(writer, OPENAI)
     await native.until(b"w2")
     await openai.until(b"w2")
-    second, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 2, {"at_ms": 2})
+    second, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 2, attempt_with({"at_ms": 2}))
     await bench.say(second, 7, 8)
     await bench.log.seal(writer.generation_id, COMPLETED, epoch=2)
     fresh = bench.watch(writer)
@@ -390,7 +394,7 @@ async def test_a_new_attempt_clears_native_viewers_and_ends_the_others(bench: Be
 async def test_an_attempt_that_said_nothing_is_not_mentioned(bench: Bench) -> None:
     writer = await bench.log_of()
     viewers = [bench.watch(writer), bench.watch(writer, OPENAI)]
-    second, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 2, {"at_ms": 2})
+    second, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 2, attempt_with({"at_ms": 2}))
     await bench.say(second, 1)
     await bench.log.seal(writer.generation_id, COMPLETED, epoch=2)
     await bench.end(*viewers)
@@ -402,7 +406,7 @@ async def test_an_attempt_that_said_nothing_is_not_mentioned(bench: Bench) -> No
 
 async def test_a_counted_cursor_of_a_replaced_attempt_is_sent_back(bench: Bench) -> None:
     writer = await bench.log_of(1, 2)
-    second, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 2, {"at_ms": 2})
+    second, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 2, attempt_with({"at_ms": 2}))
     await bench.say(second, 7)
     viewer = bench.watch(writer, cursor=2)
     await bench.end(viewer)
@@ -517,7 +521,9 @@ async def test_viewers_that_come_at_once_cost_one_reading(bench: Bench) -> None:
 # ---- pacing: one token every 1000 s, so that nothing here depends on how long it takes
 
 SLOWLY = 0.001
-FAILED = {**COMPLETED, "status": "failed", "error": {"message": "m", "type": "t", "param": None, "code": "c"}}
+FAILED = outcome_with(
+    {**COMPLETED, "status": "failed", "error": {"message": "m", "type": "t", "param": None, "code": "c"}}
+)
 
 
 @pytest.fixture
@@ -563,8 +569,8 @@ async def test_what_was_said_long_ago_is_shown_at_once(bench: Bench, begun_4500_
     assert viewer.over
 
 
-@pytest.mark.parametrize("outcome", [FAILED, {**COMPLETED, "status": "cancelled"}])
-async def test_what_failed_is_not_waited_for(bench: Bench, outcome: dict[str, Any]) -> None:
+@pytest.mark.parametrize("outcome", [FAILED, outcome_with({**COMPLETED, "status": "cancelled"})])
+async def test_what_failed_is_not_waited_for(bench: Bench, outcome: Outcome) -> None:
     writer = await bench.log_of(*range(20))
     viewer = bench.watch(writer, rate=SLOWLY)
     await viewer.until(b"w0")
@@ -590,7 +596,7 @@ async def test_a_paced_viewer_of_a_replaced_attempt_is_told_at_once(bench: Bench
     native, openai = bench.watch(writer, rate=SLOWLY), bench.watch(writer, OPENAI, rate=SLOWLY)
     for viewer in (native, openai):
         await viewer.until(b"w0")
-    second, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 2, {"at_ms": 2})
+    second, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 2, attempt_with({"at_ms": 2}))
     await bench.say(second, 77, 78)
     await native.until(b"w77")
     await bench.end(openai)

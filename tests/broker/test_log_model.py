@@ -19,6 +19,7 @@ from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, connect
 from tests.broker.conftest import fake_client
+from tests.harness.records import attempt_with, header_with, outcome_with
 
 EPOCHS = st.integers(1, 4)
 OPERATIONS = st.lists(
@@ -108,13 +109,17 @@ class Subject:
         self.writers: dict[int, Writer] = {}
 
     async def create(self) -> bool:
-        return await self.log.create({"v": VERSION, "id": self.id, "owner": "model", "created_at_ms": 1}, b"{}")
+        return await self.log.create(
+            header_with({"v": VERSION, "id": self.id, "owner": "model", "created_at_ms": 1}), b"{}"
+        )
 
     async def claim(self, epoch: int) -> None:
-        self.writers[epoch], _, _ = await self.log.claim(self.appender, self.id, epoch, {"token": os.urandom(4).hex()})
+        self.writers[epoch], _, _ = await self.log.claim(
+            self.appender, self.id, epoch, attempt_with({"token": os.urandom(4).hex()})
+        )
 
     async def seal(self, epoch: int | None) -> None:
-        await self.log.seal(self.id, {"status": "completed", "token": os.urandom(4).hex()}, epoch=epoch)
+        await self.log.seal(self.id, outcome_with({"status": "completed", "token": os.urandom(4).hex()}), epoch=epoch)
 
 
 def answer_of(call: Callable[[], Any]) -> Any:

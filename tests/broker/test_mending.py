@@ -21,10 +21,11 @@ from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.confirm import Confirmer
 from shared.store.redis import ArqRedis, connect
+from tests.harness.records import attempt_with, header_with, outcome_with
 from tests.support.names import keys
 from tests.support.rewind import Rewindable
 
-COMPLETED: dict[str, Any] = {"status": "completed", "ended_at_ms": 2, "by": "w", "error": None}
+COMPLETED = outcome_with({"status": "completed", "ended_at_ms": 2, "by": "w", "error": None})
 ENVELOPE = b'{"id":"chatcmpl-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"%d"}}]}'
 
 
@@ -40,11 +41,11 @@ class Bench:
         header = {"v": VERSION, "id": generation_id, "owner": "a", "created_at_ms": now_ms(), "model": "fake/echo"}
         made_by = await self.confirmer.server()
         assert made_by
-        await self.log.create({**header, "store": True, "server": made_by, **fields}, b'{"messages":[]}')
+        await self.log.create(header_with({**header, "store": True, "server": made_by, **fields}), b'{"messages":[]}')
         return generation_id
 
     async def claim(self, generation_id: str, epoch: int = 1, worker: str = "w") -> Writer:
-        attempt = {"worker": worker, "at_ms": 1, "token": uuid.uuid4().hex}
+        attempt = attempt_with({"worker": worker, "at_ms": 1, "token": uuid.uuid4().hex})
         writer, _, _ = await self.log.claim(self.appender, generation_id, epoch, attempt)
         writer.note = b'{"model":"fake/echo"}'
         return writer
@@ -224,7 +225,9 @@ async def test_an_attempt_that_was_forgotten_and_made_by_another_is_not_mixed_wi
         other = connect(bench.server.url, max_connections=5)
         stack.push_async_callback(other.aclose, close_connection_pool=True)
         appender = await stack.enter_async_context(Appender(other))
-        new, _, _ = await bench.log.claim(appender, generation_id, 1, {"worker": "new", "at_ms": 2, "token": "n"})
+        new, _, _ = await bench.log.claim(
+            appender, generation_id, 1, attempt_with({"worker": "new", "at_ms": 2, "token": "n"})
+        )
         assert new.epoch >= SKIPPED
         await bench.say(new, 2)
         with pytest.raises(Fenced):

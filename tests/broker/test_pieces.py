@@ -24,6 +24,7 @@ from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, ResponseError, connect
 from tests.broker.conftest import fake_client
+from tests.harness.records import attempt_with, header_with, outcome_with
 from tests.support.names import keys
 
 DELTAS: st.SearchStrategy[dict[str, Any]] = st.one_of(
@@ -87,8 +88,8 @@ async def said(log: StreamLog, generation_id: str, after: Position = BEGIN) -> l
 
 async def create(log: StreamLog, appender: Appender, version: int = VERSION) -> Writer:
     generation_id = f"chatcmpl-{uuid.uuid4().hex}"
-    await log.create({"v": version, "id": generation_id, "owner": "a", "created_at_ms": 1}, b"{}")
-    writer, _, _ = await log.claim(appender, generation_id, 1, {"token": "t"})
+    await log.create(header_with({"v": version, "id": generation_id, "owner": "a", "created_at_ms": 1}), b"{}")
+    writer, _, _ = await log.claim(appender, generation_id, 1, attempt_with({"token": "t"}))
     return writer
 
 
@@ -105,7 +106,7 @@ async def run(redis: ArqRedis, batches: list[list[dict[str, Any]]], faults: list
         whole = await said(log, name)
         assert [entry.data for entry in whole[1:-1]] == [one.payload for batch in chunks for one in batch]
         assert {entry.kind for entry in whole[1:-1]} == {Kind.CHUNK}
-        await log.seal(name, {"status": "completed"})
+        await log.seal(name, outcome_with({"status": "completed"}))
         whole += await log.read(name, writer.position)
         shapes = Envelopes()
         assert [entry async for page in log.read_all(name, shapes=shapes) for entry in page] == whole

@@ -19,6 +19,7 @@ from shared.log.entry import Status
 from shared.log.records import Summary
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis
+from tests.harness.records import error_in, header_with, outcome_with
 from tests.support.names import WAITING, keys
 
 ANN = Caller("ann")
@@ -44,7 +45,9 @@ def sweeper(redis: ArqRedis, log: StreamLog, broker: Broker, monkeypatch: pytest
 async def unheard(log: StreamLog) -> str:
     """Accepted, but the API died before it rang."""
     generation_id = f"chatcmpl-{uuid.uuid4().hex}"
-    await log.create({"id": generation_id, "owner": "ann", "created_at_ms": 1, "model": "fake/echo", "n": 1}, b"{}")
+    await log.create(
+        header_with({"id": generation_id, "owner": "ann", "created_at_ms": 1, "model": "fake/echo", "n": 1}), b"{}"
+    )
     return generation_id
 
 
@@ -84,7 +87,7 @@ async def test_what_waits_is_left_alone(sweeper: Reaper, broker: Broker, log: St
 
 async def test_ended_and_vanished_logs_are_forgotten(sweeper: Reaper, log: StreamLog, redis: ArqRedis) -> None:
     sealed, gone = await unheard(log), await unheard(log)
-    await log.seal(sealed, {"status": "cancelled"})
+    await log.seal(sealed, outcome_with({"status": "cancelled"}))
     await redis.zadd(keys.open, {sealed: 1})
     await redis.delete(keys.log(gone))
     for _ in range(2):
@@ -96,7 +99,7 @@ async def test_without_any_worker_the_viewers_are_told(
     sweeper: Reaper, log: StreamLog, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting, ended = await unheard(log), await unheard(log)
-    await log.seal(ended, {"status": "cancelled"})
+    await log.seal(ended, outcome_with({"status": "cancelled"}))
     await redis.zadd(keys.open, {ended: 1})
     clock = [100.0]
     monkeypatch.setattr(reaper, "monotonic", lambda: clock[0])
@@ -111,7 +114,7 @@ async def test_without_any_worker_the_viewers_are_told(
     await sweeper.sweep()
     outcome = (await summary(log, waiting)).outcome
     assert outcome
-    assert (outcome["status"], outcome["error"]["code"], outcome["by"]) == ("failed", "no_worker", "test")
+    assert (outcome["status"], error_in(outcome)["code"], outcome["by"]) == ("failed", "no_worker", "test")
     assert await log.open_ids() == []
 
 

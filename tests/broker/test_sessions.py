@@ -14,8 +14,10 @@ from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
 from shared.generations.broker import Broker, Caller
 from shared.log.appender import Appender
 from shared.log.entry import Chunk, Status
+from shared.log.records import Header
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis
+from tests.harness.records import attempt_with, error_with, header_with
 from tests.support.names import WAITING, keys
 
 ANN, BOB = Caller("ann"), Caller("bob")
@@ -28,28 +30,34 @@ class Bench:
         self.redis, self.log, self.appender = redis, log, appender
         self.broker = Broker(redis, log, settings, name="test")
 
-    async def ask(self, text: str, *, who: Caller = ANN, session: str = "s", **fields: Any) -> dict[str, Any]:
+    async def ask(self, text: str, *, who: Caller = ANN, session: str = "s", **fields: Any) -> Header:
         body = {"model": "fake/echo", "messages": [{"role": "user", "content": text}], "session_id": session, **fields}
         return (await self.broker.submit(json.dumps(body).encode(), ChatRequest.check(body), who)).header
 
-    async def say(self, header: dict[str, Any], *deltas: dict[str, Any], finish: str | None = "stop") -> None:
+    async def say(self, header: Header, *deltas: dict[str, Any], finish: str | None = "stop") -> None:
         """What a worker writes, up to its seal. Without a finish reason, it fails."""
-        writer, *_ = await self.log.claim(self.appender, header["id"], 1, {"at_ms": 1, "token": header["id"]})
+        writer, *_ = await self.log.claim(
+            self.appender, header["id"], 1, attempt_with({"at_ms": 1, "token": header["id"]})
+        )
         parts = [*deltas, {}] if finish else deltas
         for place, delta in enumerate(parts):
             reason = finish if place == len(parts) - 1 else None
             choice = {"index": 0, "delta": delta, "finish_reason": reason}
             await writer.append([Chunk(json.dumps({"choices": [choice]}).encode())])
-        error = None if finish else {"code": "upstream_incomplete"}
+        error = None if finish else error_with(code="upstream_incomplete")
         await self.broker.closing.conclude(header["id"], 1, Status.FAILED, error=error)
 
     async def texts(self, who: Caller = ANN, session: str = "s") -> list[str]:
         return [message["content"] for message in await self.broker.session_messages(session, who)]
 
+    def turn(self, header: Header) -> int:
+        assert header["session"] is not None
+        return header["session"]["turn"]
+
     async def queued(self) -> list[str]:
         return [member.decode() for member in await self.redis.zrange(WAITING, 0, -1)]
 
-    async def prompt(self, header: dict[str, Any], *texts: str) -> list[str]:
+    async def prompt(self, header: Header, *texts: str) -> list[str]:
         asked = [{"role": "user", "content": text} for text in texts]
         history, new = await self.broker.sessions.place(header, asked)
         return [message["content"] for message in [*history, *new]]
@@ -69,7 +77,7 @@ def answer(text: str) -> dict[str, Any]:
 async def test_turn_after_turn(bench: Bench) -> None:
     for number in range(3):
         header = await bench.ask(f"q{number}")
-        assert header["session"]["turn"] == number + 1
+        assert bench.turn(header) == number + 1
         assert await bench.prompt(header, f"q{number}") == [
             text for before in range(number) for text in (f"q{before}", f"a{before}")
         ] + [f"q{number}"]
@@ -97,7 +105,7 @@ async def test_an_id_that_is_made_once_more_is_settled_once_more(bench: Bench) -
     header = await bench.ask("q")
     await bench.say(header, answer("a"))
     await bench.redis.delete(keys.log(header["id"]))
-    again = {**header, "created_at_ms": header["created_at_ms"] + 1, "session": None, "session_id": None}
+    again = header_with({**header, "created_at_ms": header["created_at_ms"] + 1, "session": None, "session_id": None})
     await bench.log.create(again, b'{"messages": []}')
     await bench.say(again, answer("b"))
     (row,) = await bench.broker.usage(ANN, *(2 * [_today()]))
@@ -106,7 +114,7 @@ async def test_an_id_that_is_made_once_more_is_settled_once_more(bench: Bench) -
 
 async def test_what_the_sealer_left_is_settled_by_the_reaper(bench: Bench) -> None:
     header = await bench.ask("q")
-    writer, *_ = await bench.log.claim(bench.appender, header["id"], 1, {"at_ms": 1})
+    writer, *_ = await bench.log.claim(bench.appender, header["id"], 1, attempt_with({"at_ms": 1}))
     choice = {"index": 0, "delta": answer("a"), "finish_reason": "stop"}
     await writer.append([Chunk(json.dumps({"choices": [choice]}).encode())])
     told = await bench.broker.closing.read(header["id"], 1)
@@ -119,7 +127,7 @@ async def test_what_the_sealer_left_is_settled_by_the_reaper(bench: Bench) -> No
 async def test_an_answer_that_can_be_read_is_a_turn(bench: Bench) -> None:
     """The settlement comes a moment after the seal; whoever saw the seal may ask on at once."""
     header = await bench.ask("q0")
-    writer, *_ = await bench.log.claim(bench.appender, header["id"], 1, {"at_ms": 1})
+    writer, *_ = await bench.log.claim(bench.appender, header["id"], 1, attempt_with({"at_ms": 1}))
     choice = {"index": 0, "delta": answer("a0"), "finish_reason": "stop"}
     await writer.append([Chunk(json.dumps({"choices": [choice]}).encode())])
     told = await bench.broker.closing.read(header["id"], 1)
@@ -169,7 +177,7 @@ async def test_interrupting_cancels_what_is_before(bench: Bench) -> None:
 
 async def test_two_at_once_have_an_order(bench: Bench) -> None:
     headers = await asyncio.gather(*(bench.ask(f"q{i}", session_policy="enqueue") for i in range(6)))
-    assert sorted(header["session"]["turn"] for header in headers) == [1, 2, 3, 4, 5, 6]
+    assert sorted(bench.turn(header) for header in headers) == [1, 2, 3, 4, 5, 6]
     rejecting = await asyncio.gather(*(bench.ask(f"q{i}", session="r") for i in range(6)), return_exceptions=True)
     assert sum(isinstance(found, SessionBusy) for found in rejecting) == 5
 
@@ -228,7 +236,7 @@ async def test_deleting_cancels_and_forgets(bench: Bench) -> None:
         assert (await bench.broker.find(header["id"], ANN)).status is Status.CANCELLED
     with pytest.raises(NotFound):
         await bench.broker.session("s", ANN)
-    assert (await bench.ask("again"))["session"]["turn"] == 1
+    assert bench.turn(await bench.ask("again")) == 1
 
 
 async def test_a_list_of_sessions(bench: Bench) -> None:

@@ -17,11 +17,12 @@ from shared.generations.broker import Broker, Caller
 from shared.log.appender import Appender
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis, connect
+from tests.harness.records import attempt_with, header_with, outcome_with
 from tests.support.names import keys
 
 ANN, BOB = Caller("ann"), Caller("bob")
 KEPT_S = 1000.0
-COMPLETED: dict[str, Any] = {"status": "completed", "ended_at_ms": 2, "by": "w", "error": None}
+COMPLETED = outcome_with({"status": "completed", "ended_at_ms": 2, "by": "w", "error": None})
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ async def test_a_stored_log_is_kept_longer(
 ) -> None:
     generation_id = await submitted(broker, store=store)
     await broker.replace_metadata(generation_id, ANN, {"k": "v"})
-    await log.claim(appender, generation_id, 1, {"at_ms": 1})
+    await log.claim(appender, generation_id, 1, attempt_with({"at_ms": 1}))
     await log.seal(generation_id, COMPLETED, epoch=epoch)
     for key in (keys.log(generation_id), keys.metadata(generation_id)):
         assert kept_s - 60 < await left_s(redis, key) <= kept_s
@@ -122,7 +123,7 @@ async def test_only_whole_answers_that_were_to_be_stored_are_listed(broker: Brok
         status: await submitted(broker, store=True) for status in ("completed", "incomplete", "failed", "cancelled")
     }
     for status, generation_id in ended.items():
-        await log.seal(generation_id, {**COMPLETED, "status": status})
+        await log.seal(generation_id, outcome_with({**COMPLETED, "status": status}))
     await submitted(broker, store=True)
     others = [await submitted(broker), await submitted(broker, BOB, store=True)]
     for generation_id in others:
@@ -144,8 +145,8 @@ async def test_delete_leaves_nothing(broker: Broker, redis: ArqRedis) -> None:
 
 async def listed_log(log: StreamLog, created_at: int) -> str:
     generation_id = f"chatcmpl-{uuid.uuid4().hex}"
-    header = {"id": generation_id, "owner": "a", "created_at_ms": created_at, "model": "m", "store": True}
-    await log.create({**header, "retention_s": 10**9}, b"{}")
+    header = header_with({"id": generation_id, "owner": "a", "created_at_ms": created_at, "model": "m", "store": True})
+    await log.create(header_with({**header, "retention_s": 10**9}), b"{}")
     return generation_id
 
 

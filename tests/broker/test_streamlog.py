@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import uuid
-from typing import Any
 
 import pytest
 
@@ -14,24 +13,28 @@ from shared.errors import Damaged, Fenced, Gone, Sealed, Taken
 from shared.log.appender import Appender
 from shared.log.decoding import decode
 from shared.log.entry import BEGIN, HEADER, SEAL, VERSION, Chunk, Entry, Kind, Position, Status, follows
+from shared.log.records import Attempt, Header
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, ResponseError
+from tests.harness.records import attempt_with, header_with, outcome_with
 from tests.support.names import keys
 
-COMPLETED: dict[str, Any] = {"status": "completed", "ended_at_ms": 2, "by": "w", "error": None}
+COMPLETED = outcome_with({"status": "completed", "ended_at_ms": 2, "by": "w", "error": None})
 
 
 def new_id() -> str:
     return f"chatcmpl-{uuid.uuid4().hex}"
 
 
-def header(generation_id: str, tenant: str = "a", created: int = 1) -> dict[str, Any]:
-    return {"v": VERSION, "id": generation_id, "owner": tenant, "created_at_ms": created, "model": "fake/echo"}
+def header(generation_id: str, tenant: str = "a", created: int = 1) -> Header:
+    return header_with(
+        {"v": VERSION, "id": generation_id, "owner": tenant, "created_at_ms": created, "model": "fake/echo"}
+    )
 
 
-def attempt(token: str = "t") -> dict[str, Any]:
-    return {"worker": "w", "at_ms": 1, "token": token}
+def attempt(token: str = "t") -> Attempt:
+    return attempt_with({"worker": "w", "at_ms": 1, "token": token})
 
 
 def chunks(*names: str) -> list[Chunk]:
@@ -237,7 +240,7 @@ async def test_a_cancelled_append_does_not_disturb_the_others(log: StreamLog, ap
 
 async def test_the_first_outcome_wins(log: StreamLog, appender: Appender) -> None:
     generation_id, _ = await claimed(log, appender)
-    cancelled = {**COMPLETED, "status": "cancelled", "by": "api"}
+    cancelled = outcome_with({**COMPLETED, "status": "cancelled", "by": "api"})
     results = await asyncio.gather(
         log.seal(generation_id, COMPLETED, epoch=1), log.seal(generation_id, cancelled), return_exceptions=True
     )
@@ -358,7 +361,7 @@ async def test_summaries_follow_the_log(log: StreamLog, appender: Appender) -> N
 
 async def test_sealed_before_any_attempt(log: StreamLog) -> None:
     generation_id = await created(log)
-    await log.seal(generation_id, {**COMPLETED, "status": "cancelled"})
+    await log.seal(generation_id, outcome_with({**COMPLETED, "status": "cancelled"}))
     summary = (await log.describe([generation_id]))[0]
     assert summary
     assert (summary.status, summary.position, summary.attempts) == (Status.CANCELLED, BEGIN, ())

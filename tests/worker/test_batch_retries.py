@@ -14,6 +14,7 @@ import structlog
 
 from shared.cli.embedded import EmbeddedValkey
 from shared.log.entry import Status
+from tests.harness.records import error_with
 from tests.support.batch import line
 from tests.support.batch_lab import Lab, few, open_lab
 from tests.support.upstream import Pause, Script, ScriptedUpstream, ending, whole, words
@@ -259,7 +260,7 @@ async def test_what_is_lost_again_and_again_fails_with_its_cause(
 ) -> None:
     """Whoever ends a generation as lost says so; the batch asks three times."""
     lab.answering.clear()
-    error = {"message": "m", "type": "server_error", "param": None, "code": code, "status": 500}
+    error = error_with({"message": "m", "type": "server_error", "param": None, "code": code, "status": 500})
     batch_id = await lab.start(few(1))
     async with lab.running(batch_id) as running:
         for tries in range(3):
@@ -274,7 +275,7 @@ async def test_what_is_lost_again_and_again_fails_with_its_cause(
 @pytest.mark.parametrize("code", ["no_worker", "storage_full", "unsupported_version"])
 async def test_what_is_held_up_on_our_side_is_asked_as_long_as_the_window_lasts(lab: Lab, code: str) -> None:
     lab.answering.clear()
-    error = {"message": "m", "type": "server_error", "param": None, "code": code, "status": 503}
+    error = error_with({"message": "m", "type": "server_error", "param": None, "code": code, "status": 503})
     batch_id = await lab.start(few(1))
     batcher = lab.batcher()
     async with lab.running(batch_id, batcher) as running:
@@ -290,7 +291,7 @@ async def test_what_is_held_up_on_our_side_is_asked_as_long_as_the_window_lasts(
 
 async def test_what_is_held_against_a_line_outlives_its_worker(lab: Lab) -> None:
     lab.answering.clear()
-    error = {"message": "m", "type": "server_error", "param": None, "code": "worker_lost", "status": 502}
+    error = error_with({"message": "m", "type": "server_error", "param": None, "code": "worker_lost", "status": 502})
     batch_id = await lab.start(few(1))
     for tries in range(3):
         async with lab.running(batch_id):

@@ -24,6 +24,7 @@ from shared.log.records import Summary
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, connect
+from tests.harness.records import attempt_with, error_in, header_with, outcome_with
 from tests.support.upstream import DONE, Pause, ScriptedUpstream, chunk, ending, words
 from worker.generate import Generator
 from worker.normalizer import Normalizer
@@ -43,23 +44,27 @@ class Bench:
 
     async def request(self, model: str, **fields: Any) -> str:
         generation_id = f"chatcmpl-{uuid.uuid4().hex}"
-        header = {
-            "v": VERSION,
-            "id": generation_id,
-            "owner": "a",
-            "model": f"scripted/{model}",
-            "created_at_ms": now_ms(),
-            "n": 1,
-            "include_usage": False,
-            **fields,
-        }
+        header = header_with(
+            {
+                "v": VERSION,
+                "id": generation_id,
+                "owner": "a",
+                "model": f"scripted/{model}",
+                "created_at_ms": now_ms(),
+                "n": 1,
+                "include_usage": False,
+                **fields,
+            }
+        )
         body = {"model": f"scripted/{model}", "messages": [{"role": "user", "content": "four"}], "stream": True}
         await self.log.create(header, json.dumps(body).encode())
         return generation_id
 
     async def attempt(self, generation_id: str, epoch: int, *payloads: bytes) -> Writer:
         """What a worker that is gone left behind."""
-        writer, _, _ = await self.log.claim(self.appender, generation_id, epoch, {"worker": "lost", "at_ms": 1})
+        writer, _, _ = await self.log.claim(
+            self.appender, generation_id, epoch, attempt_with({"worker": "lost", "at_ms": 1})
+        )
         await writer.append([Chunk(payload) for payload in payloads])
         return writer
 
@@ -161,7 +166,7 @@ async def test_a_stream_without_an_end_fails_and_keeps_what_came(bench: Bench, u
     assert await bench.generator.run(generation_id, 1)
     summary = await bench.summary(generation_id)
     assert summary.outcome
-    assert (summary.status, summary.outcome["error"]["code"]) == (Status.FAILED, "upstream_incomplete")
+    assert (summary.status, error_in(summary.outcome)["code"]) == (Status.FAILED, "upstream_incomplete")
     assert await bench.text(generation_id) == "w0 w1 w2 w3 "
     assert summary.outcome["usage_source"] == "estimate"
 
@@ -172,18 +177,18 @@ async def test_a_refusal_is_kept_with_its_status(bench: Bench, upstream: Scripte
     await bench.generator.run(generation_id, 1)
     outcome = (await bench.summary(generation_id)).outcome
     assert outcome
-    assert (outcome["error"]["status"], outcome["error"]["code"]) == (429, "busy")
+    assert (error_in(outcome)["status"], error_in(outcome)["code"]) == (429, "busy")
 
 
 async def test_a_worker_without_the_provider_says_so(bench: Bench) -> None:
     generation_id = await bench.request("x")
     body = json.dumps({"model": "nobody/x", "messages": []}).encode()
-    header = {**(await bench.log.request(generation_id))[0], "id": (other := generation_id[:-4] + "0000")}
+    header = header_with({**(await bench.log.request(generation_id))[0], "id": (other := generation_id[:-4] + "0000")})
     await bench.log.create(header, body)
     await bench.generator.run(other, 1)
     outcome = (await bench.summary(other)).outcome
     assert outcome
-    assert "nobody" in outcome["error"]["message"]
+    assert "nobody" in error_in(outcome)["message"]
 
 
 # ---- when somebody was there before
@@ -207,7 +212,7 @@ async def test_a_worker_lost_in_the_middle_ends_the_generation(bench: Bench, ups
     assert await bench.generator.run(generation_id, 2)
     summary = await bench.summary(generation_id)
     assert summary.outcome
-    assert (summary.status, summary.outcome["error"]["code"]) == (Status.FAILED, "generation_interrupted")
+    assert (summary.status, error_in(summary.outcome)["code"]) == (Status.FAILED, "generation_interrupted")
     assert summary.position == Position(1, 2)
     assert summary.outcome["usage"]["completion_tokens"] == 2
     assert not script.calls
@@ -244,7 +249,7 @@ async def test_attempts_are_counted_in_the_log_and_capped(bench: Bench, upstream
     assert await bench.generator.run(generation_id, 9)
     outcome = (await bench.summary(generation_id)).outcome
     assert outcome
-    assert outcome["error"]["code"] == "worker_lost"
+    assert error_in(outcome)["code"] == "worker_lost"
     assert not script.calls
 
 
@@ -260,7 +265,7 @@ async def test_a_first_try_that_finds_an_attempt_looks_twice(bench: Bench, upstr
 async def test_what_is_sealed_or_deleted_is_left_alone(bench: Bench, upstream: ScriptedUpstream) -> None:
     script = upstream.script("late", [*words(1), *ending()])
     sealed, deleted = await bench.request("late"), await bench.request("late")
-    await bench.log.seal(sealed, {"status": "cancelled"})
+    await bench.log.seal(sealed, outcome_with({"status": "cancelled"}))
     await bench.log.delete(deleted, "a")
     for generation_id, job_try in ((sealed, 1), (sealed, 2), (deleted, 1), (deleted, 2)):
         assert await bench.generator.run(generation_id, job_try)
@@ -296,7 +301,7 @@ async def test_a_silent_provider_is_left_as_soon_as_the_end_is_known(
     await bench.generator.running.stop_ended()
     assert not running.done()
     if how == "sealed":
-        await bench.log.seal(generation_id, {"status": "cancelled"})
+        await bench.log.seal(generation_id, outcome_with({"status": "cancelled"}))
     elif how == "deleted":
         await bench.log.delete(generation_id, "a")
     else:
@@ -335,7 +340,7 @@ async def test_an_attempt_that_is_over_leaves_nothing_to_the_garbage_collector(
         running = asyncio.create_task(bench.generator.run(generation_id, 1))
         if how == "sealed":
             await bench.until_stored(generation_id, Position(1, 3))
-            await bench.log.seal(generation_id, {"status": "cancelled"})
+            await bench.log.seal(generation_id, outcome_with({"status": "cancelled"}))
             await bench.generator.running.stop_ended()
         await running
         del running

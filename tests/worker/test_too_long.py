@@ -12,6 +12,8 @@ from shared.config.settings import ProviderKind
 from shared.errors import UpstreamInvalid
 from shared.lib.sse import Event
 from shared.log.entry import Kind, Status
+from shared.log.records import Outcome
+from tests.harness.records import error_in
 from worker import normalizer as normalizing
 from worker.normalizer import Normalizer
 from worker.providers.dialects import dialect_of
@@ -45,7 +47,7 @@ FORMATS: dict[ProviderKind, tuple[str, list[bytes], bytes]] = {
 """Content type, how an answer begins, and what it goes on with."""
 
 
-async def ended(bench: Bench) -> tuple[str, dict[str, Any]]:
+async def ended(bench: Bench) -> tuple[str, Outcome]:
     generation_id = await bench.request("m")
     assert await bench.generator.run(generation_id, 1)
     outcome = (await bench.summary(generation_id)).outcome
@@ -69,7 +71,7 @@ async def test_an_answer_over_the_limit_is_ended_in_every_format(valkey: Embedde
         benching(valkey, Provider("scripted", kind, server.url, "k"), max_answer_bytes=limit) as bench,
     ):
         generation_id, outcome = await ended(bench)
-        assert (outcome["status"], outcome["error"]["code"]) == (Status.INCOMPLETE, "upstream_too_long")
+        assert (outcome["status"], error_in(outcome)["code"]) == (Status.INCOMPLETE, "upstream_too_long")
         assert outcome["finish_reasons"] == ["length"]
         said = await bench.text(generation_id)
         assert said == "word " * (len(said) // 5)
@@ -95,7 +97,7 @@ async def test_what_is_always_the_same_counts_although_nothing_of_it_is_stored(v
         benching(valkey, Provider("scripted", "openai", server.url, "k"), max_answer_bytes=1_000_000) as bench,
     ):
         generation_id, outcome = await ended(bench)
-        assert outcome["error"]["code"] == "upstream_too_long"
+        assert error_in(outcome)["code"] == "upstream_too_long"
         assert 1_000_000 < len(await bench.text(generation_id)) < 1_400_000
 
 

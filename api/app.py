@@ -22,6 +22,7 @@ from api.resources import batches, files, health, models, sessions, usage
 from api.surfaces.chat import routes as chat
 from api.surfaces.chat import stored
 from api.surfaces.streams import routes as streams
+from shared import __version__
 from shared.config.settings import Settings
 from shared.generations.broker import Broker
 from shared.generations.reaper import Reaper
@@ -77,6 +78,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
 
     app = Application(
         title="Streamspool",
+        version=__version__,
         summary="LLM answers, generated once, kept as a log, watched by many, resumed by anyone.",
         lifespan=lifespan,
         redoc_url=None,

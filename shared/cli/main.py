@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
 import typer
 from typer.core import TyperGroup
 
+from shared import __version__
 from shared.errors import StreamspoolError, Unusable
 
 if TYPE_CHECKING:
@@ -66,12 +67,7 @@ Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the AP
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib import metadata
-
-        try:
-            typer.echo(f"streamspool {metadata.version('streamspool')}")
-        except metadata.PackageNotFoundError:
-            typer.echo("streamspool 0 (not installed)")
+        typer.echo(f"streamspool {__version__}")
         raise typer.Exit
 
 

@@ -17,7 +17,6 @@ import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from importlib import metadata
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +26,7 @@ import yarl
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 
+from shared import __version__
 from shared.lib.telemetry import get_logger
 
 logger = get_logger(__name__)
@@ -274,8 +274,5 @@ def public_tls() -> ssl.SSLContext:
 
 
 def user_agent() -> str:
-    """`streamspool/VERSION`; the version is 0 when run from a tree that was never installed."""
-    try:
-        return f"streamspool/{metadata.version('streamspool')}"
-    except metadata.PackageNotFoundError:
-        return "streamspool/0"
+    """`streamspool/VERSION`."""
+    return f"streamspool/{__version__}"

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from shared import __version__
 from shared.cli import main as cli
 from shared.cli.client import Event
 
@@ -147,7 +148,7 @@ def test_help_and_version_and_nothing_at_all() -> None:
     runner = CliRunner()
     for words, code in ((["--help"], 0), (["-h"], 0), (["chat", "-h"], 0), (["--version"], 0), ([], 2)):
         assert runner.invoke(cli.app, words).exit_code == code, words
-    assert runner.invoke(cli.app, ["--version"]).output.startswith("streamspool ")
+    assert runner.invoke(cli.app, ["--version"]).output == f"streamspool {__version__}\n"
     listed = runner.invoke(cli.app, ["--help"]).output
     for name in ["up", "api", "worker", "demo", "chat", "watch", "ls", "cancel", "models", "config", "doctor"]:
         assert f" {name} " in listed

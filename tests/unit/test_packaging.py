@@ -15,7 +15,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from shared import __version__
 from shared.cli.local_model import PACKAGES
+from shared.lib.http import user_agent
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "requirements.lock"
@@ -111,11 +113,25 @@ def test_a_wheel_holds_the_three_packages_and_what_they_read(tmp_path: Path) -> 
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"streamspool-{__version__}-")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"api", "worker", "shared"}
     tracked = {name for name in git_files() if name.startswith(("api/", "worker/", "shared/"))}
     assert tracked <= names
     assert not [name for name in names if "__pycache__" in name or name.endswith((".env", "streamspool.toml"))]
+
+
+def test_the_version_stands_in_one_place_and_the_changelog_has_it() -> None:
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert PROJECT["tool"]["hatch"]["version"]["path"] == "shared/__init__.py"
+    written = [name for name in git_files() if name.endswith(".py") and f'"{__version__}"' in (ROOT / name).read_text()]
+    assert written == ["shared/__init__.py"]
+    releases = re.findall(
+        r"^## (\d+\.\d+\.\d+)( - \d{4}-\d\d-\d\d)?$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M
+    )
+    assert releases[0][0] == __version__
+    assert releases[0][1]
+    assert user_agent() == f"streamspool/{__version__}"
 
 
 def test_the_top_level_holds_what_was_agreed() -> None:

@@ -42,7 +42,7 @@ _UPSTREAMS = "tests/worker/test_native_upstreams.py"
 _LIVE = "tests/live/test_contract.py"
 
 ROWS = (
-    Row("any server that speaks OpenAI's format", others=_SCRIPTED),
+    Row("any server with OpenAI's format", others=_SCRIPTED),
     Row(
         "`local` (llama.cpp's server)",
         others={

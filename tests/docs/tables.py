@@ -84,14 +84,13 @@ def providers() -> str:
 
 
 def metrics() -> str:
-    of_both = (ROOT / "shared/store/outage.py", ROOT / "shared/generations/reaper.py")
+    of_api = [ROOT / "shared/generations/broker.py"]
+    of_worker = [ROOT / f"shared/log/{name}.py" for name in ("writer", "appender")]
+    apart = {*of_api, *of_worker, ROOT / "shared/lib/telemetry.py"}
+    of_both = [path for path in (ROOT / "shared").rglob("*.py") if path not in apart]
     sources = {
-        "API": [*(ROOT / "api").rglob("*.py"), ROOT / "shared/generations/broker.py", *of_both],
-        "worker": [
-            *(ROOT / "worker").rglob("*.py"),
-            *(ROOT / f"shared/log/{name}.py" for name in ("writer", "appender")),
-            *of_both,
-        ],
+        "API": [*(ROOT / "api").rglob("*.py"), *of_api, *of_both],
+        "worker": [*(ROOT / "worker").rglob("*.py"), *of_worker, *of_both],
     }
     texts = {end: "\n".join(path.read_text("utf-8") for path in paths) for end, paths in sources.items()}
     rows = []

@@ -17,7 +17,7 @@ from shared.lib import json, sse
 from shared.log.entry import Chunk
 from worker.providers.dialect import Dialect, Translator
 from worker.providers.errors import malformed, parse, refusal
-from worker.providers.openai import DIALECT
+from worker.providers.formats.openai import DIALECT
 
 _MAX_CHOICES = 128  # the `n` OpenAI allows; an index beyond it would only make us allocate
 

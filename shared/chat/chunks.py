@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from shared.config.formats import WIRE_FORMATS
+
 EXTENSION_FIELDS = frozenset(
     "on_interruption on_disconnect session_id session_policy session_trim session_max_tokens session_keep_partial "
     "store_reasoning background max_tokens_per_s webhook "
@@ -23,11 +25,7 @@ _ASSIGNED = frozenset(
 )
 """Fields that are sent whole, not in pieces: joining two of them would make neither."""
 
-_PLACED = ("tool_calls", "annotations", "images", "thinking_blocks", "anthropic_blocks", "gemini_parts") + (
-    "reasoning_items",
-    "responses_items",
-    "cohere_citations",
-)
+_PLACED = ("tool_calls", "annotations", "images", *(name for row in WIRE_FORMATS.values() for name in row.lists))
 """Lists whose items have an `index` only so that deltas can be added up: in a message they are in order, without it."""
 
 _NOT_KEPT = frozenset({"choices", "object", "usage", "obfuscation"})

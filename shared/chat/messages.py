@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from shared.config.formats import WIRE_FORMATS
+
 REASONING_FIELDS = (
     "reasoning_content",
     "reasoning",
     "thinking",
     "reasoning_details",
-    "thinking_blocks",
-    "reasoning_items",
-    "anthropic_blocks",
-    "gemini_parts",
     "extra_content",
+    *(name for row in WIRE_FORMATS.values() for name in row.resent),
 )
 """Where reasoning stands in a message. The first three hold text, and a provider sends one of them; the others are what
 it wants back to go on thinking."""

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from dotenv import dotenv_values
 from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from shared.config import redis_url
+from shared.config.formats import WIRE_FORMATS
 from shared.lib import egress
 
 PREFIX = "streamspool"
@@ -190,8 +191,11 @@ def default_data_dir() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "share") / "streamspool"
 
 
-ProviderKind = Literal["openai", "anthropic", "gemini", "ollama", "cohere", "responses"]
-"""The wire formats a provider may speak."""
+if TYPE_CHECKING:
+    ProviderKind = str
+else:
+    ProviderKind = Literal[tuple(WIRE_FORMATS)]
+"""The wire format a provider speaks."""
 
 
 class ProviderConfig(BaseModel):

@@ -15,7 +15,7 @@ from shared.log.entry import Chunk
 from tests.support.recordings import pieces
 from worker.normalizer import Normalizer
 from worker.providers.dialect import Dialect
-from worker.providers.openai import DIALECT
+from worker.providers.formats.openai import DIALECT
 
 
 def new_normalizer(*, show_usage: bool = False, choices: int = 1, dialect: Dialect = DIALECT) -> Normalizer:

@@ -12,8 +12,7 @@ from shared.chat.chunks import EXTENSION_FIELDS, Accumulator
 from shared.errors import BadRequest, UpstreamError, UpstreamInvalid
 from shared.lib import sse
 from tests.support.answers import new_normalizer, values
-from worker.providers import anthropic
-from worker.providers.dialects import dialect_of
+from worker.providers.formats import anthropic, anthropic_request, dialect_of
 from worker.providers.registry import Provider
 
 WHO = Provider("anthropic", "anthropic", "http://127.0.0.1/v1", "sk-ant-secret")
@@ -24,7 +23,7 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '
 
 
 def build(*messages: dict[str, Any], model: str = "claude-x", **fields: Any) -> dict[str, Any]:
-    return anthropic.build_request({"model": "a/m", "messages": list(messages) or [USER], **fields}, model)
+    return anthropic_request.build_request({"model": "a/m", "messages": list(messages) or [USER], **fields}, model)
 
 
 def turns(*messages: dict[str, Any]) -> list[dict[str, Any]]:
@@ -43,7 +42,7 @@ def refused(*messages: dict[str, Any], **fields: Any) -> str | None:
 
 def test_the_call() -> None:
     assert dialect_of(WHO) is anthropic.DIALECT
-    call = anthropic.call(WHO, {"messages": [USER], "betas": ["a-1", "b.2"]}, "claude-x")
+    call = anthropic_request.call(WHO, {"messages": [USER], "betas": ["a-1", "b.2"]}, "claude-x")
     assert call.path == "/messages"
     assert call.headers == {
         "x-api-key": "sk-ant-secret",
@@ -51,13 +50,13 @@ def test_the_call() -> None:
         "anthropic-beta": "a-1,b.2",
     }
     assert call.body == {"model": "claude-x", "messages": [SAID], "stream": True, "max_tokens": 8192}
-    assert "x-api-key" not in anthropic.call(Provider("a", "anthropic", ""), {"messages": [USER]}, "m").headers
+    assert "x-api-key" not in anthropic_request.call(Provider("a", "anthropic", ""), {"messages": [USER]}, "m").headers
 
 
 @pytest.mark.parametrize("betas", ["a", [1], ["a\r\nx: y"], ["a,b"], [""]])
 def test_betas_are_names(betas: Any) -> None:
     with pytest.raises(BadRequest) as caught:
-        anthropic.call(WHO, {"messages": [USER], "betas": betas}, "m")
+        anthropic_request.call(WHO, {"messages": [USER], "betas": betas}, "m")
     assert caught.value.param == "betas"
 
 

@@ -16,7 +16,7 @@ from shared.log.entry import Chunk
 from tests.support import recordings
 from tests.support.answers import assert_readable, completion, hear, read_by_sdk, values
 from tests.support.recordings import fold, payloads, wire
-from worker.providers.cohere import DIALECT, build_request
+from worker.providers.formats.cohere import DIALECT, build_request
 
 RECORDINGS = recordings.recordings("cohere")
 recorded = pytest.mark.skipif(not RECORDINGS, reason=recordings.MISSING)

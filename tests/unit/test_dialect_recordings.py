@@ -13,7 +13,7 @@ from shared.chat.chunks import Accumulator
 from tests.support import recordings
 from tests.support.answers import assert_readable, new_normalizer, play, read_by_sdk, values
 from tests.support.recordings import FOLDER, Row, payloads
-from worker.providers import anthropic, gemini, gemini_request
+from worker.providers.formats import anthropic_request, gemini, gemini_request
 
 DIALECTS = {"anthropic": anthropic.DIALECT, "gemini": gemini.DIALECT}
 RECORDINGS = recordings.recordings(*DIALECTS)
@@ -190,7 +190,7 @@ def test_what_was_answered_can_be_sent_back(row: Row) -> None:
     results = [{"role": "tool", "tool_call_id": call["id"], "content": "1"} for call in message.get("tool_calls") or ()]
     body = {"messages": [{"role": "user", "content": "hi"}, message, *results, {"role": "user", "content": "go on"}]}
     if row["format"] == "anthropic":
-        request = json.dumps(anthropic.build_request(body, "claude"))
+        request = json.dumps(anthropic_request.build_request(body, "claude"))
         signatures = [block["signature"] for block in message.get("thinking_blocks") or ()]
         blocks = message.get("anthropic_blocks") or ()
     else:

@@ -14,7 +14,7 @@ from shared.chat.chunks import EXTENSION_FIELDS
 from shared.chat.request import ChatRequest
 from shared.errors import BadRequest
 from shared.lib import json
-from worker.providers import anthropic, cohere, gemini_request, ollama, responses
+from worker.providers.formats import anthropic_request, cohere, gemini_request, ollama, responses
 
 Build = Callable[[dict[str, Any], str], dict[str, Any]]
 
@@ -142,7 +142,7 @@ bodies = st.builds(
 
 
 @pytest.mark.parametrize(
-    "dialect", [anthropic, cohere, gemini_request, ollama, responses], ids=lambda module: module.__name__
+    "dialect", [anthropic_request, cohere, gemini_request, ollama, responses], ids=lambda module: module.__name__
 )
 @given(body=bodies, model=st.sampled_from(["claude-sonnet-4-5", "claude-5", "gemini-2.5-pro", "gemini-3", "x"]))
 def test_a_request_is_said_or_refused(dialect: Any, body: dict[str, Any], model: str) -> None:

@@ -11,8 +11,7 @@ from shared.chat.chunks import EXTENSION_FIELDS, Accumulator
 from shared.errors import BadRequest, UpstreamError, UpstreamInvalid, UpstreamRefused
 from shared.lib import sse
 from tests.support.answers import new_normalizer, read_by_sdk, values
-from worker.providers import gemini, gemini_request
-from worker.providers.dialects import dialect_of
+from worker.providers.formats import dialect_of, gemini, gemini_request
 from worker.providers.registry import Provider
 
 WHO = Provider("gemini", "gemini", "http://127.0.0.1/v1beta", "AIza-secret")

@@ -13,7 +13,7 @@ from shared.errors import BadRequest, UpstreamError
 from shared.lib import json
 from shared.lib.sse import Event
 from tests.support.answers import new_normalizer
-from worker.providers import cohere, ollama, responses, responses_events
+from worker.providers.formats import cohere, ollama, responses, responses_events
 from worker.providers.registry import Provider
 
 FORMATS = {"responses": responses, "ollama": ollama, "cohere": cohere}

@@ -15,7 +15,7 @@ from shared.lib import sse
 from shared.log.entry import Chunk
 from tests.support.answers import assert_readable, completion, hear, read_by_sdk, values
 from tests.support.recordings import fold
-from worker.providers.ollama import DIALECT, build_request
+from worker.providers.formats.ollama import DIALECT, build_request
 
 USER: dict[str, Any] = {"role": "user", "content": "hi"}
 

@@ -17,7 +17,7 @@ from shared.lib import sse
 from shared.log.entry import Chunk
 from worker.normalizer import Normalizer
 from worker.providers.errors import error_from_response
-from worker.providers.openai import build_request, key_header
+from worker.providers.formats.openai import build_request, key_header
 from worker.providers.registry import Provider
 
 KEY = "topsecret-0123456789"

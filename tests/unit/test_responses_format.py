@@ -17,7 +17,7 @@ from shared.log.entry import Chunk
 from tests.support import recordings
 from tests.support.answers import assert_readable, completion, hear, read_by_sdk, values
 from tests.support.recordings import digest, fold, payloads, wire
-from worker.providers.responses import DIALECT, build_request
+from worker.providers.formats.responses import DIALECT, build_request
 
 RECORDINGS = recordings.recordings("responses")
 recorded = pytest.mark.skipif(not RECORDINGS, reason=recordings.MISSING)

@@ -16,7 +16,7 @@ from shared.log.records import Outcome
 from tests.harness.records import error_in
 from worker import normalizer as normalizing
 from worker.normalizer import Normalizer
-from worker.providers.dialects import dialect_of
+from worker.providers.formats import dialect_of
 from worker.providers.registry import Provider
 
 from .test_generate import Bench, benching

@@ -2,7 +2,7 @@
 
 Hidden here: the environment variables people already have, where each vendor answers, in which wire format, with which
 quirks, and how `streamspool.toml` adds to that. A vendor is one row of a table, and a new one is a new row and nothing
-else; a new wire format is a file beside this one.
+else. A new wire format is a file in formats/ and a row in shared/config/formats.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from shared.config.providers import BASE_URL_VARIABLE, KEY_VARIABLE, MODEL
-from shared.config.settings import ProviderConfig, ProviderKind, Settings
+from shared.config.settings import ProviderConfig, Settings
 from shared.errors import BadRequest
 
 _KEY = re.compile(r"[\x21-\x7e]+")
@@ -30,7 +30,8 @@ class Provider:
     """
 
     name: str
-    kind: ProviderKind | Literal["fake"]
+    kind: str
+    """A wire format (shared/config/formats.py), or `fake`."""
     base_url: str
     api_key: str | None = field(default=None, repr=False)
     models: tuple[str, ...] = ()
@@ -57,7 +58,7 @@ class Vendor(NamedTuple):
     base_url: str
     key_variables: tuple[str, ...]
     bases: tuple[str, ...] = ()
-    kind: ProviderKind = "openai"
+    kind: str = "openai"
     local: bool = False
     version: str = "/v1"
     limit_field: Literal["max_tokens", "max_completion_tokens"] | None = None

@@ -27,7 +27,7 @@ from shared.lib import sse
 from shared.log import records
 from shared.log.entry import Chunk
 from worker.normalizer import Normalizer
-from worker.providers.dialects import dialect_of
+from worker.providers.formats import dialect_of
 from worker.providers.registry import Provider
 from worker.upstream.timers import Timers
 

@@ -23,8 +23,8 @@ from shared.log.entry import Chunk
 from worker.normalizer import Normalizer
 from worker.providers import fake
 from worker.providers.dialect import Call, Decoder, Dialect
-from worker.providers.dialects import dialect_of
 from worker.providers.errors import error_from_response
+from worker.providers.formats import dialect_of
 from worker.providers.registry import Provider
 from worker.upstream.attempts import Attempts, Events, OnRetry, Served, Target, without_key
 from worker.upstream.timers import Timers, too_slow

@@ -1,13 +1,8 @@
-"""Anthropic's Messages format (platform.claude.com/docs/en/api/messages). Pure functions.
+"""A chat request said in Anthropic's words (platform.claude.com/docs/en/api/messages). Pure functions.
 
-Hidden here: how a chat request is said in it, and how its blocks and their deltas become OpenAI's chunks.
+Hidden here: how OpenAI's messages, tools and limits are said as Anthropic's blocks; anthropic.py reads the answer.
 
 - An answer has a limit always; without the client's own it is 8192 tokens, and as much more as the thinking may take.
-- Thinking is `reasoning_content` while it is thought, and once more as a whole in `thinking_blocks` with its signature:
-  an assistant message that has it is sent back the way Anthropic wants it.
-- Blocks that OpenAI has nothing like (web searches, code, compaction …) are `anthropic_blocks`, whole, and go back, too.
-  Their place among the text is not kept: they stand before it.
-- Citations are `annotations`; one that is not of a web page has Anthropic's own type.
 - `response_format` json_schema is `output_config.format`; json_object is refused, since there is nothing like it.
 - OpenAI's hints to itself (seed, store, prediction, prompt_cache_key, tiers other than Anthropic's) are left out: they
   change no answer's meaning. So is `metadata`, which labels the generation, but for the `user_id` Anthropic knows.
@@ -20,10 +15,8 @@ import re
 from base64 import b64decode
 from typing import Any
 
-from shared.lib import json
 from worker.providers import parts
-from worker.providers.dialect import Call, Dialect
-from worker.providers.errors import readable, text_in
+from worker.providers.dialect import Call
 from worker.providers.parts import wrong
 from worker.providers.registry import Provider
 
@@ -34,26 +27,14 @@ _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh"
 _EFFORTS = {"minimal": "low"}
 _BETA = re.compile(r"[\w.-]{1,100}")
 
-# From Claude 4.6 on the model itself decides how much to think, and a budget is deprecated, later refused. Everybody
-# else, and those who only speak the format, have budgets.
+# From Claude 4.6 on the model itself decides how much to think, and a budget is deprecated, later refused. Older models, and
+# other vendors' models that speak the format, have budgets.
 _HAS_BUDGET = re.compile(r"^(?!.*claude)|claude-3|claude-(opus|sonnet|haiku)-4([.-][0-5])?([-@]\d{8}|-latest|$)")
 
 _UNKNOWN = (
     "n logprobs top_logprobs logit_bias frequency_penalty presence_penalty modalities verbosity functions function_call"
     " web_search_options"
 ).split()
-
-_FINISH = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "pause_turn": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "refusal": "content_filter",
-}
-
-# ---- the request
 
 
 def call(provider: Provider, body: dict[str, Any], model: str) -> Call:
@@ -239,168 +220,3 @@ def _tools(body: dict[str, Any]) -> dict[str, Any]:
             raise wrong("tool_choice", "there are no tools to choose from.")
         return {}
     return {"tools": tools} if choice == {"type": "auto"} else {"tools": tools, "tool_choice": choice}
-
-
-# ---- the answer
-
-
-class _Answer:
-    """One message. Blocks come one after the other, each with its start, its deltas and its stop."""
-
-    def __init__(self) -> None:
-        self.done = False
-        self._blocks: dict[int, _Block] = {}
-        self._usage: dict[str, Any] = {}
-        self._counts: dict[str, int] = {}
-        self._length = 0  # of the content so far, in characters: what an annotation's place is counted in
-
-    def feed(self, event: str, value: dict[str, Any]) -> list[dict[str, Any]]:
-        with readable():
-            kind = value.get("type") or event
-            if kind == "content_block_start":
-                block = self._blocks[value["index"]] = _Block(value["content_block"], self._length)
-                return self._said(self._start(block))
-            if kind == "content_block_delta":
-                return self._said(self._delta(self._blocks[value["index"]], value["delta"]))
-            if kind == "content_block_stop":
-                return self._said(self._stop(self._blocks.pop(value["index"])))
-            if kind == "message_start":
-                # Nothing is handed out yet: an overload that follows can still be met by asking somebody else.
-                self._usage = dict(value["message"].get("usage") or {})
-            elif kind == "message_delta":
-                return self._finish(value)
-            elif kind == "message_stop":
-                self.done = True
-        return []  # pings, and what Anthropic may add: "your code should handle unknown event types gracefully"
-
-    def _said(self, delta: dict[str, Any]) -> list[dict[str, Any]]:
-        return [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}] if delta else []
-
-    def _next(self, name: str) -> int:
-        """Lists of a delta have an index from 0 without gaps: OpenAI's SDK for Python takes it for the place."""
-        self._counts[name] = self._counts.get(name, -1) + 1
-        return self._counts[name]
-
-    def _start(self, block: _Block) -> dict[str, Any]:
-        if block.type == "tool_use":
-            block.place = self._next("tool_calls")
-            function = {"name": text_in(block.raw["name"]), "arguments": ""}
-            opening = {"index": block.place, "id": text_in(block.raw["id"]), "type": "function", "function": function}
-            return {"tool_calls": [opening]}
-        if block.type in ("text", "thinking") and block.raw.get(block.type):
-            return self._text(block, text_in(block.raw[block.type]))
-        return {}
-
-    def _delta(self, block: _Block, delta: dict[str, Any]) -> dict[str, Any]:
-        kind = delta.get("type")
-        if kind == "text_delta":
-            return self._text(block, text_in(delta["text"]))
-        if kind == "thinking_delta":
-            block.grow("thinking", text_in(delta["thinking"]))
-            return self._text(block, delta["thinking"])
-        if kind == "input_json_delta":
-            if text_in(delta["partial_json"]):
-                block.json.append(delta["partial_json"])
-                if block.type == "tool_use":
-                    return _arguments(block, delta["partial_json"])
-        elif kind == "citations_delta":
-            block.citations.append(dict(delta["citation"]))
-        else:
-            block.add(delta)
-        return {}
-
-    def _text(self, block: _Block, text: str) -> dict[str, Any]:
-        if block.type == "thinking":
-            return {"reasoning_content": text}
-        self._length += len(text)
-        return {"content": text}
-
-    def _stop(self, block: _Block) -> dict[str, Any]:
-        if block.type == "text":
-            annotations = [self._annotation(block, citation) for citation in block.citations]
-            return {"annotations": annotations} if annotations else {}
-        if block.type == "tool_use":
-            # Nothing said is no argument, but not JSON: clients parse it.
-            return {} if block.json else _arguments(block, json.dumps(block.raw.get("input") or {}).decode())
-        if block.json:
-            block.raw["input"] = json.loads("".join(block.json).encode())
-        name = "thinking_blocks" if block.type in ("thinking", "redacted_thinking") else "anthropic_blocks"
-        return {name: [{**block.whole(), "index": self._next(name)}]}
-
-    def _annotation(self, block: _Block, citation: dict[str, Any]) -> dict[str, Any]:
-        own = citation.pop("type", "citation")
-        kind = "url_citation" if citation.get("url") else text_in(own)
-        place = {"start_index": block.start, "end_index": self._length}
-        return {"index": self._next("annotations"), "type": kind, kind: {**citation, **place}}
-
-    def _finish(self, value: dict[str, Any]) -> list[dict[str, Any]]:
-        """Figures are cumulative, and those of the start stay where they are not given again."""
-        self._usage |= {key: figure for key, figure in (value.get("usage") or {}).items() if figure is not None}
-        delta = dict(value["delta"])
-        reason, sequence = delta.pop("stop_reason", None), delta.pop("stop_sequence", None)
-        more = {**value, **delta}
-        more = {key: item for key, item in more.items() if item and key not in ("type", "delta", "usage")}
-        chunks = [chunk for block in self._blocks.values() for chunk in self._said(self._stop(block))]
-        self._blocks.clear()
-        if reason is None:
-            return [*chunks, {"choices": [], "usage": _usage(self._usage)}]
-        finish = _FINISH.get(text_in(reason), reason)
-        choice = {"index": 0, "delta": {}, "finish_reason": finish, "native_finish_reason": reason}
-        if sequence is not None:
-            choice["stop_sequence"] = sequence
-        if more:
-            choice["anthropic"] = more
-        return [*chunks, {"choices": [choice], "usage": _usage(self._usage)}]
-
-
-class _Block:
-    """A content block that has begun, from `raw` on; what has come since is put in at the end, in one go."""
-
-    def __init__(self, raw: dict[str, Any], start: int) -> None:
-        self.raw = dict(raw)
-        self.type = text_in(raw["type"])
-        self.start = start
-        self.place = 0
-        self.json: list[str] = []
-        self._grown: dict[str, list[str]] = {}
-        self.citations = [dict(citation) for citation in self.raw.pop("citations", None) or []]
-
-    def add(self, delta: dict[str, Any]) -> None:
-        """A delta of a kind that only this type of block has: text is joined."""
-        for key, value in delta.items():
-            if key != "type":
-                self.grow(key, value)
-
-    def grow(self, key: str, value: Any) -> None:
-        if isinstance(value, str):
-            old = self.raw.get(key)
-            self._grown.setdefault(key, [old] if isinstance(old, str) else []).append(value)
-        else:
-            self._grown.pop(key, None)
-            self.raw[key] = value
-
-    def whole(self) -> dict[str, Any]:
-        return {**self.raw, **{key: "".join(pieces) for key, pieces in self._grown.items()}}
-
-
-def _arguments(block: _Block, text: str) -> dict[str, Any]:
-    return {"tool_calls": [{"index": block.place, "function": {"arguments": text}}]}
-
-
-def _usage(told: dict[str, Any]) -> dict[str, Any]:
-    """Anthropic counts what came from its cache beside the input, OpenAI within. Figures of its own are kept."""
-    read, written = told.get("cache_read_input_tokens") or 0, told.get("cache_creation_input_tokens") or 0
-    prompt, completion = (told.get("input_tokens") or 0) + read + written, told.get("output_tokens") or 0
-    usage = {key: value for key, value in told.items() if key not in ("input_tokens", "output_tokens")}
-    usage |= {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},
-    }
-    if details := told.get("output_tokens_details"):
-        usage["completion_tokens_details"] = {"reasoning_tokens": details.get("thinking_tokens")}
-    return usage
-
-
-DIALECT = Dialect(call, _Answer)

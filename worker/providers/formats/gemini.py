@@ -21,7 +21,7 @@ from shared.errors import UpstreamRefused
 from shared.lib import json
 from worker.providers.dialect import Dialect
 from worker.providers.errors import readable, text_in
-from worker.providers.gemini_request import call
+from worker.providers.formats.gemini_request import call
 
 _FINISH = {"STOP": "stop", "MAX_TOKENS": "length", "CONTINUATION": "length"} | dict.fromkeys(
     (

@@ -23,7 +23,7 @@ from worker.providers import parts
 from worker.providers.chunk_shapes import delta_chunk, finish_chunk, usage_chunk
 from worker.providers.dialect import Call, Dialect
 from worker.providers.errors import readable, refusal, text_in
-from worker.providers.openai import key_header
+from worker.providers.formats.openai import key_header
 from worker.providers.parts import wrong
 from worker.providers.registry import Provider
 

@@ -19,7 +19,7 @@ from worker.providers import parts
 from worker.providers.chunk_shapes import delta_chunk, finish_chunk, logprobs, usage_chunk
 from worker.providers.dialect import Call, Dialect
 from worker.providers.errors import parse, readable, text_in
-from worker.providers.openai import key_header
+from worker.providers.formats.openai import key_header
 from worker.providers.parts import wrong
 from worker.providers.registry import Provider
 

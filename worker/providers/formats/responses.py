@@ -19,10 +19,10 @@ from typing import Any
 
 from worker.providers import parts
 from worker.providers.dialect import Call, Dialect
-from worker.providers.openai import key_header
+from worker.providers.formats.openai import key_header
+from worker.providers.formats.responses_events import ResponsesTranslator
 from worker.providers.parts import wrong
 from worker.providers.registry import Provider
-from worker.providers.responses_events import ResponsesTranslator
 
 _WHO = "The Responses API"
 _UNKNOWN = "n logit_bias stop audio modalities functions function_call web_search_options".split()

@@ -13,7 +13,7 @@ from shared.chat.chunks import Accumulator
 from tests.support import recordings
 from tests.support.answers import assert_readable, new_normalizer, play, read_by_sdk, values
 from tests.support.recordings import FOLDER, Row, payloads
-from worker.providers.formats import anthropic_request, gemini, gemini_request
+from worker.providers.formats import anthropic, anthropic_request, gemini, gemini_request
 
 DIALECTS = {"anthropic": anthropic.DIALECT, "gemini": gemini.DIALECT}
 RECORDINGS = recordings.recordings(*DIALECTS)

@@ -16,9 +16,11 @@ from starlette.types import Message, Receive, Scope, Send
 from api import errors
 from api.auth import Authenticator
 from api.errors import REQUEST_ID
+from api.live.drain import Drain
 from api.live.hub import BLOCK_MS, Hub
-from api.live.relay import LATER, Drain, Services
+from api.live.response import LATER
 from api.resources import batches, files, health, models, sessions, usage
+from api.services import Services
 from api.surfaces.chat import routes as chat
 from api.surfaces.chat import stored
 from api.surfaces.streams import routes as streams

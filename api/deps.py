@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
-from api.live.relay import Services
-from api.surfaces.streams.projection import state
+from api.services import Services
 from shared.errors import BadRequest, TooLarge
 from shared.generations.broker import Caller
 from shared.lib import json
-from shared.log.records import Summary
 
 _BODY_S = 30.0
 """How long a body may take to arrive: one that never ends would hold a connection for ever."""
@@ -63,14 +60,6 @@ def parsed(body: bytes) -> Any:
         return json.loads_strict(body)
     except ValueError as error:
         raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
-
-
-async def states(services: Services, summaries: Sequence[Summary]) -> list[dict[str, Any]]:
-    """The state objects of these generations, as this process sees them."""
-    return [
-        state(summary, viewers=services.hub.viewers(summary.header["id"]), delivery=delivery)
-        for summary, delivery in zip(summaries, await services.broker.deliveries(summaries), strict=True)
-    ]
 
 
 CurrentServices = Annotated[Services, Depends(_services)]

@@ -1,4 +1,7 @@
-"""Errors as responses: OpenAI's envelope, whatever went wrong and wherever."""
+"""Errors as responses: OpenAI's envelope, whatever went wrong and wherever.
+
+Hidden here: which error object stands for an outcome without an answer, or for a log that is gone.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,25 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shared.errors import WIRE_FIELDS, BadRequest, Internal, MethodNotAllowed, NotFound, StreamspoolError
+from shared.errors import (
+    WIRE_FIELDS,
+    BadRequest,
+    GenerationCancelled,
+    GenerationEnded,
+    Gone,
+    Internal,
+    LogError,
+    MethodNotAllowed,
+    NotFound,
+    StoredError,
+    StreamGone,
+    StreamLost,
+    StreamspoolError,
+)
 from shared.lib import json
 from shared.lib.telemetry import get_logger
+from shared.log.entry import Status
+from shared.log.records import Outcome
 
 logger = get_logger(__name__)
 
@@ -38,6 +57,18 @@ _ERROR_RESPONSE = {
 
 REQUEST_ID = "streamspool.request_id"
 """ASGI scope: the id of this request, as in `x-request-id`."""
+
+
+def outcome_error(outcome: Outcome) -> StoredError | None:
+    """The error of an outcome, None if it is an answer: one that was ended for its size is, and says `length` itself."""
+    if outcome["status"] == Status.CANCELLED:
+        return GenerationCancelled().to_stored()
+    return None if outcome["status"] == Status.INCOMPLETE else outcome["error"]
+
+
+def problem_error(problem: LogError) -> GenerationEnded:
+    """Why a log cannot be shown: it is gone, or lacks a part (Damaged)."""
+    return StreamGone() if isinstance(problem, Gone) else StreamLost()
 
 
 def to_response(error: StreamspoolError, headers: Mapping[str, str] | None = None) -> Response:

@@ -20,7 +20,8 @@ import uvloop
 from api.app import create_app
 from api.auth import is_loopback
 from api.intake import Intake
-from api.live.relay import CONNECTION, Drain
+from api.live.client import CONNECTION
+from api.live.drain import Drain
 from shared.config.settings import SettingsInvalid, load_settings
 from shared.errors import StreamspoolError, Unusable
 from shared.lib.process import refuse_to_start

@@ -1,35 +1,30 @@
 """Cursors: "go on from here", as clients say it.
 
-Hidden here: the three places a cursor may stand in, its two forms, and where each leads in a given log. Every cursor
-has one meaning or is refused; none makes a viewer wait for what will never come.
+Hidden here: the three places a cursor may stand in, its two forms, and where each leads in a given log, whatever the
+surface that shows it. Every cursor has one meaning or is refused; none makes a viewer wait for what will never come. A
+surface whose events have numbers of their own makes a count of them: number 6, counted from 0, is the count 7.
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from starlette.requests import Request
 
+from api.live.folding import Folding, Start, Stateless
 from api.live.livelog import LiveLog
-from api.surfaces.chat.projection import end_frames
 from shared.errors import BadCursor, CursorExpired, CursorRestart, Gone
-from shared.lib import json
 from shared.log.entry import SEAL, Position
 from shared.log.streamlog import StreamLog
 
 _COUNT = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 
 Cursor = Position | int
-"""A position: "I have everything up to this entry"; or a number N: "I have the first N frames of this view"."""
+"""A position: "I have everything up to this entry"; or a number N: "I have the first N events of this view"."""
 
 
-class Start(NamedTuple):
-    """Where a viewer begins: after chunk `chunk` of attempt `epoch`, leaving out that many of the end's frames."""
-
-    epoch: int
-    chunk: int
-    skip_end: int = 0
+class Behind(Exception):
+    """This process has not read yet what the viewer has got from another one: look again when more has come."""
 
 
 def read(request: Request) -> Cursor | None:
@@ -59,51 +54,67 @@ def parse(text: str) -> Cursor:
         ) from None
 
 
-async def place(cursor: Cursor | None, live: LiveLog, log: StreamLog, *, include_usage: bool) -> Start | None:
+async def resolve(cursor: Cursor | None, live: LiveLog, log: StreamLog, shown: Stateless | Folding) -> Start | None:
     """Where the cursor leads; None if the viewer has everything and the stream is over.
 
-    Raises BadCursor (ahead of the log), CursorRestart (counted in an attempt that is gone), CursorExpired.
+    Raises BadCursor (ahead of the log), CursorRestart (counted in an attempt that is gone), CursorExpired, Behind.
     """
     if isinstance(cursor, Position):
-        start = await _after_position(cursor, live, log)
+        start = await _after_position(cursor, live, log, shown)
     elif cursor is not None:
-        start = await _after_count(cursor, live, log, include_usage)
+        start = await _after_count(cursor, live, log, shown)
     else:
-        start = Start(live.epoch, 0)
+        start = Start(live.epoch, 0, first=shown.opening)
     if start and start.epoch == live.epoch and start.chunk < live.lost:
         floor = f"{live.epoch}-{live.lost}"
         raise CursorExpired(f"The events up to {floor} are not kept any more. Resume from there.", floor=floor)
     return start
 
 
-async def _after_position(cursor: Position, live: LiveLog, log: StreamLog) -> Start | None:
+async def _after_position(cursor: Position, live: LiveLog, log: StreamLog, shown: Stateless | Folding) -> Start | None:
     if cursor == SEAL and live.outcome:
         return None
-    if cursor.epoch < live.epoch or cursor.epoch == 0:
-        return Start(cursor.epoch, cursor.seq if cursor.epoch else 0)
-    if (cursor.epoch, cursor.seq) > (live.epoch, live.end):
+    chunk = cursor.seq if cursor.epoch else 0
+    if cursor.epoch >= live.epoch and cursor.epoch and (cursor.epoch, cursor.seq) > (live.epoch, live.end):
         await _must_exist(cursor, live, log)
-    return Start(cursor.epoch, cursor.seq)
+    return Start(cursor.epoch, chunk, first=b"" if chunk else shown.opening)
 
 
-async def _after_count(count: int, live: LiveLog, log: StreamLog, include_usage: bool) -> Start | None:
+async def _after_count(count: int, live: LiveLog, log: StreamLog, shown: Stateless | Folding) -> Start | None:
     if live.replaced:
         restart = f"{live.epoch}-0"
         raise CursorRestart(
             f"A newer attempt has replaced the one these events were counted in. Start from {restart}.",
             restart_from=restart,
         )
-    shown = live.end - (live.usage_last and not include_usage)
-    if count <= shown:
-        return Start(live.epoch, count)
+    there = shown.events(live)
+    if count <= there:
+        return await shown.locate(count, live, log)
     if live.outcome is None:
-        counted_in = max(live.epoch, 1)
-        await _must_exist(Position(counted_in, count), live, log)
-        return Start(counted_in, count)
-    ending = len(end_frames(json.loads(live.outcome.data), ids=False))
-    if count - shown > ending:
-        raise BadCursor(f"The cursor is ahead: this stream has {shown + ending} events.", code="cursor_ahead")
-    return None if count - shown == ending else Start(live.epoch, live.end, skip_end=count - shown)
+        return await _ahead(count, live, log, shown)
+    ending = len(shown.end(live.outcome))
+    if count - there > ending:
+        raise BadCursor(f"The cursor is ahead: this stream has {there + ending} events.", code="cursor_ahead")
+    return None if count - there == ending else Start(live.epoch, live.end, skip_end=count - there)
+
+
+async def _ahead(count: int, live: LiveLog, log: StreamLog, shown: Stateless | Folding) -> Start:
+    """Of a stream that goes on: another process may have read more."""
+    if not shown.numbered:
+        cursor = Position(max(live.epoch, 1), count)
+        await _must_exist(cursor, live, log)
+        return Start(*cursor)
+    known = live.position
+    end = (await log.ends([live.id]))[live.id]
+    if end is None:
+        raise Gone(live.id)
+    if end > known:
+        raise Behind
+    raise BadCursor(
+        f"The cursor is ahead of the stream, which has {shown.events(live)} events.",
+        code="cursor_ahead",
+        param="starting_after",
+    )
 
 
 async def _must_exist(cursor: Position, live: LiveLog, log: StreamLog) -> None:

@@ -1,4 +1,4 @@
-"""A log that is watched here, as an array of frames, formatted once; a viewer (relay.py) is an index into it.
+"""A log that is watched here, as an array of frames, formatted once; a viewer (event_stream.py) is an index into it.
 
 Hidden here: the window of frames that is kept, which is bounded: a viewer that lags behind it reads the log itself until
 it has caught up. Viewers that have are written to directly, all at once.
@@ -7,14 +7,17 @@ it has caught up. Viewers that have are written to directly, all at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
 
+from api.live.direct import KEEPALIVE, DirectWriter, in_chunk
+from api.live.folding import Folding, Stateless
 from api.live.pacing import TokenClock
+from api.live.projection import Encode, Projection
 from shared.errors import Damaged, LogError
-from shared.lib import sse
 from shared.log.entry import BEGIN, Entry, Kind
 from shared.log.envelope import Envelopes
+from shared.log.records import Header
 
 WINDOW_BYTES = 4 * 1024 * 1024
 """Chunk bytes a followed log keeps in memory; older ones are read from Redis again by whoever needs them."""
@@ -29,94 +32,66 @@ _BODY_FRAMES, _BODY_BYTES = 512, 128 * 1024
 """What is joined for one send, at most: a lagging viewer catches up in large writes without holding the loop, and without
 holding much memory while it does not read. A single frame may be larger."""
 
-Encode = Callable[[Entry], bytes]
-
-
-def _chunk(body: bytes) -> bytes:
-    """One chunk of a response in chunks (RFC 9112, 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(body), body)
-
-
-_KEEPALIVE = _chunk(sse.KEEPALIVE)
-
-
-class DirectWriter:
-    """A viewer that has caught up and is written to directly: without a task that wakes, without a detour.
-
-    `left` says that it is written to no more, `epoch` and `index` then where it got to.
-    """
-
-    __slots__ = ("_waiter", "encode", "epoch", "index", "left", "pending", "since", "write")
-
-    def __init__(self, encode: Encode, transport: asyncio.Transport, since: float) -> None:
-        self.encode, self.since = encode, since
-        self.write, self.pending = transport.write, transport.get_write_buffer_size
-        self.epoch = self.index = 0
-        self.left = False
-        self._waiter: asyncio.Future[None] | None = None
-
-    def waiter(self) -> asyncio.Future[None]:
-        """A future that is done when there is a reason to look."""
-        self._waiter = asyncio.get_running_loop().create_future()
-        if self.left:
-            self._waiter.set_result(None)
-        return self._waiter
-
-    def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
 
 class LiveLog:
-    """The newest attempt of one log, as far as it is known here.
-
-    `epoch` is that attempt (0: none yet), `end` the number of its last chunk, `floor` how many of them have left the
-    window, `lost` how many Redis itself does not have any more. `replaced` says that an earlier attempt had said
-    something, `note` who says it, `usage_last` that the last chunk is the usage chunk. `outcome` is there once the log is
-    sealed, `problem` once it cannot be followed any further. `tally` is there if viewers are paced. `fed_at` is when
-    the last entries came, in the loop's time, `page` how many like them may be read at once. `made` tells logs of one
-    id apart, `replayed` says that it had ended before anybody watched it here. `shapes` are those of the log up to
-    `position`. `server` took the request, and `behind_since` is when the log was seen to lack what is here. Where an entry
-    is missing, what stands before it is shown, and then the problem.
-    """
+    """The newest attempt of one log, as far as it is known here. Where an entry is missing, what stands before it is shown,
+    and then the problem."""
 
     def __init__(self, generation_id: str, *, paced: bool = False) -> None:
         self.id = generation_id
+        self.made = 0
+        """When it was created: tells logs of one id apart."""
         self.server: str | None = None
+        """The one that took the request."""
         self.behind_since: float | None = None
-        self._hole: Damaged | None = None
-        self.tally = TokenClock() if paced else None
-        self.position = BEGIN
-        self.shapes = Envelopes()
-        self.epoch = 0
-        self.replaced = False
-        self.note: bytes | None = None
-        self.outcome: Entry | None = None
-        self.problem: LogError | None = None
-        self.viewers = 0
+        """When the log was seen to lack what is here, in the loop's time."""
         self.needed = False
+        """The generation ends if it has no viewers."""
+        self.viewers = 0
         self.opening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.caught_up = False
+        self.position = BEGIN
+        self.shapes = Envelopes()
+        """Those of the log up to `position`."""
+        self.epoch = 0
+        """The attempt; 0: none yet."""
+        self.replaced = False
+        """An earlier attempt had said something."""
+        self.note: bytes | None = None
+        """Who speaks: the first chunk's note."""
+        self.outcome: Entry | None = None
+        """There once the log is sealed."""
+        self.problem: LogError | None = None
+        """There once it cannot be followed any further."""
+        self.replayed = False
+        """It had ended before anyone watched it here."""
         self.floor = 0
+        """How many of the attempt's chunks have left the window."""
         self.lost = 0
+        """How many of them Redis itself does not have any more."""
+        self.tally = TokenClock() if paced else None
+        self.fed_at = 0.0
+        """When the last entries came, in the loop's time."""
+        self.page = _FIRST_READ
+        """How many entries like those seen may be read at once."""
+        self._hole: Damaged | None = None
         self._entries: list[Entry] = []
         self._bytes = 0
         self._frames: dict[Encode, list[bytes]] = {}
-        self._waiters: set[asyncio.Future[None]] = set()
-        self._lanes: dict[Encode, set[DirectWriter]] = {}
-        self.fed_at = 0.0
-        self.page = _FIRST_READ
-        self.made = 0
-        self.replayed = False
+        self._shown: dict[Projection, Stateless | Folding] = {}
         self._bodies: dict[tuple[Encode, int], tuple[bytes, int] | None] = {}
+        self._lanes: dict[Encode, set[DirectWriter]] = {}
+        self._waiters: set[asyncio.Future[None]] = set()
 
     @property
     def end(self) -> int:
+        """The number of the attempt's last chunk."""
         return self.floor + len(self._entries)
 
     @property
-    def usage_last(self) -> bool:
-        return bool(self._entries) and self._entries[-1].kind is Kind.USAGE
+    def last(self) -> Entry | None:
+        """The last chunk."""
+        return self._entries[-1] if self._entries else None
 
     @property
     def payloads(self) -> list[bytes] | None:
@@ -133,6 +108,8 @@ class LiveLog:
         """About how many bytes of memory it takes: its chunks as they came, in each format, and joined."""
         entries, formats = len(self._entries), len(self._frames)
         joined = sum([len(body[0]) for body in self._bodies.values() if body])
+        for shown in self._shown.values():
+            joined += shown.held(self._frames.get(shown.encode, ()), self._bytes)
         return self._bytes * (1 + formats) + entries * (_ENTRY_BYTES + _FRAME_BYTES * formats) + joined
 
     @property
@@ -143,6 +120,27 @@ class LiveLog:
     @property
     def ended(self) -> bool:
         return bool(self.outcome or self.problem)
+
+    def shown(self, projection: Projection, header: Header) -> Stateless | Folding:
+        """Its frames for a projection; `header` is that of the log. Have them `follow` first."""
+        shown = self._shown.get(projection)
+        if shown is None:
+            encode = projection.encode
+            shown = Stateless(projection, encode, header) if encode else Folding(projection, header)
+            self._shown[projection] = shown
+        return shown
+
+    def entries(self, start: int, stop: int) -> Sequence[Entry]:
+        """The chunks `start` (exclusive) to `stop` (inclusive), from the window."""
+        return self._entries[start - self.floor : stop - self.floor]
+
+    def formats(self, encode: Encode) -> bool:
+        """Whether it has the frames of this encoding, and goes on with them."""
+        return encode in self._frames
+
+    def format(self, encode: Encode, frames: list[bytes]) -> None:
+        """Goes on with these, which are those of all chunks in the window."""
+        self._frames[encode] = frames
 
     def frames(self, encode: Encode, start: int, stop: int) -> list[bytes]:
         """Frames of the chunks `start` (exclusive) to `stop` (inclusive), formatted at most once per encoding."""
@@ -171,7 +169,7 @@ class LiveLog:
         if shared:
             self._bodies[place] = body
             self._bodies.setdefault((encode, body[1]))
-            if body[1] == self.end:
+            if body[1] == self.end and not isinstance(encode, Folding):
                 del self._frames[encode]
         return body
 
@@ -285,7 +283,7 @@ class LiveLog:
                     self._leave(writer, before)
                 lanes.clear()
                 continue
-            framed = _chunk(body)
+            framed = in_chunk(body)
             behind = []
             for writer in lanes:
                 try:
@@ -312,7 +310,7 @@ class LiveLog:
                 continue
             writer.since = now
             with suppress(RuntimeError):
-                writer.write(_KEEPALIVE)
+                writer.write(KEEPALIVE)
                 if not writer.pending():
                     continue
             self.detach(writer)
@@ -360,6 +358,8 @@ class LiveLog:
         self._bodies.clear()
         for frames in self._frames.values():
             frames.clear()
+        for shown in self._shown.values():
+            shown.restart()
 
     def shrink(self, size: int) -> None:
         """Drops the oldest chunks until no more than so many bytes are left of them, or the newest alone."""

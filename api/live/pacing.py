@@ -15,13 +15,25 @@ import asyncio
 from array import array
 from bisect import bisect_right
 
-from api.surfaces.chat import projection as chat
+from api.errors import outcome_error
+from shared.chat.messages import billable_text
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.log.entry import Entry
 
 TICK_S = 0.02
 """A paced viewer is sent something at most this often: at high rates several tokens go together."""
+_CHARACTERS_PER_TOKEN = 4  # as in shared/features/usage.py
+
+
+def weight(payload: bytes) -> int:
+    """What a chunk counts, in tokens: a quarter of the characters it adds, and never nothing.
+
+    The same for all surfaces, since one clock holds for all viewers of a log, whichever API they watch it through.
+    """
+    choices = json.loads(payload).get("choices") or ()
+    texts = [text for choice in choices for text in billable_text(choice.get("delta") or {})]
+    return max(1, sum(map(len, texts)) // _CHARACTERS_PER_TOKEN)
 
 
 class TokenClock:
@@ -49,11 +61,11 @@ class TokenClock:
             age_ms = 0 if entry.at_ms is None else max(0, now_ms() - entry.at_ms)
             self.began = asyncio.get_running_loop().time() - age_ms / 1000
         self._before.append(self._next)
-        self._next += chat.tokens(entry.data)
+        self._next += weight(entry.data)
 
     def end(self, outcome: Entry) -> None:
         """What failed or was cancelled is not worth waiting for: the rest, and the reason, are shown at once."""
-        self.off = chat.outcome_error(json.loads(outcome.data)) is not None
+        self.off = outcome_error(json.loads(outcome.data)) is not None
 
     def before(self, index: int) -> int:
         """Tokens before the chunk that follows `index` chunks."""

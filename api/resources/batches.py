@@ -12,10 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from api.deps import Body, CurrentCaller, CurrentServices, parsed
-from api.live.relay import EVENT_STREAM_HEADERS, Services
+from api.live.event_stream import EVENT_STREAM_HEADERS
+from api.paging import page
 from api.resources.batch_views import batch
 from api.resources.files import stream
-from api.surfaces.streams.projection import page
+from api.services import Services
 from shared.chat.request import BatchRequest
 from shared.errors import BadCursor, StreamspoolError
 from shared.features.batches import ENDED, ERRORS, OUTPUT, Head

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from api.deps import CurrentCaller, CurrentServices
+from api.paging import page
 from api.resources.upload import Upload
-from api.surfaces.streams.projection import page
 from shared.errors import BadRequest
 from shared.features.files import PURPOSES, UPLOAD_S, check_life
 from shared.lib import json

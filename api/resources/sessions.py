@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from api.deps import CurrentCaller, CurrentServices
-from api.surfaces.streams.projection import following, page
+from api.paging import following, page
 from shared.errors import NotFound
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from api.app import create_app
-from api.live.relay import Drain
+from api.live.drain import Drain
 from shared.config.settings import Settings
 from shared.errors import Unavailable
 from tests.support.stack import Stack, free_port

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.live.relay import fold as relay_fold
+from api.live.answer import accumulate
 from shared.chat.chunks import Accumulator
 
 
@@ -369,7 +369,7 @@ async def test_others_have_their_turns_while_a_long_answer_is_put_together() -> 
 
     task = asyncio.create_task(other())
     payload = json.dumps(chunk({"content": "word "})).encode()
-    folded = await relay_fold(itertools.repeat(payload, 20_000))
+    folded = await accumulate(itertools.repeat(payload, 20_000))
     task.cancel()
     assert folded.messages == [{"content": "word " * 20_000}]
     assert turns >= 19

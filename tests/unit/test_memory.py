@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 import uvicorn
 
+from api.live.client import CONNECTION
 from api.live.hot import HotLogs
 from api.live.livelog import LiveLog
-from api.live.relay import CONNECTION
+from api.live.projection import Encode
 from api.server import Protocol
-from api.surfaces.chat import projection as chat
+from api.surfaces.chat.projection import chat_events
 from shared.log.entry import SEAL, Entry, Kind, Position
 
-WITH_IDS, WITHOUT = (chat.encoder(ids=ids, include_usage=True) for ids in (True, False))
+WITH_IDS, WITHOUT = (chat_events(ids=ids, include_usage=True).encode for ids in (True, False))
 
 
 def replayed(name: str, chunks: int, size: int) -> LiveLog:
@@ -33,7 +34,7 @@ def replayed(name: str, chunks: int, size: int) -> LiveLog:
     return live
 
 
-def show(live: LiveLog, encode: chat.Encode, start: int = 0) -> None:
+def show(live: LiveLog, encode: Encode, start: int = 0) -> None:
     while start < live.end:
         _, start = live.body(encode, start, live.end)
 

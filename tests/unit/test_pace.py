@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from api.live import pacing as pace
 from api.live.livelog import LiveLog
 from api.live.pacing import Pacer, TokenClock
-from api.surfaces.chat import projection as chat
 from shared.log.entry import SEAL, Entry, Kind, Position
 
 
@@ -45,7 +44,7 @@ async def tally_of(*texts: str, at_ms: int | None = None) -> TokenClock:
     ],
 )
 def test_a_token_is_four_characters_and_a_chunk_is_one_at_least(payload: bytes, count: int) -> None:
-    assert chat.tokens(payload) == count
+    assert pace.weight(payload) == count
 
 
 async def test_the_first_chunk_is_shown_at_once_and_the_others_in_time() -> None:

@@ -9,9 +9,13 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from api.deps import Body, CurrentCaller, CurrentServices, parsed, states
+from api.deps import Body, CurrentCaller, CurrentServices, parsed
+from api.errors import problem_error
 from api.live import cursor
-from api.live.relay import Answer, EventStream, Services, fold, view
+from api.live.answer import Answer, accumulate
+from api.live.event_stream import EventStream
+from api.services import Services
+from api.states import states, stream_headers
 from api.surfaces.chat import projection as chat
 from shared.chat.request import ChatRequest
 from shared.errors import BadRequest
@@ -34,11 +38,6 @@ _HEADER_OPTIONS = (
     "session_trim",
     "max_tokens_per_s",
 )
-
-
-def stream_headers(generation_id: str) -> dict[str, str]:
-    """How a client finds the stream again."""
-    return {"location": f"/v1/streams/{generation_id}", "x-stream-id": generation_id}
 
 
 def _with_options(body: Any, request: Request) -> Any:
@@ -70,8 +69,10 @@ async def completion(services: Services, summary: Summary) -> Response:
     """A generation as an object, as far as it is. Raises GenerationFailed if a part of it is lost."""
     chunks, damage = await services.broker.chunks(summary.header["id"], summary.position.epoch)
     if damage is not None:
-        raise chat.problem_error(damage)
-    return Response(json.dumps(chat.stored_completion(summary, await fold(chunks))), media_type="application/json")
+        raise problem_error(damage)
+    return Response(
+        json.dumps(chat.stored_completion(summary, await accumulate(chunks))), media_type="application/json"
+    )
 
 
 @router.post("/v1/chat/completions", response_model=None, openapi_extra=_REQUEST_BODY)
@@ -98,10 +99,11 @@ async def create(request: Request, services: CurrentServices, caller: CurrentCal
         summary = await services.broker.find(header["id"], caller) if replayed else Summary(header, (), BEGIN, None)
         return JSONResponse((await states(services, [summary]))[0], status_code=202, headers=headers)
     if not chat_request.stream:
-        return Answer(services, header, fresh=not replayed, headers=headers)
-    seen = view(ids=request.headers.get("x-stream-ids") == "1", native=False, include_usage=header["include_usage"])
+        return Answer(services, header, chat.completion, fresh=not replayed, headers=headers)
+    ids = request.headers.get("x-stream-ids") == "1"
+    events = chat.chat_events(ids=ids, include_usage=header["include_usage"])
     hold_s = services.settings.hold_headers_s
-    return EventStream(services, header, seen, fresh=not replayed, hold_s=hold_s, headers=headers)
+    return EventStream(services, header, events, fresh=not replayed, hold_s=hold_s, headers=headers)
 
 
 @router.get("/v1/chat/completions/{generation_id}", response_model=None)
@@ -116,7 +118,7 @@ async def retrieve(
     """A generation as a `chat.completion`, as far as it is; or, with `stream=true`, its chunks from a cursor on."""
     summary = await services.broker.find(generation_id, caller)
     if stream:
-        seen = view(ids=True, native=False, include_usage=summary.header["include_usage"])
+        events = chat.chat_events(ids=True, include_usage=summary.header["include_usage"])
         headers = stream_headers(generation_id)
-        return EventStream(services, summary.header, seen, cursor=cursor.read(request), headers=headers)
+        return EventStream(services, summary.header, events, cursor=cursor.read(request), headers=headers)
     return await completion(services, summary)

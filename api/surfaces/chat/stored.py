@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.deps import Body, CurrentCaller, CurrentServices, parsed
-from api.live.relay import fold
+from api.live.answer import accumulate
+from api.paging import following, page
 from api.surfaces.chat import projection as chat
 from api.surfaces.chat.routes import completion
-from api.surfaces.streams.projection import following, page
 from shared.chat.request import MetadataUpdate
 from shared.errors import BadRequest, NotFound
 from shared.lib import json
@@ -73,7 +73,7 @@ async def list_stored(
         header = summary.header
         if (model is None or header["model"] == model) and wanted.items() <= (header["metadata"] or {}).items():
             chunks, damage = await broker.chunks(header["id"], summary.position.epoch)
-            found.append(chat.stored_completion(summary, await fold(chunks), damage))
+            found.append(chat.stored_completion(summary, await accumulate(chunks), damage))
             if len(found) > limit:
                 break
     return Response(json.dumps(page(found, limit)), media_type="application/json")

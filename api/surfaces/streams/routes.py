@@ -8,11 +8,12 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from api.deps import CurrentCaller, CurrentServices, states
+from api.deps import CurrentCaller, CurrentServices
 from api.live import cursor
-from api.live.relay import EventStream, view
-from api.surfaces.chat.routes import stream_headers
-from api.surfaces.streams.projection import page
+from api.live.event_stream import EventStream
+from api.paging import page
+from api.states import states, stream_headers
+from api.surfaces.streams.projection import native_events
 from shared.log.entry import Status
 
 _VARY = {"vary": "accept"}
@@ -62,11 +63,10 @@ async def watch(
     accept = request.headers.get("accept", "")
     if "application/json" in accept and "text/event-stream" not in accept:
         return JSONResponse((await states(services, [summary]))[0], headers=_VARY)
-    seen = view(ids=True, native=True, include_usage=summary.header["include_usage"])
     return EventStream(
         services,
         summary.header,
-        seen,
+        native_events(include_usage=summary.header["include_usage"]),
         cursor=cursor.read(request),
         headers={**stream_headers(generation_id), **_VARY},
     )

@@ -1,0 +1,97 @@
+"""The client of one response, as ASGI shows it.
+
+Hidden here: a deadline for each send, how a hang-up is noticed with and without our own server's connection, and how a
+response is ended that has no honest end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from shared.lib.tasks import cancel
+
+CONNECTION = "streamspool.connection"
+"""ASGI extension: the connection itself, put there by connection.py; without it everything goes through ASGI."""
+
+
+class Client:
+    """Send under a deadline, wait, notice the hang-up. `close` it in the end."""
+
+    __slots__ = ("_connection", "_listening", "_send", "_timeout_s", "_waiter", "gone", "started")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, timeout_s: float) -> None:
+        self._connection: Any = scope.get("extensions", {}).get(CONNECTION)
+        self._send, self._timeout_s = send, timeout_s
+        self._waiter: asyncio.Future[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self.started = self.gone = False
+        if self._connection is None:
+            self._listening = asyncio.create_task(self._listen(receive))
+        else:  # it can tell by itself: a task for each viewer is memory
+            self.gone = self._connection.lost
+            self._connection.on_lost = self._leave
+            self._connection.asked()
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """Where the next pieces of the body may be written to, each framed as an HTTP chunk; None if only by `send`."""
+        if self._connection is None or not self._connection.chunked:
+            return None
+        transport: asyncio.Transport = self._connection.transport
+        return transport
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        self.started = True
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def send(self, body: bytes, *, more: bool = True) -> None:
+        """Raises TimeoutError when the client has taken nothing for too long."""
+        async with asyncio.timeout(self._timeout_s):
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def wait(self, waiter: asyncio.Future[None], timeout_s: float) -> None:
+        """Until the future is done, the client is gone, or the time, if there is one, is over."""
+        self._waiter = waiter
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._wake) if timeout_s < math.inf else None
+        if self.gone:
+            self._wake()
+        try:
+            await waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._waiter = None
+
+    async def cut(self, *, flush: bool) -> None:
+        """Ends the connection in mid-response: the only honest end of a stream that has none.
+
+        A clean end would look whole. `flush` lets the client have what is on its way to it.
+        """
+        if (connection := self._connection) is not None:
+            connection.transport.close() if flush else connection.transport.abort()
+            await self.wait(asyncio.get_running_loop().create_future(), self._timeout_s)
+
+    async def close(self) -> None:
+        if self._listening is not None:
+            await cancel(self._listening)
+        else:
+            self._connection.on_lost = None
+
+    def _leave(self) -> None:
+        self.gone = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _listen(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._leave()

@@ -1,0 +1,46 @@
+"""A viewer that has caught up and is written to directly: without a task that wakes, without a detour through ASGI.
+
+Hidden here: the framing of a response in chunks, and how such a viewer learns that it is on its own again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from api.live.projection import Encode
+from shared.lib import sse
+
+
+def in_chunk(body: bytes) -> bytes:
+    """One chunk of a response in chunks (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(body), body)
+
+
+KEEPALIVE = in_chunk(sse.KEEPALIVE)
+
+
+class DirectWriter:
+    """A viewer that has caught up and is written to directly: without a task that wakes, without a detour.
+
+    `left` says that it is written to no more, `epoch` and `index` then where it got to.
+    """
+
+    __slots__ = ("_waiter", "encode", "epoch", "index", "left", "pending", "since", "write")
+
+    def __init__(self, encode: Encode, transport: asyncio.Transport, since: float) -> None:
+        self.encode, self.since = encode, since
+        self.write, self.pending = transport.write, transport.get_write_buffer_size
+        self.epoch = self.index = 0
+        self.left = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def waiter(self) -> asyncio.Future[None]:
+        """A future that is done when there is a reason to look."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        if self.left:
+            self._waiter.set_result(None)
+        return self._waiter
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,251 @@
+"""The response that shows a log as Server-Sent Events, from a cursor on, live until it is sealed.
+
+Hidden here: headers that are held back for an early error, keep-alives, the viewer that lags behind what is kept in
+memory, the one that leaves, the attempt that is replaced under it, and the pace. What the events are is the projection's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from enum import Enum
+
+from api.errors import outcome_error
+from api.live.client import Client
+from api.live.cursor import Behind, Cursor, resolve
+from api.live.drain import Stay
+from api.live.folding import Folding, Reader, Start, Stateless
+from api.live.livelog import LiveLog
+from api.live.pacing import TICK_S, Pacer
+from api.live.projection import Projection
+from api.live.response import LogResponse, Process, served_headers
+from shared.errors import BadCursor, Damaged, GenerationFailed, Gone
+from shared.lib import json, sse
+from shared.lib.telemetry import RESUMES
+from shared.log.entry import Kind, Position
+from shared.log.records import Header
+from shared.store.redis import RedisError
+
+_PAGE = 512
+_PAGE_BYTES = 128 * 1024
+_LARGE_BYTES = 16 * 1024
+"""So much at once is not sent to everybody in the same round of the loop: what is live comes in between."""
+_FIRST_PAGE = 16
+_NOTHING: dict[str, str] = {}
+_RETRY_S = 0.25
+
+EVENT_STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache, no-transform",
+    "x-accel-buffering": "no",
+}
+
+
+class Next(Enum):
+    """What a stream does after it has waited."""
+
+    LOOK = "there is something new"
+    KEEP_ALIVE = "there was nothing for too long"
+    LEAVE = "the server stops, and this viewer is to go"
+
+
+class EventStream(LogResponse):
+    """From `cursor` on, or from the start. `hold_s` is how long the headers may wait for an early error."""
+
+    def __init__(
+        self,
+        process: Process,
+        header: Header,
+        projection: Projection,
+        *,
+        cursor: Cursor | None = None,
+        fresh: bool = False,
+        hold_s: float = 0,
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(process, header, fresh=fresh, headers=headers)
+        self._header: Header | None = header
+        self._projection, self._cursor, self._hold_s = projection, cursor, hold_s
+        self._stay = Stay(process.drain, process.settings.drain_s, native=projection.native)
+        self._behind_since: float | None = None
+        self._page = _FIRST_PAGE
+        self._reader: Reader | None = None
+        self._pace: Pacer | None = None
+
+    async def respond(self, client: Client, live: LiveLog) -> None:
+        assert self._header is not None
+        shown = live.shown(self._projection, self._header)
+        self._header = None
+        start = await self._place(client, live, shown)
+        if start is None:
+            await client.start(204, self.extra)
+            await client.send(b"", more=False)
+            return
+        if self._cursor is not None:
+            RESUMES.inc()
+        if self._hold_s:
+            await self.until(client, live, lambda: live.started, self._hold_s)
+            if live.outcome and not live.end and (error := outcome_error(json.loads(live.outcome.data))):
+                raise GenerationFailed(error)
+        if client.gone:
+            return
+        if live.tally is not None and self.rate is not None:
+            self._pace = Pacer(self.rate, live.tally)
+        await client.start(200, {**EVENT_STREAM_HEADERS, **self.extra, **served_headers(live.note)})
+        self.extra = _NOTHING  # a viewer may stay for long, and must not hold on to what it was sent
+        async for body, last in self._bodies(client, live, shown, start):
+            if len(body) >= _LARGE_BYTES:
+                await self.process.hub.rounds.turn()
+            await client.send(body, more=not last)
+            if last:
+                return
+            body = b""
+        if not client.gone:
+            await client.cut(flush=True)
+
+    async def _place(self, client: Client, live: LiveLog, shown: Stateless | Folding) -> Start | None:
+        """Where to begin. A viewer that is ahead of a log which its server forgot waits until it is written again."""
+        log, since = self.process.broker.log, asyncio.get_running_loop().time()
+        while True:
+            known = live.position
+            try:
+                await shown.follow(live, log)
+                return await resolve(self._cursor, live, log, shown)
+            except (BadCursor, Gone):
+                if live.ended or client.gone or not await self.process.hub.may_be_mended(live, since):
+                    raise
+            except Behind:
+                if client.gone:
+                    return Start(live.epoch, live.end)
+                if live.position != known:
+                    continue
+            await client.wait(live.waiter(), _RETRY_S)
+
+    async def _bodies(
+        self, client: Client, live: LiveLog, shown: Stateless | Folding, start: Start
+    ) -> AsyncIterator[tuple[bytes, bool]]:
+        """What to send next, and whether it is the end. Returns without one when the client, or this server, leaves."""
+        epoch, index, skip_end, first = start
+        if first:
+            yield first, False
+            first = b""
+        while not client.gone:
+            after = Next.LOOK
+            if (epoch, index) > (live.epoch, live.end) and not live.ended:
+                after = await self._news(client, live)  # another process brought it further than this one has read
+            elif epoch != live.epoch:
+                if live.replaced and (self._projection.native or epoch or index):
+                    body, native = b"".join(self._projection.attempt(live.epoch)), self._projection.native
+                    yield (body + shown.opening, False) if native else (body, True)
+                    if not native:
+                        return
+                epoch, index, self._reader = live.epoch, 0, None
+            elif index < live.end and (limit := self._limit(live, index)) == index:
+                after = await self._until_due(client, live, epoch, index)
+            elif index < live.floor:
+                body, index = await self._read_page(live, shown, epoch, index, limit)
+                if body:
+                    yield body, False
+                body = b""
+            elif index < live.end:
+                self._reader = None
+                body, index = live.body(shown.encode, index, limit)
+                if body:
+                    yield body, False
+                body = b""
+            elif live.outcome:
+                yield b"".join(shown.end(live.outcome)[skip_end:]), True
+                return
+            elif live.problem:
+                yield b"".join(shown.fold.problem(live.problem)), True
+                return
+            elif self._pace is None and (transport := client.transport) is not None:
+                epoch, index, after = await self._write_through(client, live, shown, transport)
+                if transport.get_write_buffer_size():
+                    yield b"", False  # it did not take all that was written: wait until it has, or drop it
+            else:
+                after = await self._news(client, live)
+            if after is Next.LEAVE:
+                return
+            if after is Next.KEEP_ALIVE:
+                yield sse.KEEPALIVE, False
+
+    async def _news(self, client: Client, live: LiveLog) -> Next:
+        """Waits for something new, until a keep-alive is due, or it is time to leave."""
+        patience_s = min(self.process.settings.keepalive_s, self._stay.left_s())
+        if patience_s <= 0:
+            return Next.LEAVE
+        waiter, before = live.waiter(), live.position
+        await client.wait(waiter, patience_s)
+        new = live.position != before or client.gone or live.problem or self.process.drain.native
+        return Next.LOOK if new else Next.KEEP_ALIVE
+
+    async def _write_through(
+        self, client: Client, live: LiveLog, shown: Stateless | Folding, transport: asyncio.Transport
+    ) -> tuple[int, int, Next]:
+        """Leaves it to the log to write what comes, as long as this viewer keeps up and there is nothing else to say.
+
+        Returns where it got to, and what `_news` would.
+        """
+        writer = live.attach(shown.encode, transport)
+        try:
+            while not (writer.left or client.gone):
+                if (patience_s := self._stay.left_s()) <= 0:
+                    return *live.detach(writer), Next.LEAVE
+                await client.wait(writer.waiter(), patience_s)
+            return *live.detach(writer), Next.LOOK
+        finally:
+            live.detach(writer)
+
+    def _limit(self, live: LiveLog, index: int) -> int:
+        """How many of the attempt's chunks this viewer may have by now."""
+        if self._pace is None:
+            return live.end
+        return self._pace.limit(live.epoch, index, live.end, asyncio.get_running_loop().time())
+
+    async def _until_due(self, client: Client, live: LiveLog, epoch: int, index: int) -> Next:
+        """Waits for the pace, and answers like `_news`. What is written meanwhile is no reason to send anything."""
+        assert self._pace is not None
+        loop = asyncio.get_running_loop()
+        silent_until = loop.time() + self.process.settings.keepalive_s
+        while not (client.gone or live.epoch != epoch or self._limit(live, index) > index):
+            now, stay_s = loop.time(), self._stay.left_s()
+            if stay_s <= 0:
+                return Next.LEAVE
+            if now >= silent_until:
+                return Next.KEEP_ALIVE
+            waiter = live.waiter()
+            wanted_s = min(self._pace.due(index), silent_until, now + stay_s) - now
+            await client.wait(waiter, max(TICK_S, wanted_s))
+            live.forget(waiter)
+        return Next.LOOK
+
+    async def _read_page(
+        self, live: LiveLog, shown: Stateless | Folding, epoch: int, index: int, limit: int
+    ) -> tuple[bytes, int]:
+        """Frames that have left the window, from the log itself."""
+        log, count = self.process.broker.log, min(self._page, limit - index)
+        try:
+            reader = self._reader = self._reader or await shown.reader(live, log, epoch, index)
+            page = await log.read(self.id, Position(epoch, index), count, shapes=live.shapes)
+        except Damaged as problem:
+            live.fail(problem)
+            return b"", live.end
+        except (RedisError, OSError):
+            await asyncio.sleep(_RETRY_S)
+            return b"", index
+        except Gone:
+            page = []
+        chunks = [entry for entry in page if entry.kind in (Kind.CHUNK, Kind.USAGE) and entry.position.epoch == epoch]
+        if not chunks:
+            now = asyncio.get_running_loop().time()
+            self._behind_since = self._behind_since or now
+            if await self.process.hub.may_be_mended(live, self._behind_since):
+                await asyncio.sleep(_RETRY_S)
+                return b"", index
+            live.fail(Gone(self.id))
+            return b"", live.end
+        self._behind_since = None
+        size = sum(len(entry.data) for entry in chunks)
+        self._page = max(1, min(_PAGE, _PAGE_BYTES * len(chunks) // size))  # as many as fit, if they stay like these
+        return reader(chunks), index + len(chunks)

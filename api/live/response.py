@@ -1,0 +1,126 @@
+"""What the responses that show a log have in common.
+
+Hidden here: watching the log for as long as the client stays, an error before the first byte with its true status, a
+client that does not read, and that the framework is left before a viewer's long stay begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Protocol
+from urllib.parse import quote
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api.errors import problem_error, to_response
+from api.live.client import Client
+from api.live.drain import Drain
+from api.live.hub import Hub
+from api.live.livelog import LiveLog
+from shared.config.settings import Settings
+from shared.errors import Damaged, Gone, StreamspoolError, Unavailable
+from shared.generations.broker import Broker
+from shared.lib import json
+from shared.lib.telemetry import VIEWERS_DROPPED, get_logger
+from shared.log.records import Header
+from shared.store.redis import RedisError
+
+logger = get_logger(__name__)
+
+LATER = "streamspool.later"
+"""ASGI scope: an ASGI application to be called once the framework has returned."""
+
+
+class Process(Protocol):
+    """What a response needs of its process; `api.services.Services` has it."""
+
+    @property
+    def hub(self) -> Hub: ...
+    @property
+    def broker(self) -> Broker: ...
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def drain(self) -> Drain: ...
+
+
+class LogResponse(Response):
+    """`respond`, with the live log of the generation, is what the two kinds differ in (event_stream.py, answer.py)."""
+
+    def __init__(self, process: Process, header: Header, *, fresh: bool, headers: Mapping[str, str]) -> None:
+        self.status_code = 200
+        self.background = None
+        self.process, self._fresh, self.extra = process, fresh, headers
+        self.id: str = header["id"]
+        self._made: int = header["created_at_ms"]
+        self._server: str | None = header.get("server")
+        self._needed = header.get("on_disconnect") == "cancel"
+        self.rate: float | None = header.get("max_tokens_per_s")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Under app.py it is sent when the framework is done: a viewer stays, and the framework's frames would with it."""
+        if LATER in scope:
+            scope[LATER] = self._serve
+        else:
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = Client(scope, receive, send, self.process.settings.send_timeout_s)
+        try:
+            paced = self.rate is not None
+            async with self.process.hub.watch(
+                self.id, made=self._made, server=self._server, fresh=self._fresh, needed=self._needed, paced=paced
+            ) as live:
+                await self.respond(client, live)
+        except TimeoutError:
+            VIEWERS_DROPPED.inc()
+            logger.info("viewer dropped", generation_id=self.id)
+            await client.cut(flush=False)
+        except (StreamspoolError, Gone, Damaged, RedisError, OSError) as error:
+            if client.started:
+                raise
+            await to_response(_visible(error), self.extra)(scope, receive, send)
+        finally:
+            await client.close()
+
+    async def respond(self, client: Client, live: LiveLog) -> None:
+        """Sends the response. What it raises before it has started becomes an error response."""
+        raise NotImplementedError
+
+    async def until(
+        self, client: Client, live: LiveLog, ready: Callable[[], object], timeout_s: float | None = None
+    ) -> None:
+        """Waits, without sending anything, until the live log is ready or never will be."""
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout_s is None else loop.time() + timeout_s
+        while not (ready() or live.problem or client.gone or self.process.drain.everyone):
+            left = 60.0 if deadline is None else deadline - loop.time()
+            if left <= 0:
+                return
+            await client.wait(live.waiter(), left)
+
+
+def _visible(error: Exception) -> StreamspoolError:
+    if isinstance(error, StreamspoolError):
+        return error
+    if isinstance(error, Gone | Damaged):
+        return problem_error(error)
+    return Unavailable("The broker's storage is away. Try again.", code="storage_unavailable")
+
+
+def served_headers(note: bytes | None) -> dict[str, str]:
+    """`x-served-by: PROVIDER/MODEL`, and `x-fallback-from: PROVIDER/MODEL=STATUS, …` where others were asked in vain."""
+    if note is None:
+        return {}
+    served = json.loads(note)
+    headers = {"x-served-by": _token(served["model"])}
+    if refused := served.get("refused"):
+        headers["x-fallback-from"] = ", ".join(f"{_token(one['model'])}={one['status']}" for one in refused)
+    return headers
+
+
+def _token(text: str) -> str:
+    """A model's name may be anything; a header's value may not."""
+    return quote(text, safe="/:@?&=+._-")

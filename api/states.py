@@ -1,0 +1,75 @@
+"""A generation's state: one object, whichever surface started it, which GET, lists, cancel and a background POST return.
+
+Hidden here: which of it the log says, and what only this process (its viewers) or the webhook's delivery knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from api.errors import outcome_error
+from api.services import Services
+from shared.errors import wire_error
+from shared.log.entry import BEGIN
+from shared.log.records import Served, Summary
+
+
+def stream_headers(generation_id: str) -> dict[str, str]:
+    """Response headers by which a client finds the stream again."""
+    return {"location": f"/v1/streams/{generation_id}", "x-stream-id": generation_id}
+
+
+async def states(services: Services, summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """The state objects of these generations, as this process sees them."""
+    return [
+        state(summary, viewers=services.hub.viewers(summary.header["id"]), delivery=delivery)
+        for summary, delivery in zip(summaries, await services.broker.deliveries(summaries), strict=True)
+    ]
+
+
+def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None) -> dict[str, Any]:
+    """`viewers` counts those of this process; `delivery` is its webhook's state (shared/features/webhooks.py).
+
+    Times are Unix seconds; `position` is the last chunk's, null before any.
+    """
+    header, outcome = summary.header, summary.outcome
+    generation_id = header["id"]
+    error = (outcome_error(outcome) or outcome["error"]) if outcome else None  # also why an answer is incomplete
+    served = (outcome.get("served") if outcome else None) or (
+        summary.attempts[-1].get("served", Served()) if summary.attempts else Served()
+    )
+    batch = header.get("batch")
+    return {
+        "id": generation_id,
+        "object": "stream",
+        "status": summary.status,
+        "model": header["model"],
+        "created_at": header["created_at_ms"] // 1000,
+        "started_at": summary.attempts[0]["at_ms"] // 1000 if summary.attempts else None,
+        "ended_at": outcome["ended_at_ms"] // 1000 if outcome else None,
+        "attempts": summary.attempts[-1].get("number", summary.position.epoch) if summary.attempts else 0,
+        "interrupted": [attempt["reason"] for attempt in summary.attempts[1:]],
+        "served_by": served.get("model"),
+        "refused": served.get("refused", []),
+        "retries": served.get("retries", 0),
+        "position": str(summary.position) if summary.position > BEGIN else None,
+        "usage": outcome.get("usage") if outcome else None,
+        "usage_source": outcome.get("usage_source") if outcome else None,
+        "characters": outcome.get("characters") if outcome else None,
+        "finish_reasons": (outcome.get("finish_reasons") or []) if outcome else [],
+        "error": wire_error(error) if error else None,
+        "sealed_by": outcome.get("by") if outcome else None,
+        "metadata": header.get("metadata") or {},
+        "stored": header.get("store", False),
+        "session_id": header.get("session_id"),
+        "batch_id": batch["id"] if batch else None,
+        "background": header.get("background", False),
+        "webhook": delivery,
+        "viewers": viewers,
+        "links": {
+            "self": f"/v1/streams/{generation_id}",
+            "cancel": f"/v1/streams/{generation_id}/cancel",
+            "completion": f"/v1/chat/completions/{generation_id}",
+        },
+    }

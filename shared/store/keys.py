@@ -9,7 +9,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | key | type | lives |
 | --- | --- | --- |
 | `streamspool:{ID}:log` | stream | retention after the seal; a safety bound while it runs |
-| `streamspool:{ID}:viewers` | string: somebody watches; only with on_disconnect=cancel | the grace time |
+| `streamspool:{ID}:viewers` | string: there are viewers; only with on_disconnect=cancel | the grace time |
 | `streamspool:{ID}:metadata` | string, JSON: metadata that replaced the request's | as long as the log |
 | `streamspool:idempotency:TENANT:SHA256` | string, JSON of id and body hash | as long as the log can live |
 | `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
@@ -35,7 +35,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:worker:WORKER` | string, JSON heartbeat | 15 s |
 | `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
 | `streamspool:catalogue` | string, JSON of providers and models | 1 day after the last heartbeat |
-| `streamspool:reaping` | string: somebody is on it | 2.5 s |
+| `streamspool:reaping` | string: a process is on it | 2.5 s |
 | `streamspool:probe` | string: writes are taken | 60 s |
 | `streamspool:marker:PROCESS` | string: what that process asks the server to confirm | 60 s |
 | `streamspool:hub:PROCESS` | stream of at most one entry: interrupts that hub's blocking read | 60 s |

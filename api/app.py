@@ -26,7 +26,6 @@ from api.surfaces.chat import stored
 from api.surfaces.streams import routes as streams
 from shared import __version__
 from shared.config.settings import Settings
-from shared.generations.broker import Broker
 from shared.generations.reaper import Reaper
 from shared.lib.process import collect_rarely, giving_back
 from shared.lib.tasks import FairTurns, cancel
@@ -59,7 +58,6 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
             log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
             name = f"api:{socket.gethostname()}-{os.getpid()}"
             confirmer = await stack.enter_async_context(Confirmer(redis, name=name, promised=settings.confirm))
-            broker = Broker(redis, log, settings, name=name, confirmer=confirmer)
             hub = await stack.enter_async_context(
                 Hub(
                     log,
@@ -70,10 +68,11 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
                     patience_s=settings.lease_s + _MENDED_S,
                 )
             )
-            reaper = Reaper(redis, log, broker, settings, name=name)
+            services = Services(redis, log, settings, hub, drain, name=name, confirmer=confirmer)
+            reaper = Reaper(redis, log, services, settings, name=name)
             reaping = asyncio.create_task(run_while_redis_is_away("reaper", reaper.run), name="reaper")
             stack.push_async_callback(cancel, reaping)
-            app.state.services = Services(hub, broker, settings, drain)
+            app.state.services = services
             await stack.enter_async_context(giving_back())
             collect_rarely()
             yield

@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from shared.config.settings import Settings
 from shared.errors import Forbidden, Unauthenticated
-from shared.generations.broker import Caller
+from shared.generations.caller import Caller
 
 LOCAL_TENANT = "local"
 

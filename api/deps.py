@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from api.services import Services
 from shared.errors import BadRequest, TooLarge
-from shared.generations.broker import Caller
+from shared.generations.caller import Caller
 from shared.lib import json
 
 _BODY_S = 30.0

@@ -1,20 +1,32 @@
-"""What an API process has, for routes and responses: made by app.py, given to routes by deps.py."""
+"""What an API process has, for routes and responses: made by app.py, given to routes by deps.py.
+
+For example, `services.broker` submits generations, `services.batches` batches, and `services.hub` follows logs for viewers.
+"""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from api.live.drain import Drain
 from api.live.hub import Hub
 from shared.config.settings import Settings
-from shared.generations.broker import Broker
+from shared.generations.core import Core
+from shared.log.streamlog import StreamLog
+from shared.store.confirm import Confirmer
+from shared.store.redis import ArqRedis
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
+class Services(Core):
     """One of each, for as long as the process runs."""
 
-    hub: Hub
-    broker: Broker
-    settings: Settings
-    drain: Drain
+    def __init__(
+        self,
+        redis: ArqRedis,
+        log: StreamLog,
+        settings: Settings,
+        hub: Hub,
+        drain: Drain,
+        *,
+        name: str,
+        confirmer: Confirmer | None = None,
+    ) -> None:
+        super().__init__(redis, log, settings, name=name, confirmer=confirmer)
+        self.hub, self.settings, self.drain = hub, settings, drain

@@ -24,7 +24,7 @@ async def states(services: Services, summaries: Sequence[Summary]) -> list[dict[
     """The state objects of these generations, as this process sees them."""
     return [
         state(summary, viewers=services.hub.viewers(summary.header["id"]), delivery=delivery)
-        for summary, delivery in zip(summaries, await services.broker.deliveries(summaries), strict=True)
+        for summary, delivery in zip(summaries, await services.webhooks.deliveries(summaries), strict=True)
     ]
 
 

@@ -39,7 +39,7 @@ from shared.errors import (
     WorkerLost,
     without_frames,
 )
-from shared.generations.closing import Closing, finished_status
+from shared.generations.outcome import Outcomes, finished_status
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import (
@@ -86,12 +86,12 @@ class Generator:
         appender: Appender,
         upstream: Upstream,
         providers: Mapping[str, Provider],
-        closing: Closing,
+        outcomes: Outcomes,
         settings: Settings,
         *,
         worker_id: str,
     ) -> None:
-        self._log, self._appender, self._upstream, self._closing = log, appender, upstream, closing
+        self._log, self._appender, self._upstream, self._outcomes = log, appender, upstream, outcomes
         self.running = RunningAttempts(log, appender)
         self._providers, self._settings, self._worker_id = providers, settings, worker_id
 
@@ -132,7 +132,7 @@ class Generator:
         if last.seq and last.epoch and await self._end_interrupted(generation_id, last, number):
             return None
         if number >= self._settings.max_attempts:
-            await self._closing.conclude(generation_id, last.epoch, Status.FAILED, error=WorkerLost().to_stored())
+            await self._outcomes.conclude(generation_id, last.epoch, Status.FAILED, error=WorkerLost().to_stored())
             return None
         attempt["reason"], attempt["number"] = "worker_lost" if last.epoch else "queued", number + 1
         return await self._claim_next(generation_id, last.epoch, attempt)
@@ -160,12 +160,12 @@ class Generator:
         if restart and number < self._settings.max_attempts and not await self._is_whole(generation_id, last.epoch):
             return False
         error = WorkerLost() if restart else GenerationInterrupted()
-        await self._closing.conclude(generation_id, last.epoch, Status.FAILED, error=error.to_stored())
+        await self._outcomes.conclude(generation_id, last.epoch, Status.FAILED, error=error.to_stored())
         return True
 
     async def _is_whole(self, generation_id: str, epoch: int) -> bool:
         try:
-            return (await self._closing.read(generation_id, epoch)).whole
+            return (await self._outcomes.transcripts.read(generation_id, epoch)).whole
         except Damaged:
             return False
 
@@ -175,7 +175,7 @@ class Generator:
         """Runs an attempt to its end; returns the next one if the request wants another after an interruption."""
         if header.get("v", 1) > VERSION:
             unsupported = UnsupportedVersion().to_stored()
-            await self._closing.conclude(writer.generation_id, writer.epoch, Status.FAILED, error=unsupported)
+            await self._outcomes.conclude(writer.generation_id, writer.epoch, Status.FAILED, error=unsupported)
             return None
         answer = Normalizer(
             id=writer.generation_id,
@@ -188,7 +188,7 @@ class Generator:
         error: StreamspoolError | None = None
         status = None
         try:
-            history, asked = await self._closing.sessions.place(header, body["messages"])
+            history, asked = await self._outcomes.transcripts.messages(header, body["messages"])
             say = partial(self._say, writer, answer, {**body, "messages": [*history, *asked]}, served)
             if not await self.running.run(writer, header, say):
                 status = Status.CANCELLED
@@ -290,8 +290,8 @@ class Generator:
             try:
                 outcome = await self._outcome(writer, answer, served, status, failure, lost=lost)
                 after, length = (BEGIN, None) if lost else (writer.position, writer.length)
-                await self._closing.seal(
-                    header, outcome, said=writer.epoch, epoch=writer.epoch, after=after, length=length
+                await self._outcomes.seal(
+                    header, outcome, attempt=writer.epoch, epoch=writer.epoch, after=after, length=length
                 )
                 if header.get("batch") is None:  # a line that is forgotten is asked again: it need not be kept
                     writer.sealed(
@@ -327,8 +327,8 @@ class Generator:
         """Where the provider gave no usage, or may have put its reasoning into the text, the log is read for them."""
         note = served.note(spoke=bool(writer.position.seq))
         if not answer.usage or (note.get("think") and answer.tagged):
-            told = await self._closing.read(writer.generation_id, writer.epoch, damaged=lost)
-            outcome = await self._closing.outcome(told, status, failure)
+            told = await self._outcomes.transcripts.read(writer.generation_id, writer.epoch, damaged=lost)
+            outcome = await self._outcomes.compose(told, status, failure)
         else:
             outcome = {
                 "status": status,

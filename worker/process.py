@@ -15,7 +15,7 @@ from prometheus_client import start_http_server
 
 from shared.config.settings import Settings, SettingsInvalid, environment, load_settings
 from shared.errors import Unusable
-from shared.generations.broker import Broker
+from shared.generations.core import Core
 from shared.generations.reaper import Reaper
 from shared.lib.process import collect_rarely, giving_back, refuse_to_start
 from shared.lib.tasks import cancel
@@ -59,13 +59,13 @@ async def serve(settings: Settings) -> None:
         confirmer = await stack.enter_async_context(Confirmer(redis, name=worker_id, promised=settings.confirm))
         appender = await stack.enter_async_context(Appender(redis, confirmer))
         upstream = await stack.enter_async_context(Upstream(settings))
-        broker = Broker(redis, log, settings, name=worker_id, confirmer=confirmer)
-        generator = Generator(log, appender, upstream, providers, broker.closing, settings, worker_id=worker_id)
+        core = Core(redis, log, settings, name=worker_id, confirmer=confirmer)
+        generator = Generator(log, appender, upstream, providers, core.outcomes, settings, worker_id=worker_id)
         batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis))
         worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id)
         heartbeat = Heartbeat(redis, worker, providers, settings.models)
-        sender = await stack.enter_async_context(WebhookSender(broker, settings))
-        reaper = Reaper(redis, log, broker, settings, name=worker_id)
+        sender = await stack.enter_async_context(WebhookSender(core.webhooks, settings))
+        reaper = Reaper(redis, log, core, settings, name=worker_id)
         if settings.worker_metrics_port:
             server, _ = start_http_server(settings.worker_metrics_port, settings.host)
             stack.callback(server.shutdown)
@@ -93,7 +93,7 @@ async def _batcher(
     redis = connect(url, prefix=settings.prefix, max_connections=most, timeout_s=timeout_s, beside=beside)
     try:
         log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
-        yield Batcher(redis, log, Broker(redis, log, settings, name=worker_id, confirmer=confirmer), settings)
+        yield Batcher(redis, log, Core(redis, log, settings, name=worker_id, confirmer=confirmer), settings)
     finally:
         await redis.aclose(close_connection_pool=True)
 

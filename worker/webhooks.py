@@ -23,8 +23,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from shared.config.settings import Settings
-from shared.features.webhooks import Delivery, Result
-from shared.generations.broker import Broker
+from shared.features.webhooks import Delivery, Result, Webhooks
 from shared.lib import http
 from shared.lib.egress import Address, Place, Refused
 from shared.lib.post import NotAnswered, NotConnected, posted
@@ -55,8 +54,8 @@ def signature(keys: Sequence[bytes], event_id: str, timestamp: int, body: bytes)
 class WebhookSender:
     """An async context manager; `run` loops for ever, `drain` lets what is under way come to its end."""
 
-    def __init__(self, broker: Broker, settings: Settings) -> None:
-        self._webhooks, self._settings = broker.webhooks, settings
+    def __init__(self, webhooks: Webhooks, settings: Settings) -> None:
+        self._webhooks, self._settings = webhooks, settings
         self._under_way: dict[asyncio.Task[None], str] = {}
         """Task → the receiver's host and port, as the URL has them."""
         self._stack = AsyncExitStack()

@@ -35,14 +35,14 @@ _VERSION = re.compile(r"[0-9]{1,12}")
 
 
 async def _shown(services: Services, head: Head) -> dict[str, Any]:
-    (delivery,) = await services.broker.batches.deliveries([head])
+    (delivery,) = await services.batches.deliveries([head])
     return batch(head, delivery)
 
 
 @router.post("", response_model=None, openapi_extra=_BODY)
 async def create(services: CurrentServices, caller: CurrentCaller, body: Body) -> dict[str, Any]:
     """Starts a batch on the lines of a file. What is wrong with them is told later, in the batch's `errors`."""
-    return await _shown(services, await services.broker.batches.create(BatchRequest.check(parsed(body)), caller.tenant))
+    return await _shown(services, await services.batches.create(BatchRequest.check(parsed(body)), caller.tenant))
 
 
 @router.get("", response_model=None)
@@ -54,11 +54,11 @@ async def list_batches(
 ) -> Response:
     """The caller's batches, newest first."""
     found = []
-    async for head in services.broker.batches.listed(caller.tenant, after):
+    async for head in services.batches.listed(caller.tenant, after):
         found.append(head)
         if len(found) > limit:
             break
-    deliveries = await services.broker.batches.deliveries(found)
+    deliveries = await services.batches.deliveries(found)
     shown = [batch(head, delivery) for head, delivery in zip(found, deliveries, strict=True)]
     return Response(json.dumps(page(shown, limit)), media_type="application/json")
 
@@ -66,13 +66,13 @@ async def list_batches(
 @router.get("/{batch_id}")
 async def retrieve(services: CurrentServices, caller: CurrentCaller, batch_id: str) -> dict[str, Any]:
     """The batch object, with live counts."""
-    return await _shown(services, await services.broker.batches.find(batch_id, caller.tenant))
+    return await _shown(services, await services.batches.find(batch_id, caller.tenant))
 
 
 @router.post("/{batch_id}/cancel")
 async def cancel(services: CurrentServices, caller: CurrentCaller, batch_id: str) -> dict[str, Any]:
     """Ends a batch: what is finished is kept, the rest is `batch_cancelled` in the error file."""
-    return await _shown(services, await services.broker.batches.cancel(batch_id, caller.tenant))
+    return await _shown(services, await services.batches.cancel(batch_id, caller.tenant))
 
 
 @router.get("/{batch_id}/events", response_model=None)
@@ -84,7 +84,7 @@ async def events(
     last_event_id: Annotated[str | None, Query(description="for an EventSource, which cannot set headers")] = None,
 ) -> Response:
     """The batch object at each change, as Server-Sent Events, to its end. Resumes after `Last-Event-ID`."""
-    head = await services.broker.batches.find(batch_id, caller.tenant)
+    head = await services.batches.find(batch_id, caller.tenant)
     given = request.headers.get("last-event-id", last_event_id)
     if given is not None and not _VERSION.fullmatch(given):
         raise BadCursor("A cursor is the `id:` of the last event received, a whole number.", param="last_event_id")
@@ -113,7 +113,7 @@ async def _follow(services: Services, tenant: str, head: Head, seen: int) -> Asy
             yield sse.KEEPALIVE
         await asyncio.sleep(_NEWS_S)
         try:
-            head = await services.broker.batches.find(head["id"], tenant)
+            head = await services.batches.find(head["id"], tenant)
         except StreamspoolError as error:
             if error.status == 404:
                 return
@@ -134,4 +134,4 @@ async def errors(services: CurrentServices, caller: CurrentCaller, batch_id: str
 
 async def _results(services: Services, tenant: str, batch_id: str, kind: int) -> Response:
     headers = {"content-type": "application/jsonl", "x-content-type-options": "nosniff"}
-    return await stream(services.broker.batches.results(batch_id, tenant, kind), 200, headers)
+    return await stream(services.batches.results(batch_id, tenant, kind), 200, headers)

@@ -49,7 +49,7 @@ async def upload(request: Request, services: CurrentServices, caller: CurrentCal
     """Stores a file. One that breaks off, is too large or wrong leaves nothing."""
     form = Upload(request, services.settings.max_file_bytes)
     try:
-        async with asyncio.timeout(UPLOAD_S), services.broker.files.create(caller.tenant) as new:
+        async with asyncio.timeout(UPLOAD_S), services.files.create(caller.tenant) as new:
             async for piece in form:
                 await new.write(piece)
             new.finish(**_facts(form))
@@ -83,7 +83,7 @@ async def list_files(
 ) -> Response:
     """The caller's files, newest first."""
     found = []
-    async for facts in services.broker.files.listed(caller.tenant, after, newest_first=order == "desc"):
+    async for facts in services.files.listed(caller.tenant, after, newest_first=order == "desc"):
         if purpose is None or facts["purpose"] == purpose:
             found.append(facts)
             if len(found) > limit:
@@ -94,20 +94,20 @@ async def list_files(
 @router.get("/{file_id}")
 async def retrieve(services: CurrentServices, caller: CurrentCaller, file_id: str) -> dict[str, Any]:
     """The file object."""
-    return await services.broker.files.find(file_id, caller.tenant)
+    return await services.files.find(file_id, caller.tenant)
 
 
 @router.delete("/{file_id}")
 async def delete(services: CurrentServices, caller: CurrentCaller, file_id: str) -> dict[str, Any]:
     """Forgets a file and what was in it."""
-    await services.broker.files.delete(file_id, caller.tenant)
+    await services.files.delete(file_id, caller.tenant)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
 @router.get("/{file_id}/content", response_model=None)
 async def content(request: Request, services: CurrentServices, caller: CurrentCaller, file_id: str) -> Response:
     """The bytes of a file; with `Range`, a part of them."""
-    files = services.broker.files
+    files = services.files
     facts = await files.find(file_id, caller.tenant)
     size = facts["bytes"]
     headers = {

@@ -31,7 +31,7 @@ async def ready(
     `accept`: a new request would be stored and run, so Redis takes writes, a worker is alive and this process is not
     stopping. `serve`: what is there can be read, cancelled and deleted; a full Redis is no hindrance.
     """
-    catalogue, workers, store = services.broker.catalogue, None, "ok"
+    catalogue, workers, store = services.catalogue, None, "ok"
     serve = accept = "stopping" if services.drain.native else "ok"
     try:
         async with deadline():

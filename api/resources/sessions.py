@@ -21,13 +21,13 @@ async def list_sessions(
     services: CurrentServices, caller: CurrentCaller, limit: _Limit = 20, after: _After = None
 ) -> dict[str, Any]:
     """The caller's sessions, last used first."""
-    return page(await services.broker.list_sessions(caller, after, limit + 1), limit)
+    return page(await services.sessions.newest(caller, after, limit + 1), limit)
 
 
 @router.get("/{session_id}")
 async def retrieve(services: CurrentServices, caller: CurrentCaller, session_id: str) -> dict[str, Any]:
     """A session: how much it holds, and what runs in it."""
-    return await services.broker.session(session_id, caller)
+    return await services.sessions.find(session_id, caller)
 
 
 @router.get("/{session_id}/messages")
@@ -35,7 +35,7 @@ async def messages(
     services: CurrentServices, caller: CurrentCaller, session_id: str, limit: _Limit = 100, after: _After = None
 ) -> dict[str, Any]:
     """The messages of its finished turns, oldest first."""
-    found = await services.broker.session_messages(session_id, caller)
+    found = await services.sessions.messages(session_id, caller)
     found = following(found, after, NotFound("`after` must be the id of a message in this list."))
     return page(found, limit)
 
@@ -43,5 +43,5 @@ async def messages(
 @router.delete("/{session_id}")
 async def delete(services: CurrentServices, caller: CurrentCaller, session_id: str) -> dict[str, Any]:
     """Cancels what runs in it, and forgets it."""
-    await services.broker.delete_session(session_id, caller)
+    await services.sessions.delete(session_id, caller)
     return {"id": session_id, "object": "session.deleted", "deleted": True}

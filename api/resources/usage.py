@@ -31,7 +31,9 @@ async def usage(
         raise BadRequest("`start` must not be after `end`.", param="start")
     if (last - first).days >= _LONGEST_DAYS:
         raise BadRequest(f"Ask for {_LONGEST_DAYS} days at most.", param="start")
-    rows = [row for row in await services.broker.usage(caller, first, last) if model is None or row["model"] == model]
+    rows = [
+        row for row in await services.ledger.read(caller.tenant, first, last) if model is None or row["model"] == model
+    ]
     return {
         "object": "list",
         "start": first.isoformat(),

@@ -28,6 +28,10 @@ _NO_TEXT = frozenset({"role", "type", "id", "tool_call_id", "image_url", "input_
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
+Messages = list[dict[str, Any]]
+"""OpenAI's message objects, in their order."""
+
+
 class Texts(NamedTuple):
     """The two texts of a message."""
 

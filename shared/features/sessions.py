@@ -2,26 +2,29 @@
 
 Hidden here: that a session is a log, too. Its turns are entries of one Redis stream at ids `N-0`, N being the number the
 turn was given when its request was accepted; a generation's turn is appended in the transaction that settles it, so it is
-there once, whole and in order, whoever settles and however often. One generation of a session runs at a time: the open
+there once, whole and in order, however often it is settled. One generation of a session runs at a time: the open
 ones stand in a sorted set by their numbers, and only the first of them is rung for.
 
     {…}:turns   stream    N-0  {"generation_id", "at_ms", "messages": […], "tokens"}
     {…}:open    zset      generation id → N
-    {…}:session hash      created_at_ms, updated_at_ms, turn (the last number given), turns, bytes, tokens
+    {…}:head    hash        created_at_ms, updated_at_ms, turn (the last number given), turns, bytes, tokens
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from shared.chat.messages import characters, new_messages
+from shared.chat.messages import Messages, after_last_answer, characters, new_messages, turn_message
 from shared.config.settings import Settings
 from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
+from shared.features.effect import Commands, Ended
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.log.decoding import by_name
+from shared.log.entry import Status
 from shared.log.records import Header, SessionTerms
 from shared.store.redis import ArqRedis
 from shared.store.transaction import commit
@@ -29,10 +32,8 @@ from shared.store.transaction import commit
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _PAGE = 100
 _CHARACTERS_PER_TOKEN = 4
+_TURNS = frozenset({Status.COMPLETED, Status.INCOMPLETE})
 NOT_FOUND = "There is no session with this id. It may have expired, or belong to another key."
-
-
-Messages = list[dict[str, Any]]
 
 
 def check_id(session_id: str) -> str:
@@ -110,7 +111,7 @@ class Sessions:
                 )
 
     async def _waiting(self, pipe: Any, name: str) -> list[str]:
-        """Open generations of a session, first first. One without a log (lost with its server) is nobody's turn."""
+        """Open generations of a session, first first. One without a log (lost with its server) is no turn."""
         members = [member.decode() for member in await pipe.zrange(name, 0, -1)]
         there = [await pipe.exists(self._key.log(member)) for member in members]
         ghosts = [member for member, log in zip(members, there, strict=True) if not log]
@@ -119,7 +120,7 @@ class Sessions:
         return [member for member in members if member not in ghosts]
 
     async def is_next(self, header: Header) -> bool:
-        """Whether nobody of its session is before this generation, which may belong to none."""
+        """Whether no generation of its session is before this one, which may belong to none."""
         session = header.get("session")
         if session is None:
             return True
@@ -135,7 +136,7 @@ class Sessions:
         waiting = await self.open(header["owner"], _terms(header)["id"])
         return waiting[: waiting.index(header["id"])] if header["id"] in waiting else []
 
-    async def place(self, header: Header, messages: Messages) -> tuple[Messages, Messages]:
+    async def split_history(self, header: Header, messages: Messages) -> tuple[Messages, Messages]:
         """What the session puts before a request's messages, and what of these is new.
 
         The same however often it is asked, as long as the generation is open. With trim `oldest`, the history is as many
@@ -171,11 +172,29 @@ class Sessions:
             start = f"({page[-1][0].decode()}"
         return found
 
-    def settle(self, pipe: Any, header: Header, messages: Messages | None) -> None:
-        """Queues a generation's way out of its session: its turn, if it has one, and its place for the next.
+    async def effect(self, ended: Ended) -> Commands | None:
+        """A generation's way out of its session: its turn, if it has one, and its place for the next."""
+        if not ended.header.get("session"):
+            return None
+        return partial(self._leave, header=ended.header, messages=await self._turn(ended))
 
-        Only ever once for a generation, which the caller's transaction sees to.
-        """
+    async def _turn(self, ended: Ended) -> Messages | None:
+        """What a finished generation adds to its session: the request's new messages and the answer's."""
+        session, outcome = _terms(ended.header), ended.outcome
+        is_answer = outcome["status"] in _TURNS and outcome["error"] is None  # not, if it was ended for its size
+        if not is_answer and not session.get("keep_partial"):
+            return None
+        transcript = await ended.transcript()
+        answers = transcript.fold.result()["choices"] if transcript else None
+        if transcript is None or not answers:
+            return None
+        asked = after_last_answer(transcript.asked) if session.get("client_history") else transcript.asked
+        answer = turn_message(
+            answers[0]["message"], store_reasoning=session["store_reasoning"], think_tags=transcript.think_tags
+        )
+        return [*asked, answer]
+
+    def _leave(self, pipe: Any, header: Header, messages: Messages | None) -> None:
         session, tenant = _terms(header), header["owner"]
         names = self._key.session(tenant, session["id"])
         if messages is not None:

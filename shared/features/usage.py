@@ -13,7 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 from shared.chat import tokens
 from shared.chat.messages import Texts, characters
+from shared.features.effect import Commands, Ended
 from shared.log.records import Header, Outcome
+from shared.store.availability import translate_errors
 from shared.store.keys import Keys
 from shared.store.redis import ArqRedis
 
@@ -21,8 +23,9 @@ Source = Literal["provider", "tokenizer", "estimate"]
 
 _CHARACTERS_PER_TOKEN = 4
 _LEDGER_S = 400 * 86400
+"""How long a day is kept, from its last entry on."""
 _SEPARATOR = "\x1f"
-"""Between a model's name and a figure's in a field of the ledger: no model name may hold it (shared/chat/chunks.py)."""
+"""Between a model's name and a figure's in a field of the ledger: no model name may hold it (shared/chat/request.py)."""
 
 
 class Measured(NamedTuple):
@@ -60,10 +63,39 @@ def _usage(prompt: int, answer: int, reasoning: int) -> dict[str, Any]:
 # ---- the ledger
 
 
+class Ledger:
+    """Adds up by tenant, day and model. An effect of each generation that ends."""
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._redis, self._key = redis, redis.key
+
+    async def effect(self, ended: Ended) -> Commands | None:
+        name, figures = ledger_entry(self._key, ended.header, ended.outcome)
+
+        def add(pipe: Any) -> None:
+            for field, amount in figures.items():
+                pipe.hincrby(name, field, amount)
+            pipe.pexpire(name, _LEDGER_S * 1000)
+
+        return add
+
+    async def read(self, tenant: str, first: date, last: date) -> list[dict[str, Any]]:
+        """The tenant's figures from the first day to the last (UTC): one object for each day and model there is, oldest
+        day first, `{date, model, requests, …_tokens, …_requests}`. Raises Unavailable."""
+        days = [first + timedelta(days=i) for i in range((last - first).days + 1)]
+        with translate_errors():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for day in days:
+                    pipe.hgetall(self._key.usage(tenant, day.isoformat()))
+                found = await pipe.execute()
+        return [row for day, fields in zip(days, found, strict=True) for row in _rows(day, fields)]
+
+
 def ledger_entry(key: Keys, header: Header, outcome: Outcome) -> tuple[str, dict[str, int]]:
     """The ledger's key for a generation that has ended, and what to add to which field of it."""
     used = outcome.get("usage") or {}
-    model = (outcome.get("served") or {}).get("model") or header["model"]
+    served = outcome.get("served")
+    model = (served.get("model") if served else None) or header["model"]
     figures = {
         "requests": 1,
         f"{outcome['status']}_requests": 1,
@@ -78,21 +110,6 @@ def ledger_entry(key: Keys, header: Header, outcome: Outcome) -> tuple[str, dict
     day = datetime.fromtimestamp(outcome["ended_at_ms"] / 1000, UTC).date()
     fields = {f"{model}{_SEPARATOR}{name}": number for name, number in figures.items() if number}
     return key.usage(header["owner"], day.isoformat()), fields
-
-
-def ledger_ttl_ms() -> int:
-    """How long a day is kept, from its last entry on."""
-    return _LEDGER_S * 1000
-
-
-async def read_ledger(redis: ArqRedis, tenant: str, first: date, last: date) -> list[dict[str, Any]]:
-    """One object for each day and model there is, oldest day first: `{date, model, requests, …_tokens, …_requests}`."""
-    days = [first + timedelta(days=i) for i in range((last - first).days + 1)]
-    async with redis.pipeline(transaction=False) as pipe:
-        for day in days:
-            pipe.hgetall(redis.key.usage(tenant, day.isoformat()))
-        found = await pipe.execute()
-    return [row for day, fields in zip(days, found, strict=True) for row in _rows(day, fields)]
 
 
 FIGURES = (

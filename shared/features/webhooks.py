@@ -1,7 +1,7 @@
 """Webhooks: events about what has ended, from the transaction in which it ends until a receiver has taken them.
 
 Hidden here: who may be sent what (the request's own address, else the server's; a secret to sign with), what an event
-looks like (platform.openai.com/docs/guides/webhooks), and the outbox. An event is queued beside whatever it tells of,
+looks like (platform.openai.com/docs/guides/webhooks), and the outbox. An event is queued beside what it tells of,
 in one MULTI, so it is neither lost nor queued twice; workers find it by its due time and take it under a lease, so that
 one which died leaves it to the others. No clock is compared with another's: due times are the Redis server's.
 
@@ -15,13 +15,16 @@ import random
 import secrets
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from shared.config.settings import EVERY_TENANT, Settings, webhook_keys
 from shared.errors import BadRequest
+from shared.features.effect import Commands, Ended
 from shared.lib import json
 from shared.lib.egress import Policy, Refused
-from shared.log.records import WebhookTarget
+from shared.log.records import Summary, WebhookTarget
+from shared.store.availability import translate_errors
 from shared.store.redis import ArqRedis
 from shared.store.transaction import commit, transact
 
@@ -66,7 +69,8 @@ class Result(NamedTuple):
 
 
 class Webhooks:
-    """`target` and `queue` for whoever has subjects, `shown` for their states; `due` to `end` for whoever delivers."""
+    """`target`, `queue` and `shown` for what has subjects; `effect` and `deliveries` for generations; `due` to `end` for the
+    worker that delivers."""
 
     def __init__(self, redis: ArqRedis, settings: Settings) -> None:
         self._redis, self._settings = redis, settings
@@ -122,6 +126,29 @@ class Webhooks:
         pipe.hset(self._key.webhook(subject), mapping=record)
         pipe.pexpire(self._key.webhook(subject), life_ms)
         pipe.zadd(self._key.webhooks, {subject: 0}, nx=True)
+
+    async def effect(self, ended: Ended) -> Commands | None:
+        """The event about a generation that has ended, where its request wants one."""
+        header, outcome = ended.header, ended.outcome
+        target = header.get("webhook")
+        if not target:
+            return None
+        return partial(
+            self.queue,
+            subject=header["id"],
+            target=target,
+            tenant=header["owner"],
+            event=f"chat.completion.{outcome['status']}",
+            created_at=outcome["ended_at_ms"] // 1000,
+            kept_s=ended.kept_s,
+        )
+
+    async def deliveries(self, summaries: Sequence[Summary]) -> list[dict[str, Any] | None]:
+        """How far each generation's event has come, as the state object shows it. Raises Unavailable."""
+        with translate_errors():
+            return await self.shown(
+                [(one.header["id"], one.header.get("webhook"), one.outcome is not None) for one in summaries]
+            )
 
     async def shown(self, subjects: Sequence[tuple[str, WebhookTarget | None, bool]]) -> list[dict[str, Any] | None]:
         """For each subject, with its target and whether it has ended, the `webhook` of its state object."""
@@ -262,7 +289,7 @@ def _ms(now: tuple[int, int]) -> int:
 
 
 def _shown(target: WebhookTarget, record: dict[bytes, bytes], ended: bool) -> dict[str, Any]:
-    """A query may hold a secret, and the server's own address is nobody's business."""
+    """A query may hold a secret, and the server's own address is not shown."""
     last_status, next_ms = record.get(b"last_status"), record.get(b"next_ms")
     return {
         "url": None if target["default"] else target["url"].partition("?")[0],

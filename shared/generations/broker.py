@@ -1,7 +1,7 @@
-"""The broker: what one may do with generations, whoever asks.
+"""The broker: what may be done with generations. For example, a POST submits one, a DELETE ends and forgets it.
 
-Hidden here: the order log first, bell second; who owns what, checked in this one place (somebody else's is NotFound);
-how one request made twice is one generation. Every method may raise Unavailable.
+Hidden here: that the log is there before the bell rings; that ownership is checked here and nowhere else (another tenant's
+generation is NotFound); how one request made twice is one generation. Every method may raise Unavailable.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from datetime import date
 from typing import Any, NamedTuple
 
 from shared.chat.request import ChatRequest
@@ -29,13 +27,12 @@ from shared.errors import (
     StreamspoolError,
     Unavailable,
 )
-from shared.features import usage
-from shared.features.batches import Batches
-from shared.features.files import Files
 from shared.features.sessions import Sessions, check_id
 from shared.features.webhooks import Webhooks
+from shared.generations.caller import Caller
 from shared.generations.catalogue import Catalogue
-from shared.generations.closing import Closing
+from shared.generations.outcome import Outcomes
+from shared.generations.settlement import Settlement
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.lib.tasks import BatchedLookup
@@ -59,13 +56,6 @@ _CONFIRM_S = 1.5
 _ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks. `tenant` owns what it starts."""
-
-    tenant: str
-
-
 class Submitted(NamedTuple):
     """The header of a generation's log, and whether it had been there before (the request was made again)."""
 
@@ -74,25 +64,28 @@ class Submitted(NamedTuple):
 
 
 class Broker:
-    """Submit, find, list, cancel, delete."""
+    """Submit, find, list, cancel, delete; of what the caller's tenant has, and no other's."""
 
     def __init__(
-        self, redis: ArqRedis, log: StreamLog, settings: Settings, *, name: str, confirmer: Confirmer | None = None
+        self,
+        redis: ArqRedis,
+        log: StreamLog,
+        settings: Settings,
+        *,
+        catalogue: Catalogue,
+        sessions: Sessions,
+        webhooks: Webhooks,
+        outcomes: Outcomes,
+        settlement: Settlement,
+        confirmer: Confirmer | None = None,
     ) -> None:
         """Without a confirmer nothing that is accepted is confirmed."""
         self.log = log
-        self._confirmer = confirmer
+        self._redis, self._settings, self._confirmer = redis, settings, confirmer
+        self._catalogue, self._sessions, self._webhooks = catalogue, sessions, webhooks
+        self._outcomes, self._settlement = outcomes, settlement
         self._found = BatchedLookup(log.describe, most=_FOUND_AT_ONCE)
-        self.catalogue = Catalogue(redis)
-        self.sessions = Sessions(redis, settings)
-        self.webhooks = Webhooks(redis, settings)
-        self.closing = Closing(redis, log, self.sessions, self.webhooks, settings, name=name)
-        self.files = Files(redis, settings, confirmer)
-        self.batches = Batches(redis, self.files, self.webhooks, settings, confirmer)
-        self._redis = redis
         self._key, self._queue = redis.key, JobQueue(redis)
-        self._settings = settings
-        self._name = name
         self._doubts = UncertainCreates()
 
     # ---- generations
@@ -115,9 +108,9 @@ class Broker:
         within 2 s, and then nothing runs.
         """
         asked = request.webhook.url if request.webhook else None
-        webhook = self.webhooks.target(caller.tenant, asked, default=bool(request.background))
+        webhook = self._webhooks.target(caller.tenant, asked, default=bool(request.background))
         async with deadline():
-            await self.catalogue.check(request.model)
+            await self._catalogue.check(request.model)
             if idempotency_key is None:
                 generation_id, digest = f"chatcmpl-{uuid.uuid4().hex}", None
             else:
@@ -127,8 +120,8 @@ class Broker:
             with self._doubts.about(generation_id) if digest is None else nullcontext(), translate_errors():
                 reserve = None
                 if session := header["session"]:
-                    await self.closing.settle_session(caller.tenant, session["id"])
-                    reserve = self.sessions.reserve
+                    await self._settlement.settle_session(caller.tenant, session["id"])
+                    reserve = self._sessions.reserve
                 header["server"] = await self._server()
                 created = await self.log.create(header, body, reserve)
                 await self._promise(header)
@@ -180,7 +173,7 @@ class Broker:
     async def _interrupt(self, header: Header, caller: Caller) -> None:
         """Ends what is before it in its session. Where that fails, it waits for it instead."""
         with suppress(RedisError, OSError, StreamspoolError):
-            for generation_id in await self.sessions.before(header):
+            for generation_id in await self._sessions.before(header):
                 await self.cancel(generation_id, caller)
 
     async def _announce(self, header: Header) -> None:
@@ -195,7 +188,7 @@ class Broker:
 
     async def dispatch(self, header: Header) -> bool:
         """Rings for a worker, once however often it is called, unless its session has another one before it."""
-        if not await self.sessions.is_next(header):
+        if not await self._sessions.is_next(header):
             return False
         lane = Lane.GENERATION if header.get("batch") is None else Lane.LINE
         await self._queue.put(header["id"], lane, expires_s=self._settings.log_safety_s)
@@ -217,11 +210,10 @@ class Broker:
     async def revoke_doubtful(self) -> None:
         """Withdraws what was refused because Redis did not answer, in case Redis did hear."""
         await self._doubts.settle(self._withdraw)
-        await self.batches.revoke_doubtful()
 
     async def _withdraw(self, generation_id: str) -> None:
         with suppress(Sealed):
-            await self.closing.conclude(generation_id, 0, Status.CANCELLED)
+            await self._outcomes.conclude(generation_id, 0, Status.CANCELLED)
             logger.info("revoked", generation_id=generation_id)
         await self._queue.withdraw(generation_id)
 
@@ -312,13 +304,6 @@ class Broker:
                 return summary
         raise NotFound(NO_STREAM)
 
-    async def deliveries(self, summaries: Sequence[Summary]) -> list[dict[str, Any] | None]:
-        """How far each one's webhook has come, as the state object shows it."""
-        with translate_errors():
-            return await self.webhooks.shown(
-                [(one.header["id"], one.header.get("webhook"), one.outcome is not None) for one in summaries]
-            )
-
     async def chunks(self, generation_id: str, epoch: int) -> tuple[list[bytes], Damaged | None]:
         """All chunks of an attempt there are now; where an entry is missing, those before it, and what is wrong."""
         found: list[bytes] = []
@@ -348,7 +333,7 @@ class Broker:
         summary = await self.find(generation_id, caller)
         if summary.outcome is None:
             with translate_errors(), suppress(Sealed):
-                await self.closing.conclude(generation_id, summary.position.epoch, Status.CANCELLED)
+                await self._outcomes.conclude(generation_id, summary.position.epoch, Status.CANCELLED)
                 await self._queue.withdraw(generation_id)
             summary = await self.find(generation_id, caller)
         return summary
@@ -361,53 +346,17 @@ class Broker:
         summary = (await self.log.describe([generation_id]))[0]
         if summary is None:
             raise Gone(generation_id)
-        await self.closing.conclude(generation_id, summary.position.epoch, Status.FAILED, error=error)
+        await self._outcomes.conclude(generation_id, summary.position.epoch, Status.FAILED, error=error)
 
     async def delete(self, generation_id: str, caller: Caller) -> None:
         """Cancels it if it still runs, then forgets it."""
         summary = await self.cancel(generation_id, caller)
         with translate_errors():
-            await self.closing.settle(generation_id)  # what it used and said to its session stays
+            await self._settlement.settle(generation_id)  # what it used and said to its session stays
             if digest := summary.header.get("idempotency"):  # first: nobody may join what is about to go
                 await self._redis.delete(self._key.idempotency(caller.tenant, digest))
             await self.log.delete(generation_id, summary.header["owner"])
         logger.info("deleted", generation_id=generation_id)
-
-    # ---- usage
-
-    async def usage(self, caller: Caller, first: date, last: date) -> list[dict[str, Any]]:
-        """The ledger's rows of the tenant's, from the first day to the last (UTC)."""
-        with translate_errors():
-            return await usage.read_ledger(self._redis, caller.tenant, first, last)
-
-    # ---- sessions
-
-    async def session(self, session_id: str, caller: Caller) -> dict[str, Any]:
-        """The session object. Raises NotFound."""
-        with translate_errors():
-            await self.closing.settle_session(caller.tenant, check_id(session_id))
-            return await self.sessions.describe(caller.tenant, session_id)
-
-    async def session_messages(self, session_id: str, caller: Caller) -> list[dict[str, Any]]:
-        """All messages of its finished turns, in order. Raises NotFound."""
-        with translate_errors():
-            await self.closing.settle_session(caller.tenant, check_id(session_id))
-            return await self.sessions.messages(caller.tenant, session_id)
-
-    async def list_sessions(self, caller: Caller, after: str | None, count: int) -> list[dict[str, Any]]:
-        """The tenant's sessions, last used first. Raises NotFound if `after` is not one of them."""
-        with translate_errors():
-            return await self.sessions.newest(caller.tenant, after, count)
-
-    async def delete_session(self, session_id: str, caller: Caller) -> None:
-        """Cancels what runs in it, then forgets it; its generations stay what they are."""
-        with translate_errors():
-            found = await self.sessions.describe(caller.tenant, session_id)
-            for generation_id in reversed(found["open"]):  # the last first, so that none begins meanwhile
-                with suppress(NotFound):
-                    await self.cancel(generation_id, caller)
-            await self.sessions.delete(caller.tenant, session_id)
-        logger.info("session deleted", tenant=caller.tenant)
 
     # ---- stored completions
 

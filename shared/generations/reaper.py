@@ -11,7 +11,7 @@ from time import monotonic
 
 from shared.config.settings import Settings
 from shared.errors import Gone, NoWorker, Sealed
-from shared.generations.broker import Broker
+from shared.generations.core import Core
 from shared.lib.telemetry import REAPED, get_logger
 from shared.log.streamlog import StreamLog
 from shared.store.old_queue import keep_reapers_away
@@ -29,8 +29,9 @@ LOOK_AGAIN_S = 2.0
 class Reaper:
     """`run` loops for ever; `sweep` is one look through the open generations."""
 
-    def __init__(self, redis: ArqRedis, log: StreamLog, broker: Broker, settings: Settings, *, name: str) -> None:
-        self._redis, self._log, self._broker, self._settings, self._name = redis, log, broker, settings, name
+    def __init__(self, redis: ArqRedis, log: StreamLog, core: Core, settings: Settings, *, name: str) -> None:
+        self._redis, self._log, self._core, self._settings, self._name = redis, log, core, settings, name
+        self._broker = core.broker
         self._key, self._queue = redis.key, JobQueue(redis)
         self._alone_since: float | None = None
 
@@ -40,12 +41,13 @@ class Reaper:
             await keep_reapers_away(self._redis)
             await asyncio.sleep(TICK_S)
             await self._broker.revoke_doubtful()
+            await self._core.batches.revoke_doubtful()
             await self._count_workers()
             if await self._takes_turn():
                 await self.sweep()
-                await self._broker.closing.settle_left_over()
-                await self._broker.files.remove_expired()
-                await self._broker.batches.remind()
+                await self._core.settlement.settle_left_over()
+                await self._core.files.remove_expired()
+                await self._core.batches.remind()
 
     async def _takes_turn(self) -> bool:
         """Whether it is this process's turn. Also where memory is full: some of what is done then frees some."""
@@ -82,7 +84,7 @@ class Reaper:
                     logger.warning("rang again", generation_id=generation_id)
 
     async def _count_workers(self) -> None:
-        if await self._broker.catalogue.workers():
+        if await self._core.catalogue.workers():
             self._alone_since = None
         elif self._alone_since is None:
             self._alone_since = monotonic()

@@ -14,7 +14,6 @@ from api.live.cursor import Cursor
 from api.live.drain import Drain
 from api.live.event_stream import EventStream
 from api.live.livelog import LiveLog
-from api.services import Services
 from api.surfaces.streams.projection import native_events
 from shared.config.settings import Settings
 from shared.log.entry import SEAL, Entry, Kind, Position
@@ -48,7 +47,7 @@ async def test_a_viewer_that_is_ahead_of_this_process_gets_no_frame_twice(cursor
 
     hub: Any = SimpleNamespace(watch=watch)
     broker: Any = SimpleNamespace(log=SimpleNamespace(ends=ends))
-    parts = Services(hub, broker, Settings(_env_file=None), Drain())
+    parts: Any = SimpleNamespace(hub=hub, broker=broker, settings=Settings(_env_file=None), drain=Drain())
     events = native_events(include_usage=False)
     response = EventStream(parts, header_with({"id": live.id, "created_at_ms": 1}), events, cursor=cursor, headers={})
     sent: list[bytes] = []

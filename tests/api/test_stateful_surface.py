@@ -21,7 +21,6 @@ from api.live.drain import Drain
 from api.live.event_stream import EventStream
 from api.live.folding import EVERY
 from api.live.livelog import LiveLog
-from api.services import Services
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
 from shared.lib.tasks import FairTurns
@@ -265,7 +264,8 @@ class Pages:
             return False
 
         hub: Any = SimpleNamespace(watch=watched, rounds=FairTurns(1), may_be_mended=never)
-        process = Services(hub, SimpleNamespace(log=self), Settings(_env_file=None), Drain())  # type: ignore[arg-type]
+        broker = SimpleNamespace(log=self)
+        process = SimpleNamespace(hub=hub, broker=broker, settings=Settings(_env_file=None), drain=Drain())
         response: Callable[..., Awaitable[None]] = EventStream(
             process, header_with({"id": "g", "created_at_ms": 1}), surface, cursor=cursor, headers={}
         )

@@ -10,7 +10,10 @@ import pytest
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import NotFound, Unavailable
-from shared.generations.broker import Broker, Caller
+from shared.generations.broker import Broker
+from shared.generations.caller import Caller
+from shared.generations.catalogue import Catalogue
+from shared.generations.core import Core
 from shared.log.appender import Appender
 from shared.log.entry import Chunk, Position, Status
 from shared.log.streamlog import StreamLog
@@ -25,7 +28,12 @@ CATALOGUE = {"providers": {"fake": {"models": ["echo"], "open": False}, "openai"
 @pytest.fixture
 async def broker(redis: ArqRedis, log: StreamLog, settings: Settings) -> Broker:
     await redis.set(keys.catalogue, json.dumps(CATALOGUE), ex=60)
-    return Broker(redis, log, settings, name="test")
+    return Core(redis, log, settings, name="test").broker
+
+
+@pytest.fixture
+def catalogue(redis: ArqRedis) -> Catalogue:
+    return Catalogue(redis)
 
 
 def request(**fields: Any) -> tuple[bytes, ChatRequest]:
@@ -56,26 +64,28 @@ async def test_a_request_is_stored_as_it_came_and_the_bell_is_rung(broker: Broke
     assert (job["f"], job["a"], job["k"]) == ("generate", [header["id"]], {})
 
 
-async def test_nothing_is_stored_for_an_unknown_model(broker: Broker, redis: ArqRedis) -> None:
+async def test_nothing_is_stored_for_an_unknown_model(broker: Broker, catalogue: Catalogue, redis: ArqRedis) -> None:
     for model in ("echo", "fake/", "nobody/x", "fake/other", "/echo"):
         with pytest.raises(NotFound) as error:
             await broker.submit(*request(model=model), ANN)
         assert error.value.code == "model_not_found"
     assert await redis.zcard(keys.open) == 0
-    await broker.catalogue.check("openai/whatever")
-    await broker.catalogue.check("fake/echo?tokens=3")
+    await catalogue.check("openai/whatever")
+    await catalogue.check("fake/echo?tokens=3")
 
 
-async def test_a_provider_that_was_just_switched_on_is_known_at_once(broker: Broker, redis: ArqRedis) -> None:
-    await broker.catalogue.check("openai/x")
+async def test_a_provider_that_was_just_switched_on_is_known_at_once(
+    broker: Broker, catalogue: Catalogue, redis: ArqRedis
+) -> None:
+    await catalogue.check("openai/x")
     more = {"providers": {**CATALOGUE["providers"], "groq": {"models": [], "open": True}}}
     await redis.set(keys.catalogue, json.dumps(more), ex=60)
-    await broker.catalogue.check("groq/x")
+    await catalogue.check("groq/x")
 
 
 async def test_without_any_worker_ever_nothing_is_accepted(redis: ArqRedis, log: StreamLog, settings: Settings) -> None:
     with pytest.raises(Unavailable, match="streamspool worker"):
-        await submitted(Broker(redis, log, settings, name="test"))
+        await submitted(Core(redis, log, settings, name="test").broker)
 
 
 async def test_somebody_elses_generation_is_not_there(broker: Broker) -> None:
@@ -132,13 +142,13 @@ async def test_deleting_forgets(broker: Broker, redis: ArqRedis) -> None:
     assert [s async for s in broker.newest(ANN)] == []
 
 
-async def test_models_and_workers(broker: Broker, redis: ArqRedis) -> None:
-    assert [model["id"] for model in await broker.catalogue.models()] == ["fake/echo"]
-    assert await broker.catalogue.workers() == 0
+async def test_models_and_workers(broker: Broker, catalogue: Catalogue, redis: ArqRedis) -> None:
+    assert [model["id"] for model in await catalogue.models()] == ["fake/echo"]
+    assert await catalogue.workers() == 0
     await redis.sadd(keys.workers, "alive", "dead")  # type: ignore[misc]
     await redis.expire(keys.workers, 60)
     await redis.set(keys.worker("alive"), b"{}", ex=60)
-    assert await broker.catalogue.workers() == 1
+    assert await catalogue.workers() == 1
 
 
 async def test_a_lost_bell_does_not_refuse_what_was_accepted(
@@ -154,12 +164,13 @@ async def test_a_lost_bell_does_not_refuse_what_was_accepted(
 
 async def test_a_redis_that_is_away_is_unavailable(settings: Settings) -> None:
     redis = connect("redis://127.0.0.1:1/0", max_connections=2)
-    broker = Broker(redis, StreamLog(redis, retention_s=1, safety_s=1), settings, name="test")
+    core = Core(redis, StreamLog(redis, retention_s=1, safety_s=1), settings, name="test")
+    broker = core.broker
     generation_id = "chatcmpl-" + "0" * 32
     for call in (
         broker.find(generation_id, ANN),
-        broker.catalogue.workers(),
-        broker.catalogue.check("a/b"),
+        core.catalogue.workers(),
+        core.catalogue.check("a/b"),
         anext(broker.newest(ANN)),
     ):
         with pytest.raises(Unavailable) as error:

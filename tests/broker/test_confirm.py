@@ -16,7 +16,9 @@ from shared.chat.request import ChatRequest
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
 from shared.errors import Unavailable
-from shared.generations.broker import Broker, Caller
+from shared.generations.broker import Broker
+from shared.generations.caller import Caller
+from shared.generations.core import Core
 from shared.log.entry import Status
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
@@ -58,7 +60,7 @@ async def brokers(server: EmbeddedValkey) -> AsyncIterator[Callable[[str], Await
             confirmer = await stack.enter_async_context(Confirmer(redis, name=promised, promised=promised))
             settings = Settings(retention_s=60)
             log = StreamLog(redis, retention_s=60, safety_s=60)
-            return Broker(redis, log, settings, name="test", confirmer=confirmer)
+            return Core(redis, log, settings, name="test", confirmer=confirmer).broker
 
         yield broker
 

@@ -11,8 +11,9 @@ import pytest
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import Damaged
-from shared.features.usage import read_ledger
-from shared.generations.broker import Broker, Caller
+from shared.features.usage import Ledger
+from shared.generations.caller import Caller
+from shared.generations.core import Core
 from shared.log.appender import Appender
 from shared.log.entry import Chunk, Position, Status
 from shared.log.records import Header
@@ -31,7 +32,8 @@ class Bench:
 
     def __init__(self, redis: ArqRedis, log: StreamLog, appender: Appender, settings: Settings) -> None:
         self.redis, self.log, self.appender = redis, log, appender
-        self.broker = Broker(redis, log, settings, name="test")
+        self.core = Core(redis, log, settings, name="test")
+        self.broker, self.sessions = self.core.broker, self.core.sessions
 
     async def said(self, **fields: Any) -> tuple[Header, Writer]:
         """A generation that lacks nothing but its seal."""
@@ -62,14 +64,14 @@ async def test_whoever_ends_it_ends_it_as_lost(bench: Bench, lost: int, status: 
     header, writer = await bench.said(session_id="s")
     await bench.lose(header, lost)
     with pytest.raises(Damaged):
-        await bench.broker.closing.read(header["id"], 1)
-    assert await bench.broker.closing.conclude(header["id"], 1, status) is Status.FAILED
+        await bench.core.outcomes.transcripts.read(header["id"], 1)
+    assert await bench.core.outcomes.conclude(header["id"], 1, status) is Status.FAILED
     summary = await bench.broker.find(header["id"], ANN)
     assert summary.outcome
     assert summary.outcome["status"] == "failed"
     assert error_in(summary.outcome)["code"] == "stream_lost"
     assert summary.outcome["characters"]["content"] == len("".join(WORDS[: lost - 1]))
-    assert await bench.broker.session_messages("s", ANN) == [], "a session remembers no half of an answer"
+    assert await bench.sessions.messages("s", ANN) == [], "a session remembers no half of an answer"
     chunks, damage = await bench.broker.chunks(header["id"], 1)
     assert damage
     assert len(chunks) == lost - 1
@@ -78,12 +80,12 @@ async def test_whoever_ends_it_ends_it_as_lost(bench: Bench, lost: int, status: 
 
 async def test_an_answer_that_an_older_version_sealed_over_a_hole_is_no_turn(bench: Bench) -> None:
     header, writer = await bench.said(session_id="s")
-    outcome = await bench.broker.closing.outcome(
-        await bench.broker.closing.read(header["id"], 1), Status.COMPLETED, None
+    outcome = await bench.core.outcomes.compose(
+        await bench.core.outcomes.transcripts.read(header["id"], 1), Status.COMPLETED, None
     )
     await bench.lose(header, 2)
-    await bench.broker.closing.seal(header, outcome, said=1)
-    assert await bench.broker.session_messages("s", ANN) == []
+    await bench.core.outcomes.seal(header, outcome, attempt=1)
+    assert await bench.sessions.messages("s", ANN) == []
     writer.close()
 
 
@@ -93,7 +95,7 @@ async def test_a_hole_in_an_attempt_that_was_replaced_is_nobodys(bench: Bench) -
     newer, *_ = await bench.log.claim(bench.appender, header["id"], 2, attempt_with({"at_ms": 1, "token": "2"}))
     choice = {"index": 0, "delta": {"content": "whole"}, "finish_reason": "stop"}
     await newer.append([Chunk(json.dumps({"choices": [choice]}).encode())])
-    assert await bench.broker.closing.conclude(header["id"], 2, Status.FAILED) is Status.COMPLETED
+    assert await bench.core.outcomes.conclude(header["id"], 2, Status.FAILED) is Status.COMPLETED
     chunks, damage = await bench.broker.chunks(header["id"], 2)
     assert (len(chunks), damage) == (1, None)
     writer.close()
@@ -117,7 +119,7 @@ async def test_an_answer_that_loses_its_end_while_it_is_concluded_is_none(bench:
 
     bench.log.seal = forgetful  # type: ignore[method-assign]
     error = error_with(code="generation_interrupted")
-    assert await bench.broker.closing.conclude(header["id"], 1, Status.FAILED, error=error) is Status.FAILED
+    assert await bench.core.outcomes.conclude(header["id"], 1, Status.FAILED, error=error) is Status.FAILED
     assert await bench.log.ends([header["id"]])
     summary = await bench.broker.find(header["id"], ANN)
     assert summary.outcome
@@ -128,9 +130,9 @@ async def test_an_answer_that_loses_its_end_while_it_is_concluded_is_none(bench:
 async def test_the_ledger_counts_what_stands_before_the_hole(bench: Bench) -> None:
     header, writer = await bench.said()
     await bench.lose(header, 2)
-    await bench.broker.closing.conclude(header["id"], 1, Status.COMPLETED)
+    await bench.core.outcomes.conclude(header["id"], 1, Status.COMPLETED)
     today = datetime.now(UTC).date()
-    (row,) = await read_ledger(bench.redis, "ann", today, today)
+    (row,) = await Ledger(bench.redis).read("ann", today, today)
     assert (row["requests"], row["completed_requests"], row["failed_requests"]) == (1, 0, 1)
     assert 0 < row["completion_tokens"] <= len(WORDS[0])
     writer.close()

@@ -13,7 +13,9 @@ from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import KeyReused, Unavailable
 from shared.generations import reaper
-from shared.generations.broker import Broker, Caller
+from shared.generations.broker import Broker
+from shared.generations.caller import Caller
+from shared.generations.core import Core
 from shared.generations.reaper import Reaper
 from shared.log.entry import Status
 from shared.log.records import Summary
@@ -27,19 +29,24 @@ BODY = {"model": "fake/echo", "messages": [{"role": "user", "content": "x"}]}
 
 
 @pytest.fixture
-async def broker(redis: ArqRedis, log: StreamLog) -> Broker:
+async def core(redis: ArqRedis, log: StreamLog) -> Core:
     catalogue = {"providers": {"fake": {"models": ["echo"], "open": False}}}
     await redis.set(keys.catalogue, json.dumps(catalogue), ex=60)
     await redis.sadd(keys.workers, "w")  # type: ignore[misc]
     await redis.expire(keys.workers, 60)
     await redis.set(keys.worker("w"), b"{}", ex=60)
-    return Broker(redis, log, Settings(retention_s=100), name="test")
+    return Core(redis, log, Settings(retention_s=100), name="test")
 
 
 @pytest.fixture
-def sweeper(redis: ArqRedis, log: StreamLog, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Reaper:
+def broker(core: Core) -> Broker:
+    return core.broker
+
+
+@pytest.fixture
+def sweeper(redis: ArqRedis, log: StreamLog, core: Core, monkeypatch: pytest.MonkeyPatch) -> Reaper:
     monkeypatch.setattr(reaper, "LOOK_AGAIN_S", 0)
-    return Reaper(redis, log, broker, Settings(no_worker_s=1), name="reaper")
+    return Reaper(redis, log, core, Settings(no_worker_s=1), name="reaper")
 
 
 async def unheard(log: StreamLog) -> str:

@@ -10,7 +10,8 @@ import pytest
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import NoWorker
-from shared.generations.broker import Broker, Caller
+from shared.generations.caller import Caller
+from shared.generations.core import Core
 from shared.log.appender import Appender
 from shared.log.entry import Chunk, Status
 from shared.log.records import Attempt, BatchRef, Header, Outcome, SessionTerms
@@ -24,11 +25,11 @@ ATTEMPT: Attempt = {"worker": "w", "at_ms": 1, "token": "t", "reason": "queued",
 
 
 @pytest.fixture
-async def broker(redis: ArqRedis, log: StreamLog) -> Broker:
+async def core(redis: ArqRedis, log: StreamLog) -> Core:
     catalogue = {"providers": {"fake": {"models": ["echo"], "open": False}}, "aliases": {}}
     await redis.set(keys.catalogue, json.dumps(catalogue), ex=60)
     settings = Settings(retention_s=100, webhook_secret="whsec_" + "a" * 32, webhook_allow="example.com")
-    return Broker(redis, log, settings, name="test")
+    return Core(redis, log, settings, name="test")
 
 
 @pytest.mark.parametrize(
@@ -43,10 +44,10 @@ async def broker(redis: ArqRedis, log: StreamLog) -> Broker:
     ids=lambda fields: ", ".join(fields) or "plain",
 )
 async def test_header_attempt_and_outcome_are_as_their_types_say(
-    broker: Broker, log: StreamLog, appender: Appender, fields: dict[str, Any]
+    core: Core, log: StreamLog, appender: Appender, fields: dict[str, Any]
 ) -> None:
     body = {"model": "fake/echo", "messages": [{"role": "user", "content": "hi"}], **fields}
-    submitted = await broker.submit(json.dumps(body).encode(), ChatRequest.check(body), ANN, idempotency_key="k")
+    submitted = await core.broker.submit(json.dumps(body).encode(), ChatRequest.check(body), ANN, idempotency_key="k")
     generation_id = submitted.header["id"]
     writer, header, _ = await log.claim(appender, generation_id, 1, ATTEMPT)
     assert set(header) == set(Header.__annotations__), "every field is written"
@@ -57,7 +58,7 @@ async def test_header_attempt_and_outcome_are_as_their_types_say(
         {"model": "fake/echo", "refused": [{"model": "a/b", "status": 429, "code": None}]}
     ).encode()
     await writer.append([Chunk(b'{"choices":[{"index":0,"delta":{"content":"hi"}}]}')])
-    await broker.closing.conclude(generation_id, 1, Status.FAILED, error=NoWorker().to_stored())
+    await core.outcomes.conclude(generation_id, 1, Status.FAILED, error=NoWorker().to_stored())
     (summary,) = await log.describe([generation_id])
     assert summary
     assert summary.outcome
@@ -66,11 +67,11 @@ async def test_header_attempt_and_outcome_are_as_their_types_say(
     assert summary.attempts[0]["served"] == summary.outcome["served"]
 
 
-async def test_a_batch_line_says_which_it_is(broker: Broker, log: StreamLog) -> None:
+async def test_a_batch_line_says_which_it_is(core: Core, log: StreamLog) -> None:
     body = {"model": "fake/echo", "messages": [{"role": "user", "content": "hi"}]}
     line: BatchRef = {"id": "batch_1", "line": 7}
     generation_id = f"chatcmpl-{'0' * 32}"
-    await broker.submit_line(generation_id, json.dumps(body).encode(), ChatRequest.check(body), ANN, line)
+    await core.broker.submit_line(generation_id, json.dumps(body).encode(), ChatRequest.check(body), ANN, line)
     header, _ = await log.request(generation_id)
     assert mismatches(header, Header) == []
     assert header["batch"] == line

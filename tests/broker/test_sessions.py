@@ -11,7 +11,8 @@ import pytest
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
-from shared.generations.broker import Broker, Caller
+from shared.generations.caller import Caller
+from shared.generations.core import Core
 from shared.log.appender import Appender
 from shared.log.entry import Chunk, Status
 from shared.log.records import Header
@@ -28,7 +29,8 @@ class Bench:
 
     def __init__(self, redis: ArqRedis, log: StreamLog, appender: Appender, settings: Settings) -> None:
         self.redis, self.log, self.appender = redis, log, appender
-        self.broker = Broker(redis, log, settings, name="test")
+        self.core = Core(redis, log, settings, name="test")
+        self.broker, self.sessions = self.core.broker, self.core.sessions
 
     async def ask(self, text: str, *, who: Caller = ANN, session: str = "s", **fields: Any) -> Header:
         body = {"model": "fake/echo", "messages": [{"role": "user", "content": text}], "session_id": session, **fields}
@@ -45,10 +47,10 @@ class Bench:
             choice = {"index": 0, "delta": delta, "finish_reason": reason}
             await writer.append([Chunk(json.dumps({"choices": [choice]}).encode())])
         error = None if finish else error_with(code="upstream_incomplete")
-        await self.broker.closing.conclude(header["id"], 1, Status.FAILED, error=error)
+        await self.core.outcomes.conclude(header["id"], 1, Status.FAILED, error=error)
 
     async def texts(self, who: Caller = ANN, session: str = "s") -> list[str]:
-        return [message["content"] for message in await self.broker.session_messages(session, who)]
+        return [message["content"] for message in await self.sessions.messages(session, who)]
 
     def turn(self, header: Header) -> int:
         assert header["session"] is not None
@@ -59,7 +61,7 @@ class Bench:
 
     async def prompt(self, header: Header, *texts: str) -> list[str]:
         asked = [{"role": "user", "content": text} for text in texts]
-        history, new = await self.broker.sessions.place(header, asked)
+        history, new = await self.core.outcomes.transcripts.messages(header, asked)
         return [message["content"] for message in [*history, *new]]
 
 
@@ -83,7 +85,7 @@ async def test_turn_after_turn(bench: Bench) -> None:
         ] + [f"q{number}"]
         await bench.say(header, answer(f"a{number}"))
     assert await bench.texts() == ["q0", "a0", "q1", "a1", "q2", "a2"]
-    session = await bench.broker.session("s", ANN)
+    session = await bench.sessions.find("s", ANN)
     assert (session["turns"], session["open"]) == (3, [])
 
 
@@ -91,12 +93,12 @@ async def test_a_turn_is_settled_once_however_often(bench: Bench) -> None:
     header = await bench.ask("q")
     await bench.say(header, answer("a"))
     await bench.redis.sadd(keys.unsettled, header["id"])  # type: ignore[misc]
-    await asyncio.gather(*(bench.broker.closing.settle(header["id"]) for _ in range(5)))
+    await asyncio.gather(*(bench.core.settlement.settle(header["id"]) for _ in range(5)))
     assert await bench.texts() == ["q", "a"]
-    session = await bench.broker.session("s", ANN)
+    session = await bench.sessions.find("s", ANN)
     assert session["turns"] == 1
     assert not await bench.redis.scard(keys.unsettled)  # type: ignore[misc]
-    (row,) = await bench.broker.usage(ANN, *(2 * [_today()]))
+    (row,) = await bench.core.ledger.read("ann", *(2 * [_today()]))
     assert (row["requests"], row["completed_requests"], row["estimate_requests"]) == (1, 1, 1)
 
 
@@ -108,7 +110,7 @@ async def test_an_id_that_is_made_once_more_is_settled_once_more(bench: Bench) -
     again = header_with({**header, "created_at_ms": header["created_at_ms"] + 1, "session": None, "session_id": None})
     await bench.log.create(again, b'{"messages": []}')
     await bench.say(again, answer("b"))
-    (row,) = await bench.broker.usage(ANN, *(2 * [_today()]))
+    (row,) = await bench.core.ledger.read("ann", *(2 * [_today()]))
     assert row["requests"] == 2
 
 
@@ -117,10 +119,10 @@ async def test_what_the_sealer_left_is_settled_by_the_reaper(bench: Bench) -> No
     writer, *_ = await bench.log.claim(bench.appender, header["id"], 1, attempt_with({"at_ms": 1}))
     choice = {"index": 0, "delta": answer("a"), "finish_reason": "stop"}
     await writer.append([Chunk(json.dumps({"choices": [choice]}).encode())])
-    told = await bench.broker.closing.read(header["id"], 1)
-    await bench.log.seal(header["id"], await bench.broker.closing.outcome(told, Status.COMPLETED, None), epoch=1)
+    told = await bench.core.outcomes.transcripts.read(header["id"], 1)
+    await bench.log.seal(header["id"], await bench.core.outcomes.compose(told, Status.COMPLETED, None), epoch=1)
     assert not await bench.redis.exists(keys.session("ann", "s").turns)  # and here the worker died
-    await asyncio.gather(*(bench.broker.closing.settle_left_over() for _ in range(3)))
+    await asyncio.gather(*(bench.core.settlement.settle_left_over() for _ in range(3)))
     assert await bench.texts() == ["q", "a"]
 
 
@@ -130,8 +132,8 @@ async def test_an_answer_that_can_be_read_is_a_turn(bench: Bench) -> None:
     writer, *_ = await bench.log.claim(bench.appender, header["id"], 1, attempt_with({"at_ms": 1}))
     choice = {"index": 0, "delta": answer("a0"), "finish_reason": "stop"}
     await writer.append([Chunk(json.dumps({"choices": [choice]}).encode())])
-    told = await bench.broker.closing.read(header["id"], 1)
-    await bench.log.seal(header["id"], await bench.broker.closing.outcome(told, Status.COMPLETED, None), epoch=1)
+    told = await bench.core.outcomes.transcripts.read(header["id"], 1)
+    await bench.log.seal(header["id"], await bench.core.outcomes.compose(told, Status.COMPLETED, None), epoch=1)
     assert await bench.texts() == ["q0", "a0"]
     following = await bench.ask("q1")
     assert await bench.prompt(following, "q1") == ["q0", "a0", "q1"]
@@ -198,7 +200,7 @@ async def test_reasoning_stays_out_unless_it_is_wanted(bench: Bench) -> None:
     await bench.say(await bench.ask("q0"), thought)
     await bench.say(await bench.ask("q1", store_reasoning=True), thought)
     await bench.say(await bench.ask("q2"), {"role": "assistant", "reasoning": "r only"})
-    messages = [m for m in await bench.broker.session_messages("s", ANN) if m["role"] == "assistant"]
+    messages = [m for m in await bench.sessions.messages("s", ANN) if m["role"] == "assistant"]
     assert [(m["content"], m.get("reasoning_content")) for m in messages] == [("a", None), ("a", "r"), ("r only", None)]
 
 
@@ -221,32 +223,32 @@ async def test_limits_and_trimming(bench: Bench) -> None:
 
 async def test_a_session_is_its_tenants(bench: Bench) -> None:
     await bench.say(await bench.ask("q"), answer("a"))
-    for method in (bench.broker.session, bench.broker.session_messages, bench.broker.delete_session):
+    for method in (bench.sessions.find, bench.sessions.messages, bench.sessions.delete):
         with pytest.raises(NotFound):
             await method("s", BOB)
-    assert await bench.broker.list_sessions(BOB, None, 10) == []
+    assert await bench.sessions.newest(BOB, None, 10) == []
 
 
 async def test_deleting_cancels_and_forgets(bench: Bench) -> None:
     await bench.say(await bench.ask("q0"), answer("a0"))
     running = await bench.ask("q1")
     waiting = await bench.ask("q2", session_policy="enqueue")
-    await bench.broker.delete_session("s", ANN)
+    await bench.sessions.delete("s", ANN)
     for header in (running, waiting):
         assert (await bench.broker.find(header["id"], ANN)).status is Status.CANCELLED
     with pytest.raises(NotFound):
-        await bench.broker.session("s", ANN)
+        await bench.sessions.find("s", ANN)
     assert bench.turn(await bench.ask("again")) == 1
 
 
 async def test_a_list_of_sessions(bench: Bench) -> None:
     for name in ("one", "two", "three"):
         await bench.say(await bench.ask("q", session=name), answer("a"))
-    found = await bench.broker.list_sessions(ANN, None, 10)
+    found = await bench.sessions.newest(ANN, None, 10)
     assert {session["id"] for session in found} == {"one", "two", "three"}
-    assert await bench.broker.list_sessions(ANN, found[0]["id"], 10) == found[1:]
+    assert await bench.sessions.newest(ANN, found[0]["id"], 10) == found[1:]
     with pytest.raises(NotFound):
-        await bench.broker.list_sessions(ANN, "four", 10)
+        await bench.sessions.newest(ANN, "four", 10)
 
 
 @pytest.mark.parametrize("session", ["", "a b", "ä", "x" * 129, "{x}", "-x"])
@@ -276,7 +278,7 @@ async def test_the_same_request_again_is_no_second_turn(bench: Bench) -> None:
     await bench.say(found[0].header, answer("a"))
     await bench.broker.submit(raw, request, ANN, idempotency_key="k")
     assert await bench.texts() == ["q", "a"]
-    assert (await bench.broker.session("s", ANN))["open"] == []
+    assert (await bench.sessions.find("s", ANN))["open"] == []
 
 
 def _today() -> Any:

@@ -13,7 +13,9 @@ from shared.chat.request import ChatRequest
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
 from shared.errors import Gone, NotFound
-from shared.generations.broker import Broker, Caller
+from shared.generations.broker import Broker
+from shared.generations.caller import Caller
+from shared.generations.core import Core
 from shared.log.appender import Appender
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis, connect
@@ -33,7 +35,7 @@ def settings() -> Settings:
 @pytest.fixture
 async def broker(redis: ArqRedis, log: StreamLog, settings: Settings) -> Broker:
     await redis.set(keys.catalogue, b'{"providers":{"fake":{"models":["echo"],"open":false}}}', ex=60)
-    return Broker(redis, log, settings, name="test")
+    return Core(redis, log, settings, name="test").broker
 
 
 async def submitted(broker: Broker, caller: Caller = ANN, **fields: Any) -> str:
@@ -88,7 +90,7 @@ async def test_a_stored_log_is_settled_once_however_late_it_is_deleted(broker: B
 
 async def test_stored_is_never_less_than_the_others(redis: ArqRedis, log: StreamLog) -> None:
     await redis.set(keys.catalogue, b'{"providers":{"fake":{"models":["echo"],"open":false}}}', ex=60)
-    broker = Broker(redis, log, Settings(retention_s=500, stored_retention_s=10), name="test")
+    broker = Core(redis, log, Settings(retention_s=500, stored_retention_s=10), name="test").broker
     generation_id = await submitted(broker, store=True)
     await log.seal(generation_id, COMPLETED)
     assert await left_s(redis, keys.log(generation_id)) > 400

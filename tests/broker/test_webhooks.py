@@ -14,7 +14,8 @@ from shared.config.settings import Settings
 from shared.errors import BadRequest
 from shared.features import webhooks
 from shared.features.webhooks import Delivery, Result, Webhooks, event_id
-from shared.generations.broker import Broker, Caller
+from shared.generations.caller import Caller
+from shared.generations.core import Core
 from shared.lib.clock import now_ms
 from shared.log.entry import Status
 from shared.log.streamlog import StreamLog
@@ -39,30 +40,30 @@ def settings() -> Settings:
 
 
 @pytest.fixture
-async def broker(redis: ArqRedis, log: StreamLog, settings: Settings) -> Broker:
+async def core(redis: ArqRedis, log: StreamLog, settings: Settings) -> Core:
     await redis.set(keys.catalogue, b'{"providers":{"fake":{"models":["echo"],"open":false}}}', ex=60)
-    return Broker(redis, log, settings, name="test")
+    return Core(redis, log, settings, name="test")
 
 
 @pytest.fixture
-def hooks(broker: Broker) -> Webhooks:
-    return broker.webhooks
+def hooks(core: Core) -> Webhooks:
+    return core.webhooks
 
 
-async def submitted(broker: Broker, **fields: Any) -> str:
+async def submitted(core: Core, **fields: Any) -> str:
     body = {"model": "fake/echo", "messages": [{"role": "user", "content": "hi"}], **fields}
-    generation_id: str = (await broker.submit(b'{"messages":[]}', ChatRequest.check(body), ANN)).header["id"]
+    generation_id: str = (await core.broker.submit(b'{"messages":[]}', ChatRequest.check(body), ANN)).header["id"]
     return generation_id
 
 
-async def ended(broker: Broker, **fields: Any) -> str:
-    generation_id = await submitted(broker, **fields)
-    await broker.cancel(generation_id, ANN)
+async def ended(core: Core, **fields: Any) -> str:
+    generation_id = await submitted(core, **fields)
+    await core.broker.cancel(generation_id, ANN)
     return generation_id
 
 
-async def shown(broker: Broker, generation_id: str) -> dict[str, Any]:
-    (delivery,) = await broker.deliveries([await broker.find(generation_id, ANN)])
+async def shown(core: Core, generation_id: str) -> dict[str, Any]:
+    (delivery,) = await core.webhooks.deliveries([await core.broker.find(generation_id, ANN)])
     assert delivery
     return delivery
 
@@ -80,12 +81,12 @@ async def make_due(redis: ArqRedis, subject: str) -> None:
 # ---- who gets one
 
 
-async def test_the_event_is_queued_with_the_outcome(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
-    generation_id = await submitted(broker, webhook={"url": URL})
-    assert (await shown(broker, generation_id))["status"] == "waiting"
+async def test_the_event_is_queued_with_the_outcome(core: Core, hooks: Webhooks, redis: ArqRedis) -> None:
+    generation_id = await submitted(core, webhook={"url": URL})
+    assert (await shown(core, generation_id))["status"] == "waiting"
     assert await hooks.due(10) == []
     before = now_ms() // 1000
-    await broker.cancel(generation_id, ANN)
+    await core.broker.cancel(generation_id, ANN)
     assert await hooks.due(10) == [(generation_id, URL)]
     delivery = await taken(hooks, generation_id)
     event = json.loads(delivery.event)
@@ -99,43 +100,41 @@ async def test_the_event_is_queued_with_the_outcome(broker: Broker, hooks: Webho
     assert (delivery.tenant, delivery.url, delivery.attempt) == ("ann", URL, 1)
 
 
-async def test_it_is_queued_once_however_often_it_is_settled(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
-    generation_id = await ended(broker, webhook={"url": URL})
+async def test_it_is_queued_once_however_often_it_is_settled(core: Core, hooks: Webhooks, redis: ArqRedis) -> None:
+    generation_id = await ended(core, webhook={"url": URL})
     delivery = await taken(hooks, generation_id)
     await hooks.end(delivery, Result("delivered", 200))
-    await asyncio.gather(*(broker.closing.settle(generation_id) for _ in range(5)))
+    await asyncio.gather(*(core.settlement.settle(generation_id) for _ in range(5)))
     assert await redis.zcard(keys.webhooks) == 0
     assert await hooks.begin(generation_id) is None
-    assert (await shown(broker, generation_id))["attempts"] == 1
+    assert (await shown(core, generation_id))["attempts"] == 1
 
 
-async def test_settlements_at_once_queue_one_event(broker: Broker, redis: ArqRedis, log: StreamLog) -> None:
-    generation_id = await submitted(broker, webhook={"url": URL})
+async def test_settlements_at_once_queue_one_event(core: Core, redis: ArqRedis, log: StreamLog) -> None:
+    generation_id = await submitted(core, webhook={"url": URL})
     outcome = outcome_with({"status": "completed", "ended_at_ms": 1000, "by": "w", "error": None})
     await log.seal(generation_id, outcome)
-    await asyncio.gather(*(broker.closing.settle(generation_id) for _ in range(8)))
+    await asyncio.gather(*(core.settlement.settle(generation_id) for _ in range(8)))
     assert await redis.zrange(keys.webhooks, 0, -1) == [generation_id.encode()]
     event = await redis.hget(keys.webhook(generation_id), "event")  # type: ignore[misc]
     assert json.loads(event or b"")["type"] == "chat.completion.completed"
 
 
-async def test_a_crash_between_seal_and_settlement_loses_nothing(
-    broker: Broker, hooks: Webhooks, log: StreamLog
-) -> None:
-    generation_id = await submitted(broker, webhook={"url": URL})
+async def test_a_crash_between_seal_and_settlement_loses_nothing(core: Core, hooks: Webhooks, log: StreamLog) -> None:
+    generation_id = await submitted(core, webhook={"url": URL})
     await log.seal(
         generation_id, outcome_with({"status": "failed", "ended_at_ms": 1000, "by": "w", "error": {"message": "x"}})
     )
     assert await hooks.due(10) == []
-    assert (await shown(broker, generation_id))["status"] == "pending"
-    await broker.closing.settle_left_over()  # any reaper
+    assert (await shown(core, generation_id))["status"] == "pending"
+    await core.settlement.settle_left_over()  # any reaper
     assert [subject for subject, _ in await hooks.due(10)] == [generation_id]
 
 
 async def test_nothing_is_queued_unless_all_of_the_settlement_is(
-    broker: Broker, hooks: Webhooks, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+    core: Core, hooks: Webhooks, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generation_id = await submitted(broker, webhook={"url": URL})
+    generation_id = await submitted(core, webhook={"url": URL})
     queue = hooks.queue
 
     def broken(pipe: Any, subject: str, target: Any, **about: Any) -> None:
@@ -144,15 +143,15 @@ async def test_nothing_is_queued_unless_all_of_the_settlement_is(
 
     with monkeypatch.context() as patch:
         patch.setattr(hooks, "queue", broken)
-        await broker.cancel(generation_id, ANN)
+        await core.broker.cancel(generation_id, ANN)
     assert (await hooks.due(10), await redis.exists(keys.webhook(generation_id))) == ([], 0)
-    await broker.closing.settle_left_over()
+    await core.settlement.settle_left_over()
     assert len(await hooks.due(10)) == 1
 
 
-async def test_without_one_there_is_none(broker: Broker, redis: ArqRedis) -> None:
-    generation_id = await ended(broker)
-    assert await broker.deliveries([await broker.find(generation_id, ANN)]) == [None]
+async def test_without_one_there_is_none(core: Core, redis: ArqRedis) -> None:
+    generation_id = await ended(core)
+    assert await core.webhooks.deliveries([await core.broker.find(generation_id, ANN)]) == [None]
     assert not await redis.exists(keys.webhooks, keys.webhook(generation_id))
 
 
@@ -161,12 +160,12 @@ class TestTheServersOwn:
     def settings(self) -> Settings:
         return settings_with(webhook_url="https://ours.example.com/x", webhook_secret=f"ann:{SECRET}")
 
-    async def test_it_is_for_the_background_and_its_address_stays_ours(self, broker: Broker, hooks: Webhooks) -> None:
-        assert await broker.deliveries([await broker.find(await submitted(broker), ANN)]) == [None]
-        generation_id = await ended(broker, background=True)
+    async def test_it_is_for_the_background_and_its_address_stays_ours(self, core: Core, hooks: Webhooks) -> None:
+        assert await core.webhooks.deliveries([await core.broker.find(await submitted(core), ANN)]) == [None]
+        generation_id = await ended(core, background=True)
         assert await hooks.due(10) == [(generation_id, "https://ours.example.com/x")]
-        assert (await shown(broker, generation_id))["url"] is None
-        own = await ended(broker, background=True, webhook={"url": URL})
+        assert (await shown(core, generation_id))["url"] is None
+        own = await ended(core, background=True, webhook={"url": URL})
         assert (own, URL) in await hooks.due(10)
 
     async def test_a_tenant_without_a_secret_gets_none(self, hooks: Webhooks) -> None:
@@ -175,11 +174,11 @@ class TestTheServersOwn:
             hooks.target("bob", URL, default=True)
 
 
-async def test_a_refused_address_stores_nothing_and_leaves_the_key_free(broker: Broker, redis: ArqRedis) -> None:
+async def test_a_refused_address_stores_nothing_and_leaves_the_key_free(core: Core, redis: ArqRedis) -> None:
     for url in ("http://hooks.example.com/", "https://169.254.169.254/latest", "https://localhost/"):
         body = {"model": "fake/echo", "messages": [{"role": "user", "content": "x"}], "webhook": {"url": url}}
         with pytest.raises(BadRequest) as caught:
-            await broker.submit(b"{}", ChatRequest.check(body), ANN, idempotency_key="k")
+            await core.broker.submit(b"{}", ChatRequest.check(body), ANN, idempotency_key="k")
         assert caught.value.param == "webhook.url"
     assert [key for key in await redis.keys("streamspool:*") if key != keys.catalogue.encode()] == []
 
@@ -202,18 +201,18 @@ async def test_other_subjects_use_the_same_door(hooks: Webhooks, redis: ArqRedis
 # ---- delivering
 
 
-async def test_one_worker_at_a_time(broker: Broker, hooks: Webhooks) -> None:
-    generation_id = await ended(broker, webhook={"url": URL})
+async def test_one_worker_at_a_time(core: Core, hooks: Webhooks) -> None:
+    generation_id = await ended(core, webhook={"url": URL})
     begun = await asyncio.gather(*(hooks.begin(generation_id) for _ in range(8)))
     assert [one.attempt for one in begun if one] == [1]
     assert await hooks.due(10) == []
 
 
 async def test_what_failed_is_due_later_and_has_the_same_id(
-    broker: Broker, hooks: Webhooks, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+    core: Core, hooks: Webhooks, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "_JITTER", 0)
-    generation_id = await ended(broker, webhook={"url": URL})
+    generation_id = await ended(core, webhook={"url": URL})
     ids, pauses = set(), []
     for attempt in (1, 2, 3):
         delivery = await taken(hooks, generation_id)
@@ -222,7 +221,7 @@ async def test_what_failed_is_due_later_and_has_the_same_id(
         assert (await hooks.end(delivery, Result("retried", 503, "http_status"))).outcome == "retried"
         pauses.append(round(((await redis.zscore(keys.webhooks, generation_id) or 0) - delivery.at_ms) / 1000, -1))
         assert await hooks.due(10) == []
-        state = await shown(broker, generation_id)
+        state = await shown(core, generation_id)
         assert (state["status"], state["last_status"], state["error"]) == ("pending", 503, "http_status")
         assert state["next_attempt_at"] > now_ms() // 1000
         await make_due(redis, generation_id)
@@ -236,7 +235,7 @@ async def test_what_failed_is_due_later_and_has_the_same_id(
     ids=["nothing", "less than ours", "more", "more than there is time", "nonsense"],
 )
 async def test_the_receiver_says_how_long_it_wants_to_be_left_alone(
-    broker: Broker,
+    core: Core,
     hooks: Webhooks,
     redis: ArqRedis,
     monkeypatch: pytest.MonkeyPatch,
@@ -244,7 +243,7 @@ async def test_the_receiver_says_how_long_it_wants_to_be_left_alone(
     pause_s: float,
 ) -> None:
     monkeypatch.setattr(webhooks, "_JITTER", 0)
-    generation_id = await ended(broker, webhook={"url": URL})
+    generation_id = await ended(core, webhook={"url": URL})
     delivery = await taken(hooks, generation_id)
     assert (await hooks.end(delivery, Result("retried", 429, "http_status", asked_s))).outcome == "retried"
     due_ms = await redis.zscore(keys.webhooks, generation_id)
@@ -252,33 +251,33 @@ async def test_the_receiver_says_how_long_it_wants_to_be_left_alone(
     assert round((due_ms - delivery.at_ms) / 1000, -1) == pause_s
 
 
-async def test_no_receiver_is_waited_for_longer_than_an_hour(broker: Broker, redis: ArqRedis) -> None:
+async def test_no_receiver_is_waited_for_longer_than_an_hour(core: Core, redis: ArqRedis) -> None:
     patient = Webhooks(redis, settings_with(webhook_give_up_s=1e6))
-    generation_id = await ended(broker, webhook={"url": URL})
+    generation_id = await ended(core, webhook={"url": URL})
     delivery = await taken(patient, generation_id)
     await patient.end(delivery, Result("retried", 503, "http_status", 1e5))
     assert round(((await redis.zscore(keys.webhooks, generation_id) or 0) - delivery.at_ms) / 1000, -1) == 3600
 
 
 async def test_another_attempt_does_not_wait_behind_what_came_later(
-    broker: Broker, hooks: Webhooks, redis: ArqRedis
+    core: Core, hooks: Webhooks, redis: ArqRedis
 ) -> None:
     """However many new ones there are: more than are looked through at once."""
-    first = [await ended(broker, webhook={"url": URL}) for _ in range(3)]
+    first = [await ended(core, webhook={"url": URL}) for _ in range(3)]
     assert {subject for subject, _ in await hooks.due(10)} == set(first)
     delivery = await taken(hooks, first[0])
     await hooks.end(delivery, Result("retried", 503, "http_status"))
     due_ms = delivery.at_ms - 1  # its pause is over
     await redis.zadd(keys.webhooks, {first[0]: due_ms}, xx=True)
     for _ in range(5):
-        await ended(broker, webhook={"url": URL})
+        await ended(core, webhook={"url": URL})
     assert {subject for subject, _ in await hooks.due(3)} == set(first)
 
 
 async def test_giving_new_ones_a_time_takes_nothing_from_who_has_begun(
-    broker: Broker, hooks: Webhooks, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+    core: Core, hooks: Webhooks, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generation_id = await ended(broker, webhook={"url": URL})
+    generation_id = await ended(core, webhook={"url": URL})
     execute = Pipeline.execute
     begun: list[bool] = []
 
@@ -294,35 +293,33 @@ async def test_giving_new_ones_a_time_takes_nothing_from_who_has_begun(
     assert (await redis.zscore(keys.webhooks, generation_id) or 0) - now_ms() > 10_000, "the lease's time stands"
 
 
-async def test_it_is_given_up_in_the_end(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
-    generation_id = await ended(broker, webhook={"url": URL})
+async def test_it_is_given_up_in_the_end(core: Core, hooks: Webhooks, redis: ArqRedis) -> None:
+    generation_id = await ended(core, webhook={"url": URL})
     outcomes = []
     while delivery := await hooks.begin(generation_id):
         outcomes.append((await hooks.end(delivery, Result("retried", None, "timeout"))).outcome)
         await redis.zadd(keys.webhooks, {generation_id: 0}, xx=True)
     assert outcomes[-1] == "failed"
     assert set(outcomes[:-1]) == {"retried"}
-    state = await shown(broker, generation_id)
+    state = await shown(core, generation_id)
     assert (state["status"], state["error"], state["next_attempt_at"]) == ("failed", "timeout", None)
     assert state["attempts"] == len(outcomes)
     assert await redis.zcard(keys.webhooks) == 0
 
 
-async def test_one_that_kills_its_workers_is_given_up_too(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
-    generation_id = await ended(broker, webhook={"url": URL})
+async def test_one_that_kills_its_workers_is_given_up_too(core: Core, hooks: Webhooks, redis: ArqRedis) -> None:
+    generation_id = await ended(core, webhook={"url": URL})
     await taken(hooks, generation_id)
     await redis.delete(keys.webhook_lease(generation_id))
     await redis.hset(keys.webhook(generation_id), "first_ms", str(now_ms() - int(GIVE_UP_S * 2000)))  # type: ignore[misc]
     assert await hooks.begin(generation_id) is None
-    state = await shown(broker, generation_id)
+    state = await shown(core, generation_id)
     assert (state["status"], state["error"], state["attempts"]) == ("failed", "gave_up", 1)
     assert await redis.zcard(keys.webhooks) == 0
 
 
-async def test_a_dead_workers_is_taken_over_when_its_lease_ends(
-    broker: Broker, hooks: Webhooks, redis: ArqRedis
-) -> None:
-    generation_id = await ended(broker, webhook={"url": URL})
+async def test_a_dead_workers_is_taken_over_when_its_lease_ends(core: Core, hooks: Webhooks, redis: ArqRedis) -> None:
+    generation_id = await ended(core, webhook={"url": URL})
     dead = await taken(hooks, generation_id)
     lease = keys.webhook_lease(generation_id)
     assert 0 < await redis.pttl(lease) <= 15_000
@@ -334,16 +331,16 @@ async def test_a_dead_workers_is_taken_over_when_its_lease_ends(
     assert (await taken(hooks, generation_id)).attempt == 2
 
 
-async def test_who_lost_the_lease_says_nothing_any_more(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
-    generation_id = await ended(broker, webhook={"url": URL})
+async def test_who_lost_the_lease_says_nothing_any_more(core: Core, hooks: Webhooks, redis: ArqRedis) -> None:
+    generation_id = await ended(core, webhook={"url": URL})
     slow = await taken(hooks, generation_id)
     await redis.delete(keys.webhook_lease(generation_id))
     quick = await taken(hooks, generation_id)
     await hooks.end(slow, Result("retried", None, "timeout"))
-    assert (await shown(broker, generation_id))["last_status"] is None
+    assert (await shown(core, generation_id))["last_status"] is None
     await hooks.end(quick, Result("delivered", 200))
     await hooks.end(slow, Result("failed", None, "address_refused"))
-    assert (await shown(broker, generation_id))["status"] == "delivered"
+    assert (await shown(core, generation_id))["status"] == "delivered"
 
 
 async def test_an_event_that_expired_is_forgotten(hooks: Webhooks, redis: ArqRedis) -> None:
@@ -353,16 +350,16 @@ async def test_an_event_that_expired_is_forgotten(hooks: Webhooks, redis: ArqRed
     assert not await redis.exists(keys.webhooks, keys.webhook("gone"), keys.webhook_lease("gone"))
 
 
-async def test_what_is_put_off_is_no_attempt(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
-    generation_id = await ended(broker, webhook={"url": URL})
+async def test_what_is_put_off_is_no_attempt(core: Core, hooks: Webhooks, redis: ArqRedis) -> None:
+    generation_id = await ended(core, webhook={"url": URL})
     await hooks.postpone([generation_id, "never-queued"], 100)
     assert await hooks.due(10) == []
     assert await redis.zcard(keys.webhooks) == 1
-    assert (await shown(broker, generation_id))["attempts"] == 0
+    assert (await shown(core, generation_id))["attempts"] == 0
 
 
-async def test_every_key_ends(broker: Broker, hooks: Webhooks, redis: ArqRedis) -> None:
-    generation_id = await ended(broker, webhook={"url": URL})
+async def test_every_key_ends(core: Core, hooks: Webhooks, redis: ArqRedis) -> None:
+    generation_id = await ended(core, webhook={"url": URL})
     for step in ("queued", "begun", "tried", "delivered"):
         if step == "begun":
             delivery = await taken(hooks, generation_id)
@@ -370,16 +367,16 @@ async def test_every_key_ends(broker: Broker, hooks: Webhooks, redis: ArqRedis) 
             await hooks.end(delivery, Result("retried" if step == "tried" else "delivered", 200))
         left = await redis.pttl(keys.webhook(generation_id))
         assert left > await redis.pttl(keys.log(generation_id)) > 0, step
-    assert (await broker.find(generation_id, ANN)).status is Status.CANCELLED
+    assert (await core.broker.find(generation_id, ANN)).status is Status.CANCELLED
 
 
-async def test_deleting_a_generation_does_not_unsay_its_event(broker: Broker, hooks: Webhooks) -> None:
-    generation_id = await submitted(broker, webhook={"url": URL})
-    await broker.delete(generation_id, ANN)
+async def test_deleting_a_generation_does_not_unsay_its_event(core: Core, hooks: Webhooks) -> None:
+    generation_id = await submitted(core, webhook={"url": URL})
+    await core.broker.delete(generation_id, ANN)
     delivery = await taken(hooks, generation_id)
     assert json.loads(delivery.event)["type"] == "chat.completion.cancelled"
 
 
-async def test_the_background_needs_no_viewer(broker: Broker) -> None:
-    header = (await broker.find(await submitted(broker, background=True), ANN)).header
+async def test_the_background_needs_no_viewer(core: Core) -> None:
+    header = (await core.broker.find(await submitted(core, background=True), ANN)).header
     assert (header["background"], header["on_disconnect"]) == (True, "continue")

@@ -35,12 +35,12 @@ KILLED_WITHIN_S = 0.25
 TURN_WORDS = 8
 DIES_BEFORE_ITS_TURN_IS_KEPT = """
 import os, signal
-from shared.generations.closing import Closing
+from shared.generations.settlement import Settlement
 
-async def _settle(*_):
+async def settle_outcome(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-Closing._settle = _settle
+Settlement.settle_outcome = settle_outcome
 """
 
 

@@ -17,7 +17,7 @@ from shared.chat.request import BatchRequest
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
 from shared.errors import Fenced, Unavailable
-from shared.generations.broker import Broker
+from shared.generations.core import Core
 from shared.lib.tasks import cancel
 from shared.log.appender import Appender
 from shared.log.streamlog import StreamLog
@@ -37,11 +37,9 @@ class Killed(BaseException):
 
 
 class Lab:
-    def __init__(
-        self, redis: ArqRedis, settings: Settings, generator: Generator, broker: Broker, log: StreamLog
-    ) -> None:
-        self.redis, self.settings, self.broker, self.log = redis, settings, broker, log
-        self.batches, self.files = broker.batches, broker.files
+    def __init__(self, redis: ArqRedis, settings: Settings, generator: Generator, core: Core, log: StreamLog) -> None:
+        self.redis, self.settings, self.core, self.log = redis, settings, core, log
+        self.broker, self.batches, self.files = core.broker, core.batches, core.files
         self.answering = asyncio.Event()
         self.answering.set()
         self._generator = generator
@@ -68,7 +66,7 @@ class Lab:
 
     def batcher(self) -> Batcher:
         """Another worker: what it learns of providers is its own."""
-        return Batcher(self.redis, self.log, self.broker, self.settings)
+        return Batcher(self.redis, self.log, self.core, self.settings)
 
     async def run(self, batch_id: str, batcher: Batcher | None = None) -> bool:
         """Returns what `Batcher.run` does; None if it was killed."""
@@ -163,15 +161,15 @@ async def open_lab(
         log = StreamLog(redis, retention_s=600, safety_s=600)
         appender = await stack.enter_async_context(Appender(redis))
         client = await stack.enter_async_context(Upstream(settings))
-        broker = Broker(redis, log, settings, name="w1")
+        core = Core(redis, log, settings, name="w1")
         providers = {
             "scripted": Provider("scripted", "openai", upstream.base_url, None, ()),
             "fake": FAKE,
         }
         catalogue = {"aliases": {}, "providers": {name: {"models": [], "open": True} for name in providers}}
         await redis.set(redis.key.catalogue, json.dumps(catalogue), ex=600)
-        generator = Generator(log, appender, client, providers, broker.closing, settings, worker_id="w1")
-        lab = Lab(redis, settings, generator, broker, log)
+        generator = Generator(log, appender, client, providers, core.outcomes, settings, worker_id="w1")
+        lab = Lab(redis, settings, generator, core, log)
         answering = asyncio.create_task(lab.answer())
         yield lab
         await cancel(answering)

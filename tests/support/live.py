@@ -17,7 +17,6 @@ from api.live.projection import Projection
 from api.services import Services
 from api.surfaces.streams.projection import native_events
 from shared.config.settings import Settings
-from shared.generations.broker import Broker
 from shared.log.appender import Appender
 from shared.log.entry import VERSION, Chunk
 from shared.log.streamlog import StreamLog
@@ -160,5 +159,5 @@ async def open_bench(server_url: str) -> AsyncIterator[Bench]:
         hub = await stack.enter_async_context(
             Hub(log, reading, grace_s=settings.disconnect_grace_s, keepalive_s=settings.keepalive_s)
         )
-        yield Bench(Services(hub, Broker(redis, log, settings, name="t"), settings, Drain()), appender, redis)
+        yield Bench(Services(redis, log, settings, hub, Drain(), name="t"), appender, redis)
         await redis.flushdb()

@@ -266,7 +266,7 @@ async def test_what_is_lost_again_and_again_fails_with_its_cause(
         for tries in range(3):
             generation_id = line_id(batch_id, 1, tries)
             await until_begun(lab, generation_id)
-            await lab.broker.closing.conclude(generation_id, 0, Status.FAILED, error=error)
+            await lab.core.outcomes.conclude(generation_id, 0, Status.FAILED, error=error)
         assert await running
     head = await lab.head(batch_id)
     assert (head["status"], head["failed"], await codes(lab, head)) == ("completed", 1, {code: 1})
@@ -282,7 +282,7 @@ async def test_what_is_held_up_on_our_side_is_asked_as_long_as_the_window_lasts(
         for tries in range(30):
             generation_id = line_id(batch_id, 1, tries)
             await until_begun(lab, generation_id)
-            await lab.broker.closing.conclude(generation_id, 0, Status.FAILED, error=error)
+            await lab.core.outcomes.conclude(generation_id, 0, Status.FAILED, error=error)
         assert batcher.circuits.of("fake/echo").opened_at is None, "it is not the provider's fault"
         lab.answering.set()
         assert await running
@@ -297,7 +297,7 @@ async def test_what_is_held_against_a_line_outlives_its_worker(lab: Lab) -> None
         async with lab.running(batch_id):
             generation_id = line_id(batch_id, 1, tries)
             await until_begun(lab, generation_id)
-            await lab.broker.closing.conclude(generation_id, 0, Status.FAILED, error=error)
+            await lab.core.outcomes.conclude(generation_id, 0, Status.FAILED, error=error)
             if tries < 2:
                 await lab.until(batch_id, lambda head, n=tries: _spot(head)[3:] == [n + 1, 0, n + 1])
             else:

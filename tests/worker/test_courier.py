@@ -22,8 +22,7 @@ from openai import InvalidWebhookSignatureError
 from redis.asyncio import ConnectionPool
 
 from shared.config.settings import Settings
-from shared.generations.broker import Broker
-from shared.log.streamlog import StreamLog
+from shared.features.webhooks import Webhooks
 from shared.store.redis import ArqRedis
 from tests.support.names import keys
 from tests.support.receiver import SECRET, Receiver
@@ -77,20 +76,20 @@ class Post:
         fields = {"webhook_secret": SECRET, "webhook_allow": ["127.0.0.1"], "webhook_retry_s": 0.01, **given}
         self.settings = Settings(**fields)
         self.redis = redis
-        self.broker = Broker(redis, StreamLog(redis, retention_s=60, safety_s=60), self.settings, name="test")
-        self.courier = WebhookSender(self.broker, self.settings)
+        self.webhooks = Webhooks(redis, self.settings)
+        self.courier = WebhookSender(self.webhooks, self.settings)
         self._targets: dict[str, Any] = {}
 
     async def queue(self, subject: str, url: str, *, tenant: str = "ann") -> None:
         self._targets[subject] = {"url": url, "default": False}
         async with self.redis.pipeline(transaction=True) as pipe:
-            self.broker.webhooks.queue(
+            self.webhooks.queue(
                 pipe, subject, self._targets[subject], tenant=tenant, event="batch.completed", created_at=7, kept_s=60
             )
             await pipe.execute()
 
     async def state(self, subject: str) -> dict[str, Any]:
-        (state,) = await self.broker.webhooks.shown([(subject, self._targets[subject], True)])
+        (state,) = await self.webhooks.shown([(subject, self._targets[subject], True)])
         assert state
         return state
 

@@ -16,7 +16,7 @@ from aiohttp import StreamReader
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
 from shared.errors import Gone
-from shared.generations.broker import Broker
+from shared.generations.core import Core
 from shared.lib.clock import now_ms
 from shared.log.appender import Appender
 from shared.log.entry import VERSION, Chunk, Entry, Kind, Position, Status
@@ -110,7 +110,7 @@ async def benching(valkey: EmbeddedValkey, scripted: Provider, **given: Any) -> 
                 appender,
                 client,
                 providers,
-                Broker(redis, log, settings, name="w1").closing,
+                Core(redis, log, settings, name="w1").outcomes,
                 settings,
                 worker_id="w1",
             ),

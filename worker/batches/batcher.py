@@ -11,8 +11,8 @@ from contextlib import suppress
 
 from shared.config.settings import Settings
 from shared.errors import Fenced, FileStorageInvalid, Gone, LogError, Unavailable
-from shared.features.batches import Batches, Head
-from shared.generations.broker import Broker
+from shared.features.batches import Head
+from shared.generations.core import Core
 from shared.lib.telemetry import BATCHES, get_logger
 from shared.log.streamlog import StreamLog
 from shared.store.outage import Pauses, log_redis_error
@@ -33,10 +33,11 @@ _HAND_OVER_S = 1.0
 class Batcher:
     """All batches of one worker; `run` is what arq calls."""
 
-    def __init__(self, redis: ArqRedis, log: StreamLog, broker: Broker, settings: Settings) -> None:
-        self.redis, self.log, self.broker, self.settings = redis, log, broker, settings
+    def __init__(self, redis: ArqRedis, log: StreamLog, core: Core, settings: Settings) -> None:
+        self.redis, self.log, self.settings = redis, log, settings
         self.jobs = JobQueue(redis)
-        self.batches: Batches = broker.batches
+        self.broker, self.outcomes, self.settlement = core.broker, core.outcomes, core.settlement
+        self.batches, self.files, self.catalogue = core.batches, core.files, core.catalogue
         self.circuits = Circuits(redis)
         self.at_once = asyncio.Semaphore(_AT_ONCE)
 

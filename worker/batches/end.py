@@ -46,7 +46,7 @@ class Ending:
         self._shared, self._head, self._trouble, self._now_ms = shared, head, trouble, now_ms
         self._id: str = head["id"]
         self._claims: int = head.get("claims", 0)
-        self._files = shared.broker.files
+        self._files = shared.files
 
     @property
     def why(self) -> str | None:

@@ -25,7 +25,7 @@ from shared.chat.chunks import completion
 from shared.errors import Damaged, Gone, Internal, StreamLost, Unavailable
 from shared.features.batches import ENDED, Head, enter
 from shared.features.storage import Missing
-from shared.generations.broker import Caller
+from shared.generations.caller import Caller
 from shared.lib import json
 from shared.lib.telemetry import BATCH_LINES, get_logger
 from shared.log.entry import SEAL, Position, Status
@@ -106,7 +106,7 @@ class Run:
         """Reads the whole input once: nothing is run of a batch that has a wrong line."""
         source = self._input()
         try:
-            found = await source.check(self.shared.broker.catalogue.check, self._tick)
+            found = await source.check(self.shared.catalogue.check, self._tick)
         except Missing:
             gone = LineWrong(INPUT_GONE, "The input file is gone.", "input_file_id")
             found = Found(errors=[gone.at(None)])
@@ -127,7 +127,7 @@ class Run:
         self.moved = True
 
     def _input(self) -> Input:
-        return Input(self.shared.broker.files.storage, self.head, self._settings.models)
+        return Input(self.shared.files.storage, self.head, self._settings.models)
 
     # ---- in progress
 
@@ -135,7 +135,7 @@ class Run:
         """Until every line is in a part, or the batch is to end before that."""
         head = self.head
         self.source = self._input()
-        self.results = Results(self.shared.broker.files.storage, head, self.clock())
+        self.results = Results(self.shared.files.storage, head, self.clock())
         models = {model: self.source.provider(model) for model in head.get("models", [])}
         self.queue = Queue(self._settings.batch_lines, head.get("providers", []), models, self.shared.circuits)
         try:
@@ -288,7 +288,7 @@ class Run:
                 (summary,) = await self._log.describe([generation_id])
                 if summary is None:
                     raise Gone(generation_id)
-                told = await self.shared.broker.closing.read(generation_id, summary.position.epoch)
+                told = await self.shared.outcomes.transcripts.read(generation_id, summary.position.epoch)
             body = {**completion(told.header, told.fold), "usage": outcome["usage"]}
             return answer_line(self.id, line.number, line.custom_id, 200, generation_id, body)
         status, body = refusal(outcome)
@@ -323,7 +323,7 @@ class Run:
         What a full server does not let us book stays until it has room: the reaper does it then.
         """
         ids = self.results.stored()
-        closing, key = self.shared.broker.closing, self.shared.redis.key
+        key = self.shared.redis.key
         async with self.shared.redis.pipeline(transaction=False) as pipe:
             for generation_id in ids:
                 pipe.exists(key.settled(generation_id))
@@ -332,7 +332,7 @@ class Run:
         for generation_id, is_booked in zip(ids, booked, strict=True):
             with suppress(OutOfMemoryError):
                 if not is_booked:
-                    await closing.settle(generation_id)
+                    await self.shared.settlement.settle(generation_id)
                 done.append(generation_id)
         await self._log.delete_all(done, self._tenant)
 

@@ -136,5 +136,5 @@ async def _end(shared: Batcher, generation_ids: Iterable[str]) -> None:
     for generation_id in generation_ids:
         with suppress(Sealed, Gone):
             last = await shared.log.last(generation_id)
-            await shared.broker.closing.conclude(generation_id, last.epoch, Status.CANCELLED)
+            await shared.outcomes.conclude(generation_id, last.epoch, Status.CANCELLED)
         await shared.jobs.withdraw(generation_id)

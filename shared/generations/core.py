@@ -1,0 +1,53 @@
+"""What both kinds of process are made of: generations, and the features around them, put together in their order.
+
+Hidden here: which of them needs which. An API process adds its hub to these (`api/services.py`), a worker its providers.
+"""
+
+from __future__ import annotations
+
+from shared.config.settings import Settings
+from shared.features.batches import Batches
+from shared.features.effect import Effect
+from shared.features.files import Files
+from shared.features.sessions import Sessions
+from shared.features.usage import Ledger
+from shared.features.webhooks import Webhooks
+from shared.generations.broker import Broker
+from shared.generations.catalogue import Catalogue
+from shared.generations.outcome import Outcomes, Transcripts
+from shared.generations.settlement import Settlement
+from shared.generations.tenant_sessions import TenantSessions
+from shared.log.streamlog import StreamLog
+from shared.store.confirm import Confirmer
+from shared.store.redis import ArqRedis
+
+
+class Core:
+    """One of each, for one connection pool. None of them holds anything that has to be closed."""
+
+    def __init__(
+        self, redis: ArqRedis, log: StreamLog, settings: Settings, *, name: str, confirmer: Confirmer | None = None
+    ) -> None:
+        """`name` is this process, as outcomes have it; without a confirmer nothing that is accepted is confirmed."""
+        self.catalogue = Catalogue(redis)
+        self.ledger = Ledger(redis)
+        self.webhooks = Webhooks(redis, settings)
+        self.files = Files(redis, settings, confirmer)
+        self.batches = Batches(redis, self.files, self.webhooks, settings, confirmer)
+        sessions = Sessions(redis, settings)
+        transcripts = Transcripts(log, sessions)
+        effects: list[Effect] = [self.ledger, sessions, self.webhooks]
+        self.settlement = Settlement(redis, log, effects, sessions, transcripts.read, settings)
+        self.outcomes = Outcomes(log, transcripts, self.settlement, name=name)
+        self.broker = Broker(
+            redis,
+            log,
+            settings,
+            catalogue=self.catalogue,
+            sessions=sessions,
+            webhooks=self.webhooks,
+            outcomes=self.outcomes,
+            settlement=self.settlement,
+            confirmer=confirmer,
+        )
+        self.sessions = TenantSessions(sessions, self.settlement, self.broker)

@@ -1,0 +1,195 @@
+"""How a generation ends: what its log says so far, and the outcome that is made of it and sealed.
+
+Hidden here: how an unfinished log adds up, for example one whose worker died in the middle: the text so far, whether only the
+seal is missing, and the usage, measured where the provider gave none. What follows from an outcome is `settlement.py`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from shared.chat.chunks import Accumulator
+from shared.chat.messages import Messages, Texts, billable_text, visible_text
+from shared.errors import Damaged, Forgotten, StoredError, StreamLost
+from shared.features import usage
+from shared.features.sessions import Sessions
+from shared.generations.settlement import Settlement
+from shared.lib import json
+from shared.lib.clock import now_ms
+from shared.lib.telemetry import SEALED, get_logger
+from shared.log.entry import BEGIN, Kind, Position, Status
+from shared.log.records import Header, Lengths, Outcome, Served
+from shared.log.streamlog import StreamLog
+from shared.store.outage import cause
+from shared.store.redis import RedisError
+
+logger = get_logger(__name__)
+
+_CUT_SHORT = frozenset({"length", "content_filter"})
+
+
+def finished_status(reasons: list[str | None]) -> Status:
+    """What a whole answer is called, by the reasons of its choices."""
+    return Status.INCOMPLETE if _CUT_SHORT.intersection(filter(None, reasons)) else Status.COMPLETED
+
+
+class Transcript(NamedTuple):
+    """What a log has so far: the request, and what its newest attempt said."""
+
+    header: Header
+    history: Messages
+    """Messages of the session that were put before the request's."""
+    asked: Messages
+    """Messages of the request that are new: after the history."""
+    fold: Accumulator
+    served: Served
+    position: Position
+    """The last entry of what was read."""
+    damage: Damaged | None = None
+    """Why this is only what stands before a missing entry."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether only the seal is missing: every choice has its finish reason."""
+        reasons = self.fold.finish_reasons
+        return self.damage is None and len(reasons) >= self.header["n"] and all(reasons)
+
+    @property
+    def think_tags(self) -> bool:
+        return bool(self.served.get("think"))
+
+    def lengths(self) -> Lengths:
+        texts = [visible_text(message, think_tags=self.think_tags) for message in self.fold.messages]
+        return {
+            "content": sum(len(one.content) for one in texts),
+            "reasoning": sum(len(one.reasoning) for one in texts),
+        }
+
+    async def usage(self) -> usage.Measured:
+        """What it cost. The provider's own figures stand for the whole of it."""
+        texts = [billable_text(message, think_tags=self.think_tags) for message in self.fold.messages]
+        text = Texts("".join(one.content for one in texts), "".join(one.reasoning for one in texts))
+        model = self.served.get("model") or self.header["model"]
+        return await usage.measure(model, [*self.history, *self.asked], text, self.fold.usage)
+
+
+class Transcripts:
+    """Logs read as transcripts, each with what its session puts before the request."""
+
+    def __init__(self, log: StreamLog, sessions: Sessions) -> None:
+        self._log, self._sessions = log, sessions
+
+    async def messages(self, header: Header, asked: Messages) -> tuple[Messages, Messages]:
+        """What the session puts before a request's messages, and those of them that are new."""
+        return await self._sessions.split_history(header, asked)
+
+    async def read(self, generation_id: str, epoch: int, *, damaged: bool = False) -> Transcript:
+        """What the log has of this attempt now. All that makes an answer of a log does it with this.
+
+        Raises Gone; Damaged where an entry is missing. With `damaged`, for what is to be ended as lost, it is what stands
+        before that entry.
+        """
+        header, body = await self._log.request(generation_id)
+        history, asked = await self.messages(header, json.loads(body).get("messages", []))
+        fold, note, damage, last = Accumulator(), None, None, Position(epoch, 0)
+        pages = self._log.read_all(generation_id, last)
+        while True:
+            try:
+                page = await anext(pages, None)
+            except Damaged as problem:
+                if not damaged:
+                    raise
+                page, damage = list(problem.before), problem
+            for entry in page or ():
+                if entry.position.epoch == epoch:
+                    last = entry.position
+                    if entry.kind in (Kind.CHUNK, Kind.USAGE):
+                        note = note or entry.note
+                        fold.feed(json.loads(entry.data))
+            if page is None or damage is not None:
+                break
+        return Transcript(header, history, asked, fold, json.loads(note) if note else {}, last, damage)
+
+
+class Outcomes:
+    """Ends generations: `conclude` what another process ran, or `compose` and `seal` one's own."""
+
+    def __init__(self, log: StreamLog, transcripts: Transcripts, settlement: Settlement, *, name: str) -> None:
+        """`name` is the process that will have sealed them."""
+        self.transcripts = transcripts
+        self._log, self._settlement, self._name = log, settlement, name
+
+    async def conclude(
+        self, generation_id: str, epoch: int, status: Status, *, error: StoredError | None = None
+    ) -> Status:
+        """Ends what another process ran, keeping what it said. What lacks nothing but its seal is an answer; what lacks a
+        part is lost.
+
+        Returns what it ended as. Raises Sealed if it had ended, Gone.
+        """
+        while True:
+            transcript = await self.transcripts.read(generation_id, epoch, damaged=True)
+            found, problem, after = status, error, BEGIN
+            if transcript.damage is not None:
+                found, problem = Status.FAILED, StreamLost().to_stored()
+            elif transcript.whole:
+                found, problem, after = finished_status(transcript.fold.finish_reasons), None, transcript.position
+            outcome = await self.compose(transcript, found, problem)
+            try:
+                await self.seal(transcript.header, outcome, attempt=epoch, after=after)
+                return found
+            except Forgotten:  # since it was read: it is another log now
+                continue
+
+    async def compose(self, transcript: Transcript, status: Status, error: StoredError | None) -> Outcome:
+        """The outcome of what was said, with its usage and where that is from."""
+        measured = await transcript.usage()
+        return {
+            "status": status,
+            "ended_at_ms": now_ms(),
+            "by": self._name,
+            "error": error,
+            "finish_reasons": transcript.fold.finish_reasons,
+            "usage": measured.figures,
+            "usage_source": measured.source,
+            "served": transcript.served,
+            "characters": transcript.lengths(),
+        }
+
+    async def seal(
+        self,
+        header: Header,
+        outcome: Outcome,
+        *,
+        attempt: int,
+        epoch: int | None = None,
+        after: Position = BEGIN,
+        length: int | None = None,
+    ) -> None:
+        """Writes the outcome and settles. Raises what `StreamLog.seal` raises; the settlement may come later.
+
+        `attempt` is the one whose words the outcome is about; the rest is as for `StreamLog.seal`.
+        """
+        generation_id = header["id"]
+        await self._log.seal(generation_id, outcome, epoch=epoch, header=header, after=after, length=length)
+        SEALED.labels(outcome["status"]).inc()
+        error = outcome["error"]
+        logger.info(
+            "sealed",
+            generation_id=generation_id,
+            status=str(outcome["status"]),
+            error_code=error.get("code") if error else None,
+            **_lengths(outcome),
+        )
+        try:
+            await self._settlement.settle_outcome(header, outcome, attempt)
+        except (RedisError, OSError) as problem:
+            logger.warning("settlement waits", generation_id=generation_id, **cause(problem))
+
+
+def _lengths(outcome: Outcome) -> dict[str, int]:
+    """For the log line: both lengths where reasoning was seen; never the text."""
+    lengths = outcome.get("characters")
+    if not lengths or not lengths["reasoning"]:
+        return {}
+    return {"content_characters": lengths["content"], "reasoning_characters": lengths["reasoning"]}

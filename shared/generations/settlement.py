@@ -1,0 +1,90 @@
+"""What follows from an outcome, once: every feature's effect, in one transaction.
+
+Hidden here: that the transaction is marked as done, so that to settle again is harmless, and that it is not lost with the
+process that sealed: each seal leaves the id on a list that the reaper works off. For example, a worker seals an answer and is
+killed; seconds later the reaper of another process writes the session's turn, the ledger's figures and the webhook's event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from shared.config.settings import Settings
+from shared.features.effect import Answered, Effect, Ended
+from shared.features.sessions import Sessions
+from shared.lib.telemetry import SETTLED
+from shared.log.entry import SEAL
+from shared.log.records import Header, Outcome
+from shared.log.streamlog import StreamLog
+from shared.store.keys import Lane
+from shared.store.queue import JobQueue
+from shared.store.redis import ArqRedis
+from shared.store.transaction import transact
+
+
+class Settlement:
+    """Methods raise RedisError or OSError when the server is away; the reaper settles later then."""
+
+    def __init__(
+        self,
+        redis: ArqRedis,
+        log: StreamLog,
+        effects: Sequence[Effect],
+        sessions: Sessions,
+        read: Callable[[str, int], Awaitable[Answered]],
+        settings: Settings,
+    ) -> None:
+        """`read` gives an attempt's transcript, for effects that look at the text; `sessions` tells whose turn is next."""
+        self._redis, self._log, self._effects, self._sessions = redis, log, effects, sessions
+        self._read, self._settings = read, settings
+        self._key, self._queue = redis.key, JobQueue(redis)
+
+    async def settle(self, generation_id: str) -> None:
+        """Does what follows from a generation's outcome, unless it was done; and rings for its session's next."""
+        summary = (await self._log.describe([generation_id]))[0]
+        if summary is None or summary.outcome is None:
+            await self._redis.srem(self._key.unsettled, generation_id)  # type: ignore[misc]
+            return
+        await self.settle_outcome(summary.header, summary.outcome, summary.position.epoch)
+
+    async def settle_outcome(self, header: Header, outcome: Outcome, epoch: int) -> None:
+        """The same for a caller that knows them. `epoch` is the attempt that the outcome is about."""
+        generation_id = header["id"]
+        marker, log = self._key.settled(generation_id), self._key.log(generation_id)
+        mark = str(header["created_at_ms"]).encode()  # of this log: an Idempotency-Key may make its id once more later
+        marked_s = self._settings.log_safety_s + (header.get("retention_s") or 0)  # it must outlive the log
+        ended = Ended(header, outcome, epoch, marked_s, self._read)
+        commands = [await one.effect(ended) for one in self._effects]
+
+        def queue(pipe: Any, seen: list[Any]) -> None:
+            marked, exists = seen
+            if marked != mark and exists:
+                pipe.set(marker, mark, px=int(marked_s * 1000))
+                for add in commands:
+                    if add is not None:
+                        add(pipe)
+            pipe.srem(self._key.unsettled, generation_id)
+
+        done = await transact(self._redis, [marker, log], [("GET", marker), ("EXISTS", log)], queue)
+        if len(done) > 1:
+            SETTLED.inc()
+        await self._ring_next(header)
+
+    async def _ring_next(self, header: Header) -> None:
+        if session := header.get("session"):
+            for waiting in (await self._sessions.open(header["owner"], session["id"]))[:1]:
+                await self._queue.put(waiting, Lane.GENERATION, expires_s=self._settings.log_safety_s)
+
+    async def settle_session(self, tenant: str, session_id: str) -> None:
+        """Settles what of a session is sealed: a client that saw an answer finds it there, and may ask on at once."""
+        ends = await self._log.ends(await self._sessions.open(tenant, session_id))
+        for generation_id, end in ends.items():
+            if end == SEAL:
+                await self.settle(generation_id)
+
+    async def settle_left_over(self) -> None:
+        """Settles all that is sealed and not settled: the process that sealed it may be gone. If not, it is done once all
+        the same."""
+        for member in await self._redis.smembers(self._key.unsettled):  # type: ignore[misc]
+            await self.settle(member.decode())

@@ -1,0 +1,54 @@
+"""Sessions as their tenant sees them: what is sealed counts, though it may not be settled yet.
+
+Hidden here: that a session is settled before it is read. For example, a client that has just seen the end of an answer finds
+it among the session's messages, whichever process sealed it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from shared.errors import NotFound
+from shared.features.sessions import Sessions, check_id
+from shared.generations.broker import Broker
+from shared.generations.caller import Caller
+from shared.generations.settlement import Settlement
+from shared.lib.telemetry import get_logger
+from shared.store.availability import translate_errors
+
+logger = get_logger(__name__)
+
+
+class TenantSessions:
+    """Find, read, list, delete. Every method may raise Unavailable, and NotFound for what is another tenant's."""
+
+    def __init__(self, sessions: Sessions, settlement: Settlement, broker: Broker) -> None:
+        self._sessions, self._settlement, self._broker = sessions, settlement, broker
+
+    async def find(self, session_id: str, caller: Caller) -> dict[str, Any]:
+        """The session object. Raises NotFound."""
+        with translate_errors():
+            await self._settlement.settle_session(caller.tenant, check_id(session_id))
+            return await self._sessions.describe(caller.tenant, session_id)
+
+    async def messages(self, session_id: str, caller: Caller) -> list[dict[str, Any]]:
+        """All messages of its finished turns, in order. Raises NotFound."""
+        with translate_errors():
+            await self._settlement.settle_session(caller.tenant, check_id(session_id))
+            return await self._sessions.messages(caller.tenant, session_id)
+
+    async def newest(self, caller: Caller, after: str | None, count: int) -> list[dict[str, Any]]:
+        """The tenant's sessions, last used first. Raises NotFound if `after` is not one of them."""
+        with translate_errors():
+            return await self._sessions.newest(caller.tenant, after, count)
+
+    async def delete(self, session_id: str, caller: Caller) -> None:
+        """Cancels what runs in it, then forgets it; its generations stay what they are."""
+        with translate_errors():
+            found = await self._sessions.describe(caller.tenant, session_id)
+            for generation_id in reversed(found["open"]):  # the last first, so that none begins meanwhile
+                with suppress(NotFound):
+                    await self._broker.cancel(generation_id, caller)
+            await self._sessions.delete(caller.tenant, session_id)
+        logger.info("session deleted", tenant=caller.tenant)

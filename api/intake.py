@@ -1,30 +1,12 @@
-"""The way in: what may come on a connection besides bodies, and how a connection ends while more is coming.
+"""How much may come on a connection besides bodies, and what is said to more.
 
-Hidden here: httptools keeps a request line, a header or a trailer for as long as it grows, and has no setting for that; it
-calls trailers headers; and a socket that is closed with something unread answers with a reset, which takes the response
-with it. So everything that is no body is counted: a head (request line and header fields), trailers, and what chunks have
-around their data. Too much of it is answered with 431 (RFC 6585 §5), in its turn, and then the connection lingers: nothing
-more is said, and what still comes is dropped, until the client has seen the answer (RFC 9112 §9.6).
-
-A request of the common kind, which comes in one piece, costs a few comparisons. What is larger is taken in slices: where two
-requests share one, the count of an unfinished head may be short by it. A finished one is added up exactly.
+Hidden here: what a head (request line and header fields) weighs, and the errors of one that is too large (431, RFC 6585
+§5), malformed, or one of too many. connection.py counts and refuses.
 """
 
 from __future__ import annotations
 
-import asyncio
-import uuid
-from http import HTTPStatus
-from typing import Any, cast
-
-import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-from shared.errors import BadRequest, HeaderFieldsTooLarge, StreamspoolError, without_frames
-from shared.lib import json
-from shared.lib.telemetry import REQUESTS, get_logger
-
-logger = get_logger(__name__)
+from shared.errors import BadRequest, HeaderFieldsTooLarge
 
 HEAD_BYTES = 64 * 1024
 """What a request may have in front of its body, and once more around it and after it."""
@@ -33,239 +15,30 @@ HEAD_FIELDS = 100
 PIPELINED = 512
 """Requests that may wait on one connection for the answers to those before them."""
 
-LINGER_S = 30.0
-LINGER_IDLE_S = 5.0
-"""How long a client that was answered may go on sending: in all, and without a byte."""
-
-_SLICE_BYTES = 16 * 1024
 _FIELD_BYTES = len(": \r\n")
-_LINE_BYTES = len("GET  HTTP/1.1\r\n\r\n")
-_CHUNK_BYTES = 32
-"""More than a chunk without extensions has around it: its length in hexadecimal, and two line breaks."""
-
-_BETWEEN, _HEAD, _BODY = range(3)
+LINE_BYTES = len("GET  HTTP/1.1\r\n\r\n")
 
 
-class _Pipeline(list[Any]):
-    """Requests that came before their time: none, almost always. uvicorn's own deque takes 700 bytes to say so."""
-
-    __slots__ = ()
-
-    def appendleft(self, waiting: Any) -> None:
-        self.insert(0, waiting)
-
-
-class Intake(HttpToolsProtocol):
-    """uvicorn's protocol with these limits, for an application that speaks HTTP/1.1 and nothing else."""
-
-    __slots__ = ("_around", "_dropped", "_linger", "_place", "_piece", "_refusal", "_shared", "deaf")
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.pipeline = _Pipeline()  # type: ignore[assignment]
-        self.deaf = False
-        """Nothing that comes is read any more."""
-        self._place = _BETWEEN
-        self._piece = 0
-        """Bytes of the last slice, as long as no request has begun in it."""
-        self._shared = False
-        """The head began in a slice that other requests have a part in, which was not counted."""
-        self._around = 0
-        """Bytes that came of this head; after it, of this request and not of its body."""
-        self._refusal: StreamspoolError | None = None
-        """To be said when those before it have their answers."""
-        self._linger: asyncio.TimerHandle | None = None
-        self._dropped = False
-
-    def data_received(self, data: bytes) -> None:
-        if len(data) <= _SLICE_BYTES:
-            self._take(data)
-            return
-        whole = memoryview(data)
-        for start in range(0, len(data), _SLICE_BYTES):
-            self._take(whole[start : start + _SLICE_BYTES])
-
-    def _take(self, data: bytes | memoryview) -> None:
-        if self.deaf:
-            self._dropped = True
-            return
-        if self._place == _BETWEEN:
-            self._piece = len(data)
-        else:
-            self._around += len(data)
-        self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # there is no other protocol here: the request is answered as if it had not asked for one
-        except httptools.HttpParserError as error:
-            why = error.__context__  # what a callback of ours raised
-            self.refuse(without_frames(why) if isinstance(why, StreamspoolError) else _malformed())
-            return
-        if self._around > HEAD_BYTES:
-            self.refuse(_too_large())
-        elif self._around < 0:  # a chunk had less around it than it might have
-            self._around = 0
-
-    def on_message_begin(self) -> None:
-        self._place, self._around, self._piece, self._shared = _HEAD, self._piece, 0, not self._piece
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        if self._shared or self._around > HEAD_BYTES or len(self.headers) > HEAD_FIELDS:
-            _weigh(self.headers, _LINE_BYTES + len(self.url))
-        self._place, self._around = _BODY, 0
-        super().on_headers_complete()
-        self.headers = []  # for trailers: whoever looked at the headers must not have missed some (RFC 9110 §6.5.1)
-        if not self.cycle.keep_alive:
-            self.cycle.transport = cast("asyncio.Transport", _Lingering(self))
-        if len(self.pipeline) > PIPELINED:
-            raise _too_many()
-
-    def on_chunk_header(self) -> None:
-        self._around -= _CHUNK_BYTES
-
-    def on_body(self, body: bytes) -> None:
-        self._around -= len(body)
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        if self.headers:
-            _weigh(self.headers)
-            self.headers.clear()
-        self._place = _BETWEEN
-        super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        if self._linger is not None:
-            self.server_state.total_requests += 1
-            return
-        last = not self.pipeline
-        super().on_response_complete()
-        if last and self._refusal is not None and not self.transport.is_closing():
-            self._say(self._refusal)
-
-    def refuse(self, error: StreamspoolError) -> None:
-        """Reads nothing more, and answers with the error once those before it have their answers; or not at all, if the
-        request that is at fault has one already."""
-        self.deaf = True
-        self._unset_keepalive_if_required()
-        cycle = self.cycle
-        logger.debug("request refused", error_code=error.code)
-        if self._place != _BODY or cycle is None:  # it has no cycle: `cycle` is the one before it
-            waits = cycle is not None and not cycle.response_complete
-        elif self.pipeline and self.pipeline[0][0] is cycle:
-            del self.pipeline[0]
-            waits = True
-        elif cycle.response_started:
-            if cycle.response_complete:
-                self.linger()
-            cycle.keep_alive = False
-            return
-        else:
-            cycle.disconnected = True  # whatever the application has to say to half a request is not sent
-            cycle.message_event.set()
-            waits = False
-        if waits:
-            self._refusal = error
-            self.flow.pause_reading()
-        else:
-            self._say(error)
-
-    def linger(self) -> None:
-        """Says that nothing more will be said, and drops what comes until the client has understood."""
-        if self._linger is not None or self.transport.is_closing():
-            return
-        self.deaf, self._dropped, self._refusal = True, False, None
-        self._unset_keepalive_if_required()
-        if not self.transport.can_write_eof():
-            self.transport.close()
-            return
-        self.transport.write_eof()
-        self.flow.resume_reading()
-        self._look_again(self.loop.time() + LINGER_S)
-
-    @property
-    def mid_request(self) -> bool:
-        """Whether a request has begun and is not over."""
-        return self._place != _BETWEEN
-
-    def shutdown(self) -> None:
-        if self._linger is not None:
-            self.transport.close()
-        else:
-            super().shutdown()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._linger is not None:
-            self._linger.cancel()
-        super().connection_lost(exc)
-        if self.cycle is not None:
-            self.cycle.transport = self.transport  # a circle would wait for the garbage collector, which comes rarely
-
-    def _look_again(self, until: float) -> None:
-        self._dropped = False
-        patience_s = min(LINGER_IDLE_S, max(0.0, until - self.loop.time()))
-        self._linger = self.loop.call_later(patience_s, self._end_linger, until)
-
-    def _end_linger(self, until: float) -> None:
-        if self._dropped and self.loop.time() < until:
-            self._look_again(until)
-        else:
-            self.transport.close()
-
-    def _say(self, error: StreamspoolError) -> None:
-        REQUESTS.labels("none", error.status).inc()
-        body = json.dumps({"error": error.to_object()})
-        headers = [
-            *self.server_state.default_headers,
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-            (b"x-request-id", f"req_{uuid.uuid4().hex}".encode()),
-        ]
-        lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()]
-        lines += [b"%b: %b" % field for field in headers]
-        self.transport.write(b"\r\n".join([*lines, b"", body]))
-        self.linger()
-
-
-class _Lingering:
-    """The transport of a response after which the connection is closed: gently, if the request is still coming."""
-
-    __slots__ = ("_connection", "is_closing", "write")
-
-    def __init__(self, connection: Intake) -> None:
-        self._connection = connection
-        self.write, self.is_closing = connection.transport.write, connection.transport.is_closing
-
-    def close(self) -> None:
-        if self._connection.mid_request:
-            self._connection.linger()
-        else:
-            self._connection.transport.close()
-
-
-def _weigh(fields: list[tuple[bytes, bytes]], line_bytes: int = 0) -> None:
+def weigh(fields: list[tuple[bytes, bytes]], line_bytes: int = 0) -> None:
     """Adds up what was taken for a head, or for trailers. Raises HeaderFieldsTooLarge."""
     size = line_bytes + sum(len(name) + len(value) + _FIELD_BYTES for name, value in fields)
     if size > HEAD_BYTES or len(fields) > HEAD_FIELDS:
-        raise _too_large()
+        raise too_large()
 
 
-def _too_large() -> HeaderFieldsTooLarge:
+def too_large() -> HeaderFieldsTooLarge:
     return HeaderFieldsTooLarge(
         f"The request line and header fields, or the trailers, are over the limit of {HEAD_BYTES} bytes or {HEAD_FIELDS} "
         "fields. Send fewer and shorter ones; what is long belongs into the body."
     )
 
 
-def _too_many() -> BadRequest:
+def too_many() -> BadRequest:
     return BadRequest(
         f"More than {PIPELINED} requests wait on this connection. Read their answers before you ask on.",
         code="too_many_pipelined_requests",
     )
 
 
-def _malformed() -> BadRequest:
+def malformed() -> BadRequest:
     return BadRequest("This is not a valid HTTP/1.1 request. Nothing was done.", code="invalid_http")

@@ -25,10 +25,10 @@ from tests.support.wire_async import Cut, Reading, Stream, call, follow
 DROPPED, VIEWERS = "streamspool_viewers_dropped_total", "streamspool_viewers"
 SETTINGS = {"STREAMSPOOL_SEND_TIMEOUT_S": "1", "STREAMSPOOL_KEEPALIVE_S": "0.5", "STREAMSPOOL_HOLD_HEADERS_S": "0.2"}
 IMPATIENT = """
-import api.deps, api.intake, api.server
-api.server.HEADERS_S = api.deps._BODY_S = api.intake.LINGER_S = 1.5
-api.intake.LINGER_IDLE_S = 0.5
-api.server._GRACE_S = 0
+import api.connection, api.deps, api.server
+api.connection.HEADERS_S = api.deps._BODY_S = api.connection.LINGER_S = 1.5
+api.connection.LINGER_IDLE_S = 0.5
+api.connection._GRACE_S = 0
 api.server.main()
 """
 

@@ -354,7 +354,7 @@ def test_numbers_in_prose_are_those_of_the_code() -> None:
     assert (api_deps._BODY_S, api_drain._STAGGER_S, shared_json.MAX_DEPTH) == (30, 2, 200)
     assert (courier.POLL_S, courier.AT_ONCE, courier.AT_ONCE_EACH, webhooks._LONGEST_PAUSE_S) == (1, 32, 8, 3600)
     assert (webhooks._LEASE_MARGIN_S, webhooks._JITTER) == (5, 0.2)
-    assert "HEADERS_S = 30.0\n" in (ROOT / "api/server.py").read_text("utf-8")
+    assert "HEADERS_S = 30.0\n" in (ROOT / "api/connection.py").read_text("utf-8")
     fields = Settings.model_fields
     assert (fields["disconnect_grace_s"].default, fields["lease_s"].default, fields["no_worker_s"].default) == (
         5,

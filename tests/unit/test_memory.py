@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import uvicorn
 
+from api.connection import Protocol
 from api.live.client import CONNECTION
 from api.live.hot import HotLogs
 from api.live.livelog import LiveLog
 from api.live.projection import Encode
-from api.server import Protocol
 from api.surfaces.chat.projection import chat_events
 from shared.log.entry import SEAL, Entry, Kind, Position
 

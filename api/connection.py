@@ -1,0 +1,363 @@
+"""One connection of a client: uvicorn's HTTP protocol with our limits. Everything private of uvicorn's is touched here.
+
+Hidden here: httptools keeps a request line, a header or a trailer for as long as it grows, and has no setting for that; it
+calls trailers headers; and a socket that is closed with something unread answers with a reset, which takes the response
+with it. So everything that is no body is counted: a head (request line and header fields), trailers, and what chunks have
+around their data. Too much of it is answered with 431 (intake.py), in its turn, and then the connection lingers: nothing
+more is said, and what still comes is dropped, until the client has seen the answer (RFC 9112 §9.6).
+
+Hidden as well: which client holds a connection by doing nothing, and how a response writes to the connection without a
+detour, or ends it in mid-response.
+
+A request of the common kind, which comes in one piece, costs a few comparisons. What is larger is taken in slices: where two
+requests share one, the count of an unfinished head may be short by it. A finished one is added up exactly.
+
+pyproject.toml admits the versions of uvicorn that this was read against; tests/unit/test_uvicorn.py names each part used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from api.intake import HEAD_BYTES, HEAD_FIELDS, LINE_BYTES, PIPELINED, malformed, too_large, too_many, weigh
+from api.live.client import CONNECTION
+from shared.errors import StreamspoolError, without_frames
+from shared.lib import json
+from shared.lib.telemetry import REQUESTS, get_logger
+
+logger = get_logger(__name__)
+
+HEADERS_S = 30.0
+"""How long a client may take to say what it wants: until the headers of its first request, and of each later one."""
+LINGER_S = 30.0
+LINGER_IDLE_S = 5.0
+"""How long a client that was answered may go on sending: in all, and without a byte."""
+
+_SLICE_BYTES = 16 * 1024
+_CHUNK_BYTES = 32
+"""More than a chunk without extensions has around it: its length in hexadecimal, and two line breaks."""
+
+_GRACE_S = 5.0
+"""What a client that does not read is given beyond STREAMSPOOL_SEND_TIMEOUT_S."""
+_NOT_AWAITED = asyncio.Event()
+
+_BETWEEN, _HEAD, _BODY = range(3)
+
+
+class _Writable:
+    """asyncio.Event for the one response that waits; the Event's deque of waiters takes 600 bytes for each connection."""
+
+    __slots__ = ("_set", "_waiter")
+
+    def __init__(self) -> None:
+        self._set = True
+        self._waiter: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        self._set = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def clear(self) -> None:
+        self._set = False
+
+    async def wait(self) -> None:
+        while not self._set:
+            if self._waiter is None or self._waiter.done():
+                self._waiter = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._waiter)
+        self._waiter = None
+
+
+class _Pipeline(list[Any]):
+    """Requests that came before their time: none, almost always. uvicorn's own deque takes 700 bytes to say so."""
+
+    __slots__ = ()
+
+    def appendleft(self, waiting: Any) -> None:
+        self.insert(0, waiting)
+
+
+class _Intake(HttpToolsProtocol):
+    """uvicorn's protocol with these limits, for an application that speaks HTTP/1.1 and nothing else."""
+
+    __slots__ = ("_around", "_dropped", "_linger", "_place", "_piece", "_refusal", "_shared", "deaf")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.pipeline = _Pipeline()  # type: ignore[assignment]
+        self.deaf = False
+        """Nothing that comes is read any more."""
+        self._place = _BETWEEN
+        self._piece = 0
+        """Bytes of the last slice, as long as no request has begun in it."""
+        self._shared = False
+        """The head began in a slice that other requests have a part in, which was not counted."""
+        self._around = 0
+        """Bytes that came of this head; after it, of this request and not of its body."""
+        self._refusal: StreamspoolError | None = None
+        """To be said when those before it have their answers."""
+        self._linger: asyncio.TimerHandle | None = None
+        self._dropped = False
+
+    def data_received(self, data: bytes) -> None:
+        if len(data) <= _SLICE_BYTES:
+            self._take(data)
+            return
+        whole = memoryview(data)
+        for start in range(0, len(data), _SLICE_BYTES):
+            self._take(whole[start : start + _SLICE_BYTES])
+
+    def _take(self, data: bytes | memoryview) -> None:
+        if self.deaf:
+            self._dropped = True
+            return
+        if self._place == _BETWEEN:
+            self._piece = len(data)
+        else:
+            self._around += len(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # there is no other protocol here: the request is answered as if it had not asked for one
+        except httptools.HttpParserError as error:
+            why = error.__context__  # what a callback of ours raised
+            self.refuse(without_frames(why) if isinstance(why, StreamspoolError) else malformed())
+            return
+        if self._around > HEAD_BYTES:
+            self.refuse(too_large())
+        elif self._around < 0:  # a chunk had less around it than it might have
+            self._around = 0
+
+    def on_message_begin(self) -> None:
+        self._place, self._around, self._piece, self._shared = _HEAD, self._piece, 0, not self._piece
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        if self._shared or self._around > HEAD_BYTES or len(self.headers) > HEAD_FIELDS:
+            weigh(self.headers, LINE_BYTES + len(self.url))
+        self._place, self._around = _BODY, 0
+        super().on_headers_complete()
+        self.headers = []  # for trailers: whoever looked at the headers must not have missed some (RFC 9110 §6.5.1)
+        if not self.cycle.keep_alive:
+            self.cycle.transport = cast("asyncio.Transport", _Lingering(self))
+        if len(self.pipeline) > PIPELINED:
+            raise too_many()
+
+    def on_chunk_header(self) -> None:
+        self._around -= _CHUNK_BYTES
+
+    def on_body(self, body: bytes) -> None:
+        self._around -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.headers:
+            weigh(self.headers)
+            self.headers.clear()
+        self._place = _BETWEEN
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self._linger is not None:
+            self.server_state.total_requests += 1
+            return
+        last = not self.pipeline
+        super().on_response_complete()
+        if last and self._refusal is not None and not self.transport.is_closing():
+            self._say(self._refusal)
+
+    def refuse(self, error: StreamspoolError) -> None:
+        """Reads nothing more, and answers with the error once those before it have their answers; or not at all, if the
+        request that is at fault has one already."""
+        self.deaf = True
+        self._unset_keepalive_if_required()
+        cycle = self.cycle
+        logger.debug("request refused", error_code=error.code)
+        if self._place != _BODY or cycle is None:  # it has no cycle: `cycle` is the one before it
+            waits = cycle is not None and not cycle.response_complete
+        elif self.pipeline and self.pipeline[0][0] is cycle:
+            del self.pipeline[0]
+            waits = True
+        elif cycle.response_started:
+            if cycle.response_complete:
+                self.linger()
+            cycle.keep_alive = False
+            return
+        else:
+            cycle.disconnected = True  # whatever the application has to say to half a request is not sent
+            cycle.message_event.set()
+            waits = False
+        if waits:
+            self._refusal = error
+            self.flow.pause_reading()
+        else:
+            self._say(error)
+
+    def linger(self) -> None:
+        """Says that nothing more will be said, and drops what comes until the client has understood."""
+        if self._linger is not None or self.transport.is_closing():
+            return
+        self.deaf, self._dropped, self._refusal = True, False, None
+        self._unset_keepalive_if_required()
+        if not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._look_again(self.loop.time() + LINGER_S)
+
+    @property
+    def mid_request(self) -> bool:
+        """Whether a request has begun and is not over."""
+        return self._place != _BETWEEN
+
+    def shutdown(self) -> None:
+        if self._linger is not None:
+            self.transport.close()
+        else:
+            super().shutdown()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+        super().connection_lost(exc)
+        if self.cycle is not None:
+            self.cycle.transport = self.transport  # a circle would wait for the garbage collector, which comes rarely
+
+    def _look_again(self, until: float) -> None:
+        self._dropped = False
+        patience_s = min(LINGER_IDLE_S, max(0.0, until - self.loop.time()))
+        self._linger = self.loop.call_later(patience_s, self._end_linger, until)
+
+    def _end_linger(self, until: float) -> None:
+        if self._dropped and self.loop.time() < until:
+            self._look_again(until)
+        else:
+            self.transport.close()
+
+    def _say(self, error: StreamspoolError) -> None:
+        REQUESTS.labels("none", error.status).inc()
+        body = json.dumps({"error": error.to_object()})
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+            (b"x-request-id", f"req_{uuid.uuid4().hex}".encode()),
+        ]
+        lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()]
+        lines += [b"%b: %b" % field for field in headers]
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
+        self.linger()
+
+
+class _Lingering:
+    """The transport of a response after which the connection is closed: gently, if the request is still coming."""
+
+    __slots__ = ("_connection", "is_closing", "write")
+
+    def __init__(self, connection: _Intake) -> None:
+        self._connection = connection
+        self.write, self.is_closing = connection.transport.write, connection.transport.is_closing
+
+    def close(self) -> None:
+        if self._connection.mid_request:
+            self._connection.linger()
+        else:
+            self._connection.transport.close()
+
+
+class Protocol(_Intake):
+    """Puts itself into the ASGI scope, and lets no client hold a connection by doing nothing.
+
+    There are two ways to do that. Not to say what one wants: uvicorn's keep-alive timer is taken off by any byte, be it
+    a blank line or the rest of a body that nobody waits for, so a timer of ours runs whenever no request does. And not
+    to read: then bytes stay in the transport's buffer, which is to hold none. The relay drops, counts and logs its own
+    viewers; this is for every other response, and for what is left after a close.
+    """
+
+    __slots__ = ("_patience", "_unread", "lost", "on_lost")  # a dict of more than uvicorn's own would be twice as large
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.on_lost: Callable[[], None] | None = None
+        """What to call when the connection is gone."""
+        self.lost = False
+        self._patience: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow._is_writable_event = _Writable()  # type: ignore[assignment]
+        transport.set_write_buffer_limits(high=0)  # paused, and the timer runs, as soon as the socket takes no more
+        self._begin_patience()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and self.cycle.response_complete:
+            self._begin_patience()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._begin_patience()
+        extensions: dict[str, Any] = {CONNECTION: self}
+        self.scope["extensions"] = extensions
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the response that is being sent is in chunks, so that a chunk more may be written to the transport."""
+        return bool(self.cycle and self.cycle.chunked_encoding and not self.cycle.response_complete)
+
+    def asked(self) -> None:
+        """Nobody will ask for more of this request: its headers go, and what uvicorn would wake them by is shared by all."""
+        if self.cycle is not None:
+            self.cycle.message_event = _NOT_AWAITED
+        self.headers = []
+
+    def on_headers_complete(self) -> None:
+        self._end_patience()
+        super().on_headers_complete()
+
+    def refuse(self, error: StreamspoolError) -> None:
+        self._end_patience()  # those before it may take their time, and lingering has timers of its own
+        super().refuse(error)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        send_timeout_s: float = self.config.app.state.services.settings.send_timeout_s  # type: ignore[union-attr]
+        self._unread = self.loop.call_later(send_timeout_s + _GRACE_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._unread:
+            self._unread.cancel()
+            self._unread = None
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_patience()
+        if self._unread:
+            self._unread.cancel()
+        super().connection_lost(exc)
+        self.lost = True
+        if self.on_lost:
+            self.on_lost()
+        if self.scope is not None:
+            self.scope["extensions"] = {}  # this connection was in there, and has the scope: a circle for the collector
+
+    def _begin_patience(self) -> None:
+        if self._patience is None:
+            self._patience = self.loop.call_later(HEADERS_S, self.transport.close)
+
+    def _end_patience(self) -> None:
+        if self._patience:
+            self._patience.cancel()
+            self._patience = None

@@ -1,0 +1,185 @@
+"""A canary: each part of uvicorn that is not its public interface, and is used here, is still there and is what it was.
+
+Where this fails after an upgrade, read uvicorn's protocols/http/httptools_impl.py and flow_control.py beside
+api/connection.py, then raise the ceiling in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import logging
+import re
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import uvicorn
+from uvicorn.protocols.http import httptools_impl
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from api import connection
+
+ROOT = Path(__file__).parents[2]
+
+PROTOCOL_CALLED = {
+    "_unset_keepalive_if_required": "takes the keep-alive timer off; called at each byte, and before a connection lingers",
+    "connection_made": "makes `flow`",
+    "connection_lost": "wakes the application",
+    "data_received": "replaced: bytes go to the parser in slices",
+    "on_message_begin": "makes `scope`",
+    "on_headers_complete": "makes `cycle`, or adds it to `pipeline`",
+    "on_body": "feeds the cycle",
+    "on_message_complete": "feeds the cycle",
+    "on_response_complete": "starts the next of `pipeline`",
+    "pause_writing": "called by the transport",
+    "resume_writing": "called by the transport",
+    "shutdown": "called when the server stops",
+}
+PROTOCOL_HELD: dict[str, type] = {
+    "config": uvicorn.Config,
+    "cycle": type(None),
+    "flow": type(None),
+    "headers": type(None),
+    "loop": asyncio.AbstractEventLoop,
+    "parser": object,
+    "pipeline": deque,
+    "scope": type(None),
+    "server_state": ServerState,
+    "transport": type(None),
+}
+"""What each is in a protocol that was just made."""
+ELSEWHERE_WRITTEN = {"url"}
+"""Of the protocol, set when a message begins."""
+FLOW = {"_is_writable_event", "pause_reading", "resume_reading"}
+CYCLE = {
+    "chunked_encoding",
+    "disconnected",
+    "keep_alive",
+    "message_event",
+    "response_complete",
+    "response_started",
+    "transport",
+}
+STATE = {"connections", "default_headers", "total_requests"}
+SERVER = {"config", "force_exit", "handle_exit", "server_state", "should_exit", "shutdown"}
+
+
+class Transport(asyncio.Transport):
+    """Goes nowhere."""
+
+
+@pytest.fixture
+async def protocol() -> HttpToolsProtocol:
+    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+    return HttpToolsProtocol(uvicorn.Config(app, log_config=None), ServerState(), {})
+
+
+def cycle() -> RequestResponseCycle:
+    logger = logging.getLogger()
+    flow, scope = FlowControl(Transport()), cast(Any, {})
+    return RequestResponseCycle(
+        scope,
+        Transport(),
+        flow,
+        logger,
+        logger,
+        False,
+        [],
+        asyncio.Event(),
+        False,
+        True,
+        lambda: None,
+    )
+
+
+async def test_the_protocol_has_what_is_called_and_held(protocol: HttpToolsProtocol) -> None:
+    assert [name for name in PROTOCOL_CALLED if not callable(getattr(protocol, name, None))] == []
+    assert [name for name, kind in PROTOCOL_HELD.items() if not isinstance(getattr(protocol, name, ...), kind)] == []
+    protocol.on_message_begin()
+    assert set(vars(protocol)) >= ELSEWHERE_WRITTEN
+    assert protocol.scope["type"] == "http"
+    assert protocol.headers == []
+
+
+async def test_a_cycle_waits_for_more_of_its_request_and_says_how_far_its_response_is() -> None:
+    one = cycle()
+    assert set(vars(one)) >= CYCLE
+    assert isinstance(one.message_event, asyncio.Event)
+    assert (one.response_started, one.response_complete, one.chunked_encoding) == (False, False, None)
+    assert (one.disconnected, one.keep_alive) == (False, True)
+
+
+async def test_flow_control_waits_with_an_event_that_may_be_another_one() -> None:
+    flow = FlowControl(Transport())
+    assert all(hasattr(flow, name) for name in FLOW)
+    writable = connection._Writable()
+    flow._is_writable_event = writable  # type: ignore[assignment]
+    flow.pause_writing()
+    waiting = asyncio.ensure_future(flow.drain())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    flow.resume_writing()
+    await waiting
+
+
+def test_pipelined_requests_are_put_in_on_the_left_and_taken_from_the_right() -> None:
+    """The list that stands for uvicorn's deque has no more than that."""
+    source = Path(httptools_impl.__file__).read_text("utf-8")
+    assert set(re.findall(r"self\.pipeline\.(\w+)", source)) == {"appendleft", "pop"}
+
+
+def test_the_server_counts_and_ends_as_it_did() -> None:
+    server = uvicorn.Server(uvicorn.Config("app", log_config=None))
+    assert [name for name in SERVER if not hasattr(server, name)] == []
+    assert [name for name in STATE if not hasattr(server.server_state, name)] == []
+
+
+def taken(owner: str) -> set[str]:
+    """Attributes that connection.py reads or sets of `owner` (`self.flow`, …)."""
+    tree = ast.parse((ROOT / "api/connection.py").read_text("utf-8"))
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in (owner, owner.removeprefix("self."))
+    }
+
+
+def of_ours() -> Iterator[str]:
+    """Names that the two protocol classes bring themselves."""
+    for kind in (connection.Protocol, connection._Intake):
+        yield from kind.__slots__
+        yield from (name for name in vars(kind) if not hasattr(HttpToolsProtocol, name))
+
+
+def test_every_part_that_is_used_is_named_here() -> None:
+    assert taken("self.flow") == FLOW
+    assert taken("self.cycle") == CYCLE
+    assert taken("self.server_state") == STATE - {"connections"}
+    theirs = (taken("self") | taken("super()")) - set(of_ours()) - {"__init__"}
+    slots = {"_connection", "_set", "_waiter", "close", "insert", "is_closing", "write"}  # of the small classes
+    assert theirs - slots == {*PROTOCOL_CALLED, *PROTOCOL_HELD, *ELSEWHERE_WRITTEN}
+
+
+def test_no_other_file_looks_into_uvicorn() -> None:
+    found = {
+        str(path.relative_to(ROOT)): set(re.findall(r"^(?:import|from) (uvicorn[\w.]*)", path.read_text("utf-8"), re.M))
+        for package in ("api", "shared", "worker")
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert {name: modules for name, modules in found.items() if modules} == {
+        "api/connection.py": {"uvicorn.protocols.http.httptools_impl"},
+        "api/server.py": {"uvicorn"},
+    }
+
+
+def test_the_version_has_a_ceiling() -> None:
+    """One that this was read against: uvicorn moves these parts in minor versions."""
+    (asked,) = re.findall(r'"uvicorn>=([\d.]+),<([\d.]+)"', (ROOT / "pyproject.toml").read_text("utf-8"))
+    low, high = (tuple(map(int, version.split("."))) for version in asked)
+    assert high == (*low[:1], low[1] + 1)

@@ -1,6 +1,6 @@
 """What a chat request may look like: OpenAI's contract, as wide as the providers behind it.
 
-Hidden here: which types and ranges there are, and how the first wrong field is named. The rule is to refuse what every
+Hidden here: which types and ranges there are; checking.py names the first wrong field. The rule is to refuse what every
 provider would refuse, with a better message and at once, and nothing that one of them accepts. So unknown fields pass;
 where a known provider goes further than OpenAI (platform.openai.com/docs/api-reference/chat/create), its range holds,
 and the comment beside the field says whose. What is left, a provider refuses by itself, and its own words are passed on.
@@ -9,25 +9,20 @@ and the comment beside the field says whose. What is left, a provider refuses by
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
-    Discriminator,
     Field,
     StringConstraints,
     Tag,
-    ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
 
+from shared.chat.checking import Lenient, check, either, wrong
 from shared.config.settings import MAX_TOKENS_PER_S
-from shared.errors import BadRequest
-
-_UNION_LABELS = frozenset({"str", "int", "float", "bool", "dict", "list"})
 
 # OpenAI: 64 of letters, digits, `_` and `-`. Anthropic takes 128 of them, Gemini dots and colons, too.
 _FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_.:-]{1,128}", re.ASCII)
@@ -43,36 +38,11 @@ _PART_CONTENT: dict[str, tuple[type, ...]] = {
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
-class _Lenient(BaseModel):
-    """Known fields have their type, exactly; unknown ones are left alone."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-def _wrong(field: str, message: str) -> PydanticCustomError:
-    """What is wrong with a field of the object being checked."""
-    return PydanticCustomError("field", message, {"field": field})
-
-
-def _json_type(value: Any) -> str | None:
-    if isinstance(value, BaseModel | dict):
-        return "<object>"
-    return "<string>" if isinstance(value, str) else "<array>" if isinstance(value, list) else None
-
-
-def _either(message: str) -> Discriminator:
-    """Tells the branches of a union apart by JSON type, so that an error is about the branch that was meant."""
-    return Discriminator(_json_type, custom_error_type="either", custom_error_message=f"Input should be {message}")
-
-
 # ---- messages
 
 
-class Part(_Lenient):
-    """One part of a message's content. Types nobody here knows pass (`video_url`, `document`, …)."""
+class Part(Lenient):
+    """One part of a message's content. Unknown types pass (`video_url`, `document`, …)."""
 
     type: str
 
@@ -83,16 +53,16 @@ class Part(_Lenient):
         # Only text must be there: vLLM knows an image by its `uuid` alone.
         if wanted and not isinstance(value, wanted) and (value is not None or str in wanted[:1]):
             kind = "a string" if str in wanted[:1] else "an object"
-            raise _wrong(self.type, f"Input should be {kind} in a part of this type")
+            raise wrong(self.type, f"Input should be {kind} in a part of this type")
         return self
 
 
 Content = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[Part], Tag("<array>")], _either("a string or an array of parts")
+    Annotated[str, Tag("<string>")] | Annotated[list[Part], Tag("<array>")], either("a string or an array of parts")
 ]
 
 
-class Message(_Lenient):
+class Message(Lenient):
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
     content: Content | None = None
     name: str | None = None
@@ -108,18 +78,18 @@ class Message(_Lenient):
             if self.role == "function":
                 pass  # null there is a result: nothing
             elif self.role != "assistant":
-                raise _wrong("content", "Input should be a string or an array of parts; send an empty string for none")
+                raise wrong("content", "Input should be a string or an array of parts; send an empty string for none")
             elif not other:
-                raise _wrong("content", "Input is required unless the assistant's message has tool_calls")
+                raise wrong("content", "Input is required unless the assistant's message has tool_calls")
         if self.role == "tool" and self.tool_call_id is None:
-            raise _wrong("tool_call_id", "Input is required in a tool message: the id of the call it answers")
+            raise wrong("tool_call_id", "Input is required in a tool message: the id of the call it answers")
         return self
 
 
 # ---- tools
 
 
-class Named(_Lenient):
+class Named(Lenient):
     name: Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -129,7 +99,7 @@ class Function(Named):
     strict: bool | None = None
 
 
-class Tool(_Lenient):
+class Tool(Lenient):
     """`function` and `custom` are OpenAI's; types of others pass (Z.ai's `web_search`, Moonshot's `builtin_function`)."""
 
     type: str | None = None  # Mistral: "function" if it is missing
@@ -139,13 +109,13 @@ class Tool(_Lenient):
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         if self.type is None and self.function is None:
-            raise _wrong("type", "Input is required: function or custom")
+            raise wrong("type", "Input is required: function or custom")
         if self.type in (None, "function"):
             if self.function is None:
-                raise _wrong("function", "Input is required: an object with name and parameters")
+                raise wrong("function", "Input is required: an object with name and parameters")
             _check_name(self.function, "function.name")
         if self.type == "custom" and self.custom is None:
-            raise _wrong("custom", "Input is required: an object with name")
+            raise wrong("custom", "Input is required: an object with name")
         return self
 
 
@@ -160,10 +130,10 @@ class LegacyFunction(Function):
 
 def _check_name(function: Function, field: str) -> None:
     if not _FUNCTION_NAME.fullmatch(function.name):
-        raise _wrong(field, "Input should be letters, digits, `_` and `-`, 64 at most for OpenAI and 128 for anybody")
+        raise wrong(field, "Input should be letters, digits, `_` and `-`, 64 at most for OpenAI and 128 for anybody")
 
 
-class ChosenTool(_Lenient):
+class ChosenTool(Lenient):
     """`{type: function, function: {name}}`, `{type: custom, custom: {name}}`, `{type: allowed_tools, allowed_tools}`."""
 
     type: str | None = None  # vLLM: "function" if it is missing
@@ -174,34 +144,34 @@ class ChosenTool(_Lenient):
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         if self.type is None and self.function is None:
-            raise _wrong("type", "Input is required: function, custom or allowed_tools")
+            raise wrong("type", "Input is required: function, custom or allowed_tools")
         for kind in ("function", "custom", "allowed_tools"):
             if self.type == kind and getattr(self, kind) is None:
-                raise _wrong(kind, "Input is required: an object that says which")
+                raise wrong(kind, "Input is required: an object that says which")
         return self
 
 
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required", "any"], Tag("<string>")]  # `any`: Mistral
     | Annotated[ChosenTool, Tag("<object>")],
-    _either("none, auto, required, or an object that names a tool"),
+    either("none, auto, required, or an object that names a tool"),
 ]
 FunctionChoice = Annotated[
     Annotated[Literal["none", "auto"], Tag("<string>")] | Annotated[Named, Tag("<object>")],
-    _either("none, auto, or an object that names a function"),
+    either("none, auto, or an object that names a function"),
 ]
 
 
 # ---- the rest of the request
 
 
-class JsonSchema(_Lenient):
+class JsonSchema(Lenient):
     name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     description: str | None = None
     strict: bool | None = None
 
 
-class ResponseFormat(_Lenient):
+class ResponseFormat(Lenient):
     """`text`, `json_object`, `json_schema`; types of others pass (Fireworks' `grammar`, vLLM's `structural_tag`)."""
 
     type: str
@@ -211,16 +181,16 @@ class ResponseFormat(_Lenient):
     def _is_whole(self) -> Self:
         # llama.cpp and Together take the schema itself, as `schema`.
         if self.type == "json_schema" and self.json_schema is None and not (self.model_extra or {}).get("schema"):
-            raise _wrong("json_schema", "Input is required: an object with name and schema")
+            raise wrong("json_schema", "Input is required: an object with name and schema")
         return self
 
 
-class StreamOptions(_Lenient):
+class StreamOptions(Lenient):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-class Prediction(_Lenient):
+class Prediction(Lenient):
     type: str
     content: Content
 
@@ -240,24 +210,25 @@ Metadata = Annotated[
 Stop = Annotated[
     # OpenAI takes 4, DeepSeek 16, Anthropic and vLLM any number.
     Annotated[str, Tag("<string>")] | Annotated[list[str], Tag("<array>")],
-    _either("a string or an array of strings"),
+    either("a string or an array of strings"),
 ]
 LogitBias = Annotated[
     # llama.cpp: false bans the token; and an array of pairs.
     Annotated[dict[str, float | Literal[False]], Tag("<object>")] | Annotated[list[Any], Tag("<array>")],
-    _either("an object of token ids and numbers"),
+    either("an object of token ids and numbers"),
 ]
 
 
 class WebhookRequest(BaseModel):
-    """Who is told when it has ended. Strict, because what is misspelled here would be missed too late."""
+    """Where the event is sent when the generation has ended. Strict: a misspelt field would be noticed only when no webhook
+    arrives."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     url: str
 
 
-class ChatRequest(_Lenient):
+class ChatRequest(Lenient):
     """Body of POST /v1/chat/completions. What the broker acts on is at the end."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -313,17 +284,17 @@ class ChatRequest(_Lenient):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise _wrong("stream_options", "Only allowed when stream is true")
+            raise wrong("stream_options", "Only allowed when stream is true")
         if self.top_logprobs and not self.logprobs:
-            raise _wrong("top_logprobs", "Only allowed when logprobs is true")
+            raise wrong("top_logprobs", "Only allowed when logprobs is true")
         if self.background and self.on_disconnect == "cancel":
-            raise _wrong("on_disconnect", "Not allowed with background, which nobody has to watch")
+            raise wrong("on_disconnect", "Not allowed with background, which nobody has to watch")
         return self
 
     @classmethod
     def check(cls, body: object) -> ChatRequest:
         """Raises BadRequest naming the first wrong field the way OpenAI does: `messages[0].role`."""
-        return _check(cls, body)
+        return check(cls, body)
 
 
 class MetadataUpdate(BaseModel):
@@ -336,7 +307,7 @@ class MetadataUpdate(BaseModel):
     @classmethod
     def check(cls, body: object) -> MetadataUpdate:
         """Raises BadRequest naming the first wrong field."""
-        return _check(cls, body)
+        return check(cls, body)
 
 
 class Life(BaseModel):
@@ -370,38 +341,10 @@ class BatchRequest(BaseModel):
     @model_validator(mode="after")
     def _within_a_week(self) -> Self:
         if self.window_s > _UNITS_S["d"] * 7:
-            raise _wrong("completion_window", "Input should be 7d at most")
+            raise wrong("completion_window", "Input should be 7d at most")
         return self
 
     @classmethod
     def check(cls, body: object) -> BatchRequest:
         """Raises BadRequest naming the first wrong field."""
-        return _check(cls, body)
-
-
-def _check(model: type[_Model], body: object) -> _Model:
-    if not isinstance(body, dict):
-        raise BadRequest("The request body must be a JSON object.")
-    try:
-        return model.model_validate(body)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-    param = _param(first)
-    text = first["msg"].removeprefix("Value error, ")
-    raise BadRequest(f"{param}: {text}." if param else f"{text}.", param=param or None)
-
-
-def _param(error: ErrorDetails) -> str:
-    """`('messages', 0, 'content', '<array>', 1, 'type')` → `messages[0].content[1].type`: branches of a union are no part
-    of the path, and nothing that the client made up is."""
-    path = ""
-    for part in (*error["loc"], *error.get("ctx", {}).get("field", "").split(".")):
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif not part or part.startswith("<"):
-            continue
-        elif re.fullmatch(r"[a-z_]+", part) and part not in _UNION_LABELS:
-            path += f".{part}" if path else part
-        else:
-            break
-    return path
+        return check(cls, body)

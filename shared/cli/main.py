@@ -1,41 +1,36 @@
 """The `streamspool` command.
 
-Hidden here: everything about arguments, exit codes and what goes to which stream. Answers go to stdout, all else to
-stderr; colours only on a terminal and without NO_COLOR. Exit codes: 0 done, 1 failed, 2 wrong usage or settings,
-130 Ctrl-C. Heavy modules are imported by the commands that need them, so that `--help` stays quick.
+Hidden here: arguments and exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 Ctrl-C. What is shown is screen.py's.
+Heavy modules are imported by the commands that need them, so that `--help` stays quick.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
 from shared import __version__
+from shared.cli.screen import Progress, Screen, coloured, count, say, table
 from shared.errors import StreamspoolError, Unusable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from shared.cli.client import Client, Event
+    from shared.cli.client import Client
     from shared.cli.supervisor import Supervisor
     from shared.config.settings import Settings
 
 T = TypeVar("T")
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
-_RATE_OVER_S = 0.1
-"""What came within less says how it was read, not how fast it was said: no rate is shown."""
 _POSITION = re.compile(r"[0-9]+(-[0-9]+)?")
-_CONTROLS = dict.fromkeys(set(range(32)) - {9, 10} | set(range(127, 160)))
 
 
 class _Commands(TyperGroup):
@@ -45,7 +40,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except StreamspoolError as error:
-            _say(f"Error: {error.message}", fg="red")
+            say(f"Error: {error.message}", fg="red")
             raise typer.Exit(USAGE if isinstance(error, Unusable) else FAILED) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
@@ -178,7 +173,7 @@ def ls(
     if as_json:
         typer.echo(json.dumps(page, indent=2))
     else:
-        _table(page["data"])
+        table(page["data"])
 
 
 @app.command()
@@ -195,68 +190,24 @@ def batch(
         raise typer.BadParameter(f"{source} is not a file", param_hint="IN")
     if output.exists():
         raise typer.BadParameter(f"{output} exists already", param_hint="-o")
-    with _Progress() as progress:
+    with Progress() as progress:
         try:
             done = _ask(url, lambda client: bulk.run(client, source, model, output, progress.show))
         except KeyboardInterrupt:
             progress.close()
             if bulk.state_beside(output).exists():
-                _say("\nNo longer watching; the batch goes on. To get its answers, give the same command again.")
+                say("\nNo longer watching; the batch goes on. To get its answers, give the same command again.")
             raise typer.Exit(INTERRUPTED) from None
     counts = done.batch["request_counts"]
     tokens = (done.batch.get("usage") or {}).get("output_tokens", 0)
-    parts = [done.batch["id"], done.batch["status"], _count(counts["completed"], "answer"), _count(tokens, "token")]
-    _say(" · ".join(parts), dim=True)
+    parts = [done.batch["id"], done.batch["status"], count(counts["completed"], "answer"), count(tokens, "token")]
+    say(" · ".join(parts), dim=True)
     for error in (done.batch.get("errors") or {}).get("data", []):
-        _say(f"line {error['line']}: {error['message']}" if error["line"] else error["message"], fg="red")
+        say(f"line {error['line']}: {error['message']}" if error["line"] else error["message"], fg="red")
     if done.errors:
-        _say(f"{_count(counts['failed'], 'line')} failed: {done.errors}", fg="red")
+        say(f"{count(counts['failed'], 'line')} failed: {done.errors}", fg="red")
     if done.batch["status"] != "completed" or counts["failed"]:
         raise typer.Exit(FAILED)
-
-
-class _Progress:
-    """A bar on the terminal: done, rate, time to go, failures, tokens. Nothing where there is no terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:.1f}/s"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[failed]} failed · {task.fields[tokens]} tokens"),
-            console=Console(stderr=True, no_color=not _coloured(sys.stderr)),
-            disable=not sys.stderr.isatty(),
-        )
-        self._task = self._bar.add_task("uploading", total=None, rate=0.0, failed=0, tokens=0)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._bar.stop()
-
-    def show(self, state: dict[str, Any]) -> None:
-        counts = state["request_counts"]
-        done = counts["completed"] + counts["failed"]
-        started = state["in_progress_at"] or time.time()
-        self._bar.update(
-            self._task,
-            description=state["status"],
-            total=counts["total"] or None,
-            completed=done,
-            rate=done / max(1.0, time.time() - started),
-            failed=counts["failed"],
-            tokens=(state.get("usage") or {}).get("output_tokens", 0),
-        )
 
 
 @app.command()
@@ -315,13 +266,9 @@ def doctor(url: Url = None) -> None:
     findings = _ask(url, lambda client: examine(settings, client))
     for finding in findings:
         mark, colour = ("ok  ", None) if finding.ok else ("FAIL", "red")
-        typer.secho(f"{mark} {finding.what}: {finding.found}", fg=colour, color=_coloured(sys.stdout))
+        typer.secho(f"{mark} {finding.what}: {finding.found}", fg=colour, color=coloured(sys.stdout))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(FAILED)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _settings(**given: Any) -> Settings:
@@ -331,14 +278,14 @@ def _settings(**given: Any) -> Settings:
     try:
         return load_settings(**{name: value for name, value in given.items() if value is not None})
     except SettingsInvalid as error:
-        _say(f"{error}", fg="red")
+        say(f"{error}", fg="red")
         raise typer.Exit(USAGE) from None
 
 
 def _become(end: str) -> NoReturn:
     if _settings().redis_url is None:
-        _say(f"`streamspool {end}` needs REDIS_URL, the Redis or Valkey it shares with the other end.", fg="red")
-        _say("To run everything on this machine without one: `streamspool up`.")
+        say(f"`streamspool {end}` needs REDIS_URL, the Redis or Valkey it shares with the other end.", fg="red")
+        say("To run everything on this machine without one: `streamspool up`.")
         raise typer.Exit(USAGE)
     from shared.cli.supervisor import command
 
@@ -358,7 +305,7 @@ def _ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]]) 
     try:
         base, key = url or variables.get("STREAMSPOOL_URL"), variables.get("STREAMSPOOL_API_KEY")
     except SettingsInvalid as error:
-        _say(f"{error}", fg="red")
+        say(f"{error}", fg="red")
         raise typer.Exit(USAGE) from None
     if not base:
         settings = _settings()
@@ -386,7 +333,7 @@ def _follow(
     from shared.cli.client import View
 
     view = View(generation_id, start)
-    screen = _Screen(no_stream=no_stream, as_json=as_json)
+    screen = Screen(no_stream=no_stream, as_json=as_json)
 
     async def to_the_end(client: Client) -> dict[str, Any]:
         if body is not None:
@@ -400,62 +347,12 @@ def _follow(
     except KeyboardInterrupt:
         if view.id:
             position = f" --from {view.position}" if view.position else ""
-            _say(f"\nNo longer watching; the answer goes on. To see the rest:\n  streamspool watch {view.id}{position}")
+            say(f"\nNo longer watching; the answer goes on. To see the rest:\n  streamspool watch {view.id}{position}")
         raise typer.Exit(INTERRUPTED) from None
     screen.close()
     if view.error is not None:
         raise StreamspoolError(f"{view.error.get('message')} ({view.error.get('code')}; {view.id})")
-    _say(screen.figures(state), dim=True)
-
-
-class _Screen:
-    """One answer on the terminal: text to stdout, reasoning and figures to stderr."""
-
-    def __init__(self, *, no_stream: bool, as_json: bool) -> None:
-        self._no_stream = no_stream
-        self._as_json = as_json
-        self._held: list[str] = []
-        self._started = time.monotonic()
-        self._first = self._last = 0.0
-        self._clean = sys.stdout.isatty()
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # half of an emoji must not end the show
-
-    def show(self, event: Event) -> None:
-        if self._as_json:
-            typer.echo(json.dumps(event.data))
-        elif event.kind == "attempt":
-            if self._first:
-                self._held.clear()
-                _say("\n[a new attempt begins: what was said so far does not count]", dim=True)
-        elif event.text or event.reasoning:
-            self._last = time.monotonic()
-            self._first = self._first or self._last
-            if event.reasoning:
-                _say(self._safe(event.reasoning), dim=True, newline=False)
-            if self._no_stream:
-                self._held.append(event.text)
-            else:
-                typer.echo(self._safe(event.text), nl=False)
-
-    def close(self) -> None:
-        if not self._as_json:
-            typer.echo("".join(self._held))
-
-    def figures(self, state: dict[str, Any]) -> str:
-        tokens = (state.get("usage") or {}).get("completion_tokens")
-        parts = [state["id"], state["model"], state["status"]]
-        if self._first:
-            parts.append(f"first token after {self._first - self._started:.2f} s")
-        if tokens is not None:
-            parts.append(_count(tokens, "token") + (" (estimate)" if state.get("usage_source") == "estimate" else ""))
-            if self._last - self._first >= _RATE_OVER_S:
-                parts.append(f"{tokens / (self._last - self._first):.0f} tokens/s")
-        return " · ".join(parts)
-
-    def _safe(self, text: str) -> str:
-        """A model's words must not steer the terminal."""
-        return text.translate(_CONTROLS) if self._clean else text
+    say(screen.figures(state), dim=True)
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
@@ -470,27 +367,6 @@ def _options(pairs: list[str]) -> dict[str, Any]:
         except ValueError:
             fields[name] = value
     return fields
-
-
-def _table(states: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("ID", "STATUS", "MODEL", "STARTED", "TOKENS", box=None, pad_edge=False)
-    for state in states:
-        created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state["created_at"]))
-        tokens = (state.get("usage") or {}).get("completion_tokens")
-        table.add_row(state["id"], state["status"], state["model"], created, "" if tokens is None else str(tokens))
-    # Piped into another program, no row may be cut to the width of a terminal that is not there.
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
-
-
-def _coloured(stream: TextIO) -> bool:
-    return stream.isatty() and not os.environ.get("NO_COLOR")
-
-
-def _say(text: str, *, fg: str | None = None, dim: bool = False, newline: bool = True) -> None:
-    typer.secho(text, fg=fg, dim=dim or None, nl=newline, err=True, color=_coloured(sys.stderr))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from shared import __version__
 from shared.cli import main as cli
 from shared.cli.client import Event
+from shared.cli.screen import Screen
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 30
@@ -322,7 +323,7 @@ def test_a_rate_is_shown_only_where_there_was_time_for_one(
 ) -> None:
     moments = iter([10.0, 11.0, last])  # asked, the first piece, the last one
     monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: next(moments)))
-    screen = cli._Screen(no_stream=True, as_json=False)
+    screen = Screen(no_stream=True, as_json=False)
     for _ in range(2):
         screen.show(Event("chunk", {"choices": [{"index": 0, "delta": {"content": "a"}}]}, "1-1"))
     state = {**STATE, "usage": {"completion_tokens": tokens}, "usage_source": "provider"}

@@ -1,0 +1,142 @@
+"""What the commands show: an answer as it comes, a bar, a table.
+
+Hidden here: answers go to stdout, everything else to stderr; colours only on a terminal and without NO_COLOR; nothing that a
+model says may steer the terminal.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any, TextIO
+
+import typer
+
+if TYPE_CHECKING:
+    from shared.cli.client import Event
+
+_CONTROLS = dict.fromkeys(set(range(32)) - {9, 10} | set(range(127, 160)))
+_RATE_OVER_S = 0.1
+"""What came within less says how it was read, not how fast it was said: no rate is shown."""
+
+
+class Screen:
+    """One answer on the terminal: text to stdout, reasoning and figures to stderr."""
+
+    def __init__(self, *, no_stream: bool, as_json: bool) -> None:
+        self._no_stream = no_stream
+        self._as_json = as_json
+        self._held: list[str] = []
+        self._started = time.monotonic()
+        self._first = self._last = 0.0
+        self._clean = sys.stdout.isatty()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # half of an emoji must not end the show
+
+    def show(self, event: Event) -> None:
+        if self._as_json:
+            typer.echo(json.dumps(event.data))
+        elif event.kind == "attempt":
+            if self._first:
+                self._held.clear()
+                say("\n[a new attempt begins: what was said so far does not count]", dim=True)
+        elif event.text or event.reasoning:
+            self._last = time.monotonic()
+            self._first = self._first or self._last
+            if event.reasoning:
+                say(self._safe(event.reasoning), dim=True, newline=False)
+            if self._no_stream:
+                self._held.append(event.text)
+            else:
+                typer.echo(self._safe(event.text), nl=False)
+
+    def close(self) -> None:
+        if not self._as_json:
+            typer.echo("".join(self._held))
+
+    def figures(self, state: dict[str, Any]) -> str:
+        tokens = (state.get("usage") or {}).get("completion_tokens")
+        parts = [state["id"], state["model"], state["status"]]
+        if self._first:
+            parts.append(f"first token after {self._first - self._started:.2f} s")
+        if tokens is not None:
+            parts.append(count(tokens, "token") + (" (estimate)" if state.get("usage_source") == "estimate" else ""))
+            if self._last - self._first >= _RATE_OVER_S:
+                parts.append(f"{tokens / (self._last - self._first):.0f} tokens/s")
+        return " · ".join(parts)
+
+    def _safe(self, text: str) -> str:
+        """A model's words must not steer the terminal."""
+        return text.translate(_CONTROLS) if self._clean else text
+
+
+class Progress:
+    """A bar on the terminal: done, rate, time to go, failures, tokens. Nothing where there is no terminal."""
+
+    def __init__(self) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]:.1f}/s"),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[failed]} failed · {task.fields[tokens]} tokens"),
+            console=Console(stderr=True, no_color=not coloured(sys.stderr)),
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("uploading", total=None, rate=0.0, failed=0, tokens=0)
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._bar.stop()
+
+    def show(self, state: dict[str, Any]) -> None:
+        counts = state["request_counts"]
+        done = counts["completed"] + counts["failed"]
+        started = state["in_progress_at"] or time.time()
+        self._bar.update(
+            self._task,
+            description=state["status"],
+            total=counts["total"] or None,
+            completed=done,
+            rate=done / max(1.0, time.time() - started),
+            failed=counts["failed"],
+            tokens=(state.get("usage") or {}).get("output_tokens", 0),
+        )
+
+
+def table(states: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = Table("ID", "STATUS", "MODEL", "STARTED", "TOKENS", box=None, pad_edge=False)
+    for state in states:
+        created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state["created_at"]))
+        tokens = (state.get("usage") or {}).get("completion_tokens")
+        rows.add_row(state["id"], state["status"], state["model"], created, "" if tokens is None else str(tokens))
+    # Piped into another program, no row may be cut to the width of a terminal that is not there.
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(rows)
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def say(text: str, *, fg: str | None = None, dim: bool = False, newline: bool = True) -> None:
+    typer.secho(text, fg=fg, dim=dim or None, nl=newline, err=True, color=coloured(sys.stderr))
+
+
+def coloured(stream: TextIO) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR")

@@ -25,10 +25,11 @@ from shared.config.settings import Settings
 from shared.errors import Unavailable
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import get_logger
+from shared.store.jobs import deserialize_job, serialize_job
 from shared.store.keys import Lane
 from shared.store.old_queue import adopt
 from shared.store.queue import OVERDUE_AT_ONCE, Clock, Job, JobQueue, Lease, Seen, heard
-from shared.store.redis import ArqRedis, OutOfMemoryError, RedisError, deserialize_job, log_redis_error, serialize_job
+from shared.store.redis import ArqRedis, OutOfMemoryError, RedisError, log_redis_error
 from worker.batches.batcher import Batcher
 from worker.failover import FailoverHold
 from worker.generate import Generator

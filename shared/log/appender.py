@@ -21,9 +21,10 @@ from shared.lib.tasks import cancel
 from shared.lib.telemetry import ENTRIES_MENDED, RETAINED_BYTES, get_logger
 from shared.log.entry import SEAL
 from shared.log.retained import AGE_S, Budget, Retained
+from shared.store.commands import converse, pack
 from shared.store.confirm import Confirmer, identify
 from shared.store.outage import Pauses
-from shared.store.redis import ArqRedis, RedisError, ResponseError, bulk, converse, log_redis_error
+from shared.store.redis import ArqRedis, RedisError, ResponseError, log_redis_error
 
 logger = get_logger(__name__)
 
@@ -34,7 +35,7 @@ _LOOK_S = 1.0
 _LOOKED_AT_ONCE = 200
 _MENDED_AT_ONCE, _MENDED_BYTES = 500, 1024 * 1024
 LOOKS = 4
-MULTI, EXEC = bulk(b"MULTI"), bulk(b"EXEC")
+MULTI, EXEC = pack(b"MULTI"), pack(b"EXEC")
 
 
 class Log(Protocol):

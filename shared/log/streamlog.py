@@ -28,7 +28,8 @@ from shared.log.envelope import Envelopes
 from shared.log.records import Attempt, Header, Outcome, Summary
 from shared.log.retained import ATTEMPT_BYTES, LINE_BYTES
 from shared.log.writer import Claim, Writer, is_refusal
-from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError, bulk, exchange, watch
+from shared.store.commands import exchange, pack, watch
+from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError
 from shared.store.transaction import commit
 
 _INDEX_PAGE = 50
@@ -175,9 +176,9 @@ class StreamLog:
         """Appends an attempt's entry. Returns the request's entries, how many the log has now, and which server said so."""
         key = self._key.log(generation_id).encode()
         commands = (
-            bulk(b"XADD", key, b"NOMKSTREAM", b"%d-0" % epoch, Kind.ATTEMPT.encode(), data),
-            bulk(b"XRANGE", key, str(HEADER).encode(), str(BEGIN).encode()),
-            bulk(b"XLEN", key),
+            pack(b"XADD", key, b"NOMKSTREAM", b"%d-0" % epoch, Kind.ATTEMPT.encode(), data),
+            pack(b"XRANGE", key, str(HEADER).encode(), str(BEGIN).encode()),
+            pack(b"XLEN", key),
         )
         (added, raw, length), server = await appender.ask(b"".join(commands), len(commands))
         if added is None:
@@ -194,17 +195,17 @@ class StreamLog:
     def _head(self, header: Header, raw: Raw, epoch: int, data: bytes) -> list[bytes]:
         """Packed commands that make a log as it is, and the last one, its attempt. A turn of a session is not made again: its
         number may have been given to another one meanwhile. Nor is a line of a batch, which is asked again."""
-        begin = bulk(b"XADD", self._key.log(header["id"]).encode(), b"%d-0" % epoch, Kind.ATTEMPT.encode(), data)
+        begin = pack(b"XADD", self._key.log(header["id"]).encode(), b"%d-0" % epoch, Kind.ATTEMPT.encode(), data)
         if header.get("session") or header.get("batch"):
             return [begin]
         generation_id, created = header["id"], b"%d" % header["created_at_ms"]
         key, member = self._key.log(generation_id).encode(), generation_id.encode()
         indexes = [self._key.open, *(name for name, _ in self._indexes(header))]
         return [
-            *(bulk(b"XADD", key, entry_id, *chain(*by_name(fields).items())) for entry_id, fields in raw),
-            bulk(b"PEXPIRE", key, b"%d" % self._safety_ms),
-            *(bulk(b"ZADD", name.encode(), created, member) for name in indexes),
-            *(bulk(b"PEXPIRE", name.encode(), b"%d" % life_ms) for name, life_ms in self._indexes(header)),
+            *(pack(b"XADD", key, entry_id, *chain(*by_name(fields).items())) for entry_id, fields in raw),
+            pack(b"PEXPIRE", key, b"%d" % self._safety_ms),
+            *(pack(b"ZADD", name.encode(), created, member) for name in indexes),
+            *(pack(b"PEXPIRE", name.encode(), b"%d" % life_ms) for name, life_ms in self._indexes(header)),
             begin,
         ]
 
@@ -250,7 +251,7 @@ class StreamLog:
             found = await self._redis.xrange(key, str(HEADER), str(HEADER))
             header = json.loads(decode(found)[0].data) if found else None
         kept_ms = self._kept_ms(header)
-        looks = bulk(b"XREVRANGE", key.encode(), b"+", b"-", b"COUNT", b"1"), bulk(b"XLEN", key.encode())
+        looks = pack(b"XREVRANGE", key.encode(), b"+", b"-", b"COUNT", b"1"), pack(b"XLEN", key.encode())
         last = None
         while True:
             try:
@@ -390,7 +391,7 @@ class StreamLog:
         if interrupt:
             names[interrupt[0].encode()] = interrupt[0]
             after.append(interrupt[1].encode())
-        packed = bulk(b"XREAD", b"COUNT", b"%d" % count, b"BLOCK", b"%d" % block_ms, b"STREAMS", *names, *after)
+        packed = pack(b"XREAD", b"COUNT", b"%d" % count, b"BLOCK", b"%d" % block_ms, b"STREAMS", *names, *after)
         found: dict[str, list[Entry] | Damaged] = {}
         for raw_name, raw in await exchange(self._redis, packed) or ():
             name = names[raw_name]

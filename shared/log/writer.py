@@ -17,8 +17,9 @@ from shared.log.decoding import decode
 from shared.log.entry import AT, NOTE, Chunk, Position
 from shared.log.envelope import MARK, WHOLE, EnvelopeEncoder
 from shared.log.retained import ATTEMPT_BYTES, Retained
+from shared.store.commands import ChunkCommands, pack
 from shared.store.outage import full
-from shared.store.redis import UNREACHABLE, ResponseError, bulk, log_redis_error
+from shared.store.redis import UNREACHABLE, ResponseError, log_redis_error
 
 _BACKOFF_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 FULL_S = 60.0
@@ -79,7 +80,7 @@ class Writer:
         self.sealed_at: float | None = None
         key = appender.key.log(claim.generation_id).encode()
         self._key, self._tombstone = key, appender.key.deleted(claim.generation_id).encode()
-        self._prefix = b"*6\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n" % (len(key), key)
+        self._commands = ChunkCommands(key)
         self._time = asyncio.get_running_loop().time
         self.retained = Retained(appender.budget, claim.head, self._time(), limit=claim.kept_bytes)
         appender.keep(self)
@@ -149,10 +150,10 @@ class Writer:
         begin = b"%d-0" % self.epoch
         return b"".join(
             (
-                bulk(b"XREVRANGE", self._key, b"+", b"-", b"COUNT", b"1"),
-                bulk(b"XLEN", self._key),
-                bulk(b"XRANGE", self._key, begin, begin),
-                bulk(b"EXISTS", self._tombstone),
+                pack(b"XREVRANGE", self._key, b"+", b"-", b"COUNT", b"1"),
+                pack(b"XLEN", self._key),
+                pack(b"XRANGE", self._key, begin, begin),
+                pack(b"EXISTS", self._tombstone),
             )
         )
 
@@ -208,12 +209,9 @@ class Writer:
             entry_id = b"%d-%d" % (self.epoch, seq)
             if seq == 1 or mark is not None:
                 beside = self._beside(seq, mark)
-                packed.append(bulk(b"XADD", self._key, b"NOMKSTREAM", entry_id, field, data, *beside))
+                packed.append(pack(b"XADD", self._key, b"NOMKSTREAM", entry_id, field, data, *beside))
             else:
-                packed.append(
-                    b"%b$%d\r\n%b\r\n$1\r\n%b\r\n$%d\r\n%b\r\n"
-                    % (self._prefix, len(entry_id), entry_id, field, len(data), data)
-                )
+                packed.append(self._commands.pack(entry_id, field, data))
             shapers.append(shaper)
         return packed, shapers
 

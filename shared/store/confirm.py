@@ -20,8 +20,9 @@ from typing import Any, NamedTuple, Self
 
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import CONFIRM_SECONDS
+from shared.store.commands import converse, pack
 from shared.store.outage import full
-from shared.store.redis import ArqRedis, RedisError, ResponseError, bulk, converse
+from shared.store.redis import ArqRedis, RedisError, ResponseError
 
 _ASK_MS = 1000
 """How long the server may take over one question. Shorter than the time-out of every connection."""
@@ -36,7 +37,7 @@ second. Not at once each time, since anybody can ask for what is not there."""
 _LAG_S = 10
 """A replica that has said nothing for longer counts no more: it could not follow the master either."""
 
-INFO = (bulk(b"INFO", b"server"), bulk(b"INFO", b"replication"))
+INFO = (pack(b"INFO", b"server"), pack(b"INFO", b"replication"))
 """What tells which server this is: see `identity`."""
 _IDENTITY = tuple(re.compile(rb"^%b:(\w+)" % name, re.M) for name in (b"run_id", b"master_replid"))
 _REPLICA = re.compile(rb"^slave\d+:.*state=online.*lag=(\d+)", re.M)
@@ -164,7 +165,7 @@ class Confirmer:
     async def _ask(self, connection: Any, waiting: Sequence[asyncio.Future[Confirmed]]) -> Confirmed | None:
         """Asks until the answer is yes; None if by then nobody waits for it any more. The marker is written once: a replica
         that is always a second behind would never have the newest."""
-        mark = bulk(b"SET", self._mark.encode(), b"1", b"PX", b"%d" % _MARK_MS)
+        mark = pack(b"SET", self._mark.encode(), b"1", b"PX", b"%d" % _MARK_MS)
         *info, marked = await converse(connection, b"".join((*INFO, mark)), len(INFO) + 1)
         if full(marked) == "memory":
             life = b"%d" % _MARK_MS
@@ -197,7 +198,7 @@ class Confirmer:
 
     @staticmethod
     async def _exchange(connection: Any, *command: bytes) -> Any:
-        (reply,) = await converse(connection, bulk(*command), 1)
+        (reply,) = await converse(connection, pack(*command), 1)
         return reply
 
 

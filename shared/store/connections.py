@@ -1,8 +1,11 @@
-"""Connections to one server and pools of them: what redis-py's lack.
+"""Connections to one server, pools and pipelines of them: what redis-py's lack.
 
 Hidden here: that a half-open server is noticed and its idle connections are not tried one by one, that those which lead to
 the wrong server (outage.py has the list of what says so) are closed, those of all clients of this process, that TLS has one
 context for all of them, and how sentinels are asked.
+
+Everything of redis-py's that it does not document is used in this file only; tests/unit/test_private_parts.py names each of
+these parts, and pyproject.toml allows no version in which they may have changed.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from weakref import WeakSet
 
 from redis._parsers import _AsyncHiredisParser
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.client import Pipeline as _Pipeline
 from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, SentinelConnectionPool, SentinelManagedConnection
@@ -79,7 +83,7 @@ class Place:
 class _Mended(AbstractConnection):
     """Four things about connections.
 
-    One that was reset just now is a ConnectionError; uvloop says RuntimeError, which nobody expects. Where one does
+    One that was reset just now is a ConnectionError; uvloop says RuntimeError, which no caller expects. Where one does
     not answer, the idle ones of its pool are likely dead as well: they are closed, or each would cost a caller its wait.
     To send a command takes no task of its own. And one that leads to the wrong server sends nothing more.
     """
@@ -92,7 +96,7 @@ class _Mended(AbstractConnection):
 
     @property
     def is_stale(self) -> bool:
-        """Whether it was made before somebody was told that this is the wrong server."""
+        """Whether it was made before a client of this process was told that this is the wrong server."""
         return self._moves != self.place.moves
 
     async def connect(self) -> None:
@@ -162,6 +166,44 @@ class Pool(BlockingConnectionPool):
         if connection.is_stale:
             await connection.disconnect(nowait=True)
         await super().release(connection)
+
+
+class Pipeline(_Pipeline):
+    """redis-py's, but one that watches keys is told that it has met the wrong server, not that another client wrote: it
+    would be tried again, at once, for as long as that lasts. Queued commands are `(words, options)`."""
+
+    @property
+    def queued(self) -> list[Any]:
+        return list(self.command_stack)
+
+    @queued.setter
+    def queued(self, commands: list[Any]) -> None:
+        self.command_stack = commands
+
+    def alone(self) -> Pipeline:
+        """A fresh one over the same pool, which is no transaction."""
+        return Pipeline(self.connection_pool, self.response_callbacks, False, None)
+
+    async def begin_to_watch(self) -> Any:
+        """The connection over which WATCH is to be sent next. From here on the pipeline gives it back, and lets go of the
+        keys, when it is reset."""
+        self.connection = connection = await self.connection_pool.get_connection()
+        self.watching = True
+        return connection
+
+    async def _disconnect_raise_reset(self, conn: Any, error: Exception) -> None:
+        if self.watching and isinstance(error, WrongServer):
+            self.watching = False
+            await conn.disconnect(nowait=True)
+            raise error
+        await super()._disconnect_raise_reset(conn, error)
+
+    async def _disconnect_reset_raise(self, conn: Any, error: Exception) -> None:
+        if self.watching and isinstance(error, WrongServer):
+            self.watching = False
+            await conn.disconnect(nowait=True)
+            raise error
+        await super()._disconnect_reset_raise(conn, error)  # type: ignore[no-untyped-call]
 
 
 def open_pool(address: Address, place: Place, *, most: int, timeout_s: float, wait_s: float) -> Pool:

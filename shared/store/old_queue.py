@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
+from shared.store.commands import pack, watch
 from shared.store.keys import Keys, Lane, OldKeys
 from shared.store.queue import Job, lane_of
-from shared.store.redis import ArqRedis, WatchError, bulk, watch
+from shared.store.redis import ArqRedis, WatchError
 
 _ID = re.compile(r"(chatcmpl-|batch_)[0-9a-f]{32}")
 _LINES_LATER_MS = 10**13
@@ -45,8 +46,8 @@ async def _adopt(redis: ArqRedis, old: OldKeys, page: Mapping[str, float], *, pa
     names = [name(job_id) for job_id in page for name in (old.lease, old.job)]
     reads = []
     for job_id in page:
-        reads += [bulk(b"EXISTS", old.lease(job_id).encode()), bulk(b"EXISTS", old.tries(job_id).encode())]
-        reads += [bulk(command, old.job(job_id).encode()) for command in (b"GET", b"PTTL")]
+        reads += [pack(b"EXISTS", old.lease(job_id).encode()), pack(b"EXISTS", old.tries(job_id).encode())]
+        reads += [pack(command, old.job(job_id).encode()) for command in (b"GET", b"PTTL")]
     async with redis.pipeline(transaction=True) as pipe:
         replies = await watch(pipe, names, *reads)
         moved = 0

@@ -25,21 +25,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from arq.jobs import DeserializationError, deserialize_job_raw
-from arq.jobs import serialize_job as arq_serialize
-
 from shared.lib.clock import now_ms
+from shared.store.commands import exchange_all, pack
 from shared.store.confirm import INFO, identity
+from shared.store.jobs import Called, pack_job, unpack_job
 from shared.store.keys import Lane
-from shared.store.redis import (
-    ArqRedis,
-    OutOfMemoryError,
-    ResponseError,
-    bulk,
-    deserialize_job,
-    exchange_all,
-    serialize_job,
-)
+from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError
 from shared.store.transaction import commit, transact
 
 _LINE = "line:"
@@ -48,14 +39,6 @@ _BATCH = "batch_"
 _KNOWN_AT_ONCE = 1000
 OVERDUE_AT_ONCE = 200
 """How many leases of others a worker looks at in one look."""
-
-
-class Called(NamedTuple):
-    """What a job's payload says: a function's name and its arguments, and when it was enqueued, in ms."""
-
-    function: str
-    arguments: Sequence[Any]
-    at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +62,7 @@ class Job:
 
     def called(self) -> Called | None:
         """None for a payload that is none of ours."""
-        try:
-            function, arguments, _, _, at_ms = deserialize_job_raw(self.payload, deserializer=deserialize_job)
-        except DeserializationError:
-            return None
-        good = isinstance(function, str) and isinstance(arguments, list) and isinstance(at_ms, int)
-        return Called(function, arguments, at_ms) if good else None
+        return unpack_job(self.payload)
 
 
 class Taken(NamedTuple):
@@ -135,7 +113,7 @@ class JobQueue:
         """
         now = now_ms()
         function = "batch" if lane is Lane.BATCH else "generate"
-        payload = arq_serialize(function, (job_id,), {}, None, now, serializer=serialize_job)
+        payload = pack_job(function, job_id, now)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.set(self._key.job(job_id), payload, px=int(expires_s * 1000), nx=True)
             pipe.zadd(self._key.waiting(lane), {job_id: now}, nx=True)
@@ -175,12 +153,12 @@ class JobQueue:
         In one round trip, over one connection. Prolongs the worker's heartbeat by `beat_ms`: a server that takes no writes
         raises its error here.
         """
-        commands = [bulk(b"PEXPIRE", self._key.worker(worker_id).encode(), b"%d" % beat_ms), bulk(b"TIME")]
+        commands = [pack(b"PEXPIRE", self._key.worker(worker_id).encode(), b"%d" % beat_ms), pack(b"TIME")]
         commands += [
-            bulk(b"ZRANGE", self._key.waiting(lane).encode(), b"0", b"%d" % last) for lane, last in count.items()
+            pack(b"ZRANGE", self._key.waiting(lane).encode(), b"0", b"%d" % last) for lane, last in count.items()
         ]
         until = b"%d" % now_ms, b"LIMIT", b"%d" % skip, b"%d" % OVERDUE_AT_ONCE
-        commands += [bulk(b"ZRANGEBYSCORE", self._key.running(lane).encode(), b"-inf", *until) for lane in count]
+        commands += [pack(b"ZRANGEBYSCORE", self._key.running(lane).encode(), b"-inf", *until) for lane in count]
         replies = await exchange_all(self._redis, [*commands, *INFO])
         for reply in replies[: len(commands)]:  # INFO may be refused
             if isinstance(reply, ResponseError):

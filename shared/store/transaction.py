@@ -18,7 +18,8 @@ from typing import Any
 
 from hiredis import pack_command
 
-from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError, WrongServer, watch
+from shared.store.commands import watch
+from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError, WrongServer
 
 Command = tuple[str | bytes | int, ...]
 
@@ -52,11 +53,11 @@ async def commit(pipe: Any, *, raise_on_error: bool = True) -> list[Any]:
 
     `pipe` watches nothing. If it is no transaction, what was refused is done after the rest. Raises what `execute` raises.
     """
-    commands = list(pipe.command_stack)
+    commands = pipe.queued
     try:
         replies: list[Any] = await pipe.execute(raise_on_error=False)
         if any(isinstance(reply, WrongServer) for reply in replies):  # once more, as `execute` would
-            pipe.command_stack = commands
+            pipe.queued = commands
             replies = await pipe.execute(raise_on_error=False)
     except OutOfMemoryError as error:  # of a transaction: nothing is done
         replies = [error] * len(commands)
@@ -93,7 +94,7 @@ async def transact(
                 return await _over_the_limit(redis, looks, queue, raise_on_error, refusal)
             async with redis.pipeline(transaction=True) as pipe:
                 queue(pipe, await watch(pipe, names, *map(_packed, looks)))
-                if not pipe.command_stack:
+                if not pipe.queued:
                     return []
                 replies: list[Any] = await pipe.execute(raise_on_error=raise_on_error)
                 return replies
@@ -124,7 +125,7 @@ async def _over_the_limit(
         digest, seen = await _run(pipe, [len(looks), "", *looked], refusal)
         _raise_first(seen)
         queue(pipe, seen)
-        commands = list(pipe.command_stack)
+        commands = pipe.queued
         if not commands:
             return []
         done = await _run(pipe, [len(looks), digest, *looked, *_words(commands)], refusal)
@@ -138,7 +139,7 @@ async def _over_the_limit(
 
 async def _run(pipe: Any, arguments: list[Any], refusal: Exception) -> Any:
     """The script's reply. A server that has no such scripts, or a user who may not run any, is as full as it said."""
-    async with type(pipe)(pipe.connection_pool, pipe.response_callbacks, False, None) as alone:
+    async with pipe.alone() as alone:
         alone.eval(_SCRIPT, 0, *arguments)
         try:
             (reply,) = await alone.execute()

@@ -15,19 +15,10 @@ from shared.cli.embedded import EmbeddedValkey
 from shared.config.redis_url import Address
 from shared.errors import Unusable
 from shared.store import contact
+from shared.store.commands import pack, watch
+from shared.store.jobs import deserialize_job, serialize_job
 from shared.store.outage import Pauses
-from shared.store.redis import (
-    ArqRedis,
-    RedisError,
-    ResponseError,
-    WatchError,
-    bulk,
-    connect,
-    deserialize_job,
-    run_while_redis_is_away,
-    serialize_job,
-    watch,
-)
+from shared.store.redis import ArqRedis, RedisError, ResponseError, WatchError, connect, run_while_redis_is_away
 
 
 def test_jobs_are_json() -> None:
@@ -67,9 +58,9 @@ async def test_a_watch_that_is_refused_is_no_watch(server: ArqRedis) -> None:
     """Nothing would be compared, and everything set."""
     async with server.pipeline(transaction=True) as pipe:
         with pytest.raises(ResponseError, match="wrong number"):
-            await watch(pipe, [], bulk(b"GET", b"any"))
+            await watch(pipe, [], pack(b"GET", b"any"))
     async with server.pipeline(transaction=True) as pipe:  # the connection is as good as before
-        assert await watch(pipe, ["any"], bulk(b"GET", b"any")) == [None]
+        assert await watch(pipe, ["any"], pack(b"GET", b"any")) == [None]
         pipe.set("any", b"1", px=1000)
         await server.set("any", b"2", px=1000)
         with pytest.raises(WatchError):

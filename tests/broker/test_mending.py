@@ -313,7 +313,7 @@ async def test_an_attempt_keeps_no_more_than_it_may(bench: Bench, monkeypatch: p
 
 
 async def _raw_command(redis: ArqRedis, command: bytes) -> list[Any]:
-    from shared.store.redis import converse
+    from shared.store.commands import converse
 
     connection = await redis.connection_pool.get_connection()
     try:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, bulk, connect, converse
+from shared.store.commands import converse, pack
+from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, connect
 from shared.store.transaction import commit, transact
 from tests.support.server import Server
 
@@ -166,15 +167,15 @@ async def test_a_transaction_that_is_refused_is_told_what_for(client: ArqRedis) 
     """As writers send it, without redis-py's pipelines: the server's EXECABORT alone does not say that it is full."""
     connection = await client.connection_pool.get_connection()
     await client.config_set("maxmemory", 1)
-    parts: tuple[bytes, ...] = (bulk(b"MULTI"), bulk(b"SET", b"k", b"1"), bulk(b"SET", b"k", b"2"), bulk(b"EXEC"))
+    parts: tuple[bytes, ...] = (pack(b"MULTI"), pack(b"SET", b"k", b"1"), pack(b"SET", b"k", b"2"), pack(b"EXEC"))
     replies = await converse(connection, b"".join(parts), len(parts))
     assert isinstance(replies[-1], OutOfMemoryError)
-    parts = (bulk(b"MULTI"), bulk(b"NOSUCH"), bulk(b"EXEC"))
+    parts = (pack(b"MULTI"), pack(b"NOSUCH"), pack(b"EXEC"))
     replies = await converse(connection, b"".join(parts), len(parts))
     assert "unknown command" in str(replies[-1])
     await client.config_set("maxmemory", 0)
-    await converse(connection, bulk(b"MULTI") + bulk(b"SET", b"k", b"1"), 2)
+    await converse(connection, pack(b"MULTI") + pack(b"SET", b"k", b"1"), 2)
     await client.config_set("maxmemory", 1)
-    (reply,) = await converse(connection, bulk(b"EXEC"), 1)  # it filled up between the commands and the end
+    (reply,) = await converse(connection, pack(b"EXEC"), 1)  # it filled up between the commands and the end
     assert isinstance(reply, OutOfMemoryError)
     await client.connection_pool.release(connection)

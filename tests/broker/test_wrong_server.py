@@ -10,18 +10,9 @@ from typing import Any
 import pytest
 import redis as sync_redis
 
+from shared.store.commands import converse, exchange, pack, watch
 from shared.store.outage import UNREACHABLE, WRONG_SERVER, word, wrong_server
-from shared.store.redis import (
-    ArqRedis,
-    RedisError,
-    ResponseError,
-    WrongServer,
-    bulk,
-    connect,
-    converse,
-    exchange,
-    watch,
-)
+from shared.store.redis import ArqRedis, RedisError, ResponseError, WrongServer, connect
 from shared.store.transaction import commit, transact
 from tests.support.pair import Pair
 from tests.support.proxy import Proxy
@@ -98,7 +89,7 @@ async def test_a_write_finds_the_new_master_by_itself(
     await write(client)
     assert pair.b.get("k") == b"new"
     for _ in range(2 * _CONNECTIONS):  # no sibling leads to the old one any more
-        await exchange(client, bulk(b"SET", b"k", b"again"))
+        await exchange(client, pack(b"SET", b"k", b"again"))
 
 
 async def refused_value(client: ArqRedis) -> None:
@@ -110,7 +101,7 @@ async def refused_value(client: ArqRedis) -> None:
 
 async def refused_exchange(client: ArqRedis) -> None:
     with pytest.raises(WrongServer):
-        await exchange(client, bulk(b"SET", b"k", b"new"))
+        await exchange(client, pack(b"SET", b"k", b"new"))
 
 
 async def refused_watch(client: ArqRedis) -> None:
@@ -130,16 +121,16 @@ async def test_whoever_meets_the_wrong_server_spares_the_others(
     await meet(client)
     assert not any(other.is_connected for other in client.connection_pool._available_connections)
     async with asyncio.timeout(5):
-        replies = await asyncio.gather(*(exchange(client, bulk(b"SET", b"k", b"new")) for _ in range(_CONNECTIONS)))
+        replies = await asyncio.gather(*(exchange(client, pack(b"SET", b"k", b"new")) for _ in range(_CONNECTIONS)))
     assert replies == [b"OK"] * _CONNECTIONS
 
 
 async def test_a_transaction_demoted_before_its_end_is_told_why(pair: Pair, client: ArqRedis) -> None:
     connection = await client.connection_pool.get_connection()
-    await converse(connection, bulk(b"MULTI") + bulk(b"SET", b"k", b"new"), 2)
+    await converse(connection, pack(b"MULTI") + pack(b"SET", b"k", b"new"), 2)
     pair.fail_over()
     with pytest.raises(WrongServer, match="READONLY"):
-        await converse(connection, bulk(b"EXEC"), 1)
+        await converse(connection, pack(b"EXEC"), 1)
     await client.connection_pool.release(connection)
 
 
@@ -147,14 +138,14 @@ async def test_a_blocking_read_of_a_demoted_master_is_ended_and_costs_the_connec
     pair: Pair, client: ArqRedis
 ) -> None:
     reading = connect(pair.url, max_connections=2, timeout_s=30, beside=client)
-    blocked = asyncio.create_task(exchange(reading, bulk(b"XREAD", b"BLOCK", b"20000", b"STREAMS", b"s", b"0")))
+    blocked = asyncio.create_task(exchange(reading, pack(b"XREAD", b"BLOCK", b"20000", b"STREAMS", b"s", b"0")))
     waiting = "cmd=xread"
     await asyncio.to_thread(wait_until, lambda: waiting in pair.a.execute_command("CLIENT", "LIST").decode())
     await asyncio.to_thread(pair.fail_over)
     with pytest.raises(WrongServer, match="UNBLOCKED"):
         await blocked
     await client.xadd("s", {"a": "1"}, id="1-1")
-    assert await exchange(reading, bulk(b"XREAD", b"STREAMS", b"s", b"0"))
+    assert await exchange(reading, pack(b"XREAD", b"STREAMS", b"s", b"0"))
     await reading.aclose(close_connection_pool=True)
 
 
@@ -172,7 +163,7 @@ async def test_what_one_client_learns_the_other_of_the_process_knows(pair: Pair,
         pair.a.replicaof("NO", "ONE")
         assert await reading.get("k") == b"new"
         with pytest.raises(sync_redis.ConnectionError):  # whoever keeps a connection is to know that it is another now
-            await converse(held, bulk(b"GET", b"k"), 1)
+            await converse(held, pack(b"GET", b"k"), 1)
         await reading.connection_pool.release(held)
         await pubsub.ping()
         while (message := await pubsub.get_message(timeout=5)) and message["type"] != "pong":
@@ -203,14 +194,14 @@ async def test_each_word_of_the_list_costs_the_connection(said: str, tmp_path: P
             await client.set("k", b"1")
         assert word(raised.value) == said
         with pytest.raises(UNREACHABLE):
-            await exchange(client, bulk(b"PING"))
+            await exchange(client, pack(b"PING"))
         proxy.heal()
         assert await client.set("k", b"1")
         await client.aclose(close_connection_pool=True)
 
 
 async def test_other_refusals_cost_nothing(pair: Pair, client: ArqRedis) -> None:
-    for command in (bulk(b"INCR"), bulk(b"NOSUCH")):
+    for command in (pack(b"INCR"), pack(b"NOSUCH")):
         with pytest.raises(ResponseError):
             await exchange(client, command)
     with pytest.raises(RedisError):

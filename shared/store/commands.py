@@ -1,0 +1,116 @@
+"""Commands sent without redis-py's detours: packed here, several in one write, their replies as they came.
+
+Hidden here: Redis's protocol (RESP: redis.io/docs/latest/develop/reference/protocol-spec), and one time-out for a whole
+conversation. For example, `watch` sends WATCH and the reads that depend on it together, where redis-py takes a round trip
+for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from collections.abc import Sequence
+from typing import Any
+
+from redis.exceptions import ConnectionError, ResponseError, TimeoutError
+
+from shared.store.connections import Pipeline, close_idle
+from shared.store.jobs import ArqRedis
+from shared.store.outage import UNREACHABLE, WrongServer
+
+
+def pack(*words: bytes) -> bytes:
+    """One command in Redis's protocol, packed without redis-py's detours."""
+    return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
+
+
+class ChunkCommands:
+    """XADD of entries with one field, whose name has one byte, to one stream that exists: the command of almost every chunk,
+    with all that is the same in each packed once."""
+
+    __slots__ = ("_start",)
+
+    def __init__(self, key: bytes) -> None:
+        self._start = b"*6\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$10\r\nNOMKSTREAM\r\n" % (len(key), key)
+
+    def pack(self, entry_id: bytes, field: bytes, data: bytes) -> bytes:
+        return b"%b$%d\r\n%b\r\n$1\r\n%b\r\n$%d\r\n%b\r\n" % (
+            self._start,
+            len(entry_id),
+            entry_id,
+            field,
+            len(data),
+            data,
+        )
+
+
+async def exchange(redis: ArqRedis, packed: bytes) -> Any:
+    """Sends one packed command and returns its reply as it came. Not repeated: for reads whose caller comes back anyway."""
+    (reply,) = await exchange_all(redis, [packed])
+    if isinstance(reply, ResponseError):
+        raise reply
+    return reply
+
+
+async def exchange_all(redis: ArqRedis, packed: Sequence[bytes]) -> list[Any]:
+    """The same for several, over one connection; errors are among the replies, as values."""
+    pool = redis.connection_pool
+    connection = await pool.get_connection()
+    try:
+        replies = await converse(connection, b"".join(packed), len(packed))
+    except BaseException:
+        await connection.disconnect(nowait=True)  # the reply may be under way
+        raise
+    finally:
+        await pool.release(connection)
+    return replies
+
+
+async def watch(pipe: Pipeline, names: Sequence[str], *reads: bytes) -> list[Any]:
+    """Begins a transaction that fails if one of these keys is written meanwhile: watches them and reads, at once.
+
+    `pipe` is a fresh pipeline of `redis.pipeline(transaction=True)`, `reads` are packed commands; returns their replies as
+    they came. What is queued then is executed if no other client wrote; else WatchError is raised. Redis-py would take a round
+    trip for each.
+    """
+    connection = await pipe.begin_to_watch()
+    packed = b"".join((pack(b"WATCH", *(name.encode() for name in names)), *reads))
+    replies = await converse(connection, packed, 1 + len(reads))
+    for reply in replies:  # that of WATCH, too: without it nothing would be compared
+        if isinstance(reply, ResponseError):
+            raise reply
+    pipe.multi()  # type: ignore[no-untyped-call]
+    return replies[1:]
+
+
+async def converse(connection: Any, packed: bytes, replies: int) -> list[Any]:
+    """Sends packed commands and returns as many replies, errors among them as values.
+
+    All of it within one time-out: redis-py has one for each step, and a task for each command. Raises ConnectionError if
+    the connection has been closed: a caller that keeps one is to know that it is another one now. Raises WrongServer, too; then
+    the connection is closed.
+    """
+    if not connection.is_connected:
+        raise ConnectionError("The connection was closed.")
+    timeout_s, connection.socket_timeout = connection.socket_timeout, None
+    try:
+        async with asyncio.timeout(timeout_s):
+            await connection.send_packed_command(packed, check_health=False)
+            return [await _reply(connection) for _ in range(replies)]
+    except builtins.TimeoutError:
+        await close_idle(connection)
+        raise TimeoutError("The server did not answer in time.") from None
+    except WrongServer:
+        await connection.disconnect(nowait=True)  # replies may be under way
+        raise
+    finally:
+        connection.socket_timeout = timeout_s
+
+
+async def _reply(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except UNREACHABLE:
+        raise
+    except ResponseError as error:
+        return error

@@ -1,0 +1,63 @@
+"""arq's client, and the payload of a job.
+
+Hidden here: that jobs are JSON (arq's default is pickle, which would run whatever can be written into Redis), and how arq
+lays a job out. Of arq nothing else is used but its worker (worker/arq_worker.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from arq.connections import ArqRedis as _ArqRedis
+from arq.jobs import DeserializationError, deserialize_job_raw
+from arq.jobs import serialize_job as arq_serialize
+from redis.asyncio import ConnectionPool
+
+from shared.store.connections import Pipeline
+from shared.store.keys import Keys
+
+
+def serialize_job(job: dict[str, Any]) -> bytes:
+    return json.dumps(job, separators=(",", ":")).encode()
+
+
+def deserialize_job(payload: bytes) -> dict[str, Any]:
+    job: dict[str, Any] = json.loads(payload)
+    return job
+
+
+class Called(NamedTuple):
+    """What a job's payload says: a function's name and its arguments, and when it was enqueued, in ms."""
+
+    function: str
+    arguments: Sequence[Any]
+    at_ms: int
+
+
+def pack_job(function: str, job_id: str, at_ms: int) -> bytes:
+    """The payload of a job whose function is called with its id."""
+    payload: bytes = arq_serialize(function, (job_id,), {}, None, at_ms, serializer=serialize_job)
+    return payload
+
+
+def unpack_job(payload: bytes) -> Called | None:
+    """None for a payload that is none of ours."""
+    try:
+        function, arguments, _, _, at_ms = deserialize_job_raw(payload, deserializer=deserialize_job)
+    except DeserializationError:
+        return None
+    good = isinstance(function, str) and isinstance(arguments, list) and isinstance(at_ms, int)
+    return Called(function, arguments, at_ms) if good else None
+
+
+class ArqRedis(_ArqRedis):
+    """arq's client, whose jobs are JSON, and which knows as `key` what the keys of this installation are called."""
+
+    def __init__(self, pool: ConnectionPool, keys: Keys) -> None:
+        super().__init__(pool, job_serializer=serialize_job, job_deserializer=deserialize_job)
+        self.key = keys
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        return Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)

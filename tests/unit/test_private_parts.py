@@ -1,0 +1,111 @@
+"""The parts of redis-py and of arq that are used although they are not documented, each by its name.
+
+A new version of either may change them without a word: this says which, before anything else breaks. The file that uses
+redis-py's is shared/store/connections.py; arq's worker is worker/arq_worker.py's, its jobs are shared/store/jobs.py's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+import pytest
+from arq import jobs
+from arq.worker import Function, Retry, Worker, func
+from redis import _parsers
+from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis, SSLConnection
+from redis.asyncio.client import Pipeline
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnection
+
+import shared.store.connections as ours
+from shared.store.connections import open_pool
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+# ---- redis-py
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "wanted"),
+    [
+        (_parsers._AsyncHiredisParser, "on_connect", ["self", "connection"]),
+        (_parsers._AsyncHiredisParser, "parse_error", ["response"]),
+        (AbstractConnection, "connect", ["self"]),
+        (AbstractConnection, "disconnect", ["self", "nowait"]),
+        (AbstractConnection, "send_packed_command", ["self", "command", "check_health"]),
+        (Connection, "_connection_arguments", ["self"]),
+        (SentinelManagedConnection, "_connection_arguments", ["self"]),
+        (BlockingConnectionPool, "release", ["self", "connection"]),
+        (BlockingConnectionPool, "get_connection", None),
+        (SentinelConnectionPool, "get_master_address", ["self"]),
+        (SentinelConnectionPool, "disconnect", ["self", "inuse_connections"]),
+        (Pipeline, "_disconnect_raise_reset", ["self", "conn", "error"]),
+        (Pipeline, "_disconnect_reset_raise", ["self", "conn", "error"]),
+        (Pipeline, "multi", ["self"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_is_overridden_or_called_of_redis_py(owner: type, name: str, wanted: list[str] | None) -> None:
+    found = parameters(getattr(owner, name))
+    assert wanted is None or found == wanted
+
+
+def test_what_is_read_and_set_of_redis_py() -> None:
+    pool: ConnectionPool = BlockingConnectionPool()
+    assert list(pool._available_connections) == []
+    connection = pool.make_connection()
+    assert isinstance(connection._parser, ours._AsyncHiredisParser)
+    assert connection.is_connected is False
+    assert connection.socket_timeout is None
+    assert connection._connection_arguments().keys() == {"host", "port"}
+    assert "ssl" in SSLConnection()._connection_arguments()
+    pipe = Redis(connection_pool=pool).pipeline()
+    pipe.set("k", "v")
+    assert pipe.command_stack == [(("SET", "k", "v"), {})]
+    assert (pipe.watching, pipe.connection, pipe.connection_pool) == (False, None, pool)
+    assert "SET" in pipe.response_callbacks
+
+
+def test_our_connections_override_what_is_there() -> None:
+    """A method that redis-py has no more would be called by nothing."""
+    for mine, theirs in ((ours._Mended, AbstractConnection), (ours._Parser, _parsers._AsyncHiredisParser)):
+        methods = {name for name, value in vars(mine).items() if inspect.isfunction(value)}
+        assert methods <= set(dir(theirs)), mine
+    assert callable(open_pool)
+
+
+# ---- arq
+
+
+def test_what_of_arqs_worker_is_used() -> None:
+    wanted = {"functions", "redis_pool", "queue_name", "handle_signals", "max_jobs", "job_timeout"}
+    assert wanted | {"job_serializer", "job_deserializer"} <= set(parameters(Worker.__init__))
+    assert Retry(1.5).defer_score == 1500
+
+
+async def test_what_of_arqs_worker_is_read() -> None:
+    async def work(ctx: dict[str, Any], job_id: str) -> None: ...
+
+    worker = Worker(
+        [func(work, name="work", timeout=7)], redis_pool=Redis(), handle_signals=False, max_jobs=3, job_timeout=9
+    )
+    assert worker.allow_pick_jobs is True
+    assert (worker.max_jobs, worker.job_timeout_s) == (3, 9)
+    assert worker.loop is not None
+    function = worker.functions["work"]
+    assert isinstance(function, Function)
+    assert (function.coroutine, function.timeout_s) == (work, 7)
+
+
+def test_how_arq_lays_a_job_out() -> None:
+    """An older version of this program may read what a newer one queued."""
+    packed = jobs.serialize_job("f", ("id",), {}, None, 5, serializer=lambda job: json.dumps(job).encode())
+    assert json.loads(packed) == {"t": None, "f": "f", "a": ["id"], "k": {}, "et": 5}
+    assert jobs.deserialize_job_raw(packed, deserializer=json.loads) == ("f", ["id"], {}, None, 5)
+    with pytest.raises(jobs.DeserializationError):
+        jobs.deserialize_job_raw(b"{}", deserializer=json.loads)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from arq import jobs
+from arq.connections import ArqRedis
 from arq.worker import Function, Retry, Worker, func
 from redis import _parsers
 from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis, SSLConnection
@@ -59,7 +60,7 @@ def test_what_is_read_and_set_of_redis_py() -> None:
     pool: ConnectionPool = BlockingConnectionPool()
     assert list(pool._available_connections) == []
     connection = pool.make_connection()
-    assert isinstance(connection._parser, ours._AsyncHiredisParser)
+    assert isinstance(connection._parser, _parsers._AsyncHiredisParser)
     assert connection.is_connected is False
     assert connection.socket_timeout is None
     assert connection._connection_arguments().keys() == {"host", "port"}
@@ -92,7 +93,7 @@ async def test_what_of_arqs_worker_is_read() -> None:
     async def work(ctx: dict[str, Any], job_id: str) -> None: ...
 
     worker = Worker(
-        [func(work, name="work", timeout=7)], redis_pool=Redis(), handle_signals=False, max_jobs=3, job_timeout=9
+        [func(work, name="work", timeout=7)], redis_pool=ArqRedis(), handle_signals=False, max_jobs=3, job_timeout=9
     )
     assert worker.allow_pick_jobs is True
     assert (worker.max_jobs, worker.job_timeout_s) == (3, 9)
@@ -106,6 +107,7 @@ def test_how_arq_lays_a_job_out() -> None:
     """An older version of this program may read what a newer one queued."""
     packed = jobs.serialize_job("f", ("id",), {}, None, 5, serializer=lambda job: json.dumps(job).encode())
     assert json.loads(packed) == {"t": None, "f": "f", "a": ["id"], "k": {}, "et": 5}
-    assert jobs.deserialize_job_raw(packed, deserializer=json.loads) == ("f", ["id"], {}, None, 5)
+    unpacked: tuple[Any, ...] = jobs.deserialize_job_raw(packed, deserializer=json.loads)
+    assert unpacked == ("f", ["id"], {}, None, 5)
     with pytest.raises(jobs.DeserializationError):
         jobs.deserialize_job_raw(b"{}", deserializer=json.loads)

@@ -19,17 +19,20 @@ from shared.errors import Forbidden, Unauthenticated
 from shared.generations.caller import Caller
 
 LOCAL_TENANT = "local"
+_ONLY_KEY = "1"
+"""The id of a tenant's key: it has one."""
 
 
 class Authenticator:
     """`caller(request)` or an error; made once for a process."""
 
     def __init__(self, settings: Settings) -> None:
-        self._digests = [(tenant, _digest(key.get_secret_value())) for tenant, key in settings.api_keys.items()]
+        keys = settings.api_keys.items()
+        self._callers = [(Caller(tenant, _ONLY_KEY), _digest(key.get_secret_value())) for tenant, key in keys]
 
     @property
     def keyless(self) -> bool:
-        return not self._digests
+        return not self._callers
 
     def caller(self, request: Request) -> Caller:
         """Raises Unauthenticated, or Forbidden on a server without keys."""
@@ -39,12 +42,12 @@ class Authenticator:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         digest = _digest(key.strip())
         found = None
-        for tenant, known in self._digests:  # all of them, always: the time must not tell which one was close
+        for caller, known in self._callers:  # all of them, always: the time must not tell which one was close
             if hmac.compare_digest(digest, known):
-                found = tenant
+                found = caller
         if scheme.lower() != "bearer" or found is None:
             raise Unauthenticated("Send `Authorization: Bearer KEY` with one of the keys this server was given.")
-        return Caller(found)
+        return found
 
 
 def is_loopback(host: str) -> bool:

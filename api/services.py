@@ -5,6 +5,7 @@ For example, `services.broker` submits generations, `services.batches` batches, 
 
 from __future__ import annotations
 
+from api.admission import admit
 from api.live.drain import Drain
 from api.live.hub import Hub
 from shared.config.settings import Settings
@@ -28,5 +29,5 @@ class Services(Core):
         name: str,
         confirmer: Confirmer | None = None,
     ) -> None:
-        super().__init__(redis, log, settings, name=name, confirmer=confirmer)
+        super().__init__(redis, log, settings, name=name, confirmer=confirmer, admit=admit)
         self.hub, self.settings, self.drain = hub, settings, drain

@@ -31,6 +31,7 @@ from shared.features.sessions import Sessions, check_id
 from shared.features.webhooks import Webhooks
 from shared.generations.caller import Caller
 from shared.generations.catalogue import Catalogue
+from shared.generations.gate import Admit, Gate
 from shared.generations.outcome import Outcomes
 from shared.generations.settlement import Settlement
 from shared.lib import json
@@ -78,12 +79,14 @@ class Broker:
         outcomes: Outcomes,
         settlement: Settlement,
         confirmer: Confirmer | None = None,
+        admit: Admit | None = None,
     ) -> None:
-        """Without a confirmer nothing that is accepted is confirmed."""
+        """Without a confirmer nothing that is accepted is confirmed; without `admit` all are let in."""
         self.log = log
         self._redis, self._settings, self._confirmer = redis, settings, confirmer
         self._catalogue, self._sessions, self._webhooks = catalogue, sessions, webhooks
         self._outcomes, self._settlement = outcomes, settlement
+        self._gate = Gate(redis.key, sessions, admit)
         self._found = BatchedLookup(log.describe, most=_FOUND_AT_ONCE)
         self._key, self._queue = redis.key, JobQueue(redis)
         self._doubts = UncertainCreates()
@@ -104,8 +107,8 @@ class Broker:
         Once this returns, the generation runs to an outcome whatever happens to the caller. With an idempotency key
         the same request of the same tenant is one generation, however often and wherever it is made at once. With
         `client_history` its session only takes note: the client sends the whole conversation itself.
-        Raises NotFound for an unknown model; BadRequest for a webhook that cannot be called; KeyReused; Unavailable,
-        within 2 s, and then nothing runs.
+        Raises NotFound for an unknown model; BadRequest for a webhook that cannot be called; KeyReused; RateLimited;
+        Unavailable, within 2 s, and then nothing runs.
         """
         asked = request.webhook.url if request.webhook else None
         webhook = self._webhooks.target(caller.tenant, asked, default=bool(request.background))
@@ -118,12 +121,10 @@ class Broker:
             header = self._header(generation_id, request, caller, digest, client_history, webhook)
             # With a key, the caller comes back for this very generation.
             with self._doubts.about(generation_id) if digest is None else nullcontext(), translate_errors():
-                reserve = None
                 if session := header["session"]:
                     await self._settlement.settle_session(caller.tenant, session["id"])
-                    reserve = self._sessions.reserve
                 header["server"] = await self._server()
-                created = await self.log.create(header, body, reserve)
+                created = await self.log.create(header, body, self._gate.reserve(request, caller))
                 await self._promise(header)
             if not created:
                 return Submitted(await self._replayed(generation_id), replayed=True)

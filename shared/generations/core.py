@@ -14,6 +14,7 @@ from shared.features.usage import Ledger
 from shared.features.webhooks import Webhooks
 from shared.generations.broker import Broker
 from shared.generations.catalogue import Catalogue
+from shared.generations.gate import Admit
 from shared.generations.outcome import Outcomes, Transcripts
 from shared.generations.settlement import Settlement
 from shared.generations.tenant_sessions import TenantSessions
@@ -26,9 +27,17 @@ class Core:
     """One of each, for one connection pool. None of them holds anything that has to be closed."""
 
     def __init__(
-        self, redis: ArqRedis, log: StreamLog, settings: Settings, *, name: str, confirmer: Confirmer | None = None
+        self,
+        redis: ArqRedis,
+        log: StreamLog,
+        settings: Settings,
+        *,
+        name: str,
+        confirmer: Confirmer | None = None,
+        admit: Admit | None = None,
     ) -> None:
-        """`name` is this process, as outcomes have it; without a confirmer nothing that is accepted is confirmed."""
+        """`name` is this process, as outcomes have it; without a confirmer nothing that is accepted is confirmed; `admit`
+        may refuse a generation before it exists."""
         self.catalogue = Catalogue(redis)
         self.ledger = Ledger(redis)
         self.webhooks = Webhooks(redis, settings)
@@ -49,5 +58,6 @@ class Core:
             outcomes=self.outcomes,
             settlement=self.settlement,
             confirmer=confirmer,
+            admit=admit,
         )
         self.sessions = TenantSessions(sessions, self.settlement, self.broker)

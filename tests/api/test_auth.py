@@ -8,7 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 
+from api.auth import Authenticator
+from shared.config.settings import Settings
+from shared.generations.caller import Caller
 from tests.support.stack import Stack
 from tests.support.upstream import Pause, ending, words
 from tests.support.wire import KEY_A, KEY_B, Client, Register, ask, frames, refused
@@ -293,3 +297,11 @@ def test_metrics_hold_no_prompt_and_no_key(keyed: Stack) -> None:
     shown = httpx.get(f"{keyed.url}/metrics", trust_env=False).text
     for secret in ("canary", KEY_A, KEY_B, "hello there"):
         assert secret not in shown
+
+
+def test_a_key_becomes_the_caller_that_routes_are_given() -> None:
+    authenticator = Authenticator(Settings(_env_file=None, api_keys="a:first-key-of-a,b:first-key-of-b"))
+    headers = [(b"authorization", b"Bearer first-key-of-b")]
+    assert authenticator.caller(Request({"type": "http", "headers": headers})) == Caller("b", key_id="1")
+    local = Request({"type": "http", "headers": [(b"host", b"localhost")]})
+    assert Authenticator(Settings(_env_file=None)).caller(local) == Caller("local")

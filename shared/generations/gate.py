@@ -1,0 +1,64 @@
+"""What may refuse a generation before it exists, in the transaction that creates its log: admission, then its session.
+
+Hidden here: the order in which they look and take, and that a request made again with its Idempotency-Key is neither
+refused nor counted a second time. A refusal leaves nothing behind but that key, which names the same generation if the
+request is let in later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from shared.chat.request import ChatRequest
+from shared.errors import RateLimited
+from shared.features.sessions import Sessions
+from shared.generations.caller import Caller
+from shared.log.records import Header
+from shared.log.streamlog import Reserve
+from shared.store.keys import Keys
+
+Charge = Callable[[Any], None]
+"""Adds commands to a pipeline that is in MULTI, by which what was let in is counted."""
+
+Admit = Callable[[Caller, ChatRequest, Any], Awaitable[Charge | None]]
+"""Looks, with a pipeline that is not in MULTI yet, whether a request is let in. Raises RateLimited. See `api/admission.py`."""
+
+
+class Gate:
+    """Without `admit`, all are let in."""
+
+    def __init__(self, key: Keys, sessions: Sessions, admit: Admit | None) -> None:
+        self._key, self._sessions, self._admit = key, sessions, admit
+
+    def reserve(self, request: ChatRequest, caller: Caller) -> Reserve:
+        """What `StreamLog.create` is to call. It raises RateLimited, SessionBusy, SessionTooLarge."""
+
+        async def reserve(pipe: Any, header: Header) -> None:
+            charge = await self._admitted(request, caller, pipe, header)
+            if header["session"]:
+                await self._sessions.reserve(pipe, header)
+            elif pipe.watching:
+                pipe.multi()
+            if charge is not None:
+                charge(pipe)
+
+        return reserve
+
+    async def _admitted(self, request: ChatRequest, caller: Caller, pipe: Any, header: Header) -> Charge | None:
+        if self._admit is None:
+            return None
+        try:
+            charge = await self._admit(caller, request, pipe)
+        except RateLimited:
+            if not await self._made_before(pipe, header):
+                raise
+            return None
+        return None if charge is None or await self._made_before(pipe, header) else charge
+
+    async def _made_before(self, pipe: Any, header: Header) -> bool:
+        if header["idempotency"] is None:
+            return False
+        log = self._key.log(header["id"])
+        await pipe.watch(log)
+        return bool(await pipe.exists(log))

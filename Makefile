@@ -94,11 +94,12 @@ bench: $(BIN)/.dev $(USERS)/.stamp ## measure Streamspool alone, a minute or two
 bench-peers: $(BIN)/.dev $(USERS)/.stamp ## install the peers, measure all side by side, write docs/PERFORMANCE.md; ARGS as with bench
 	@STREAMSPOOL_BENCH_PYTHON=$(CURDIR)/$(USERS)/bin/python $(BIN)/python -m tests.bench.compare $(ARGS)
 
-lint: $(BIN)/.dev $(CLIENT_VENVS:%=.venv-%/.stamp) ## ruff, mypy, the layers, the locks
+lint: $(BIN)/.dev $(CLIENT_VENVS:%=.venv-%/.stamp) ## ruff, mypy, the layers, the sizes, the locks
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m tests.support.sizes check
 	@! grep -nE '://|^[[:space:]]*-[^-]|--(index|extra|find|trusted)' $(LOCKS)
 	@$(BIN)/python -m tests.support.locks check requirements.lock=$(VENV) tests/requirements-dev.lock=$(VENV) \
 		$(foreach name,$(CLIENT_VENVS),$(CLIENTS)/$(name).lock=.venv-$(name))

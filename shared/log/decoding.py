@@ -34,10 +34,8 @@ def decode(
     resolve, chunk, kinds, new = shapes is not None, Kind.CHUNK, _KINDS, tuple.__new__
     shape = shapes.at(after) if shapes is not None and after is not None else None
     for entry_id, fields in raw:
-        if after is not None and entry_id == b"%d-%d" % (
-            after[0],
-            after[1] + 1,
-        ):  # as almost always: quicker than to read it
+        # As almost always; to compare is quicker than to read it.
+        if after is not None and entry_id == b"%d-%d" % (after[0], after[1] + 1):
             position = new(Position, (after[0], after[1] + 1))
         else:
             epoch, _, seq = entry_id.partition(b"-")

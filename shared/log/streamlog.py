@@ -16,7 +16,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 from shared.errors import Damaged, Fenced, Forgotten, Gone, LogError, Sealed, Taken
 from shared.lib import json
@@ -247,10 +247,7 @@ class StreamLog:
         Gone.
         """
         key = self._key.log(generation_id)
-        if header is None:
-            found = await self._redis.xrange(key, str(HEADER), str(HEADER))
-            header = json.loads(decode(found)[0].data) if found else None
-        kept_ms = self._kept_ms(header)
+        kept_ms = self._kept_ms(header or await self._header(key))
         looks = pack(b"XREVRANGE", key.encode(), b"+", b"-", b"COUNT", b"1"), pack(b"XLEN", key.encode())
         last = None
         while True:
@@ -261,19 +258,14 @@ class StreamLog:
                         last = self._last(end, generation_id, mine=outcome)
                         if last == SEAL:
                             return
-                        if epoch is not None and last.epoch != epoch:
-                            raise Fenced(generation_id)
-                        if last < after or (length is not None and there != length + last.seq - after.seq):
-                            raise Forgotten(
-                                f"{generation_id} has {there} entries up to {last}, not {length} to {after}"
-                            )
+                        _check_end(generation_id, last, there, epoch=epoch, after=after, length=length)
                     pipe.xadd(key, {Kind.OUTCOME: json.dumps(outcome)}, id=str(SEAL), nomkstream=True)
                     pipe.pexpire(key, kept_ms)
                     pipe.pexpire(self._key.metadata(generation_id), kept_ms)
                     pipe.zrem(self._key.open, generation_id)
                     pipe.sadd(self._key.unsettled, generation_id)
                     added, *_ = await pipe.execute(raise_on_error=False)
-            except WatchError:  # somebody wrote; or the connection broke, whatever was being asked
+            except WatchError:  # another client wrote; or the connection broke, whatever was being asked
                 continue
             except OutOfMemoryError:
                 added = await self._seal_when_full(generation_id, outcome, last, kept_ms)
@@ -286,6 +278,10 @@ class StreamLog:
             if last is None:
                 self._last(await self._redis.xrevrange(key, count=1), generation_id, mine=outcome)
                 return
+
+    async def _header(self, key: str) -> Header | None:
+        found = await self._redis.xrange(key, str(HEADER), str(HEADER))
+        return cast(Header, json.loads(decode(found)[0].data)) if found else None
 
     async def _seal_when_full(self, generation_id: str, outcome: Outcome, last: Position | None, kept_ms: int) -> Any:
         """The same in a script that may write over the memory limit: the end of a stream must not wait for room. With
@@ -559,3 +555,13 @@ class StreamLog:
             if outcome != mine:
                 raise Sealed(outcome)
         return entry.position
+
+
+def _check_end(
+    generation_id: str, last: Position, there: int, *, epoch: int | None, after: Position, length: int | None
+) -> None:
+    """Raises Fenced if a newer attempt than `epoch` has begun, Forgotten if the log lacks entries: see `seal`."""
+    if epoch is not None and last.epoch != epoch:
+        raise Fenced(generation_id)
+    if last < after or (length is not None and there != length + last.seq - after.seq):
+        raise Forgotten(f"{generation_id} has {there} entries up to {last}, not {length} to {after}")

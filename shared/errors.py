@@ -362,7 +362,7 @@ class FileStorageInvalid(FileStorageFailed):
 class StorageFull(StreamspoolError):
     """A running answer could not be stored for as long as it may wait: memory or disk of the server are full.
 
-    A writer raises it (`full` is which, as `shared.store.outage.full` tells it), and the answer ends as failed with what was
+    A writer raises it (`full` is which of the two), and the answer ends as failed with what was
     stored of it. 507 (RFC 4918 §11.5), not 503: by itself the provider would be asked and paid once more, into a server
     that is as full as before.
     """

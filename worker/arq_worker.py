@@ -1,7 +1,7 @@
 """arq's worker, on a queue of our own, with a lease, a doorbell, and no way to die of a Redis outage.
 
 Hidden here: everything arq 0.28 does otherwise. Of it remain the functions with their time-outs, and Retry.
-- Its keys are called `arq:…` whoever uses it, and what runs stays in the queue; ours are in shared/store/queue.py.
+- Its keys are called `arq:…` for every application, and what runs stays in the queue; ours are in shared/store/queue.py.
 - Its in-progress key is our lease: short, renewed while the job runs. A worker that is gone lets it lapse, and any
   other worker's look finds the job.
 - It sleeps between polls; ours is woken by the doorbell, whose payload is the id to start, and by a place that is free
@@ -133,7 +133,7 @@ class StreamWorker(Worker):
                 await self.sweep()
 
     async def answer_doorbell(self) -> None:
-        """Listens for ids: one of ours may have been ended by somebody, any other is new work."""
+        """Listens for ids: one of ours may have been ended elsewhere, any other is new work."""
         async with self._redis.pubsub() as pubsub:
             await pubsub.subscribe(self._key.doorbell)
             asked = False
@@ -185,7 +185,7 @@ class StreamWorker(Worker):
     # ---- taking
 
     async def sweep(self) -> None:
-        """Takes what nobody runs, as far as there is room: its worker is lost, or it was never rung for.
+        """Takes what no worker runs, as far as there is room: its worker is lost, or it was never rung for.
 
         What is lost comes first: from a lane that had no room for all of it, nothing is taken that waits. While leases may be
         gone whose workers live, nothing that was begun is taken over; while it may be forgotten who runs what, nothing at

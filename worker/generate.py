@@ -57,7 +57,7 @@ from shared.log.entry import BEGIN, VERSION, Chunk, Position, Status
 from shared.log.records import Attempt, Header, Outcome
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
-from shared.store.outage import passing
+from shared.store.outage import is_passing
 from shared.store.redis import RedisError, log_redis_error
 from worker.normalizer import Normalizer
 from worker.providers.registry import Provider, split_model
@@ -225,7 +225,7 @@ class Generator:
     async def _say(self, writer: Writer, answer: Normalizer, body: dict[str, Any], served: Served) -> None:
         """Appends what the provider says; raises UpstreamError after all that came is stored.
 
-        Over the limit, it hangs up on the provider, whoever would go on: the answer has its end then, and UpstreamTooLong
+        Over the limit, it hangs up on the provider, which would go on: the answer has its end then, and UpstreamTooLong
         says why.
         """
         asked, limit, size = time.monotonic(), self._settings.max_answer_bytes, 0
@@ -307,7 +307,7 @@ class Generator:
                     )
                 return
             except (RedisError, OSError) as problem:
-                if not passing(problem):
+                if not is_passing(problem):
                     raise
                 log_redis_error("seal", problem)
                 await asyncio.sleep(1)
@@ -345,7 +345,7 @@ class Generator:
 
 def _size(chunks: list[Chunk]) -> int:
     """What they count for the limit of an answer. Not what is stored of them: chunks that are alike are stored as next to
-    nothing, and are as long as ever for whoever reads them."""
+    nothing, and are as long as ever for their readers."""
     # Without max(), which costs as much again.
     return sum([n if (n := len(payload) - _COMMON_BYTES) > _LEAST_BYTES else _LEAST_BYTES for payload, _ in chunks])
 

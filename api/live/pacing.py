@@ -16,14 +16,13 @@ from array import array
 from bisect import bisect_right
 
 from api.errors import outcome_error
-from shared.chat.messages import billable_text
+from shared.chat.messages import CHARACTERS_PER_TOKEN, billable_text
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.log.entry import Entry
 
 TICK_S = 0.02
 """A paced viewer is sent something at most this often: at high rates several tokens go together."""
-_CHARACTERS_PER_TOKEN = 4  # as in shared/features/usage.py
 
 
 def weight(payload: bytes) -> int:
@@ -33,7 +32,7 @@ def weight(payload: bytes) -> int:
     """
     choices = json.loads(payload).get("choices") or ()
     texts = [text for choice in choices for text in billable_text(choice.get("delta") or {})]
-    return max(1, sum(map(len, texts)) // _CHARACTERS_PER_TOKEN)
+    return max(1, sum(map(len, texts)) // CHARACTERS_PER_TOKEN)
 
 
 class TokenClock:

@@ -1,6 +1,6 @@
 """The chat wire format, OpenAI's, as it comes back: chunks, and the fold that makes an answer out of them.
 
-Hidden here: which fields of a request never reach a provider, and how deltas add up. Fields nobody here has heard of
+Hidden here: which fields of a request never reach a provider, and how deltas add up. Unknown fields
 are let through. What a request may look like is in `request.py`.
 """
 
@@ -13,7 +13,7 @@ from shared.config.formats import WIRE_FORMATS
 EXTENSION_FIELDS = frozenset(
     "on_interruption on_disconnect session_id session_policy session_trim session_max_tokens session_keep_partial "
     "store_reasoning background max_tokens_per_s webhook "
-    # OpenAI's own, but they are for whoever keeps the answer, and that is us. To pass `store` on would leave a second
+    # OpenAI's own, but they are for the keeper of the answer, and that is us. To pass `store` on would leave a second
     # copy of the prompt with the provider; and without it OpenAI refuses `metadata`.
     "store metadata".split()
 )

@@ -19,7 +19,7 @@ from shared.config.redis_url import parse, without_password
 from shared.config.settings import FILE, Settings, SettingsInvalid, environment
 from shared.errors import StreamspoolError, Unusable
 from shared.store.contact import tls_mismatch
-from shared.store.outage import hopeless, reason
+from shared.store.outage import reason, why_hopeless
 from shared.store.redis import RedisError, connect
 
 _PROVIDER_KEY = re.compile(r"\w+_API_KEY|HF_TOKEN")
@@ -61,7 +61,7 @@ async def _database(settings: Settings) -> list[Finding]:
     except Unusable as error:
         return [Finding(False, "Redis", f"{where}: {error.message}")]
     except (RedisError, OSError) as error:
-        if why := hopeless(error) or await tls_mismatch(parse(url)):
+        if why := why_hopeless(error) or await tls_mismatch(parse(url)):
             return [Finding(False, "Redis", f"{where} {why}. Correct REDIS_URL.")]
         return [
             Finding(

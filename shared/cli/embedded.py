@@ -227,7 +227,7 @@ class EmbeddedValkey:
         self._close_to_others()
 
     def _close_to_others(self) -> None:
-        """What is there already may have been made by an older version, or in a directory that somebody else made."""
+        """What is there already may have been made by an older version, or in a directory that another user made."""
         private.close_if_ours(self._dir, _OURS)
         for path in (*map(self._dir.joinpath, _OURS), *self._dir.joinpath(_APPEND_ONLY).glob("*")):
             private.close_to_others(path)
@@ -242,7 +242,7 @@ class EmbeddedValkey:
             directory = Path("/tmp", name)
         directory.mkdir(mode=0o700, exist_ok=True)
         found = directory.lstat()
-        # Anybody may create names in a temp directory: only one that is ours alone may hold the socket.
+        # Any user may create names in a temp directory: only one that is ours alone may hold the socket.
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise CannotStart(f"{directory} belongs to somebody else. Use a shorter data directory with --data-dir.")
         self._own_socket_dir, self._socket = directory, directory / "valkey.sock"
@@ -257,7 +257,7 @@ class EmbeddedValkey:
         except OSError:
             directory = information = None
         pid = re.search(rb"process_id:(\d+)", information) if isinstance(information, bytes) else None
-        # Two servers on one append-only file destroy it: whoever is there and is not known to be ours stops us.
+        # Two servers on one append-only file destroy it: any server that is there and is not known to be ours stops us.
         if directory != [b"dir", os.fsencode(self._dir)] or pid is None:
             raise CannotStart(f"Something else answers on {self._socket}, or hangs. End it, or use another --data-dir.")
         return int(pid[1])
@@ -297,7 +297,7 @@ def _exists(pid: int) -> bool:
 
 
 def _command(path: Path, *words: str) -> Any:
-    """One command over a connection of its own, without a client library. Raises OSError when nobody answers in time.
+    """One command over a connection of its own, without a client library. Raises OSError when no answer comes in time.
 
     An error reply is returned as the exception object it is: equal to nothing a caller hopes for.
     """

@@ -68,7 +68,7 @@ class Address:
         self._held = socket.socket()
 
     def __enter__(self) -> Self:
-        # Bound, but not listening: no connection comes here, and nobody else's can take the port meanwhile. The server
+        # Bound, but not listening: no connection comes here, and no other program can take the port meanwhile. The server
         # binds it too, which the kernel allows to the same user if both say so.
         self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._held.bind((_HOST, 0))

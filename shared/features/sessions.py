@@ -17,7 +17,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from shared.chat.messages import Messages, after_last_answer, characters, new_messages, turn_message
+from shared.chat.messages import (
+    CHARACTERS_PER_TOKEN,
+    Messages,
+    after_last_answer,
+    characters,
+    new_messages,
+    turn_message,
+)
 from shared.config.settings import Settings
 from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
 from shared.features.effect import Commands, Ended
@@ -31,7 +38,6 @@ from shared.store.transaction import commit
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _PAGE = 100
-_CHARACTERS_PER_TOKEN = 4
 _TURNS = frozenset({Status.COMPLETED, Status.INCOMPLETE})
 NOT_FOUND = "There is no session with this id. It may have expired, or belong to another key."
 
@@ -48,7 +54,7 @@ def check_id(session_id: str) -> str:
 
 def estimate_tokens(messages: Sequence[dict[str, Any]]) -> int:
     """A quarter of the characters: what a session's limits go by, whatever model it is asked with."""
-    return sum(map(characters, messages)) // _CHARACTERS_PER_TOKEN
+    return sum(map(characters, messages)) // CHARACTERS_PER_TOKEN
 
 
 def _terms(header: Header) -> SessionTerms:

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 from shared.chat import tokens
-from shared.chat.messages import Texts, characters
+from shared.chat.messages import CHARACTERS_PER_TOKEN, Texts, characters
 from shared.features.effect import Commands, Ended
 from shared.log.records import Header, Outcome
 from shared.store.availability import translate_errors
@@ -21,7 +21,6 @@ from shared.store.redis import ArqRedis
 
 Source = Literal["provider", "tokenizer", "estimate"]
 
-_CHARACTERS_PER_TOKEN = 4
 _LEDGER_S = 400 * 86400
 """How long a day is kept, from its last entry on."""
 _SEPARATOR = "\x1f"
@@ -44,9 +43,9 @@ async def measure(
     if counted := await tokens.count(model, prompt, text.content, text.reasoning):
         return Measured(_usage(counted["prompt"], counted["answer"], counted["reasoning"]), "tokenizer")
     asked = sum(characters(message.get("content")) for message in prompt)
-    whole = (len(text.content) + len(text.reasoning)) // _CHARACTERS_PER_TOKEN
-    reasoning = len(text.reasoning) // _CHARACTERS_PER_TOKEN
-    return Measured(_usage(asked // _CHARACTERS_PER_TOKEN, whole - reasoning, reasoning), "estimate")
+    whole = (len(text.content) + len(text.reasoning)) // CHARACTERS_PER_TOKEN
+    reasoning = len(text.reasoning) // CHARACTERS_PER_TOKEN
+    return Measured(_usage(asked // CHARACTERS_PER_TOKEN, whole - reasoning, reasoning), "estimate")
 
 
 def _usage(prompt: int, answer: int, reasoning: int) -> dict[str, Any]:

@@ -50,8 +50,8 @@ _NOT_PUBLIC = tuple(
     )
 )
 """IANA's registries of special-purpose addresses (RFC 6890, 8190), whole, and multicast; of IPv6, what lies in 2000::/3. Also
-what is reachable from everywhere there: it is nobody's web server. Not left to the standard library, whose list depends on
-the version of Python: that of 3.11 lacks six of these blocks."""
+what is reachable from everywhere there: no web server is meant to be there. Not left to the standard library, whose list
+depends on the version of Python: that of 3.11 lacks six of these blocks."""
 
 _WEB_PORT = 443
 _FIRST_HIGH_PORT = 1024

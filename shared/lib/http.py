@@ -2,9 +2,9 @@
 
 Hidden here: httpx, of which we want the words and not the client (proxies and netrc from the environment, redirects,
 cookies), and the transport under it, which is aiohttp's: a paced chunk costs a quarter of what it does through httpx's
-own, and all that came in one packet is read at once. Everybody else sees a client, a response and five errors.
+own, and all that came in one packet is read at once. All other code sees a client, a response and five errors.
 
-A kept connection may have been closed by the server while nobody looked, and that shows only when the next request goes
+A kept connection may have been closed by the server while it was idle, and that shows only when the next request goes
 out. If nothing of a response came on a connection that was used before, the request is made again at once, on a new one:
 RFC 9112 §9.3.1 has it for requests that can be repeated, browsers do it for all (Chromium's HttpNetworkTransaction), since
 a server that has closed has read nothing. Never twice, and never once a byte of the response has come.
@@ -47,7 +47,7 @@ InvalidURL = httpx.InvalidURL
 
 _IDLE_S = 30.0
 _READ_AHEAD = 64 * 1024
-"""Bytes aiohttp may hold, twice, before it stops reading from a provider whose stream nobody takes."""
+"""Bytes aiohttp may hold, twice, before it stops reading from a provider whose stream is not read."""
 _HEADER_LINE = 64 * 1024
 
 
@@ -175,7 +175,7 @@ class _Stale(Exception):
 class _Handler(ResponseHandler):
     """One connection, which also remembers what aiohttp forgets when it breaks.
 
-    And it closes where something comes that nobody asked for: a 408 before a kept connection is closed, or more than the
+    And it closes where something comes that was not asked for: a 408 before a kept connection is closed, or more than the
     body said. aiohttp would keep it for the next request, perhaps another tenant's, as the response to that.
     """
 

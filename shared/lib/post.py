@@ -1,11 +1,11 @@
 """One POST to one address, over a connection of its own, of whose answer only the head counts: how webhooks are sent.
 
 Hidden here: HTTP/1.1 as far as that takes it. The status line decides as soon as the head is there: how the body is framed,
-whether it comes slowly, without end, cut off or not at all is nobody's business (RFC 9112 §2.2 lets a recipient take bare
+whether it comes slowly, without end, cut off or not at all does not matter (RFC 9112 §2.2 lets a recipient take bare
 line feeds; RFC 9110 §15.2 has any number of 1xx before the answer). No library for it, because each that there is reads
 the framing first and takes an answer for none when that is odd.
 
-Whoever looked the name up and approved of the address must not have it looked up again by a library (DNS rebinding), nor
+The caller has looked the name up and approved of the address: it must not be looked up again by a library (DNS rebinding), nor
 find a kept connection by the address alone: Host, SNI and certificate are the name's, the connection is the address's.
 """
 
@@ -34,7 +34,7 @@ _SWITCHING = 101
 
 
 class NotConnected(Exception):
-    """Nobody listens there, or TLS failed."""
+    """Nothing listens there, or TLS failed."""
 
 
 class NotAnswered(Exception):

@@ -1,7 +1,7 @@
-"""Files and directories that nobody else on this machine can read: what is kept here are other people's prompts.
+"""Files and directories that no other user of this machine can read: what is kept here are other people's prompts.
 
 Hidden here: that `mkdir(parents=True)` gives its mode to the last directory alone, and that a chmod must not follow a link
-that somebody else has put there. Only what is this user's own is changed.
+that another user has put there. Only what is this user's own is changed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ UMASK = 0o077
 
 _OTHERS = 0o077
 _SHARED = stat.S_ISVTX | stat.S_ISGID
-"""Somebody meant others to write here: /tmp, a group's volume."""
+"""Others are meant to write here: /tmp, a group's volume."""
 
 
 def make_directory(path: Path) -> None:
@@ -33,10 +33,10 @@ def opener(path: str, flags: int) -> int:
 
 
 def close_to_others(path: Path) -> None:
-    """Takes a file or directory of this user's from everybody else. Links, and what belongs to others, stay as they are."""
+    """Takes a file or directory of this user's from all others. Links, and what belongs to others, stay as they are."""
     try:
         found = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:  # not there, a link, a socket, or somebody else's
+    except OSError:  # not there, a link, a socket, or another user's
         return
     try:
         about = os.fstat(found)

@@ -58,7 +58,7 @@ class MovingTimeout:
         except asyncio.CancelledError:
             if self._rang:
                 self._rang = False
-                if task.uncancel() <= cancelling:  # else somebody else wants the task to end as well
+                if task.uncancel() <= cancelling:  # else another caller wants the task to end as well
                     raise MovingTimeout.Rang from None
             raise
         finally:
@@ -91,7 +91,7 @@ class MovingTimeout:
 class BatchedLookup(Generic[T]):
     """A look-up by key that asks for many keys at once: all that are wanted while the one before is under way.
 
-    Nobody gets an answer that was asked for before they came, so one reads what one has written.
+    No caller gets an answer that was asked for before it came, so each reads what it has written.
     """
 
     def __init__(self, ask: Callable[[list[str]], Awaitable[Sequence[T]]], *, most: int) -> None:
@@ -124,7 +124,7 @@ class BatchedLookup(Generic[T]):
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:
-    """Those who asked may all be gone: nobody has to hear of the error then."""
+    """All callers may be gone: the error is for none of them then."""
     if not future.cancelled():
         future.exception()
 
@@ -139,7 +139,7 @@ class FairTurns:
         self._counting = False
 
     async def turn(self) -> None:
-        """Returns at once as long as nobody waits."""
+        """Returns at once as long as no caller waits."""
         loop = asyncio.get_running_loop()
         if not self._counting:
             self._counting = True

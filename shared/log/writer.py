@@ -18,7 +18,7 @@ from shared.log.entry import AT, NOTE, Chunk, Position
 from shared.log.envelope import MARK, WHOLE, EnvelopeEncoder
 from shared.log.retained import ATTEMPT_BYTES, Retained
 from shared.store.commands import ChunkCommands, pack
-from shared.store.outage import full
+from shared.store.outage import what_is_full
 from shared.store.redis import UNREACHABLE, ResponseError, log_redis_error
 
 _BACKOFF_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -117,7 +117,7 @@ class Writer:
                 await self._appender.look()
                 continue
             if seq - before < len(chunks):
-                if what := full(reply):
+                if what := what_is_full(reply):
                     full_at = full_at or self._time()
                     if self._time() - full_at >= FULL_S:
                         raise StorageFull(full=what)

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from shared.errors import Gone, NotFound, StreamspoolError, Unavailable
 from shared.lib.telemetry import REDIS_ERRORS
-from shared.store.outage import full, log_redis_error
+from shared.store.outage import log_redis_error, what_is_full
 from shared.store.redis import RedisError
 
 NO_STREAM = "There is no stream with this id. It may have expired, or belong to another key."
@@ -48,7 +48,7 @@ def translate_errors() -> Iterator[None]:
         raise NotFound(NO_STREAM) from None
     except (RedisError, OSError) as error:
         log_redis_error("broker", error)
-        what = full(error)
+        what = what_is_full(error)
         raise Unavailable(_SAID[what], code="storage_full" if what else "storage_unavailable") from error
 
 

@@ -2,7 +2,7 @@
 
 Hidden here: the one connection of a process that asks, and that all who wait share one answer. It writes a marker and then
 asks `WAITAOF 1 0`, and `WAIT 1` where a replica follows: both speak of the asking connection's own last write, so without
-a marker they would say yes at once; with it they speak of all that this server had answered to anybody before.
+a marker they would say yes at once; with it they speak of all that this server had answered to any client before.
 
 What a yes means: the append-only file's bytes have reached the kernel, so the death of the server's process cannot take
 them, and a replica, where there is one, has them too. It is not an fsync: with `appendfsync everysec` a power cut may still
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import CONFIRM_SECONDS
 from shared.store.commands import converse, pack
-from shared.store.outage import full
+from shared.store.outage import what_is_full
 from shared.store.redis import ArqRedis, RedisError, ResponseError
 
 _ASK_MS = 1000
@@ -33,7 +33,7 @@ _PAUSE_S = 0.01
 _FRESH_S = 1.0
 MISSED_S = 0.02
 """Where something is not there that ought to be, the server may have been started again just now: that takes less than a
-second. Not at once each time, since anybody can ask for what is not there."""
+second. Not at once each time, since any client can ask for what is not there."""
 _LAG_S = 10
 """A replica that has said nothing for longer counts no more: it could not follow the master either."""
 
@@ -163,11 +163,11 @@ class Confirmer:
                 await pool.release(connection)
 
     async def _ask(self, connection: Any, waiting: Sequence[asyncio.Future[Confirmed]]) -> Confirmed | None:
-        """Asks until the answer is yes; None if by then nobody waits for it any more. The marker is written once: a replica
+        """Asks until the answer is yes; None if by then no caller waits for it any more. The marker is written once: a replica
         that is always a second behind would never have the newest."""
         mark = pack(b"SET", self._mark.encode(), b"1", b"PX", b"%d" % _MARK_MS)
         *info, marked = await converse(connection, b"".join((*INFO, mark)), len(INFO) + 1)
-        if full(marked) == "memory":
+        if what_is_full(marked) == "memory":
             life = b"%d" % _MARK_MS
             marked = await self._exchange(connection, b"EVAL", _MARK_SCRIPT, b"1", self._mark.encode(), life)
         if isinstance(marked, ResponseError):  # no room on the disk, or a replica by now

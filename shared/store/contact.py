@@ -15,7 +15,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from shared.config.redis_url import Address, parse, without_password
 from shared.errors import Unusable
 from shared.lib.telemetry import get_logger
-from shared.store.outage import cause, hopeless
+from shared.store.outage import cause, why_hopeless
 from shared.store.redis import ArqRedis, connect
 
 logger = get_logger(__name__)
@@ -26,7 +26,7 @@ _PROBE_S = 1.0
 async def check_server(url: str) -> None:
     """Looks at the server once: logs what in its settings can lose or refuse streams.
 
-    A server that is away, loading, full or has no room on its disk is waited for by whoever uses it, so nothing happens
+    A server that is away, loading, full or has no room on its disk is waited for where it is used, so nothing happens
     here but a line in the log that says why: containers start in any order. Raises Unusable where waiting cannot help.
     """
     redis = connect(url, max_connections=1)
@@ -37,7 +37,7 @@ async def check_server(url: str) -> None:
         await _warn_of_silence(redis)
         await _warn_of_risks(redis, parse(url))
     except (RedisError, OSError) as error:
-        if why := hopeless(error) or await tls_mismatch(parse(url)):
+        if why := why_hopeless(error) or await tls_mismatch(parse(url)):
             raise Unusable(f"REDIS_URL: {without_password(url)} {why.rstrip('.')}.") from None
         logger.warning("waiting for redis", url=without_password(url), **cause(error))
     finally:
@@ -90,7 +90,7 @@ async def _warn_of_risks(redis: ArqRedis, address: Address) -> None:
 
 
 async def tls_mismatch(address: Address) -> str:
-    """What the two ends disagree about, if that is TLS; empty if not, or nobody answers.
+    """What the two ends disagree about, if that is TLS; empty if not, or if nothing answers.
 
     A Redis without TLS waits for the end of the line that begins with a handshake; one with TLS hangs up on a command. And
     one that wants a certificate of ours says so after the handshake, which is lost if we have sent something by then.
@@ -106,7 +106,7 @@ async def tls_mismatch(address: Address) -> str:
     try:
         await _ask(address, address.tls.context(), read=True)
     except ssl.SSLError as error:
-        return hopeless(error)
+        return why_hopeless(error)
     return ""
 
 

@@ -73,7 +73,7 @@ class SessionKeys(NamedTuple):
 
 
 class OldKeys:
-    """What the queue was called before it was ours: arq's own names, the same for whoever uses arq in this database."""
+    """What the queue was called before it was ours: arq's own names, the same for all its applications in this database."""
 
     queue = "arq:queue"
     reaper = f"{PREFIX}:reaper"

@@ -2,7 +2,7 @@
 
 Hidden here: whose a job under those names is, since any arq application uses the same; that an older process may be at
 work beside us, on the same jobs. What such a worker runs has a lease, and is left to it until that lapses. Needed until
-nobody updates from a version that says `arq:queue`.
+no installation updates from a version that says `arq:queue`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KEEP_AWAY_MS = 15_000
 
 
 async def adopt(redis: ArqRedis, *, paused: bool) -> int:
-    """Moves the jobs that nobody runs into our queue, and rings for them; returns how many it were.
+    """Moves the jobs that no worker runs into our queue, and rings for them; returns how many it were.
 
     While `paused`, leases may be gone whose workers live: what was begun is left alone.
     """
@@ -60,7 +60,7 @@ async def _adopt(redis: ArqRedis, old: OldKeys, page: Mapping[str, float], *, pa
         try:
             if len(pipe):
                 await pipe.execute()
-        except WatchError:  # somebody was quicker with one of them: at the next look
+        except WatchError:  # another worker was quicker with one of them: at the next look
             return 0
     return moved
 

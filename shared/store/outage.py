@@ -69,8 +69,8 @@ _CLASSES = {
 }
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"})
 _SPREAD = 0.25
-_COMPLAIN_EVERY_S = 5.0
-_complained: dict[str, float] = {}
+_LOG_EVERY_S = 5.0
+_logged_at: dict[str, float] = {}
 
 
 class WrongServer(ResponseError):
@@ -84,7 +84,7 @@ UNREACHABLE = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, W
 # ---- reasons
 
 
-def said(error: object) -> str:
+def server_message(error: object) -> str:
     """The server's own words in an error reply: its first 120 characters, without the command."""
     text = str(error)
     if found := _ANNOTATED.fullmatch(text):
@@ -92,34 +92,34 @@ def said(error: object) -> str:
     return text[:_SAID_CHARACTERS]
 
 
-def word(error: object) -> str:
+def error_word(error: object) -> str:
     """The first word of an error reply: `OOM`, `MISCONF`, `ERR`."""
     for kind, name in _CLASSES.items():
         if isinstance(error, kind):
             return name
-    return said(error).partition(" ")[0] if isinstance(error, ResponseError) else ""
+    return server_message(error).partition(" ")[0] if isinstance(error, ResponseError) else ""
 
 
-def wrong_server(error: object) -> bool:
+def is_wrong_server(error: object) -> bool:
     """Whether a reply, or what was raised, says that the connection leads to the wrong server."""
-    return word(error) in WRONG_SERVER
+    return error_word(error) in WRONG_SERVER
 
 
-def full(error: object) -> Literal["memory", "disk"] | None:
+def what_is_full(error: object) -> Literal["memory", "disk"] | None:
     """What of a server is full that refused with this error; None for any other error."""
-    return FULL.get(word(error))
+    return FULL.get(error_word(error))
 
 
-def passing(error: object) -> bool:
+def is_passing(error: object) -> bool:
     """Whether the same may well be tried again as it is: the server is away, not the right one, full or busy."""
-    return isinstance(error, UNREACHABLE) or word(error) in _PASSING
+    return isinstance(error, UNREACHABLE) or error_word(error) in _PASSING
 
 
 def cause(error: object) -> dict[str, str]:
     """What a log line says about a failure: the kind of `error`, and what the server `said` or else the `reason`."""
     found = {"error": type(error).__name__}
     if isinstance(error, ResponseError):
-        return {**found, "said": said(error)}
+        return {**found, "said": server_message(error)}
     text = reason(error)
     return {**found, "reason": text} if text else found
 
@@ -133,7 +133,7 @@ def reason(error: object) -> str:
     return ""
 
 
-def hopeless(error: BaseException) -> str:
+def why_hopeless(error: BaseException) -> str:
     """Why waiting cannot help, as the end of a sentence about REDIS_URL; empty if it can.
 
     Names that are not known, and sockets that are not there, may come later: containers start in any order.
@@ -142,15 +142,15 @@ def hopeless(error: BaseException) -> str:
     for link in _chain(error):
         if isinstance(link, AuthenticationError):
             which = " (`sentinel_password`)" if asked else ""
-            return f"{asked}refuses the password or user{which}: {said(link)}"
+            return f"{asked}refuses the password or user{which}: {server_message(link)}"
         if isinstance(link, InvalidResponse):
             return f"{asked}does not speak Redis's protocol; is that the right port?"
         if isinstance(link, UnicodeError):
             return "has no host name that can be looked up"
         if _fails_again(link):
             return f"{asked}cannot be used: {_words(link)}"
-        if isinstance(link, ResponseError) and not isinstance(link, NoPermissionError) and not passing(link):
-            return f"{asked}cannot be used: {said(link)}"
+        if isinstance(link, ResponseError) and not isinstance(link, NoPermissionError) and not is_passing(link):
+            return f"{asked}cannot be used: {server_message(link)}"
     return ""
 
 
@@ -177,7 +177,7 @@ def _words(error: BaseException) -> str:
     if isinstance(error, TimeoutError | builtins.TimeoutError):
         return "no answer in time"
     if isinstance(error, AuthenticationError | ResponseError):
-        return said(error)
+        return server_message(error)
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
     if isinstance(error, ConnectionError) and error.args and not (error.__cause__ or error.__context__):
@@ -239,8 +239,8 @@ def log_redis_error(part: str, error: object, **about: Any) -> None:
     if failed is None:
         REDIS_ERRORS.labels(part).inc()
     now = time.monotonic()
-    if now - _complained.get(part, -_COMPLAIN_EVERY_S) >= _COMPLAIN_EVERY_S:
-        _complained[part] = now
+    if now - _logged_at.get(part, -_LOG_EVERY_S) >= _LOG_EVERY_S:
+        _logged_at[part] = now
         if failed is not None:
             logger.warning("file storage failed", part=part, why=failed.why, **about)
         else:

@@ -14,8 +14,8 @@ have lapsed. Whatever is done twice does no harm:
 | `hand_back` | added | removed | removed | |
 | `end` | removed | removed | removed | removed |
 
-A job may be put while it runs, which nobody who puts can know in one round trip: then it is in both sets, who comes for it
-does not get its lease, and who runs it strikes it off where it waits. Methods raise RedisError and OSError.
+A job may be put while it runs, since `put` cannot know that in one round trip: then it is in both sets, a worker that comes
+for it does not get its lease, and the one that runs it strikes it off where it waits. Methods raise RedisError and OSError.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Job:
     lane: Lane
     payload: bytes
     begun: bool
-    """Whether somebody else had it before."""
+    """Whether another worker had it before."""
 
     def called(self) -> Called | None:
         """None for a payload that is none of ours."""
@@ -99,7 +99,7 @@ def heard(payload: str) -> tuple[str, Lane]:
 
 
 class JobQueue:
-    """All jobs of one installation. It keeps no state: whoever has a client can have one."""
+    """All jobs of one installation. It keeps no state: one is made wherever there is a client."""
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis, self._key = redis, redis.key
@@ -189,10 +189,10 @@ class JobQueue:
         return {job_id for job_id, score in zip(job_ids, scores, strict=True) if score is not None}
 
     async def take(self, wanted: Sequence[tuple[str, Lane]], lease: Lease, *, begun: bool) -> Taken:
-        """Takes the leases of those that nobody has, in one round trip; `move` is to follow, and needs no waiting for.
+        """Takes the leases of those that no worker has, in one round trip; `move` is to follow, and needs no waiting for.
 
         A lease names its holder: taking one whose reply was lost is taking it again, not a refusal. `begun` says that
-        somebody had them before. On a full server those and batches are taken all the same, because they can be ended
+        a worker had them before. On a full server those and batches are taken all the same, because they can be ended
         there; raises OutOfMemoryError if there is none of them.
         """
         try:
@@ -254,14 +254,14 @@ class JobQueue:
         return [job for job, renewed in zip(held, there, strict=True) if not renewed]
 
     async def restore(self, jobs: Iterable[tuple[str, Lane]], lease: Lease) -> None:
-        """Takes back the leases of jobs that run, which Redis has let go or forgotten, unless somebody else has them."""
+        """Takes back the leases of jobs that run, which Redis has let go or forgotten, unless another worker has them."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id, _ in jobs:
                 pipe.set(self._key.lease(job_id), lease.holder, px=lease.ms, nx=True)
             await commit(pipe)
 
     async def hand_back(self, job: Job, holder: str) -> None:
-        """Puts it back where it stood before, for any worker to find at once; unless it is somebody else's by now."""
+        """Puts it back where it stood before, for any worker to find at once; unless it is another worker's by now."""
         lease, called = self._key.lease(job.id), job.called()
 
         def give(pipe: Any, found: list[Any]) -> None:
@@ -277,7 +277,7 @@ class JobQueue:
             await self._redis.delete(lease)
 
     async def end(self, job: Job) -> None:
-        """It is done. Not one transaction, which a full Redis 7.0 would refuse: nobody can take what is in no set."""
+        """It is done. Not one transaction, which a full Redis 7.0 would refuse: what is in no set cannot be taken."""
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.zrem(self._key.waiting(job.lane), job.id)
             pipe.zrem(self._key.running(job.lane), job.id)

@@ -24,7 +24,7 @@ from shared.errors import Unusable
 from shared.store.connections import Place, open_pool
 from shared.store.jobs import ArqRedis
 from shared.store.keys import Keys
-from shared.store.outage import UNREACHABLE, WrongServer, log_redis_error, run_while_redis_is_away, wrong_server
+from shared.store.outage import UNREACHABLE, WrongServer, is_wrong_server, log_redis_error, run_while_redis_is_away
 
 __all__ = [
     "UNREACHABLE",
@@ -37,7 +37,7 @@ __all__ = [
     "connect",
     "log_redis_error",
     "run_while_redis_is_away",
-    "wrong_server",
+    "is_wrong_server",
 ]
 
 

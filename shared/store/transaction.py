@@ -44,7 +44,7 @@ of its words and these. Keys are not declared: one server holds all of them."""
 _NOTHING_SEEN = "-"
 
 _UNLIMITED = 3
-"""So many tries follow each other at once; then somebody breaks every connection, or writes without end."""
+"""So many tries follow each other at once; then every connection breaks, or another client writes without end."""
 _LONGEST_PAUSE_S = 0.1
 
 
@@ -80,10 +80,10 @@ async def transact(
     *,
     raise_on_error: bool = True,
 ) -> list[Any]:
-    """Compare and set: what `queue` adds to the pipeline for what was seen is done if nobody wrote meanwhile, all or none.
+    """Compare and set: what `queue` adds to the pipeline for what was seen is done, all or none, unless another client wrote.
 
     `names` are the keys to be watched, `looks` commands that read them and nothing else. `queue(pipe, replies)` is called
-    with their replies, as they came, and again after somebody wrote. It may raise, or add nothing: then nothing is done.
+    with their replies, as they came, and again after another client wrote. It may raise, or add nothing: then nothing is done.
     Returns the replies to what it added.
     """
     tries, moved = 0, False
@@ -98,7 +98,7 @@ async def transact(
                     return []
                 replies: list[Any] = await pipe.execute(raise_on_error=raise_on_error)
                 return replies
-        except WatchError:  # somebody wrote; or the connection broke, whatever was being asked
+        except WatchError:  # another client wrote; or the connection broke, whatever was being asked
             tries += 1
             if tries > _UNLIMITED:
                 await asyncio.sleep(min(0.001 * 2**tries, _LONGEST_PAUSE_S))
@@ -130,7 +130,7 @@ async def _over_the_limit(
             return []
         done = await _run(pipe, [len(looks), digest, *looked, *_words(commands)], refusal)
         if done is None:
-            raise WatchError("Somebody wrote meanwhile.")
+            raise WatchError("Another client wrote meanwhile.")
         replies = await _answered(pipe, commands, done)
     if raise_on_error:
         _raise_first(replies)

@@ -262,7 +262,7 @@ def test_a_directory_without_room_or_rights_says_so(tmp_path: Path, why: str) ->
 
 
 def test_a_loop_that_the_storage_stopped_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.store.outage._complained", {})
+    monkeypatch.setattr("shared.store.outage._logged_at", {})
     with structlog.testing.capture_logs() as logs:
         log_redis_error("batch", FileStorageRefused(), batch_id="b")
         log_redis_error("batch", ConnectionError(), batch_id="b")

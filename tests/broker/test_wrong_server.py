@@ -11,7 +11,7 @@ import pytest
 import redis as sync_redis
 
 from shared.store.commands import converse, exchange, pack, watch
-from shared.store.outage import UNREACHABLE, WRONG_SERVER, word, wrong_server
+from shared.store.outage import UNREACHABLE, WRONG_SERVER, error_word, is_wrong_server
 from shared.store.redis import ArqRedis, RedisError, ResponseError, WrongServer, connect
 from shared.store.transaction import commit, transact
 from tests.support.pair import Pair
@@ -96,7 +96,7 @@ async def refused_value(client: ArqRedis) -> None:
     """Errors are values in this reply; nobody raises anything."""
     async with client.pipeline(transaction=False) as pipe:
         pipe.set("k", b"new")
-        assert [wrong_server(reply) for reply in await pipe.execute(raise_on_error=False)] == [True]
+        assert [is_wrong_server(reply) for reply in await pipe.execute(raise_on_error=False)] == [True]
 
 
 async def refused_exchange(client: ArqRedis) -> None:
@@ -192,7 +192,7 @@ async def test_each_word_of_the_list_costs_the_connection(said: str, tmp_path: P
         proxy.answer(f"-{said} whatever it says\r\n".encode())
         with pytest.raises(UNREACHABLE) as raised:
             await client.set("k", b"1")
-        assert word(raised.value) == said
+        assert error_word(raised.value) == said
         with pytest.raises(UNREACHABLE):
             await exchange(client, pack(b"PING"))
         proxy.heal()

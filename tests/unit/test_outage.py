@@ -25,14 +25,14 @@ from shared.store.outage import (
     Pauses,
     WrongServer,
     cause,
-    full,
-    hopeless,
+    error_word,
+    is_passing,
+    is_wrong_server,
     log_redis_error,
-    passing,
     reason,
-    said,
-    word,
-    wrong_server,
+    server_message,
+    what_is_full,
+    why_hopeless,
 )
 
 ANNOTATED = (
@@ -112,22 +112,22 @@ def test_what_has_no_reason_behind_it_speaks_for_itself() -> None:
     ],
 )
 def test_the_word_of_a_refusal_is_the_servers(error: object, first: str) -> None:
-    assert word(error) == first
+    assert error_word(error) == first
 
 
 def test_what_was_sent_is_never_said() -> None:
     error = ResponseError(ANNOTATED.format("OOM command not allowed"))
-    assert said(error) == "OOM command not allowed"
+    assert server_message(error) == "OOM command not allowed"
     assert cause(error) == {"error": "ResponseError", "said": "OOM command not allowed"}
-    assert len(said(ResponseError("x" * 1000))) == 120
+    assert len(server_message(ResponseError("x" * 1000))) == 120
 
 
 def test_full_servers_are_told_apart() -> None:
-    assert full(OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")) == "memory"
-    assert full(ResponseError("MISCONF Errors writing to the AOF file: No space left on device")) == "disk"
-    assert full(ResponseError(ANNOTATED.format("MISCONF Redis is configured to save"))) == "disk"
-    assert full(ResponseError("ERR maxmemory")) is None
-    assert full(ConnectionError("OOM")) is None
+    assert what_is_full(OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")) == "memory"
+    assert what_is_full(ResponseError("MISCONF Errors writing to the AOF file: No space left on device")) == "disk"
+    assert what_is_full(ResponseError(ANNOTATED.format("MISCONF Redis is configured to save"))) == "disk"
+    assert what_is_full(ResponseError("ERR maxmemory")) is None
+    assert what_is_full(ConnectionError("OOM")) is None
 
 
 def test_what_passes_is_tried_again() -> None:
@@ -138,12 +138,12 @@ def test_what_passes_is_tried_again() -> None:
         WrongServer("READONLY"),
         ResponseError("BUSY Redis is busy"),
     ):
-        assert passing(error)
-    assert passing(OutOfMemoryError("x"))
-    assert not passing(ResponseError("WRONGTYPE Operation"))
-    assert not passing(ValueError())
-    assert wrong_server(WrongServer("UNBLOCKED force unblock"))
-    assert not wrong_server(ResponseError("MISCONF"))
+        assert is_passing(error)
+    assert is_passing(OutOfMemoryError("x"))
+    assert not is_passing(ResponseError("WRONGTYPE Operation"))
+    assert not is_passing(ValueError())
+    assert is_wrong_server(WrongServer("UNBLOCKED force unblock"))
+    assert not is_wrong_server(ResponseError("MISCONF"))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_what_passes_is_tried_again() -> None:
     ],
 )
 def test_faults_that_cannot_heal(error: Exception, says: str) -> None:
-    assert hopeless(error).startswith(says)
+    assert why_hopeless(error).startswith(says)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_faults_that_cannot_heal(error: Exception, says: str) -> None:
     ],
 )
 def test_faults_that_may_heal(error: Exception) -> None:
-    assert hopeless(error) == ""
+    assert why_hopeless(error) == ""
 
 
 def test_pauses_grow_to_a_limit_and_are_never_the_same() -> None:
@@ -198,7 +198,7 @@ def test_pauses_grow_to_a_limit_and_are_never_the_same() -> None:
 
 
 def test_an_outage_is_told_with_its_reason_and_once_in_a_while() -> None:
-    outage._complained.clear()
+    outage._logged_at.clear()
     with structlog.testing.capture_logs() as logs:
         for _ in range(3):
             log_redis_error(

@@ -404,7 +404,7 @@ async def test_what_is_away_is_waited_for_and_called_by_its_name(
         async with lab.running(batch_id):
             await lab.until(batch_id, lambda head: head["completed"] == 5)
     monkeypatch.setattr(batcher, "_LONGEST_PAUSE_S", 0.05)
-    monkeypatch.setattr("shared.store.outage._COMPLAIN_EVERY_S", 0)
+    monkeypatch.setattr("shared.store.outage._LOG_EVERY_S", 0)
     heal = failing(monkeypatch, name, error)
     pause.go()
     with structlog.testing.capture_logs() as logs:

@@ -2,7 +2,7 @@
 
 Hidden here: why it ends, and what is waited for before. Its input is read once more, so that every line that was not run is
 in the errors; where that cannot be, because the storage does not let us or the input is what breaks its workers, it ends
-without: lines that nobody could read are counted as failed, and the batch's own `errors` say so. So a cancel and the end of
+without: lines that could not be read are counted as failed, and the batch's own `errors` say so. So a cancel and the end of
 the window end it within `PATIENCE_MS`, whatever is away. Its files may come later then, for a day.
 """
 
@@ -155,7 +155,7 @@ class Ending:
     # ---- what is left
 
     async def _remove_parts_after(self, kept_ms: int) -> None:
-        """The reaper does it then. Until they are in files, they can be read, and nobody else may be left to remove them."""
+        """The reaper does it then. Until they are in files, they can be read, and no worker may be left to remove them."""
         kept_ms = min(kept_ms, int(self._shared.settings.files_retention_s * 1000))
         await self._files.remove_all_at(parts_of(self._id), self._now_ms + kept_ms)
 

@@ -17,7 +17,7 @@ from worker.batches.lines import Asked, Found, LineWrong, Raw, check_input, chec
 from worker.batches.queue import Line
 
 _BREATH = 16
-"""After so many lines in a row somebody else gets a turn."""
+"""After so many lines in a row another task gets a turn."""
 _READ_BYTES = 8 * 1024 * 1024
 
 

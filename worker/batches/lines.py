@@ -144,7 +144,7 @@ async def check_input(
     check_model: Callable[[str], Awaitable[None]],
     breathe: Callable[[int], Awaitable[None]],
 ) -> Found:
-    """Looks at every line, until enough are wrong. `check_model` raises NotFound for one that nobody has; `breathe` is
+    """Looks at every line, until enough are wrong. `check_model` raises NotFound for one that no provider has; `breathe` is
     called with the number of each line and lets others go on now and then."""
     found, seen = Found(), set[bytes]()
     async for line in lines:
@@ -181,7 +181,7 @@ def _note_id(custom_id: str, number: int, seen: set[bytes]) -> None:
 
 
 def line_id(batch_id: str, number: int, tries: int) -> str:
-    """The generation of a line: always the same one, so that whoever goes on with a batch finds what was begun. One that
+    """The generation of a line: always the same one, so that a worker that goes on with a batch finds what was begun. One that
     is put back is asked again as the next try."""
     return "chatcmpl-" + hashlib.sha256(f"{batch_id}:{number}:{tries}".encode()).hexdigest()[:32]
 

@@ -2,7 +2,7 @@
 
 Hidden here: how parts are named and counted, so that what a worker stored that died before it said so is not read; when
 a part is large or old enough to be stored; that files are made from parts without holding them. What is told of a batch is
-what is stored: nobody who takes it over finds less.
+what is stored: a worker that takes it over finds no less.
 """
 
 from __future__ import annotations

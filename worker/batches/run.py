@@ -3,7 +3,7 @@
 Each line is a generation like any other, in a log of its own, run by whichever worker has room. The worker that holds the
 batch's job only hands lines out, a window of them at a time, and takes their answers in: into parts of the output, in the
 storage, and then, in one step, into the checkpoint. A line's log goes only after that. So a batch of any length needs the
-memory of one window, and whoever takes it over finds each line in one of three states: behind the checkpoint, in a log
+memory of one window, and a worker that takes it over finds each line in one of three states: behind the checkpoint, in a log
 whose name follows from the line's number and try, or not begun.
 
 The checkpoint: `next` and `offset`, the first line that no checkpoint knows; `open`, the lines before it that are in no
@@ -228,7 +228,7 @@ class Run:
         await _all(self._take(generation_id, outcome) for generation_id, outcome in outcomes.items())
 
     async def _begin_lost_again(self) -> None:
-        """A log that is gone, whoever deleted it, leaves its line as if it had not been begun."""
+        """A log that is gone, whatever deleted it, leaves its line as if it had not been begun."""
         for generation_id, end in (await self._log.ends(list(self.queue.open))).items():
             if end is None:
                 self._wait(self.queue.ended(generation_id))

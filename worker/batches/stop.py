@@ -107,7 +107,7 @@ def _begun_at_most(shared: Batcher) -> int:
 
 
 async def end_unread(shared: Batcher, head: Head, known: Container[int] = ()) -> None:
-    """Ends what was begun of lines that nobody can read: their generations follow from their numbers. `known` are not
+    """Ends what was begun of lines that cannot be read: their generations follow from their numbers. `known` are not
     among them."""
     checkpoint = head["checkpoint"] or {}
     first = checkpoint.get("next", 1)

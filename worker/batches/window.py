@@ -61,7 +61,7 @@ class Demand(NamedTuple):
 def fair_shares(limit: int, demands: Mapping[str, Demand]) -> dict[str, int]:
     """What each batch may have open of a provider's `limit`: tenants alike, and the batches of one tenant alike.
 
-    What somebody does not need goes to the others. Everybody has one at least, even if that is more than the limit.
+    What one batch does not need goes to the others. Each has one at least, even if that is more than the limit.
     """
     tenants: dict[str, dict[str, int]] = {}
     for batch_id, demand in demands.items():
@@ -78,7 +78,7 @@ def fair_shares(limit: int, demands: Mapping[str, Demand]) -> dict[str, int]:
 
 
 def _level(limit: int, wanted: Mapping[str, int], least: Mapping[str, int]) -> dict[str, int]:
-    """Fills all alike, from the least that each must have, until the limit is used up or everybody has enough; the rest
+    """Fills all alike, from the least that each must have, until the limit is used up or each has enough; the rest
     of a division goes by name."""
     shares = dict(least)
     left = limit - sum(shares.values())

@@ -143,7 +143,7 @@ def data_url(url: str, param: str) -> tuple[str, str] | None:
 
 
 def image_url(part: dict[str, Any], param: str) -> str:
-    """The URL of an `image_url` part. Its `detail` is a hint nobody else has."""
+    """The URL of an `image_url` part. Its `detail` is a hint that no other provider has."""
     image = part.get("image_url")
     return string(image if isinstance(image, str) else mapping(image, f"{param}.image_url").get("url"), param)
 

@@ -22,7 +22,7 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Somebody who answers. `base_url` ends with the version and has no closing slash; `models` are without our prefix.
+    """What answers requests. `base_url` ends with the version and has no closing slash; `models` are without our prefix.
 
     The key never shows in a repr. `limit_field` is the only name of the token limit this provider knows, None where it
     knows both; with `think_tags`, what stands in `<think>…</think>` at the start of an answer is reasoning; `prefill`:
@@ -254,7 +254,7 @@ def _from_vendor(vendor: Vendor, environ: Mapping[str, str]) -> Provider | None:
         base_url=base_url,
         api_key=key,
         models=vendor.models,
-        # Who answers at another address may be anybody who is compatible: the client's own word is passed on.
+        # Another address may be any compatible server's: the client's own word is passed on.
         limit_field=None if moved and not vendor.local else vendor.limit_field,
         think_tags=vendor.think_tags,
         prefill=vendor.prefill,

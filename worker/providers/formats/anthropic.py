@@ -51,7 +51,7 @@ class _Answer:
             if kind == "content_block_stop":
                 return self._said(self._stop(self._blocks.pop(value["index"])))
             if kind == "message_start":
-                # Nothing is handed out yet: an overload that follows can still be met by asking somebody else.
+                # Nothing is handed out yet: an overload that follows can still be met by asking another target.
                 self._usage = dict(value["message"].get("usage") or {})
             elif kind == "message_delta":
                 return self._finish(value)

@@ -196,7 +196,7 @@ class _Translator:
         return [delta_chunk(cohere_citations=told)] if told else []
 
     def end(self, value: dict[str, Any], delta: dict[str, Any]) -> _Chunks:
-        """Reasons nobody has heard of end an answer well, unless they tell of an error."""
+        """Unknown reasons end an answer well, unless they tell of an error."""
         native, error = text_in(delta.get("finish_reason") or ""), delta.get("error")
         reason = _FINISH.get(native)
         if reason is None and (error or native in ("ERROR", "TIMEOUT", "USER_CANCEL") or native.startswith("ERROR_")):

@@ -107,7 +107,7 @@ class _Candidate:
         return {"index": self._index, "delta": delta, **finish, **self._about}
 
     def _finish(self, reason: str) -> str:
-        """A reason nobody here has heard of passes in its own word: to call it `stop` would be a guess."""
+        """An unknown reason passes in its own word: to call it `stop` would be a guess."""
         if status := _BROKEN.get(reason):
             raise UpstreamRefused(f"Gemini ended the answer with {reason}.", code=reason.lower(), status=status)
         finish = _FINISH.get(reason, reason.lower())

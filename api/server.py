@@ -19,7 +19,8 @@ from api.app import create_app
 from api.auth import is_loopback
 from api.connection import Protocol
 from api.live.drain import Drain
-from shared.config.settings import SettingsInvalid, load_settings
+from shared.config.environ import SettingsInvalid
+from shared.config.settings import load_settings
 from shared.errors import Unusable
 from shared.lib.process import refuse_to_start
 from shared.lib.telemetry import configure_logging, get_logger

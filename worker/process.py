@@ -13,7 +13,8 @@ import stamina.instrumentation
 import uvloop
 from prometheus_client import start_http_server
 
-from shared.config.settings import Settings, SettingsInvalid, environment, load_settings
+from shared.config.environ import SettingsInvalid, environment
+from shared.config.settings import Settings, load_settings
 from shared.errors import Unusable
 from shared.generations.core import Core
 from shared.generations.reaper import Reaper

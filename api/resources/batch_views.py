@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.features.batches import Head
+from shared.features.batch_head import BatchHead
 
 _TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 
 
-def batch(head: Head, delivery: dict[str, Any] | None) -> dict[str, Any]:
+def batch(head: BatchHead, delivery: dict[str, Any] | None) -> dict[str, Any]:
     """To the field (platform.openai.com/docs/api-reference/batch/object), and `webhook`. Times are Unix seconds."""
     times = {f"{name}_at": _seconds(head["at"].get(name)) for name in _TIMES}
     return {

@@ -19,7 +19,7 @@ from api.resources.files import stream
 from api.services import Services
 from shared.chat.request import BatchRequest
 from shared.errors import BadCursor, StreamspoolError
-from shared.features.batches import ENDED, ERRORS, OUTPUT, Head
+from shared.features.batch_head import ENDED, ERRORS, OUTPUT, BatchHead, ResultKind
 from shared.lib import json, sse
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -34,7 +34,7 @@ _NEWS_S = 0.5
 _VERSION = re.compile(r"[0-9]{1,12}")
 
 
-async def _shown(services: Services, head: Head) -> dict[str, Any]:
+async def _shown(services: Services, head: BatchHead) -> dict[str, Any]:
     (delivery,) = await services.batches.deliveries([head])
     return batch(head, delivery)
 
@@ -97,7 +97,7 @@ async def events(
     return StreamingResponse(frames, headers=EVENT_STREAM_HEADERS, media_type=None)
 
 
-async def _follow(services: Services, tenant: str, head: Head, seen: int) -> AsyncIterator[bytes]:
+async def _follow(services: Services, tenant: str, head: BatchHead, seen: int) -> AsyncIterator[bytes]:
     """Frames until the end, or until this server stops: then without an end, so that the viewer comes again."""
     clock = asyncio.get_running_loop().time
     spoke = clock()
@@ -132,6 +132,6 @@ async def errors(services: CurrentServices, caller: CurrentCaller, batch_id: str
     return await _results(services, caller.tenant, batch_id, ERRORS)
 
 
-async def _results(services: Services, tenant: str, batch_id: str, kind: int) -> Response:
+async def _results(services: Services, tenant: str, batch_id: str, kind: ResultKind) -> Response:
     headers = {"content-type": "application/jsonl", "x-content-type-options": "nosniff"}
     return await stream(services.batches.results(batch_id, tenant, kind), 200, headers)

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from shared.cli.client import Client
 from shared.cli.embedded import MINIMUM_VERSION, CannotStart, find_binary
 from shared.cli.local_model import find_model
+from shared.config.environ import FILE, SettingsInvalid, environment
 from shared.config.providers import NAME
 from shared.config.redis_url import parse, without_password
-from shared.config.settings import FILE, Settings, SettingsInvalid, environment
+from shared.config.settings import Settings
 from shared.errors import StreamspoolError, Unusable
 from shared.store.contact import tls_mismatch
 from shared.store.outage import reason, why_hopeless

@@ -252,7 +252,7 @@ def config() -> None:
 
 def _tenants(values: dict[str, Any]) -> list[str]:
     """As they are written in the environment: what is for every tenant has no name before it."""
-    from shared.config.settings import EVERY_TENANT
+    from shared.config.tenants import EVERY_TENANT
 
     return [f"{value}" if tenant == EVERY_TENANT else f"{tenant}:{value}" for tenant, value in values.items()]
 
@@ -273,7 +273,8 @@ def doctor(url: Url = None) -> None:
 
 def _settings(**given: Any) -> Settings:
     """The settings under what the command line says. All that is wrong with them is printed at once; exit code 2."""
-    from shared.config.settings import SettingsInvalid, load_settings
+    from shared.config.environ import SettingsInvalid
+    from shared.config.settings import load_settings
 
     try:
         return load_settings(**{name: value for name, value in given.items() if value is not None})
@@ -299,7 +300,7 @@ def _ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]]) 
     import signal
 
     from shared.cli.client import Client, url_of
-    from shared.config.settings import SettingsInvalid, environment
+    from shared.config.environ import SettingsInvalid, environment
 
     variables = environment()
     try:

@@ -30,7 +30,8 @@ from typing import IO, Protocol, Self
 from shared.cli.client import Client, url_of
 from shared.cli.embedded import CannotStart, EmbeddedValkey, tied_to_parent
 from shared.cli.local_model import Address, find_model
-from shared.config.settings import FILE, Settings
+from shared.config.environ import FILE
+from shared.config.settings import Settings
 from shared.errors import StreamspoolError, Unusable
 from shared.lib import private
 from shared.lib.process import WRONG_SETTINGS

@@ -1,23 +1,19 @@
 """Settings: environment, then `.env`, then `streamspool.toml`; wrong values stop the start with all errors at once.
 
-Hidden here: where a value comes from, that NAME_FILE stands for NAME with the file's content, how keys are parsed, which
-names are ours (prefix STREAMSPOOL_) and which are everyone's (REDIS_URL, HOST, PORT, LOG_LEVEL). docs/OPERATIONS.md carries
-the table made from this class.
+Hidden here: the order of the sources, which names are ours (prefix STREAMSPOOL_) and which are everyone's (REDIS_URL, HOST,
+PORT, LOG_LEVEL), and that a message never shows a value. docs/OPERATIONS.md carries the table made from this class. How the
+variables are read is `environ.py`, what is told by tenant `tenants.py`, what is told of providers `providers.py`.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
-from dotenv import dotenv_values
-from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -29,106 +25,23 @@ from pydantic_settings import (
 )
 
 from shared.config import redis_url
-from shared.config.formats import WIRE_FORMATS
+from shared.config.environ import FILE, SettingsInvalid, bucket_options, from_file
+from shared.config.providers import ProviderConfig, check_models, check_names
+from shared.config.tenants import EVERY_TENANT, check_keys, parse_by_tenant, parse_keys, webhook_keys
 from shared.lib import egress
 
 PREFIX = "streamspool"
 """What keys begin with unless STREAMSPOOL_PREFIX says otherwise."""
 
 MAX_TOKENS_PER_S = 10_000
-"""Above this nobody could tell a paced stream from another."""
-
-EVERY_TENANT = "*"
-"""Stands for those that are not named."""
+"""Above this no reader could tell a paced stream from another."""
 
 DEFAULT_CONFIG = "streamspool.toml"
-_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_UNSENDABLE = re.compile(r"[\s\x00-\x1f\x7f]")
-"""In a key: a file with a pair on each line, without commas, would be one key with line breaks in it."""
-_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
-_PROVIDER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _PREFIX = re.compile(r"(?!arq$)[A-Za-z0-9_.-]{1,32}")
 
 
-FILE = "_FILE"
-_MAX_FILE_BYTES = 64 * 1024
-
-BUCKET_VARIABLES = {
-    "s3": {
-        "AWS_ACCESS_KEY_ID": "access_key_id",
-        "AWS_SECRET_ACCESS_KEY": "secret_access_key",
-        "AWS_SESSION_TOKEN": "session_token",
-        "AWS_DEFAULT_REGION": "region",
-        "AWS_REGION": "region",
-        "AWS_ENDPOINT_URL": "endpoint",
-        "AWS_ENDPOINT_URL_S3": "endpoint",
-    },
-    "gs": {"GOOGLE_SERVICE_ACCOUNT_KEY": "service_account_key"},
-    "az": {
-        "AZURE_STORAGE_ACCOUNT_NAME": "account_name",
-        "AZURE_STORAGE_ACCOUNT_KEY": "account_key",
-        "AZURE_STORAGE_SAS_KEY": "sas_key",
-        "AZURE_STORAGE_CLIENT_SECRET": "client_secret",
-    },
-}
-"""Variables as everyone names them, and obstore's names for the same. It reads more of them by itself, but neither from
-`.env` nor from files."""
 _PLAIN = ("HOST", "PORT", "LOG_LEVEL")
-"""Have no NAME_FILE: nothing about them is secret, and as names of files they may be anybody's."""
-
-
-def environment() -> Mapping[str, str]:
-    """The process environment over `.env`: where provider keys are looked up by name.
-
-    In each of the two, NAME_FILE may stand in the place of NAME, and is read when NAME is looked up. Looking up raises
-    SettingsInvalid where both are set, or the file cannot be read.
-    """
-    return _Variables(os.environ, {name: value for name, value in dotenv_values(".env").items() if value is not None})
-
-
-class _Variables(Mapping[str, str]):
-    """The first of several places that knows a name."""
-
-    def __init__(self, *places: Mapping[str, str]) -> None:
-        self._places = places
-
-    def __getitem__(self, name: str) -> str:
-        for place in self._places:
-            if path := place.get(name + FILE):
-                return _from_file(name, path, place.get(name))
-            if name in place:
-                return place[name]
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter({name: None for place in self._places for name in place})
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-def _from_file(name: str, path: str, value: str | None) -> str:
-    """What NAME_FILE names, without the line break at its end. Raises SettingsInvalid, which does not show the path:
-    somebody may have written the secret there."""
-    if value:
-        raise SettingsInvalid(f"{name} and {name}{FILE} are both set: keep one of them")
-    try:
-        with open(os.path.expanduser(path), "rb") as file:
-            content = file.read(_MAX_FILE_BYTES + 1)
-        text = content.decode("utf-8-sig").rstrip("\r\n")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a NUL
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise SettingsInvalid(f"{name}{FILE} names a file that cannot be read: {reason}") from None
-    if not text or len(content) > _MAX_FILE_BYTES:
-        raise SettingsInvalid(f"{name}{FILE} names a file that is {'too large' if text else 'empty'}")
-    return text
-
-
-def bucket_options(url: str) -> dict[str, str]:
-    """What the variables of a bucket's provider say, by obstore's names for it. Raises SettingsInvalid."""
-    variables = environment()
-    names = BUCKET_VARIABLES.get(url.partition("://")[0], {})
-    return {option: value for name, option in names.items() if (value := variables.get(name))}
+"""Have no NAME_FILE: nothing about them is secret, and as names of files they may be in use for something else."""
 
 
 def load_settings(**given: object) -> Settings:
@@ -156,69 +69,10 @@ def variable(field: str) -> str:
     return field.upper() if field.upper() in everyones else f"STREAMSPOOL_{field.upper()}"
 
 
-def _check_tenant(name: str) -> None:
-    if not _TENANT.fullmatch(name):
-        shown = (
-            name if len(name) <= 64 and name.isprintable() else "…"
-        )  # a line break too few may have put a secret here
-        raise ValueError(
-            f"tenant {shown!r} must be 1 to 64 letters, digits, `_`, `.` or `-`, with a comma between two pairs"
-        )
-
-
-def webhook_keys(secrets: SecretStr) -> list[bytes]:
-    """The keys in a tenant's `whsec_…`, one or more (standardwebhooks.com, "Secrets"). Raises ValueError."""
-    keys = []
-    for secret in secrets.get_secret_value().split():
-        try:
-            keys.append(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
-        except binascii.Error:
-            keys.append(b"")
-        if not secret.startswith("whsec_") or not 24 <= len(keys[-1]) <= 64:
-            raise ValueError("a secret must be `whsec_` and 24 to 64 bytes in base64, as of `openssl rand -base64 32`")
-    if not keys:
-        raise ValueError("a tenant has no secret")
-    return keys
-
-
-class SettingsInvalid(ValueError):
-    """The settings cannot be used; the text says, line by line, which and why."""
-
-
 def default_data_dir() -> Path:
     """Where embedded Valkey keeps its files: `$XDG_DATA_HOME/streamspool`, else `~/.local/share/streamspool`."""
     base = os.environ.get("XDG_DATA_HOME")
     return (Path(base) if base else Path.home() / ".local" / "share") / "streamspool"
-
-
-if TYPE_CHECKING:
-    ProviderKind = str
-else:
-    ProviderKind = Literal[tuple(WIRE_FORMATS)]
-"""The wire format a provider speaks."""
-
-
-class ProviderConfig(BaseModel):
-    """One `[providers.NAME]` table of streamspool.toml. The key itself is never in the file, only its variable's name."""
-
-    model_config = {"extra": "forbid", "hide_input_in_errors": True}
-
-    kind: ProviderKind = Field("openai", description="wire format the provider speaks")
-    base_url: str = Field(description="up to and including the version, e.g. https://api.example.com/v1")
-    api_key_env: str | None = Field(None, description="environment variable that holds the key")
-    models: list[str] = Field(default_factory=list, description="models listed by GET /v1/models; others work too")
-    limit_field: Literal["max_tokens", "max_completion_tokens"] | None = Field(
-        None, description="the only name of the token limit it knows; empty: the client's own is passed on"
-    )
-    think_tags: bool = Field(False, description="`<think>…</think>` at the start of an answer is reasoning")
-    prefill: bool = Field(False, description="it goes on with an assistant message at the end of the request")
-
-    @field_validator("base_url")
-    @classmethod
-    def _http(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
-            raise ValueError("base_url must start with http:// or https://")
-        return value.rstrip("/")
 
 
 class Settings(BaseSettings):
@@ -403,7 +257,7 @@ class Settings(BaseSettings):
     def _files(cls, found: Mapping[str, str | None]) -> dict[str, str]:
         """The settings whose NAME_FILE is found in a place, which has all names in lower case."""
         return {
-            name.lower(): _from_file(name, path, found.get(name.lower()))
+            name.lower(): from_file(name, path, found.get(name.lower()))
             for name in map(variable, cls.model_fields)
             if name not in _PLAIN and (path := found.get(f"{name}{FILE}".lower()))
         }
@@ -431,11 +285,7 @@ class Settings(BaseSettings):
     @field_validator("models")
     @classmethod
     def _check_aliases(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
-        for name, models in value.items():
-            if not _ALIAS.fullmatch(name):
-                raise ValueError(f"model name {name!r} must be letters, digits, `_`, `.`, `:` or `-`, without a slash")
-            if not models or any("/" not in model.strip("/") for model in models):
-                raise ValueError(f"[models] {name} must list models as `provider/model`")
+        check_models(value)
         return value
 
     @field_validator("redis_url")
@@ -448,17 +298,7 @@ class Settings(BaseSettings):
     @field_validator("api_keys", mode="before")
     @classmethod
     def _parse_keys(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        keys: dict[str, str] = {}
-        for pair in filter(None, (part.strip() for part in value.split(","))):
-            tenant, separator, key = pair.partition(":")
-            if not separator or not key:
-                raise ValueError("STREAMSPOOL_API_KEYS must look like `tenant:key,tenant:key`")
-            if tenant in keys:
-                raise ValueError(f"STREAMSPOOL_API_KEYS names tenant {tenant!r} twice")
-            keys[tenant] = key
-        return keys
+        return parse_keys(value) if isinstance(value, str) else value
 
     @field_validator("max_tokens_per_s", "webhook_secret", mode="before")
     @classmethod
@@ -468,28 +308,12 @@ class Settings(BaseSettings):
             return {EVERY_TENANT: value}
         if not isinstance(value, str):
             return value
-        pairs = [part.strip().rpartition(":") for part in value.split(",") if part.strip()]
-        found = {tenant or EVERY_TENANT: own for tenant, _, own in pairs}
-        if len(found) < len(pairs):
-            raise ValueError(f"{variable(info.field_name or '')} names a tenant twice")
-        for tenant in found:
-            if tenant != EVERY_TENANT:
-                _check_tenant(tenant)
-        return found
+        return parse_by_tenant(value, variable(info.field_name or ""))
 
     @field_validator("api_keys")
     @classmethod
     def _check_tenants(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
-        for tenant, key in value.items():
-            _check_tenant(tenant)
-            if _UNSENDABLE.search(key.get_secret_value()):
-                raise ValueError(
-                    f"the key of tenant {tenant!r} holds white space or a control character, which no client can send; "
-                    "between two pairs there is a comma, also in a file"
-                )
-        digests = {hashlib.sha256(key.get_secret_value().encode()).digest() for key in value.values()}
-        if len(digests) != len(value):
-            raise ValueError("STREAMSPOOL_API_KEYS gives two tenants the same key")
+        check_keys(value)
         return value
 
     @field_validator("webhook_secret")
@@ -526,11 +350,7 @@ class Settings(BaseSettings):
     @field_validator("providers")
     @classmethod
     def _check_providers(cls, value: Mapping[str, ProviderConfig]) -> Mapping[str, ProviderConfig]:
-        for name in value:
-            if not _PROVIDER.fullmatch(name) or name == "fake":
-                raise ValueError(
-                    f"provider name {name!r} must be lower-case letters, digits, `_`, `.`, `-`, and not `fake`"
-                )
+        check_names(value)
         return value
 
     def pace(self, tenant: str) -> float | None:

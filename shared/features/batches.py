@@ -2,14 +2,10 @@
 
 Hidden here: a batch is one JSON value in Redis, changed only by compare-and-set, so that a cancel and the worker's own
 news do not undo each other; that the worker's changes count only while its claim (`epoch`) is the newest; that a batch
-that was accepted is rung for until it has ended; that its window is measured by one clock, which is Redis's. Whose a batch
-is is looked at in this one place.
+that was accepted is rung for until it has ended; that its window is measured by one clock, which is Redis's. Ownership is
+checked here and nowhere else.
 
-The value: what was asked for (`owner`, `input_file_id`, `input_bytes`, …), `status` with the time of each (`at`, ms), the
-counts (`total`, `completed`, `failed`, `usage`) of what is stored, `errors`, the ids of its files, and `checkpoint`, from
-which another worker goes on: see worker/batches/run.py. `claims` counts those that came to nothing, `late` says that it has
-ended and its files are still to be made, `version` counts its changes. Source of the life of a batch:
-platform.openai.com/docs/guides/batch.
+The value's fields are in `batch_head.py`.
 """
 
 from __future__ import annotations
@@ -24,12 +20,14 @@ from typing import Any
 from shared.chat.request import BatchRequest
 from shared.config.settings import Settings
 from shared.errors import BadRequest, Fenced, FileStorageFailed, Gone, NotFound
+from shared.features.batch_head import ENDED, OUTPUT, BatchHead, ResultKind, enter, part_names
 from shared.features.files import Files
 from shared.features.storage import Missing
 from shared.features.webhooks import Webhooks
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import get_logger
+from shared.log.records import WebhookTarget
 from shared.store.availability import UncertainCreates, deadline, translate_errors
 from shared.store.confirm import Confirmer
 from shared.store.keys import Lane
@@ -40,12 +38,7 @@ from shared.store.transaction import commit, transact
 
 logger = get_logger(__name__)
 
-Head = dict[str, Any]
-
 MAX_LINES = 50_000
-ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
-OUTPUT, ERRORS = 1, 2
-"""The two kinds of results, and where a part's count of each stands in the checkpoint."""
 _ID = re.compile(r"batch_[0-9a-f]{32}")
 _PAGE = 100
 _LONGEST_S = 7 * 86400
@@ -73,9 +66,9 @@ class Batches:
         self._key, self._queue = redis.key, JobQueue(redis)
         self._doubts = UncertainCreates()
 
-    # ---- whoever asks
+    # ---- the tenant
 
-    async def create(self, request: BatchRequest, tenant: str) -> Head:
+    async def create(self, request: BatchRequest, tenant: str) -> BatchHead:
         """Accepts a batch; from here on it comes to an end. Raises NotFound or BadRequest for a file
         that is none; BadRequest for a webhook that cannot be called."""
         url = request.webhook.url if request.webhook else None
@@ -89,7 +82,8 @@ class Batches:
                 )
             with translate_errors():
                 now = await self.clock_ms()
-            head = {**self._new(request, tenant, now), "input_bytes": file["bytes"], "webhook": webhook}
+            head = self._new(request, tenant, now)
+            head["input_bytes"], head["webhook"] = file["bytes"], webhook
             await self._files.keep_until(file["id"], head["expires_at_ms"] + _AFTER_MS)
             index, life_ms = self._key.batches(tenant), self._life_ms(head)
             with self._doubts.about(head["id"]), translate_errors():
@@ -106,7 +100,7 @@ class Batches:
         await self._announce(head["id"])
         return head
 
-    def _new(self, request: BatchRequest, tenant: str, now: int) -> Head:
+    def _new(self, request: BatchRequest, tenant: str, now: int) -> BatchHead:
         return {
             "v": 1,
             "id": f"batch_{uuid.uuid4().hex}",
@@ -149,8 +143,8 @@ class Batches:
     async def ring(self, batch_id: str) -> None:
         await self._queue.put(batch_id, Lane.BATCH, expires_s=_LONGEST_S)
 
-    async def find(self, batch_id: str, tenant: str) -> Head:
-        """Raises NotFound if there is none, or it is somebody else's."""
+    async def find(self, batch_id: str, tenant: str) -> BatchHead:
+        """Raises NotFound if there is none, or it is another tenant's."""
         if _ID.fullmatch(batch_id):
             with translate_errors():
                 raw = await self._redis.get(self._key.batch(batch_id))
@@ -158,7 +152,7 @@ class Batches:
                 return head
         raise NotFound(_NOT_FOUND, param="batch_id")
 
-    async def listed(self, tenant: str, after: str | None = None) -> AsyncIterator[Head]:
+    async def listed(self, tenant: str, after: str | None = None) -> AsyncIterator[BatchHead]:
         """The tenant's batches, newest first. Raises NotFound if `after` is not one of them."""
         index, start = self._key.batches(tenant), 0
         with translate_errors():
@@ -173,7 +167,7 @@ class Batches:
                         yield _loads(raw)
                 start += len(members)
 
-    async def cancel(self, batch_id: str, tenant: str) -> Head:
+    async def cancel(self, batch_id: str, tenant: str) -> BatchHead:
         """Asks for its end; what is finished is kept. Twice is once. Raises NotFound; BadRequest when it has ended."""
         await self.find(batch_id, tenant)
         async with deadline():
@@ -193,7 +187,7 @@ class Batches:
             logger.info("revoked", batch_id=batch_id)
         await self._announce(batch_id)
 
-    async def results(self, batch_id: str, tenant: str, kind: int) -> AsyncIterator[bytes]:
+    async def results(self, batch_id: str, tenant: str, kind: ResultKind) -> AsyncIterator[bytes]:
         """The lines of the output or of the errors, as far as they are stored. Raises NotFound.
 
         Parts become a file while they are read: it has the same bytes in the same order, so the rest is read from there.
@@ -201,7 +195,7 @@ class Batches:
         sent, version = 0, -1
         while True:
             head = await self.find(batch_id, tenant)
-            file_id = head["output_file_id" if kind == OUTPUT else "error_file_id"]
+            file_id = head["output_file_id"] if kind == OUTPUT else head["error_file_id"]
             if file_id is not None:
                 async for piece in self._files.read(await self._files.find(file_id, tenant), sent):
                     yield piece
@@ -225,14 +219,14 @@ class Batches:
 
     # ---- the worker that runs it
 
-    async def claim(self, batch_id: str, after: Head | None = None, *, counted: bool = True) -> Head:
+    async def claim(self, batch_id: str, after: BatchHead | None = None, *, counted: bool = True) -> BatchHead:
         """The right to change it from now on: the head's `epoch`. Raises Gone.
 
         `after` is one's own claim before: Fenced if another one came in between. `counted` claims are told from progress by
-        `claims`, which whoever makes some sets back to 0.
+        `claims`, which a worker that makes some sets back to 0.
         """
 
-        def mine(head: Head) -> bool:
+        def mine(head: BatchHead) -> bool:
             if after is not None and head["epoch"] != after["epoch"]:
                 raise Fenced(batch_id)
             # Not just the next number: a server that forgot a claim would give the same one to two workers.
@@ -245,15 +239,15 @@ class Batches:
     async def hand_over(self, batch_id: str, epoch: int) -> None:
         """Gives a claim back that was not lost: it does not count."""
 
-        def given_back(head: Head) -> bool:
+        def given_back(head: BatchHead) -> bool:
             if head["epoch"] != epoch or not head.get("claims"):
                 return False
-            head["claims"] -= 1
+            head["claims"] = head["claims"] - 1
             return True
 
         await self._change(batch_id, given_back)
 
-    async def look(self, batch_id: str, epoch: int) -> Head:
+    async def look(self, batch_id: str, epoch: int) -> BatchHead:
         """As it is now, under the claim `epoch`. Raises Fenced, Gone."""
         raw = await self._redis.get(self._key.batch(batch_id))
         if raw is None:
@@ -263,10 +257,10 @@ class Batches:
             raise Fenced(batch_id)
         return head
 
-    async def save(self, batch_id: str, epoch: int, change: Callable[[Head], None]) -> Head:
+    async def save(self, batch_id: str, epoch: int, change: Callable[[BatchHead], None]) -> BatchHead:
         """Changes it, under the claim `epoch`. `change` may be called more than once. Raises Fenced, Gone."""
 
-        def ours(head: Head) -> bool:
+        def ours(head: BatchHead) -> bool:
             if head["epoch"] != epoch:
                 raise Fenced(batch_id)
             change(head)
@@ -275,7 +269,7 @@ class Batches:
         return await self._change(batch_id, ours)
 
     async def close(self, batch_id: str) -> None:
-        """It has ended and left nothing behind: nobody has to look after it any more."""
+        """It has ended and left nothing behind: no worker has to look after it any more."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.zrem(self._key.batches_open, batch_id)
             pipe.delete(self._key.batch_demand(batch_id))
@@ -313,11 +307,11 @@ class Batches:
 
     # ---- the value
 
-    async def _change(self, batch_id: str, change: Callable[[Head], bool]) -> Head:
+    async def _change(self, batch_id: str, change: Callable[[BatchHead], bool]) -> BatchHead:
         """Compare and set, also where memory is full: a batch that exists is to come to its end. `change` returns whether
         there is anything to write."""
         name = self._key.batch(batch_id)
-        head: Head = {}
+        head: BatchHead | None = None
 
         def queue(pipe: Any, seen: list[Any]) -> None:
             nonlocal head
@@ -328,31 +322,32 @@ class Batches:
             if change(head):
                 head["version"] += 1
                 pipe.set(name, json.dumps(head), px=self._life_ms(head))
-                if head["status"] in ENDED and head.get("webhook"):
-                    self._tell(pipe, head)
+                if head["status"] in ENDED and (target := head.get("webhook")):
+                    self._queue_event(pipe, head, target)
 
         await transact(self._redis, [name], [("GET", name)], queue)
+        assert head is not None  # `queue` was called
         return head
 
-    def _tell(self, pipe: Any, head: Head) -> None:
+    def _queue_event(self, pipe: Any, head: BatchHead, target: WebhookTarget) -> None:
         self._webhooks.queue(
             pipe,
             head["id"],
-            head["webhook"],
+            target,
             tenant=head["owner"],
             event=f"batch.{head['status']}",
             created_at=head["at"][head["status"]] // 1000,
             kept_s=self._life_ms(head) / 1000,
         )
 
-    async def deliveries(self, heads: Sequence[Head]) -> list[dict[str, Any] | None]:
+    async def deliveries(self, heads: Sequence[BatchHead]) -> list[dict[str, Any] | None]:
         """How far each one's webhook has come, as the batch object shows it."""
         with translate_errors():
             return await self._webhooks.shown(
                 [(head["id"], head.get("webhook"), head["status"] in ENDED) for head in heads]
             )
 
-    def _life_ms(self, head: Head) -> int:
+    def _life_ms(self, head: BatchHead) -> int:
         left_ms = 0 if head["status"] in ENDED else max(0, head["expires_at_ms"] - now_ms()) + _AFTER_MS
         return left_ms + int(self._settings.files_retention_s * 1000)
 
@@ -360,13 +355,7 @@ class Batches:
         return int((_LONGEST_S + self._settings.files_retention_s) * 1000) + _AFTER_MS
 
 
-def enter(head: Head, status: str, at_ms: int) -> None:
-    """The next status, with its time by Redis's clock: the first one counts."""
-    head["status"] = status
-    head["at"].setdefault(status, at_ms)
-
-
-def _cancelling(head: Head, *, at_ms: int) -> bool:
+def _cancelling(head: BatchHead, *, at_ms: int) -> bool:
     if head["status"] in ("cancelling", "cancelled"):
         return False
     if head["status"] not in ("validating", "in_progress"):
@@ -377,22 +366,6 @@ def _cancelling(head: Head, *, at_ms: int) -> bool:
     return True
 
 
-def parts_of(batch_id: str) -> str:
-    """Where the parts of the results are in the storage."""
-    return f"parts/{batch_id}"
-
-
-def part_name(batch_id: str, kind: int, epoch: int, number: int) -> str:
-    """Where one of them is."""
-    return f"{parts_of(batch_id)}/{kind}-{epoch}-{number}"
-
-
-def part_names(head: Head, kind: int) -> list[str]:
-    """The stored parts that count, in the order in which they were stored."""
-    parts = (head["checkpoint"] or {}).get("parts", [])
-    return [part_name(head["id"], kind, entry[0], number) for entry in sorted(parts) for number in range(entry[kind])]
-
-
-def _loads(raw: bytes) -> Head:
-    head: Head = json.loads(raw)
+def _loads(raw: bytes) -> BatchHead:
+    head: BatchHead = json.loads(raw)
     return head

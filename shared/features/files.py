@@ -3,7 +3,7 @@
 Hidden here: what a file is made of, an object in the storage and a few facts in Redis, and that neither is left without
 the other: before anything is stored, the file's name is on a list with the time when it goes, and is moved to the end of
 its life only with its facts. The reaper removes what is due, be it old or the rest of an upload whose server was killed.
-Whose a file is is looked at in this one place: somebody else's is NotFound.
+Ownership is checked here and nowhere else: another tenant's file is NotFound.
 
 Source: platform.openai.com/docs/api-reference/files. Unlike there, every file expires.
 """
@@ -146,7 +146,7 @@ class Files:
                 await self._redis.zrem(self._key.files(tenant), file_id)
 
     async def find(self, file_id: str, tenant: str, *, param: str = "id") -> dict[str, Any]:
-        """The file object. Raises NotFound if there is none, or it is somebody else's."""
+        """The file object. Raises NotFound if there is none, or it is another tenant's."""
         if _ID.fullmatch(file_id):
             with translate_errors():
                 raw = await self._redis.get(self._key.file(file_id))

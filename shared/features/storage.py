@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
-from shared.config.settings import bucket_options, environment
+from shared.config.environ import bucket_options, environment
 from shared.errors import FileStorageFailed, FileStorageFull, FileStorageInvalid, FileStorageRefused
 from shared.lib import private
 from shared.lib.telemetry import get_logger
@@ -83,7 +83,7 @@ class Storage:
                 retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_GIVE_UP_S)},
                 config=options,
             )
-        except (BaseError, ValueError) as error:  # nobody was asked yet: what it was given is wrong
+        except (BaseError, ValueError) as error:  # nothing was asked yet: what it was given is wrong
             raise _failed(FileStorageInvalid, error) from None
 
     def create(self, name: str) -> AbstractAsyncContextManager[Sink]:

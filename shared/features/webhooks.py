@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-from shared.config.settings import EVERY_TENANT, Settings, webhook_keys
+from shared.config.settings import Settings
+from shared.config.tenants import EVERY_TENANT, webhook_keys
 from shared.errors import BadRequest
 from shared.features.effect import Commands, Ended
 from shared.lib import json
@@ -166,8 +167,8 @@ class Webhooks:
     async def due(self, count: int) -> list[tuple[str, str]]:
         """Subjects whose events are due, and their URLs; the longest due first.
 
-        What was queued has no due time yet, since whoever queues does not know the server's. It gets the present one here,
-        so that it comes behind what has been waiting, be that a first attempt or another.
+        What was queued has no due time yet, since the process that queues it does not know the server's. It gets the present
+        one here, so that it comes behind what has been waiting, be that a first attempt or another.
         """
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
@@ -279,7 +280,7 @@ class Webhooks:
 
 
 def event_id(subject: str, event: str) -> str:
-    """The event's id, whoever makes it and however often."""
+    """The event's id: the same in every process, however often it is made."""
     return f"evt_{hashlib.sha256(f'{event} {subject}'.encode()).hexdigest()[:32]}"
 
 

@@ -162,7 +162,7 @@ class Broker:
         await self._server()
 
     async def _replayed(self, generation_id: str) -> Header:
-        """The header of a generation that was there before; whoever created it may not have lived to ring."""
+        """The header of a generation that was there before; the process that created it may have died before it rang."""
         with translate_errors():
             summary = (await self.log.describe([generation_id]))[0]
         if summary is None:
@@ -178,7 +178,7 @@ class Broker:
                 await self.cancel(generation_id, caller)
 
     async def _announce(self, header: Header) -> None:
-        """Says that somebody watches, where that matters, and rings. Never fails: the reaper rings again."""
+        """Notes that it has a viewer, where that matters, and rings. Never fails: the reaper rings again."""
         try:
             async with deadline():
                 if header.get("on_disconnect") == "cancel":
@@ -219,7 +219,7 @@ class Broker:
         await self._queue.withdraw(generation_id)
 
     async def _join(self, key: str, request: ChatRequest, caller: Caller) -> tuple[str, str]:
-        """The id of the generation that this key stands for, whoever named it first; and the key's digest."""
+        """The id of the generation that this key stands for, whichever request named it first; and the key's digest."""
         digest = hashlib.sha256(key.encode()).hexdigest()
         mine = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -294,7 +294,7 @@ class Broker:
         return max(settings.retention_s, settings.stored_retention_s) if request.store else settings.retention_s
 
     async def find(self, generation_id: str, caller: Caller) -> Summary:
-        """The generation's summary. Raises NotFound if there is none, or it is somebody else's."""
+        """The generation's summary. Raises NotFound if there is none, or it is another tenant's."""
         if _ID.fullmatch(generation_id):
             with translate_errors():
                 summary = await self._found.get(generation_id)
@@ -340,7 +340,7 @@ class Broker:
         return summary
 
     async def give_up(self, generation_id: str, error: StoredError) -> None:
-        """Ends what nobody runs any more: as the answer it is if only the seal is missing, else with this error.
+        """Ends what no worker runs any more: as the answer it is if only the seal is missing, else with this error.
 
         Raises Sealed, Gone, RedisError, OSError.
         """
@@ -354,7 +354,7 @@ class Broker:
         summary = await self.cancel(generation_id, caller)
         with translate_errors():
             await self._settlement.settle(generation_id)  # what it used and said to its session stays
-            if digest := summary.header.get("idempotency"):  # first: nobody may join what is about to go
+            if digest := summary.header.get("idempotency"):  # first: no request may join what is about to go
                 await self._redis.delete(self._key.idempotency(caller.tenant, digest))
             await self.log.delete(generation_id, summary.header["owner"])
         logger.info("deleted", generation_id=generation_id)

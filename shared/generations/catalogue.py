@@ -1,4 +1,4 @@
-"""What the workers can do, as they last told: providers, models, names of one's own; and how many workers there are. And
+"""What the workers can do, as they last reported: providers, models, names of one's own; and how many workers there are. And
 whether anything can be stored for them."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _AGE_S = 1.0
 
 
 def model_object(model: str, owned_by: str) -> dict[str, Any]:
-    """OpenAI's model object. `created` is 0: nobody here knows."""
+    """OpenAI's model object. `created` is 0: it is not known here."""
     return {"id": model, "object": "model", "created": 0, "owned_by": owned_by}
 
 

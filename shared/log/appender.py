@@ -286,7 +286,7 @@ class Appender:
                 await log.seal_again()
                 logger.warning("sealed again", generation_id=log.generation_id)
                 return
-            except LogError:  # it has an end, whoever gave it that
+            except LogError:  # it has an end, from this process or another
                 return
             except (RedisError, OSError) as error:
                 log_redis_error("seal", error, generation_id=log.generation_id)

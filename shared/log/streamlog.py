@@ -6,36 +6,32 @@ that says what state a generation is in.
 
     0-1  request header      0-2  request body      E-0  attempt E      E-1, E-2, …  its chunks      SEAL  the outcome
 
-Reading, creating and ending logs is here; appending is `writer.py`, what an entry is `entry.py`. Every method raises
+Creating, claiming and ending logs is here; appending is `writer.py`, reading `reader.py`, lists are `listing.py`, what an entry
+is `entry.py`. Every method raises
 RedisError or OSError when the server is away.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
 from typing import Any, cast
 
-from shared.errors import Damaged, Fenced, Forgotten, Gone, LogError, Sealed, Taken
+from shared.errors import Fenced, Forgotten, Gone, Taken
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.log.appender import Appender
-from shared.log.decoding import Raw, attempt, by_name, decode, summarize
-from shared.log.entry import BEGIN, HEADER, PIECES_SINCE, SEAL, SKIPPED, Entry, Kind, Position
-from shared.log.envelope import Envelopes
-from shared.log.records import Attempt, Header, Outcome, Summary
+from shared.log.decoding import Raw, by_name, decode
+from shared.log.entry import BEGIN, HEADER, PIECES_SINCE, SEAL, SKIPPED, Kind, Position
+from shared.log.listing import LogListing
+from shared.log.records import Attempt, Header, Outcome
 from shared.log.retained import ATTEMPT_BYTES, LINE_BYTES
 from shared.log.writer import Claim, Writer, is_refusal
-from shared.store.commands import exchange, pack, watch
-from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError
+from shared.store.commands import pack, watch
+from shared.store.redis import OutOfMemoryError, ResponseError, WatchError
 from shared.store.transaction import commit
 
-_INDEX_PAGE = 50
-_FIRST_PAGE, _LARGEST_PAGE = 100, 2000
-_PAGE_BYTES = 1024 * 1024
-_INTERRUPT_TTL_MS = 60_000
 _DELETED_MS = 60_000
 """Longer than anybody writes to, or waits for, a log that is gone."""
 _TOKEN = b"t"
@@ -60,14 +56,8 @@ return id
 Reserve = Callable[[Any, Header], Awaitable[None]]
 
 
-class StreamLog:
-    """All logs of one Redis: create, claim, read, tail, seal, list, delete."""
-
-    def __init__(self, redis: ArqRedis, *, retention_s: float, safety_s: float) -> None:
-        self._redis = redis
-        self._key = redis.key
-        self._retention_ms = int(retention_s * 1000)
-        self._safety_ms = int(safety_s * 1000)
+class StreamLog(LogListing):
+    """All logs of one Redis: create, claim, seal, delete; read and tail (`LogReader`); list (`LogListing`)."""
 
     # ---- the API's side
 
@@ -136,12 +126,6 @@ class StreamLog:
             pipe.zrem(index, generation_id)
 
     # ---- the worker's side
-
-    async def request(self, generation_id: str) -> tuple[Header, bytes]:
-        """Header and body of the request. Raises Gone."""
-        return self._request(
-            await self._redis.xrange(self._key.log(generation_id), str(HEADER), str(BEGIN)), generation_id
-        )
 
     async def claim(
         self, appender: Appender, generation_id: str, epoch: int, attempt: Attempt
@@ -216,19 +200,6 @@ class StreamLog:
             indexes.append((self._key.stored(header["owner"]), self._safety_ms + self._kept_ms(header)))
         return indexes
 
-    async def _attempt_of(self, generation_id: str, epoch: int) -> bytes | None:
-        """The data of an attempt's entry."""
-        raw = await self._redis.xrange(self._key.log(generation_id), f"{epoch}-0", f"{epoch}-0")
-        return decode(raw)[0].data if raw else None
-
-    async def attempt_number(self, generation_id: str, epoch: int) -> int:
-        """How many attempts there had been with this one."""
-        if epoch < SKIPPED:
-            return epoch
-        data = await self._attempt_of(generation_id, epoch)
-        number: int = json.loads(data).get("number", 1) if data else 1
-        return number
-
     async def seal(
         self,
         generation_id: str,
@@ -292,269 +263,6 @@ class StreamLog:
             return await self._redis.eval(_SEAL_SCRIPT, len(names), *names, *arguments)  # type: ignore[misc]
         except ResponseError as error:
             return error
-
-    def _kept_ms(self, header: Header | None) -> int:
-        """How long a sealed log is kept: what its request was promised, else what holds here."""
-        promised_s = header.get("retention_s") if header else None
-        return self._retention_ms if promised_s is None else int(promised_s * 1000)
-
-    # ---- reading
-
-    async def last_of(self, generation_id: str, epoch: int) -> tuple[Position, bytes | None]:
-        """Position of the last entry, and the data of an attempt's, None if that is not there. Raises Sealed, Gone."""
-        key = self._key.log(generation_id)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.xrevrange(key, count=1)
-            pipe.xrange(key, f"{epoch}-0", f"{epoch}-0")
-            end, attempt = await pipe.execute()
-        return self._last(end, generation_id), decode(attempt)[0].data if attempt else None
-
-    async def last(self, generation_id: str) -> Position:
-        """Position of the last entry. Raises Sealed, Gone."""
-        return self._last(await self._redis.xrevrange(self._key.log(generation_id), count=1), generation_id)
-
-    async def read(
-        self,
-        generation_id: str,
-        after: Position = BEGIN,
-        count: int = 1000,
-        *,
-        strict: bool = True,
-        shapes: Envelopes | None = None,
-    ) -> list[Entry]:
-        """Up to `count` entries after a position, at once. If `strict`, raises Damaged where one is missing.
-
-        `shapes` are those of the log up to the position, and take up new ones; without them they are looked for.
-        """
-        if shapes is None:
-            shapes = await self._shapes(generation_id, after)
-        raw = await self._redis.xrange(self._key.log(generation_id), f"({after}", "+", count=count)
-        return decode(raw, after, shapes, strict=strict)
-
-    async def _shapes(self, generation_id: str, after: Position) -> Envelopes:
-        """The shapes of the attempt in which a position is, up to there."""
-        shapes, start = Envelopes(), Position(after.epoch, 0)
-        while start.epoch and start < after:
-            raw = await self._redis.xrange(self._key.log(generation_id), f"({start}", str(after), count=_LARGEST_PAGE)
-            if not raw:
-                break
-            start = decode(raw, start, shapes, strict=False)[-1].position
-        return shapes
-
-    async def read_all(
-        self, generation_id: str, after: Position = BEGIN, *, strict: bool = True, shapes: Envelopes | None = None
-    ) -> AsyncIterator[list[Entry]]:
-        """All entries there are now after a position, in pages of about a megabyte. `shapes` are as for `read`."""
-        count = _FIRST_PAGE
-        if shapes is None:
-            shapes = await self._shapes(generation_id, after)
-        while page := await self.read(generation_id, after, count, strict=strict, shapes=shapes):
-            yield page
-            after = page[-1].position
-            size = sum(len(entry.data) for entry in page) // len(page)
-            count = max(1, min(_LARGEST_PAGE, _PAGE_BYTES // max(1, size)))
-
-    async def tail(self, generation_id: str, after: Position = BEGIN) -> AsyncIterator[list[Entry]]:
-        """Catches up, then follows live; ends with the outcome. Raises Gone, Damaged."""
-        shapes = {generation_id: await self._shapes(generation_id, after)}
-        while after != SEAL:
-            found = await self.poll({generation_id: after}, block_ms=2000, shapes=shapes)
-            if entries := found.get(generation_id):
-                if isinstance(entries, Damaged):
-                    raise entries
-                yield entries
-                after = entries[-1].position
-            elif problem := (await self.check({generation_id: after})).get(generation_id):
-                raise problem
-
-    async def poll(
-        self,
-        positions: Mapping[str, Position],
-        *,
-        block_ms: int,
-        count: int = 1000,
-        interrupt: tuple[str, str] | None = None,
-        shapes: Mapping[str, Envelopes] | None = None,
-    ) -> dict[str, list[Entry] | Damaged]:
-        """One blocking read over many logs: the new entries of each that has some, `{}` when the time is over.
-
-        `shapes` are those of each log up to its position, and take up new ones; without them pieces stay pieces.
-        A log with a missing entry answers Damaged instead. `interrupt` is (key, last id) of a stream that ends the
-        wait when `interrupt()` is called for it; what was added is returned under that key.
-        """
-        names = {self._key.log(generation_id).encode(): generation_id for generation_id in positions}
-        after = [b"%d-%d" % position for position in positions.values()]
-        if interrupt:
-            names[interrupt[0].encode()] = interrupt[0]
-            after.append(interrupt[1].encode())
-        packed = pack(b"XREAD", b"COUNT", b"%d" % count, b"BLOCK", b"%d" % block_ms, b"STREAMS", *names, *after)
-        found: dict[str, list[Entry] | Damaged] = {}
-        for raw_name, raw in await exchange(self._redis, packed) or ():
-            name = names[raw_name]
-            try:
-                found[name] = decode(raw, positions.get(name), shapes.get(name) if shapes else None)
-            except Damaged as problem:
-                found[name] = problem
-        return found
-
-    async def interrupt(self, key: str) -> None:
-        """Ends a `poll` that waits with this interrupt key, or keeps the next one from waiting."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.xadd(key, {Kind.REQUEST: b""}, maxlen=1, approximate=False)
-            pipe.pexpire(key, _INTERRUPT_TTL_MS)
-            await pipe.execute()
-
-    async def check(self, positions: Mapping[str, Position]) -> dict[str, LogError]:
-        """Looks whether quiet logs can still go on from where their readers are.
-
-        Returns what is wrong by id: Gone, or Damaged when the log ends before the position.
-        """
-        problems: dict[str, LogError] = {}
-        ends = await self.ends(list(positions))
-        deleted = await self._deleted([generation_id for generation_id, end in ends.items() if end is None])
-        for generation_id, end in ends.items():
-            if end is None:
-                problems[generation_id] = Gone(generation_id, deleted=generation_id in deleted)
-            elif end < positions[generation_id]:
-                problems[generation_id] = Damaged(f"the log of {generation_id} ends before {positions[generation_id]}")
-        return problems
-
-    async def ends(self, generation_ids: Sequence[str]) -> dict[str, Position | None]:
-        """The last position of each log, in one round trip; None for one that is not there."""
-        if not generation_ids:
-            return {}
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for generation_id in generation_ids:
-                pipe.xrevrange(self._key.log(generation_id), count=1)
-            replies = await pipe.execute()
-        return {i: decode(raw)[0].position if raw else None for i, raw in zip(generation_ids, replies, strict=True)}
-
-    async def _deleted(self, generation_ids: Sequence[str]) -> set[str]:
-        """Which of these were deleted just now."""
-        return await self._existing(generation_ids, self._key.deleted)
-
-    async def _existing(self, generation_ids: Sequence[str], name: Callable[[str], str]) -> set[str]:
-        """Those of which this key is there."""
-        if not generation_ids:
-            return set()
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for generation_id in generation_ids:
-                pipe.exists(name(generation_id))
-            return {i for i, there in zip(generation_ids, await pipe.execute(), strict=True) if there}
-
-    # ---- who watches (only for generations that end without viewers)
-
-    async def keep_watched(self, generation_ids: Sequence[str], grace_s: float) -> None:
-        """Says that these have a viewer now, which holds for the grace time."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for generation_id in generation_ids:
-                pipe.set(self._key.viewers(generation_id), b"1", px=int(grace_s * 1000))
-            await commit(pipe)  # who watches must not seem to have left because memory is full
-
-    async def watched(self, generation_ids: Sequence[str]) -> set[str]:
-        """Which of these had a viewer within the grace time."""
-        return await self._existing(generation_ids, self._key.viewers)
-
-    async def describe(self, generation_ids: Sequence[str]) -> list[Summary | None]:
-        """Summaries in one round trip, or two where a log has several attempts; None for a log that is not there."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for generation_id in generation_ids:
-                key = self._key.log(generation_id)
-                pipe.xrange(key, str(HEADER), str(HEADER))
-                pipe.xrange(key, f"({BEGIN}", "+", count=2)
-                pipe.xrevrange(key, count=2)
-                pipe.get(self._key.metadata(generation_id))
-            replies = await pipe.execute()
-        found = [summarize(*replies[i : i + 4]) for i in range(0, len(replies), 4)]
-        for i, summary in enumerate(found):
-            if summary and summary.position.epoch > 1:
-                attempts = await self._attempts(generation_ids[i], summary.position.epoch)
-                found[i] = replace(summary, attempts=attempts)
-        return found
-
-    async def _attempts(self, generation_id: str, newest: int) -> tuple[Attempt, ...]:
-        """All attempts up to the epoch `newest`. Most logs have few, one after the other; a server that forgot left gaps."""
-        key, epoch = self._key.log(generation_id), 0
-        found: list[Attempt] = []
-        while epoch < newest:
-            raw = await self._redis.xrange(key, f"({epoch}-{SEAL.epoch}", f"({SEAL}", count=2)
-            if not raw:
-                break
-            begun = decode(raw)
-            epoch = begun[0].position.epoch
-            if begun[0].kind is Kind.ATTEMPT:
-                one = attempt([entry for entry in begun if entry.position.epoch == epoch])
-                if found and found[-1].get("token") == one.get("token"):
-                    found.pop()  # the same attempt, begun at a later epoch
-                found.append(one)
-        return tuple(found)
-
-    async def listed(
-        self, tenant: str, after: str | None = None, *, newest_first: bool = True, stored: bool = False
-    ) -> AsyncIterator[Summary]:
-        """A tenant's generations by their age, all or only the stored, from just after the id `after`.
-
-        Raises Gone if that one is unknown.
-        """
-        index, redis = self._key.stored(tenant) if stored else self._key.index(tenant), self._redis
-        rank, page = (redis.zrevrank, redis.zrevrange) if newest_first else (redis.zrank, redis.zrange)
-        start, last = 0, after
-        seen: set[str] = set()
-        while True:
-            # Those that come and go meanwhile move the ranks of the rest: look where the last one stands now.
-            if last is not None and (place := await rank(index, last)) is not None:
-                start = place + 1
-            elif last is not None and last == after:
-                raise Gone(last)
-            members = [member.decode() for member in await page(index, start, start + _INDEX_PAGE - 1)]
-            if not members:
-                return
-            ids = [member for member in members if member not in seen]  # the last one was deleted: its page again
-            seen.update(ids)
-            for summary in await self.describe(ids):
-                if summary:
-                    yield summary
-            last = members[-1]
-
-    async def open_ids(self) -> list[tuple[str, int]]:
-        """Generations without an outcome, oldest first, with the time they were created in ms."""
-        members = await self._redis.zrange(self._key.open, 0, -1, withscores=True)
-        return [(member.decode(), int(score)) for member, score in members]
-
-    async def close_index(self, generation_id: str) -> None:
-        """Takes an id whose log is sealed or gone off the list of open ones."""
-        await self._redis.zrem(self._key.open, generation_id)
-
-    async def replace_metadata(self, summary: Summary, metadata: dict[str, str]) -> None:
-        """What `describe` says about this log from now on. They live as long as the log. Raises Gone."""
-        generation_id = summary.header["id"]
-        left_ms = await self._redis.pttl(self._key.log(generation_id))
-        if left_ms < 0:
-            raise Gone(generation_id)
-        if summary.outcome is None:  # a seal that has not seen them must not leave them with too little
-            left_ms = max(left_ms, self._kept_ms(summary.header))
-        await self._redis.set(self._key.metadata(generation_id), json.dumps(metadata), px=max(1, left_ms))
-
-    # ---- decoding
-
-    @staticmethod
-    def _request(raw: Any, generation_id: str) -> tuple[Header, bytes]:
-        entries = decode(raw)
-        if [entry.position for entry in entries] != [HEADER, BEGIN]:
-            raise Gone(generation_id)
-        return json.loads(entries[0].data), entries[1].data
-
-    @staticmethod
-    def _last(raw: Any, generation_id: str, mine: Outcome | None = None) -> Position:
-        """The last position; SEAL only if the outcome there is `mine`, Sealed otherwise."""
-        if not raw:
-            raise Gone(generation_id)
-        entry = decode(raw)[0]
-        if entry.position == SEAL:
-            outcome = json.loads(entry.data)
-            if outcome != mine:
-                raise Sealed(outcome)
-        return entry.position
 
 
 def _check_end(

@@ -160,11 +160,11 @@ class Writer:
     def missing(self, told: Sequence[Any], *, forgot: bool) -> list[bytes]:
         last, length, attempt, deleted = told
         if any(isinstance(reply, Exception) for reply in told):
-            return []  # it may not be asked: whoever appends next finds out
+            return []  # it may not be asked: the next append finds out
         retained = self.retained
         if not last:
             if not forgot or deleted or retained.head is None or len(retained.head) == 1:
-                return []  # deleted, or all of it is lost: whoever appends next finds out
+                return []  # deleted, or all of it is lost: the next append finds out
             self._length = _MADE
             return [*retained.head, *retained.after(0)]
         position = decode(last)[0].position
@@ -225,7 +225,7 @@ class Writer:
         return fields
 
     async def _after_refusal(self, reply: Any, seq: int, delay_s: float) -> int:
-        """Finds out why, and returns the number of the last chunk that is stored: ours already, somebody else's (raises),
+        """Finds out why, and returns the number of the last chunk that is stored: ours already, another attempt's (raises),
         or a server in trouble (waits)."""
         if reply is None:
             raise Gone(self.generation_id)

@@ -15,7 +15,8 @@ from redis.asyncio.client import Pipeline
 from shared.chat.request import BatchRequest
 from shared.config.settings import Settings
 from shared.errors import BadRequest, Fenced, Gone, NotFound, Unavailable
-from shared.features.batches import Batches, enter
+from shared.features.batch_head import BatchHead, BatchStatus, enter
+from shared.features.batches import Batches
 from shared.features.files import Files
 from shared.features.webhooks import Webhooks
 from shared.lib.clock import now_ms
@@ -48,7 +49,7 @@ async def upload(files: Files, *, purpose: str = "batch", tenant: str = "ann") -
     return new.id
 
 
-async def create(batches: Batches, files: Files, **fields: Any) -> dict[str, Any]:
+async def create(batches: Batches, files: Files, **fields: Any) -> BatchHead:
     body = {**BODY, "input_file_id": await upload(files), **fields}
     return await batches.create(BatchRequest.check(body), "ann")
 
@@ -166,8 +167,8 @@ async def test_a_claim_that_the_server_forgot_is_not_given_to_another(
     await _later(forgotten)
     newer = (await batches.claim(batch_id))["epoch"]
     with pytest.raises(Fenced):
-        await batches.save(batch_id, forgotten, lambda head: head.update(total=1))
-    assert (await batches.save(batch_id, newer, lambda head: head.update(total=2)))["total"] == 2
+        await batches.save(batch_id, forgotten, lambda head: head.update({"total": 1}))
+    assert (await batches.save(batch_id, newer, lambda head: head.update({"total": 2})))["total"] == 2
 
 
 async def _later(epoch: int) -> None:
@@ -181,8 +182,8 @@ async def test_only_the_newest_claim_may_write(batches: Batches, files: Files) -
     first, second = (await batches.claim(batch_id))["epoch"], (await batches.claim(batch_id))["epoch"]
     assert first < second
     with pytest.raises(Fenced):
-        await batches.save(batch_id, first, lambda head: head.update(total=1))
-    assert (await batches.save(batch_id, second, lambda head: head.update(total=2)))["total"] == 2
+        await batches.save(batch_id, first, lambda head: head.update({"total": 1}))
+    assert (await batches.save(batch_id, second, lambda head: head.update({"total": 2})))["total"] == 2
     assert (await batches.find(batch_id, "ann"))["total"] == 2
     with pytest.raises(Gone):
         await batches.claim("batch_" + "0" * 32)
@@ -195,7 +196,7 @@ async def test_a_cancel_and_the_workers_news_do_not_undo_each_other(batches: Bat
     before = (await batches.find(batch_id, "ann"))["version"]
 
     def count(number: int) -> Any:
-        return batches.save(batch_id, epoch, lambda head: head.update(completed=max(head["completed"], number)))
+        return batches.save(batch_id, epoch, lambda head: head.update({"completed": max(head["completed"], number)}))
 
     await asyncio.gather(*map(count, range(1, 9)), *(batches.cancel(batch_id, "ann") for _ in range(3)))
     head = await batches.find(batch_id, "ann")
@@ -204,7 +205,7 @@ async def test_a_cancel_and_the_workers_news_do_not_undo_each_other(batches: Bat
 
 
 @pytest.mark.parametrize("status", ["finalizing", "completed", "failed", "expired"])
-async def test_what_is_over_cannot_be_cancelled(batches: Batches, files: Files, status: str) -> None:
+async def test_what_is_over_cannot_be_cancelled(batches: Batches, files: Files, status: BatchStatus) -> None:
     batch_id = (await create(batches, files))["id"]
     epoch = (await batches.claim(batch_id))["epoch"]
     await batches.save(batch_id, epoch, lambda head: enter(head, status, 1))
@@ -214,7 +215,7 @@ async def test_what_is_over_cannot_be_cancelled(batches: Batches, files: Files, 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "expired", "cancelled"])
 async def test_the_end_is_told_in_the_transaction_that_writes_it(
-    batches: Batches, files: Files, redis: ArqRedis, status: str
+    batches: Batches, files: Files, redis: ArqRedis, status: BatchStatus
 ) -> None:
     head = await create(batches, files, webhook={"url": "https://hooks.example.com/x"})
     (delivery,) = await batches.deliveries([head])

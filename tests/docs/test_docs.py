@@ -30,7 +30,8 @@ from shared import __version__
 from shared.cli import client as shared_client
 from shared.cli.embedded import EmbeddedValkey, find_binary
 from shared.cli.main import app
-from shared.config.settings import BUCKET_VARIABLES, Settings
+from shared.config.environ import BUCKET_VARIABLES
+from shared.config.settings import Settings
 from shared.features import webhooks
 from shared.generations import reaper
 from shared.lib import http as shared_http

@@ -17,6 +17,7 @@ from shared.chat.request import BatchRequest
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
 from shared.errors import Fenced, Unavailable
+from shared.features.batch_head import BatchHead
 from shared.generations.core import Core
 from shared.lib.tasks import cancel
 from shared.log.appender import Appender
@@ -95,10 +96,10 @@ class Lab:
         batch_id: str = head["id"]
         return batch_id
 
-    async def head(self, batch_id: str) -> dict[str, Any]:
+    async def head(self, batch_id: str) -> BatchHead:
         return await self.batches.find(batch_id, OWNER)
 
-    async def until(self, batch_id: str, condition: Callable[..., Any], what: str = "") -> dict[str, Any]:
+    async def until(self, batch_id: str, condition: Callable[..., Any], what: str = "") -> BatchHead:
         async with asyncio.timeout(30):
             while True:
                 with suppress(Unavailable):
@@ -117,10 +118,10 @@ class Lab:
         while True:
             with suppress(Fenced):
                 head = await self.head(batch_id)
-                await self.batches.save(batch_id, head["epoch"], lambda head: head.update(expires_at_ms=1))
+                await self.batches.save(batch_id, head["epoch"], lambda head: head.update({"expires_at_ms": 1}))
                 return
 
-    async def ended(self, batch_id: str) -> dict[str, Any]:
+    async def ended(self, batch_id: str) -> BatchHead:
         return await self.until(batch_id, lambda head: head["status"] in ENDED)
 
     async def results(self, file_id: str | None) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,8 @@ import yaml
 from compose_spec import PyCompose, parse_duration
 
 from shared.cli.embedded import find_binary
-from shared.config.settings import BUCKET_VARIABLES, FILE, Settings, load_settings, variable
+from shared.config.environ import BUCKET_VARIABLES, FILE
+from shared.config.settings import Settings, load_settings, variable
 from worker.providers.registry import VENDORS
 
 ROOT = Path(__file__).parents[2]

@@ -9,17 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from shared.config.settings import (
-    EVERY_TENANT,
-    ProviderConfig,
-    Settings,
-    SettingsInvalid,
-    bucket_options,
-    default_data_dir,
-    environment,
-    load_settings,
-    webhook_keys,
-)
+from shared.config.environ import SettingsInvalid, bucket_options, environment
+from shared.config.providers import ProviderConfig
+from shared.config.settings import Settings, default_data_dir, load_settings
+from shared.config.tenants import EVERY_TENANT, webhook_keys
 
 
 @pytest.fixture(autouse=True)

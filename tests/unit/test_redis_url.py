@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from shared.config.environ import SettingsInvalid
 from shared.config.redis_url import Address, Tls, parse, without_password
-from shared.config.settings import SettingsInvalid, load_settings
+from shared.config.settings import load_settings
 
 
 @pytest.mark.parametrize(

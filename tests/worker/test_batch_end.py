@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError
 from shared.chat.chunks import completion
 from shared.cli.embedded import EmbeddedValkey
 from shared.errors import FileStorageFailed, FileStorageInvalid, FileStorageRefused
+from shared.features.batch_head import BatchHead, Checkpoint
 from shared.features.batches import Batches
 from shared.features.files import Files
 from shared.features.storage import Storage
@@ -87,7 +88,7 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def check(lab: Lab, batch_id: str, lines: int) -> dict[str, Any]:
+async def check(lab: Lab, batch_id: str, lines: int) -> BatchHead:
     """It has completed: every line is in the output, once, and nothing is left."""
     head = await lab.ended(batch_id)
     assert head["status"] == "completed", head["errors"]
@@ -155,8 +156,17 @@ async def write_checkpoint_at_end(lab: Lab, batch_id: str, content: bytes, count
     for number, text in enumerate(content.splitlines(), 1):
         spots.append([number, offset, len(text), 0])
         offset += len(text) + 1
-    checkpoint = {"next": count + 1, "offset": offset, "open": spots, "parts": [], "stored": []}
-    await lab.batches.save(batch_id, head["epoch"], lambda head: head.update(checkpoint=checkpoint))
+    checkpoint: Checkpoint = {
+        "next": count + 1,
+        "offset": offset,
+        "open": spots,
+        "parts": [],
+        "stored": [],
+        "completed": 0,
+        "failed": 0,
+        "usage": {},
+    }
+    await lab.batches.save(batch_id, head["epoch"], lambda head: head.update({"checkpoint": checkpoint}))
 
 
 @pytest.mark.parametrize("how", ["cancel", "expiry"])
@@ -185,9 +195,8 @@ async def test_an_older_batch_does_not_know_how_long_its_input_is(lab: Lab) -> N
     batch_id = await lab.start(jsonl(few(3)))
     head = await lab.head(batch_id)
 
-    def older(head: dict[str, Any]) -> None:
-        for name in ("input_bytes", "claims", "late"):
-            del head[name]
+    def older(head: BatchHead) -> None:
+        del head["input_bytes"], head["claims"], head["late"]
 
     await lab.batches.save(batch_id, head["epoch"], older)
     assert await lab.run(batch_id)

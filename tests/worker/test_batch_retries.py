@@ -13,6 +13,7 @@ import pytest
 import structlog
 
 from shared.cli.embedded import EmbeddedValkey
+from shared.features.batch_head import BatchHead, reached
 from shared.log.entry import Status
 from tests.harness.records import error_with
 from tests.support.batch import line
@@ -60,7 +61,7 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.005)
 
 
-async def codes(lab: Lab, head: dict[str, Any]) -> Counter[str]:
+async def codes(lab: Lab, head: BatchHead) -> Counter[str]:
     errors = await lab.results(head["error_file_id"])
     return Counter((one["error"] or one["response"]["body"]["error"])["code"] for one in errors.values())
 
@@ -305,8 +306,8 @@ async def test_what_is_held_against_a_line_outlives_its_worker(lab: Lab) -> None
     assert await codes(lab, head) == {"worker_lost": 1}
 
 
-def _spot(head: dict[str, Any]) -> list[int]:
-    spots: list[list[int]] = (head["checkpoint"] or {}).get("open", [])
+def _spot(head: BatchHead) -> list[int]:
+    spots = reached(head)["open"]
     return spots[0] if spots else []
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from shared.config.settings import ProviderKind
+from shared.config.providers import ProviderKind
 from shared.errors import UpstreamIncomplete, UpstreamInvalid, UpstreamRefused
 from worker.providers.registry import Provider
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
-from shared.config.settings import ProviderKind
+from shared.config.providers import ProviderKind
 from shared.errors import UpstreamInvalid
 from shared.lib.sse import Event
 from shared.log.entry import Kind, Status

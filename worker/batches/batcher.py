@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from shared.config.settings import Settings
 from shared.errors import Fenced, FileStorageInvalid, Gone, LogError, Unavailable
-from shared.features.batches import Head
+from shared.features.batch_head import BatchHead
 from shared.generations.core import Core
 from shared.lib.telemetry import BATCHES, get_logger
 from shared.log.streamlog import StreamLog
@@ -59,7 +59,7 @@ class Batcher:
         await self.batches.close(batch_id)
         return True
 
-    async def _claim(self, batch_id: str) -> Head:
+    async def _claim(self, batch_id: str) -> BatchHead:
         """Claims it. A stop in the middle of that waits for the answer and hands it over: else it would count as a loss."""
         claiming = asyncio.create_task(self.batches.claim(batch_id))
         try:
@@ -71,7 +71,7 @@ class Batcher:
                     await self.batches.hand_over(head["id"], head["epoch"])
             raise
 
-    async def _to_the_end(self, head: Head) -> None:
+    async def _to_the_end(self, head: BatchHead) -> None:
         """Runs it again and again under this claim, with growing pauses, while something that it needs is away.
 
         That it was is not held against the batch; what may lie in itself is: a bug it shows, a storage that cannot do what
@@ -107,7 +107,7 @@ class Batcher:
                     await self.batches.hand_over(head["id"], head["epoch"])
             raise
 
-    async def _is_told(self, head: Head, pause_s: float) -> bool:
+    async def _is_told(self, head: BatchHead, pause_s: float) -> bool:
         """Pauses; not to the end, and True, if there is news of the batch: a cancel, or the end of its window."""
         clock = asyncio.get_running_loop().time
         until, left_ms = clock() + pause_s, None

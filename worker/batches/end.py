@@ -9,10 +9,21 @@ the window end it within `PATIENCE_MS`, whatever is away. Its files may come lat
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shared.errors import Unavailable
-from shared.features.batches import ENDED, ERRORS, OUTPUT, Head, enter, part_names, parts_of
+from shared.features.batch_head import (
+    ENDED,
+    ERRORS,
+    OUTPUT,
+    BatchHead,
+    BatchStatus,
+    LineError,
+    enter,
+    part_names,
+    parts_of,
+    reached,
+)
 from shared.lib.telemetry import get_logger
 from worker.batches.lines import LineWrong
 from worker.batches.results import make_file
@@ -35,14 +46,14 @@ again makes the files of its parts once more."""
 CANCELLED, EXPIRED, INPUT_GONE, GIVEN_UP = "batch_cancelled", "batch_expired", "input_file_gone", "batch_given_up"
 FILES_LATE, RESULTS_LOST = "files_late", "results_lost"
 
-_FINAL = {None: "completed", CANCELLED: "cancelled", EXPIRED: "expired"}
+_FINAL: dict[str | None, BatchStatus] = {None: "completed", CANCELLED: "cancelled", EXPIRED: "expired"}
 """The others have failed."""
 
 
 class Ending:
     """Of a batch as it was claimed at `now_ms`. `trouble` is what was away when it was last tried, if that was so."""
 
-    def __init__(self, shared: Batcher, head: Head, trouble: Unavailable | None, now_ms: int) -> None:
+    def __init__(self, shared: Batcher, head: BatchHead, trouble: Unavailable | None, now_ms: int) -> None:
         self._shared, self._head, self._trouble, self._now_ms = shared, head, trouble, now_ms
         self._id: str = head["id"]
         self._claims: int = head.get("claims", 0)
@@ -73,9 +84,9 @@ class Ending:
         ended_by = self.why
         await end_unread(self._shared, self._head)
 
-        def over(head: Head, at_ms: int) -> None:
+        def over(head: BatchHead, at_ms: int) -> None:
             head["failed"] = head["total"] - head["completed"]
-            unread = head["failed"] - (head["checkpoint"] or {}).get("failed", 0)
+            unread = head["failed"] - reached(head)["failed"]
             head["late"] = any(part_names(head, kind) for kind in (OUTPUT, ERRORS))
             _note(head, *self._errors(ended_by, unread, unfinished=ended_by is None))
             if head["late"]:
@@ -87,10 +98,10 @@ class Ending:
         logger.error("batch ended without its files", batch_id=self._id, status=self._head["status"], why=self._cause)
         await self.files(self._head, ended_by)
 
-    async def files(self, head: Head, ended_by: str | None) -> None:
+    async def files(self, head: BatchHead, ended_by: str | None) -> None:
         """Makes the files, which is done again from the start if it is interrupted, says how it ended, and tidies up."""
 
-        def finalizing(head: Head, at_ms: int) -> None:
+        def finalizing(head: BatchHead, at_ms: int) -> None:
             head.setdefault("ended_by", CANCELLED if head["status"] == "cancelling" else ended_by)
             if head["status"] != "cancelling":
                 enter(head, "finalizing", at_ms)
@@ -102,15 +113,15 @@ class Ending:
         if head["checkpoint"] is None:
             await self._remove_parts_after(_KEPT_MS)
 
-    async def _make(self, head: Head) -> Head:
+    async def _make(self, head: BatchHead) -> BatchHead:
         is_late = bool(head.get("late"))
         if is_late and (self._now_ms > head["at"][head["status"]] + _LATE_MS or self._claims > MOST_CLAIMS + 2):
             logger.error("files of a batch were not made", batch_id=self._id)
-            return await self._save(lambda head, _: head.update(late=False))
+            return await self._save(_give_up_files)
         output, errors = await make_file(self._files, head, OUTPUT), await make_file(self._files, head, ERRORS)
         missing = output.missing + errors.missing
 
-        def done(head: Head, at_ms: int) -> None:
+        def done(head: BatchHead, at_ms: int) -> None:
             ended_by, unread = head.get("ended_by"), head["total"] - head["completed"] - head["failed"]
             head["output_file_id"], head["error_file_id"] = output.file_id, errors.file_id
             head["checkpoint"], head["late"] = None, False
@@ -132,7 +143,7 @@ class Ending:
     def _cause(self) -> str:
         return self._trouble.code if self._trouble else GIVEN_UP
 
-    def _errors(self, ended_by: str | None, unread: int, *, unfinished: bool = False) -> list[dict[str, Any]]:
+    def _errors(self, ended_by: str | None, unread: int, *, unfinished: bool = False) -> list[LineError]:
         """The batch's own errors: what ended it, if it failed, and what is in no file.
 
         What was away is one of them only where lines were lost to it, or where it kept the batch from its end (`unfinished`):
@@ -159,16 +170,20 @@ class Ending:
         kept_ms = min(kept_ms, int(self._shared.settings.files_retention_s * 1000))
         await self._files.remove_all_at(parts_of(self._id), self._now_ms + kept_ms)
 
-    async def _save(self, change: Callable[[Head, int], None]) -> Head:
+    async def _save(self, change: Callable[[BatchHead, int], None]) -> BatchHead:
         at_ms = await self._shared.batches.clock_ms()
         return await self._shared.batches.save(self._id, self._head["epoch"], lambda head: change(head, at_ms))
 
 
-def _note(head: Head, *errors: dict[str, Any]) -> None:
+def _give_up_files(head: BatchHead, _: int) -> None:
+    head["late"] = False
+
+
+def _note(head: BatchHead, *errors: LineError) -> None:
     """Each once, also where it is not known whether that was written already."""
     known = {error["code"] for error in head["errors"]}
     head["errors"] = [*head["errors"], *(error for error in errors if error["code"] not in known)]
 
 
-def _at(code: str, message: str) -> dict[str, Any]:
+def _at(code: str, message: str) -> LineError:
     return LineWrong(code, message, "input_file_id" if code == INPUT_GONE else None).at(None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
-from shared.features.batches import Head
+from shared.features.batch_head import BatchHead, InputPosition, reached
 from shared.features.storage import PIECE_BYTES, Missing, Storage
 from shared.lib import json
 from worker.batches.lines import Asked, Found, LineWrong, Raw, check_input, check_line, read_lines
@@ -24,14 +24,12 @@ _READ_BYTES = 8 * 1024 * 1024
 class Input:
     """Goes on where the checkpoint says. `models` are the settings' aliases."""
 
-    def __init__(self, storage: Storage, head: Head, models: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, storage: Storage, head: BatchHead, models: Mapping[str, Sequence[str]]) -> None:
         self._storage, self._file_id, self._endpoint = storage, head["input_file_id"], head["endpoint"]
         self._size: int | None = head.get("input_bytes")
         self._models = models
-        checkpoint = head["checkpoint"] or {}
-        self._next: int = checkpoint.get("next", 1)
-        self._offset: int = checkpoint.get("offset", 0)
-        self._total: int = head["total"]
+        at = reached(head)
+        self._next, self._offset, self._total = at["next"], at["offset"], head["total"]
         self._lanes = frozenset(head.get("models") or ())
         rest = storage.read(self._file_id, self._offset, self._size, at_once=PIECE_BYTES)
         self._lines = read_lines(rest, self._next, self._offset)
@@ -41,7 +39,7 @@ class Input:
         """Whether the last line was read. At the end of the file nothing is asked for: there is no such range of it."""
         return self._next > self._total
 
-    def position(self) -> dict[str, int]:
+    def position(self) -> InputPosition:
         """As it stands in the checkpoint: the first line that was not read, and where that begins."""
         return {"next": self._next, "offset": self._offset}
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from shared.chat.request import ChatRequest
 from shared.errors import BadRequest, NotFound
+from shared.features.batch_head import LineError
 from shared.features.batches import MAX_LINES
 from shared.lib import json
 
@@ -47,7 +48,7 @@ class LineWrong(Exception):
         super().__init__(message)
         self.code, self.message, self.param = code, message, param
 
-    def at(self, number: int | None) -> dict[str, Any]:
+    def at(self, number: int | None) -> LineError:
         """As it stands in the batch's `errors.data`."""
         return {"code": self.code, "message": self.message, "param": self.param, "line": number}
 
@@ -135,7 +136,7 @@ class Found:
 
     total: int = 0
     models: set[str] = field(default_factory=set)
-    errors: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[LineError] = field(default_factory=list)
 
 
 async def check_input(

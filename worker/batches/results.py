@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from shared.errors import GenerationCancelled, wire_error
-from shared.features.batches import ERRORS, NO_USAGE, OUTPUT, Head, part_name, part_names
+from shared.features.batch_head import (
+    ERRORS,
+    OUTPUT,
+    BatchHead,
+    ResultKind,
+    StoredResults,
+    part_name,
+    part_names,
+    reached,
+)
+from shared.features.batches import NO_USAGE
 from shared.features.files import OUTPUT as OUTPUT_PURPOSE
 from shared.features.files import Files, NewFile
 from shared.features.storage import Missing, Storage
@@ -43,20 +53,19 @@ class _Part:
 class Results:
     """Of one claim on a batch; goes on from what the one before wrote down. Times are of the loop's clock, in seconds."""
 
-    def __init__(self, storage: Storage, head: Head, now: float) -> None:
+    def __init__(self, storage: Storage, head: BatchHead, now: float) -> None:
         self._storage, self._id, self._epoch = storage, head["id"], head["epoch"]
-        written = head["checkpoint"] or {}
-        self._parts: list[list[int]] = written.get("parts", [])
-        self._stored: list[list[int]] = written.get("stored", [])
-        self._usage: dict[str, int] = {**NO_USAGE, **written.get("usage", {})}
-        self._completed, self._failed = written.get("completed", 0), written.get("failed", 0)
+        written = reached(head)
+        self._parts, self._stored = written["parts"], written["stored"]
+        self._usage = {**NO_USAGE, **written["usage"]}
+        self._completed, self._failed = written["completed"], written["failed"]
         self._began = now
         self._part = _Part(now)
 
     @property
     def count(self) -> int:
         """How many lines are in them."""
-        return int(self._completed + self._failed)
+        return self._completed + self._failed
 
     def add(self, line: Line, text: bytes, result: str, usage: dict[str, Any] | None = None) -> None:
         """Takes a line in. `result` is `completed`, `failed` or `skipped`; `usage` is counted of completed ones."""
@@ -95,7 +104,7 @@ class Results:
             self._parts = [*(entry for entry in self._parts if entry[0] != self._epoch), added]
         self._stored = part.done
 
-    def checkpoint(self) -> dict[str, Any]:
+    def checkpoint(self) -> StoredResults:
         """Its part of the checkpoint."""
         return {
             "parts": self._parts,
@@ -105,7 +114,7 @@ class Results:
             "usage": self._usage,
         }
 
-    def write_counts(self, head: Head) -> None:
+    def write_counts(self, head: BatchHead) -> None:
         head["completed"], head["failed"], head["usage"] = self._completed, self._failed, dict(self._usage)
 
     def stored(self) -> list[str]:
@@ -128,7 +137,7 @@ class Made(NamedTuple):
     missing: int
 
 
-async def make_file(files: Files, head: Head, kind: int) -> Made:
+async def make_file(files: Files, head: BatchHead, kind: ResultKind) -> Made:
     """The output, or the errors, as a file. It is the same one whenever that is done again. What the storage lost of it is
     left out, and told. Raises Unavailable, FileStorageFailed among them."""
     names = part_names(head, kind)

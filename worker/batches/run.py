@@ -6,10 +6,7 @@ storage, and then, in one step, into the checkpoint. A line's log goes only afte
 memory of one window, and a worker that takes it over finds each line in one of three states: behind the checkpoint, in a log
 whose name follows from the line's number and try, or not begun.
 
-The checkpoint: `next` and `offset`, the first line that no checkpoint knows; `open`, the lines before it that are in no
-part yet, as `[number, offset, length, tries]`, followed by `strikes` and `lost` where there are any; `stored`, as
-`[number, try]`, the generations that it made needless, whose logs may still be there if who wrote it died; `parts`, how
-many there are of each claim, as `[epoch, of the output, of the errors]`; and the counts of what is in them.
+What a checkpoint has is in `shared/features/batch_head.py`.
 
 How it ends, whatever is the matter with it, is worker/batches/end.py.
 """
@@ -23,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.chat.chunks import completion
 from shared.errors import Damaged, Gone, Internal, StreamLost, Unavailable
-from shared.features.batches import ENDED, Head, enter
+from shared.features.batch_head import ENDED, BatchHead, Checkpoint, enter, reached
 from shared.features.storage import Missing
 from shared.generations.caller import Caller
 from shared.lib import json
@@ -69,7 +66,7 @@ _BROKE = "Something broke on our side with this line. The batch's id finds it in
 class Run:
     """One claim on one batch, or one more try under it. `trouble` is what the last one failed of, if that was away."""
 
-    def __init__(self, shared: Batcher, head: Head, trouble: Unavailable | None) -> None:
+    def __init__(self, shared: Batcher, head: BatchHead, trouble: Unavailable | None) -> None:
         self.shared, self.head, self._trouble = shared, head, trouble
         self.id, self._epoch, self._tenant = head["id"], head["epoch"], head["owner"]
         self._settings, self._log = shared.settings, shared.log
@@ -111,7 +108,7 @@ class Run:
             gone = LineWrong(INPUT_GONE, "The input file is gone.", "input_file_id")
             found = Found(errors=[gone.at(None)])
 
-        def checked(head: Head, at_ms: int) -> None:
+        def checked(head: BatchHead, at_ms: int) -> None:
             head["claims"] = 0
             if found.errors:
                 head["errors"] = found.errors
@@ -158,7 +155,7 @@ class Run:
         """Goes on with the lines that were open when the last worker wrote down how far it was, and tidies up after it."""
         await self._forget()
         await self._tick()
-        async for line in self.source.again((self.head["checkpoint"] or {}).get("open", [])):
+        async for line in self.source.again(reached(self.head)["open"]):
             self._wait(line)
 
     def _wait(self, line: Line, pause_s: float = 0.0) -> None:
@@ -306,15 +303,16 @@ class Run:
         self.moved = True
         await self._forget()
 
-    def _write_checkpoint(self, head: Head, _: int) -> None:
-        before = head["checkpoint"] or {}
-        head["checkpoint"] = {
+    def _write_checkpoint(self, head: BatchHead, _: int) -> None:
+        before = head["checkpoint"]
+        now: Checkpoint = {
             **self.source.position(),
             "open": [line.spot() for line in self.queue.lines()],
             **self.results.checkpoint(),
         }
+        head["checkpoint"] = now
         self.results.write_counts(head)
-        if any(before.get(name) != head["checkpoint"][name] for name in ("next", "parts")):
+        if before is None or (before["next"], before["parts"]) != (now["next"], now["parts"]):
             head["claims"] = 0
 
     async def _forget(self) -> None:

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from shared.errors import Damaged, Gone, Sealed
-from shared.features.batches import Head
+from shared.features.batch_head import BatchHead, reached
 from shared.features.storage import Missing
 from shared.log.entry import SEAL, Status
 from worker.batches.lines import line_id, skipped_line
@@ -106,15 +106,13 @@ def _begun_at_most(shared: Batcher) -> int:
     return AHEAD + 2 * shared.settings.batch_lines + PART_LINES
 
 
-async def end_unread(shared: Batcher, head: Head, known: Container[int] = ()) -> None:
+async def end_unread(shared: Batcher, head: BatchHead, known: Container[int] = ()) -> None:
     """Ends what was begun of lines that cannot be read: their generations follow from their numbers. `known` are not
     among them."""
-    checkpoint = head["checkpoint"] or {}
-    first = checkpoint.get("next", 1)
+    checkpoint = reached(head)
+    first = checkpoint["next"]
     last = min(head["total"], first + _begun_at_most(shared))
-    spots = [(spot[0], spot[3]) for spot in checkpoint.get("open", [])] + [
-        (number, 0) for number in range(first, last + 1)
-    ]
+    spots = [(spot[0], spot[3]) for spot in checkpoint["open"]] + [(number, 0) for number in range(first, last + 1)]
     looked = [spot for spot in spots if spot[0] not in known]
     while looked:
         found = []

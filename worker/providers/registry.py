@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from shared.config.providers import BASE_URL_VARIABLE, KEY_VARIABLE, MODEL
-from shared.config.settings import ProviderConfig, Settings
+from shared.config.providers import BASE_URL_VARIABLE, KEY_VARIABLE, MODEL, ProviderConfig
+from shared.config.settings import Settings
 from shared.errors import BadRequest
 
 _KEY = re.compile(r"[\x21-\x7e]+")

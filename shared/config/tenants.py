@@ -1,0 +1,86 @@
+"""Settings that are told by tenant: `tenant:value,tenant:value`.
+
+Hidden here: how such lists are parsed, what a tenant may be called, and what a key and a webhook's secret must look like. All
+raise ValueError, without the value.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Mapping
+
+from pydantic import SecretStr
+
+EVERY_TENANT = "*"
+"""Stands for those that are not named."""
+
+_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_UNSENDABLE = re.compile(r"[\s\x00-\x1f\x7f]")
+"""In a key: a file with a pair on each line, without commas, would be one key with line breaks in it."""
+
+
+def _check_tenant(name: str) -> None:
+    if not _TENANT.fullmatch(name):
+        shown = (
+            name if len(name) <= 64 and name.isprintable() else "…"
+        )  # a line break too few may have put a secret here
+        raise ValueError(
+            f"tenant {shown!r} must be 1 to 64 letters, digits, `_`, `.` or `-`, with a comma between two pairs"
+        )
+
+
+def parse_keys(text: str) -> dict[str, str]:
+    """`tenant:key,tenant:key`."""
+    keys: dict[str, str] = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        tenant, separator, key = pair.partition(":")
+        if not separator or not key:
+            raise ValueError("STREAMSPOOL_API_KEYS must look like `tenant:key,tenant:key`")
+        if tenant in keys:
+            raise ValueError(f"STREAMSPOOL_API_KEYS names tenant {tenant!r} twice")
+        keys[tenant] = key
+    return keys
+
+
+def check_keys(keys: Mapping[str, SecretStr]) -> None:
+    """Each can be sent in a header, and no two tenants have the same."""
+    for tenant, key in keys.items():
+        _check_tenant(tenant)
+        if _UNSENDABLE.search(key.get_secret_value()):
+            raise ValueError(
+                f"the key of tenant {tenant!r} holds white space or a control character, which no client can send; "
+                "between two pairs there is a comma, also in a file"
+            )
+    digests = {hashlib.sha256(key.get_secret_value().encode()).digest() for key in keys.values()}
+    if len(digests) != len(keys):
+        raise ValueError("STREAMSPOOL_API_KEYS gives two tenants the same key")
+
+
+def parse_by_tenant(text: str, variable: str) -> dict[str, str]:
+    """`VALUE`, for every tenant, and `tenant:VALUE`, for one: no value that is told so holds a colon."""
+    pairs = [part.strip().rpartition(":") for part in text.split(",") if part.strip()]
+    found = {tenant or EVERY_TENANT: own for tenant, _, own in pairs}
+    if len(found) < len(pairs):
+        raise ValueError(f"{variable} names a tenant twice")
+    for tenant in found:
+        if tenant != EVERY_TENANT:
+            _check_tenant(tenant)
+    return found
+
+
+def webhook_keys(secrets: SecretStr) -> list[bytes]:
+    """The keys in a tenant's `whsec_…`, one or more (standardwebhooks.com, "Secrets"). Raises ValueError."""
+    keys = []
+    for secret in secrets.get_secret_value().split():
+        try:
+            keys.append(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
+        except binascii.Error:
+            keys.append(b"")
+        if not secret.startswith("whsec_") or not 24 <= len(keys[-1]) <= 64:
+            raise ValueError("a secret must be `whsec_` and 24 to 64 bytes in base64, as of `openssl rand -base64 32`")
+    if not keys:
+        raise ValueError("a tenant has no secret")
+    return keys

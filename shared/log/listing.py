@@ -1,0 +1,93 @@
+"""Lists of logs, and what stands beside a log in keys of its own: metadata that replaced the request's, and who watches.
+
+Hidden here: that a list may change while it is gone through, page by page. Every method raises RedisError or OSError when the
+server is away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from shared.errors import Gone
+from shared.lib import json
+from shared.log.reader import LogReader
+from shared.log.records import Header, Summary
+from shared.store.redis import ArqRedis
+from shared.store.transaction import commit
+
+_INDEX_PAGE = 50
+
+
+class LogListing(LogReader):
+    """Listed, open and watched logs. `retention_s` is how long a sealed log is kept, `safety_s` one that is not."""
+
+    def __init__(self, redis: ArqRedis, *, retention_s: float, safety_s: float) -> None:
+        super().__init__(redis)
+        self._retention_ms = int(retention_s * 1000)
+        self._safety_ms = int(safety_s * 1000)
+
+    async def listed(
+        self, tenant: str, after: str | None = None, *, newest_first: bool = True, stored: bool = False
+    ) -> AsyncIterator[Summary]:
+        """A tenant's generations by their age, all or only the stored, from just after the id `after`.
+
+        Raises Gone if that one is unknown.
+        """
+        index, redis = self._key.stored(tenant) if stored else self._key.index(tenant), self._redis
+        rank, page = (redis.zrevrank, redis.zrevrange) if newest_first else (redis.zrank, redis.zrange)
+        start, last = 0, after
+        seen: set[str] = set()
+        while True:
+            # Those that come and go meanwhile move the ranks of the rest: look where the last one stands now.
+            if last is not None and (place := await rank(index, last)) is not None:
+                start = place + 1
+            elif last is not None and last == after:
+                raise Gone(last)
+            members = [member.decode() for member in await page(index, start, start + _INDEX_PAGE - 1)]
+            if not members:
+                return
+            ids = [member for member in members if member not in seen]  # the last one was deleted: its page again
+            seen.update(ids)
+            for summary in await self.describe(ids):
+                if summary:
+                    yield summary
+            last = members[-1]
+
+    async def open_ids(self) -> list[tuple[str, int]]:
+        """Generations without an outcome, oldest first, with the time they were created in ms."""
+        members = await self._redis.zrange(self._key.open, 0, -1, withscores=True)
+        return [(member.decode(), int(score)) for member, score in members]
+
+    async def close_index(self, generation_id: str) -> None:
+        """Takes an id whose log is sealed or gone off the list of open ones."""
+        await self._redis.zrem(self._key.open, generation_id)
+
+    # ---- who watches (only for generations that end without viewers)
+
+    async def keep_watched(self, generation_ids: Sequence[str], grace_s: float) -> None:
+        """Says that these have a viewer now, which holds for the grace time."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for generation_id in generation_ids:
+                pipe.set(self._key.viewers(generation_id), b"1", px=int(grace_s * 1000))
+            await commit(pipe)  # who watches must not seem to have left because memory is full
+
+    async def watched(self, generation_ids: Sequence[str]) -> set[str]:
+        """Which of these had a viewer within the grace time."""
+        return await self._existing(generation_ids, self._key.viewers)
+
+    # ---- metadata
+
+    async def replace_metadata(self, summary: Summary, metadata: dict[str, str]) -> None:
+        """What `describe` says about this log from now on. They live as long as the log. Raises Gone."""
+        generation_id = summary.header["id"]
+        left_ms = await self._redis.pttl(self._key.log(generation_id))
+        if left_ms < 0:
+            raise Gone(generation_id)
+        if summary.outcome is None:  # a seal that has not seen them must not leave them with too little
+            left_ms = max(left_ms, self._kept_ms(summary.header))
+        await self._redis.set(self._key.metadata(generation_id), json.dumps(metadata), px=max(1, left_ms))
+
+    def _kept_ms(self, header: Header | None) -> int:
+        """How long a sealed log is kept: what its request was promised, else what holds here."""
+        promised_s = header.get("retention_s") if header else None
+        return self._retention_ms if promised_s is None else int(promised_s * 1000)

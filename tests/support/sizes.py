@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -147,6 +148,9 @@ def wrong(root: Path) -> Iterator[str]:
             yield f"{folder}/ has {count} modules side by side, {MODULES} at most: it needs rooms."
     for circle in between_modules(found):
         yield f"These import each other in a circle: {', '.join(sorted(circle))}."
+    for package in PACKAGES:
+        for circle in circles(arrows(found, package)):
+            yield f"These rooms of {package} import each other in a circle: {', '.join(sorted(circle))}."
 
 
 def table(root: Path) -> Iterator[str]:
@@ -167,6 +171,10 @@ def table(root: Path) -> Iterator[str]:
     yield f"- files over {FILE_LINES} lines: {sum(module.lines > FILE_LINES for module in found.values())}"
     yield f"- functions: {len(functions)}; over {FUNCTION_LINES} lines: {sum(count > FUNCTION_LINES for count in functions)}"
     yield f"- lines with `dict[str, Any]`: {sum(module.untyped for module in found.values())}"
+    checked = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["mypy"]["files"]
+    tests = [path for folder in checked if folder.startswith("tests") for path in (root / folder).rglob("*.py")]
+    tests = [path for path in tests if "node_modules" not in path.parts]
+    yield f"- lines of tests under mypy: {sum(len(path.read_text().splitlines()) for path in tests)}"
 
 
 def main() -> None:

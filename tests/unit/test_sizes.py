@@ -55,7 +55,10 @@ def test_a_circle_is_found_wherever_the_import_stands_but_not_one_for_types(
     put(root, "shared/three.py", "import shared.one\n")
     put(root, "shared/four.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import shared.five\n")
     put(root, "shared/five.py", "import shared.four\n")
-    assert list(sizes.wrong(root)) == ["These import each other in a circle: shared.one, shared.three, shared.two."]
+    assert list(sizes.wrong(root)) == [
+        "These import each other in a circle: shared.one, shared.three, shared.two.",
+        "These rooms of shared import each other in a circle: one, three, two.",
+    ]
     assert sizes.arrows(sizes.modules(root), "shared") == {
         ("one", "two"),
         ("two", "three"),

@@ -322,7 +322,7 @@ def test_a_rate_is_shown_only_where_there_was_time_for_one(
     monkeypatch: pytest.MonkeyPatch, tokens: int, last: float, shown: str
 ) -> None:
     moments = iter([10.0, 11.0, last])  # asked, the first piece, the last one
-    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    monkeypatch.setattr("shared.cli.screen.time", SimpleNamespace(monotonic=lambda: next(moments)))
     screen = Screen(no_stream=True, as_json=False)
     for _ in range(2):
         screen.show(Event("chunk", {"choices": [{"index": 0, "delta": {"content": "a"}}]}, "1-1"))

@@ -3,7 +3,7 @@
 # Behaviour: told ASK, the client sends ASKING and then the command, each on whatever idle connection is next. With one
 #   connection to a node that is the same one, and all writes to the moving slot succeed. With eight idle ones it is not:
 #   the node has not been told ASKING where the command comes, sends it back, and each write fails in the end.
-# For us: ASKING and the command have to be one write on one connection, so we keep our own map of slots.
+# For us: ASKING and the command have to be one write on one connection, so a cluster needs a map of slots of our own.
 # Seen: new keys in a moving slot: 5 of 5 written over one idle connection, 0 of 5 over eight (ClusterError: TTL exhausted.)
 set -euo pipefail
 dir=$(mktemp -d)

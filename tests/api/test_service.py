@@ -160,7 +160,7 @@ async def test_the_probe_says_what_can_be_done(
     app = create_app(Settings(redis_url="redis://127.0.0.1:1", _env_file=None), Drain())
     drain = Drain()
     drain.native = stopping
-    app.state.services = SimpleNamespace(broker=SimpleNamespace(catalogue=Known(workers, probe)), drain=drain)
+    app.state.services = SimpleNamespace(catalogue=Known(workers, probe), drain=drain)
     told = dict(zip(("accept", "serve", "redis", "workers"), checks, strict=True))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
         for query, well in (

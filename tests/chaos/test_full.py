@@ -25,7 +25,7 @@ from tests.support.wire import end_error
 
 FULL_S = 2.0
 """How long our workers wait for room; as shipped it is a minute."""
-_SOONER = f"import shared.log.writer\nshared.writer.FULL_S = {FULL_S}\n"
+_SOONER = f"import shared.log.writer\nshared.log.writer.FULL_S = {FULL_S}\n"
 QUICK = {
     "STREAMSPOOL_LEASE_S": "2",
     "STREAMSPOOL_HOLD_HEADERS_S": "0.2",

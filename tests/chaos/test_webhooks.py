@@ -15,7 +15,7 @@ from tests.support.receiver import SECRET, Hook, Receiver
 from tests.support.stack import wait_until
 from tests.support.upstream import ScriptedUpstream, ending, words
 
-NEVER_LOOKS = "import worker.webhooks\nworker.courier.WebhookSender._look = lambda _: __import__('asyncio').sleep(0)\n"
+NEVER_LOOKS = "import worker.webhooks\nworker.webhooks.WebhookSender._look = lambda _: __import__('asyncio').sleep(0)\n"
 """A worker that settles and delivers nothing: the moment between the two, held open."""
 
 

@@ -312,7 +312,7 @@ def test_f40_clocks_that_disagree_delay_and_expire_nothing(
     upstream.script("f40", [*words(3), *ending()])
     upstream.script("f40-cut", [*words(3), pause, *words(9)[4:], *ending()])
     quick = judges.post([fleet.at("api-skewed")], ask("f40"))
-    judges.wait(5)
+    judges.wait()  # less than the clocks are apart
     assert (quick.outcome, quick.text) == ("whole", whole(3))
     assert fleet.client.ttl(keys.log(quick.id)) > 86_000
     restarted = fleet.submit("f40-cut", url=fleet.at("api-skewed"), on_interruption="restart")

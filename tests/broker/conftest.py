@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import fakeredis
 import pytest
-from fakeredis.aioredis import FakeAsyncRedisConnection
-from redis.asyncio import ConnectionPool
 
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
 from shared.log.appender import Appender
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis, connect
-from tests.support.names import keys
-
-
-def fake_client() -> ArqRedis:
-    pool: ConnectionPool = ConnectionPool(
-        connection_class=FakeAsyncRedisConnection, server=fakeredis.FakeServer(), version=(7,), server_type="redis"
-    )
-    return ArqRedis(pool, keys)
+from tests.harness.fake_store import fake_client
 
 
 @pytest.fixture(params=["fakeredis", "valkey"])

@@ -18,7 +18,7 @@ from shared.log.entry import BEGIN, SEAL, VERSION, Chunk, Entry, Position
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, connect
-from tests.broker.conftest import fake_client
+from tests.harness.fake_store import fake_client
 from tests.harness.records import attempt_with, header_with, outcome_with
 
 EPOCHS = st.integers(1, 4)

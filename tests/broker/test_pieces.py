@@ -23,7 +23,7 @@ from shared.log.envelope import MARK, Envelopes
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, ResponseError, connect
-from tests.broker.conftest import fake_client
+from tests.harness.fake_store import fake_client
 from tests.harness.records import attempt_with, header_with, outcome_with
 from tests.support.names import keys
 

@@ -14,16 +14,14 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import fakeredis
 import pytest
 import trustme
-from fakeredis.aioredis import FakeAsyncRedisConnection
 from openai import InvalidWebhookSignatureError
-from redis.asyncio import ConnectionPool
 
 from shared.config.settings import Settings
 from shared.features.webhooks import Webhooks
 from shared.store.redis import ArqRedis
+from tests.harness.fake_store import fake_client
 from tests.support.names import keys
 from tests.support.receiver import SECRET, Receiver
 from worker import webhooks as courier_module
@@ -35,10 +33,7 @@ PUBLIC = "93.184.216.34"
 
 @pytest.fixture
 async def redis() -> AsyncIterator[ArqRedis]:
-    pool: ConnectionPool = ConnectionPool(
-        connection_class=FakeAsyncRedisConnection, server=fakeredis.FakeServer(), version=(7,), server_type="redis"
-    )
-    client = ArqRedis(pool, keys)
+    client = fake_client()
     yield client
     await client.aclose(close_connection_pool=True)
 

@@ -9,15 +9,13 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
-import fakeredis
 import pytest
-from fakeredis.aioredis import FakeAsyncRedisConnection
-from redis.asyncio import ConnectionPool
 
 from shared.config.settings import Settings
 from shared.store.keys import Lane
 from shared.store.queue import JobQueue, Lease
 from shared.store.redis import ArqRedis, RedisError
+from tests.harness.fake_store import fake_client
 from tests.support.names import keys
 from worker.arq_worker import BATCHES, StreamWorker
 
@@ -52,10 +50,7 @@ class Work:
 
 @pytest.fixture
 async def redis() -> AsyncIterator[ArqRedis]:
-    pool: ConnectionPool = ConnectionPool(
-        connection_class=FakeAsyncRedisConnection, server=fakeredis.FakeServer(), version=(7,), server_type="redis"
-    )
-    client = ArqRedis(pool, keys)
+    client = fake_client()
     yield client
     await client.aclose(close_connection_pool=True)
 

@@ -74,7 +74,7 @@ up: $(RUNTIME) ## install, then run Valkey, API and worker on this machine; opti
 PYTEST := $(BIN)/pytest --dist worksteal
 BREAKING := tests/chaos tests/live
 SOAK := tests/chaos/test_soak.py
-test: set-up lint ## lint, then all tests; a part: ARGS="tests/unit -k sse"; with the model: LOCAL=1
+test: set-up lint ## lint, then all tests; a part: ARGS="tests/shared -k sse"; with the model: LOCAL=1
 ifneq ($(ARGS),)
 	@$(PYTEST) -n 2 $(ARGS)
 else

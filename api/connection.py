@@ -12,7 +12,7 @@ detour, or ends it in mid-response.
 A request of the common kind, which comes in one piece, costs a few comparisons. What is larger is taken in slices: where two
 requests share one, the count of an unfinished head may be short by it. A finished one is added up exactly.
 
-pyproject.toml admits the versions of uvicorn that this was read against; tests/unit/test_uvicorn.py names each part used.
+pyproject.toml admits the versions of uvicorn that this was read against; tests/project/test_uvicorn.py names each part used.
 """
 
 from __future__ import annotations

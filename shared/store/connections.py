@@ -4,7 +4,7 @@ Hidden here: that a half-open server is noticed and its idle connections are not
 the wrong server (outage.py has the list of what says so) are closed, those of all clients of this process, that TLS has one
 context for all of them, and how sentinels are asked.
 
-Everything of redis-py's that it does not document is used in this file only; tests/unit/test_private_parts.py names each of
+Everything of redis-py's that it does not document is used in this file only; tests/project/test_private_parts.py names each of
 these parts, and pyproject.toml allows no version in which they may have changed.
 """
 

@@ -13,9 +13,9 @@ from tests.support.recordings import recordings
 FEATURES = ("text", "tools", "images", "reasoning", "usage", "errors", "cancel", "prefill")
 
 RECORDED_BY = (
-    "tests/unit/test_recordings.py",
-    "tests/unit/test_dialect_recordings.py",
-    "tests/unit/test_native_formats.py",
+    "tests/worker/providers/test_recordings.py",
+    "tests/worker/providers/test_dialect_recordings.py",
+    "tests/worker/providers/test_native_formats.py",
 )
 
 
@@ -30,15 +30,15 @@ class Row(NamedTuple):
 
 
 _SCRIPTED = {
-    "text": ("server", "tests/worker/test_upstream.py"),
-    "tools": ("server", "tests/api/test_sessions.py"),
-    "reasoning": ("server", "tests/api/test_sessions.py"),
-    "usage": ("server", "tests/api/test_usage.py"),
+    "text": ("server", "tests/worker/upstream/test_upstream.py"),
+    "tools": ("server", "tests/api/resources/test_sessions.py"),
+    "reasoning": ("server", "tests/api/resources/test_sessions.py"),
+    "usage": ("server", "tests/api/resources/test_usage.py"),
     "errors": ("server", "tests/chaos/test_upstream_faults.py"),
     "cancel": ("server", "tests/chaos/test_cancel.py"),
 }
-_NATIVE = "tests/worker/test_native_formats.py"
-_UPSTREAMS = "tests/worker/test_native_upstreams.py"
+_NATIVE = "tests/worker/upstream/test_native_formats.py"
+_UPSTREAMS = "tests/worker/upstream/test_native_upstreams.py"
 _LIVE = "tests/live/test_contract.py"
 
 ROWS = (
@@ -59,27 +59,27 @@ ROWS = (
         'OpenAI\'s Responses format (`kind = "responses"`)',
         ("openai", "azure", "xai", "deepseek", "bedrock-mantle", "lmstudio", "llamacpp"),
         ("responses",),
-        {"images": ("written", "tests/unit/test_responses_format.py"), "errors": ("server", _UPSTREAMS)},
+        {"images": ("written", "tests/worker/providers/test_responses_format.py"), "errors": ("server", _UPSTREAMS)},
     ),
     Row(
         "Anthropic",
         ("anthropic",),
         ("anthropic",),
-        {"images": ("written", "tests/unit/test_anthropic.py"), "errors": ("server", _NATIVE)},
+        {"images": ("written", "tests/worker/providers/test_anthropic.py"), "errors": ("server", _NATIVE)},
     ),
     Row(
         "Gemini",
         ("google", "google-vertex"),
         ("gemini",),
-        {"images": ("written", "tests/unit/test_gemini.py"), "errors": ("server", _NATIVE)},
+        {"images": ("written", "tests/worker/providers/test_gemini.py"), "errors": ("server", _NATIVE)},
     ),
     Row(
         "Cohere",
         ("cohere",),
         ("cohere",),
         {
-            "tools": ("written", "tests/unit/test_cohere_format.py"),
-            "images": ("written", "tests/unit/test_cohere_format.py"),
+            "tools": ("written", "tests/worker/providers/test_cohere_format.py"),
+            "images": ("written", "tests/worker/providers/test_cohere_format.py"),
             "errors": ("server", _UPSTREAMS),
         },
     ),
@@ -89,9 +89,9 @@ ROWS = (
         (),
         {
             "text": ("server", _UPSTREAMS),
-            "tools": ("written", "tests/unit/test_ollama_format.py"),
-            "images": ("written", "tests/unit/test_ollama_format.py"),
-            "reasoning": ("written", "tests/unit/test_ollama_format.py"),
+            "tools": ("written", "tests/worker/providers/test_ollama_format.py"),
+            "images": ("written", "tests/worker/providers/test_ollama_format.py"),
+            "reasoning": ("written", "tests/worker/providers/test_ollama_format.py"),
             "usage": ("server", _UPSTREAMS),
             "errors": ("server", _UPSTREAMS),
         },

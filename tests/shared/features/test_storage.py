@@ -254,7 +254,7 @@ def test_a_directory_without_room_or_rights_says_so(tmp_path: Path, why: str) ->
     """As a system tells it: more than a file may have, and another user's directory."""
     place = tmp_path / "files"
     command = [sys.executable, "-c", _LIMITED, place.as_uri(), why]
-    environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "STREAMSPOOL_CONFIG": str(tmp_path / "none")}
+    environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[3]), "STREAMSPOOL_CONFIG": str(tmp_path / "none")}
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, cwd=tmp_path)
     place.chmod(0o700)
     said = [line for line in run.stdout.splitlines() if " " not in line]

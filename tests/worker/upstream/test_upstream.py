@@ -24,13 +24,12 @@ from shared.errors import (
     UpstreamTimeout,
 )
 from shared.log.entry import Chunk
+from tests.worker.upstream.upstream_server import DONE, END, Script, Server, Wire, chunk, serving, usage
 from worker.normalizer import Normalizer
 from worker.providers.registry import FAKE, Provider
 from worker.upstream import timers as module
 from worker.upstream.attempts import Served, Target
 from worker.upstream.client import Upstream
-
-from .upstream_server import DONE, END, Script, Server, Wire, chunk, serving, usage
 
 KEY = "sk-test-topsecret"
 BODY: dict[str, Any] = {"model": "acme/m", "messages": [{"role": "user", "content": "hi"}], "session_id": "s", "x": 1}

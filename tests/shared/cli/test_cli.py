@@ -24,7 +24,7 @@ from shared.cli import main as cli
 from shared.cli.client import Event
 from shared.cli.screen import Screen
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WAIT_S = 30
 ID = "chatcmpl-" + "0" * 32
 STATE = {

@@ -22,7 +22,7 @@ from shared.config.providers import BASE_URL_VARIABLE, KEY_VARIABLE, NAME
 from shared.config.settings import Settings
 from worker.providers.registry import load_providers
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WAIT_S = 20
 
 LLAMA = """

@@ -20,7 +20,7 @@ from redis import Redis
 from shared.cli import embedded
 from shared.cli.embedded import NO_BINARY, CannotStart, EmbeddedValkey
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WAIT_S = 15
 
 OWNER = """

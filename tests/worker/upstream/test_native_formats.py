@@ -11,12 +11,11 @@ import pytest
 from shared.chat.chunks import Accumulator
 from shared.config.settings import Settings
 from shared.errors import BadRequest, UpstreamError
+from tests.worker.upstream.upstream_server import END, Script, Server, Wire, serving
 from worker.normalizer import Normalizer
 from worker.providers.registry import Provider
 from worker.upstream.attempts import Served, Target
 from worker.upstream.client import Upstream
-
-from .upstream_server import END, Script, Server, Wire, serving
 
 KEY = "own-key-like-no-other"
 BODY: dict[str, Any] = {"model": "who/m", "messages": [{"role": "user", "content": "hi"}], "session_id": "s"}

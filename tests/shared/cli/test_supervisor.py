@@ -22,7 +22,7 @@ from shared.cli.supervisor import Supervisor, listen
 from shared.config.settings import Settings, load_settings
 from shared.errors import Unusable
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WAIT_S = 20
 
 API = """

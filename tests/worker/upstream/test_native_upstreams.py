@@ -10,10 +10,9 @@ import pytest
 
 from shared.config.providers import ProviderKind
 from shared.errors import UpstreamIncomplete, UpstreamInvalid, UpstreamRefused
+from tests.worker.upstream.test_upstream import KEY, Reading, client, read
+from tests.worker.upstream.upstream_server import END, Server, Wire, serving
 from worker.providers.registry import Provider
-
-from .test_upstream import KEY, Reading, client, read
-from .upstream_server import END, Server, Wire, serving
 
 pytestmark = pytest.mark.timeout(20)
 

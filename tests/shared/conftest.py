@@ -1,0 +1,7 @@
+"""The broker's parts on both kinds of server."""
+
+from __future__ import annotations
+
+from tests.harness.broker import appender, log, redis, settings
+
+__all__ = ["appender", "log", "redis", "settings"]

@@ -19,7 +19,7 @@ import re
 import ssl
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote
 
 from shared.errors import Unusable
 
@@ -125,18 +125,18 @@ class Address:
 def parse(url: str) -> Address:
     """Raises ValueError that says, as sentences, what cannot be meant, and nothing of the URL that might be secret."""
     url = url.strip()
-    scheme, separator, _ = url.partition("://")
+    scheme, separator, rest = url.partition("://")
     scheme = scheme.lower()
     if not separator or scheme not in _SCHEMES:
         raise ValueError(f"It must begin with {', '.join(f'{known}://' for known in _SCHEMES)}.")
     if "#" in url:
         raise ValueError(f"It has no part after a `#`. {_ENCODE}.")
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # its text has parts of the URL
-        raise ValueError(f"{_NO_HOST} {_ENCODE}.") from None
-    user_info, _, hosts = parts.netloc.rpartition("@")
-    options = _options(parts, scheme)
+    # Not urlsplit: whether it takes `s1,[::1]:2,s3` for hosts depends on the patch release of Python.
+    rest, _, query = rest.partition("?")
+    authority, slash, path = rest.partition("/")
+    path = slash + path
+    user_info, _, hosts = authority.rpartition("@")
+    options = _options(query, scheme)
     user, _, password = user_info.partition(":")
     login: dict[str, Any] = {
         "username": options.pop("username", unquote(user)) or None,
@@ -145,17 +145,17 @@ def parse(url: str) -> Address:
     }
     tls = _tls(options) if scheme.startswith("rediss") else None
     if scheme == "unix":
-        if hosts or len(parts.path) < 2:
+        if hosts or len(path) < 2:
             raise ValueError("After unix:// comes the path of a socket, which begins with a slash.")
-        return Address(path=unquote(parts.path), database=_database(options.get("db", "")), **login)
+        return Address(path=unquote(path), database=_database(options.get("db", "")), **login)
     if scheme.endswith("+sentinel"):
-        return _of_sentinels(parts, hosts, options, login, tls)
+        return _of_sentinels(path, hosts, options, login, tls)
     if "," in hosts:
         raise ValueError(
             "One server has one HOST:PORT. Sentinels are given as redis+sentinel://HOST:PORT,HOST:PORT/MASTER/0."
         )
     host, port = _host_port(hosts, PORT)
-    path = parts.path.removeprefix("/").removesuffix("/")
+    path = path.removeprefix("/").removesuffix("/")
     return Address(host=host, port=port, database=_database(options.get("db", unquote(path))), tls=tls, **login)
 
 
@@ -165,10 +165,8 @@ def without_password(url: str) -> str:
     return scheme + separator + rest.rpartition("@")[2].partition("?")[0]
 
 
-def _of_sentinels(
-    parts: SplitResult, hosts: str, options: dict[str, str], login: dict[str, Any], tls: Tls | None
-) -> Address:
-    master, *database = [unquote(step) for step in parts.path.strip("/").split("/")]
+def _of_sentinels(path: str, hosts: str, options: dict[str, str], login: dict[str, Any], tls: Tls | None) -> Address:
+    master, *database = [unquote(step) for step in path.strip("/").split("/")]
     if len(database) > 1 or ("db" in options and database):
         raise ValueError("After the sentinels come the master's name and the database: /MASTER/0.")
     return Address(
@@ -182,14 +180,14 @@ def _of_sentinels(
     )
 
 
-def _options(parts: SplitResult, scheme: str) -> dict[str, str]:
+def _options(query: str, scheme: str) -> dict[str, str]:
     known = list(_OF_ALL)
     if scheme.startswith("rediss"):
         known += _OF_TLS
     if scheme.endswith("+sentinel"):
         known += _OF_SENTINELS
     found: dict[str, str] = {}
-    for pair in filter(None, parts.query.split("&")):
+    for pair in filter(None, query.split("&")):
         name, _, value = pair.partition("=")
         name = unquote(name)
         if name in _OURS:

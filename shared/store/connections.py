@@ -17,6 +17,7 @@ from typing import Any
 from weakref import WeakSet
 
 from redis._parsers import _AsyncHiredisParser
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.client import Pipeline as _Pipeline
 from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
@@ -40,6 +41,8 @@ class _Parser(_AsyncHiredisParser):
     """Gives each error reply its class, wherever in a reply it stands; `wrong` says that one was of the wrong server.
 
     An EXEC that was refused gets the class of what it was refused for: it says so itself, or one of its commands was told.
+    And whether a connection is fit for use is seen, not waited for: redis-py reads with `asyncio.timeout(0)`, which before
+    Python 3.11.3 ends as a cancellation in a task that cleans up after one (python/cpython gh-102780).
     """
 
     wrong = False
@@ -49,6 +52,13 @@ class _Parser(_AsyncHiredisParser):
     def on_connect(self, connection: Any) -> None:
         self._before = ""
         super().on_connect(connection)  # type: ignore[no-untyped-call]
+
+    async def can_read_destructive(self) -> bool:
+        stream: Any = self._stream
+        reader: Any = self._reader
+        if not self._connected or stream.at_eof() or stream.exception() is not None:
+            raise ConnectionError("The server closed the connection.")
+        return bool(stream._buffer) or reader.gets() is not NOT_ENOUGH_DATA
 
     def parse_error(self, response: str) -> Exception:  # type: ignore[override]  # a class method there
         if response.startswith("EXECABORT "):

@@ -6,15 +6,19 @@ redis-py's is shared/store/connections.py; arq's worker is worker/arq_worker.py'
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 from typing import Any
 
+import hiredis
 import pytest
+import redis
 from arq import jobs
 from arq.connections import ArqRedis
 from arq.worker import Function, Retry, Worker, func
 from redis import _parsers
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis, SSLConnection
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import AbstractConnection
@@ -36,6 +40,7 @@ def parameters(function: Any) -> list[str]:
     [
         (_parsers._AsyncHiredisParser, "on_connect", ["self", "connection"]),
         (_parsers._AsyncHiredisParser, "parse_error", ["response"]),
+        (_parsers._AsyncHiredisParser, "can_read_destructive", ["self"]),
         (AbstractConnection, "connect", ["self"]),
         (AbstractConnection, "disconnect", ["self", "nowait"]),
         (AbstractConnection, "send_packed_command", ["self", "command", "check_health"]),
@@ -70,6 +75,24 @@ def test_what_is_read_and_set_of_redis_py() -> None:
     assert pipe.command_stack == [(("SET", "k", "v"), {})]
     assert (pipe.watching, pipe.connection, pipe.connection_pool) == (False, None, pool)
     assert "SET" in pipe.response_callbacks
+
+
+async def test_what_of_a_stream_is_read_to_see_whether_a_connection_is_fit_for_use() -> None:
+    parser: Any = ours._Parser(1024)
+    parser._reader, parser._stream = hiredis.Reader(notEnoughData=NOT_ENOUGH_DATA), (stream := asyncio.StreamReader())
+    parser._connected = True
+    assert await parser.can_read_destructive() is False
+    stream.feed_data(b":1")
+    assert await parser.can_read_destructive() is True
+    await stream.readexactly(2)
+    assert await parser.can_read_destructive() is False
+    stream.feed_eof()
+    with pytest.raises(redis.exceptions.ConnectionError):
+        await parser.can_read_destructive()
+    parser._stream = stream = asyncio.StreamReader()
+    stream.set_exception(ConnectionResetError())
+    with pytest.raises(redis.exceptions.ConnectionError):
+        await parser.can_read_destructive()
 
 
 def test_our_connections_override_what_is_there() -> None:

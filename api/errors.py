@@ -19,6 +19,7 @@ from shared.errors import (
     BadRequest,
     GenerationCancelled,
     GenerationEnded,
+    GenerationFailed,
     Gone,
     Internal,
     LogError,
@@ -64,6 +65,27 @@ def outcome_error(outcome: Outcome) -> StoredError | None:
     if outcome["status"] == Status.CANCELLED:
         return GenerationCancelled().to_stored()
     return None if outcome["status"] == Status.INCOMPLETE else outcome["error"]
+
+
+_PASSING = frozenset({408, 409, 429, 503})
+_LASTING = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+"""429s that no waiting helps against."""
+
+
+def is_passing_refusal(error: Mapping[str, Any]) -> bool:
+    """Whether a stored error is a refusal that another time may not be met with. It costs nothing to ask again as long as
+    nothing was said. A provider's is told by the provider's own status: its 503 is our 502."""
+    return (error.get("provider_status") or error.get("status")) in _PASSING and error.get("code") not in _LASTING
+
+
+def failure(outcome: Outcome, *, spoke: bool, joined: bool) -> GenerationFailed | None:
+    """The same as what to raise, while it can still be a response. A refusal that passes may be repeated unasked, unless
+    something was said (`spoke`), and so paid; or the repeat would be given this very outcome again, since its
+    `Idempotency-Key` stands for it (`joined`)."""
+    error = outcome_error(outcome)
+    if error is None:
+        return None
+    return GenerationFailed(error, repeatable=is_passing_refusal(error) and not spoke and not joined)
 
 
 def problem_error(problem: LogError) -> GenerationEnded:

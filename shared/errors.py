@@ -24,7 +24,7 @@
     ├── StorageFull 507              a running answer waited for room in Redis for too long; it ends with what it has
     ├── Unusable                     what a setting names can never work as asked; ends a start, with exit code 2
     ├── GenerationEnded              why there is no whole answer, where that is not the provider's doing
-    │   ├── GenerationCancelled 409  a caller ended it
+    │   ├── GenerationCancelled 499  a caller ended it
     │   ├── GenerationInterrupted 502    its worker was lost in the middle of the answer
     │   │   └── AttemptReplaced 502  a new attempt has begun, which this viewer cannot be shown
     │   ├── WorkerLost 502           every attempt lost its worker
@@ -50,7 +50,8 @@
 
 The error object is OpenAI's: `{"error": {"message", "type", "param", "code"}}`
 (platform.openai.com/docs/guides/error-codes). The OpenAI SDKs retry 408, 409, 429 and 5xx unless
-`x-should-retry: false` is sent, hence `retryable` below. An error that ended a generation stands in its outcome with the
+`x-should-retry: false` is sent, hence `retryable` below; the AI SDK retries them whatever that header says. What each
+repeat costs: docs/API.md, "Repeats". An error that ended a generation stands in its outcome with the
 HTTP status it has: `to_stored()` writes it, `wire_error()` is what a client gets to see of it.
 """
 
@@ -92,6 +93,8 @@ class StoredError(TypedDict):
     status: int
     """Of the HTTP response, where the error is one."""
     retry_after_s: NotRequired[float | None]
+    provider_status: NotRequired[int]
+    """The status that the provider gave, where it is another."""
 
 
 def wire_error(error: Mapping[str, Any]) -> ErrorObject:
@@ -130,7 +133,8 @@ class StreamspoolError(Exception):
     status: int = 500
     type: ClassVar[str] = "server_error"
     code: str = "internal_error"
-    retryable: ClassVar[bool | None] = None
+    retryable: bool | None = None
+    """As `x-should-retry`: whether the same request may be made again unasked. None: as its status says."""
     default_message: ClassVar[str] = ""
 
     def __init__(
@@ -303,7 +307,9 @@ class SessionBusy(StreamspoolError):
 
 
 class Internal(StreamspoolError):
-    """A bug of ours: the message carries no detail, the log does."""
+    """A bug of ours: the message carries no detail, the log does. What was asked for may have begun."""
+
+    retryable = False
 
 
 class Unavailable(StreamspoolError):
@@ -395,9 +401,13 @@ class GenerationEnded(StreamspoolError):
 
 
 class GenerationCancelled(GenerationEnded):
-    """A caller ended it, or every viewer left and it was to end then."""
+    """A caller ended it, or every viewer left and it was to end then.
 
-    status = 409
+    499, which Google's APIs have for CANCELLED (google/rpc/code.proto): no SDK repeats it, while 408, 409, 429 and 5xx
+    are repeated by some whatever `x-should-retry` says, and what was cancelled would begin again.
+    """
+
+    status = 499
     type = "cancelled"
     code = "generation_cancelled"
     default_message = "The generation was cancelled. What it said so far is kept."
@@ -464,11 +474,12 @@ class StreamLost(GenerationEnded):
 
 
 class GenerationFailed(StreamspoolError):
-    """A generation that was sealed without success, rebuilt from the error object in its log."""
+    """A generation that was sealed without success, rebuilt from the error object in its log.
 
-    retryable = False
+    `repeatable`: the same request may be made again unasked, because nothing was said, and so nothing paid.
+    """
 
-    def __init__(self, error: Mapping[str, Any]) -> None:
+    def __init__(self, error: Mapping[str, Any], *, repeatable: bool = False) -> None:
         super().__init__(
             str(error.get("message") or "The generation failed."),
             code=str(error.get("code") or "generation_failed"),
@@ -477,28 +488,45 @@ class GenerationFailed(StreamspoolError):
             retry_after_s=error.get("retry_after_s"),
         )
         self.error_type = str(error.get("type") or "server_error")
+        self.retryable = repeatable
 
     def to_object(self) -> ErrorObject:
         return {**super().to_object(), "type": self.error_type}
 
 
 class UpstreamError(StreamspoolError):
-    """The provider did not deliver. `kind` is the type that its own error object has."""
+    """The provider did not deliver. `kind` is the type that its own error object has; `provider_status` the status it
+    gave, where it gave one."""
 
     status = 502
     type = "upstream_error"
     code = "upstream_error"
 
-    def __init__(self, message: str | None = None, *, kind: str | None = None, **keywords: Any) -> None:
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        kind: str | None = None,
+        provider_status: int | None = None,
+        **keywords: Any,
+    ) -> None:
         super().__init__(message, **keywords)
         self.kind = kind
+        self.provider_status = provider_status or self.status
 
     def to_object(self) -> ErrorObject:
         return {**super().to_object(), "type": self.kind or self.type}
 
+    def to_stored(self) -> StoredError:
+        stored = super().to_stored()
+        if self.provider_status != self.status:
+            stored["provider_status"] = self.provider_status
+        return stored
+
 
 class UpstreamRefused(UpstreamError):
-    """The provider answered with an error; its status, type, param and code are kept."""
+    """The provider answered with an error; its type, param and code are kept, and its status where that is about the
+    request: what it says of the server's own key (401, 403, 407) would be taken for a word about the client's."""
 
     code = "upstream_refused"
 

@@ -357,9 +357,11 @@ def _lost(damage: Damaged) -> StreamLost:
 
 def _cause(error: StreamspoolError) -> str:
     """A label from a short list: providers' own codes are theirs to invent."""
-    return f"status_{error.status}" if isinstance(error, UpstreamRefused) else error.code
+    return f"status_{error.provider_status}" if isinstance(error, UpstreamRefused) else error.code
 
 
 def _retried(writer: Writer, error: UpstreamError) -> None:
     UPSTREAM_RETRIES.labels(_cause(error)).inc()
-    logger.info("upstream retried", generation_id=writer.generation_id, error_code=error.code, status=error.status)
+    logger.info(
+        "upstream retried", generation_id=writer.generation_id, error_code=error.code, status=error.provider_status
+    )

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 
-from api.errors import outcome_error, problem_error
+from api.errors import problem_error
 from api.live.client import Client
 from api.live.livelog import LiveLog
 from api.live.projection import Whole
 from api.live.response import LogResponse, Process, served_headers
 from shared.chat.chunks import Accumulator
-from shared.errors import GenerationFailed, Unavailable
+from shared.errors import Unavailable
 from shared.lib import json
 from shared.log.records import Header, Summary
 
@@ -39,9 +39,9 @@ class Answer(LogResponse):
             raise problem_error(live.problem)
         if live.outcome is None:
             raise Unavailable("This server is stopping. The generation goes on; ask for it by its id.", code="draining")
+        if failure := self.failure(live):
+            raise failure
         outcome = json.loads(live.outcome.data)
-        if error := outcome_error(outcome):
-            raise GenerationFailed(error)
         chunks = live.payloads
         if chunks is None:
             chunks, damage = await self.process.broker.chunks(self.id, live.epoch)

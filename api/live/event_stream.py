@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from enum import Enum
 
-from api.errors import outcome_error
 from api.live.client import Client
 from api.live.cursor import Behind, Cursor, resolve
 from api.live.drain import Stay
@@ -19,8 +18,8 @@ from api.live.livelog import LiveLog
 from api.live.pacing import TICK_S, Pacer
 from api.live.projection import Projection
 from api.live.response import LogResponse, Process, served_headers
-from shared.errors import BadCursor, Damaged, GenerationFailed, Gone
-from shared.lib import json, sse
+from shared.errors import BadCursor, Damaged, Gone
+from shared.lib import sse
 from shared.lib.telemetry import RESUMES
 from shared.log.entry import Kind, Position
 from shared.log.records import Header
@@ -85,8 +84,8 @@ class EventStream(LogResponse):
             RESUMES.inc()
         if self._hold_s:
             await self.until(client, live, lambda: live.started, self._hold_s)
-            if live.outcome and not live.end and (error := outcome_error(json.loads(live.outcome.data))):
-                raise GenerationFailed(error)
+            if live.outcome and not live.end and (failure := self.failure(live)):
+                raise failure
         if client.gone:
             return
         if live.tally is not None and self.rate is not None:

@@ -14,13 +14,13 @@ from urllib.parse import quote
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.errors import problem_error, to_response
+from api.errors import failure, problem_error, to_response
 from api.live.client import Client
 from api.live.drain import Drain
 from api.live.hub import Hub
 from api.live.livelog import LiveLog
 from shared.config.settings import Settings
-from shared.errors import Damaged, Gone, StreamspoolError, Unavailable
+from shared.errors import Damaged, GenerationFailed, Gone, StreamspoolError, Unavailable
 from shared.generations.broker import Broker
 from shared.lib import json
 from shared.lib.telemetry import VIEWERS_DROPPED, get_logger
@@ -57,6 +57,7 @@ class LogResponse(Response):
         self._made: int = header["created_at_ms"]
         self._server: str | None = header.get("server")
         self._needed = header.get("on_disconnect") == "cancel"
+        self._joined = header.get("idempotency") is not None
         self.rate: float | None = header.get("max_tokens_per_s")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,9 +82,18 @@ class LogResponse(Response):
         except (StreamspoolError, Gone, Damaged, RedisError, OSError) as error:
             if client.started:
                 raise
-            await to_response(_visible(error), self.extra)(scope, receive, send)
+            visible = _visible(error)
+            if self._fresh and visible.retryable is None and not self._joined:
+                visible.retryable = False  # the generation is there and goes on: a repeat would be a second one
+            await to_response(visible, self.extra)(scope, receive, send)
         finally:
             await client.close()
+
+    def failure(self, live: LiveLog) -> GenerationFailed | None:
+        """Why there is no answer, once the log has its outcome; None if there is one."""
+        assert live.outcome is not None
+        spoke = bool(live.end) or live.epoch > 1  # what an earlier attempt said is not known here
+        return failure(json.loads(live.outcome.data), spoke=spoke, joined=self._joined)
 
     async def respond(self, client: Client, live: LiveLog) -> None:
         """Sends the response. What it raises before it has started becomes an error response."""

@@ -189,7 +189,7 @@ def test_f24_a_final_refusal_is_not_met_with_another_try(client: Client, provide
     quoting = refusal(status, f"wrong-{KEY}")
     plan = provider.plan("final", quoting)
     response = client.post(ask("scripted/final", stream=True))
-    assert response.status_code == status
+    assert response.status_code == (502 if status in (401, 403) else status)
     assert KEY not in response.text
     assert len(plan.calls) == 1
     assert plan.authorization == [f"Bearer {KEY}"]

@@ -47,7 +47,7 @@ def check_refusal(base_url: str, key: str) -> None:
 
 
 def check_rate_limit(base_url: str, key: str) -> None:
-    with raises(openai.RateLimitError, code="rate_limit"):
+    with raises(openai.RateLimitError, code="insufficient_quota"):
         chat(base_url, key, "scripted/client-limit", max_retries=2).invoke(ASKED)
 
 

@@ -182,8 +182,8 @@ def check_refusal(client: openai.OpenAI) -> None:
 
 
 def check_rate_limit(client: openai.OpenAI) -> None:
-    """A failure that is sealed is not to be tried again: the SDK must not wait."""
-    with raises(openai.RateLimitError, code="rate_limit"):
+    """One that does not pass is not to be tried again: the SDK must not wait."""
+    with raises(openai.RateLimitError, code="insufficient_quota"):
         create(client.with_options(max_retries=2), "scripted/client-limit")
 
 

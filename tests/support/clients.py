@@ -126,7 +126,7 @@ def set_up(upstream: ScriptedUpstream) -> Models:
     headers = {"content-type": "application/json"}
     body = b'{"error": {"message": "There is no such thing.", "type": "x", "code": "no_such_thing", "param": "thing"}}'
     upstream.script("client-refuses", [body], status=400, headers=headers)
-    body = b'{"error": {"message": "slow down", "type": "rate_limit_error", "code": "rate_limit"}}'
+    body = b'{"error": {"message": "slow down", "type": "insufficient_quota", "code": "insufficient_quota"}}'
     limit = upstream.script("client-limit", [body], status=429, headers={**headers, "retry-after": "1"})
     pause = Pause()
     waits = upstream.script("client-waits", [*said[:3], pause, *said[3:], *ending()])

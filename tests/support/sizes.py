@@ -20,7 +20,7 @@ PACKAGES = ("api", "worker", "shared")
 FILE_LINES, FUNCTION_LINES, MODULES = 400, 50, 16
 
 LARGER: dict[str, tuple[int, str]] = {
-    "shared/errors.py": (573, "one tree: every error of the product with its status, its code and its words"),
+    "shared/errors.py": (601, "one tree: every error of the product with its status, its code and its words"),
 }
 """Files that may have more lines: so many, and why."""
 

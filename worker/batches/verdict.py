@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
+from shared.errors import StoredError
 from shared.log.entry import Status
 from shared.log.records import Outcome
 
@@ -49,7 +50,7 @@ _BUG = ("internal_error", 500)
 def verdict(outcome: Outcome) -> Verdict:
     """`outcome` is what the log was sealed with."""
     error = outcome.get("error")
-    code, status = (error.get("code"), error.get("status") or 500) if error else (None, 500)
+    code, status = (error.get("code"), _status(error)) if error else (None, 500)
     if outcome["status"] != Status.FAILED or code in _OWN:
         return Verdict.DONE
     if code in _HELD_UP:
@@ -59,3 +60,8 @@ def verdict(outcome: Outcome) -> Verdict:
     if status in _TOO_MUCH:
         return Verdict.BUSY
     return Verdict.AWAY if status >= 500 or status == 408 else Verdict.DONE
+
+
+def _status(error: StoredError) -> int:
+    """The provider's own, where it gave one: what it says of the server's key is 502 to clients."""
+    return error.get("provider_status") or error.get("status") or 500

@@ -36,6 +36,10 @@ _ANTHROPIC_STATUS = {
 """docs.anthropic.com/en/api/errors: in the middle of a stream the type is all there is to tell the status from."""
 
 
+_ABOUT_OUR_KEY = frozenset({401, 403, 407})
+"""Statuses that a client would take for a word about its own key (RFC 9110 §15.5.2, §15.5.4, §15.5.8)."""
+
+
 def parse(data: bytes) -> Any:
     """JSON, or None. The parser's error is not chained: it carries the text it failed on."""
     try:
@@ -70,7 +74,8 @@ def text_in(value: Any) -> str:
 def error_from_response(provider: Provider, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
     """What a response that is not a stream means, as the error to raise. `headers` are looked up in lower case.
 
-    4xx stays what it was, 408 and 504 become 504, other 5xx 502, a redirect 502 `upstream_redirect`: a provider's base
+    4xx stays what it was, but for 401, 403 and 407, which are about the server's key and become 502; 408 and 504 become
+    504, other 5xx 502, a redirect 502 `upstream_redirect`: a provider's base
     URL is the operator's word, and a key is never sent elsewhere. The provider's message, type, param and code are
     kept, shortened and without anything that looks like a key; a web page is not quoted. `Retry-After` (RFC 9110 §10.2.3)
     and OpenAI's `retry-after-ms` become `retry_after_s`. A status below 300 is for an error object sent as a success.
@@ -113,14 +118,24 @@ def refusal(
     )
     secret = provider.api_key if provider else None
     text = _clean(message, secret, _MAX_MESSAGE) or "the provider reported an error and did not say which."
+    if status in _ABOUT_OUR_KEY:
+        text += f" ({status} by the provider, to the server's key there; yours is good.)"
     return UpstreamRefused(
         f"{provider.name}: {text}" if provider else text,
         code=_clean(str(code), secret, _MAX_CODE) if code else None,
         kind=_clean(str(kind), secret, _MAX_CODE) if kind else None,
         param=_clean(param, secret, _MAX_CODE) if param and isinstance(param, str) else None,
-        status=status if status < 500 and status != 408 else 504 if status in (408, 504) else 502,
+        status=_our_status(status),
+        provider_status=status,
         retry_after_s=retry_after_s,
     )
+
+
+def _our_status(status: int) -> int:
+    """`status` is the provider's, 400 to 599."""
+    if status in (408, 504):
+        return 504
+    return 502 if status >= 500 or status in _ABOUT_OUR_KEY else status
 
 
 def _clean(text: str, secret: str | None, limit: int) -> str:

@@ -114,7 +114,7 @@ class Attempts:
                 if not _may_fall_back(error):
                     raise
                 without_frames(error)
-                self._served.refused.append({"model": target.name, "status": error.status, "code": error.code})
+                self._served.refused.append({"model": target.name, "status": _told(error), "code": error.code})
             else:
                 self._served.target = target
                 return target.provider, step
@@ -201,7 +201,12 @@ def _is_passing(error: UpstreamError) -> bool:
         return False
     if isinstance(error, UpstreamTimeout) and error.code != "upstream_connect_timeout":
         return False
-    return error.status in (408, 429) or error.status >= 500
+    return _told(error) in (408, 429) or _told(error) >= 500
+
+
+def _told(error: StreamspoolError) -> int:
+    """The provider's own status, where it gave one."""
+    return error.provider_status if isinstance(error, UpstreamError) else error.status
 
 
 def _may_fall_back(error: StreamspoolError) -> bool:
@@ -215,4 +220,5 @@ def without_key(failure: UpstreamError, provider: Provider) -> UpstreamError:
     """The normalizer takes out what looks like a key; a provider's own may look like anything, and only we know it."""
     if provider.api_key is None or provider.api_key not in str(failure.to_object()):
         return failure
-    return UpstreamRefused(f"{provider.name}: reported an error that cannot be shown.", status=failure.status)
+    shown = f"{provider.name}: reported an error that cannot be shown."
+    return UpstreamRefused(shown, status=failure.status, provider_status=failure.provider_status)

@@ -244,7 +244,7 @@ def test_a_cancelled_answer_says_so(client: Client, scripted: Register) -> None:
         (state,) = wait_until(lambda: client.get(listed).json()["data"])
         assert client.cancel(state["id"]).status_code == 200
         response = waiting.result(10)
-    refused(response, 409, "generation_cancelled")
+    refused(response, 499, "generation_cancelled")
     assert response.headers["x-should-retry"] == "false"
 
 

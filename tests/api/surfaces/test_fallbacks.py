@@ -81,7 +81,7 @@ def test_the_first_one_answers(own: Client, script: Any) -> None:
         (refusal(401, "invalid_api_key"), 401, 1),
         (refusal(404, "model_not_found"), 404, 1),
         (refusal(429, "rate_limit", **{"retry-after": "60"}), 429, 1),
-        (refusal(503), 502, 3),
+        (refusal(503), 503, 3),
         ([b": thinking\n\n", 10.0], 504, 1),
         ([b"data: nonsense\n\n"], 502, 1),
         ({"parts": [b"<html>"], "headers": {"content-type": "text/html"}}, 502, 1),

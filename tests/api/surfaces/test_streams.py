@@ -238,7 +238,7 @@ def test_cancelling_before_the_first_chunk_has_a_status(client: Client, scripted
         wait_until(lambda: asked.script.live)
         (state,) = client.get(f"/v1/streams?model={asked.model}").json()["data"]
         assert client.cancel(state["id"]).json()["position"] == "1-0"
-        refused(waiting.result(10), 409, "generation_cancelled")
+        refused(waiting.result(10), 499, "generation_cancelled")
     wait_until(lambda: asked.script.hung_up == 1, what="the upstream is hung up on")
 
 
@@ -314,7 +314,7 @@ def test_without_a_worker(own_stack: Stack, scripted: Register) -> None:
 
         cancelled = client.cancel(ids[never.model]).json()
         assert (cancelled["status"], cancelled["attempts"]) == ("cancelled", 0)
-        refused(waiting[never.model].result(10), 409, "generation_cancelled")
+        refused(waiting[never.model].result(10), 499, "generation_cancelled")
 
         own_stack.start("worker")
         answer = waiting[later.model].result(20)

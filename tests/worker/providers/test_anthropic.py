@@ -519,9 +519,9 @@ def test_a_block_that_was_never_closed_is_kept() -> None:
     ("kind", "status"),
     [
         ("invalid_request_error", 400),
-        ("authentication_error", 401),
+        ("authentication_error", 502),
         ("billing_error", 402),
-        ("permission_error", 403),
+        ("permission_error", 502),
         ("not_found_error", 404),
         ("request_too_large", 413),
         ("rate_limit_error", 429),
@@ -536,7 +536,8 @@ def test_errors_in_the_stream(kind: str, status: int) -> None:
         normalizer.feed(as_sse(event))
     with pytest.raises(UpstreamError) as caught:
         normalizer.feed(as_sse({"type": "error", "error": {"type": kind, "message": "m"}, "request_id": "r"}))
-    assert (caught.value.status, caught.value.kind, caught.value.message) == (status, kind, "m")
+    assert (caught.value.status, caught.value.kind) == (status, kind)
+    assert caught.value.message.startswith("m")
 
 
 @pytest.mark.parametrize(

@@ -312,13 +312,25 @@ def refused(status: int, body: Any = b"", **headers: str) -> UpstreamError:
 
 
 @pytest.mark.parametrize(
-    ("status", "ours"), [(400, 400), (401, 401), (404, 404), (408, 504), (422, 422), (500, 502), (503, 502), (504, 504)]
+    ("status", "ours"), [(400, 400), (404, 404), (408, 504), (409, 409), (422, 422), (500, 502), (503, 502), (504, 504)]
 )
 def test_status(status: int, ours: int) -> None:
     error = refused(status, {"error": {"message": "m", "type": "t", "code": "c"}})
     assert isinstance(error, UpstreamRefused)
-    assert error.status == ours
+    assert (error.status, error.provider_status) == (ours, status)
+    assert ("provider_status" in error.to_stored()) is (ours != status)
     assert error.to_object() == {"message": "acme: m", "type": "t", "param": None, "code": "c"}
+
+
+@pytest.mark.parametrize("status", [401, 403, 407])
+def test_what_is_said_of_the_servers_key_is_no_word_about_the_clients(status: int) -> None:
+    """An SDK would tell its user that the key is wrong, which is good here; a proxy may even revoke it."""
+    for error in (
+        refused(status, {"error": {"message": "m", "type": "t", "code": "c"}}),
+        refused(200, {"error": {"message": "m", "type": "t", "code": status}}),
+    ):
+        assert (error.status, error.provider_status, error.to_stored().get("provider_status")) == (502, status, status)
+        assert error.message == f"acme: m ({status} by the provider, to the server's key there; yours is good.)"
 
 
 @pytest.mark.parametrize(

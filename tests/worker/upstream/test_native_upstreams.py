@@ -131,7 +131,8 @@ async def test_a_refusal_keeps_its_status_and_not_the_key(form: Format) -> None:
 
     reading, _ = await ask(form, script)
     assert isinstance(reading.error, UpstreamRefused)
-    assert (reading.error.status, reading.error.message) == (401, "acme: bad key [redacted]")
+    assert (reading.error.status, reading.error.provider_status) == (502, 401)
+    assert reading.error.message.startswith("acme: bad key [redacted] (401 by the provider, ")
 
 
 async def test_an_answer_that_was_cut(form: Format) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -189,19 +190,19 @@ def test_valkey_asks_for_the_password_that_is_in_the_address(tmp_path: Path) -> 
     valkey = load()["services"]["valkey"]
     (tmp_path / "redis_url").write_text("redis://:5ecret@valkey:6379/0\n")
     shell, option, script = valkey["command"]
-    socket = tmp_path / "s"
-    here = f"valkey-server - --port 0 --unixsocket {socket} --dir {tmp_path}"
+    address = tmp_path / "s"
+    here = f"valkey-server - --port 0 --unixsocket {address} --dir {tmp_path}"
     script = script.replace("valkey-server -", here, 1).replace("/run/secrets", str(tmp_path))
     path = f"{find_binary().parent}:{os.environ['PATH']}"
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen([shell, option, script], env={"PATH": path}, stdout=log, stderr=log)
     try:
-        while not socket.exists():
+        while not _listens(address):
             assert server.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.01)
-        with redis.Redis(unix_socket_path=str(socket)) as stranger, pytest.raises(redis.AuthenticationError):
+        with redis.Redis(unix_socket_path=str(address)) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
-        with redis.Redis(unix_socket_path=str(socket), password="5ecret") as client:
+        with redis.Redis(unix_socket_path=str(address), password="5ecret") as client:
             assert client.ping()
             assert client.config_get("maxmemory*", "append*")["maxmemory"] == str(1024**3)
             settings = client.config_get("*")
@@ -308,3 +309,9 @@ class TestEnvExample:
         assert Settings() == defaults
         (tmp_path / ".env").write_text("PORT=1")
         assert Settings() != defaults, "the file is not read at all"
+
+
+def _listens(path: Path) -> bool:
+    """A socket's file is there a moment before it can be connected to."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0

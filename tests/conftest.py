@@ -13,9 +13,9 @@ from hypothesis import settings as hypothesis_settings
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.store import open_store
+from tests.harness.upstream import ScriptedUpstream
 from tests.support.names import keys
 from tests.support.stack import Stack
-from tests.support.upstream import ScriptedUpstream
 
 FORBID_SKIPS = os.environ.get("STREAMSPOOL_FORBID_SKIPS") == "1"
 

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from api.auth import Authenticator
 from shared.config.settings import Settings
 from shared.generations.caller import Caller
+from tests.harness.upstream import Pause, ending, words
 from tests.support.stack import Stack
-from tests.support.upstream import Pause, ending, words
 from tests.support.wire import KEY_A, KEY_B, Client, Register, ask, frames, refused
 
 OPEN = {"/healthz", "/health", "/readyz", "/metrics", "/docs", "/openapi.json"}
@@ -270,7 +270,7 @@ def test_logs_hold_no_prompt_no_answer_and_no_key(
         scripted([*said, *ending()], provider="openai").model,
         scripted([*said, broken]).model,
         scripted([*said, b"data: canary-answer {\n\n"]).model,
-        scripted(said, cut=True).model,
+        scripted(said, end="cut").model,
         scripted([b'{"error": {"message": "canary-answer"}}'], status=400).model,
         "fake/echo",
     ]

@@ -20,9 +20,9 @@ import pytest
 
 from api.errors import is_passing_refusal
 from shared import errors
+from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.clients import PROGRAMS, ROOT
 from tests.support.stack import Stack, wait_until
-from tests.support.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.wire import Client
 
 ERROR = b'{"error": {"message": "It went wrong.", "type": "t", "param": null, "code": "c"}}'
@@ -141,7 +141,7 @@ def test_only_an_idempotency_key_keeps_the_ai_sdk_from_paying_again(
     stack: Stack, client: Client, upstream: ScriptedUpstream, headers: dict[str, str], generations: int
 ) -> None:
     name = f"cut-{uuid.uuid4().hex[:8]}"
-    script = upstream.script(name, words(2), cut=True)
+    script = upstream.script(name, words(2), end="cut")
     node(stack.url, json.dumps([f"scripted/{name}"]), "once", json.dumps(headers))
     states = client.get(f"/v1/streams?model=scripted/{name}").json()["data"]
     assert [one["status"] for one in states] == ["failed"] * generations

@@ -19,11 +19,11 @@ from shared.log.decoding import decode
 from shared.log.entry import Kind
 from shared.log.envelope import Envelopes
 from tests.chaos.tally import Tally
+from tests.harness.upstream import DONE, USAGE, Pause, Script, ScriptedUpstream, ending, whole, words
 from tests.support.fleet import Fleet, ask
 from tests.support.ledger import ledger_problems
 from tests.support.names import keys
 from tests.support.stack import wait_until
-from tests.support.upstream import DONE, USAGE, Pause, Script, ScriptedUpstream, ending, whole, words
 from tests.support.wire_async import JSON, Reading, Stream, follow
 
 SEAL = f"{2**53 - 1}-0"

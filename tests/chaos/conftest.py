@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.upstream import ScriptedUpstream
 from tests.support.fleet import Fleet
 from tests.support.judge import Judges
 from tests.support.rig import Rig
-from tests.support.upstream import ScriptedUpstream
 
 
 @pytest.fixture(scope="module")

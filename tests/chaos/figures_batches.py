@@ -29,6 +29,7 @@ import httpx
 
 from tests.bench.load import Upstream
 from tests.bench.machine import cpu_s
+from tests.harness.upstream import ScriptedUpstream, ending, words
 from tests.support.batch import ended, jsonl, line, results, start, state
 from tests.support.fleet import QUICK as QUICK_LEASE
 from tests.support.ground import WORKERS, Ground
@@ -38,7 +39,6 @@ from tests.support.s3 import S3
 from tests.support.server import Server
 from tests.support.stack import Stack, memory_mb, wait_until
 from tests.support.stages import STAGES
-from tests.support.upstream import ScriptedUpstream, ending, words
 
 LINES = 5000
 SHIPPED = {"STREAMSPOOL_BATCH_LINES": "100"}

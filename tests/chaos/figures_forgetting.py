@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.test_forgetting import failed_over, killed
-from tests.support.upstream import ScriptedUpstream
+from tests.harness.upstream import ScriptedUpstream
 
 ROWS: dict[str, Callable[[ScriptedUpstream, Path], dict[str, Any]]] = {"killed": killed, "failover": failed_over}
 

@@ -18,9 +18,8 @@ from typing import Any
 from shared.cli.embedded import EmbeddedValkey
 from tests.chaos.test_viewers import SETTINGS, VIEWERS, watch
 from tests.harness.store import open_store
-from tests.support.faulty import Answer, FaultyProvider
+from tests.harness.upstream import Answer, Pause, ScriptedUpstream, chunk, ending, whole, words
 from tests.support.stack import Stack, free_port, memory_mb, wait_until
-from tests.support.upstream import Pause, chunk, ending, whole, words
 from tests.support.wire import Client
 from tests.support.wire_async import Reading, Stream
 
@@ -30,7 +29,7 @@ Figures = dict[str, Any]
 class Bench:
     """A stack with two APIs, and a provider."""
 
-    def __init__(self, stack: Stack, ports: tuple[int, int], provider: FaultyProvider) -> None:
+    def __init__(self, stack: Stack, ports: tuple[int, int], provider: ScriptedUpstream) -> None:
         self.stack, self.ports, self.provider = stack, ports, provider
 
     async def storm(self, count: int = 1000) -> Figures:
@@ -124,7 +123,7 @@ def main() -> None:
     runs = arguments.parse_args().runs
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
-    with tempfile.TemporaryDirectory() as name, FaultyProvider() as provider:
+    with tempfile.TemporaryDirectory() as name, ScriptedUpstream() as provider:
         directory = Path(name)
         with EmbeddedValkey(directory / "valkey") as valkey:
             settings = {**SETTINGS, "STREAMSPOOL_SEND_TIMEOUT_S": "30"}

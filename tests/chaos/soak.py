@@ -28,7 +28,7 @@ from shared.cli.embedded import EmbeddedValkey
 from tests.chaos.soak_faults import APIS, WORKERS, Faults, gauges
 from tests.chaos.soak_load import Generation, plan_of, session_problems, text_problems
 from tests.harness.store import open_store
-from tests.support.faulty import FaultyProvider
+from tests.harness.upstream import ScriptedUpstream
 from tests.support.ledger import ledger_problems
 from tests.support.names import jobs_left, keys
 from tests.support.stack import Stack, free_port
@@ -73,7 +73,7 @@ class Soak:
         self,
         stack: Stack,
         valkey: EmbeddedValkey,
-        provider: FaultyProvider,
+        provider: ScriptedUpstream,
         metrics: dict[str, int],
         seed: int,
         every_s: float | None,
@@ -436,7 +436,7 @@ async def soak(directory: Path, seed: int, given: argparse.Namespace) -> dict[st
     assert this
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)  # so that the processes end with us
     metrics = {name: free_port() for name in (*WORKERS, *APIS)}
-    with FaultyProvider() as provider, EmbeddedValkey(directory / "valkey") as valkey:
+    with ScriptedUpstream() as provider, EmbeddedValkey(directory / "valkey") as valkey:
         stack = Stack(valkey.url, provider.base_url, directory, **SETTINGS)
         if given.leak:
             (directory / "leak").mkdir()

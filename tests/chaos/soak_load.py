@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from tests.support.faulty import RESET, Answer, Plan, refusal
-from tests.support.upstream import DONE, USAGE, Part, chunk
+from tests.harness.upstream import DONE, RESET, USAGE, Answer, Part, Script, chunk, refusal
 from tests.support.wire_async import Reading
 
 CANARY = "canary-prompt-4711"
@@ -65,7 +64,7 @@ class Generation:
     state: dict[str, Any] = field(default_factory=dict)
     """What it ended as, once it was judged."""
     text: str = ""
-    plan: Plan | None = None
+    plan: Script | None = None
     started: float = field(default_factory=time.monotonic)
     accepted: asyncio.Event = field(default_factory=asyncio.Event)
     readings: list[Reading] = field(default_factory=list)

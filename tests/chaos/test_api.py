@@ -10,11 +10,11 @@ import httpx
 
 from tests.chaos.bursts import judge_posts, kill_apis_within_posts
 from tests.chaos.tally import Tally
+from tests.harness.upstream import Pause, ScriptedUpstream, ending, whole, words
 from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
 from tests.support.names import keys
 from tests.support.stack import wait_until
-from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 
 SETTINGS = {"STREAMSPOOL_DRAIN_S": "4"}
 VIEWERS = 50

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from tests.harness.upstream import Pause, ScriptedUpstream, ending, whole, words
 from tests.support.fleet import Fleet, ask
 from tests.support.judge import Judges
 from tests.support.names import jobs_left, keys
 from tests.support.stack import wait_until
-from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 
 PROCESSES = ("api-2",)
 RACES = 40

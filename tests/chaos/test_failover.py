@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.figures_redis import managed
+from tests.harness.upstream import ScriptedUpstream
 from tests.support.pair import Pair
 from tests.support.rig import Rig
-from tests.support.upstream import ScriptedUpstream
 
 
 @pytest.fixture(params=["valkey", "redis"])

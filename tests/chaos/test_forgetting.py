@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from tests.chaos.promises import Promises
+from tests.harness.upstream import Pause, ScriptedUpstream, ending, whole, words
 from tests.support.forgetful import Follower, compiler, path_of, slow_sync
 from tests.support.rewind import Rewindable
 from tests.support.rig import QUICK, Rig
 from tests.support.stack import Stack, free_port, wait_until
-from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 
 LEASE = {"STREAMSPOOL_LEASE_S": "4"}
 

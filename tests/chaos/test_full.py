@@ -16,11 +16,11 @@ import httpx
 import pytest
 import redis
 
+from tests.harness.upstream import Pause, Script, ScriptedUpstream, chunk, ending, whole, words
 from tests.support import batch
 from tests.support.names import jobs_left, keys
 from tests.support.server import Server
 from tests.support.stack import Stack, free_port, wait_until
-from tests.support.upstream import Pause, Script, ScriptedUpstream, chunk, ending, whole, words
 from tests.support.wire import end_error
 
 FULL_S = 2.0

@@ -11,9 +11,8 @@ import pytest
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.store import open_store
-from tests.support.faulty import Answer, FaultyProvider
+from tests.harness.upstream import Answer, ScriptedUpstream, chunk
 from tests.support.stack import Stack, memory_mb, wait_until
-from tests.support.upstream import chunk
 from tests.support.wire import Client, ask, chunks, text
 
 EVENTS = [chunk({"content": f"{number:x}" * 256 * 1024}) for number in range(16)]
@@ -21,13 +20,13 @@ EVENTS = [chunk({"content": f"{number:x}" * 256 * 1024}) for number in range(16)
 
 
 @pytest.fixture
-def provider() -> Iterator[FaultyProvider]:
-    with FaultyProvider() as server:
+def provider() -> Iterator[ScriptedUpstream]:
+    with ScriptedUpstream() as server:
         yield server
 
 
 @pytest.fixture
-def small(tmp_path: Path, provider: FaultyProvider) -> Iterator[Stack]:
+def small(tmp_path: Path, provider: ScriptedUpstream) -> Iterator[Stack]:
     """64 MB of store, and the limit as it is shipped."""
     (tmp_path / "stack").mkdir()
     with (
@@ -37,7 +36,7 @@ def small(tmp_path: Path, provider: FaultyProvider) -> Iterator[Stack]:
         yield running
 
 
-def test_f62_an_answer_without_end_leaves_room_for_others(small: Stack, provider: FaultyProvider) -> None:
+def test_f62_an_answer_without_end_leaves_room_for_others(small: Stack, provider: ScriptedUpstream) -> None:
     """Events of 256 KiB, one after the other, for ever: the store does not fill up, and the provider is hung up on."""
     plan = provider.plan("endless", by=lambda _: Answer(itertools.cycle((*EVENTS, 0))))
     with (

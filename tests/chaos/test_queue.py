@@ -29,13 +29,13 @@ from shared.cli.embedded import EmbeddedValkey
 from shared.store.keys import Keys, Lane
 from tests.chaos.crowd import Crowd, begun
 from tests.harness.store import open_store
+from tests.harness.upstream import Pause, ScriptedUpstream, ending, whole, words
 from tests.support.batch import ended, jsonl, line, results, start
 from tests.support.fleet import Fleet, ask
 from tests.support.judge import Judges
 from tests.support.names import WAITING, keys
 from tests.support.rewind import Rewindable
 from tests.support.stack import Stack, wait_until
-from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 
 PLACES = 20
 SETTINGS = {

@@ -15,10 +15,10 @@ from tests.chaos.bursts import (
     wait_still,
 )
 from tests.chaos.tally import Tally
+from tests.harness.upstream import DONE, Pause, ScriptedUpstream, chunk, ending, whole, words
 from tests.support.fleet import Fleet, ask
 from tests.support.names import keys
 from tests.support.stack import wait_until
-from tests.support.upstream import DONE, Pause, ScriptedUpstream, chunk, ending, whole, words
 from tests.support.wire_async import JSON, Stream
 
 STREAMS = 1000
@@ -111,7 +111,7 @@ def test_f41_the_usage_of_a_thousand_streams_is_the_ledger(fleet: Fleet, upstrea
     upstream.script(f"{model}-0", [*words(2), *ending()])
     upstream.script(f"{model}-1", [*words(3), *ending(usage=False)])
     upstream.script(f"{model}-2", [*words(4), chunk({}, "stop", usage=usage), DONE])
-    upstream.script(f"{model}-3", words(5), cut=True)
+    upstream.script(f"{model}-3", words(5), end="cut")
 
     async def submit_all() -> None:
         numbers = iter(range(STREAMS))

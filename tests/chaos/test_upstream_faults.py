@@ -21,9 +21,21 @@ import pytest
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.store import open_store
-from tests.support.faulty import RESET, Answer, FaultyProvider, Plan, refusal
+from tests.harness.upstream import (
+    DONE,
+    RESET,
+    USAGE,
+    Answer,
+    Part,
+    Pause,
+    Script,
+    ScriptedUpstream,
+    chunk,
+    ending,
+    refusal,
+    words,
+)
 from tests.support.stack import Stack, free_port, wait_until
-from tests.support.upstream import DONE, USAGE, Part, Pause, chunk, ending, words
 from tests.support.wire import Client, ask, chunks, end_error, frames, refused, text
 
 SETTINGS = {
@@ -40,14 +52,14 @@ BOUND_S = 10.0
 
 
 @pytest.fixture(scope="module")
-def provider() -> Iterator[FaultyProvider]:
-    with FaultyProvider() as server:
+def provider() -> Iterator[ScriptedUpstream]:
+    with ScriptedUpstream() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def faulty(
-    valkey: EmbeddedValkey, provider: FaultyProvider, tmp_path_factory: pytest.TempPathFactory
+    valkey: EmbeddedValkey, provider: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     """`scripted/…` is the provider, `nowhere/…` a port where nobody listens, `unnamed/…` a host that is not there."""
     directory = tmp_path_factory.mktemp("faulty")
@@ -67,7 +79,7 @@ def client(faulty: Stack) -> Iterator[Client]:
 
 
 @pytest.fixture(autouse=True)
-def others_untouched(client: Client, provider: FaultyProvider, faulty: Stack) -> Iterator[None]:
+def others_untouched(client: Client, provider: ScriptedUpstream, faulty: Stack) -> Iterator[None]:
     """A generation that is in mid-answer all through the test, with its own timers running; and no key in any log."""
     enough = threading.Event()
 
@@ -120,17 +132,17 @@ def outcome(client: Client, body: bytes, code: str, said: str) -> dict[str, Any]
 # ---- F23, F24: refused before the first chunk
 
 
-def test_f23_one_429_is_a_delay(client: Client, provider: FaultyProvider) -> None:
+def test_f23_one_429_is_a_delay(client: Client, provider: ScriptedUpstream) -> None:
     plan = provider.plan("limited", refusal(429, "rate_limit", **{"retry-after": "1"}), GOOD)
     response = client.stream("scripted/limited")
     assert text(chunks(response.content)) == "w0 w1 w2 "
     assert len(plan.calls) == 2
-    assert plan.called_at[1] - plan.called_at[0] >= 1
+    assert plan.calls[1].at - plan.calls[0].at >= 1
     assert client.state(response.headers["x-stream-id"])["attempts"] == 1
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_f23_nothing_but_429_is_a_429(client: Client, provider: FaultyProvider, stream: bool) -> None:
+def test_f23_nothing_but_429_is_a_429(client: Client, provider: ScriptedUpstream, stream: bool) -> None:
     plan = provider.plan("limited", refusal(429, "rate_limit", **{"retry-after": "1"}))
     with bounded():
         response = client.post(ask("scripted/limited", stream=stream))
@@ -140,14 +152,14 @@ def test_f23_nothing_but_429_is_a_429(client: Client, provider: FaultyProvider, 
 
 
 @pytest.mark.parametrize("said", ["1" + "0" * 20, "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
-def test_f23_nobody_is_told_to_wait_for_more_than_a_day(client: Client, provider: FaultyProvider, said: str) -> None:
+def test_f23_nobody_is_told_to_wait_for_more_than_a_day(client: Client, provider: ScriptedUpstream, said: str) -> None:
     provider.plan("limited", refusal(429, "rate_limit", **{"retry-after": said}))
     response = client.post(ask("scripted/limited"))
     refused(response, 429, "rate_limit")
     assert response.headers["retry-after"] == "86400"
 
 
-def test_f23_a_long_retry_after_is_the_clients_to_wait_for(client: Client, provider: FaultyProvider) -> None:
+def test_f23_a_long_retry_after_is_the_clients_to_wait_for(client: Client, provider: ScriptedUpstream) -> None:
     plan = provider.plan("limited", refusal(429, "rate_limit", **{"retry-after": "60"}))
     with bounded():
         response = client.post(ask("scripted/limited", stream=True))
@@ -160,14 +172,14 @@ def test_f23_a_long_retry_after_is_the_clients_to_wait_for(client: Client, provi
     "answer", [*(refusal(status) for status in (500, 502, 503, 529)), RESET, Answer(status=0), Answer(end="rst")],
     ids=["500", "502", "503", "529", "reset", "no response", "reset after the head"],
 )  # fmt: skip
-def test_f24_one_failure_is_a_delay(client: Client, provider: FaultyProvider, answer: Answer) -> None:
+def test_f24_one_failure_is_a_delay(client: Client, provider: ScriptedUpstream, answer: Answer) -> None:
     plan = provider.plan("shaky", answer, GOOD)
     assert text(chunks(client.stream("scripted/shaky").content)) == "w0 w1 w2 "
     assert len(plan.calls) == 2
 
 
 @pytest.mark.parametrize(("status", "seen"), [(500, 502), (503, 502), (0, 502)])
-def test_f24_nothing_but_failures_is_a_502(client: Client, provider: FaultyProvider, status: int, seen: int) -> None:
+def test_f24_nothing_but_failures_is_a_502(client: Client, provider: ScriptedUpstream, status: int, seen: int) -> None:
     plan = provider.plan("broken", refusal(status) if status else RESET)
     with bounded():
         refused(
@@ -185,20 +197,24 @@ def test_f24_nobody_there(client: Client, name: str) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_f24_a_final_refusal_is_not_met_with_another_try(client: Client, provider: FaultyProvider, status: int) -> None:
+def test_f24_a_final_refusal_is_not_met_with_another_try(
+    client: Client, provider: ScriptedUpstream, status: int
+) -> None:
     quoting = refusal(status, f"wrong-{KEY}")
     plan = provider.plan("final", quoting)
     response = client.post(ask("scripted/final", stream=True))
     assert response.status_code == (502 if status in (401, 403) else status)
     assert KEY not in response.text
     assert len(plan.calls) == 1
-    assert plan.authorization == [f"Bearer {KEY}"]
+    assert [call.headers["authorization"] for call in plan.calls] == [f"Bearer {KEY}"]
 
 
 # ---- F63: connections that were kept for nothing
 
 
-def test_f63_a_provider_that_closes_without_a_word_costs_nobody_a_try(client: Client, provider: FaultyProvider) -> None:
+def test_f63_a_provider_that_closes_without_a_word_costs_nobody_a_try(
+    client: Client, provider: ScriptedUpstream
+) -> None:
     """After each answer; 300 of them, 30 at a time, so that the next request often meets the close."""
     plan = provider.plan("silent", Answer([*words(3), *ending()], end="silent"))
     with ThreadPoolExecutor(30) as pool:
@@ -225,7 +241,7 @@ TIMERS = {
 
 
 @pytest.mark.parametrize("name", TIMERS)
-def test_f25_silence_has_an_end_that_names_its_timer(client: Client, provider: FaultyProvider, name: str) -> None:
+def test_f25_silence_has_an_end_that_names_its_timer(client: Client, provider: ScriptedUpstream, name: str) -> None:
     answer, code, said = TIMERS[name]
     plan = provider.plan("silent", answer)
     with bounded():
@@ -238,7 +254,7 @@ def test_f25_silence_has_an_end_that_names_its_timer(client: Client, provider: F
     assert (len(plan.calls), plan.hung_up) == (1, 1)
 
 
-def test_f25_an_answer_that_goes_on_for_ever_ends(client: Client, provider: FaultyProvider) -> None:
+def test_f25_an_answer_that_goes_on_for_ever_ends(client: Client, provider: ScriptedUpstream) -> None:
     plan = provider.plan("endless", Answer(itertools.cycle([*words(1), 0.3])))
     with bounded(15):
         response = client.post(ask("scripted/endless", stream=True))
@@ -275,7 +291,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_f26_f27_f28_broken_in_the_middle(client: Client, provider: FaultyProvider, name: str) -> None:
+def test_f26_f27_f28_broken_in_the_middle(client: Client, provider: ScriptedUpstream, name: str) -> None:
     answer, code = BROKEN[name]
     plan = provider.plan("broken", answer)
     with bounded():
@@ -285,7 +301,7 @@ def test_f26_f27_f28_broken_in_the_middle(client: Client, provider: FaultyProvid
     assert len(plan.calls) == 1
 
 
-def test_f26_done_without_a_finish_reason_invents_none(client: Client, provider: FaultyProvider) -> None:
+def test_f26_done_without_a_finish_reason_invents_none(client: Client, provider: ScriptedUpstream) -> None:
     plan = provider.plan("unfinished", Answer([*words(2), DONE]))
     response = client.stream("scripted/unfinished")
     found = chunks(response.content)
@@ -296,7 +312,7 @@ def test_f26_done_without_a_finish_reason_invents_none(client: Client, provider:
     assert len(plan.calls) == 1
 
 
-def test_f26_a_cut_with_restart_is_another_attempt(client: Client, provider: FaultyProvider) -> None:
+def test_f26_a_cut_with_restart_is_another_attempt(client: Client, provider: ScriptedUpstream) -> None:
     """Opt-in: a client that knows attempts is told to clear, then reads the second one only."""
     pause = Pause()
     plan = provider.plan("twice", Answer([*words(2), pause], end="cut"), Answer([*words(3), *ending()]))
@@ -313,7 +329,7 @@ def test_f26_a_cut_with_restart_is_another_attempt(client: Client, provider: Fau
     assert len(plan.calls) == 2
 
 
-def test_f28_a_web_page_is_a_502(client: Client, provider: FaultyProvider) -> None:
+def test_f28_a_web_page_is_a_502(client: Client, provider: ScriptedUpstream) -> None:
     page = Answer([b"<html>internal page</html>"], headers={"content-type": "text/html"})
     plan = provider.plan("page", page)
     error = refused(client.post(ask("scripted/page", stream=True)), 502, "upstream_invalid")
@@ -341,7 +357,7 @@ def _bomb() -> Answer:
     return Answer([gzip.compress(bytes(100_000_000), 1)], headers=headers)
 
 
-def test_f29_a_chunk_of_10_mb(client: Client, provider: FaultyProvider, faulty: Stack) -> None:
+def test_f29_a_chunk_of_10_mb(client: Client, provider: ScriptedUpstream, faulty: Stack) -> None:
     before = peak_mb(faulty)
     plan = provider.plan("huge", _flood(b'data: {"choices":[{"index":0,"delta":{"content":"', 160))
     response = client.post(ask("scripted/huge", stream=True))
@@ -351,7 +367,7 @@ def test_f29_a_chunk_of_10_mb(client: Client, provider: FaultyProvider, faulty: 
     assert len(plan.calls) == 1
 
 
-def test_f29_a_line_without_end(client: Client, provider: FaultyProvider, faulty: Stack) -> None:
+def test_f29_a_line_without_end(client: Client, provider: ScriptedUpstream, faulty: Stack) -> None:
     before = peak_mb(faulty)
     plan = provider.plan("line", _flood(b": a comment", 2048))
     response = client.post(ask("scripted/line", stream=True))
@@ -361,7 +377,7 @@ def test_f29_a_line_without_end(client: Client, provider: FaultyProvider, faulty
     assert len(plan.calls) == 1
 
 
-def test_f29_a_gzip_bomb_is_not_opened(client: Client, provider: FaultyProvider, faulty: Stack) -> None:
+def test_f29_a_gzip_bomb_is_not_opened(client: Client, provider: ScriptedUpstream, faulty: Stack) -> None:
     before = peak_mb(faulty)
     plan = provider.plan("bomb", _bomb())
     refused(client.post(ask("scripted/bomb", stream=True)), 502, "upstream_invalid")
@@ -369,7 +385,7 @@ def test_f29_a_gzip_bomb_is_not_opened(client: Client, provider: FaultyProvider,
     assert len(plan.calls) == 1
 
 
-def test_f29_an_error_without_end(client: Client, provider: FaultyProvider, faulty: Stack) -> None:
+def test_f29_an_error_without_end(client: Client, provider: ScriptedUpstream, faulty: Stack) -> None:
     before = peak_mb(faulty)
     headers = {"content-type": "application/json"}
     provider.plan("long", by=lambda _: Answer(itertools.repeat(b"x" * 65536, 2048), 400, headers))
@@ -378,7 +394,7 @@ def test_f29_an_error_without_end(client: Client, provider: FaultyProvider, faul
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_f29_a_redirect_is_not_followed(client: Client, provider: FaultyProvider, status: int) -> None:
+def test_f29_a_redirect_is_not_followed(client: Client, provider: ScriptedUpstream, status: int) -> None:
     elsewhere = provider.plan("elsewhere", GOOD)
     plan = provider.plan("moved", Answer(status=status, headers={"location": f"{provider.base_url}/chat/completions"}))
     refused(client.post(ask("scripted/moved", stream=True)), 502, "upstream_redirect")
@@ -423,9 +439,9 @@ ODD: dict[str, tuple[list[bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_f30_f31_odd_and_legal(client: Client, provider: FaultyProvider, name: str) -> None:
+def test_f30_f31_odd_and_legal(client: Client, provider: ScriptedUpstream, name: str) -> None:
     parts, said = ODD[name]
-    plan: Plan = provider.plan("odd", Answer(parts))
+    plan: Script = provider.plan("odd", Answer(parts))
     response = client.stream("scripted/odd", ids=True)
     found = chunks(response.content)
     assert text(found) == said
@@ -439,7 +455,7 @@ def test_f30_f31_odd_and_legal(client: Client, provider: FaultyProvider, name: s
     assert len(plan.calls) == 1
 
 
-def test_f30_unknown_fields_and_a_half_emoji_arrive_as_they_were(client: Client, provider: FaultyProvider) -> None:
+def test_f30_unknown_fields_and_a_half_emoji_arrive_as_they_were(client: Client, provider: ScriptedUpstream) -> None:
     raw = b'{"choices":[{"index":0,"delta":{"content":"\\ud83d","extra":{"deep":[1,null]}},"finish_reason":null}],"x_new":1}'
     provider.plan("odd", Answer([b"data: " + raw + b"\n\n", *ending()]))
     body = client.stream("scripted/odd").content

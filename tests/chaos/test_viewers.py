@@ -15,10 +15,9 @@ import pytest
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.store import Store, open_store
-from tests.support.faulty import Answer, FaultyProvider
+from tests.harness.upstream import Answer, Pause, ScriptedUpstream, chunk, ending, whole, words
 from tests.support.names import keys
 from tests.support.stack import Stack, free_port, memory_mb, wait_until
-from tests.support.upstream import Pause, chunk, ending, whole, words
 from tests.support.wire import Client, ask, chunks, end_error, text
 from tests.support.wire_async import Cut, Reading, Stream, call, follow
 
@@ -49,14 +48,14 @@ class Impatient(Stack):
 
 
 @pytest.fixture(scope="module")
-def provider() -> Iterator[FaultyProvider]:
-    with FaultyProvider() as server:
+def provider() -> Iterator[ScriptedUpstream]:
+    with ScriptedUpstream() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def viewed(
-    valkey: EmbeddedValkey, provider: FaultyProvider, tmp_path_factory: pytest.TempPathFactory
+    valkey: EmbeddedValkey, provider: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     directory = tmp_path_factory.mktemp("viewed")
     with Stack(valkey.url.replace("db=0", "db=1"), provider.base_url, directory, **SETTINGS) as stack:
@@ -65,7 +64,7 @@ def viewed(
 
 @pytest.fixture(scope="module")
 def impatient(
-    valkey: EmbeddedValkey, provider: FaultyProvider, tmp_path_factory: pytest.TempPathFactory
+    valkey: EmbeddedValkey, provider: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     directory = tmp_path_factory.mktemp("impatient")
     with Impatient(valkey.url.replace("db=0", "db=2"), provider.base_url, directory, **SETTINGS) as stack:
@@ -138,7 +137,7 @@ async def come_back(reading: Reading, port: int, generation_id: str) -> None:
 
 
 async def test_f32_viewers_that_do_not_read_cost_little_and_resume_whole(
-    viewed: Stack, client: Client, provider: FaultyProvider
+    viewed: Stack, client: Client, provider: ScriptedUpstream
 ) -> None:
     """Ten of them beside three that read, on 24 MB in chunks of 100 kB."""
     slow, pause = 10, Pause()
@@ -175,7 +174,7 @@ async def test_f32_viewers_that_do_not_read_cost_little_and_resume_whole(
 
 
 async def test_f33_a_storm_of_viewers_comes_back_whole(
-    viewed: Stack, client: Client, store: Store, provider: FaultyProvider
+    viewed: Stack, client: Client, store: Store, provider: ScriptedUpstream
 ) -> None:
     """300 connections are reset at once, and all return with their cursors."""
     pause, count = Pause(), 300
@@ -203,7 +202,7 @@ async def test_f33_a_storm_of_viewers_comes_back_whole(
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 7, 50])
 async def test_f34_cut_again_and_again_across_two_servers(
-    viewed: Stack, client: Client, other_port: int, provider: FaultyProvider, cut: int
+    viewed: Stack, client: Client, other_port: int, provider: ScriptedUpstream, cut: int
 ) -> None:
     said: list[bytes | float] = [part for one in words(60) for part in (one, 0.01)]
     plan = provider.plan("cut", Answer([*said, *ending()]))
@@ -233,7 +232,7 @@ async def test_f34_cut_again_and_again_across_two_servers(
     ],
 )
 async def test_f35_no_cursor_makes_a_viewer_wait_for_nothing(
-    viewed: Stack, client: Client, other_port: int, provider: FaultyProvider, cursor: str, status: int
+    viewed: Stack, client: Client, other_port: int, provider: ScriptedUpstream, cursor: str, status: int
 ) -> None:
     pause = Pause()
     provider.plan("cursors", Answer([*words(3), pause, *ending()]))
@@ -249,7 +248,7 @@ async def test_f35_no_cursor_makes_a_viewer_wait_for_nothing(
 
 @pytest.mark.parametrize("how", ["deleted", "expired"])
 def test_f36_a_stream_that_goes_away_while_it_is_viewed(
-    client: Client, store: Store, provider: FaultyProvider, other_port: int, how: str
+    client: Client, store: Store, provider: ScriptedUpstream, other_port: int, how: str
 ) -> None:
     pause = Pause()
     plan = provider.plan("going", Answer([*words(2), pause, *ending()]))
@@ -355,7 +354,7 @@ def test_f42_a_body_that_never_ends_is_a_408(impatient: Stack) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions/{}", "/v1/chat/completions/{}?stream=true"])
-def test_f43_nobody_holds_a_connection_by_not_reading(impatient: Stack, provider: FaultyProvider, path: str) -> None:
+def test_f43_nobody_holds_a_connection_by_not_reading(impatient: Stack, provider: ScriptedUpstream, path: str) -> None:
     provider.plan("unread", Answer([*(chunk({"content": "x" * 100_000}) for _ in range(100)), *ending()]))
     with Client(impatient.url) as other:
         generation_id = other.stream("scripted/unread").headers["x-stream-id"]

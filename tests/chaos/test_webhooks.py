@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.upstream import ScriptedUpstream, ending, words
 from tests.support.fleet import Fleet
 from tests.support.names import keys
 from tests.support.receiver import SECRET, Hook, Receiver
 from tests.support.stack import wait_until
-from tests.support.upstream import ScriptedUpstream, ending, words
 
 NEVER_LOOKS = "import worker.webhooks\nworker.webhooks.WebhookSender._look = lambda _: __import__('asyncio').sleep(0)\n"
 """A worker that settles and delivers nothing: the moment between the two, held open."""

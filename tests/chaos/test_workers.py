@@ -19,11 +19,11 @@ import pytest
 from shared.log.entry import VERSION
 from tests.chaos.bursts import check_ledger, kill_workers_around_the_end, wait_still
 from tests.chaos.tally import Tally
+from tests.harness.upstream import Pause, ScriptedUpstream, ending, whole, words
 from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
 from tests.support.names import WAITING, jobs_left, keys
 from tests.support.stack import wait_until
-from tests.support.upstream import Pause, ScriptedUpstream, ending, whole, words
 
 
 def test_f01_a_worker_killed_before_the_first_chunk_is_replaced_unseen(

@@ -24,10 +24,10 @@ from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, connect
 from tests.harness.records import attempt_with, outcome_with
+from tests.harness.upstream import ScriptedUpstream
 from tests.support import live
 from tests.support.batch_lab import Lab, open_lab
 from tests.support.names import keys
-from tests.support.upstream import ScriptedUpstream
 from tests.worker import test_generate as generating
 from worker.batches import batcher
 from worker.providers.registry import Provider

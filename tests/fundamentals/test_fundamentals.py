@@ -31,11 +31,11 @@ from shared.log.decoding import by_name
 from shared.log.entry import SEAL, Kind, Position, Status
 from tests.fundamentals.conftest import ANN, BOB, DAY, Desk, completed, word
 from tests.harness.records import error_in, outcome_with
+from tests.harness.upstream import ScriptedUpstream, ending, words
 from tests.support.batch_lab import Lab, few
 from tests.support.live import COMPLETED
 from tests.support.live import Bench as Hub
 from tests.support.names import keys
-from tests.support.upstream import ScriptedUpstream, ending, words
 from tests.worker.test_generate import WORD
 from tests.worker.test_generate import Bench as Worker
 

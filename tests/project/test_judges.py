@@ -18,7 +18,7 @@ import pytest
 from tests.chaos import soak_faults
 from tests.chaos.soak_faults import APIS, WORKERS, Faults, Life, Sample
 from tests.chaos.soak_load import Generation, session_problems
-from tests.support.faulty import Plan, refusal
+from tests.harness.upstream import Call, Script, refusal
 from tests.support.ledger import ledger_problems
 
 
@@ -27,8 +27,8 @@ def turn(number: int, before: list[dict[str, Any]]) -> tuple[Generation, list[di
     made = Generation.draw(number, random.Random(number))
     made.id, made.words, made.text = f"chatcmpl-{number}", 2, f"g{number}.1.0 g{number}.1.1 "
     made.state = {"status": "completed"}
-    made.plan = Plan(lambda _: refusal(500))
-    made.plan.calls.append({"messages": [*before, *made.messages]})
+    made.plan = Script(lambda _: refusal(500))
+    made.plan.calls.append(Call({"messages": [*before, *made.messages]}))
     said = [*made.messages, {"role": "assistant", "content": made.text}]
     return made, said
 

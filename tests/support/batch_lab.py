@@ -23,8 +23,8 @@ from shared.lib.tasks import cancel
 from shared.log.appender import Appender
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis, connect
+from tests.harness.upstream import ScriptedUpstream
 from tests.support.batch import ENDED, jsonl, line
-from tests.support.upstream import ScriptedUpstream
 from worker.batches.batcher import Batcher
 from worker.generate import Generator
 from worker.providers.registry import FAKE, Provider

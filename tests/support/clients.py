@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.upstream import DONE, Pause, Script, ScriptedUpstream, chunk, ending, words
+from tests.harness.upstream import DONE, Pause, Script, ScriptedUpstream, chunk, ending, words
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ROOT / "tests/clients"

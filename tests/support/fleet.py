@@ -16,9 +16,9 @@ import httpx
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.store import open_store
+from tests.harness.upstream import ScriptedUpstream
 from tests.support.names import WAITING, keys
 from tests.support.stack import Stack, free_port, wait_until
-from tests.support.upstream import ScriptedUpstream
 
 QUICK = {
     "STREAMSPOOL_LEASE_S": "1",

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.loopback import LoopThread
+from tests.harness.loopback import LoopThread
 
 _RETRY_S = 0.05
 _PATIENCE_S = 30.0

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import hiredis
 
-from tests.support.loopback import LoopThread
+from tests.harness.loopback import LoopThread
 
 _READ = 65536
 

@@ -19,10 +19,10 @@ import httpx
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.store import open_store
+from tests.harness.upstream import Pause, Script, ScriptedUpstream, chunk, ending, whole, words
 from tests.support.names import keys
 from tests.support.proxy import Proxy
 from tests.support.stack import Stack, wait_until
-from tests.support.upstream import Pause, Script, ScriptedUpstream, chunk, ending, whole, words
 from tests.support.wire import DONE_FRAME, SEAL_ID, field
 
 LEASE_S = 2.0

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 
 import httpx
 
-from tests.support.upstream import Script
+from tests.harness.upstream import Script
 
 DONE_FRAME = b"data: [DONE]\n\n"
 KEEPALIVE = b": ka\n"

@@ -25,7 +25,7 @@ from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, connect
 from tests.harness.records import attempt_with, error_in, header_with, outcome_with
-from tests.support.upstream import DONE, Pause, ScriptedUpstream, chunk, ending, words
+from tests.harness.upstream import DONE, Pause, ScriptedUpstream, chunk, ending, words
 from worker.generate import Generator
 from worker.normalizer import Normalizer
 from worker.providers.registry import Provider
@@ -161,7 +161,7 @@ async def test_usage_is_estimated_where_the_provider_gives_none(bench: Bench, up
 
 
 async def test_a_stream_without_an_end_fails_and_keeps_what_came(bench: Bench, upstream: ScriptedUpstream) -> None:
-    upstream.script("torn", words(4), cut=True)
+    upstream.script("torn", words(4), end="cut")
     generation_id = await bench.request("torn")
     assert await bench.generator.run(generation_id, 1)
     summary = await bench.summary(generation_id)
@@ -327,7 +327,9 @@ async def test_an_attempt_that_is_over_leaves_nothing_to_the_garbage_collector(
     elif how == "sealed":
         upstream.script(name, [*words(2), pause])
     else:
-        upstream.script(name, words(2) if how == "cut" else [*words(2), *ending()], cut=how == "cut")
+        upstream.script(
+            name, words(2) if how == "cut" else [*words(2), *ending()], end="cut" if how == "cut" else "clean"
+        )
     if how == "unreachable":
         provider = Provider("scripted", "openai", "http://127.0.0.1:1/v1", None, ())
         bench.generator._providers = {"scripted": provider}

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.harness.upstream import Pause, chunk, ending, words
 from tests.support.stack import wait_until
-from tests.support.upstream import Pause, chunk, ending, words
 from tests.support.wire import Client, Register, ask, refused
 
 TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
@@ -33,7 +33,7 @@ def test_all_generations_are_in_it_once(client: Client) -> None:
 
 
 def test_failed_and_cancelled_ones_too(client: Client, scripted: Register) -> None:
-    cut = scripted([*words(5)], cut=True)
+    cut = scripted([*words(5)], end="cut")
     client.post(ask(cut.model, stream=True))
     wait_until(lambda: row(client, cut.model)["failed_requests"] == 1, what="it is settled")
     total = row(client, cut.model)
@@ -51,7 +51,7 @@ def test_openais_models_are_counted(client: Client, scripted: Register, end: str
     said = [chunk({"role": "assistant", "content": "Hello there, how are you today?"})]
     # The name decides: this provider answers to it as OpenAI would, but tells no usage.
     parts = {"finish": [*said, *ending(usage=False)], "cut": said, "cancel": [*said, Pause()]}[end]
-    upstream.script("gpt-4o", parts, cut=end == "cut")
+    upstream.script("gpt-4o", parts, end="cut" if end == "cut" else "clean")
 
     def answered() -> dict[str, Any]:
         with client.streaming("scripted/gpt-4o", "hi") as viewer:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.chat.chunks import Accumulator
-from tests.support.upstream import DONE, USAGE, chunk, ending, words
+from tests.harness.upstream import DONE, USAGE, chunk, ending, words
 from tests.support.wire import Client, Register, ask, chunks
 
 WITH_USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}

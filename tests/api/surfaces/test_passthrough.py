@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shared.chat.chunks import EXTENSION_FIELDS
-from tests.support.upstream import DONE, USAGE, Pause, chunk, ending, words
+from tests.harness.upstream import DONE, USAGE, Pause, chunk, ending, words
 from tests.support.wire import Client, Register, ask, chunks, error_of, frames, payload, text
 
 UNKNOWN: dict[str, Any] = {
@@ -90,7 +90,7 @@ def test_nothing_of_the_clients_headers_goes_upstream(alice: Client, scripted: R
         "x-any": "canary",
     }
     assert alice.post(ask(asked.model), headers=private).status_code == 200
-    (sent,) = asked.script.request_headers
+    sent = asked.script.calls[0].headers
     assert "authorization" not in sent
     assert not private.keys() & sent.keys()
     assert "canary" not in str(sent)
@@ -99,7 +99,7 @@ def test_nothing_of_the_clients_headers_goes_upstream(alice: Client, scripted: R
 def test_a_providers_own_key_is_what_it_gets(alice: Client, scripted: Register) -> None:
     asked = scripted([*words(1), *ending()], provider="openai")
     assert alice.post(ask(asked.model)).status_code == 200
-    assert asked.script.request_headers[0]["authorization"] == "Bearer sk-canary-provider-key-0123456789"
+    assert asked.script.calls[0].headers["authorization"] == "Bearer sk-canary-provider-key-0123456789"
 
 
 def test_nothing_of_the_providers_headers_comes_back(client: Client, scripted: Register) -> None:

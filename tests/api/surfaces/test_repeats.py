@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.upstream import words
+from tests.harness.upstream import words
 from tests.support.wire import Client, Register, ask, refused
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.upstream import DONE, USAGE, Pause, chunk, ending, words
+from tests.harness.upstream import DONE, USAGE, Pause, chunk, ending, words
 from tests.support.wire import (
     DONE_FRAME,
     KEEPALIVE,
@@ -251,7 +251,7 @@ def test_a_failure_after_chunks_is_an_error_frame_and_done(
 
 
 def test_a_connection_that_breaks_is_an_incomplete_answer(client: Client, scripted: Register) -> None:
-    model = scripted([*words(3)], cut=True).model
+    model = scripted([*words(3)], end="cut").model
     response = client.stream(model)
     assert end_error(response.content)["code"] == "upstream_incomplete"
     refused(client.post(ask(model)), 502, "upstream_incomplete")

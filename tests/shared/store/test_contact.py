@@ -13,7 +13,7 @@ import structlog
 from shared.errors import Unusable
 from shared.store.contact import check_server
 from shared.store.redis import connect
-from tests.support.loopback import LoopThread
+from tests.harness.loopback import LoopThread
 from tests.support.proxy import Proxy
 from tests.support.server import Certificates, Server
 from tests.support.stack import free_port

@@ -20,9 +20,9 @@ from shared.features.batches import Batches
 from shared.features.files import Files
 from shared.features.storage import Storage
 from shared.lib import clock
+from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.batch import jsonl, line
 from tests.support.batch_lab import OWNER, Killed, Lab, few, open_lab
-from tests.support.upstream import Pause, ScriptedUpstream, ending, words
 from worker.batches import batcher
 from worker.batches import end as batch_end
 from worker.batches import input as batch_input

@@ -16,9 +16,9 @@ from shared.cli.embedded import EmbeddedValkey
 from shared.features.batch_head import BatchHead, reached
 from shared.log.entry import Status
 from tests.harness.records import error_with
+from tests.harness.upstream import Pause, Script, ScriptedUpstream, ending, whole, words
 from tests.support.batch import line
 from tests.support.batch_lab import Lab, few, open_lab
-from tests.support.upstream import Pause, Script, ScriptedUpstream, ending, whole, words
 from worker.batches import batcher, circuit
 from worker.batches import queue as batch_queue
 from worker.batches import run as batch
@@ -71,7 +71,7 @@ async def test_a_provider_that_is_away_fails_no_line(lab: Lab, upstream: Scripte
     if how == "no connection":
         upstream.leave()
     elif how.startswith("cut"):
-        upstream.script("away", words(3) if "middle" in how else [], cut=True)
+        upstream.script("away", words(3) if "middle" in how else [], end="cut")
     else:
         refusing(upstream, "away", int(how))
     batch_id = await lab.start([*few(20, "scripted/away", "away"), *few(20)])

@@ -13,7 +13,7 @@ import pytest
 
 from shared.config.settings import Settings
 from shared.lib import http
-from tests.worker.upstream.upstream_server import DONE, END, chunk
+from tests.harness.upstream import DONE, END, chunk
 from worker.normalizer import Normalizer
 from worker.providers.registry import Provider
 from worker.upstream.attempts import Served, Target

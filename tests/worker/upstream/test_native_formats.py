@@ -11,7 +11,7 @@ import pytest
 from shared.chat.chunks import Accumulator
 from shared.config.settings import Settings
 from shared.errors import BadRequest, UpstreamError
-from tests.worker.upstream.upstream_server import END, Script, Server, Wire, serving
+from tests.harness.upstream import END, Play, Server, Wire, serving
 from worker.normalizer import Normalizer
 from worker.providers.registry import Provider
 from worker.upstream.attempts import Served, Target
@@ -69,7 +69,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 each_format = pytest.mark.parametrize("kind", FORMATS)
 
 
-async def ask(kind: Any, script: Script, **fields: Any) -> tuple[dict[str, Any], UpstreamError | None, Server]:
+async def ask(kind: Any, script: Play, **fields: Any) -> tuple[dict[str, Any], UpstreamError | None, Server]:
     """The whole answer as far as it came, the error it ended in, and the server that was asked."""
     normalizer = Normalizer(id="c", created=1, model="who/m", show_usage=False)
     fold, error = Accumulator(), None
@@ -105,8 +105,8 @@ async def test_a_whole_answer(kind: str) -> None:
     assert call.head.startswith(f"POST {expected['path']} HTTP/1.1")
     assert call.headers.items() >= expected["headers"].items()
     assert "authorization" not in call.headers
-    assert call.body.items() >= expected["body"].items()
-    assert "session_id" not in call.body
+    assert call.items() >= expected["body"].items()
+    assert "session_id" not in call
 
 
 @each_format

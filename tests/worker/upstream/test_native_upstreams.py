@@ -10,8 +10,8 @@ import pytest
 
 from shared.config.providers import ProviderKind
 from shared.errors import UpstreamIncomplete, UpstreamInvalid, UpstreamRefused
+from tests.harness.upstream import END, Server, Wire, serving
 from tests.worker.upstream.test_upstream import KEY, Reading, client, read
-from tests.worker.upstream.upstream_server import END, Server, Wire, serving
 from worker.providers.registry import Provider
 
 pytestmark = pytest.mark.timeout(20)
@@ -119,8 +119,8 @@ async def test_a_whole_answer(form: Format) -> None:
     [call] = server.calls
     assert call.head.startswith(f"POST {form.path} HTTP/1.1")
     assert (call.headers["authorization"], call.headers["accept"]) == (f"Bearer {KEY}", form.accept)
-    assert (call.body["model"], call.body["stream"]) == ("m", True)
-    assert not {"session_id", "stream_options"} & call.body.keys()
+    assert (call["model"], call["stream"]) == ("m", True)
+    assert not {"session_id", "stream_options"} & call.keys()
 
 
 async def test_a_refusal_keeps_its_status_and_not_the_key(form: Format) -> None:

@@ -14,10 +14,10 @@ from shared.lib.sse import Event
 from shared.log.entry import Kind, Status
 from shared.log.records import Outcome
 from tests.harness.records import error_in
+from tests.harness.upstream import Wire, chunk, serving
 from tests.worker.test_generate import Bench, benching
 from tests.worker.upstream.test_native_upstreams import block, line
 from tests.worker.upstream.test_native_upstreams import sse as events
-from tests.worker.upstream.upstream_server import Wire, chunk, serving
 from worker import normalizer as normalizing
 from worker.normalizer import Normalizer
 from worker.providers.formats import dialect_of

@@ -24,7 +24,7 @@ from shared.errors import (
     UpstreamTimeout,
 )
 from shared.log.entry import Chunk
-from tests.worker.upstream.upstream_server import DONE, END, Script, Server, Wire, chunk, serving, usage
+from tests.harness.upstream import DONE, END, Play, Server, Wire, chunk, serving, usage
 from worker.normalizer import Normalizer
 from worker.providers.registry import FAKE, Provider
 from worker.upstream import timers as module
@@ -81,7 +81,7 @@ async def read(upstream: Upstream, who: Provider, model: str = "m", body: dict[s
     return reading
 
 
-async def ask(script: Script, **settings: Any) -> tuple[Reading, Server]:
+async def ask(script: Play, **settings: Any) -> tuple[Reading, Server]:
     async with serving(script) as server, client(**settings) as upstream:
         return await read(upstream, provider(server.url)), server
 
@@ -90,7 +90,7 @@ async def test_a_whole_answer() -> None:
     async def script(wire: Wire) -> None:
         await wire.head()
         await wire.send(b": hello\n\n", chunk("a"), chunk("b"))
-        await wire.send(chunk(None, "stop"), usage(7), DONE)
+        await wire.send(chunk(None, "stop"), usage(total_tokens=7), DONE)
         await wire.raw(END)
 
     reading, server = await ask(script)
@@ -100,7 +100,7 @@ async def test_a_whole_answer() -> None:
 
     [call] = server.calls
     assert call.head.startswith("POST /v1/chat/completions HTTP/1.1")
-    assert call.body == {
+    assert call == {
         "model": "m",
         "messages": BODY["messages"],
         "x": 1,
@@ -230,7 +230,7 @@ async def test_after_the_finish_reason_the_wait_is_short(monkeypatch: pytest.Mon
     async def script(wire: Wire) -> None:
         await wire.head()
         await wire.send(chunk("a", "stop"))
-        await wire.send(usage(3))
+        await wire.send(usage(total_tokens=3))
         await wire.hung_up()
 
     started = time.monotonic()
@@ -294,7 +294,7 @@ async def stalls_in_its_error(wire: Wire) -> None:
         (never_ends, "generation_timeout", "a"),
     ],
 )
-async def test_timers(script: Script, code: str, text: str) -> None:
+async def test_timers(script: Play, code: str, text: str) -> None:
     started = time.monotonic()
     async with serving(script) as server, client(generation_s=1) as upstream:
         reading = await read(upstream, provider(server.url))
@@ -392,7 +392,7 @@ async def nothing(wire: Wire) -> None:
 @pytest.mark.parametrize(
     ("script", "text"), [(eof, "ab"), (chunked_cut, "ab"), (close_cut, "ab"), (reset, "ab"), (nothing, "")]
 )
-async def test_cut_streams(script: Script, text: str) -> None:
+async def test_cut_streams(script: Play, text: str) -> None:
     reading, _ = await ask(script)
     assert isinstance(reading.error, UpstreamIncomplete)
     assert reading.text == text
@@ -472,7 +472,7 @@ async def gzipped(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("script", [html, plain_json, gzipped])
-async def test_not_a_stream(script: Script) -> None:
+async def test_not_a_stream(script: Play) -> None:
     reading, _ = await ask(script)
     assert isinstance(reading.error, UpstreamInvalid)
     assert reading.error.status == 502
@@ -704,7 +704,7 @@ async def test_the_providers_own_time_is_waited_for() -> None:
     """Only here the pauses are real: 1 s was asked for, and more than 10 s is more than we wait."""
     asked: list[float] = []
 
-    def script(retry_after: str) -> Script:
+    def script(retry_after: str) -> Play:
         async def play(wire: Wire) -> None:
             asked.append(time.monotonic())
             if len(asked) == 1:

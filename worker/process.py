@@ -30,8 +30,10 @@ from worker.arq_worker import BATCHES, StreamWorker
 from worker.batches.batcher import Batcher
 from worker.generate import Generator
 from worker.heartbeat import Heartbeat
+from worker.models import ModelAnnouncer
 from worker.providers.registry import load_providers
 from worker.upstream.client import Upstream
+from worker.upstream.model_lists import ModelLists
 from worker.webhooks import WebhookSender
 
 logger = get_logger(__name__)
@@ -65,6 +67,8 @@ async def serve(settings: Settings) -> None:
         batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis))
         worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id)
         heartbeat = Heartbeat(redis, worker, providers, settings.models)
+        lists = await stack.enter_async_context(ModelLists())
+        announcer = ModelAnnouncer(redis, lists, providers, settings)
         sender = await stack.enter_async_context(WebhookSender(core.webhooks, settings))
         reaper = Reaper(redis, log, core, settings, name=worker_id)
         if settings.worker_metrics_port:
@@ -76,7 +80,7 @@ async def serve(settings: Settings) -> None:
         await stack.enter_async_context(giving_back())
         collect_rarely()
         logger.info("worker started", worker_id=worker_id, providers=sorted(providers))
-        await _run(worker, stopped, heartbeat, reaper, sender, min(_LONGEST_PAUSE_S, settings.lease_s / 4))
+        await _run(worker, stopped, heartbeat, announcer, reaper, sender, min(_LONGEST_PAUSE_S, settings.lease_s / 4))
         with suppress(TimeoutError, RedisError, OSError):
             async with asyncio.timeout(_CONFIRM_S):
                 await confirmer.confirm()  # what this worker wrote last is in its memory only as long as it lives
@@ -108,6 +112,7 @@ async def _run(
     worker: StreamWorker,
     stopped: asyncio.Event,
     heartbeat: Heartbeat,
+    announcer: ModelAnnouncer,
     reaper: Reaper,
     sender: WebhookSender,
     pause_s: float,
@@ -120,6 +125,7 @@ async def _run(
         "lease": worker.renew_leases,
         "adopt": worker.adopt_old,
         "beat": heartbeat.run,
+        "models": announcer.run,
         "reaper": reaper.run,
         "sender": sender.run,
     }

@@ -72,3 +72,10 @@ def check_models(models: Mapping[str, list[str]]) -> None:
             raise ValueError(f"model name {name!r} must be letters, digits, `_`, `.`, `:` or `-`, without a slash")
         if not targets or any("/" not in target.strip("/") for target in targets):
             raise ValueError(f"[models] {name} must list models as `provider/model`")
+
+
+def check_patterns(patterns: Iterable[str]) -> None:
+    """Of models, as clients name them: `provider/model`, with `*`, `?` and `[…]`. Raises ValueError."""
+    for pattern in patterns:
+        if "/" not in pattern and pattern != "*":
+            raise ValueError(f"{pattern!r} must be a pattern for `provider/model`, such as `openai/*` or `*/*embed*`")

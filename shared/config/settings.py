@@ -26,7 +26,7 @@ from pydantic_settings import (
 
 from shared.config import redis_url
 from shared.config.environ import FILE, SettingsInvalid, bucket_options, from_file
-from shared.config.providers import ProviderConfig, check_models, check_names
+from shared.config.providers import ProviderConfig, check_models, check_names, check_patterns
 from shared.config.tenants import EVERY_TENANT, check_keys, parse_by_tenant, parse_keys, webhook_keys
 from shared.lib import egress
 
@@ -267,6 +267,21 @@ class Settings(BaseSettings):
         description="names of your own, each for one model or for several, tried in order until one begins to answer; "
         "in streamspool.toml under [models]",
     )
+    models_refresh_s: float = Field(
+        300,
+        ge=0,
+        le=86400,
+        description="how often one of the workers asks each provider for its list of models; 0: never, and GET /v1/models "
+        "has those of `streamspool.toml`",
+    )
+    models_only: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="which of the providers' listed models are shown: `openai/gpt-5*,ollama/*`; none: all that answer chats",
+    )
+    models_without: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="which of them are not: `openrouter/*:free,groq/*`; a provider with `NAME/*` here is not asked",
+    )
 
     @field_validator("prefix")
     @classmethod
@@ -286,6 +301,12 @@ class Settings(BaseSettings):
     @classmethod
     def _check_aliases(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
         check_models(value)
+        return value
+
+    @field_validator("models_only", "models_without")
+    @classmethod
+    def _check_patterns(cls, value: list[str]) -> list[str]:
+        check_patterns(value)
         return value
 
     @field_validator("redis_url")
@@ -323,9 +344,9 @@ class Settings(BaseSettings):
             webhook_keys(secrets)
         return value
 
-    @field_validator("webhook_allow", mode="before")
+    @field_validator("webhook_allow", "models_only", "models_without", mode="before")
     @classmethod
-    def _parse_allowed(cls, value: object) -> object:
+    def _parse_list(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("webhook_allow")

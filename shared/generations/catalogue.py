@@ -1,5 +1,9 @@
 """What the workers can do, as they last reported: providers, models, names of one's own; and how many workers there are. And
-whether anything can be stored for them."""
+whether anything can be stored for them.
+
+Hidden here: that models come from three places, `[models]`, `[providers.NAME]` and the providers' own lists
+(worker/models.py), and that all of it is kept for a moment.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,22 @@ _SHOWN = 64
 """Characters of a name that an error repeats."""
 _AGE_S = 1.0
 """For so long a report is good; one that lacks what is asked for is read again at once."""
+_LISTS_AGE_S = 2.0
+"""And the providers' lists, which are long, and change by the minute at most."""
+_NAMING = ("id", "object", "created", "owned_by", "name")
+_OURS = "streamspool"
+"""Who owns a name of one's own."""
 
 
-def model_object(model: str, owned_by: str) -> dict[str, Any]:
+def _model_object(model: str, owned_by: str) -> dict[str, Any]:
     """OpenAI's model object. `created` is 0: it is not known here."""
     return {"id": model, "object": "model", "created": 0, "owned_by": owned_by}
+
+
+def _alias_object(alias: str, targets: list[str], listed: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """With what its model can do, where it has one; of several, any may be the one that answers."""
+    told = listed.get(targets[0], {}) if len(targets) == 1 else {}
+    return {**_model_object(alias, _OURS), **{field: value for field, value in told.items() if field not in _NAMING}}
 
 
 class Catalogue:
@@ -31,17 +46,38 @@ class Catalogue:
         self._key = redis.key
         self._report: dict[str, Any] | None = None
         self._read_at = 0.0
+        self._models: dict[str, dict[str, Any]] = {}
+        self._listed_at: float | None = None
 
     async def models(self) -> list[dict[str, Any]]:
-        """OpenAI model objects: the names given in `[models]`, and what the providers that are on are known to have."""
+        """OpenAI model objects: the names given in `[models]`, then provider by provider those that streamspool.toml names
+        and those that the provider lists, each once. No provider is asked: a worker does that."""
+        return list((await self._all_models()).values())
+
+    async def model(self, model: str) -> dict[str, Any]:
+        """One of them; the bare object for what may be asked for and is not listed. Raises NotFound, as `check`."""
+        await self.check(model)
+        listed = (await self._all_models()).get(model)
+        provider, slash, _ = model.partition("/")
+        return listed or _model_object(model, provider if slash else _OURS)
+
+    async def _all_models(self) -> dict[str, dict[str, Any]]:
+        if self._listed_at is not None and time.monotonic() - self._listed_at < _LISTS_AGE_S:
+            return self._models
         catalogue = await self._catalogue()
-        names = [(alias, "streamspool") for alias in catalogue["aliases"]]
-        names += [
-            (f"{name}/{model}", name)
-            for name, provider in catalogue["providers"].items()
-            for model in provider["models"]
-        ]
-        return [model_object(model, owned_by) for model, owned_by in names]
+        names = list(catalogue["providers"])
+        with translate_errors():
+            lists = await self._redis.mget([self._key.model_list(name) for name in names]) if names else []
+        listed: dict[str, dict[str, Any]] = {}
+        for name, raw in zip(names, lists, strict=True):
+            for model in catalogue["providers"][name]["models"]:
+                listed[f"{name}/{model}"] = _model_object(f"{name}/{model}", name)
+            for told in json.loads(raw)["models"] if raw else ():
+                model = f"{name}/{told['id']}"
+                listed[model] = {**told, "id": model, "owned_by": told["owned_by"] or name}
+        aliases = {alias: _alias_object(alias, targets, listed) for alias, targets in catalogue["aliases"].items()}
+        self._models, self._listed_at = {**aliases, **listed}, time.monotonic()
+        return self._models
 
     async def check(self, model: str) -> None:
         """Raises NotFound unless `model` is one of `[models]`, or `provider/model` with a provider that is on."""

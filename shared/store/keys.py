@@ -35,6 +35,8 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:worker:WORKER` | string, JSON heartbeat | 15 s |
 | `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
 | `streamspool:catalogue` | string, JSON of providers and models | 1 day after the last heartbeat |
+| `streamspool:models:PROVIDER` | string, JSON: what the provider lists, 512 KiB at most | 1 day after it last said so |
+| `streamspool:models-turn:PROVIDER` | string: it is being asked, or not yet to be | 15 s; `STREAMSPOOL_MODELS_REFRESH_S` |
 | `streamspool:reaping` | string: a process is on it | 2.5 s |
 | `streamspool:probe` | string: writes are taken | 60 s |
 | `streamspool:marker:PROCESS` | string: what that process asks the server to confirm | 60 s |
@@ -180,6 +182,12 @@ class Keys:
 
     def worker(self, worker_id: str) -> str:
         return f"{self.prefix}:worker:{worker_id}"
+
+    def model_list(self, provider: str) -> str:
+        return f"{self.prefix}:models:{provider}"
+
+    def model_turn(self, provider: str) -> str:
+        return f"{self.prefix}:models-turn:{provider}"
 
     def marker(self, process_id: str) -> str:
         return f"{self.prefix}:marker:{process_id}"

@@ -159,7 +159,11 @@ class Ours(Target):
     """Embedded Valkey with its append-only file, workers and API processes (one of each), all on the server's core."""
 
     name, title, does = "ours", "Streamspool", frozenset({GATEWAY, FAN, REPLAY})
-    SETTINGS: ClassVar[dict[str, str]] = {"LOG_LEVEL": "warning", "STREAMSPOOL_WORKER_CONCURRENCY": "1000"}
+    SETTINGS: ClassVar[dict[str, str]] = {
+        "LOG_LEVEL": "warning",
+        "STREAMSPOOL_WORKER_CONCURRENCY": "1000",
+        "STREAMSPOOL_MODELS_REFRESH_S": "0",
+    }
 
     def __init__(self, cores: Cores, upstream: Upstream, directory: Path, *, apis: int = 1, workers: int = 1) -> None:
         super().__init__(cores, upstream, directory)

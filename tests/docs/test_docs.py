@@ -323,6 +323,7 @@ KEY_PARTS = {
     "worker_id": "WORKER",
     "process_id": "PROCESS",
     "lane": "LANE",
+    "provider": "PROVIDER",
 }
 """What stands in the table for what a key is made of."""
 

@@ -482,3 +482,11 @@ class TestWebhooks:
         assert settings.webhook_url
         assert settings.webhook_url.get_secret_value() == "http://10.0.0.1/x?canary"
         assert "canary" not in repr(settings)
+
+
+def test_patterns_of_models_name_the_provider_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(models_only="openai/gpt-5*, */*:free", models_without=["*"])
+    assert (settings.models_only, settings.models_without) == (["openai/gpt-5*", "*/*:free"], ["*"])
+    monkeypatch.setenv("STREAMSPOOL_MODELS_WITHOUT", "gpt-4*")
+    assert "models_without" in problems()
+    assert "must be a pattern for `provider/model`" in problems()

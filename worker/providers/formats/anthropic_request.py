@@ -20,7 +20,7 @@ from worker.providers.dialect import Call
 from worker.providers.parts import wrong
 from worker.providers.registry import Provider
 
-_VERSION = "2023-06-01"
+VERSION = "2023-06-01"
 _ANSWER_TOKENS = 8192
 _LEAST_BUDGET = 1024
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 32768, "max": 32768}
@@ -38,7 +38,7 @@ _UNKNOWN = (
 
 
 def call(provider: Provider, body: dict[str, Any], model: str) -> Call:
-    headers = {"anthropic-version": _VERSION}
+    headers = {"anthropic-version": VERSION}
     if provider.api_key is not None:
         headers["x-api-key"] = provider.api_key
     if betas := body.get("betas"):

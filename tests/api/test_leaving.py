@@ -1,0 +1,81 @@
+"""A client that leaves in the middle, and what `on_disconnect: cancel` sees of it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import openai
+import pytest
+
+from tests.harness.upstream import Pause, Script, ScriptedUpstream, ending, words
+from tests.support.clients import PROGRAMS
+from tests.support.stack import Stack, wait_until
+from tests.support.wire import Client
+
+
+@contextmanager
+def leaving(stack: Stack, model: str, how: str) -> Iterator[None]:
+    """The AI SDK has been told to leave, and its process goes on."""
+    node = shutil.which("node")
+    if not node or not (PROGRAMS / "node_modules/ai").exists():
+        pytest.skip("no node, or no AI SDK in tests/clients: run `make clients`")
+    command = [node, str(PROGRAMS / "leave_ai.mjs"), f"{stack.url}/v1", model, how]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdin is not None
+        try:
+            assert program.stdout.readline() == "left\n"
+            yield
+            program.stdin.close()
+            assert program.wait(60) == 0
+        finally:
+            program.kill()
+
+
+def asked(upstream: ScriptedUpstream) -> tuple[str, Script, Pause, Pause]:
+    """A model that waits after `w2`, and again after some more."""
+    name, first, second = f"leaving-{uuid.uuid4().hex[:8]}", Pause(), Pause()
+    *said, last = words(6)
+    return name, upstream.script(name, [*said, first, last, second, *ending()]), first, second
+
+
+def test_a_break_alone_closes_nothing_and_the_answer_is_paid_to_its_end(
+    stack: Stack, client: Client, upstream: ScriptedUpstream
+) -> None:
+    name, script, first, second = asked(upstream)
+    with leaving(stack, f"scripted/{name}", "break"):
+        (state,) = client.get(f"/v1/streams?model=scripted/{name}").json()["data"]
+        before = state["position"]
+        first.go()
+        state = wait_until(lambda: (now := client.state(state["id"]))["position"] != before and now)
+        assert (state["status"], state["viewers"]) == ("in_progress", 1), "it reads on"
+        second.go()
+        wait_until(lambda: client.state(state["id"])["status"] == "completed")
+    assert script.hung_up == 0
+
+
+def test_an_abort_signal_ends_it(stack: Stack, client: Client, upstream: ScriptedUpstream) -> None:
+    name, script, first, second = asked(upstream)
+    with leaving(stack, f"scripted/{name}", "abort"):
+        (state,) = client.get(f"/v1/streams?model=scripted/{name}").json()["data"]
+        wait_until(lambda: client.state(state["id"])["status"] == "cancelled", 60)
+        wait_until(lambda: script.hung_up == 1)
+    first.go()
+    second.go()
+
+
+def test_who_asks_for_responses_is_told_what_to_ask_instead(stack: Stack) -> None:
+    """What OpenAI's client shows of it is what its frameworks show."""
+    client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="any", max_retries=0)
+    for ask in (
+        lambda: client.responses.create(model="fake/echo", input="Hello"),
+        lambda: client.responses.retrieve("resp_1"),
+    ):
+        with pytest.raises(openai.NotFoundError) as caught:
+            ask()
+        for switch in ("openai.chat(", "OpenAIChatCompletionsModel", "openai-chat:"):
+            assert switch in str(caught.value)

@@ -62,3 +62,21 @@ def test_only_what_is_the_lines_own_ends_it(code: str | None, status: int, means
 
 def test_a_failure_that_says_nothing_is_ours() -> None:
     assert verdict(outcome_with({"status": "failed", "error": None})) is Verdict.LOST
+
+
+@pytest.mark.parametrize(
+    ("status", "provider_status", "means"),
+    [
+        (502, 401, Verdict.DONE),
+        (502, 403, Verdict.DONE),
+        (502, 529, Verdict.BUSY),
+        (502, 503, Verdict.AWAY),
+        (504, 408, Verdict.AWAY),
+    ],
+)
+def test_the_providers_own_status_counts(status: int, provider_status: int, means: Verdict) -> None:
+    """A line that the provider refuses for its key is refused a minute later, too, although clients see a 502."""
+    outcome = failed("some_code", status)
+    assert outcome["error"] is not None
+    outcome["error"]["provider_status"] = provider_status
+    assert verdict(outcome) is means

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import Stack
 from tests.harness.store import open_store
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.names import keys
-from tests.support.stack import Stack
 
 FORBID_SKIPS = os.environ.get("STREAMSPOOL_FORBID_SKIPS") == "1"
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import Stack
 from tests.harness.store import Store, open_store
 from tests.harness.upstream import Pause, ScriptedUpstream
-from tests.support.stack import Stack
 from tests.support.wire import KEY_A, KEY_B, PROVIDER_KEY, Client, Register, Scripted
 
 

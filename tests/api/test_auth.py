@@ -13,8 +13,8 @@ from starlette.requests import Request
 from api.auth import Authenticator
 from shared.config.settings import Settings
 from shared.generations.caller import Caller
+from tests.harness.processes import Stack
 from tests.harness.upstream import Pause, ending, words
-from tests.support.stack import Stack
 from tests.support.wire import KEY_A, KEY_B, Client, Register, ask, frames, refused
 
 OPEN = {"/healthz", "/health", "/readyz", "/metrics", "/docs", "/openapi.json"}

@@ -9,9 +9,9 @@ import subprocess
 
 import pytest
 
+from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.clients import CLIENTS, EXERCISES, WHOLE, Client, set_up
-from tests.support.stack import Stack, wait_until
 from tests.support.wire import KEY_A, chunks, text
 from tests.support.wire import Client as Http
 

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from api.intake import HEAD_BYTES, HEAD_FIELDS, PIPELINED
+from tests.harness.processes import Stack, memory_mb
 from tests.harness.upstream import Pause, ending, words
-from tests.support.stack import Stack, memory_mb
 from tests.support.wire import KEY_A, Client, Register, ask, error_of
 
 MANY = 32 * 1024 * 1024

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import openai
 import pytest
 
+from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import Pause, Script, ScriptedUpstream, ending, words
 from tests.support.clients import PROGRAMS
-from tests.support.stack import Stack, wait_until
 from tests.support.wire import Client
 
 

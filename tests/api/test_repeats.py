@@ -20,9 +20,9 @@ import pytest
 
 from api.errors import is_passing_refusal
 from shared import errors
+from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.clients import PROGRAMS, ROOT
-from tests.support.stack import Stack, wait_until
 from tests.support.wire import Client
 
 ERROR = b'{"error": {"message": "It went wrong.", "type": "t", "param": null, "code": "c"}}'

@@ -16,7 +16,7 @@ from api.app import create_app
 from api.live.drain import Drain
 from shared.config.settings import Settings
 from shared.errors import Unavailable
-from tests.support.stack import Stack, free_port
+from tests.harness.processes import Stack, free_port
 from tests.support.wire import Client, error_of, refused
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 from shared.cli.embedded import EmbeddedValkey
 from tests.bench.load import Load, Publisher, Upstream, Viewers, post, start_server
 from tests.bench.machine import Cores, Processes, on_core
-from tests.support.stack import Stack, free_port
+from tests.harness.processes import Stack
 
 GATEWAY, FAN, REPLAY = "gateway", "fan", "replay"
 """What a target can be measured at: one request for one viewer, many viewers of one stream, a finished stream."""
@@ -174,13 +174,11 @@ class Ours(Target):
     def start(self) -> None:
         with on_core(self.cores.server):
             self._valkey = EmbeddedValkey(self.directory / "data").__enter__()
-            self._stack = Stack(self._valkey.url, self.upstream.url, self.directory, **self.SETTINGS)
+            workers, apis = _names("worker", self._workers), _names("api", self._apis)
+            started = {**self.SETTINGS, "processes": " ".join([*workers, *apis])}
+            self._stack = Stack(self._valkey.url, self.upstream.url, self.directory, **started)
             self._stack.python = os.environ.get("STREAMSPOOL_BENCH_PYTHON", sys.executable)
-            for number in range(2, self._workers + 1):
-                self._stack.start(f"worker-{number}")
-            self.ports = [self._stack.port, *(free_port() for _ in range(self._apis - 1))]
-            for number, port in enumerate(self.ports[1:], 2):
-                self._stack.start(f"api-{number}", PORT=str(port))
+            self.ports = [self._stack.port_of(name) for name in apis]
             self._stack.__enter__()
         self._count()
 
@@ -193,11 +191,7 @@ class Ours(Target):
     def _count(self) -> None:
         self.url = self.stack.url
         self.chat_url = f"{self.url}/v1/chat/completions"
-        names = [
-            f"{end}{number}"
-            for end, count in (("api", self._apis), ("worker", self._workers))
-            for number in _numbers(count)
-        ]
+        names = [*_names("api", self._apis), *_names("worker", self._workers)]
         self.parts = {name: self.stack.process(name).pid for name in names}
         assert self._valkey
         assert self._valkey.pid
@@ -241,6 +235,6 @@ class Ours(Target):
         self._count()
 
 
-def _numbers(count: int) -> list[str]:
-    """As they are called in the stack: `` for the first, then `-2`, `-3`."""
-    return ["", *(f"-{number}" for number in range(2, count + 1))]
+def _names(end: str, count: int) -> list[str]:
+    """As they are called in the stack: `api`, `api-2`, `api-3`."""
+    return [end, *(f"{end}-{number}" for number in range(2, count + 1))]

@@ -19,11 +19,11 @@ from shared.log.decoding import decode
 from shared.log.entry import Kind
 from shared.log.envelope import Envelopes
 from tests.chaos.tally import Tally
+from tests.harness.processes import wait_until
 from tests.harness.upstream import DONE, USAGE, Pause, Script, ScriptedUpstream, ending, whole, words
 from tests.support.fleet import Fleet, ask
 from tests.support.ledger import ledger_problems
 from tests.support.names import keys
-from tests.support.stack import wait_until
 from tests.support.wire_async import JSON, Reading, Stream, follow
 
 SEAL = f"{2**53 - 1}-0"
@@ -273,7 +273,7 @@ def kill_workers_under_sessions(
         }
         go = Pause()
         made.append((_turn(upstream, chance, "a", go, fields), _turn(upstream, chance, "b", go, fields)))
-    fleet.launch_and_wait("worker-doomed", fault=DIES_BEFORE_ITS_TURN_IS_KEPT)
+    fleet.start_and_wait("worker-doomed", fault=DIES_BEFORE_ITS_TURN_IS_KEPT)
     killed = asyncio.run(_kill_under_sessions(fleet, tally, made, chance))
     wait_still(fleet)
     tally.worst_s = max(tally.worst_s, time.monotonic() - killed)
@@ -306,7 +306,7 @@ async def _kill_under_sessions(
             fleet.kill(name)
             killed = time.monotonic()
             _count_kill(fleet, tally, pid)
-            fleet.launch(name)
+            fleet.start(name)
     await asyncio.wait_for(asking, STUCK_S)
     await _until(lambda: doomed.done() or not fleet.client.zcard(keys.open))
     doomed.cancel()  # the others may have been quicker to take everything

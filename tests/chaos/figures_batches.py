@@ -29,6 +29,7 @@ import httpx
 
 from tests.bench.load import Upstream
 from tests.bench.machine import cpu_s
+from tests.harness.processes import Stack, memory_mb, wait_until
 from tests.harness.upstream import ScriptedUpstream, ending, words
 from tests.support.batch import ended, jsonl, line, results, start, state
 from tests.support.fleet import QUICK as QUICK_LEASE
@@ -37,7 +38,6 @@ from tests.support.names import keys
 from tests.support.receiver import SECRET, Receiver
 from tests.support.s3 import S3
 from tests.support.server import Server
-from tests.support.stack import Stack, memory_mb, wait_until
 from tests.support.stages import STAGES
 
 LINES = 5000

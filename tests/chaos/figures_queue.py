@@ -29,10 +29,10 @@ import httpx
 from shared.cli.embedded import EmbeddedValkey
 from tests.bench.machine import cpu_s
 from tests.chaos.crowd import Crowd, begun
+from tests.harness.processes import wait_until
 from tests.harness.upstream import ScriptedUpstream, ending, words
 from tests.support.fleet import Fleet
 from tests.support.names import WAITING, keys
-from tests.support.stack import wait_until
 
 PLACES, FLEET_PLACES, WAIT = 250, 5000, 10_000
 REAL = 2 * PLACES

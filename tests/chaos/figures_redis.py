@@ -22,12 +22,12 @@ from typing import Any
 
 import httpx
 
+from tests.harness.processes import Stack, free_port, wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, words
 from tests.support.pair import Pair
 from tests.support.rig import Rig, Viewer
 from tests.support.sentinels import Sentinels
 from tests.support.server import Server
-from tests.support.stack import Stack, free_port, wait_until
 
 LEASE = {"STREAMSPOOL_LEASE_S": "10", "STREAMSPOOL_HOLD_HEADERS_S": "5"}
 STREAMS = 20

@@ -17,9 +17,9 @@ from typing import Any
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.chaos.test_viewers import SETTINGS, VIEWERS, watch
+from tests.harness.processes import Stack, memory_mb, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import Answer, Pause, ScriptedUpstream, chunk, ending, whole, words
-from tests.support.stack import Stack, free_port, memory_mb, wait_until
 from tests.support.wire import Client
 from tests.support.wire_async import Reading, Stream
 
@@ -128,18 +128,9 @@ def main() -> None:
         with EmbeddedValkey(directory / "valkey") as valkey:
             settings = {**SETTINGS, "STREAMSPOOL_SEND_TIMEOUT_S": "30"}
             with Stack(valkey.url, provider.base_url, directory, **settings) as stack:
-                other = free_port()
-                stack.start("api-2", PORT=str(other))
-                with Client(f"http://127.0.0.1:{other}") as client:
-                    wait_until(lambda: _ready(client))
-                asyncio.run(measure(Bench(stack, (stack.port, other), provider), runs))
-
-
-def _ready(client: Client) -> bool:
-    try:
-        return client.get("/readyz").status_code == 200
-    except Exception:
-        return False
+                stack.start("api-2")
+                wait_until(lambda: stack.answers("api-2"))
+                asyncio.run(measure(Bench(stack, (stack.port, stack.port_of("api-2")), provider), runs))
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ from tests.chaos.bursts import (
     wait_still,
 )
 from tests.chaos.tally import Tally
+from tests.harness.processes import wait_until
 from tests.harness.upstream import Part, Pause, ScriptedUpstream, ending, words
 from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
-from tests.support.stack import wait_until
 
 SEAL = f"{2**53 - 1}-0"
 WORDS = 60

@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 
+from tests.harness.processes import wait_until
 from tests.harness.upstream import chunk, ending, whole, words
 from tests.support import batch
 from tests.support.rig import Rig, Viewer
-from tests.support.stack import wait_until
 
 CHUNKS, PAUSE_S = 80, 0.05
 TEXT = whole(CHUNKS) + "the end"

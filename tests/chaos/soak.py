@@ -27,11 +27,11 @@ import redis
 from shared.cli.embedded import EmbeddedValkey
 from tests.chaos.soak_faults import APIS, WORKERS, Faults, gauges
 from tests.chaos.soak_load import Generation, plan_of, session_problems, text_problems
+from tests.harness.processes import Stack
 from tests.harness.store import open_store
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.ledger import ledger_problems
 from tests.support.names import jobs_left, keys
-from tests.support.stack import Stack, free_port
 from tests.support.wire_async import JSON, Cut, Reading, Stream, call, follow
 
 SETTINGS = {
@@ -435,20 +435,14 @@ async def soak(directory: Path, seed: int, given: argparse.Namespace) -> dict[st
     this = asyncio.current_task()
     assert this
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)  # so that the processes end with us
-    metrics = {name: free_port() for name in (*WORKERS, *APIS)}
     with ScriptedUpstream() as provider, EmbeddedValkey(directory / "valkey") as valkey:
-        stack = Stack(valkey.url, provider.base_url, directory, **SETTINGS)
-        if given.leak:
-            (directory / "leak").mkdir()
-            (directory / "leak" / "sitecustomize.py").write_text(
-                LEAK.format(blocks=round(given.leak * 2**20 / 60 / 1000))
-            )
-            stack.environment["PYTHONPATH"] += f":{directory / 'leak'}"
+        leak = LEAK.format(blocks=round(given.leak * 2**20 / 60 / 1000)) if given.leak else ""
+        stack = Stack(valkey.url, provider.base_url, directory, fault=leak, **SETTINGS)
+        metrics = {name: stack.port_of(name) for name in (*WORKERS, *APIS)}
         stack.environment["STREAMSPOOL_WORKER_METRICS_PORT"] = str(metrics["worker"])
-        stack.port, stack.url = metrics["api"], f"http://127.0.0.1:{metrics['api']}"
         with stack:
             stack.start("worker-2", STREAMSPOOL_WORKER_METRICS_PORT=str(metrics["worker-2"]))
-            stack.start("api-2", PORT=str(metrics["api-2"]))
+            stack.start("api-2")
             every_s = None if given.no_faults else given.every
             running = Soak(stack, valkey, provider, metrics, seed, every_s, given.minutes)
             return await running.run(given.in_flight)

@@ -10,11 +10,11 @@ import httpx
 
 from tests.chaos.bursts import judge_posts, kill_apis_within_posts
 from tests.chaos.tally import Tally
+from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, whole, words
 from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
 from tests.support.names import keys
-from tests.support.stack import wait_until
 
 SETTINGS = {"STREAMSPOOL_DRAIN_S": "4"}
 VIEWERS = 50
@@ -40,7 +40,7 @@ def test_f10_fifty_viewers_survive_the_kill_of_their_api(
     fleet.kill("api")
     pause.go()  # the worker never notices: it goes on writing while nobody can watch
     wait_until(lambda: fleet.client.zcard(keys.open) == 0, what="the answer ends without an API")
-    fleet.launch_and_wait("api")
+    fleet.start_and_wait("api")
     up = time.monotonic()
     judges.wait()
     assert [(viewer.outcome, viewer.text) for viewer in viewers] == [("whole", whole(60))] * VIEWERS
@@ -54,8 +54,8 @@ def test_f10_fifty_viewers_survive_the_kill_of_their_api(
 def test_f11_killed_between_the_log_and_the_bell(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
     """With a key, the client's next try finds the same generation and rings for it; without one, the reaper does."""
     script = upstream.script("f11", [*words(3), *ending()])
-    fleet.launch("api-doomed", fault=DIES_BEFORE_THE_BELL)
-    fleet.launch("api-damned", fault=DIES_BEFORE_THE_BELL)
+    fleet.start("api-doomed", fault=DIES_BEFORE_THE_BELL)
+    fleet.start("api-damned", fault=DIES_BEFORE_THE_BELL)
     wait_until(lambda: fleet.up("api-doomed") and fleet.up("api-damned"))
     lost = judges.post([fleet.at("api-doomed")], ask("f11"), headers={"idempotency-key": "f11"})
     orphan = judges.post([fleet.at("api-damned")], ask("f11"))
@@ -91,7 +91,7 @@ def test_f12_told_to_stop_an_api_hands_its_viewers_over(
     fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
 ) -> None:
     """Native viewers go on at the other one; of the others, the one that can ends, and the one that cannot is cut."""
-    fleet.launch_and_wait("api-2")
+    fleet.start_and_wait("api-2")
     both = [fleet.url, fleet.at("api-2")]
     pause, never = Pause(), Pause()
     upstream.script("f12", [*words(10), pause, *words(20)[11:], *ending()])
@@ -116,7 +116,7 @@ def test_f12_told_to_stop_an_api_hands_its_viewers_over(
 
 def test_f12_rolling_apis_lose_no_viewer(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
     """One after the other is replaced, while the answer goes on."""
-    fleet.launch_and_wait("api-2")
+    fleet.start_and_wait("api-2")
     both = [fleet.url, fleet.at("api-2")]
     first, second = Pause(), Pause()
     script = upstream.script("f12-roll", [*words(5), first, *words(9)[6:], second, *words(15)[10:], *ending()])
@@ -129,7 +129,7 @@ def test_f12_rolling_apis_lose_no_viewer(fleet: Fleet, judges: Judges, upstream:
         pause.go()
         wait_until(lambda said=said: all(viewer.text == whole(said) for viewer in viewers))
         if name == "api":
-            fleet.launch_and_wait(name)
+            fleet.start_and_wait(name)
     judges.wait()
     assert [(viewer.outcome, viewer.text) for viewer in viewers] == [("whole", whole(15))] * 20
     assert len(script.calls) == 1

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.batch import ended, jsonl, line, results, start, state
 from tests.support.ground import WORKERS, Ground
 from tests.support.names import keys
 from tests.support.s3 import S3
-from tests.support.stack import wait_until
 from tests.support.stages import STAGES
 from worker.batches.lines import line_id
 

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, whole, words
 from tests.support.fleet import Fleet, ask
 from tests.support.judge import Judges
 from tests.support.names import jobs_left, keys
-from tests.support.stack import wait_until
 
 PROCESSES = ("api-2",)
 RACES = 40
@@ -55,14 +55,14 @@ def test_f38_cancelled_while_it_waits_it_never_calls_the_upstream(
     fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
 ) -> None:
     script = upstream.script("f38-queued", [*words(3), *ending()])
-    for name in fleet.workers():
+    for name in fleet.running():
         fleet.kill(name, signal.SIGSTOP)
     viewer = judges.post([fleet.url], ask("f38-queued"))
     wait_until(lambda: fleet.client.zcard(keys.open))
     (generation_id,) = [found.decode() for found in fleet.client.zrange(keys.open, 0, -1)]
     answer = cancel(fleet.at("api-2"), generation_id)
     assert (answer.json()["status"], answer.json()["attempts"]) == ("cancelled", 0)
-    for name in fleet.workers():
+    for name in fleet.running():
         fleet.kill(name, signal.SIGCONT)
     judges.wait()
     assert (viewer.outcome, viewer.code, viewer.text) == ("failed", "generation_cancelled", "")

@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from tests.chaos.promises import Promises
+from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, whole, words
 from tests.support.forgetful import Follower, compiler, path_of, slow_sync
 from tests.support.rewind import Rewindable
 from tests.support.rig import QUICK, Rig
-from tests.support.stack import Stack, free_port, wait_until
 
 LEASE = {"STREAMSPOOL_LEASE_S": "4"}
 
@@ -53,13 +53,6 @@ def test_f51_a_failover_to_a_replica_that_is_behind(upstream: ScriptedUpstream, 
     assert found["mended"], "nothing was forgotten: the test shows nothing"
 
 
-def is_up(http: httpx.Client, url: str) -> bool:
-    try:
-        return http.get(f"{url}/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
 def test_f56_a_viewer_comes_back_at_an_api_that_nobody_has_asked_before(
     upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
@@ -69,10 +62,10 @@ def test_f56_a_viewer_comes_back_at_an_api_that_nobody_has_asked_before(
     (tmp_path / "data").mkdir()
     with Rewindable(tmp_path / "data") as server:
         stack = Stack(server.url, upstream.base_url, tmp_path, **{**QUICK, **LEASE})
-        other = f"http://127.0.0.1:{(port := free_port())}"
-        stack.start("api-2", PORT=str(port))
+        other = stack.at("api-2")
+        stack.start("api-2")
         with stack, ThreadPoolExecutor() as threads, httpx.Client(trust_env=False, timeout=30) as http:
-            wait_until(lambda: is_up(http, other), 30, "the other API is up")
+            wait_until(lambda: stack.answers("api-2"), 30, "the other API is up")
             server.remember()
             body = {"model": "scripted/forgotten", "messages": [{"role": "user", "content": "x"}], "background": True}
             path = f"/v1/chat/completions/{http.post(f'{stack.url}/v1/chat/completions', json=body).json()['id']}"

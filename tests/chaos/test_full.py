@@ -16,11 +16,11 @@ import httpx
 import pytest
 import redis
 
+from tests.harness.processes import Stack, free_port, wait_until
 from tests.harness.upstream import Pause, Script, ScriptedUpstream, chunk, ending, whole, words
 from tests.support import batch
 from tests.support.names import jobs_left, keys
 from tests.support.server import Server
-from tests.support.stack import Stack, free_port, wait_until
 from tests.support.wire import end_error
 
 FULL_S = 2.0
@@ -40,15 +40,10 @@ class Filled(Stack):
     """An API and a worker on a server of their own, which can be filled up and emptied."""
 
     def __init__(self, server: Server, upstream: ScriptedUpstream, directory: Path) -> None:
-        faults = directory / "faults"
-        faults.mkdir()
-        (faults / "sitecustomize.py").write_text(_SOONER)
         self._metrics = free_port()
-        super().__init__(
-            server.url, upstream.base_url, directory, STREAMSPOOL_WORKER_METRICS_PORT=str(self._metrics), **QUICK
-        )
-        self.environment["PYTHONPATH"] = f"{faults}:{self.environment['PYTHONPATH']}"
-        self.client, self.upstream, self._directory = server.client(), upstream, directory
+        settings = {**QUICK, "STREAMSPOOL_WORKER_METRICS_PORT": str(self._metrics)}
+        super().__init__(server.url, upstream.base_url, directory, fault=_SOONER, **settings)
+        self.client, self.upstream = server.client(), upstream
         self.http = httpx.Client(base_url=self.url, timeout=40, trust_env=False)
         self._count = 0
 

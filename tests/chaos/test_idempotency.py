@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, whole, words
 from tests.support.fleet import Fleet, ask
 from tests.support.judge import Judges
 from tests.support.names import keys
-from tests.support.stack import wait_until
 from tests.support.wire import KEY_A, KEY_B, refused
 
 SETTINGS = {"STREAMSPOOL_API_KEYS": f"a:{KEY_A},b:{KEY_B}"}

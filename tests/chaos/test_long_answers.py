@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import Stack, memory_mb, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import Answer, ScriptedUpstream, chunk
-from tests.support.stack import Stack, memory_mb, wait_until
 from tests.support.wire import Client, ask, chunks, text
 
 EVENTS = [chunk({"content": f"{number:x}" * 256 * 1024}) for number in range(16)]

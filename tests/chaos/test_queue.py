@@ -28,6 +28,7 @@ from arq.connections import RedisSettings
 from shared.cli.embedded import EmbeddedValkey
 from shared.store.keys import Keys, Lane
 from tests.chaos.crowd import Crowd, begun
+from tests.harness.processes import Stack, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, whole, words
 from tests.support.batch import ended, jsonl, line, results, start
@@ -35,7 +36,6 @@ from tests.support.fleet import Fleet, ask
 from tests.support.judge import Judges
 from tests.support.names import WAITING, keys
 from tests.support.rewind import Rewindable
-from tests.support.stack import Stack, wait_until
 
 PLACES = 20
 SETTINGS = {
@@ -279,7 +279,7 @@ def test_q6_workers_that_start_take_over_once_what_an_older_version_queued(
     fleet: Fleet, upstream: ScriptedUpstream
 ) -> None:
     script = upstream.script("q6", [*words(2), *ending()])
-    for name in fleet.workers():
+    for name in fleet.running():
         fleet.stop(name)
     strangers = {
         uuid.uuid4().hex: pickle.dumps({"t": None, "f": "mail", "a": (), "k": {}, "et": 1}) for _ in range(300)
@@ -291,7 +291,7 @@ def test_q6_workers_that_start_take_over_once_what_an_older_version_queued(
     for number, generation_id in enumerate(ids):
         left_behind(fleet, generation_id, score=number)
     for name in (names := ["worker", "worker-2", "worker-3"]):
-        fleet.launch(name)
+        fleet.start(name)
     wait_until(lambda: all(map(fleet.up, names)), 60, "they have started")
     for generation_id in ids:
         assert fleet.ended(generation_id)["status"] == "completed"

@@ -16,11 +16,11 @@ import pytest
 import redis
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import Stack, free_port, wait_until
 from tests.harness.store import Store, open_store
 from tests.harness.upstream import Pause, ScriptedUpstream
 from tests.support.names import WAITING, keys
 from tests.support.rig import LEASE_S, Rig
-from tests.support.stack import Stack, free_port, wait_until
 from tests.support.wire import Client
 
 LOADING = b"-LOADING Valkey is loading the dataset in memory\r\n"

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause
 from tests.support.names import jobs_left, keys
 from tests.support.rig import LEASE_S, Rig
-from tests.support.stack import wait_until
 
 
 @contextmanager

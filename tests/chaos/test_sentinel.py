@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream
 from tests.support.rig import Rig
 from tests.support.sentinels import Sentinels
-from tests.support.stack import wait_until
 
 
 @pytest.fixture

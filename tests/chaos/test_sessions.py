@@ -15,10 +15,10 @@ from tests.chaos.bursts import (
     wait_still,
 )
 from tests.chaos.tally import Tally
+from tests.harness.processes import wait_until
 from tests.harness.upstream import DONE, Pause, ScriptedUpstream, chunk, ending, whole, words
 from tests.support.fleet import Fleet, ask
 from tests.support.names import keys
-from tests.support.stack import wait_until
 from tests.support.wire_async import JSON, Stream
 
 STREAMS = 1000
@@ -45,9 +45,9 @@ def test_f41_kills_around_the_ends_of_turns(fleet: Fleet, upstream: ScriptedUpst
 
 def test_f41_killed_between_the_seal_and_the_turn(fleet: Fleet, upstream: ScriptedUpstream) -> None:
     """Whoever asks on finds the turn, though the worker that sealed it is gone: the API keeps it before it answers."""
-    for name in fleet.workers():
+    for name in fleet.running():
         fleet.stop(name)
-    fleet.launch_and_wait("worker-doomed", fault=DIES_BEFORE_ITS_TURN_IS_KEPT)
+    fleet.start_and_wait("worker-doomed", fault=DIES_BEFORE_ITS_TURN_IS_KEPT)
     script = upstream.script("f41-doomed", [*words(3), *ending()])
     fields: dict[str, Any] = {"session_id": "f41-doomed"}
     first = fleet.submit("f41-doomed", messages=question("one"), **fields)

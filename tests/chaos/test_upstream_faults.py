@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import Stack, free_port, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import (
     DONE,
@@ -35,7 +36,6 @@ from tests.harness.upstream import (
     refusal,
     words,
 )
-from tests.support.stack import Stack, free_port, wait_until
 from tests.support.wire import Client, ask, chunks, end_error, frames, refused, text
 
 SETTINGS = {

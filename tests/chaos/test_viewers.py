@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import Stack, memory_mb, wait_until
 from tests.harness.store import Store, open_store
 from tests.harness.upstream import Answer, Pause, ScriptedUpstream, chunk, ending, whole, words
 from tests.support.names import keys
-from tests.support.stack import Stack, free_port, memory_mb, wait_until
 from tests.support.wire import Client, ask, chunks, end_error, text
 from tests.support.wire_async import Cut, Reading, Stream, call, follow
 
@@ -28,23 +26,8 @@ import api.connection, api.deps, api.server
 api.connection.HEADERS_S = api.deps._BODY_S = api.connection.LINGER_S = 1.5
 api.connection.LINGER_IDLE_S = 0.5
 api.connection._GRACE_S = 0
-api.server.main()
 """
-
-
-class Impatient(Stack):
-    """Its API waits 1.5 s where another waits 30 s."""
-
-    def start(self, name: str, **settings: str) -> subprocess.Popen[bytes]:
-        if name != "api":
-            return super().start(name, **settings)
-        environment = {**self.environment, "PORT": str(self.port), **settings}
-        with (self._directory / f"{name}.log").open("ab") as log:
-            command = [sys.executable, "-c", IMPATIENT]
-            self._processes[name] = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._directory
-            )
-        return self._processes[name]
+"""Its API waits 1.5 s where another waits 30 s."""
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +50,17 @@ def impatient(
     valkey: EmbeddedValkey, provider: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     directory = tmp_path_factory.mktemp("impatient")
-    with Impatient(valkey.url.replace("db=0", "db=2"), provider.base_url, directory, **SETTINGS) as stack:
+    url = valkey.url.replace("db=0", "db=2")
+    with Stack(url, provider.base_url, directory, fault=IMPATIENT, **SETTINGS) as stack:
         yield stack
 
 
 @pytest.fixture(scope="module")
 def other_port(viewed: Stack) -> int:
     """A second API on the same logs."""
-    port = free_port()
-    viewed.start("api-2", PORT=str(port))
-    with Client(f"http://127.0.0.1:{port}") as client:
-        wait_until(lambda: _ready(client))
-    return port
+    viewed.start("api-2")
+    wait_until(lambda: viewed.answers("api-2"))
+    return viewed.port_of("api-2")
 
 
 def _ready(client: Client) -> bool:

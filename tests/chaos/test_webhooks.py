@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import wait_until
 from tests.harness.upstream import ScriptedUpstream, ending, words
 from tests.support.fleet import Fleet
 from tests.support.names import keys
 from tests.support.receiver import SECRET, Hook, Receiver
-from tests.support.stack import wait_until
 
 NEVER_LOOKS = "import worker.webhooks\nworker.webhooks.WebhookSender._look = lambda _: __import__('asyncio').sleep(0)\n"
 """A worker that settles and delivers nothing: the moment between the two, held open."""
@@ -78,16 +78,16 @@ def test_w1_a_receiver_that_is_down_is_told_when_it_is_up(fleet: Fleet, receiver
 
 
 def test_w2_a_worker_killed_between_settlement_and_delivery(fleet: Fleet, receiver: Receiver) -> None:
-    for name in fleet.workers():
+    for name in fleet.running():
         fleet.stop(name)
-    fleet.launch_and_wait("worker-3", fault=NEVER_LOOKS)
+    fleet.start_and_wait("worker-3", fault=NEVER_LOOKS)
     generation_id = fleet.submit("hooked", webhook={"url": receiver.url})
     fleet.ended(generation_id)
     wait_until(lambda: fleet.client.exists(keys.settled(generation_id)), what="it is settled")
     assert fleet.client.zscore(keys.webhooks, generation_id) == 0
     assert (hook(fleet, generation_id)["status"], receiver.got) == ("pending", [])
     fleet.stop("worker-3")
-    fleet.launch("worker")
+    fleet.start("worker")
     state = delivered(fleet, generation_id)
     assert state["attempts"] == 1
     one_event(receiver.of(generation_id), generation_id)
@@ -108,7 +108,7 @@ def test_w3_a_worker_killed_while_it_delivers(fleet: Fleet, receiver: Receiver) 
     fleet.stop("worker")
     killed.set()
     assert hook(fleet, generation_id)["status"] == "pending"
-    fleet.launch("worker")
+    fleet.start("worker")
     state = delivered(fleet, generation_id)
     hooks = receiver.of(generation_id)
     assert state["attempts"] == len(hooks) == 2

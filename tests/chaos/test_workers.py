@@ -19,11 +19,11 @@ import pytest
 from shared.log.entry import VERSION
 from tests.chaos.bursts import check_ledger, kill_workers_around_the_end, wait_still
 from tests.chaos.tally import Tally
+from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, whole, words
 from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
 from tests.support.names import WAITING, jobs_left, keys
-from tests.support.stack import wait_until
 
 
 def test_f01_a_worker_killed_before_the_first_chunk_is_replaced_unseen(
@@ -124,7 +124,7 @@ def test_f04_killed_while_many_streams_end(fleet: Fleet, upstream: ScriptedUpstr
 
 def without_workers(fleet: Fleet) -> None:
     """Every worker is killed, and their heartbeats have run out (15 s by themselves), as have those of earlier ones."""
-    for name in fleet.workers():
+    for name in fleet.running():
         fleet.kill(name)
     fleet.client.delete(*fleet.client.keys("streamspool:worker:*"))
     wait_until(lambda: httpx.get(f"{fleet.url}/readyz").status_code == 503, what="not ready")
@@ -167,7 +167,7 @@ def test_f06_a_request_that_kills_every_worker_ends_after_three_attempts(
         owner = fleet.owner(viewer.id, attempt)
         fleet.until_said(viewer.id, 2, attempt)
         fleet.kill(owner)
-        fleet.launch(owner)
+        fleet.start(owner)
     judges.wait()
     assert (native.outcome, native.code, native.attempts) == ("failed", "worker_lost", [2, 3])
     found = fleet.state(viewer.id)
@@ -283,7 +283,7 @@ def test_f09_rolling_workers_loses_nothing_that_ends_in_time(
         fleet.kill(name, signal.SIGTERM)
         pauses[turn].go()
         assert fleet.process(name).wait(BAR_S) == 0
-        fleet.launch_and_wait(name)
+        fleet.start_and_wait(name)
         viewers += started
     judges.wait()
     assert [(viewer.outcome, viewer.text) for viewer in viewers] == [("whole", whole(9))] * 12
@@ -303,10 +303,10 @@ def test_f40_clocks_that_disagree_delay_and_expire_nothing(
     fleet: Fleet, judges: Judges, upstream: ScriptedUpstream, skew: int
 ) -> None:
     """The worker's clock is wrong one way, the API's the other; then the worker dies and one in time takes over."""
-    for name in fleet.workers():
+    for name in fleet.running():
         fleet.stop(name)
-    fleet.launch("worker-skewed", fault=SKEWED.format(skew=skew))
-    fleet.launch("api-skewed", fault=SKEWED.format(skew=-skew))
+    fleet.start("worker-skewed", fault=SKEWED.format(skew=skew))
+    fleet.start("api-skewed", fault=SKEWED.format(skew=-skew))
     wait_until(lambda: fleet.up("worker-skewed") and fleet.up("api-skewed"))
     pause = Pause()
     upstream.script("f40", [*words(3), *ending()])
@@ -318,7 +318,7 @@ def test_f40_clocks_that_disagree_delay_and_expire_nothing(
     restarted = fleet.submit("f40-cut", url=fleet.at("api-skewed"), on_interruption="restart")
     viewer = judges.watch([fleet.url], restarted)
     wait_until(lambda: viewer.text == whole(3))
-    fleet.launch_and_wait("worker")
+    fleet.start_and_wait("worker")
     fleet.kill("worker-skewed")
     assert fleet.owner(restarted, attempt=2) == "worker"
     pause.go()

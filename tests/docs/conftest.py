@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import Stack
 from tests.harness.upstream import ScriptedUpstream
-from tests.support.stack import Stack
 
 
 @pytest.fixture(scope="session")

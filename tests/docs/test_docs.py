@@ -42,10 +42,10 @@ from shared.store.redis import UNREACHABLE, connect
 from tests.docs import coverage, tables
 from tests.docs.cut import CuttingProxy
 from tests.docs.snippets import Block, anchors, blocks, links, matches, prose
+from tests.harness.processes import Stack, free_port, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.names import keys
-from tests.support.stack import Stack, free_port, wait_until
 from worker import arq_worker as runner
 from worker import heartbeat as worker_main
 from worker import webhooks as courier

@@ -19,8 +19,8 @@ from shared.cli.embedded import EmbeddedValkey
 from tests.docs.cut import CuttingProxy
 from tests.docs.tables import ROOT
 from tests.docs.test_docs import ask, environment, get, post
+from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import ScriptedUpstream
-from tests.support.stack import Stack, wait_until
 
 EXAMPLES = ROOT / "examples"
 RUN = {"resume.py", "resume.mjs", "resume.sh", "viewers.py", "batch.py", "webhook_receiver.py", "own_provider.py"}

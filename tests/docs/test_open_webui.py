@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.stack import Stack, wait_until
+from tests.harness.processes import Stack, wait_until
 
 QUESTION = {"model": "fake/lorem?tokens=1000&rate=20", "messages": [{"role": "user", "content": "x"}], "stream": True}
 

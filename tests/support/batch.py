@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.stack import wait_until
+from tests.harness.processes import wait_until
 
 ENDED = {"completed", "failed", "expired", "cancelled"}
 ENDPOINT = "/v1/chat/completions"

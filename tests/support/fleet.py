@@ -1,7 +1,6 @@
 """A stack that a whole module of tests may kill: two workers, APIs by need, and healed before each test.
 
-Hidden here: which process runs a generation, when a process counts as up again, and how a process is started with a
-fault inside it.
+Hidden here: which process runs a generation, and when a process counts as up again.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from typing import Any, Self
 import httpx
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import TWO_WORKERS, Stack, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.names import WAITING, keys
-from tests.support.stack import Stack, free_port, wait_until
 
 QUICK = {
     "STREAMSPOOL_LEASE_S": "1",
@@ -40,9 +39,7 @@ class Fleet(Stack):
         self.client = open_store(url)
         self.client.flushdb()
         self.http = httpx.Client(trust_env=False)
-        self._ports: dict[str, int] = {}
-        self._faults = directory
-        super().__init__(url, upstream.base_url, directory, **{**QUICK, **settings})
+        super().__init__(url, upstream.base_url, directory, processes=TWO_WORKERS, **{**QUICK, **settings})
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -65,47 +62,22 @@ class Fleet(Stack):
                     self.stop(name)
         for name in wanted:
             if not self.alive(name):
-                self.launch(name)
+                self.start(name)
         wait_until(lambda: all(map(self.up, wanted)), 30, what="everything is up again")
 
-    def launch(self, name: str, *, fault: str = "", **settings: str) -> None:
-        """Starts a process, an API on a port of its own; `fault` is Python that runs in it before anything else."""
-        if name.startswith("api") and name != "api":
-            settings["PORT"] = str(self._ports.setdefault(name, free_port()))
-        if fault:
-            place = self._faults / f"fault-{name}"
-            place.mkdir(exist_ok=True)
-            (place / "sitecustomize.py").write_text(fault)
-            settings["PYTHONPATH"] = f"{place}:{self.environment['PYTHONPATH']}"
-        self.start(name, **settings)
-
-    def launch_and_wait(self, name: str, *, fault: str = "", **settings: str) -> None:
-        self.launch(name, fault=fault, **settings)
+    def start_and_wait(self, name: str, *, fault: str = "", **settings: str) -> None:
+        self.start(name, fault=fault, **settings)
         wait_until(lambda: self.up(name), 30, what=f"{name} is up")
-
-    def stop(self, name: str) -> None:
-        """Ends a process the hard way, and forgets it."""
-        self.kill(name)
-        del self._processes[name]
-
-    def alive(self, name: str) -> bool:
-        return name in self._processes and self._processes[name].poll() is None
 
     def up(self, name: str) -> bool:
         """Whether a process does its work: a worker has reported, an API answers."""
         assert self.alive(name), f"{name} ended:\n{self.log(name)[-2000:]}"
         if not name.startswith("api"):
             return bool(self.client.keys(f"streamspool:worker:*-{self.process(name).pid}-*"))
-        try:
-            return httpx.get(f"{self.at(name)}/readyz", trust_env=False).status_code == 200
-        except httpx.TransportError:
-            return False
+        return self.answers(name)
 
-    def at(self, name: str) -> str:
-        """An API's URL."""
-        return f"http://127.0.0.1:{self._ports.get(name, self.port)}"
-
-    def workers(self) -> list[str]:
+    def running(self) -> list[str]:
+        """The workers that live."""
         return [name for name in self._processes if name.startswith("worker") and self.alive(name)]
 
     # ---- generations

@@ -16,9 +16,9 @@ from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import wait_until
 from tests.harness.store import open_store
 from tests.support.proxy import Proxy
-from tests.support.stack import wait_until
 
 _SLOW = """
 #define _GNU_SOURCE

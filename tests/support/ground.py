@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Self
 import httpx
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import TWO_WORKERS, Stack, kill_valkey, wait_until
 from tests.harness.store import open_store
 from tests.support.batch import state
 from tests.support.fleet import QUICK
 from tests.support.names import keys
-from tests.support.stack import Stack, wait_until
 
 WORKERS = ("worker", "worker-2")
 
@@ -27,7 +26,7 @@ class Ground:
         self._exits = ExitStack()
         self.valkey = EmbeddedValkey(directory / "data")
         quick = {**QUICK, "STREAMSPOOL_NO_WORKER_S": "30", "STREAMSPOOL_BATCH_LINES": "50", **settings}
-        self.stack = Stack(self.valkey.url, upstream_url, directory, **quick)
+        self.stack = Stack(self.valkey.url, upstream_url, directory, processes=TWO_WORKERS, **quick)
         self._plan = directory / "plan"
 
     def __enter__(self) -> Self:
@@ -35,7 +34,6 @@ class Ground:
             exits.callback(self.valkey.stop)
             self.valkey.launch()
             self.valkey.wait_ready()
-            self.stack.start("worker-2")
             exits.enter_context(self.stack)
             self.http = exits.enter_context(httpx.Client(base_url=self.stack.url, timeout=60, trust_env=False))
             self.redis = exits.enter_context(open_store(self.valkey.url))
@@ -59,12 +57,7 @@ class Ground:
 
     def doom(self) -> None:
         """From now on workers that are started carry plans out."""
-        place = self._plan.with_name("doomed")
-        place.mkdir()
-        (place / "sitecustomize.py").write_text(
-            f"from tests.support.stages import install\ninstall({str(self._plan)!r})\n"
-        )
-        self.stack.environment["PYTHONPATH"] = f"{place}:{self.stack.environment['PYTHONPATH']}"
+        self.stack.fault = f"from tests.support.stages import install\ninstall({str(self._plan)!r})\n"
         for name in WORKERS:
             self.kill(name)
 
@@ -82,16 +75,14 @@ class Ground:
 
     def revive(self) -> list[int]:
         """Starts the workers again that have ended; returns how they ended."""
-        ended = [name for name in WORKERS if self.stack.process(name).poll() is not None]
+        ended = [name for name in WORKERS if not self.stack.alive(name)]
         statuses = [self.stack.process(name).returncode for name in ended]
         for name in ended:
             self.stack.start(name)
         return statuses
 
     def kill_valkey(self) -> None:
-        assert self.valkey.pid is not None
-        os.kill(self.valkey.pid, signal.SIGKILL)
-        wait_until(lambda: not self.valkey.is_running())
+        kill_valkey(self.valkey)
         self.valkey.launch()
         self.valkey.wait_ready()
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
+from tests.harness.processes import wait_until
 from tests.harness.store import Store
 from tests.support.proxy import Proxy
 from tests.support.server import Server
-from tests.support.stack import wait_until
 
 
 class Pair:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Self
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import kill_valkey
 from tests.harness.store import open_store
-from tests.support.stack import wait_until
 
 
 class Rewindable:
@@ -41,9 +39,7 @@ class Rewindable:
         shutil.copytree(self._directory / "appendonlydir", self._kept)
 
     def rewind(self) -> None:
-        assert self.valkey.pid is not None
-        os.kill(self.valkey.pid, signal.SIGKILL)
-        wait_until(lambda: not self.valkey.is_running())
+        kill_valkey(self.valkey)
         shutil.rmtree(self._directory / "appendonlydir")
         shutil.copytree(self._kept, self._directory / "appendonlydir")
         self.valkey.launch()

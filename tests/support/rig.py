@@ -6,8 +6,6 @@ Everything that talks to Redis does so through a `Proxy`; tests reach around it 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -18,11 +16,11 @@ from urllib.parse import unquote, urlsplit
 import httpx
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import TWO_WORKERS, Stack, kill_valkey, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import Pause, Script, ScriptedUpstream, chunk, ending, whole, words
 from tests.support.names import keys
 from tests.support.proxy import Proxy
-from tests.support.stack import Stack, wait_until
 from tests.support.wire import DONE_FRAME, SEAL_ID, field
 
 LEASE_S = 2.0
@@ -135,9 +133,8 @@ class Rig:
         self.redis = open_store(self.valkey.url)
         self.proxy = Proxy(unquote(urlsplit(self.valkey.url).path)).__enter__()
         url = self._redis_url or f"redis://127.0.0.1:{self.proxy.port}/0"
-        self.stack = Stack(url, self.upstream.base_url, self._directory, **self._settings)
+        self.stack = Stack(url, self.upstream.base_url, self._directory, processes=TWO_WORKERS, **self._settings)
         try:
-            self.stack.start("worker-2")
             self.stack.__enter__()
             if not self._redis_url:
                 wait_until(lambda: self.redis.scard(keys.workers) == 2, what="two workers")
@@ -161,10 +158,7 @@ class Rig:
         return {name: self.stack.process(name).pid for name in names}
 
     def kill_valkey(self) -> None:
-        pid = self.valkey.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not self.valkey.is_running())
+        kill_valkey(self.valkey)
 
     def start_valkey(self) -> None:
         self.valkey.launch()

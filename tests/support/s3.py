@@ -13,7 +13,7 @@ from typing import Any, Self
 import boto3
 import httpx
 
-from tests.support.stack import free_port, wait_until
+from tests.harness.processes import free_port, wait_until
 
 BUCKET = "spooled"
 

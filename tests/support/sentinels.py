@@ -11,9 +11,9 @@ from urllib.parse import quote
 import redis
 
 from shared.cli.embedded import tied_to_parent
+from tests.harness.processes import free_port, wait_until
 from tests.harness.store import Store
 from tests.support.server import Certificates, binary
-from tests.support.stack import free_port, wait_until
 
 MASTER = "mymaster"
 DOWN_AFTER_MS = 500

@@ -12,8 +12,8 @@ import redis
 import trustme
 
 from shared.cli.embedded import find_binary, tied_to_parent
+from tests.harness.processes import free_port, wait_until
 from tests.harness.store import Store
-from tests.support.stack import free_port, wait_until
 
 REDIS = "redis-server"
 

@@ -7,21 +7,18 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.harness.processes import ROOT, wait_until
+
 WAIT_S = 60
 PARTS = {"-m api": "api", "-m worker": "worker", "valkey-server": "valkey", "-m shared.cli.local_model": "local-model"}
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+    wait_until(condition, WAIT_S)
 
 
 def processes() -> dict[int, tuple[int, str]]:

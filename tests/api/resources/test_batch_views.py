@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.batch import ended, jsonl, line, start, state
-from tests.support.stack import Stack, wait_until
 from tests.support.wire import Client, Register, field, frames, payload, refused
 
 

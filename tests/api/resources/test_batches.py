@@ -11,12 +11,12 @@ import pytest
 
 from shared.features.batch_head import parts_of
 from shared.lib.clock import now_ms
+from tests.harness.processes import Stack, memory_mb, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.batch import ENDPOINT, ended, jsonl, line, results, start, state, upload
 from tests.support.names import keys
 from tests.support.s3 import S3
-from tests.support.stack import Stack, memory_mb, wait_until
 from tests.support.wire import Client, Register, refused
 
 

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from api.resources.files import byte_range
+from tests.harness.processes import Stack, wait_until
 from tests.harness.store import open_store
 from tests.support.names import keys
 from tests.support.s3 import S3
-from tests.support.stack import Stack, wait_until
 from tests.support.wire import KEY_A, Client, refused
 
 FORM = {"purpose": "batch"}

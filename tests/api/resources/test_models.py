@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import Stack, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.listing import ListingProvider
-from tests.support.stack import Stack, wait_until
 from tests.support.wire import Client, refused
 
 OPENROUTER = {

@@ -11,8 +11,8 @@ import pytest
 from openai import OpenAI
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, chunk, ending, words
-from tests.support.stack import Stack, wait_until
 from tests.support.wire import Client, Register, ask, chunks, refused, text
 
 

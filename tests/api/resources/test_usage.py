@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause, chunk, ending, words
-from tests.support.stack import wait_until
 from tests.support.wire import Client, Register, ask, refused
 
 TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from shared.chat.chunks import Accumulator
+from tests.harness.processes import wait_until
 from tests.harness.upstream import DONE, USAGE, Pause, chunk, ending, words
-from tests.support.stack import wait_until
 from tests.support.wire import Client, Register, ask, chunks, refused
 
 

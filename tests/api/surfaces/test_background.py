@@ -9,9 +9,9 @@ import pytest
 from openai import OpenAI
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.receiver import SECRET, Hook, Receiver
-from tests.support.stack import Stack, wait_until
 from tests.support.wire import KEY_A, KEY_B, Client, Register, ask, chunks, refused, text
 
 CANARY = "canary-webhook-query"

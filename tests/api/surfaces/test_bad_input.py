@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.harness.processes import Stack
 from tests.harness.store import Store
 from tests.support.names import keys
-from tests.support.stack import Stack
 from tests.support.wire import Client, ask, error_of, refused
 
 LIMIT = 4 * 1024 * 1024

@@ -12,10 +12,10 @@ import pytest
 from shared.log.decoding import decode
 from shared.log.entry import Kind
 from shared.log.envelope import Envelopes
+from tests.harness.processes import wait_until
 from tests.harness.store import Store
 from tests.harness.upstream import Pause, ending, words
 from tests.support.names import keys
-from tests.support.stack import wait_until
 from tests.support.wire import DONE_FRAME, SEAL_ID, Client, Register, end_error, frames, position, refused
 
 VIEWS = {"native": "/v1/streams/{}", "openai": "/v1/chat/completions/{}?stream=true"}

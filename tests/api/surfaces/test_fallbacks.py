@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import DONE, Script, ScriptedUpstream, chunk, ending, words
-from tests.support.stack import Stack, wait_until
 from tests.support.wire import Client, ask, chunks, end_error, refused, text
 
 MODELS = {

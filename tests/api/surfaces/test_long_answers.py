@@ -12,9 +12,9 @@ import pytest
 from openai import LengthFinishReasonError, OpenAI
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import ScriptedUpstream, chunk, ending
 from tests.support.batch import ended, jsonl, line, results, start
-from tests.support.stack import Stack, wait_until
 from tests.support.wire import Client, Register, ask, chunks, text
 
 LIMIT = 100_000

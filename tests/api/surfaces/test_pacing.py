@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import Pause, ending, words
-from tests.support.stack import Stack, wait_until
 from tests.support.wire import (
     DONE_FRAME,
     KEEPALIVE,

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import Stack
 from tests.harness.upstream import ScriptedUpstream
 from tests.support import native, recordings
 from tests.support.recordings import FOLDER, Row, fold, fold_whole, payloads, pieces, wire
-from tests.support.stack import Stack
 from tests.support.wire import Client, Register, ask, error_of, field, frames, payload, position
 
 KINDS = {"chat": "openai", "anthropic": "anthropic", "gemini": "gemini", "cohere": "cohere", "responses": "responses"}

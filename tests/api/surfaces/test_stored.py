@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause, ending, words
-from tests.support.stack import wait_until
 from tests.support.wire import Client, Register, ask, refused
 
 PATH = "/v1/chat/completions"

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.harness.processes import Stack, wait_until
 from tests.harness.store import Store
 from tests.harness.upstream import Pause, ending, words
 from tests.support.names import keys
-from tests.support.stack import Stack, wait_until
 from tests.support.wire import Client, Register, ask, end_error, error_of, frames, refused
 
 STATE_FIELDS = {

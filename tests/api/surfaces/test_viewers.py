@@ -9,9 +9,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.harness.processes import Stack, wait_until
 from tests.harness.store import Store
 from tests.harness.upstream import Pause, chunk, ending, words
-from tests.support.stack import Stack, wait_until
 from tests.support.wire import DONE_FRAME, KEY_A, Client, Register, ask, chunks, frames
 
 FOLLOWED, VIEWERS = "streamspool_logs_followed", "streamspool_viewers"

@@ -14,9 +14,9 @@ from shared.errors import Unusable
 from shared.store.contact import check_server
 from shared.store.redis import connect
 from tests.harness.loopback import LoopThread
+from tests.harness.processes import free_port
 from tests.support.proxy import Proxy
 from tests.support.server import Certificates, Server
-from tests.support.stack import free_port
 
 
 async def waited_for(url: str) -> str:

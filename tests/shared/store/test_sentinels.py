@@ -11,9 +11,9 @@ import structlog
 from shared.errors import Unusable
 from shared.store.contact import check_server
 from shared.store.redis import connect
+from tests.harness.processes import free_port
 from tests.support.sentinels import MASTER, Sentinels
 from tests.support.server import Certificates
-from tests.support.stack import free_port
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from shared.store.commands import converse, exchange, pack, watch
 from shared.store.outage import UNREACHABLE, WRONG_SERVER, error_word, is_wrong_server
 from shared.store.redis import ArqRedis, RedisError, ResponseError, WrongServer, connect
 from shared.store.transaction import commit, transact
+from tests.harness.processes import wait_until
 from tests.support.pair import Pair
 from tests.support.proxy import Proxy
 from tests.support.server import Server
-from tests.support.stack import wait_until
 
 _KINDS = ("valkey", "redis")
 _CONNECTIONS = 4

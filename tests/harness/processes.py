@@ -1,4 +1,7 @@
-"""API and worker as real processes, for tests that talk to them as any client would."""
+"""API and worker as real processes: the one way in which tests start, break and end them.
+
+Hidden here: what their environment is, how a fault gets into a process, which port an API has, when a process is up.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,11 @@ from typing import Any, Self
 
 import httpx
 
+from shared.cli.embedded import EmbeddedValkey
+
+ROOT = Path(__file__).resolve().parents[2]
 READY_S = 90.0
+TWO_WORKERS = "worker worker-2 api"
 
 
 def wait_until(condition: Callable[..., Any], timeout_s: float = 15.0, what: str = "") -> Any:
@@ -36,6 +43,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def kill_valkey(valkey: EmbeddedValkey) -> None:
+    """As a machine that loses its power; `launch` starts it again from its disk."""
+    assert valkey.pid is not None
+    os.kill(valkey.pid, signal.SIGKILL)
+    wait_until(lambda: not valkey.is_running(), what="Valkey is gone")
+
+
 def memory_mb(stack: Stack, field: str, name: str = "api") -> float:
     """What a process has in memory now (`VmRSS`), or had at most (`VmHWM`)."""
     status = Path(f"/proc/{stack.process(name).pid}/status").read_text()
@@ -45,23 +59,36 @@ def memory_mb(stack: Stack, field: str, name: str = "api") -> float:
 
 
 class Stack:
-    """`start`/`stop`/`kill` the ends by name: `api`, `worker`, or `worker-2` and so on. A context manager."""
+    """`start`/`stop`/`kill` the ends by name: `api`, `worker`, or `worker-2` and so on. A context manager.
+
+    Each API has a port of its own, which it keeps when it is started again.
+    """
 
     def __init__(
-        self, redis_url: str, upstream_url: str, directory: Path, *, config: str = "", **settings: str
+        self,
+        redis_url: str,
+        upstream_url: str,
+        directory: Path,
+        *,
+        config: str = "",
+        fault: str = "",
+        processes: str = "worker api",
+        **settings: str,
     ) -> None:
-        """`config` is more of streamspool.toml: the provider `scripted` is there already."""
+        """`config` is more of streamspool.toml: the provider `scripted` is there already. `fault` is Python that runs in
+        every process before anything else. `processes` are those that `with` starts, by name."""
         self.redis_url = redis_url
         self.python = sys.executable
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.fault = fault
+        self._wanted = processes.split()
+        self._ports: dict[str, int] = {}
         self._directory = directory
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         file = directory / "streamspool.toml"
         file.write_text(f'[providers.scripted]\nbase_url = "{upstream_url}"\nmodels = ["any"]\n{config}')
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_BASE_URL"))},
-            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+            "PYTHONPATH": str(ROOT),
             "REDIS_URL": redis_url,
             "HOST": "127.0.0.1",
             "STREAMSPOOL_CONFIG": str(file),
@@ -72,8 +99,8 @@ class Stack:
 
     def __enter__(self) -> Self:
         try:
-            self.start("worker")
-            self.start("api")
+            for name in self._wanted:
+                self.start(name)
             self.wait_ready()
         except BaseException:
             self.__exit__()
@@ -91,9 +118,19 @@ class Stack:
                 process.kill()
                 process.wait()
 
-    def start(self, name: str, **settings: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *, fault: str = "", **settings: str) -> subprocess.Popen[bytes]:
+        """`fault` comes after that of all processes."""
         module = "api" if name.startswith("api") else "worker"
-        environment = {**self.environment, "PORT": str(self.port), **settings}
+        environment = {
+            **self.environment,
+            "PORT": str(self.port_of(name) if module == "api" else self.port),
+            **settings,
+        }
+        if fault := self.fault + fault:
+            place = self._directory / f"fault-{name}"
+            place.mkdir(exist_ok=True)
+            (place / "sitecustomize.py").write_text(fault)
+            environment["PYTHONPATH"] = f"{place}:{environment['PYTHONPATH']}"
         with (self._directory / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [self.python, "-m", module],
@@ -111,6 +148,37 @@ class Stack:
         if number == signal.SIGKILL:
             self._processes[name].wait()
 
+    def stop(self, name: str) -> None:
+        """Ends a process the hard way, and forgets it."""
+        self.kill(name)
+        del self._processes[name]
+
+    def alive(self, name: str) -> bool:
+        return name in self._processes and self._processes[name].poll() is None
+
+    @property
+    def port(self) -> int:
+        return self.port_of("api")
+
+    @property
+    def url(self) -> str:
+        return self.at("api")
+
+    def port_of(self, name: str) -> int:
+        """An API's."""
+        return self._ports.setdefault(name, free_port())
+
+    def at(self, name: str) -> str:
+        """An API's URL."""
+        return f"http://127.0.0.1:{self.port_of(name)}"
+
+    def answers(self, name: str = "api") -> bool:
+        """Whether an API is ready to serve."""
+        try:
+            return httpx.get(f"{self.at(name)}/readyz", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
     def process(self, name: str) -> subprocess.Popen[bytes]:
         return self._processes[name]
 
@@ -121,9 +189,6 @@ class Stack:
         def ready() -> bool:
             for name, process in self._processes.items():
                 assert process.poll() is None, f"{name} ended:\n{self.log(name)}"
-            try:
-                return httpx.get(f"{self.url}/readyz", trust_env=False).status_code == 200
-            except httpx.TransportError:
-                return False
+            return self.answers()
 
         wait_until(ready, READY_S, "the stack is ready")

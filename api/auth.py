@@ -28,16 +28,22 @@ class Authenticator:
 
     def __init__(self, settings: Settings) -> None:
         keys = settings.api_keys.items()
+        self._origins = frozenset(settings.cors_origins)
         self._callers = [(Caller(tenant, _ONLY_KEY), _digest(key.get_secret_value())) for tenant, key in keys]
 
     @property
     def keyless(self) -> bool:
         return not self._callers
 
+    def admit_stranger(self, request: Request) -> None:
+        """Someone without a key, who has a token: on a server without keys the rules for those hold all the same."""
+        if self.keyless:
+            _refuse_strangers(request, self._origins)
+
     def caller(self, request: Request) -> Caller:
         """Raises Unauthenticated, or Forbidden on a server without keys."""
         if self.keyless:
-            _refuse_strangers(request)
+            _refuse_strangers(request, self._origins)
             return Caller(LOCAL_TENANT)
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         digest = _digest(key.strip())
@@ -58,8 +64,11 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def _refuse_strangers(request: Request) -> None:
+def _refuse_strangers(request: Request, origins: frozenset[str]) -> None:
+    """`origins` may ask all the same; `*` is none of them here."""
     origin = request.headers.get("origin")
+    if origin in origins:
+        origin = None
     asked = _host(f"//{request.headers.get('host', '')}")
     if not is_loopback(asked) or (origin and not is_loopback(_host(origin))):
         raise Forbidden(

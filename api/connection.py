@@ -6,13 +6,18 @@ with it. So everything that is no body is counted: a head (request line and head
 around their data. Too much of it is answered with 431 (intake.py), in its turn, and then the connection lingers: nothing
 more is said, and what still comes is dropped, until the client has seen the answer (RFC 9112 §9.6).
 
-Hidden as well: which client holds a connection by doing nothing, and how a response writes to the connection without a
-detour, or ends it in mid-response.
+Hidden as well: which client holds a connection by doing nothing, how a response writes to the connection without a detour,
+or ends it in mid-response, and what httptools and uvicorn take another way than the world does:
+
+- A request that may be asked in HTTP/1.1, but offers another protocol, as Java's and curl's clients do: httptools leaves its
+  body unread. It is asked again without the offer, which a server may ignore (RFC 9110 §7.8).
+- An HTTP/1.0 client knows no chunks: its answer ends where the connection does (RFC 9112 §6.1, §6.3).
+- A client that shuts its sending side still wants its answer. One that has gone looks the same until it is written to: a
+  stream is probed with a comment, and whether it counts as gone before that is the response's to say.
 
 A request of the common kind, which comes in one piece, costs a few comparisons. What is larger is taken in slices: where two
-requests share one, the count of an unfinished head may be short by it. A finished one is added up exactly.
-
-pyproject.toml admits the versions of uvicorn that this was read against; tests/project/test_uvicorn.py names each part used.
+share one, the count of an unfinished head may be short by it; a finished one is added up exactly. pyproject.toml admits the
+versions of uvicorn that this was read against; tests/project/test_uvicorn.py names each part used.
 """
 
 from __future__ import annotations
@@ -26,8 +31,21 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.intake import HEAD_BYTES, HEAD_FIELDS, LINE_BYTES, PIPELINED, malformed, too_large, too_many, weigh
+from api.intake import (
+    HEAD_BYTES,
+    HEAD_FIELDS,
+    LINE_BYTES,
+    PIPELINED,
+    check_host,
+    malformed,
+    no_tunnel,
+    too_large,
+    too_many,
+    weigh,
+    without_offer,
+)
 from api.live.client import CONNECTION
+from api.stand_ins import AnyLength, Lingering, Pipeline, Writable
 from shared.errors import StreamspoolError, without_frames
 from shared.lib import json
 from shared.lib.telemetry import REQUESTS, get_logger
@@ -46,55 +64,26 @@ _CHUNK_BYTES = 32
 
 _GRACE_S = 5.0
 """What a client that does not read is given beyond STREAMSPOOL_SEND_TIMEOUT_S."""
+_PROBES, _PROBE_S = 3, 0.25
 _NOT_AWAITED = asyncio.Event()
 
 _BETWEEN, _HEAD, _BODY = range(3)
 
 
-class _Writable:
-    """asyncio.Event for the one response that waits; the Event's deque of waiters takes 600 bytes for each connection."""
-
-    __slots__ = ("_set", "_waiter")
-
-    def __init__(self) -> None:
-        self._set = True
-        self._waiter: asyncio.Future[None] | None = None
-
-    def set(self) -> None:
-        self._set = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def clear(self) -> None:
-        self._set = False
-
-    async def wait(self) -> None:
-        while not self._set:
-            if self._waiter is None or self._waiter.done():
-                self._waiter = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._waiter)
-        self._waiter = None
-
-
-class _Pipeline(list[Any]):
-    """Requests that came before their time: none, almost always. uvicorn's own deque takes 700 bytes to say so."""
-
-    __slots__ = ()
-
-    def appendleft(self, waiting: Any) -> None:
-        self.insert(0, waiting)
-
-
 class _Intake(HttpToolsProtocol):
     """uvicorn's protocol with these limits, for an application that speaks HTTP/1.1 and nothing else."""
 
-    __slots__ = ("_around", "_dropped", "_linger", "_place", "_piece", "_refusal", "_shared", "deaf")
+    __slots__ = ("_around", "_dropped", "_linger", "_offer", "_place", "_piece", "_refusal", "_shared", "deaf", "ended")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.pipeline = _Pipeline()  # type: ignore[assignment]
+        self.pipeline = Pipeline()  # type: ignore[assignment]
         self.deaf = False
         """Nothing that comes is read any more."""
+        self.ended = False
+        """The client has shut its sending side."""
+        self._offer = False
+        """The request being read offers another protocol, and is to be read again without that."""
         self._place = _BETWEEN
         self._piece = 0
         """Bytes of the last slice, as long as no request has begun in it."""
@@ -126,8 +115,9 @@ class _Intake(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # there is no other protocol here: the request is answered as if it had not asked for one
+        except httptools.HttpParserUpgrade as offered:
+            self._take_without_offer(memoryview(data)[offered.args[0] :])
+            return
         except httptools.HttpParserError as error:
             why = error.__context__  # what a callback of ours raised
             self.refuse(without_frames(why) if isinstance(why, StreamspoolError) else malformed())
@@ -137,18 +127,40 @@ class _Intake(HttpToolsProtocol):
         elif self._around < 0:  # a chunk had less around it than it might have
             self._around = 0
 
+    def _take_without_offer(self, rest: memoryview) -> None:
+        """The head that offered another protocol again, without its offer, and what came behind it."""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self._place, self._offer = _BETWEEN, False
+        self._take(without_offer(self.scope["method"], self.url, self.scope["http_version"], self.headers))
+        if rest and not self.deaf:
+            self._take(rest)
+
     def on_message_begin(self) -> None:
         self._place, self._around, self._piece, self._shared = _HEAD, self._piece, 0, not self._piece
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value.strip(b" \t"))  # blanks around it are no part of it (RFC 9110 §5.5)
+
     def on_headers_complete(self) -> None:
         if self._shared or self._around > HEAD_BYTES or len(self.headers) > HEAD_FIELDS:
             weigh(self.headers, LINE_BYTES + len(self.url))
+        version = self.parser.get_http_version()
+        check_host(self.headers, version)
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise no_tunnel()
+            self.scope["method"], self.scope["http_version"] = self.parser.get_method().decode(), version
+            self._offer = True
+            return
         self._place, self._around = _BODY, 0
         super().on_headers_complete()
         self.headers = []  # for trailers: whoever looked at the headers must not have missed some (RFC 9110 §6.5.1)
+        if version == "1.0":
+            self.cycle.chunked_encoding, self.cycle.expected_content_length = False, AnyLength()
         if not self.cycle.keep_alive:
-            self.cycle.transport = cast("asyncio.Transport", _Lingering(self))
+            self.cycle.transport = cast("asyncio.Transport", Lingering(self))
         if len(self.pipeline) > PIPELINED:
             raise too_many()
 
@@ -160,6 +172,8 @@ class _Intake(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._offer:
+            return  # nothing of it was read but its head
         if self.headers:
             weigh(self.headers)
             self.headers.clear()
@@ -208,7 +222,7 @@ class _Intake(HttpToolsProtocol):
             return
         self.deaf, self._dropped, self._refusal = True, False, None
         self._unset_keepalive_if_required()
-        if not self.transport.can_write_eof():
+        if self.ended or not self.transport.can_write_eof():
             self.transport.close()
             return
         self.transport.write_eof()
@@ -260,22 +274,6 @@ class _Intake(HttpToolsProtocol):
         self.linger()
 
 
-class _Lingering:
-    """The transport of a response after which the connection is closed: gently, if the request is still coming."""
-
-    __slots__ = ("_connection", "is_closing", "write")
-
-    def __init__(self, connection: _Intake) -> None:
-        self._connection = connection
-        self.write, self.is_closing = connection.transport.write, connection.transport.is_closing
-
-    def close(self) -> None:
-        if self._connection.mid_request:
-            self._connection.linger()
-        else:
-            self._connection.transport.close()
-
-
 class Protocol(_Intake):
     """Puts itself into the ASGI scope, and lets no client hold a connection by doing nothing.
 
@@ -285,19 +283,24 @@ class Protocol(_Intake):
     viewers; this is for every other response, and for what is left after a close.
     """
 
-    __slots__ = ("_patience", "_unread", "lost", "on_lost")  # a dict of more than uvicorn's own would be twice as large
+    # a dict of more than uvicorn's own would be twice as large
+    __slots__ = ("_patience", "_unread", "comment", "lost", "needed", "on_lost")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.on_lost: Callable[[], None] | None = None
         """What to call when the connection is gone."""
         self.lost = False
+        self.needed = False
+        """A client that has said all it has to say counts as gone: what it waits for is to end without it."""
+        self.comment = b""
+        """What may be written at any time into the stream that is being sent, and means nothing."""
         self._patience: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow._is_writable_event = _Writable()  # type: ignore[assignment]
+        self.flow._is_writable_event = Writable()  # type: ignore[assignment]
         transport.set_write_buffer_limits(high=0)  # paused, and the timer runs, as soon as the socket takes no more
         self._begin_patience()
 
@@ -305,6 +308,27 @@ class Protocol(_Intake):
         super().data_received(data)
         if self.cycle is not None and self.cycle.response_complete:
             self._begin_patience()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # whether the connection stays open, as asyncio has it
+        cycle = self.cycle
+        due = cycle is not None and not cycle.response_complete and self._place != _BODY
+        if not due or self._linger is not None or (self.needed and not self.comment):
+            return False
+        self._end_patience()
+        self.ended, cycle.keep_alive = True, False
+        self._probe(_PROBES)
+        return True
+
+    def _probe(self, times: int) -> None:
+        """Writes to a client that may be gone: the first time it answers with a reset, and the next time that is seen."""
+        if (
+            times
+            and self.comment
+            and not (self.pipeline or self.cycle.response_complete or self.transport.is_closing())
+        ):
+            comment = self.comment
+            self.transport.write(b"%x\r\n%b\r\n" % (len(comment), comment) if self.chunked else comment)
+            self.loop.call_later(_PROBE_S, self._probe, times - 1)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -319,13 +343,20 @@ class Protocol(_Intake):
 
     def asked(self) -> None:
         """Nobody will ask for more of this request: its headers go, and what uvicorn would wake them by is shared by all."""
-        if self.cycle is not None:
+        if self.cycle is not None and not self.pipeline:
             self.cycle.message_event = _NOT_AWAITED
-        self.headers = []
+        if self._place == _BETWEEN:  # else they are those of the next one
+            self.headers = []
 
     def on_headers_complete(self) -> None:
         self._end_patience()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self.cycle is not None and self.cycle.response_complete:  # it was answered before it was over
+            self._end_patience()
+            self._begin_patience(self.timeout_keep_alive)
 
     def refuse(self, error: StreamspoolError) -> None:
         self._end_patience()  # those before it may take their time, and lingering has timers of its own
@@ -353,9 +384,9 @@ class Protocol(_Intake):
         if self.scope is not None:
             self.scope["extensions"] = {}  # this connection was in there, and has the scope: a circle for the collector
 
-    def _begin_patience(self) -> None:
+    def _begin_patience(self, patience_s: float | None = None) -> None:
         if self._patience is None:
-            self._patience = self.loop.call_later(HEADERS_S, self.transport.close)
+            self._patience = self.loop.call_later(patience_s or HEADERS_S, self.transport.close)
 
     def _end_patience(self) -> None:
         if self._patience:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Annotated, Any
 
-from fastapi import Depends
+from fastapi import Depends, Query
+from fastapi.dependencies.models import Dependant
 from starlette.requests import ClientDisconnect, Request
 
+from api.live.cursor import is_cursor
 from api.services import Services
-from shared.errors import BadRequest, TooLarge
+from shared.errors import BadRequest, TooLarge, Unauthenticated
 from shared.generations.caller import Caller
 from shared.lib import json
 
@@ -25,6 +28,23 @@ async def _services(request: Request) -> Services:  # async, as the next: FastAP
 async def _caller(request: Request) -> Caller:
     caller: Caller = request.app.state.authenticator.caller(request)
     return caller
+
+
+async def _viewer(
+    request: Request,
+    services: Annotated[Services, Depends(_services)],
+    generation_id: str,
+    token: Annotated[
+        str | None, Query(description="opens this stream, for an EventSource, which cannot send a key")
+    ] = None,
+) -> Caller:
+    if token is None or "authorization" in request.headers:
+        return await _caller(request)
+    request.app.state.authenticator.admit_stranger(request)
+    tenant = await services.tokens.tenant(token, generation_id)
+    if tenant is None:
+        raise Unauthenticated("This token does not open this stream, or not any more. Ask for another one.")
+    return Caller(tenant, role="viewer")
 
 
 async def _body(request: Request, services: Annotated[Services, Depends(_services)], _: CurrentCaller) -> bytes:
@@ -62,6 +82,80 @@ def parsed(body: bytes) -> Any:
         raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
 
 
+async def _idempotency_key(request: Request) -> str | None:
+    """Raises BadRequest."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise BadRequest("An Idempotency-Key is 1 to 255 printable ASCII characters.", param="idempotency-key")
+    return key
+
+
+async def _is_repeat(request: Request) -> bool:
+    count = request.headers.get("x-stainless-retry-count", "")
+    return count.isdigit() and count.strip("0") != ""
+
+
+async def _root(request: Request) -> str:
+    root: str = request.scope["root_path"]
+    return root
+
+
 CurrentServices = Annotated[Services, Depends(_services)]
 CurrentCaller = Annotated[Caller, Depends(_caller)]
+CurrentViewer = Annotated[Caller, Depends(_viewer)]
+"""Who may watch the stream that the path names: with a key, or with a token for it."""
 Body = Annotated[bytes, Depends(_body)]
+IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
+IsRepeat = Annotated[bool, Depends(_is_repeat)]
+"""Whether the client says that it made this request before and got no answer, as OpenAI's client libraries do."""
+REPLAYED = {"idempotent-replayed": "true"}
+"""Response headers of what was there before."""
+Root = Annotated[str, Depends(_root)]
+"""The prefix under which the client knows this server; what is said of a path begins with it."""
+
+
+class KnownQuery:
+    """Refuses queries that a route has no meaning for. A filter or a cursor that is misspelt and ignored would answer with
+    everything, and look like the answer. For routes that have any query; those without ignore it, as the web does.
+
+    `prefixes` begin the names that a route looks at itself.
+    """
+
+    def __init__(self, *prefixes: str) -> None:
+        self._prefixes = prefixes
+
+    async def __call__(self, request: Request, _: CurrentCaller) -> None:
+        """After the key. Raises BadRequest."""
+        _check_query(request, self._prefixes)
+
+
+async def _known_to_viewers(request: Request, _: CurrentViewer) -> None:
+    _check_query(request)
+
+
+def _check_query(request: Request, prefixes: tuple[str, ...] = ()) -> None:
+    if not request.scope["query_string"] or request.method != "GET":
+        return
+    names = set(_queries(request.scope["route"].dependant))
+    cursors = any(map(is_cursor, names))
+    given = request.query_params
+    for name in given if names else ():
+        if (cursors and is_cursor(name)) or name.startswith(prefixes):
+            continue
+        if name not in names:
+            known = ", ".join(sorted(names))
+            raise BadRequest(f"There is no query {name[:64]!r} here. There are: {known}.", param=name[:64])
+        if len(set(given.getlist(name))) > 1:
+            raise BadRequest(f"The query {name!r} stands there twice. Send one.", param=name)
+
+
+def _queries(dependant: Dependant) -> Iterator[str]:
+    yield from (field.alias for field in dependant.query_params)
+    for one in dependant.dependencies:
+        yield from _queries(one)
+
+
+known_query = Depends(KnownQuery())
+"""For routers and routes, in `dependencies`."""
+known_to_viewers = Depends(_known_to_viewers)
+"""The same for a route that a token opens."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from fastapi import Query
 
 from shared.errors import NotFound
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+After = Annotated[str | None, Query(description="id of the last one of the page before")]
+Order = Annotated[Literal["asc", "desc"], Query(description="by the time it was made")]
 
 
 def page(found: list[dict[str, Any]], limit: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 import uvloop
@@ -100,6 +100,7 @@ def main() -> None:
         proxy_headers=False,  # nothing here asks who the client is
         server_header=False,
         backlog=_BACKLOG,
+        timeout_keep_alive=cast("int", settings.connection_idle_s),  # it is only handed to a timer
         timeout_graceful_shutdown=int(settings.drain_s) + 5,
     )
     inherited = os.environ.pop(LISTEN_FD, None)

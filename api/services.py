@@ -9,6 +9,7 @@ from api.admission import admit
 from api.live.drain import Drain
 from api.live.hub import Hub
 from shared.config.settings import Settings
+from shared.features.tokens import Tokens
 from shared.generations.core import Core
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
@@ -30,4 +31,5 @@ class Services(Core):
         confirmer: Confirmer | None = None,
     ) -> None:
         super().__init__(redis, log, settings, name=name, confirmer=confirmer, admit=admit)
+        self.tokens = Tokens(redis)
         self.hub, self.settings, self.drain = hub, settings, drain

@@ -15,20 +15,20 @@ from shared.log.entry import BEGIN
 from shared.log.records import Served, Summary
 
 
-def stream_headers(generation_id: str) -> dict[str, str]:
-    """Response headers by which a client finds the stream again."""
-    return {"location": f"/v1/streams/{generation_id}", "x-stream-id": generation_id}
+def stream_headers(generation_id: str, root: str) -> dict[str, str]:
+    """Response headers by which a client finds the stream again; `root` is the prefix that a proxy shows us under."""
+    return {"location": f"{root}/v1/streams/{generation_id}", "x-stream-id": generation_id}
 
 
-async def states(services: Services, summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+async def states(services: Services, summaries: Sequence[Summary], root: str) -> list[dict[str, Any]]:
     """The state objects of these generations, as this process sees them."""
     return [
-        state(summary, viewers=services.hub.viewers(summary.header["id"]), delivery=delivery)
+        state(summary, viewers=services.hub.viewers(summary.header["id"]), delivery=delivery, root=root)
         for summary, delivery in zip(summaries, await services.webhooks.deliveries(summaries), strict=True)
     ]
 
 
-def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None) -> dict[str, Any]:
+def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None, root: str) -> dict[str, Any]:
     """`viewers` counts those of this process; `delivery` is its webhook's state (shared/features/webhooks.py).
 
     Times are Unix seconds; `position` is the last chunk's, null before any.
@@ -68,8 +68,8 @@ def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None) ->
         "webhook": delivery,
         "viewers": viewers,
         "links": {
-            "self": f"/v1/streams/{generation_id}",
-            "cancel": f"/v1/streams/{generation_id}/cancel",
-            "completion": f"/v1/chat/completions/{generation_id}",
+            "self": f"{root}/v1/streams/{generation_id}",
+            "cancel": f"{root}/v1/streams/{generation_id}/cancel",
+            "completion": f"{root}/v1/chat/completions/{generation_id}",
         },
     }

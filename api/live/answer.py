@@ -1,13 +1,20 @@
 """The response that shows a log as one object, once it is sealed.
 
-Hidden here: waiting for the end, the status of one without an answer, and a fold of any length that leaves the event loop
-to others.
+Hidden here: waiting for the end, in silence or not, the status of one without an answer, and a fold of any length that leaves
+the event loop to others.
+
+What stands between may close a connection that is silent for long: nginx after 60 s, others after 100 or 120. A client that
+asks for it gets white space meanwhile, which means nothing in front of JSON (RFC 8259 §2). The price: the status is out before
+the outcome, so an error then stands in a body whose status is 200.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable, Mapping
+
+from starlette.requests import Request
 
 from api.errors import problem_error
 from api.live.client import Client
@@ -15,26 +22,79 @@ from api.live.livelog import LiveLog
 from api.live.projection import Whole
 from api.live.response import LogResponse, Process, served_headers
 from shared.chat.chunks import Accumulator
-from shared.errors import Unavailable
+from shared.config.settings import Settings
+from shared.errors import BadRequest, LogError, StreamspoolError, Unavailable
 from shared.lib import json
 from shared.log.records import Header, Summary
 
 _FOLDED_AT_ONCE = 1000
+_SPACE = b" "
+_JSON = {"content-type": "application/json"}
+
+SPEAK_AFTER = "x-keepalive-after"
+"""Request header: seconds of silence after which white space may be sent; 0 for never. It beats the setting."""
+
+
+def speak_after_s(request: Request, settings: Settings) -> float:
+    """How long the response to this request may wait in silence. Raises BadRequest."""
+    text = request.headers.get(SPEAK_AFTER)
+    if text is None:
+        return settings.answer_keepalive_after_s or math.inf
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise BadRequest(f"{SPEAK_AFTER} is a number of seconds, 0 for never.", param=SPEAK_AFTER)
+    return seconds or math.inf
 
 
 class Answer(LogResponse):
-    """What `whole` makes of the log; an outcome without success has its true status."""
+    """What `whole` makes of the log; an outcome without success has its true status, if it came within `speak_after_s`."""
 
     def __init__(
-        self, process: Process, header: Header, whole: Whole, *, fresh: bool, headers: Mapping[str, str]
+        self,
+        process: Process,
+        header: Header,
+        whole: Whole,
+        *,
+        fresh: bool,
+        headers: Mapping[str, str],
+        speak_after_s: float = math.inf,
     ) -> None:
         super().__init__(process, header, fresh=fresh, headers=headers)
-        self._header, self._whole = header, whole
+        self._header, self._whole, self._speak_after_s = header, whole, speak_after_s
 
     async def respond(self, client: Client, live: LiveLog) -> None:
-        await self.until(client, live, lambda: live.outcome)
+        silent_s = None if self._speak_after_s == math.inf else self._speak_after_s
+        await self.until(client, live, lambda: live.outcome, silent_s)
+        if not (client.gone or live.ended or self.process.drain.everyone):
+            await self._speak(client, live)
         if client.gone:
             return
+        try:
+            body = await self._body(live)
+        except (StreamspoolError, LogError) as error:
+            if not client.started:
+                raise
+            problem = problem_error(error) if isinstance(error, LogError) else error
+            body = json.dumps({"error": problem.to_object()})
+        if not client.started:
+            headers = {**_JSON, "content-length": str(len(body))}
+            await client.start(200, {**headers, **self.extra, **served_headers(live.note)})
+        await client.send(body, more=False)
+
+    async def _speak(self, client: Client, live: LiveLog) -> None:
+        """White space until the end. What would read it as the answer's beginning is not to (proxies that buffer)."""
+        await client.start(
+            200, {**_JSON, "cache-control": "no-cache, no-transform", "x-accel-buffering": "no", **self.extra}
+        )
+        while not (client.gone or live.ended or self.process.drain.everyone):
+            await client.send(_SPACE)
+            await self.until(client, live, lambda: live.outcome, self.process.settings.keepalive_s)
+
+    async def _body(self, live: LiveLog) -> bytes:
+        """Raises StreamspoolError, Damaged."""
         if live.problem:
             raise problem_error(live.problem)
         if live.outcome is None:
@@ -48,10 +108,7 @@ class Answer(LogResponse):
             if damage:
                 raise damage
         summary = Summary(self._header, (), live.position, outcome)
-        body = json.dumps(self._whole(summary, await accumulate(chunks)))
-        headers = {"content-type": "application/json", "content-length": str(len(body))}
-        await client.start(200, {**headers, **self.extra, **served_headers(live.note)})
-        await client.send(body, more=False)
+        return json.dumps(self._whole(summary, await accumulate(chunks)))
 
 
 async def accumulate(chunks: Iterable[bytes]) -> Accumulator:

@@ -18,23 +18,29 @@ from shared.lib.tasks import cancel
 CONNECTION = "streamspool.connection"
 """ASGI extension: the connection itself, put there by connection.py; without it everything goes through ASGI."""
 
+HEAD_ONLY = "streamspool.head"
+"""ASGI scope: there, if the client wants nothing but the headers that a GET would have."""
+
 
 class Client:
     """Send under a deadline, wait, notice the hang-up. `close` it in the end."""
 
-    __slots__ = ("_connection", "_listening", "_send", "_timeout_s", "_waiter", "gone", "started")
+    __slots__ = ("_connection", "_listening", "_send", "_timeout_s", "_waiter", "gone", "head_only", "started")
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, timeout_s: float) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, timeout_s: float, *, needed: bool = False) -> None:
+        """`needed`: what is waited for is to end without a client."""
         self._connection: Any = scope.get("extensions", {}).get(CONNECTION)
         self._send, self._timeout_s = send, timeout_s
         self._waiter: asyncio.Future[None] | None = None
         self._listening: asyncio.Task[None] | None = None
+        self.head_only = HEAD_ONLY in scope
+        """Nothing that follows the headers is sent."""
         self.started = self.gone = False
         if self._connection is None:
             self._listening = asyncio.create_task(self._listen(receive))
         else:  # it can tell by itself: a task for each viewer is memory
             self.gone = self._connection.lost
-            self._connection.on_lost = self._leave
+            self._connection.on_lost, self._connection.needed = self._leave, needed
             self._connection.asked()
 
     @property
@@ -44,6 +50,11 @@ class Client:
             return None
         transport: asyncio.Transport = self._connection.transport
         return transport
+
+    def streaming(self, comment: bytes) -> None:
+        """What follows is an event stream, in which `comment` means nothing wherever a piece of the body ends."""
+        if self._connection is not None:
+            self._connection.comment = comment
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         self.started = True
@@ -81,7 +92,8 @@ class Client:
         if self._listening is not None:
             await cancel(self._listening)
         else:
-            self._connection.on_lost = None
+            self._connection.on_lost, self._connection.needed = None, False
+            self._connection.comment = b""
 
     def _leave(self) -> None:
         self.gone = True

@@ -1,8 +1,8 @@
 """Cursors: "go on from here", as clients say it.
 
-Hidden here: the three places a cursor may stand in, its two forms, and where each leads in a given log, whatever the
-surface that shows it. Every cursor has one meaning or is refused; none makes a viewer wait for what will never come. A
-surface whose events have numbers of their own makes a count of them: number 6, counted from 0, is the count 7.
+Hidden here: the three places a cursor may stand in, how clients spell them, its two forms, and where each leads in a given
+log, whatever the surface that shows it. Every cursor has one meaning or is refused; none makes a viewer wait for what will
+never come. A surface whose events have numbers of their own makes a count of them: number 6, counted from 0, is the count 7.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from shared.errors import BadCursor, CursorExpired, CursorRestart, Gone
 from shared.log.entry import SEAL, Position
 from shared.log.streamlog import StreamLog
 
+_NAMES = ("last_event_id", "starting_after")
 _COUNT = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 
 Cursor = Position | int
@@ -27,18 +28,41 @@ class Behind(Exception):
     """This process has not read yet what the viewer has got from another one: look again when more has come."""
 
 
+def is_cursor(name: str) -> bool:
+    """Whether a query of this name is one: `last_event_id` or `starting_after`, or what others call them (`lastEventId` of
+    EventSource polyfills, `Last-Event-ID` of Mercure, `starting-after`). To ignore one would send everything again."""
+    return _plain(name) in map(_plain, _NAMES)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").replace("-", "").lower()
+
+
 def read(request: Request) -> Cursor | None:
     """The request's cursor; None: from the start. Raises BadCursor.
 
-    `Last-Event-ID` beats the query, because an EventSource that reconnects keeps the URL it was made with.
+    `Last-Event-ID` beats the query, because an EventSource that reconnects keeps the URL it was made with. For the same
+    reason what only a polyfill adds when it reconnects, its own `lastEventId`, beats the names that people write.
     """
+    text = given(request)
+    return None if text is None else parse(text)
+
+
+def given(request: Request) -> str | None:
+    """The text of a request's cursor; None without one. Raises BadCursor if two differ."""
     header = request.headers.get("last-event-id")
     if header is not None:
-        return parse(header)
-    given = [value for name in ("last_event_id", "starting_after") for value in request.query_params.getlist(name)]
-    if len(set(given)) > 1:
-        raise BadCursor("`last_event_id` and `starting_after` say different things. Send one.", param="starting_after")
-    return parse(given[0]) if given else None
+        return header
+    added, written = [], []
+    for name, value in request.query_params.multi_items():
+        if name in _NAMES or _plain(name) == "startingafter":
+            written.append(value)
+        elif is_cursor(name) and value:  # empty: no event was received (HTML, 9.2.3)
+            added.append(value)
+    values = added or written
+    if len(set(values)) > 1:
+        raise BadCursor("Two cursors in the query say different things. Send one.", param="starting_after")
+    return values[0] if values else None
 
 
 def parse(text: str) -> Cursor:

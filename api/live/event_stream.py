@@ -91,6 +91,9 @@ class EventStream(LogResponse):
         if live.tally is not None and self.rate is not None:
             self._pace = Pacer(self.rate, live.tally)
         await client.start(200, {**EVENT_STREAM_HEADERS, **self.extra, **served_headers(live.note)})
+        if client.head_only:
+            return
+        client.streaming(sse.KEEPALIVE)
         self.extra = _NOTHING  # a viewer may stay for long, and must not hold on to what it was sent
         async for body, last in self._bodies(client, live, shown, start):
             if len(body) >= _LARGE_BYTES:

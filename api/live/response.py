@@ -68,7 +68,7 @@ class LogResponse(Response):
             await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = Client(scope, receive, send, self.process.settings.send_timeout_s)
+        client = Client(scope, receive, send, self.process.settings.send_timeout_s, needed=self._needed)
         try:
             paced = self.rate is not None
             async with self.process.hub.watch(

@@ -11,9 +11,10 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from api.deps import Body, CurrentCaller, CurrentServices, parsed
+from api.deps import REPLAYED, Body, CurrentCaller, CurrentServices, IdempotencyKey, known_query, parsed
+from api.live import cursor
 from api.live.event_stream import EVENT_STREAM_HEADERS
-from api.paging import page
+from api.paging import After, Limit, page
 from api.resources.batch_views import batch
 from api.resources.files import stream
 from api.services import Services
@@ -22,7 +23,7 @@ from shared.errors import BadCursor, StreamspoolError
 from shared.features.batch_head import ENDED, ERRORS, OUTPUT, BatchHead, ResultKind
 from shared.lib import json, sse
 
-router = APIRouter(prefix="/v1/batches", tags=["batches"])
+router = APIRouter(prefix="/v1/batches", tags=["batches"], dependencies=[known_query])
 
 _BODY = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": BatchRequest.model_json_schema()}}}
@@ -40,17 +41,19 @@ async def _shown(services: Services, head: BatchHead) -> dict[str, Any]:
 
 
 @router.post("", response_model=None, openapi_extra=_BODY)
-async def create(services: CurrentServices, caller: CurrentCaller, body: Body) -> dict[str, Any]:
+async def create(
+    services: CurrentServices, caller: CurrentCaller, key: IdempotencyKey, body: Body, response: Response
+) -> dict[str, Any]:
     """Starts a batch on the lines of a file. What is wrong with them is told later, in the batch's `errors`."""
-    return await _shown(services, await services.batches.create(BatchRequest.check(parsed(body)), caller.tenant))
+    request = BatchRequest.check(parsed(body))
+    head, replayed = await services.batches.create(request, caller.tenant, idempotency_key=key)
+    response.headers.update(REPLAYED if replayed else {})
+    return await _shown(services, head)
 
 
 @router.get("", response_model=None)
 async def list_batches(
-    services: CurrentServices,
-    caller: CurrentCaller,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(description="id of the last batch of the page before")] = None,
+    services: CurrentServices, caller: CurrentCaller, limit: Limit = 20, after: After = None
 ) -> Response:
     """The caller's batches, newest first."""
     found = []
@@ -85,7 +88,7 @@ async def events(
 ) -> Response:
     """The batch object at each change, as Server-Sent Events, to its end. Resumes after `Last-Event-ID`."""
     head = await services.batches.find(batch_id, caller.tenant)
-    given = request.headers.get("last-event-id", last_event_id)
+    given = cursor.given(request)
     if given is not None and not _VERSION.fullmatch(given):
         raise BadCursor("A cursor is the `id:` of the last event received, a whole number.", param="last_event_id")
     seen = int(given) if given else -1

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from api.deps import CurrentCaller, CurrentServices
-from api.paging import page
+from api.deps import REPLAYED, CurrentCaller, CurrentServices, IdempotencyKey, known_query
+from api.paging import After, Order, page
 from api.resources.upload import Upload
 from shared.errors import BadRequest
 from shared.features.files import PURPOSES, UPLOAD_S, check_life
 from shared.lib import json
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[known_query])
 
 _RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
 _LIFE = {"expires_after[anchor]", "expires_after[seconds]"}
@@ -45,17 +46,34 @@ _FORM = {
 
 
 @router.post("", response_model=None, openapi_extra=_FORM)
-async def upload(request: Request, services: CurrentServices, caller: CurrentCaller) -> dict[str, Any]:
+async def upload(
+    request: Request, services: CurrentServices, caller: CurrentCaller, key: IdempotencyKey, response: Response
+) -> dict[str, Any]:
     """Stores a file. One that breaks off, is too large or wrong leaves nothing."""
-    form = Upload(request, services.settings.max_file_bytes)
+    form, digest = Upload(request, services.settings.max_file_bytes), hashlib.sha256()
     try:
         async with asyncio.timeout(UPLOAD_S), services.files.create(caller.tenant) as new:
             async for piece in form:
+                if key is not None:
+                    digest.update(piece)
                 await new.write(piece)
             new.finish(**_facts(form))
+            if key is not None and (before := await services.files.made_before(key, new, digest.hexdigest())):
+                raise _MadeBefore(before)
+    except _MadeBefore as made:
+        response.headers.update(REPLAYED)
+        return made.facts
     except TimeoutError:
         raise BadRequest("The form did not arrive in time.", code="request_timeout", status=408) from None
     return new.facts
+
+
+class _MadeBefore(Exception):
+    """Leaves nothing of the second file: the first is the one."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        super().__init__()
+        self.facts = facts
 
 
 def _facts(form: Upload) -> dict[str, Any]:
@@ -77,8 +95,8 @@ async def list_files(
     services: CurrentServices,
     caller: CurrentCaller,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
-    after: Annotated[str | None, Query(description="id of the last file of the page before")] = None,
-    order: Annotated[Literal["asc", "desc"], Query(description="by the time of the upload")] = "desc",
+    after: After = None,
+    order: Order = "desc",
     purpose: str | None = None,
 ) -> Response:
     """The caller's files, newest first."""

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
-from api.deps import CurrentCaller, CurrentServices
-from api.paging import following, page
+from api.deps import CurrentCaller, CurrentServices, known_query
+from api.paging import After, Limit, following, page
 from shared.errors import NotFound
 
-router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
-
-_After = Annotated[str | None, Query(description="id of the last one of the page before")]
-_Limit = Annotated[int, Query(ge=1, le=100)]
+router = APIRouter(prefix="/v1/sessions", tags=["sessions"], dependencies=[known_query])
 
 
 @router.get("")
 async def list_sessions(
-    services: CurrentServices, caller: CurrentCaller, limit: _Limit = 20, after: _After = None
+    services: CurrentServices, caller: CurrentCaller, limit: Limit = 20, after: After = None
 ) -> dict[str, Any]:
     """The caller's sessions, last used first."""
     return page(await services.sessions.newest(caller, after, limit + 1), limit)
@@ -32,7 +29,7 @@ async def retrieve(services: CurrentServices, caller: CurrentCaller, session_id:
 
 @router.get("/{session_id}/messages")
 async def messages(
-    services: CurrentServices, caller: CurrentCaller, session_id: str, limit: _Limit = 100, after: _After = None
+    services: CurrentServices, caller: CurrentCaller, session_id: str, limit: Limit = 100, after: After = None
 ) -> dict[str, Any]:
     """The messages of its finished turns, oldest first."""
     found = await services.sessions.messages(session_id, caller)

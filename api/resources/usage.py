@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from api.deps import CurrentCaller, CurrentServices
+from api.deps import CurrentCaller, CurrentServices, known_query
 from shared.errors import BadRequest
 from shared.features.usage import FIGURES
 
-router = APIRouter(prefix="/v1/usage", tags=["usage"])
+router = APIRouter(prefix="/v1/usage", tags=["usage"], dependencies=[known_query])
 
 _LONGEST_DAYS = 400
 

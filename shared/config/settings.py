@@ -8,7 +8,6 @@ variables are read is `environ.py`, what is told by tenant `tenants.py`, what is
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,6 +25,7 @@ from pydantic_settings import (
 
 from shared.config import redis_url
 from shared.config.environ import FILE, SettingsInvalid, bucket_options, from_file
+from shared.config.kinds import Allowed, Origins, Prefix, Proxies, RootPath, Words
 from shared.config.providers import ProviderConfig, check_models, check_names, check_patterns
 from shared.config.tenants import EVERY_TENANT, check_keys, parse_by_tenant, parse_keys, webhook_keys
 from shared.lib import egress
@@ -37,9 +37,6 @@ MAX_TOKENS_PER_S = 10_000
 """Above this no reader could tell a paced stream from another."""
 
 DEFAULT_CONFIG = "streamspool.toml"
-_PREFIX = re.compile(r"(?!arq$)[A-Za-z0-9_.-]{1,32}")
-
-
 _PLAIN = ("HOST", "PORT", "LOG_LEVEL")
 """Have no NAME_FILE: nothing about them is secret, and as names of files they may be in use for something else."""
 
@@ -94,13 +91,27 @@ class Settings(BaseSettings):
         description="redis://, rediss://, unix:// or redis+sentinel:// URL, see Redis or Valkey; empty: `up` and `demo` start "
         "an embedded Valkey",
     )
-    prefix: str = Field(
+    prefix: Prefix = Field(
         PREFIX,
         description="what all keys in Redis begin with: installations with different ones can share a database",
     )
     host: str = Field("127.0.0.1", validation_alias="HOST", description="address the API listens on")
     port: int = Field(
         8000, ge=0, le=65535, validation_alias="PORT", description="port the API listens on; 0: any free one"
+    )
+    root_path: RootPath = Field(
+        "",
+        description="prefix under which a proxy shows the API, like `/llm`; it may take it off or leave it on",
+    )
+    trusted_proxies: Proxies = Field(
+        default_factory=list,
+        description="addresses and networks of proxies whose `X-Forwarded-Prefix` and `X-Forwarded-Proto` are believed: "
+        "`127.0.0.1,10.0.0.0/8`",
+    )
+    cors_origins: Origins = Field(
+        default_factory=list,
+        description="origins of web pages that may ask: `https://app.example.com,http://localhost:5173`; `*`: all, on a "
+        "server with keys",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", validation_alias="LOG_LEVEL", description="debug, info, warning or error"
@@ -189,6 +200,18 @@ class Settings(BaseSettings):
         ge=0,
         description="response headers wait this long for the first chunk, so that an early error has a true status",
     )
+    answer_keepalive_after_s: float = Field(
+        0,
+        ge=0,
+        description="a whole answer that takes longer than this is kept alive with white space, and has the status 200 "
+        "whatever its outcome; 0: never. Default of the header `x-keepalive-after`",
+    )
+    connection_idle_s: float = Field(
+        75,
+        gt=0,
+        description="a client's connection is closed after this long without a request; let it be longer than that of the "
+        "proxy or balancer in front",
+    )
     drain_s: float = Field(30, ge=0, description="how long a stopping process lets running streams finish")
     send_timeout_s: float = Field(
         30, gt=0, description="a viewer that takes no bytes for this long is dropped; it can resume"
@@ -214,7 +237,7 @@ class Settings(BaseSettings):
         description="signs webhooks: `whsec_BASE64` for every tenant, or `tenant:whsec_…,tenant:whsec_…`; two of one "
         "tenant's, with a space between, sign both; none: no webhooks",
     )
-    webhook_allow: Annotated[list[str], NoDecode] = Field(
+    webhook_allow: Allowed = Field(
         default_factory=list,
         description="hosts, addresses and networks that webhooks may go to although they are not on the public "
         "internet, or without https: `hooks.internal,10.1.0.0/16`",
@@ -274,21 +297,14 @@ class Settings(BaseSettings):
         description="how often one of the workers asks each provider for its list of models; 0: never, and GET /v1/models "
         "has those of `streamspool.toml`",
     )
-    models_only: Annotated[list[str], NoDecode] = Field(
+    models_only: Words = Field(
         default_factory=list,
         description="which of the providers' listed models are shown: `openai/gpt-5*,ollama/*`; none: all that answer chats",
     )
-    models_without: Annotated[list[str], NoDecode] = Field(
+    models_without: Words = Field(
         default_factory=list,
         description="which of them are not: `openrouter/*:free,groq/*`; a provider with `NAME/*` here is not asked",
     )
-
-    @field_validator("prefix")
-    @classmethod
-    def _check_prefix(cls, value: str) -> str:
-        if not _PREFIX.fullmatch(value):
-            raise ValueError("must be 1 to 32 letters, digits, `_`, `.` or `-`, and not `arq`")
-        return value
 
     @field_validator("models", mode="before")
     @classmethod
@@ -342,17 +358,6 @@ class Settings(BaseSettings):
     def _check_secrets(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
         for secrets in value.values():
             webhook_keys(secrets)
-        return value
-
-    @field_validator("webhook_allow", "models_only", "models_without", mode="before")
-    @classmethod
-    def _parse_list(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-    @field_validator("webhook_allow")
-    @classmethod
-    def _check_allowed(cls, value: list[str]) -> list[str]:
-        egress.Policy(value)
         return value
 
     @field_validator("webhook_url")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from shared.config.settings import Settings
 from shared.errors import BadRequest, Fenced, FileStorageFailed, Gone, NotFound
 from shared.features.batch_head import ENDED, OUTPUT, BatchHead, ResultKind, enter, part_names
 from shared.features.files import Files
+from shared.features.idempotency import Idempotency, fingerprint, key_digest
 from shared.features.storage import Missing
 from shared.features.webhooks import Webhooks
 from shared.lib import json
@@ -68,12 +69,22 @@ class Batches:
 
     # ---- the tenant
 
-    async def create(self, request: BatchRequest, tenant: str) -> BatchHead:
-        """Accepts a batch; from here on it comes to an end. Raises NotFound or BadRequest for a file
-        that is none; BadRequest for a webhook that cannot be called."""
+    async def create(
+        self, request: BatchRequest, tenant: str, *, idempotency_key: str | None = None
+    ) -> tuple[BatchHead, bool]:
+        """Accepts a batch; from here on it comes to an end. With an idempotency key, the same request of the same tenant is
+        one batch. Returns it, and whether it had been there before.
+
+        Raises NotFound or BadRequest for a file that is none; BadRequest for a webhook that cannot be called; KeyReused.
+        """
         url = request.webhook.url if request.webhook else None
         webhook = self._webhooks.target(tenant, url, default=True)
         async with deadline():
+            batch_id = f"batch_{uuid.uuid4().hex}"
+            if idempotency_key is not None:
+                batch_id = await self._claim(idempotency_key, batch_id, request, tenant)
+                with suppress(NotFound):  # it is new, or was not made when the key was claimed
+                    return await self.find(batch_id, tenant), True
             file = await self._files.find(request.input_file_id, tenant, param="input_file_id")
             if file["purpose"] != "batch":
                 raise BadRequest(
@@ -82,28 +93,39 @@ class Batches:
                 )
             with translate_errors():
                 now = await self.clock_ms()
-            head = self._new(request, tenant, now)
+            head = self._new(batch_id, request, tenant, now)
             head["input_bytes"], head["webhook"] = file["bytes"], webhook
             await self._files.keep_until(file["id"], head["expires_at_ms"] + _AFTER_MS)
             index, life_ms = self._key.batches(tenant), self._life_ms(head)
-            with self._doubts.about(head["id"]), translate_errors():
+            # With a key, the caller comes back for this very batch.
+            doubts = self._doubts.about(batch_id) if idempotency_key is None else nullcontext()
+            with doubts, translate_errors():
                 async with self._redis.pipeline(transaction=True) as pipe:
-                    pipe.set(self._key.batch(head["id"]), json.dumps(head), px=life_ms)
+                    pipe.set(self._key.batch(head["id"]), json.dumps(head), px=life_ms, nx=True)
                     pipe.zadd(self._key.batches_open, {head["id"]: now})
                     pipe.zadd(index, {head["id"]: now})
                     pipe.zremrangebyscore(index, "-inf", now - self._longest_ms())
                     pipe.pexpire(index, self._longest_ms())
-                    await pipe.execute()
+                    made, *_ = await pipe.execute()
                 if self._confirmer:
                     await self._confirmer.promise(background=True)
+        if not made:  # another request with the same key was quicker
+            return await self.find(batch_id, tenant), True
         logger.info("batch accepted", batch_id=head["id"], tenant=tenant)
         await self._announce(head["id"])
-        return head
+        return head, False
 
-    def _new(self, request: BatchRequest, tenant: str, now: int) -> BatchHead:
+    async def _claim(self, key: str, new_id: str, request: BatchRequest, tenant: str) -> str:
+        asked = fingerprint(request.model_dump(exclude_unset=True))
+        with translate_errors():
+            return await Idempotency(self._redis).claim(
+                tenant, key_digest(key, "batch"), new_id, asked, self._longest_ms()
+            )
+
+    def _new(self, batch_id: str, request: BatchRequest, tenant: str, now: int) -> BatchHead:
         return {
             "v": 1,
-            "id": f"batch_{uuid.uuid4().hex}",
+            "id": batch_id,
             "owner": tenant,
             "endpoint": request.endpoint,
             "input_file_id": request.input_file_id,

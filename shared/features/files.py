@@ -19,6 +19,7 @@ from typing import Any
 
 from shared.config.settings import Settings
 from shared.errors import BadRequest, FileStorageFailed, NotFound
+from shared.features.idempotency import Idempotency, fingerprint, key_digest
 from shared.features.storage import Missing, Sink, Storage
 from shared.lib import json
 from shared.lib.clock import now_ms
@@ -128,6 +129,20 @@ class Files:
                 await new.write_facts(pipe)
         new.facts = facts
         logger.info("file stored", file_id=new.id, bytes=new.size, purpose=new.purpose, tenant=new.tenant)
+
+    async def made_before(self, key: str, new: NewFile, content: str) -> dict[str, Any] | None:
+        """The file object that this idempotency key stands for already, None if it is the new one, of which all is known but
+        that it is whole. `content` is the SHA-256 of its bytes. Raises KeyReused for another file."""
+        asked = fingerprint([content, new.filename, new.purpose, new.life_s])
+        life_ms = int((new.life_s or self._settings.files_retention_s) * 1000)
+        digest, keys = key_digest(key, "file"), Idempotency(self._redis)
+        with translate_errors():
+            first = await keys.claim(new.tenant, digest, new.id, asked, life_ms)
+            if first != new.id:
+                with suppress(NotFound):
+                    return await self.find(first, new.tenant)
+                await keys.replace(new.tenant, digest, new.id, asked, life_ms)
+        return None
 
     async def _remove(self, file_id: str) -> None:
         """After a failure, so it may fail as well: then the reaper does it."""

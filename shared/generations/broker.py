@@ -7,11 +7,11 @@ generation is NotFound); how one request made twice is one generation. Every met
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 from shared.chat.request import ChatRequest
@@ -20,19 +20,20 @@ from shared.errors import (
     BadRequest,
     Damaged,
     Gone,
-    KeyReused,
     NotFound,
     Sealed,
     StoredError,
     StreamspoolError,
     Unavailable,
 )
+from shared.features.idempotency import Idempotency, fingerprint, key_digest
 from shared.features.sessions import Sessions, check_id
 from shared.features.webhooks import Webhooks
 from shared.generations.caller import Caller
 from shared.generations.catalogue import Catalogue
 from shared.generations.gate import Admit, Gate
 from shared.generations.outcome import Outcomes
+from shared.generations.repeats import Repeats
 from shared.generations.settlement import Settlement
 from shared.lib import json
 from shared.lib.clock import now_ms
@@ -87,6 +88,7 @@ class Broker:
         self._catalogue, self._sessions, self._webhooks = catalogue, sessions, webhooks
         self._outcomes, self._settlement = outcomes, settlement
         self._gate = Gate(redis.key, sessions, admit)
+        self._idempotency, self._repeats = Idempotency(redis), Repeats(redis, log, settings)
         self._found = BatchedLookup(log.describe, most=_FOUND_AT_ONCE)
         self._key, self._queue = redis.key, JobQueue(redis)
         self._doubts = UncertainCreates()
@@ -100,20 +102,28 @@ class Broker:
         caller: Caller,
         *,
         idempotency_key: str | None = None,
+        repeat: bool = False,
         client_history: bool = False,
     ) -> Submitted:
         """Accepts a request. `body` is stored as it came.
 
         Once this returns, the generation runs to an outcome whatever happens to the caller. With an idempotency key
-        the same request of the same tenant is one generation, however often and wherever it is made at once. With
+        the same request of the same tenant is one generation, however often and wherever it is made at once. A `repeat`
+        joins what the same key asked for before, byte for byte, if that runs or has just ended. With
         `client_history` its session only takes note: the client sends the whole conversation itself.
         Raises NotFound for an unknown model; BadRequest for a webhook that cannot be called; KeyReused; RateLimited;
         Unavailable, within 2 s, and then nothing runs.
         """
-        asked = request.webhook.url if request.webhook else None
-        webhook = self._webhooks.target(caller.tenant, asked, default=bool(request.background))
+        url = request.webhook.url if request.webhook else None
+        webhook = self._webhooks.target(caller.tenant, url, default=bool(request.background))
         async with deadline():
             await self._catalogue.check(request.model)
+            asked = self._repeats.name(body, request, caller)
+            if repeat and idempotency_key is None:
+                with translate_errors():
+                    before = await self._repeats.find(asked)
+                if before is not None and before.header["owner"] == caller.tenant:
+                    return Submitted(await self._replayed(before.header["id"]), replayed=True)
             if idempotency_key is None:
                 generation_id, digest = f"chatcmpl-{uuid.uuid4().hex}", None
             else:
@@ -124,7 +134,8 @@ class Broker:
                 if session := header["session"]:
                     await self._settlement.settle_session(caller.tenant, session["id"])
                 header["server"] = await self._server()
-                created = await self.log.create(header, body, self._gate.reserve(request, caller))
+                note = partial(self._repeats.note, name=asked, generation_id=generation_id)
+                created = await self.log.create(header, body, self._gate.reserve(request, caller, note))
                 await self._promise(header)
             if not created:
                 return Submitted(await self._replayed(generation_id), replayed=True)
@@ -220,23 +231,12 @@ class Broker:
 
     async def _join(self, key: str, request: ChatRequest, caller: Caller) -> tuple[str, str]:
         """The id of the generation that this key stands for, whichever request named it first; and the key's digest."""
-        digest = hashlib.sha256(key.encode()).hexdigest()
-        mine = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "body": hashlib.sha256(json.dumps_sorted(request.model_dump(exclude_unset=True))).hexdigest(),
-        }
-        name = self._key.idempotency(caller.tenant, digest)
+        digest = key_digest(key)
         life_ms = int((self._settings.log_safety_s + self._retention_s(request)) * 1000)
-        first = None
+        asked = fingerprint(request.model_dump(exclude_unset=True))
         with translate_errors():
-            while first is None:  # taken, and gone when we look: it was just deleted
-                if await self._redis.set(name, json.dumps(mine), nx=True, px=life_ms):
-                    first = mine
-                elif taken := await self._redis.get(name):
-                    first = json.loads(taken)
-        if first["body"] != mine["body"]:
-            raise KeyReused("This Idempotency-Key was used for another request. Take a new one.")
-        return first["id"], digest
+            new_id = f"chatcmpl-{uuid.uuid4().hex}"
+            return await self._idempotency.claim(caller.tenant, digest, new_id, asked, life_ms), digest
 
     def _header(
         self,
@@ -355,7 +355,7 @@ class Broker:
         with translate_errors():
             await self._settlement.settle(generation_id)  # what it used and said to its session stays
             if digest := summary.header.get("idempotency"):  # first: no request may join what is about to go
-                await self._redis.delete(self._key.idempotency(caller.tenant, digest))
+                await self._idempotency.free(caller.tenant, digest)
             await self.log.delete(generation_id, summary.header["owner"])
         logger.info("deleted", generation_id=generation_id)
 

@@ -31,8 +31,9 @@ class Gate:
     def __init__(self, key: Keys, sessions: Sessions, admit: Admit | None) -> None:
         self._key, self._sessions, self._admit = key, sessions, admit
 
-    def reserve(self, request: ChatRequest, caller: Caller) -> Reserve:
-        """What `StreamLog.create` is to call. It raises RateLimited, SessionBusy, SessionTooLarge."""
+    def reserve(self, request: ChatRequest, caller: Caller, note: Charge) -> Reserve:
+        """What `StreamLog.create` is to call. It raises RateLimited, SessionBusy, SessionTooLarge. `note` adds its commands
+        with those of the others."""
 
         async def reserve(pipe: Any, header: Header) -> None:
             charge = await self._admitted(request, caller, pipe, header)
@@ -42,6 +43,7 @@ class Gate:
                 pipe.multi()
             if charge is not None:
                 charge(pipe)
+            note(pipe)
 
         return reserve
 

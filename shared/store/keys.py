@@ -12,9 +12,11 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:{ID}:viewers` | string: there are viewers; only with on_disconnect=cancel | the grace time |
 | `streamspool:{ID}:metadata` | string, JSON: metadata that replaced the request's | as long as the log |
 | `streamspool:idempotency:TENANT:SHA256` | string, JSON of id and body hash | as long as the log can live |
+| `streamspool:asked:TENANT:SHA256` | string: the newest generation of this request | `STREAMSPOOL_GENERATION_S` and 2 minutes |
 | `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
 | `streamspool:stored:TENANT` | zset, score = created ms: with `store` | stored retention and safety bound after the last |
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
+| `streamspool:token:SHA256` | string, JSON: the stream that a token opens, and whose | as asked for, 1 hour at most |
 | `streamspool:{ID}:deleted` | string: its owner deleted it, and no worker is to write it again | 60 s |
 | `streamspool:{ID}:settled` | string: what follows from the outcome was done | longer than the log |
 | `streamspool:unsettled` | set of ids sealed and not yet settled | permanent, emptied by settlements and reaper |
@@ -133,6 +135,12 @@ class Keys:
 
     def idempotency(self, tenant: str, digest: str) -> str:
         return f"{self.prefix}:idempotency:{tenant}:{digest}"
+
+    def asked(self, tenant: str, digest: str) -> str:
+        return f"{self.prefix}:asked:{tenant}:{digest}"
+
+    def token(self, digest: str) -> str:
+        return f"{self.prefix}:token:{digest}"
 
     def deleted(self, generation_id: str) -> str:
         return f"{self.prefix}:{{{generation_id}}}:deleted"

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import pytest
 
 from api.intake import HEAD_BYTES, HEAD_FIELDS, PIPELINED
 from tests.harness.processes import Stack, memory_mb
 from tests.harness.upstream import Pause, ending, words
-from tests.support.wire import KEY_A, Client, Register, ask, error_of
+from tests.support.raw import Raw
+from tests.support.wire import KEY_A, Client, Register, ask
 
 MANY = 32 * 1024 * 1024
 GET = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n"
@@ -23,63 +21,12 @@ POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: 
 CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
 
 
-class Answered(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    def check(self, status: int, code: str) -> None:
-        assert self.status == status, self
-        assert self.headers["content-type"] == "application/json"
-        assert self.headers["connection"] == "close"
-        assert self.headers["x-request-id"].startswith("req_")
-        error = error_of(json.loads(self.body))
-        assert (error["type"], error["code"]) == ("invalid_request_error", code)
-
-
-class Raw:
-    """A client that says what it is told to, whole, before it listens."""
-
-    def __init__(self, stack: Stack) -> None:
-        address = urlsplit(stack.url)
-        self.socket = socket.create_connection((address.hostname or "", address.port or 0), timeout=20)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._reader = self.socket.makefile("rb")
-
-    def send(self, data: bytes) -> None:
-        self.socket.sendall(data)
-
-    def answer(self) -> Answered:
-        status = self._reader.readline()
-        assert status.startswith(b"HTTP/1.1 "), status
-        headers = {}
-        while (line := self._reader.readline()) not in (b"\r\n", b""):
-            name, _, value = line.decode().rstrip().partition(": ")
-            headers[name] = value
-        if headers.get("transfer-encoding") == "chunked":
-            body = b""
-            while size := int(self._reader.readline(), 16):
-                body += self._reader.read(size)
-                self._reader.readline()
-            self._reader.readline()
-        else:
-            body = self._reader.read(int(headers["content-length"]))
-        return Answered(int(status.split()[1]), headers, body)
-
-    def ended(self) -> bool:
-        return self._reader.read(1) == b""
-
-    def close(self) -> None:
-        self._reader.close()
-        self.socket.close()
-
-
 @pytest.fixture
 def connect(stack: Stack) -> Iterator[Callable[[], Raw]]:
     made: list[Raw] = []
 
     def begin() -> Raw:
-        made.append(Raw(stack))
+        made.append(Raw(stack.url))
         return made[-1]
 
     yield begin
@@ -197,7 +144,7 @@ def test_a_body_is_no_head(raw: Raw) -> None:
 
 def test_trailers_are_no_headers(keyed: Stack) -> None:
     """Whoever looked at the headers, a proxy for one, must have seen all that count."""
-    with closing(Raw(keyed)) as raw:
+    with closing(Raw(keyed.url)) as raw:
         head = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
         raw.send(head + b"0\r\nauthorization: Bearer %b\r\n\r\n" % KEY_A.encode())
         assert raw.answer().status == 401

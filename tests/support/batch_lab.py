@@ -92,7 +92,7 @@ class Lab:
             await new.write(data)
             new.finish(filename="in.jsonl", purpose="batch")
         body = {"input_file_id": new.id, "endpoint": "/v1/chat/completions", "completion_window": window, **fields}
-        head = await self.batches.create(BatchRequest.check(body), OWNER)
+        head, _ = await self.batches.create(BatchRequest.check(body), OWNER)
         batch_id: str = head["id"]
         return batch_id
 

@@ -9,16 +9,15 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from api.deps import Body, CurrentCaller, CurrentServices, parsed
+from api.deps import REPLAYED, Body, CurrentCaller, CurrentServices, IdempotencyKey, IsRepeat, Root, known_query, parsed
 from api.errors import problem_error
 from api.live import cursor
-from api.live.answer import Answer, accumulate
+from api.live.answer import Answer, accumulate, speak_after_s
 from api.live.event_stream import EventStream
 from api.services import Services
 from api.states import states, stream_headers
 from api.surfaces.chat import projection as chat
 from shared.chat.request import ChatRequest
-from shared.errors import BadRequest
 from shared.lib import json
 from shared.log.entry import BEGIN
 from shared.log.records import Summary
@@ -58,13 +57,6 @@ def _open_webui_chat(chat_request: ChatRequest, request: Request) -> str | None:
     return chat_id if chat_id and chat_request.stream and chat_request.session_id is None else None
 
 
-def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
-        raise BadRequest("An Idempotency-Key is 1 to 255 printable ASCII characters.", param="idempotency-key")
-    return key
-
-
 async def completion(services: Services, summary: Summary) -> Response:
     """A generation as an object, as far as it is. Raises GenerationFailed if a part of it is lost."""
     chunks, damage = await services.broker.chunks(summary.header["id"], summary.position.epoch)
@@ -76,41 +68,51 @@ async def completion(services: Services, summary: Summary) -> Response:
 
 
 @router.post("/v1/chat/completions", response_model=None, openapi_extra=_REQUEST_BODY)
-async def create(request: Request, services: CurrentServices, caller: CurrentCaller, body: Body) -> Response:
+async def create(
+    request: Request,
+    services: CurrentServices,
+    caller: CurrentCaller,
+    root: Root,
+    key: IdempotencyKey,
+    repeat: IsRepeat,
+    body: Body,
+) -> Response:
     """Starts a generation and shows it: as a stream of chunks (`stream: true`), or whole when it is finished.
 
     It goes on when the client leaves. The response names it in `x-stream-id` and `Location`. With `background: true` it
     is accepted and no more is said (202); a stream is shown all the same.
     """
     chat_request = ChatRequest.check(_with_options(parsed(body), request))
+    silent_s = speak_after_s(request, services.settings)
     chat_id = _open_webui_chat(chat_request, request) if services.settings.openwebui_sessions else None
     if chat_id:
         chat_request.session_id = chat_id
     header, replayed = await services.broker.submit(
-        body, chat_request, caller, idempotency_key=_idempotency_key(request), client_history=chat_id is not None
+        body, chat_request, caller, idempotency_key=key, repeat=repeat, client_history=chat_id is not None
     )
-    headers = stream_headers(header["id"])
+    headers = stream_headers(header["id"], root)
     if header["session_id"]:
         headers["x-session-id"] = header["session_id"]
     if replayed:
-        headers["idempotent-replayed"] = "true"
+        headers |= REPLAYED
     if chat_request.background and not chat_request.stream:
         # What was just stored is not read back: after the submit nothing may fail.
         summary = await services.broker.find(header["id"], caller) if replayed else Summary(header, (), BEGIN, None)
-        return JSONResponse((await states(services, [summary]))[0], status_code=202, headers=headers)
+        return JSONResponse((await states(services, [summary], root))[0], status_code=202, headers=headers)
     if not chat_request.stream:
-        return Answer(services, header, chat.completion, fresh=not replayed, headers=headers)
+        return Answer(services, header, chat.completion, fresh=not replayed, headers=headers, speak_after_s=silent_s)
     ids = request.headers.get("x-stream-ids") == "1"
     events = chat.chat_events(ids=ids, include_usage=header["include_usage"])
     hold_s = services.settings.hold_headers_s
     return EventStream(services, header, events, fresh=not replayed, hold_s=hold_s, headers=headers)
 
 
-@router.get("/v1/chat/completions/{generation_id}", response_model=None)
+@router.get("/v1/chat/completions/{generation_id}", response_model=None, dependencies=[known_query])
 async def retrieve(
     request: Request,
     services: CurrentServices,
     caller: CurrentCaller,
+    root: Root,
     generation_id: str,
     stream: Annotated[bool, Query(description="as Server-Sent Events, from `starting_after` on")] = False,
     starting_after: Annotated[str | None, Query(description="an event's `id:`, or how many were received")] = None,
@@ -119,6 +121,6 @@ async def retrieve(
     summary = await services.broker.find(generation_id, caller)
     if stream:
         events = chat.chat_events(ids=True, include_usage=summary.header["include_usage"])
-        headers = stream_headers(generation_id)
+        headers = stream_headers(generation_id, root)
         return EventStream(services, summary.header, events, cursor=cursor.read(request), headers=headers)
     return await completion(services, summary)

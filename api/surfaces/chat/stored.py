@@ -7,15 +7,15 @@ for with `store: true`; the rest works for every generation as long as it is kep
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.deps import Body, CurrentCaller, CurrentServices, parsed
+from api.deps import Body, CurrentCaller, CurrentServices, KnownQuery, known_query, parsed
 from api.live.answer import accumulate
-from api.paging import following, page
+from api.paging import After, Limit, Order, following, page
 from api.surfaces.chat import projection as chat
 from api.surfaces.chat.routes import completion
 from shared.chat.request import MetadataUpdate
@@ -25,9 +25,6 @@ from shared.lib import json
 router = APIRouter(prefix="/v1/chat/completions", tags=["chat"])
 
 _METADATA = re.compile(r"metadata\[([^\]]+)\]")
-
-Limit = Annotated[int, Query(ge=1, le=100)]
-Order = Annotated[Literal["asc", "desc"], Query(description="by the time of the request")]
 
 _METADATA_QUERY = {
     "parameters": [
@@ -57,13 +54,13 @@ def _wanted(request: Request) -> dict[str, str]:
     return wanted
 
 
-@router.get("", response_model=None, openapi_extra=_METADATA_QUERY)
+@router.get("", response_model=None, openapi_extra=_METADATA_QUERY, dependencies=[Depends(KnownQuery("metadata"))])
 async def list_stored(
     request: Request,
     services: CurrentServices,
     caller: CurrentCaller,
     limit: Limit = 20,
-    after: Annotated[str | None, Query(description="id of the last completion of the page before")] = None,
+    after: After = None,
     order: Order = "asc",
     model: str | None = None,
 ) -> Response:
@@ -93,13 +90,13 @@ async def delete(services: CurrentServices, caller: CurrentCaller, generation_id
     return {"object": "chat.completion.deleted", "id": generation_id, "deleted": True}
 
 
-@router.get("/{generation_id}/messages", response_model=None)
+@router.get("/{generation_id}/messages", response_model=None, dependencies=[known_query])
 async def list_messages(
     services: CurrentServices,
     caller: CurrentCaller,
     generation_id: str,
     limit: Limit = 20,
-    after: Annotated[str | None, Query(description="id of the last message of the page before")] = None,
+    after: After = None,
     order: Order = "asc",
 ) -> Response:
     """The messages of the request, each with an id."""

@@ -8,25 +8,43 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from api.deps import CurrentCaller, CurrentServices
+from api.deps import Body, CurrentCaller, CurrentServices, CurrentViewer, Root, known_query, known_to_viewers, parsed
 from api.live import cursor
 from api.live.event_stream import EventStream
-from api.paging import page
+from api.paging import After, Limit, page
 from api.states import states, stream_headers
 from api.surfaces.streams.projection import native_events
+from shared.errors import BadRequest
+from shared.features.tokens import DEFAULT_S, LONGEST_S
 from shared.log.entry import Status
 
 _VARY = {"vary": "accept"}
 
+_TOKEN_BODY = {
+    "requestBody": {
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "expires_in_s": {"type": "integer", "minimum": 1, "maximum": LONGEST_S, "default": DEFAULT_S}
+                    },
+                }
+            }
+        }
+    }
+}
+
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 
 
-@router.get("")
+@router.get("", dependencies=[known_query])
 async def list_streams(
     services: CurrentServices,
     caller: CurrentCaller,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(description="id of the last stream of the page before")] = None,
+    root: Root,
+    limit: Limit = 20,
+    after: After = None,
     status: Status | None = None,
     model: str | None = None,
     session_id: str | None = None,
@@ -43,14 +61,15 @@ async def list_streams(
             found.append(summary)
             if len(found) > limit:
                 break
-    return page(await states(services, found), limit)
+    return page(await states(services, found, root), limit)
 
 
-@router.get("/{generation_id}", response_model=None)
+@router.get("/{generation_id}", response_model=None, dependencies=[known_to_viewers])
 async def watch(
     request: Request,
     services: CurrentServices,
-    caller: CurrentCaller,
+    caller: CurrentViewer,
+    root: Root,
     generation_id: str,
     last_event_id: Annotated[str | None, Query(description="for an EventSource, which cannot set headers")] = None,
     starting_after: Annotated[str | None, Query(description="an event's `id:`, or how many were received")] = None,
@@ -62,20 +81,47 @@ async def watch(
     summary = await services.broker.find(generation_id, caller)
     accept = request.headers.get("accept", "")
     if "application/json" in accept and "text/event-stream" not in accept:
-        return JSONResponse((await states(services, [summary]))[0], headers=_VARY)
+        return JSONResponse((await states(services, [summary], root))[0], headers=_VARY)
     return EventStream(
         services,
         summary.header,
         native_events(include_usage=summary.header["include_usage"]),
         cursor=cursor.read(request),
-        headers={**stream_headers(generation_id), **_VARY},
+        headers={**stream_headers(generation_id, root), **_VARY},
     )
 
 
+@router.post("/{generation_id}/tokens", openapi_extra=_TOKEN_BODY)
+async def make_token(
+    services: CurrentServices, caller: CurrentCaller, root: Root, generation_id: str, body: Body
+) -> dict[str, Any]:
+    """A token that opens this stream, and nothing else, to be read for a while."""
+    life_s = _life_s(parsed(body) if body else {})
+    await services.broker.find(generation_id, caller)
+    token = await services.tokens.make(caller.tenant, generation_id, life_s)
+    return {
+        "object": "stream.token",
+        "stream_id": generation_id,
+        "token": token.text,
+        "expires_at": token.expires_at,
+        "url": f"{root}/v1/streams/{generation_id}?token={token.text}",
+    }
+
+
+def _life_s(asked: Any) -> int:
+    """Raises BadRequest."""
+    if not isinstance(asked, dict) or asked.keys() - {"expires_in_s"}:
+        raise BadRequest("A token takes no field but `expires_in_s`.", param="expires_in_s")
+    life_s = asked.get("expires_in_s", DEFAULT_S)
+    if not isinstance(life_s, int) or isinstance(life_s, bool) or not 1 <= life_s <= LONGEST_S:
+        raise BadRequest(f"expires_in_s must be a whole number from 1 to {LONGEST_S}.", param="expires_in_s")
+    return life_s
+
+
 @router.post("/{generation_id}/cancel")
-async def cancel(services: CurrentServices, caller: CurrentCaller, generation_id: str) -> dict[str, Any]:
+async def cancel(services: CurrentServices, caller: CurrentCaller, root: Root, generation_id: str) -> dict[str, Any]:
     """Ends a generation and returns its state; one that has ended already is returned as it is."""
-    return (await states(services, [await services.broker.cancel(generation_id, caller)]))[0]
+    return (await states(services, [await services.broker.cancel(generation_id, caller)], root))[0]
 
 
 @router.delete("/{generation_id}")

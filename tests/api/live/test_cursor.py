@@ -59,6 +59,17 @@ def test_what_is_malformed(text: str) -> None:
         ("starting_after=3", "2-7", Position(2, 7)),
         ("starting_after=3&last_event_id=4", "2-7", Position(2, 7)),
         ("starting_after=garbage", "2-7", Position(2, 7)),
+        ("lastEventId=1-3", None, Position(1, 3)),  # event-source-polyfill
+        ("lastEventID=1-3", None, Position(1, 3)),
+        ("Last-Event-ID=1-3", None, Position(1, 3)),  # Mercure
+        ("last-event-id=3", None, 3),
+        ("starting-after=3", None, 3),
+        ("startingAfter=3", None, 3),
+        ("lastEventId=3", "2-7", Position(2, 7)),
+        ("last_event_id=1-2&lastEventId=1-9", None, Position(1, 9)),  # added by a polyfill to the URL it was made with
+        ("starting_after=1-2&lastEventId=1-9", None, Position(1, 9)),
+        ("starting_after=1-2&lastEventId=", None, Position(1, 2)),
+        ("lastEventId=", None, None),
     ],
 )
 def test_where_it_may_stand(query: str, header: str | None, expected: cursor.Cursor | None) -> None:
@@ -76,6 +87,9 @@ def test_where_it_may_stand(query: str, header: str | None, expected: cursor.Cur
         ("", ""),
         ("starting_after=3", ""),
         ("", "garbage"),
+        ("lastEventId=garbage", None),
+        ("lastEventId=3&lastEventID=4", None),
+        ("starting_after=3&starting-after=4", None),
         ("", "é"),
     ],
 )

@@ -51,7 +51,8 @@ async def upload(files: Files, *, purpose: str = "batch", tenant: str = "ann") -
 
 async def create(batches: Batches, files: Files, **fields: Any) -> BatchHead:
     body = {**BODY, "input_file_id": await upload(files), **fields}
-    return await batches.create(BatchRequest.check(body), "ann")
+    head, _ = await batches.create(BatchRequest.check(body), "ann")
+    return head
 
 
 async def test_a_batch_is_found_by_its_owner_only(batches: Batches, files: Files, redis: ArqRedis) -> None:

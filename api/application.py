@@ -1,0 +1,195 @@
+"""The application as HTTP sees it: what is done to every request before a route has it, and to every response after.
+
+Hidden here: the names of responses (`x-request-id`) and their count; that of those who only read, one comes in at a time; that
+HEAD and OPTIONS are there wherever GET is; that `/v1/streams/` and `/v1//streams` are `/v1/streams`, without a redirect, which
+would lose a body or a key on the way; the prefix under which a proxy shows us; and which pages of other origins may ask (CORS).
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any, NamedTuple, Self
+from urllib.parse import unquote
+
+from fastapi import FastAPI
+from starlette.routing import Match
+from starlette.types import Message, Receive, Scope, Send
+
+from api.errors import REQUEST_ID
+from api.live.client import HEAD_ONLY
+from api.live.response import LATER
+from shared.config.settings import Settings
+from shared.lib.tasks import FairTurns
+from shared.lib.telemetry import REQUESTS
+
+_KEPT = frozenset({"type", "method", "http_version", "extensions", "route", HEAD_ONLY, REQUEST_ID})
+"""What of a request's scope the server, the count of responses and a viewer still need."""
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_SLASHES = re.compile(rb"/{2,}")
+_PREFIX = re.compile(rb"(?:/(?!\.+(?:/|$))[\w.~-]+)+/?", re.ASCII)
+_FIELD_NAMES = re.compile(rb"[\w!#$%&'*+.^`|~-]+(?:[ \t]*,[ \t]*[\w!#$%&'*+.^`|~-]+)*", re.ASCII)
+
+PREFLIGHT_S = 7200
+"""How long a browser may remember what a page may ask: Chromium remembers nothing for longer."""
+EXPOSED = (
+    "Location, Retry-After, X-Request-Id, X-Stream-Id, X-Session-Id, X-Served-By, X-Fallback-From, X-Should-Retry, "
+    "Idempotent-Replayed, Content-Disposition, Content-Range"
+)
+"""Response headers that a page may read; others a browser keeps to itself (Fetch standard, 3.2.3)."""
+
+Fields = Sequence[tuple[bytes, bytes]]
+
+
+class Door(NamedTuple):
+    """What stands between the world and the routes, as the settings have it."""
+
+    root_path: str
+    proxies: Sequence[IPv4Network | IPv6Network]
+    """Whose `X-Forwarded-…` is believed."""
+    origins: frozenset[bytes]
+    """Which pages may ask; `*` among them: all."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(
+            settings.root_path,
+            [ip_network(proxy) for proxy in settings.trusted_proxies],
+            frozenset(origin.encode() for origin in settings.cors_origins),
+        )
+
+    def prefix(self, scope: Scope) -> str:
+        """Under what the world knows this server; `X-Forwarded-Prefix` of a proxy that is named beats the setting."""
+        client = scope.get("client")
+        if self.proxies and client and self._believes(client[0]):
+            told = _values(scope, b"x-forwarded-prefix")
+            if told and _PREFIX.fullmatch(told[0]):
+                return told[0].decode().rstrip("/")
+            if scheme := _values(scope, b"x-forwarded-proto"):
+                scope["scheme"] = "https" if scheme[0].lower() == b"https" else "http"
+        return self.root_path
+
+    def welcome(self, scope: Scope) -> Fields:
+        """The headers by which a browser lets a page of another origin read the response."""
+        if not self.origins:
+            return ()
+        origin = _values(scope, b"origin")
+        if len(origin) != 1 or not self.origins & {origin[0], b"*"}:
+            return ((b"vary", b"origin"),)
+        allowed = b"*" if b"*" in self.origins else origin[0]
+        return (
+            (b"vary", b"origin"),
+            (b"access-control-allow-origin", allowed),
+            (b"access-control-expose-headers", EXPOSED.encode()),
+        )
+
+    def _believes(self, host: str) -> bool:
+        try:
+            address = ip_address(host)
+        except ValueError:
+            return False
+        mapped = getattr(address, "ipv4_mapped", None) or address
+        return any(mapped in network for network in self.proxies)
+
+
+def _values(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for field, value in scope["headers"] if field == name]
+
+
+class Application(FastAPI):
+    """FastAPI that lets go of a request before its stream begins: a viewer may stay for an hour.
+
+    Of those who only read, one comes in at a time: a thousand of them at once must not keep a prompt waiting.
+    """
+
+    def __init__(self, *, door: Door, **options: Any) -> None:
+        super().__init__(redirect_slashes=False, **options)
+        self._door = door
+        self._reading = FairTurns(1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        _straighten(scope)
+        scope["root_path"] = self._door.prefix(scope)
+        welcome, method = self._door.welcome(scope), scope["method"]
+        if method == "HEAD":
+            scope = {**scope, "method": "GET", HEAD_ONLY: True}
+        if method in ("GET", "HEAD"):
+            await self._reading.turn()
+        named = _Named(self, scope, send, welcome)
+        if method == "OPTIONS" and (methods := self.methods(scope)):
+            await _tell_options(scope, methods, welcome, named)
+            return
+        scope[LATER] = None
+        await super().__call__(scope, receive, named)
+        if serve := scope.pop(LATER):
+            kept = {name: scope[name] for name in _KEPT if name in scope}
+            scope.clear()  # the framework's leavings would stay as long as the viewer
+            scope.update(kept)
+            await serve(scope, receive, named)
+
+    def methods(self, scope: Scope) -> list[str]:
+        """What may be done with a path; nothing if there is none."""
+        if scope["path"] == "*":  # the server as a whole (RFC 9110 §9.3.7)
+            return [*_METHODS, "HEAD", "OPTIONS"]
+        found = [method for method in _METHODS if self._takes({**scope, "method": method})]
+        return [*found, *(["HEAD"] if "GET" in found else []), *(["OPTIONS"] if found else [])]
+
+    def _takes(self, scope: Scope) -> bool:
+        return any(route.matches(scope)[0] is Match.FULL for route in self.routes)
+
+
+class _Named:
+    """Sends a response with the id of its request, and without a body to HEAD. A class, because a closure for each viewer is
+    memory."""
+
+    __slots__ = ("_app", "_ended", "_scope", "_send", "_welcome")
+
+    def __init__(self, app: Application, scope: Scope, send: Send, welcome: Fields) -> None:
+        self._app, self._scope, self._send, self._welcome = app, scope, send, welcome
+        self._ended = False
+        scope[REQUEST_ID] = f"req_{uuid.uuid4().hex}"
+
+    async def __call__(self, message: Message) -> None:
+        if self._ended:
+            return
+        if message["type"] == "http.response.start":
+            scope, headers = self._scope, message.get("headers", ())
+            if message["status"] == 405:  # the framework knows the methods of one route only
+                allowed = ", ".join(self._app.methods(scope)).encode()
+                headers = [*(field for field in headers if field[0] != b"allow"), (b"allow", allowed)]
+            message["headers"] = [*headers, (b"x-request-id", scope[REQUEST_ID].encode()), *self._welcome]
+            REQUESTS.labels(getattr(scope.get("route"), "path", "none"), message["status"]).inc()
+            self._welcome = ()
+        await self._send(message)
+        if message["type"] == "http.response.start" and HEAD_ONLY in self._scope:
+            self._ended = True
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _tell_options(scope: Scope, methods: Iterable[str], welcome: Fields, send: Send) -> None:
+    """What may be asked, without a key: a browser asks so before it sends one (Fetch standard, CORS-preflight request)."""
+    allowed = ", ".join(methods).encode()
+    headers = [(b"allow", allowed)]
+    if len(welcome) > 1 and _values(scope, b"access-control-request-method"):
+        headers += [
+            (b"access-control-allow-methods", allowed),
+            (b"access-control-max-age", b"%d" % PREFLIGHT_S),
+        ]
+        names = b",".join(_values(scope, b"access-control-request-headers"))
+        if _FIELD_NAMES.fullmatch(names):
+            headers.append((b"access-control-allow-headers", names))
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _straighten(scope: Scope) -> None:
+    """`/v1//streams/` to `/v1/streams`. Slashes that are percent-encoded belong to a name, and stay."""
+    raw: bytes = scope["raw_path"]
+    if b"//" in raw or (raw.endswith(b"/") and len(raw) > 1):
+        raw = _SLASHES.sub(b"/", raw).rstrip(b"/") or b"/"
+        scope["raw_path"], scope["path"] = raw, unquote(raw.decode("ascii"))

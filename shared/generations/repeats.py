@@ -1,0 +1,56 @@
+"""Requests that clients make again by themselves: OpenAI's client libraries after a time-out, and without a key.
+
+Hidden here: how the answer is found that such a request is about. Every request leaves the digest of who asked for what in the
+transaction that creates its log, which costs no round trip; a request that says it is a repeat (`x-stainless-retry-count`)
+joins the newest that has the same, if that still runs or has ended just now. A request that does not say so never looks: two
+that are equal by chance stay two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from shared.chat.request import ChatRequest
+from shared.config.settings import Settings
+from shared.generations.caller import Caller
+from shared.lib import json
+from shared.lib.clock import now_ms
+from shared.log.entry import Status
+from shared.log.records import Summary
+from shared.log.streamlog import StreamLog
+from shared.store.redis import ArqRedis
+
+_ENDED_MS = 120_000
+"""Longer than a client waits before it asks again: OpenAI's 8 s, or what `Retry-After` says, up to 60 s."""
+_OPTIONS = ("on_interruption", "on_disconnect", "session_id", "session_policy", "session_trim", "max_tokens_per_s")
+"""What may come in headers, beside the body."""
+
+
+class Repeats:
+    """Raises RedisError, OSError."""
+
+    def __init__(self, redis: ArqRedis, log: StreamLog, settings: Settings) -> None:
+        self._redis, self._log, self._key = redis, log, redis.key
+        self._life_ms = int(settings.generation_s * 1000) + _ENDED_MS
+
+    def name(self, body: bytes, request: ChatRequest, caller: Caller) -> str:
+        """The key of what this caller asks for."""
+        options = [getattr(request, option) for option in _OPTIONS]
+        digest = hashlib.sha256(json.dumps([caller.key_id, options]))
+        digest.update(body)
+        return self._key.asked(caller.tenant, digest.hexdigest())
+
+    def note(self, pipe: Any, name: str, generation_id: str) -> None:
+        """Adds a command to the transaction that creates the generation."""
+        pipe.set(name, generation_id, px=self._life_ms)
+
+    async def find(self, name: str) -> Summary | None:
+        """What was asked for before, if it is an answer that runs, or has just ended."""
+        if (found := await self._redis.get(name)) is None:
+            return None
+        (summary,) = await self._log.describe([found.decode()])
+        if summary is None or summary.outcome is None:
+            return summary
+        whole = summary.status in (Status.COMPLETED, Status.INCOMPLETE)
+        return summary if whole and now_ms() - summary.outcome["ended_at_ms"] <= _ENDED_MS else None

@@ -79,6 +79,7 @@ ifneq ($(ARGS),)
 	@$(PYTEST) -n 2 $(ARGS)
 else
 	@$(PYTEST) -n 2 $(BREAKING:%=--ignore %) --cov --cov-report=term-missing:skip-covered
+	@$(BIN)/coverage report --include 'shared/*' --fail-under 95 --format total
 	@$(PYTEST) -n 3 $(BREAKING) --ignore $(SOAK)
 	@$(BIN)/pytest $(SOAK)
 endif

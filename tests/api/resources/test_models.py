@@ -72,6 +72,25 @@ def client(
         store.flushdb()
 
 
+def open_webui(listed: Any) -> dict[str, str]:
+    """Names by id, as Open WebUI's picker has them (backend/open_webui/routers/openai.py): a list or `data`, no `error`."""
+    entries = listed if isinstance(listed, list) else listed["data"]
+    assert "error" not in listed
+    return {model.get("id") or model["name"]: model.get("name", model["id"]) for model in entries}
+
+
+def librechat(listed: Any) -> tuple[list[str], dict[str, int] | None]:
+    """Ids, and contexts by id, as LibreChat takes them (packages/api/src/endpoints/models.ts): the second only where every
+    model has a context and prices as text."""
+    ids = [model["id"] for model in listed["data"]]
+    told = all(
+        isinstance(model.get("context_length"), int)
+        and all(isinstance(model.get("pricing", {}).get(name), str) for name in ("prompt", "completion"))
+        for model in listed["data"]
+    )
+    return ids, {model["id"]: model["context_length"] for model in listed["data"]} if told else None
+
+
 def models(client: Client) -> dict[str, Any]:
     response = client.get("/v1/models")
     assert response.status_code == 200, response.text
@@ -82,9 +101,9 @@ def models(client: Client) -> dict[str, Any]:
     assert len(found) == len(listed["data"]), "each once"
     assert all({"id", "object", "created", "owned_by"} <= model.keys() for model in listed["data"])
     assert all(model["object"] == "model" and model["owned_by"] for model in listed["data"])
-    # As Open WebUI makes its list of it, and LibreChat.
-    assert all(isinstance(model.get("name", model["id"]), str) for model in listed["data"])
-    assert "error" not in listed
+    assert open_webui(listed).keys() == found.keys()
+    assert all(isinstance(name, str) for name in open_webui(listed).values())
+    assert librechat(listed) == (list(found), None)
     return found
 
 
@@ -108,6 +127,11 @@ def test_three_providers_one_of_them_dead(client: Client, listings: tuple[Listin
         "supported_parameters": ["tools", "tool_choice"],
     }
     assert found["smart"]["context_length"] == 200000
+    assert open_webui({"data": list(found.values())})["router/anthropic/claude-3.5:beta"] == "Anthropic: Claude 3.5"
+    assert librechat({"data": [found["router/anthropic/claude-3.5:beta"], found["smart"]]})[1] == {
+        "router/anthropic/claude-3.5:beta": 200000,
+        "smart": 200000,
+    }
     assert {"router/declared", "dead/declared", "fake/echo", "scripted/any"} <= found.keys()
 
     # By its name, with slashes and colons, as they are and encoded.

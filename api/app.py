@@ -19,6 +19,7 @@ from api.resources import batches, files, health, models, reference, sessions, u
 from api.services import Services
 from api.surfaces.chat import routes as chat
 from api.surfaces.chat import stored
+from api.surfaces.responses import routes as responses
 from api.surfaces.streams import routes as streams
 from shared import __version__
 from shared.config.settings import Settings
@@ -81,6 +82,6 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     )
     app.state.authenticator = Authenticator(settings)
     errors.install(app)
-    for routes in (chat, stored, streams, sessions, files, batches, usage, models, health, reference):
+    for routes in (chat, stored, responses, streams, sessions, files, batches, usage, models, health, reference):
         app.include_router(routes.router)
     return app

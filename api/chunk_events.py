@@ -26,6 +26,7 @@ class ChunkEvents:
     """
 
     events = 0
+    keepalive = sse.KEEPALIVE
 
     def __init__(self, *, ids: bool, include_usage: bool) -> None:
         self._seal_id = _SEAL_ID if ids else None

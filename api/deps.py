@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import Depends, Query
@@ -18,6 +19,15 @@ from shared.lib import json
 
 _BODY_S = 30.0
 """How long a body may take to arrive: one that never ends would hold a connection for ever."""
+_HEADER_OPTIONS = (
+    "on_interruption",
+    "on_disconnect",
+    "session_id",
+    "session_policy",
+    "session_trim",
+    "max_tokens_per_s",
+)
+"""Our extension fields that may come as header fields, too."""
 
 
 async def _services(request: Request) -> Services:  # async, as the next: FastAPI would hand plain functions to a thread
@@ -80,6 +90,18 @@ def parsed(body: bytes) -> Any:
         return json.loads_strict(body)
     except ValueError as error:
         raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
+
+
+def with_options(body: Any, request: Request) -> Any:
+    """Our extension fields may come as headers too (`x-on-interruption`); the body's own win."""
+    if not isinstance(body, dict):
+        return body
+    given = {field: request.headers.get(f"x-{field.replace('_', '-')}") for field in _HEADER_OPTIONS}
+    options: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
+    if rate := options.get("max_tokens_per_s"):
+        with suppress(ValueError):  # what is no number is refused as the field would be
+            options["max_tokens_per_s"] = json.loads_strict(rate.encode())
+    return {**options, **body}
 
 
 async def _idempotency_key(request: Request) -> str | None:

@@ -56,12 +56,6 @@ _ERROR_RESPONSE = {
     },
 }
 
-_RESPONSES = (
-    "Ask /v1/chat/completions; your framework has a switch for that: `openai.chat(MODEL)` in the AI SDK, "
-    "`OpenAIChatCompletionsModel` in openai-agents, `openai-chat:MODEL` in Pydantic AI. Others: docs/STREAMING.md, Clients."
-)
-"""Several frameworks ask there unless told otherwise, and none of them tries another path."""
-
 REQUEST_ID = "streamspool.request_id"
 """ASGI scope: the id of this request, as in `x-request-id`."""
 
@@ -119,9 +113,7 @@ def install(app: FastAPI) -> None:
     async def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
-            path = request.url.path
-            instead = _RESPONSES if path == "/v1/responses" or path.startswith("/v1/responses/") else "See /docs."
-            return to_response(NotFound(f"There is no {request.method} {path} here. {instead}"))
+            return to_response(NotFound(f"There is no {request.method} {request.url.path} here. See /docs."))
         if error.status_code == 405:
             return to_response(MethodNotAllowed(f"{request.method} is not allowed here. See /docs."), error.headers)
         return to_response(BadRequest(str(error.detail), status=error.status_code), error.headers)

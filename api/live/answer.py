@@ -19,7 +19,7 @@ from starlette.requests import Request
 from api.errors import problem_error
 from api.live.client import Client
 from api.live.livelog import LiveLog
-from api.live.projection import Whole
+from api.live.projection import AddUp, Whole
 from api.live.response import LogResponse, Process, served_headers
 from shared.chat.chunks import Accumulator
 from shared.config.settings import Settings
@@ -50,7 +50,8 @@ def speak_after_s(request: Request, settings: Settings) -> float:
 
 
 class Answer(LogResponse):
-    """What `whole` makes of the log; an outcome without success has its true status, if it came within `speak_after_s`."""
+    """What `whole` makes of the log, whose chunks `add_up` has added up; an outcome without success has its true status, if
+    it came within `speak_after_s`."""
 
     def __init__(
         self,
@@ -61,9 +62,11 @@ class Answer(LogResponse):
         fresh: bool,
         headers: Mapping[str, str],
         speak_after_s: float = math.inf,
+        add_up: AddUp | None = None,
     ) -> None:
         super().__init__(process, header, fresh=fresh, headers=headers)
         self._header, self._whole, self._speak_after_s = header, whole, speak_after_s
+        self._add_up = add_up or accumulate
 
     async def respond(self, client: Client, live: LiveLog) -> None:
         silent_s = None if self._speak_after_s == math.inf else self._speak_after_s
@@ -108,7 +111,7 @@ class Answer(LogResponse):
             if damage:
                 raise damage
         summary = Summary(self._header, (), live.position, outcome)
-        return json.dumps(self._whole(summary, await accumulate(chunks)))
+        return json.dumps(self._whole(summary, await self._add_up(chunks)))
 
 
 async def accumulate(chunks: Iterable[bytes]) -> Accumulator:

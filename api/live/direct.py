@@ -8,15 +8,11 @@ from __future__ import annotations
 import asyncio
 
 from api.live.projection import Encode
-from shared.lib import sse
 
 
 def in_chunk(body: bytes) -> bytes:
     """One chunk of a response in chunks (RFC 9112, 7.1)."""
     return b"%x\r\n%b\r\n" % (len(body), body)
-
-
-KEEPALIVE = in_chunk(sse.KEEPALIVE)
 
 
 class DirectWriter:
@@ -25,14 +21,18 @@ class DirectWriter:
     `left` says that it is written to no more, `epoch` and `index` then where it got to.
     """
 
-    __slots__ = ("_waiter", "encode", "epoch", "index", "left", "pending", "since", "write")
+    __slots__ = ("_keepalive", "_waiter", "encode", "epoch", "index", "left", "pending", "since", "write")
 
-    def __init__(self, encode: Encode, transport: asyncio.Transport, since: float) -> None:
-        self.encode, self.since = encode, since
+    def __init__(self, encode: Encode, transport: asyncio.Transport, keepalive: bytes, since: float) -> None:
+        self.encode, self._keepalive, self.since = encode, keepalive, since
         self.write, self.pending = transport.write, transport.get_write_buffer_size
         self.epoch = self.index = 0
         self.left = False
         self._waiter: asyncio.Future[None] | None = None
+
+    def keep_alive(self) -> None:
+        """Writes a keep-alive. Raises RuntimeError where the connection is closing."""
+        self.write(in_chunk(self._keepalive))
 
     def waiter(self) -> asyncio.Future[None]:
         """A future that is done when there is a reason to look."""

@@ -137,7 +137,8 @@ class EventStream(LogResponse):
                 after = await self._news(client, live)  # another process brought it further than this one has read
             elif epoch != live.epoch:
                 if live.replaced and (self._projection.native or epoch or index):
-                    body, native = b"".join(self._projection.attempt(live.epoch)), self._projection.native
+                    native = self._projection.native
+                    body = b"".join(self._projection.attempt(live.epoch, shown.replaced))
                     yield (body + shown.opening, False) if native else (body, True)
                     if not native:
                         return
@@ -170,7 +171,7 @@ class EventStream(LogResponse):
             if after is Next.LEAVE:
                 return
             if after is Next.KEEP_ALIVE:
-                yield sse.KEEPALIVE, False
+                yield self._projection.keepalive, False
 
     async def _news(self, client: Client, live: LiveLog) -> Next:
         """Waits for something new, until a keep-alive is due, or it is time to leave."""
@@ -189,7 +190,7 @@ class EventStream(LogResponse):
 
         Returns where it got to, and what `_news` would.
         """
-        writer = live.attach(shown.encode, transport)
+        writer = live.attach(shown.encode, transport, self._projection.keepalive)
         try:
             while not (writer.left or client.gone):
                 if (patience_s := self._stay.left_s()) <= 0:

@@ -46,7 +46,7 @@ class Start(NamedTuple):
 class Stateless:
     """The first kind, a frame per chunk. It stands nowhere, so there is nothing to catch up with."""
 
-    __slots__ = ("encode", "fold")
+    __slots__ = ("encode", "fold", "replaced")
 
     opening = b""
     """The frames that a stream begins with."""
@@ -55,7 +55,7 @@ class Stateless:
 
     def __init__(self, projection: Projection, encode: Encode, header: Header) -> None:
         self.encode = encode
-        self.fold = projection.start(header).fold
+        self.fold = self.replaced = projection.start(header).fold
 
     def restart(self) -> None:
         """Another attempt begins."""
@@ -99,10 +99,14 @@ class Folding:
         self.opening = b"".join(frames)
         self._following = asyncio.Lock()
         self._ending: tuple[Fold, Sequence[bytes]] | None = None
+        self.fold = self.replaced = self._start
+        """As it is; and as the last attempt was that said something and was replaced."""
         self.restart()
 
     def restart(self) -> None:
         """Another attempt begins."""
+        if self.fold is not self._start:
+            self.replaced = self.fold
         self.fold = self._start
         self._index = 0
         self._checkpoints = _Checkpoints([self._start])

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 
-from api.live.direct import KEEPALIVE, DirectWriter, in_chunk
+from api.live.direct import DirectWriter, in_chunk
 from api.live.folding import Folding, Stateless
 from api.live.pacing import TokenClock
 from api.live.projection import Encode, Projection
@@ -243,9 +243,9 @@ class LiveLog:
 
     # ---- viewers that are written to directly
 
-    def attach(self, encode: Encode, transport: asyncio.Transport) -> DirectWriter:
+    def attach(self, encode: Encode, transport: asyncio.Transport, keepalive: bytes) -> DirectWriter:
         """From now on the frames of new chunks are written to this transport. Its viewer has all there is so far."""
-        writer = DirectWriter(encode, transport, asyncio.get_running_loop().time())
+        writer = DirectWriter(encode, transport, keepalive, asyncio.get_running_loop().time())
         self.frames(encode, self.end, self.end)
         self._lanes.setdefault(encode, set()).add(writer)
         return writer
@@ -310,7 +310,7 @@ class LiveLog:
                 continue
             writer.since = now
             with suppress(RuntimeError):
-                writer.write(KEEPALIVE)
+                writer.keep_alive()
                 if not writer.pending():
                     continue
             self.detach(writer)

@@ -14,10 +14,9 @@ made once and shared, and a client that resumes misses nothing and gets nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from shared.chat.chunks import Accumulator
 from shared.errors import LogError
 from shared.log.entry import Entry
 from shared.log.records import Header, Outcome, Summary
@@ -25,8 +24,11 @@ from shared.log.records import Header, Outcome, Summary
 Encode = Callable[[Entry], bytes]
 """A chunk's event, framed; `b""` for a chunk that is not shown. Only the last chunk of an answer may be hidden."""
 
-Whole = Callable[[Summary, Accumulator], dict[str, Any]]
+Whole = Callable[[Summary, Any], dict[str, Any]]
 """A generation as one object: its summary, and what the chunks of its newest attempt add up to."""
+
+AddUp = Callable[[Iterable[bytes]], Awaitable[Any]]
+"""What chunks add up to, for `Whole`. Of some hundred thousand, which takes seconds, others have their turns meanwhile."""
 
 
 class Step(NamedTuple):
@@ -66,12 +68,16 @@ class Projection(Hashable, Protocol):
         """Whether its viewers know attempts, and come again by themselves where a stream breaks off."""
 
     @property
+    def keepalive(self) -> bytes:
+        """What is sent where nothing else was for a while: a comment, or an event that clients are known to pass over."""
+
+    @property
     def encode(self) -> Encode | None:
         """Of the first kind: always the same function. None: of the second kind."""
 
     def start(self, header: Header) -> Step:
         """Before the first chunk of an attempt: the events that a stream begins with, by the request's header."""
 
-    def attempt(self, epoch: int) -> Sequence[bytes]:
-        """A newer attempt has replaced the one that was shown. Native viewers start over after these events; the stream
-        of others ends with them."""
+    def attempt(self, epoch: int, replaced: Fold) -> Sequence[bytes]:
+        """A newer attempt has replaced the one that was shown, which ended as `replaced`. Native viewers start over after
+        these events; the stream of others ends with them."""

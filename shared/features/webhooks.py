@@ -108,19 +108,28 @@ class Webhooks:
     # ---- what is queued, and how that is shown
 
     def queue(
-        self, pipe: Any, subject: str, target: WebhookTarget, *, tenant: str, event: str, created_at: int, kept_s: float
+        self,
+        pipe: Any,
+        subject: str,
+        target: WebhookTarget,
+        *,
+        tenant: str,
+        event: str,
+        created_at: int,
+        kept_s: float,
+        shown_as: str | None = None,
     ) -> None:
         """Adds to a transaction (a pipeline in MULTI) that the event is delivered. Doing it again changes nothing.
 
         `event` is its type, `batch.completed`; `created_at`, in Unix seconds, when that happened; `kept_s` how long the
-        subject can still be looked at.
+        subject can still be looked at; `shown_as` the id that its client knows it by, if that is another one.
         """
         body = {
             "id": event_id(subject, event),
             "object": "event",
             "created_at": created_at,
             "type": event,
-            "data": {"id": subject},
+            "data": {"id": shown_as or subject},
         }
         life_ms = self._give_up_ms + int(kept_s * 1000)
         record = {"event": json.dumps(body), "url": target["url"], "owner": tenant, "life_ms": life_ms}
@@ -134,12 +143,14 @@ class Webhooks:
         target = header.get("webhook")
         if not target:
             return None
+        is_response = header.get("surface") == "responses"
         return partial(
             self.queue,
             subject=header["id"],
             target=target,
             tenant=header["owner"],
-            event=f"chat.completion.{outcome['status']}",
+            event=f"{'response' if is_response else 'chat.completion'}.{outcome['status']}",
+            shown_as=header["id"].replace("chatcmpl-", "resp_") if is_response else None,
             created_at=outcome["ended_at_ms"] // 1000,
             kept_s=ended.kept_s,
         )

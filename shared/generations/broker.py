@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
@@ -104,15 +104,15 @@ class Broker:
         idempotency_key: str | None = None,
         repeat: bool = False,
         client_history: bool = False,
+        surface: Literal["chat", "responses"] = "chat",
     ) -> Submitted:
-        """Accepts a request. `body` is stored as it came.
+        """Accepts a request. `body` is stored as it is given; `surface` is the API that it came through.
 
         Once this returns, the generation runs to an outcome whatever happens to the caller. With an idempotency key
         the same request of the same tenant is one generation, however often and wherever it is made at once. A `repeat`
-        joins what the same key asked for before, byte for byte, if that runs or has just ended. With
-        `client_history` its session only takes note: the client sends the whole conversation itself.
-        Raises NotFound for an unknown model; BadRequest for a webhook that cannot be called; KeyReused; RateLimited;
-        Unavailable, within 2 s, and then nothing runs.
+        joins what the same key asked for before, byte for byte, if that runs or has just ended. With `client_history` its
+        session only takes note: the client sends the whole conversation itself. Raises NotFound for an unknown model;
+        BadRequest for a webhook that cannot be called; KeyReused; RateLimited; Unavailable, within 2 s: nothing runs then.
         """
         url = request.webhook.url if request.webhook else None
         webhook = self._webhooks.target(caller.tenant, url, default=bool(request.background))
@@ -133,7 +133,7 @@ class Broker:
             with self._doubts.about(generation_id) if digest is None else nullcontext(), translate_errors():
                 if session := header["session"]:
                     await self._settlement.settle_session(caller.tenant, session["id"])
-                header["server"] = await self._server()
+                header["surface"], header["server"] = surface, await self._server()
                 note = partial(self._repeats.note, name=asked, generation_id=generation_id)
                 created = await self.log.create(header, body, self._gate.reserve(request, caller, note))
                 await self._promise(header)
@@ -268,6 +268,7 @@ class Broker:
             "session_id": request.session_id,
             "session": self._session(request, client_history),
             "batch": None,
+            "surface": "chat",
             "server": None,
         }
 
@@ -371,7 +372,8 @@ class Broker:
         with translate_errors():
             try:
                 async for summary in self.log.listed(caller.tenant, after, newest_first=newest_first, stored=True):
-                    if summary.status in (Status.COMPLETED, Status.INCOMPLETE):
+                    answered = summary.status in (Status.COMPLETED, Status.INCOMPLETE)
+                    if answered and summary.header.get("surface") != "responses":
                         yield summary
             except Gone:
                 raise unknown from None
@@ -383,13 +385,12 @@ class Broker:
             await self.log.replace_metadata(summary, metadata or {})
         return await self.find(generation_id, caller)
 
-    async def messages(self, generation_id: str, caller: Caller) -> list[dict[str, Any]]:
-        """The messages of a generation's request. Raises NotFound."""
-        await self.find(generation_id, caller)
-        with translate_errors():
-            _, body = await self.log.request(generation_id)
-        messages: list[dict[str, Any]] = json.loads(body)["messages"]
-        return messages
+    async def request(self, generation_id: str, caller: Caller) -> tuple[Summary, dict[str, Any]]:
+        """A generation's summary, and the chat request that is stored in its log. Raises NotFound."""
+        summary = await self.find(generation_id, caller)
+        with translate_errors(), suppress(Gone):
+            return summary, json.loads((await self.log.request(generation_id))[1])
+        raise NotFound(NO_STREAM)
 
 
 def _payloads(entries: Sequence[Entry]) -> list[bytes]:

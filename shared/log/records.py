@@ -83,6 +83,8 @@ class Header(TypedDict):
     session_id: NotRequired[str | None]
     session: NotRequired[SessionTerms | None]
     batch: NotRequired[BatchRef | None]
+    surface: NotRequired[Literal["chat", "responses"]]
+    """Through which API it was asked for; chat where it is missing."""
     server: NotRequired[str | None]
     """Which server took the request, see `shared.store.confirm`; None: not known."""
 

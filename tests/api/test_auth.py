@@ -26,6 +26,12 @@ ROUTES = [
     ("POST", "/v1/chat/completions/{generation_id}"),
     ("DELETE", "/v1/chat/completions/{generation_id}"),
     ("GET", "/v1/chat/completions/{generation_id}/messages"),
+    ("POST", "/v1/responses"),
+    ("POST", "/v1/responses/input_tokens"),
+    ("GET", "/v1/responses/{response_id}"),
+    ("DELETE", "/v1/responses/{response_id}"),
+    ("GET", "/v1/responses/{response_id}/input_items"),
+    ("POST", "/v1/responses/{response_id}/cancel"),
     ("GET", "/v1/streams"),
     ("GET", "/v1/streams/{generation_id}"),
     ("DELETE", "/v1/streams/{generation_id}"),
@@ -86,7 +92,12 @@ def of_alice(alice: Client) -> str:
 
 def filled(path: str, generation_id: str) -> str:
     return path.format(
-        generation_id=generation_id, session_id="s-1", model="fake/echo", file_id="file-1", batch_id="batch_1"
+        generation_id=generation_id,
+        response_id=generation_id.replace("chatcmpl-", "resp_"),
+        session_id="s-1",
+        model="fake/echo",
+        file_id="file-1",
+        batch_id="batch_1",
     )
 
 

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import openai
 import pytest
 
 from tests.harness.processes import Stack, wait_until
@@ -66,16 +65,3 @@ def test_an_abort_signal_ends_it(stack: Stack, client: Client, upstream: Scripte
         wait_until(lambda: script.hung_up == 1)
     first.go()
     second.go()
-
-
-def test_who_asks_for_responses_is_told_what_to_ask_instead(stack: Stack) -> None:
-    """What OpenAI's client shows of it is what its frameworks show."""
-    client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="any", max_retries=0)
-    for ask in (
-        lambda: client.responses.create(model="fake/echo", input="Hello"),
-        lambda: client.responses.retrieve("resp_1"),
-    ):
-        with pytest.raises(openai.NotFoundError) as caught:
-            ask()
-        for switch in ("openai.chat(", "OpenAIChatCompletionsModel", "openai-chat:"):
-            assert switch in str(caught.value)

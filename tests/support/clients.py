@@ -96,6 +96,14 @@ CLIENTS = (
 )
 
 
+RESPONSES_CLIENTS = (
+    Client("openai, Python", "check_responses.py", "openai", "tests/requirements-dev.lock"),
+    Client("openai, JavaScript", "check_responses.mjs", "openai", "tests/clients/package-lock.json"),
+    _others("Pydantic AI, `OpenAIResponsesModel`", "check_responses_pydantic_ai.py", "pydantic-ai-slim"),
+)
+"""Those that are tried over the Responses API, too."""
+
+
 class Models(NamedTuple):
     """What `set_up` leaves to look at: the script that says 429, the one that waits, and what makes that go on."""
 

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from api.deps import CurrentCaller, CurrentServices
 from api.errors import outcome_error, problem_error
 from api.live.event_stream import EventStream
-from api.live.projection import Step
+from api.live.projection import Fold, Step
 from shared.errors import LogError
 from shared.lib import json, sse
 from shared.log.entry import Entry, Kind
@@ -33,6 +33,7 @@ class Numbered:
     """The projection. `fed` counts the chunks that folds were fed with, for tests that look at the work done."""
 
     encode = None
+    keepalive = sse.KEEPALIVE
 
     def __init__(self, *, native: bool) -> None:
         self.native = native
@@ -41,7 +42,7 @@ class Numbered:
     def start(self, header: Header) -> Step:
         return Step((_event(0, "created", id=header["id"]),), _Fold(self, header["id"], 1, None, None))
 
-    def attempt(self, epoch: int) -> Sequence[bytes]:
+    def attempt(self, epoch: int, replaced: Fold) -> Sequence[bytes]:
         return [sse.frame(json.dumps({"attempt": epoch}), event=b"attempt" if self.native else b"error")]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from api.chunk_events import ChunkEvents, error_frame
 from api.errors import outcome_error
+from api.live.projection import Fold
 from shared.chat.chunks import Accumulator
 from shared.chat.chunks import completion as whole
 from shared.errors import AttemptReplaced, Damaged, StreamLost, wire_error
@@ -21,7 +22,7 @@ class ChatEvents(ChunkEvents):
 
     native = False
 
-    def attempt(self, epoch: int) -> Sequence[bytes]:
+    def attempt(self, epoch: int, replaced: Fold) -> Sequence[bytes]:
         return [error_frame(AttemptReplaced().to_object()), sse.frame(sse.DONE)]
 
 

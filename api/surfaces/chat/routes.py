@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from api.deps import REPLAYED, Body, CurrentCaller, CurrentServices, IdempotencyKey, IsRepeat, Root, known_query, parsed
+from api.deps import (
+    REPLAYED,
+    Body,
+    CurrentCaller,
+    CurrentServices,
+    IdempotencyKey,
+    IsRepeat,
+    Root,
+    known_query,
+    parsed,
+    with_options,
+)
 from api.errors import problem_error
 from api.live import cursor
 from api.live.answer import Answer, accumulate, speak_after_s
@@ -27,28 +37,6 @@ router = APIRouter(tags=["chat"])
 _REQUEST_BODY = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": ChatRequest.model_json_schema()}}}
 }
-
-
-_HEADER_OPTIONS = (
-    "on_interruption",
-    "on_disconnect",
-    "session_id",
-    "session_policy",
-    "session_trim",
-    "max_tokens_per_s",
-)
-
-
-def _with_options(body: Any, request: Request) -> Any:
-    """Our extension fields may come as headers too (`x-on-interruption`); the body's own win."""
-    if not isinstance(body, dict):
-        return body
-    given = {field: request.headers.get(f"x-{field.replace('_', '-')}") for field in _HEADER_OPTIONS}
-    options: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
-    if rate := options.get("max_tokens_per_s"):
-        with suppress(ValueError):  # what is no number is refused as the field would be
-            options["max_tokens_per_s"] = json.loads_strict(rate.encode())
-    return {**options, **body}
 
 
 def _open_webui_chat(chat_request: ChatRequest, request: Request) -> str | None:
@@ -82,7 +70,7 @@ async def create(
     It goes on when the client leaves. The response names it in `x-stream-id` and `Location`. With `background: true` it
     is accepted and no more is said (202); a stream is shown all the same.
     """
-    chat_request = ChatRequest.check(_with_options(parsed(body), request))
+    chat_request = ChatRequest.check(with_options(parsed(body), request))
     silent_s = speak_after_s(request, services.settings)
     chat_id = _open_webui_chat(chat_request, request) if services.settings.openwebui_sessions else None
     if chat_id:

@@ -100,7 +100,7 @@ async def list_messages(
     order: Order = "asc",
 ) -> Response:
     """The messages of the request, each with an id."""
-    messages = await services.broker.messages(generation_id, caller)
+    messages = (await services.broker.request(generation_id, caller))[1]["messages"]
     found = [chat.stored_message(generation_id, number, message) for number, message in enumerate(messages)]
     if order == "desc":
         found.reverse()

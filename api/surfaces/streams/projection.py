@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from api.chunk_events import ChunkEvents
+from api.live.projection import Fold
 from shared.lib import json, sse
 
 
@@ -14,7 +15,7 @@ class NativeEvents(ChunkEvents):
 
     native = True
 
-    def attempt(self, epoch: int) -> Sequence[bytes]:
+    def attempt(self, epoch: int, replaced: Fold) -> Sequence[bytes]:
         """What the viewer has is void: `event: attempt`, with the cursor of the new attempt's start."""
         return [sse.frame(json.dumps({"attempt": epoch}), id=b"%d-0" % epoch, event=b"attempt")]
 

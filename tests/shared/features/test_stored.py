@@ -113,7 +113,7 @@ async def test_nobody_elses_metadata_are_touched(broker: Broker, log: StreamLog,
         with pytest.raises(NotFound):
             await broker.replace_metadata(name, caller, {})
         with pytest.raises(NotFound):
-            await broker.messages(name, caller)
+            await broker.request(name, caller)
     summary = await broker.find(generation_id, ANN)
     await log.delete(generation_id, "ann")
     with pytest.raises(Gone):

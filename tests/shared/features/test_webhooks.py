@@ -100,6 +100,17 @@ async def test_the_event_is_queued_with_the_outcome(core: Core, hooks: Webhooks,
     assert (delivery.tenant, delivery.url, delivery.attempt) == ("ann", URL, 1)
 
 
+async def test_the_event_of_a_response_has_the_name_and_the_id_that_its_client_knows(
+    core: Core, hooks: Webhooks
+) -> None:
+    body = {"model": "fake/echo", "messages": [{"role": "user", "content": "hi"}], "webhook": {"url": URL}}
+    header, _ = await core.broker.submit(b"{}", ChatRequest.check(body), ANN, surface="responses")
+    await core.broker.cancel(header["id"], ANN)
+    event = json.loads((await taken(hooks, header["id"])).event)
+    assert event["type"] == "response.cancelled"
+    assert event["data"] == {"id": header["id"].replace("chatcmpl-", "resp_")}
+
+
 async def test_it_is_queued_once_however_often_it_is_settled(core: Core, hooks: Webhooks, redis: ArqRedis) -> None:
     generation_id = await ended(core, webhook={"url": URL})
     delivery = await taken(hooks, generation_id)

@@ -1,0 +1,197 @@
+"""What a request goes on from: the response before it, and items that it names by their id.
+
+Hidden here: that both are reads of the logs of earlier responses. A log has all messages that were before it, so a chain of a
+hundred responses is one read, and lasts when the earlier ones are deleted or have expired. A response with `store: false`
+can be polled while its log is kept, and no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from api.errors import problem_error
+from api.live.answer import accumulate
+from api.services import Services
+from api.surfaces.responses import ids
+from api.surfaces.responses.events import ResponseEvents, ResponseFold
+from api.surfaces.responses.items import Item, Message, to_items
+from api.surfaces.responses.request import TERMS, ResponsesRequest, echoed
+from shared.chat.messages import REASONING_FIELDS
+from shared.errors import BadRequest, NotFound
+from shared.generations.caller import Caller
+from shared.log.entry import Status
+from shared.log.records import Header, Summary
+
+_FOLDED_AT_ONCE = 1000
+_SHOWN = 80
+"""Characters of an id that an error repeats."""
+
+
+class Found(NamedTuple):
+    """A response's generation: its summary, its request as a chat, and how it is shown."""
+
+    summary: Summary
+    body: dict[str, Any]
+    events: ResponseEvents
+
+    @property
+    def asked(self) -> list[Message]:
+        """The messages of its own `input`, without its instructions and what was before."""
+        messages: list[Message] = self.body["messages"]
+        terms = self.body[TERMS]
+        return messages[bool(terms.get("instructions")) + terms.get("history", 0) :]
+
+    @property
+    def messages(self) -> list[Message]:
+        """All that was said before its answer. Its instructions hold for itself alone."""
+        messages: list[Message] = self.body["messages"]
+        return messages[bool(self.body[TERMS].get("instructions")) :]
+
+
+class Continued(NamedTuple):
+    """A request's input, whole: messages and output items of the response before it, and its own items without references."""
+
+    history: list[Message]
+    before: list[Item]
+    items: list[Item]
+    thoughts: dict[str, Message]
+    """By generation: the provider's own messages, with the reasoning that it wants back while tools are called."""
+
+
+async def find(services: Services, caller: Caller, response_id: str) -> Found:
+    """A response. Raises NotFound: it is unknown, another tenant's, or was asked for through another API."""
+    unknown = NotFound("There is no response with this id. It may have expired, or belong to another key.")
+    generation_id = ids.generation_id(response_id)
+    if generation_id is None:
+        raise unknown
+    try:
+        summary, body = await services.broker.request(generation_id, caller)
+    except NotFound:
+        raise unknown from None
+    if summary.header.get("surface") != "responses":
+        raise unknown
+    return Found(summary, body, ResponseEvents(generation_id, echoed(summary.header, body)))
+
+
+async def folded(events: ResponseEvents, header: Header, chunks: Iterable[bytes]) -> ResponseFold:
+    """What these chunks amount to, by the same fold that streams are made with: an item has one id everywhere."""
+    fold = events.begin(header)
+    for number, chunk in enumerate(chunks, 1):
+        fold = fold.take(chunk)
+        if not number % _FOLDED_AT_ONCE:
+            await asyncio.sleep(0)
+    return fold
+
+
+async def continued(services: Services, caller: Caller, request: ResponsesRequest) -> Continued:
+    """What the request goes on from. Raises NotFound and BadRequest that name the field."""
+    history: list[Message] = []
+    before: list[Item] = []
+    if request.previous_response_id is not None:
+        found = await _previous(services, caller, request.previous_response_id)
+        history, before = found.messages, await _output(services, found)
+        if found.summary.header["model"] != request.model or any(item.get("role") == "user" for item in request.items):
+            history = [_without_reasoning(message) for message in history]
+    items = await _without_references(services, caller, request.items)
+    return Continued(history, before, items, await _thoughts(services, caller, request, [*before, *items]))
+
+
+def _without_reasoning(message: Message) -> Message:
+    """A message of a turn that is over, or for another model: nothing in it is one provider's alone."""
+    plain = {name: value for name, value in message.items() if name not in REASONING_FIELDS}
+    if calls := plain.get("tool_calls"):
+        plain["tool_calls"] = [{name: call[name] for name in ("id", "type", call["type"])} for call in calls]
+    return plain
+
+
+async def _thoughts(
+    services: Services, caller: Caller, request: ResponsesRequest, items: list[Item]
+) -> dict[str, Message]:
+    """What the model said itself since the last user's message, in which it may be thinking still: providers sign their
+    reasoning, and some refuse a tool's output without it. Another model is given none of it."""
+    found: dict[str, Message] = {}
+    for item in reversed(items):
+        if item.get("role") == "user":
+            break
+        place = ids.place(item["id"]) if isinstance(item.get("id"), str) else None
+        if place is None or place.generation_id in found:
+            continue
+        with suppress(NotFound):
+            answered = await find(services, caller, ids.response_id(place.generation_id))
+            summary = answered.summary
+            if summary.header["model"] == request.model and summary.outcome is not None:
+                chunks, _ = await services.broker.chunks(place.generation_id, summary.position.epoch)
+                for message in (await accumulate(chunks)).messages[:1]:
+                    found[place.generation_id] = message
+    return found
+
+
+async def _previous(services: Services, caller: Caller, response_id: str) -> Found:
+    unknown = NotFound(
+        f"Previous response with id '{response_id[:_SHOWN]}' not found. Send the whole conversation as input.",
+        code="previous_response_not_found",
+        param="previous_response_id",
+    )
+    try:
+        found = await find(services, caller, response_id)
+    except NotFound:
+        raise unknown from None
+    if found.events.echoed["store"] is False:
+        raise unknown
+    status = found.summary.status
+    if status in (Status.QUEUED, Status.IN_PROGRESS, Status.FAILED):
+        raise BadRequest(
+            f"The previous response is {status}: only one that has ended with an answer can be continued.",
+            param="previous_response_id",
+        )
+    return found
+
+
+async def _output(services: Services, found: Found) -> list[Item]:
+    """The items of its answer; a call that was cut is none."""
+    summary = found.summary
+    chunks, damage = await services.broker.chunks(summary.header["id"], summary.position.epoch)
+    if damage is not None:
+        raise problem_error(damage)
+    fold = await folded(found.events, summary.header, chunks)
+    items: list[Item] = fold.whole(summary.outcome, summary.status)["output"]
+    return [item for item in items if item["status"] == "completed" or not item["type"].endswith("call")]
+
+
+async def _without_references(services: Services, caller: Caller, items: list[Item]) -> list[Item]:
+    """The items, those that are only named looked up in the responses that they were a part of."""
+    outputs: dict[str, dict[str, Item]] = {}
+    whole = []
+    for number, item in enumerate(items):
+        kind = item.get("type")
+        if kind != "item_reference" and (kind is not None or "role" in item or "id" not in item):
+            whole.append(item)
+            continue
+        item_id = item.get("id")
+        place = ids.place(item_id) if isinstance(item_id, str) else None
+        if place is not None and place.generation_id not in outputs:
+            outputs[place.generation_id] = await _named(services, caller, place.generation_id)
+        known = outputs[place.generation_id] if place is not None else {}
+        if item_id not in known:
+            raise NotFound(
+                f"Item with id '{str(item_id)[:_SHOWN]}' not found. Items are kept as long as their response, and not where "
+                "`store` was false. Send the item itself.",
+                param=f"input[{number}].id",
+            )
+        whole.append(known[item_id])
+    return whole
+
+
+async def _named(services: Services, caller: Caller, generation_id: str) -> dict[str, Item]:
+    """All items of a response, by their id: of its input, and of its answer."""
+    try:
+        found = await find(services, caller, ids.response_id(generation_id))
+    except NotFound:
+        return {}
+    if found.events.echoed["store"] is False:
+        return {}
+    items = [*to_items(found.asked, generation_id), *await _output(services, found)]
+    return {item["id"]: item for item in items}

@@ -1,0 +1,376 @@
+"""The log as a Responses stream: numbered events, items that are opened and closed, and the whole response at the end.
+
+Hidden here: how the chunks of a chat, which know no items, become items. Reasoning, text and each call of a tool are an item of
+their own. Reasoning and text are closed when something else begins; calls stay open until the end, because the
+arguments of parallel calls may come in turns. Events have `sequence_number` from 0 on, which is the `id:` of the frame, too.
+
+It is a projection of the second kind (live/projection.py): a pure fold, so every viewer, in any process and whenever it
+comes, sees the same events under the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from api.errors import problem_error
+from api.live.projection import Step
+from api.surfaces.responses import ids
+from api.surfaces.responses.objects import Echoed, cut_reason, response
+from api.surfaces.responses.output import Item, Open, Said, Unnamed, is_whole, item_object, part_object, pieces
+from shared.chat.messages import visible_text
+from shared.errors import AttemptReplaced, LogError
+from shared.lib import json, sse
+from shared.log.entry import Entry, Status
+from shared.log.records import Header, Outcome
+
+KEEPALIVE = sse.frame(b'{"type":"keepalive"}', event=b"keepalive")
+"""Clients that watch for silence count events and no comments (Codex); all take this one once the stream has begun."""
+
+
+class ResponseFold(NamedTuple):
+    """What has been shown of one attempt."""
+
+    view: ResponseEvents
+    header: Header
+    events: int = 0
+    opened: int = 0
+    """How many items there were."""
+    begun: bool = False
+    """Whether `response.in_progress` was said."""
+    closed: Said | None = None
+    """Closed items, each with its index."""
+    open: tuple[Open, ...] = ()
+    """In the order in which they were last added to."""
+    unnamed: tuple[tuple[int, Unnamed], ...] = ()
+
+    def feed(self, entry: Entry) -> Step:
+        frames, fold = self._fed(entry.data)
+        return Step(frames, fold)
+
+    def take(self, chunk: bytes) -> ResponseFold:
+        """The same for one who wants no events."""
+        return self._fed(chunk)[1]
+
+    def _fed(self, data: bytes) -> tuple[Sequence[bytes], ResponseFold]:
+        chunk = json.loads(data)
+        choices = chunk.get("choices")
+        if not choices and self.begun:
+            return (), self
+        writer = _Writer(self)
+        writer.begin()
+        for choice in choices or ():
+            if choice.get("index", 0) == 0:
+                writer.read(choice.get("delta") or {}, choice.get("logprobs"))
+        return writer.frames, writer.fold
+
+    def end(self, outcome: Outcome) -> Sequence[bytes]:
+        writer = self._closed(Status(outcome["status"]))
+        kind = "incomplete" if outcome["status"] == Status.CANCELLED else outcome["status"]
+        writer.say(f"response.{kind}", response=writer.fold._response(outcome, stored=False))
+        return writer.frames
+
+    def _closed(self, status: Status) -> _Writer:
+        """With what is open closed, as far as that is fit to be. What has failed is closed nowhere: half of an item is none."""
+        writer = _Writer(self)
+        if status is Status.COMPLETED:
+            writer.begin()
+        if status is not Status.FAILED:
+            writer.close_all(cut=status is not Status.COMPLETED)
+        if status is Status.COMPLETED and not writer.fold.opened:
+            writer.add_text("", None)  # clients that find no item at all ask again, for ever
+            writer.close_all(cut=False)
+        return writer
+
+    def problem(self, problem: LogError) -> Sequence[bytes]:
+        return self.failed(problem_error(problem).to_object())
+
+    def failed(self, error: Any) -> Sequence[bytes]:
+        """The event that ends a stream without the log's outcome."""
+        writer = _Writer(self)
+        answer = response(self.header, self.view.echoed, Status.FAILED, output=self.output(cut=True), error=error)
+        writer.say("response.failed", response=answer)
+        return writer.frames
+
+    def whole(self, outcome: Outcome | None, status: Status) -> dict[str, Any]:
+        """The response object as it is found later, finished or not."""
+        if outcome is None:
+            return response(self.header, self.view.echoed, status, output=self.output(cut=False))
+        return self._closed(status).fold._response(outcome, stored=True)
+
+    def _response(self, outcome: Outcome, *, stored: bool) -> dict[str, Any]:
+        """The object at the end. Found later (`stored`), what was cancelled says so by its status alone; in a stream it has a
+        reason, too, because there are clients that would take it for a whole answer."""
+        ended = Status(outcome["status"])
+        return response(
+            self.header,
+            self.view.echoed,
+            ended,
+            output=self.output(cut=True),
+            usage=outcome["usage"],
+            error=outcome["error"] if ended is Status.FAILED else None,
+            reason=cut_reason(outcome, stored=stored),
+            completed_at=outcome["ended_at_ms"] // 1000 if ended is Status.COMPLETED else None,
+        )
+
+    def item(self, item: Open, status: str) -> Item:
+        return item_object(self.header["id"], item, status, summarised=self.view.summarised)
+
+    def output(self, *, cut: bool) -> list[Item]:
+        """All items, by their index. Open ones are `in_progress`, or `incomplete` if there will be no more of them."""
+        found = pieces(self.closed)
+        found += [(one.place, self.item(one, "incomplete" if cut else "in_progress")) for one in self.open]
+        return [item for _, item in sorted(found, key=lambda pair: pair[0])]
+
+
+class ResponseEvents:
+    """OpenAI's events of one response: `echoed` is what it repeats of its request. Its clients know no attempts."""
+
+    native = False
+    encode = None
+    keepalive = KEEPALIVE
+
+    def __init__(self, generation_id: str, echoed: Echoed) -> None:
+        self.generation_id, self.echoed = generation_id, echoed
+        self.summarised = bool(echoed["reasoning"]["summary"])
+        """Reasoning is shown as its summary, which is what clients that ask for one show; else as its text."""
+
+    def __hash__(self) -> int:
+        return hash(self.generation_id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ResponseEvents) and other.generation_id == self.generation_id
+
+    def start(self, header: Header) -> Step:
+        writer = self._begun(header)
+        return Step(writer.frames, writer.fold)
+
+    def begin(self, header: Header) -> ResponseFold:
+        """The fold before the first chunk."""
+        return self._begun(header).fold
+
+    def _begun(self, header: Header) -> _Writer:
+        writer = _Writer(ResponseFold(self, header))
+        queued = bool(self.echoed["background"])
+        snapshot = response(header, self.echoed, Status.QUEUED if queued else Status.IN_PROGRESS, output=[])
+        writer.say("response.created", response=snapshot)
+        if queued:
+            writer.say("response.queued", response=snapshot)
+        else:
+            writer.begin()
+        return writer
+
+    def attempt(self, epoch: int, replaced: Any) -> Sequence[bytes]:
+        """Two attempts are never one text: the stream ends. The response goes on, and is found whole by its id."""
+        fold: ResponseFold = replaced
+        return fold.failed(AttemptReplaced().to_object())
+
+
+class _Writer:
+    """Adds to a fold, and writes down the events that this makes."""
+
+    def __init__(self, fold: ResponseFold) -> None:
+        self.fold = fold
+        self.frames: list[bytes] = []
+
+    def say(self, kind: str, **fields: Any) -> None:
+        number = self.fold.events
+        data = json.dumps({"type": kind, "sequence_number": number, **fields})
+        self.frames.append(sse.frame(data, id=b"%d" % number, event=kind.encode()))
+        self.fold = self.fold._replace(events=number + 1)
+
+    def begin(self) -> None:
+        if not self.fold.begun:
+            fold = self.fold
+            snapshot = response(fold.header, fold.view.echoed, Status.IN_PROGRESS, output=[])
+            self.say("response.in_progress", response=snapshot)
+            self.fold = self.fold._replace(begun=True)
+
+    def read(self, delta: dict[str, Any], logprobs: Any) -> None:
+        """One delta of the chat."""
+        content, reasoning = visible_text(delta)
+        if reasoning:
+            self.add_reasoning(reasoning)
+        if content:
+            self.add_text(content, logprobs)
+        if refusal := delta.get("refusal"):
+            self.add_refusal(refusal)
+        for annotation in delta.get("annotations") or ():
+            self.add_annotation(annotation)
+        for call in delta.get("tool_calls") or ():
+            self.add_call(call)
+
+    # ---- items
+
+    def add_reasoning(self, text: str) -> None:
+        self.close_except("reasoning")
+        item = self.current("reasoning")
+        if item is None:
+            item = self.open(Open("reasoning", self.fold.opened))
+            place = self.where(item)
+            if self.fold.view.summarised:
+                part = {"type": "summary_text", "text": ""}
+                self.say("response.reasoning_summary_part.added", **place, summary_index=0, part=part)
+            else:
+                part = {"type": "reasoning_text", "text": ""}
+                self.say("response.content_part.added", **place, content_index=0, part=part)
+        if self.fold.view.summarised:
+            self.say("response.reasoning_summary_text.delta", **self.where(item), summary_index=0, delta=text)
+        else:
+            self.say("response.reasoning_text.delta", **self.where(item), content_index=0, delta=text)
+        self.put(item._replace(said=Said(item.said, text)))
+
+    def add_text(self, text: str, logprobs: Any) -> None:
+        item = self.part("output_text")
+        tokens = _logprobs(logprobs)
+        where = {**self.where(item), "content_index": len(item.parts)}
+        if text:
+            self.say("response.output_text.delta", **where, delta=text, logprobs=tokens)
+        told = Said(item.logprobs, tokens) if tokens else item.logprobs
+        self.put(item._replace(said=Said(item.said, text), logprobs=told))
+
+    def add_refusal(self, text: str) -> None:
+        item = self.part("refusal")
+        self.say("response.refusal.delta", **self.where(item), content_index=len(item.parts), delta=text)
+        self.put(item._replace(said=Said(item.said, text)))
+
+    def add_annotation(self, annotation: Any) -> None:
+        flat = _annotation(annotation)
+        if flat is None:
+            return
+        item = self.part("output_text")
+        where = {**self.where(item), "content_index": len(item.parts)}
+        number = len(pieces(item.notes))
+        self.say("response.output_text.annotation.added", **where, annotation_index=number, annotation=flat)
+        self.put(item._replace(notes=Said(item.notes, flat)))
+
+    def add_call(self, call: dict[str, Any]) -> None:
+        number = call.get("index", 0)
+        called = call.get("function") or call.get("custom") or {}
+        kind = "custom_tool_call" if call.get("type") == "custom" or "custom" in call else "function_call"
+        text = called.get("arguments") if kind == "function_call" else called.get("input")
+        item = next((one for one in self.fold.open if one.kind.endswith("call") and one.call == number), None)
+        if item is None:
+            waiting = dict(self.fold.unnamed)
+            known = waiting.pop(number, Unnamed("", kind, None))
+            call_id, said = call.get("id") or known.call_id, Said(known.said, text) if text else known.said
+            if not called.get("name"):
+                waiting[number] = Unnamed(call_id, known.kind, said)
+                self.fold = self.fold._replace(unnamed=tuple(waiting.items()))
+                return
+            self.fold = self.fold._replace(unnamed=tuple(waiting.items()))
+            self.close_except("function_call", "custom_tool_call")
+            call_id = call_id or f"call_{self.fold.header['id'].removeprefix('chatcmpl-')}{number:04x}"
+            item = self.open(Open(kind, self.fold.opened, call=number, call_id=call_id, name=called["name"]))
+            text = "".join(pieces(said))
+        if text:
+            event = "function_call_arguments" if item.kind == "function_call" else "custom_tool_call_input"
+            self.say(f"response.{event}.delta", **self.where(item), delta=text)
+            self.put(item._replace(said=Said(item.said, text)))
+
+    # ---- opening
+
+    def where(self, item: Open) -> dict[str, Any]:
+        return {"item_id": ids.item_id(item.kind, self.fold.header["id"], item.place), "output_index": item.place}
+
+    def current(self, kind: str) -> Open | None:
+        return next((one for one in self.fold.open if one.kind == kind), None)
+
+    def open(self, item: Open) -> Open:
+        self.fold = self.fold._replace(opened=self.fold.opened + 1, open=(*self.fold.open, item))
+        shown = self.fold.item(item, "in_progress")
+        if item.kind == "reasoning":
+            shown.pop("content", None)
+            shown["summary"] = []
+        self.say("response.output_item.added", output_index=item.place, item=shown)
+        return item
+
+    def put(self, item: Open) -> None:
+        """The item as it is now; the one that was added to last is the last."""
+        if len(self.fold.open) == 1:
+            self.fold = self.fold._replace(open=(item,))
+        else:
+            rest = tuple(one for one in self.fold.open if one.place != item.place)
+            self.fold = self.fold._replace(open=(*rest, item))
+
+    def part(self, kind: str) -> Open:
+        """The open message with an open part of this type."""
+        self.close_except("message")
+        item = self.current("message") or self.open(Open("message", self.fold.opened))
+        if item.part == kind:
+            return item
+        if item.part:
+            item = self.close_part(item)
+        item = item._replace(part=kind)
+        self.say(
+            "response.content_part.added", **self.where(item), content_index=len(item.parts), part=part_object(item)
+        )
+        self.put(item)
+        return item
+
+    # ---- closing
+
+    def close_except(self, *kinds: str) -> None:
+        """Closes reasoning and text where something else begins; calls stay open."""
+        for item in self.fold.open:
+            if item.kind in ("reasoning", "message") and item.kind not in kinds:
+                self.close(item, "completed")
+
+    def close_all(self, *, cut: bool) -> None:
+        """Closes what is open at the end. With `cut` the item that was added to last is incomplete, and no call that is
+        gets a `done` event, on which clients would call the tool."""
+        last = self.fold.open[-1].place if self.fold.open else -1
+        for item in sorted(self.fold.open, key=lambda one: one.place):
+            if not cut or (item.place != last and is_whole(item)):
+                self.close(item, "completed")
+            elif not item.kind.endswith("call"):
+                self.close(item, "incomplete")
+
+    def close_part(self, item: Open) -> Open:
+        part = part_object(item)
+        where = {**self.where(item), "content_index": len(item.parts)}
+        if item.part == "output_text":
+            self.say("response.output_text.done", **where, text=part["text"], logprobs=part["logprobs"])
+        else:
+            self.say("response.refusal.done", **where, refusal=part["refusal"])
+        self.say("response.content_part.done", **where, part=part)
+        return item._replace(part="", parts=(*item.parts, part), said=None, notes=None, logprobs=None)
+
+    def close(self, item: Open, status: str) -> None:
+        shown = self.fold.item(item, status)
+        place = self.where(item)
+        if item.kind == "message":
+            if item.part:
+                self.close_part(item)
+        elif item.kind == "reasoning":
+            text = "".join(pieces(item.said))
+            if self.fold.view.summarised:
+                part = {"type": "summary_text", "text": text}
+                self.say("response.reasoning_summary_text.done", **place, summary_index=0, text=text)
+                self.say("response.reasoning_summary_part.done", **place, summary_index=0, part=part)
+            else:
+                part = {"type": "reasoning_text", "text": text}
+                self.say("response.reasoning_text.done", **place, content_index=0, text=text)
+                self.say("response.content_part.done", **place, content_index=0, part=part)
+        elif item.kind == "function_call":
+            done = {"arguments": shown["arguments"], "name": item.name}
+            self.say("response.function_call_arguments.done", **place, **done)
+        else:
+            self.say("response.custom_tool_call_input.done", **place, input=shown["input"])
+        self.say("response.output_item.done", output_index=item.place, item=shown)
+        rest = tuple(one for one in self.fold.open if one.place != item.place)
+        self.fold = self.fold._replace(open=rest, closed=Said(self.fold.closed, (item.place, shown)))
+
+
+def _logprobs(logprobs: Any) -> list[Any]:
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    return content if isinstance(content, list) else []
+
+
+def _annotation(annotation: Any) -> Item | None:
+    """A chat's `{type: url_citation, url_citation: {…}}`, flat; None for one of another kind."""
+    if not isinstance(annotation, dict) or annotation.get("type") != "url_citation":
+        return None
+    cited = annotation.get("url_citation") or annotation
+    fields = {"start_index": 0, "end_index": 0, "title": "", "url": ""}
+    return {"type": "url_citation", **{name: cited.get(name) or nothing for name, nothing in fields.items()}}

@@ -1,0 +1,323 @@
+"""Input items as messages of the canonical chat.
+
+Hidden here: that one message of the assistant's is several items. For example, a `message` and the two `function_call` items
+after it are one message with two `tool_calls`. What a chat cannot carry is refused by its path, such as
+`input[2].content[0].type`.
+
+Clients send items in many spellings, all of which are read: without `type`, without `id` or with a foreign one, with any
+`status`, with `content: null`, outputs as a string or as a list, `annotations` and `logprobs` in text that is sent back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from api.surfaces.responses import ids
+from shared.chat.messages import REASONING_FIELDS
+from shared.errors import BadRequest
+
+Item = dict[str, Any]
+Message = dict[str, Any]
+
+_ROLES = ("user", "assistant", "system", "developer")
+_CALLS = {"function_call_output": "function_call", "custom_tool_call_output": "custom_tool_call"}
+"""Which item each kind of output answers."""
+_KINDS = {"function": "function_call", "custom": "custom_tool_call"}
+"""What a chat's calls are as items."""
+_TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+
+
+def as_items(given: Any) -> list[Item]:
+    """The `input` of a request as a list of items. Raises BadRequest."""
+    if isinstance(given, str):
+        return [{"type": "message", "role": "user", "content": given}]
+    if not isinstance(given, list):
+        raise BadRequest("input: Input should be a string or an array of items.", param="input")
+    for number, item in enumerate(given):
+        if not isinstance(item, dict):
+            raise _wrong(f"input[{number}]", "Input should be an object")
+    return given
+
+
+class Messages(NamedTuple):
+    """Messages of a request: what was said before, and what is new."""
+
+    history: list[Message]
+    asked: list[Message]
+
+
+def to_messages(
+    items: Sequence[Item],
+    *,
+    keep_reasoning: bool = False,
+    history: Sequence[Message] = (),
+    before: Sequence[Item] = (),
+    thoughts: Mapping[str, Message] | None = None,
+) -> Messages:
+    """The messages that these items amount to. The messages of `history` and the items of `before` were there already.
+
+    With `keep_reasoning`, reasoning is sent back where a tool was called in the same turn, as `reasoning_content`. Where
+    `thoughts` has the message that the provider gave, by its generation, its reasoning goes back as it came then.
+    Raises BadRequest with the path of what is wrong.
+    """
+    reader = _Reader(history, thoughts or {}, keep_reasoning=keep_reasoning)
+    for item in before:
+        reader.read("input", item)
+    there = len(reader.end())
+    for number, item in enumerate(items):
+        reader.read(f"input[{number}]", item)
+    found = reader.end()
+    return Messages(found[:there], found[there:])
+
+
+def to_items(messages: Sequence[Message], generation_id: str) -> list[Item]:
+    """The same back: the items that these messages of a request were made of, under ids of ours.
+
+    What a chat does not carry is not there: ids that a client gave, and reasoning.
+    """
+    items: list[Item] = []
+    customs: set[str] = set()
+
+    def add(kind: str, **fields: Any) -> None:
+        number = ids.FIRST_INPUT + len(items)
+        items.append({"id": ids.item_id(kind, generation_id, number), "type": kind, "status": "completed", **fields})
+
+    for message in messages:
+        role, content = message["role"], message.get("content")
+        if role == "tool":
+            call_id = message["tool_call_id"]
+            kind = "custom_tool_call_output" if call_id in customs else "function_call_output"
+            output = [_item_part(part) for part in content] if isinstance(content, list) else content
+            add(kind, call_id=call_id, output=output)
+        elif role != "assistant":
+            parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+            add("message", role=role, content=[_item_part(part) for part in parts])
+        else:
+            if content is not None or message.get("refusal") is not None:
+                add("message", role=role, content=_said_parts(message))
+            for call in message.get("tool_calls") or ():
+                called = call[call["type"]]
+                if call["type"] == "custom":
+                    customs.add(call["id"])
+                    add("custom_tool_call", call_id=call["id"], name=called["name"], input=called["input"])
+                else:
+                    add("function_call", call_id=call["id"], name=called["name"], arguments=called["arguments"])
+    return items
+
+
+def _item_part(part: dict[str, Any]) -> dict[str, Any]:
+    """A part of a chat's content as one of an input item."""
+    if part["type"] == "text":
+        return {"type": "input_text", "text": part["text"]}
+    if part["type"] == "image_url":
+        image = part["image_url"]
+        return {
+            "type": "input_image",
+            "image_url": image["url"],
+            "detail": image.get("detail", "auto"),
+            "file_id": None,
+        }
+    if part["type"] == "file":
+        return {"type": "input_file", **part["file"]}
+    return part
+
+
+def _said_parts(message: Message) -> list[dict[str, Any]]:
+    text, refusal = message.get("content"), message.get("refusal")
+    parts = [] if text is None else [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]
+    return parts if refusal is None else [*parts, {"type": "refusal", "refusal": refusal}]
+
+
+class _Reader:
+    """Reads items in their order."""
+
+    def __init__(self, history: Sequence[Message], given: Mapping[str, Message], *, keep_reasoning: bool) -> None:
+        self._given, self._keep_reasoning = given, keep_reasoning
+        self._answer: Message | None = None
+        """The provider's own message that the reasoning before belongs to."""
+        self._messages: list[Message] = list(history)
+        self._open: Message | None = None
+        """The assistant's message that further items may belong to."""
+        self._thoughts: list[str] = []
+        self._calls: dict[tuple[str, str], str] = {}
+        """The `call_id` of each call, by its kind and any id it has: some clients answer the item's id."""
+        for message in history:
+            for call in message.get("tool_calls") or ():
+                self._calls[_KINDS[call["type"]], call["id"]] = call["id"]
+
+    def read(self, path: str, item: Item) -> None:
+        kind = item.get("type") or ("message" if "role" in item else None)
+        if kind == "message":
+            self._read_message(path, item)
+        elif kind in ("function_call", "custom_tool_call"):
+            self._read_call(path, item, kind)
+        elif kind in _CALLS:
+            self._read_output(path, item, kind)
+        elif kind == "reasoning":
+            self._read_reasoning(item)
+        elif kind is None:
+            raise _wrong(f"{path}.type", "Input is required, unless there is a role")
+        else:
+            raise _wrong(
+                f"{path}.type",
+                "This server takes message, function_call, function_call_output, custom_tool_call, "
+                "custom_tool_call_output, reasoning and item_reference; what hosted tools of OpenAI's made, it cannot carry",
+            )
+
+    def end(self) -> list[Message]:
+        self._close()
+        return self._messages
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._messages.append(self._open)
+        self._open = self._answer = None
+        self._thoughts.clear()
+
+    def _assistant(self) -> Message:
+        if self._open is None:
+            self._open = {"role": "assistant", "content": None}
+        return self._open
+
+    def _read_message(self, path: str, item: Item) -> None:
+        role = item.get("role")
+        if role not in _ROLES:
+            raise _wrong(f"{path}.role", "Input should be user, assistant, system or developer")
+        if role != "assistant":
+            self._close()
+            self._messages.append({"role": role, "content": _content(f"{path}.content", item.get("content"))})
+            return
+        if self._open is not None:
+            self._close()
+        text, refusal = _said(f"{path}.content", item.get("content"))
+        message = self._assistant()
+        message["content"] = text
+        if refusal is not None:
+            message["refusal"] = refusal
+
+    def _read_call(self, path: str, item: Item, kind: str) -> None:
+        call_id = _string(path, item, "call_id")
+        field, text = ("function", "arguments") if kind == "function_call" else ("custom", "input")
+        message = self._assistant()
+        called = {"name": _string(path, item, "name"), text: _string(path, item, text, empty=True)}
+        call = {"id": call_id, "type": field, field: called}
+        answer = self._answer or self._of(item)
+        if answer is not None:
+            message |= {name: answer[name] for name in REASONING_FIELDS if answer.get(name)}
+            own: dict[str, Any] = next((one for one in answer.get("tool_calls") or () if one.get("id") == call_id), {})
+            call = {**own, **call}
+        elif self._keep_reasoning and self._thoughts:
+            message["reasoning_content"] = "".join(self._thoughts)
+        message.setdefault("tool_calls", []).append(call)
+        self._calls[kind, call_id] = call_id
+        if isinstance(item.get("id"), str):
+            self._calls.setdefault((kind, item["id"]), call_id)
+
+    def _read_output(self, path: str, item: Item, kind: str) -> None:
+        given = _string(path, item, "call_id")
+        call_id = self._calls.get((_CALLS[kind], given))
+        if call_id is None:
+            raise BadRequest(
+                f"No tool call found for the output of {path}: send the {_CALLS[kind]} with this call_id before it, or "
+                "the previous_response_id of the answer that has it.",
+                param=f"{path}.call_id",
+            )
+        self._close()
+        output = item.get("output")
+        if not isinstance(output, str):
+            output = _output(f"{path}.output", output)
+        self._messages.append({"role": "tool", "tool_call_id": call_id, "content": output})
+
+    def _of(self, item: Item) -> Message | None:
+        """The provider's own message that this item is a part of, if it is known."""
+        place = ids.place(item["id"]) if isinstance(item.get("id"), str) else None
+        return self._given.get(place.generation_id) if place is not None else None
+
+    def _read_reasoning(self, item: Item) -> None:
+        if self._open is not None:
+            self._close()
+        self._answer = self._of(item)
+        for part in [*(item.get("content") or ()), *(item.get("summary") or ())]:
+            if isinstance(part, dict) and isinstance(part.get("text"), str):
+                self._thoughts.append(part["text"])
+
+
+def _content(path: str, content: Any) -> Any:
+    """What a user, or a system, says: text, or parts."""
+    if isinstance(content, str):
+        return content
+    parts = [_part(f"{path}[{number}]", part) for number, part in enumerate(_list(path, content))]
+    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
+
+
+def _said(path: str, content: Any) -> tuple[str | None, str | None]:
+    """Text and refusal of an assistant's message; parts of one text belong together without anything between them."""
+    if isinstance(content, str):
+        return content, None
+    texts, refusals = [], []
+    for number, part in enumerate(_list(path, content) if content is not None else ()):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in _TEXTS:
+            texts.append(_string(f"{path}[{number}]", part, "text", empty=True))
+        elif kind == "refusal":
+            refusals.append(_string(f"{path}[{number}]", part, "refusal", empty=True))
+        else:
+            raise _wrong(f"{path}[{number}].type", "Input should be output_text or refusal in an assistant's message")
+    return "".join(texts) if texts or not refusals else None, "".join(refusals) if refusals else None
+
+
+def _output(path: str, output: Any) -> Any:
+    """What a tool gave, as a list of parts: as one string where it is nothing but text, which every provider takes."""
+    parts = [_part(f"{path}[{number}]", part) for number, part in enumerate(_list(path, output))]
+    if all(part["type"] == "text" for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    return parts
+
+
+def _part(path: str, part: Any) -> dict[str, Any]:
+    if not isinstance(part, dict):
+        raise _wrong(path, "Input should be an object")
+    kind = part.get("type")
+    if kind in _TEXTS:
+        return {"type": "text", "text": _string(path, part, "text", empty=True)}
+    if kind == "input_image":
+        if part.get("file_id") is not None:
+            raise _wrong(f"{path}.file_id", "Images by file id cannot be carried to other providers; send image_url")
+        image = {"url": _string(path, part, "image_url")}
+        if part.get("detail") is not None:
+            image["detail"] = part["detail"]
+        return {"type": "image_url", "image_url": image}
+    if kind == "input_file":
+        return {"type": "file", "file": _file(path, part)}
+    if kind == "input_audio" and isinstance(part.get("input_audio"), dict):
+        return {"type": "input_audio", "input_audio": part["input_audio"]}
+    raise _wrong(f"{path}.type", "Input should be input_text, input_image, input_file or input_audio")
+
+
+def _file(path: str, part: dict[str, Any]) -> dict[str, Any]:
+    if part.get("file_url") is not None:
+        raise _wrong(f"{path}.file_url", "Files by URL cannot be carried to other providers; send file_data")
+    file = {field: part[field] for field in ("file_data", "file_id", "filename") if part.get(field) is not None}
+    if not ("file_data" in file or "file_id" in file):
+        raise _wrong(f"{path}.file_data", "Input is required: the file as a data URL in base64")
+    return file
+
+
+def _list(path: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise _wrong(path, "Input should be a string or an array")
+    return value
+
+
+def _string(path: str, value: dict[str, Any], field: str, *, empty: bool = False) -> str:
+    text = value.get(field)
+    if not isinstance(text, str) or not (text or empty):
+        raise _wrong(
+            f"{path}.{field}", "Input should be a string" if empty else "Input should be a string that is not empty"
+        )
+    return text
+
+
+def _wrong(path: str, message: str) -> BadRequest:
+    return BadRequest(f"{path}: {message}.", param=path)

@@ -1,0 +1,184 @@
+"""/v1/responses: OpenAI's contract over any provider, in the background, streamed, and resumed by id.
+
+All that is shown is a read of the generation's log: the stream, the answer to the POST, and what is found by the id later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.deps import (
+    REPLAYED,
+    Body,
+    CurrentCaller,
+    CurrentServices,
+    IdempotencyKey,
+    IsRepeat,
+    Root,
+    known_query,
+    parsed,
+    with_options,
+)
+from api.errors import problem_error
+from api.live import cursor
+from api.live.answer import Answer, speak_after_s
+from api.live.event_stream import EventStream
+from api.paging import following, page
+from api.services import Services
+from api.surfaces.responses import ids
+from api.surfaces.responses.continued import continued, find, folded
+from api.surfaces.responses.events import ResponseEvents, ResponseFold
+from api.surfaces.responses.items import to_items
+from api.surfaces.responses.objects import response
+from api.surfaces.responses.request import ResponsesRequest, echoed, to_chat
+from shared.chat.messages import Texts
+from shared.errors import BadCursor, NotFound
+from shared.features.usage import measure
+from shared.lib import json
+from shared.log.entry import Status
+from shared.log.records import Header, Summary
+
+router = APIRouter(prefix="/v1/responses", tags=["responses"])
+
+_REQUEST_BODY = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": ResponsesRequest.model_json_schema()}}}
+}
+
+
+def _headers(header: Header, root: str) -> dict[str, str]:
+    """Response headers by which a client finds the response again; `root` is the prefix that a proxy shows us under."""
+    return {"location": f"{root}/v1/responses/{ids.response_id(header['id'])}", "x-stream-id": header["id"]}
+
+
+async def _object(services: Services, summary: Summary, events: ResponseEvents, root: str) -> Response:
+    """A response as far as it is. What its log has lost makes it `failed`, whatever the log says."""
+    header = summary.header
+    chunks, damage = await services.broker.chunks(header["id"], summary.position.epoch)
+    fold = await folded(events, header, chunks)
+    if damage is not None:
+        error = problem_error(damage).to_object()
+        found = response(header, events.echoed, Status.FAILED, output=fold.output(cut=True), error=error)
+    else:
+        found = fold.whole(summary.outcome, summary.status)
+    return Response(json.dumps(found), media_type="application/json", headers=_headers(header, root))
+
+
+@router.post("", response_model=None, openapi_extra=_REQUEST_BODY)
+async def create(
+    request: Request,
+    services: CurrentServices,
+    caller: CurrentCaller,
+    root: Root,
+    key: IdempotencyKey,
+    repeat: IsRepeat,
+    body: Body,
+) -> Response:
+    """Starts a response and shows it: as events (`stream: true`), or whole when it is finished.
+
+    It goes on when the client leaves. With `background: true` it is accepted and shown as it is then, which is `queued`; a
+    stream is shown all the same.
+    """
+    given = with_options(parsed(body), request)
+    checked = ResponsesRequest.check(given)
+    history, before, items, thoughts = await continued(services, caller, checked)
+    silent_s = speak_after_s(request, services.settings)
+    chat_request, chat_body = to_chat(given, checked, items, history=history, before=before, thoughts=thoughts)
+    header, replayed = await services.broker.submit(
+        json.dumps(chat_body), chat_request, caller, idempotency_key=key, repeat=repeat, surface="responses"
+    )
+    events = ResponseEvents(header["id"], echoed(header, chat_body))
+    headers = _headers(header, root) | (REPLAYED if replayed else {})
+    if checked.stream:
+        return EventStream(services, header, events, fresh=not replayed, headers=headers)
+    if checked.background:
+        # What was just stored is not read back: after the submit nothing may fail.
+        if replayed:
+            return await _object(services, await services.broker.find(header["id"], caller), events, root)
+        queued = response(header, events.echoed, Status.QUEUED, output=[])
+        return Response(json.dumps(queued), media_type="application/json", headers=headers)
+
+    async def add_up(chunks: Iterable[bytes]) -> ResponseFold:
+        return await folded(events, header, chunks)
+
+    def whole(summary: Summary, fold: ResponseFold) -> dict[str, Any]:
+        return fold.whole(summary.outcome, summary.status)
+
+    return Answer(services, header, whole, fresh=not replayed, headers=headers, speak_after_s=silent_s, add_up=add_up)
+
+
+@router.post("/input_tokens", response_model=None, openapi_extra=_REQUEST_BODY)
+async def count_input_tokens(
+    request: Request, services: CurrentServices, caller: CurrentCaller, body: Body
+) -> dict[str, Any]:
+    """How many tokens the input of such a request would have, its instructions and what it goes on from included: counted for
+    OpenAI's models, estimated for others. No provider is asked."""
+    given = with_options(parsed(body), request)
+    checked = ResponsesRequest.check(given)
+    history, before, items, thoughts = await continued(services, caller, checked)
+    asked = to_chat(given, checked, items, history=history, before=before, thoughts=thoughts)
+    counted = await measure(asked.request.model, asked.body["messages"], Texts("", ""))
+    return {"object": "response.input_tokens", "input_tokens": counted.figures["prompt_tokens"]}
+
+
+@router.get("/{response_id}", response_model=None, dependencies=[known_query])
+async def retrieve(
+    request: Request,
+    services: CurrentServices,
+    caller: CurrentCaller,
+    root: Root,
+    response_id: str,
+    stream: Annotated[bool, Query(description="as Server-Sent Events, from the one after `starting_after` on")] = False,
+    starting_after: Annotated[str | None, Query(description="`sequence_number` of the last event received")] = None,
+    include: Annotated[list[str] | None, Query(alias="include[]", description="read, and changes nothing")] = None,
+    include_obfuscation: Annotated[bool | None, Query(description="read, and changes nothing")] = None,
+) -> Response:
+    """A response as far as it is; or, with `stream=true`, its events, each under the number that it always has."""
+    summary, _, events = await find(services, caller, response_id)
+    if not stream:
+        return await _object(services, summary, events, root)
+    after = cursor.read(request)
+    if after is not None and not isinstance(after, int):
+        raise BadCursor("A cursor is the sequence_number of the last event received.", param="starting_after")
+    count = None if after is None else after + 1
+    return EventStream(services, summary.header, events, cursor=count, headers=_headers(summary.header, root))
+
+
+@router.get("/{response_id}/input_items", response_model=None, dependencies=[known_query])
+async def list_input_items(
+    services: CurrentServices,
+    caller: CurrentCaller,
+    response_id: str,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(description="id of the last item of the page before")] = None,
+    order: Annotated[Literal["asc", "desc"], Query(description="desc: the last one first")] = "desc",
+    include: Annotated[list[str] | None, Query(alias="include[]", description="read, and changes nothing")] = None,
+) -> Response:
+    """The items of the response's own `input`."""
+    found = await find(services, caller, response_id)
+    items = to_items(found.asked, found.summary.header["id"])
+    if order == "desc":
+        items.reverse()
+    items = following(
+        items, after, NotFound("`after` must be the id of an input item of this response.", param="after")
+    )
+    return Response(json.dumps(page(items, limit)), media_type="application/json")
+
+
+@router.post("/{response_id}/cancel", response_model=None)
+async def cancel(services: CurrentServices, caller: CurrentCaller, root: Root, response_id: str) -> Response:
+    """Ends a response, in the background or not, keeping what it said; one that has ended stays as it is."""
+    summary, _, events = await find(services, caller, response_id)
+    return await _object(services, await services.broker.cancel(summary.header["id"], caller), events, root)
+
+
+@router.delete("/{response_id}")
+async def delete(services: CurrentServices, caller: CurrentCaller, response_id: str) -> dict[str, Any]:
+    """Ends a response if it still runs, and forgets it."""
+    summary, *_ = await find(services, caller, response_id)
+    await services.broker.delete(summary.header["id"], caller)
+    return {"id": response_id, "object": "response", "deleted": True}

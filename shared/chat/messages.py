@@ -51,7 +51,7 @@ def visible_text(message: dict[str, Any], *, think_tags: bool = False) -> Texts:
     content = message.get("content")
     if isinstance(content, list):  # Mistral: a list of parts, each `text` or `thinking`
         parts = [part for part in content if isinstance(part, dict)]
-        reasoning += "".join(_text(thought) for part in parts for thought in _list(part.get("thinking")))
+        reasoning += "".join(_text(thought) for part in parts for thought in _thoughts(part))
         return Texts("".join(map(_text, parts)), reasoning)
     if not isinstance(content, str):
         return Texts("", reasoning)
@@ -134,6 +134,12 @@ def characters(value: Any) -> int:
 
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def _thoughts(part: dict[str, Any]) -> list[Any]:
+    """Mistral lists them; with others the part holds one."""
+    thoughts = part.get("thinking")
+    return [thoughts] if isinstance(thoughts, str) else _list(thoughts)
 
 
 def _text(part: Any) -> str:

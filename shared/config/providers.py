@@ -41,6 +41,10 @@ class ProviderConfig(BaseModel):
     kind: ProviderKind = Field("openai", description="wire format the provider speaks")
     base_url: str = Field(description="up to and including the version, e.g. https://api.example.com/v1")
     api_key_env: str | None = Field(None, description="environment variable that holds the key")
+    vendor: str | None = Field(
+        None,
+        description="the known vendor whose rules for requests hold, e.g. mistral; empty: the one of the table's name",
+    )
     models: list[str] = Field(default_factory=list, description="models listed by GET /v1/models; others work too")
     limit_field: Literal["max_tokens", "max_completion_tokens"] | None = Field(
         None, description="the only name of the token limit it knows; empty: the client's own is passed on"

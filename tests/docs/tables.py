@@ -19,6 +19,7 @@ from shared.store import keys
 from tests.docs import coverage
 from tests.support.clients import CLIENTS, EXERCISES
 from tests.support.recordings import FOLDER
+from worker.providers.accepts import FORMATS, REASONING_TEXTS, Accepts
 from worker.providers.registry import VENDORS
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +84,60 @@ def providers() -> str:
     return _table(("Models", "Format", "Key", "Address, if another", "Address by default"), rows)
 
 
+def requests() -> str:
+    """What is changed in a request, for each vendor in OpenAI's format and for each other format."""
+    found: dict[str, Accepts] = {"any other server with OpenAI's format": FORMATS["openai"]}
+    found |= {f"`{vendor.name}`": vendor.accepts for vendor in VENDORS if vendor.accepts is not None}
+    found |= {f"format {kind}": accepts for kind, accepts in FORMATS.items() if kind != "openai"}
+    same: dict[Accepts, list[str]] = {}
+    for name, accepts in found.items():
+        same.setdefault(accepts, []).append(name)
+    rows = [
+        (", ".join(names), *_told(accepts, native=names[0].startswith("format "))) for accepts, names in same.items()
+    ]
+    head = (
+        "For",
+        "Role `developer`",
+        "Reasoning goes back",
+        "Text in parts",
+        "Ids of calls",
+        "Broken arguments",
+        "Otherwise",
+    )
+    return _table(head, rows)
+
+
+def _told(accepts: Accepts, *, native: bool) -> tuple[str, ...]:
+    """The cells of a row. What a format has a way of its own for is said in its file."""
+    plain = REASONING_TEXTS[0] in accepts.reasoning and len(accepts.reasoning) > 1
+    names = ", ".join(f"`{name}`" for name in accepts.reasoning)
+    ids = accepts.call_ids
+    spelled = "letters and digits" + (", `_`, `-`" if "_" in ids.alphabet else "") if ids.alphabet else ""
+    length = f"{ids.most}" if ids.least == ids.most else f"at most {ids.most}" if ids.most < 1000 else ""
+    more = [
+        accepts.strict and "fields of messages, parts and tools that OpenAI does not know are left out",
+        not accepts.names and "`name` of speakers is left out, several are refused",
+        not accepts.blank_text and "text of white space alone is left out",
+        accepts.no_reasoning is not None and "an answer without reasoning has an empty one",
+        accepts.unlimited and "a limit of -1 stays",
+        accepts.most_stops and f"at most {accepts.most_stops} `stop`",
+        accepts.efforts and f"`reasoning_effort` is the nearest of {', '.join(accepts.efforts)}",
+        accepts.leaves_out and "left out: " + ", ".join(f"`{field}`" for field in accepts.leaves_out),
+        accepts.renames and ", ".join(f"`{field}` is `{name}`" for field, name in accepts.renames),
+        accepts.prefill_field and f"an answer to go on with has `{accepts.prefill_field}`",
+        not accepts.user_after_tool and 'between a result and the user: "OK."',
+        accepts.message_fields and "taken: " + ", ".join(f"`{field}`" for field in accepts.message_fields),
+    ]
+    return (
+        "stays" if accepts.developer else "system",
+        "in its own form" if native else "as it is" if plain else f"as {names}" if names else "no",
+        "stays" if accepts.text_parts else "one string",
+        ", ".join(filter(None, (length, spelled))) or "any",
+        "as written" if accepts.raw_arguments else "in an object",
+        "; ".join(told for told in more if told) or "–",
+    )
+
+
 def metrics() -> str:
     of_api = [ROOT / "shared/generations/broker.py"]
     of_worker = [ROOT / f"shared/log/{name}.py" for name in ("writer", "appender")]
@@ -125,6 +180,7 @@ TABLES = {
     "coverage": providers_coverage,
     "settings": settings,
     "providers": providers,
+    "requests": requests,
     "metrics": metrics,
     "redis_keys": redis_keys,
     "clients": clients,

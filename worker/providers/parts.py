@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from shared.chat.chunks import EXTENSION_FIELDS
 from shared.errors import BadRequest
-from shared.lib import json
+from worker.providers import history
+from worker.providers.accepts import Accepts
 
 _OPENAI_FIELDS = frozenset(
     (
@@ -92,25 +93,33 @@ def unplaced(item: dict[str, Any]) -> dict[str, Any]:
 # ---- messages
 
 
-def messages(body: dict[str, Any], provider: str) -> list[tuple[dict[str, Any], str]]:
-    """The messages, each with its path.
+def messages(body: dict[str, Any], provider: str, accepts: Accepts) -> list[tuple[dict[str, Any], str]]:
+    """The messages as the provider can take them (history.py), each with its path.
 
     A `name` is a hint where all of a role share it, and refused where it tells speakers apart: others have no place for
     it. The role `function` is refused; a tool's own `name` is its function's.
     """
-    found = items(body["messages"], "messages")
-    names: dict[str, Any] = {}
+    items(body["messages"], "messages")
+    found = history.fitted(body["messages"], accepts)
     for message, param in found:
-        role, name = message["role"], message.get("name")
-        if role == "function":
+        if message["role"] == "function":
             raise wrong(f"{param}.role", "is no longer used. A tool's answer has the role tool.")
-        if role != "tool" and name is not None and names.setdefault(role, name) != name:
-            raise wrong(f"{param}.name", f"{provider} cannot tell speakers apart. Say in the text who speaks.")
+    check_speakers(found, provider)
     return found
 
 
-def content(message: dict[str, Any], param: str) -> list[tuple[dict[str, Any], str]]:
-    """The parts of a message, each with its path. Plain text is one part; empty text says nothing, and is none."""
+def check_speakers(found: list[tuple[dict[str, Any], str]], provider: str) -> None:
+    """Raises BadRequest where messages of one role have several names, for a provider that knows none."""
+    names: dict[str, Any] = {}
+    for message, param in found:
+        role, name = message["role"], message.get("name")
+        if role not in ("tool", "function") and name is not None and names.setdefault(role, name) != name:
+            raise wrong(f"{param}.name", f"{provider} cannot tell speakers apart. Say in the text who speaks.")
+
+
+def content(message: dict[str, Any], param: str, *, blank: bool = True) -> list[tuple[dict[str, Any], str]]:
+    """The parts of a message, each with its path. Plain text is one part; empty text says nothing, and is none. Without
+    `blank`, text of white space alone is none, either."""
     whole, where = message.get("content"), f"{param}.content"
     parts = [({"type": "text", "text": whole}, where)] if isinstance(whole, str) else items(whole, where)
     if message["role"] == "assistant" and message.get("refusal"):
@@ -118,7 +127,11 @@ def content(message: dict[str, Any], param: str) -> list[tuple[dict[str, Any], s
     for part, where in parts:
         if part.get("type") == "text" and not isinstance(part.get("text"), str):
             raise wrong(f"{where}.text", "must be a string.")
-    return [(part, where) for part, where in parts if part.get("type") != "text" or part["text"]]
+    return [
+        (part, where)
+        for part, where in parts
+        if part.get("type") != "text" or (part["text"] if blank else part["text"].strip())
+    ]
 
 
 def plain_text(message: dict[str, Any], param: str, who: str) -> str:
@@ -128,14 +141,20 @@ def plain_text(message: dict[str, Any], param: str, who: str) -> str:
         if part.get("type") != "text":
             raise wrong(where, f"{who} can only hold text here.")
         texts.append(part["text"])
-    return "".join(texts)
+    return joined(texts)
+
+
+def joined(texts: list[str]) -> str:
+    """Parts that are text as one text, each from a line of its own: run together, the end of one would change the next. It
+    is what llama.cpp and vLLM make of them."""
+    return "\n".join(texts)
 
 
 def data_url(url: str, param: str) -> tuple[str, str] | None:
     """Media type and base64 data of a `data:` URL (RFC 2397); None for another URL."""
     if url[:5].lower() != "data:":
         return None
-    head, _, data = url[5:].partition(",")
+    head, _, data = history.media_url(url)[5:].partition(",")
     media_type, *options = head.split(";")
     if not media_type or "base64" not in options or not data:
         raise wrong(param, "must be like data:image/png;base64,… with a media type and data in base64.")
@@ -158,26 +177,16 @@ class ToolCall(NamedTuple):
 
 
 def tool_calls(message: dict[str, Any], param: str) -> list[ToolCall]:
+    """The calls, with their arguments whatever these are: it was a model that wrote them, and nobody can take them back."""
     if message.get("function_call"):
         raise wrong(f"{param}.function_call", "is no longer used. Say it with tool_calls.")
     found = []
     for call, where in items(message.get("tool_calls"), f"{param}.tool_calls"):
         function = mapping(call.get("function"), f"{where}.function")
-        arguments = _arguments(function.get("arguments"), f"{where}.function.arguments")
+        arguments = history.arguments(function.get("arguments"))
         name = string(function.get("name"), f"{where}.function.name")
         found.append(ToolCall(string(call.get("id"), f"{where}.id"), name, arguments, call))
     return found
-
-
-def _arguments(value: Any, param: str) -> dict[str, Any]:
-    """Models that call without arguments often say nothing instead of `{}`."""
-    try:
-        arguments = json.loads(value.encode()) if isinstance(value, str) and value.strip() else value or {}
-    except ValueError:
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise wrong(param, "must be an object, written as JSON.")
-    return arguments
 
 
 # ---- tools and limits
@@ -231,13 +240,18 @@ def tool_choice(body: dict[str, Any]) -> tuple[str, str | None]:
 
 
 def token_limit(body: dict[str, Any]) -> int | None:
-    """The newer of the two names counts."""
-    return body.get("max_completion_tokens") or body.get("max_tokens")
+    """The newer of the two names counts; None for none, which is -1 with some."""
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    return None if limit == -1 else limit
 
 
-def stops(body: dict[str, Any]) -> list[str]:
+def stops(body: dict[str, Any], accepts: Accepts) -> list[str]:
+    """Where the answer is to end. Empty ones say nothing. Raises BadRequest for more than the provider takes."""
     stop = body.get("stop")
-    return [stop] if isinstance(stop, str) else stop or []
+    found = [one for one in ([stop] if isinstance(stop, str) else stop or []) if one]
+    if accepts.most_stops is not None and len(found) > accepts.most_stops:
+        raise wrong("stop", f"this provider takes {accepts.most_stops} at most. Send fewer, or ask another model.")
+    return found
 
 
 def response_schema(body: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:

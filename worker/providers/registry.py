@@ -16,6 +16,16 @@ from urllib.parse import urlsplit
 from shared.config.providers import BASE_URL_VARIABLE, KEY_VARIABLE, MODEL, ProviderConfig
 from shared.config.settings import Settings
 from shared.errors import BadRequest
+from worker.providers.accepts import (
+    CEREBRAS,
+    DEEPSEEK,
+    FORMATS,
+    GROQ,
+    MISTRAL,
+    MOONSHOT,
+    OPENAI,
+    Accepts,
+)
 
 _KEY = re.compile(r"[\x21-\x7e]+")
 
@@ -40,6 +50,8 @@ class Provider:
     prefill: bool = False
     key_header: str = "authorization"
     query: str = ""
+    accepts: Accepts = Accepts()
+    """Where what it takes in a request differs from others'."""
 
     @property
     def model_ids(self) -> tuple[str, ...]:
@@ -67,6 +79,8 @@ class Vendor(NamedTuple):
     key_header: str = "authorization"
     query: str = ""
     models: tuple[str, ...] = ()
+    accepts: Accepts | None = None
+    """What it takes in a request; None: what everyone with its wire format does. It holds wherever the vendor answers."""
 
     @property
     def base_variables(self) -> tuple[str, ...]:
@@ -78,7 +92,9 @@ class Vendor(NamedTuple):
 
 
 VENDORS = (
-    Vendor("openai", "https://api.openai.com/v1", ("OPENAI_API_KEY",), limit_field="max_completion_tokens"),
+    Vendor(
+        "openai", "https://api.openai.com/v1", ("OPENAI_API_KEY",), limit_field="max_completion_tokens", accepts=OPENAI
+    ),
     # Azure's v1 API: base URL `https://RESOURCE.openai.azure.com/openai/v1`, model = deployment; the older, dated API
     # wants `?api-version=` and a path by deployment: AZURE_OPENAI_ENDPOINT alone means the v1 API.
     Vendor(
@@ -88,6 +104,7 @@ VENDORS = (
         ("AZURE_OPENAI_BASE_URL", "AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),
         limit_field="max_completion_tokens",
         key_header="api-key",
+        accepts=OPENAI,
     ),
     # No prefill: models from Claude 4.6 on refuse an assistant's message at the end of a request.
     Vendor("anthropic", "https://api.anthropic.com/v1", ("ANTHROPIC_API_KEY",), kind="anthropic"),
@@ -99,12 +116,19 @@ VENDORS = (
         kind="gemini",
     ),
     Vendor("cohere", "https://api.cohere.com/v2", ("COHERE_API_KEY", "CO_API_KEY"), kind="cohere"),
-    Vendor("deepseek", "https://api.deepseek.com", ("DEEPSEEK_API_KEY",), limit_field="max_tokens"),
+    Vendor("deepseek", "https://api.deepseek.com", ("DEEPSEEK_API_KEY",), limit_field="max_tokens", accepts=DEEPSEEK),
     Vendor(
-        "openrouter", "https://openrouter.ai/api/v1", ("OPENROUTER_API_KEY",), limit_field="max_tokens", prefill=True
+        "openrouter",
+        "https://openrouter.ai/api/v1",
+        ("OPENROUTER_API_KEY",),
+        limit_field="max_tokens",
+        prefill=True,
+        accepts=Accepts(
+            message_fields=("annotations", "images"), reasoning=("reasoning", "reasoning_details"), developer=True
+        ),
     ),
-    Vendor("groq", "https://api.groq.com/openai/v1", ("GROQ_API_KEY",), think_tags=True, prefill=True),
-    Vendor("mistral", "https://api.mistral.ai/v1", ("MISTRAL_API_KEY",), limit_field="max_tokens"),
+    Vendor("groq", "https://api.groq.com/openai/v1", ("GROQ_API_KEY",), think_tags=True, prefill=True, accepts=GROQ),
+    Vendor("mistral", "https://api.mistral.ai/v1", ("MISTRAL_API_KEY",), limit_field="max_tokens", accepts=MISTRAL),
     Vendor("xai", "https://api.x.ai/v1", ("XAI_API_KEY",)),
     Vendor("together", "https://api.together.xyz/v1", ("TOGETHER_API_KEY",), limit_field="max_tokens", think_tags=True),
     Vendor(
@@ -114,22 +138,44 @@ VENDORS = (
         limit_field="max_tokens",
         think_tags=True,
     ),
-    Vendor("cerebras", "https://api.cerebras.ai/v1", ("CEREBRAS_API_KEY",), think_tags=True),
-    Vendor("sambanova", "https://api.sambanova.ai/v1", ("SAMBANOVA_API_KEY",), think_tags=True),
+    Vendor("cerebras", "https://api.cerebras.ai/v1", ("CEREBRAS_API_KEY",), think_tags=True, accepts=CEREBRAS),
+    Vendor(
+        "sambanova",
+        "https://api.sambanova.ai/v1",
+        ("SAMBANOVA_API_KEY",),
+        think_tags=True,
+        accepts=Accepts(text_parts=False),
+    ),
     Vendor("minimax", "https://api.minimax.io/v1", ("MINIMAX_API_KEY",), think_tags=True),
     Vendor(
-        "perplexity", "https://api.perplexity.ai", ("PERPLEXITY_API_KEY",), limit_field="max_tokens", think_tags=True
+        "perplexity",
+        "https://api.perplexity.ai",
+        ("PERPLEXITY_API_KEY",),
+        limit_field="max_tokens",
+        think_tags=True,
+        accepts=Accepts(reasoning=()),
     ),
-    Vendor("moonshot", "https://api.moonshot.ai/v1", ("MOONSHOT_API_KEY",), limit_field="max_tokens"),
-    Vendor("zai", "https://api.z.ai/api/paas/v4", ("ZAI_API_KEY",), limit_field="max_tokens"),
+    Vendor("moonshot", "https://api.moonshot.ai/v1", ("MOONSHOT_API_KEY",), limit_field="max_tokens", accepts=MOONSHOT),
     Vendor(
-        "zhipu", "https://open.bigmodel.cn/api/paas/v4", ("ZHIPU_API_KEY", "ZHIPUAI_API_KEY"), limit_field="max_tokens"
+        "zai",
+        "https://api.z.ai/api/paas/v4",
+        ("ZAI_API_KEY",),
+        limit_field="max_tokens",
+        accepts=Accepts(reasoning=("reasoning_content",)),
+    ),
+    Vendor(
+        "zhipu",
+        "https://open.bigmodel.cn/api/paas/v4",
+        ("ZHIPU_API_KEY", "ZHIPUAI_API_KEY"),
+        limit_field="max_tokens",
+        accepts=Accepts(reasoning=("reasoning_content",)),
     ),
     Vendor(
         "alibaba",
         "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
         ("DASHSCOPE_API_KEY", "ALIBABA_API_KEY"),
         limit_field="max_tokens",
+        accepts=Accepts(reasoning=("reasoning_content",)),
     ),
     Vendor(
         "huggingface",
@@ -137,6 +183,7 @@ VENDORS = (
         ("HF_TOKEN",),
         limit_field="max_tokens",
         think_tags=True,
+        accepts=Accepts(reasoning=(), text_parts=False),
     ),
     Vendor(
         "ollama",
@@ -157,6 +204,7 @@ VENDORS = (
         local=True,
         limit_field="max_tokens",
         think_tags=True,
+        accepts=Accepts(unlimited=True),
     ),
     Vendor(
         "llamacpp",
@@ -166,6 +214,7 @@ VENDORS = (
         local=True,
         limit_field="max_tokens",
         prefill=True,
+        accepts=Accepts(unlimited=True),
     ),
     Vendor(
         "vllm",
@@ -185,6 +234,7 @@ VENDORS = (
         limit_field="max_tokens",
         prefill=True,
         models=(MODEL,),
+        accepts=Accepts(unlimited=True),
     ),
 )
 
@@ -195,8 +245,8 @@ FAKE = Provider(name="fake", kind="fake", base_url="", models=("echo", "lorem"))
 def load_providers(settings: Settings, environ: Mapping[str, str]) -> dict[str, Provider]:
     """Every provider that is switched on, by name: the vendors, then `[providers.NAME]` over them, then `fake`.
 
-    A table in the toml replaces a vendor of that name whole: its key is sent to the table's URL only if the table
-    names the key's variable. Raises ValueError listing everything that is wrong, one line each, by variable name.
+    A table in the toml replaces a vendor of that name, but for what it accepts: its key is sent to the table's URL only if
+    the table names the key's variable. Raises ValueError listing everything that is wrong, one line each, by variable name.
     """
     found: dict[str, Provider] = {}
     problems: list[str] = []
@@ -247,19 +297,20 @@ def _from_vendor(vendor: Vendor, environ: Mapping[str, str]) -> Provider | None:
             f"{key_variable} is set, but none of {', '.join(vendor.base_variables)} says where {vendor.name} answers"
         )
     key = _key(environ, key_variable) if key_variable else None
-    moved = vendor.kind == "openai" and base_url != vendor.base_url and vendor.base_url != ""
+    # What OpenAI's clients call OPENAI_BASE_URL may be any compatible server's: the client's own word is passed on.
+    moved = vendor.name == "openai" and base_url != vendor.base_url
     return Provider(
         name=vendor.name,
         kind=vendor.kind,
         base_url=base_url,
         api_key=key,
         models=vendor.models,
-        # Another address may be any compatible server's: the client's own word is passed on.
-        limit_field=None if moved and not vendor.local else vendor.limit_field,
+        limit_field=None if moved else vendor.limit_field,
         think_tags=vendor.think_tags,
         prefill=vendor.prefill,
         key_header=vendor.key_header,
         query=vendor.query,
+        accepts=vendor.accepts or FORMATS[vendor.kind],
     )
 
 
@@ -280,6 +331,11 @@ def _from_table(name: str, table: ProviderConfig, environ: Mapping[str, str]) ->
         if not environ.get(table.api_key_env):
             raise ValueError(f"[providers.{name}] takes its key from {table.api_key_env}, which is not set")
         key = _key(environ, table.api_key_env)
+    vendors = {vendor.name: vendor for vendor in VENDORS}
+    vendor = vendors.get(table.vendor or name)
+    if table.vendor and vendor is None:
+        raise ValueError(f"vendor of [providers.{name}] must be one of {', '.join(sorted(vendors))}")
+    accepts = vendor.accepts if vendor and vendor.kind == table.kind else None
     return Provider(
         name=name,
         kind=table.kind,
@@ -289,6 +345,7 @@ def _from_table(name: str, table: ProviderConfig, environ: Mapping[str, str]) ->
         limit_field=table.limit_field,
         think_tags=table.think_tags,
         prefill=table.prefill,
+        accepts=accepts or FORMATS[table.kind],
     )
 
 

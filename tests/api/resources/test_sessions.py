@@ -116,6 +116,24 @@ def test_reasoning_is_sent_back_only_if_it_was_stored(client: Client, scripted: 
     assert state["characters"] == {"content": 1, "reasoning": 7}
 
 
+def test_f17_a_session_goes_on_after_calls_that_broke(client: Client, scripted: Register, session_id: str) -> None:
+    """Nobody can take back what the session holds: arguments that were cut, one id twice, a call without a result."""
+    call = {"index": 0, "id": "call_0", "type": "function", "function": {"name": "f", "arguments": '{"cmd": "ls'}}
+    asked = scripted([chunk({"role": "assistant", "content": None, "tool_calls": [call]}), *ending()])
+    body = ask(asked.model, session_id=session_id)
+    result = {"role": "tool", "tool_call_id": "call_0", "content": "what?"}
+    for said in ([{"role": "user", "content": "one"}], [result, {"role": "user", "content": "two"}], body["messages"]):
+        assert client.post({**body, "messages": said}).status_code == 200
+    sent = asked.script.calls[2]["messages"]
+    roles = ["user", "assistant", "tool", "user", "assistant", "tool", "user"]
+    assert [message["role"] for message in sent] == roles
+    calls = [message["tool_calls"][0] for message in sent if message["role"] == "assistant"]
+    assert [json.loads(call["function"]["arguments"]) for call in calls] == [{"arguments": '{"cmd": "ls'}] * 2
+    results = [(message["tool_call_id"], message["content"]) for message in sent if message["role"] == "tool"]
+    assert results == [("call_0", "what?"), (calls[1]["id"], "There is no result: the call was not answered.")]
+    assert calls[0]["id"] != calls[1]["id"]
+
+
 @pytest.mark.parametrize(
     ("fields", "code"),
     [

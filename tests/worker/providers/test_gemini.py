@@ -185,7 +185,7 @@ def test_signatures_go_back_where_they_were() -> None:
         "reasoning_content": "not sent",
         "gemini_parts": [{**code, "index": 0}],
         "images": [picture],
-        "tool_calls": [{**CALL, **signed("s3")}, CALL],
+        "tool_calls": [{**CALL, **signed("s3")}, {**CALL, "id": "c2"}],
         **signed("s2"),
     }
     [_, turn] = build(USER, message, model="gemini-3-pro")["contents"]
@@ -196,7 +196,7 @@ def test_signatures_go_back_where_they_were() -> None:
         {"text": "a"},
         {"text": "", "thoughtSignature": "s2"},
         {**call, "thoughtSignature": "s3"},
-        call,
+        {"functionCall": {**call["functionCall"], "id": "c2"}},
     ]
 
 
@@ -265,7 +265,6 @@ def user(part: Any) -> dict[str, Any]:
         ([], {"audio": {"voice": "x"}}, "audio"),
         ([], {"tool_choice": "required"}, "tool_choice"),
         ([], {"response_format": {"type": "grammar"}}, "response_format"),
-        ([{"role": "system", "content": "x"}], {}, "messages"),
         ([{"role": "system", "content": [{"type": "image_url"}]}], {}, "messages[0].content[0]"),
         ([{"role": "tool", "tool_call_id": "c9", "content": "x"}], {}, "messages[0].tool_call_id"),
         ([user({"type": "video_url"})], {}, "messages[0].content[0]"),

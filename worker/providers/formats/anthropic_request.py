@@ -3,7 +3,11 @@
 Hidden here: how OpenAI's messages, tools and limits are said as Anthropic's blocks; anthropic.py reads the answer.
 
 - An answer has a limit always; without the client's own it is 8192 tokens, and as much more as the thinking may take.
-- `response_format` json_schema is `output_config.format`; json_object is refused, since there is nothing like it.
+- `response_format` json_schema is `output_config.format`, with what of the schema Claude can be held to (schemas.py);
+  json_object is refused, since there is nothing like it.
+- Thinking is left out where Claude could not go on with it: in a loop of tool calls that began without, and where a call is
+  forced. With thinking, and from Claude 4.7 on always, `temperature`, `top_p` and `top_k` are left out: they are refused.
+- A request of nothing but instructions is what the user says: Claude answers turns, and there is no other.
 - OpenAI's hints to itself (seed, store, prediction, prompt_cache_key, tiers other than Anthropic's) are left out: they
   change no answer's meaning. So is `metadata`, which labels the generation, but for the `user_id` Anthropic knows.
 - `betas`, as in Anthropic's SDKs, becomes the header `anthropic-beta`.
@@ -15,7 +19,8 @@ import re
 from base64 import b64decode
 from typing import Any
 
-from worker.providers import parts
+from worker.providers import parts, schemas
+from worker.providers.accepts import FORMATS, Accepts
 from worker.providers.dialect import Call
 from worker.providers.parts import wrong
 from worker.providers.registry import Provider
@@ -25,11 +30,19 @@ _ANSWER_TOKENS = 8192
 _LEAST_BUDGET = 1024
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 32768, "max": 32768}
 _EFFORTS = {"minimal": "low"}
+_THOUGHTS = ("thinking", "redacted_thinking")
+_ACCEPTS = FORMATS["anthropic"]
 _BETA = re.compile(r"[\w.-]{1,100}")
 
 # From Claude 4.6 on the model itself decides how much to think, and a budget is deprecated, later refused. Older models, and
 # other vendors' models that speak the format, have budgets.
 _HAS_BUDGET = re.compile(r"^(?!.*claude)|claude-3|claude-(opus|sonnet|haiku)-4([.-][0-5])?([-@]\d{8}|-latest|$)")
+
+# platform.claude.com/docs/en/about-claude/models/migration-guide: from 4.7 on, models have no sampling options; from 4.1 on,
+# temperature or top_p, not both.
+_SAMPLES_NOT = re.compile(r"claude-[a-z]+-(4[.-][7-9](?!\d)|[5-9]|\d\d)|claude-mythos")
+_SAMPLES_ONCE = re.compile(r"claude-[a-z]+-4[.-][1-6](?!\d)")
+_LEAST_TOP_P = 0.95  # with thinking
 
 _UNKNOWN = (
     "n logprobs top_logprobs logit_bias frequency_penalty presence_penalty modalities verbosity functions function_call"
@@ -45,19 +58,24 @@ def call(provider: Provider, body: dict[str, Any], model: str) -> Call:
         if not isinstance(betas, list) or not all(isinstance(beta, str) and _BETA.fullmatch(beta) for beta in betas):
             raise wrong("betas", "must be a list of names.")
         headers["anthropic-beta"] = ",".join(betas)
-    return Call("/messages", build_request(body, model), headers)
+    return Call("/messages", build_request(body, model, provider.accepts), headers)
 
 
-def build_request(body: dict[str, Any], model: str) -> dict[str, Any]:
+def build_request(body: dict[str, Any], model: str, accepts: Accepts = _ACCEPTS) -> dict[str, Any]:
     """The body to send. Raises BadRequest for what Anthropic has no words for."""
     parts.refuse(body, "Anthropic", *_UNKNOWN)
-    system, turns = _conversation(body)
-    request: dict[str, Any] = {"model": model, "messages": turns, "stream": True, **_thinking(body, model)}
+    system, turns = _conversation(body, accepts)
+    tools, own = _tools(body), body.get("thinking")
+    forced = tools.get("tool_choice", {}).get("type") in ("any", "tool")
+    if forced and _is_thinking(own):
+        raise wrong("tool_choice", "Claude cannot think and be forced to call a tool. Leave one of the two out.")
+    thinks = not forced and not _is_in_loop_without_thought(turns, model)
+    request: dict[str, Any] = {"model": model, "messages": turns, "stream": True, **_limit(body, model, thinks=thinks)}
     if system:
         plain = all(block.keys() == {"type", "text"} for block in system)
         request["system"] = "\n\n".join(block["text"] for block in system) if plain else system
-    request |= {field: body[field] for field in ("temperature", "top_p") if body.get(field) is not None}
-    if stops := parts.stops(body):
+    request |= _sampling(body, model, thinking=thinks and _is_thinking(request.get("thinking", own)))
+    if stops := _stops(body, accepts):
         request["stop_sequences"] = stops
     if user := (body.get("metadata") or {}).get("user_id") or body.get("user") or body.get("safety_identifier"):
         request["metadata"] = {"user_id": user}
@@ -71,15 +89,54 @@ def build_request(body: dict[str, Any], model: str) -> dict[str, Any]:
     if schema is not None:
         request["output_config"] = {
             **request.get("output_config", {}),
-            "format": {"type": "json_schema", "schema": schema},
+            "format": {"type": "json_schema", "schema": schemas.for_claude(schema)},
         }
-    request |= _tools(body)
-    return parts.add_own(request, body, without=("betas",))
+    return parts.add_own(request | tools, body, without=("betas", "top_k", *(() if thinks else ("thinking",))))
 
 
-def _thinking(body: dict[str, Any], model: str) -> dict[str, Any]:
-    """`thinking` and the limit. OpenAI's limit includes thinking, and so does Anthropic's: half of it may be thought,
-    and it is raised only where it is below the least that Anthropic lets a model think (1024 tokens)."""
+def _stops(body: dict[str, Any], accepts: Accepts) -> list[str]:
+    stops = parts.stops(body, accepts)
+    if not all(stop.strip() for stop in stops):
+        raise wrong("stop", "Anthropic cannot stop at white space. Leave it out, or ask another model.")
+    return stops
+
+
+def _is_thinking(thinking: Any) -> bool:
+    return isinstance(thinking, dict) and thinking.get("type") in ("enabled", "adaptive")
+
+
+def _is_in_loop_without_thought(turns: list[dict[str, Any]], model: str) -> bool:
+    """Whether tools are being used in an answer that did not begin with a thought: a model with a budget of them cannot begin
+    to think in the middle (platform.claude.com/docs/en/build-with-claude/extended-thinking, on tool use). Clients of OpenAI's
+    format keep no thoughts, so theirs all are. Models that decide by themselves may begin at any time."""
+    if not _HAS_BUDGET.search(model):
+        return False
+    begun = len(turns)
+    while begun and (turns[begun - 1]["role"] == "assistant" or _has_results(turns[begun - 1])):
+        begun -= 1
+    answers = [turn for turn in turns[begun:] if turn["role"] == "assistant"]
+    return bool(answers) and answers[0]["content"][0]["type"] not in _THOUGHTS
+
+
+def _has_results(turn: dict[str, Any]) -> bool:
+    return any(block["type"] == "tool_result" for block in turn["content"])
+
+
+def _sampling(body: dict[str, Any], model: str, *, thinking: bool) -> dict[str, Any]:
+    """`temperature`, `top_p` and `top_k`, as far as the model takes them. They are wishes, and the answer the request."""
+    wanted = {field: body[field] for field in ("temperature", "top_p", "top_k") if body.get(field) is not None}
+    if _SAMPLES_NOT.search(model):
+        return {}
+    if thinking:
+        return {"top_p": wanted["top_p"]} if wanted.get("top_p", 0) >= _LEAST_TOP_P else {}
+    if "temperature" in wanted and _SAMPLES_ONCE.search(model):
+        wanted.pop("top_p", None)
+    return wanted
+
+
+def _limit(body: dict[str, Any], model: str, *, thinks: bool) -> dict[str, Any]:
+    """The limit and, where it can be, `thinking`. OpenAI's limit includes thinking, and so does Anthropic's: half of it may be
+    thought, and it is raised only where it is below the least that Anthropic lets a model think (1024 tokens)."""
     limit, effort = parts.token_limit(body), parts.effort(body)
     if effort is None or effort == "none":
         own = body.get("thinking")
@@ -90,11 +147,11 @@ def _thinking(body: dict[str, Any], model: str) -> dict[str, Any]:
         return request
     budget = _BUDGETS[effort]
     if not _HAS_BUDGET.search(model):
-        return {
-            "max_tokens": limit or _ANSWER_TOKENS + budget,
-            "thinking": {"type": "adaptive", "display": "summarized"},
-            "output_config": {"effort": _EFFORTS.get(effort, effort)},
-        }
+        thinking = {"thinking": {"type": "adaptive", "display": "summarized"}} if thinks else {}
+        effort = _EFFORTS.get(effort, effort)
+        return {"max_tokens": limit or _ANSWER_TOKENS + budget, **thinking, "output_config": {"effort": effort}}
+    if not thinks:
+        return {"max_tokens": limit or _ANSWER_TOKENS}
     if limit is None:
         limit = _ANSWER_TOKENS + budget
     else:
@@ -103,11 +160,11 @@ def _thinking(body: dict[str, Any], model: str) -> dict[str, Any]:
     return {"max_tokens": limit, "thinking": {"type": "enabled", "budget_tokens": budget}}
 
 
-def _conversation(body: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _conversation(body: dict[str, Any], accepts: Accepts) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The system's blocks, and the turns. Messages of one side that follow each other are one turn."""
     system: list[dict[str, Any]] = []
     turns: list[dict[str, Any]] = []
-    for message, param in parts.messages(body, "Anthropic"):
+    for message, param in parts.messages(body, "Anthropic", accepts):
         role = message["role"]
         if role in ("system", "developer"):
             parts.plain_text(message, param, "A system message")
@@ -123,8 +180,15 @@ def _conversation(body: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict
             turns[-1]["content"] += blocks
         elif blocks:
             turns.append({"role": role, "content": blocks})
+    if not turns and system:
+        return [], [{"role": "user", "content": system}]
     if not turns:
-        raise wrong("messages", "nobody says anything but the system. Add what the user says.")
+        raise wrong("messages", "nobody says anything. Add what the user says.")
+    if turns[-1]["role"] == "assistant" and (last := turns[-1]["content"][-1]).get("type") == "text":
+        turns[-1]["content"][-1] = {
+            **last,
+            "text": last["text"].rstrip(),
+        }  # what is gone on with may not end with a space
     return system, turns
 
 
@@ -134,7 +198,7 @@ def _assistant(message: dict[str, Any], param: str) -> list[dict[str, Any]]:
         raise wrong(f"{param}.audio", "Anthropic cannot hear. Send what was said as text.")
     blocks = []
     for thought, where in parts.items(message.get("thinking_blocks"), f"{param}.thinking_blocks"):
-        if thought.get("type") not in ("thinking", "redacted_thinking"):
+        if thought.get("type") not in _THOUGHTS:
             raise wrong(where, "must be of the type thinking or redacted_thinking.")
         if thought.get("signature") or thought.get("data"):  # without one it is not Claude's, and would be refused
             blocks.append(parts.unplaced(thought))
@@ -151,7 +215,7 @@ def _tool_result(message: dict[str, Any], param: str) -> dict[str, Any]:
     block["tool_use_id"] = parts.string(message.get("tool_call_id"), f"{param}.tool_call_id")
     block |= {field: message[field] for field in ("is_error", "cache_control") if field in message}
     if isinstance(message.get("content"), str):
-        block["content"] = message["content"]
+        block |= {"content": message["content"]} if message["content"].strip() else {}
     elif blocks := _blocks(message, param):
         block["content"] = blocks
     return block
@@ -160,7 +224,7 @@ def _tool_result(message: dict[str, Any], param: str) -> dict[str, Any]:
 def _blocks(message: dict[str, Any], param: str) -> list[dict[str, Any]]:
     """The content of a message. Parts with a type that is not OpenAI's are Anthropic's own, and stay as they are."""
     blocks = []
-    for part, where in parts.content(message, param):
+    for part, where in parts.content(message, param, blank=_ACCEPTS.blank_text):
         kind = part.get("type")
         if kind == "image_url":
             block = {"type": "image", "source": _source(parts.image_url(part, where), where)}
@@ -207,7 +271,9 @@ def _tools(body: dict[str, Any]) -> dict[str, Any]:
     for function in functions:
         described = {} if function.description is None else {"description": function.description}
         more = {key: value for key, value in function.more.items() if value is not None}
-        schema = function.parameters or {"type": "object", "properties": {}}
+        schema = schemas.of_object(function.parameters)
+        if more.get("strict") is True:
+            schema = schemas.for_claude(schema)
         tools.append({"name": function.name, **described, "input_schema": schema, **more})
     choice = body.get("tool_choice")
     if not (isinstance(choice, dict) and choice.get("type") in ("auto", "any", "tool", "none")):

@@ -19,7 +19,8 @@ from collections.abc import Callable
 from typing import Any
 
 from shared.lib import json
-from worker.providers import parts
+from worker.providers import parts, schemas
+from worker.providers.accepts import FORMATS, Accepts
 from worker.providers.chunk_shapes import delta_chunk, finish_chunk, usage_chunk
 from worker.providers.dialect import Call, Dialect
 from worker.providers.errors import readable, refusal, text_in
@@ -38,18 +39,21 @@ _Chunks = list[dict[str, Any]]
 
 
 def call(provider: Provider, body: dict[str, Any], model: str) -> Call:
-    return Call("/chat", build_request(body, model), key_header(provider))
+    return Call("/chat", build_request(body, model, provider.accepts), key_header(provider))
 
 
-def build_request(body: dict[str, Any], model: str) -> dict[str, Any]:
+def build_request(body: dict[str, Any], model: str, accepts: Accepts = FORMATS["cohere"]) -> dict[str, Any]:
     """The body to send. Raises BadRequest for what Cohere has no words for."""
     parts.refuse(body, _WHO, *_UNKNOWN)
-    messages = [_message(message, where) for message, where in parts.messages(body, _WHO)]
+    said = [_message(message, where) for message, where in parts.messages(body, _WHO, accepts)]
+    messages = [message for message in said if message.keys() != {"role"}]  # what was never said cannot be sent
+    if not messages:
+        raise wrong("messages", "nobody says anything. Add what the user says.")
     request: dict[str, Any] = {"model": model, "messages": messages, "stream": True}
     request |= {field: body[field] for field in _SAME if body.get(field) is not None}
     renamed = {"p": body.get("top_p"), "k": body.get("top_k"), "max_tokens": parts.token_limit(body)}
     request |= {field: value for field, value in renamed.items() if value is not None}
-    if stop := parts.stops(body):
+    if stop := parts.stops(body, accepts):
         request["stop_sequences"] = stop
     if effort := parts.effort(body):
         budget = {"token_budget": _BUDGETS[effort]} if effort in _BUDGETS else {}
@@ -88,7 +92,7 @@ def _tools(body: dict[str, Any]) -> dict[str, Any]:
 
 def _tool(one: parts.Function) -> dict[str, Any]:
     described = {} if one.description is None else {"description": one.description}
-    parameters = one.parameters or {"type": "object", "properties": {}}
+    parameters = schemas.of_object(one.parameters)
     return {"type": "function", "function": {"name": one.name, **described, "parameters": parameters}}
 
 

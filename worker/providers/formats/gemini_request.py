@@ -4,6 +4,7 @@
 - `generationConfig`, `toolConfig` and the like are the client's own and may add to what is made of OpenAI's fields.
 - Hints are left out: user, store, prediction, prompt_cache_key, service_tier, a tool's `strict`, parallel_tool_calls
   (Gemini may always call several); and `metadata`, which labels the generation. Cache marks in parts are Anthropic's.
+- A request of nothing but instructions is what the user says: Gemini wants at least one turn.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from shared.lib import json
-from worker.providers import parts
+from worker.providers import parts, schemas
+from worker.providers.accepts import FORMATS, Accepts
 from worker.providers.dialect import Call
 from worker.providers.parts import wrong
 from worker.providers.registry import Provider
@@ -46,35 +48,35 @@ def call(provider: Provider, body: dict[str, Any], model: str) -> Call:
     if {"", ".", ".."} & set(path.split("/")):
         raise wrong("model", "is not a name of Gemini's.")
     headers = {} if provider.api_key is None else {"x-goog-api-key": provider.api_key}
-    return Call(f"/{path}:streamGenerateContent?alt=sse", build_request(body, model), headers)
+    return Call(f"/{path}:streamGenerateContent?alt=sse", build_request(body, model, provider.accepts), headers)
 
 
-def build_request(body: dict[str, Any], model: str) -> dict[str, Any]:
+def build_request(body: dict[str, Any], model: str, accepts: Accepts = FORMATS["gemini"]) -> dict[str, Any]:
     """The body to send. Raises BadRequest for what Gemini has no words for."""
     parts.refuse(body, "Gemini", *_UNKNOWN)
-    system, contents = _conversation(body, model)
+    system, contents = _conversation(body, model, accepts)
     request: dict[str, Any] = {"contents": contents}
     if system:
         request["systemInstruction"] = {"parts": system}
-    if config := _config(body, model):
+    if config := _config(body, model, accepts):
         request["generationConfig"] = config
     request |= _tools(body)
     return parts.add_own(request, body, without=("top_k",))
 
 
-def _config(body: dict[str, Any], model: str) -> dict[str, Any]:
+def _config(body: dict[str, Any], model: str, accepts: Accepts) -> dict[str, Any]:
     config = {name: body[field] for field, name in _CONFIG.items() if body.get(field) is not None}
     if (body.get("n") or 1) > 1:
         config["candidateCount"] = body["n"]
     if limit := parts.token_limit(body):
         config["maxOutputTokens"] = limit
-    if stops := parts.stops(body):
+    if stops := parts.stops(body, accepts):
         config["stopSequences"] = stops
     kind, schema = parts.response_schema(body)
     if kind != "text":
         config["responseMimeType"] = "application/json"
     if schema is not None:
-        config["responseJsonSchema"] = schema
+        config["responseJsonSchema"] = schemas.for_gemini(schema)
     modalities = body.get("modalities")
     if modalities and modalities != ["text"]:
         if not isinstance(modalities, list) or not all(wanted in ("text", "image") for wanted in modalities):
@@ -90,13 +92,15 @@ def _config(body: dict[str, Any], model: str) -> dict[str, Any]:
     return config
 
 
-def _conversation(body: dict[str, Any], model: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _conversation(
+    body: dict[str, Any], model: str, accepts: Accepts
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The system's parts, and the turns. The answers to calls made together are one turn."""
     system: list[dict[str, Any]] = []
     contents: list[dict[str, Any]] = []
     names: dict[str, str] = {}  # of the functions called, by the call's id: Gemini wants it with the answer
     previous = None
-    for message, param in parts.messages(body, "Gemini"):
+    for message, param in parts.messages(body, "Gemini", accepts):
         role = message["role"]
         if role in ("system", "developer"):
             text = parts.plain_text(message, param, "A system message")
@@ -114,8 +118,10 @@ def _conversation(body: dict[str, Any], model: str) -> tuple[list[dict[str, Any]
         elif said:
             contents.append({"role": "model" if role == "assistant" else "user", "parts": said})
             previous = role
+    if not contents and system:
+        return [], [{"role": "user", "parts": system}]
     if not contents:
-        raise wrong("messages", "nobody says anything but the system. Add what the user says.")
+        raise wrong("messages", "nobody says anything. Add what the user says.")
     return system, contents
 
 
@@ -208,7 +214,7 @@ def _tools(body: dict[str, Any]) -> dict[str, Any]:
         if function.description is not None:
             declaration["description"] = function.description
         if function.parameters and function.parameters.get("properties") != {}:
-            declaration["parametersJsonSchema"] = function.parameters
+            declaration["parametersJsonSchema"] = schemas.for_gemini(function.parameters)
         declarations.append(declaration)
     if declarations:
         tools.append({"functionDeclarations": declarations})

@@ -3,7 +3,9 @@
 Hidden here: a stream of one JSON object a line, options in an object of their own, images as bare base64, tool calls
 whose arguments are objects and may have no id, durations in nanoseconds.
 
-- `reasoning_effort` is told in the levels of `think`: minimal is low, xhigh is high. Reasoning in the history goes back.
+- `reasoning_effort` is `think`: with gpt-oss a level (minimal is low, xhigh is high), with others whether to think at all,
+  since they refuse levels. Reasoning in the history goes back.
+- A message has one text: parts that are text are joined with a line break, where run together they would read as one word.
 - Where no tool may be called, none is shown; that one must be called, or which, cannot be asked for.
 - Left out, since it changes no answer's meaning: who asks and how it is billed, kept or sped up (metadata, user, store,
   service_tier, prompt_cache_key, prediction …), an image's `detail`, a function's `strict`, and the one `name` that all
@@ -12,10 +14,12 @@ whose arguments are objects and may have no id, durations in nanoseconds.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from shared.lib import json, sse
-from worker.providers import parts
+from worker.providers import parts, schemas
+from worker.providers.accepts import FORMATS, Accepts
 from worker.providers.chunk_shapes import delta_chunk, finish_chunk, logprobs, usage_chunk
 from worker.providers.dialect import Call, Dialect
 from worker.providers.errors import parse, readable, text_in
@@ -31,30 +35,44 @@ _OPTIONS = frozenset(
 )
 """What stands at the top of OpenAI's requests, or of those to its imitators, and in `options` here."""
 
-_THINK = {"none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
+_THINK = {
+    "none": False,
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "high",
+}
+_HAS_LEVELS = re.compile(r"gpt-?oss", re.I)
+"""docs.ollama.com/capabilities/thinking: other models are told true or false."""
 
 # ---- the request
 
 
 def call(provider: Provider, body: dict[str, Any], model: str) -> Call:
-    return Call("/chat", build_request(body, model), {"accept": "application/x-ndjson", **key_header(provider)})
+    return Call(
+        "/chat",
+        build_request(body, model, provider.accepts),
+        {"accept": "application/x-ndjson", **key_header(provider)},
+    )
 
 
-def build_request(body: dict[str, Any], model: str) -> dict[str, Any]:
+def build_request(body: dict[str, Any], model: str, accepts: Accepts = FORMATS["ollama"]) -> dict[str, Any]:
     """The body to send. Raises BadRequest for what Ollama has no words for."""
     parts.refuse(body, _WHO, *_UNKNOWN)
     names: dict[str, str] = {}
-    messages = [_message(message, where, names) for message, where in parts.messages(body, _WHO)]
+    messages = [_message(message, where, names) for message, where in parts.messages(body, _WHO, accepts)]
     request: dict[str, Any] = {"model": model, "messages": messages, "stream": True}
     options = {key: body[key] for key in sorted(_OPTIONS) if body.get(key) is not None}
     if (limit := parts.token_limit(body)) is not None:
         options["num_predict"] = limit
-    if stop := parts.stops(body):
+    if stop := parts.stops(body, accepts):
         options["stop"] = stop
     if options:
         request["options"] = options
     if effort := parts.effort(body):
-        request["think"] = _THINK.get(effort, effort)
+        request["think"] = _THINK.get(effort, effort) if _HAS_LEVELS.search(model) else effort != "none"
     kind, schema = parts.response_schema(body)
     if kind != "text":
         request["format"] = schema or "json"
@@ -73,14 +91,13 @@ def _tools(body: dict[str, Any]) -> list[dict[str, Any]]:
         raise wrong("tool_choice", f"{_WHO} has nothing like it. Leave it out, or ask another model.")
     if functions and body.get("parallel_tool_calls") is False:
         raise wrong("parallel_tool_calls", f"{_WHO} cannot be told. Leave it out, or ask another model.")
-    empty = {"type": "object", "properties": {}}
     return [
         {
             "type": "function",
             "function": {
                 "name": one.name,
                 "description": one.description or "",
-                "parameters": one.parameters or empty,
+                "parameters": schemas.of_object(one.parameters),
             },
         }
         for one in functions
@@ -101,7 +118,7 @@ def _message(message: dict[str, Any], param: str, names: dict[str, str]) -> dict
             words.append(parts.string(part.get(part["type"]), where))
         else:
             raise wrong(f"{where}.type", f"{_WHO} takes text and images only.")
-    said: dict[str, Any] = {"role": role, "content": "".join(words)}
+    said: dict[str, Any] = {"role": role, "content": parts.joined(words)}
     if images:
         said["images"] = images
     if role == "assistant":

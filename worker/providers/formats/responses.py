@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.providers import parts
+from worker.providers import history, parts
+from worker.providers.accepts import FORMATS, Accepts
 from worker.providers.dialect import Call, Dialect
 from worker.providers.formats.openai import key_header
 from worker.providers.formats.responses_events import ResponsesTranslator
@@ -35,10 +36,10 @@ _KEPT = ("reasoning_items", "responses_items")
 
 
 def call(provider: Provider, body: dict[str, Any], model: str) -> Call:
-    return Call("/responses", build_request(body, model), key_header(provider))
+    return Call("/responses", build_request(body, model, provider.accepts), key_header(provider))
 
 
-def build_request(body: dict[str, Any], model: str) -> dict[str, Any]:
+def build_request(body: dict[str, Any], model: str, accepts: Accepts = FORMATS["responses"]) -> dict[str, Any]:
     """The body to send. Raises BadRequest for what this format has no words for.
 
     Fields that are not Chat Completions' (`instructions`, `include`, `previous_response_id`, `truncation` …) are taken
@@ -49,7 +50,7 @@ def build_request(body: dict[str, Any], model: str) -> dict[str, Any]:
         if body.get(field) is not None:
             raise wrong(field, f"{_WHO} has no place for it beside messages. Leave it out, or ask another model.")
     store = body.get("store")
-    request: dict[str, Any] = {"model": model, "input": _input(body), "stream": True, "store": store or False}
+    request: dict[str, Any] = {"model": model, "input": _input(body, accepts), "stream": True, "store": store or False}
     request |= {field: body[field] for field in _SAME if body.get(field) is not None}
     if (limit := parts.token_limit(body)) is not None:
         request["max_output_tokens"] = limit
@@ -127,10 +128,10 @@ def _flat(value: dict[str, Any], param: str) -> dict[str, Any]:
 # ---- messages
 
 
-def _input(body: dict[str, Any]) -> list[dict[str, Any]]:
+def _input(body: dict[str, Any], accepts: Accepts) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     custom: set[str] = set()
-    for message, param in parts.messages(body, _WHO):
+    for message, param in parts.messages(body, _WHO, accepts):
         role = message["role"]
         if role == "assistant":
             found += _said(message, param, custom)
@@ -176,8 +177,10 @@ def _calls(message: dict[str, Any], param: str, custom: set[str]) -> list[dict[s
         kind, field = ("custom", "input") if one.get("type") == "custom" else ("function", "arguments")
         inner = parts.mapping(one.get(kind), f"{where}.{kind}")
         call_id = parts.string(one.get("id"), f"{where}.id")
-        name, words = parts.string(inner.get("name"), f"{where}.{kind}.name"), inner.get(field) or ""
-        if not isinstance(words, str):
+        name, words = parts.string(inner.get("name"), f"{where}.{kind}.name"), inner.get(field)
+        if kind == "function":
+            words = history.arguments_text(words, raw=True)
+        elif not isinstance(words := words or "", str):
             raise wrong(f"{where}.{kind}.{field}", "must be a string.")
         if kind == "custom":
             custom.add(call_id)

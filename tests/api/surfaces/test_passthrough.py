@@ -47,6 +47,9 @@ MESSAGES: list[dict[str, Any]] = [
     {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f"}}]},
     {"role": "tool", "tool_call_id": "c", "content": "42"},
 ]
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+SENT = [{**MESSAGES[0], "role": "system"}, MESSAGES[1], {**MESSAGES[2], "tool_calls": [CALL]}, MESSAGES[3]]
+"""What a server nobody knows gets of them: a role that all know, and arguments that are an object."""
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -54,7 +57,13 @@ def test_a_request_is_forwarded_as_it_is(client: Client, scripted: Register, str
     asked = scripted([*words(1), *ending()])
     body = {"model": asked.model, "messages": MESSAGES, "stream": stream, **KNOWN, **UNKNOWN}
     assert client.post(body).status_code == 200
-    expected = {**body, "model": asked.name, "stream": True, "stream_options": {"include_usage": True}}
+    expected = {
+        **body,
+        "messages": SENT,
+        "model": asked.name,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     assert asked.script.calls == [expected]
 
 

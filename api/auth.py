@@ -19,17 +19,18 @@ from shared.errors import Forbidden, Unauthenticated
 from shared.generations.caller import Caller
 
 LOCAL_TENANT = "local"
-_ONLY_KEY = "1"
-"""The id of a tenant's key: it has one."""
 
 
 class Authenticator:
     """`caller(request)` or an error; made once for a process."""
 
     def __init__(self, settings: Settings) -> None:
-        keys = settings.api_keys.items()
         self._origins = frozenset(settings.cors_origins)
-        self._callers = [(Caller(tenant, _ONLY_KEY), _digest(key.get_secret_value())) for tenant, key in keys]
+        self._callers = [
+            (Caller(tenant, str(number)), _digest(key.get_secret_value()))
+            for tenant, keys in settings.api_keys.items()
+            for number, key in enumerate(keys, 1)
+        ]
 
     @property
     def keyless(self) -> bool:

@@ -20,6 +20,7 @@ from api.auth import is_loopback
 from api.connection import Protocol
 from api.live.drain import Drain
 from shared.config.environ import SettingsInvalid
+from shared.config.notices import notices, say_notices
 from shared.config.settings import load_settings
 from shared.errors import Unusable
 from shared.lib.process import refuse_to_start
@@ -74,6 +75,7 @@ def main() -> None:
     except SettingsInvalid as error:
         refuse_to_start(str(error))
     configure_logging(settings.log_level)
+    say_notices(notices(settings))
     if settings.redis_url is None:
         refuse_to_start("The API needs REDIS_URL. `streamspool up` runs everything without it.")
     if not settings.api_keys and not is_loopback(settings.host):

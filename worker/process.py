@@ -14,6 +14,7 @@ import uvloop
 from prometheus_client import start_http_server
 
 from shared.config.environ import SettingsInvalid, environment
+from shared.config.notices import notices, say_notices
 from shared.config.settings import Settings, load_settings
 from shared.errors import Unusable
 from shared.generations.core import Core
@@ -31,7 +32,7 @@ from worker.batches.batcher import Batcher
 from worker.generate import Generator
 from worker.heartbeat import Heartbeat
 from worker.models import ModelAnnouncer
-from worker.providers.registry import load_providers
+from worker.providers.switches import switch
 from worker.upstream.client import Upstream
 from worker.upstream.model_lists import ModelLists
 from worker.webhooks import WebhookSender
@@ -51,7 +52,9 @@ async def serve(settings: Settings) -> None:
     url = settings.redis_url.get_secret_value()
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     try:
-        providers = load_providers(settings, environment())
+        providers, models, found = switch(settings, environment())
+        say_notices([*notices(settings), *found, *settings.upstream_proxies.notices])
+        settings = settings.model_copy(update={"models": models})
         await check_server(url)
     except (ValueError, Unusable) as error:
         refuse_to_start(str(error))

@@ -194,6 +194,31 @@ class Client:
         """`{"status": "ok"|"unavailable", "checks": {…}}`."""
         return await self._ask("GET", "/readyz", accepted=(200, 503))
 
+    async def probe(self, path: str, *, with_key: bool = True) -> tuple[int, Mapping[str, str]]:
+        """The status and headers of a GET whose body does not matter."""
+        hidden = None if with_key else {"authorization": ""}
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S), self._open("GET", path, None, hidden) as response:
+                return response.status_code, response.headers
+        except (http.TransportError, TimeoutError) as error:
+            raise self._unreachable(error) from None
+
+    async def post_unread(self, path: str, content: bytes) -> int:
+        """The status of a POST, 0 where the connection broke instead."""
+
+        async def whole() -> AsyncGenerator[bytes]:
+            yield content
+
+        headers = {"content-type": "application/json", "content-length": str(len(content))}
+        try:
+            async with (
+                asyncio.timeout(ANSWER_TIMEOUT_S),
+                self._open("POST", path, None, headers, whole()) as response,
+            ):
+                return response.status_code
+        except (http.TransportError, TimeoutError):
+            return 0
+
     async def _ask(
         self,
         method: str,
@@ -301,7 +326,7 @@ class Client:
 
     def _unreachable(self, error: Exception) -> Unavailable:
         return Unavailable(
-            f"Cannot reach Streamspool at {self.base_url} ({type(error).__name__}). "
+            f"Cannot reach Streamspool at {self.base_url} ({http.reason(error)}). "
             "Start it with `streamspool up`, or say where it is with --url or STREAMSPOOL_URL.",
             code="unreachable",
         )

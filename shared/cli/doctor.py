@@ -1,91 +1,45 @@
-"""What `streamspool doctor` looks at: this machine, the database, the API, the providers' keys.
+"""What `streamspool doctor` looks at: this machine, the settings, Redis, files, the API and the way to it, the providers.
 
-Hidden here: how each thing is found out. Only what would stop Streamspool from working is a failure, and each failure
-says what to do. Keys are masked to their last four characters.
+Hidden here: in which order, and how each thing is found out that has no file of its own. Only what would stop Streamspool
+from working is a failure, and each failure says what to do. Keys are never shown.
 """
 
 from __future__ import annotations
 
+import os
 import platform
-import re
+import secrets
 import socket
-from typing import Any, NamedTuple
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from shared.cli.client import Client
-from shared.cli.embedded import MINIMUM_VERSION, CannotStart, find_binary
+from shared.cli.doctor_front import examine_front
+from shared.cli.doctor_redis import examine_redis
+from shared.cli.embedded import CannotStart, find_binary
+from shared.cli.findings import Finding, ask_worker
 from shared.cli.local_model import find_model
-from shared.config.environ import FILE, SettingsInvalid, environment
+from shared.config.notices import notices
 from shared.config.providers import NAME
-from shared.config.redis_url import parse, without_password
 from shared.config.settings import Settings
-from shared.errors import StreamspoolError, Unusable
-from shared.store.contact import tls_mismatch
-from shared.store.outage import reason, why_hopeless
-from shared.store.redis import RedisError, connect
-
-_PROVIDER_KEY = re.compile(r"\w+_API_KEY|HF_TOKEN")
-_SHOWN_OF_A_KEY = 4
+from shared.errors import FileStorageFailed, StreamspoolError
 
 
-class Finding(NamedTuple):
-    """One line of the report."""
-
-    ok: bool
-    what: str
-    found: str
-
-
-async def examine(settings: Settings, client: Client) -> list[Finding]:
-    """Everything there is to say, in the order of the start."""
-    database = await _database(settings) if settings.redis_url else [_binary()]
+async def examine(settings: Settings, client: Client, *, named: bool = False) -> list[Finding]:
+    """Everything there is to say, in the order of the start. With `named`, the operator gave the client's address: it is
+    also looked at what stands in front of the API there."""
+    database = await examine_redis(settings) if settings.redis_url else [_binary()]
+    api = await _api(settings, client, named=named)
+    if named and api[0].ok:
+        api += await examine_front(settings, client)
     return [
         Finding(True, "Python", platform.python_version()),
+        *(Finding(None, "settings", line) for line in notices(settings)),
         *database,
-        *await _api(settings, client),
+        await _files(settings),
+        *api,
         _local_model(settings),
-        _providers(),
-    ]
-
-
-async def _database(settings: Settings) -> list[Finding]:
-    assert settings.redis_url is not None
-    url = settings.redis_url.get_secret_value()
-    where = without_password(url)
-    try:
-        redis = connect(url, max_connections=1)
-        try:
-            server: dict[str, Any] = await redis.info("server")
-            memory: dict[str, Any] = await redis.info("memory")
-            persistence: dict[str, Any] = await redis.info("persistence")
-        finally:
-            await redis.aclose(close_connection_pool=True)
-    except Unusable as error:
-        return [Finding(False, "Redis", f"{where}: {error.message}")]
-    except (RedisError, OSError) as error:
-        if why := why_hopeless(error) or await tls_mismatch(parse(url)):
-            return [Finding(False, "Redis", f"{where} {why}. Correct REDIS_URL.")]
-        return [
-            Finding(
-                False, "Redis", f"{where}: {reason(error) or type(error).__name__}. Start it, or correct REDIS_URL."
-            )
-        ]
-    version = str(server.get("valkey_version") or server.get("redis_version"))
-    enough = tuple(int(part) for part in version.split(".")[:2]) >= MINIMUM_VERSION
-    policy = str(memory.get("maxmemory_policy"))
-    return [
-        Finding(enough, "Redis", f"{where}, version {version}" + ("" if enough else ": 6.2 or newer is needed")),
-        Finding(
-            policy == "noeviction",
-            "Redis eviction",
-            policy if policy == "noeviction" else f"{policy} may drop streams. CONFIG SET maxmemory-policy noeviction",
-        ),
-        Finding(
-            True,
-            "Redis persistence",
-            "append-only file"
-            if persistence.get("aof_enabled")
-            else "no append-only file: answers are lost when Redis restarts (CONFIG SET appendonly yes)",
-        ),
+        *await _providers(),
     ]
 
 
@@ -96,12 +50,39 @@ def _binary() -> Finding:
         return Finding(False, "embedded Valkey", error.message)
 
 
-async def _api(settings: Settings, client: Client) -> list[Finding]:
+async def _files(settings: Settings) -> Finding:
+    """Writes, reads and removes a small object; of a directory that is not there yet only whether it can be made."""
+    where = settings.files_location
+    parts = urlsplit(where)
+    shown = unquote(parts.path) if parts.scheme == "file" else f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+    if parts.scheme == "file" and not (directory := Path(unquote(parts.path))).exists():
+        nearest = next(above for above in directory.parents if above.exists())
+        able = os.access(nearest, os.W_OK | os.X_OK)
+        return Finding(
+            able, "files", f"{shown} " + ("is made with the first file" if able else f"cannot be made in {nearest}")
+        )
+    from shared.features.storage import Missing, Storage  # not quick, and most commands never need it
+
+    name, content = f"doctor/{secrets.token_hex(8)}", b"doctor"
+    try:
+        storage = Storage(where)
+        await storage.put(name, content)
+        read = b"".join([piece async for piece in storage.read(name)])
+        await storage.delete(name)
+    except Missing:
+        return Finding(False, "files", f"{shown}: what is written there is not there afterwards")
+    except FileStorageFailed as error:
+        return Finding(False, "files", f"{shown}: {error.message} ({error.why})")
+    return Finding(read == content, "files", f"{shown}, can be written and read")
+
+
+async def _api(settings: Settings, client: Client, *, named: bool = False) -> list[Finding]:
     try:
         readiness = await client.ready()
     except StreamspoolError as error:
-        if error.code != "unreachable":
-            return [Finding(False, "API", f"{error.message} Choose another port with PORT.")]
+        if named or error.code != "unreachable":
+            advice = "" if named else " Choose another port with PORT."
+            return [Finding(False, "API", f"{error.message}{advice}")]
         return [_port(settings)]
     checks = readiness.get("checks") or {}
     ready = readiness.get("status") == "ok"
@@ -130,22 +111,21 @@ def _local_model(settings: Settings) -> Finding:
     try:
         find_model()
     except CannotStart as error:
-        return Finding(not settings.local_model, "local model", error.message)
+        if settings.local_model:
+            return Finding(False, "local model", error.message)
+        return Finding(True, "local model", f"not asked for. {error.message}")
     switch = "on" if settings.local_model else "off unless asked for: `streamspool up --local`"
     return Finding(True, "local model", f"{NAME}, {switch}")
 
 
-def _providers() -> Finding:
-    """Which keys this shell would hand to a worker."""
-    variables = environment()
-    names = sorted({name.removesuffix(FILE) for name in variables})
-    try:
-        keys = {
-            name: f"…{value[-_SHOWN_OF_A_KEY:]}" if len(value) > 4 * _SHOWN_OF_A_KEY else "set"
-            for name in names
-            if _PROVIDER_KEY.fullmatch(name) and not name.startswith("STREAMSPOOL_") and (value := variables.get(name))
-        }
-    except SettingsInvalid as error:
-        return Finding(False, "provider keys", str(error))
-    found = ", ".join(f"{name} {masked}" for name, masked in keys.items())
-    return Finding(True, "provider keys", found or "none; the fake/… models need none")
+async def _providers() -> list[Finding]:
+    """Which ones a worker of this shell and directory would ask, and how they answer."""
+    report = await ask_worker(ask=True)
+    if report["error"]:
+        return [Finding(False, "providers", report["error"].replace("\n", "; "))]
+    findings = [Finding(None, "providers", line) for line in report["notices"]]
+    for row in report["providers"]:
+        key = f" (key {row['key']})" if row["key"] else ""
+        proxy = f" through {row['proxy']}" if row["proxy"] else ""
+        findings.append(Finding(row["ok"], f"provider {row['name']}", f"{row['url']}{key}{proxy} {row['found']}"))
+    return findings or [Finding(True, "providers", "none; the fake/… models need none")]

@@ -78,6 +78,7 @@ def up(
     host: Annotated[str | None, typer.Option(help="Address of the API. [HOST, 127.0.0.1]")] = None,
     port: Port = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
+    apis: Annotated[int, typer.Option(min=1, max=64, help="API processes; they share the port.")] = 1,
     data_dir: Annotated[Path | None, typer.Option(help="Files of the embedded Valkey.")] = None,
     local: Local = False,
 ) -> None:
@@ -96,19 +97,26 @@ def up(
         model = NAME if settings.local_model else "fake/echo"
         typer.echo(f"  streamspool chat 'Hello there' -m {model} --url {supervisor.url}")
 
-    asyncio.run(serve(settings, commands(workers), ready))
+    asyncio.run(serve(settings, commands(workers, apis), ready))
 
 
 @app.command()
-def api() -> None:
+def api(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [HOST, 127.0.0.1]")] = None,
+    port: Port = None,
+) -> None:
     """Run the HTTP end alone, against REDIS_URL."""
-    _become("api")
+    _become("api", host=host, port=port)
 
 
 @app.command()
-def worker() -> None:
+def worker(
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Answers at once. [STREAMSPOOL_WORKER_CONCURRENCY, 200]")
+    ] = None,
+) -> None:
     """Run the upstream end alone, against REDIS_URL."""
-    _become("worker")
+    _become("worker", worker_concurrency=concurrency)
 
 
 @app.command()
@@ -225,50 +233,60 @@ def models(url: Url = None) -> None:
 
 
 @app.command()
-def config() -> None:
-    """Print the settings as they are in effect, secrets masked."""
-    from shared.config.redis_url import without_password
+def config(as_json: AsJson = False) -> None:
+    """Print the settings as they are in effect, secrets masked; on stderr, what of them does nothing."""
+    import asyncio
+
+    from shared.cli.findings import ask_worker
+    from shared.cli.shown import shown
+    from shared.config.notices import notices
     from shared.config.settings import variable
 
     settings = _settings()
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if name == "redis_url":
-            value = without_password(value.get_secret_value()) if value else "(embedded Valkey)"
-        elif name in ("api_keys", "webhook_secret"):
-            value = ",".join(_tenants(dict.fromkeys(value, "****")))
-        elif name == "providers":
-            value = ", ".join(f"{key} ({row.base_url})" for key, row in value.items())
-        elif name == "max_tokens_per_s":
-            value = ",".join(_tenants(value))
-        elif name == "models":
-            value = json.dumps(value) if value else ""
-        elif isinstance(value, list):
-            value = ",".join(value)
-        elif isinstance(value, bool):
-            value = str(value).lower()
-        typer.echo(f"{variable(name)}={'(none)' if value in ('', None) else value}")
-
-
-def _tenants(values: dict[str, Any]) -> list[str]:
-    """As they are written in the environment: what is for every tenant has no name before it."""
-    from shared.config.tenants import EVERY_TENANT
-
-    return [f"{value}" if tenant == EVERY_TENANT else f"{tenant}:{value}" for tenant, value in values.items()]
+    rows = {variable(name): shown(name, getattr(settings, name)) for name in type(settings).model_fields}
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    for name, text in () if as_json else rows.items():
+        typer.echo(f"{name}={text or '(none)'}")
+    report = asyncio.run(ask_worker(ask=False))
+    for line in [*notices(settings), *report["notices"]]:
+        say(line, fg="yellow")
+    if report["error"]:
+        say(report["error"], fg="red")
+        raise typer.Exit(USAGE)
 
 
 @app.command()
-def doctor(url: Url = None) -> None:
-    """Check this machine and say what to do about each thing that is wrong."""
+def doctor(as_json: AsJson = False, url: Url = None) -> None:
+    """Check this machine and say what to do about each thing that is wrong. With --url, also the proxy in front."""
     from shared.cli.doctor import examine
 
     settings = _settings()
-    findings = _ask(url, lambda client: examine(settings, client))
-    for finding in findings:
-        mark, colour = ("ok  ", None) if finding.ok else ("FAIL", "red")
+    named = url is not None or bool(_variable("STREAMSPOOL_URL"))
+    findings = _ask(url, lambda client: examine(settings, client, named=named))
+    if as_json:
+        typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
+    marks: dict[bool | None, tuple[str, str | None]] = {
+        True: ("ok  ", None),
+        None: ("note", "yellow"),
+        False: ("FAIL", "red"),
+    }
+    for finding in () if as_json else findings:
+        mark, colour = marks[finding.ok]
         typer.secho(f"{mark} {finding.what}: {finding.found}", fg=colour, color=coloured(sys.stdout))
-    if not all(finding.ok for finding in findings):
+    if any(finding.ok is False for finding in findings):
         raise typer.Exit(FAILED)
+
+
+def _variable(name: str) -> str | None:
+    """From the environment or `.env`. A file that it names and that cannot be read is a wrong setting: exit code 2."""
+    from shared.config.environ import SettingsInvalid, environment
+
+    try:
+        return environment().get(name)
+    except SettingsInvalid as error:
+        say(f"{error}", fg="red")
+        raise typer.Exit(USAGE) from None
 
 
 def _settings(**given: Any) -> Settings:
@@ -283,15 +301,24 @@ def _settings(**given: Any) -> Settings:
         raise typer.Exit(USAGE) from None
 
 
-def _become(end: str) -> NoReturn:
-    if _settings().redis_url is None:
+def _become(end: str, **given: Any) -> NoReturn:
+    """Goes on as that end. What the command line says is told to it as variables, over those that are set."""
+    from shared.config.environ import FILE
+    from shared.config.settings import variable
+
+    if _settings(**given).redis_url is None:
         say(f"`streamspool {end}` needs REDIS_URL, the Redis or Valkey it shares with the other end.", fg="red")
         say("To run everything on this machine without one: `streamspool up`.")
         raise typer.Exit(USAGE)
     from shared.cli.supervisor import command
 
+    environment = dict(os.environ)
+    for name, value in given.items():
+        if value is not None:
+            environment[variable(name)] = str(value)
+            environment.pop(variable(name) + FILE, None)
     sys.stdout.flush()
-    os.execv(sys.executable, command(end))
+    os.execve(sys.executable, command(end), environment)
 
 
 def _ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
@@ -300,14 +327,8 @@ def _ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]]) 
     import signal
 
     from shared.cli.client import Client, url_of
-    from shared.config.environ import SettingsInvalid, environment
 
-    variables = environment()
-    try:
-        base, key = url or variables.get("STREAMSPOOL_URL"), variables.get("STREAMSPOOL_API_KEY")
-    except SettingsInvalid as error:
-        say(f"{error}", fg="red")
-        raise typer.Exit(USAGE) from None
+    base, key = url or _variable("STREAMSPOOL_URL"), _variable("STREAMSPOOL_API_KEY")
     if not base:
         settings = _settings()
         base = url_of(settings.host, settings.port)

@@ -31,6 +31,7 @@ from shared.cli.client import Client, url_of
 from shared.cli.embedded import CannotStart, EmbeddedValkey, tied_to_parent
 from shared.cli.local_model import Address, find_model
 from shared.config.environ import FILE
+from shared.config.notices import SILENT
 from shared.config.settings import Settings
 from shared.errors import StreamspoolError, Unusable
 from shared.lib import private
@@ -50,6 +51,7 @@ _POLL_S = 0.05
 _READY_POLL_S = 0.1
 _READY_TIMEOUT_S = 3.0
 _MODEL = "local-model"
+_FIRST_WORKER = "worker-1"
 
 logger = logging.getLogger(__name__)
 
@@ -74,15 +76,22 @@ def command(end: str) -> list[str]:
     return [sys.executable, "-P", "-m", end]
 
 
-def commands(workers: int) -> dict[str, list[str]]:
-    """What a whole Streamspool consists of: `{"api": argv, "worker-1": argv, …}`."""
-    return {"api": command("api"), **{f"worker-{number}": command("worker") for number in range(1, workers + 1)}}
+def commands(workers: int, apis: int = 1) -> dict[str, list[str]]:
+    """What a whole Streamspool consists of: `{"api": argv, "worker-1": argv, …}`; further APIs are `api-2`, ….
+
+    All APIs accept from one socket."""
+    ends = {"api": command("api"), **{f"api-{number}": command("api") for number in range(2, apis + 1)}}
+    return {**ends, **{f"worker-{number}": command("worker") for number in range(1, workers + 1)}}
+
+
+def _is_api(name: str) -> bool:
+    return name == "api" or name.startswith("api-")
 
 
 class Supervisor:
     """Everything runs from `__aenter__` to `__aexit__`; enter it in the main thread.
 
-    `children` maps names to argv (see `commands`); the one called `api` gets the listening socket. `output` takes what
+    `children` maps names to argv (see `commands`); those called `api…` get the listening socket. `output` takes what
     the children print, by default this process's stderr. Names for `kill` and `pids`: the children's, `valkey` and, if
     the settings ask for it, `local-model`.
     `url` is where clients on this machine reach the API, once entered.
@@ -129,7 +138,7 @@ class Supervisor:
                 keepers.create_task(self._keep("valkey", self._valkey))
             model = {_MODEL: command("shared.cli.local_model")} if self._model else {}
             for name, argv in {**model, **self._commands}.items():
-                fds = (listener.fileno(),) if name == "api" else ()
+                fds = (listener.fileno(),) if _is_api(name) else ()
                 self._ends[name] = _End(argv, self._environment(name, fds), fds, self._output)
                 keepers.create_task(self._keep(name, self._ends[name]))
             self._stack = stack.pop_all()
@@ -226,13 +235,16 @@ class Supervisor:
         if fds:
             environment["STREAMSPOOL_LISTEN_FD"] = str(fds[0])
         environment.pop("REDIS_URL" + FILE, None)
+        environment.pop(SILENT, None)
+        if name != _FIRST_WORKER:  # they have the same settings, and that one also knows which providers are on
+            environment[SILENT] = "1"
         if self._valkey is not None:
             environment["REDIS_URL"] = self._valkey.url
         elif settings.redis_url is not None:
             environment["REDIS_URL"] = settings.redis_url.get_secret_value()
         if self._model is not None:
             environment.update(self._model.environment)
-        workers = [other for other in self._commands if other != "api"]
+        workers = [other for other in self._commands if not _is_api(other)]
         if settings.worker_metrics_port and name in workers:
             # One port cannot serve several workers: they take consecutive ones.
             nth = workers.index(name)

@@ -7,6 +7,7 @@ name a bucket's credentials.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 
 from dotenv import dotenv_values
@@ -68,6 +69,19 @@ class _Variables(Mapping[str, str]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+_SERVICE = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_LINK = re.compile(r"(tcp|udp|sctp)://")
+
+
+def is_service_link(name: str, value: str | None) -> bool:
+    """Whether Kubernetes, or Docker's old links, set this variable, in upper case, because of a service's name.
+
+    A service called `streamspool` gives every container of its namespace STREAMSPOOL_PORT=tcp://10.0.0.7:8000, and one
+    called `streamspool-worker-metrics` a name that is one of our settings (kubernetes.io, "Accessing the Service").
+    """
+    return bool(_SERVICE.fullmatch(name) or (name.endswith("_PORT") and value and _LINK.match(value)))
 
 
 def from_file(name: str, path: str, value: str | None) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -24,11 +25,12 @@ from pydantic_settings import (
 )
 
 from shared.config import redis_url
-from shared.config.environ import FILE, SettingsInvalid, bucket_options, from_file
+from shared.config.environ import FILE, SettingsInvalid, bucket_options, environment, from_file, is_service_link
 from shared.config.kinds import Allowed, Origins, Prefix, Proxies, RootPath, Words
 from shared.config.providers import ProviderConfig, check_models, check_names, check_patterns
 from shared.config.tenants import EVERY_TENANT, check_keys, parse_by_tenant, parse_keys, webhook_keys
-from shared.lib import egress
+from shared.lib import egress, proxies
+from shared.lib.words import did_you_mean
 
 PREFIX = "streamspool"
 """What keys begin with unless STREAMSPOOL_PREFIX says otherwise."""
@@ -37,7 +39,7 @@ MAX_TOKENS_PER_S = 10_000
 """Above this no reader could tell a paced stream from another."""
 
 DEFAULT_CONFIG = "streamspool.toml"
-_PLAIN = ("HOST", "PORT", "LOG_LEVEL")
+PLAIN = ("HOST", "PORT", "LOG_LEVEL")
 """Have no NAME_FILE: nothing about them is secret, and as names of files they may be in use for something else."""
 
 
@@ -49,10 +51,16 @@ def load_settings(**given: object) -> Settings:
         return settings
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False, include_context=False)
-        lines = [f"{_path(item['loc'])}: {item['msg'].removeprefix('Value error, ')}" for item in wrong]
+        lines = [f"{_path(item['loc'])}: {_reason(item)}" for item in wrong]
     except (SettingsError, OSError, ValueError) as error:  # ValueError: streamspool.toml is not TOML, or ours
         lines = [str(error)]
     raise SettingsInvalid("\n".join(lines))
+
+
+def _reason(item: ErrorDetails) -> str:
+    if item["type"] == "extra_forbidden":
+        return f"is no setting of a provider{did_you_mean(str(item['loc'][-1]), list(ProviderConfig.model_fields))}"
+    return item["msg"].removeprefix("Value error, ")
 
 
 def _path(location: tuple[int | str, ...]) -> str:
@@ -116,9 +124,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", validation_alias="LOG_LEVEL", description="debug, info, warning or error"
     )
-    api_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
+    api_keys: Annotated[dict[str, list[SecretStr]], NoDecode] = Field(
         default_factory=dict,
-        description="bearer keys as `tenant:key,tenant:key`; none: loopback only, one tenant called `local`",
+        description="bearer keys as `tenant:key,tenant:key`; a tenant may be named several times, each time with another "
+        "key; none: loopback only, one tenant called `local`",
     )
     data_dir: Path = Field(
         default_factory=default_data_dir, description="files of the embedded Valkey, and uploaded ones"
@@ -216,6 +225,11 @@ class Settings(BaseSettings):
     send_timeout_s: float = Field(
         30, gt=0, description="a viewer that takes no bytes for this long is dropped; it can resume"
     )
+    upstream_proxy: Literal["environment", "none"] = Field(
+        "environment",
+        description="`environment`: providers are asked through HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, but for NO_PROXY and "
+        "this machine; `none`: directly. Webhooks and files never are",
+    )
     upstream_connect_s: float = Field(10, gt=0, description="connecting to a provider")
     upstream_first_s: float = Field(120, gt=0, description="from the request to the provider's first data event")
     upstream_idle_s: float = Field(60, gt=0, description="between two data events; comments do not count")
@@ -273,7 +287,8 @@ class Settings(BaseSettings):
         toml = TomlConfigSettingsSource(settings_cls, Path(named or DEFAULT_CONFIG))
         for source in (env_settings, dotenv_settings):
             assert isinstance(source, EnvSettingsSource)
-            source.env_vars = {**source.env_vars, **cls._files(source.env_vars)}
+            meant = {name: text for name, text in source.env_vars.items() if not is_service_link(name.upper(), text)}
+            source.env_vars = {**meant, **cls._files(source.env_vars)}
         return init_settings, env_settings, dotenv_settings, toml
 
     @classmethod
@@ -282,7 +297,7 @@ class Settings(BaseSettings):
         return {
             name.lower(): from_file(name, path, found.get(name.lower()))
             for name in map(variable, cls.model_fields)
-            if name not in _PLAIN and (path := found.get(f"{name}{FILE}".lower()))
+            if name not in PLAIN and (path := found.get(f"{name}{FILE}".lower()))
         }
 
     models: dict[str, list[str]] = Field(
@@ -335,7 +350,11 @@ class Settings(BaseSettings):
     @field_validator("api_keys", mode="before")
     @classmethod
     def _parse_keys(cls, value: object) -> object:
-        return parse_keys(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return parse_keys(value)
+        if not isinstance(value, Mapping):
+            return value
+        return {tenant: keys if isinstance(keys, list | tuple) else [keys] for tenant, keys in value.items()}
 
     @field_validator("max_tokens_per_s", "webhook_secret", mode="before")
     @classmethod
@@ -349,7 +368,7 @@ class Settings(BaseSettings):
 
     @field_validator("api_keys")
     @classmethod
-    def _check_tenants(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    def _check_tenants(cls, value: dict[str, list[SecretStr]]) -> dict[str, list[SecretStr]]:
         check_keys(value)
         return value
 
@@ -382,6 +401,11 @@ class Settings(BaseSettings):
     def pace(self, tenant: str) -> float | None:
         """Tokens a second that a tenant's streams are shown at unless a request says otherwise; None for no limit."""
         return self.max_tokens_per_s.get(tenant, self.max_tokens_per_s.get(EVERY_TENANT))
+
+    @property
+    def upstream_proxies(self) -> proxies.Proxies:
+        """Through which proxies providers are asked. Raises SettingsInvalid."""
+        return proxies.from_environment(environment()) if self.upstream_proxy == "environment" else proxies.NO_PROXIES
 
     @property
     def files_location(self) -> str:

@@ -10,7 +10,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import SecretStr
 
@@ -22,41 +22,50 @@ _UNSENDABLE = re.compile(r"[\s\x00-\x1f\x7f]")
 """In a key: a file with a pair on each line, without commas, would be one key with line breaks in it."""
 
 
+def _shown(name: str) -> str:
+    """A tenant's name in a message: a line break too few may have put a secret in its place."""
+    return repr(name if len(name) <= 64 and name.isprintable() else "…")
+
+
 def _check_tenant(name: str) -> None:
     if not _TENANT.fullmatch(name):
-        shown = (
-            name if len(name) <= 64 and name.isprintable() else "…"
-        )  # a line break too few may have put a secret here
         raise ValueError(
-            f"tenant {shown!r} must be 1 to 64 letters, digits, `_`, `.` or `-`, with a comma between two pairs"
+            f"tenant {_shown(name)} must be 1 to 64 letters, digits, `_`, `.` or `-`, with a comma between two pairs"
         )
 
 
-def parse_keys(text: str) -> dict[str, str]:
-    """`tenant:key,tenant:key`."""
-    keys: dict[str, str] = {}
+def parse_keys(text: str) -> dict[str, list[str]]:
+    """`tenant:key,tenant:key`; a tenant with several keys is named several times, or has blanks between them."""
+    keys: dict[str, list[str]] = {}
     for pair in filter(None, (part.strip() for part in text.split(","))):
-        tenant, separator, key = pair.partition(":")
-        if not separator or not key:
+        tenant, separator, written = pair.partition(":")
+        first, *more = [key for key in written.split(" ") if key] if separator and written.strip() else [""]
+        if not first:
             raise ValueError("STREAMSPOOL_API_KEYS must look like `tenant:key,tenant:key`")
-        if tenant in keys:
-            raise ValueError(f"STREAMSPOOL_API_KEYS names tenant {tenant!r} twice")
-        keys[tenant] = key
+        if any(":" in key for key in more):  # or a forgotten comma would make another tenant's key one of this one's
+            raise ValueError(
+                f"STREAMSPOOL_API_KEYS has a colon behind a blank after tenant {_shown(tenant)}: between two pairs there is "
+                "a comma"
+            )
+        keys.setdefault(tenant, []).extend((first, *more))
     return keys
 
 
-def check_keys(keys: Mapping[str, SecretStr]) -> None:
-    """Each can be sent in a header, and no two tenants have the same."""
-    for tenant, key in keys.items():
+def check_keys(keys: Mapping[str, Sequence[SecretStr]]) -> None:
+    """Each can be sent in a header, and no two are the same."""
+    for tenant, own in keys.items():
         _check_tenant(tenant)
-        if _UNSENDABLE.search(key.get_secret_value()):
+        if not own:
+            raise ValueError(f"tenant {tenant!r} has no key")
+        if any(_UNSENDABLE.search(key.get_secret_value()) or not key.get_secret_value() for key in own):
             raise ValueError(
-                f"the key of tenant {tenant!r} holds white space or a control character, which no client can send; "
-                "between two pairs there is a comma, also in a file"
+                f"a key of tenant {tenant!r} is empty, or holds white space or a control character, which no client can "
+                "send; between two pairs there is a comma, also in a file"
             )
-    digests = {hashlib.sha256(key.get_secret_value().encode()).digest() for key in keys.values()}
-    if len(digests) != len(keys):
-        raise ValueError("STREAMSPOOL_API_KEYS gives two tenants the same key")
+    found = [key.get_secret_value() for own in keys.values() for key in own]
+    digests = {hashlib.sha256(key.encode()).digest() for key in found}
+    if len(digests) != len(found):
+        raise ValueError("STREAMSPOOL_API_KEYS has the same key twice")
 
 
 def parse_by_tenant(text: str, variable: str) -> dict[str, str]:

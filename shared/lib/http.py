@@ -1,8 +1,8 @@
 """The HTTP client of both ends: the only module that knows which library does it.
 
-Hidden here: httpx, of which we want the words and not the client (proxies and netrc from the environment, redirects,
-cookies), and the transport under it, which is aiohttp's: a paced chunk costs a quarter of what it does through httpx's
-own, and all that came in one packet is read at once. All other code sees a client, a response and five errors.
+Hidden here: httpx, of which we want the words and not the client (netrc from the environment, redirects, cookies), and the
+transport under it, which is aiohttp's: a paced chunk costs a quarter of what it does through httpx's own, and all that came in
+one packet is read at once. All other code sees a client, a response and a few errors.
 
 A kept connection may have been closed by the server while it was idle, and that shows only when the next request goes
 out. If nothing of a response came on a connection that was used before, the request is made again at once, on a new one:
@@ -13,7 +13,9 @@ a server that has closed has read nothing. Never twice, and never once a byte of
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+from base64 import b64encode
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +29,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 
 from shared import __version__
+from shared.lib.proxies import NO_PROXIES, Proxies, Proxy
 from shared.lib.telemetry import get_logger
 
 logger = get_logger(__name__)
@@ -42,6 +45,9 @@ TransportError = httpx.TransportError
 Timeout = httpx.TimeoutException
 ConnectTimeout = httpx.ConnectTimeout
 ConnectError = httpx.ConnectError
+ProxyError = httpx.ProxyError
+"""The proxy is away, or refuses to connect. Its text is ours and holds no address."""
+
 InvalidURL = httpx.InvalidURL
 """The URL cannot be asked at all. Not a TransportError."""
 
@@ -51,18 +57,19 @@ _READ_AHEAD = 64 * 1024
 _HEADER_LINE = 64 * 1024
 
 
-def open_client(connect_timeout_s: float) -> Client:
+def open_client(connect_timeout_s: float, proxies: Proxies = NO_PROXIES) -> Client:
     """A client that only ever times out while connecting: how long silence may last is the caller's to say.
 
     Idle connections are kept for 30 s, since a TLS handshake costs a provider's first token 50 to 200 ms. There is no
-    limit on open ones: the number of generations is limited elsewhere.
+    limit on open ones: the number of generations is limited elsewhere. Without `proxies` nothing is asked through any,
+    whatever the environment says.
     """
-    return Client(_Transport(connect_timeout_s))
+    return Client(_Transport(connect_timeout_s, proxies))
 
 
 class Client:
     """Requests through a transport, and nothing else: no cookies (one tenant's answer must not leave one that goes out
-    with another's request), no redirects, no credentials, proxies or time-outs from elsewhere. An async context manager.
+    with another's request), no redirects, no credentials or time-outs from elsewhere. An async context manager.
 
     httpx's own client would go through each of those for every request, to find them turned off.
     """
@@ -103,8 +110,9 @@ class Client:
 class _Transport(httpx.AsyncBaseTransport):
     """aiohttp under httpx's API, in HTTP/1.1: bodies of both directions as they come."""
 
-    def __init__(self, connect_timeout_s: float) -> None:
+    def __init__(self, connect_timeout_s: float, proxies: Proxies) -> None:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
+        self._proxies = proxies
         self._keeping: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
         """Its connections are new ones, each for one request."""
@@ -120,17 +128,19 @@ class _Transport(httpx.AsyncBaseTransport):
 
     async def _ask(self, request: httpx.Request) -> aiohttp.ClientResponse:
         body = _body(request)
+        url = str(request.url)
+        proxy = self._proxies.proxy_for(url) if self._proxies.by_scheme else None
         if self._keeping is None:  # it belongs to the loop it is made in
             self._keeping = self._open(aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S))
         try:
-            return await _send(self._keeping, request, body)
+            return await _send(self._keeping, request, url, body, proxy)
         except _Stale as stale:
             if not isinstance(body, bytes | None):
                 raise stale.error from None  # what was sent of it is gone
         logger.debug("connection had been closed")
         if self._fresh is None:
             self._fresh = self._open(aiohttp.TCPConnector(limit=0, force_close=True))
-        return await _send(self._fresh, request, body)
+        return await _send(self._fresh, request, url, body, proxy)
 
     def _open(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         connector._factory = partial(_Handler, loop=asyncio.get_running_loop())  # type: ignore[assignment]
@@ -154,14 +164,28 @@ class _Transport(httpx.AsyncBaseTransport):
 
 
 async def _send(
-    session: aiohttp.ClientSession, request: httpx.Request, body: bytes | AsyncIterable[bytes] | None
+    session: aiohttp.ClientSession,
+    request: httpx.Request,
+    url: str,
+    body: bytes | AsyncIterable[bytes] | None,
+    proxy: Proxy | None,
 ) -> aiohttp.ClientResponse:
+    headers = [(name.decode("ascii"), value.decode("latin-1")) for name, value in request.headers.raw]
+    told: dict[str, str] = {}
+    if proxy and proxy.user is not None:
+        credentials = b64encode(f"{proxy.user}:{proxy.password}".encode()).decode("ascii")
+        if request.url.scheme == "https":
+            told["authorization"] = f"Basic {credentials}"  # of the CONNECT, where aiohttp makes it the proxy's
+        else:
+            headers.append(("proxy-authorization", f"Basic {credentials}"))
     return await session.request(
         request.method,
-        yarl.URL(str(request.url), encoded=True),
-        headers=[(name.decode("ascii"), value.decode("latin-1")) for name, value in request.headers.raw],
+        yarl.URL(url, encoded=True),
+        headers=headers,
         data=body,
         allow_redirects=False,
+        proxy=proxy.url if proxy else None,
+        proxy_headers=told or None,
     )
 
 
@@ -258,6 +282,10 @@ def _errors() -> Iterator[None]:
         yield
     except (aiohttp.ConnectionTimeoutError, aiohttp.ServerTimeoutError) as error:
         raise httpx.ConnectTimeout(str(error)) from error
+    except aiohttp.ClientHttpProxyError as error:
+        raise ProxyError(f"the proxy refuses with HTTP {error.status}") from error
+    except aiohttp.ClientProxyConnectionError as error:
+        raise ProxyError(f"the proxy cannot be reached ({reason(error.os_error)})") from error
     except aiohttp.ClientConnectorError as error:
         raise httpx.ConnectError(str(error)) from error
     except aiohttp.InvalidURL:
@@ -266,6 +294,29 @@ def _errors() -> Iterator[None]:
         raise httpx.RemoteProtocolError(str(error)) from error
     except (aiohttp.ClientError, asyncio.IncompleteReadError, OSError) as error:
         raise httpx.ReadError(str(error)) from error
+
+
+def reason(error: BaseException) -> str:
+    """Why there was no connection, in a few words without an address; the error's name where nothing better is known."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, ProxyError):
+            return str(link)
+        if isinstance(link, TimeoutError | httpx.TimeoutException):
+            return "no answer in time"
+        if isinstance(link, socket.gaierror | aiohttp.ClientConnectorDNSError):
+            return "the name is not known here"
+        if isinstance(link, aiohttp.ClientConnectorCertificateError):
+            why = getattr(link.certificate_error, "verify_message", "")
+            return f"its certificate is not accepted ({why})" if why else "its certificate is not accepted"
+        if isinstance(link, ssl.SSLError):
+            return "it does not speak TLS as expected"
+        if isinstance(link, ConnectionRefusedError):
+            return "connection refused"
+        if isinstance(link, OSError) and link.strerror and not isinstance(link, aiohttp.ClientError):
+            return link.strerror.lower()
+        link = link.__cause__ or link.__context__
+    return type(error).__name__
 
 
 def public_tls() -> ssl.SSLContext:

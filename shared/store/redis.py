@@ -12,6 +12,7 @@ for that server; those in use are closed when they come back, and send nothing m
 from __future__ import annotations
 
 from redis.exceptions import (
+    NoPermissionError,
     OutOfMemoryError,
     RedisError,
     ResponseError,
@@ -29,6 +30,7 @@ from shared.store.outage import UNREACHABLE, WrongServer, is_wrong_server, log_r
 __all__ = [
     "UNREACHABLE",
     "ArqRedis",
+    "NoPermissionError",
     "OutOfMemoryError",
     "RedisError",
     "ResponseError",

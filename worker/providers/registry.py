@@ -8,7 +8,7 @@ else. A new wire format is a file in formats/ and a row in shared/config/formats
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -242,11 +242,12 @@ FAKE = Provider(name="fake", kind="fake", base_url="", models=("echo", "lorem"))
 """Always on, needs no key and no network: see providers/fake.py."""
 
 
-def load_providers(settings: Settings, environ: Mapping[str, str]) -> dict[str, Provider]:
+def load_providers(settings: Settings, environ: Mapping[str, str], *, off: Collection[str] = ()) -> dict[str, Provider]:
     """Every provider that is switched on, by name: the vendors, then `[providers.NAME]` over them, then `fake`.
 
     A table in the toml replaces a vendor of that name, but for what it accepts: its key is sent to the table's URL only if
-    the table names the key's variable. Raises ValueError listing everything that is wrong, one line each, by variable name.
+    the table names the key's variable. Tables named in `off` are left out, and with them the vendors they replace. Raises
+    ValueError listing everything that is wrong, one line each, by variable name.
     """
     found: dict[str, Provider] = {}
     problems: list[str] = []
@@ -260,6 +261,8 @@ def load_providers(settings: Settings, environ: Mapping[str, str]) -> dict[str, 
                 if provider is not None:
                     found[vendor.name] = provider
     for name, table in settings.providers.items():
+        if name in off:
+            continue
         try:
             found[name] = _from_table(name, table, environ)
         except ValueError as problem:

@@ -42,7 +42,7 @@ class Upstream:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client = http.open_client(settings.upstream_connect_s)
+        self._client = http.open_client(settings.upstream_connect_s, settings.upstream_proxies)
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()

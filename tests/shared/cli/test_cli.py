@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,7 +26,7 @@ from shared.cli.client import Event
 from shared.cli.screen import Screen
 
 ROOT = Path(__file__).parents[3]
-WAIT_S = 30
+WAIT_S = 120
 ID = "chatcmpl-" + "0" * 32
 STATE = {
     "id": ID,
@@ -90,6 +91,8 @@ class StandIn:
                 for part in parts:
                     if part is Ellipsis:
                         outer.hold.wait(WAIT_S)
+                    elif isinstance(part, float):  # the pace of what is said
+                        time.sleep(part)
                     else:
                         self.wfile.write(part)
                         self.wfile.flush()
@@ -234,8 +237,13 @@ def test_secrets_in_files_are_no_more_shown_than_others(tmp_path: Path) -> None:
     assert "REDIS_URL=redis://db:6379/0" in done.stdout.splitlines()
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        examined = run("doctor", PORT=str(unused.getsockname()[1]), OPENAI_API_KEY_FILE=files["OPENAI_API_KEY_FILE"])
-    assert "OPENAI_API_KEY …last" in examined.stdout
+        examined = run(
+            "doctor",
+            PORT=str(unused.getsockname()[1]),
+            OPENAI_API_KEY_FILE=files["OPENAI_API_KEY_FILE"],
+            OPENAI_BASE_URL="http://127.0.0.1:1/v1",
+        )
+    assert "provider openai: http://127.0.0.1:1/v1 (key …last)" in examined.stdout
     assert "hush" not in done.stdout + done.stderr + examined.stdout + examined.stderr
     missing = run("doctor", OPENAI_API_KEY_FILE=str(tmp_path / "missing"))
     assert "OPENAI_API_KEY_FILE names a file that cannot be read" in missing.stdout
@@ -424,18 +432,80 @@ def test_refusals_are_shown_as_the_server_words_them(stand_in: Callable[..., Sta
 
 
 def test_doctor_before_the_first_start_and_with_a_running_api(stand_in: Callable[..., StandIn]) -> None:
+    provider = stand_in({"GET /v1/models": [(200, {"data": [{"id": "gpt"}]})]})
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = str(unused.getsockname()[1])
-    done = run("doctor", PORT=port, OPENAI_API_KEY="sk-" + "x" * 40 + "last")
+    done = run("doctor", PORT=port, OPENAI_API_KEY="sk-" + "x" * 40 + "last", OPENAI_BASE_URL=f"{provider.url}/v1")
     assert done.returncode == 0, done.stdout
-    assert "OPENAI_API_KEY …last" in done.stdout
+    assert f"ok   provider openai: {provider.url}/v1 (key …last) answers in" in done.stdout
     assert "xxx" not in done.stdout
-    catalogue = (200, {"data": [{"id": "fake/echo", "owned_by": "fake"}]})
-    ready = stand_in(
-        {"GET /readyz": [(200, {"status": "ok", "checks": {"redis": "ok"}})], "GET /v1/models": [catalogue]}
-    )
-    assert run("doctor", "--url", ready.url).returncode == 0
+    ((asked, headers, _),) = provider.asked
+    assert asked == "GET /v1/models"
+    assert headers["authorization"].endswith("last")
+
+
+PROXIED: dict[str, list[Any]] = {
+    "GET /readyz": [(200, {"status": "ok", "checks": {"redis": "ok"}})],
+    "GET /v1/models": [(200, {"data": [{"id": "fake/echo", "owned_by": "fake"}]})],
+}
+
+
+@pytest.mark.parametrize(("kept_back", "ok"), [(False, True), (True, False)])
+def test_doctor_sees_whether_what_stands_in_front_keeps_streams_back(
+    stand_in: Callable[..., StandIn], kept_back: bool, ok: bool
+) -> None:
+    words = [chunk(f"1-{number}", content="so ") for number in range(1, 4)]
+    stream = [0.3, b"".join(words), DONE] if kept_back else [words[0], 0.3, *words[1:], DONE]
+    refusal = (413 if kept_back else 400, {"error": {"message": "no"}})
+    api = stand_in({**PROXIED, "POST /v1/chat/completions": [stream, refusal]})
+    done = run("doctor", "--json", "--url", api.url)
+    found = [finding for finding in json.loads(done.stdout) if finding["what"] == "way to the API"]
+    assert [finding["ok"] for finding in found if "stream" in finding["found"]] == [ok]
+    assert [finding["ok"] for finding in found if "1.2 MB" in finding["found"]] == [ok]
+    assert done.returncode == (0 if ok else 1)
+
+
+def test_doctor_names_an_address_that_only_redirects(stand_in: Callable[..., StandIn]) -> None:
+    api = stand_in({**PROXIED, "GET /readyz": [PROXIED["GET /readyz"][0], (301, None)]})
+    assert "FAIL way to the API: redirects to elsewhere" in run("doctor", "--url", api.url).stdout
+
+
+FORGOTTEN = """
+top = 1
+[providers.lab]
+base_url = "http://127.0.0.1:1/v1"
+api_key_env = "LAB_KEY"
+[providers.home]
+base_url = "http://127.0.0.1:1/v1"
+[models]
+smart = ["lab/a", "home/b", "hoome/c"]
+"""
+SAID = (
+    "streamspool.toml: 'top' is no setting and does nothing",
+    "[providers.lab] takes its key from LAB_KEY, which is not set: the provider is off",
+    "[models] smart: provider lab is off; home/b will answer",
+    "[models] smart: there is no provider hoome; did you mean home?; home/b will answer",
+)
+
+
+def test_config_and_doctor_say_what_does_nothing(tmp_path: Path) -> None:
+    (tmp_path / "streamspool.toml").write_text(FORGOTTEN)
+    done = run("config")
+    assert (done.returncode, done.stderr.splitlines()) == (0, list(SAID))
+    assert json.loads(run("config", "--json").stdout)["PORT"] == "8000"
+    examined = run("doctor").stdout
+    for line in SAID:
+        assert line in examined
+    assert "FAIL provider home: http://127.0.0.1:1/v1 no connection: connection refused" in examined
+
+
+def test_where_nothing_can_work_config_says_so_with_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "streamspool.toml").write_text('[models]\nsmart = "opnai/gpt-5"\n')
+    done = run("config")
+    assert done.returncode == 2
+    assert "did you mean openai?" in done.stderr
+    assert "No provider is on" in done.stderr
 
 
 def test_doctor_fails_with_advice(stand_in: Callable[..., StandIn]) -> None:
@@ -446,7 +516,7 @@ def test_doctor_fails_with_advice(stand_in: Callable[..., StandIn]) -> None:
         done = run("doctor", "--url", api.url, REDIS_URL=f"redis://:hush@127.0.0.1:{unused.getsockname()[1]}/0")
     assert done.returncode == 1
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
-    assert len(failed) == 2
+    assert len(failed) == 2, done.stdout
     assert "correct REDIS_URL" in failed[0]
     assert "streamspool worker" in failed[1]
     assert "hush" not in done.stdout

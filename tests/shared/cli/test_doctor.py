@@ -8,15 +8,17 @@ import pytest
 
 from shared.cli import doctor
 from shared.cli.client import Client
+from shared.cli.doctor_redis import examine_redis
 from shared.cli.embedded import CannotStart, EmbeddedValkey
+from shared.cli.findings import Finding
 from shared.config.settings import Settings
 from shared.errors import Unauthenticated
 from shared.store.redis import connect
 from tests.support.server import Server
 
 
-async def findings(url: str) -> dict[str, doctor.Finding]:
-    found = await doctor._database(Settings.model_validate({"redis_url": url}))
+async def findings(url: str) -> dict[str, Finding]:
+    found = await examine_redis(Settings.model_validate({"redis_url": url}))
     return {finding.what: finding for finding in found}
 
 
@@ -64,7 +66,7 @@ def test_no_binary(monkeypatch: pytest.MonkeyPatch) -> None:
         raise CannotStart("no binary here")
 
     monkeypatch.setattr(doctor, "find_binary", none)
-    assert doctor._binary() == doctor.Finding(False, "embedded Valkey", "no binary here")
+    assert doctor._binary() == Finding(False, "embedded Valkey", "no binary here")
 
 
 async def test_an_api_that_wants_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,3 +84,52 @@ async def test_an_api_that_wants_another_key(monkeypatch: pytest.MonkeyPatch) ->
     assert api.ok
     assert not listed.ok
     assert "STREAMSPOOL_API_KEY" in listed.found
+
+
+async def test_a_user_who_may_not_do_all_that_is_needed(tmp_path: Path) -> None:
+    """Each right that is missing is named, and nothing is left behind."""
+    rules = {
+        "whole": "on >p ~streamspool:* &streamspool:* +@all -@admin -@dangerous +info",
+        "poor": "on >p ~streamspool:* &streamspool:* +@all -xadd -zadd -subscribe",
+        "elsewhere": "on >p ~other:* &other:* +@all",
+    }
+    with Server(tmp_path / "server") as server:
+        admin = connect(server.url, max_connections=1)
+        try:
+            for name, rule in rules.items():
+                await admin.execute_command("ACL", "SETUSER", name, *rule.split())
+            found = {name: await findings(server.url.replace("//", f"//{name}:p@")) for name in rules}
+            assert await admin.keys("*") == []
+        finally:
+            await admin.aclose(close_connection_pool=True)
+    assert found["whole"]["Redis rights"].ok is None
+    assert "CONFIG" in found["whole"]["Redis rights"].found
+    assert found["poor"]["Redis rights"].ok is False
+    assert "lacks XADD ZADD SUBSCRIBE." in found["poor"]["Redis rights"].found
+    assert found["elsewhere"]["Redis rights"].ok is False
+    assert "on keys and channels `streamspool:*`" in found["elsewhere"]["Redis rights"].found
+
+
+async def test_a_server_without_a_limit_of_memory_and_without_a_file(tmp_path: Path) -> None:
+    with Server(tmp_path / "server") as server:
+        found = await findings(server.url)
+        assert (found["Redis memory"].ok, found["Redis persistence"].ok, found["clock"].ok) == (None, None, True)
+        client = connect(server.url, max_connections=1)
+        try:
+            await client.config_set("maxmemory", "1000000")
+        finally:
+            await client.aclose(close_connection_pool=True)
+        full = await findings(server.url)
+    assert full["Redis memory"].ok is False
+    assert "full" in full["Redis memory"].found
+
+
+async def test_files_are_written_read_and_removed(tmp_path: Path) -> None:
+    place = tmp_path / "files"
+    place.mkdir()
+    settings = Settings(_env_file=None, files_url=place.as_uri())
+    assert (await doctor._files(settings)).ok
+    assert [path for path in place.rglob("*") if path.is_file()] == []
+    missing = Settings(_env_file=None, files_url=(tmp_path / "later").as_uri())
+    assert "is made with the first file" in (await doctor._files(missing)).found
+    assert not (tmp_path / "later").exists()

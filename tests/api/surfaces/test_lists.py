@@ -1,0 +1,113 @@
+"""What happened to a request: its times, its body, its log lines, and finding it again among many."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+
+from tests.support.stack import Stack, wait_until
+from tests.support.wire import Client, refused
+
+TIMINGS = ("queued_ms", "first_chunk_ms", "generation_ms", "total_ms")
+
+
+def made(client: Client, model: str = "fake/echo", **fields: Any) -> str:
+    return str(client.stream(model, **fields).headers["x-stream-id"])
+
+
+def found(client: Client, **query: Any) -> list[str]:
+    response = client.get("/v1/streams", params=query)
+    assert response.status_code == 200, response.text
+    return [state["id"] for state in response.json()["data"]]
+
+
+def test_where_the_time_went_and_what_was_said(client: Client) -> None:
+    state = client.state(made(client, "fake/lorem?tokens=3"))
+    timings = state["timings"]
+    assert tuple(timings) == TIMINGS
+    assert all(isinstance(value, int) and value >= 0 for value in timings.values())
+    assert timings["first_chunk_ms"] <= timings["generation_ms"] <= timings["total_ms"]
+    assert state["served_by"] == "fake/lorem?tokens=3"
+    assert state["chunks"] == int(state["position"].partition("-")[2])
+
+
+def test_a_refusal_has_the_status_it_was_answered_with(client: Client) -> None:
+    state = client.state(made(client, "fake/echo?error=429"))
+    assert state["error"]["status"] == 429
+    assert state["timings"]["first_chunk_ms"] is None
+
+
+def test_the_request_can_be_read_back_byte_for_byte_by_its_tenant(client: Client) -> None:
+    body = b'{"model": "fake/echo",  "messages": [{"role": "user", "content": "\xc3\xa4"}], "x_own": 1.50}'
+    sent = client.send(body)
+    response = client.get(f"/v1/streams/{sent.headers['x-stream-id']}/request")
+    assert (response.status_code, response.content) == (200, body)
+    assert response.headers["content-type"] == "application/json"
+    refused(client.get(f"/v1/streams/chatcmpl-{'0' * 32}/request"), 404, "not_found")
+
+
+def test_another_tenant_cannot_read_it(alice: Client, bob: Client) -> None:
+    path = f"/v1/streams/{made(alice)}/request"
+    assert alice.get(path).status_code == 200
+    refused(bob.get(path), 404, "not_found")
+
+
+def test_each_filter_finds_what_it_names(client: Client) -> None:
+    mark = {"metadata[mark]": (token := uuid.uuid4().hex)}
+    metadata = {"mark": token}
+    good = made(client, metadata=metadata, session_id=f"s-{token}")
+    cut = made(client, "fake/lorem?cut=1", metadata={**metadata, "kind": "cut"})
+    away = made(client, "fake/lorem?error=503", metadata=metadata)
+    created = client.state(good)["created_at"]
+    assert found(client, **mark) == [away, cut, good]
+    assert found(client, **mark, order="asc") == [good, cut, away]
+    assert found(client, **mark, status="failed") == [away, cut]
+    assert found(client, **mark, status="failed,completed") == [away, cut, good]
+    assert found(client, **mark, model="fake/echo") == [good]
+    assert found(client, **mark, model="fake/lorem*") == [away, cut]
+    assert found(client, **mark, provider="fake") == [away, cut, good]
+    assert found(client, **mark, provider="openai") == []
+    assert found(client, **mark, error="upstream_incomplete") == [cut]
+    assert found(client, **mark, session_id=f"s-{token}") == [good]
+    assert found(client, **mark, **{"metadata[kind]": "cut"}) == [cut]
+    assert found(client, **mark, batch_id="batch_none") == []
+    assert found(client, **mark, since=str(created)) == [away, cut, good]
+    assert found(client, **mark, until=str(created)) == []
+    assert found(client, **mark, since="2020-01-01", until="2021-01-01T00:00:00Z") == []
+    assert found(client, **mark, until="2999-01-01T00:00:00+01:00", order="asc") == [good, cut, away]
+    assert found(client, **mark, after=away, limit=1) == [cut]
+
+
+@pytest.mark.parametrize(
+    "query", ["status=done", "since=soon", "until=2026-13-01", "metadata[x=1", "order=up", "since=1e400"]
+)
+def test_a_wrong_filter_is_refused(client: Client, query: str) -> None:
+    assert client.get(f"/v1/streams?{query}").status_code == 400
+
+
+def test_one_line_says_how_a_request_ended_and_every_line_has_its_id(client: Client, stack: Stack) -> None:
+    response = client.stream("fake/echo", "canary words")
+    generation_id, request_id = response.headers["x-stream-id"], response.headers["x-request-id"]
+
+    def lines() -> list[dict[str, Any]]:
+        text = "".join(stack.log(name) for name in ("api", "worker"))
+        return [json.loads(line) for line in text.splitlines() if generation_id in line]
+
+    wait_until(lambda: any(line["event"] == "sealed" for line in lines()))
+    (sealed,) = [line for line in lines() if line["event"] == "sealed"]
+    expected = {
+        "request_id": request_id,
+        "model": "fake/echo",
+        "served_by": "fake/echo",
+        "status": "completed",
+        "error_code": None,
+        "completion_tokens": 2,
+    }
+    assert expected.items() <= sealed.items()
+    assert sealed["total_ms"] >= 0
+    assert sealed["tenant"]
+    assert {line["event"] for line in lines() if line.get("request_id") != request_id} == set()
+    assert "canary" not in json.dumps(lines())

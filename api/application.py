@@ -23,7 +23,7 @@ from api.live.client import HEAD_ONLY
 from api.live.response import LATER
 from shared.config.settings import Settings
 from shared.lib.tasks import FairTurns
-from shared.lib.telemetry import REQUESTS
+from shared.lib.telemetry import REQUESTS, begin_request
 
 _KEPT = frozenset({"type", "method", "http_version", "extensions", "route", HEAD_ONLY, REQUEST_ID})
 """What of a request's scope the server, the count of responses and a viewer still need."""
@@ -153,6 +153,7 @@ class _Named:
         self._app, self._scope, self._send, self._welcome = app, scope, send, welcome
         self._ended = False
         scope[REQUEST_ID] = f"req_{uuid.uuid4().hex}"
+        begin_request(scope[REQUEST_ID])
 
     async def __call__(self, message: Message) -> None:
         if self._ended:

@@ -53,12 +53,14 @@ def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None, ro
         "served_by": served.get("model"),
         "refused": served.get("refused", []),
         "retries": served.get("retries", 0),
+        "timings": _timings(summary),
+        "chunks": summary.position.seq if summary.attempts else 0,
         "position": str(summary.position) if summary.position > BEGIN else None,
         "usage": outcome.get("usage") if outcome else None,
         "usage_source": outcome.get("usage_source") if outcome else None,
         "characters": outcome.get("characters") if outcome else None,
         "finish_reasons": (outcome.get("finish_reasons") or []) if outcome else [],
-        "error": wire_error(error) if error else None,
+        "error": {**wire_error(error), "status": error.get("status")} if error else None,
         "sealed_by": outcome.get("by") if outcome else None,
         "metadata": header.get("metadata") or {},
         "stored": header.get("store", False),
@@ -73,3 +75,23 @@ def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None, ro
             "completion": f"{root}/v1/chat/completions/{generation_id}",
         },
     }
+
+
+def _timings(summary: Summary) -> dict[str, int | None]:
+    """In ms; null for what has not happened. Each from the start of what it is about: the wait from the request to its first
+    attempt, the first chunk and the end from the start of the attempt that counts, the whole from the request to the end."""
+    created, outcome = summary.header["created_at_ms"], summary.outcome
+    first = summary.attempts[0]["at_ms"] if summary.attempts else None
+    last = summary.attempts[-1] if summary.attempts else None
+    ended = outcome["ended_at_ms"] if outcome else None
+    return {
+        "queued_ms": _between(created, first),
+        "first_chunk_ms": _between(last["at_ms"], last.get("spoke_at_ms")) if last else None,
+        "generation_ms": _between(last["at_ms"], ended) if last else None,
+        "total_ms": _between(created, ended),
+    }
+
+
+def _between(start_ms: int, end_ms: int | None) -> int | None:
+    """Never below 0, which clocks of two machines might make it."""
+    return None if end_ms is None else max(0, end_ms - start_ms)

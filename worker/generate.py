@@ -50,6 +50,7 @@ from shared.lib.telemetry import (
     QUEUE_SECONDS,
     UPSTREAM_ERRORS,
     UPSTREAM_RETRIES,
+    begin_request,
     get_logger,
 )
 from shared.log.appender import Appender
@@ -145,6 +146,7 @@ class Generator:
         return {"worker": self._worker_id, "at_ms": now_ms(), "token": token, "reason": reason, "number": number}
 
     def _claimed(self, writer: Writer, header: Header, body: bytes, attempt: Attempt) -> Claimed:
+        begin_request(header.get("request_id"))
         ATTEMPTS.labels(attempt["reason"]).inc()
         QUEUE_SECONDS.observe(max(0, attempt["at_ms"] - header["created_at_ms"]) / 1000)
         logger.info("claimed", generation_id=writer.generation_id, attempt=writer.epoch, reason=attempt["reason"])

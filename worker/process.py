@@ -70,7 +70,7 @@ async def serve(settings: Settings) -> None:
         batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis))
         worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id)
         heartbeat = Heartbeat(redis, worker, providers, settings.models)
-        lists = await stack.enter_async_context(ModelLists())
+        lists = await stack.enter_async_context(ModelLists(settings.upstream_proxies))
         announcer = ModelAnnouncer(redis, lists, providers, settings)
         sender = await stack.enter_async_context(WebhookSender(core.webhooks, settings))
         reaper = Reaper(redis, log, core, settings, name=worker_id)

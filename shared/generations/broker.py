@@ -38,8 +38,9 @@ from shared.generations.settlement import Settlement
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.lib.tasks import BatchedLookup
-from shared.lib.telemetry import SUBMITTED, get_logger
+from shared.lib.telemetry import SUBMITTED, current_request, get_logger
 from shared.log.entry import VERSION, Entry, Kind, Position, Status
+from shared.log.listing import Span
 from shared.log.records import BatchRef, Header, SessionTerms, Summary, WebhookTarget
 from shared.log.streamlog import StreamLog
 from shared.store.availability import NO_STREAM, UncertainCreates, deadline, translate_errors
@@ -270,6 +271,7 @@ class Broker:
             "batch": None,
             "surface": "chat",
             "server": None,
+            "request_id": current_request(),
         }
 
     def _session(self, request: ChatRequest, client_history: bool) -> SessionTerms | None:
@@ -319,16 +321,22 @@ class Broker:
                 damage = problem
         return found, damage
 
-    async def newest(self, caller: Caller, after: str | None = None) -> AsyncIterator[Summary]:
-        """The tenant's generations, newest first. Raises NotFound if `after` is not one of them."""
+    def listed(
+        self, caller: Caller, after: str | None = None, *, newest_first: bool = True, span_ms: Span = (None, None)
+    ) -> AsyncIterator[Summary]:
+        """The tenant's generations by their age, created within the span. Raises NotFound if `after` is not one of them."""
+        unknown = NotFound("`after` must be the id of a stream in this list.")
+        return self._listed(caller, after, unknown, newest_first=newest_first, span_ms=span_ms)
+
+    async def _listed(self, caller: Caller, after: str | None, unknown: NotFound, **how: Any) -> AsyncIterator[Summary]:
         if after is not None and not _ID.fullmatch(after):
-            raise NotFound("`after` must be the id of a stream in this list.")
+            raise unknown
         with translate_errors():
             try:
-                async for summary in self.log.listed(caller.tenant, after):
+                async for summary in self.log.listed(caller.tenant, after, **how):
                     yield summary
             except Gone:
-                raise NotFound("`after` must be the id of a stream in this list.") from None
+                raise unknown from None
 
     async def cancel(self, generation_id: str, caller: Caller) -> Summary:
         """Ends a generation, keeping what it said so far; one that has said all there is stays the answer it is."""
@@ -341,10 +349,8 @@ class Broker:
         return summary
 
     async def give_up(self, generation_id: str, error: StoredError) -> None:
-        """Ends what no worker runs any more: as the answer it is if only the seal is missing, else with this error.
-
-        Raises Sealed, Gone, RedisError, OSError.
-        """
+        """Ends what no worker runs any more: as the answer it is if only the seal is missing, else with this error. Raises
+        Sealed, Gone, RedisError, OSError."""
         summary = (await self.log.describe([generation_id]))[0]
         if summary is None:
             raise Gone(generation_id)
@@ -367,16 +373,9 @@ class Broker:
     ) -> AsyncIterator[Summary]:
         """The tenant's answers to requests with `store`. Raises NotFound if `after` is not one of them."""
         unknown = NotFound("`after` must be the id of a stored completion.", param="after")
-        if after is not None and not _ID.fullmatch(after):
-            raise unknown
-        with translate_errors():
-            try:
-                async for summary in self.log.listed(caller.tenant, after, newest_first=newest_first, stored=True):
-                    answered = summary.status in (Status.COMPLETED, Status.INCOMPLETE)
-                    if answered and summary.header.get("surface") != "responses":
-                        yield summary
-            except Gone:
-                raise unknown from None
+        async for summary in self._listed(caller, after, unknown, newest_first=newest_first, stored=True):
+            if summary.status in (Status.COMPLETED, Status.INCOMPLETE) and summary.header.get("surface") != "responses":
+                yield summary
 
     async def replace_metadata(self, generation_id: str, caller: Caller, metadata: dict[str, str] | None) -> Summary:
         """Gives a generation other metadata; the request keeps those it came with. Raises NotFound."""
@@ -387,9 +386,13 @@ class Broker:
 
     async def request(self, generation_id: str, caller: Caller) -> tuple[Summary, dict[str, Any]]:
         """A generation's summary, and the chat request that is stored in its log. Raises NotFound."""
-        summary = await self.find(generation_id, caller)
+        return await self.find(generation_id, caller), json.loads(await self.body(generation_id, caller))
+
+    async def body(self, generation_id: str, caller: Caller) -> bytes:
+        """That request as it is stored. Raises NotFound."""
+        await self.find(generation_id, caller)
         with translate_errors(), suppress(Gone):
-            return summary, json.loads((await self.log.request(generation_id))[1])
+            return (await self.log.request(generation_id))[1]
         raise NotFound(NO_STREAM)
 
 

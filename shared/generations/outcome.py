@@ -177,14 +177,26 @@ class Outcomes:
         logger.info(
             "sealed",
             generation_id=generation_id,
+            request_id=header.get("request_id"),
+            tenant=header["owner"],
+            model=header["model"],
+            served_by=outcome.get("served", {}).get("model"),
             status=str(outcome["status"]),
             error_code=error.get("code") if error else None,
+            error_status=error.get("status") if error else None,
+            total_ms=outcome["ended_at_ms"] - header["created_at_ms"],
+            **_tokens(outcome),
             **_lengths(outcome),
         )
         try:
             await self._settlement.settle_outcome(header, outcome, attempt)
         except (RedisError, OSError) as problem:
             logger.warning("settlement waits", generation_id=generation_id, **cause(problem))
+
+
+def _tokens(outcome: Outcome) -> dict[str, int | None]:
+    usage = outcome.get("usage") or {}
+    return {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
 
 
 def _lengths(outcome: Outcome) -> dict[str, int]:

@@ -99,6 +99,17 @@ def configure_logging(level: str) -> None:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 
+def begin_request(request_id: str | None) -> None:
+    """From here on every log line of this task, and of those that it starts, has this `request_id`."""
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+
+
+def current_request() -> str | None:
+    """The id of the request that this task works for, if it is known."""
+    found: str | None = structlog.contextvars.get_contextvars().get("request_id")
+    return found
+
+
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     logger: structlog.stdlib.BoundLogger = structlog.get_logger(name)
     return logger

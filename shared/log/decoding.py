@@ -95,8 +95,11 @@ def summarize(header: Raw, first: Raw, last: Raw, metadata: bytes | None) -> Sum
 
 
 def attempt(entries: Sequence[Entry]) -> Attempt:
-    """An attempt's entry, with the note of its first chunk, if that follows, as `served`."""
+    """An attempt's entry, with what stands beside its first chunk, if that follows: `served` and `spoke_at_ms`."""
     found: Attempt = json.loads(entries[0].data)
-    if note := entries[1].note if len(entries) > 1 else None:
-        found["served"] = json.loads(note)
+    if len(entries) > 1:
+        if note := entries[1].note:
+            found["served"] = json.loads(note)
+        if entries[1].at_ms is not None:
+            found["spoke_at_ms"] = entries[1].at_ms
     return found

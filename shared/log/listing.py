@@ -17,6 +17,9 @@ from shared.store.transaction import commit
 
 _INDEX_PAGE = 50
 
+Span = tuple[int | None, int | None]
+"""From a time to before another one, in ms; None: without an end."""
+
 
 class LogListing(LogReader):
     """Listed, open and watched logs. `retention_s` is how long a sealed log is kept, `safety_s` one that is not."""
@@ -27,15 +30,24 @@ class LogListing(LogReader):
         self._safety_ms = int(safety_s * 1000)
 
     async def listed(
-        self, tenant: str, after: str | None = None, *, newest_first: bool = True, stored: bool = False
+        self,
+        tenant: str,
+        after: str | None = None,
+        *,
+        newest_first: bool = True,
+        stored: bool = False,
+        span_ms: Span = (None, None),
     ) -> AsyncIterator[Summary]:
-        """A tenant's generations by their age, all or only the stored, from just after the id `after`.
+        """A tenant's generations by their age, all or only the stored, from just after the id `after`; those created from
+        the first time of `span_ms` to before the second.
 
         Raises Gone if that one is unknown.
         """
         index, redis = self._key.stored(tenant) if stored else self._key.index(tenant), self._redis
         rank, page = (redis.zrevrank, redis.zrevrange) if newest_first else (redis.zrank, redis.zrange)
         start, last = 0, after
+        if last is None and (edge := await self._edge(index, newest_first, *span_ms)) is not None:
+            start = await rank(index, edge) or 0
         seen: set[str] = set()
         while True:
             # Those that come and go meanwhile move the ranks of the rest: look where the last one stands now.
@@ -49,9 +61,23 @@ class LogListing(LogReader):
             ids = [member for member in members if member not in seen]  # the last one was deleted: its page again
             seen.update(ids)
             for summary in await self.describe(ids):
-                if summary:
-                    yield summary
+                if summary is None:
+                    continue
+                before, behind = _outside(summary.header["created_at_ms"], *span_ms)
+                if behind if newest_first else before:
+                    continue
+                if before if newest_first else behind:
+                    return
+                yield summary
             last = members[-1]
+
+    async def _edge(self, index: str, newest_first: bool, since_ms: int | None, until_ms: int | None) -> bytes | None:
+        """Where a list that begins inside of a time does so: at its first member from then on; None: at its start."""
+        edge = until_ms if newest_first else since_ms
+        if edge is None:
+            return None
+        found: list[bytes] = await self._redis.zrangebyscore(index, edge, "+inf", start=0, num=1)
+        return found[0] if found else None
 
     async def open_ids(self) -> list[tuple[str, int]]:
         """Generations without an outcome, oldest first, with the time they were created in ms."""
@@ -91,3 +117,8 @@ class LogListing(LogReader):
         """How long a sealed log is kept: what its request was promised, else what holds here."""
         promised_s = header.get("retention_s") if header else None
         return self._retention_ms if promised_s is None else int(promised_s * 1000)
+
+
+def _outside(created_ms: int, since_ms: int | None, until_ms: int | None) -> tuple[bool, bool]:
+    """Whether it was created before that time, and after it."""
+    return since_ms is not None and created_ms < since_ms, until_ms is not None and created_ms >= until_ms

@@ -87,6 +87,8 @@ class Header(TypedDict):
     """Through which API it was asked for; chat where it is missing."""
     server: NotRequired[str | None]
     """Which server took the request, see `shared.store.confirm`; None: not known."""
+    request_id: NotRequired[str | None]
+    """The `x-request-id` that the response to it had; for log lines."""
 
 
 class Refusal(TypedDict):
@@ -121,6 +123,8 @@ class Attempt(TypedDict):
     """From 1; where it is missing, the epoch is the number."""
     served: NotRequired[Served]
     """Not in the entry: `StreamLog.describe` adds the note of the attempt's first chunk."""
+    spoke_at_ms: NotRequired[int]
+    """Nor this: when that chunk was said."""
 
 
 class Lengths(TypedDict):

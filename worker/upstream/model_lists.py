@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from shared.errors import UpstreamError, UpstreamInvalid, UpstreamTimeout
 from shared.lib import http, json
+from shared.lib.proxies import NO_PROXIES, Proxies
 from worker.providers.errors import error_from_response, parse
 from worker.providers.model_list import Model, Question, bounded, details, models, next_page, questions, with_details
 from worker.providers.registry import Provider
@@ -29,8 +30,8 @@ _NO_LIST = (404, 405, 501)
 class ModelLists:
     """An async context manager that owns a client of its own: an answer's connections are not waited for."""
 
-    def __init__(self) -> None:
-        self._client = http.open_client(CONNECT_S)
+    def __init__(self, proxies: Proxies = NO_PROXIES) -> None:
+        self._client = http.open_client(CONNECT_S, proxies)
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from api.deps import Body, CurrentCaller, CurrentServices, CurrentViewer, Root, known_query, known_to_viewers, parsed
+from api.deps import Body, CurrentCaller, CurrentServices, CurrentViewer, KnownQuery, Root, known_to_viewers, parsed
 from api.live import cursor
 from api.live.event_stream import EventStream
 from api.paging import After, Limit, page
 from api.states import states, stream_headers
+from api.surfaces.streams.filters import Filters, filters, first_matching
 from api.surfaces.streams.projection import native_events
 from shared.errors import BadRequest
 from shared.features.tokens import DEFAULT_S, LONGEST_S
-from shared.log.entry import Status
 
 _VARY = {"vary": "accept"}
 
@@ -38,30 +38,29 @@ _TOKEN_BODY = {
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 
 
-@router.get("", dependencies=[known_query])
+@router.get("", dependencies=[Depends(KnownQuery("metadata"))])
 async def list_streams(
     services: CurrentServices,
     caller: CurrentCaller,
     root: Root,
+    wanted: Annotated[Filters, Depends(filters)],
     limit: Limit = 20,
     after: After = None,
-    status: Status | None = None,
-    model: str | None = None,
-    session_id: str | None = None,
 ) -> dict[str, Any]:
-    """The caller's generations, newest first."""
-    found = []
-    async for summary in services.broker.newest(caller, after):
-        header = summary.header
-        if (
-            (status is None or summary.status == status)
-            and (model is None or header["model"] == model)
-            and (session_id is None or header.get("session_id") == session_id)
-        ):
-            found.append(summary)
-            if len(found) > limit:
-                break
-    return page(await states(services, found, root), limit)
+    """The caller's generations, newest first. A page that is not full and has more goes on after its `last_id`."""
+    span = (wanted.since_ms, wanted.until_ms)
+    listed = services.broker.listed(caller, after, newest_first=wanted.order == "desc", span_ms=span)
+    found, stopped_at = await first_matching(listed, wanted, limit)
+    shown = page(await states(services, found, root), limit)
+    if stopped_at is not None and not shown["has_more"]:
+        shown.update(last_id=stopped_at.header["id"], has_more=True)
+    return shown
+
+
+@router.get("/{generation_id}/request")
+async def sent(services: CurrentServices, caller: CurrentCaller, generation_id: str) -> Response:
+    """The body of the request, byte for byte as it was sent; of another API, the chat request that was made of it."""
+    return Response(await services.broker.body(generation_id, caller), media_type="application/json")
 
 
 @router.get("/{generation_id}", response_model=None, dependencies=[known_to_viewers])

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.stack import Stack, wait_until
-from tests.support.wire import Client, refused
+from tests.harness.processes import Stack, wait_until
+from tests.support.wire import Client, ask, refused
 
 TIMINGS = ("queued_ms", "first_chunk_ms", "generation_ms", "total_ms")
 
 
 def made(client: Client, model: str = "fake/echo", **fields: Any) -> str:
-    return str(client.stream(model, **fields).headers["x-stream-id"])
+    return str(client.post(ask(model, stream=True, **fields)).headers["x-stream-id"])
 
 
 def found(client: Client, **query: Any) -> list[str]:

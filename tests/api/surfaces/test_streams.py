@@ -76,7 +76,7 @@ def test_the_state_of_a_failed_stream(client: Client) -> None:
     generation_id = client.stream("fake/lorem?cut=2").headers["x-stream-id"]
     state = client.state(generation_id)
     assert state["status"] == "failed"
-    assert state["error"].keys() == {"message", "type", "param", "code"}
+    assert state["error"].keys() == {"message", "type", "param", "code", "status"}
     assert state["error"]["code"] == "upstream_incomplete"
 
 

@@ -98,11 +98,11 @@ async def test_somebody_elses_generation_is_not_there(broker: Broker) -> None:
         with pytest.raises(NotFound):
             await broker.find(bad, ANN)
     assert (await broker.find(generation_id, ANN)).status is Status.QUEUED
-    assert [s.header["id"] async for s in broker.newest(BOB)] == []
-    assert [s.header["id"] async for s in broker.newest(ANN)] == [generation_id]
+    assert [s.header["id"] async for s in broker.listed(BOB)] == []
+    assert [s.header["id"] async for s in broker.listed(ANN)] == [generation_id]
     for after in ("nonsense", "chatcmpl-" + "0" * 32):
         with pytest.raises(NotFound):
-            await anext(broker.newest(ANN, after))
+            await anext(broker.listed(ANN, after))
 
 
 async def test_a_cancelled_generation_keeps_what_it_said(broker: Broker, appender: Appender) -> None:
@@ -139,7 +139,7 @@ async def test_deleting_forgets(broker: Broker, redis: ArqRedis) -> None:
         await broker.find(generation_id, ANN)
     assert not await redis.exists(keys.log(generation_id))
     assert await redis.zcard(keys.open) == 0
-    assert [s async for s in broker.newest(ANN)] == []
+    assert [s async for s in broker.listed(ANN)] == []
 
 
 async def test_models_and_workers(broker: Broker, catalogue: Catalogue, redis: ArqRedis) -> None:
@@ -171,7 +171,7 @@ async def test_a_redis_that_is_away_is_unavailable(settings: Settings) -> None:
         broker.find(generation_id, ANN),
         core.catalogue.workers(),
         core.catalogue.check("a/b"),
-        anext(broker.newest(ANN)),
+        anext(broker.listed(ANN)),
     ):
         with pytest.raises(Unavailable) as error:
             await call

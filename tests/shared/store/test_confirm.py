@@ -143,7 +143,7 @@ async def test_a_replica_that_does_not_answer_is_told_as_an_outage_and_nothing_r
             await accepted(broker, background=True)
         follower.heal()
         # Withdrawn by then, and not only when the reaper comes by: it would ring for what it finds in the list.
-        found = {summary.header["id"]: summary.status async for summary in broker.newest(ANN)}
+        found = {summary.header["id"]: summary.status async for summary in broker.listed(ANN)}
         assert found.pop(generation_id) is Status.QUEUED
         assert list(found.values()) == [Status.CANCELLED]
         await broker.revoke_doubtful()

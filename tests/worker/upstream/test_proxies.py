@@ -17,7 +17,7 @@ import trustme
 
 from shared.lib import http
 from shared.lib.proxies import Proxies, from_environment
-from tests.worker.upstream.upstream_server import DONE, END, Wire, chunk, serving
+from tests.harness.upstream import DONE, END, Wire, chunk, serving
 
 pytestmark = pytest.mark.timeout(240)
 ROOT = Path(__file__).parents[3]

@@ -62,6 +62,7 @@ from shared.store.outage import is_passing
 from shared.store.redis import RedisError, log_redis_error
 from worker.normalizer import Normalizer
 from worker.providers.registry import Provider, split_model
+from worker.providers.tool_calls import ids_in
 from worker.running import RunningAttempts
 from worker.upstream.attempts import Served, Target
 from worker.upstream.client import Upstream
@@ -185,13 +186,16 @@ class Generator:
             model=header["model"],
             show_usage=header["include_usage"],
             choices=header["n"],
+            forced=_forces_one(body),
         )
         started, served = time.monotonic(), Served()
         error: StreamspoolError | None = None
         status = None
         try:
             history, asked = await self._outcomes.transcripts.messages(header, body["messages"])
-            say = partial(self._say, writer, answer, {**body, "messages": [*history, *asked]}, served)
+            messages = [*history, *asked]
+            answer.call_ids = ids_in(messages)
+            say = partial(self._say, writer, answer, {**body, "messages": messages}, served)
             if not await self.running.run(writer, header, say):
                 status = Status.CANCELLED
         except StreamspoolError as caught:
@@ -244,14 +248,23 @@ class Generator:
                 if size > limit > 0:
                     break
             else:
+                await self._tell_usage(writer, answer)
                 return
-        if answer.finished or answer.done:
-            await writer.append(answer.end())
+        whole = answer.finished or answer.done
+        await writer.append(answer.end() if whole else answer.cut_off())
+        await self._tell_usage(writer, answer)
+        if whole:
             return
-        await writer.append(answer.cut_off())
         raise UpstreamTooLong(
             f"The answer went on beyond {limit} bytes (STREAMSPOOL_MAX_ANSWER_BYTES) and was ended there."
         )
+
+    async def _tell_usage(self, writer: Writer, answer: Normalizer) -> None:
+        """Who asked for usage is told it always: where the provider gave none, our own figures, called what they are."""
+        if answer.lacks_usage:
+            told = await self._outcomes.transcripts.read(writer.generation_id, writer.epoch)
+            measured = await told.usage()
+            await writer.append(answer.measured(measured.figures, measured.source))
 
     def _targets(self, model: str) -> list[Target]:
         """Who may answer, in order: the model itself, or what `[models]` has under this name."""
@@ -350,6 +363,14 @@ def _size(chunks: list[Chunk]) -> int:
     nothing, and are as long as ever for their readers."""
     # Without max(), which costs as much again.
     return sum([n if (n := len(payload) - _COMMON_BYTES) > _LEAST_BYTES else _LEAST_BYTES for payload, _ in chunks])
+
+
+def _forces_one(body: dict[str, Any]) -> bool:
+    """Whether the request names the function that must be called."""
+    choice = body.get("tool_choice")
+    return (isinstance(choice, dict) and choice.get("type") in ("function", "custom")) or isinstance(
+        body.get("function_call"), dict
+    )
 
 
 def _lost(damage: Damaged) -> StreamLost:

@@ -2,33 +2,38 @@
 
 Hidden here: every dialect of OpenAI's chunks seen in 111 recordings of 24 providers. Out comes the one form that all
 official clients can read: the provider's own JSON objects with `id`, `object`, `created` and `model` set to ours and all
-other fields as they were, the role once per choice, choices in order, usage once and last. For example, llama.cpp begins
-with choice 1, so choice 0 is opened first. A wire format that is not OpenAI's has a translator (providers/dialect.py),
-whose objects are put into this form, too.
+other fields as they were, choices in order, one finish reason for each, last, and usage once and after that. For example,
+llama.cpp begins with choice 1, so choice 0 is opened first. What a single choice looks like is providers/choice.py's. A wire
+format that is not OpenAI's has a translator (providers/dialect.py), whose objects are put into this form, too.
+
+Nothing is handed out before the answer says something: a role alone is held, so that another provider may still be asked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from shared.chat.messages import visible_text
-from shared.errors import UpstreamIncomplete, UpstreamInvalid
+from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamInvalid
 from shared.lib import json, sse
 from shared.log.entry import Chunk
+from worker.providers import usage
+from worker.providers.choice import Choice
 from worker.providers.dialect import Dialect, Translator
-from worker.providers.errors import malformed, parse, refusal
+from worker.providers.errors import error_in, malformed, parse, refusal
 from worker.providers.formats.openai import DIALECT
+from worker.providers.tool_calls import CallIds
 
 _MAX_CHOICES = 128  # the `n` OpenAI allows; an index beyond it would only make us allocate
+_MAX_SILENT = 64  # chunks held that say nothing; some send one every second while they think
 
 _HELD_BYTES = 32 * 1024 * 1024
 _HELD_RATIO = 8
 """How much may come in other formats' events that amounts to little or nothing yet, such as the input of a hosted tool, whose
 pieces are put together first; and by how much larger than its chunks an event is to be one of them."""
-_HEAD = len("<think>")
 # Fields that are about the chunk, not in it: one without choices and with nothing but these says nothing.
 _ENVELOPE = frozenset(
-    "id object created model choices usage system_fingerprint service_tier provider obfuscation".split()
+    "id object created model choices usage system_fingerprint service_tier provider obfuscation type".split()
 )
 
 
@@ -38,16 +43,29 @@ class Normalizer:
     As long as it has handed out no chunk, `begin` makes it forget what it read: another try, or another provider.
 
     `id`, `created` (Unix seconds) and `model` are what every chunk will carry. With `show_usage` ordinary chunks carry
-    `"usage": null`, as OpenAI sends them to those who asked for usage. `choices` is the request's `n`.
+    `"usage": null`, as OpenAI sends them to those who asked for usage. `choices` is the request's `n`; with `forced` it
+    names the function to be called.
     """
 
-    def __init__(self, *, id: str, created: int, model: str, show_usage: bool, choices: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        id: str,
+        created: int,
+        model: str,
+        show_usage: bool,
+        choices: int = 1,
+        forced: bool = False,
+    ) -> None:
         self._id = id
         self._created = created
         self._model = model
         self._show_usage = show_usage
         self._expected = choices
+        self._forced = forced
         self._ended = False
+        self.call_ids: Iterable[str] = ()
+        """The ids of calls in the request, to be set before `begin`: no call of the answer gets one of them."""
         self.begin(DIALECT)
         self.content_chars = 0
         """Characters of content so far, over all choices."""
@@ -58,18 +76,33 @@ class Normalizer:
 
     def begin(self, dialect: Dialect) -> None:
         """From now on the events are an answer's in this dialect, from its first on."""
+        self._wire_format = dialect.wire_format
         self._translator: Translator | None = dialect.translator() if dialect.translator else None
-        self._choices: list[_Choice] = []
+        self._ids = CallIds(self._id, self.call_ids)
+        self._choices: list[Choice] = []
         self._usage_chunk: dict[str, Any] | None = None
+        self._said = False
+        self._silent: list[Chunk] = []
+        self._tops: dict[int, dict[str, Any]] = {}
+        self._riding: dict[str, Any] = {}
+        self._failure: UpstreamError | None = None
         self._held = 0
+        self.settled = False
+        """Every choice has its finish reason, and what stands behind that in a stream, usage alone, came: nothing but
+        [DONE] is to follow."""
         self.done = False
         """[DONE] came, or what stands for it; whatever follows it is ignored."""
         self.usage: dict[str, Any] | None = None
-        """The last usage the provider gave, as it was."""
+        """The provider's figures so far, in OpenAI's form."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether a choice has come, be it its role alone."""
+        return bool(self._choices)
 
     @property
     def finish_reasons(self) -> list[str | None]:
-        """By choice index; None where none has come yet."""
+        """By choice index; None where none has come yet, or more of the choice came after it."""
         known = [choice.finish_reason for choice in self._choices]
         return known + [None] * (self._expected - len(known))
 
@@ -80,14 +113,15 @@ class Normalizer:
 
     @property
     def finished(self) -> bool:
-        """Every choice that was asked for, and every one that came, has a finish reason."""
+        """Every choice that was asked for, and every one that came, has a finish reason, and nothing follows it so far."""
         return None not in self.finish_reasons
 
     def feed(self, event: sse.Event) -> list[Chunk]:
         """The chunks this event amounts to; none for pings, for usage alone, and for anything after [DONE].
 
         Raises UpstreamRefused for an error the provider reports, and UpstreamInvalid for what is not a JSON object in
-        UTF-8 or not shaped like a chunk: to skip it would damage the text unseen.
+        UTF-8 or not shaped like a chunk: to skip it would damage the text unseen. An error that comes with a part of the
+        answer is raised by `end()`.
         """
         data = event.data
         if self.done or event.event == "ping" or not data:
@@ -100,18 +134,28 @@ class Normalizer:
             raise refusal(value if value is not None else data.decode("utf-8", "replace"), status=502)
         if not isinstance(value, dict):
             raise UpstreamInvalid("The provider sent an event that is not a JSON object in UTF-8.")
-        if value.get("error"):
-            raise refusal(value, status=502)
+        if (error := error_in(value)) is not None:
+            value.pop("error", None)
+            return self._fail(error, self._chunks(value) if self._translator is None and value.get("choices") else [])
         if self._translator is not None:
             meanings = self._translator.feed(event.event, value)
             self.done = self._translator.done
             chunks = [chunk for meaning in meanings for chunk in self._chunks(meaning)]
             if len(data) > _HELD_RATIO * sum([len(chunk.payload) for chunk in chunks]):
                 self._hold(len(data))
-            return chunks
-        if not ("choices" in value or "usage" in value or "x_groq" in value):
-            return []
-        return self._chunks(value)
+        else:
+            chunks = self._chunks(value)
+        if self._choices and (failure := next((one.failure for one in self._choices if one.failure), None)):
+            return self._fail(failure, chunks)
+        self.chunks += len(chunks)
+        return chunks
+
+    def _fail(self, failure: UpstreamError, chunks: list[Chunk]) -> list[Chunk]:
+        if not chunks:
+            raise failure
+        self._failure, self.done = failure, True
+        self.chunks += len(chunks)
+        return chunks
 
     def _hold(self, size: int) -> None:
         self._held += size
@@ -119,51 +163,152 @@ class Normalizer:
             message = f"The provider sent more than {_HELD_BYTES} bytes that amount to nothing yet."
             raise UpstreamInvalid(message, code="upstream_chunk_too_large")
 
+    # ---- the end
+
     def end(self) -> list[Chunk]:
-        """To be called once nothing more comes: the usage chunk, if usage was seen.
+        """To be called once nothing more comes: a finish reason for each choice, then the usage chunk, if usage was seen.
 
         Raises UpstreamIncomplete if the answer had neither a finish reason for every choice nor [DONE]: an end of file
-        is no proof of an end.
+        is no proof of an end. So it does if nothing was said, without an end of OpenAI's or a figure that says otherwise.
         """
+        if self._failure is not None:
+            raise self._failure
         if not (self.done or self.finished):
             raise UpstreamIncomplete("The provider's stream ended before the answer did.")
-        if self.usage is None or self._ended:
+        if self._ended:
             return []
+        chunks = [chunk for index, choice in enumerate(self._choices) for chunk in self._unsaid(index, choice)]
+        if not self._said:
+            self._check_silence()
         self._ended = True
-        return [self._serialize({**(self._usage_chunk or {}), "choices": [], "usage": self.usage}, is_usage=True)]
+        if not self._choices:
+            self._add_choice(opened=False)
+        chunks += self._loosened()
+        for index, choice in enumerate(self._choices):
+            if delta := choice.missing():
+                chunks.append(self._serialize(self._shown([{"index": index, "delta": delta, "finish_reason": None}])))
+        for index, choice in enumerate(self._choices):
+            top = self._tops.pop(index, None) or self._shown([])
+            chunks.append(self._serialize(self._carry({**top, "choices": [choice.close(index)]})))
+        if self.usage is not None:
+            last = {**(self._usage_chunk or {}), "choices": [], "usage": self.usage}
+            chunks.append(self._serialize(last, is_usage=True))
+        self.chunks += len(chunks)
+        return chunks
 
     def cut_off(self) -> list[Chunk]:
         """Ends the answer where it is: the choices that go on get the finish reason `length`, as if the provider had a limit
         here. Then the usage chunk, if usage was seen."""
-        chunks = [
-            chunk
-            for index, reason in enumerate(self.finish_reasons)
-            if reason is None
-            for chunk in self._chunks({"choices": [{"index": index, "delta": {}, "finish_reason": "length"}]})
-        ]
-        return chunks + self.end()
+        while len(self._choices) < self._expected:
+            self._add_choice(opened=False)
+        for index, choice in enumerate(self._choices):
+            if choice.finish_reason is None:
+                choice.close(index, "length")
+        return self.end()
+
+    @property
+    def lacks_usage(self) -> bool:
+        """Whether usage was asked for and none came."""
+        return self._show_usage and self.usage is None
+
+    def measured(self, figures: dict[str, Any], source: str) -> list[Chunk]:
+        """After the end: a usage chunk with our own figures, and where they are from."""
+        self.chunks += 1
+        last = {**(self._usage_chunk or {}), "choices": [], "usage": figures, "usage_source": source}
+        return [self._serialize(last, is_usage=True)]
+
+    def _check_silence(self) -> None:
+        if word := next((choice.unknown for choice in self._choices if choice.unknown), None):
+            raise UpstreamIncomplete(f"The provider said nothing, and ended with `{word[:100]}`.")
+        if not any(choice.held for choice in self._choices) and not usage.of_output(self.usage):
+            raise UpstreamIncomplete("The provider's stream ended without an answer in it.")
+
+    def _unsaid(self, index: int, choice: Choice) -> list[Chunk]:
+        message = choice.unsaid()
+        if message is None or not any(value for key, value in message.items() if key != "role"):
+            return []
+        held, word, top = choice.held, choice.word, self._tops.pop(index, None)
+        chunks = self._chunks(self._shown([{"index": index, "delta": message}]))
+        if held is not None:
+            choice.held, choice.word, self._tops[index] = {**held, "delta": {}}, word, top or self._shown([])
+        return chunks
+
+    # ---- a chunk
 
     def _chunks(self, value: dict[str, Any]) -> list[Chunk]:
-        choices = value.get("choices") or []
+        choices = value.get("choices")
+        if not choices:
+            self._without_choices(value)
+            return []
         if not isinstance(choices, list):
             raise malformed()
-        usage = value.get("usage") or _groq_usage(value)
+        if value.get("usage") or not usage.PLACES.isdisjoint(value):
+            self._count(usage.given(value))
         if self._show_usage:
             value["usage"] = None
         else:
             value.pop("usage", None)
-        if usage and isinstance(usage, dict):
-            self.usage = usage
-            if not choices:
-                # Its other fields (llama.cpp's timings) travel with the usage they belong to, not before it: a client
-                # that did not ask for usage never meets a chunk without choices where OpenAI sends none.
-                self._usage_chunk = value
-                return []
-        if not choices and not any(value[key] for key in value.keys() - _ENVELOPE):
-            return []
         opened = self._read(choices)
-        value["choices"] = choices
+        if self._tops or self._silent or not self._said:
+            return self._sorted_out(value, choices, opened)
+        if self._riding:
+            value = self._carry(value)
         return [*opened, self._serialize(value)]
+
+    def _count(self, told: Iterable[dict[str, Any]]) -> bool:
+        """Notes usage; whether there was any."""
+        found = None
+        for found in told:
+            self.usage = usage.later(self.usage, usage.in_openais_form(found))
+        return found is not None
+
+    def _without_choices(self, value: dict[str, Any]) -> None:
+        """A client that did not ask for usage never meets a chunk without choices: OpenAI sends none, and many clients read
+        `choices[0]` unseen. Usage is for the end; what else there is (Azure's `prompt_filter_results`) rides on the next
+        chunk that has some."""
+        found = self._count(usage.given(value))
+        value.pop("usage", None)
+        if found:
+            # Its other fields (llama.cpp's timings) travel with the usage they belong to, not before it.
+            self._usage_chunk = value
+            self.settled = bool(self._choices) and self.finished
+        elif any(value[key] for key in value.keys() - _ENVELOPE) and ("choices" in value or self._translator):
+            self._hold(len(str(value)))
+            self._ride({key: field for key, field in value.items() if key not in _ENVELOPE})
+
+    def _ride(self, fields: dict[str, Any]) -> None:
+        for key, field in fields.items():
+            old = self._riding.get(key)
+            self._riding[key] = old + field if isinstance(old, list) and isinstance(field, list) else field
+
+    def _carry(self, value: dict[str, Any]) -> dict[str, Any]:
+        riding, self._riding = self._riding, {}
+        return {**riding, **value}
+
+    def _sorted_out(self, value: dict[str, Any], choices: list[Any], opened: list[Chunk]) -> list[Chunk]:
+        """The chunk less what is held: an end, until nothing follows; a beginning, until something does."""
+        ends = [choice for choice in choices if self._choices[choice["index"]].held is choice]
+        for choice in choices:
+            index = choice["index"]
+            if self._choices[index].held is None and (top := self._tops.pop(index, None)):
+                self._ride({key: field for key, field in top.items() if key not in _ENVELOPE})
+        rest = [choice for choice in choices if not any(choice is one for one in ends)]
+        for choice in ends:
+            top = self._shown([]) if rest else {**value, "choices": []}
+            if before := self._tops.get(choice["index"]):
+                top = {**before, **top}
+            self._tops[choice["index"]] = top
+        if rest:
+            opened.append(self._serialize(self._carry({**value, "choices": rest})))
+        if self._said:
+            return [*self._loosened(), *opened]
+        if len(self._silent) < _MAX_SILENT + _MAX_CHOICES:
+            self._silent += opened
+        return []
+
+    def _loosened(self) -> list[Chunk]:
+        silent, self._silent = self._silent, []
+        return silent
 
     def _read(self, choices: list[Any]) -> list[Chunk]:
         """Brings the choices into our form, in place. Returns chunks that must come first.
@@ -183,18 +328,31 @@ class Normalizer:
             while len(self._choices) <= index:
                 if len(self._choices) < index:
                     opened.append(self._opening(len(self._choices)))
-                self._choices.append(_Choice(opened=len(self._choices) < index))
-            content, reasoning = self._choices[index].read(choice)
+                self._add_choice(opened=len(self._choices) < index)
+            known = self._choices[index]
+            content, reasoning = known.read(choice)
             self.content_chars += content
             self.reasoning_chars += reasoning
+            if known.held is not None:
+                self._tops.setdefault(index, {})
+            if known.usage:
+                self._count(known.usage)
+                known.usage = []
+            self._said = self._said or known.said
+        if self.settled:
+            self.settled = self.finished
         return opened
+
+    def _add_choice(self, *, opened: bool) -> None:
+        self._choices.append(Choice(self._ids, wire_format=self._wire_format, forced=self._forced, opened=opened))
 
     def _opening(self, index: int) -> Chunk:
         delta = {"role": "assistant", "content": ""}
-        chunk: dict[str, Any] = {"choices": [{"index": index, "delta": delta, "finish_reason": None}]}
-        if self._show_usage:
-            chunk["usage"] = None
-        return self._serialize(chunk)
+        return self._serialize(self._shown([{"index": index, "delta": delta, "finish_reason": None}]))
+
+    def _shown(self, choices: list[Any]) -> dict[str, Any]:
+        """A chunk of ours."""
+        return {"choices": choices, "usage": None} if self._show_usage else {"choices": choices}
 
     def _serialize(self, value: dict[str, Any], *, is_usage: bool = False) -> Chunk:
         value["id"] = self._id
@@ -207,92 +365,4 @@ class Normalizer:
             payload = b""
         if not payload:
             raise UpstreamInvalid("The provider sent a number or a nesting that JSON cannot carry on.")
-        self.chunks += 1
         return Chunk(payload, is_usage)
-
-
-class _Choice:
-    """What one choice has shown so far, and the corrections that follow from it."""
-
-    __slots__ = ("_opened", "_spoken", "_tools", "finish_reason", "head")
-
-    def __init__(self, *, opened: bool) -> None:
-        self._opened = opened
-        self._spoken = False
-        self._tools: dict[int, dict[str, Any]] = {}
-        self.finish_reason: str | None = None
-        self.head = ""
-        """How its content begins."""
-
-    def read(self, choice: dict[str, Any]) -> tuple[int, int]:
-        """Corrects one choice of one chunk in place. Returns the characters of content and of reasoning in it."""
-        delta = choice.get("delta")
-        if delta is None:
-            delta = choice["delta"] = {}
-        elif not isinstance(delta, dict):
-            raise malformed()
-        if (
-            len(delta) == 1
-            and self._spoken
-            and isinstance(text := delta.get("content"), str)
-            and not choice.get("finish_reason")
-        ):
-            return len(text), 0  # almost every chunk: a little more text, and nothing to correct
-        if self._opened:
-            delta.pop("role", None)
-        else:
-            self._opened = True
-            if not delta.get("role"):
-                delta["role"] = "assistant"
-        if reason := choice.get("finish_reason"):
-            self.finish_reason = str(reason)
-        if not self._spoken and isinstance(content := delta.get("content"), str):
-            self.head = (self.head + content).lstrip()[:_HEAD]
-            self._spoken = len(self.head) == _HEAD
-        if calls := delta.get("tool_calls"):
-            self._read_calls(calls)
-        content, reasoning = visible_text(delta)
-        return len(content), len(reasoning)
-
-    def _read_calls(self, calls: Any) -> None:
-        """`id`, `type` and `function.name` once per call, and an index always: clients join deltas by it."""
-        if not isinstance(calls, list):
-            raise malformed()
-        for call in calls:
-            if not isinstance(call, dict):
-                raise malformed()
-            index = call.get("index")
-            if index is None:
-                index = call["index"] = self._place(call)
-            elif type(index) is not int:
-                raise malformed()
-            function = call.get("function")
-            known = self._tools.get(index)
-            if known is None:
-                known = self._tools[index] = {}
-            else:
-                _drop_repeats(call, known, ("id", "type"))
-                if isinstance(function, dict):
-                    _drop_repeats(function, known, ("name",))
-            for source, key in ((call, "id"), (call, "type"), (function, "name")):
-                if isinstance(source, dict) and source.get(key):
-                    known.setdefault(key, source[key])
-
-    def _place(self, call: dict[str, Any]) -> int:
-        """The index of a call that has none (Gemini): a new id, or a name without an id, begins a call."""
-        if call_id := call.get("id"):
-            return next((at for at, known in self._tools.items() if known.get("id") == call_id), len(self._tools))
-        function = call.get("function")
-        begins = isinstance(function, dict) and bool(function.get("name"))
-        return len(self._tools) if begins else max(len(self._tools) - 1, 0)
-
-
-def _drop_repeats(part: dict[str, Any], known: dict[str, Any], keys: tuple[str, ...]) -> None:
-    for key in keys:
-        if key in part and (not part[key] or part[key] == known.get(key)):
-            del part[key]
-
-
-def _groq_usage(value: dict[str, Any]) -> Any:
-    groq = value.get("x_groq")
-    return groq.get("usage") if isinstance(groq, dict) else None

@@ -25,7 +25,13 @@ _ASSIGNED = frozenset(
 )
 """Fields that are sent whole, not in pieces: joining two of them would make neither."""
 
-_PLACED = ("tool_calls", "annotations", "images", *(name for row in WIRE_FORMATS.values() for name in row.lists))
+_PLACED = (
+    "tool_calls",
+    "annotations",
+    "other_annotations",
+    "images",
+    *(name for row in WIRE_FORMATS.values() for name in row.lists),
+)
 """Lists whose items have an `index` only so that deltas can be added up: in a message they are in order, without it."""
 
 _NOT_KEPT = frozenset({"choices", "object", "usage", "obfuscation"})
@@ -119,7 +125,7 @@ def _merge(old: Any, new: Any, field: str = "") -> Any:
         old, new = _parts(old), _parts(new)
     if isinstance(new, str) and isinstance(old, str | _Text):
         if field in _ASSIGNED:
-            return new
+            return new or old
         if isinstance(old, str):
             return _Text(old, new)
         old.add(new)
@@ -179,6 +185,11 @@ class Accumulator:
         self._top: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self.usage: dict[str, Any] | None = None
+
+    @property
+    def usage_source(self) -> str | None:
+        """Where the usage is from, if it is not the provider's own."""
+        return self._top.get("usage_source")
 
     def feed(self, chunk: dict[str, Any]) -> None:
         for field, value in chunk.items():

@@ -34,6 +34,11 @@ class Measured(NamedTuple):
     source: Source
 
 
+def source_of(told: str | None) -> Source | None:
+    """What a chunk says of where its figures are from; None where they are the provider's own."""
+    return "estimate" if told == "estimate" else "tokenizer" if told == "tokenizer" else None
+
+
 async def measure(
     model: str, prompt: list[dict[str, Any]], text: Texts, given: dict[str, Any] | None = None
 ) -> Measured:

@@ -25,12 +25,13 @@ from shared.store.redis import RedisError
 
 logger = get_logger(__name__)
 
-_CUT_SHORT = frozenset({"length", "content_filter"})
+_GOOD = frozenset({"stop", "tool_calls", "function_call"})
+"""The finish reasons of an answer that is whole."""
 
 
 def finished_status(reasons: list[str | None]) -> Status:
-    """What a whole answer is called, by the reasons of its choices."""
-    return Status.INCOMPLETE if _CUT_SHORT.intersection(filter(None, reasons)) else Status.COMPLETED
+    """What a whole answer is called, by the reasons of its choices. None is a choice that was asked for and never came."""
+    return Status.COMPLETED if _GOOD.issuperset(filter(None, reasons)) else Status.INCOMPLETE
 
 
 class Transcript(NamedTuple):
@@ -66,10 +67,12 @@ class Transcript(NamedTuple):
         }
 
     async def usage(self) -> usage.Measured:
-        """What it cost. The provider's own figures stand for the whole of it."""
+        """What it cost. The provider's own figures stand for the whole of it, and so do those that were shown."""
         texts = [billable_text(message, think_tags=self.think_tags) for message in self.fold.messages]
         text = Texts("".join(one.content for one in texts), "".join(one.reasoning for one in texts))
         model = self.served.get("model") or self.header["model"]
+        if self.fold.usage and (source := usage.source_of(self.fold.usage_source)):
+            return usage.Measured(self.fold.usage, source)
         return await usage.measure(model, [*self.history, *self.asked], text, self.fold.usage)
 
 

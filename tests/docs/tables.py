@@ -19,6 +19,7 @@ from shared.store import keys
 from tests.docs import coverage
 from tests.support.clients import CLIENTS, EXERCISES
 from tests.support.recordings import FOLDER
+from worker.providers import finish
 from worker.providers.accepts import FORMATS, REASONING_TEXTS, Accepts
 from worker.providers.registry import VENDORS
 
@@ -176,7 +177,28 @@ def clients() -> str:
     return _table(("Client", "Version", *EXERCISES.values()), rows)
 
 
+def finish_reasons() -> str:
+    """One row for each meaning that words of a format have."""
+    rows = []
+    for name, words in finish.FORMATS.items():
+        meanings: dict[finish.Ending, list[str]] = {}
+        for word, meaning in words.endings.items():
+            meanings.setdefault(meaning, []).append(f"`{word}`")
+        for meaning, named in meanings.items():
+            reason = f"`{meaning.reason}`" if meaning.reason else f"error {meaning.http_status}"
+            rows.append((name, ", ".join(named), f"`{meaning.status}`", reason))
+    unknown = finish.ending("openai", "a word of 2030")
+    rows.append(("all", "any other word", f"`{unknown.status}`", f"`{unknown.reason}`"))
+    return _table(("Format", "The provider's word", "Status", "`finish_reason`"), rows)
+
+
+def finish_sources() -> str:
+    return _table(("Format", "Page"), [(name, words.source) for name, words in finish.FORMATS.items()])
+
+
 TABLES = {
+    "finish": finish_reasons,
+    "finish_sources": finish_sources,
     "coverage": providers_coverage,
     "settings": settings,
     "providers": providers,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.support.recordings import Row, payloads, summary
+from tests.support.recordings import Row, in_one_form, payloads, summary
 
 _FINISH = {
     "anthropic": {"end_turn": "stop", "stop_sequence": "stop", "tool_use": "tool_calls", "max_tokens": "length"},
@@ -43,7 +43,7 @@ class Said:
 def expected(row: Row) -> dict[str, Any]:
     """`{"choices", "usage", "error"}` of a recording: INDEX.jsonl's own for the chat format, else folded here."""
     if row["format"] == "chat":
-        return dict(row["expected"])
+        return in_one_form(row["expected"])
     said = Said()
     for event in map(json.loads, payloads(row)):
         _READERS[row["format"]](said, event)
@@ -67,8 +67,8 @@ def comparable(row: Row, choices: dict[str, Any]) -> dict[str, Any]:
 
 
 def counted(row: Row, usage: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Usage without the details, which each format has its own of."""
-    if usage is None or row["format"] == "chat":
+    """The three figures that all formats have."""
+    if usage is None:
         return usage
     return {name: usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
 

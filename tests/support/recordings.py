@@ -100,6 +100,18 @@ def add_text(total: dict[str, Any], said: dict[str, Any]) -> None:
     total["refusal"] += said.get("refusal") or ""
 
 
+def in_one_form(expected: dict[str, Any]) -> dict[str, Any]:
+    """What a recording amounts to, in the house's form: an answer that is whole and gave no reason (Snowflake) did end, and
+    reasoning that xAI counts beside the answer's tokens counts within, as OpenAI has it."""
+    if expected["error"]:
+        return expected
+    choices = {index: {**choice, "finish": choice["finish"] or "stop"} for index, choice in expected["choices"].items()}
+    usage = expected["usage"]
+    if usage and usage["total_tokens"] != usage["prompt_tokens"] + usage["completion_tokens"]:
+        usage = {**usage, "completion_tokens": usage["total_tokens"] - usage["prompt_tokens"]}
+    return {**expected, "choices": choices, "usage": usage}
+
+
 def summary(choices: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A fold in the form of INDEX.jsonl."""
     return {
@@ -114,6 +126,27 @@ def summary(choices: dict[str, dict[str, Any]]) -> dict[str, Any]:
         }
         for index, choice in sorted(choices.items())
     }
+
+
+_OURS = (
+    {"id", "object", "created", "model", "usage", "usage_source", "choices", "obfuscation"},
+    {"index", "delta", "finish_reason", "native_finish_reason", "logprobs", "message"},
+    {"role", "content", "tool_calls", "annotations"},
+)
+"""Fields that the broker may set or move, of a chunk, of its choices, and of their deltas."""
+
+
+def unknown_fields(chunks: Iterable[dict[str, Any]]) -> list[dict[str, list[Any]]]:
+    """The values of all other fields, by name, in their order, each once: on top, in choices and in deltas."""
+    found: list[dict[str, list[Any]]] = [{}, {}, {}]
+    for chunk in chunks:
+        choices = chunk.get("choices") or []
+        for place, parts in enumerate(([chunk], choices, [choice.get("delta") or {} for choice in choices])):
+            for part in parts:
+                for key, value in part.items():
+                    if key not in _OURS[place] and value and value not in found[place].get(key, ()):
+                        found[place].setdefault(key, []).append(value)
+    return found
 
 
 def digest(text: str) -> str:

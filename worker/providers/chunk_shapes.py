@@ -10,10 +10,9 @@ def delta_chunk(**delta: Any) -> dict[str, Any]:
     return {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
 
 
-def finish_chunk(reason: str, native: Any, **delta: Any) -> dict[str, Any]:
-    """The chunk with the finish reason; the provider's own word stands beside it as `native_finish_reason`."""
-    choice = {"index": 0, "delta": delta, "finish_reason": reason, "native_finish_reason": native}
-    return {"choices": [choice]}
+def finish_chunk(word: str | None, **delta: Any) -> dict[str, Any]:
+    """The last chunk of the choice, with the provider's own word for the end; None where it has none."""
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": word}]}
 
 
 def logprobs(entries: list[dict[str, Any]]) -> dict[str, Any]:

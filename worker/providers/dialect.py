@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from shared.lib import sse
+from worker.providers import framing
 from worker.providers.registry import Provider
 
 
@@ -24,10 +25,12 @@ class Call(NamedTuple):
 
 
 class Decoder(Protocol):
-    """Bytes in, events out: `sse.Decoder`, or one for another framing."""
+    """Bytes in, events out: `framing.Decoder`, or one for another framing."""
 
-    refused: bool
-    """An event over the limit has come, after those that `feed` returned; feeding more raises sse.EventTooLarge."""
+    @property
+    def refused(self) -> bool:
+        """An event over the limit has come, after those that `feed` returned; feeding more raises sse.EventTooLarge."""
+        ...
 
     def feed(self, data: bytes) -> list[sse.Event]: ...
 
@@ -43,6 +46,7 @@ class Translator(Protocol):
     def feed(self, event: str, value: dict[str, Any]) -> list[dict[str, Any]]:
         """What an event means, as any number of objects shaped like OpenAI's chunks: `choices` (a list, perhaps empty),
         `usage` where one is known, and any field that has no place in OpenAI's format under its provider's own name.
+        A choice's `finish_reason` is the provider's own word (finish.py says what it means), a call needs no id.
 
         `event` is the SSE event's name (empty if it has none), `value` its data. Raises UpstreamError for an error the
         provider reports; an `error` member at the top of `value` has been dealt with before.
@@ -57,6 +61,11 @@ class Dialect:
 
     call: Callable[[Provider, dict[str, Any], str], Call]
     translator: Callable[[], Translator] | None = None
-    decoder: Callable[[int], Decoder] = sse.Decoder
-    stream_types: frozenset[str] = frozenset(("text/event-stream", "application/octet-stream", "text/plain", ""))
-    """Content types of an answer. Besides SSE's own: some send none, and some proxies call every stream one of these."""
+    decoder: Callable[[int], Decoder] = framing.Decoder
+    stream_types: frozenset[str] = frozenset(
+        ("text/event-stream", "application/octet-stream", "text/plain", "application/json", "")
+    )
+    """Content types of an answer. Besides SSE's own: some send none, some proxies call every stream one of these, and who
+    does not stream calls the whole answer JSON."""
+    wire_format: str = "openai"
+    """Its name, in shared/config/formats.py and in the table of finish.py."""

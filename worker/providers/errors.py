@@ -101,21 +101,77 @@ def error_from_response(provider: Provider, status: int, headers: Mapping[str, s
     )
 
 
+def error_in(value: dict[str, Any]) -> UpstreamRefused | None:
+    """The error that an event under status 200 tells of; None for a part of an answer, a ping, or what is not known.
+
+    OpenAI's envelope, or none: `{"object": "error", "message": …}` (older vLLM, LMDeploy, FastChat), `{"detail": …}`
+    (FastAPI), `{"code": …, "message": …}` (DashScope, Mistral), `{"errors": […]}` (Cloudflare), `{"base_resp": …}` (MiniMax).
+    """
+    if value.get("error"):
+        return refusal(value, status=502)
+    if value.get("choices") or value.get("usage") or value.get("candidates"):
+        return None
+    kinds = (value.get("object"), value.get("type"))
+    told = isinstance(value.get("message"), str) and value["message"]
+    if (
+        "error" in kinds
+        or (told and ("code" in value or "status" in value or "statusCode" in value or value.get("success") is False))
+        or (told and any(isinstance(kind, str) and kind.lower().endswith("error") for kind in kinds))
+        or (value.get("detail") and isinstance(value["detail"], str | list | dict))
+        or (value.get("errors") and isinstance(value["errors"], list))
+        or value.get("error_msg")
+        or value.get("error_message")
+        or _minimax(value).get("status_code")
+    ):
+        return refusal(value, status=502)
+    return None
+
+
+def _minimax(value: dict[str, Any]) -> dict[str, Any]:
+    inner = value.get("base_resp")
+    return inner if isinstance(inner, dict) else {}
+
+
+def _inner(value: dict[str, Any]) -> Any:
+    """The error inside its envelope."""
+    if value.get("error"):
+        return value["error"]
+    if isinstance(listed := value.get("errors"), list) and listed:
+        return listed[0]
+    return _minimax(value) or value
+
+
+def _spoken(detail: dict[str, Any]) -> Iterator[Any]:
+    """Where an error's words may stand; FastAPI lists what it finds wrong with a request."""
+    for name in ("message", "detail", "msg", "error_msg", "error_message", "status_msg"):
+        found = detail.get(name)
+        if isinstance(found, list) and found:
+            found = found[0]
+        yield found.get("msg") or found.get("message") if isinstance(found, dict) else found
+
+
 def refusal(
     value: Any, *, status: int, retry_after_s: float | None = None, provider: Provider | None = None
 ) -> UpstreamRefused:
     """`value` is OpenAI's envelope, the object inside it, one like it without envelope (Mistral, FastAPI), or text."""
-    error = (value.get("error") or value) if isinstance(value, dict) else value
+    error = _inner(value) if isinstance(value, dict) else value
     detail = error if isinstance(error, dict) else {}
-    code, kind, param = detail.get("code"), detail.get("type"), detail.get("param")
+    code = detail.get("code") or detail.get("error_code") or detail.get("statusCode")
+    kind, param = detail.get("type"), detail.get("param")
+    if kind == "error":  # what the event is, not what went wrong
+        kind = None
     if not kind and isinstance(detail.get("status"), str):  # Gemini's word for it: RESOURCE_EXHAUSTED
         kind = detail["status"]
     if status == 502:  # no word of its own from HTTP: some say it inside (Groq, OpenRouter, Anthropic)
-        told = (detail.get("status_code"), code, isinstance(kind, str) and _ANTHROPIC_STATUS.get(kind))
-        status = next((s for s in told if type(s) is int and 400 <= s < 600), status)
-    message = next(
-        (text for text in (error, detail.get("message"), detail.get("detail")) if isinstance(text, str) and text), ""
-    )
+        told = (
+            detail.get("status_code"),
+            code,
+            detail.get("status"),
+            isinstance(kind, str) and _ANTHROPIC_STATUS.get(kind),
+        )
+        numbers = (int(one) if isinstance(one, str) and one.isdecimal() and len(one) == 3 else one for one in told)
+        status = next((one for one in numbers if type(one) is int and 400 <= one < 600), status)
+    message = next((text for text in (error, *_spoken(detail)) if isinstance(text, str) and text), "")
     secret = provider.api_key if provider else None
     text = _clean(message, secret, _MAX_MESSAGE) or "the provider reported an error and did not say which."
     if status in _ABOUT_OUR_KEY:

@@ -162,9 +162,9 @@ class Attempts:
             events = await self._next(batches)
         except UpstreamError as error:
             return Step(batches, [], error)
-        if any(event.event not in _PINGS for event in events or ()):
-            self._timers.heard()
         chunks, failure = _normalize(events or [], self._normalizer)
+        if any(event.event not in _PINGS for event in events or ()):
+            self._timers.heard(begun=self._normalizer.begun)
         if failure is None and (self._normalizer.done or events is None):
             try:
                 chunks += self._normalizer.end()
@@ -173,9 +173,15 @@ class Attempts:
         return Step(None if events is None else batches, chunks, failure)
 
     async def _next(self, batches: Events) -> list[sse.Event] | None:
-        """The next batch; None once nothing more is to come. After the finish reason no failure can take that back."""
-        if self._normalizer.finished:
+        """The next batch; None once nothing more is to come. After the finish reason no failure can take that back.
+
+        More of the answer may follow a finish reason, as long after it as after anything else; after usage, which is last,
+        the wait is short.
+        """
+        if self._normalizer.settled:
             self._timers.grace()
+        else:
+            self._timers.resume()
         try:
             return await self._timers.wait(anext(batches, None))
         except UpstreamError:

@@ -4,8 +4,8 @@ Hidden here: the HTTP client and its connections, reading raw bytes (never lines
 content type means, when a stream has ended, and that closing the generator closes the connection. Which provider is asked,
 and how often, is attempts.py's; how long each wait may last is timers.py's; the meaning of an event is the normalizer's.
 
-A stream has ended when it says so: [DONE], or a finish reason for every choice. An end of file proves nothing, since a
-connection-close body that was cut looks just like one that is complete.
+A stream has ended when it says so: [DONE], or a finish reason for every choice and an end of the body behind it. An end of file
+alone proves nothing, since a connection-close body that was cut looks just like one that is complete.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamInvalid
 from shared.lib import http, json, sse
 from shared.log.entry import Chunk
 from worker.normalizer import Normalizer
-from worker.providers import fake
+from worker.providers import fake, framing
 from worker.providers.dialect import Call, Decoder, Dialect
 from worker.providers.errors import error_from_response
 from worker.providers.formats import dialect_of
@@ -65,7 +65,8 @@ class Upstream:
         """Asks the first target that begins to answer, and yields all chunks of one network read together.
 
         Never yields an empty list; the last list ends with the usage chunk, if usage was seen. Ends after [DONE], or
-        once every choice has its finish reason and the body ends or 5 s have passed. Chunks that came before an error
+        once every choice has its finish reason and the body ends, 5 s have passed after usage, or nothing came for as long as
+        nothing may come. Chunks that came before an error
         are yielded before it is raised. Close it (`contextlib.aclosing`) or cancel it to hang up on the provider at once.
 
         A refusal that may pass (429, 5xx, no connection, cut before the first chunk) is met with up to two more tries
@@ -109,7 +110,7 @@ class Upstream:
         try:
             await _check(response, provider, dialect, timers)
             decoder = dialect.decoder(self._settings.max_event_bytes)
-            async with aclosing(_decode(response, decoder, self._settings.max_event_bytes)) as batches:
+            async with aclosing(_decode(response, decoder, provider, self._settings.max_event_bytes)) as batches:
                 yield batches
         finally:
             await response.aclose()
@@ -163,7 +164,7 @@ async def _read_some(response: http.Response) -> bytes:
     return bytes(body[:_MAX_ERROR_BYTES])
 
 
-async def _decode(response: http.Response, decoder: Decoder, max_event_bytes: int) -> Events:
+async def _decode(response: http.Response, decoder: Decoder, provider: Provider, max_event_bytes: int) -> Events:
     """All events that came since the last time it was asked: the client gathers what comes while the consumer is busy,
     within bounds, and hands it out together."""
     try:
@@ -172,6 +173,8 @@ async def _decode(response: http.Response, decoder: Decoder, max_event_bytes: in
                 yield events
             if decoder.refused:
                 raise sse.EventTooLarge
+        if isinstance(decoder, framing.Decoder) and (body := decoder.other) is not None:
+            raise error_from_response(provider, response.status_code, response.headers, body)
         if events := decoder.close():
             yield events
     except sse.EventTooLarge:

@@ -1,6 +1,6 @@
 """The time limits of one answer: which of them counts now, and what it is called when it runs out.
 
-Hidden here: that there are four limits (first chunk, idle, whole generation, grace after the finish reason) and one timer.
+Hidden here: that there are four limits (first chunk, idle, whole generation, grace after the last figures) and one timer.
 For example, `begin` starts `upstream_first_timeout`; the first chunk replaces it by `upstream_idle_timeout`. Connecting has
 a limit as well, which the HTTP client keeps.
 """
@@ -17,7 +17,7 @@ from shared.lib.tasks import MovingTimeout
 
 T = TypeVar("T")
 
-_GRACE_S = 5.0  # after the finish reason: how long usage and [DONE] may take
+_GRACE_S = 5.0  # after the finish reason and usage: how long [DONE] may take
 
 
 class Timers:
@@ -44,17 +44,23 @@ class Timers:
             self._code, self._seconds = "upstream_idle_timeout", self._idle_s
             self._until = self._clock() + self._idle_s
 
-    def heard(self) -> None:
-        """A data event came that may mean nothing to the client. It is progress once the answer has begun; before that it
-        is not, because another provider may still be asked."""
-        if self._code == "upstream_idle_timeout":
+    def heard(self, *, begun: bool) -> None:
+        """A data event came that may mean nothing to the client. It is progress once the answer has `begun`, be it with its
+        role alone; before that it is not, because another provider may still be asked."""
+        if begun or self._code == "upstream_idle_timeout":
             self.progress()
 
     def grace(self) -> None:
-        """The answer is whole; starts once, and is not extended."""
+        """The answer is whole, and only its end mark is missing; starts once, and is not extended."""
         if not self._in_grace:
             self._in_grace = True
             self._until = self._clock() + _GRACE_S
+
+    def resume(self) -> None:
+        """More of the answer came after all."""
+        if self._in_grace:
+            self._in_grace = False
+            self.progress()
 
     async def wait(self, awaitable: Awaitable[T]) -> T:
         """Raises UpstreamTimeout when the current limit, or that of the whole generation, runs out first."""

@@ -59,12 +59,15 @@ def stored_message(generation_id: str, number: int, message: dict[str, Any]) -> 
 def completion(summary: Summary, fold: Accumulator) -> dict[str, Any]:
     """The `chat.completion` that an attempt's chunks amount to, finished or not.
 
-    Besides OpenAI's fields: `status`, and `error` where it ended with one.
+    Besides OpenAI's fields: `status`, `error` where it ended with one, and `usage_source` where the usage is not the
+    provider's own.
     """
     header, outcome = summary.header, summary.outcome
     answer = {**whole(header, fold), "status": summary.status}
     if outcome:
         answer["usage"] = outcome["usage"]
+        if (source := outcome.get("usage_source")) not in (None, "provider"):
+            answer["usage_source"] = source
         if error := outcome_error(outcome):
             answer["error"] = wire_error(error)
     return answer

@@ -420,7 +420,7 @@ def test_figures_are_cumulative() -> None:
         ("model_context_window_exceeded", "length"),
         ("tool_use", "tool_calls"),
         ("refusal", "content_filter"),
-        ("new_in_2030", "new_in_2030"),
+        ("new_in_2030", "length"),
     ],
 )
 def test_stop_reasons(native: str, reason: str) -> None:
@@ -485,11 +485,14 @@ def test_citations_stand_where_the_text_stands() -> None:
     place = {"type": "char_location", "document_index": 0}
     cite = [{"type": "citations_delta", "citation": citation} for citation in (page, place)]
     cited = block(1, {"type": "text", "text": "", "citations": []}, *cite, {"type": "text_delta", "text": "äb"})
-    assert choice(*text("123"), *cited, *end())["message"]["annotations"] == [
+    message = choice(*text("123"), *cited, *end())["message"]
+    assert message["annotations"] == [
         {
             "type": "url_citation",
             "url_citation": {"url": "u", "title": "t", "cited_text": "c", "start_index": 3, "end_index": 5},
         },
+    ]
+    assert message["other_annotations"] == [
         {"type": "char_location", "char_location": {"document_index": 0, "start_index": 3, "end_index": 5}},
     ]
 

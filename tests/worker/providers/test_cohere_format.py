@@ -252,7 +252,7 @@ def test_logprobs_of_a_piece() -> None:
         ("MAX_TOKENS", "length"),
         ("ERROR_LIMIT", "length"),
         ("ERROR_TOXIC", "content_filter"),
-        ("SOMETHING_NEW", "stop"),
+        ("SOMETHING_NEW", "length"),
     ],
 )
 def test_ends(native: str, finish: str) -> None:

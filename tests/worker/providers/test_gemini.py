@@ -346,8 +346,8 @@ def test_candidates_are_choices() -> None:
             (native, "content_filter")
             for native in ("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY")
         ),
-        ("OTHER", "other"),
-        ("NEW_IN_2030", "new_in_2030"),
+        *((native, "length") for native in ("OTHER", "NO_IMAGE", "IMAGE_OTHER", "FINISH_REASON_UNSPECIFIED")),
+        ("NEW_IN_2030", "length"),
     ],
 )
 def test_finish_reasons(native: str, reason: str) -> None:
@@ -400,10 +400,12 @@ def test_function_calls_come_whole() -> None:
         event({"functionCall": {"name": "g", "id": "own"}}, {"functionCall": {"name": "f", "args": {}}}, finish="STOP"),
     )
     assert told["finish_reason"] == "tool_calls"
-    assert told["message"]["tool_calls"] == [
-        {"id": "call_R_1", "type": "function", "function": {"name": "f", "arguments": '{"a":[1]}'}, **signed("s")},
+    calls = told["message"]["tool_calls"]
+    assert len({call["id"] for call in calls}) == 3
+    assert calls == [
+        {"id": calls[0]["id"], "type": "function", "function": {"name": "f", "arguments": '{"a":[1]}'}, **signed("s")},
         {"id": "own", "type": "function", "function": {"name": "g", "arguments": "{}"}},
-        {"id": "call_R_2", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+        {"id": calls[2]["id"], "type": "function", "function": {"name": "f", "arguments": "{}"}},
     ]
 
 

@@ -36,6 +36,10 @@ def feed(target: Normalizer, *values: Any) -> list[Any]:
     return [json.loads(chunk.payload) for chunk in chunks]
 
 
+def end(target: Normalizer) -> list[Any]:
+    return [json.loads(chunk.payload) for chunk in target.end()]
+
+
 def chunk(delta: Any = None, finish: str | None = None, index: int = 0, **fields: Any) -> dict[str, Any]:
     return {"id": "up", "choices": [{"index": index, "delta": delta, "finish_reason": finish}], **fields}
 
@@ -61,8 +65,8 @@ def test_chunks_keep_the_providers_object_and_its_order() -> None:
     raw = b'{"z":1,"id":"up","choices":[{"delta":{"role":"assistant","content":"a","thinking":"b"},"index":0}],"x":[]}'
     [out] = normalizer().feed(sse.Event(raw, "execute", "7"))
     assert out == Chunk(
-        b'{"z":1,"id":"chatcmpl-1","choices":[{"delta":{"role":"assistant","content":"a","thinking":"b"},"index":0}],'
-        b'"x":[],"object":"chat.completion.chunk","created":5,"model":"acme/m"}'
+        b'{"z":1,"id":"chatcmpl-1","choices":[{"delta":{"role":"assistant","content":"a","thinking":"b"},"index":0,'
+        b'"finish_reason":null}],"x":[],"object":"chat.completion.chunk","created":5,"model":"acme/m"}'
     )
 
 
@@ -91,16 +95,25 @@ def test_pings_and_empty_shells_become_nothing(event: sse.Event) -> None:
     assert normalizer().feed(event) == []
 
 
-def test_a_chunk_without_choices_but_with_something_to_say_is_kept() -> None:
-    [out] = feed(normalizer(), {"id": "", "model": "", "choices": [], "prompt_filter_results": [{"prompt_index": 0}]})
-    assert (out["id"], out["model"], out["prompt_filter_results"]) == ("chatcmpl-1", "acme/m", [{"prompt_index": 0}])
+def test_a_chunk_without_choices_but_with_something_to_say_rides_on_the_next() -> None:
+    """Azure's; clients that did not ask for usage read `choices[0]` unseen."""
+    filters = {"choices": [], "prompt_filter_results": [{"prompt_index": 0}]}
+    [first, second] = feed(normalizer(), filters, filters, chunk({"content": "a"}), chunk({"content": "b"}))
+    assert first["prompt_filter_results"] == [{"prompt_index": 0}] * 2
+    assert "prompt_filter_results" not in second
+
+    target = normalizer()
+    feed(target, chunk({"content": "a"}), chunk({}, "stop"), {"choices": [], "late": 1}, b"[DONE]")
+    [last] = end(target)
+    assert (last["late"], last["choices"][0]["finish_reason"]) == (1, "stop")
 
 
 def test_usage_comes_once_and_last() -> None:
     target = normalizer()
     out = feed(target, chunk({"content": "a"}, usage={"total_tokens": 1}), chunk({}, "stop", usage={"total_tokens": 2}))
     assert all("usage" not in value for value in out)
-    [last] = target.end()
+    [finish, last] = target.end()
+    assert not finish.is_usage
     assert last.is_usage
     assert json.loads(last.payload) == {
         "id": "chatcmpl-1",
@@ -117,21 +130,24 @@ def test_usage_comes_once_and_last() -> None:
 def test_who_asked_for_usage_sees_null_until_then() -> None:
     target = normalizer(show_usage=True)
     out = feed(target, chunk({"content": "a"}), chunk({}, "stop", usage={"total_tokens": 2}))
-    assert [value["usage"] for value in out] == [None, None]
+    assert [value["usage"] for value in [*out, *end(target)]] == [None, None, {"total_tokens": 2}]
 
 
 def test_usage_per_choice_and_in_x_groq() -> None:
     target = normalizer(choices=2)
     first = {"choices": [], "usage": {"total_tokens": 1}, "timings": {"ms": 1}}
     out = feed(target, chunk({}, "stop", 1), first, chunk({}, "stop", 0), {**first, "usage": {"total_tokens": 2}})
-    assert [value["choices"][0]["index"] for value in out] == [0, 1, 0]
-    last = json.loads(target.end()[0].payload)
+    assert out == []
+    *out, last = end(target)
+    shown = [(value["choices"][0]["index"], value["choices"][0]["finish_reason"]) for value in out]
+    assert shown == [(0, None), (0, "stop"), (1, "stop")]
     assert (last["usage"], last["timings"]) == ({"total_tokens": 2}, {"ms": 1})
 
     groq = normalizer()
-    [out_groq] = feed(groq, chunk({}, "stop", x_groq={"id": "r", "usage": {"total_tokens": 3}}))
+    assert feed(groq, chunk({}, "stop", x_groq={"id": "r", "usage": {"total_tokens": 3}})) == []
+    [out_groq, last_groq] = end(groq)
     assert out_groq["x_groq"] == {"id": "r", "usage": {"total_tokens": 3}}
-    assert json.loads(groq.end()[0].payload)["usage"] == {"total_tokens": 3}
+    assert last_groq["usage"] == {"total_tokens": 3}
 
 
 def test_role_once_per_choice_and_choices_in_order() -> None:
@@ -148,13 +164,14 @@ def test_role_once_per_choice_and_choices_in_order() -> None:
         (1, {"role": "assistant", "content": ""}),
         (2, {"content": "c", "role": "assistant"}),
         (0, {"content": "a"}),
-        (2, {}),
     ]
     assert target.finish_reasons == [None, None, "stop"]
 
 
 def test_delta_and_index_are_filled_in() -> None:
-    [out] = feed(normalizer(), {"choices": [{"finish_reason": "stop"}]})
+    target = normalizer()
+    assert feed(target, {"choices": [{"finish_reason": "stop"}]}) == []
+    [out] = end(target)
     assert out["choices"] == [{"finish_reason": "stop", "index": 0, "delta": {"role": "assistant"}}]
 
 
@@ -174,7 +191,7 @@ def test_tool_calls_name_themselves_once() -> None:
         {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}},
         {"index": 0, "function": {"arguments": "{"}},
         {"index": 0, "function": {"arguments": "}"}},
-        {"index": 0, "id": "c2", "function": {"arguments": ""}},
+        {"index": 0, "function": {"arguments": ""}},
     ]
 
 
@@ -204,8 +221,10 @@ def test_after_done_nothing_counts() -> None:
     assert target.done
     assert not target.finished
     assert feed(target, chunk({"content": "ghost"}), b"not json", b"[DONE]") == []
-    assert target.end() == []
     assert target.finish_reasons == [None]
+    [last] = end(target)
+    assert last["choices"] == [{"index": 0, "delta": {}, "finish_reason": "stop"}]
+    assert target.finish_reasons == ["stop"]
 
 
 @pytest.mark.parametrize("values", [[], [chunk({"content": "a"})], [chunk({}, "stop")]])

@@ -461,7 +461,7 @@ async def html(wire: Wire) -> None:
 
 async def plain_json(wire: Wire) -> None:
     await wire.head(content_type="application/json")
-    await wire.send(b'{"choices":[{"message":{"content":"secret"}}]}')
+    await wire.send(b'{"hello":"secret"}')
     await wire.raw(END)
 
 
@@ -477,6 +477,120 @@ async def test_not_a_stream(script: Play) -> None:
     assert isinstance(reading.error, UpstreamInvalid)
     assert reading.error.status == 502
     assert "secret" not in reading.error.message
+
+
+WHOLE = b"""{
+  "object": "chat.completion",
+  "choices": [{"message": {"role": "assistant", "content": "The whole answer"}, "finish_reason": "stop"}],
+  "usage": {"total_tokens": 7}
+}"""
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "application/json; charset=utf-8", "text/event-stream", ""]
+)
+@pytest.mark.parametrize("body", [WHOLE, b"\xef\xbb\xbf \n" + WHOLE, WHOLE.replace(b', "finish_reason": "stop"', b"")])
+async def test_f18_a_body_of_json_is_the_whole_answer(content_type: str, body: bytes) -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head(content_type=content_type)
+        for at in range(0, len(body), 7):
+            await wire.send(body[at : at + 7])
+        await wire.raw(END)
+
+    reading, _ = await ask(script, upstream_first_s=10)
+    assert (reading.error, reading.text, reading.usage_chunks) == (None, "The whole answer", 1)
+    assert reading.normalizer.finish_reasons == ["stop"]
+
+
+async def test_f18_a_body_of_json_that_was_cut_is_none() -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head(content_type="application/json")
+        await wire.send(WHOLE[:60])
+        await wire.raw(END)
+
+    reading, server = await ask(script, upstream_first_s=10)
+    assert isinstance(reading.error, UpstreamIncomplete)
+    assert len(server.calls) == 3
+
+
+@pytest.mark.parametrize("first", [b"data", b": hello\n\ndata", b"event: message\ndata", b"\n\nid: 1\ndata"])
+async def test_f18_a_stream_that_is_called_json_is_one(first: bytes) -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head(content_type="application/json")
+        await wire.send(first + chunk("a").removeprefix(b"data"), chunk("b", "stop"), DONE)
+        await wire.raw(END)
+
+    reading, _ = await ask(script, upstream_first_s=10)
+    assert (reading.error, reading.text) == (None, "ab")
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [],
+        [chunk("")],
+        [b'data: {"object":"error","message":"m","code":500}\n\n'],
+        [b'data: {"detail":"m"}\n\n'],
+        [chunk("", "error")],
+    ],
+)
+async def test_f2_where_nothing_was_said_the_next_target_is_asked(events: list[bytes]) -> None:
+    async def fails(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(*events, DONE)
+        await wire.raw(END)
+
+    async def answers(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(chunk("a", "stop"), DONE)
+        await wire.raw(END)
+
+    async with serving(fails) as bad, serving(answers) as good, client(upstream_first_s=10) as upstream:
+        targets, reading, served = [Target(provider(one.url), "m") for one in (bad, good)], Reading(), Served()
+        async for chunks in upstream.stream(targets, BODY, reading.normalizer, served):
+            reading.batches.append(chunks)
+    assert reading.text == "a"
+    assert len(served.refused) == 1
+    assert len(bad.calls) == 3
+
+
+@pytest.mark.parametrize("more", [{}, {"usage": {"total_tokens": 1}}])
+async def test_f1_content_that_keeps_coming_is_not_cut(monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]) -> None:
+    """The few seconds after an end are for what may follow a last one; here they are none, and each pause is longer."""
+    monkeypatch.setattr(module, "_GRACE_S", 0.0)
+
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        for text in ("one ", "two ", "three"):
+            await wire.send(chunk(text, "stop", **more))
+            await asyncio.sleep(0.05)
+        await wire.send(DONE)
+        await wire.raw(END)
+
+    reading, _ = await ask(script, upstream_first_s=10, upstream_idle_s=10)
+    assert (reading.error, reading.text) == (None, "one two three")
+    assert reading.normalizer.finish_reasons == ["stop"]
+
+
+async def test_f1_a_cut_after_an_end_that_was_none_is_incomplete() -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(chunk("one ", "stop"), chunk("two "))
+        await wire.hung_up()
+
+    reading, _ = await ask(script, upstream_first_s=10)
+    assert isinstance(reading.error, UpstreamTimeout)
+    assert (reading.error.code, reading.text) == ("upstream_idle_timeout", "one two ")
+
+
+async def test_f1_an_end_behind_which_nothing_comes_is_one() -> None:
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(chunk("a", "stop"))
+        await wire.hung_up()
+
+    reading, _ = await ask(script, upstream_first_s=10)
+    assert (reading.error, reading.text, reading.normalizer.finish_reasons) == (None, "a", ["stop"])
 
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "application/octet-stream", "Text/Event-Stream;charset=x"])

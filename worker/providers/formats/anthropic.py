@@ -7,7 +7,8 @@ opening of a tool call, and its `input_json_delta`s are that call's arguments.
   an assistant message that has it is sent back the way Anthropic wants it (anthropic_request.py).
 - Blocks that OpenAI has nothing like (web searches, code, compaction …) are `anthropic_blocks`, whole, and go back, too.
   Their place among the text is not kept: they stand before it.
-- Citations are `annotations`; one that is not of a web page has Anthropic's own type.
+- Citations are `annotations`; one that is not of a web page has Anthropic's own type, and so stands in `other_annotations`.
+- A message that comes whole is read as the events it would have been.
 """
 
 from __future__ import annotations
@@ -18,16 +19,6 @@ from shared.lib import json
 from worker.providers.dialect import Dialect
 from worker.providers.errors import readable, text_in
 from worker.providers.formats.anthropic_request import call
-
-_FINISH = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "pause_turn": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "refusal": "content_filter",
-}
 
 
 class _Answer:
@@ -43,6 +34,8 @@ class _Answer:
     def feed(self, event: str, value: dict[str, Any]) -> list[dict[str, Any]]:
         with readable():
             kind = value.get("type") or event
+            if kind == "message" and isinstance(value.get("content"), list):
+                return self._whole(value)
             if kind == "content_block_start":
                 block = self._blocks[value["index"]] = _Block(value["content_block"], self._length)
                 return self._said(self._start(block))
@@ -52,12 +45,22 @@ class _Answer:
                 return self._said(self._stop(self._blocks.pop(value["index"])))
             if kind == "message_start":
                 # Nothing is handed out yet: an overload that follows can still be met by asking another target.
-                self._usage = dict(value["message"].get("usage") or {})
+                self._count(value["message"].get("usage"))
             elif kind == "message_delta":
                 return self._finish(value)
             elif kind == "message_stop":
                 self.done = True
         return []  # pings, and what Anthropic may add: "your code should handle unknown event types gracefully"
+
+    def _whole(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        self._usage = dict(message.get("usage") or {})
+        chunks = []
+        for raw in message["content"]:
+            block = _Block(raw, self._length)
+            chunks += [*self._said(self._start(block)), *self._said(self._stop(block))]
+        about = {key: message.get(key) for key in ("stop_reason", "stop_sequence", "stop_details", "container")}
+        self.done = True
+        return [*chunks, *self._finish({"type": "message_delta", "delta": about})]
 
     def _said(self, delta: dict[str, Any]) -> list[dict[str, Any]]:
         return [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}] if delta else []
@@ -121,7 +124,7 @@ class _Answer:
 
     def _finish(self, value: dict[str, Any]) -> list[dict[str, Any]]:
         """Figures are cumulative, and those of the start stay where they are not given again."""
-        self._usage |= {key: figure for key, figure in (value.get("usage") or {}).items() if figure is not None}
+        self._count(value.get("usage"))
         delta = dict(value["delta"])
         reason, sequence = delta.pop("stop_reason", None), delta.pop("stop_sequence", None)
         more = {**value, **delta}
@@ -130,13 +133,18 @@ class _Answer:
         self._blocks.clear()
         if reason is None:
             return [*chunks, {"choices": [], "usage": _usage(self._usage)}]
-        finish = _FINISH.get(text_in(reason), reason)
-        choice = {"index": 0, "delta": {}, "finish_reason": finish, "native_finish_reason": reason}
+        choice = {"index": 0, "delta": {}, "finish_reason": text_in(reason)}
         if sequence is not None:
             choice["stop_sequence"] = sequence
         if more:
             choice["anthropic"] = more
         return [*chunks, {"choices": [choice], "usage": _usage(self._usage)}]
+
+    def _count(self, told: dict[str, Any] | None) -> None:
+        """The later figure counts, which may be less (after a compaction), but is not none: some gateways end with zeros."""
+        for key, figure in (told or {}).items():
+            if figure is not None and (figure or not self._usage.get(key)):
+                self._usage[key] = figure
 
 
 class _Block:
@@ -189,4 +197,4 @@ def _usage(told: dict[str, Any]) -> dict[str, Any]:
     return usage
 
 
-DIALECT = Dialect(call, _Answer)
+DIALECT = Dialect(call, _Answer, wire_format="anthropic")

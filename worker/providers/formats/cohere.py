@@ -24,6 +24,7 @@ from worker.providers.accepts import FORMATS, Accepts
 from worker.providers.chunk_shapes import delta_chunk, finish_chunk, usage_chunk
 from worker.providers.dialect import Call, Dialect
 from worker.providers.errors import readable, refusal, text_in
+from worker.providers.finish import ending
 from worker.providers.formats.openai import key_header
 from worker.providers.parts import wrong
 from worker.providers.registry import Provider
@@ -137,15 +138,6 @@ def _part(part: dict[str, Any], param: str, role: str) -> dict[str, Any]:
 
 # ---- the answer
 
-_FINISH = {
-    "COMPLETE": "stop",
-    "STOP_SEQUENCE": "stop",
-    "MAX_TOKENS": "length",
-    "ERROR_LIMIT": "length",
-    "TOOL_CALL": "tool_calls",
-    "ERROR_TOXIC": "content_filter",
-}
-
 
 class _Translator:
     def __init__(self) -> None:
@@ -158,6 +150,8 @@ class _Translator:
             handler = _HANDLERS.get(value.get("type") or event)
             if handler is not None:
                 return handler(self, value, value.get("delta") or {})
+            if "type" not in value and isinstance(value.get("message"), dict):
+                return self.whole(value)
             if "type" not in value and "message" in value:  # what an error's body looks like
                 raise refusal(value, status=502)
             return []
@@ -182,9 +176,9 @@ class _Translator:
         index = self._calls[value.get("index")] = len(self._calls)
         function = {
             "name": text_in(call["function"]["name"]),
-            "arguments": text_in(call["function"].get("arguments") or ""),
+            "arguments": call["function"].get("arguments") or "",
         }
-        opening = {"index": index, "id": text_in(call["id"]), "type": "function", "function": function}
+        opening = {"index": index, "id": call.get("id"), "type": "function", "function": function}
         return [delta_chunk(tool_calls=[opening])]
 
     def call_delta(self, value: dict[str, Any], delta: dict[str, Any]) -> _Chunks:
@@ -200,16 +194,28 @@ class _Translator:
         return [delta_chunk(cohere_citations=told)] if told else []
 
     def end(self, value: dict[str, Any], delta: dict[str, Any]) -> _Chunks:
-        """Unknown reasons end an answer well, unless they tell of an error."""
+        """Whatever is told of an error is one, except for what is known to be an end."""
         native, error = text_in(delta.get("finish_reason") or ""), delta.get("error")
-        reason = _FINISH.get(native)
-        if reason is None and (error or native in ("ERROR", "TIMEOUT", "USER_CANCEL") or native.startswith("ERROR_")):
-            message = error or f"The answer ended with {native}."
-            raise refusal({"message": message, "code": native.lower()}, status=504 if native == "TIMEOUT" else 502)
+        if error and (not native or ending("cohere", native).reason is None):
+            status = ending("cohere", native).http_status if native else 502
+            raise refusal({"message": error, "code": native.lower() or None}, status=status)
         self.done = True
-        reason = reason or ("tool_calls" if self._calls else "stop")
         usage = delta.get("usage")
-        return [finish_chunk(reason, native or None), *([_usage(usage)] if usage else [])]
+        return [finish_chunk(native or None), *([_usage(usage)] if usage else [])]
+
+    def whole(self, value: dict[str, Any]) -> _Chunks:
+        """An answer that comes in one piece, as the events it would have been."""
+        message = value["message"]
+        chunks: _Chunks = []
+        if message.get("tool_plan"):
+            chunks += self.plan({}, {"message": {"tool_plan": message["tool_plan"]}})
+        for block in message.get("content") or ():
+            chunks += self.content({}, {"message": {"content": block}})
+        for at, call in enumerate(message.get("tool_calls") or ()):
+            chunks += self.call_start({"index": at}, {"message": {"tool_calls": call}})
+        if message.get("citations"):
+            chunks += self.citation({}, {"message": {"citations": message["citations"]}})
+        return chunks + self.end({}, value)
 
 
 def _logprobs(words: str, odds: list[float]) -> dict[str, Any]:
@@ -237,4 +243,4 @@ _HANDLERS: dict[str, Callable[[_Translator, dict[str, Any], dict[str, Any]], _Ch
     "tool-plan-delta": _Translator.plan,
 }
 
-DIALECT = Dialect(call, _Translator)
+DIALECT = Dialect(call, _Translator, wire_format="cohere")

@@ -4,12 +4,12 @@ Hidden here: how its candidates and their parts become OpenAI's chunks. How a re
 
 - Thoughts are `reasoning_content`. The signatures that prove them stand where Google's own OpenAI-compatible API has
   them, `extra_content.google.thought_signature`, in the tool call, the image or the message, and go back from there.
-- Function calls have an id always: ours, where Gemini gave none. It is unique in the conversation.
 - Parts that OpenAI has nothing like (code and its results, built-in tools, audio …) are `gemini_parts`, as they came,
   and go back, too. Their place among the text is not kept: they stand before it. Pictures are `images`.
 - What Gemini says about a candidate (groundingMetadata, safetyRatings …) comes with its finish reason, under its own
   name; web pages it rests on are `annotations`, too. A prompt it will not answer ends with content_filter.
-- An end Gemini itself calls broken (MALFORMED_FUNCTION_CALL …) is an error: no finish reason of OpenAI's says that.
+- A finish reason may stand in every event, or in the middle (behind a built-in tool), with what it is about: the normalizer
+  keeps the last.
 """
 
 from __future__ import annotations
@@ -17,27 +17,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from shared.errors import UpstreamRefused
 from shared.lib import json
 from worker.providers.dialect import Dialect
 from worker.providers.errors import readable, text_in
 from worker.providers.formats.gemini_request import call
-
-_FINISH = {"STOP": "stop", "MAX_TOKENS": "length", "CONTINUATION": "length"} | dict.fromkeys(
-    (
-        "SAFETY RECITATION LANGUAGE BLOCKLIST PROHIBITED_CONTENT SPII MODEL_ARMOR JAILBREAK ESCALATION"
-        " PUP_LIMITED_DISABLED IMAGE_SAFETY IMAGE_PROHIBITED_CONTENT IMAGE_RECITATION"
-    ).split(),
-    "content_filter",
-)
-_BROKEN = {
-    "MALFORMED_FUNCTION_CALL": 502,
-    "MALFORMED_RESPONSE": 502,
-    "UNEXPECTED_TOOL_CALL": 502,
-    "TOO_MANY_TOOL_CALLS": 502,
-    "MISSING_THOUGHT_SIGNATURE": 400,
-}
-"""Ends that are none, and the status each amounts to: what is 502 may go well the next time."""
 
 _PATH = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\['((?:[^'\\]|\\.)*)'\]")
 
@@ -48,15 +31,14 @@ class _Answer:
     def __init__(self) -> None:
         self.done = False
         self._candidates: dict[int, _Candidate] = {}
-        self._calls = 0
 
     def feed(self, event: str, value: dict[str, Any]) -> list[dict[str, Any]]:
         with readable():
             choices = []
             for candidate in value.get("candidates") or []:
                 index = candidate.get("index") or 0
-                known = self._candidates.setdefault(index, _Candidate(self, index))
-                if choice := known.read(candidate, value.get("responseId")):
+                known = self._candidates.setdefault(index, _Candidate(index))
+                if choice := known.read(candidate):
                     choices.append(choice)
             known_fields = ("candidates", "usageMetadata", "modelVersion", "responseId", "createTime")
             chunk = {key: item for key, item in value.items() if key not in known_fields and item}
@@ -71,27 +53,23 @@ class _Answer:
                 chunk["usage"] = _usage(figures)
             return [chunk]
 
-    def call_id(self, response_id: Any) -> str:
-        """The same however often the answer is read, and no other answer's: clients find a result's call by it."""
-        self._calls += 1
-        return f"call_{response_id}_{self._calls}" if isinstance(response_id, str) else f"call_{self._calls}"
-
 
 class _Candidate:
     """One choice, so far. `_open` is a function call whose arguments are still coming."""
 
-    def __init__(self, answer: _Answer, index: int) -> None:
-        self._answer, self._index = answer, index
+    def __init__(self, index: int) -> None:
+        self._index = index
         self._counts: dict[str, int] = {}
         self._text: list[str] = []
+        self._cited = 0
         self._about: dict[str, Any] = {}
         self._signature: str | None = None
         self._open: tuple[int, dict[str, Any]] | None = None
 
-    def read(self, candidate: dict[str, Any], response_id: Any) -> dict[str, Any] | None:
+    def read(self, candidate: dict[str, Any]) -> dict[str, Any] | None:
         delta: dict[str, Any] = {}
         for part in (candidate.get("content") or {}).get("parts") or []:
-            self._read_part(part, delta, response_id)
+            self._read_part(part, delta)
         for key, item in candidate.items():
             if key not in ("content", "finishReason", "index"):
                 old = self._about.get(key)
@@ -103,15 +81,7 @@ class _Candidate:
             delta["annotations"] = annotations
         if self._signature:
             delta["extra_content"] = _extra(self._signature)
-        finish = {"finish_reason": self._finish(text_in(reason)), "native_finish_reason": reason}
-        return {"index": self._index, "delta": delta, **finish, **self._about}
-
-    def _finish(self, reason: str) -> str:
-        """An unknown reason passes in its own word: to call it `stop` would be a guess."""
-        if status := _BROKEN.get(reason):
-            raise UpstreamRefused(f"Gemini ended the answer with {reason}.", code=reason.lower(), status=status)
-        finish = _FINISH.get(reason, reason.lower())
-        return "tool_calls" if finish == "stop" and "tool_calls" in self._counts else finish
+        return {"index": self._index, "delta": delta, "finish_reason": text_in(reason), **self._about}
 
     def _add(self, delta: dict[str, Any], name: str, item: dict[str, Any]) -> int:
         """Lists of a delta have an index from 0 without gaps: OpenAI's SDK for Python takes it for the place."""
@@ -119,10 +89,10 @@ class _Candidate:
         delta.setdefault(name, []).append({**item, "index": index})
         return index
 
-    def _read_part(self, part: dict[str, Any], delta: dict[str, Any], response_id: Any) -> None:
+    def _read_part(self, part: dict[str, Any], delta: dict[str, Any]) -> None:
         signature = part.get("thoughtSignature")
         if "functionCall" in part:
-            self._read_call(part["functionCall"], delta, response_id, signature)
+            self._read_call(part["functionCall"], delta, signature)
             return
         if "text" in part:
             text = text_in(part["text"])
@@ -144,7 +114,7 @@ class _Candidate:
         if part:
             self._add(delta, "gemini_parts", part)
 
-    def _read_call(self, call: dict[str, Any], delta: dict[str, Any], response_id: Any, signature: Any) -> None:
+    def _read_call(self, call: dict[str, Any], delta: dict[str, Any], signature: Any) -> None:
         """A call comes whole, or (Vertex, where it is asked for) opened with its name and then value by value.
 
         What comes by value is handed out at the end: only then is it JSON. Until then there are empty pieces, which show
@@ -152,7 +122,7 @@ class _Candidate:
         """
         if name := call.get("name"):
             self._close_call(delta)
-            item = {"id": call.get("id") or self._answer.call_id(response_id), "type": "function"}
+            item: dict[str, Any] = {"id": call.get("id"), "type": "function"}
             item["function"] = {"name": text_in(name), "arguments": ""}
             if signature:
                 item["extra_content"] = _extra(signature)
@@ -182,8 +152,8 @@ class _Candidate:
         item["function"]["arguments"] += text
 
     def _annotations(self) -> list[dict[str, Any]]:
-        """The pages that the parts of the text rest on, as OpenAI's `url_citation`."""
-        found: dict[str, Any] = {}
+        """The pages that the parts of the text rest on, as OpenAI's `url_citation`: those that were not told yet."""
+        found: list[dict[str, Any]] = []
         grounding = self._about.get("groundingMetadata") or {}
         chunks = grounding.get("groundingChunks") or []
         for support in grounding.get("groundingSupports") or []:
@@ -194,8 +164,9 @@ class _Candidate:
                 if page:
                     where = {"start_index": start, "end_index": end}
                     citation = {"url": page["uri"], "title": page.get("title") or "", **where}
-                    self._add(found, "annotations", {"type": "url_citation", "url_citation": citation})
-        return found.get("annotations") or []
+                    found.append({"type": "url_citation", "url_citation": citation})
+        new, self._cited = found[self._cited :], max(self._cited, len(found))
+        return new
 
     def _place(self, segment: dict[str, Any]) -> tuple[int, int]:
         """Where a segment stands in the text, in characters. Gemini counts bytes, and by part: its text tells better."""
@@ -269,4 +240,4 @@ def _usage(told: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-DIALECT = Dialect(call, _Answer)
+DIALECT = Dialect(call, _Answer, wire_format="gemini")

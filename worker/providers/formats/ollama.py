@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from shared.lib import json, sse
+from shared.lib import sse
 from worker.providers import parts, schemas
 from worker.providers.accepts import FORMATS, Accepts
 from worker.providers.chunk_shapes import delta_chunk, finish_chunk, logprobs, usage_chunk
@@ -153,7 +153,6 @@ def _image(url: str, param: str) -> str:
 
 # ---- the answer
 
-_FINISH = {"stop": "stop", "length": "length", "load": "stop", "unload": "stop"}
 _DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_duration")
 
 
@@ -210,7 +209,8 @@ class _Translator:
             self.done = value.get("done") is True
             if not (delta or self.done):
                 return []
-            chunk = self._finish(value, delta) if self.done else delta_chunk(**delta)
+            # Older servers give no reason.
+            chunk = finish_chunk(value.get("done_reason"), **delta) if self.done else delta_chunk(**delta)
             if value.get("logprobs"):
                 chunk["choices"][0]["logprobs"] = logprobs(value["logprobs"])
             return [chunk, *_usage(value)] if self.done else [chunk]
@@ -225,18 +225,10 @@ class _Translator:
         return delta
 
     def _call(self, one: dict[str, Any]) -> dict[str, Any]:
-        index, function = self._calls, one["function"]
+        function = one["function"]
+        inner = {"name": text_in(function["name"]), "arguments": function.get("arguments") or {}}
         self._calls += 1
-        arguments = function.get("arguments") or {}
-        words = arguments if isinstance(arguments, str) else json.dumps(arguments).decode()
-        inner = {"name": text_in(function["name"]), "arguments": words}
-        return {"index": index, "id": text_in(one.get("id") or f"call_{index}"), "type": "function", "function": inner}
-
-    def _finish(self, value: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
-        """Older servers give no reason. An answer that only calls ends with `stop`, too; one that was cut was cut."""
-        native = value.get("done_reason")
-        reason = _FINISH.get(native or "", "stop")
-        return finish_chunk("tool_calls" if self._calls and reason == "stop" else reason, native, **delta)
+        return {"index": self._calls - 1, "id": one.get("id"), "type": "function", "function": inner}
 
 
 def _usage(value: dict[str, Any]) -> list[dict[str, Any]]:
@@ -255,4 +247,5 @@ DIALECT = Dialect(
     frozenset(
         "application/x-ndjson application/ndjson application/json application/octet-stream text/plain".split() + [""]
     ),
+    wire_format="ollama",
 )

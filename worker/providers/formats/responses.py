@@ -212,4 +212,4 @@ def _heard_part(part: dict[str, Any], param: str) -> dict[str, Any]:
     raise wrong(f"{param}.type", "must be text, image_url, input_audio or file.")
 
 
-DIALECT = Dialect(call, ResponsesTranslator)
+DIALECT = Dialect(call, ResponsesTranslator, wire_format="responses")

@@ -1,7 +1,8 @@
 """What the events of a Responses answer mean: the other half of `responses.py`, which says what is kept, and where.
 
 All 58 types of event are known by name or by the item they are about; those that only tell progress mean nothing here.
-A terminal event ends the answer, an end of the stream does not.
+A terminal event ends the answer, an end of the stream does not. What it holds and no event told before is told then, which is
+all of a response that comes whole.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from worker.providers.chunk_shapes import delta_chunk, finish_chunk, logprobs
 from worker.providers.errors import readable, refusal, text_in
+from worker.providers.finish import ending
 
 _Chunks = list[dict[str, Any]]
 
@@ -21,8 +23,6 @@ _USAGE = {
     "input_tokens_details": "prompt_tokens_details",
     "output_tokens_details": "completion_tokens_details",
 }
-_CUT = {"max_output_tokens": "length", "content_filter": "content_filter"}
-"""`incomplete_details.reason`; whatever else cuts an answer is called `length`, too: it must not pass for whole."""
 
 
 class _OpenCall(NamedTuple):
@@ -44,7 +44,10 @@ class ResponsesTranslator:
         self._spoken: set[Any] = set()
         self._starts: dict[tuple[Any, Any], int] = {}  # where in the content each part began
         self._length = 0
+        self._over: set[Any] = set()
+        self._said: set[str] = set()  # the fields that anything was said in
         self._calls: dict[Any, _OpenCall] = {}
+        self._call_ids: set[Any] = set()
         self._summary: tuple[Any, Any] | None = None
         self._lengths = {"annotations": 0, "reasoning_items": 0, "responses_items": 0, "tool_calls": 0}
         self._annotated: dict[Any, int] = {}
@@ -52,6 +55,8 @@ class ResponsesTranslator:
     def feed(self, event: str, value: dict[str, Any]) -> _Chunks:
         with readable():
             kind = text_in(value.get("type") or event)
+            if not kind and value.get("object") == "response":
+                return self.ended({"type": "", "response": value})
             if field := _PIECES.get(kind):
                 return self._say(value, field, value["delta"])
             if whole := _WHOLES.get(kind):
@@ -92,6 +97,7 @@ class ResponsesTranslator:
 
     def finished(self, value: dict[str, Any]) -> _Chunks:
         item, place = value["item"], _place(value)
+        self._over.add(place)
         if item["type"] in _KINDS:
             opened = [] if place in self._calls else self._open(item, place)
             return opened + self.all_arguments({**value, **item})
@@ -109,30 +115,44 @@ class ResponsesTranslator:
     def ended(self, value: dict[str, Any]) -> _Chunks:
         """The response is over, whole or not; its `status` counts, whatever the event is called."""
         response = value["response"]
-        native = response.get("status") or text_in(value["type"]).removeprefix("response.")
-        reason = "tool_calls" if self._lengths["tool_calls"] else "stop"
-        if native == "failed":
+        word = response.get("status") or text_in(value["type"]).removeprefix("response.") or "completed"
+        if word == "failed":
             return self.failed(value)
-        if native == "cancelled":
-            raise refusal({"message": "The answer was cancelled at the provider.", "code": native}, status=502)
-        if native == "incomplete":
-            native = (response.get("incomplete_details") or {}).get("reason") or native
-            reason = _CUT.get(native, "length")
+        if word == "cancelled":
+            raise refusal({"message": "The answer was cancelled at the provider.", "code": word}, status=502)
+        chunks = self._untold(response.get("output") or [])
+        last = finish_chunk(word)
+        if word == "incomplete" and (cause := (response.get("incomplete_details") or {}).get("reason")):
+            [choice] = last["choices"]
+            choice["native_finish_reason"] = cause
+            # Whatever cuts an answer, it must not pass for whole.
+            choice["finish_reason"] = ending("responses", text_in(cause)).reason or "length"
         self.done = True
-        last = finish_chunk(reason, native)
         if response.get("id"):
             last["responses"] = {"id": response["id"]}
         if response.get("service_tier"):
             last["service_tier"] = response["service_tier"]
         usage = {_USAGE.get(key, key): figure for key, figure in (response.get("usage") or {}).items()}
-        if usage and "total_tokens" not in usage:
-            usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
-        return [last, {"choices": [], "usage": usage}] if usage else [last]
+        return [*chunks, last, {"choices": [], "usage": usage}] if usage else [*chunks, last]
+
+    def _untold(self, output: list[dict[str, Any]]) -> _Chunks:
+        """What of the finished response no event has told. Some servers' items have other ids and places there than in their
+        events: text is told only if there was none, a call if its id is new."""
+        chunks: _Chunks = []
+        told = {"message": {"content", "refusal"} & self._said, "reasoning": {"reasoning_content"} & self._said}
+        for place, item in enumerate(output):
+            kind = item["type"]
+            if told.get(kind) or item.get("call_id") in self._call_ids or {place, item.get("id")} & self._over:
+                continue
+            self._items.add(place)
+            chunks += self.finished({"output_index": place, "item": item})
+        return chunks
 
     def _say(self, value: dict[str, Any], field: str, words: Any) -> _Chunks:
         if not words:
             return []
         part = (_place(value), value.get("content_index"))
+        self._said.add(field)
         self._starts.setdefault(part, self._length)
         self._spoken.add(part[0])
         if field == "content":
@@ -177,11 +197,10 @@ class ResponsesTranslator:
     def _open(self, item: dict[str, Any], place: Any) -> _Chunks:
         kind, field = _KINDS[item["type"]]
         words = text_in(item.get(field) or "")
+        self._call_ids.add(item.get("call_id") or None)
         known = self._calls[place] = _OpenCall(self._next("tool_calls"), kind, field, bool(words))
         inner = {"name": text_in(item["name"]), field: words}
-        return [
-            delta_chunk(tool_calls=[{"index": known.at, "id": text_in(item["call_id"]), "type": kind, kind: inner}])
-        ]
+        return [delta_chunk(tool_calls=[{"index": known.at, "id": item.get("call_id"), "type": kind, kind: inner}])]
 
     def _annotate(self, value: dict[str, Any], annotation: dict[str, Any]) -> dict[str, Any]:
         """As Chat Completions has it, `{type, TYPE: {…}}`, its place counted from the start of the whole content.
@@ -192,7 +211,7 @@ class ResponsesTranslator:
         start = self._starts.get((place, value.get("content_index")), self._starts.get((place, None), 0))
         inner = dict(annotation)
         kind = text_in(inner.pop("type"))
-        inner |= {key: inner[key] + start for key in ("start_index", "end_index") if key in inner}
+        inner |= {key: inner[key] + start for key in ("start_index", "end_index") if inner.get(key) is not None}
         told: dict[str, Any] = {"index": self._next("annotations"), "type": kind, kind: inner}
         return delta_chunk(annotations=[told])
 
@@ -207,9 +226,11 @@ class ResponsesTranslator:
 
 
 def _place(value: dict[str, Any]) -> Any:
-    """Which item an event is about."""
+    """Which item an event is about. Without a place and an id it is a call's id (older llama.cpp: `item_id` is that, too)."""
     place = value.get("output_index")
-    return value.get("item_id") or value["item"].get("id") if place is None else place
+    if place is not None:
+        return place
+    return value.get("item_id") or (item := value["item"]).get("id") or item.get("call_id")
 
 
 _PIECES = {

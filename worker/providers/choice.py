@@ -1,0 +1,255 @@
+"""One choice of an answer in the house's own form: role once, one finish reason, which is last, calls that add up. Pure.
+
+Hidden here: that a finish reason may stand in the middle, in every chunk or nowhere; that an answer may come whole, as a
+`message` in place of a `delta`; where annotations and calls differ from OpenAI's. A finish reason is held back until nothing
+follows it: one that is followed by more of the answer was none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.chat.messages import visible_text
+from shared.errors import UpstreamError
+from worker.providers import finish
+from worker.providers.errors import malformed, refusal
+from worker.providers.tool_calls import CallIds, ToolCalls, text_of
+
+_HEAD = len("<think>")
+_WITH_THE_WORDS = frozenset(("index", "delta", "logprobs", "message", "finish_reason"))
+"""Fields of a choice that belong to what it says; the others of a finish chunk are about the end."""
+
+
+_ABOUT_AN_END = _WITH_THE_WORDS | {"native_finish_reason", "stop_reason"}
+
+
+class Choice:
+    """What one choice has shown so far, and the corrections that follow from it.
+
+    `wire_format` says whose words its finish reasons are. With `forced`, one function had to be called: OpenAI ends such an
+    answer with `stop`, and so it stays.
+    """
+
+    __slots__ = (
+        "_annotations",
+        "_forced",
+        "_length",
+        "_legacy",
+        "_opened",
+        "_spoken",
+        "_unsaid",
+        "_wire_format",
+        "calls",
+        "failure",
+        "head",
+        "held",
+        "said",
+        "unknown",
+        "usage",
+        "word",
+    )
+
+    def __init__(self, ids: CallIds, *, wire_format: str, forced: bool, opened: bool) -> None:
+        self._wire_format, self._forced, self._opened = wire_format, forced, opened
+        self._spoken = False
+        self.word: str | None = None
+        """The provider's own of the finish reason that is held."""
+        self.usage: list[dict[str, Any]] = []
+        """Figures that stood in the choice (Moonshot), for the normalizer to take."""
+        self._unsaid: dict[str, Any] | None = None
+        self._annotations: dict[str, int] = {}
+        self._length = 0
+        self._legacy: str | None = None
+        self.calls = ToolCalls(ids)
+        self.held: dict[str, Any] | None = None
+        """The choice as it will stand in the last chunk, if nothing follows."""
+        self.failure: UpstreamError | None = None
+        """What the end of this choice amounts to, where it is an error."""
+        self.unknown: str | None = None
+        """The word it ended with, where no format has it."""
+        self.said = False
+        """Anything beyond its role has come."""
+        self.head = ""
+        """How its content begins."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """None as long as it goes on."""
+        return None if self.held is None else self.held["finish_reason"]
+
+    def read(self, choice: dict[str, Any]) -> tuple[int, int]:
+        """Corrects one choice of one chunk in place. Returns the characters of content and of reasoning in it.
+
+        If it is nothing but an end, it is `held`, and must not be handed out.
+        """
+        delta = choice.get("delta")
+        if (
+            self._spoken
+            and self.held is None
+            and delta.__class__ is dict
+            and len(delta) == 1
+            and (text := delta.get("content")).__class__ is str
+            and choice.get("finish_reason", "") is None
+            and "error" not in choice
+            and "usage" not in choice
+        ):
+            self._length += len(text)
+            return len(text), 0  # almost every chunk: a little more text, and nothing to correct
+        return self._read(choice)
+
+    def _read(self, choice: dict[str, Any]) -> tuple[int, int]:
+        delta = self._delta(choice)
+        for holder in (choice.get("message"), delta, choice):
+            if isinstance(holder, dict) and isinstance(figures := holder.pop("usage", None), dict) and figures:
+                self.usage.append(figures)
+        word, error = choice.get("finish_reason"), choice.pop("error", None)
+        choice["finish_reason"] = None
+        if delta.get("tool_calls"):
+            delta["tool_calls"] = self.calls.read(delta["tool_calls"])
+            if not delta["tool_calls"]:
+                del delta["tool_calls"]
+        if delta.get("annotations"):
+            self._annotate(delta)
+        if delta.get("function_call"):
+            self._read_legacy(delta["function_call"])
+        says = any(value for key, value in delta.items() if key != "role")
+        if says or word:
+            self._take_back(choice)
+        self._put_role(delta)
+        content, reasoning = visible_text(delta)
+        self._length += len(content)
+        if not self._spoken and isinstance(begun := delta.get("content"), str):
+            self.head = (self.head + begun).lstrip()[:_HEAD]
+            self._spoken = len(self.head) == _HEAD
+        self.said = self.said or says
+        if error:
+            self.failure = refusal({"error": error}, status=502)
+        elif word:
+            self._end(str(word), choice, says=says)
+        return len(content), len(reasoning)
+
+    def _delta(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """What is new in a chunk. A `message` without a delta is the whole of it, unless it was told before; one beside
+        deltas (Writer, Perplexity) repeats them, and is looked at only if they say nothing."""
+        delta = choice.get("delta")
+        if not isinstance(delta, dict | None):
+            raise malformed()
+        message = choice.get("message")
+        if message is None and isinstance(choice.get("text"), str) and not delta:
+            message = {"content": choice.pop("text")}
+        if isinstance(message, dict) and not self.said:
+            if not delta:
+                delta = message if delta is None else {**delta, **message}
+                choice.pop("message", None)
+            elif not any(value for key, value in delta.items() if key != "role"):
+                self._unsaid = message
+        elif isinstance(message, dict) and delta is None:
+            del choice["message"]
+        if delta is None:
+            delta = {}
+        choice["delta"] = delta
+        return delta
+
+    def _put_role(self, delta: dict[str, Any]) -> None:
+        if self._opened:
+            delta.pop("role", None)
+        else:
+            self._opened = True
+            if not delta.get("role"):
+                delta["role"] = "assistant"
+
+    def _read_legacy(self, call: Any) -> None:
+        """`function_call`, what calls were before `tool_calls`: in pieces, too, but there is only one."""
+        if not isinstance(call, dict):
+            raise malformed()
+        if "arguments" in call:
+            call["arguments"] = text_of(call["arguments"])
+        self._legacy = (self._legacy or "") + call.get("arguments", "")
+
+    def _annotate(self, delta: dict[str, Any]) -> None:
+        """Chat Completions knows `url_citation` alone, in an object of that name with four required fields; the others
+        stand in `other_annotations` (platform.openai.com/docs/api-reference/chat/object)."""
+        items = delta.pop("annotations")
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise malformed()
+        for item in items:
+            kind = item.get("type")
+            field = "annotations" if kind == "url_citation" else "other_annotations"
+            if kind == "url_citation":
+                inner = item.get(kind)
+                if not isinstance(inner, dict):
+                    inner = {key: value for key, value in item.items() if key not in ("type", "index", kind)}
+                    item = {"type": kind}
+                place = {"start_index": 0, "end_index": self._length}
+                told = {key: value for key, value in inner.items() if value is not None}
+                item[kind] = {"url": "", "title": "", **place, **told}
+            index = self._annotations.get(field, 0)
+            self._annotations[field] = index + 1
+            delta.setdefault(field, []).append({**item, "index": index})
+
+    # ---- the end
+
+    def _take_back(self, choice: dict[str, Any]) -> None:
+        """Something follows what looked like the end."""
+        if self.held is None:
+            return
+        if "role" in self.held["delta"]:
+            self._opened = False
+        if self._wire_format == "openai":  # the others say again with the next end what they say about one
+            about = {key: value for key, value in self.held.items() if key not in _ABOUT_AN_END and value is not None}
+            for key, value in about.items():
+                choice.setdefault(key, value)
+        self.held = self.word = self.unknown = None
+
+    def _end(self, word: str, choice: dict[str, Any], *, says: bool) -> None:
+        meaning = finish.ending(self._wire_format, word)
+        if meaning.reason is None:
+            message = f"The provider ended the answer with `{word[:100]}`."
+            error = {"message": message, "code": word.lower()}
+            self.failure = refusal(error, status=meaning.http_status)
+            return
+        self.word = word
+        self.unknown = None if meaning.known else word
+        if says:
+            about = {key: choice.pop(key) for key in list(choice) if key not in _WITH_THE_WORDS}
+            nothing = {"logprobs": None} if "logprobs" in choice else {}
+            choice = {"index": choice["index"], "delta": {}, **nothing, **about}
+        choice["finish_reason"] = meaning.reason
+        if self._wire_format != "openai":
+            choice.setdefault("native_finish_reason", word)
+        self.held = choice
+
+    def unsaid(self) -> dict[str, Any] | None:
+        """A message that stood beside deltas which said nothing."""
+        message, self._unsaid = (None if self.said else self._unsaid), None
+        return message
+
+    def missing(self) -> dict[str, Any]:
+        """What is to be said before the end, as a delta: arguments of calls that have none. Not where the answer was cut
+        short, perhaps before them."""
+        delta: dict[str, Any] = {}
+        if self.finish_reason in ("length", "content_filter"):
+            return delta
+        if calls := self.calls.close():
+            delta["tool_calls"] = calls
+        if self._legacy is not None and not self._legacy.strip():
+            self._legacy = "{}"
+            delta["function_call"] = {"arguments": "{}"}
+        return delta
+
+    def close(self, index: int, reason: str | None = None) -> dict[str, Any]:
+        """The choice of the last chunk. `reason` is for one that has none: by default what it did."""
+        last = self.held
+        if last is None:
+            last = {"index": index, "delta": {}, "finish_reason": reason or "stop"}
+            self._put_role(last["delta"])
+        found = last["finish_reason"]
+        if found == "stop" and not (self._forced and self._wire_format == "openai" and self.word):
+            found = "tool_calls" if self.calls else "function_call" if self._legacy is not None else found
+        elif found == "function_call" and self.calls and self._legacy is None:
+            found = "tool_calls"
+        last["finish_reason"] = found
+        if self.word is not None and self.word != found:
+            last.setdefault("native_finish_reason", self.word)
+        self.held = last
+        return last

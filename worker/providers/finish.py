@@ -1,0 +1,156 @@
+"""What a provider's word for the end of an answer means: one table for every wire format. Pure.
+
+Hidden here: that six formats and their imitators end an answer with some eighty words, and that OpenAI's clients refuse all
+but five. For example, Gemini's `MAX_TOKENS` makes an answer `incomplete`, and clients read `length`; Mistral's `error` ends
+it as `failed`. The provider's own word stands beside as `native_finish_reason`.
+
+A word that no format has is no proof of a good end: the answer is `incomplete`, and clients read `length`. docs/PROVIDERS.md
+shows the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
+"""OpenAI's, all of them (platform.openai.com/docs/api-reference/chat/object): its clients' models have no other."""
+
+
+class Ending(NamedTuple):
+    """What a word means."""
+
+    status: Literal["completed", "incomplete", "failed"]
+    reason: FinishReason | None
+    """What clients read; None for an end that is an error."""
+    http_status: int = 502
+    """Of the error, where it is one."""
+    known: bool = True
+
+
+_STOP = Ending("completed", "stop")
+_CALLS = Ending("completed", "tool_calls")
+_LENGTH = Ending("incomplete", "length")
+_FILTER = Ending("incomplete", "content_filter")
+_ERROR = Ending("failed", None)
+_UNKNOWN = Ending("incomplete", "length", known=False)
+
+
+def _words(**endings: str) -> Iterator[tuple[str, Ending]]:
+    named = {"stop": _STOP, "calls": _CALLS, "length": _LENGTH, "filter": _FILTER, "error": _ERROR}
+    for name, words in endings.items():
+        yield from ((word, named[name]) for word in words.split())
+
+
+class Words(NamedTuple):
+    """One format's words, and the page they are from."""
+
+    source: str
+    endings: dict[str, Ending]
+
+
+FORMATS = {
+    "openai": Words(
+        "platform.openai.com/docs/api-reference/chat/object",
+        dict(_words(stop="stop", calls="tool_calls", length="length", filter="content_filter"))
+        | {"function_call": Ending("completed", "function_call")},
+    ),
+    "anthropic": Words(
+        "platform.claude.com/docs/en/build-with-claude/handling-stop-reasons",
+        dict(
+            _words(
+                stop="end_turn stop_sequence pause_turn",
+                calls="tool_use",
+                length="max_tokens model_context_window_exceeded compaction",
+                filter="refusal",
+            )
+        ),
+    ),
+    "gemini": Words(
+        "ai.google.dev/api/generate-content#FinishReason",
+        dict(
+            _words(
+                stop="STOP",
+                length="MAX_TOKENS CONTINUATION FINISH_REASON_UNSPECIFIED OTHER NO_IMAGE IMAGE_OTHER",
+                filter=(
+                    "SAFETY RECITATION LANGUAGE BLOCKLIST PROHIBITED_CONTENT SPII MODEL_ARMOR JAILBREAK ESCALATION"
+                    " PUP_LIMITED_DISABLED IMAGE_SAFETY IMAGE_PROHIBITED_CONTENT IMAGE_RECITATION"
+                ),
+                error="MALFORMED_FUNCTION_CALL MALFORMED_RESPONSE UNEXPECTED_TOOL_CALL TOO_MANY_TOOL_CALLS",
+            )
+        )
+        | {"MISSING_THOUGHT_SIGNATURE": Ending("failed", None, 400)},
+    ),
+    "cohere": Words(
+        "docs.cohere.com/v2/reference/chat-stream",
+        dict(
+            _words(
+                stop="COMPLETE STOP_SEQUENCE",
+                calls="TOOL_CALL",
+                length="MAX_TOKENS ERROR_LIMIT",
+                filter="ERROR_TOXIC",
+                error="ERROR USER_CANCEL",
+            )
+        )
+        | {"TIMEOUT": Ending("failed", None, 504)},
+    ),
+    "ollama": Words(
+        "github.com/ollama/ollama/blob/main/llm/server.go",
+        dict(_words(stop="stop load unload", length="length")),
+    ),
+    "responses": Words(
+        "platform.openai.com/docs/api-reference/responses/object",
+        dict(
+            _words(
+                stop="completed",
+                length="max_output_tokens incomplete in_progress queued",
+                filter="content_filter",
+                error="failed cancelled",
+            )
+        ),
+    ),
+    "others in OpenAI's format": Words(
+        "docs.mistral.ai/api, openrouter.ai/docs/api/reference/overview, api-docs.deepseek.com/api/create-chat-completion,"
+        " docs.bigmodel.cn/api-reference, docs.vllm.ai, huggingface.co/docs/text-generation-inference,"
+        " docs.together.ai/reference/chat-completions-1,"
+        " docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html",
+        dict(
+            _words(
+                stop="eos eos_token end_of_text end_of_turn",
+                calls="tool_call function_calls",
+                length="model_length max_length max_new_tokens token_limit context_length_exceeded repetition",
+                filter="sensitive content_filtered guardrail_intervened guardrails moderation",
+                error=(
+                    "error network_error abort aborted canceled timeout server_error internal_error"
+                    " malformed_model_output malformed_tool_use"
+                ),
+            )
+        )
+        | {"insufficient_system_resource": Ending("failed", None, 503)},
+    ),
+}
+"""By wire format: vendors that imitate OpenAI's say their own words in it, and aggregators those of whom they ask."""
+
+
+def ending(wire_format: str, word: str) -> Ending:
+    """What a word means in a format; another format's word means there what it does in its own. Upper and lower case are
+    one: Gemini's `STOP` comes through aggregators as `stop`."""
+    own = FORMATS[wire_format].endings.get(word)
+    if own is not None:
+        return own
+    spelled = word.strip().lower().replace("-", "_").replace(" ", "_")
+    found = _ANY.get(spelled) or _ANY.get(spelled.rpartition(".")[2])  # FinishReason.STOP, as some print an enum
+    if found is None and (spelled.startswith("error_") or spelled.endswith("_error")):
+        return _ERROR
+    return found or _UNKNOWN
+
+
+def _any() -> dict[str, Ending]:
+    found: dict[str, Ending] = {}
+    for words in FORMATS.values():
+        for word, meaning in words.endings.items():
+            found.setdefault(word.lower(), meaning)
+    return found
+
+
+_ANY = _any()

@@ -1,0 +1,73 @@
+"""The body of an answer as events, whatever it turns out to be. Pure, without I/O.
+
+Hidden here: that a provider may ignore `stream` and answer with one JSON object, pretty-printed or not, that Gemini may send
+a list of them, and that the content type tells neither. For example, a body that begins with `{` is one event and the end; one
+that begins with `data:` is an event stream, also where it is called application/json.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.lib import json, sse
+from worker.providers.errors import parse
+
+_BOM = b"\xef\xbb\xbf"
+_JSON_STARTS = (b"{", b"[")
+_ANSWERS = ("choices", "candidates", "content", "output", "message", "promptFeedback")
+"""What a whole answer has in one of the formats; `message` is an error's, too, where it is text."""
+
+
+class Decoder:
+    """Bytes in, events out, with the interface of `sse.Decoder`. One instance reads one body.
+
+    A JSON body counts once it has its end: one that was cut is no event. `max_event_bytes` limits it as it does an event.
+    """
+
+    def __init__(self, max_event_bytes: int) -> None:
+        self._limit = max_event_bytes
+        self._head: bytearray | None = bytearray()
+        self._body: bytearray | None = None
+        self._events = sse.Decoder(max_event_bytes)
+
+    @property
+    def refused(self) -> bool:
+        """An event over the limit has come: there will be no more."""
+        return self._events.refused
+
+    def feed(self, data: bytes) -> list[sse.Event]:
+        """The events that `data` completes. Raises sse.EventTooLarge."""
+        if self._head is not None:
+            self._head += data
+            start = bytes(self._head[:4096]).removeprefix(_BOM).lstrip()
+            if not start and len(self._head) < 4096:
+                return []
+            data, self._head = bytes(self._head), None
+            if start.startswith(_JSON_STARTS):
+                self._body = bytearray()
+                data = data.removeprefix(_BOM)
+        if self._body is None:
+            return self._events.feed(data)
+        self._body += data
+        if len(self._body) > self._limit:
+            raise sse.EventTooLarge(f"a body is over {self._limit} bytes")
+        return []
+
+    @property
+    def other(self) -> bytes | None:
+        """The body, once it has ended, if it is JSON and no answer."""
+        value: Any = None if self._body is None else parse(bytes(self._body))
+        first = value[0] if isinstance(value, list) and value else value
+        if self._body is None or value is None:
+            return None
+        is_answer = isinstance(first, dict) and any(isinstance(first.get(key), dict | list) for key in _ANSWERS)
+        return bytes(self._body) if not is_answer or first.get("error") else None
+
+    def close(self) -> list[sse.Event]:
+        """A single object is the whole answer. The last of a list says itself whether it is the end."""
+        if self._body is None:
+            return self._events.close()
+        value = parse(bytes(self._body))
+        if isinstance(value, dict):
+            return [sse.Event(json.dumps(value)), sse.Event(sse.DONE)]
+        return [sse.Event(json.dumps(one)) for one in value if isinstance(one, dict)] if value else []

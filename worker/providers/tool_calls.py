@@ -1,0 +1,208 @@
+"""The tool calls of an answer in the one form that clients can add up, however their pieces come. Pure.
+
+Hidden here: which piece belongs to which call. Out come `index` from 0 in order of appearance (OpenAI's SDK for Python takes
+it for the place), `id`, `type` and the name once, at a call's start, an id that no other call of the conversation has, and
+arguments as text, `{}` for a call without. For example, SGLang tells all parallel calls under index 0, and a new id with a
+name begins a new call; Gemini's OpenAI format gives calls no id, and they get one of ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+from shared.lib import json
+from worker.providers.errors import malformed, parse
+
+_LONGEST = 65536
+"""Characters of arguments beyond which whether they are whole is not looked at."""
+
+
+class CallIds:
+    """The ids of a conversation. One instance serves all choices of an answer.
+
+    `seed` is what ours are made of: the same answer, read again, has the same. `taken` are those of the request.
+    """
+
+    def __init__(self, seed: str, taken: Iterable[str] = ()) -> None:
+        self._seed, self._taken, self._made = seed, set(taken), 0
+
+    def claim(self, given: str) -> str:
+        """The provider's own id, or one of ours where there is none or another call has it. Ours has nine letters and
+        digits, which is what Mistral wants of an id (docs.mistral.ai/capabilities/function_calling) and all others take."""
+        found = given
+        while not found or found in self._taken:
+            self._made += 1
+            found = hashlib.sha256(f"{self._seed} {self._made}".encode()).hexdigest()[:9]
+        self._taken.add(found)
+        return found
+
+
+def ids_in(messages: Iterable[Any]) -> set[str]:
+    """The call ids in the messages of a request."""
+    return {
+        call["id"]
+        for message in messages
+        if isinstance(message, dict) and isinstance(calls := message.get("tool_calls"), list)
+        for call in calls
+        if isinstance(call, dict) and isinstance(call.get("id"), str)
+    }
+
+
+class _Call:
+    """One call so far. `given` is the provider's own id; `waiting` what came of it before its name."""
+
+    __slots__ = ("field", "given", "kind", "name", "pieces", "waiting")
+
+    def __init__(self, kind: str, given: str, name: str) -> None:
+        self.kind, self.given, self.name = kind, given, name
+        self.field = "input" if kind == "custom" else "arguments"
+        self.pieces: list[str] = []
+        self.waiting: dict[str, Any] | None = None
+
+    @property
+    def text(self) -> str:
+        self.pieces[:] = ["".join(self.pieces)]
+        return self.pieces[0]
+
+    @property
+    def whole(self) -> bool:
+        """Whether its arguments are an object that has its end: what follows is another call's."""
+        last = next((piece for piece in reversed(self.pieces) if piece.strip()), "")
+        if not last.rstrip().endswith("}") or len(self.text) > _LONGEST:
+            return False
+        return isinstance(parse(self.text.encode("utf-8", "replace")), dict)
+
+
+class ToolCalls:
+    """The calls of one choice."""
+
+    def __init__(self, ids: CallIds) -> None:
+        self._ids = ids
+        self._calls: list[_Call] = []
+        self._at: dict[int, list[int]] = {}
+        """Places by the provider's index."""
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def read(self, calls: Any) -> list[dict[str, Any]]:
+        """A delta's `tool_calls` in our form; its items may be changed. Raises UpstreamInvalid."""
+        if not isinstance(calls, list):
+            raise malformed()
+        told = [self._piece(call) for call in calls]
+        return [piece for piece in told if piece is not None]
+
+    def close(self) -> list[dict[str, Any]]:
+        """What is missing at the end of an answer: arguments of calls that have none, calls that were never named."""
+        told = []
+        for place, call in enumerate(self._calls):
+            if call.waiting is not None:
+                told.append(self._opening(place, call.waiting, {"name": ""}, call.text))
+                call.waiting = None
+            if call.kind == "function" and not call.text.strip():
+                call.pieces.append("{}")
+                told.append({"index": place, "function": {"arguments": "{}"}})
+        return told
+
+    def _piece(self, call: Any) -> dict[str, Any] | None:
+        if not isinstance(call, dict):
+            raise malformed()
+        index = call.get("index")
+        if index is not None and type(index) is not int:
+            raise malformed()
+        kind = "custom" if isinstance(call.get("custom"), dict) else "function"
+        inner = call.get(kind)
+        if not isinstance(inner, dict):
+            inner = {}
+        given, name = _word(call.get("id")), _word(inner.get("name"))
+        text = text_of(inner.get("input" if kind == "custom" else "arguments"))
+        place = self._find(index, given, name, text)
+        if place is None:
+            place = len(self._calls)
+            self._calls.append(_Call(kind, given, name))
+            if index is not None:
+                self._at.setdefault(index, []).append(place)
+            text = "" if text.strip() == "null" else text
+            known = self._calls[place]
+        else:
+            known = self._calls[place]
+            if name and known.waiting is None and known.given == given and known.whole and text == known.text:
+                return None  # told twice
+            if known.waiting is None:
+                known.pieces.append(text)
+                return _continued(call, place, known, inner, text)
+            call = {**known.waiting, **{key: item for key, item in call.items() if item}}
+            known.name, text = name, known.text + text
+            known.pieces.clear()
+        known.pieces.append(text)
+        if not known.name:
+            known.waiting = call
+            return None
+        known.waiting = None
+        return self._opening(place, call, inner, text)
+
+    def _find(self, index: int | None, given: str, name: str, text: str) -> int | None:
+        """The place of the call that a piece goes on with; None if it begins one."""
+        places = range(len(self._calls)) if index is None else self._at.get(index, ())
+        if not places:
+            # Without id and name it begins nothing: the newest call's, under another index.
+            return None if given or name or not self._calls else len(self._calls) - 1
+        newest = places[-1]
+        if given:
+            same = next((at for at in reversed(places) if self._calls[at].given == given), None)
+            if same is not None:
+                return None if name and self._follows(self._calls[same], name, text) else same
+            if not name:
+                return None if index is None else newest  # some make up an id for every piece
+            call = self._calls[newest]
+            if not call.given and call.name in ("", name) and not call.text:
+                call.given = given
+                return newest
+            return None
+        return None if name and self._follows(self._calls[newest], name, text) else newest
+
+    def _follows(self, call: _Call, name: str, text: str) -> bool:
+        """Whether a piece with a name, and no id or that of this call, is another call's: some repeat the name in every
+        piece, some have calls one after the other."""
+        if call.name != name:
+            return bool(call.name)
+        return bool(text) and call.whole and text != call.text
+
+    def _opening(self, place: int, call: dict[str, Any], inner: dict[str, Any], text: str) -> dict[str, Any]:
+        known = self._calls[place]
+        call["index"], call["id"] = place, self._ids.claim(known.given)
+        call["type"] = _word(call.get("type")) or known.kind
+        call[known.kind] = {**inner, "name": known.name, known.field: text}
+        return call
+
+
+def _continued(
+    call: dict[str, Any], place: int, known: _Call, inner: dict[str, Any], text: str
+) -> dict[str, Any] | None:
+    """A piece less what was told at the start: clients would join it to that."""
+    call["index"] = place
+    call.pop("id", None)
+    call.pop("type", None)
+    inner.pop("name", None)
+    if known.field in inner:
+        inner[known.field] = text
+    if known.kind in call:
+        call[known.kind] = inner
+    return call if inner or len(call) > 1 + (known.kind in call) else None
+
+
+def _word(value: Any) -> str:
+    """An id or a name; some send numbers."""
+    return value if isinstance(value, str) else str(value) if type(value) is int else ""
+
+
+def text_of(value: Any) -> str:
+    """Arguments are text, also where they are sent as an object."""
+    if isinstance(value, str):
+        return value
+    try:
+        return "" if value is None else json.dumps(value).decode()
+    except ValueError:
+        raise malformed() from None

@@ -1,0 +1,133 @@
+"""A provider's token figures in OpenAI's form, wherever and however it tells them. Pure functions.
+
+Hidden here: that figures stand in the chunk, in a choice, in a delta or in a vendor's own field; that names and sums differ;
+and that they come more than once. For example, xAI counts reasoning beside `completion_tokens`, OpenAI within; a last usage
+of zeros after a real one is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+_INSIDE = ("usage", "tokens", "billed_units")
+_PROMPT = ("input_tokens", "prompt_token_count", "promptTokenCount", "inputTokens", "promptTokens", "inputTokenCount")
+_COMPLETION = (
+    "output_tokens",
+    "candidates_token_count",
+    "candidatesTokenCount",
+    "outputTokens",
+    "completionTokens",
+    "outputTokenCount",
+    "generated_tokens",
+)
+_CACHED = (
+    "cached_tokens",  # Moonshot
+    "prompt_cache_hit_tokens",  # DeepSeek
+    "cache_read_input_tokens",  # Anthropic's, through proxies
+    "num_cached_tokens",
+    "cachedInputTokens",
+)
+_REASONING = ("reasoning_tokens", "thinking_tokens", "reasoningTokens")
+
+
+PLACES = frozenset(("x_groq", "x_usage", "meta", "token_usage", "usageMetadata", "amazon-bedrock-invocationMetrics"))
+"""Fields of a chunk, besides `usage`, that hold figures or an object with some."""
+
+
+def given(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The usage objects at the top of a chunk, the one called so last."""
+    for place in PLACES.intersection(value):
+        holder = value[place]
+        if isinstance(holder, dict):
+            found = next((inner for key in _INSIDE if isinstance(inner := holder.get(key), dict) and inner), holder)
+            if (
+                _first(found, (*_PROMPT, *_COMPLETION, "prompt_tokens", "completion_tokens", "total_tokens"))
+                is not None
+            ):
+                yield found
+    if isinstance(last := value.get("usage"), dict) and last:
+        yield last
+
+
+def in_openais_form(told: dict[str, Any]) -> dict[str, Any]:
+    """Figures under OpenAI's names, cached and reasoning tokens in their details, and sums as OpenAI's. What else there is
+    stays. Figures that cannot be known are left out."""
+    usage = dict(told)
+    for name, others in (("prompt_tokens", _PROMPT), ("completion_tokens", _COMPLETION)):
+        if _count(usage.get(name)) is None and (figure := _first(told, others)) is not None:
+            usage[name] = figure
+    _put_detail(usage, "prompt_tokens_details", "input_tokens_details", "cached_tokens", _CACHED)
+    _put_detail(usage, "completion_tokens_details", "output_tokens_details", "reasoning_tokens", _REASONING)
+    return _summed(usage)
+
+
+def _put_detail(usage: dict[str, Any], place: str, other_place: str, name: str, others: tuple[str, ...]) -> None:
+    details = usage.get(place)
+    inner = details if isinstance(details, dict) else {}
+    if _count(inner.get(name)) is not None:
+        return
+    other = usage.get(other_place)
+    sources = (inner, other if isinstance(other, dict) else {}, usage)
+    figure = next((found for source in sources if (found := _first(source, (name, *others))) is not None), None)
+    if figure is not None:
+        usage[place] = {**inner, name: figure}
+
+
+def _summed(usage: dict[str, Any]) -> dict[str, Any]:
+    prompt, completion, total = (_count(usage.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
+    if prompt is not None and completion is not None:
+        details = usage.get("completion_tokens_details")
+        reasoning = _count(details.get("reasoning_tokens")) if isinstance(details, dict) else None
+        if reasoning and total == prompt + completion + reasoning:  # xAI: beside the answer's tokens, not within
+            usage["completion_tokens"] = completion + reasoning
+        elif total is None or (not total and prompt + completion):
+            usage["total_tokens"] = prompt + completion
+    elif total is not None and prompt is not None:
+        usage["completion_tokens"] = max(total - prompt, 0)
+    elif total is not None and completion is not None:
+        usage["prompt_tokens"] = max(total - completion, 0)
+    elif prompt is not None or completion is not None:
+        usage["prompt_tokens"], usage["completion_tokens"] = prompt or 0, completion or 0
+        usage["total_tokens"] = (prompt or 0) + (completion or 0)
+    return usage
+
+
+def later(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """The figures after another usage object has come. Figures are cumulative, so that a zero after one that is none says
+    that nothing was counted there."""
+    if not old:
+        return new
+    usage = _joined(old, new)
+    if usage.get("total_tokens") != new.get("total_tokens") or usage.get("prompt_tokens") != new.get("prompt_tokens"):
+        prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+        if prompt is not None and completion is not None:
+            usage["total_tokens"] = prompt + completion
+    return usage
+
+
+def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    joined = {**old, **new}
+    for key, before in old.items():
+        now = new.get(key)
+        if isinstance(before, dict):
+            joined[key] = _joined(before, now if isinstance(now, dict) else {})
+        elif before and (now is None or (now == 0 and not isinstance(now, bool))):
+            joined[key] = before
+    return joined
+
+
+def of_output(usage: dict[str, Any] | None) -> bool:
+    """Whether tokens of an answer were counted."""
+    return bool(usage and _count(usage.get("completion_tokens")))
+
+
+def _first(source: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    return next((figure for name in names if (figure := _count(source.get(name))) is not None), None)
+
+
+def _count(value: Any) -> int | None:
+    """Cohere counts in floats; a provider may send anything."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:
+        return None
+    return int(value)

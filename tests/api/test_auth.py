@@ -36,6 +36,7 @@ ROUTES = [
     ("GET", "/v1/streams/{generation_id}"),
     ("DELETE", "/v1/streams/{generation_id}"),
     ("POST", "/v1/streams/{generation_id}/cancel"),
+    ("POST", "/v1/streams/{generation_id}/tokens"),
     ("GET", "/v1/sessions"),
     ("GET", "/v1/sessions/{session_id}"),
     ("DELETE", "/v1/sessions/{session_id}"),

@@ -99,6 +99,7 @@ CLIENTS = (
 RESPONSES_CLIENTS = (
     Client("openai, Python", "check_responses.py", "openai", "tests/requirements-dev.lock"),
     Client("openai, JavaScript", "check_responses.mjs", "openai", "tests/clients/package-lock.json"),
+    _others("LangChain, `ChatOpenAI`", "check_responses_langchain.py", "langchain-openai"),
     _others("Pydantic AI, `OpenAIResponsesModel`", "check_responses_pydantic_ai.py", "pydantic-ai-slim"),
 )
 """Those that are tried over the Responses API, too."""

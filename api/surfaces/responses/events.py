@@ -1,8 +1,8 @@
 """The log as a Responses stream: numbered events, items that are opened and closed, and the whole response at the end.
 
 Hidden here: how the chunks of a chat, which know no items, become items. Reasoning, text and each call of a tool are an item of
-their own. Reasoning and text are closed when something else begins; calls stay open until the end, because the
-arguments of parallel calls may come in turns. Events have `sequence_number` from 0 on, which is the `id:` of the frame, too.
+their own. One is open at a time: it is closed when the next begins, and of calls whose arguments come in turns the next is
+held until the one before is whole. Events have `sequence_number` from 0 on, which is the `id:` of the frame, too.
 
 It is a projection of the second kind (live/projection.py): a pure fold, so every viewer, in any process and whenever it
 comes, sees the same events under the same numbers.
@@ -17,7 +17,20 @@ from api.errors import problem_error
 from api.live.projection import Step
 from api.surfaces.responses import ids
 from api.surfaces.responses.objects import Echoed, cut_reason, response
-from api.surfaces.responses.output import Item, Open, Said, Unnamed, is_whole, item_object, part_object, pieces
+from api.surfaces.responses.output import (
+    AS_SUMMARY,
+    AS_TEXT,
+    Held,
+    Item,
+    Open,
+    Said,
+    annotation_object,
+    is_whole,
+    item_object,
+    logprobs_of,
+    part_object,
+    pieces,
+)
 from shared.chat.messages import visible_text
 from shared.errors import AttemptReplaced, LogError
 from shared.lib import json, sse
@@ -42,7 +55,12 @@ class ResponseFold(NamedTuple):
     """Closed items, each with its index."""
     open: tuple[Open, ...] = ()
     """In the order in which they were last added to."""
-    unnamed: tuple[tuple[int, Unnamed], ...] = ()
+    held: tuple[tuple[int, Held], ...] = ()
+    """Calls that have not begun, by their index in the chat."""
+    calls: frozenset[int] = frozenset()
+    """Those that have."""
+    recent: int = -1
+    """The call that was added to last."""
 
     def feed(self, entry: Entry) -> Step:
         frames, fold = self._fed(entry.data)
@@ -134,6 +152,7 @@ class ResponseEvents:
         self.generation_id, self.echoed = generation_id, echoed
         self.summarised = bool(echoed["reasoning"]["summary"])
         """Reasoning is shown as its summary, which is what clients that ask for one show; else as its text."""
+        self.reasoning = AS_SUMMARY if self.summarised else AS_TEXT
 
     def __hash__(self) -> int:
         return hash(self.generation_id)
@@ -204,25 +223,18 @@ class _Writer:
 
     def add_reasoning(self, text: str) -> None:
         self.close_except("reasoning")
-        item = self.current("reasoning")
-        if item is None:
-            item = self.open(Open("reasoning", self.fold.opened))
-            place = self.where(item)
-            if self.fold.view.summarised:
-                part = {"type": "summary_text", "text": ""}
-                self.say("response.reasoning_summary_part.added", **place, summary_index=0, part=part)
-            else:
-                part = {"type": "reasoning_text", "text": ""}
-                self.say("response.content_part.added", **place, content_index=0, part=part)
-        if self.fold.view.summarised:
-            self.say("response.reasoning_summary_text.delta", **self.where(item), summary_index=0, delta=text)
-        else:
-            self.say("response.reasoning_text.delta", **self.where(item), content_index=0, delta=text)
+        names, item = self.fold.view.reasoning, self.current("reasoning")
+        begins = item is None
+        item = item or self.open(Open("reasoning", self.fold.opened))
+        where = {**self.where(item), names.index_field: 0}
+        if begins:
+            self.say(f"response.{names.part}.added", **where, part={"type": names.kind, "text": ""})
+        self.say(f"response.{names.text}.delta", **where, delta=text)
         self.put(item._replace(said=Said(item.said, text)))
 
     def add_text(self, text: str, logprobs: Any) -> None:
         item = self.part("output_text")
-        tokens = _logprobs(logprobs)
+        tokens = logprobs_of(logprobs)
         where = {**self.where(item), "content_index": len(item.parts)}
         if text:
             self.say("response.output_text.delta", **where, delta=text, logprobs=tokens)
@@ -235,7 +247,7 @@ class _Writer:
         self.put(item._replace(said=Said(item.said, text)))
 
     def add_annotation(self, annotation: Any) -> None:
-        flat = _annotation(annotation)
+        flat = annotation_object(annotation)
         if flat is None:
             return
         item = self.part("output_text")
@@ -245,28 +257,46 @@ class _Writer:
         self.put(item._replace(notes=Said(item.notes, flat)))
 
     def add_call(self, call: dict[str, Any]) -> None:
+        """One call is shown after the other, since there are clients (LangChain) that mix up two that come in turns: what comes
+        of the next one is held until this one is whole."""
         number = call.get("index", 0)
         called = call.get("function") or call.get("custom") or {}
         kind = "custom_tool_call" if call.get("type") == "custom" or "custom" in call else "function_call"
         text = called.get("arguments") if kind == "function_call" else called.get("input")
-        item = next((one for one in self.fold.open if one.kind.endswith("call") and one.call == number), None)
-        if item is None:
-            waiting = dict(self.fold.unnamed)
-            known = waiting.pop(number, Unnamed("", kind, None))
-            call_id, said = call.get("id") or known.call_id, Said(known.said, text) if text else known.said
-            if not called.get("name"):
-                waiting[number] = Unnamed(call_id, known.kind, said)
-                self.fold = self.fold._replace(unnamed=tuple(waiting.items()))
-                return
-            self.fold = self.fold._replace(unnamed=tuple(waiting.items()))
-            self.close_except("function_call", "custom_tool_call")
-            call_id = call_id or f"call_{self.fold.header['id'].removeprefix('chatcmpl-')}{number:04x}"
-            item = self.open(Open(kind, self.fold.opened, call=number, call_id=call_id, name=called["name"]))
-            text = "".join(pieces(said))
+        item = self.current_call()
+        if item is not None and item.call == number:
+            self.add_arguments(item, text)
+        elif number not in self.fold.calls:
+            held = dict(self.fold.held)
+            known = held.get(number, Held(kind))
+            said = Said(known.said, text) if text else known.said
+            held[number] = Held(known.kind, call.get("id") or known.call_id, called.get("name") or known.name, said)
+            self.fold = self.fold._replace(held=tuple(held.items()))
+        self.fold = self.fold._replace(recent=number)
+        while self.fold.held and self.fold.held[0][1].name:
+            item = self.current_call()
+            if item is not None and not is_whole(item):
+                break
+            self.close_except()
+            self.open_held()
+
+    def add_arguments(self, item: Open, text: str | None) -> None:
         if text:
             event = "function_call_arguments" if item.kind == "function_call" else "custom_tool_call_input"
             self.say(f"response.{event}.delta", **self.where(item), delta=text)
             self.put(item._replace(said=Said(item.said, text)))
+
+    def current_call(self) -> Open | None:
+        return next((one for one in self.fold.open if one.kind.endswith("call")), None)
+
+    def open_held(self) -> Open:
+        """Begins the first of the calls that are held, with all that came of it."""
+        (number, held), *rest = self.fold.held
+        self.fold = self.fold._replace(held=tuple(rest), calls=self.fold.calls | {number})
+        call_id = held.call_id or f"call_{self.fold.header['id'].removeprefix('chatcmpl-')}{number:04x}"
+        item = self.open(Open(held.kind, self.fold.opened, call=number, call_id=call_id, name=held.name))
+        self.add_arguments(item, "".join(pieces(held.said)))
+        return item
 
     # ---- opening
 
@@ -311,20 +341,29 @@ class _Writer:
     # ---- closing
 
     def close_except(self, *kinds: str) -> None:
-        """Closes reasoning and text where something else begins; calls stay open."""
+        """Closes what has ended because something else begins: reasoning, text, and a call that is whole."""
         for item in self.fold.open:
-            if item.kind in ("reasoning", "message") and item.kind not in kinds:
+            if item.kind not in kinds and (not item.kind.endswith("call") or is_whole(item)):
                 self.close(item, "completed")
 
     def close_all(self, *, cut: bool) -> None:
-        """Closes what is open at the end. With `cut` the item that was added to last is incomplete, and no call that is
-        gets a `done` event, on which clients would call the tool."""
+        """Closes what is open at the end. With `cut`, the text that was added to last is incomplete; a call that is, or may be,
+        gets no `done` event, on which clients would call the tool."""
         last = self.fold.open[-1].place if self.fold.open else -1
         for item in sorted(self.fold.open, key=lambda one: one.place):
-            if not cut or (item.place != last and is_whole(item)):
-                self.close(item, "completed")
-            elif not item.kind.endswith("call"):
-                self.close(item, "incomplete")
+            if item.kind.endswith("call"):
+                self.close_call(item, cut=cut)
+            else:
+                self.close(item, "incomplete" if cut and item.place == last else "completed")
+        named = tuple(pair for pair in self.fold.held if pair[1].name)
+        self.fold = self.fold._replace(held=named)
+        while self.fold.held:
+            self.close_call(self.open_held(), cut=cut)
+
+    def close_call(self, item: Open, *, cut: bool) -> None:
+        now = next(one for one in self.fold.open if one.place == item.place)
+        if not cut or (now.call != self.fold.recent and is_whole(now)):
+            self.close(now, "completed")
 
     def close_part(self, item: Open) -> Open:
         part = part_object(item)
@@ -343,15 +382,10 @@ class _Writer:
             if item.part:
                 self.close_part(item)
         elif item.kind == "reasoning":
-            text = "".join(pieces(item.said))
-            if self.fold.view.summarised:
-                part = {"type": "summary_text", "text": text}
-                self.say("response.reasoning_summary_text.done", **place, summary_index=0, text=text)
-                self.say("response.reasoning_summary_part.done", **place, summary_index=0, part=part)
-            else:
-                part = {"type": "reasoning_text", "text": text}
-                self.say("response.reasoning_text.done", **place, content_index=0, text=text)
-                self.say("response.content_part.done", **place, content_index=0, part=part)
+            names, text = self.fold.view.reasoning, "".join(pieces(item.said))
+            where = {**place, names.index_field: 0}
+            self.say(f"response.{names.text}.done", **where, text=text)
+            self.say(f"response.{names.part}.done", **where, part={"type": names.kind, "text": text})
         elif item.kind == "function_call":
             done = {"arguments": shown["arguments"], "name": item.name}
             self.say("response.function_call_arguments.done", **place, **done)
@@ -360,17 +394,3 @@ class _Writer:
         self.say("response.output_item.done", output_index=item.place, item=shown)
         rest = tuple(one for one in self.fold.open if one.place != item.place)
         self.fold = self.fold._replace(open=rest, closed=Said(self.fold.closed, (item.place, shown)))
-
-
-def _logprobs(logprobs: Any) -> list[Any]:
-    content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    return content if isinstance(content, list) else []
-
-
-def _annotation(annotation: Any) -> Item | None:
-    """A chat's `{type: url_citation, url_citation: {…}}`, flat; None for one of another kind."""
-    if not isinstance(annotation, dict) or annotation.get("type") != "url_citation":
-        return None
-    cited = annotation.get("url_citation") or annotation
-    fields = {"start_index": 0, "end_index": 0, "title": "", "url": ""}
-    return {"type": "url_citation", **{name: cited.get(name) or nothing for name, nothing in fields.items()}}

@@ -13,6 +13,19 @@ from shared.lib import json
 Item = dict[str, Any]
 
 
+class ReasoningNames(NamedTuple):
+    """What the events about reasoning are called, and their fields."""
+
+    part: str
+    text: str
+    index_field: str
+    kind: str
+
+
+AS_TEXT = ReasoningNames("content_part", "reasoning_text", "content_index", "reasoning_text")
+AS_SUMMARY = ReasoningNames("reasoning_summary_part", "reasoning_summary_text", "summary_index", "summary_text")
+
+
 class Said(NamedTuple):
     """A piece of text, or of a list, and what came before it: shared by all folds that come after."""
 
@@ -51,12 +64,13 @@ class Open(NamedTuple):
     name: str = ""
 
 
-class Unnamed(NamedTuple):
-    """A call whose name has not come yet, and what did."""
+class Held(NamedTuple):
+    """A call that has not begun: its name has not come yet, or the call before it is not whole."""
 
-    call_id: str
     kind: str
-    said: Said | None
+    call_id: str = ""
+    name: str = ""
+    said: Said | None = None
 
 
 def item_object(generation_id: str, item: Open, status: str, *, summarised: bool) -> Item:
@@ -88,10 +102,27 @@ def part_object(item: Open) -> Item:
 
 
 def is_whole(item: Open) -> bool:
-    """Whether a call that is not the last one has all its arguments."""
+    """Whether a call has all its arguments, as far as one can tell."""
     if item.kind == "custom_tool_call":
         return True
+    if item.said is None or not item.said.piece.rstrip().endswith("}"):
+        return False
     try:
         return isinstance(json.loads("".join(pieces(item.said)).encode()), dict)
     except ValueError:
         return False
+
+
+def logprobs_of(logprobs: Any) -> list[Any]:
+    """The tokens of a chat's `logprobs`, which are the same here."""
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    return content if isinstance(content, list) else []
+
+
+def annotation_object(annotation: Any) -> Item | None:
+    """A chat's `{type: url_citation, url_citation: {…}}`, flat; None for one of another kind."""
+    if not isinstance(annotation, dict) or annotation.get("type") != "url_citation":
+        return None
+    cited = annotation.get("url_citation") or annotation
+    fields = {"start_index": 0, "end_index": 0, "title": "", "url": ""}
+    return {"type": "url_citation", **{name: cited.get(name) or nothing for name, nothing in fields.items()}}

@@ -127,6 +127,16 @@ def test_custom_tools_have_input() -> None:
     assert joined(found, "response.custom_tool_call_input.delta") == "ls"
 
 
+def test_calls_that_come_in_turns_are_shown_one_after_the_other() -> None:
+    found = told(
+        call(0, id="c1", name="f"), call(1, id="c2", name="g"), call(0, arguments='{"a":'), call(1, arguments='{"b":'),
+        call(0, arguments="{}}"), call(2, id="c3", name="h", arguments="{}"), call(1, arguments="2}"), {"content": "so"},
+    )  # fmt: skip
+    assert kinds(found) == [*START, *CALL, *CALL, *CALL, *MESSAGE, "completed"]
+    done = [event["arguments"] for event in found if event["type"] == "response.function_call_arguments.done"]
+    assert done == ['{"a":{}}', '{"b":2}', "{}"]
+
+
 def test_a_call_begins_when_its_name_is_known_and_has_an_id_always() -> None:
     found = told(call(0, arguments="{"), call(0, name="f", arguments="}"))
     (item,) = found[-1]["response"]["output"]

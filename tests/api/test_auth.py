@@ -37,6 +37,7 @@ ROUTES = [
     ("DELETE", "/v1/streams/{generation_id}"),
     ("POST", "/v1/streams/{generation_id}/cancel"),
     ("POST", "/v1/streams/{generation_id}/tokens"),
+    ("GET", "/v1/streams/{generation_id}/request"),
     ("GET", "/v1/sessions"),
     ("GET", "/v1/sessions/{session_id}"),
     ("DELETE", "/v1/sessions/{session_id}"),

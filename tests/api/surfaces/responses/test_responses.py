@@ -203,16 +203,16 @@ def test_a_tool_loop_may_send_nothing_but_the_output(alice: Client, scripted: Re
 
 @pytest.mark.parametrize("way", ["whole", "named", "continued"])
 def test_signed_reasoning_goes_back_while_tools_are_called(alice: Client, scripted: Register, way: str) -> None:
-    signed = [{"type": "thinking", "thinking": "why", "signature": "s"}]
+    signed = [{"type": "reasoning.encrypted", "data": "s", "index": 0}]
     call = {
         "index": 0,
         "id": "c1",
         "type": "function",
         "function": {"name": "f", "arguments": "{}"},
-        "extra_content": {"g": 1},
+        "signed_by": {"g": 1},
     }
     opening = chunk({"role": "assistant", "reasoning_content": "why"})
-    thought = chunk({"thinking_blocks": [{"index": 0, **signed[0]}], "tool_calls": [call]})
+    thought = chunk({"reasoning_details": signed, "tool_calls": [call]})
     script = scripted([opening, thought, chunk({}, "tool_calls"), *ending()[1:]])
     first = create(alice, script.model, "go").json()
     output = {"type": "function_call_output", "call_id": "c1", "output": "7"}
@@ -225,10 +225,10 @@ def test_signed_reasoning_goes_back_while_tools_are_called(alice: Client, script
     else:
         create(alice, script.model, asked)
     sent = script.script.calls[1]["messages"][1]
-    assert (sent["reasoning_content"], sent["thinking_blocks"]) == ("why", signed)
-    assert sent["tool_calls"][0]["extra_content"] == {"g": 1}
+    assert (sent["reasoning_content"], sent["reasoning_details"]) == ("why", signed)
+    assert sent["tool_calls"][0]["signed_by"] == {"g": 1}
     create(alice, script.model, [*asked, {"role": "user", "content": "now"}])
-    assert "thinking_blocks" not in script.script.calls[2]["messages"][1]
+    assert "reasoning_details" not in script.script.calls[2]["messages"][1]
 
 
 def test_items_may_be_named_by_their_ids(alice: Client, bob: Client, scripted: Register) -> None:

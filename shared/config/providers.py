@@ -45,6 +45,9 @@ class ProviderConfig(BaseModel):
         None,
         description="the known vendor whose rules for requests hold, e.g. mistral; empty: the one of the table's name",
     )
+    message_fields: list[str] = Field(
+        default_factory=list, description="fields of earlier answers that it wants back though OpenAI has none such"
+    )
     models: list[str] = Field(default_factory=list, description="models listed by GET /v1/models; others work too")
     limit_field: Literal["max_tokens", "max_completion_tokens"] | None = Field(
         None, description="the only name of the token limit it knows; empty: the client's own is passed on"

@@ -85,7 +85,11 @@ class Stack:
         self._directory = directory
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         file = directory / "streamspool.toml"
-        file.write_text(f'[providers.scripted]\nbase_url = "{upstream_url}"\nmodels = ["any"]\n{config}')
+        # A gateway that wants signed thoughts back, as some do; to other servers nobody knows they are not sent.
+        scripted = (
+            f'base_url = "{upstream_url}"\nmodels = ["any"]\nmessage_fields = ["thinking_blocks", "extra_content"]'
+        )
+        file.write_text(f"[providers.scripted]\n{scripted}\n{config}")
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_BASE_URL"))},
             "PYTHONPATH": str(ROOT),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -338,7 +338,8 @@ def _from_table(name: str, table: ProviderConfig, environ: Mapping[str, str]) ->
     vendor = vendors.get(table.vendor or name)
     if table.vendor and vendor is None:
         raise ValueError(f"vendor of [providers.{name}] must be one of {', '.join(sorted(vendors))}")
-    accepts = vendor.accepts if vendor and vendor.kind == table.kind else None
+    accepts = (vendor.accepts if vendor and vendor.kind == table.kind else None) or FORMATS[table.kind]
+    wanted = (*accepts.message_fields, *table.message_fields)
     return Provider(
         name=name,
         kind=table.kind,
@@ -348,7 +349,7 @@ def _from_table(name: str, table: ProviderConfig, environ: Mapping[str, str]) ->
         limit_field=table.limit_field,
         think_tags=table.think_tags,
         prefill=table.prefill,
-        accepts=accepts or FORMATS[table.kind],
+        accepts=replace(accepts, message_fields=wanted),
     )
 
 

@@ -132,6 +132,16 @@ def test_a_table_may_say_whose_rules_hold() -> None:
         load_providers(Settings.model_validate({"providers": {"box": {**table, "vendor": "mistrall"}}}), {})
 
 
+def test_f14_a_gateway_that_made_them_gets_them_back() -> None:
+    table: dict[str, Any] = {"base_url": "http://127.0.0.1:9", "message_fields": ["thinking_blocks", "extra_content"]}
+    box = load_providers(Settings.model_validate({"providers": {"box": table}}), {})["box"]
+    answer = dialect_of(box).call(box, {"messages": [USER, ANSWER, RESULT]}, "m").body["messages"][1]
+    for field in table["message_fields"]:
+        assert answer[field] == ANSWER[field]
+    assert answer["tool_calls"][0]["extra_content"] == ANSWER["extra_content"]
+    assert "anthropic_blocks" not in answer
+
+
 # ---- F15, F16, names
 
 

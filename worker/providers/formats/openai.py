@@ -174,7 +174,7 @@ def _fit_answer(kept: dict[str, Any], message: dict[str, Any], accepts: Accepts)
 def _call(call: Any, accepts: Accepts) -> Any:
     if not isinstance(call, dict):
         return call
-    known = ("id", "type", "function", "custom")
+    known = ("id", "type", "function", "custom", *accepts.message_fields)
     fit = {
         key: value
         for key, value in call.items()

@@ -85,6 +85,7 @@ class Normalizer:
         self._silent: list[Chunk] = []
         self._tops: dict[int, dict[str, Any]] = {}
         self._riding: dict[str, Any] = {}
+        self._broken: UpstreamError | None = None
         self._failure: UpstreamError | None = None
         self._held = 0
         self.settled = False
@@ -134,7 +135,7 @@ class Normalizer:
             raise refusal(value if value is not None else data.decode("utf-8", "replace"), status=502)
         if not isinstance(value, dict):
             raise UpstreamInvalid("The provider sent an event that is not a JSON object in UTF-8.")
-        if (error := error_in(value)) is not None:
+        if ("error" in value or not value.get("choices")) and (error := error_in(value)) is not None:
             value.pop("error", None)
             return self._fail(error, self._chunks(value) if self._translator is None and value.get("choices") else [])
         if self._translator is not None:
@@ -145,8 +146,8 @@ class Normalizer:
                 self._hold(len(data))
         else:
             chunks = self._chunks(value)
-        if self._choices and (failure := next((one.failure for one in self._choices if one.failure), None)):
-            return self._fail(failure, chunks)
+        if self._broken is not None:
+            return self._fail(self._broken, chunks)
         self.chunks += len(chunks)
         return chunks
 
@@ -335,6 +336,8 @@ class Normalizer:
             self.reasoning_chars += reasoning
             if known.held is not None:
                 self._tops.setdefault(index, {})
+            elif known.failure is not None:
+                self._broken = known.failure
             if known.usage:
                 self._count(known.usage)
                 known.usage = []

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query
 from fastapi.dependencies.models import Dependant
@@ -16,9 +16,14 @@ from api.services import Services
 from shared.errors import BadRequest, TooLarge, Unauthenticated
 from shared.generations.caller import Caller
 from shared.lib import json
+from shared.log.blobs import INLINE_BYTES
 
-_BODY_S = 30.0
-"""How long a body may take to arrive: one that never ends would hold a connection for ever."""
+T = TypeVar("T")
+
+_BODY_S, _LONGEST_S = 30.0, 3600.0
+"""How long a body may be silent, and take in all: one that never ends would hold a connection for ever."""
+_IN_THREAD_BYTES = 1024 * 1024
+"""What is larger is not parsed on the event loop."""
 _HEADER_OPTIONS = (
     "on_interruption",
     "on_disconnect",
@@ -57,7 +62,9 @@ async def _viewer(
     return Caller(tenant, role="viewer")
 
 
-async def _body(request: Request, services: Annotated[Services, Depends(_services)], _: CurrentCaller) -> bytes:
+async def _body(
+    request: Request, services: Annotated[Services, Depends(_services)], _: CurrentCaller
+) -> bytes | bytearray:
     """The raw body, counted while it comes in, after the key was checked. Raises TooLarge, BadRequest."""
     limit = services.settings.max_body_bytes
     if request.headers.get("content-encoding", "identity").lower() != "identity":
@@ -69,14 +76,18 @@ async def _body(request: Request, services: Annotated[Services, Depends(_service
     length = request.headers.get("content-length", "")
     body = bytearray()
     if not (length.isdigit() and int(length) > limit):
+        clock = asyncio.get_running_loop().time
+        end = clock() + _LONGEST_S
         try:
-            async with asyncio.timeout(_BODY_S):
+            async with asyncio.timeout(_BODY_S) as timer:
                 async for piece in request.stream():
                     body += piece
                     if len(body) > limit:
                         break
+                    if piece:
+                        timer.reschedule(min(end, clock() + _BODY_S))
                 else:
-                    return bytes(body)
+                    return bytes(body) if len(body) <= INLINE_BYTES else body
         except ClientDisconnect:
             raise BadRequest("The client left before its request was complete.") from None
         except TimeoutError:
@@ -84,7 +95,7 @@ async def _body(request: Request, services: Annotated[Services, Depends(_service
     raise TooLarge(f"The request body is over the limit of {limit} bytes (STREAMSPOOL_MAX_BODY_BYTES).")
 
 
-def parsed(body: bytes) -> Any:
+def parsed(body: bytes | bytearray) -> Any:
     """The body as JSON. Raises BadRequest."""
     try:
         return json.loads_strict(body)
@@ -122,11 +133,18 @@ async def _root(request: Request) -> str:
     return root
 
 
+async def read(text: bytes, make: Callable[[Any], T]) -> T:
+    """What `make` makes of a body, off the event loop if it is large. Raises BadRequest, and what `make` raises."""
+    if len(text) <= _IN_THREAD_BYTES:
+        return make(parsed(text))
+    return await asyncio.to_thread(lambda: make(parsed(text)))
+
+
 CurrentServices = Annotated[Services, Depends(_services)]
 CurrentCaller = Annotated[Caller, Depends(_caller)]
 CurrentViewer = Annotated[Caller, Depends(_viewer)]
 """Who may watch the stream that the path names: with a key, or with a token for it."""
-Body = Annotated[bytes, Depends(_body)]
+Body = Annotated[bytes | bytearray, Depends(_body)]
 IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
 IsRepeat = Annotated[bool, Depends(_is_repeat)]
 """Whether the client says that it made this request before and got no answer, as OpenAI's client libraries do."""

@@ -13,7 +13,8 @@
     ├── KeyReused 422                an Idempotency-Key that stands for another request
     ├── RateLimited 429              the caller has used up what it may use for now
     ├── TooLarge 413                 body over STREAMSPOOL_MAX_BODY_BYTES
-    │   └── SessionTooLarge 413      the session's history is over its limit
+    │   ├── SessionTooLarge 413      the session's history is over its limit
+    │   └── StorageQuotaExceeded 413 what is kept of the tenant's takes too much of the file storage
     ├── HeaderFieldsTooLarge 431     request line and header fields, or trailers, over the limits of api/intake.py
     ├── Internal 500                 a bug of ours
     ├── Unavailable 503              Redis away, no worker ever seen, draining: retry later
@@ -31,7 +32,8 @@
     │   ├── NoWorker 503             no worker was there to answer it
     │   ├── UnsupportedVersion 503   a newer version stored it than the worker's
     │   ├── StreamGone 404           its log was deleted, or has expired, under a viewer
-    │   └── StreamLost 500           the storage lost a part of the answer for good
+    │   ├── StreamLost 500           the storage lost a part of the answer for good
+    │   └── RequestLost 500          the file storage lost a part of the request
     ├── GenerationFailed             a sealed failure, read back from the log
     └── UpstreamError                the provider did not deliver (only workers raise these)
         ├── UpstreamRefused          it answered with an error status, kept as it was
@@ -280,6 +282,12 @@ class SessionTooLarge(TooLarge):
     code = "session_too_large"
 
 
+class StorageQuotaExceeded(TooLarge):
+    """What is kept of the tenant's requests and answers takes as much of the file storage as it may; nothing was stored."""
+
+    code = "storage_quota_exceeded"
+
+
 class HeaderFieldsTooLarge(StreamspoolError):
     """What a request has besides its body is over the limit (RFC 6585 §5); it was not read to its end."""
 
@@ -471,6 +479,13 @@ class StreamLost(GenerationEnded):
     default_message = (
         "The broker's storage lost a part of this answer. What stands before that is kept. Send the request again."
     )
+
+
+class RequestLost(GenerationEnded):
+    """The file storage has not what it had acknowledged: a picture, a file or a text of the request, or of a turn before it."""
+
+    code = "request_lost"
+    default_message = "The file storage lost a part of this request, or of its session. Send it again, with all of it."
 
 
 class GenerationFailed(StreamspoolError):

@@ -39,6 +39,7 @@ from shared.errors import (
     WorkerLost,
     without_frames,
 )
+from shared.features.blobs import OfTenant
 from shared.generations.outcome import Outcomes, finished_status
 from shared.lib import json
 from shared.lib.clock import now_ms
@@ -54,6 +55,7 @@ from shared.lib.telemetry import (
     get_logger,
 )
 from shared.log.appender import Appender
+from shared.log.blobs import Stored
 from shared.log.entry import BEGIN, VERSION, Chunk, Position, Status
 from shared.log.records import Attempt, Header, Outcome
 from shared.log.streamlog import StreamLog
@@ -75,8 +77,8 @@ _LEAST_BYTES = 64
 """What a chunk costs those who store it and read it, however little it says."""
 
 
-Claimed = tuple[Writer, Header, dict[str, Any]]
-"""An attempt that is ours: its writer, the request's header and its body."""
+Claimed = tuple[Writer, Header, Stored]
+"""An attempt that is ours: its writer, the request's header, and its body as the log has it."""
 
 
 class Generator:
@@ -146,12 +148,12 @@ class Generator:
         token = secrets.token_hex(8)
         return {"worker": self._worker_id, "at_ms": now_ms(), "token": token, "reason": reason, "number": number}
 
-    def _claimed(self, writer: Writer, header: Header, body: bytes, attempt: Attempt) -> Claimed:
+    def _claimed(self, writer: Writer, header: Header, body: Stored, attempt: Attempt) -> Claimed:
         begin_request(header.get("request_id"))
         ATTEMPTS.labels(attempt["reason"]).inc()
         QUEUE_SECONDS.observe(max(0, attempt["at_ms"] - header["created_at_ms"]) / 1000)
         logger.info("claimed", generation_id=writer.generation_id, attempt=writer.epoch, reason=attempt["reason"])
-        return writer, header, json.loads(body)
+        return writer, header, body
 
     async def _end_interrupted(self, generation_id: str, last: Position, number: int) -> bool:
         """An earlier worker was lost after chunks: the whole answer is there, or the request's policy decides.
@@ -168,13 +170,13 @@ class Generator:
 
     async def _is_whole(self, generation_id: str, epoch: int) -> bool:
         try:
-            return (await self._outcomes.transcripts.read(generation_id, epoch)).whole
+            return (await self._outcomes.transcripts.read(generation_id, epoch, ending=True)).whole
         except Damaged:
             return False
 
     # ---- upstream → append
 
-    async def _attempt(self, writer: Writer, header: Header, body: dict[str, Any]) -> Claimed | None:
+    async def _attempt(self, writer: Writer, header: Header, stored: Stored) -> Claimed | None:
         """Runs an attempt to its end; returns the next one if the request wants another after an interruption."""
         if header.get("v", 1) > VERSION:
             unsupported = UnsupportedVersion().to_stored()
@@ -186,16 +188,16 @@ class Generator:
             model=header["model"],
             show_usage=header["include_usage"],
             choices=header["n"],
-            forced=_forces_one(body),
         )
         started, served = time.monotonic(), Served()
         error: StreamspoolError | None = None
         status = None
         try:
+            body = await self._outcomes.transcripts.blobs.parsed(header["owner"], stored)
             history, asked = await self._outcomes.transcripts.messages(header, body["messages"])
             messages = [*history, *asked]
-            answer.call_ids = ids_in(messages)
-            say = partial(self._say, writer, answer, {**body, "messages": messages}, served)
+            answer.forced, answer.call_ids = _forces_one(body), ids_in(messages)
+            say = partial(self._say, writer, header, answer, {**body, "messages": messages}, served)
             if not await self.running.run(writer, header, say):
                 status = Status.CANCELLED
         except StreamspoolError as caught:
@@ -228,7 +230,9 @@ class Generator:
             and error.code != "generation_timeout"
         )
 
-    async def _say(self, writer: Writer, answer: Normalizer, body: dict[str, Any], served: Served) -> None:
+    async def _say(
+        self, writer: Writer, header: Header, answer: Normalizer, body: dict[str, Any], served: Served
+    ) -> None:
         """Appends what the provider says; raises UpstreamError after all that came is stored.
 
         Over the limit, it hangs up on the provider, which would go on: the answer has its end then, and UpstreamTooLong
@@ -236,15 +240,19 @@ class Generator:
         """
         asked, limit, size = time.monotonic(), self._settings.max_answer_bytes, 0
         targets = self._targets(body["model"])
-        stream = self._upstream.stream(targets, body, answer, served, on_retry=partial(_retried, writer))
+        blobs = self._outcomes.transcripts.blobs
+        told = partial(_retried, writer)
+        stream = self._upstream.stream(
+            targets, body, answer, served, on_retry=told, blobs=OfTenant(blobs, header["owner"])
+        )
         async with aclosing(stream) as batches:
             async for batch in batches:  # the upstream reads ahead meanwhile, within bounds, and merges what it read
                 if not writer.position.seq:
                     FIRST_CHUNK_SECONDS.observe(time.monotonic() - asked)
                     writer.note = json.dumps(served.note(spoke=True))
-                await writer.append(batch)
-                CHUNKS.inc(len(batch))
                 size += _size(batch)
+                await writer.append(await blobs.chunks(header, batch))
+                CHUNKS.inc(len(batch))
                 if size > limit > 0:
                     break
             else:
@@ -342,7 +350,7 @@ class Generator:
         """Where the provider gave no usage, or may have put its reasoning into the text, the log is read for them."""
         note = served.note(spoke=bool(writer.position.seq))
         if not answer.usage or (note.get("think") and answer.tagged):
-            told = await self._outcomes.transcripts.read(writer.generation_id, writer.epoch, damaged=lost)
+            told = await self._outcomes.transcripts.read(writer.generation_id, writer.epoch, damaged=lost, ending=True)
             outcome = await self._outcomes.compose(told, status, failure)
         else:
             outcome = {
@@ -362,7 +370,7 @@ def _size(chunks: list[Chunk]) -> int:
     """What they count for the limit of an answer. Not what is stored of them: chunks that are alike are stored as next to
     nothing, and are as long as ever for their readers."""
     # Without max(), which costs as much again.
-    return sum([n if (n := len(payload) - _COMMON_BYTES) > _LEAST_BYTES else _LEAST_BYTES for payload, _ in chunks])
+    return sum([n if (n := len(payload) - _COMMON_BYTES) > _LEAST_BYTES else _LEAST_BYTES for payload, *_ in chunks])
 
 
 def _forces_one(body: dict[str, Any]) -> bool:

@@ -62,7 +62,7 @@ class Normalizer:
         self._model = model
         self._show_usage = show_usage
         self._expected = choices
-        self._forced = forced
+        self.forced = forced
         self._ended = False
         self.call_ids: Iterable[str] = ()
         """The ids of calls in the request, to be set before `begin`: no call of the answer gets one of them."""
@@ -347,7 +347,7 @@ class Normalizer:
         return opened
 
     def _add_choice(self, *, opened: bool) -> None:
-        self._choices.append(Choice(self._ids, wire_format=self._wire_format, forced=self._forced, opened=opened))
+        self._choices.append(Choice(self._ids, wire_format=self._wire_format, forced=self.forced, opened=opened))
 
     def _opening(self, index: int) -> Chunk:
         delta = {"role": "assistant", "content": ""}

@@ -107,7 +107,7 @@ class Answer(LogResponse):
         outcome = json.loads(live.outcome.data)
         chunks = live.payloads
         if chunks is None:
-            chunks, damage = await self.process.broker.chunks(self.id, live.epoch)
+            chunks, damage = await self.process.broker.chunks(self._header, live.epoch)
             if damage:
                 raise damage
         summary = Summary(self._header, (), live.position, outcome)

@@ -18,7 +18,7 @@ from api.live.livelog import LiveLog
 from api.live.pacing import TICK_S, Pacer
 from api.live.projection import Projection
 from api.live.response import LogResponse, Process, served_headers
-from shared.errors import BadCursor, Damaged, Gone
+from shared.errors import BadCursor, Damaged, FileStorageFailed, Gone
 from shared.lib import sse
 from shared.lib.telemetry import RESUMES
 from shared.log.entry import Kind, Position
@@ -230,11 +230,11 @@ class EventStream(LogResponse):
         log, count = self.process.broker.log, min(self._page, limit - index)
         try:
             reader = self._reader = self._reader or await shown.reader(live, log, epoch, index)
-            page = await log.read(self.id, Position(epoch, index), count, shapes=live.shapes)
+            page = await log.read(self.id, Position(epoch, index), count, shapes=live.shapes, tenant=live.tenant)
         except Damaged as problem:
             live.fail(problem)
             return b"", live.end
-        except (RedisError, OSError):
+        except (RedisError, OSError, FileStorageFailed):
             await asyncio.sleep(_RETRY_S)
             return b"", index
         except Gone:

@@ -242,7 +242,7 @@ async def _chunks(live: LiveLog, log: StreamLog, epoch: int, index: int, count: 
 
 async def _read(live: LiveLog, log: StreamLog, epoch: int, index: int, count: int) -> Sequence[Entry]:
     """The same from the log. Raises Gone where there is none, Damaged, RedisError, OSError."""
-    page = await log.read(live.id, Position(epoch, index), min(count, EVERY), shapes=live.shapes)
+    page = await log.read(live.id, Position(epoch, index), min(count, EVERY), shapes=live.shapes, tenant=live.tenant)
     chunks = [entry for entry in page if entry.kind in (Kind.CHUNK, Kind.USAGE) and entry.position.epoch == epoch]
     if not chunks:
         raise Gone(live.id)

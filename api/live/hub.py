@@ -16,7 +16,7 @@ from typing import Self
 
 from api.live.hot import HotLogs
 from api.live.livelog import LiveLog
-from shared.errors import Damaged, Gone
+from shared.errors import Damaged, FileStorageFailed, Gone
 from shared.lib.tasks import FairTurns, cancel
 from shared.lib.telemetry import FOLLOWED, LOG_BYTES, VIEWERS, get_logger
 from shared.log.entry import Entry
@@ -115,14 +115,15 @@ class Hub:
         *,
         made: int = 0,
         server: str | None = None,
+        tenant: str | None = None,
         fresh: bool = False,
         needed: bool = False,
         paced: bool = False,
     ) -> AbstractAsyncContextManager[LiveLog]:
         """The live log of a generation, caught up with Redis; it is followed while somebody is in there.
 
-        `made` is when it was created, and `server` where: a log that had the same id before is another one. `fresh` says
-        that it was just created and cannot have entries yet, `needed` that the generation ends without viewers: then
+        `made` is when it was created, `server` where, `tenant` by whom: one that had the same id before is another. `fresh`
+        says that it was just created and cannot have entries yet, `needed` that the generation ends without viewers: then
         whoever runs it is told that there is one. `paced` has its tokens counted. Raises RedisError, OSError.
         """
         live = self._live.get(generation_id)
@@ -130,7 +131,7 @@ class Hub:
             live = self._hot.take(generation_id)
             if live is None or live.made != made or paced:
                 live = LiveLog(generation_id, paced=paced)
-                live.made, live.server, live.needed = made, server, needed
+                live.made, live.server, live.tenant, live.needed = made, server, tenant, needed
                 live.opening = asyncio.create_task(self._catch_up(live, fresh), name=f"open {generation_id}")
             self._live[generation_id] = live
             FOLLOWED.inc()
@@ -156,10 +157,34 @@ class Hub:
         if not fresh:
             if live.needed:  # the grace time of those who left may be almost over
                 await self._say_watched([live.id])
-            async for page in self._log.read_all(live.id, strict=False, shapes=live.shapes):
+            async for page in self._log.read_all(live.id, strict=False, shapes=live.shapes, tenant=live.tenant):
                 live.feed(page)
             live.replayed = live.outcome is not None
         live.caught()
+        await self._follow(live)
+
+    async def _fill(self, live: LiveLog, entries: list[Entry]) -> None:
+        """Feeds a log with entries of which something was taken out: the others are followed meanwhile."""
+        assert live.tenant is not None
+        pauses, damage = Pauses(most_s=_LONGEST_PAUSE_S), None
+        while True:
+            try:
+                entries = await self._log.whole(live.tenant, entries)
+                break
+            except Damaged as problem:
+                entries, damage = list(problem.before), problem
+                break
+            except FileStorageFailed:  # its cause is in the log already
+                await asyncio.sleep(pauses.next_s())
+        if entries:
+            self._feed(live, entries)
+        if damage is not None:
+            live.fail(damage)
+        live.caught_up = True
+        await self._follow(live)
+
+    async def _follow(self, live: LiveLog) -> None:
+        """Has the blocking read go on with this one, too."""
         if not live.ended:
             self._added.set()
             if not self._blocked:  # the next read has it anyway
@@ -245,7 +270,12 @@ class Hub:
                 self._control_id = str(entries[-1].position)
             else:
                 count += len(entries)
-                self._feed(followed[generation_id], entries)
+                live = followed[generation_id]
+                if live.tenant is not None and any(entry.blobs for entry in entries):
+                    live.caught_up = False
+                    live.opening = asyncio.create_task(self._fill(live, entries), name=f"fill {generation_id}")
+                else:
+                    self._feed(live, entries)
         if asyncio.get_running_loop().time() - self._checked > BLOCK_MS / 1000:
             await self._check({i: live for i, live in followed.items() if i not in found})
         if count > _BUSY_ENTRIES:

@@ -43,6 +43,8 @@ class LiveLog:
         """When it was created: tells logs of one id apart."""
         self.server: str | None = None
         """The one that took the request."""
+        self.tenant: str | None = None
+        """Whose it is."""
         self.behind_since: float | None = None
         """When the log was seen to lack what is here, in the loop's time."""
         self.needed = False

@@ -56,6 +56,7 @@ class LogResponse(Response):
         self.id: str = header["id"]
         self._made: int = header["created_at_ms"]
         self._server: str | None = header.get("server")
+        self._tenant: str = header["owner"]
         self._needed = header.get("on_disconnect") == "cancel"
         self._joined = header.get("idempotency") is not None
         self.rate: float | None = header.get("max_tokens_per_s")
@@ -72,7 +73,13 @@ class LogResponse(Response):
         try:
             paced = self.rate is not None
             async with self.process.hub.watch(
-                self.id, made=self._made, server=self._server, fresh=self._fresh, needed=self._needed, paced=paced
+                self.id,
+                made=self._made,
+                server=self._server,
+                tenant=self._tenant,
+                fresh=self._fresh,
+                needed=self._needed,
+                paced=paced,
             ) as live:
                 await self.respond(client, live)
         except TimeoutError:

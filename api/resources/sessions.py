@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.responses import Response
 
 from api.deps import CurrentCaller, CurrentServices, known_query
 from api.paging import After, Limit, following, page
 from shared.errors import NotFound
+from shared.lib import json
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"], dependencies=[known_query])
 
@@ -27,14 +29,15 @@ async def retrieve(services: CurrentServices, caller: CurrentCaller, session_id:
     return await services.sessions.find(session_id, caller)
 
 
-@router.get("/{session_id}/messages")
+@router.get("/{session_id}/messages", response_model=None)
 async def messages(
     services: CurrentServices, caller: CurrentCaller, session_id: str, limit: Limit = 100, after: After = None
-) -> dict[str, Any]:
+) -> Response:
     """The messages of its finished turns, oldest first."""
     found = await services.sessions.messages(session_id, caller)
     found = following(found, after, NotFound("`after` must be the id of a message in this list."))
-    return page(found, limit)
+    text = await services.blobs.filled(caller.tenant, json.dumps(page(found, limit)))
+    return Response(text, media_type="application/json")
 
 
 @router.delete("/{session_id}")

@@ -187,7 +187,12 @@ class Settings(BaseSettings):
         False,
         description="take Open WebUI's chat id (header X-OpenWebUI-Chat-Id) for the session of a streamed request",
     )
-    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body, counted while receiving")
+    max_body_bytes: int = Field(50 * 1024 * 1024, ge=1024, description="largest request body, counted while receiving")
+    max_blob_bytes: int = Field(
+        10 * 1024**3,
+        ge=0,
+        description="what a tenant's large requests and answers (over 256 KiB) may take in the file storage; 0: no limit",
+    )
     files_url: str = Field(
         "",
         pattern=r"^$|^(s3|gs|az|file)://",
@@ -234,7 +239,7 @@ class Settings(BaseSettings):
     upstream_first_s: float = Field(120, gt=0, description="from the request to the provider's first data event")
     upstream_idle_s: float = Field(60, gt=0, description="between two data events; comments do not count")
     generation_s: float = Field(3600, gt=0, description="a whole attempt")
-    max_event_bytes: int = Field(1024 * 1024, ge=1024, description="largest single event of a provider")
+    max_event_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="largest single event of a provider")
     max_answer_bytes: int = Field(
         32 * 1024 * 1024,
         ge=0,

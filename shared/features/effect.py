@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from shared.chat.chunks import Accumulator
 from shared.chat.messages import Messages
-from shared.errors import Damaged, Gone
+from shared.errors import Damaged, Gone, RequestLost
 from shared.log.records import Header, Outcome
 
 Commands = Callable[[Any], None]
@@ -51,11 +51,11 @@ class Ended:
         self._is_read = False
 
     async def transcript(self) -> Answered | None:
-        """What its last attempt said; None without an attempt, or where the log is gone or lacks a part."""
+        """What its last attempt said; None without an attempt, or where the log is gone, or it or its request lacks a part."""
         if not self._is_read and self.epoch:
             try:
                 self._transcript = await self._read(self.header["id"], self.epoch)
-            except (Gone, Damaged):
+            except (Gone, Damaged, RequestLost):
                 self._transcript = None
         self._is_read = True
         return self._transcript

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from shared.chat.messages import (
     CHARACTERS_PER_TOKEN,
@@ -27,9 +27,11 @@ from shared.chat.messages import (
 )
 from shared.config.settings import Settings
 from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
+from shared.features.blobs import Blobs, session_holder
 from shared.features.effect import Commands, Ended
 from shared.lib import json
 from shared.lib.clock import now_ms
+from shared.log.blobs import BLOBS, Stored
 from shared.log.decoding import by_name
 from shared.log.entry import Status
 from shared.log.records import Header, SessionTerms
@@ -64,11 +66,18 @@ def _terms(header: Header) -> SessionTerms:
     return terms
 
 
+class _Turn(NamedTuple):
+    """What a generation adds to its session."""
+
+    tokens: int
+    stored: Stored
+
+
 class Sessions:
     """All sessions of one Redis. Methods raise RedisError or OSError when the server is away."""
 
-    def __init__(self, redis: ArqRedis, settings: Settings) -> None:
-        self._redis, self._settings = redis, settings
+    def __init__(self, redis: ArqRedis, settings: Settings, blobs: Blobs) -> None:
+        self._redis, self._settings, self._blobs = redis, settings, blobs
         self._key = redis.key
         self._life_ms = int(settings.session_retention_s * 1000)
 
@@ -167,14 +176,15 @@ class Sessions:
         return found
 
     async def _turns(self, tenant: str, session_id: str, *, before: int | None = None) -> list[dict[str, Any]]:
-        """Turns in order, each with its size in `bytes`."""
+        """Turns in order, each with its size in `bytes`, and marks for blobs (`shared.log.blobs`)."""
         found: list[dict[str, Any]] = []
         name, start = self._key.session(tenant, session_id).turns, "-"
         end = "+" if before is None else f"({before}-0"
         while page := await self._redis.xrange(name, start, end, count=_PAGE):
             for _, fields in page:
-                data = by_name(fields)[b"t"]
-                found.append({**json.loads(data), "bytes": len(data)})
+                named = by_name(fields)
+                text = await self._blobs.marked(tenant, Stored(named[b"t"], named.get(BLOBS)))
+                found.append({**json.loads(text), "bytes": len(named[b"t"])})
             start = f"({page[-1][0].decode()}"
         return found
 
@@ -182,7 +192,17 @@ class Sessions:
         """A generation's way out of its session: its turn, if it has one, and its place for the next."""
         if not ended.header.get("session"):
             return None
-        return partial(self._leave, header=ended.header, messages=await self._turn(ended))
+        return partial(self._leave, header=ended.header, turn=await self._stored_turn(ended))
+
+    async def _stored_turn(self, ended: Ended) -> _Turn | None:
+        """What is to be written of a turn. What of it is large is held by its session from here on."""
+        messages = await self._turn(ended)
+        if messages is None:
+            return None
+        header, tokens = ended.header, estimate_tokens(messages)
+        data = json.dumps({"generation_id": header["id"], "at_ms": now_ms(), "tokens": tokens, "messages": messages})
+        holder = session_holder(header["owner"], _terms(header)["id"])
+        return _Turn(tokens, await self._blobs.store(holder, header["owner"], data, accepted=True))
 
     async def _turn(self, ended: Ended) -> Messages | None:
         """What a finished generation adds to its session: the request's new messages and the answer's."""
@@ -200,15 +220,14 @@ class Sessions:
         )
         return [*asked, answer]
 
-    def _leave(self, pipe: Any, header: Header, messages: Messages | None) -> None:
+    def _leave(self, pipe: Any, header: Header, turn: _Turn | None) -> None:
         session, tenant = _terms(header), header["owner"]
         names = self._key.session(tenant, session["id"])
-        if messages is not None:
-            tokens = estimate_tokens(messages)
-            turn = {"generation_id": header["id"], "at_ms": now_ms(), "tokens": tokens, "messages": messages}
-            data = json.dumps(turn)
-            pipe.xadd(names.turns, {"t": data}, id=f"{session['turn']}-0")
-            for field, amount in (("turns", 1), ("tokens", tokens), ("bytes", len(data))):
+        if turn is not None:
+            data, blobs = turn.stored
+            fields: dict[Any, Any] = {"t": data} if blobs is None else {"t": data, BLOBS: blobs}
+            pipe.xadd(names.turns, fields, id=f"{session['turn']}-0")
+            for field, amount in (("turns", 1), ("tokens", turn.tokens), ("bytes", len(data))):
                 pipe.hincrby(names.head, field, amount)
             pipe.hset(names.head, "updated_at_ms", str(now_ms()))
         pipe.zrem(names.open, header["id"])
@@ -246,7 +265,8 @@ class Sessions:
         }
 
     async def messages(self, tenant: str, session_id: str) -> list[dict[str, Any]]:
-        """All messages of all turns, in order, each with its turn's number of messages and generation. Raises NotFound."""
+        """All messages of all turns, in order, each with its turn's number of messages and generation, and with marks for
+        blobs. Raises NotFound."""
         await self.describe(tenant, session_id)
         return [
             {
@@ -287,4 +307,5 @@ class Sessions:
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(names.head, names.turns, names.open)
             pipe.zrem(self._key.sessions(tenant), session_id)
+            pipe.zadd(self._key.blob_holders, {session_holder(tenant, session_id): 0}, xx=True)
             await commit(pipe)

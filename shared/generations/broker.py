@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import (
-    BadRequest,
     Damaged,
     Gone,
     NotFound,
@@ -26,22 +25,24 @@ from shared.errors import (
     StreamspoolError,
     Unavailable,
 )
-from shared.features.idempotency import Idempotency, fingerprint, key_digest
-from shared.features.sessions import Sessions, check_id
+from shared.features.blobs import Blobs
+from shared.features.idempotency import Idempotency, key_digest
+from shared.features.sessions import Sessions
 from shared.features.webhooks import Webhooks
 from shared.generations.caller import Caller
 from shared.generations.catalogue import Catalogue
 from shared.generations.gate import Admit, Gate
+from shared.generations.headers import make_header, retention_s
 from shared.generations.outcome import Outcomes
 from shared.generations.repeats import Repeats
 from shared.generations.settlement import Settlement
 from shared.lib import json
-from shared.lib.clock import now_ms
 from shared.lib.tasks import BatchedLookup
-from shared.lib.telemetry import SUBMITTED, current_request, get_logger
-from shared.log.entry import VERSION, Entry, Kind, Position, Status
+from shared.lib.telemetry import SUBMITTED, get_logger
+from shared.log.blobs import Cut, Stored
+from shared.log.entry import Entry, Kind, Position, Status
 from shared.log.listing import Span
-from shared.log.records import BatchRef, Header, SessionTerms, Summary, WebhookTarget
+from shared.log.records import BatchRef, Header, Summary
 from shared.log.streamlog import StreamLog
 from shared.store.availability import NO_STREAM, UncertainCreates, deadline, translate_errors
 from shared.store.confirm import Confirmer
@@ -77,6 +78,7 @@ class Broker:
         *,
         catalogue: Catalogue,
         sessions: Sessions,
+        blobs: Blobs,
         webhooks: Webhooks,
         outcomes: Outcomes,
         settlement: Settlement,
@@ -87,7 +89,7 @@ class Broker:
         self.log = log
         self._redis, self._settings, self._confirmer = redis, settings, confirmer
         self._catalogue, self._sessions, self._webhooks = catalogue, sessions, webhooks
-        self._outcomes, self._settlement = outcomes, settlement
+        self._outcomes, self._settlement, self._blobs = outcomes, settlement, blobs
         self._gate = Gate(redis.key, sessions, admit)
         self._idempotency, self._repeats = Idempotency(redis), Repeats(redis, log, settings)
         self._found = BatchedLookup(log.describe, most=_FOUND_AT_ONCE)
@@ -98,7 +100,7 @@ class Broker:
 
     async def submit(
         self,
-        body: bytes,
+        body: bytes | Cut,
         request: ChatRequest,
         caller: Caller,
         *,
@@ -107,44 +109,67 @@ class Broker:
         client_history: bool = False,
         surface: Literal["chat", "responses"] = "chat",
     ) -> Submitted:
-        """Accepts a request. `body` is stored as it is given; `surface` is the API that it came through.
+        """Accepts a request. `body` is stored as it is given, what of it is large in the file storage; `surface` is the API
+        that it came through.
 
         Once this returns, the generation runs to an outcome whatever happens to the caller. With an idempotency key
         the same request of the same tenant is one generation, however often and wherever it is made at once. A `repeat`
         joins what the same key asked for before, byte for byte, if that runs or has just ended. With `client_history` its
         session only takes note: the client sends the whole conversation itself. Raises NotFound for an unknown model;
-        BadRequest for a webhook that cannot be called; KeyReused; RateLimited; Unavailable, within 2 s: nothing runs then.
+        BadRequest for a webhook that cannot be called; KeyReused; RateLimited; StorageQuotaExceeded; Unavailable, within 2 s
+        but for what the file storage takes: nothing runs then.
         """
         url = request.webhook.url if request.webhook else None
         webhook = self._webhooks.target(caller.tenant, url, default=bool(request.background))
+        cut = body if isinstance(body, Cut) else await self._blobs.cut(body)
         async with deadline():
             await self._catalogue.check(request.model)
-            asked = self._repeats.name(body, request, caller)
-            if repeat and idempotency_key is None:
-                with translate_errors():
-                    before = await self._repeats.find(asked)
-                if before is not None and before.header["owner"] == caller.tenant:
-                    return Submitted(await self._replayed(before.header["id"]), replayed=True)
-            if idempotency_key is None:
-                generation_id, digest = f"chatcmpl-{uuid.uuid4().hex}", None
-            else:
-                generation_id, digest = await self._join(idempotency_key, request, caller)
-            header = self._header(generation_id, request, caller, digest, client_history, webhook)
+            asked = self._repeats.name(cut.essence, request, caller)
+            if repeat and idempotency_key is None and (before := await self._before(asked, caller)):
+                return before
+            generation_id, digest = await self._join(idempotency_key, request, caller, cut)
+            header = make_header(self._settings, generation_id, request, caller, digest, client_history, webhook)
+            header["surface"] = surface
+        with translate_errors():
+            stored = await self._blobs.keep(generation_id, caller.tenant, cut)
+        try:
+            submitted = await self._create(header, stored, request, caller, asked)
+        except BaseException:
+            # With a key, another request may be about to create it; the reaper looks.
+            if stored.blobs is not None and digest is None:
+                with suppress(RedisError, OSError):
+                    await self._blobs.release(generation_id)
+            raise
+        if not submitted.replayed:
+            SUBMITTED.inc()
+            logger.info("accepted", generation_id=generation_id, model=request.model, tenant=caller.tenant)
+            if header["session"] and header["session"]["policy"] == "interrupt":
+                await self._interrupt(header, caller)
+            await self._announce(header)
+        return submitted
+
+    async def _before(self, asked: str, caller: Caller) -> Submitted | None:
+        with translate_errors():
+            before = await self._repeats.find(asked)
+        if before is None or before.header["owner"] != caller.tenant:
+            return None
+        return Submitted(await self._replayed(before.header["id"]), replayed=True)
+
+    async def _create(
+        self, header: Header, stored: Stored, request: ChatRequest, caller: Caller, asked: str
+    ) -> Submitted:
+        generation_id, digest = header["id"], header["idempotency"]
+        async with deadline():
             # With a key, the caller comes back for this very generation.
             with self._doubts.about(generation_id) if digest is None else nullcontext(), translate_errors():
                 if session := header["session"]:
                     await self._settlement.settle_session(caller.tenant, session["id"])
-                header["surface"], header["server"] = surface, await self._server()
+                header["server"] = await self._server()
                 note = partial(self._repeats.note, name=asked, generation_id=generation_id)
-                created = await self.log.create(header, body, self._gate.reserve(request, caller, note))
+                created = await self.log.create(header, stored, self._gate.reserve(request, caller, note))
                 await self._promise(header)
             if not created:
                 return Submitted(await self._replayed(generation_id), replayed=True)
-        SUBMITTED.inc()
-        logger.info("accepted", generation_id=generation_id, model=request.model, tenant=caller.tenant)
-        if header["session"] and header["session"]["policy"] == "interrupt":
-            await self._interrupt(header, caller)
-        await self._announce(header)
         return Submitted(header, replayed=False)
 
     async def _server(self) -> str | None:
@@ -212,11 +237,11 @@ class Broker:
     ) -> None:
         """Accepts a line of a batch, once however often it is called; `batch` is `{id, line}`. It has no viewers to
         lose, and is said again if it is interrupted, unless it wants otherwise. Raises RedisError, OSError."""
-        header = self._header(line_id, request, caller, None, client_history=False, webhook=None)
+        header = make_header(self._settings, line_id, request, caller, None, client_history=False, webhook=None)
         header["on_interruption"] = request.on_interruption or "restart"
         header["on_disconnect"], header["batch"] = "continue", batch
         header["server"] = await self._server()
-        if await self.log.create(header, body):
+        if await self.log.create(header, await self._blobs.store(line_id, caller.tenant, body)):
             SUBMITTED.inc()
         await self.dispatch(header)
 
@@ -230,71 +255,17 @@ class Broker:
             logger.info("revoked", generation_id=generation_id)
         await self._queue.withdraw(generation_id)
 
-    async def _join(self, key: str, request: ChatRequest, caller: Caller) -> tuple[str, str]:
-        """The id of the generation that this key stands for, whichever request named it first; and the key's digest."""
+    async def _join(self, key: str | None, request: ChatRequest, caller: Caller, cut: Cut) -> tuple[str, str | None]:
+        """The id of the generation that this key stands for, whichever request named it first; and the key's digest.
+        Without a key it is a new one."""
+        if key is None:
+            return f"chatcmpl-{uuid.uuid4().hex}", None
         digest = key_digest(key)
-        life_ms = int((self._settings.log_safety_s + self._retention_s(request)) * 1000)
-        asked = fingerprint(request.model_dump(exclude_unset=True))
+        life_ms = int((self._settings.log_safety_s + retention_s(self._settings, request)) * 1000)
+        asked = await self._blobs.digest(cut, json.dumps_sorted(request.model_dump(exclude_unset=True)))
         with translate_errors():
             new_id = f"chatcmpl-{uuid.uuid4().hex}"
             return await self._idempotency.claim(caller.tenant, digest, new_id, asked, life_ms), digest
-
-    def _header(
-        self,
-        generation_id: str,
-        request: ChatRequest,
-        caller: Caller,
-        digest: str | None,
-        client_history: bool,
-        webhook: WebhookTarget | None,
-    ) -> Header:
-        on_disconnect = request.on_disconnect or self._settings.on_disconnect
-        return {
-            "v": VERSION,
-            "id": generation_id,
-            "owner": caller.tenant,
-            "model": request.model,
-            "created_at_ms": now_ms(),
-            "n": request.n or 1,
-            "include_usage": request.include_usage,
-            "on_interruption": request.on_interruption or self._settings.on_interruption,
-            "on_disconnect": "continue" if request.background else on_disconnect,
-            "background": bool(request.background),
-            "webhook": webhook,
-            "max_tokens_per_s": request.max_tokens_per_s or self._settings.pace(caller.tenant),
-            "idempotency": digest,
-            "metadata": request.metadata,
-            "store": bool(request.store),
-            "retention_s": self._retention_s(request) if request.store else None,
-            "session_id": request.session_id,
-            "session": self._session(request, client_history),
-            "batch": None,
-            "surface": "chat",
-            "server": None,
-            "request_id": current_request(),
-        }
-
-    def _session(self, request: ChatRequest, client_history: bool) -> SessionTerms | None:
-        """What a generation's log says about its session; `turn` is added when its place in it is known."""
-        if request.session_id is None:
-            return None
-        settings = self._settings
-        if (request.n or 1) > 1:
-            raise BadRequest("A turn of a session has one answer: n must be 1.", param="n")
-        return {
-            "id": check_id(request.session_id),
-            "policy": request.session_policy or settings.session_policy,
-            "trim": request.session_trim or settings.session_trim,
-            "max_tokens": min(request.session_max_tokens or settings.session_max_tokens, settings.session_max_tokens),
-            "keep_partial": bool(request.session_keep_partial),
-            "store_reasoning": settings.store_reasoning if request.store_reasoning is None else request.store_reasoning,
-            "client_history": client_history,
-        }
-
-    def _retention_s(self, request: ChatRequest) -> float:
-        """How long the log is kept once it is sealed."""
-        settings = self._settings
-        return max(settings.retention_s, settings.stored_retention_s) if request.store else settings.retention_s
 
     async def find(self, generation_id: str, caller: Caller) -> Summary:
         """The generation's summary. Raises NotFound if there is none, or it is another tenant's."""
@@ -308,13 +279,13 @@ class Broker:
                 return summary
         raise NotFound(NO_STREAM)
 
-    async def chunks(self, generation_id: str, epoch: int) -> tuple[list[bytes], Damaged | None]:
+    async def chunks(self, header: Header, epoch: int) -> tuple[list[bytes], Damaged | None]:
         """All chunks of an attempt there are now; where an entry is missing, those before it, and what is wrong."""
         found: list[bytes] = []
         damage = None
         with translate_errors():
             try:
-                async for page in self.log.read_all(generation_id, Position(epoch, 0)):
+                async for page in self.log.read_all(header["id"], Position(epoch, 0), tenant=header["owner"]):
                     found += _payloads(page)
             except Damaged as problem:
                 found += _payloads(problem.before)
@@ -385,12 +356,20 @@ class Broker:
         return await self.find(generation_id, caller)
 
     async def request(self, generation_id: str, caller: Caller) -> tuple[Summary, dict[str, Any]]:
-        """A generation's summary, and the chat request that is stored in its log. Raises NotFound."""
-        return await self.find(generation_id, caller), json.loads(await self.body(generation_id, caller))
+        """A generation's summary, and the chat request that is stored in its log, with marks for blobs
+        (`shared.log.blobs`). Raises NotFound."""
+        summary, stored = await self.find(generation_id, caller), await self._body(generation_id)
+        with translate_errors():
+            return summary, json.loads(await self._blobs.marked(caller.tenant, stored))
 
     async def body(self, generation_id: str, caller: Caller) -> bytes:
-        """That request as it is stored. Raises NotFound."""
+        """That request as it was stored. Raises NotFound."""
         await self.find(generation_id, caller)
+        stored = await self._body(generation_id)
+        with translate_errors():
+            return await self._blobs.whole(caller.tenant, stored)
+
+    async def _body(self, generation_id: str) -> Stored:
         with translate_errors(), suppress(Gone):
             return (await self.log.request(generation_id))[1]
         raise NotFound(NO_STREAM)

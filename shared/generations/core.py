@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from shared.config.settings import Settings
 from shared.features.batches import Batches
+from shared.features.blobs import Blobs
 from shared.features.effect import Effect
 from shared.features.files import Files
 from shared.features.sessions import Sessions
@@ -42,9 +43,10 @@ class Core:
         self.ledger = Ledger(redis)
         self.webhooks = Webhooks(redis, settings)
         self.files = Files(redis, settings, confirmer)
+        self.blobs = log.filler = Blobs(redis, settings, lambda: self.files.storage)
         self.batches = Batches(redis, self.files, self.webhooks, settings, confirmer)
-        sessions = Sessions(redis, settings)
-        transcripts = Transcripts(log, sessions)
+        sessions = Sessions(redis, settings, self.blobs)
+        transcripts = Transcripts(log, sessions, self.blobs)
         effects: list[Effect] = [self.ledger, sessions, self.webhooks]
         self.settlement = Settlement(redis, log, effects, sessions, transcripts.read, settings)
         self.outcomes = Outcomes(log, transcripts, self.settlement, name=name)
@@ -54,6 +56,7 @@ class Core:
             settings,
             catalogue=self.catalogue,
             sessions=sessions,
+            blobs=self.blobs,
             webhooks=self.webhooks,
             outcomes=self.outcomes,
             settlement=self.settlement,

@@ -10,14 +10,16 @@ from typing import NamedTuple
 
 from shared.chat.chunks import Accumulator
 from shared.chat.messages import Messages, Texts, billable_text, visible_text
-from shared.errors import Damaged, Forgotten, StoredError, StreamLost
+from shared.errors import Damaged, FileStorageFailed, Forgotten, RequestLost, StoredError, StreamLost
 from shared.features import usage
+from shared.features.blobs import Blobs
 from shared.features.sessions import Sessions
 from shared.generations.settlement import Settlement
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import SEALED, get_logger
-from shared.log.entry import BEGIN, Kind, Position, Status
+from shared.log.blobs import Stored
+from shared.log.entry import BEGIN, Entry, Kind, Position, Status
 from shared.log.records import Header, Lengths, Outcome, Served
 from shared.log.streamlog import StreamLog
 from shared.store.outage import cause
@@ -79,21 +81,22 @@ class Transcript(NamedTuple):
 class Transcripts:
     """Logs read as transcripts, each with what its session puts before the request."""
 
-    def __init__(self, log: StreamLog, sessions: Sessions) -> None:
-        self._log, self._sessions = log, sessions
+    def __init__(self, log: StreamLog, sessions: Sessions, blobs: Blobs) -> None:
+        self._log, self._sessions, self.blobs = log, sessions, blobs
 
     async def messages(self, header: Header, asked: Messages) -> tuple[Messages, Messages]:
         """What the session puts before a request's messages, and those of them that are new."""
         return await self._sessions.split_history(header, asked)
 
-    async def read(self, generation_id: str, epoch: int, *, damaged: bool = False) -> Transcript:
-        """What the log has of this attempt now. All that makes an answer of a log does it with this.
+    async def read(self, generation_id: str, epoch: int, *, damaged: bool = False, ending: bool = False) -> Transcript:
+        """What the log has of this attempt now, with marks for blobs (`shared.log.blobs`). All that makes an answer of a log
+        does it with this.
 
         Raises Gone; Damaged where an entry is missing. With `damaged`, for what is to be ended as lost, it is what stands
-        before that entry.
+        before that entry. Raises FileStorageFailed, RequestLost where a long text is in a storage that has it not; but with
+        `ending`, for an end that must not wait for that, it is as if nothing had been asked.
         """
-        header, body = await self._log.request(generation_id)
-        history, asked = await self.messages(header, json.loads(body).get("messages", []))
+        header, history, asked = await self._request(generation_id, ending=ending)
         fold, note, damage, last = Accumulator(), None, None, Position(epoch, 0)
         pages = self._log.read_all(generation_id, last)
         while True:
@@ -108,10 +111,30 @@ class Transcripts:
                     last = entry.position
                     if entry.kind in (Kind.CHUNK, Kind.USAGE):
                         note = note or entry.note
-                        fold.feed(json.loads(entry.data))
+                        if chunk := await self._chunk(header, entry, ending=ending):
+                            fold.feed(json.loads(chunk))
             if page is None or damage is not None:
                 break
         return Transcript(header, history, asked, fold, json.loads(note) if note else {}, last, damage)
+
+    async def _chunk(self, header: Header, entry: Entry, *, ending: bool) -> bytes:
+        """The JSON of a chunk; none of one that is a long text in a storage that has it not, if it is for an end."""
+        try:
+            return await self.blobs.marked(header["owner"], Stored(entry.data, entry.blobs))
+        except (FileStorageFailed, RequestLost):
+            if not ending:
+                raise
+            return b""
+
+    async def _request(self, generation_id: str, *, ending: bool) -> tuple[Header, Messages, Messages]:
+        header, stored = await self._log.request(generation_id)
+        try:
+            body = json.loads(await self.blobs.marked(header["owner"], stored))
+            return header, *await self.messages(header, body.get("messages", []))
+        except (FileStorageFailed, RequestLost):
+            if not ending:
+                raise
+            return header, [], []
 
 
 class Outcomes:
@@ -131,7 +154,7 @@ class Outcomes:
         Returns what it ended as. Raises Sealed if it had ended, Gone.
         """
         while True:
-            transcript = await self.transcripts.read(generation_id, epoch, damaged=True)
+            transcript = await self.transcripts.read(generation_id, epoch, damaged=True, ending=True)
             found, problem, after = status, error, BEGIN
             if transcript.damage is not None:
                 found, problem = Status.FAILED, StreamLost().to_stored()
@@ -193,6 +216,8 @@ class Outcomes:
         )
         try:
             await self._settlement.settle_outcome(header, outcome, attempt)
+        except FileStorageFailed as problem:
+            logger.warning("settlement waits", generation_id=generation_id, why=problem.why)
         except (RedisError, OSError) as problem:
             logger.warning("settlement waits", generation_id=generation_id, **cause(problem))
 

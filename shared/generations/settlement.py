@@ -8,9 +8,11 @@ killed; seconds later the reaper of another process writes the session's turn, t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from shared.config.settings import Settings
+from shared.errors import FileStorageFailed
 from shared.features.effect import Answered, Effect, Ended
 from shared.features.sessions import Sessions
 from shared.lib.telemetry import SETTLED
@@ -87,4 +89,5 @@ class Settlement:
         """Settles all that is sealed and not settled: the process that sealed it may be gone. If not, it is done once all
         the same."""
         for member in await self._redis.smembers(self._key.unsettled):  # type: ignore[misc]
-            await self.settle(member.decode())
+            with suppress(FileStorageFailed):  # a turn that is too large for Redis: once it is back
+                await self.settle(member.decode())

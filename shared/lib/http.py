@@ -130,14 +130,14 @@ class _Transport(httpx.AsyncBaseTransport):
         body = _body(request)
         url = str(request.url)
         proxy = self._proxies.proxy_for(url) if self._proxies.by_scheme else None
-        if self._keeping is None:  # it belongs to the loop it is made in
-            self._keeping = self._open(aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S))
-        try:
-            return await _send(self._keeping, request, url, body, proxy)
-        except _Stale as stale:
-            if not isinstance(body, bytes | None):
-                raise stale.error from None  # what was sent of it is gone
-        logger.debug("connection had been closed")
+        if isinstance(body, bytes | None):
+            if self._keeping is None:  # it belongs to the loop it is made in
+                self._keeping = self._open(aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S))
+            try:
+                return await _send(self._keeping, request, url, body, proxy)
+            except _Stale:
+                logger.debug("connection had been closed")
+        # Or a body in pieces: it could not be sent once more.
         if self._fresh is None:
             self._fresh = self._open(aiohttp.TCPConnector(limit=0, force_close=True))
         return await _send(self._fresh, request, url, body, proxy)

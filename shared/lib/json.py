@@ -32,7 +32,7 @@ def loads(text: bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def loads_strict(text: bytes) -> Any:
+def loads_strict(text: bytes | bytearray) -> Any:
     """Parses what a client sent. Raises ValueError for bad UTF-8, lone surrogates, NaN, Infinity, and nesting over 200.
 
     The limit is below orjson's own for writing (254): what is accepted can be written again, in any envelope.

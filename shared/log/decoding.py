@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from shared.errors import Damaged
 from shared.lib import json
+from shared.log.blobs import BLOBS
 from shared.log.entry import AT, BEGIN, NOTE, SEAL, Entry, Kind, Position, follows
 from shared.log.envelope import MARK, Envelopes, mark
 from shared.log.records import Attempt, Summary
@@ -48,13 +49,13 @@ def decode(
                     shapes.put(Position(position.epoch, position.seq - 1), None)
         if after is not None:
             after = position
-        brought = note = at = None
+        brought = note = at = blobs = None
         if type(fields) is list and len(fields) == 2:
             name, data = fields
         else:
             named = by_name(fields)
             name, data = next(iter(named.items()))
-            note, brought, at = named.get(NOTE), named.get(MARK), named.get(AT)
+            note, brought, at, blobs = named.get(NOTE), named.get(MARK), named.get(AT), named.get(BLOBS)
         kind = kinds[name]
         if resolve:
             if name == b"d":
@@ -67,7 +68,7 @@ def decode(
             if brought is not None and kind is chunk:
                 shape = mark(data, brought)
                 shapes.put(position, shape)  # type: ignore[union-attr]
-        entries.append(new(Entry, (position, kind, data, note, None if at is None else int(at))))
+        entries.append(new(Entry, (position, kind, data, note, None if at is None else int(at), blobs)))
     return entries
 
 

@@ -37,10 +37,12 @@ SEAL = Position(2**53 - 1, 0)
 """The outcome's place: the largest epoch that JavaScript can hold exactly, so nothing can follow it."""
 
 
-VERSION = 2
+VERSION = 3
 """Of the log, in the header. A log of a higher one would be misread here."""
 PIECES_SINCE = 2
 """The first version whose readers know pieces."""
+BLOBS_SINCE = 3
+"""The first one whose readers know blobs."""
 
 
 SKIPPED = 1000
@@ -76,6 +78,8 @@ class Chunk(NamedTuple):
 
     payload: bytes
     is_usage: bool = False
+    blobs: bytes | None = None
+    """What stands beside it where something was taken out of it, see blobs.py."""
 
 
 class Entry(NamedTuple):
@@ -89,6 +93,8 @@ class Entry(NamedTuple):
     data: bytes
     note: bytes | None = None
     at_ms: int | None = None
+    blobs: bytes | None = None
+    """What was taken out of the data, see blobs.py; None: nothing, or it was put back."""
 
 
 class Status(StrEnum):

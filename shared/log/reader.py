@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from shared.errors import Damaged, Gone, LogError, Sealed
+from shared.errors import Damaged, Gone, LogError, RequestLost, Sealed
 from shared.lib import json
+from shared.log.blobs import Filler, Stored
 from shared.log.decoding import attempt, decode, summarize
 from shared.log.entry import BEGIN, HEADER, SEAL, SKIPPED, Entry, Kind, Position
 from shared.log.envelope import Envelopes
@@ -31,11 +32,13 @@ class LogReader:
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
         self._key = redis.key
+        self.filler: Filler | None = None
+        """Puts back what was taken out of entries. Whoever puts the features together sets it."""
 
     # ---- one log
 
-    async def request(self, generation_id: str) -> tuple[Header, bytes]:
-        """Header and body of the request. Raises Gone."""
+    async def request(self, generation_id: str) -> tuple[Header, Stored]:
+        """Header of the request, and its body as it is stored. Raises Gone."""
         return self._request(
             await self._redis.xrange(self._key.log(generation_id), str(HEADER), str(BEGIN)), generation_id
         )
@@ -61,24 +64,46 @@ class LogReader:
         *,
         strict: bool = True,
         shapes: Envelopes | None = None,
+        tenant: str | None = None,
     ) -> list[Entry]:
         """Up to `count` entries after a position, at once. If `strict`, raises Damaged where one is missing.
 
-        `shapes` are those of the log up to the position, and take up new ones; without them they are looked for.
+        `shapes` are those of the log up to the position, and take up new ones; without them they are looked for. With the
+        log's `tenant`, chunks are whole: what was taken out of them is put back (`whole`).
         """
         if shapes is None:
             shapes = await self._shapes(generation_id, after)
         raw = await self._redis.xrange(self._key.log(generation_id), f"({after}", "+", count=count)
-        return decode(raw, after, shapes, strict=strict)
+        entries = decode(raw, after, shapes, strict=strict)
+        return entries if tenant is None else await self.whole(tenant, entries)
+
+    async def whole(self, tenant: str, entries: list[Entry]) -> list[Entry]:
+        """The entries of a tenant's log with what was taken out of them. Raises FileStorageFailed, and Damaged where it is
+        not there any more, with the entries before."""
+        for at, entry in enumerate(entries):
+            if entry.blobs is not None and self.filler is not None:
+                try:
+                    data = await self.filler.whole(tenant, Stored(entry.data, entry.blobs))
+                except RequestLost:
+                    raise Damaged(f"a part of {entry.position} is not in the file storage", entries[:at]) from None
+                entries[at] = entry._replace(data=data, blobs=None)
+        return entries
 
     async def read_all(
-        self, generation_id: str, after: Position = BEGIN, *, strict: bool = True, shapes: Envelopes | None = None
+        self,
+        generation_id: str,
+        after: Position = BEGIN,
+        *,
+        strict: bool = True,
+        shapes: Envelopes | None = None,
+        tenant: str | None = None,
     ) -> AsyncIterator[list[Entry]]:
-        """All entries there are now after a position, in pages of about a megabyte. `shapes` are as for `read`."""
+        """All entries there are now after a position, in pages of about a megabyte. `shapes` and `tenant` are as for
+        `read`."""
         count = _FIRST_PAGE
         if shapes is None:
             shapes = await self._shapes(generation_id, after)
-        while page := await self.read(generation_id, after, count, strict=strict, shapes=shapes):
+        while page := await self.read(generation_id, after, count, strict=strict, shapes=shapes, tenant=tenant):
             yield page
             after = page[-1].position
             size = sum(len(entry.data) for entry in page) // len(page)
@@ -234,11 +259,11 @@ class LogReader:
     # ---- decoding
 
     @staticmethod
-    def _request(raw: Any, generation_id: str) -> tuple[Header, bytes]:
+    def _request(raw: Any, generation_id: str) -> tuple[Header, Stored]:
         entries = decode(raw)
         if [entry.position for entry in entries] != [HEADER, BEGIN]:
             raise Gone(generation_id)
-        return json.loads(entries[0].data), entries[1].data
+        return json.loads(entries[0].data), Stored(entries[1].data, entries[1].blobs)
 
     @staticmethod
     def _last(raw: Any, generation_id: str, mine: Outcome | None = None) -> Position:

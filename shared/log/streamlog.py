@@ -22,6 +22,7 @@ from shared.errors import Fenced, Forgotten, Gone, Taken
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.log.appender import Appender
+from shared.log.blobs import BLOBS, Stored
 from shared.log.decoding import Raw, by_name, decode
 from shared.log.entry import BEGIN, HEADER, PIECES_SINCE, SEAL, SKIPPED, Kind, Position
 from shared.log.listing import LogListing
@@ -61,7 +62,7 @@ class StreamLog(LogListing):
 
     # ---- the API's side
 
-    async def create(self, header: Header, body: bytes, reserve: Reserve | None = None) -> bool:
+    async def create(self, header: Header, body: bytes | Stored, reserve: Reserve | None = None) -> bool:
         """Stores the request; False if that id was created before (the log stays as it is then).
 
         `header` needs `id`, `owner` and `created_at_ms`; `store` lists it among the stored ones, `retention_s` is how
@@ -72,6 +73,7 @@ class StreamLog(LogListing):
         leaves the pipeline in MULTI with commands of its own, which take effect with the log or not at all.
         """
         generation_id, created = header["id"], header["created_at_ms"]
+        data, blobs = body if isinstance(body, Stored) else Stored(body)
         key, token = self._key.log(generation_id), secrets.token_hex(8).encode()
         while True:
             async with self._redis.pipeline(transaction=True) as pipe:
@@ -79,7 +81,7 @@ class StreamLog(LogListing):
                     await reserve(pipe, header)
                 before = len(pipe)
                 pipe.xadd(key, {Kind.REQUEST: json.dumps(header), _TOKEN: token}, id=str(HEADER))
-                pipe.xadd(key, {Kind.BODY: body}, id=str(BEGIN))
+                pipe.xadd(key, {Kind.BODY: data, **({} if blobs is None else {BLOBS: blobs})}, id=str(BEGIN))
                 pipe.pexpire(key, self._safety_ms)
                 pipe.zadd(self._key.open, {generation_id: created})
                 for index, life_ms in self._indexes(header):
@@ -124,12 +126,13 @@ class StreamLog(LogListing):
         pipe.set(self._key.deleted(generation_id), b"1", px=_DELETED_MS)
         for index in (self._key.open, self._key.index(tenant), self._key.stored(tenant)):
             pipe.zrem(index, generation_id)
+        pipe.zadd(self._key.blob_holders, {generation_id: 0}, xx=True)  # what it held is to be let go of
 
     # ---- the worker's side
 
     async def claim(
         self, appender: Appender, generation_id: str, epoch: int, attempt: Attempt
-    ) -> tuple[Writer, Header, bytes]:
+    ) -> tuple[Writer, Header, Stored]:
         """Starts attempt `epoch` and returns its writer with the request, in one round trip.
 
         Where the server is not the one that took the request any more, another round trip starts it at a later epoch
@@ -235,6 +238,7 @@ class StreamLog(LogListing):
                     pipe.pexpire(self._key.metadata(generation_id), kept_ms)
                     pipe.zrem(self._key.open, generation_id)
                     pipe.sadd(self._key.unsettled, generation_id)
+                    pipe.zadd(self._key.blob_holders, {generation_id: now_ms() + kept_ms}, xx=True)
                     added, *_ = await pipe.execute(raise_on_error=False)
             except WatchError:  # another client wrote; or the connection broke, whatever was being asked
                 continue

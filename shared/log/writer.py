@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from shared.errors import Damaged, Fenced, Gone, LogError, StorageFull
 from shared.lib.clock import now_ms
 from shared.log.appender import EXEC, MULTI, Appender
+from shared.log.blobs import BLOBS
 from shared.log.decoding import decode
 from shared.log.entry import AT, NOTE, Chunk, Position
 from shared.log.envelope import MARK, WHOLE, EnvelopeEncoder
@@ -201,23 +202,25 @@ class Writer:
         To pack them again gives the same entries, so it does not matter which time they were stored.
         """
         packed, shapers, shaper = [], [], self._shaper
-        for payload, is_usage in chunks:
+        for payload, is_usage, blobs in chunks:
             seq += 1
             field, data, mark = b"u" if is_usage else WHOLE, payload, None
-            if shaper is not None and not is_usage:
+            if shaper is not None and not is_usage and blobs is None:
                 field, data, mark, shaper = shaper.take(payload)
             entry_id = b"%d-%d" % (self.epoch, seq)
-            if seq == 1 or mark is not None:
-                beside = self._beside(seq, mark)
+            if seq == 1 or mark is not None or blobs is not None:
+                beside = self._beside(seq, mark, blobs)
                 packed.append(pack(b"XADD", self._key, b"NOMKSTREAM", entry_id, field, data, *beside))
             else:
                 packed.append(self._commands.pack(entry_id, field, data))
             shapers.append(shaper)
         return packed, shapers
 
-    def _beside(self, seq: int, mark: bytes | None) -> list[bytes]:
+    def _beside(self, seq: int, mark: bytes | None, blobs: bytes | None) -> list[bytes]:
         """Further fields of a chunk that has some."""
         fields = [] if mark is None else [MARK, mark]
+        if blobs is not None:
+            fields += [BLOBS, blobs]
         if seq == 1:
             fields += [AT, b"%d" % now_ms()]
             if self.note is not None:

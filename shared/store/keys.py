@@ -28,6 +28,10 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:file:FILE` | string, JSON: the file object and its owner | until the file expires |
 | `streamspool:files:TENANT` | zset, score = created ms | until the last of them expires |
 | `streamspool:files-end` | zset, score = ms when what is stored of a file goes | permanent, emptied by the reaper |
+| `streamspool:blob:TENANT:SHA256` | hash: which copy of a blob is stored, and who holds it | 400 days after it was held last |
+| `streamspool:{HOLDER}:blobs` | hash: what a log or a session holds, by SHA-256 | until the reaper finds it gone; 400 days |
+| `streamspool:blob-holders` | zset, score = ms when it is looked whether it is gone | permanent, emptied by the reaper |
+| `streamspool:blob-bytes:TENANT` | string, number: what its blobs take in the storage | 400 days after the last one |
 | `streamspool:batch:BATCH` | string, JSON: a batch, and how far it is | its window and files retention after the last change |
 | `streamspool:batches:TENANT` | zset, score = created ms | as long as the newest batch can live |
 | `streamspool:batches-open` | zset, score = created ms: not yet ended | permanent, emptied by workers |
@@ -104,6 +108,7 @@ class Keys:
         self.workers = f"{prefix}:workers"
         self.catalogue = f"{prefix}:catalogue"
         self.files_end = f"{prefix}:files-end"
+        self.blob_holders = f"{prefix}:blob-holders"
         self.batches_open = f"{prefix}:batches-open"
         self.reaping = f"{prefix}:reaping"
         self.probe = f"{prefix}:probe"
@@ -115,6 +120,7 @@ class Keys:
                 self.unsettled,
                 self.webhooks,
                 self.files_end,
+                self.blob_holders,
                 self.batches_open,
                 *map(self.waiting, Lane),
                 *map(self.running, Lane),
@@ -166,6 +172,15 @@ class Keys:
 
     def files(self, tenant: str) -> str:
         return f"{self.prefix}:files:{tenant}"
+
+    def blob(self, tenant: str, digest: str) -> str:
+        return f"{self.prefix}:blob:{tenant}:{digest}"
+
+    def blobs_of(self, holder: str) -> str:
+        return f"{self.prefix}:{{{holder}}}:blobs"
+
+    def blob_bytes(self, tenant: str) -> str:
+        return f"{self.prefix}:blob-bytes:{tenant}"
 
     def batch(self, batch_id: str) -> str:
         return f"{self.prefix}:batch:{batch_id}"

@@ -317,6 +317,7 @@ KEY_PARTS = {
     "tenant": "TENANT",
     "session_id": "SESSION",
     "digest": "SHA256",
+    "holder": "HOLDER",
     "day": "YYYY-MM-DD",
     "file_id": "FILE",
     "batch_id": "BATCH",

@@ -54,7 +54,7 @@ async def test_01_an_answer_is_a_log(desk: Desk) -> None:
 
     stored, body = await desk.log.request(header["id"])
     assert stored == header
-    assert b"hello" in body
+    assert b"hello" in body.data
     kinds = [entry.kind for entry in await desk.entries(header)]
     assert kinds == [Kind.ATTEMPT, Kind.CHUNK, Kind.CHUNK, Kind.OUTCOME]
 
@@ -205,7 +205,7 @@ async def test_10_cancelling_keeps_what_was_said(desk: Desk) -> None:
     assert summary.outcome["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
     with pytest.raises(Sealed):
         await writer.append([word("aracters")])
-    chunks, _ = await desk.core.broker.chunks(header["id"], 1)
+    chunks, _ = await desk.core.broker.chunks(header, 1)
     assert chunks == [word("eight ch").payload]
 
 

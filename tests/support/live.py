@@ -135,7 +135,9 @@ class Bench:
         rate: float | None = None,
         made: int = 1,
     ) -> Viewer:
-        header = header_with({"id": writer.generation_id, "created_at_ms": made, "max_tokens_per_s": rate})
+        header = header_with(
+            {"id": writer.generation_id, "owner": "a", "created_at_ms": made, "max_tokens_per_s": rate}
+        )
         return Viewer(EventStream(self.parts, header, events, cursor=cursor, headers={}))
 
     async def end(self, *viewers: Viewer) -> None:

@@ -37,6 +37,7 @@ class Batcher:
         self.redis, self.log, self.settings = redis, log, settings
         self.jobs = JobQueue(redis)
         self.broker, self.outcomes, self.settlement = core.broker, core.outcomes, core.settlement
+        self.blobs = core.blobs
         self.batches, self.files, self.catalogue = core.batches, core.files, core.catalogue
         self.circuits = Circuits(redis)
         self.at_once = asyncio.Semaphore(_AT_ONCE)

@@ -17,7 +17,7 @@ from shared.features.batch_head import LineError
 from shared.features.batches import MAX_LINES
 from shared.lib import json
 
-MAX_LINE_BYTES = 4 * 1024 * 1024
+MAX_LINE_BYTES = 50 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 _FIELDS = frozenset({"custom_id", "method", "url", "body"})
 _LONGEST_ID = 512

@@ -19,7 +19,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from shared.chat.chunks import completion
-from shared.errors import Damaged, Gone, Internal, StreamLost, Unavailable
+from shared.errors import (
+    Damaged,
+    FileStorageFailed,
+    Gone,
+    Internal,
+    StorageQuotaExceeded,
+    StreamLost,
+    Unavailable,
+)
 from shared.features.batch_head import ENDED, BatchHead, Checkpoint, enter, reached
 from shared.features.storage import Missing
 from shared.generations.caller import Caller
@@ -202,6 +210,9 @@ class Run:
                     Caller(self._tenant),
                     {"id": self.id, "line": line.number},
                 )
+        except StorageQuotaExceeded as error:
+            line.wrong = LineWrong(error.code, error.message)
+            self._fail(line)
         except OutOfMemoryError as error:
             log_redis_error("batch", error, batch_id=self.id)
             self._full_until = self.clock() + _FULL_S
@@ -243,7 +254,7 @@ class Run:
             except Damaged:
                 again = StreamLost(_LOST_AGAIN)
                 means, outcome = Verdict.LOST, {**outcome, "status": Status.FAILED, "error": again.to_stored()}
-            except (RedisError, OSError):
+            except (RedisError, OSError, FileStorageFailed):
                 raise
             except Exception as bug:
                 logger.error("line broke", batch_id=self.id, line=line.number, exc_info=bug)
@@ -287,7 +298,8 @@ class Run:
                     raise Gone(generation_id)
                 told = await self.shared.outcomes.transcripts.read(generation_id, summary.position.epoch)
             body = {**completion(told.header, told.fold), "usage": outcome["usage"]}
-            return answer_line(self.id, line.number, line.custom_id, 200, generation_id, body)
+            text = answer_line(self.id, line.number, line.custom_id, 200, generation_id, body)
+            return await self.shared.blobs.filled(self._tenant, text)
         status, body = refusal(outcome)
         return answer_line(self.id, line.number, line.custom_id, status, generation_id, body)
 

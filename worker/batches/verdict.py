@@ -42,7 +42,7 @@ _OWN = frozenset(
     }
 )
 _HELD_UP = frozenset({"no_worker", "storage_full", "storage_unavailable", "unsupported_version"})
-_LOST = frozenset({"worker_lost", "stream_lost"})
+_LOST = frozenset({"worker_lost", "stream_lost", "request_lost"})
 _BUG = ("internal_error", 500)
 """With its status: a provider's own errors are never 500 here, whatever code they have."""
 

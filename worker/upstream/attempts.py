@@ -7,6 +7,7 @@ first chunk: afterwards another provider would say something else in the middle 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ _TRIES_S = 30.0
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 10.0
 """A provider that asks for more has its refusal passed on at once: the client can plan better with it than we can."""
+
+_LARGE_BYTES = 1024 * 1024
+"""More than this at once is not parsed on the event loop."""
 
 _PINGS = ("ping", "keepalive")  # events of Anthropic's and OpenAI's that say no more than a comment does
 
@@ -162,7 +166,10 @@ class Attempts:
             events = await self._next(batches)
         except UpstreamError as error:
             return Step(batches, [], error)
-        chunks, failure = _normalize(events or [], self._normalizer)
+        if sum([len(event.data) for event in events or ()]) <= _LARGE_BYTES:
+            chunks, failure = _normalize(events or [], self._normalizer)
+        else:  # a picture: nothing else of this answer happens meanwhile, and all others go on
+            chunks, failure = await asyncio.to_thread(_normalize, events or [], self._normalizer)
         if any(event.event not in _PINGS for event in events or ()):
             self._timers.heard(begun=self._normalizer.begun)
         if failure is None and (self._normalizer.done or events is None):

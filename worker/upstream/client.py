@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from shared.config.settings import Settings
-from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamInvalid
+from shared.errors import StreamspoolError, UpstreamError, UpstreamIncomplete, UpstreamInvalid
+from shared.features.blobs import OfTenant
 from shared.lib import http, json, sse
 from shared.log.entry import Chunk
 from worker.normalizer import Normalizer
@@ -61,6 +62,7 @@ class Upstream:
         served: Served,
         *,
         on_retry: OnRetry | None = None,
+        blobs: OfTenant | None = None,
     ) -> AsyncGenerator[list[Chunk], None]:
         """Asks the first target that begins to answer, and yields all chunks of one network read together.
 
@@ -72,13 +74,15 @@ class Upstream:
         A refusal that may pass (429, 5xx, no connection, cut before the first chunk) is met with up to two more tries
         within 30 s, after the provider's own Retry-After where that is 10 s at most; `on_retry` hears of each. Then the
         next target is asked, as it is after any refusal that is not the request's own fault. `served` tells the story.
+        A `body` with marks is sent with the `blobs` that they stand for, which are read while it is sent.
 
         Raises UpstreamTimeout (four codes, see Settings), UpstreamRefused for an error of the provider's,
         UpstreamIncomplete for a stream that was cut, UpstreamInvalid for one that cannot be understood, UpstreamError
-        `upstream_connect_error`, `upstream_redirect`; and BadRequest for a fake model that does not exist.
+        `upstream_connect_error`, `upstream_redirect`; BadRequest for a fake model that does not exist; FileStorageFailed
+        and RequestLost where a blob cannot be had.
         """
         timers = Timers(self._settings)
-        attempts = Attempts(self._opener(body), normalizer, timers, served, on_retry)
+        attempts = Attempts(self._opener(body, blobs), normalizer, timers, served, on_retry)
         async with AsyncExitStack() as stack:
             stack.callback(timers.close)
             provider, (batches, chunks, failure) = await attempts.begin(stack, targets)
@@ -95,18 +99,23 @@ class Upstream:
             if batches is not None:
                 await _drain(batches)
 
-    def _opener(self, body: dict[str, Any]) -> Callable[[Target, Timers], AbstractAsyncContextManager[Events]]:
+    def _opener(
+        self, body: dict[str, Any], blobs: OfTenant | None
+    ) -> Callable[[Target, Timers], AbstractAsyncContextManager[Events]]:
         def open_events(target: Target, timers: Timers) -> AbstractAsyncContextManager[Events]:
             if target.provider.kind == "fake":
-                return aclosing(_play(body, target.model))
+                return aclosing(_play(body, target.model, blobs))
             dialect = dialect_of(target.provider)
-            return self._request(target.provider, dialect, dialect.call(target.provider, body, target.model), timers)
+            call = dialect.call(target.provider, body, target.model)
+            return self._request(target.provider, dialect, call, timers, blobs)
 
         return open_events
 
     @asynccontextmanager
-    async def _request(self, provider: Provider, dialect: Dialect, call: Call, timers: Timers) -> AsyncIterator[Events]:
-        response = await timers.wait(self._send(provider, call))
+    async def _request(
+        self, provider: Provider, dialect: Dialect, call: Call, timers: Timers, blobs: OfTenant | None
+    ) -> AsyncIterator[Events]:
+        response = await timers.wait(self._send(provider, call, blobs))
         try:
             await _check(response, provider, dialect, timers)
             decoder = dialect.decoder(self._settings.max_event_bytes)
@@ -115,7 +124,7 @@ class Upstream:
         finally:
             await response.aclose()
 
-    async def _send(self, provider: Provider, call: Call) -> http.Response:
+    async def _send(self, provider: Provider, call: Call, blobs: OfTenant | None) -> http.Response:
         """Sends the request; returns once the response's headers are there. Nothing of a client's request is sent on
         but the body."""
         headers = {
@@ -127,16 +136,39 @@ class Upstream:
         url = f"{provider.base_url}{call.path}"
         if provider.query:
             url += f"{'&' if '?' in url else '?'}{provider.query}"
+        text = json.dumps(call.body)
+        content: bytes | _Filled = text
+        if blobs is not None and blobs.are_in(text):
+            content = _Filled(blobs, text)
+            headers["content-length"] = str(blobs.length(text))
         try:
-            request = self._client.build_request("POST", url, headers=headers, content=json.dumps(call.body))
+            request = self._client.build_request("POST", url, headers=headers, content=content)
             return await self._client.send(request)
         except http.ConnectTimeout:
             failure: UpstreamError = too_slow("upstream_connect_timeout", self._settings.upstream_connect_s)
         except (http.TransportError, http.InvalidURL) as error:
+            if isinstance(content, _Filled) and content.failure is not None:
+                raise content.failure from None  # which the HTTP client takes for the connection's
             # The name of the error, not its text: that may hold an address.
             message = f"{provider.name}: no connection ({type(error).__name__})."
             failure = UpstreamError(message, code="upstream_connect_error")
         raise failure
+
+
+class _Filled:
+    """A request's body that is read from the file storage while it is sent. `failure` is why it could not be."""
+
+    def __init__(self, blobs: OfTenant, text: bytes) -> None:
+        self._blobs, self._text = blobs, text
+        self.failure: StreamspoolError | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._blobs.stream(self._text):
+                yield piece
+        except StreamspoolError as error:
+            self.failure = error
+            raise
 
 
 async def _check(response: http.Response, provider: Provider, dialect: Dialect, timers: Timers) -> None:
@@ -185,8 +217,10 @@ async def _decode(response: http.Response, decoder: Decoder, provider: Provider,
         raise UpstreamIncomplete(message) from None
 
 
-async def _play(body: dict[str, Any], model: str) -> Events:
+async def _play(body: dict[str, Any], model: str, blobs: OfTenant | None) -> Events:
     """A fake model's events at their times: those that are due come together."""
+    if blobs is not None and blobs.are_in(text := json.dumps(body)):
+        body = json.loads(await blobs.filled(text))
     clock = asyncio.get_running_loop().time
     due = clock()
     batch: list[sse.Event] = []

@@ -17,7 +17,7 @@ from api.deps import (
     IsRepeat,
     Root,
     known_query,
-    parsed,
+    read,
     with_options,
 )
 from api.errors import problem_error
@@ -47,7 +47,7 @@ def _open_webui_chat(chat_request: ChatRequest, request: Request) -> str | None:
 
 async def completion(services: Services, summary: Summary) -> Response:
     """A generation as an object, as far as it is. Raises GenerationFailed if a part of it is lost."""
-    chunks, damage = await services.broker.chunks(summary.header["id"], summary.position.epoch)
+    chunks, damage = await services.broker.chunks(summary.header, summary.position.epoch)
     if damage is not None:
         raise problem_error(damage)
     return Response(
@@ -70,13 +70,14 @@ async def create(
     It goes on when the client leaves. The response names it in `x-stream-id` and `Location`. With `background: true` it
     is accepted and no more is said (202); a stream is shown all the same.
     """
-    chat_request = ChatRequest.check(with_options(parsed(body), request))
+    cut = await services.blobs.cut(body)
+    chat_request = await read(cut.text, lambda value: ChatRequest.check(with_options(value, request)))
     silent_s = speak_after_s(request, services.settings)
     chat_id = _open_webui_chat(chat_request, request) if services.settings.openwebui_sessions else None
     if chat_id:
         chat_request.session_id = chat_id
     header, replayed = await services.broker.submit(
-        body, chat_request, caller, idempotency_key=key, repeat=repeat, client_history=chat_id is not None
+        cut, chat_request, caller, idempotency_key=key, repeat=repeat, client_history=chat_id is not None
     )
     headers = stream_headers(header["id"], root)
     if header["session_id"]:

@@ -69,7 +69,7 @@ async def list_stored(
     async for summary in broker.stored(caller, after, newest_first=order == "desc"):
         header = summary.header
         if (model is None or header["model"] == model) and wanted.items() <= (header["metadata"] or {}).items():
-            chunks, damage = await broker.chunks(header["id"], summary.position.epoch)
+            chunks, damage = await broker.chunks(header, summary.position.epoch)
             found.append(chat.stored_completion(summary, await accumulate(chunks), damage))
             if len(found) > limit:
                 break
@@ -105,5 +105,5 @@ async def list_messages(
     if order == "desc":
         found.reverse()
     unknown = NotFound("`after` must be the id of a message of this completion.", param="after")
-    found = following(found, after, unknown)
-    return Response(json.dumps(page(found, limit)), media_type="application/json")
+    text = json.dumps(page(following(found, after, unknown), limit))
+    return Response(await services.blobs.filled(caller.tenant, text), media_type="application/json")

@@ -123,7 +123,7 @@ async def _thoughts(
             answered = await find(services, caller, ids.response_id(place.generation_id))
             summary = answered.summary
             if summary.header["model"] == request.model and summary.outcome is not None:
-                chunks, _ = await services.broker.chunks(place.generation_id, summary.position.epoch)
+                chunks, _ = await services.broker.chunks(summary.header, summary.position.epoch)
                 for message in (await accumulate(chunks)).messages[:1]:
                     found[place.generation_id] = message
     return found
@@ -153,7 +153,7 @@ async def _previous(services: Services, caller: Caller, response_id: str) -> Fou
 async def _output(services: Services, found: Found) -> list[Item]:
     """The items of its answer; a call that was cut is none."""
     summary = found.summary
-    chunks, damage = await services.broker.chunks(summary.header["id"], summary.position.epoch)
+    chunks, damage = await services.broker.chunks(summary.header, summary.position.epoch)
     if damage is not None:
         raise problem_error(damage)
     fold = await folded(found.events, summary.header, chunks)

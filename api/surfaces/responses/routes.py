@@ -58,7 +58,7 @@ def _headers(header: Header, root: str) -> dict[str, str]:
 async def _object(services: Services, summary: Summary, events: ResponseEvents, root: str) -> Response:
     """A response as far as it is. What its log has lost makes it `failed`, whatever the log says."""
     header = summary.header
-    chunks, damage = await services.broker.chunks(header["id"], summary.position.epoch)
+    chunks, damage = await services.broker.chunks(header, summary.position.epoch)
     fold = await folded(events, header, chunks)
     if damage is not None:
         error = problem_error(damage).to_object()
@@ -166,7 +166,8 @@ async def list_input_items(
     items = following(
         items, after, NotFound("`after` must be the id of an input item of this response.", param="after")
     )
-    return Response(json.dumps(page(items, limit)), media_type="application/json")
+    text = await services.blobs.filled(caller.tenant, json.dumps(page(items, limit)))
+    return Response(text, media_type="application/json")
 
 
 @router.post("/{response_id}/cancel", response_model=None)

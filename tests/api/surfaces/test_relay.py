@@ -49,7 +49,9 @@ async def test_a_viewer_that_is_ahead_of_this_process_gets_no_frame_twice(cursor
     broker: Any = SimpleNamespace(log=SimpleNamespace(ends=ends))
     parts: Any = SimpleNamespace(hub=hub, broker=broker, settings=Settings(_env_file=None), drain=Drain())
     events = native_events(include_usage=False)
-    response = EventStream(parts, header_with({"id": live.id, "created_at_ms": 1}), events, cursor=cursor, headers={})
+    response = EventStream(
+        parts, header_with({"id": live.id, "owner": "a", "created_at_ms": 1}), events, cursor=cursor, headers={}
+    )
     sent: list[bytes] = []
     started = asyncio.Event()
 

@@ -267,7 +267,7 @@ class Pages:
         broker = SimpleNamespace(log=self)
         process = SimpleNamespace(hub=hub, broker=broker, settings=Settings(_env_file=None), drain=Drain())
         response: Callable[..., Awaitable[None]] = EventStream(
-            process, header_with({"id": "g", "created_at_ms": 1}), surface, cursor=cursor, headers={}
+            process, header_with({"id": "g", "owner": "a", "created_at_ms": 1}), surface, cursor=cursor, headers={}
         )
         return Viewer(response)
 

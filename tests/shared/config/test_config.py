@@ -45,7 +45,7 @@ def test_there_is_a_default_for_everything() -> None:
     assert settings.api_keys == {}
     assert settings.providers == {}
     assert (settings.keepalive_s, settings.hold_headers_s, settings.drain_s) == (15, 5, 30)
-    assert settings.max_body_bytes == 4 * 1024 * 1024
+    assert settings.max_body_bytes == 50 * 1024 * 1024
 
 
 def test_every_setting_is_described() -> None:

@@ -15,6 +15,7 @@ from shared.generations.caller import Caller
 from shared.generations.catalogue import Catalogue
 from shared.generations.core import Core
 from shared.log.appender import Appender
+from shared.log.blobs import Stored
 from shared.log.entry import Chunk, Position, Status
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis, connect
@@ -58,7 +59,7 @@ async def test_a_request_is_stored_as_it_came_and_the_bell_is_rung(broker: Broke
     assert messages[-1]["data"].decode() == header["id"]
     stored, stored_body = await broker.log.request(header["id"])
     assert stored == header
-    assert stored_body == body
+    assert stored_body == Stored(body)
     assert (header["n"], header["include_usage"], header["metadata"], header["owner"]) == (2, True, {"a": "b"}, "ann")
     job = json.loads(await redis.get(keys.job(header["id"])) or b"")
     assert (job["f"], job["a"], job["k"]) == ("generate", [header["id"]], {})

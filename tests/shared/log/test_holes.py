@@ -72,7 +72,7 @@ async def test_whoever_ends_it_ends_it_as_lost(bench: Bench, lost: int, status: 
     assert error_in(summary.outcome)["code"] == "stream_lost"
     assert summary.outcome["characters"]["content"] == len("".join(WORDS[: lost - 1]))
     assert await bench.sessions.messages("s", ANN) == [], "a session remembers no half of an answer"
-    chunks, damage = await bench.broker.chunks(header["id"], 1)
+    chunks, damage = await bench.broker.chunks(header, 1)
     assert damage
     assert len(chunks) == lost - 1
     writer.close()
@@ -96,7 +96,7 @@ async def test_a_hole_in_an_attempt_that_was_replaced_is_nobodys(bench: Bench) -
     choice = {"index": 0, "delta": {"content": "whole"}, "finish_reason": "stop"}
     await newer.append([Chunk(json.dumps({"choices": [choice]}).encode())])
     assert await bench.core.outcomes.conclude(header["id"], 2, Status.FAILED) is Status.COMPLETED
-    chunks, damage = await bench.broker.chunks(header["id"], 2)
+    chunks, damage = await bench.broker.chunks(header, 2)
     assert (len(chunks), damage) == (1, None)
     writer.close()
     newer.close()

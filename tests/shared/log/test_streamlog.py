@@ -11,6 +11,7 @@ import pytest
 
 from shared.errors import Damaged, Fenced, Gone, Sealed, Taken
 from shared.log.appender import Appender
+from shared.log.blobs import Stored
 from shared.log.decoding import decode
 from shared.log.entry import BEGIN, HEADER, SEAL, VERSION, Chunk, Entry, Kind, Position, Status, follows
 from shared.log.records import Attempt, Header
@@ -62,7 +63,7 @@ async def everything(log: StreamLog, generation_id: str, after: Position = BEGIN
 
 async def test_a_log_begins_with_its_request(log: StreamLog, redis: ArqRedis) -> None:
     generation_id = await created(log)
-    assert await log.request(generation_id) == (header(generation_id), b'{"x":1}')
+    assert await log.request(generation_id) == (header(generation_id), Stored(b'{"x":1}'))
     assert await log.last(generation_id) == BEGIN
     assert await redis.pttl(keys.log(generation_id)) > 100_000
 
@@ -70,7 +71,7 @@ async def test_a_log_begins_with_its_request(log: StreamLog, redis: ArqRedis) ->
 async def test_a_second_create_changes_nothing(log: StreamLog) -> None:
     generation_id = await created(log)
     assert not await log.create(header(generation_id, tenant="b"), b"{}")
-    assert (await log.request(generation_id))[1] == b'{"x":1}'
+    assert (await log.request(generation_id))[1] == Stored(b'{"x":1}')
 
 
 async def test_create_tells_of_other_errors(log: StreamLog, redis: ArqRedis) -> None:
@@ -86,7 +87,7 @@ async def test_create_tells_of_other_errors(log: StreamLog, redis: ArqRedis) -> 
 async def test_claim_returns_the_request_and_starts_the_attempt(log: StreamLog, appender: Appender) -> None:
     generation_id = await created(log)
     writer, got, body = await log.claim(appender, generation_id, 1, attempt())
-    assert (got, body, writer.position) == (header(generation_id), b'{"x":1}', Position(1, 0))
+    assert (got, body, writer.position) == (header(generation_id), Stored(b'{"x":1}'), Position(1, 0))
     assert [entry.kind for entry in await everything(log, generation_id)] == [Kind.ATTEMPT]
 
 

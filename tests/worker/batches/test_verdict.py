@@ -53,6 +53,7 @@ def test_an_answer_and_a_cancel_of_the_line_are_its_end(status: str) -> None:
         ("unsupported_version", 503, Verdict.HELD_UP),
         ("worker_lost", 502, Verdict.LOST),
         ("stream_lost", 500, Verdict.LOST),
+        ("request_lost", 500, Verdict.LOST),
         ("internal_error", 500, Verdict.LOST),
     ],
 )

@@ -58,7 +58,7 @@ def hear(
 ) -> tuple[list[Chunk], UpstreamError | None, Any]:
     """All chunks of a stream that comes in packets of this size, and the error it ended in."""
     reader = new_normalizer(show_usage=True, choices=choices, dialect=dialect)
-    reader._forced = forced
+    reader.forced = forced
     reader.call_ids = ids
     reader.begin(dialect)
     decoder = dialect.decoder(1 << 20)

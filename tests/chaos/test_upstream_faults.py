@@ -301,14 +301,14 @@ def test_f26_f27_f28_broken_in_the_middle(client: Client, provider: ScriptedUpst
     assert len(plan.calls) == 1
 
 
-def test_f26_done_without_a_finish_reason_invents_none(client: Client, provider: ScriptedUpstream) -> None:
+def test_f26_done_without_a_finish_reason_is_an_end_with_stop(client: Client, provider: ScriptedUpstream) -> None:
     plan = provider.plan("unfinished", Answer([*words(2), DONE]))
     response = client.stream("scripted/unfinished")
     found = chunks(response.content)
     assert text(found) == "w0 w1 "
-    assert {choice["finish_reason"] for one in found for choice in one["choices"]} == {None}
+    assert [choice["finish_reason"] for one in found for choice in one["choices"]] == [None, None, None, "stop"]
     state = client.state(response.headers["x-stream-id"])
-    assert (state["status"], state["finish_reasons"]) == ("completed", [None])
+    assert (state["status"], state["finish_reasons"]) == ("completed", ["stop"])
     assert len(plan.calls) == 1
 
 

@@ -116,10 +116,22 @@ class Client:
         """Ends it, if it has not ended; returns its state either way."""
         return await self._ask("POST", f"/v1/streams/{quote(generation_id, safe='')}/cancel")
 
-    async def list(self, *, limit: int = 20, status: str | None = None) -> dict[str, Any]:
-        """A page of states, newest first."""
-        query = {"limit": str(limit), **({"status": status} if status else {})}
-        return await self._ask("GET", f"/v1/streams?{urlencode(query)}")
+    async def request(self, generation_id: str) -> str:
+        """The body of its request, as it was sent."""
+        async with self._answered("GET", f"/v1/streams/{quote(generation_id, safe='')}/request") as response:
+            return (await response.aread()).decode("utf-8", "replace")
+
+    async def list(self, **query: str | int | None) -> dict[str, Any]:
+        """A page of states, newest first; `query` as of GET /v1/streams."""
+        return await self._ask("GET", _with_query("/v1/streams", query))
+
+    async def usage(self, **query: str | None) -> dict[str, Any]:
+        """The ledger, by day and model; `query` as of GET /v1/usage."""
+        return await self._ask("GET", _with_query("/v1/usage", query))
+
+    async def sessions(self, **query: str | int | None) -> dict[str, Any]:
+        """A page of sessions, last used first."""
+        return await self._ask("GET", _with_query("/v1/sessions", query))
 
     async def upload(self, content: BinaryIO, filename: str) -> dict[str, Any]:
         """Stores a file for a batch, piece by piece; returns the file object."""
@@ -178,12 +190,18 @@ class Client:
 
     async def download(self, file_id: str, target: BinaryIO) -> None:
         """Writes what a file holds to `target`."""
+        async with self._answered("GET", f"/v1/files/{quote(file_id, safe='')}/content") as response:
+            async for piece in response.aiter_raw():
+                target.write(piece)
+
+    @asynccontextmanager
+    async def _answered(self, method: str, path: str) -> AsyncIterator[http.Response]:
+        """A response that is no refusal, whose body is still to be read."""
         try:
-            async with self._open("GET", f"/v1/files/{quote(file_id, safe='')}/content", None) as response:
+            async with self._open(method, path, None) as response:
                 if response.status_code != 200:
-                    raise _refusal(response.status_code, await response.aread())
-                async for piece in response.aiter_raw():
-                    target.write(piece)
+                    raise _refusal(response, await response.aread())
+                yield response
         except (http.TransportError, TimeoutError) as error:
             raise self._unreachable(error) from None
 
@@ -236,7 +254,7 @@ class Client:
         except (http.TransportError, TimeoutError) as error:
             raise self._unreachable(error) from None
         if response.status_code not in accepted:
-            raise _refusal(response.status_code, received)
+            raise _refusal(response, received)
         return self._object(received)
 
     async def _follow(self, view: View, on_event: OnEvent, body: Mapping[str, Any] | None) -> None:
@@ -338,7 +356,7 @@ async def _events(response: http.Response) -> AsyncGenerator[sse.Event | None]:
     if response.status_code == 204:
         return
     if response.status_code != 200:
-        refusal = _refusal(response.status_code, await response.aread())
+        refusal = _refusal(response, await response.aread())
         raise _Later(refusal) if response.status_code in _WORTH_ANOTHER_TRY else refusal
     yield None
     decoder = sse.Decoder(_MAX_EVENT_BYTES)
@@ -360,10 +378,21 @@ class _Later(Exception):
         self.refusal = refusal
 
 
-def _refusal(status: int, content: bytes) -> StreamspoolError:
-    """The error a response carries, whatever wrote it."""
+def _refusal(response: http.Response, content: bytes) -> StreamspoolError:
+    """The error a response carries, whatever wrote it; in its text also what it can be found by: status, code, and the id
+    of the generation or of the request."""
+    status = response.status_code
+    found = response.headers.get("x-stream-id") or response.headers.get("x-request-id")
+    at_hand = f"; {found}" if found else ""
     try:
         error = json.loads(content)["error"]
-        return StreamspoolError(str(error["message"]), code=error.get("code"), param=error.get("param"), status=status)
+        code = error.get("code")
+        told = f"{error['message']} (HTTP {status}{f', {code}' if code else ''}{at_hand})"
+        return StreamspoolError(told, code=code, param=error.get("param"), status=status)
     except (ValueError, LookupError, TypeError, AttributeError):
-        return StreamspoolError(f"The server answered with HTTP status {status}.", status=status)
+        return StreamspoolError(f"The server answered with HTTP status {status}{at_hand}.", status=status)
+
+
+def _with_query(path: str, query: Mapping[str, str | int | None]) -> str:
+    given = {name: str(value) for name, value in query.items() if value is not None}
+    return f"{path}?{urlencode(given)}" if given else path

@@ -11,25 +11,21 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from shared import __version__
-from shared.cli.screen import Progress, Screen, coloured, count, say, table
+from shared.cli import looking
+from shared.cli.screen import Progress, Screen, coloured, count, say
+from shared.cli.terms import FAILED, INTERRUPTED, USAGE, AsJson, Id, Url, ask, settings_of, variable_of
 from shared.errors import StreamspoolError, Unusable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
     from shared.cli.client import Client
     from shared.cli.supervisor import Supervisor
-    from shared.config.settings import Settings
 
-T = TypeVar("T")
-
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
 _POSITION = re.compile(r"[0-9]+(-[0-9]+)?")
 
 
@@ -49,13 +45,11 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
+    rich_markup_mode=None,  # rich takes 0.3 s to import
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-Url = Annotated[str | None, typer.Option(help="The API, if not STREAMSPOOL_URL or http://HOST:PORT.", metavar="URL")]
-Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by `chat` and `ls`.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Local = Annotated[bool, typer.Option("--local", help="Run a small real model, too: local/…. [STREAMSPOOL_LOCAL_MODEL]")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the API, 0: any free one. [PORT, 8000]")]
 
@@ -83,7 +77,7 @@ def up(
     local: Local = False,
 ) -> None:
     """Start everything on this machine: API, workers and, without REDIS_URL, an embedded Valkey."""
-    settings = _settings(host=host, port=port, data_dir=data_dir, local_model=local or None)
+    settings = settings_of(host=host, port=port, data_dir=data_dir, local_model=local or None)
     import asyncio
 
     from shared.cli.supervisor import commands, serve
@@ -126,7 +120,7 @@ def demo(
     local: Local = False,
 ) -> None:
     """Show it: one answer, several viewers, the API killed in mid-stream, and nobody misses a token."""
-    settings = _settings(port=port, local_model=local or None)
+    settings = settings_of(port=port, local_model=local or None)
     import asyncio
 
     from shared.cli.demo import run
@@ -151,7 +145,7 @@ def chat(
     messages.append({"role": "user", "content": sys.stdin.read() if prompt == "-" else prompt})
     body = {**_options(option or []), "model": model, "messages": messages}
     if as_json and no_stream:
-        typer.echo(json.dumps(_ask(url, lambda client: client.complete(body)), indent=2))
+        typer.echo(json.dumps(ask(url, lambda client: client.complete(body)), indent=2))
     else:
         _follow(url, body, "", "", no_stream=no_stream, as_json=as_json)
 
@@ -170,25 +164,11 @@ def watch(
 
 
 @app.command()
-def ls(
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
-    status: Annotated[str | None, typer.Option(help="Only those: queued, in_progress, completed, failed, …")] = None,
-    as_json: AsJson = False,
-    url: Url = None,
-) -> None:
-    """List answers, newest first."""
-    page = _ask(url, lambda client: client.list(limit=limit, status=status))
-    if as_json:
-        typer.echo(json.dumps(page, indent=2))
-    else:
-        table(page["data"])
-
-
-@app.command()
 def batch(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Lines of JSON: prompts, requests, or a batch's lines.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the answers go; errors go beside it.")],
     model: Annotated[str | None, typer.Option("-m", "--model", help="For lines that name none.")] = None,
+    as_json: AsJson = False,
     url: Url = None,
 ) -> None:
     """Ask many times. Ctrl-C only stops watching: given again, the command goes on where it was."""
@@ -200,7 +180,7 @@ def batch(
         raise typer.BadParameter(f"{output} exists already", param_hint="-o")
     with Progress() as progress:
         try:
-            done = _ask(url, lambda client: bulk.run(client, source, model, output, progress.show))
+            done = ask(url, lambda client: bulk.run(client, source, model, output, progress.show))
         except KeyboardInterrupt:
             progress.close()
             if bulk.state_beside(output).exists():
@@ -214,22 +194,20 @@ def batch(
         say(f"line {error['line']}: {error['message']}" if error["line"] else error["message"], fg="red")
     if done.errors:
         say(f"{count(counts['failed'], 'line')} failed: {done.errors}", fg="red")
+    if as_json:
+        typer.echo(json.dumps(done.batch, indent=2))
     if done.batch["status"] != "completed" or counts["failed"]:
         raise typer.Exit(FAILED)
 
 
 @app.command()
-def cancel(generation_id: Id, url: Url = None) -> None:
+def cancel(generation_id: Id, as_json: AsJson = False, url: Url = None) -> None:
     """End an answer; what it said so far is kept."""
-    state = _ask(url, lambda client: client.cancel(generation_id))
-    typer.echo(f"{state['id']} {state['status']}")
+    state = ask(url, lambda client: client.cancel(generation_id))
+    typer.echo(json.dumps(state, indent=2) if as_json else f"{state['id']} {state['status']}")
 
 
-@app.command()
-def models(url: Url = None) -> None:
-    """List the models that answer; others of the same providers work too."""
-    for model in _ask(url, lambda client: client.models())["data"]:
-        typer.echo(model["id"])
+looking.add_to(app)
 
 
 @app.command()
@@ -242,7 +220,7 @@ def config(as_json: AsJson = False) -> None:
     from shared.config.notices import notices
     from shared.config.settings import variable
 
-    settings = _settings()
+    settings = settings_of()
     rows = {variable(name): shown(name, getattr(settings, name)) for name in type(settings).model_fields}
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
@@ -261,9 +239,9 @@ def doctor(as_json: AsJson = False, url: Url = None) -> None:
     """Check this machine and say what to do about each thing that is wrong. With --url, also the proxy in front."""
     from shared.cli.doctor import examine
 
-    settings = _settings()
-    named = url is not None or bool(_variable("STREAMSPOOL_URL"))
-    findings = _ask(url, lambda client: examine(settings, client, named=named))
+    settings = settings_of()
+    named = url is not None or bool(variable_of("STREAMSPOOL_URL"))
+    findings = ask(url, lambda client: examine(settings, client, named=named))
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
     marks: dict[bool | None, tuple[str, str | None]] = {
@@ -278,35 +256,12 @@ def doctor(as_json: AsJson = False, url: Url = None) -> None:
         raise typer.Exit(FAILED)
 
 
-def _variable(name: str) -> str | None:
-    """From the environment or `.env`. A file that it names and that cannot be read is a wrong setting: exit code 2."""
-    from shared.config.environ import SettingsInvalid, environment
-
-    try:
-        return environment().get(name)
-    except SettingsInvalid as error:
-        say(f"{error}", fg="red")
-        raise typer.Exit(USAGE) from None
-
-
-def _settings(**given: Any) -> Settings:
-    """The settings under what the command line says. All that is wrong with them is printed at once; exit code 2."""
-    from shared.config.environ import SettingsInvalid
-    from shared.config.settings import load_settings
-
-    try:
-        return load_settings(**{name: value for name, value in given.items() if value is not None})
-    except SettingsInvalid as error:
-        say(f"{error}", fg="red")
-        raise typer.Exit(USAGE) from None
-
-
 def _become(end: str, **given: Any) -> NoReturn:
     """Goes on as that end. What the command line says is told to it as variables, over those that are set."""
     from shared.config.environ import FILE
     from shared.config.settings import variable
 
-    if _settings(**given).redis_url is None:
+    if settings_of(**given).redis_url is None:
         say(f"`streamspool {end}` needs REDIS_URL, the Redis or Valkey it shares with the other end.", fg="red")
         say("To run everything on this machine without one: `streamspool up`.")
         raise typer.Exit(USAGE)
@@ -319,33 +274,6 @@ def _become(end: str, **given: Any) -> NoReturn:
             environment.pop(variable(name) + FILE, None)
     sys.stdout.flush()
     os.execve(sys.executable, command(end), environment)
-
-
-def _ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
-    """Runs one conversation with the API. Raises KeyboardInterrupt."""
-    import asyncio
-    import signal
-
-    from shared.cli.client import Client, url_of
-
-    base, key = url or _variable("STREAMSPOOL_URL"), _variable("STREAMSPOOL_API_KEY")
-    if not base:
-        settings = _settings()
-        base = url_of(settings.host, settings.port)
-
-    async def converse() -> T:
-        task = asyncio.current_task()
-        # asyncio.run has a handler, too, but if Ctrl-C comes in the moment in which the loop falls asleep, that one runs
-        # only when something else wakes the loop. This one wakes it. Windows has none; who is in the background hears none.
-        if task and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN and sys.platform != "win32":
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
-        async with Client(base, key) as client:
-            return await question(client)
-
-    try:
-        return asyncio.run(converse())
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
 
 
 def _follow(
@@ -365,7 +293,7 @@ def _follow(
         return await client.state(view.id)
 
     try:
-        state = _ask(url, to_the_end)
+        state = ask(url, to_the_end)
     except KeyboardInterrupt:
         if view.id:
             position = f" --from {view.position}" if view.position else ""
@@ -373,7 +301,9 @@ def _follow(
         raise typer.Exit(INTERRUPTED) from None
     screen.close()
     if view.error is not None:
-        raise StreamspoolError(f"{view.error.get('message')} ({view.error.get('code')}; {view.id})")
+        status = (state.get("error") or {}).get("status")
+        parts = (f"HTTP {status}" if status else "", str(view.error.get("code") or ""))
+        raise StreamspoolError(f"{view.error.get('message')} ({', '.join(filter(None, parts))}; {view.id})")
     say(screen.figures(state), dim=True)
 
 

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shared.cli.client import Event
 
 _CONTROLS = dict.fromkeys(set(range(32)) - {9, 10} | set(range(127, 160)))
 _RATE_OVER_S = 0.1
-"""What came within less says how it was read, not how fast it was said: no rate is shown."""
+"""Within less, no rate can be told. It is that at which the answer came from the provider, not that of a replay."""
 
 
 class Screen:
@@ -31,7 +33,7 @@ class Screen:
         self._as_json = as_json
         self._held: list[str] = []
         self._started = time.monotonic()
-        self._first = self._last = 0.0
+        self._first = 0.0
         self._clean = sys.stdout.isatty()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # half of an emoji must not end the show
@@ -44,8 +46,7 @@ class Screen:
                 self._held.clear()
                 say("\n[a new attempt begins: what was said so far does not count]", dim=True)
         elif event.text or event.reasoning:
-            self._last = time.monotonic()
-            self._first = self._first or self._last
+            self._first = self._first or time.monotonic()
             if event.reasoning:
                 say(self._safe(event.reasoning), dim=True, newline=False)
             if self._no_stream:
@@ -64,8 +65,10 @@ class Screen:
             parts.append(f"first token after {self._first - self._started:.2f} s")
         if tokens is not None:
             parts.append(count(tokens, "token") + (" (estimate)" if state.get("usage_source") == "estimate" else ""))
-            if self._last - self._first >= _RATE_OVER_S:
-                parts.append(f"{tokens / (self._last - self._first):.0f} tokens/s")
+            timings = state.get("timings") or {}
+            said_ms = (timings.get("generation_ms") or 0) - (timings.get("first_chunk_ms") or 0)
+            if said_ms >= 1000 * _RATE_OVER_S:
+                parts.append(f"{1000 * tokens / said_ms:.0f} tokens/s")
         return " · ".join(parts)
 
     def _safe(self, text: str) -> str:
@@ -117,17 +120,12 @@ class Progress:
         )
 
 
-def table(states: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    rows = Table("ID", "STATUS", "MODEL", "STARTED", "TOKENS", box=None, pad_edge=False)
-    for state in states:
-        created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state["created_at"]))
-        tokens = (state.get("usage") or {}).get("completion_tokens")
-        rows.add_row(state["id"], state["status"], state["model"], created, "" if tokens is None else str(tokens))
-    # Piped into another program, no row may be cut to the width of a terminal that is not there.
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(rows)
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """In columns, none of them cut: where a terminal is too narrow, it breaks the lines itself."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        cells = [cell.translate(_CONTROLS) for cell in row]
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 def count(number: int, noun: str) -> str:

@@ -324,17 +324,19 @@ def test_a_lost_connection_is_resumed_where_it_was(stand_in: Callable[..., Stand
 
 
 @pytest.mark.parametrize(
-    ("tokens", "last", "shown"), [(20, 12.0, "20 tokens · 20 tokens/s"), (20, 11.01, "20 tokens"), (1, 11.0, "1 token")]
+    ("tokens", "said_ms", "shown"),
+    [(20, 1000, "20 tokens · 20 tokens/s"), (20, 10, "20 tokens"), (1, None, "1 token")],
 )
-def test_a_rate_is_shown_only_where_there_was_time_for_one(
-    monkeypatch: pytest.MonkeyPatch, tokens: int, last: float, shown: str
+def test_a_rate_is_that_of_the_provider_and_not_of_a_replay(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, said_ms: int | None, shown: str
 ) -> None:
-    moments = iter([10.0, 11.0, last])  # asked, the first piece, the last one
+    moments = iter([10.0, 11.0])  # asked, the first piece
     monkeypatch.setattr("shared.cli.screen.time", SimpleNamespace(monotonic=lambda: next(moments)))
     screen = Screen(no_stream=True, as_json=False)
     for _ in range(2):
         screen.show(Event("chunk", {"choices": [{"index": 0, "delta": {"content": "a"}}]}, "1-1"))
-    state = {**STATE, "usage": {"completion_tokens": tokens}, "usage_source": "provider"}
+    timings = None if said_ms is None else {"first_chunk_ms": 500, "generation_ms": 500 + said_ms}
+    state = {**STATE, "usage": {"completion_tokens": tokens}, "usage_source": "provider", "timings": timings}
     assert screen.figures(state).endswith(f"first token after 1.00 s · {shown}")
 
 
@@ -404,6 +406,9 @@ def test_ls_cancel_and_models(stand_in: Callable[..., StandIn]) -> None:
     assert json.loads(run("ls", "--json", "--url", api.url).stdout) == page
     assert run("cancel", ID, "--url", api.url).stdout == f"{ID} cancelled\n"
     assert run("models", "--url", api.url).stdout == "fake/echo\n"
+    shown = run("show", ID, "--url", api.url).stdout
+    assert "completed" in shown
+    assert "2 prompt, 3 completion, 5 total (provider)" in shown
 
 
 @pytest.mark.parametrize("words", [["ls"], ["models"], ["watch", ID], ["cancel", ID], ["chat", "hi", "-m", "m"]])
@@ -421,7 +426,10 @@ def test_no_server_is_one_clear_line(words: list[str]) -> None:
 
 def test_refusals_are_shown_as_the_server_words_them(stand_in: Callable[..., StandIn]) -> None:
     api = stand_in({"GET /v1/models": [(401, {"error": {"message": "no such key", "code": "invalid_api_key"}})]})
-    for words, message in ((["watch", "other"], "no such stream"), (["models"], "no such key")):
+    for words, message in (
+        (["watch", "other"], "no such stream (HTTP 404, not_found)"),
+        (["models"], "no such key (HTTP 401, invalid_api_key)"),
+    ):
         done = run(*words, "--url", api.url)
         assert (done.returncode, done.stderr) == (1, f"Error: {message}\n")
     assert "is not Streamspool" in run("models", "--url", stand_in({"GET /v1/models": [(200, [])]}).url).stderr

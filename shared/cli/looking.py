@@ -1,0 +1,182 @@
+"""The commands that only look: `show`, `ls`, `usage`, `sessions`, `models`.
+
+Hidden here: what a person wants to see of each object; with `--json` it is the API's own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Annotated, Any
+
+import typer
+
+from shared.cli.screen import say, table
+from shared.cli.terms import AsJson, Id, Url, ask
+
+_AGO = re.compile(r"(\d+)([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+Limit = Annotated[int, typer.Option(min=1, max=100, help="How many.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (show, ls, usage, sessions, models):
+        app.command()(command)
+
+
+def show(
+    generation_id: Id,
+    request: Annotated[bool, typer.Option("--request", help="The body of the request, as it was sent.")] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Show what happened to an answer: status, times, who served it, error, tokens."""
+    if request:
+        typer.echo(ask(url, lambda client: client.request(generation_id)))
+        return
+    state = ask(url, lambda client: client.state(generation_id))
+    if as_json:
+        typer.echo(json.dumps(state, indent=2))
+        return
+    for name, value in _lines(state):
+        typer.echo(f"{name:<14}{value}")
+
+
+def _lines(state: dict[str, Any]) -> list[tuple[str, Any]]:
+    timings = state.get("timings") or {}
+    took = [f"{name.removesuffix('_ms')} {value} ms" for name, value in timings.items() if value is not None]
+    error = state.get("error") or {}
+    said = [
+        f"HTTP {error['status']}" if error.get("status") else "",
+        error.get("code") or "",
+        error.get("message") or "",
+    ]
+    usage_of = state.get("usage") or {}
+    tokens = [f"{usage_of[name]} {name.removesuffix('_tokens')}" for name in _TOKENS if name in usage_of]
+    refused = [f"{one['model']} (HTTP {one['status']})" for one in state.get("refused") or []]
+    rows = [
+        ("id", state["id"]),
+        ("status", state["status"]),
+        ("model", state["model"]),
+        ("served by", state.get("served_by")),
+        ("created", _when(state["created_at"])),
+        ("times", ", ".join(took)),
+        ("attempts", state.get("attempts")),
+        ("interrupted", ", ".join(state.get("interrupted") or [])),
+        ("refused", ", ".join(refused)),
+        ("tokens", ", ".join(tokens) + (f" ({state['usage_source']})" if tokens and state.get("usage_source") else "")),
+        ("finish", ", ".join(str(reason) for reason in state.get("finish_reasons") or [])),
+        ("error", ", ".join(filter(None, said))),
+        ("session", state.get("session_id")),
+        ("batch", state.get("batch_id")),
+        ("metadata", ", ".join(f"{name}={value}" for name, value in (state.get("metadata") or {}).items())),
+    ]
+    return [(name, value) for name, value in rows if value not in (None, "")]
+
+
+_TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
+
+
+def ls(
+    limit: Limit = 20,
+    status: Annotated[str | None, typer.Option(help="Only those: failed, or several: failed,cancelled.")] = None,
+    model: Annotated[str | None, typer.Option("-m", "--model", help="Only this one, or openai/* and the like.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only later ones: 2h, 3d, 2026-11-27, 2026-11-27T09:30:00Z.")
+    ] = None,
+    session: Annotated[str | None, typer.Option(help="Only those of this session.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """List answers, newest first."""
+    query = {"status": status, "model": model, "since": _since(since), "session_id": session}
+    page = ask(url, lambda client: client.list(limit=limit, **query))
+    if as_json:
+        typer.echo(json.dumps(page, indent=2))
+        return
+    table(
+        ("ID", "STATUS", "MODEL", "CREATED", "FIRST", "TOOK", "TOKENS", "ERROR"),
+        [_row(state) for state in page["data"]],
+    )
+
+
+def _row(state: dict[str, Any]) -> tuple[str, ...]:
+    timings, error = state.get("timings") or {}, state.get("error") or {}
+    queued, first = timings.get("queued_ms"), timings.get("first_chunk_ms")
+    tokens = (state.get("usage") or {}).get("completion_tokens")
+    return (
+        state["id"],
+        state["status"],
+        state["model"],
+        _when(state["created_at"]),
+        _seconds(None if first is None else first + (queued or 0)),
+        _seconds(timings.get("total_ms")),
+        "" if tokens is None else str(tokens),
+        " ".join(str(part) for part in (error.get("status"), error.get("code")) if part),
+    )
+
+
+def usage(
+    start: Annotated[str | None, typer.Option(help="First day, as 2026-11-01; 30 days ago if not given.")] = None,
+    end: Annotated[str | None, typer.Option(help="Last day; today if not given.")] = None,
+    model: Annotated[str | None, typer.Option("-m", "--model", help="Only this one.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Show what was used, for each day and model, and the sum."""
+    found = ask(url, lambda client: client.usage(start=start, end=end, model=model))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    figures = list(found["total"])
+    rows = [(row["day"], row["model"], *(str(row[name]) for name in figures)) for row in found["data"]]
+    total = ("", "all", *(str(found["total"][name]) for name in figures))
+    table(("DAY", "MODEL", *(name.upper().removesuffix("_TOKENS") for name in figures)), [*rows, total])
+
+
+def sessions(limit: Limit = 20, as_json: AsJson = False, url: Url = None) -> None:
+    """List sessions, last used first."""
+    page = ask(url, lambda client: client.sessions(limit=limit))
+    if as_json:
+        typer.echo(json.dumps(page, indent=2))
+        return
+    hidden = ("id", "object")
+    names = [name for name in (page["data"] or [{}])[0] if name not in hidden and not name.endswith("_id")]
+    rows = [(one["id"], *(_shown(name, one.get(name)) for name in names)) for one in page["data"]]
+    table(("ID", *(name.upper() for name in names)), rows)
+
+
+def models(as_json: AsJson = False, url: Url = None) -> None:
+    """List the models that answer; others of the same providers work too."""
+    found = ask(url, lambda client: client.models())
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for model in found["data"]:
+        typer.echo(model["id"])
+    if not found["data"]:
+        say("No models are listed.")
+
+
+def _shown(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name.endswith("_at") and isinstance(value, int):
+        return _when(value)
+    return str(len(value)) if isinstance(value, list) else str(value)
+
+
+def _since(text: str | None) -> str | None:
+    """`2h` as the time it was then; all else is the API's to read."""
+    if text is None or not (ago := _AGO.fullmatch(text)):
+        return text
+    return str(int(time.time()) - int(ago[1]) * _SECONDS[ago[2]])
+
+
+def _when(unix: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
+
+
+def _seconds(ms: int | None) -> str:
+    return "" if ms is None else f"{ms / 1000:.2f} s"

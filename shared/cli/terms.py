@@ -1,0 +1,90 @@
+"""What the commands share: their common options, the settings they run under, and one conversation with the API.
+
+Hidden here: where the API is looked for and with which key, how Ctrl-C ends a conversation, and that wrong settings end a
+command with exit code 2. Most commands only ask, and need no more of the settings than an address: to read them all takes
+longer than the rest of a start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from shared.cli.screen import say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from shared.cli.client import Client
+    from shared.config.settings import Settings
+
+T = TypeVar("T")
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+Url = Annotated[str | None, typer.Option(help="The API, if not STREAMSPOOL_URL or http://HOST:PORT.", metavar="URL")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by `chat` and `ls`.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+
+
+def variable_of(name: str) -> str | None:
+    """From the environment or `.env`. A file that it names and that cannot be read is a wrong setting: exit code 2."""
+    from shared.config.environ import SettingsInvalid, environment
+
+    try:
+        return environment().get(name)
+    except SettingsInvalid as error:
+        say(f"{error}", fg="red")
+        raise typer.Exit(USAGE) from None
+
+
+def settings_of(**given: Any) -> Settings:
+    """The settings under what the command line says. All that is wrong with them is printed at once; exit code 2."""
+    from shared.config.environ import SettingsInvalid
+    from shared.config.settings import load_settings
+
+    try:
+        return load_settings(**{name: value for name, value in given.items() if value is not None})
+    except SettingsInvalid as error:
+        say(f"{error}", fg="red")
+        raise typer.Exit(USAGE) from None
+
+
+def ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+    """Runs one conversation with the API. Raises KeyboardInterrupt."""
+    import asyncio
+    import signal
+
+    from shared.cli.client import Client, url_of
+
+    base, key = url or variable_of("STREAMSPOOL_URL"), variable_of("STREAMSPOOL_API_KEY")
+    base = base or url_of(*_address())
+
+    async def converse() -> T:
+        task = asyncio.current_task()
+        # asyncio.run has a handler, too, but if Ctrl-C comes in the moment in which the loop falls asleep, that one runs
+        # only when something else wakes the loop. This one wakes it. Windows has none; who is in the background hears none.
+        if task and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN and sys.platform != "win32":
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+        async with Client(base, key) as client:
+            return await question(client)
+
+    try:
+        return asyncio.run(converse())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+def _address() -> tuple[str, int]:
+    """Where the API of this directory listens: HOST and PORT as the settings have them. Where they are said in another way than
+    plainly, the settings are read."""
+    host, port = (variable_of(name) or variable_of(f"STREAMSPOOL_{name}") for name in ("HOST", "PORT"))
+    toml = Path(os.environ.get("STREAMSPOOL_CONFIG") or "streamspool.toml")
+    if toml.exists() or os.environ.get("STREAMSPOOL_CONFIG") or not (port or "0").isdigit():
+        settings = settings_of()
+        return settings.host, settings.port
+    return host or "127.0.0.1", int(port or 8000)

@@ -130,7 +130,7 @@ def usage(
         typer.echo(json.dumps(found, indent=2))
         return
     figures = list(found["total"])
-    rows = [(row["day"], row["model"], *(str(row[name]) for name in figures)) for row in found["data"]]
+    rows = [(row["date"], row["model"], *(str(row[name]) for name in figures)) for row in found["data"]]
     total = ("", "all", *(str(found["total"][name]) for name in figures))
     table(("DAY", "MODEL", *(name.upper().removesuffix("_TOKENS") for name in figures)), [*rows, total])
 

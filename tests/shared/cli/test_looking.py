@@ -1,0 +1,50 @@
+"""What the commands that look make of the API's objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from shared.cli import looking
+from shared.cli.main import app
+
+STATE = {
+    "id": "chatcmpl-1",
+    "status": "failed",
+    "model": "lab/m",
+    "created_at": 1_700_000_000,
+    "timings": {"queued_ms": 40, "first_chunk_ms": 460, "generation_ms": 1200, "total_ms": 1240},
+    "error": {"message": "no", "code": "upstream_incomplete", "status": 502},
+    "usage": {"completion_tokens": 7},
+}
+USAGE = {"data": [{"date": "2026-11-27", "model": "lab/m", "requests": 3}], "total": {"requests": 3}}
+
+
+@pytest.mark.parametrize(
+    ("words", "answer", "shown"),
+    [
+        (["ls"], {"data": [STATE]}, ["0.50 s", "1.24 s", "502 upstream_incomplete"]),
+        (["show", "chatcmpl-1"], STATE, ["queued 40 ms", "HTTP 502, upstream_incomplete, no", "7 completion"]),
+        (["usage"], USAGE, ["2026-11-27  lab/m  3", "all"]),
+        (["sessions"], {"data": [{"id": "s", "object": "session", "turns": 2}]}, ["TURNS", "s   2"]),
+        (["ls"], {"data": []}, ["STATUS"]),
+        (["sessions"], {"data": []}, ["ID"]),
+    ],
+)
+def test_each_shows_what_a_person_looks_for(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], answer: dict[str, Any], shown: list[str]
+) -> None:
+    monkeypatch.setattr(looking, "ask", lambda *_: answer)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    for text in shown:
+        assert text in done.output
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("2h", 7200), ("3d", 259_200)])
+def test_a_time_may_be_said_as_how_long_ago(monkeypatch: pytest.MonkeyPatch, said: str, seconds: int) -> None:
+    monkeypatch.setattr("shared.cli.looking.time.time", lambda: 1_000_000.0)
+    assert looking._since(said) == str(1_000_000 - seconds)
+    assert looking._since("2026-11-27") == "2026-11-27"

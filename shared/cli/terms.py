@@ -84,7 +84,11 @@ def _address() -> tuple[str, int]:
     plainly, the settings are read."""
     host, port = (variable_of(name) or variable_of(f"STREAMSPOOL_{name}") for name in ("HOST", "PORT"))
     toml = Path(os.environ.get("STREAMSPOOL_CONFIG") or "streamspool.toml")
-    if toml.exists() or os.environ.get("STREAMSPOOL_CONFIG") or not (port or "0").isdigit():
+    if toml.exists() or os.environ.get("STREAMSPOOL_CONFIG") or not _is_port(port or "0"):
         settings = settings_of()
         return settings.host, settings.port
     return host or "127.0.0.1", int(port or 8000)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) < 65536

@@ -34,7 +34,6 @@ ROUTES = [
     ("POST", "/v1/responses/{response_id}/cancel"),
     ("GET", "/v1/streams"),
     ("GET", "/v1/streams/{generation_id}"),
-    ("GET", "/v1/streams/{generation_id}/request"),
     ("DELETE", "/v1/streams/{generation_id}"),
     ("POST", "/v1/streams/{generation_id}/cancel"),
     ("POST", "/v1/streams/{generation_id}/tokens"),

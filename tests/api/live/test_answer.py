@@ -33,7 +33,7 @@ async def test_a_stop_does_not_make_an_sdk_pay_twice(
 ) -> None:
     writer = await bench.log_of(1)
     bench.parts.drain.everyone = True
-    header = header_with({"id": writer.generation_id, "created_at_ms": 1, "idempotency": idempotency})
+    header = header_with({"id": writer.generation_id, "owner": "ann", "created_at_ms": 1, "idempotency": idempotency})
     viewer = Viewer(Answer(bench.parts, header, completion, fresh=fresh, headers={}))
     await bench.end(viewer)
     assert (viewer.status, json.loads(viewer.body)["error"]["code"]) == (503, "draining")

@@ -19,7 +19,7 @@ from tests.harness.store import Store
 from tests.support.names import keys
 from tests.support.wire import Client, ask, error_of, refused
 
-LIMIT = 4 * 1024 * 1024
+LIMIT = 50 * 1024 * 1024
 VALID = ask("fake/echo")
 
 

@@ -229,7 +229,7 @@ FAILURES = {
     "garbage": ([b"data: {not json\n\n", *ending()], "upstream_invalid"),
     "not an object": ([b"data: [1, 2]\n\n", *ending()], "upstream_invalid"),
     "not UTF-8": ([b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n', *ending()], "upstream_invalid"),
-    "too large": ([b"data: " + b"x" * 1_100_000, b"\n\n"], "upstream_chunk_too_large"),
+    "too large": ([b"data: " + b"x" * 34_000_000, b"\n\n"], "upstream_chunk_too_large"),
 }
 
 

@@ -357,9 +357,9 @@ def _bomb() -> Answer:
     return Answer([gzip.compress(bytes(100_000_000), 1)], headers=headers)
 
 
-def test_f29_a_chunk_of_10_mb(client: Client, provider: ScriptedUpstream, faulty: Stack) -> None:
+def test_f29_a_chunk_of_40_mb(client: Client, provider: ScriptedUpstream, faulty: Stack) -> None:
     before = peak_mb(faulty)
-    plan = provider.plan("huge", _flood(b'data: {"choices":[{"index":0,"delta":{"content":"', 160))
+    plan = provider.plan("huge", _flood(b'data: {"choices":[{"index":0,"delta":{"content":"', 640))
     response = client.post(ask("scripted/huge", stream=True))
     outcome(client, response.content, "upstream_chunk_too_large", "w0 w1 ")
     assert peak_mb(faulty) - before < 64

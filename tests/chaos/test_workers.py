@@ -25,6 +25,16 @@ from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
 from tests.support.names import WAITING, jobs_left, keys
 
+DIES_BEFORE_ITS_SEAL = """
+import os, signal
+from shared.generations.outcome import Outcomes
+
+async def seal(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Outcomes.seal = seal
+"""
+
 
 def test_f01_a_worker_killed_before_the_first_chunk_is_replaced_unseen(
     fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
@@ -100,14 +110,18 @@ def test_f03_a_worker_killed_in_the_middle_is_an_explicit_error(
 def test_f04_killed_between_the_last_chunk_and_the_seal_is_completed_without_another_call(
     fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
 ) -> None:
-    script = upstream.script("f04", [*words(3), ending()[0], Pause()])
+    """The finish reason is written when nothing follows it, and the seal right after: hence a worker that dies by itself."""
+    script = upstream.script("f04", [*words(3), *ending()])
+    for name in fleet.running():
+        fleet.kill(name)
+    fleet.start_and_wait("worker-doomed", fault=DIES_BEFORE_ITS_SEAL)
     viewer = judges.post([fleet.url], ask("f04", on_interruption="restart"))
-    wait_until(lambda: viewer.finish)
-    fleet.kill(fleet.owner(viewer.id))
+    wait_until(lambda: not fleet.alive("worker-doomed"))
+    fleet.start_and_wait("worker")
     judges.wait()
     assert (viewer.outcome, viewer.text) == ("whole", whole(3))
     found = fleet.state(viewer.id)
-    assert (found["status"], found["attempts"], found["usage_source"]) == ("completed", 1, "estimate")
+    assert (found["status"], found["attempts"], found["usage_source"]) == ("completed", 1, "provider")
     assert len(script.calls) == 1
 
 
@@ -133,10 +147,14 @@ def without_workers(fleet: Fleet) -> None:
 def test_f05_without_any_worker_the_viewers_are_told(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
     """What waits, what was cut, and what was whole but for its seal: three ends, none of them silence."""
     script = upstream.script("f05", [*words(3), Pause()])
-    upstream.script("f05-said", [*words(3), ending()[0], Pause()])
+    upstream.script("f05-said", [*words(3), *ending()])
+    for name in fleet.running():
+        fleet.kill(name)
+    fleet.start_and_wait("worker-doomed", fault=DIES_BEFORE_ITS_SEAL)
     cut = judges.post([fleet.url], ask("f05"))
+    wait_until(lambda: cut.text == whole(3))
     said = judges.post([fleet.url], ask("f05-said"))
-    wait_until(lambda: cut.text == whole(3) and said.finish)
+    wait_until(lambda: not fleet.alive("worker-doomed"))
     without_workers(fleet)
     waiting = judges.post([fleet.url], ask("f05"))
     judges.wait()

@@ -131,7 +131,7 @@ def test_a_request_that_is_wrong_is_wrong_everywhere(own: Client, script: Any, s
 
 
 def test_after_the_first_chunk_nobody_else_is_asked(own: Client, script: Any) -> None:
-    _, second = script({"parts": words(2), "cut": True})
+    _, second = script({"parts": words(2), "end": "cut"})
     response = own.stream("smart")
     assert end_error(response.content)["code"] == "upstream_incomplete"
     assert not second.calls

@@ -20,8 +20,8 @@ from shared.log.blobs import INLINE_BYTES
 
 T = TypeVar("T")
 
-_BODY_S, _LONGEST_S = 30.0, 3600.0
-"""How long a body may be silent, and take in all: one that never ends would hold a connection for ever."""
+_PIECE_BYTES, _BODY_S, _LONGEST_S = 64 * 1024, 30.0, 3600.0
+"""How long each 64 KiB of a body may take, and all of it: one that drips would hold a connection for ever."""
 _IN_THREAD_BYTES = 1024 * 1024
 """What is larger is not parsed on the event loop."""
 _HEADER_OPTIONS = (
@@ -77,14 +77,15 @@ async def _body(
     body = bytearray()
     if not (length.isdigit() and int(length) > limit):
         clock = asyncio.get_running_loop().time
-        end = clock() + _LONGEST_S
+        end, timed = clock() + _LONGEST_S, 0
         try:
             async with asyncio.timeout(_BODY_S) as timer:
                 async for piece in request.stream():
                     body += piece
                     if len(body) > limit:
                         break
-                    if piece:
+                    if len(body) - timed >= _PIECE_BYTES:
+                        timed = len(body)
                         timer.reschedule(min(end, clock() + _BODY_S))
                 else:
                     return bytes(body) if len(body) <= INLINE_BYTES else body

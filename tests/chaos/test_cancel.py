@@ -70,16 +70,17 @@ def test_f38_cancelled_while_it_waits_it_never_calls_the_upstream(
     assert script.calls == []
 
 
-def test_f38_cancelled_after_the_last_word_it_is_the_answer_it_is(
+def test_f38_cancelled_before_the_providers_end_it_keeps_every_word(
     fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
 ) -> None:
+    """A finish reason may be followed by more of the answer: until the provider's end, it is not one that was whole."""
     script = upstream.script("f38-whole", [*words(3), ending()[0], Pause()])
     viewer = judges.post([fleet.url], ask("f38-whole"))
-    wait_until(lambda: viewer.finish)
+    wait_until(lambda: viewer.text == whole(3))
     state = cancel(fleet.at("api-2"), viewer.id).json()
     judges.wait()
-    assert (state["status"], state["finish_reasons"], state["error"]) == ("completed", ["stop"], None)
-    assert (viewer.outcome, viewer.text) == ("whole", whole(3))
+    assert (state["status"], state["error"]["code"]) == ("cancelled", "generation_cancelled")
+    assert (viewer.outcome, viewer.code, viewer.text) == ("failed", "generation_cancelled", whole(3))
     wait_until(lambda: script.live == 0, what="the upstream is closed")
 
 

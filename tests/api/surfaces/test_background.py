@@ -269,10 +269,15 @@ def test_no_log_holds_an_addresss_query_or_a_secret(
     body = ask("fake/echo", prompt="canary-prompt", background=True, webhook={"url": f"{receiver.url}?{CANARY}"})
     generation_id = ann.post(body).json()["id"]
     delivered(ann, generation_id)
+
+    def lines() -> list[str]:
+        return [line for line in hooked.log("worker").splitlines() if generation_id in line]
+
     for end in ("api", "worker"):
         log = hooked.log(end)
         assert not [word for word in (CANARY, "canary-prompt", SECRET, SECRET[6:], KEY_A) if word in log], end
-    events = [line for line in hooked.log("worker").splitlines() if generation_id in line]
+    wait_until(lambda: any("webhook delivered" in line for line in lines()), what="the log line")
+    events = lines()
     assert [name for name in ("webhook retried", "webhook delivered") if any(name in line for line in events)] == [
         "webhook retried",
         "webhook delivered",

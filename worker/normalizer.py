@@ -26,6 +26,7 @@ from worker.providers.tool_calls import CallIds
 
 _MAX_CHOICES = 128  # the `n` OpenAI allows; an index beyond it would only make us allocate
 _MAX_SILENT = 64  # chunks held that say nothing; some send one every second while they think
+_MAX_SILENT_BYTES = 256 * 1024
 
 _HELD_BYTES = 32 * 1024 * 1024
 _HELD_RATIO = 8
@@ -303,9 +304,11 @@ class Normalizer:
             opened.append(self._serialize(self._carry({**value, "choices": rest})))
         if self._said:
             return [*self._loosened(), *opened]
-        if len(self._silent) < _MAX_SILENT + _MAX_CHOICES:
-            self._silent += opened
-        return []
+        self._silent += opened
+        if len(self._silent) <= _MAX_SILENT and sum(len(chunk.payload) for chunk in self._silent) <= _MAX_SILENT_BYTES:
+            return []
+        self._said = True  # it may go on like this for ever: what is handed out is counted, and has a limit
+        return self._loosened()
 
     def _loosened(self) -> list[Chunk]:
         silent, self._silent = self._silent, []

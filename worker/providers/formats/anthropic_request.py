@@ -115,7 +115,7 @@ def _is_in_loop_without_thought(turns: list[dict[str, Any]], model: str) -> bool
     while begun and (turns[begun - 1]["role"] == "assistant" or _has_results(turns[begun - 1])):
         begun -= 1
     answers = [turn for turn in turns[begun:] if turn["role"] == "assistant"]
-    return bool(answers) and answers[0]["content"][0]["type"] not in _THOUGHTS
+    return bool(answers) and answers[0]["content"][0].get("type") not in _THOUGHTS
 
 
 def _has_results(turn: dict[str, Any]) -> bool:

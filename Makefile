@@ -90,10 +90,10 @@ soak: $(BIN)/.dev ## random faults for MINUTES=30, then one verdict; options thr
 	@$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) $(ARGS)
 
 bench: $(BIN)/.dev $(USERS)/.stamp ## measure Streamspool alone, a minute or two; options: ARGS="--only G5,G8 --json out.json --quick"
-	@STREAMSPOOL_BENCH_PYTHON=$(CURDIR)/$(USERS)/bin/python $(BIN)/python -m tests.bench $(ARGS)
+	@BENCH_PYTHON=$(CURDIR)/$(USERS)/bin/python $(BIN)/python -m tests.bench $(ARGS)
 
 bench-peers: $(BIN)/.dev $(USERS)/.stamp ## install the peers, measure all side by side, write docs/PERFORMANCE.md; ARGS as with bench
-	@STREAMSPOOL_BENCH_PYTHON=$(CURDIR)/$(USERS)/bin/python $(BIN)/python -m tests.bench.compare $(ARGS)
+	@BENCH_PYTHON=$(CURDIR)/$(USERS)/bin/python $(BIN)/python -m tests.bench.compare $(ARGS)
 
 lint: $(BIN)/.dev $(CLIENT_VENVS:%=.venv-%/.stamp) ## ruff, mypy, the layers, the sizes, the locks
 	@$(BIN)/ruff check --quiet .

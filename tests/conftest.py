@@ -17,7 +17,7 @@ from tests.harness.store import open_store
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.names import keys
 
-FORBID_SKIPS = os.environ.get("STREAMSPOOL_FORBID_SKIPS") == "1"
+FORBID_SKIPS = os.environ.get("FORBID_SKIPS") == "1"
 
 # How long an example takes says how busy the machine is.
 hypothesis_settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -177,7 +177,7 @@ class Ours(Target):
             workers, apis = _names("worker", self._workers), _names("api", self._apis)
             started = {**self.SETTINGS, "processes": " ".join([*workers, *apis])}
             self._stack = Stack(self._valkey.url, self.upstream.url, self.directory, **started)
-            self._stack.python = os.environ.get("STREAMSPOOL_BENCH_PYTHON", sys.executable)
+            self._stack.python = os.environ.get("BENCH_PYTHON", sys.executable)
             self.ports = [self._stack.port_of(name) for name in apis]
             self._stack.__enter__()
         self._count()

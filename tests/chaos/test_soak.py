@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-MINUTES = os.environ.get("STREAMSPOOL_SOAK_MINUTES", "0.7")
+MINUTES = os.environ.get("SOAK_MINUTES", "0.7")
 
 
 @pytest.mark.timeout(300)

@@ -329,17 +329,17 @@ def test_a_batch_in_a_bucket(own_stack: Stack, tmp_path: Path) -> None:
 
 
 def test_a_large_batch_takes_no_more_memory_than_a_small_one(quick: Client, own_stack: Stack) -> None:
-    """Sixty megabytes in, and as many out."""
-    lines = [line(f"{n}", prompt="x" * 60_000) for n in range(1000)]
+    """Ninety megabytes in, and as many out: to hold either would be seen."""
+    lines = [line(f"{n}", prompt="x" * 60_000) for n in range(1500)]
     # Long enough that it fills what a worker keeps of the last ten seconds in case the server forgets them.
     ended(quick.http, start(quick.http, jsonl(lines[:400])), 120)
     before = {name: memory_mb(own_stack, "VmHWM", name) for name in ("api", "worker")}
     batch = ended(quick.http, start(quick.http, jsonl(lines)), 120)
-    assert batch["request_counts"]["completed"] == 1000
+    assert batch["request_counts"]["completed"] == 1500
     with quick.http.stream("GET", f"/v1/files/{batch['output_file_id']}/content") as content:
-        assert sum(map(len, content.iter_bytes())) > 60_000_000
+        assert sum(map(len, content.iter_bytes())) > 90_000_000
     for name, peak_mb in before.items():
-        assert memory_mb(own_stack, "VmHWM", name) - peak_mb < 30, name
+        assert memory_mb(own_stack, "VmHWM", name) - peak_mb < 64, name
 
 
 @pytest.fixture

@@ -22,17 +22,13 @@ from shared.config.settings import Settings, load_settings
 from shared.lib import http, json
 from shared.lib.process import refuse_to_start
 from shared.lib.proxies import Proxies
-from worker.providers.formats import dialect_of
+from worker.providers.model_list import plain_question
 from worker.providers.registry import FAKE, Provider
 from worker.providers.switches import switch
 
 _ASK_S = 10.0
 _MAX_BYTES = 4 * 1024 * 1024
 _SHOWN = 4
-_QUESTION = {"messages": [{"role": "user", "content": "-"}], "max_tokens": 1}
-"""Sent to nobody: a dialect says the headers of a request for it."""
-_LISTS = {"ollama": "/tags"}
-"""Where models are listed, if not at /models."""
 
 
 async def look(settings: Settings, *, ask: bool) -> dict[str, Any]:
@@ -93,12 +89,9 @@ async def _ask(client: http.Client, provider: Provider) -> tuple[bool, str]:
 
 
 async def _get(client: http.Client, provider: Provider) -> tuple[int, str, bytes]:
-    headers = {**dialect_of(provider).call(provider, dict(_QUESTION), "-").headers, "accept": "application/json"}
-    base = provider.base_url
-    if provider.kind == "cohere":  # its list is in the version before
-        base = base.removesuffix("/v2") + "/v1" if base.endswith("/v2") else base
-    url = f"{base}{_LISTS.get(provider.kind, '/models')}{'?' if provider.query else ''}{provider.query}"
-    response = await client.send(client.build_request("GET", url, headers=headers))
+    question = plain_question(provider)
+    headers = {**question.headers, "accept": "application/json"}
+    response = await client.send(client.build_request("GET", question.url, headers=headers))
     body = bytearray()
     try:
         async for piece in response.aiter_raw():

@@ -76,26 +76,37 @@ class Question(NamedTuple):
     body: dict[str, Any] | None = None
 
 
+def plain_question(provider: Provider) -> Question:
+    """Its list as it comes when nothing more is said: for who only wants to know whether it answers."""
+    base = provider.base_url
+    if provider.kind == "anthropic":
+        secret = {} if provider.api_key is None else {"x-api-key": provider.api_key}
+        return Question(f"{base}/models", {"anthropic-version": ANTHROPIC_VERSION, **secret})
+    if provider.kind == "gemini":
+        return Question(f"{base}/models", {} if provider.api_key is None else {"x-goog-api-key": provider.api_key})
+    key = key_header(provider)
+    if provider.kind == "cohere":  # in the version before the one that answers
+        return Question(f"{base.removesuffix('/v2')}/v1/models", key)
+    if provider.kind == "ollama":
+        return Question(f"{base}/tags", key)
+    return Question(f"{base}/models" + (f"?{provider.query}" if provider.query else ""), key)
+
+
+_PAGED = {"anthropic": "limit=1000", "gemini": "pageSize=1000", "cohere": "page_size=1000&endpoint=chat"}
+"""What is said to a list that would come in short pages otherwise, or with what answers no chat."""
+
+
 def questions(provider: Provider) -> list[Question]:
     """Where a provider keeps its list; the first that is answered counts. None where there is no list of what it can be
     asked for: Azure's is of all models there are, and what is asked for there is a deployment."""
-    base, key = provider.base_url, key_header(provider)
     if provider.kind == "fake" or provider.name == "azure":
         return []
-    if provider.kind == "anthropic":
-        secret = {} if provider.api_key is None else {"x-api-key": provider.api_key}
-        return [Question(f"{base}/models?limit=1000", {"anthropic-version": ANTHROPIC_VERSION, **secret})]
-    if provider.kind == "gemini":
-        secret = {} if provider.api_key is None else {"x-goog-api-key": provider.api_key}
-        return [Question(f"{base}/models?pageSize=1000", secret)]
-    if provider.kind == "cohere":
-        return [Question(f"{base.removesuffix('/v2')}/v1/models?page_size=1000&endpoint=chat", key)]
-    if provider.kind == "ollama":
-        return [Question(f"{base}/tags", key)]
-    url = f"{base}/models" + (f"?{provider.query}" if provider.query else "")
+    plain = plain_question(provider)
+    if paged := _PAGED.get(provider.kind):
+        return [plain._replace(url=f"{plain.url}?{paged}")]
     if provider.name == "lmstudio":  # its own list tells more; older ones have only OpenAI's
-        return [Question(f"{base.removesuffix('/v1')}/api/v0/models", key), Question(url, key)]
-    return [Question(url, key)]
+        return [plain._replace(url=f"{provider.base_url.removesuffix('/v1')}/api/v0/models"), plain]
+    return [plain]
 
 
 def next_page(question: Question, value: Any) -> Question | None:

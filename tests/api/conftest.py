@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import Stack
 from tests.harness.store import Store, open_store
 from tests.harness.upstream import Pause, ScriptedUpstream
+from tests.support.raw import Raw
 from tests.support.wire import KEY_A, KEY_B, PROVIDER_KEY, Client, Register, Scripted
 
 
@@ -81,3 +82,22 @@ def bob(keyed: Stack) -> Iterator[Client]:
     """Tenant `b` of the keyed server."""
     with Client(keyed.url, KEY_B) as http:
         yield http
+
+
+@pytest.fixture
+def connect(stack: Stack) -> Iterator[Callable[[], Raw]]:
+    """Connections that are written to byte for byte, closed in the end."""
+    made: list[Raw] = []
+
+    def begin() -> Raw:
+        made.append(Raw(stack.url))
+        return made[-1]
+
+    yield begin
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def raw(connect: Callable[[], Raw]) -> Raw:
+    return connect()

@@ -40,24 +40,6 @@ def chunked(head: bytes, body: bytes) -> bytes:
     return head + b"transfer-encoding: chunked\r\n\r\n" + pieces + b"0\r\n\r\n"
 
 
-@pytest.fixture
-def connect(stack: Stack) -> Iterator[Callable[[], Raw]]:
-    made: list[Raw] = []
-
-    def begin() -> Raw:
-        made.append(Raw(stack.url))
-        return made[-1]
-
-    yield begin
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
-def raw(connect: Callable[[], Raw]) -> Raw:
-    return connect()
-
-
 # ---- offers of other protocols
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -19,24 +19,6 @@ MANY = 32 * 1024 * 1024
 GET = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture
-def connect(stack: Stack) -> Iterator[Callable[[], Raw]]:
-    made: list[Raw] = []
-
-    def begin() -> Raw:
-        made.append(Raw(stack.url))
-        return made[-1]
-
-    yield begin
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
-def raw(connect: Callable[[], Raw]) -> Raw:
-    return connect()
 
 
 def request(size: int, fields: int = 2) -> bytes:

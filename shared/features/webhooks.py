@@ -24,7 +24,7 @@ from shared.errors import BadRequest
 from shared.features.effect import Commands, Ended
 from shared.lib import json
 from shared.lib.egress import Policy, Refused
-from shared.log.records import Summary, WebhookTarget
+from shared.log.records import Summary, WebhookTarget, response_id
 from shared.store.availability import translate_errors
 from shared.store.redis import ArqRedis
 from shared.store.transaction import commit, transact
@@ -150,7 +150,7 @@ class Webhooks:
             target=target,
             tenant=header["owner"],
             event=f"{'response' if is_response else 'chat.completion'}.{outcome['status']}",
-            shown_as=header["id"].replace("chatcmpl-", "resp_") if is_response else None,
+            shown_as=response_id(header["id"]) if is_response else None,
             created_at=outcome["ended_at_ms"] // 1000,
             kept_s=ended.kept_s,
         )

@@ -171,3 +171,8 @@ class Summary:
         if self.outcome is not None:
             return Status(self.outcome["status"])
         return Status.IN_PROGRESS if self.position.epoch else Status.QUEUED
+
+
+def response_id(generation_id: str) -> str:
+    """The id by which the Responses API, and its webhooks, know a generation: the same digits, so there is no index."""
+    return f"resp_{generation_id.removeprefix('chatcmpl-')}"

@@ -23,7 +23,7 @@ from shared.chat.messages import REASONING_FIELDS
 from shared.errors import BadRequest, NotFound
 from shared.generations.caller import Caller
 from shared.log.entry import Status
-from shared.log.records import Header, Summary
+from shared.log.records import Header, Summary, response_id
 
 _FOLDED_AT_ONCE = 1000
 _SHOWN = 80
@@ -120,7 +120,7 @@ async def _thoughts(
         if place is None or place.generation_id in found:
             continue
         with suppress(NotFound):
-            answered = await find(services, caller, ids.response_id(place.generation_id))
+            answered = await find(services, caller, response_id(place.generation_id))
             summary = answered.summary
             if summary.header["model"] == request.model and summary.outcome is not None:
                 chunks, _ = await services.broker.chunks(summary.header, summary.position.epoch)
@@ -188,7 +188,7 @@ async def _without_references(services: Services, caller: Caller, items: list[It
 async def _named(services: Services, caller: Caller, generation_id: str) -> dict[str, Item]:
     """All items of a response, by their id: of its input, and of its answer."""
     try:
-        found = await find(services, caller, ids.response_id(generation_id))
+        found = await find(services, caller, response_id(generation_id))
     except NotFound:
         return {}
     if found.events.echoed["store"] is False:

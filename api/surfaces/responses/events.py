@@ -293,7 +293,7 @@ class _Writer:
         """Begins the first of the calls that are held, with all that came of it."""
         (number, held), *rest = self.fold.held
         self.fold = self.fold._replace(held=tuple(rest), calls=self.fold.calls | {number})
-        call_id = held.call_id or f"call_{self.fold.header['id'].removeprefix('chatcmpl-')}{number:04x}"
+        call_id = held.call_id or ids.call_id(self.fold.header["id"], number)
         item = self.open(Open(held.kind, self.fold.opened, call=number, call_id=call_id, name=held.name))
         self.add_arguments(item, "".join(pieces(held.said)))
         return item

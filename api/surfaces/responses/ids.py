@@ -37,11 +37,6 @@ class Place(NamedTuple):
     number: int
 
 
-def response_id(generation_id: str) -> str:
-    """The id of a generation's response."""
-    return f"resp_{generation_id.removeprefix(_GENERATION)}"
-
-
 def generation_id(response_id: str) -> str | None:
     """The id of a response's generation; None for what is no id of a response."""
     match = _RESPONSE.fullmatch(response_id)
@@ -50,7 +45,16 @@ def generation_id(response_id: str) -> str | None:
 
 def item_id(kind: str, generation_id: str, index: int) -> str:
     """The id of an item of an answer."""
-    return f"{PREFIXES.get(kind, 'item')}_{generation_id.removeprefix(_GENERATION)}{index:04x}"
+    return f"{PREFIXES.get(kind, 'item')}_{_digits(generation_id, index)}"
+
+
+def call_id(generation_id: str, number: int) -> str:
+    """The id of a call that has none of its own."""
+    return f"call_{_digits(generation_id, number)}"
+
+
+def _digits(generation_id: str, number: int) -> str:
+    return f"{generation_id.removeprefix(_GENERATION)}{number:04x}"
 
 
 def place(item_id: str) -> Place | None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from api.surfaces.responses import ids
 from shared.log.entry import Status
-from shared.log.records import Header, Outcome, Usage
+from shared.log.records import Header, Outcome, Usage, response_id
 
 Echoed = dict[str, Any]
 """What a response repeats of its request, see request.py."""
@@ -33,7 +32,7 @@ def response(
 ) -> dict[str, Any]:
     """OpenAI's response object. `reason` is why it is incomplete."""
     return {
-        "id": ids.response_id(header["id"]),
+        "id": response_id(header["id"]),
         "object": "response",
         "created_at": header["created_at_ms"] // 1000,
         "status": str(status),

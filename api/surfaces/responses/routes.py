@@ -30,18 +30,18 @@ from api.live.answer import Answer, speak_after_s
 from api.live.event_stream import EventStream
 from api.paging import following, page
 from api.services import Services
-from api.surfaces.responses import ids
 from api.surfaces.responses.continued import continued, find, folded
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
 from api.surfaces.responses.items import to_items
 from api.surfaces.responses.objects import response
-from api.surfaces.responses.request import ResponsesRequest, echoed, to_chat
+from api.surfaces.responses.request import Asked, ResponsesRequest, echoed, to_chat
 from shared.chat.messages import Texts
 from shared.errors import BadCursor, NotFound
 from shared.features.usage import measure
+from shared.generations.caller import Caller
 from shared.lib import json
 from shared.log.entry import Status
-from shared.log.records import Header, Summary
+from shared.log.records import Header, Summary, response_id
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"])
 
@@ -52,7 +52,17 @@ _REQUEST_BODY = {
 
 def _headers(header: Header, root: str) -> dict[str, str]:
     """Response headers by which a client finds the response again; `root` is the prefix that a proxy shows us under."""
-    return {"location": f"{root}/v1/responses/{ids.response_id(header['id'])}", "x-stream-id": header["id"]}
+    return {"location": f"{root}/v1/responses/{response_id(header['id'])}", "x-stream-id": header["id"]}
+
+
+async def _asked(
+    request: Request, services: Services, caller: Caller, body: bytes | bytearray
+) -> tuple[ResponsesRequest, Asked]:
+    """What the body asks for, and that as chat, with what it goes on from. Raises BadRequest, NotFound."""
+    given = with_options(parsed(body), request)
+    checked = ResponsesRequest.check(given)
+    history, before, items, thoughts = await continued(services, caller, checked)
+    return checked, to_chat(given, checked, items, history=history, before=before, thoughts=thoughts)
 
 
 async def _object(services: Services, summary: Summary, events: ResponseEvents, root: str) -> Response:
@@ -83,11 +93,8 @@ async def create(
     It goes on when the client leaves. With `background: true` it is accepted and shown as it is then, which is `queued`; a
     stream is shown all the same.
     """
-    given = with_options(parsed(body), request)
-    checked = ResponsesRequest.check(given)
-    history, before, items, thoughts = await continued(services, caller, checked)
+    checked, (chat_request, chat_body) = await _asked(request, services, caller, body)
     silent_s = speak_after_s(request, services.settings)
-    chat_request, chat_body = to_chat(given, checked, items, history=history, before=before, thoughts=thoughts)
     header, replayed = await services.broker.submit(
         json.dumps(chat_body), chat_request, caller, idempotency_key=key, repeat=repeat, surface="responses"
     )
@@ -117,10 +124,7 @@ async def count_input_tokens(
 ) -> dict[str, Any]:
     """How many tokens the input of such a request would have, its instructions and what it goes on from included: counted for
     OpenAI's models, estimated for others. No provider is asked."""
-    given = with_options(parsed(body), request)
-    checked = ResponsesRequest.check(given)
-    history, before, items, thoughts = await continued(services, caller, checked)
-    asked = to_chat(given, checked, items, history=history, before=before, thoughts=thoughts)
+    _, asked = await _asked(request, services, caller, body)
     counted = await measure(asked.request.model, asked.body["messages"], Texts("", ""))
     return {"object": "response.input_tokens", "input_tokens": counted.figures["prompt_tokens"]}
 

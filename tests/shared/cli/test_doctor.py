@@ -14,6 +14,7 @@ from shared.cli.findings import Finding
 from shared.config.settings import Settings
 from shared.errors import Unauthenticated
 from shared.store.redis import connect
+from tests.harness.store import configured
 from tests.support.server import Server
 
 
@@ -24,19 +25,16 @@ async def findings(url: str) -> dict[str, Finding]:
 
 async def test_a_server_as_it_should_be(valkey: EmbeddedValkey) -> None:
     found = await findings(valkey.url)
-    assert all(finding.ok for finding in found.values())
+    assert not [finding for finding in found.values() if not finding.ok]
     assert "version 9." in found["Redis"].found
     assert found["Redis persistence"].found == "append-only file"
 
 
 async def test_a_server_that_may_drop_streams(valkey: EmbeddedValkey) -> None:
     client = connect(valkey.url, max_connections=1)
-    await client.config_set("maxmemory-policy", "allkeys-lru")
-    try:
+    async with configured(client, maxmemory_policy="allkeys-lru"):
         finding = (await findings(valkey.url))["Redis eviction"]
-    finally:
-        await client.config_set("maxmemory-policy", "noeviction")
-        await client.aclose(close_connection_pool=True)
+    await client.aclose(close_connection_pool=True)
     assert not finding.ok
     assert "noeviction" in finding.found
 

@@ -20,6 +20,7 @@ from shared.log.entry import Chunk, Position, Status
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis, connect
 from tests.harness.records import attempt_with
+from tests.harness.store import configured
 from tests.support.names import keys
 
 ANN, BOB = Caller("ann"), Caller("bob")
@@ -184,11 +185,8 @@ async def test_a_redis_that_is_away_is_unavailable(settings: Settings) -> None:
 async def test_a_full_redis_says_so(redis: ArqRedis, broker: Broker, request: pytest.FixtureRequest) -> None:
     if "fakeredis" in request.node.name:
         return  # it accepts maxmemory and does nothing
-    await redis.config_set("maxmemory", "1mb")
-    try:
+    async with configured(redis, maxmemory="1mb"):
         with pytest.raises(Unavailable) as error:
             await submitted(broker)
         assert error.value.code == "storage_full"
-    finally:
-        await redis.config_set("maxmemory", "0")
     assert await redis.zcard(keys.open) == 0

@@ -19,6 +19,7 @@ from shared.store.commands import pack, watch
 from shared.store.jobs import deserialize_job, serialize_job
 from shared.store.outage import Pauses
 from shared.store.redis import ArqRedis, RedisError, ResponseError, WatchError, connect, run_while_redis_is_away
+from tests.harness.store import configured
 
 
 def test_jobs_are_json() -> None:
@@ -73,7 +74,7 @@ async def test_a_watch_that_is_refused_is_no_watch(server: ArqRedis) -> None:
     ("changes", "said"),
     [
         ({}, []),
-        ({"maxmemory-policy": "allkeys-lru"}, ["redis may evict running streams"]),
+        ({"maxmemory_policy": "allkeys-lru"}, ["redis may evict running streams"]),
         ({"appendonly": "no"}, ["redis keeps nothing on disk"]),
         ({"appendonly": "no", "save": "3600 1"}, ["redis has no append-only file"]),
     ],
@@ -81,17 +82,13 @@ async def test_a_watch_that_is_refused_is_no_watch(server: ArqRedis) -> None:
 async def test_a_server_that_can_lose_streams_is_warned_of(
     server: ArqRedis, changes: dict[str, str], said: list[str]
 ) -> None:
-    before = {name: (await server.config_get(name))[name] for name in changes}
     try:
-        for name, value in changes.items():
-            await server.config_set(name, value)
-        with structlog.testing.capture_logs() as logs:
-            await contact._warn_of_risks(server, Address())
+        async with configured(server, **changes):
+            with structlog.testing.capture_logs() as logs:
+                await contact._warn_of_risks(server, Address())
         assert len(logs) == len(said)
         assert all(log["event"].startswith(start) for log, start in zip(logs, said, strict=True))
     finally:
-        for name, value in before.items():
-            await server.config_set(name, value)
         while (await server.info("persistence"))["aof_rewrite_in_progress"]:  # noqa: ASYNC110 -- it would not stop before
             await asyncio.sleep(0.01)
         await server.aclose(close_connection_pool=True)

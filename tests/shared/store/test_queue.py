@@ -15,6 +15,7 @@ from shared.config.settings import PREFIX
 from shared.store.keys import Keys, Lane
 from shared.store.queue import OVERDUE_AT_ONCE, Job, JobQueue, Lease, Seen, Taken, heard
 from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, connect
+from tests.harness.store import configured
 from tests.support.names import keys
 
 MINE, OTHER = Lease("w1", 10_000, 2_000_000), Lease("w2", 10_000, 2_000_000)
@@ -249,8 +250,8 @@ async def full(valkey: EmbeddedValkey) -> AsyncIterator[ArqRedis]:
     """A client of a server that can be filled up by `config_set("maxmemory", 1)`."""
     client = connect(valkey.url.replace("db=0", "db=1"), max_connections=4)
     await client.flushdb()
-    yield client
-    await client.config_set("maxmemory", 0)
+    async with configured(client, maxmemory=0):
+        yield client
     await client.flushdb()
     await client.aclose(close_connection_pool=True)
 

@@ -214,7 +214,7 @@ class _Handler(ResponseHandler):
         super().set_response_params(**options)
 
     def data_received(self, data: bytes) -> None:
-        self.heard = True
+        self.heard = self.heard or bool(data)  # aiohttp says b"" where it reads on
         if data and self._answered and (self._payload is None or self._payload.is_eof()):
             self._unasked()
         else:

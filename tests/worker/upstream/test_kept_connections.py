@@ -164,6 +164,28 @@ async def test_it_is_repeated_once_and_on_a_new_connection_although_others_are_k
     assert (server.connections, len(server.calls)) == (12, 12)
 
 
+async def test_what_is_read_late_of_an_answer_is_no_word_of_the_next_one() -> None:
+    """The connection is another request's as soon as all of the answer is here, however much of it is yet to be read."""
+    asked, late = asyncio.Event(), asyncio.Event()
+
+    async def once_it_was_read(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await server.read(reader)
+        asked.set()
+        await late.wait()
+
+    async with serving(once_it_was_read) as server, http.open_client(5) as client, asyncio.timeout(10):
+        first = await client.send(client.build_request("POST", server.url, headers={}, content=b"{}"))
+        while not client._transport._keeping.connector._conns:  # type: ignore[attr-defined]  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        next_one = asyncio.create_task(post(client, server.url))
+        await asked.wait()
+        assert server.connections == 1, "they have it together"
+        assert b"".join([data async for data in first.aiter_raw()]) == EVENTS
+        late.set()
+        assert await next_one == EVENTS
+    assert (server.connections, len(server.calls)) == (2, 3)
+
+
 async def test_a_body_in_pieces_has_a_connection_of_its_own() -> None:
     """A kept one may have been closed, and what was sent of it could not be sent again."""
 

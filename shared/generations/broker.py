@@ -106,6 +106,7 @@ class Broker:
         *,
         idempotency_key: str | None = None,
         repeat: bool = False,
+        turn: str | None = None,
         client_history: bool = False,
         surface: Literal["chat", "responses"] = "chat",
     ) -> Submitted:
@@ -114,17 +115,17 @@ class Broker:
 
         Once this returns, the generation runs to an outcome whatever happens to the caller. With an idempotency key
         the same request of the same tenant is one generation, however often and wherever it is made at once. A `repeat`
-        joins what the same key asked for before, byte for byte, if that runs or has just ended. With `client_history` its
-        session only takes note: the client sends the whole conversation itself. Raises NotFound for an unknown model;
-        BadRequest for a webhook that cannot be called; KeyReused; RateLimited; StorageQuotaExceeded; Unavailable, within 2 s
-        but for what the file storage takes: nothing runs then.
+        joins what the same key asked for before, byte for byte and of the same `turn`, if that runs or has just ended. With
+        `client_history` its session only takes note: the client sends the whole conversation itself. Raises NotFound for an
+        unknown model; BadRequest for a webhook that cannot be called; KeyReused; RateLimited; StorageQuotaExceeded;
+        Unavailable, within 2 s but for what the file storage takes: nothing runs then.
         """
         url = request.webhook.url if request.webhook else None
         webhook = self._webhooks.target(caller.tenant, url, default=bool(request.background))
         cut = body if isinstance(body, Cut) else await self._blobs.cut(body)
         async with deadline():
             await self._catalogue.check(request.model)
-            asked = self._repeats.name(cut.essence, request, caller)
+            asked = self._repeats.name(cut.essence, request, caller, turn)
             if repeat and idempotency_key is None and (before := await self._before(asked, caller)):
                 return before
             generation_id, digest = await self._join(idempotency_key, request, caller, cut)

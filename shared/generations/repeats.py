@@ -34,10 +34,10 @@ class Repeats:
         self._redis, self._log, self._key = redis, log, redis.key
         self._life_ms = int(settings.generation_s * 1000) + _ENDED_MS
 
-    def name(self, body: bytes, request: ChatRequest, caller: Caller) -> str:
-        """The key of what this caller asks for."""
+    def name(self, body: bytes, request: ChatRequest, caller: Caller, turn: str | None = None) -> str:
+        """The key of what this caller asks for; `turn` is what else tells it from others."""
         options = [getattr(request, option) for option in _OPTIONS]
-        digest = hashlib.sha256(json.dumps([caller.key_id, options]))
+        digest = hashlib.sha256(json.dumps([caller.key_id, options, *([turn] if turn else ())]))
         digest.update(body)
         return self._key.asked(caller.tenant, digest.hexdigest())
 

@@ -5,6 +5,7 @@ All that is shown is a read of the generation's log: the stream, the answer to t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -55,6 +56,13 @@ def _headers(header: Header, root: str) -> dict[str, str]:
     return {"location": f"{root}/v1/responses/{response_id(header['id'])}", "x-stream-id": header["id"]}
 
 
+def _turn(request: Request, body: bytes | bytearray) -> str | None:
+    """What tells a request that a client makes again from a new one, for clients that name their session (Codex): they make
+    it again, up to 30 times, as it was, with no key and no count, and a new one has another `client_metadata.turn_id`."""
+    session = request.headers.get("session-id")
+    return None if not session else hashlib.sha256(session.encode() + b"\0" + body).hexdigest()
+
+
 async def _asked(
     request: Request, services: Services, caller: Caller, body: bytes | bytearray
 ) -> tuple[ResponsesRequest, Asked]:
@@ -95,13 +103,21 @@ async def create(
     """
     checked, (chat_request, chat_body) = await _asked(request, services, caller, body)
     silent_s = speak_after_s(request, services.settings)
+    turn = _turn(request, body)
     header, replayed = await services.broker.submit(
-        json.dumps(chat_body), chat_request, caller, idempotency_key=key, repeat=repeat, surface="responses"
+        json.dumps(chat_body),
+        chat_request,
+        caller,
+        idempotency_key=key,
+        repeat=repeat or bool(turn),
+        turn=turn,
+        surface="responses",
     )
     events = ResponseEvents(header["id"], echoed(header, chat_body))
     headers = _headers(header, root) | (REPLAYED if replayed else {})
     if checked.stream:
-        return EventStream(services, header, events, fresh=not replayed, headers=headers)
+        hold_s = 0 if checked.background else services.settings.hold_headers_s  # to be queued is to be accepted
+        return EventStream(services, header, events, fresh=not replayed, hold_s=hold_s, headers=headers)
     if checked.background:
         # What was just stored is not read back: after the submit nothing may fail.
         if replayed:

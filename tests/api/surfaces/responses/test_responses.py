@@ -143,11 +143,16 @@ def test_a_limit_makes_it_incomplete(alice: Client) -> None:
     assert whole(alice, made["id"]).count(b"event: response.incomplete\n") == 1
 
 
+def test_an_early_refusal_of_a_stream_keeps_its_status(client: Client) -> None:
+    body = {"model": "fake/lorem?error=429", "input": "x", "stream": True}
+    refused(client.http.post(PATH, json=body), 429)
+
+
 def test_a_failure_is_a_status_where_it_may_be_and_an_event_where_not(alice: Client) -> None:
     answer = alice.http.post(PATH, json={"model": "fake/lorem?error=429", "input": "x"})
     assert answer.status_code == 429
-    told = events(create(alice, "fake/lorem?error=429", stream=True).content)
-    assert [event["type"] for event in told] == ["response.created", "response.in_progress", "response.failed"]
+    told = events(create(alice, "fake/lorem?error=429", stream=True, background=True).content)
+    assert kinds(told) == ["created", "queued", "failed"]
     assert told[-1]["response"]["error"]["code"] == "rate_limit_exceeded"
     late = events(create(alice, "fake/lorem?cut=3", stream=True).content)
     assert late[-1]["response"]["error"]["code"] == "server_error"
@@ -315,6 +320,45 @@ def test_the_same_request_made_twice_is_one_response(alice: Client) -> None:
     first, second = create(alice, headers=headers), create(alice, headers=headers)
     assert first.json() == second.json()
     assert second.headers["idempotent-replayed"] == "true"
+
+
+def test_what_a_client_asks_again_in_its_session_is_one_response(
+    alice: Client, bob: Client, scripted: Register
+) -> None:
+    """As Codex does it after a cut: the same body in the same session, without a key or a count."""
+    pause = Pause()
+    asked = scripted([*words(1), pause, *ending()])
+    body = {"model": asked.model, "input": "x", "stream": True, "store": False, "client_metadata": {"turn_id": "1"}}
+    session = {"session-id": "s1"}
+    with alice.view("POST", PATH, json=body, headers=session) as viewer:
+        viewer.until(b"w0 ")
+    with alice.view("POST", PATH, json=body, headers=session) as viewer:
+        viewer.until(b"w0 ")
+        assert viewer.response.headers["idempotent-replayed"] == "true"
+        pause.go()
+        viewer.rest()
+        again = events(viewer.body)
+    assert alice.http.post(PATH, json=body, headers=session).content.endswith(viewer.body[-40:])
+    assert len(asked.script.calls) == 1
+    others = [
+        (alice, {**body, "client_metadata": {"turn_id": "2"}}, session),
+        (alice, body, {"session-id": "s2"}),
+        (alice, body, {}),
+        (bob, body, session),
+    ]
+    for number, (client, other, headers) in enumerate(others, 2):
+        told = events(client.http.post(PATH, json=other, headers=headers).content)
+        assert told[0]["response"]["id"] != again[0]["response"]["id"]
+        assert len(asked.script.calls) == number
+
+
+def test_what_failed_is_asked_anew_in_its_session(alice: Client, scripted: Register) -> None:
+    asked = scripted([*words(1)])
+    body = {"model": asked.model, "input": "x", "stream": True}
+    for number in (1, 2):
+        told = events(alice.http.post(PATH, json=body, headers={"session-id": "s3"}).content)
+        assert told[-1]["type"] == "response.failed"
+        assert len(asked.script.calls) == number
 
 
 def test_the_body_ends_with_its_last_event(alice: Client) -> None:

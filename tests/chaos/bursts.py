@@ -20,11 +20,12 @@ from shared.log.entry import Kind
 from shared.log.envelope import Envelopes
 from tests.chaos.tally import Tally
 from tests.harness.processes import wait_until
+from tests.harness.shown import Shown
 from tests.harness.upstream import DONE, USAGE, Pause, Script, ScriptedUpstream, ending, whole, words
 from tests.support.fleet import Fleet, ask
 from tests.support.ledger import ledger_problems
 from tests.support.names import keys
-from tests.support.wire_async import JSON, Reading, Stream, follow
+from tests.support.wire_async import JSON, Stream, follow
 
 SEAL = f"{2**53 - 1}-0"
 STUCK_S = 60.0
@@ -55,14 +56,14 @@ class Asked:
     id: str = ""
     status: int = 0
     replayed: bool = False
-    reading: Reading = field(default_factory=lambda: Reading(native=False))
+    reading: Shown = field(default_factory=lambda: Shown(native=False))
     ended_at: float = 0.0
     go: Pause = field(default_factory=Pause)
 
     async def post(self, port: int, *, read: bool = True) -> None:
         """Asks, and reads to the end if wanted. Raises OSError (Cut is one) where the connection breaks."""
         body = json.dumps(ask(self.name, stream=True, **self.fields)).encode()
-        self.reading = Reading(native=False)
+        self.reading = Shown(native=False)
         opening = Stream.open(port, "POST", "/v1/chat/completions", headers={**JSON, **self.headers}, body=body)
         async with await opening as stream:
             self.status, self.id = stream.status, stream.headers.get("x-stream-id", self.id)

@@ -46,10 +46,10 @@ def figures(rig: Rig, viewers: Sequence[Viewer], **more: Any) -> dict[str, Any]:
     for viewer in viewers:
         viewer.end(180)
     unexplained = [problem for viewer in viewers if (problem := viewer.judge()) and not viewer.error]
-    states = [rig.state(viewer.generation_id) for viewer in viewers]
+    states = [rig.state(viewer.id) for viewer in viewers]
     return {
         "streams": len(viewers),
-        "worst_gap_s": round(max(viewer.worst_gap_s for viewer in viewers), 2),
+        "worst_gap_s": round(max(viewer.max_gap_s for viewer in viewers), 2),
         "lost": sum(viewer.missing for viewer in viewers) + len(unexplained),
         "duplicated": sum(viewer.repeated for viewer in viewers),
         "explicit": sum(viewer.error is not None for viewer in viewers),
@@ -119,7 +119,7 @@ def managed(rig: Rig, pair: Pair) -> dict[str, Any]:
         "refused": refused,
         "first_good_ms": good_ms,
         "ready": ready,
-        "worst_gap_s": max(v.worst_gap_s for v in viewers),
+        "worst_gap_s": max(v.max_gap_s for v in viewers),
     }
 
 

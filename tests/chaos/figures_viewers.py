@@ -18,10 +18,11 @@ from typing import Any
 from shared.cli.embedded import EmbeddedValkey
 from tests.chaos.test_viewers import SETTINGS, VIEWERS, watch
 from tests.harness.processes import Stack, memory_mb, wait_until
+from tests.harness.shown import Shown
 from tests.harness.store import open_store
 from tests.harness.upstream import Answer, Pause, ScriptedUpstream, chunk, ending, whole, words
 from tests.support.wire import Client
-from tests.support.wire_async import Reading, Stream
+from tests.support.wire_async import Stream
 
 Figures = dict[str, Any]
 
@@ -39,7 +40,7 @@ class Bench:
         with Client(self.stack.url) as client, Client(f"http://127.0.0.1:{self.ports[1]}") as other:
             with client.streaming("scripted/storm") as first:
                 first.take(41)
-            readings = [Reading() for _ in range(count)]
+            readings = [Shown() for _ in range(count)]
             ports = [self.ports[i % 2] for i in range(count)]
             pairs = list(zip(readings, ports, strict=True))
             for begin in range(0, count, 100):
@@ -54,7 +55,7 @@ class Bench:
                 more = len(store.client_list()) - before
             pause.go()
             await asyncio.gather(*returning)
-            whole = sum(r.done and not r.wrong and r.text == readings[0].text for r in readings)
+            whole = sum(r.ended and not r.wrong and r.text == readings[0].text for r in readings)
         return {"lost": count - whole, "attached_s": attached_s, "redis_connections_more": max(0, more)}
 
     async def slow(self, count: int = 20) -> Figures:
@@ -72,7 +73,7 @@ class Bench:
             first.take(2)
         path = f"/v1/streams/{first.id}"
         lazy = [await Stream.open(self.ports[0], "GET", path, receive_bytes=4096) for _ in range(count)]
-        fast = [Reading() for _ in range(3)]
+        fast = [Shown() for _ in range(3)]
         reading = [asyncio.create_task(watch(r, self.ports[0], first.id)) for r in fast]
         peak = 0.0
         pause.go()
@@ -83,7 +84,7 @@ class Bench:
         fast_s = time.monotonic() - started
         for stream in lazy:
             stream.reset()
-        resumed = Reading()
+        resumed = Shown()
         await watch(resumed, self.ports[0], first.id)
         lost = sum(r.text != resumed.text or bool(r.wrong) for r in fast)
         return {"lost": lost, "peak_mb": peak, "fast_s": fast_s}
@@ -93,8 +94,8 @@ class Bench:
         self.provider.plan("cuts", Answer([*(part for one in words(200) for part in (one, 0.002)), *ending()]))
         with Client(self.stack.url) as client, client.streaming("scripted/cuts") as first:
             generation_id = first.id
-        reading, turn, longest = Reading(), 0, 0.0
-        while not reading.done:
+        reading, turn, longest = Shown(), 0, 0.0
+        while not reading.ended:
             started = time.monotonic()
             await watch(reading, self.ports[turn % 2], generation_id, frames=every)
             longest = max(longest, time.monotonic() - started)

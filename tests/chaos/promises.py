@@ -40,7 +40,8 @@ class Promises:
             turns = [threads.submit(self._accept, session_id=name, background=True) for name in self.sessions]
             others = [threads.submit(self._accept, background=True) for _ in range(background)]
             self._turns, self._background = ([one.result() for one in some] for some in (turns, others))
-        self.viewers = [Viewer(rig.stack.url, "scripted/promised", TEXT, self.script) for _ in range(streams)]
+        viewers = (Viewer(model="scripted/promised", expected=TEXT, script=self.script) for _ in range(streams))
+        self.viewers = [rig.view(viewer) for viewer in viewers]
 
     def _start(self, content: bytes) -> str:
         """As below: a file and a batch are confirmed, too."""
@@ -87,15 +88,13 @@ class Promises:
 
     def _judge_viewer(self, viewer: Viewer, counts: Counter[str]) -> str:
         viewer.end(PATIENCE_S)
-        told = bool(viewer.error) or viewer.status != 200
+        told = bool(viewer.error) or viewer.cut or viewer.status != 200
         counts["stream lost" if told else "stream whole"] += 1
         if told:
             return "" if viewer.status != 200 or viewer.expected.startswith(viewer.text) else f"{viewer.text[-60:]}"
-        if viewer.text != viewer.expected or viewer.repeated or viewer.missing:
-            return (
-                f"{viewer.generation_id}: {viewer.text[-60:]!r}, {viewer.repeated} repeated, {viewer.missing} missing"
-            )
-        return self._is_as_told(viewer.generation_id)
+        if viewer.text != viewer.expected or viewer.wrong:
+            return f"{viewer.id}: {viewer.text[-60:]!r}, {viewer.wrong}"
+        return self._is_as_told(viewer.id)
 
     def _is_as_told(self, generation_id: str) -> str:
         """Whoever asks again gets the same."""

@@ -28,11 +28,12 @@ from shared.cli.embedded import EmbeddedValkey
 from tests.chaos.soak_faults import APIS, WORKERS, Faults, gauges
 from tests.chaos.soak_load import Generation, plan_of, session_problems, text_problems
 from tests.harness.processes import Stack
+from tests.harness.shown import Shown
 from tests.harness.store import open_store
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.ledger import ledger_problems
 from tests.support.names import jobs_left, keys
-from tests.support.wire_async import JSON, Cut, Reading, Stream, call, follow
+from tests.support.wire_async import JSON, Cut, Stream, call, follow
 
 SETTINGS = {
     "STREAMSPOOL_LEASE_S": "3",
@@ -175,7 +176,7 @@ class Soak:
         if made.key:
             headers["idempotency-key"] = made.key
         for _ in range(60):
-            reading = Reading(native=False)
+            reading = Shown(native=False)
             try:
                 stream = await self._open("POST", "/v1/chat/completions", headers=headers, body=made.body())
             except RETRIED as error:
@@ -200,7 +201,7 @@ class Soak:
                         code = json.loads(await stream.body())["error"]["code"]
                         if code in AGAIN:
                             raise Cut
-                        reading.error, reading.done = code, True
+                        reading.error, reading.ended = {"code": code}, True
                     made.readings.append(reading)
                     break
                 except RETRIED:
@@ -262,8 +263,8 @@ class Soak:
             return
         native = self.random.random() < 0.7
         path = f"/v1/streams/{made.id}" if native else f"/v1/chat/completions/{made.id}?stream=true"
-        reading = Reading(native=native)
-        while not reading.done and not reading.wrong:
+        reading = Shown(native=native)
+        while not reading.ended and not reading.wrong:
             headers = {"last-event-id": reading.last_id} if reading.last_id else {}
             try:
                 async with await self._open("GET", path, headers=headers) as stream:
@@ -278,7 +279,7 @@ class Soak:
                 await asyncio.sleep(self.random.uniform(0.05, 0.4))
         made.readings.append(reading)
 
-    async def _resume(self, made: Generation, reading: Reading, stream: Stream) -> None:
+    async def _resume(self, made: Generation, reading: Shown, stream: Stream) -> None:
         if stream.status == 200:
             await follow(reading, stream)
         elif stream.status in (429, 503):

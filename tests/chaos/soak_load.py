@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from tests.harness.shown import Shown
 from tests.harness.upstream import DONE, RESET, USAGE, Answer, Part, Script, chunk, refusal
-from tests.support.wire_async import Reading
 
 CANARY = "canary-prompt-4711"
 _WORD = re.compile(r"g(\d+)\.(\d+)\.(\d+) ")
@@ -67,8 +67,8 @@ class Generation:
     plan: Script | None = None
     started: float = field(default_factory=time.monotonic)
     accepted: asyncio.Event = field(default_factory=asyncio.Event)
-    readings: list[Reading] = field(default_factory=list)
-    cuts: list[Reading] = field(default_factory=list)
+    readings: list[Shown] = field(default_factory=list)
+    cuts: list[Shown] = field(default_factory=list)
 
     @classmethod
     def draw(cls, number: int, chance: Random) -> Generation:

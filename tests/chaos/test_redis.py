@@ -91,7 +91,7 @@ def test_f19_no_memory_pauses_streams_and_refuses_new_ones(rig: Rig) -> None:
         assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_full")
         assert response.headers["retry-after"]
         assert (rig.redis.zcard(WAITING), rig.redis.zcard(keys.open)) == before
-        assert rig.state(viewers[0].generation_id)["status"] == "in_progress"
+        assert rig.state(viewers[0].id)["status"] == "in_progress"
         time.sleep(1.5 * LEASE_S)  # no lease may lapse meanwhile
     barrier.go()
     rig.whole(viewers)
@@ -103,7 +103,7 @@ def test_f19_no_memory_still_lets_streams_end(rig: Rig) -> None:
     barrier = Pause()
     viewer = rig.streams(1, chunks=10, barrier=barrier)[0]
     with full(rig):
-        url = f"{rig.stack.url}/v1/streams/{viewer.generation_id}/cancel"
+        url = f"{rig.stack.url}/v1/streams/{viewer.id}/cancel"
         response = httpx.post(url, timeout=10, trust_env=False)
         assert (response.status_code, response.json()["status"]) == (200, "cancelled")
         viewer.end()
@@ -148,9 +148,9 @@ def test_f20_all_data_lost_is_told(rig: Rig) -> None:
     viewers = rig.streams(3, barrier=Pause())
     rig.redis.flushall()
     for viewer in viewers:
-        assert viewer.end(15).error is not None, viewer.body[-100:]
+        assert viewer.end(15).error is not None, viewer.text[-100:]
     wait_until(lambda: not any(viewer.script.live for viewer in viewers), what="the provider is hung up on")
-    url = f"{rig.stack.url}/v1/streams/{viewers[0].generation_id}"
+    url = f"{rig.stack.url}/v1/streams/{viewers[0].id}"
     assert httpx.get(url, trust_env=False).status_code == 404
 
 
@@ -158,7 +158,7 @@ def test_f20_a_viewer_ahead_of_the_log_is_told(rig: Rig) -> None:
     """The server came back with less than it had said: what is missing is not passed over in silence."""
     viewer = rig.streams(1, chunks=10, barrier=(barrier := Pause()))[0]
     wait_until(lambda: viewer.says("w9 "))
-    key = keys.log(viewer.generation_id)
+    key = keys.log(viewer.id)
     newest = [entry_id for entry_id, _ in rig.redis.xrevrange(key, count=3)]
     kept = rig.redis.xrange(key)[:-3]
     with rig.redis.pipeline(transaction=True) as pipe:  # XDEL would keep the last id; a restored server does not
@@ -171,8 +171,8 @@ def test_f20_a_viewer_ahead_of_the_log_is_told(rig: Rig) -> None:
     viewer.end(15)
     assert viewer.error is not None
     barrier.go()
-    wait_until(lambda: rig.state(viewer.generation_id)["status"] != "in_progress", what="an end")
-    response = httpx.get(f"{rig.stack.url}/v1/streams/{viewer.generation_id}", timeout=10, trust_env=False)
+    wait_until(lambda: rig.state(viewer.id)["status"] != "in_progress", what="an end")
+    response = httpx.get(f"{rig.stack.url}/v1/streams/{viewer.id}", timeout=10, trust_env=False)
     assert b'"error"' in response.content, response.content[-300:]
 
 
@@ -241,7 +241,7 @@ def test_f22_connections_do_not_grow_with_viewers_and_running_out_is_survived(ri
     clients = [httpx.Client(timeout=20, trust_env=False) for _ in range(60)]
     rig.redis.config_set("maxclients", 60)
     try:
-        url = f"{rig.stack.url}/v1/streams/{viewers[0].generation_id}"
+        url = f"{rig.stack.url}/v1/streams/{viewers[0].id}"
         streams = [client.send(client.build_request("GET", url), stream=True) for client in clients]
         assert {response.status_code for response in streams} == {200}
         assert rig.proxy.live <= 60  # 20 for each of three processes

@@ -13,11 +13,12 @@ import pytest
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import Stack, memory_mb, wait_until
+from tests.harness.shown import Shown
 from tests.harness.store import Store, open_store
 from tests.harness.upstream import Answer, Pause, ScriptedUpstream, chunk, ending, whole, words
 from tests.support.names import keys
 from tests.support.wire import Client, ask, chunks, end_error, text
-from tests.support.wire_async import Cut, Reading, Stream, call, follow
+from tests.support.wire_async import Cut, Stream, call, follow
 
 DROPPED, VIEWERS = "streamspool_viewers_dropped_total", "streamspool_viewers"
 SETTINGS = {"STREAMSPOOL_SEND_TIMEOUT_S": "1", "STREAMSPOOL_KEEPALIVE_S": "0.5", "STREAMSPOOL_HOLD_HEADERS_S": "0.2"}
@@ -88,7 +89,7 @@ def connections(stack: Stack) -> int:
     return sum(row[1].endswith(f":{stack.port:04X}") and row[3] in (established, close_wait) for row in rows)
 
 
-async def watch(reading: Reading, port: int, generation_id: str, *, frames: int | None = None) -> None:
+async def watch(reading: Shown, port: int, generation_id: str, *, frames: int | None = None) -> None:
     """Reads on from where the reading is: so many frames and no more, or to the end."""
     headers = {"last-event-id": reading.last_id} if reading.last_id else {}
     async with await Stream.open(port, "GET", f"/v1/streams/{generation_id}", headers=headers) as stream:
@@ -101,14 +102,14 @@ async def watch(reading: Reading, port: int, generation_id: str, *, frames: int 
         async for frame in stream.frames():
             reading.feed(frame)
             frames -= 1
-            if not frames or reading.done:
+            if not frames or reading.ended:
                 break
         stream.reset()
 
 
-async def come_back(reading: Reading, port: int, generation_id: str) -> None:
+async def come_back(reading: Shown, port: int, generation_id: str) -> None:
     """As any viewer does, to the end: a busy machine may be too slow for the server's patience of a second."""
-    while not reading.done:
+    while not reading.ended:
         try:
             await watch(reading, port, generation_id)
         except Cut:
@@ -129,7 +130,7 @@ async def test_f32_viewers_that_do_not_read_cost_little_and_resume_whole(
         first.take(2)
     path = f"/v1/streams/{first.id}"
     lazy = [await Stream.open(viewed.port, "GET", path, receive_bytes=4096) for _ in range(slow)]
-    fast = [Reading() for _ in range(3)]
+    fast = [Shown() for _ in range(3)]
     reading = [asyncio.create_task(come_back(one, viewed.port, first.id)) for one in fast]
     before, dropped = memory_mb(viewed, "VmRSS"), client.metric(DROPPED)
     pause.go()
@@ -138,12 +139,12 @@ async def test_f32_viewers_that_do_not_read_cost_little_and_resume_whole(
     wait_until(lambda: client.metric(DROPPED) == expected, what="those that do not read are dropped")
     # Beside the window of 4 MB and what three readers are being sent; joined pages of the log would be 50 MB each.
     assert memory_mb(viewed, "VmHWM") - before < 28 + 2 * slow
-    resumed = [Reading() for _ in lazy]
+    resumed = [Shown() for _ in lazy]
     for one, stream in zip(resumed, lazy, strict=True):
         with pytest.raises(Cut):
             await follow(one, stream)
         stream.close()
-        assert not one.done
+        assert not one.ended
     await asyncio.gather(*(come_back(one, viewed.port, first.id) for one in resumed))
     whole = fast[0].text
     assert len(whole) > 24_000_000 - 3
@@ -165,7 +166,7 @@ async def test_f33_a_storm_of_viewers_comes_back_whole(
     )
     with client.streaming("scripted/storm") as first:
         first.take(41)
-    readings = [Reading() for _ in range(count)]
+    readings = [Shown() for _ in range(count)]
     await asyncio.gather(*(watch(one, viewed.port, first.id, frames=20) for one in readings))
     connections = len(store.client_list())
     returning = [asyncio.create_task(watch(one, viewed.port, first.id)) for one in readings]
@@ -190,8 +191,8 @@ async def test_f34_cut_again_and_again_across_two_servers(
     plan = provider.plan("cut", Answer([*said, *ending()]))
     with client.streaming("scripted/cut") as first:
         generation_id = first.id
-    reading, turn = Reading(), 0
-    while not reading.done:
+    reading, turn = Shown(), 0
+    while not reading.ended:
         await watch(reading, (viewed.port, other_port)[turn % 2], generation_id, frames=cut)
         turn += 1
         assert not reading.wrong

@@ -5,10 +5,8 @@ Everything that talks to Redis does so through a `Proxy`; tests reach around it 
 
 from __future__ import annotations
 
-import json
-import threading
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
@@ -19,9 +17,9 @@ from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import TWO_WORKERS, Stack, kill_valkey, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import Pause, Script, ScriptedUpstream, chunk, ending, whole, words
+from tests.support.judge import Judges, Verdict
 from tests.support.names import keys
 from tests.support.proxy import Proxy
-from tests.support.wire import DONE_FRAME, SEAL_ID, field
 
 LEASE_S = 2.0
 QUICK = {
@@ -32,86 +30,22 @@ QUICK = {
 }
 
 
-class Viewer:
-    """One stream, read in a thread as it comes; `judge` says what was wrong with it."""
+@dataclass(kw_only=True)
+class Viewer(Verdict):
+    """One stream of a rig; `judge` says what was wrong with it."""
 
-    def __init__(self, url: str, model: str, expected: str, script: Script) -> None:
-        self._url, self.model, self.expected, self.script = url, model, expected, script
-        self.generation_id = ""
-        self.status = 0
-        self.body = b""
-        self.text = ""
-        self.keepalives = 0
-        self.error: dict[str, Any] | None = None
-        self.last_at = 0.0
-        self.worst_gap_s = 0.0
-        """The longest time without a new piece of the answer."""
-        self.repeated = self.missing = 0
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        try:
-            self._receive()
-        except httpx.HTTPError as error:
-            self.error = {"code": f"broken off: {error!r}"}
-
-    def _receive(self) -> None:
-        body = {"model": self.model, "stream": True, "messages": [{"role": "user", "content": "x"}]}
-        headers = {"x-stream-ids": "1"}
-        self.last_at = time.monotonic()
-        with (
-            httpx.Client(timeout=120, trust_env=False) as client,
-            client.stream("POST", f"{self._url}/v1/chat/completions", json=body, headers=headers) as response,
-        ):
-            self.status = response.status_code
-            self.generation_id = response.headers.get("x-stream-id", "")
-            unread = b""
-            for piece in response.iter_raw():
-                self.body += piece
-                *whole, unread = (unread + piece).split(b"\n\n")
-                for frame in whole:
-                    self._take(frame)
-
-    def _take(self, frame: bytes) -> None:
-        self.keepalives += frame.count(b": ka")
-        data, at = field(frame, b"data"), field(frame, b"id")
-        if data is None or data == b"[DONE]":
-            return
-        value = json.loads(data)
-        if "error" in value:
-            self.error = value["error"]
-        if "error" in value or at == SEAL_ID.encode():
-            return
-        now = time.monotonic()
-        self.worst_gap_s, self.last_at = max(self.worst_gap_s, now - self.last_at), now
-        for choice in value["choices"]:
-            self.text += choice["delta"].get("content") or ""
-        if at is not None:
-            seq = int(at.partition(b"-")[2])
-            following = getattr(self, "_following", 1)
-            self.repeated += seq < following
-            self.missing += max(0, seq - following)
-            self._following = seq + 1
-
-    def says(self, wanted: str) -> bool:
-        return wanted in self.text
-
-    def end(self, timeout_s: float = 30) -> Self:
-        self._thread.join(timeout_s)
-        assert not self._thread.is_alive(), f"{self.model} has no end: {self.body[-200:]!r}"
-        return self
+    model: str
+    expected: str
+    script: Script
 
     def judge(self) -> str:
         """What is wrong with a stream that ought to be whole; empty if nothing is."""
-        if self.error or self.status != 200:
-            return f"{self.model}: {self.status} {self.error}"
+        if self.error or self.cut or self.status != 200:
+            return f"{self.model}: {self.status} {self.error} {self.cut}"
         if self.text != self.expected:
             return f"{self.model}: {self.text[-60:]!r} of {len(self.expected)} characters"
-        if self.repeated or self.missing:
-            return f"{self.model}: {self.repeated} repeated, {self.missing} missing"
-        if self.body.count(DONE_FRAME.strip()) != 1:
-            return f"{self.model}: {self.body[-100:]!r}"
+        if self.wrong or not self.ended:
+            return f"{self.model}: {self.wrong}"
         if len(self.script.calls) != 1:
             return f"{self.model}: {len(self.script.calls)} calls"
         return ""
@@ -132,6 +66,7 @@ class Rig:
         self.valkey.wait_ready()
         self.redis = open_store(self.valkey.url)
         self.proxy = Proxy(unquote(urlsplit(self.valkey.url).path)).__enter__()
+        self._judges = Judges(patience_s=120).__enter__()
         url = self._redis_url or f"redis://127.0.0.1:{self.proxy.port}/0"
         self.stack = Stack(url, self.upstream.base_url, self._directory, processes=TWO_WORKERS, **self._settings)
         try:
@@ -144,6 +79,7 @@ class Rig:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._judges.__exit__()
         self.proxy.heal()
         self.stack.__exit__()
         self.proxy.__exit__()
@@ -169,7 +105,13 @@ class Rig:
         self._count += 1
         name = f"stream-{self._count}"
         script = self.upstream.script(name, parts)
-        return Viewer(self.stack.url, f"scripted/{name}", expected, script)
+        return self.view(Viewer(model=f"scripted/{name}", expected=expected, script=script))
+
+    def view(self, viewer: Viewer) -> Viewer:
+        """Asks for what it expects."""
+        body = {"model": viewer.model, "messages": [{"role": "user", "content": "x"}]}
+        self._judges.fill(viewer, [self.stack.url], body, headers={"x-stream-ids": "1"}, resume=False)
+        return viewer
 
     def streams(
         self, count: int, *, chunks: int = 60, pause_s: float = 0.05, barrier: Pause | None = None
@@ -210,7 +152,7 @@ class Rig:
         wrong = [problem for viewer in viewers if (problem := viewer.end().judge())]
         assert not wrong, wrong[:3]
         for viewer in viewers:
-            found = self.state(viewer.generation_id)
+            found = self.state(viewer.id)
             assert (found["status"], found["attempts"]) == ("completed", attempts), found
 
     def answers_again(self) -> None:

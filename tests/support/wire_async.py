@@ -1,7 +1,6 @@
 """Many viewers from one process: a small HTTP/1.1 client that hides nothing of how a response ended.
 
-`Stream.frames` tells a body that was ended (`[DONE]` or not) from one that was cut; `Reading` folds frames into what a
-person would have on the screen, and notes whatever no viewer should ever see.
+`Stream.frames` tells a body that was ended (`[DONE]` or not) from one that was cut.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import json
 import socket
 import struct
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any, Self
 
+from tests.harness.shown import Shown
+
 JSON = {"content-type": "application/json"}
-SEAL_ID = (9007199254740991, 0)
 
 
 class Cut(ConnectionError):
@@ -120,72 +119,9 @@ async def call(
         return stream.status, json.loads(await stream.body() or b"null")
 
 
-@dataclass
-class Reading:
-    """What a viewer has: the text of the newest attempt, its cursor, how it ended, and what was wrong."""
-
-    native: bool = True
-    said: list[str] = field(default_factory=list)
-    count: int = 0
-    last_id: str | None = None
-    position: tuple[int, int] = (0, 0)
-    attempts: list[int] = field(default_factory=list)
-    error: str | None = None
-    finish: str | None = None
-    done: bool = False
-    resumes: int = 0
-    wrong: list[str] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        self.said = ["".join(self.said)]  # added to one by one, a long text would be copied each time
-        return self.said[0]
-
-    @property
-    def terminal(self) -> str | None:
-        """`done`, the code of the error it ended with, or None while it has not."""
-        return (self.error or "done") if self.done else None
-
-    def feed(self, frame: bytes) -> None:
-        lines = dict(line.split(b": ", 1) for line in frame.split(b"\n") if b": " in line)
-        if self.done:
-            self.wrong.append(f"after the end: {frame[:60]!r}")
-        if b"id" in lines:
-            self._move(lines[b"id"].decode())
-        data = lines.get(b"data", b"")
-        if lines.get(b"event") == b"attempt":
-            self.attempts.append(json.loads(data)["attempt"])
-            self.said, self.count, self.finish = [], 0, None
-        elif data == b"[DONE]":
-            self.done = True
-        else:
-            self._chunk(json.loads(data))
-
-    def _chunk(self, found: dict[str, Any]) -> None:
-        if error := found.get("error"):
-            self.error = error["code"] or error["type"]
-            return
-        self.count += 1
-        for choice in found["choices"]:
-            self.said.append(choice["delta"].get("content") or "")
-            self.finish = choice["finish_reason"] or self.finish
-
-    def _move(self, text: str) -> None:
-        epoch, _, seq = text.partition("-")
-        new, old = (int(epoch), int(seq)), self.position
-        # The error and the [DONE] after it are one entry of the log.
-        if new <= old and not (new == SEAL_ID and self.error):
-            self.wrong.append(f"id {text} after {self.last_id}")
-        elif new != SEAL_ID and new[0] == old[0] and new[1] != old[1] + 1:
-            self.wrong.append(f"gap: id {text} after {self.last_id}")
-        elif new != SEAL_ID and new[0] != old[0] and new[1] not in (0, 1):
-            self.wrong.append(f"attempt begins at {text}")
-        self.last_id, self.position = text, new
-
-
-async def follow(reading: Reading, stream: Stream) -> None:
+async def follow(shown: Shown, stream: Stream) -> None:
     """Reads a stream to its end. Raises Cut; an end that says nothing is noted as damage, for it looks whole."""
     async for frame in stream.frames():
-        reading.feed(frame)
-    if not reading.done:
-        reading.wrong.append("a clean end without [DONE]")
+        shown.feed(frame)
+    if not shown.ended:
+        shown.wrong.append("a clean end without [DONE]")

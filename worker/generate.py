@@ -194,7 +194,7 @@ class Generator:
         status = None
         try:
             body = await self._outcomes.transcripts.blobs.parsed(header["owner"], stored)
-            history, asked = await self._outcomes.transcripts.messages(header, body["messages"])
+            history, asked = await self._outcomes.transcripts.messages(header, body)
             messages = [*history, *asked]
             answer.forced, answer.call_ids = _forces_one(body), ids_in(messages)
             say = partial(self._say, writer, header, answer, {**body, "messages": messages}, served)

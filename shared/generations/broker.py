@@ -60,6 +60,25 @@ _CONFIRM_S = 1.5
 _ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
 
 
+class Front(NamedTuple):
+    """What an API says of a request that does not stand in the chat it becomes."""
+
+    surface: Literal["chat", "responses"]
+    turn: str | None = None
+    """What tells a repeat from a new request, beside the body."""
+    previous: Sequence[str] = ()
+    """The generations that it goes on from, as `Chains.keep` tells them."""
+
+    def mark(self, header: Header) -> None:
+        """Notes in a log's header what of this is to be found there."""
+        header["surface"] = self.surface
+        if self.previous:
+            header["previous"] = list(self.previous)
+
+
+CHAT = Front("chat")
+
+
 class Submitted(NamedTuple):
     """The header of a generation's log, and whether it had been there before (the request was made again)."""
 
@@ -106,16 +125,15 @@ class Broker:
         *,
         idempotency_key: str | None = None,
         repeat: bool = False,
-        turn: str | None = None,
         client_history: bool = False,
-        surface: Literal["chat", "responses"] = "chat",
+        front: Front = CHAT,
     ) -> Submitted:
-        """Accepts a request. `body` is stored as it is given, what of it is large in the file storage; `surface` is the API
-        that it came through.
+        """Accepts a request. `body` is stored as it is given, what of it is large in the file storage; `front` is
+        what else the API says of it that it came through.
 
         Once this returns, the generation runs to an outcome whatever happens to the caller. With an idempotency key
         the same request of the same tenant is one generation, however often and wherever it is made at once. A `repeat`
-        joins what the same key asked for before, byte for byte and of the same `turn`, if that runs or has just ended. With
+        joins what the same key asked for before, byte for byte and of the same turn, if that runs or has just ended. With
         `client_history` its session only takes note: the client sends the whole conversation itself. Raises NotFound for an
         unknown model; BadRequest for a webhook that cannot be called; KeyReused; RateLimited; StorageQuotaExceeded;
         Unavailable, within 2 s but for what the file storage takes: nothing runs then.
@@ -125,12 +143,12 @@ class Broker:
         cut = body if isinstance(body, Cut) else await self._blobs.cut(body)
         async with deadline():
             await self._catalogue.check(request.model)
-            asked = self._repeats.name(cut.essence, request, caller, turn)
+            asked = self._repeats.name(cut.essence, request, caller, front.turn)
             if repeat and idempotency_key is None and (before := await self._before(asked, caller)):
                 return before
             generation_id, digest = await self._join(idempotency_key, request, caller, cut)
             header = make_header(self._settings, generation_id, request, caller, digest, client_history, webhook)
-            header["surface"] = surface
+            front.mark(header)
         with translate_errors():
             stored = await self._blobs.keep(generation_id, caller.tenant, cut)
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from shared.config.settings import Settings
 from shared.features.batches import Batches
 from shared.features.blobs import Blobs
+from shared.features.chains import Chains
 from shared.features.effect import Effect
 from shared.features.files import Files
 from shared.features.sessions import Sessions
@@ -46,7 +47,8 @@ class Core:
         self.blobs = log.filler = Blobs(redis, settings, lambda: self.files.storage)
         self.batches = Batches(redis, self.files, self.webhooks, settings, confirmer)
         sessions = Sessions(redis, settings, self.blobs)
-        transcripts = Transcripts(log, sessions, self.blobs)
+        self.chains = Chains(log, self.blobs)
+        transcripts = Transcripts(log, sessions, self.chains, self.blobs)
         effects: list[Effect] = [self.ledger, sessions, self.webhooks]
         self.settlement = Settlement(redis, log, effects, sessions, transcripts.read, settings)
         self.outcomes = Outcomes(log, transcripts, self.settlement, name=name)

@@ -6,13 +6,15 @@ seal is missing, and the usage, measured where the provider gave none. What foll
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from shared.chat.chunks import Accumulator
 from shared.chat.messages import Messages, Texts, billable_text, visible_text
 from shared.errors import Damaged, FileStorageFailed, Forgotten, RequestLost, StoredError, StreamLost
 from shared.features import usage
 from shared.features.blobs import Blobs
+from shared.features.chains import Chains
 from shared.features.sessions import Sessions
 from shared.generations.settlement import Settlement
 from shared.lib import json
@@ -81,12 +83,21 @@ class Transcript(NamedTuple):
 class Transcripts:
     """Logs read as transcripts, each with what its session puts before the request."""
 
-    def __init__(self, log: StreamLog, sessions: Sessions, blobs: Blobs) -> None:
-        self._log, self._sessions, self.blobs = log, sessions, blobs
+    def __init__(self, log: StreamLog, sessions: Sessions, chains: Chains, blobs: Blobs) -> None:
+        self._log, self._sessions, self._chains, self.blobs = log, sessions, chains, blobs
 
-    async def messages(self, header: Header, asked: Messages) -> tuple[Messages, Messages]:
-        """What the session puts before a request's messages, and those of them that are new."""
-        return await self._sessions.split_history(header, asked)
+    async def messages(self, header: Header, body: Mapping[str, Any]) -> tuple[Messages, Messages]:
+        """What stands before a request's own messages, from its session or from what it goes on from, and those of its messages
+        that are new. A response's `instructions` stand before all, and are no part of what is new."""
+        asked: Messages = body.get("messages", [])
+        first: Messages = []
+        if (body.get("responses") or {}).get("instructions"):
+            first, asked = asked[:1], asked[1:]
+        if previous := header.get("previous"):
+            before = await self._chains.messages(header["owner"], header["model"], previous, asked)
+            return [*first, *before], asked
+        history, asked = await self._sessions.split_history(header, asked)
+        return [*first, *history], asked
 
     async def read(self, generation_id: str, epoch: int, *, damaged: bool = False, ending: bool = False) -> Transcript:
         """What the log has of this attempt now, with marks for blobs (`shared.log.blobs`). All that makes an answer of a log
@@ -130,7 +141,7 @@ class Transcripts:
         header, stored = await self._log.request(generation_id)
         try:
             body = json.loads(await self.blobs.marked(header["owner"], stored))
-            return header, *await self.messages(header, body.get("messages", []))
+            return header, *await self.messages(header, body)
         except (FileStorageFailed, RequestLost):
             if not ending:
                 raise

@@ -16,6 +16,9 @@ from shared.log.records import Attempt, Summary
 
 _KINDS = {kind.value.encode(): kind for kind in Kind}
 
+HIDDEN = b"false"
+"""In the place of metadata: the log was deleted by its owner, and is kept for those that go on from it, who alone read it."""
+
 Fields = Mapping[bytes, bytes] | Sequence[bytes]
 Raw = Sequence[tuple[bytes, Fields]]
 """Entries as Redis tells them, ids with their fields: as redis-py makes them, or in a row as they came."""
@@ -78,11 +81,12 @@ def by_name(fields: Fields) -> Mapping[bytes, bytes]:
 
 
 def summarize(header: Raw, first: Raw, last: Raw, metadata: bytes | None) -> Summary | None:
-    """A log's summary from its first entry, the two after its body, its last two in reverse; None without a log.
+    """A log's summary from its first entry, the two after its body, its last two in reverse; None without a log, and of one
+    that was deleted.
 
     `metadata` are those that replaced the request's, if any did.
     """
-    if not header or not last:
+    if not header or not last or metadata == HIDDEN:
         return None
     request = json.loads(decode(header)[0].data)
     if metadata is not None:

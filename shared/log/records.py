@@ -85,6 +85,8 @@ class Header(TypedDict):
     batch: NotRequired[BatchRef | None]
     surface: NotRequired[Literal["chat", "responses"]]
     """Through which API it was asked for; chat where it is missing."""
+    previous: NotRequired[list[str] | None]
+    """The generations that it goes on from, the nearest first, 32 at most: what is before them, their own headers name."""
     server: NotRequired[str | None]
     """Which server took the request, see `shared.store.confirm`; None: not known."""
     request_id: NotRequired[str | None]

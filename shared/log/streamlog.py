@@ -23,7 +23,7 @@ from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.log.appender import Appender
 from shared.log.blobs import BLOBS, Stored
-from shared.log.decoding import Raw, by_name, decode
+from shared.log.decoding import HIDDEN, Raw, by_name, decode
 from shared.log.entry import BEGIN, HEADER, PIECES_SINCE, SEAL, SKIPPED, Kind, Position
 from shared.log.listing import LogListing
 from shared.log.records import Attempt, Header, Outcome
@@ -102,10 +102,44 @@ class StreamLog(LogListing):
             )  # ours all the same if only the reply was lost
         raise replies[0]
 
+    async def keep(self, generation_ids: Sequence[str], kept_ms: int) -> Header | None:
+        """Keeps these for so long at least, deleted or not: something goes on from them. Returns the header of the last one,
+        None where one of them is not there."""
+        last = self._key.log(generation_ids[-1])
+        names = [
+            name
+            for one in generation_ids
+            for name in (self._key.log(one), self._key.settled(one), self._key.metadata(one))
+        ]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for generation_id in generation_ids:
+                pipe.set(self._key.continued(generation_id), b"1", px=kept_ms)
+            for name in names:
+                pipe.pttl(name)
+            pipe.xrange(last, str(HEADER), str(HEADER))
+            *told, raw = await pipe.execute()
+            left = told[len(generation_ids) :]
+            if -2 in left[::3] or not raw:
+                return None
+            for name, left_ms in zip(names, left, strict=True):
+                if 0 <= left_ms < kept_ms:
+                    pipe.pexpire(name, kept_ms)
+            await commit(pipe)
+        return cast(Header, json.loads(decode(raw)[0].data))
+
     async def delete(self, generation_id: str, tenant: str) -> None:
-        """Removes the log; writers find it Gone. Sealing first is the caller's business."""
+        """Removes the log; writers find it Gone. Sealing first is the caller's business. What something goes on from (`keep`)
+        is hidden from everyone, and goes with the last that needs it."""
+        async with self._redis.pipeline(transaction=False) as look:
+            look.exists(self._key.continued(generation_id))
+            look.pttl(self._key.log(generation_id))
+            continued, left_ms = await look.execute()
         async with self._redis.pipeline(transaction=True) as pipe:
-            self._queue_delete(pipe, generation_id, tenant)
+            if continued and left_ms > 0:
+                pipe.set(self._key.metadata(generation_id), HIDDEN, px=left_ms)
+                self._queue_unlist(pipe, generation_id, tenant)
+            else:
+                self._queue_delete(pipe, generation_id, tenant)
             await commit(pipe)
 
     async def delete_all(self, generation_ids: Sequence[str], tenant: str) -> None:
@@ -123,10 +157,13 @@ class StreamLog(LogListing):
 
     def _queue_delete(self, pipe: Any, generation_id: str, tenant: str) -> None:
         pipe.delete(self._key.log(generation_id), self._key.metadata(generation_id), self._key.settled(generation_id))
+        self._queue_unlist(pipe, generation_id, tenant)
+        pipe.zadd(self._key.blob_holders, {generation_id: 0}, xx=True)  # what it held is to be let go of
+
+    def _queue_unlist(self, pipe: Any, generation_id: str, tenant: str) -> None:
         pipe.set(self._key.deleted(generation_id), b"1", px=_DELETED_MS)
         for index in (self._key.open, self._key.index(tenant), self._key.stored(tenant)):
             pipe.zrem(index, generation_id)
-        pipe.zadd(self._key.blob_holders, {generation_id: 0}, xx=True)  # what it held is to be let go of
 
     # ---- the worker's side
 

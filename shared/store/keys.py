@@ -10,7 +10,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | --- | --- | --- |
 | `streamspool:{ID}:log` | stream | retention after the seal; a safety bound while it runs |
 | `streamspool:{ID}:viewers` | string: there are viewers; only with on_disconnect=cancel | the grace time |
-| `streamspool:{ID}:metadata` | string, JSON: metadata that replaced the request's | as long as the log |
+| `streamspool:{ID}:metadata` | string, JSON: other metadata; `false`: deleted, see `continued` | as long as the log |
 | `streamspool:idempotency:TENANT:SHA256` | string, JSON of id and body hash | as long as the log can live |
 | `streamspool:asked:TENANT:SHA256` | string: the newest generation of this request | `STREAMSPOOL_GENERATION_S` and 3 minutes |
 | `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
@@ -18,6 +18,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
 | `streamspool:token:SHA256` | string, JSON: the stream that a token opens, and whose | as asked for, 1 hour at most |
 | `streamspool:{ID}:deleted` | string: its owner deleted it, and no worker is to write it again | 60 s |
+| `streamspool:{ID}:continued` | string: a response goes on from it | as long as that one |
 | `streamspool:{ID}:settled` | string: what follows from the outcome was done | longer than the log |
 | `streamspool:unsettled` | set of ids sealed and not yet settled | permanent, emptied by settlements and reaper |
 | `streamspool:webhooks` | zset of subjects with an event to deliver, score = due ms | permanent, emptied by workers |
@@ -150,6 +151,9 @@ class Keys:
 
     def deleted(self, generation_id: str) -> str:
         return f"{self.prefix}:{{{generation_id}}}:deleted"
+
+    def continued(self, generation_id: str) -> str:
+        return f"{self.prefix}:{{{generation_id}}}:continued"
 
     def settled(self, generation_id: str) -> str:
         return f"{self.prefix}:{{{generation_id}}}:settled"

@@ -231,7 +231,7 @@ async def test_12_a_turn_of_a_session(desk: Desk) -> None:
 
     second = await desk.ask("What is my name?", session_id="s")
     assert [one["session"]["turn"] for one in (first, second) if one["session"]] == [1, 2]
-    history, _ = await desk.core.outcomes.transcripts.messages(second, [])
+    history, _ = await desk.core.outcomes.transcripts.messages(second, {})
     assert [message["content"] for message in history] == ["My name is Ann.", "Hello Ann."]
 
 

@@ -1,8 +1,8 @@
 """What a request goes on from: the response before it, and items that it names by their id.
 
-Hidden here: that both are reads of the logs of earlier responses. A log has all messages that were before it, so a chain of a
-hundred responses is one read, and lasts when the earlier ones are deleted or have expired. A response with `store: false`
-can be polled while its log is kept, and no more.
+Hidden here: that both are reads of the logs of earlier responses (shared/features/chains.py), of which only what a request has
+to be checked against is read here: the worker reads what was said. A response with `store: false` can be polled while its log
+is kept, and no more.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from api.live.answer import accumulate
 from api.services import Services
 from api.surfaces.responses import ids
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
-from api.surfaces.responses.items import Item, Message, to_items
+from api.surfaces.responses.items import OUTPUTS, Calls, Item, Message, to_items
 from api.surfaces.responses.request import TERMS, ResponsesRequest, echoed
-from shared.chat.messages import REASONING_FIELDS
 from shared.errors import BadRequest, NotFound
+from shared.features.chains import Link
 from shared.generations.caller import Caller
 from shared.log.entry import Status
 from shared.log.records import Header, Summary, response_id
@@ -39,24 +39,21 @@ class Found(NamedTuple):
 
     @property
     def asked(self) -> list[Message]:
-        """The messages of its own `input`, without its instructions and what was before."""
+        """The messages of its own `input`, without its instructions."""
         messages: list[Message] = self.body["messages"]
         terms = self.body[TERMS]
-        return messages[bool(terms.get("instructions")) + terms.get("history", 0) :]
-
-    @property
-    def messages(self) -> list[Message]:
-        """All that was said before its answer. Its instructions hold for itself alone."""
-        messages: list[Message] = self.body["messages"]
-        return messages[bool(self.body[TERMS].get("instructions")) :]
+        return messages[bool(terms.get("instructions")) :]
 
 
 class Continued(NamedTuple):
-    """A request's input, whole: messages and output items of the response before it, and its own items without references."""
+    """What a request needs of what was before it."""
 
-    history: list[Message]
-    before: list[Item]
+    previous: list[str]
+    """The generations that it goes on from, the nearest first."""
     items: list[Item]
+    """Its own, without references."""
+    calls: Calls
+    """Calls that it answers, of the responses before it."""
     thoughts: dict[str, Message]
     """By generation: the provider's own messages, with the reasoning that it wants back while tools are called."""
 
@@ -88,23 +85,37 @@ async def folded(events: ResponseEvents, header: Header, chunks: Iterable[bytes]
 
 async def continued(services: Services, caller: Caller, request: ResponsesRequest) -> Continued:
     """What the request goes on from. Raises NotFound and BadRequest that name the field."""
-    history: list[Message] = []
-    before: list[Item] = []
+    previous: list[str] = []
     if request.previous_response_id is not None:
         found = await _previous(services, caller, request.previous_response_id)
-        history, before = found.messages, await _output(services, found)
-        if found.summary.header["model"] != request.model or any(item.get("role") == "user" for item in request.items):
-            history = [_without_reasoning(message) for message in history]
+        settings = services.settings
+        kept_s = settings.log_safety_s + max(settings.retention_s, settings.stored_retention_s)
+        previous = await services.chains.keep(caller.tenant, found.summary.header["id"], int(kept_s * 1000))
     items = await _without_references(services, caller, request.items)
-    return Continued(history, before, items, await _thoughts(services, caller, request, [*before, *items]))
+    calls = await _answered(services, caller, previous, items)
+    return Continued(previous, items, calls, await _thoughts(services, caller, request, items))
 
 
-def _without_reasoning(message: Message) -> Message:
-    """A message of a turn that is over, or for another model: nothing in it is one provider's alone."""
-    plain = {name: value for name, value in message.items() if name not in REASONING_FIELDS}
-    if calls := plain.get("tool_calls"):
-        plain["tool_calls"] = [{name: call[name] for name in ("id", "type", call["type"])} for call in calls]
-    return plain
+async def _answered(services: Services, caller: Caller, previous: list[str], items: list[Item]) -> Calls:
+    """The calls before that these items have outputs of, by all ids they have. Mostly they are in the nearest response."""
+    wanted = {item["call_id"] for item in items if item.get("type") in OUTPUTS and isinstance(item.get("call_id"), str)}
+    wanted -= {item.get(name) for item in items if item.get("type") in OUTPUTS.values() for name in ("id", "call_id")}
+    found: dict[tuple[str, str], str] = {}
+    if previous and wanted:
+        async for link in services.chains.links(caller.tenant, previous, at_first=1):
+            events = ResponseEvents(link.header["id"], echoed(link.header, link.body))
+            for item in [*to_items(link.asked, link.header["id"]), *await _said(events, link)]:
+                if item["type"] in OUTPUTS.values():
+                    found |= {(item["type"], item[name]): item["call_id"] for name in ("id", "call_id")}
+            if wanted <= {name for _, name in found}:
+                break
+    return found
+
+
+async def _said(events: ResponseEvents, link: Link) -> list[Item]:
+    fold = await folded(events, link.header, link.chunks)
+    status = Status(link.outcome["status"]) if link.outcome else Status.IN_PROGRESS
+    return _finished(fold.whole(link.outcome, status)["output"])
 
 
 async def _thoughts(
@@ -157,7 +168,10 @@ async def _output(services: Services, found: Found) -> list[Item]:
     if damage is not None:
         raise problem_error(damage)
     fold = await folded(found.events, summary.header, chunks)
-    items: list[Item] = fold.whole(summary.outcome, summary.status)["output"]
+    return _finished(fold.whole(summary.outcome, summary.status)["output"])
+
+
+def _finished(items: list[Item]) -> list[Item]:
     return [item for item in items if item["status"] == "completed" or not item["type"].endswith("call")]
 
 

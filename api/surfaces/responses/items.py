@@ -11,7 +11,7 @@ Clients send items in many spellings, all of which are read: without `type`, wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from api.surfaces.responses import ids
 from shared.chat.messages import REASONING_FIELDS
@@ -21,10 +21,10 @@ Item = dict[str, Any]
 Message = dict[str, Any]
 
 _ROLES = ("user", "assistant", "system", "developer")
-_CALLS = {"function_call_output": "function_call", "custom_tool_call_output": "custom_tool_call"}
+OUTPUTS = {"function_call_output": "function_call", "custom_tool_call_output": "custom_tool_call"}
 """Which item each kind of output answers."""
-_KINDS = {"function": "function_call", "custom": "custom_tool_call"}
-"""What a chat's calls are as items."""
+Calls = Mapping[tuple[str, str], str]
+"""The `call_id` of each call, by its kind and any id it has: some clients answer the item's id."""
 _TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 
@@ -40,35 +40,23 @@ def as_items(given: Any) -> list[Item]:
     return given
 
 
-class Messages(NamedTuple):
-    """Messages of a request: what was said before, and what is new."""
-
-    history: list[Message]
-    asked: list[Message]
-
-
 def to_messages(
     items: Sequence[Item],
     *,
     keep_reasoning: bool = False,
-    history: Sequence[Message] = (),
-    before: Sequence[Item] = (),
+    calls: Calls | None = None,
     thoughts: Mapping[str, Message] | None = None,
-) -> Messages:
-    """The messages that these items amount to. The messages of `history` and the items of `before` were there already.
+) -> list[Message]:
+    """The messages that these items amount to; `calls` are those of what they go on from.
 
     With `keep_reasoning`, reasoning is sent back where a tool was called in the same turn, as `reasoning_content`. Where
     `thoughts` has the message that the provider gave, by its generation, its reasoning goes back as it came then.
     Raises BadRequest with the path of what is wrong.
     """
-    reader = _Reader(history, thoughts or {}, keep_reasoning=keep_reasoning)
-    for item in before:
-        reader.read("input", item)
-    there = len(reader.end())
+    reader = _Reader(calls or {}, thoughts or {}, keep_reasoning=keep_reasoning)
     for number, item in enumerate(items):
         reader.read(f"input[{number}]", item)
-    found = reader.end()
-    return Messages(found[:there], found[there:])
+    return reader.end()
 
 
 def to_items(messages: Sequence[Message], generation_id: str) -> list[Item]:
@@ -132,19 +120,15 @@ def _said_parts(message: Message) -> list[dict[str, Any]]:
 class _Reader:
     """Reads items in their order."""
 
-    def __init__(self, history: Sequence[Message], given: Mapping[str, Message], *, keep_reasoning: bool) -> None:
+    def __init__(self, calls: Calls, given: Mapping[str, Message], *, keep_reasoning: bool) -> None:
         self._given, self._keep_reasoning = given, keep_reasoning
         self._answer: Message | None = None
         """The provider's own message that the reasoning before belongs to."""
-        self._messages: list[Message] = list(history)
+        self._messages: list[Message] = []
         self._open: Message | None = None
         """The assistant's message that further items may belong to."""
         self._thoughts: list[str] = []
-        self._calls: dict[tuple[str, str], str] = {}
-        """The `call_id` of each call, by its kind and any id it has: some clients answer the item's id."""
-        for message in history:
-            for call in message.get("tool_calls") or ():
-                self._calls[_KINDS[call["type"]], call["id"]] = call["id"]
+        self._calls = dict(calls)
 
     def read(self, path: str, item: Item) -> None:
         kind = item.get("type") or ("message" if "role" in item else None)
@@ -152,7 +136,7 @@ class _Reader:
             self._read_message(path, item)
         elif kind in ("function_call", "custom_tool_call"):
             self._read_call(path, item, kind)
-        elif kind in _CALLS:
+        elif kind in OUTPUTS:
             self._read_output(path, item, kind)
         elif kind == "reasoning":
             self._read_reasoning(item)
@@ -216,10 +200,10 @@ class _Reader:
 
     def _read_output(self, path: str, item: Item, kind: str) -> None:
         given = _string(path, item, "call_id")
-        call_id = self._calls.get((_CALLS[kind], given))
+        call_id = self._calls.get((OUTPUTS[kind], given))
         if call_id is None:
             raise BadRequest(
-                f"No tool call found for the output of {path}: send the {_CALLS[kind]} with this call_id before it, or "
+                f"No tool call found for the output of {path}: send the {OUTPUTS[kind]} with this call_id before it, or "
                 "the previous_response_id of the answer that has it.",
                 param=f"{path}.call_id",
             )

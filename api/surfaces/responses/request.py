@@ -8,7 +8,6 @@ What an answer repeats of its request is read from the chat request again (`echo
 stands beside it as `terms`, which no provider gets to see:
 
     instructions          whether the first message is the request's `instructions`
-    history               how many messages after that were said before the request's own
     summary               `reasoning.summary`: reasoning is shown as a summary
     and, as they came: reasoning_context, max_tool_calls, include, previous_response_id, store, conversation
 """
@@ -20,7 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, StringConstraints, Tag, model_validator
 
-from api.surfaces.responses.items import Item, Message, as_items, to_messages
+from api.surfaces.responses.items import Calls, Item, Message, as_items, to_messages
 from api.surfaces.responses.tools import add_text, flat_choice, flat_text, flat_tool, nested_choice, nested_tool
 from shared.chat.checking import Lenient, check, either, wrong
 from shared.chat.request import ChatRequest, Metadata, WebhookRequest
@@ -53,6 +52,9 @@ _REFUSED = {
     "audio": "a response is text",
 }
 """Fields that mean something elsewhere, and what to do instead."""
+
+_NOTHING_NEW = {"role": "user", "content": ""}
+"""For checking a request that goes on without saying anything; it is not sent."""
 
 _INCLUDED = {
     "reasoning.encrypted_content",
@@ -243,22 +245,20 @@ def to_chat(
     request: ResponsesRequest,
     items: Sequence[Item],
     *,
-    history: Sequence[Message] = (),
-    before: Sequence[Item] = (),
+    calls: Calls | None = None,
     thoughts: Mapping[str, Message] | None = None,
 ) -> Asked:
-    """The chat request of a Responses request: `given` as it came, with `items` for its input. Messages of `history`, and the
-    items `before`, are what it continues; `thoughts` as for `to_messages`.
+    """The chat request of a Responses request: `given` as it came, with `items` for its input; `calls` and `thoughts` as for
+    `to_messages`.
 
     Raises BadRequest naming the field that cannot be carried.
     """
     keep = bool(request.store_reasoning)
-    said = to_messages(items, keep_reasoning=keep, history=history, before=before, thoughts=thoughts)
-    messages = [*said.history, *said.asked]
+    messages = to_messages(items, keep_reasoning=keep, calls=calls, thoughts=thoughts)
+    if not (messages or request.previous_response_id or request.conversation_id):
+        raise BadRequest("input: Input is required: a string, or items.", param="input")
     if request.instructions is not None:
         messages.insert(0, {"role": "system", "content": request.instructions})
-    if not messages:
-        raise BadRequest("input: Input is required: a string, or items.", param="input")
     known = ResponsesRequest.model_fields.keys() | _REFUSED.keys()
     body = {field: value for field, value in given.items() if field not in known and value is not None}
     body |= {field: given[field] for field in _SAME if given.get(field) is not None}
@@ -277,9 +277,9 @@ def to_chat(
         body["reasoning_effort"] = request.reasoning.effort
     if request.top_logprobs or "message.output_text.logprobs" in (request.include or ()):
         body["logprobs"] = True
-    body[TERMS] = _terms(given, request, len(said.history))
+    body[TERMS] = _terms(given, request)
     try:
-        checked = ChatRequest.check(body)
+        checked = ChatRequest.check(body if messages else {**body, "messages": [_NOTHING_NEW]})
     except BadRequest as error:
         raise BadRequest(f"As a chat request, which it becomes here: {error}", param=error.param) from None
     checked.store = (
@@ -288,11 +288,10 @@ def to_chat(
     return Asked(checked, body)
 
 
-def _terms(given: dict[str, Any], request: ResponsesRequest, history: int) -> dict[str, Any]:
+def _terms(given: dict[str, Any], request: ResponsesRequest) -> dict[str, Any]:
     reasoning = request.reasoning or Reasoning()
     terms = {
         "instructions": True if request.instructions is not None else None,
-        "history": history or None,
         "summary": reasoning.summary or reasoning.generate_summary,
         "reasoning_context": (reasoning.model_extra or {}).get("context"),
         "tool_choice": given.get("tool_choice") if not request.tools else None,

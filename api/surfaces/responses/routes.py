@@ -39,6 +39,7 @@ from api.surfaces.responses.request import Asked, ResponsesRequest, echoed, to_c
 from shared.chat.messages import Texts
 from shared.errors import BadCursor, NotFound
 from shared.features.usage import measure
+from shared.generations.broker import Front
 from shared.generations.caller import Caller
 from shared.lib import json
 from shared.log.entry import Status
@@ -65,12 +66,12 @@ def _turn(request: Request, body: bytes | bytearray) -> str | None:
 
 async def _asked(
     request: Request, services: Services, caller: Caller, body: bytes | bytearray
-) -> tuple[ResponsesRequest, Asked]:
-    """What the body asks for, and that as chat, with what it goes on from. Raises BadRequest, NotFound."""
+) -> tuple[ResponsesRequest, Asked, list[str]]:
+    """What the body asks for, that as chat, and the generations that it goes on from. Raises BadRequest, NotFound."""
     given = with_options(parsed(body), request)
     checked = ResponsesRequest.check(given)
-    history, before, items, thoughts = await continued(services, caller, checked)
-    return checked, to_chat(given, checked, items, history=history, before=before, thoughts=thoughts)
+    previous, items, calls, thoughts = await continued(services, caller, checked)
+    return checked, to_chat(given, checked, items, calls=calls, thoughts=thoughts), previous
 
 
 async def _object(services: Services, summary: Summary, events: ResponseEvents, root: str) -> Response:
@@ -101,17 +102,16 @@ async def create(
     It goes on when the client leaves. With `background: true` it is accepted and shown as it is then, which is `queued`; a
     stream is shown all the same.
     """
-    checked, (chat_request, chat_body) = await _asked(request, services, caller, body)
+    checked, (chat_request, chat_body), previous = await _asked(request, services, caller, body)
     silent_s = speak_after_s(request, services.settings)
-    turn = _turn(request, body)
+    front = Front("responses", _turn(request, body), previous)
     header, replayed = await services.broker.submit(
         json.dumps(chat_body),
         chat_request,
         caller,
         idempotency_key=key,
-        repeat=repeat or bool(turn),
-        turn=turn,
-        surface="responses",
+        repeat=repeat or bool(front.turn),
+        front=front,
     )
     events = ResponseEvents(header["id"], echoed(header, chat_body))
     headers = _headers(header, root) | (REPLAYED if replayed else {})
@@ -140,8 +140,10 @@ async def count_input_tokens(
 ) -> dict[str, Any]:
     """How many tokens the input of such a request would have, its instructions and what it goes on from included: counted for
     OpenAI's models, estimated for others. No provider is asked."""
-    _, asked = await _asked(request, services, caller, body)
-    counted = await measure(asked.request.model, asked.body["messages"], Texts("", ""))
+    _, (chat_request, chat_body), previous = await _asked(request, services, caller, body)
+    messages = chat_body["messages"]
+    before = await services.chains.messages(caller.tenant, chat_request.model, previous, messages)
+    counted = await measure(chat_request.model, [*before, *messages], Texts("", ""))
     return {"object": "response.input_tokens", "input_tokens": counted.figures["prompt_tokens"]}
 
 

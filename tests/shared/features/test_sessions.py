@@ -61,7 +61,7 @@ class Bench:
 
     async def prompt(self, header: Header, *texts: str) -> list[str]:
         asked = [{"role": "user", "content": text} for text in texts]
-        history, new = await self.core.outcomes.transcripts.messages(header, asked)
+        history, new = await self.core.outcomes.transcripts.messages(header, {"messages": asked})
         return [message["content"] for message in [*history, *new]]
 
 

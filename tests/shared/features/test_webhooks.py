@@ -14,6 +14,7 @@ from shared.config.settings import Settings
 from shared.errors import BadRequest
 from shared.features import webhooks
 from shared.features.webhooks import Delivery, Result, Webhooks, event_id
+from shared.generations.broker import Front
 from shared.generations.caller import Caller
 from shared.generations.core import Core
 from shared.lib.clock import now_ms
@@ -104,7 +105,7 @@ async def test_the_event_of_a_response_has_the_name_and_the_id_that_its_client_k
     core: Core, hooks: Webhooks
 ) -> None:
     body = {"model": "fake/echo", "messages": [{"role": "user", "content": "hi"}], "webhook": {"url": URL}}
-    header, _ = await core.broker.submit(b"{}", ChatRequest.check(body), ANN, surface="responses")
+    header, _ = await core.broker.submit(b"{}", ChatRequest.check(body), ANN, front=Front("responses"))
     await core.broker.cancel(header["id"], ANN)
     event = json.loads((await taken(hooks, header["id"])).event)
     assert event["type"] == "response.cancelled"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from api.surfaces.responses import ids
-from api.surfaces.responses.items import to_items
+from api.surfaces.responses.items import Calls, to_items
 from api.surfaces.responses.request import ResponsesRequest, echoed, to_chat
 from shared.errors import BadRequest
 from tests.harness.records import header_with
@@ -19,10 +18,10 @@ IMAGE = "data:image/png;base64,AA=="
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
 
 
-def chat(history: Sequence[Any] = (), before: Sequence[Any] = (), **fields: Any) -> dict[str, Any]:
+def chat(calls: Calls | None = None, **fields: Any) -> dict[str, Any]:
     given = {**MODEL, "input": "hi", **fields}
     checked = ResponsesRequest.check(given)
-    return to_chat(given, checked, checked.items, history=history, before=before).body
+    return to_chat(given, checked, checked.items, calls=calls).body
 
 
 def messages(*items: Any, **fields: Any) -> list[dict[str, Any]]:
@@ -89,20 +88,11 @@ def test_an_output_may_name_the_item_instead_of_the_call() -> None:
     assert found[1]["tool_call_id"] == "c1"
 
 
-def test_what_is_continued_stands_before_and_instructions_hold_once() -> None:
-    call = {
-        "type": "function_call",
-        "id": "fc_1",
-        "call_id": "c1",
-        "name": "f",
-        "arguments": "{}",
-        "status": "completed",
-    }
+def test_an_output_may_answer_a_call_before_by_any_id_it_has() -> None:
     output = {"type": "function_call_output", "call_id": "fc_1", "output": "x"}
-    body = chat([{"role": "user", "content": "a"}], [call], instructions="now", input=[output])
-    assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "tool"]
-    assert body["messages"][3]["tool_call_id"] == "c1"
-    assert body["responses"]["history"] == 2
+    body = chat({("function_call", "fc_1"): "c1"}, instructions="now", input=[output])
+    assert [message["role"] for message in body["messages"]] == ["system", "tool"]
+    assert body["messages"][1]["tool_call_id"] == "c1"
 
 
 def test_input_is_found_again_as_items() -> None:

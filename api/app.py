@@ -19,6 +19,7 @@ from api.resources import batches, files, health, models, reference, sessions, u
 from api.services import Services
 from api.surfaces.chat import routes as chat
 from api.surfaces.chat import stored
+from api.surfaces.responses import conversations
 from api.surfaces.responses import routes as responses
 from api.surfaces.streams import routes as streams
 from shared import __version__
@@ -30,6 +31,7 @@ from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
 from shared.store.redis import connect, run_while_redis_is_away
 
+_ROUTES = (chat, stored, responses, conversations, streams, sessions, files, batches, usage, models, health, reference)
 _POOL = 17
 _TIMEOUT_S = 2.0
 _MENDED_S = 2.0
@@ -82,6 +84,6 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     )
     app.state.authenticator = Authenticator(settings)
     errors.install(app)
-    for routes in (chat, stored, responses, streams, sessions, files, batches, usage, models, health, reference):
+    for routes in _ROUTES:
         app.include_router(routes.router)
     return app

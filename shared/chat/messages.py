@@ -102,6 +102,43 @@ def turn_message(message: dict[str, Any], *, store_reasoning: bool, think_tags: 
     return {"role": "assistant", **kept}
 
 
+def plain(message: dict[str, Any]) -> dict[str, Any]:
+    """A message of a turn that is over, or for another model: nothing in it is one provider's alone."""
+    plain = {name: value for name, value in message.items() if name not in REASONING_FIELDS}
+    if calls := plain.get("tool_calls"):
+        plain["tool_calls"] = [
+            {name: call[name] for name in ("id", "type", call.get("type") or "function") if name in call}
+            for call in calls
+        ]
+    else:
+        plain.pop("tool_calls", None)
+    return plain
+
+
+def is_asked(messages: Messages) -> bool:
+    """Whether a user says something among them: a provider that calls tools goes on thinking until then."""
+    return any(message.get("role") == "user" for message in messages)
+
+
+def present(messages: Sequence[dict[str, Any]]) -> Messages:
+    """The messages as a provider is sent them: without marks of what was deleted (`shared.features.conversations`)."""
+    found = []
+    for message in messages:
+        calls = message.get("tool_calls")
+        if message["role"] == "deleted":
+            continue
+        if not calls or (not message.get("deleted") and all(call.get("type") != "deleted" for call in calls)):
+            found.append(message)
+            continue
+        left = [call for call in calls if call.get("type") != "deleted"]
+        rest = {name: value for name, value in message.items() if name not in ("tool_calls", "deleted")}
+        if left:
+            found.append({**rest, "tool_calls": left})
+        elif rest.get("content") or rest.get("refusal"):
+            found.append(rest)
+    return found
+
+
 def new_messages(history: Sequence[dict[str, Any]], messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What a request adds to a history: instructions that clients repeat with every request stand there once."""
     held = [message for message in history if message.get("role") in ("system", "developer")]

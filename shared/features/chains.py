@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 from shared.chat.chunks import Accumulator
-from shared.chat.messages import REASONING_FIELDS, Messages, turn_message
+from shared.chat.messages import Messages, is_asked, plain, turn_message
 from shared.errors import NotFound
 from shared.features.blobs import Blobs
 from shared.lib import json
@@ -55,7 +55,7 @@ class Link(NamedTuple):
         found = turn_message(message, store_reasoning=reasoning, think_tags=self.think_tags)
         if not (said["content"] or message.get("tool_calls") or message.get("refusal")):
             return []
-        return [found if reasoning else _plain(found)]
+        return [found if reasoning else plain(found)]
 
 
 def _whole_calls(message: dict[str, Any], *, cut: bool) -> dict[str, Any]:
@@ -73,19 +73,6 @@ def _is_whole(call: dict[str, Any]) -> bool:
         return isinstance(json.loads(((call.get("function") or {}).get("arguments") or "").encode()), dict)
     except ValueError:
         return False
-
-
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """A message of a turn that is over, or for another model: nothing in it is one provider's alone."""
-    plain = {name: value for name, value in message.items() if name not in REASONING_FIELDS}
-    if calls := plain.get("tool_calls"):
-        plain["tool_calls"] = [
-            {name: call[name] for name in ("id", "type", call.get("type") or "function") if name in call}
-            for call in calls
-        ]
-    else:
-        plain.pop("tool_calls", None)
-    return plain
 
 
 class Chains:
@@ -141,16 +128,12 @@ class Chains:
         As long as tools are being called, that is, after the last user message, the same model gets its reasoning back.
         """
         found: list[Messages] = []
-        thinking = not _is_asked(asked)
+        thinking = not is_asked(asked)
         async for link in self.links(tenant, previous):
             found.append(link.answer(reasoning=thinking and link.header["model"] == model))
             found.append(link.asked)
-            thinking = thinking and not _is_asked(link.asked)
+            thinking = thinking and not is_asked(link.asked)
         return [message for said in reversed(found) for message in said]
-
-
-def _is_asked(messages: Messages) -> bool:
-    return any(message.get("role") == "user" for message in messages)
 
 
 def _gone(ids: Sequence[str]) -> NotFound:

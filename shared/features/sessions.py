@@ -5,9 +5,10 @@ turn was given when its request was accepted; a generation's turn is appended in
 there once, whole and in order, however often it is settled. One generation of a session runs at a time: the open
 ones stand in a sorted set by their numbers, and only the first of them is rung for.
 
-    {…}:turns   stream    N-0  {"generation_id", "at_ms", "messages": […], "tokens"}
+    {…}:turns   stream    N-0  {"generation_id", "at_ms", "messages": […], "tokens", "first"?, "added"?}
     {…}:open    zset      generation id → N
-    {…}:head    hash        created_at_ms, updated_at_ms, turn (the last number given), turns, bytes, tokens
+    {…}:head    hash        created_at_ms, updated_at_ms, turn (the last number given), turns, bytes, tokens,
+                          metadata?
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from shared.chat.messages import (
     after_last_answer,
     characters,
     new_messages,
+    present,
     turn_message,
+    visible_text,
 )
 from shared.config.settings import Settings
 from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
@@ -32,7 +35,7 @@ from shared.features.effect import Commands, Ended
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.log.blobs import BLOBS, Stored
-from shared.log.decoding import by_name
+from shared.log.decoding import Fields, by_name
 from shared.log.entry import Status
 from shared.log.records import Header, SessionTerms
 from shared.store.redis import ArqRedis
@@ -112,7 +115,7 @@ class Sessions:
         pipe.hsetnx(names.head, "created_at_ms", now)
         pipe.zadd(names.open, {header["id"]: number + 1})
         pipe.zadd(self._key.sessions(tenant), {session["id"]: now})
-        self._prolong(pipe, tenant, session["id"])
+        self.prolong(pipe, tenant, session["id"])
 
     def _check_size(self, session: SessionTerms, tokens: int, size: int) -> None:
         if session.get("trim") == "oldest" or session.get("client_history"):
@@ -160,10 +163,10 @@ class Sessions:
         session = header.get("session")
         if session is None or session.get("client_history"):
             return [], messages
-        found = await self._turns(header["owner"], session["id"], before=session["turn"])
+        found = await self.turns(header["owner"], session["id"], before=session["turn"])
         if session.get("trim") == "oldest":
             found = self._newest_within(found, session["max_tokens"])
-        history = [message for turn in found for message in turn["messages"]]
+        history = [message for turn in found for message in present(turn["messages"])]
         return history, new_messages(history, messages)
 
     def _newest_within(self, found: list[dict[str, Any]], max_tokens: int) -> list[dict[str, Any]]:
@@ -175,18 +178,28 @@ class Sessions:
                 return found[place + 1 :]
         return found
 
-    async def _turns(self, tenant: str, session_id: str, *, before: int | None = None) -> list[dict[str, Any]]:
-        """Turns in order, each with its size in `bytes`, and marks for blobs (`shared.log.blobs`)."""
+    async def turns(self, tenant: str, session_id: str, *, before: int | None = None) -> list[dict[str, Any]]:
+        """Turns in order, each with its `number`, its size in `bytes`, and marks for blobs (`shared.log.blobs`)."""
         found: list[dict[str, Any]] = []
         name, start = self._key.session(tenant, session_id).turns, "-"
         end = "+" if before is None else f"({before}-0"
         while page := await self._redis.xrange(name, start, end, count=_PAGE):
-            for _, fields in page:
-                named = by_name(fields)
-                text = await self._blobs.marked(tenant, Stored(named[b"t"], named.get(BLOBS)))
-                found.append({**json.loads(text), "bytes": len(named[b"t"])})
+            for entry_id, fields in page:
+                found.append(await self._read(tenant, entry_id, fields))
             start = f"({page[-1][0].decode()}"
         return found
+
+    async def turn(self, tenant: str, session_id: str, number: int) -> dict[str, Any]:
+        """One of them. Raises NotFound."""
+        name = self._key.session(tenant, session_id).turns
+        for entry_id, fields in await self._redis.xrange(name, f"{number}-0", f"{number}-0"):
+            return await self._read(tenant, entry_id, fields)
+        raise NotFound(NOT_FOUND)
+
+    async def _read(self, tenant: str, entry_id: bytes, fields: Fields) -> dict[str, Any]:
+        named = by_name(fields)
+        text = await self._blobs.marked(tenant, Stored(named[b"t"], named.get(BLOBS)))
+        return {**json.loads(text), "number": int(entry_id.partition(b"-")[0]), "bytes": len(named[b"t"])}
 
     async def effect(self, ended: Ended) -> Commands | None:
         """A generation's way out of its session: its turn, if it has one, and its place for the next."""
@@ -200,7 +213,11 @@ class Sessions:
         if messages is None:
             return None
         header, tokens = ended.header, estimate_tokens(messages)
-        data = json.dumps({"generation_id": header["id"], "at_ms": now_ms(), "tokens": tokens, "messages": messages})
+        turn = {"generation_id": header["id"], "at_ms": now_ms(), "tokens": tokens, "messages": messages}
+        transcript = await ended.transcript()
+        if transcript and visible_text(transcript.fold.messages[0], think_tags=transcript.think_tags).reasoning:
+            turn["first"] = 1
+        data = json.dumps(turn)
         holder = session_holder(header["owner"], _terms(header)["id"])
         return _Turn(tokens, await self._blobs.store(holder, header["owner"], data, accepted=True))
 
@@ -231,9 +248,10 @@ class Sessions:
                 pipe.hincrby(names.head, field, amount)
             pipe.hset(names.head, "updated_at_ms", str(now_ms()))
         pipe.zrem(names.open, header["id"])
-        self._prolong(pipe, tenant, session["id"])
+        self.prolong(pipe, tenant, session["id"])
 
-    def _prolong(self, pipe: Any, tenant: str, session_id: str) -> None:
+    def prolong(self, pipe: Any, tenant: str, session_id: str) -> None:
+        """Adds commands that keep it from now on for as long as sessions are kept."""
         names = self._key.session(tenant, session_id)
         for name in (names.head, names.turns, names.open, self._key.sessions(tenant)):
             pipe.pexpire(name, self._life_ms)
@@ -251,7 +269,7 @@ class Sessions:
             raw, waiting, left_ms = await pipe.execute()
         if not raw:
             raise NotFound(NOT_FOUND)
-        head = {name.decode(): int(value) for name, value in raw.items()}
+        head = {name.decode(): int(value) for name, value in raw.items() if name != b"metadata"}
         return {
             "id": session_id,
             "object": "session",
@@ -276,8 +294,8 @@ class Sessions:
                 "generation_id": turn["generation_id"],
                 **message,
             }
-            for turn in await self._turns(tenant, session_id)
-            for place, message in enumerate(turn["messages"])
+            for turn in await self.turns(tenant, session_id)
+            for place, message in enumerate(present(turn["messages"]))
         ]
 
     async def newest(self, tenant: str, after: str | None, count: int) -> list[dict[str, Any]]:

@@ -71,9 +71,7 @@ class Front(NamedTuple):
 
     def mark(self, header: Header) -> None:
         """Notes in a log's header what of this is to be found there."""
-        header["surface"] = self.surface
-        if self.previous:
-            header["previous"] = list(self.previous)
+        header["surface"], header["previous"] = self.surface, list(self.previous) or None
 
 
 CHAT = Front("chat")

@@ -9,6 +9,7 @@ from shared.config.settings import Settings
 from shared.features.batches import Batches
 from shared.features.blobs import Blobs
 from shared.features.chains import Chains
+from shared.features.conversations import Conversations
 from shared.features.effect import Effect
 from shared.features.files import Files
 from shared.features.sessions import Sessions
@@ -19,7 +20,7 @@ from shared.generations.catalogue import Catalogue
 from shared.generations.gate import Admit
 from shared.generations.outcome import Outcomes, Transcripts
 from shared.generations.settlement import Settlement
-from shared.generations.tenant_sessions import TenantSessions
+from shared.generations.tenant_sessions import TenantConversations, TenantSessions
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
 from shared.store.redis import ArqRedis
@@ -66,3 +67,4 @@ class Core:
             admit=admit,
         )
         self.sessions = TenantSessions(sessions, self.settlement, self.broker)
+        self.conversations = TenantConversations(Conversations(redis, sessions, self.blobs), self.settlement)

@@ -49,6 +49,7 @@ def make_header(
         "session": _session(settings, request, client_history),
         "batch": None,
         "surface": "chat",
+        "previous": None,
         "server": None,
         "request_id": current_request(),
     }

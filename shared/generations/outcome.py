@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from shared.chat.chunks import Accumulator
-from shared.chat.messages import Messages, Texts, billable_text, visible_text
+from shared.chat.messages import Messages, Texts, billable_text, is_asked, plain, visible_text
 from shared.errors import Damaged, FileStorageFailed, Forgotten, RequestLost, StoredError, StreamLost
 from shared.features import usage
 from shared.features.blobs import Blobs
@@ -97,6 +97,10 @@ class Transcripts:
             before = await self._chains.messages(header["owner"], header["model"], previous, asked)
             return [*first, *before], asked
         history, asked = await self._sessions.split_history(header, asked)
+        if header.get("surface") == "responses":  # reasoning goes back as long as tools are called, and no longer
+            said = 1 + max((at for at, message in enumerate(history) if message["role"] == "user"), default=-1)
+            said = len(history) if is_asked(asked) else said
+            history = [*map(plain, history[:said]), *history[said:]]
         return [*first, *history], asked
 
     async def read(self, generation_id: str, epoch: int, *, damaged: bool = False, ending: bool = False) -> Transcript:

@@ -1,4 +1,4 @@
-"""Sessions as their tenant sees them: what is sealed counts, though it may not be settled yet.
+"""Sessions, and conversations, as their tenant sees them: what is sealed counts, though it may not be settled yet.
 
 Hidden here: that a session is settled before it is read. For example, a client that has just seen the end of an answer finds
 it among the session's messages, whichever process sealed it.
@@ -9,7 +9,9 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+from shared.chat.messages import Messages
 from shared.errors import NotFound
+from shared.features.conversations import Conversations, Turn
 from shared.features.sessions import Sessions, check_id
 from shared.generations.broker import Broker
 from shared.generations.caller import Caller
@@ -52,3 +54,46 @@ class TenantSessions:
                     await self._broker.cancel(generation_id, caller)
             await self._sessions.delete(caller.tenant, session_id)
         logger.info("session deleted", tenant=caller.tenant)
+
+
+class TenantConversations:
+    """Create, find, change, and the turns. Every method may raise Unavailable, and NotFound for what is another tenant's."""
+
+    def __init__(self, conversations: Conversations, settlement: Settlement) -> None:
+        self._conversations, self._settlement = conversations, settlement
+
+    async def create(self, caller: Caller, metadata: dict[str, str], messages: Messages) -> dict[str, Any]:
+        """A new conversation with these messages, as an object."""
+        with translate_errors():
+            conversation_id = await self._conversations.create(caller.tenant, metadata)
+            if messages:
+                await self._conversations.append(caller.tenant, conversation_id, messages)
+            return await self._conversations.describe(caller.tenant, conversation_id)
+
+    async def find(self, conversation_id: str, caller: Caller) -> dict[str, Any]:
+        """The conversation object; of a session, too."""
+        with translate_errors():
+            return await self._conversations.describe(caller.tenant, conversation_id)
+
+    async def replace_metadata(self, conversation_id: str, caller: Caller, metadata: dict[str, str]) -> dict[str, Any]:
+        """Gives it other metadata, and returns it."""
+        with translate_errors():
+            await self._conversations.replace_metadata(caller.tenant, conversation_id, metadata)
+            return await self._conversations.describe(caller.tenant, conversation_id)
+
+    async def turns(self, conversation_id: str, caller: Caller) -> list[Turn]:
+        """All finished turns."""
+        with translate_errors():
+            await self._settlement.settle_session(caller.tenant, check_id(conversation_id))
+            return await self._conversations.turns(caller.tenant, conversation_id)
+
+    async def append(self, conversation_id: str, caller: Caller, messages: Messages) -> Turn:
+        """Adds a turn. Raises SessionBusy."""
+        with translate_errors():
+            await self._settlement.settle_session(caller.tenant, check_id(conversation_id))
+            return await self._conversations.append(caller.tenant, conversation_id, messages)
+
+    async def replace(self, conversation_id: str, caller: Caller, number: int, messages: Messages) -> None:
+        """Gives a turn other messages."""
+        with translate_errors():
+            await self._conversations.replace(caller.tenant, conversation_id, number, messages)

@@ -16,6 +16,7 @@ from api.errors import problem_error
 from api.live.answer import accumulate
 from api.services import Services
 from api.surfaces.responses import ids
+from api.surfaces.responses.conversations import calls_of
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
 from api.surfaces.responses.items import OUTPUTS, Calls, Item, Message, to_items
 from api.surfaces.responses.request import TERMS, ResponsesRequest, echoed
@@ -93,6 +94,8 @@ async def continued(services: Services, caller: Caller, request: ResponsesReques
         previous = await services.chains.keep(caller.tenant, found.summary.header["id"], int(kept_s * 1000))
     items = await _without_references(services, caller, request.items)
     calls = await _answered(services, caller, previous, items)
+    if request.conversation_id is not None:
+        calls = await _conversed(services, caller, request.conversation_id, items)
     return Continued(previous, items, calls, await _thoughts(services, caller, request, items))
 
 
@@ -110,6 +113,20 @@ async def _answered(services: Services, caller: Caller, previous: list[str], ite
             if wanted <= {name for _, name in found}:
                 break
     return found
+
+
+async def _conversed(services: Services, caller: Caller, conversation_id: str, items: list[Item]) -> Calls:
+    """The calls of the conversation, where these items may need them. It has to be there."""
+    try:
+        if any(item.get("type") in OUTPUTS for item in items):
+            return await calls_of(services, caller, conversation_id)
+        await services.conversations.find(conversation_id, caller)
+    except NotFound:
+        raise NotFound(
+            f"Conversation with id '{conversation_id[:_SHOWN]}' not found. Make one with POST /v1/conversations.",
+            param="conversation",
+        ) from None
+    return {}
 
 
 async def _said(events: ResponseEvents, link: Link) -> list[Item]:

@@ -11,7 +11,7 @@ Clients send items in many spellings, all of which are read: without `type`, wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from api.surfaces.responses import ids
 from shared.chat.messages import REASONING_FIELDS
@@ -43,11 +43,12 @@ def as_items(given: Any) -> list[Item]:
 def to_messages(
     items: Sequence[Item],
     *,
+    path: str = "input",
     keep_reasoning: bool = False,
     calls: Calls | None = None,
     thoughts: Mapping[str, Message] | None = None,
 ) -> list[Message]:
-    """The messages that these items amount to; `calls` are those of what they go on from.
+    """The messages that these items amount to, which are those of the field `path`; `calls` are those of what they go on from.
 
     With `keep_reasoning`, reasoning is sent back where a tool was called in the same turn, as `reasoning_content`. Where
     `thoughts` has the message that the provider gave, by its generation, its reasoning goes back as it came then.
@@ -55,7 +56,7 @@ def to_messages(
     """
     reader = _Reader(calls or {}, thoughts or {}, keep_reasoning=keep_reasoning)
     for number, item in enumerate(items):
-        reader.read(f"input[{number}]", item)
+        reader.read(f"{path}[{number}]", item)
     return reader.end()
 
 
@@ -64,34 +65,67 @@ def to_items(messages: Sequence[Message], generation_id: str) -> list[Item]:
 
     What a chat does not carry is not there: ids that a client gave, and reasoning.
     """
-    items: list[Item] = []
+    return [one.item for one in placed(messages, generation_id)]
+
+
+class Placed(NamedTuple):
+    """An item, and where it is among messages: in which, and which call of its."""
+
+    item: Item
+    message: int
+    call: int | None = None
+
+
+def placed(messages: Sequence[Message], generation_id: str, first: int = ids.FIRST_INPUT) -> list[Placed]:
+    """The items with their places, whose ids are counted from `first`. What was deleted keeps its number."""
+    found: list[Placed] = []
     customs: set[str] = set()
+    count = first
 
-    def add(kind: str, **fields: Any) -> None:
-        number = ids.FIRST_INPUT + len(items)
-        items.append({"id": ids.item_id(kind, generation_id, number), "type": kind, "status": "completed", **fields})
+    def add(at: int, fields: Item | None, call: int | None = None) -> None:
+        nonlocal count
+        if fields is not None:
+            kind = fields["type"]
+            base = {"id": ids.item_id(kind, generation_id, count), "type": kind, "status": "completed"}
+            found.append(Placed({**base, **fields}, at, call))
+        count += 1
 
-    for message in messages:
+    for at, message in enumerate(messages):
         role, content = message["role"], message.get("content")
-        if role == "tool":
-            call_id = message["tool_call_id"]
-            kind = "custom_tool_call_output" if call_id in customs else "function_call_output"
-            output = [_item_part(part) for part in content] if isinstance(content, list) else content
-            add(kind, call_id=call_id, output=output)
-        elif role != "assistant":
-            parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-            add("message", role=role, content=[_item_part(part) for part in parts])
-        else:
-            if content is not None or message.get("refusal") is not None:
-                add("message", role=role, content=_said_parts(message))
-            for call in message.get("tool_calls") or ():
-                called = call[call["type"]]
-                if call["type"] == "custom":
-                    customs.add(call["id"])
-                    add("custom_tool_call", call_id=call["id"], name=called["name"], input=called["input"])
-                else:
-                    add("function_call", call_id=call["id"], name=called["name"], arguments=called["arguments"])
-    return items
+        if role != "assistant":
+            add(at, _heard_item(message, customs))
+            continue
+        if content is not None or message.get("refusal") is not None:
+            add(at, {"type": "message", "role": role, "content": _said_parts(message)})
+        elif message.get("deleted"):
+            add(at, None)
+        for number, call in enumerate(message.get("tool_calls") or ()):
+            if call["type"] == "custom":
+                customs.add(call["id"])
+            add(at, _call_item(call), number)
+    return found
+
+
+def _heard_item(message: Message, customs: set[str]) -> Item | None:
+    """What is not the assistant's; None if it was deleted. `customs` are the custom calls before."""
+    role, content = message["role"], message.get("content")
+    if role == "deleted":
+        return None
+    if role != "tool":
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        return {"type": "message", "role": role, "content": [_item_part(part) for part in parts]}
+    call_id = message["tool_call_id"]
+    kind = "custom_tool_call_output" if call_id in customs else "function_call_output"
+    output = [_item_part(part) for part in content] if isinstance(content, list) else content
+    return {"type": kind, "call_id": call_id, "output": output}
+
+
+def _call_item(call: dict[str, Any]) -> Item | None:
+    if call["type"] == "deleted":
+        return None
+    called = call[call["type"]]
+    kind, text = ("custom_tool_call", "input") if call["type"] == "custom" else ("function_call", "arguments")
+    return {"type": kind, "call_id": call["id"], "name": called["name"], text: called[text]}
 
 
 def _item_part(part: dict[str, Any]) -> dict[str, Any]:

@@ -202,15 +202,15 @@ class ResponsesRequest(Lenient):
                 raise wrong(field, f"Not a field of this API: {instead}")
         if isinstance(self.tool_choice, Choice) and not self.tools:
             raise wrong("tool_choice", "Names a tool, but there are no tools")
-        if self.truncation == "auto":
+        if self.truncation == "auto" and self.conversation is None:
             raise wrong(
                 "truncation", "`auto` needs the size of the model's context, which is not known here; send disabled"
             )
+        if self.conversation is not None and self.previous_response_id is not None:
+            raise wrong("conversation", "Not allowed with previous_response_id: a response goes on from one of them")
         for name in self.include or ():
             if name not in _INCLUDED:
                 raise wrong("include", f"Input should be among {', '.join(sorted(_INCLUDED))}")
-        if self.conversation is not None:
-            raise wrong("conversation", "This server keeps no conversations yet; continue with previous_response_id")
         if self.background and self.on_disconnect == "cancel":
             raise wrong("on_disconnect", "Not allowed with background, which nobody has to watch")
         return self
@@ -278,6 +278,8 @@ def to_chat(
     if request.top_logprobs or "message.output_text.logprobs" in (request.include or ()):
         body["logprobs"] = True
     body[TERMS] = _terms(given, request)
+    if request.conversation_id is not None:
+        body |= _session(request)
     try:
         checked = ChatRequest.check(body if messages else {**body, "messages": [_NOTHING_NEW]})
     except BadRequest as error:
@@ -286,6 +288,12 @@ def to_chat(
         request.store is not False
     )  # how long it is kept here; in the body, it would be the provider's to keep
     return Asked(checked, body)
+
+
+def _session(request: ResponsesRequest) -> dict[str, Any]:
+    """A conversation as the session whose turn this is. Reasoning is kept for the model that calls tools, and not shown."""
+    trim = {"session_trim": "oldest"} if request.truncation == "auto" else {}
+    return {"session_id": request.conversation_id, "session_policy": "reject", "store_reasoning": True, **trim}
 
 
 def _terms(given: dict[str, Any], request: ResponsesRequest) -> dict[str, Any]:
@@ -334,6 +342,6 @@ def echoed(header: Header, body: dict[str, Any]) -> dict[str, Any]:
         "tools": [flat_tool(tool) for tool in tools],
         "top_logprobs": body.get("top_logprobs"),
         "top_p": body.get("top_p"),
-        "truncation": "disabled",
+        "truncation": "auto" if body.get("session_trim") == "oldest" else "disabled",
         "user": body.get("user"),
     }

@@ -1,0 +1,164 @@
+"""Conversations: sessions as OpenAI's Conversations API has them, made by hand, with turns that nobody generated.
+
+Hidden here: what a session has besides, which is its metadata (a field of its head), turns that were added, and what was
+deleted of a turn: there is a mark in its place, so that what is beside it stays where it was, and nothing of the text.
+
+    a message that is gone          {"role": "deleted"}
+    the text of one with calls      {"role": "assistant", "content": null, "deleted": true, "tool_calls": […]}
+    a call                          {"type": "deleted"} among `tool_calls`
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, NamedTuple
+
+from shared.chat.messages import Messages, present
+from shared.errors import NotFound, SessionBusy
+from shared.features.blobs import Blobs, session_holder
+from shared.features.sessions import NOT_FOUND, Sessions, check_id, estimate_tokens
+from shared.lib import json
+from shared.lib.clock import now_ms
+from shared.log.blobs import BLOBS, Stored
+from shared.store.redis import ArqRedis
+from shared.store.transaction import transact
+
+_METADATA = "metadata"
+"""The field of a session's head."""
+
+
+class Turn(NamedTuple):
+    """A turn of a conversation, with marks for what was deleted, and for blobs."""
+
+    number: int
+    generation_id: str
+    """Of the answer in it; of a turn that was added, an id of its own in the same form."""
+    messages: Messages
+    generated: bool
+    first: int
+    """The place of its answer's first item among the items of the response: reasoning stands before it and is not kept."""
+
+
+class Conversations:
+    """All conversations of one Redis. Methods raise RedisError or OSError when the server is away; NotFound."""
+
+    def __init__(self, redis: ArqRedis, sessions: Sessions, blobs: Blobs) -> None:
+        self._redis, self._sessions, self._blobs = redis, sessions, blobs
+        self._key = redis.key
+
+    async def create(self, tenant: str, metadata: dict[str, str]) -> str:
+        """A new one, without items. Returns its id."""
+        conversation_id, now = f"conv_{uuid.uuid4().hex}", now_ms()
+        names = self._key.session(tenant, conversation_id)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            head = {"created_at_ms": now, "updated_at_ms": now, _METADATA: json.dumps(metadata)}
+            pipe.hset(names.head, mapping=head)
+            pipe.zadd(self._key.sessions(tenant), {conversation_id: now})
+            self._sessions.prolong(pipe, tenant, conversation_id)
+            await pipe.execute()
+        return conversation_id
+
+    async def describe(self, tenant: str, conversation_id: str) -> dict[str, Any]:
+        """OpenAI's conversation object."""
+        head = self._key.session(tenant, check_id(conversation_id)).head
+        created, metadata = await self._redis.hmget(head, ["created_at_ms", _METADATA])  # type: ignore[misc]
+        if created is None:
+            raise NotFound(NOT_FOUND)
+        return {
+            "id": conversation_id,
+            "object": "conversation",
+            "created_at": int(created) // 1000,
+            "metadata": json.loads(metadata) if metadata else {},
+        }
+
+    async def replace_metadata(self, tenant: str, conversation_id: str, metadata: dict[str, str]) -> None:
+        names = self._key.session(tenant, check_id(conversation_id))
+
+        def queue(pipe: Any, seen: list[Any]) -> None:
+            if not seen[0]:
+                raise NotFound(NOT_FOUND)
+            pipe.hset(names.head, mapping={_METADATA: json.dumps(metadata), "updated_at_ms": now_ms()})
+            self._sessions.prolong(pipe, tenant, conversation_id)
+
+        await transact(self._redis, [names.head], [("EXISTS", names.head)], queue)
+
+    async def turns(self, tenant: str, conversation_id: str) -> list[Turn]:
+        """All turns, in their order."""
+        await self.describe(tenant, conversation_id)
+        return [
+            Turn(
+                turn["number"],
+                turn["generation_id"],
+                turn["messages"],
+                generated=not turn.get("added"),
+                first=turn.get("first", 0),
+            )
+            for turn in await self._sessions.turns(tenant, conversation_id)
+        ]
+
+    async def append(self, tenant: str, conversation_id: str, messages: Messages) -> Turn:
+        """Adds a turn. Raises SessionBusy while a response of the conversation runs: its turn comes first."""
+        names = self._key.session(tenant, check_id(conversation_id))
+        base, tokens = f"chatcmpl-{uuid.uuid4().hex}", estimate_tokens(messages)
+        turn = {"generation_id": base, "added": True, "at_ms": now_ms(), "tokens": tokens, "messages": messages}
+        stored = await self._blobs.store(session_holder(tenant, conversation_id), tenant, json.dumps(turn))
+        waiting = await self._sessions.open(tenant, conversation_id)
+        number = 0
+
+        def queue(pipe: Any, seen: list[Any]) -> None:
+            nonlocal number
+            exists, last, open_ones = seen
+            if not exists:
+                raise NotFound(NOT_FOUND)
+            if waiting or open_ones:
+                raise SessionBusy("A response of this conversation runs. Wait for its end, or cancel it.")
+            number = int(last or 0) + 1
+            pipe.hset(names.head, mapping={"turn": number, "updated_at_ms": now_ms()})
+            pipe.xadd(names.turns, _fields(stored), id=f"{number}-0")
+            for field, amount in (("turns", 1), ("tokens", tokens), ("bytes", len(stored.data))):
+                pipe.hincrby(names.head, field, amount)
+            self._sessions.prolong(pipe, tenant, conversation_id)
+
+        looks = [("EXISTS", names.head), ("HGET", names.head, "turn"), ("ZCARD", names.open)]
+        await transact(self._redis, [names.head, names.open], looks, queue)
+        return Turn(number, base, messages, generated=False, first=0)
+
+    async def replace(self, tenant: str, conversation_id: str, number: int, messages: Messages) -> None:
+        """Gives a turn other messages: a stream is written anew for that, as large as a session may be."""
+        names = self._key.session(tenant, check_id(conversation_id))
+        turn = await self._sessions.turn(tenant, conversation_id, number)
+        tokens = estimate_tokens(present(messages))
+        plain = {name: value for name, value in turn.items() if name not in ("bytes", "number")}
+        data = json.dumps({**plain, "tokens": tokens, "messages": messages})
+        stored = await self._blobs.store(session_holder(tenant, conversation_id), tenant, data)
+
+        def queue(pipe: Any, seen: list[Any]) -> None:
+            (raw,) = seen
+            pipe.delete(names.turns)
+            for entry_id, fields in raw:
+                pairs = dict(zip(fields[::2], fields[1::2], strict=True))
+                pipe.xadd(names.turns, _fields(stored) if entry_id == b"%d-0" % number else pairs, id=entry_id)
+            pipe.hincrby(names.head, "tokens", tokens - turn["tokens"])
+            pipe.hincrby(names.head, "bytes", len(stored.data) - turn["bytes"])
+            pipe.hset(names.head, "updated_at_ms", str(now_ms()))
+            self._sessions.prolong(pipe, tenant, conversation_id)
+
+        await transact(self._redis, [names.turns], [("XRANGE", names.turns, "-", "+")], queue)
+
+
+def _fields(stored: Stored) -> dict[Any, Any]:
+    return {"t": stored.data} if stored.blobs is None else {"t": stored.data, BLOBS: stored.blobs}
+
+
+def without(messages: Messages, place: int, call: int | None) -> Messages:
+    """The messages with a mark in the place of one, or of its text if there are calls beside it; or of a call of its."""
+    message = messages[place]
+    if call is not None:
+        calls = list(message["tool_calls"])
+        calls[call] = {"type": "deleted"}
+        rest = {**message, "tool_calls": calls}
+    elif message.get("tool_calls"):
+        rest = {"role": message["role"], "content": None, "deleted": True, "tool_calls": message["tool_calls"]}
+    else:
+        rest = {"role": "deleted"}
+    return [*messages[:place], rest, *messages[place + 1 :]]

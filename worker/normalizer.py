@@ -11,6 +11,7 @@ Nothing is handed out before the answer says something: a role alone is held, so
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,7 +23,10 @@ from worker.providers.choice import Choice
 from worker.providers.dialect import Dialect, Translator
 from worker.providers.errors import error_in, malformed, parse, refusal
 from worker.providers.formats.openai import DIALECT
-from worker.providers.tool_calls import CallIds
+from worker.providers.tool_calls import CallIds, whole_number
+
+_FAILURE = re.compile(r"(?:^|[._-])(?:error|exception|failure)$", re.IGNORECASE)
+"""Names of events that are errors, whatever they hold: `error`, `Error`, `response.error`, `server_error`."""
 
 _MAX_CHOICES = 128  # the `n` OpenAI allows; an index beyond it would only make us allocate
 _MAX_SILENT = 64  # chunks held that say nothing; some send one every second while they think
@@ -132,11 +136,13 @@ class Normalizer:
             self.done = True
             return []
         value = parse(data)
-        if event.event == "error":
+        if event.event and _FAILURE.search(event.event):
             raise refusal(value if value is not None else data.decode("utf-8", "replace"), status=502)
         if not isinstance(value, dict):
             raise UpstreamInvalid("The provider sent an event that is not a JSON object in UTF-8.")
-        if ("error" in value or not value.get("choices")) and (error := error_in(value)) is not None:
+        if ("error" in value or "base_resp" in value or not value.get("choices")) and (
+            error := error_in(value)
+        ) is not None:
             value.pop("error", None)
             return self._fail(error, self._chunks(value) if self._translator is None and value.get("choices") else [])
         if self._translator is not None:
@@ -244,6 +250,8 @@ class Normalizer:
             return []
         if not isinstance(choices, list):
             raise malformed()
+        if (word := value.pop("finish_reason", None)) and isinstance(choices[0], dict) and len(choices) == 1:
+            choices[0]["finish_reason"] = choices[0].get("finish_reason") or word
         if value.get("usage") or not usage.PLACES.isdisjoint(value):
             self._count(usage.given(value))
         if self._show_usage:
@@ -261,7 +269,9 @@ class Normalizer:
         """Notes usage; whether there was any."""
         found = None
         for found in told:
-            self.usage = usage.later(self.usage, usage.in_openais_form(found))
+            figures = usage.in_openais_form(found)
+            if self.usage is not None or usage.counted(figures):  # zeros alone say that nothing was counted
+                self.usage = usage.later(self.usage, figures)
         return found is not None
 
     def _without_choices(self, value: dict[str, Any]) -> None:
@@ -324,10 +334,8 @@ class Normalizer:
         for choice in choices:
             if not isinstance(choice, dict):
                 raise malformed()
-            index = choice.get("index")
-            if index is None:
-                index = choice["index"] = 0
-            if type(index) is not int or not 0 <= index < _MAX_CHOICES:
+            index = choice["index"] = whole_number(choice.get("index")) or 0
+            if not 0 <= index < _MAX_CHOICES:
                 raise malformed()
             while len(self._choices) <= index:
                 if len(self._choices) < index:

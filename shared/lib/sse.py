@@ -5,10 +5,14 @@ CR, LF and CRLF in any mix and split at any byte, a byte order mark, comments, `
 colon. Nothing but CR and LF ends a line: U+2028 and its kin are text, which is why `str.splitlines` and httpx's
 `aiter_lines` must never see a stream.
 
-Three choices of ours:
+Five choices of ours:
 
 - A line `error: …` is no field of the standard, but GPUStack reports a failure that way under HTTP 200. Ignoring it
   would make the failure look like a clean end, so such a line becomes an event of its own, named `error`.
+- A line that begins with `{` or `<` is no field either: it is an error that a proxy or a server has written into the stream
+  as it would have written it alone, and is an event with that line as its data, for the reader to refuse.
+- The last event counts without the blank line after it where the reader says that it is whole: some servers and proxies
+  leave the last line ends out.
 - An event over the size limit is refused before it is buffered, whether or not it ever ends.
 - `retry` is ignored: how long to wait is the reader's business.
 
@@ -17,6 +21,7 @@ On the way out there is one spelling: `id`, `event`, `data`, in this order, with
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 DONE = b"[DONE]"
@@ -89,15 +94,16 @@ class Decoder:
                 return self._refuse(events)
         return self._keep(tail, events)
 
-    def close(self) -> list[Event]:
-        """The stream has ended. An unfinished event is dropped, as the standard says, but not an `error:` line.
+    def close(self, is_whole: Callable[[bytes], bool] = lambda data: False) -> list[Event]:
+        """The stream has ended. An unfinished event is dropped, as the standard says, but not an `error:` line, nor one
+        whose data `is_whole`, as can be told of JSON.
 
         Raises EventTooLarge if that is still due.
         """
         events = self.feed(b"")
         self._dispatch(bytes(self._tail), events)
         self._tail.clear()
-        return [event for event in events if event.event == "error"]
+        return [event for event in events if event.event == "error" or is_whole(event.data)]
 
     def _unmarked(self, data: bytes) -> bytes:
         if self._head is None:
@@ -135,6 +141,7 @@ class Decoder:
         """Reads the lines between two blank ones (or before the first: leading LFs are harmless)."""
         data: list[bytes] = []
         errors: list[bytes] = []
+        strays: list[bytes] = []
         name = ""
         for line in block.split(b"\n"):
             field, _, value = line.partition(b":")
@@ -147,8 +154,11 @@ class Decoder:
                 self._id = value.decode("utf-8", "replace")
             elif field == b"error":
                 errors.append(value)
+            elif line.startswith((b"{", b"<")):
+                strays.append(line)
         if data:
             events.append(Event(b"\n".join(data), name, self._id))
+        events.extend(Event(line, "", self._id) for line in strays)
         events.extend(Event(value, "error", self._id) for value in errors)
 
 

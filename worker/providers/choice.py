@@ -38,6 +38,7 @@ class Choice:
         "_opened",
         "_spoken",
         "_unsaid",
+        "_whole",
         "_wire_format",
         "calls",
         "failure",
@@ -57,6 +58,8 @@ class Choice:
         self.usage: list[dict[str, Any]] = []
         """Figures that stood in the choice (Moonshot), for the normalizer to take."""
         self._unsaid: dict[str, Any] | None = None
+        self._whole: dict[str, str] | None = None
+        """What messages without deltas have said so far, by field."""
         self._annotations: dict[str, int] = {}
         self._length = 0
         self._legacy: str | None = None
@@ -102,7 +105,7 @@ class Choice:
         for holder in (choice.get("message"), delta, choice):
             if isinstance(holder, dict) and isinstance(figures := holder.pop("usage", None), dict) and figures:
                 self.usage.append(figures)
-        word, error = choice.get("finish_reason"), choice.pop("error", None)
+        word, error = _word(choice, delta), choice.pop("error", None) or delta.pop("error", None)
         choice["finish_reason"] = None
         if delta.get("tool_calls"):
             delta["tool_calls"] = self.calls.read(delta["tool_calls"])
@@ -113,6 +116,8 @@ class Choice:
         if delta.get("function_call"):
             self._read_legacy(delta["function_call"])
         says = any(value for key, value in delta.items() if key != "role")
+        worse = None if says or self.held is None else self._worse(word)
+        word = worse or word
         if says or word:
             self._take_back(choice)
         self._put_role(delta)
@@ -125,22 +130,25 @@ class Choice:
         if error:
             self.failure = refusal({"error": error}, status=502)
         elif word:
-            self._end(str(word), choice, says=says)
+            self._end(word, choice, says=says)
         return len(content), len(reasoning)
 
     def _delta(self, choice: dict[str, Any]) -> dict[str, Any]:
-        """What is new in a chunk. A `message` without a delta is the whole of it, unless it was told before; one beside
-        deltas (Writer, Perplexity) repeats them, and is looked at only if they say nothing."""
+        """What is new in a chunk. A `message` without a delta is the answer, or all of it so far, or what comes next; after
+        deltas it repeats them. One beside deltas (Writer, Perplexity) is looked at only if they say nothing. `text` is the
+        delta of the older completions."""
         delta = choice.get("delta")
+        if isinstance(delta, str):
+            delta = {"content": delta}
         if not isinstance(delta, dict | None):
             raise malformed()
         message = choice.get("message")
-        if message is None and isinstance(choice.get("text"), str) and not delta:
-            message = {"content": choice.pop("text")}
-        if isinstance(message, dict) and not self.said:
+        if not delta and message is None and isinstance(choice.get("text"), str):
+            delta = {"content": choice.pop("text")}
+        elif isinstance(message, dict) and (not self.said or self._whole is not None):
             if not delta:
-                delta = message if delta is None else {**delta, **message}
-                choice.pop("message", None)
+                delta = {**(delta or {}), **self._news(message)}
+                del choice["message"]
             elif not any(value for key, value in delta.items() if key != "role"):
                 self._unsaid = message
         elif isinstance(message, dict) and delta is None:
@@ -148,6 +156,20 @@ class Choice:
         if delta is None:
             delta = {}
         choice["delta"] = delta
+        return delta
+
+    def _news(self, message: dict[str, Any]) -> dict[str, Any]:
+        """What a message says beyond those before it."""
+        before, self._whole = self._whole or {}, {**(self._whole or {})}
+        delta = dict(message)
+        for key, text in message.items():
+            if not isinstance(text, str) or key == "role":
+                continue
+            old = before.get(key, "")
+            if old and text.startswith(old):
+                delta[key], self._whole[key] = text[len(old) :], text
+            else:
+                self._whole[key] = old + text
         return delta
 
     def _put_role(self, delta: dict[str, Any]) -> None:
@@ -170,24 +192,31 @@ class Choice:
         """Chat Completions knows `url_citation` alone, in an object of that name with four required fields; the others
         stand in `other_annotations` (platform.openai.com/docs/api-reference/chat/object)."""
         items = delta.pop("annotations")
+        items = [items] if isinstance(items, dict) else items
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise malformed()
         for item in items:
-            kind = item.get("type")
+            kind = item.get("type") or ("url_citation" if isinstance(item.get("url_citation"), dict) else None)
             field = "annotations" if kind == "url_citation" else "other_annotations"
             if kind == "url_citation":
                 inner = item.get(kind)
                 if not isinstance(inner, dict):
                     inner = {key: value for key, value in item.items() if key not in ("type", "index", kind)}
-                    item = {"type": kind}
+                    item = {}
                 place = {"start_index": 0, "end_index": self._length}
-                told = {key: value for key, value in inner.items() if value is not None}
-                item[kind] = {"url": "", "title": "", **place, **told}
+                told = {key: value for key, value in inner.items() if value is not None and _fits(key, value)}
+                item["type"], item[kind] = kind, {"url": "", "title": "", **place, **told}
             index = self._annotations.get(field, 0)
             self._annotations[field] = index + 1
             delta.setdefault(field, []).append({**item, "index": index})
 
     # ---- the end
+
+    def _worse(self, word: str | None) -> str | None:
+        """The word that is held, where nothing but `stop` follows it: some gateways end an answer that was cut once more."""
+        if word is None or self.held is None or self.held["finish_reason"] not in ("length", "content_filter"):
+            return None
+        return self.word if finish.ending(self._wire_format, word).reason in ("stop", "tool_calls") else None
 
     def _take_back(self, choice: dict[str, Any]) -> None:
         """Something follows what looked like the end."""
@@ -253,3 +282,20 @@ class Choice:
             last.setdefault("native_finish_reason", self.word)
         self.held = last
         return last
+
+
+def _fits(field: str, value: Any) -> bool:
+    """A place that is no number is none."""
+    return field not in ("start_index", "end_index") or type(value) is int
+
+
+def _word(choice: dict[str, Any], delta: dict[str, Any]) -> str | None:
+    """The finish reason, also where it stands in the delta or under another name; a `stop_reason` beside `finish_reason` may
+    be the text that was stopped at (vLLM), so that it counts only alone and where it is known."""
+    if "finish_reason" in choice and (word := finish.word_in(choice["finish_reason"])):
+        return word
+    for holder, name in ((delta, "finish_reason"), (choice, "finishReason"), (delta, "finishReason")):
+        if name in holder and (word := finish.word_in(holder.pop(name))):
+            return word
+    word = None if "finish_reason" in choice else finish.word_in(choice.get("stop_reason"))
+    return word if word and finish.ending("openai", word).known else None

@@ -87,7 +87,7 @@ def error_from_response(provider: Provider, status: int, headers: Mapping[str, s
     value = parse(body)
     if isinstance(value, list) and value:  # Gemini wraps its error in a list
         value = value[0]
-    if status < 300 and not (isinstance(value, dict) and value.get("error")):
+    if status < 300 and not (isinstance(value, dict) and error_in(value)):
         return UpstreamInvalid(f"{provider.name}: answered with something that is not an event stream.")
     if value is None:
         text = body.decode("utf-8", "replace").strip()
@@ -105,26 +105,64 @@ def error_in(value: dict[str, Any]) -> UpstreamRefused | None:
     """The error that an event under status 200 tells of; None for a part of an answer, a ping, or what is not known.
 
     OpenAI's envelope, or none: `{"object": "error", "message": …}` (older vLLM, LMDeploy, FastChat), `{"detail": …}`
-    (FastAPI), `{"code": …, "message": …}` (DashScope, Mistral), `{"errors": […]}` (Cloudflare), `{"base_resp": …}` (MiniMax).
+    (FastAPI), `{"code": …, "message": …}` (DashScope, Mistral), `{"code": …, "msg": …}` (Zhipu), `{"errors": […]}`
+    (Cloudflare), `{"base_resp": …}` (MiniMax), `{"message": …}` alone (AWS), `{"title": …, "status": 500}` (RFC 9457).
     """
-    if value.get("error"):
+    if value.get("error") or _minimax(value).get("status_code"):
         return refusal(value, status=502)
-    if value.get("choices") or value.get("usage") or value.get("candidates"):
+    if any(value.get(part) for part in _ANSWERS):
         return None
-    kinds = (value.get("object"), value.get("type"))
-    told = isinstance(value.get("message"), str) and value["message"]
+    if (
+        isinstance(inner := value.get("data"), dict) and "type" not in value
+    ):  # a gateway's envelope around the provider's
+        return error_in(inner)
+    told = _spelled(value)
+    if any(told.get(name) and isinstance(told[name], str | list | dict) for name in _FAILURES) or told.get("error") in (
+        {},
+        [],
+    ):
+        return refusal(value, status=502)
+    kinds = [kind.lower() for kind in (value.get("object"), value.get("type")) if isinstance(kind, str)]
+    said = next((told[name] for name in ("message", "msg") if told.get(name) and isinstance(told[name], str)), "")
     if (
         "error" in kinds
-        or (told and ("code" in value or "status" in value or "statusCode" in value or value.get("success") is False))
-        or (told and any(isinstance(kind, str) and kind.lower().endswith("error") for kind in kinds))
-        or (value.get("detail") and isinstance(value["detail"], str | list | dict))
-        or (value.get("errors") and isinstance(value["errors"], list))
-        or value.get("error_msg")
-        or value.get("error_message")
-        or _minimax(value).get("status_code")
+        or told.get("success") is False
+        or (said and any(kind.endswith("error") for kind in kinds))
+        or (said and any(name in told and not _is_fine(told[name]) for name in ("code", "status", "statuscode")))
+        or (said and told.keys() <= _BESIDE_A_MESSAGE)
+        or _is_failure(told.get("status"), titled=bool(told.get("title")))
     ):
         return refusal(value, status=502)
     return None
+
+
+_ANSWERS = ("choices", "usage", "candidates")
+_FAILURES = ("errors", "errormsg", "errormessage", "exception", "fault", "detail")
+_BESIDE_A_MESSAGE = frozenset("message msg id requestid traceid timestamp path".split())
+"""What may stand beside an error's only word, spelled as `_spelled` does."""
+_FINE = frozenset(
+    "0 ok success succeeded queued pending loading processing running started in_progress completed done".split()
+)
+
+
+def _is_fine(code: Any) -> bool:
+    """Whether a code or a status beside a message tells of no error."""
+    if code is None or isinstance(code, bool):
+        return True
+    number = int(code) if isinstance(code, int | float) or (isinstance(code, str) and code.isdecimal()) else None
+    return (number is not None and (number == 0 or 100 <= number < 300)) or str(code).lower() in _FINE
+
+
+def _is_failure(status: Any, *, titled: bool) -> bool:
+    """Whether a status says by itself that something failed."""
+    if isinstance(status, str) and status.lower() in ("error", "failed", "failure", "fail"):
+        return True
+    return titled and type(status) is int and status >= 400
+
+
+def _spelled(value: dict[str, Any]) -> dict[str, Any]:
+    """By names in one spelling: `error_msg`, `errorMsg` and `ErrorMsg` are `errormsg`."""
+    return {name.replace("_", "").lower(): item for name, item in value.items()}
 
 
 def _minimax(value: dict[str, Any]) -> dict[str, Any]:
@@ -134,17 +172,20 @@ def _minimax(value: dict[str, Any]) -> dict[str, Any]:
 
 def _inner(value: dict[str, Any]) -> Any:
     """The error inside its envelope."""
-    if value.get("error"):
-        return value["error"]
-    if isinstance(listed := value.get("errors"), list) and listed:
-        return listed[0]
+    for name in ("error", "errors", "fault", "exception"):
+        found = value.get(name)
+        if isinstance(found, list) and found:
+            found = found[0]
+        if found and found is not True:
+            return found
     return _minimax(value) or value
 
 
 def _spoken(detail: dict[str, Any]) -> Iterator[Any]:
     """Where an error's words may stand; FastAPI lists what it finds wrong with a request."""
-    for name in ("message", "detail", "msg", "error_msg", "error_message", "status_msg"):
-        found = detail.get(name)
+    told = _spelled(detail)
+    for name in ("message", "detail", "msg", "errormsg", "errormessage", "statusmsg", "faultstring", "reason", "title"):
+        found = told.get(name)
         if isinstance(found, list) and found:
             found = found[0]
         yield found.get("msg") or found.get("message") if isinstance(found, dict) else found
@@ -156,20 +197,21 @@ def refusal(
     """`value` is OpenAI's envelope, the object inside it, one like it without envelope (Mistral, FastAPI), or text."""
     error = _inner(value) if isinstance(value, dict) else value
     detail = error if isinstance(error, dict) else {}
-    code = detail.get("code") or detail.get("error_code") or detail.get("statusCode")
+    told = _spelled(detail)
+    code = told.get("code") or told.get("errorcode") or told.get("statuscode")
     kind, param = detail.get("type"), detail.get("param")
     if kind == "error":  # what the event is, not what went wrong
         kind = None
     if not kind and isinstance(detail.get("status"), str):  # Gemini's word for it: RESOURCE_EXHAUSTED
         kind = detail["status"]
     if status == 502:  # no word of its own from HTTP: some say it inside (Groq, OpenRouter, Anthropic)
-        told = (
-            detail.get("status_code"),
+        said = (
+            told.get("statuscode"),
             code,
-            detail.get("status"),
+            told.get("status"),
             isinstance(kind, str) and _ANTHROPIC_STATUS.get(kind),
         )
-        numbers = (int(one) if isinstance(one, str) and one.isdecimal() and len(one) == 3 else one for one in told)
+        numbers = (int(one) if isinstance(one, str) and one.isdecimal() and len(one) == 3 else one for one in said)
         status = next((one for one in numbers if type(one) is int and 400 <= one < 600), status)
     message = next((text for text in (error, *_spoken(detail)) if isinstance(text, str) and text), "")
     secret = provider.api_key if provider else None

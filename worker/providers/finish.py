@@ -11,7 +11,7 @@ shows the table.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 """OpenAI's, all of them (platform.openai.com/docs/api-reference/chat/object): its clients' models have no other."""
@@ -119,9 +119,9 @@ FORMATS = {
                 stop="eos eos_token end_of_text end_of_turn",
                 calls="tool_call function_calls",
                 length="model_length max_length max_new_tokens token_limit context_length_exceeded repetition",
-                filter="sensitive content_filtered guardrail_intervened guardrails moderation",
+                filter="sensitive content_filtered guardrail_intervened guardrails moderation blocked",
                 error=(
-                    "error network_error abort aborted canceled timeout server_error internal_error"
+                    "error network_error abort aborted canceled user_cancelled timeout server_error internal_error"
                     " malformed_model_output malformed_tool_use"
                 ),
             )
@@ -134,22 +134,40 @@ FORMATS = {
 
 def ending(wire_format: str, word: str) -> Ending:
     """What a word means in a format; another format's word means there what it does in its own. Upper and lower case are
-    one: Gemini's `STOP` comes through aggregators as `stop`."""
+    one, as are `max_tokens` and `maxTokens`: Gemini's `STOP` comes through aggregators as `stop`."""
     own = FORMATS[wire_format].endings.get(word)
     if own is not None:
         return own
-    spelled = word.strip().lower().replace("-", "_").replace(" ", "_")
-    found = _ANY.get(spelled) or _ANY.get(spelled.rpartition(".")[2])  # FinishReason.STOP, as some print an enum
-    if found is None and (spelled.startswith("error_") or spelled.endswith("_error")):
+    last = word.strip().rpartition(".")[2]  # FinishReason.STOP, as some print an enum
+    spelled = _spelled(last)
+    found = _ANY.get(spelled) or _ANY.get(spelled.removeprefix("finishreason"))
+    if found is None and (spelled.startswith("error") or spelled.endswith("error")):
         return _ERROR
     return found or _UNKNOWN
+
+
+def word_in(value: Any) -> str | None:
+    """The word of a finish reason as providers send it; None where it says nothing: `""`, or `null` in so many letters
+    (DashScope's own format, in every chunk). Some send an object that names it (`{"type": "stop"}`)."""
+    if isinstance(value, dict):
+        value = value.get("type") or value.get("reason") or value.get("finish_reason")
+    if isinstance(value, list):
+        value = value[0] if value else None
+    if value is None or isinstance(value, bool):
+        return None
+    word = str(value).strip()
+    return None if word.lower() in ("", "null", "none", "0") else word
+
+
+def _spelled(word: str) -> str:
+    return "".join(letter for letter in word.lower() if letter not in "_- ")
 
 
 def _any() -> dict[str, Ending]:
     found: dict[str, Ending] = {}
     for words in FORMATS.values():
         for word, meaning in words.endings.items():
-            found.setdefault(word.lower(), meaning)
+            found.setdefault(_spelled(word), meaning)
     return found
 
 

@@ -39,13 +39,17 @@ class Decoder:
         """The events that `data` completes. Raises sse.EventTooLarge."""
         if self._head is not None:
             self._head += data
-            start = bytes(self._head[:4096]).removeprefix(_BOM).lstrip()
-            if not start and len(self._head) < 4096:
+            start = bytes(self._head).lstrip()
+            if start != _BOM and _BOM.startswith(start):
+                self._head[:] = start  # white space keeps a connection open while a whole answer is made
                 return []
-            data, self._head = bytes(self._head), None
+            start = start.removeprefix(_BOM).lstrip()
+            if not start:
+                self._head[:] = _BOM
+                return []
+            data, self._head = start, None
             if start.startswith(_JSON_STARTS):
                 self._body = bytearray()
-                data = data.removeprefix(_BOM)
         if self._body is None:
             return self._events.feed(data)
         self._body += data
@@ -64,10 +68,29 @@ class Decoder:
         return bytes(self._body) if not is_answer or first.get("error") else None
 
     def close(self) -> list[sse.Event]:
-        """A single object is the whole answer. The last of a list says itself whether it is the end."""
+        """A single object is the whole answer. The last of several, in a list or in lines, says itself whether it is the
+        end."""
         if self._body is None:
-            return self._events.close()
-        value = parse(bytes(self._body))
+            return self._events.close(_is_whole)
+        body = bytes(self._body)
+        value = parse(body)
         if isinstance(value, dict):
-            return [sse.Event(json.dumps(value)), sse.Event(sse.DONE)]
-        return [sse.Event(json.dumps(one)) for one in value if isinstance(one, dict)] if value else []
+            end = [] if _is_piece(value) else [sse.Event(sse.DONE)]
+            return [sse.Event(body), *end]
+        if isinstance(value, list):
+            return [sse.Event(json.dumps(one)) for one in value if isinstance(one, dict)]
+        lines = [line.strip().removeprefix(b"data:").strip() for line in body.splitlines()]
+        return [sse.Event(line) for line in lines if _is_whole(line)]
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether an event is there to its end: of an object that was cut, no part is one."""
+    return data.strip() == sse.DONE or isinstance(parse(data), dict)
+
+
+def _is_piece(value: dict[str, Any]) -> bool:
+    """Whether an object is a chunk: the first line of a stream of lines may be all that has come."""
+    choices = value.get("choices")
+    return isinstance(choices, list) and any(
+        isinstance(choice, dict) and choice.get("delta") and not choice.get("message") for choice in choices
+    )

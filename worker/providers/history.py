@@ -33,12 +33,12 @@ _DIGITS = string.digits + string.ascii_letters
 def fitted(messages: list[Any], accepts: Accepts) -> list[tuple[Message, str]]:
     """The messages as this provider can take them, each with its path in the request. The given ones are not changed.
 
-    An answer to a call stands where it stood; one that there never was comes right after the calls.
+    What answers a call comes right after the message with the call, in its order, and so does what says that there is none.
     """
     ids = _Ids(messages, accepts.call_ids)
     found: list[tuple[Message, str]] = []
-    for at, message in enumerate(messages):
-        param = f"messages[{at}]"
+    for at in ids.order:
+        message, param = messages[at], f"messages[{at}]"
         if not isinstance(message, dict):
             found.append((message, param))
             continue
@@ -55,7 +55,7 @@ def fitted(messages: list[Any], accepts: Accepts) -> list[tuple[Message, str]]:
         if isinstance(fit.get("content"), list):
             fit["content"] = [_fit_part(part) for part in fit["content"]]
         found.append((fit, param))
-        for call_id in ids.unanswered.get(at, ()) if at + 1 < len(messages) else ():
+        for call_id in ids.unanswered.get(at, ()) if at != ids.order[-1] else ():
             found.append(({"role": "tool", "tool_call_id": call_id, "content": UNANSWERED}, param))
     return found
 
@@ -146,6 +146,9 @@ class _Ids:
         self.answers: dict[int, str] = {}
         """By a result's place: the new id of the call it answers."""
         self.unanswered: dict[int, list[str]] = {}
+        self.order: list[int] = []
+        """The places of all messages, results moved to their calls: most providers refuse what stands between."""
+        self._asked: dict[int, int] = {}
         self._accepted, self._used = accepted, set[str]()
         waiting: dict[int, list[tuple[str, str]]] = {}  # the old and the new id of calls without a result
         for at, message in enumerate(messages):
@@ -156,13 +159,20 @@ class _Ids:
             elif isinstance(message, dict) and message.get("role") == "tool":
                 self._answer(at, message.get("tool_call_id"), waiting)
         self.unanswered = {at: [new for _, new in pairs] for at, pairs in waiting.items() if pairs}
+        results: dict[int, list[int]] = {}
+        for at, asked in self._asked.items():
+            results.setdefault(asked, []).append(at)
+        for at in range(len(messages)):
+            if at not in self._asked:
+                self.order += [at, *results.get(at, ())]
 
     def _answer(self, at: int, old: Any, waiting: dict[int, list[tuple[str, str]]]) -> None:
-        for pairs in reversed(waiting.values()):
+        for asked, pairs in reversed(waiting.items()):
             for pair in pairs:
                 if pair[0] == old or not old:
                     pairs.remove(pair)
                     self.answers[at] = pair[1]
+                    self._asked[at] = asked
                     return
         if isinstance(old, str) and old:  # of a call that is not there: the provider will say so
             self.answers[at] = self._spelled(old)

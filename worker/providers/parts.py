@@ -182,8 +182,11 @@ def tool_calls(message: dict[str, Any], param: str) -> list[ToolCall]:
         raise wrong(f"{param}.function_call", "is no longer used. Say it with tool_calls.")
     found = []
     for call, where in items(message.get("tool_calls"), f"{param}.tool_calls"):
-        function = mapping(call.get("function"), f"{where}.function")
-        arguments = history.arguments(function.get("arguments"))
+        if isinstance(custom := call.get("custom"), dict):  # OpenAI's free-form call, whose input is any text
+            function, arguments = custom, {"input": custom.get("input") or ""}
+        else:
+            function = mapping(call.get("function"), f"{where}.function")
+            arguments = history.arguments(function.get("arguments"))
         name = string(function.get("name"), f"{where}.function.name")
         found.append(ToolCall(string(call.get("id"), f"{where}.id"), name, arguments, call))
     return found

@@ -83,14 +83,19 @@ class ToolCalls:
         self._calls: list[_Call] = []
         self._at: dict[int, list[int]] = {}
         """Places by the provider's index."""
+        self._opened: set[int] = set()
+        """Places of the calls that the delta at hand began, with their names."""
 
     def __bool__(self) -> bool:
         return bool(self._calls)
 
     def read(self, calls: Any) -> list[dict[str, Any]]:
         """A delta's `tool_calls` in our form; its items may be changed. Raises UpstreamInvalid."""
+        if isinstance(calls, dict):
+            calls = [calls]
         if not isinstance(calls, list):
             raise malformed()
+        self._opened.clear()
         told = [self._piece(call) for call in calls]
         return [piece for piece in told if piece is not None]
 
@@ -98,24 +103,24 @@ class ToolCalls:
         """What is missing at the end of an answer: arguments of calls that have none, calls that were never named."""
         told = []
         for place, call in enumerate(self._calls):
-            if call.waiting is not None:
-                told.append(self._opening(place, call.waiting, {"name": ""}, call.text))
-                call.waiting = None
-            if call.kind == "function" and not call.text.strip():
+            lacks = call.kind == "function" and not call.text.strip()
+            if lacks:
                 call.pieces.append("{}")
+            if call.waiting is not None:
+                told.append(self._opening(place, call.waiting, {}, call.text))
+                call.waiting = None
+            elif lacks:
                 told.append({"index": place, "function": {"arguments": "{}"}})
         return told
 
     def _piece(self, call: Any) -> dict[str, Any] | None:
         if not isinstance(call, dict):
             raise malformed()
-        index = call.get("index")
-        if index is not None and type(index) is not int:
-            raise malformed()
+        index = whole_number(call.get("index"))
         kind = "custom" if isinstance(call.get("custom"), dict) else "function"
         inner = call.get(kind)
-        if not isinstance(inner, dict):
-            inner = {}
+        if not isinstance(inner, dict):  # some tell name and arguments beside the id
+            inner = {key: call.pop(key) for key in ("name", "arguments") if key in call}
         given, name = _word(call.get("id")), _word(inner.get("name"))
         text = text_of(inner.get("input" if kind == "custom" else "arguments"))
         place = self._find(index, given, name, text)
@@ -141,6 +146,7 @@ class ToolCalls:
             known.waiting = call
             return None
         known.waiting = None
+        self._opened.add(place)
         return self._opening(place, call, inner, text)
 
     def _find(self, index: int | None, given: str, name: str, text: str) -> int | None:
@@ -161,6 +167,8 @@ class ToolCalls:
                 call.given = given
                 return newest
             return None
+        if name and newest in self._opened:
+            return None  # named twice in one delta: two calls
         return None if name and self._follows(self._calls[newest], name, text) else newest
 
     def _follows(self, call: _Call, name: str, text: str) -> bool:
@@ -173,7 +181,7 @@ class ToolCalls:
     def _opening(self, place: int, call: dict[str, Any], inner: dict[str, Any], text: str) -> dict[str, Any]:
         known = self._calls[place]
         call["index"], call["id"] = place, self._ids.claim(known.given)
-        call["type"] = _word(call.get("type")) or known.kind
+        call["type"] = known.kind
         call[known.kind] = {**inner, "name": known.name, known.field: text}
         return call
 
@@ -196,6 +204,15 @@ def _continued(
 def _word(value: Any) -> str:
     """An id or a name; some send numbers."""
     return value if isinstance(value, str) else str(value) if type(value) is int else ""
+
+
+def whole_number(value: Any) -> int | None:
+    """A place in a list, which some send as text or with a point. Raises UpstreamInvalid."""
+    if value is None or type(value) is int:
+        return value
+    if (isinstance(value, str) and value.isdecimal()) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    raise malformed()
 
 
 def text_of(value: Any) -> str:

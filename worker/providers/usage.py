@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from typing import Any
 
 _INSIDE = ("usage", "tokens", "billed_units")
-_PROMPT = ("input_tokens", "prompt_token_count", "promptTokenCount", "inputTokens", "promptTokens", "inputTokenCount")
+_PROMPT = (
+    "input_tokens",
+    "prompt_token_count",
+    "promptTokenCount",
+    "inputTokens",
+    "promptTokens",
+    "inputTokenCount",
+    "prompt_eval_count",
+)
 _COMPLETION = (
     "output_tokens",
     "candidates_token_count",
@@ -20,6 +28,7 @@ _COMPLETION = (
     "completionTokens",
     "outputTokenCount",
     "generated_tokens",
+    "eval_count",
 )
 _CACHED = (
     "cached_tokens",  # Moonshot
@@ -31,7 +40,9 @@ _CACHED = (
 _REASONING = ("reasoning_tokens", "thinking_tokens", "reasoningTokens")
 
 
-PLACES = frozenset(("x_groq", "x_usage", "meta", "token_usage", "usageMetadata", "amazon-bedrock-invocationMetrics"))
+PLACES = frozenset(
+    "x_groq x_usage meta metadata metrics token_usage usageMetadata usage_metadata amazon-bedrock-invocationMetrics".split()
+)
 """Fields of a chunk, besides `usage`, that hold figures or an object with some."""
 
 
@@ -52,26 +63,31 @@ def given(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def in_openais_form(told: dict[str, Any]) -> dict[str, Any]:
     """Figures under OpenAI's names, cached and reasoning tokens in their details, and sums as OpenAI's. What else there is
-    stays. Figures that cannot be known are left out."""
+    stays. Figures that cannot be known are left out; empty where neither the prompt's nor the answer's can."""
     usage = dict(told)
-    for name, others in (("prompt_tokens", _PROMPT), ("completion_tokens", _COMPLETION)):
-        if _count(usage.get(name)) is None and (figure := _first(told, others)) is not None:
+    for name, others in (("prompt_tokens", _PROMPT), ("completion_tokens", _COMPLETION), ("total_tokens", ())):
+        figure = _first(told, (name, *others))
+        usage.pop(name, None)
+        if figure is not None:
             usage[name] = figure
+    if "prompt_tokens" not in usage and "completion_tokens" not in usage:
+        return {}
     _put_detail(usage, "prompt_tokens_details", "input_tokens_details", "cached_tokens", _CACHED)
     _put_detail(usage, "completion_tokens_details", "output_tokens_details", "reasoning_tokens", _REASONING)
     return _summed(usage)
 
 
 def _put_detail(usage: dict[str, Any], place: str, other_place: str, name: str, others: tuple[str, ...]) -> None:
+    """A zero where the figure belongs, and one that is none elsewhere: the latter was counted."""
     details = usage.get(place)
     inner = details if isinstance(details, dict) else {}
-    if _count(inner.get(name)) is not None:
+    if _count(inner.get(name)):
         return
     other = usage.get(other_place)
     sources = (inner, other if isinstance(other, dict) else {}, usage)
-    figure = next((found for source in sources if (found := _first(source, (name, *others))) is not None), None)
-    if figure is not None:
-        usage[place] = {**inner, name: figure}
+    figures = [found for source in sources if (found := _first(source, (name, *others))) is not None]
+    if figures:
+        usage[place] = {**inner, name: next(filter(None, figures), 0)}
 
 
 def _summed(usage: dict[str, Any]) -> dict[str, Any]:
@@ -117,6 +133,11 @@ def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return joined
 
 
+def counted(usage: dict[str, Any]) -> bool:
+    """Whether any token was."""
+    return any(_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
+
+
 def of_output(usage: dict[str, Any] | None) -> bool:
     """Whether tokens of an answer were counted."""
     return bool(usage and _count(usage.get("completion_tokens")))
@@ -127,7 +148,9 @@ def _first(source: dict[str, Any], names: tuple[str, ...]) -> int | None:
 
 
 def _count(value: Any) -> int | None:
-    """Cohere counts in floats; a provider may send anything."""
+    """Cohere counts in floats, some in text; a provider may send anything."""
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 16:
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:
         return None
     return int(value)

@@ -9,179 +9,34 @@ import json
 from typing import Any
 
 import pytest
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamRefused
+from shared.errors import UpstreamIncomplete, UpstreamRefused
 from shared.generations.outcome import finished_status
 from shared.lib import sse
-from shared.log.entry import Chunk, Status
-from tests.support.answers import completion, new_normalizer, read_by_sdk, values
+from shared.log.entry import Status
+from tests.support.answers import new_normalizer
+from tests.support.written import (
+    DIALECTS,
+    DONE,
+    FRAMED,
+    USAGE,
+    Value,
+    answered,
+    anthropic,
+    calls_of,
+    chunk,
+    cohere_end,
+    gemini,
+    hear,
+    native,
+    only,
+    refused,
+    said,
+    stream_of,
+    words,
+)
 from worker.providers import finish
-from worker.providers.dialect import Dialect
-from worker.providers.formats import _DIALECTS
 from worker.providers.tool_calls import ids_in
-
-OPENAI = _DIALECTS["openai"]
-DONE = "[DONE]"
-USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
-
-Value = dict[str, Any] | str
-
-
-def chunk(delta: Any = None, reason: str | None = None, index: int = 0, **fields: Any) -> dict[str, Any]:
-    choice = {"index": index, "delta": delta if delta is not None else {}, "finish_reason": reason}
-    return {"id": "up", "object": "chat.completion.chunk", "choices": [choice], **fields}
-
-
-def said(*texts: str) -> list[dict[str, Any]]:
-    return [chunk({"content": text}) for text in texts]
-
-
-def stream_of(*events: Value) -> bytes:
-    lines = [event if isinstance(event, str) else json.dumps(event) for event in events]
-    return b"".join(b"data: %b\n\n" % line.encode() for line in lines)
-
-
-def spelled(stream: bytes) -> list[tuple[str, bytes]]:
-    """The same stream as servers may spell it."""
-    pinged = b": hello\n\nevent: ping\ndata: {}\n\n" + stream.replace(b"\n\ndata:", b"\n\n: still here\n\ndata:")
-    return [
-        ("LF", stream),
-        ("CR", stream.replace(b"\n", b"\r")),
-        ("CRLF and a byte order mark", b"\xef\xbb\xbf" + stream.replace(b"\n", b"\r\n")),
-        ("comments and pings", pinged),
-    ]
-
-
-def hear(
-    stream: bytes, *, dialect: Dialect = OPENAI, size: int = 1400, choices: int = 1, forced: bool = False, ids: Any = ()
-) -> tuple[list[Chunk], UpstreamError | None, Any]:
-    """All chunks of a stream that comes in packets of this size, and the error it ended in."""
-    reader = new_normalizer(show_usage=True, choices=choices, dialect=dialect)
-    reader.forced = forced
-    reader.call_ids = ids
-    reader.begin(dialect)
-    decoder = dialect.decoder(1 << 20)
-    chunks: list[Chunk] = []
-    try:
-        for at in range(0, len(stream), size):
-            for event in decoder.feed(stream[at : at + size]):
-                chunks += reader.feed(event)
-        for event in decoder.close():
-            chunks += reader.feed(event)
-        chunks += reader.end()
-    except UpstreamError as error:
-        return chunks, error, reader
-    return chunks, None, reader
-
-
-def answered(*events: Value, dialect: Dialect = OPENAI, **options: Any) -> dict[str, Any]:
-    """The whole answer: in every spelling, in packets of 1, 7 and 1,400 bytes the same, and the same to OpenAI's SDK."""
-    stream = stream_of(*events)
-    chunks, error, _ = hear(stream, dialect=dialect, **options)
-    assert error is None
-    for _, spelling in spelled(stream):
-        for size in (1, 7, 1400):
-            assert hear(spelling, dialect=dialect, size=size, **options)[:2] == (chunks, None)
-    assert_reads(chunks)
-    whole = completion(chunks)
-    ChatCompletion.model_validate(whole)
-    by_sdk = read_by_sdk(chunks)
-    for ours, theirs in zip(whole["choices"], by_sdk["choices"], strict=True):
-        assert ours["finish_reason"] == theirs["finish_reason"]
-        assert (ours["message"]["content"] or "") == (theirs["message"].get("content") or "")
-        named = [
-            [(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in calls or ()]
-            for calls in (ours["message"].get("tool_calls"), theirs["message"].get("tool_calls"))
-        ]
-        assert named[0] == named[1]
-    return whole
-
-
-def assert_reads(chunks: list[Chunk]) -> None:
-    """One finish reason for each choice, which is its last word; usage after that; and nothing that OpenAI's model refuses."""
-    ended: set[int] = set()
-    for one, value in zip(chunks, values(chunks), strict=True):
-        ChatCompletionChunk.model_validate(value)
-        assert bool(value["choices"]) is not one.is_usage
-        for choice in value["choices"]:
-            assert choice["index"] not in ended
-            assert "finish_reason" in choice
-            if choice["finish_reason"] is not None:
-                ended.add(choice["index"])
-    assert not any(one.is_usage for one in chunks[:-1])
-
-
-def only(whole: dict[str, Any]) -> tuple[str | None, str]:
-    [choice] = whole["choices"]
-    return choice["message"]["content"], choice["finish_reason"]
-
-
-def calls_of(whole: dict[str, Any]) -> list[tuple[str, str]]:
-    calls = whole["choices"][0]["message"].get("tool_calls") or ()
-    assert len({call["id"] for call in calls}) == len(calls)
-    assert all(call["id"] and call["type"] == "function" for call in calls)
-    return [(call["function"]["name"], call["function"]["arguments"]) for call in calls]
-
-
-def refused(*events: Value, dialect: Dialect = OPENAI) -> tuple[UpstreamError, str]:
-    """The error a stream ends in, and the text that came before it."""
-    chunks, error, _ = hear(stream_of(*events), dialect=dialect)
-    assert error is not None
-    said_so_far = [choice["delta"].get("content") or "" for value in values(chunks) for choice in value["choices"]]
-    return error, "".join(said_so_far)
-
-
-# ---- the same answers in formats of their own
-
-
-def anthropic(*blocks: Any, reason: str | None = "end_turn", **usage: int) -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = [{"type": "message_start", "message": {"usage": {"input_tokens": 7}}}]
-    for index, (block, *deltas) in enumerate(blocks):
-        events.append({"type": "content_block_start", "index": index, "content_block": block})
-        events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
-        events.append({"type": "content_block_stop", "index": index})
-    usage = usage or {"output_tokens": 5}
-    events.append({"type": "message_delta", "delta": {"stop_reason": reason}, "usage": usage})
-    return [*events, {"type": "message_stop"}]
-
-
-def words(text: str) -> tuple[Any, ...]:
-    return {"type": "text", "text": ""}, {"type": "text_delta", "text": text}
-
-
-def gemini(*parts: dict[str, Any], reason: str | None = None, **more: Any) -> dict[str, Any]:
-    candidate: dict[str, Any] = {"content": {"parts": list(parts), "role": "model"}, "index": 0, **more}
-    if reason:
-        candidate["finishReason"] = reason
-    figures = {"promptTokenCount": 7, "candidatesTokenCount": 5, "totalTokenCount": 12}
-    return {"candidates": [candidate], "usageMetadata": figures, "responseId": "R"}
-
-
-def cohere_end(reason: str | None, **more: Any) -> dict[str, Any]:
-    return {"type": "message-end", "delta": {"finish_reason": reason, **more}}
-
-
-COHERE_WORDS = {"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": "a"}}}}
-
-
-def native(kind: str, word: str) -> list[dict[str, Any]]:
-    """An answer `a` that ends with this word."""
-    found: dict[str, list[dict[str, Any]]] = {
-        "openai": [chunk({"content": "a"}), chunk({}, word)],
-        "anthropic": anthropic(words("a"), reason=word),
-        "gemini": [gemini({"text": "a"}), gemini(reason=word)],
-        "cohere": [COHERE_WORDS, cohere_end(word)],
-        "responses": [
-            {"type": "response.output_text.delta", "output_index": 0, "delta": "a"},
-            {"type": "response.completed", "response": {"status": word}},
-        ],
-    }
-    return found[kind]
-
-
-FRAMED = [kind for kind in _DIALECTS if kind != "ollama"]
-"""Formats that come as SSE."""
 
 # ---- F1: a finish reason in the middle
 
@@ -224,10 +79,10 @@ def test_f1_gemini_goes_on_after_a_built_in_tool() -> None:
         gemini({"text": "The answer is 2, because"}),
         gemini({"text": " one and one make two."}, reason="STOP", groundingMetadata={"a": ["x"]}),
     ]
-    whole = answered(*events, dialect=_DIALECTS["gemini"])
+    whole = answered(*events, dialect=DIALECTS["gemini"])
     assert only(whole) == ("The answer is 2, because one and one make two.", "stop")
     assert whole["choices"][0]["groundingMetadata"] == {"a": ["x"]}
-    error, _ = refused(*events[:3], dialect=_DIALECTS["gemini"])
+    error, _ = refused(*events[:3], dialect=DIALECTS["gemini"])
     assert isinstance(error, UpstreamIncomplete)
 
 
@@ -249,7 +104,7 @@ BARE_ERRORS = [
 @pytest.mark.parametrize(("value", "message", "status"), BARE_ERRORS)
 @pytest.mark.parametrize("kind", FRAMED)
 def test_f2_an_error_without_an_envelope_is_one(value: dict[str, Any], message: str, status: int, kind: str) -> None:
-    error, text = refused(value, DONE, dialect=_DIALECTS[kind])
+    error, text = refused(value, DONE, dialect=DIALECTS[kind])
     assert isinstance(error, UpstreamRefused)
     assert message in error.message
     assert (error.status, text) == (status, "")
@@ -310,11 +165,11 @@ def test_n2_every_word_of_every_format_is_one_of_openais_five(kind: str, word: s
     meaning = finish.FORMATS[kind].endings[word]
     events = native(kind, word)
     if meaning.reason is None:
-        error, text = refused(*events, dialect=_DIALECTS[kind])
+        error, text = refused(*events, dialect=DIALECTS[kind])
         assert isinstance(error, UpstreamRefused)
         assert text == "a"
         return
-    whole = answered(*events, *([DONE] if kind == "openai" else []), dialect=_DIALECTS[kind])
+    whole = answered(*events, *([DONE] if kind == "openai" else []), dialect=DIALECTS[kind])
     assert only(whole) == ("a", meaning.reason)
     [choice] = whole["choices"]
     assert kind == "openai" or choice["native_finish_reason"] == word
@@ -323,7 +178,7 @@ def test_n2_every_word_of_every_format_is_one_of_openais_five(kind: str, word: s
 
 @pytest.mark.parametrize("kind", FRAMED)
 def test_n2_an_unknown_word_is_not_silently_good(kind: str) -> None:
-    whole = answered(*native(kind, "new_in_2030"), *([DONE] if kind == "openai" else []), dialect=_DIALECTS[kind])
+    whole = answered(*native(kind, "new_in_2030"), *([DONE] if kind == "openai" else []), dialect=DIALECTS[kind])
     [choice] = whole["choices"]
     assert (choice["finish_reason"], choice["native_finish_reason"]) == ("length", "new_in_2030")
     assert finished_status([choice["finish_reason"]]) == Status.INCOMPLETE
@@ -331,7 +186,7 @@ def test_n2_an_unknown_word_is_not_silently_good(kind: str) -> None:
 
 def test_n2_an_unknown_word_and_nothing_said_is_no_answer() -> None:
     for kind, events in (("openai", [chunk({}, "new_in_2030"), DONE]), ("gemini", [gemini(reason="NEW_IN_2030")])):
-        error, _ = refused(*events, dialect=_DIALECTS[kind])
+        error, _ = refused(*events, dialect=DIALECTS[kind])
         assert isinstance(error, UpstreamIncomplete)
 
 
@@ -510,7 +365,7 @@ def test_n1_in_formats_of_their_own() -> None:
         ("anthropic", anthropic(block, reason="tool_use")),
         ("gemini", [gemini({"functionCall": {"name": "f"}}, reason="STOP")]),
     ):
-        whole = answered(*events, dialect=_DIALECTS[kind])
+        whole = answered(*events, dialect=DIALECTS[kind])
         assert (calls_of(whole), whole["choices"][0]["finish_reason"]) == ([("f", "{}")], "tool_calls"), kind
 
 
@@ -525,7 +380,7 @@ def test_a4_items_without_an_id_and_a_place_are_told_apart_by_their_call() -> No
             {"type": "response.output_item.done", "item": done},
         ]
     events.append({"type": "response.completed", "response": {"status": "completed"}})
-    assert calls_of(answered(*events, dialect=_DIALECTS["responses"])) == BOTH
+    assert calls_of(answered(*events, dialect=DIALECTS["responses"])) == BOTH
 
 
 # ---- F8: the finish
@@ -571,7 +426,7 @@ def test_f9_an_input_of_zero_does_not_replace_one_that_is_not() -> None:
 
 
 def test_f9_anthropics_figures_are_cumulative() -> None:
-    usage = answered(*anthropic(words("a"), input_tokens=0, output_tokens=9), dialect=_DIALECTS["anthropic"])["usage"]
+    usage = answered(*anthropic(words("a"), input_tokens=0, output_tokens=9), dialect=DIALECTS["anthropic"])["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (7, 9, 16)
 
 
@@ -657,7 +512,7 @@ def test_f18_in_formats_of_their_own() -> None:
         ("cohere", {"id": "x", "message": cohere_message, "finish_reason": "TOOL_CALL", "usage": cohere_usage}),
         ("gemini", gemini({"text": "Hi"}, {"functionCall": {"name": "f", "args": {"a": 1}}}, reason="STOP")),
     ):
-        whole = answered(event, dialect=_DIALECTS[kind])
+        whole = answered(event, dialect=DIALECTS[kind])
         assert only(whole) == ("Hi", "tool_calls"), kind
         assert calls_of(whole) == [("f", '{"a":1}')], kind
         assert whole["usage"]["total_tokens"] == 12, kind
@@ -668,14 +523,14 @@ def test_a_responses_stream_whose_text_stands_only_at_its_end_is_an_answer(begun
     item = {"type": "message", "id": "m", "content": [{"type": "output_text", "text": "Hi", "annotations": []}]}
     opening = [{"type": "response.output_item.added", "output_index": 0, "item": {**item, "content": []}}] * begun
     end = {"type": "response.completed", "response": {"status": "completed", "output": [item]}}
-    assert only(answered(*opening, end, dialect=_DIALECTS["responses"])) == ("Hi", "stop")
+    assert only(answered(*opening, end, dialect=DIALECTS["responses"])) == ("Hi", "stop")
 
 
 def test_what_a_response_says_again_at_its_end_is_not_said_twice() -> None:
     item = {"type": "message", "id": "other", "content": [{"type": "output_text", "text": "Hi", "annotations": []}]}
     delta = {"type": "response.output_text.delta", "item_id": "m", "delta": "Hi"}
     end = {"type": "response.completed", "response": {"status": "completed", "output": [item]}}
-    assert only(answered(delta, end, dialect=_DIALECTS["responses"])) == ("Hi", "stop")
+    assert only(answered(delta, end, dialect=DIALECTS["responses"])) == ("Hi", "stop")
 
 
 # ---- N3, N4: annotations
@@ -705,7 +560,7 @@ def test_n3_in_a_responses_answer() -> None:
         },
         {"type": "response.completed", "response": {"status": "completed"}},
     ]
-    [told] = answered(*events, dialect=_DIALECTS["responses"])["choices"][0]["message"]["annotations"]
+    [told] = answered(*events, dialect=DIALECTS["responses"])["choices"][0]["message"]["annotations"]
     assert told["url_citation"].keys() == {"url", "title", "start_index", "end_index"}
 
 

@@ -29,38 +29,66 @@ class _Answer:
         self._blocks: dict[int, _Block] = {}
         self._usage: dict[str, Any] = {}
         self._counts: dict[str, int] = {}
+        self._reason: str | None = None  # one that stands in the message's start, where no other follows
         self._length = 0  # of the content so far, in characters: what an annotation's place is counted in
 
     def feed(self, event: str, value: dict[str, Any]) -> list[dict[str, Any]]:
         with readable():
             kind = value.get("type") or event
-            if kind == "message" and isinstance(value.get("content"), list):
+            if kind in ("message", "") and isinstance(value.get("content"), list):
                 return self._whole(value)
             if kind == "content_block_start":
                 block = self._blocks[value["index"]] = _Block(value["content_block"], self._length)
                 return self._said(self._start(block))
             if kind == "content_block_delta":
-                return self._said(self._delta(self._blocks[value["index"]], value["delta"]))
+                block = self._blocks.get(value["index"]) or self._unopened(value)
+                return self._said(self._delta(block, value["delta"]))
             if kind == "content_block_stop":
                 return self._said(self._stop(self._blocks.pop(value["index"])))
             if kind == "message_start":
                 # Nothing is handed out yet: an overload that follows can still be met by asking another target.
-                self._count(value["message"].get("usage"))
+                message = value["message"]
+                self._count(message.get("usage"))
+                self._reason = message.get("stop_reason")
+                return [chunk for raw in message.get("content") or () for chunk in self._block(raw)]
             elif kind == "message_delta":
                 return self._finish(value)
             elif kind == "message_stop":
                 self.done = True
+                return self._last(value)
         return []  # pings, and what Anthropic may add: "your code should handle unknown event types gracefully"
 
     def _whole(self, message: dict[str, Any]) -> list[dict[str, Any]]:
         self._usage = dict(message.get("usage") or {})
         chunks = []
         for raw in message["content"]:
-            block = _Block(raw, self._length)
-            chunks += [*self._said(self._start(block)), *self._said(self._stop(block))]
+            chunks += self._block(raw)
         about = {key: message.get(key) for key in ("stop_reason", "stop_sequence", "stop_details", "container")}
         self.done = True
         return [*chunks, *self._finish({"type": "message_delta", "delta": about})]
+
+    def _block(self, raw: dict[str, Any]) -> list[dict[str, Any]]:
+        """A block that comes whole."""
+        block = _Block(raw, self._length)
+        return [*self._said(self._start(block)), *self._said(self._stop(block))]
+
+    def _unopened(self, value: dict[str, Any]) -> _Block:
+        """A block whose start never came, by the type of its deltas. Raises KeyError for one that cannot be known by it."""
+        kind = {"text_delta": "text", "thinking_delta": "thinking"}[value["delta"]["type"]]
+        block = self._blocks[value["index"]] = _Block({"type": kind, kind: ""}, self._length)
+        return block
+
+    def _last(self, value: dict[str, Any]) -> list[dict[str, Any]]:
+        """Figures that came with no `message_delta`, or stand in the last event (Amazon's, under names of its own)."""
+        told = value.get("usage") or {}
+        metrics = value.get("amazon-bedrock-invocationMetrics") or {}
+        names = {"input_tokens": "inputTokenCount", "output_tokens": "outputTokenCount"}
+        self._count({name: metrics.get(other) for name, other in names.items() if not self._usage.get(name)} | told)
+        chunks = [chunk for block in self._blocks.values() for chunk in self._said(self._stop(block))]
+        self._blocks.clear()
+        if self._reason:
+            chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": text_in(self._reason)}]})
+        return [*chunks, {"choices": [], "usage": _usage(self._usage)}] if self._usage else chunks
 
     def _said(self, delta: dict[str, Any]) -> list[dict[str, Any]]:
         return [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}] if delta else []
@@ -74,7 +102,7 @@ class _Answer:
         if block.type == "tool_use":
             block.place = self._next("tool_calls")
             function = {"name": text_in(block.raw["name"]), "arguments": ""}
-            opening = {"index": block.place, "id": text_in(block.raw["id"]), "type": "function", "function": function}
+            opening = {"index": block.place, "id": block.raw.get("id"), "type": "function", "function": function}
             return {"tool_calls": [opening]}
         if block.type in ("text", "thinking") and block.raw.get(block.type):
             return self._text(block, text_in(block.raw[block.type]))
@@ -133,6 +161,7 @@ class _Answer:
         self._blocks.clear()
         if reason is None:
             return [*chunks, {"choices": [], "usage": _usage(self._usage)}]
+        self._reason = None
         choice = {"index": 0, "delta": {}, "finish_reason": text_in(reason)}
         if sequence is not None:
             choice["stop_sequence"] = sequence

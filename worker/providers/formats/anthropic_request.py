@@ -42,6 +42,8 @@ _HAS_BUDGET = re.compile(r"^(?!.*claude)|claude-3|claude-(opus|sonnet|haiku)-4([
 # temperature or top_p, not both.
 _SAMPLES_NOT = re.compile(r"claude-[a-z]+-(4[.-][7-9](?!\d)|[5-9]|\d\d)|claude-mythos")
 _SAMPLES_ONCE = re.compile(r"claude-[a-z]+-4[.-][1-6](?!\d)")
+_THINKS_NOT = re.compile(r"claude-(instant|2|3-(opus|sonnet|haiku|5))")
+"""Thinking began with Claude 3.7; an effort is a wish, and those before refuse it."""
 _LEAST_TOP_P = 0.95  # with thinking
 
 _UNKNOWN = (
@@ -69,7 +71,7 @@ def build_request(body: dict[str, Any], model: str, accepts: Accepts = _ACCEPTS)
     forced = tools.get("tool_choice", {}).get("type") in ("any", "tool")
     if forced and _is_thinking(own):
         raise wrong("tool_choice", "Claude cannot think and be forced to call a tool. Leave one of the two out.")
-    thinks = not forced and not _is_in_loop_without_thought(turns, model)
+    thinks = not (forced or _THINKS_NOT.search(model) or _is_in_loop_without_thought(turns, model))
     request: dict[str, Any] = {"model": model, "messages": turns, "stream": True, **_limit(body, model, thinks=thinks)}
     if system:
         plain = all(block.keys() == {"type", "text"} for block in system)
@@ -161,7 +163,8 @@ def _limit(body: dict[str, Any], model: str, *, thinks: bool) -> dict[str, Any]:
 
 
 def _conversation(body: dict[str, Any], accepts: Accepts) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The system's blocks, and the turns. Messages of one side that follow each other are one turn."""
+    """The system's blocks, and the turns. Messages of one side that follow each other are one turn, in which results come
+    first (platform.claude.com/docs/en/agents-and-tools/tool-use/implement-tool-use, on parallel results)."""
     system: list[dict[str, Any]] = []
     turns: list[dict[str, Any]] = []
     for message, param in parts.messages(body, "Anthropic", accepts):
@@ -180,6 +183,8 @@ def _conversation(body: dict[str, Any], accepts: Accepts) -> tuple[list[dict[str
             turns[-1]["content"] += blocks
         elif blocks:
             turns.append({"role": role, "content": blocks})
+    for turn in turns:
+        turn["content"].sort(key=lambda block: turn["role"] == "user" and block.get("type") != "tool_result")
     if not turns and system:
         return [], [{"role": "user", "content": system}]
     if not turns:

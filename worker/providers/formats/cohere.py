@@ -143,6 +143,7 @@ class _Translator:
     def __init__(self) -> None:
         self.done = False
         self._calls: dict[Any, int] = {}
+        self._begun = 0
         self._citations = 0
 
     def feed(self, event: str, value: dict[str, Any]) -> _Chunks:
@@ -173,7 +174,8 @@ class _Translator:
 
     def call_start(self, value: dict[str, Any], delta: dict[str, Any]) -> _Chunks:
         call = delta["message"]["tool_calls"]
-        index = self._calls[value.get("index")] = len(self._calls)
+        index = self._calls[value.get("index")] = self._begun
+        self._begun += 1
         function = {
             "name": text_in(call["function"]["name"]),
             "arguments": call["function"].get("arguments") or "",
@@ -224,10 +226,15 @@ def _logprobs(words: str, odds: list[float]) -> dict[str, Any]:
     return {"content": [entry], "refusal": None}
 
 
+_COUNTED = ("input_tokens", "output_tokens")
+
+
 def _usage(usage: dict[str, Any]) -> dict[str, Any]:
     """The tokens there were; those that were billed where nothing else is known. What was billed is kept, too."""
-    tokens = usage.get("tokens") or usage.get("billed_units") or {}
-    more = {key: figure for key, figure in usage.items() if key not in ("tokens", "cached_tokens")}
+    told = [one for one in (usage.get("tokens"), usage.get("billed_units"), usage) if isinstance(one, dict)]
+    tokens = next((one for one in told if one.get("input_tokens") or one.get("output_tokens")), {})
+    tokens = {name: next((one[name] for one in (tokens, *told) if one.get(name)), 0) for name in _COUNTED}
+    more = {key: figure for key, figure in usage.items() if key not in ("tokens", "cached_tokens", *_COUNTED)}
     if usage.get("cached_tokens") is not None:
         more["prompt_tokens_details"] = {"cached_tokens": int(usage["cached_tokens"])}
     return usage_chunk(tokens.get("input_tokens"), tokens.get("output_tokens"), **more)

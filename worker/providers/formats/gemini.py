@@ -34,6 +34,8 @@ class _Answer:
 
     def feed(self, event: str, value: dict[str, Any]) -> list[dict[str, Any]]:
         with readable():
+            if isinstance(inner := value.get("response"), dict):  # Google's Code Assist wraps each answer
+                value = inner
             choices = []
             for candidate in value.get("candidates") or []:
                 index = candidate.get("index") or 0
@@ -49,7 +51,8 @@ class _Answer:
                 choices.append({"index": 0, "delta": {}, **finish})
             chunk["choices"] = choices
             # Vertex sends the traffic's type alone until the figures are known.
-            if "totalTokenCount" in (figures := value.get("usageMetadata") or {}):
+            figures = value.get("usageMetadata") or {}
+            if any(name in figures for name in ("totalTokenCount", "promptTokenCount", "candidatesTokenCount")):
                 chunk["usage"] = _usage(figures)
             return [chunk]
 
@@ -221,8 +224,12 @@ def _slot(where: Any, key: str | int, empty: Any) -> Any:
 
 
 def _usage(told: dict[str, Any]) -> dict[str, Any]:
-    """Thoughts are told beside the text, and so is what built-in tools read; OpenAI counts both within."""
+    """Thoughts are told beside the text, and so is what built-in tools read; OpenAI counts both within. Where the text's
+    count is left out, it is what the others leave of the sum."""
     thoughts, cached = told.get("thoughtsTokenCount") or 0, told.get("cachedContentTokenCount") or 0
+    prompt = (told.get("promptTokenCount") or 0) + (told.get("toolUsePromptTokenCount") or 0)
+    total, text = told.get("totalTokenCount") or 0, told.get("candidatesTokenCount")
+    completion = text + thoughts if text is not None else max(total - prompt, thoughts) if prompt else thoughts
     named = (
         "promptTokenCount",
         "candidatesTokenCount",
@@ -232,9 +239,9 @@ def _usage(told: dict[str, Any]) -> dict[str, Any]:
     )
     return {
         **{key: value for key, value in told.items() if key not in named},
-        "prompt_tokens": (told.get("promptTokenCount") or 0) + (told.get("toolUsePromptTokenCount") or 0),
-        "completion_tokens": (told.get("candidatesTokenCount") or 0) + thoughts,
-        "total_tokens": told["totalTokenCount"],
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": total or prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": thoughts},
     }

@@ -36,6 +36,10 @@ _CONFIG = {
 _HAS_BUDGET = re.compile(r"gemini-[12]\b")
 _BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576, "max": 24576}
 _LEVELS = {"max": "xhigh"}
+_THINKS_NOT = re.compile(r"gemini-1\b|gemini-2\.0(?!.*thinking)|gemma-?[123]\b")
+_THINKS_ALWAYS = re.compile(r"gemini-2\.5-pro")
+_LEAST_BUDGET = 128
+"""ai.google.dev/gemini-api/docs/thinking: models before 2.5 refuse to be told how to think; 2.5 Pro thinks at least so much."""
 
 # ai.google.dev/gemini-api/docs/thought-signatures: for a call that another model made, or that lost its signature on
 # the way. Without it Gemini 3 and later refuse the request; earlier ones want none.
@@ -83,9 +87,11 @@ def _config(body: dict[str, Any], model: str, accepts: Accepts) -> dict[str, Any
             raise wrong("modalities", "must be text and image, or less. For others send generationConfig.")
         config["responseModalities"] = [wanted.upper() for wanted in modalities]
     effort = parts.effort(body)
-    if effort is not None:
-        if effort == "none" or _HAS_BUDGET.search(model):
-            thinking: dict[str, Any] = {"thinkingBudget": _BUDGETS[effort]}
+    if effort is not None and not _THINKS_NOT.search(model):
+        if effort == "none" and _THINKS_ALWAYS.search(model):
+            thinking: dict[str, Any] = {"thinkingBudget": _LEAST_BUDGET}
+        elif effort == "none" or _HAS_BUDGET.search(model):
+            thinking = {"thinkingBudget": _BUDGETS[effort]}
         else:
             thinking = {"thinkingLevel": _LEVELS.get(effort, effort)}
         config["thinkingConfig"] = thinking if effort == "none" else {**thinking, "includeThoughts": True}

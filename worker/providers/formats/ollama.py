@@ -159,12 +159,16 @@ _DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_d
 class _Lines:
     """Newline-delimited JSON as events, with the interface of sse.Decoder. CRLF ends a line, too; empty ones are none.
 
-    A last line without its end counts if it is whole, as only JSON can tell.
+    A last line without its end counts if it is whole, as only JSON can tell. What proxies make of it is read as well: lines
+    as an event stream, a byte order mark, and a whole answer over many lines.
     """
 
     def __init__(self, max_event_bytes: int) -> None:
         self._limit = max_event_bytes
         self._tail = bytearray()
+        self._spread: bytearray | None = None
+        """A whole answer over many lines, so far."""
+        self._begun = False
         self.refused = False
 
     def feed(self, data: bytes) -> list[sse.Event]:
@@ -178,8 +182,17 @@ class _Lines:
             self._tail.clear()
             if len(whole) > self._limit:
                 return self._refuse(events)
-            if whole.strip():
-                events.append(sse.Event(whole))
+            if not self._begun:
+                whole = whole.removeprefix(b"\xef\xbb\xbf")
+            if not self._begun and whole.strip() == b"{":
+                self._spread = bytearray()
+            self._begun = self._begun or bool(whole.strip())
+            if self._spread is not None:
+                self._spread += whole
+                if len(self._spread) > self._limit:
+                    return self._refuse(events)
+            elif data_ := _unframed(whole):
+                events.append(sse.Event(data_))
         # A CR at the end may be half a line's end, which is not the line's: the verdict must not depend on the split.
         if len(self._tail) + len(rest) - (rest or self._tail).endswith(b"\r") > self._limit:
             return self._refuse(events)
@@ -188,7 +201,7 @@ class _Lines:
 
     def close(self) -> list[sse.Event]:
         events = self.feed(b"")
-        tail = bytes(self._tail).strip()
+        tail = _unframed(bytes(self._spread or b"") + bytes(self._tail).strip())
         self._tail.clear()
         return [*events, sse.Event(tail)] if parse(tail) is not None else events
 
@@ -198,6 +211,13 @@ class _Lines:
         return events or self.feed(b"")
 
 
+def _unframed(line: bytes) -> bytes:
+    """What an event stream's line says; nothing for those that are no data."""
+    if line.startswith((b":", b"event:", b"id:", b"retry:")):
+        return b""
+    return line[5:].strip() if line.startswith(b"data:") else line if line.strip() else b""
+
+
 class _Translator:
     def __init__(self) -> None:
         self.done = False
@@ -205,7 +225,10 @@ class _Translator:
 
     def feed(self, event: str, value: dict[str, Any]) -> list[dict[str, Any]]:
         with readable():
-            delta = self._delta(value.get("message") or {})
+            message = value.get("message")
+            if message is None and isinstance(value.get("response"), str):  # what /api/generate says
+                message = {"content": value["response"], "thinking": value.get("thinking")}
+            delta = self._delta(message or {})
             self.done = value.get("done") is True
             if not (delta or self.done):
                 return []

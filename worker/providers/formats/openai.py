@@ -152,6 +152,9 @@ def _message(message: Any, accepts: Accepts) -> Any:
 
 def _fit_answer(kept: dict[str, Any], message: dict[str, Any], accepts: Accepts) -> None:
     """An earlier answer: its calls, and its reasoning under the name it is taken under."""
+    if kept.get("refusal") and not accepts.raw_arguments:
+        refusal = kept.pop("refusal")
+        kept["content"] = kept.get("content") or refusal
     if isinstance(calls := kept.get("tool_calls"), list):
         kept["tool_calls"] = [_call(call, accepts) for call in calls]
         kept.setdefault("content", None)
@@ -174,6 +177,10 @@ def _fit_answer(kept: dict[str, Any], message: dict[str, Any], accepts: Accepts)
 def _call(call: Any, accepts: Accepts) -> Any:
     if not isinstance(call, dict):
         return call
+    if isinstance(custom := call.get("custom"), dict) and not accepts.raw_arguments:
+        # A free-form call, which OpenAI alone knows: its input as the argument of a function.
+        inner = {"name": custom.get("name"), "arguments": {"input": custom.get("input") or ""}}
+        call = {**{key: item for key, item in call.items() if key != "custom"}, "type": "function", "function": inner}
     known = ("id", "type", "function", "custom", *accepts.message_fields)
     fit = {
         key: value
@@ -193,6 +200,13 @@ def _content(content: list[Any], accepts: Accepts) -> Any:
     if accepts.strict:
         content = [
             {key: value for key, value in part.items() if key != "cache_control"} if isinstance(part, dict) else part
+            for part in content
+        ]
+    if not accepts.raw_arguments:  # a part that OpenAI alone knows; to others it is what was said
+        content = [
+            {"type": "text", "text": part["refusal"]}
+            if isinstance(part, dict) and isinstance(part.get("refusal"), str)
+            else part
             for part in content
         ]
     texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]

@@ -13,8 +13,12 @@ from typing import Any, NamedTuple
 from worker.providers.chunk_shapes import delta_chunk, finish_chunk, logprobs
 from worker.providers.errors import readable, refusal, text_in
 from worker.providers.finish import ending
+from worker.providers.tool_calls import text_of
 
 _Chunks = list[dict[str, Any]]
+
+_ELSEWHERE = 1_000_000
+"""Places that no event names."""
 
 _KINDS = {"function_call": ("function", "arguments"), "custom_tool_call": ("custom", "input")}
 _USAGE = {
@@ -32,6 +36,7 @@ class _OpenCall(NamedTuple):
     kind: str
     field: str
     begun: bool
+    id: Any
 
 
 class ResponsesTranslator:
@@ -45,6 +50,8 @@ class ResponsesTranslator:
         self._starts: dict[tuple[Any, Any], int] = {}  # where in the content each part began
         self._length = 0
         self._over: set[Any] = set()
+        self._ids: dict[Any, Any] = {}  # of the items, by place
+        self._moved: dict[Any, int] = {}  # where items are that came while another was at their place, by id
         self._said: set[str] = set()  # the fields that anything was said in
         self._calls: dict[Any, _OpenCall] = {}
         self._call_ids: set[Any] = set()
@@ -55,8 +62,12 @@ class ResponsesTranslator:
     def feed(self, event: str, value: dict[str, Any]) -> _Chunks:
         with readable():
             kind = text_in(value.get("type") or event)
-            if not kind and value.get("object") == "response":
+            if not kind and (value.get("object") == "response" or isinstance(value.get("output"), list)):
                 return self.ended({"type": "", "response": value})
+            item = value.get("item")
+            of = value.get("item_id") or (item.get("id") if isinstance(item, dict) else None)
+            if of in self._moved:
+                value = {**value, "output_index": self._moved[of]}
             if field := _PIECES.get(kind):
                 return self._say(value, field, value["delta"])
             if whole := _WHOLES.get(kind):
@@ -66,7 +77,10 @@ class ResponsesTranslator:
 
     def added(self, value: dict[str, Any]) -> _Chunks:
         item, place = value["item"], _place(value)
+        if place in self._items - self._over and item.get("id") and self._ids.get(place) not in (None, item["id"]):
+            place = self._moved[item["id"]] = _ELSEWHERE + len(self._moved)
         self._items.add(place)
+        self._ids[place] = item.get("id")
         return self._open(item, place) if item["type"] in _KINDS else []
 
     def summary(self, value: dict[str, Any]) -> _Chunks:
@@ -78,7 +92,7 @@ class ResponsesTranslator:
         return self._say(value, "reasoning_content", words)
 
     def arguments(self, value: dict[str, Any]) -> _Chunks:
-        known, words = self._calls.get(_place(value)), text_in(value.get("delta") or "")
+        known, words = self._calls.get(_place(value)), text_of(value.get("delta"))
         if known is None or not words:  # began before we came: the finished item tells it whole
             return []
         self._calls[_place(value)] = known._replace(begun=True)
@@ -115,14 +129,17 @@ class ResponsesTranslator:
     def ended(self, value: dict[str, Any]) -> _Chunks:
         """The response is over, whole or not; its `status` counts, whatever the event is called."""
         response = value["response"]
+        cause = (response.get("incomplete_details") or {}).get("reason")
         word = response.get("status") or text_in(value["type"]).removeprefix("response.") or "completed"
         if word == "failed":
             return self.failed(value)
+        if word == "completed" and (cause or value["type"] == "response.incomplete"):
+            word = "incomplete"
         if word == "cancelled":
             raise refusal({"message": "The answer was cancelled at the provider.", "code": word}, status=502)
         chunks = self._untold(response.get("output") or [])
         last = finish_chunk(word)
-        if word == "incomplete" and (cause := (response.get("incomplete_details") or {}).get("reason")):
+        if word == "incomplete" and cause:
             [choice] = last["choices"]
             choice["native_finish_reason"] = cause
             # Whatever cuts an answer, it must not pass for whole.
@@ -139,14 +156,28 @@ class ResponsesTranslator:
         """What of the finished response no event has told. Some servers' items have other ids and places there than in their
         events: text is told only if there was none, a call if its id is new."""
         chunks: _Chunks = []
-        told = {"message": {"content", "refusal"} & self._said, "reasoning": {"reasoning_content"} & self._said}
+        told = len({part for part, _ in self._starts})
+        spoken = {"message": bool({"content", "refusal"} & self._said), "reasoning": "reasoning_content" in self._said}
         for place, item in enumerate(output):
             kind = item["type"]
-            if told.get(kind) or item.get("call_id") in self._call_ids or {place, item.get("id")} & self._over:
+            if item.get("call_id") in self._call_ids:
+                chunks += self._late_arguments(item)
+                continue
+            if kind == "message" and told > 0:  # in their order, whatever they are called
+                told -= 1
+                continue
+            if (kind == "reasoning" and spoken[kind]) or {place, item.get("id")} & self._over:
                 continue
             self._items.add(place)
             chunks += self.finished({"output_index": place, "item": item})
         return chunks
+
+    def _late_arguments(self, item: dict[str, Any]) -> _Chunks:
+        """Those of a call that was opened, and of which no event has told more."""
+        known = next((one for one in self._calls.values() if one.id == item.get("call_id")), None)
+        if known is None or known.begun or not (words := text_of(item.get(known.field))):
+            return []
+        return [delta_chunk(tool_calls=[{"index": known.at, known.kind: {known.field: words}}])]
 
     def _say(self, value: dict[str, Any], field: str, words: Any) -> _Chunks:
         if not words:
@@ -196,9 +227,9 @@ class ResponsesTranslator:
 
     def _open(self, item: dict[str, Any], place: Any) -> _Chunks:
         kind, field = _KINDS[item["type"]]
-        words = text_in(item.get(field) or "")
+        words = text_of(item.get(field))
         self._call_ids.add(item.get("call_id") or None)
-        known = self._calls[place] = _OpenCall(self._next("tool_calls"), kind, field, bool(words))
+        known = self._calls[place] = _OpenCall(self._next("tool_calls"), kind, field, bool(words), item.get("call_id"))
         inner = {"name": text_in(item["name"]), field: words}
         return [delta_chunk(tool_calls=[{"index": known.at, "id": item.get("call_id"), "type": kind, kind: inner}])]
 

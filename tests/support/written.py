@@ -13,9 +13,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from shared.errors import UpstreamError
 from shared.log.entry import Chunk
 from tests.support.answers import completion, new_normalizer, read_by_sdk, values
+from worker.providers import formats
 from worker.providers.dialect import Dialect
-from worker.providers.formats import _DIALECTS as DIALECTS
 
+DIALECTS = formats._DIALECTS
 OPENAI = DIALECTS["openai"]
 DONE = "[DONE]"
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}

@@ -50,14 +50,14 @@ def heard(body: bytes, kind: str = "openai") -> dict[str, Any]:
 
 def failed(body: bytes, kind: str = "openai") -> tuple[UpstreamError, str]:
     """The error a body ends in, and the text before it, in packets of 1, 7 and 1,400 bytes the same."""
-    found = set()
+    found: list[tuple[UpstreamError, str]] = []
     for size in (1, 7, 1400):
         chunks, error, _ = hear(body, dialect=DIALECTS[kind], size=size)
         assert error is not None
         texts = [choice["delta"].get("content") or "" for value in values(chunks) for choice in value["choices"]]
-        found.add((type(error), error.message, "".join(texts)))
-    assert len(found) == 1
-    return error, "".join(texts)
+        found.append((error, "".join(texts)))
+    assert len({(type(error), error.message, text) for error, text in found}) == 1
+    return found[0]
 
 
 def figures(whole: dict[str, Any]) -> tuple[int, int, int] | None:
@@ -232,7 +232,7 @@ def item(id: str, call_id: str, name: str, arguments: Any = "") -> dict[str, Any
 
 
 def test_k3_arguments_that_stand_only_in_the_finished_response() -> None:
-    events = [
+    events: list[Any] = [
         {"type": "response.output_item.added", "output_index": 0, "item": item("i", "c", "f")},
         {"type": "response.completed", "response": {"status": "completed", "output": [item("i", "c", "f", '{"x":1}')]}},
     ]
@@ -244,7 +244,7 @@ def test_k3_items_of_a_response_that_are_all_at_one_place() -> None:
         kind = "response.function_call_arguments.delta"
         return {"type": kind, "output_index": 0, "item_id": id, "delta": words_}
 
-    events = [
+    events: list[Any] = [
         {"type": "response.output_item.added", "output_index": 0, "item": item("i", "c", "f")},
         {"type": "response.output_item.added", "output_index": 0, "item": item("j", "d", "g")},
         argue("i", '{"x":1}'),
@@ -346,7 +346,7 @@ def test_k5_figures_in_other_forms(told: dict[str, Any]) -> None:
 @pytest.mark.parametrize("place", ["usage_metadata", "metrics", "x_groq"])
 @pytest.mark.parametrize("inner", [USAGE, {"usage": USAGE}])
 def test_k5_figures_at_other_places(place: str, inner: dict[str, Any]) -> None:
-    assert figures(answered(*said("a"), chunk({}, "stop", **{place: inner}), DONE)) == FIGURES
+    assert figures(answered(*said("a"), {**chunk({}, "stop"), place: inner}, DONE)) == FIGURES
 
 
 @pytest.mark.parametrize(
@@ -517,7 +517,7 @@ def test_k8_a_second_message_that_stands_only_in_the_finished_response() -> None
     def message(id: str, text: str) -> dict[str, Any]:
         return {"type": "message", "id": id, "content": [{"type": "output_text", "text": text}]}
 
-    events = [
+    events: list[Any] = [
         {"type": "response.output_item.added", "output_index": 0, "item": {"type": "message", "id": "other"}},
         {"type": "response.output_text.delta", "output_index": 0, "content_index": 0, "delta": "one "},
         {"type": "response.completed", "response": {"output": [message("m", "one "), message("n", "two")]}},
@@ -544,7 +544,7 @@ def test_n3_a_citation_is_one_without_its_type_and_with_places_that_are_none(ann
 
 
 def test_n1_arguments_of_a_response_that_are_an_object() -> None:
-    events = [
+    events: list[Any] = [
         {"type": "response.output_item.done", "output_index": 0, "item": item("i", "c", "f", {"x": 1})},
         {"type": "response.completed", "response": {"status": "completed"}},
     ]

@@ -63,6 +63,7 @@ from shared.log.writer import Writer
 from shared.store.outage import is_passing
 from shared.store.redis import RedisError, log_redis_error
 from worker.normalizer import Normalizer
+from worker.providers.formats import responses_verbatim
 from worker.providers.registry import Provider, split_model
 from worker.providers.tool_calls import ids_in
 from worker.running import RunningAttempts
@@ -197,6 +198,7 @@ class Generator:
             history, asked = await self._outcomes.transcripts.messages(header, body)
             messages = [*history, *asked]
             answer.forced, answer.call_ids = _forces_one(body), ids_in(messages)
+            answer.verbatim = responses_verbatim.request_of(body) is not None
             say = partial(self._say, writer, header, answer, {**body, "messages": messages}, served)
             if not await self.running.run(writer, header, say):
                 status = Status.CANCELLED

@@ -31,7 +31,11 @@ class Heartbeat:
             {
                 "aliases": aliases,
                 "providers": {
-                    name: {"models": list(provider.models), "open": provider.kind != "fake"}
+                    name: {
+                        "models": list(provider.models),
+                        "open": provider.kind != "fake",
+                        "responses": provider.kind == "responses",
+                    }
                     for name, provider in sorted(providers.items())
                 },
             }

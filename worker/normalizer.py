@@ -67,7 +67,7 @@ class Normalizer:
         self._model = model
         self._show_usage = show_usage
         self._expected = choices
-        self.forced = forced
+        self.forced, self.verbatim = forced, False
         self._ended = False
         self.call_ids: Iterable[str] = ()
         """The ids of calls in the request, to be set before `begin`: no call of the answer gets one of them."""
@@ -82,7 +82,8 @@ class Normalizer:
     def begin(self, dialect: Dialect) -> None:
         """From now on the events are an answer's in this dialect, from its first on."""
         self._wire_format = dialect.wire_format
-        self._translator: Translator | None = dialect.translator() if dialect.translator else None
+        translator = (self.verbatim and dialect.verbatim) or dialect.translator
+        self._translator: Translator | None = translator() if translator else None
         self._ids = CallIds(self._id, self.call_ids)
         self._choices: list[Choice] = []
         self._usage_chunk: dict[str, Any] | None = None

@@ -34,8 +34,9 @@ _PLACED = (
 )
 """Lists whose items have an `index` only so that deltas can be added up: in a message they are in order, without it."""
 
-_NOT_KEPT = frozenset({"choices", "object", "usage", "obfuscation"})
-"""Fields of a chunk that are no field of the answer, or one of another kind; `obfuscation` pads OpenAI's chunks."""
+_NOT_KEPT = frozenset({"choices", "object", "usage", "obfuscation", "responses_events"})
+"""Fields of a chunk that are no field of the answer, or one of another kind; `obfuscation` pads OpenAI's chunks, and
+`responses_events` are for another API."""
 
 _PARTS = ("content", "thinking")
 """Where text may be a string or a list of parts, one after the other in one answer: Mistral's `content` is both."""

@@ -109,6 +109,12 @@ class Catalogue:
                 param="model",
             )
 
+    async def speaks_responses(self, model: str) -> bool:
+        """Whether all who may answer for this model speak OpenAI's Responses format themselves."""
+        catalogue = await self._catalogue()
+        names = catalogue["aliases"].get(model, [model])
+        return all(catalogue["providers"].get(name.partition("/")[0], {}).get("responses") for name in names)
+
     async def workers(self) -> int:
         """How many workers have been heard of in the last 15 s."""
         with translate_errors():

@@ -67,5 +67,7 @@ class Dialect:
     )
     """Content types of an answer. Besides SSE's own: some send none, some proxies call every stream one of these, and who
     does not stream calls the whole answer JSON."""
+    verbatim: Callable[[], Translator] | None = None
+    """Instead of `translator`, for a client that speaks this format itself and has the provider's own events."""
     wire_format: str = "openai"
     """Its name, in shared/config/formats.py and in the table of finish.py."""

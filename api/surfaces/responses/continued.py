@@ -18,11 +18,13 @@ from api.services import Services
 from api.surfaces.responses import ids
 from api.surfaces.responses.conversations import calls_of
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
-from api.surfaces.responses.items import OUTPUTS, Calls, Item, Message, to_items
-from api.surfaces.responses.request import TERMS, ResponsesRequest, echoed
+from api.surfaces.responses.items import OUTPUTS, Calls, Item, Message, as_items, to_items
+from api.surfaces.responses.request import TERMS, ResponsesRequest
+from api.surfaces.responses.verbatim import view_of
 from shared.errors import BadRequest, NotFound
 from shared.features.chains import Link
 from shared.generations.caller import Caller
+from shared.lib import json
 from shared.log.entry import Status
 from shared.log.records import Header, Summary, response_id
 
@@ -71,7 +73,7 @@ async def find(services: Services, caller: Caller, response_id: str) -> Found:
         raise unknown from None
     if summary.header.get("surface") != "responses":
         raise unknown
-    return Found(summary, body, ResponseEvents(generation_id, echoed(summary.header, body)))
+    return Found(summary, body, view_of(summary.header, body))
 
 
 async def folded(events: ResponseEvents, header: Header, chunks: Iterable[bytes]) -> ResponseFold:
@@ -88,15 +90,53 @@ async def continued(services: Services, caller: Caller, request: ResponsesReques
     """What the request goes on from. Raises NotFound and BadRequest that name the field."""
     previous: list[str] = []
     if request.previous_response_id is not None:
-        found = await _previous(services, caller, request.previous_response_id)
-        settings = services.settings
-        kept_s = settings.log_safety_s + max(settings.retention_s, settings.stored_retention_s)
-        previous = await services.chains.keep(caller.tenant, found.summary.header["id"], int(kept_s * 1000))
+        _, previous = await _continuing(services, caller, request.previous_response_id)
     items = await _without_references(services, caller, request.items)
     calls = await _answered(services, caller, previous, items)
     if request.conversation_id is not None:
         calls = await _conversed(services, caller, request.conversation_id, items)
     return Continued(previous, items, calls, await _thoughts(services, caller, request, items))
+
+
+async def continued_natively(
+    services: Services, caller: Caller, request: ResponsesRequest
+) -> tuple[list[str], str | None]:
+    """The same where the provider speaks this API: the generations that it goes on from, and what the provider itself calls the
+    nearest, if it keeps that."""
+    if request.conversation_id is not None:
+        await _conversed(services, caller, request.conversation_id, [])
+    if request.previous_response_id is None:
+        return [], None
+    found, previous = await _continuing(services, caller, request.previous_response_id)
+    native = found.body[TERMS].get("native")
+    if native is None or found.summary.header["model"] != request.model or native.get("store") is False:
+        return previous, None
+    chunks, _ = await services.broker.chunks(found.summary.header, found.summary.position.epoch)
+    for chunk in reversed(chunks):
+        if known := json.loads(chunk).get("responses"):
+            return [], known.get("id")
+    return previous, None
+
+
+async def _continuing(services: Services, caller: Caller, response_id: str) -> tuple[Found, list[str]]:
+    """A response that is gone on from, and what the new one's header says of that: they are kept as long as the new one."""
+    found = await _previous(services, caller, response_id)
+    settings = services.settings
+    kept_s = settings.log_safety_s + max(settings.retention_s, settings.stored_retention_s)
+    return found, await services.chains.keep(caller.tenant, found.summary.header["id"], int(kept_s * 1000))
+
+
+def input_items(found: Found) -> list[Item]:
+    """The items of a response's own input, each with an id."""
+    native, generation_id = found.body[TERMS].get("native"), found.summary.header["id"]
+    if native is None:
+        return to_items(found.asked, generation_id)
+    items = []
+    for number, item in enumerate(as_items(native.get("input") or [])):
+        kind = item.get("type") or "message"
+        item_id = ids.item_id(kind, generation_id, ids.FIRST_INPUT + number)
+        items.append({"type": kind, **item, "id": item.get("id") or item_id})
+    return items
 
 
 async def _answered(services: Services, caller: Caller, previous: list[str], items: list[Item]) -> Calls:
@@ -106,7 +146,7 @@ async def _answered(services: Services, caller: Caller, previous: list[str], ite
     found: dict[tuple[str, str], str] = {}
     if previous and wanted:
         async for link in services.chains.links(caller.tenant, previous, at_first=1):
-            events = ResponseEvents(link.header["id"], echoed(link.header, link.body))
+            events = view_of(link.header, link.body)
             for item in [*to_items(link.asked, link.header["id"]), *await _said(events, link)]:
                 if item["type"] in OUTPUTS.values():
                     found |= {(item["type"], item[name]): item["call_id"] for name in ("id", "call_id")}
@@ -224,5 +264,5 @@ async def _named(services: Services, caller: Caller, generation_id: str) -> dict
         return {}
     if found.events.echoed["store"] is False:
         return {}
-    items = [*to_items(found.asked, generation_id), *await _output(services, found)]
+    items = [*input_items(found), *await _output(services, found)]
     return {item["id"]: item for item in items}

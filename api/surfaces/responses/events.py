@@ -25,6 +25,7 @@ from api.surfaces.responses.output import (
     Open,
     Said,
     annotation_object,
+    event_frame,
     is_whole,
     item_object,
     logprobs_of,
@@ -194,8 +195,7 @@ class _Writer:
 
     def say(self, kind: str, **fields: Any) -> None:
         number = self.fold.events
-        data = json.dumps({"type": kind, "sequence_number": number, **fields})
-        self.frames.append(sse.frame(data, id=b"%d" % number, event=kind.encode()))
+        self.frames.append(event_frame(number, kind, fields))
         self.fold = self.fold._replace(events=number + 1)
 
     def begin(self) -> None:

@@ -11,6 +11,7 @@ Clients send items in many spellings, all of which are read: without `type`, wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from api.surfaces.responses import ids
@@ -66,6 +67,15 @@ def to_items(messages: Sequence[Message], generation_id: str) -> list[Item]:
     What a chat does not carry is not there: ids that a client gave, and reasoning.
     """
     return [one.item for one in placed(messages, generation_id)]
+
+
+def readable(items: Sequence[Item], calls: Calls) -> list[Message]:
+    """The messages that items amount to as far as a chat has them: what hosted tools did, it has not."""
+    reader = _Reader(calls, {}, keep_reasoning=False)
+    for item in items:
+        with suppress(BadRequest):
+            reader.read("input", item)
+    return reader.end()
 
 
 class Placed(NamedTuple):

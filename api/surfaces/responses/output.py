@@ -8,9 +8,16 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from api.surfaces.responses import ids
-from shared.lib import json
+from shared.lib import json, sse
 
 Item = dict[str, Any]
+
+
+def event_frame(number: int, kind: str, fields: dict[str, Any]) -> bytes:
+    """An event under its number."""
+    fields.pop("sequence_number", None)
+    data = json.dumps({"type": kind, "sequence_number": number, **fields})
+    return sse.frame(data, id=b"%d" % number, event=kind.encode())
 
 
 class ReasoningNames(NamedTuple):

@@ -9,6 +9,9 @@ stands beside it as `terms`, which no provider gets to see:
 
     instructions          whether the first message is the request's `instructions`
     summary               `reasoning.summary`: reasoning is shown as a summary
+    native                the request as it came, for a provider that speaks this API; the messages are then what of it a chat
+                          can say
+    own                   how many of the messages are its own input's
     and, as they came: reasoning_context, max_tool_calls, include, previous_response_id, store, conversation
 """
 
@@ -29,7 +32,7 @@ from shared.log.records import Header
 TERMS = "responses"
 """The field of a chat request in which the terms stand. It is one of EXTENSION_FIELDS."""
 
-_SAME = (
+SAME = (
     "model stream temperature top_p top_logprobs metadata parallel_tool_calls service_tier user safety_identifier "
     "prompt_cache_key on_interruption on_disconnect max_tokens_per_s background webhook store_reasoning"
 ).split()
@@ -53,7 +56,7 @@ _REFUSED = {
 }
 """Fields that mean something elsewhere, and what to do instead."""
 
-_NOTHING_NEW = {"role": "user", "content": ""}
+NOTHING_NEW = {"role": "user", "content": ""}
 """For checking a request that goes on without saying anything; it is not sent."""
 
 _INCLUDED = {
@@ -216,7 +219,7 @@ class ResponsesRequest(Lenient):
         return self
 
     @classmethod
-    def check(cls, body: object) -> ResponsesRequest:
+    def check(cls, body: object) -> Self:
         """Raises BadRequest naming the first wrong field: `tools[0].type`, or `input[2].content` from its items."""
         if isinstance(body, dict) and not isinstance(body.get("input"), str | None):
             as_items(body["input"])
@@ -261,7 +264,7 @@ def to_chat(
         messages.insert(0, {"role": "system", "content": request.instructions})
     known = ResponsesRequest.model_fields.keys() | _REFUSED.keys()
     body = {field: value for field, value in given.items() if field not in known and value is not None}
-    body |= {field: given[field] for field in _SAME if given.get(field) is not None}
+    body |= {field: given[field] for field in SAME if given.get(field) is not None}
     body["messages"] = messages
     if request.max_output_tokens is not None:
         body["max_completion_tokens"] = request.max_output_tokens
@@ -279,9 +282,9 @@ def to_chat(
         body["logprobs"] = True
     body[TERMS] = _terms(given, request)
     if request.conversation_id is not None:
-        body |= _session(request)
+        body |= session_terms(request)
     try:
-        checked = ChatRequest.check(body if messages else {**body, "messages": [_NOTHING_NEW]})
+        checked = ChatRequest.check(body if messages else {**body, "messages": [NOTHING_NEW]})
     except BadRequest as error:
         raise BadRequest(f"As a chat request, which it becomes here: {error}", param=error.param) from None
     checked.store = (
@@ -290,7 +293,7 @@ def to_chat(
     return Asked(checked, body)
 
 
-def _session(request: ResponsesRequest) -> dict[str, Any]:
+def session_terms(request: ResponsesRequest) -> dict[str, Any]:
     """A conversation as the session whose turn this is. Reasoning is kept for the model that calls tools, and not shown."""
     trim = {"session_trim": "oldest"} if request.truncation == "auto" else {}
     return {"session_id": request.conversation_id, "session_policy": "reject", "store_reasoning": True, **trim}
@@ -316,6 +319,13 @@ def _terms(given: dict[str, Any], request: ResponsesRequest) -> dict[str, Any]:
 def echoed(header: Header, body: dict[str, Any]) -> dict[str, Any]:
     """What the response object repeats of its request, by the log's header and the chat request that is stored there."""
     terms = body[TERMS]
+    if (native := terms.get("native")) is not None:
+        plain = echoed(header, {**body, TERMS: {name: value for name, value in terms.items() if name != "native"}})
+        ours = ("model", "previous_response_id", "metadata")
+        return {
+            **plain,
+            **{name: native[name] for name in plain.keys() & native.keys() - set(ours) if native[name] is not None},
+        }
     conversation = terms.get("conversation")
     reasoning = {"effort": body.get("reasoning_effort"), "summary": terms.get("summary")}
     if terms.get("reasoning_context") is not None:

@@ -31,11 +31,12 @@ from api.live.answer import Answer, speak_after_s
 from api.live.event_stream import EventStream
 from api.paging import following, page
 from api.services import Services
-from api.surfaces.responses.continued import continued, find, folded
+from api.surfaces.responses.continued import continued, continued_natively, find, folded, input_items
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
-from api.surfaces.responses.items import to_items
+from api.surfaces.responses.native import NativeRequest, to_native
 from api.surfaces.responses.objects import response
-from api.surfaces.responses.request import Asked, ResponsesRequest, echoed, to_chat
+from api.surfaces.responses.request import Asked, ResponsesRequest, to_chat
+from api.surfaces.responses.verbatim import view_of
 from shared.chat.messages import Texts
 from shared.errors import BadCursor, NotFound
 from shared.features.usage import measure
@@ -69,6 +70,11 @@ async def _asked(
 ) -> tuple[ResponsesRequest, Asked, list[str]]:
     """What the body asks for, that as chat, and the generations that it goes on from. Raises BadRequest, NotFound."""
     given = with_options(parsed(body), request)
+    model = given.get("model") if isinstance(given, dict) else None
+    if isinstance(model, str) and await services.catalogue.speaks_responses(model):
+        native = NativeRequest.check(given)
+        previous, known_as = await continued_natively(services, caller, native)
+        return native, to_native(given, native, known_as), previous
     checked = ResponsesRequest.check(given)
     previous, items, calls, thoughts = await continued(services, caller, checked)
     return checked, to_chat(given, checked, items, calls=calls, thoughts=thoughts), previous
@@ -113,7 +119,7 @@ async def create(
         repeat=repeat or bool(front.turn),
         front=front,
     )
-    events = ResponseEvents(header["id"], echoed(header, chat_body))
+    events = view_of(header, chat_body)
     headers = _headers(header, root) | (REPLAYED if replayed else {})
     if checked.stream:
         hold_s = 0 if checked.background else services.settings.hold_headers_s  # to be queued is to be accepted
@@ -182,7 +188,7 @@ async def list_input_items(
 ) -> Response:
     """The items of the response's own `input`."""
     found = await find(services, caller, response_id)
-    items = to_items(found.asked, found.summary.header["id"])
+    items = input_items(found)
     if order == "desc":
         items.reverse()
     items = following(

@@ -20,6 +20,7 @@ from typing import Any
 from worker.providers import history, parts
 from worker.providers.accepts import FORMATS, Accepts
 from worker.providers.dialect import Call, Dialect
+from worker.providers.formats import responses_verbatim
 from worker.providers.formats.openai import key_header
 from worker.providers.formats.responses_events import ResponsesTranslator
 from worker.providers.parts import wrong
@@ -36,6 +37,9 @@ _KEPT = ("reasoning_items", "responses_items")
 
 
 def call(provider: Provider, body: dict[str, Any], model: str) -> Call:
+    if (native := responses_verbatim.request_of(body)) is not None:
+        before = _input({"messages": responses_verbatim.history_of(body)}, provider.accepts)
+        return Call("/responses", responses_verbatim.build(native, model, before), key_header(provider))
     return Call("/responses", build_request(body, model, provider.accepts), key_header(provider))
 
 
@@ -212,4 +216,4 @@ def _heard_part(part: dict[str, Any], param: str) -> dict[str, Any]:
     raise wrong(f"{param}.type", "must be text, image_url, input_audio or file.")
 
 
-DIALECT = Dialect(call, ResponsesTranslator, wire_format="responses")
+DIALECT = Dialect(call, ResponsesTranslator, wire_format="responses", verbatim=responses_verbatim.VerbatimTranslator)

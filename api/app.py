@@ -17,6 +17,7 @@ from api.live.drain import Drain
 from api.live.hub import BLOCK_MS, Hub
 from api.resources import batches, files, health, models, reference, sessions, usage
 from api.services import Services
+from api.surfaces import whole
 from api.surfaces.chat import routes as chat
 from api.surfaces.chat import stored
 from api.surfaces.responses import conversations
@@ -31,7 +32,21 @@ from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
 from shared.store.redis import connect, run_while_redis_is_away
 
-_ROUTES = (chat, stored, responses, conversations, streams, sessions, files, batches, usage, models, health, reference)
+_ROUTES = (
+    chat,
+    stored,
+    responses,
+    conversations,
+    whole,
+    streams,
+    sessions,
+    files,
+    batches,
+    usage,
+    models,
+    health,
+    reference,
+)
 _POOL = 17
 _TIMEOUT_S = 2.0
 _MENDED_S = 2.0

@@ -15,6 +15,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+from shared.chat.whole import FIELD
 from shared.config.settings import Settings
 from shared.errors import (
     Damaged,
@@ -76,7 +77,6 @@ _COMMON_BYTES = 128
 """Of a chunk that all of an answer's have in common, at least."""
 _LEAST_BYTES = 64
 """What a chunk costs those who store it and read it, however little it says."""
-
 
 Claimed = tuple[Writer, Header, Stored]
 """An attempt that is ours: its writer, the request's header, and its body as the log has it."""
@@ -198,7 +198,7 @@ class Generator:
             history, asked = await self._outcomes.transcripts.messages(header, body)
             messages = [*history, *asked]
             answer.forced, answer.call_ids = _forces_one(body), ids_in(messages)
-            answer.verbatim = responses_verbatim.request_of(body) is not None
+            answer.verbatim, answer.whole = responses_verbatim.request_of(body) is not None, FIELD in body
             say = partial(self._say, writer, header, answer, {**body, "messages": messages}, served)
             if not await self.running.run(writer, header, say):
                 status = Status.CANCELLED

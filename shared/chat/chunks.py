@@ -12,7 +12,7 @@ from shared.config.formats import WIRE_FORMATS
 
 EXTENSION_FIELDS = frozenset(
     "on_interruption on_disconnect session_id session_policy session_trim session_max_tokens session_keep_partial "
-    "store_reasoning background max_tokens_per_s webhook responses "
+    "store_reasoning background max_tokens_per_s webhook responses whole "
     # OpenAI's own, but they are for the keeper of the answer, and that is us. To pass `store` on would leave a second
     # copy of the prompt with the provider; and without it OpenAI refuses `metadata`.
     "store metadata".split()
@@ -34,9 +34,9 @@ _PLACED = (
 )
 """Lists whose items have an `index` only so that deltas can be added up: in a message they are in order, without it."""
 
-_NOT_KEPT = frozenset({"choices", "object", "usage", "obfuscation", "responses_events"})
+_NOT_KEPT = frozenset({"choices", "object", "usage", "obfuscation", "responses_events", "whole_answer"})
 """Fields of a chunk that are no field of the answer, or one of another kind; `obfuscation` pads OpenAI's chunks, and
-`responses_events` are for another API."""
+`responses_events` and `whole_answer` are for other APIs."""
 
 _PARTS = ("content", "thinking")
 """Where text may be a string or a list of parts, one after the other in one answer: Mistral's `content` is both."""

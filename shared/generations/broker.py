@@ -63,7 +63,7 @@ _ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
 class Front(NamedTuple):
     """What an API says of a request that does not stand in the chat it becomes."""
 
-    surface: Literal["chat", "responses"]
+    surface: Literal["chat", "responses", "embeddings", "moderations"]
     turn: str | None = None
     """What tells a repeat from a new request, beside the body."""
     previous: Sequence[str] = ()

@@ -83,7 +83,7 @@ class Header(TypedDict):
     session_id: NotRequired[str | None]
     session: NotRequired[SessionTerms | None]
     batch: NotRequired[BatchRef | None]
-    surface: NotRequired[Literal["chat", "responses"]]
+    surface: NotRequired[Literal["chat", "responses", "embeddings", "moderations"]]
     """Through which API it was asked for; chat where it is missing."""
     previous: NotRequired[list[str] | None]
     """The generations that it goes on from, the nearest first, 32 at most: what is before them, their own headers name."""

@@ -16,6 +16,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, as
 from types import TracebackType
 from typing import Any, Self
 
+from shared.chat.whole import FIELD
 from shared.config.settings import Settings
 from shared.errors import StreamspoolError, UpstreamError, UpstreamIncomplete, UpstreamInvalid
 from shared.features.blobs import OfTenant
@@ -103,9 +104,9 @@ class Upstream:
         self, body: dict[str, Any], blobs: OfTenant | None
     ) -> Callable[[Target, Timers], AbstractAsyncContextManager[Events]]:
         def open_events(target: Target, timers: Timers) -> AbstractAsyncContextManager[Events]:
-            if target.provider.kind == "fake":
+            dialect = dialect_of(target.provider, whole=FIELD in body)
+            if target.provider.kind == "fake" and FIELD not in body:
                 return aclosing(_play(body, target.model, blobs))
-            dialect = dialect_of(target.provider)
             call = dialect.call(target.provider, body, target.model)
             return self._request(target.provider, dialect, call, timers, blobs)
 

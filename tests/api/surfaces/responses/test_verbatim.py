@@ -82,7 +82,7 @@ def answer(text: str = "hi", response_id: str = "resp_own") -> list[bytes]:
     usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
     response = {"id": response_id, "object": "response", "status": "completed", "usage": usage}
     at = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
-    events = [
+    events: list[dict[str, Any]] = [
         {"type": "response.created", "response": {**response, "status": "in_progress", "output": []}},
         {"type": "response.web_search_call.searching", "item_id": "ws_1", "output_index": 0},
         {"type": "response.output_item.added", "output_index": 0, "item": {**item, "content": []}},

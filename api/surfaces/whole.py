@@ -1,0 +1,60 @@
+"""/v1/embeddings and /v1/moderations: what the provider answers, as it came, by way of the queue and the log.
+
+Such an answer is a generation: it has an id and a state, is counted, and is repeated with its key as any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.deps import REPLAYED, Body, CurrentCaller, CurrentServices, IdempotencyKey, IsRepeat, Root, read, with_options
+from api.live.answer import Answer, speak_after_s
+from api.states import stream_headers
+from shared.chat.whole import REQUESTS, to_stored, whole_answer
+from shared.generations.broker import Front
+from shared.lib import json
+from shared.log.records import Summary
+
+router = APIRouter()
+
+
+def _schema(path: str) -> dict[str, Any]:
+    schema = REQUESTS[path].model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+async def _found(chunks: Iterable[bytes]) -> dict[str, Any]:
+    return whole_answer(chunks) or {}
+
+
+def _whole(_: Summary, found: dict[str, Any]) -> dict[str, Any]:
+    return found
+
+
+@router.post("/v1/embeddings", tags=["embeddings"], response_model=None, openapi_extra=_schema("/v1/embeddings"))
+@router.post("/v1/moderations", tags=["moderations"], response_model=None, openapi_extra=_schema("/v1/moderations"))
+async def create(
+    request: Request,
+    services: CurrentServices,
+    caller: CurrentCaller,
+    root: Root,
+    key: IdempotencyKey,
+    repeat: IsRepeat,
+    body: Body,
+) -> Response:
+    """What the provider answers."""
+    path: str = request.scope["route"].path
+    cut = await services.blobs.cut(body)
+    stored = await read(cut.text, lambda value: to_stored(path, with_options(value, request)))
+    silent_s = speak_after_s(request, services.settings)
+    front = Front("embeddings" if path == "/v1/embeddings" else "moderations")
+    header, replayed = await services.broker.submit(
+        json.dumps(stored.body), stored.request, caller, idempotency_key=key, repeat=repeat, front=front
+    )
+    headers = stream_headers(header["id"], root) | (REPLAYED if replayed else {})
+    return Answer(services, header, _whole, fresh=not replayed, headers=headers, speak_after_s=silent_s, add_up=_found)

@@ -32,6 +32,9 @@ _SLASHES = re.compile(rb"/{2,}")
 _PREFIX = re.compile(rb"(?:/(?!\.+(?:/|$))[\w.~-]+)+/?", re.ASCII)
 _FIELD_NAMES = re.compile(rb"[\w!#$%&'*+.^`|~-]+(?:[ \t]*,[ \t]*[\w!#$%&'*+.^`|~-]+)*", re.ASCII)
 
+_METRICS = "/metrics"
+"""Has one spelling: a proxy keeps it from the world by that, and may not know `//metrics` or `/%6detrics` for the same."""
+
 PREFLIGHT_S = 7200
 """How long a browser may remember what a page may ask: Chromium remembers nothing for longer."""
 EXPOSED = (
@@ -113,8 +116,11 @@ class Application(FastAPI):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        written: bytes = scope["raw_path"]
         _straighten(scope)
         scope["root_path"] = self._door.prefix(scope)
+        if scope["path"].removeprefix(scope["root_path"]) == _METRICS and written != scope["path"].encode():
+            scope["path"] = written.decode("ascii")
         welcome, method = self._door.welcome(scope), scope["method"]
         if method == "HEAD":
             scope = {**scope, "method": "GET", HEAD_ONLY: True}

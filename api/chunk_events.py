@@ -29,6 +29,7 @@ class ChunkEvents:
     keepalive = sse.KEEPALIVE
 
     def __init__(self, *, ids: bool, include_usage: bool) -> None:
+        self.resumes = ids
         self._seal_id = _SEAL_ID if ids else None
         self.encode = _encoder(ids=ids, include_usage=include_usage)
 

@@ -18,6 +18,7 @@
     ├── HeaderFieldsTooLarge 431     request line and header fields, or trailers, over the limits of api/intake.py
     ├── Internal 500                 a bug of ours
     ├── Unavailable 503              Redis away, no worker ever seen, draining: retry later
+    │   ├── Stopping 503             this server ends before the answer does, which goes on elsewhere
     │   └── FileStorageFailed 503    where files are kept does not answer, or not well
     │       ├── FileStorageFull 507  has no room
     │       ├── FileStorageRefused 500   does not let us in
@@ -61,7 +62,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NotRequired, TypedDict, TypeVar
+from typing import Any, ClassVar, Literal, NotRequired, Self, TypedDict, TypeVar
 
 E = TypeVar("E", bound=BaseException)
 
@@ -329,6 +330,18 @@ class Unavailable(StreamspoolError):
 
     def __init__(self, message: str | None = None, *, code: str | None = None, retry_after_s: float | None = 2) -> None:
         super().__init__(message, code=code, retry_after_s=retry_after_s)
+
+
+class Stopping(Unavailable):
+    """This server ends before the answer does. Nothing is lost: it goes on, and another server shows it."""
+
+    code = "draining"
+    default_message = "This server is stopping, and the answer is not whole. It goes on: come again."
+
+    @classmethod
+    def told(cls, generation_id: str) -> Self:
+        """With the way back."""
+        return cls(f"{cls.default_message[:-1]}, for GET /v1/streams/{generation_id}")
 
 
 class FileStorageFailed(Unavailable):

@@ -23,7 +23,7 @@ from api.live.projection import AddUp, Whole
 from api.live.response import LogResponse, Process, served_headers
 from shared.chat.chunks import Accumulator
 from shared.config.settings import Settings
-from shared.errors import BadRequest, LogError, StreamspoolError, Unavailable
+from shared.errors import BadRequest, LogError, Stopping, StreamspoolError
 from shared.lib import json
 from shared.log.records import Header, Summary
 
@@ -101,7 +101,7 @@ class Answer(LogResponse):
         if live.problem:
             raise problem_error(live.problem)
         if live.outcome is None:
-            raise Unavailable("This server is stopping. The generation goes on; ask for it by its id.", code="draining")
+            raise Stopping.told(self.id)
         if failure := self.failure(live):
             raise failure
         outcome = json.loads(live.outcome.data)

@@ -18,7 +18,7 @@ from api.live.livelog import LiveLog
 from api.live.pacing import TICK_S, Pacer
 from api.live.projection import Projection
 from api.live.response import LogResponse, Process, served_headers
-from shared.errors import BadCursor, Damaged, FileStorageFailed, Gone
+from shared.errors import BadCursor, Damaged, FileStorageFailed, Gone, Stopping
 from shared.lib import sse
 from shared.lib.telemetry import RESUMES
 from shared.log.entry import Kind, Position
@@ -32,6 +32,8 @@ _LARGE_BYTES = 16 * 1024
 _FIRST_PAGE = 16
 _NOTHING: dict[str, str] = {}
 _RETRY_S = 0.25
+_PASSED_ON_S = 0.5
+"""Between the last word and the cut: a proxy (Apache over HTTP/2) may drop what it has not passed on when it sees the cut."""
 
 EVENT_STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -86,6 +88,8 @@ class EventStream(LogResponse):
             await self.until(client, live, lambda: live.started, self._hold_s)
             if live.outcome and not live.end and (failure := self.failure(live)):
                 raise failure
+            if self.process.drain.everyone and not (live.started or live.ended):
+                raise Stopping.told(self.id)
         if client.gone:
             return
         if live.tally is not None and self.rate is not None:
@@ -103,7 +107,14 @@ class EventStream(LogResponse):
                 return
             body = b""
         if not client.gone:
-            await client.cut(flush=True)
+            await self._leave(client, shown)
+
+    async def _leave(self, client: Client, shown: Stateless | Folding) -> None:
+        """The server stops in mid-answer. A cut is not seen behind every proxy, and half an answer must look whole nowhere."""
+        if not self._projection.resumes:
+            await client.send(shown.stopping(Stopping.told(self.id).to_object()))
+            await client.wait(asyncio.get_running_loop().create_future(), _PASSED_ON_S)
+        await client.cut(flush=True)
 
     async def _place(self, client: Client, live: LiveLog, shown: Stateless | Folding) -> Start | None:
         """Where to begin. A viewer that is ahead of a log which its server forgot waits until it is written again."""
@@ -131,7 +142,8 @@ class EventStream(LogResponse):
         if first:
             yield first, False
             first = b""
-        while not client.gone:
+        after = Next.LOOK
+        while not (client.gone or after is Next.LEAVE):
             after = Next.LOOK
             if (epoch, index) > (live.epoch, live.end) and not live.ended:
                 after = await self._news(client, live)  # another process brought it further than this one has read
@@ -145,6 +157,8 @@ class EventStream(LogResponse):
                 epoch, index, self._reader = live.epoch, 0, None
             elif index < live.end and (limit := self._limit(live, index)) == index:
                 after = await self._until_due(client, live, epoch, index)
+            elif index < live.floor and self._stay.left_s() <= 0:
+                after = Next.LEAVE  # however far behind: this is the deadline
             elif index < live.floor:
                 body, index = await self._read_page(live, shown, epoch, index, limit)
                 if body:
@@ -168,8 +182,6 @@ class EventStream(LogResponse):
                     yield b"", False  # it did not take all that was written: wait until it has, or drop it
             else:
                 after = await self._news(client, live)
-            if after is Next.LEAVE:
-                return
             if after is Next.KEEP_ALIVE:
                 yield self._projection.keepalive, False
 

@@ -15,8 +15,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from api.live.projection import Encode, Fold, Projection
-from shared.errors import Damaged, Gone
-from shared.lib import json
+from shared.errors import Damaged, ErrorObject, Gone
+from shared.lib import json, sse
 from shared.log.entry import Entry, Kind, Position
 from shared.log.records import Header
 from shared.log.streamlog import StreamLog
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 EVERY = 512
 """Chunks between two checkpoints, and how many are fed in one turn of the event loop."""
+COME_AGAIN_MS = 2000
+"""`retry:` for a viewer that a stopping server sends away."""
 _FOLD_BYTES = 200
 """About what a fold keeps of a chunk, in memory, beside the chunk's text."""
 
@@ -67,6 +69,10 @@ class Stateless:
     def end(self, outcome: Entry) -> Sequence[bytes]:
         """The frames that end the stream."""
         return self.fold.end(json.loads(outcome.data))
+
+    def stopping(self, error: ErrorObject) -> bytes:
+        """What a viewer is told whose server stops: an error, at which OpenAI's clients raise, and never `[DONE]`."""
+        return sse.frame(json.dumps({"error": error}), retry_ms=COME_AGAIN_MS)
 
     async def follow(self, live: LiveLog, log: StreamLog) -> None:
         """Makes sure that the frames of what is in the window can be had."""
@@ -129,6 +135,11 @@ class Folding:
         if self._ending is None or self._ending[0] is not self.fold:
             self._ending = self.fold, self.fold.end(json.loads(outcome.data))
         return self._ending[1]
+
+    def stopping(self, error: ErrorObject) -> bytes:
+        """As OpenAI's `error` event, with the object at which its clients raise. It has no id, so that a cursor stays."""
+        told = {**error, "type": "error", "sequence_number": self.fold.events, "error": error}
+        return sse.frame(json.dumps(told), event=b"error", retry_ms=COME_AGAIN_MS)
 
     async def follow(self, live: LiveLog, log: StreamLog) -> None:
         """Folds what there is of the attempt, once, however many viewers come at the same moment.

@@ -68,6 +68,11 @@ class Projection(Hashable, Protocol):
         """Whether its viewers know attempts, and come again by themselves where a stream breaks off."""
 
     @property
+    def resumes(self) -> bool:
+        """Whether its viewers have ids by which they come again, and know an end when they see one: where a server stops, the
+        others are told before they are cut."""
+
+    @property
     def keepalive(self) -> bytes:
         """What is sent where nothing else was for a while: a comment, or an event that clients are known to pass over."""
 

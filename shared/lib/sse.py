@@ -16,7 +16,7 @@ Five choices of ours:
 - An event over the size limit is refused before it is buffered, whether or not it ever ends.
 - `retry` is ignored: how long to wait is the reader's business.
 
-On the way out there is one spelling: `id`, `event`, `data`, in this order, with LF.
+On the way out there is one spelling: `id`, `event`, `retry`, `data`, in this order, with LF.
 """
 
 from __future__ import annotations
@@ -167,13 +167,15 @@ def data_frame(payload: bytes) -> bytes:
     return b"data: %b\n\n" % _one_line(payload)
 
 
-def frame(payload: bytes, *, id: bytes | None = None, event: bytes | None = None) -> bytes:
-    """One event with `id` and `event` where given. Raises ValueError if any part has a CR, LF or NUL."""
+def frame(payload: bytes, *, id: bytes | None = None, event: bytes | None = None, retry_ms: int | None = None) -> bytes:
+    """One event with `id`, `event` and `retry` where given. Raises ValueError if any part has a CR, LF or NUL."""
     parts = []
     if id is not None:
         parts.append(b"id: %b\n" % _one_line(id))
     if event is not None:
         parts.append(b"event: %b\n" % _one_line(event))
+    if retry_ms is not None:
+        parts.append(b"retry: %d\n" % retry_ms)
     return b"".join((*parts, data_frame(payload)))
 
 

@@ -312,6 +312,16 @@ def test_no_post_is_redirected(client: Client) -> None:
     assert client.get("/v1/streams/").json()["object"] == "list"
 
 
+@pytest.mark.parametrize("path", ["/metrics/", "//metrics", "/%6detrics", "/metric%73/", "/./metrics"])
+def test_metrics_have_one_spelling(raw: Raw, path: str) -> None:
+    """Proxies keep them from the world by their name, and not all know another way to write it."""
+    raw.send(b"GET /metrics HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert raw.answer().status == 200
+    raw.send(f"GET {path} HTTP/1.1\r\n".encode() + HOST + b"\r\n")
+    answer = raw.answer()
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (404, "not_found")
+
+
 def test_slashes_in_a_name_stay(client: Client) -> None:
     assert client.get("/v1/models/fake%2Fecho").json()["id"] == "fake/echo"
     assert client.get("/v1/models/fake/echo/").json()["id"] == "fake/echo"

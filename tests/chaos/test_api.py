@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import httpx
+import pytest
 
 from tests.chaos.bursts import judge_posts, kill_apis_within_posts
 from tests.chaos.tally import Tally
 from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, whole, words
+from tests.support.clients import PROGRAMS
 from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
 from tests.support.names import keys
@@ -90,7 +98,8 @@ def test_f11_killed_within_50_ms_of_posts(fleet: Fleet, upstream: ScriptedUpstre
 def test_f12_told_to_stop_an_api_hands_its_viewers_over(
     fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
 ) -> None:
-    """Native viewers go on at the other one; of the others, the one that can ends, and the one that cannot is cut."""
+    """Native viewers go on at the other one, as do those with ids; of the others, the one that can ends, and the one that
+    cannot is told so, and cut."""
     fleet.start_and_wait("api-2")
     both = [fleet.url, fleet.at("api-2")]
     pause, never = Pause(), Pause()
@@ -99,8 +108,9 @@ def test_f12_told_to_stop_an_api_hands_its_viewers_over(
     quick = judges.post(both, ask("f12"))
     long = judges.post(both, ask("f12-long"))
     wait_until(lambda: quick.text == long.text == whole(10))
+    resuming = judges.watch(both, long.id, view="chat/completions")
     native = [judges.watch(both, generation_id) for generation_id in (quick.id, long.id) for _ in range(10)]
-    wait_until(lambda: all(viewer.text == whole(10) for viewer in native))
+    wait_until(lambda: all(viewer.text == whole(10) for viewer in (*native, resuming)))
     fleet.kill("api", signal.SIGTERM)
     wait_until(lambda: all(viewer.connects > 1 for viewer in native), what="the native viewers leave")
     assert not quick.ended
@@ -109,9 +119,42 @@ def test_f12_told_to_stop_an_api_hands_its_viewers_over(
     never.go()
     judges.wait()
     assert (quick.outcome, quick.text) == ("whole", whole(20))
-    assert (long.outcome, long.cut, long.finish, long.error) == ("failed", True, [], None)
+    assert (long.outcome, long.cut, long.finish, long.code) == ("failed", True, [], "draining")
+    assert long.error is not None
+    assert long.id in long.error["message"]
+    assert (resuming.outcome, resuming.text, resuming.error) == ("whole", whole(20), None)
     assert [(viewer.outcome, viewer.text) for viewer in native] == [("whole", whole(20))] * 20
     assert "Traceback" not in fleet.log("api")
+
+
+@pytest.mark.parametrize("program", ["stopped.py", "stopped.mjs"])
+def test_f12_official_clients_raise_when_their_api_stops(
+    fleet: Fleet, upstream: ScriptedUpstream, program: str, tmp_path: Path
+) -> None:
+    """In mid-answer, of both APIs: what was said so far is never taken for a whole answer."""
+    runner = shutil.which("node") if program.endswith(".mjs") else sys.executable
+    if runner is None or not (PROGRAMS / "node_modules/openai").exists():
+        pytest.skip("no node, or no openai in tests/clients: run `make clients`")
+    never = Pause()
+    upstream.script("f12-sdk", [*words(5), never, *words(9)[6:], *ending()])
+    said = tmp_path / "said"
+
+    def lines(name: str) -> list[Any]:
+        return [line[name] for line in map(json.loads, said.read_text().splitlines()) if name in line]
+
+    with said.open("wb") as out:
+        client = subprocess.Popen([runner, str(PROGRAMS / program), fleet.url, "scripted/f12-sdk"], stdout=out)
+    try:
+        wait_until(lambda: lines("text").count(whole(5)) == 2, what="both streams have shown half of it")
+        fleet.kill("api", signal.SIGTERM)
+        assert client.wait(BAR_S) == 0
+        assert fleet.process("api").wait(BAR_S) == 0
+    finally:
+        never.go()
+        client.kill()
+        client.wait()
+    assert (lines("raised"), lines("code")) == (["APIError"] * 2, ["draining"] * 2)
+    wait_until(lambda: fleet.client.zcard(keys.open) == 0, what="both answers go on to their ends")
 
 
 def test_f12_rolling_apis_lose_no_viewer(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
@@ -134,3 +177,18 @@ def test_f12_rolling_apis_lose_no_viewer(fleet: Fleet, judges: Judges, upstream:
     assert [(viewer.outcome, viewer.text) for viewer in viewers] == [("whole", whole(15))] * 20
     assert len(script.calls) == 1
     assert httpx.get(f"{fleet.url}/readyz").status_code == 200
+
+
+def test_f12_who_has_seen_nothing_yet_is_refused(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
+    """Its headers are still held back: it gets a status, and the id under which the answer goes on."""
+    fleet.start_and_wait("api-slow", STREAMSPOOL_HOLD_HEADERS_S="60", STREAMSPOOL_DRAIN_S="0.5")
+    never = Pause()
+    script = upstream.script("f12-silent", [never, *words(3), *ending()])
+    silent = judges.post([fleet.at("api-slow")], ask("f12-silent"))
+    wait_until(lambda: len(script.calls) == 1)
+    fleet.kill("api-slow", signal.SIGTERM)
+    assert fleet.process("api-slow").wait(BAR_S) == 0
+    judges.wait()
+    assert (silent.outcome, silent.code, silent.text) == ("failed", "draining", "")
+    never.go()
+    wait_until(lambda: fleet.client.zcard(keys.open) == 0, what="the answer goes on to its end")

@@ -36,7 +36,7 @@ class Numbered:
     keepalive = sse.KEEPALIVE
 
     def __init__(self, *, native: bool) -> None:
-        self.native = native
+        self.native = self.resumes = native
         self.fed = 0
 
     def start(self, header: Header) -> Step:

@@ -145,7 +145,7 @@ class ResponseFold(NamedTuple):
 class ResponseEvents:
     """OpenAI's events of one response: `echoed` is what it repeats of its request. Its clients know no attempts."""
 
-    native = False
+    native = resumes = False
     encode = None
     keepalive = KEEPALIVE
 

@@ -203,4 +203,6 @@ def test_frames_as_bytes() -> None:
     assert sse.data_frame(sse.DONE) == b"data: [DONE]\n\n"
     assert sse.frame(b"{}", id=b"2-17") == b"id: 2-17\ndata: {}\n\n"
     assert sse.frame(b"{}", id=b"2-17", event=b"attempt") == b"id: 2-17\nevent: attempt\ndata: {}\n\n"
+    assert sse.frame(b"{}", event=b"error", retry_ms=2000) == b"event: error\nretry: 2000\ndata: {}\n\n"
+    assert decode(sse.frame(b"{}", retry_ms=2000)) == [Event(b"{}")]
     assert decode(sse.KEEPALIVE + sse.data_frame(b"{}") + sse.KEEPALIVE) == [Event(b"{}")]

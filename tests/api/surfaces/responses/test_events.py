@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from api.live.folding import Folding
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
 from api.surfaces.responses.request import ResponsesRequest, echoed, to_chat
-from shared.errors import Gone
+from shared.errors import Gone, Stopping
 from shared.log.entry import Entry, Kind, Position, Status
 from tests.harness.records import header_with, outcome_with
 from tests.support.responses import events, joined, kinds, response
@@ -223,6 +224,17 @@ def test_a_log_that_is_gone_or_an_attempt_that_is_replaced_ends_the_stream_as_fa
     ):
         (event,) = events(b"".join(frames), first=fold.events)
         assert event["response"]["error"]["reason"] == reason
+
+
+def test_a_server_that_stops_says_so_without_counting_as_an_event() -> None:
+    """Who resumes after the last number misses nothing."""
+    shown = Folding(view(), HEADER)
+    shown(entry(1, {"content": "a"}))
+    error = Stopping.told("resp_1").to_object()
+    frame = shown.stopping(error)
+    assert frame.startswith(b"event: error\nretry: 2000\ndata: ")
+    found = json.loads(frame.rpartition(b"data: ")[2])
+    assert found == {**error, "type": "error", "sequence_number": shown.fold.events, "error": error}
 
 
 def test_any_fold_may_be_gone_on_from_twice() -> None:

@@ -17,12 +17,9 @@ import sys
 
 import aiohttp
 
-SMALL, LARGE = 300_000, 50_000_000
-
-
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
-        for size in (SMALL, LARGE):
+        for size in (300_000, 50_000_000):
             await reader.readuntil(b"\r\n\r\n")
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
             for _ in range(size // 100_000):

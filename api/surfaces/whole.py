@@ -16,7 +16,7 @@ from api.deps import REPLAYED, Body, CurrentCaller, CurrentServices, Idempotency
 from api.live.answer import Answer, speak_after_s
 from api.states import stream_headers
 from shared.chat.whole import REQUESTS, to_stored, whole_answer
-from shared.generations.broker import Front
+from shared.generations.front import Front
 from shared.lib import json
 from shared.log.records import Summary
 

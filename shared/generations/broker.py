@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
@@ -31,6 +31,7 @@ from shared.features.sessions import Sessions
 from shared.features.webhooks import Webhooks
 from shared.generations.caller import Caller
 from shared.generations.catalogue import Catalogue
+from shared.generations.front import CHAT, Front
 from shared.generations.gate import Admit, Gate
 from shared.generations.headers import make_header, retention_s
 from shared.generations.outcome import Outcomes
@@ -42,7 +43,7 @@ from shared.lib.telemetry import SUBMITTED, get_logger
 from shared.log.blobs import Cut, Stored
 from shared.log.entry import Entry, Kind, Position, Status
 from shared.log.listing import Span
-from shared.log.records import BatchRef, Header, Summary
+from shared.log.records import BatchRef, Header, Summary, Surface
 from shared.log.streamlog import StreamLog
 from shared.store.availability import NO_STREAM, UncertainCreates, deadline, translate_errors
 from shared.store.confirm import Confirmer
@@ -58,23 +59,6 @@ _MENDING_S = 0.25
 _CONFIRM_S = 1.5
 """Leaves some of the time within which a caller is told (availability.py) to withdraw what is not confirmed by then."""
 _ID = re.compile(r"chatcmpl-[0-9a-f]{32}")
-
-
-class Front(NamedTuple):
-    """What an API says of a request that does not stand in the chat it becomes."""
-
-    surface: Literal["chat", "responses", "embeddings", "moderations"]
-    turn: str | None = None
-    """What tells a repeat from a new request, beside the body."""
-    previous: Sequence[str] = ()
-    """The generations that it goes on from, as `Chains.keep` tells them."""
-
-    def mark(self, header: Header) -> None:
-        """Notes in a log's header what of this is to be found there."""
-        header["surface"], header["previous"] = self.surface, list(self.previous) or None
-
-
-CHAT = Front("chat")
 
 
 class Submitted(NamedTuple):
@@ -250,13 +234,19 @@ class Broker:
         return True
 
     async def submit_line(
-        self, line_id: str, body: bytes, request: ChatRequest, caller: Caller, batch: BatchRef
+        self,
+        line_id: str,
+        body: bytes,
+        request: ChatRequest,
+        caller: Caller,
+        batch: BatchRef,
+        surface: Surface = "chat",
     ) -> None:
         """Accepts a line of a batch, once however often it is called; `batch` is `{id, line}`. It has no viewers to
         lose, and is said again if it is interrupted, unless it wants otherwise. Raises RedisError, OSError."""
         header = make_header(self._settings, line_id, request, caller, None, client_history=False, webhook=None)
         header["on_interruption"] = request.on_interruption or "restart"
-        header["on_disconnect"], header["batch"] = "continue", batch
+        header["on_disconnect"], header["batch"], header["surface"] = "continue", batch, surface
         header["server"] = await self._server()
         if await self.log.create(header, await self._blobs.store(line_id, caller.tenant, body)):
             SUBMITTED.inc()

@@ -18,6 +18,10 @@ Usage = dict[str, Any]
 """OpenAI's usage object, `{prompt_tokens, completion_tokens, total_tokens, …}`; a provider may send more, or less."""
 
 
+Surface = Literal["chat", "responses", "embeddings", "moderations"]
+"""An API that a generation may be asked for through."""
+
+
 class WebhookTarget(TypedDict):
     """Where the event about a generation, or a batch, is sent."""
 
@@ -83,7 +87,7 @@ class Header(TypedDict):
     session_id: NotRequired[str | None]
     session: NotRequired[SessionTerms | None]
     batch: NotRequired[BatchRef | None]
-    surface: NotRequired[Literal["chat", "responses", "embeddings", "moderations"]]
+    surface: NotRequired[Surface]
     """Through which API it was asked for; chat where it is missing."""
     previous: NotRequired[list[str] | None]
     """The generations that it goes on from, the nearest first, 32 at most: what is before them, their own headers name."""

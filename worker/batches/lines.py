@@ -16,6 +16,7 @@ from shared.errors import BadRequest, NotFound
 from shared.features.batch_head import LineError
 from shared.features.batches import MAX_LINES
 from shared.lib import json
+from worker.batches import endpoints
 
 MAX_LINE_BYTES = 50 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
@@ -121,7 +122,7 @@ def _check_request(value: dict[str, Any], endpoint: str) -> Asked:
     if body.get("on_disconnect") == "cancel":
         raise LineWrong("unsupported_parameter", "A line has no viewers that could leave.", "body.on_disconnect")
     try:
-        request = ChatRequest.check(body)
+        request, body = endpoints.read(endpoint, body)
     except BadRequest as error:
         raise LineWrong("invalid_request", error.message, f"body.{error.param}" if error.param else "body") from None
     return Asked(custom_id, body, request)

@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from shared.chat.chunks import completion
 from shared.errors import (
     Damaged,
     FileStorageFailed,
@@ -39,6 +38,7 @@ from shared.store.outage import log_redis_error
 from shared.store.redis import OutOfMemoryError, RedisError
 from worker.batches.circuit import jittered
 from worker.batches.end import CANCELLED, EXPIRED, GIVEN_UP, INPUT_GONE, Ending
+from worker.batches.endpoints import Answers, surface_of
 from worker.batches.input import Input
 from worker.batches.lines import Found, LineWrong, answer_line, line_id, wrong_line
 from worker.batches.queue import Line, Queue
@@ -78,6 +78,7 @@ class Run:
         self.shared, self.head, self._trouble = shared, head, trouble
         self.id, self._epoch, self._tenant = head["id"], head["epoch"], head["owner"]
         self._settings, self._log = shared.settings, shared.log
+        self._endpoint, self._answers = head["endpoint"], Answers(shared.log, shared.broker, shared.outcomes)
         self.clock = asyncio.get_running_loop().time
         self._began, self._ticked, self._full_until = self.clock(), float("-inf"), float("-inf")
         self._ended_by: str | None = None
@@ -209,6 +210,7 @@ class Run:
                     line.asked.request,
                     Caller(self._tenant),
                     {"id": self.id, "line": line.number},
+                    surface_of(self._endpoint),
                 )
         except StorageQuotaExceeded as error:
             line.wrong = LineWrong(error.code, error.message)
@@ -293,11 +295,7 @@ class Run:
         """What stands in the output for a line that has ended. Raises Gone, and Damaged where a part of it is missing."""
         if outcome["status"] in ANSWERS:
             async with self.shared.at_once:
-                (summary,) = await self._log.describe([generation_id])
-                if summary is None:
-                    raise Gone(generation_id)
-                told = await self.shared.outcomes.transcripts.read(generation_id, summary.position.epoch)
-            body = {**completion(told.header, told.fold), "usage": outcome["usage"]}
+                body = await self._answers.body(self._endpoint, generation_id, outcome)
             text = answer_line(self.id, line.number, line.custom_id, 200, generation_id, body)
             return await self.shared.blobs.filled(self._tenant, text)
         status, body = refusal(outcome)

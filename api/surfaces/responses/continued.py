@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 from api.errors import problem_error
 from api.live.answer import accumulate
 from api.services import Services
-from api.surfaces.responses import ids
 from api.surfaces.responses.conversations import calls_of
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
-from api.surfaces.responses.items import OUTPUTS, Calls, Item, Message, as_items, to_items
-from api.surfaces.responses.request import TERMS, ResponsesRequest
 from api.surfaces.responses.verbatim import view_of
 from shared.errors import BadRequest, NotFound
 from shared.features.chains import Link
+from shared.features.responses import ids
+from shared.features.responses.items import OUTPUTS, Calls, Item, Message, as_items, to_items
+from shared.features.responses.request import TERMS, ResponsesRequest
 from shared.generations.caller import Caller
 from shared.lib import json
 from shared.log.entry import Status

@@ -15,11 +15,11 @@ from starlette.responses import Response
 from api.deps import Body, CurrentCaller, CurrentServices, known_query, parsed
 from api.paging import following, page
 from api.services import Services
-from api.surfaces.responses.items import OUTPUTS, Calls, Item, Placed, placed, to_messages
 from shared.chat.checking import Lenient, check
 from shared.chat.request import Metadata
 from shared.errors import NotFound
 from shared.features.conversations import Turn, without
+from shared.features.responses.items import OUTPUTS, Calls, Item, Placed, placed, to_messages
 from shared.generations.caller import Caller
 from shared.lib import json
 

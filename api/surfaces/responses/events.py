@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 
 from api.errors import problem_error
 from api.live.projection import Step
-from api.surfaces.responses import ids
-from api.surfaces.responses.objects import Echoed, cut_reason, response
-from api.surfaces.responses.output import (
+from shared.chat.messages import visible_text
+from shared.errors import AttemptReplaced, LogError
+from shared.features.responses import ids
+from shared.features.responses.objects import Echoed, cut_reason, response
+from shared.features.responses.output import (
     AS_SUMMARY,
     AS_TEXT,
     Held,
@@ -32,8 +34,6 @@ from api.surfaces.responses.output import (
     part_object,
     pieces,
 )
-from shared.chat.messages import visible_text
-from shared.errors import AttemptReplaced, LogError
 from shared.lib import json, sse
 from shared.log.entry import Entry, Status
 from shared.log.records import Header, Outcome

@@ -33,15 +33,15 @@ from api.paging import following, page
 from api.services import Services
 from api.surfaces.responses.continued import continued, continued_natively, find, folded, input_items
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
-from api.surfaces.responses.native import NativeRequest, to_native
-from api.surfaces.responses.objects import response
-from api.surfaces.responses.request import Asked, ResponsesRequest, to_chat
 from api.surfaces.responses.verbatim import view_of
 from shared.chat.messages import Texts
 from shared.errors import BadCursor, NotFound
+from shared.features.responses.native import NativeRequest, to_native
+from shared.features.responses.objects import response
+from shared.features.responses.request import Asked, ResponsesRequest, to_chat
 from shared.features.usage import measure
-from shared.generations.broker import Front
 from shared.generations.caller import Caller
+from shared.generations.front import Front
 from shared.lib import json
 from shared.log.entry import Status
 from shared.log.records import Header, Summary, response_id

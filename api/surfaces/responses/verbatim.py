@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from api.errors import problem_error
 from api.live.projection import Step
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
-from api.surfaces.responses.objects import cut_reason, response
-from api.surfaces.responses.output import Item, Said, event_frame, pieces
-from api.surfaces.responses.request import TERMS, echoed
 from shared.errors import LogError
+from shared.features.responses.objects import cut_reason, response
+from shared.features.responses.output import Item, Said, event_frame, pieces
+from shared.features.responses.request import TERMS, echoed
 from shared.lib import json
 from shared.log.entry import Entry, Status
 from shared.log.records import Header, Outcome

@@ -158,7 +158,7 @@ def test_what_cannot_begin_is_refused_at_once(alice: Client) -> None:
     for fields, status, param in (
         ({}, 404, "input_file_id"),
         ({"input_file_id": vision}, 400, "input_file_id"),
-        ({"endpoint": "/v1/responses"}, 400, "endpoint"),
+        ({"endpoint": "/v1/images"}, 400, "endpoint"),
         ({"completion_window": "now"}, 400, "completion_window"),
         ({"webhook": {"url": "http://x"}}, 400, "webhook"),
     ):

@@ -11,8 +11,8 @@ from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import NotFound
 from shared.features.chains import NAMED
-from shared.generations.broker import Front
 from shared.generations.caller import Caller
+from shared.generations.front import Front
 from shared.log.appender import Appender
 from shared.log.records import Header
 from shared.log.streamlog import StreamLog

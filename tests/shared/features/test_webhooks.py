@@ -14,9 +14,9 @@ from shared.config.settings import Settings
 from shared.errors import BadRequest
 from shared.features import webhooks
 from shared.features.webhooks import Delivery, Result, Webhooks, event_id
-from shared.generations.broker import Front
 from shared.generations.caller import Caller
 from shared.generations.core import Core
+from shared.generations.front import Front
 from shared.lib.clock import now_ms
 from shared.log.entry import Status
 from shared.log.streamlog import StreamLog

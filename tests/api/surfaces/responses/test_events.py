@@ -9,8 +9,8 @@ import pytest
 
 from api.live.folding import Folding
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
-from api.surfaces.responses.request import ResponsesRequest, echoed, to_chat
 from shared.errors import Gone, Stopping
+from shared.features.responses.request import ResponsesRequest, echoed, to_chat
 from shared.log.entry import Entry, Kind, Position, Status
 from tests.harness.records import header_with, outcome_with
 from tests.support.responses import events, joined, kinds, response

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from api.surfaces.responses import ids
-from api.surfaces.responses.items import Calls, to_items
-from api.surfaces.responses.request import ResponsesRequest, echoed, to_chat
 from shared.errors import BadRequest
+from shared.features.responses import ids
+from shared.features.responses.items import Calls, to_items
+from shared.features.responses.request import ResponsesRequest, echoed, to_chat
 from tests.harness.records import header_with
 
 MODEL = {"model": "fake/echo"}

@@ -22,11 +22,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, StringConstraints, Tag, model_validator
 
-from api.surfaces.responses.items import Calls, Item, Message, as_items, to_messages
-from api.surfaces.responses.tools import add_text, flat_choice, flat_text, flat_tool, nested_choice, nested_tool
 from shared.chat.checking import Lenient, check, either, wrong
 from shared.chat.request import ChatRequest, Metadata, WebhookRequest
 from shared.errors import BadRequest
+from shared.features.responses.items import Calls, Item, Message, as_items, to_messages
+from shared.features.responses.tools import add_text, flat_choice, flat_text, flat_tool, nested_choice, nested_tool
 from shared.log.records import Header
 
 TERMS = "responses"

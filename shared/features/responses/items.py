@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from api.surfaces.responses import ids
 from shared.chat.messages import REASONING_FIELDS
 from shared.errors import BadRequest
+from shared.features.responses import ids
 
 Item = dict[str, Any]
 Message = dict[str, Any]

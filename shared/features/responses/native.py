@@ -10,10 +10,10 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from api.surfaces.responses.items import readable
-from api.surfaces.responses.request import NOTHING_NEW, SAME, TERMS, Asked, ResponsesRequest, session_terms
 from shared.chat.checking import wrong
 from shared.chat.request import ChatRequest
+from shared.features.responses.items import readable
+from shared.features.responses.request import NOTHING_NEW, SAME, TERMS, Asked, ResponsesRequest, session_terms
 
 _NOT_ITS_OWN = frozenset(
     "background conversation previous_response_id on_interruption on_disconnect max_tokens_per_s webhook "

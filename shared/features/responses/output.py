@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from api.surfaces.responses import ids
+from shared.features.responses import ids
 from shared.lib import json, sse
 
 Item = dict[str, Any]

@@ -1,0 +1,25 @@
+"""What an API says of a request beside the body: which API it is, what tells a repeat, and what the request goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from shared.log.records import Header, Surface
+
+
+class Front(NamedTuple):
+    """What an API says of a request that does not stand in the chat it becomes."""
+
+    surface: Surface
+    turn: str | None = None
+    """What tells a repeat from a new request, beside the body."""
+    previous: Sequence[str] = ()
+    """The generations that it goes on from, as `Chains.keep` tells them."""
+
+    def mark(self, header: Header) -> None:
+        """Notes in a log's header what of this is to be found there."""
+        header["surface"], header["previous"] = self.surface, list(self.previous) or None
+
+
+CHAT = Front("chat")

@@ -17,7 +17,7 @@ from api.live.drain import Drain
 from api.live.hub import BLOCK_MS, Hub
 from api.resources import batches, files, health, models, reference, sessions, usage
 from api.services import Services
-from api.surfaces import whole
+from api.surfaces import completions, whole
 from api.surfaces.chat import routes as chat
 from api.surfaces.chat import stored
 from api.surfaces.responses import conversations
@@ -37,6 +37,7 @@ _ROUTES = (
     stored,
     responses,
     conversations,
+    completions,
     whole,
     streams,
     sessions,

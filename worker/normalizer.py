@@ -67,7 +67,9 @@ class Normalizer:
         self._model = model
         self._show_usage = show_usage
         self._expected = choices
-        self.forced, self.verbatim, self.whole = forced, False, False
+        self.forced, self.verbatim = forced, False
+        self.path: str | None = None
+        """Of a request that is passed on as it came."""
         self._ended = False
         self.call_ids: Iterable[str] = ()
         """The ids of calls in the request, to be set before `begin`: no call of the answer gets one of them."""

@@ -52,6 +52,12 @@ REQUESTS: dict[str, type[Lenient]] = {"/v1/embeddings": EmbeddingsRequest, "/v1/
 """By path."""
 
 
+def path_of(body: dict[str, Any]) -> str | None:
+    """Where a stored request goes that is passed on as it came; None for a chat."""
+    path: str | None = (body.get(FIELD) or {}).get("path")
+    return path
+
+
 class Stored(NamedTuple):
     """Such a request in both forms."""
 

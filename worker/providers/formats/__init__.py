@@ -9,14 +9,14 @@ from importlib import import_module
 
 from shared.config.formats import WIRE_FORMATS
 from worker.providers.dialect import Dialect
-from worker.providers.formats.whole import DIALECT as WHOLE
+from worker.providers.formats.whole import dialect_for
 from worker.providers.registry import FAKE, Provider
 
 _DIALECTS: dict[str, Dialect] = {kind: import_module(f"{__name__}.{kind}").DIALECT for kind in WIRE_FORMATS}
 
 
-def dialect_of(provider: Provider, *, whole: bool = False) -> Dialect:
-    """With `whole`, for a request that is answered with one object."""
-    if whole:
-        return WHOLE
+def dialect_of(provider: Provider, path: str | None = None) -> Dialect:
+    """With `path`, for a request that is passed on as it came."""
+    if path is not None:
+        return dialect_for(path)
     return _DIALECTS["openai" if provider.kind == FAKE.kind else provider.kind]

@@ -1,18 +1,20 @@
-"""Requests that are answered with one object, which is passed on as it came: embeddings, moderations.
+"""Requests that are passed on as they came: embeddings and moderations, answered with one object, and completions of a prompt.
 
 Hidden here: that the log has a chat's chunks all the same: the object is a field of the chunk that ends an answer without
-words. It is for providers that speak OpenAI's own formats; the others have embeddings of other forms.
+words, and text is a delta's content. It is for providers that speak OpenAI's own formats; the others have other forms of these.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from shared.chat import legacy
 from shared.chat.whole import ANSWER, FIELD
 from shared.errors import BadRequest
 from shared.lib import sse
 from worker.providers.chunk_shapes import finish_chunk
 from worker.providers.dialect import Call, Dialect
+from worker.providers.errors import readable
 from worker.providers.formats.openai import key_header
 from worker.providers.registry import Provider
 
@@ -61,4 +63,29 @@ def _call(provider: Provider, body: dict[str, Any], model: str) -> Call:
     return Call(asked["path"], {**asked["body"], "model": model}, headers)
 
 
-DIALECT = Dialect(_call, _Translator, decoder=_Body)
+def _stream(provider: Provider, body: dict[str, Any], model: str) -> Call:
+    path, asked, headers = _call(provider, body, model)
+    return Call(path, {**asked, "stream": True, "stream_options": {"include_usage": True}}, key_header(provider))
+
+
+class _TextTranslator:
+    """Chunks of /completions as a chat's: what is `text` there is a delta's content."""
+
+    done = False
+
+    def feed(self, event: str, value: dict[str, Any]) -> list[dict[str, Any]]:
+        with readable():
+            choices = []
+            for choice in value.get("choices") or ():
+                rest = {name: field for name, field in choice.items() if name != "text"}
+                choices.append({"finish_reason": None, **rest, "delta": {"content": choice.get("text") or ""}})
+            return [{**value, "choices": choices}]
+
+
+_OBJECT = Dialect(_call, _Translator, decoder=_Body)
+_TEXT = Dialect(_stream, _TextTranslator)
+
+
+def dialect_for(path: str) -> Dialect:
+    """For a request of this path."""
+    return _TEXT if path == legacy.PATH else _OBJECT

@@ -23,7 +23,7 @@ from shared.lib import clock
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.batch import jsonl, line
 from tests.support.batch_lab import OWNER, Killed, Lab, few, open_lab
-from worker.batches import batcher
+from worker.batches import batcher, endpoints
 from worker.batches import end as batch_end
 from worker.batches import input as batch_input
 from worker.batches import run as batch
@@ -634,7 +634,7 @@ async def test_a_line_whose_answer_breaks_us_fails_alone(lab: Lab, monkeypatch: 
             raise KeyError("surprise")
         return real(header, fold)
 
-    monkeypatch.setattr(batch, "completion", broken)
+    monkeypatch.setattr(endpoints, "completion", broken)
     monkeypatch.setattr("worker.batches.queue._LONGEST_PAUSE_S", 0.05)
     assert await lab.run(batch_id)
     head = await lab.ended(batch_id)

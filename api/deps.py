@@ -11,6 +11,7 @@ from fastapi import Depends, Query
 from fastapi.dependencies.models import Dependant
 from starlette.requests import ClientDisconnect, Request
 
+from api.bodies import LargeBody
 from api.live.cursor import is_cursor
 from api.services import Services
 from shared.errors import BadRequest, TooLarge, Unauthenticated
@@ -65,7 +66,8 @@ async def _viewer(
 async def _body(
     request: Request, services: Annotated[Services, Depends(_services)], _: CurrentCaller
 ) -> bytes | bytearray:
-    """The raw body, counted while it comes in, after the key was checked. Raises TooLarge, BadRequest."""
+    """The raw body, counted while it comes in, after the key was checked. There has to be room for a large one; one that does
+    not tell its length counts as the largest. Raises TooLarge, BadRequest, Unavailable."""
     limit = services.settings.max_body_bytes
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise BadRequest("Send the body without Content-Encoding.", param="content-encoding")
@@ -74,13 +76,17 @@ async def _body(
         # A web page of another origin may send the others without asking first (CORS "simple requests").
         raise BadRequest("Send the body as `Content-Type: application/json`.", param="content-type", status=415)
     length = request.headers.get("content-length", "")
-    body = bytearray()
     if not (length.isdigit() and int(length) > limit):
+        is_large = length.isdigit() and int(length) > INLINE_BYTES
+        body = await services.bodies.hold(int(length)) if is_large else bytearray()
         clock = asyncio.get_running_loop().time
         end, timed = clock() + _LONGEST_S, 0
         try:
             async with asyncio.timeout(_BODY_S) as timer:
                 async for piece in request.stream():
+                    if len(body) + len(piece) > INLINE_BYTES and not isinstance(body, LargeBody):
+                        begun, body = body, await services.bodies.hold(limit)
+                        body += begun
                     body += piece
                     if len(body) > limit:
                         break
@@ -134,7 +140,7 @@ async def _root(request: Request) -> str:
     return root
 
 
-async def read(text: bytes, make: Callable[[Any], T]) -> T:
+async def read(text: bytes | bytearray, make: Callable[[Any], T]) -> T:
     """What `make` makes of a body, off the event loop if it is large. Raises BadRequest, and what `make` raises."""
     if len(text) <= _IN_THREAD_BYTES:
         return make(parsed(text))

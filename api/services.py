@@ -6,6 +6,7 @@ For example, `services.broker` submits generations, `services.batches` batches, 
 from __future__ import annotations
 
 from api.admission import admit
+from api.bodies import Bodies
 from api.live.drain import Drain
 from api.live.hub import Hub
 from shared.config.settings import Settings
@@ -32,4 +33,5 @@ class Services(Core):
     ) -> None:
         super().__init__(redis, log, settings, name=name, confirmer=confirmer, admit=admit)
         self.tokens = Tokens(redis)
+        self.bodies = Bodies(settings.intake_bytes)
         self.hub, self.settings, self.drain = hub, settings, drain

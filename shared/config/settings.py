@@ -188,6 +188,12 @@ class Settings(BaseSettings):
         description="take Open WebUI's chat id (header X-OpenWebUI-Chat-Id) for the session of a streamed request",
     )
     max_body_bytes: int = Field(50 * 1024 * 1024, ge=1024, description="largest request body, counted while receiving")
+    intake_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=0,
+        description="what the bodies of requests over 256 KiB may take in an API process at once, while they arrive and are "
+        "stored; beyond it they wait a moment, then 503; 0: no limit",
+    )
     max_blob_bytes: int = Field(
         10 * 1024**3,
         ge=0,

@@ -16,7 +16,9 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from shared.config.settings import Settings
 from shared.errors import FileStorageFailed, RequestLost, StorageQuotaExceeded, StreamspoolError
@@ -49,12 +51,25 @@ _COPY = b"="
 _TENANT = "tenant"
 _SESSION = "session:"
 _SAFE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_FOLDER = "blobs"
+_OBJECT = re.compile(r"blobs/of-(?P<tenant>[A-Za-z0-9_.-]{1,64})/(?P<digest>[0-9a-f]{64})\.(?P<copy>[0-9a-f]{8})")
+_SEARCH_MS = 86_400_000
+_USERS = "blobs-users"
+"""A folder with an empty object for each installation that stores here, written anew each day."""
+_FORGOTTEN_USER_S = 40 * 86_400.0
 
 
 def object_name(tenant: str, name: Name) -> str:
     """Where it is in the storage."""
     assert _SAFE.fullmatch(tenant)
-    return f"blobs/of-{tenant}/{name}"
+    return f"{_FOLDER}/of-{tenant}/{name}"
+
+
+def _installation(settings: Settings) -> str:
+    """The same for all processes of an installation, also after its Redis has forgotten everything."""
+    url = urlsplit(settings.redis_url.get_secret_value() if settings.redis_url else "")
+    where = f"{url.scheme} {url.netloc.rpartition('@')[2]} {url.path} {settings.prefix}"
+    return hashlib.sha256(where.encode()).hexdigest()[:32]
 
 
 def session_holder(tenant: str, session_id: str) -> str:
@@ -69,6 +84,10 @@ class Blobs:
         """`storage` is made when it is first needed: most processes never see a blob."""
         self._redis, self._quota, self._storage = redis, settings.max_blob_bytes, storage
         self._key = redis.key
+        self._installation = _installation(settings)
+        self._forgotten_s = 3600 + max(
+            settings.retention_s, settings.stored_retention_s, settings.session_retention_s, GRACE_MS / 1000
+        )
         self.marks = Marks()
 
     # ---- taking out
@@ -287,6 +306,46 @@ class Blobs:
                 await self.release(member.decode())
             if len(due) < _PAGE:
                 return
+
+    async def release_forgotten(self) -> None:
+        """For the reaper, once a day: what is stored and was forgotten by a Redis that lost its keys is to be removed. It is
+        older than anything that could name it: an hour more than the longest that a log or a session is kept.
+
+        Nothing is where another installation stores as well: what this one does not know may be that one's.
+        """
+        if not await self._redis.set(self._key.blobs_searched, b"1", nx=True, px=_SEARCH_MS):
+            return
+        with suppress(FileStorageFailed):  # it is looked through tomorrow
+            if not await self._is_alone():
+                return
+            async for names in self._storage().older(_FOLDER, self._forgotten_s):
+                if forgotten := await self._unknown(names):
+                    await self._redis.zadd(self._key.files_end, dict.fromkeys(forgotten, now_ms() - _DUE_MS))
+                    logger.warning("blobs forgotten", count=len(forgotten))
+
+    async def _is_alone(self) -> bool:
+        """Whether no other installation has said within the last weeks that it stores here; this one says it."""
+        mine = f"{_USERS}/{self._installation}"
+        await self._storage().put(mine, b"")
+        old = {name async for names in self._storage().older(_USERS, _FORGOTTEN_USER_S) for name in names}
+        users = {name async for names in self._storage().older(_USERS, -60) for name in names}
+        for name in old:
+            await self._storage().delete(name)
+        return users - old == {mine}
+
+    async def _unknown(self, names: Sequence[str]) -> list[str]:
+        """Those that are no tenant's copy, and that nothing else is about to remove."""
+        found = [(name, match) for name in names if (match := _OBJECT.fullmatch(name))]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name, match in found:
+                pipe.hget(self._key.blob(match["tenant"], match["digest"]), _COPY)
+                pipe.zscore(self._key.files_end, name)
+            told = await pipe.execute()
+        return [
+            name
+            for (name, match), copy, due in zip(found, told[::2], told[1::2], strict=True)
+            if due is None and (copy is None or copy.decode().partition(":")[0] != match["copy"])
+        ]
 
     async def release(self, holder: str) -> None:
         """Lets go of what it holds, unless it is there: then it is looked at again when it will have expired."""

@@ -19,7 +19,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
@@ -147,6 +147,16 @@ class Storage:
                 raise Missing
         rest = iter(found)
         return [next(rest) if length > 0 else b"" for _, length in ranges]
+
+    async def older(self, prefix: str, age_s: float) -> AsyncIterator[list[str]]:
+        """The names below `prefix/` that were written longer ago, a page of them at a time."""
+        before = datetime.now(UTC) - timedelta(seconds=age_s)
+        if self._directory and not (self._directory / prefix).is_dir():
+            return
+        with _told():
+            async for page in self._obstore.list(self._store, prefix=prefix):
+                if names := [found["path"] for found in page if found["last_modified"] < before]:
+                    yield names
 
     async def delete(self, name: str) -> None:
         """Removes it, and in a directory what an upload of it left that was killed. Nothing to remove is no error."""

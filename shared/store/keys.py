@@ -45,6 +45,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:models:PROVIDER` | string, JSON: what the provider lists, 512 KiB at most | 1 day after it last said so |
 | `streamspool:models-turn:PROVIDER` | string: it is being asked, or not yet to be | 15 s; `STREAMSPOOL_MODELS_REFRESH_S` |
 | `streamspool:reaping` | string: a process is on it | 2.5 s |
+| `streamspool:blobs-searched` | string: the storage was searched for blobs that nothing names | 1 day |
 | `streamspool:probe` | string: writes are taken | 60 s |
 | `streamspool:marker:PROCESS` | string: what that process asks the server to confirm | 60 s |
 | `streamspool:hub:PROCESS` | stream of at most one entry: interrupts that hub's blocking read | 60 s |
@@ -112,6 +113,7 @@ class Keys:
         self.blob_holders = f"{prefix}:blob-holders"
         self.batches_open = f"{prefix}:batches-open"
         self.reaping = f"{prefix}:reaping"
+        self.blobs_searched = f"{prefix}:blobs-searched"
         self.probe = f"{prefix}:probe"
         self.doorbell = f"{prefix}:doorbell"
         """Pub/sub channel: the payload is the id of a generation just enqueued."""

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from shared.features.batch_head import BatchHead, InputPosition, reached
 from shared.features.storage import PIECE_BYTES, Missing, Storage
 from shared.lib import json
-from worker.batches.lines import Asked, Found, LineWrong, Raw, check_input, check_line, read_lines
+from worker.batches.lines import Asked, Found, LineWrong, Raw, check_input, checked, read_lines
 from worker.batches.queue import Line
 
 _BREATH = 16
@@ -68,14 +68,14 @@ class Input:
         self._next, self._offset = raw.number + 1, raw.offset + raw.length + 1
         if raw.number % _BREATH == 0:
             await asyncio.sleep(0)
-        return self._understood(raw)
+        return await self._understood(raw)
 
     async def again(self, spots: Sequence[Sequence[int]]) -> AsyncIterator[Line]:
         """Lines that were read before, by their spots of the checkpoint; without their bodies."""
         for some in _groups([(spot[1], spot[2]) for spot in spots]):
             for spot, data in zip(spots[some], await self._read(spots[some]), strict=True):
                 number, offset, length, tries, *held_against_it = spot
-                line = self._understood(Raw(number, offset, length, data))
+                line = await self._understood(Raw(number, offset, length, data))
                 line.asked, line.tries = None, tries
                 line.strikes, line.lost = held_against_it or (0, 0)
                 yield line
@@ -87,20 +87,20 @@ class Input:
             spots = [line.spot() for line in bare[some]]
             for line, data in zip(bare[some], await self._read(spots), strict=True):
                 try:
-                    line.asked = self._asked(Raw(line.number, line.offset, line.length, data))
+                    line.asked = await self._asked(Raw(line.number, line.offset, line.length, data))
                 except LineWrong as wrong:
                     line.wrong = wrong
 
     async def _read(self, spots: Sequence[Sequence[int]]) -> list[bytes]:
         return await self._storage.read_ranges(self._file_id, [(spot[1], spot[2]) for spot in spots])
 
-    def _asked(self, raw: Raw) -> Asked:
-        return check_line(raw, self._endpoint)
+    async def _asked(self, raw: Raw) -> Asked:
+        return await checked(raw, self._endpoint)
 
-    def _understood(self, raw: Raw) -> Line:
+    async def _understood(self, raw: Raw) -> Line:
         """They were all checked once; but perhaps by another version of this program."""
         try:
-            asked = self._asked(raw)
+            asked = await self._asked(raw)
         except LineWrong as wrong:
             return Line(raw.number, raw.offset, raw.length, _custom_id(raw), "", "", wrong=wrong)
         model, provider = asked.request.model, self.provider(asked.request.model)

@@ -6,6 +6,7 @@ OpenAI's words for each way in which it may not (platform.openai.com/docs/guides
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ _BOM = b"\xef\xbb\xbf"
 _FIELDS = frozenset({"custom_id", "method", "url", "body"})
 _LONGEST_ID = 512
 _MOST_ERRORS = 100
+_IN_THREAD_BYTES = 1024 * 1024
 
 
 class Raw(NamedTuple):
@@ -75,6 +77,13 @@ async def read_lines(pieces: AsyncIterator[bytes], number: int = 1, offset: int 
             kept = []
     if length:
         yield Raw(number, offset, length, b"".join(kept) if length <= MAX_LINE_BYTES else None)
+
+
+async def checked(line: Raw, endpoint: str) -> Asked:
+    """`check_line`, of a large one off the event loop. Raises LineWrong."""
+    if line.length <= _IN_THREAD_BYTES:
+        return check_line(line, endpoint)
+    return await asyncio.to_thread(check_line, line, endpoint)
 
 
 def check_line(line: Raw, endpoint: str) -> Asked:
@@ -158,7 +167,7 @@ async def check_input(
             break
         await breathe(line.number)
         try:
-            asked = check_line(line, endpoint)
+            asked = await checked(line, endpoint)
             _note_id(asked.custom_id, line.number, seen)
             if asked.request.model not in found.models:
                 await check_model(asked.request.model)

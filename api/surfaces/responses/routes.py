@@ -22,7 +22,7 @@ from api.deps import (
     IsRepeat,
     Root,
     known_query,
-    parsed,
+    read,
     with_options,
 )
 from api.errors import problem_error
@@ -69,7 +69,7 @@ async def _asked(
     request: Request, services: Services, caller: Caller, body: bytes | bytearray
 ) -> tuple[ResponsesRequest, Asked, list[str]]:
     """What the body asks for, that as chat, and the generations that it goes on from. Raises BadRequest, NotFound."""
-    given = with_options(parsed(body), request)
+    given = await read(body, lambda value: with_options(value, request))
     model = given.get("model") if isinstance(given, dict) else None
     if isinstance(model, str) and await services.catalogue.speaks_responses(model):
         native = NativeRequest.check(given)

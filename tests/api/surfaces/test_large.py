@@ -207,3 +207,27 @@ def test_a_bucket_keeps_them_for_several_machines(own_stack: Stack, tmp_path: Pa
             refused(client.post({"model": model, "messages": messages}, timeout=60), 503, "storage_unavailable")
             assert client.post(ask(model)).status_code == 200
             assert len(client.get("/v1/streams").json()["data"]) == 1
+
+
+def test_large_bodies_wait_for_room_and_small_ones_do_not(own_stack: Stack, scripted: Register) -> None:
+    """One that has begun to arrive takes all the room; it is whole in the end, and the one that waited was told."""
+    model, _ = scripted([*words(1), *ending()])
+    own_stack.kill("api")
+    own_stack.start("api", STREAMSPOOL_INTAKE_BYTES=str(SMALL))
+    own_stack.wait_ready()
+    body = json.dumps({"model": model, "messages": showing(picture(300_000))}).encode()
+    with socket.create_connection(("127.0.0.1", own_stack.port)) as slow, Client(own_stack.url) as client:
+        client.http.timeout = 120
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
+        slow.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body[: SMALL // 2])
+        wait_until(lambda: client.send(body).status_code == 503, 60, "the other one has begun to arrive")
+        refusal = client.send(body)
+        assert refusal.json()["error"]["code"] == "too_many_large_requests"
+        assert int(refusal.headers["retry-after"]) > 0
+        assert client.post(ask(model)).status_code == 200
+        slow.sendall(body[SMALL // 2 :])
+        received = b""
+        while piece := slow.recv(65536):
+            received += piece
+        assert received.startswith(b"HTTP/1.1 200")
+        wait_until(lambda: client.send(body).status_code == 200, 60, "there is room again")

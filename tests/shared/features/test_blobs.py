@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import random
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import FileStorageFailed, RequestLost, StorageQuotaExceeded
 from shared.features.blobs import GRACE_MS, Blobs, session_holder
+from shared.features.storage import Storage
 from shared.generations.caller import Caller
 from shared.generations.core import Core
 from shared.log.blobs import Stored
@@ -265,3 +268,49 @@ async def test_the_same_request_made_twice_is_one(bench: Bench) -> None:
     assert second.replayed
     assert first.header["id"] == second.header["id"]
     assert len(bench.objects()) == 1
+
+
+async def test_what_a_redis_has_forgotten_goes_when_nothing_can_name_it_any_more(
+    bench: Bench,
+) -> None:
+    """A server that was emptied knows neither logs nor blobs; what is stored since is another's."""
+    await bench.submit(asked(picture(400_000)))
+    (old,) = bench.objects()
+    await bench.redis.flushdb()
+    kept = await bench.submit(asked(picture(400_000, 2)))
+    (new,) = set(bench.objects()) - {old}
+    longest_s = bench.blobs._forgotten_s
+    os.utime(new, (time.time() - longest_s - 60,) * 2)
+    os.utime(old, (time.time() - longest_s + 60,) * 2)
+
+    async def search() -> None:
+        await bench.redis.delete(bench.redis.key.blobs_searched)
+        await bench.blobs.release_forgotten()
+        await bench.core.files.remove_expired()
+
+    await search()
+    assert set(bench.objects()) == {old, new}, "the one is not old enough, the other is known"
+    os.utime(old, (time.time() - longest_s - 60,) * 2)
+    await bench.blobs.release_forgotten()
+    await bench.core.files.remove_expired()
+    assert set(bench.objects()) == {old, new}, "once a day is enough"
+    other = bench.directory / "files/blobs-users/another"
+    other.touch()
+    await search()
+    assert set(bench.objects()) == {old, new}, "they may be the other installation's"
+    os.utime(other, (time.time() - 50 * 86_400,) * 2)
+    await search()
+    assert bench.objects() == [new]
+    assert not other.exists()
+    await bench.delete(kept)
+    assert bench.objects() == []
+
+
+async def test_a_storage_that_does_not_answer_is_searched_another_day(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(self: Storage, prefix: str, age_s: float) -> Any:
+        raise FileStorageFailed
+
+    monkeypatch.setattr(Storage, "older", away)
+    await bench.blobs.release_forgotten()

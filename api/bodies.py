@@ -1,0 +1,83 @@
+"""How many bytes of large request bodies a process holds at once, and what is said to those for which there is no room.
+
+Hidden here: that large bodies wait in line, the first first, and that what a body takes is given back when its memory is, by
+whoever let go of it last, in whichever thread. Small bodies are not counted and never wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from contextlib import suppress
+
+from shared.errors import Unavailable
+
+_WAIT_S = 5.0
+"""How long a body waits for room: longer than most others take to be stored, shorter than clients wait."""
+_RETRY_AFTER_S = 5.0
+
+
+class LargeBody(bytearray):
+    """The bytes of a large body. Room for it is taken while it lives."""
+
+
+class Bodies:
+    """Room for `limit` bytes, none if it is 0 (then there is no limit). For one event loop."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self.used = 0
+
+    async def hold(self, size: int) -> LargeBody:
+        """An empty body, once there is room for so many bytes; one that is larger than all the room has it for itself.
+        Raises Unavailable where that takes too long."""
+        await self._take(size)
+        body = LargeBody()
+        weakref.finalize(body, self._give, size, asyncio.get_running_loop())
+        return body
+
+    async def _take(self, size: int) -> None:
+        if self._fits(size) and not self._waiting:
+            self.used += size
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, turn))
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                await turn
+        except BaseException as error:
+            if not turn.cancelled():  # there was room in the same moment
+                self.used -= size
+            self._wake()
+            if isinstance(error, TimeoutError):
+                raise _no_room() from None
+            raise
+
+    def _fits(self, size: int) -> bool:
+        return not self._limit or not self.used or self.used + size <= self._limit
+
+    def _give(self, size: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.used -= size
+        with suppress(RuntimeError):  # the loop is closed: nothing waits
+            loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        while self._waiting:
+            size, turn = self._waiting[0]
+            if not turn.done():
+                if not self._fits(size):
+                    return
+                self.used += size
+                turn.set_result(None)
+            self._waiting.popleft()
+
+
+def _no_room() -> Unavailable:
+    return Unavailable(
+        "Other large requests are arriving, and this process has no room for more of them (STREAMSPOOL_INTAKE_BYTES). "
+        "Send it again in some seconds.",
+        code="too_many_large_requests",
+        retry_after_s=_RETRY_AFTER_S,
+    )

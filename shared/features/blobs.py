@@ -338,7 +338,7 @@ class Blobs:
         found = [(name, match) for name in names if (match := _OBJECT.fullmatch(name))]
         async with self._redis.pipeline(transaction=False) as pipe:
             for name, match in found:
-                pipe.hget(self._key.blob(match["tenant"], match["digest"]), _COPY)
+                pipe.hget(self._key.blob(match["tenant"], match["digest"]), _COPY.decode())
                 pipe.zscore(self._key.files_end, name)
             told = await pipe.execute()
         return [

@@ -218,7 +218,7 @@ def test_large_bodies_wait_for_room_and_small_ones_do_not(own_stack: Stack, scri
     body = json.dumps({"model": model, "messages": showing(picture(300_000))}).encode()
     with socket.create_connection(("127.0.0.1", own_stack.port)) as slow, Client(own_stack.url) as client:
         client.http.timeout = 120
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
         slow.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body[: SMALL // 2])
         wait_until(lambda: client.send(body).status_code == 503, 60, "the other one has begun to arrive")
         refusal = client.send(body)

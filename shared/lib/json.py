@@ -2,7 +2,7 @@
 
 Hidden here: orjson does the work (1 µs a chunk against 8), but it refuses lone surrogates, which providers emit when
 an emoji is split over two chunks, and turns integers over 64 bits into floats. Those texts, and only those, take the
-standard library's road. NaN and Infinity are not JSON (RFC 8259 §6): strictly read they are refused, leniently read
+standard library's road, and what it writes is kept in too much memory. NaN and Infinity are not JSON (RFC 8259 §6): strictly read they are refused, leniently read
 they become null.
 """
 
@@ -15,6 +15,7 @@ import orjson
 
 _DIGITS = bytes(ord("0") if ord("0") <= byte <= ord("9") else byte for byte in range(256))
 MAX_DEPTH = 200
+_LEAST_COPIED = 1024
 _TOO_LONG = b"0" * 19
 """So many digits in a row may be more than 64 bits; if they are not, only time is lost."""
 
@@ -54,7 +55,13 @@ def _inside(value: Any) -> list[Any]:
 
 def dumps_sorted(value: Any) -> bytes:
     """The same bytes for the same value, whatever the order of its fields."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    return _fitted(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+
+
+def _fitted(text: bytes) -> bytes:
+    """In as much memory as it needs. orjson leaves what it writes in the room that it made for the worst case: 100 kB in a
+    megabyte, for as long as it is kept."""
+    return text if len(text) < _LEAST_COPIED else bytes(memoryview(text))
 
 
 def dumps(value: Any) -> bytes:
@@ -63,7 +70,7 @@ def dumps(value: Any) -> bytes:
     Raises ValueError for nesting without end, TypeError for what is not JSON.
     """
     try:
-        return orjson.dumps(value)
+        return _fitted(orjson.dumps(value))
     except (TypeError, orjson.JSONEncodeError):
         try:
             return json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode("ascii")

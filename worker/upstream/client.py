@@ -220,8 +220,8 @@ async def _decode(response: http.Response, decoder: Decoder, provider: Provider,
 
 async def _play(body: dict[str, Any], model: str, blobs: OfTenant | None) -> Events:
     """A fake model's events at their times: those that are due come together."""
-    if blobs is not None and blobs.are_in(text := json.dumps(body)):
-        body = json.loads(await blobs.filled(text))
+    if blobs is not None:
+        body = await _filled(body, blobs)
     clock = asyncio.get_running_loop().time
     due = clock()
     batch: list[sse.Event] = []
@@ -236,6 +236,12 @@ async def _play(body: dict[str, Any], model: str, blobs: OfTenant | None) -> Eve
         batch.append(event)
     if batch:
         yield batch
+
+
+async def _filled(body: dict[str, Any], blobs: OfTenant) -> dict[str, Any]:
+    text = json.dumps(body)
+    filled: dict[str, Any] = json.loads(await blobs.filled(text)) if blobs.are_in(text) else body
+    return filled
 
 
 async def _drain(batches: Events) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json as standard
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -142,3 +144,14 @@ def test_what_cannot_be_written_is_a_value_error_or_a_type_error() -> None:
         json.dumps(deep)
     with pytest.raises(TypeError):
         json.dumps(object())
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_usable_size"), reason="glibc's")
+@pytest.mark.parametrize("write", [json.dumps, json.dumps_sorted])
+@pytest.mark.parametrize("size", [2000, 100_000, 1_000_000])
+def test_what_is_written_takes_as_much_memory_as_it_needs(write: Callable[[Any], bytes], size: int) -> None:
+    """orjson's own result is kept in up to ten times as much."""
+    usable = ctypes.CDLL(None).malloc_usable_size
+    usable.argtypes, usable.restype = [ctypes.c_void_p], ctypes.c_size_t
+    text = write({"content": "x" * size})
+    assert usable(id(text)) < len(text) + 200

@@ -2,8 +2,8 @@
 
 Hidden here: orjson does the work (1 µs a chunk against 8), but it refuses lone surrogates, which providers emit when
 an emoji is split over two chunks, and turns integers over 64 bits into floats. Those texts, and only those, take the
-standard library's road, and what it writes is kept in too much memory. NaN and Infinity are not JSON (RFC 8259 §6): strictly read they are refused, leniently read
-they become null.
+standard library's road. What orjson writes is kept in too much memory. NaN and Infinity are not JSON (RFC 8259 §6): strictly
+read they are refused, leniently read they become null.
 """
 
 from __future__ import annotations

@@ -16,9 +16,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from shared.config.settings import Settings
 from shared.errors import FileStorageFailed, RequestLost, StorageQuotaExceeded, StreamspoolError
@@ -42,34 +40,22 @@ _AT_ONCE = 4
 _MULTIPART_BYTES = 8 * 1024 * 1024
 _KEPT_MS = 400 * 86_400_000
 """Keys of blobs that were held last so long ago belong to nothing."""
-_DUE_MS = 60_000
+DUE_MS = 60_000
 """What the reaper of files allows for other processes' clocks."""
 _PAGE = 100
 _LATER_MS = 1000
-_COPY = b"="
+COPY = b"="
 """The field of a blob's hash that says which copy is stored, `COPY:SIZE`; the others are its holders."""
 _TENANT = "tenant"
 _SESSION = "session:"
 _SAFE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_FOLDER = "blobs"
-_OBJECT = re.compile(r"blobs/of-(?P<tenant>[A-Za-z0-9_.-]{1,64})/(?P<digest>[0-9a-f]{64})\.(?P<copy>[0-9a-f]{8})")
-_SEARCH_MS = 86_400_000
-_USERS = "blobs-users"
-"""A folder with an empty object for each installation that stores here, written anew each day."""
-_FORGOTTEN_USER_S = 40 * 86_400.0
+FOLDER = "blobs"
 
 
 def object_name(tenant: str, name: Name) -> str:
     """Where it is in the storage."""
     assert _SAFE.fullmatch(tenant)
-    return f"{_FOLDER}/of-{tenant}/{name}"
-
-
-def _installation(settings: Settings) -> str:
-    """The same for all processes of an installation, also after its Redis has forgotten everything."""
-    url = urlsplit(settings.redis_url.get_secret_value() if settings.redis_url else "")
-    where = f"{url.scheme} {url.netloc.rpartition('@')[2]} {url.path} {settings.prefix}"
-    return hashlib.sha256(where.encode()).hexdigest()[:32]
+    return f"{FOLDER}/of-{tenant}/{name}"
 
 
 def session_holder(tenant: str, session_id: str) -> str:
@@ -84,10 +70,6 @@ class Blobs:
         """`storage` is made when it is first needed: most processes never see a blob."""
         self._redis, self._quota, self._storage = redis, settings.max_blob_bytes, storage
         self._key = redis.key
-        self._installation = _installation(settings)
-        self._forgotten_s = 3600 + max(
-            settings.retention_s, settings.stored_retention_s, settings.session_retention_s, GRACE_MS / 1000
-        )
         self.marks = Marks()
 
     # ---- taking out
@@ -153,7 +135,7 @@ class Blobs:
                 sizes = {digest: len(content) for digest, content in wanted.items()}
                 copies |= await self._note(holder, tenant, mine, sizes, quota)
             except StreamspoolError:  # what was stored of it goes at once
-                await self._redis.zadd(self._key.files_end, dict.fromkeys(names, now_ms() - _DUE_MS))
+                await self._redis.zadd(self._key.files_end, dict.fromkeys(names, now_ms() - DUE_MS))
                 raise
         return copies
 
@@ -172,7 +154,7 @@ class Blobs:
             if found:
                 self._note_holder(pipe, holder, tenant, found)
 
-        await transact(self._redis, list(keys.values()), [("HGET", key, _COPY) for key in keys.values()], queue)
+        await transact(self._redis, list(keys.values()), [("HGET", key, COPY) for key in keys.values()], queue)
         return found
 
     def _note_holder(self, pipe: Any, holder: str, tenant: str, copies: dict[str, str]) -> None:
@@ -217,11 +199,11 @@ class Blobs:
                 if copy is None:
                     noted[digest] = mine[digest]
                     added += sizes[digest]
-                    pipe.hset(key, _COPY, f"{mine[digest]}:{sizes[digest]}")
+                    pipe.hset(key, COPY, f"{mine[digest]}:{sizes[digest]}")
                     pipe.zrem(self._key.files_end, name)
                 else:
                     noted[digest] = copy.decode().partition(":")[0]
-                    pipe.zadd(self._key.files_end, {name: now_ms() - _DUE_MS})
+                    pipe.zadd(self._key.files_end, {name: now_ms() - DUE_MS})
                 pipe.hset(key, holder, b"1")
                 pipe.pexpire(key, _KEPT_MS)
             _check_quota(int(seen[0] or 0) + added, quota)
@@ -229,7 +211,7 @@ class Blobs:
             pipe.pexpire(used, _KEPT_MS)
             self._note_holder(pipe, holder, tenant, noted)
 
-        looks: list[Command] = [("GET", used), *(("HGET", key, _COPY) for key in keys.values())]
+        looks: list[Command] = [("GET", used), *(("HGET", key, COPY) for key in keys.values())]
         await transact(self._redis, [used, *keys.values()], looks, queue)
         return noted
 
@@ -307,46 +289,6 @@ class Blobs:
             if len(due) < _PAGE:
                 return
 
-    async def release_forgotten(self) -> None:
-        """For the reaper, once a day: what is stored and was forgotten by a Redis that lost its keys is to be removed. It is
-        older than anything that could name it: an hour more than the longest that a log or a session is kept.
-
-        Nothing is where another installation stores as well: what this one does not know may be that one's.
-        """
-        if not await self._redis.set(self._key.blobs_searched, b"1", nx=True, px=_SEARCH_MS):
-            return
-        with suppress(FileStorageFailed):  # it is looked through tomorrow
-            if not await self._is_alone():
-                return
-            async for names in self._storage().older(_FOLDER, self._forgotten_s):
-                if forgotten := await self._unknown(names):
-                    await self._redis.zadd(self._key.files_end, dict.fromkeys(forgotten, now_ms() - _DUE_MS))
-                    logger.warning("blobs forgotten", count=len(forgotten))
-
-    async def _is_alone(self) -> bool:
-        """Whether no other installation has said within the last weeks that it stores here; this one says it."""
-        mine = f"{_USERS}/{self._installation}"
-        await self._storage().put(mine, b"")
-        old = {name async for names in self._storage().older(_USERS, _FORGOTTEN_USER_S) for name in names}
-        users = {name async for names in self._storage().older(_USERS, -60) for name in names}
-        for name in old:
-            await self._storage().delete(name)
-        return users - old == {mine}
-
-    async def _unknown(self, names: Sequence[str]) -> list[str]:
-        """Those that are no tenant's copy, and that nothing else is about to remove."""
-        found = [(name, match) for name in names if (match := _OBJECT.fullmatch(name))]
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for name, match in found:
-                pipe.hget(self._key.blob(match["tenant"], match["digest"]), _COPY.decode())
-                pipe.zscore(self._key.files_end, name)
-            told = await pipe.execute()
-        return [
-            name
-            for (name, match), copy, due in zip(found, told[::2], told[1::2], strict=True)
-            if due is None and (copy is None or copy.decode().partition(":")[0] != match["copy"])
-        ]
-
     async def release(self, holder: str) -> None:
         """Lets go of what it holds, unless it is there: then it is looked at again when it will have expired."""
         name, held = self._log_of(holder), self._key.blobs_of(holder)
@@ -369,7 +311,7 @@ class Blobs:
                 if copy is not None and holders == 1 + bool(mine):
                     stored, _, length = copy.decode().partition(":")
                     pipe.delete(key)
-                    pipe.zadd(self._key.files_end, {object_name(tenant, Name(digest, stored)): now_ms() - _DUE_MS})
+                    pipe.zadd(self._key.files_end, {object_name(tenant, Name(digest, stored)): now_ms() - DUE_MS})
                     released.append(digest)
                     size += int(length)
             if size:
@@ -379,7 +321,7 @@ class Blobs:
 
         looks: list[Command] = [("PTTL", name), ("HLEN", held)]
         for key in keys:
-            looks += [("HGET", key, _COPY), ("HEXISTS", key, holder), ("HLEN", key)]
+            looks += [("HGET", key, COPY), ("HEXISTS", key, holder), ("HLEN", key)]
         await transact(self._redis, [name, held, *keys], looks, queue)
         if released:
             logger.info("blobs released", tenant=tenant, count=len(released))

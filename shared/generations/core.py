@@ -12,6 +12,7 @@ from shared.features.chains import Chains
 from shared.features.conversations import Conversations
 from shared.features.effect import Effect
 from shared.features.files import Files
+from shared.features.forgotten import Forgotten
 from shared.features.sessions import Sessions
 from shared.features.usage import Ledger
 from shared.features.webhooks import Webhooks
@@ -46,6 +47,7 @@ class Core:
         self.webhooks = Webhooks(redis, settings)
         self.files = Files(redis, settings, confirmer)
         self.blobs = log.filler = Blobs(redis, settings, lambda: self.files.storage)
+        self.forgotten = Forgotten(redis, settings, lambda: self.files.storage)
         self.batches = Batches(redis, self.files, self.webhooks, settings, confirmer)
         sessions = Sessions(redis, settings, self.blobs)
         self.chains = Chains(log, self.blobs)

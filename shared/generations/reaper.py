@@ -47,7 +47,7 @@ class Reaper:
                 await self.sweep()
                 await self._core.settlement.settle_left_over()
                 await self._core.blobs.release_ended()
-                await self._core.blobs.release_forgotten()
+                await self._core.forgotten.search()
                 await self._core.files.remove_expired()
                 await self._core.batches.remind()
 

@@ -279,19 +279,19 @@ async def test_what_a_redis_has_forgotten_goes_when_nothing_can_name_it_any_more
     await bench.redis.flushdb()
     kept = await bench.submit(asked(picture(400_000, 2)))
     (new,) = set(bench.objects()) - {old}
-    longest_s = bench.blobs._forgotten_s
+    longest_s = bench.core.forgotten.age_s
     os.utime(new, (time.time() - longest_s - 60,) * 2)
     os.utime(old, (time.time() - longest_s + 60,) * 2)
 
     async def search() -> None:
         await bench.redis.delete(bench.redis.key.blobs_searched)
-        await bench.blobs.release_forgotten()
+        await bench.core.forgotten.search()
         await bench.core.files.remove_expired()
 
     await search()
     assert set(bench.objects()) == {old, new}, "the one is not old enough, the other is known"
     os.utime(old, (time.time() - longest_s - 60,) * 2)
-    await bench.blobs.release_forgotten()
+    await bench.core.forgotten.search()
     await bench.core.files.remove_expired()
     assert set(bench.objects()) == {old, new}, "once a day is enough"
     other = bench.directory / "files/blobs-users/another"
@@ -313,4 +313,4 @@ async def test_a_storage_that_does_not_answer_is_searched_another_day(
         raise FileStorageFailed
 
     monkeypatch.setattr(Storage, "older", away)
-    await bench.blobs.release_forgotten()
+    await bench.core.forgotten.search()

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from shared.features.batch_head import BatchHead, InputPosition, reached
 from shared.features.storage import PIECE_BYTES, Missing, Storage
 from shared.lib import json
-from worker.batches.lines import Asked, Found, LineWrong, Raw, check_input, checked, read_lines
+from worker.batches.lines import IN_THREAD_BYTES, Asked, Found, LineWrong, Raw, check_input, check_line, read_lines
 from worker.batches.queue import Line
 
 _BREATH = 16
@@ -95,7 +95,9 @@ class Input:
         return await self._storage.read_ranges(self._file_id, [(spot[1], spot[2]) for spot in spots])
 
     async def _asked(self, raw: Raw) -> Asked:
-        return await checked(raw, self._endpoint)
+        if raw.length <= IN_THREAD_BYTES:
+            return check_line(raw, self._endpoint)
+        return await asyncio.to_thread(check_line, raw, self._endpoint)
 
     async def _understood(self, raw: Raw) -> Line:
         """They were all checked once; but perhaps by another version of this program."""

@@ -24,7 +24,8 @@ _BOM = b"\xef\xbb\xbf"
 _FIELDS = frozenset({"custom_id", "method", "url", "body"})
 _LONGEST_ID = 512
 _MOST_ERRORS = 100
-_IN_THREAD_BYTES = 1024 * 1024
+IN_THREAD_BYTES = 1024 * 1024
+"""A line that is larger is not parsed on the event loop."""
 
 
 class Raw(NamedTuple):
@@ -77,13 +78,6 @@ async def read_lines(pieces: AsyncIterator[bytes], number: int = 1, offset: int 
             kept = []
     if length:
         yield Raw(number, offset, length, b"".join(kept) if length <= MAX_LINE_BYTES else None)
-
-
-async def checked(line: Raw, endpoint: str) -> Asked:
-    """`check_line`, of a large one off the event loop. Raises LineWrong."""
-    if line.length <= _IN_THREAD_BYTES:
-        return check_line(line, endpoint)
-    return await asyncio.to_thread(check_line, line, endpoint)
 
 
 def check_line(line: Raw, endpoint: str) -> Asked:
@@ -167,7 +161,8 @@ async def check_input(
             break
         await breathe(line.number)
         try:
-            asked = await checked(line, endpoint)
+            is_large = line.length > IN_THREAD_BYTES
+            asked = await asyncio.to_thread(check_line, line, endpoint) if is_large else check_line(line, endpoint)
             _note_id(asked.custom_id, line.number, seen)
             if asked.request.model not in found.models:
                 await check_model(asked.request.model)

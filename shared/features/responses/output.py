@@ -5,6 +5,7 @@ Hidden here: that what was said is a chain of pieces, which all later states sha
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from shared.features.responses import ids
@@ -18,6 +19,24 @@ def event_frame(number: int, kind: str, fields: dict[str, Any]) -> bytes:
     fields.pop("sequence_number", None)
     data = json.dumps({"type": kind, "sequence_number": number, **fields})
     return sse.frame(data, id=b"%d" % number, event=kind.encode())
+
+
+_TEXT_FRAME = (
+    b"id: %d\nevent: response.output_text.delta\n"
+    b'data: {"type":"response.output_text.delta","sequence_number":%d,%b%b,"logprobs":[]}\n\n'
+)
+
+
+@lru_cache(maxsize=4096)
+def _text_middle(generation_id: str, place: int, part: int) -> bytes:
+    item_id = ids.item_id("message", generation_id, place).encode()
+    return b'"item_id":"%b","output_index":%d,"content_index":%d,"delta":' % (item_id, place, part)
+
+
+def text_frame(generation_id: str, place: int, part: int, number: int, text: str) -> bytes:
+    """The frame that `event_frame` makes of a delta of text without logprobs, put together from bytes."""
+    middle = _text_middle(generation_id, place, part)
+    return _TEXT_FRAME % (number, number, middle, json.dumps(text))
 
 
 class ReasoningNames(NamedTuple):

@@ -249,3 +249,24 @@ def test_any_fold_may_be_gone_on_from_twice() -> None:
             again = again.take(entry(number, delta).data)
         assert again.events == folds[-1].events
         assert again.end(outcome_with(COMPLETED)) == whole
+
+
+@pytest.mark.parametrize("thought", ["", "why"])
+def test_a_little_more_text_is_told_as_a_writer_would_tell_it(monkeypatch: pytest.MonkeyPatch, thought: str) -> None:
+    deltas = [
+        {"reasoning": thought},
+        *({"content": text} for text in ("a", 'b"\n', "ü\u2028", "", "c")),
+        {"refusal": "d"},
+    ]
+
+    def frames() -> list[bytes]:
+        fold: ResponseFold = view().begin(HEADER)
+        found: list[bytes] = []
+        for number, delta in enumerate(deltas, 1):
+            more, fold = fold._fed(entry(number, delta).data)
+            found += more
+        return [*found, *fold.end(outcome_with(COMPLETED))]
+
+    quick = frames()
+    monkeypatch.setattr(ResponseFold, "_more_text", lambda *_: None)
+    assert frames() == quick

@@ -100,6 +100,7 @@ RESPONSES_CLIENTS = (
     Client("openai, Python", "check_responses.py", "openai", "tests/requirements-dev.lock"),
     Client("openai, JavaScript", "check_responses.mjs", "openai", "tests/clients/package-lock.json"),
     _others("LangChain, `ChatOpenAI`", "check_responses_langchain.py", "langchain-openai"),
+    _others("LiteLLM, `openai/responses/…`", "check_responses_litellm.py", "litellm"),
     _others("Pydantic AI, `OpenAIResponsesModel`", "check_responses_pydantic_ai.py", "pydantic-ai-slim"),
 )
 """Those that are tried over the Responses API, too."""

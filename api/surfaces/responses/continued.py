@@ -109,8 +109,10 @@ async def continued_natively(
         return [], None
     found, previous = await _continuing(services, caller, request.previous_response_id)
     native = found.body[TERMS].get("native")
-    if native is None or found.summary.header["model"] != request.model or native.get("store") is False:
-        return previous, None
+    outcome = found.summary.outcome
+    answered_by = outcome.get("served", {}).get("model") if outcome else None
+    if native is None or answered_by != request.model or native.get("store") is False:
+        return previous, None  # of a name of one's own, another provider may be the one that answers now
     chunks, _ = await services.broker.chunks(found.summary.header, found.summary.position.epoch)
     for chunk in reversed(chunks):
         if known := json.loads(chunk).get("responses"):

@@ -24,7 +24,9 @@ BEGINNINGS = ("response.created", "response.queued", "response.in_progress")
 def client(
     valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Client]:
-    table = f'[providers.own]\nkind = "responses"\nbase_url = "{upstream.base_url}"\n'
+    table = (
+        f'[models]\nalias = "own/aliased"\n\n[providers.own]\nkind = "responses"\nbase_url = "{upstream.base_url}"\n'
+    )
     directory = tmp_path_factory.mktemp("verbatim")
     url = valkey.url.replace("db=0", "db=10")
     with Stack(url, upstream.base_url, directory, config=table) as stack, Client(stack.url) as http:
@@ -129,6 +131,16 @@ def test_a_response_that_the_provider_keeps_is_continued_there(client: Client, s
     assert second["previous_response_id"] == first["id"]
     sent = script.script.calls[1]
     assert (sent["previous_response_id"], sent["input"]) == ("resp_own", "two")
+
+
+def test_what_another_provider_may_answer_is_sent_as_items(client: Client, upstream: ScriptedUpstream) -> None:
+    script = upstream.script("aliased", answer())
+    first = client.http.post(PATH, json={"model": "alias", "input": "one"}).json()
+    body = {"model": "alias", "input": "two", "previous_response_id": first["id"]}
+    assert client.http.post(PATH, json=body).json()["status"] == "completed"
+    sent = script.calls[1]
+    assert "previous_response_id" not in sent
+    assert [item["role"] for item in sent["input"]] == ["user", "assistant", "user"]
 
 
 def test_a_response_of_another_provider_is_sent_as_items(client: Client, scripted: Register) -> None:

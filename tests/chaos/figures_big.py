@@ -83,8 +83,10 @@ class Bench:
         pictures = [picture(LARGE, n) for n in range(count)]
         bodies = [json.dumps({"model": "scripted/brief", "messages": showing(one)}).encode() for one in pictures]
         calm = self._first_tokens(lambda: False, least=30)
+        names = ("api", "worker")
+        before = {name: memory_mb(self.stack, "VmRSS", name) for name in names}
         self.reset_peaks()
-        before = memory_mb(self.stack, "VmRSS")
+        valkey = self.valkey_peak_mb()
         failed: list[str] = []
 
         def send(body: bytes) -> None:
@@ -106,7 +108,8 @@ class Bench:
             "busy_worst_s": max(busy),
             "asked_meanwhile": len(busy),
             "times": statistics.median(busy) / statistics.median(calm),
-            "api_peak_more_mb": memory_mb(self.stack, "VmHWM") - before,
+            **{f"{name}_peak_more_mb": memory_mb(self.stack, "VmHWM", name) - before[name] for name in names},
+            "valkey_peak_more_mb": self.valkey_peak_mb() - valkey,
             "failed": failed,
         }
 

@@ -15,6 +15,7 @@ from api.application import Application, Door
 from api.auth import Authenticator
 from api.live.drain import Drain
 from api.live.hub import BLOCK_MS, Hub
+from api.openapi import document
 from api.resources import batches, files, health, models, reference, sessions, usage
 from api.services import Services
 from api.surfaces import completions, whole
@@ -100,6 +101,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     )
     app.state.authenticator = Authenticator(settings)
     errors.install(app)
+    document.install(app, keyed=bool(settings.api_keys))
     for routes in _ROUTES:
         app.include_router(routes.router)
     return app

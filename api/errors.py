@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from shared.errors import (
-    WIRE_FIELDS,
     BadRequest,
     GenerationCancelled,
     GenerationEnded,
@@ -36,25 +35,6 @@ from shared.log.entry import Status
 from shared.log.records import Outcome
 
 logger = get_logger(__name__)
-
-_ERROR_RESPONSE = {
-    "description": "An error, in OpenAI's shape",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["error"],
-                "properties": {
-                    "error": {
-                        "type": "object",
-                        "required": list(WIRE_FIELDS),
-                        "properties": {field: {"type": ["string", "null"]} for field in WIRE_FIELDS},
-                    }
-                },
-            }
-        }
-    },
-}
 
 REQUEST_ID = "streamspool.request_id"
 """ASGI scope: the id of this request, as in `x-request-id`."""
@@ -130,22 +110,6 @@ def install(app: FastAPI) -> None:
         broken = Internal("Something broke on our side. The request id finds it in the log.")
         return to_response(broken)
 
-    describe = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        """The framework's description with our errors in place of its own, which never occur."""
-        if app.openapi_schema is None:
-            schema = describe()
-            for path in schema["paths"].values():
-                for operation in path.values():
-                    operation["responses"].pop("422", None)
-                    operation["responses"]["default"] = _ERROR_RESPONSE
-            for name in ("HTTPValidationError", "ValidationError"):
-                schema["components"]["schemas"].pop(name, None)
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
     app.add_exception_handler(StreamspoolError, ours)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(RequestValidationError, invalid)

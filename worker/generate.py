@@ -151,8 +151,9 @@ class Generator:
 
     def _claimed(self, writer: Writer, header: Header, body: Stored, attempt: Attempt) -> Claimed:
         begin_request(header.get("request_id"))
+        writer.timings["queued_ms"] = max(0, attempt["at_ms"] - header["created_at_ms"])
         ATTEMPTS.labels(attempt["reason"]).inc()
-        QUEUE_SECONDS.observe(max(0, attempt["at_ms"] - header["created_at_ms"]) / 1000)
+        QUEUE_SECONDS.observe(writer.timings["queued_ms"] / 1000)
         logger.info("claimed", generation_id=writer.generation_id, attempt=writer.epoch, reason=attempt["reason"])
         return writer, header, body
 
@@ -250,7 +251,9 @@ class Generator:
         async with aclosing(stream) as batches:
             async for batch in batches:  # the upstream reads ahead meanwhile, within bounds, and merges what it read
                 if not writer.position.seq:
-                    FIRST_CHUNK_SECONDS.observe(time.monotonic() - asked)
+                    first_s = time.monotonic() - asked
+                    FIRST_CHUNK_SECONDS.observe(first_s)
+                    writer.timings["first_chunk_ms"] = round(first_s * 1000)
                     writer.note = json.dumps(served.note(spoke=True))
                 size += _size(batch)
                 await writer.append(await blobs.chunks(header, batch))
@@ -315,21 +318,10 @@ class Generator:
             try:
                 outcome = await self._outcome(writer, answer, served, status, failure, lost=lost)
                 after, length = (BEGIN, None) if lost else (writer.position, writer.length)
-                await self._outcomes.seal(
-                    header, outcome, attempt=writer.epoch, epoch=writer.epoch, after=after, length=length
-                )
+                end: dict[str, Any] = {"epoch": writer.epoch, "after": after, "length": length}
+                await self._outcomes.seal(header, outcome, attempt=writer.epoch, timings=writer.timings, **end)
                 if header.get("batch") is None:  # a line that is forgotten is asked again: it need not be kept
-                    writer.sealed(
-                        partial(
-                            self._log.seal,
-                            header["id"],
-                            outcome,
-                            epoch=writer.epoch,
-                            header=header,
-                            after=after,
-                            length=length,
-                        )
-                    )
+                    writer.sealed(partial(self._log.seal, header["id"], outcome, header=header, **end))
                 return
             except (RedisError, OSError) as problem:
                 if not is_passing(problem):

@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
 from api.deps import CurrentServices
+from api.services import Services
 from shared.errors import Unavailable
 from shared.store.availability import deadline
 
@@ -31,6 +32,13 @@ async def ready(
     `accept`: a new request would be stored and run, so Redis takes writes, a worker is alive and this process is not
     stopping. `serve`: what is there can be read, cancelled and deleted; a full Redis is no hindrance.
     """
+    found = await checks(services)
+    well = all(found[one] == "ok" for one in (("accept", "serve") if wanted == "both" else (wanted,)))
+    return JSONResponse({"status": "ok" if well else "unavailable", "checks": found}, 200 if well else 503)
+
+
+async def checks(services: Services) -> dict[str, str]:
+    """`ok` or why not, of `accept`, `serve` and `redis`; and `workers`, how many are alive."""
     catalogue, workers, store = services.catalogue, None, "ok"
     serve = accept = "stopping" if services.drain.native else "ok"
     try:
@@ -44,10 +52,8 @@ async def ready(
             serve = error.code
     if workers == 0 and accept == "ok":
         accept = "no_worker"
-    checks = {"accept": accept, "serve": serve, "redis": store}
-    checks["workers"] = "unknown" if workers is None else f"{workers} alive"
-    well = all(checks[one] == "ok" for one in (("accept", "serve") if wanted == "both" else (wanted,)))
-    return JSONResponse({"status": "ok" if well else "unavailable", "checks": checks}, 200 if well else 503)
+    alive = "unknown" if workers is None else f"{workers} alive"
+    return {"accept": accept, "serve": serve, "redis": store, "workers": alive}
 
 
 @router.get("/metrics")

@@ -1,5 +1,5 @@
-"""/docs: the schema as a page to read. It works without the internet and runs no script, so that nothing of another origin
-speaks in the name of this one (which, on a server without keys, may ask everything)."""
+"""/, and /docs: the schema as a page to read. They work without the internet and run no script, so that nothing of another
+origin speaks in the name of this one (which, on a server without keys, may ask everything)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from api.deps import Root
+from api.deps import CurrentServices, Root
+from api.resources.health import checks
 
 router = APIRouter(include_in_schema=False)
 
@@ -30,14 +31,49 @@ _STYLE = (
 )
 
 
+_LINKS = {
+    "docs": ("/docs", "all routes, to be read"),
+    "openapi": ("/openapi.json", "the same for programs"),
+    "ready": ("/readyz", "whether it can take and answer requests now"),
+    "models": ("/v1/models", "what can be asked, with a key if this server has keys"),
+    "streams": ("/v1/streams", "what was asked of late, with a key likewise"),
+}
+
+
+@router.get("/")
+async def home(request: Request, services: CurrentServices, root: Root) -> Response:
+    """What this is and where to go from here: as a page for a browser, for a program as JSON."""
+    now, version = await checks(services), request.app.version
+    if "text/html" not in request.headers.get("accept", ""):
+        links = {name: f"{root}{path}" for name, (path, _) in _LINKS.items()}
+        told = {"object": "server", "name": "Streamspool", "version": version, "checks": now, "links": links}
+        return JSONResponse(told, headers={"vary": "accept"})
+    rows = "".join(f"<tr><td>{escape(name)}<td>{escape(found)}" for name, found in now.items())
+    ways = "".join(
+        f'<tr><td><a href="{escape(root + path)}">{escape(root + path)}</a><td>{escape(what)}'
+        for path, what in _LINKS.values()
+    )
+    body = (
+        f"<h1>Streamspool {escape(version)}</h1><p>{escape(request.app.summary)}</p><h2>Now</h2><table>{rows}</table>"
+        f"<h2>From here</h2><table>{ways}</table><p>Clients of OpenAI's API take "
+        f"<code>{escape(root)}/v1</code> here for their base URL.</p>"
+    )
+    return HTMLResponse(_page(f"Streamspool {version}", body), headers={**_HEADERS, "vary": "accept"})
+
+
+def _page(title: str, body: str) -> str:
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>{body}'
+    )
+
+
 @router.get("/docs")
 async def reference(request: Request, root: Root) -> HTMLResponse:
     """All routes, as `/openapi.json` has them."""
     schema = request.app.openapi()
     info = schema["info"]
     parts = [
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(info["title"])}</title>',
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>',
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info.get('summary', ''))}</p>",
         f'<p>For programs: <a href="{escape(root)}/openapi.json">{escape(root)}/openapi.json</a>. ',
         "With keys: <code>Authorization: Bearer KEY</code>.</p>",
@@ -45,7 +81,11 @@ async def reference(request: Request, root: Root) -> HTMLResponse:
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             parts += _operation(f"{root}{path}", method, operation)
-    return HTMLResponse("".join(parts), headers=_HEADERS)
+    for name, component in schema["components"]["schemas"].items():
+        text = json.dumps(component, indent=2)
+        parts.append(f'<details id="{escape(name)}"><summary><code>{escape(name)}</code></summary>')
+        parts.append(f"<pre>{escape(text)}</pre></details>")
+    return HTMLResponse(_page(info["title"], "".join(parts)), headers=_HEADERS)
 
 
 def _operation(path: str, method: str, operation: dict[str, Any]) -> Iterator[str]:
@@ -57,6 +97,13 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> Iterator[st
             for one in parameters
         )
         yield f"<table>{''.join(rows)}</table>"
-    for kind, body in operation.get("requestBody", {}).get("content", {}).items():
-        text = json.dumps(body.get("schema", {}), indent=2)
-        yield f"<details><summary>Body, <code>{escape(kind)}</code></summary><pre>{escape(text)}</pre></details>"
+    bodies = operation.get("requestBody", {}).get("content", {})
+    yield from (f"<p>Body, <code>{escape(kind)}</code>: {_linked(body)}</p>" for kind, body in bodies.items())
+    for status, response in operation["responses"].items():
+        for kind, body in response.get("content", {}).items():
+            yield f"<p>{escape(status)}, <code>{escape(kind)}</code>: {_linked(body)}</p>"
+
+
+def _linked(body: dict[str, Any]) -> str:
+    name = body["schema"].get("$ref", "").rpartition("/")[2]
+    return f'<a href="#{escape(name)}">{escape(name)}</a>' if name else "bytes"

@@ -143,7 +143,8 @@ class Broker:
             raise
         if not submitted.replayed:
             SUBMITTED.inc()
-            logger.info("accepted", generation_id=generation_id, model=request.model, tenant=caller.tenant)
+            told = {"tenant": caller.tenant, "key_id": caller.key_id}
+            logger.info("accepted", generation_id=generation_id, model=request.model, **told)
             if header["session"] and header["session"]["policy"] == "interrupt":
                 await self._interrupt(header, caller)
             await self._announce(header)

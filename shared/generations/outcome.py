@@ -7,6 +7,7 @@ seal is missing, and the usage, measured where the provider gave none. What foll
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from shared.chat.chunks import Accumulator
@@ -206,10 +207,12 @@ class Outcomes:
         epoch: int | None = None,
         after: Position = BEGIN,
         length: int | None = None,
+        timings: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Writes the outcome and settles. Raises what `StreamLog.seal` raises; the settlement may come later.
 
-        `attempt` is the one whose words the outcome is about; the rest is as for `StreamLog.seal`.
+        `attempt` is the one whose words the outcome is about; `timings` are for the log line; the rest is as for
+        `StreamLog.seal`.
         """
         generation_id = header["id"]
         await self._log.seal(generation_id, outcome, epoch=epoch, header=header, after=after, length=length)
@@ -225,6 +228,7 @@ class Outcomes:
             status=str(outcome["status"]),
             error_code=error.get("code") if error else None,
             error_status=error.get("status") if error else None,
+            **timings,
             total_ms=outcome["ended_at_ms"] - header["created_at_ms"],
             **_tokens(outcome),
             **_lengths(outcome),

@@ -74,6 +74,8 @@ class Writer:
         self.position = Position(claim.epoch, 0)
         self.note: bytes | None = None
         """JSON to be stored beside the attempt's first chunk: how it came about. Set before the first `append`."""
+        self.timings: dict[str, int] = {}
+        """For the log line of its end: `queued_ms`, `first_chunk_ms`."""
         self._length = claim.length
         """Entries of the log up to the attempt's own."""
         self.lost: LogError | None = None

@@ -10,55 +10,18 @@ import httpx
 import pytest
 from starlette.requests import Request
 
-from api.auth import Authenticator
+from api.auth import Authenticator, key_id
+from api.openapi.document import OPERATIONS
 from shared.config.settings import Settings
 from shared.generations.caller import Caller
 from tests.harness.processes import Stack
 from tests.harness.upstream import Pause, ending, words
 from tests.support.wire import KEY_A, KEY_B, Client, Register, ask, frames, refused
 
-OPEN = {"/healthz", "/health", "/readyz", "/metrics", "/docs", "/openapi.json"}
+OPEN = {"/", "/healthz", "/health", "/readyz", "/metrics", "/docs", "/openapi.json"}
 
-ROUTES = [
-    ("POST", "/v1/chat/completions"),
-    ("GET", "/v1/chat/completions"),
-    ("GET", "/v1/chat/completions/{generation_id}"),
-    ("POST", "/v1/chat/completions/{generation_id}"),
-    ("DELETE", "/v1/chat/completions/{generation_id}"),
-    ("GET", "/v1/chat/completions/{generation_id}/messages"),
-    ("POST", "/v1/responses"),
-    ("POST", "/v1/responses/input_tokens"),
-    ("GET", "/v1/responses/{response_id}"),
-    ("DELETE", "/v1/responses/{response_id}"),
-    ("GET", "/v1/responses/{response_id}/input_items"),
-    ("POST", "/v1/responses/{response_id}/cancel"),
-    ("GET", "/v1/streams"),
-    ("GET", "/v1/streams/{generation_id}"),
-    ("DELETE", "/v1/streams/{generation_id}"),
-    ("POST", "/v1/streams/{generation_id}/cancel"),
-    ("POST", "/v1/streams/{generation_id}/tokens"),
-    ("GET", "/v1/streams/{generation_id}/request"),
-    ("GET", "/v1/sessions"),
-    ("GET", "/v1/sessions/{session_id}"),
-    ("DELETE", "/v1/sessions/{session_id}"),
-    ("GET", "/v1/sessions/{session_id}/messages"),
-    ("POST", "/v1/files"),
-    ("GET", "/v1/files"),
-    ("GET", "/v1/files/{file_id}"),
-    ("DELETE", "/v1/files/{file_id}"),
-    ("GET", "/v1/files/{file_id}/content"),
-    ("POST", "/v1/batches"),
-    ("GET", "/v1/batches"),
-    ("GET", "/v1/batches/{batch_id}"),
-    ("POST", "/v1/batches/{batch_id}/cancel"),
-    ("GET", "/v1/batches/{batch_id}/events"),
-    ("GET", "/v1/batches/{batch_id}/output"),
-    ("GET", "/v1/batches/{batch_id}/errors"),
-    ("GET", "/v1/usage"),
-    ("GET", "/v1/models"),
-    ("GET", "/v1/models/{model}"),
-]
-"""A copy of what /openapi.json lists, so that each is a test of its own; compared with it below."""
+ROUTES = [tuple(name.split()) for name in OPERATIONS]
+"""What /openapi.json lists, so that each is a test of its own; compared with it below."""
 
 BAD_KEYS: dict[str, Any] = {
     "none": {},
@@ -100,6 +63,9 @@ def filled(path: str, generation_id: str) -> str:
         model="fake/echo",
         file_id="file-1",
         batch_id="batch_1",
+        conversation_id="conv_1",
+        item_id="msg_1",
+        completion_id=generation_id.replace("chatcmpl-", "cmpl-"),
     )
 
 
@@ -312,9 +278,20 @@ def test_metrics_hold_no_prompt_and_no_key(keyed: Stack) -> None:
         assert secret not in shown
 
 
+def test_a_key_keeps_its_id_whichever_others_come_and_go() -> None:
+    def caller(keys: str) -> Caller:
+        request = Request({"type": "http", "headers": [(b"authorization", b"Bearer second-key-of-a")]})
+        return Authenticator(Settings(_env_file=None, api_keys=keys)).caller(request)
+
+    both, alone = caller("a:first-key-of-a,a:second-key-of-a"), caller("a:second-key-of-a")
+    assert both == alone
+    assert re.fullmatch(r"[0-9a-f]{8}", both.key_id or "")
+    assert both.key_id != key_id("first-key-of-a")
+
+
 def test_a_key_becomes_the_caller_that_routes_are_given() -> None:
     authenticator = Authenticator(Settings(_env_file=None, api_keys="a:first-key-of-a,b:first-key-of-b"))
     headers = [(b"authorization", b"Bearer first-key-of-b")]
-    assert authenticator.caller(Request({"type": "http", "headers": headers})) == Caller("b", key_id="1")
+    assert authenticator.caller(Request({"type": "http", "headers": headers})) == Caller("b", key_id("first-key-of-b"))
     local = Request({"type": "http", "headers": [(b"host", b"localhost")]})
     assert Authenticator(Settings(_env_file=None)).caller(local) == Caller("local")

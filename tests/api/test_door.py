@@ -4,6 +4,7 @@ their sending side, connections that stand idle. Raw bytes where it is about byt
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -284,12 +285,29 @@ def test_a_wrong_method_is_told_all_right_ones(client: Client) -> None:
 # ---- the reference
 
 
-def test_the_reference_runs_and_loads_nothing(client: Client) -> None:
-    response = client.get("/docs")
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_the_pages_run_and_load_nothing(client: Client, path: str) -> None:
+    response = client.get(path, headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
     assert response.headers["content-type"].startswith("text/html")
     assert response.headers["content-security-policy"].startswith("default-src 'none';")
-    assert "/v1/chat/completions/{generation_id}" in response.text
     assert not [word for word in ("<script", "http://", "https://", "src=") if word in response.text]
+    linked = set(re.findall(r'href="(.+?)"', response.text))
+    places = set(re.findall(r'id="(.+?)"', response.text))
+    for link in linked:
+        assert link[1:] in places if link.startswith("#") else client.get(link).status_code == 200, link
+
+
+def test_the_reference_has_all_routes(client: Client) -> None:
+    page = client.get("/docs").text
+    assert all(path in page for path in client.get("/openapi.json").json()["paths"])
+
+
+def test_the_root_answers_a_program_with_json(client: Client) -> None:
+    response = client.get("/", headers={"accept": "*/*"})
+    found = response.json()
+    assert response.headers["vary"] == "accept"
+    assert (found["object"], found["checks"]["accept"], found["links"]["docs"]) == ("server", "ok", "/docs")
+    assert client.http.head("/").status_code == 200
 
 
 # ---- paths

@@ -102,7 +102,7 @@ def test_a_wrong_method_is_refused(client: Client, method: str, path: str) -> No
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/", "/v2/chat/completions", "/v1/chat", "/v1/completions", "/%00", "/..%2f"]
+    "path", ["/nothing", "/v1", "/v1/", "/v2/chat/completions", "/v1/chat", "/v1/completion", "/%00", "/..%2f"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_an_unknown_path_is_not_found(client: Client, method: str, path: str) -> None:

@@ -107,7 +107,8 @@ def test_one_line_says_how_a_request_ended_and_every_line_has_its_id(client: Cli
         "completion_tokens": 2,
     }
     assert expected.items() <= sealed.items()
-    assert sealed["total_ms"] >= 0
+    assert 0 <= sealed["queued_ms"] <= sealed["total_ms"]
+    assert 0 <= sealed["first_chunk_ms"] <= sealed["total_ms"]
     assert sealed["tenant"]
     assert {line["event"] for line in lines() if line.get("request_id") != request_id} == set()
     assert "canary" not in json.dumps(lines())

@@ -1,0 +1,332 @@
+"""What the API answers, as JSON Schemas by name: the components of `/openapi.json`.
+
+Hidden here: nothing; it is data. Objects that OpenAI has are named as in OpenAI's own description, so that generators give its
+names to classes. An object may have more than is listed: what providers add is passed on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.features.usage import FIGURES
+from shared.log.entry import Status
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+WHOLE: Schema = {"type": "integer"}
+TRUTH: Schema = {"type": "boolean"}
+ANY_OBJECT: Schema = {"type": "object", "additionalProperties": True}
+
+
+def ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _or_null(schema: Schema) -> Schema:
+    kind = schema.get("type")
+    return {"type": [kind, "null"]} if schema == {"type": kind} else {"anyOf": [schema, {"type": "null"}]}
+
+
+def _list_of(schema: Schema) -> Schema:
+    return {"type": "array", "items": schema}
+
+
+def _one_of(*values: str) -> Schema:
+    return {"type": "string", "enum": list(values)}
+
+
+def _object(described: str, /, *, perhaps: dict[str, Schema] | None = None, **fields: Schema) -> Schema:
+    """`fields` are always there, those of `perhaps` not."""
+    return {
+        "type": "object",
+        "description": described,
+        "required": list(fields),
+        "properties": {**fields, **(perhaps or {})},
+        "additionalProperties": True,
+    }
+
+
+def _page(item: Schema) -> Schema:
+    """OpenAI's list object."""
+    ids = _or_null(TEXT)
+    return _object(
+        "A page of a list.",
+        object=_one_of("list"),
+        data=_list_of(item),
+        first_id=ids,
+        last_id=ids,
+        has_more=TRUTH,
+    )
+
+
+def _deleted(kind: str) -> Schema:
+    return _object("What was deleted.", id=TEXT, object=_one_of(kind), deleted=TRUTH)
+
+
+_MAYBE_TEXT, _MAYBE_WHOLE, _MAYBE_OBJECT = _or_null(TEXT), _or_null(WHOLE), _or_null(ANY_OBJECT)
+_STATUS = _one_of(*Status)
+_METADATA: Schema = {"type": "object", "additionalProperties": TEXT}
+
+_ERRORS = {
+    "Error": _object("OpenAI's error object.", message=TEXT, type=TEXT, param=_MAYBE_TEXT, code=_MAYBE_TEXT),
+    "Anything": ANY_OBJECT,
+    "ErrorResponse": _object("What every refusal answers, and in a stream a frame.", error=ref("Error")),
+}
+
+_CHAT = {
+    "CompletionUsage": _object(
+        "Tokens, as the provider counted them, or as `usage_source` says.",
+        prompt_tokens=WHOLE,
+        completion_tokens=WHOLE,
+        total_tokens=WHOLE,
+        perhaps={"prompt_tokens_details": _MAYBE_OBJECT, "completion_tokens_details": _MAYBE_OBJECT},
+    ),
+    "ChatCompletionResponseMessage": _object(
+        "What was said.",
+        perhaps={
+            "role": TEXT,
+            "content": {"anyOf": [TEXT, _list_of(ANY_OBJECT), {"type": "null"}]},
+            "refusal": _MAYBE_TEXT,
+            "reasoning": _MAYBE_TEXT,
+            "reasoning_content": _MAYBE_TEXT,
+            "tool_calls": _or_null(_list_of(ANY_OBJECT)),
+        },
+    ),
+    "ChatCompletionChoice": _object(
+        "One of `n`.",
+        index=WHOLE,
+        message=ref("ChatCompletionResponseMessage"),
+        finish_reason=_MAYBE_TEXT,
+        perhaps={"logprobs": _MAYBE_OBJECT},
+    ),
+    "CreateChatCompletionResponse": _object(
+        "An answer, as far as it is.",
+        id=TEXT,
+        object=_one_of("chat.completion"),
+        created=WHOLE,
+        model=TEXT,
+        choices=_list_of(ref("ChatCompletionChoice")),
+        status=_STATUS,
+        perhaps={
+            "usage": _or_null(ref("CompletionUsage")),
+            "usage_source": TEXT,
+            "error": ref("Error"),
+            "metadata": _METADATA,
+            "service_tier": _MAYBE_TEXT,
+            "system_fingerprint": _MAYBE_TEXT,
+        },
+    ),
+    "ChatCompletionChunkChoice": _object(
+        "What one chunk adds to one of `n`.",
+        index=WHOLE,
+        perhaps={"delta": ANY_OBJECT, "finish_reason": _MAYBE_TEXT, "logprobs": _MAYBE_OBJECT},
+    ),
+    "CreateChatCompletionStreamResponse": _object(
+        "An event's data: a chunk. The last event has the text `[DONE]`; an event that ends an answer in vain has an `error`.",
+        id=TEXT,
+        object=_one_of("chat.completion.chunk"),
+        created=WHOLE,
+        model=TEXT,
+        choices=_list_of(ref("ChatCompletionChunkChoice")),
+        perhaps={"usage": _or_null(ref("CompletionUsage"))},
+    ),
+    "ChatCompletionStreamEvent": {
+        "oneOf": [ref("CreateChatCompletionStreamResponse"), ref("ErrorResponse"), ref("StreamAttempt")]
+    },
+    "StreamAttempt": _object("Data of `event: attempt`, on /v1/streams: what was shown is void.", attempt=WHOLE),
+    "CreateCompletionResponse": _object(
+        "An answer to a prompt, as far as it is; in a stream, what one chunk adds to it.",
+        id=TEXT,
+        object=_one_of("text_completion"),
+        created=WHOLE,
+        model=TEXT,
+        choices=_list_of(ANY_OBJECT),
+        perhaps={"usage": _MAYBE_OBJECT, "status": _STATUS, "error": ref("Error")},
+    ),
+    "ChatCompletionList": _page(ref("CreateChatCompletionResponse")),
+    "ChatCompletionDeleted": _deleted("chat.completion.deleted"),
+    "ChatCompletionStoreMessage": _object("A message of a request.", id=TEXT, role=TEXT),
+    "ChatCompletionMessageList": _page(ref("ChatCompletionStoreMessage")),
+}
+
+_RESPONSES = {
+    "Response": _object(
+        "A response, as far as it is.",
+        id=TEXT,
+        object=_one_of("response"),
+        created_at=WHOLE,
+        status=_one_of(*Status),
+        model=TEXT,
+        output=_list_of(ANY_OBJECT),
+        error=_MAYBE_OBJECT,
+        incomplete_details=_MAYBE_OBJECT,
+        usage=_MAYBE_OBJECT,
+        perhaps={"completed_at": _MAYBE_WHOLE, "previous_response_id": _MAYBE_TEXT, "metadata": _MAYBE_OBJECT},
+    ),
+    "ResponseStreamEvent": _object(
+        "An event's data; what else it has is told by its type.", type=TEXT, sequence_number=WHOLE
+    ),
+    "ResponseDeleted": _deleted("response"),
+    "Item": _object("An item of an input, or of an output.", type=TEXT, perhaps={"id": _MAYBE_TEXT}),
+    "ItemList": _page(ref("Item")),
+    "ConversationResource": _object(
+        "A conversation.", id=TEXT, object=_one_of("conversation"), created_at=WHOLE, metadata=ANY_OBJECT
+    ),
+    "DeletedConversationResource": _deleted("conversation.deleted"),
+    "TokenCounts": _object("How long an input is.", object=_one_of("response.input_tokens"), input_tokens=WHOLE),
+}
+
+_STREAMS = {
+    "StreamTimings": _object(
+        "In milliseconds; null for what has not happened.",
+        queued_ms=_MAYBE_WHOLE,
+        first_chunk_ms=_MAYBE_WHOLE,
+        generation_ms=_MAYBE_WHOLE,
+        total_ms=_MAYBE_WHOLE,
+    ),
+    "Stream": _object(
+        "The state of a generation.",
+        id=TEXT,
+        object=_one_of("stream"),
+        status=_STATUS,
+        model=TEXT,
+        created_at=WHOLE,
+        started_at=_MAYBE_WHOLE,
+        ended_at=_MAYBE_WHOLE,
+        attempts=WHOLE,
+        interrupted=_list_of(_MAYBE_TEXT),
+        served_by=_MAYBE_TEXT,
+        refused=_list_of(ANY_OBJECT),
+        retries=WHOLE,
+        timings=ref("StreamTimings"),
+        chunks=WHOLE,
+        position=_MAYBE_TEXT,
+        usage=_or_null(ref("CompletionUsage")),
+        usage_source=_MAYBE_TEXT,
+        characters=_MAYBE_OBJECT,
+        finish_reasons=_list_of(_MAYBE_TEXT),
+        error=_or_null(ref("Error")),
+        sealed_by=_MAYBE_TEXT,
+        metadata=_METADATA,
+        stored=TRUTH,
+        session_id=_MAYBE_TEXT,
+        batch_id=_MAYBE_TEXT,
+        background=TRUTH,
+        webhook=_MAYBE_OBJECT,
+        viewers=WHOLE,
+        links={"type": "object", "additionalProperties": TEXT},
+    ),
+    "StreamList": _page(ref("Stream")),
+    "StreamDeleted": _deleted("stream.deleted"),
+    "StreamToken": _object(
+        "Opens one stream for a while.",
+        object=_one_of("stream.token"),
+        stream_id=TEXT,
+        token=TEXT,
+        expires_at=WHOLE,
+        url=TEXT,
+    ),
+    "CreateStreamTokenRequest": {
+        "type": "object",
+        "properties": {"expires_in_s": {"type": "integer", "minimum": 1, "maximum": 3600, "default": 600}},
+        "additionalProperties": False,
+    },
+}
+
+_RESOURCES = {
+    "Embedding": _object(
+        "The vector of one input, as numbers or in base64.",
+        object=_one_of("embedding"),
+        index=WHOLE,
+        embedding={"anyOf": [_list_of({"type": "number"}), TEXT]},
+    ),
+    "CreateEmbeddingResponse": _object(
+        "Vectors.",
+        object=_one_of("list"),
+        data=_list_of(ref("Embedding")),
+        perhaps={"model": TEXT, "usage": ANY_OBJECT},
+    ),
+    "CreateModerationResponse": _object(
+        "What was found.", results=_list_of(ANY_OBJECT), perhaps={"id": TEXT, "model": TEXT}
+    ),
+    "Session": _object(
+        "A conversation.",
+        id=TEXT,
+        object=_one_of("session"),
+        created_at=WHOLE,
+        updated_at=WHOLE,
+        expires_at=WHOLE,
+        turns=WHOLE,
+        tokens=WHOLE,
+        bytes=WHOLE,
+        open=_list_of(TEXT),
+    ),
+    "SessionList": _page(ref("Session")),
+    "SessionDeleted": _deleted("session.deleted"),
+    "SessionMessage": _object(
+        "A message of a finished turn.",
+        id=TEXT,
+        object=_one_of("session.message"),
+        created_at=WHOLE,
+        generation_id=TEXT,
+    ),
+    "SessionMessageList": _page(ref("SessionMessage")),
+    "OpenAIFile": _object(
+        "A file.",
+        id=TEXT,
+        object=_one_of("file"),
+        bytes=WHOLE,
+        created_at=WHOLE,
+        expires_at=_MAYBE_WHOLE,
+        filename=TEXT,
+        purpose=TEXT,
+        status=TEXT,
+        perhaps={"status_details": _MAYBE_TEXT},
+    ),
+    "ListFilesResponse": _page(ref("OpenAIFile")),
+    "DeleteFileResponse": _deleted("file"),
+    "BatchRequestCounts": _object("Lines.", total=WHOLE, completed=WHOLE, failed=WHOLE),
+    "Batch": _object(
+        "A batch.",
+        id=TEXT,
+        object=_one_of("batch"),
+        endpoint=TEXT,
+        input_file_id=TEXT,
+        completion_window=TEXT,
+        status=_one_of(
+            *"validating failed in_progress finalizing completed expired cancelling cancelled".split(),
+        ),
+        created_at=WHOLE,
+        request_counts=ref("BatchRequestCounts"),
+        perhaps={
+            "model": _MAYBE_TEXT,
+            "errors": _MAYBE_OBJECT,
+            "output_file_id": _MAYBE_TEXT,
+            "error_file_id": _MAYBE_TEXT,
+            **{
+                f"{name}_at": _MAYBE_WHOLE
+                for name in "in_progress finalizing completed failed expires expired cancelling cancelled".split()
+            },
+            "usage": _MAYBE_OBJECT,
+            "metadata": _or_null(_METADATA),
+            "webhook": _MAYBE_OBJECT,
+        },
+    ),
+    "ListBatchesResponse": _page(ref("Batch")),
+    "Model": _object("A model that can be named here.", id=TEXT, object=_one_of("model"), created=WHOLE, owned_by=TEXT),
+    "ListModelsResponse": _object("All of them.", object=_one_of("list"), data=_list_of(ref("Model"))),
+    "UsageRow": _object(
+        "A day of a model.", object=_one_of("usage"), date=TEXT, model=TEXT, **dict.fromkeys(FIGURES, WHOLE)
+    ),
+    "UsageList": _object(
+        "A row for each day and model, and their sum.",
+        object=_one_of("list"),
+        start=TEXT,
+        end=TEXT,
+        data=_list_of(ref("UsageRow")),
+        total={"type": "object", "additionalProperties": WHOLE},
+    ),
+}
+
+COMPONENTS: dict[str, Schema] = {**_ERRORS, **_CHAT, **_RESPONSES, **_STREAMS, **_RESOURCES}

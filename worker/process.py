@@ -101,7 +101,8 @@ async def _batcher(
     redis = connect(url, prefix=settings.prefix, max_connections=most, timeout_s=timeout_s, beside=beside)
     try:
         log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
-        yield Batcher(redis, log, Core(redis, log, settings, name=worker_id, confirmer=confirmer), settings)
+        core = Core(redis, log, settings, name=worker_id, confirmer=confirmer)
+        yield Batcher(redis, log, core, settings, worker_id=worker_id)
     finally:
         await redis.aclose(close_connection_pool=True)
 

@@ -44,7 +44,7 @@ from shared.log.blobs import Cut, Stored
 from shared.log.entry import Entry, Kind, Position, Status
 from shared.log.listing import Span
 from shared.log.records import BatchRef, Header, Summary, Surface
-from shared.log.streamlog import StreamLog
+from shared.log.streamlog import Reserve, StreamLog
 from shared.store.availability import NO_STREAM, UncertainCreates, deadline, translate_errors
 from shared.store.confirm import Confirmer
 from shared.store.keys import Lane
@@ -242,14 +242,16 @@ class Broker:
         caller: Caller,
         batch: BatchRef,
         surface: Surface = "chat",
+        reserve: Reserve | None = None,
     ) -> None:
         """Accepts a line of a batch, once however often it is called; `batch` is `{id, line}`. It has no viewers to
-        lose, and is said again if it is interrupted, unless it wants otherwise. Raises RedisError, OSError."""
+        lose, and is said again if it is interrupted, unless it wants otherwise. Raises RedisError, OSError, and what `reserve`
+        raises."""
         header = make_header(self._settings, line_id, request, caller, None, client_history=False, webhook=None)
         header["on_interruption"] = request.on_interruption or "restart"
         header["on_disconnect"], header["batch"], header["surface"] = "continue", batch, surface
         header["server"] = await self._server()
-        if await self.log.create(header, await self._blobs.store(line_id, caller.tenant, body)):
+        if await self.log.create(header, await self._blobs.store(line_id, caller.tenant, body), reserve):
             SUBMITTED.inc()
         await self.dispatch(header)
 

@@ -25,8 +25,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from shared.errors import Fenced
 from shared.lib.clock import now_ms
-from shared.store.commands import exchange_all, pack
+from shared.store.commands import exchange_all, pack, watch
 from shared.store.confirm import INFO, identity
 from shared.store.jobs import Called, pack_job, unpack_job
 from shared.store.keys import Lane
@@ -259,6 +260,16 @@ class JobQueue:
             for job_id, _ in jobs:
                 pipe.set(self._key.lease(job_id), lease.holder, px=lease.ms, nx=True)
             await commit(pipe)
+
+    async def fence(self, pipe: Any, job_id: str, holder: str) -> None:
+        """Begins a transaction in `pipe` that is done only while no other than `holder` has the job. Raises Fenced.
+
+        A lease that is gone is no other's: its worker may be about to have it back.
+        """
+        lease = self._key.lease(job_id)
+        (found,) = await watch(pipe, [lease], pack(b"GET", lease.encode()))
+        if found not in (None, holder.encode()):
+            raise Fenced(job_id)
 
     async def hand_back(self, job: Job, holder: str) -> None:
         """Puts it back where it stood before, for any worker to find at once; unless it is another worker's by now."""

@@ -67,7 +67,7 @@ class Lab:
 
     def batcher(self) -> Batcher:
         """Another worker: what it learns of providers is its own."""
-        return Batcher(self.redis, self.log, self.core, self.settings)
+        return Batcher(self.redis, self.log, self.core, self.settings, worker_id="lab")
 
     async def run(self, batch_id: str, batcher: Batcher | None = None) -> bool:
         """Returns what `Batcher.run` does; None if it was killed."""

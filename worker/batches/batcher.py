@@ -33,8 +33,8 @@ _HAND_OVER_S = 1.0
 class Batcher:
     """All batches of one worker; `run` is what arq calls."""
 
-    def __init__(self, redis: ArqRedis, log: StreamLog, core: Core, settings: Settings) -> None:
-        self.redis, self.log, self.settings = redis, log, settings
+    def __init__(self, redis: ArqRedis, log: StreamLog, core: Core, settings: Settings, *, worker_id: str) -> None:
+        self.redis, self.log, self.settings, self.worker_id = redis, log, settings, worker_id
         self.jobs = JobQueue(redis)
         self.broker, self.outcomes, self.settlement = core.broker, core.outcomes, core.settlement
         self.blobs = core.blobs

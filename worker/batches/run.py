@@ -33,7 +33,7 @@ from shared.generations.caller import Caller
 from shared.lib import json
 from shared.lib.telemetry import BATCH_LINES, get_logger
 from shared.log.entry import SEAL, Position, Status
-from shared.log.records import Outcome
+from shared.log.records import Header, Outcome
 from shared.store.outage import log_redis_error
 from shared.store.redis import OutOfMemoryError, RedisError
 from worker.batches.circuit import jittered
@@ -196,8 +196,13 @@ class Run:
             raise
         await _all(map(self._begin, chosen))
 
+    async def _hold(self, pipe: Any, header: Header) -> None:
+        """One that has the batch by now may have written the line's answer down and deleted its log: made again, it would be
+        asked and paid once more. Raises Fenced."""
+        await self.shared.jobs.fence(pipe, self.id, self.shared.worker_id)
+
     async def _begin(self, line: Line) -> None:
-        """Submits a line, once however often and by whomever it is done."""
+        """Submits a line, once however often and by whomever it is done. Raises Fenced if the batch is another worker's."""
         if line.asked is None:
             self._fail(line)
             return
@@ -211,6 +216,7 @@ class Run:
                     Caller(self._tenant),
                     {"id": self.id, "line": line.number},
                     surface_of(self._endpoint),
+                    self._hold,
                 )
         except StorageQuotaExceeded as error:
             line.wrong = LineWrong(error.code, error.message)

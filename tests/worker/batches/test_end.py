@@ -23,6 +23,7 @@ from shared.lib import clock
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.batch import jsonl, line
 from tests.support.batch_lab import OWNER, Killed, Lab, few, open_lab
+from tests.support.names import keys
 from worker.batches import batcher, endpoints
 from worker.batches import end as batch_end
 from worker.batches import input as batch_input
@@ -571,6 +572,17 @@ async def test_a_server_that_forgets_the_end_does_not_cost_the_results(
     assert await lab.run(batch_id)
     await check(lab, batch_id, 20)
     await nothing_left(lab, batch_id)
+
+
+async def test_one_that_wakes_up_begins_nothing_of_a_batch_that_is_another_workers(lab: Lab) -> None:
+    """The other one has written answers down and deleted their logs: they would be asked and paid once more."""
+    batch_id = await lab.start(few(20))
+    await lab.redis.set(keys.lease(batch_id), b"another", px=60_000)
+    assert not await lab.run(batch_id)
+    assert await lab.log.open_ids() == []
+    await lab.redis.set(keys.lease(batch_id), b"lab", px=60_000)
+    assert await lab.run(batch_id)
+    await check(lab, batch_id, 20)
 
 
 # ---- counts

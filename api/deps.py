@@ -124,7 +124,10 @@ def with_options(body: Any, request: Request) -> Any:
 
 async def _idempotency_key(request: Request) -> str | None:
     """Raises BadRequest."""
-    key = request.headers.get("idempotency-key")
+    keys = set(request.headers.getlist("idempotency-key"))
+    if len(keys) > 1:
+        raise BadRequest("Two Idempotency-Keys: which of them is meant? Send one.", param="idempotency-key")
+    key = next(iter(keys), None)
     if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
         raise BadRequest("An Idempotency-Key is 1 to 255 printable ASCII characters.", param="idempotency-key")
     return key

@@ -4,6 +4,7 @@ origin speaks in the name of this one (which, on a server without keys, may ask 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from html import escape
 from typing import Any
@@ -31,6 +32,8 @@ _STYLE = (
 )
 
 
+_WANTS_PAGE = re.compile(r"\btext/html\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
+"""Browsers name it; programs that take anything (`*/*`) do not."""
 _LINKS = {
     "docs": ("/docs", "all routes, to be read"),
     "openapi": ("/openapi.json", "the same for programs"),
@@ -44,7 +47,7 @@ _LINKS = {
 async def home(request: Request, services: CurrentServices, root: Root) -> Response:
     """What this is and where to go from here: as a page for a browser, for a program as JSON."""
     now, version = await checks(services), request.app.version
-    if "text/html" not in request.headers.get("accept", ""):
+    if not _WANTS_PAGE.search(request.headers.get("accept", "").lower()):
         links = {name: f"{root}{path}" for name, (path, _) in _LINKS.items()}
         told = {"object": "server", "name": "Streamspool", "version": version, "checks": now, "links": links}
         return JSONResponse(told, headers={"vary": "accept"})

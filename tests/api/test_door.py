@@ -302,8 +302,9 @@ def test_the_reference_has_all_routes(client: Client) -> None:
     assert all(path in page for path in client.get("/openapi.json").json()["paths"])
 
 
-def test_the_root_answers_a_program_with_json(client: Client) -> None:
-    response = client.get("/", headers={"accept": "*/*"})
+@pytest.mark.parametrize("accept", ["*/*", "application/json", "text/html;q=0, */*", "text/html ; q=0.0"])
+def test_the_root_answers_a_program_with_json(client: Client, accept: str) -> None:
+    response = client.get("/", headers={"accept": accept})
     found = response.json()
     assert response.headers["vary"] == "accept"
     assert (found["object"], found["checks"]["accept"], found["links"]["docs"]) == ("server", "ok", "/docs")
@@ -346,6 +347,16 @@ def test_slashes_in_a_name_stay(client: Client) -> None:
 
 
 # ---- headers
+
+
+def test_two_keys_are_not_taken_for_one(raw: Raw) -> None:
+    """Whichever were taken, a repeat with the other would be paid again."""
+    body = json.dumps(ask("fake/echo")).encode()
+    raw.send(sized(CHAT + b"idempotency-key: x\r\nidempotency-key: y\r\n", body))
+    answer = raw.answer()
+    assert (answer.status, json.loads(answer.body)["error"]["param"]) == (400, "idempotency-key")
+    raw.send(sized(CHAT + b"idempotency-key: x\r\nidempotency-key: x\r\n", body))
+    assert raw.answer().status == 200
 
 
 def test_blanks_around_a_value_are_no_part_of_it(client: Client, raw: Raw) -> None:

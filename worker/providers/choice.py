@@ -16,6 +16,7 @@ from worker.providers.errors import malformed, refusal
 from worker.providers.tool_calls import CallIds, ToolCalls, text_of
 
 _HEAD = len("<think>")
+_LISTS = frozenset(("tool_calls", "annotations"))
 _WITH_THE_WORDS = frozenset(("index", "delta", "logprobs", "message", "finish_reason"))
 """Fields of a choice that belong to what it says; the others of a finish chunk are about the end."""
 
@@ -107,6 +108,11 @@ class Choice:
                 self.usage.append(figures)
         word, error = _word(choice, delta), choice.pop("error", None) or delta.pop("error", None)
         choice["finish_reason"] = None
+        for field in _LISTS.intersection(delta):
+            if not delta[field]:  # null, an empty list, or whatever else says that there is none
+                del delta[field]
+        if isinstance(content := delta.get("content"), list) and content and all(map(_is_text, content)):
+            delta["content"] = "".join(part["text"] for part in content)
         if delta.get("tool_calls"):
             delta["tool_calls"] = self.calls.read(delta["tool_calls"])
             if not delta["tool_calls"]:
@@ -177,8 +183,7 @@ class Choice:
             delta.pop("role", None)
         else:
             self._opened = True
-            if not delta.get("role"):
-                delta["role"] = "assistant"
+            delta["role"] = "assistant"  # some say `model`, which clients refuse
 
     def _read_legacy(self, call: Any) -> None:
         """`function_call`, what calls were before `tool_calls`: in pieces, too, but there is only one."""
@@ -282,6 +287,11 @@ class Choice:
             last.setdefault("native_finish_reason", self.word)
         self.held = last
         return last
+
+
+def _is_text(part: Any) -> bool:
+    """A part of the content that is text and nothing else; Mistral's thoughts are parts, too."""
+    return isinstance(part, dict) and part.keys() <= {"type", "text", "index"} and isinstance(part.get("text"), str)
 
 
 def _fits(field: str, value: Any) -> bool:

@@ -548,3 +548,29 @@ def test_n1_arguments_of_a_response_that_are_an_object() -> None:
         {"type": "response.completed", "response": {"status": "completed"}},
     ]
     assert calls_of(answered(*events, dialect=DIALECTS["responses"])) == [("f", '{"x":1}')]
+
+
+# ---- what clients refuse
+
+
+@pytest.mark.parametrize("role", ["model", "ASSISTANT", "", None, "ai"])
+def test_k4_the_role_is_the_assistants_whatever_it_is_called(role: str | None) -> None:
+    whole = answered(chunk({"role": role, "content": "a"}), chunk({}, "stop"), DONE)
+    assert whole["choices"][0]["message"]["role"] == "assistant"
+
+
+@pytest.mark.parametrize("nothing", [None, [], "", False])
+def test_k3_calls_and_annotations_that_are_none(nothing: Any) -> None:
+    told = {"content": "a", "tool_calls": nothing, "annotations": nothing}
+    whole = answered(chunk(told), chunk({"tool_calls": nothing}, "stop"), DONE)
+    assert (only(whole), whole["choices"][0]["message"].get("tool_calls")) == (("a", "stop"), None)
+
+
+def test_k8_text_in_parts_is_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert only(answered(chunk({"content": parts}), chunk({"content": "c"}, "stop"), DONE)) == ("abc", "stop")
+    message = {"role": "assistant", "content": parts}
+    assert only(heard(json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode())) == (
+        "ab",
+        "stop",
+    )

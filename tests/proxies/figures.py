@@ -16,6 +16,7 @@ import time
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 import trustme
 
@@ -23,7 +24,7 @@ from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import Stack
 from tests.harness.upstream import Pause, ScriptedUpstream, chunk, ending
 from tests.support.fronts import KINDS, Front, Relay
-from tests.support.wire import ask
+from tests.support.wire import KEY_A, ask
 
 WORDS = 50
 
@@ -33,21 +34,29 @@ def measure(upstream: ScriptedUpstream, command: list[str]) -> float:
     pauses, name = [Pause() for _ in range(WORDS)], f"timed-{uuid.uuid4().hex}"
     said = [part for number, pause in enumerate(pauses) for part in (chunk(f"v{number} "), pause)]
     upstream.script(name, [*said, *ending()])
-    body = ["-H", "Content-Type: application/json", "-d", json.dumps(ask(f"scripted/{name}", stream=True))]
+    key = ["-H", f"Authorization: Bearer {KEY_A}", "-H", "Content-Type: application/json"]
+    body = [*key, "-d", json.dumps(ask(f"scripted/{name}", stream=True))]
     curl = subprocess.Popen([*command, *body], stdout=subprocess.PIPE, bufsize=0)
     assert curl.stdout is not None
     taken, seen = [], b""
     for number, pause in enumerate(pauses[:-1]):
-        while b"v%d " % number not in seen:
-            seen += curl.stdout.read(65536) or b""
+        seen += _until(b"v%d " % number, seen, curl.stdout)
         began = time.perf_counter()
         pause.go()
-        while b"v%d " % (number + 1) not in seen:
-            seen += curl.stdout.read(65536) or b""
+        seen += _until(b"v%d " % (number + 1), seen, curl.stdout)
         taken.append((time.perf_counter() - began) * 1000)
     pauses[-1].go()
     curl.communicate(timeout=30)
     return statistics.median(taken)
+
+
+def _until(word: bytes, seen: bytes, stream: IO[bytes]) -> bytes:
+    more = b""
+    while word not in seen + more:
+        piece = stream.read(65536)
+        assert piece, f"it ended before {word!r}: {seen + more!r}"
+        more += piece
+    return more
 
 
 def main() -> None:
@@ -56,7 +65,7 @@ def main() -> None:
         place.chmod(0o755)
         valkey = exits.enter_context(EmbeddedValkey(place / "valkey"))
         upstream = exits.enter_context(ScriptedUpstream())
-        api = exits.enter_context(Stack(valkey.url, upstream.base_url, place))
+        api = exits.enter_context(Stack(valkey.url, upstream.base_url, place, STREAMSPOOL_API_KEYS=f"a:{KEY_A}"))
         relay, authority = exits.enter_context(Relay(api.port)), trustme.CA()
         direct = ["curl", "-sN", "--noproxy", "*", f"http://127.0.0.1:{relay.port}/v1/chat/completions"]
         alone = min(measure(upstream, direct) for _ in range(3))
@@ -70,8 +79,8 @@ def main() -> None:
             exits.callback(front.stop)
             front.start()
             front.wait()
-            host = ["-H", "Host: 127.0.0.1", "--http1.1", f"{front.url}/v1/chat/completions"]
-            later = min(measure(upstream, front.curl(*host)) for _ in range(3)) - alone
+            command = front.curl("--http1.1", f"{front.url}/v1/chat/completions")
+            later = min(measure(upstream, command) for _ in range(3)) - alone
             print(f"{kind.title} {kind.installed()}: {later:.1f} ms later")
             front.stop()
 

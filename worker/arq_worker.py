@@ -30,17 +30,17 @@ from shared.store.keys import Lane
 from shared.store.old_queue import adopt
 from shared.store.queue import OVERDUE_AT_ONCE, Clock, Job, JobQueue, Lease, Seen, heard
 from shared.store.redis import ArqRedis, OutOfMemoryError, RedisError, log_redis_error
+from shared.store.turns import Waiting
 from worker.batches.batcher import Batcher
 from worker.failover import FailoverHold
 from worker.generate import Generator
+from worker.places import ORDER, Costs, Places
 
 logger = get_logger(__name__)
 
 POLL_S = 0.5
 BEAT_S = 5.0
 BEAT_TTL_S = 15
-BATCHES = 32
-"""How many batches one worker hands out at once; more wait for another worker, or for one of these to end."""
 _BATCH_S = 8 * 86400
 """Longer than any batch may take."""
 _RETRY_S = 1.0
@@ -68,7 +68,7 @@ class StreamWorker(Worker):
                 func(self._run_batch, name="batch", timeout=_BATCH_S),
             ],
             redis_pool=redis,
-            queue_name=redis.key.waiting(Lane.GENERATION),
+            queue_name=redis.key.tenants(Lane.GENERATION),
             handle_signals=False,
             max_jobs=settings.worker_concurrency,
             job_timeout=settings.generation_s + settings.upstream_connect_s + 60,
@@ -79,6 +79,7 @@ class StreamWorker(Worker):
         self._generator, self._batcher, self._settings = generator, batcher, settings
         self.worker_id = worker_id
         self._running: dict[Lane, dict[str, asyncio.Task[None]]] = {lane: {} for lane in Lane}
+        self._places, self._costs = Places(settings, self._running), Costs(settings.tenant_weights)
         self._jobs: dict[str, Job] = {}
         self._lost: set[str] = set()
         self._rung: dict[str, Lane] = {}
@@ -124,9 +125,9 @@ class StreamWorker(Worker):
                     await self._woken.wait()
             self._woken.clear()
             rung, self._rung = self._rung, {}
-            if any(self._room(lane) for lane in rung.values() if lane in self._more):
+            if any(self._places.room(lane) for lane in rung.values() if lane in self._more):
                 self._due = 0.0  # others have waited for longer
-            at_once = [(job_id, lane) for job_id, lane in rung.items() if lane not in self._more]
+            at_once = [Waiting(*job) for job in rung.items() if self._places.may_begin(job[1], self._more)]
             await self._start(at_once, begun=False, listed=False)
             if self.loop.time() >= self._due:
                 self._due = self.loop.time() + POLL_S
@@ -157,12 +158,9 @@ class StreamWorker(Worker):
         """Keeps our jobs ours, and lets go of those that were ended or taken meanwhile."""
         while True:
             if self._jobs:
-                running = {lane: list(tasks) for lane, tasks in self._running.items()}
-                gone = await self._queue.renew(running, self._lease())
+                gone = await self._queue.renew(list(self._jobs.values()), self._lease())
                 self._pause.answered(self.loop.time())
-                if ours := [
-                    job for job in gone if job[0] in self._jobs
-                ]:  # one that has ended meanwhile gave it up itself
+                if ours := [job for job in gone if job.id in self._jobs]:  # one that has ended gave it up itself
                     await self._queue.restore(ours, self._lease())
                 await self._generator.running.stop_ended()
                 await self._generator.running.stop_unwatched()
@@ -191,24 +189,28 @@ class StreamWorker(Worker):
         gone whose workers live, nothing that was begun is taken over; while it may be forgotten who runs what, nothing at
         all.
         """
-        again, self._again = list(self._again.items()), {}
+        again, self._again = [Waiting(*job) for job in self._again.items()], {}
         tried: set[str] = set()
         for _ in range(_ROUNDS):
-            lanes = {lane for lane in Lane if self._room(lane)}
-            count = {lane: self._room(lane) + len(tried) for lane in Lane}
-            seen = await self._queue.look(self.worker_id, BEAT_TTL_S * 1000, count, self._redis_ms(), self._skip)
+            lanes = {lane for lane in Lane if self._places.room(lane)}
+            count = {lane: self._places.room(lane) + len(tried) for lane in Lane}
+            clock_ms, cost = self._redis_ms(), self._costs.of
+            seen = await self._queue.look(self.worker_id, BEAT_TTL_S * 1000, count, clock_ms, self._skip, cost)
             if self._is_doubtful(seen):
                 return
+            if surplus := self._places.surplus(seen.waiting[Lane.BATCH], self._jobs, self._costs):
+                await self._hand_over({surplus: self._running[Lane.BATCH][surplus]})
+                continue
             lost = [*again, *await self._leaseless(seen.overdue)]
             reached = await self._start(lost, begun=True)
-            left = {lane for job_id, lane in lost if job_id not in reached and job_id not in self._jobs}
-            self._more = left | {lane for lane, job_ids in seen.waiting.items() if len(job_ids) > count[lane]}
+            left = {job.lane for job in lost if job.id not in reached and job.id not in self._jobs}
+            self._more = left | {lane for lane, jobs in seen.waiting.items() if len(jobs) > count[lane]}
             first = await self._not_begun({lane: seen.waiting[lane] for lane in lanes - left})
-            wanted = [(job_id, lane) for job_id, lane in first if job_id not in tried]
+            wanted = [job for job in first if job.id not in tried]
             tried |= await self._start(wanted, begun=False)  # where others were quicker, they are about to move them
             again = []
             hopeful = self._more if lost or wanted else self._more - lanes
-            if not any(map(self._room, hopeful)):
+            if not any(map(self._places.room, hopeful)):
                 break
 
     def _is_doubtful(self, seen: Seen) -> bool:
@@ -225,12 +227,12 @@ class StreamWorker(Worker):
             self._doubted.set()
         return doubtful
 
-    async def _leaseless(self, overdue: dict[Lane, list[str]]) -> list[tuple[str, Lane]]:
+    async def _leaseless(self, overdue: dict[Lane, list[str]]) -> list[Waiting]:
         """Of those whose leases were to end, those that have none. A full server may not note when one is renewed."""
-        found = [(job_id, lane) for lane, job_ids in overdue.items() for job_id in job_ids if job_id not in self._jobs]
-        lost: list[tuple[str, Lane]] = []
+        found = [Waiting(one, lane) for lane, job_ids in overdue.items() for one in job_ids if one not in self._jobs]
+        lost: list[Waiting] = []
         if found and not self._pause.holds(self.loop.time()):
-            holders, clock = await self._queue.holders([job_id for job_id, _ in found])
+            holders, clock = await self._queue.holders([job.id for job in found])
             self._look_at(clock)
             if not self._pause.holds(self.loop.time()):
                 lost = [job for job, holder in zip(found, holders, strict=True) if holder in (None, self.worker_id)]
@@ -238,50 +240,38 @@ class StreamWorker(Worker):
         self._skip = self._skip + OVERDUE_AT_ONCE if full_page and not lost else 0
         return lost
 
-    async def _not_begun(self, waiting: dict[Lane, list[str]]) -> list[tuple[str, Lane]]:
+    async def _not_begun(self, waiting: dict[Lane, list[Waiting]]) -> list[Waiting]:
         """What of this may be begun now: not what was put once more while it ran, where its lease may be back soon."""
         begun: set[str] = set()
         if self._pause.holds(self.loop.time()):
-            for lane, job_ids in waiting.items():
-                begun |= await self._queue.begun(lane, job_ids)
-        return [(job_id, lane) for lane, job_ids in waiting.items() for job_id in job_ids if job_id not in begun]
+            for lane, jobs in waiting.items():
+                begun |= await self._queue.begun(lane, [job.id for job in jobs])
+        return [job for jobs in waiting.values() for job in jobs if job.id not in begun]
 
-    async def _start(self, wanted: Iterable[tuple[str, Lane]], *, begun: bool, listed: bool = True) -> set[str]:
-        """Takes of these jobs what there is room for, and runs them. Returns which it tried to.
-
-
-        A batch itself, which only hands out its lines, needs no place; lines have some of the places only.
-        """
-        strange = [job for job in wanted if job[0] not in self._jobs]
-        room = {lane: self._room(lane) for lane in Lane} if strange else {}
-        chosen: list[tuple[str, Lane]] = []
-        for job_id, lane in sorted(strange, key=lambda job: job[1] is Lane.LINE):
-            if room[lane]:
-                chosen.append((job_id, lane))
-                room[lane] -= 1
-                if lane is Lane.GENERATION:
-                    room[Lane.LINE] = min(room[Lane.LINE], room[lane])
-            else:
-                self._more.add(lane)
+    async def _start(self, wanted: Iterable[Waiting], *, begun: bool, listed: bool = True) -> set[str]:
+        """Takes of these jobs what there is room for, and runs them. Returns which it tried to."""
+        chosen, left = self._places.choose([job for job in wanted if job.id not in self._jobs])
+        self._more |= {job.lane for job in left}
         if not chosen or not self.allow_pick_jobs:
             return set()
         lease, moved = self._lease(), asyncio.Event()
         try:
             taken = await self._queue.take(chosen, lease, begun=begun)
+            charges = self._costs.begin(taken.jobs, self.loop.time())
             for job in taken.jobs:
                 self._begin(job, moved)
             await asyncio.sleep(0)  # they come first
-            await self._queue.move(taken, lease, listed=listed)
+            await self._queue.move(taken, lease, charges, listed=listed)
         except OutOfMemoryError:
             raise
         except (RedisError, OSError):  # whether it was done or not: a lease of ours can be taken again
-            self._again.update((job_id, lane) for job_id, lane in chosen if job_id not in self._jobs)
+            self._again.update((job.id, job.lane) for job in chosen if job.id not in self._jobs)
             raise
         finally:
             moved.set()
         if taken.unknown and not listed:
             self._strange.set()
-        return {job_id for job_id, _ in chosen}
+        return {job.id for job in chosen}
 
     def _begin(self, job: Job, moved: asyncio.Event) -> None:
         self._jobs[job.id] = job
@@ -294,17 +284,9 @@ class StreamWorker(Worker):
         if not task.cancelled() and (error := task.exception()):
             log_redis_error("job", error, generation_id=job.id)
             self._again[job.id] = job.lane
-        if any(map(self._room, self._more)):
+        if any(map(self._places.room, self._more)):
             self._due = min(self._due, self.loop.time() + _BREATH_S)
             self._woken.set()
-
-    def _room(self, lane: Lane) -> int:
-        """How many more jobs of a lane may run here."""
-        if lane is Lane.BATCH:
-            return BATCHES - len(self._running[lane])
-        lines = len(self._running[Lane.LINE])
-        free = self.max_jobs - len(self._running[Lane.GENERATION]) - lines
-        return max(0, free if lane is Lane.GENERATION else min(free, self._settings.worker_lines - lines))
 
     # ---- running
 
@@ -312,12 +294,13 @@ class StreamWorker(Worker):
         """Calls the job's function; what becomes of the job then is said once it is where it runs."""
         done = await self._call(job)
         await moved.wait()
+        charges = self._costs.end(job, self.loop.time())
         if not done:
-            await self._queue.hand_back(job, self.worker_id)
+            await self._queue.hand_back(job, self.worker_id, charges)
         elif job.id in self._lost:  # another worker's now, keys and all
             self._lost.discard(job.id)
         else:
-            await self._queue.end(job)
+            await self._queue.end(job, charges)
 
     async def _call(self, job: Job) -> bool:
         """False if it is to be called again. What else it raises is a bug; the reaper rings again for what has no end then."""
@@ -343,9 +326,12 @@ class StreamWorker(Worker):
         self.allow_pick_jobs = False
         logger.info("draining", running=self.count)
         await self._hand_over(self._running[Lane.BATCH])  # nothing is gained by waiting for those
-        if running := self._running[Lane.GENERATION] | self._running[Lane.LINE]:
+        if running := self._in_places():
             await asyncio.wait(running.values(), timeout=self._settings.drain_s)
-        await self._hand_over(self._running[Lane.GENERATION] | self._running[Lane.LINE])
+        await self._hand_over(self._in_places())
+
+    def _in_places(self) -> dict[str, asyncio.Task[None]]:
+        return {job_id: task for lane in ORDER for job_id, task in self._running[lane].items()}
 
     async def _hand_over(self, tasks: dict[str, asyncio.Task[None]]) -> None:
         """Without a server that takes it, another worker finds them by their leases, which lapse."""
@@ -353,7 +339,8 @@ class StreamWorker(Worker):
         await cancel(*tasks.values())
         cut = [job for job, task in ours if task.cancelled()]
         for reply in await asyncio.gather(
-            *(self._queue.hand_back(job, self.worker_id) for job in cut), return_exceptions=True
+            *(self._queue.hand_back(job, self.worker_id, self._costs.end(job, self.loop.time())) for job in cut),
+            return_exceptions=True,
         ):
             if isinstance(reply, RedisError | OSError):
                 log_redis_error("drain", reply)

@@ -27,11 +27,12 @@ from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
 from shared.store.contact import check_server
 from shared.store.redis import ArqRedis, RedisError, connect, run_while_redis_is_away
-from worker.arq_worker import BATCHES, StreamWorker
+from worker.arq_worker import StreamWorker
 from worker.batches.batcher import Batcher
 from worker.generate import Generator
 from worker.heartbeat import Heartbeat
 from worker.models import ModelAnnouncer
+from worker.places import BATCHES
 from worker.providers.switches import switch
 from worker.upstream.client import Upstream
 from worker.upstream.model_lists import ModelLists

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_network
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic_settings import NoDecode
 
+from shared.config.tenants import EVERY_TENANT, parse_by_tenant
 from shared.lib import egress
 
 _PREFIX = re.compile(r"(?!arq$)[A-Za-z0-9_.-]{1,32}")
@@ -45,6 +46,18 @@ def _check_origins(value: list[str]) -> list[str]:
     return value
 
 
+def _by_tenant(value: object, info: ValidationInfo) -> object:
+    """`VALUE`, for every tenant, and `tenant:VALUE`, for one: no kind of value holds a colon."""
+    if isinstance(value, int | float):
+        return {EVERY_TENANT: value}
+    if not isinstance(value, str):
+        return value
+    return parse_by_tenant(value, f"STREAMSPOOL_{(info.field_name or '').upper()}")
+
+
+_T = TypeVar("_T")
+
+ByTenant = Annotated[dict[str, _T], NoDecode, BeforeValidator(_by_tenant)]
 Words = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 Allowed = Annotated[Words, AfterValidator(_check_allowed)]
 Proxies = Annotated[Words, AfterValidator(_check_proxies)]

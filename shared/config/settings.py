@@ -26,9 +26,9 @@ from pydantic_settings import (
 
 from shared.config import redis_url
 from shared.config.environ import FILE, SettingsInvalid, bucket_options, environment, from_file, is_service_link
-from shared.config.kinds import Allowed, Origins, Prefix, Proxies, RootPath, Words
+from shared.config.kinds import Allowed, ByTenant, Origins, Prefix, Proxies, RootPath, Words
 from shared.config.providers import ProviderConfig, check_models, check_names, check_patterns
-from shared.config.tenants import EVERY_TENANT, check_keys, parse_by_tenant, parse_keys, webhook_keys
+from shared.config.tenants import EVERY_TENANT, check_keys, parse_keys, webhook_keys
 from shared.lib import egress, proxies
 from shared.lib.words import did_you_mean
 
@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     disconnect_grace_s: float = Field(
         5, ge=1, description="with on_disconnect=cancel: how long a generation may be without any viewer"
     )
-    max_tokens_per_s: Annotated[dict[str, Annotated[float, Field(gt=0, le=MAX_TOKENS_PER_S)]], NoDecode] = Field(
+    max_tokens_per_s: ByTenant[Annotated[float, Field(gt=0, le=MAX_TOKENS_PER_S)]] = Field(
         default_factory=dict,
         description="default of the request field: tokens a second that streams are shown at; for some tenants as "
         "`tenant:20,tenant:50`; none: as fast as they come",
@@ -256,8 +256,13 @@ class Settings(BaseSettings):
     worker_lines: int = Field(
         100, ge=1, description="lines of batches among them, at most; the other places are for everybody else"
     )
+    tenant_weights: ByTenant[Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        description="shares of the workers' places while several tenants wait: `tenant:3,tenant:0.5`; those that are not "
+        "named have 1",
+    )
     worker_metrics_port: int = Field(0, ge=0, le=65535, description="port of a worker's own /metrics on HOST; 0: none")
-    webhook_secret: Annotated[dict[str, SecretStr], NoDecode] = Field(
+    webhook_secret: ByTenant[SecretStr] = Field(
         default_factory=dict,
         description="signs webhooks: `whsec_BASE64` for every tenant, or `tenant:whsec_…,tenant:whsec_…`; two of one "
         "tenant's, with a space between, sign both; none: no webhooks",
@@ -366,16 +371,6 @@ class Settings(BaseSettings):
         if not isinstance(value, Mapping):
             return value
         return {tenant: keys if isinstance(keys, list | tuple) else [keys] for tenant, keys in value.items()}
-
-    @field_validator("max_tokens_per_s", "webhook_secret", mode="before")
-    @classmethod
-    def _parse_by_tenant(cls, value: object, info: ValidationInfo) -> object:
-        """`VALUE`, for every tenant, and `tenant:VALUE`, for one: neither of the two kinds of value holds a colon."""
-        if isinstance(value, int | float):
-            return {EVERY_TENANT: value}
-        if not isinstance(value, str):
-            return value
-        return parse_by_tenant(value, variable(info.field_name or ""))
 
     @field_validator("api_keys")
     @classmethod

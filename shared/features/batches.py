@@ -112,7 +112,7 @@ class Batches:
         if not made:  # another request with the same key was quicker
             return await self.find(batch_id, tenant), True
         logger.info("batch accepted", batch_id=head["id"], tenant=tenant)
-        await self._announce(head["id"])
+        await self._announce(head["id"], tenant)
         return head, False
 
     async def _claim(self, key: str, new_id: str, request: BatchRequest, tenant: str) -> str:
@@ -155,15 +155,15 @@ class Batches:
         seconds, microseconds = await self._redis.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
 
-    async def _announce(self, batch_id: str) -> None:
+    async def _announce(self, batch_id: str, tenant: str) -> None:
         """Never fails: the reaper rings again."""
         try:
-            await self.ring(batch_id)
+            await self.ring(batch_id, tenant)
         except (RedisError, OSError) as error:
             logger.warning("bell lost", batch_id=batch_id, **cause(error))
 
-    async def ring(self, batch_id: str) -> None:
-        await self._queue.put(batch_id, Lane.BATCH, expires_s=_LONGEST_S)
+    async def ring(self, batch_id: str, tenant: str) -> None:
+        await self._queue.put(batch_id, Lane.BATCH, tenant, expires_s=_LONGEST_S)
 
     async def find(self, batch_id: str, tenant: str) -> BatchHead:
         """Raises NotFound if there is none, or it is another tenant's."""
@@ -196,7 +196,7 @@ class Batches:
             with translate_errors():
                 head = await self._change(batch_id, partial(_cancelling, at_ms=await self.clock_ms()))
         logger.info("batch cancelled", batch_id=batch_id)
-        await self._announce(batch_id)
+        await self._announce(batch_id, tenant)
         return head
 
     async def revoke_doubtful(self) -> None:
@@ -205,9 +205,9 @@ class Batches:
 
     async def _withdraw(self, batch_id: str) -> None:
         with suppress(BadRequest):  # it was small, and has ended
-            await self._change(batch_id, partial(_cancelling, at_ms=await self.clock_ms()))
+            head = await self._change(batch_id, partial(_cancelling, at_ms=await self.clock_ms()))
             logger.info("revoked", batch_id=batch_id)
-        await self._announce(batch_id)
+            await self._announce(batch_id, head["owner"])
 
     async def results(self, batch_id: str, tenant: str, kind: ResultKind) -> AsyncIterator[bytes]:
         """The lines of the output or of the errors, as far as they are stored. Raises NotFound.
@@ -324,8 +324,8 @@ class Batches:
         for batch_id, there in zip(ids, replies, strict=True):
             if not there:
                 await self.close(batch_id)
-            elif batch_id not in known:
-                await self.ring(batch_id)
+            elif batch_id not in known and (raw := await self._redis.get(self._key.batch(batch_id))):
+                await self.ring(batch_id, _loads(raw)["owner"])
 
     # ---- the value
 

@@ -33,7 +33,7 @@ from shared.generations.caller import Caller
 from shared.generations.catalogue import Catalogue
 from shared.generations.front import CHAT, Front
 from shared.generations.gate import Admit, Gate
-from shared.generations.headers import make_header, retention_s
+from shared.generations.headers import lane_of, make_header, retention_s
 from shared.generations.outcome import Outcomes
 from shared.generations.repeats import Repeats
 from shared.generations.settlement import Settlement
@@ -47,7 +47,6 @@ from shared.log.records import BatchRef, Header, Summary, Surface
 from shared.log.streamlog import Reserve, StreamLog
 from shared.store.availability import NO_STREAM, UncertainCreates, deadline, translate_errors
 from shared.store.confirm import Confirmer
-from shared.store.keys import Lane
 from shared.store.outage import cause
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis, RedisError
@@ -230,8 +229,7 @@ class Broker:
         """Rings for a worker, once however often it is called, unless its session has another one before it."""
         if not await self._sessions.is_next(header):
             return False
-        lane = Lane.GENERATION if header.get("batch") is None else Lane.LINE
-        await self._queue.put(header["id"], lane, expires_s=self._settings.log_safety_s)
+        await self._queue.put(header["id"], lane_of(header), header["owner"], expires_s=self._settings.log_safety_s)
         return True
 
     async def submit_line(

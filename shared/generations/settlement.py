@@ -15,11 +15,11 @@ from shared.config.settings import Settings
 from shared.errors import FileStorageFailed
 from shared.features.effect import Answered, Effect, Ended
 from shared.features.sessions import Sessions
+from shared.generations.headers import lane_of
 from shared.lib.telemetry import SETTLED
 from shared.log.entry import SEAL
 from shared.log.records import Header, Outcome
 from shared.log.streamlog import StreamLog
-from shared.store.keys import Lane
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis
 from shared.store.transaction import transact
@@ -76,7 +76,10 @@ class Settlement:
     async def _ring_next(self, header: Header) -> None:
         if session := header.get("session"):
             for waiting in (await self._sessions.open(header["owner"], session["id"]))[:1]:
-                await self._queue.put(waiting, Lane.GENERATION, expires_s=self._settings.log_safety_s)
+                (summary,) = await self._log.describe([waiting])
+                if summary:
+                    lane, expires_s = lane_of(summary.header), self._settings.log_safety_s
+                    await self._queue.put(waiting, lane, header["owner"], expires_s=expires_s)
 
     async def settle_session(self, tenant: str, session_id: str) -> None:
         """Settles what of a session is sealed: a client that saw an answer finds it there, and may ask on at once."""

@@ -28,28 +28,45 @@ def deserialize_job(payload: bytes) -> dict[str, Any]:
     return job
 
 
+UNKNOWN = ""
+"""The tenant of a job that does not say whose it is."""
+
+
 class Called(NamedTuple):
-    """What a job's payload says: a function's name and its arguments, and when it was enqueued, in ms."""
+    """What a job's payload says: a function's name and its arguments, when it was enqueued, in ms, and whose it is."""
 
     function: str
     arguments: Sequence[Any]
     at_ms: int
+    tenant: str
 
 
-def pack_job(function: str, job_id: str, at_ms: int) -> bytes:
+def pack_job(function: str, job_id: str, at_ms: int, tenant: str) -> bytes:
     """The payload of a job whose function is called with its id."""
-    payload: bytes = arq_serialize(function, (job_id,), {}, None, at_ms, serializer=serialize_job)
+
+    def serialize(job: dict[str, Any]) -> bytes:
+        return serialize_job({**job, "tenant": tenant})
+
+    payload: bytes = arq_serialize(function, (job_id,), {}, None, at_ms, serializer=serialize)
     return payload
 
 
 def unpack_job(payload: bytes) -> Called | None:
-    """None for a payload that is none of ours."""
+    """None for a payload that is none of ours. Versions before this one did not say whose a job is."""
+    tenant: Any = UNKNOWN
+
+    def deserialize(raw: bytes) -> dict[str, Any]:
+        nonlocal tenant
+        job = deserialize_job(raw)
+        tenant = job.get("tenant", UNKNOWN)
+        return job
+
     try:
-        function, arguments, _, _, at_ms = deserialize_job_raw(payload, deserializer=deserialize_job)
+        function, arguments, _, _, at_ms = deserialize_job_raw(payload, deserializer=deserialize)
     except DeserializationError:
         return None
     good = isinstance(function, str) and isinstance(arguments, list) and isinstance(at_ms, int)
-    return Called(function, arguments, at_ms) if good else None
+    return Called(function, arguments, at_ms, tenant) if good and isinstance(tenant, str) else None
 
 
 class ArqRedis(_ArqRedis):

@@ -49,7 +49,9 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:probe` | string: writes are taken | 60 s |
 | `streamspool:marker:PROCESS` | string: what that process asks the server to confirm | 60 s |
 | `streamspool:hub:PROCESS` | stream of at most one entry: interrupts that hub's blocking read | 60 s |
-| `streamspool:queue:LANE` | zset of jobs that wait, score = enqueued ms | permanent, emptied by workers and cancels |
+| `streamspool:queue:LANE:TENANT` | zset of jobs that wait, score = enqueued ms | permanent, emptied by workers and cancels |
+| `streamspool:tenants:LANE` | zset of tenants that have jobs waiting, score = tag: turns.py | permanent, emptied by workers |
+| `streamspool:tags:LANE` | zset of tags that tenants left with, and the lane's clock | 1 day after the last change |
 | `streamspool:running:LANE` | zset of jobs that run, score = ms when the lease was to end | permanent, emptied by workers |
 | `streamspool:job:ID` | string, JSON: the job, waiting or running | as long as the log can live; of a batch, 7 days |
 | `streamspool:lease:ID` | string: the worker that runs the job | `STREAMSPOOL_LEASE_S` after the last renewal |
@@ -69,9 +71,13 @@ class Lane(StrEnum):
     """What waits and runs apart from the rest, because it has places of its own."""
 
     GENERATION = "generation"
+    """One that a client waits for."""
+    BACKGROUND = "background"
+    """One that was asked for with `background`: it comes after those."""
     LINE = "line"
-    """A generation that is a line of a batch."""
+    """A generation that is a line of a batch: it comes after both."""
     BATCH = "batch"
+    """It hands out its lines, and takes no place of theirs."""
 
 
 class SessionKeys(NamedTuple):
@@ -117,7 +123,7 @@ class Keys:
         self.probe = f"{prefix}:probe"
         self.doorbell = f"{prefix}:doorbell"
         """Pub/sub channel: the payload is the id of a generation just enqueued."""
-        self.permanent = frozenset(
+        self._permanent = frozenset(
             {
                 self.open,
                 self.unsettled,
@@ -125,13 +131,16 @@ class Keys:
                 self.files_end,
                 self.blob_holders,
                 self.batches_open,
-                *map(self.waiting, Lane),
+                *map(self.tenants, Lane),
                 *map(self.running, Lane),
             }
         )
-        """Keys that may exist without a TTL; every other key of ours must have one."""
         self.old = OldKeys() if prefix == PREFIX else None
         """Where an older version may have left work: it knew no prefix."""
+
+    def is_permanent(self, name: str) -> bool:
+        """Whether a key may exist without a TTL; every other one of ours must have one."""
+        return name in self._permanent or name.startswith(f"{self.prefix}:queue:")
 
     def log(self, generation_id: str) -> str:
         return f"{self.prefix}:{{{generation_id}}}:log"
@@ -224,8 +233,14 @@ class Keys:
     def hub(self, process_id: str) -> str:
         return f"{self.prefix}:hub:{process_id}"
 
-    def waiting(self, lane: Lane) -> str:
-        return f"{self.prefix}:queue:{lane}"
+    def waiting(self, lane: Lane, tenant: str) -> str:
+        return f"{self.prefix}:queue:{lane}:{tenant}"
+
+    def tenants(self, lane: Lane) -> str:
+        return f"{self.prefix}:tenants:{lane}"
+
+    def tags(self, lane: Lane) -> str:
+        return f"{self.prefix}:tags:{lane}"
 
     def running(self, lane: Lane) -> str:
         return f"{self.prefix}:running:{lane}"

@@ -14,8 +14,9 @@ from typing import Any
 
 from shared.store.commands import pack, watch
 from shared.store.keys import Keys, Lane, OldKeys
-from shared.store.queue import Job, lane_of
+from shared.store.queue import Job, plain_lane, ring
 from shared.store.redis import ArqRedis, WatchError
+from shared.store.turns import join
 
 _ID = re.compile(r"(chatcmpl-|batch_)[0-9a-f]{32}")
 _LINES_LATER_MS = 10**13
@@ -55,7 +56,7 @@ async def _adopt(redis: ArqRedis, old: OldKeys, page: Mapping[str, float], *, pa
             leased, begun, payload, left_ms = replies[4 * at : 4 * at + 4]
             if leased or (begun and paused):
                 continue
-            lane = Lane.LINE if score >= _LINES_LATER_MS else lane_of(job_id)
+            lane = Lane.LINE if score >= _LINES_LATER_MS else plain_lane(job_id)
             moved += _move(pipe, old, redis.key, Job(job_id, lane, payload or b"", bool(begun)), left_ms)
         try:
             if len(pipe):
@@ -70,8 +71,9 @@ def _move(pipe: Any, old: OldKeys, key: Keys, job: Job, left_ms: int) -> bool:
     called = job.called()
     if called and list(called.arguments) == [job.id]:
         pipe.set(key.job(job.id), job.payload, px=max(1, left_ms), nx=True)
-        pipe.zadd(key.waiting(job.lane), {job.id: called.at_ms}, nx=True)
-        pipe.publish(key.doorbell, f"{'line:' if job.lane is Lane.LINE else ''}{job.id}")
+        pipe.zadd(key.waiting(job.lane, job.tenant), {job.id: called.at_ms}, nx=True)
+        join(pipe, key, job.lane, job.tenant)
+        ring(pipe, key.doorbell, job.id, job.lane)
     elif job.payload:
         return False
     pipe.zrem(old.queue, job.id)

@@ -1,9 +1,9 @@
 """The queue of jobs: what waits, what runs, and who runs it. A job is a generation or a batch; its id is theirs.
 
-Hidden here: of each lane, what waits and what runs are two sorted sets, so that a look for work reads no more than there
-are places for, however much runs. A job is in one of them, and has a payload, from its put to its end. Who runs it holds
-its lease, a key with an expiry, which alone decides; the scores of what runs only say where to look for leases that may
-have lapsed. Whatever is done twice does no harm:
+Hidden here: of each lane, what waits and what runs are sorted sets, so that a look for work reads no more than there are
+places for, however much runs; what waits is in a set of its tenant, and turns.py says whose turn it is. A job is in one of
+them, and has a payload, from its put to its end. Who runs it holds its lease, a key with an expiry, which alone decides; the
+scores of what runs only say where to look for leases that may have lapsed. Whatever is done twice does no harm:
 
 | | waiting | running | lease | payload |
 | --- | --- | --- | --- | --- |
@@ -13,6 +13,8 @@ have lapsed. Whatever is done twice does no harm:
 | `renew` | removed | added | prolonged | |
 | `hand_back` | added | removed | removed | |
 | `end` | removed | removed | removed | removed |
+
+What is added where it waits is added together with its tenant, so that no look misses it.
 
 A job may be put while it runs, since `put` cannot know that in one round trip: then it is in both sets, a worker that comes
 for it does not get its lease, and the one that runs it strikes it off where it waits. Methods raise RedisError and OSError.
@@ -29,15 +31,20 @@ from shared.errors import Fenced
 from shared.lib.clock import now_ms
 from shared.store.commands import exchange_all, pack, watch
 from shared.store.confirm import INFO, identity
-from shared.store.jobs import Called, pack_job, unpack_job
+from shared.store.jobs import UNKNOWN, Called, pack_job, unpack_job
 from shared.store.keys import Lane
-from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError
+from shared.store.redis import ArqRedis, OutOfMemoryError
 from shared.store.transaction import commit, transact
+from shared.store.turns import CLOCK, Charges, Cost, Line, Waiting, advance, charge, join, let_go, settle
 
-_LINE = "line:"
-"""Before the id on the doorbell: a worker starts it only in the places that lines may have."""
+_SAID = {"line:": Lane.LINE, "background:": Lane.BACKGROUND}
+"""What stands before an id on the doorbell, where the id does not say it: a worker starts it only where such may run."""
 _BATCH = "batch_"
 _KNOWN_AT_ONCE = 1000
+_PAGES_OF_NOTHING = 20
+"""How often a look goes on, where tenants seemed to have jobs waiting, and had none."""
+_TENANTS_MORE = 20
+"""So many tenants are looked at beyond those that would do if each had a job."""
 OVERDUE_AT_ONCE = 200
 """How many leases of others a worker looks at in one look."""
 
@@ -60,18 +67,30 @@ class Job:
     payload: bytes
     begun: bool
     """Whether another worker had it before."""
+    place: str | None = None
+    """The tenant among whose jobs it waited, where that is known."""
 
     def called(self) -> Called | None:
         """None for a payload that is none of ours."""
         return unpack_job(self.payload)
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        if self.place is not None:
+            return self.place
+        called = self.called()
+        return called.tenant if called else UNKNOWN
 
 
 class Taken(NamedTuple):
     """What came of the wish to take some jobs."""
 
     jobs: list[Job]
-    unknown: list[tuple[str, Lane]]
+    unknown: list[Waiting]
     """Those that have ended, or never were in this queue."""
+    turns: list[Waiting]
+    """What was wished for of the first."""
 
 
 Clock = tuple[int, int]
@@ -81,22 +100,31 @@ Clock = tuple[int, int]
 class Seen(NamedTuple):
     """A look at what waits, at what may be lost, and at the server that says so."""
 
-    waiting: dict[Lane, list[str]]
+    waiting: dict[Lane, list[Waiting]]
+    """In turn."""
     overdue: dict[Lane, list[str]]
     clock: Clock
     server: str | None
     """Its identity: see confirm.py."""
 
 
-def lane_of(job_id: str) -> Lane:
+def plain_lane(job_id: str) -> Lane:
     """The lane of what was rung for without a word about it."""
     return Lane.BATCH if job_id.startswith(_BATCH) else Lane.GENERATION
 
 
 def heard(payload: str) -> tuple[str, Lane]:
     """The id that a message of the doorbell is about, and its lane."""
-    job_id = payload.removeprefix(_LINE)
-    return job_id, Lane.LINE if job_id != payload else lane_of(job_id)
+    for said, lane in _SAID.items():
+        if payload.startswith(said):
+            return payload.removeprefix(said), lane
+    return payload, plain_lane(payload)
+
+
+def ring(pipe: Any, doorbell: str, job_id: str, lane: Lane) -> None:
+    """Wakes the workers for this job."""
+    before = next((said for said, one in _SAID.items() if one is lane), "")
+    pipe.publish(doorbell, f"{before}{job_id}")
 
 
 class JobQueue:
@@ -107,71 +135,120 @@ class JobQueue:
 
     # ---- who has work
 
-    async def put(self, job_id: str, lane: Lane, *, expires_s: float) -> None:
+    async def put(self, job_id: str, lane: Lane, tenant: str, *, expires_s: float) -> None:
         """Enqueues a job and wakes the workers, once however often it is called.
 
         An id is never two jobs, so there is nothing to watch.
         """
         now = now_ms()
         function = "batch" if lane is Lane.BATCH else "generate"
-        payload = pack_job(function, job_id, now)
+        payload = pack_job(function, job_id, now, tenant)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.set(self._key.job(job_id), payload, px=int(expires_s * 1000), nx=True)
-            pipe.zadd(self._key.waiting(lane), {job_id: now}, nx=True)
-            self._ring(pipe, job_id, lane)
+            self._add(pipe, job_id, lane, tenant, now, nx=True)
             await pipe.execute()
 
     async def withdraw(self, job_id: str) -> None:
         """There is nothing to be done any more: takes it away where it waits, and tells the worker that runs it."""
+        payload = await self._redis.get(self._key.job(job_id))
+        called = unpack_job(payload) if payload else None
         async with self._redis.pipeline(transaction=False) as pipe:  # also on a server that is full
             pipe.delete(self._key.job(job_id))
-            for lane in Lane:
-                pipe.zrem(self._key.waiting(lane), job_id)
+            if called:
+                for lane in Lane:
+                    pipe.zrem(self._key.waiting(lane, called.tenant), job_id)
             pipe.publish(self._key.doorbell, job_id)
             await pipe.execute()
 
     async def known(self, job_ids: Sequence[str]) -> set[str]:
         """Which of these wait or run."""
-        names = [*map(self._key.waiting, Lane), *map(self._key.running, Lane)]
+        running = [*map(self._key.running, Lane)]
         if self._key.old:
-            names.append(self._key.old.queue)
+            running.append(self._key.old.queue)
         found: set[str] = set()
         for start in range(0, len(job_ids), _KNOWN_AT_ONCE):
             page = job_ids[start : start + _KNOWN_AT_ONCE]
+            found |= await self._members(dict.fromkeys(running, page))
+            if rest := [job_id for job_id in page if job_id not in found]:
+                found |= await self._members(await self._places_to_wait(rest))
+        return found
+
+    async def _places_to_wait(self, job_ids: Sequence[str]) -> dict[str, list[str]]:
+        """In which sets each would be, if it waits."""
+        places: dict[str, list[str]] = {}
+        payloads = await self._redis.mget([self._key.job(job_id) for job_id in job_ids])
+        for job_id, payload in zip(job_ids, payloads, strict=True):
+            if payload and (called := unpack_job(payload)):
+                for lane in Lane:
+                    places.setdefault(self._key.waiting(lane, called.tenant), []).append(job_id)
+        return places
+
+    async def _members(self, names: Mapping[str, Sequence[str]]) -> set[str]:
+        """Which of the ids are in the sorted set that they are named for."""
+        found: set[str] = set()
+        if names:
             async with self._redis.pipeline(transaction=False) as pipe:  # also on a server that is full
-                for name in names:
-                    pipe.zmscore(name, list(page))
-                for scores in await pipe.execute():
-                    found.update(job_id for job_id, score in zip(page, scores, strict=True) if score is not None)
+                for name, ids in names.items():
+                    pipe.zmscore(name, list(ids))
+                for ids, scores in zip(names.values(), await pipe.execute(), strict=True):
+                    found.update(one for one, score in zip(ids, scores, strict=True) if score is not None)
         return found
 
     # ---- who works
 
-    async def look(self, worker_id: str, beat_ms: int, count: Mapping[Lane, int], now_ms: int, skip: int) -> Seen:
-        """The first jobs that wait, of each lane as many as `count` says and one that tells of more; and a page, after `skip`,
+    async def look(
+        self, worker_id: str, beat_ms: int, count: Mapping[Lane, int], now_ms: int, skip: int, cost: Cost
+    ) -> Seen:
+        """The jobs of each lane whose turn it is, as many as `count` says and one that tells of more; and a page, after `skip`,
         of those that run and whose leases were to end by now, the longest ago first.
 
-        In one round trip, over one connection. Prolongs the worker's heartbeat by `beat_ms`: a server that takes no writes
-        raises its error here.
+        In one round trip, over one connection, and a second one where tenants seem to wait. Prolongs the worker's heartbeat
+        by `beat_ms`: a server that takes no writes raises its error here.
         """
         commands = [pack(b"PEXPIRE", self._key.worker(worker_id).encode(), b"%d" % beat_ms), pack(b"TIME")]
         commands += [
-            pack(b"ZRANGE", self._key.waiting(lane).encode(), b"0", b"%d" % last) for lane, last in count.items()
+            pack(b"ZRANGE", self._key.tenants(lane).encode(), b"0", b"%d" % (last + _TENANTS_MORE), b"WITHSCORES")
+            for lane, last in count.items()
         ]
         until = b"%d" % now_ms, b"LIMIT", b"%d" % skip, b"%d" % OVERDUE_AT_ONCE
         commands += [pack(b"ZRANGEBYSCORE", self._key.running(lane).encode(), b"-inf", *until) for lane in count]
         replies = await exchange_all(self._redis, [*commands, *INFO])
-        for reply in replies[: len(commands)]:  # INFO may be refused
-            if isinstance(reply, ResponseError):
-                raise reply
+        _raise_first(replies[: len(commands)])  # INFO may be refused
         _, (seconds, microseconds), *pages = replies[: len(commands)]
-        ids = [[member.decode() for member in page] for page in pages]
+        scores = {
+            lane: {page[at].decode(): float(page[at + 1]) for at in range(0, len(page), 2)}
+            for lane, page in zip(count, pages, strict=False)
+        }
+        overdue = [[member.decode() for member in page] for page in pages[len(count) :]]
         return Seen(
-            dict(zip(count, ids, strict=False)),
-            dict(zip(count, ids[len(count) :], strict=True)),
+            {lane: await self._in_turn(lane, scores[lane], last, cost) for lane, last in count.items()},
+            dict(zip(count, overdue, strict=True)),
             (int(seconds), int(microseconds)),
             identity(replies[len(commands) :]),
         )
+
+    async def _in_turn(self, lane: Lane, scores: dict[str, float], last: int, cost: Cost) -> list[Waiting]:
+        """The first `last + 1` jobs of a lane, whose first tenants are these."""
+        for _ in range(_PAGES_OF_NOTHING):
+            if not scores:
+                break
+            tags = pack(b"ZMSCORE", self._key.tags(lane).encode(), CLOCK.encode(), *(one.encode() for one in scores))
+            reads = [pack(b"ZRANGE", self._key.waiting(lane, one).encode(), b"0", b"%d" % last) for one in scores]
+            replies = await exchange_all(self._redis, [tags, *reads])
+            _raise_first(replies)
+            left, *pages = replies
+            line = Line(lane, scores, dict(zip(scores, [[m.decode() for m in page] for page in pages], strict=True)))
+            line.read([None if tag is None else float(tag) for tag in left])
+            found = line.order(last + 1, cost)
+            if joined := line.joined():
+                with suppress(OutOfMemoryError):  # they are counted from when they joined at the next look as well
+                    await self._redis.zadd(self._key.tenants(lane), joined, xx=True, gt=True)
+            more = len(scores) > last + _TENANTS_MORE
+            if not await let_go(self._redis, line, cost) or len(found) > last or not more:
+                return found
+            page = await self._redis.zrange(self._key.tenants(lane), 0, last + _TENANTS_MORE, withscores=True)
+            scores = {member.decode(): score for member, score in page}
+        return []
 
     async def holders(self, job_ids: Sequence[str]) -> tuple[list[str | None], Clock]:
         """Who has the lease of each, and then Redis's TIME: had its clock been set on in between, leases would be gone."""
@@ -189,7 +266,7 @@ class JobQueue:
         scores = await self._redis.zmscore(self._key.running(lane), list(job_ids))
         return {job_id for job_id, score in zip(job_ids, scores, strict=True) if score is not None}
 
-    async def take(self, wanted: Sequence[tuple[str, Lane]], lease: Lease, *, begun: bool) -> Taken:
+    async def take(self, wanted: Sequence[Waiting], lease: Lease, *, begun: bool) -> Taken:
         """Takes the leases of those that no worker has, in one round trip; `move` is to follow, and needs no waiting for.
 
         A lease names its holder: taking one whose reply was lost is taking it again, not a refusal. `begun` says that
@@ -199,66 +276,73 @@ class JobQueue:
         try:
             replies = await self._offer(wanted, lease, together=False).execute()
         except OutOfMemoryError:
-            wanted = [job for job in wanted if begun or job[1] is Lane.BATCH]
+            wanted = [job for job in wanted if begun or job.lane is Lane.BATCH]
             if not wanted:
                 raise
             replies = await commit(self._offer(wanted, lease, together=True))
         answers = zip(replies[1::3], replies[2::3], strict=True)
         mine = [
-            (job_id, lane, payload)
-            for (job_id, lane), (holder, payload) in zip(wanted, answers, strict=True)
+            (job, payload)
+            for job, (holder, payload) in zip(wanted, answers, strict=True)
             if holder == lease.holder.encode()
         ]
         return Taken(
-            [Job(job_id, lane, payload, begun) for job_id, lane, payload in mine if payload is not None],
-            [(job_id, lane) for job_id, lane, payload in mine if payload is None],
+            [Job(job.id, job.lane, payload, begun, job.tenant) for job, payload in mine if payload is not None],
+            [job for job, payload in mine if payload is None],
+            [job for job, payload in mine if payload is not None],
         )
 
-    def _offer(self, wanted: Sequence[tuple[str, Lane]], lease: Lease, *, together: bool) -> Any:
+    def _offer(self, wanted: Sequence[Waiting], lease: Lease, *, together: bool) -> Any:
         pipe = self._redis.pipeline(transaction=together)
-        for job_id, _ in wanted:
-            pipe.set(self._key.lease(job_id), lease.holder, px=lease.ms, nx=True)
-            pipe.get(self._key.lease(job_id))
-            pipe.get(self._key.job(job_id))
+        for job in wanted:
+            pipe.set(self._key.lease(job.id), lease.holder, px=lease.ms, nx=True)
+            pipe.get(self._key.lease(job.id))
+            pipe.get(self._key.job(job.id))
         return pipe
 
-    async def move(self, taken: Taken, lease: Lease, *, listed: bool) -> None:
-        """Puts what was taken where the rest runs. What is unknown is let go, and struck off if it was `listed`."""
+    async def move(self, taken: Taken, lease: Lease, charges: Charges, *, listed: bool) -> None:
+        """Puts what was taken where the rest runs, and charges it. What is unknown is let go, and struck off if `listed`."""
         async with self._redis.pipeline(transaction=True) as pipe:
             for job in taken.jobs:
-                pipe.zrem(self._key.waiting(job.lane), job.id)
+                pipe.zrem(self._key.waiting(job.lane, job.tenant), job.id)
                 pipe.zadd(self._key.running(job.lane), {job.id: lease.end_ms})
-            for job_id, lane in taken.unknown:
-                pipe.delete(self._key.lease(job_id))
+            for gone in taken.unknown:
+                pipe.delete(self._key.lease(gone.id))
                 if listed:
-                    pipe.zrem(self._key.waiting(lane), job_id)
-                    pipe.zrem(self._key.running(lane), job_id)
+                    pipe.zrem(self._key.running(gone.lane), gone.id)
+                    if gone.tenant is not None:
+                        pipe.zrem(self._key.waiting(gone.lane, gone.tenant), gone.id)
+            charge(pipe, self._key, charges)
+            advance(pipe, self._key, taken.turns)
             with suppress(OutOfMemoryError):  # the leases stand, and renewing them does the same again
                 await commit(pipe)
 
-    async def renew(self, jobs: Mapping[Lane, Sequence[str]], lease: Lease) -> list[tuple[str, Lane]]:
+    async def renew(self, jobs: Sequence[Job], lease: Lease) -> list[Job]:
         """Prolongs the leases of those that run; returns those that have none any more.
 
         First what every full server takes, too: the lease of a stream that waits for room must not lapse.
         """
-        held = [(job_id, lane) for lane, job_ids in jobs.items() for job_id in job_ids]
+        places: dict[str, list[str]] = {}
+        running: dict[str, dict[str, int]] = {}
         async with self._redis.pipeline(transaction=False) as pipe:
-            for job_id, _ in held:
-                pipe.pexpire(self._key.lease(job_id), lease.ms)
+            for job in jobs:
+                pipe.pexpire(self._key.lease(job.id), lease.ms)
+                places.setdefault(self._key.waiting(job.lane, job.tenant), []).append(job.id)
+                running.setdefault(self._key.running(job.lane), {})[job.id] = lease.end_ms
             there = await pipe.execute()
-            for lane, job_ids in jobs.items():
-                if job_ids:
-                    pipe.zrem(self._key.waiting(lane), *job_ids)
-                    pipe.zadd(self._key.running(lane), dict.fromkeys(job_ids, lease.end_ms))
+            for name, job_ids in places.items():
+                pipe.zrem(name, *job_ids)
+            for name, ends in running.items():
+                pipe.zadd(name, ends)
             with suppress(OutOfMemoryError):  # Redis 6.2: others look at the lease and see
                 await commit(pipe)
-        return [job for job, renewed in zip(held, there, strict=True) if not renewed]
+        return [job for job, renewed in zip(jobs, there, strict=True) if not renewed]
 
-    async def restore(self, jobs: Iterable[tuple[str, Lane]], lease: Lease) -> None:
+    async def restore(self, jobs: Iterable[Job], lease: Lease) -> None:
         """Takes back the leases of jobs that run, which Redis has let go or forgotten, unless another worker has them."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            for job_id, _ in jobs:
-                pipe.set(self._key.lease(job_id), lease.holder, px=lease.ms, nx=True)
+            for job in jobs:
+                pipe.set(self._key.lease(job.id), lease.holder, px=lease.ms, nx=True)
             await commit(pipe)
 
     async def fence(self, pipe: Any, job_id: str, holder: str) -> None:
@@ -271,29 +355,40 @@ class JobQueue:
         if found not in (None, holder.encode()):
             raise Fenced(job_id)
 
-    async def hand_back(self, job: Job, holder: str) -> None:
+    async def hand_back(self, job: Job, holder: str, charges: Charges) -> None:
         """Puts it back where it stood before, for any worker to find at once; unless it is another worker's by now."""
         lease, called = self._key.lease(job.id), job.called()
 
         def give(pipe: Any, found: list[Any]) -> None:
             if found[0] in (None, holder.encode()):
-                pipe.zadd(self._key.waiting(job.lane), {job.id: called.at_ms if called else now_ms()})
+                self._add(pipe, job.id, job.lane, job.tenant, called.at_ms if called else now_ms(), nx=False)
                 pipe.zrem(self._key.running(job.lane), job.id)
                 pipe.delete(lease)
-                self._ring(pipe, job.id, job.lane)
+                settle(pipe, self._key, charges)
 
         try:
             await transact(self._redis, [lease], [("GET", lease)], give)
         except OutOfMemoryError:  # Redis 6.2: it is found where it runs, when its lease was to end
             await self._redis.delete(lease)
 
-    async def end(self, job: Job) -> None:
-        """It is done. Not one transaction, which a full Redis 7.0 would refuse: what is in no set cannot be taken."""
+    async def end(self, job: Job, charges: Charges) -> None:
+        """It is done, and `charges` puts right what it was charged. Not one transaction, which a full Redis 7.0 would refuse:
+        what is in no set cannot be taken."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zrem(self._key.waiting(job.lane), job.id)
+            pipe.zrem(self._key.waiting(job.lane, job.tenant), job.id)
             pipe.zrem(self._key.running(job.lane), job.id)
             pipe.delete(self._key.job(job.id), self._key.lease(job.id))
-            await pipe.execute()
+            settle(pipe, self._key, charges)
+            replies = await pipe.execute(raise_on_error=False)
+        _raise_first([reply for reply in replies if not isinstance(reply, OutOfMemoryError)])  # charges only
 
-    def _ring(self, pipe: Any, job_id: str, lane: Lane) -> None:
-        pipe.publish(self._key.doorbell, f"{_LINE if lane is Lane.LINE else ''}{job_id}")
+    def _add(self, pipe: Any, job_id: str, lane: Lane, tenant: str, at_ms: int, *, nx: bool) -> None:
+        pipe.zadd(self._key.waiting(lane, tenant), {job_id: at_ms}, nx=nx)
+        join(pipe, self._key, lane, tenant)
+        ring(pipe, self._key.doorbell, job_id, lane)
+
+
+def _raise_first(replies: Iterable[Any]) -> None:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from shared.store.keys import Lane
 from tests.support.fleet import Fleet, ask
-from tests.support.names import WAITING, keys
+from tests.support.names import keys, wait
 
 RUNNING = keys.running(Lane.GENERATION)
 _LEASE_MS = 60_000
@@ -44,13 +44,13 @@ class Crowd:
         self.elsewhere += names
         self._lease(names)
 
-    def wait(self, count: int, *, model: str) -> list[str]:
+    def wait(self, count: int, *, model: str, tenant: str = "local") -> list[str]:
         """So many generations are enqueued, without a bell; their ids, the first first."""
-        ids = self._plant(count, model)
+        ids = self._plant(count, model, tenant)
         at_ms = int(time.time() * 1000)
         for page in _pages(ids):
-            self._payloads(page, at_ms)
-        self._client.zadd(WAITING, {generation_id: at_ms + number for number, generation_id in enumerate(ids)})
+            self._payloads(page, at_ms, tenant)
+        wait(self._client, {generation_id: at_ms + number for number, generation_id in enumerate(ids)}, tenant)
         return ids
 
     def held_by_one_that_is_lost(self, count: int, *, model: str, lease_ms: int = 500) -> list[str]:
@@ -65,9 +65,9 @@ class Crowd:
             pipe.execute()
         return ids
 
-    def _plant(self, count: int, model: str) -> list[str]:
+    def _plant(self, count: int, model: str, tenant: str = "local") -> list[str]:
         """What `Fleet.plant` does, for many."""
-        header = {"owner": "local", "model": f"scripted/{model}", "created_at_ms": 1, "n": 1, "include_usage": False}
+        header = {"owner": tenant, "model": f"scripted/{model}", "created_at_ms": 1, "n": 1, "include_usage": False}
         body = json.dumps(ask(model))
         ids = [f"chatcmpl-{uuid.uuid4().hex}" for _ in range(count)]
         for page in _pages(ids):
@@ -85,10 +85,17 @@ class Crowd:
         seconds, microseconds = self._client.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
 
-    def _payloads(self, ids: Iterable[str], at_ms: int) -> None:
+    def _payloads(self, ids: Iterable[str], at_ms: int, tenant: str = "local") -> None:
         with self._client.pipeline(transaction=False) as pipe:
             for generation_id in ids:
-                job: dict[str, Any] = {"t": None, "f": "generate", "a": [generation_id], "k": {}, "et": at_ms}
+                job: dict[str, Any] = {
+                    "t": None,
+                    "f": "generate",
+                    "a": [generation_id],
+                    "k": {},
+                    "et": at_ms,
+                    "tenant": tenant,
+                }
                 pipe.set(keys.job(generation_id), json.dumps(job), ex=3600)
             pipe.execute()
 

@@ -399,7 +399,7 @@ class Soak:
                 "immortal": [
                     key.decode()
                     for key in client.scan_iter(count=1000)
-                    if client.ttl(key) == -1 and key.decode() not in keys.permanent
+                    if client.ttl(key) == -1 and not keys.is_permanent(key.decode())
                 ],
             }
         return {name: value for name, value in found.items() if value}

@@ -23,7 +23,7 @@ from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, whole, words
 from tests.support.fleet import BAR_S, Fleet, ask
 from tests.support.judge import Judges
-from tests.support.names import WAITING, jobs_left, keys
+from tests.support.names import WAITING, jobs_left, keys, wait
 
 DIES_BEFORE_ITS_SEAL = """
 import os, signal
@@ -369,7 +369,7 @@ def test_f44_a_job_this_worker_does_not_know_is_not_the_end_of_its_generation(
     viewer = judges.watch([fleet.url], generation_id)
     job = b'{"t":null,"f":"generate_v9","a":["%b"],"k":{},"et":1}' % generation_id.encode()
     fleet.client.set(keys.job(generation_id), job, ex=60)
-    fleet.client.zadd(WAITING, {generation_id: 1})
+    wait(fleet.client, {generation_id: 1})
     judges.wait()
     assert (viewer.outcome, viewer.text) == ("whole", whole(2))
     assert len(script.calls) == 1
@@ -383,7 +383,7 @@ def test_a_pickled_job_is_never_unpickled(fleet: Fleet, tmp_path: Path) -> None:
             return Path.touch, (proof,)
 
     fleet.client.set(keys.job("bomb"), pickle.dumps({"f": Bomb(), "a": (), "k": {}, "t": None, "et": 1}), ex=60)
-    fleet.client.zadd(WAITING, {"bomb": 1})
+    wait(fleet.client, {"bomb": 1})
     fleet.client.publish(keys.doorbell, "bomb")
     wait_until(lambda: fleet.client.zscore(WAITING, "bomb") is None, what="the job is thrown away")
     assert not proof.exists()

@@ -17,7 +17,7 @@ from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import TWO_WORKERS, Stack, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import ScriptedUpstream
-from tests.support.names import WAITING, keys
+from tests.support.names import keys, wait
 
 QUICK = {
     "STREAMSPOOL_LEASE_S": "1",
@@ -131,7 +131,7 @@ class Fleet(Stack):
         for generation_id in generation_ids:
             job: dict[str, Any] = {"t": None, "f": "generate", "a": [generation_id], "k": {}, "et": 1}
             self.client.set(keys.job(generation_id), json.dumps(job), ex=60)
-            self.client.zadd(WAITING, {generation_id: 1})
+            wait(self.client, {generation_id: 1})
             self.client.publish(keys.doorbell, generation_id)
 
     def ended(self, generation_id: str) -> dict[str, Any]:

@@ -8,8 +8,14 @@ from shared.store.keys import Keys, Lane
 
 keys = Keys()
 
-WAITING = keys.waiting(Lane.GENERATION)
-BATCHES_WAITING = keys.waiting(Lane.BATCH)
+WAITING = keys.waiting(Lane.GENERATION, "local")
+"""Where those wait that were asked for without a key."""
+
+
+def wait(client: Any, jobs: dict[str, int], tenant: str = "local") -> None:
+    """Puts jobs, with when they were enqueued, where a tenant's wait; by default those asked for without a key."""
+    client.zadd(keys.waiting(Lane.GENERATION, tenant), jobs)
+    client.zadd(keys.tenants(Lane.GENERATION), {tenant: 0}, nx=True)
 
 
 def jobs_left(client: Any) -> list[str]:

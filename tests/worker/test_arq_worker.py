@@ -15,9 +15,11 @@ from shared.config.settings import Settings
 from shared.store.keys import Lane
 from shared.store.queue import JobQueue, Lease
 from shared.store.redis import ArqRedis, RedisError
+from shared.store.turns import Waiting
 from tests.harness.fake_store import fake_client
 from tests.support.names import keys
-from worker.arq_worker import BATCHES, StreamWorker
+from worker.arq_worker import StreamWorker
+from worker.places import BATCHES
 
 OTHER = Lease("other", 10_000, 1)
 
@@ -70,18 +72,18 @@ class Bench:
         await self.worker.sweep()
         self.worker._pause._until = 0.0
 
-    async def put(self, count: int = 1, lane: Lane = Lane.GENERATION) -> list[str]:
+    async def put(self, count: int = 1, lane: Lane = Lane.GENERATION, tenant: str = "ann") -> list[str]:
         ids = [f"{'batch_' if lane is Lane.BATCH else 'chatcmpl-'}{uuid.uuid4().hex}" for _ in range(count)]
         for job_id in ids:
-            await self.queue.put(job_id, lane, expires_s=60)
-            await self.redis.zadd(keys.waiting(lane), {job_id: next(self.order)})
+            await self.queue.put(job_id, lane, tenant, expires_s=60)
+            await self.redis.zadd(keys.waiting(lane, tenant), {job_id: next(self.order)})
         return ids
 
     async def lose(self, count: int, lane: Lane = Lane.GENERATION) -> list[str]:
         """Jobs that another worker had and no longer has."""
         ids = await self.put(count, lane)
-        taken = await self.queue.take([(job_id, lane) for job_id in ids], OTHER, begun=False)
-        await self.queue.move(taken, OTHER, listed=True)
+        taken = await self.queue.take([Waiting(job_id, lane) for job_id in ids], OTHER, begun=False)
+        await self.queue.move(taken, OTHER, {}, listed=True)
         await self.redis.delete(*map(keys.lease, ids))
         return ids
 
@@ -95,7 +97,7 @@ class Bench:
             await asyncio.sleep(0.001)
 
     async def waiting(self, lane: Lane = Lane.GENERATION) -> list[str]:
-        return [member.decode() for member in await self.redis.zrange(keys.waiting(lane), 0, -1)]
+        return [member.decode() for member in await self.redis.zrange(keys.waiting(lane, "ann"), 0, -1)]
 
 
 @pytest.fixture
@@ -130,6 +132,19 @@ async def test_lines_have_some_of_the_places_and_come_last(bench: Bench) -> None
     await bench.finish(lines[0])
     await bench.worker.sweep()
     assert await bench.running() == {ids[0], more[0], more[1]}
+
+
+async def test_batches_make_room_for_those_of_another_tenant(bench: Bench) -> None:
+    await bench.settled()
+    anns = await bench.put(BATCHES + 5, Lane.BATCH)
+    await bench.worker.sweep()
+    bobs = await bench.put(1, Lane.BATCH, "bob")
+    await bench.worker.sweep()
+    assert len(await bench.running() & {*anns, *bobs}) == BATCHES
+    assert set(bobs) <= await bench.running()
+    assert set(await bench.waiting(Lane.BATCH)) == set(anns[BATCHES - 1 :]), "the newest waits again"
+    await bench.worker.sweep()
+    assert set(bobs) <= await bench.running()
 
 
 async def test_batches_need_no_place(bench: Bench) -> None:
@@ -205,7 +220,7 @@ async def test_one_that_has_just_started_takes_what_waits_and_nothing_that_runs(
 
 async def test_in_a_pause_a_job_that_was_put_while_it_ran_is_left_alone(bench: Bench) -> None:
     lost = await bench.lose(1)
-    await bench.queue.put(lost[0], Lane.GENERATION, expires_s=60)
+    await bench.queue.put(lost[0], Lane.GENERATION, "ann", expires_s=60)
     await bench.worker.sweep()
     assert await bench.running() == set()
     assert await bench.waiting() == lost
@@ -327,12 +342,12 @@ async def test_what_could_not_be_ended_is_taken_again_at_once(bench: Bench, monk
     await bench.running()
     end, broken = bench.worker._queue.end, True
 
-    async def ending(job: Any) -> None:
+    async def ending(job: Any, charges: Any) -> None:
         nonlocal broken
         if broken:
             broken = False
             raise RedisError("away")
-        await end(job)
+        await end(job, charges)
 
     monkeypatch.setattr(bench.worker._queue, "end", ending)
     await bench.finish(job_id)

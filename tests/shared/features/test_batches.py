@@ -21,8 +21,9 @@ from shared.features.files import Files
 from shared.features.webhooks import Webhooks
 from shared.lib.clock import now_ms
 from shared.store.confirm import Confirmer
+from shared.store.keys import Lane
 from shared.store.redis import ArqRedis
-from tests.support.names import BATCHES_WAITING, keys
+from tests.support.names import keys
 
 BODY: dict[str, Any] = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
@@ -63,7 +64,7 @@ async def test_a_batch_is_found_by_its_owner_only(batches: Batches, files: Files
     for stranger in (batches.find(head["id"], "bob"), batches.cancel(head["id"], "bob"), batches.find("b", "ann")):
         with pytest.raises(NotFound):
             await stranger
-    assert await redis.zscore(BATCHES_WAITING, head["id"]) is not None
+    assert await redis.zscore(keys.waiting(Lane.BATCH, "ann"), head["id"]) is not None
     assert await redis.zscore(keys.files_end, head["input_file_id"]) > head["expires_at_ms"]
 
 
@@ -73,7 +74,7 @@ async def test_what_is_no_input_is_refused_and_leaves_nothing(batches: Batches, 
         with pytest.raises(error) as caught:
             await batches.create(BatchRequest.check({**BODY, "input_file_id": file_id}), "ann")
         assert caught.value.param == "input_file_id"
-    assert await redis.exists(keys.batches_open, keys.batches("ann"), BATCHES_WAITING) == 0
+    assert await redis.exists(keys.batches_open, keys.batches("ann"), keys.waiting(Lane.BATCH, "ann")) == 0
 
 
 async def test_what_was_refused_for_want_of_an_answer_is_withdrawn(
@@ -101,7 +102,7 @@ async def test_what_was_refused_for_want_of_an_answer_is_withdrawn(
     for _ in range(2):
         await batches.revoke_doubtful()
         assert (await batches.find(head["id"], "ann"))["status"] == "cancelling"
-    assert await redis.zscore(BATCHES_WAITING, head["id"]) is not None, "a worker is told to end it"
+    assert await redis.zscore(keys.waiting(Lane.BATCH, "ann"), head["id"]) is not None, "a worker is told to end it"
 
 
 async def test_what_was_refused_and_comes_late_is_withdrawn_then(
@@ -259,11 +260,11 @@ async def test_the_reaper_rings_for_open_ones_only(
     batches: Batches, files: Files, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting, ended, lost = [(await create(batches, files))["id"] for _ in range(3)]
-    await redis.delete(BATCHES_WAITING, keys.batch(lost))
+    await redis.delete(keys.waiting(Lane.BATCH, "ann"), keys.batch(lost))
     await batches.close(ended)
     monkeypatch.setattr(batches, "clock_ms", partial(later, batches))
     await batches.remind()
-    assert await redis.zrange(BATCHES_WAITING, 0, -1) == [waiting.encode()]
+    assert await redis.zrange(keys.waiting(Lane.BATCH, "ann"), 0, -1) == [waiting.encode()]
     assert await redis.zrange(keys.batches_open, 0, -1) == [waiting.encode()]
 
 
@@ -278,10 +279,10 @@ async def test_the_reaper_does_not_ring_before_a_batch_is_accepted_or_withdrawn(
         await create(batches, files)
     (batch_id,) = await redis.zrange(keys.batches_open, 0, -1)
     await batches.remind()
-    assert await redis.zcard(BATCHES_WAITING) == 0
+    assert await redis.zcard(keys.waiting(Lane.BATCH, "ann")) == 0
     await batches.revoke_doubtful()
     assert (await batches.find(batch_id.decode(), "ann"))["status"] == "cancelling"
-    assert await redis.zrange(BATCHES_WAITING, 0, -1) == [batch_id], "a worker ends it"
+    assert await redis.zrange(keys.waiting(Lane.BATCH, "ann"), 0, -1) == [batch_id], "a worker ends it"
 
 
 async def test_batches_hear_of_each_others_needs(batches: Batches, files: Files, redis: ArqRedis) -> None:

@@ -17,9 +17,10 @@ from shared.log.appender import Appender
 from shared.log.entry import Chunk, Status
 from shared.log.records import Header
 from shared.log.streamlog import StreamLog
+from shared.store.keys import Lane
 from shared.store.redis import ArqRedis
 from tests.harness.records import attempt_with, error_with, header_with
-from tests.support.names import WAITING, keys
+from tests.support.names import keys
 
 ANN, BOB = Caller("ann"), Caller("bob")
 
@@ -57,7 +58,7 @@ class Bench:
         return header["session"]["turn"]
 
     async def queued(self) -> list[str]:
-        return [member.decode() for member in await self.redis.zrange(WAITING, 0, -1)]
+        return [member.decode() for member in await self.redis.zrange(keys.waiting(Lane.GENERATION, "ann"), 0, -1)]
 
     async def prompt(self, header: Header, *texts: str) -> list[str]:
         asked = [{"role": "user", "content": text} for text in texts]

@@ -17,12 +17,15 @@ from shared.generations.broker import Broker
 from shared.generations.caller import Caller
 from shared.generations.core import Core
 from shared.generations.reaper import Reaper
+from shared.lib.telemetry import REAPED
 from shared.log.entry import Status
 from shared.log.records import Summary
 from shared.log.streamlog import StreamLog
+from shared.store.keys import Lane
+from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis
 from tests.harness.records import error_in, header_with, outcome_with
-from tests.support.names import WAITING, keys
+from tests.support.names import keys
 
 ANN = Caller("ann")
 BODY = {"model": "fake/echo", "messages": [{"role": "user", "content": "x"}]}
@@ -67,7 +70,7 @@ async def summary(log: StreamLog, generation_id: str) -> Summary:
 async def test_a_lost_bell_is_rung_again(sweeper: Reaper, log: StreamLog, redis: ArqRedis) -> None:
     generation_id = await unheard(log)
     await sweeper.sweep()
-    assert await redis.zscore(WAITING, generation_id) is not None
+    assert await redis.zscore(keys.waiting(Lane.GENERATION, "ann"), generation_id) is not None
     assert (await summary(log, generation_id)).status is Status.QUEUED
 
 
@@ -75,21 +78,22 @@ async def test_a_bell_that_rings_between_two_looks_is_not_rung_again(
     sweeper: Reaper, log: StreamLog, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reaper, "LOOK_AGAIN_S", 0.2)
-    generation_id = await unheard(log)
+    generation_id, before = await unheard(log), REAPED.labels("rung")._value.get()
     sweeping = asyncio.create_task(sweeper.sweep())
     await asyncio.sleep(0.05)
-    await redis.zadd(WAITING, {generation_id: 1})
+    await JobQueue(redis).put(generation_id, Lane.GENERATION, "ann", expires_s=60)
+    rung_at = await redis.zscore(keys.waiting(Lane.GENERATION, "ann"), generation_id)
     await sweeping
-    assert await redis.zscore(WAITING, generation_id) == 1
-    assert not await redis.exists(keys.job(generation_id))
+    assert await redis.zscore(keys.waiting(Lane.GENERATION, "ann"), generation_id) == rung_at
+    assert REAPED.labels("rung")._value.get() == before
 
 
 async def test_what_waits_is_left_alone(sweeper: Reaper, broker: Broker, log: StreamLog, redis: ArqRedis) -> None:
     await broker.submit(json.dumps(BODY).encode(), ChatRequest.check(BODY), ANN)
-    before = await redis.zrange(WAITING, 0, -1, withscores=True)
+    before = await redis.zrange(keys.waiting(Lane.GENERATION, "ann"), 0, -1, withscores=True)
     for _ in range(3):
         await sweeper.sweep()
-    assert await redis.zrange(WAITING, 0, -1, withscores=True) == before
+    assert await redis.zrange(keys.waiting(Lane.GENERATION, "ann"), 0, -1, withscores=True) == before
 
 
 async def test_ended_and_vanished_logs_are_forgotten(sweeper: Reaper, log: StreamLog, redis: ArqRedis) -> None:
@@ -148,10 +152,10 @@ async def test_one_process_at_a_time_sweeps(
     generation_id = await unheard(log)
     running = asyncio.create_task(sweeper.run())
     await asyncio.sleep(0.2)
-    assert await redis.zscore(WAITING, generation_id) is None
+    assert await redis.zscore(keys.waiting(Lane.GENERATION, "ann"), generation_id) is None
     await redis.delete(keys.reaping)
     async with asyncio.timeout(10):
-        while await redis.zscore(WAITING, generation_id) is None:  # noqa: ASYNC110 -- the reaper makes it true
+        while await redis.zscore(keys.waiting(Lane.GENERATION, "ann"), generation_id) is None:  # noqa: ASYNC110 -- the reaper makes it true
             await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

@@ -14,6 +14,7 @@ from shared.store.keys import Keys, Lane
 from shared.store.old_queue import KEEP_AWAY_MS, adopt, keep_reapers_away
 from shared.store.queue import JobQueue, Lease
 from shared.store.redis import ArqRedis
+from shared.store.turns import Waiting
 from tests.support.names import keys
 
 QUEUE = "arq:queue"
@@ -37,7 +38,7 @@ async def left_by_an_older_version(
 
 
 async def waiting(redis: ArqRedis) -> dict[Lane, list[str]]:
-    return {lane: [member.decode() for member in await redis.zrange(keys.waiting(lane), 0, -1)] for lane in Lane}
+    return {lane: [member.decode() for member in await redis.zrange(keys.waiting(lane, ""), 0, -1)] for lane in Lane}
 
 
 async def test_what_nobody_runs_is_moved_with_all_it_has(redis: ArqRedis) -> None:
@@ -51,13 +52,14 @@ async def test_what_nobody_runs_is_moved_with_all_it_has(redis: ArqRedis) -> Non
     found = await waiting(redis)
     assert {lane: set(ids) for lane, ids in found.items()} == {
         Lane.GENERATION: {plain, lost},
+        Lane.BACKGROUND: set(),
         Lane.LINE: {line},
         Lane.BATCH: {batch},
     }
     assert await redis.get(keys.job(plain)) == payload
     assert 50_000 < await redis.pttl(keys.job(plain)) <= 60_000
     lease = Lease("w", 1000, 1)
-    (job,) = (await JobQueue(redis).take([(batch, Lane.BATCH)], lease, begun=False)).jobs
+    (job,) = (await JobQueue(redis).take([Waiting(batch, Lane.BATCH)], lease, begun=False)).jobs
     assert (called := job.called())
     assert (called.function, called.arguments) == ("batch", [batch])
     assert await adopt(redis, paused=False) == 0
@@ -122,11 +124,12 @@ async def test_of_many_who_start_at_once_each_job_is_moved_once(redis: ArqRedis)
 async def test_one_that_an_older_reaper_rang_for_while_it_runs_here_is_not_run_twice(redis: ArqRedis) -> None:
     queue, lease = JobQueue(redis), Lease("w1", 10_000, 1)
     job_id = await left_by_an_older_version(redis)
-    await queue.put(job_id, Lane.GENERATION, expires_s=60)
-    await queue.move(await queue.take([(job_id, Lane.GENERATION)], lease, begun=False), lease, listed=True)
+    await queue.put(job_id, Lane.GENERATION, "", expires_s=60)
+    taken = await queue.take([Waiting(job_id, Lane.GENERATION)], lease, begun=False)
+    await queue.move(taken, lease, {}, listed=True)
     await adopt(redis, paused=False)
-    assert (await queue.take([(job_id, Lane.GENERATION)], Lease("w2", 10_000, 1), begun=False)).jobs == []
-    await queue.renew({Lane.GENERATION: [job_id]}, lease)
+    assert (await queue.take([Waiting(job_id, Lane.GENERATION)], Lease("w2", 10_000, 1), begun=False)).jobs == []
+    await queue.renew(taken.jobs, lease)
     assert (await waiting(redis))[Lane.GENERATION] == []
 
 

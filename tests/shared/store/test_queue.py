@@ -15,6 +15,7 @@ from shared.config.settings import PREFIX
 from shared.store.keys import Keys, Lane
 from shared.store.queue import OVERDUE_AT_ONCE, Job, JobQueue, Lease, Seen, Taken, heard
 from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, connect
+from shared.store.turns import Waiting
 from tests.harness.store import configured
 from tests.support.names import keys
 
@@ -27,20 +28,20 @@ def queue(redis: ArqRedis) -> JobQueue:
     return JobQueue(redis)
 
 
-async def put(queue: JobQueue, lane: Lane = Lane.GENERATION) -> str:
+async def put(queue: JobQueue, lane: Lane = Lane.GENERATION, tenant: str = "ann") -> str:
     job_id = f"{'batch_' if lane is Lane.BATCH else 'chatcmpl-'}{uuid.uuid4().hex}"
-    await queue.put(job_id, lane, expires_s=60)
+    await queue.put(job_id, lane, tenant, expires_s=60)
     return job_id
 
 
 async def start(queue: JobQueue, job_id: str, lane: Lane = Lane.GENERATION, lease: Lease = MINE) -> Taken:
-    taken = await queue.take([(job_id, lane)], lease, begun=False)
-    await queue.move(taken, lease, listed=True)
+    taken = await queue.take([Waiting(job_id, lane)], lease, begun=False)
+    await queue.move(taken, lease, {}, listed=True)
     return taken
 
 
 async def look(queue: JobQueue, count: Mapping[Lane, int] = EVERYWHERE, *, now_ms: int = 0, skip: int = 0) -> Seen:
-    return await queue.look("w1", 1000, count, now_ms, skip)
+    return await queue.look("w1", 1000, count, now_ms, skip, lambda lane, tenant: 1.0)
 
 
 async def running(redis: ArqRedis, lane: Lane = Lane.GENERATION) -> list[str]:
@@ -48,7 +49,11 @@ async def running(redis: ArqRedis, lane: Lane = Lane.GENERATION) -> list[str]:
 
 
 async def waiting(redis: ArqRedis, lane: Lane = Lane.GENERATION) -> list[str]:
-    return [member.decode() for member in await redis.zrange(keys.waiting(lane), 0, -1)]
+    return [member.decode() for member in await redis.zrange(keys.waiting(lane, "ann"), 0, -1)]
+
+
+def ids_of(seen: Seen) -> dict[Lane, list[str]]:
+    return {lane: [job.id for job in jobs] for lane, jobs in seen.waiting.items()}
 
 
 async def left(redis: ArqRedis) -> list[bytes]:
@@ -59,30 +64,32 @@ async def left(redis: ArqRedis) -> list[bytes]:
 async def test_a_job_waits_runs_and_ends(queue: JobQueue, redis: ArqRedis, lane: Lane) -> None:
     job_id = await put(queue, lane)
     seen = await look(queue)
-    assert seen.waiting == {one: [job_id] if one is lane else [] for one in Lane}
+    assert ids_of(seen) == {one: [job_id] if one is lane else [] for one in Lane}
     (job,) = (await start(queue, job_id, lane)).jobs
     called = job.called()
     assert called
     assert (called.function, called.arguments) == ("batch" if lane is Lane.BATCH else "generate", [job_id])
     assert (await waiting(redis, lane), await running(redis, lane)) == ([], [job_id])
     assert await redis.pttl(keys.lease(job_id)) > 9000
-    await queue.end(job)
-    assert await left(redis) == []
+    await queue.end(job, {})
+    await look(queue)
+    assert await left(redis) == [keys.tags(lane).encode()]
+    assert await redis.pttl(keys.tags(lane)) > 0
 
 
 async def test_to_put_it_twice_is_once(queue: JobQueue, redis: ArqRedis) -> None:
     job_id = await put(queue)
-    payload, score = await redis.get(keys.job(job_id)), await redis.zscore(keys.waiting(Lane.GENERATION), job_id)
-    await queue.put(job_id, Lane.GENERATION, expires_s=600)
+    payload, score = await redis.get(keys.job(job_id)), await redis.zscore(keys.waiting(Lane.GENERATION, "ann"), job_id)
+    await queue.put(job_id, Lane.GENERATION, "ann", expires_s=600)
     assert await redis.get(keys.job(job_id)) == payload
-    assert await redis.zscore(keys.waiting(Lane.GENERATION), job_id) == score
+    assert await redis.zscore(keys.waiting(Lane.GENERATION, "ann"), job_id) == score
     assert await redis.ttl(keys.job(job_id)) <= 60
 
 
 async def test_of_all_who_come_for_it_one_gets_it(queue: JobQueue, redis: ArqRedis) -> None:
     job_id = await put(queue)
     leases = [Lease(f"w{number}", 10_000, 1) for number in range(9)]
-    taken = await asyncio.gather(*(queue.take([(job_id, Lane.GENERATION)], one, begun=False) for one in leases))
+    taken = await asyncio.gather(*(queue.take([Waiting(job_id, Lane.GENERATION)], one, begun=False) for one in leases))
     winners = [lease.holder for lease, one in zip(leases, taken, strict=True) if one.jobs]
     assert len(winners) == 1
     assert (await redis.get(keys.lease(job_id)) or b"").decode() == winners[0]
@@ -91,7 +98,7 @@ async def test_of_all_who_come_for_it_one_gets_it(queue: JobQueue, redis: ArqRed
 
 async def test_taking_again_what_is_ones_own_is_no_refusal(queue: JobQueue) -> None:
     job_id = await put(queue)
-    await queue.take([(job_id, Lane.GENERATION)], MINE, begun=False)  # and the reply was lost
+    await queue.take([Waiting(job_id, Lane.GENERATION)], MINE, begun=False)  # and the reply was lost
     assert [job.id for job in (await start(queue, job_id)).jobs] == [job_id]
     assert (await start(queue, job_id, lease=OTHER)).jobs == []
 
@@ -101,29 +108,29 @@ async def test_what_has_ended_is_let_go(queue: JobQueue, redis: ArqRedis, listed
     """Its bell rang late, or its payload has expired."""
     job_id = await put(queue)
     await redis.delete(keys.job(job_id))
-    taken: Any = await queue.take([(job_id, Lane.GENERATION)], MINE, begun=False)
-    assert taken == ([], [(job_id, Lane.GENERATION)])
-    await queue.move(taken, MINE, listed=listed)
+    taken: Any = await queue.take([Waiting(job_id, Lane.GENERATION, "ann")], MINE, begun=False)
+    assert taken == ([], [Waiting(job_id, Lane.GENERATION, "ann")], [])
+    await queue.move(taken, MINE, {}, listed=listed)
     assert await redis.exists(keys.lease(job_id)) == 0
     assert await waiting(redis) == ([] if listed else [job_id])
 
 
 async def test_a_job_put_while_it_runs_is_not_run_twice(queue: JobQueue, redis: ArqRedis) -> None:
     job_id = await put(queue)
-    await start(queue, job_id)
-    await queue.put(job_id, Lane.GENERATION, expires_s=60)
+    (job,) = (await start(queue, job_id)).jobs
+    await queue.put(job_id, Lane.GENERATION, "ann", expires_s=60)
     assert (await start(queue, job_id, lease=OTHER)).jobs == []
     assert await waiting(redis) == [job_id]
     assert await queue.begun(Lane.GENERATION, [job_id, "x"]) == {job_id}
-    assert await queue.renew({Lane.GENERATION: [job_id]}, MINE) == []
+    assert await queue.renew([job], MINE) == []
     assert (await waiting(redis), await running(redis)) == ([], [job_id])
 
 
 async def test_a_lease_that_is_renewed_moves_on(queue: JobQueue, redis: ArqRedis) -> None:
     job_id = await put(queue)
-    await start(queue, job_id)
+    (job,) = (await start(queue, job_id)).jobs
     await redis.pexpire(keys.lease(job_id), 100)
-    assert await queue.renew({Lane.GENERATION: [job_id], Lane.LINE: []}, Lease("w1", 10_000, 3_000_000)) == []
+    assert await queue.renew([job], Lease("w1", 10_000, 3_000_000)) == []
     assert await redis.pttl(keys.lease(job_id)) > 9000
     assert (await look(queue, now_ms=2_999_999)).overdue[Lane.GENERATION] == []
     assert (await look(queue, now_ms=3_000_000)).overdue[Lane.GENERATION] == [job_id]
@@ -131,11 +138,12 @@ async def test_a_lease_that_is_renewed_moves_on(queue: JobQueue, redis: ArqRedis
 
 async def test_what_redis_forgot_is_restored_unless_somebody_else_has_it(queue: JobQueue, redis: ArqRedis) -> None:
     forgotten, taken = await put(queue), await put(queue)
+    jobs: list[Job] = []
     for job_id in (forgotten, taken):
-        await start(queue, job_id)
+        jobs += (await start(queue, job_id)).jobs
         await redis.delete(keys.lease(job_id), keys.running(Lane.GENERATION))
-    gone = await queue.renew({Lane.GENERATION: [forgotten, taken]}, MINE)
-    assert gone == [(forgotten, Lane.GENERATION), (taken, Lane.GENERATION)]
+    gone = await queue.renew(jobs, MINE)
+    assert gone == jobs
     await start(queue, taken, lease=OTHER)
     await queue.restore(gone, MINE)
     assert (await queue.holders([forgotten, taken]))[0] == ["w1", "w2"]
@@ -150,7 +158,7 @@ async def test_what_is_handed_back_is_first_again_and_rung_for(queue: JobQueue, 
     second = await put(queue, lane)
     async with redis.pubsub() as bell:
         await bell.subscribe(keys.doorbell)
-        await queue.hand_back(job, "w1")
+        await queue.hand_back(job, "w1", {})
         rung = None
         while rung is None or rung["type"] != "message":
             rung = await bell.get_message(timeout=5)
@@ -165,7 +173,7 @@ async def test_what_is_somebody_elses_by_now_is_not_handed_back(queue: JobQueue,
     (job,) = (await start(queue, job_id)).jobs
     await redis.delete(keys.lease(job_id))
     await start(queue, job_id, lease=OTHER)
-    await queue.hand_back(job, "w1")
+    await queue.hand_back(job, "w1", {})
     assert (await queue.holders([job_id]))[0] == ["w2"]
     assert (await waiting(redis), await running(redis)) == ([], [job_id])
 
@@ -173,7 +181,7 @@ async def test_what_is_somebody_elses_by_now_is_not_handed_back(queue: JobQueue,
 async def test_what_is_withdrawn_is_taken_by_nobody(queue: JobQueue, redis: ArqRedis) -> None:
     job_id = await put(queue)
     await queue.withdraw(job_id)
-    assert await left(redis) == []
+    assert await left(redis) == [keys.tenants(Lane.GENERATION).encode()]
     assert (await start(queue, job_id)).jobs == []
 
 
@@ -190,13 +198,13 @@ async def test_known_is_what_waits_or_runs(queue: JobQueue, redis: ArqRedis) -> 
 
 async def test_a_look_reads_no_more_than_there_is_room_for(queue: JobQueue) -> None:
     ids = [await put(queue) for _ in range(7)]
-    seen = (await look(queue, {Lane.GENERATION: 3, Lane.LINE: 0})).waiting
+    seen = ids_of(await look(queue, {Lane.GENERATION: 3, Lane.LINE: 0}))
     assert seen == {Lane.GENERATION: (await all_of(queue))[:4], Lane.LINE: []}
     assert set(await all_of(queue)) == set(ids)
 
 
 async def all_of(queue: JobQueue) -> list[str]:
-    return (await look(queue, {Lane.GENERATION: 100})).waiting[Lane.GENERATION]
+    return ids_of(await look(queue, {Lane.GENERATION: 100}))[Lane.GENERATION]
 
 
 async def test_overdue_ones_come_in_pages_the_longest_ago_first(queue: JobQueue, redis: ArqRedis) -> None:
@@ -263,12 +271,12 @@ async def test_a_full_server_lets_what_runs_be_renewed_and_end(full: ArqRedis) -
     (back,) = (await start(queue, back_id)).jobs
     await full.config_set("maxmemory", 1)
     await full.pexpire(keys.lease(job_id), 100)
-    assert await queue.renew({Lane.GENERATION: [job_id, back_id]}, MINE) == []
+    assert await queue.renew([job, back], MINE) == []
     assert await full.pttl(keys.lease(job_id)) > 9000
-    await queue.hand_back(back, "w1")
+    await queue.hand_back(back, "w1", {})
     assert await full.exists(keys.lease(back_id)) == 0
     assert await queue.known([back_id]) == {back_id}, "found where it runs, when its lease was to end"
-    await queue.end(job)
+    await queue.end(job, {})
     assert await queue.known([job_id]) == set()
     await queue.withdraw(back_id)
     assert await full.exists(keys.job(job_id), keys.job(back_id), keys.lease(job_id)) == 0
@@ -281,11 +289,11 @@ async def test_on_a_full_server_only_what_can_end_there_is_taken(full: ArqRedis)
     await full.delete(keys.lease(lost))
     await full.config_set("maxmemory", 1)
     with pytest.raises(OutOfMemoryError):
-        await queue.take([(new, Lane.GENERATION)], OTHER, begun=False)
-    taken = await queue.take([(new, Lane.GENERATION), (batch, Lane.BATCH)], OTHER, begun=False)
+        await queue.take([Waiting(new, Lane.GENERATION)], OTHER, begun=False)
+    taken = await queue.take([Waiting(new, Lane.GENERATION), Waiting(batch, Lane.BATCH)], OTHER, begun=False)
     assert [job.id for job in taken.jobs] == [batch]
-    await queue.move(taken, OTHER, listed=True)
-    assert [job.id for job in (await queue.take([(lost, Lane.GENERATION)], OTHER, begun=True)).jobs] == [lost]
+    await queue.move(taken, OTHER, {}, listed=True)
+    assert [job.id for job in (await queue.take([Waiting(lost, Lane.GENERATION)], OTHER, begun=True)).jobs] == [lost]
     assert await running(full, Lane.BATCH) == [batch]
     assert await waiting(full, Lane.BATCH) == []
     assert (await queue.holders([new, lost, batch]))[0] == [None, "w2", "w2"]
@@ -297,7 +305,7 @@ async def test_on_a_full_server_only_what_can_end_there_is_taken(full: ArqRedis)
 def test_no_key_of_one_prefix_is_a_key_of_another() -> None:
     one, two = Keys("a"), Keys("a.b")
     names = {value for value in vars(one).values() if isinstance(value, str)} - {"a"}
-    assert all(name.startswith("a:") for name in names | one.permanent)
+    assert all(name.startswith("a:") for name in names)
     assert not names & {value for value in vars(two).values() if isinstance(value, str)}
     assert (one.old, two.old) == (None, None)
     assert Keys().old is not None

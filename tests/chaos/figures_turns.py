@@ -1,0 +1,165 @@
+"""The figures of tenants that take turns, in docs/RELIABILITY.md: `python -m tests.chaos.figures_turns [ROW …]`.
+
+    T1   alice has 400 in the background on two workers of 20 places, bob asks one question: what he waits for a first word,
+         beside what he waits when nobody else is there
+    T2   ten tenants with 1, 1, 1, 10, 10, 10, 100, 100, 1,000 and 1,000 answers of 1 s waiting, on 2 × 20 places, the big
+         ones first: when the last of each one's first words was said; and a worker is killed meanwhile
+    T3   ten tenants with 600 waiting each, two of them with answers that take five times as long: Jain's index of what each
+         had of the places in the first minute
+    T4   2,000 of one tenant in all, against 2,000 of ten tenants: answers a second, so what turns cost
+
+A place is held for as long as the scripted provider pauses; the places are filled from what waits, without bells. Prints a
+JSON line for each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shared.cli.embedded import EmbeddedValkey
+from tests.chaos.crowd import Crowd, begun
+from tests.harness.processes import wait_until
+from tests.harness.upstream import Part, ScriptedUpstream, ending, words
+from tests.support.fleet import Fleet
+from tests.support.names import keys
+from tests.support.wire import Client, ask
+
+PLACES = 20
+ALICE, BOB = "key-of-alice-0123456789", "key-of-bob-0123456789"
+SETTINGS = {
+    "STREAMSPOOL_WORKER_CONCURRENCY": str(PLACES),
+    "STREAMSPOOL_LEASE_S": "2",
+    "STREAMSPOOL_UPSTREAM_IDLE_S": "600",
+    "STREAMSPOOL_API_KEYS": f"alice:{ALICE},bob:{BOB}",
+}
+
+
+def answer_of(seconds: float) -> list[Part]:
+    role, *said = words(2)
+    return [role, said[0], seconds, said[1], *ending()]
+
+
+def one_question(fleet: Fleet, upstream: ScriptedUpstream) -> dict[str, Any]:
+    upstream.script("crowd", answer_of(2.0))
+    upstream.script("question", answer_of(0.0))
+    with Client(fleet.url, ALICE) as alice, Client(fleet.url, BOB) as bob:
+        calm = sorted(_first_word(bob) for _ in range(20))
+        for _ in range(400):
+            assert alice.post(ask("scripted/crowd", background=True)).status_code == 202
+        crowded = sorted(_first_word(bob) for _ in range(20))
+        for state in fleet_states(alice):
+            alice.cancel(state["id"])
+    return {
+        "calm_p50_s": round(calm[10], 3),
+        "p50_s": round(crowded[10], 3),
+        "worst_s": round(crowded[-1], 3),
+    }
+
+
+def fleet_states(client: Client) -> list[dict[str, Any]]:
+    """Of the generations that are not over."""
+    found: list[dict[str, Any]] = client.get("/v1/streams?status=queued,in_progress&limit=100").json()["data"]
+    more = found
+    while len(more) == 100:
+        more = client.get(f"/v1/streams?status=queued,in_progress&limit=100&after={more[-1]['id']}").json()["data"]
+        found += more
+    return found
+
+
+def _first_word(client: Client) -> float:
+    asked = time.monotonic()
+    with client.streaming("scripted/question") as viewer:
+        viewer.until(b"w0 ")
+        return time.monotonic() - asked
+
+
+def many_tenants(fleet: Fleet, upstream: ScriptedUpstream) -> dict[str, Any]:
+    upstream.script("second", answer_of(1.0))
+    counts = {"k1": 1000, "k2": 1000, "c1": 100, "c2": 100, "x1": 10, "x2": 10, "x3": 10, "i1": 1, "i2": 1, "i3": 1}
+    with Crowd(fleet) as crowd:
+        ids = {tenant: crowd.wait(count, model="second", tenant=tenant) for tenant, count in counts.items()}
+        started = time.monotonic()
+        last: dict[str, float] = {}
+        killed = False
+        while len(last) < len(ids):
+            for tenant in ids.keys() - last.keys():
+                if len(begun(fleet, ids[tenant])) == len(ids[tenant]):
+                    last[tenant] = time.monotonic() - started
+            if not killed and time.monotonic() - started > 10:
+                fleet.kill("worker")
+                fleet.start("worker")
+                killed = True
+            time.sleep(0.05)
+        wait_until(lambda: not fleet.client.exists(keys.open), 60, "all have ended")
+    return {f"{tenant} ({counts[tenant]})": round(at, 1) for tenant, at in sorted(last.items(), key=lambda one: one[1])}
+
+
+def served_time(fleet: Fleet, upstream: ScriptedUpstream) -> dict[str, Any]:
+    upstream.script("short", answer_of(1.0))
+    upstream.script("long", answer_of(5.0))
+    long = {"t0", "t1"}
+    with Crowd(fleet) as crowd:
+        ids = {
+            f"t{number}": crowd.wait(600, model="long" if f"t{number}" in long else "short", tenant=f"t{number}")
+            for number in range(10)
+        }
+        time.sleep(60)
+        served = {t: len(begun(fleet, page)) * (5.0 if t in long else 1.0) for t, page in ids.items()}
+        for page in ids.values():
+            for generation_id in page:
+                fleet.client.delete(keys.log(generation_id), keys.job(generation_id))
+    total = sum(served.values())
+    jain = total**2 / (len(served) * sum(one * one for one in served.values()))
+    return {"jain": round(jain, 3), "place_seconds": served, "wrong": int(jain < 0.95)}
+
+
+def throughput(fleet: Fleet, upstream: ScriptedUpstream) -> dict[str, Any]:
+    upstream.script("quick", answer_of(0.05))
+    found: dict[str, float] = {}
+    for _ in range(3):
+        for name, tenants in (("one", 1), ("ten", 10)):
+            with Crowd(fleet) as crowd:
+                started = time.monotonic()
+                for number in range(tenants):
+                    crowd.wait(2000 // tenants, model="quick", tenant=f"t{number}")
+                wait_until(lambda: not fleet.client.exists(keys.open), 120, "all have ended")
+                found[name] = max(found.get(name, 0.0), 2000 / (time.monotonic() - started))
+    return {
+        "one_a_s": round(found["one"]),
+        "ten_a_s": round(found["ten"]),
+        "ratio": round(found["ten"] / found["one"], 3),
+    }
+
+
+ROWS: Mapping[str, Callable[[Fleet, ScriptedUpstream], dict[str, Any]]] = {
+    "T1": one_question,
+    "T2": many_tenants,
+    "T3": served_time,
+    "T4": throughput,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.figures_turns", description=__doc__)
+    parser.add_argument("rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    wrong = 0
+    with tempfile.TemporaryDirectory() as place, EmbeddedValkey(Path(place) / "valkey") as valkey:
+        for name in parser.parse_args().rows:
+            directory = Path(place) / name
+            directory.mkdir()
+            with ScriptedUpstream() as upstream, Fleet(valkey, upstream, directory, **SETTINGS) as fleet:
+                row = ROWS[name](fleet, upstream)
+            wrong += row.get("wrong", 0)
+            print(json.dumps({"row": name, **row}), flush=True)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

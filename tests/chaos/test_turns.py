@@ -1,0 +1,113 @@
+"""Rows Q9 to Q11 of docs/RELIABILITY.md: tenants take turns at the places, on real processes.
+
+What one has waiting keeps no other from a first word. Nothing here judges a time: what counts is how much of the crowd was
+served before the other one was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.harness.processes import wait_until
+from tests.harness.upstream import Part, ScriptedUpstream, ending, whole, words
+from tests.support.batch import ended, jsonl, line, start
+from tests.support.fleet import Fleet
+from tests.support.wire import Client, ask, chunks, text
+
+PLACES = 10
+ALICE, BOB = "key-of-alice-0123456789", "key-of-bob-0123456789"
+SETTINGS = {
+    "STREAMSPOOL_WORKER_CONCURRENCY": str(PLACES),
+    "STREAMSPOOL_WORKER_LINES": str(PLACES),
+    "STREAMSPOOL_LEASE_S": "2",
+    "STREAMSPOOL_NO_WORKER_S": "30",
+    "STREAMSPOOL_API_KEYS": f"alice:{ALICE},bob:{BOB}",
+}
+SLOW: list[Part] = [words(1)[0], 1.5, *words(2)[1:], *ending()]
+
+
+@pytest.fixture
+def alice(fleet: Fleet) -> Iterator[Client]:
+    with Client(fleet.url, ALICE) as client:
+        yield client
+
+
+@pytest.fixture
+def bob(fleet: Fleet) -> Iterator[Client]:
+    with Client(fleet.url, BOB) as client:
+        yield client
+
+
+def background(client: Client, model: str, count: int) -> list[str]:
+    def one(_: int) -> str:
+        response = client.post(ask(f"scripted/{model}", background=True))
+        assert response.status_code == 202, response.text
+        return str(response.json()["id"])
+
+    with ThreadPoolExecutor(20) as threads:
+        return list(threads.map(one, range(count)))
+
+
+def is_over(client: Client, generation_id: str) -> bool:
+    return bool(client.state(generation_id)["status"] == "completed")
+
+
+@pytest.mark.parametrize("asked", ["in the background", "by a client that waits"])
+def test_q9_a_question_does_not_wait_behind_anothers_hundred(
+    fleet: Fleet, upstream: ScriptedUpstream, alice: Client, bob: Client, asked: str
+) -> None:
+    crowd = upstream.script("turns-crowd", SLOW)
+    single = upstream.script("turns-single", SLOW)
+    ids = background(alice, "turns-crowd", 140)
+    wait_until(lambda: crowd.live == 2 * PLACES, 30, "every place is taken")
+    before = len(crowd.calls)
+    if asked == "in the background":
+        (mine,) = background(bob, "turns-single", 1)
+        before = len(crowd.calls)  # that it is accepted is confirmed first, which takes as long as the disk does
+        wait_until(lambda: single.calls, 30, "bob's is asked")
+        during = len(crowd.calls)
+        wait_until(lambda: is_over(bob, mine), 30)
+    else:
+        answer = bob.stream("scripted/turns-single")
+        during = len(crowd.calls)
+        assert text(chunks(answer.content)) == whole(2)
+    assert during - before <= 6 * PLACES, "three rounds of all places: it was behind a few, and not behind all of them"
+    assert len(single.calls) == 1
+    fleet.kill("worker")
+    fleet.start("worker")
+    for one in ids:
+        wait_until(lambda one=one: is_over(alice, one), 60, "alice's are all answered")
+    assert len(crowd.calls) <= 140 + PLACES, "only those were asked again that the killed worker had"
+
+
+def test_q10_a_batch_does_not_wait_behind_anothers_hundred(
+    fleet: Fleet, upstream: ScriptedUpstream, alice: Client, bob: Client
+) -> None:
+    """More than two workers hand out at once, each with one line that takes long."""
+    lines: list[Part] = [words(1)[0], 3.0, *words(2)[1:], *ending()]
+    crowd = upstream.script("turns-lines", lines)
+    upstream.script("turns-line", [*words(2), *ending()])
+    theirs = [start(alice.http, jsonl([line("x", "scripted/turns-lines")])) for _ in range(100)]
+    mine = start(bob.http, jsonl([line("x", "scripted/turns-line")]))
+    assert ended(bob.http, mine)["request_counts"]["completed"] == 1
+    assert len(crowd.calls) < 100
+    assert [ended(alice.http, one)["request_counts"]["completed"] for one in theirs] == [1] * 100
+
+
+def test_q11_what_is_waited_for_comes_before_the_background(
+    fleet: Fleet, upstream: ScriptedUpstream, alice: Client
+) -> None:
+    """Of one tenant."""
+    crowd = upstream.script("turns-own", SLOW)
+    upstream.script("turns-now", [*words(2), *ending()])
+    ids = background(alice, "turns-own", 140)
+    wait_until(lambda: crowd.live == 2 * PLACES, 30, "every place is taken")
+    before = len(crowd.calls)
+    answer = alice.post(ask("scripted/turns-now"))
+    assert answer.json()["choices"][0]["message"]["content"] == whole(2)
+    assert len(crowd.calls) - before <= 6 * PLACES
+    for one in ids:
+        wait_until(lambda one=one: is_over(alice, one), 60)

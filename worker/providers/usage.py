@@ -64,14 +64,12 @@ def given(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def in_openais_form(told: dict[str, Any]) -> dict[str, Any]:
     """Figures under OpenAI's names, cached and reasoning tokens in their details, and sums as OpenAI's. What else there is
     stays. Figures that cannot be known are left out; empty where none can."""
-    usage = dict(told)
-    for name, others in (("prompt_tokens", _PROMPT), ("completion_tokens", _COMPLETION), ("total_tokens", ())):
-        figure = _first(told, (name, *others))
-        usage.pop(name, None)
-        if figure is not None:
-            usage[name] = figure
-    if usage.keys().isdisjoint(("prompt_tokens", "completion_tokens", "total_tokens")):
+    names = {"prompt_tokens": _PROMPT, "completion_tokens": _COMPLETION, "total_tokens": ()}
+    found = {name: _first(told, (name, *others)) for name, others in names.items()}
+    usage: dict[str, Any] = {name: figure for name, figure in found.items() if figure is not None}
+    if not usage:
         return {}
+    usage |= {name: value for name, value in told.items() if name not in names}
     _put_detail(usage, "prompt_tokens_details", "input_tokens_details", "cached_tokens", _CACHED)
     _put_detail(usage, "completion_tokens_details", "output_tokens_details", "reasoning_tokens", _REASONING)
     return _summed(usage)

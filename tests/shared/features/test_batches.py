@@ -135,7 +135,7 @@ async def test_what_was_refused_and_comes_late_is_withdrawn_then(
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": "/v1/audio/speech"}, "endpoint"),
         ({"completion_window": "24"}, "completion_window"),
         ({"completion_window": "8d"}, "completion_window"),
         ({"completion_window": "0h"}, "completion_window"),

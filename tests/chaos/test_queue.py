@@ -29,7 +29,7 @@ from shared.cli.embedded import EmbeddedValkey
 from shared.store.keys import Keys, Lane
 from tests.chaos.crowd import Crowd, begun
 from tests.harness.processes import Stack, wait_until
-from tests.harness.store import open_store
+from tests.harness.store import Store, open_store
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, whole, words
 from tests.support.batch import ended, jsonl, line, results, start
 from tests.support.fleet import Fleet, ask
@@ -331,6 +331,11 @@ def test_q6_what_an_older_api_goes_on_to_queue_is_begun_when_its_bell_rings(
 # ---- a server that forgot who runs what
 
 
+def looks(client: Store) -> int:
+    """How often the server was asked for the time, which is what a look for work does."""
+    return int(client.info("commandstats").get("cmdstat_time", {"calls": 0})["calls"])
+
+
 def test_q8_what_a_server_forgot_to_be_running_is_left_to_who_runs_it(
     upstream: ScriptedUpstream, judges: Judges, tmp_path: Path
 ) -> None:
@@ -352,9 +357,11 @@ def test_q8_what_a_server_forgot_to_be_running_is_left_to_who_runs_it(
         stack.start("worker-2")
         wait_until(lambda: server.client.scard(keys.workers) == 2, 30, "there is another worker")
         stack.kill("worker", signal.SIGSTOP)
+        before = looks(server.client)
+        wait_until(lambda: looks(server.client) > before + 3, what="the other one knows which server this is")
         server.rewind()
         assert server.client.zcard(WAITING) == 1
-        wait_until(lambda: server.client.info("commandstats").get("cmdstat_time", {"calls": 0})["calls"] > 3)
+        wait_until(lambda: looks(server.client) > 3)
         stack.kill("worker", signal.SIGCONT)
         wait_until(lambda: server.client.get(keys.lease(viewer.id)), what="who runs it says so")
         pause.go()

@@ -69,9 +69,10 @@ class S3:
             return False
 
     def names(self) -> set[str]:
-        """Of all objects, without the prefix."""
+        """Of all objects, without the prefix; but for the one by which an installation says that it stores here."""
         found = self._client.list_objects_v2(Bucket=BUCKET).get("Contents", [])
-        return {one["Key"].removeprefix("here/") for one in found}
+        names = {one["Key"].removeprefix("here/") for one in found}
+        return {name for name in names if not name.startswith("blobs-users/")}
 
     def unfinished(self) -> list[str]:
         """Uploads that were begun and neither ended nor called off."""

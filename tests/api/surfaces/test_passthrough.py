@@ -84,7 +84,8 @@ def test_our_own_fields_stay_here(client: Client, scripted: Register) -> None:
         "store": True,
         "metadata": {"k": "v"},
     }
-    assert ours.keys() | {"responses"} == EXTENSION_FIELDS  # that one is what the Responses API notes for itself
+    # Those two are what other surfaces note for themselves.
+    assert ours.keys() | {"responses", "whole"} == EXTENSION_FIELDS
     response = client.post(ask(asked.model, **ours))
     assert response.status_code == 200, response.text
     assert not asked.script.calls[0].keys() & ours.keys()

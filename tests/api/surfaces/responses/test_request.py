@@ -234,7 +234,6 @@ def test_what_clients_send_without_a_need_is_taken() -> None:
         ({"response_format": {"type": "text"}}, "response_format"),
         ({"include": ["everything"]}, "include"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
-        ({"conversation": "conv_1"}, "conversation"),
         ({"input": 3}, "input"),
         ({"input": ["x"]}, "input[0]"),
         ({"input": []}, "input"),

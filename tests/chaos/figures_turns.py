@@ -1,11 +1,11 @@
 """The figures of tenants that take turns, in docs/RELIABILITY.md: `python -m tests.chaos.figures_turns [ROW …]`.
 
-    T1   alice has 400 in the background on two workers of 20 places, bob asks one question: what he waits for a first word,
-         beside what he waits when nobody else is there
+    T1   (row Q9) alice has 400 in the background on two workers of 20 places, bob asks one question: what he waits for a
+         first word, beside what he waits when nobody else is there
     T2   ten tenants with 1, 1, 1, 10, 10, 10, 100, 100, 1,000 and 1,000 answers of 1 s waiting, on 2 × 20 places, the big
          ones first: when the last of each one's first words was said; and a worker is killed meanwhile
-    T3   ten tenants with 600 waiting each, two of them with answers that take five times as long: Jain's index of what each
-         had of the places in the first minute
+    T3   (row Q12) ten tenants with 600 waiting each, two of them with answers that take five times as long: Jain's index of
+         what each had of the places in the first minute
     T4   2,000 of one tenant in all, against 2,000 of ten tenants: answers a second, so what turns cost
 
 A place is held for as long as the scripted provider pauses; the places are filled from what waits, without bells. Prints a

@@ -60,11 +60,11 @@ class Places:
     def surplus(self, waiting: Iterable[Waiting], jobs: Mapping[str, Job], costs: Costs) -> str | None:
         """Of the batches that are handed out here, `jobs` by id, the one to be given back for one of another tenant that has
         fewer of them: the newest of the tenant that has most. A batch may take a day, and goes on wherever it is taken."""
+        if self.room(Lane.BATCH):
+            return None
         held: dict[str, list[str]] = {}
         for job_id in self._running[Lane.BATCH]:
             held.setdefault(jobs[job_id].tenant, []).append(job_id)
-        if self.room(Lane.BATCH) or not held:
-            return None
         most = max(held, key=lambda tenant: len(held[tenant]) / costs.weight(tenant))
         shares = len(held[most]) / costs.weight(most)
         for job in waiting:

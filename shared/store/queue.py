@@ -34,7 +34,7 @@ from shared.store.confirm import INFO, identity
 from shared.store.jobs import UNKNOWN, Called, pack_job, unpack_job
 from shared.store.keys import Lane
 from shared.store.redis import ArqRedis, OutOfMemoryError
-from shared.store.transaction import commit, transact
+from shared.store.transaction import commit, raise_first, transact
 from shared.store.turns import CLOCK, Charges, Cost, Line, Waiting, advance, charge, join, let_go, settle
 
 _SAID = {"line:": Lane.LINE, "background:": Lane.BACKGROUND}
@@ -67,20 +67,11 @@ class Job:
     payload: bytes
     begun: bool
     """Whether another worker had it before."""
-    place: str | None = None
-    """The tenant among whose jobs it waited, where that is known."""
+    tenant: str = UNKNOWN
 
     def called(self) -> Called | None:
         """None for a payload that is none of ours."""
         return unpack_job(self.payload)
-
-    @property
-    def tenant(self) -> str:
-        """Whose it is."""
-        if self.place is not None:
-            return self.place
-        called = self.called()
-        return called.tenant if called else UNKNOWN
 
 
 class Taken(NamedTuple):
@@ -202,8 +193,8 @@ class JobQueue:
         """The jobs of each lane whose turn it is, as many as `count` says and one that tells of more; and a page, after `skip`,
         of those that run and whose leases were to end by now, the longest ago first.
 
-        In one round trip, over one connection, and a second one where tenants seem to wait. Prolongs the worker's heartbeat
-        by `beat_ms`: a server that takes no writes raises its error here.
+        In one round trip, over one connection, and a second one for each lane where tenants seem to wait. Prolongs the
+        worker's heartbeat by `beat_ms`: a server that takes no writes raises its error here.
         """
         commands = [pack(b"PEXPIRE", self._key.worker(worker_id).encode(), b"%d" % beat_ms), pack(b"TIME")]
         commands += [
@@ -213,7 +204,7 @@ class JobQueue:
         until = b"%d" % now_ms, b"LIMIT", b"%d" % skip, b"%d" % OVERDUE_AT_ONCE
         commands += [pack(b"ZRANGEBYSCORE", self._key.running(lane).encode(), b"-inf", *until) for lane in count]
         replies = await exchange_all(self._redis, [*commands, *INFO])
-        _raise_first(replies[: len(commands)])  # INFO may be refused
+        raise_first(replies[: len(commands)])  # INFO may be refused
         _, (seconds, microseconds), *pages = replies[: len(commands)]
         scores = {
             lane: {page[at].decode(): float(page[at + 1]) for at in range(0, len(page), 2)}
@@ -235,7 +226,7 @@ class JobQueue:
             tags = pack(b"ZMSCORE", self._key.tags(lane).encode(), CLOCK.encode(), *(one.encode() for one in scores))
             reads = [pack(b"ZRANGE", self._key.waiting(lane, one).encode(), b"0", b"%d" % last) for one in scores]
             replies = await exchange_all(self._redis, [tags, *reads])
-            _raise_first(replies)
+            raise_first(replies)
             left, *pages = replies
             line = Line(lane, scores, dict(zip(scores, [[m.decode() for m in page] for page in pages], strict=True)))
             line.read([None if tag is None else float(tag) for tag in left])
@@ -287,7 +278,11 @@ class JobQueue:
             if holder == lease.holder.encode()
         ]
         return Taken(
-            [Job(job.id, job.lane, payload, begun, job.tenant) for job, payload in mine if payload is not None],
+            [
+                Job(job.id, job.lane, payload, begun, _tenant_of(payload) if job.tenant is None else job.tenant)
+                for job, payload in mine
+                if payload is not None
+            ],
             [job for job, payload in mine if payload is None],
             [job for job, payload in mine if payload is not None],
         )
@@ -380,7 +375,7 @@ class JobQueue:
             pipe.delete(self._key.job(job.id), self._key.lease(job.id))
             settle(pipe, self._key, charges)
             replies = await pipe.execute(raise_on_error=False)
-        _raise_first([reply for reply in replies if not isinstance(reply, OutOfMemoryError)])  # charges only
+        raise_first([reply for reply in replies if not isinstance(reply, OutOfMemoryError)])  # charges only
 
     def _add(self, pipe: Any, job_id: str, lane: Lane, tenant: str, at_ms: int, *, nx: bool) -> None:
         pipe.zadd(self._key.waiting(lane, tenant), {job_id: at_ms}, nx=nx)
@@ -388,7 +383,6 @@ class JobQueue:
         ring(pipe, self._key.doorbell, job_id, lane)
 
 
-def _raise_first(replies: Iterable[Any]) -> None:
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
+def _tenant_of(payload: bytes) -> str:
+    called = unpack_job(payload)
+    return called.tenant if called else UNKNOWN

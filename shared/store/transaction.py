@@ -68,7 +68,7 @@ async def commit(pipe: Any, *, raise_on_error: bool = True) -> list[Any]:
         for place, reply in zip(refused, await _answered(pipe, again, done), strict=True):
             replies[place] = reply
     if raise_on_error:
-        _raise_first(replies)
+        raise_first(replies)
     return replies
 
 
@@ -123,7 +123,7 @@ async def _over_the_limit(
     looked = [word for look in looks for word in (len(look), *look)]
     async with redis.pipeline(transaction=True) as pipe:  # never executed: what is queued is done by the script
         digest, seen = await _run(pipe, [len(looks), "", *looked], refusal)
-        _raise_first(seen)
+        raise_first(seen)
         queue(pipe, seen)
         commands = pipe.queued
         if not commands:
@@ -133,7 +133,7 @@ async def _over_the_limit(
             raise WatchError("Another client wrote meanwhile.")
         replies = await _answered(pipe, commands, done)
     if raise_on_error:
-        _raise_first(replies)
+        raise_first(replies)
     return replies
 
 
@@ -168,7 +168,8 @@ async def _answered(pipe: Any, commands: Sequence[Any], replies: Sequence[Any]) 
     return answers
 
 
-def _raise_first(replies: Sequence[Any]) -> None:
+def raise_first(replies: Sequence[Any]) -> None:
+    """Raises the first error among replies that came as values."""
     for reply in replies:
         if isinstance(reply, ResponseError):
             raise reply

@@ -77,7 +77,7 @@ def test_batches_are_given_back_for_a_tenant_that_has_fewer() -> None:
 
 
 def job(name: str, tenant: str = "ann", lane: Lane = Lane.GENERATION) -> Job:
-    return Job(name, lane, pack_job("generate", name, 1, tenant), begun=False)
+    return Job(name, lane, pack_job("generate", name, 1, tenant), begun=False, tenant=tenant)
 
 
 def test_a_job_costs_what_it_took_in_all() -> None:

@@ -17,7 +17,7 @@ from api.errors import problem_error
 from api.live.projection import Step
 from api.surfaces.responses.writer import Writer
 from shared.errors import AttemptReplaced, LogError
-from shared.features.responses.objects import Echoed, cut_reason, response
+from shared.features.responses.objects import Echoed, ended_response, response
 from shared.features.responses.output import (
     AS_SUMMARY,
     AS_TEXT,
@@ -136,19 +136,7 @@ class ResponseFold(NamedTuple):
         return self._closed(status).fold._response(outcome, stored=True)
 
     def _response(self, outcome: Outcome, *, stored: bool) -> dict[str, Any]:
-        """The object at the end. Found later (`stored`), what was cancelled says so by its status alone; in a stream it has a
-        reason, too, because there are clients that would take it for a whole answer."""
-        ended = Status(outcome["status"])
-        return response(
-            self.header,
-            self.view.echoed,
-            ended,
-            output=self.output(cut=True),
-            usage=outcome["usage"],
-            error=outcome["error"] if ended is Status.FAILED else None,
-            reason=cut_reason(outcome, stored=stored),
-            completed_at=outcome["ended_at_ms"] // 1000 if ended is Status.COMPLETED else None,
-        )
+        return ended_response(self.header, self.view.echoed, outcome, output=self.output(cut=True), stored=stored)
 
     def item(self, item: Open, status: str) -> Item:
         return item_object(self.header["id"], item, status, summarised=self.view.summarised)

@@ -14,7 +14,7 @@ from api.errors import problem_error
 from api.live.projection import Step
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
 from shared.errors import LogError
-from shared.features.responses.objects import cut_reason, response
+from shared.features.responses.objects import ended_response, response
 from shared.features.responses.output import Item, Said, event_frame, pieces
 from shared.features.responses.request import TERMS, echoed
 from shared.lib import json
@@ -147,17 +147,7 @@ class VerbatimFold(NamedTuple):
         return self._response(outcome, stored=True)
 
     def _response(self, outcome: Outcome, *, stored: bool) -> dict[str, Any]:
-        ended = Status(outcome["status"])
-        ours = response(
-            self.header,
-            self.view.echoed,
-            ended,
-            output=self.output(cut=True),
-            usage=outcome["usage"],
-            error=outcome["error"] if ended is Status.FAILED else None,
-            reason=cut_reason(outcome, stored=stored),
-            completed_at=outcome["ended_at_ms"] // 1000 if ended is Status.COMPLETED else None,
-        )
+        ours = ended_response(self.header, self.view.echoed, outcome, output=self.output(cut=True), stored=stored)
         if not self._is_told(outcome):
             return ours
         assert self.final is not None

@@ -11,7 +11,7 @@ from typing import Any
 from shared.chat.messages import visible_text
 from shared.errors import BadRequest
 from shared.features.responses import ids
-from shared.features.responses.objects import cut_reason, response
+from shared.features.responses.objects import ended_response
 from shared.features.responses.output import Item, Open, Said, item_object
 from shared.features.responses.request import TERMS, Asked, ResponsesRequest, echoed, to_chat
 from shared.log.entry import Status
@@ -38,16 +38,8 @@ def line_object(
     header: Header, body: dict[str, Any], outcome: Outcome, message: dict[str, Any], *, think_tags: bool
 ) -> dict[str, Any]:
     """The response that a line's answer is, by what is stored of its request."""
-    ended = Status(outcome["status"])
-    return response(
-        header,
-        echoed(header, body),
-        ended,
-        output=_items(header["id"], body, ended, message, think_tags=think_tags),
-        usage=outcome["usage"],
-        reason=cut_reason(outcome, stored=True),
-        completed_at=outcome["ended_at_ms"] // 1000 if ended is Status.COMPLETED else None,
-    )
+    items = _items(header["id"], body, Status(outcome["status"]), message, think_tags=think_tags)
+    return ended_response(header, echoed(header, body), outcome, output=items, stored=True)
 
 
 def _items(

@@ -45,6 +45,24 @@ def response(
     }
 
 
+def ended_response(
+    header: Header, echoed: Echoed, outcome: Outcome, *, output: list[dict[str, Any]], stored: bool
+) -> dict[str, Any]:
+    """The object at the end. Found later (`stored`), what was cancelled says so by its status alone; in a stream it has a
+    reason, too, because there are clients that would take it for a whole answer."""
+    ended = Status(outcome["status"])
+    return response(
+        header,
+        echoed,
+        ended,
+        output=output,
+        usage=outcome["usage"],
+        error=outcome["error"] if ended is Status.FAILED else None,
+        reason=cut_reason(outcome, stored=stored),
+        completed_at=outcome["ended_at_ms"] // 1000 if ended is Status.COMPLETED else None,
+    )
+
+
 def response_error(error: Mapping[str, Any]) -> dict[str, Any]:
     """`{code, message}` with a code of OpenAI's list, by which clients know whether to ask again; `reason` is our own."""
     code, status = error.get("code"), error.get("status") or 500

@@ -116,11 +116,7 @@ class Application(FastAPI):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        written: bytes = scope["raw_path"]
-        _straighten(scope)
-        scope["root_path"] = self._door.prefix(scope)
-        if scope["path"].removeprefix(scope["root_path"]) == _METRICS and written != scope["path"].encode():
-            scope["path"] = written.decode("ascii")
+        self._place(scope)
         welcome, method = self._door.welcome(scope), scope["method"]
         if method == "HEAD":
             scope = {**scope, "method": "GET", HEAD_ONLY: True}
@@ -133,10 +129,16 @@ class Application(FastAPI):
         scope[LATER] = None
         await super().__call__(scope, receive, named)
         if serve := scope.pop(LATER):
-            kept = {name: scope[name] for name in _KEPT if name in scope}
-            scope.clear()  # the framework's leavings would stay as long as the viewer
-            scope.update(kept)
+            _forget(scope)
             await serve(scope, receive, named)
+
+    def _place(self, scope: Scope) -> None:
+        """Finds what is asked for: its path, and the prefix in front of it."""
+        written: bytes = scope["raw_path"]
+        _straighten(scope)
+        scope["root_path"] = self._door.prefix(scope)
+        if scope["path"].removeprefix(scope["root_path"]) == _METRICS and written != scope["path"].encode():
+            scope["path"] = written.decode("ascii")
 
     def methods(self, scope: Scope) -> list[str]:
         """What may be done with a path; nothing if there is none."""
@@ -192,6 +194,13 @@ async def _tell_options(scope: Scope, methods: Iterable[str], welcome: Fields, s
             headers.append((b"access-control-allow-headers", names))
     await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _forget(scope: Scope) -> None:
+    """The framework's leavings would stay as long as the viewer."""
+    kept = {name: scope[name] for name in _KEPT if name in scope}
+    scope.clear()
+    scope.update(kept)
 
 
 def _straighten(scope: Scope) -> None:

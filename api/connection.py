@@ -342,11 +342,11 @@ class Protocol(_Intake):
         return bool(self.cycle and self.cycle.chunked_encoding and not self.cycle.response_complete)
 
     def asked(self) -> None:
-        """Nobody will ask for more of this request: its headers go, and what uvicorn would wake them by is shared by all."""
+        """Nobody will ask for more of this request: its head goes, and what uvicorn would wake them by is shared by all."""
         if self.cycle is not None and not self.pipeline:
             self.cycle.message_event = _NOT_AWAITED
-        if self._place == _BETWEEN:  # else they are those of the next one
-            self.headers = []
+        if self._place == _BETWEEN:  # else it is that of the next one
+            self.headers, self.url = [], b""
 
     def on_headers_complete(self) -> None:
         self._end_patience()

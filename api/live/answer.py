@@ -65,7 +65,7 @@ class Answer(LogResponse):
         add_up: AddUp | None = None,
     ) -> None:
         super().__init__(process, header, fresh=fresh, headers=headers)
-        self._header, self._whole, self._speak_after_s = header, whole, speak_after_s
+        self._whole, self._speak_after_s = whole, speak_after_s
         self._add_up = add_up or accumulate
 
     async def respond(self, client: Client, live: LiveLog) -> None:
@@ -107,10 +107,10 @@ class Answer(LogResponse):
         outcome = json.loads(live.outcome.data)
         chunks = live.payloads
         if chunks is None:
-            chunks, damage = await self.process.broker.chunks(self._header, live.epoch)
+            chunks, damage = await self.process.broker.chunks(self.header, live.epoch)
             if damage:
                 raise damage
-        summary = Summary(self._header, (), live.position, outcome)
+        summary = Summary(self.header, (), live.position, outcome)
         return json.dumps(self._whole(summary, await self._add_up(chunks)))
 
 

@@ -65,7 +65,6 @@ class EventStream(LogResponse):
         headers: Mapping[str, str],
     ) -> None:
         super().__init__(process, header, fresh=fresh, headers=headers)
-        self._header: Header | None = header
         self._projection, self._cursor, self._hold_s = projection, cursor, hold_s
         self._stay = Stay(process.drain, process.settings.drain_s, native=projection.native)
         self._behind_since: float | None = None
@@ -74,9 +73,7 @@ class EventStream(LogResponse):
         self._pace: Pacer | None = None
 
     async def respond(self, client: Client, live: LiveLog) -> None:
-        assert self._header is not None
-        shown = live.shown(self._projection, self._header)
-        self._header = None
+        shown = live.shown(self._projection, self.header)
         start = await self._place(client, live, shown)
         if start is None:
             await client.start(204, self.extra)
@@ -92,13 +89,15 @@ class EventStream(LogResponse):
                 raise Stopping.told(self.id)
         if client.gone:
             return
-        if live.tally is not None and self.rate is not None:
-            self._pace = Pacer(self.rate, live.tally)
+        rate = self.header.get("max_tokens_per_s")
+        if live.tally is not None and rate is not None:
+            self._pace = Pacer(rate, live.tally)
         await client.start(200, {**EVENT_STREAM_HEADERS, **self.extra, **served_headers(live.note)})
         if client.head_only:
             return
         client.streaming(sse.KEEPALIVE)
         self.extra = _NOTHING  # a viewer may stay for long, and must not hold on to what it was sent
+        del self.header  # nor to what was read of the log for it alone
         async for body, last in self._bodies(client, live, shown, start):
             if len(body) >= _LARGE_BYTES:
                 await self.process.hub.rounds.turn()

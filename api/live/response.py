@@ -54,12 +54,7 @@ class LogResponse(Response):
         self.background = None
         self.process, self._fresh, self.extra = process, fresh, headers
         self.id: str = header["id"]
-        self._made: int = header["created_at_ms"]
-        self._server: str | None = header.get("server")
-        self._tenant: str = header["owner"]
-        self._needed = header.get("on_disconnect") == "cancel"
-        self._joined = header.get("idempotency") is not None
-        self.rate: float | None = header.get("max_tokens_per_s")
+        self.header = header
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Under app.py it is sent when the framework is done: a viewer stays, and the framework's frames would with it."""
@@ -69,18 +64,19 @@ class LogResponse(Response):
             await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = Client(scope, receive, send, self.process.settings.send_timeout_s, needed=self._needed)
+        needed = self.header.get("on_disconnect") == "cancel"
+        client = Client(scope, receive, send, self.process.settings.send_timeout_s, needed=needed)
         try:
-            paced = self.rate is not None
             async with self.process.hub.watch(
                 self.id,
-                made=self._made,
-                server=self._server,
-                tenant=self._tenant,
+                made=self.header["created_at_ms"],
+                server=self.header.get("server"),
+                tenant=self.header["owner"],
                 fresh=self._fresh,
-                needed=self._needed,
-                paced=paced,
+                needed=needed,
+                paced=self.header.get("max_tokens_per_s") is not None,
             ) as live:
+                self.id = live.id  # the same, and one for all viewers
                 await self.respond(client, live)
         except TimeoutError:
             VIEWERS_DROPPED.inc()
@@ -90,17 +86,22 @@ class LogResponse(Response):
             if client.started:
                 raise
             visible = _visible(error)
-            if self._fresh and visible.retryable is None and not self._joined:
+            if self._fresh and visible.retryable is None and not self.joined:
                 visible.retryable = False  # the generation is there and goes on: a repeat would be a second one
             await to_response(visible, self.extra)(scope, receive, send)
         finally:
             await client.close()
 
+    @property
+    def joined(self) -> bool:
+        """Whether a repeat of the request would be given the same generation."""
+        return self.header.get("idempotency") is not None
+
     def failure(self, live: LiveLog) -> GenerationFailed | None:
         """Why there is no answer, once the log has its outcome; None if there is one."""
         assert live.outcome is not None
         spoke = bool(live.end) or live.epoch > 1  # what an earlier attempt said is not known here
-        return failure(json.loads(live.outcome.data), spoke=spoke, joined=self._joined)
+        return failure(json.loads(live.outcome.data), spoke=spoke, joined=self.joined)
 
     async def respond(self, client: Client, live: LiveLog) -> None:
         """Sends the response. What it raises before it has started becomes an error response."""

@@ -8,18 +8,27 @@ import socket
 import subprocess
 import sys
 import tracemalloc
+import weakref
 from typing import Any
 
 import pytest
 import uvicorn
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from api.application import Application, Door
 from api.connection import Protocol
 from api.live.client import CONNECTION
+from api.live.event_stream import EventStream
 from api.live.hot import HotLogs
 from api.live.livelog import LiveLog
 from api.live.projection import Encode
+from api.live.response import LATER
 from api.surfaces.chat.projection import chat_events
+from shared.cli.embedded import EmbeddedValkey
 from shared.log.entry import SEAL, Entry, Kind, Position
+from tests.harness.records import header_with
+from tests.support.live import COMPLETED, NATIVE, Viewer, open_bench
 
 WITH_IDS, WITHOUT = (chat_events(ids=ids, include_usage=True).encode for ids in (True, False))
 
@@ -56,6 +65,62 @@ async def test_a_kept_log_takes_as_much_memory_as_it_says(chunks: int, size: int
     assert says == pytest.approx(watched, rel=0.3)
     assert hot.held == pytest.approx(rests, rel=0.3)
     assert hot.held < says
+
+
+class Text(str):
+    """A string that may be referred to weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
+async def test_a_viewer_that_stays_holds_nothing_that_was_read_for_it(valkey: EmbeddedValkey) -> None:
+    async with open_bench(valkey.url) as bench:
+        writer = await bench.log_of(1)
+        first = bench.watch(writer)
+        await first.until(b"w1")
+        texts = {"id": Text(writer.generation_id), "owner": Text("a"), "server": Text("s")}
+        held = [weakref.ref(text) for text in texts.values()]
+        second = Viewer(EventStream(bench.parts, header_with(texts, created_at_ms=1), NATIVE, headers={}))
+        await second.until(b"w1")
+        del texts
+        gc.collect()
+        assert [text() for text in held] == [None] * 3
+        await bench.log.seal(writer.generation_id, COMPLETED)
+        await bench.end(first, second)
+        assert first.body == second.body
+
+
+async def test_nothing_of_a_request_stays_in_the_frames_below_a_viewer() -> None:
+    application = Application(door=Door("", [], frozenset()))
+    found: list[object] = []
+
+    class Later(Response):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            scope[LATER] = self.stay
+
+        async def stay(self, scope: Scope, receive: Receive, send: Send) -> None:
+            frame = sys._getframe(1)
+            while frame.f_code is not Application.__call__.__code__:
+                assert frame.f_back
+                frame = frame.f_back
+            found.extend([*frame.f_locals.values(), *scope.values()])
+
+    application.add_api_route("/v1/streams/{generation_id}", lambda generation_id: Later())
+    path = "/v1/streams/a"
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"host", b"a")],
+        "http_version": "1.1",
+    }
+    await application(scope, lambda: asyncio.sleep(0, {"type": "http.disconnect"}), lambda message: asyncio.sleep(0))
+    assert found
+    assert path.encode() not in found
+    assert path not in found
+    assert [one for one in found if isinstance(one, dict | list) and one is not scope] == []
 
 
 async def test_kept_logs_are_bounded_together_and_the_oldest_goes_first() -> None:

@@ -61,7 +61,8 @@ class Accepts:
     renames: tuple[tuple[str, str], ...] = ()
     """Request fields with another name there."""
     user_after_tool: bool = True
-    """What the user says may follow a tool's result; for others the assistant says "OK." between them."""
+    """What the user says may follow a tool's result. Mistral refuses that (400, code 3230, "Unexpected role 'user' after role
+    'tool'"): for it the assistant says "OK." between them."""
     prefill_field: str | None = None
     """It goes on with an assistant's message at the end where this field of it is true, and refuses it without."""
 

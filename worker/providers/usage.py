@@ -63,11 +63,11 @@ def given(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def in_openais_form(told: dict[str, Any]) -> dict[str, Any]:
     """Figures under OpenAI's names, cached and reasoning tokens in their details, and sums as OpenAI's. What else there is
-    stays. Figures that cannot be known are left out; empty where none can."""
+    stays. Empty where neither the prompt's nor the answer's can be known: a sum alone would leave both at nothing."""
     names = {"prompt_tokens": _PROMPT, "completion_tokens": _COMPLETION, "total_tokens": ()}
     found = {name: _first(told, (name, *others)) for name, others in names.items()}
     usage: dict[str, Any] = {name: figure for name, figure in found.items() if figure is not None}
-    if not usage:
+    if usage.keys() <= {"total_tokens"}:
         return {}
     usage |= {name: value for name, value in told.items() if name not in names}
     _put_detail(usage, "prompt_tokens_details", "input_tokens_details", "cached_tokens", _CACHED)

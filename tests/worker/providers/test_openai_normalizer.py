@@ -44,6 +44,10 @@ def chunk(delta: Any = None, finish: str | None = None, index: int = 0, **fields
     return {"id": "up", "choices": [{"index": index, "delta": delta, "finish_reason": finish}], **fields}
 
 
+def usage_of(total: int) -> dict[str, int]:
+    return {"prompt_tokens": 0, "completion_tokens": total, "total_tokens": total}
+
+
 def test_request_asks_for_a_stream_with_usage_and_keeps_what_it_does_not_know() -> None:
     ours = dict.fromkeys(EXTENSION_FIELDS, "x")
     body = {"model": "acme/m", "messages": [], "x_new": {"a": 1}, "stream": False, "temperature": 0, **ours}
@@ -110,7 +114,7 @@ def test_a_chunk_without_choices_but_with_something_to_say_rides_on_the_next() -
 
 def test_usage_comes_once_and_last() -> None:
     target = normalizer()
-    out = feed(target, chunk({"content": "a"}, usage={"total_tokens": 1}), chunk({}, "stop", usage={"total_tokens": 2}))
+    out = feed(target, chunk({"content": "a"}, usage=usage_of(1)), chunk({}, "stop", usage=usage_of(2)))
     assert all("usage" not in value for value in out)
     [finish, last] = target.end()
     assert not finish.is_usage
@@ -121,33 +125,33 @@ def test_usage_comes_once_and_last() -> None:
         "created": 5,
         "model": "acme/m",
         "choices": [],
-        "usage": {"total_tokens": 2},
+        "usage": usage_of(2),
     }
     assert target.end() == []
-    assert target.usage == {"total_tokens": 2}
+    assert target.usage == usage_of(2)
 
 
 def test_who_asked_for_usage_sees_null_until_then() -> None:
     target = normalizer(show_usage=True)
-    out = feed(target, chunk({"content": "a"}), chunk({}, "stop", usage={"total_tokens": 2}))
-    assert [value["usage"] for value in [*out, *end(target)]] == [None, None, {"total_tokens": 2}]
+    out = feed(target, chunk({"content": "a"}), chunk({}, "stop", usage=usage_of(2)))
+    assert [value["usage"] for value in [*out, *end(target)]] == [None, None, usage_of(2)]
 
 
 def test_usage_per_choice_and_in_x_groq() -> None:
     target = normalizer(choices=2)
-    first = {"choices": [], "usage": {"total_tokens": 1}, "timings": {"ms": 1}}
-    out = feed(target, chunk({}, "stop", 1), first, chunk({}, "stop", 0), {**first, "usage": {"total_tokens": 2}})
+    first = {"choices": [], "usage": usage_of(1), "timings": {"ms": 1}}
+    out = feed(target, chunk({}, "stop", 1), first, chunk({}, "stop", 0), {**first, "usage": usage_of(2)})
     assert out == []
     *out, last = end(target)
     shown = [(value["choices"][0]["index"], value["choices"][0]["finish_reason"]) for value in out]
     assert shown == [(0, None), (0, "stop"), (1, "stop")]
-    assert (last["usage"], last["timings"]) == ({"total_tokens": 2}, {"ms": 1})
+    assert (last["usage"], last["timings"]) == (usage_of(2), {"ms": 1})
 
     groq = normalizer()
-    assert feed(groq, chunk({}, "stop", x_groq={"id": "r", "usage": {"total_tokens": 3}})) == []
+    assert feed(groq, chunk({}, "stop", x_groq={"id": "r", "usage": usage_of(3)})) == []
     [out_groq, last_groq] = end(groq)
-    assert out_groq["x_groq"] == {"id": "r", "usage": {"total_tokens": 3}}
-    assert last_groq["usage"] == {"total_tokens": 3}
+    assert out_groq["x_groq"] == {"id": "r", "usage": usage_of(3)}
+    assert last_groq["usage"] == usage_of(3)
 
 
 def test_role_once_per_choice_and_choices_in_order() -> None:
@@ -230,7 +234,7 @@ def test_after_done_nothing_counts() -> None:
 @pytest.mark.parametrize("values", [[], [chunk({"content": "a"})], [chunk({}, "stop")]])
 def test_an_end_without_proof_is_incomplete(values: list[Any]) -> None:
     target = normalizer(choices=2)
-    feed(target, *values, {"choices": [], "usage": {"total_tokens": 1}})
+    feed(target, *values, {"choices": [], "usage": usage_of(1)})
     with pytest.raises(UpstreamIncomplete):
         target.end()
 

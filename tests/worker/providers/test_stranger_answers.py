@@ -355,6 +355,7 @@ def test_k5_figures_at_other_places(place: str, inner: dict[str, Any]) -> None:
         {"prompt_tokens": -1, "completion_tokens": -1, "total_tokens": -2},
         {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
         {"prompt_tokens": True},
+        {"total_tokens": 12},
     ],
 )
 def test_k5_figures_that_tell_nothing_are_none(told: dict[str, Any]) -> None:

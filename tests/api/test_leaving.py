@@ -42,7 +42,7 @@ def asked(upstream: ScriptedUpstream) -> tuple[str, Script, Pause, Pause]:
     return name, upstream.script(name, [*said, first, last, second, *ending()]), first, second
 
 
-def test_a_break_alone_closes_nothing_and_the_answer_is_paid_to_its_end(
+def test_a5_a_break_alone_closes_nothing_and_the_answer_is_paid_to_its_end(
     stack: Stack, client: Client, upstream: ScriptedUpstream
 ) -> None:
     name, script, first, second = asked(upstream)
@@ -57,7 +57,7 @@ def test_a_break_alone_closes_nothing_and_the_answer_is_paid_to_its_end(
     assert script.hung_up == 0
 
 
-def test_an_abort_signal_ends_it(stack: Stack, client: Client, upstream: ScriptedUpstream) -> None:
+def test_a5_an_abort_signal_ends_it(stack: Stack, client: Client, upstream: ScriptedUpstream) -> None:
     name, script, first, second = asked(upstream)
     with leaving(stack, f"scripted/{name}", "abort"):
         (state,) = client.get(f"/v1/streams?model=scripted/{name}").json()["data"]

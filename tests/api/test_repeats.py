@@ -93,7 +93,7 @@ def node(*arguments: str) -> None:
     subprocess.run([program, str(PROGRAMS / "repeats.mjs"), *arguments], timeout=100, check=True)
 
 
-def test_each_sdk_makes_as_many_requests_as_the_table_says() -> None:
+def test_a2_j1_each_sdk_makes_as_many_requests_as_the_table_says() -> None:
     table = rows()
     assert len(table) > 10
     with answering() as (url, asked):

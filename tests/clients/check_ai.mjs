@@ -67,6 +67,13 @@ const checks = {
     assert.equal(errors.length, 1);
     assert.match(JSON.stringify(errors[0].error) + String(errors[0].error), /the machine is on fire/);
   },
+  async a7_half_an_answer_is_told_by_the_finish_reason_alone() {
+    const told = [];
+    const answer = streamText({ ...asked("scripted/client-broken"), onError: (event) => told.push(event) });
+    assert.equal(await answer.text, "w0 w1 ");
+    assert.equal(await answer.finishReason, "error");
+    assert.equal(told.length, 1);
+  },
   async hang_up() {
     const leaving = new AbortController();
     const { textStream } = streamText(asked("scripted/client-waits", { abortSignal: leaving.signal }));

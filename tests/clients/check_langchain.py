@@ -7,9 +7,11 @@ from typing import Any
 import harness
 import openai
 from harness import CALLS, TEXT, TOOLS, raises
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, StreamChunkTimeoutError
 
 ASKED = "one two three"
+LOOP = asyncio.Runner()
+"""One for all: LangChain keeps a connection pool for all its models, with the loop that it was first used in."""
 
 
 def chat(base_url: str, key: str, model: str = "fake/echo", **options: Any) -> ChatOpenAI:
@@ -68,7 +70,18 @@ def check_async(base_url: str, key: str) -> None:
     async def ask() -> str:
         return "".join([chunk.content async for chunk in chat(base_url, key, "scripted/client-slow").astream(ASKED)])
 
-    assert asyncio.run(ask()) == TEXT
+    assert LOOP.run(ask()) == TEXT
+
+
+def check_a6_keep_alives_are_no_chunks(base_url: str, key: str) -> None:
+    """The server sends one every 0.1 s."""
+
+    async def ask() -> None:
+        async for _ in chat(base_url, key, "scripted/client-silent", stream_chunk_timeout=2).astream(ASKED):
+            pass
+
+    with raises(StreamChunkTimeoutError):
+        LOOP.run(ask())
 
 
 def check_hang_up(base_url: str, key: str) -> None:

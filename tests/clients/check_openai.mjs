@@ -152,6 +152,14 @@ const checks = {
     const runner = client.chat.completions.stream({ model: "scripted/client-broken", messages });
     await assert.rejects(runner.finalContent(), OpenAI.OpenAIError);
   },
+  async a10_the_helper_keeps_the_last_piece_of_reasoning() {
+    const runner = client.chat.completions.stream({ model: "scripted/client-thinks", messages });
+    const { choices, id } = await runner.finalChatCompletion();
+    assert.equal(choices[0].message.content, ANSWER);
+    assert.equal(choices[0].message.reasoning_content, "see. ");
+    const whole = await client.chat.completions.retrieve(id);
+    assert.equal(whole.choices[0].message.reasoning_content, THOUGHT);
+  },
   async hang_up() {
     for await (const chunk of await create("scripted/client-waits", { stream: true }))
       if (chunk.choices[0].delta.content === "w1 ") break;

@@ -140,4 +140,5 @@ def set_up(upstream: ScriptedUpstream) -> Models:
     limit = upstream.script("client-limit", [body], status=429, headers={**headers, "retry-after": "1"})
     pause = Pause()
     waits = upstream.script("client-waits", [*said[:3], pause, *said[3:], *ending()])
+    upstream.script("client-silent", [*said[:1], pause, *said[1:], *ending()])
     return Models(limit, waits, pause.go)

@@ -28,7 +28,7 @@ def client(
         f'[models]\nalias = "own/aliased"\n\n[providers.own]\nkind = "responses"\nbase_url = "{upstream.base_url}"\n'
     )
     directory = tmp_path_factory.mktemp("verbatim")
-    url = valkey.url.replace("db=0", "db=10")
+    url = valkey.url.replace("db=0", "db=12")
     with Stack(url, upstream.base_url, directory, config=table) as stack, Client(stack.url) as http:
         yield http
 

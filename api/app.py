@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from api import errors
+from api.access import rules
 from api.application import Application, Door
 from api.auth import Authenticator
+from api.deps import guard
 from api.live.drain import Drain
 from api.live.hub import BLOCK_MS, Hub
 from api.openapi import document
-from api.resources import batches, files, health, models, reference, sessions, usage
+from api.resources import batches, files, health, keys, models, reference, sessions, usage
 from api.services import Services
 from api.surfaces import completions, whole
 from api.surfaces.chat import routes as chat
@@ -45,6 +48,7 @@ _ROUTES = (
     files,
     batches,
     usage,
+    keys,
     models,
     health,
     reference,
@@ -57,6 +61,8 @@ _MENDED_S = 2.0
 
 def create_app(settings: Settings, drain: Drain) -> FastAPI:
     """The application. It connects when its lifespan starts; `settings.redis_url` must be set."""
+
+    authenticator = Authenticator(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -82,15 +88,27 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
                 )
             )
             services = Services(redis, log, settings, hub, drain, name=name, confirmer=confirmer)
-            reaper = Reaper(redis, log, services, settings, name=name)
-            reaping = asyncio.create_task(run_while_redis_is_away("reaper", reaper.run), name="reaper")
-            stack.push_async_callback(cancel, reaping)
+            _run(
+                stack,
+                "reaper",
+                run_while_redis_is_away("reaper", Reaper(redis, log, services, settings, name=name).run),
+            )
+            await _learn_keys(stack, authenticator, services)
             app.state.services = services
             await stack.enter_async_context(giving_back())
             collect_rarely()
             yield
 
-    app = Application(
+    app = _application(settings, lifespan)
+    app.state.authenticator = authenticator
+    errors.install(app)
+    document.install(app, keyed=settings.keyed)
+    _add_routes(app)
+    return app
+
+
+def _application(settings: Settings, lifespan: Any) -> Application:
+    return Application(
         title="Streamspool",
         version=__version__,
         summary="LLM answers, generated once, kept as a log, watched by many, resumed by anyone.",
@@ -99,9 +117,25 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
         redoc_url=None,
         door=Door.of(settings),
     )
-    app.state.authenticator = Authenticator(settings)
-    errors.install(app)
-    document.install(app, keyed=bool(settings.api_keys))
+
+
+def _add_routes(app: FastAPI) -> None:
+    """Each behind its rule."""
+    own = list(app.routes)
     for routes in _ROUTES:
-        app.include_router(routes.router)
-    return app
+        app.include_router(routes.router, dependencies=[Depends(guard)])
+    rules.check_complete([*own, *(route for routes in _ROUTES for route in routes.router.routes)])
+
+
+def _run(stack: AsyncExitStack, name: str, work: Coroutine[Any, Any, Any]) -> None:
+    """As long as the process."""
+    stack.push_async_callback(cancel, asyncio.create_task(work, name=name))
+
+
+async def _learn_keys(stack: AsyncExitStack, authenticator: Authenticator, services: Services) -> None:
+    """Those that are data are known from the first request on, where Redis is there, and followed from then on."""
+    services.configured = authenticator.configured
+    if not authenticator.keyless:
+        authenticator.ring = services.ring
+        await services.ring.learn()
+        _run(stack, "keys", services.ring.run())

@@ -19,13 +19,13 @@ from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
 from api.errors import REQUEST_ID
-from api.live.client import HEAD_ONLY
+from api.live.client import AMONG, HEAD_ONLY
 from api.live.response import LATER
 from shared.config.settings import Settings
 from shared.lib.tasks import FairTurns
 from shared.lib.telemetry import REQUESTS, begin_request
 
-_KEPT = frozenset({"type", "method", "http_version", "extensions", "route", HEAD_ONLY, REQUEST_ID})
+_KEPT = frozenset({"type", "method", "http_version", "extensions", "route", HEAD_ONLY, REQUEST_ID, AMONG})
 """What of a request's scope the server, the count of responses and a viewer still need."""
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SLASHES = re.compile(rb"/{2,}")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query
 from fastapi.dependencies.models import Dependant
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
+from api.access.rules import Access, Rule, check_role, rule_of, tenant_meant
+from api.auth import Authenticator
 from api.bodies import LargeBody
+from api.live.client import AMONG
 from api.live.cursor import is_cursor
 from api.services import Services
 from shared.errors import BadRequest, TooLarge, Unauthenticated
@@ -23,6 +27,8 @@ T = TypeVar("T")
 
 _PIECE_BYTES, _BODY_S, _LONGEST_S = 64 * 1024, 30.0, 3600.0
 """How long each 64 KiB of a body may take, and all of it: one that drips would hold a connection for ever."""
+_CALLER = "streamspool.caller"
+"""ASGI scope: who asks, once that is known."""
 _IN_THREAD_BYTES = 1024 * 1024
 """What is larger is not parsed on the event loop."""
 _HEADER_OPTIONS = (
@@ -41,26 +47,46 @@ async def _services(request: Request) -> Services:  # async, as the next: FastAP
     return services
 
 
-async def _caller(request: Request) -> Caller:
-    caller: Caller = request.app.state.authenticator.caller(request)
+async def guard(connection: HTTPConnection) -> None:
+    """Before every route: who asks, and whether its rule lets them. Raises Unauthenticated, Forbidden, Unavailable."""
+    rule = rule_of(connection.scope)
+    if rule.access is Access.OPEN:
+        return
+    caller = await _identified(connection, rule)
+    check_role(rule, caller.role)
+    if (tenant := tenant_meant(rule, caller.role, connection.query_params.getlist("tenant"))) is not None:
+        caller = replace(caller, tenant=tenant)
+    connection.scope[_CALLER] = caller
+    if caller.key_id is not None and (viewers := connection.app.state.services.viewers.of(caller.key_id)) is not None:
+        connection.scope[AMONG] = viewers
+
+
+async def _identified(connection: HTTPConnection, rule: Rule) -> Caller:
+    authenticator: Authenticator = connection.app.state.authenticator
+    token = connection.query_params.get("token")
+    if rule.access is not Access.WATCH or token is None or "authorization" in connection.headers:
+        return authenticator.caller(connection)
+    authenticator.admit_stranger(connection)
+    services: Services = connection.app.state.services
+    opens = await services.tokens.opened(token, connection.path_params["generation_id"])
+    if opens is None or services.ring.is_revoked(opens.key_id):
+        raise Unauthenticated("This token does not open this stream, or not any more. Ask for another one.")
+    return Caller(opens.tenant, opens.key_id, role="token")
+
+
+async def _caller(connection: HTTPConnection) -> Caller:
+    caller: Caller = connection.scope[_CALLER]
     return caller
 
 
 async def _viewer(
-    request: Request,
-    services: Annotated[Services, Depends(_services)],
-    generation_id: str,
+    connection: HTTPConnection,
     token: Annotated[
         str | None, Query(description="opens this stream, for an EventSource, which cannot send a key")
     ] = None,
 ) -> Caller:
-    if token is None or "authorization" in request.headers:
-        return await _caller(request)
-    request.app.state.authenticator.admit_stranger(request)
-    tenant = await services.tokens.tenant(token, generation_id)
-    if tenant is None:
-        raise Unauthenticated("This token does not open this stream, or not any more. Ask for another one.")
-    return Caller(tenant, role="viewer")
+    caller: Caller = connection.scope[_CALLER]
+    return caller
 
 
 async def _body(
@@ -190,7 +216,7 @@ def _check_query(request: Request, prefixes: tuple[str, ...] = ()) -> None:
     cursors = any(map(is_cursor, names))
     given = request.query_params
     for name in given if names else ():
-        if (cursors and is_cursor(name)) or name.startswith(prefixes):
+        if (cursors and is_cursor(name)) or name.startswith(prefixes) or name == "tenant":  # an admin's, see `guard`
             continue
         if name not in names:
             known = ", ".join(sorted(names))

@@ -20,7 +20,7 @@ from api.auth import is_loopback
 from api.connection import Protocol
 from api.live.drain import Drain
 from shared.config.environ import SettingsInvalid
-from shared.config.notices import notices, say_notices
+from shared.config.notices import notices, say_notices, weak_keys
 from shared.config.settings import load_settings
 from shared.errors import Unusable
 from shared.lib.process import refuse_to_start
@@ -78,12 +78,14 @@ def main() -> None:
     say_notices(notices(settings))
     if settings.redis_url is None:
         refuse_to_start("The API needs REDIS_URL. `streamspool up` runs everything without it.")
-    if not settings.api_keys and not is_loopback(settings.host):
+    if not settings.keyed and not is_loopback(settings.host):
         refuse_to_start(
             f"Refusing to listen on {settings.host} without keys: anybody could spend your provider's tokens.\n"
             "Set STREAMSPOOL_API_KEYS=tenant:key, or HOST=127.0.0.1."
         )
-    if not settings.api_keys:
+    if weak := weak_keys(settings):
+        refuse_to_start(weak)
+    if not settings.keyed:
         logger.warning("no API keys: serving this machine only", host=settings.host)
     try:
         uvloop.run(check_server(settings.redis_url.get_secret_value()))

@@ -5,12 +5,17 @@ For example, `services.broker` submits generations, `services.batches` batches, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from api.admission import admit
 from api.bodies import Bodies
 from api.live.drain import Drain
 from api.live.hub import Hub
+from api.live.viewers import Viewers
 from shared.config.settings import Settings
+from shared.features.key_ring import KeyRing
 from shared.features.tokens import Tokens
+from shared.generations.caller import Caller
 from shared.generations.core import Core
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
@@ -33,5 +38,15 @@ class Services(Core):
     ) -> None:
         super().__init__(redis, log, settings, name=name, confirmer=confirmer, admit=admit)
         self.tokens = Tokens(redis)
+        self.viewers = Viewers()
+        self.ring = KeyRing(self.keys)
+        self.configured: Sequence[Caller] = ()
+        """Those of the keys in the environment."""
+        self.ring.on_revoked = self.viewers.turn_out
         self.bodies = Bodies(settings.intake_bytes)
         self.hub, self.settings, self.drain = hub, settings, drain
+
+    @property
+    def tenants(self) -> set[str]:
+        """All that have a key, or had one."""
+        return {caller.tenant for caller in self.configured} | self.ring.tenants

@@ -4,7 +4,7 @@
     ├── BadRequest 400               the caller must change the request
     │   └── BadCursor 400            a resume position that cannot be honoured
     ├── Unauthenticated 401          no key, or an unknown one
-    ├── Forbidden 403                a browser page or host that may not ask
+    ├── Forbidden 403                a browser page or host that may not ask, or a key whose role does not allow it
     ├── NotFound 404                 unknown, expired, or another tenant's: one answer for all three
     ├── MethodNotAllowed 405
     ├── SessionBusy 409              its session has another generation open
@@ -207,7 +207,7 @@ class Unauthenticated(StreamspoolError):
 
 
 class Forbidden(StreamspoolError):
-    """The caller may not use this server from where it stands."""
+    """The caller may not use this server from where it stands, or its key may not do this."""
 
     status = 403
     type = "permission_error"

@@ -21,11 +21,24 @@ CONNECTION = "streamspool.connection"
 HEAD_ONLY = "streamspool.head"
 """ASGI scope: there, if the client wants nothing but the headers that a GET would have."""
 
+AMONG = "streamspool.among"
+"""ASGI scope: the set of clients that are to leave when their key is revoked."""
+
 
 class Client:
     """Send under a deadline, wait, notice the hang-up. `close` it in the end."""
 
-    __slots__ = ("_connection", "_listening", "_send", "_timeout_s", "_waiter", "gone", "head_only", "started")
+    __slots__ = (
+        "__weakref__",
+        "_connection",
+        "_listening",
+        "_send",
+        "_timeout_s",
+        "_waiter",
+        "gone",
+        "head_only",
+        "started",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, timeout_s: float, *, needed: bool = False) -> None:
         """`needed`: what is waited for is to end without a client."""
@@ -36,6 +49,8 @@ class Client:
         self.head_only = HEAD_ONLY in scope
         """Nothing that follows the headers is sent."""
         self.started = self.gone = False
+        if (among := scope.get(AMONG)) is not None:
+            among.add(self)
         if self._connection is None:
             self._listening = asyncio.create_task(self._listen(receive))
         else:  # it can tell by itself: a task for each viewer is memory
@@ -94,6 +109,12 @@ class Client:
         else:
             self._connection.on_lost, self._connection.needed = None, False
             self._connection.comment = b""
+
+    def turn_out(self) -> None:
+        """It may not be shown any more: what is on its way to it is lost, and nothing follows."""
+        if self._connection is not None:
+            self._connection.transport.abort()
+        self._leave()
 
     def _leave(self) -> None:
         self.gone = True

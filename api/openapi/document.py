@@ -112,6 +112,12 @@ OPERATIONS: dict[str, Operation] = {
     "GET /v1/batches/{batch_id}/output": Operation("downloadBatchOutput", other=_LINES),
     "GET /v1/batches/{batch_id}/errors": Operation("downloadBatchErrors", other=_LINES),
     "GET /v1/usage": Operation("getUsage", "UsageList"),
+    "POST /v1/keys": Operation("createKey", "Key", body="CreateKeyRequest"),
+    "GET /v1/keys": Operation("listKeys", "KeyList"),
+    "GET /v1/keys/{key_id}": Operation("retrieveKey", "Key"),
+    "POST /v1/keys/{key_id}": Operation("updateKey", "Key", body="UpdateKeyRequest"),
+    "DELETE /v1/keys/{key_id}": Operation("revokeKey", "KeyDeleted"),
+    "POST /v1/keys/{key_id}/rotate": Operation("rotateKey", "Key", body="RotateKeyRequest"),
     "GET /v1/models": Operation("listModels", "ListModelsResponse"),
     "GET /v1/models/{model}": Operation("retrieveModel", "Model"),
 }
@@ -121,7 +127,8 @@ _SECURITY = {
     _KEY: {
         "type": "http",
         "scheme": "bearer",
-        "description": "One of STREAMSPOOL_API_KEYS; a server without keys wants none.",
+        "description": "One of STREAMSPOOL_API_KEYS or STREAMSPOOL_ADMIN_KEYS, or of createKey; a server without keys "
+        "wants none.",
     },
     _TOKEN: {
         "type": "apiKey",

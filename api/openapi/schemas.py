@@ -234,6 +234,31 @@ _STREAMS = {
     },
 }
 
+_KEYS = {
+    "Key": _object(
+        "A key, without its secret.",
+        id=TEXT,
+        object=_one_of("key"),
+        name=TEXT,
+        tenant=TEXT,
+        role=_one_of("admin", "tenant", "viewer"),
+        status=_one_of("active", "expired", "revoked"),
+        source=_one_of("api", "environment"),
+        hint=_MAYBE_TEXT,
+        created_at=_MAYBE_WHOLE,
+        expires_at=_MAYBE_WHOLE,
+        revoked_at=_MAYBE_WHOLE,
+        last_used_at=_MAYBE_WHOLE,
+        overlap_until=_MAYBE_WHOLE,
+        models=_or_null(_list_of(TEXT)),
+        limits={"type": "object", "additionalProperties": WHOLE},
+        budgets={"type": "object", "additionalProperties": {"type": "number"}},
+        perhaps={"key": {**TEXT, "description": "The secret: told when it is made, and never again."}},
+    ),
+    "KeyList": _page(ref("Key")),
+    "KeyDeleted": _deleted("key.deleted"),
+}
+
 _RESOURCES = {
     "Embedding": _object(
         "The vector of one input, as numbers or in base64.",
@@ -329,4 +354,4 @@ _RESOURCES = {
     ),
 }
 
-COMPONENTS: dict[str, Schema] = {**_ERRORS, **_CHAT, **_RESPONSES, **_STREAMS, **_RESOURCES}
+COMPONENTS: dict[str, Schema] = {**_ERRORS, **_CHAT, **_RESPONSES, **_STREAMS, **_KEYS, **_RESOURCES}

@@ -20,7 +20,8 @@ from api.resources.files import stream
 from api.services import Services
 from shared.chat.request import BatchRequest
 from shared.errors import BadCursor, StreamspoolError
-from shared.features.batch_head import ENDED, ERRORS, OUTPUT, BatchHead, ResultKind
+from shared.features.batch_head import ENDED, ERRORS, OUTPUT, AskedBy, BatchHead, ResultKind
+from shared.generations.caller import Caller
 from shared.lib import json, sse
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"], dependencies=[known_query])
@@ -46,7 +47,9 @@ async def create(
 ) -> dict[str, Any]:
     """Starts a batch on the lines of a file. What is wrong with them is told later, in the batch's `errors`."""
     request = BatchRequest.check(parsed(body))
-    head, replayed = await services.batches.create(request, caller.tenant, idempotency_key=key)
+    head, replayed = await services.batches.create(
+        request, caller.tenant, idempotency_key=key, by=AskedBy(caller.key_id, caller.models)
+    )
     response.headers.update(REPLAYED if replayed else {})
     return await _shown(services, head)
 
@@ -96,15 +99,16 @@ async def events(
         raise BadCursor("The cursor is ahead of the batch.", code="cursor_ahead", param="last_event_id")
     if seen == head["version"] and head["status"] in ENDED:
         return Response(status_code=204)
-    frames = _follow(services, caller.tenant, head, seen)
+    frames = _follow(services, caller, head, seen)
     return StreamingResponse(frames, headers=EVENT_STREAM_HEADERS, media_type=None)
 
 
-async def _follow(services: Services, tenant: str, head: BatchHead, seen: int) -> AsyncIterator[bytes]:
-    """Frames until the end, or until this server stops: then without an end, so that the viewer comes again."""
+async def _follow(services: Services, caller: Caller, head: BatchHead, seen: int) -> AsyncIterator[bytes]:
+    """Frames until the end, or until this server stops, or the key is revoked: then without an end, so that the viewer comes
+    again."""
     clock = asyncio.get_running_loop().time
     spoke = clock()
-    while not services.drain.native:
+    while not (services.drain.native or services.ring.is_revoked(caller.key_id)):
         if head["version"] > seen:
             seen, spoke = head["version"], clock()
             yield sse.frame(json.dumps(await _shown(services, head)), id=b"%d" % seen)
@@ -116,7 +120,7 @@ async def _follow(services: Services, tenant: str, head: BatchHead, seen: int) -
             yield sse.KEEPALIVE
         await asyncio.sleep(_NEWS_S)
         try:
-            head = await services.batches.find(head["id"], tenant)
+            head = await services.batches.find(head["id"], caller.tenant)
         except StreamspoolError as error:
             if error.status == 404:
                 return

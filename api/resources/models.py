@@ -13,13 +13,15 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 @router.get("", response_model=None)
 async def list_models(services: CurrentServices, caller: CurrentCaller) -> Response:
-    """Models that can be named here; a provider may know more than it lists."""
-    return _answer({"object": "list", "data": await services.catalogue.models()})
+    """Models that can be named here, with this key; a provider may know more than it lists."""
+    found = await services.catalogue.models()
+    return _answer({"object": "list", "data": [model for model in found if caller.may_ask(model["id"])]})
 
 
 @router.get("/{model:path}", response_model=None)
 async def retrieve(services: CurrentServices, caller: CurrentCaller, model: str) -> Response:
     """One model, by its name here: `provider/model`, or one of the names in `[models]`."""
+    caller.check_model(model)
     return _answer(await services.catalogue.model(model))
 
 

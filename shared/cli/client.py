@@ -103,18 +103,18 @@ class Client:
 
     async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """A generation in one piece: OpenAI's `chat.completion` object."""
-        return await self._ask("POST", "/v1/chat/completions", {**body, "stream": False}, timeout_s=None)
+        return await self.send("POST", "/v1/chat/completions", {**body, "stream": False}, timeout_s=None)
 
     async def state(self, generation_id: str) -> dict[str, Any]:
-        return await self._ask("GET", f"/v1/streams/{quote(generation_id, safe='')}")
+        return await self.send("GET", f"/v1/streams/{quote(generation_id, safe='')}")
 
     async def answer(self, generation_id: str) -> dict[str, Any]:
         """What is stored of it, in one piece: OpenAI's `chat.completion` object."""
-        return await self._ask("GET", f"/v1/chat/completions/{quote(generation_id, safe='')}")
+        return await self.send("GET", f"/v1/chat/completions/{quote(generation_id, safe='')}")
 
     async def cancel(self, generation_id: str) -> dict[str, Any]:
         """Ends it, if it has not ended; returns its state either way."""
-        return await self._ask("POST", f"/v1/streams/{quote(generation_id, safe='')}/cancel")
+        return await self.send("POST", f"/v1/streams/{quote(generation_id, safe='')}/cancel")
 
     async def request(self, generation_id: str) -> str:
         """The body of its request, as it was sent."""
@@ -123,15 +123,15 @@ class Client:
 
     async def list(self, **query: str | int | None) -> dict[str, Any]:
         """A page of states, newest first; `query` as of GET /v1/streams."""
-        return await self._ask("GET", _with_query("/v1/streams", query))
+        return await self.send("GET", _with_query("/v1/streams", query))
 
     async def usage(self, **query: str | None) -> dict[str, Any]:
         """The ledger, by day and model; `query` as of GET /v1/usage."""
-        return await self._ask("GET", _with_query("/v1/usage", query))
+        return await self.send("GET", _with_query("/v1/usage", query))
 
     async def sessions(self, **query: str | int | None) -> dict[str, Any]:
         """A page of sessions, last used first."""
-        return await self._ask("GET", _with_query("/v1/sessions", query))
+        return await self.send("GET", _with_query("/v1/sessions", query))
 
     async def upload(self, content: BinaryIO, filename: str) -> dict[str, Any]:
         """Stores a file for a batch, piece by piece; returns the file object."""
@@ -154,15 +154,15 @@ class Client:
             "content-type": f"multipart/form-data; boundary={boundary}",
             "content-length": str(len(head) + size + len(tail)),
         }
-        return await self._ask("POST", "/v1/files", timeout_s=None, content=form(), headers=headers)
+        return await self.send("POST", "/v1/files", timeout_s=None, content=form(), headers=headers)
 
     async def create_batch(self, file_id: str, window: str) -> dict[str, Any]:
         """Starts a batch on a file; returns the batch object."""
         body = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": window}
-        return await self._ask("POST", "/v1/batches", body)
+        return await self.send("POST", "/v1/batches", body)
 
     async def batch(self, batch_id: str) -> dict[str, Any]:
-        return await self._ask("GET", f"/v1/batches/{quote(batch_id, safe='')}")
+        return await self.send("GET", f"/v1/batches/{quote(batch_id, safe='')}")
 
     async def watch_batch(self, batch_id: str, on_change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Hears of each change, to the end; returns the batch object. Lost connections are made again."""
@@ -206,11 +206,11 @@ class Client:
             raise self._unreachable(error) from None
 
     async def models(self) -> dict[str, Any]:
-        return await self._ask("GET", "/v1/models")
+        return await self.send("GET", "/v1/models")
 
     async def ready(self) -> dict[str, Any]:
         """`{"status": "ok"|"unavailable", "checks": {…}}`."""
-        return await self._ask("GET", "/readyz", accepted=(200, 503))
+        return await self.send("GET", "/readyz", accepted=(200, 503))
 
     async def probe(self, path: str, *, with_key: bool = True) -> tuple[int, Mapping[str, str]]:
         """The status and headers of a GET whose body does not matter."""
@@ -237,7 +237,7 @@ class Client:
         except (http.TransportError, TimeoutError):
             return 0
 
-    async def _ask(
+    async def send(
         self,
         method: str,
         path: str,

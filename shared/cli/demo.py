@@ -233,7 +233,7 @@ async def run(settings: Settings, *, once: bool) -> int:
     stage = _Stage()
     code = _INTERRUPTED
     with _backstage(settings) as (settings, output), contextlib.suppress(asyncio.CancelledError):
-        key = next((keys[0].get_secret_value() for keys in settings.api_keys.values()), None)
+        key = next((keys[0].get_secret_value() for keys in (settings.api_keys or settings.admin_keys).values()), None)
         supervisor = Supervisor(settings, commands(1), output=output)
         with ending_on_signals(supervisor.hurry):
             model = f", and the model {NAME}" if settings.local_model else ""

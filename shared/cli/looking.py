@@ -60,7 +60,7 @@ def _lines(state: dict[str, Any]) -> list[tuple[str, Any]]:
         ("status", state["status"]),
         ("model", state["model"]),
         ("served by", state.get("served_by")),
-        ("created", _when(state["created_at"])),
+        ("created", when(state["created_at"])),
         ("times", ", ".join(took)),
         ("attempts", state.get("attempts")),
         ("interrupted", ", ".join(state.get("interrupted") or [])),
@@ -109,7 +109,7 @@ def _row(state: dict[str, Any]) -> tuple[str, ...]:
         state["id"],
         state["status"],
         state["model"],
-        _when(state["created_at"]),
+        when(state["created_at"]),
         _seconds(None if first is None else first + (queued or 0)),
         _seconds(timings.get("total_ms")),
         "" if tokens is None else str(tokens),
@@ -163,7 +163,7 @@ def _shown(name: str, value: Any) -> str:
     if value is None:
         return ""
     if name.endswith("_at") and isinstance(value, int):
-        return _when(value)
+        return when(value)
     return str(len(value)) if isinstance(value, list) else str(value)
 
 
@@ -174,7 +174,7 @@ def _since(text: str | None) -> str | None:
     return str(int(time.time()) - int(ago[1]) * _SECONDS[ago[2]])
 
 
-def _when(unix: int) -> str:
+def when(unix: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
 
 

@@ -13,7 +13,7 @@ def shown(name: str, value: Any) -> str:
     """A setting as it is written in the environment, without secrets."""
     if name == "redis_url":
         return without_password(value.get_secret_value()) if value else "(embedded Valkey)"
-    if name == "api_keys":
+    if name in ("api_keys", "admin_keys"):
         return ",".join(f"{tenant}:****" for tenant, keys in value.items() for _ in keys)
     if name == "webhook_secret":
         return ",".join(_tenants(dict.fromkeys(value, "****")))

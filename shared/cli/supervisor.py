@@ -31,7 +31,7 @@ from shared.cli.client import Client, url_of
 from shared.cli.embedded import CannotStart, EmbeddedValkey, tied_to_parent
 from shared.cli.local_model import Address, find_model
 from shared.config.environ import FILE
-from shared.config.notices import SILENT
+from shared.config.notices import SILENT, weak_keys
 from shared.config.settings import Settings
 from shared.errors import StreamspoolError, Unusable
 from shared.lib import private
@@ -220,11 +220,13 @@ class Supervisor:
         await _end([end for name, end in self._ends.items() if name == _MODEL], 0)
 
     def _refuse_open_door(self, address: str) -> None:
-        if not ipaddress.ip_address(address).is_loopback and not self._settings.api_keys:
+        if not ipaddress.ip_address(address).is_loopback and not self._settings.keyed:
             raise Unusable(
                 f"{self._settings.host} can be reached from other machines, and no API keys are set: anybody could "
                 "spend your providers' money. Set STREAMSPOOL_API_KEYS=tenant:key, or listen on 127.0.0.1."
             )
+        if weak := weak_keys(self._settings):
+            raise Unusable(weak)
 
     def _environment(self, name: str, fds: tuple[int, ...]) -> dict[str, str]:
         """The settings as a child reads them, so that it also learns what this process was told on its command line."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shared.config.environ import FILE, environment, is_service_link
 from shared.config.settings import DEFAULT_CONFIG, PLAIN, Settings, variable
+from shared.config.tenants import KEY_CHARACTERS, is_weak
 from shared.lib.telemetry import get_logger
 from shared.lib.words import did_you_mean
 
@@ -32,12 +33,10 @@ _OTHERS = (
 )
 """Variables of ours that are no settings."""
 
-_SHORT_KEY = 16
-
 
 def notices(settings: Settings) -> list[str]:
     """A line for each, ready to be shown; none where all is well. Raises OSError, ValueError for a toml that was unreadable."""
-    return [*unknown_variables(environment(), settings), *unknown_names(_toml()), *_short_keys(settings)]
+    return [*unknown_variables(environment(), settings), *unknown_names(_toml())]
 
 
 def say_notices(lines: list[str]) -> None:
@@ -79,16 +78,21 @@ def _toml() -> dict[str, object]:
     return tomllib.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
-def _short_keys(settings: Settings) -> Iterator[str]:
+def weak_keys(settings: Settings) -> str:
+    """Why a server may not start with its keys; empty: it may. On a loopback address, where only this machine reaches it, a
+    short key stays good: the servers that have one are those of developers and tests."""
+    if _is_loopback(settings.host):
+        return ""
+    return "\n".join(
+        f"STREAMSPOOL_API_KEYS: a key of tenant {tenant} can be guessed, and {settings.host} can be reached from other "
+        f"machines: it has fewer than {KEY_CHARACTERS} characters, or few different ones. Make one with `openssl rand -hex 32`."
+        for tenant, keys in settings.api_keys.items()
+        if any(map(is_weak, keys))
+    )
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        if ipaddress.ip_address(settings.host).is_loopback:
-            return
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        if settings.host == "localhost":
-            return
-    for tenant, keys in settings.api_keys.items():
-        if any(len(key.get_secret_value()) < _SHORT_KEY for key in keys):
-            yield (
-                f"STREAMSPOOL_API_KEYS: a key of tenant {tenant} has fewer than {_SHORT_KEY} characters and can be guessed; "
-                "make one with `openssl rand -hex 32`"
-            )
+        return host == "localhost"

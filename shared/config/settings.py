@@ -28,7 +28,7 @@ from shared.config import redis_url
 from shared.config.environ import FILE, SettingsInvalid, bucket_options, environment, from_file, is_service_link
 from shared.config.kinds import Allowed, ByTenant, Origins, Prefix, Proxies, RootPath, Words
 from shared.config.providers import ProviderConfig, check_models, check_names, check_patterns
-from shared.config.tenants import EVERY_TENANT, check_keys, parse_keys, webhook_keys
+from shared.config.tenants import EVERY_TENANT, check_keys, check_strong, parse_keys, webhook_keys
 from shared.lib import egress, proxies
 from shared.lib.words import did_you_mean
 
@@ -128,6 +128,11 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="bearer keys as `tenant:key,tenant:key`; a tenant may be named several times, each time with another "
         "key; none: loopback only, one tenant called `local`",
+    )
+    admin_keys: Annotated[dict[str, list[SecretStr]], NoDecode] = Field(
+        default_factory=dict,
+        description="the same for keys that may do everything, for every tenant, and make other keys: `ops:key`; of 16 "
+        "characters or more",
     )
     data_dir: Path = Field(
         default_factory=default_data_dir, description="files of the embedded Valkey, and uploaded ones"
@@ -363,11 +368,11 @@ class Settings(BaseSettings):
             redis_url.parse(value.get_secret_value())
         return value
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "admin_keys", mode="before")
     @classmethod
-    def _parse_keys(cls, value: object) -> object:
+    def _parse_keys(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str):
-            return parse_keys(value)
+            return parse_keys(value, variable(info.field_name or ""))
         if not isinstance(value, Mapping):
             return value
         return {tenant: keys if isinstance(keys, list | tuple) else [keys] for tenant, keys in value.items()}
@@ -376,6 +381,13 @@ class Settings(BaseSettings):
     @classmethod
     def _check_tenants(cls, value: dict[str, list[SecretStr]]) -> dict[str, list[SecretStr]]:
         check_keys(value)
+        return value
+
+    @field_validator("admin_keys")
+    @classmethod
+    def _check_admins(cls, value: dict[str, list[SecretStr]], info: ValidationInfo) -> dict[str, list[SecretStr]]:
+        check_keys(value, "STREAMSPOOL_ADMIN_KEYS", beside=info.data.get("api_keys", {}))
+        check_strong(value)
         return value
 
     @field_validator("webhook_secret")
@@ -403,6 +415,11 @@ class Settings(BaseSettings):
     def _check_providers(cls, value: Mapping[str, ProviderConfig]) -> Mapping[str, ProviderConfig]:
         check_names(value)
         return value
+
+    @property
+    def keyed(self) -> bool:
+        """Whether a key has to be sent. Without any in the environment this server is for this machine only."""
+        return bool(self.api_keys or self.admin_keys)
 
     def pace(self, tenant: str) -> float | None:
         """Tokens a second that a tenant's streams are shown at unless a request says otherwise; None for no limit."""

@@ -17,7 +17,9 @@ from pydantic import SecretStr
 EVERY_TENANT = "*"
 """Stands for those that are not named."""
 
-_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+TENANT = "[A-Za-z0-9_.-]{1,64}"
+"""What a tenant may be called: a regular expression."""
+_TENANT = re.compile(TENANT)
 _UNSENDABLE = re.compile(r"[\s\x00-\x1f\x7f]")
 """In a key: a file with a pair on each line, without commas, would be one key with line breaks in it."""
 
@@ -34,25 +36,51 @@ def _check_tenant(name: str) -> None:
         )
 
 
-def parse_keys(text: str) -> dict[str, list[str]]:
+def parse_keys(text: str, variable: str = "STREAMSPOOL_API_KEYS") -> dict[str, list[str]]:
     """`tenant:key,tenant:key`; a tenant with several keys is named several times, or has blanks between them."""
     keys: dict[str, list[str]] = {}
     for pair in filter(None, (part.strip() for part in text.split(","))):
         tenant, separator, written = pair.partition(":")
         first, *more = [key for key in written.split(" ") if key] if separator and written.strip() else [""]
         if not first:
-            raise ValueError("STREAMSPOOL_API_KEYS must look like `tenant:key,tenant:key`")
+            raise ValueError(f"{variable} must look like `tenant:key,tenant:key`")
         if any(":" in key for key in more):  # or a forgotten comma would make another tenant's key one of this one's
             raise ValueError(
-                f"STREAMSPOOL_API_KEYS has a colon behind a blank after tenant {_shown(tenant)}: between two pairs there is "
+                f"{variable} has a colon behind a blank after tenant {_shown(tenant)}: between two pairs there is "
                 "a comma"
             )
         keys.setdefault(tenant, []).extend((first, *more))
     return keys
 
 
-def check_keys(keys: Mapping[str, Sequence[SecretStr]]) -> None:
-    """Each can be sent in a header, and no two are the same."""
+KEY_CHARACTERS = 16
+_DIFFERENT = 8
+"""A key has so many characters at least, and so many different ones: what has fewer can be guessed."""
+
+
+def is_weak(key: SecretStr) -> bool:
+    """Whether a key can be guessed. 16 characters of `openssl rand -hex 8` have 10 different ones on average."""
+    text = key.get_secret_value()
+    return len(text) < KEY_CHARACTERS or len(set(text)) < _DIFFERENT
+
+
+def check_strong(keys: Mapping[str, Sequence[SecretStr]]) -> None:
+    """None of them can be guessed."""
+    for tenant, own in keys.items():
+        if any(map(is_weak, own)):
+            raise ValueError(
+                f"a key of {tenant!r} can be guessed: it has fewer than {KEY_CHARACTERS} characters, or few different ones; "
+                "make one with `openssl rand -hex 32`"
+            )
+
+
+def check_keys(
+    keys: Mapping[str, Sequence[SecretStr]],
+    variable: str = "STREAMSPOOL_API_KEYS",
+    *,
+    beside: Mapping[str, Sequence[SecretStr]] | None = None,
+) -> None:
+    """Each can be sent in a header, and no two are the same, those `beside` them included."""
     for tenant, own in keys.items():
         _check_tenant(tenant)
         if not own:
@@ -62,10 +90,10 @@ def check_keys(keys: Mapping[str, Sequence[SecretStr]]) -> None:
                 f"a key of tenant {tenant!r} is empty, or holds white space or a control character, which no client can "
                 "send; between two pairs there is a comma, also in a file"
             )
-    found = [key.get_secret_value() for own in keys.values() for key in own]
+    found = [key.get_secret_value() for own in (*keys.values(), *(beside or {}).values()) for key in own]
     digests = {hashlib.sha256(key.encode()).digest() for key in found}
     if len(digests) != len(found):
-        raise ValueError("STREAMSPOOL_API_KEYS has the same key twice")
+        raise ValueError(f"{variable} has the same key twice{', or one of STREAMSPOOL_API_KEYS' if beside else ''}")
 
 
 def parse_by_tenant(text: str, variable: str) -> dict[str, str]:

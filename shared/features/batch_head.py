@@ -7,7 +7,8 @@ platform.openai.com/docs/guides/batch.
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 from shared.log.records import WebhookTarget
 
@@ -61,6 +62,17 @@ class Checkpoint(InputPosition, StoredResults):
     are any."""
 
 
+class AskedBy(NamedTuple):
+    """The key that a batch was asked for with."""
+
+    key_id: str | None = None
+    allowed: Sequence[str] | None = None
+    """Patterns of the models that it may ask for; None: all."""
+
+
+NO_KEY = AskedBy()
+
+
 class BatchHead(TypedDict):
     """All that is known of a batch. What was asked for never changes; the rest does with every `version`."""
 
@@ -68,6 +80,9 @@ class BatchHead(TypedDict):
     id: str
     owner: str
     """The tenant."""
+    key_id: NotRequired[str | None]
+    allowed: NotRequired[Sequence[str] | None]
+    """See `AskedBy`."""
     endpoint: str
     input_file_id: str
     input_bytes: NotRequired[int]

@@ -20,7 +20,7 @@ from typing import Any
 from shared.chat.request import BatchRequest
 from shared.config.settings import Settings
 from shared.errors import BadRequest, Fenced, FileStorageFailed, Gone, NotFound
-from shared.features.batch_head import ENDED, OUTPUT, BatchHead, ResultKind, enter, part_names
+from shared.features.batch_head import ENDED, NO_KEY, OUTPUT, AskedBy, BatchHead, ResultKind, enter, part_names
 from shared.features.files import Files
 from shared.features.idempotency import Idempotency, fingerprint, key_digest
 from shared.features.storage import Missing
@@ -70,7 +70,7 @@ class Batches:
     # ---- the tenant
 
     async def create(
-        self, request: BatchRequest, tenant: str, *, idempotency_key: str | None = None
+        self, request: BatchRequest, tenant: str, *, idempotency_key: str | None = None, by: AskedBy = NO_KEY
     ) -> tuple[BatchHead, bool]:
         """Accepts a batch; from here on it comes to an end. With an idempotency key, the same request of the same tenant is
         one batch. Returns it, and whether it had been there before.
@@ -95,6 +95,7 @@ class Batches:
                 now = await self.clock_ms()
             head = self._new(batch_id, request, tenant, now)
             head["input_bytes"], head["webhook"] = file["bytes"], webhook
+            head["key_id"], head["allowed"] = by
             await self._files.keep_until(file["id"], head["expires_at_ms"] + _AFTER_MS)
             index, life_ms = self._key.batches(tenant), self._life_ms(head)
             # With a key, the caller comes back for this very batch.

@@ -28,27 +28,34 @@ class Token(NamedTuple):
     """Unix seconds."""
 
 
+class Opened(NamedTuple):
+    """Whose stream a token opens, and with which key it was asked for."""
+
+    tenant: str
+    key_id: str | None
+
+
 class Tokens:
     """Make and look up. Raises Unavailable."""
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis, self._key = redis, redis.key
 
-    async def make(self, tenant: str, generation_id: str, life_s: int) -> Token:
+    async def make(self, tenant: str, generation_id: str, life_s: int, key_id: str | None = None) -> Token:
         text = f"st_{secrets.token_urlsafe(32)}"
         with translate_errors():
-            opens = json.dumps({"tenant": tenant, "id": generation_id})
+            opens = json.dumps({"tenant": tenant, "id": generation_id, "key_id": key_id})
             await self._redis.set(self._key.token(_digest(text)), opens, ex=life_s)
         return Token(text, now_ms() // 1000 + life_s)
 
-    async def tenant(self, text: str, generation_id: str) -> str | None:
+    async def opened(self, text: str, generation_id: str) -> Opened | None:
         """Whose stream it opens; None if it does not open this one, or not any more."""
         if len(text) > _MOST_CHARACTERS:
             return None
         with translate_errors():
             raw = await self._redis.get(self._key.token(_digest(text)))
         opens = json.loads(raw) if raw else {}
-        return str(opens["tenant"]) if opens.get("id") == generation_id else None
+        return Opened(str(opens["tenant"]), opens.get("key_id")) if opens.get("id") == generation_id else None
 
 
 def _digest(text: str) -> str:

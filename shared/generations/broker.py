@@ -115,13 +115,13 @@ class Broker:
         Once this returns, the generation runs to an outcome whatever happens to the caller. With an idempotency key
         the same request of the same tenant is one generation, however often and wherever it is made at once. A `repeat`
         joins what the same key asked for before, byte for byte and of the same turn, if that runs or has just ended. With
-        `client_history` its session only takes note: the client sends the whole conversation itself. Raises NotFound for an
-        unknown model; BadRequest for a webhook that cannot be called; KeyReused; RateLimited; StorageQuotaExceeded;
-        Unavailable, within 2 s but for what the file storage takes: nothing runs then.
+        `client_history` its session only takes note: the client sends the whole conversation itself. Raises NotFound, Forbidden
+        for a model; BadRequest for a webhook that cannot be called; KeyReused; RateLimited; StorageQuotaExceeded; Unavailable.
         """
         url = request.webhook.url if request.webhook else None
         webhook = self._webhooks.target(caller.tenant, url, default=bool(request.background))
         cut = body if isinstance(body, Cut) else await self._blobs.cut(body)
+        caller.check_model(request.model)
         async with deadline():
             await self._catalogue.check(request.model)
             asked = self._repeats.name(cut.essence, request, caller, front.turn)
@@ -243,8 +243,9 @@ class Broker:
         reserve: Reserve | None = None,
     ) -> None:
         """Accepts a line of a batch, once however often it is called; `batch` is `{id, line}`. It has no viewers to
-        lose, and is said again if it is interrupted, unless it wants otherwise. Raises RedisError, OSError, and what `reserve`
-        raises."""
+        lose, and is said again if it is interrupted, unless it wants otherwise. Raises Forbidden, RedisError, OSError,
+        and what `reserve` raises."""
+        caller.check_model(request.model)
         header = make_header(self._settings, line_id, request, caller, None, client_history=False, webhook=None)
         header["on_interruption"] = request.on_interruption or "restart"
         header["on_disconnect"], header["batch"], header["surface"] = "continue", batch, surface

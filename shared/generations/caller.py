@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
-Role = Literal["member", "admin", "viewer"]
-"""`member` asks and reads; `admin` may also look after the server; `viewer` only reads what it was given a token for."""
+from shared.errors import Forbidden
+from shared.features.keys import Limits, Role
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a key may use; None: as much as it asks for. Nothing enforces them yet (`RateLimited` is what will say so)."""
-
-    requests_per_min: int | None = None
-    tokens_per_min: int | None = None
-    at_once: int | None = None
-    """Generations that are open at the same time."""
-
+__all__ = ["UNLIMITED", "Caller", "Limits", "Role"]
 
 UNLIMITED = Limits()
 
@@ -29,5 +21,22 @@ class Caller:
     tenant: str
     key_id: str | None = None
     """Which of the tenant's keys, without its secret; None where there are no keys, and for what the server does itself."""
-    role: Role = "member"
+    role: Role = "tenant"
     limits: Limits = UNLIMITED
+    models: tuple[str, ...] | None = None
+    """Patterns of the names that it may ask for; None: all."""
+    budgets: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """What the key may spend, `{day_usd: 10.0}`; empty: as much as it asks for."""
+
+    def may_ask(self, model: str) -> bool:
+        """Whether a model may be asked for, by the name that a request has."""
+        return self.models is None or any(fnmatchcase(model, pattern) for pattern in self.models)
+
+    def check_model(self, model: str) -> None:
+        """Raises Forbidden."""
+        if not self.may_ask(model):
+            raise Forbidden(
+                "This key may not ask for this model. GET /v1/models lists those it may.",
+                code="model_not_allowed",
+                param="model",
+            )

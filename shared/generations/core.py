@@ -13,6 +13,7 @@ from shared.features.conversations import Conversations
 from shared.features.effect import Effect
 from shared.features.files import Files
 from shared.features.forgotten import Forgotten
+from shared.features.keys import KeyStore
 from shared.features.sessions import Sessions
 from shared.features.usage import Ledger
 from shared.features.webhooks import Webhooks
@@ -43,6 +44,7 @@ class Core:
         """`name` is this process, as outcomes have it; without a confirmer nothing that is accepted is confirmed; `admit`
         may refuse a generation before it exists."""
         self.catalogue = Catalogue(redis)
+        self.keys = KeyStore(redis, confirmer)
         self.ledger = Ledger(redis)
         self.webhooks = Webhooks(redis, settings)
         self.files = Files(redis, settings, confirmer)

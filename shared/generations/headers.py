@@ -40,6 +40,7 @@ def make_header(
         "v": VERSION,
         "id": generation_id,
         "owner": caller.tenant,
+        "key_id": caller.key_id,
         "model": request.model,
         "created_at_ms": now_ms(),
         "n": request.n or 1,

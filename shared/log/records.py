@@ -64,6 +64,8 @@ class Header(TypedDict):
     id: str
     owner: str
     """The tenant."""
+    key_id: NotRequired[str | None]
+    """Which of the tenant's keys asked; None: no key."""
     model: str
     created_at_ms: int
     n: int

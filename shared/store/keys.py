@@ -16,6 +16,9 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
 | `streamspool:stored:TENANT` | zset, score = created ms: with `store` | stored retention and safety bound after the last |
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
+| `streamspool:keys` | hash, id to JSON: the API keys that are data, see keys.py in shared/features | permanent |
+| `streamspool:keys-version` | string, random: another one after each change of a key | permanent |
+| `streamspool:keys-used` | hash, id to Unix seconds: when a key was used last | 400 days after the last use |
 | `streamspool:token:SHA256` | string, JSON: the stream that a token opens, and whose | as asked for, 1 hour at most |
 | `streamspool:{ID}:deleted` | string: its owner deleted it, and no worker is to write it again | 60 s |
 | `streamspool:{ID}:continued` | string: a response goes on from it | as long as that one |
@@ -118,6 +121,9 @@ class Keys:
         self.files_end = f"{prefix}:files-end"
         self.blob_holders = f"{prefix}:blob-holders"
         self.batches_open = f"{prefix}:batches-open"
+        self.keys = f"{prefix}:keys"
+        self.keys_version = f"{prefix}:keys-version"
+        self.keys_used = f"{prefix}:keys-used"
         self.reaping = f"{prefix}:reaping"
         self.blobs_searched = f"{prefix}:blobs-searched"
         self.probe = f"{prefix}:probe"
@@ -131,6 +137,8 @@ class Keys:
                 self.files_end,
                 self.blob_holders,
                 self.batches_open,
+                self.keys,
+                self.keys_version,
                 *map(self.tenants, Lane),
                 *map(self.running, Lane),
             }

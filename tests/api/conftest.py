@@ -13,7 +13,7 @@ from tests.harness.processes import Stack
 from tests.harness.store import Store, open_store
 from tests.harness.upstream import Pause, ScriptedUpstream
 from tests.support.raw import Raw
-from tests.support.wire import KEY_A, KEY_B, PROVIDER_KEY, Client, Register, Scripted
+from tests.support.wire import ADMIN_KEY, KEY_A, KEY_B, PROVIDER_KEY, Client, Register, Scripted
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ def keyed(
     url = valkey.url.replace("db=0", "db=9")
     settings = {
         "STREAMSPOOL_API_KEYS": f"a:{KEY_A},b:{KEY_B}",
+        "STREAMSPOOL_ADMIN_KEYS": f"ops:{ADMIN_KEY}",
         "STREAMSPOOL_KEEPALIVE_S": "0.1",
         "STREAMSPOOL_HOLD_HEADERS_S": "0.3",
         "STREAMSPOOL_SEND_TIMEOUT_S": "1",
@@ -81,6 +82,13 @@ def alice(keyed: Stack) -> Iterator[Client]:
 def bob(keyed: Stack) -> Iterator[Client]:
     """Tenant `b` of the keyed server."""
     with Client(keyed.url, KEY_B) as http:
+        yield http
+
+
+@pytest.fixture(scope="session")
+def admin(keyed: Stack) -> Iterator[Client]:
+    """Who looks after the keyed server; of the tenant `ops`."""
+    with Client(keyed.url, ADMIN_KEY) as http:
         yield http
 
 

@@ -65,6 +65,7 @@ def filled(path: str, generation_id: str) -> str:
         batch_id="batch_1",
         conversation_id="conv_1",
         item_id="msg_1",
+        key_id="key_1",
         completion_id=generation_id.replace("chatcmpl-", "cmpl-"),
     )
 

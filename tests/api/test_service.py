@@ -205,6 +205,15 @@ def test_a_public_bind_without_keys_is_refused(tmp_path: Path, host: str) -> Non
     assert "Traceback" not in ended.stderr
 
 
+def test_a_public_bind_with_a_weak_key_is_refused(tmp_path: Path) -> None:
+    ended = start(tmp_path, REDIS_URL="redis://127.0.0.1:1", HOST="0.0.0.0", STREAMSPOOL_API_KEYS="a:canary")
+    assert ended.returncode == 2
+    assert "a key of tenant a can be guessed" in ended.stderr
+    assert "openssl" in ended.stderr
+    assert "canary" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.parametrize("module", ["api", "worker"])
 def test_no_redis_is_refused(tmp_path: Path, module: str) -> None:
     ended = start(tmp_path, module)

@@ -16,6 +16,7 @@ KEEPALIVE = b": ka\n"
 SEAL_ID = "9007199254740991-0"
 
 KEY_A, KEY_B = "key-of-tenant-a", "key-of-tenant-b"
+ADMIN_KEY = "key-of-the-admin-of-all"
 PROVIDER_KEY = "sk-canary-provider-key-0123456789"
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from shared.errors import (
     Damaged,
     FileStorageFailed,
+    Forbidden,
     Gone,
     Internal,
     StorageQuotaExceeded,
@@ -77,6 +78,8 @@ class Run:
     def __init__(self, shared: Batcher, head: BatchHead, trouble: Unavailable | None) -> None:
         self.shared, self.head, self._trouble = shared, head, trouble
         self.id, self._epoch, self._tenant = head["id"], head["epoch"], head["owner"]
+        allowed = head.get("allowed")
+        self._caller = Caller(self._tenant, head.get("key_id"), models=None if allowed is None else tuple(allowed))
         self._settings, self._log = shared.settings, shared.log
         self._endpoint, self._answers = head["endpoint"], Answers(shared.log, shared.broker, shared.outcomes)
         self.clock = asyncio.get_running_loop().time
@@ -213,12 +216,12 @@ class Run:
                     generation_id,
                     json.dumps(line.asked.body),
                     line.asked.request,
-                    Caller(self._tenant),
+                    self._caller,
                     {"id": self.id, "line": line.number},
                     surface_of(self._endpoint),
                     self._hold,
                 )
-        except StorageQuotaExceeded as error:
+        except (StorageQuotaExceeded, Forbidden) as error:
             line.wrong = LineWrong(error.code, error.message)
             self._fail(line)
         except OutOfMemoryError as error:

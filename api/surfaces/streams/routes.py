@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from api.access.rules import EVERY_TENANT
 from api.deps import Body, CurrentCaller, CurrentServices, CurrentViewer, KnownQuery, Root, known_to_viewers, parsed
 from api.live import cursor
 from api.live.event_stream import EventStream
@@ -17,6 +18,7 @@ from api.surfaces.streams.filters import Filters, filters, first_matching
 from api.surfaces.streams.projection import native_events
 from shared.errors import BadRequest
 from shared.features.tokens import DEFAULT_S, LONGEST_S
+from shared.generations.all_tenants import listed_of
 
 _VARY = {"vary": "accept"}
 
@@ -49,9 +51,14 @@ async def list_streams(
 ) -> dict[str, Any]:
     """The caller's generations, newest first. A page that is not full and has more goes on after its `last_id`."""
     span = (wanted.since_ms, wanted.until_ms)
-    listed = services.broker.listed(caller, after, newest_first=wanted.order == "desc", span_ms=span)
-    found, stopped_at = await first_matching(listed, wanted, limit)
+    how: dict[str, Any] = {"newest_first": wanted.order == "desc", "span_ms": span}
+    everyone = caller.tenant == EVERY_TENANT
+    listed = listed_of(services.broker, services.tenants, after, **how) if everyone else None
+    found, stopped_at = await first_matching(listed or services.broker.listed(caller, after, **how), wanted, limit)
     shown = page(await states(services, found, root), limit)
+    if everyone:
+        for state, summary in zip(shown["data"], found, strict=False):
+            state["tenant"] = summary.header["owner"]
     if stopped_at is not None and not shown["has_more"]:
         shown.update(last_id=stopped_at.header["id"], has_more=True)
     return shown
@@ -97,7 +104,7 @@ async def make_token(
     """A token that opens this stream, and nothing else, to be read for a while."""
     life_s = _life_s(parsed(body) if body else {})
     await services.broker.find(generation_id, caller)
-    token = await services.tokens.make(caller.tenant, generation_id, life_s)
+    token = await services.tokens.make(caller.tenant, generation_id, life_s, caller.key_id)
     return {
         "object": "stream.token",
         "stream_id": generation_id,

@@ -202,7 +202,10 @@ def test_a_public_address_needs_keys(tmp_path: Path) -> None:
 
     with pytest.raises(Unusable, match="STREAMSPOOL_API_KEYS"):  # exit code 2, as for `api`: a restart will not heal it
         asyncio.run(scenario())
-    assert asyncio.run(scenario(api_keys="a:secret")).startswith("http://127.0.0.1:")
+    with pytest.raises(Unusable, match="can be guessed"):
+        asyncio.run(scenario(api_keys="a:secret"))
+    assert asyncio.run(scenario(api_keys="a:7d1f0a93c55be286")).startswith("http://127.0.0.1:")
+    assert asyncio.run(scenario(admin_keys="a:7d1f0a93c55be286")).startswith("http://127.0.0.1:")
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,34 @@ def test_wrong_keys_are_refused_without_being_shown(monkeypatch: pytest.MonkeyPa
     assert "canary" not in said
 
 
+STRONG = "7d1f0a93c55be286"
+
+
+@pytest.mark.parametrize(
+    ("admins", "hint"),
+    [
+        ("ops:canary", "can be guessed"),
+        (f"ops:{'x' * 40}", "can be guessed"),
+        (f"ops:{STRONG},b:{STRONG}", "same key twice"),
+    ],
+)
+def test_an_admins_key_is_strong_wherever_the_server_listens(
+    monkeypatch: pytest.MonkeyPatch, admins: str, hint: str
+) -> None:
+    monkeypatch.setenv("STREAMSPOOL_ADMIN_KEYS", admins)
+    said = problems()
+    assert "admin_keys" in said
+    assert hint in said
+    assert "canary" not in said
+
+
+def test_no_key_is_an_admins_and_a_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMSPOOL_API_KEYS", f"a:{STRONG}")
+    assert Settings().keyed
+    monkeypatch.setenv("STREAMSPOOL_ADMIN_KEYS", f"ops:{STRONG}")
+    assert "one of STREAMSPOOL_API_KEYS" in problems()
+
+
 # ---- wrong values
 
 

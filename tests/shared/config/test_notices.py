@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.config.notices import notices
+from shared.config.notices import notices, weak_keys
 from shared.config.settings import load_settings
 
 
@@ -88,13 +88,20 @@ def test_what_kubernetes_sets_for_a_service_called_streamspool_breaks_and_says_n
     assert notices(settings) == []
 
 
-def test_a_key_that_can_be_guessed_is_told_where_others_can_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STREAMSPOOL_API_KEYS", f"a:canary,b:{'x' * 16}")
+STRONG = "7d1f0a93c55be286"
+
+
+def test_a_key_that_can_be_guessed_stops_a_server_that_others_can_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMSPOOL_API_KEYS", f"a:canary,b:{STRONG},c:{'ab' * 16}")
     assert said() == []
+    for host in ("127.0.0.1", "::1", "localhost"):
+        monkeypatch.setenv("HOST", host)
+        assert weak_keys(load_settings()) == "", "servers of developers go on as they are"
     monkeypatch.setenv("HOST", "0.0.0.0")
-    (line,) = said()
-    assert "tenant a " in line
-    assert "canary" not in line
+    a, c = weak_keys(load_settings()).splitlines()
+    assert "tenant a " in a
+    assert "tenant c " in c
+    assert "canary" not in a
 
 
 def test_a_misspelt_name_in_a_provider_is_refused_with_the_right_one() -> None:

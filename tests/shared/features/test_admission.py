@@ -21,7 +21,7 @@ from shared.store.redis import ArqRedis
 from tests.support.names import keys
 
 CATALOGUE = {"providers": {"fake": {"models": ["echo"], "open": False}}}
-ANN = Caller("ann", key_id="1", limits=Limits(at_once=2))
+ANN = Caller("ann", key_id="1", limits=Limits(running=2))
 COUNT = keys.settled("count")  # any key will do
 
 Made = Callable[[Admit | None], Broker]
@@ -46,9 +46,9 @@ async def refuse(caller: Caller, request: ChatRequest, pipe: Any) -> Charge | No
 
 async def at_once(caller: Caller, request: ChatRequest, pipe: Any) -> Charge | None:
     """A limit as it may be: so many generations, looked at and counted with the create."""
-    assert caller.limits.at_once is not None
+    assert caller.limits.running is not None
     await pipe.watch(COUNT)
-    if int(await pipe.get(COUNT) or 0) >= caller.limits.at_once:
+    if int(await pipe.get(COUNT) or 0) >= caller.limits.running:
         raise RateLimited
     return lambda transaction: transaction.set(COUNT, 0, ex=60, nx=True).incr(COUNT)
 

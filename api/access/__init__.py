@@ -1,0 +1,1 @@
+"""What a caller may do: the table of routes and roles."""

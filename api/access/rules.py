@@ -1,0 +1,164 @@
+"""Who may use which route: one table, by which every request is checked before its route has it.
+
+Hidden here: which role may do what. A route that has no row stops the start, so none can be forgotten. Whose an object is, is
+looked at where objects are found: to a tenant, what is another's is not there (404).
+
+| Access | admin | tenant | viewer | stream token | without a key |
+| --- | --- | --- | --- | --- | --- |
+| OPEN | yes | yes | yes | yes | yes |
+| WATCH | yes | yes | yes | of this stream | no |
+| READ | yes | yes | yes | no | no |
+| WRITE | yes | yes | no | no | no |
+| ADMIN | yes | no | no | no | no |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
+from typing import Any, NamedTuple
+
+from shared.config.tenants import TENANT
+from shared.errors import BadRequest, Forbidden
+from shared.features.keys import Role
+
+
+class Access(Enum):
+    """What a route asks of a caller."""
+
+    OPEN = "anyone"
+    WATCH = "who may read, and the token of the stream that the path names"
+    READ = "who may read"
+    WRITE = "who may change something, or spend something"
+    ADMIN = "who looks after the server"
+
+
+class Rule(NamedTuple):
+    """`all_tenants`: an admin may ask for those of every tenant, with `tenant=*`."""
+
+    access: Access
+    all_tenants: bool = False
+
+
+_OPEN, _WATCH, _READ, _WRITE, _ADMIN = map(Rule, Access)
+_LIST = Rule(Access.READ, all_tenants=True)
+
+RULES: dict[str, Rule] = {
+    "GET /": _OPEN,
+    "GET /docs": _OPEN,
+    "GET /openapi.json": _OPEN,
+    "GET /health": _OPEN,
+    "GET /healthz": _OPEN,
+    "GET /readyz": _OPEN,
+    "GET /metrics": _OPEN,
+    "POST /v1/chat/completions": _WRITE,
+    "GET /v1/chat/completions": _READ,
+    "GET /v1/chat/completions/{generation_id}": _READ,
+    "POST /v1/chat/completions/{generation_id}": _WRITE,
+    "DELETE /v1/chat/completions/{generation_id}": _WRITE,
+    "GET /v1/chat/completions/{generation_id}/messages": _READ,
+    "POST /v1/completions": _WRITE,
+    "GET /v1/completions/{completion_id}": _READ,
+    "POST /v1/responses": _WRITE,
+    "POST /v1/responses/input_tokens": _READ,  # it only counts
+    "GET /v1/responses/{response_id}": _READ,
+    "DELETE /v1/responses/{response_id}": _WRITE,
+    "GET /v1/responses/{response_id}/input_items": _READ,
+    "POST /v1/responses/{response_id}/cancel": _WRITE,
+    "POST /v1/conversations": _WRITE,
+    "GET /v1/conversations/{conversation_id}": _READ,
+    "POST /v1/conversations/{conversation_id}": _WRITE,
+    "DELETE /v1/conversations/{conversation_id}": _WRITE,
+    "POST /v1/conversations/{conversation_id}/items": _WRITE,
+    "GET /v1/conversations/{conversation_id}/items": _READ,
+    "GET /v1/conversations/{conversation_id}/items/{item_id}": _READ,
+    "DELETE /v1/conversations/{conversation_id}/items/{item_id}": _WRITE,
+    "POST /v1/embeddings": _WRITE,
+    "POST /v1/moderations": _WRITE,
+    "GET /v1/streams": _LIST,
+    "GET /v1/streams/{generation_id}": _WATCH,
+    "DELETE /v1/streams/{generation_id}": _WRITE,
+    "GET /v1/streams/{generation_id}/request": _READ,
+    "POST /v1/streams/{generation_id}/tokens": _READ,  # it opens no more than its key does, and ends with that
+    "POST /v1/streams/{generation_id}/cancel": _WRITE,
+    "GET /v1/sessions": _READ,
+    "GET /v1/sessions/{session_id}": _READ,
+    "DELETE /v1/sessions/{session_id}": _WRITE,
+    "GET /v1/sessions/{session_id}/messages": _READ,
+    "POST /v1/files": _WRITE,
+    "GET /v1/files": _READ,
+    "GET /v1/files/{file_id}": _READ,
+    "DELETE /v1/files/{file_id}": _WRITE,
+    "GET /v1/files/{file_id}/content": _READ,
+    "POST /v1/batches": _WRITE,
+    "GET /v1/batches": _READ,
+    "GET /v1/batches/{batch_id}": _READ,
+    "POST /v1/batches/{batch_id}/cancel": _WRITE,
+    "GET /v1/batches/{batch_id}/events": _READ,
+    "GET /v1/batches/{batch_id}/output": _READ,
+    "GET /v1/batches/{batch_id}/errors": _READ,
+    "GET /v1/usage": _READ,
+    "GET /v1/models": _READ,
+    "GET /v1/models/{model:path}": _READ,
+    "POST /v1/keys": _ADMIN,
+    "GET /v1/keys": Rule(Access.ADMIN, all_tenants=True),
+    "GET /v1/keys/{key_id}": _ADMIN,
+    "POST /v1/keys/{key_id}": _ADMIN,
+    "DELETE /v1/keys/{key_id}": _ADMIN,
+    "POST /v1/keys/{key_id}/rotate": _ADMIN,
+}
+"""By method and path as the router has it; `WEBSOCKET` stands for a method where there is none."""
+
+EVERY_TENANT = "*"
+
+_MAY: dict[Role, frozenset[Access]] = {
+    "admin": frozenset(Access),
+    "tenant": frozenset({Access.OPEN, Access.WATCH, Access.READ, Access.WRITE}),
+    "viewer": frozenset({Access.OPEN, Access.WATCH, Access.READ}),
+    "token": frozenset({Access.OPEN, Access.WATCH}),
+}
+_REFUSALS = {
+    Access.WRITE: "This key may only read. Use one whose role is `tenant`.",
+    Access.ADMIN: "This is for keys whose role is `admin`.",
+}
+
+
+def rule_of(scope: Mapping[str, Any]) -> Rule:
+    """The rule of the route that a request was given to."""
+    return RULES[f"{scope.get('method', 'WEBSOCKET')} {scope['route'].path}"]
+
+
+def check_role(rule: Rule, role: Role) -> None:
+    """Raises Forbidden."""
+    if rule.access not in _MAY[role]:
+        raise Forbidden(_REFUSALS.get(rule.access, "This token opens one stream, and nothing else."))
+
+
+def tenant_meant(rule: Rule, role: Role, asked: list[str]) -> str | None:
+    """Which tenant an admin means with `tenant=`; None: it says none. Raises Forbidden for others, who have but one, and
+    BadRequest."""
+    if not asked:
+        return None
+    if role != "admin":
+        raise Forbidden("Only a key whose role is `admin` may name a tenant.")
+    if len(set(asked)) > 1:
+        raise BadRequest("The query 'tenant' stands there twice. Send one.", param="tenant")
+    if asked[0] == EVERY_TENANT and not rule.all_tenants:
+        raise BadRequest("This is about one tenant at a time: name it, as `tenant=NAME`.", param="tenant")
+    if asked[0] != EVERY_TENANT and not re.fullmatch(TENANT, asked[0]):
+        raise BadRequest("A tenant has 1 to 64 letters, digits, `_`, `.` or `-`.", param="tenant")
+    return asked[0]
+
+
+def names_of(routes: Iterable[Any]) -> Iterator[str]:
+    """Routes as `RULES` names them."""
+    for route in routes:
+        methods = getattr(route, "methods", None) or {"WEBSOCKET"}
+        yield from (f"{method} {route.path}" for method in sorted(methods - {"HEAD", "OPTIONS"}))
+
+
+def check_complete(routes: Iterable[Any]) -> None:
+    """`routes` are all there are. Raises LookupError for one without a rule, or a rule without a route."""
+    if wrong := set(names_of(routes)) ^ set(RULES):
+        raise LookupError(f"api/access/rules.py and the routes differ: {', '.join(sorted(wrong))}")

@@ -1,0 +1,116 @@
+"""What a process knows of the keys that are data: a copy, so that no request takes a round trip to be let in.
+
+Hidden here: that the copy's version is compared some times a second, and all of it read again when that has changed; that the
+last use of keys is written once a minute; and what holds while Redis is away. A key that is known goes on being good for
+`STALE_S`. After that, and for a key that is not known while the copy is old, it cannot be told: the answer is then to come
+again, never that the key is wrong, which clients take for final.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from shared.errors import Unavailable
+from shared.features.keys import FORM, KeyRecord, KeyStore, digest_of, status_of
+from shared.lib.clock import now_ms
+from shared.lib.telemetry import get_logger
+from shared.store.outage import log_redis_error
+from shared.store.redis import RedisError
+
+logger = get_logger(__name__)
+
+LOOK_S = 0.3
+"""Between two looks at the version: a change is to hold everywhere within a second."""
+USED_S = 60.0
+STALE_S = 60.0
+_FRESH_S = 2.0
+"""Without a look for so long, a key that is not known may be one that was just made."""
+
+
+class KeyRing:
+    """`find` a key; `run` keeps the copy new. `on_revoked` is called with the id of each key that has ceased to be one."""
+
+    def __init__(self, store: KeyStore) -> None:
+        self._store = store
+        self._version: bytes | None = None
+        self._by_digest: dict[bytes, tuple[KeyRecord, int | None]] = {}
+        self._records: Mapping[str, KeyRecord] = {}
+        self._looked_at = -STALE_S
+        self._used: dict[str, int] = {}
+        self._noted_at: dict[str, float] = {}
+        self.on_revoked: Callable[[str], Any] = lambda key_id: None
+
+    def find(self, key: str) -> KeyRecord | None:
+        """The record of a key that is good; None for one that is not. Raises Unavailable where that cannot be told."""
+        if not key.startswith(FORM):
+            return None
+        known, age_s = self._by_digest.get(digest_of(key)), time.monotonic() - self._looked_at
+        if age_s > (STALE_S if known else _FRESH_S):
+            raise Unavailable(
+                "The broker's storage is away, and with it the keys. Try again.", code="storage_unavailable"
+            )
+        if known is None or status_of(known[0]) != "active" or (known[1] and known[1] * 1000 <= now_ms()):
+            return None
+        return known[0]
+
+    def is_revoked(self, key_id: str | None) -> bool:
+        """Whether a key has ceased to be one. Those of the environment are not known here, and never do."""
+        record = self._records.get(key_id or "")
+        return record is not None and record["revoked_at"] is not None
+
+    @property
+    def tenants(self) -> set[str]:
+        """Those that have a key here, or had one."""
+        return {record["tenant"] for record in self._records.values()}
+
+    def note_used(self, key_id: str) -> None:
+        """Written within a minute."""
+        self._used[key_id] = now_ms() // 1000
+
+    async def look(self) -> None:
+        """Raises RedisError, OSError."""
+        if found := await self._store.changed(self._version):
+            self._version, records = found
+            self._take(records)
+        self._looked_at = time.monotonic()
+
+    async def learn(self) -> None:
+        """Looks now, after a change that this process made. Where Redis has just gone, the next look finds it."""
+        with suppress(RedisError, OSError):
+            await self.look()
+
+    async def run(self) -> None:
+        """For ever, also while Redis is away."""
+        while True:
+            try:
+                await self.look()
+                await self._write_used()
+            except (RedisError, OSError) as error:
+                log_redis_error("keys", error)
+            await asyncio.sleep(LOOK_S)
+
+    def _take(self, records: Iterable[KeyRecord]) -> None:
+        before, self._records = self._records, {record["id"]: record for record in records}
+        self._by_digest = {
+            bytes.fromhex(one["sha256"]): (record, one.get("expires_at"))
+            for record in self._records.values()
+            for one in record["secrets"]
+        }
+        for key_id in before:
+            if not before[key_id]["revoked_at"] and self.is_revoked(key_id):
+                logger.info("key revoked", key_id=key_id)
+                self.on_revoked(key_id)
+
+    async def _write_used(self) -> None:
+        now = time.monotonic()
+        due = {key_id: at for key_id, at in self._used.items() if now - self._noted_at.get(key_id, -USED_S) >= USED_S}
+        if due:
+            await self._store.note_used(due)
+            for key_id in due:
+                self._noted_at[key_id] = now
+                if self._used[key_id] == due[key_id]:
+                    del self._used[key_id]

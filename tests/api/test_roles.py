@@ -1,0 +1,297 @@
+"""Every route, asked by every kind of caller, about what is theirs and what is another's, over the real application.
+
+What is right is said here once more, in other words than in api/access/rules.py: by the path's beginning and the method.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from api.access.rules import RULES
+from api.openapi.document import OPERATIONS
+from tests.harness.processes import Stack, wait_until
+from tests.harness.upstream import DONE, ScriptedUpstream
+from tests.support.wire import ADMIN_KEY, KEY_A, KEY_B, Client, ask
+
+OPEN = {"GET /", "GET /docs", "GET /openapi.json", "GET /health", "GET /healthz", "GET /readyz", "GET /metrics"}
+ONLY_COUNTS = {"POST /v1/responses/input_tokens", "POST /v1/streams/{generation_id}/tokens"}
+ADMINS = ("/v1/keys",)
+TOKENS = {"GET /v1/streams/{generation_id}"}
+OF_ALL = {"GET /v1/streams", "GET /v1/keys"}
+"""Lists that an admin may have of all tenants at once."""
+NO_TENANTS = ("GET /v1/models/", *ADMINS)
+"""What they name is no tenant's."""
+
+PROMPT = {"model": "scripted/roles", "prompt": "hello"}
+CHAT = ask("fake/echo", store=True)
+BODIES: dict[str, Any] = {
+    "POST /v1/chat/completions": CHAT,
+    "POST /v1/chat/completions/{generation_id}": {"metadata": {}},
+    "POST /v1/completions": PROMPT,
+    "POST /v1/responses": {"model": "fake/echo", "input": "hello"},
+    "POST /v1/responses/input_tokens": {"model": "fake/echo", "input": "hello"},
+    "POST /v1/conversations": {},
+    "POST /v1/conversations/{conversation_id}": {"metadata": {}},
+    "POST /v1/conversations/{conversation_id}/items": {"items": [{"role": "user", "content": "more"}]},
+    "POST /v1/embeddings": {"model": "fake/echo", "input": "hello"},
+    "POST /v1/moderations": {"model": "fake/echo", "input": "hello"},
+    "POST /v1/batches": {"endpoint": "/v1/chat/completions", "completion_window": "1h"},
+    "POST /v1/keys": {"tenant": "made"},
+    "POST /v1/keys/{key_id}": {"name": "changed"},
+}
+
+
+class Who(NamedTuple):
+    """A caller: its headers and query, what its role is, and whether what is asked for is its tenant's."""
+
+    headers: dict[str, str]
+    query: dict[str, str]
+    role: str
+    own: bool
+
+
+class Objects(NamedTuple):
+    """Things of tenant a's, and a key."""
+
+    generation_id: str
+    response_id: str
+    completion_id: str
+    session_id: str
+    file_id: str
+    batch_id: str
+    conversation_id: str
+    item_id: str
+    key_id: str
+    model: str = "fake/echo"
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def made(admin: Client, **fields: Any) -> dict[str, Any]:
+    response = admin.http.post("/v1/keys", json=fields)
+    assert response.status_code == 200, response.text
+    key: dict[str, Any] = response.json()
+    return key
+
+
+def upload(client: Client) -> str:
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": ask("fake/slow?tokens=1000")}
+    file = {"file": ("in.jsonl", json.dumps(line).encode())}
+    return str(client.http.post("/v1/files", data={"purpose": "batch"}, files=file).json()["id"])
+
+
+def new_objects(alice: Client, admin: Client) -> Objects:
+    response = alice.http.post("/v1/responses", json={"model": "fake/echo", "input": "hello", "store": True})
+    completion = alice.http.post("/v1/completions", json=PROMPT)
+    session = alice.post(ask("fake/echo", store=True, session_id="roles"))
+    for one in (response, completion, session):
+        assert one.status_code == 200, one.text
+    file_id = upload(alice)
+    batch = alice.http.post("/v1/batches", json={**BODIES["POST /v1/batches"], "input_file_id": file_id})
+    assert batch.status_code == 200, batch.text
+    items = {"items": [{"type": "message", "role": "user", "content": "hello"}]}
+    conversation = alice.http.post("/v1/conversations", json=items).json()["id"]
+    listed = alice.get(f"/v1/conversations/{conversation}/items").json()["data"]
+    return Objects(
+        session.headers["x-stream-id"],
+        response.json()["id"],
+        completion.json()["id"],
+        "roles",
+        file_id,
+        batch.json()["id"],
+        conversation,
+        listed[0]["id"],
+        made(admin, tenant="a")["id"],
+    )
+
+
+@pytest.fixture(scope="module")
+def objects(alice: Client, admin: Client, upstream: ScriptedUpstream) -> Objects:
+    choice = {"text": "hello", "index": 0, "logprobs": None, "finish_reason": "stop"}
+    chunk = {"id": "cmpl-up", "object": "text_completion", "created": 1, "model": "up", "choices": [choice]}
+    upstream.script("roles", [b"data: %b\n\n" % json.dumps(chunk).encode(), DONE])
+    return new_objects(alice, admin)
+
+
+@pytest.fixture(scope="module")
+def callers(alice: Client, admin: Client, objects: Objects) -> dict[str, Who]:
+    viewers = {tenant: made(admin, tenant=tenant, role="viewer")["key"] for tenant in "ab"}
+    tenants = {tenant: made(admin, tenant=tenant)["key"] for tenant in "ab"}
+    boss = made(admin, tenant="ops", role="admin")["key"]
+    gone = made(admin, tenant="a")
+    admin.http.delete(f"/v1/keys/{gone['id']}")
+    other = alice.stream("fake/echo").headers["x-stream-id"]
+    mine, foreign = (
+        alice.http.post(f"/v1/streams/{one}/tokens").json()["token"] for one in (objects.generation_id, other)
+    )
+    return {
+        "nobody": Who({}, {}, "none", False),
+        "a wrong key": Who(bearer("sk-ss-wrong"), {}, "none", False),
+        "a revoked key": Who(bearer(gone["key"]), {}, "none", False),
+        "the tenant, by the environment": Who(bearer(KEY_A), {}, "tenant", True),
+        "the tenant": Who(bearer(tenants["a"]), {}, "tenant", True),
+        "another tenant, by the environment": Who(bearer(KEY_B), {}, "tenant", False),
+        "another tenant": Who(bearer(tenants["b"]), {}, "tenant", False),
+        "another tenant that names this one": Who(bearer(tenants["b"]), {"tenant": "a"}, "pretender", False),
+        "a viewer that names its own": Who(bearer(viewers["a"]), {"tenant": "a"}, "pretender", True),
+        "a viewer": Who(bearer(viewers["a"]), {}, "viewer", True),
+        "another tenant's viewer": Who(bearer(viewers["b"]), {}, "viewer", False),
+        "an admin": Who(bearer(boss), {}, "admin", False),
+        "an admin, by the environment": Who(bearer(ADMIN_KEY), {}, "admin", False),
+        "an admin for the tenant": Who(bearer(boss), {"tenant": "a"}, "admin", True),
+        "an admin for another tenant": Who(bearer(boss), {"tenant": "b"}, "admin", False),
+        "an admin for all": Who(bearer(boss), {"tenant": "*"}, "admin of all", True),
+        "a token": Who({}, {"token": mine}, "token", True),
+        "a token of another stream": Who({}, {"token": foreign}, "token", False),
+    }
+
+
+@pytest.fixture(scope="module")
+def http(keyed: Stack) -> Iterator[Client]:
+    with Client(keyed.url) as client:
+        yield client
+
+
+def right(route: str, who: Who) -> set[int]:
+    """The statuses that are right for a caller; 0 stands for all that let it in."""
+    method, path = route.split()
+    if route in OPEN:
+        return {0}
+    if who.role == "token":
+        return {0} if route in TOKENS and who.own else {401}
+    if who.role == "none":
+        return {401}
+    writes = not (method == "GET" or route in ONLY_COUNTS)
+    if path.startswith(ADMINS) and not who.role.startswith("admin"):
+        return {403}
+    if who.role == "pretender" or (who.role == "viewer" and writes):
+        return {403}
+    if who.role == "admin of all":
+        return {0} if route in OF_ALL else {400}
+    return {0} if who.own or "{" not in path or route.startswith(NO_TENANTS) or path.startswith(ADMINS) else {404}
+
+
+def wrong(http: Client, route: str, who: Who, objects: Objects) -> str:
+    """What is wrong with the answer; nothing if it is right."""
+    method, path = route.split()
+    body = BODIES.get(route)
+    if route == "POST /v1/batches":
+        body = {**BODIES[route], "input_file_id": objects.file_id}
+    files = {"file": ("x.txt", b"{}")} if route == "POST /v1/files" else None
+    response = http.http.request(
+        method,
+        path.replace(":path", "").format(**objects._asdict()),
+        params=who.query,
+        headers=who.headers,
+        json=body if method == "POST" and files is None else None,
+        data={"purpose": "batch"} if files else None,
+        files=files,
+    )
+    expected, status = right(route, who), response.status_code
+    if expected == {0}:
+        # A batch's file is another's 404, and an embedding of a chat model a refusal of the provider's: both were let in.
+        let_in = status < 400 or status >= 500 or (status in (400, 404) and route in UNSURE)
+        return "" if let_in else f"{route}: {status} {response.text[:200]}"
+    return "" if status in expected else f"{route}: {status} in place of {expected}, {response.text[:200]}"
+
+
+UNSURE = {
+    "POST /v1/batches",  # the file is another tenant's
+    "POST /v1/embeddings",  # the model has none
+    "POST /v1/moderations",
+    "POST /v1/batches/{batch_id}/cancel",  # it may have ended
+    "GET /v1/batches/{batch_id}/output",
+    "GET /v1/batches/{batch_id}/errors",
+}
+
+
+def test_there_is_a_rule_for_each_route_and_no_other() -> None:
+    documented = set(OPERATIONS)
+    assert {route.replace(":path", "") for route in RULES} == documented | OPEN
+
+
+@pytest.mark.parametrize("route", sorted(RULES))
+def test_who_is_let_in(
+    http: Client, alice: Client, admin: Client, callers: dict[str, Who], objects: Objects, route: str
+) -> None:
+    method = route.split()[0]
+    found = []
+    for name, who in callers.items():
+        deletes = method == "DELETE" and right(route, who) == {0}
+        about = new_objects(alice, admin) if deletes else objects
+        if problem := wrong(http, route, who, about):
+            found.append(f"{name}, {problem}")
+    assert not found, "\n".join(found)
+
+
+def test_how_many_cases_there_are(callers: dict[str, Who]) -> None:
+    assert len(RULES) * len(callers) >= 1000
+
+
+def test_what_was_refused_was_not_done(alice: Client, objects: Objects) -> None:
+    for path in (
+        f"/v1/chat/completions/{objects.generation_id}",
+        f"/v1/responses/{objects.response_id}",
+        f"/v1/files/{objects.file_id}",
+        f"/v1/conversations/{objects.conversation_id}",
+    ):
+        assert alice.get(path).status_code == 200, path
+
+
+def test_an_admin_has_all_tenants_streams_in_one_list_page_by_page(alice: Client, bob: Client, admin: Client) -> None:
+    mine = [str(one.stream("fake/lorem?tokens=1").headers["x-stream-id"]) for one in (alice, bob, alice, bob, alice)]
+    for order, expected in (("desc", mine[::-1]), ("asc", mine)):
+        seen: list[tuple[str, str]] = []
+        query: dict[str, Any] = {"tenant": "*", "limit": 2, "order": order, "model": "fake/lorem*"}
+        while True:
+            page = admin.get("/v1/streams", params=query).json()
+            seen += [(state["id"], state["tenant"]) for state in page["data"]]
+            if not page["has_more"]:
+                break
+            query["after"] = page["last_id"]
+        assert len(seen) == len(set(seen))
+        assert [generation_id for generation_id, _ in seen if generation_id in mine] == expected
+        assert {tenant for generation_id, tenant in seen if generation_id in mine} == {"a", "b"}
+
+
+def test_what_an_admin_asks_for_a_tenant_is_the_tenants(alice: Client, admin: Client) -> None:
+    asked = admin.post(CHAT, params={"tenant": "a"})
+    assert alice.state(asked.headers["x-stream-id"])["status"] == "completed"
+    for wrong_name in ("a b", "", "x" * 65, "{a}"):
+        assert admin.get("/v1/streams", params={"tenant": wrong_name}).status_code == 400
+
+
+def test_a_key_has_no_more_of_a_tenant_than_its_models(admin: Client, http: Client) -> None:
+    key = made(admin, tenant="a", models=["fake/e*", "smart"])["key"]
+    headers = bearer(key)
+    listed = http.get("/v1/models", headers=headers).json()["data"]
+    assert [model["id"] for model in listed] == ["fake/echo"]
+    assert http.post(CHAT, headers=headers).status_code == 200
+    for path, body in (
+        ("/v1/chat/completions", ask("fake/lorem")),
+        ("/v1/responses", {"model": "fake/lorem", "input": "hello"}),
+        ("/v1/completions", {"model": "fake/lorem", "prompt": "hello"}),
+        ("/v1/embeddings", {"model": "fake/lorem", "input": "hello"}),
+    ):
+        refused = http.http.post(path, json=body, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_allowed"), path
+    assert http.get("/v1/models/fake/lorem", headers=headers).status_code == 403
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": ask("fake/lorem")}
+    file = {"file": ("in.jsonl", json.dumps(line).encode())}
+    file_id = http.http.post("/v1/files", data={"purpose": "batch"}, files=file, headers=headers).json()["id"]
+    body = {**BODIES["POST /v1/batches"], "input_file_id": file_id}
+    batch_id = http.http.post("/v1/batches", json=body, headers=headers).json()["id"]
+
+    def ended() -> Any:
+        batch = http.get(f"/v1/batches/{batch_id}", headers=headers).json()
+        return batch if batch["status"] == "completed" else None
+
+    batch = wait_until(ended)
+    errors = http.get(f"/v1/files/{batch['error_file_id']}/content", headers=headers).text
+    assert "model_not_allowed" in errors

@@ -1,0 +1,102 @@
+"""The copy of the keys that a process has: what it knows, and what it says when it cannot know."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.errors import BadRequest, Unavailable
+from shared.features import keys as keys_module
+from shared.features.key_ring import KeyRing
+from shared.features.keys import KeyChange, KeyRequest, KeyStore
+from shared.store.redis import ArqRedis
+
+T = KeyRequest(tenant="t")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The process's clock, which is moved by hand."""
+    now = [1000.0]
+    monkeypatch.setattr("shared.features.key_ring.time.monotonic", lambda: now[0])
+    return now
+
+
+async def test_a_known_key_is_good_for_a_minute_without_redis_and_an_unknown_one_is_not_told_wrong(
+    redis: ArqRedis, clock: list[float]
+) -> None:
+    store = KeyStore(redis)
+    ring = KeyRing(store)
+    record, key = await store.create(T)
+    with pytest.raises(Unavailable):
+        ring.find(key)  # it was never looked
+    assert ring.find("of-the-environment") is None
+    await ring.look()
+    assert ring.find(key) == record
+    assert ring.find(key + "x") is None
+    clock[0] += 10
+    assert ring.find(key) == record
+    with pytest.raises(Unavailable):
+        ring.find(key + "x")
+    assert ring.find("of-the-environment") is None
+    clock[0] += 51
+    with pytest.raises(Unavailable):
+        ring.find(key)
+    await ring.look()
+    assert ring.find(key) == record
+
+
+async def test_each_change_is_seen_and_nothing_else_is_read(redis: ArqRedis) -> None:
+    store = KeyStore(redis)
+    ring = KeyRing(store)
+    gone: list[str] = []
+    ring.on_revoked = gone.append
+    record, key = await store.create(T)
+    await ring.look()
+    version = await store.changed(None)
+    assert version is not None
+    assert await store.changed(version[0]) is None
+    await store.change(record["id"], KeyChange(name="n"))
+    await ring.look()
+    found = ring.find(key)
+    assert found is not None
+    assert found["name"] == "n"
+    await store.revoke(record["id"])
+    await ring.look()
+    assert ring.find(key) is None
+    assert ring.is_revoked(record["id"])
+    assert gone == [record["id"]]
+    await redis.delete(redis.key.keys, redis.key.keys_version)  # a server that lost everything
+    await ring.look()
+    assert not ring.tenants
+
+
+async def test_the_last_use_is_written_once_a_minute(redis: ArqRedis, clock: list[float]) -> None:
+    store = KeyStore(redis)
+    ring = KeyRing(store)
+    ring.note_used("key_a")
+    await ring._write_used()
+    first = await store.used()
+    assert set(first) == {"key_a"}
+    await redis.delete(redis.key.keys_used)
+    ring.note_used("key_a")
+    await ring._write_used()
+    assert await store.used() == {}, "not twice in a minute"
+    clock[0] += 60
+    await ring._write_used()
+    assert set(await store.used()) == {"key_a"}
+    assert await redis.ttl(redis.key.keys_used) > 0
+
+
+async def test_what_ended_long_ago_makes_room(redis: ArqRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys_module, "MOST", 2)
+    store = KeyStore(redis)
+    old, _ = await store.create(T)
+    await store.create(T)
+    with pytest.raises(BadRequest, match="2 keys"):
+        await store.create(T)
+    await store.revoke(old["id"])
+    with pytest.raises(BadRequest):
+        await store.create(T)  # it is listed for a while yet
+    monkeypatch.setattr(keys_module, "KEPT_S", -1)
+    await store.create(T)
+    assert old["id"] not in {record["id"] for record in await store.listed()}

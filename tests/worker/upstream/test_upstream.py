@@ -90,13 +90,13 @@ async def test_a_whole_answer() -> None:
     async def script(wire: Wire) -> None:
         await wire.head()
         await wire.send(b": hello\n\n", chunk("a"), chunk("b"))
-        await wire.send(chunk(None, "stop"), usage(total_tokens=7), DONE)
+        await wire.send(chunk(None, "stop"), usage(prompt_tokens=3, completion_tokens=4), DONE)
         await wire.raw(END)
 
     reading, server = await ask(script)
     assert (reading.error, reading.text, reading.usage_chunks) == (None, "ab", 1)
     assert reading.batches[-1][-1].is_usage
-    assert reading.normalizer.usage == {"total_tokens": 7}
+    assert reading.normalizer.usage == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
 
     [call] = server.calls
     assert call.head.startswith("POST /v1/chat/completions HTTP/1.1")
@@ -204,20 +204,20 @@ async def test_what_follows_done_is_ignored() -> None:
 async def test_a_finish_reason_is_an_end_too() -> None:
     async def ends(wire: Wire) -> None:
         await wire.head()
-        await wire.send(chunk("a"), chunk(None, "stop", usage={"total_tokens": 1}))
+        await wire.send(chunk("a"), chunk(None, "stop", usage={"completion_tokens": 1}))
         await wire.raw(END)
 
     async def breaks(wire: Wire) -> None:
         await wire.head()
-        await wire.send(chunk("a"), chunk(None, "stop", usage={"total_tokens": 1}))
+        await wire.send(chunk("a"), chunk(None, "stop", usage={"completion_tokens": 1}))
 
     async def closes(wire: Wire) -> None:
         await wire.head(transfer_encoding="", connection="close")
-        await wire.raw(chunk("a") + chunk(None, "stop", usage={"total_tokens": 1}))
+        await wire.raw(chunk("a") + chunk(None, "stop", usage={"completion_tokens": 1}))
 
     async def swells(wire: Wire) -> None:
         await wire.head()
-        await wire.send(chunk("a"), chunk(None, "stop", usage={"total_tokens": 1}), b"x" * 5000)
+        await wire.send(chunk("a"), chunk(None, "stop", usage={"completion_tokens": 1}), b"x" * 5000)
 
     for script in (ends, breaks, closes, swells):
         reading, _ = await ask(script)
@@ -230,7 +230,7 @@ async def test_after_the_finish_reason_the_wait_is_short(monkeypatch: pytest.Mon
     async def script(wire: Wire) -> None:
         await wire.head()
         await wire.send(chunk("a", "stop"))
-        await wire.send(usage(total_tokens=3))
+        await wire.send(usage(prompt_tokens=1, completion_tokens=2))
         await wire.hung_up()
 
     started = time.monotonic()
@@ -482,7 +482,7 @@ async def test_not_a_stream(script: Play) -> None:
 WHOLE = b"""{
   "object": "chat.completion",
   "choices": [{"message": {"role": "assistant", "content": "The whole answer"}, "finish_reason": "stop"}],
-  "usage": {"total_tokens": 7}
+  "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
 }"""
 
 
@@ -554,7 +554,7 @@ async def test_f2_where_nothing_was_said_the_next_target_is_asked(events: list[b
     assert len(bad.calls) == 3
 
 
-@pytest.mark.parametrize("more", [{}, {"usage": {"total_tokens": 1}}])
+@pytest.mark.parametrize("more", [{}, {"usage": {"completion_tokens": 1}}])
 async def test_f1_content_that_keeps_coming_is_not_cut(monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]) -> None:
     """The few seconds after an end are for what may follow a last one; here they are none, and each pause is longer."""
     monkeypatch.setattr(module, "_GRACE_S", 0.0)

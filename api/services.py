@@ -18,6 +18,7 @@ from shared.features.tokens import Tokens
 from shared.generations.caller import Caller
 from shared.generations.core import Core
 from shared.log.streamlog import StreamLog
+from shared.store.backlog import Backlog
 from shared.store.confirm import Confirmer
 from shared.store.redis import ArqRedis
 
@@ -38,6 +39,7 @@ class Services(Core):
     ) -> None:
         super().__init__(redis, log, settings, name=name, confirmer=confirmer, admit=admit)
         self.tokens = Tokens(redis)
+        self.backlog = Backlog(redis)
         self.viewers = Viewers()
         self.ring = KeyRing(self.keys)
         self.configured: Sequence[Caller] = ()

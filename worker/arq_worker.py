@@ -97,6 +97,14 @@ class StreamWorker(Worker):
         """How many jobs run here."""
         return len(self._jobs)
 
+    def places(self) -> dict[str, Any]:
+        """How many places there are for answers, which of its jobs run here by lane, and whether it takes no more."""
+        return {
+            "places": self._settings.worker_concurrency,
+            "jobs": {lane: len(jobs) for lane, jobs in self._running.items()},
+            "draining": not self.allow_pick_jobs,
+        }
+
     # ---- what arq calls
 
     async def _generate(self, ctx: dict[str, Any], generation_id: str) -> None:

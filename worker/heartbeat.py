@@ -11,7 +11,9 @@ import os
 import socket
 from collections.abc import Mapping
 
+from shared import __version__
 from shared.lib import json
+from shared.lib.clock import now_ms
 from shared.store.redis import ArqRedis
 from shared.store.transaction import commit
 from worker.arq_worker import BEAT_S, BEAT_TTL_S, StreamWorker
@@ -27,6 +29,12 @@ class Heartbeat:
         self, redis: ArqRedis, worker: StreamWorker, providers: Mapping[str, Provider], aliases: dict[str, list[str]]
     ) -> None:
         self._redis, self._worker = redis, worker
+        self._about = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "version": __version__,
+            "started_at": now_ms() // 1000,
+        }
         self._catalogue = json.dumps(
             {
                 "aliases": aliases,
@@ -44,7 +52,7 @@ class Heartbeat:
     async def run(self) -> None:
         key = self._redis.key
         while True:
-            report = {"pid": os.getpid(), "host": socket.gethostname(), "running": self._worker.count}
+            report = {**self._about, "running": self._worker.count, **self._worker.places()}
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.set(key.worker(self._worker.worker_id), json.dumps(report), ex=BEAT_TTL_S)
                 pipe.sadd(key.workers, self._worker.worker_id)

@@ -101,6 +101,8 @@ RULES: dict[str, Rule] = {
     "GET /v1/usage": _READ,
     "GET /v1/models": _READ,
     "GET /v1/models/{model:path}": _READ,
+    "GET /v1/workers": _ADMIN,
+    "GET /v1/queue": _LIST,
     "POST /v1/keys": _ADMIN,
     "GET /v1/keys": Rule(Access.ADMIN, all_tenants=True),
     "GET /v1/keys/{key_id}": _ADMIN,

@@ -118,6 +118,8 @@ OPERATIONS: dict[str, Operation] = {
     "POST /v1/keys/{key_id}": Operation("updateKey", "Key", body="UpdateKeyRequest"),
     "DELETE /v1/keys/{key_id}": Operation("revokeKey", "KeyDeleted"),
     "POST /v1/keys/{key_id}/rotate": Operation("rotateKey", "Key", body="RotateKeyRequest"),
+    "GET /v1/workers": Operation("listWorkers", "WorkerList"),
+    "GET /v1/queue": Operation("getQueue", "Queue"),
     "GET /v1/models": Operation("listModels", "ListModelsResponse"),
     "GET /v1/models/{model}": Operation("retrieveModel", "Model"),
 }

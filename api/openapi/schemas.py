@@ -259,6 +259,35 @@ _KEYS = {
     "KeyDeleted": _deleted("key.deleted"),
 }
 
+_OPERATIONS = {
+    "Worker": _object(
+        "A worker, as it reported within the last 5 s.",
+        id=TEXT,
+        object=_one_of("worker"),
+        host=_MAYBE_TEXT,
+        pid=_MAYBE_WHOLE,
+        version=_MAYBE_TEXT,
+        started_at=_MAYBE_WHOLE,
+        status=_one_of("active", "draining"),
+        places=_MAYBE_WHOLE,
+        running=WHOLE,
+        jobs=_or_null({"type": "object", "additionalProperties": WHOLE}),
+    ),
+    "WorkerList": _object("Those that are alive.", object=_one_of("list"), data=_list_of(ref("Worker"))),
+    "QueueTenant": _object("A tenant's jobs that wait.", tenant=TEXT, waiting=WHOLE, oldest_at=WHOLE),
+    "QueueLane": _object(
+        "What waits and runs apart from the rest.",
+        object=_one_of("queue.lane"),
+        lane=_one_of("generation", "background", "line", "batch"),
+        running=WHOLE,
+        waiting=WHOLE,
+        oldest_at=_MAYBE_WHOLE,
+        tenants=_list_of(ref("QueueTenant")),
+        more_tenants=WHOLE,
+    ),
+    "Queue": _object("All lanes.", object=_one_of("list"), data=_list_of(ref("QueueLane"))),
+}
+
 _RESOURCES = {
     "Embedding": _object(
         "The vector of one input, as numbers or in base64.",
@@ -354,4 +383,12 @@ _RESOURCES = {
     ),
 }
 
-COMPONENTS: dict[str, Schema] = {**_ERRORS, **_CHAT, **_RESPONSES, **_STREAMS, **_KEYS, **_RESOURCES}
+COMPONENTS: dict[str, Schema] = {
+    **_ERRORS,
+    **_CHAT,
+    **_RESPONSES,
+    **_STREAMS,
+    **_KEYS,
+    **_OPERATIONS,
+    **_RESOURCES,
+}

@@ -43,7 +43,7 @@ async def checks(services: Services) -> dict[str, str]:
     serve = accept = "stopping" if services.drain.native else "ok"
     try:
         async with deadline():
-            workers = await catalogue.workers()
+            workers = len(await catalogue.workers())
             await catalogue.probe()
     except Unavailable as error:
         store = error.code

@@ -115,14 +115,13 @@ class Catalogue:
         names = catalogue["aliases"].get(model, [model])
         return all(catalogue["providers"].get(name.partition("/")[0], {}).get("responses") for name in names)
 
-    async def workers(self) -> int:
-        """How many workers have been heard of in the last 15 s."""
+    async def workers(self) -> dict[str, dict[str, Any]]:
+        """The workers that have been heard of in the last 15 s, by id, with what each said (`worker/heartbeat.py`)."""
         with translate_errors():
-            ids: set[bytes] = await self._redis.smembers(self._key.workers)  # type: ignore[misc]
-            if not ids:
-                return 0
-            beats = await self._redis.mget([self._key.worker(worker_id.decode()) for worker_id in ids])
-        return sum(beat is not None for beat in beats)
+            found: set[bytes] = await self._redis.smembers(self._key.workers)  # type: ignore[misc]
+            ids = sorted(worker_id.decode() for worker_id in found)
+            beats = await self._redis.mget([self._key.worker(worker_id) for worker_id in ids]) if ids else []
+        return {worker_id: json.loads(beat) for worker_id, beat in zip(ids, beats, strict=True) if beat is not None}
 
     async def probe(self) -> None:
         """Writes something small: raises Unavailable if nothing new can be stored just now."""

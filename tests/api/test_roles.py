@@ -6,6 +6,7 @@ What is right is said here once more, in other words than in api/access/rules.py
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,9 +20,9 @@ from tests.support.wire import ADMIN_KEY, KEY_A, KEY_B, Client, ask
 
 OPEN = {"GET /", "GET /docs", "GET /openapi.json", "GET /health", "GET /healthz", "GET /readyz", "GET /metrics"}
 ONLY_COUNTS = {"POST /v1/responses/input_tokens", "POST /v1/streams/{generation_id}/tokens"}
-ADMINS = ("/v1/keys",)
+ADMINS = ("/v1/keys", "/v1/workers")
 TOKENS = {"GET /v1/streams/{generation_id}"}
-OF_ALL = {"GET /v1/streams", "GET /v1/keys"}
+OF_ALL = {"GET /v1/streams", "GET /v1/keys", "GET /v1/queue"}
 """Lists that an admin may have of all tenants at once."""
 NO_TENANTS = ("GET /v1/models/", *ADMINS)
 """What they name is no tenant's."""
@@ -89,7 +90,8 @@ def upload(client: Client) -> str:
 def new_objects(alice: Client, admin: Client) -> Objects:
     response = alice.http.post("/v1/responses", json={"model": "fake/echo", "input": "hello", "store": True})
     completion = alice.http.post("/v1/completions", json=PROMPT)
-    session = alice.post(ask("fake/echo", store=True, session_id="roles"))
+    session_id = f"roles-{uuid.uuid4().hex}"  # another one is deleted
+    session = alice.post(ask("fake/echo", store=True, session_id=session_id))
     for one in (response, completion, session):
         assert one.status_code == 200, one.text
     file_id = upload(alice)
@@ -102,7 +104,7 @@ def new_objects(alice: Client, admin: Client) -> Objects:
         session.headers["x-stream-id"],
         response.json()["id"],
         completion.json()["id"],
-        "roles",
+        session_id,
         file_id,
         batch.json()["id"],
         conversation,

@@ -146,11 +146,11 @@ async def test_deleting_forgets(broker: Broker, redis: ArqRedis) -> None:
 
 async def test_models_and_workers(broker: Broker, catalogue: Catalogue, redis: ArqRedis) -> None:
     assert [model["id"] for model in await catalogue.models()] == ["fake/echo"]
-    assert await catalogue.workers() == 0
+    assert await catalogue.workers() == {}
     await redis.sadd(keys.workers, "alive", "dead")  # type: ignore[misc]
     await redis.expire(keys.workers, 60)
     await redis.set(keys.worker("alive"), b"{}", ex=60)
-    assert await catalogue.workers() == 1
+    assert len(await catalogue.workers()) == 1
 
 
 async def test_a_lost_bell_does_not_refuse_what_was_accepted(

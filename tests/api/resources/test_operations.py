@@ -1,0 +1,67 @@
+"""/v1/workers and /v1/queue, of a real worker: what runs and waits while its only place is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from shared import __version__
+from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import Stack, wait_until
+from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
+from tests.support.wire import ADMIN_KEY, KEY_A, KEY_B, Client, ask
+
+
+@pytest.fixture(scope="module")
+def narrow(
+    valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """A server whose worker has one place."""
+    settings = {
+        "STREAMSPOOL_API_KEYS": f"a:{KEY_A},b:{KEY_B}",
+        "STREAMSPOOL_ADMIN_KEYS": f"ops:{ADMIN_KEY}",
+        "STREAMSPOOL_WORKER_CONCURRENCY": "1",
+    }
+    url = valkey.url.replace("db=0", "db=10")
+    with Stack(url, upstream.base_url, tmp_path_factory.mktemp("narrow"), **settings) as running:
+        yield running
+
+
+def lanes(client: Client, query: str = "") -> dict[str, Any]:
+    response = client.get(f"/v1/queue{query}")
+    assert response.status_code == 200, response.text
+    return {one["lane"]: one for one in response.json()["data"]}
+
+
+def test_what_waits_and_what_runs(narrow: Stack, upstream: ScriptedUpstream) -> None:
+    pause = Pause()
+    upstream.script("held", [*words(2), pause, *ending()])
+    with Client(narrow.url, KEY_A) as ann, Client(narrow.url, KEY_B) as bob, Client(narrow.url, ADMIN_KEY) as boss:
+        begun = ann.post(ask("scripted/held", background=True)).json()["id"]
+        wait_until(lambda: ann.state(begun)["status"] == "in_progress")
+        mine = [ann.post(ask("fake/echo", background=True)).json()["id"] for _ in range(2)]
+        other = bob.post(ask("fake/echo", background=True)).json()["id"]
+
+        seen = lanes(boss)["background"]
+        assert (seen["running"], seen["waiting"], seen["more_tenants"]) == (1, 3, 0)
+        assert [(one["tenant"], one["waiting"]) for one in seen["tenants"]] == [("a", 2), ("b", 1)]
+        made = ann.state(mine[0])["created_at"]
+        assert seen["oldest_at"] in (made, made + 1)
+        assert lanes(boss, "?tenant=*") == lanes(boss)
+        assert [one["tenant"] for one in lanes(boss, "?tenant=b")["background"]["tenants"]] == ["b"]
+        assert [one["tenant"] for one in lanes(ann)["background"]["tenants"]] == ["a"]
+        assert lanes(ann)["generation"]["waiting"] == 0
+
+        wait_until(lambda: boss.get("/v1/workers").json()["data"][0]["running"] == 1)
+        (worker,) = boss.get("/v1/workers").json()["data"]
+        assert (worker["version"], worker["status"], worker["places"]) == (__version__, "active", 1)
+        assert worker["jobs"] == {"generation": 0, "background": 1, "line": 0, "batch": 0}
+        assert worker["pid"] == narrow.process("worker").pid
+        assert ann.get("/v1/workers").status_code == 403
+
+        pause.go()
+        for client, one in ((ann, begun), (ann, mine[0]), (ann, mine[1]), (bob, other)):
+            wait_until(lambda client=client, one=one: client.state(one)["status"] == "completed")
+        assert lanes(boss)["background"]["tenants"] == []

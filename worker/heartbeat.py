@@ -1,7 +1,8 @@
 """What a worker tells the API: that it lives, and which models it can ask.
 
 Hidden here: two keys, both with an end. A worker that is killed is missed after `BEAT_TTL_S`; the catalogue of its models
-stays for a day, so that `GET /v1/models` has an answer while all workers are restarted.
+stays for a day, so that `GET /v1/models` has an answer while all workers are restarted. A beat is
+`{pid, host, version, started_at (Unix seconds), places, running, jobs: {LANE: count}, draining}`.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:batch-demand:BATCH` | string, JSON: whose it is, and how many lines it could have open | 5 s |
 | `streamspool:circuit:SHA256` | string, JSON: whether a model is left alone because its provider is away | 5 minutes |
 | `streamspool:usage:TENANT:YYYY-MM-DD` | hash, the ledger: see usage.py | 400 days after the last entry |
-| `streamspool:worker:WORKER` | string, JSON heartbeat | 15 s |
+| `streamspool:worker:WORKER` | string, JSON heartbeat: see heartbeat.py | 15 s |
 | `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
 | `streamspool:catalogue` | string, JSON of providers and models | 1 day after the last heartbeat |
 | `streamspool:models:PROVIDER` | string, JSON: what the provider lists, 512 KiB at most | 1 day after it last said so |

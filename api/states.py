@@ -66,6 +66,7 @@ def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None, ro
         "stored": header.get("store", False),
         "session_id": header.get("session_id"),
         "batch_id": batch["id"] if batch else None,
+        "retried_from": header.get("retried_from"),
         "background": header.get("background", False),
         "webhook": delivery,
         "viewers": viewers,

@@ -82,6 +82,9 @@ RULES: dict[str, Rule] = {
     "GET /v1/streams/{generation_id}/request": _READ,
     "POST /v1/streams/{generation_id}/tokens": _READ,  # it opens no more than its key does, and ends with that
     "POST /v1/streams/{generation_id}/cancel": _WRITE,
+    "POST /v1/streams/{generation_id}/retry": _WRITE,
+    "POST /v1/streams/{generation_id}/redeliver": _WRITE,
+    "POST /v1/streams/cancel": _WRITE,
     "GET /v1/sessions": _READ,
     "GET /v1/sessions/{session_id}": _READ,
     "DELETE /v1/sessions/{session_id}": _WRITE,
@@ -95,6 +98,7 @@ RULES: dict[str, Rule] = {
     "GET /v1/batches": _READ,
     "GET /v1/batches/{batch_id}": _READ,
     "POST /v1/batches/{batch_id}/cancel": _WRITE,
+    "POST /v1/batches/{batch_id}/redeliver": _WRITE,
     "GET /v1/batches/{batch_id}/events": _READ,
     "GET /v1/batches/{batch_id}/output": _READ,
     "GET /v1/batches/{batch_id}/errors": _READ,

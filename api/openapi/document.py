@@ -95,6 +95,9 @@ OPERATIONS: dict[str, Operation] = {
         "createStreamToken", "StreamToken", body="CreateStreamTokenRequest"
     ),
     "POST /v1/streams/{generation_id}/cancel": Operation("cancelStream", "Stream"),
+    "POST /v1/streams/{generation_id}/retry": Operation("retryStream", "Stream", also={202: "Stream"}),
+    "POST /v1/streams/{generation_id}/redeliver": Operation("redeliverStreamWebhook", "Stream"),
+    "POST /v1/streams/cancel": Operation("cancelStreams", "StreamsCancelled", body="CancelStreamsRequest"),
     "GET /v1/sessions": Operation("listSessions", "SessionList"),
     "GET /v1/sessions/{session_id}": Operation("retrieveSession", "Session"),
     "DELETE /v1/sessions/{session_id}": Operation("deleteSession", "SessionDeleted"),
@@ -108,6 +111,7 @@ OPERATIONS: dict[str, Operation] = {
     "GET /v1/batches": Operation("listBatches", "ListBatchesResponse"),
     "GET /v1/batches/{batch_id}": Operation("retrieveBatch", "Batch"),
     "POST /v1/batches/{batch_id}/cancel": Operation("cancelBatch", "Batch"),
+    "POST /v1/batches/{batch_id}/redeliver": Operation("redeliverBatchWebhook", "Batch"),
     "GET /v1/batches/{batch_id}/events": Operation("watchBatch", events="Batch", also={204: ""}),
     "GET /v1/batches/{batch_id}/output": Operation("downloadBatchOutput", other=_LINES),
     "GET /v1/batches/{batch_id}/errors": Operation("downloadBatchErrors", other=_LINES),

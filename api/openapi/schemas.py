@@ -212,6 +212,7 @@ _STREAMS = {
         stored=TRUTH,
         session_id=_MAYBE_TEXT,
         batch_id=_MAYBE_TEXT,
+        retried_from=_MAYBE_TEXT,
         background=TRUTH,
         webhook=_MAYBE_OBJECT,
         viewers=WHOLE,
@@ -219,6 +220,12 @@ _STREAMS = {
     ),
     "StreamList": _page(ref("Stream")),
     "StreamDeleted": _deleted("stream.deleted"),
+    "StreamsCancelled": _object(
+        "The state of each, or why it could not be ended.",
+        object=_one_of("list"),
+        data=_list_of({"anyOf": [ref("Stream"), ref("StreamError")]}),
+    ),
+    "StreamError": _object("An id that is no stream's.", id=TEXT, object=_one_of("stream.error"), error=ref("Error")),
     "StreamToken": _object(
         "Opens one stream for a while.",
         object=_one_of("stream.token"),
@@ -383,12 +390,4 @@ _RESOURCES = {
     ),
 }
 
-COMPONENTS: dict[str, Schema] = {
-    **_ERRORS,
-    **_CHAT,
-    **_RESPONSES,
-    **_STREAMS,
-    **_KEYS,
-    **_OPERATIONS,
-    **_RESOURCES,
-}
+COMPONENTS: dict[str, Schema] = {**_ERRORS, **_CHAT, **_RESPONSES, **_STREAMS, **_KEYS, **_OPERATIONS, **_RESOURCES}

@@ -19,7 +19,7 @@ from api.resources.batch_views import batch
 from api.resources.files import stream
 from api.services import Services
 from shared.chat.request import BatchRequest
-from shared.errors import BadCursor, StreamspoolError
+from shared.errors import BadCursor, BadRequest, StreamspoolError
 from shared.features.batch_head import ENDED, ERRORS, OUTPUT, AskedBy, BatchHead, ResultKind
 from shared.generations.caller import Caller
 from shared.lib import json, sse
@@ -79,6 +79,15 @@ async def retrieve(services: CurrentServices, caller: CurrentCaller, batch_id: s
 async def cancel(services: CurrentServices, caller: CurrentCaller, batch_id: str) -> dict[str, Any]:
     """Ends a batch: what is finished is kept, the rest is `batch_cancelled` in the error file."""
     return await _shown(services, await services.batches.cancel(batch_id, caller.tenant))
+
+
+@router.post("/{batch_id}/redeliver")
+async def redeliver(services: CurrentServices, caller: CurrentCaller, batch_id: str) -> dict[str, Any]:
+    """Has the webhook about its end delivered once more, and returns the batch."""
+    head = await services.batches.find(batch_id, caller.tenant)
+    if not await services.webhooks.redeliver(batch_id):
+        raise BadRequest("There is no event about this batch: it has not ended, or has no webhook.", code="no_event")
+    return await _shown(services, head)
 
 
 @router.get("/{batch_id}/events", response_model=None)

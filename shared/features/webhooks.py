@@ -173,6 +173,26 @@ class Webhooks:
                 records = dict(zip(queued, await pipe.execute(), strict=True))
         return [target and _shown(target, records.get(subject, {}), ended) for subject, target, ended in subjects]
 
+    async def redeliver(self, subject: str) -> bool:
+        """Has an event delivered once more from now on, whatever became of it before; False if there is none. The receiver
+        knows it again by its id."""
+        name, found = self._key.webhook(subject), False
+
+        def queue(pipe: Any, seen: list[Any]) -> None:
+            nonlocal found
+            found = seen[0] is not None
+            if found:
+                pipe.hset(
+                    name, mapping={"status": "pending", "last_status": "", "error": "", "next_ms": "", "attempts": 0}
+                )
+                pipe.hdel(name, "first_ms")
+                pipe.pexpire(name, int(seen[0]))
+                pipe.zadd(self._key.webhooks, {subject: 0})
+
+        with translate_errors():
+            await transact(self._redis, [name], [("HGET", name, "life_ms")], queue)
+        return found
+
     # ---- what is delivered
 
     async def due(self, count: int) -> list[tuple[str, str]]:

@@ -378,6 +378,12 @@ class Broker:
         with translate_errors():
             return await self._blobs.whole(caller.tenant, stored)
 
+    async def body_with_marks(self, generation_id: str, caller: Caller) -> bytes:
+        """The same with marks for what of it stands in the file storage: `submit` takes it for the whole. Raises NotFound."""
+        await self.find(generation_id, caller)
+        with translate_errors():
+            return await self._blobs.marked(caller.tenant, await self._body(generation_id))
+
     async def _body(self, generation_id: str) -> Stored:
         with translate_errors(), suppress(Gone):
             return (await self.log.request(generation_id))[1]

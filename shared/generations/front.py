@@ -16,10 +16,13 @@ class Front(NamedTuple):
     """What tells a repeat from a new request, beside the body."""
     previous: Sequence[str] = ()
     """The generations that it goes on from, as `Chains.keep` tells them."""
+    retried_from: str | None = None
+    """The generation whose request this is, again."""
 
     def mark(self, header: Header) -> None:
         """Notes in a log's header what of this is to be found there."""
         header["surface"], header["previous"] = self.surface, list(self.previous) or None
+        header["retried_from"] = self.retried_from
 
 
 CHAT = Front("chat")

@@ -59,6 +59,7 @@ def make_header(
         "batch": None,
         "surface": "chat",
         "previous": None,
+        "retried_from": None,
         "server": None,
         "request_id": current_request(),
     }

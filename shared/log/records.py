@@ -93,6 +93,8 @@ class Header(TypedDict):
     """Through which API it was asked for; chat where it is missing."""
     previous: NotRequired[list[str] | None]
     """The generations that it goes on from, the nearest first, 32 at most: what is before them, their own headers name."""
+    retried_from: NotRequired[str | None]
+    """The generation that was asked the same before; None: it is no repeat that a client asked for."""
     server: NotRequired[str | None]
     """Which server took the request, see `shared.store.confirm`; None: not known."""
     request_id: NotRequired[str | None]

@@ -9,16 +9,32 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from api.access.rules import EVERY_TENANT
-from api.deps import Body, CurrentCaller, CurrentServices, CurrentViewer, KnownQuery, Root, known_to_viewers, parsed
+from api.deps import (
+    REPLAYED,
+    Body,
+    CurrentCaller,
+    CurrentServices,
+    CurrentViewer,
+    IdempotencyKey,
+    KnownQuery,
+    Root,
+    known_to_viewers,
+    parsed,
+)
 from api.live import cursor
 from api.live.event_stream import EventStream
 from api.paging import After, Limit, page
+from api.services import Services
 from api.states import states, stream_headers
 from api.surfaces.streams.filters import Filters, filters, first_matching
 from api.surfaces.streams.projection import native_events
-from shared.errors import BadRequest
+from shared.errors import BadRequest, NotFound
 from shared.features.tokens import DEFAULT_S, LONGEST_S
+from shared.generations.again import again
 from shared.generations.all_tenants import listed_of
+from shared.generations.caller import Caller
+from shared.log.entry import BEGIN
+from shared.log.records import Summary
 
 _VARY = {"vary": "accept"}
 
@@ -34,6 +50,26 @@ _TOKEN_BODY = {
                 }
             }
         }
+    }
+}
+
+_MOST = 100
+"""So many are cancelled at once."""
+_CANCEL_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "ids": {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": _MOST}
+                    },
+                    "required": ["ids"],
+                    "additionalProperties": False,
+                }
+            }
+        },
     }
 }
 
@@ -128,6 +164,52 @@ def _life_s(asked: Any) -> int:
 async def cancel(services: CurrentServices, caller: CurrentCaller, root: Root, generation_id: str) -> dict[str, Any]:
     """Ends a generation and returns its state; one that has ended already is returned as it is."""
     return (await states(services, [await services.broker.cancel(generation_id, caller)], root))[0]
+
+
+@router.post("/{generation_id}/retry", status_code=202)
+async def retry(
+    services: CurrentServices, caller: CurrentCaller, root: Root, key: IdempotencyKey, generation_id: str
+) -> JSONResponse:
+    """Asks again what this one, which has ended, was asked: a new generation in the background, whose state is returned."""
+    header, replayed = await again(services.broker, generation_id, caller, key)
+    summary = await services.broker.find(header["id"], caller) if replayed else Summary(header, (), BEGIN, None)
+    headers = stream_headers(header["id"], root) | (REPLAYED if replayed else {})
+    return JSONResponse((await states(services, [summary], root))[0], status_code=202, headers=headers)
+
+
+@router.post("/{generation_id}/redeliver")
+async def redeliver(services: CurrentServices, caller: CurrentCaller, root: Root, generation_id: str) -> dict[str, Any]:
+    """Has the webhook about its end delivered once more, and returns the state."""
+    summary = await services.broker.find(generation_id, caller)
+    if not await services.webhooks.redeliver(generation_id):
+        raise BadRequest(
+            "There is no event about this one: it has not ended, or no webhook was asked for.", code="no_event"
+        )
+    return (await states(services, [summary], root))[0]
+
+
+@router.post("/cancel", openapi_extra=_CANCEL_BODY)
+async def cancel_many(services: CurrentServices, caller: CurrentCaller, root: Root, body: Body) -> dict[str, Any]:
+    """Ends up to 100 generations. Each has its state in the list, or its id and why it could not be ended."""
+    found = [await _cancelled(services, caller, root, one) for one in _ids(parsed(body))]
+    return {"object": "list", "data": found}
+
+
+async def _cancelled(services: Services, caller: Caller, root: str, generation_id: str) -> dict[str, Any]:
+    try:
+        return (await states(services, [await services.broker.cancel(generation_id, caller)], root))[0]
+    except NotFound as error:
+        return {"id": generation_id, "object": "stream.error", "error": error.to_object()}
+
+
+def _ids(asked: Any) -> list[str]:
+    """Raises BadRequest."""
+    ids = asked.get("ids") if isinstance(asked, dict) else None
+    if not isinstance(ids, list) or not 1 <= len(ids) <= _MOST or not all(isinstance(one, str) for one in ids):
+        raise BadRequest(f"ids must be a list of 1 to {_MOST} ids of streams.", param="ids")
+    if unknown := asked.keys() - {"ids"}:
+        raise BadRequest("The body takes no field but `ids`.", param=min(unknown))
+    return list(dict.fromkeys(ids))
 
 
 @router.delete("/{generation_id}")

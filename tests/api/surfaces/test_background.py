@@ -222,6 +222,35 @@ def test_made_twice_it_is_told_once(ann: Client, receiver: Receiver) -> None:
     assert len(receiver.of(generation_id)) == 1
 
 
+def test_an_event_is_delivered_again_when_that_is_asked_for(ann: Client, receiver: Receiver) -> None:
+    generation_id = ann.post(ask("fake/echo", background=True, webhook={"url": receiver.url})).json()["id"]
+    delivered(ann, generation_id)
+    again = ann.http.post(f"/v1/streams/{generation_id}/redeliver")
+    assert (again.status_code, again.json()["webhook"]["status"]) == (200, "pending")
+    wait_until(lambda: len(receiver.of(generation_id)) == 2)
+    first, second = receiver.of(generation_id)
+    assert first.body == second.body
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+    assert delivered(ann, generation_id)["webhook"]["attempts"] == 1  # type: ignore[index]
+
+
+def test_what_was_given_up_is_delivered_when_that_is_asked_for(
+    ann: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "answer", lambda _: 410)
+    generation_id = ann.post(ask("fake/echo", background=True, webhook={"url": receiver.url})).json()["id"]
+    wait_until(lambda: ann.state(generation_id)["webhook"]["status"] == "failed")
+    monkeypatch.setattr(receiver, "answer", lambda _: 200)
+    assert ann.http.post(f"/v1/streams/{generation_id}/redeliver").status_code == 200
+    delivered(ann, generation_id)
+
+
+def test_where_there_is_no_event_none_is_delivered_again(ann: Client) -> None:
+    generation_id = ann.stream("fake/echo").headers["x-stream-id"]
+    refused = ann.http.post(f"/v1/streams/{generation_id}/redeliver")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "no_event")
+
+
 def test_the_provider_hears_nothing_of_it(ann: Client, receiver: Receiver, scripted: Register) -> None:
     played = scripted([*words(1), *ending()])
     body = ask(played.model, background=True, webhook={"url": receiver.url})

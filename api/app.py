@@ -19,7 +19,7 @@ from api.deps import guard
 from api.live.drain import Drain
 from api.live.hub import BLOCK_MS, Hub
 from api.openapi import document
-from api.resources import batches, files, health, keys, models, operations, reference, sessions, usage
+from api.resources import audit, batches, files, health, keys, models, operations, reference, sessions, usage
 from api.services import Services
 from api.surfaces import completions, whole
 from api.surfaces.chat import routes as chat
@@ -49,6 +49,7 @@ _ROUTES = (
     batches,
     usage,
     keys,
+    audit,
     models,
     operations,
     health,

@@ -113,6 +113,7 @@ RULES: dict[str, Rule] = {
     "POST /v1/keys/{key_id}": _ADMIN,
     "DELETE /v1/keys/{key_id}": _ADMIN,
     "POST /v1/keys/{key_id}/rotate": _ADMIN,
+    "GET /v1/audit": Rule(Access.ADMIN, all_tenants=True),
 }
 """By method and path as the router has it; `WEBSOCKET` stands for a method where there is none."""
 

@@ -124,6 +124,7 @@ OPERATIONS: dict[str, Operation] = {
     "POST /v1/keys/{key_id}/rotate": Operation("rotateKey", "Key", body="RotateKeyRequest"),
     "GET /v1/workers": Operation("listWorkers", "WorkerList"),
     "GET /v1/queue": Operation("getQueue", "Queue"),
+    "GET /v1/audit": Operation("listAudit", "AuditList"),
     "GET /v1/models": Operation("listModels", "ListModelsResponse"),
     "GET /v1/models/{model}": Operation("retrieveModel", "Model"),
 }

@@ -264,6 +264,19 @@ _KEYS = {
     ),
     "KeyList": _page(ref("Key")),
     "KeyDeleted": _deleted("key.deleted"),
+    "AuditEntry": _object(
+        "A change of a key or of limits.",
+        id=TEXT,
+        object=_one_of("audit.entry"),
+        at=WHOLE,
+        action=TEXT,
+        subject=TEXT,
+        tenant=TEXT,
+        by=_object("Who made it.", key_id=_MAYBE_TEXT, tenant=TEXT),
+        request_id=_MAYBE_TEXT,
+        details=ANY_OBJECT,
+    ),
+    "AuditList": _page(ref("AuditEntry")),
 }
 
 _OPERATIONS = {

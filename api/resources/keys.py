@@ -32,7 +32,7 @@ _ROTATE_BODY = {
 @router.post("", openapi_extra=_NEW_BODY)
 async def create(services: CurrentServices, caller: CurrentCaller, body: Body) -> dict[str, Any]:
     """Makes a key. It stands in `key`, this once."""
-    record, key = await services.keys.create(KeyRequest.check(parsed(body)))
+    record, key = await services.keys.create(KeyRequest.check(parsed(body)), caller.actor)
     await services.ring.learn()
     return {**_shown(record, None), "key": key}
 
@@ -68,7 +68,7 @@ async def retrieve(services: CurrentServices, caller: CurrentCaller, key_id: str
 async def change(services: CurrentServices, caller: CurrentCaller, key_id: str, body: Body) -> dict[str, Any]:
     """Replaces the fields that are sent: name, expiry, models, limits, budgets."""
     _refuse_configured(services, key_id)
-    record = await services.keys.change(key_id, KeyChange.check(parsed(body)))
+    record = await services.keys.change(key_id, KeyChange.check(parsed(body)), caller.actor)
     return await _learned(services, record)
 
 
@@ -76,7 +76,7 @@ async def change(services: CurrentServices, caller: CurrentCaller, key_id: str, 
 async def rotate(services: CurrentServices, caller: CurrentCaller, key_id: str, body: Body) -> dict[str, Any]:
     """Gives it a new secret, which stands in `key`, this once; the one before holds for `overlap_s` more."""
     _refuse_configured(services, key_id)
-    record, key = await services.keys.rotate(key_id, _overlap_s(parsed(body) if body else {}))
+    record, key = await services.keys.rotate(key_id, _overlap_s(parsed(body) if body else {}), caller.actor)
     return {**await _learned(services, record), "key": key}
 
 
@@ -84,7 +84,7 @@ async def rotate(services: CurrentServices, caller: CurrentCaller, key_id: str, 
 async def revoke(services: CurrentServices, caller: CurrentCaller, key_id: str) -> dict[str, Any]:
     """Revokes it: it opens nothing any more, and who watches with it is cut off. What it asked for goes on."""
     _refuse_configured(services, key_id)
-    await _learned(services, await services.keys.revoke(key_id))
+    await _learned(services, await services.keys.revoke(key_id, caller.actor))
     return {"id": key_id, "object": "key.deleted", "deleted": True}
 
 

@@ -151,6 +151,33 @@ def _path(key_id: str) -> str:
     return f"/v1/keys/{quote(key_id, safe='')}"
 
 
+@group.command()
+def audit(
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
+    tenant: Annotated[str | None, typer.Option(help="Only what was this one's.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Show who made, changed and revoked which key, the newest first."""
+    query = urlencode({"limit": limit, **({"tenant": tenant} if tenant else {})})
+    page = ask(url, lambda client: client.send("GET", f"/v1/audit?{query}"))
+    if as_json:
+        typer.echo(json.dumps(page, indent=2))
+        return
+    rows = [
+        (
+            when(entry["at"]),
+            entry["action"],
+            entry["subject"],
+            entry["tenant"],
+            f"{entry['by']['key_id'] or ''} ({entry['by']['tenant']})",
+            _text(entry["details"]),
+        )
+        for entry in page["data"]
+    ]
+    table(("AT", "ACTION", "OF", "TENANT", "BY", "DETAILS"), rows)
+
+
 def _print_new(key: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(key, indent=2))

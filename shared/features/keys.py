@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from shared.chat.checking import check
 from shared.config.tenants import TENANT
 from shared.errors import BadRequest, NotFound
+from shared.features.audit import Actor, Audit
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.store.availability import deadline, translate_errors
@@ -175,8 +176,9 @@ class KeyStore:
 
     def __init__(self, redis: ArqRedis, confirmer: Confirmer | None = None) -> None:
         self._redis, self._key, self._confirmer = redis, redis.key, confirmer
+        self._audit = Audit(redis)
 
-    async def create(self, request: KeyRequest) -> tuple[KeyRecord, str]:
+    async def create(self, request: KeyRequest, by: Actor) -> tuple[KeyRecord, str]:
         """The record and the key, which is told this once. Raises BadRequest when there are too many."""
         await self._make_room()
         key = _new_key()
@@ -194,13 +196,19 @@ class KeyStore:
             "budgets": {},
         }
         record.update(request.terms())  # type: ignore[typeddict-item]
-        return await self._write(record["id"], lambda _: record), key
+        told = {"role": request.role, **request.terms()}
+        return await self._write(record["id"], lambda _: record, by, "key.created", told), key
 
-    async def change(self, key_id: str, change: KeyChange) -> KeyRecord:
+    async def change(self, key_id: str, change: KeyChange, by: Actor) -> KeyRecord:
         """Raises NotFound; BadRequest for one that was revoked."""
-        return await self._write(key_id, lambda record: {**_usable(record), **change.terms()})  # type: ignore[typeddict-item]
+        terms = change.terms()
 
-    async def rotate(self, key_id: str, overlap_s: int) -> tuple[KeyRecord, str]:
+        def changed(record: KeyRecord | None) -> KeyRecord:
+            return {**_usable(record), **terms}  # type: ignore[typeddict-item]
+
+        return await self._write(key_id, changed, by, "key.changed", terms)
+
+    async def rotate(self, key_id: str, overlap_s: int, by: Actor) -> tuple[KeyRecord, str]:
         """The record and its new key; the one before holds for `overlap_s` from now on, 0: not any more. Raises NotFound;
         BadRequest for one that was revoked."""
         key, now = _new_key(), now_ms() // 1000
@@ -215,16 +223,16 @@ class KeyStore:
             ]
             return {**known, "secrets": [_secret(key), *kept]}
 
-        return await self._write(key_id, turned), key
+        return await self._write(key_id, turned, by, "key.rotated", {"overlap_s": overlap_s}), key
 
-    async def revoke(self, key_id: str) -> KeyRecord:
+    async def revoke(self, key_id: str, by: Actor) -> KeyRecord:
         """It opens nothing any more, and stays listed. Once more is harmless. Raises NotFound."""
 
         def ended(record: KeyRecord | None) -> KeyRecord:
             known = _found(record)
             return {**known, "secrets": [], "revoked_at": known["revoked_at"] or now_ms() // 1000}
 
-        return await self._write(key_id, ended)
+        return await self._write(key_id, ended, by, "key.revoked", {})
 
     async def find(self, key_id: str) -> KeyRecord:
         """Raises NotFound."""
@@ -272,9 +280,16 @@ class KeyStore:
             with translate_errors():
                 await self._redis.hdel(self._key.keys, *ended)  # type: ignore[misc]
 
-    async def _write(self, key_id: str, make: Callable[[KeyRecord | None], KeyRecord]) -> KeyRecord:
-        """What `make` makes of the record, under a new version, and once the server's death cannot take it any more, where that
-        is promised."""
+    async def _write(
+        self,
+        key_id: str,
+        make: Callable[[KeyRecord | None], KeyRecord],
+        by: Actor,
+        action: str,
+        told: Mapping[str, Any],
+    ) -> KeyRecord:
+        """What `make` makes of the record, under a new version, with its entry in the audit log. Returns once the server's
+        death cannot take it any more, where that is promised."""
         written: list[KeyRecord] = []
 
         def queue(pipe: Any, seen: list[Any]) -> None:
@@ -282,6 +297,7 @@ class KeyStore:
             written[:] = [record]
             pipe.hset(self._key.keys, key_id, json.dumps(record))
             pipe.set(self._key.keys_version, secrets.token_hex(8))
+            self._audit.note(pipe, by, action, key_id, record["tenant"], told)
 
         async with deadline():
             with translate_errors():

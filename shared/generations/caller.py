@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from shared.errors import Forbidden
+from shared.features.audit import Actor
 from shared.features.keys import Limits, Role
 
 __all__ = ["UNLIMITED", "Caller", "Limits", "Role"]
@@ -27,6 +28,11 @@ class Caller:
     """Patterns of the names that it may ask for; None: all."""
     budgets: Mapping[str, float] = field(default_factory=dict, hash=False)
     """What the key may spend, `{day_usd: 10.0}`; empty: as much as it asks for."""
+
+    @property
+    def actor(self) -> Actor:
+        """As the audit log has it."""
+        return Actor(self.key_id, self.tenant)
 
     def may_ask(self, model: str) -> bool:
         """Whether a model may be asked for, by the name that a request has."""

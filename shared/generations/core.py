@@ -6,6 +6,7 @@ Hidden here: which of them needs which. An API process adds its hub to these (`a
 from __future__ import annotations
 
 from shared.config.settings import Settings
+from shared.features.audit import Audit
 from shared.features.batches import Batches
 from shared.features.blobs import Blobs
 from shared.features.chains import Chains
@@ -44,7 +45,7 @@ class Core:
         """`name` is this process, as outcomes have it; without a confirmer nothing that is accepted is confirmed; `admit`
         may refuse a generation before it exists."""
         self.catalogue = Catalogue(redis)
-        self.keys = KeyStore(redis, confirmer)
+        self.keys, self.audit = KeyStore(redis, confirmer), Audit(redis)
         self.ledger = Ledger(redis)
         self.webhooks = Webhooks(redis, settings)
         self.files = Files(redis, settings, confirmer)

@@ -19,6 +19,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:keys` | hash, id to JSON: the API keys that are data, see keys.py in shared/features | permanent |
 | `streamspool:keys-version` | string, random: another one after each change of a key | permanent |
 | `streamspool:keys-used` | hash, id to Unix seconds: when a key was used last | 400 days after the last use |
+| `streamspool:audit` | stream of changes of keys and limits, see audit.py: 100,000 entries | permanent |
 | `streamspool:token:SHA256` | string, JSON: the stream that a token opens, and whose | as asked for, 1 hour at most |
 | `streamspool:{ID}:deleted` | string: its owner deleted it, and no worker is to write it again | 60 s |
 | `streamspool:{ID}:continued` | string: a response goes on from it | as long as that one |
@@ -123,6 +124,7 @@ class Keys:
         self.batches_open = f"{prefix}:batches-open"
         self.keys = f"{prefix}:keys"
         self.keys_version = f"{prefix}:keys-version"
+        self.audit = f"{prefix}:audit"
         self.keys_used = f"{prefix}:keys-used"
         self.reaping = f"{prefix}:reaping"
         self.blobs_searched = f"{prefix}:blobs-searched"
@@ -139,6 +141,7 @@ class Keys:
                 self.batches_open,
                 self.keys,
                 self.keys_version,
+                self.audit,
                 *map(self.tenants, Lane),
                 *map(self.running, Lane),
             }

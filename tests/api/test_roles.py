@@ -20,9 +20,9 @@ from tests.support.wire import ADMIN_KEY, KEY_A, KEY_B, Client, ask
 
 OPEN = {"GET /", "GET /docs", "GET /openapi.json", "GET /health", "GET /healthz", "GET /readyz", "GET /metrics"}
 ONLY_COUNTS = {"POST /v1/responses/input_tokens", "POST /v1/streams/{generation_id}/tokens"}
-ADMINS = ("/v1/keys", "/v1/workers")
+ADMINS = ("/v1/keys", "/v1/workers", "/v1/audit")
 TOKENS = {"GET /v1/streams/{generation_id}"}
-OF_ALL = {"GET /v1/streams", "GET /v1/keys", "GET /v1/queue"}
+OF_ALL = {"GET /v1/streams", "GET /v1/keys", "GET /v1/queue", "GET /v1/audit"}
 """Lists that an admin may have of all tenants at once."""
 NO_TENANTS = ("GET /v1/models/", *ADMINS)
 """What they name is no tenant's."""

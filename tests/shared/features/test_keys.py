@@ -6,11 +6,13 @@ import pytest
 
 from shared.errors import BadRequest, Unavailable
 from shared.features import keys as keys_module
+from shared.features.audit import Actor
 from shared.features.key_ring import KeyRing
 from shared.features.keys import KeyChange, KeyRequest, KeyStore
 from shared.store.redis import ArqRedis
 
 T = KeyRequest(tenant="t")
+BOSS = Actor("key_boss", "ops")
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ async def test_a_known_key_is_good_for_a_minute_without_redis_and_an_unknown_one
 ) -> None:
     store = KeyStore(redis)
     ring = KeyRing(store)
-    record, key = await store.create(T)
+    record, key = await store.create(T, BOSS)
     with pytest.raises(Unavailable):
         ring.find(key)  # it was never looked
     assert ring.find("of-the-environment") is None
@@ -50,17 +52,17 @@ async def test_each_change_is_seen_and_nothing_else_is_read(redis: ArqRedis) -> 
     ring = KeyRing(store)
     gone: list[str] = []
     ring.on_revoked = gone.append
-    record, key = await store.create(T)
+    record, key = await store.create(T, BOSS)
     await ring.look()
     version = await store.changed(None)
     assert version is not None
     assert await store.changed(version[0]) is None
-    await store.change(record["id"], KeyChange(name="n"))
+    await store.change(record["id"], KeyChange(name="n"), BOSS)
     await ring.look()
     found = ring.find(key)
     assert found is not None
     assert found["name"] == "n"
-    await store.revoke(record["id"])
+    await store.revoke(record["id"], BOSS)
     await ring.look()
     assert ring.find(key) is None
     assert ring.is_revoked(record["id"])
@@ -90,13 +92,13 @@ async def test_the_last_use_is_written_once_a_minute(redis: ArqRedis, clock: lis
 async def test_what_ended_long_ago_makes_room(redis: ArqRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys_module, "MOST", 2)
     store = KeyStore(redis)
-    old, _ = await store.create(T)
-    await store.create(T)
+    old, _ = await store.create(T, BOSS)
+    await store.create(T, BOSS)
     with pytest.raises(BadRequest, match="2 keys"):
-        await store.create(T)
-    await store.revoke(old["id"])
+        await store.create(T, BOSS)
+    await store.revoke(old["id"], BOSS)
     with pytest.raises(BadRequest):
-        await store.create(T)  # it is listed for a while yet
+        await store.create(T, BOSS)  # it is listed for a while yet
     monkeypatch.setattr(keys_module, "KEPT_S", -1)
-    await store.create(T)
+    await store.create(T, BOSS)
     assert old["id"] not in {record["id"] for record in await store.listed()}

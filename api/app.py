@@ -19,7 +19,7 @@ from api.deps import guard
 from api.live.drain import Drain
 from api.live.hub import BLOCK_MS, Hub
 from api.openapi import document
-from api.resources import audit, batches, files, health, keys, models, operations, reference, sessions, usage
+from api.resources import audit, batches, files, health, keys, limits, models, operations, reference, sessions, usage
 from api.services import Services
 from api.surfaces import completions, whole
 from api.surfaces.chat import routes as chat
@@ -49,6 +49,7 @@ _ROUTES = (
     batches,
     usage,
     keys,
+    limits,
     audit,
     models,
     operations,
@@ -96,6 +97,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
                 run_while_redis_is_away("reaper", Reaper(redis, log, services, settings, name=name).run),
             )
             await _learn_keys(stack, authenticator, services)
+            _run(stack, "limits", services.limiter.run())
             app.state.services = services
             await stack.enter_async_context(giving_back())
             collect_rarely()

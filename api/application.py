@@ -18,14 +18,16 @@ from fastapi import FastAPI
 from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
-from api.errors import REQUEST_ID
-from api.live.client import AMONG, HEAD_ONLY
+from api.errors import RATELIMITS, REQUEST_ID
+from api.live.client import AMONG, HEAD_ONLY, SEAT
 from api.live.response import LATER
 from shared.config.settings import Settings
 from shared.lib.tasks import FairTurns
 from shared.lib.telemetry import REQUESTS, begin_request
 
-_KEPT = frozenset({"type", "method", "http_version", "extensions", "route", HEAD_ONLY, REQUEST_ID, AMONG})
+_KEPT = frozenset(
+    {"type", "method", "http_version", "extensions", "route", HEAD_ONLY, REQUEST_ID, AMONG, RATELIMITS, SEAT}
+)
 """What of a request's scope the server, the count of responses and a viewer still need."""
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SLASHES = re.compile(rb"/{2,}")
@@ -39,7 +41,8 @@ PREFLIGHT_S = 7200
 """How long a browser may remember what a page may ask: Chromium remembers nothing for longer."""
 EXPOSED = (
     "Location, Retry-After, X-Request-Id, X-Stream-Id, X-Session-Id, X-Served-By, X-Fallback-From, X-Should-Retry, "
-    "Idempotent-Replayed, Content-Disposition, Content-Range"
+    "Idempotent-Replayed, Content-Disposition, Content-Range, X-Ratelimit-Limit-Requests, X-Ratelimit-Remaining-Requests, "
+    "X-Ratelimit-Reset-Requests, X-Ratelimit-Limit-Tokens, X-Ratelimit-Remaining-Tokens, X-Ratelimit-Reset-Tokens"
 )
 """Response headers that a page may read; others a browser keeps to itself (Fetch standard, 3.2.3)."""
 
@@ -171,7 +174,8 @@ class _Named:
             if message["status"] == 405:  # the framework knows the methods of one route only
                 allowed = ", ".join(self._app.methods(scope)).encode()
                 headers = [*(field for field in headers if field[0] != b"allow"), (b"allow", allowed)]
-            message["headers"] = [*headers, (b"x-request-id", scope[REQUEST_ID].encode()), *self._welcome]
+            limits = [(name.encode(), value.encode()) for name, value in scope.get(RATELIMITS, {}).items()]
+            message["headers"] = [*headers, (b"x-request-id", scope[REQUEST_ID].encode()), *limits, *self._welcome]
             REQUESTS.labels(getattr(scope.get("route"), "path", "none"), message["status"]).inc()
             self._welcome = ()
         await self._send(message)

@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 
+from shared.config.limits import Limits
 from shared.config.settings import Settings
 from shared.errors import Forbidden, Unauthenticated
-from shared.features.key_ring import KeyRing
-from shared.features.keys import KeyRecord, Limits, Role, digest_of
+from shared.features.access.key_ring import KeyRing
+from shared.features.access.keys import KeyRecord, Role, digest_of
 from shared.generations.caller import Caller
 
 LOCAL_TENANT = "local"
@@ -86,7 +87,7 @@ def caller_of(record: KeyRecord) -> Caller:
         record["role"],
         Limits(**record["limits"]),
         None if models is None else tuple(models),
-        record["budgets"],
+        budgets=record["budgets"],
     )
 
 

@@ -15,7 +15,8 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from api.access.rules import Access, Rule, check_role, rule_of, tenant_meant
 from api.auth import Authenticator
 from api.bodies import LargeBody
-from api.live.client import AMONG
+from api.errors import RATELIMITS
+from api.live.client import AMONG, SEAT
 from api.live.cursor import is_cursor
 from api.services import Services
 from shared.errors import BadRequest, TooLarge, Unauthenticated
@@ -56,6 +57,12 @@ async def guard(connection: HTTPConnection) -> None:
     check_role(rule, caller.role)
     if (tenant := tenant_meant(rule, caller.role, connection.query_params.getlist("tenant"))) is not None:
         caller = replace(caller, tenant=tenant)
+    limiter = connection.app.state.services.limiter
+    if rule.access is Access.WRITE and limiter.applies(caller):
+        caller = replace(caller, ratelimits={})
+        connection.scope[RATELIMITS] = caller.ratelimits
+    elif (seat := limiter.seat(caller)) is not None:
+        connection.scope[SEAT] = seat
     connection.scope[_CALLER] = caller
     if caller.key_id is not None and (viewers := connection.app.state.services.viewers.of(caller.key_id)) is not None:
         connection.scope[AMONG] = viewers
@@ -90,11 +97,12 @@ async def _viewer(
 
 
 async def _body(
-    request: Request, services: Annotated[Services, Depends(_services)], _: CurrentCaller
+    request: Request, services: Annotated[Services, Depends(_services)], caller: CurrentCaller
 ) -> bytes | bytearray:
     """The raw body, counted while it comes in, after the key was checked. There has to be room for a large one; one that does
     not tell its length counts as the largest. Raises TooLarge, BadRequest, Unavailable."""
-    limit = services.settings.max_body_bytes
+    most = services.settings.max_body_bytes
+    limit = min(most, services.limiter.body_bytes(caller) or most)
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise BadRequest("Send the body without Content-Encoding.", param="content-encoding")
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -125,7 +133,8 @@ async def _body(
             raise BadRequest("The client left before its request was complete.") from None
         except TimeoutError:
             raise BadRequest("The request body did not arrive in time.", code="request_timeout", status=408) from None
-    raise TooLarge(f"The request body is over the limit of {limit} bytes (STREAMSPOOL_MAX_BODY_BYTES).")
+    whose = "STREAMSPOOL_MAX_BODY_BYTES" if limit == most else "body_bytes of this key"
+    raise TooLarge(f"The request body is over the limit of {limit} bytes ({whose}).")
 
 
 def parsed(body: bytes | bytearray) -> Any:

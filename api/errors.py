@@ -39,6 +39,9 @@ logger = get_logger(__name__)
 REQUEST_ID = "streamspool.request_id"
 """ASGI scope: the id of this request, as in `x-request-id`."""
 
+RATELIMITS = "streamspool.ratelimits"
+"""ASGI scope: the `x-ratelimit-…` headers of the response, once they are known."""
+
 
 def outcome_error(outcome: Outcome) -> StoredError | None:
     """The error of an outcome, None if it is an answer: one that was ended for its size is, and says `length` itself."""

@@ -13,7 +13,7 @@ from api.live.drain import Drain
 from api.live.hub import Hub
 from api.live.viewers import Viewers
 from shared.config.settings import Settings
-from shared.features.key_ring import KeyRing
+from shared.features.access.key_ring import KeyRing
 from shared.features.tokens import Tokens
 from shared.generations.caller import Caller
 from shared.generations.core import Core
@@ -42,6 +42,7 @@ class Services(Core):
         self.backlog = Backlog(redis)
         self.viewers = Viewers()
         self.ring = KeyRing(self.keys)
+        self.limiter.told = self.ring.limits_of
         self.configured: Sequence[Caller] = ()
         """Those of the keys in the environment."""
         self.ring.on_revoked = self.viewers.turn_out

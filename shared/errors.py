@@ -305,6 +305,25 @@ class RateLimited(StreamspoolError):
     code = "rate_limit_exceeded"
     default_message = "This key has used up what it may use for now. Send the request again later."
 
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        kind: str | None = None,
+        limits: Mapping[str, str] | None = None,
+        retryable: bool | None = None,
+        **keywords: Any,
+    ) -> None:
+        """`kind` is the type that OpenAI gives to the limit, `limits` are its `x-ratelimit-…` headers."""
+        super().__init__(message, **keywords)
+        self.kind, self.limits, self.retryable = kind, limits or {}, retryable
+
+    def to_object(self) -> ErrorObject:
+        return {**super().to_object(), "type": self.kind or self.type}
+
+    def headers(self) -> dict[str, str]:
+        return {**super().headers(), **self.limits}
+
 
 class SessionBusy(StreamspoolError):
     """One generation of a session runs at a time. Not to be retried blindly, as the SDKs would any 409."""

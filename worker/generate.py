@@ -40,6 +40,7 @@ from shared.errors import (
     WorkerLost,
     without_frames,
 )
+from shared.features.access.limits import Limiter
 from shared.features.blobs import OfTenant
 from shared.generations.outcome import Outcomes, finished_status
 from shared.lib import json
@@ -95,7 +96,9 @@ class Generator:
         settings: Settings,
         *,
         worker_id: str,
+        limiter: Limiter | None = None,
     ) -> None:
+        self._limiter = limiter
         self._log, self._appender, self._upstream, self._outcomes = log, appender, upstream, outcomes
         self.running = RunningAttempts(log, appender)
         self._providers, self._settings, self._worker_id = providers, settings, worker_id
@@ -109,6 +112,8 @@ class Generator:
             claimed = await self._claim(generation_id, first=job_try == 1)
             while claimed is not None:
                 writer, header, body = claimed
+                if self._limiter is not None:
+                    await self._limiter.begun(header)
                 try:
                     claimed = await self._attempt(writer, header, body)
                 finally:

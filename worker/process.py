@@ -67,7 +67,9 @@ async def serve(settings: Settings) -> None:
         appender = await stack.enter_async_context(Appender(redis, confirmer))
         upstream = await stack.enter_async_context(Upstream(settings))
         core = Core(redis, log, settings, name=worker_id, confirmer=confirmer)
-        generator = Generator(log, appender, upstream, providers, core.outcomes, settings, worker_id=worker_id)
+        generator = Generator(
+            log, appender, upstream, providers, core.outcomes, settings, worker_id=worker_id, limiter=core.limiter
+        )
         batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis))
         worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id)
         heartbeat = Heartbeat(redis, worker, providers, settings.models)

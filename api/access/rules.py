@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from shared.config.tenants import TENANT
 from shared.errors import BadRequest, Forbidden
-from shared.features.keys import Role
+from shared.features.access.keys import Role
 
 
 class Access(Enum):
@@ -113,6 +113,9 @@ RULES: dict[str, Rule] = {
     "POST /v1/keys/{key_id}": _ADMIN,
     "DELETE /v1/keys/{key_id}": _ADMIN,
     "POST /v1/keys/{key_id}/rotate": _ADMIN,
+    "GET /v1/limits": _READ,
+    "POST /v1/limits/{tenant}": _ADMIN,
+    "DELETE /v1/limits/{tenant}": _ADMIN,
     "GET /v1/audit": Rule(Access.ADMIN, all_tenants=True),
 }
 """By method and path as the router has it; `WEBSOCKET` stands for a method where there is none."""

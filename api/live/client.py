@@ -21,6 +21,9 @@ CONNECTION = "streamspool.connection"
 HEAD_ONLY = "streamspool.head"
 """ASGI scope: there, if the client wants nothing but the headers that a GET would have."""
 
+SEAT = "streamspool.seat"
+"""ASGI scope: an async context manager to be in while a stream is watched; it may raise RateLimited."""
+
 AMONG = "streamspool.among"
 """ASGI scope: the set of clients that are to leave when their key is revoked."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Protocol
 from urllib.parse import quote
 
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.errors import failure, problem_error, to_response
-from api.live.client import Client
+from api.live.client import SEAT, Client
 from api.live.drain import Drain
 from api.live.hub import Hub
 from api.live.livelog import LiveLog
@@ -67,15 +68,18 @@ class LogResponse(Response):
         needed = self.header.get("on_disconnect") == "cancel"
         client = Client(scope, receive, send, self.process.settings.send_timeout_s, needed=needed)
         try:
-            async with self.process.hub.watch(
-                self.id,
-                made=self.header["created_at_ms"],
-                server=self.header.get("server"),
-                tenant=self.header["owner"],
-                fresh=self._fresh,
-                needed=needed,
-                paced=self.header.get("max_tokens_per_s") is not None,
-            ) as live:
+            async with (
+                scope.get(SEAT) or nullcontext(),
+                self.process.hub.watch(
+                    self.id,
+                    made=self.header["created_at_ms"],
+                    server=self.header.get("server"),
+                    tenant=self.header["owner"],
+                    fresh=self._fresh,
+                    needed=needed,
+                    paced=self.header.get("max_tokens_per_s") is not None,
+                ) as live,
+            ):
                 self.id = live.id  # the same, and one for all viewers
                 await self.respond(client, live)
         except TimeoutError:

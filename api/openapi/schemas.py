@@ -241,6 +241,8 @@ _STREAMS = {
     },
 }
 
+_NUMBERS: Schema = {"type": "object", "additionalProperties": WHOLE}
+
 _KEYS = {
     "Key": _object(
         "A key, without its secret.",
@@ -264,6 +266,21 @@ _KEYS = {
     ),
     "KeyList": _page(ref("Key")),
     "KeyDeleted": _deleted("key.deleted"),
+    "Limits": _object(
+        "What a tenant and a key may use, and use now.",
+        object=_one_of("limits"),
+        tenant=TEXT,
+        limits=_NUMBERS,
+        used=_NUMBERS,
+        key=_object("The key's own.", id=_MAYBE_TEXT, limits=_NUMBERS, used=_NUMBERS),
+    ),
+    "TenantLimits": _object(
+        "What was set for a tenant, and what holds.",
+        object=_one_of("limits"),
+        tenant=TEXT,
+        set=_NUMBERS,
+        limits=_NUMBERS,
+    ),
     "AuditEntry": _object(
         "A change of a key or of limits.",
         id=TEXT,

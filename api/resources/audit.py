@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 
 from api.deps import CurrentCaller, CurrentServices, known_query
 from api.paging import After, Limit, page
-from shared.features.audit import Entry
+from shared.features.access.audit import Entry
 
 router = APIRouter(prefix="/v1/audit", tags=["keys"], dependencies=[known_query])
 

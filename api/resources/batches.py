@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -47,9 +48,8 @@ async def create(
 ) -> dict[str, Any]:
     """Starts a batch on the lines of a file. What is wrong with them is told later, in the batch's `errors`."""
     request = BatchRequest.check(parsed(body))
-    head, replayed = await services.batches.create(
-        request, caller.tenant, idempotency_key=key, by=AskedBy(caller.key_id, caller.models)
-    )
+    by = AskedBy(caller.key_id, caller.models, partial(services.limiter.open_batch, caller))
+    head, replayed = await services.batches.create(request, caller.tenant, idempotency_key=key, by=by)
     response.headers.update(REPLAYED if replayed else {})
     return await _shown(services, head)
 

@@ -10,7 +10,7 @@ from api.deps import Body, CurrentCaller, CurrentServices, known_query, parsed
 from api.paging import After, Limit, following, page
 from api.services import Services
 from shared.errors import BadRequest, NotFound
-from shared.features.keys import LONGEST_OVERLAP_S, KeyChange, KeyRecord, KeyRequest, status_of
+from shared.features.access.keys import LONGEST_OVERLAP_S, KeyChange, KeyRecord, KeyRequest, status_of
 from shared.generations.caller import Caller
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[known_query])

@@ -21,6 +21,9 @@ def shown(name: str, value: Any) -> str:
         return ", ".join(f"{key} ({row.base_url})" for key, row in value.items())
     if name == "max_tokens_per_s":
         return ",".join(_tenants(value))
+    if name == "limits":
+        numbers = {tenant: " ".join(f"{limit}={most}" for limit, most in own.items()) for tenant, own in value.items()}
+        return ",".join(_tenants(numbers))
     if name == "models":
         return json.dumps(value) if value else ""
     if isinstance(value, list):

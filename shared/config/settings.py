@@ -27,6 +27,7 @@ from pydantic_settings import (
 from shared.config import redis_url
 from shared.config.environ import FILE, SettingsInvalid, bucket_options, environment, from_file, is_service_link
 from shared.config.kinds import Allowed, ByTenant, Origins, Prefix, Proxies, RootPath, Words
+from shared.config.limits import LimitNumbers
 from shared.config.providers import ProviderConfig, check_models, check_names, check_patterns
 from shared.config.tenants import EVERY_TENANT, check_keys, check_strong, parse_keys, webhook_keys
 from shared.lib import egress, proxies
@@ -265,6 +266,11 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="shares of the workers' places while several tenants wait: `tenant:3,tenant:0.5`; those that are not "
         "named have 1",
+    )
+    limits: ByTenant[LimitNumbers] = Field(
+        default_factory=dict,
+        description="what a tenant may use: `requests_per_min=600 running=50` for each, `team-a:requests_per_min=60` for one, "
+        "with commas between; none: as much as it asks for",
     )
     worker_metrics_port: int = Field(0, ge=0, le=65535, description="port of a worker's own /metrics on HOST; 0: none")
     webhook_secret: ByTenant[SecretStr] = Field(

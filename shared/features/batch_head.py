@@ -7,10 +7,11 @@ platform.openai.com/docs/guides/batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 from shared.log.records import WebhookTarget
+from shared.log.streamlog import Execute
 
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
@@ -68,6 +69,8 @@ class AskedBy(NamedTuple):
     key_id: str | None = None
     allowed: Sequence[str] | None = None
     """Patterns of the models that it may ask for; None: all."""
+    limited: Callable[[str], Awaitable[Execute | None]] | None = None
+    """How the batch of an id is made, where limits apply: see `shared.features.access.limits`."""
 
 
 NO_KEY = AskedBy()

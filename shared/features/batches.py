@@ -95,7 +95,7 @@ class Batches:
                 now = await self.clock_ms()
             head = self._new(batch_id, request, tenant, now)
             head["input_bytes"], head["webhook"] = file["bytes"], webhook
-            head["key_id"], head["allowed"] = by
+            head["key_id"], head["allowed"] = by.key_id, by.allowed
             await self._files.keep_until(file["id"], head["expires_at_ms"] + _AFTER_MS)
             index, life_ms = self._key.batches(tenant), self._life_ms(head)
             # With a key, the caller comes back for this very batch.
@@ -107,7 +107,8 @@ class Batches:
                     pipe.zadd(index, {head["id"]: now})
                     pipe.zremrangebyscore(index, "-inf", now - self._longest_ms())
                     pipe.pexpire(index, self._longest_ms())
-                    made, *_ = await pipe.execute()
+                    counted = await by.limited(batch_id) if by.limited else None
+                    made, *_ = await (counted(pipe) if counted else pipe.execute())
                 if self._confirmer:
                     await self._confirmer.promise(background=True)
         if not made:  # another request with the same key was quicker

@@ -68,8 +68,10 @@ class Blobs:
 
     def __init__(self, redis: ArqRedis, settings: Settings, storage: Callable[[], Storage]) -> None:
         """`storage` is made when it is first needed: most processes never see a blob."""
-        self._redis, self._quota, self._storage = redis, settings.max_blob_bytes, storage
+        self._redis, self._most, self._storage = redis, settings.max_blob_bytes, storage
         self._key = redis.key
+        self.limit: Callable[[str], int | None] = lambda tenant: None
+        """Of a tenant's, what it may store here, if that is less than the others may."""
         self.marks = Marks()
 
     # ---- taking out
@@ -97,9 +99,13 @@ class Blobs:
             return cut.stored({})
         try:
             async with asyncio.timeout(_STORE_S):
-                return cut.stored(await self._keep(holder, tenant, cut, 0 if accepted else self._quota))
+                return cut.stored(await self._keep(holder, tenant, cut, 0 if accepted else self._quota(tenant)))
         except TimeoutError:
             raise FileStorageFailed from None
+
+    def _quota(self, tenant: str) -> int:
+        """0: none."""
+        return min((most for most in (self._most, self.limit(tenant)) if most), default=0)
 
     async def store(self, holder: str, tenant: str, payload: bytes, *, accepted: bool = False) -> Stored:
         """`cut` and `keep`."""

@@ -103,6 +103,10 @@ class Files:
                 await self._remove(new.id)
             raise
 
+    async def bytes_of(self, tenant: str) -> int:
+        """What a tenant's files take."""
+        return sum([facts["bytes"] async for facts in self.listed(tenant)])
+
     async def _register(self, new: NewFile) -> None:
         created = now_ms()
         life_ms = int((new.life_s or self._settings.files_retention_s) * 1000)

@@ -25,6 +25,7 @@ from shared.errors import (
     StreamspoolError,
     Unavailable,
 )
+from shared.features.access.limits import Limiter
 from shared.features.blobs import Blobs
 from shared.features.idempotency import Idempotency, key_digest
 from shared.features.sessions import Sessions
@@ -82,6 +83,7 @@ class Broker:
         webhooks: Webhooks,
         outcomes: Outcomes,
         settlement: Settlement,
+        limiter: Limiter,
         confirmer: Confirmer | None = None,
         admit: Admit | None = None,
     ) -> None:
@@ -90,7 +92,7 @@ class Broker:
         self._redis, self._settings, self._confirmer = redis, settings, confirmer
         self._catalogue, self._sessions, self._webhooks = catalogue, sessions, webhooks
         self._outcomes, self._settlement, self._blobs = outcomes, settlement, blobs
-        self._gate = Gate(redis.key, sessions, admit)
+        self._gate = Gate(redis.key, sessions, admit, limiter)
         self._idempotency, self._repeats = Idempotency(redis), Repeats(redis, log, settings)
         self._found = BatchedLookup(log.describe, most=_FOUND_AT_ONCE)
         self._key, self._queue = redis.key, JobQueue(redis)

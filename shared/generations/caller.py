@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from shared.config.limits import Limits
 from shared.errors import Forbidden
-from shared.features.audit import Actor
-from shared.features.keys import Limits, Role
+from shared.features.access.audit import Actor
+from shared.features.access.keys import Role
 
 __all__ = ["UNLIMITED", "Caller", "Limits", "Role"]
 
@@ -26,6 +27,8 @@ class Caller:
     limits: Limits = UNLIMITED
     models: tuple[str, ...] | None = None
     """Patterns of the names that it may ask for; None: all."""
+    ratelimits: dict[str, str] | None = field(default=None, compare=False)
+    """Where the response's `x-ratelimit-…` headers are put, of one request that is limited."""
     budgets: Mapping[str, float] = field(default_factory=dict, hash=False)
     """What the key may spend, `{day_usd: 10.0}`; empty: as much as it asks for."""
 

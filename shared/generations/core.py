@@ -6,7 +6,9 @@ Hidden here: which of them needs which. An API process adds its hub to these (`a
 from __future__ import annotations
 
 from shared.config.settings import Settings
-from shared.features.audit import Audit
+from shared.features.access.audit import Audit
+from shared.features.access.keys import KeyStore
+from shared.features.access.limits import Limiter
 from shared.features.batches import Batches
 from shared.features.blobs import Blobs
 from shared.features.chains import Chains
@@ -14,7 +16,6 @@ from shared.features.conversations import Conversations
 from shared.features.effect import Effect
 from shared.features.files import Files
 from shared.features.forgotten import Forgotten
-from shared.features.keys import KeyStore
 from shared.features.sessions import Sessions
 from shared.features.usage import Ledger
 from shared.features.webhooks import Webhooks
@@ -55,7 +56,9 @@ class Core:
         sessions = Sessions(redis, settings, self.blobs)
         self.chains = Chains(log, self.blobs)
         transcripts = Transcripts(log, sessions, self.chains, self.blobs)
-        effects: list[Effect] = [self.ledger, sessions, self.webhooks]
+        self.limiter = Limiter(redis, settings)
+        self.blobs.limit = lambda tenant: self.limiter.of_tenant(tenant).stored_bytes
+        effects: list[Effect] = [self.ledger, sessions, self.webhooks, self.limiter]
         self.settlement = Settlement(redis, log, effects, sessions, transcripts.read, settings)
         self.outcomes = Outcomes(log, transcripts, self.settlement, name=name)
         self.broker = Broker(
@@ -68,6 +71,7 @@ class Core:
             webhooks=self.webhooks,
             outcomes=self.outcomes,
             settlement=self.settlement,
+            limiter=self.limiter,
             confirmer=confirmer,
             admit=admit,
         )

@@ -1,4 +1,4 @@
-"""What may refuse a generation before it exists, in the transaction that creates its log: admission, then its session.
+"""What may refuse a generation before it exists, in the transaction that creates its log: admission, its session, then limits.
 
 Hidden here: the order in which they look and take, and that a request made again with its Idempotency-Key is neither
 refused nor counted a second time. A refusal leaves nothing behind but that key, which names the same generation if the
@@ -12,10 +12,11 @@ from typing import Any
 
 from shared.chat.request import ChatRequest
 from shared.errors import RateLimited
+from shared.features.access.limits import Limiter
 from shared.features.sessions import Sessions
 from shared.generations.caller import Caller
 from shared.log.records import Header
-from shared.log.streamlog import Reserve
+from shared.log.streamlog import Execute, Reserve
 from shared.store.keys import Keys
 
 Charge = Callable[[Any], None]
@@ -28,15 +29,16 @@ Admit = Callable[[Caller, ChatRequest, Any], Awaitable[Charge | None]]
 class Gate:
     """Without `admit`, all are let in."""
 
-    def __init__(self, key: Keys, sessions: Sessions, admit: Admit | None) -> None:
-        self._key, self._sessions, self._admit = key, sessions, admit
+    def __init__(self, key: Keys, sessions: Sessions, admit: Admit | None, limiter: Limiter) -> None:
+        self._key, self._sessions, self._admit, self._limiter = key, sessions, admit, limiter
 
     def reserve(self, request: ChatRequest, caller: Caller, note: Charge) -> Reserve:
         """What `StreamLog.create` is to call. It raises RateLimited, SessionBusy, SessionTooLarge. `note` adds its commands
         with those of the others."""
 
-        async def reserve(pipe: Any, header: Header) -> None:
+        async def reserve(pipe: Any, header: Header) -> Execute | None:
             charge = await self._admitted(request, caller, pipe, header)
+            counted = self._limiter.applies(caller) and not await self._made_before(pipe, header)
             if header["session"]:
                 await self._sessions.reserve(pipe, header)
             elif pipe.watching:
@@ -44,6 +46,7 @@ class Gate:
             if charge is not None:
                 charge(pipe)
             note(pipe)
+            return self._limiter.count(caller, request, header) if counted else None
 
         return reserve
 

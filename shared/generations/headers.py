@@ -56,6 +56,7 @@ def make_header(
         "retention_s": retention_s(settings, request) if request.store else None,
         "session_id": request.session_id,
         "session": _session(settings, request, client_history),
+        "limited": None,
         "batch": None,
         "surface": "chat",
         "previous": None,

@@ -38,6 +38,14 @@ class BatchRef(TypedDict):
     """From 1."""
 
 
+class Limited(TypedDict):
+    """What was counted with a generation, and is to be settled at its end. See `shared.features.access.limits`."""
+
+    scopes: list[str]
+    tokens: int
+    """Taken of the minute's tokens, as an estimate."""
+
+
 class SessionTerms(TypedDict):
     """A session's settings as they hold for one generation."""
 
@@ -88,6 +96,8 @@ class Header(TypedDict):
     """How long a stored one is kept after the seal; None: as long as the server keeps logs."""
     session_id: NotRequired[str | None]
     session: NotRequired[SessionTerms | None]
+    limited: NotRequired[Limited | None]
+    """None: nothing is limited."""
     batch: NotRequired[BatchRef | None]
     surface: NotRequired[Surface]
     """Through which API it was asked for; chat where it is missing."""

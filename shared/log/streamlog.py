@@ -54,7 +54,9 @@ return id
 """Needs Redis 7 or Valkey. An older server refuses it, and the end waits for room."""
 
 
-Reserve = Callable[[Any, Header], Awaitable[None]]
+Execute = Callable[[Any], Awaitable[list[Any]]]
+"""Does what a pipeline in MULTI has queued, or raises; returns the replies, errors among them as values."""
+Reserve = Callable[[Any, Header], Awaitable[Execute | None]]
 
 
 class StreamLog(LogListing):
@@ -70,15 +72,15 @@ class StreamLog(LogListing):
         listed, can be watched, and reaches an outcome even if nobody rings for a worker.
 
         `reserve` is called with the pipeline before anything is queued: it may watch, look, change the header, and
-        leaves the pipeline in MULTI with commands of its own, which take effect with the log or not at all.
+        leaves the pipeline in MULTI with commands of its own, which take effect with the log or not at all. It may return how
+        the transaction is to be executed.
         """
         generation_id, created = header["id"], header["created_at_ms"]
         data, blobs = body if isinstance(body, Stored) else Stored(body)
         key, token = self._key.log(generation_id), secrets.token_hex(8).encode()
         while True:
             async with self._redis.pipeline(transaction=True) as pipe:
-                if reserve:
-                    await reserve(pipe, header)
+                execute = await reserve(pipe, header) if reserve else None
                 before = len(pipe)
                 pipe.xadd(key, {Kind.REQUEST: json.dumps(header), _TOKEN: token}, id=str(HEADER))
                 pipe.xadd(key, {Kind.BODY: data, **({} if blobs is None else {BLOBS: blobs})}, id=str(BEGIN))
@@ -89,10 +91,11 @@ class StreamLog(LogListing):
                     pipe.zremrangebyscore(index, "-inf", created - life_ms)
                     pipe.pexpire(index, life_ms)
                 try:
-                    replies = (await pipe.execute(raise_on_error=False))[before:]
+                    done = await (execute(pipe) if execute else pipe.execute(raise_on_error=False))
                 except WatchError:
                     continue
                 break
+        replies = done[before:]
         if isinstance(replies[0], bytes):
             return True
         if is_refusal(replies[0]):

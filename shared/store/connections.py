@@ -195,9 +195,9 @@ class Pipeline(_Pipeline):
         return Pipeline(self.connection_pool, self.response_callbacks, False, None)
 
     async def begin_to_watch(self) -> Any:
-        """The connection over which WATCH is to be sent next. From here on the pipeline gives it back, and lets go of the
-        keys, when it is reset."""
-        self.connection = connection = await self.connection_pool.get_connection()
+        """The connection over which WATCH is to be sent next: the pipeline's own, if it watches already. From here on the
+        pipeline gives it back, and lets go of the keys, when it is reset."""
+        self.connection = connection = self.connection or await self.connection_pool.get_connection()
         self.watching = True
         return connection
 

@@ -16,8 +16,10 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
 | `streamspool:stored:TENANT` | zset, score = created ms: with `store` | stored retention and safety bound after the last |
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
-| `streamspool:keys` | hash, id to JSON: the API keys that are data, see keys.py in shared/features | permanent |
-| `streamspool:keys-version` | string, random: another one after each change of a key | permanent |
+| `streamspool:keys` | hash, id to JSON: the API keys that are data, see shared/features/access | permanent |
+| `streamspool:limits` | hash, tenant to JSON: limits that were set while the server runs | permanent |
+| `streamspool:keys-version` | string, random: another one after each change of a key, or of limits | permanent |
+| `streamspool:limit:KIND:SCOPE` | hash of counts by second, or zset of ids: limits.py | 61 s; as long as a log can run |
 | `streamspool:keys-used` | hash, id to Unix seconds: when a key was used last | 400 days after the last use |
 | `streamspool:audit` | stream of changes of keys and limits, see audit.py: 100,000 entries | permanent |
 | `streamspool:token:SHA256` | string, JSON: the stream that a token opens, and whose | as asked for, 1 hour at most |
@@ -125,6 +127,7 @@ class Keys:
         self.keys = f"{prefix}:keys"
         self.keys_version = f"{prefix}:keys-version"
         self.audit = f"{prefix}:audit"
+        self.limits = f"{prefix}:limits"
         self.keys_used = f"{prefix}:keys-used"
         self.reaping = f"{prefix}:reaping"
         self.blobs_searched = f"{prefix}:blobs-searched"
@@ -142,6 +145,7 @@ class Keys:
                 self.keys,
                 self.keys_version,
                 self.audit,
+                self.limits,
                 *map(self.tenants, Lane),
                 *map(self.running, Lane),
             }
@@ -167,6 +171,9 @@ class Keys:
 
     def asked(self, tenant: str, digest: str) -> str:
         return f"{self.prefix}:asked:{tenant}:{digest}"
+
+    def limit(self, kind: str, scope: str) -> str:
+        return f"{self.prefix}:limit:{kind}:{scope}"
 
     def token(self, digest: str) -> str:
         return f"{self.prefix}:token:{digest}"

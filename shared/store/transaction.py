@@ -64,8 +64,8 @@ async def commit(pipe: Any, *, raise_on_error: bool = True) -> list[Any]:
     refused = [place for place, reply in enumerate(replies) if isinstance(reply, OutOfMemoryError)]
     if refused:
         again = [commands[place] for place in refused]
-        done = await _run(pipe, [0, _NOTHING_SEEN, *_words(again)], replies[refused[0]])
-        for place, reply in zip(refused, await _answered(pipe, again, done), strict=True):
+        done = await _run(pipe, [0, _NOTHING_SEEN, *words(again)], replies[refused[0]])
+        for place, reply in zip(refused, await answered(pipe, again, done), strict=True):
             replies[place] = reply
     if raise_on_error:
         raise_first(replies)
@@ -128,10 +128,10 @@ async def _over_the_limit(
         commands = pipe.queued
         if not commands:
             return []
-        done = await _run(pipe, [len(looks), digest, *looked, *_words(commands)], refusal)
+        done = await _run(pipe, [len(looks), digest, *looked, *words(commands)], refusal)
         if done is None:
             raise WatchError("Another client wrote meanwhile.")
-        replies = await _answered(pipe, commands, done)
+        replies = await answered(pipe, commands, done)
     if raise_on_error:
         raise_first(replies)
     return replies
@@ -150,12 +150,12 @@ async def _run(pipe: Any, arguments: list[Any], refusal: Exception) -> Any:
     return reply
 
 
-def _words(commands: Sequence[Any]) -> list[Any]:
+def words(commands: Sequence[Any]) -> list[Any]:
     """Commands as redis-py queues them, `(words, options)`, as the script reads them."""
     return [word for words, _ in commands for word in (len(words), *words)]
 
 
-async def _answered(pipe: Any, commands: Sequence[Any], replies: Sequence[Any]) -> list[Any]:
+async def answered(pipe: Any, commands: Sequence[Any], replies: Sequence[Any]) -> list[Any]:
     """What redis-py would make of the replies: `execute` has it done by the same callbacks."""
     answers = []
     for (words, options), reply in zip(commands, replies, strict=True):

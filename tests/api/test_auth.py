@@ -66,6 +66,7 @@ def filled(path: str, generation_id: str) -> str:
         conversation_id="conv_1",
         item_id="msg_1",
         key_id="key_1",
+        tenant="a",
         completion_id=generation_id.replace("chatcmpl-", "cmpl-"),
     )
 

@@ -20,7 +20,7 @@ from tests.support.wire import ADMIN_KEY, KEY_A, KEY_B, Client, ask
 
 OPEN = {"GET /", "GET /docs", "GET /openapi.json", "GET /health", "GET /healthz", "GET /readyz", "GET /metrics"}
 ONLY_COUNTS = {"POST /v1/responses/input_tokens", "POST /v1/streams/{generation_id}/tokens"}
-ADMINS = ("/v1/keys", "/v1/workers", "/v1/audit")
+ADMINS = ("/v1/keys", "/v1/workers", "/v1/audit", "/v1/limits/")
 TOKENS = {"GET /v1/streams/{generation_id}"}
 OF_ALL = {"GET /v1/streams", "GET /v1/keys", "GET /v1/queue", "GET /v1/audit"}
 """Lists that an admin may have of all tenants at once."""
@@ -44,6 +44,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/streams/cancel": {"ids": ["chatcmpl-none"]},
     "POST /v1/keys": {"tenant": "made"},
     "POST /v1/keys/{key_id}": {"name": "changed"},
+    "POST /v1/limits/{tenant}": {"running": None},
 }
 
 
@@ -69,6 +70,7 @@ class Objects(NamedTuple):
     item_id: str
     key_id: str
     model: str = "fake/echo"
+    tenant: str = "a"
 
 
 def bearer(key: str) -> dict[str, str]:

@@ -35,6 +35,7 @@ from shared.lib import json
 from shared.lib.telemetry import BATCH_LINES, get_logger
 from shared.log.entry import SEAL, Position, Status
 from shared.log.records import Header, Outcome
+from shared.log.streamlog import Execute
 from shared.store.outage import log_redis_error
 from shared.store.redis import OutOfMemoryError, RedisError
 from worker.batches.circuit import jittered
@@ -199,10 +200,11 @@ class Run:
             raise
         await _all(map(self._begin, chosen))
 
-    async def _hold(self, pipe: Any, header: Header) -> None:
+    async def _hold(self, pipe: Any, header: Header) -> Execute | None:
         """One that has the batch by now may have written the line's answer down and deleted its log: made again, it would be
         asked and paid once more. Raises Fenced."""
         await self.shared.jobs.fence(pipe, self.id, self.shared.worker_id)
+        return None
 
     async def _begin(self, line: Line) -> None:
         """Submits a line, once however often and by whomever it is done. Raises Fenced if the batch is another worker's."""

@@ -13,15 +13,15 @@ import hashlib
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from shared.chat.checking import check
+from shared.config.limits import OF_TENANTS
 from shared.config.tenants import TENANT
 from shared.errors import BadRequest, NotFound
-from shared.features.audit import Actor, Audit
+from shared.features.access.audit import Actor, Audit
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.store.availability import deadline, translate_errors
@@ -42,29 +42,6 @@ KEPT_S = 400 * 86400
 LONGEST_OVERLAP_S = 30 * 86400
 _ID = re.compile(r"key_[0-9a-f]{24}")
 _UNKNOWN = "There is no key with this id."
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a key, or a tenant, may use; None: as much as it asks for."""
-
-    requests_per_min: int | None = None
-    tokens_per_min: int | None = None
-    running: int | None = None
-    """Generations that have not ended, waiting or not."""
-    waiting: int | None = None
-    """Of them those that no worker has begun."""
-    viewers: int | None = None
-    """Streams that are watched at once."""
-    stored_bytes: int | None = None
-    """Large requests and answers in the file storage."""
-    file_bytes: int | None = None
-    """Uploaded files, and those that batches made."""
-    open_batches: int | None = None
-    webhooks: int | None = None
-    """Generations and batches that are open and have one."""
-    body_bytes: int | None = None
-    """Of one request."""
 
 
 class Secret(TypedDict):
@@ -95,6 +72,15 @@ class KeyRecord(TypedDict):
     budgets: dict[str, float]
 
 
+class Snapshot(NamedTuple):
+    """All there is, at one time."""
+
+    version: bytes
+    records: list[KeyRecord]
+    limits: dict[str, dict[str, int]]
+    """Of tenants."""
+
+
 _Count = Annotated[int, Field(ge=1, le=2**53)]
 _Money = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 _Budget = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
@@ -102,7 +88,7 @@ _Pattern = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class LimitsRequest(BaseModel):
-    """The fields of `Limits`."""
+    """The fields of `Limits`; null, or none: as much as is asked for."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -117,6 +103,11 @@ class LimitsRequest(BaseModel):
     webhooks: _Count | None = None
     body_bytes: _Count | None = None
 
+    @classmethod
+    def check(cls, body: object) -> LimitsRequest:
+        """Raises BadRequest naming the first wrong field."""
+        return check(cls, body)
+
     def given(self) -> dict[str, int]:
         """Those that say something."""
         return self.model_dump(exclude_none=True)
@@ -130,6 +121,13 @@ class _Terms(BaseModel):
     models: Annotated[list[_Pattern], Field(min_length=1, max_length=100)] | None = None
     limits: LimitsRequest = LimitsRequest()
     budgets: Annotated[dict[_Budget, _Money], Field(max_length=20)] = {}
+
+    @field_validator("limits")
+    @classmethod
+    def _are_a_keys(cls, value: LimitsRequest) -> LimitsRequest:
+        if of_tenants := value.given().keys() & set(OF_TENANTS):
+            raise ValueError(f"{min(of_tenants)} is a tenant's, and set at /v1/limits")
+        return value
 
     @field_validator("expires_at")
     @classmethod
@@ -247,15 +245,35 @@ class KeyStore:
         records: list[KeyRecord] = [json.loads(raw) for raw in found]
         return sorted(records, key=lambda record: (record["created_at"], record["id"]), reverse=True)
 
-    async def changed(self, since: bytes | None) -> tuple[bytes, list[KeyRecord]] | None:
-        """What there is, with its version; None if that is `since`. Raises RedisError, OSError."""
+    async def set_limits(self, tenant: str, limits: Mapping[str, int], by: Actor) -> None:
+        """Those that hold for a tenant from now on, `*`: for all, over what the settings say. Empty: none."""
+
+        def queue(pipe: Any, _: list[Any]) -> None:
+            if limits:
+                pipe.hset(self._key.limits, tenant, json.dumps(dict(limits)))
+            else:
+                pipe.hdel(self._key.limits, tenant)
+            pipe.set(self._key.keys_version, secrets.token_hex(8))
+            self._audit.note(pipe, by, "limits.changed", tenant, tenant, limits)
+
+        await self._commit(self._key.limits, tenant, queue)
+
+    async def limits(self) -> dict[str, dict[str, int]]:
+        """By tenant."""
+        with translate_errors():
+            found = await self._redis.hgetall(self._key.limits)  # type: ignore[misc]
+        return _limits(found)
+
+    async def changed(self, since: bytes | None) -> Snapshot | None:
+        """What there is; None if its version is `since`. Raises RedisError, OSError."""
         if (await self._redis.get(self._key.keys_version) or b"") == since:
             return None
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.get(self._key.keys_version)
             pipe.hvals(self._key.keys)
-            version, found = await pipe.execute()
-        return version or b"", [json.loads(raw) for raw in found]
+            pipe.hgetall(self._key.limits)
+            version, found, limits = await pipe.execute()
+        return Snapshot(version or b"", [json.loads(raw) for raw in found], _limits(limits))
 
     async def note_used(self, used: dict[str, int]) -> None:
         """When keys were used, in Unix seconds. Raises RedisError, OSError."""
@@ -299,12 +317,15 @@ class KeyStore:
             pipe.set(self._key.keys_version, secrets.token_hex(8))
             self._audit.note(pipe, by, action, key_id, record["tenant"], told)
 
+        await self._commit(self._key.keys, key_id, queue)
+        return written[0]
+
+    async def _commit(self, name: str, field: str, queue: Callable[[Any, list[Any]], None]) -> None:
         async with deadline():
             with translate_errors():
-                await transact(self._redis, [self._key.keys], [("HGET", self._key.keys, key_id)], queue)
+                await transact(self._redis, [name], [("HGET", name, field)], queue)
                 if self._confirmer:
                     await self._confirmer.promise(background=True)
-        return written[0]
 
 
 def status_of(record: KeyRecord) -> Literal["active", "expired", "revoked"]:
@@ -316,6 +337,10 @@ def status_of(record: KeyRecord) -> Literal["active", "expired", "revoked"]:
 
 def _ended_at(record: KeyRecord) -> int | None:
     return record["revoked_at"] or record["expires_at"]
+
+
+def _limits(found: Mapping[bytes, bytes]) -> dict[str, dict[str, int]]:
+    return {tenant.decode(): json.loads(raw) for tenant, raw in found.items()}
 
 
 def _new_key() -> str:

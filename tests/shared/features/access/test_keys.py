@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from shared.errors import BadRequest, Unavailable
-from shared.features import keys as keys_module
-from shared.features.audit import Actor
-from shared.features.key_ring import KeyRing
-from shared.features.keys import KeyChange, KeyRequest, KeyStore
+from shared.features.access import keys as keys_module
+from shared.features.access.audit import Actor
+from shared.features.access.key_ring import KeyRing
+from shared.features.access.keys import KeyChange, KeyRequest, KeyStore
 from shared.store.redis import ArqRedis
 
 T = KeyRequest(tenant="t")
@@ -19,7 +19,7 @@ BOSS = Actor("key_boss", "ops")
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The process's clock, which is moved by hand."""
     now = [1000.0]
-    monkeypatch.setattr("shared.features.key_ring.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("shared.features.access.key_ring.time.monotonic", lambda: now[0])
     return now
 
 
@@ -56,7 +56,7 @@ async def test_each_change_is_seen_and_nothing_else_is_read(redis: ArqRedis) -> 
     await ring.look()
     version = await store.changed(None)
     assert version is not None
-    assert await store.changed(version[0]) is None
+    assert await store.changed(version.version) is None
     await store.change(record["id"], KeyChange(name="n"), BOSS)
     await ring.look()
     found = ring.find(key)

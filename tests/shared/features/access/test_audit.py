@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from shared.errors import BadRequest, NotFound
-from shared.features import audit as audit_module
-from shared.features.audit import Actor, Audit
-from shared.features.keys import KeyChange, KeyRequest, KeyStore
+from shared.features.access import audit as audit_module
+from shared.features.access.audit import Actor, Audit
+from shared.features.access.keys import KeyChange, KeyRequest, KeyStore
 from shared.store.redis import ArqRedis
 
 BOSS = Actor("key_boss", "ops")

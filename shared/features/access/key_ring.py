@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from shared.errors import Unavailable
-from shared.features.keys import FORM, KeyRecord, KeyStore, digest_of, status_of
+from shared.features.access.keys import FORM, KeyRecord, KeyStore, digest_of, status_of
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import get_logger
 from shared.store.outage import log_redis_error
@@ -38,6 +38,7 @@ class KeyRing:
         self._store = store
         self._version: bytes | None = None
         self._by_digest: dict[bytes, tuple[KeyRecord, int | None]] = {}
+        self._limits: Mapping[str, Mapping[str, int]] = {}
         self._records: Mapping[str, KeyRecord] = {}
         self._looked_at = -STALE_S
         self._used: dict[str, int] = {}
@@ -67,6 +68,10 @@ class KeyRing:
         """Those that have a key here, or had one."""
         return {record["tenant"] for record in self._records.values()}
 
+    def limits_of(self, tenant: str) -> Mapping[str, int]:
+        """What was set for a tenant, or for `*`, while the server runs."""
+        return self._limits.get(tenant, {})
+
     def note_used(self, key_id: str) -> None:
         """Written within a minute."""
         self._used[key_id] = now_ms() // 1000
@@ -74,8 +79,8 @@ class KeyRing:
     async def look(self) -> None:
         """Raises RedisError, OSError."""
         if found := await self._store.changed(self._version):
-            self._version, records = found
-            self._take(records)
+            self._version, self._limits = found.version, found.limits
+            self._take(found.records)
         self._looked_at = time.monotonic()
 
     async def learn(self) -> None:

@@ -1,0 +1,78 @@
+"""/v1/limits: what a key and its tenant may use, and what they use now; admins set it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastapi import APIRouter
+
+from api.deps import Body, CurrentCaller, CurrentServices, known_query, parsed
+from api.services import Services
+from shared.config.limits import LIMITS
+from shared.config.tenants import EVERY_TENANT, TENANT
+from shared.errors import BadRequest
+from shared.features.access.keys import LimitsRequest
+from shared.features.access.limits import told
+from shared.store.availability import translate_errors
+
+router = APIRouter(prefix="/v1/limits", tags=["keys"], dependencies=[known_query])
+
+_BODY = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": LimitsRequest.model_json_schema()}}}
+}
+
+
+@router.get("")
+async def retrieve(services: CurrentServices, caller: CurrentCaller) -> dict[str, Any]:
+    """The limits that the caller is under, its tenant's and its key's, and what is used of them."""
+    with translate_errors():
+        used = await services.limiter.usage(caller)
+    return {
+        "object": "limits",
+        "tenant": caller.tenant,
+        "limits": told(services.limiter.of_tenant(caller.tenant)),
+        "used": used.get(f"tenant:{caller.tenant}", {}),
+        "key": {
+            "id": caller.key_id,
+            "limits": told(caller.limits),
+            "used": used.get(f"key:{caller.key_id}", {}),
+        },
+    }
+
+
+@router.post("/{tenant}", openapi_extra=_BODY)
+async def change(services: CurrentServices, caller: CurrentCaller, tenant: str, body: Body) -> dict[str, Any]:
+    """Sets a tenant's limits, over those of the settings; `*` is every tenant that has none of its own. What is null is as in
+    the settings; what is not named stays."""
+    _check_tenant(tenant)
+    asked = LimitsRequest.check(parsed(body))
+    before = (await services.keys.limits()).get(tenant, {})
+    fields = asked.model_fields_set
+    after = {name: number for name, number in before.items() if name not in fields} | asked.given()
+    await services.keys.set_limits(tenant, {name: after[name] for name in LIMITS if name in after}, caller.actor)
+    return await _learned(services, tenant)
+
+
+@router.delete("/{tenant}")
+async def reset(services: CurrentServices, caller: CurrentCaller, tenant: str) -> dict[str, Any]:
+    """Takes back what was set: the settings hold."""
+    _check_tenant(tenant)
+    await services.keys.set_limits(tenant, {}, caller.actor)
+    return await _learned(services, tenant)
+
+
+async def _learned(services: Services, tenant: str) -> dict[str, Any]:
+    await services.ring.learn()
+    holds = services.limiter.of_tenant(tenant)
+    return {
+        "object": "limits",
+        "tenant": tenant,
+        "set": dict(services.ring.limits_of(tenant)),
+        "limits": told(holds),
+    }
+
+
+def _check_tenant(tenant: str) -> None:
+    if tenant != EVERY_TENANT and not re.fullmatch(TENANT, tenant):
+        raise BadRequest("A tenant has 1 to 64 letters, digits, `_`, `.` or `-`; `*` is all of them.", param="tenant")

@@ -1,0 +1,373 @@
+"""Limits: what a key and its tenant may use. A gate in the transaction that creates a generation, and an effect at its end.
+
+Hidden here: where a limit comes from (a key's record; of a tenant what was set at run time, else the settings, each for it
+before those for all), that all that apply are looked at and counted in one step with the create, so that no round trip is added
+and a count is exact over all processes (`shared.store.conditional`), and what OpenAI calls the figures. Tokens are reserved by
+an estimate and corrected when the usage is known. While Redis is away nothing is created, so nothing is limited either.
+
+Lines of batches are not counted: a batch is limited as a whole, and has a window of its own to be answered in.
+
+Source of the words and headers: platform.openai.com/docs/guides/rate-limits, "Rate limits in headers".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from shared.chat.messages import CHARACTERS_PER_TOKEN, characters
+from shared.chat.request import ChatRequest
+from shared.config.limits import Limits
+from shared.config.settings import Settings
+from shared.config.tenants import EVERY_TENANT
+from shared.errors import RateLimited
+from shared.features.effect import Commands, Ended
+from shared.log.records import Header
+from shared.log.streamlog import Execute
+from shared.store.conditional import KEPT_S, Count, Found, Full, execute_if
+from shared.store.redis import ArqRedis, RedisError
+
+_ANSWER_TOKENS = 1000
+"""Reserved for an answer whose request does not say how long it may be."""
+_PLACE_S = 2.0
+"""When to come again where no time is known: once another one has ended."""
+_DEAD_S = 30.0
+"""A create takes 2 s: what has no log after so long never came to be."""
+_LOOK_S = 5.0
+_SEATED_S = 20
+"""Between two times that a process says who watches there."""
+
+_WORDS = {
+    "requests": "requests per min (RPM)",
+    "tokens": "tokens per min (TPM)",
+    "running": "generations that have not ended",
+    "waiting": "generations that wait",
+    "webhooks": "open generations with a webhook",
+    "batches": "open batches",
+    "viewers": "streams watched at once",
+}
+_RATES = ("requests", "tokens")
+_HELD = ("running", "waiting", "webhooks")
+"""Sets of ids, which a generation leaves when it has ended, if not before."""
+
+
+class Asking(Protocol):
+    """Of a caller, what is looked at here."""
+
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def key_id(self) -> str | None: ...
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def ratelimits(self) -> dict[str, str] | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    kind: str
+    scope: str
+    count: Count
+
+
+class Limiter:
+    """One for each process. `told` gives what was set at run time for a tenant, or for `*`."""
+
+    def __init__(self, redis: ArqRedis, settings: Settings) -> None:
+        self._redis, self._key = redis, redis.key
+        self._settings = settings.limits
+        self._held_s = int(settings.log_safety_s)
+        self.told: Callable[[str], Mapping[str, int]] = lambda tenant: {}
+        self._looked_at: dict[str, float] = {}
+        self._seated: set[tuple[str, str]] = set()
+
+    # ---- what applies
+
+    def of_tenant(self, tenant: str) -> Limits:
+        """What holds for a tenant as a whole."""
+        found: dict[str, int] = {}
+        for source in (self._settings.get, self.told):
+            for name in (EVERY_TENANT, tenant):
+                found |= source(name) or {}
+        return Limits(**found)
+
+    def scopes(self, asking: Asking) -> list[tuple[str, Limits]]:
+        """The limits that a caller is under, with the names by which they are counted."""
+        found = [(f"tenant:{asking.tenant}", self.of_tenant(asking.tenant))]
+        if asking.key_id is not None:
+            found.append((f"key:{asking.key_id}", asking.limits))
+        return [(scope, limits) for scope, limits in found if limits != Limits()]
+
+    def applies(self, asking: Asking) -> bool:
+        return bool(self.scopes(asking))
+
+    def body_bytes(self, asking: Asking) -> int | None:
+        """How large a request may be; None: as large as the server takes."""
+        return min((limits.body_bytes for _, limits in self.scopes(asking) if limits.body_bytes), default=None)
+
+    # ---- the gate
+
+    def count(self, asking: Asking, request: ChatRequest, header: Header) -> Execute | None:
+        """How the transaction that creates the generation is to be executed: not at all, with RateLimited, where a limit is
+        reached. Notes in the header what is to be settled."""
+        tokens = estimate(request)
+        checks = self._checks(asking, header["id"], tokens, webhook=header.get("webhook") is not None)
+        if not checks:
+            return None
+        scopes = {check.scope for check in checks if check.kind != "requests"}
+        header["limited"] = {"scopes": sorted(scopes), "tokens": tokens} if scopes else None
+        return self._execute(asking, checks, request.model)
+
+    async def open_batch(self, asking: Asking, batch_id: str) -> Execute | None:
+        """The same for a batch. Those that have ended are let go of first. Raises RedisError, OSError."""
+        checks = [
+            _Check("batches", scope, self._member("batches", scope, limits.open_batches, batch_id))
+            for scope, limits in self.scopes(asking)
+            if limits.open_batches
+        ]
+        for check in checks:
+            await self._forget_dead(check, after_s=0)
+        return self._execute(asking, checks, "batches") if checks else None
+
+    def _execute(self, asking: Asking, checks: Sequence[_Check], model: str) -> Execute:
+        async def execute(pipe: Any) -> list[Any]:
+            counts = [check.count for check in checks]
+            try:
+                found, replies = await execute_if(pipe, counts)
+            except Full as full:
+                refused = checks[full.refused]
+                await self._forget_dead(refused)
+                raise _refusal(asking, model, refused, full.found, checks) from None
+            if asking.ratelimits is not None:
+                asking.ratelimits.update(_headers(checks, found, taken=True))
+            return replies
+
+        return execute
+
+    def _checks(self, asking: Asking, generation_id: str, tokens: int, *, webhook: bool) -> list[_Check]:
+        checks: list[_Check] = []
+        for scope, limits in self.scopes(asking):
+            if limits.requests_per_min:
+                checks.append(_Check("requests", scope, Count(self._name("requests", scope), limits.requests_per_min)))
+            if limits.tokens_per_min:
+                count = Count(self._name("tokens", scope), limits.tokens_per_min, tokens)
+                checks.append(_Check("tokens", scope, count))
+            # Its place in the set tells the settlement in which second its tokens were taken.
+            if limits.running or limits.tokens_per_min:
+                count = self._member("running", scope, limits.running, generation_id)
+                checks.append(_Check("running", scope, count))
+            if limits.waiting:
+                checks.append(_Check("waiting", scope, self._member("waiting", scope, limits.waiting, generation_id)))
+            if limits.webhooks and webhook:
+                checks.append(
+                    _Check("webhooks", scope, self._member("webhooks", scope, limits.webhooks, generation_id))
+                )
+        return checks
+
+    def _member(self, kind: str, scope: str, most: int | None, member: str) -> Count:
+        return Count(self._name(kind, scope), most, member=member, life_s=self._held_s)
+
+    def _name(self, kind: str, scope: str) -> str:
+        return self._key.limit(kind, scope)
+
+    # ---- viewers
+
+    def seat(self, asking: Asking) -> Seat | None:
+        """For one who comes to watch; None: as many as like may."""
+        checks = [
+            _Check("viewers", scope, self._member("viewers", scope, limits.viewers, secrets.token_hex(8)))
+            for scope, limits in self.scopes(asking)
+            if limits.viewers
+        ]
+        return Seat(self, asking, checks) if checks else None
+
+    async def take(self, asking: Asking, checks: Sequence[_Check]) -> None:
+        """Where Redis is away, they may sit down: what is shown is in this process. Raises RateLimited."""
+        with suppress(RedisError, OSError):
+            async with self._redis.pipeline(transaction=True) as pipe:
+                await self._execute(asking, checks, "streams")(pipe)
+            self._seated.update((check.count.key, check.count.member) for check in checks)
+
+    async def leave(self, checks: Sequence[_Check]) -> None:
+        self._seated.difference_update((check.count.key, check.count.member) for check in checks)
+        with suppress(RedisError, OSError):
+            for check in checks:
+                await self._redis.zrem(check.count.key, check.count.member)
+
+    async def run(self) -> None:
+        """Says for ever who still sits here: the seats of a process that died are free after a minute."""
+        while True:
+            await asyncio.sleep(_SEATED_S)
+            if not self._seated:
+                continue
+            with suppress(RedisError, OSError):
+                second = int((await self._redis.time())[0])
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for name, member in self._seated:
+                        pipe.zadd(name, {member: second}, xx=True)
+                    await pipe.execute()
+
+    # ---- the end
+
+    async def begun(self, header: Header) -> None:
+        """It waits no more. Where that cannot be told, it is at the settlement."""
+        if limited := header.get("limited"):
+            with suppress(RedisError, OSError):
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for scope in limited["scopes"]:
+                        pipe.zrem(self._name("waiting", scope), header["id"])
+                    await pipe.execute()
+
+    async def effect(self, ended: Ended) -> Commands | None:
+        limited = ended.header.get("limited")
+        if not limited:
+            return None
+        scopes, generation_id = limited["scopes"], ended.header["id"]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for scope in scopes:
+                pipe.zscore(self._name("running", scope), generation_id)
+            seconds = await pipe.execute()
+        used = int((ended.outcome.get("usage") or {}).get("total_tokens") or 0)
+
+        def add(pipe: Any) -> None:
+            for scope, second in zip(scopes, seconds, strict=True):
+                for kind in _HELD:
+                    pipe.zrem(self._name(kind, scope), generation_id)
+                if second is not None:
+                    tokens = self._name("tokens", scope)
+                    pipe.hincrby(tokens, str(int(second)), used - limited["tokens"])
+                    pipe.expire(tokens, KEPT_S)
+
+        return add
+
+    async def _forget_dead(self, check: _Check, after_s: float = _DEAD_S) -> None:
+        """Takes those out of a full set that have ended, or never came to be: the process that counted them may have died, or
+        their log is lost. At most once in some seconds."""
+        name, now = check.count.key, time.monotonic()
+        if check.kind in _RATES or (after_s and now - self._looked_at.get(name, -_LOOK_S) < _LOOK_S):
+            return
+        self._looked_at[name] = now
+        second = int((await self._redis.time())[0])
+        ids = [one.decode() for one in await self._redis.zrangebyscore(name, "-inf", second - after_s)]
+        if check.kind == "viewers":
+            await self._redis.zremrangebyscore(name, "-inf", second - 3 * _SEATED_S)
+            return
+        there = self._key.batches_open if check.kind == "batches" else self._key.open
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for one in ids:
+                pipe.zscore(there, one)
+            scores = await pipe.execute() if ids else []
+            dead = [one for one, score in zip(ids, scores, strict=True) if score is None]
+            if dead:
+                pipe.zrem(name, *dead)
+                await pipe.execute()
+
+    # ---- what is used
+
+    async def usage(self, asking: Asking) -> dict[str, dict[str, int]]:
+        """By scope: what is counted now of each kind. Raises RedisError, OSError."""
+        found: dict[str, dict[str, int]] = {}
+        second = int((await self._redis.time())[0])
+        for scope, _ in self.scopes(asking):
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for kind in _RATES:
+                    pipe.hgetall(self._name(kind, scope))
+                for kind in (*_HELD, "batches"):
+                    pipe.zcard(self._name(kind, scope))
+                *windows, running, waiting, webhooks, batches = await pipe.execute()
+            sums = [sum(int(n) for when, n in window.items() if int(when) >= second - 60) for window in windows]
+            found[scope] = {
+                "requests_per_min": sums[0],
+                "tokens_per_min": max(0, sums[1]),
+                "running": running,
+                "waiting": waiting,
+                "webhooks": webhooks,
+                "open_batches": batches,
+            }
+        return found
+
+
+class Seat:
+    """A viewer's, for as long as it is entered. Raises RateLimited when there is none."""
+
+    def __init__(self, limiter: Limiter, asking: Asking, checks: Sequence[_Check]) -> None:
+        self._limiter, self._asking, self._checks = limiter, asking, checks
+
+    async def __aenter__(self) -> None:
+        await self._limiter.take(self._asking, self._checks)
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._limiter.leave(self._checks)
+
+
+def told(limits: Limits) -> dict[str, int]:
+    """Those that say something, by name."""
+    return {name: number for name, number in asdict(limits).items() if number is not None}
+
+
+def estimate(request: ChatRequest) -> int:
+    """How many tokens a request may use: a quarter of its characters, and as many as each answer may have."""
+    prompt = sum(_length(message.content) for message in request.messages) // CHARACTERS_PER_TOKEN
+    told = request.max_completion_tokens or request.max_tokens or 0
+    return max(1, prompt + (told if told > 0 else _ANSWER_TOKENS) * (request.n or 1))
+
+
+def _length(content: Any) -> int:
+    parts = content if isinstance(content, list) else [content]
+    return sum(characters(getattr(part, "model_extra", None) or part) for part in parts)
+
+
+def go_duration(seconds: int) -> str:
+    """As OpenAI has it in `x-ratelimit-reset-…`: `1s`, `6m0s`."""
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes}m{rest}s" if hours else f"{minutes}m{rest}s" if minutes else f"{rest}s"
+
+
+def _headers(checks: Sequence[_Check], found: Sequence[Found], *, taken: bool) -> dict[str, str]:
+    """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`, of the limit that has the least left."""
+    headers: dict[str, str] = {}
+    for kind in _RATES:
+        left = [
+            (max(0, (check.count.most or 0) - used - (check.count.cost if taken else 0)), check.count.most, wait_s)
+            for check, (used, wait_s) in zip(checks, found, strict=True)
+            if check.kind == kind
+        ]
+        if left:
+            remaining, most, wait_s = min(left)
+            headers |= {
+                f"x-ratelimit-limit-{kind}": str(most),
+                f"x-ratelimit-remaining-{kind}": str(remaining),
+                f"x-ratelimit-reset-{kind}": go_duration(KEPT_S if taken else wait_s),
+            }
+    return headers
+
+
+def _refusal(
+    asking: Asking, model: str, refused: _Check, found: Sequence[Found], checks: Sequence[_Check]
+) -> RateLimited:
+    """In OpenAI's words."""
+    kind, scope, count = refused.kind, refused.scope, refused.count
+    most, (used, wait_s) = count.most or 0, found[checks.index(refused)]
+    whom = f"organization {asking.tenant}" if scope.startswith("tenant:") else f"key {asking.key_id}"
+    figures = f"Limit {most}, Used {used}, Requested {count.cost}."
+    headers = _headers(checks, found, taken=False)
+    about = f"for {model} in {whom} on {_WORDS[kind]}"
+    if kind in _RATES and count.cost > most:
+        return RateLimited(
+            f"Request too large {about}: Limit {most}, Requested {count.cost}. Ask for fewer tokens.",
+            kind=kind,
+            limits=headers,
+            retryable=False,
+        )
+    if kind in _RATES:
+        message = f"Rate limit reached {about}: {figures} Please try again in {go_duration(max(1, wait_s))}."
+        return RateLimited(message, kind=kind, limits=headers, retryable=True, retry_after_s=max(1, wait_s))
+    message = f"Limit reached {about}: {figures} Please try again when one of them has ended."
+    return RateLimited(message, limits=headers, retryable=True, retry_after_s=_PLACE_S)

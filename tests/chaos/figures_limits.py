@@ -1,0 +1,138 @@
+"""The figures of limits, in docs/RELIABILITY.md: `python -m tests.chaos.figures_limits [ROW …]`.
+
+    L1   (row Q13) 2,000 requests at once to four API processes, of a tenant that may have 600 a minute: how many are let in
+    L2   (row Q14) the same for 100,000 tokens a minute: what is counted once all that was let in is settled, beside the sum of
+         the usage in the outcomes
+    L3   what a limit costs: one stream after another, with limits that are never reached, and without: the first frame's time
+
+Prints a JSON line for each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import Stack, wait_until
+from tests.harness.store import open_store
+from tests.harness.upstream import ScriptedUpstream
+from tests.support.names import keys
+from tests.support.wire import Client, ask
+
+ALICE, BOB = "key-of-alice-0123456789", "key-of-bob-0123456789"
+APIS = ("api", "api-2", "api-3", "api-4")
+REQUESTS = 2_000
+
+
+def settings(limits: str) -> dict[str, str]:
+    return {"STREAMSPOOL_API_KEYS": f"alice:{ALICE},bob:{BOB}", "STREAMSPOOL_LIMITS": f"alice:{limits}"}
+
+
+async def burst(stack: Stack, body: dict[str, Any]) -> tuple[Counter[int], float]:
+    """All at once, in turn to each API; those that are told to come again because the store was slow do."""
+    statuses: Counter[int] = Counter()
+    limits = httpx.Limits(max_connections=400)
+    headers = {"authorization": f"Bearer {ALICE}"}
+    async with httpx.AsyncClient(timeout=120, limits=limits, trust_env=False, headers=headers) as http:
+
+        async def one(number: int) -> None:
+            while True:
+                response = await http.post(f"{stack.at(APIS[number % 4])}/v1/chat/completions", json=body)
+                statuses[response.status_code] += 1
+                if response.status_code != 503:
+                    return
+                await asyncio.sleep(0.5)
+
+        began = time.monotonic()
+        await asyncio.gather(*(one(number) for number in range(REQUESTS)))
+        return statuses, time.monotonic() - began
+
+
+def requests_a_minute(stack: Stack) -> dict[str, Any]:
+    statuses, took_s = asyncio.run(burst(stack, ask("fake/echo", background=True)))
+    with open_store(stack.redis_url) as store:
+        counted = sum(map(int, store.hvals(keys.limit("requests", "tenant:alice"))))
+        stored = store.zcard(keys.index("alice"))
+    return {"accepted": statuses[202], "stored": stored, "counted": counted, "statuses": statuses, "took_s": took_s}
+
+
+def tokens_a_minute(stack: Stack) -> dict[str, Any]:
+    body = ask("fake/lorem?tokens=20", background=True, max_tokens=200)
+    statuses, took_s = asyncio.run(burst(stack, body))
+    with open_store(stack.redis_url) as store, Client(stack.url, ALICE) as alice:
+        name = keys.limit("tokens", "tenant:alice")
+        reserved = sum(map(int, store.hvals(name)))
+        wait_until(lambda: not store.zcard(keys.limit("running", "tenant:alice")), 300, "all are settled")
+        settled = sum(map(int, store.hvals(name)))
+        used, after = 0, None
+        while True:
+            page = alice.get("/v1/streams", params={"limit": 100, **({"after": after} if after else {})}).json()
+            used += sum(state["usage"]["total_tokens"] for state in page["data"])
+            after = page["last_id"]
+            if not page["has_more"]:
+                break
+    return {
+        "accepted": statuses[202],
+        "reserved": reserved,
+        "settled": settled,
+        "sum_of_outcomes": used,
+        "off_percent": round(100 * abs(settled - used) / used, 3),
+        "took_s": round(took_s, 1),
+    }
+
+
+def cost(stack: Stack) -> dict[str, Any]:
+    times: dict[str, list[float]] = {"limited": [], "free": []}
+    with Client(stack.url, ALICE) as alice, Client(stack.url, BOB) as bob:
+        for number in range(220):
+            for name, client in (("limited", alice), ("free", bob)):
+                began = time.perf_counter()
+                with client.streaming("fake/echo", "hello there") as viewer:
+                    viewer.take(1)
+                    took = time.perf_counter() - began
+                    viewer.rest()
+                if number >= 20:
+                    times[name].append(1000 * took)
+    medians = {name: round(statistics.median(found), 3) for name, found in times.items()}
+    return {**medians, "ratio": round(medians["limited"] / medians["free"], 3)}
+
+
+ROWS = {
+    "L1": (requests_a_minute, "requests_per_min=600"),
+    "L2": (tokens_a_minute, "tokens_per_min=100000"),
+    "L3": (cost, "requests_per_min=100000000 tokens_per_min=100000000 running=100000"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], default=list(ROWS))
+    for row in parser.parse_args().rows:
+        measure, limits = ROWS[row]
+        with tempfile.TemporaryDirectory() as place, ScriptedUpstream() as upstream:
+            directory = Path(place)
+            with (
+                EmbeddedValkey(directory) as valkey,
+                Stack(
+                    valkey.url, upstream.base_url, directory, processes=" ".join(("worker", *APIS)), **settings(limits)
+                ) as stack,
+            ):
+                for name in APIS:
+                    wait_until(lambda name=name: stack.answers(name), 300)
+                print(json.dumps({"row": row, **measure(stack)}), flush=True)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

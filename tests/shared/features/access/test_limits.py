@@ -1,0 +1,304 @@
+"""What is let in is counted once, in one step with what it is; n pass, and the next does not, however many ask at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from shared.chat.request import ChatRequest
+from shared.config.limits import Limits
+from shared.config.settings import Settings
+from shared.errors import RateLimited, SessionBusy
+from shared.features.access.limits import Limiter, estimate, go_duration
+from shared.generations.caller import Caller
+from shared.generations.core import Core
+from shared.log.entry import Status
+from shared.log.streamlog import StreamLog
+from shared.store.redis import ArqRedis
+from tests.support.names import keys
+
+CATALOGUE = {"providers": {"fake": {"models": ["echo"], "open": False}}}
+Made = Callable[..., Core]
+
+
+@pytest.fixture
+async def made(redis: ArqRedis, log: StreamLog) -> Made:
+    await redis.set(keys.catalogue, json.dumps(CATALOGUE), ex=60)
+    return lambda limits="": Core(redis, log, Settings(_env_file=None, retention_s=100, limits=limits), name="test")
+
+
+def ann(**limits: int) -> Caller:
+    return Caller("ann", "key_1", limits=Limits(**limits), ratelimits={})
+
+
+def request(**fields: Any) -> tuple[bytes, ChatRequest]:
+    body = {"model": "fake/echo", "messages": [{"role": "user", "content": "hello"}], **fields}
+    return json.dumps(body).encode(), ChatRequest.check(body)
+
+
+async def submit(core: Core, caller: Caller, **fields: Any) -> str:
+    how = {name: fields.pop(name) for name in ("idempotency_key",) if name in fields}
+    return (await core.broker.submit(*request(**fields), caller, **how)).header["id"]
+
+
+async def end(core: Core, generation_id: str) -> None:
+    """Cancels and settles it."""
+    await core.outcomes.conclude(generation_id, 0, Status.CANCELLED)
+    summary = (await core.broker.log.describe([generation_id]))[0]
+    assert summary is not None
+    assert summary.outcome is not None
+    await core.settlement.settle(generation_id)
+
+
+async def names(redis: ArqRedis) -> set[bytes]:
+    return {key async for key in redis.scan_iter()}
+
+
+async def sums(redis: ArqRedis, kind: str, scope: str) -> int:
+    numbers: list[bytes] = await redis.hvals(keys.limit(kind, scope))  # type: ignore[misc]
+    return sum(int(number) for number in numbers)
+
+
+async def move(redis: ArqRedis, kind: str, scope: str, by_s: int) -> None:
+    """What was counted was so much earlier."""
+    name = keys.limit(kind, scope)
+    found = await redis.hgetall(name)  # type: ignore[misc]
+    await redis.delete(name)
+    await redis.hset(name, mapping={str(int(when) - by_s): number for when, number in found.items()})  # type: ignore[misc]
+    await redis.expire(name, 61)
+
+
+async def test_so_many_a_minute_pass_and_the_next_is_told_in_openais_words(made: Made, redis: ArqRedis) -> None:
+    core, caller = made(), ann(requests_per_min=3)
+    for left in (2, 1, 0):
+        await submit(core, caller)
+        assert caller.ratelimits == {
+            "x-ratelimit-limit-requests": "3",
+            "x-ratelimit-remaining-requests": str(left),
+            "x-ratelimit-reset-requests": "1m1s",
+        }
+    before = await names(redis)
+    with pytest.raises(RateLimited) as refused:
+        await submit(core, caller)
+    assert await names(redis) == before, "a refusal leaves nothing behind"
+    assert await sums(redis, "requests", "key:key_1") == 3
+    error, headers = refused.value.to_object(), refused.value.headers()
+    assert (refused.value.status, error["type"], error["code"], error["param"]) == (
+        429,
+        "requests",
+        "rate_limit_exceeded",
+        None,
+    )
+    assert error["message"].startswith(
+        "Rate limit reached for fake/echo in key key_1 on requests per min (RPM): Limit 3, Used 3, Requested 1. "
+        "Please try again in "
+    )
+    assert headers["x-should-retry"] == "true"
+    assert 55 <= int(headers["retry-after"]) <= 61
+    assert headers["x-ratelimit-remaining-requests"] == "0"
+
+
+async def test_the_window_slides_by_the_second(made: Made, redis: ArqRedis) -> None:
+    core, caller = made(), ann(requests_per_min=3)
+    await submit(core, caller)
+    await move(redis, "requests", "key:key_1", 50)
+    await submit(core, caller)
+    await submit(core, caller)
+    with pytest.raises(RateLimited) as refused:
+        await submit(core, caller)
+    assert 9 <= int(refused.value.headers()["retry-after"]) <= 11, "when the oldest is a minute old"
+    await move(redis, "requests", "key:key_1", 12)
+    await submit(core, caller)
+    with pytest.raises(RateLimited):
+        await submit(core, caller)
+    assert await redis.hlen(keys.limit("requests", "key:key_1")) <= 2, "what is over is forgotten"  # type: ignore[misc]
+
+
+async def test_it_is_exact_however_many_ask_at_once(
+    made: Made, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.store.availability._DEADLINE_S", 60)
+    cores, caller = [made() for _ in range(3)], ann(requests_per_min=20, running=30)
+    asked = [submit(cores[number % 3], caller) for number in range(90)]
+    done = await asyncio.gather(*asked, return_exceptions=True)
+    accepted = [one for one in done if isinstance(one, str)]
+    assert len(accepted) == 20
+    assert {type(one) for one in done} == {str, RateLimited}
+    assert await redis.zcard(keys.open) == 20
+    assert await redis.zcard(keys.limit("running", "key:key_1")) == 20
+
+
+async def test_a_key_and_its_tenant_are_counted_apart(made: Made, redis: ArqRedis) -> None:
+    core = made("ann:requests_per_min=3")
+    one, other = ann(requests_per_min=2), replace(ann(), key_id="key_2")
+    for caller in (one, other, one):
+        await submit(core, caller)
+    with pytest.raises(RateLimited, match="in organization ann"):
+        await submit(core, other)
+    with pytest.raises(RateLimited, match="in organization ann"):
+        await submit(core, one)
+    assert await sums(redis, "requests", "tenant:ann") == 3
+    await submit(core, Caller("bob"))
+
+
+async def test_tokens_are_reserved_and_settled_once(made: Made, redis: ArqRedis) -> None:
+    core, caller = made(), ann(tokens_per_min=1000)
+    first = await submit(core, caller, max_tokens=400)
+    assert await sums(redis, "tokens", "key:key_1") == 401
+    assert caller.ratelimits is not None
+    assert caller.ratelimits["x-ratelimit-remaining-tokens"] == "599"
+    with pytest.raises(RateLimited) as refused:
+        await submit(core, caller, max_tokens=600)
+    assert refused.value.to_object()["type"] == "tokens"
+    assert "on tokens per min (TPM): Limit 1000, Used 401, Requested 601." in refused.value.message
+    await end(core, first)
+    await core.settlement.settle(first)
+    used = (await core.broker.find(first, caller)).outcome
+    assert used is not None
+    assert await sums(redis, "tokens", "key:key_1") == used["usage"].get("total_tokens", 0)
+    await submit(core, caller, max_tokens=600)
+
+
+async def test_what_can_never_pass_is_not_to_be_repeated(made: Made) -> None:
+    with pytest.raises(RateLimited, match="Request too large") as refused:
+        await submit(made(), ann(tokens_per_min=100), max_tokens=500)
+    assert refused.value.headers()["x-should-retry"] == "false"
+    assert "retry-after" not in refused.value.headers()
+
+
+async def test_so_many_are_open_at_once(made: Made, redis: ArqRedis) -> None:
+    core, caller = made(), ann(running=2)
+    first, _ = [await submit(core, caller) for _ in range(2)]
+    with pytest.raises(RateLimited) as refused:
+        await submit(core, caller)
+    assert refused.value.headers()["retry-after"] == "2"
+    assert refused.value.to_object()["type"] == "rate_limit_error"
+    await end(core, first)
+    await submit(core, caller)
+
+
+async def test_what_never_came_to_be_holds_no_place(made: Made, redis: ArqRedis) -> None:
+    core, caller = made(), ann(running=1)
+    name = keys.limit("running", "key:key_1")
+    second = int((await redis.time())[0])
+    await redis.zadd(name, {"chatcmpl-dead": second - 31})
+    await redis.expire(name, 60)
+    with pytest.raises(RateLimited):
+        await submit(core, caller)
+    await submit(core, caller)
+
+
+async def test_one_that_has_begun_waits_no_more(made: Made, redis: ArqRedis) -> None:
+    core, caller = made(), ann(waiting=1)
+    header = (await core.broker.submit(*request(), caller)).header
+    with pytest.raises(RateLimited, match="generations that wait"):
+        await submit(core, caller)
+    await core.limiter.begun(header)
+    await submit(core, caller)
+
+
+async def test_webhooks_are_counted_where_there_is_one(redis: ArqRedis, log: StreamLog, made: Made) -> None:
+    made()
+    hooked: dict[str, Any] = {"webhook_secret": "whsec_" + "A" * 32, "webhook_url": "https://hooks.example.com/x"}
+    core = Core(redis, log, Settings(_env_file=None, **hooked), name="test")
+    caller = ann(webhooks=1)
+    await submit(core, caller, background=True)
+    await submit(core, caller)
+    with pytest.raises(RateLimited, match="with a webhook"):
+        await submit(core, caller, background=True)
+
+
+async def test_a_repeat_with_its_key_is_neither_counted_nor_refused(made: Made, redis: ArqRedis) -> None:
+    core, caller = made(), ann(requests_per_min=1, running=1)
+    first = await submit(core, caller, idempotency_key="k")
+    assert await submit(core, caller, idempotency_key="k") == first
+    assert await sums(redis, "requests", "key:key_1") == 1
+
+
+async def test_with_a_key_and_a_session_no_connection_is_lost(made: Made, redis: ArqRedis) -> None:
+    """The one that watched the log was left behind when the session was watched, and the pool was empty in the end."""
+    core, caller = made(), ann(requests_per_min=100)
+    for number in range(12):
+        how = {"session_id": f"s{number}", "idempotency_key": f"k{number}"}
+        assert await submit(core, caller, **how) == await submit(core, caller, **how)
+    assert await sums(redis, "requests", "key:key_1") == 12
+
+
+async def test_what_a_session_refuses_is_not_counted(made: Made, redis: ArqRedis) -> None:
+    core, caller = made(), ann(requests_per_min=5)
+    await submit(core, caller, session_id="s")
+    with pytest.raises(SessionBusy):
+        await submit(core, caller, session_id="s")
+    await submit(core, caller, session_id="s", session_policy="enqueue")
+    assert await sums(redis, "requests", "key:key_1") == 2
+    assert len(await core.sessions.newest(caller, None, 5)) == 1
+
+
+async def test_where_nothing_is_limited_nothing_is_counted(made: Made, redis: ArqRedis) -> None:
+    core, caller = made(), ann()
+    header = (await core.broker.submit(*request(), caller)).header
+    assert header.get("limited") is None
+    assert not [key async for key in redis.scan_iter(keys.limit("*", "*"))]
+    assert caller.ratelimits == {}
+    assert not core.limiter.applies(caller)
+
+
+async def test_batches_that_are_open(made: Made, redis: ArqRedis) -> None:
+    limiter, caller = made().limiter, ann(open_batches=1)
+
+    async def open_one(batch_id: str) -> None:
+        execute = await limiter.open_batch(caller, batch_id)
+        assert execute is not None
+        async with redis.pipeline(transaction=True) as pipe:
+            pipe.zadd(keys.batches_open, {batch_id: 1})
+            assert await execute(pipe) == [1]
+
+    await open_one("batch_1")
+    with pytest.raises(RateLimited, match="open batches"):
+        await open_one("batch_2")
+    assert await redis.zcard(keys.batches_open) == 1
+    await redis.zrem(keys.batches_open, "batch_1")
+    await open_one("batch_2")
+
+
+@pytest.mark.parametrize(
+    ("limits", "told", "expected"),
+    [
+        ("requests_per_min=5", {}, Limits(requests_per_min=5)),
+        ("requests_per_min=5 running=9,ann:requests_per_min=7", {}, Limits(requests_per_min=7, running=9)),
+        ("ann:requests_per_min=7", {"*": {"requests_per_min": 1}}, Limits(requests_per_min=1)),
+        ("bob:requests_per_min=7", {"*": {"waiting": 1}, "ann": {"waiting": 2}}, Limits(waiting=2)),
+    ],
+)
+def test_what_is_set_for_one_holds_before_what_is_for_all(
+    redis: ArqRedis, limits: str, told: Mapping[str, Mapping[str, int]], expected: Limits
+) -> None:
+    limiter = Limiter(redis, Settings(_env_file=None, limits=limits))
+    limiter.told = lambda tenant: told.get(tenant, {})
+    assert limiter.of_tenant("ann") == expected
+
+
+@pytest.mark.parametrize(
+    "wrong", ["x", "requests_per_min", "requests_per_min=0", "rpm=5", "ann:", "running=1;waiting=2"]
+)
+def test_a_limit_that_is_misspelt_stops_the_start(wrong: str) -> None:
+    with pytest.raises(ValueError, match="limits"):
+        Settings(_env_file=None, limits=wrong)
+
+
+def test_an_estimate_is_of_text_and_of_what_may_be_said() -> None:
+    parts = [{"type": "text", "text": "x" * 400}, {"type": "image_url", "image_url": {"url": "data:" + "A" * 9000}}]
+    messages = [{"role": "user", "content": parts}]
+    assert estimate(request(messages=messages, max_tokens=50)[1]) == 150
+    assert estimate(request(max_completion_tokens=10, n=3)[1]) == 31
+    assert estimate(request()[1]) == 1001
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (1, "1s"), (60, "1m0s"), (61, "1m1s"), (3661, "1h1m1s")])
+def test_times_are_written_as_openai_has_them(seconds: int, text: str) -> None:
+    assert go_duration(seconds) == text

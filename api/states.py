@@ -11,8 +11,9 @@ from typing import Any
 from api.errors import outcome_error
 from api.services import Services
 from shared.errors import wire_error
+from shared.lib import money
 from shared.log.entry import BEGIN
-from shared.log.records import Served, Summary
+from shared.log.records import Outcome, Served, Summary
 
 
 def stream_headers(generation_id: str, root: str) -> dict[str, str]:
@@ -58,6 +59,7 @@ def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None, ro
         "position": str(summary.position) if summary.position > BEGIN else None,
         "usage": outcome.get("usage") if outcome else None,
         "usage_source": outcome.get("usage_source") if outcome else None,
+        **cost(outcome),
         "characters": outcome.get("characters") if outcome else None,
         "finish_reasons": (outcome.get("finish_reasons") or []) if outcome else [],
         "error": {**wire_error(error), "status": error.get("status")} if error else None,
@@ -76,6 +78,15 @@ def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None, ro
             "completion": f"{root}/v1/chat/completions/{generation_id}",
         },
     }
+
+
+def cost(outcome: Outcome | None) -> dict[str, Any]:
+    """`cost_usd`, null where it is not known, and `cost_source`, which is `unknown` then and null before the end."""
+    if outcome is None:
+        return {"cost_usd": None, "cost_source": None}
+    found = outcome.get("cost") or {"picodollars": None, "source": "unknown"}  # an older version's
+    amount = found["picodollars"]
+    return {"cost_usd": None if amount is None else money.to_dollars(amount), "cost_source": found["source"]}
 
 
 def _timings(summary: Summary) -> dict[str, int | None]:

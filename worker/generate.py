@@ -42,6 +42,7 @@ from shared.errors import (
 )
 from shared.features.access.limits import Limiter
 from shared.features.blobs import OfTenant
+from shared.features.spend.prices import was_taken
 from shared.generations.outcome import Outcomes, finished_status
 from shared.lib import json
 from shared.lib.clock import now_ms
@@ -322,6 +323,8 @@ class Generator:
         while True:
             try:
                 outcome = await self._outcome(writer, answer, served, status, failure, lost=lost)
+                asked = bool(writer.position.seq) or was_taken(error)
+                outcome["cost"] = await self._outcomes.prices.cost(header, outcome, asked=asked)
                 after, length = (BEGIN, None) if lost else (writer.position, writer.length)
                 end: dict[str, Any] = {"epoch": writer.epoch, "after": after, "length": length}
                 await self._outcomes.seal(header, outcome, attempt=writer.epoch, timings=writer.timings, **end)
@@ -362,6 +365,8 @@ class Generator:
                 "usage_source": "provider",
                 "characters": {"content": answer.content_chars, "reasoning": answer.reasoning_chars},
             }
+            if writer.spoke_at_ms is not None:
+                outcome["spoke_at_ms"] = writer.spoke_at_ms
         return {**outcome, "served": note, "finish_reasons": answer.finish_reasons}
 
 

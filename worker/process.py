@@ -71,6 +71,7 @@ async def serve(settings: Settings) -> None:
             log, appender, upstream, providers, core.outcomes, settings, worker_id=worker_id, limiter=core.limiter
         )
         batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis))
+        await core.prices.load()  # here, and not while somebody waits for the end of an answer
         worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id)
         heartbeat = Heartbeat(redis, worker, providers, settings.models)
         lists = await stack.enter_async_context(ModelLists(settings.upstream_proxies))

@@ -20,7 +20,7 @@ from api.errors import problem_error
 from api.live.client import Client
 from api.live.livelog import LiveLog
 from api.live.projection import AddUp, Whole
-from api.live.response import LogResponse, Process, served_headers
+from api.live.response import LogResponse, Process, cost_headers, served_headers
 from shared.chat.chunks import Accumulator
 from shared.config.settings import Settings
 from shared.errors import BadRequest, LogError, Stopping, StreamspoolError
@@ -84,7 +84,8 @@ class Answer(LogResponse):
             body = json.dumps({"error": problem.to_object()})
         if not client.started:
             headers = {**_JSON, "content-length": str(len(body))}
-            await client.start(200, {**headers, **self.extra, **served_headers(live.note)})
+            cost = cost_headers(json.loads(live.outcome.data)) if live.outcome else {}
+            await client.start(200, {**headers, **self.extra, **served_headers(live.note), **cost})
         await client.send(body, more=False)
 
     async def _speak(self, client: Client, live: LiveLog) -> None:

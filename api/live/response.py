@@ -23,9 +23,9 @@ from api.live.livelog import LiveLog
 from shared.config.settings import Settings
 from shared.errors import Damaged, GenerationFailed, Gone, StreamspoolError, Unavailable
 from shared.generations.broker import Broker
-from shared.lib import json
+from shared.lib import json, money
 from shared.lib.telemetry import VIEWERS_DROPPED, get_logger
-from shared.log.records import Header
+from shared.log.records import Header, Outcome
 from shared.store.redis import RedisError
 
 logger = get_logger(__name__)
@@ -141,6 +141,12 @@ def served_headers(note: bytes | None) -> dict[str, str]:
     if refused := served.get("refused"):
         headers["x-fallback-from"] = ", ".join(f"{_token(one['model'])}={one['status']}" for one in refused)
     return headers
+
+
+def cost_headers(outcome: Outcome | None) -> dict[str, str]:
+    """`x-cost-usd: 0.0000142`; nothing where the cost is not known."""
+    cost = outcome.get("cost") if outcome else None
+    return {} if cost is None or cost["picodollars"] is None else {"x-cost-usd": money.shown(cost["picodollars"])}
 
 
 def _token(text: str) -> str:

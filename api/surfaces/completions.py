@@ -28,6 +28,7 @@ from api.live import cursor
 from api.live.answer import Answer, accumulate, speak_after_s
 from api.live.event_stream import EventStream
 from api.live.projection import Encode, Fold
+from api.live.response import cost_headers
 from shared.chat.chunks import Accumulator
 from shared.chat.legacy import CompletionsRequest, chunk_object, completion_id, to_stored, whole_object
 from shared.errors import AttemptReplaced, NotFound, wire_error
@@ -142,4 +143,5 @@ async def retrieve(
     chunks, damage = await services.broker.chunks(header, summary.position.epoch)
     if damage is not None:
         raise problem_error(damage)
-    return Response(json.dumps(_whole(summary, await accumulate(chunks))), media_type="application/json")
+    content = json.dumps(_whole(summary, await accumulate(chunks)))
+    return Response(content, media_type="application/json", headers=cost_headers(summary.outcome))

@@ -66,6 +66,7 @@ def _lines(state: dict[str, Any]) -> list[tuple[str, Any]]:
         ("interrupted", ", ".join(state.get("interrupted") or [])),
         ("refused", ", ".join(refused)),
         ("tokens", ", ".join(tokens) + (f" ({state['usage_source']})" if tokens and state.get("usage_source") else "")),
+        ("cost", _cost(state)),
         ("finish", ", ".join(str(reason) for reason in state.get("finish_reasons") or [])),
         ("error", ", ".join(filter(None, said))),
         ("session", state.get("session_id")),
@@ -73,6 +74,18 @@ def _lines(state: dict[str, Any]) -> list[tuple[str, Any]]:
         ("metadata", ", ".join(f"{name}={value}" for name, value in (state.get("metadata") or {}).items())),
     ]
     return [(name, value) for name, value in rows if value not in (None, "")]
+
+
+def _cost(state: dict[str, Any]) -> str:
+    source = state.get("cost_source")
+    if source is None or source == "unknown":
+        return source or ""
+    return f"{_dollars(state['cost_usd'])} ({source})"
+
+
+def _dollars(amount: float | None) -> str:
+    """What is not known is called so; what is, has no exponent."""
+    return "unknown" if amount is None else "$" + (f"{amount:.12f}".rstrip("0").rstrip(".") if amount else "0")
 
 
 _TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
@@ -96,7 +109,7 @@ def ls(
         typer.echo(json.dumps(page, indent=2))
         return
     table(
-        ("ID", "STATUS", "MODEL", "CREATED", "FIRST", "TOOK", "TOKENS", "ERROR"),
+        ("ID", "STATUS", "MODEL", "CREATED", "FIRST", "TOOK", "TOKENS", "COST", "ERROR"),
         [_row(state) for state in page["data"]],
     )
 
@@ -113,6 +126,7 @@ def _row(state: dict[str, Any]) -> tuple[str, ...]:
         _seconds(None if first is None else first + (queued or 0)),
         _seconds(timings.get("total_ms")),
         "" if tokens is None else str(tokens),
+        "" if state.get("cost_source") is None else _dollars(state["cost_usd"]),
         " ".join(str(part) for part in (error.get("status"), error.get("code")) if part),
     )
 

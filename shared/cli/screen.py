@@ -69,6 +69,10 @@ class Screen:
             said_ms = (timings.get("generation_ms") or 0) - (timings.get("first_chunk_ms") or 0)
             if said_ms >= 1000 * _RATE_OVER_S:
                 parts.append(f"{1000 * tokens / said_ms:.0f} tokens/s")
+        if state.get("cost_usd") is not None:
+            parts.append(f"${state['cost_usd']:.12f}".rstrip("0").rstrip("."))
+        elif state.get("cost_source"):
+            parts.append("cost unknown")
         return " · ".join(parts)
 
     def _safe(self, text: str) -> str:

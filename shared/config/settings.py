@@ -28,6 +28,7 @@ from shared.config import redis_url
 from shared.config.environ import FILE, SettingsInvalid, bucket_options, environment, from_file, is_service_link
 from shared.config.kinds import Allowed, ByTenant, Origins, Prefix, Proxies, RootPath, Words
 from shared.config.limits import LimitNumbers
+from shared.config.prices import PriceConfig
 from shared.config.providers import ProviderConfig, check_models, check_names, check_patterns
 from shared.config.tenants import EVERY_TENANT, check_keys, check_strong, parse_keys, webhook_keys
 from shared.lib import egress, proxies
@@ -60,7 +61,8 @@ def load_settings(**given: object) -> Settings:
 
 def _reason(item: ErrorDetails) -> str:
     if item["type"] == "extra_forbidden":
-        return f"is no setting of a provider{did_you_mean(str(item['loc'][-1]), list(ProviderConfig.model_fields))}"
+        of, known = ("a price", PriceConfig) if item["loc"][0] == "prices" else ("a provider", ProviderConfig)
+        return f"is no setting of {of}{did_you_mean(str(item['loc'][-1]), list(known.model_fields))}"
     return item["msg"].removeprefix("Value error, ")
 
 
@@ -331,6 +333,11 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="names of your own, each for one model or for several, tried in order until one begins to answer; "
         "in streamspool.toml under [models]",
+    )
+    prices: dict[str, PriceConfig] = Field(
+        default_factory=dict,
+        description="what models cost, in dollars for a million tokens, instead of what is known of them; in streamspool.toml "
+        'as [prices."provider/model"]',
     )
     models_refresh_s: float = Field(
         300,

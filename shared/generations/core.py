@@ -17,6 +17,7 @@ from shared.features.effect import Effect
 from shared.features.files import Files
 from shared.features.forgotten import Forgotten
 from shared.features.sessions import Sessions
+from shared.features.spend.prices import Prices
 from shared.features.usage import Ledger
 from shared.features.webhooks import Webhooks
 from shared.generations.broker import Broker
@@ -60,7 +61,8 @@ class Core:
         self.blobs.limit = lambda tenant: self.limiter.of_tenant(tenant).stored_bytes
         effects: list[Effect] = [self.ledger, sessions, self.webhooks, self.limiter]
         self.settlement = Settlement(redis, log, effects, sessions, transcripts.read, settings)
-        self.outcomes = Outcomes(log, transcripts, self.settlement, name=name)
+        self.prices = Prices(settings.prices, settings.providers)
+        self.outcomes = Outcomes(log, transcripts, self.settlement, self.prices, name=name)
         self.broker = Broker(
             redis,
             log,

@@ -17,8 +17,9 @@ from shared.features import usage
 from shared.features.blobs import Blobs
 from shared.features.chains import Chains
 from shared.features.sessions import Sessions
+from shared.features.spend.prices import Prices
 from shared.generations.settlement import Settlement
-from shared.lib import json
+from shared.lib import json, money
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import SEALED, get_logger
 from shared.log.blobs import Stored
@@ -53,6 +54,8 @@ class Transcript(NamedTuple):
     """The last entry of what was read."""
     damage: Damaged | None = None
     """Why this is only what stands before a missing entry."""
+    spoke_at_ms: int | None = None
+    """When its first chunk was said."""
 
     @property
     def whole(self) -> bool:
@@ -114,6 +117,7 @@ class Transcripts:
         """
         header, history, asked = await self._request(generation_id, ending=ending)
         fold, note, damage, last = Accumulator(), None, None, Position(epoch, 0)
+        spoke_at_ms: int | None = None
         pages = self._log.read_all(generation_id, last)
         while True:
             try:
@@ -126,12 +130,12 @@ class Transcripts:
                 if entry.position.epoch == epoch:
                     last = entry.position
                     if entry.kind in (Kind.CHUNK, Kind.USAGE):
-                        note = note or entry.note
+                        note, spoke_at_ms = note or entry.note, spoke_at_ms or entry.at_ms
                         if chunk := await self._chunk(header, entry, ending=ending):
                             fold.feed(json.loads(chunk))
             if page is None or damage is not None:
                 break
-        return Transcript(header, history, asked, fold, json.loads(note) if note else {}, last, damage)
+        return Transcript(header, history, asked, fold, json.loads(note) if note else {}, last, damage, spoke_at_ms)
 
     async def _chunk(self, header: Header, entry: Entry, *, ending: bool) -> bytes:
         """The JSON of a chunk; none of one that is a long text in a storage that has it not, if it is for an end."""
@@ -156,9 +160,11 @@ class Transcripts:
 class Outcomes:
     """Ends generations: `conclude` what another process ran, or `compose` and `seal` one's own."""
 
-    def __init__(self, log: StreamLog, transcripts: Transcripts, settlement: Settlement, *, name: str) -> None:
+    def __init__(
+        self, log: StreamLog, transcripts: Transcripts, settlement: Settlement, prices: Prices, *, name: str
+    ) -> None:
         """`name` is the process that will have sealed them."""
-        self.transcripts = transcripts
+        self.transcripts, self.prices = transcripts, prices
         self._log, self._settlement, self._name = log, settlement, name
 
     async def conclude(
@@ -177,6 +183,7 @@ class Outcomes:
             elif transcript.whole:
                 found, problem, after = finished_status(transcript.fold.finish_reasons), None, transcript.position
             outcome = await self.compose(transcript, found, problem)
+            outcome["cost"] = await self.prices.cost(transcript.header, outcome, asked=epoch > 0)
             try:
                 await self.seal(transcript.header, outcome, attempt=epoch, after=after)
                 return found
@@ -186,7 +193,7 @@ class Outcomes:
     async def compose(self, transcript: Transcript, status: Status, error: StoredError | None) -> Outcome:
         """The outcome of what was said, with its usage and where that is from."""
         measured = await transcript.usage()
-        return {
+        outcome: Outcome = {
             "status": status,
             "ended_at_ms": now_ms(),
             "by": self._name,
@@ -197,6 +204,9 @@ class Outcomes:
             "served": transcript.served,
             "characters": transcript.lengths(),
         }
+        if transcript.spoke_at_ms is not None:
+            outcome["spoke_at_ms"] = transcript.spoke_at_ms
+        return outcome
 
     async def seal(
         self,
@@ -231,6 +241,7 @@ class Outcomes:
             **timings,
             total_ms=outcome["ended_at_ms"] - header["created_at_ms"],
             **_tokens(outcome),
+            **_cost(outcome),
             **_lengths(outcome),
         )
         try:
@@ -244,6 +255,11 @@ class Outcomes:
 def _tokens(outcome: Outcome) -> dict[str, int | None]:
     usage = outcome.get("usage") or {}
     return {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
+
+
+def _cost(outcome: Outcome) -> dict[str, str]:
+    amount = outcome["cost"]["picodollars"] if "cost" in outcome else None
+    return {"cost_usd": "unknown" if amount is None else money.shown(amount)}
 
 
 def _lengths(outcome: Outcome) -> dict[str, int]:

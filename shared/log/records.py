@@ -154,6 +154,19 @@ class Lengths(TypedDict):
     reasoning: int
 
 
+class Cost(TypedDict):
+    """What an answer cost, as it was known when it was sealed; see `shared.features.spend.prices`."""
+
+    picodollars: int | None
+    """Trillionths of a US dollar; None: not known, which is not 0."""
+    source: Literal["provider", "settings", "genai-prices", "nothing", "unknown"]
+    """`nothing`: no provider took the request."""
+    version: NotRequired[str]
+    """Of the list of prices: the package's, or a digest of `[prices]`."""
+    price: NotRequired[dict[str, str]]
+    """The price that was applied: dollars for a million tokens, by kind."""
+
+
 class Outcome(TypedDict):
     """The last entry of a log: how the generation ended. Nothing can follow it."""
 
@@ -170,6 +183,9 @@ class Outcome(TypedDict):
     usage_source: NotRequired[Literal["provider", "tokenizer", "estimate"]]
     characters: NotRequired[Lengths]
     served: NotRequired[Served]
+    cost: NotRequired[Cost]
+    spoke_at_ms: NotRequired[int]
+    """When the first chunk of the attempt was said."""
 
 
 @dataclass(frozen=True, slots=True)

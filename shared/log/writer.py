@@ -76,6 +76,8 @@ class Writer:
         """JSON to be stored beside the attempt's first chunk: how it came about. Set before the first `append`."""
         self.timings: dict[str, int] = {}
         """For the log line of its end: `queued_ms`, `first_chunk_ms`."""
+        self.spoke_at_ms: int | None = None
+        """When the first chunk was appended, as the log has it."""
         self._length = claim.length
         """Entries of the log up to the attempt's own."""
         self.lost: LogError | None = None
@@ -224,7 +226,8 @@ class Writer:
         if blobs is not None:
             fields += [BLOBS, blobs]
         if seq == 1:
-            fields += [AT, b"%d" % now_ms()]
+            self.spoke_at_ms = self.spoke_at_ms or now_ms()
+            fields += [AT, b"%d" % self.spoke_at_ms]
             if self.note is not None:
                 fields += [NOTE, self.note]
         return fields

@@ -24,6 +24,7 @@ from api.errors import problem_error
 from api.live import cursor
 from api.live.answer import Answer, accumulate, speak_after_s
 from api.live.event_stream import EventStream
+from api.live.response import cost_headers
 from api.services import Services
 from api.states import states, stream_headers
 from api.surfaces.chat import projection as chat
@@ -50,9 +51,8 @@ async def completion(services: Services, summary: Summary) -> Response:
     chunks, damage = await services.broker.chunks(summary.header, summary.position.epoch)
     if damage is not None:
         raise problem_error(damage)
-    return Response(
-        json.dumps(chat.stored_completion(summary, await accumulate(chunks))), media_type="application/json"
-    )
+    content = json.dumps(chat.stored_completion(summary, await accumulate(chunks)))
+    return Response(content, media_type="application/json", headers=cost_headers(summary.outcome))
 
 
 @router.post("/v1/chat/completions", response_model=None, openapi_extra=_REQUEST_BODY)

@@ -29,6 +29,7 @@ from api.errors import problem_error
 from api.live import cursor
 from api.live.answer import Answer, speak_after_s
 from api.live.event_stream import EventStream
+from api.live.response import cost_headers
 from api.paging import following, page
 from api.services import Services
 from api.surfaces.responses.continued import continued, continued_natively, find, folded, input_items
@@ -90,7 +91,8 @@ async def _object(services: Services, summary: Summary, events: ResponseEvents, 
         found = response(header, events.echoed, Status.FAILED, output=fold.output(cut=True), error=error)
     else:
         found = fold.whole(summary.outcome, summary.status)
-    return Response(json.dumps(found), media_type="application/json", headers=_headers(header, root))
+    headers = _headers(header, root) | cost_headers(summary.outcome)
+    return Response(json.dumps(found), media_type="application/json", headers=headers)
 
 
 @router.post("", response_model=None, openapi_extra=_REQUEST_BODY)

@@ -1,0 +1,56 @@
+"""`[prices]` of streamspool.toml: what models cost, where the operator says so.
+
+Hidden here: how a model's price is found: by `provider/model`, then by the model's name at any provider, then by the first
+pattern that fits, `ollama/*`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+_PATTERN = "*?["
+
+
+def _as_written(value: object) -> object:
+    """TOML's 0.1 is a tenth, and not the binary fraction nearest to it."""
+    return str(value) if isinstance(value, float) else value
+
+
+Price = Annotated[Decimal, BeforeValidator(_as_written), Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+
+
+class PriceConfig(BaseModel):
+    """One `[prices."MODEL"]` table: US dollars for a million tokens. Those without a price of their own cost what `input` or
+    `output` does."""
+
+    model_config = {"extra": "forbid", "hide_input_in_errors": True}
+
+    input: Price = Field(description="tokens of the prompt")
+    output: Price = Field(Decimal(0), description="tokens of the answer")
+    cached: Price | None = Field(None, description="those of the prompt that the provider had cached")
+    cache_write: Price | None = Field(None, description="those that it put into its cache")
+    reasoning: Price | None = Field(None, description="those of the answer that are reasoning")
+    input_audio: Price | None = Field(None, description="those of the prompt that are audio")
+    output_audio: Price | None = Field(None, description="those of the answer that are audio")
+    request: Price = Field(Decimal(0), description="dollars for the request itself, not for a million")
+
+    def parts(self) -> dict[str, str]:
+        """What was given, as it is kept with a cost."""
+        return {name: str(value) for name, value in self if value is not None}
+
+
+def find(prices: Mapping[str, PriceConfig], model: str) -> PriceConfig | None:
+    """`model` is `provider/model`, as outcomes name it."""
+    _, _, name = model.partition("/")
+    for exact in (model, name):
+        if found := prices.get(exact):
+            return found
+    return next(
+        (price for key, price in prices.items() if any(sign in key for sign in _PATTERN) and fnmatchcase(model, key)),
+        None,
+    )

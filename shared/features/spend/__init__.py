@@ -1,0 +1,1 @@
+"""What answers cost, what was spent by whom, and how much may be: prices, the ledger, budgets."""

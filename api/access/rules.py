@@ -102,7 +102,7 @@ RULES: dict[str, Rule] = {
     "GET /v1/batches/{batch_id}/events": _READ,
     "GET /v1/batches/{batch_id}/output": _READ,
     "GET /v1/batches/{batch_id}/errors": _READ,
-    "GET /v1/usage": _READ,
+    "GET /v1/usage": _LIST,
     "GET /v1/models": _READ,
     "GET /v1/models/{model:path}": _READ,
     "GET /v1/workers": _ADMIN,

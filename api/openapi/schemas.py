@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.features.usage import FIGURES
+from shared.features.spend.figures import FIGURES
 from shared.log.entry import Status
 
 Schema = dict[str, Any]
@@ -327,6 +327,15 @@ _OPERATIONS = {
     "Queue": _object("All lanes.", object=_one_of("list"), data=_list_of(ref("QueueLane"))),
 }
 
+_USED: dict[str, Schema] = {
+    **dict.fromkeys(FIGURES, WHOLE),
+    "cost_usd": _or_null({"type": "number"}),
+    "unknown_costs": WHOLE,
+    "first_token_ms": _or_null(ref("UsageTimes")),
+    "duration_ms": _or_null(ref("UsageTimes")),
+    "priced_by": {"type": "object", "additionalProperties": WHOLE},
+}
+
 _RESOURCES = {
     "Embedding": _object(
         "The vector of one input, as numbers or in base64.",
@@ -409,16 +418,21 @@ _RESOURCES = {
     "ListBatchesResponse": _page(ref("Batch")),
     "Model": _object("A model that can be named here.", id=TEXT, object=_one_of("model"), created=WHOLE, owned_by=TEXT),
     "ListModelsResponse": _object("All of them.", object=_one_of("list"), data=_list_of(ref("Model"))),
+    "UsageTimes": _object("Percentiles in milliseconds, within 9 %.", p50=WHOLE, p90=WHOLE, p99=WHOLE),
+    "UsageSum": _object("What was used.", **_USED),
     "UsageRow": _object(
-        "A day of a model.", object=_one_of("usage"), date=TEXT, model=TEXT, **dict.fromkeys(FIGURES, WHOLE)
+        "What a group used in a day, or in an hour. A name of metadata is a field of its own, `metadata.NAME`.",
+        object=_one_of("usage"),
+        **_USED,
+        perhaps={"date": TEXT, "hour": TEXT, **dict.fromkeys(("tenant", "key", "model", "provider"), _MAYBE_TEXT)},
     ),
     "UsageList": _object(
-        "A row for each day and model, and their sum.",
+        "A row for each day or hour and each group, and their sum.",
         object=_one_of("list"),
         start=TEXT,
         end=TEXT,
         data=_list_of(ref("UsageRow")),
-        total={"type": "object", "additionalProperties": WHOLE},
+        total=ref("UsageSum"),
     ),
 }
 

@@ -126,7 +126,7 @@ class Client:
         return await self.send("GET", _with_query("/v1/streams", query))
 
     async def usage(self, **query: str | None) -> dict[str, Any]:
-        """The ledger, by day and model; `query` as of GET /v1/usage."""
+        """The ledger; `query` as of GET /v1/usage."""
         return await self.send("GET", _with_query("/v1/usage", query))
 
     async def sessions(self, **query: str | int | None) -> dict[str, Any]:

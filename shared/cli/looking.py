@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shared.cli.screen import say, table
+from shared.cli.screen import dollars, say, show_usage, table
 from shared.cli.terms import AsJson, Id, Url, ask
 
 _AGO = re.compile(r"(\d+)([smhd])")
@@ -80,12 +80,7 @@ def _cost(state: dict[str, Any]) -> str:
     source = state.get("cost_source")
     if source is None or source == "unknown":
         return source or ""
-    return f"{_dollars(state['cost_usd'])} ({source})"
-
-
-def _dollars(amount: float | None) -> str:
-    """What is not known is called so; what is, has no exponent."""
-    return "unknown" if amount is None else "$" + (f"{amount:.12f}".rstrip("0").rstrip(".") if amount else "0")
+    return f"{dollars(state['cost_usd'])} ({source})"
 
 
 _TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
@@ -126,7 +121,7 @@ def _row(state: dict[str, Any]) -> tuple[str, ...]:
         _seconds(None if first is None else first + (queued or 0)),
         _seconds(timings.get("total_ms")),
         "" if tokens is None else str(tokens),
-        "" if state.get("cost_source") is None else _dollars(state["cost_usd"]),
+        "" if state.get("cost_source") is None else dollars(state["cost_usd"]),
         " ".join(str(part) for part in (error.get("status"), error.get("code")) if part),
     )
 
@@ -135,18 +130,32 @@ def usage(
     start: Annotated[str | None, typer.Option(help="First day, as 2026-11-01; 30 days ago if not given.")] = None,
     end: Annotated[str | None, typer.Option(help="Last day; today if not given.")] = None,
     model: Annotated[str | None, typer.Option("-m", "--model", help="Only this one.")] = None,
+    by: Annotated[
+        str, typer.Option("--by", help="model, provider, key, tenant, several with commas; or metadata.NAME.")
+    ] = "model",
+    hours: Annotated[
+        bool, typer.Option("--hours", help="By the hour: of the last 8 days, the last 2 if not given.")
+    ] = False,
+    tenant: Annotated[str | None, typer.Option(help="With an admin's key: another tenant's, or * for all.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
-    """Show what was used, for each day and model, and the sum."""
-    found = ask(url, lambda client: client.usage(start=start, end=end, model=model))
+    """Show what was used and what it cost, for each day and model, and the sum; and plot it."""
+    query = {"start": start, "end": end, "model": model, "group_by": by, "tenant": tenant}
+    if hours:
+        query["bucket"] = "hour"
+    found = ask(url, lambda client: client.usage(**query))
+    groups = [name.strip() for name in by.split(",") if name.strip()]
+    if as_csv:
+        from shared.features.spend.report import as_csv as written
+
+        typer.echo(written(found["data"], groups, "hour" if hours else "day"), nl=False)
+        return
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    figures = list(found["total"])
-    rows = [(row["date"], row["model"], *(str(row[name]) for name in figures)) for row in found["data"]]
-    total = ("", "all", *(str(found["total"][name]) for name in figures))
-    table(("DAY", "MODEL", *(name.upper().removesuffix("_TOKENS") for name in figures)), [*rows, total])
+    show_usage(found, groups, "hour" if hours else "date")
 
 
 def sessions(limit: Limit = 20, as_json: AsJson = False, url: Url = None) -> None:

@@ -1,4 +1,4 @@
-"""What the commands show: an answer as it comes, a bar, a table.
+"""What the commands show: an answer as it comes, a bar, a table, what was used and what it cost.
 
 Hidden here: answers go to stdout, everything else to stderr; colours only on a terminal and without NO_COLOR; nothing that a
 model says may steer the terminal.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
 _CONTROLS = dict.fromkeys(set(range(32)) - {9, 10} | set(range(127, 160)))
 _RATE_OVER_S = 0.1
 """Within less, no rate can be told. It is that at which the answer came from the provider, not that of a replay."""
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_FULL = "█"
+_COLUMNS = {
+    "requests": "REQUESTS",
+    "failed_requests": "FAILED",
+    "prompt_tokens": "PROMPT",
+    "cached_tokens": "CACHED",
+    "completion_tokens": "COMPLETION",
+    "reasoning_tokens": "REASONING",
+}
+"""Of a row of usage, and what stands above them."""
 
 
 class Screen:
@@ -70,7 +82,7 @@ class Screen:
             if said_ms >= 1000 * _RATE_OVER_S:
                 parts.append(f"{1000 * tokens / said_ms:.0f} tokens/s")
         if state.get("cost_usd") is not None:
-            parts.append(f"${state['cost_usd']:.12f}".rstrip("0").rstrip("."))
+            parts.append(dollars(state["cost_usd"]))
         elif state.get("cost_source"):
             parts.append("cost unknown")
         return " · ".join(parts)
@@ -130,6 +142,56 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in (head, *rows):
         cells = [cell.translate(_CONTROLS) for cell in row]
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
+def dollars(amount: float | None) -> str:
+    """What is not known is called so; what is, has no exponent."""
+    return "unknown" if amount is None else "$" + (f"{amount:.12f}".rstrip("0").rstrip(".") if amount else "0")
+
+
+def show_usage(found: dict[str, Any], groups: Sequence[str], label: str) -> None:
+    """`found` is what GET /v1/usage answers; `label` is `date` or `hour`."""
+    rows = [(row[label], *(row.get(name) or "(none)" for name in groups), *_cells(row)) for row in found["data"]]
+    total = ("all", *("" for _ in groups), *_cells(found["total"]))
+    head = ("DAY" if label == "date" else "HOUR (UTC)", *(name.upper() for name in groups))
+    table((*head, *_COLUMNS.values(), "FIRST p50", "p99", "WHOLE p50", "p99", "COST"), [*rows, total])
+    bars = plotted(found["data"], label)
+    if bars:
+        typer.echo("")
+    for line in bars:
+        typer.echo(line)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    times = [(row.get(name) or {}).get(part) for name in ("first_token_ms", "duration_ms") for part in ("p50", "p99")]
+    known, unknown = row.get("cost_usd"), row.get("unknown_costs")
+    cost = dollars(known) + (f" + {unknown} unknown" if unknown and known is not None else "")
+    return [
+        *(str(row.get(name, 0)) for name in _COLUMNS),
+        *("" if ms is None else f"{ms / 1000:.2f} s" for ms in times),
+        cost,
+    ]
+
+
+def plotted(rows: Sequence[dict[str, Any]], label: str, width: int | None = None) -> list[str]:
+    """A line for each day or hour, its bar as long as its share of the largest, in eighths of a character."""
+    by_cost = any(row.get("cost_usd") for row in rows)
+    sums: dict[str, float] = {}
+    for row in rows:
+        sums[row[label]] = sums.get(row[label], 0) + ((row["cost_usd"] or 0) if by_cost else row.get("total_tokens", 0))
+    most = max(sums.values(), default=0)
+    if not most:
+        return []
+    room = max(8, (width or shutil.get_terminal_size().columns) - 34)
+    return [
+        f"{at:<14}{_bar(amount / most, room)} {dollars(round(amount, 12)) if by_cost else f'{amount:,.0f} tokens'}"
+        for at, amount in sorted(sums.items())
+    ]
+
+
+def _bar(share: float, room: int) -> str:
+    eighths = round(share * room * 8)
+    return _FULL * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
 
 
 def count(number: int, noun: str) -> str:

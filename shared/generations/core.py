@@ -17,8 +17,8 @@ from shared.features.effect import Effect
 from shared.features.files import Files
 from shared.features.forgotten import Forgotten
 from shared.features.sessions import Sessions
+from shared.features.spend.ledger import Ledger
 from shared.features.spend.prices import Prices
-from shared.features.usage import Ledger
 from shared.features.webhooks import Webhooks
 from shared.generations.broker import Broker
 from shared.generations.catalogue import Catalogue

@@ -50,6 +50,7 @@ class Reaper:
                 await self._core.forgotten.search()
                 await self._core.files.remove_expired()
                 await self._core.batches.remind()
+                await self._core.ledger.fold()
 
     async def _takes_turn(self) -> bool:
         """Whether it is this process's turn. Also where memory is full: some of what is done then frees some."""

@@ -44,7 +44,13 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:batches-open` | zset, score = created ms: not yet ended | permanent, emptied by workers |
 | `streamspool:batch-demand:BATCH` | string, JSON: whose it is, and how many lines it could have open | 5 s |
 | `streamspool:circuit:SHA256` | string, JSON: whether a model is left alone because its provider is away | 5 minutes |
-| `streamspool:usage:TENANT:YYYY-MM-DD` | hash, the ledger: see usage.py | 400 days after the last entry |
+| `streamspool:usage-row:TENANT:HOUR:ROW` | hash, a row: spend/ledger.py | until the hour is folded; 400 days |
+| `streamspool:usage-index:TENANT:HOUR` | hash: what each of the hour's rows is of | until the hour is folded; 400 days |
+| `streamspool:usage-hours:TENANT` | zset of hours, `2026-11-22T05`, not yet in their day | 400 days after the last entry |
+| `streamspool:usage-day:TENANT:YYYY-MM-DD` | hash, a day of the ledger, a row a field | 400 days after its last hour |
+| `streamspool:usage-tenants` | zset of tenants, score = ms of the last entry | 400 days after the last entry |
+| `streamspool:usage-folding` | string: hours were added to their days | 10 minutes |
+| `streamspool:usage:TENANT:YYYY-MM-DD` | hash, the ledger of older versions, by day and model | 400 days after the last entry |
 | `streamspool:worker:WORKER` | string, JSON heartbeat: see heartbeat.py | 15 s |
 | `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
 | `streamspool:catalogue` | string, JSON of providers and models | 1 day after the last heartbeat |
@@ -132,6 +138,8 @@ class Keys:
         self.reaping = f"{prefix}:reaping"
         self.blobs_searched = f"{prefix}:blobs-searched"
         self.probe = f"{prefix}:probe"
+        self.usage_tenants = f"{prefix}:usage-tenants"
+        self.usage_folding = f"{prefix}:usage-folding"
         self.doorbell = f"{prefix}:doorbell"
         """Pub/sub channel: the payload is the id of a generation just enqueued."""
         self._permanent = frozenset(
@@ -229,6 +237,18 @@ class Keys:
 
     def usage(self, tenant: str, day: str) -> str:
         return f"{self.prefix}:usage:{tenant}:{day}"
+
+    def usage_row(self, tenant: str, hour: str, row: str) -> str:
+        return f"{self.prefix}:usage-row:{tenant}:{hour}:{row}"
+
+    def usage_index(self, tenant: str, hour: str) -> str:
+        return f"{self.prefix}:usage-index:{tenant}:{hour}"
+
+    def usage_hours(self, tenant: str) -> str:
+        return f"{self.prefix}:usage-hours:{tenant}"
+
+    def usage_day(self, tenant: str, day: str) -> str:
+        return f"{self.prefix}:usage-day:{tenant}:{day}"
 
     def index(self, tenant: str) -> str:
         return f"{self.prefix}:index:{tenant}"

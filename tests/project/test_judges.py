@@ -59,13 +59,15 @@ def test_a_session_is_its_completed_turns_in_order() -> None:
 
 def test_a_ledger_is_the_sum_of_its_generations() -> None:
     usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
-    state = {"model": "m/a", "served_by": None, "status": "completed", "usage": usage}
+    state = {"model": "m/a", "served_by": None, "status": "completed", "usage": usage, "cost_usd": 0.25}
     row: dict[str, Any] = {
         "model": "m/a",
         "requests": 2,
         "completed_requests": 2,
         "failed_requests": 0,
         "provider_requests": 2,
+        "unknown_costs": 0,
+        "cost_usd": 0.5,
     }
     row |= {name: 2 * amount for name, amount in usage.items()}
     others = {**row, "model": "m/b"}
@@ -73,6 +75,8 @@ def test_a_ledger_is_the_sum_of_its_generations() -> None:
     assert ledger_problems([state, state], [{**row, "date": "1"}, {**others, "date": "1"}]) == []
     for name in ("requests", "completed_requests", "failed_requests", *usage):
         assert ledger_problems([state, state], [{**row, name: row[name] + 1}])
+    assert ledger_problems([state, state], [{**row, "cost_usd": 0.500000000001}])
+    assert ledger_problems([state, {**state, "cost_usd": None}], [row])
     assert ledger_problems([state], [row])
     assert ledger_problems([state, state], [others])
     assert ledger_problems([state, {**state, "status": "failed"}], [row])

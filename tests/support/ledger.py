@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from shared.lib import money
+
 TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
@@ -21,11 +23,14 @@ def ledger_problems(states: Iterable[dict[str, Any]], rows: Iterable[dict[str, A
         figures[f"{state['status']}_requests"] += 1
         for name in TOKENS:
             figures[name] += (state["usage"] or {}).get(name, 0)
+        figures["unknown_costs"] += state["cost_usd"] is None
+        figures["picodollars"] += money.from_dollars(state["cost_usd"] or 0) or 0
     found: dict[str, Counter[str]] = {model: Counter() for model in wanted}
     for row in rows:
         if row["model"] in found:
             names = [name for name in row if name in TOKENS or name.endswith("requests")]
-            found[row["model"]].update({name: row[name] for name in names})
+            found[row["model"]].update({name: row[name] for name in ("unknown_costs", *names)})
+            found[row["model"]]["picodollars"] += money.from_dollars(row["cost_usd"] or 0) or 0
     return [
         f"the ledger has {figures[name]} {name} of {model}, its generations have {wanted[model][name]}"
         for model, figures in found.items()

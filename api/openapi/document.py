@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 
-from api.openapi.schemas import COMPONENTS, TEXT, Schema, ref
+from api.openapi.forms import TEXT, Schema, ref
+from api.openapi.schemas import COMPONENTS
 
 _JSON, _EVENTS, _LINES, _BYTES = (
     "application/json",

@@ -6,58 +6,14 @@ names to classes. An object may have more than is listed: what providers add is 
 
 from __future__ import annotations
 
-from typing import Any
-
+from api.openapi.forms import ANY_OBJECT, TEXT, TRUTH, WHOLE, Schema, ref
+from api.openapi.forms import list_of as _list_of
+from api.openapi.forms import object_of as _object
+from api.openapi.forms import one_of as _one_of
+from api.openapi.forms import or_null as _or_null
+from api.openapi.forms import page as _page
 from shared.features.spend.figures import FIGURES
 from shared.log.entry import Status
-
-Schema = dict[str, Any]
-
-TEXT: Schema = {"type": "string"}
-WHOLE: Schema = {"type": "integer"}
-TRUTH: Schema = {"type": "boolean"}
-ANY_OBJECT: Schema = {"type": "object", "additionalProperties": True}
-
-
-def ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _or_null(schema: Schema) -> Schema:
-    kind = schema.get("type")
-    return {"type": [kind, "null"]} if schema == {"type": kind} else {"anyOf": [schema, {"type": "null"}]}
-
-
-def _list_of(schema: Schema) -> Schema:
-    return {"type": "array", "items": schema}
-
-
-def _one_of(*values: str) -> Schema:
-    return {"type": "string", "enum": list(values)}
-
-
-def _object(described: str, /, *, perhaps: dict[str, Schema] | None = None, **fields: Schema) -> Schema:
-    """`fields` are always there, those of `perhaps` not."""
-    return {
-        "type": "object",
-        "description": described,
-        "required": list(fields),
-        "properties": {**fields, **(perhaps or {})},
-        "additionalProperties": True,
-    }
-
-
-def _page(item: Schema) -> Schema:
-    """OpenAI's list object."""
-    ids = _or_null(TEXT)
-    return _object(
-        "A page of a list.",
-        object=_one_of("list"),
-        data=_list_of(item),
-        first_id=ids,
-        last_id=ids,
-        has_more=TRUTH,
-    )
 
 
 def _deleted(kind: str) -> Schema:

@@ -22,7 +22,7 @@ OPEN = {"GET /", "GET /docs", "GET /openapi.json", "GET /health", "GET /healthz"
 ONLY_COUNTS = {"POST /v1/responses/input_tokens", "POST /v1/streams/{generation_id}/tokens"}
 ADMINS = ("/v1/keys", "/v1/workers", "/v1/audit", "/v1/limits/")
 TOKENS = {"GET /v1/streams/{generation_id}"}
-OF_ALL = {"GET /v1/streams", "GET /v1/keys", "GET /v1/queue", "GET /v1/audit"}
+OF_ALL = {"GET /v1/streams", "GET /v1/keys", "GET /v1/queue", "GET /v1/audit", "GET /v1/usage"}
 """Lists that an admin may have of all tenants at once."""
 NO_TENANTS = ("GET /v1/models/", *ADMINS)
 """What they name is no tenant's."""

@@ -223,3 +223,11 @@ def text_of(value: Any) -> str:
         return "" if value is None else json.dumps(value).decode()
     except ValueError:
         raise malformed() from None
+
+
+def forces_one(body: dict[str, Any]) -> bool:
+    """Whether the request names the function that must be called."""
+    choice = body.get("tool_choice")
+    return (isinstance(choice, dict) and choice.get("type") in ("function", "custom")) or isinstance(
+        body.get("function_call"), dict
+    )

@@ -15,7 +15,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from shared.chat.whole import path_of
+from shared.chat.whole import FIELD
 from shared.config.settings import Settings
 from shared.errors import (
     Damaged,
@@ -205,7 +205,7 @@ class Generator:
             history, asked = await self._outcomes.transcripts.messages(header, body)
             messages = [*history, *asked]
             answer.forced, answer.call_ids = forces_one(body), ids_in(messages)
-            answer.verbatim, answer.path = responses_verbatim.request_of(body) is not None, path_of(body)
+            answer.verbatim, answer.whole = responses_verbatim.request_of(body) is not None, body.get(FIELD)
             say = partial(self._say, writer, header, answer, {**body, "messages": messages}, served)
             if not await self.running.run(writer, header, say):
                 status = Status.CANCELLED

@@ -68,8 +68,8 @@ class Normalizer:
         self._show_usage = show_usage
         self._expected = choices
         self.forced, self.verbatim = forced, False
-        self.path: str | None = None
-        """Of a request that is passed on as it came."""
+        self.whole: dict[str, Any] | None = None
+        """What a request that is passed on as it came has beside a chat."""
         self._ended = False
         self.call_ids: Iterable[str] = ()
         """The ids of calls in the request, to be set before `begin`: no call of the answer gets one of them."""

@@ -328,7 +328,7 @@ class BatchRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     input_file_id: str
-    endpoint: Literal["/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/moderations"]
+    endpoint: Literal["/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/completions", "/v1/moderations"]
     completion_window: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[smhd]$")]
     metadata: Metadata | None = None
     output_expires_after: Life | None = None

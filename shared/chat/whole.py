@@ -1,4 +1,4 @@
-"""Requests that are answered with one object and no words: embeddings, moderations.
+"""Requests that are answered with one object and no words: embeddings, moderations, compactions.
 
 Hidden here: that they are stored as chat requests without messages, with the request as it came in `whole`, and that the answer
 stands in one chunk, as the provider gave it. So they wait, run, are counted and repeated as all others.
@@ -7,11 +7,11 @@ stands in one chunk, as the provider gave it. So they wait, run, are counted and
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import Field, StringConstraints, Tag
+from pydantic import Field, StringConstraints, Tag, model_validator
 
-from shared.chat.checking import Lenient, check, either
+from shared.chat.checking import Lenient, check, either, wrong
 from shared.chat.request import ChatRequest
 from shared.errors import BadRequest
 from shared.lib import json
@@ -48,14 +48,28 @@ class ModerationsRequest(Lenient):
     ]
 
 
-REQUESTS: dict[str, type[Lenient]] = {"/v1/embeddings": EmbeddingsRequest, "/v1/moderations": ModerationsRequest}
+class CompactRequest(Lenient):
+    """Body of POST /v1/responses/compact (platform.openai.com/docs/api-reference/responses/compact)."""
+
+    model: Model
+    input: str | list[Any] | None = None
+    instructions: str | None = None
+    previous_response_id: str | None = None
+
+    @model_validator(mode="after")
+    def _has_something(self) -> Self:
+        if not self.input and self.previous_response_id is None:
+            raise wrong("input", "Input is required: the items, or previous_response_id in their place")
+        return self
+
+
+COMPACT = "/v1/responses/compact"
+REQUESTS: dict[str, type[Lenient]] = {
+    "/v1/embeddings": EmbeddingsRequest,
+    "/v1/moderations": ModerationsRequest,
+    COMPACT: CompactRequest,
+}
 """By path."""
-
-
-def path_of(body: dict[str, Any]) -> str | None:
-    """Where a stored request goes that is passed on as it came; None for a chat."""
-    path: str | None = (body.get(FIELD) or {}).get("path")
-    return path
 
 
 class Stored(NamedTuple):

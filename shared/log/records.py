@@ -18,7 +18,7 @@ Usage = dict[str, Any]
 """OpenAI's usage object, `{prompt_tokens, completion_tokens, total_tokens, …}`; a provider may send more, or less."""
 
 
-Surface = Literal["chat", "responses", "embeddings", "moderations", "completions"]
+Surface = Literal["chat", "responses", "embeddings", "moderations", "completions", "compactions"]
 """An API that a generation may be asked for through."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from shared.chat import legacy
 from shared.chat.chunks import completion
 from shared.chat.request import ChatRequest
 from shared.chat.whole import REQUESTS, to_stored, whole_answer
@@ -15,7 +16,7 @@ from shared.lib import json
 from shared.log.records import Outcome, Surface
 from shared.log.streamlog import StreamLog
 
-RESPONSES = "/v1/responses"
+RESPONSES, COMPLETIONS = "/v1/responses", "/v1/completions"
 
 
 class Request(NamedTuple):
@@ -27,6 +28,7 @@ class Request(NamedTuple):
 
 _SURFACES: dict[str, Surface] = {
     RESPONSES: "responses",
+    COMPLETIONS: "completions",
     "/v1/embeddings": "embeddings",
     "/v1/moderations": "moderations",
 }
@@ -43,6 +45,8 @@ def read(endpoint: str, body: dict[str, Any]) -> Request:
         return Request(*to_stored(endpoint, body))
     if endpoint == RESPONSES:
         return Request(*to_line(body))
+    if endpoint == COMPLETIONS:
+        return Request(*legacy.to_stored(body))
     return Request(ChatRequest.check(body), body)
 
 
@@ -65,6 +69,10 @@ class Answers:
                 raise Damaged(f"{generation_id} has no answer")
             return found
         told = await self._outcomes.transcripts.read(generation_id, summary.position.epoch)
+        if endpoint == COMPLETIONS:
+            name, created = legacy.completion_id(generation_id), told.header["created_at_ms"] // 1000
+            found = legacy.whole_object(name, created, told.header["model"], told.fold)
+            return {**found, "usage": outcome["usage"]}
         if endpoint != RESPONSES:
             return {**completion(told.header, told.fold), "usage": outcome["usage"]}
         _, stored = await self._log.request(generation_id)

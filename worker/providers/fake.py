@@ -12,24 +12,31 @@ Options follow the name like a query, `fake/lorem?tokens=200&rate=50`:
     error=STATUS  refuses with this HTTP status (400 to 599) instead of answering
     cut=K         the stream breaks off after K tokens, with neither finish reason nor [DONE]
 
+Asked for embeddings, they give each text a vector of its own, the same in every run: `dimensions` numbers, 8 if not given.
+
 `n` of the request is honoured. `max_completion_tokens` (or `max_tokens`) ends an answer with `length`; reasoning counts.
 Usage: prompt tokens are the words of all messages, completion tokens those that were sent.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
+from shared.chat.whole import FIELD
 from shared.errors import BadRequest
 from shared.lib import json, sse
 from worker.providers.errors import error_from_response
+from worker.providers.formats.embeddings import PATH, texts_of, written
 from worker.providers.registry import FAKE
 
 _DEFAULT_TOKENS = 50
+_DIMENSIONS, _MOST_DIMENSIONS = 8, 4096
 _WORD = re.compile(r"\S+\s*|\s+")
 _LOREM = _WORD.findall(
     "lorem ipsum dolor sit amet consectetur adipiscing elit sed do eiusmod tempor incididunt ut labore et dolore magna "
@@ -95,7 +102,33 @@ def script(body: dict[str, Any], model: str) -> Iterator[tuple[float, sse.Event]
     if asked.error is not None:
         refusal = {"error": {"message": "refused, as asked for by error=", "type": "fake_error", "code": "fake_error"}}
         raise error_from_response(FAKE, asked.error, {}, json.dumps(refusal))
+    if (whole := body.get(FIELD)) is not None:
+        return _embeddings(asked, whole, model)
     return _events(asked, body, model)
+
+
+def _embeddings(asked: FakeScript, whole: dict[str, Any], model: str) -> Iterator[tuple[float, sse.Event]]:
+    if whole["path"] != PATH:
+        raise _refuse("The fake models answer chats and embed texts, and nothing else.")
+    request = whole["body"]
+    size = request.get("dimensions") or _DIMENSIONS
+    if size > _MOST_DIMENSIONS:
+        raise BadRequest(f"dimensions: The fake models have {_MOST_DIMENSIONS} at most.", param="dimensions")
+    texts = texts_of(request)
+    vectors = [written(_vector(text, size), request.get("encoding_format")) for text in texts]
+    data = [{"object": "embedding", "index": at, "embedding": vector} for at, vector in enumerate(vectors)]
+    count = sum(len(text.split()) for text in texts)
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    found = {"object": "list", "data": data, "model": model, "usage": usage}
+    return iter([(asked.first_ms / 1000, sse.Event(json.dumps(found)))])
+
+
+def _vector(text: str, dimensions: int) -> list[float]:
+    """Of length 1, by the hash of the text: each number is exact in 32 bits but for the length."""
+    digest = hashlib.shake_128(text.encode()).digest(dimensions)
+    numbers = [byte - 127.5 for byte in digest]
+    length = math.sqrt(sum(number * number for number in numbers))
+    return [number / length for number in numbers]
 
 
 def _events(asked: FakeScript, body: dict[str, Any], model: str) -> Iterator[tuple[float, sse.Event]]:

@@ -150,7 +150,7 @@ class Attempts:
 
     async def _try(self, stack: AsyncExitStack, target: Target) -> Step:
         self._timers.begin()
-        self._normalizer.begin(dialect_of(target.provider, self._normalizer.path))
+        self._normalizer.begin(dialect_of(target.provider, self._normalizer.whole))
         async with AsyncExitStack() as trial:
             step = Step(await trial.enter_async_context(self._open(target, self._timers)), [], None)
             while step.batches is not None and not (step.chunks or step.failure or self._normalizer.done):

@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, as
 from types import TracebackType
 from typing import Any, Self
 
-from shared.chat.whole import FIELD, path_of
+from shared.chat.whole import FIELD
 from shared.config.settings import Settings
 from shared.errors import StreamspoolError, UpstreamError, UpstreamIncomplete, UpstreamInvalid
 from shared.features.blobs import OfTenant
@@ -104,8 +104,8 @@ class Upstream:
         self, body: dict[str, Any], blobs: OfTenant | None
     ) -> Callable[[Target, Timers], AbstractAsyncContextManager[Events]]:
         def open_events(target: Target, timers: Timers) -> AbstractAsyncContextManager[Events]:
-            dialect = dialect_of(target.provider, path_of(body))
-            if target.provider.kind == "fake" and FIELD not in body:
+            dialect = dialect_of(target.provider, body.get(FIELD))
+            if target.provider.kind == "fake":
                 return aclosing(_play(body, target.model, blobs))
             call = dialect.call(target.provider, body, target.model)
             return self._request(target.provider, dialect, call, timers, blobs)

@@ -74,9 +74,23 @@ def test_what_is_wrong_is_named(client: Client, fields: dict[str, Any], param: s
     assert refused(client.http.post("/v1/embeddings", json={"model": "fake/echo", **fields}), 400)["param"] == param
 
 
-def test_a_provider_without_embeddings_says_so(client: Client) -> None:
-    answer = client.http.post("/v1/embeddings", json={"model": "fake/echo", "input": "x"})
+def test_a_provider_without_moderations_says_so(client: Client) -> None:
+    answer = client.http.post("/v1/moderations", json={"model": "fake/echo", "input": "x"})
     assert refused(answer, 400)["param"] == "model"
+
+
+def test_the_fake_models_embed_texts(client: Client, stack: Stack) -> None:
+    with OpenAI(base_url=f"{stack.url}/v1", api_key="x", max_retries=0) as openai:
+        found = openai.embeddings.create(model="fake/echo", input=["a", "b", "a"], dimensions=16)
+    first, second, third = (one.embedding for one in found.data)
+    assert len(first) == 16
+    assert first == third != second
+    assert sum(number * number for number in first) == pytest.approx(1)
+    assert found.usage.prompt_tokens == 3
+    plain = client.http.post("/v1/embeddings", json={"model": "fake/echo", "input": "a", "dimensions": 16}).json()
+    assert plain["data"][0]["embedding"] == pytest.approx(first)
+    answer = client.http.post("/v1/embeddings", json={"model": "fake/echo", "input": [[1, 2]]})
+    assert refused(answer, 400)["param"] == "input"
 
 
 def test_the_official_client(stack: Stack, scripted: Register) -> None:

@@ -6,6 +6,7 @@ So a new wire format is a file in this folder, which brings its `DIALECT` (../di
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 from shared.config.formats import WIRE_FORMATS
 from worker.providers.dialect import Dialect
@@ -15,8 +16,8 @@ from worker.providers.registry import FAKE, Provider
 _DIALECTS: dict[str, Dialect] = {kind: import_module(f"{__name__}.{kind}").DIALECT for kind in WIRE_FORMATS}
 
 
-def dialect_of(provider: Provider, path: str | None = None) -> Dialect:
-    """With `path`, for a request that is passed on as it came."""
-    if path is not None:
-        return dialect_for(path)
+def dialect_of(provider: Provider, whole: dict[str, Any] | None = None) -> Dialect:
+    """With `whole`, for a request that is passed on as it came (shared/chat/whole.py)."""
+    if whole is not None:
+        return dialect_for(provider, whole)
     return _DIALECTS["openai" if provider.kind == FAKE.kind else provider.kind]

@@ -169,3 +169,27 @@ def test_a_conversation_with_such_a_provider(client: Client, scripted: Register)
 def test_what_such_a_provider_refuses_is_refused(client: Client, scripted: Register) -> None:
     unknown = {"model": "fake/echo", "input": "x", "tools": [{"type": "web_search"}]}
     assert refused(client.http.post(PATH, json=unknown), 400)["param"] == "tools[0].type"
+
+
+def test_a_conversation_is_compacted_by_the_provider(client: Client, scripted: Register) -> None:
+    value = {"id": "resp_up", "object": "response.compaction", "created_at": 1, "output": [{"type": "compaction"}]}
+    value["usage"] = {"input_tokens": 9, "output_tokens": 2, "total_tokens": 11}
+    script = scripted([json.dumps(value).encode()], headers={"content-type": "application/json"})
+    asked = {"input": [{"role": "user", "content": "a long story"}], "new": 1}
+    made = client.http.post(f"{PATH}/compact", json={"model": model(script.model), **asked})
+    assert (made.status_code, made.json()) == (200, value)
+    (call,) = script.script.calls
+    assert call == {"model": script.name, **asked}
+    assert call.head.startswith("POST /v1/responses/compact ")
+    assert client.state(made.headers["x-stream-id"])["usage"]["total_tokens"] == 11
+
+
+def test_what_cannot_be_compacted_is_refused(client: Client, scripted: Register) -> None:
+    def refusal(status: int, **fields: Any) -> Any:
+        answer = client.http.post(f"{PATH}/compact", json={"model": "own/x", "input": "x", **fields})
+        return refused(answer, status)
+
+    assert refusal(400, model="fake/echo")["param"] == "model"
+    assert refusal(400, input=None)["param"] == "input"
+    assert refusal(400, stream=True)["param"] == "stream"
+    assert refusal(404, previous_response_id="resp_0")["code"] == "previous_response_not_found"

@@ -1,0 +1,80 @@
+"""/v1/responses/compact: the provider makes a long conversation short; what it answers is its own, and passed on as it came.
+
+Hidden here: that only a provider which speaks this API can do that, and which of its own responses is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.deps import REPLAYED, Body, CurrentCaller, CurrentServices, IdempotencyKey, IsRepeat, Root, read, with_options
+from api.live.answer import Answer, speak_after_s
+from api.states import stream_headers
+from api.surfaces.responses.continued import continued_natively
+from shared.chat.whole import COMPACT, FIELD, REQUESTS, to_stored, whole_answer
+from shared.errors import BadRequest
+from shared.features.responses.native import NativeRequest
+from shared.generations.front import Front
+from shared.lib import json
+from shared.log.records import Summary
+
+router = APIRouter(prefix="/v1/responses", tags=["responses"])
+
+_REQUEST_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": REQUESTS[COMPACT].model_json_schema()}},
+    }
+}
+
+
+async def _found(chunks: Iterable[bytes]) -> dict[str, Any]:
+    return whole_answer(chunks) or {}
+
+
+def _whole(_: Summary, found: dict[str, Any]) -> dict[str, Any]:
+    return found
+
+
+@router.post("/compact", response_model=None, openapi_extra=_REQUEST_BODY)
+async def compact(
+    request: Request,
+    services: CurrentServices,
+    caller: CurrentCaller,
+    root: Root,
+    key: IdempotencyKey,
+    repeat: IsRepeat,
+    body: Body,
+) -> Response:
+    """What the provider makes of a long conversation: items to go on from in its place."""
+    given = await read(body, lambda value: with_options(value, request))
+    stored = to_stored(COMPACT, given)
+    if not await services.catalogue.speaks_responses(stored.request.model):
+        raise BadRequest(
+            "Only a provider of kind `responses` can compact a conversation, and this model is not of one. Send fewer items.",
+            param="model",
+        )
+    if (previous := given.get("previous_response_id")) is not None:
+        asked = NativeRequest.check({"model": stored.request.model, "previous_response_id": previous})
+        _, known_as = await continued_natively(services, caller, asked)
+        if known_as is None:
+            raise BadRequest(
+                "The provider does not keep this response. Send its items as input.", param="previous_response_id"
+            )
+        stored.body[FIELD]["body"]["previous_response_id"] = known_as
+    silent_s = speak_after_s(request, services.settings)
+    header, replayed = await services.broker.submit(
+        json.dumps(stored.body),
+        stored.request,
+        caller,
+        idempotency_key=key,
+        repeat=repeat,
+        front=Front("compactions"),
+    )
+    headers = stream_headers(header["id"], root) | (REPLAYED if replayed else {})
+    return Answer(services, header, _whole, fresh=not replayed, headers=headers, speak_after_s=silent_s, add_up=_found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from worker.batches.lines import line_id
 
 LINES = 1000
 MODEL = "fake/lorem?tokens=10&rate=20"
+EMBEDDINGS = "/v1/embeddings"
+AT_ONCE = 50
+"""Lines of a batch that run in a worker, as `Ground` has it."""
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def ground(tmp_path: Path, upstream: ScriptedUpstream) -> Iterator[Ground]:
 
 def check(ground: Ground, batch_id: str, lines: int) -> None:
     wait_until(lambda: ground.completed(batch_id) >= 0, 30)
-    batch = ended(ground.http, batch_id, 90)
+    batch = ended(ground.http, batch_id, 200)
     assert batch["status"] == "completed"
     output, errors = results(ground.http, batch["output_file_id"]), results(ground.http, batch["error_file_id"])
     assert output.keys() | errors.keys() == {f"line-{n}" for n in range(lines)}
@@ -63,6 +67,29 @@ def test_b1_a_batch_outlives_whatever_runs_it(ground: Ground) -> None:
     ground.until(batch_id, 700)
     ground.kill("worker")
     check(ground, batch_id, LINES)
+
+
+@pytest.mark.timeout(400)
+def test_b13_each_line_of_embeddings_is_there_once_whatever_worker_is_killed(
+    ground: Ground, upstream: ScriptedUpstream
+) -> None:
+    """What was asked again were lines that ran in the killed workers."""
+    vector = {"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}
+    value = {"object": "list", "data": [vector], "model": "up", "usage": {"prompt_tokens": 2, "total_tokens": 2}}
+    script = upstream.script("embeds", [json.dumps(value).encode()], headers={"content-type": "application/json"})
+    bodies = [{"model": "scripted/embeds", "input": f"text {number}"} for number in range(5 * LINES)]
+    lines = [
+        {"custom_id": f"line-{number}", "method": "POST", "url": EMBEDDINGS, "body": body}
+        for number, body in enumerate(bodies)
+    ]
+    batch_id = start(ground.http, jsonl(lines), endpoint=EMBEDDINGS)
+    for done in (LINES // 2, 2 * LINES, 4 * LINES):
+        ground.until(batch_id, done)
+        ground.kill(ground.runner(batch_id) or "worker")
+    check(ground, batch_id, len(lines))
+    asked = Counter(call["input"] for call in script.calls)
+    assert asked.keys() == {body["input"] for body in bodies}
+    assert sum(asked.values()) - len(lines) <= 3 * AT_ONCE
 
 
 @pytest.mark.timeout(300)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import httpx
@@ -14,6 +15,8 @@ from tests.support.responses import PATH, Event, events, joined, text_of
 
 SETTINGS = {"STREAMSPOOL_KEEPALIVE_S": "0.5"}
 PROCESSES = ("api", "api-2")
+AGAIN_S = 0.02
+"""A client's pause before it connects again."""
 
 
 class Watching:
@@ -23,7 +26,7 @@ class Watching:
         self.told: list[Event] = []
         self.cuts = 0
         self._http = httpx.Client(timeout=30, trust_env=False)
-        self._urls, self._id, self._first = urls, response_id, after + 1
+        self._urls, self.id, self._first = urls, response_id, after + 1
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
@@ -35,12 +38,12 @@ class Watching:
                 params["starting_after"] = str(count - 1)
             body = b""
             try:
-                with self._http.stream("GET", f"{url}{PATH}/{self._id}", params=params) as response:
+                with self._http.stream("GET", f"{url}{PATH}/{self.id}", params=params) as response:
                     for piece in response.iter_raw():
                         body += piece
                         body = self._take(body)
             except httpx.HTTPError:
-                pass
+                time.sleep(AGAIN_S)
             self.cuts += 1
 
     def _take(self, body: bytes) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.harness.upstream import DONE, Pause, Script, ScriptedUpstream, chunk, ending, words
+from tests.harness.upstream import DONE, Answer, Pause, Script, ScriptedUpstream, chunk, ending, words
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ROOT / "tests/clients"
@@ -55,7 +55,7 @@ class Client(NamedTuple):
     @property
     def checks(self) -> list[str]:
         """The names of the program's checks, read from its source."""
-        form = r"^def check_(\w+)" if self.program.endswith(".py") else r"^  async (\w+)\("
+        form = r"^(?:async )?def check_(\w+)" if self.program.endswith(".py") else r"^  async (\w+)\("
         return re.findall(form, (PROGRAMS / self.program).read_text("utf-8"), re.M)
 
     def command(self, *arguments: str) -> list[str] | str:
@@ -99,6 +99,10 @@ CLIENTS = (
 RESPONSES_CLIENTS = (
     Client("openai, Python", "check_responses.py", "openai", "tests/requirements-dev.lock"),
     Client("openai, JavaScript", "check_responses.mjs", "openai", "tests/clients/package-lock.json"),
+    Client("openai, Python, WebSocket", "check_responses_socket.py", "openai", "tests/requirements-dev.lock"),
+    Client("openai, JavaScript, WebSocket", "check_responses_socket.mjs", "openai", "tests/clients/package-lock.json"),
+    Client("Vercel AI SDK, `openai`", "check_responses_ai.mjs", "ai", "tests/clients/package-lock.json"),
+    _others("openai-agents", "check_responses_agents.py", "openai-agents"),
     _others("LangChain, `ChatOpenAI`", "check_responses_langchain.py", "langchain-openai"),
     _others("LiteLLM, `openai/responses/…`", "check_responses_litellm.py", "litellm"),
     _others("Pydantic AI, `OpenAIResponsesModel`", "check_responses_pydantic_ai.py", "pydantic-ai-slim"),
@@ -112,6 +116,17 @@ class Models(NamedTuple):
     limit: Script
     waits: Script
     go: Callable[[], None]
+
+
+def _calls(name: str, arguments: str) -> list[bytes]:
+    function = {"name": name, "arguments": arguments}
+    call = {"index": 0, "id": "c9", "type": "function", "function": function}
+    return [chunk({"tool_calls": [call]}), chunk({}, "tool_calls"), DONE]
+
+
+def _in_turns(*answers: list[bytes]) -> Callable[[int], Answer]:
+    """One after the other, and again from the first."""
+    return lambda call: Answer(answers[(call - 1) % len(answers)])
 
 
 def set_up(upstream: ScriptedUpstream) -> Models:
@@ -131,6 +146,9 @@ def set_up(upstream: ScriptedUpstream) -> Models:
     thoughts = [chunk({"reasoning_content": piece}) for piece in ("Let me ", "see. ")]
     answer = [chunk({"content": piece}) for piece in ("It is ", "4.")]
     upstream.script("client-thinks", [opening, *thoughts, *answer, *ending()])
+    calling = [[opening, *_calls("f", '{"x": 1}')], [opening, *_calls("transfer_to_b", "{}")]]
+    upstream.plan("client-loops", by=_in_turns(calling[0], [opening, *answer, *ending()]))
+    upstream.script("client-hands-over", calling[1])
     broken = b'data: {"error": {"message": "the machine is on fire", "code": "fire"}}\n\n'
     upstream.script("client-broken", [*words(2), broken])
     headers = {"content-type": "application/json"}

@@ -24,8 +24,9 @@ from api.services import Services
 from api.surfaces import completions, whole
 from api.surfaces.chat import routes as chat
 from api.surfaces.chat import stored
-from api.surfaces.responses import conversations
+from api.surfaces.responses import compact, conversations
 from api.surfaces.responses import routes as responses
+from api.surfaces.responses import socket as responses_socket
 from api.surfaces.streams import routes as streams
 from shared import __version__
 from shared.config.settings import Settings
@@ -40,6 +41,8 @@ _ROUTES = (
     chat,
     stored,
     responses,
+    responses_socket,
+    compact,
     conversations,
     completions,
     whole,

@@ -117,10 +117,13 @@ class Application(FastAPI):
         self._reading = FairTurns(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await super().__call__(scope, receive, send)
             return
         self._place(scope)
+        if scope["type"] == "websocket":
+            await super().__call__(scope, receive, _Named(self, scope, send, ()))
+            return
         welcome, method = self._door.welcome(scope), scope["method"]
         if method == "HEAD":
             scope = {**scope, "method": "GET", HEAD_ONLY: True}
@@ -143,6 +146,11 @@ class Application(FastAPI):
         scope["root_path"] = self._door.prefix(scope)
         if scope["path"].removeprefix(scope["root_path"]) == _METRICS and written != scope["path"].encode():
             scope["path"] = written.decode("ascii")
+
+    def has_socket(self, scope: Scope) -> bool:
+        """Whether there is a WebSocket at the path of a request that offers one."""
+        _straighten(scope)
+        return self._takes({**scope, "root_path": self._door.prefix(scope)})
 
     def methods(self, scope: Scope) -> list[str]:
         """What may be done with a path; nothing if there is none."""
@@ -170,7 +178,9 @@ class _Named:
     async def __call__(self, message: Message) -> None:
         if self._ended:
             return
-        if message["type"] == "http.response.start":
+        if message["type"] == "websocket.accept":
+            REQUESTS.labels(getattr(self._scope.get("route"), "path", "none"), 101).inc()
+        elif message["type"].endswith("http.response.start"):
             scope, headers = self._scope, message.get("headers", ())
             if message["status"] == 405:  # the framework knows the methods of one route only
                 allowed = ", ".join(self._app.methods(scope)).encode()

@@ -10,7 +10,8 @@ Hidden as well: which client holds a connection by doing nothing, how a response
 or ends it in mid-response, and what httptools and uvicorn take another way than the world does:
 
 - A request that may be asked in HTTP/1.1, but offers another protocol, as Java's and curl's clients do: httptools leaves its
-  body unread. It is asked again without the offer, which a server may ignore (RFC 9110 §7.8).
+  body unread. It is asked again without the offer, which a server may ignore (RFC 9110 §7.8). Only where the application has
+  a WebSocket at its path, an offer of one is taken, and the connection is sockets/protocol.py's from there on.
 - An HTTP/1.0 client knows no chunks: its answer ends where the connection does (RFC 9112 §6.1, §6.3).
 - A client that shuts its sending side still wants its answer. One that has gone looks the same until it is written to: a
   stream is probed with a comment, and whether it counts as gone before that is the response's to say.
@@ -23,9 +24,7 @@ versions of uvicorn that this was read against; tests/project/test_uvicorn.py na
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any, cast
 
 import httptools
@@ -39,6 +38,8 @@ from api.intake import (
     check_host,
     malformed,
     no_tunnel,
+    opens_socket,
+    refusal,
     too_large,
     too_many,
     weigh,
@@ -47,7 +48,6 @@ from api.intake import (
 from api.live.client import CONNECTION
 from api.stand_ins import AnyLength, Lingering, Pipeline, Writable
 from shared.errors import StreamspoolError, without_frames
-from shared.lib import json
 from shared.lib.telemetry import REQUESTS, get_logger
 
 logger = get_logger(__name__)
@@ -73,7 +73,7 @@ _BETWEEN, _HEAD, _BODY = range(3)
 class _Intake(HttpToolsProtocol):
     """uvicorn's protocol with these limits, for an application that speaks HTTP/1.1 and nothing else."""
 
-    __slots__ = ("_around", "_dropped", "_linger", "_offer", "_place", "_piece", "_refusal", "_shared", "deaf", "ended")
+    __slots__ = tuple("_around _dropped _linger _offer _piece _place _refusal _shared _socket deaf ended".split())
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -84,6 +84,8 @@ class _Intake(HttpToolsProtocol):
         """The client has shut its sending side."""
         self._offer = False
         """The request being read offers another protocol, and is to be read again without that."""
+        self._socket: Any = False
+        """What the connection goes on as, if not as it is: True once that is settled, then the protocol."""
         self._place = _BETWEEN
         self._piece = 0
         """Bytes of the last slice, as long as no request has begun in it."""
@@ -108,6 +110,9 @@ class _Intake(HttpToolsProtocol):
         if self.deaf:
             self._dropped = True
             return
+        if self._socket:  # the rest of what came with its offer
+            self._socket.data_received(bytes(data))
+            return
         if self._place == _BETWEEN:
             self._piece = len(data)
         else:
@@ -116,7 +121,8 @@ class _Intake(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offered:
-            self._take_without_offer(memoryview(data)[offered.args[0] :])
+            rest = memoryview(data)[offered.args[0] :]
+            self._go_on_as_socket(rest) if self._socket else self._take_without_offer(rest)
             return
         except httptools.HttpParserError as error:
             why = error.__context__  # what a callback of ours raised
@@ -136,6 +142,14 @@ class _Intake(HttpToolsProtocol):
         if rest and not self.deaf:
             self._take(rest)
 
+    def _go_on_as_socket(self, rest: memoryview) -> None:
+        """Nothing of this protocol is called any more."""
+        self._unset_keepalive_if_required()
+        self.handle_websocket_upgrade()
+        self._socket = self.transport.get_protocol()
+        if rest:
+            self._take(rest)
+
     def on_message_begin(self) -> None:
         self._place, self._around, self._piece, self._shared = _HEAD, self._piece, 0, not self._piece
         super().on_message_begin()
@@ -152,6 +166,8 @@ class _Intake(HttpToolsProtocol):
             if self.parser.get_method() == b"CONNECT":
                 raise no_tunnel()
             self.scope["method"], self.scope["http_version"] = self.parser.get_method().decode(), version
+            busy, app = self.pipeline or (self.cycle is not None and not self.cycle.response_complete), self.config.app
+            self._socket = not busy and opens_socket(self.scope, self.url, self.headers, app.has_socket)  # type: ignore[arg-type, union-attr]
             self._offer = True
             return
         self._place, self._around = _BODY, 0
@@ -260,17 +276,7 @@ class _Intake(HttpToolsProtocol):
 
     def _say(self, error: StreamspoolError) -> None:
         REQUESTS.labels("none", error.status).inc()
-        body = json.dumps({"error": error.to_object()})
-        headers = [
-            *self.server_state.default_headers,
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-            (b"x-request-id", f"req_{uuid.uuid4().hex}".encode()),
-        ]
-        lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()]
-        lines += [b"%b: %b" % field for field in headers]
-        self.transport.write(b"\r\n".join([*lines, b"", body]))
+        self.transport.write(refusal(error, self.server_state.default_headers))
         self.linger()
 
 
@@ -385,7 +391,7 @@ class Protocol(_Intake):
             self.scope["extensions"] = {}  # this connection was in there, and has the scope: a circle for the collector
 
     def _begin_patience(self, patience_s: float | None = None) -> None:
-        if self._patience is None:
+        if self._patience is None and not self._socket:
             self._patience = self.loop.call_later(patience_s or HEADERS_S, self.transport.close)
 
     def _end_patience(self) -> None:

@@ -43,8 +43,8 @@ _HEADER_OPTIONS = (
 """Our extension fields that may come as header fields, too."""
 
 
-async def _services(request: Request) -> Services:  # async, as the next: FastAPI would hand plain functions to a thread
-    services: Services = request.app.state.services
+async def _services(connection: HTTPConnection) -> Services:  # async: FastAPI would hand plain functions to a thread
+    services: Services = connection.app.state.services
     return services
 
 
@@ -145,7 +145,7 @@ def parsed(body: bytes | bytearray) -> Any:
         raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
 
 
-def with_options(body: Any, request: Request) -> Any:
+def with_options(body: Any, request: HTTPConnection) -> Any:
     """Our extension fields may come as headers too (`x-on-interruption`); the body's own win."""
     if not isinstance(body, dict):
         return body

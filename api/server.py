@@ -19,6 +19,7 @@ from api.app import create_app
 from api.auth import is_loopback
 from api.connection import Protocol
 from api.live.drain import Drain
+from api.sockets.protocol import SocketProtocol
 from shared.config.environ import SettingsInvalid
 from shared.config.notices import notices, say_notices, weak_keys
 from shared.config.settings import load_settings
@@ -98,7 +99,9 @@ def main() -> None:
         port=settings.port,
         http=Protocol,
         loop="uvloop",
-        ws="none",
+        ws=SocketProtocol,
+        ws_max_size=settings.max_body_bytes,
+        ws_per_message_deflate=False,
         log_config=None,
         access_log=False,
         proxy_headers=False,  # nothing here asks who the client is

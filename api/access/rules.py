@@ -61,7 +61,9 @@ RULES: dict[str, Rule] = {
     "POST /v1/completions": _WRITE,
     "GET /v1/completions/{completion_id}": _READ,
     "POST /v1/responses": _WRITE,
+    "WEBSOCKET /v1/responses": _WRITE,
     "POST /v1/responses/input_tokens": _READ,  # it only counts
+    "POST /v1/responses/compact": _WRITE,
     "GET /v1/responses/{response_id}": _READ,
     "DELETE /v1/responses/{response_id}": _WRITE,
     "GET /v1/responses/{response_id}/input_items": _READ,

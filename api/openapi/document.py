@@ -68,6 +68,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "POST /v1/responses": Operation("createResponse", "Response", "ResponseStreamEvent", body="CreateResponse"),
     "POST /v1/responses/input_tokens": Operation("countInputTokens", "TokenCounts", body="CreateResponse"),
+    "POST /v1/responses/compact": Operation("compactResponse", "Anything", body="CompactRequest"),
     "GET /v1/responses/{response_id}": Operation("getResponse", "Response", "ResponseStreamEvent", also={204: ""}),
     "DELETE /v1/responses/{response_id}": Operation("deleteResponse", "ResponseDeleted"),
     "GET /v1/responses/{response_id}/input_items": Operation("listInputItems", "ItemList"),

@@ -39,6 +39,7 @@ CHUNKS = Counter("streamspool_chunks_total", "Chunks written to logs")
 UPSTREAM_ERRORS = Counter("streamspool_upstream_errors_total", "Attempts ended by the provider", ["code"])
 UPSTREAM_RETRIES = Counter("streamspool_upstream_retries_total", "Requests made again before the first chunk", ["code"])
 VIEWERS = Gauge("streamspool_viewers", "Viewers attached to this process")
+SOCKETS = Gauge("streamspool_sockets", "WebSockets of clients that are open at this process")
 FOLLOWED = Gauge("streamspool_logs_followed", "Logs this process is following")
 LOG_BYTES = Gauge(
     "streamspool_log_bytes", "Memory that followed logs take here, and those that were just replayed; as of this second"

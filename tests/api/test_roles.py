@@ -10,7 +10,10 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from api.access.rules import RULES
 from api.openapi.document import OPERATIONS
@@ -22,6 +25,8 @@ OPEN = {"GET /", "GET /docs", "GET /openapi.json", "GET /health", "GET /healthz"
 ONLY_COUNTS = {"POST /v1/responses/input_tokens", "POST /v1/streams/{generation_id}/tokens"}
 ADMINS = ("/v1/keys", "/v1/workers", "/v1/audit", "/v1/limits/")
 TOKENS = {"GET /v1/streams/{generation_id}"}
+SOCKETS = {"WEBSOCKET /v1/responses"}
+"""No operations of OpenAPI's, which has no word for them."""
 OF_ALL = {"GET /v1/streams", "GET /v1/keys", "GET /v1/queue", "GET /v1/audit", "GET /v1/usage"}
 """Lists that an admin may have of all tenants at once."""
 NO_TENANTS = ("GET /v1/models/", *ADMINS)
@@ -35,6 +40,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/completions": PROMPT,
     "POST /v1/responses": {"model": "fake/echo", "input": "hello"},
     "POST /v1/responses/input_tokens": {"model": "fake/echo", "input": "hello"},
+    "POST /v1/responses/compact": {"model": "fake/echo", "input": "hello"},
     "POST /v1/conversations": {},
     "POST /v1/conversations/{conversation_id}": {"metadata": {}},
     "POST /v1/conversations/{conversation_id}/items": {"items": [{"role": "user", "content": "more"}]},
@@ -188,6 +194,8 @@ def wrong(http: Client, route: str, who: Who, objects: Objects) -> str:
     body = BODIES.get(route)
     if route == "POST /v1/batches":
         body = {**BODIES[route], "input_file_id": objects.file_id}
+    if route in SOCKETS:
+        return judged(route, who, opened(f"{http.http.base_url}{path}", who))
     files = {"file": ("x.txt", b"{}")} if route == "POST /v1/files" else None
     response = http.http.request(
         method,
@@ -198,9 +206,23 @@ def wrong(http: Client, route: str, who: Who, objects: Objects) -> str:
         data={"purpose": "batch"} if files else None,
         files=files,
     )
+    return judged(route, who, response)
+
+
+def opened(url: str, who: Who) -> httpx.Response:
+    """The answer to an offer of a WebSocket."""
+    address = str(httpx.URL(url.replace("//v1", "/v1")).copy_merge_params(who.query)).replace("http", "ws", 1)
+    try:
+        with connect(address, additional_headers=who.headers, proxy=None):
+            return httpx.Response(101)
+    except InvalidStatus as refused:
+        return httpx.Response(refused.response.status_code, content=bytes(refused.response.body))
+
+
+def judged(route: str, who: Who, response: httpx.Response) -> str:
     expected, status = right(route, who), response.status_code
     if expected == {0}:
-        # A batch's file is another's 404, and an embedding of a chat model a refusal of the provider's: both were let in.
+        # A batch's file is another's 404, and a moderation by a chat model a refusal of the provider's: both were let in.
         let_in = status < 400 or status >= 500 or (status in (400, 404, 409) and route in UNSURE)
         return "" if let_in else f"{route}: {status} {response.text[:200]}"
     return "" if status in expected else f"{route}: {status} in place of {expected}, {response.text[:200]}"
@@ -208,7 +230,7 @@ def wrong(http: Client, route: str, who: Who, objects: Objects) -> str:
 
 UNSURE = {
     "POST /v1/batches",  # the file is another tenant's
-    "POST /v1/embeddings",  # the model has none
+    "POST /v1/responses/compact",  # the model's provider has none
     "POST /v1/moderations",
     "POST /v1/batches/{batch_id}/cancel",  # it may have ended
     "POST /v1/streams/{generation_id}/retry",  # its session is busy
@@ -221,7 +243,7 @@ UNSURE = {
 
 def test_there_is_a_rule_for_each_route_and_no_other() -> None:
     documented = set(OPERATIONS)
-    assert {route.replace(":path", "") for route in RULES} == documented | OPEN
+    assert {route.replace(":path", "") for route in RULES} == documented | OPEN | SOCKETS
 
 
 @pytest.mark.parametrize("route", sorted(RULES))

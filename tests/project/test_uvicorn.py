@@ -1,7 +1,8 @@
 """A canary: each part of uvicorn that is not its public interface, and is used here, is still there and is what it was.
 
 Where this fails after an upgrade, read uvicorn's protocols/http/httptools_impl.py and flow_control.py beside
-api/connection.py, then raise the ceiling in pyproject.toml.
+api/connection.py, and protocols/websockets/websockets_sansio_impl.py beside api/sockets/protocol.py, then raise the ceiling in
+pyproject.toml.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import uvicorn
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from api import connection, stand_ins
+from api.sockets.protocol import SocketProtocol
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +34,7 @@ PROTOCOL_CALLED = {
     "connection_made": "makes `flow`",
     "connection_lost": "wakes the application",
     "data_received": "replaced: bytes go to the parser in slices",
+    "handle_websocket_upgrade": "makes `ws_protocol_class`, gives it the head again, and the transport to it",
     "on_message_begin": "makes `scope`",
     "on_header": "takes a header, or a trailer",
     "on_headers_complete": "makes `cycle`, or adds it to `pipeline`",
@@ -70,6 +74,34 @@ CYCLE = {
 }
 STATE = {"connections", "default_headers", "total_requests"}
 SERVER = {"config", "force_exit", "handle_exit", "server_state", "should_exit", "shutdown"}
+
+
+SOCKET_CALLED = {
+    "connection_lost": "tells the application",
+    "data_received": "takes messages apart",
+    "handle_connect": "makes `scope`",
+    "handle_parser_exception": "replaced: tells the client, and closes at once",
+    "handle_ping": "answers it",
+    "pause_writing": "called by the transport",
+    "receive": "gives the application what `queue` has, and reads on",
+    "resume_writing": "called by the transport",
+    "send_receive_event_to_app": "puts a whole message into `queue`",
+    "shutdown": "called when the server stops",
+}
+SOCKET_HELD: dict[str, type] = {
+    "close_sent": bool,
+    "close_timer": type(None),
+    "close_timeout": float,
+    "config": uvicorn.Config,
+    "conn": object,
+    "handshake_complete": bool,
+    "handshake_initiated": bool,
+    "loop": asyncio.AbstractEventLoop,
+    "queue": asyncio.Queue,
+    "tasks": set,
+    "transport": type(None),
+}
+"""The same of a WebSocket's. `scope` is set when it opens."""
 
 
 class Transport(asyncio.Transport):
@@ -143,9 +175,21 @@ def test_the_server_counts_and_ends_as_it_did() -> None:
     assert [name for name in STATE if not hasattr(server.server_state, name)] == []
 
 
-def taken(owner: str) -> set[str]:
-    """Attributes that connection.py reads or sets of `owner` (`self.flow`, …)."""
-    tree = ast.parse((ROOT / "api/connection.py").read_text("utf-8"))
+async def test_the_protocol_of_sockets_has_what_is_called_and_held() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+    protocol = WebSocketsSansIOProtocol(uvicorn.Config(app, log_config=None), ServerState(), {})
+    assert [name for name in SOCKET_CALLED if not callable(getattr(protocol, name, None))] == []
+    assert [name for name, kind in SOCKET_HELD.items() if not isinstance(getattr(protocol, name, ...), kind)] == []
+    theirs = taken("self", "api/sockets/protocol.py") | taken("super()", "api/sockets/protocol.py")
+    ours = {name for name in vars(SocketProtocol) if not hasattr(WebSocketsSansIOProtocol, name)}
+    made = set(vars(SocketProtocol(uvicorn.Config(app, log_config=None), ServerState(), {}))) - set(vars(protocol))
+    assert theirs - ours - made - {"__init__"} == {*SOCKET_CALLED, *SOCKET_HELD, "scope"}
+
+
+def taken(owner: str, file: str = "api/connection.py") -> set[str]:
+    """Attributes that a file reads or sets of `owner` (`self.flow`, …)."""
+    tree = ast.parse((ROOT / file).read_text("utf-8"))
     return {
         node.attr
         for node in ast.walk(tree)
@@ -177,6 +221,7 @@ def test_no_other_file_looks_into_uvicorn() -> None:
     assert {name: modules for name, modules in found.items() if modules} == {
         "api/connection.py": {"uvicorn.protocols.http.httptools_impl"},
         "api/server.py": {"uvicorn"},
+        "api/sockets/protocol.py": {"uvicorn.protocols.websockets.websockets_sansio_impl"},
     }
 
 

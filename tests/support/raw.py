@@ -58,6 +58,9 @@ class Raw:
             body = self.rest()
         return Answered(int(status.split()[1]), headers, body)
 
+    def read(self, count: int) -> bytes:
+        return self._reader.read(count)
+
     def rest(self) -> bytes:
         """Until the server closes."""
         return self._reader.read()

@@ -30,6 +30,15 @@ def response(value: Any) -> dict[str, Any]:
     return found
 
 
+def checked(event: Event) -> Event:
+    """An event that OpenAI's model of it takes."""
+    if "response" in event:
+        response(event["response"])
+    else:
+        _EVENTS[event["type"]].model_validate(event)
+    return event
+
+
 def events(body: bytes, *, first: int = 0, ended: bool = True) -> list[Event]:
     """The events of a stream, each checked: by OpenAI's model, `event:` and `type` alike, numbers without a gap."""
     found = []
@@ -41,11 +50,7 @@ def events(body: bytes, *, first: int = 0, ended: bool = True) -> list[Event]:
         if event["type"] == "keepalive":
             continue
         assert field(frame, b"id") == b"%d" % event["sequence_number"]
-        if "response" in event:
-            response(event["response"])
-        else:
-            _EVENTS[event["type"]].model_validate(event)
-        found.append(event)
+        found.append(checked(event))
     assert [event["sequence_number"] for event in found] == list(range(first, first + len(found)))
     if ended:
         assert [event["type"] for event in found if event["type"] in ENDS] == [found[-1]["type"]]

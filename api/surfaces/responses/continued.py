@@ -2,13 +2,13 @@
 
 Hidden here: that both are reads of the logs of earlier responses (shared/features/chains.py), of which only what a request has
 to be checked against is read here: the worker reads what was said. A response with `store: false` can be polled while its log
-is kept, and no more.
+is kept, and gone on from by the WebSocket that it was made through, and no more.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -86,12 +86,15 @@ async def folded(events: ResponseEvents, header: Header, chunks: Iterable[bytes]
     return fold
 
 
-async def continued(services: Services, caller: Caller, request: ResponsesRequest) -> Continued:
-    """What the request goes on from. Raises NotFound and BadRequest that name the field."""
+async def continued(
+    services: Services, caller: Caller, request: ResponsesRequest, known: Container[str] = ()
+) -> Continued:
+    """What the request goes on from; `known` are responses that may be gone on from although they are not stored. Raises
+    NotFound and BadRequest that name the field."""
     previous: list[str] = []
     if request.previous_response_id is not None:
-        _, previous = await _continuing(services, caller, request.previous_response_id)
-    items = await _without_references(services, caller, request.items)
+        _, previous = await _continuing(services, caller, request, known)
+    items = await _without_references(services, caller, request.items, known)
     calls = await _answered(services, caller, previous, items)
     if request.conversation_id is not None:
         calls = await _conversed(services, caller, request.conversation_id, items)
@@ -99,7 +102,7 @@ async def continued(services: Services, caller: Caller, request: ResponsesReques
 
 
 async def continued_natively(
-    services: Services, caller: Caller, request: ResponsesRequest
+    services: Services, caller: Caller, request: ResponsesRequest, known: Container[str] = ()
 ) -> tuple[list[str], str | None]:
     """The same where the provider speaks this API: the generations that it goes on from, and what the provider itself calls the
     nearest, if it keeps that."""
@@ -107,7 +110,7 @@ async def continued_natively(
         await _conversed(services, caller, request.conversation_id, [])
     if request.previous_response_id is None:
         return [], None
-    found, previous = await _continuing(services, caller, request.previous_response_id)
+    found, previous = await _continuing(services, caller, request, known)
     native = found.body[TERMS].get("native")
     outcome = found.summary.outcome
     answered_by = outcome.get("served", {}).get("model") if outcome else None
@@ -120,11 +123,15 @@ async def continued_natively(
     return previous, None
 
 
-async def _continuing(services: Services, caller: Caller, response_id: str) -> tuple[Found, list[str]]:
+async def _continuing(
+    services: Services, caller: Caller, request: ResponsesRequest, known: Container[str]
+) -> tuple[Found, list[str]]:
     """A response that is gone on from, and what the new one's header says of that: they are kept as long as the new one."""
-    found = await _previous(services, caller, response_id)
+    assert request.previous_response_id is not None
+    found = await _previous(services, caller, request.previous_response_id, known)
     settings = services.settings
-    kept_s = settings.log_safety_s + max(settings.retention_s, settings.stored_retention_s)
+    stored_s = 0 if request.store is False else settings.stored_retention_s
+    kept_s = settings.log_safety_s + max(settings.retention_s, stored_s)
     return found, await services.chains.keep(caller.tenant, found.summary.header["id"], int(kept_s * 1000))
 
 
@@ -199,7 +206,7 @@ async def _thoughts(
     return found
 
 
-async def _previous(services: Services, caller: Caller, response_id: str) -> Found:
+async def _previous(services: Services, caller: Caller, response_id: str, known: Container[str]) -> Found:
     unknown = NotFound(
         f"Previous response with id '{response_id[:_SHOWN]}' not found. Send the whole conversation as input.",
         code="previous_response_not_found",
@@ -209,7 +216,7 @@ async def _previous(services: Services, caller: Caller, response_id: str) -> Fou
         found = await find(services, caller, response_id)
     except NotFound:
         raise unknown from None
-    if found.events.echoed["store"] is False:
+    if found.events.echoed["store"] is False and response_id not in known:
         raise unknown
     status = found.summary.status
     if status in (Status.QUEUED, Status.IN_PROGRESS, Status.FAILED):
@@ -234,7 +241,9 @@ def _finished(items: list[Item]) -> list[Item]:
     return [item for item in items if item["status"] == "completed" or not item["type"].endswith("call")]
 
 
-async def _without_references(services: Services, caller: Caller, items: list[Item]) -> list[Item]:
+async def _without_references(
+    services: Services, caller: Caller, items: list[Item], known_responses: Container[str]
+) -> list[Item]:
     """The items, those that are only named looked up in the responses that they were a part of."""
     outputs: dict[str, dict[str, Item]] = {}
     whole = []
@@ -246,7 +255,7 @@ async def _without_references(services: Services, caller: Caller, items: list[It
         item_id = item.get("id")
         place = ids.place(item_id) if isinstance(item_id, str) else None
         if place is not None and place.generation_id not in outputs:
-            outputs[place.generation_id] = await _named(services, caller, place.generation_id)
+            outputs[place.generation_id] = await _named(services, caller, place.generation_id, known_responses)
         known = outputs[place.generation_id] if place is not None else {}
         if item_id not in known:
             raise NotFound(
@@ -258,13 +267,16 @@ async def _without_references(services: Services, caller: Caller, items: list[It
     return whole
 
 
-async def _named(services: Services, caller: Caller, generation_id: str) -> dict[str, Item]:
+async def _named(
+    services: Services, caller: Caller, generation_id: str, known_responses: Container[str]
+) -> dict[str, Item]:
     """All items of a response, by their id: of its input, and of its answer."""
+    named = response_id(generation_id)
     try:
-        found = await find(services, caller, response_id(generation_id))
+        found = await find(services, caller, named)
     except NotFound:
         return {}
-    if found.events.echoed["store"] is False:
+    if found.events.echoed["store"] is False and named not in known_responses:
         return {}
     items = [*input_items(found), *await _output(services, found)]
     return {item["id"]: item for item in items}

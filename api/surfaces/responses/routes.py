@@ -5,7 +5,6 @@ All that is shown is a read of the generation's log: the stream, the answer to t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -32,16 +31,15 @@ from api.live.event_stream import EventStream
 from api.live.response import cost_headers
 from api.paging import following, page
 from api.services import Services
-from api.surfaces.responses.continued import continued, continued_natively, find, folded, input_items
+from api.surfaces.responses.asked import turn_of, understand
+from api.surfaces.responses.continued import find, folded, input_items
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
 from api.surfaces.responses.verbatim import view_of
 from shared.chat.messages import Texts
 from shared.errors import BadCursor, NotFound
-from shared.features.responses.native import NativeRequest, to_native
 from shared.features.responses.objects import response
-from shared.features.responses.request import Asked, ResponsesRequest, to_chat
+from shared.features.responses.request import ResponsesRequest
 from shared.features.usage import measure
-from shared.generations.caller import Caller
 from shared.generations.front import Front
 from shared.lib import json
 from shared.log.entry import Status
@@ -57,28 +55,6 @@ _REQUEST_BODY = {
 def _headers(header: Header, root: str) -> dict[str, str]:
     """Response headers by which a client finds the response again; `root` is the prefix that a proxy shows us under."""
     return {"location": f"{root}/v1/responses/{response_id(header['id'])}", "x-stream-id": header["id"]}
-
-
-def _turn(request: Request, body: bytes | bytearray) -> str | None:
-    """What tells a request that a client makes again from a new one, for clients that name their session (Codex): they make
-    it again, up to 30 times, as it was, with no key and no count, and a new one has another `client_metadata.turn_id`."""
-    session = request.headers.get("session-id")
-    return None if not session else hashlib.sha256(session.encode() + b"\0" + body).hexdigest()
-
-
-async def _asked(
-    request: Request, services: Services, caller: Caller, body: bytes | bytearray
-) -> tuple[ResponsesRequest, Asked, list[str]]:
-    """What the body asks for, that as chat, and the generations that it goes on from. Raises BadRequest, NotFound."""
-    given = await read(body, lambda value: with_options(value, request))
-    model = given.get("model") if isinstance(given, dict) else None
-    if isinstance(model, str) and await services.catalogue.speaks_responses(model):
-        native = NativeRequest.check(given)
-        previous, known_as = await continued_natively(services, caller, native)
-        return native, to_native(given, native, known_as), previous
-    checked = ResponsesRequest.check(given)
-    previous, items, calls, thoughts = await continued(services, caller, checked)
-    return checked, to_chat(given, checked, items, calls=calls, thoughts=thoughts), previous
 
 
 async def _object(services: Services, summary: Summary, events: ResponseEvents, root: str) -> Response:
@@ -110,9 +86,10 @@ async def create(
     It goes on when the client leaves. With `background: true` it is accepted and shown as it is then, which is `queued`; a
     stream is shown all the same.
     """
-    checked, (chat_request, chat_body), previous = await _asked(request, services, caller, body)
+    given = await read(body, lambda value: with_options(value, request))
+    checked, chat_request, chat_body, previous = await understand(services, caller, given)
     silent_s = speak_after_s(request, services.settings)
-    front = Front("responses", _turn(request, body), previous)
+    front = Front("responses", turn_of(request.headers.get("session-id"), body), previous)
     header, replayed = await services.broker.submit(
         json.dumps(chat_body),
         chat_request,
@@ -148,7 +125,8 @@ async def count_input_tokens(
 ) -> dict[str, Any]:
     """How many tokens the input of such a request would have, its instructions and what it goes on from included: counted for
     OpenAI's models, estimated for others. No provider is asked."""
-    _, (chat_request, chat_body), previous = await _asked(request, services, caller, body)
+    given = await read(body, lambda value: with_options(value, request))
+    _, chat_request, chat_body, previous = await understand(services, caller, given)
     messages = chat_body["messages"]
     before = await services.chains.messages(caller.tenant, chat_request.model, previous, messages)
     counted = await measure(chat_request.model, [*before, *messages], Texts("", ""))

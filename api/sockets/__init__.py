@@ -1,0 +1,1 @@
+"""WebSockets of clients: what a connection is once it has become one."""

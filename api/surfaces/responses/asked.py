@@ -1,0 +1,47 @@
+"""What a request asks for, whichever way it came: checked, as the chat that it becomes, and what it goes on from.
+
+Hidden here: that a provider which speaks this API is asked in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Container
+from typing import Any, NamedTuple
+
+from api.services import Services
+from api.surfaces.responses.continued import continued, continued_natively
+from shared.chat.request import ChatRequest
+from shared.features.responses.native import NativeRequest, to_native
+from shared.features.responses.request import ResponsesRequest, to_chat
+from shared.generations.caller import Caller
+
+
+class Asking(NamedTuple):
+    """A request in all its forms."""
+
+    request: ResponsesRequest
+    chat: ChatRequest
+    body: dict[str, Any]
+    """The chat as it is stored."""
+    previous: list[str]
+    """The generations that it goes on from, the nearest first."""
+
+
+async def understand(services: Services, caller: Caller, given: Any, known: Container[str] = ()) -> Asking:
+    """What the body `given` asks for. `known` are responses that may be gone on from although they are not stored. Raises
+    BadRequest, NotFound."""
+    model = given.get("model") if isinstance(given, dict) else None
+    if isinstance(model, str) and await services.catalogue.speaks_responses(model):
+        native = NativeRequest.check(given)
+        previous, known_as = await continued_natively(services, caller, native, known)
+        return Asking(native, *to_native(given, native, known_as), previous)
+    checked = ResponsesRequest.check(given)
+    previous, items, calls, thoughts = await continued(services, caller, checked, known)
+    return Asking(checked, *to_chat(given, checked, items, calls=calls, thoughts=thoughts), previous)
+
+
+def turn_of(session: str | None, body: bytes | bytearray) -> str | None:
+    """What tells a request that a client makes again from a new one, for clients that name their session (Codex): they make
+    it again, up to 30 times, as it was, with no key and no count, and a new one has another `client_metadata.turn_id`."""
+    return None if not session else hashlib.sha256(session.encode() + b"\0" + body).hexdigest()

@@ -80,7 +80,7 @@ def test_f67_twenty_responses_outlive_api_valkey_and_a_worker(ground: Ground, up
     for response_id, viewer, script in zip(ids, viewers, scripts, strict=True):
         told = viewer.end()
         if response_id in lost:
-            assert told[-1]["response"]["error"]["reason"] == "attempt_replaced"
+            assert told[-1]["response"]["error"]["reason"] == "generation_interrupted"
             assert joined(told) == whole(PHASE * 3)
             told = Watching([ground.stack.url], response_id).end()
         assert joined(told) == text_of(told[-1]["response"]) == text

@@ -7,17 +7,18 @@ that every failure, of the network or of the server, becomes a StreamspoolError 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, BinaryIO, Literal, NamedTuple, Self
+from typing import Any, BinaryIO, Literal, NamedTuple
 from urllib.parse import quote, urlencode
 
 from shared.errors import StreamspoolError, Unavailable
-from shared.lib import http, json, sse
+from shared.lib import json, sse
+from shared.lib.light_http import Broken, InvalidURL, Response, asked, reason
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 30.0
@@ -73,7 +74,7 @@ OnEvent = Callable[[Event], None]
 
 
 class Client:
-    """An async context manager. All methods raise StreamspoolError; Unavailable when the server cannot be reached.
+    """All methods raise StreamspoolError; Unavailable when the server cannot be reached. Nothing is kept between them.
 
     `give_up_s`: how long a view that has been connected tries to get back before it gives up.
     """
@@ -82,16 +83,6 @@ class Client:
         self.base_url = base_url.rstrip("/")
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._give_up_s = give_up_s
-        self._http = http.open_client(CONNECT_TIMEOUT_S)
-
-    async def __aenter__(self) -> Self:
-        await self._http.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._http.__aexit__(kind, error, traceback)
 
     async def submit(self, body: Mapping[str, Any], view: View, on_event: OnEvent) -> None:
         """Starts a generation and watches it to its end. It goes on when the caller is cancelled."""
@@ -119,7 +110,7 @@ class Client:
     async def request(self, generation_id: str) -> str:
         """The body of its request, as it was sent."""
         async with self._answered("GET", f"/v1/streams/{quote(generation_id, safe='')}/request") as response:
-            return (await response.aread()).decode("utf-8", "replace")
+            return (await response.read()).decode("utf-8", "replace")
 
     async def list(self, **query: str | int | None) -> dict[str, Any]:
         """A page of states, newest first; `query` as of GET /v1/streams."""
@@ -182,7 +173,7 @@ class Client:
                         on_change(self._object(event.data))
                 if response.status_code == 204:
                     return await self.batch(batch_id)
-            except (http.TransportError, TimeoutError, EOFError, _Later) as error:
+            except (Broken, TimeoutError, EOFError, _Later) as error:
                 if time.monotonic() - last_contact > self._give_up_s:
                     raise error.refusal if isinstance(error, _Later) else self._unreachable(error) from None
             await asyncio.sleep(pause_s)
@@ -191,18 +182,18 @@ class Client:
     async def download(self, file_id: str, target: BinaryIO) -> None:
         """Writes what a file holds to `target`."""
         async with self._answered("GET", f"/v1/files/{quote(file_id, safe='')}/content") as response:
-            async for piece in response.aiter_raw():
+            async for piece in response.pieces():
                 target.write(piece)
 
     @asynccontextmanager
-    async def _answered(self, method: str, path: str) -> AsyncIterator[http.Response]:
+    async def _answered(self, method: str, path: str) -> AsyncIterator[Response]:
         """A response that is no refusal, whose body is still to be read."""
         try:
             async with self._open(method, path, None) as response:
                 if response.status_code != 200:
-                    raise _refusal(response, await response.aread())
+                    raise _refusal(response, await response.read())
                 yield response
-        except (http.TransportError, TimeoutError) as error:
+        except (Broken, TimeoutError) as error:
             raise self._unreachable(error) from None
 
     async def models(self) -> dict[str, Any]:
@@ -218,7 +209,7 @@ class Client:
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S), self._open("GET", path, None, hidden) as response:
                 return response.status_code, response.headers
-        except (http.TransportError, TimeoutError) as error:
+        except (Broken, TimeoutError) as error:
             raise self._unreachable(error) from None
 
     async def post_unread(self, path: str, content: bytes) -> int:
@@ -234,7 +225,7 @@ class Client:
                 self._open("POST", path, None, headers, whole()) as response,
             ):
                 return response.status_code
-        except (http.TransportError, TimeoutError):
+        except (Broken, TimeoutError):
             return 0
 
     async def send(
@@ -250,8 +241,8 @@ class Client:
     ) -> dict[str, Any]:
         try:
             async with asyncio.timeout(timeout_s), self._open(method, path, body, headers, content) as response:
-                received = await response.aread()
-        except (http.TransportError, TimeoutError) as error:
+                received = await response.read()
+        except (Broken, TimeoutError) as error:
             raise self._unreachable(error) from None
         if response.status_code not in accepted:
             raise _refusal(response, received)
@@ -270,7 +261,7 @@ class Client:
                             view.error = event.data["error"] if event.kind == "error" else None
                             on_event(event)
                 return
-            except (http.TransportError, TimeoutError, EOFError, _Later) as error:
+            except (Broken, TimeoutError, EOFError, _Later) as error:
                 reached = connected or isinstance(error, _Later)
                 # A generation whose id is not known cannot be found again; and a server never reached is a wrong URL.
                 if not view.id or not reached or time.monotonic() - last_contact > self._give_up_s:
@@ -310,22 +301,20 @@ class Client:
         body: Mapping[str, Any] | None,
         headers: Mapping[str, str] | None = None,
         content: AsyncIterator[bytes] | None = None,
-    ) -> AsyncIterator[http.Response]:
+    ) -> AsyncIterator[Response]:
         """The response, body not read yet. Raises TimeoutError for a stream that does not begin."""
         wanted = {"accept": "application/json", **self._headers, **(headers or {})}
         sent: bytes | AsyncIterator[bytes] | None = content
         if body is not None:
             sent, wanted["content-type"] = json.dumps(body), "application/json"
-        try:
-            request = self._http.build_request(method, self.base_url + path, headers=wanted, content=sent)
-        except (http.InvalidURL, ValueError):
-            raise StreamspoolError(f"{self.base_url!r} is not a URL that can be asked. Check --url.") from None
-        async with asyncio.timeout(SILENCE_S if wanted["accept"] == "text/event-stream" else None):
-            response = await self._http.send(request)
-        try:
+        opened = asked(method, self.base_url + path, headers=wanted, content=sent, connect_timeout_s=CONNECT_TIMEOUT_S)
+        async with contextlib.AsyncExitStack() as exits:
+            try:
+                async with asyncio.timeout(SILENCE_S if wanted["accept"] == "text/event-stream" else None):
+                    response = await exits.enter_async_context(opened)
+            except (InvalidURL, ValueError):
+                raise StreamspoolError(f"{self.base_url!r} is not a URL that can be asked. Check --url.") from None
             yield response
-        finally:
-            await response.aclose()
 
     def _event(self, event: sse.Event) -> Event:
         data = self._object(event.data)
@@ -344,23 +333,23 @@ class Client:
 
     def _unreachable(self, error: Exception) -> Unavailable:
         return Unavailable(
-            f"Cannot reach Streamspool at {self.base_url} ({http.reason(error)}). "
+            f"Cannot reach Streamspool at {self.base_url} ({reason(error)}). "
             "Start it with `streamspool up`, or say where it is with --url or STREAMSPOOL_URL.",
             code="unreachable",
         )
 
 
-async def _events(response: http.Response) -> AsyncGenerator[sse.Event | None]:
+async def _events(response: Response) -> AsyncGenerator[sse.Event | None]:
     """The events of a response, None for each sign of life. Raises EOFError where it is cut, _Later for a refusal that
     may be gone later."""
     if response.status_code == 204:
         return
     if response.status_code != 200:
-        refusal = _refusal(response, await response.aread())
+        refusal = _refusal(response, await response.read())
         raise _Later(refusal) if response.status_code in _WORTH_ANOTHER_TRY else refusal
     yield None
     decoder = sse.Decoder(_MAX_EVENT_BYTES)
-    slices = response.aiter_raw()
+    slices = response.pieces()
     while True:
         async with asyncio.timeout(SILENCE_S):
             received = await anext(slices, b"")
@@ -378,7 +367,7 @@ class _Later(Exception):
         self.refusal = refusal
 
 
-def _refusal(response: http.Response, content: bytes) -> StreamspoolError:
+def _refusal(response: Response, content: bytes) -> StreamspoolError:
     """The error a response carries, whatever wrote it; in its text also what it can be found by: status, code, and the id
     of the generation or of the request."""
     status = response.status_code

@@ -238,10 +238,11 @@ async def run(settings: Settings, *, once: bool) -> int:
         with ending_on_signals(supervisor.hurry):
             model = f", and the model {NAME}" if settings.local_model else ""
             stage.say(f"starting Valkey, a worker and the API{model}")
-            async with supervisor, Client(supervisor.url, key) as client:
+            async with supervisor:
                 await supervisor.wait_ready()
                 stage.say(f"ready at {supervisor.url}")
-                show = _Show(supervisor, client, stage, LOCAL_REQUEST if settings.local_model else REQUEST)
+                request = LOCAL_REQUEST if settings.local_model else REQUEST
+                show = _Show(supervisor, Client(supervisor.url, key), stage, request)
                 code = 0 if await show.play() else 1
                 if not once:
                     show.farewell(locked=key is not None)

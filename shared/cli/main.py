@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from shared import __version__
 from shared.cli import keys, looking
 from shared.cli.screen import Progress, Screen, coloured, count, say
-from shared.cli.terms import FAILED, INTERRUPTED, USAGE, AsJson, Id, Url, ask, settings_of, variable_of
+from shared.cli.terms import FAILED, INTERRUPTED, USAGE, AsJson, Id, Url, ask, read_plainly, settings_of, variable_of
 from shared.errors import StreamspoolError, Unusable
 
 if TYPE_CHECKING:
@@ -32,7 +32,11 @@ _POSITION = re.compile(r"[0-9]+(-[0-9]+)?")
 class _Commands(TyperGroup):
     """Turns errors that are not bugs into one line and an exit code."""
 
-    def invoke(self, ctx: Any) -> Any:  # typer brings a Context of its own, click's in older versions
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # typer brings a Context of its own, or click's
+        read_plainly(self, ctx)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except StreamspoolError as error:
@@ -40,6 +44,15 @@ class _Commands(TyperGroup):
             raise typer.Exit(USAGE if isinstance(error, Unusable) else FAILED) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+        except ModuleNotFoundError as error:
+            name = (error.name or "").partition(".")[0]
+            if name in ("", "api", "shared", "worker"):
+                raise
+            say(
+                f"This installation can only ask: {name} is missing. Install the package with its dependencies.",
+                fg="red",
+            )
+            raise typer.Exit(USAGE) from None
 
 
 app = typer.Typer(

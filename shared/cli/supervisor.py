@@ -166,16 +166,16 @@ class Supervisor:
         """Returns when GET /readyz says ok, and the model server its /health. Raises CannotStart when time is up or a
         child keeps ending; Unusable when one says that it can never start like this."""
         deadline = time.monotonic() + timeout_s
-        async with Client(self.url) as client:
-            while missing := await self._missing(client):
-                for name, end in self._ends.items():
-                    if end.exit_code == WRONG_SETTINGS:
-                        raise Unusable(f"{name} cannot start with these settings; what it printed says why.")
-                    if end.starts >= GIVE_UP_STARTS:
-                        raise CannotStart(f"{name} keeps ending as soon as it is started; what it printed says why.")
-                if time.monotonic() > deadline:
-                    raise CannotStart(f"Not ready after {timeout_s:g} s. {missing}")
-                await self._pause(_READY_POLL_S)
+        client = Client(self.url)
+        while missing := await self._missing(client):
+            for name, end in self._ends.items():
+                if end.exit_code == WRONG_SETTINGS:
+                    raise Unusable(f"{name} cannot start with these settings; what it printed says why.")
+                if end.starts >= GIVE_UP_STARTS:
+                    raise CannotStart(f"{name} keeps ending as soon as it is started; what it printed says why.")
+            if time.monotonic() > deadline:
+                raise CannotStart(f"Not ready after {timeout_s:g} s. {missing}")
+            await self._pause(_READY_POLL_S)
 
     async def _missing(self, client: Client) -> str:
         """What is not ready; empty when all is."""

@@ -1,8 +1,9 @@
-"""What the commands share: their common options, the settings they run under, and one conversation with the API.
+"""What the commands share: their common options, how those are read, the settings they run under, and one conversation with
+the API.
 
 Hidden here: where the API is looked for and with which key, how Ctrl-C ends a conversation, and that wrong settings end a
 command with exit code 2. Most commands only ask, and need no more of the settings than an address: to read them all takes
-longer than the rest of a start.
+longer than the rest of a start. So does what typer (0.29) has pydantic do with every word of a command line, if it is let.
 """
 
 from __future__ import annotations
@@ -70,8 +71,7 @@ def ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]]) -
         # only when something else wakes the loop. This one wakes it. Windows has none; who is in the background hears none.
         if task and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN and sys.platform != "win32":
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
-        async with Client(base, key) as client:
-            return await question(client)
+        return await question(Client(base, key))
 
     try:
         return asyncio.run(converse())
@@ -92,3 +92,36 @@ def _address() -> tuple[str, int]:
 
 def _is_port(text: str) -> bool:
     return text.isascii() and text.isdigit() and int(text) < 65536
+
+
+def read_plainly(command: Any, ctx: Any) -> None:
+    """Has the options and arguments of `command`, and of those below it, read here where they need no more: a text as it was
+    typed, a default as it stands in the code. Numbers and paths are left to typer, with its words for what is wrong with
+    them. Older versions of it do not ask, and lose nothing."""
+    for parameter in command.get_params(ctx):  # the one for help, too, which is made here
+        if hasattr(parameter, "get_runtime_param") and not isinstance(
+            vars(parameter).get("get_runtime_param"), _Reader
+        ):
+            parameter.get_runtime_param = _Reader(parameter.get_runtime_param)
+    for inner in getattr(command, "commands", {}).values():
+        read_plainly(inner, ctx)
+
+
+class _Reader:
+    """Stands in the place of typer's method and of the object that it gives."""
+
+    def __init__(self, typers: Any) -> None:
+        self._typers = typers
+
+    def __call__(self) -> _Reader:
+        return self
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        annotation = param.type_descriptor.annotation
+        if isinstance(value, list | tuple) and annotation == list[str] and all(isinstance(one, str) for one in value):
+            return list(value)
+        if (isinstance(value, str) and annotation is str) or (value is not None and value is param.default):
+            return value
+        if value is None:
+            return () if param.multiple or param.nargs == -1 else None
+        return self._typers().coerce(value, param=param, ctx=ctx)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
@@ -30,6 +29,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 
 from shared import __version__
+from shared.lib import light_http
 from shared.lib.proxies import NO_PROXIES, Proxies, Proxy
 
 logger = logging.getLogger(__name__)  # the library's own: structlog's takes 0.1 s more to import, in every command
@@ -302,19 +302,14 @@ def reason(error: BaseException) -> str:
     while link is not None:
         if isinstance(link, ProxyError):
             return str(link)
-        if isinstance(link, TimeoutError | httpx.TimeoutException):
+        if isinstance(link, httpx.TimeoutException):
             return "no answer in time"
-        if isinstance(link, socket.gaierror | aiohttp.ClientConnectorDNSError):
+        if isinstance(link, aiohttp.ClientConnectorDNSError):
             return "the name is not known here"
         if isinstance(link, aiohttp.ClientConnectorCertificateError):
-            why = getattr(link.certificate_error, "verify_message", "")
-            return f"its certificate is not accepted ({why})" if why else "its certificate is not accepted"
-        if isinstance(link, ssl.SSLError):
-            return "it does not speak TLS as expected"
-        if isinstance(link, ConnectionRefusedError):
-            return "connection refused"
-        if isinstance(link, OSError) and link.strerror and not isinstance(link, aiohttp.ClientError):
-            return link.strerror.lower()
+            return light_http.said_of(link.certificate_error)
+        if said := light_http.said_of(link):
+            return said
         link = link.__cause__ or link.__context__
     return type(error).__name__
 

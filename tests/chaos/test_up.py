@@ -52,7 +52,8 @@ class Reader:
 
 async def watched(url: str, part: str, kill: Callable[[], None]) -> None:
     """Starts an answer, attaches viewers, kills in mid-stream, and checks what every viewer and the log ended with."""
-    async with Client(url) as client, asyncio.TaskGroup() as tasks:
+    client = Client(url)
+    async with asyncio.TaskGroup() as tasks:
         first = Reader()
         tasks.create_task(client.submit(REQUEST, first.view, first.show))
         await soon(lambda: len(first.words) >= 10)
@@ -66,9 +67,8 @@ async def watched(url: str, part: str, kill: Callable[[], None]) -> None:
         kill()
         after = Reader(first.view.id)
         tasks.create_task(client.watch(after.view, after.show))
-    async with Client(url) as client:
-        state = await client.state(first.view.id)
-        answer = (await client.answer(first.view.id))["choices"][0]["message"]["content"]
+    state = await client.state(first.view.id)
+    answer = (await client.answer(first.view.id))["choices"][0]["message"]["content"]
     assert (state["status"], state["attempts"]) == ("completed", 1)
     assert len(answer.split()) == TOKENS
     for reader in (first, *others, after):
@@ -99,8 +99,8 @@ async def test_the_supervisor_killed_leaves_nothing_and_the_next_one_has_the_dat
     await asyncio.to_thread(one.wait_ready)
     assert len(one.ever) >= 4
     reader = Reader()
-    async with Client(one.url) as client:
-        await client.submit({**REQUEST, "model": "fake/lorem?tokens=20"}, reader.view, reader.show)
+    client = Client(one.url)
+    await client.submit({**REQUEST, "model": "fake/lorem?tokens=20"}, reader.view, reader.show)
     one.process.kill()
     await asyncio.to_thread(one.process.wait, WAIT_S)
     await asyncio.to_thread(until, lambda: one.left() == [])
@@ -108,10 +108,10 @@ async def test_the_supervisor_killed_leaves_nothing_and_the_next_one_has_the_dat
     two = up()
     await asyncio.to_thread(two.wait_ready)
     again = Reader(reader.view.id)
-    async with Client(two.url) as client:
-        await client.watch(again.view, again.show)
-        assert again.words == reader.words
-        await client.submit({**REQUEST, "model": "fake/lorem?tokens=20"}, View(), lambda _: None)
+    client = Client(two.url)
+    await client.watch(again.view, again.show)
+    assert again.words == reader.words
+    await client.submit({**REQUEST, "model": "fake/lorem?tokens=20"}, View(), lambda _: None)
     two.process.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(two.process.wait, WAIT_S) == 0
     assert two.left() == []
@@ -125,9 +125,9 @@ async def test_nobody_else_on_the_machine_can_read_what_was_asked(up: Callable[.
     finally:
         os.umask(before)
     await asyncio.to_thread(one.wait_ready)
-    async with Client(one.url) as client:
-        await client.submit({**REQUEST, "model": "fake/lorem?tokens=20"}, View(), lambda _: None)
-        await client.upload(io.BytesIO(b'{"prompt": "secret"}\n'), "lines.jsonl")
+    client = Client(one.url)
+    await client.submit({**REQUEST, "model": "fake/lorem?tokens=20"}, View(), lambda _: None)
+    await client.upload(io.BytesIO(b'{"prompt": "secret"}\n'), "lines.jsonl")
     kept = [path for path in (data, *data.rglob("*")) if path.exists()]
     assert {path.parent.name for path in kept if path.is_file()} >= {"data", "appendonlydir", "files"}
     assert [f"{path} {path.lstat().st_mode:o}" for path in kept if path.lstat().st_mode & 0o077] == []

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,98 +19,23 @@ from shared import __version__
 from shared.cli import main as cli
 from shared.cli.client import Event
 from shared.cli.screen import Screen
-
-ROOT = Path(__file__).parents[3]
-WAIT_S = 120
-ID = "chatcmpl-" + "0" * 32
-STATE = {
-    "id": ID,
-    "object": "stream",
-    "status": "completed",
-    "model": "fake/lorem",
-    "created_at": 1_700_000_000,
-    "attempts": 1,
-    "position": "1-3",
-    "usage": {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5},
-    "usage_source": "provider",
-}
-DONE = b"data: [DONE]\n\n"
-KEEPALIVE = b": ka\n"
-
-
-def chunk(position: str, **delta: str) -> bytes:
-    data = json.dumps({"id": ID, "choices": [{"index": 0, "delta": delta}]})
-    return f"id: {position}\ndata: {data}\n\n".encode()
-
-
-class StandIn:
-    """Answers from `script`: `{"METHOD /path": [answer, …]}`, the last one for ever after.
-
-    An answer is `(status, object)`, or a list of bytes to stream; a stream without DONE is cut off. `asked` keeps what
-    came in: `(method and path, headers, body)`.
-    """
-
-    def __init__(self, script: dict[str, list[Any]]) -> None:
-        self.asked: list[tuple[str, dict[str, str], Any]] = []
-        self.hold = threading.Event()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def handle_one(self) -> None:
-                key = f"{self.command} {self.path.partition('?')[0]}"
-                body = self.rfile.read(int(self.headers.get("content-length") or 0))
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                outer.asked.append((f"{self.command} {self.path}", headers, json.loads(body) if body else None))
-                answers = script.get(key, [(404, {"error": {"message": "no such stream", "code": "not_found"}})])
-                answer = answers.pop(0) if len(answers) > 1 else answers[0]
-                if isinstance(answer, tuple):
-                    self.answer(*answer)
-                else:
-                    self.stream(answer)
-
-            do_GET = do_POST = handle_one
-
-            def answer(self, status: int, value: Any) -> None:
-                content = json.dumps(value).encode() if value is not None else b""
-                self.send_response(status)
-                if content:
-                    self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def stream(self, parts: list[Any]) -> None:
-                self.send_response(200)
-                self.send_header("content-type", "text/event-stream")
-                self.send_header("x-stream-id", ID)
-                self.end_headers()
-                for part in parts:
-                    if part is Ellipsis:
-                        outer.hold.wait(WAIT_S)
-                    elif isinstance(part, float):  # the pace of what is said
-                        time.sleep(part)
-                    else:
-                        self.wfile.write(part)
-                        self.wfile.flush()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+from tests.support.stand_in import (
+    DONE,
+    ID,
+    KEEPALIVE,
+    STATE,
+    WAIT_S,
+    StandIn,
+    chunk,
+    command,
+    run,
+    stand_ins,
+)
 
 
 @pytest.fixture
 def stand_in() -> Iterator[Callable[[dict[str, list[Any]]], StandIn]]:
-    with contextlib.ExitStack() as stack:
-
-        def start(script: dict[str, list[Any]]) -> StandIn:
-            one = StandIn({f"GET /v1/streams/{ID}": [(200, STATE)], **script})
-            thread = threading.Thread(target=one.server.serve_forever, kwargs={"poll_interval": 0.01})
-            thread.start()
-            for undo in (thread.join, one.server.server_close, one.server.shutdown, one.hold.set):
-                stack.callback(undo)
-            return one
-
+    with stand_ins() as start:
         yield start
 
 
@@ -126,23 +46,6 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("STREAMSPOOL_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
-
-
-def command(*words: str, **variables: str) -> dict[str, Any]:
-    return {
-        "args": [sys.executable, "-m", "shared.cli.main", *words],
-        "env": {**os.environ, "PYTHONPATH": str(ROOT), **variables},
-        "text": True,
-        "encoding": "utf-8",
-    }
-
-
-def run(*words: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    done: subprocess.CompletedProcess[str] = subprocess.run(
-        **command(*words, **variables), input=stdin, capture_output=True, timeout=WAIT_S, check=False
-    )
-    assert "Traceback" not in done.stderr
-    return done
 
 
 # ---- usage and settings

@@ -68,17 +68,17 @@ def test_no_binary(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_an_api_that_wants_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with Client("http://127.0.0.1:1") as client:
+    client = Client("http://127.0.0.1:1")
 
-        async def ready() -> dict[str, object]:
-            return {"status": "ok", "checks": {"redis": "ok"}}
+    async def ready() -> dict[str, object]:
+        return {"status": "ok", "checks": {"redis": "ok"}}
 
-        async def models() -> dict[str, object]:
-            raise Unauthenticated("Send a key.")
+    async def models() -> dict[str, object]:
+        raise Unauthenticated("Send a key.")
 
-        monkeypatch.setattr(client, "ready", ready)
-        monkeypatch.setattr(client, "models", models)
-        api, listed = await doctor._api(Settings(), client)
+    monkeypatch.setattr(client, "ready", ready)
+    monkeypatch.setattr(client, "models", models)
+    api, listed = await doctor._api(Settings(), client)
     assert api.ok
     assert not listed.ok
     assert "STREAMSPOOL_API_KEY" in listed.found

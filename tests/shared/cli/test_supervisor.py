@@ -131,12 +131,12 @@ def test_children_are_told_the_address_and_not_where_it_was_read(
 
 def test_a_request_made_while_the_api_is_dead_is_answered_by_the_next_one(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with Supervisor(settings(tmp_path), CHILDREN) as supervisor, Client(supervisor.url) as client:
+        async with Supervisor(settings(tmp_path), CHILDREN) as supervisor:
             await supervisor.wait_ready(WAIT_S)
             old = supervisor.pids()["api"]
             supervisor.kill("api")
             await until(lambda: not alive(old))
-            assert (await client.ready())["checks"]["pid"] != old
+            assert (await Client(supervisor.url).ready())["checks"]["pid"] != old
 
     asyncio.run(scenario())
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 from shared import __version__
@@ -36,6 +37,7 @@ class Heartbeat:
             "version": __version__,
             "started_at": now_ms() // 1000,
         }
+        self._heard_at = float("-inf")
         self._catalogue = json.dumps(
             {
                 "aliases": aliases,
@@ -60,9 +62,16 @@ class Heartbeat:
                 pipe.expire(key.workers, CATALOGUE_TTL_S)
                 pipe.set(key.catalogue, self._catalogue, ex=CATALOGUE_TTL_S)
                 await commit(pipe)
+            self._heard_at = time.monotonic()
             await asyncio.sleep(BEAT_S)
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether the APIs take this worker to be alive: Redis has taken a beat that has not lapsed."""
+        return time.monotonic() - self._heard_at < BEAT_TTL_S
 
     async def withdraw(self) -> None:
         """The worker ends: the API need not wait until the last beat has lapsed."""
+        self._heard_at = float("-inf")
         await self._redis.delete(self._redis.key.worker(self._worker.worker_id))
         await self._redis.srem(self._redis.key.workers, self._worker.worker_id)  # type: ignore[misc]

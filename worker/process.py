@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import stamina.instrumentation
 import uvloop
-from prometheus_client import start_http_server
 
 from shared.config.environ import SettingsInvalid, environment
 from shared.config.notices import notices, say_notices
@@ -34,6 +33,7 @@ from worker.heartbeat import Heartbeat
 from worker.models import ModelAnnouncer
 from worker.places import BATCHES
 from worker.providers.switches import switch
+from worker.status import showing
 from worker.upstream.client import Upstream
 from worker.upstream.model_lists import ModelLists
 from worker.webhooks import WebhookSender
@@ -79,8 +79,7 @@ async def serve(settings: Settings) -> None:
         sender = await stack.enter_async_context(WebhookSender(core.webhooks, settings))
         reaper = Reaper(redis, log, core, settings, name=worker_id)
         if settings.worker_metrics_port:
-            server, _ = start_http_server(settings.worker_metrics_port, settings.host)
-            stack.callback(server.shutdown)
+            stack.enter_context(showing(settings.host, settings.worker_metrics_port, heartbeat))
         stopped = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)

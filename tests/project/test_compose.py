@@ -36,6 +36,7 @@ BUCKETS = {name for names in BUCKET_VARIABLES.values() for name in names}
 KEYS = {name for vendor in VENDORS for name in vendor.key_variables}
 SECRETS = {variable(name) for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
 LIMITS = {"APP_MEMORY", "VALKEY_MEMORY"}
+OWN = LIMITS | {"SITE"}
 """Are compose's own: no process of ours reads them."""
 
 
@@ -139,7 +140,7 @@ def test_every_variable_is_a_setting_and_every_value_is_accepted(
 def test_variables_outside_the_containers_are_settings_too() -> None:
     text = (ROOT / "docker-compose.yml").read_text("utf-8")
     names = set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", text))
-    assert names <= SETTINGS | VENDOR_VARIABLES | LIMITS
+    assert names <= SETTINGS | VENDOR_VARIABLES | OWN
 
 
 def test_every_setting_reaches_the_containers() -> None:
@@ -150,7 +151,6 @@ def test_every_setting_reaches_the_containers() -> None:
     assert {name for name, whom in for_whom.items() if not whom} == {
         "STREAMSPOOL_EMBEDDED_MAXMEMORY",  # the service valkey has it
         "STREAMSPOOL_LOCAL_MODEL",  # not in the image
-        "STREAMSPOOL_WORKER_METRICS_PORT",  # would be on the container's loopback
     }
     # What only one of the two knew would make it blind to what the other one stores.
     for name in ("STREAMSPOOL_PREFIX", "STREAMSPOOL_CONFIRM", "STREAMSPOOL_FILES_URL", "STREAMSPOOL_MODELS"):
@@ -164,7 +164,7 @@ def test_every_secret_may_be_a_file_and_those_it_needs_are() -> None:
         environment = service.get("environment", {})
         secret = set(environment) & (KEYS | SECRETS | {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"})
         assert {one for one in secret if one + FILE not in environment} == set(), name
-        mounted = {f"/run/secrets/{one}" for one in service["secrets"]}
+        mounted = {f"/run/secrets/{one}" for one in service.get("secrets", [])}
         assert {value for key, value in environment.items() if key.endswith(FILE) and value} <= mounted
         assert not [
             value for value in environment.values() if value and "secret" in str(value) and value not in mounted
@@ -219,7 +219,10 @@ def test_only_the_worker_holds_provider_keys() -> None:
     for name, service in load()["services"].items():
         keys = VENDOR_VARIABLES & base(service.get("environment", {}))
         assert bool(keys) is (name == "worker"), f"{name}: {keys}"
-        assert "env_file" not in service, f"{name}: an env_file would hand every key to this service"
+        # One for all would hand every key to this service. What a worker has there is its own, and need not be there.
+        assert service.get("env_file") == (
+            [{"path": "./secrets/worker.env", "required": False}] if name == "worker" else None
+        )
 
 
 def test_docker_waits_longer_than_a_drain_takes() -> None:
@@ -230,17 +233,52 @@ def test_docker_waits_longer_than_a_drain_takes() -> None:
         assert parse_duration(service["stop_grace_period"]) > drain
 
 
-def test_any_number_of_workers_can_run() -> None:
-    worker = load()["services"]["worker"]
-    assert not {"container_name", "ports", "hostname"} & set(worker)
+@pytest.mark.parametrize("scaled", ["api", "worker"])
+def test_any_number_of_them_can_run(scaled: str) -> None:
+    assert not {"container_name", "ports", "hostname"} & set(load()["services"][scaled])
 
 
-def test_only_the_api_is_published_and_only_to_this_machine() -> None:
+def test_only_what_stands_in_front_is_published_and_to_others_only_if_asked_for() -> None:
     services = load()["services"]
-    assert [name for name, service in services.items() if "ports" in service] == ["api"]
-    assert services["api"]["ports"] == ["127.0.0.1:8000:8000"]
-    assert load(PORT="9000")["services"]["api"]["ports"] == ["127.0.0.1:9000:8000"]
+    assert {name for name, service in services.items() if "ports" in service} == {"front", "proxy"}
+    assert services["front"]["ports"] == ["127.0.0.1:8000:8080"]
+    assert load(PORT="9000")["services"]["front"]["ports"] == ["127.0.0.1:9000:8080"]
+    assert {name: service["profiles"] for name, service in services.items() if "profiles" in service} == {
+        "proxy": ["proxy"]
+    }
     assert all("network_mode" not in service for service in services.values())
+
+
+def test_what_stands_in_front_is_told_to_stop_together_with_the_apis() -> None:
+    """One that depends on them is stopped before them: what they say last would reach nobody."""
+    services = load()["services"]
+    for name in ("front", "proxy"):
+        assert "depends_on" not in services[name]
+        assert parse_duration(services[name]["stop_grace_period"]) >= parse_duration(
+            services["api"]["stop_grace_period"]
+        )
+
+
+def test_a_toml_of_ones_own_is_where_both_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    services = load()["services"]
+    for name in ("api", "worker"):
+        assert services[name]["working_dir"] == "/config"
+        assert "./config:/config:ro" in services[name]["volumes"]
+    # So is its default, and a variable that is empty, as all those are that nobody sets, takes nothing from it.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "streamspool.toml").write_text('[models]\nsmart = ["lab/x"]\n[providers.lab]\nbase_url = "http://lab/v1"\n')
+    for name, value in services["worker"]["environment"].items():
+        if value is not None and not name.endswith(FILE):
+            monkeypatch.setenv(name, str(value))
+    settings = load_settings()
+    assert (settings.models, list(settings.providers)) == ({"smart": ["lab/x"]}, ["lab"])
+
+
+def test_workers_are_well_as_long_as_they_are_heard() -> None:
+    worker = load()["services"]["worker"]
+    port = worker["environment"]["STREAMSPOOL_WORKER_METRICS_PORT"]
+    assert f"http://127.0.0.1:{port}/readyz" in worker["healthcheck"]["test"][-1]
+    assert "HOST" not in worker["environment"]  # the default, which is the container's loopback
 
 
 def test_nothing_runs_as_root_or_can_become_it() -> None:
@@ -250,7 +288,10 @@ def test_nothing_runs_as_root_or_can_become_it() -> None:
     for name, service in load()["services"].items():
         assert service.get("user", "10001") not in {"root", "0"}, name
         assert ("build" in service) or ("user" in service), f"{name}: an image of others runs as whom?"
+        if isinstance(service.get("build"), dict):
+            assert service["build"]["dockerfile_inline"].splitlines()[-1] == "USER 10001", name
         assert service["cap_drop"] == ["ALL"], name
+        assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name in ("front", "proxy") else []), name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["read_only"] is True, name
         assert service["init"] is True, name

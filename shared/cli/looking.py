@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import re
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shared.cli.screen import dollars, say, show_usage, table
 from shared.cli.terms import AsJson, Id, Url, ask
+
+if TYPE_CHECKING:
+    from shared.cli.client import Client
 
 _AGO = re.compile(r"(\d+)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -99,7 +102,7 @@ def ls(
 ) -> None:
     """List answers, newest first."""
     query = {"status": status, "model": model, "since": _since(since), "session_id": session}
-    page = ask(url, lambda client: client.list(limit=limit, **query))
+    page = ask(url, lambda client: _found(client, limit, query))
     if as_json:
         typer.echo(json.dumps(page, indent=2))
         return
@@ -107,6 +110,16 @@ def ls(
         ("ID", "STATUS", "MODEL", "CREATED", "FIRST", "TOOK", "TOKENS", "COST", "ERROR"),
         [_row(state) for state in page["data"]],
     )
+
+
+async def _found(client: Client, limit: int, query: dict[str, str | None]) -> dict[str, Any]:
+    """Up to `limit` of those that match, over as many pages as it takes: the API ends a page once it has looked at many."""
+    page = await client.list(limit=limit, **query)
+    while page["has_more"] and len(page["data"]) < limit:
+        more = await client.list(limit=limit - len(page["data"]), after=page["last_id"], **query)
+        page = {**more, "data": [*page["data"], *more["data"]]}
+        page["first_id"] = page["data"][0]["id"] if page["data"] else None
+    return page
 
 
 def _row(state: dict[str, Any]) -> tuple[str, ...]:

@@ -350,14 +350,11 @@ class Broker:
 
     # ---- stored completions
 
-    async def stored(
-        self, caller: Caller, after: str | None = None, *, newest_first: bool = False
-    ) -> AsyncIterator[Summary]:
-        """The tenant's answers to requests with `store`. Raises NotFound if `after` is not one of them."""
+    def stored(self, caller: Caller, after: str | None = None, *, newest_first: bool = False) -> AsyncIterator[Summary]:
+        """What the tenant has asked for with `store`, of either API, whole or not. Raises NotFound if `after` is not one of
+        them."""
         unknown = NotFound("`after` must be the id of a stored completion.", param="after")
-        async for summary in self._listed(caller, after, unknown, newest_first=newest_first, stored=True):
-            if summary.status in (Status.COMPLETED, Status.INCOMPLETE) and summary.header.get("surface") != "responses":
-                yield summary
+        return self._listed(caller, after, unknown, newest_first=newest_first, stored=True)
 
     async def replace_metadata(self, generation_id: str, caller: Caller, metadata: dict[str, str] | None) -> Summary:
         """Gives a generation other metadata; the request keeps those it came with. Raises NotFound."""

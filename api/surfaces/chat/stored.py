@@ -15,12 +15,14 @@ from starlette.responses import Response
 
 from api.deps import Body, CurrentCaller, CurrentServices, KnownQuery, known_query, parsed
 from api.live.answer import accumulate
-from api.paging import After, Limit, Order, following, page
+from api.paging import After, Limit, Order, first_matching, following, page
 from api.surfaces.chat import projection as chat
 from api.surfaces.chat.routes import completion
 from shared.chat.request import MetadataUpdate
 from shared.errors import BadRequest, NotFound
 from shared.lib import json
+from shared.log.entry import Status
+from shared.log.records import Summary
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["chat"])
 
@@ -64,16 +66,22 @@ async def list_stored(
     order: Order = "asc",
     model: str | None = None,
 ) -> Response:
-    """The caller's stored answers, the whole ones, oldest first."""
-    wanted, broker, found = _wanted(request), services.broker, []
-    async for summary in broker.stored(caller, after, newest_first=order == "desc"):
+    """The caller's stored answers, the whole ones, oldest first. A page that is not full and has more goes on after its
+    `last_id`."""
+    wanted, broker, shown = _wanted(request), services.broker, []
+
+    def matches(summary: Summary) -> bool:
         header = summary.header
-        if (model is None or header["model"] == model) and wanted.items() <= (header["metadata"] or {}).items():
-            chunks, damage = await broker.chunks(header, summary.position.epoch)
-            found.append(chat.stored_completion(summary, await accumulate(chunks), damage))
-            if len(found) > limit:
-                break
-    return Response(json.dumps(page(found, limit)), media_type="application/json")
+        is_one = summary.status in (Status.COMPLETED, Status.INCOMPLETE) and header.get("surface") != "responses"
+        return is_one and (model is None or header["model"] == model) and wanted.items() <= (header["metadata"] or {}).items()
+
+    listed = broker.stored(caller, after, newest_first=order == "desc")
+    found, last = await first_matching(listed, matches, limit)
+    for summary in found:
+        chunks, damage = await broker.chunks(summary.header, summary.position.epoch)
+        shown.append(chat.stored_completion(summary, await accumulate(chunks), damage))
+    text = json.dumps(page(shown, limit, last.header["id"] if last else None))
+    return Response(text, media_type="application/json")
 
 
 @router.post("/{generation_id}", response_model=None, openapi_extra=_UPDATE_BODY)

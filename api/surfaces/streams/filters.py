@@ -1,13 +1,12 @@
 """Which of a tenant's generations a list shows, as its query says.
 
-Hidden here: how times may be written, and that a page costs a bounded amount of work: where few match, a page ends before it is
-full, and says where the next one goes on.
+Hidden here: how times may be written, and where each of the things that are filtered by stands.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -18,9 +17,6 @@ from starlette.requests import Request
 from shared.errors import BadRequest
 from shared.log.entry import Status
 from shared.log.records import Summary
-
-MOST_LOOKED_AT = 1000
-"""Generations that one page looks at: some 0.1 s."""
 
 _METADATA = re.compile(r"metadata\[([^\]]+)\]")
 
@@ -79,24 +75,6 @@ async def filters(
         until_ms=_time_ms(until, "until"),
         order=order,
     )
-
-
-async def first_matching(
-    listed: AsyncIterator[Summary], wanted: Filters, limit: int
-) -> tuple[list[Summary], Summary | None]:
-    """Up to one more than `limit` of those that match; and, if the page ended before the list did because enough was looked
-    at, the last one that was."""
-    found: list[Summary] = []
-    looked_at = 0
-    async for summary in listed:
-        looked_at += 1
-        if wanted.matches(summary):
-            found.append(summary)
-            if len(found) > limit:
-                return found, None
-        if looked_at >= MOST_LOOKED_AT:
-            return found, summary
-    return found, None
 
 
 def _statuses(text: str | None) -> frozenset[Status]:

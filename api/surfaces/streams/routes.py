@@ -23,10 +23,10 @@ from api.deps import (
 )
 from api.live import cursor
 from api.live.event_stream import EventStream
-from api.paging import After, Limit, page
+from api.paging import MOST_LOOKED_AT, After, Limit, first_matching, page
 from api.services import Services
 from api.states import states, stream_headers
-from api.surfaces.streams.filters import Filters, filters, first_matching
+from api.surfaces.streams.filters import Filters, filters
 from api.surfaces.streams.projection import native_events
 from shared.errors import BadRequest, NotFound
 from shared.features.tokens import DEFAULT_S, LONGEST_S
@@ -90,13 +90,13 @@ async def list_streams(
     how: dict[str, Any] = {"newest_first": wanted.order == "desc", "span_ms": span}
     everyone = caller.tenant == EVERY_TENANT
     listed = listed_of(services.broker, services.tenants, after, **how) if everyone else None
-    found, stopped_at = await first_matching(listed or services.broker.listed(caller, after, **how), wanted, limit)
-    shown = page(await states(services, found, root), limit)
+    found, last = await first_matching(
+        listed or services.broker.listed(caller, after, **how), wanted.matches, limit, in_vain=MOST_LOOKED_AT
+    )
+    shown = page(await states(services, found, root), limit, last.header["id"] if last else None)
     if everyone:
         for state, summary in zip(shown["data"], found, strict=False):
             state["tenant"] = summary.header["owner"]
-    if stopped_at is not None and not shown["has_more"]:
-        shown.update(last_id=stopped_at.header["id"], has_more=True)
     return shown
 
 

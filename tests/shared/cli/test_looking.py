@@ -67,3 +67,28 @@ def test_a_time_may_be_said_as_how_long_ago(monkeypatch: pytest.MonkeyPatch, sai
     monkeypatch.setattr("shared.cli.looking.time.time", lambda: 1_000_000.0)
     assert looking._since(said) == str(1_000_000 - seconds)
     assert looking._since("2026-11-27") == "2026-11-27"
+
+
+async def test_a_list_is_followed_where_a_page_ends_early() -> None:
+    """The API ends a page once it has looked at many: that none of them matched does not mean that none does."""
+    pages = [
+        {"data": [], "first_id": None, "last_id": "s1000", "has_more": True},
+        {"data": [{"id": "s1500"}], "first_id": "s1500", "last_id": "s2000", "has_more": True},
+        {"data": [{"id": "s2001"}], "first_id": "s2001", "last_id": "s2001", "has_more": True},
+    ]
+    asked = []
+
+    class Paged:
+        async def list(self, **query: Any) -> dict[str, Any]:
+            asked.append(query)
+            return pages[len(asked) - 1]
+
+    client: Any = Paged()
+    found = await looking._found(client, 2, {"status": "failed"})
+    assert [one["id"] for one in found["data"]] == ["s1500", "s2001"]
+    assert (found["first_id"], found["last_id"], found["has_more"]) == ("s1500", "s2001", True)
+    assert asked == [
+        {"limit": 2, "status": "failed"},
+        {"limit": 2, "after": "s1000", "status": "failed"},
+        {"limit": 1, "after": "s2000", "status": "failed"},
+    ]

@@ -41,6 +41,7 @@ _HEADER_OPTIONS = (
     "max_tokens_per_s",
 )
 """Our extension fields that may come as header fields, too."""
+_METADATA = "x-metadata-"
 
 
 async def _services(connection: HTTPConnection) -> Services:  # async: FastAPI would hand plain functions to a thread
@@ -146,7 +147,8 @@ def parsed(body: bytes | bytearray) -> Any:
 
 
 def with_options(body: Any, request: HTTPConnection) -> Any:
-    """Our extension fields may come as headers too (`x-on-interruption`); the body's own win."""
+    """Our extension fields may come as headers too (`x-on-interruption`), and metadata, each as one (`x-metadata-task`), for
+    clients whose bodies are not ours to change; the body's own win."""
     if not isinstance(body, dict):
         return body
     given = {field: request.headers.get(f"x-{field.replace('_', '-')}") for field in _HEADER_OPTIONS}
@@ -154,6 +156,14 @@ def with_options(body: Any, request: HTTPConnection) -> Any:
     if rate := options.get("max_tokens_per_s"):
         with suppress(ValueError):  # what is no number is refused as the field would be
             options["max_tokens_per_s"] = json.loads_strict(rate.encode())
+    metadata = {
+        name.removeprefix(_METADATA): value
+        for name, value in request.headers.items()
+        if name.startswith(_METADATA) and value  # what a template leaves empty says nothing
+    }
+    own = body.get("metadata")
+    if metadata and (own is None or isinstance(own, dict)):
+        body = {**body, "metadata": {**metadata, **(own or {})}}
     return {**options, **body}
 
 

@@ -25,7 +25,7 @@ from shared.config.notices import notices, say_notices, weak_keys
 from shared.config.settings import load_settings
 from shared.errors import Unusable
 from shared.lib.process import refuse_to_start
-from shared.lib.telemetry import configure_logging, get_logger
+from shared.lib.telemetry import begin_metrics, configure_logging, get_logger
 from shared.store.contact import check_server
 
 logger = get_logger(__name__)
@@ -76,6 +76,7 @@ def main() -> None:
     except SettingsInvalid as error:
         refuse_to_start(str(error))
     configure_logging(settings.log_level)
+    begin_metrics()
     say_notices(notices(settings))
     if settings.redis_url is None:
         refuse_to_start("The API needs REDIS_URL. `streamspool up` runs everything without it.")

@@ -34,7 +34,6 @@ from shared.errors import (
     UnsupportedVersion,
     UpstreamError,
     UpstreamIncomplete,
-    UpstreamRefused,
     UpstreamTimeout,
     UpstreamTooLong,
     WorkerLost,
@@ -46,17 +45,7 @@ from shared.features.spend.prices import was_taken
 from shared.generations.outcome import Outcomes, finished_status
 from shared.lib import json
 from shared.lib.clock import now_ms
-from shared.lib.telemetry import (
-    ATTEMPTS,
-    CHUNKS,
-    FIRST_CHUNK_SECONDS,
-    GENERATION_SECONDS,
-    QUEUE_SECONDS,
-    UPSTREAM_ERRORS,
-    UPSTREAM_RETRIES,
-    begin_request,
-    get_logger,
-)
+from shared.lib.telemetry import CHUNKS, begin_request, get_logger
 from shared.log.appender import Appender
 from shared.log.blobs import Stored
 from shared.log.entry import BEGIN, VERSION, Chunk, Position, Status
@@ -65,6 +54,7 @@ from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.outage import is_passing
 from shared.store.redis import RedisError, log_redis_error
+from worker import counting
 from worker.normalizer import Normalizer
 from worker.providers.formats import responses_verbatim
 from worker.providers.registry import Provider, split_model
@@ -158,8 +148,7 @@ class Generator:
     def _claimed(self, writer: Writer, header: Header, body: Stored, attempt: Attempt) -> Claimed:
         begin_request(header.get("request_id"))
         writer.timings["queued_ms"] = max(0, attempt["at_ms"] - header["created_at_ms"])
-        ATTEMPTS.labels(attempt["reason"]).inc()
-        QUEUE_SECONDS.observe(writer.timings["queued_ms"] / 1000)
+        counting.claimed(attempt["reason"], writer.timings["queued_ms"])
         logger.info("claimed", generation_id=writer.generation_id, attempt=writer.epoch, reason=attempt["reason"])
         return writer, header, body
 
@@ -225,9 +214,9 @@ class Generator:
             except Damaged as damage:  # the last words were there once
                 error, status = _lost(damage), None
                 continue
-            GENERATION_SECONDS.observe(time.monotonic() - started)
+            counting.ended(writer, served, time.monotonic() - started)
             return None
-        UPSTREAM_ERRORS.labels(_cause(error)).inc()
+        counting.failed(error, served)
         next_one = self._new_attempt(error.code, writer.number + 1)
         return await self._claim_next(writer.generation_id, writer.epoch, next_one)
 
@@ -250,7 +239,7 @@ class Generator:
         asked, limit, size = time.monotonic(), self._settings.max_answer_bytes, 0
         targets = self._targets(body["model"])
         blobs = self._outcomes.transcripts.blobs
-        told = partial(_retried, writer)
+        told = partial(counting.retried, writer)
         stream = self._upstream.stream(
             targets, body, answer, served, on_retry=told, blobs=OfTenant(blobs, header["owner"])
         )
@@ -258,7 +247,7 @@ class Generator:
             async for batch in batches:  # the upstream reads ahead meanwhile, within bounds, and merges what it read
                 if not writer.position.seq:
                     first_s = time.monotonic() - asked
-                    FIRST_CHUNK_SECONDS.observe(first_s)
+                    counting.first_chunk(served, first_s)
                     writer.timings["first_chunk_ms"] = round(first_s * 1000)
                     writer.note = json.dumps(served.note(spoke=True))
                 size += _size(batch)
@@ -317,7 +306,7 @@ class Generator:
         failure = None
         if error is not None:
             if not isinstance(error, StorageFull):  # that is no provider's
-                UPSTREAM_ERRORS.labels(_cause(error)).inc()
+                counting.failed(error, served)
             failure = error.to_stored()
         lost = isinstance(error, StreamLost)
         while True:
@@ -380,15 +369,3 @@ def _size(chunks: list[Chunk]) -> int:
 def _lost(damage: Damaged) -> StreamLost:
     logger.error("stream lost", reason=str(damage))
     return StreamLost()
-
-
-def _cause(error: StreamspoolError) -> str:
-    """A label from a short list: providers' own codes are theirs to invent."""
-    return f"status_{error.provider_status}" if isinstance(error, UpstreamRefused) else error.code
-
-
-def _retried(writer: Writer, error: UpstreamError) -> None:
-    UPSTREAM_RETRIES.labels(_cause(error)).inc()
-    logger.info(
-        "upstream retried", generation_id=writer.generation_id, error_code=error.code, status=error.provider_status
-    )

@@ -20,7 +20,7 @@ from shared.generations.core import Core
 from shared.generations.reaper import Reaper
 from shared.lib.process import collect_rarely, giving_back, refuse_to_start
 from shared.lib.tasks import cancel
-from shared.lib.telemetry import configure_logging, get_logger
+from shared.lib.telemetry import begin_metrics, configure_logging, get_logger
 from shared.log.appender import Appender
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
@@ -156,5 +156,6 @@ def main() -> None:
     except SettingsInvalid as error:
         refuse_to_start(str(error))
     configure_logging(settings.log_level)
+    begin_metrics()
     stamina.instrumentation.set_on_retry_hooks([])  # its log line quotes the provider, ours does not
     uvloop.run(serve(settings))

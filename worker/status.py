@@ -29,8 +29,8 @@ _CLIENT_S = 10.0
 
 @contextmanager
 def showing(host: str, port: int, heartbeat: Heartbeat) -> Iterator[int]:
-    """Serves until the context ends; gives the port, which is any free one for 0. Raises OSError. Called in the loop whose health
-    it tells."""
+    """Serves until the context ends; gives the port, which is any free one for 0. The health is that of the loop that calls it.
+    Raises OSError."""
     loop = asyncio.get_running_loop()
 
     class Handler(_Handler):

@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
 from api.deps import CurrentServices
+from api.resources.gauges import measure
 from api.services import Services
 from shared.errors import Unavailable
 from shared.store.availability import deadline
@@ -57,6 +58,8 @@ async def checks(services: Services) -> dict[str, str]:
 
 
 @router.get("/metrics")
-async def metrics() -> Response:
-    """Prometheus text of this process. Each worker serves its own (STREAMSPOOL_WORKER_METRICS_PORT)."""
+async def metrics(services: CurrentServices) -> Response:
+    """Prometheus text of this process, and what Redis says of all together. Each worker serves its own
+    (STREAMSPOOL_WORKER_METRICS_PORT)."""
+    await measure(services.catalogue, services.backlog)
     return Response(generate_latest(), headers={"content-type": CONTENT_TYPE_LATEST})

@@ -18,7 +18,7 @@ from shared.chat.whole import FIELD, Model, Stored
 from shared.errors import BadRequest
 
 PATH = "/completions"
-_OPTIONS = ("on_interruption", "on_disconnect", "max_tokens_per_s")
+_OPTIONS = ("on_interruption", "on_disconnect", "max_tokens_per_s", "metadata")
 _REFUSED = ("background", "webhook", "session_id", "messages")
 
 

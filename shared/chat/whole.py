@@ -18,8 +18,8 @@ from shared.lib import json
 
 FIELD, ANSWER = "whole", "whole_answer"
 """Of a stored request, `{path, body}`; and of the chunk."""
-_OPTIONS = ("on_interruption", "on_disconnect")
-"""What of our extensions means something here."""
+_OPTIONS = ("on_interruption", "on_disconnect", "metadata")
+"""What is ours of a request, and means something here."""
 _REFUSED = ("stream", "background", "webhook", "session_id")
 
 Model = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]

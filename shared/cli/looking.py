@@ -97,11 +97,14 @@ def ls(
         str | None, typer.Option(help="Only later ones: 2h, 3d, 2026-11-27, 2026-11-27T09:30:00Z.")
     ] = None,
     session: Annotated[str | None, typer.Option(help="Only those of this session.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only those that were asked with it.")
+    ] = None,
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
     """List answers, newest first."""
-    query = {"status": status, "model": model, "since": _since(since), "session_id": session}
+    query = {"status": status, "model": model, "since": _since(since), "session_id": session, **_named(metadata or [])}
     page = ask(url, lambda client: _found(client, limit, query))
     if as_json:
         typer.echo(json.dumps(page, indent=2))
@@ -110,6 +113,17 @@ def ls(
         ("ID", "STATUS", "MODEL", "CREATED", "FIRST", "TOOK", "TOKENS", "COST", "ERROR"),
         [_row(state) for state in page["data"]],
     )
+
+
+def _named(pairs: list[str]) -> dict[str, str | None]:
+    """`KEY=VALUE`s as the list's queries."""
+    query: dict[str, str | None] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not name or not separator:
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--metadata")
+        query[f"metadata[{name}]"] = value
+    return query
 
 
 async def _found(client: Client, limit: int, query: dict[str, str | None]) -> dict[str, Any]:

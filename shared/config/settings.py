@@ -274,7 +274,9 @@ class Settings(BaseSettings):
         description="what a tenant may use: `requests_per_min=600 running=50` for each, `team-a:requests_per_min=60` for one, "
         "with commas between; none: as much as it asks for",
     )
-    worker_metrics_port: int = Field(0, ge=0, le=65535, description="port of a worker's /metrics, /healthz, /readyz on HOST; 0: none")
+    worker_metrics_port: int = Field(
+        0, ge=0, le=65535, description="port of a worker's /metrics, /healthz, /readyz on HOST; 0: none"
+    )
     webhook_secret: ByTenant[SecretStr] = Field(
         default_factory=dict,
         description="signs webhooks: `whsec_BASE64` for every tenant, or `tenant:whsec_…,tenant:whsec_…`; two of one "

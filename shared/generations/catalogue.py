@@ -123,6 +123,12 @@ class Catalogue:
             beats = await self._redis.mget([self._key.worker(worker_id) for worker_id in ids]) if ids else []
         return {worker_id: json.loads(beat) for worker_id, beat in zip(ids, beats, strict=True) if beat is not None}
 
+    async def memory(self) -> tuple[int, int]:
+        """What Redis uses, and its limit, in bytes; 0: none."""
+        with translate_errors():
+            found = await self._redis.info("memory")
+        return found["used_memory"], found.get("maxmemory", 0)
+
     async def probe(self) -> None:
         """Writes something small: raises Unavailable if nothing new can be stored just now."""
         with translate_errors():

@@ -21,7 +21,7 @@ from shared.features.spend.prices import Prices
 from shared.generations.settlement import Settlement
 from shared.lib import json, money
 from shared.lib.clock import now_ms
-from shared.lib.telemetry import SEALED, get_logger
+from shared.lib.telemetry import SEALED, TOKENS, answered_by, get_logger, provider_of
 from shared.log.blobs import Stored
 from shared.log.entry import BEGIN, Entry, Kind, Position, Status
 from shared.log.records import Header, Lengths, Outcome, Served
@@ -226,7 +226,7 @@ class Outcomes:
         """
         generation_id = header["id"]
         await self._log.seal(generation_id, outcome, epoch=epoch, header=header, after=after, length=length)
-        SEALED.labels(outcome["status"]).inc()
+        _count(outcome)
         error = outcome["error"]
         logger.info(
             "sealed",
@@ -250,6 +250,20 @@ class Outcomes:
             logger.warning("settlement waits", generation_id=generation_id, why=problem.why)
         except (RedisError, OSError) as problem:
             logger.warning("settlement waits", generation_id=generation_id, **cause(problem))
+
+
+def _count(outcome: Outcome) -> None:
+    served = outcome.get("served") or {}
+    refused = served.get("refused")
+    model = served.get("model") or (refused[-1]["model"] if refused else None)
+    SEALED.labels(outcome["status"], provider_of(model)).inc()
+    labels = answered_by(model)
+    used = outcome.get("usage") or {}
+    for kind, part in (("prompt", None), ("cached", "prompt"), ("completion", None), ("reasoning", "completion")):
+        figures = used.get(f"{part}_tokens_details") if part else used
+        amount = figures.get(f"{kind}_tokens") if isinstance(figures, dict) else None
+        if isinstance(amount, int) and 0 < amount < 2**53:  # a provider may have said anything
+            TOKENS.labels(**labels, type=kind).inc(amount)
 
 
 def _tokens(outcome: Outcome) -> dict[str, int | None]:

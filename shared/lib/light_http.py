@@ -139,7 +139,11 @@ async def _connected(place: _Place, timeout_s: float) -> tuple[asyncio.StreamRea
             try:
                 async with asyncio.timeout(timeout_s):
                     return await asyncio.open_connection(
-                        str(address[0]), place.port, limit=_PIECE_BYTES, ssl=tls, server_hostname=place.host if tls else None
+                        str(address[0]),
+                        place.port,
+                        limit=_PIECE_BYTES,
+                        ssl=tls,
+                        server_hostname=place.host if tls else None,
                     )
             except (OSError, TimeoutError, ValueError) as error:
                 failure = error

@@ -12,20 +12,43 @@ import os
 import sys
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+from shared import __version__
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+"""An answer may take an hour (STREAMSPOOL_GENERATION_S)."""
+_MODELS = 200
+"""So many models get a label of their own, the first that answer; the rest is `other`. Clients may make names up."""
 
 SUBMITTED = Counter("streamspool_generations_submitted_total", "Generations accepted by this process")
 SETTLED = Counter("streamspool_generations_settled_total", "Generations whose turn and usage this process has booked")
-SEALED = Counter("streamspool_generations_sealed_total", "Generations this process gave their outcome", ["status"])
+SEALED = Counter(
+    "streamspool_generations_sealed_total", "Generations this process gave their outcome", ["status", "provider"]
+)
+TOKENS = Counter(
+    "streamspool_tokens_total",
+    "Tokens of generations this process gave their outcome: prompt, cached (of the prompt), completion, reasoning (of that)",
+    ["provider", "model", "type"],
+)
 ATTEMPTS = Counter("streamspool_attempts_total", "Attempts started by this worker", ["reason"])
 RUNNING = Gauge("streamspool_generations_running", "Generations running in this worker")
 QUEUE_SECONDS = Histogram("streamspool_queue_seconds", "From accepted to claimed by a worker", buckets=_SECONDS)
 FIRST_CHUNK_SECONDS = Histogram(
-    "streamspool_time_to_first_chunk_seconds", "From the request to the provider's first chunk", buckets=_SECONDS
+    "streamspool_time_to_first_chunk_seconds",
+    "From the request to the provider's first chunk",
+    ["provider", "model"],
+    buckets=_SECONDS,
 )
-GENERATION_SECONDS = Histogram("streamspool_generation_seconds", "From claim to seal", buckets=_SECONDS)
+CHUNK_SECONDS = Histogram(
+    "streamspool_time_per_chunk_seconds",
+    "From one chunk to the next, as the mean of each answer",
+    ["provider", "model"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+)
+GENERATION_SECONDS = Histogram(
+    "streamspool_generation_seconds", "From claim to seal", ["provider", "model"], buckets=_SECONDS
+)
 ENTRIES_MENDED = Counter(
     "streamspool_entries_mended_total", "Entries of logs that the server had forgotten and this worker wrote again"
 )
@@ -36,8 +59,10 @@ RETAINED_BYTES = Gauge(
     "streamspool_retained_bytes", "Memory for what this worker wrote and the server may still forget; as of this second"
 )
 CHUNKS = Counter("streamspool_chunks_total", "Chunks written to logs")
-UPSTREAM_ERRORS = Counter("streamspool_upstream_errors_total", "Attempts ended by the provider", ["code"])
-UPSTREAM_RETRIES = Counter("streamspool_upstream_retries_total", "Requests made again before the first chunk", ["code"])
+UPSTREAM_ERRORS = Counter("streamspool_upstream_errors_total", "Attempts ended by the provider", ["code", "provider"])
+UPSTREAM_RETRIES = Counter(
+    "streamspool_upstream_retries_total", "Requests made again before the first chunk", ["code", "provider"]
+)
 VIEWERS = Gauge("streamspool_viewers", "Viewers attached to this process")
 SOCKETS = Gauge("streamspool_sockets", "WebSockets of clients that are open at this process")
 FOLLOWED = Gauge("streamspool_logs_followed", "Logs this process is following")
@@ -58,6 +83,52 @@ WEBHOOKS = Counter(
     "streamspool_webhook_deliveries_total", "Attempts to deliver a webhook, by how they ended", ["outcome"]
 )
 REAPED = Counter("streamspool_reaped_total", "Generations the reaper took care of", ["action"])
+WAITING = Gauge("streamspool_queue_waiting", "Jobs that wait for a worker, as of this scrape", ["lane"])
+IN_PLACES = Gauge("streamspool_queue_running", "Jobs that workers have, as of this scrape", ["lane"])
+OLDEST_SECONDS = Gauge(
+    "streamspool_queue_oldest_seconds", "How long the first in the queue has waited, as of this scrape", ["lane"]
+)
+REDIS_UP = Gauge("streamspool_redis_up", "Whether Redis answered this scrape")
+REDIS_BYTES = Gauge("streamspool_redis_memory_bytes", "Memory Redis uses, as of this scrape")
+REDIS_MOST_BYTES = Gauge("streamspool_redis_memory_limit_bytes", "Its maxmemory; 0: no limit")
+WORKERS = Gauge("streamspool_workers", "Workers that were heard of in the last 15 s, as of this scrape")
+BUILD = Gauge("streamspool_build_info", "1; the version is a label", ["version"])
+
+
+class _Models:
+    """Which models have a label of their own, as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def label(self, name: str) -> str:
+        if name not in self._known and len(self._known) >= _MODELS:
+            return "other"
+        self._known.add(name)
+        return name
+
+
+_models = _Models()
+
+
+def provider_of(model: str | None) -> str:
+    """The label for who was asked. `model` is a target's, `PROVIDER/MODEL`, so that the provider is one that is set up; None
+    where nobody was."""
+    return model.partition("/")[0] if model else "none"
+
+
+def answered_by(model: str | None) -> dict[str, str]:
+    """The labels of a target: `provider`, and `model` without what follows its `?`."""
+    if not model:
+        return {"provider": "none", "model": "none"}
+    return {"provider": provider_of(model), "model": _models.label(model.partition("?")[0])}
+
+
+def begin_metrics() -> None:
+    """Sets up the metrics of the whole process; called once, by its entry point. Without the time each series began, which
+    Prometheus does not need and which is as many series again."""
+    disable_created_metrics()
+    BUILD.labels(__version__).set(1)
 
 
 def configure_logging(level: str) -> None:

@@ -14,10 +14,12 @@ import pytest
 
 from api.app import create_app
 from api.live.drain import Drain
+from shared import __version__
 from shared.config.settings import Settings
 from shared.errors import Unavailable
+from shared.lib import telemetry
 from tests.harness.processes import Stack, free_port
-from tests.support.wire import Client, error_of, refused
+from tests.support.wire import Client, ask, error_of, refused
 
 
 def test_the_models_are_listed(client: Client) -> None:
@@ -248,3 +250,54 @@ def test_a_secrets_file_that_cannot_be_read_is_one_line_and_the_end(tmp_path: Pa
 def test_a_running_server_can_be_asked_by_every_loopback_name(stack: Stack) -> None:
     for host in ("localhost", "127.0.0.1", "127.0.0.1:9999", "[::1]:8000", "LOCALHOST"):
         assert httpx.get(f"{stack.url}/v1/models", headers={"host": host}, trust_env=False).status_code == 200
+
+
+def test_a_scrape_tells_what_waits_and_who_answered_what(own_stack: Stack) -> None:
+    with Client(own_stack.url) as client:
+        client.stream("fake/lorem?tokens=5")
+        client.stream("fake/echo?error=429")
+        text = client.get("/metrics").text
+        figures = {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in text.splitlines() if line[:1] != "#"}
+        assert figures["streamspool_redis_up"] == figures["streamspool_workers"] == "1.0"
+        assert figures['streamspool_queue_waiting{lane="generation"}'] == "0.0"
+        assert figures['streamspool_queue_oldest_seconds{lane="generation"}'] == "0.0"
+        assert float(figures["streamspool_redis_memory_bytes"]) > 0
+        assert f'streamspool_build_info{{version="{__version__}"}}' in figures
+        assert "_created" not in text
+        own_stack.stop("worker")
+        accepted = client.post(ask("fake/echo", background=True)).json()
+        waiting = 'streamspool_queue_waiting{lane="background"}'
+        assert f"{waiting} 1.0" in client.get("/metrics").text
+        client.http.post(f"/v1/streams/{accepted['id']}/cancel")
+        assert f"{waiting} 0.0" in client.get("/metrics").text
+
+
+def test_a_worker_counts_by_provider_and_model(own_stack: Stack) -> None:
+    port = free_port()
+    own_stack.stop("worker")
+    own_stack.start("worker", STREAMSPOOL_WORKER_METRICS_PORT=str(port))
+    with Client(own_stack.url) as client:
+        client.stream("fake/lorem?tokens=5")
+        client.stream("fake/echo?error=429")
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    for series in (
+        'streamspool_generations_sealed_total{provider="fake",status="completed"} 1.0',
+        'streamspool_generations_sealed_total{provider="fake",status="failed"} 1.0',
+        'streamspool_tokens_total{model="fake/lorem",provider="fake",type="completion"} 5.0',
+        'streamspool_time_to_first_chunk_seconds_count{model="fake/lorem",provider="fake"} 1.0',
+        'streamspool_time_per_chunk_seconds_count{model="fake/lorem",provider="fake"} 1.0',
+        'streamspool_generation_seconds_count{model="fake/lorem",provider="fake"} 1.0',
+        'streamspool_generation_seconds_bucket{le="3600.0",model="fake/lorem",provider="fake"} 1.0',
+    ):
+        assert series in text, series
+    assert 'streamspool_upstream_errors_total{code="status_429",provider="fake"} 1.0' in text
+    assert "tokens=" not in text
+
+
+def test_models_that_are_made_up_have_one_label() -> None:
+    models = telemetry._Models()
+    labels = [models.label(f"fake/made-up-{number}") for number in range(1000)]
+    assert (labels[0], labels[-1], len(set(labels))) == ("fake/made-up-0", "other", 201)
+    assert models.label("fake/made-up-0") == "fake/made-up-0"
+    assert telemetry.answered_by("fake/lorem?tokens=3") == {"provider": "fake", "model": "fake/lorem"}
+    assert telemetry.answered_by(None) == {"provider": "none", "model": "none"}

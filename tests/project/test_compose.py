@@ -266,7 +266,9 @@ def test_a_toml_of_ones_own_is_where_both_look(monkeypatch: pytest.MonkeyPatch, 
         assert "./config:/config:ro" in services[name]["volumes"]
     # So is its default, and a variable that is empty, as all those are that nobody sets, takes nothing from it.
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "streamspool.toml").write_text('[models]\nsmart = ["lab/x"]\n[providers.lab]\nbase_url = "http://lab/v1"\n')
+    (tmp_path / "streamspool.toml").write_text(
+        '[models]\nsmart = ["lab/x"]\n[providers.lab]\nbase_url = "http://lab/v1"\n'
+    )
     for name, value in services["worker"]["environment"].items():
         if value is not None and not name.endswith(FILE):
             monkeypatch.setenv(name, str(value))

@@ -6,15 +6,13 @@ import asyncio
 import http.client
 import signal
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from shared.cli.embedded import EmbeddedValkey
 from shared.lib.light_http import Broken, asked
-from tests.harness.processes import Stack, free_port, wait_until
+from tests.harness.processes import READY_S, Stack, free_port, wait_until
 from worker import status
 from worker.status import showing
 
@@ -68,19 +66,17 @@ async def test_a_client_that_says_nothing_does_not_hold_up_the_end() -> None:
     silent.close()
 
 
-def test_a_worker_that_is_told_to_has_it(valkey: EmbeddedValkey, tmp_path: Path) -> None:
+def test_a_worker_that_is_told_to_has_it(own_stack: Stack) -> None:
     port = free_port()
-    settings = {"STREAMSPOOL_WORKER_METRICS_PORT": str(port)}
-    with Stack(
-        valkey.url.replace("db=0", "db=9"), "http://127.0.0.1:9", tmp_path, processes="worker", **settings
-    ) as stack:
+    own_stack.stop("worker")
+    own_stack.start("worker", STREAMSPOOL_WORKER_METRICS_PORT=str(port))
 
-        def ready() -> bool:
-            try:
-                return asyncio.run(get(port, "/readyz"))[0] == 200
-            except Broken:
-                return False
+    def ready() -> bool:
+        try:
+            return asyncio.run(get(port, "/readyz"))[0] == 200
+        except Broken:
+            return False
 
-        wait_until(ready)
-        stack.kill("worker", signal.SIGTERM)
-        assert stack.process("worker").wait(30) == 0
+    wait_until(ready, READY_S)
+    own_stack.kill("worker", signal.SIGTERM)
+    assert own_stack.process("worker").wait(READY_S) == 0

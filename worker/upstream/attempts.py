@@ -44,7 +44,7 @@ _LARGE_BYTES = 1024 * 1024
 _PINGS = ("ping", "keepalive")  # events of Anthropic's and OpenAI's that say no more than a comment does
 
 Events = AsyncGenerator[list[sse.Event], None]
-OnRetry = Callable[[UpstreamError], None]
+OnRetry = Callable[[UpstreamError, "Target"], None]
 
 
 class Target(NamedTuple):
@@ -143,7 +143,7 @@ class Attempts:
             if attempt.num > 1:
                 self._served.retries += 1
                 if self._on_retry:
-                    self._on_retry(passing[-1])
+                    self._on_retry(passing[-1], target)
             with attempt:
                 step = await self._try(stack, target)
         return step

@@ -73,7 +73,11 @@ async def list_stored(
     def matches(summary: Summary) -> bool:
         header = summary.header
         is_one = summary.status in (Status.COMPLETED, Status.INCOMPLETE) and header.get("surface") != "responses"
-        return is_one and (model is None or header["model"] == model) and wanted.items() <= (header["metadata"] or {}).items()
+        return (
+            is_one
+            and (model is None or header["model"] == model)
+            and wanted.items() <= (header["metadata"] or {}).items()
+        )
 
     listed = broker.stored(caller, after, newest_first=order == "desc")
     found, last = await first_matching(listed, matches, limit)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tests.harness.processes import Stack, wait_until
-from tests.support.wire import Client, ask, refused
+from tests.support.wire import Client, Register, ask, refused
 
+JSON = {"content-type": "application/json"}
 TIMINGS = ("queued_ms", "first_chunk_ms", "generation_ms", "total_ms")
 
 
@@ -112,3 +113,29 @@ def test_one_line_says_how_a_request_ended_and_every_line_has_its_id(client: Cli
     assert sealed["tenant"]
     assert {line["event"] for line in lines() if line.get("request_id") != request_id} == set()
     assert "canary" not in json.dumps(lines())
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/embeddings"])
+def test_metadata_may_come_as_headers(client: Client, scripted: Register, path: str) -> None:
+    """For clients whose bodies are not ours to change: Open WebUI asks four times for one question."""
+    mark = uuid.uuid4().hex
+    what = {"input": "a", "prompt": "a", "messages": [{"role": "user", "content": "a"}]}
+    fields = {"/v1/responses": ["input"], "/v1/embeddings": ["input"], "/v1/completions": ["prompt"]}
+    script = scripted([json.dumps({"object": "list", "data": [], "usage": {}}).encode()], headers=JSON)
+    model = script.model if path == "/v1/embeddings" else "fake/echo"
+    own = {name: what[name] for name in fields.get(path, ["messages"])}
+    body = {"model": model, **own, "metadata": {"both": "body"}}
+    headers = {"X-Metadata-Mark": mark, "X-Metadata-Both": "header", "X-Metadata-Empty": ""}
+    made = client.http.post(path, json=body, headers=headers)
+    assert made.status_code in (200, 400), made.text  # the fake provider knows no /v1/completions
+    if made.status_code == 200:
+        (id,) = found(client, **{"metadata[mark]": mark})
+        assert client.state(id)["metadata"] == {"mark": mark, "both": "body"}
+    for call in script.script.calls:
+        assert "metadata" not in call  # they are ours: an embeddings API refuses what it does not know
+
+
+def test_headers_do_not_make_wrong_metadata_right(client: Client) -> None:
+    refused(client.post(ask("fake/echo", metadata=[1]), headers={"X-Metadata-A": "1"}), 400, "invalid_request")
+    many = {f"X-Metadata-{number}": "1" for number in range(17)}
+    refused(client.post(ask("fake/echo"), headers=many), 400, "invalid_request")

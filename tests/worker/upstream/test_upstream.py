@@ -769,7 +769,11 @@ async def test_a_refusal_that_may_pass_is_met_with_another_try(failures: int, ca
     async with serving(script) as server, client(upstream_first_s=2) as upstream:
         reading = Reading()
         stream = upstream.stream(
-            [Target(provider(server.url), "m")], BODY, reading.normalizer, Served(), on_retry=heard.append
+            [Target(provider(server.url), "m")],
+            BODY,
+            reading.normalizer,
+            Served(),
+            on_retry=lambda error, _: heard.append(error),
         )
         try:
             async for chunks in stream:

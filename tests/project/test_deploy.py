@@ -1,0 +1,120 @@
+"""What is in deploy/ for systemd, Kubernetes and Prometheus: that it names what there is, and waits as long as it has to."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.metrics import MetricWrapperBase
+
+from shared.cli.supervisor import WRONG_SETTINGS
+from shared.config.settings import Settings, variable
+from shared.lib import telemetry
+from tests.harness.processes import ROOT
+from worker.providers.registry import VENDORS
+
+DEPLOY = ROOT / "deploy"
+NAMES = {variable(name) for name in Settings.model_fields} | {name for one in VENDORS for name in one.key_variables}
+DRAIN_S = Settings.model_fields["drain_s"].default
+UNITS = sorted((DEPLOY / "systemd").iterdir())
+
+
+def unit(path: Path) -> dict[str, list[tuple[str, str]]]:
+    """Sections as lists: a key may come twice."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for line in path.read_text().splitlines():
+        if match := re.fullmatch(r"\[(\w+)\]", line):
+            section = found.setdefault(match[1], [])
+        elif line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            section.append((name, value))
+    return found
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_a_unit_stops_gently_and_does_not_restart_what_cannot_work(path: Path) -> None:
+    service = dict(unit(path)["Service"])
+    assert float(service["TimeoutStopSec"]) > DRAIN_S
+    assert int(service["RestartPreventExitStatus"]) == WRONG_SETTINGS
+    assert service["ExecStart"].rpartition(" ")[2] in ("api", "worker")
+    for pair in " ".join(value for name, value in unit(path)["Service"] if name == "Environment").split():
+        assert pair.partition("=")[0] in NAMES
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_systemd_takes_it(path: Path, tmp_path: Path) -> None:
+    if (program := shutil.which("systemd-analyze")) is None:
+        pytest.skip("no systemd-analyze here")
+    name = path.name.replace("@.", "@1.")
+    copy = tmp_path / name
+    copy.write_text(path.read_text().replace("/opt/streamspool/bin/streamspool", "/bin/true"))
+    done = subprocess.run([program, "verify", str(copy)], capture_output=True, text=True, timeout=60, check=False)
+    assert [line for line in done.stderr.splitlines() if name in line] == []
+
+
+def manifests() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+
+
+def pods() -> dict[str, dict[str, Any]]:
+    return {one["metadata"]["name"]: one["spec"]["template"] for one in manifests() if one["kind"] == "Deployment"}
+
+
+def test_pods_are_probed_where_they_answer() -> None:
+    api, worker = (pods()[name]["spec"]["containers"][0] for name in ("streamspool-api", "streamspool-worker"))
+    assert api["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": 8000}
+    assert api["readinessProbe"]["httpGet"] == {"path": "/readyz?for=serve", "port": 8000}
+    port = int({one["name"]: one["value"] for one in worker["env"]}["STREAMSPOOL_WORKER_METRICS_PORT"])
+    assert {worker[probe]["httpGet"]["port"] for probe in ("livenessProbe", "readinessProbe")} == {port}
+    for container in (api, worker):
+        assert {one["name"] for one in container["env"]} <= NAMES
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+def test_pods_have_time_to_drain_and_only_workers_have_provider_keys() -> None:
+    (config,) = [one for one in manifests() if one["kind"] == "ConfigMap"]
+    assert set(config["data"]) <= NAMES
+    for name, pod in pods().items():
+        spec = pod["spec"]
+        pause = float(spec["containers"][0].get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", "00")[1])
+        assert spec["terminationGracePeriodSeconds"] > float(config["data"]["STREAMSPOOL_DRAIN_S"]) + pause
+        secrets = {one["secretRef"]["name"] for one in spec["containers"][0]["envFrom"] if "secretRef" in one}
+        assert ("streamspool-providers" in secrets) is (name == "streamspool-worker")
+        assert spec["securityContext"]["runAsNonRoot"] is True
+
+
+def series() -> set[str]:
+    """Every series there can be."""
+    found = set()
+    for metric in vars(telemetry).values():
+        if isinstance(metric, MetricWrapperBase):
+            (family,) = metric.describe()
+            endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
+            found |= {family.name + ending for ending in endings}
+    return found
+
+
+def test_alerts_are_about_metrics_that_there_are_and_say_what_to_do() -> None:
+    rules = [rule for group in yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]
+    assert len({rule["alert"] for rule in rules}) == len(rules) > 8
+    known = {metric._labelnames for metric in vars(telemetry).values() if isinstance(metric, MetricWrapperBase)}
+    labels = {label for names in known for label in names} | {"job", "instance"}
+    for rule in rules:
+        assert set(re.findall(r"streamspool_\w+", rule["expr"])) <= series(), rule["alert"]
+        assert set(re.findall(r"(\w+)=\"", rule["expr"])) <= labels, rule["alert"]
+        assert rule["annotations"].keys() == {"summary", "do"}
+    scrape = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())
+    assert [(DEPLOY / name).exists() for name in scrape["rule_files"]] == [True]
+
+
+def test_promtool_takes_both() -> None:
+    if (program := shutil.which("promtool")) is None:
+        pytest.skip("no promtool here")
+    for words in (["check", "rules", "alerts.yaml"], ["check", "config", "prometheus.yaml"]):
+        done = subprocess.run([program, *words], cwd=DEPLOY, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr

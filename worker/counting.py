@@ -1,0 +1,64 @@
+"""What a worker counts of its attempts: how long what took, with whom, and what went wrong.
+
+Hidden here: which labels that has. Providers and models are those of targets, which are set up, or a bounded number; codes are
+from a short list, since those of providers are theirs to invent.
+"""
+
+from __future__ import annotations
+
+from shared.errors import StreamspoolError, UpstreamError, UpstreamRefused
+from shared.lib.telemetry import (
+    ATTEMPTS,
+    CHUNK_SECONDS,
+    FIRST_CHUNK_SECONDS,
+    GENERATION_SECONDS,
+    QUEUE_SECONDS,
+    UPSTREAM_ERRORS,
+    UPSTREAM_RETRIES,
+    answered_by,
+    get_logger,
+    provider_of,
+)
+from shared.log.writer import Writer
+from worker.upstream.attempts import Served, Target
+
+logger = get_logger(__name__)
+
+
+def claimed(reason: str, queued_ms: int) -> None:
+    ATTEMPTS.labels(reason).inc()
+    QUEUE_SECONDS.observe(queued_ms / 1000)
+
+
+def first_chunk(served: Served, first_s: float) -> None:
+    FIRST_CHUNK_SECONDS.labels(**answered_by(_asked(served))).observe(first_s)
+
+
+def failed(error: StreamspoolError, served: Served) -> None:
+    UPSTREAM_ERRORS.labels(_cause(error), provider_of(_asked(served))).inc()
+
+
+def retried(writer: Writer, error: UpstreamError, target: Target) -> None:
+    UPSTREAM_RETRIES.labels(_cause(error), provider_of(target.name)).inc()
+    logger.info(
+        "upstream retried", generation_id=writer.generation_id, error_code=error.code, status=error.provider_status
+    )
+
+
+def ended(writer: Writer, served: Served, took_s: float) -> None:
+    labels = answered_by(_asked(served))
+    GENERATION_SECONDS.labels(**labels).observe(took_s)
+    if (chunks := writer.position.seq) > 1:
+        first_s = writer.timings.get("first_chunk_ms", 0) / 1000
+        CHUNK_SECONDS.labels(**labels).observe(max(0.0, took_s - first_s) / (chunks - 1))
+
+
+def _asked(served: Served) -> str | None:
+    """Who answered, or else was asked last."""
+    if served.target is not None:
+        return served.target.name
+    return served.refused[-1]["model"] if served.refused else None
+
+
+def _cause(error: StreamspoolError) -> str:
+    return f"status_{error.provider_status}" if isinstance(error, UpstreamRefused) else error.code

@@ -24,8 +24,8 @@ from shared.config.environ import SettingsInvalid
 from shared.config.notices import notices, say_notices, weak_keys
 from shared.config.settings import load_settings
 from shared.errors import Unusable
-from shared.lib.process import refuse_to_start
-from shared.lib.telemetry import begin_metrics, configure_logging, get_logger
+from shared.lib.process import begin_metrics, refuse_to_start
+from shared.lib.telemetry import configure_logging, get_logger
 from shared.store.contact import check_server
 
 logger = get_logger(__name__)

@@ -18,9 +18,9 @@ from shared.config.settings import Settings, load_settings
 from shared.errors import Unusable
 from shared.generations.core import Core
 from shared.generations.reaper import Reaper
-from shared.lib.process import collect_rarely, giving_back, refuse_to_start
+from shared.lib.process import begin_metrics, collect_rarely, giving_back, refuse_to_start
 from shared.lib.tasks import cancel
-from shared.lib.telemetry import begin_metrics, configure_logging, get_logger
+from shared.lib.telemetry import configure_logging, get_logger
 from shared.log.appender import Appender
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer

@@ -10,7 +10,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NoReturn
 
+from prometheus_client import disable_created_metrics
+
+from shared import __version__
 from shared.lib.tasks import cancel
+from shared.lib.telemetry import BUILD
 
 WRONG_SETTINGS = 2
 """The exit code for what a restart will not heal."""
@@ -59,3 +63,10 @@ async def _trim() -> None:
     while trim is not None:
         await asyncio.sleep(_GIVE_BACK_EVERY_S)
         await asyncio.to_thread(trim, 0)
+
+
+def begin_metrics() -> None:
+    """Sets up the metrics of the whole process; called once, by its entry point. Without the time each series began, which
+    Prometheus does not need and which is as many series again."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    BUILD.labels(__version__).set(1)

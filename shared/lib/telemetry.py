@@ -12,9 +12,7 @@ import os
 import sys
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
-
-from shared import __version__
+from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 """An answer may take an hour (STREAMSPOOL_GENERATION_S)."""
@@ -122,13 +120,6 @@ def answered_by(model: str | None) -> dict[str, str]:
     if not model:
         return {"provider": "none", "model": "none"}
     return {"provider": provider_of(model), "model": _models.label(model.partition("?")[0])}
-
-
-def begin_metrics() -> None:
-    """Sets up the metrics of the whole process; called once, by its entry point. Without the time each series began, which
-    Prometheus does not need and which is as many series again."""
-    disable_created_metrics()
-    BUILD.labels(__version__).set(1)
 
 
 def configure_logging(level: str) -> None:

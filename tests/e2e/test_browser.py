@@ -110,9 +110,7 @@ def test_an_event_source_goes_on_where_it_was_cut(
         assert KEY_A not in seen["url"]
 
 
-def test_a_page_that_is_not_named_can_neither_ask_nor_read(
-    site: Site, api: Stack, upstream: ScriptedUpstream
-) -> None:
+def test_a_page_that_is_not_named_can_neither_ask_nor_read(site: Site, api: Stack, upstream: ScriptedUpstream) -> None:
     headers = {"authorization": f"Bearer {KEY_A}"}
     listed = lambda: httpx.get(f"{api.url}/v1/streams", headers=headers, trust_env=False).json()["data"]  # noqa: E731
     before = listed()

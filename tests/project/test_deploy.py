@@ -12,9 +12,9 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from shared.cli.supervisor import WRONG_SETTINGS
 from shared.config.settings import Settings, variable
 from shared.lib import telemetry
+from shared.lib.process import WRONG_SETTINGS
 from tests.harness.processes import ROOT
 from worker.providers.registry import VENDORS
 
@@ -81,7 +81,9 @@ def test_pods_have_time_to_drain_and_only_workers_have_provider_keys() -> None:
     assert set(config["data"]) <= NAMES
     for name, pod in pods().items():
         spec = pod["spec"]
-        pause = float(spec["containers"][0].get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", "00")[1])
+        pause = float(
+            spec["containers"][0].get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", "00")[1]
+        )
         assert spec["terminationGracePeriodSeconds"] > float(config["data"]["STREAMSPOOL_DRAIN_S"]) + pause
         secrets = {one["secretRef"]["name"] for one in spec["containers"][0]["envFrom"] if "secretRef" in one}
         assert ("streamspool-providers" in secrets) is (name == "streamspool-worker")
@@ -100,7 +102,9 @@ def series() -> set[str]:
 
 
 def test_alerts_are_about_metrics_that_there_are_and_say_what_to_do() -> None:
-    rules = [rule for group in yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]
+    rules = [
+        rule for group in yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"] for rule in group["rules"]
+    ]
     assert len({rule["alert"] for rule in rules}) == len(rules) > 8
     known = {metric._labelnames for metric in vars(telemetry).values() if isinstance(metric, MetricWrapperBase)}
     labels = {label for names in known for label in names} | {"job", "instance"}

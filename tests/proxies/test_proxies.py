@@ -18,11 +18,12 @@ import trustme
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
-from tests.support.fronts import KINDS, Front, Kind, Relay, start_all, table
+from tests.support.fronts import KINDS, LONGEST_S, Front, Kind, Relay, start_all, table
 from tests.support.wire import KEY_A, ask
 
 UPLOAD_BYTES = 20_000_000
 HTTP = ("--http1.1", "--http2")
+pytestmark = pytest.mark.timeout(2 * LONGEST_S)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ class Asked:
 
     def end(self) -> int:
         """Until there is no more: curl's exit code, which is 0 if the response ended as it should."""
-        rest, _ = self._curl.communicate(timeout=60)
+        rest, _ = self._curl.communicate(timeout=LONGEST_S)
         self.body += rest
         return self._curl.returncode
 
@@ -170,7 +171,7 @@ def test_behind_each_a_client_is_told_that_the_api_stops(
         api.kill("api", signal.SIGTERM)
         for stream in streams:
             stream.end()
-        assert api.process("api").wait(15) == 0
+        assert api.process("api").wait(LONGEST_S) == 0
     api.start("api")
     api.wait_ready()
     for (front, http), stream in zip(places, streams, strict=True):

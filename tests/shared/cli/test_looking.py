@@ -71,7 +71,7 @@ def test_a_time_may_be_said_as_how_long_ago(monkeypatch: pytest.MonkeyPatch, sai
 
 async def test_a_list_is_followed_where_a_page_ends_early() -> None:
     """The API ends a page once it has looked at many: that none of them matched does not mean that none does."""
-    pages = [
+    pages: list[dict[str, Any]] = [
         {"data": [], "first_id": None, "last_id": "s1000", "has_more": True},
         {"data": [{"id": "s1500"}], "first_id": "s1500", "last_id": "s2000", "has_more": True},
         {"data": [{"id": "s2001"}], "first_id": "s2001", "last_id": "s2001", "has_more": True},

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from shared.chat.messages import Messages, present
 from shared.errors import NotFound, SessionBusy
 from shared.features.blobs import Blobs, session_holder
+from shared.features.idempotency import Idempotency, fingerprint, key_digest
 from shared.features.sessions import NOT_FOUND, Sessions, check_id, estimate_tokens
 from shared.lib import json
 from shared.lib.clock import now_ms
@@ -46,9 +47,19 @@ class Conversations:
         self._redis, self._sessions, self._blobs = redis, sessions, blobs
         self._key = redis.key
 
-    async def create(self, tenant: str, metadata: dict[str, str]) -> str:
-        """A new one, without items. Returns its id."""
-        conversation_id, now = f"conv_{uuid.uuid4().hex}", now_ms()
+    async def claim(self, tenant: str, key: str | None, what: str, request: object) -> tuple[str, bool]:
+        """An id in hex for what is to be made of `request`, and whether its idempotency key stood for it already: then it may be
+        there. `what` tells keys of different things apart. Raises KeyReused."""
+        new_id = uuid.uuid4().hex
+        if key is None:
+            return new_id, False
+        digest, asked, life_ms = key_digest(key, what), fingerprint(request), self._sessions.life_ms
+        first = await Idempotency(self._redis).claim(tenant, digest, new_id, asked, life_ms)
+        return first, first != new_id
+
+    async def create(self, tenant: str, conversation_id: str, metadata: dict[str, str]) -> None:
+        """A new one, without items."""
+        now = now_ms()
         names = self._key.session(tenant, conversation_id)
         async with self._redis.pipeline(transaction=True) as pipe:
             head = {"created_at_ms": now, "updated_at_ms": now, _METADATA: json.dumps(metadata)}
@@ -56,7 +67,6 @@ class Conversations:
             pipe.zadd(self._key.sessions(tenant), {conversation_id: now})
             self._sessions.prolong(pipe, tenant, conversation_id)
             await pipe.execute()
-        return conversation_id
 
     async def describe(self, tenant: str, conversation_id: str) -> dict[str, Any]:
         """OpenAI's conversation object."""
@@ -96,20 +106,27 @@ class Conversations:
             for turn in await self._sessions.turns(tenant, conversation_id)
         ]
 
-    async def append(self, tenant: str, conversation_id: str, messages: Messages) -> Turn:
-        """Adds a turn. Raises SessionBusy while a response of the conversation runs: its turn comes first."""
+    async def append(
+        self, tenant: str, conversation_id: str, messages: Messages, turn_id: str, *, once: bool = False
+    ) -> tuple[Turn, bool]:
+        """Adds a turn of this id, in hex; `once`: unless there is one. Returns it, and whether there was. Raises SessionBusy
+        while a response of the conversation runs: its turn comes first."""
         names = self._key.session(tenant, check_id(conversation_id))
-        base, tokens = f"chatcmpl-{uuid.uuid4().hex}", estimate_tokens(messages)
+        base, tokens = f"chatcmpl-{turn_id}", estimate_tokens(messages)
         turn = {"generation_id": base, "added": True, "at_ms": now_ms(), "tokens": tokens, "messages": messages}
         stored = await self._blobs.store(session_holder(tenant, conversation_id), tenant, json.dumps(turn))
         waiting = await self._sessions.open(tenant, conversation_id)
-        number = 0
+        number, there = 0, False
 
         def queue(pipe: Any, seen: list[Any]) -> None:
-            nonlocal number
-            exists, last, open_ones = seen
+            nonlocal number, there
+            exists, last, open_ones, *turns = seen
             if not exists:
                 raise NotFound(NOT_FOUND)
+            for entry_id, fields in turns[0] if turns else ():
+                if base.encode() in dict(zip(fields[::2], fields[1::2], strict=True)).get(b"t", b""):
+                    number, there = int(entry_id.partition(b"-")[0]), True
+                    return
             if waiting or open_ones:
                 raise SessionBusy("A response of this conversation runs. Wait for its end, or cancel it.")
             number = int(last or 0) + 1
@@ -119,9 +136,11 @@ class Conversations:
                 pipe.hincrby(names.head, field, amount)
             self._sessions.prolong(pipe, tenant, conversation_id)
 
-        looks = [("EXISTS", names.head), ("HGET", names.head, "turn"), ("ZCARD", names.open)]
+        looks: list[Any] = [("EXISTS", names.head), ("HGET", names.head, "turn"), ("ZCARD", names.open)]
+        if once:
+            looks.append(("XRANGE", names.turns, "-", "+"))
         await transact(self._redis, [names.head, names.open], looks, queue)
-        return Turn(number, base, messages, generated=False, first=0)
+        return Turn(number, base, messages, generated=False, first=0), there
 
     async def replace(self, tenant: str, conversation_id: str, number: int, messages: Messages) -> None:
         """Gives a turn other messages: a stream is written anew for that, as large as a session may be."""

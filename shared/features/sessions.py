@@ -82,7 +82,8 @@ class Sessions:
     def __init__(self, redis: ArqRedis, settings: Settings, blobs: Blobs) -> None:
         self._redis, self._settings, self._blobs = redis, settings, blobs
         self._key = redis.key
-        self._life_ms = int(settings.session_retention_s * 1000)
+        self.life_ms = self._life_ms = int(settings.session_retention_s * 1000)
+        """How long one is kept that nothing is added to."""
 
     # ---- a generation's way through its session
 

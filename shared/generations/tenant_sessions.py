@@ -62,13 +62,23 @@ class TenantConversations:
     def __init__(self, conversations: Conversations, settlement: Settlement) -> None:
         self._conversations, self._settlement = conversations, settlement
 
-    async def create(self, caller: Caller, metadata: dict[str, str], messages: Messages) -> dict[str, Any]:
-        """A new conversation with these messages, as an object."""
+    async def create(
+        self, caller: Caller, metadata: dict[str, str], messages: Messages, *, idempotency_key: str | None = None
+    ) -> tuple[dict[str, Any], bool]:
+        """A new conversation with these messages, as an object; with an idempotency key, the one that it stands for already.
+        And whether it was there. Raises KeyReused."""
+        conversations, tenant, there = self._conversations, caller.tenant, False
         with translate_errors():
-            conversation_id = await self._conversations.create(caller.tenant, metadata)
+            name, claimed = await conversations.claim(tenant, idempotency_key, "conversation", [metadata, messages])
+            conversation_id = f"conv_{name}"
+            if claimed:  # whoever claimed it may have died before it was made, or before it had its items
+                with suppress(NotFound):
+                    there = bool(await conversations.describe(tenant, conversation_id))
+            if not there:
+                await conversations.create(tenant, conversation_id, metadata)
             if messages:
-                await self._conversations.append(caller.tenant, conversation_id, messages)
-            return await self._conversations.describe(caller.tenant, conversation_id)
+                await conversations.append(tenant, conversation_id, messages, name, once=idempotency_key is not None)
+            return await conversations.describe(tenant, conversation_id), there
 
     async def find(self, conversation_id: str, caller: Caller) -> dict[str, Any]:
         """The conversation object; of a session, too."""
@@ -87,11 +97,17 @@ class TenantConversations:
             await self._settlement.settle_session(caller.tenant, check_id(conversation_id))
             return await self._conversations.turns(caller.tenant, conversation_id)
 
-    async def append(self, conversation_id: str, caller: Caller, messages: Messages) -> Turn:
-        """Adds a turn. Raises SessionBusy."""
+    async def append(
+        self, conversation_id: str, caller: Caller, messages: Messages, *, idempotency_key: str | None = None
+    ) -> tuple[Turn, bool]:
+        """Adds a turn; with an idempotency key, once. Returns it, and whether it was there. Raises SessionBusy, KeyReused."""
+        conversations, tenant = self._conversations, caller.tenant
         with translate_errors():
-            await self._settlement.settle_session(caller.tenant, check_id(conversation_id))
-            return await self._conversations.append(caller.tenant, conversation_id, messages)
+            await self._settlement.settle_session(tenant, check_id(conversation_id))
+            asked = [conversation_id, messages]
+            name, _ = await conversations.claim(tenant, idempotency_key, "conversation items", asked)
+            once = idempotency_key is not None
+            return await conversations.append(tenant, conversation_id, messages, name, once=once)
 
     async def replace(self, conversation_id: str, caller: Caller, number: int, messages: Messages) -> None:
         """Gives a turn other messages."""

@@ -11,7 +11,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:{ID}:log` | stream | retention after the seal; a safety bound while it runs |
 | `streamspool:{ID}:viewers` | string: there are viewers; only with on_disconnect=cancel | the grace time |
 | `streamspool:{ID}:metadata` | string, JSON: other metadata; `false`: deleted, see `continued` | as long as the log |
-| `streamspool:idempotency:TENANT:SHA256` | string, JSON of id and body hash | as long as the log can live |
+| `streamspool:idempotency:TENANT:SHA256` | string, JSON of id and body hash | as long as what it stands for can live |
 | `streamspool:asked:TENANT:SHA256` | string: the newest generation of this request | `STREAMSPOOL_GENERATION_S` and 3 minutes |
 | `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
 | `streamspool:stored:TENANT` | zset, score = created ms: with `store` | stored retention and safety bound after the last |

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.responses import Response
 
-from api.deps import Body, CurrentCaller, CurrentServices, known_query, parsed
+from api.deps import REPLAYED, Body, CurrentCaller, CurrentServices, IdempotencyKey, known_query, parsed
 from api.paging import following, page
 from api.services import Services
 from shared.chat.checking import Lenient, check
@@ -99,11 +99,16 @@ async def _shown(services: Services, caller: Caller, value: Any) -> Response:
 
 
 @router.post("", openapi_extra=_schema(NewConversation, required=False))
-async def create(services: CurrentServices, caller: CurrentCaller, body: Body) -> dict[str, Any]:
+async def create(
+    services: CurrentServices, caller: CurrentCaller, key: IdempotencyKey, body: Body, response: Response
+) -> dict[str, Any]:
     """Makes a conversation, with items or without."""
     given = check(NewConversation, parsed(body) if body else {})
     messages = to_messages(given.items or [], path="items")
-    return await services.conversations.create(caller, given.metadata or {}, messages)
+    metadata = given.metadata or {}
+    made, replayed = await services.conversations.create(caller, metadata, messages, idempotency_key=key)
+    response.headers.update(REPLAYED if replayed else {})
+    return made
 
 
 @router.get("/{conversation_id}")
@@ -128,7 +133,12 @@ async def delete(services: CurrentServices, caller: CurrentCaller, conversation_
 
 @router.post("/{conversation_id}/items", response_model=None, openapi_extra=_schema(NewItems))
 async def create_items(
-    services: CurrentServices, caller: CurrentCaller, conversation_id: str, body: Body, include: Include = None
+    services: CurrentServices,
+    caller: CurrentCaller,
+    conversation_id: str,
+    key: IdempotencyKey,
+    body: Body,
+    include: Include = None,
 ) -> Response:
     """Adds items at the end."""
     items = check(NewItems, parsed(body)).items
@@ -139,9 +149,11 @@ async def create_items(
     if not messages:
         await services.conversations.find(conversation_id, caller)
         return await _shown(services, caller, page([], len(items)))
-    turn = await services.conversations.append(conversation_id, caller, messages)
+    turn, replayed = await services.conversations.append(conversation_id, caller, messages, idempotency_key=key)
     added = [found.item for found in items_of(turn)]
-    return await _shown(services, caller, page(added, len(added)))
+    shown = await _shown(services, caller, page(added, len(added)))
+    shown.headers.update(REPLAYED if replayed else {})
+    return shown
 
 
 @router.get("/{conversation_id}/items", response_model=None, dependencies=[known_query])

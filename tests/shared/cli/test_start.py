@@ -22,7 +22,7 @@ SERVERS = frozenset(
 )
 """What the ends, or libraries of theirs, are made of. Half a second for the first two alone."""
 OURS = frozenset(
-    "shared shared.cli shared.cli.client shared.cli.looking shared.cli.main shared.cli.screen shared.cli.terms "
+    "shared shared.cli shared.cli.client shared.cli.keys shared.cli.looking shared.cli.main shared.cli.screen shared.cli.terms "
     "shared.config shared.config.environ shared.errors shared.lib shared.lib.json shared.lib.light_http shared.lib.sse".split()
 )
 

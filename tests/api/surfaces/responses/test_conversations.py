@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -193,3 +194,26 @@ def test_the_official_client(keyed: Stack) -> None:
         assert found[0].id
         assert client.conversations.items.delete(found[0].id, conversation_id=conversation.id).id == conversation.id
         assert client.conversations.delete(conversation.id).deleted
+
+
+def test_with_an_idempotency_key_a_conversation_and_its_items_are_made_once(alice: Client, bob: Client) -> None:
+    key = {"Idempotency-Key": uuid.uuid4().hex}
+    body = {"items": [user("a")], "metadata": {"x": "1"}}
+    first, again = (alice.http.post(CONVERSATIONS, json=body, headers=key) for _ in range(2))
+    assert first.json() == again.json()
+    assert ("idempotent-replayed" in first.headers, again.headers["idempotent-replayed"]) == (False, "true")
+    refused(alice.http.post(CONVERSATIONS, json={}, headers=key), 422, "idempotency_key_reused")
+    assert bob.http.post(CONVERSATIONS, json=body, headers=key).json()["id"] != first.json()["id"]
+
+    conversation = first.json()["id"]
+    path = f"{CONVERSATIONS}/{conversation}/items"
+    with ThreadPoolExecutor(4) as pool:
+        send = lambda _: alice.http.post(path, json={"items": [user("b"), user("c")]}, headers=key)  # noqa: E731
+        answers = list(pool.map(send, range(8)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.text for answer in answers}) == 1
+    assert [answer.headers.get("idempotent-replayed") for answer in answers].count("true") == 7
+    assert texts(items(alice, conversation)) == ["a", "b", "c"]
+    refused(alice.http.post(path, json={"items": [user("d")]}, headers=key), 422, "idempotency_key_reused")
+    alice.http.post(path, json={"items": [user("b"), user("c")]})
+    assert texts(items(alice, conversation)) == ["a", "b", "c", "b", "c"]

@@ -48,7 +48,7 @@ class Conversations:
         self._key = redis.key
 
     async def claim(self, tenant: str, key: str | None, what: str, request: object) -> tuple[str, bool]:
-        """An id in hex for what is to be made of `request`, and whether its idempotency key stood for it already: then it may be
+        """An id in hex for what is to be made of `request`, and whether its idempotency key stood for it before: then it may be
         there. `what` tells keys of different things apart. Raises KeyReused."""
         new_id = uuid.uuid4().hex
         if key is None:

@@ -23,7 +23,15 @@ from shared.store.redis import ArqRedis
 
 _ENDED_MS = 180_000
 """Longer than a client waits before it asks again: OpenAI's 8 s, or what `Retry-After` says, up to 120 s (openai-python)."""
-_OPTIONS = ("on_interruption", "on_disconnect", "session_id", "session_policy", "session_trim", "max_tokens_per_s")
+_OPTIONS = (
+    "on_interruption",
+    "on_disconnect",
+    "session_id",
+    "session_policy",
+    "session_trim",
+    "max_tokens_per_s",
+    "metadata",
+)
 """What may come in headers, beside the body."""
 
 

@@ -304,6 +304,8 @@ def reason(error: BaseException) -> str:
             return str(link)
         if isinstance(link, httpx.TimeoutException):
             return "no answer in time"
+        if isinstance(link, httpx.RemoteProtocolError):
+            return "it does not speak HTTP as expected"
         if isinstance(link, aiohttp.ClientConnectorDNSError):
             return "the name is not known here"
         if isinstance(link, aiohttp.ClientConnectorCertificateError):

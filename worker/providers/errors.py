@@ -215,7 +215,16 @@ def refusal(
         status = next((one for one in numbers if type(one) is int and 400 <= one < 600), status)
     message = next((text for text in (error, *_spoken(detail)) if isinstance(text, str) and text), "")
     secret = provider.api_key if provider else None
-    text = _clean(message, secret, _MAX_MESSAGE) or "the provider reported an error and did not say which."
+    text = _clean(message, secret, _MAX_MESSAGE)
+    if not text:  # 502 is ours for what has no status
+        text = "the provider reported an error and did not say which"
+        text += (
+            "."
+            if status == 502
+            else f" (HTTP {status}). Is its address right?"
+            if status == 404
+            else f" (HTTP {status})."
+        )
     if status in _ABOUT_OUR_KEY:
         text += f" ({status} by the provider, to the server's key there; yours is good.)"
     return UpstreamRefused(

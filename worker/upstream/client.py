@@ -150,8 +150,7 @@ class Upstream:
         except (http.TransportError, http.InvalidURL) as error:
             if isinstance(content, _Filled) and content.failure is not None:
                 raise content.failure from None  # which the HTTP client takes for the connection's
-            # The name of the error, not its text: that may hold an address.
-            message = f"{provider.name}: no connection ({type(error).__name__})."
+            message = f"{provider.name}: no connection ({http.reason(error)})."
             failure = UpstreamError(message, code="upstream_connect_error")
         raise failure
 

@@ -129,8 +129,7 @@ class ModelLists:
             finally:
                 await response.aclose()
         except (http.TransportError, http.InvalidURL) as error:
-            # The name of the error, not its text: that may hold an address.
-            message = f"{provider.name}: no connection ({type(error).__name__})."
+            message = f"{provider.name}: no connection ({http.reason(error)})."
             raise UpstreamError(message, code="upstream_connect_error") from None
         if response.status_code != 200:
             raise error_from_response(provider, response.status_code, response.headers, bytes(body))

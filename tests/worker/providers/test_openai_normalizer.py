@@ -364,15 +364,21 @@ def test_what_is_said_of_the_servers_key_is_no_word_about_the_clients(status: in
         ({"object": "error", "message": "m", "code": None}, "acme: m"),
         ({"detail": "m"}, "acme: m"),
         (b"no healthy upstream", "acme: no healthy upstream"),
-        (b'{"error": {"mess', "acme: the provider reported an error and did not say which."),
-        (b"<html>secret</html>", "acme: the provider reported an error and did not say which."),
-        (b"", "acme: the provider reported an error and did not say which."),
+        (b'{"error": {"mess', "acme: the provider reported an error and did not say which (HTTP 400)."),
+        (b"<html>secret</html>", "acme: the provider reported an error and did not say which (HTTP 400)."),
+        (b"", "acme: the provider reported an error and did not say which (HTTP 400)."),
         ({"error": {"message": "x" * 1000}}, "acme: " + "x" * 499 + "…"),
         ({"error": {"message": "a\r\nb\0c"}}, "acme: a b c"),
     ],
 )
 def test_message(body: Any, message: str) -> None:
     assert refused(400, body).message == message
+
+
+def test_an_address_that_is_wrong_is_guessed_from_a_page_that_is_not_there() -> None:
+    assert refused(404, b"<html>Not here</html>").message.endswith(
+        "did not say which (HTTP 404). Is its address right?"
+    )
 
 
 def test_keys_are_taken_out_before_the_text_is_cut() -> None:

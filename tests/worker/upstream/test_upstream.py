@@ -345,9 +345,14 @@ async def test_no_connection() -> None:
         unused.bind(("127.0.0.1", 0))
         refused = f"http://127.0.0.1:{unused.getsockname()[1]}"
         async with client() as upstream:
-            for url in (refused, "http://x:99999999"):
+            for url, why in (
+                (refused, "connection refused"),
+                ("http://x:99999999", ""),
+                ("http://no.such.invalid", "the name is not known here"),
+            ):
                 reading = await read(upstream, provider(url))
                 assert reading.error is not None
+                assert why in reading.error.message
                 assert (reading.error.code, reading.error.status) == ("upstream_connect_error", 502)
                 assert url not in reading.error.message
 

@@ -70,7 +70,10 @@ def unknown_names(table: Mapping[str, object]) -> Iterator[str]:
     known |= {variable(name) for name in known if not variable(name).startswith(_OURS)}
     for name in table:
         if name not in known:
-            yield f"streamspool.toml: {name!r} is no setting and does nothing{did_you_mean(name, known)}"
+            meant = did_you_mean(
+                name.casefold().removeprefix(_OURS.casefold()), known
+            )  # a variable's name is none here
+            yield f"streamspool.toml: {name!r} is no setting and does nothing{meant}"
 
 
 def _toml() -> dict[str, object]:

@@ -8,6 +8,7 @@ variables are read is `environ.py`, what is told by tenant `tenants.py`, what is
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -55,7 +56,8 @@ def load_settings(**given: object) -> Settings:
         wrong = error.errors(include_url=False, include_input=False, include_context=False)
         lines = [f"{_path(item['loc'])}: {_reason(item)}" for item in wrong]
     except (SettingsError, OSError, ValueError) as error:  # ValueError: streamspool.toml is not TOML, or ours
-        lines = [str(error)]
+        file = os.environ.get("STREAMSPOOL_CONFIG") or DEFAULT_CONFIG
+        lines = [f"{file}: {error}" if isinstance(error, tomllib.TOMLDecodeError) else str(error)]
     raise SettingsInvalid("\n".join(lines))
 
 

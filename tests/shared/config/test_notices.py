@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.config.environ import SettingsInvalid
 from shared.config.notices import notices, weak_keys
 from shared.config.settings import load_settings
 
@@ -50,6 +51,19 @@ def test_an_unknown_variable_is_told_with_the_one_that_was_meant(
 ) -> None:
     monkeypatch.setenv(name, "canary")
     assert said() == [f"{name} is no setting and does nothing{meant}"]
+
+
+@pytest.mark.parametrize("name", ["streamspool_retention_s", "STREAMSPOOL_RETENTION_S", "RETENTION_S", "retention-s"])
+def test_a_variables_name_in_the_toml_is_told_with_the_name_it_has_there(name: str) -> None:
+    Path("streamspool.toml").write_text(f"{name} = 5\n")
+    assert said() == [f"streamspool.toml: {name!r} is no setting and does nothing; did you mean retention_s?"]
+
+
+@pytest.mark.parametrize("text", ["[providers\n", "a = 1\na = 2\n", "a = \n", '"' * 3])
+def test_what_is_no_toml_is_told_with_the_file(text: str) -> None:
+    Path("streamspool.toml").write_text(text)
+    with pytest.raises(SettingsInvalid, match=r"^streamspool\.toml: .*line"):
+        load_settings()
 
 
 def test_unknown_names_in_dotenv_and_toml_are_told_too() -> None:

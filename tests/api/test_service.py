@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -133,10 +134,10 @@ class Known:
     def __init__(self, workers: int | Unavailable, probe: Unavailable | None) -> None:
         self._workers, self._probe = workers, probe
 
-    async def workers(self) -> int:
+    async def workers(self) -> dict[str, Any]:
         if isinstance(self._workers, Unavailable):
             raise self._workers
-        return self._workers
+        return {str(number): {} for number in range(self._workers)}
 
     async def probe(self) -> None:
         if self._probe:

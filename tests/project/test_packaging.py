@@ -28,7 +28,7 @@ LOCKS = [pytest.param(path, id=path.name) for path in (RUNTIME, DEV, LOCAL, *(lo
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 TOP_LEVEL = {
-    *("api", "worker", "shared", "tests", "docs", "findings"),
+    *("api", "worker", "shared", "tests", "docs", "findings", "deploy"),
     *("docker-compose.yml", "Dockerfile", "Makefile", "pyproject.toml", "requirements.lock"),
     *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE", "examples"),
 }

@@ -256,7 +256,7 @@ def test_a_running_server_can_be_asked_by_every_loopback_name(stack: Stack) -> N
 def test_a_scrape_tells_what_waits_and_who_answered_what(own_stack: Stack) -> None:
     with Client(own_stack.url) as client:
         client.stream("fake/lorem?tokens=5")
-        client.stream("fake/echo?error=429")
+        client.post(ask("fake/echo?error=429"))
         text = client.get("/metrics").text
         figures = {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in text.splitlines() if line[:1] != "#"}
         assert figures["streamspool_redis_up"] == figures["streamspool_workers"] == "1.0"
@@ -279,7 +279,7 @@ def test_a_worker_counts_by_provider_and_model(own_stack: Stack) -> None:
     own_stack.start("worker", STREAMSPOOL_WORKER_METRICS_PORT=str(port))
     with Client(own_stack.url) as client:
         client.stream("fake/lorem?tokens=5")
-        client.stream("fake/echo?error=429")
+        client.post(ask("fake/echo?error=429"))
         text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
     for series in (
         'streamspool_generations_sealed_total{provider="fake",status="completed"} 1.0',

@@ -226,7 +226,7 @@ class Outcomes:
         """
         generation_id = header["id"]
         await self._log.seal(generation_id, outcome, epoch=epoch, header=header, after=after, length=length)
-        _count(outcome)
+        _count(header, outcome)
         error = outcome["error"]
         logger.info(
             "sealed",
@@ -252,10 +252,10 @@ class Outcomes:
             logger.warning("settlement waits", generation_id=generation_id, **cause(problem))
 
 
-def _count(outcome: Outcome) -> None:
+def _count(header: Header, outcome: Outcome) -> None:
     served = outcome.get("served") or {}
-    refused = served.get("refused")
-    model = served.get("model") or (refused[-1]["model"] if refused else None)
+    refused, asked = served.get("refused"), header["model"]  # which is a provider's own, where it has one in its name
+    model = served.get("model") or (refused[-1]["model"] if refused else asked if "/" in asked else None)
     SEALED.labels(outcome["status"], provider_of(model)).inc()
     labels = answered_by(model)
     used = outcome.get("usage") or {}

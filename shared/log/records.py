@@ -44,6 +44,8 @@ class Limited(TypedDict):
     scopes: list[str]
     tokens: int
     """Taken of the minute's tokens, as an estimate."""
+    waiting: bool
+    """Whether it was counted among those that wait."""
 
 
 class SessionTerms(TypedDict):

@@ -121,7 +121,8 @@ class Limiter:
         if not checks:
             return None
         scopes = {check.scope for check in checks if check.kind != "requests"}
-        header["limited"] = {"scopes": sorted(scopes), "tokens": tokens} if scopes else None
+        waiting = any(check.kind == "waiting" for check in checks)
+        header["limited"] = {"scopes": sorted(scopes), "tokens": tokens, "waiting": waiting} if scopes else None
         return self._execute(asking, checks, request.model)
 
     async def open_batch(self, asking: Asking, batch_id: str) -> Execute | None:
@@ -217,7 +218,7 @@ class Limiter:
 
     async def begun(self, header: Header) -> None:
         """It waits no more. Where that cannot be told, it is at the settlement."""
-        if limited := header.get("limited"):
+        if (limited := header.get("limited")) and limited["waiting"]:
             with suppress(RedisError, OSError):
                 async with self._redis.pipeline(transaction=False) as pipe:
                     for scope in limited["scopes"]:

@@ -196,6 +196,7 @@ async def test_what_never_came_to_be_holds_no_place(made: Made, redis: ArqRedis)
 async def test_one_that_has_begun_waits_no_more(made: Made, redis: ArqRedis) -> None:
     core, caller = made(), ann(waiting=1)
     header = (await core.broker.submit(*request(), caller)).header
+    assert header["limited"] == {"scopes": ["key:key_1"], "tokens": 1001, "waiting": True}
     with pytest.raises(RateLimited, match="generations that wait"):
         await submit(core, caller)
     await core.limiter.begun(header)

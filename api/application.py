@@ -41,8 +41,8 @@ PREFLIGHT_S = 7200
 """How long a browser may remember what a page may ask: Chromium remembers nothing for longer."""
 EXPOSED = (
     "Location, Retry-After, X-Request-Id, X-Stream-Id, X-Session-Id, X-Served-By, X-Fallback-From, X-Cost-Usd, "
-    "X-Should-Retry, Idempotent-Replayed, Content-Disposition, Content-Range, X-Ratelimit-Limit-Requests, "
-    "X-Ratelimit-Remaining-Requests, X-Ratelimit-Reset-Requests, X-Ratelimit-Limit-Tokens, "
+    "X-Budget-Warning, X-Should-Retry, Idempotent-Replayed, Content-Disposition, Content-Range, "
+    "X-Ratelimit-Limit-Requests, X-Ratelimit-Remaining-Requests, X-Ratelimit-Reset-Requests, X-Ratelimit-Limit-Tokens, "
     "X-Ratelimit-Remaining-Tokens, X-Ratelimit-Reset-Tokens"
 )
 """Response headers that a page may read; others a browser keeps to itself (Fetch standard, 3.2.3)."""

@@ -12,6 +12,7 @@
     ├── CursorExpired 410            the position is below what is kept
     ├── KeyReused 422                an Idempotency-Key that stands for another request
     ├── RateLimited 429              the caller has used up what it may use for now
+    │   └── BudgetReached            and what it may spend in this day or month
     ├── TooLarge 413                 body over STREAMSPOOL_MAX_BODY_BYTES
     │   ├── SessionTooLarge 413      the session's history is over its limit
     │   └── StorageQuotaExceeded 413 what is kept of the tenant's takes too much of the file storage
@@ -325,6 +326,17 @@ class RateLimited(StreamspoolError):
         return {**super().headers(), **self.limits}
 
 
+class BudgetReached(RateLimited):
+    """The tenant, or its key, has spent what it may in this day or month. No provider was asked. OpenAI's word for it, which
+    tells its SDKs that no waiting helps."""
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, retryable=False)
+
+
 class SessionBusy(StreamspoolError):
     """One generation of a session runs at a time. Not to be retried blindly, as the SDKs would any 409."""
 
@@ -603,6 +615,12 @@ class UpstreamTooLong(UpstreamError):
 
     status = 200
     code = "upstream_too_long"
+
+
+class BudgetStopped(UpstreamTooLong):
+    """The budget was reached while it was answered, and the setting says that this ends it; as with one that is too long."""
+
+    code = "insufficient_quota"
 
 
 class LogError(Exception):

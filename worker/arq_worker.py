@@ -172,6 +172,7 @@ class StreamWorker(Worker):
                     await self._queue.restore(ours, self._lease())
                 await self._generator.running.stop_ended()
                 await self._generator.running.stop_unwatched()
+                await self._generator.note_budgets()
             self._doubted.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.lease_s / 4):

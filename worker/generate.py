@@ -18,6 +18,8 @@ from typing import Any
 from shared.chat.whole import FIELD
 from shared.config.settings import Settings
 from shared.errors import (
+    BudgetReached,
+    BudgetStopped,
     Damaged,
     Fenced,
     Forgotten,
@@ -41,6 +43,7 @@ from shared.errors import (
 )
 from shared.features.access.limits import Limiter
 from shared.features.blobs import OfTenant
+from shared.features.spend.budgets import Budgets
 from shared.features.spend.prices import was_taken
 from shared.generations.outcome import Outcomes, finished_status
 from shared.lib import json
@@ -48,7 +51,7 @@ from shared.lib.clock import now_ms
 from shared.lib.telemetry import CHUNKS, begin_request, get_logger
 from shared.log.appender import Appender
 from shared.log.blobs import Stored
-from shared.log.entry import BEGIN, VERSION, Chunk, Position, Status
+from shared.log.entry import BEGIN, VERSION, Position, Status
 from shared.log.records import Attempt, Header, Outcome
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
@@ -56,6 +59,7 @@ from shared.store.outage import is_passing
 from shared.store.redis import RedisError, log_redis_error
 from worker import counting
 from worker.normalizer import Normalizer
+from worker.providers.chunk_shapes import answer_bytes
 from worker.providers.formats import responses_verbatim
 from worker.providers.registry import Provider, split_model
 from worker.providers.tool_calls import forces_one, ids_in
@@ -64,11 +68,6 @@ from worker.upstream.attempts import Served, Target
 from worker.upstream.client import Upstream
 
 logger = get_logger(__name__)
-
-_COMMON_BYTES = 128
-"""Of a chunk that all of an answer's have in common, at least."""
-_LEAST_BYTES = 64
-"""What a chunk costs those who store it and read it, however little it says."""
 
 Claimed = tuple[Writer, Header, Stored]
 """An attempt that is ours: its writer, the request's header, and its body as the log has it."""
@@ -84,6 +83,7 @@ class Generator:
         upstream: Upstream,
         providers: Mapping[str, Provider],
         outcomes: Outcomes,
+        budgets: Budgets,
         settings: Settings,
         *,
         worker_id: str,
@@ -93,6 +93,7 @@ class Generator:
         self._log, self._appender, self._upstream, self._outcomes = log, appender, upstream, outcomes
         self.running = RunningAttempts(log, appender)
         self._providers, self._settings, self._worker_id = providers, settings, worker_id
+        self._budgets = budgets
 
     async def run(self, generation_id: str, job_try: int) -> bool:
         """Brings a generation to its outcome. False if it is another worker's now: then the job is not ours to finish.
@@ -117,6 +118,11 @@ class Generator:
             without_frames(error)
             logger.info("stopped", generation_id=generation_id, reason=type(error).__name__.lower())
         return True
+
+    async def note_budgets(self) -> None:
+        """Has those that run end whose budget is reached, where the setting says so."""
+        if self._budgets.stops_running:
+            await self.running.note_over(self._budgets.over)
 
     # ---- claim
 
@@ -195,6 +201,7 @@ class Generator:
             messages = [*history, *asked]
             answer.forced, answer.call_ids = forces_one(body), ids_in(messages)
             answer.verbatim, answer.whole = responses_verbatim.request_of(body) is not None, body.get(FIELD)
+            await self._budgets.check(header)
             say = partial(self._say, writer, header, answer, {**body, "messages": messages}, served)
             if not await self.running.run(writer, header, say):
                 status = Status.CANCELLED
@@ -250,10 +257,11 @@ class Generator:
                     counting.first_chunk(served, first_s)
                     writer.timings["first_chunk_ms"] = round(first_s * 1000)
                     writer.note = json.dumps(served.note(spoke=True))
-                size += _size(batch)
+                size += answer_bytes(batch)
                 await writer.append(await blobs.chunks(header, batch))
                 CHUNKS.inc(len(batch))
-                if size > limit > 0:
+                stopped = self.running.is_over(writer.generation_id)
+                if stopped or size > limit > 0:
                     break
             else:
                 await self._tell_usage(writer, answer)
@@ -263,6 +271,8 @@ class Generator:
         await self._tell_usage(writer, answer)
         if whole:
             return
+        if stopped:
+            raise BudgetStopped("The budget was reached while this was answered, and it was ended there.")
         raise UpstreamTooLong(
             f"The answer went on beyond {limit} bytes (STREAMSPOOL_MAX_ANSWER_BYTES) and was ended there."
         )
@@ -305,7 +315,7 @@ class Generator:
             status = finished_status(answer.finish_reasons) if answered else Status.FAILED
         failure = None
         if error is not None:
-            if not isinstance(error, StorageFull):  # that is no provider's
+            if not isinstance(error, StorageFull | BudgetReached):  # those are no provider's
                 counting.failed(error, served)
             failure = error.to_stored()
         lost = isinstance(error, StreamLost)
@@ -357,13 +367,6 @@ class Generator:
             if writer.spoke_at_ms is not None:
                 outcome["spoke_at_ms"] = writer.spoke_at_ms
         return {**outcome, "served": note, "finish_reasons": answer.finish_reasons}
-
-
-def _size(chunks: list[Chunk]) -> int:
-    """What they count for the limit of an answer. Not what is stored of them: chunks that are alike are stored as next to
-    nothing, and are as long as ever for their readers."""
-    # Without max(), which costs as much again.
-    return sum([n if (n := len(payload) - _COMMON_BYTES) > _LEAST_BYTES else _LEAST_BYTES for payload, *_ in chunks])
 
 
 def _lost(damage: Damaged) -> StreamLost:

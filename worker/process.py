@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import stamina.instrumentation
@@ -32,6 +32,7 @@ from worker.generate import Generator
 from worker.heartbeat import Heartbeat
 from worker.models import ModelAnnouncer
 from worker.places import BATCHES
+from worker.providers.registry import Provider
 from worker.providers.switches import switch
 from worker.status import showing
 from worker.upstream.client import Upstream
@@ -67,9 +68,7 @@ async def serve(settings: Settings) -> None:
         appender = await stack.enter_async_context(Appender(redis, confirmer))
         upstream = await stack.enter_async_context(Upstream(settings))
         core = Core(redis, log, settings, name=worker_id, confirmer=confirmer)
-        generator = Generator(
-            log, appender, upstream, providers, core.outcomes, settings, worker_id=worker_id, limiter=core.limiter
-        )
+        generator = _generator(log, appender, upstream, providers, core, settings, worker_id)
         batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis))
         await core.prices.load()  # here, and not while somebody waits for the end of an answer
         worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id)
@@ -93,6 +92,28 @@ async def serve(settings: Settings) -> None:
         with suppress(RedisError, OSError):
             await heartbeat.withdraw()
         logger.info("worker stopped", worker_id=worker_id)
+
+
+def _generator(
+    log: StreamLog,
+    appender: Appender,
+    upstream: Upstream,
+    providers: Mapping[str, Provider],
+    core: Core,
+    settings: Settings,
+    worker_id: str,
+) -> Generator:
+    return Generator(
+        log,
+        appender,
+        upstream,
+        providers,
+        core.outcomes,
+        core.budgets,
+        settings,
+        worker_id=worker_id,
+        limiter=core.limiter,
+    )
 
 
 @asynccontextmanager

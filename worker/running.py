@@ -8,7 +8,7 @@ attempt's entries any more, and the provider is hung up on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ class _Running:
     header: Header
     unwatched: int = 0
     """How many looks in a row found no viewer."""
+    is_over: bool = False
+    """Whether its budget is reached."""
 
     def stop(self) -> None:
         """Once: a second time would break off the closing of the upstream."""
@@ -86,6 +88,16 @@ class RunningAttempts:
             for generation_id, end in (await self._log.ends(list(generation_ids))).items()
             if (running := self._running.get(generation_id)) and (end is None or end.epoch != running.writer.epoch)
         ]
+
+    async def note_over(self, over: Callable[[list[Header]], Awaitable[list[Header]]]) -> None:
+        """Notes whose budget is reached, as `over` finds. They end themselves at the provider's next word: to be cancelled in
+        the middle of a write would leave open what was written."""
+        for header in await over([running.header for running in self._running.values() if not running.is_over]):
+            if running := self._running.get(header["id"]):
+                running.is_over = True
+
+    def is_over(self, generation_id: str) -> bool:
+        return (running := self._running.get(generation_id)) is not None and running.is_over
 
     async def stop_unwatched(self) -> None:
         """Ends the attempts that were to be cancelled without viewers, and have had none for two looks in a row.

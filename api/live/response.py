@@ -53,7 +53,9 @@ class LogResponse(Response):
     def __init__(self, process: Process, header: Header, *, fresh: bool, headers: Mapping[str, str]) -> None:
         self.status_code = 200
         self.background = None
-        self.process, self._fresh, self.extra = process, fresh, headers
+        self.process, self._fresh = process, fresh
+        near = header.get("near_budget") if fresh else None
+        self.extra = {**headers, "x-budget-warning": "; ".join(near)} if near else headers
         self.id: str = header["id"]
         self.header = header
 

@@ -48,7 +48,9 @@ async def create(
 ) -> dict[str, Any]:
     """Starts a batch on the lines of a file. What is wrong with them is told later, in the batch's `errors`."""
     request = BatchRequest.check(parsed(body))
-    by = AskedBy(caller.key_id, caller.models, partial(services.limiter.open_batch, caller))
+    by = AskedBy(
+        caller.key_id, caller.models, partial(services.limiter.open_batch, caller), dict(caller.budgets) or None
+    )
     head, replayed = await services.batches.create(request, caller.tenant, idempotency_key=key, by=by)
     response.headers.update(REPLAYED if replayed else {})
     return await _shown(services, head)

@@ -19,6 +19,10 @@ def shown(name: str, value: Any) -> str:
         return ",".join(_tenants(dict.fromkeys(value, "****")))
     if name == "providers":
         return ", ".join(f"{key} ({row.base_url})" for key, row in value.items())
+    if name == "budgets":
+        return ",".join(
+            _tenants({who: " ".join(f"{key}={usd}" for key, usd in one.items()) for who, one in value.items()})
+        )
     if name == "prices":
         return ", ".join(value)
     if name == "max_tokens_per_s":

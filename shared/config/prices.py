@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import Decimal
 from fnmatch import fnmatchcase
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
@@ -42,6 +42,21 @@ class PriceConfig(BaseModel):
     def parts(self) -> dict[str, str]:
         """What was given, as it is kept with a cost."""
         return {name: str(value) for name, value in self if value is not None}
+
+
+def _pairs(value: object) -> object:
+    """`day_usd=10 month_usd=200`, as a tenant's budget is written in the environment."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split()]
+    if not pairs or not all(sign and dollars for _, sign, dollars in pairs):
+        raise ValueError("a budget looks like `day_usd=10 month_usd=200`")
+    return {name: dollars for name, _, dollars in pairs}
+
+
+BudgetName = Literal["day_usd", "month_usd", "soft_day_usd", "soft_month_usd"]
+Budget = Annotated[dict[BudgetName, Price], BeforeValidator(_pairs)]
+"""What may be spent in a day and in a month, in dollars; at a `soft_` one somebody is only told."""
 
 
 def find(prices: Mapping[str, PriceConfig], model: str) -> PriceConfig | None:

@@ -29,7 +29,7 @@ from shared.config import redis_url
 from shared.config.environ import FILE, SettingsInvalid, bucket_options, environment, from_file, is_service_link
 from shared.config.kinds import Allowed, ByTenant, Origins, Prefix, Proxies, RootPath, Words
 from shared.config.limits import LimitNumbers
-from shared.config.prices import PriceConfig
+from shared.config.prices import Budget, PriceConfig
 from shared.config.providers import ProviderConfig, check_models, check_names, check_patterns
 from shared.config.tenants import EVERY_TENANT, check_keys, check_strong, parse_keys, webhook_keys
 from shared.lib import egress, proxies
@@ -342,6 +342,15 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="what models cost, in dollars for a million tokens, instead of what is known of them; in streamspool.toml "
         'as [prices."provider/model"]',
+    )
+    budgets: ByTenant[Budget] = Field(
+        default_factory=dict,
+        description="what a tenant may spend: `acme:day_usd=10 month_usd=200,month_usd=50`, without a name every other tenant; "
+        "`soft_day_usd` and `soft_month_usd` only tell",
+    )
+    budget_running: Literal["continue", "stop"] = Field(
+        "continue",
+        description="answers that run when a budget is reached: `continue`, or `stop`: they end as `incomplete`",
     )
     models_refresh_s: float = Field(
         300,

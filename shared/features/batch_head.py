@@ -7,7 +7,7 @@ platform.openai.com/docs/guides/batch.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 from shared.log.records import WebhookTarget
@@ -71,6 +71,8 @@ class AskedBy(NamedTuple):
     """Patterns of the models that it may ask for; None: all."""
     limited: Callable[[str], Awaitable[Execute | None]] | None = None
     """How the batch of an id is made, where limits apply: see `shared.features.access.limits`."""
+    budgets: Mapping[str, float] | None = None
+    """What it may spend."""
 
 
 NO_KEY = AskedBy()
@@ -85,6 +87,7 @@ class BatchHead(TypedDict):
     """The tenant."""
     key_id: NotRequired[str | None]
     allowed: NotRequired[Sequence[str] | None]
+    budgets: NotRequired[Mapping[str, float] | None]
     """See `AskedBy`."""
     endpoint: str
     input_file_id: str

@@ -96,6 +96,7 @@ class Batches:
             head = self._new(batch_id, request, tenant, now)
             head["input_bytes"], head["webhook"] = file["bytes"], webhook
             head["key_id"], head["allowed"] = by.key_id, by.allowed
+            head["budgets"] = by.budgets
             await self._files.keep_until(file["id"], head["expires_at_ms"] + _AFTER_MS)
             index, life_ms = self._key.batches(tenant), self._life_ms(head)
             # With a key, the caller comes back for this very batch.

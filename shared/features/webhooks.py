@@ -14,7 +14,7 @@ import hashlib
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -118,18 +118,20 @@ class Webhooks:
         created_at: int,
         kept_s: float,
         shown_as: str | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         """Adds to a transaction (a pipeline in MULTI) that the event is delivered. Doing it again changes nothing.
 
         `event` is its type, `batch.completed`; `created_at`, in Unix seconds, when that happened; `kept_s` how long the
-        subject can still be looked at; `shown_as` the id that its client knows it by, if that is another one.
+        subject can still be looked at; `shown_as` the id that its client knows it by, if that is another one;
+        `about` what else `data` says.
         """
         body = {
             "id": event_id(subject, event),
             "object": "event",
             "created_at": created_at,
             "type": event,
-            "data": {"id": shown_as or subject},
+            "data": {"id": shown_as or subject, **(about or {})},
         }
         life_ms = self._give_up_ms + int(kept_s * 1000)
         record = {"event": json.dumps(body), "url": target["url"], "owner": tenant, "life_ms": life_ms}

@@ -29,6 +29,7 @@ from shared.features.access.limits import Limiter
 from shared.features.blobs import Blobs
 from shared.features.idempotency import Idempotency, key_digest
 from shared.features.sessions import Sessions
+from shared.features.spend.budgets import Budgets
 from shared.features.webhooks import Webhooks
 from shared.generations.caller import Caller
 from shared.generations.catalogue import Catalogue
@@ -84,6 +85,7 @@ class Broker:
         outcomes: Outcomes,
         settlement: Settlement,
         limiter: Limiter,
+        budgets: Budgets,
         confirmer: Confirmer | None = None,
         admit: Admit | None = None,
     ) -> None:
@@ -92,7 +94,7 @@ class Broker:
         self._redis, self._settings, self._confirmer = redis, settings, confirmer
         self._catalogue, self._sessions, self._webhooks = catalogue, sessions, webhooks
         self._outcomes, self._settlement, self._blobs = outcomes, settlement, blobs
-        self._gate = Gate(redis.key, sessions, admit, limiter)
+        self._gate, self._budgets = Gate(redis.key, sessions, budgets, admit, limiter), budgets
         self._idempotency, self._repeats = Idempotency(redis), Repeats(redis, log, settings)
         self._found = BatchedLookup(log.describe, most=_FOUND_AT_ONCE)
         self._key, self._queue = redis.key, JobQueue(redis)
@@ -245,13 +247,14 @@ class Broker:
         reserve: Reserve | None = None,
     ) -> None:
         """Accepts a line of a batch, once however often it is called; `batch` is `{id, line}`. It has no viewers to
-        lose, and is said again if it is interrupted, unless it wants otherwise. Raises Forbidden, RedisError, OSError,
-        and what `reserve` raises."""
+        lose, and is said again if it is interrupted, unless it wants otherwise. Raises Forbidden, BudgetReached, RedisError,
+        OSError, and what `reserve` raises."""
         caller.check_model(request.model)
         header = make_header(self._settings, line_id, request, caller, None, client_history=False, webhook=None)
         header["on_interruption"] = request.on_interruption or "restart"
         header["on_disconnect"], header["batch"], header["surface"] = "continue", batch, surface
         header["server"] = await self._server()
+        await self._budgets.check(header, unless_made=True)
         if await self.log.create(header, await self._blobs.store(line_id, caller.tenant, body), reserve):
             SUBMITTED.inc()
         await self.dispatch(header)

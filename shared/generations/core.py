@@ -17,6 +17,7 @@ from shared.features.effect import Effect
 from shared.features.files import Files
 from shared.features.forgotten import Forgotten
 from shared.features.sessions import Sessions
+from shared.features.spend.budgets import Budgets
 from shared.features.spend.ledger import Ledger
 from shared.features.spend.prices import Prices
 from shared.features.webhooks import Webhooks
@@ -57,10 +58,11 @@ class Core:
         sessions = Sessions(redis, settings, self.blobs)
         self.chains = Chains(log, self.blobs)
         transcripts = Transcripts(log, sessions, self.chains, self.blobs)
+        self.budgets = Budgets(redis, settings, self.webhooks)
         self.limiter = Limiter(redis, settings)
         self.blobs.limit = lambda tenant: self.limiter.of_tenant(tenant).stored_bytes
-        effects: list[Effect] = [self.ledger, sessions, self.webhooks, self.limiter]
-        self.settlement = Settlement(redis, log, effects, sessions, transcripts.read, settings)
+        effects: list[Effect] = [self.ledger, self.budgets, sessions, self.webhooks, self.limiter]
+        self.settlement = Settlement(redis, log, effects, sessions, self.budgets, transcripts.read, settings)
         self.prices = Prices(settings.prices, settings.providers)
         self.outcomes = Outcomes(log, transcripts, self.settlement, self.prices, name=name)
         self.broker = Broker(
@@ -74,6 +76,7 @@ class Core:
             outcomes=self.outcomes,
             settlement=self.settlement,
             limiter=self.limiter,
+            budgets=self.budgets,
             confirmer=confirmer,
             admit=admit,
         )

@@ -1,4 +1,4 @@
-"""What may refuse a generation before it exists, in the transaction that creates its log: admission, its session, then limits.
+"""What may refuse a generation before it exists, in the transaction that creates its log: budget, admission, session, limits.
 
 Hidden here: the order in which they look and take, and that a request made again with its Idempotency-Key is neither
 refused nor counted a second time. A refusal leaves nothing behind but that key, which names the same generation if the
@@ -14,6 +14,7 @@ from shared.chat.request import ChatRequest
 from shared.errors import RateLimited
 from shared.features.access.limits import Limiter
 from shared.features.sessions import Sessions
+from shared.features.spend.budgets import Budgets
 from shared.generations.caller import Caller
 from shared.log.records import Header
 from shared.log.streamlog import Execute, Reserve
@@ -27,10 +28,11 @@ Admit = Callable[[Caller, ChatRequest, Any], Awaitable[Charge | None]]
 
 
 class Gate:
-    """Without `admit`, all are let in."""
+    """Without `admit`, all are let in whose budget allows it."""
 
-    def __init__(self, key: Keys, sessions: Sessions, admit: Admit | None, limiter: Limiter) -> None:
-        self._key, self._sessions, self._admit, self._limiter = key, sessions, admit, limiter
+    def __init__(self, key: Keys, sessions: Sessions, budgets: Budgets, admit: Admit | None, limiter: Limiter) -> None:
+        self._key, self._sessions, self._budgets = key, sessions, budgets
+        self._admit, self._limiter = admit, limiter
 
     def reserve(self, request: ChatRequest, caller: Caller, note: Charge) -> Reserve:
         """What `StreamLog.create` is to call. It raises RateLimited, SessionBusy, SessionTooLarge. `note` adds its commands
@@ -51,10 +53,9 @@ class Gate:
         return reserve
 
     async def _admitted(self, request: ChatRequest, caller: Caller, pipe: Any, header: Header) -> Charge | None:
-        if self._admit is None:
-            return None
         try:
-            charge = await self._admit(caller, request, pipe)
+            await self._budgets.admit(header, pipe)
+            charge = None if self._admit is None else await self._admit(caller, request, pipe)
         except RateLimited:
             if not await self._made_before(pipe, header):
                 raise

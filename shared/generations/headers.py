@@ -41,6 +41,8 @@ def make_header(
         "id": generation_id,
         "owner": caller.tenant,
         "key_id": caller.key_id,
+        "budgets": dict(caller.budgets) or None,
+        "near_budget": None,
         "model": request.model,
         "created_at_ms": now_ms(),
         "n": request.n or 1,

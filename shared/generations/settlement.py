@@ -15,6 +15,7 @@ from shared.config.settings import Settings
 from shared.errors import FileStorageFailed
 from shared.features.effect import Answered, Effect, Ended
 from shared.features.sessions import Sessions
+from shared.features.spend.budgets import Budgets
 from shared.generations.headers import lane_of
 from shared.lib.telemetry import SETTLED
 from shared.log.entry import SEAL
@@ -34,11 +35,14 @@ class Settlement:
         log: StreamLog,
         effects: Sequence[Effect],
         sessions: Sessions,
+        budgets: Budgets,
         read: Callable[[str, int], Awaitable[Answered]],
         settings: Settings,
     ) -> None:
-        """`read` gives an attempt's transcript, for effects that look at the text; `sessions` tells whose turn is next."""
+        """`read` gives an attempt's transcript, for effects that look at the text; `sessions` tells whose turn is next, and
+        `budgets` tells those whose budget is reached."""
         self._redis, self._log, self._effects, self._sessions = redis, log, effects, sessions
+        self._budgets = budgets
         self._read, self._settings = read, settings
         self._key, self._queue = redis.key, JobQueue(redis)
 
@@ -72,6 +76,8 @@ class Settlement:
         if len(done) > 1:
             SETTLED.inc()
         await self._ring_next(header)
+        if len(done) > 1:
+            await self._budgets.tell(header)
 
     async def _ring_next(self, header: Header) -> None:
         if session := header.get("session"):

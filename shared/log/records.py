@@ -76,6 +76,10 @@ class Header(TypedDict):
     """The tenant."""
     key_id: NotRequired[str | None]
     """Which of the tenant's keys asked; None: no key."""
+    budgets: NotRequired[dict[str, float] | None]
+    """What that key may spend, as it was when it asked."""
+    near_budget: NotRequired[list[str] | None]
+    """Soft budgets that were reached when it was accepted, in words."""
     model: str
     created_at_ms: int
     n: int

@@ -48,6 +48,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:usage-index:TENANT:HOUR` | hash: what each of the hour's rows is of | until the hour is folded; 400 days |
 | `streamspool:usage-hours:TENANT` | zset of hours, `2026-11-22T05`, not yet in their day | 400 days after the last entry |
 | `streamspool:usage-day:TENANT:YYYY-MM-DD` | hash, a day of the ledger, a row a field | 400 days after its last hour |
+| `streamspool:spent:TENANT:YYYY-MM` | hash, pico-dollars by month, day, and key: spend/budgets.py | 400 days after the last |
 | `streamspool:usage-tenants` | zset of tenants, score = ms of the last entry | 400 days after the last entry |
 | `streamspool:usage-folding` | string: hours were added to their days | 10 minutes |
 | `streamspool:usage:TENANT:YYYY-MM-DD` | hash, the ledger of older versions, by day and model | 400 days after the last entry |
@@ -237,6 +238,9 @@ class Keys:
 
     def usage(self, tenant: str, day: str) -> str:
         return f"{self.prefix}:usage:{tenant}:{day}"
+
+    def spent(self, tenant: str, month: str) -> str:
+        return f"{self.prefix}:spent:{tenant}:{month}"
 
     def usage_row(self, tenant: str, hour: str, row: str) -> str:
         return f"{self.prefix}:usage-row:{tenant}:{hour}:{row}"

@@ -63,6 +63,7 @@ def keyed(
         "STREAMSPOOL_KEEPALIVE_S": "0.1",
         "STREAMSPOOL_HOLD_HEADERS_S": "0.3",
         "STREAMSPOOL_SEND_TIMEOUT_S": "1",
+        "STREAMSPOOL_BUDGET_RUNNING": "stop",
         "LOG_LEVEL": "debug",
         "OPENAI_API_KEY": PROVIDER_KEY,
         "OPENAI_BASE_URL": upstream.base_url,

@@ -169,7 +169,7 @@ async def open_lab(
         }
         catalogue = {"aliases": {}, "providers": {name: {"models": [], "open": True} for name in providers}}
         await redis.set(redis.key.catalogue, json.dumps(catalogue), ex=600)
-        generator = Generator(log, appender, client, providers, core.outcomes, settings, worker_id="w1")
+        generator = Generator(log, appender, client, providers, core.outcomes, core.budgets, settings, worker_id="w1")
         lab = Lab(redis, settings, generator, core, log)
         answering = asyncio.create_task(lab.answer())
         yield lab

@@ -102,6 +102,7 @@ async def benching(valkey: EmbeddedValkey, scripted: Provider, **given: Any) -> 
         appender = await stack.enter_async_context(Appender(redis))
         client = await stack.enter_async_context(Upstream(settings))
         providers = {"scripted": scripted}
+        core = Core(redis, log, settings, name="w1")
         yield Bench(
             log,
             appender,
@@ -110,7 +111,8 @@ async def benching(valkey: EmbeddedValkey, scripted: Provider, **given: Any) -> 
                 appender,
                 client,
                 providers,
-                Core(redis, log, settings, name="w1").outcomes,
+                core.outcomes,
+                core.budgets,
                 settings,
                 worker_id="w1",
             ),

@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import (
+    BudgetReached,
     Damaged,
     FileStorageFailed,
     Forbidden,
@@ -80,7 +81,8 @@ class Run:
         self.shared, self.head, self._trouble = shared, head, trouble
         self.id, self._epoch, self._tenant = head["id"], head["epoch"], head["owner"]
         allowed = head.get("allowed")
-        self._caller = Caller(self._tenant, head.get("key_id"), models=None if allowed is None else tuple(allowed))
+        models = None if allowed is None else tuple(allowed)
+        self._caller = Caller(self._tenant, head.get("key_id"), models=models, budgets=head.get("budgets") or {})
         self._settings, self._log = shared.settings, shared.log
         self._endpoint, self._answers = head["endpoint"], Answers(shared.log, shared.broker, shared.outcomes)
         self.clock = asyncio.get_running_loop().time
@@ -223,7 +225,7 @@ class Run:
                     surface_of(self._endpoint),
                     self._hold,
                 )
-        except (StorageQuotaExceeded, Forbidden) as error:
+        except (BudgetReached, StorageQuotaExceeded, Forbidden) as error:
             line.wrong = LineWrong(error.code, error.message)
             self._fail(line)
         except OutOfMemoryError as error:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from shared.chat.checking import check
 from shared.config.limits import OF_TENANTS
+from shared.config.prices import BudgetName
 from shared.config.tenants import TENANT
 from shared.errors import BadRequest, NotFound
 from shared.features.access.audit import Actor, Audit
@@ -83,7 +84,6 @@ class Snapshot(NamedTuple):
 
 _Count = Annotated[int, Field(ge=1, le=2**53)]
 _Money = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
-_Budget = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 _Pattern = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
@@ -120,7 +120,7 @@ class _Terms(BaseModel):
     expires_at: Annotated[int, Field(ge=1, le=2**40)] | None = None
     models: Annotated[list[_Pattern], Field(min_length=1, max_length=100)] | None = None
     limits: LimitsRequest = LimitsRequest()
-    budgets: Annotated[dict[_Budget, _Money], Field(max_length=20)] = {}
+    budgets: Annotated[dict[BudgetName, _Money], Field(max_length=20)] = {}
 
     @field_validator("limits")
     @classmethod

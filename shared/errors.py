@@ -43,6 +43,7 @@
         ├── UpstreamIncomplete 502   the stream ended without finish reason or [DONE]
         ├── UpstreamInvalid 502      not SSE, not JSON, not UTF-8, too large
         └── UpstreamTooLong          the answer went on beyond STREAMSPOOL_MAX_ANSWER_BYTES, and was ended there
+            └── BudgetStopped        a budget was reached, and STREAMSPOOL_BUDGET_RUNNING ends what runs
 
     LogError                         what the append-only log answers to a writer; never leaves the process
     ├── Fenced                       a newer attempt owns the log

@@ -25,13 +25,14 @@ from typing import Any
 import redis
 
 from shared.cli.embedded import EmbeddedValkey
+from shared.features.spend.ledger import OTHER
 from tests.chaos.soak_faults import APIS, WORKERS, Faults, gauges
 from tests.chaos.soak_load import Generation, plan_of, session_problems, text_problems
 from tests.harness.processes import Stack
 from tests.harness.shown import Shown
 from tests.harness.store import open_store
 from tests.harness.upstream import ScriptedUpstream
-from tests.support.ledger import ledger_problems
+from tests.support.ledger import TOKENS, ledger_problems
 from tests.support.names import jobs_left, keys
 from tests.support.wire_async import JSON, Cut, Stream, call, follow
 
@@ -332,7 +333,7 @@ class Soak:
                 status, found = await call(self.port(), "GET", f"/v1/chat/completions/{made.id}")
                 answer = found if status == 200 else None
             await asyncio.sleep(0 if answer else 0.2)
-        made.state = {name: state.get(name) for name in ("model", "served_by", "status", "usage")}
+        made.state = {name: state.get(name) for name in ("model", "served_by", "status", "usage", "cost_usd")}
         made.text = "".join(choice["message"]["content"] or "" for choice in answer["choices"])
         self.states.append(made.state)
         self.counts["viewers"] += len(made.readings) + len(made.cuts)
@@ -364,13 +365,26 @@ class Soak:
         self.wrong += self.faults.problems()
         await self._judge_sessions()
         _, ledger = await call(self.port(), "GET", "/v1/usage")
-        certain = [state for state in self.states if not self.refused[state["model"]]]
-        judged = {state["model"] for state in certain}
-        for row in ledger["data"]:
-            if row["model"] not in judged and row["requests"] > 1 + self.refused[row["model"]]:
-                self.blame(f"{row['model']} counts {row['requests']} times")
-        for problem in ledger_problems(certain, ledger["data"]):
+        self._judge_ledger(ledger["data"])
+
+    def _judge_ledger(self, rows: list[dict[str, Any]]) -> None:
+        """Each generation has a model of its own, and the ledger has rows for so many models only: those that have one, and
+        then the sum of all. What was refused may have been accepted all the same, and is in the sum then."""
+        named = {row["model"]: row for row in rows if row["model"] != OTHER}
+        for model, row in named.items():
+            if row["requests"] > 1 + self.refused[model]:
+                self.blame(f"{model} counts {row['requests']} times")
+        certain = [one for one in self.states if one["model"] in named and not self.refused[one["model"]]]
+        for problem in ledger_problems(certain, named.values()):
             self.blame(problem)
+        doubtful = sum(self.refused.values())
+        for name, wanted in (
+            ("requests", len(self.states)),
+            *((name, sum((one["usage"] or {}).get(name, 0) for one in self.states)) for name in TOKENS),
+        ):
+            found = sum(row[name] for row in rows)
+            if found < wanted or (found > wanted and not doubtful):
+                self.blame(f"the ledger has {found} {name} in all, the generations have {wanted}")
 
     async def _nothing_is_watched(self, port: int) -> None:
         """All viewers are gone, and the APIs know: else a log would be held for ever."""

@@ -10,6 +10,7 @@ Hidden here: a thread of its own serves it, since a loop that hangs could not sa
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import TimeoutError as NotInTime
@@ -20,7 +21,10 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from shared.lib.telemetry import get_logger
 from worker.heartbeat import Heartbeat
+
+logger = get_logger(__name__)
 
 _TURN_S = 5.0
 """A loop that does not get to a call within this time hangs. A busy one takes milliseconds."""
@@ -83,6 +87,11 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: Any) -> None:
         self.address_family = AF_INET6 if ":" in address[0] else AF_INET
         super().__init__(address, handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone before it was answered is no fault of ours."""
+        if not isinstance(sys.exception(), OSError):
+            logger.error("status broke", exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.client
 import signal
+import socket
+import struct
 import threading
+from http.server import ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,6 +67,35 @@ async def test_a_client_that_says_nothing_does_not_hold_up_the_end() -> None:
     with showing("127.0.0.1", 0, heartbeat) as port:
         _, silent = await asyncio.open_connection("127.0.0.1", port)
     silent.close()
+
+
+async def test_a_client_that_goes_before_its_answer_is_no_news(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked, gone, done = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow:
+        @property
+        def is_heard(self) -> bool:
+            asked.set()
+            return gone.wait(30)
+
+    def end(server: Any, request: Any) -> None:
+        ThreadingHTTPServer.shutdown_request(server, request)
+        done.set()
+
+    monkeypatch.setattr(status._Server, "shutdown_request", end)
+    heartbeat: Any = Slow()
+    with showing("127.0.0.1", 0, heartbeat) as port:
+        client = socket.create_connection(("127.0.0.1", port))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.sendall(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert await asyncio.to_thread(asked.wait, 30)
+        client.close()  # with a reset
+        gone.set()
+        assert await asyncio.to_thread(done.wait, 30)
+        assert await get(port, "/healthz") == (200, b"ok\n")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_worker_that_is_told_to_has_it(own_stack: Stack) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from starlette.requests import Request
 
@@ -22,6 +23,7 @@ from api.live.livelog import LiveLog
 from api.live.projection import AddUp, Whole
 from api.live.response import LogResponse, Process, cost_headers, served_headers
 from shared.chat.chunks import Accumulator
+from shared.chat.whole import whole_answer
 from shared.config.settings import Settings
 from shared.errors import BadRequest, LogError, Stopping, StreamspoolError
 from shared.lib import json
@@ -123,3 +125,13 @@ async def accumulate(chunks: Iterable[bytes]) -> Accumulator:
         if not number % _FOLDED_AT_ONCE:
             await asyncio.sleep(0)
     return folded
+
+
+async def passed_on(chunks: Iterable[bytes]) -> dict[str, Any]:
+    """Adds up an answer that is one object of the provider's: there is nothing to add. See `shared.chat.whole`."""
+    return whole_answer(chunks) or {}
+
+
+def as_it_came(_: Summary, found: dict[str, Any]) -> dict[str, Any]:
+    """What is shown of such an answer: all of it."""
+    return found

@@ -30,6 +30,9 @@ from shared.store.redis import RedisError
 
 logger = get_logger(__name__)
 
+_NO_SEAT = nullcontext()
+"""Where nobody counts viewers. It has no state, so it is one for all."""
+
 LATER = "streamspool.later"
 """ASGI scope: an ASGI application to be called once the framework has returned."""
 
@@ -71,7 +74,7 @@ class LogResponse(Response):
         client = Client(scope, receive, send, self.process.settings.send_timeout_s, needed=needed)
         try:
             async with (
-                scope.get(SEAT) or nullcontext(),
+                scope.get(SEAT) or _NO_SEAT,
                 self.process.hub.watch(
                     self.id,
                     made=self.header["created_at_ms"],

@@ -5,7 +5,6 @@ Such an answer is a generation: it has an id and a state, is counted, and is rep
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from fastapi import APIRouter
@@ -13,12 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.deps import REPLAYED, Body, CurrentCaller, CurrentServices, IdempotencyKey, IsRepeat, Root, read, with_options
-from api.live.answer import Answer, speak_after_s
+from api.live.answer import Answer, as_it_came, passed_on, speak_after_s
 from api.states import stream_headers
-from shared.chat.whole import REQUESTS, to_stored, whole_answer
+from shared.chat.whole import REQUESTS, to_stored
 from shared.generations.front import Front
 from shared.lib import json
-from shared.log.records import Summary
 
 router = APIRouter()
 
@@ -26,14 +24,6 @@ router = APIRouter()
 def _schema(path: str) -> dict[str, Any]:
     schema = REQUESTS[path].model_json_schema()
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-async def _found(chunks: Iterable[bytes]) -> dict[str, Any]:
-    return whole_answer(chunks) or {}
-
-
-def _whole(_: Summary, found: dict[str, Any]) -> dict[str, Any]:
-    return found
 
 
 @router.post("/v1/embeddings", tags=["embeddings"], response_model=None, openapi_extra=_schema("/v1/embeddings"))
@@ -57,4 +47,6 @@ async def create(
         json.dumps(stored.body), stored.request, caller, idempotency_key=key, repeat=repeat, front=front
     )
     headers = stream_headers(header["id"], root) | (REPLAYED if replayed else {})
-    return Answer(services, header, _whole, fresh=not replayed, headers=headers, speak_after_s=silent_s, add_up=_found)
+    return Answer(
+        services, header, as_it_came, fresh=not replayed, headers=headers, speak_after_s=silent_s, add_up=passed_on
+    )

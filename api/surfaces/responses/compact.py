@@ -5,23 +5,19 @@ Hidden here: that only a provider which speaks this API can do that, and which o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.deps import REPLAYED, Body, CurrentCaller, CurrentServices, IdempotencyKey, IsRepeat, Root, read, with_options
-from api.live.answer import Answer, speak_after_s
+from api.live.answer import Answer, as_it_came, passed_on, speak_after_s
 from api.states import stream_headers
 from api.surfaces.responses.continued import continued_natively
-from shared.chat.whole import COMPACT, FIELD, REQUESTS, to_stored, whole_answer
+from shared.chat.whole import COMPACT, FIELD, REQUESTS, to_stored
 from shared.errors import BadRequest
 from shared.features.responses.native import NativeRequest
 from shared.generations.front import Front
 from shared.lib import json
-from shared.log.records import Summary
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"])
 
@@ -31,14 +27,6 @@ _REQUEST_BODY = {
         "content": {"application/json": {"schema": REQUESTS[COMPACT].model_json_schema()}},
     }
 }
-
-
-async def _found(chunks: Iterable[bytes]) -> dict[str, Any]:
-    return whole_answer(chunks) or {}
-
-
-def _whole(_: Summary, found: dict[str, Any]) -> dict[str, Any]:
-    return found
 
 
 @router.post("/compact", response_model=None, openapi_extra=_REQUEST_BODY)
@@ -77,4 +65,6 @@ async def compact(
         front=Front("compactions"),
     )
     headers = stream_headers(header["id"], root) | (REPLAYED if replayed else {})
-    return Answer(services, header, _whole, fresh=not replayed, headers=headers, speak_after_s=silent_s, add_up=_found)
+    return Answer(
+        services, header, as_it_came, fresh=not replayed, headers=headers, speak_after_s=silent_s, add_up=passed_on
+    )

@@ -57,8 +57,12 @@ def kill_valkey(valkey: EmbeddedValkey) -> None:
 
 
 def memory_mb(stack: Stack, field: str, name: str = "api") -> float:
-    """What a process has in memory now (`VmRSS`), or had at most (`VmHWM`)."""
-    status = Path(f"/proc/{stack.process(name).pid}/status").read_text()
+    """What a process has in memory now (`VmRSS`), or had at most (`VmHWM`) since `VmRSS` was asked last: what it held for an
+    earlier test is no peak of this one."""
+    process = Path(f"/proc/{stack.process(name).pid}")
+    if field == "VmRSS":
+        (process / "clear_refs").write_text("5")  # the peak begins again, proc_pid_clear_refs(5)
+    status = (process / "status").read_text()
     found = re.search(rf"{field}:\s+(\d+) kB", status)
     assert found
     return int(found[1]) / 1024

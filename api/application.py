@@ -8,6 +8,7 @@ would lose a body or a key on the way; the prefix under which a proxy shows us; 
 from __future__ import annotations
 
 import re
+import sys
 import uuid
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -214,6 +215,7 @@ async def _tell_options(scope: Scope, methods: Iterable[str], welcome: Fields, s
 def _forget(scope: Scope) -> None:
     """The framework's leavings would stay as long as the viewer."""
     kept = {name: scope[name] for name in _KEPT if name in scope}
+    kept["method"] = sys.intern(kept["method"])
     scope.clear()
     scope.update(kept)
 

@@ -46,7 +46,7 @@ from api.intake import (
     without_offer,
 )
 from api.live.client import CONNECTION
-from api.stand_ins import AnyLength, Lingering, Pipeline, Writable
+from api.stand_ins import AnyLength, Lingering, Pipeline, Writable, client_address, server_address
 from shared.errors import StreamspoolError, without_frames
 from shared.lib.telemetry import REQUESTS, get_logger
 
@@ -306,6 +306,7 @@ class Protocol(_Intake):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.server, self.client = server_address(self.server), client_address(self.client)
         self.flow._is_writable_event = Writable()  # type: ignore[assignment]
         transport.set_write_buffer_limits(high=0)  # paused, and the timer runs, as soon as the socket takes no more
         self._begin_patience()
@@ -339,8 +340,7 @@ class Protocol(_Intake):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._begin_patience()
-        extensions: dict[str, Any] = {CONNECTION: self}
-        self.scope["extensions"] = extensions
+        self.scope["extensions"] = cast(dict[str, Any], {CONNECTION: self})
 
     @property
     def chunked(self) -> bool:
@@ -350,9 +350,9 @@ class Protocol(_Intake):
     def asked(self) -> None:
         """Nobody will ask for more of this request: its head goes, and what uvicorn would wake them by is shared by all."""
         if self.cycle is not None and not self.pipeline:
-            self.cycle.message_event = _NOT_AWAITED
+            self.cycle.message_event, self.cycle.body = _NOT_AWAITED, b""  # type: ignore[assignment]
         if self._place == _BETWEEN:  # else it is that of the next one
-            self.headers, self.url = [], b""
+            self.headers, self.url = (), b""  # type: ignore[assignment]
 
     def on_headers_complete(self) -> None:
         self._end_patience()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from functools import lru_cache
 from typing import Any, Self
 
 
@@ -69,3 +71,14 @@ class Lingering:
             self._connection.linger()
         else:
             self._connection.transport.close()
+
+
+@lru_cache(16)
+def server_address(address: tuple[str, int | None] | None) -> tuple[str, int | None] | None:
+    """The same for all connections to it."""
+    return address
+
+
+def client_address(address: tuple[str, int] | None) -> tuple[str, int] | None:
+    """With a host that all its connections share: viewers are many, and hosts behind a proxy are few."""
+    return address and (sys.intern(address[0]), address[1])

@@ -127,7 +127,7 @@ class Decoder:
 
     def _keep(self, text: bytes, events: list[Event]) -> list[Event]:
         # A line end that is the first half of a blank line is not the event's: the verdict must not depend on the split.
-        if len(self._tail) + len(text) - text.endswith(b"\n") > self._limit:
+        if len(self._tail) + len(text) - (text or self._tail).endswith(b"\n") > self._limit:
             return self._refuse(events)
         self._tail += text
         return events

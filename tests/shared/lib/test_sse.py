@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared.lib import sse
@@ -94,6 +94,7 @@ def test_byte_by_byte_is_the_same(stream: bytes) -> None:
     assert decode(*(stream[at : at + 1] for at in range(len(stream)))) == decode(stream)
 
 
+@example(b"\ndata: [DONE]\n\n", [14, 14], 13)  # nothing comes between the two halves of a blank line
 @given(streams, st.lists(st.integers(0, 10_000), max_size=8), st.integers(1, 40))
 def test_the_limit_does_not_depend_on_the_cut(stream: bytes, cuts: list[int], limit: int) -> None:
     def outcome(pieces: list[bytes]) -> tuple[list[Event], bool]:

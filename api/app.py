@@ -19,7 +19,20 @@ from api.deps import guard
 from api.live.drain import Drain
 from api.live.hub import BLOCK_MS, Hub
 from api.openapi import document
-from api.resources import audit, batches, files, health, keys, limits, models, operations, reference, sessions, usage
+from api.resources import (
+    audit,
+    batches,
+    console,
+    files,
+    health,
+    keys,
+    limits,
+    models,
+    operations,
+    reference,
+    sessions,
+    usage,
+)
 from api.services import Services
 from api.surfaces import completions, whole
 from api.surfaces.chat import routes as chat
@@ -28,6 +41,7 @@ from api.surfaces.responses import compact, conversations
 from api.surfaces.responses import routes as responses
 from api.surfaces.responses import socket as responses_socket
 from api.surfaces.streams import routes as streams
+from api.surfaces.streams import shares
 from shared import __version__
 from shared.config.settings import Settings
 from shared.generations.reaper import Reaper
@@ -47,6 +61,7 @@ _ROUTES = (
     completions,
     whole,
     streams,
+    shares,
     sessions,
     files,
     batches,
@@ -56,6 +71,7 @@ _ROUTES = (
     audit,
     models,
     operations,
+    console,
     health,
     reference,
 )
@@ -101,6 +117,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
             )
             await _learn_keys(stack, authenticator, services)
             _run(stack, "limits", services.limiter.run())
+            _run(stack, "viewers", services.viewers.run())
             app.state.services = services
             await stack.enter_async_context(giving_back())
             collect_rarely()
@@ -142,6 +159,7 @@ def _run(stack: AsyncExitStack, name: str, work: Coroutine[Any, Any, Any]) -> No
 async def _learn_keys(stack: AsyncExitStack, authenticator: Authenticator, services: Services) -> None:
     """Those that are data are known from the first request on, where Redis is there, and followed from then on."""
     services.configured = authenticator.configured
+    authenticator.browsers = services.browsers
     if not authenticator.keyless:
         authenticator.ring = services.ring
         await services.ring.learn()

@@ -6,23 +6,27 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeGuard, TypeVar
 
 from fastapi import Depends, Query
 from fastapi.dependencies.models import Dependant
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
-from api.access.rules import Access, Rule, check_role, rule_of, tenant_meant
-from api.auth import Authenticator
+from api.access.rules import OF_SHARES, Access, Rule, check_role, rule_of, tenant_meant
+from api.auth import Authenticator, Identity, check_same_origin, share_cookie
 from api.bodies import LargeBody
 from api.errors import RATELIMITS
 from api.live.client import AMONG, SEAT
 from api.live.cursor import is_cursor
+from api.live.viewers import Grant
 from api.services import Services
-from shared.errors import BadRequest, TooLarge, Unauthenticated
-from shared.generations.caller import Caller
+from shared.errors import BadRequest, NotFound, TooLarge, Unauthenticated
+from shared.features.access.shares import is_share_id
+from shared.features.tokens import Opened
+from shared.generations.caller import Caller, Role
 from shared.lib import json
 from shared.log.blobs import INLINE_BYTES
+from shared.store.availability import NO_STREAM
 
 T = TypeVar("T")
 
@@ -30,6 +34,7 @@ _PIECE_BYTES, _BODY_S, _LONGEST_S = 64 * 1024, 30.0, 3600.0
 """How long each 64 KiB of a body may take, and all of it: one that drips would hold a connection for ever."""
 _CALLER = "streamspool.caller"
 """ASGI scope: who asks, once that is known."""
+_SMALL_BYTES = 4096
 _IN_THREAD_BYTES = 1024 * 1024
 """What is larger is not parsed on the event loop."""
 _HEADER_OPTIONS = (
@@ -54,32 +59,59 @@ async def guard(connection: HTTPConnection) -> None:
     rule = rule_of(connection.scope)
     if rule.access is Access.OPEN:
         return
-    caller = await _identified(connection, rule)
+    caller, grant = await _identified(connection, rule)
     check_role(rule, caller.role)
     if (tenant := tenant_meant(rule, caller.role, connection.query_params.getlist("tenant"))) is not None:
         caller = replace(caller, tenant=tenant)
     limiter = connection.app.state.services.limiter
-    if rule.access is Access.WRITE and limiter.applies(caller):
+    if rule.access in (Access.WRITE, Access.CONTROL) and limiter.applies(caller):
         caller = replace(caller, ratelimits={})
         connection.scope[RATELIMITS] = caller.ratelimits
     elif (seat := limiter.seat(caller)) is not None:
         connection.scope[SEAT] = seat
     connection.scope[_CALLER] = caller
-    if caller.key_id is not None and (viewers := connection.app.state.services.viewers.of(caller.key_id)) is not None:
+    if (viewers := connection.app.state.services.viewers.of(caller.key_id, grant)) is not None:
         connection.scope[AMONG] = viewers
 
 
-async def _identified(connection: HTTPConnection, rule: Rule) -> Caller:
+async def _identified(connection: HTTPConnection, rule: Rule) -> tuple[Caller, Grant | None]:
+    """Who asks, and what lets them that may be taken back while they watch."""
     authenticator: Authenticator = connection.app.state.authenticator
-    token = connection.query_params.get("token")
-    if rule.access is not Access.WATCH or token is None or "authorization" in connection.headers:
-        return authenticator.caller(connection)
-    authenticator.admit_stranger(connection)
     services: Services = connection.app.state.services
-    opens = await services.tokens.opened(token, connection.path_params["generation_id"])
-    if opens is None or services.ring.is_revoked(opens.key_id):
+    if "authorization" not in connection.headers:
+        if rule.access is Access.WATCH and (token := connection.query_params.get("token")) is not None:
+            authenticator.admit_stranger(connection)
+            return await _by_token(connection, services, token)
+        if rule.access in OF_SHARES and (share_id := connection.query_params.get("share")) is not None:
+            authenticator.admit_stranger(connection)
+            return await _by_share(connection, services, share_id)
+    found: Identity = await authenticator.identify(connection)
+    return found.caller, Grant(found.session, services.browsers.idle_s) if found.session else None
+
+
+async def _by_token(connection: HTTPConnection, services: Services, token: str) -> tuple[Caller, Grant | None]:
+    opens = await services.tokens.opened(token)
+    if not _is_good(opens, services) or opens.generation_id != connection.path_params["generation_id"] or opens.share:
         raise Unauthenticated("This token does not open this stream, or not any more. Ask for another one.")
-    return Caller(opens.tenant, opens.key_id, role="token")
+    return Caller(opens.tenant, opens.key_id, role="token"), None
+
+
+async def _by_share(connection: HTTPConnection, services: Services, share_id: str) -> tuple[Caller, Grant | None]:
+    """By the cookie that the share's token was exchanged for. To those who have it, every other stream is not there."""
+    check_same_origin(connection)
+    text = connection.cookies.get(share_cookie(share_id)) if is_share_id(share_id) else None
+    opens = await services.tokens.opened(text) if text else None
+    if not _is_good(opens, services) or opens.share is None or opens.share["id"] != share_id:
+        raise Unauthenticated("This share has ended, or was not opened in this browser. Open its link.")
+    if opens.generation_id != connection.path_params["generation_id"]:
+        raise NotFound(NO_STREAM)
+    role: Role = "control" if opens.share["mode"] == "control" else "share"
+    return Caller(opens.tenant, opens.key_id, role, share=opens.share), Grant(opens.name)
+
+
+def _is_good(opens: Opened | None, services: Services) -> TypeGuard[Opened]:
+    """It ends with the key that it was asked for with, too."""
+    return opens is not None and not services.ring.is_revoked(opens.key_id)
 
 
 async def _caller(connection: HTTPConnection) -> Caller:
@@ -87,11 +119,16 @@ async def _caller(connection: HTTPConnection) -> Caller:
     return caller
 
 
+OpenedShare = Annotated[str | None, Query(description="the share that was opened in this browser, by its id")]
+"""The query of routes that shares open; `guard` has looked at it."""
+
+
 async def _viewer(
     connection: HTTPConnection,
     token: Annotated[
         str | None, Query(description="opens this stream, for an EventSource, which cannot send a key")
     ] = None,
+    share: OpenedShare = None,
 ) -> Caller:
     caller: Caller = connection.scope[_CALLER]
     return caller
@@ -104,12 +141,7 @@ async def _body(
     not tell its length counts as the largest. Raises TooLarge, BadRequest, Unavailable."""
     most = services.settings.max_body_bytes
     limit = min(most, services.limiter.body_bytes(caller) or most)
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise BadRequest("Send the body without Content-Encoding.", param="content-encoding")
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type and not (content_type == "application/json" or content_type.endswith("+json")):
-        # A web page of another origin may send the others without asking first (CORS "simple requests").
-        raise BadRequest("Send the body as `Content-Type: application/json`.", param="content-type", status=415)
+    _check_form(request)
     length = request.headers.get("content-length", "")
     if not (length.isdigit() and int(length) > limit):
         is_large = length.isdigit() and int(length) > INLINE_BYTES
@@ -136,6 +168,33 @@ async def _body(
             raise BadRequest("The request body did not arrive in time.", code="request_timeout", status=408) from None
     whose = "STREAMSPOOL_MAX_BODY_BYTES" if limit == most else "body_bytes of this key"
     raise TooLarge(f"The request body is over the limit of {limit} bytes ({whose}).")
+
+
+def _check_form(request: Request) -> None:
+    """Raises BadRequest."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise BadRequest("Send the body without Content-Encoding.", param="content-encoding")
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type and not (content_type == "application/json" or content_type.endswith("+json")):
+        # A web page of another origin may send the others without asking first (CORS "simple requests").
+        raise BadRequest("Send the body as `Content-Type: application/json`.", param="content-type", status=415)
+
+
+async def _small_body(request: Request) -> bytes:
+    """Of routes that anyone may ask, by whom is not known yet. Raises TooLarge, BadRequest."""
+    _check_form(request)
+    body = b""
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > _SMALL_BYTES:
+                    raise TooLarge(f"The request body is over the limit of {_SMALL_BYTES} bytes.")
+    except ClientDisconnect:
+        raise BadRequest("The client left before its request was complete.") from None
+    except TimeoutError:
+        raise BadRequest("The request body did not arrive in time.", code="request_timeout", status=408) from None
+    return body
 
 
 def parsed(body: bytes | bytearray) -> Any:
@@ -200,6 +259,7 @@ CurrentCaller = Annotated[Caller, Depends(_caller)]
 CurrentViewer = Annotated[Caller, Depends(_viewer)]
 """Who may watch the stream that the path names: with a key, or with a token for it."""
 Body = Annotated[bytes | bytearray, Depends(_body)]
+SmallBody = Annotated[bytes, Depends(_small_body)]
 IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
 IsRepeat = Annotated[bool, Depends(_is_repeat)]
 """Whether the client says that it made this request before and got no answer, as OpenAI's client libraries do."""

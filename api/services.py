@@ -13,7 +13,9 @@ from api.live.drain import Drain
 from api.live.hub import Hub
 from api.live.viewers import Viewers
 from shared.config.settings import Settings
+from shared.features.access.browsers import Browsers
 from shared.features.access.key_ring import KeyRing
+from shared.features.access.shares import Shares
 from shared.features.tokens import Tokens
 from shared.generations.caller import Caller
 from shared.generations.core import Core
@@ -40,7 +42,9 @@ class Services(Core):
         super().__init__(redis, log, settings, name=name, confirmer=confirmer, admit=admit)
         self.tokens = Tokens(redis)
         self.backlog = Backlog(redis)
-        self.viewers = Viewers()
+        self.shares = Shares(redis, self.audit)
+        self.browsers = Browsers(redis, idle_s=int(settings.console_idle_s))
+        self.viewers = Viewers(redis)
         self.ring = KeyRing(self.keys)
         self.limiter.told = self.ring.limits_of
         self.configured: Sequence[Caller] = ()

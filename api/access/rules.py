@@ -3,13 +3,17 @@
 Hidden here: which role may do what. A route that has no row stops the start, so none can be forgotten. Whose an object is, is
 looked at where objects are found: to a tenant, what is another's is not there (404).
 
-| Access | admin | tenant | viewer | stream token | without a key |
-| --- | --- | --- | --- | --- | --- |
-| OPEN | yes | yes | yes | yes | yes |
-| WATCH | yes | yes | yes | of this stream | no |
-| READ | yes | yes | yes | no | no |
-| WRITE | yes | yes | no | no | no |
-| ADMIN | yes | no | no | no | no |
+| Access | admin | tenant | viewer | stream token | share | without a key |
+| --- | --- | --- | --- | --- | --- | --- |
+| OPEN | yes | yes | yes | yes | yes | yes |
+| WATCH | yes | yes | yes | of this stream | of this stream | no |
+| SHOWN | yes | yes | yes | no | of this stream | no |
+| READ | yes | yes | yes | no | no | no |
+| CONTROL | yes | yes | no | no | of this stream, with `control` | no |
+| WRITE | yes | yes | no | no | no | no |
+| ADMIN | yes | no | no | no | no | no |
+
+A browser that is signed in is whoever its key is.
 """
 
 from __future__ import annotations
@@ -28,8 +32,10 @@ class Access(Enum):
     """What a route asks of a caller."""
 
     OPEN = "anyone"
-    WATCH = "who may read, and the token of the stream that the path names"
+    WATCH = "who may read, and the token or a share of the stream that the path names"
+    SHOWN = "who may read, and a share of that stream"
     READ = "who may read"
+    CONTROL = "who may change something, and a share of that stream that lets"
     WRITE = "who may change something, or spend something"
     ADMIN = "who looks after the server"
 
@@ -41,7 +47,7 @@ class Rule(NamedTuple):
     all_tenants: bool = False
 
 
-_OPEN, _WATCH, _READ, _WRITE, _ADMIN = map(Rule, Access)
+_OPEN, _WATCH, _SHOWN, _READ, _CONTROL, _WRITE, _ADMIN = map(Rule, Access)
 _LIST = Rule(Access.READ, all_tenants=True)
 
 RULES: dict[str, Rule] = {
@@ -52,6 +58,10 @@ RULES: dict[str, Rule] = {
     "GET /healthz": _OPEN,
     "GET /readyz": _OPEN,
     "GET /metrics": _OPEN,
+    "POST /console/session": _OPEN,
+    "GET /console/session": _READ,
+    "DELETE /console/session": _OPEN,
+    "POST /s/session": _OPEN,
     "POST /v1/chat/completions": _WRITE,
     "GET /v1/chat/completions": _READ,
     "GET /v1/chat/completions/{generation_id}": _READ,
@@ -81,9 +91,12 @@ RULES: dict[str, Rule] = {
     "GET /v1/streams": _LIST,
     "GET /v1/streams/{generation_id}": _WATCH,
     "DELETE /v1/streams/{generation_id}": _WRITE,
-    "GET /v1/streams/{generation_id}/request": _READ,
+    "GET /v1/streams/{generation_id}/request": _SHOWN,
     "POST /v1/streams/{generation_id}/tokens": _READ,  # it opens no more than its key does, and ends with that
-    "POST /v1/streams/{generation_id}/cancel": _WRITE,
+    "POST /v1/streams/{generation_id}/shares": _WRITE,
+    "GET /v1/streams/{generation_id}/shares": _READ,
+    "DELETE /v1/streams/{generation_id}/shares/{share_id}": _WRITE,
+    "POST /v1/streams/{generation_id}/cancel": _CONTROL,
     "POST /v1/streams/{generation_id}/retry": _WRITE,
     "POST /v1/streams/{generation_id}/redeliver": _WRITE,
     "POST /v1/streams/cancel": _WRITE,
@@ -126,12 +139,17 @@ EVERY_TENANT = "*"
 
 _MAY: dict[Role, frozenset[Access]] = {
     "admin": frozenset(Access),
-    "tenant": frozenset({Access.OPEN, Access.WATCH, Access.READ, Access.WRITE}),
-    "viewer": frozenset({Access.OPEN, Access.WATCH, Access.READ}),
+    "tenant": frozenset(Access) - {Access.ADMIN},
+    "viewer": frozenset({Access.OPEN, Access.WATCH, Access.SHOWN, Access.READ}),
     "token": frozenset({Access.OPEN, Access.WATCH}),
+    "share": frozenset({Access.OPEN, Access.WATCH, Access.SHOWN}),
+    "control": frozenset({Access.OPEN, Access.WATCH, Access.SHOWN, Access.CONTROL}),
 }
+OF_SHARES = frozenset({Access.WATCH, Access.SHOWN, Access.CONTROL})
+"""What a share opens of its stream, with the query `share`."""
 _REFUSALS = {
     Access.WRITE: "This key may only read. Use one whose role is `tenant`.",
+    Access.CONTROL: "This may only watch: a key whose role is `viewer`, or a share without `control`.",
     Access.ADMIN: "This is for keys whose role is `admin`.",
 }
 

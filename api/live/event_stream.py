@@ -51,7 +51,8 @@ class Next(Enum):
 
 
 class EventStream(LogResponse):
-    """From `cursor` on, or from the start. `hold_s` is how long the headers may wait for an early error."""
+    """From `cursor` on, or from the start. `hold_s` is how long the headers may wait for an early error; `tells_served` says
+    whether they name who answers."""
 
     def __init__(
         self,
@@ -63,9 +64,11 @@ class EventStream(LogResponse):
         fresh: bool = False,
         hold_s: float = 0,
         headers: Mapping[str, str],
+        tells_served: bool = True,
     ) -> None:
         super().__init__(process, header, fresh=fresh, headers=headers)
         self._projection, self._cursor, self._hold_s = projection, cursor, hold_s
+        self._tells_served = tells_served
         self._stay = Stay(process.drain, process.settings.drain_s, native=projection.native)
         self._behind_since: float | None = None
         self._page = _FIRST_PAGE
@@ -92,7 +95,8 @@ class EventStream(LogResponse):
         rate = self.header.get("max_tokens_per_s")
         if live.tally is not None and rate is not None:
             self._pace = Pacer(rate, live.tally)
-        await client.start(200, {**EVENT_STREAM_HEADERS, **self.extra, **served_headers(live.note)})
+        served = served_headers(live.note) if self._tells_served else _NOTHING
+        await client.start(200, {**EVENT_STREAM_HEADERS, **self.extra, **served})
         if client.head_only:
             return
         client.streaming(sse.KEEPALIVE)

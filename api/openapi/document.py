@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from api.openapi.forms import TEXT, Schema, ref
 from api.openapi.schemas import COMPONENTS
+from api.openapi.sharing import SHARING
 
 _JSON, _EVENTS, _LINES, _BYTES = (
     "application/json",
@@ -96,6 +97,11 @@ OPERATIONS: dict[str, Operation] = {
     "POST /v1/streams/{generation_id}/tokens": Operation(
         "createStreamToken", "StreamToken", body="CreateStreamTokenRequest"
     ),
+    "POST /v1/streams/{generation_id}/shares": Operation(
+        "createStreamShare", "StreamShare", body="CreateStreamShareRequest"
+    ),
+    "GET /v1/streams/{generation_id}/shares": Operation("listStreamShares", "StreamShareList"),
+    "DELETE /v1/streams/{generation_id}/shares/{share_id}": Operation("revokeStreamShare", "StreamShareDeleted"),
     "POST /v1/streams/{generation_id}/cancel": Operation("cancelStream", "Stream"),
     "POST /v1/streams/{generation_id}/retry": Operation("retryStream", "Stream", also={202: "Stream"}),
     "POST /v1/streams/{generation_id}/redeliver": Operation("redeliverStreamWebhook", "Stream"),
@@ -130,11 +136,15 @@ OPERATIONS: dict[str, Operation] = {
     "POST /v1/limits/{tenant}": Operation("setLimits", "TenantLimits", body="SetLimitsRequest"),
     "DELETE /v1/limits/{tenant}": Operation("resetLimits", "TenantLimits"),
     "GET /v1/audit": Operation("listAudit", "AuditList"),
+    "POST /console/session": Operation("signIn", "ConsoleSession", body="SignInRequest"),
+    "GET /console/session": Operation("getSignedIn", "ConsoleSession"),
+    "DELETE /console/session": Operation("signOut", "ConsoleSessionDeleted"),
+    "POST /s/session": Operation("openShare", "ShareSession", body="OpenShareRequest"),
     "GET /v1/models": Operation("listModels", "ListModelsResponse"),
     "GET /v1/models/{model}": Operation("retrieveModel", "Model"),
 }
 
-_KEY, _TOKEN = "key", "streamToken"
+_KEY, _TOKEN, _COOKIE, _SHARE = "key", "streamToken", "signedIn", "share"
 _SECURITY = {
     _KEY: {
         "type": "http",
@@ -148,7 +158,29 @@ _SECURITY = {
         "name": "token",
         "description": "Of createStreamToken; opens one stream.",
     },
+    _COOKIE: {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": "__Host-streamspool",
+        "description": "Of signIn; good for pages of this server's own origin.",
+    },
+    _SHARE: {
+        "type": "apiKey",
+        "in": "query",
+        "name": "share",
+        "description": "The id of a share that openShare opened in this browser, which has a cookie for it.",
+    },
 }
+_STREAM = "/v1/streams/{generation_id}"
+_OPENED_BY = (
+    (_STREAM, "get", (_KEY, _COOKIE, _TOKEN, _SHARE)),
+    (f"{_STREAM}/request", "get", (_KEY, _COOKIE, _SHARE)),
+    (f"{_STREAM}/cancel", "post", (_KEY, _COOKIE, _SHARE)),
+    ("/console/session", "post", ()),
+    ("/console/session", "delete", ()),
+    ("/s/session", "post", ()),
+)
+"""Operations that want something else than a key, or nothing."""
 
 
 def install(app: FastAPI, *, keyed: bool) -> None:
@@ -165,14 +197,17 @@ def install(app: FastAPI, *, keyed: bool) -> None:
 
 def document(schema: Schema, *, keyed: bool) -> Schema:
     """The framework's description, in which routes and parameters are right, with all the rest of ours."""
-    components = dict(COMPONENTS)
+    components = {**COMPONENTS, **SHARING}
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             told = OPERATIONS.get(f"{method.upper()} {path}") or Operation(operation["operationId"], "Anything")
             _rewrite(operation, told, components)
-    watch = schema["paths"]["/v1/streams/{generation_id}"]["get"]
-    watch["security"] = [{_KEY: []}, {_TOKEN: []}]
-    watch["parameters"] = [one for one in watch["parameters"] if one["name"] != "token"]  # said by the security scheme
+    for path, method, ways in _OPENED_BY:
+        operation = schema["paths"][path][method]
+        operation["security"] = [{way: []} for way in ways]
+        names = {_SECURITY[way].get("name") for way in ways}
+        if parameters := operation.get("parameters"):  # said by the security scheme
+            operation["parameters"] = [one for one in parameters if one["name"] not in names]
     schema["components"] = {
         "schemas": components,
         "responses": {
@@ -180,7 +215,7 @@ def document(schema: Schema, *, keyed: bool) -> Schema:
         },
         "securitySchemes": _SECURITY,
     }
-    schema["security"] = [{_KEY: []}] if keyed else [{}, {_KEY: []}]
+    schema["security"] = [{_KEY: []}, {_COOKIE: []}] if keyed else [{}, {_KEY: []}]
     schema["servers"] = [{"url": "/"}]
     return schema
 

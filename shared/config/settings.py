@@ -236,6 +236,9 @@ class Settings(BaseSettings):
         description="a whole answer that takes longer than this is kept alive with white space, and has the status 200 "
         "whatever its outcome; 0: never. Default of the header `x-keepalive-after`",
     )
+    console_idle_s: float = Field(
+        12 * 3600, ge=60, description="how long a browser stays signed in while it asks nothing and watches nothing"
+    )
     connection_idle_s: float = Field(
         75,
         gt=0,

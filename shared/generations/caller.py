@@ -10,6 +10,7 @@ from shared.config.limits import Limits
 from shared.errors import Forbidden
 from shared.features.access.audit import Actor
 from shared.features.access.keys import Role
+from shared.features.tokens import Share
 
 __all__ = ["UNLIMITED", "Caller", "Limits", "Role"]
 
@@ -31,6 +32,9 @@ class Caller:
     """Where the response's `x-ratelimit-…` headers are put, of one request that is limited."""
     budgets: Mapping[str, float] = field(default_factory=dict, hash=False)
     """What the key may spend, `{day_usd: 10.0}`; empty: as much as it asks for."""
+
+    share: Share | None = None
+    """By which share it asks; None: by none."""
 
     @property
     def actor(self) -> Actor:

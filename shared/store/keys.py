@@ -22,7 +22,10 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:limit:KIND:SCOPE` | hash of counts by second, or zset of ids: limits.py | 61 s; as long as a log can run |
 | `streamspool:keys-used` | hash, id to Unix seconds: when a key was used last | 400 days after the last use |
 | `streamspool:audit` | stream of changes of keys and limits, see audit.py: 100,000 entries | permanent |
-| `streamspool:token:SHA256` | string, JSON: the stream that a token opens, and whose | as asked for, 1 hour at most |
+| `streamspool:token:SHA256` | string, JSON: the stream a token or share opens, and whose | as asked for, 30 days at most |
+| `streamspool:{ID}:shares` | hash, id to JSON: the shares of an answer, see access/shares.py | as long as the longest of them |
+| `streamspool:console:SHA256` | string, JSON: who signed in, see access/browsers.py | `STREAMSPOOL_CONSOLE_IDLE_S` |
+| `streamspool:console-failed:SHA256` | string, number: how often an address was refused to sign in | 60 s |
 | `streamspool:{ID}:deleted` | string: its owner deleted it, and no worker is to write it again | 60 s |
 | `streamspool:{ID}:continued` | string: a response goes on from it | as long as that one |
 | `streamspool:{ID}:settled` | string: what follows from the outcome was done | longer than the log |
@@ -186,6 +189,15 @@ class Keys:
 
     def token(self, digest: str) -> str:
         return f"{self.prefix}:token:{digest}"
+
+    def shares(self, generation_id: str) -> str:
+        return f"{self.prefix}:{{{generation_id}}}:shares"
+
+    def console(self, digest: str) -> str:
+        return f"{self.prefix}:console:{digest}"
+
+    def console_failed(self, digest: str) -> str:
+        return f"{self.prefix}:console-failed:{digest}"
 
     def deleted(self, generation_id: str) -> str:
         return f"{self.prefix}:{{{generation_id}}}:deleted"

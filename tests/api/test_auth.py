@@ -10,6 +10,7 @@ import httpx
 import pytest
 from starlette.requests import Request
 
+from api.access.rules import RULES
 from api.auth import Authenticator, key_id
 from api.openapi.document import OPERATIONS
 from shared.config.settings import Settings
@@ -21,6 +22,7 @@ from tests.support.wire import KEY_A, KEY_B, Client, Register, ask, frames, refu
 OPEN = {"/", "/healthz", "/health", "/readyz", "/metrics", "/docs", "/openapi.json"}
 
 ROUTES = [tuple(name.split()) for name in OPERATIONS]
+LOCKED = [(method, path) for method, path in ROUTES if RULES.get(f"{method} {path}") is not RULES["GET /"]]
 """What /openapi.json lists, so that each is a test of its own; compared with it below."""
 
 BAD_KEYS: dict[str, Any] = {
@@ -66,6 +68,7 @@ def filled(path: str, generation_id: str) -> str:
         conversation_id="conv_1",
         item_id="msg_1",
         key_id="key_1",
+        share_id="share_1",
         tenant="a",
         completion_id=generation_id.replace("chatcmpl-", "cmpl-"),
     )
@@ -77,7 +80,7 @@ def test_the_routes_here_are_all_there_are(stranger: Client) -> None:
     assert listed == set(ROUTES)
 
 
-@pytest.mark.parametrize(("method", "path"), ROUTES)
+@pytest.mark.parametrize(("method", "path"), LOCKED)
 def test_every_route_wants_a_key(stranger: Client, of_alice: str, method: str, path: str) -> None:
     """Whatever is wrong with the key, and whatever else is wrong, the answer is the same."""
     urls = [
@@ -280,20 +283,21 @@ def test_metrics_hold_no_prompt_and_no_key(keyed: Stack) -> None:
         assert secret not in shown
 
 
-def test_a_key_keeps_its_id_whichever_others_come_and_go() -> None:
-    def caller(keys: str) -> Caller:
+async def test_a_key_keeps_its_id_whichever_others_come_and_go() -> None:
+    async def caller(keys: str) -> Caller:
         request = Request({"type": "http", "headers": [(b"authorization", b"Bearer second-key-of-a")]})
-        return Authenticator(Settings(_env_file=None, api_keys=keys)).caller(request)
+        return (await Authenticator(Settings(_env_file=None, api_keys=keys)).identify(request)).caller
 
-    both, alone = caller("a:first-key-of-a,a:second-key-of-a"), caller("a:second-key-of-a")
+    both, alone = await caller("a:first-key-of-a,a:second-key-of-a"), await caller("a:second-key-of-a")
     assert both == alone
     assert re.fullmatch(r"[0-9a-f]{8}", both.key_id or "")
     assert both.key_id != key_id("first-key-of-a")
 
 
-def test_a_key_becomes_the_caller_that_routes_are_given() -> None:
+async def test_a_key_becomes_the_caller_that_routes_are_given() -> None:
     authenticator = Authenticator(Settings(_env_file=None, api_keys="a:first-key-of-a,b:first-key-of-b"))
     headers = [(b"authorization", b"Bearer first-key-of-b")]
-    assert authenticator.caller(Request({"type": "http", "headers": headers})) == Caller("b", key_id("first-key-of-b"))
+    found = await authenticator.identify(Request({"type": "http", "headers": headers}))
+    assert found.caller == Caller("b", key_id("first-key-of-b"))
     local = Request({"type": "http", "headers": [(b"host", b"localhost")]})
-    assert Authenticator(Settings(_env_file=None)).caller(local) == Caller("local")
+    assert (await Authenticator(Settings(_env_file=None)).identify(local)).caller == Caller("local")

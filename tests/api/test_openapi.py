@@ -86,7 +86,7 @@ def test_every_route_has_a_name_of_its_own_and_says_what_it_answers(document: di
 
 def test_a_server_with_keys_says_so(document: dict[str, Any], alice: Client) -> None:
     keyed = alice.get("/openapi.json").json()
-    assert keyed["security"] == [{"key": []}]
+    assert keyed["security"] == [{"key": []}, {"signedIn": []}]
     assert document["security"] == [{}, {"key": []}]
     assert keyed["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     assert keyed["servers"] == [{"url": "/"}]

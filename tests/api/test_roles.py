@@ -22,9 +22,12 @@ from tests.harness.upstream import DONE, ScriptedUpstream
 from tests.support.wire import ADMIN_KEY, KEY_A, KEY_B, Client, ask
 
 OPEN = {"GET /", "GET /docs", "GET /openapi.json", "GET /health", "GET /healthz", "GET /readyz", "GET /metrics"}
+OPEN |= {"POST /console/session", "DELETE /console/session", "POST /s/session"}
 ONLY_COUNTS = {"POST /v1/responses/input_tokens", "POST /v1/streams/{generation_id}/tokens"}
 ADMINS = ("/v1/keys", "/v1/workers", "/v1/audit", "/v1/limits/")
 TOKENS = {"GET /v1/streams/{generation_id}"}
+SHARES = TOKENS | {"GET /v1/streams/{generation_id}/request"}
+CONTROLS = SHARES | {"POST /v1/streams/{generation_id}/cancel"}
 SOCKETS = {"WEBSOCKET /v1/responses"}
 """No operations of OpenAPI's, which has no word for them."""
 OF_ALL = {"GET /v1/streams", "GET /v1/keys", "GET /v1/queue", "GET /v1/audit", "GET /v1/usage"}
@@ -51,6 +54,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/keys": {"tenant": "made"},
     "POST /v1/keys/{key_id}": {"name": "changed"},
     "POST /v1/limits/{tenant}": {"running": None},
+    "POST /console/session": {"key": KEY_A},
 }
 
 
@@ -75,6 +79,8 @@ class Objects(NamedTuple):
     conversation_id: str
     item_id: str
     key_id: str
+    share_id: str
+    share_token: str
     model: str = "fake/echo"
     tenant: str = "a"
 
@@ -109,8 +115,10 @@ def new_objects(alice: Client, admin: Client) -> Objects:
     items = {"items": [{"type": "message", "role": "user", "content": "hello"}]}
     conversation = alice.http.post("/v1/conversations", json=items).json()["id"]
     listed = alice.get(f"/v1/conversations/{conversation}/items").json()["data"]
+    generation_id = session.headers["x-stream-id"]
+    share = shared(alice, generation_id)
     return Objects(
-        session.headers["x-stream-id"],
+        generation_id,
         response.json()["id"],
         completion.json()["id"],
         session_id,
@@ -119,7 +127,25 @@ def new_objects(alice: Client, admin: Client) -> Objects:
         conversation,
         listed[0]["id"],
         made(admin, tenant="a")["id"],
+        share["id"],
+        share["token"],
     )
+
+
+def shared(alice: Client, generation_id: str, **fields: Any) -> dict[str, Any]:
+    response = alice.http.post(f"/v1/streams/{generation_id}/shares", json=fields)
+    assert response.status_code == 200, response.text
+    share: dict[str, Any] = response.json()
+    return share
+
+
+def browser(keyed: Stack, path: str, body: dict[str, str]) -> dict[str, str]:
+    """Headers of a page of the server's, in a browser that was given a cookie there."""
+    with Client(keyed.url) as http:
+        response = http.http.post(path, json=body)
+    assert response.status_code == 200, response.text
+    cookie = response.headers["set-cookie"].partition(";")[0]
+    return {"cookie": cookie, "sec-fetch-site": "same-origin"}
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +157,7 @@ def objects(alice: Client, admin: Client, upstream: ScriptedUpstream) -> Objects
 
 
 @pytest.fixture(scope="module")
-def callers(alice: Client, admin: Client, objects: Objects) -> dict[str, Who]:
+def callers(keyed: Stack, alice: Client, admin: Client, objects: Objects) -> dict[str, Who]:
     viewers = {tenant: made(admin, tenant=tenant, role="viewer")["key"] for tenant in "ab"}
     tenants = {tenant: made(admin, tenant=tenant)["key"] for tenant in "ab"}
     boss = made(admin, tenant="ops", role="admin")["key"]
@@ -141,7 +167,37 @@ def callers(alice: Client, admin: Client, objects: Objects) -> dict[str, Who]:
     mine, foreign = (
         alice.http.post(f"/v1/streams/{one}/tokens").json()["token"] for one in (objects.generation_id, other)
     )
+    shares = {
+        mode: shared(alice, objects.generation_id, mode=mode, include=["answer", "prompt"])
+        for mode in ("view", "control")
+    }
+    shares["foreign"] = shared(alice, other, mode="control", include=["answer", "prompt"])
+    opened = {name: browser(keyed, "/s/session", {"token": one["token"]}) for name, one in shares.items()}
+    ids = {name: {"share": one["id"]} for name, one in shares.items()}
+    revoked = shared(alice, objects.generation_id, mode="control")
+    ended = browser(keyed, "/s/session", {"token": revoked["token"]})
+    alice.http.delete(f"/v1/streams/{objects.generation_id}/shares/{revoked['id']}")
+    signed_in = {
+        name: browser(keyed, "/console/session", {"key": key})
+        for name, key in {"admin": boss, "tenant": tenants["a"], "viewer": viewers["a"], "other": tenants["b"]}.items()
+    }
     return {
+        "a share": Who(opened["view"], ids["view"], "share", True),
+        "a share with control": Who(opened["control"], ids["control"], "control", True),
+        "a share of another stream": Who(opened["foreign"], ids["foreign"], "control", False),
+        "a share that was revoked": Who(ended, {"share": revoked["id"]}, "none", False),
+        "a share that was not opened": Who({"sec-fetch-site": "same-origin"}, ids["control"], "none", False),
+        "a share, with another's cookie": Who(opened["view"], ids["control"], "none", False),
+        "a share, from elsewhere": Who(
+            {**opened["control"], "sec-fetch-site": "cross-site"}, ids["control"], "elsewhere", True
+        ),
+        "a browser of an admin": Who(signed_in["admin"], {"tenant": "a"}, "admin", True),
+        "a browser of the tenant": Who(signed_in["tenant"], {}, "tenant", True),
+        "a browser of a viewer": Who(signed_in["viewer"], {}, "viewer", True),
+        "a browser of another tenant": Who(signed_in["other"], {}, "tenant", False),
+        "a browser of the tenant, from elsewhere": Who(
+            {**signed_in["tenant"], "sec-fetch-site": "same-site"}, {}, "crossing", True
+        ),
         "nobody": Who({}, {}, "none", False),
         "a wrong key": Who(bearer("sk-ss-wrong"), {}, "none", False),
         "a revoked key": Who(bearer(gone["key"]), {}, "none", False),
@@ -173,9 +229,18 @@ def right(route: str, who: Who) -> set[int]:
     """The statuses that are right for a caller; 0 stands for all that let it in."""
     method, path = route.split()
     if route in OPEN:
-        return {0}
+        crosses = method != "GET" and (who.role == "crossing" or (who.role == "elsewhere" and method == "POST"))
+        return {403} if crosses else {0}
     if who.role == "token":
         return {0} if route in TOKENS and who.own else {401}
+    if who.role in ("share", "control"):
+        opens = SHARES if who.role == "share" else CONTROLS
+        asks = route in CONTROLS
+        return ({0} if route in opens else {403}) if asks and who.own else {404} if asks else {401}
+    if who.role == "elsewhere":
+        return {403} if route in CONTROLS else {401}
+    if who.role == "crossing":
+        return {403}
     if who.role == "none":
         return {401}
     writes = not (method == "GET" or route in ONLY_COUNTS)
@@ -194,6 +259,10 @@ def wrong(http: Client, route: str, who: Who, objects: Objects) -> str:
     body = BODIES.get(route)
     if route == "POST /v1/batches":
         body = {**BODIES[route], "input_file_id": objects.file_id}
+    if route == "POST /s/session":
+        body = {"token": objects.share_token}
+    if route == "DELETE /console/session" and who.role != "crossing":  # others of these tests are to stay signed in
+        who = who._replace(headers={})
     if route in SOCKETS:
         return judged(route, who, opened(f"{http.http.base_url}{path}", who))
     files = {"file": ("x.txt", b"{}")} if route == "POST /v1/files" else None

@@ -17,9 +17,12 @@ from api.deps import (
     CurrentViewer,
     IdempotencyKey,
     KnownQuery,
+    OpenedShare,
     Root,
+    known_query,
     known_to_viewers,
     parsed,
+    read,
 )
 from api.live import cursor
 from api.live.event_stream import EventStream
@@ -28,6 +31,7 @@ from api.services import Services
 from api.states import states, stream_headers
 from api.surfaces.streams.filters import Filters, filters
 from api.surfaces.streams.projection import native_events
+from api.surfaces.streams.shared_view import shared_events, shown_request, shown_state
 from shared.errors import BadRequest, NotFound
 from shared.features.tokens import DEFAULT_S, LONGEST_S
 from shared.generations.again import again
@@ -35,6 +39,7 @@ from shared.generations.all_tenants import listed_of
 from shared.generations.caller import Caller
 from shared.log.entry import BEGIN
 from shared.log.records import Summary
+from shared.store.availability import NO_STREAM
 
 _VARY = {"vary": "accept"}
 
@@ -100,9 +105,18 @@ async def list_streams(
     return shown
 
 
-@router.get("/{generation_id}/request")
-async def sent(services: CurrentServices, caller: CurrentCaller, generation_id: str) -> Response:
-    """The body of the request, byte for byte as it was sent; of another API, the chat request that was made of it."""
+@router.get("/{generation_id}/request", dependencies=[known_query])
+async def sent(
+    services: CurrentServices, caller: CurrentCaller, generation_id: str, share: OpenedShare = None
+) -> Response:
+    """The body of the request, byte for byte as it was sent; of another API, the chat request that was made of it. By a share,
+    its messages, if they are shared."""
+    if caller.share is not None:
+        await _found(services, generation_id, caller)
+        if "prompt" not in caller.share["include"]:
+            raise NotFound("The request is not shared.")
+        terms, text = caller.share, await services.broker.body(generation_id, caller)
+        return JSONResponse(await read(text, lambda body: shown_request(body, terms)))
     return Response(await services.broker.body(generation_id, caller), media_type="application/json")
 
 
@@ -120,17 +134,34 @@ async def watch(
 
     With `Accept: application/json`: its state instead.
     """
-    summary = await services.broker.find(generation_id, caller)
+    summary = await _found(services, generation_id, caller)
     accept = request.headers.get("accept", "")
     if "application/json" in accept and "text/event-stream" not in accept:
-        return JSONResponse((await states(services, [summary], root))[0], headers=_VARY)
+        return JSONResponse(await _state(services, summary, caller, root), headers=_VARY)
+    share = caller.share
     return EventStream(
         services,
         summary.header,
-        native_events(include_usage=summary.header["include_usage"]),
+        native_events(include_usage=summary.header["include_usage"])
+        if share is None
+        else shared_events(reasoning="reasoning" in share["include"]),
         cursor=cursor.read(request),
         headers={**stream_headers(generation_id, root), **_VARY},
+        tells_served=share is None,
     )
+
+
+async def _found(services: Services, generation_id: str, caller: Caller) -> Summary:
+    """Raises NotFound, also where a share was of another log that had the same id."""
+    summary = await services.broker.find(generation_id, caller)
+    if caller.share is not None and caller.share["log_made_ms"] != summary.header["created_at_ms"]:
+        raise NotFound(NO_STREAM)
+    return summary
+
+
+async def _state(services: Services, summary: Summary, caller: Caller, root: str) -> dict[str, Any]:
+    state = (await states(services, [summary], root))[0]
+    return state if caller.share is None else shown_state(state, caller.share, root)
 
 
 @router.post("/{generation_id}/tokens", openapi_extra=_TOKEN_BODY)
@@ -161,9 +192,16 @@ def _life_s(asked: Any) -> int:
 
 
 @router.post("/{generation_id}/cancel")
-async def cancel(services: CurrentServices, caller: CurrentCaller, root: Root, generation_id: str) -> dict[str, Any]:
+async def cancel(
+    services: CurrentServices,
+    caller: CurrentCaller,
+    root: Root,
+    generation_id: str,
+    share: OpenedShare = None,
+) -> dict[str, Any]:
     """Ends a generation and returns its state; one that has ended already is returned as it is."""
-    return (await states(services, [await services.broker.cancel(generation_id, caller)], root))[0]
+    await _found(services, generation_id, caller)
+    return await _state(services, await services.broker.cancel(generation_id, caller), caller, root)
 
 
 @router.post("/{generation_id}/retry", status_code=202)

@@ -1,4 +1,4 @@
-"""Who changed what of the keys and limits, and when: a log that is only added to.
+"""Who changed what of the keys, limits and shares, and when: a log that is only added to.
 
 Hidden here: that an entry is written in the transaction that makes the change, so there is none without the other; and that
 it is one stream, of which the oldest entries go once there are too many. No secret is in it.

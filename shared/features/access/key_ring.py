@@ -47,9 +47,11 @@ class KeyRing:
 
     def find(self, key: str) -> KeyRecord | None:
         """The record of a key that is good; None for one that is not. Raises Unavailable where that cannot be told."""
-        if not key.startswith(FORM):
-            return None
-        known, age_s = self._by_digest.get(digest_of(key)), time.monotonic() - self._looked_at
+        return self.find_digest(digest_of(key)) if key.startswith(FORM) else None
+
+    def find_digest(self, digest: bytes) -> KeyRecord | None:
+        """The same by the digest of a secret."""
+        known, age_s = self._by_digest.get(digest), time.monotonic() - self._looked_at
         if age_s > (STALE_S if known else _FRESH_S):
             raise Unavailable(
                 "The broker's storage is away, and with it the keys. Try again.", code="storage_unavailable"
@@ -62,6 +64,11 @@ class KeyRing:
         """Whether a key has ceased to be one. Those of the environment are not known here, and never do."""
         record = self._records.get(key_id or "")
         return record is not None and record["revoked_at"] is not None
+
+    def name_of(self, key_id: str | None) -> str:
+        """What its maker called it; empty for those of the environment."""
+        record = self._records.get(key_id or "")
+        return record["name"] if record else ""
 
     @property
     def tenants(self) -> set[str]:

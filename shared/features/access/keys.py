@@ -30,9 +30,10 @@ from shared.store.confirm import Confirmer
 from shared.store.redis import ArqRedis
 from shared.store.transaction import transact
 
-Role = Literal["admin", "tenant", "viewer", "token"]
+Role = Literal["admin", "tenant", "viewer", "token", "share", "control"]
 """`tenant` asks and reads what is the tenant's; `viewer` only reads it; `admin` does so for every tenant, and looks after keys
-and limits; `token` is none of a key, and reads one stream."""
+and limits. The others are none of a key: `token` reads one stream, `share` as much of it as is shared, and `control` may end
+it, too."""
 
 FORM = "sk-ss-"
 """What every key that is made here begins with, so that one that leaked is found, by people and by scanners."""

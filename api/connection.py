@@ -46,7 +46,7 @@ from api.intake import (
     without_offer,
 )
 from api.live.client import CONNECTION
-from api.stand_ins import AnyLength, Lingering, Pipeline, Writable, client_address, server_address
+from api.stand_ins import AnyLength, Lingering, Pipeline, Writable, client_address, new_parser, server_address
 from shared.errors import StreamspoolError, without_frames
 from shared.lib.telemetry import REQUESTS, get_logger
 
@@ -115,6 +115,7 @@ class _Intake(HttpToolsProtocol):
             return
         if self._place == _BETWEEN:
             self._piece = len(data)
+            self.parser = self.parser or new_parser(self)
         else:
             self._around += len(data)
         self._unset_keepalive_if_required()
@@ -135,8 +136,7 @@ class _Intake(HttpToolsProtocol):
 
     def _take_without_offer(self, rest: memoryview) -> None:
         """The head that offered another protocol again, without its offer, and what came behind it."""
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self.parser = new_parser(self)
         self._place, self._offer = _BETWEEN, False
         self._take(without_offer(self.scope["method"], self.url, self.scope["http_version"], self.headers))
         if rest and not self.deaf:
@@ -352,7 +352,7 @@ class Protocol(_Intake):
         if self.cycle is not None and not self.pipeline:
             self.cycle.message_event, self.cycle.body = _NOT_AWAITED, b""  # type: ignore[assignment]
         if self._place == _BETWEEN:  # else it is that of the next one
-            self.headers, self.url = (), b""  # type: ignore[assignment]
+            self.headers, self.url, self.parser = (), b"", None  # type: ignore[assignment]
 
     def on_headers_complete(self) -> None:
         self._end_patience()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -158,6 +159,22 @@ def test_so_does_what_is_not_http(raw: Raw, scripted: Register) -> None:
     assert raw.answer().body.endswith(b"data: [DONE]\n\n")
     raw.answer().check(400, "invalid_http")
     assert raw.ended()
+
+
+def test_a_connection_is_asked_again_while_it_streams_and_after(raw: Raw, scripted: Register) -> None:
+    """What reads requests is let go of while one streams, and made anew for the next, which may come in pieces."""
+    pause = Pause()
+    model = scripted([*words(2), pause, *ending()]).model
+    body = json.dumps(ask(model, stream=True)).encode()
+    raw.send(POST + b"content-length: %d\r\n\r\n" % len(body) + body)
+    raw.socket.recv(1, socket.MSG_PEEK)  # it streams
+    raw.send(b"\r\nGET /heal")
+    raw.send(b"thz HTTP/1.1\r\nhost: localhost\r\n\r\n" + POST[:10])
+    pause.go()
+    assert raw.answer().body.endswith(b"data: [DONE]\n\n")
+    assert raw.answer().status == 200
+    raw.send(POST[10:] + b"content-length: %d\r\n\r\n" % len(body) + body)
+    assert raw.answer().body.endswith(b"data: [DONE]\n\n")
 
 
 def test_an_answer_that_has_begun_is_finished_whatever_its_request_goes_on_to_say(raw: Raw, client: Client) -> None:

@@ -46,6 +46,7 @@ PROTOCOL_CALLED = {
     "shutdown": "called when the server stops",
 }
 PROTOCOL_HELD: dict[str, type] = {
+    "client": type(None),
     "config": uvicorn.Config,
     "cycle": type(None),
     "flow": type(None),
@@ -54,6 +55,7 @@ PROTOCOL_HELD: dict[str, type] = {
     "parser": object,
     "pipeline": deque,
     "scope": type(None),
+    "server": type(None),
     "server_state": ServerState,
     "timeout_keep_alive": int,
     "transport": type(None),
@@ -63,6 +65,7 @@ ELSEWHERE_WRITTEN = {"url"}
 """Of the protocol, set when a message begins."""
 FLOW = {"_is_writable_event", "pause_reading", "resume_reading"}
 CYCLE = {
+    "body",
     "chunked_encoding",
     "disconnected",
     "expected_content_length",

@@ -15,6 +15,8 @@ from api import errors
 from api.access import rules
 from api.application import Application, Door
 from api.auth import Authenticator
+from api.console import routes as console_pages
+from api.console.assets import Assets
 from api.deps import guard
 from api.live.drain import Drain
 from api.live.hub import BLOCK_MS, Hub
@@ -74,6 +76,7 @@ _ROUTES = (
     console,
     health,
     reference,
+    console_pages,
 )
 _POOL = 17
 _TIMEOUT_S = 2.0
@@ -125,6 +128,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
 
     app = _application(settings, lifespan)
     app.state.authenticator = authenticator
+    app.state.console = Assets()
     errors.install(app)
     document.install(app, keyed=settings.keyed)
     _add_routes(app)

@@ -60,7 +60,8 @@ async def guard(connection: HTTPConnection) -> None:
     if rule.access is Access.OPEN:
         return
     caller, grant = await _identified(connection, rule)
-    check_role(rule, caller.role)
+    if not (rule.alone and connection.app.state.authenticator.keyless):
+        check_role(rule, caller.role)
     if (tenant := tenant_meant(rule, caller.role, connection.query_params.getlist("tenant"))) is not None:
         caller = replace(caller, tenant=tenant)
     limiter = connection.app.state.services.limiter

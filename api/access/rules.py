@@ -41,10 +41,12 @@ class Access(Enum):
 
 
 class Rule(NamedTuple):
-    """`all_tenants`: an admin may ask for those of every tenant, with `tenant=*`."""
+    """`all_tenants`: an admin may ask for those of every tenant, with `tenant=*`. `alone`: on a server without keys whoever is
+    on its machine may do it, too."""
 
     access: Access
     all_tenants: bool = False
+    alone: bool = False
 
 
 _OPEN, _WATCH, _SHOWN, _READ, _CONTROL, _WRITE, _ADMIN = map(Rule, Access)
@@ -62,6 +64,9 @@ RULES: dict[str, Rule] = {
     "GET /console/session": _READ,
     "DELETE /console/session": _OPEN,
     "POST /s/session": _OPEN,
+    "GET /console": _OPEN,  # files; what they show they ask for themselves
+    "GET /console/{path:path}": _OPEN,
+    "GET /s": _OPEN,
     "POST /v1/chat/completions": _WRITE,
     "GET /v1/chat/completions": _READ,
     "GET /v1/chat/completions/{generation_id}": _READ,
@@ -120,7 +125,7 @@ RULES: dict[str, Rule] = {
     "GET /v1/usage": _LIST,
     "GET /v1/models": _READ,
     "GET /v1/models/{model:path}": _READ,
-    "GET /v1/workers": _ADMIN,
+    "GET /v1/workers": Rule(Access.ADMIN, alone=True),
     "GET /v1/queue": _LIST,
     "POST /v1/keys": _ADMIN,
     "GET /v1/keys": Rule(Access.ADMIN, all_tenants=True),

@@ -34,6 +34,7 @@ _STYLE = (
 
 _WANTS_PAGE = re.compile(r"\btext/html\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
 """Browsers name it; programs that take anything (`*/*`) do not."""
+_CONSOLE = {"console": ("/console/", "the same to look at, in a browser")}
 _LINKS = {
     "docs": ("/docs", "all routes, to be read"),
     "openapi": ("/openapi.json", "the same for programs"),
@@ -45,10 +46,15 @@ _LINKS = {
 
 @router.get("/")
 async def home(request: Request, services: CurrentServices, root: Root) -> Response:
-    """What this is and where to go from here: as a page for a browser, for a program as JSON."""
+    """What this is and where to go from here: for a program as JSON, for a browser the console, or a page where that is off."""
+    wants_page = bool(_WANTS_PAGE.search(request.headers.get("accept", "").lower()))
+    has_console = services.settings.console == "on"
+    if wants_page and has_console:
+        return Response(status_code=303, headers={"location": f"{root}/console/", "vary": "accept"})
     now, version = await checks(services), request.app.version
-    if not _WANTS_PAGE.search(request.headers.get("accept", "").lower()):
-        links = {name: f"{root}{path}" for name, (path, _) in _LINKS.items()}
+    if not wants_page:
+        ways_on = {**_CONSOLE, **_LINKS} if has_console else _LINKS
+        links = {name: f"{root}{path}" for name, (path, _) in ways_on.items()}
         told = {"object": "server", "name": "Streamspool", "version": version, "checks": now, "links": links}
         return JSONResponse(told, headers={"vary": "accept"})
     rows = "".join(f"<tr><td>{escape(name)}<td>{escape(found)}" for name, found in now.items())

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 import tempfile
 import time
+import webbrowser
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +38,8 @@ REQUEST = {
     "model": f"fake/lorem?tokens={TOKENS}&rate={TOKENS_PER_S}",
     "messages": [{"role": "user", "content": "Tell me something long."}],
 }
+SLOWER_TOKENS_PER_S = 12
+"""With a browser, which takes some seconds to come up."""
 LOCAL_REQUEST = {
     "model": NAME,
     "messages": [{"role": "user", "content": "Tell me a long story about a lighthouse keeper and the sea."}],
@@ -46,6 +50,9 @@ LOCAL_REQUEST = {
 LATE_AT, MIDDLE_AT, KILL_AT = 40, 70, 100
 """Tokens the first viewer has seen when the others join, and when the API is killed."""
 
+AUDIENCE = 6
+"""With a browser: so many watch before the API is killed, four of them at the terminal."""
+BROWSER_S = 10.0
 WHOLE_SHOW_S = 60.0
 DRAIN_S = 1.0
 _TICK_S = 0.05
@@ -136,8 +143,11 @@ class _Stage:
 class _Show:
     """One run, from the first viewer to the verdict."""
 
-    def __init__(self, supervisor: Supervisor, client: Client, stage: _Stage, request: dict[str, Any]) -> None:
+    def __init__(
+        self, supervisor: Supervisor, client: Client, stage: _Stage, request: dict[str, Any], *, browser: bool
+    ) -> None:
         self._request = request
+        self._browser = browser
         self._supervisor = supervisor
         self._client = client
         self._stage = stage
@@ -159,6 +169,8 @@ class _Show:
         await _until(lambda: bool(first.view.position) or first.ended)
         if first.ended:
             return
+        if self._browser:
+            _open_page(f"{self._supervisor.url}/console/viewers/{first.view.id}", self._stage)
         self._join(readers, Viewer("twin", "at the start, by GET", View(first.view.id)))
         await _until(lambda: first.tokens >= LATE_AT or first.ended)
         self._join(readers, Viewer("late", f"late, at token {first.tokens}", View(first.view.id)))
@@ -167,6 +179,8 @@ class _Show:
         middle = Viewer("middle", f"at position {here.position}", here, before=first.text, skipped=first.tokens)
         self._join(readers, middle)
         await _until(lambda: first.tokens >= KILL_AT or first.ended)
+        if self._browser:
+            await self._audience()
         old = self._supervisor.pids()["api"]
         self._supervisor.kill("api")
         self._stage.say(f"[bold red]the API (PID {old}) is killed with SIGKILL[/bold red] at token {first.tokens}")
@@ -177,6 +191,16 @@ class _Show:
             await self._supervisor.wait_ready(WHOLE_SHOW_S)
             new = self._supervisor.pids()["api"]
             self._stage.say(f"[green]the API is back (PID {new})[/green] after {time.monotonic() - killed:.1f} s")
+
+    async def _audience(self) -> None:
+        """Waits for the browser, for some time."""
+        with contextlib.suppress(TimeoutError, StreamspoolError):
+            async with asyncio.timeout(BROWSER_S):
+                while True:
+                    state = await self._client.state(self._first.view.id)
+                    if state["viewers"] >= AUDIENCE or self._first.ended:
+                        return
+                    await asyncio.sleep(_TICK_S)
 
     def _join(self, readers: asyncio.TaskGroup, viewer: Viewer) -> None:
         self._stage.viewers.append(viewer)
@@ -223,9 +247,26 @@ class _Show:
         header = "-H 'Authorization: Bearer YOUR-KEY' " if locked else ""
         self._stage.say(f"still up at {self._supervisor.url}; Ctrl-C ends it. Read the answer again, or from anywhere:")
         print(f"  curl -N {header}{self._supervisor.url}/v1/streams/{self._first.view.id}", flush=True)
+        page = f"{self._supervisor.url}/console/r/{self._first.view.id}"
+        if has_display() and not self._browser:
+            _open_page(page, self._stage)
+        else:
+            self._stage.say(f"or look at it in a browser: {page}")
 
 
-async def run(settings: Settings, *, once: bool) -> int:
+def has_display() -> bool:
+    """Whether a browser that is opened would be seen by who runs this."""
+    return sys.stdout.isatty() and (
+        sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    )
+
+
+def _open_page(url: str, stage: _Stage) -> None:
+    opened = has_display() and webbrowser.open(url)
+    stage.say(f"{'opened' if opened else 'open'} in a browser: {url}")
+
+
+async def run(settings: Settings, *, once: bool, browser: bool = False) -> int:
     """The whole demo; returns the exit code, 0 only if every viewer got the whole answer from one upstream call.
 
     Raises StreamspoolError when something needed is not there.
@@ -241,8 +282,9 @@ async def run(settings: Settings, *, once: bool) -> int:
             async with supervisor:
                 await supervisor.wait_ready()
                 stage.say(f"ready at {supervisor.url}")
-                request = LOCAL_REQUEST if settings.local_model else REQUEST
-                show = _Show(supervisor, Client(supervisor.url, key), stage, request)
+                slower = {"model": f"fake/lorem?tokens={TOKENS}&rate={SLOWER_TOKENS_PER_S}"} if browser else {}
+                request = LOCAL_REQUEST if settings.local_model else REQUEST | slower
+                show = _Show(supervisor, Client(supervisor.url, key), stage, request, browser=browser)
                 code = 0 if await show.play() else 1
                 if not once:
                     show.farewell(locked=key is not None)

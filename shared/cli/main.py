@@ -103,6 +103,8 @@ def up(
         typer.echo(f"Streamspool is ready at {supervisor.url} (Ctrl-C ends it). Try:")
         model = NAME if settings.local_model else "fake/echo"
         typer.echo(f"  streamspool chat 'Hello there' -m {model} --url {supervisor.url}")
+        if settings.console == "on":
+            typer.echo(f"The console: {supervisor.url}/console/")
 
     asyncio.run(serve(settings, commands(workers, apis), ready))
 
@@ -129,6 +131,9 @@ def worker(
 @app.command()
 def demo(
     once: Annotated[bool, typer.Option("--once", help="End after the verdict instead of staying up.")] = False,
+    browser: Annotated[
+        bool, typer.Option("--browser", help="Show five viewers in a browser as well, in the console.")
+    ] = False,
     port: Port = None,
     local: Local = False,
 ) -> None:
@@ -138,7 +143,7 @@ def demo(
 
     from shared.cli.demo import run
 
-    raise typer.Exit(asyncio.run(run(settings, once=once)))
+    raise typer.Exit(asyncio.run(run(settings, once=once, browser=browser)))
 
 
 @app.command()

@@ -126,6 +126,9 @@ class Settings(BaseSettings):
         description="origins of web pages that may ask: `https://app.example.com,http://localhost:5173`; `*`: all, on a "
         "server with keys",
     )
+    console: Literal["on", "off"] = Field(
+        "on", description="`on`: the API shows its console at /console/, and sends browsers there; `off`: it does not"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", validation_alias="LOG_LEVEL", description="debug, info, warning or error"
     )

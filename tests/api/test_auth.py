@@ -19,7 +19,18 @@ from tests.harness.processes import Stack
 from tests.harness.upstream import Pause, ending, words
 from tests.support.wire import KEY_A, KEY_B, Client, Register, ask, frames, refused
 
-OPEN = {"/", "/healthz", "/health", "/readyz", "/metrics", "/docs", "/openapi.json"}
+OPEN = {
+    "/",
+    "/healthz",
+    "/health",
+    "/readyz",
+    "/metrics",
+    "/docs",
+    "/openapi.json",
+    "/console",
+    "/console/{path}",
+    "/s",
+}
 
 ROUTES = [tuple(name.split()) for name in OPERATIONS]
 LOCKED = [(method, path) for method, path in ROUTES if RULES.get(f"{method} {path}") is not RULES["GET /"]]

@@ -285,9 +285,8 @@ def test_a_wrong_method_is_told_all_right_ones(client: Client) -> None:
 # ---- the reference
 
 
-@pytest.mark.parametrize("path", ["/", "/docs"])
-def test_the_pages_run_and_load_nothing(client: Client, path: str) -> None:
-    response = client.get(path, headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+def test_the_reference_runs_and_loads_nothing(client: Client) -> None:
+    response = client.get("/docs", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
     assert response.headers["content-type"].startswith("text/html")
     assert response.headers["content-security-policy"].startswith("default-src 'none';")
     assert not [word for word in ("<script", "http://", "https://", "src=") if word in response.text]

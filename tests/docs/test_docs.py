@@ -56,7 +56,9 @@ from worker.upstream import attempts as upstream_module
 
 ROOT = tables.ROOT
 DOCUMENTS = tables.DOCUMENTS
-ALL = [block for document in DOCUMENTS for block in blocks(ROOT, document)]
+TRANSLATED = "README.zh-CN.md"
+"""Has the blocks of README.md, which are run there: tests/docs/test_readme.py."""
+ALL = [block for document in DOCUMENTS if document != TRANSLATED for block in blocks(ROOT, document)]
 RESOURCES = [document for document in DOCUMENTS if document.startswith("docs/api/")]
 QUESTION = {"model": "fake/echo", "messages": [{"role": "user", "content": "Hello"}]}
 WRITTEN_FOR = "http://127.0.0.1:8000"

@@ -30,7 +30,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 TOP_LEVEL = {
     *("api", "worker", "shared", "tests", "docs", "findings", "deploy"),
     *("docker-compose.yml", "Dockerfile", "Makefile", "pyproject.toml", "requirements.lock"),
-    *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE", "examples"),
+    *("README.md", "README.zh-CN.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"),
+    *("LICENSE", "examples"),
 }
 # Put together here, so that this file is not the one that is found.
 REGISTRIES = [

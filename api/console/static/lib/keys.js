@@ -1,0 +1,66 @@
+// Shortcuts. A page names its own; the newest that knows a key has it, so a dialog or a peek panel comes before its page.
+import { useEffect, useRef } from "./dom.js";
+
+const layers = [];
+const PREFIX_MS = 1200;
+let prefix = "";
+let prefixTimer = 0;
+
+const isTyping = (target) => target instanceof HTMLElement && (target.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName));
+
+addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+  if (isTyping(event.target) && event.key !== "Escape") return;
+  // Space and Enter belong to what has the focus, if that does something with them.
+  if ((event.key === " " || event.key === "Enter") && event.target.closest?.("button, a, summary, [role=tab]")) return;
+  const key = prefix ? `${prefix} ${event.key}` : event.key === " " ? "Space" : event.key;
+  prefix = "";
+  clearTimeout(prefixTimer);
+  for (const layer of [...layers].reverse()) {
+    const act = layer.current[key];
+    if (act) {
+      if (act(event) === false) continue;
+      event.preventDefault();
+      return;
+    }
+  }
+  if (key === "g") {
+    prefix = "g";
+    prefixTimer = setTimeout(() => (prefix = ""), PREFIX_MS);
+  }
+});
+
+/** `keys`: what to do by key, as "j", "Space", "Escape" or "g l". A function that returns false leaves the key to others. */
+export function useKeys(keys) {
+  const held = useRef(keys);
+  held.current = keys;
+  useEffect(() => {
+    layers.push(held);
+    return () => {
+      layers.splice(layers.indexOf(held), 1);
+    };
+  }, []);
+}
+
+/** All there are, for the page of help: [keys, what they do]. */
+export const SHORTCUTS = [
+  ["/", "search, or filter what is listed"],
+  ["j  k", "next and previous row"],
+  ["Enter", "open the row"],
+  ["Space", "peek at the row beside the list"],
+  ["Esc", "close the peek panel or a dialog; else go back"],
+  ["[  ]", "previous and next request, or tab"],
+  ["g l", "Live"],
+  ["g r", "Requests"],
+  ["g y", "Playground"],
+  ["g b", "Batches"],
+  ["g s", "Sessions"],
+  ["g u", "Usage"],
+  ["g o", "Operations"],
+  ["c", "copy the curl of this page, or of the row"],
+  ["s", "share this request"],
+  ["x", "cancel the request (it asks first)"],
+  ["p", "pause and go on"],
+  ["t", "light, dark, or as the system has it"],
+  ["?", "this help"],
+];

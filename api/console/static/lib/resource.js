@@ -1,0 +1,51 @@
+// What a route answers, kept up to date: the last answer stays when the next one fails, with the time it is from.
+import { useEffect, useRef, useState } from "./dom.js";
+import { get } from "./api.js";
+
+const RETRY_MS = 2000;
+
+/**
+ * {data, error, at_ms, loading, reload} of a GET. `every_ms`: asks again, while the page is shown. `path` null: asks nothing.
+ * After a failure `data` is that of `at_ms`, and it is tried again unless asking again cannot help (4xx).
+ */
+export function useResource(path, { every_ms = 0, frozen = false } = {}) {
+  const [held, hold] = useState({ path, data: null, error: null, at_ms: 0, loading: !!path });
+  const [turn, again] = useState(0);
+  const stillFrozen = useRef(frozen);
+  stillFrozen.current = frozen;
+  useEffect(() => {
+    if (!path) return undefined;
+    const aborter = new AbortController();
+    let timer = 0;
+    const ask = async () => {
+      if (document.hidden || stillFrozen.current) return later(every_ms || RETRY_MS);
+      hold((now) => (now.path === path ? { ...now, loading: true } : { path, data: null, error: null, at_ms: 0, loading: true }));
+      try {
+        const data = await get(path, { signal: aborter.signal });
+        hold({ path, data, error: null, at_ms: Date.now(), loading: false });
+        if (every_ms) later(every_ms);
+      } catch (error) {
+        if (error.name === "AbortError") return;
+        hold((now) => ({ ...now, error, loading: false }));
+        if (error.status === 0 || error.status >= 500 || error.status === 429) later(Math.max(RETRY_MS, every_ms));
+      }
+    };
+    const later = (ms) => {
+      timer = setTimeout(ask, ms);
+    };
+    const shown = () => {
+      if (document.hidden || !every_ms) return;
+      clearTimeout(timer);
+      ask();
+    };
+    document.addEventListener("visibilitychange", shown);
+    ask();
+    return () => {
+      document.removeEventListener("visibilitychange", shown);
+      clearTimeout(timer);
+      aborter.abort();
+    };
+  }, [path, every_ms, turn]);
+  const now = held.path === path ? held : { data: null, error: null, at_ms: 0, loading: !!path };
+  return { ...now, reload: () => again((count) => count + 1) };
+}

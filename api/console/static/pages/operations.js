@@ -1,0 +1,76 @@
+// Operations: who works, what waits, how the providers do, who may ask, and who changed what. Most of it is for admins.
+import { html } from "../lib/dom.js";
+import { asCurl, root as prefix, session, withQuery } from "../lib/api.js";
+import { count } from "../lib/format.js";
+import { useKeys } from "../lib/keys.js";
+import { setQuery, usePlace } from "../lib/router.js";
+import { useResource } from "../lib/resource.js";
+import { allTenants } from "../lib/scope.js";
+import { useStore } from "../lib/store.js";
+import { Status } from "../ui/icons.js";
+import { Bar, Card, Code, copyText, Empty, Facts, Problem, Since, Tabs } from "../ui/parts.js";
+import { Table } from "../ui/table.js";
+import { Audit, Keys } from "./operations/keys.js";
+import { Limits } from "./operations/limits.js";
+import { Providers } from "./operations/providers.js";
+
+const TABS = [["work", "Workers and queue"], ["providers", "Providers"], ["keys", "Keys"], ["limits", "Limits"], ["server", "Server"], ["audit", "Audit"]];
+const PATHS = { work: "/v1/workers", providers: "/v1/models", keys: "/v1/keys", limits: "/v1/limits", server: "/readyz", audit: "/v1/audit" };
+
+export function Operations() {
+  const { query } = usePlace();
+  const tab = PATHS[query.tab] ? query.tab : "work";
+  const step = (by) => setQuery({ tab: TABS[(TABS.findIndex(([name]) => name === tab) + by + TABS.length) % TABS.length][0] }, { replace: true });
+  useKeys({ "[": () => step(-1), "]": () => step(1), c: () => copyText(asCurl(PATHS[tab]), "curl copied") });
+  const Part = { work: Work, providers: Providers, keys: Keys, limits: Limits, server: Server, audit: Audit }[tab];
+  return html`<div class="head"><h1>Operations</h1></div>
+    <div class="stack"><${Tabs} label="Parts of operations" value=${tab} options=${TABS} onChange=${(name) => setQuery({ tab: name }, { replace: true })} />
+    <div role="tabpanel" aria-labelledby=${`tab-${tab}`}><${Part} key=${tab} /></div></div>`;
+}
+
+function Work() {
+  const every = useStore(allTenants) ? "*" : undefined;
+  const admin = useStore(session).operates;
+  const workers = useResource(admin ? "/v1/workers" : null, { every_ms: 3000 });
+  const queue = useResource(withQuery("/v1/queue", { tenant: every }), { every_ms: 3000 });
+  const columns = [
+    { title: "Status", cell: (row) => html`<${Status} status=${row.status} />` },
+    { title: "Worker", fill: true, cell: (row) => html`<span class="mono">${row.id}</span>` },
+    { title: "Places", cell: (row) => html`<${Bar} value=${row.running} most=${row.places} label=${`Places of ${row.id}`} />` },
+    { title: "Running", right: true, cell: (row) => `${count(row.running)} of ${row.places ?? "?"}` },
+    { title: "By lane", narrow: false, cell: (row) => Object.entries(row.jobs ?? {}).filter(([, number]) => number).map(([lane, number]) => `${lane} ${number}`).join(" · ") || "–" },
+    { title: "Host", narrow: false, cell: (row) => `${row.host}:${row.pid}` },
+    { title: "Version", narrow: false, cell: (row) => row.version },
+    { title: "Up", right: true, cell: (row) => html`<${Since} at=${row.started_at} />` },
+  ];
+  const lanes = queue.data?.data ?? [];
+  const waiting = lanes.flatMap((lane) => lane.tenants.map((one) => ({ ...one, lane: lane.lane, key: `${lane.lane} ${one.tenant}` })));
+  return html`<div class="stack">
+    <${Problem} error=${workers.error} at_ms=${workers.at_ms} reload=${workers.reload} />
+    ${admin && html`<${Card} flush title="Workers" small=${workers.data ? `${workers.data.data.length} alive` : ""} curl="/v1/workers">${workers.data?.data.length === 0
+      ? html`<${Empty} title="No worker is alive" code="streamspool worker"><p class="soft">What is asked now waits, and fails with <code>no_worker</code> after a minute. Start one:</p><//>`
+      : html`<${Table} label="Workers" columns=${columns} rows=${workers.data?.data ?? []} />`}<//>`}
+    <${Card} title="Queue" small="by lane" curl="/v1/queue"><div class="tiles">${lanes.map((lane) => html`<div class="tile" key=${lane.lane}><div class="label">${lane.lane}</div><div class=${`value ${lane.waiting ? "warn" : ""}`}>${count(lane.waiting)} <small>wait</small></div><div class="note">${count(lane.running)} run${lane.oldest_at ? html`, oldest <${Since} at=${lane.oldest_at} />` : ""}</div></div>`)}</div><//>
+    ${waiting.length > 0 && html`<${Card} flush title="Who waits" curl="/v1/queue"><${Table} label="Queue by tenant" rows=${waiting} keyOf=${(row) => row.key} columns=${[
+      { title: "Tenant", fill: true, cell: (row) => row.tenant }, { title: "Lane", cell: (row) => row.lane }, { title: "Waiting", right: true, cell: (row) => count(row.waiting) }, { title: "Oldest", right: true, cell: (row) => html`<${Since} at=${row.oldest_at} />` },
+    ]} /><//>`}
+  </div>`;
+}
+
+const MEANING = { accept: "A new request would be stored and run", serve: "What is there can be read, cancelled and deleted", redis: "Redis answers and takes writes", workers: "Workers that have reported" };
+
+function Server() {
+  const ready = useResource("/readyz", { every_ms: 3000 });
+  const root = useResource("/", { every_ms: 10_000 });
+  const checks = root.data?.checks ?? ready.data?.checks ?? {};
+  const who = useStore(session);
+  return html`<div class="stack">
+    <${Problem} error=${root.error} at_ms=${root.at_ms} reload=${root.reload} />
+    <div class="grid2">
+      <${Card} title="Whether it can do its work" curl="/readyz"><${Facts} rows=${Object.entries(checks).map(([name, told]) => [name, html`<${Status} status=${told === "ok" || /alive/.test(told) ? "ok" : "failed"} quiet /> ${told} <span class="soft">· ${MEANING[name]}</span>`])} /><//>
+      <${Card} title="This server" curl="/"><${Facts} rows=${[["Version", root.data?.version], ["You are", `${who.tenant || "–"}, ${who.role ?? "–"}`], ["Key", who.key_id ?? "none: this machine only"], ["All routes", html`<a href=${`${prefix}/docs`}>/docs</a>`], ["Metrics", html`<code>/metrics</code>, for Prometheus`]]} /><//>
+      <${Card} title="Settings" small="with where each is from"><p class="soft">Settings are the operator's, and no route tells them. On the server:</p><${Code} text="streamspool config" /><//>
+      <${Card} title="Redis" small="memory, evictions, what is kept"><p class="soft">The server's check looks whether anything may be lost:</p><${Code} text="streamspool doctor" /><//>
+    </div>
+  </div>`;
+}

@@ -1,0 +1,126 @@
+"""The console in a real Chromium, by Playwright: what it asks, what its policy stops, what it says is wrong.
+
+Hidden here: how the browser is started and ended, that it speaks to no host but this one, and what of its errors is expected
+where a server is killed on purpose.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from tests.e2e.browser import CHROMIUM
+from tests.harness.processes import ROOT
+
+AXE = ROOT / "tests/clients/node_modules/axe-core/axe.min.js"
+# No sandbox: root has none in a container. No proxy: all of it is on the loopback.
+_OPTIONS = (
+    "--no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --disable-component-update "
+    "--disable-sync --no-first-run --no-proxy-server"
+)
+WAIT_MS = 30_000
+_FAILED_LOAD = "Failed to load resource"
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS.split())
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Tab:
+    """A page of the console at a server, with all that went wrong in it."""
+
+    def __init__(self, context: BrowserContext, url: str) -> None:
+        self.url = url
+        self.asked: list[str] = []
+        self.wrong: list[str] = []
+        self.page: Page = context.new_page()
+        self.page.set_default_timeout(WAIT_MS)
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
+        self.page.on("console", self._hear)
+        self.page.add_init_script(
+            "addEventListener('securitypolicyviolation', "
+            "(e) => console.error('violation: ' + e.violatedDirective + ' ' + e.blockedURI))"
+        )
+
+    def _hear(self, message: Any) -> None:
+        if message.type == "error" and not message.text.startswith(_FAILED_LOAD):
+            self.wrong.append(message.text)
+
+    def go(self, path: str = "/") -> Page:
+        self.page.goto(f"{self.url}/console{path}")
+        return self.page
+
+    def foreign(self) -> list[str]:
+        """What was asked of any other host."""
+        own = urlsplit(self.url).netloc
+        return [url for url in self.asked if urlsplit(url).scheme in ("http", "https") and urlsplit(url).netloc != own]
+
+    def check(self) -> None:
+        """Nothing was stopped by the policy, thrown, or asked of others."""
+        assert self.wrong == []
+        assert self.foreign() == []
+
+    def serious(self) -> list[str]:
+        """What axe-core finds serious or critical. It is brought in past the policy, by the browser itself."""
+        client = self.page.context.new_cdp_session(self.page)
+        client.send("Runtime.evaluate", {"expression": AXE.read_text("utf-8")})
+        asked = {"expression": "axe.run()", "awaitPromise": True, "returnByValue": False}
+        found = client.send("Runtime.evaluate", asked)
+        handle = {"functionDeclaration": "function() { return JSON.stringify(this.violations) }", "returnByValue": True}
+        told = client.send("Runtime.callFunctionOn", {**handle, "objectId": found["result"]["objectId"]})
+        client.detach()
+        return [
+            f"{one['id']}: {node['html'][:160]} {node['failureSummary'][:200]}"
+            for one in json.loads(told["result"]["value"])
+            if one["impact"] in ("serious", "critical")
+            for node in one["nodes"]
+        ]
+
+
+@contextmanager
+def tab(browser: Browser, url: str, **options: Any) -> Iterator[Tab]:
+    """A profile of its own, with nothing remembered."""
+    context = browser.new_context(**({"viewport": {"width": 1280, "height": 860}} | options))
+    try:
+        yield Tab(context, url)
+    finally:
+        context.close()
+
+
+class Asking:
+    """A program that asks the server, whose requests the console shows."""
+
+    def __init__(self, url: str, headers: dict[str, str] | None = None) -> None:
+        self.http = httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=60)
+
+    def ask(self, model: str, text: str = "Hello", **more: Any) -> str:
+        """The id of a request that has ended, or, with `background`, runs."""
+        body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
+        response = self.http.post("/v1/chat/completions", json=body)
+        found = re.search(r"chatcmpl-[0-9a-f]{32}", response.headers.get("x-stream-id", response.text))
+        assert found, response.text
+        return found[0]
+
+    def state(self, generation_id: str) -> dict[str, Any]:
+        response = self.http.get(f"/v1/streams/{generation_id}", headers={"accept": "application/json"})
+        state: dict[str, Any] = response.json()
+        return state
+
+    def text(self, generation_id: str) -> str:
+        """The whole answer, once it is there."""
+        found = self.http.get(f"/v1/chat/completions/{generation_id}").json()
+        return str(found["choices"][0]["message"]["content"])

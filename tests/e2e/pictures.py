@@ -25,7 +25,7 @@ from tests.harness.processes import ROOT, Stack, wait_until
 from tests.harness.upstream import ScriptedUpstream
 
 PICTURES = ROOT / "docs/pictures"
-QUALITY, MOVING_QUALITY = 82, 55
+QUALITY, MOVING_QUALITY = 82, 45
 FRAME_S = 0.25
 LONGEST_S = 40
 HOUR = [
@@ -69,7 +69,7 @@ def fill(asking: Asking) -> None:
 
 def still(browser: Browser, url: str, colours: str) -> None:
     with tab(
-        browser, url, viewport={"width": 1280, "height": 760}, color_scheme=colours, device_scale_factor=1.5
+        browser, url, viewport={"width": 1280, "height": 720}, color_scheme=colours, device_scale_factor=1.5
     ) as one:
         page = one.go("/")
         expect(page.locator(".lastwords").filter(has_text="…")).to_have_count(len(RUNNING), timeout=60_000)
@@ -84,7 +84,7 @@ def shot(client: CDPSession, quality: int) -> bytes:
 
 def moving(browser: Browser, stack: Stack) -> None:
     generation_id = Asking(stack.url).ask("fake/lorem?tokens=240&rate=14", "Tell me something long.", background=True)
-    width, height = 960, 540
+    width, height = 1120, 400
     with tab(browser, stack.url, viewport={"width": width, "height": height}, color_scheme="light") as one:
         frames = list(watched(one, stack, generation_id))
     (PICTURES / "killed.webp").write_bytes(animated(frames, width, height))

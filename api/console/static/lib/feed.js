@@ -20,7 +20,7 @@ let looking = null;
 /** Begins to look, for as long as anyone does; returns what ends it. `whose` is a tenant, or `*`. */
 export function look(whose) {
   users += 1;
-  if (looking?.tenant !== whose) {
+  if (!looking || looking.tenant !== whose) {
     looking?.stop();
     looking = new Looking(whose);
   }

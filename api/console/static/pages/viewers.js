@@ -93,8 +93,9 @@ export function Viewers({ id }) {
 function Seat({ viewer, whole }) {
   const { answer, state } = viewer;
   const same = answer.ended && whole.endsWith(answer.text) && !viewer.gaps && !viewer.duplicates;
-  return html`<${Card} title=${viewer.name} small=${`joins ${viewer.joins}`} actions=${html`<span class=${state === "reconnecting" ? "warn" : ""}><i class="dot" data-state=${state}></i> ${WORDS[state]}</span>`}>
-    <p class="said"><bdi>${oneLine(lastLine(answer.text, 260)) || "…"}</bdi></p>
+  return html`<${Card} title=${viewer.name} actions=${html`<span class=${state === "reconnecting" ? "warn" : ""}><i class="dot" data-state=${state}></i> ${WORDS[state]}</span>`}>
+    <p class="soft">joins ${viewer.joins}</p>
+    <p class="said"><bdi>${oneLine(lastLine(answer.text, 150)) || "…"}</bdi></p>
     <${Facts} rows=${[["Chunks", count(answer.frames.length)], ["Reconnects", viewer.reconnects], ["Gaps", viewer.gaps], ["Duplicates", viewer.duplicates], ["Whole", answer.ended ? (same ? "yes" : "no") : "–"]]} />
   <//>`;
 }

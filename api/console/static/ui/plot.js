@@ -46,7 +46,7 @@ export function Plot({ label, x, series, show = String, stacked = false, onZoom,
   useEffect(() => plot.current?.setData(dataOf(x, series, stacked)), [x, series]);
   return html`<figure>
     <div class="legend">
-      ${series.map((one, at) => html`<span class="key"><i aria-hidden="true" ref=${(mark) => mark && (mark.style.background = `var(${one.shade ?? SHADES[at % SHADES.length]})`)}></i>${one.name}</span>`)}
+      ${series.map((one, at) => (!stacked || one.values.some(Boolean)) && html`<span class="key"><i aria-hidden="true" ref=${(mark) => mark && (mark.style.background = `var(${one.shade ?? SHADES[at % SHADES.length]})`)}></i>${one.name}</span>`)}
       <${Button} icon=${asTable ? "usage" : "table"} kind="quiet tiny" aria-pressed=${asTable} title=${asTable ? "Show the plot" : "Show the numbers as a table"} aria-label=${`${label}: table`} onClick=${() => turn(!asTable)} />
     </div>
     ${asTable ? html`<${Twin} label=${label} x=${x} series=${series} show=${show} />` : html`<div class="plot" role="img" aria-label=${`${label}. The same as a table: the button above.`} ref=${box}></div>`}
@@ -75,7 +75,7 @@ function optionsOf({ series, show, stacked, onZoom, height, width }) {
   const drawn = series.map((one, at) => {
     const stroke = colour(one.shade ?? SHADES[at % SHADES.length]);
     const bars = one.bars && globalThis.uPlot.paths.bars({ size: [0.8, 24], gap: 1 });
-    return { label: one.name, stroke, width: bars ? 0 : 1.5, fill: bars ? stroke : undefined, paths: bars || undefined, points: { show: false }, spanGaps: true };
+    return { label: one.name, stroke, width: bars ? 0 : 1.5, fill: bars ? stroke : undefined, paths: bars || undefined, points: { show: !bars && one.values.filter((value) => value !== null).length < 3, size: 5, fill: stroke }, spanGaps: true };
   });
   return {
     width,

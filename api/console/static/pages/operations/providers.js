@@ -1,11 +1,10 @@
 // Providers: what can be asked for, of whom, and how it went of late.
 import { html, useState } from "../../lib/dom.js";
 import { post } from "../../lib/api.js";
-import { compact, count, duration } from "../../lib/format.js";
+import { absolute, compact, count, duration } from "../../lib/format.js";
 import { go, Link } from "../../lib/router.js";
 import { useResource } from "../../lib/resource.js";
-import { Status } from "../../ui/icons.js";
-import { Action, Ago, Card, Empty, Problem } from "../../ui/parts.js";
+import { Action, Ago, Card, Empty, Problem, say } from "../../ui/parts.js";
 import { Table } from "../../ui/table.js";
 
 export function Providers() {
@@ -16,7 +15,7 @@ export function Providers() {
   const told = health.data?.data ?? [];
   const listed = models.data?.data ?? [];
   const names = new Map();
-  for (const one of told) names.set(one.id, { id: one.id, health: one, models: 0 });
+  for (const one of told) names.set(one.name, { id: one.name, health: one, models: 0 });
   for (const model of listed) {
     const name = model.id.includes("/") ? model.id.split("/")[0] : "(names of your own)";
     const row = names.get(name) ?? { id: name, models: 0 };
@@ -30,9 +29,13 @@ export function Providers() {
   const rows = [...names.values()].map((row) => ({ ...row, used: figures.get(row.id) }));
   const fields = told.length ? HEALTH : [];
   const test = async (row) => {
+    if (row.health && row.id !== "fake") {
+      const result = await post(`/v1/providers/${encodeURIComponent(row.id)}/test`);
+      return say(result.ok ? `${row.id} answers, with ${count(result.models)} models` : `${row.id}: ${result.error.message}`);
+    }
     const model = listed.find((one) => one.id.startsWith(`${row.id}/`))?.id ?? `${row.id}/`;
     const state = await post("/v1/chat/completions", { model, messages: [{ role: "user", content: "Say hello." }], max_tokens: 16, background: true });
-    go(`/r/${state.id}`);
+    return go(`/r/${state.id}`);
   };
   return html`<div class="stack">
     <${Problem} error=${health.error?.status === 404 ? null : health.error} at_ms=${health.at_ms} reload=${health.reload} />
@@ -57,8 +60,11 @@ export function Providers() {
   </div>`;
 }
 
-const last = (row) => row.health ?? {};
 const HEALTH = [
-  { title: "Now", cell: (row) => (row.health ? html`<${Status} status=${{ ok: "ok", healthy: "ok", degraded: "incomplete", down: "failed" }[last(row).status] ?? "queued"} quiet /> ${last(row).status ?? "–"}` : "–") },
-  { title: "Last answer", right: true, narrow: false, cell: (row) => html`<${Ago} at=${last(row).last_success_at} />` },
+  { title: "Key", narrow: false, cell: ({ health }) => (health?.has_key === true ? "set" : health?.has_key === false ? html`<span class="warn">none</span>` : "–") },
+  { title: "Last answer", right: true, cell: ({ health }) => html`<${Ago} at=${health?.last_success_at} />` },
+  { title: "Last error", narrow: false, cell: ({ health }) => (health?.last_error ? html`<span class="bad">${[health.last_error.status, health.last_error.code].filter(Boolean).join(" ")}</span> <${Ago} at=${health.last_error.at} />` : "–") },
+  { title: "Errors", right: true, cell: ({ health }) => (health?.error_rate ? html`<span class="bad">${(100 * health.error_rate).toFixed(1)} %</span>` : health?.asked ? "0 %" : "–") },
+  { title: "First chunk, p95", right: true, narrow: false, cell: ({ health }) => duration(health?.first_chunk_ms?.p95) },
+  { title: "Left alone until", right: true, wide: true, cell: ({ health }) => absolute(health?.retry_at) },
 ];

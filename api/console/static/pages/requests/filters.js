@@ -41,8 +41,8 @@ export function useFacets(filters, tenant) {
 }
 
 function countsOf(told, rows, name) {
-  const given = told?.facets?.[name];
-  if (Array.isArray(given)) return given.map((one) => [one.value, one.count]);
+  const given = told?.facets?.[name]?.values;
+  if (given) return given.filter((one) => one.value !== null).map((one) => [one.value, one.count]);
   const found = new Map();
   for (const row of rows) {
     const value = { status: row.status, model: row.model, provider: (row.served_by ?? row.model).split("/")[0], error: row.error?.code, session_id: row.session_id, batch_id: row.batch_id, source: null, key_id: null }[name];
@@ -81,21 +81,26 @@ export function Histogram({ filters, rows, tenant }) {
   const { query } = usePlace();
   const facets = useFacets(filters, tenant);
   const told = facets.data?.histogram;
-  const shown = useMemo(() => (told?.length ? fromServer(told) : fromRows(rows)), [told, rows]);
+  const shown = useMemo(() => (told?.buckets.length ? fromServer(told) : fromRows(rows)), [told, rows]);
   const zoom = (since, until) => setQuery({ since, until });
   const span = filters.until ? "" : (SPANS.find(([s]) => s && Math.abs(Date.now() / 1000 - Number(filters.since) - Number(s)) < 120)?.[0] ?? (filters.since ? "" : ""));
   return html`<section class="card histogram"><div class="body">
     <div class="row"><${Switch} label="Span of time" value=${filters.since ? span : ""} options=${SPANS} onChange=${(s) => setQuery({ since: s ? Math.floor(Date.now() / 1000) - Number(s) : null, until: null })} />
-      <span class="soft">${facets.data ? `${count(facets.data.total ?? sum(shown))} requests${facets.data.partial ? " at least" : ""}` : `${count(rows.length)} loaded`}</span><span class="grow"></span><span class="soft narrow-hidden">${query.since ? "" : "Drag to zoom"}</span></div>
+      <span class="soft">${facets.data ? `${count(facets.data.matched)} requests${facets.data.partial ? `, of the newest ${count(facets.data.looked_at)}` : ""}` : `${count(rows.length)} loaded`}</span><span class="grow"></span><span class="soft narrow-hidden">${query.since ? "" : "Drag to zoom"}</span></div>
     ${shown.x.length > 0 && html`<${Plot} label="Requests by time" stacked x=${shown.x} height=${92} show=${(value) => count(Math.round(value))} onZoom=${zoom} series=${shown.series} />`}
   </div></section>`;
 }
 
-const sum = (shown) => shown.series.reduce((all, one) => all + one.values.reduce((some, value) => some + value, 0), 0);
 const SHADES = { completed: "--accent", queued: "--soft", in_progress: "--run", incomplete: "--warn", cancelled: "--soft", failed: "--bad" };
 const drawn = (x, values) => ({ x, series: STATUSES.filter((status) => values(status).some(Boolean)).map((status) => ({ name: status, values: values(status), shade: SHADES[status], bars: true })) });
 
-const fromServer = (told) => drawn(told.map((one) => one.at ?? one.start), (status) => told.map((one) => (one.statuses ?? one.by_status ?? one)[status] ?? 0));
+/** The server leaves out spans without any. */
+function fromServer({ bucket_s, buckets }) {
+  const byTime = new Map(buckets.map((one) => [one.at, one.statuses]));
+  const [first, last] = [buckets[0].at, buckets.at(-1).at];
+  const x = Array.from({ length: Math.round((last - first) / bucket_s) + 1 }, (_, at) => first + at * bucket_s);
+  return drawn(x, (status) => x.map((at) => byTime.get(at)?.[status] ?? 0));
+}
 
 function fromRows(rows) {
   if (!rows.length) return { x: [], series: [] };

@@ -23,7 +23,8 @@ _TYPES = {
 }
 _LEVEL = 9
 _PAGE = "index.html"
-_FIRST = "app.js"
+_LATER = ("app.js", "pages/", "lib/markdown.js", "vendor/marked/")
+"""What the first page does not need at once, or names itself."""
 
 
 class Asset(NamedTuple):
@@ -68,7 +69,7 @@ class Assets:
             modules = "".join(
                 f'<link rel="modulepreload" href="{base}/{path}">'
                 for path in sorted(self._files)
-                if path.endswith((".js", ".mjs")) and ".min." not in path and path != _FIRST
+                if path.endswith((".js", ".mjs")) and ".min." not in path and not path.startswith(_LATER)
             )
             styles = "".join(
                 f'<link rel="stylesheet" href="{base}/{path}">' for path in sorted(self._files) if path.endswith(".css")

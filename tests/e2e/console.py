@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -106,6 +107,7 @@ class Asking:
 
     def __init__(self, url: str, headers: dict[str, str] | None = None) -> None:
         self.http = httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=60)
+        weakref.finalize(self, self.http.close)
 
     def ask(self, model: str, text: str = "Hello", **more: Any) -> str:
         """The id of a request that has ended, or, with `background`, runs."""

@@ -25,8 +25,8 @@ from tests.harness.processes import ROOT, Stack, wait_until
 from tests.harness.upstream import ScriptedUpstream
 
 PICTURES = ROOT / "docs/pictures"
-QUALITY, MOVING_QUALITY = 82, 34
-FRAME_S = 0.4
+QUALITY, MOVING_QUALITY = 82, 24
+FRAME_S = 0.5
 LONGEST_S = 40
 HOUR = [
     ("fake/echo", "Summarise the minutes of Monday"),

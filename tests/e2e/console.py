@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.e2e.browser import CHROMIUM
 from tests.harness.processes import ROOT
@@ -27,6 +27,7 @@ _OPTIONS = (
     "--disable-sync --no-first-run --no-proxy-server"
 )
 WAIT_MS = 30_000
+expect.set_options(timeout=WAIT_MS)
 _FAILED_LOAD = "Failed to load resource"
 
 
@@ -72,8 +73,8 @@ class Tab:
 
     def check(self) -> None:
         """Nothing was stopped by the policy, thrown, or asked of others."""
-        assert self.wrong == []
-        assert self.foreign() == []
+        assert self.wrong == [], self.wrong
+        assert self.foreign() == [], self.foreign()
 
     def serious(self) -> list[str]:
         """What axe-core finds serious or critical. It is brought in past the policy, by the browser itself."""

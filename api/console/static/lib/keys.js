@@ -2,9 +2,9 @@
 import { useEffect, useRef } from "./dom.js";
 
 const layers = [];
-const PREFIX_MS = 1200;
+const PREFIX_MS = 2000;
 let prefix = "";
-let prefixTimer = 0;
+let prefixAt = 0;
 
 const isTyping = (target) => target instanceof HTMLElement && (target.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName));
 
@@ -13,9 +13,10 @@ addEventListener("keydown", (event) => {
   if (isTyping(event.target) && event.key !== "Escape") return;
   // Space and Enter belong to what has the focus, if that does something with them.
   if ((event.key === " " || event.key === "Enter") && event.target.closest?.("button, a, summary, [role=tab]")) return;
-  const key = prefix ? `${prefix} ${event.key}` : event.key === " " ? "Space" : event.key;
+  // By the keyboard's own clock: a busy page gets both keys late.
+  const follows = prefix && event.timeStamp - prefixAt < PREFIX_MS;
+  const key = follows ? `${prefix} ${event.key}` : event.key === " " ? "Space" : event.key;
   prefix = "";
-  clearTimeout(prefixTimer);
   for (const layer of [...layers].reverse()) {
     const act = layer.current[key];
     if (act) {
@@ -26,7 +27,7 @@ addEventListener("keydown", (event) => {
   }
   if (key === "g") {
     prefix = "g";
-    prefixTimer = setTimeout(() => (prefix = ""), PREFIX_MS);
+    prefixAt = event.timeStamp;
   }
 });
 

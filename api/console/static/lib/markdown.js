@@ -50,7 +50,17 @@ export class GrowingMarkdown {
     this.tail = null;
   }
 
+  /** What is too deep for the parser is shown as it came. */
   draw(text) {
+    try {
+      this.parse(text);
+    } catch {
+      this.clear();
+      this.element.append(Object.assign(document.createElement("pre"), { className: "raw", textContent: text }));
+    }
+  }
+
+  parse(text) {
     const clean = text.replace(/\r\n?/g, "\n");
     if (!clean.startsWith(this.start)) this.clear();
     let tokens = lexer(clean.slice(this.done), { gfm: true });

@@ -33,10 +33,11 @@ export function Plot({ label, x, series, show = String, stacked = false, onZoom,
   const shape = series.map((one) => one.name + one.shade).join();
   useEffect(() => {
     if (asTable || !x.length) return undefined;
-    const options = optionsOf({ x, series, show, stacked, onZoom, height, width: box.current.clientWidth || 300 });
-    plot.current = new globalThis.uPlot(options, dataOf(x, series, stacked), box.current);
-    const watch = new ResizeObserver(() => plot.current?.setSize({ width: box.current.clientWidth, height }));
-    watch.observe(box.current);
+    const place = box.current; // the observer may be called once more when the page is another already
+    const options = optionsOf({ x, series, show, stacked, onZoom, height, width: place.clientWidth || 300 });
+    plot.current = new globalThis.uPlot(options, dataOf(x, series, stacked), place);
+    const watch = new ResizeObserver(() => place.clientWidth && plot.current?.setSize({ width: place.clientWidth, height }));
+    watch.observe(place);
     return () => {
       watch.disconnect();
       plot.current.destroy();

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -103,12 +102,18 @@ def tab(browser: Browser, url: str, **options: Any) -> Iterator[Tab]:
         context.close()
 
 
+class _Client(httpx.Client):
+    """Closed when nobody has it any more."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Asking:
     """A program that asks the server, whose requests the console shows."""
 
     def __init__(self, url: str, headers: dict[str, str] | None = None) -> None:
-        self.http = httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=60)
-        weakref.finalize(self, self.http.close)
+        self.http = _Client(base_url=url, headers=headers, trust_env=False, timeout=60)
 
     def ask(self, model: str, text: str = "Hello", **more: Any) -> str:
         """The id of a request that has ended, or, with `background`, runs."""

@@ -10,6 +10,7 @@ const isTyping = (target) => target instanceof HTMLElement && (target.isContentE
 
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+  if (document.querySelector("dialog[open]")) return; // it has its own: Escape closes it, Enter and Space press its buttons
   if (isTyping(event.target) && event.key !== "Escape") return;
   // Space and Enter belong to what has the focus, if that does something with them.
   if ((event.key === " " || event.key === "Enter") && event.target.closest?.("button, a, summary, [role=tab]")) return;

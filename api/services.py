@@ -16,6 +16,7 @@ from shared.config.settings import Settings
 from shared.features.access.browsers import Browsers
 from shared.features.access.key_ring import KeyRing
 from shared.features.access.shares import Shares
+from shared.features.installation import Installation
 from shared.features.tokens import Tokens
 from shared.generations.caller import Caller
 from shared.generations.core import Core
@@ -41,6 +42,7 @@ class Services(Core):
     ) -> None:
         super().__init__(redis, log, settings, name=name, confirmer=confirmer, admit=admit)
         self.tokens = Tokens(redis)
+        self.installation = Installation(redis)
         self.backlog = Backlog(redis)
         self.shares = Shares(redis, self.audit)
         self.browsers = Browsers(redis, idle_s=int(settings.console_idle_s))

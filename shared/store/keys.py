@@ -19,6 +19,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:keys` | hash, id to JSON: the API keys that are data, see shared/features/access | permanent |
 | `streamspool:limits` | hash, tenant to JSON: limits that were set while the server runs | permanent |
 | `streamspool:keys-version` | string, random: another one after each change of a key, or of limits | permanent |
+| `streamspool:secret` | string, 64 random bytes: encrypts what clients carry, see installation.py | permanent |
 | `streamspool:limit:KIND:SCOPE` | hash of counts by second, or zset of ids: limits.py | 61 s; as long as a log can run |
 | `streamspool:keys-used` | hash, id to Unix seconds: when a key was used last | 400 days after the last use |
 | `streamspool:audit` | stream of changes of keys and limits, see audit.py: 100,000 entries | permanent |
@@ -137,6 +138,7 @@ class Keys:
         self.keys = f"{prefix}:keys"
         self.keys_version = f"{prefix}:keys-version"
         self.audit = f"{prefix}:audit"
+        self.secret = f"{prefix}:secret"
         self.limits = f"{prefix}:limits"
         self.keys_used = f"{prefix}:keys-used"
         self.reaping = f"{prefix}:reaping"
@@ -157,6 +159,7 @@ class Keys:
                 self.keys,
                 self.keys_version,
                 self.audit,
+                self.secret,
                 self.limits,
                 *map(self.tenants, Lane),
                 *map(self.running, Lane),

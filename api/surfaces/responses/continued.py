@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Container, Iterable
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from api.errors import problem_error
@@ -17,10 +16,11 @@ from api.live.answer import accumulate
 from api.services import Services
 from api.surfaces.responses.conversations import calls_of
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
-from api.surfaces.responses.verbatim import view_of
+from api.surfaces.responses.verbatim import cipher_for, cipher_of, view_of
 from shared.errors import BadRequest, NotFound
 from shared.features.chains import Link
 from shared.features.responses import ids
+from shared.features.responses.carried import Carried, added_up
 from shared.features.responses.items import OUTPUTS, Calls, Item, Message, as_items, to_items
 from shared.features.responses.request import TERMS, ResponsesRequest
 from shared.generations.caller import Caller
@@ -73,7 +73,7 @@ async def find(services: Services, caller: Caller, response_id: str) -> Found:
         raise unknown from None
     if summary.header.get("surface") != "responses":
         raise unknown
-    return Found(summary, body, view_of(summary.header, body))
+    return Found(summary, body, view_of(summary.header, body, await cipher_for(services, caller.tenant, body)))
 
 
 async def folded(events: ResponseEvents, header: Header, chunks: Iterable[bytes]) -> ResponseFold:
@@ -95,10 +95,11 @@ async def continued(
     if request.previous_response_id is not None:
         _, previous = await _continuing(services, caller, request, known)
     items = await _without_references(services, caller, request.items, known)
+    items, carried = await _carried(services, caller, items)
     calls = await _answered(services, caller, previous, items)
     if request.conversation_id is not None:
         calls = await _conversed(services, caller, request.conversation_id, items)
-    return Continued(previous, items, calls, await _thoughts(services, caller, request, items))
+    return Continued(previous, items, calls, await _thoughts(services, caller, request, items, carried))
 
 
 async def continued_natively(
@@ -184,11 +185,29 @@ async def _said(events: ResponseEvents, link: Link) -> list[Item]:
     return _finished(fold.whole(link.outcome, status)["output"])
 
 
+async def _carried(services: Services, caller: Caller, items: list[Item]) -> tuple[list[Item], list[Carried]]:
+    """What reasoning items carry that was encrypted here; and the items, each of those with the id that it was given under, which
+    some clients take off. Raises BadRequest."""
+    found: list[Carried] = []
+    named: list[Item] = []
+    for number, item in enumerate(items):
+        text = item.get("encrypted_content")
+        if item.get("type") == "reasoning" and isinstance(text, str):
+            cipher = await cipher_of(services, caller.tenant)
+            one = cipher.decrypt(text, f"input[{number}].encrypted_content")
+            if one is not None:
+                found.append(one)
+                item = {**item, "id": item.get("id") or ids.item_id("reasoning", one.generation_id, 0)}
+        named.append(item)
+    return named, found
+
+
 async def _thoughts(
-    services: Services, caller: Caller, request: ResponsesRequest, items: list[Item]
+    services: Services, caller: Caller, request: ResponsesRequest, items: list[Item], carried: list[Carried]
 ) -> dict[str, Message]:
     """What the model said itself since the last user's message, in which it may be thinking still: providers sign their
-    reasoning, and some refuse a tool's output without it. Another model is given none of it."""
+    reasoning, and some refuse a tool's output without it. Another model is given none of it. Where the log is not kept any more,
+    it is what the items carry."""
     found: dict[str, Message] = {}
     for item in reversed(items):
         if item.get("role") == "user":
@@ -196,13 +215,18 @@ async def _thoughts(
         place = ids.place(item["id"]) if isinstance(item.get("id"), str) else None
         if place is None or place.generation_id in found:
             continue
-        with suppress(NotFound):
+        try:
             answered = await find(services, caller, response_id(place.generation_id))
-            summary = answered.summary
-            if summary.header["model"] == request.model and summary.outcome is not None:
-                chunks, _ = await services.broker.chunks(summary.header, summary.position.epoch)
-                for message in (await accumulate(chunks)).messages[:1]:
-                    found[place.generation_id] = message
+        except NotFound:
+            mine = [one for one in carried if one.generation_id == place.generation_id and one.model == request.model]
+            if mine:
+                found[place.generation_id] = added_up([one.delta for one in mine])
+            continue
+        summary = answered.summary
+        if summary.header["model"] == request.model and summary.outcome is not None:
+            chunks, _ = await services.broker.chunks(summary.header, summary.position.epoch)
+            for message in (await accumulate(chunks)).messages[:1]:
+                found[place.generation_id] = message
     return found
 
 

@@ -17,6 +17,7 @@ from api.errors import problem_error
 from api.live.projection import Step
 from api.surfaces.responses.writer import Writer
 from shared.errors import AttemptReplaced, LogError
+from shared.features.responses.carried import Cipher
 from shared.features.responses.objects import Echoed, ended_response, response
 from shared.features.responses.output import (
     AS_SUMMARY,
@@ -57,6 +58,8 @@ class ResponseFold(NamedTuple):
     """Those that have."""
     recent: int = -1
     """The call that was added to last."""
+    thoughts: Said | None = None
+    """What the next reasoning item to be closed carries, by deltas; kept only where its client wants that."""
 
     def feed(self, entry: Entry) -> Step:
         frames, fold = self._fed(entry.data)
@@ -114,6 +117,8 @@ class ResponseFold(NamedTuple):
             writer.begin()
         if status is not Status.FAILED:
             writer.close_all(cut=status is not Status.COMPLETED)
+        if status is Status.COMPLETED:
+            writer.carry_the_rest()
         if status is Status.COMPLETED and not writer.fold.opened:
             writer.add_text("", None)  # clients that find no item at all ask again, for ever
             writer.close_all(cut=False)
@@ -155,8 +160,9 @@ class ResponseEvents:
     encode = None
     keepalive = KEEPALIVE
 
-    def __init__(self, generation_id: str, echoed: Echoed) -> None:
-        self.generation_id, self.echoed = generation_id, echoed
+    def __init__(self, generation_id: str, echoed: Echoed, cipher: Cipher | None = None) -> None:
+        """With a cipher, reasoning items have `encrypted_content`."""
+        self.generation_id, self.echoed, self.cipher = generation_id, echoed, cipher
         self.summarised = bool(echoed["reasoning"]["summary"])
         """Reasoning is shown as its summary, which is what clients that ask for one show; else as its text."""
         self.reasoning = AS_SUMMARY if self.summarised else AS_TEXT

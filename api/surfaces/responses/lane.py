@@ -14,7 +14,7 @@ from api.live.client import AMONG
 from api.live.event_stream import EventStream
 from api.surfaces.responses.asked import turn_of, understand
 from api.surfaces.responses.memory import Prepared
-from api.surfaces.responses.verbatim import view_of
+from api.surfaces.responses.verbatim import cipher_for, view_of
 from shared.errors import BadRequest, Internal, StreamspoolError
 from shared.features.responses.items import as_items
 from shared.features.responses.objects import response
@@ -106,12 +106,13 @@ class Lane:
         if wanted is not None:
             chat_body[TERMS]["previous_response_id"] = wanted  # what was prepared has a name for its client alone
         front = Front("responses", turn_of(self._socket.session, self._body), previous)
+        cipher = await cipher_for(services, caller.tenant, chat_body)
         header, replayed = await services.broker.submit(
             json.dumps(chat_body), chat_request, caller, repeat=bool(front.turn), front=front
         )
         memory.note(response_id(header["id"]), self.stream_id)
         hold_s = 0 if chat_request.background else services.settings.hold_headers_s
-        view = view_of(header, chat_body)
+        view = view_of(header, chat_body, cipher)
         return EventStream(services, header, view, fresh=not replayed, hold_s=hold_s, headers={})
 
     async def _prepare(self, given: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ from api.services import Services
 from api.surfaces.responses.asked import turn_of, understand
 from api.surfaces.responses.continued import find, folded, input_items
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
-from api.surfaces.responses.verbatim import view_of
+from api.surfaces.responses.verbatim import cipher_for, view_of
 from shared.chat.messages import Texts
 from shared.errors import BadCursor, NotFound
 from shared.features.responses.objects import response
@@ -90,6 +90,7 @@ async def create(
     checked, chat_request, chat_body, previous = await understand(services, caller, given)
     silent_s = speak_after_s(request, services.settings)
     front = Front("responses", turn_of(request.headers.get("session-id"), body), previous)
+    cipher = await cipher_for(services, caller.tenant, chat_body)
     header, replayed = await services.broker.submit(
         json.dumps(chat_body),
         chat_request,
@@ -98,7 +99,7 @@ async def create(
         repeat=repeat or bool(front.turn),
         front=front,
     )
-    events = view_of(header, chat_body)
+    events = view_of(header, chat_body, cipher)
     headers = _headers(header, root) | (REPLAYED if replayed else {})
     if checked.stream:
         hold_s = 0 if checked.background else services.settings.hold_headers_s  # to be queued is to be accepted

@@ -12,14 +12,17 @@ from typing import Any, NamedTuple
 
 from api.errors import problem_error
 from api.live.projection import Step
+from api.services import Services
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
 from shared.errors import LogError
+from shared.features.responses.carried import INCLUDED, Cipher
 from shared.features.responses.objects import ended_response, response
 from shared.features.responses.output import Item, Said, event_frame, pieces
 from shared.features.responses.request import TERMS, echoed
 from shared.lib import json
 from shared.log.entry import Entry, Status
 from shared.log.records import Header, Outcome
+from shared.store.availability import translate_errors
 
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 _OURS = ("background", "conversation", "model", "previous_response_id", "store")
@@ -32,10 +35,24 @@ _TEXTS = {
 }
 
 
-def view_of(header: Header, body: dict[str, Any]) -> ResponseEvents:
-    """How a response is shown, by its log's header and the request that is stored there."""
-    kind = VerbatimEvents if "native" in body[TERMS] else ResponseEvents
-    return kind(header["id"], echoed(header, body))
+def view_of(header: Header, body: dict[str, Any], cipher: Cipher | None = None) -> ResponseEvents:
+    """How a response is shown, by its log's header and the request that is stored there; `cipher` is `cipher_for` it."""
+    if "native" in body[TERMS]:
+        return VerbatimEvents(header["id"], echoed(header, body))
+    return ResponseEvents(header["id"], echoed(header, body), cipher)
+
+
+async def cipher_for(services: Services, tenant: str, body: dict[str, Any]) -> Cipher | None:
+    """What encrypts the reasoning of a response to this request, if it wants that. Raises Unavailable."""
+    if "native" in body[TERMS] or INCLUDED not in (body[TERMS].get("include") or ()):
+        return None
+    return await cipher_of(services, tenant)
+
+
+async def cipher_of(services: Services, tenant: str) -> Cipher:
+    """A tenant's. Raises Unavailable."""
+    with translate_errors():
+        return Cipher(await services.installation.secret(), tenant)
 
 
 class VerbatimEvents(ResponseEvents):

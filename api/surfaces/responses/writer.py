@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.chat.messages import visible_text
 from shared.features.responses import ids
+from shared.features.responses.carried import Carried, added_up, carried_of
 from shared.features.responses.objects import response
 from shared.features.responses.output import (
     Held,
@@ -49,6 +50,10 @@ class Writer:
     def read(self, delta: dict[str, Any], logprobs: Any) -> None:
         """One delta of the chat."""
         content, reasoning = visible_text(delta)
+        if self.fold.view.cipher is not None and (thoughts := carried_of(delta)):
+            self.fold = self.fold._replace(thoughts=Said(self.fold.thoughts, thoughts))
+            if not (reasoning or self.fold.opened):
+                self.open(Open("reasoning", self.fold.opened))  # a model may think in secret
         if reasoning:
             self.add_reasoning(reasoning)
         if content:
@@ -65,10 +70,9 @@ class Writer:
     def add_reasoning(self, text: str) -> None:
         self.close_except("reasoning")
         names, item = self.fold.view.reasoning, self.current("reasoning")
-        begins = item is None
         item = item or self.open(Open("reasoning", self.fold.opened))
         where = {**self.where(item), names.index_field: 0}
-        if begins:
+        if item.said is None:
             self.say(f"response.{names.part}.added", **where, part={"type": names.kind, "text": ""})
         self.say(f"response.{names.text}.delta", **where, delta=text)
         self.put(item._replace(said=Said(item.said, text)))
@@ -179,6 +183,13 @@ class Writer:
         self.put(item)
         return item
 
+    def say_thought(self, item: Open) -> None:
+        """That all of the open part of an item of reasoning was said."""
+        names, text = self.fold.view.reasoning, "".join(pieces(item.said))
+        where = {**self.where(item), names.index_field: 0}
+        self.say(f"response.{names.text}.done", **where, text=text)
+        self.say(f"response.{names.part}.done", **where, part={"type": names.kind, "text": text})
+
     # ---- closing
 
     def close_except(self, *kinds: str) -> None:
@@ -216,6 +227,20 @@ class Writer:
         self.say("response.content_part.done", **where, part=part)
         return item._replace(part="", parts=(*item.parts, part), said=None, notes=None, logprobs=None)
 
+    def carry_the_rest(self) -> None:
+        """What a provider wants back may come after all else (Gemini signs its calls): it gets an item of its own."""
+        if self.fold.thoughts is not None:
+            self.close(self.open(Open("reasoning", self.fold.opened)), "completed")
+
+    def carried(self) -> str | None:
+        """What a reasoning item carries that is closed now."""
+        cipher, header = self.fold.view.cipher, self.fold.header
+        if cipher is None or self.fold.thoughts is None:
+            return None
+        delta = added_up(pieces(self.fold.thoughts))
+        self.fold = self.fold._replace(thoughts=None)
+        return cipher.encrypt(Carried(header["id"], header["model"], delta))
+
     def close(self, item: Open, status: str) -> None:
         shown = self.fold.item(item, status)
         place = self.where(item)
@@ -223,10 +248,9 @@ class Writer:
             if item.part:
                 self.close_part(item)
         elif item.kind == "reasoning":
-            names, text = self.fold.view.reasoning, "".join(pieces(item.said))
-            where = {**place, names.index_field: 0}
-            self.say(f"response.{names.text}.done", **where, text=text)
-            self.say(f"response.{names.part}.done", **where, part={"type": names.kind, "text": text})
+            shown["encrypted_content"] = self.carried()
+            if item.said is not None:
+                self.say_thought(item)
         elif item.kind == "function_call":
             done = {"arguments": shown["arguments"], "name": item.name}
             self.say("response.function_call_arguments.done", **place, **done)

@@ -166,6 +166,7 @@ class _Reader:
 
     def __init__(self, calls: Calls, given: Mapping[str, Message], *, keep_reasoning: bool) -> None:
         self._given, self._keep_reasoning = given, keep_reasoning
+        self._by_call = {call.get("id"): one for one in given.values() for call in one.get("tool_calls") or ()}
         self._answer: Message | None = None
         """The provider's own message that the reasoning before belongs to."""
         self._messages: list[Message] = []
@@ -230,7 +231,7 @@ class _Reader:
         message = self._assistant()
         called = {"name": _string(path, item, "name"), text: _string(path, item, text, empty=True)}
         call = {"id": call_id, "type": field, field: called}
-        answer = self._answer or self._of(item)
+        answer = self._answer or self._of(item) or self._by_call.get(call_id)
         if answer is not None:
             message |= {name: answer[name] for name in REASONING_FIELDS if answer.get(name)}
             own: dict[str, Any] = next((one for one in answer.get("tool_calls") or () if one.get("id") == call_id), {})

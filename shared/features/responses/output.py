@@ -107,6 +107,8 @@ def item_object(generation_id: str, item: Open, status: str, *, summarised: bool
         return {**base, "role": "assistant", "content": parts}
     text = "".join(pieces(item.said))
     if item.kind == "reasoning":
+        if item.said is None:
+            return {**base, "summary": [], "encrypted_content": None}
         if summarised:
             return {**base, "summary": [{"type": "summary_text", "text": text}], "encrypted_content": None}
         return {**base, "summary": [], "content": [{"type": "reasoning_text", "text": text}], "encrypted_content": None}

@@ -69,6 +69,7 @@ def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None, ro
         "session_id": header.get("session_id"),
         "batch_id": batch["id"] if batch else None,
         "retried_from": header.get("retried_from"),
+        "summarises": header.get("summarises"),
         "background": header.get("background", False),
         "webhook": delivery,
         "viewers": viewers,

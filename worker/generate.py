@@ -64,6 +64,7 @@ from worker.providers.formats import responses_verbatim
 from worker.providers.registry import Provider, split_model
 from worker.providers.tool_calls import forces_one, ids_in
 from worker.running import RunningAttempts
+from worker.summaries import Summaries, Summary
 from worker.upstream.attempts import Served, Target
 from worker.upstream.client import Upstream
 
@@ -87,9 +88,10 @@ class Generator:
         settings: Settings,
         *,
         worker_id: str,
+        summaries: Summaries,
         limiter: Limiter | None = None,
     ) -> None:
-        self._limiter = limiter
+        self._limiter, self._summaries = limiter, summaries
         self._log, self._appender, self._upstream, self._outcomes = log, appender, upstream, outcomes
         self.running = RunningAttempts(log, appender)
         self._providers, self._settings, self._worker_id = providers, settings, worker_id
@@ -202,7 +204,8 @@ class Generator:
             answer.forced, answer.call_ids = forces_one(body), ids_in(messages)
             answer.verbatim, answer.whole = responses_verbatim.request_of(body) is not None, body.get(FIELD)
             await self._budgets.check(header)
-            say = partial(self._say, writer, header, answer, {**body, "messages": messages}, served)
+            summary = self._summaries.of(header, body, served, answer)
+            say = partial(self._say, writer, header, answer, {**body, "messages": messages}, served, summary)
             if not await self.running.run(writer, header, say):
                 status = Status.CANCELLED
         except StreamspoolError as caught:
@@ -236,9 +239,32 @@ class Generator:
         )
 
     async def _say(
-        self, writer: Writer, header: Header, answer: Normalizer, body: dict[str, Any], served: Served
+        self,
+        writer: Writer,
+        header: Header,
+        answer: Normalizer,
+        body: dict[str, Any],
+        served: Served,
+        summary: Summary,
     ) -> None:
-        """Appends what the provider says; raises UpstreamError after all that came is stored.
+        """Appends what the provider says, and a summary of its thoughts. Raises UpstreamError after all that came is stored."""
+        async with summary:
+            stopped = await self._relay(writer, header, answer, body, served, summary)
+            await writer.append(await self._outcomes.transcripts.blobs.chunks(header, await summary.end()))
+        await self._tell_usage(writer, answer)
+        if stopped is not None:
+            raise stopped
+
+    async def _relay(
+        self,
+        writer: Writer,
+        header: Header,
+        answer: Normalizer,
+        body: dict[str, Any],
+        served: Served,
+        summary: Summary,
+    ) -> StreamspoolError | None:
+        """What ended the answer before its provider did.
 
         Over the limit, it hangs up on the provider, which would go on: the answer has its end then, and UpstreamTooLong
         says why.
@@ -258,22 +284,22 @@ class Generator:
                     writer.timings["first_chunk_ms"] = round(first_s * 1000)
                     writer.note = json.dumps(served.note(spoke=True))
                 size += answer_bytes(batch)
-                await writer.append(await blobs.chunks(header, batch))
+                await writer.append(await blobs.chunks(header, summary.take(batch)))
+                summary.look()
                 CHUNKS.inc(len(batch))
                 stopped = self.running.is_over(writer.generation_id)
                 if stopped or size > limit > 0:
                     break
             else:
-                await self._tell_usage(writer, answer)
-                return
+                return None
         whole = answer.finished or answer.done
-        await writer.append(answer.end() if whole else answer.cut_off())
-        await self._tell_usage(writer, answer)
+        summary.forgo()
+        await writer.append(summary.take(answer.end() if whole else answer.cut_off()))
         if whole:
-            return
+            return None
         if stopped:
-            raise BudgetStopped("The budget was reached while this was answered, and it was ended there.")
-        raise UpstreamTooLong(
+            return BudgetStopped("The budget was reached while this was answered, and it was ended there.")
+        return UpstreamTooLong(
             f"The answer went on beyond {limit} bytes (STREAMSPOOL_MAX_ANSWER_BYTES) and was ended there."
         )
 

@@ -228,6 +228,11 @@ class Normalizer:
         last = {**(self._usage_chunk or {}), "choices": [], "usage": figures, "usage_source": source}
         return [self._serialize(last, is_usage=True)]
 
+    def remark(self, delta: dict[str, Any], **fields: Any) -> Chunk:
+        """A chunk of ours that adds this to the first choice, with these fields beside."""
+        self.chunks += 1
+        return self._serialize({**fields, **self._shown([{"index": 0, "delta": delta, "finish_reason": None}])})
+
     def _check_silence(self) -> None:
         if word := next((choice.unknown for choice in self._choices if choice.unknown), None):
             raise UpstreamIncomplete(f"The provider said nothing, and ended with `{word[:100]}`.")

@@ -35,6 +35,7 @@ from worker.places import BATCHES
 from worker.providers.registry import Provider
 from worker.providers.switches import switch
 from worker.status import showing
+from worker.summaries import Summaries
 from worker.upstream.client import Upstream
 from worker.upstream.model_lists import ModelLists
 from worker.webhooks import WebhookSender
@@ -112,6 +113,7 @@ def _generator(
         core.budgets,
         settings,
         worker_id=worker_id,
+        summaries=Summaries(core.broker, settings),
         limiter=core.limiter,
     )
 

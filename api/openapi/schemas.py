@@ -171,6 +171,7 @@ _STREAMS = {
         session_id=_MAYBE_TEXT,
         batch_id=_MAYBE_TEXT,
         retried_from=_MAYBE_TEXT,
+        summarises=_MAYBE_TEXT,
         background=TRUTH,
         webhook=_MAYBE_OBJECT,
         viewers=WHOLE,

@@ -12,7 +12,7 @@ from shared.config.formats import WIRE_FORMATS
 
 EXTENSION_FIELDS = frozenset(
     "on_interruption on_disconnect session_id session_policy session_trim session_max_tokens session_keep_partial "
-    "store_reasoning background max_tokens_per_s webhook responses whole "
+    "store_reasoning reasoning_summary background max_tokens_per_s webhook responses whole "
     # OpenAI's own, but they are for the keeper of the answer, and that is us. To pass `store` on would leave a second
     # copy of the prompt with the provider; and without it OpenAI refuses `metadata`.
     "store metadata".split()

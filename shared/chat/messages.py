@@ -21,6 +21,9 @@ REASONING_FIELDS = (
 """Where reasoning stands in a message. The first three hold text, and a provider sends one of them; the others are what
 it wants back to go on thinking."""
 
+SUMMARY = "reasoning_summary"
+"""Where a summary stands that another model made of the reasoning (worker/summaries.py)."""
+
 _TEXT_FIELDS = REASONING_FIELDS[:3]
 _KEPT = ("content", "tool_calls", "function_call", "refusal", "name", "audio")
 """What providers take back in an assistant's message; other fields of an answer (annotations, images) they refuse."""
@@ -86,13 +89,15 @@ def turn_message(message: dict[str, Any], *, store_reasoning: bool, think_tags: 
     """An answer's message as the next request carries it: without reasoning unless it is wanted.
 
     Where there is reasoning and nothing else, the reasoning is the turn: an empty one would read as if nothing had been
-    said.
+    said. A summary that was made of it stands in its place, unless tools are called: the model goes on thinking then.
     """
     kept = {field: message[field] for field in _KEPT if message.get(field) is not None}
     texts = visible_text(message, think_tags=think_tags)
     if isinstance(kept.get("audio"), dict):
         kept["audio"] = {"id": kept["audio"].get("id")}
-    if store_reasoning:
+    if store_reasoning and message.get(SUMMARY) and not kept.get("tool_calls"):
+        kept["reasoning_content"] = message[SUMMARY]
+    elif store_reasoning:
         kept |= {field: message[field] for field in REASONING_FIELDS if message.get(field)}
     else:
         kept["content"] = texts.content or None

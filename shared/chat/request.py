@@ -274,6 +274,7 @@ class ChatRequest(Lenient):
     session_max_tokens: Annotated[int, Field(ge=1)] | None = None
     session_keep_partial: bool | None = None
     store_reasoning: bool | None = None
+    reasoning_summary: bool | None = None
     background: bool | None = None
     webhook: WebhookRequest | None = None
 

@@ -184,6 +184,12 @@ class Settings(BaseSettings):
     store_reasoning: bool = Field(
         False, description="default of the request field: sessions keep an answer's reasoning and send it back"
     )
+    summary_model: str = Field(
+        "",
+        pattern=r"^$|^[^/\x00-\x20]+(/\S+)?$",
+        description="summarises reasoning for requests that want that, where their provider does not: `provider/model`, or a "
+        "name of [models]; empty: no model does",
+    )
     session_policy: Literal["reject", "enqueue", "interrupt"] = Field(
         "reject", description="default of the request field: a request comes while its session is busy"
     )

@@ -18,11 +18,13 @@ class Front(NamedTuple):
     """The generations that it goes on from, as `Chains.keep` tells them."""
     retried_from: str | None = None
     """The generation whose request this is, again."""
+    summarises: str | None = None
+    """The one whose reasoning this is to summarise."""
 
     def mark(self, header: Header) -> None:
         """Notes in a log's header what of this is to be found there."""
         header["surface"], header["previous"] = self.surface, list(self.previous) or None
-        header["retried_from"] = self.retried_from
+        header["retried_from"], header["summarises"] = self.retried_from, self.summarises
 
 
 CHAT = Front("chat")

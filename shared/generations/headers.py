@@ -63,6 +63,7 @@ def make_header(
         "surface": "chat",
         "previous": None,
         "retried_from": None,
+        "summarises": None,
         "server": None,
         "request_id": current_request(),
     }

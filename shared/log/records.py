@@ -111,6 +111,8 @@ class Header(TypedDict):
     """The generations that it goes on from, the nearest first, 32 at most: what is before them, their own headers name."""
     retried_from: NotRequired[str | None]
     """The generation that was asked the same before; None: it is no repeat that a client asked for."""
+    summarises: NotRequired[str | None]
+    """The generation whose reasoning this is to summarise; None: it is no summary."""
     server: NotRequired[str | None]
     """Which server took the request, see `shared.store.confirm`; None: not known."""
     request_id: NotRequired[str | None]

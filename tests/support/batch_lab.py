@@ -28,6 +28,7 @@ from tests.support.batch import ENDED, jsonl, line
 from worker.batches.batcher import Batcher
 from worker.generate import Generator
 from worker.providers.registry import FAKE, Provider
+from worker.summaries import Summaries
 from worker.upstream.client import Upstream
 
 OWNER = "ann"
@@ -169,7 +170,17 @@ async def open_lab(
         }
         catalogue = {"aliases": {}, "providers": {name: {"models": [], "open": True} for name in providers}}
         await redis.set(redis.key.catalogue, json.dumps(catalogue), ex=600)
-        generator = Generator(log, appender, client, providers, core.outcomes, core.budgets, settings, worker_id="w1")
+        generator = Generator(
+            log,
+            appender,
+            client,
+            providers,
+            core.outcomes,
+            core.budgets,
+            settings,
+            worker_id="w1",
+            summaries=Summaries(core.broker, settings),
+        )
         lab = Lab(redis, settings, generator, core, log)
         answering = asyncio.create_task(lab.answer())
         yield lab

@@ -29,6 +29,7 @@ from tests.harness.upstream import DONE, Pause, ScriptedUpstream, chunk, ending,
 from worker.generate import Generator
 from worker.normalizer import Normalizer
 from worker.providers.registry import Provider
+from worker.summaries import Summaries
 from worker.upstream.attempts import Served
 from worker.upstream.client import Upstream
 
@@ -115,6 +116,7 @@ async def benching(valkey: EmbeddedValkey, scripted: Provider, **given: Any) -> 
                 core.budgets,
                 settings,
                 worker_id="w1",
+                summaries=Summaries(core.broker, settings),
             ),
         )
         await redis.flushdb()

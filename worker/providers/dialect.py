@@ -71,3 +71,5 @@ class Dialect:
     """Instead of `translator`, for a client that speaks this format itself and has the provider's own events."""
     wire_format: str = "openai"
     """Its name, in shared/config/formats.py and in the table of finish.py."""
+    summarises: bool = False
+    """Whether what it gives as reasoning is a summary."""

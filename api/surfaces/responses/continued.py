@@ -186,8 +186,8 @@ async def _said(events: ResponseEvents, link: Link) -> list[Item]:
 
 
 async def _carried(services: Services, caller: Caller, items: list[Item]) -> tuple[list[Item], list[Carried]]:
-    """What reasoning items carry that was encrypted here; and the items, each of those with the id that it was given under, which
-    some clients take off. Raises BadRequest."""
+    """What reasoning items carry that was encrypted here; and the items, each of those with an id of the generation that it is
+    of, which some clients take off. Raises BadRequest."""
     found: list[Carried] = []
     named: list[Item] = []
     for number, item in enumerate(items):
@@ -206,8 +206,8 @@ async def _thoughts(
     services: Services, caller: Caller, request: ResponsesRequest, items: list[Item], carried: list[Carried]
 ) -> dict[str, Message]:
     """What the model said itself since the last user's message, in which it may be thinking still: providers sign their
-    reasoning, and some refuse a tool's output without it. Another model is given none of it. Where the log is not kept any more,
-    it is what the items carry."""
+    reasoning, and some refuse a tool's output without it. Another model is given none of it. Where the log is gone, it is what
+    the items carry."""
     found: dict[str, Message] = {}
     for item in reversed(items):
         if item.get("role") == "user":

@@ -25,7 +25,9 @@ from shared.features.responses.output import (
     Held,
     Item,
     Open,
+    ReasoningNames,
     Said,
+    Waiting,
     item_object,
     pieces,
     text_frame,
@@ -60,6 +62,12 @@ class ResponseFold(NamedTuple):
     """The call that was added to last."""
     thoughts: Said | None = None
     """What the next reasoning item to be closed carries, by deltas; kept only where its client wants that."""
+    raw: bool = False
+    """Reasoning is shown as its text, since a summary of it is made."""
+    summarised: bool = False
+    """Whether an item has it, or waits for it; there is one."""
+    waits: Waiting | None = None
+    """The reasoning item that the summary is to come for. All of its text was said."""
 
     def feed(self, entry: Entry) -> Step:
         frames, fold = self._fed(entry.data)
@@ -78,6 +86,8 @@ class ResponseFold(NamedTuple):
             return self._said_more(text)
         writer = Writer(self)
         writer.begin()
+        if "reasoning_summary_model" in chunk:
+            writer.fold = writer.fold._replace(raw=self.view.summarised)
         for choice in choices or ():
             if choice.get("index", 0) == 0:
                 writer.read(choice.get("delta") or {}, choice.get("logprobs"))
@@ -144,12 +154,19 @@ class ResponseFold(NamedTuple):
         return ended_response(self.header, self.view.echoed, outcome, output=self.output(cut=True), stored=stored)
 
     def item(self, item: Open, status: str) -> Item:
-        return item_object(self.header["id"], item, status, summarised=self.view.summarised)
+        return item_object(self.header["id"], item, status, summarised=self.view.summarised and not self.raw)
+
+    @property
+    def reasoning(self) -> ReasoningNames:
+        """What events about reasoning are called now."""
+        return AS_TEXT if self.raw else self.view.reasoning
 
     def output(self, *, cut: bool) -> list[Item]:
         """All items, by their index. Open ones are `in_progress`, or `incomplete` if there will be no more of them."""
         found = pieces(self.closed)
         found += [(one.place, self.item(one, "incomplete" if cut else "in_progress")) for one in self.open]
+        if self.waits is not None:
+            found.append((self.waits.place, self.waits.item()))
         return [item for _, item in sorted(found, key=lambda pair: pair[0])]
 
 

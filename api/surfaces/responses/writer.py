@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shared.chat.messages import visible_text
+from shared.chat.messages import SUMMARY, visible_text
 from shared.features.responses import ids
 from shared.features.responses.carried import Carried, added_up, carried_of
 from shared.features.responses.objects import response
@@ -15,6 +15,7 @@ from shared.features.responses.output import (
     Held,
     Open,
     Said,
+    Waiting,
     annotation_object,
     event_frame,
     is_whole,
@@ -64,18 +65,29 @@ class Writer:
             self.add_annotation(annotation)
         for call in delta.get("tool_calls") or ():
             self.add_call(call)
+        if summary := delta.get(SUMMARY):
+            self.add_summary(summary)
 
     # ---- items
 
     def add_reasoning(self, text: str) -> None:
         self.close_except("reasoning")
-        names, item = self.fold.view.reasoning, self.current("reasoning")
+        names, item = self.fold.reasoning, self.current("reasoning")
         item = item or self.open(Open("reasoning", self.fold.opened))
         where = {**self.where(item), names.index_field: 0}
         if item.said is None:
             self.say(f"response.{names.part}.added", **where, part={"type": names.kind, "text": ""})
         self.say(f"response.{names.text}.delta", **where, delta=text)
         self.put(item._replace(said=Said(item.said, text)))
+
+    def add_summary(self, text: str) -> None:
+        """What another model made of the reasoning."""
+        if self.current("reasoning") is not None:
+            self.close_except()
+        if self.fold.waits is not None:
+            self.fold = self.fold._replace(waits=self.fold.waits._replace(summary=text))
+            if not self.fold.open:
+                self.say_summary()
 
     def add_text(self, text: str, logprobs: Any) -> None:
         item = self.part("output_text")
@@ -152,6 +164,8 @@ class Writer:
         return next((one for one in self.fold.open if one.kind == kind), None)
 
     def open(self, item: Open) -> Open:
+        if self.fold.waits is not None and self.fold.waits.summary is not None:
+            self.say_summary()
         self.fold = self.fold._replace(opened=self.fold.opened + 1, open=(*self.fold.open, item))
         shown = self.fold.item(item, "in_progress")
         if item.kind == "reasoning":
@@ -185,7 +199,7 @@ class Writer:
 
     def say_thought(self, item: Open) -> None:
         """That all of the open part of an item of reasoning was said."""
-        names, text = self.fold.view.reasoning, "".join(pieces(item.said))
+        names, text = self.fold.reasoning, "".join(pieces(item.said))
         where = {**self.where(item), names.index_field: 0}
         self.say(f"response.{names.text}.done", **where, text=text)
         self.say(f"response.{names.part}.done", **where, part={"type": names.kind, "text": text})
@@ -211,6 +225,8 @@ class Writer:
         self.fold = self.fold._replace(held=named)
         while self.fold.held:
             self.close_call(self.open_held(), cut=cut)
+        if self.fold.waits is not None:
+            self.say_summary()
 
     def close_call(self, item: Open, *, cut: bool) -> None:
         now = next(one for one in self.fold.open if one.place == item.place)
@@ -226,6 +242,22 @@ class Writer:
             self.say("response.refusal.done", **where, refusal=part["refusal"])
         self.say("response.content_part.done", **where, part=part)
         return item._replace(part="", parts=(*item.parts, part), said=None, notes=None, logprobs=None)
+
+    def say_summary(self) -> None:
+        """Closes the reasoning item that waits for its summary: between two others, since there are clients (LangChain) that
+        mix up two that come in turns. At the end without one."""
+        waits = self.fold.waits
+        assert waits is not None
+        item, text = waits.item(), waits.summary
+        if text is not None:
+            where = {"item_id": item["id"], "output_index": waits.place, "summary_index": 0}
+            self.say("response.reasoning_summary_part.added", **where, part={"type": "summary_text", "text": ""})
+            self.say("response.reasoning_summary_text.delta", **where, delta=text)
+            self.say("response.reasoning_summary_text.done", **where, text=text)
+            self.say("response.reasoning_summary_part.done", **where, part={"type": "summary_text", "text": text})
+        self.say("response.output_item.done", output_index=waits.place, item=item)
+        closed = Said(self.fold.closed, (waits.place, item))
+        self.fold = self.fold._replace(closed=closed, waits=None)
 
     def carry_the_rest(self) -> None:
         """What a provider wants back may come after all else (Gemini signs its calls): it gets an item of its own."""
@@ -256,6 +288,10 @@ class Writer:
             self.say("response.function_call_arguments.done", **place, **done)
         else:
             self.say("response.custom_tool_call_input.done", **place, input=shown["input"])
-        self.say("response.output_item.done", output_index=item.place, item=shown)
+        if item.kind == "reasoning" and self.fold.raw and item.said is not None and not self.fold.summarised:
+            self.fold = self.fold._replace(waits=Waiting(item.place, shown), summarised=True)
+        else:
+            self.say("response.output_item.done", output_index=item.place, item=shown)
+            self.fold = self.fold._replace(closed=Said(self.fold.closed, (item.place, shown)))
         rest = tuple(one for one in self.fold.open if one.place != item.place)
-        self.fold = self.fold._replace(open=rest, closed=Said(self.fold.closed, (item.place, shown)))
+        self.fold = self.fold._replace(open=rest)

@@ -75,7 +75,7 @@ class Cipher:
             found = json.loads(plain)
         except (InvalidTag, ValueError, binascii.Error, zlib.error):
             raise BadRequest(
-                f"{param}: This is not what the reasoning item had when it was given. Send it as it was, or leave the item out.",
+                f"{param}: This is not what the item had when it was given. Send it as it was, or leave the item out.",
                 code="invalid_encrypted_content",
                 param=param,
             ) from None

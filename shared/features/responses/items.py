@@ -267,7 +267,7 @@ class _Reader:
         if self._open is not None:
             self._close()
         self._answer = self._of(item)
-        for part in [*(item.get("content") or ()), *(item.get("summary") or ())]:
+        for part in item.get("content") or item.get("summary") or ():
             if isinstance(part, dict) and isinstance(part.get("text"), str):
                 self._thoughts.append(part["text"])
 

@@ -90,6 +90,19 @@ class Open(NamedTuple):
     name: str = ""
 
 
+class Waiting(NamedTuple):
+    """A reasoning item of which nothing is missing but the summary that another model makes."""
+
+    place: int
+    shown: Item
+    summary: str | None = None
+
+    def item(self) -> Item:
+        """As it is now."""
+        summary = [] if self.summary is None else [{"type": "summary_text", "text": self.summary}]
+        return {**self.shown, "summary": summary}
+
+
 class Held(NamedTuple):
     """A call that has not begun: its name has not come yet, or the call before it is not whole."""
 

@@ -226,4 +226,4 @@ def _usage(told: dict[str, Any]) -> dict[str, Any]:
     return usage
 
 
-DIALECT = Dialect(call, _Answer, wire_format="anthropic")
+DIALECT = Dialect(call, _Answer, wire_format="anthropic", summarises=True)

@@ -247,4 +247,4 @@ def _usage(told: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-DIALECT = Dialect(call, _Answer, wire_format="gemini")
+DIALECT = Dialect(call, _Answer, wire_format="gemini", summarises=True)

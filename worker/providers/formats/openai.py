@@ -31,7 +31,7 @@ _REASONING_FIELDS = frozenset((*REASONING_TEXTS, "reasoning_details"))
 _ANSWERS_ONLY = frozenset(
     # A reader's of answers, or this product's own: no request has them.
     "annotations other_annotations citations images parsed finish_reason native_finish_reason stop_reason"
-    " provider_specific_fields tool_plan extra_content".split()
+    " provider_specific_fields tool_plan extra_content reasoning_summary".split()
 ) | {name for row in WIRE_FORMATS.values() for name in row.lists}
 
 

@@ -216,4 +216,6 @@ def _heard_part(part: dict[str, Any], param: str) -> dict[str, Any]:
     raise wrong(f"{param}.type", "must be text, image_url, input_audio or file.")
 
 
-DIALECT = Dialect(call, ResponsesTranslator, wire_format="responses", verbatim=responses_verbatim.VerbatimTranslator)
+DIALECT = Dialect(
+    call, ResponsesTranslator, wire_format="responses", summarises=True, verbatim=responses_verbatim.VerbatimTranslator
+)

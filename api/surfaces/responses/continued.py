@@ -22,6 +22,7 @@ from shared.features.chains import Link
 from shared.features.responses import ids
 from shared.features.responses.carried import Carried, added_up
 from shared.features.responses.items import OUTPUTS, Calls, Item, Message, as_items, to_items
+from shared.features.responses.namespaces import with_own_name
 from shared.features.responses.request import TERMS, ResponsesRequest
 from shared.generations.caller import Caller
 from shared.lib import json
@@ -140,7 +141,7 @@ def input_items(found: Found) -> list[Item]:
     """The items of a response's own input, each with an id."""
     native, generation_id = found.body[TERMS].get("native"), found.summary.header["id"]
     if native is None:
-        return to_items(found.asked, generation_id)
+        return [with_own_name(item, found.events.names) for item in to_items(found.asked, generation_id)]
     items = []
     for number, item in enumerate(as_items(native.get("input") or [])):
         kind = item.get("type") or "message"

@@ -10,7 +10,8 @@ comes, sees the same events under the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from api.errors import problem_error
@@ -18,6 +19,7 @@ from api.live.projection import Step
 from api.surfaces.responses.writer import Writer
 from shared.errors import AttemptReplaced, LogError
 from shared.features.responses.carried import Cipher
+from shared.features.responses.namespaces import Own
 from shared.features.responses.objects import Echoed, ended_response, response
 from shared.features.responses.output import (
     AS_SUMMARY,
@@ -177,9 +179,15 @@ class ResponseEvents:
     encode = None
     keepalive = KEEPALIVE
 
-    def __init__(self, generation_id: str, echoed: Echoed, cipher: Cipher | None = None) -> None:
-        """With a cipher, reasoning items have `encrypted_content`."""
-        self.generation_id, self.echoed, self.cipher = generation_id, echoed, cipher
+    def __init__(
+        self,
+        generation_id: str,
+        echoed: Echoed,
+        cipher: Cipher | None = None,
+        names: Mapping[str, Own] = MappingProxyType({}),
+    ) -> None:
+        """With a cipher, reasoning items have `encrypted_content`. `names` are those of tools in namespaces."""
+        self.generation_id, self.echoed, self.cipher, self.names = generation_id, echoed, cipher, names
         self.summarised = bool(echoed["reasoning"]["summary"])
         """Reasoning is shown as its summary, which is what clients that ask for one show; else as its text."""
         self.reasoning = AS_SUMMARY if self.summarised else AS_TEXT

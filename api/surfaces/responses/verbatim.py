@@ -16,6 +16,7 @@ from api.services import Services
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
 from shared.errors import LogError
 from shared.features.responses.carried import INCLUDED, Cipher
+from shared.features.responses.namespaces import NAMESPACES, own_names
 from shared.features.responses.objects import ended_response, response
 from shared.features.responses.output import Item, Said, event_frame, pieces
 from shared.features.responses.request import TERMS, echoed
@@ -39,7 +40,7 @@ def view_of(header: Header, body: dict[str, Any], cipher: Cipher | None = None) 
     """How a response is shown, by its log's header and the request that is stored there; `cipher` is `cipher_for` it."""
     if "native" in body[TERMS]:
         return VerbatimEvents(header["id"], echoed(header, body))
-    return ResponseEvents(header["id"], echoed(header, body), cipher)
+    return ResponseEvents(header["id"], echoed(header, body), cipher, own_names(body[TERMS].get(NAMESPACES)))
 
 
 async def cipher_for(services: Services, tenant: str, body: dict[str, Any]) -> Cipher | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shared.chat.messages import SUMMARY, visible_text
 from shared.features.responses import ids
 from shared.features.responses.carried import Carried, added_up, carried_of
+from shared.features.responses.namespaces import Own
 from shared.features.responses.objects import response
 from shared.features.responses.output import (
     Held,
@@ -151,7 +152,8 @@ class Writer:
         (number, held), *rest = self.fold.held
         self.fold = self.fold._replace(held=tuple(rest), calls=self.fold.calls | {number})
         call_id = held.call_id or ids.call_id(self.fold.header["id"], number)
-        item = self.open(Open(held.kind, self.fold.opened, call=number, call_id=call_id, name=held.name))
+        name, space = self.fold.view.names.get(held.name, Own(held.name))
+        item = self.open(Open(held.kind, self.fold.opened, call=number, call_id=call_id, name=name, namespace=space))
         self.add_arguments(item, "".join(pieces(held.said)))
         return item
 

@@ -11,6 +11,7 @@ from typing import Any
 from shared.chat.messages import visible_text
 from shared.errors import BadRequest
 from shared.features.responses import ids
+from shared.features.responses.namespaces import NAMESPACES, Own, own_names
 from shared.features.responses.objects import ended_response
 from shared.features.responses.output import Item, Open, Said, item_object
 from shared.features.responses.request import TERMS, Asked, ResponsesRequest, echoed, to_chat
@@ -46,7 +47,7 @@ def _items(
     generation_id: str, body: dict[str, Any], ended: Status, message: dict[str, Any], *, think_tags: bool
 ) -> list[Item]:
     content, reasoning = visible_text(message, think_tags=think_tags)
-    calls = message.get("tool_calls") or ()
+    calls, names = message.get("tool_calls") or (), own_names(body[TERMS].get(NAMESPACES))
     found: list[Open] = []
     if reasoning:
         found.append(Open("reasoning", 0, said=Said(None, reasoning)))
@@ -63,7 +64,9 @@ def _items(
         text = called.get("input" if custom else "arguments") or ""
         kind = "custom_tool_call" if custom else "function_call"
         call_id = call.get("id") or ids.call_id(generation_id, number)
-        found.append(Open(kind, len(found), said=Said(None, text), call_id=call_id, name=called.get("name") or ""))
+        flat = called.get("name") or ""
+        name, space = names.get(flat, Own(flat))
+        found.append(Open(kind, len(found), said=Said(None, text), call_id=call_id, name=name, namespace=space))
     summarised = bool(body[TERMS].get("summary"))
     last = len(found) - 1
     return [

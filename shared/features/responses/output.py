@@ -88,6 +88,7 @@ class Open(NamedTuple):
     """Of a call: its index in the chat."""
     call_id: str = ""
     name: str = ""
+    namespace: str = ""
 
 
 class Waiting(NamedTuple):
@@ -129,6 +130,7 @@ def item_object(generation_id: str, item: Open, status: str, *, summarised: bool
         **base,
         "call_id": item.call_id,
         "name": item.name,
+        **({"namespace": item.namespace} if item.namespace else {}),
         ("arguments" if item.kind == "function_call" else "input"): text,
     }
 

@@ -12,6 +12,7 @@ stands beside it as `terms`, which no provider gets to see:
     native                the request as it came, for a provider that speaks this API; the messages are then what of it a chat
                           can say
     own                   how many of the messages are its own input's
+    namespaces            of tools, see namespaces.py
     and, as they came: reasoning_context, max_tool_calls, include, previous_response_id, store, conversation
 """
 
@@ -26,6 +27,7 @@ from shared.chat.checking import Lenient, check, either, wrong
 from shared.chat.request import ChatRequest, Metadata, WebhookRequest
 from shared.errors import BadRequest
 from shared.features.responses.items import Calls, Item, Message, as_items, to_messages
+from shared.features.responses.namespaces import NAMESPACES, flattened, grouped, own_names, with_flat_name
 from shared.features.responses.tools import add_text, flat_choice, flat_text, flat_tool, nested_choice, nested_tool
 from shared.log.records import Header
 
@@ -76,7 +78,7 @@ class Named(Lenient):
 
 
 class Tool(Lenient):
-    """A function, or a custom tool. Hosted tools run at OpenAI, and nowhere else."""
+    """A function, a custom tool, or a namespace of them. Hosted tools run at OpenAI, and nowhere else."""
 
     type: str
     name: str | None = None
@@ -84,11 +86,20 @@ class Tool(Lenient):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
     format: dict[str, Any] | None = None
+    tools: list[Tool] | None = None
 
     @model_validator(mode="after")
     def _can_be_carried(self) -> Self:
-        if self.type not in ("function", "custom"):
-            raise wrong("type", "This server carries function and custom tools; hosted tools run at their maker's only")
+        if self.type not in ("function", "custom", "namespace"):
+            raise wrong(
+                "type",
+                "This server carries function and custom tools, and namespaces of them; hosted tools run at their maker's "
+                'only. Switch them off in the client (Codex: web_search = "disabled")',
+            )
+        if self.type == "namespace" and not self.tools:
+            raise wrong("tools", "Input is required: the tools of the namespace")
+        if self.type == "namespace" and any(tool.type == "namespace" for tool in self.tools or ()):
+            raise wrong("tools", "A namespace holds function and custom tools")
         if not self.name:
             raise wrong("name", "Input is required: the name of the tool")
         return self
@@ -257,7 +268,7 @@ def to_chat(
     Raises BadRequest naming the field that cannot be carried.
     """
     keep = bool(request.store_reasoning)
-    messages = to_messages(items, keep_reasoning=keep, calls=calls, thoughts=thoughts)
+    messages = to_messages(list(map(with_flat_name, items)), keep_reasoning=keep, calls=calls, thoughts=thoughts)
     if not (messages or request.previous_response_id or request.conversation_id):
         raise BadRequest("input: Input is required: a string, or items.", param="input")
     if request.instructions is not None:
@@ -268,8 +279,11 @@ def to_chat(
     body["messages"] = messages
     if request.max_output_tokens is not None:
         body["max_completion_tokens"] = request.max_output_tokens
+    spaces: dict[str, Any] = {}
     if request.tools:
-        body["tools"] = [nested_tool(tool) for tool in given["tools"]]
+        tools, spaces = flattened(given["tools"])
+        _check_names(tools, spaces)
+        body["tools"] = [nested_tool(tool) for tool in tools]
     if request.tool_choice is not None and request.tools:
         body["tool_choice"] = nested_choice(given["tool_choice"])
     if not request.tools:
@@ -280,7 +294,7 @@ def to_chat(
         body["reasoning_effort"] = request.reasoning.effort
     if request.top_logprobs or "message.output_text.logprobs" in (request.include or ()):
         body["logprobs"] = True
-    body[TERMS] = _terms(given, request)
+    body[TERMS] = _terms(given, request) | ({NAMESPACES: spaces} if spaces else {})
     if request.conversation_id is not None:
         body |= session_terms(request)
     try:
@@ -291,6 +305,15 @@ def to_chat(
         request.store is not False
     )  # how long it is kept here; in the body, it would be the provider's to keep
     return Asked(checked, body)
+
+
+def _check_names(tools: Sequence[dict[str, Any]], spaces: dict[str, Any]) -> None:
+    """Where there are namespaces, no two tools may have one name in the chat. Raises BadRequest."""
+    seen = set[str]()
+    for tool in tools if spaces else ():
+        if tool["name"] in seen:
+            raise BadRequest(f"tools: Two tools are called {tool['name'][:64]} in a chat; rename one.", param="tools")
+        seen.add(tool["name"])
 
 
 def session_terms(request: ResponsesRequest) -> dict[str, Any]:
@@ -330,7 +353,8 @@ def echoed(header: Header, body: dict[str, Any]) -> dict[str, Any]:
     reasoning = {"effort": body.get("reasoning_effort"), "summary": terms.get("summary")}
     if terms.get("reasoning_context") is not None:
         reasoning["context"] = terms["reasoning_context"]
-    tools = body.get("tools") or ()
+    tools, spaces = body.get("tools") or (), terms.get(NAMESPACES) or {}
+    names = own_names(spaces)
     return {
         "background": bool(header.get("background")),
         "conversation": {"id": conversation} if conversation else None,
@@ -348,8 +372,8 @@ def echoed(header: Header, body: dict[str, Any]) -> dict[str, Any]:
         "store": terms.get("store", True),
         "temperature": body.get("temperature"),
         "text": flat_text(body),
-        "tool_choice": flat_choice(body.get("tool_choice") or terms.get("tool_choice") or "auto"),
-        "tools": [flat_tool(tool) for tool in tools],
+        "tool_choice": flat_choice(body.get("tool_choice") or terms.get("tool_choice") or "auto", names),
+        "tools": grouped([flat_tool(tool) for tool in tools], spaces),
         "top_logprobs": body.get("top_logprobs"),
         "top_p": body.get("top_p"),
         "truncation": "auto" if body.get("session_trim") == "oldest" else "disabled",

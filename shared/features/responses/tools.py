@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
+
+from shared.features.responses.namespaces import Own, with_flat_name, with_own_name
 
 
 def nested_tool(tool: dict[str, Any]) -> dict[str, Any]:
@@ -33,20 +37,24 @@ def nested_choice(choice: Any) -> Any:
     if isinstance(choice, str):
         return choice
     if choice["type"] == "allowed_tools":
-        tools = [{"type": tool["type"], tool["type"]: {"name": tool["name"]}} for tool in choice["tools"]]
+        named = map(with_flat_name, choice["tools"])
+        tools = [{"type": tool["type"], tool["type"]: {"name": tool["name"]}} for tool in named]
         return {"type": "allowed_tools", "allowed_tools": {"mode": choice["mode"], "tools": tools}}
-    return {"type": choice["type"], choice["type"]: {"name": choice["name"]}}
+    return {"type": choice["type"], choice["type"]: {"name": with_flat_name(choice)["name"]}}
 
 
-def flat_choice(choice: Any) -> Any:
-    """The same back."""
+def flat_choice(choice: Any, names: Mapping[str, Own] = MappingProxyType({})) -> Any:
+    """The same back; `names` are those of tools in namespaces."""
     if isinstance(choice, str):
         return choice
     if choice["type"] == "allowed_tools":
         allowed = choice["allowed_tools"]
-        tools = [{"type": tool["type"], "name": tool[tool["type"]]["name"]} for tool in allowed["tools"]]
+        tools = [
+            with_own_name({"type": tool["type"], "name": tool[tool["type"]]["name"]}, names)
+            for tool in allowed["tools"]
+        ]
         return {"type": "allowed_tools", "mode": allowed["mode"], "tools": tools}
-    return {"type": choice["type"], "name": choice[choice["type"]]["name"]}
+    return with_own_name({"type": choice["type"], "name": choice[choice["type"]]["name"]}, names)
 
 
 def add_text(body: dict[str, Any], text: dict[str, Any]) -> None:

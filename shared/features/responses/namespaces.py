@@ -1,0 +1,94 @@
+"""Namespaces of tools, which a chat does not know: their tools under names of their own, and the way back.
+
+    {type: namespace, name: crm, tools: [{type: function, name: find}]}      the tool `crm__find`
+    its call                                                                 {type: function_call, name: find, namespace: crm}
+
+Hidden here: names that are too long for a provider, or have letters that it refuses, and where a namespace's description goes:
+it is shown to the model with each tool. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+Tool = dict[str, Any]
+
+NAMESPACES = "namespaces"
+"""The term (request.py) in which they stand: `{NAMESPACE: {"description": …, "tools": {FLAT NAME: OWN NAME}}}`."""
+
+_LONGEST = 64
+_OTHER = re.compile(r"[^a-zA-Z0-9_-]")
+
+
+class Own(NamedTuple):
+    """What a tool is called by its client; without a namespace that is empty."""
+
+    name: str
+    namespace: str = ""
+
+
+def flat_name(namespace: str, name: str) -> str:
+    """What a tool of a namespace is called in a chat. The same always, so that a history needs no table."""
+    joined = _OTHER.sub("_", f"{namespace}__{name}")
+    if joined == f"{namespace}__{name}" and len(joined) <= _LONGEST:
+        return joined
+    digest = hashlib.sha256(f"{namespace}\0{name}".encode()).hexdigest()[:8]
+    return f"{joined[: _LONGEST - 9]}_{digest}"
+
+
+def flattened(tools: Sequence[Tool]) -> tuple[list[Tool], dict[str, Any]]:
+    """The tools without namespaces, and the term that says where they were."""
+    found: list[Tool] = []
+    spaces: dict[str, Any] = {}
+    for tool in tools:
+        if tool["type"] != "namespace":
+            found.append(tool)
+            continue
+        space, told = tool["name"], tool.get("description") or ""
+        names = {flat_name(space, one["name"]): one["name"] for one in tool["tools"]}
+        spaces[space] = {"description": told, "tools": names}
+        for flat, one in zip(names, tool["tools"], strict=True):
+            description = "\n\n".join(text for text in (one.get("description"), told) if text)
+            found.append({**one, "name": flat, "description": description or None})
+    return found, spaces
+
+
+def grouped(tools: Sequence[Tool], spaces: Mapping[str, Any]) -> list[Tool]:
+    """The same back."""
+    owners = {flat: space for space, of in spaces.items() for flat in of["tools"]}
+    found: list[Tool] = []
+    for tool in tools:
+        space = owners.get(tool["name"])
+        if space is None:
+            found.append(tool)
+            continue
+        of = spaces[space]
+        if not (found and found[-1]["type"] == "namespace" and found[-1]["name"] == space):
+            found.append({"type": "namespace", "name": space, "description": of["description"], "tools": []})
+        description = (tool["description"] or "").removesuffix(of["description"]).removesuffix("\n\n")
+        own = {**tool, "name": of["tools"][tool["name"]], "description": description or None}
+        found[-1]["tools"].append(own)
+    return found
+
+
+def own_names(spaces: Mapping[str, Any] | None) -> dict[str, Own]:
+    """What the tools of namespaces are called by their client, by their names in the chat."""
+    return {flat: Own(name, space) for space, of in (spaces or {}).items() for flat, name in of["tools"].items()}
+
+
+def with_flat_name(named: dict[str, Any]) -> dict[str, Any]:
+    """A call, or a choice of a tool, that may name a namespace, as one that does not."""
+    space, name = named.get("namespace"), named.get("name")
+    if not (isinstance(space, str) and space and isinstance(name, str)):
+        return named
+    rest = {field: value for field, value in named.items() if field != "namespace"}
+    return {**rest, "name": flat_name(space, name)}
+
+
+def with_own_name(named: dict[str, Any], names: Mapping[str, Own]) -> dict[str, Any]:
+    """The same back."""
+    own = names.get(named.get("name") or "")
+    return named if own is None else {**named, "name": own.name, "namespace": own.namespace}

@@ -52,7 +52,7 @@ locked = $(pip) --no-deps --only-binary :all: --require-hashes -r
 runtime = { $(call venv,$(1)); } && $(call locked,$(1)) requirements.lock && \
 	$(call pip,$(1)) --no-deps --no-build-isolation --editable .
 
-.PHONY: help install demo up set-up test soak bench bench-peers lint lock clients clean
+.PHONY: help install demo up set-up test soak bench bench-peers lint lock clients codex clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -118,8 +118,11 @@ clients: $(CLIENT_VENVS:%=.venv-%/.stamp) ## set up the client libraries the tes
 clients: $(if $(NODE),$(CLIENTS)/node_modules/.stamp)
 	@$(if $(NODE),:,echo "No node and npm on PATH: the tests with JavaScript clients will be skipped.")
 
+codex: ## set up OpenAI's Codex, 420 MB, for tests/e2e/test_codex.py
+	@cd $(CLIENTS)/codex && npm ci --silent --no-audit --no-fund
+
 clean: ## remove everything that was made here, .venv included
-	rm -rf $(VENV) $(USERS) $(CLIENT_VENVS:%=.venv-%) $(CLIENTS)/node_modules .coverage* .hypothesis .import_linter_cache .mypy_cache \
+	rm -rf $(VENV) $(USERS) $(CLIENT_VENVS:%=.venv-%) $(CLIENTS)/node_modules $(CLIENTS)/codex/node_modules .coverage* .hypothesis .import_linter_cache .mypy_cache \
 		.pytest_cache .ruff_cache .bench dist
 	find api worker shared tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -13,7 +13,6 @@ What cannot be had is left out: without a place for it, refused by a limit, fail
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -108,7 +107,7 @@ class Summary:
 
     # ---- the answer's chunks
 
-    def take(self, chunks: list[Chunk]) -> Sequence[Chunk]:
+    def take(self, chunks: list[Chunk]) -> list[Chunk]:
         """Those of the next chunks that may be appended now."""
         if self._is_off:
             return chunks
@@ -140,7 +139,7 @@ class Summary:
         """The answer is ended for what it costs: so is its summary."""
         self._is_forgone = True
 
-    async def end(self) -> Sequence[Chunk]:
+    async def end(self) -> list[Chunk]:
         """What is to be appended after the answer: the summary, if there is one, and what was held. Waits for it, a while."""
         if self._task is None and self._seen and not (self._is_off or self._is_forgone):
             self._task = asyncio.create_task(self._make(), name="summary")

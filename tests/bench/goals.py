@@ -148,6 +148,17 @@ GOALS: tuple[Goal, ...] = (
     ),
     Goal("+", "CPU of 5,000 viewers that get nothing", "silent", "idle_percent", "%", _limits(2)),
     Goal("+", "first token of others while 1,000 viewers replay, against calm", "storm", "storm_ratio", "", _limits(2)),
+    Goal(
+        "G17", "CPU for each delta of a response, 50 streams, against a chat's", "responses", "cpu_ratio", "",
+        _limits(1.3),
+    ),
+    Goal(
+        "G17", "deliveries of a response for each core-second, 1,000 viewers, against a chat's", "responses", "fan_ratio",
+        "", _limits(0.8), less=False,
+    ),
+    Goal(
+        "G17", "replay of a response of 10,000 chunks, hot, against a chat's", "responses", "replay_ratio", "", _limits(2),
+    ),
     Goal("G16", "gaps, repetitions and missing ends in all of it", "all", "faults", "", _limits(0)),
 )  # fmt: skip
 

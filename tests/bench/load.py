@@ -106,10 +106,12 @@ class Viewers:
         ramp_s: float = 0,
         spacing_ms: float = 0,
         timeout_s: float = 90,
+        word: str = "",
     ) -> None:
         command = [tool("viewers"), "-u", url, "-c", viewers, "-n", chunks, "-e", end, "-T", timeout_s]
         command += ["-R", ramp_s, "-S", spacing_ms, *(word for line in headers for word in ("-H", line))]
         command += ["-d", body] if body else []
+        command += ["-w", word] if word else []
         command += ["-i", ",".join(ids)] if ids else []
         with on_core(core):
             self._process = subprocess.Popen(

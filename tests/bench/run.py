@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tests.bench import measures
+from tests.bench import measures, responses
 from tests.bench.load import Upstream
 from tests.bench.machine import CannotMeasure, Cores
 from tests.bench.measures import Figures, Scale
@@ -57,6 +57,7 @@ STEPS = (
     Step("replay", REPLAY, measures.replay),
     Step("storm", REPLAY, measures.storm, ours=True),
     Step("cold", REPLAY, measures.cold, ours=True),
+    Step("responses", REPLAY, responses.compared, ours=True),
 )
 NAMES = tuple(step.name for step in STEPS)
 

@@ -77,6 +77,36 @@ const checks = {
     for await (const item of client.responses.inputItems.list(second.id)) items.push(item);
     assert.deepEqual(items.map((item) => item.content[0].text), ["four"]);
   },
+  async conversations() {
+    const { conversations } = client;
+    const said = (text) => ({ type: "message", role: "user", content: text });
+    const made = await conversations.create({ items: [said("one")], metadata: { a: "b" } });
+    assert.deepEqual((await conversations.retrieve(made.id)).metadata, { a: "b" });
+    assert.deepEqual((await conversations.update(made.id, { metadata: { c: "d" } })).metadata, { c: "d" });
+    const added = await conversations.items.create(made.id, { items: [said("two")] });
+    assert.equal(added.data.length, 1);
+    const answer = await create("fake/echo", { input: "three", conversation: made.id });
+    assert.equal(answer.conversation.id, made.id);
+    const texts = async () => {
+      const found = [];
+      for await (const item of conversations.items.list(made.id, { order: "asc", limit: 2 })) found.push(item.content[0].text);
+      return found;
+    };
+    assert.deepEqual(await texts(), ["one", "two", "three", "three"]);
+    const item = await conversations.items.retrieve(added.data[0].id, { conversation_id: made.id });
+    assert.equal(item.content[0].text, "two");
+    await conversations.items.delete(item.id, { conversation_id: made.id });
+    assert.deepEqual(await texts(), ["one", "three", "three"]);
+    assert.equal((await conversations.delete(made.id)).deleted, true);
+    await assert.rejects(conversations.retrieve(made.id), { status: 404 });
+  },
+  async carried_reasoning() {
+    const options = { store: false, include: ["reasoning.encrypted_content"] };
+    const first = await create("scripted/client-thinks", options);
+    assert.equal(typeof first.output[0].encrypted_content, "string");
+    const input = [{ role: "user", content: "x" }, ...first.output, { role: "user", content: "y" }];
+    assert.equal((await create("scripted/client-thinks", { ...options, input })).output_text, ANSWER);
+  },
   async failures() {
     await assert.rejects(create("scripted/client-refuses"), { status: 400, code: "no_such_thing" });
     const events = await all(create("scripted/client-broken", { stream: true }));

@@ -95,6 +95,19 @@ def check_reasoning(client: openai.OpenAI) -> None:
     assert summarised.output_text == plain.output_text == ANSWER
 
 
+def check_carried_reasoning(client: openai.OpenAI) -> None:
+    """Nothing is stored, and the client keeps what the model thought."""
+    options: Any = {"store": False, "include": ["reasoning.encrypted_content"]}
+    with client.responses.stream(model="scripted/client-thinks", input=ASKED, **options) as stream:
+        for _ in stream:
+            pass
+        first = stream.get_final_response()
+    assert first.output[0].encrypted_content
+    client.responses.delete(first.id)
+    history = [{"role": "user", "content": ASKED}, *first.output, {"role": "user", "content": "four"}]
+    assert create(client, "scripted/client-thinks", **options, input=history).output_text == ANSWER
+
+
 def check_previous_response_and_input_items(client: openai.OpenAI) -> None:
     first = create(client)
     second = create(client, input="four", previous_response_id=first.id)

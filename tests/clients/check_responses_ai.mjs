@@ -57,6 +57,13 @@ const checks = {
     const providerOptions = { openai: { previousResponseId: first.providerMetadata.openai.responseId } };
     assert.equal((await generateText(asked("fake/echo", { prompt: "five", providerOptions }))).text, "five");
   },
+  async carried_reasoning() {
+    const providerOptions = { openai: { store: false, include: ["reasoning.encrypted_content"], forceReasoning: true } };
+    const first = await generateText(asked("scripted/client-thinks", { providerOptions }));
+    const messages = [{ role: "user", content: prompt }, ...first.response.messages, { role: "user", content: "four" }];
+    const { prompt: _, ...options } = asked("scripted/client-thinks", { providerOptions });
+    assert.equal((await generateText({ ...options, messages })).text, ANSWER);
+  },
   async failures() {
     await assert.rejects(generateText(asked("scripted/client-refuses")), (error) => {
       assert(APICallError.isInstance(error));

@@ -6,7 +6,8 @@ from typing import Any
 import harness
 import openai
 from harness import ANSWER, CALLS, TEXT, THOUGHT, TOOLS, raises
-from langchain_openai import ChatOpenAI
+from langchain_core.messages import ToolMessage
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 ASKED = "one two three"
 
@@ -47,6 +48,26 @@ def check_conversation(base_url: str, key: str) -> None:
         model = chat(base_url, key, use_previous_response_id=by_id)
         first = model.invoke(ASKED)
         assert model.invoke([("user", ASKED), first, ("user", "four")]).text == "four"
+
+
+def check_carried_reasoning(base_url: str, key: str) -> None:
+    """Nothing is stored, and the history that is sent in full has what the model thought."""
+    model = chat(base_url, key, "scripted/client-loops", store=False, include=["reasoning.encrypted_content"])
+    first = model.bind_tools(TOOLS).invoke(ASKED)
+    (call,) = first.tool_calls
+    again = model.bind_tools(TOOLS).invoke([("user", ASKED), first, ToolMessage("4", tool_call_id=call["id"])])
+    assert again.text == ANSWER
+
+
+def check_embeddings(base_url: str, key: str) -> None:
+    """A model that OpenAI has is sent tokens, all others text."""
+    model = OpenAIEmbeddings(
+        model="fake/echo", base_url=base_url, api_key=key, check_embedding_ctx_length=False, dimensions=16
+    )
+    first, other, again = model.embed_documents(["one", "two", "one"])
+    assert len(first) == 16
+    assert first == again == model.embed_query("one")
+    assert first != other
 
 
 def check_refusal(base_url: str, key: str) -> None:

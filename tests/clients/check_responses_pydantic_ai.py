@@ -11,6 +11,7 @@ from pydantic_ai.direct import model_request_sync
 from pydantic_ai.messages import ThinkingPart, ToolCallPart
 from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.models.openai import OpenAIResponsesModel, OpenAIResponsesModelSettings
+from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers.openai import OpenAIProvider
 
 ASKED = "one two three"
@@ -60,6 +61,34 @@ def check_conversation(base_url: str, key: str) -> None:
     for options in ({}, {"model_settings": settings}):
         again = Agent(model(*place)).run_sync("four", message_history=first.all_messages(), **options)
         assert again.output == "four"
+
+
+def check_background(base_url: str, key: str) -> None:
+    """It is polled until it has ended, and streamed."""
+    settings = OpenAIResponsesModelSettings(openai_background=True)
+    assert Agent(model(base_url, key, "scripted/client-slow"), model_settings=settings).run_sync(ASKED).output == TEXT
+
+    async def ask() -> str:
+        agent = Agent(model(base_url, key, "scripted/client-slow"), model_settings=settings)
+        async with agent.run_stream(ASKED) as result:
+            return "".join([text async for text in result.stream_text(delta=True, debounce_by=None)])
+
+    assert asyncio.run(ask()) == TEXT
+
+
+def check_carried_reasoning(base_url: str, key: str) -> None:
+    """Nothing is stored, and the history has what the model thought, as for OpenAI's own models."""
+    settings = OpenAIResponsesModelSettings(openai_store=False)
+
+    def thinking() -> OpenAIResponsesModel:
+        profile = OpenAIModelProfile(openai_supports_encrypted_reasoning_content=True)
+        provider = OpenAIProvider(base_url=base_url, api_key=key)
+        return OpenAIResponsesModel("scripted/client-thinks", provider=provider, profile=profile)
+
+    answer = model_request_sync(thinking(), QUESTION, model_settings=settings)
+    assert any(part.signature for part in answer.parts if isinstance(part, ThinkingPart))
+    history = [*QUESTION, answer, ModelRequest.user_text_prompt("four")]
+    assert model_request_sync(thinking(), history, model_settings=settings).text == ANSWER
 
 
 def check_refusal(base_url: str, key: str) -> None:

@@ -98,6 +98,13 @@ CLIENTS = (
 
 RESPONSES_CLIENTS = (
     Client("openai, Python", "check_responses.py", "openai", "tests/requirements-dev.lock"),
+    Client(
+        "openai, Python, the oldest with it",
+        "check_responses_oldest.py",
+        "openai",
+        "tests/clients/openai-1.66.lock",
+        ROOT / ".venv-openai-1.66/bin/python",
+    ),
     Client("openai, JavaScript", "check_responses.mjs", "openai", "tests/clients/package-lock.json"),
     Client("openai, Python, WebSocket", "check_responses_socket.py", "openai", "tests/requirements-dev.lock"),
     Client("openai, JavaScript, WebSocket", "check_responses_socket.mjs", "openai", "tests/clients/package-lock.json"),

@@ -49,7 +49,7 @@ def error_message(error: StreamspoolError, stream_id: str | None = None) -> dict
 
 
 def _error(status: int, error: dict[str, Any], headers: dict[str, str], stream_id: str | None) -> dict[str, Any]:
-    told = {name: headers[name] for name in _TOLD if name in headers}
+    told = {name: value for name, value in headers.items() if name in _TOLD or name.startswith("x-ratelimit-")}
     return {
         "type": "error",
         "status": status,

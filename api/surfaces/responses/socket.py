@@ -17,17 +17,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from api.auth import caller_of
 from api.deps import CurrentCaller, CurrentServices, read, with_options
 from api.live.client import AMONG, CONNECTION
 from api.services import Services
 from api.surfaces.responses.lane import Lane, error_message
 from api.surfaces.responses.memory import Memory
-from shared.errors import BadRequest, Stopping, StreamspoolError, Unauthenticated
+from shared.errors import BadRequest, Stopping, StreamspoolError, TooLarge, Unauthenticated
+from shared.features.access.keys import status_of
 from shared.generations.caller import Caller
 from shared.lib import json
 from shared.lib.telemetry import SOCKETS
@@ -146,8 +149,9 @@ class Socket:
                 return
             if kind != "response.create":
                 raise BadRequest("A message of a client has the type response.create.", param="type")
-            if self.services.ring.is_revoked(self.caller.key_id):
-                raise Unauthenticated("The key that this socket was opened with was revoked. Use another one.")
+            self._look_at_key()
+            if len(body) > (most := self.services.limiter.body_bytes(self.caller) or len(body)):
+                raise TooLarge(f"A message may have {most} bytes (body_bytes of this key).")
             if self._stopping:
                 raise _stopping()
             if asyncio.get_running_loop().time() >= self._until:
@@ -160,6 +164,15 @@ class Socket:
             return
         options = with_options(given, self._websocket)
         self._put(Lane(self, stream_id, options, body, message.get("room")))
+
+    def _look_at_key(self) -> None:
+        """A socket is open for long: what its key may do now is what counts. Raises Unauthenticated."""
+        record = self.services.ring.record(self.caller.key_id)
+        if record is None:
+            return
+        if status_of(record) != "active":
+            raise Unauthenticated("The key that this socket was opened with is good no more. Use another one.")
+        self.caller = replace(caller_of(record), tenant=self.caller.tenant)
 
     def _put(self, lane: Lane) -> None:
         queue = self._queues.get(lane.stream_id)

@@ -70,6 +70,10 @@ class KeyRing:
         record = self._records.get(key_id or "")
         return record["name"] if record else ""
 
+    def record(self, key_id: str | None) -> KeyRecord | None:
+        """What a key is now, good or not; None for those of the environment, which never change."""
+        return self._records.get(key_id or "")
+
     @property
     def tenants(self) -> set[str]:
         """Those that have a key here, or had one."""

@@ -1,10 +1,11 @@
 // viewers: opens streaming responses, checks each and times what arrives; prints one JSON object.
 //
-//   viewers -u URL [-H 'name: value']… [-d BODY] -c VIEWERS -n CHUNKS [-i ID,ID,…] [-e END] [-R RAMP_S] [-S SPACING_MS] [-T TIMEOUT_S]
+//   viewers -u URL [-H 'name: value']… [-d BODY] -c VIEWERS -n CHUNKS [-i ID,ID,…] [-e END] [-R RAMP_S] [-S SPACING_MS] [-T TIMEOUT_S] [-w WORD]
 //
 // -i: `{id}` in the URL is ID (viewer i: the one at i modulo their number). -e: when a response is over: `whole` (HTTP says
 // so, after [DONE]; the default), `done` (at [DONE]), `count` (after the last chunk), `hold` (never). -R: requests start
-// evenly within so many seconds, else all at once. -S: they start that far apart, give or take a half, so that no timer of
+// evenly within so many seconds, else all at once. -w: six bytes that stand for [DONE]; what comes after the last chunk says it all
+// once more then (the Responses API), and is not counted. -S: they start that far apart, give or take a half, so that no timer of
 // the server falls into step. All connect first. Prints `ready` as soon as every viewer has its first chunk.
 #include "common.h"
 
@@ -28,6 +29,8 @@ typedef struct {
 } viewer;
 
 static int poller, count = 1, ids;
+static const char *word = "[DONE]";
+static bool again;
 static enum end end_at;
 static uint64_t expected, total, ended, begun, heads, refused, first_at, last_at;
 static histogram headers, ttft, delivery, whole;
@@ -42,16 +45,18 @@ static void end_viewer(viewer *v, bool broken) {
   close(v->fd);
 }
 
-static void on_marker(viewer *v, uint64_t now) {
+static bool on_marker(viewer *v, uint64_t now) {
+  if (again && v->next == expected) return false;
   if (!v->begun) { v->begun = true; begun++; record(&ttft, now - v->start); }
   if (v->seq < v->next) v->repeated++;
   else { v->gaps += v->seq - v->next; v->next = v->seq + 1; }
   v->chunks++;
   total++;
   last_at = now;
-  if (!v->stamp) return;
+  if (!v->stamp) return true;
   if (!first_at) first_at = now;
   record(&delivery, now > v->stamp ? now - v->stamp : 0);
+  return true;
 }
 
 static void scan(viewer *v, const char *p, size_t length, uint64_t now) {
@@ -69,20 +74,20 @@ static void scan(viewer *v, const char *p, size_t length, uint64_t now) {
       *number = *number * 10 + (uint64_t)(*s++ - '0');
     } else if (*s == ':' && v->field == 1) { v->field = 2; s++; }
     else {
-      if (*s++ == '~' && v->field == 2) { on_marker(v, now); after = s; }
+      if (*s++ == '~' && v->field == 2 && on_marker(v, now)) after = s;
       v->field = 0;
     }
   }
-  // [DONE], which comes after the last marker, and may come in pieces.
+  // The word, which comes after the last marker, and may come in pieces.
   size_t rest = (size_t)(end - after);
   if (after == p && v->tail_length) {
     char seam[12];
     size_t some = rest < 6 ? rest : 6;
     memcpy(seam, v->tail, (size_t)v->tail_length);
     memcpy(seam + v->tail_length, after, some);
-    v->done |= memmem(seam, (size_t)v->tail_length + some, "[DONE]", 6) != NULL;
+    v->done |= memmem(seam, (size_t)v->tail_length + some, word, 6) != NULL;
   }
-  v->done |= memmem(after, rest, "[DONE]", 6) != NULL;
+  v->done |= memmem(after, rest, word, 6) != NULL;
   if (rest >= 5) { memcpy(v->tail, end - 5, 5); v->tail_length = 5; }
   else if (after != p) { memcpy(v->tail, after, rest); v->tail_length = (int)rest; }
   else {
@@ -230,11 +235,12 @@ static void report(const viewer *all) {
 int main(int argc, char **argv) {
   const char *url = NULL, *body = NULL;
   double timeout_s = 60, ramp_s = 0, spacing_ms = 0;
-  for (int option; (option = getopt(argc, argv, "u:H:d:c:n:i:e:R:S:T:")) != -1;) switch (option) {
+  for (int option; (option = getopt(argc, argv, "u:H:d:c:n:i:e:R:S:T:w:")) != -1;) switch (option) {
       case 'u': url = optarg; break;
       case 'd': body = optarg; break;
       case 'c': count = atoi(optarg); break;
       case 'n': expected = strtoull(optarg, NULL, 10); break;
+      case 'w': if (strlen(optarg) != 6) return 2; word = optarg; again = true; break;
       case 'R': ramp_s = atof(optarg); break;
       case 'S': spacing_ms = atof(optarg); break;
       case 'T': timeout_s = atof(optarg); break;

@@ -1,7 +1,7 @@
 """What a stream of the Responses API costs, as a multiple of the same stream as a chat: both in one run, by turns.
 
-Hidden here: that the last events of a response say all of it once more, which is no delta; and that what is compared is a pair of
-runs beside each other, so that a busy machine is busy for both.
+Hidden here: that the last events of a response say all of it once more, which is no delta; and that what is compared is a
+pair of runs beside each other, so that a busy machine is busy for both.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def check_carried_reasoning(client: openai.OpenAI) -> None:
     with client.responses.stream(model="scripted/client-thinks", input=ASKED, **options) as stream:
         for _ in stream:
             pass
-        first = stream.get_final_response()
+        first: Any = stream.get_final_response()
     assert first.output[0].encrypted_content
     client.responses.delete(first.id)
     history = [{"role": "user", "content": ASKED}, *first.output, {"role": "user", "content": "four"}]

@@ -6,7 +6,6 @@ from typing import Any
 import harness
 import openai
 from harness import ANSWER, CALLS, TEXT, THOUGHT, TOOLS, raises
-from langchain_core.messages import ToolMessage
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 ASKED = "one two three"
@@ -55,7 +54,9 @@ def check_carried_reasoning(base_url: str, key: str) -> None:
     model = chat(base_url, key, "scripted/client-loops", store=False, include=["reasoning.encrypted_content"])
     first = model.bind_tools(TOOLS).invoke(ASKED)
     (call,) = first.tool_calls
-    again = model.bind_tools(TOOLS).invoke([("user", ASKED), first, ToolMessage("4", tool_call_id=call["id"])])
+    again = model.bind_tools(TOOLS).invoke(
+        [("user", ASKED), first, {"role": "tool", "content": "4", "tool_call_id": call["id"]}]
+    )
     assert again.text == ANSWER
 
 

@@ -279,14 +279,13 @@ def to_chat(
     body["messages"] = messages
     if request.max_output_tokens is not None:
         body["max_completion_tokens"] = request.max_output_tokens
-    spaces: dict[str, Any] = {}
-    if request.tools:
-        tools, spaces = flattened(given["tools"])
+    tools, spaces = flattened(given.get("tools") or ())
+    if tools:
         _check_names(tools, spaces)
         body["tools"] = [nested_tool(tool) for tool in tools]
-    if request.tool_choice is not None and request.tools:
-        body["tool_choice"] = nested_choice(given["tool_choice"])
-    if not request.tools:
+        if request.tool_choice is not None:
+            body["tool_choice"] = nested_choice(given["tool_choice"])
+    else:
         body.pop("parallel_tool_calls", None)  # OpenAI refuses it without tools, and agents send it all the same
     if request.text is not None:
         add_text(body, given["text"])
@@ -301,9 +300,8 @@ def to_chat(
         checked = ChatRequest.check(body if messages else {**body, "messages": [NOTHING_NEW]})
     except BadRequest as error:
         raise BadRequest(f"As a chat request, which it becomes here: {error}", param=error.param) from None
-    checked.store = (
-        request.store is not False
-    )  # how long it is kept here; in the body, it would be the provider's to keep
+    # How long it is kept here; in the body, it would be the provider's to keep.
+    checked.store = request.store is not False
     return Asked(checked, body)
 
 

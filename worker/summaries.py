@@ -37,7 +37,7 @@ from worker.upstream.attempts import Served
 
 logger = get_logger(__name__)
 
-QUEUED_S, RUNS_S = 3.0, 30.0
+QUEUED_S, RUNS_S = 10.0, 30.0
 """How long the end of an answer waits for its summary: while that waits for a place itself, and in all. With all places taken
 by answers that wait for summaries, none would ever get one."""
 _LOOK_S = 0.1

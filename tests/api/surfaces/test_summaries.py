@@ -14,7 +14,7 @@ from tests.harness.processes import Stack, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import DONE, Answer, Pause, ScriptedUpstream, chunk, ending, words
 from tests.support.responses import PATH, Event, events, joined, kinds
-from tests.support.wire import Client, Register, frames
+from tests.support.wire import Client, Register, field, frames
 
 CHAT = "/v1/chat/completions"
 SUMMARY = "It weighed both."
@@ -133,9 +133,11 @@ def test_a_chat_has_it_in_its_message_and_its_usage_last(summarising: Client, sc
     assert "reasoning_summary" not in json.dumps(script.script.calls[0])
 
     options = {"stream": True, "stream_options": {"include_usage": True}}
-    *said, done = frames(summarising.http.post(CHAT, json={**body, **options}).content)
-    chunks = [json.loads(frame.removeprefix(b"data: ")) for frame in said if frame.startswith(b"data: ")]
-    assert done == b"data: [DONE]\n\n"
+    *said, done = [
+        field(frame, b"data") for frame in frames(summarising.http.post(CHAT, json={**body, **options}).content)
+    ]
+    chunks = [json.loads(data) for data in said if data is not None]
+    assert done == b"[DONE]"
     assert chunks[-1]["usage"]["completion_tokens"] == 5
     assert {"reasoning_summary": SUMMARY} in [part["choices"][0]["delta"] for part in chunks[:-1]]
     with openai.OpenAI(base_url=f"{summarising.http.base_url}/v1", api_key="x") as sdk:

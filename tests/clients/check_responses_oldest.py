@@ -53,7 +53,7 @@ def check_tool_calls(client: openai.OpenAI) -> None:
 
 def check_reasoning(client: openai.OpenAI) -> None:
     answer = create(client, "scripted/client-thinks", reasoning={"effort": "low", "generate_summary": "concise"})
-    assert answer.output[0].summary[0].text == THOUGHT
+    assert answer.output[0].summary[0]["text"] == THOUGHT, "its model of an item of reasoning has another field"
     assert answer.output_text == ANSWER
 
 

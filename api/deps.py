@@ -112,7 +112,7 @@ async def _by_share(connection: HTTPConnection, services: Services, share_id: st
 
 def _is_good(opens: Opened | None, services: Services) -> TypeGuard[Opened]:
     """It ends with the key that it was asked for with, too."""
-    return opens is not None and not services.ring.is_revoked(opens.key_id)
+    return opens is not None and not services.ring.has_ended(opens.key_id)
 
 
 async def _caller(connection: HTTPConnection) -> Caller:

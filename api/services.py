@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from api.admission import admit
 from api.bodies import Bodies
 from api.live.drain import Drain
 from api.live.hub import Hub
@@ -40,7 +39,7 @@ class Services(Core):
         name: str,
         confirmer: Confirmer | None = None,
     ) -> None:
-        super().__init__(redis, log, settings, name=name, confirmer=confirmer, admit=admit)
+        super().__init__(redis, log, settings, name=name, confirmer=confirmer)
         self.tokens = Tokens(redis)
         self.installation = Installation(redis)
         self.backlog = Backlog(redis)
@@ -51,7 +50,7 @@ class Services(Core):
         self.limiter.told = self.ring.limits_of
         self.configured: Sequence[Caller] = ()
         """Those of the keys in the environment."""
-        self.ring.on_revoked = self.viewers.turn_out
+        self.ring.on_ended = self.viewers.turn_out
         self.bodies = Bodies(settings.intake_bytes)
         self.hub, self.settings, self.drain = hub, settings, drain
 

@@ -12,7 +12,8 @@
     ├── CursorExpired 410            the position is below what is kept
     ├── KeyReused 422                an Idempotency-Key that stands for another request
     ├── RateLimited 429              the caller has used up what it may use for now
-    │   └── BudgetReached            and what it may spend in this day or month
+    │   ├── BudgetReached            and what it may spend in this day or month
+    │   └── BudgetHeld               and what is left of that may yet be spent by what has not ended
     ├── TooLarge 413                 body over STREAMSPOOL_MAX_BODY_BYTES
     │   ├── SessionTooLarge 413      the session's history is over its limit
     │   └── StorageQuotaExceeded 413 what is kept of the tenant's takes too much of the file storage
@@ -336,6 +337,16 @@ class BudgetReached(RateLimited):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message, retryable=False)
+
+
+class BudgetHeld(RateLimited):
+    """What was accepted and has not ended may cost all that is left of the budget; once some has ended, there may be room."""
+
+    type = "insufficient_quota"
+    code = "budget_reserved"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, retryable=True, retry_after_s=2)
 
 
 class SessionBusy(StreamspoolError):

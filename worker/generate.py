@@ -43,9 +43,9 @@ from shared.errors import (
 )
 from shared.features.access.limits import Limiter
 from shared.features.blobs import OfTenant
-from shared.features.spend.budgets import Budgets
 from shared.features.spend.prices import was_taken
 from shared.generations.outcome import Outcomes, finished_status
+from shared.generations.settlement import Settlement
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import CHUNKS, begin_request, get_logger
@@ -84,7 +84,7 @@ class Generator:
         upstream: Upstream,
         providers: Mapping[str, Provider],
         outcomes: Outcomes,
-        budgets: Budgets,
+        settlement: Settlement,
         settings: Settings,
         *,
         worker_id: str,
@@ -95,7 +95,7 @@ class Generator:
         self._log, self._appender, self._upstream, self._outcomes = log, appender, upstream, outcomes
         self.running = RunningAttempts(log, appender)
         self._providers, self._settings, self._worker_id = providers, settings, worker_id
-        self._budgets = budgets
+        self._settlement = settlement
 
     async def run(self, generation_id: str, job_try: int) -> bool:
         """Brings a generation to its outcome. False if it is another worker's now: then the job is not ours to finish.
@@ -123,8 +123,8 @@ class Generator:
 
     async def note_budgets(self) -> None:
         """Has those that run end whose budget is reached, where the setting says so."""
-        if self._budgets.stops_running:
-            await self.running.note_over(self._budgets.over)
+        if self._settlement.budgets.stops_running:
+            await self.running.note_over(self._settlement.budgets.over)
 
     # ---- claim
 
@@ -203,7 +203,7 @@ class Generator:
             messages = [*history, *asked]
             answer.forced, answer.call_ids = forces_one(body), ids_in(messages)
             answer.verbatim, answer.whole = responses_verbatim.request_of(body) is not None, body.get(FIELD)
-            await self._budgets.check(header)
+            await self._settlement.check_budget(header)
             summary = self._summaries.of(header, body, served, answer)
             say = partial(self._say, writer, header, answer, {**body, "messages": messages}, served, summary)
             if not await self.running.run(writer, header, say):

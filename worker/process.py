@@ -110,7 +110,7 @@ def _generator(
         upstream,
         providers,
         core.outcomes,
-        core.budgets,
+        core.settlement,
         settings,
         worker_id=worker_id,
         summaries=Summaries(core.broker, settings),

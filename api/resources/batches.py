@@ -62,12 +62,16 @@ async def list_batches(
 ) -> Response:
     """The caller's batches, newest first."""
     found = []
-    async for head in services.batches.listed(caller.tenant, after):
+    tenants = services.tenants if caller.is_everyone else [caller.tenant]
+    async for head in services.batches.listed(tenants, after):
         found.append(head)
         if len(found) > limit:
             break
     deliveries = await services.batches.deliveries(found)
-    shown = [batch(head, delivery) for head, delivery in zip(found, deliveries, strict=True)]
+    shown = [
+        {**batch(head, delivery), **({"tenant": head["owner"]} if caller.is_everyone else {})}
+        for head, delivery in zip(found, deliveries, strict=True)
+    ]
     return Response(json.dumps(page(shown, limit)), media_type="application/json")
 
 
@@ -115,11 +119,11 @@ async def events(
 
 
 async def _follow(services: Services, caller: Caller, head: BatchHead, seen: int) -> AsyncIterator[bytes]:
-    """Frames until the end, or until this server stops, or the key is revoked: then without an end, so that the viewer comes
+    """Frames until the end, or until this server stops, or the key has ended: then without an end, so that the viewer comes
     again."""
     clock = asyncio.get_running_loop().time
     spoke = clock()
-    while not (services.drain.native or services.ring.is_revoked(caller.key_id)):
+    while not (services.drain.native or services.ring.has_ended(caller.key_id)):
         if head["version"] > seen:
             seen, spoke = head["version"], clock()
             yield sse.frame(json.dumps(await _shown(services, head)), id=b"%d" % seen)

@@ -76,7 +76,7 @@ async def open_share(request: Request, services: CurrentServices, root: Root, bo
     address = request.client.host if request.client else ""
     await services.browsers.check_failures(address)
     opens = await services.tokens.opened(token)
-    if opens is None or opens.share is None or services.ring.is_revoked(opens.key_id):
+    if opens is None or opens.share is None or services.ring.has_ended(opens.key_id):
         await services.browsers.note_failure(address)
         raise NotFound("This link opens nothing, or not any more. Ask for another one.", code="share_ended")
     share = opens.share

@@ -47,10 +47,13 @@ async def change(services: CurrentServices, caller: CurrentCaller, tenant: str, 
     the settings; what is not named stays."""
     _check_tenant(tenant)
     asked = LimitsRequest.check(parsed(body))
-    before = (await services.keys.limits()).get(tenant, {})
-    fields = asked.model_fields_set
-    after = {name: number for name, number in before.items() if name not in fields} | asked.given()
-    await services.keys.set_limits(tenant, {name: after[name] for name in LIMITS if name in after}, caller.actor)
+
+    def changed(before: dict[str, int]) -> dict[str, int]:
+        kept = {name: number for name, number in before.items() if name not in asked.model_fields_set}
+        after = kept | asked.given()
+        return {name: after[name] for name in LIMITS if name in after}
+
+    await services.keys.set_limits(tenant, changed, caller.actor)
     return await _learned(services, tenant)
 
 
@@ -58,7 +61,7 @@ async def change(services: CurrentServices, caller: CurrentCaller, tenant: str, 
 async def reset(services: CurrentServices, caller: CurrentCaller, tenant: str) -> dict[str, Any]:
     """Takes back what was set: the settings hold."""
     _check_tenant(tenant)
-    await services.keys.set_limits(tenant, {}, caller.actor)
+    await services.keys.set_limits(tenant, lambda _: {}, caller.actor)
     return await _learned(services, tenant)
 
 

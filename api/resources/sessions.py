@@ -20,7 +20,14 @@ async def list_sessions(
     services: CurrentServices, caller: CurrentCaller, limit: Limit = 20, after: After = None
 ) -> dict[str, Any]:
     """The caller's sessions, last used first."""
-    return page(await services.sessions.newest(caller, after, limit + 1), limit)
+    if not caller.is_everyone:
+        return page(await services.sessions.newest(caller, after, limit + 1), limit)
+    shown = page(await services.sessions.newest_of(services.tenants, after, limit + 1), limit)
+    if shown["data"]:  # of two tenants' sessions of one name, only both tell which
+        shown["first_id"], shown["last_id"] = (
+            f"{one['tenant']}:{one['id']}" for one in (shown["data"][0], shown["data"][-1])
+        )
+    return shown
 
 
 @router.get("/{session_id}")

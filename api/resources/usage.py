@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from api.deps import CurrentCaller, CurrentServices, known_query
 from api.services import Services
-from shared.config.tenants import EVERY_TENANT
 from shared.errors import BadRequest
 from shared.features.spend.ledger import DAYS, HOURS_DAYS, Row
 from shared.features.spend.report import as_csv, check_groups, report, total
@@ -70,7 +69,7 @@ def _span(start: date | None, end: date | None, bucket: Literal["hour", "day"]) 
 
 async def _tenants(services: Services, caller: Caller, request: Request, groups: list[str]) -> list[str]:
     """Whose rows are asked for: the caller's tenant's, but of an admin who asks for all of them, or by tenant."""
-    every = caller.tenant == EVERY_TENANT
+    every = caller.is_everyone
     if caller.role == "admin" and "tenant" in groups and "tenant" not in request.query_params:
         every = True
     return await services.ledger.tenants() if every else [caller.tenant]

@@ -17,7 +17,8 @@ import typer
 from typer.core import TyperGroup
 
 from shared import __version__
-from shared.cli import keys, looking
+from shared.cli import looking
+from shared.cli.access import keys, limits
 from shared.cli.screen import Progress, Screen, coloured, count, say
 from shared.cli.terms import FAILED, INTERRUPTED, USAGE, AsJson, Id, Url, ask, read_plainly, settings_of, variable_of
 from shared.errors import StreamspoolError, Unusable
@@ -227,6 +228,7 @@ def cancel(generation_id: Id, as_json: AsJson = False, url: Url = None) -> None:
 
 looking.add_to(app)
 keys.add_to(app)
+limits.add_to(app)
 
 
 @app.command()

@@ -24,6 +24,22 @@ def _as_written(value: object) -> object:
 Price = Annotated[Decimal, BeforeValidator(_as_written), Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
 
+class TierConfig(BaseModel):
+    """What changes with a longer prompt. All tokens cost it then, and not only those above, as providers have it."""
+
+    model_config = {"extra": "forbid", "hide_input_in_errors": True}
+
+    tokens: int = Field(ge=1, le=2**40, description="of the prompt; with more than these")
+    input: Price | None = None
+    output: Price | None = None
+    cached: Price | None = None
+    cache_write: Price | None = None
+    reasoning: Price | None = None
+    input_audio: Price | None = None
+    output_audio: Price | None = None
+    request: Price | None = None
+
+
 class PriceConfig(BaseModel):
     """One `[prices."MODEL"]` table: US dollars for a million tokens. Those without a price of their own cost what `input` or
     `output` does."""
@@ -39,9 +55,23 @@ class PriceConfig(BaseModel):
     output_audio: Price | None = Field(None, description="those of the answer that are audio")
     request: Price = Field(Decimal(0), description="dollars for the request itself, not for a million")
 
+    above: list[TierConfig] = Field(default_factory=list, max_length=20, description="what longer prompts cost")
+
+    def at(self, prompt_tokens: int) -> PriceConfig:
+        """The price that holds for a prompt of so many tokens: that of the highest tier that it is above. What a tier does not
+        say is as without it."""
+        reached = [tier for tier in self.above if prompt_tokens > tier.tokens]
+        if not reached:
+            return self.model_copy(update={"above": []})
+        tier = max(reached, key=lambda one: one.tokens)
+        changed = {name: value for name, value in tier if name != "tokens" and value is not None}
+        return self.model_copy(update={**changed, "above": []})
+
     def parts(self) -> dict[str, str]:
         """What was given, as it is kept with a cost."""
-        return {name: str(value) for name, value in self if value is not None}
+        told = {name: str(value) for name, value in self if value is not None and name != "above"}
+        tiers = [" ".join(f"{name}={value}" for name, value in tier if value is not None) for tier in self.above]
+        return {**told, **({"above": "; ".join(tiers)} if tiers else {})}
 
 
 def _pairs(value: object) -> object:

@@ -364,6 +364,17 @@ class Settings(BaseSettings):
         "continue",
         description="answers that run when a budget is reached: `continue`, or `stop`: they end as `incomplete`",
     )
+    budget_unknown: Literal["accept", "refuse"] = Field(
+        "accept",
+        description="models whose price is not known, asked for under a hard budget: `accept`, though nothing can be held for "
+        "them, or `refuse`",
+    )
+    ledger_rows: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="rows of keys and models that a tenant's usage has in an hour, and in a day; more are counted as `other`",
+    )
     models_refresh_s: float = Field(
         300,
         ge=0,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
@@ -32,6 +32,7 @@ from shared.log.records import WebhookTarget
 from shared.store.availability import UncertainCreates, deadline, translate_errors
 from shared.store.confirm import Confirmer
 from shared.store.keys import Lane
+from shared.store.merged import merged, paged
 from shared.store.outage import cause
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis, RedisError
@@ -41,7 +42,6 @@ logger = get_logger(__name__)
 
 MAX_LINES = 50_000
 _ID = re.compile(r"batch_[0-9a-f]{32}")
-_PAGE = 100
 _LONGEST_S = 7 * 86400
 _AFTER_MS = 3_600_000
 """How long its input is kept beyond its window: the last lines are written down then."""
@@ -177,20 +177,17 @@ class Batches:
                 return head
         raise NotFound(_NOT_FOUND, param="batch_id")
 
-    async def listed(self, tenant: str, after: str | None = None) -> AsyncIterator[BatchHead]:
-        """The tenant's batches, newest first. Raises NotFound if `after` is not one of them."""
-        index, start = self._key.batches(tenant), 0
+    async def listed(self, tenants: Iterable[str], after: str | None = None) -> AsyncIterator[BatchHead]:
+        """The batches of these tenants, newest first, as one list. Raises NotFound if `after` is not one of them."""
+        indexes = {tenant: self._key.batches(tenant) for tenant in tenants}
         with translate_errors():
-            if after is not None:
-                place = await self._redis.zrevrank(index, after)
-                if place is None:
-                    raise NotFound("`after` must be the id of a batch in this list.", param="after")
-                start = place + 1
-            while members := await self._redis.zrevrange(index, start, start + _PAGE - 1):
-                for raw in await self._redis.mget([self._key.batch(member.decode()) for member in members]):
-                    if raw:
-                        yield _loads(raw)
-                start += len(members)
+            try:
+                async for places in paged(merged(self._redis, indexes, after)):
+                    for raw in await self._redis.mget([self._key.batch(place.member) for place in places]):
+                        if raw:
+                            yield _loads(raw)
+            except LookupError:
+                raise NotFound("`after` must be the id of a batch in this list.", param="after") from None
 
     async def cancel(self, batch_id: str, tenant: str) -> BatchHead:
         """Asks for its end; what is finished is kept. Twice is once. Raises NotFound; BadRequest when it has ended."""

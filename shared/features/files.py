@@ -12,22 +12,24 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from typing import Any
 
 from shared.config.settings import Settings
-from shared.errors import BadRequest, FileStorageFailed, NotFound
+from shared.errors import BadRequest, FileStorageFailed, NotFound, StorageQuotaExceeded
 from shared.features.idempotency import Idempotency, fingerprint, key_digest
 from shared.features.storage import Missing, Sink, Storage
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import get_logger
 from shared.store.availability import deadline, translate_errors
+from shared.store.conditional import Amount, Found, under
 from shared.store.confirm import Confirmer
+from shared.store.merged import merged, paged
 from shared.store.redis import ArqRedis
-from shared.store.transaction import commit
+from shared.store.transaction import commit, raise_first
 
 logger = get_logger(__name__)
 
@@ -41,6 +43,11 @@ _ID = re.compile(r"file-[0-9a-f]{32}")
 _SECONDS = re.compile(r"[0-9]{1,9}")
 _PAGE = 500
 _SLACK_MS = 60_000
+_FORM_BYTES = 2048
+"""Of a form, more than what is around its file, if its names are not longer than others'."""
+_BYTES_LIFE_S = _LONGEST_LIFE_S + 86400
+_FORGET_AT = 100
+"""So many more sizes than files are noted: some are of files that are gone."""
 _NOT_FOUND = "There is no file with this id. It may have expired, or belong to another key."
 
 
@@ -72,23 +79,29 @@ class Files:
     def __init__(self, redis: ArqRedis, settings: Settings, confirmer: Confirmer | None = None) -> None:
         self._redis, self._settings, self._confirmer = redis, settings, confirmer
         self._key = redis.key
+        self.limit: Callable[[str], int | None] = lambda tenant: None
+        """How many bytes a tenant's files may take."""
 
     @cached_property
     def storage(self) -> Storage:
         return Storage(self._settings.files_location)
 
     @asynccontextmanager
-    async def create(self, tenant: str, file_id: str | None = None) -> AsyncIterator[NewFile]:
+    async def create(
+        self, tenant: str, file_id: str | None = None, *, length: int | None = None
+    ) -> AsyncIterator[NewFile]:
         """A file to be written; it is there once `finish` was called and the context has ended well.
 
-        Given an id, it is made again in the place of what an earlier try left.
+        Given an id, it is made again in the place of what an earlier try left. `length` is that of the form it comes in, if it
+        is known: there is room for it from the beginning, or StorageQuotaExceeded is raised.
         """
         new = NewFile(file_id or f"file-{uuid.uuid4().hex}", tenant)
-        new.accepted = file_id is not None
+        new.accepted, new.grow = file_id is not None, lambda size: self._grow(new, size)
+        end_ms = now_ms() + int(2 * UPLOAD_S * 1000)
         with translate_errors():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.zadd(self._key.files_end, {new.id: now_ms() + int(2 * UPLOAD_S * 1000)})
-                await new.write_facts(pipe)
+            await self._note(
+                new, max(0, (length or 0) - _FORM_BYTES), lambda pipe: pipe.zadd(self._key.files_end, {new.id: end_ms})
+            )
         try:
             async with self.storage.create(object_name(new.id)) as sink:
                 new.sink = sink
@@ -100,12 +113,60 @@ class Files:
                         await self._confirmer.promise(background=True)
         except BaseException:
             if file_id is None:
-                await self._remove(new.id)
+                await self._remove(new)
             raise
 
-    async def bytes_of(self, tenant: str) -> int:
-        """What a tenant's files take."""
-        return sum([facts["bytes"] async for facts in self.listed(tenant)])
+    async def _note(self, new: NewFile, size: int, queue: Callable[[Any], object]) -> None:
+        """Does what is queued, and says how much the file takes, in one step with the look whether it may. What a batch leaves
+        was accepted long ago: it is written also where memory is full, and whatever the limit. Raises StorageQuotaExceeded."""
+        name, most = self._key.file_bytes(new.tenant), None if new.accepted else self.limit(new.tenant)
+        if most is None:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                queue(pipe)
+                pipe.hset(name, new.id, str(size))
+                pipe.expire(name, _BYTES_LIFE_S)
+                await (commit(pipe) if new.accepted else pipe.execute())
+            return
+        await self._learn_sizes(new.tenant)
+        execute = under([_Quota(new, Amount(name, most, size, new.id, _BYTES_LIFE_S))])
+        for is_last in (False, True):
+            async with self._redis.pipeline(transaction=True) as pipe:
+                queue(pipe)
+                try:
+                    raise_first(await execute(pipe) if execute else [])
+                    return
+                except StorageQuotaExceeded:
+                    if is_last or not await self._forget_sizes(new.tenant):
+                        raise
+
+    async def _grow(self, new: NewFile, size: int) -> None:
+        with translate_errors():
+            await self._note(new, size, lambda pipe: None)
+
+    async def _learn_sizes(self, tenant: str) -> None:
+        """Of files that an older version made, which noted none."""
+        name = self._key.file_bytes(tenant)
+        if not await self._redis.exists(name):
+            sizes = {facts["id"]: facts["bytes"] async for facts in self.listed(tenant)}
+            async with self._redis.pipeline(transaction=True) as pipe:
+                for file_id, size in sizes.items():
+                    pipe.hsetnx(name, file_id, str(size))
+                pipe.expire(name, _BYTES_LIFE_S)
+                await pipe.execute()
+
+    async def _forget_sizes(self, tenant: str) -> bool:
+        """Of files that have expired, and of uploads that were never finished: what is not to be removed any more is gone.
+        Returns whether there were any."""
+        name = self._key.file_bytes(tenant)
+        ids: list[bytes] = await self._redis.hkeys(name)  # type: ignore[misc]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for file_id in ids:
+                pipe.zscore(self._key.files_end, file_id)
+            ends = await pipe.execute() if ids else []
+        gone = [file_id for file_id, end in zip(ids, ends, strict=True) if end is None]
+        if gone:
+            await self._redis.hdel(name, *(file_id.decode() for file_id in gone))  # type: ignore[misc]
+        return bool(gone)
 
     async def _register(self, new: NewFile) -> None:
         created = now_ms()
@@ -124,13 +185,17 @@ class Files:
         index = self._key.files(new.tenant)
         with translate_errors():
             left_ms = await self._redis.pttl(index)
-            async with self._redis.pipeline(transaction=True) as pipe:
+
+            def queue(pipe: Any) -> None:
                 pipe.set(self._key.file(new.id), json.dumps({"owner": new.tenant, "file": facts}), px=life_ms)
                 pipe.zadd(self._key.files_end, {new.id: created + life_ms})
                 pipe.zadd(index, {new.id: created})
                 pipe.zremrangebyscore(index, "-inf", created - _LONGEST_LIFE_S * 1000 - life_ms)
                 pipe.pexpire(index, max(left_ms, life_ms))
-                await new.write_facts(pipe)
+
+            await self._note(new, new.size, queue)
+            if await self._redis.hlen(self._key.file_bytes(new.tenant)) > await self._redis.zcard(index) + _FORGET_AT:  # type: ignore[misc]
+                await self._forget_sizes(new.tenant)
         new.facts = facts
         logger.info("file stored", file_id=new.id, bytes=new.size, purpose=new.purpose, tenant=new.tenant)
 
@@ -148,12 +213,12 @@ class Files:
                 await keys.replace(new.tenant, digest, new.id, asked, life_ms)
         return None
 
-    async def _remove(self, file_id: str) -> None:
+    async def _remove(self, new: NewFile) -> None:
         """After a failure, so it may fail as well: then the reaper does it."""
         try:
-            await self._forget(file_id)
+            await self._forget(new.id, new.tenant)
         except Exception as error:
-            logger.warning("file left for the reaper", file_id=file_id, error=type(error).__name__)
+            logger.warning("file left for the reaper", file_id=new.id, error=type(error).__name__)
 
     async def _forget(self, file_id: str, tenant: str | None = None) -> None:
         with translate_errors():
@@ -163,6 +228,7 @@ class Files:
             await self._redis.zrem(self._key.files_end, file_id)
             if tenant is not None:
                 await self._redis.zrem(self._key.files(tenant), file_id)
+                await self._redis.hdel(self._key.file_bytes(tenant), file_id)  # type: ignore[misc]
 
     async def find(self, file_id: str, tenant: str, *, param: str = "id") -> dict[str, Any]:
         """The file object. Raises NotFound if there is none, or it is another tenant's."""
@@ -194,6 +260,21 @@ class Files:
                     if raw:
                         yield json.loads(raw)["file"]
                 start += len(members)
+
+    async def listed_of(
+        self, tenants: Iterable[str], after: str | None = None, *, newest_first: bool = True
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The files of these tenants as one list, each with its `tenant`. Raises NotFound if `after` is not one of them."""
+        indexes = {tenant: self._key.files(tenant) for tenant in tenants}
+        with translate_errors():
+            try:
+                async for places in paged(merged(self._redis, indexes, after, newest_first=newest_first)):
+                    found = await self._redis.mget([self._key.file(place.member) for place in places])
+                    for place, raw in zip(places, found, strict=True):
+                        if raw:
+                            yield {**json.loads(raw)["file"], "tenant": place.owner}
+            except LookupError:
+                raise NotFound("`after` must be the id of a file in this list.", param="after") from None
 
     async def read(self, facts: dict[str, Any], start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """The bytes of a file object. Raises NotFound if it was just deleted."""
@@ -250,13 +331,16 @@ class NewFile:
         self.life_s: int | None = None
         self.accepted = False
         """It is what a batch leaves, which was accepted long ago: its facts are written also where memory is full."""
-
-    async def write_facts(self, pipe: Any) -> None:
-        """Executes a transaction."""
-        await (commit(pipe) if self.accepted else pipe.execute())
+        self.room: int | None = None
+        """How large it may become without being asked for; None: as large as it is."""
+        self.grow: Callable[[int], Awaitable[None]]
+        """Asks whether it may become so large. Raises StorageQuotaExceeded."""
 
     async def write(self, data: bytes) -> None:
+        """Raises StorageQuotaExceeded, FileStorageFailed."""
         self.size += len(data)
+        if self.room is not None and self.size > self.room:
+            await self.grow(self.size)
         await self.sink.write(data)
 
     def finish(self, *, filename: str, purpose: str, life_s: int | None = None) -> None:
@@ -264,3 +348,17 @@ class NewFile:
         if purpose not in (*PURPOSES, OUTPUT):
             raise BadRequest(f"purpose must be one of {', '.join(PURPOSES)}.", param="purpose")
         self.filename, self.purpose, self.life_s = filename, purpose, life_s
+
+
+class _Quota:
+    """That a tenant's files take no more than they may, with this one."""
+
+    def __init__(self, new: NewFile, amount: Amount) -> None:
+        self._new, self._amount = new, amount
+        self.counts = [amount]
+
+    async def refusal(self, refused: int, found: Sequence[Found]) -> StorageQuotaExceeded:
+        return StorageQuotaExceeded(f"The files of this tenant may take {self._amount.most} bytes. Delete some.")
+
+    def passed(self, found: Sequence[Found]) -> None:
+        self._new.room = (self._amount.most or 0) - found[0].used

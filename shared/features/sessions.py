@@ -14,7 +14,8 @@ ones stand in a sorted set by their numbers, and only the first of them is rung 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from shared.log.blobs import BLOBS, Stored
 from shared.log.decoding import Fields, by_name
 from shared.log.entry import Status
 from shared.log.records import Header, SessionTerms
+from shared.store.merged import merged
 from shared.store.redis import ArqRedis
 from shared.store.transaction import commit
 
@@ -319,6 +321,22 @@ class Sessions:
                     continue
             start += len(ids)
         return found[:count]
+
+    async def newest_of(self, tenants: Iterable[str], after: str | None, count: int) -> list[dict[str, Any]]:
+        """Sessions of these tenants, last used first, each with its `tenant`. Two tenants may each have one of the same name,
+        so `after` is `TENANT:SESSION`. Raises NotFound if that one is unknown."""
+        owner, _, last = after.partition(":") if after is not None else (None, "", None)
+        indexes = {tenant: self._key.sessions(tenant) for tenant in tenants}
+        found: list[dict[str, Any]] = []
+        try:
+            async for place in merged(self._redis, indexes, last, of=owner):
+                with suppress(NotFound):
+                    found.append({**await self.describe(place.owner, place.member), "tenant": place.owner})
+                if len(found) == count:
+                    break
+        except LookupError:
+            raise NotFound("`after` must be the TENANT:ID of a session in this list.", param="after") from None
+        return found
 
     async def delete(self, tenant: str, session_id: str) -> None:
         """Forgets it. What still runs is the caller's to cancel first."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterable
+from typing import Any
 
 from shared.errors import NotFound
 from shared.generations.broker import Broker
@@ -26,9 +27,11 @@ async def listed_of(
     after: str | None = None,
     *,
     newest_first: bool = True,
+    stored: bool = False,
     span_ms: Span = (None, None),
 ) -> AsyncIterator[Summary]:
-    """The generations of these tenants by their age, created within the span. Raises NotFound if `after` is none of theirs."""
+    """The generations of these tenants by their age, all or only the stored, created within the span. Raises NotFound if
+    `after` is none of theirs."""
     known, last = set(tenants), None
     since_ms, until_ms = span_ms
     if after is not None:
@@ -37,8 +40,9 @@ async def listed_of(
             raise NotFound(_UNKNOWN)
         at = last.header["created_at_ms"]
         since_ms, until_ms = (since_ms, at + 1) if newest_first else (at, until_ms)
-    how = {"newest_first": newest_first, "span_ms": (since_ms, until_ms)}
-    lists = [broker.listed(Caller(tenant), **how) for tenant in sorted(known)]  # type: ignore[arg-type]
+    how: dict[str, Any] = {"newest_first": newest_first, "span_ms": (since_ms, until_ms)}
+    listed = broker.stored if stored else broker.listed
+    lists = [listed(Caller(tenant), **how) for tenant in sorted(known)]
     first = max if newest_first else min
     heads = [(head, one) for one in lists if (head := await anext(one, None)) is not None]
     while heads:

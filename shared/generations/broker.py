@@ -25,6 +25,7 @@ from shared.errors import (
     StreamspoolError,
     Unavailable,
 )
+from shared.features.access.expected import expected
 from shared.features.access.limits import Limiter
 from shared.features.blobs import Blobs
 from shared.features.idempotency import Idempotency, key_digest
@@ -34,7 +35,7 @@ from shared.features.webhooks import Webhooks
 from shared.generations.caller import Caller
 from shared.generations.catalogue import Catalogue
 from shared.generations.front import CHAT, Front
-from shared.generations.gate import Admit, Gate
+from shared.generations.gate import Gate
 from shared.generations.headers import lane_of, make_header, retention_s
 from shared.generations.outcome import Outcomes
 from shared.generations.repeats import Repeats
@@ -87,14 +88,13 @@ class Broker:
         limiter: Limiter,
         budgets: Budgets,
         confirmer: Confirmer | None = None,
-        admit: Admit | None = None,
     ) -> None:
-        """Without a confirmer nothing that is accepted is confirmed; without `admit` all are let in."""
+        """Without a confirmer nothing that is accepted is confirmed."""
         self.log = log
         self._redis, self._settings, self._confirmer = redis, settings, confirmer
         self._catalogue, self._sessions, self._webhooks = catalogue, sessions, webhooks
         self._outcomes, self._settlement, self._blobs = outcomes, settlement, blobs
-        self._gate, self._budgets = Gate(redis.key, sessions, budgets, admit, limiter), budgets
+        self._gate, self._budgets = Gate(redis.key, sessions, budgets, limiter), budgets
         self._idempotency, self._repeats = Idempotency(redis), Repeats(redis, log, settings)
         self._found = BatchedLookup(log.describe, most=_FOUND_AT_ONCE)
         self._key, self._queue = redis.key, JobQueue(redis)
@@ -164,6 +164,7 @@ class Broker:
         self, header: Header, stored: Stored, request: ChatRequest, caller: Caller, asked: str
     ) -> Submitted:
         generation_id, digest = header["id"], header["idempotency"]
+        await self._budgets.expect(header, *expected(request))
         async with deadline():
             # With a key, the caller comes back for this very generation.
             with self._doubts.about(generation_id) if digest is None else nullcontext(), translate_errors():
@@ -255,7 +256,10 @@ class Broker:
         header["on_disconnect"], header["batch"], header["surface"] = "continue", batch, surface
         header["server"] = await self._server()
         await self._budgets.check(header, unless_made=True)
-        if await self.log.create(header, await self._blobs.store(line_id, caller.tenant, body), reserve):
+        await self._budgets.expect(header, *expected(request))
+        if await self.log.create(
+            header, await self._blobs.store(line_id, caller.tenant, body), self._gate.hold(reserve)
+        ):
             SUBMITTED.inc()
         await self.dispatch(header)
 
@@ -353,11 +357,10 @@ class Broker:
 
     # ---- stored completions
 
-    def stored(self, caller: Caller, after: str | None = None, *, newest_first: bool = False) -> AsyncIterator[Summary]:
-        """What the tenant has asked for with `store`, of either API, whole or not. Raises NotFound if `after` is not one of
-        them."""
+    def stored(self, caller: Caller, after: str | None = None, **how: Any) -> AsyncIterator[Summary]:
+        """What the tenant has asked for with `store`, of either API, whole or not. Raises NotFound for another `after`."""
         unknown = NotFound("`after` must be the id of a stored completion.", param="after")
-        return self._listed(caller, after, unknown, newest_first=newest_first, stored=True)
+        return self._listed(caller, after, unknown, stored=True, **{"newest_first": False, **how})
 
     async def replace_metadata(self, generation_id: str, caller: Caller, metadata: dict[str, str] | None) -> Summary:
         """Gives a generation other metadata; the request keeps those it came with. Raises NotFound."""

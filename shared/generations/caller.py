@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from shared.config.limits import Limits
+from shared.config.tenants import EVERY_TENANT
 from shared.errors import Forbidden
 from shared.features.access.audit import Actor
 from shared.features.access.keys import Role
@@ -35,6 +36,11 @@ class Caller:
 
     share: Share | None = None
     """By which share it asks; None: by none."""
+
+    @property
+    def is_everyone(self) -> bool:
+        """Whether an admin asks for what all tenants have, which only some lists show."""
+        return self.tenant == EVERY_TENANT
 
     @property
     def actor(self) -> Actor:

@@ -23,7 +23,6 @@ from shared.features.spend.prices import Prices
 from shared.features.webhooks import Webhooks
 from shared.generations.broker import Broker
 from shared.generations.catalogue import Catalogue
-from shared.generations.gate import Admit
 from shared.generations.outcome import Outcomes, Transcripts
 from shared.generations.settlement import Settlement
 from shared.generations.tenant_sessions import TenantConversations, TenantSessions
@@ -43,13 +42,11 @@ class Core:
         *,
         name: str,
         confirmer: Confirmer | None = None,
-        admit: Admit | None = None,
     ) -> None:
-        """`name` is this process, as outcomes have it; without a confirmer nothing that is accepted is confirmed; `admit`
-        may refuse a generation before it exists."""
+        """`name` is this process, as outcomes have it; without a confirmer nothing that is accepted is confirmed."""
         self.catalogue = Catalogue(redis)
         self.keys, self.audit = KeyStore(redis, confirmer), Audit(redis)
-        self.ledger = Ledger(redis)
+        self.ledger = Ledger(redis, settings.ledger_rows)
         self.webhooks = Webhooks(redis, settings)
         self.files = Files(redis, settings, confirmer)
         self.blobs = log.filler = Blobs(redis, settings, lambda: self.files.storage)
@@ -58,12 +55,13 @@ class Core:
         sessions = Sessions(redis, settings, self.blobs)
         self.chains = Chains(log, self.blobs)
         transcripts = Transcripts(log, sessions, self.chains, self.blobs)
-        self.budgets = Budgets(redis, settings, self.webhooks)
+        self.prices = Prices(settings.prices, settings.providers)
+        self.budgets = Budgets(redis, settings, self.webhooks, self.prices)
         self.limiter = Limiter(redis, settings)
         self.blobs.limit = lambda tenant: self.limiter.of_tenant(tenant).stored_bytes
+        self.files.limit = lambda tenant: self.limiter.of_tenant(tenant).file_bytes
         effects: list[Effect] = [self.ledger, self.budgets, sessions, self.webhooks, self.limiter]
         self.settlement = Settlement(redis, log, effects, sessions, self.budgets, transcripts.read, settings)
-        self.prices = Prices(settings.prices, settings.providers)
         self.outcomes = Outcomes(log, transcripts, self.settlement, self.prices, name=name)
         self.broker = Broker(
             redis,
@@ -78,7 +76,6 @@ class Core:
             limiter=self.limiter,
             budgets=self.budgets,
             confirmer=confirmer,
-            admit=admit,
         )
         self.sessions = TenantSessions(sessions, self.settlement, self.broker)
         self.conversations = TenantConversations(Conversations(redis, sessions, self.blobs), self.settlement)

@@ -1,4 +1,4 @@
-"""What may refuse a generation before it exists, in the transaction that creates its log: budget, admission, session, limits.
+"""What may refuse a generation before it exists, in the transaction that creates its log: budget, session, limits.
 
 Hidden here: the order in which they look and take, and that a request made again with its Idempotency-Key is neither
 refused nor counted a second time. A refusal leaves nothing behind but that key, which names the same generation if the
@@ -7,64 +7,69 @@ request is let in later.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from shared.chat.request import ChatRequest
-from shared.errors import RateLimited
 from shared.features.access.limits import Limiter
 from shared.features.sessions import Sessions
 from shared.features.spend.budgets import Budgets
 from shared.generations.caller import Caller
 from shared.log.records import Header
 from shared.log.streamlog import Execute, Reserve
+from shared.store.conditional import Condition, under
 from shared.store.keys import Keys
 
-Charge = Callable[[Any], None]
-"""Adds commands to a pipeline that is in MULTI, by which what was let in is counted."""
-
-Admit = Callable[[Caller, ChatRequest, Any], Awaitable[Charge | None]]
-"""Looks, with a pipeline that is not in MULTI yet, whether a request is let in. Raises RateLimited. See `api/admission.py`."""
+_AT_ONCE = 8
+"""Creates that the server looks at at one time; more would wait for each other there."""
 
 
 class Gate:
-    """Without `admit`, all are let in whose budget allows it."""
+    """One for each process."""
 
-    def __init__(self, key: Keys, sessions: Sessions, budgets: Budgets, admit: Admit | None, limiter: Limiter) -> None:
-        self._key, self._sessions, self._budgets = key, sessions, budgets
-        self._admit, self._limiter = admit, limiter
+    def __init__(self, key: Keys, sessions: Sessions, budgets: Budgets, limiter: Limiter) -> None:
+        self._key, self._sessions, self._budgets, self._limiter = key, sessions, budgets, limiter
+        self._at_once = asyncio.Semaphore(_AT_ONCE)
 
-    def reserve(self, request: ChatRequest, caller: Caller, note: Charge) -> Reserve:
+    def reserve(self, request: ChatRequest, caller: Caller, note: Callable[[Any], object]) -> Reserve:
         """What `StreamLog.create` is to call. It raises RateLimited, SessionBusy, SessionTooLarge. `note` adds its commands
         with those of the others."""
 
         async def reserve(pipe: Any, header: Header) -> Execute | None:
-            charge = await self._admitted(request, caller, pipe, header)
-            counted = self._limiter.applies(caller) and not await self._made_before(pipe, header)
+            self._refuse_known(request, caller, header)
             if header["session"]:
                 await self._sessions.reserve(pipe, header)
-            elif pipe.watching:
-                pipe.multi()
-            if charge is not None:
-                charge(pipe)
             note(pipe)
-            return self._limiter.count(caller, request, header) if counted else None
+            conditions: list[Condition] = [self._budgets.condition(header)]
+            if self._limiter.applies(caller):
+                conditions.append(self._limiter.count(caller, request, header))
+            execute = under(conditions, unless=self._key.log(header["id"]))
+            return self._in_turn(execute, request, caller, header) if execute and not pipe.watching else execute
 
         return reserve
 
-    async def _admitted(self, request: ChatRequest, caller: Caller, pipe: Any, header: Header) -> Charge | None:
-        try:
-            await self._budgets.admit(header, pipe)
-            charge = None if self._admit is None else await self._admit(caller, request, pipe)
-        except RateLimited:
-            if not await self._made_before(pipe, header):
-                raise
-            return None
-        return None if charge is None or await self._made_before(pipe, header) else charge
+    def _refuse_known(self, request: ChatRequest, caller: Caller, header: Header) -> None:
+        if header["idempotency"] is None:  # with a key, it may be there
+            self._limiter.refuse_known(caller, request.model)
 
-    async def _made_before(self, pipe: Any, header: Header) -> bool:
-        if header["idempotency"] is None:
-            return False
-        log = self._key.log(header["id"])
-        await pipe.watch(log)
-        return bool(await pipe.exists(log))
+    def _in_turn(self, execute: Execute, request: ChatRequest, caller: Caller, header: Header) -> Execute:
+        """Not before there is room at the server: what waits here meanwhile is refused as soon as this process knows. What
+        watches has its connection already, and must not keep it waiting."""
+
+        async def in_turn(pipe: Any) -> list[Any]:
+            async with self._at_once:
+                self._refuse_known(request, caller, header)
+                return await execute(pipe)
+
+        return in_turn
+
+    def hold(self, then: Reserve | None) -> Reserve:
+        """The same for a line of a batch, which is refused by nothing but what `then` raises; what it may cost is held."""
+
+        async def reserve(pipe: Any, header: Header) -> Execute | None:
+            execute = await then(pipe, header) if then else None
+            budgets = self._budgets.condition(header, only_hold=True)
+            return execute or under([budgets], unless=self._key.log(header["id"]))
+
+        return reserve

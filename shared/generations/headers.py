@@ -42,6 +42,7 @@ def make_header(
         "owner": caller.tenant,
         "key_id": caller.key_id,
         "budgets": dict(caller.budgets) or None,
+        "reserved": None,
         "near_budget": None,
         "model": request.model,
         "created_at_ms": now_ms(),

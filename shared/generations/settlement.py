@@ -25,6 +25,9 @@ from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis
 from shared.store.transaction import transact
 
+_LOOKED_AT = 500
+"""Of those that are left over: more there are only while no reaper can settle them, and each start of an answer looks."""
+
 
 class Settlement:
     """Methods raise RedisError or OSError when the server is away; the reaper settles later then."""
@@ -42,7 +45,7 @@ class Settlement:
         """`read` gives an attempt's transcript, for effects that look at the text; `sessions` tells whose turn is next, and
         `budgets` tells those whose budget is reached."""
         self._redis, self._log, self._effects, self._sessions = redis, log, effects, sessions
-        self._budgets = budgets
+        self.budgets = budgets
         self._read, self._settings = read, settings
         self._key, self._queue = redis.key, JobQueue(redis)
 
@@ -77,7 +80,7 @@ class Settlement:
             SETTLED.inc()
         await self._ring_next(header)
         if len(done) > 1:
-            await self._budgets.tell(header)
+            await self.budgets.tell(header)
 
     async def _ring_next(self, header: Header) -> None:
         if session := header.get("session"):
@@ -94,9 +97,27 @@ class Settlement:
             if end == SEAL:
                 await self.settle(generation_id)
 
+    async def check_budget(self, header: Header) -> None:
+        """Before a provider is asked. What another process sealed counts, though it died before it charged it: else more and
+        more would start on money that is gone. Raises BudgetReached."""
+        if not self.budgets.is_hard(header):
+            return
+        ids = [member.decode() for member in await self._redis.smembers(self._key.unsettled)]  # type: ignore[misc]
+        found = [
+            one for one in await self._log.describe(ids[:_LOOKED_AT]) if one and one.header["owner"] == header["owner"]
+        ]
+        costs = [cost["picodollars"] or 0 for one in found if one.outcome and (cost := one.outcome.get("cost"))]
+        if any(costs) and await self.budgets.would_reach(header, sum(costs)):
+            await self._settle_all([one.header["id"] for one in found])
+        await self.budgets.check(header)
+
     async def settle_left_over(self) -> None:
         """Settles all that is sealed and not settled: the process that sealed it may be gone. If not, it is done once all
         the same."""
-        for member in await self._redis.smembers(self._key.unsettled):  # type: ignore[misc]
+        members = await self._redis.smembers(self._key.unsettled)  # type: ignore[misc]
+        await self._settle_all([member.decode() for member in members])
+
+    async def _settle_all(self, ids: Sequence[str]) -> None:
+        for generation_id in ids:
             with suppress(FileStorageFailed):  # a turn that is too large for Redis: once it is back
-                await self.settle(member.decode())
+                await self.settle(generation_id)

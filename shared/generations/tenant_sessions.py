@@ -6,6 +6,7 @@ it among the session's messages, whichever process sealed it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -44,6 +45,11 @@ class TenantSessions:
         """The tenant's sessions, last used first. Raises NotFound if `after` is not one of them."""
         with translate_errors():
             return await self._sessions.newest(caller.tenant, after, count)
+
+    async def newest_of(self, tenants: Iterable[str], after: str | None, count: int) -> list[dict[str, Any]]:
+        """Those of these tenants, each with its `tenant`; `after` is `TENANT:ID`. Raises NotFound."""
+        with translate_errors():
+            return await self._sessions.newest_of(tenants, after, count)
 
     async def delete(self, session_id: str, caller: Caller) -> None:
         """Cancels what runs in it, then forgets it; its generations stay what they are."""

@@ -48,6 +48,14 @@ class Limited(TypedDict):
     """Whether it was counted among those that wait."""
 
 
+class Reserved(TypedDict):
+    """What is held of hard budgets until the generation is settled. See `shared.features.spend.budgets`."""
+
+    scopes: list[str]
+    picodollars: int
+    """What it may cost, as an estimate."""
+
+
 class SessionTerms(TypedDict):
     """A session's settings as they hold for one generation."""
 
@@ -78,8 +86,10 @@ class Header(TypedDict):
     """Which of the tenant's keys asked; None: no key."""
     budgets: NotRequired[dict[str, float] | None]
     """What that key may spend, as it was when it asked."""
+    reserved: NotRequired[Reserved | None]
+    """None: it has no hard budget, or what it may cost is not known."""
     near_budget: NotRequired[list[str] | None]
-    """Soft budgets that were reached when it was accepted, in words."""
+    """Soft budgets that were reached when it was accepted, in words; not in the entry, but for the response to it."""
     model: str
     created_at_ms: int
     n: int

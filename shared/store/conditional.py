@@ -2,16 +2,24 @@
 
 Hidden here: the one script for it. WATCH would do where few write a count at once; of a thousand requests of one key, each that
 is let in would send all others round again (docs/decisions/0012). Time is the server's, so that API processes need not agree.
+And that the script is sent by its digest, which the server knows after the first time.
 
-What is counted is of two kinds. A window counts what happened in the last minute, by seconds: it is never more than its limit
-in any 60 s, and what was counted is forgotten after 61. A set has the ids of what is there, until they are taken out again.
+What is counted is of four kinds. A window counts what happened in the last minute, by seconds: it is never more than its limit
+in any 60 s, and what was counted is forgotten after 61. A set has the ids of what is there, until they are taken out again; a
+sum has an amount with each. A hold is an amount that may be used up later: it has room as long as what was used and what is
+held are less than the limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
+from redis.exceptions import NoScriptError
+
+from shared.store.keys import SUM
+from shared.store.redis import WatchError
 from shared.store.transaction import answered, raise_first, words
 
 WINDOW_S = 60
@@ -19,65 +27,115 @@ KEPT_S = WINDOW_S + 1
 
 _SCRIPT = """
 local second = tonumber(redis.call('TIME')[1])
-local at = 1
-local function word() at = at + 1; return ARGV[at - 1] end
-local checks, told, refused = {}, {}, 0
-for number = 1, tonumber(word()) do
-  local check, used, wait = {}, 0, 0
-  for _, name in ipairs({'kind', 'key', 'most', 'cost', 'member', 'life'}) do check[name] = word() end
-  check.most, check.cost = tonumber(check.most), tonumber(check.cost)
-  if check.kind == 'window' then
-    local seconds = {}
-    local fields = redis.call('HGETALL', check.key)
-    for field = 1, #fields, 2 do
-      local when, amount = tonumber(fields[field]), tonumber(fields[field + 1])
-      if when >= second - 60 then
-        used = used + amount
-        seconds[#seconds + 1] = {when, amount}
-      end
+local made = ARGV[1] ~= '' and redis.call('EXISTS', ARGV[1]) == 1
+local checks, told, refused, at = {}, {}, 0, 3
+local function minute(key)
+  local seen = redis.call('HMGET', key .. ':sum', 'second', 'amount')
+  if seen[1] == tostring(second) and seen[2] then return tonumber(seen[2]) end
+  local fields, stale, used = redis.call('HGETALL', key), {}, 0
+  for field = 1, #fields, 2 do
+    if tonumber(fields[field]) >= second - 60 then
+      used = used + tonumber(fields[field + 1])
+    else
+      stale[#stale + 1] = fields[field]
     end
-    local over = used + check.cost - check.most
-    if check.most >= 0 and over > 0 then
-      table.sort(seconds, function(one, other) return one[1] < other[1] end)
-      for _, pair in ipairs(seconds) do
-        over = over - pair[2]
-        wait = pair[1] + 61 - second
-        if over <= 0 then break end
-      end
-    end
-  else
-    used = redis.call('ZCARD', check.key)
-    if redis.call('ZSCORE', check.key, check.member) then used = used - 1 end
   end
-  checks[number], told[number] = check, {used, wait}
-  if refused == 0 and check.most >= 0 and used + check.cost > check.most then refused = number end
+  return used, stale
 end
-if refused > 0 then return {refused, told} end
-for _, check in ipairs(checks) do
-  if check.kind == 'window' then
-    for _, field in ipairs(redis.call('HKEYS', check.key)) do
-      if tonumber(field) < second - 60 then redis.call('HDEL', check.key, field) end
-    end
-    redis.call('HINCRBY', check.key, second, check.cost)
-  else
-    redis.call('ZADD', check.key, second, check.member)
+local function room_in(key, over)
+  local seconds, wait, fields = {}, 0, redis.call('HGETALL', key)
+  for field = 1, #fields, 2 do
+    local when = tonumber(fields[field])
+    if when >= second - 60 then seconds[#seconds + 1] = {when, tonumber(fields[field + 1])} end
   end
-  redis.call('EXPIRE', check.key, check.life)
+  table.sort(seconds, function(one, other) return one[1] < other[1] end)
+  for _, pair in ipairs(seconds) do
+    over = over - pair[2]
+    wait = pair[1] + 61 - second
+    if over <= 0 then break end
+  end
+  return wait
+end
+local function held(key, life)
+  local fields, stale, used = redis.call('HGETALL', key), {}, 0
+  for field = 1, #fields, 2 do
+    if tonumber(fields[field]) >= second - life then
+      used = used + math.max(0, tonumber(fields[field + 1]))
+    else
+      stale[#stale + 1] = fields[field]
+    end
+  end
+  return used, stale
+end
+for number = 1, tonumber(ARGV[2]) do
+  local kind, key, most, cost = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  local member, life, used, wait, full, stale = ARGV[at + 4], ARGV[at + 5], 0, 0, nil, nil
+  if kind == 'window' then
+    used, stale = minute(key)
+    full = used + cost > most
+    if most >= 0 and full then wait = room_in(key, used + cost - most) end
+  elseif kind == 'set' then
+    used = redis.call('ZCARD', key)
+    full = used + cost > most
+    if full and redis.call('ZSCORE', key, member) then
+      used = used - 1
+      full = used + cost > most
+    end
+  elseif kind == 'sum' then
+    local fields = redis.call('HGETALL', key)
+    for field = 1, #fields, 2 do
+      if fields[field] ~= member then used = used + tonumber(fields[field + 1]) end
+    end
+    full = used + cost > most
+  else
+    wait, stale = held(key, tonumber(life))
+    used = wait + tonumber(redis.call('HGET', ARGV[at + 6], ARGV[at + 7]) or 0)
+    full = used >= most
+  end
+  if refused == 0 and most >= 0 and full then refused = number end
+  told[number] = {used, wait}
+  checks[number] = {kind, key, ARGV[at + 3], member, life, used, stale}
+  at = at + 8
+end
+if refused > 0 and not made then return {refused, told} end
+for number = 1, made and 0 or #checks do
+  local kind, key, cost, member, life, used, stale = unpack(checks[number], 1, 7)
+  if stale and #stale > 0 and cost ~= '0' then redis.call('HDEL', key, unpack(stale, 1, math.min(#stale, 1000))) end
+  if kind == 'window' and not stale then
+    redis.call('HINCRBY', key, second, cost)
+    redis.call('HINCRBY', key .. ':sum', 'amount', cost)
+  elseif kind == 'window' then
+    redis.call('HINCRBY', key, second, cost)
+    redis.call('HSET', key .. ':sum', 'second', second, 'amount', string.format('%d', used + tonumber(cost)))
+    redis.call('EXPIRE', key .. ':sum', life)
+    redis.call('EXPIRE', key, life)
+  elseif kind == 'set' then
+    redis.call('ZADD', key, second, member)
+  elseif kind == 'sum' then
+    redis.call('HSET', key, member, cost)
+  elseif cost ~= '0' then
+    redis.call('HINCRBY', key, member, cost)
+  end
+  if kind ~= 'window' and (kind == 'sum' or cost ~= '0') then redis.call('EXPIRE', key, life) end
 end
 local replies = {}
 while ARGV[at] do
-  local length = tonumber(word())
-  replies[#replies + 1] = redis.pcall(unpack(ARGV, at, at + length - 1))
-  at = at + length
+  local length = tonumber(ARGV[at])
+  replies[#replies + 1] = redis.pcall(unpack(ARGV, at + 1, at + length))
+  at = at + length + 1
 end
-return {0, told, replies}
+return {0, made and {} or told, replies}
 """
-"""ARGV: how many counts, six words of each, then each command as the number of its words and these. `call` where the counts are
-written: if that is refused, because memory is full, nothing was done."""
+"""ARGV: what must not be there for anything to be counted, how many counts, eight words of each, then each command as the
+number of its words and these. `call` where the counts are written: if that is refused, as memory is full, nothing was done.
+
+A minute is added up once a second: its sum stands beside it, and holds as long as the second does in which it was made. So
+does what was said then of when both expire."""
+_DIGEST = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 
 class Count(NamedTuple):
-    """One of those that must have room. `most` of None only counts."""
+    """One of those that must have room. `most` of None only counts; `cost` of 0 only looks."""
 
     key: str
     most: int | None
@@ -87,13 +145,53 @@ class Count(NamedTuple):
     life_s: int = KEPT_S
     """How long the key is kept after the last one was counted."""
 
+    def words(self) -> list[Any]:
+        """As the script reads it."""
+        kind = "set" if self.member else "window"
+        return [kind, self.key, _or_none(self.most), self.cost, self.member, self.life_s, "", ""]
+
+
+class Amount(NamedTuple):
+    """What one of several takes of what there is for all of them; it replaces what it took before."""
+
+    key: str
+    """A hash of amounts, by `member`."""
+    most: int | None
+    cost: int
+    member: str
+    life_s: int
+
+    def words(self) -> list[Any]:
+        """As the script reads it."""
+        return ["sum", self.key, _or_none(self.most), self.cost, self.member, self.life_s, "", ""]
+
+
+class Hold(NamedTuple):
+    """An amount that is taken back when what it is for has ended; see `release`."""
+
+    key: str
+    """A hash of amounts, by Unix time."""
+    most: int | None
+    cost: int
+    since_s: int
+    """From when on it is held. What was never taken back is not counted any more after `life_s`."""
+    life_s: int
+    used_key: str
+    used_field: str
+    """Where it stands what was used up."""
+
+    def words(self) -> list[Any]:
+        """As the script reads it."""
+        life = ("hold", self.key, _or_none(self.most), self.cost, self.since_s, self.life_s)
+        return [*life, self.used_key, self.used_field]
+
 
 class Found(NamedTuple):
     """What was seen of a count before anything was added."""
 
     used: int
     wait_s: int
-    """Until a window has room; 0 where it has, and of a set."""
+    """Until a window has room; 0 where it has, and of a set. Of a hold: how much of `used` is held."""
 
 
 class Full(Exception):
@@ -104,19 +202,28 @@ class Full(Exception):
         self.refused, self.found = refused, found
 
 
-async def execute_if(pipe: Any, counts: Sequence[Count]) -> tuple[list[Found], list[Any]]:
+async def execute_if(
+    pipe: Any, counts: Sequence[Count | Amount | Hold], *, unless: str = ""
+) -> tuple[list[Found], list[Any]]:
     """Does what is queued, all in one step, if there is room in all counts, and counts it. `pipe` may watch.
 
-    Returns what was seen, and the replies, errors among them as values. Raises Full, WatchError, RedisError.
+    `unless` is a key that the queued commands make: where it is there, they were done before, and nothing is counted again or
+    refused. Returns what was seen, nothing in that case, and the replies, errors among them as values. Raises Full, RedisError,
+    and WatchError, also where something was watched and the server had to be told the script first.
     """
     commands = pipe.queued
-    flat: list[Any] = [len(counts)]
-    for count in counts:
-        most = -1 if count.most is None else count.most
-        flat += ["set" if count.member else "window", count.key, most, count.cost, count.member, count.life_s]
-    pipe.queued = []
-    pipe.eval(_SCRIPT, 0, *flat, *words(commands))
+    flat: list[Any] = [unless, len(counts), *(word for count in counts for word in count.words()), *words(commands)]
+    watched, pipe.queued = pipe.watching, []
+    pipe.evalsha(_DIGEST, 0, *flat)
     (reply,) = await pipe.execute(raise_on_error=False)
+    if isinstance(reply, NoScriptError):  # nothing was done, and nothing is watched any more
+        async with pipe.alone() as alone:
+            alone.eval(_SCRIPT, 0, "", 0)  # counts nothing, and does nothing
+            await alone.execute()
+        if watched:
+            raise WatchError("The server did not know the script yet. Watch again.")
+        pipe.evalsha(_DIGEST, 0, *flat)
+        (reply,) = await pipe.execute(raise_on_error=False)
     if isinstance(reply, Exception):
         raise reply
     raise_first(reply)
@@ -125,3 +232,65 @@ async def execute_if(pipe: Any, counts: Sequence[Count]) -> tuple[list[Found], l
     if refused:
         raise Full(refused - 1, found)
     return found, await answered(pipe, commands, done[0])
+
+
+class Condition(Protocol):
+    """Counts that one feature looks at, and what it says of them."""
+
+    @property
+    def counts(self) -> Sequence[Count | Amount | Hold]: ...
+
+    async def refusal(self, refused: int, found: Sequence[Found]) -> Exception:
+        """What is raised where `counts[refused]` has no room."""
+
+    def passed(self, found: Sequence[Found]) -> None:
+        """All had room."""
+
+
+def under(conditions: Sequence[Condition], *, unless: str = "") -> Callable[[Any], Awaitable[list[Any]]] | None:
+    """How to execute a transaction under these conditions; None: there is nothing to look at. See `execute_if`."""
+    counts = [count for one in conditions for count in one.counts]
+    if not counts:
+        return None
+
+    async def execute(pipe: Any) -> list[Any]:
+        try:
+            found, replies = await execute_if(pipe, counts, unless=unless)
+        except Full as full:
+            at = full.refused
+            for one, seen in _parted(conditions, full.found):
+                if at < len(seen):
+                    raise await one.refusal(at, seen) from None
+                at -= len(seen)
+            raise
+        for one, seen in _parted(conditions, found) if found else ():
+            one.passed(seen)
+        return replies
+
+    return execute
+
+
+def _parted(conditions: Sequence[Condition], found: Sequence[Found]) -> list[tuple[Condition, Sequence[Found]]]:
+    parts, at = [], 0
+    for one in conditions:
+        parts.append((one, found[at : at + len(one.counts)]))
+        at += len(one.counts)
+    return parts
+
+
+def correct(pipe: Any, key: str, second: int, amount: int) -> None:
+    """Queues that so much more, or less, was counted in a window's second. What comes too late for it is forgotten with it."""
+    pipe.hincrby(key, str(second), amount)
+    pipe.expire(key, KEPT_S)
+    pipe.hincrby(f"{key}{SUM}", "amount", amount)
+    pipe.expire(f"{key}{SUM}", KEPT_S)
+
+
+def release(pipe: Any, key: str, since_s: int, amount: int, life_s: int) -> None:
+    """Queues that a hold is taken back. To be done once."""
+    pipe.hincrby(key, since_s, -amount)
+    pipe.expire(key, life_s)
+
+
+def _or_none(most: int | None) -> int:
+    return -1 if most is None else most

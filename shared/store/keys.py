@@ -21,6 +21,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:keys-version` | string, random: another one after each change of a key, or of limits | permanent |
 | `streamspool:secret` | string, 64 random bytes: encrypts what clients carry, see installation.py | permanent |
 | `streamspool:limit:KIND:SCOPE` | hash of counts by second, or zset of ids: limits.py | 61 s; as long as a log can run |
+| `streamspool:limit:KIND:SCOPE:sum` | hash: what the counts add up to in this second | 61 s |
 | `streamspool:keys-used` | hash, id to Unix seconds: when a key was used last | 400 days after the last use |
 | `streamspool:audit` | stream of changes of keys and limits, see audit.py: 100,000 entries | permanent |
 | `streamspool:token:SHA256` | string, JSON: the stream a token or share opens, and whose | as asked for, 30 days at most |
@@ -38,6 +39,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:sessions:TENANT` | zset, score = last used ms | as long as the newest session |
 | `streamspool:file:FILE` | string, JSON: the file object and its owner | until the file expires |
 | `streamspool:files:TENANT` | zset, score = created ms | until the last of them expires |
+| `streamspool:file-bytes:TENANT` | hash, bytes of each file, or of an upload that runs | 31 days after the last |
 | `streamspool:files-end` | zset, score = ms when what is stored of a file goes | permanent, emptied by the reaper |
 | `streamspool:blob:TENANT:SHA256` | hash: which copy of a blob is stored, and who holds it | 400 days after it was held last |
 | `streamspool:{HOLDER}:blobs` | hash: what a log or a session holds, by SHA-256 | until the reaper finds it gone; 400 days |
@@ -53,6 +55,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:usage-hours:TENANT` | zset of hours, `2026-11-22T05`, not yet in their day | 400 days after the last entry |
 | `streamspool:usage-day:TENANT:YYYY-MM-DD` | hash, a day of the ledger, a row a field | 400 days after its last hour |
 | `streamspool:spent:TENANT:YYYY-MM` | hash, pico-dollars by month, day, and key: spend/budgets.py | 400 days after the last |
+| `streamspool:held:SCOPE` | hash, pico-dollars by hour: what open answers may cost; budgets.py | as long as a log can run |
 | `streamspool:usage-tenants` | zset of tenants, score = ms of the last entry | 400 days after the last entry |
 | `streamspool:usage-folding` | string: hours were added to their days | 10 minutes |
 | `streamspool:usage:TENANT:YYYY-MM-DD` | hash, the ledger of older versions, by day and model | 400 days after the last entry |
@@ -82,6 +85,9 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from shared.config.settings import PREFIX
+
+SUM = ":sum"
+"""Ends the key of what a limit's counts add up to: the script that counts has it from theirs (conditional.py)."""
 
 
 class Lane(StrEnum):
@@ -190,6 +196,9 @@ class Keys:
     def limit(self, kind: str, scope: str) -> str:
         return f"{self.prefix}:limit:{kind}:{scope}"
 
+    def limit_sum(self, kind: str, scope: str) -> str:
+        return f"{self.limit(kind, scope)}{SUM}"
+
     def token(self, digest: str) -> str:
         return f"{self.prefix}:token:{digest}"
 
@@ -256,6 +265,12 @@ class Keys:
 
     def spent(self, tenant: str, month: str) -> str:
         return f"{self.prefix}:spent:{tenant}:{month}"
+
+    def file_bytes(self, tenant: str) -> str:
+        return f"{self.prefix}:file-bytes:{tenant}"
+
+    def held(self, scope: str) -> str:
+        return f"{self.prefix}:held:{scope}"
 
     def usage_row(self, tenant: str, hour: str, row: str) -> str:
         return f"{self.prefix}:usage-row:{tenant}:{hour}:{row}"

@@ -31,7 +31,17 @@ SHARES = TOKENS | {"GET /v1/streams/{generation_id}/request"}
 CONTROLS = SHARES | {"POST /v1/streams/{generation_id}/cancel"}
 SOCKETS = {"WEBSOCKET /v1/responses"}
 """No operations of OpenAPI's, which has no word for them."""
-OF_ALL = {"GET /v1/streams", "GET /v1/keys", "GET /v1/queue", "GET /v1/audit", "GET /v1/usage"}
+OF_ALL = {
+    "GET /v1/streams",
+    "GET /v1/chat/completions",
+    "GET /v1/sessions",
+    "GET /v1/files",
+    "GET /v1/batches",
+    "GET /v1/keys",
+    "GET /v1/queue",
+    "GET /v1/audit",
+    "GET /v1/usage",
+}
 """Lists that an admin may have of all tenants at once."""
 NO_TENANTS = ("GET /v1/models/", *ADMINS)
 """What they name is no tenant's."""
@@ -396,3 +406,40 @@ def test_a_key_has_no_more_of_a_tenant_than_its_models(admin: Client, http: Clie
     batch = wait_until(ended)
     errors = http.get(f"/v1/files/{batch['error_file_id']}/content", headers=headers).text
     assert "model_not_allowed" in errors
+
+
+LISTS = ["chat/completions", "sessions", "files", "batches"]
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_an_admin_has_what_all_tenants_have_in_every_list_page_by_page(
+    alice: Client, bob: Client, admin: Client, name: str
+) -> None:
+    mine: list[tuple[str, str]] = []
+    for tenant, client in (("a", alice), ("b", bob), ("a", alice), ("b", bob)):
+        session_id = f"all-{'same' if len(mine) < 2 else uuid.uuid4().hex}"  # two tenants have one of the same name
+        if name in ("files", "batches"):
+            made_id = upload(client)
+            if name == "batches":
+                body = {**BODIES["POST /v1/batches"], "input_file_id": made_id}
+                made_id = client.http.post("/v1/batches", json=body).json()["id"]
+        else:
+            response = client.post(ask("fake/echo", store=True, session_id=session_id))
+            made_id = session_id if name == "sessions" else response.headers["x-stream-id"]
+        mine.append((tenant, made_id))
+    seen: list[tuple[str, str]] = []
+    query: dict[str, Any] = {"tenant": "*", "limit": 3}
+    while True:
+        page = admin.get(f"/v1/{name}", params=query).json()
+        seen += [(one["tenant"], one["id"]) for one in page["data"]]
+        if not page["has_more"]:
+            break
+        query["after"] = page["last_id"]
+    assert len(seen) == len(set(seen))
+    found = [one for one in seen if one in mine]
+    assert found == (mine if name == "chat/completions" else mine[::-1])
+    for wrong_one in ("x", "a:x", "b:x", mine[0][1] + "x"):
+        refused = admin.get(f"/v1/{name}", params={"tenant": "*", "after": wrong_one})
+        assert refused.status_code == 404, wrong_one
+    assert "tenant" not in admin.get(f"/v1/{name}", params={"tenant": "a"}).json()["data"][0]
+    assert bob.get(f"/v1/{name}", params={"tenant": "*"}).status_code == 403

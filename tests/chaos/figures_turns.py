@@ -6,7 +6,8 @@
          ones first: when the last of each one's first words was said; and a worker is killed meanwhile
     T3   (row Q12) ten tenants with 600 waiting each, two of them with answers that take five times as long: Jain's index of
          what each had of the places in the first minute
-    T4   2,000 of one tenant in all, against 2,000 of ten tenants: answers a second, so what turns cost
+    T4   2,000 of one tenant, served first in, first out, against 2,000 of ten tenants: answers a second, so what turns cost;
+         the median of five rounds
 
 A place is held for as long as the scripted provider pauses; the places are filled from what waits, without bells. Prints a
 JSON line for each row.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -121,20 +123,26 @@ def served_time(fleet: Fleet, upstream: ScriptedUpstream) -> dict[str, Any]:
 
 
 def throughput(fleet: Fleet, upstream: ScriptedUpstream) -> dict[str, Any]:
+    """In five rounds, each with both, in turn. One tenant alone is served in the order of its requests, so it is the FIFO."""
     upstream.script("quick", answer_of(0.05))
-    found: dict[str, float] = {}
-    for _ in range(3):
-        for name, tenants in (("one", 1), ("ten", 10)):
+    rounds: list[dict[str, float]] = []
+    for number in range(5):
+        found: dict[str, float] = {}
+        pair = (("one", 1), ("ten", 10))
+        for name, tenants in pair if number % 2 else pair[::-1]:
             with Crowd(fleet) as crowd:
                 started = time.monotonic()
-                for number in range(tenants):
-                    crowd.wait(2000 // tenants, model="quick", tenant=f"t{number}")
-                wait_until(lambda: not fleet.client.exists(keys.open), 120, "all have ended")
-                found[name] = max(found.get(name, 0.0), 2000 / (time.monotonic() - started))
+                for tenant in range(tenants):
+                    crowd.wait(2000 // tenants, model="quick", tenant=f"t{tenant}")
+                wait_until(lambda: not fleet.client.exists(keys.open), 300, "all have ended")
+                found[name] = 2000 / (time.monotonic() - started)
+        rounds.append(found)
+    ratios = sorted(one["ten"] / one["one"] for one in rounds)
     return {
-        "one_a_s": round(found["one"]),
-        "ten_a_s": round(found["ten"]),
-        "ratio": round(found["ten"] / found["one"], 3),
+        **{f"{name}_a_s": round(statistics.median(one[name] for one in rounds)) for name in ("one", "ten")},
+        "ratio": round(ratios[2], 3),
+        "rounds": [round(ratio, 3) for ratio in ratios],
+        "goal": 0.97,
     }
 
 

@@ -1,4 +1,4 @@
-"""Rows Q9 to Q11 of docs/RELIABILITY.md: tenants take turns at the places, on real processes.
+"""Rows Q9 to Q11 and Q15 of docs/RELIABILITY.md: tenants take turns at the places, on real processes.
 
 What one has waiting keeps no other from a first word. Nothing here judges a time: what counts is how much of the crowd was
 served before the other one was.
@@ -6,6 +6,8 @@ served before the other one was.
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +20,7 @@ from tests.support.fleet import Fleet
 from tests.support.wire import Client, ask, chunks, text
 
 PLACES = 10
+LARGE = 4_000_000
 ALICE, BOB = "key-of-alice-0123456789", "key-of-bob-0123456789"
 SETTINGS = {
     "STREAMSPOOL_WORKER_CONCURRENCY": str(PLACES),
@@ -25,6 +28,7 @@ SETTINGS = {
     "STREAMSPOOL_LEASE_S": "2",
     "STREAMSPOOL_NO_WORKER_S": "30",
     "STREAMSPOOL_API_KEYS": f"alice:{ALICE},bob:{BOB}",
+    "STREAMSPOOL_LIMITS": f"alice:stored_bytes={25 * LARGE}",
 }
 SLOW: list[Part] = [words(1)[0], 1.5, *words(2)[1:], *ending()]
 
@@ -111,3 +115,36 @@ def test_q11_what_is_waited_for_comes_before_the_background(
     assert len(crowd.calls) - before <= 6 * PLACES
     for one in ids:
         wait_until(lambda one=one: is_over(alice, one), 60)
+
+
+def test_q15_one_that_fills_the_storage_shuts_out_no_other(
+    fleet: Fleet, upstream: ScriptedUpstream, alice: Client, bob: Client
+) -> None:
+    """Requests of 4 MB without end, at a server that has room for sixteen of them, and a limit for that tenant."""
+    upstream.script("turns-large", [*words(2), *ending()])
+    used = int(fleet.client.info("memory")["used_memory"])
+    fleet.client.config_set("maxmemory", used + 16 * LARGE)
+    stopped = threading.Event()
+    statuses: Counter[int] = Counter()
+
+    def fill(number: int) -> None:
+        with Client(fleet.url, ALICE) as client:
+            while not stopped.is_set():
+                text = f"{number} {sum(statuses.values())} ".ljust(LARGE, "x")
+                statuses[client.post(ask("scripted/turns-large", text, background=True)).status_code] += 1
+
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            filling = [threads.submit(fill, number) for number in range(2)]
+            try:
+                wait_until(lambda: statuses[413] >= 5, 120, "alice has all she may have, and goes on")
+                answers = [bob.post(ask("scripted/turns-large")) for _ in range(20)]
+            finally:
+                stopped.set()
+            for one in filling:
+                one.result()
+    finally:
+        fleet.client.config_set("maxmemory", 0)
+    assert [answer.status_code for answer in answers] == [200] * 20
+    assert set(statuses) == {202, 413}
+    assert statuses[202] <= 25

@@ -42,6 +42,7 @@ def parameters(function: Any) -> list[str]:
         (_parsers._AsyncHiredisParser, "parse_error", ["response"]),
         (_parsers._AsyncHiredisParser, "can_read_destructive", ["self"]),
         (AbstractConnection, "connect", ["self"]),
+        (AbstractConnection, "pack_command", ["self", "args"]),
         (AbstractConnection, "disconnect", ["self", "nowait"]),
         (AbstractConnection, "send_packed_command", ["self", "command", "check_health"]),
         (Connection, "_connection_arguments", ["self"]),

@@ -176,7 +176,7 @@ async def open_lab(
             client,
             providers,
             core.outcomes,
-            core.budgets,
+            core.settlement,
             settings,
             worker_id="w1",
             summaries=Summaries(core.broker, settings),

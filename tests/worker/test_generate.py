@@ -113,7 +113,7 @@ async def benching(valkey: EmbeddedValkey, scripted: Provider, **given: Any) -> 
                 client,
                 providers,
                 core.outcomes,
-                core.budgets,
+                core.settlement,
                 settings,
                 worker_id="w1",
                 summaries=Summaries(core.broker, settings),

@@ -20,6 +20,7 @@ from api.surfaces.chat import projection as chat
 from api.surfaces.chat.routes import completion
 from shared.chat.request import MetadataUpdate
 from shared.errors import BadRequest, NotFound
+from shared.generations.all_tenants import listed_of
 from shared.lib import json
 from shared.log.entry import Status
 from shared.log.records import Summary
@@ -79,11 +80,13 @@ async def list_stored(
             and wanted.items() <= (header["metadata"] or {}).items()
         )
 
-    listed = broker.stored(caller, after, newest_first=order == "desc")
-    found, last = await first_matching(listed, matches, limit)
+    how: dict[str, Any] = {"newest_first": order == "desc"}
+    everyones = listed_of(broker, services.tenants, after, stored=True, **how) if caller.is_everyone else None
+    found, last = await first_matching(everyones or broker.stored(caller, after, **how), matches, limit)
     for summary in found:
         chunks, damage = await broker.chunks(summary.header, summary.position.epoch)
-        shown.append(chat.stored_completion(summary, await accumulate(chunks), damage))
+        told = {"tenant": summary.header["owner"]} if caller.is_everyone else {}
+        shown.append({**chat.stored_completion(summary, await accumulate(chunks), damage), **told})
     text = json.dumps(page(shown, limit, last.header["id"] if last else None))
     return Response(text, media_type="application/json")
 

@@ -9,6 +9,7 @@ again, never that the key is wrong, which clients take for final.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -32,7 +33,8 @@ _FRESH_S = 2.0
 
 
 class KeyRing:
-    """`find` a key; `run` keeps the copy new. `on_revoked` is called with the id of each key that has ceased to be one."""
+    """`find` a key; `run` keeps the copy new. `on_ended` is called with the id of each key of which a secret has ceased to open
+    anything: it was revoked, it or its key has expired, or another one has replaced it."""
 
     def __init__(self, store: KeyStore) -> None:
         self._store = store
@@ -43,7 +45,11 @@ class KeyRing:
         self._looked_at = -STALE_S
         self._used: dict[str, int] = {}
         self._noted_at: dict[str, float] = {}
-        self.on_revoked: Callable[[str], Any] = lambda key_id: None
+        self._alive: set[tuple[str, str]] = set()
+        """Keys and their secrets that open something."""
+        self._next_end = math.inf
+        """When the first of them expires; Unix seconds."""
+        self.on_ended: Callable[[str], Any] = lambda key_id: None
 
     def find(self, key: str) -> KeyRecord | None:
         """The record of a key that is good; None for one that is not. Raises Unavailable where that cannot be told."""
@@ -60,10 +66,10 @@ class KeyRing:
             return None
         return known[0]
 
-    def is_revoked(self, key_id: str | None) -> bool:
+    def has_ended(self, key_id: str | None) -> bool:
         """Whether a key has ceased to be one. Those of the environment are not known here, and never do."""
         record = self._records.get(key_id or "")
-        return record is not None and record["revoked_at"] is not None
+        return record is not None and status_of(record) != "active"
 
     def name_of(self, key_id: str | None) -> str:
         """What its maker called it; empty for those of the environment."""
@@ -92,6 +98,8 @@ class KeyRing:
         if found := await self._store.changed(self._version):
             self._version, self._limits = found.version, found.limits
             self._take(found.records)
+        if found or now_ms() >= self._next_end * 1000:
+            self._note_ended()
         self._looked_at = time.monotonic()
 
     async def learn(self) -> None:
@@ -110,16 +118,25 @@ class KeyRing:
             await asyncio.sleep(LOOK_S)
 
     def _take(self, records: Iterable[KeyRecord]) -> None:
-        before, self._records = self._records, {record["id"]: record for record in records}
+        self._records = {record["id"]: record for record in records}
         self._by_digest = {
             bytes.fromhex(one["sha256"]): (record, one.get("expires_at"))
             for record in self._records.values()
             for one in record["secrets"]
         }
-        for key_id in before:
-            if not before[key_id]["revoked_at"] and self.is_revoked(key_id):
-                logger.info("key revoked", key_id=key_id)
-                self.on_revoked(key_id)
+
+    def _note_ended(self) -> None:
+        now, alive, ends = now_ms(), set(), [math.inf]
+        for record in self._records.values():
+            for secret in record["secrets"] if status_of(record) == "active" else ():
+                until = min(record["expires_at"] or math.inf, secret.get("expires_at") or math.inf)
+                if until * 1000 > now:
+                    alive.add((record["id"], secret["sha256"]))
+                    ends.append(until)
+        ended, self._alive, self._next_end = {key_id for key_id, _ in self._alive - alive}, alive, min(ends)
+        for key_id in sorted(ended):
+            logger.info("key ended", key_id=key_id)
+            self.on_ended(key_id)
 
     async def _write_used(self) -> None:
         now = time.monotonic()

@@ -42,6 +42,8 @@ MOST = 10_000
 KEPT_S = 400 * 86400
 """How long one that was revoked or has expired is listed: as long as the ledger."""
 LONGEST_OVERLAP_S = 30 * 86400
+MOST_SECRETS = 10
+"""Of one key, that hold at once."""
 _ID = re.compile(r"key_[0-9a-f]{24}")
 _UNKNOWN = "There is no key with this id."
 
@@ -128,6 +130,13 @@ class _Terms(BaseModel):
     def _are_a_keys(cls, value: LimitsRequest) -> LimitsRequest:
         if of_tenants := value.given().keys() & set(OF_TENANTS):
             raise ValueError(f"{min(of_tenants)} is a tenant's, and set at /v1/limits")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _is_one_line(cls, value: str) -> str:
+        if not value.isprintable():
+            raise ValueError("Input should be one line of text, without control characters")
         return value
 
     @field_validator("expires_at")
@@ -220,6 +229,12 @@ class KeyStore:
                 for one in known["secrets"]
                 if overlap_s and (one.get("expires_at") or until) > now
             ]
+            if len(kept) >= MOST_SECRETS:
+                raise BadRequest(
+                    f"{MOST_SECRETS} secrets of this key hold at once. Wait until one has ended, or rotate without an overlap.",
+                    code="too_many_keys",
+                    param="overlap_s",
+                )
             return {**known, "secrets": [_secret(key), *kept]}
 
         return await self._write(key_id, turned, by, "key.rotated", {"overlap_s": overlap_s}), key
@@ -246,12 +261,14 @@ class KeyStore:
         records: list[KeyRecord] = [json.loads(raw) for raw in found]
         return sorted(records, key=lambda record: (record["created_at"], record["id"]), reverse=True)
 
-    async def set_limits(self, tenant: str, limits: Mapping[str, int], by: Actor) -> None:
-        """Those that hold for a tenant from now on, `*`: for all, over what the settings say. Empty: none."""
+    async def set_limits(self, tenant: str, change: Callable[[dict[str, int]], Mapping[str, int]], by: Actor) -> None:
+        """Those that hold for a tenant from now on, `*`: for all, over what the settings say: what `change` makes of those that
+        were set. It may be called again, if another process wrote. Empty: none."""
 
-        def queue(pipe: Any, _: list[Any]) -> None:
+        def queue(pipe: Any, seen: list[Any]) -> None:
+            limits = dict(change(json.loads(seen[0]) if seen[0] else {}))
             if limits:
-                pipe.hset(self._key.limits, tenant, json.dumps(dict(limits)))
+                pipe.hset(self._key.limits, tenant, json.dumps(limits))
             else:
                 pipe.hdel(self._key.limits, tenant)
             pipe.set(self._key.keys_version, secrets.token_hex(8))

@@ -5,6 +5,9 @@ before those for all), that all that apply are looked at and counted in one step
 and a count is exact over all processes (`shared.store.conditional`), and what OpenAI calls the figures. Tokens are reserved by
 an estimate and corrected when the usage is known. While Redis is away nothing is created, so nothing is limited either.
 
+A minute whose requests are used up has no room before the oldest of them is a minute old, whoever asks. A process that was told
+so refuses what comes meanwhile by itself: thousands that come at once must not keep those waiting that are let in.
+
 Lines of batches are not counted: a batch is limited as a whole, and has a window of its own to be answered in.
 
 Source of the words and headers: platform.openai.com/docs/guides/rate-limits, "Rate limits in headers".
@@ -13,6 +16,7 @@ Source of the words and headers: platform.openai.com/docs/guides/rate-limits, "R
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,25 +24,24 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from shared.chat.messages import CHARACTERS_PER_TOKEN, characters
 from shared.chat.request import ChatRequest
 from shared.config.limits import Limits
 from shared.config.settings import Settings
 from shared.config.tenants import EVERY_TENANT
 from shared.errors import RateLimited
+from shared.features.access.expected import expected
 from shared.features.effect import Commands, Ended
 from shared.log.records import Header
 from shared.log.streamlog import Execute
-from shared.store.conditional import KEPT_S, Count, Found, Full, execute_if
+from shared.store.conditional import KEPT_S, Condition, Count, Found, correct, under
 from shared.store.redis import ArqRedis, RedisError
 
-_ANSWER_TOKENS = 1000
-"""Reserved for an answer whose request does not say how long it may be."""
 _PLACE_S = 2.0
 """When to come again where no time is known: once another one has ended."""
 _DEAD_S = 30.0
 """A create takes 2 s: what has no log after so long never came to be."""
 _LOOK_S = 5.0
+_MOST_KNOWN = 10_000
 _SEATED_S = 20
 """Between two times that a process says who watches there."""
 
@@ -86,6 +89,8 @@ class Limiter:
         self.told: Callable[[str], Mapping[str, int]] = lambda tenant: {}
         self._looked_at: dict[str, float] = {}
         self._seated: set[tuple[str, str]] = set()
+        self._used_up: dict[str, tuple[float, Count, int]] = {}
+        """By a minute's key: until when it has no room, by the monotonic clock, and what was looked at and found."""
 
     # ---- what applies
 
@@ -113,43 +118,49 @@ class Limiter:
 
     # ---- the gate
 
-    def count(self, asking: Asking, request: ChatRequest, header: Header) -> Execute | None:
-        """How the transaction that creates the generation is to be executed: not at all, with RateLimited, where a limit is
-        reached. Notes in the header what is to be settled."""
-        tokens = estimate(request)
+    def count(self, asking: Asking, request: ChatRequest, header: Header) -> Condition:
+        """Under which the generation is created. Notes in the header what is to be settled."""
+        tokens = sum(expected(request))
         checks = self._checks(asking, header["id"], tokens, webhook=header.get("webhook") is not None)
-        if not checks:
-            return None
         scopes = {check.scope for check in checks if check.kind != "requests"}
         waiting = any(check.kind == "waiting" for check in checks)
         header["limited"] = {"scopes": sorted(scopes), "tokens": tokens, "waiting": waiting} if scopes else None
-        return self._execute(asking, checks, request.model)
+        return _Limited(self, asking, checks, request.model)
+
+    def refuse_known(self, asking: Asking, model: str) -> None:
+        """Raises RateLimited if this process knows that the minute's requests are used up. Limits that were changed since are
+        not known."""
+        if not self._used_up:
+            return
+        for scope, limits in self.scopes(asking):
+            name = self._name("requests", scope)
+            until_s, count, used = self._used_up.get(name, (0.0, None, 0))
+            left_s = until_s - time.monotonic()
+            if count is not None and left_s <= 0:
+                del self._used_up[name]
+            elif count is not None and count.most == limits.requests_per_min:
+                check = _Check("requests", scope, count)
+                raise _refusal(asking, model, check, [Found(used, math.ceil(left_s) + 1)], [check])
+
+    def note_used_up(self, check: _Check, found: Found) -> None:
+        """By the server's clock there is room in `wait_s` whole seconds, of which the one that is now has partly gone."""
+        if check.kind != "requests" or found.wait_s <= 1:
+            return
+        if len(self._used_up) >= _MOST_KNOWN:
+            self._used_up.clear()
+        self._used_up[check.count.key] = time.monotonic() + found.wait_s - 1, check.count, found.used
 
     async def open_batch(self, asking: Asking, batch_id: str) -> Execute | None:
-        """The same for a batch. Those that have ended are let go of first. Raises RedisError, OSError."""
+        """How the transaction that creates a batch is to be executed. Those that have ended are let go of first. Raises
+        RedisError, OSError."""
         checks = [
             _Check("batches", scope, self._member("batches", scope, limits.open_batches, batch_id))
             for scope, limits in self.scopes(asking)
             if limits.open_batches
         ]
         for check in checks:
-            await self._forget_dead(check, after_s=0)
-        return self._execute(asking, checks, "batches") if checks else None
-
-    def _execute(self, asking: Asking, checks: Sequence[_Check], model: str) -> Execute:
-        async def execute(pipe: Any) -> list[Any]:
-            counts = [check.count for check in checks]
-            try:
-                found, replies = await execute_if(pipe, counts)
-            except Full as full:
-                refused = checks[full.refused]
-                await self._forget_dead(refused)
-                raise _refusal(asking, model, refused, full.found, checks) from None
-            if asking.ratelimits is not None:
-                asking.ratelimits.update(_headers(checks, found, taken=True))
-            return replies
-
-        return execute
+            await self.forget_dead(check, after_s=0)
+        return under([_Limited(self, asking, checks, "batches")], unless=self._key.batch(batch_id))
 
     def _checks(self, asking: Asking, generation_id: str, tokens: int, *, webhook: bool) -> list[_Check]:
         checks: list[_Check] = []
@@ -191,8 +202,9 @@ class Limiter:
     async def take(self, asking: Asking, checks: Sequence[_Check]) -> None:
         """Where Redis is away, they may sit down: what is shown is in this process. Raises RateLimited."""
         with suppress(RedisError, OSError):
-            async with self._redis.pipeline(transaction=True) as pipe:
-                await self._execute(asking, checks, "streams")(pipe)
+            if execute := under([_Limited(self, asking, checks, "streams")]):
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    await execute(pipe)
             self._seated.update((check.count.key, check.count.member) for check in checks)
 
     async def leave(self, checks: Sequence[_Check]) -> None:
@@ -241,13 +253,11 @@ class Limiter:
                 for kind in _HELD:
                     pipe.zrem(self._name(kind, scope), generation_id)
                 if second is not None:
-                    tokens = self._name("tokens", scope)
-                    pipe.hincrby(tokens, str(int(second)), used - limited["tokens"])
-                    pipe.expire(tokens, KEPT_S)
+                    correct(pipe, self._name("tokens", scope), int(second), used - limited["tokens"])
 
         return add
 
-    async def _forget_dead(self, check: _Check, after_s: float = _DEAD_S) -> None:
+    async def forget_dead(self, check: _Check, after_s: float = _DEAD_S) -> None:
         """Takes those out of a full set that have ended, or never came to be: the process that counted them may have died, or
         their log is lost. At most once in some seconds."""
         name, now = check.count.key, time.monotonic()
@@ -294,6 +304,24 @@ class Limiter:
         return found
 
 
+class _Limited:
+    """A caller's limits, as a condition."""
+
+    def __init__(self, limiter: Limiter, asking: Asking, checks: Sequence[_Check], model: str) -> None:
+        self._limiter, self._asking, self._checks, self._model = limiter, asking, checks, model
+        self.counts = [check.count for check in checks]
+
+    async def refusal(self, refused: int, found: Sequence[Found]) -> RateLimited:
+        """What makes a set full may have ended: it has room then for the next that asks."""
+        self._limiter.note_used_up(self._checks[refused], found[refused])
+        await self._limiter.forget_dead(self._checks[refused])
+        return _refusal(self._asking, self._model, self._checks[refused], found, self._checks)
+
+    def passed(self, found: Sequence[Found]) -> None:
+        if self._asking.ratelimits is not None:
+            self._asking.ratelimits.update(_headers(self._checks, found, taken=True))
+
+
 class Seat:
     """A viewer's, for as long as it is entered. Raises RateLimited when there is none."""
 
@@ -310,18 +338,6 @@ class Seat:
 def told(limits: Limits) -> dict[str, int]:
     """Those that say something, by name."""
     return {name: number for name, number in asdict(limits).items() if number is not None}
-
-
-def estimate(request: ChatRequest) -> int:
-    """How many tokens a request may use: a quarter of its characters, and as many as each answer may have."""
-    prompt = sum(_length(message.content) for message in request.messages) // CHARACTERS_PER_TOKEN
-    told = request.max_completion_tokens or request.max_tokens or 0
-    return max(1, prompt + (told if told > 0 else _ANSWER_TOKENS) * (request.n or 1))
-
-
-def _length(content: Any) -> int:
-    parts = content if isinstance(content, list) else [content]
-    return sum(characters(getattr(part, "model_extra", None) or part) for part in parts)
 
 
 def go_duration(seconds: int) -> str:

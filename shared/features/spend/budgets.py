@@ -5,30 +5,38 @@ it is kept whether there is a budget or not: one that is set in the middle of a 
 asked when: before a generation is created, in that transaction; before a worker asks a provider; and, where the setting says
 so, once a second for all that run, in one round trip.
 
-What an answer costs is known when it has ended. So a budget is overspent by what runs when it is reached, and by no more.
+What an answer costs is known when it has ended. Until then what it may cost is held of its hard budgets: an estimate of its
+tokens at the model's price. It is put there by the transaction that creates the generation and taken back by the one that
+settles it, so what is accepted and what was spent never miss it both. A hold is named by its hour, since a log may be lost with
+the server: what is never taken back counts no longer than a log can live.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from shared.config.settings import Settings
 from shared.config.tenants import EVERY_TENANT
-from shared.errors import BudgetReached
+from shared.errors import BadRequest, BudgetHeld, BudgetReached, RateLimited
 from shared.features.effect import Commands, Ended
+from shared.features.spend.prices import Prices
 from shared.features.webhooks import Webhooks
 from shared.lib import money
 from shared.lib.clock import now_ms
 from shared.log.records import Header
+from shared.store.conditional import Found, Hold, release
 from shared.store.redis import ArqRedis
 
 _LIFE_MS = 400 * 86_400_000
 _KEPT_S = 40 * 86400.0
 """How long an event about a budget is remembered: longer than its month."""
+_LONGEST_ANSWER = 128_000
+"""Tokens for which money is held at most: a request may ask for more than any model says."""
+_HOUR_MS = 3_600_000
 
 Period = Literal["day", "month"]
 
@@ -55,17 +63,22 @@ class State(NamedTuple):
         return self.spent >= self.budget.limit
 
     @property
+    def whose(self) -> str:
+        return "key" if self.budget.key_id else "tenant"
+
+    @property
     def shown(self) -> str:
-        whose = "key" if self.budget.key_id else "tenant"
-        return f"{whose} {self.now}: {money.shown(self.spent)} of {money.shown(self.budget.limit)} USD"
+        return f"{self.whose} {self.now}: {money.shown(self.spent)} of {money.shown(self.budget.limit)} USD"
 
 
 class Budgets:
     """One for each process."""
 
-    def __init__(self, redis: ArqRedis, settings: Settings, webhooks: Webhooks) -> None:
-        self._redis, self._key, self._webhooks = redis, redis.key, webhooks
-        self._tenants = settings.budgets
+    def __init__(self, redis: ArqRedis, settings: Settings, webhooks: Webhooks, prices: Prices) -> None:
+        self._redis, self._key, self._webhooks, self._prices = redis, redis.key, webhooks, prices
+        self._tenants, self._aliases = settings.budgets, settings.models
+        self._held_s = int(settings.log_safety_s) + _HOUR_MS // 1000
+        self._refuses_unknown = settings.budget_unknown == "refuse"
         self.stops_running = settings.budget_running == "stop"
 
     def of(self, header: Header) -> list[Budget]:
@@ -78,33 +91,33 @@ class Budgets:
     # ---- what is spent
 
     async def effect(self, ended: Ended) -> Commands | None:
-        cost = ended.outcome.get("cost")
-        if cost is None or not cost["picodollars"]:
-            return None
-        amount, tenant, key_id = cost["picodollars"], ended.header["owner"], ended.header.get("key_id")
+        """Charges what it cost, and takes back what was held for it."""
+        cost, held = ended.outcome.get("cost"), ended.header.get("reserved")
+        amount = (cost["picodollars"] or 0) if cost else 0
+        tenant, key_id, since_s = ended.header["owner"], ended.header.get("key_id"), _since_s(ended.header)
         day = datetime.fromtimestamp(ended.outcome["ended_at_ms"] / 1000, UTC).date().isoformat()
         name = self._key.spent(tenant, day[:7])
         fields = [_field(whose, at) for whose in (None, *([key_id] if key_id else [])) for at in (day, day[:7])]
 
         def add(pipe: Any) -> None:
-            for field in fields:
-                pipe.hincrby(name, field, amount)
-            pipe.pexpire(name, _LIFE_MS)
+            if amount:
+                for field in fields:
+                    pipe.hincrby(name, field, amount)
+                pipe.pexpire(name, _LIFE_MS)
+            for scope in held["scopes"] if held else ():
+                release(pipe, self._key.held(scope), since_s, held["picodollars"] if held else 0, self._held_s)
 
-        return add
+        return add if amount or held else None
 
-    async def states(self, header: Header, *, pipe: Any = None) -> list[State]:
-        """Of all budgets that a generation is counted in; no round trip where there are none. `pipe` is made to watch."""
+    async def states(self, header: Header) -> list[State]:
+        """Of all budgets that a generation is counted in; no round trip where there are none."""
         budgets = self.of(header)
         if not budgets:
             return []
         tenant, day = header["owner"], _today()
         name = self._key.spent(tenant, day[:7])
         fields = [_field(budget.key_id, _at(budget.period, day)) for budget in budgets]
-        if pipe is not None:
-            await pipe.watch(name)
-        asked: Any = pipe or self._redis
-        found = await asked.hmget(name, fields)
+        found = await self._redis.hmget(name, fields)  # type: ignore[misc]
         return [
             State(budget, int(spent or 0), _at(budget.period, day))
             for budget, spent in zip(budgets, found, strict=True)
@@ -112,14 +125,49 @@ class Budgets:
 
     # ---- who is refused
 
-    async def admit(self, header: Header, pipe: Any) -> None:
-        """Before a generation is created, with its transaction, not yet in MULTI. Raises BudgetReached. What is near its end
-        is noted in the header, and told to the client with the answer."""
-        states = await self.states(header, pipe=pipe)
-        _refuse(states)
-        near = [state.shown for state in states if state.is_reached]
-        if near:
-            header["near_budget"] = near
+    async def expect(self, header: Header, prompt: int, answer: int) -> None:
+        """Notes in the header what is to be held for so many tokens: nothing without a hard budget, or where no price is known.
+        Raises BadRequest for that where the setting refuses it."""
+        scopes = sorted({_scope(header, budget) for budget in self.of(header) if budget.is_hard})
+        if not scopes:
+            return
+        names = self._aliases.get(header["model"], [header["model"]])
+        tokens = prompt, min(answer, _LONGEST_ANSWER * header["n"])
+        known = [one for one in [await self._prices.estimate(name, *tokens) for name in names] if one is not None]
+        if not known and self._refuses_unknown:
+            raise BadRequest(
+                f"The price of the model '{header['model'][:200]}' is not known, and there is a budget to be kept. Ask for "
+                "another one, or have the operator give it a price.",
+                code="price_unknown",
+                param="model",
+            )
+        if known and (most := max(known)):
+            header["reserved"] = {"scopes": scopes, "picodollars": most}
+
+    def condition(self, header: Header, *, only_hold: bool = False) -> OfBudgets:
+        """Under which a generation is created; with `only_hold` it is not refused, and counts all the same."""
+        budgets, held, holds = self.of(header), header.get("reserved"), []
+        day = _today() if budgets else ""
+        left = set(held["scopes"]) if held else set()
+        for budget in budgets:
+            scope, cost = _scope(header, budget), 0
+            if held and scope in left:
+                left.remove(scope)
+                cost = held["picodollars"]
+            most = budget.limit if budget.is_hard and not only_hold else None
+            spent, field = self._key.spent(header["owner"], day[:7]), _field(budget.key_id, _at(budget.period, day))
+            holds.append(Hold(self._key.held(scope), most, cost, _since_s(header), self._held_s, spent, field))
+        return OfBudgets(header, budgets, holds, day)
+
+    def is_hard(self, header: Header) -> bool:
+        """Whether a generation may be refused for what was spent."""
+        return any(budget.is_hard for budget in self.of(header))
+
+    async def would_reach(self, header: Header, amount: int) -> bool:
+        """Whether so much more may reach a hard budget."""
+        return any(
+            state.budget.is_hard and state.spent + amount >= state.budget.limit for state in await self.states(header)
+        )
 
     async def check(self, header: Header, *, unless_made: bool = False) -> None:
         """Before a provider is asked: what waited may have been overtaken. And before a line of a batch is made, where with
@@ -184,14 +232,46 @@ class Budgets:
                 await pipe.execute()
 
 
+class OfBudgets:
+    """The condition that there is something left of each hard budget. What is near its end is noted in the header, and told to
+    the client with the answer."""
+
+    def __init__(self, header: Header, budgets: Sequence[Budget], holds: Sequence[Hold], day: str) -> None:
+        self._header, self._budgets, self._day = header, budgets, day
+        self.counts = holds
+
+    def _states(self, found: Sequence[Found]) -> Iterable[State]:
+        for budget, (used, held) in zip(self._budgets, found, strict=True):
+            yield State(budget, used - held, _at(budget.period, self._day))
+
+    async def refusal(self, refused: int, found: Sequence[Found]) -> RateLimited:
+        state = list(self._states(found))[refused]
+        if state.is_reached:
+            return _reached(state)
+        held = money.shown(found[refused].wait_s)
+        return BudgetHeld(
+            f"What this {state.whose} asked for and has not ended may cost {held} USD, which with the "
+            f"{money.shown(state.spent)} that were spent is all of its budget of {money.shown(state.budget.limit)} USD for "
+            f"{state.now} (UTC). Send the request again once some of it has ended."
+        )
+
+    def passed(self, found: Sequence[Found]) -> None:
+        near = [state.shown for state in self._states(found) if state.is_reached]
+        if near:
+            self._header["near_budget"] = near
+
+
 def _refuse(states: Sequence[State]) -> None:
     for state in states:
         if state.budget.is_hard and state.is_reached:
-            whose = "This key" if state.budget.key_id else "This tenant"
-            raise BudgetReached(
-                f"{whose} has used up its budget of {money.shown(state.budget.limit)} USD for {state.now} (UTC). Ask the "
-                "operator for more, or wait for the next period."
-            )
+            raise _reached(state)
+
+
+def _reached(state: State) -> BudgetReached:
+    return BudgetReached(
+        f"This {state.whose} has used up its budget of {money.shown(state.budget.limit)} USD for {state.now} (UTC). Ask the "
+        "operator for more, or wait for the next period."
+    )
 
 
 def _parsed(key_id: str | None, given: Mapping[Any, Any]) -> list[Budget]:
@@ -214,6 +294,15 @@ def _at(period: Period, day: str) -> str:
 
 def _field(key_id: str | None, at: str) -> str:
     return at if key_id is None else f"{key_id} {at}"
+
+
+def _scope(header: Header, budget: Budget) -> str:
+    return f"key:{budget.key_id}" if budget.key_id else f"tenant:{header['owner']}"
+
+
+def _since_s(header: Header) -> int:
+    """The hour that it was created in, by which what is held for it is named."""
+    return header["created_at_ms"] // _HOUR_MS * _HOUR_MS // 1000
 
 
 def _subject(tenant: str, state: State) -> str:

@@ -31,7 +31,7 @@ HOURS_DAYS, DAYS = 8, 400
 _LIFE_MS = DAYS * 86_400_000
 OTHER = "other"
 MOST_ROWS, MOST_NAMES, MOST_VALUES = 100, 8, 20
-"""Rows of keys and models in an hour, and in a day; names in metadata; and values of each."""
+"""Rows of keys and models in an hour, and in a day, unless a setting says otherwise; names in metadata; and values of each."""
 _LONGEST = 64
 """Characters of a value in metadata: what is longer is cut."""
 _SEPARATOR = "\x1f"
@@ -58,8 +58,9 @@ class Row(NamedTuple):
 class Ledger:
     """One for each process."""
 
-    def __init__(self, redis: ArqRedis) -> None:
-        self._redis, self._key = redis, redis.key
+    def __init__(self, redis: ArqRedis, most_rows: int = MOST_ROWS) -> None:
+        """`most_rows`: of keys and models, in an hour and in a day."""
+        self._redis, self._key, self._most = redis, redis.key, most_rows
         self._known: dict[str, dict[str, Dims]] = {}
         """By an hour's index, its rows as they were last read."""
 
@@ -98,7 +99,7 @@ class Ledger:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             self._known[index] = known
-        rows = bounded(known.values(), wanted)
+        rows = bounded(known.values(), wanted, self._most)
         known.update({_digest(dims): dims for dims in rows})
         return rows
 
@@ -140,7 +141,7 @@ class Ledger:
             ]
             there = [_from_text(text) for text in of_day.values()]
             pipe.delete(day, index, *rows)
-            for digest, text in folded([*there, *added]).items():
+            for digest, text in folded([*there, *added], self._most).items():
                 pipe.hset(day, digest, text)
             pipe.pexpire(day, _LIFE_MS)
             pipe.zrem(self._key.usage_hours(tenant), hour)
@@ -226,7 +227,7 @@ def entry(header: Header, outcome: Outcome) -> tuple[str, str, list[Dims]]:
     return header["owner"], hour, rows
 
 
-def bounded(there: Iterable[Dims], wanted: Sequence[Dims]) -> list[Dims]:
+def bounded(there: Iterable[Dims], wanted: Sequence[Dims], most_rows: int = MOST_ROWS) -> list[Dims]:
     """The rows to count in, given those that are there. A name in metadata that is one too many is not counted at all, a value
     is counted as `other`."""
     known = set(there)
@@ -236,7 +237,7 @@ def bounded(there: Iterable[Dims], wanted: Sequence[Dims]) -> list[Dims]:
     for dims in wanted:
         if dims not in known:
             if dims[0] == "model":
-                dims = dims if models < MOST_ROWS else ("model", OTHER, OTHER)
+                dims = dims if models < most_rows else ("model", OTHER, OTHER)
             elif dims[1] not in values and len(values) >= MOST_NAMES:
                 continue
             elif values[dims[1]] >= MOST_VALUES:
@@ -246,14 +247,14 @@ def bounded(there: Iterable[Dims], wanted: Sequence[Dims]) -> list[Dims]:
     return found
 
 
-def folded(rows: Iterable[tuple[Dims, Counts]]) -> dict[str, bytes]:
+def folded(rows: Iterable[tuple[Dims, Counts]], most_rows: int = MOST_ROWS) -> dict[str, bytes]:
     """A day's rows as they are stored, by digest: within the bounds, those with most requests first."""
     sums: dict[Dims, Counts] = {}
     for dims, counts in rows:
         sums.setdefault(dims, Counter()).update(counts)
     kept: dict[Dims, Counts] = {}
     for dims in sorted(sums, key=lambda one: -sums[one]["n"]):
-        for place in bounded(kept, [dims]):
+        for place in bounded(kept, [dims], most_rows):
             kept.setdefault(place, Counter()).update(sums[dims])
     return {_digest(dims): json.dumps([dims, counts]) for dims, counts in kept.items()}
 

@@ -76,8 +76,9 @@ def providers_own(usage: Mapping[str, Any]) -> int | None:
     return told
 
 
-def by_price(price: PriceConfig, tokens: Tokens) -> int:
-    """Pico-dollars by a price of the operator's."""
+def by_price(config: PriceConfig, tokens: Tokens) -> int | None:
+    """Pico-dollars by a price of the operator's; None: more than any answer costs, so the figures are wrong."""
+    price = config.at(tokens.prompt)
     plain_prompt = tokens.prompt - tokens.cached - tokens.cache_write - tokens.input_audio
     plain_answer = tokens.answer - tokens.reasoning - tokens.output_audio
     parts = (
@@ -90,7 +91,7 @@ def by_price(price: PriceConfig, tokens: Tokens) -> int:
         (tokens.output_audio, _either(price.output_audio, price.output)),
     )
     total = sum((number * each for number, each in parts), Decimal(0)) / _MILLION + price.request
-    return money.from_dollars(total) or 0
+    return money.from_dollars(total)
 
 
 class Prices:
@@ -121,8 +122,8 @@ class Prices:
         model = (outcome.get("served") or {}).get("model") or header["model"]
         tokens = tokens_of(outcome["usage"] or {})
         if price := find(self._own, model):
-            amount = by_price(price, tokens)
-            return {"picodollars": amount, "source": "settings", "version": self._version, "price": price.parts()}
+            amount, held = by_price(price, tokens), price.at(tokens.prompt).parts()
+            return {"picodollars": amount, "source": "settings", "version": self._version, "price": held}
         await self.load()
         if self._catalogue:
             at = datetime.fromtimestamp(header["created_at_ms"] / 1000, UTC)
@@ -132,6 +133,16 @@ class Prices:
             self._warned.add(model)
             logger.warning("price unknown", model=model, hint='set [prices."MODEL"] or install the extra `cost`')
         return {"picodollars": None, "source": "unknown"}
+
+    async def estimate(self, model: str, prompt: int, answer: int) -> int | None:
+        """What so many tokens of a model may cost, in pico-dollars; None: not known."""
+        tokens = Tokens(prompt, answer)
+        if price := find(self._own, model):
+            amount = by_price(price, tokens)
+            return money.MOST if amount is None else amount
+        await self.load()
+        found = self._catalogue(_where(model, self._providers), tokens, datetime.now(UTC)) if self._catalogue else None
+        return found["picodollars"] if found else None
 
 
 def was_taken(error: StreamspoolError | None) -> bool:

@@ -19,7 +19,7 @@ from shared.features.spend.ledger import Row, Width
 
 GROUPS = ("tenant", "key", "model", "provider")
 METADATA = "metadata."
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """With these a spreadsheet begins a formula (owasp.org, "CSV Injection")."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from shared.cli import keys
+from shared.cli.access import keys
 from shared.cli.main import app
 
 KEY = {

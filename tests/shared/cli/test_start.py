@@ -29,7 +29,8 @@ _BARE = frozenset(
 ) - {"__main__"}
 """What Python itself begins with: some virtual environments have files that bring setuptools in."""
 OURS = frozenset(
-    "shared shared.cli shared.cli.client shared.cli.keys shared.cli.looking shared.cli.main shared.cli.screen shared.cli.terms "
+    "shared shared.cli shared.cli.access shared.cli.access.keys shared.cli.access.limits shared.cli.client "
+    "shared.cli.looking shared.cli.main shared.cli.screen shared.cli.terms "
     "shared.config shared.config.environ shared.errors shared.lib shared.lib.json shared.lib.light_http shared.lib.sse".split()
 )
 

@@ -97,7 +97,7 @@ async def test_what_was_refused_for_want_of_an_answer_is_withdrawn(
         with pytest.raises(Unavailable) as refused:
             await batches.create(BatchRequest.check({**BODY, "input_file_id": input_file_id}), "ann")
     assert refused.value.code == "storage_unavailable"
-    (head,) = [head async for head in batches.listed("ann")]
+    (head,) = [head async for head in batches.listed(["ann"])]
     assert head["status"] == "validating"
     for _ in range(2):
         await batches.revoke_doubtful()
@@ -123,13 +123,13 @@ async def test_what_was_refused_and_comes_late_is_withdrawn_then(
         with pytest.raises(Unavailable):
             await batches.create(BatchRequest.check({**BODY, "input_file_id": input_file_id}), "ann")
     await batches.revoke_doubtful()
-    assert [head async for head in batches.listed("ann")] == []
+    assert [head async for head in batches.listed(["ann"])] == []
     async with batches._redis.pipeline(transaction=True) as pipe:
         for command in late[0]:
             pipe.execute_command(*command)
         await pipe.execute()
     await batches.revoke_doubtful()
-    assert [head["status"] async for head in batches.listed("ann")] == ["cancelling"]
+    assert [head["status"] async for head in batches.listed(["ann"])] == ["cancelling"]
 
 
 @pytest.mark.parametrize(
@@ -243,12 +243,12 @@ async def test_batches_are_listed_newest_first(batches: Batches, files: Files, m
         return next(clock)
 
     monkeypatch.setattr(Batches, "clock_ms", tick)
-    monkeypatch.setattr("shared.features.batches._PAGE", 2)
+    monkeypatch.setattr("shared.store.merged._PAGE", 2)
     made = [(await create(batches, files))["id"] for _ in range(5)]
-    assert [head["id"] async for head in batches.listed("ann")] == made[::-1]
-    assert [head["id"] async for head in batches.listed("ann", made[2])] == [made[1], made[0]]
+    assert [head["id"] async for head in batches.listed(["ann"])] == made[::-1]
+    assert [head["id"] async for head in batches.listed(["ann"], made[2])] == [made[1], made[0]]
     with pytest.raises(NotFound, match="after"):
-        _ = [head async for head in batches.listed("bob", made[0])]
+        _ = [head async for head in batches.listed(["bob"], made[0])]
 
 
 async def later(batches: Batches) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shared.config.settings import Settings
-from shared.errors import BadRequest, FileStorageRefused, NotFound, Unavailable
+from shared.errors import BadRequest, FileStorageRefused, NotFound, StorageQuotaExceeded, Unavailable
 from shared.features.files import Files, check_life
 from shared.features.storage import Missing, Storage
 from shared.lib.clock import now_ms
@@ -161,6 +162,80 @@ async def test_an_upload_that_breaks_leaves_nothing(files: Files, redis: ArqRedi
             new.finish(filename="x", purpose="nothing")
     assert left(settings) == set()
     assert await redis.keys("streamspool:*") == []
+
+
+def in_all(files: Files, most: int) -> Files:
+    files.limit = lambda tenant: most if tenant == "ann" else None
+    return files
+
+
+async def test_uploads_at_the_same_time_know_of_each_other(files: Files, settings: Settings) -> None:
+    in_all(files, 1000)
+
+    async def one(size: int) -> str:
+        return await upload(files, b"x" * size)
+
+    done = await asyncio.gather(*(one(300) for _ in range(12)), return_exceptions=True)
+    assert {type(one) for one in done} == {str, StorageQuotaExceeded}
+    kept = [one for one in done if isinstance(one, str)]
+    assert len(kept) == 3
+    assert left(settings) == set(kept), "what was refused left nothing"
+    with pytest.raises(StorageQuotaExceeded):
+        await one(101)
+    await one(100)
+    await upload(files, b"x" * 5000, tenant="bob")
+    await files.delete(kept[0], "ann")
+    await one(300)
+    with pytest.raises(StorageQuotaExceeded):
+        await one(1)
+
+
+async def test_there_is_room_for_what_a_form_says_from_the_beginning(files: Files) -> None:
+    in_all(files, 10_000)
+    async with files.create("ann", length=8000) as new:
+        with pytest.raises(StorageQuotaExceeded):
+            async with files.create("ann", length=8000):
+                pass
+        async with files.create("ann") as other:
+            await other.write(b"x" * 4000)
+            with pytest.raises(StorageQuotaExceeded):
+                await other.write(b"x" * 1000)
+            other.finish(filename="x", purpose="batch")
+            other.size = 4000
+        await new.write(b"x" * 6000)
+        new.finish(filename="x", purpose="batch")
+    assert [facts["bytes"] async for facts in files.listed("ann")] == [6000, 4000]
+
+
+async def test_what_was_never_finished_takes_nothing_for_ever(files: Files, redis: ArqRedis) -> None:
+    in_all(files, 1000)
+    await redis.hset(keys.file_bytes("ann"), "file-of-a-dead-server", "900")  # type: ignore[misc]
+    await redis.zadd(keys.files_end, {"file-of-a-dead-server": now_ms() + 60_000})
+    await redis.expire(keys.files_end, 600)
+    with pytest.raises(StorageQuotaExceeded):
+        await upload(files, b"x" * 200)
+    await redis.zrem(keys.files_end, "file-of-a-dead-server")  # as the reaper does in the end
+    await upload(files, b"x" * 200)
+    assert await redis.hvals(keys.file_bytes("ann")) == [b"200"]  # type: ignore[misc]
+
+
+async def test_what_an_older_version_stored_counts(files: Files, redis: ArqRedis) -> None:
+    await upload(files, b"x" * 900)
+    await redis.delete(keys.file_bytes("ann"))
+    in_all(files, 1000)
+    with pytest.raises(StorageQuotaExceeded):
+        await upload(files, b"x" * 101)
+    await upload(files, b"x" * 100)
+
+
+async def test_what_a_batch_leaves_counts_and_is_not_refused(files: Files) -> None:
+    in_all(files, 100)
+    for _ in range(2):
+        async with files.create("ann", "file-" + "b" * 32) as new:
+            await new.write(b"x" * 200)
+            new.finish(filename="x", purpose="batch_output")
+    with pytest.raises(StorageQuotaExceeded):
+        await upload(files, b"x")
 
 
 async def test_what_a_killed_server_left_is_removed_later(

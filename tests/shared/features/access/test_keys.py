@@ -9,6 +9,7 @@ from shared.features.access import keys as keys_module
 from shared.features.access.audit import Actor
 from shared.features.access.key_ring import KeyRing
 from shared.features.access.keys import KeyChange, KeyRequest, KeyStore
+from shared.lib.clock import now_ms
 from shared.store.redis import ArqRedis
 
 T = KeyRequest(tenant="t")
@@ -51,7 +52,7 @@ async def test_each_change_is_seen_and_nothing_else_is_read(redis: ArqRedis) -> 
     store = KeyStore(redis)
     ring = KeyRing(store)
     gone: list[str] = []
-    ring.on_revoked = gone.append
+    ring.on_ended = gone.append
     record, key = await store.create(T, BOSS)
     await ring.look()
     version = await store.changed(None)
@@ -65,11 +66,57 @@ async def test_each_change_is_seen_and_nothing_else_is_read(redis: ArqRedis) -> 
     await store.revoke(record["id"], BOSS)
     await ring.look()
     assert ring.find(key) is None
-    assert ring.is_revoked(record["id"])
+    assert ring.has_ended(record["id"])
     assert gone == [record["id"]]
     await redis.delete(redis.key.keys, redis.key.keys_version)  # a server that lost everything
     await ring.look()
     assert not ring.tenants
+
+
+async def test_those_who_use_what_has_ended_are_told(redis: ArqRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that expires; one that replaced another, at once and at the end of their overlap."""
+    store, at_ms = KeyStore(redis), [now_ms()]
+    ring, gone = KeyRing(store), list[str]()
+    ring.on_ended = gone.append
+    for module in ("keys", "key_ring"):
+        monkeypatch.setattr(f"shared.features.access.{module}.now_ms", lambda: at_ms[0])
+    short_id = (await store.create(T, BOSS))[0]["id"]
+    await store.change(short_id, KeyChange(expires_at=at_ms[0] // 1000 + 50), BOSS)
+    turned, _ = await store.create(T, BOSS)
+    await ring.look()
+    await store.rotate(turned["id"], 100, BOSS)
+    await ring.look()
+    assert gone == [], "both hold"
+    at_ms[0] += 51_000
+    await ring.look()
+    assert gone == [short_id]
+    assert ring.has_ended(short_id)
+    assert not ring.has_ended(turned["id"])
+    at_ms[0] += 51_000
+    await ring.look()
+    assert gone == [short_id, turned["id"]], "the one before holds no more"
+    await store.rotate(turned["id"], 0, BOSS)
+    await ring.look()
+    assert gone == [short_id, turned["id"], turned["id"]]
+    await ring.look()
+    assert len(gone) == 3
+
+
+async def test_a_key_may_not_be_rotated_without_end(redis: ArqRedis) -> None:
+    store = KeyStore(redis)
+    record, _ = await store.create(T, BOSS)
+    for _ in range(keys_module.MOST_SECRETS - 1):
+        await store.rotate(record["id"], 3600, BOSS)
+    with pytest.raises(BadRequest, match="at once"):
+        await store.rotate(record["id"], 3600, BOSS)
+    turned, _ = await store.rotate(record["id"], 0, BOSS)
+    assert len(turned["secrets"]) == 1
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "null\0", "\u202egnp.exe"])
+def test_a_name_is_one_line_of_text(name: str) -> None:
+    with pytest.raises(BadRequest, match="name"):
+        KeyRequest.check({"tenant": "t", "name": name})
 
 
 async def test_the_last_use_is_written_once_a_minute(redis: ArqRedis, clock: list[float]) -> None:

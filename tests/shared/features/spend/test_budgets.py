@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from shared.chat.request import ChatRequest
 from shared.cli.shown import shown
 from shared.config.settings import Settings, load_settings
-from shared.errors import BudgetReached
+from shared.errors import BadRequest, BudgetHeld, BudgetReached, Unavailable, WorkerLost
 from shared.generations.caller import Caller
 from shared.generations.core import Core
 from shared.lib import money
@@ -168,10 +168,10 @@ async def test_a_soft_one_only_tells(ready: ArqRedis, log: StreamLog) -> None:
         webhook_secret=SECRET,
         webhook_url="https://example.com/hook",
     )
-    assert (await desk.ask())["near_budget"] is None
+    assert (await desk.ask()).get("near_budget") is None
     await desk.spend(1)
     header = await desk.ask()
-    assert header["near_budget"] == [f"tenant {datetime.now(UTC).date()}: 1 of 1 USD"]
+    assert header.get("near_budget") == [f"tenant {datetime.now(UTC).date()}: 1 of 1 USD"]
     await desk.spend(0.5)
     subjects = await ready.zrange(keys.webhooks, 0, -1)
     assert len(subjects) == 1, "once, however often it is over"
@@ -207,6 +207,193 @@ async def test_without_a_budget_nothing_is_asked(
     await desk.core.budgets.check(header)
     await desk.core.budgets.tell(header)
     assert await desk.core.budgets.over([header]) == []
+
+
+# ---- what is held
+
+
+PRICES = {"fake/echo": {"input": 0, "output": 1000}}
+"""A thousand tokens cost a dollar, and no request says how long its answer may be."""
+
+
+async def held(redis: ArqRedis, scope: str = "tenant:ann") -> int:
+    amounts: list[bytes] = await redis.hvals(keys.held(scope))  # type: ignore[misc]
+    return sum(int(amount) for amount in amounts)
+
+
+async def test_what_is_accepted_and_has_not_ended_counts(ready: ArqRedis, log: StreamLog) -> None:
+    desk = Desk(ready, log, budgets="ann:day_usd=2.5 month_usd=100", prices=PRICES)
+    open_ones = [await desk.ask() for _ in range(3)]
+    assert open_ones[0]["reserved"] == {"scopes": ["tenant:ann"], "picodollars": money.PER_DOLLAR}
+    assert await held(ready) == 3 * money.PER_DOLLAR, "once, however many budgets there are"
+    with pytest.raises(BudgetHeld) as refused:
+        await desk.ask()
+    assert (refused.value.status, refused.value.code) == (429, "budget_reserved")
+    headers = refused.value.headers()
+    assert (headers["x-should-retry"], headers["retry-after"]) == ("true", "2")
+    assert "3 USD, which with the 0 that were spent is all of its budget of 2.5 USD" in refused.value.message
+    assert await ready.zcard(keys.index("ann")) == 3, "what was refused left nothing behind"
+    await desk.end(open_ones[0], 0.1)
+    assert await held(ready) == 2 * money.PER_DOLLAR
+    await desk.ask()
+    for one in open_ones[1:]:
+        await desk.end(one, 1.5)
+    with pytest.raises(BudgetReached):
+        await desk.ask()
+
+
+async def test_500_at_once_are_let_in_one_by_one(
+    ready: ArqRedis, log: StreamLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.store.availability._DEADLINE_S", 60)
+    desks = [Desk(ready, log, budgets="ann:month_usd=20", prices=PRICES) for _ in range(4)]
+    done = await asyncio.gather(*(desks[n % 4].ask() for n in range(100)), return_exceptions=True)
+    headers = [one for one in done if isinstance(one, dict)]
+    assert len(headers) == 20
+    assert {type(one) for one in done} <= {dict, BudgetHeld, Unavailable}
+    assert await held(ready) == 20 * money.PER_DOLLAR
+    await asyncio.gather(*(desk.end(one, 1) for desk, one in zip(desks * 5, headers, strict=True)))
+    assert await held(ready) == 0
+    assert (await desks[0].spent())[MONTH] == 20 * money.PER_DOLLAR
+    with pytest.raises(BudgetReached):
+        await desks[0].ask()
+
+
+async def test_a_key_holds_of_its_own_and_of_its_tenants(ready: ArqRedis, log: StreamLog) -> None:
+    desk = Desk(ready, log, budgets="ann:day_usd=3", prices=PRICES)
+    one, other = keyed("k1", day_usd=1), keyed("k2")
+    header = await desk.ask(one)
+    assert header["reserved"] == {"scopes": ["key:k1", "tenant:ann"], "picodollars": money.PER_DOLLAR}
+    with pytest.raises(BudgetHeld, match="this key"):
+        await desk.ask(one)
+    await desk.ask(other)
+    await desk.ask(other)
+    with pytest.raises(BudgetHeld, match="this tenant"):
+        await desk.ask(other)
+    await desk.end(header, None)
+    assert (await held(ready, "key:k1"), await held(ready)) == (0, 2 * money.PER_DOLLAR)
+
+
+async def test_it_is_taken_back_whatever_became_of_it(ready: ArqRedis, log: StreamLog) -> None:
+    """Cancelled, deleted, given up by the reaper, settled twice; and a budget that is not there any more."""
+    desk = Desk(ready, log, budgets="ann:day_usd=9", prices=PRICES)
+    for end in (desk.core.broker.cancel, desk.core.broker.delete):
+        header = await desk.ask()
+        await end(header["id"], ANN)
+        await desk.core.settlement.settle_left_over()
+        assert await held(ready) == 0
+    header = await desk.ask()
+    await desk.core.broker.give_up(header["id"], WorkerLost().to_stored())
+    await desk.core.settlement.settle_left_over()
+    assert await held(ready) == 0
+    header = await desk.ask()
+    await desk.end(header, 1, settle=False)
+    others = [Desk(ready, log) for _ in range(3)]
+    await asyncio.gather(*(one.core.settlement.settle(header["id"]) for one in others))
+    assert await held(ready) == 0
+    assert await ready.pttl(keys.held("tenant:ann")) > 0
+
+
+async def test_what_is_asked_once_more_is_held_once(ready: ArqRedis, log: StreamLog) -> None:
+    desk = Desk(ready, log, budgets="ann:day_usd=1", prices=PRICES)
+    header = await desk.ask(idempotency_key="once")
+    assert (await desk.ask(idempotency_key="once"))["id"] == header["id"]
+    assert await held(ready) == money.PER_DOLLAR
+
+
+async def test_what_nobody_takes_back_counts_no_longer_than_a_log_lives(ready: ArqRedis, log: StreamLog) -> None:
+    desk = Desk(ready, log, budgets="ann:day_usd=1", prices=PRICES)
+    header = await desk.ask()
+    await ready.delete(keys.log(header["id"]))
+    with pytest.raises(BudgetHeld):
+        await desk.ask()
+    life_s = int(desk.core.budgets._held_s)
+    (since,) = await ready.hkeys(keys.held("tenant:ann"))  # type: ignore[misc]
+    await ready.hset(keys.held("tenant:ann"), str(int(since) - life_s - 3600), str(money.PER_DOLLAR))  # type: ignore[misc]
+    await ready.hdel(keys.held("tenant:ann"), since)  # type: ignore[misc]
+    await desk.ask()
+    assert await ready.hlen(keys.held("tenant:ann")) == 1, "and is forgotten"  # type: ignore[misc]
+
+
+async def test_what_is_taken_back_and_was_lost_gives_nothing(ready: ArqRedis, log: StreamLog) -> None:
+    """A server that forgot what was held does not let in more for it in another hour."""
+    desk = Desk(ready, log, budgets="ann:day_usd=1", prices=PRICES)
+    header = await desk.ask()
+    await ready.delete(keys.held("tenant:ann"))
+    await desk.end(header, 0.5)
+    await ready.rename(keys.held("tenant:ann"), "before")
+    (since,) = await ready.hkeys("before")  # type: ignore[misc]
+    await ready.delete("before")
+    await ready.hset(keys.held("tenant:ann"), str(int(since) - 3600), str(-money.PER_DOLLAR))  # type: ignore[misc]
+    await desk.ask()
+    with pytest.raises(BudgetHeld):
+        await desk.ask()
+
+
+async def test_a_line_of_a_batch_is_held_and_refused_by_what_was_spent_alone(ready: ArqRedis, log: StreamLog) -> None:
+    desk = Desk(ready, log, budgets="ann:day_usd=2", prices=PRICES)
+    request = ChatRequest.check({"model": "fake/echo", "messages": [{"role": "user", "content": "hello"}]})
+
+    async def submit(number: int) -> None:
+        line = f"chatcmpl-{number:032x}"
+        await desk.core.broker.submit_line(line, b"{}", request, ANN, {"id": "batch_1", "line": number})
+
+    for number in (1, 2, 3, 3):
+        await submit(number)
+    assert await held(ready) == 3 * money.PER_DOLLAR
+    with pytest.raises(BudgetHeld):
+        await desk.ask()
+    for number in (1, 2):
+        summary = (await log.describe([f"chatcmpl-{number:032x}"]))[0]
+        assert summary is not None
+        await desk.end(summary.header, 1)
+    await submit(3)
+    with pytest.raises(BudgetReached):
+        await submit(4)
+
+
+async def test_a_name_for_several_models_holds_as_the_dearest(ready: ArqRedis, log: StreamLog) -> None:
+    await ready.set(keys.catalogue, json.dumps({"providers": {}, "models": ["smart"], **CATALOGUE}), ex=60)
+    prices = {"a/cheap": {"input": 0, "output": 1}, "b/dear": {"input": 0, "output": 1000}}
+    desk = Desk(ready, log, budgets="ann:day_usd=2", prices=prices, models={"smart": ["a/cheap", "b/dear", "c/none"]})
+    header = await desk.ask()
+    assert header["reserved"] is None, "nobody knows what fake/echo costs"
+    smart: Header = {**header, "model": "smart"}
+    await desk.core.budgets.expect(smart, 10, 1000)
+    assert smart["reserved"] == {"scopes": ["tenant:ann"], "picodollars": money.PER_DOLLAR}
+    await desk.core.budgets.expect(smart, 10, 10**15)
+    assert smart["reserved"] == {"scopes": ["tenant:ann"], "picodollars": 128 * money.PER_DOLLAR}
+
+
+async def test_what_nobody_knows_the_price_of_may_be_refused(ready: ArqRedis, log: StreamLog) -> None:
+    desk = Desk(ready, log, budgets="ann:day_usd=1,soft_day_usd=1", budget_unknown="refuse")
+    with pytest.raises(BadRequest) as refused:
+        await desk.ask()
+    assert (refused.value.code, refused.value.param) == ("price_unknown", "model")
+    await desk.ask(Caller("bob"))
+
+
+async def test_a_worker_counts_what_a_dead_one_sealed(ready: ArqRedis, log: StreamLog) -> None:
+    """It is charged there and then, and not when the reaper comes to it."""
+    desk = Desk(ready, log, budgets="ann:day_usd=1")
+    waiting, *running = [await desk.ask() for _ in range(4)]
+    await desk.core.settlement.check_budget(waiting)
+    for one in running[:2]:
+        await desk.end(one, 0.4, settle=False)
+    await desk.core.settlement.check_budget(waiting)
+    assert await desk.spent() == {}, "it is not reached, and left to the process that sealed them"
+    await desk.end(running[2], 0.4, settle=False)
+    with pytest.raises(BudgetReached):
+        await desk.core.settlement.check_budget(waiting)
+    assert (await desk.spent())[MONTH] == 12 * money.PER_DOLLAR // 10
+
+
+async def test_a_server_that_does_not_know_the_script_is_told_it(ready: ArqRedis, log: StreamLog) -> None:
+    desk = Desk(ready, log, budgets="ann:day_usd=2.5", prices=PRICES)
+    for key in (None, "k"):
+        await ready.script_flush()
+        await desk.ask(idempotency_key=key)
+    assert await held(ready) == 2 * money.PER_DOLLAR
 
 
 # ---- the setting

@@ -53,6 +53,14 @@ async def rows(ledger: Ledger, first: date = TODAY, last: date = TODAY, **option
     return await ledger.rows("ann", first, last, **options)
 
 
+async def test_there_may_be_more_rows(redis: ArqRedis) -> None:
+    there: list[module.Dims] = [("model", "", f"fake/{n}") for n in range(150)]
+    assert bounded(there, [("model", "k", "fake/5")], 151) == [("model", "k", "fake/5")]
+    assert bounded(there, [("model", "k", "fake/5")], 150) == [("model", "other", "other")]
+    many = [(("model", "", f"fake/{n}"), Counter(n=1)) for n in range(5)]
+    assert len(folded(many, 3)) == 4
+
+
 async def test_by_the_hour_and_by_the_day(redis: ArqRedis) -> None:
     ledger, start = Ledger(redis), NOW.replace(hour=5)
     for hours in (0, 0, 1):

@@ -195,8 +195,68 @@ def test_parts_are_never_more_than_the_whole() -> None:
     assert tokens_of({"prompt_tokens": "x", "prompt_tokens_details": [], "completion_tokens": -3}) == Tokens(0, 0)
 
 
+def test_a_longer_prompt_has_another_price() -> None:
+    price = PriceConfig.model_validate(
+        {
+            "input": 1,
+            "output": 10,
+            "cached": 0.1,
+            "above": [{"tokens": 1_000_000, "input": 9}, {"tokens": 200_000, "input": 2, "output": 15}],
+        }
+    )
+    for prompt, each, said, cached in ((200_000, 1, 10, "0.1"), (200_001, 2, 15, "0.1"), (1_000_001, 9, 10, "0.1")):
+        tokens = Tokens(prompt=prompt, answer=1000, cached=50_000)
+        exact = (prompt - 50_000) * each + 50_000 * Decimal(cached) + 1000 * said
+        assert by_price(price, tokens) == exact * 10**6, prompt
+    assert price.at(200_001).parts() == {"input": "2", "output": "15", "cached": "0.1", "request": "0"}
+    assert "tokens=200000 input=2 output=15" in price.parts()["above"]
+
+
+LONG: dict[str, dict[str, Any]] = {
+    "openai/gpt-5.4": {
+        "prompt_tokens": 300_000,
+        "completion_tokens": 1000,
+        "prompt_tokens_details": {"cached_tokens": 9},
+    },
+    "openai/gpt-6-luna": {"prompt_tokens": 400_000, "completion_tokens": 1000},
+    "gemini/gemini-2.5-pro": {"prompt_tokens": 250_000, "completion_tokens": 1000},
+    "anthropic/claude-sonnet-4-5": {"prompt_tokens": 250_000, "completion_tokens": 1000},
+}
+"""Their prices have tiers in the list."""
+
+
+@pytest.mark.parametrize("model", sorted(LONG))
+async def test_the_lists_tiers_hold_for_long_prompts(model: str) -> None:
+    provider, _, name = model.partition("/")
+    told = LONG[model]
+    cached = told.get("prompt_tokens_details", {}).get("cached_tokens", 0)
+    usage = genai_prices.Usage(
+        input_tokens=told["prompt_tokens"], output_tokens=1000, **({"cache_read_tokens": cached} if cached else {})
+    )
+    at = datetime.fromtimestamp(AT_MS / 1000, UTC)
+    vendor = {"gemini": "google"}.get(provider, provider)
+    theirs = genai_prices.calc_price(usage, name, provider_id=vendor, genai_request_timestamp=at)
+    cost, short = await cost_of(model, told), await cost_of(model, {**told, "prompt_tokens": 1000})
+    assert cost["picodollars"] == money.from_dollars(theirs.total_price)
+    assert cost["picodollars"]
+    assert short["picodollars"]
+    assert "from " in cost["price"]["input_mtok"]
+    each = (cost["picodollars"] - short["picodollars"]) / (told["prompt_tokens"] - 1000)
+    base = float(cost["price"]["input_mtok"].partition(";")[0]) * 1_000_000
+    assert each > base * 1.4, "all of a long prompt costs more"
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"input": -1}, {"input": "x"}, {}, {"input": 1, "inptu": 2}, {"input": float("inf")}]
+    "wrong",
+    [
+        {"input": 1, "above": [{"input": 2}]},
+        {"input": 1, "above": [{"tokens": 0}]},
+        {"input": -1},
+        {"input": "x"},
+        {},
+        {"input": 1, "inptu": 2},
+        {"input": float("inf")},
+    ],
 )
 def test_what_is_no_price(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -204,6 +264,14 @@ def test_what_is_no_price(wrong: dict[str, Any]) -> None:
 
 
 # ---- unknown
+
+
+async def test_more_than_any_answer_costs_is_no_cost() -> None:
+    """A provider may say anything of its tokens. It is neither a million dollars nor nothing."""
+    own = {"openai/gpt-4o": PriceConfig.model_validate({"input": 1000, "output": 1})}
+    cost = await cost_of("openai/gpt-4o", {"prompt_tokens": 10**15, "completion_tokens": 1}, own=own)
+    assert (cost["picodollars"], cost["source"]) == (None, "settings")
+    assert await Prices(own, {}).estimate("openai/gpt-4o", 10**15, 1) == money.MOST
 
 
 async def test_unknown_is_not_nothing() -> None:

@@ -1,0 +1,1 @@
+"""Commands for who may ask, and for how much: keys and limits."""

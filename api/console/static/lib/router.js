@@ -6,7 +6,8 @@ import { Store, useStore } from "./store.js";
 const base = `${root}/console`;
 
 function read() {
-  const path = location.pathname.startsWith(base) ? location.pathname.slice(base.length).replace(/\/+$/, "") || "/" : location.pathname.slice(root.length);
+  const below = location.pathname.startsWith(base) ? base : root;
+  const path = location.pathname.slice(below.length).replace(/\/+$/, "") || "/";
   return { path, query: Object.fromEntries(new URLSearchParams(location.search)), hash: location.hash.slice(1) };
 }
 

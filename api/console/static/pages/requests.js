@@ -1,5 +1,5 @@
 // Requests: every generation that is kept, by whatever is known of it. The server searches; the address holds the search.
-import { html, useMemo, useRef, useState } from "../lib/dom.js";
+import { html, useEffect, useMemo, useRef, useState } from "../lib/dom.js";
 import { asCurl, post, withQuery } from "../lib/api.js";
 import { compact, count, dollars, duration, shortId } from "../lib/format.js";
 import { useKeys } from "../lib/keys.js";
@@ -99,19 +99,30 @@ function what(row) {
   return [...parts, ...data].filter(Boolean).join(" · ");
 }
 
+/** Words are searched for as they are typed; an id, and a name of the metadata with its value, once Enter says they are whole. */
 function Search({ value }) {
+  const [text, setText] = useState(value);
+  const field = useRef();
   const timer = useRef(0);
-  const typed = (event) => {
-    const text = event.target.value.trim();
+  useEffect(() => {
+    if (document.activeElement !== field.current) setText(value);
+  }, [value]);
+  const apply = (typed) => {
     clearTimeout(timer.current);
-    timer.current = setTimeout(() => {
-      if (/^chatcmpl-[0-9a-f]{32}$/.test(text)) return go(`/r/${text}`);
-      const pair = text.match(/^([\w.-]+):(\S+)$/);
-      if (pair && !text.includes("/")) return setQuery({ [`metadata[${pair[1]}]`]: pair[2], q: null }, { replace: true });
-      setQuery({ q: text || null }, { replace: true });
-    }, 250);
+    if (/^chatcmpl-[0-9a-f]{32}$/.test(typed)) return go(`/r/${typed}`);
+    const pair = typed.match(/^([\w.-]+):(\S+)$/);
+    if (!pair) return setQuery({ q: typed || null }, { replace: true });
+    setText("");
+    return setQuery({ [`metadata[${pair[1]}]`]: pair[2], q: null }, { replace: true });
   };
-  return html`<label class="search"><span class="unseen">Search requests</span><${Icon} name="search" /><input class="input" type="search" data-search placeholder="id, model, error, key:value" value=${value} onInput=${typed} /><kbd>/</kbd></label>`;
+  const typed = (event) => {
+    const now = event.target.value;
+    setText(now);
+    clearTimeout(timer.current);
+    if (!now.includes(":")) timer.current = setTimeout(() => apply(now.trim()), 250);
+  };
+  const entered = (event) => event.key === "Enter" && apply(event.target.value.trim());
+  return html`<label class="search"><span class="unseen">Search requests</span><${Icon} name="search" /><input class="input" type="search" data-search placeholder="id, model, error, key:value" ref=${field} value=${text} onInput=${typed} onKeyDown=${entered} /><kbd>/</kbd></label>`;
 }
 
 function ExportMenu({ path }) {

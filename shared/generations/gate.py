@@ -21,8 +21,8 @@ from shared.log.streamlog import Execute, Reserve
 from shared.store.conditional import Condition, under
 from shared.store.keys import Keys
 
-_AT_ONCE = 8
-"""Creates that the server looks at at one time; more would wait for each other there."""
+_AT_ONCE = 16
+"""Creates that the server looks at at one time: as many as a process has connections for, but one."""
 
 
 class Gate:

@@ -108,7 +108,12 @@ async def create(
     stored = await read(cut.text, lambda value: to_stored(with_options(value, request)))
     silent_s = speak_after_s(request, services.settings)
     header, replayed = await services.broker.submit(
-        json.dumps(stored.body), stored.request, caller, idempotency_key=key, repeat=repeat, front=Front("completions")
+        await services.blobs.cut(json.dumps(stored.body), cut),
+        stored.request,
+        caller,
+        idempotency_key=key,
+        repeat=repeat,
+        front=Front("completions"),
     )
     headers = _headers(header, root) | (REPLAYED if replayed else {})
     if not stored.request.stream:

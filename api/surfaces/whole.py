@@ -44,7 +44,12 @@ async def create(
     silent_s = speak_after_s(request, services.settings)
     front = Front("embeddings" if path == "/v1/embeddings" else "moderations")
     header, replayed = await services.broker.submit(
-        json.dumps(stored.body), stored.request, caller, idempotency_key=key, repeat=repeat, front=front
+        await services.blobs.cut(json.dumps(stored.body), cut),
+        stored.request,
+        caller,
+        idempotency_key=key,
+        repeat=repeat,
+        front=front,
     )
     headers = stream_headers(header["id"], root) | (REPLAYED if replayed else {})
     return Answer(

@@ -76,11 +76,12 @@ class Blobs:
 
     # ---- taking out
 
-    async def cut(self, payload: bytes | bytearray) -> Cut:
-        """A payload apart, nothing stored. What is large is looked at in a thread."""
+    async def cut(self, payload: bytes | bytearray, of: Cut | None = None) -> Cut:
+        """A payload apart, nothing stored; `of`: the cut from whose text it was made. What is large is looked at in a
+        thread."""
         if len(payload) <= INLINE_BYTES:
-            return self.marks.cut(payload)
-        return await asyncio.to_thread(self.marks.cut, payload)
+            return self.marks.cut(payload, of)
+        return await asyncio.to_thread(self.marks.cut, payload, of)
 
     async def digest(self, cut: Cut, text: bytes) -> str:
         """SHA-256, in hexadecimal, of a text that was made of the cut, as it is without marks."""
@@ -107,11 +108,13 @@ class Blobs:
         """0: none."""
         return min((most for most in (self._most, self.limit(tenant)) if most), default=0)
 
-    async def store(self, holder: str, tenant: str, payload: bytes, *, accepted: bool = False) -> Stored:
+    async def store(
+        self, holder: str, tenant: str, payload: bytes, *, accepted: bool = False, of: Cut | None = None
+    ) -> Stored:
         """`cut` and `keep`."""
         if len(payload) <= INLINE_BYTES and not self.marks.are_in(payload):
             return Stored(payload)
-        return await self.keep(holder, tenant, await self.cut(payload), accepted=accepted)
+        return await self.keep(holder, tenant, await self.cut(payload, of), accepted=accepted)
 
     async def chunks(self, header: Header, chunks: list[Chunk]) -> list[Chunk]:
         """Chunks of a log as they are stored: what of them is large is kept, unless an older version may read them."""

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 from shared.chat.messages import Messages, present
 from shared.errors import NotFound, SessionBusy
 from shared.features.blobs import Blobs, session_holder
-from shared.features.idempotency import Idempotency, fingerprint, key_digest
+from shared.features.idempotency import Idempotency, key_digest
 from shared.features.sessions import NOT_FOUND, Sessions, check_id, estimate_tokens
 from shared.lib import json
 from shared.lib.clock import now_ms
-from shared.log.blobs import BLOBS, Stored
+from shared.log.blobs import BLOBS, Cut, Stored
 from shared.store.redis import ArqRedis
 from shared.store.transaction import transact
 
@@ -47,13 +47,14 @@ class Conversations:
         self._redis, self._sessions, self._blobs = redis, sessions, blobs
         self._key = redis.key
 
-    async def claim(self, tenant: str, key: str | None, what: str, request: object) -> tuple[str, bool]:
-        """An id in hex for what is to be made of `request`, and whether its idempotency key stood for it before: then it may be
-        there. `what` tells keys of different things apart. Raises KeyReused."""
+    async def claim(self, tenant: str, key: str | None, what: str, request: object, cut: Cut) -> tuple[str, bool]:
+        """An id in hex for what is to be made of `request`, which has marks of `cut`, and whether its idempotency key stood for
+        it before: then it may be there. `what` tells keys of different things apart. Raises KeyReused."""
         new_id = uuid.uuid4().hex
         if key is None:
             return new_id, False
-        digest, asked, life_ms = key_digest(key, what), fingerprint(request), self._sessions.life_ms
+        digest, life_ms = key_digest(key, what), self._sessions.life_ms
+        asked = await self._blobs.digest(cut, json.dumps_sorted(request))
         first = await Idempotency(self._redis).claim(tenant, digest, new_id, asked, life_ms)
         return first, first != new_id
 
@@ -107,14 +108,17 @@ class Conversations:
         ]
 
     async def append(
-        self, tenant: str, conversation_id: str, messages: Messages, turn_id: str, *, once: bool = False
+        self, tenant: str, conversation_id: str, messages: Messages, turn_id: str, cut: Cut, *, once: bool = False
     ) -> tuple[Turn, bool]:
-        """Adds a turn of this id, in hex; `once`: unless there is one. Returns it, and whether there was. Raises SessionBusy
-        while a response of the conversation runs: its turn comes first."""
+        """Adds a turn of this id, in hex; `once`: unless there is one. Returns it, and whether there was. The messages may have
+        marks of `cut`. Raises SessionBusy while a response of the conversation runs: its turn comes first."""
         names = self._key.session(tenant, check_id(conversation_id))
         base, tokens = f"chatcmpl-{turn_id}", estimate_tokens(messages)
         turn = {"generation_id": base, "added": True, "at_ms": now_ms(), "tokens": tokens, "messages": messages}
-        stored = await self._blobs.store(session_holder(tenant, conversation_id), tenant, json.dumps(turn))
+        holder = session_holder(tenant, conversation_id)
+        stored = await self._blobs.store(holder, tenant, json.dumps(turn), of=cut)
+        if cut.holes:  # what is shown of it has marks of what is stored
+            messages = json.loads(await self._blobs.marked(tenant, stored))["messages"]
         waiting = await self._sessions.open(tenant, conversation_id)
         number, there = 0, False
 

@@ -18,6 +18,7 @@ from shared.generations.broker import Broker
 from shared.generations.caller import Caller
 from shared.generations.settlement import Settlement
 from shared.lib.telemetry import get_logger
+from shared.log.blobs import Cut
 from shared.store.availability import translate_errors
 
 logger = get_logger(__name__)
@@ -69,13 +70,22 @@ class TenantConversations:
         self._conversations, self._settlement = conversations, settlement
 
     async def create(
-        self, caller: Caller, metadata: dict[str, str], messages: Messages, *, idempotency_key: str | None = None
+        self,
+        caller: Caller,
+        metadata: dict[str, str],
+        messages: Messages,
+        cut: Cut,
+        *,
+        idempotency_key: str | None = None,
     ) -> tuple[dict[str, Any], bool]:
         """A new conversation with these messages, as an object; with an idempotency key, the one that it stands for already.
-        And whether it was there. Raises KeyReused."""
+        And whether it was there. What is large of the messages was taken out by `cut`. Raises KeyReused,
+        StorageQuotaExceeded."""
         conversations, tenant, there = self._conversations, caller.tenant, False
         with translate_errors():
-            name, claimed = await conversations.claim(tenant, idempotency_key, "conversation", [metadata, messages])
+            name, claimed = await conversations.claim(
+                tenant, idempotency_key, "conversation", [metadata, messages], cut
+            )
             conversation_id = f"conv_{name}"
             if claimed:  # whoever claimed it may have died before it was made, or before it had its items
                 with suppress(NotFound):
@@ -83,7 +93,9 @@ class TenantConversations:
             if not there:
                 await conversations.create(tenant, conversation_id, metadata)
             if messages:
-                await conversations.append(tenant, conversation_id, messages, name, once=idempotency_key is not None)
+                await conversations.append(
+                    tenant, conversation_id, messages, name, cut, once=idempotency_key is not None
+                )
             return await conversations.describe(tenant, conversation_id), there
 
     async def find(self, conversation_id: str, caller: Caller) -> dict[str, Any]:
@@ -104,16 +116,17 @@ class TenantConversations:
             return await self._conversations.turns(caller.tenant, conversation_id)
 
     async def append(
-        self, conversation_id: str, caller: Caller, messages: Messages, *, idempotency_key: str | None = None
+        self, conversation_id: str, caller: Caller, messages: Messages, cut: Cut, *, idempotency_key: str | None = None
     ) -> tuple[Turn, bool]:
-        """Adds a turn; with an idempotency key, once. Returns it, and whether it was there. Raises SessionBusy, KeyReused."""
+        """Adds a turn; with an idempotency key, once. Returns it, and whether it was there. What is large of the messages was
+        taken out by `cut`. Raises SessionBusy, KeyReused, StorageQuotaExceeded."""
         conversations, tenant = self._conversations, caller.tenant
         with translate_errors():
             await self._settlement.settle_session(tenant, check_id(conversation_id))
             asked = [conversation_id, messages]
-            name, _ = await conversations.claim(tenant, idempotency_key, "conversation items", asked)
+            name, _ = await conversations.claim(tenant, idempotency_key, "conversation items", asked, cut)
             once = idempotency_key is not None
-            return await conversations.append(tenant, conversation_id, messages, name, once=once)
+            return await conversations.append(tenant, conversation_id, messages, name, cut, once=once)
 
     async def replace(self, conversation_id: str, caller: Caller, number: int, messages: Messages) -> None:
         """Gives a turn other messages."""

@@ -168,8 +168,9 @@ class Marks:
             end = match.end()
         yield text[end:]
 
-    def cut(self, payload: bytes | bytearray) -> Cut:
-        """Takes out what is large. Of one with marks, those as well: they stand for what is stored already.
+    def cut(self, payload: bytes | bytearray, of: Cut | None = None) -> Cut:
+        """Takes out what is large. Of one with marks, those as well: they stand for what is stored already, or for what was
+        taken out of another payload, `of`, from whose text this one was made.
 
         It may take a second; not for an event loop.
         """
@@ -177,7 +178,7 @@ class Marks:
             return Cut(bytes(payload), bytes(payload))
         holes: list[Hole] = []
         if self.are_in(payload):
-            payload, holes = self._unmarked(bytes(payload))
+            payload, holes = self._unmarked(bytes(payload), of)
         if len(payload) > INLINE_BYTES:
             payload = _plain(payload)
             payload, holes = _without(payload, _spans(payload, [hole.offset for hole in holes]), holes)
@@ -190,15 +191,26 @@ class Marks:
     def marked(self, data: bytes, holes: Sequence[Hole]) -> bytes:
         return b"".join(_between(data, holes, lambda hole: self.write(hole.name, hole.size)))
 
-    def _unmarked(self, text: bytes) -> tuple[bytes, list[Hole]]:
+    def put_back(self, text: bytes, of: Cut) -> bytes:
+        """A text with marks of this cut, with what they stand for in their places."""
+        contents = _contents(of)
+        return b"".join(contents[piece.name] if isinstance(piece, Mark) else piece for piece in self.split(text))
+
+    def _unmarked(self, text: bytes, of: Cut | None) -> tuple[bytes, list[Hole]]:
         pieces, holes, offset = [], [], 0
+        contents = {} if of is None else _contents(of)
         for piece in self.split(text):
             if isinstance(piece, Mark):
-                holes.append(Hole(offset, piece.size, piece.name, None))
+                holes.append(Hole(offset, piece.size, piece.name, contents.get(piece.name)))
             else:
                 pieces.append(piece)
                 offset += len(piece)
         return b"".join(pieces), holes
+
+
+def _contents(cut: Cut) -> dict[Name, memoryview]:
+    """By name, of what is not stored yet."""
+    return {hole.name: hole.content for hole in cut.holes if hole.content is not None}
 
 
 def parse(stored: Stored) -> tuple[list[Hole], Mark | None]:

@@ -15,6 +15,7 @@ from shared.chat.request import ChatRequest
 from shared.features.responses.native import NativeRequest, to_native
 from shared.features.responses.request import ResponsesRequest, to_chat
 from shared.generations.caller import Caller
+from shared.log.blobs import Cut
 
 
 class Asking(NamedTuple):
@@ -41,7 +42,7 @@ async def understand(services: Services, caller: Caller, given: Any, known: Cont
     return Asking(checked, *to_chat(given, checked, items, calls=calls, thoughts=thoughts), previous)
 
 
-def turn_of(session: str | None, body: bytes | bytearray) -> str | None:
+def turn_of(session: str | None, cut: Cut) -> str | None:
     """What tells a request that a client makes again from a new one, for clients that name their session (Codex): they make
     it again, up to 30 times, as it was, with no key and no count, and a new one has another `client_metadata.turn_id`."""
-    return None if not session else hashlib.sha256(session.encode() + b"\0" + body).hexdigest()
+    return None if not session else hashlib.sha256(session.encode() + b"\0" + cut.essence).hexdigest()

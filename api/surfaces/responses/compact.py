@@ -9,9 +9,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.deps import REPLAYED, Body, CurrentCaller, CurrentServices, IdempotencyKey, IsRepeat, Root, read, with_options
+from api.deps import REPLAYED, Body, CurrentCaller, CurrentServices, IdempotencyKey, IsRepeat, Root, with_options
 from api.live.answer import Answer, as_it_came, passed_on, speak_after_s
 from api.states import stream_headers
+from api.surfaces.responses.apart import read_apart
 from api.surfaces.responses.continued import continued_natively
 from shared.chat.whole import COMPACT, FIELD, REQUESTS, to_stored
 from shared.errors import BadRequest
@@ -40,7 +41,7 @@ async def compact(
     body: Body,
 ) -> Response:
     """What the provider makes of a long conversation: items to go on from in its place."""
-    given = await read(body, lambda value: with_options(value, request))
+    given, cut = await read_apart(services, body, lambda value: with_options(value, request))
     stored = to_stored(COMPACT, given)
     if not await services.catalogue.speaks_responses(stored.request.model):
         raise BadRequest(
@@ -57,7 +58,7 @@ async def compact(
         stored.body[FIELD]["body"]["previous_response_id"] = known_as
     silent_s = speak_after_s(request, services.settings)
     header, replayed = await services.broker.submit(
-        json.dumps(stored.body),
+        await services.blobs.cut(json.dumps(stored.body), cut),
         stored.request,
         caller,
         idempotency_key=key,

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from api.deps import REPLAYED, Body, CurrentCaller, CurrentServices, IdempotencyKey, known_query, parsed
 from api.paging import following, page
 from api.services import Services
+from api.surfaces.responses.apart import read_apart
 from shared.chat.checking import Lenient, check
 from shared.chat.request import Metadata
 from shared.errors import NotFound
@@ -103,10 +104,11 @@ async def create(
     services: CurrentServices, caller: CurrentCaller, key: IdempotencyKey, body: Body, response: Response
 ) -> dict[str, Any]:
     """Makes a conversation, with items or without."""
-    given = check(NewConversation, parsed(body) if body else {})
+    value, cut = await read_apart(services, body or b"{}")
+    given = check(NewConversation, value)
     messages = to_messages(given.items or [], path="items")
     metadata = given.metadata or {}
-    made, replayed = await services.conversations.create(caller, metadata, messages, idempotency_key=key)
+    made, replayed = await services.conversations.create(caller, metadata, messages, cut, idempotency_key=key)
     response.headers.update(REPLAYED if replayed else {})
     return made
 
@@ -141,7 +143,8 @@ async def create_items(
     include: Include = None,
 ) -> Response:
     """Adds items at the end."""
-    items = check(NewItems, parsed(body)).items
+    value, cut = await read_apart(services, body)
+    items = check(NewItems, value).items
     calls: Calls = {}
     if any(item.get("type") in OUTPUTS for item in items):
         calls = await calls_of(services, caller, conversation_id)
@@ -149,7 +152,7 @@ async def create_items(
     if not messages:
         await services.conversations.find(conversation_id, caller)
         return await _shown(services, caller, page([], len(items)))
-    turn, replayed = await services.conversations.append(conversation_id, caller, messages, idempotency_key=key)
+    turn, replayed = await services.conversations.append(conversation_id, caller, messages, cut, idempotency_key=key)
     added = [found.item for found in items_of(turn)]
     shown = await _shown(services, caller, page(added, len(added)))
     shown.headers.update(REPLAYED if replayed else {})

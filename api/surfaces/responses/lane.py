@@ -24,6 +24,7 @@ from shared.generations.front import Front
 from shared.generations.headers import make_header
 from shared.lib import json
 from shared.lib.telemetry import begin_request, get_logger
+from shared.log.blobs import Cut
 from shared.log.entry import Status
 from shared.log.records import response_id
 
@@ -61,9 +62,9 @@ def _error(status: int, error: dict[str, Any], headers: dict[str, str], stream_i
 class Lane:
     """A request, and an ASGI client of its response. `room` is what its body takes of the room for large ones."""
 
-    def __init__(self, socket: Socket, stream_id: str | None, given: dict[str, Any], body: bytes, room: Any) -> None:
+    def __init__(self, socket: Socket, stream_id: str | None, given: dict[str, Any], cut: Cut, room: Any) -> None:
         self.stream_id = stream_id
-        self._socket, self._given, self._body, self._room = socket, given, body, room
+        self._socket, self._given, self._cut, self._room = socket, given, cut, room
         self._mark = b"" if stream_id is None else b'{"stream_id":%b,' % json.dumps(stream_id)
         self._status, self._headers = 0, dict[str, str]()
         self._ended = False
@@ -74,7 +75,7 @@ class Lane:
         begin_request(request_id)
         try:
             answer = await self._begin()
-            self._given, self._body, self._room = {}, b"", None
+            self._given, self._cut, self._room = {}, Cut(b"", b""), None
             if answer is not None:
                 scope: dict[str, Any] = {"type": "http", "method": "POST", "extensions": {}}
                 if self._socket.among is not None:
@@ -105,10 +106,14 @@ class Lane:
         _, chat_request, chat_body, previous = await understand(services, caller, memory.with_prepared(given), memory)
         if wanted is not None:
             chat_body[TERMS]["previous_response_id"] = wanted  # what was prepared has a name for its client alone
-        front = Front("responses", turn_of(self._socket.session, self._body), previous)
+        front = Front("responses", turn_of(self._socket.session, self._cut), previous)
         cipher = await cipher_for(services, caller.tenant, chat_body)
         header, replayed = await services.broker.submit(
-            json.dumps(chat_body), chat_request, caller, repeat=bool(front.turn), front=front
+            await services.blobs.cut(json.dumps(chat_body), self._cut),
+            chat_request,
+            caller,
+            repeat=bool(front.turn),
+            front=front,
         )
         memory.note(response_id(header["id"]), self.stream_id)
         hold_s = 0 if chat_request.background else services.settings.hold_headers_s
@@ -131,8 +136,10 @@ class Lane:
             services.settings, generation_id, asked.chat, caller, None, client_history=False, webhook=None
         )
         items = as_items(whole["input"]) if whole.get("input") else []
-        prepared = Prepared(items, asked.request.previous_response_id)
-        memory.prepare(response_id(generation_id), prepared, len(json.dumps(items)) if own else 0)
+        text = json.dumps(items)
+        memory.check_size(services.blobs.length(text) if own else 0)
+        kept = json.loads(services.blobs.marks.put_back(text, self._cut))
+        memory.prepare(response_id(generation_id), Prepared(kept, asked.request.previous_response_id))
         view = view_of(header, asked.body)
         begun = view.start(header)
         ended = response(header, view.echoed, Status.COMPLETED, output=[], completed_at=header["created_at_ms"] // 1000)

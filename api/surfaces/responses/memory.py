@@ -43,10 +43,13 @@ class Memory:
     def stream_of(self, response_id: str) -> str | None:
         return self._responses.get(response_id)
 
-    def prepare(self, response_id: str, prepared: Prepared, size: int) -> None:
-        """Keeps what was prepared, the last eight of it; `size` is what it takes, in bytes. Raises TooLarge."""
+    def check_size(self, size: int) -> None:
+        """Raises TooLarge where what is to be prepared takes too much, in bytes."""
         if size > INLINE_BYTES:
             raise TooLarge(f"What is prepared may have {INLINE_BYTES} bytes. Send it with the request that it is for.")
+
+    def prepare(self, response_id: str, prepared: Prepared) -> None:
+        """Keeps what was prepared, the last eight of it."""
         self._prepared[response_id] = prepared
         while len(self._prepared) > _PREPARED:
             self._prepared.popitem(last=False)

@@ -21,7 +21,6 @@ from api.deps import (
     IsRepeat,
     Root,
     known_query,
-    read,
     with_options,
 )
 from api.errors import problem_error
@@ -31,6 +30,7 @@ from api.live.event_stream import EventStream
 from api.live.response import cost_headers
 from api.paging import following, page
 from api.services import Services
+from api.surfaces.responses.apart import read_apart
 from api.surfaces.responses.asked import turn_of, understand
 from api.surfaces.responses.continued import find, folded, input_items
 from api.surfaces.responses.events import ResponseEvents, ResponseFold
@@ -86,13 +86,13 @@ async def create(
     It goes on when the client leaves. With `background: true` it is accepted and shown as it is then, which is `queued`; a
     stream is shown all the same.
     """
-    given = await read(body, lambda value: with_options(value, request))
+    given, cut = await read_apart(services, body, lambda value: with_options(value, request))
     checked, chat_request, chat_body, previous = await understand(services, caller, given)
     silent_s = speak_after_s(request, services.settings)
-    front = Front("responses", turn_of(request.headers.get("session-id"), body), previous)
+    front = Front("responses", turn_of(request.headers.get("session-id"), cut), previous)
     cipher = await cipher_for(services, caller.tenant, chat_body)
     header, replayed = await services.broker.submit(
-        json.dumps(chat_body),
+        await services.blobs.cut(json.dumps(chat_body), cut),
         chat_request,
         caller,
         idempotency_key=key,
@@ -126,7 +126,7 @@ async def count_input_tokens(
 ) -> dict[str, Any]:
     """How many tokens the input of such a request would have, its instructions and what it goes on from included: counted for
     OpenAI's models, estimated for others. No provider is asked."""
-    given = await read(body, lambda value: with_options(value, request))
+    given, _ = await read_apart(services, body, lambda value: with_options(value, request))
     _, chat_request, chat_body, previous = await understand(services, caller, given)
     messages = chat_body["messages"]
     before = await services.chains.messages(caller.tenant, chat_request.model, previous, messages)

@@ -24,9 +24,10 @@ from fastapi import APIRouter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api.auth import caller_of
-from api.deps import CurrentCaller, CurrentServices, read, with_options
+from api.deps import CurrentCaller, CurrentServices, with_options
 from api.live.client import AMONG, CONNECTION
 from api.services import Services
+from api.surfaces.responses.apart import read_apart
 from api.surfaces.responses.lane import Lane, error_message
 from api.surfaces.responses.memory import Memory
 from shared.errors import BadRequest, Stopping, StreamspoolError, TooLarge, Unauthenticated
@@ -139,7 +140,7 @@ class Socket:
         body = message.get("bytes") or b"" if text is None else text.encode()
         stream_id: str | None = None
         try:
-            given = await read(body, lambda value: value)
+            given, cut = await read_apart(self.services, body)
             if not isinstance(given, dict):
                 raise BadRequest("A message is a JSON object with a `type`.", param="type")
             stream_id = _stream_id(given.pop("stream_id", None))
@@ -163,7 +164,7 @@ class Socket:
             await self.say(error_message(error, stream_id))
             return
         options = with_options(given, self._websocket)
-        self._put(Lane(self, stream_id, options, body, message.get("room")))
+        self._put(Lane(self, stream_id, options, cut, message.get("room")))
 
     def _look_at_key(self) -> None:
         """A socket is open for long: what its key may do now is what counts. Raises Unauthenticated."""

@@ -20,6 +20,7 @@ from shared.lib import json, sse
 from shared.log.entry import Chunk
 from worker.providers import usage
 from worker.providers.choice import Choice
+from worker.providers.chunk_shapes import FOREIGN, put_in_place, put_usage_in_place
 from worker.providers.dialect import Dialect, Translator
 from worker.providers.errors import error_in, malformed, parse, refusal
 from worker.providers.formats.openai import DIALECT
@@ -262,6 +263,7 @@ class Normalizer:
             choices[0]["finish_reason"] = choices[0].get("finish_reason") or word
         if value.get("usage") or not usage.PLACES.isdisjoint(value):
             self._count(usage.given(value))
+        put_in_place(value)
         if self._show_usage:
             value["usage"] = None
         else:
@@ -278,6 +280,7 @@ class Normalizer:
         found = None
         for found in told:
             figures = usage.in_openais_form(found)
+            put_usage_in_place(figures)
             if self.usage is not None or usage.counted(figures):  # zeros alone say that nothing was counted
                 self.usage = usage.later(self.usage, figures)
         return found is not None
@@ -288,6 +291,7 @@ class Normalizer:
         chunk that has some."""
         found = self._count(usage.given(value))
         value.pop("usage", None)
+        put_in_place(value)
         if found:
             # Its other fields (llama.cpp's timings) travel with the usage they belong to, not before it.
             self._usage_chunk = value
@@ -303,6 +307,8 @@ class Normalizer:
 
     def _carry(self, value: dict[str, Any]) -> dict[str, Any]:
         riding, self._riding = self._riding, {}
+        if FOREIGN in riding and FOREIGN in value:
+            value[FOREIGN] = {**riding[FOREIGN], **value[FOREIGN]}
         return {**riding, **value}
 
     def _sorted_out(self, value: dict[str, Any], choices: list[Any], opened: list[Chunk]) -> list[Chunk]:

@@ -222,6 +222,8 @@ class Accumulator:
         for _, grown in sorted(self._choices.items()):
             choice = _grown(grown)
             message = {"role": "assistant", "content": None, "refusal": None, **_message(choice["message"])}
+            if isinstance(message.get("audio"), dict):  # OpenAI's clients require all four; others tell two of them
+                message["audio"] = {"id": "", "data": "", "expires_at": 0, "transcript": "", **message["audio"]}
             for field in ("tool_calls", "function_call"):
                 if message.get(field):
                     message["content"] = message["content"] or None

@@ -143,10 +143,18 @@ def unknown_fields(chunks: Iterable[dict[str, Any]]) -> list[dict[str, list[Any]
         choices = chunk.get("choices") or []
         for place, parts in enumerate(([chunk], choices, [choice.get("delta") or {} for choice in choices])):
             for part in parts:
-                for key, value in part.items():
+                for key, value in _with_thoughts(part).items():
                     if key not in _OURS[place] and value and value not in found[place].get(key, ()):
                         found[place].setdefault(key, []).append(value)
     return found
+
+
+def _with_thoughts(part: dict[str, Any]) -> dict[str, Any]:
+    """Thinking that is a part of the content stands in a field of its own in the house's form."""
+    said = {"content": "", "reasoning": "", "refusal": ""}
+    if isinstance(part.get("content"), list):
+        add_text(said, {"content": part["content"]})
+    return {**part, "reasoning_content": said["reasoning"]} if said["reasoning"] else part
 
 
 def digest(text: str) -> str:

@@ -50,6 +50,8 @@ class Accepts:
     raw_arguments: bool = False
     """Arguments of earlier calls may be any text; for others they are an object, as JSON."""
     call_ids: CallIds = CallIds()
+    lone_results: bool = False
+    """A tool's result may stand without its call, which the provider keeps; for others the user tells it."""
     unlimited: bool = False
     """A token limit of -1 is none; for others it is left out, which is the same."""
     most_stops: int | None = None
@@ -88,7 +90,8 @@ FORMATS: dict[str, Accepts] = {
     "gemini": Accepts(most_stops=5),
     "cohere": Accepts(most_stops=5, thinking_parts="text"),
     "ollama": Accepts(reasoning=("thinking",), text_parts=False),
-    "responses": Accepts(developer=True, raw_arguments=True, call_ids=CallIds(most=64)),
+    # The call may stand in the response that `previous_response_id` names.
+    "responses": Accepts(developer=True, raw_arguments=True, call_ids=CallIds(most=64), lone_results=True),
 }
 """What each wire format means for everyone who speaks it, by its name in shared/config/formats.py."""
 

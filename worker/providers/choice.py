@@ -12,6 +12,7 @@ from typing import Any
 from shared.chat.messages import visible_text
 from shared.errors import UpstreamError
 from worker.providers import finish
+from worker.providers.chunk_shapes import put_choice_in_place
 from worker.providers.errors import malformed, refusal
 from worker.providers.tool_calls import CallIds, ToolCalls, text_of
 
@@ -94,6 +95,7 @@ class Choice:
             and len(delta) == 1
             and (text := delta.get("content")).__class__ is str
             and choice.get("finish_reason", "") is None
+            and choice.get("logprobs") is None
             and "error" not in choice
             and "usage" not in choice
         ):
@@ -111,8 +113,7 @@ class Choice:
         for field in _LISTS.intersection(delta):
             if not delta[field]:  # null, an empty list, or whatever else says that there is none
                 del delta[field]
-        if isinstance(content := delta.get("content"), list) and content and all(map(_is_text, content)):
-            delta["content"] = "".join(part["text"] for part in content)
+        put_choice_in_place(choice, delta)
         if delta.get("tool_calls"):
             delta["tool_calls"] = self.calls.read(delta["tool_calls"])
             if not delta["tool_calls"]:
@@ -289,14 +290,10 @@ class Choice:
         return last
 
 
-def _is_text(part: Any) -> bool:
-    """A part of the content that is text and nothing else; Mistral's thoughts are parts, too."""
-    return isinstance(part, dict) and part.keys() <= {"type", "text", "index"} and isinstance(part.get("text"), str)
-
-
 def _fits(field: str, value: Any) -> bool:
-    """A place that is no number is none."""
-    return field not in ("start_index", "end_index") or type(value) is int
+    """A place that is no number is none, and a name that is no text."""
+    kind = {"start_index": int, "end_index": int, "title": str, "url": str}.get(field)
+    return kind is None or type(value) is kind
 
 
 def _word(choice: dict[str, Any], delta: dict[str, Any]) -> str | None:

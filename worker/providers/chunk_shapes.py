@@ -1,9 +1,18 @@
-"""OpenAI's chunks, spelled for translators. Pure functions, to be used where the event is `errors.readable`."""
+"""OpenAI's chunks: spelled for translators, where the event is `errors.readable`; and what may stand in their places. Pure.
+
+Hidden here: which types OpenAI's clients expect under OpenAI's names (openai 3.57, `ChatCompletionChunk` and `ChatCompletion`),
+and what becomes of other vendors' values there. A model of OpenAI's refuses a whole answer for one of them: Pydantic AI does for
+a `service_tier` of `on_demand` (Groq). One rule: what says nothing is left out, what means the same in another form is put into
+OpenAI's, and all else stands in `provider_specific_fields` of the same object, under its own name, which is where LiteLLM has
+such things.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from shared.chat.messages import visible_text
 from shared.log.entry import Chunk
 
 _COMMON_BYTES = 128
@@ -43,3 +52,200 @@ def answer_bytes(chunks: list[Chunk]) -> int:
     nothing, and are as long as ever for their readers."""
     # Without max(), which costs as much again.
     return sum([n if (n := len(payload) - _COMMON_BYTES) > _LEAST_BYTES else _LEAST_BYTES for payload, *_ in chunks])
+
+
+# ---- what may stand where
+
+FOREIGN = "provider_specific_fields"
+"""Holds what a vendor has under a name of OpenAI's that is something else there."""
+_TIERS = frozenset(("auto", "default", "flex", "scale", "priority", "fast"))
+_MODERATED = {"error": ("code", "message"), "moderation_results": ("model",)}
+_AUDIO = {"id": str, "data": str, "transcript": str, "expires_at": int}
+_PROMPT_DETAILS = ("audio_tokens", "cache_write_tokens", "cached_tokens", "image_tokens", "text_tokens")
+_COMPLETION_DETAILS = (
+    "accepted_prediction_tokens",
+    "audio_tokens",
+    "reasoning_tokens",
+    "rejected_prediction_tokens",
+    "text_tokens",
+)
+
+
+def put_in_place(value: dict[str, Any]) -> None:
+    """A chunk's own fields, in place."""
+    _sort(value, _OF_A_CHUNK)
+
+
+def put_choice_in_place(choice: dict[str, Any], delta: dict[str, Any]) -> None:
+    """Those of a choice and of its delta, in place. Roles, finish reasons, calls and annotations have files of their own."""
+    _sort(choice, _OF_A_CHOICE)
+    if (content := delta.get("content")) is not None and content.__class__ is not str:
+        _spell_content(delta)
+    _sort(delta, _OF_A_DELTA)
+
+
+def put_usage_in_place(usage: dict[str, Any]) -> None:
+    """Those of a usage object, in place."""
+    _sort(usage, _OF_USAGE)
+
+
+def add_foreign(holder: dict[str, Any], name: str, value: Any) -> None:
+    """Puts a value where those of other vendors stand."""
+    told = holder.get(FOREIGN)
+    holder[FOREIGN] = {**(told if isinstance(told, dict) else {}), name: value}
+
+
+def _sort(holder: dict[str, Any], places: dict[str, Callable[[Any], Any]]) -> None:
+    """`places` give a value in OpenAI's form, None where it has none."""
+    for name in holder.keys() & places.keys():
+        given = holder[name]
+        if given is None:
+            continue
+        if (fit := places[name](given)) is not None:
+            holder[name] = fit
+            continue
+        del holder[name]
+        if given or type(given) in (int, float):
+            add_foreign(holder, name, given)
+
+
+def _spell_content(delta: dict[str, Any]) -> None:
+    """Content is text. Some have parts: of text, of thinking (Mistral), and others."""
+    content = delta.pop("content")
+    texts, thoughts, others = [], [], []
+    for part in content if isinstance(content, list) else [content]:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, str) or _is_number(part):
+            texts.append(str(part))
+        elif kind == "thinking":
+            thoughts.append(visible_text({"content": [part]}).reasoning)
+        elif isinstance(part, dict) and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+            more = {name: field for name, field in part.items() if name not in ("type", "text", "index") and field}
+            others += [{"type": kind, **more}] if more else []
+        elif part:
+            others.append(part)
+    if texts:
+        delta["content"] = "".join(texts)
+    if thoughts and not delta.get("reasoning_content"):
+        delta["reasoning_content"] = "".join(thoughts)
+    if others:
+        add_foreign(delta, "content", others)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _tier(value: Any) -> str | None:
+    return value if isinstance(value, str) and value in _TIERS else None
+
+
+def _nothing(_: Any) -> None:
+    """`metadata` of an answer are those that its client gave."""
+
+
+def _moderation(value: Any) -> dict[str, Any] | None:
+    """Of OpenAI's alone, in full."""
+    sides = [value.get(side) for side in ("input", "output")] if isinstance(value, dict) else [None]
+    for side in sides:
+        texts = (
+            _MODERATED.get(side.get("type")) if isinstance(side, dict) and isinstance(side.get("type"), str) else None
+        )
+        if texts is None or not all(isinstance(side[name] if name in side else None, str) for name in texts):
+            return None
+        results = side.get("results", [] if side["type"] == "error" else None)
+        if not isinstance(results, list) or not all(map(_is_moderated, results)):
+            return None
+    return value  # type: ignore[no-any-return]
+
+
+def _is_moderated(result: Any) -> bool:
+    return (
+        isinstance(result, dict)
+        and isinstance(result.get("flagged"), bool)
+        and isinstance(result.get("model"), str)
+        and result.get("type") == "moderation_result"
+        and all(isinstance(result.get(name), dict) for name in ("categories", "category_scores"))
+        and all(isinstance(found, bool) for found in result["categories"].values())
+        and all(isinstance(score, int | float) for score in result["category_scores"].values())
+        and isinstance(types := result.get("category_applied_input_types"), dict)
+        and all(isinstance(one, list) and {"text", "image"}.issuperset(one) for one in types.values())
+    )
+
+
+def _logprobs(value: Any) -> dict[str, Any] | None:
+    """Entries need `top_logprobs`, be it empty; without a number there is no entry. Together has one number for a chunk."""
+    if not isinstance(value, dict) or value.keys().isdisjoint(("content", "refusal")):
+        return None
+    fit = dict(value)
+    for field in ("content", "refusal"):
+        if (entries := value.get(field)) is None:
+            continue
+        if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+            return None
+        fit[field] = [{**_entry(one), "top_logprobs": _tops(one.get("top_logprobs"))} for one in entries]
+    return fit
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("token"), str) and _is_number(entry.get("logprob"))
+
+
+def _entry(entry: dict[str, Any]) -> dict[str, Any]:
+    told = entry.get("bytes")
+    fits = told is None or (isinstance(told, list) and all(type(byte) is int for byte in told))
+    return entry if fits else {**entry, "bytes": list(entry["token"].encode("utf-8", "replace"))}
+
+
+def _tops(told: Any) -> list[dict[str, Any]]:
+    """vLLM and others also tell them as an object by token."""
+    if isinstance(told, dict):
+        told = [{"token": token, "logprob": number} for token, number in told.items()]
+    return [_entry(one) for one in told if _is_entry(one)] if isinstance(told, list) else []
+
+
+def _audio(value: Any) -> dict[str, Any] | None:
+    fits = isinstance(value, dict) and all(
+        value.get(name) is None or (isinstance(value[name], kind) and not isinstance(value[name], bool))
+        for name, kind in _AUDIO.items()
+    )
+    return value if fits else None
+
+
+def _legacy_call(value: Any) -> dict[str, Any] | None:
+    return value if isinstance(value, dict) and isinstance(value.get("name"), str | None) else None
+
+
+def _details(names: tuple[str, ...]) -> Callable[[Any], dict[str, Any] | None]:
+    def fit(value: Any) -> dict[str, Any] | None:
+        if not isinstance(value, dict):
+            return None
+        found = dict(value)
+        for name in names:
+            figure = value.get(name)
+            if figure is not None and (not _is_number(figure) or figure != int(figure)):
+                del found[name]
+                add_foreign(found, name, figure)
+        return found
+
+    return fit
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_OF_A_CHUNK: dict[str, Callable[[Any], Any]] = {
+    "metadata": _nothing,
+    "moderation": _moderation,
+    "obfuscation": _text,
+    "service_tier": _tier,
+    "system_fingerprint": _text,
+}
+_OF_A_CHOICE: dict[str, Callable[[Any], Any]] = {"logprobs": _logprobs}
+_OF_A_DELTA: dict[str, Callable[[Any], Any]] = {"audio": _audio, "function_call": _legacy_call, "refusal": _text}
+_OF_USAGE: dict[str, Callable[[Any], Any]] = {
+    "completion_tokens_details": _details(_COMPLETION_DETAILS),
+    "prompt_tokens_details": _details(_PROMPT_DETAILS),
+}

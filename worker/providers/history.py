@@ -1,8 +1,8 @@
 """A conversation as a provider can take it, whoever said what before: another provider, a broken answer, a session.
 
 Hidden here: what in a history stops a provider though nobody can change it any more. Ids of calls in another alphabet, or used
-twice; calls that were never answered, since the answer they stood in was cut; arguments that are no JSON; roles, reasoning and
-media types in another vendor's words. For example, Kimi's `functions.Bash:0` is `functions_Bash_0` for Claude, in the call and
+twice; calls that were never answered, since the answer they stood in was cut; results whose call was cut off with the beginning;
+arguments that are no JSON; roles, reasoning and media types in another vendor's words. For example, Kimi's `functions.Bash:0` is `functions_Bash_0` for Claude, in the call and
 in its result. The same history always becomes the same messages, and a longer one begins with them: providers cache prefixes.
 
 Pure, and lenient: what has the wrong shape stays, for the format to refuse with its path. What a provider accepts is said in
@@ -26,6 +26,9 @@ Message = dict[str, Any]
 UNANSWERED = "There is no result: the call was not answered."
 """What a call that nobody answered is answered with: every provider wants a result for each call."""
 
+LONE = "The result of a tool call that this conversation does not have:"
+"""Before a result without its call, which the user tells then: most providers refuse such a result."""
+
 _BETWEEN = "OK."
 _DIGITS = string.digits + string.ascii_letters
 
@@ -48,7 +51,11 @@ def fitted(messages: list[Any], accepts: Accepts) -> list[tuple[Message, str]]:
             fit["role"] = "system"
         if role == "tool" and at in ids.answers:
             fit["tool_call_id"] = ids.answers[at]
-        elif role == "assistant":
+        elif role == "tool" and accepts.lone_results:
+            fit |= {"tool_call_id": ids.lone[at]} if at in ids.lone else {}
+        elif role == "tool":
+            fit, role = {"role": "user", "content": _told(fit.get("content"))}, "user"
+        if role == "assistant":
             _fit_assistant(fit, ids.calls.get(at, []), accepts)
         elif role == "user" and not accepts.user_after_tool and found and found[-1][0].get("role") == "tool":
             found.append(({"role": "assistant", "content": _BETWEEN}, param))
@@ -58,6 +65,13 @@ def fitted(messages: list[Any], accepts: Accepts) -> list[tuple[Message, str]]:
         for call_id in ids.unanswered.get(at, ()) if at != ids.order[-1] else ():
             found.append(({"role": "tool", "tool_call_id": call_id, "content": UNANSWERED}, param))
     return found
+
+
+def _told(content: Any) -> Any:
+    """What a result says, for the user to say; what has the wrong shape stays."""
+    if content is None or isinstance(content, str):
+        return f"{LONE}\n{content or '(nothing)'}"
+    return [{"type": "text", "text": LONE}, *content] if isinstance(content, list) else content
 
 
 def _fit_assistant(message: Message, ids: list[str], accepts: Accepts) -> None:
@@ -145,6 +159,8 @@ class _Ids:
         """By a message's place: the new ids of its calls, in their order."""
         self.answers: dict[int, str] = {}
         """By a result's place: the new id of the call it answers."""
+        self.lone: dict[int, str] = {}
+        """The same of results whose call is not there, or has a result already."""
         self.unanswered: dict[int, list[str]] = {}
         self.order: list[int] = []
         """The places of all messages, results moved to their calls: most providers refuse what stands between."""
@@ -174,8 +190,8 @@ class _Ids:
                     self.answers[at] = pair[1]
                     self._asked[at] = asked
                     return
-        if isinstance(old, str) and old:  # of a call that is not there: the provider will say so
-            self.answers[at] = self._spelled(old)
+        if isinstance(old, str) and old:
+            self.lone[at] = self._spelled(old)
 
     def _new(self, old: str) -> str:
         """The id itself where it fits, and is the first of its kind."""

@@ -1,7 +1,8 @@
 """How many bytes of large request bodies a process holds at once, and what is said to those for which there is no room.
 
-Hidden here: that large bodies wait in line, the first first, and that what a body takes is given back when its memory is, by
-whoever let go of it last, in whichever thread. Small bodies are not counted and never wait.
+Hidden here: that large bodies wait in line, the first first; that those which arrive at the same time take turns, so that
+others wait for one piece of one of them at most; and that what a body takes is given back when its memory is, by whoever let
+go of it last, in whichever thread. Small bodies are not counted and never wait.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ class Bodies:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._turns = asyncio.Lock()
         self.used = 0
+
+    async def pause(self) -> None:
+        """Between two pieces of a large body: lets all others run, and the next large body take a piece."""
+        async with self._turns:
+            await asyncio.sleep(0)
 
     async def hold(self, size: int) -> LargeBody:
         """An empty body, once there is room for so many bytes; one that is larger than all the room has it for itself.

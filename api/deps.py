@@ -158,6 +158,8 @@ async def _body(
                     body += piece
                     if len(body) > limit:
                         break
+                    if isinstance(body, LargeBody):
+                        await services.bodies.pause()
                     if len(body) - timed >= _PIECE_BYTES:
                         timed = len(body)
                         timer.reschedule(min(end, clock() + _BODY_S))

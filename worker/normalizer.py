@@ -137,7 +137,7 @@ class Normalizer:
         if self.done or event.event == "ping" or not data:
             return []
         if data.strip() == sse.DONE:
-            self.done = True
+            self.done = self._translator is None or self.finished  # it proves the end of OpenAI's format alone
             return []
         value = parse(data)
         if event.event and _FAILURE.search(event.event):

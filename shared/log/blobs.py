@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -30,8 +31,9 @@ _MOST = 256
 """So many are taken out of one payload, the largest: each is a request to the storage, and some 90 bytes in its entry."""
 _REST_BYTES = 32 * 1024
 """What may be left in the entry."""
-_STEP_BYTES = 1024 * 1024
-"""What is looked at in one go: it holds up all other threads."""
+_STEP_BYTES = 64 * 1024
+"""What is looked at in one go, which takes some 50 µs. It holds up all other threads, the event loop's among them: after each
+step they are let run, or a loop that wakes up would wait for the interpreter's switch interval (5 ms) each time."""
 
 _DATA_URL = re.compile(rb'data:(?!text/)[^,"\\]{0,200};base64,', re.IGNORECASE)
 """Not those of texts, which a format may have to read."""
@@ -40,6 +42,7 @@ _FIELD = re.compile(rb'"(?:data|file_data)"[ \t\r\n]{0,16}:[ \t\r\n]{0,16}"\Z')
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=-_"
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _BACKSLASH = ord("\\")
+_BACKSLASHES = re.compile(rb"\\*")
 NO_COPY = "0" * 8
 """In a mark: of what is not stored yet."""
 
@@ -174,10 +177,11 @@ class Marks:
 
         It may take a second; not for an event loop.
         """
-        if len(payload) <= INLINE_BYTES and not self.are_in(payload):
+        marked = _find(payload, self._word) >= 0
+        if len(payload) <= INLINE_BYTES and not marked:
             return Cut(bytes(payload), bytes(payload))
         holes: list[Hole] = []
-        if self.are_in(payload):
+        if marked:
             payload, holes = self._unmarked(bytes(payload), of)
         if len(payload) > INLINE_BYTES:
             payload = _plain(payload)
@@ -240,11 +244,22 @@ def _between(data: bytes, holes: Sequence[Hole], what: Callable[[Hole], bytes]) 
 
 def _plain(payload: bytes | bytearray) -> bytes | bytearray:
     """The same JSON with slashes as they are: PHP and Java write `\\/`, and base64 has one in 64 characters."""
-    if b"\\/" not in payload:
+    if _find(payload, b"\\/") < 0:
         return payload
-    if b"\\\\" not in payload:
-        return payload.replace(b"\\/", b"/")
-    return _ESCAPE.sub(lambda match: b"/" if match[1] == b"/" else match[0], payload)
+    pieces, start = [], 0
+    while start < len(payload):
+        end = start + _STEP_BYTES
+        if payload[end - 1 : end] == b"\\":  # what it escapes belongs to it
+            end = _BACKSLASHES.match(payload, end).end() + 1  # type: ignore[union-attr]
+        piece = payload[start:end]
+        if b"\\\\" in piece:
+            piece = _ESCAPE.sub(lambda match: b"/" if match[1] == b"/" else match[0], piece)
+        else:
+            piece = piece.replace(b"\\/", b"/")
+        pieces.append(piece)
+        start = end
+        _let_others_run()
+    return b"".join(pieces)
 
 
 def _spans(payload: bytes | bytearray, taken: Sequence[int]) -> list[tuple[int, int]]:
@@ -258,7 +273,7 @@ def _spans(payload: bytes | bytearray, taken: Sequence[int]) -> list[tuple[int, 
         if quote >= 0:
             start = quote + 1
             continue
-        end = payload.find(b'"', start + _LEAST_BYTES)
+        end = _find(payload, b'"', start + _LEAST_BYTES)
         if end < 0:
             break
         if (span := _span(payload, start, end)) and not any(span[0] < offset < span[1] for offset in taken):
@@ -280,6 +295,7 @@ def _span(payload: bytes | bytearray, start: int, end: int) -> tuple[int, int] |
     for at in range(start, end, _STEP_BYTES):
         if payload[at : min(end, at + _STEP_BYTES)].translate(None, _BASE64):
             return None
+        _let_others_run()
     return start, end
 
 
@@ -301,6 +317,19 @@ def _without(
     holes += [hole._replace(offset=offset + hole.offset - end) for hole in waiting]
     left.append(view[end:])
     return b"".join(left), holes
+
+
+def _find(payload: bytes | bytearray, word: bytes, start: int = 0) -> int:
+    """`payload.find(word, start)`, a step at a time."""
+    for at in range(start, len(payload), _STEP_BYTES):
+        if (found := payload.find(word, at, at + _STEP_BYTES + len(word) - 1)) >= 0:
+            return found
+        _let_others_run()
+    return -1
+
+
+def _let_others_run() -> None:
+    time.sleep(0)
 
 
 def _sha256(content: memoryview) -> str:

@@ -1,19 +1,28 @@
 """What large requests and answers cost: `python -m tests.chaos.figures_big`. One JSON line for each row.
 
-A request of 50 MiB, four of them at once beside others who ask for a word, and a picture of 3 MB in a delta.
+A request of 50 MiB as a chat and as a Responses request, four of them at once beside others who ask for a word, and a picture
+of 3 MB in a delta.
+
+Who asks for a word has a process and a provider of its own, and who sends the large ones has one, too: in one interpreter, the
+client that measures would wait for the one that sends, and for the provider that parses 50 MiB.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
+import multiprocessing
 import re
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.api.surfaces.test_large import files, picture, showing
@@ -28,8 +37,8 @@ LARGE = 39_000_000
 
 
 class Bench:
-    def __init__(self, stack: Stack, upstream: ScriptedUpstream) -> None:
-        self.stack, self.upstream = stack, upstream
+    def __init__(self, stack: Stack, upstream: ScriptedUpstream, other: Connection) -> None:
+        self.stack, self.upstream, self._other = stack, upstream, other
         with open_store(stack.redis_url) as store:
             self._valkey_pid = int(store.info("server")["process_id"])
         self._brief = upstream.script("brief", [*words(3), *ending()])
@@ -47,23 +56,24 @@ class Bench:
         with open_store(self.stack.redis_url) as store:
             return int(store.info("memory")["used_memory"])
 
-    def request(self) -> Figures:
+    def request(self, path: str, field: str, messages: list[dict[str, Any]]) -> Figures:
         """One of 50 MiB, answered at once; the peaks are over what the processes had."""
         with Client(self.stack.url) as client:
             client.http.timeout = 300
             client.post(ask("scripted/brief"))
-            body = json.dumps({"model": "scripted/brief", "messages": showing(picture(LARGE))}).encode()
+            body = json.dumps({"model": "scripted/brief", field: messages}).encode()
             names = ("api", "worker")
             before = {name: memory_mb(self.stack, "VmRSS", name) for name in names}
             self.reset_peaks()
             valkey, used = self.valkey_peak_mb(), self.used()
             started = time.monotonic()
-            response = client.send(body)
+            response = client.http.post(path, content=body, headers={"content-type": "application/json"})
             took_s = time.monotonic() - started
             assert response.status_code == 200, response.text[:200]
             peaks = {f"{name}_peak_more_mb": memory_mb(self.stack, "VmHWM", name) - before[name] for name in names}
+            generation_id = response.headers["x-stream-id"]
             with open_store(self.stack.redis_url) as store:
-                log = store.memory_usage(f"streamspool:{{{response.json()['id']}}}:log", samples=0)
+                log = store.memory_usage(f"streamspool:{{{generation_id}}}:log", samples=0)
             found = {
                 "body_mb": len(body) / 1e6,
                 "took_s": took_s,
@@ -72,36 +82,31 @@ class Bench:
                 "valkey_kept_bytes": self.used() - used,
                 "log_bytes": log,
                 "stored_bytes": sum(path.stat().st_size for path in files(self.stack)),
-                "provider_got_it": self._brief.calls[-1]["messages"] == json.loads(body)["messages"],
+                "provider_got_it": picture(LARGE) in json.dumps(self._brief.calls[-1]["messages"]),
             }
-            client.http.delete(f"/v1/streams/{response.json()['id']}")
+            client.http.delete(f"/v1/streams/{generation_id}")
         wait_until(lambda: not files(self.stack), 60, "the reaper has removed it")
         return found
 
-    def beside(self, count: int = 4) -> Figures:
-        """The first token of others while four requests of 50 MiB arrive, again and again; and while none does."""
-        pictures = [picture(LARGE, n) for n in range(count)]
-        bodies = [json.dumps({"model": "scripted/brief", "messages": showing(one)}).encode() for one in pictures]
-        calm = self._first_tokens(lambda: False, least=30)
-        names = ("api", "worker")
-        before = {name: memory_mb(self.stack, "VmRSS", name) for name in names}
-        self.reset_peaks()
-        valkey = self.valkey_peak_mb()
-        failed: list[str] = []
+    def chat(self) -> Figures:
+        return self.request("/v1/chat/completions", "messages", showing(picture(LARGE)))
 
-        def send(body: bytes) -> None:
-            with Client(self.stack.url) as client:
-                client.http.timeout = 300
-                response = client.send(body)
-                if response.status_code != 200:
-                    failed.append(response.text[:200])
+    def response(self) -> Figures:
+        parts = [{"type": "input_text", "text": "What is it?"}, {"type": "input_image", "image_url": picture(LARGE)}]
+        return self.request("/v1/responses", "input", [{"role": "user", "content": parts}])
 
-        senders = [threading.Thread(target=send, args=(body,)) for body in bodies]
-        for sender in senders:
-            sender.start()
-        busy = self._first_tokens(lambda: any(sender.is_alive() for sender in senders), least=1)
-        for sender in senders:
-            sender.join()
+    def beside(self) -> Figures:
+        """The first token of others while four requests of 50 MiB arrive; and while none does."""
+        with child(_send_large, self.stack.url) as senders:
+            assert senders.recv() == "ready"
+            calm = self._first_tokens(senders, least=100)
+            names = ("api", "worker")
+            before = {name: memory_mb(self.stack, "VmRSS", name) for name in names}
+            self.reset_peaks()
+            valkey = self.valkey_peak_mb()
+            senders.send("go")
+            busy = self._first_tokens(senders, least=1)
+            failed = senders.recv()
         return {
             "calm_median_s": statistics.median(calm),
             "busy_median_s": statistics.median(busy),
@@ -113,17 +118,12 @@ class Bench:
             "failed": failed,
         }
 
-    def _first_tokens(self, going: Callable[[], bool], least: int) -> list[float]:
+    def _first_tokens(self, senders: Connection, least: int) -> list[float]:
+        """How long the first byte took, of one request after the other: so many, or until all large ones are answered."""
         found: list[float] = []
-        with Client(self.stack.url) as client:
-            while going() or len(found) < least:
-                started = time.monotonic()
-                with client.http.stream("POST", "/v1/chat/completions", json=ask("scripted/brief", stream=True)) as got:
-                    pieces = got.iter_raw()
-                    next(pieces)
-                    found.append(time.monotonic() - started)
-                    for _ in pieces:
-                        pass
+        while len(found) < least or (least == 1 and not senders.poll()):
+            self._other.send(self.stack.url)
+            found.append(self._other.recv())
         return found
 
     def drawn(self) -> Figures:
@@ -159,16 +159,82 @@ class Bench:
         }
 
 
+@contextmanager
+def child(work: Any, *given: Any) -> Iterator[Connection]:
+    """A process that runs `work` with one end of a pipe; the other end. It is ended with the block."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, *given), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        process.join(10)
+        process.kill()
+
+
+def _ask_for_a_word(pipe: Connection) -> None:
+    """The other client, and its provider: told a server, it says how long a first byte took."""
+    with ScriptedUpstream() as upstream:
+        upstream.script("brief", [*words(3), *ending()])
+        pipe.send(upstream.base_url)
+        body = json.dumps(ask("near/brief", stream=True)).encode()
+        connection = None
+        while True:
+            try:
+                url = urlsplit(pipe.recv())
+            except EOFError:
+                return
+            connection = connection or http.client.HTTPConnection(str(url.hostname), url.port, timeout=300)
+            started = time.monotonic()
+            connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            answer.read(1)
+            took_s = time.monotonic() - started
+            answer.read()
+            pipe.send(took_s)
+
+
+def _send_large(pipe: Connection, url: str, count: int = 4) -> None:
+    """Sends requests of 50 MiB at the same time once it is told, and says which of them failed."""
+    pictures = [picture(LARGE, n) for n in range(count)]
+    bodies = [json.dumps({"model": "scripted/brief", "messages": showing(one)}).encode() for one in pictures]
+    failed: list[str] = []
+
+    def send(body: bytes) -> None:
+        with Client(url) as client:
+            client.http.timeout = 300
+            response = client.send(body)
+            if response.status_code != 200:
+                failed.append(response.text[:200])
+
+    pipe.send("ready")
+    pipe.recv()
+    senders = [threading.Thread(target=send, args=(body,)) for body in bodies]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+    pipe.send(failed)
+
+
 def main() -> None:
     with (
         tempfile.TemporaryDirectory() as name,
         EmbeddedValkey(Path(name) / "valkey", maxmemory="1gb") as valkey,
         ScriptedUpstream() as upstream,
-        Stack(valkey.url, upstream.base_url, Path(name)) as stack,
+        child(_ask_for_a_word) as other,
+        Stack(valkey.url, upstream.base_url, Path(name), config=_near(other.recv())) as stack,
     ):
-        bench = Bench(stack, upstream)
-        for row in (bench.request, bench.beside, bench.drawn):
+        bench = Bench(stack, upstream, other)
+        for row in (bench.chat, bench.response, bench.beside, bench.drawn):
             print(json.dumps({"row": row.__name__, **row()}), flush=True)
+
+
+def _near(base_url: str) -> str:
+    return f'\n[providers.near]\nbase_url = "{base_url}"\nmodels = ["any"]\n'
 
 
 if __name__ == "__main__":

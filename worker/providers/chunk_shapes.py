@@ -1,10 +1,10 @@
 """OpenAI's chunks: spelled for translators, where the event is `errors.readable`; and what may stand in their places. Pure.
 
 Hidden here: which types OpenAI's clients expect under OpenAI's names (openai 3.57, `ChatCompletionChunk` and `ChatCompletion`),
-and what becomes of other vendors' values there. A model of OpenAI's refuses a whole answer for one of them: Pydantic AI does for
-a `service_tier` of `on_demand` (Groq). One rule: what says nothing is left out, what means the same in another form is put into
-OpenAI's, and all else stands in `provider_specific_fields` of the same object, under its own name, which is where LiteLLM has
-such things.
+and what becomes of other vendors' values there. A model of OpenAI's refuses a whole answer for one of them: Pydantic AI
+does for a `service_tier` of `on_demand` (Groq). One rule: what says nothing is left out, what means the same in another form
+is put into OpenAI's, and all else stands in `provider_specific_fields` of the same object, under its own name, which is where
+LiteLLM has such things.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _moderation(value: Any) -> dict[str, Any] | None:
         texts = (
             _MODERATED.get(side.get("type")) if isinstance(side, dict) and isinstance(side.get("type"), str) else None
         )
-        if texts is None or not all(isinstance(side[name] if name in side else None, str) for name in texts):
+        if texts is None or not all(isinstance(side.get(name), str) for name in texts):
             return None
         results = side.get("results", [] if side["type"] == "error" else None)
         if not isinstance(results, list) or not all(map(_is_moderated, results)):

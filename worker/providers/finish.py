@@ -96,7 +96,7 @@ FORMATS = {
     ),
     "ollama": Words(
         "github.com/ollama/ollama/blob/main/llm/server.go",
-        dict(_words(stop="stop load unload", length="length")),
+        dict(_words(stop="stop", length="length")),
     ),
     "responses": Words(
         "platform.openai.com/docs/api-reference/responses/object",

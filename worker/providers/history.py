@@ -1,9 +1,10 @@
 """A conversation as a provider can take it, whoever said what before: another provider, a broken answer, a session.
 
 Hidden here: what in a history stops a provider though nobody can change it any more. Ids of calls in another alphabet, or used
-twice; calls that were never answered, since the answer they stood in was cut; results whose call was cut off with the beginning;
-arguments that are no JSON; roles, reasoning and media types in another vendor's words. For example, Kimi's `functions.Bash:0` is `functions_Bash_0` for Claude, in the call and
-in its result. The same history always becomes the same messages, and a longer one begins with them: providers cache prefixes.
+twice; calls that were never answered, since the answer they stood in was cut; results whose call was cut off with the start;
+names that no tool has; arguments that are no JSON; roles, reasoning and media types in another vendor's words. For example,
+Kimi's `functions.Bash:0` is `functions_Bash_0` for Claude, in the call and in its result. The same history always
+becomes the same messages, and a longer one begins with them: providers cache prefixes.
 
 Pure, and lenient: what has the wrong shape stays, for the format to refuse with its path. What a provider accepts is said in
 accepts.py.
@@ -29,6 +30,11 @@ UNANSWERED = "There is no result: the call was not answered."
 LONE = "The result of a tool call that this conversation does not have:"
 """Before a result without its call, which the user tells then: most providers refuse such a result."""
 
+BEGINNING = "(The beginning of this conversation was left out.)"
+"""What the user says first where a format wants the user to begin, and the assistant does."""
+UNNAMED = "unknown"
+"""What a call of an earlier answer is called that has no name."""
+_NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 _BETWEEN = "OK."
 _DIGITS = string.digits + string.ascii_letters
 
@@ -51,9 +57,9 @@ def fitted(messages: list[Any], accepts: Accepts) -> list[tuple[Message, str]]:
             fit["role"] = "system"
         if role == "tool" and at in ids.answers:
             fit["tool_call_id"] = ids.answers[at]
-        elif role == "tool" and accepts.lone_results:
-            fit |= {"tool_call_id": ids.lone[at]} if at in ids.lone else {}
-        elif role == "tool":
+        elif role == "tool" and at in ids.lone and accepts.lone_results:
+            fit["tool_call_id"] = ids.lone[at]
+        elif role == "tool" and at in ids.lone:
             fit, role = {"role": "user", "content": _told(fit.get("content"))}, "user"
         if role == "assistant":
             _fit_assistant(fit, ids.calls.get(at, []), accepts)
@@ -81,7 +87,9 @@ def _fit_assistant(message: Message, ids: list[str], accepts: Accepts) -> None:
         del message["tool_calls"]  # an empty list says nothing, and OpenAI refuses it
     elif isinstance(calls, list):
         renamed = iter(ids)
-        message["tool_calls"] = [{**call, "id": next(renamed)} if isinstance(call, dict) else call for call in calls]
+        message["tool_calls"] = [
+            _named({**call, "id": next(renamed)}) if isinstance(call, dict) else call for call in calls
+        ]
     content = message.get("content")
     if not isinstance(content, list):
         return
@@ -91,6 +99,17 @@ def _fit_assistant(message: Message, ids: list[str], accepts: Accepts) -> None:
         message["content"] = kept or (None if message.get("tool_calls") else "")
         if reasoning and not any(message.get(field) for field in REASONING_TEXTS):
             message["reasoning_content"] = reasoning
+
+
+def _named(call: dict[str, Any]) -> dict[str, Any]:
+    """Models make names up, such as `functions.run<|channel|>json`, and nobody takes them back: OpenAI's and Claude's names
+    have letters, digits, `_` and `-`."""
+    for kind in ("function", "custom"):
+        called = call.get(kind)
+        name = called.get("name") if isinstance(called, dict) else None
+        if isinstance(name, str) and (not name or _NO_NAME.search(name)):
+            return {**call, kind: {**called, "name": _NO_NAME.sub("_", name) or UNNAMED}}  # type: ignore[dict-item]
+    return call
 
 
 def _is_foreign(part: Any, form: str | None) -> bool:

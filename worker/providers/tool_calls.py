@@ -51,14 +51,16 @@ def ids_in(messages: Iterable[Any]) -> set[str]:
 
 
 class _Call:
-    """One call so far. `given` is the provider's own id; `waiting` what came of it before its name."""
+    """One call so far. `given` is the provider's own id; `waiting` what came of it before its name; `empty`: it began with
+    `{}`, which is all of its arguments if nothing follows, and what some begin every call with."""
 
-    __slots__ = ("field", "given", "kind", "name", "pieces", "waiting")
+    __slots__ = ("empty", "field", "given", "kind", "name", "pieces", "waiting")
 
     def __init__(self, kind: str, given: str, name: str) -> None:
         self.kind, self.given, self.name = kind, given, name
         self.field = "input" if kind == "custom" else "arguments"
         self.pieces: list[str] = []
+        self.empty = False
         self.waiting: dict[str, Any] | None = None
 
     @property
@@ -67,8 +69,15 @@ class _Call:
         return self.pieces[0]
 
     @property
+    def told(self) -> str:
+        """The same, with what is held back of it."""
+        return self.text or ("{}" if self.empty else "")
+
+    @property
     def whole(self) -> bool:
         """Whether its arguments are an object that has its end: what follows is another call's."""
+        if self.empty and not self.text:
+            return True
         last = next((piece for piece in reversed(self.pieces) if piece.strip()), "")
         if not last.rstrip().endswith("}") or len(self.text) > _LONGEST:
             return False
@@ -129,11 +138,12 @@ class ToolCalls:
             self._calls.append(_Call(kind, given, name))
             if index is not None:
                 self._at.setdefault(index, []).append(place)
-            text = "" if text.strip() == "null" else text
             known = self._calls[place]
+            known.empty = kind == "function" and text.strip() == "{}"
+            text = "" if known.empty or text.strip() == "null" else text
         else:
             known = self._calls[place]
-            if name and known.waiting is None and known.given == given and known.whole and text == known.text:
+            if name and known.waiting is None and known.given == given and known.whole and text == known.told:
                 return None  # told twice
             if known.waiting is None:
                 known.pieces.append(text)
@@ -176,7 +186,7 @@ class ToolCalls:
         piece, some have calls one after the other."""
         if call.name != name:
             return bool(call.name)
-        return bool(text) and call.whole and text != call.text
+        return bool(text) and call.whole and text != call.told
 
     def _opening(self, place: int, call: dict[str, Any], inner: dict[str, Any], text: str) -> dict[str, Any]:
         known = self._calls[place]

@@ -43,8 +43,8 @@ def test_k6_a_result_that_came_late_stands_behind_its_call(between: dict[str, An
 
 def test_k6_claude_reads_results_before_what_the_user_says() -> None:
     user = {"role": "user", "content": "?"}
-    claude = _request("anthropic", "m", user, _result("z"), user)["messages"]
-    assert [block["type"] for block in claude[0]["content"]] == ["tool_result", "text", "text"]
+    claude = _request("anthropic", "m", user, _calling("z"), user, _result("z"), user)["messages"]
+    assert [block["type"] for block in claude[2]["content"]] == ["tool_result", "text", "text"]
 
 
 @pytest.mark.parametrize("kind", ["anthropic", "gemini", "cohere", "ollama", "openai"])

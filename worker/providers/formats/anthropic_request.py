@@ -19,7 +19,7 @@ import re
 from base64 import b64decode
 from typing import Any
 
-from worker.providers import parts, schemas
+from worker.providers import history, parts, schemas
 from worker.providers.accepts import FORMATS, Accepts
 from worker.providers.dialect import Call
 from worker.providers.parts import wrong
@@ -131,8 +131,10 @@ def _sampling(body: dict[str, Any], model: str, *, thinking: bool) -> dict[str, 
         return {}
     if thinking:
         return {"top_p": wanted["top_p"]} if wanted.get("top_p", 0) >= _LEAST_TOP_P else {}
-    if "temperature" in wanted and _SAMPLES_ONCE.search(model):
-        wanted.pop("top_p", None)
+    if "temperature" in wanted:
+        wanted["temperature"] = min(wanted["temperature"], 1)  # OpenAI's goes up to 2
+        if _SAMPLES_ONCE.search(model):
+            wanted.pop("top_p", None)
     return wanted
 
 
@@ -189,6 +191,8 @@ def _conversation(body: dict[str, Any], accepts: Accepts) -> tuple[list[dict[str
         return [], [{"role": "user", "content": system}]
     if not turns:
         raise wrong("messages", "nobody says anything. Add what the user says.")
+    if turns[0]["role"] == "assistant":  # a conversation whose beginning was cut off
+        turns.insert(0, {"role": "user", "content": [{"type": "text", "text": history.BEGINNING}]})
     if turns[-1]["role"] == "assistant" and (last := turns[-1]["content"][-1]).get("type") == "text":
         turns[-1]["content"][-1] = {
             **last,

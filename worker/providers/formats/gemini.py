@@ -67,7 +67,7 @@ class _Candidate:
         self._cited = 0
         self._about: dict[str, Any] = {}
         self._signature: str | None = None
-        self._open: tuple[int, dict[str, Any]] | None = None
+        self._open: tuple[int, Any] | None = None
 
     def read(self, candidate: dict[str, Any]) -> dict[str, Any] | None:
         delta: dict[str, Any] = {}
@@ -98,7 +98,7 @@ class _Candidate:
             self._read_call(part["functionCall"], delta, signature)
             return
         if "text" in part:
-            text = text_in(part["text"])
+            text = text_in(part["text"] or "")
             field = "reasoning_content" if part.get("thought") else "content"
             if text:
                 delta[field] = delta.get(field, "") + text
@@ -129,7 +129,8 @@ class _Candidate:
             item["function"] = {"name": text_in(name), "arguments": ""}
             if signature:
                 item["extra_content"] = _extra(signature)
-            self._open = self._add(delta, "tool_calls", item), dict(call.get("args") or {})
+            given = call.get("args") or {}
+            self._open = self._add(delta, "tool_calls", item), given if isinstance(given, str | list) else dict(given)
         if self._open is None:
             raise ValueError
         for value in call.get("partialArgs") or []:
@@ -142,7 +143,7 @@ class _Candidate:
     def _close_call(self, delta: dict[str, Any]) -> None:
         if self._open is not None:
             index, arguments = self._open
-            self._argue(delta, index, json.dumps(arguments).decode())
+            self._argue(delta, index, arguments if isinstance(arguments, str) else json.dumps(arguments).decode())
             self._open = None
 
     def _argue(self, delta: dict[str, Any], index: int, text: str) -> None:

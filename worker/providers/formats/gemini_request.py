@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from shared.lib import json
-from worker.providers import parts, schemas
+from worker.providers import history, parts, schemas
 from worker.providers.accepts import FORMATS, Accepts
 from worker.providers.dialect import Call
 from worker.providers.parts import wrong
@@ -128,6 +128,8 @@ def _conversation(
         return [], [{"role": "user", "parts": system}]
     if not contents:
         raise wrong("messages", "nobody says anything. Add what the user says.")
+    if contents[0]["role"] == "model":  # a conversation whose beginning was cut off
+        contents.insert(0, {"role": "user", "parts": [{"text": history.BEGINNING}]})
     return system, contents
 
 

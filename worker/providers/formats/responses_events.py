@@ -30,12 +30,12 @@ _USAGE = {
 
 
 class _OpenCall(NamedTuple):
-    """A tool call that was opened in the answer, by its index there, and whether any of its arguments came since."""
+    """A tool call that was opened in the answer, by its index there, and how many characters of its arguments were told."""
 
     at: int
     kind: str
     field: str
-    begun: bool
+    told: int
     id: Any
 
 
@@ -95,14 +95,14 @@ class ResponsesTranslator:
         known, words = self._calls.get(_place(value)), text_of(value.get("delta"))
         if known is None or not words:  # began before we came: the finished item tells it whole
             return []
-        self._calls[_place(value)] = known._replace(begun=True)
+        self._calls[_place(value)] = known._replace(told=known.told + len(words))
         return [delta_chunk(tool_calls=[{"index": known.at, known.kind: {known.field: words}}])]
 
     def all_arguments(self, value: dict[str, Any]) -> _Chunks:
         known = self._calls.get(_place(value))
-        if known is None or known.begun:
+        if known is None:
             return []
-        return self.arguments({**value, "delta": value.get(known.field)})
+        return self.arguments({**value, "delta": text_of(value.get(known.field))[known.told :]})
 
     def annotation(self, value: dict[str, Any]) -> _Chunks:
         place = _place(value)
@@ -175,7 +175,8 @@ class ResponsesTranslator:
     def _late_arguments(self, item: dict[str, Any]) -> _Chunks:
         """Those of a call that was opened, and of which no event has told more."""
         known = next((one for one in self._calls.values() if one.id == item.get("call_id")), None)
-        if known is None or known.begun or not (words := text_of(item.get(known.field))):
+        words = "" if known is None else text_of(item.get(known.field))[known.told :]
+        if known is None or not words:
             return []
         return [delta_chunk(tool_calls=[{"index": known.at, known.kind: {known.field: words}}])]
 
@@ -229,7 +230,7 @@ class ResponsesTranslator:
         kind, field = _KINDS[item["type"]]
         words = text_of(item.get(field))
         self._call_ids.add(item.get("call_id") or None)
-        known = self._calls[place] = _OpenCall(self._next("tool_calls"), kind, field, bool(words), item.get("call_id"))
+        known = self._calls[place] = _OpenCall(self._next("tool_calls"), kind, field, len(words), item.get("call_id"))
         inner = {"name": text_in(item["name"]), field: words}
         return [delta_chunk(tool_calls=[{"index": known.at, "id": item.get("call_id"), "type": kind, kind: inner}])]
 

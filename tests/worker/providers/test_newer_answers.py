@@ -1,0 +1,358 @@
+"""More answers of the kinds of test_answers.py and test_stranger_answers.py, none of which stands in a report.
+
+Each is read in packets of 1, 7 and 1,400 bytes, and by OpenAI's own models. K1: ended too early, K2: a failure that looks
+like a success, K3: calls, K4: the finish reason, K5: figures.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from shared.errors import UpstreamIncomplete, UpstreamInvalid, UpstreamRefused
+from tests.support.answers import completion, values
+from tests.support.written import (
+    COHERE_WORDS,
+    DIALECTS,
+    DONE,
+    anthropic,
+    assert_reads,
+    chunk,
+    cohere_end,
+    gemini,
+    hear,
+    said,
+    stream_of,
+    words,
+)
+
+Call = tuple[str, str]
+
+
+def lines(*values: Any) -> bytes:
+    return b"".join(json.dumps(value).encode() + b"\n" for value in values)
+
+
+def heard(kind: str, given: Any, **options: Any) -> tuple[dict[str, Any], Any]:
+    """The whole answer, as far as it came, and the error it ended in; the same however the packets are cut."""
+    body = given if isinstance(given, bytes) else stream_of(*given)
+    chunks, error, _ = hear(body, dialect=DIALECTS[kind], **options)
+    for size in (1, 7):
+        others, other, _ = hear(body, dialect=DIALECTS[kind], size=size, **options)
+        assert (others, type(other), str(other)) == (chunks, type(error), str(error))
+    if error is None:
+        assert_reads(chunks)
+    return completion(chunks), error
+
+
+def piece(index: Any = 0, id: Any = None, name: Any = None, arguments: Any = None) -> dict[str, Any]:
+    function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None}
+    call = {key: value for key, value in (("index", index), ("id", id), ("function", function)) if value is not None}
+    return chunk({"tool_calls": [call]})
+
+
+CALLED = (chunk({}, "tool_calls"), DONE)
+
+
+def claude(*deltas: str, **start: Any) -> list[dict[str, Any]]:
+    block = {"type": "tool_use", "id": "t", "name": "f", "input": {}, **start}
+    return anthropic(
+        (block, *({"type": "input_json_delta", "partial_json": text} for text in deltas)), reason="tool_use"
+    )
+
+
+def ran(*parts: Any) -> list[dict[str, Any]]:
+    return [gemini(*parts, reason="STOP")]
+
+
+def ollama(**message: Any) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": "", **message}, "done": False}
+
+
+ENDED = {"message": {"content": ""}, "done": True, "done_reason": "stop"}
+
+
+def text_delta(text: str) -> dict[str, Any]:
+    return {"type": "response.output_text.delta", "output_index": 0, "delta": text}
+
+
+def over(status: str = "completed", **more: Any) -> dict[str, Any]:
+    return {"type": f"response.{status}", "response": {"status": status, **more}}
+
+
+def item(kind: str, **more: Any) -> dict[str, Any]:
+    found = {"type": "function_call", "id": "fc", "call_id": "c", "name": "f", "arguments": "", **more}
+    return {"type": f"response.output_item.{kind}", "output_index": 0, "item": found}
+
+
+def arguments(kind: str, **more: str) -> dict[str, Any]:
+    return {"type": f"response.function_call_arguments.{kind}", "output_index": 0, "item_id": "fc", **more}
+
+
+SPOKEN: list[tuple[str, Any, str | None, str]] = [
+    (
+        "openai",
+        [*said("a"), chunk({}, "stop"), chunk({"reasoning_content": "r"}), chunk({"content": "b"}, "stop"), DONE],
+        "ab",
+        "stop",
+    ),
+    ("openai", [*said("a"), chunk({}, "stop"), DONE, *said("b"), chunk({}, "stop"), DONE], "a", "stop"),
+    ("openai", [*said("a"), chunk({}, "sensitive"), DONE], "a", "content_filter"),
+    ("openai", [{"code": 0, "message": "ok"}, *said("a"), chunk({}, "stop"), DONE], "a", "stop"),
+    ("openai", [*said("a"), chunk({}, "engine_overloaded"), DONE], "a", "length"),
+    ("openai", [*said("a"), chunk({}, "billing"), DONE], "a", "length"),
+    ("openai", [*said("a"), chunk({}, "repetition"), DONE], "a", "length"),
+    ("openai", [*said("a"), chunk({}, " stop "), DONE], "a", "stop"),
+    ("openai", [*said("a"), chunk({}, {"type": "eos"}), DONE], "a", "stop"),
+    ("openai", [*said("a"), chunk({}, ["stop"]), DONE], "a", "stop"),
+    ("openai", [*said("a"), chunk({}, "None"), DONE], "a", "stop"),
+    ("openai", [*said("a"), chunk({}, "max_output_tokens"), DONE], "a", "length"),
+    ("openai", [*said("a"), chunk({}, "tool-calls"), DONE], "a", "tool_calls"),
+    ("openai", [*said("a"), chunk({}, "content-filter"), DONE], "a", "content_filter"),
+    ("anthropic", [*anthropic(words("a"))[:-1], *anthropic(words("b"))[1:]], "ab", "stop"),
+    ("anthropic", anthropic(words("a"), reason="pause_turn"), "a", "stop"),
+    ("anthropic", anthropic(words("a"), reason="refusal"), "a", "content_filter"),
+    ("anthropic", [*anthropic(words("a")), DONE], "a", "stop"),
+    (
+        "gemini",
+        [
+            gemini({"text": "a"}, reason="STOP"),
+            gemini({"text": "t", "thought": True}),
+            gemini({"text": "b"}, reason="STOP"),
+        ],
+        "ab",
+        "stop",
+    ),
+    ("gemini", [gemini({"text": "a"}, reason="MAX_TOKENS"), gemini(reason="STOP")], "a", "length"),
+    ("gemini", [gemini({"text": None}, {"text": "a"}, reason="STOP"), DONE], "a", "stop"),
+    (
+        "gemini",
+        [gemini({"text": "a"}), {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}],
+        "a",
+        "content_filter",
+    ),
+    ("cohere", [COHERE_WORDS, cohere_end("COMPLETE"), COHERE_WORDS, cohere_end("COMPLETE")], "a", "stop"),
+    ("ollama", lines(ollama(content="a"), {**ENDED, "done_reason": "unload"}), "a", "length"),
+    (
+        "responses",
+        [text_delta("a"), over("incomplete", incomplete_details={"reason": "content_filter"})],
+        "a",
+        "content_filter",
+    ),
+    (
+        "responses",
+        [text_delta("a"), {"type": "response.completed", "response": {"status": "in_progress"}}],
+        "a",
+        "length",
+    ),
+    ("responses", [text_delta("a"), over(), DONE], "a", "stop"),
+]
+
+
+@pytest.mark.parametrize(("kind", "given", "text", "reason"), SPOKEN)
+def test_k1_k4_what_was_said_and_how_it_ended(kind: str, given: Any, text: str | None, reason: str) -> None:
+    whole, error = heard(kind, given)
+    assert error is None
+    [choice] = whole["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (text, reason)
+
+
+def test_k1_one_of_several_choices_may_end_early() -> None:
+    events = [chunk({"content": "a"}), chunk({"content": "x"}, "stop", 1), chunk({"content": "b"}, "stop"), DONE]
+    whole, error = heard("openai", events, choices=2)
+    assert error is None
+    assert [choice["message"]["content"] for choice in whole["choices"]] == ["ab", "x"]
+    _, error = heard("openai", [chunk({"content": "a"}, "stop"), chunk({"content": "x"}, None, 1)], choices=2)
+    assert type(error) is UpstreamIncomplete
+
+
+FAILED: list[tuple[str, Any, str | None, type, str]] = [
+    ("openai", [chunk({}, "stop", error={"message": "boom"}), DONE], None, UpstreamRefused, "boom"),
+    ("openai", [*said("a"), chunk({}, "stop", error={"message": "boom"}), DONE], "a", UpstreamRefused, "boom"),
+    ("openai", [{"choices": [], "error": "boom"}, DONE], None, UpstreamRefused, "boom"),
+    ("openai", [*said("a"), chunk({"error": {"message": "boom"}}), DONE], "a", UpstreamRefused, "boom"),
+    ("openai", [*said("a"), chunk({}, "network_error"), DONE], "a", UpstreamRefused, "network_error"),
+    ("openai", [{"code": "InternalError", "message": "boom", "request_id": "r"}, DONE], None, UpstreamRefused, "boom"),
+    ("openai", stream_of(*said("a")) + b"<html><body>502 Bad Gateway</body></html>\n", "a", UpstreamIncomplete, ""),
+    ("openai", [chunk({"role": "assistant"}), DONE], None, UpstreamIncomplete, "without an answer"),
+    ("openai", ["null", DONE], None, UpstreamInvalid, ""),
+    ("anthropic", [*anthropic(words("a"))[:3], {"type": "error", "error": "boom"}], "a", UpstreamRefused, "boom"),
+    ("anthropic", [*anthropic(words("a"))[:3], DONE], "a", UpstreamIncomplete, ""),
+    ("gemini", [gemini({"text": "a"}), DONE], "a", UpstreamIncomplete, ""),
+    ("gemini", [gemini({"text": "a"}), {"error": {"code": 503, "message": "boom"}}], "a", UpstreamRefused, "boom"),
+    ("gemini", [gemini(reason="UNEXPECTED_TOOL_CALL")], None, UpstreamRefused, "UNEXPECTED_TOOL_CALL"),
+    ("cohere", [COHERE_WORDS, DONE], "a", UpstreamIncomplete, ""),
+    ("cohere", [COHERE_WORDS, cohere_end("ERROR", error="boom")], "a", UpstreamRefused, "boom"),
+    ("ollama", lines({**ENDED, "done_reason": "load"}), None, UpstreamIncomplete, "load"),
+    ("ollama", lines(ollama(content="a"), {"error": "boom"}), "a", UpstreamRefused, "boom"),
+    ("responses", [text_delta("a"), DONE], "a", UpstreamIncomplete, ""),
+    ("responses", [text_delta("a"), over("failed")], "a", UpstreamRefused, "did not say which"),
+    ("responses", [text_delta("a"), over("cancelled")], "a", UpstreamRefused, "cancelled"),
+    (
+        "responses",
+        [text_delta("a"), {"type": "error", "code": "server_error", "message": "boom"}],
+        "a",
+        UpstreamRefused,
+        "boom",
+    ),
+    (
+        "responses",
+        [
+            text_delta("a"),
+            {"type": "response.completed", "response": {"status": "failed", "error": {"message": "boom"}}},
+        ],
+        "a",
+        UpstreamRefused,
+        "boom",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "given", "text", "error", "told"), FAILED)
+def test_k2_a_failure_is_one(kind: str, given: Any, text: str | None, error: type, told: str) -> None:
+    whole, found = heard(kind, given)
+    assert (type(found), told in str(found)) == (error, True)
+    assert "".join(choice["message"]["content"] or "" for choice in whole["choices"]) == (text or "")
+
+
+CALLS: list[tuple[str, Any, list[Call]]] = [
+    ("openai", [piece("0", "a", "f", "{}"), piece("1", "b", "g", "{}"), *CALLED], [("f", "{}"), ("g", "{}")]),
+    ("openai", [piece(-1, "a", "f", "{}"), piece(-1, "b", "g", "{}"), *CALLED], [("f", "{}"), ("g", "{}")]),
+    ("openai", [piece(10**9, "a", "f", "{}"), *CALLED], [("f", "{}")]),
+    (
+        "openai",
+        [piece(None, "a", "f", '{"x":'), piece(None, arguments="1}"), piece(None, "b", "g", "{}"), *CALLED],
+        [("f", '{"x":1}'), ("g", "{}")],
+    ),
+    (
+        "openai",
+        [piece(0, "a", "f", {}), piece(0, arguments='{"x":'), piece(0, arguments="1}"), *CALLED],
+        [("f", '{"x":1}')],
+    ),
+    ("openai", [piece(0, "a", "f", "{}"), piece(0, arguments='{"x":1}'), *CALLED], [("f", '{"x":1}')]),
+    ("openai", [piece(0, "a", "f", " {} "), piece(1, "b", "g", '{"y":2}'), *CALLED], [("f", "{}"), ("g", '{"y":2}')]),
+    ("openai", [piece(0, "a", "f", "{}"), piece(0, "a", "f", "{}"), *CALLED], [("f", "{}")]),
+    (
+        "openai",
+        [piece(None, None, "f", "{}"), piece(None, None, "f", '{"x":1}'), *CALLED],
+        [("f", "{}"), ("f", '{"x":1}')],
+    ),
+    ("openai", [piece(0, "a", "f", [1, 2]), *CALLED], [("f", "[1,2]")]),
+    ("openai", [piece(0, "a", "f", "{}"), piece(1, "a", "g", "{}"), *CALLED], [("f", "{}"), ("g", "{}")]),
+    (
+        "openai",
+        [chunk({"tool_calls": [{"id": "a", "function": {"index": 0, "name": "f", "arguments": "{}"}}]}), *CALLED],
+        [("f", "{}")],
+    ),
+    ("anthropic", claude(input={"x": 1}), [("f", '{"x":1}')]),
+    ("anthropic", claude('{"x":1}', input={"x": 1}), [("f", '{"x":1}')]),
+    ("anthropic", claude(""), [("f", "{}")]),
+    ("anthropic", claude("{}", id=None), [("f", "{}")]),
+    ("gemini", ran({"functionCall": {"name": "f", "args": None}}), [("f", "{}")]),
+    ("gemini", ran({"functionCall": {"name": "f", "args": '{"x":1}'}}), [("f", '{"x":1}')]),
+    ("gemini", ran({"functionCall": {"name": "f", "args": [1]}}), [("f", "[1]")]),
+    (
+        "gemini",
+        ran(*({"functionCall": {"id": "x", "name": name, "args": {}}} for name in "fg")),
+        [("f", "{}"), ("g", "{}")],
+    ),
+    (
+        "ollama",
+        lines(ollama(tool_calls=[{"function": {"name": "f", "arguments": '{"x":1}'}}]), ENDED),
+        [("f", '{"x":1}')],
+    ),
+    (
+        "ollama",
+        lines(
+            *(ollama(tool_calls=[{"function": {"index": 0, "name": name, "arguments": {}}}]) for name in "fg"), ENDED
+        ),
+        [("f", "{}"), ("g", "{}")],
+    ),
+    ("responses", [item("done", arguments="{}"), over()], [("f", "{}")]),
+    ("responses", [over(output=[item("done", arguments='{"x":1}')["item"]])], [("f", '{"x":1}')]),
+    (
+        "responses",
+        [item("added"), arguments("delta", delta='{"x":'), arguments("done", arguments='{"x":1}'), over()],
+        [("f", '{"x":1}')],
+    ),
+    (
+        "responses",
+        [item("added"), arguments("delta", delta='{"x":'), item("done", arguments='{"x":1}'), over()],
+        [("f", '{"x":1}')],
+    ),
+    (
+        "responses",
+        [item("added", arguments='{"x'), over(output=[item("done", arguments='{"x":1}')["item"]])],
+        [("f", '{"x":1}')],
+    ),
+    (
+        "responses",
+        [item("added"), arguments("delta", delta='{"x":1}'), arguments("done", arguments='{"x":1}'), over()],
+        [("f", '{"x":1}')],
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "given", "calls"), CALLS)
+def test_k3_calls_add_up(kind: str, given: Any, calls: list[Call]) -> None:
+    whole, error = heard(kind, given)
+    assert error is None
+    [choice] = whole["choices"]
+    found = choice["message"]["tool_calls"]
+    assert [(call["function"]["name"], call["function"]["arguments"]) for call in found] == calls
+    assert len({call["id"] for call in found}) == len(calls)
+    assert (choice["finish_reason"], {call["type"] for call in found}) == ("tool_calls", {"function"})
+
+
+def test_k3_what_looks_like_no_arguments_is_held_back_until_the_end() -> None:
+    """Clients join what they are told: `{}` and then the arguments would be no JSON."""
+    events = [piece(0, "a", "f", "{}"), piece(0, arguments='{"x":1}'), *CALLED]
+    chunks, _, _ = hear(stream_of(*events))
+    told = [
+        call["function"].get("arguments")
+        for one in values(chunks)
+        for call in one["choices"][0]["delta"].get("tool_calls", ())
+    ]
+    assert told == ["", '{"x":1}']
+
+
+FIGURES: list[tuple[str, Any, tuple[int, int, int]]] = [
+    ("openai", {"prompt_tokens": "7", "completion_tokens": "5"}, (7, 5, 12)),
+    ("openai", {"prompt_tokens": 7.0, "completion_tokens": 5.0, "total_tokens": 12.0}, (7, 5, 12)),
+    ("openai", {"input_tokens": 7, "output_tokens": 5}, (7, 5, 12)),
+    ("openai", {"prompt_tokens": 7, "total_tokens": 12}, (7, 5, 12)),
+]
+
+
+@pytest.mark.parametrize(("kind", "usage", "figures"), FIGURES)
+def test_k5_figures_in_other_words(kind: str, usage: dict[str, Any], figures: tuple[int, int, int]) -> None:
+    whole, error = heard(kind, [*said("a"), chunk({}, "stop"), {"choices": [], "usage": usage}, DONE])
+    assert error is None
+    found = whole["usage"]
+    assert (found["prompt_tokens"], found["completion_tokens"], found["total_tokens"]) == figures
+
+
+def test_k5_figures_of_formats_of_their_own() -> None:
+    tools = {"promptTokenCount": 7, "toolUsePromptTokenCount": 100, "candidatesTokenCount": 5, "thoughtsTokenCount": 3}
+    asked = [
+        (
+            "gemini",
+            [{**gemini({"text": "a"}, reason="STOP"), "usageMetadata": {**tools, "totalTokenCount": 115}}],
+            (107, 8, 115),
+        ),
+        (
+            "anthropic",
+            anthropic(words("a"), input_tokens=900, output_tokens=5, cache_read_input_tokens=100),
+            (1000, 5, 1005),
+        ),
+        (
+            "cohere",
+            [COHERE_WORDS, cohere_end("COMPLETE", usage={"billed_units": {"input_tokens": 7.0, "output_tokens": 5.0}})],
+            (7, 5, 12),
+        ),
+    ]
+    for kind, events, figures in asked:
+        usage = heard(kind, events)[0]["usage"]
+        assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == figures

@@ -18,7 +18,7 @@ from typing import Any
 from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamInvalid
 from shared.lib import json, sse
 from shared.log.entry import Chunk
-from worker.providers import usage
+from worker.providers import finish, usage
 from worker.providers.choice import Choice
 from worker.providers.chunk_shapes import FOREIGN, put_in_place, put_usage_in_place
 from worker.providers.dialect import Dialect, Translator
@@ -235,7 +235,8 @@ class Normalizer:
         return self._serialize({**fields, **self._shown([{"index": 0, "delta": delta, "finish_reason": None}])})
 
     def _check_silence(self) -> None:
-        if word := next((choice.unknown for choice in self._choices if choice.unknown), None):
+        ends = ((choice.unknown, choice.word) for choice in self._choices)
+        if word := next((unknown or word for unknown, word in ends if unknown or word in finish.WITHOUT_ANSWER), None):
             raise UpstreamIncomplete(f"The provider said nothing, and ended with `{word[:100]}`.")
         if not any(choice.held for choice in self._choices) and not usage.of_output(self.usage):
             raise UpstreamIncomplete("The provider's stream ended without an answer in it.")

@@ -24,7 +24,7 @@ USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
 Value = dict[str, Any] | str
 
 
-def chunk(delta: Any = None, reason: str | None = None, index: int = 0, **fields: Any) -> dict[str, Any]:
+def chunk(delta: Any = None, reason: Any = None, index: int = 0, **fields: Any) -> dict[str, Any]:
     choice = {"index": index, "delta": delta if delta is not None else {}, "finish_reason": reason}
     return {"id": "up", "object": "chat.completion.chunk", "choices": [choice], **fields}
 

@@ -147,17 +147,18 @@ def _nothing(_: Any) -> None:
 
 def _moderation(value: Any) -> dict[str, Any] | None:
     """Of OpenAI's alone, in full."""
-    sides = [value.get(side) for side in ("input", "output")] if isinstance(value, dict) else [None]
-    for side in sides:
-        texts = (
-            _MODERATED.get(side.get("type")) if isinstance(side, dict) and isinstance(side.get("type"), str) else None
-        )
-        if texts is None or not all(isinstance(side.get(name), str) for name in texts):
-            return None
-        results = side.get("results", [] if side["type"] == "error" else None)
-        if not isinstance(results, list) or not all(map(_is_moderated, results)):
-            return None
-    return value  # type: ignore[no-any-return]
+    if not isinstance(value, dict):
+        return None
+    return value if all(_is_side(value.get(side)) for side in ("input", "output")) else None
+
+
+def _is_side(side: Any) -> bool:
+    kind = side.get("type") if isinstance(side, dict) else None
+    texts = _MODERATED.get(kind) if isinstance(kind, str) else None
+    if texts is None or not all(isinstance(side.get(name), str) for name in texts):
+        return False
+    results = side.get("results", [] if kind == "error" else None)
+    return isinstance(results, list) and all(map(_is_moderated, results))
 
 
 def _is_moderated(result: Any) -> bool:

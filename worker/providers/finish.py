@@ -42,6 +42,10 @@ def _words(**endings: str) -> Iterator[tuple[str, Ending]]:
         yield from ((word, named[name]) for word in words.split())
 
 
+WITHOUT_ANSWER = frozenset(("load", "unload"))
+"""Ollama's words for a model that was loaded, or unloaded: where nothing was said before, nothing was answered."""
+
+
 class Words(NamedTuple):
     """One format's words, and the page they are from."""
 
@@ -96,7 +100,7 @@ FORMATS = {
     ),
     "ollama": Words(
         "github.com/ollama/ollama/blob/main/llm/server.go",
-        dict(_words(stop="stop", length="length")),
+        dict(_words(stop="stop load unload", length="length")),
     ),
     "responses": Words(
         "platform.openai.com/docs/api-reference/responses/object",

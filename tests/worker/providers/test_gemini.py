@@ -266,7 +266,7 @@ def user(part: Any) -> dict[str, Any]:
         ([], {"tool_choice": "required"}, "tool_choice"),
         ([], {"response_format": {"type": "grammar"}}, "response_format"),
         ([{"role": "system", "content": [{"type": "image_url"}]}], {}, "messages[0].content[0]"),
-        ([{"role": "tool", "tool_call_id": "c9", "content": "x"}], {}, "messages[0].tool_call_id"),
+        ([{"role": "tool", "content": "x"}], {}, "messages[0].tool_call_id"),
         ([user({"type": "video_url"})], {}, "messages[0].content[0]"),
         ([user({"type": "image_url", "image_url": {"url": "ftp://a"}})], {}, "messages[0].content[0]"),
         ([user({"type": "image_url", "image_url": {"url": "http://[a"}})], {}, "messages[0].content[0]"),

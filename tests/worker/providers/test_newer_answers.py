@@ -134,7 +134,7 @@ SPOKEN: list[tuple[str, Any, str | None, str]] = [
         "content_filter",
     ),
     ("cohere", [COHERE_WORDS, cohere_end("COMPLETE"), COHERE_WORDS, cohere_end("COMPLETE")], "a", "stop"),
-    ("ollama", lines(ollama(content="a"), {**ENDED, "done_reason": "unload"}), "a", "length"),
+    ("ollama", lines(ollama(content="a"), {**ENDED, "done_reason": "unload"}), "a", "stop"),
     (
         "responses",
         [text_delta("a"), over("incomplete", incomplete_details={"reason": "content_filter"})],
@@ -308,7 +308,7 @@ def test_k3_calls_add_up(kind: str, given: Any, calls: list[Call]) -> None:
 
 def test_k3_what_looks_like_no_arguments_is_held_back_until_the_end() -> None:
     """Clients join what they are told: `{}` and then the arguments would be no JSON."""
-    events = [piece(0, "a", "f", "{}"), piece(0, arguments='{"x":1}'), *CALLED]
+    events: list[Any] = [piece(0, "a", "f", "{}"), piece(0, arguments='{"x":1}'), *CALLED]
     chunks, _, _ = hear(stream_of(*events))
     told = [
         call["function"].get("arguments")

@@ -33,6 +33,7 @@ from api.resources import (
     operations,
     reference,
     sessions,
+    swagger,
     usage,
 )
 from api.services import Services
@@ -77,6 +78,7 @@ _ROUTES = (
     health,
     reference,
     console_pages,
+    swagger,
 )
 _POOL = 17
 _TIMEOUT_S = 2.0

@@ -55,6 +55,8 @@ _LIST = Rule(Access.READ, all_tenants=True)
 RULES: dict[str, Rule] = {
     "GET /": _OPEN,
     "GET /docs": _OPEN,
+    "GET /docs/swagger": _OPEN,
+    "GET /docs/swagger/{name}": _OPEN,
     "GET /openapi.json": _OPEN,
     "GET /health": _OPEN,
     "GET /healthz": _OPEN,

@@ -84,7 +84,8 @@ async def reference(request: Request, root: Root) -> HTMLResponse:
     info = schema["info"]
     parts = [
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info.get('summary', ''))}</p>",
-        f'<p>For programs: <a href="{escape(root)}/openapi.json">{escape(root)}/openapi.json</a>. ',
+        f'<p>To try routes out: <a href="{escape(root)}/docs/swagger">Swagger UI</a>. ',
+        f'For programs: <a href="{escape(root)}/openapi.json">{escape(root)}/openapi.json</a>. ',
         "With keys: <code>Authorization: Bearer KEY</code>.</p>",
     ]
     for path, operations in schema["paths"].items():

@@ -3,6 +3,8 @@ their sending side, connections that stand idle. Raw bytes where it is about byt
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -19,7 +21,7 @@ from shared.config.settings import Settings
 from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.raw import Raw
-from tests.support.wire import KEY_A, Client, Register, ask
+from tests.support.wire import KEY_A, Client, Register, ask, refused
 
 HOST = b"host: localhost\r\n"
 H2C = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
@@ -299,6 +301,29 @@ def test_the_reference_runs_and_loads_nothing(client: Client) -> None:
 def test_the_reference_has_all_routes(client: Client) -> None:
     page = client.get("/docs").text
     assert all(path in page for path in client.get("/openapi.json").json()["paths"])
+
+
+def test_swagger_ui_is_the_one_that_is_named(client: Client) -> None:
+    """From the package, unchanged: what is served has the sums that the page has the browser check."""
+    page = client.get("/docs/swagger")
+    policy = page.headers["content-security-policy"]
+    assert ("default-src 'none'; script-src 'self';" in policy, "unsafe-eval" in policy) == (True, False)
+    assert re.findall(r"<script(?! src=)", page.text) == []
+    assert not re.search(r"https?://", page.text)
+    for tag in re.findall(r"<(?:script|link)[^>]+>", page.text):
+        where = re.search(r'(?:src|href)="(/[^"]+)"', tag)
+        wanted = re.search(r'integrity="sha256-([^"]+)"', tag)
+        if where is None:
+            continue
+        for encoding in ("gzip", "identity"):
+            file = client.get(where[1], headers={"accept-encoding": encoding})
+            assert (file.status_code, file.headers["x-content-type-options"]) == (200, "nosniff")
+            assert (file.headers.get("content-encoding") == "gzip") is (encoding == "gzip" and wanted is not None)
+            if wanted is not None:
+                assert base64.b64decode(wanted[1]) == hashlib.sha256(file.content).digest()
+    assert len(re.findall("integrity=", page.text)) == 2
+    for name in ("LICENSE", "..%2Freference.py", "start.js.gz", "swagger-ui-bundle.js.LICENSE.txt"):
+        refused(client.get(f"/docs/swagger/{name}"), 404)
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "text/html;q=0, */*", "text/html ; q=0.0"])

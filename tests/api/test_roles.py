@@ -21,7 +21,17 @@ from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import DONE, ScriptedUpstream
 from tests.support.wire import ADMIN_KEY, KEY_A, KEY_B, Client, ask
 
-OPEN = {"GET /", "GET /docs", "GET /openapi.json", "GET /health", "GET /healthz", "GET /readyz", "GET /metrics"}
+OPEN = {
+    "GET /",
+    "GET /docs",
+    "GET /docs/swagger",
+    "GET /docs/swagger/{name}",
+    "GET /openapi.json",
+    "GET /health",
+    "GET /healthz",
+    "GET /readyz",
+    "GET /metrics",
+}
 OPEN |= {"POST /console/session", "DELETE /console/session", "POST /s/session"}
 OPEN |= {"GET /console", "GET /console/{path}", "GET /s"}
 ONLY_COUNTS = {"POST /v1/responses/input_tokens", "POST /v1/streams/{generation_id}/tokens"}

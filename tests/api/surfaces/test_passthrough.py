@@ -235,7 +235,7 @@ def test_usage_is_shown_once_and_last(client: Client, scripted: Register, name: 
     assert asked.script.calls[0]["stream_options"] == {"include_usage": True, "include_obfuscation": False}
 
 
-def test_without_a_figure_of_the_providers_it_is_an_estimate(client: Client, scripted: Register) -> None:
+def test_j3_without_a_figure_of_the_providers_it_is_an_estimate(client: Client, scripted: Register) -> None:
     model = scripted([*words(8), *ending(usage=False)]).model
     response = client.stream(model, "x" * 40, stream_options={"include_usage": True})
     *before, last = chunks(response.content)

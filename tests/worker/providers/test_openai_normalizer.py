@@ -99,7 +99,7 @@ def test_pings_and_empty_shells_become_nothing(event: sse.Event) -> None:
     assert normalizer().feed(event) == []
 
 
-def test_a_chunk_without_choices_but_with_something_to_say_rides_on_the_next() -> None:
+def test_j4_a_chunk_without_choices_but_with_something_to_say_rides_on_the_next() -> None:
     """Azure's; clients that did not ask for usage read `choices[0]` unseen."""
     filters = {"choices": [], "prompt_filter_results": [{"prompt_index": 0}]}
     [first, second] = feed(normalizer(), filters, filters, chunk({"content": "a"}), chunk({"content": "b"}))

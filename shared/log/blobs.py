@@ -31,8 +31,8 @@ _MOST = 256
 """So many are taken out of one payload, the largest: each is a request to the storage, and some 90 bytes in its entry."""
 _REST_BYTES = 32 * 1024
 """What may be left in the entry."""
-_STEP_BYTES = 64 * 1024
-"""What is looked at in one go, which takes some 50 µs. It holds up all other threads, the event loop's among them: after each
+_STEP_BYTES = 128 * 1024
+"""What is looked at in one go, which takes some 100 µs. It holds up all other threads, the event loop's among them: after each
 step they are let run, or a loop that wakes up would wait for the interpreter's switch interval (5 ms) each time."""
 
 _DATA_URL = re.compile(rb'data:(?!text/)[^,"\\]{0,200};base64,', re.IGNORECASE)
@@ -320,10 +320,12 @@ def _without(
 
 
 def _find(payload: bytes | bytearray, word: bytes, start: int = 0) -> int:
-    """`payload.find(word, start)`, a step at a time."""
+    """`payload.find(word, start)`, a step at a time. One character is looked for first: that is many times as fast."""
     for at in range(start, len(payload), _STEP_BYTES):
-        if (found := payload.find(word, at, at + _STEP_BYTES + len(word) - 1)) >= 0:
-            return found
+        if (first := payload.find(word[:1], at, at + _STEP_BYTES)) >= 0:
+            found = payload.find(word, first, at + _STEP_BYTES + len(word) - 1)
+            if found >= 0:
+                return found
         _let_others_run()
     return -1
 

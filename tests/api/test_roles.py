@@ -290,7 +290,7 @@ def wrong(http: Client, route: str, who: Who, objects: Objects) -> str:
     files = {"file": ("x.txt", b"{}")} if route == "POST /v1/files" else None
     response = http.http.request(
         method,
-        path.replace(":path", "").format(**objects._asdict()),
+        path.replace(":path", "").format(**objects._asdict(), name="start.js"),
         params=who.query,
         headers=who.headers,
         json=body if method == "POST" and files is None else None,

@@ -19,12 +19,15 @@ from api.console import routes as console_pages
 from api.console.assets import Assets
 from api.deps import guard
 from api.live.drain import Drain
+from api.live.feed import LiveFeed
 from api.live.hub import BLOCK_MS, Hub
+from api.live.watching import Watching
 from api.openapi import document
 from api.resources import (
     audit,
     batches,
     console,
+    events,
     files,
     health,
     keys,
@@ -75,6 +78,7 @@ _ROUTES = (
     models,
     operations,
     console,
+    events,
     health,
     reference,
     console_pages,
@@ -99,7 +103,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
             redis = connect(url, prefix=settings.prefix, max_connections=_POOL, timeout_s=_TIMEOUT_S)
             stack.push_async_callback(redis.aclose, close_connection_pool=True)
             patience_s = _TIMEOUT_S + BLOCK_MS / 1000
-            reading = connect(url, prefix=settings.prefix, max_connections=2, timeout_s=patience_s, beside=redis)
+            reading = connect(url, prefix=settings.prefix, max_connections=3, timeout_s=patience_s, beside=redis)
             stack.push_async_callback(reading.aclose, close_connection_pool=True)
             log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
             name = f"api:{socket.gethostname()}-{os.getpid()}"
@@ -115,11 +119,11 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
                 )
             )
             services = Services(redis, log, settings, hub, drain, name=name, confirmer=confirmer)
-            _run(
-                stack,
-                "reaper",
-                run_while_redis_is_away("reaper", Reaper(redis, log, services, settings, name=name).run),
-            )
+            reaper = Reaper(redis, log, services, settings, name=name)
+            _run(stack, "reaper", run_while_redis_is_away("reaper", reaper.run))
+            watching = Watching(redis, hub, name)
+            _run(stack, "watching", run_while_redis_is_away("watching", watching.run))
+            services.feed = await stack.enter_async_context(LiveFeed(redis, reading, log, services.catalogue, watching))
             await _learn_keys(stack, authenticator, services)
             _run(stack, "limits", services.limiter.run())
             _run(stack, "viewers", services.viewers.run())

@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 from types import FrameType
-from typing import Any, cast
+from typing import cast
 
 import uvicorn
 import uvloop
@@ -19,6 +19,7 @@ from api.app import create_app
 from api.auth import is_loopback
 from api.connection import Protocol
 from api.live.drain import Drain
+from api.services import Services
 from api.sockets.protocol import SocketProtocol
 from shared.config.environ import SettingsInvalid
 from shared.config.notices import notices, say_notices, weak_keys
@@ -52,21 +53,23 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logger.info("api stopping", connections=len(self.server_state.connections))
         self._drain.native = True
-        hub = self._app_hub()
-        hub.wake()
-        deadline = asyncio.create_task(self._end_everyone(hub))
+        self._wake()
+        deadline = asyncio.create_task(self._end_everyone())
         try:
             await super().shutdown(sockets)
         finally:
             deadline.cancel()
 
-    async def _end_everyone(self, hub: Any) -> None:
+    async def _end_everyone(self) -> None:
         await asyncio.sleep(self._drain_s)
         self._drain.everyone = True
-        hub.wake()
+        self._wake()
 
-    def _app_hub(self) -> Any:
-        return self.config.app.state.services.hub  # type: ignore[union-attr]
+    def _wake(self) -> None:
+        """Has all viewers look whether they are to leave."""
+        services: Services = self.config.app.state.services  # type: ignore[union-attr]
+        services.hub.wake()
+        services.feed.wake()
 
 
 def main() -> None:

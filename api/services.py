@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from api.bodies import Bodies
 from api.live.drain import Drain
+from api.live.feed import LiveFeed
 from api.live.hub import Hub
 from api.live.viewers import Viewers
 from shared.config.settings import Settings
@@ -19,6 +20,7 @@ from shared.features.installation import Installation
 from shared.features.tokens import Tokens
 from shared.generations.caller import Caller
 from shared.generations.core import Core
+from shared.generations.providers import Providers
 from shared.log.streamlog import StreamLog
 from shared.store.backlog import Backlog
 from shared.store.confirm import Confirmer
@@ -43,6 +45,7 @@ class Services(Core):
         self.tokens = Tokens(redis)
         self.installation = Installation(redis)
         self.backlog = Backlog(redis)
+        self.providers = Providers(redis, self.catalogue)
         self.shares = Shares(redis, self.audit)
         self.browsers = Browsers(redis, idle_s=int(settings.console_idle_s))
         self.viewers = Viewers(redis)
@@ -53,6 +56,8 @@ class Services(Core):
         self.ring.on_ended = self.viewers.turn_out
         self.bodies = Bodies(settings.intake_bytes)
         self.hub, self.settings, self.drain = hub, settings, drain
+        self.feed: LiveFeed
+        """Set by app.py: it needs what is made here."""
 
     @property
     def tenants(self) -> set[str]:

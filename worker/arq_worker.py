@@ -91,6 +91,8 @@ class StreamWorker(Worker):
         self._woken, self._strange, self._doubted = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._due = 0.0
         self._pause = FailoverHold(settings.lease_s, POLL_S)
+        self.resting = False
+        """Whether an admin wants it to begin nothing; what runs goes on."""
 
     @property
     def count(self) -> int:
@@ -103,6 +105,7 @@ class StreamWorker(Worker):
             "places": self._settings.worker_concurrency,
             "jobs": {lane: len(jobs) for lane, jobs in self._running.items()},
             "draining": not self.allow_pick_jobs,
+            "resting": self.resting,
         }
 
     # ---- what arq calls
@@ -133,6 +136,9 @@ class StreamWorker(Worker):
                     await self._woken.wait()
             self._woken.clear()
             rung, self._rung = self._rung, {}
+            if self.resting:
+                self._due = self.loop.time() + POLL_S
+                continue
             if any(self._places.room(lane) for lane in rung.values() if lane in self._more):
                 self._due = 0.0  # others have waited for longer
             at_once = [Waiting(*job) for job in rung.items() if self._places.may_begin(job[1], self._more)]

@@ -93,7 +93,7 @@ class Generator:
     ) -> None:
         self._limiter, self._summaries = limiter, summaries
         self._log, self._appender, self._upstream, self._outcomes = log, appender, upstream, outcomes
-        self.running = RunningAttempts(log, appender)
+        self.running, self._telling = RunningAttempts(log, appender), counting.Telling(log, appender)
         self._providers, self._settings, self._worker_id = providers, settings, worker_id
         self._settlement = settlement
 
@@ -270,21 +270,21 @@ class Generator:
         says why.
         """
         asked, limit, size = time.monotonic(), self._settings.max_answer_bytes, 0
-        targets = self._targets(body["model"])
-        blobs = self._outcomes.transcripts.blobs
-        told = partial(counting.retried, writer)
+        blobs, told = self._outcomes.transcripts.blobs, partial(self._telling.retried, writer, header)
         stream = self._upstream.stream(
-            targets, body, answer, served, on_retry=told, blobs=OfTenant(blobs, header["owner"])
+            self._targets(body["model"]), body, answer, served, on_retry=told, blobs=OfTenant(blobs, header["owner"])
         )
         async with aclosing(stream) as batches:
             async for batch in batches:  # the upstream reads ahead meanwhile, within bounds, and merges what it read
-                if not writer.position.seq:
+                if is_first := not writer.position.seq:
                     first_s = time.monotonic() - asked
                     counting.first_chunk(served, first_s)
                     writer.timings["first_chunk_ms"] = round(first_s * 1000)
                     writer.note = json.dumps(served.note(spoke=True))
                 size += answer_bytes(batch)
                 await writer.append(await blobs.chunks(header, summary.take(batch)))
+                if is_first:
+                    self._telling.first_chunk(writer, header, served)
                 summary.look()
                 CHUNKS.inc(len(batch))
                 stopped = self.running.is_over(writer.generation_id)

@@ -2,7 +2,8 @@
 
 Hidden here: two keys, both with an end. A worker that is killed is missed after `BEAT_TTL_S`; the catalogue of its models
 stays for a day, so that `GET /v1/models` has an answer while all workers are restarted. A beat is
-`{pid, host, version, started_at (Unix seconds), places, running, jobs: {LANE: count}, draining}`.
+`{pid, host, version, started_at (Unix seconds), places, running, jobs: {LANE: count}, draining, resting, health}`, with what
+`worker.upstream.health` says of each provider.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from shared.store.redis import ArqRedis
 from shared.store.transaction import commit
 from worker.arq_worker import BEAT_S, BEAT_TTL_S, StreamWorker
 from worker.providers.registry import Provider
+from worker.upstream.health import Health
 
 CATALOGUE_TTL_S = 86400
 
@@ -28,9 +30,14 @@ class Heartbeat:
     """Of one worker; `run` beats until it is cancelled. Both raise RedisError, OSError."""
 
     def __init__(
-        self, redis: ArqRedis, worker: StreamWorker, providers: Mapping[str, Provider], aliases: dict[str, list[str]]
+        self,
+        redis: ArqRedis,
+        worker: StreamWorker,
+        providers: Mapping[str, Provider],
+        aliases: dict[str, list[str]],
+        health: Health,
     ) -> None:
-        self._redis, self._worker = redis, worker
+        self._redis, self._worker, self._health = redis, worker, health
         self._about = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -43,6 +50,8 @@ class Heartbeat:
                 "aliases": aliases,
                 "providers": {
                     name: {
+                        "kind": provider.kind,
+                        "key": provider.api_key is not None,
                         "models": list(provider.models),
                         "open": provider.kind != "fake",
                         "responses": provider.kind == "responses",
@@ -55,13 +64,20 @@ class Heartbeat:
     async def run(self) -> None:
         key = self._redis.key
         while True:
-            report = {**self._about, "running": self._worker.count, **self._worker.places()}
+            report = {
+                **self._about,
+                "running": self._worker.count,
+                **self._worker.places(),
+                "health": self._health.told(),
+            }
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.set(key.worker(self._worker.worker_id), json.dumps(report), ex=BEAT_TTL_S)
                 pipe.sadd(key.workers, self._worker.worker_id)
                 pipe.expire(key.workers, CATALOGUE_TTL_S)
                 pipe.set(key.catalogue, self._catalogue, ex=CATALOGUE_TTL_S)
-                await commit(pipe)
+                pipe.smembers(key.resting)
+                *_, resting = await commit(pipe)
+            self._worker.resting = self._worker.worker_id.encode() in resting
             self._heard_at = time.monotonic()
             await asyncio.sleep(BEAT_S)
 
@@ -74,4 +90,5 @@ class Heartbeat:
         """The worker ends: the API need not wait until the last beat has lapsed."""
         self._heard_at = float("-inf")
         await self._redis.delete(self._redis.key.worker(self._worker.worker_id))
-        await self._redis.srem(self._redis.key.workers, self._worker.worker_id)  # type: ignore[misc]
+        for names in (self._redis.key.workers, self._redis.key.resting):
+            await self._redis.srem(names, self._worker.worker_id)  # type: ignore[misc]

@@ -19,6 +19,7 @@ from shared.lib.telemetry import get_logger
 from shared.store.redis import ArqRedis, OutOfMemoryError
 from worker.providers.model_list import chosen, questions
 from worker.providers.registry import Provider
+from worker.upstream.health import Health
 from worker.upstream.model_lists import DETAILS_S, LIST_S, ModelLists
 
 logger = get_logger(__name__)
@@ -35,9 +36,14 @@ class ModelAnnouncer:
     """Of one worker; `run` goes on until it is cancelled. It raises RedisError, OSError."""
 
     def __init__(
-        self, redis: ArqRedis, lists: ModelLists, providers: Mapping[str, Provider], settings: Settings
+        self,
+        redis: ArqRedis,
+        lists: ModelLists,
+        providers: Mapping[str, Provider],
+        settings: Settings,
+        health: Health,
     ) -> None:
-        self._redis, self._lists = redis, lists
+        self._redis, self._lists, self._health = redis, lists, health
         self._every_s = settings.models_refresh_s
         self._looked = False
         self._only, self._without = settings.models_only, settings.models_without
@@ -82,6 +88,7 @@ class ModelAnnouncer:
         try:
             found = await self._lists.ask(provider)
         except UpstreamError as error:
+            self._health.failed(provider.name, error)
             logger.info(
                 "models not listed", provider=provider.name, error_code=error.code, status=error.provider_status
             )
@@ -90,6 +97,7 @@ class ModelAnnouncer:
         except StreamspoolError as error:
             logger.info("models not listed", provider=provider.name, error_code=error.code)
         else:
+            self._health.answered(provider.name)
             shown = chosen(lambda name: f"{provider.name}/{name}", found, self._only, self._without)
             told = {"of": self._fingerprint(provider), "at_ms": now_ms(), "models": shown}
             await self._redis.set(self._redis.key.model_list(provider.name), json.dumps(told), ex=KEPT_S)

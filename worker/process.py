@@ -27,6 +27,7 @@ from shared.store.confirm import Confirmer
 from shared.store.contact import check_server
 from shared.store.redis import ArqRedis, RedisError, connect, run_while_redis_is_away
 from worker.arq_worker import StreamWorker
+from worker.asking import ProviderAsker
 from worker.batches.batcher import Batcher
 from worker.generate import Generator
 from worker.heartbeat import Heartbeat
@@ -73,9 +74,10 @@ async def serve(settings: Settings) -> None:
         batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis))
         await core.prices.load()  # here, and not while somebody waits for the end of an answer
         worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id)
-        heartbeat = Heartbeat(redis, worker, providers, settings.models)
+        heartbeat = Heartbeat(redis, worker, providers, settings.models, upstream.health)
         lists = await stack.enter_async_context(ModelLists(settings.upstream_proxies))
-        announcer = ModelAnnouncer(redis, lists, providers, settings)
+        announcer = ModelAnnouncer(redis, lists, providers, settings, upstream.health)
+        asker = ProviderAsker(redis, lists, providers, upstream.health, worker_id)
         sender = await stack.enter_async_context(WebhookSender(core.webhooks, settings))
         reaper = Reaper(redis, log, core, settings, name=worker_id)
         if settings.worker_metrics_port:
@@ -86,7 +88,8 @@ async def serve(settings: Settings) -> None:
         await stack.enter_async_context(giving_back())
         collect_rarely()
         logger.info("worker started", worker_id=worker_id, providers=sorted(providers))
-        await _run(worker, stopped, heartbeat, announcer, reaper, sender, min(_LONGEST_PAUSE_S, settings.lease_s / 4))
+        pause_s = min(_LONGEST_PAUSE_S, settings.lease_s / 4)
+        await _run(worker, stopped, heartbeat, announcer, asker, reaper, sender, pause_s)
         with suppress(TimeoutError, RedisError, OSError):
             async with asyncio.timeout(_CONFIRM_S):
                 await confirmer.confirm()  # what this worker wrote last is in its memory only as long as it lives
@@ -143,6 +146,7 @@ async def _run(
     stopped: asyncio.Event,
     heartbeat: Heartbeat,
     announcer: ModelAnnouncer,
+    asker: ProviderAsker,
     reaper: Reaper,
     sender: WebhookSender,
     pause_s: float,
@@ -156,6 +160,7 @@ async def _run(
         "adopt": worker.adopt_old,
         "beat": heartbeat.run,
         "models": announcer.run,
+        "asker": asker.run,
         "reaper": reaper.run,
         "sender": sender.run,
     }

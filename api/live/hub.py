@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from operator import itemgetter
 from typing import Self
@@ -108,6 +108,12 @@ class Hub:
         """How many watch that generation through this process."""
         live = self._live.get(generation_id)
         return live.viewers if live else 0
+
+    def watched(self) -> Iterator[tuple[str, str, int]]:
+        """What is watched through this process: whose it is, its id, and how many watch."""
+        for live in self._live.values():
+            if live.tenant is not None and live.viewers:
+                yield live.tenant, live.id, live.viewers
 
     def watch(
         self,

@@ -40,11 +40,12 @@ def object_of(described: str, /, *, perhaps: dict[str, Schema] | None = None, **
     }
 
 
-def page(item: Schema) -> Schema:
+def page(item: Schema, *, perhaps: dict[str, Schema] | None = None) -> Schema:
     """OpenAI's list object."""
     ids = or_null(TEXT)
     return object_of(
         "A page of a list.",
+        perhaps=perhaps,
         object=one_of("list"),
         data=list_of(item),
         first_id=ids,

@@ -12,6 +12,7 @@ from api.openapi.forms import object_of as _object
 from api.openapi.forms import one_of as _one_of
 from api.openapi.forms import or_null as _or_null
 from api.openapi.forms import page as _page
+from api.openapi.operating import OPERATING
 from shared.features.spend.figures import FIGURES
 from shared.log.entry import Status
 
@@ -177,7 +178,7 @@ _STREAMS = {
         viewers=WHOLE,
         links={"type": "object", "additionalProperties": TEXT},
     ),
-    "StreamList": _page(ref("Stream")),
+    "StreamList": _page(ref("Stream"), perhaps={"partial": TRUTH}),
     "StreamDeleted": _deleted("stream.deleted"),
     "StreamsCancelled": _object(
         "The state of each, or why it could not be ended.",
@@ -253,35 +254,6 @@ _KEYS = {
         details=ANY_OBJECT,
     ),
     "AuditList": _page(ref("AuditEntry")),
-}
-
-_OPERATIONS = {
-    "Worker": _object(
-        "A worker, as it reported within the last 5 s.",
-        id=TEXT,
-        object=_one_of("worker"),
-        host=_MAYBE_TEXT,
-        pid=_MAYBE_WHOLE,
-        version=_MAYBE_TEXT,
-        started_at=_MAYBE_WHOLE,
-        status=_one_of("active", "draining"),
-        places=_MAYBE_WHOLE,
-        running=WHOLE,
-        jobs=_or_null({"type": "object", "additionalProperties": WHOLE}),
-    ),
-    "WorkerList": _object("Those that are alive.", object=_one_of("list"), data=_list_of(ref("Worker"))),
-    "QueueTenant": _object("A tenant's jobs that wait.", tenant=TEXT, waiting=WHOLE, oldest_at=WHOLE),
-    "QueueLane": _object(
-        "What waits and runs apart from the rest.",
-        object=_one_of("queue.lane"),
-        lane=_one_of("generation", "background", "line", "batch"),
-        running=WHOLE,
-        waiting=WHOLE,
-        oldest_at=_MAYBE_WHOLE,
-        tenants=_list_of(ref("QueueTenant")),
-        more_tenants=WHOLE,
-    ),
-    "Queue": _object("All lanes.", object=_one_of("list"), data=_list_of(ref("QueueLane"))),
 }
 
 _USED: dict[str, Schema] = {
@@ -393,4 +365,12 @@ _RESOURCES = {
     ),
 }
 
-COMPONENTS: dict[str, Schema] = {**_ERRORS, **_CHAT, **_RESPONSES, **_STREAMS, **_KEYS, **_OPERATIONS, **_RESOURCES}
+COMPONENTS: dict[str, Schema] = {
+    **_ERRORS,
+    **_CHAT,
+    **_RESPONSES,
+    **_STREAMS,
+    **_KEYS,
+    **OPERATING,
+    **_RESOURCES,
+}

@@ -1,4 +1,4 @@
-"""/v1/workers and /v1/queue: who works, and what waits."""
+"""/v1/workers, /v1/queue and /v1/providers: who works, what waits, and how those who answer do."""
 
 from __future__ import annotations
 
@@ -16,9 +16,19 @@ router = APIRouter(prefix="/v1", tags=["operations"], dependencies=[known_query]
 @router.get("/workers")
 async def list_workers(services: CurrentServices, caller: CurrentCaller) -> dict[str, Any]:
     """The workers that are alive, as each has reported within the last 5 s, in the order of their starts."""
-    found = await services.catalogue.workers()
-    rows = sorted(found.items(), key=lambda one: (one[1].get("started_at") or 0, one[0]))
-    return {"object": "list", "data": [_worker(worker_id, said) for worker_id, said in rows]}
+    return {"object": "list", "data": await services.catalogue.worker_objects()}
+
+
+@router.post("/workers/{worker_id}/drain")
+async def drain_worker(services: CurrentServices, caller: CurrentCaller, worker_id: str) -> dict[str, Any]:
+    """Has a worker begin nothing more, within 5 s; what runs there goes on. Returns its object as it will be."""
+    return await services.catalogue.let_rest(worker_id, resting=True)
+
+
+@router.post("/workers/{worker_id}/resume")
+async def resume_worker(services: CurrentServices, caller: CurrentCaller, worker_id: str) -> dict[str, Any]:
+    """Has a worker begin again what waits, within 5 s."""
+    return await services.catalogue.let_rest(worker_id, resting=False)
 
 
 @router.get("/queue")
@@ -34,20 +44,16 @@ async def queue(
     return {"object": "list", "data": [_lane(one) for one in lanes]}
 
 
-def _worker(worker_id: str, said: dict[str, Any]) -> dict[str, Any]:
-    """Of a worker of an older version some of it is not known."""
-    return {
-        "id": worker_id,
-        "object": "worker",
-        "host": said.get("host"),
-        "pid": said.get("pid"),
-        "version": said.get("version"),
-        "started_at": said.get("started_at"),
-        "status": "draining" if said.get("draining") else "active",
-        "places": said.get("places"),
-        "running": said.get("running", 0),
-        "jobs": said.get("jobs"),
-    }
+@router.get("/providers")
+async def list_providers(services: CurrentServices, caller: CurrentCaller) -> dict[str, Any]:
+    """The providers that are on, and how they did when the workers asked them, in the last minutes and the last time."""
+    return {"object": "list", "data": await services.providers.listed()}
+
+
+@router.post("/providers/{name}/test")
+async def try_provider(services: CurrentServices, caller: CurrentCaller, name: str) -> dict[str, Any]:
+    """Has a worker ask the provider for its list of models, and tells what came of it."""
+    return {"object": "provider.test", "name": name, **await services.providers.test(name)}
 
 
 def _lane(one: LaneBacklog) -> dict[str, Any]:

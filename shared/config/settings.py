@@ -234,6 +234,13 @@ class Settings(BaseSettings):
         200, ge=1, description="lines of all batches that are asked of one provider at once; tenants get equal shares"
     )
     keepalive_s: float = Field(15, gt=0, description="a comment line is sent to a viewer after this much silence")
+    events_kept: int = Field(
+        10_000,
+        ge=0,
+        le=1_000_000,
+        description="events of generations that `GET /v1/events` can show and resume, of all tenants together, the newest; 0: "
+        "none are written",
+    )
     hold_headers_s: float = Field(
         5,
         ge=0,

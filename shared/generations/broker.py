@@ -150,7 +150,7 @@ class Broker:
             logger.info("accepted", generation_id=generation_id, model=request.model, **told)
             if header["session"] and header["session"]["policy"] == "interrupt":
                 await self._interrupt(header, caller)
-            await self._announce(header)
+            await self._announce(header, new=True)
         return submitted
 
     async def _before(self, asked: str, caller: Caller) -> Submitted | None:
@@ -220,22 +220,26 @@ class Broker:
             for generation_id in await self._sessions.before(header):
                 await self.cancel(generation_id, caller)
 
-    async def _announce(self, header: Header) -> None:
+    async def _announce(self, header: Header, *, new: bool = False) -> None:
         """Notes that it has a viewer, where that matters, and rings. Never fails: the reaper rings again."""
         try:
             async with deadline():
                 if header.get("on_disconnect") == "cancel":
                     await self.log.keep_watched([header["id"]], self._settings.disconnect_grace_s)
-                await self.dispatch(header)
+                await self.dispatch(header, new=new)
         except (RedisError, OSError, Unavailable) as error:
             logger.warning("bell lost", generation_id=header["id"], **cause(error))
 
-    async def dispatch(self, header: Header) -> bool:
-        """Rings for a worker, once however often it is called, unless its session has another one before it."""
-        if not await self._sessions.is_next(header):
-            return False
-        await self._queue.put(header["id"], lane_of(header), header["owner"], expires_s=self._settings.log_safety_s)
-        return True
+    async def dispatch(self, header: Header, *, new: bool = False) -> bool:
+        """Rings for a worker, once however often it is called, unless its session has another one before it. `new`: it was
+        just created."""
+        is_next, safety_s = await self._sessions.is_next(header), self._settings.log_safety_s
+        put = partial(self._queue.put, header["id"], lane_of(header), header["owner"], expires_s=safety_s)
+        if new:
+            await self.log.tell_accepted(header, put if is_next else None)
+        elif is_next:
+            await put()
+        return is_next
 
     async def submit_line(
         self,
@@ -257,11 +261,10 @@ class Broker:
         header["server"] = await self._server()
         await self._budgets.check(header, unless_made=True)
         await self._budgets.expect(header, *expected(request))
-        if await self.log.create(
-            header, await self._blobs.store(line_id, caller.tenant, body), self._gate.hold(reserve)
-        ):
+        stored = await self._blobs.store(line_id, caller.tenant, body)
+        if new := await self.log.create(header, stored, self._gate.hold(reserve)):
             SUBMITTED.inc()
-        await self.dispatch(header)
+        await self.dispatch(header, new=new)
 
     async def revoke_doubtful(self) -> None:
         """Withdraws what was refused because Redis did not answer, in case Redis did hear."""

@@ -22,6 +22,7 @@ _AGE_S = 1.0
 """For so long a report is good; one that lacks what is asked for is read again at once."""
 _LISTS_AGE_S = 2.0
 """And the providers' lists, which are long, and change by the minute at most."""
+_RESTING_S = 86400
 _NAMING = ("id", "object", "created", "owned_by", "name")
 _OURS = "streamspool"
 """Who owns a name of one's own."""
@@ -36,6 +37,22 @@ def _alias_object(alias: str, targets: list[str], listed: dict[str, dict[str, An
     """With what its model can do, where it has one; of several, any may be the one that answers."""
     told = listed.get(targets[0], {}) if len(targets) == 1 else {}
     return {**_model_object(alias, _OURS), **{field: value for field, value in told.items() if field not in _NAMING}}
+
+
+def _worker_object(worker_id: str, said: dict[str, Any]) -> dict[str, Any]:
+    """Of a worker of an older version some of it is not known."""
+    return {
+        "id": worker_id,
+        "object": "worker",
+        "host": said.get("host"),
+        "pid": said.get("pid"),
+        "version": said.get("version"),
+        "started_at": said.get("started_at"),
+        "status": "draining" if said.get("draining") else "resting" if said.get("resting") else "active",
+        "places": said.get("places"),
+        "running": said.get("running", 0),
+        "jobs": said.get("jobs"),
+    }
 
 
 class Catalogue:
@@ -115,6 +132,10 @@ class Catalogue:
         names = catalogue["aliases"].get(model, [model])
         return all(catalogue["providers"].get(name.partition("/")[0], {}).get("responses") for name in names)
 
+    async def providers(self) -> dict[str, Any]:
+        """`{providers: {NAME: {kind, key, models, open, responses}}, aliases: {NAME: [MODEL]}}`, as a worker said last."""
+        return await self._catalogue()
+
     async def workers(self) -> dict[str, dict[str, Any]]:
         """The workers that have been heard of in the last 15 s, by id, with what each said (`worker/heartbeat.py`)."""
         with translate_errors():
@@ -122,6 +143,26 @@ class Catalogue:
             ids = sorted(worker_id.decode() for worker_id in found)
             beats = await self._redis.mget([self._key.worker(worker_id) for worker_id in ids]) if ids else []
         return {worker_id: json.loads(beat) for worker_id, beat in zip(ids, beats, strict=True) if beat is not None}
+
+    async def worker_objects(self) -> list[dict[str, Any]]:
+        """The same as the API shows them, in the order of their starts."""
+        found = await self.workers()
+        rows = sorted(found.items(), key=lambda one: (one[1].get("started_at") or 0, one[0]))
+        return [_worker_object(worker_id, said) for worker_id, said in rows]
+
+    async def let_rest(self, worker_id: str, *, resting: bool) -> dict[str, Any]:
+        """Has a worker begin nothing more, or begin again, from its next heartbeat on. Returns its object as it will be.
+        Raises NotFound."""
+        found = [one for one in await self.worker_objects() if one["id"] == worker_id]
+        if not found:
+            raise NotFound("There is no such worker, or none that lives.")
+        with translate_errors():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                (pipe.sadd if resting else pipe.srem)(self._key.resting, worker_id)
+                pipe.expire(self._key.resting, _RESTING_S)
+                await pipe.execute()
+        status = found[0]["status"]
+        return {**found[0], "status": status if status == "draining" else "resting" if resting else "active"}
 
     async def memory(self) -> tuple[int, int]:
         """What Redis uses, and its limit, in bytes; 0: none."""

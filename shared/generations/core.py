@@ -16,6 +16,7 @@ from shared.features.conversations import Conversations
 from shared.features.effect import Effect
 from shared.features.files import Files
 from shared.features.forgotten import Forgotten
+from shared.features.listing.settled import SettledEvents
 from shared.features.sessions import Sessions
 from shared.features.spend.budgets import Budgets
 from shared.features.spend.ledger import Ledger
@@ -26,6 +27,7 @@ from shared.generations.catalogue import Catalogue
 from shared.generations.outcome import Outcomes, Transcripts
 from shared.generations.settlement import Settlement
 from shared.generations.tenant_sessions import TenantConversations, TenantSessions
+from shared.log.feed import Feed
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
 from shared.store.redis import ArqRedis
@@ -60,7 +62,9 @@ class Core:
         self.limiter = Limiter(redis, settings)
         self.blobs.limit = lambda tenant: self.limiter.of_tenant(tenant).stored_bytes
         self.files.limit = lambda tenant: self.limiter.of_tenant(tenant).file_bytes
-        effects: list[Effect] = [self.ledger, self.budgets, sessions, self.webhooks, self.limiter]
+        log.feed = Feed(redis.key.events, settings.events_kept) if settings.events_kept else None
+        told = SettledEvents(log.feed)
+        effects: list[Effect] = [self.ledger, self.budgets, sessions, self.webhooks, self.limiter, told]
         self.settlement = Settlement(redis, log, effects, sessions, self.budgets, transcripts.read, settings)
         self.outcomes = Outcomes(log, transcripts, self.settlement, self.prices, name=name)
         self.broker = Broker(

@@ -131,6 +131,10 @@ class Appender:
         """The same, and the identity of the server that answered, None if that cannot be told."""
         return await self._put(packed, replies, log)
 
+    def tell(self, packed: bytes) -> None:
+        """Sends a packed command that nothing depends on, with what is sent next; its reply is not looked at."""
+        self._put(packed, 1, None)
+
     def _put(self, packed: bytes, replies: int, log: Log | None) -> asyncio.Future[tuple[list[Any], str | None]]:
         answer: asyncio.Future[tuple[list[Any], str | None]] = self._loop.create_future()
         self._pending.append(_Item(packed, replies, answer, log))

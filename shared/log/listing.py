@@ -16,6 +16,7 @@ from shared.store.redis import ArqRedis
 from shared.store.transaction import commit
 
 _INDEX_PAGE = 50
+_OPEN_LOOKED_AT = 5000
 
 Span = tuple[int | None, int | None]
 """From a time to before another one, in ms; None: without an end."""
@@ -83,6 +84,17 @@ class LogListing(LogReader):
         """Generations without an outcome, oldest first, with the time they were created in ms."""
         members = await self._redis.zrange(self._key.open, 0, -1, withscores=True)
         return [(member.decode(), int(score)) for member, score in members]
+
+    async def open_of(self, tenant: str | None, most: int) -> tuple[list[Summary], int, bool]:
+        """A tenant's generations without an outcome, the newest first, or all tenants'; `most` of them, how many more there
+        are, and whether those were too many to be counted."""
+        ids = [member.decode() for member in await self._redis.zrevrange(self._key.open, 0, _OPEN_LOOKED_AT)]
+        is_partial = len(ids) > _OPEN_LOOKED_AT
+        if tenant is not None and ids:
+            scores = await self._redis.zmscore(self._key.index(tenant), ids)
+            ids = [one for one, score in zip(ids, scores, strict=True) if score is not None]
+        found = [one for one in await self.describe(ids[:most]) if one is not None and one.outcome is None]
+        return found, max(0, len(ids) - most), is_partial
 
     async def close_index(self, generation_id: str) -> None:
         """Takes an id whose log is sealed or gone off the list of open ones."""

@@ -227,6 +227,13 @@ class Summary:
         return Status.IN_PROGRESS if self.position.epoch else Status.QUEUED
 
 
+def source_of(header: Header) -> str:
+    """How it was asked for: `batch` if it is a line of one, `background` if no client waits for it, else the API."""
+    if header.get("batch") is not None:
+        return "batch"
+    return "background" if header.get("background") else header.get("surface", "chat")
+
+
 def response_id(generation_id: str) -> str:
     """The id by which the Responses API, and its webhooks, know a generation: the same digits, so there is no index."""
     return f"resp_{generation_id.removeprefix('chatcmpl-')}"

@@ -18,13 +18,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
 from typing import Any, cast
 
-from shared.errors import Fenced, Forgotten, Gone, Taken
+from shared.errors import Fenced, Forgotten, Gone, Sealed, Taken
 from shared.lib import json
 from shared.lib.clock import now_ms
+from shared.log import feed as events
 from shared.log.appender import Appender
 from shared.log.blobs import BLOBS, Stored
 from shared.log.decoding import HIDDEN, Raw, by_name, decode
 from shared.log.entry import BEGIN, HEADER, PIECES_SINCE, SEAL, SKIPPED, Kind, Position
+from shared.log.feed import Event, Feed, is_made_again
 from shared.log.listing import LogListing
 from shared.log.records import Attempt, Header, Outcome
 from shared.log.retained import ATTEMPT_BYTES, LINE_BYTES
@@ -49,6 +51,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[4], ARGV[3])
 redis.call('ZREM', KEYS[2], ARGV[5])
 redis.call('SADD', KEYS[3], ARGV[5])
+if KEYS[5] then redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[6], '*', 't', ARGV[7], 'o', ARGV[8], 'e', ARGV[9]) end
 return id
 """
 """Needs Redis 7 or Valkey. An older server refuses it, and the end waits for room."""
@@ -61,6 +64,9 @@ Reserve = Callable[[Any, Header], Awaitable[Execute | None]]
 
 class StreamLog(LogListing):
     """All logs of one Redis: create, claim, seal, delete; read and tail (`LogReader`); list (`LogListing`)."""
+
+    feed: Feed | None = None
+    """Where what is done here is told. Whoever puts the features together sets it; None: it is told nowhere."""
 
     # ---- the API's side
 
@@ -90,6 +96,8 @@ class StreamLog(LogListing):
                     pipe.zadd(index, {generation_id: created})
                     pipe.zremrangebyscore(index, "-inf", created - life_ms)
                     pipe.pexpire(index, life_ms)
+                if self.feed is not None and not is_made_again(header):
+                    self.feed.add(pipe, events.accepted(header))
                 try:
                     done = await (execute(pipe) if execute else pipe.execute(raise_on_error=False))
                 except WatchError:
@@ -104,6 +112,17 @@ class StreamLog(LogListing):
                 there and by_name(there[0][1]).get(_TOKEN) == token
             )  # ours all the same if only the reply was lost
         raise replies[0]
+
+    async def tell_accepted(self, header: Header, queue: Callable[..., Awaitable[None]] | None) -> None:
+        """Calls `queue`, which enqueues what was just created, with what is to be added to its transaction: that it was
+        accepted, where that could not be told with the create. Without `queue` that alone is done."""
+        feed = self.feed if is_made_again(header) else None
+        if queue is not None:
+            await queue(also=None if feed is None else lambda pipe: feed.add(pipe, events.accepted(header)))
+        elif feed is not None:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                feed.add(pipe, events.accepted(header))
+                await pipe.execute()
 
     async def keep(self, generation_ids: Sequence[str], kept_ms: int) -> Header | None:
         """Keeps these for so long at least, deleted or not: something goes on from them. Returns the header of the last one,
@@ -143,6 +162,8 @@ class StreamLog(LogListing):
                 self._queue_unlist(pipe, generation_id, tenant)
             else:
                 self._queue_delete(pipe, generation_id, tenant)
+            if self.feed is not None:
+                self.feed.add(pipe, events.deleted(generation_id, tenant))
             await commit(pipe)
 
     async def delete_all(self, generation_ids: Sequence[str], tenant: str) -> None:
@@ -195,6 +216,8 @@ class StreamLog(LogListing):
             generation_id, epoch, number, length, data, self._head(header, raw, epoch, data), kept_bytes=kept_bytes
         )
         pieces = header.get("v", 1) >= PIECES_SINCE
+        if self.feed is not None:
+            appender.tell(self.feed.packed(events.claimed(header, attempt)))
         return Writer(appender, claim, self.last_of, pieces=pieces), header, body
 
     async def _begin(
@@ -261,7 +284,10 @@ class StreamLog(LogListing):
         Gone.
         """
         key = self._key.log(generation_id)
-        kept_ms = self._kept_ms(header or await self._header(key))
+        header = header or await self._header(key)
+        kept_ms, told = self._kept_ms(header), None
+        if self.feed is not None and header is not None:
+            told = events.ended("sealed", header, outcome)
         looks = pack(b"XREVRANGE", key.encode(), b"+", b"-", b"COUNT", b"1"), pack(b"XLEN", key.encode())
         last = None
         while True:
@@ -274,16 +300,12 @@ class StreamLog(LogListing):
                             return
                         _check_end(generation_id, last, there, epoch=epoch, after=after, length=length)
                     pipe.xadd(key, {Kind.OUTCOME: json.dumps(outcome)}, id=str(SEAL), nomkstream=True)
-                    pipe.pexpire(key, kept_ms)
-                    pipe.pexpire(self._key.metadata(generation_id), kept_ms)
-                    pipe.zrem(self._key.open, generation_id)
-                    pipe.sadd(self._key.unsettled, generation_id)
-                    pipe.zadd(self._key.blob_holders, {generation_id: now_ms() + kept_ms}, xx=True)
+                    self._queue_end(pipe, generation_id, kept_ms, told)
                     added, *_ = await pipe.execute(raise_on_error=False)
             except WatchError:  # another client wrote; or the connection broke, whatever was being asked
                 continue
             except OutOfMemoryError:
-                added = await self._seal_when_full(generation_id, outcome, last, kept_ms)
+                added = await self._seal_when_full(generation_id, outcome, last, kept_ms, told)
             if isinstance(added, bytes):
                 return
             if added is None:
@@ -291,18 +313,44 @@ class StreamLog(LogListing):
             if not is_refusal(added):
                 raise added
             if last is None:
-                self._last(await self._redis.xrevrange(key, count=1), generation_id, mine=outcome)
+                await self._check_mine(key, generation_id, outcome, header)
                 return
+
+    def _queue_end(self, pipe: Any, generation_id: str, kept_ms: int, told: Event | None) -> None:
+        """What is done with the outcome, and is harmless where that is refused."""
+        pipe.pexpire(self._key.log(generation_id), kept_ms)
+        pipe.pexpire(self._key.metadata(generation_id), kept_ms)
+        pipe.zrem(self._key.open, generation_id)
+        pipe.sadd(self._key.unsettled, generation_id)
+        pipe.zadd(self._key.blob_holders, {generation_id: now_ms() + kept_ms}, xx=True)
+        if self.feed is not None and told is not None:
+            self.feed.add(pipe, told)
+
+    async def _check_mine(self, key: str, generation_id: str, outcome: Outcome, header: Header | None) -> None:
+        """Raises Sealed if another outcome was there first; that it is sealed as this one was told, and is told right now."""
+        try:
+            self._last(await self._redis.xrevrange(key, count=1), generation_id, mine=outcome)
+        except Sealed as first:
+            if self.feed is not None and header is not None:
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    self.feed.add(pipe, events.ended("sealed", header, cast(Outcome, first.outcome)))
+                    await commit(pipe)
+            raise
 
     async def _header(self, key: str) -> Header | None:
         found = await self._redis.xrange(key, str(HEADER), str(HEADER))
         return cast(Header, json.loads(decode(found)[0].data)) if found else None
 
-    async def _seal_when_full(self, generation_id: str, outcome: Outcome, last: Position | None, kept_ms: int) -> Any:
+    async def _seal_when_full(
+        self, generation_id: str, outcome: Outcome, last: Position | None, kept_ms: int, told: Event | None
+    ) -> Any:
         """The same in a script that may write over the memory limit: the end of a stream must not wait for room. With
         `last`, only while that is the last entry."""
-        names = (self._key.log(generation_id), self._key.open, self._key.unsettled, self._key.metadata(generation_id))
+        names = [self._key.log(generation_id), self._key.open, self._key.unsettled, self._key.metadata(generation_id)]
         arguments: list[Any] = [json.dumps(outcome), str(SEAL), str(kept_ms), str(last or ""), generation_id]
+        if self.feed is not None and told is not None:
+            names.append(self.feed.name)
+            arguments += [self.feed.kept, told.type, told.owner, told.data]
         try:
             return await self._redis.eval(_SEAL_SCRIPT, len(names), *names, *arguments)  # type: ignore[misc]
         except ResponseError as error:

@@ -16,6 +16,9 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
 | `streamspool:stored:TENANT` | zset, score = created ms: with `store` | stored retention and safety bound after the last |
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
+| `streamspool:events` | stream of what happens, see feed.py: `STREAMSPOOL_EVENTS_KEPT` entries | permanent |
+| `streamspool:watching:PROCESS` | string, JSON: how many watch what through that API process | 15 s |
+| `streamspool:watching` | set of API processes that have viewers | 1 day after one of them said so |
 | `streamspool:keys` | hash, id to JSON: the API keys that are data, see shared/features/access | permanent |
 | `streamspool:limits` | hash, tenant to JSON: limits that were set while the server runs | permanent |
 | `streamspool:keys-version` | string, random: another one after each change of a key, or of limits | permanent |
@@ -61,7 +64,10 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:usage:TENANT:YYYY-MM-DD` | hash, the ledger of older versions, by day and model | 400 days after the last entry |
 | `streamspool:worker:WORKER` | string, JSON heartbeat: see heartbeat.py | 15 s |
 | `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
+| `streamspool:resting` | set of ids of workers that are to begin nothing | 1 day after it was changed |
 | `streamspool:catalogue` | string, JSON of providers and models | 1 day after the last heartbeat |
+| `streamspool:provider-tests` | set of providers that an admin wants to be asked | 30 s |
+| `streamspool:provider-test:PROVIDER` | string, JSON: what came of asking it | 60 s |
 | `streamspool:models:PROVIDER` | string, JSON: what the provider lists, 512 KiB at most | 1 day after it last said so |
 | `streamspool:models-turn:PROVIDER` | string: it is being asked, or not yet to be | 15 s; `STREAMSPOOL_MODELS_REFRESH_S` |
 | `streamspool:reaping` | string: a process is on it | 2.5 s |
@@ -135,8 +141,12 @@ class Keys:
         self.prefix = prefix
         self.open = f"{prefix}:open"
         self.unsettled = f"{prefix}:unsettled"
+        self.events = f"{prefix}:events"
+        self.watching = f"{prefix}:watching"
+        self.provider_tests = f"{prefix}:provider-tests"
         self.webhooks = f"{prefix}:webhooks"
         self.workers = f"{prefix}:workers"
+        self.resting = f"{prefix}:resting"
         self.catalogue = f"{prefix}:catalogue"
         self.files_end = f"{prefix}:files-end"
         self.blob_holders = f"{prefix}:blob-holders"
@@ -158,6 +168,7 @@ class Keys:
             {
                 self.open,
                 self.unsettled,
+                self.events,
                 self.webhooks,
                 self.files_end,
                 self.blob_holders,
@@ -183,6 +194,9 @@ class Keys:
 
     def viewers(self, generation_id: str) -> str:
         return f"{self.prefix}:{{{generation_id}}}:viewers"
+
+    def watching_through(self, process_id: str) -> str:
+        return f"{self.prefix}:watching:{process_id}"
 
     def metadata(self, generation_id: str) -> str:
         return f"{self.prefix}:{{{generation_id}}}:metadata"
@@ -292,6 +306,9 @@ class Keys:
 
     def worker(self, worker_id: str) -> str:
         return f"{self.prefix}:worker:{worker_id}"
+
+    def provider_test(self, provider: str) -> str:
+        return f"{self.prefix}:provider-test:{provider}"
 
     def model_list(self, provider: str) -> str:
         return f"{self.prefix}:models:{provider}"

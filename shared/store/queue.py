@@ -22,7 +22,7 @@ for it does not get its lease, and the one that runs it strikes it off where it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -126,10 +126,12 @@ class JobQueue:
 
     # ---- who has work
 
-    async def put(self, job_id: str, lane: Lane, tenant: str, *, expires_s: float) -> None:
+    async def put(
+        self, job_id: str, lane: Lane, tenant: str, *, expires_s: float, also: Callable[[Any], None] | None = None
+    ) -> None:
         """Enqueues a job and wakes the workers, once however often it is called.
 
-        An id is never two jobs, so there is nothing to watch.
+        An id is never two jobs, so there is nothing to watch. `also` adds further commands to the transaction.
         """
         now = now_ms()
         function = "batch" if lane is Lane.BATCH else "generate"
@@ -137,6 +139,8 @@ class JobQueue:
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.set(self._key.job(job_id), payload, px=int(expires_s * 1000), nx=True)
             self._add(pipe, job_id, lane, tenant, now, nx=True)
+            if also is not None:
+                also(pipe)
             await pipe.execute()
 
     async def withdraw(self, job_id: str) -> None:

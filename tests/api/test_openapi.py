@@ -129,9 +129,10 @@ def test_no_request_that_it_allows_breaks_the_server(file: Path, keyed: Stack, t
         "--generation-database=none",
         "--no-color",
         "--request-timeout=20",
+        "--exclude-operation-id=followEvents",  # it has no end
         "--suppress-health-check=too_slow",  # that is about this machine
         directory=tmp_path,  # it leaves a cache
     )
-    count = len(OPERATIONS)
-    assert f"Selected: {count}/{count}" in said
+    count = len(OPERATIONS) - 1
+    assert f"Selected: {count}/{count + 1}" in said
     assert f"Tested: {count}" in said

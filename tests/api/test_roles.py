@@ -35,14 +35,18 @@ OPEN = {
 OPEN |= {"POST /console/session", "DELETE /console/session", "POST /s/session"}
 OPEN |= {"GET /console", "GET /console/{path}", "GET /s"}
 ONLY_COUNTS = {"POST /v1/responses/input_tokens", "POST /v1/streams/{generation_id}/tokens"}
-ADMINS = ("/v1/keys", "/v1/workers", "/v1/audit", "/v1/limits/")
+ADMINS = ("/v1/keys", "/v1/workers", "/v1/providers", "/v1/audit", "/v1/limits/")
 TOKENS = {"GET /v1/streams/{generation_id}"}
 SHARES = TOKENS | {"GET /v1/streams/{generation_id}/request"}
 CONTROLS = SHARES | {"POST /v1/streams/{generation_id}/cancel"}
 SOCKETS = {"WEBSOCKET /v1/responses"}
 """No operations of OpenAPI's, which has no word for them."""
+ENDLESS = {"GET /v1/events"}
+"""Answers that are not waited for: their headers tell."""
 OF_ALL = {
+    "GET /v1/events",
     "GET /v1/streams",
+    "GET /v1/streams/facets",
     "GET /v1/chat/completions",
     "GET /v1/sessions",
     "GET /v1/files",
@@ -105,6 +109,7 @@ class Objects(NamedTuple):
     model: str = "fake/echo"
     tenant: str = "a"
     path: str = "requests"
+    worker_id: str = "none-such"
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -289,8 +294,8 @@ def wrong(http: Client, route: str, who: Who, objects: Objects) -> str:
         return judged(route, who, opened(f"{http.http.base_url}{path}", who))
     files = {"file": ("x.txt", b"{}")} if route == "POST /v1/files" else None
     response = http.http.request(
-        method,
-        path.replace(":path", "").format(**objects._asdict(), name="start.js"),
+        "HEAD" if route in ENDLESS else method,
+        path.replace(":path", "").format(**objects._asdict(), name="fake" if "/providers/" in path else "start.js"),
         params=who.query,
         headers=who.headers,
         json=body if method == "POST" and files is None else None,
@@ -320,6 +325,8 @@ def judged(route: str, who: Who, response: httpx.Response) -> str:
 
 
 UNSURE = {
+    "POST /v1/workers/{worker_id}/drain",  # there is none such
+    "POST /v1/workers/{worker_id}/resume",
     "POST /v1/batches",  # the file is another tenant's
     "POST /v1/responses/compact",  # the model's provider has none
     "POST /v1/moderations",

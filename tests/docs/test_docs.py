@@ -253,7 +253,7 @@ def test_the_log_holds_what_the_protocol_shows(stack: Stack) -> None:
     ):
         assert list(json.loads(entries[position][kind])) == list(examples[name]), name
     assert [next(iter(fields)) for fields in entries.values()] == [b"r", b"b", b"a", b"c", b"c", b"c", b"u", b"o"]
-    assert all(set(row) == {"models", "open", "responses"} for row in catalogue["providers"].values())
+    assert all(set(row) == {"kind", "key", "models", "open", "responses"} for row in catalogue["providers"].values())
 
 
 def test_the_commands_of_the_protocol_are_those_that_are_sent(upstream: ScriptedUpstream, tmp_path: Path) -> None:

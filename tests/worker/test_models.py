@@ -16,6 +16,7 @@ from shared.generations.catalogue import Catalogue
 from shared.store.redis import ArqRedis, connect
 from worker.models import KEPT_S, ModelAnnouncer
 from worker.providers.registry import FAKE, Provider
+from worker.upstream.health import Health
 from worker.upstream.model_lists import ModelLists
 
 
@@ -50,7 +51,7 @@ def provider(name: str, base_url: str = "http://h/v1") -> Provider:
 
 def announcer(redis: ArqRedis, lists: Lists, *providers: Provider, **settings: Any) -> ModelAnnouncer:
     found = {one.name: one for one in (*providers, FAKE)}
-    return ModelAnnouncer(redis, lists, found, Settings(**settings))
+    return ModelAnnouncer(redis, lists, found, Settings(**settings), Health())
 
 
 async def look(*workers: ModelAnnouncer) -> None:

@@ -8,6 +8,7 @@ first chunk: afterwards another provider would say something else in the middle 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from shared.log.entry import Chunk
 from worker.normalizer import Normalizer
 from worker.providers.formats import dialect_of
 from worker.providers.registry import Provider
+from worker.upstream.health import Health
 from worker.upstream.timers import Timers
 
 _TRIES = 3
@@ -102,9 +104,10 @@ class Attempts:
         timers: Timers,
         served: Served,
         on_retry: OnRetry | None,
+        health: Health,
     ) -> None:
         self._open, self._normalizer, self._timers = open_events, normalizer, timers
-        self._served, self._on_retry = served, on_retry
+        self._served, self._on_retry, self._health = served, on_retry, health
 
     async def begin(self, stack: AsyncExitStack, targets: Sequence[Target]) -> tuple[Provider, Step]:
         """The first chunks of the first target that has some. Its connection stays open until `stack` ends.
@@ -145,7 +148,17 @@ class Attempts:
                 if self._on_retry:
                     self._on_retry(passing[-1], target)
             with attempt:
-                step = await self._try(stack, target)
+                step = await self._noted(stack, target)
+        return step
+
+    async def _noted(self, stack: AsyncExitStack, target: Target) -> Step:
+        began = time.monotonic()
+        try:
+            step = await self._try(stack, target)
+        except UpstreamError as error:
+            self._health.failed(target.provider.name, error)
+            raise
+        self._health.answered(target.provider.name, round((time.monotonic() - began) * 1000))
         return step
 
     async def _try(self, stack: AsyncExitStack, target: Target) -> Step:

@@ -29,6 +29,7 @@ from worker.providers.errors import error_from_response
 from worker.providers.formats import dialect_of
 from worker.providers.registry import Provider
 from worker.upstream.attempts import Attempts, Events, OnRetry, Served, Target, without_key
+from worker.upstream.health import Health
 from worker.upstream.timers import Timers, too_slow
 
 _REUSE_S = 0.05  # after [DONE]: how long the end of the body may take, so that the connection can be used again
@@ -43,7 +44,7 @@ class Upstream:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._settings, self.health = settings, Health()
         self._client = http.open_client(settings.upstream_connect_s, settings.upstream_proxies)
 
     async def __aenter__(self) -> Self:
@@ -83,7 +84,7 @@ class Upstream:
         and RequestLost where a blob cannot be had.
         """
         timers = Timers(self._settings)
-        attempts = Attempts(self._opener(body, blobs), normalizer, timers, served, on_retry)
+        attempts = Attempts(self._opener(body, blobs), normalizer, timers, served, on_retry, self.health)
         async with AsyncExitStack() as stack:
             stack.callback(timers.close)
             provider, (batches, chunks, failure) = await attempts.begin(stack, targets)
@@ -93,6 +94,7 @@ class Upstream:
                     # The consumer's time is not the provider's: the idle timer starts when we begin to wait again.
                     timers.progress()
                 if failure is not None:
+                    self.health.failed(provider.name, failure)
                     raise without_key(failure, provider)
                 if normalizer.done or batches is None:
                     break

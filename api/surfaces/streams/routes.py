@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from heapq import nsmallest
+from operator import itemgetter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -28,10 +31,13 @@ from api.live.event_stream import EventStream
 from api.paging import MOST_LOOKED_AT, After, Limit, first_matching, page
 from api.services import Services
 from api.states import states, stream_headers
-from api.surfaces.streams.filters import Filters, filters
+from api.surfaces.streams.filters import filters
 from api.surfaces.streams.projection import native_events
 from api.surfaces.streams.shared_view import shared_events, shown_request, shown_state
 from shared.errors import BadRequest, NotFound
+from shared.features.listing.facets import Facets
+from shared.features.listing.filters import Filters
+from shared.features.listing.row import row
 from shared.features.tokens import DEFAULT_S, LONGEST_S
 from shared.generations.again import again
 from shared.generations.all_tenants import listed_of
@@ -57,6 +63,8 @@ _TOKEN_BODY = {
     }
 }
 
+_MOST_COUNTED = 2000
+"""Facets are of so many: some 0.2 s."""
 _MOST = 100
 """So many are cancelled at once."""
 _CANCEL_BODY = {
@@ -89,19 +97,66 @@ async def list_streams(
     limit: Limit = 20,
     after: After = None,
 ) -> dict[str, Any]:
-    """The caller's generations, newest first. A page that is not full and has more goes on after its `last_id`."""
-    span = (wanted.since_ms, wanted.until_ms)
-    how: dict[str, Any] = {"newest_first": wanted.order == "desc", "span_ms": span}
+    """The caller's generations, newest first. A page that is not full and has more goes on after its `last_id`; what is ordered
+    by anything but time has one page."""
     everyone = caller.is_everyone
-    listed = listed_of(services.broker, services.tenants, after, **how) if everyone else None
-    found, last = await first_matching(
-        listed or services.broker.listed(caller, after, **how), wanted.matches, limit, in_vain=MOST_LOOKED_AT
-    )
-    shown = page(await states(services, found, root), limit, last.header["id"] if last else None)
+    if wanted.by_time:
+        found, last = await first_matching(
+            _listed(services, caller, wanted, after),
+            lambda one: wanted.matches(row(one)),
+            limit,
+            in_vain=MOST_LOOKED_AT,
+        )
+        shown = page(await states(services, found, root), limit, last.header["id"] if last else None)
+    else:
+        if after is not None:
+            raise BadRequest(f"A list in the order {wanted.order} has one page: leave `after` out.", param="after")
+        found, partial = await _largest(_listed(services, caller, wanted, None), wanted, limit)
+        shown = {**page(await states(services, found, root), limit), "has_more": False, "partial": partial}
     if everyone:
         for state, summary in zip(shown["data"], found, strict=False):
             state["tenant"] = summary.header["owner"]
     return shown
+
+
+def _listed(services: Services, caller: Caller, wanted: Filters, after: str | None) -> AsyncIterator[Summary]:
+    """Of the caller, or of all tenants, by time."""
+    span = (wanted.since_ms, wanted.until_ms)
+    how: dict[str, Any] = {"newest_first": wanted.order != "asc", "span_ms": span}
+    if caller.is_everyone:
+        return listed_of(services.broker, services.tenants, after, **how)
+    return services.broker.listed(caller, after, **how)
+
+
+async def _largest(listed: AsyncIterator[Summary], wanted: Filters, limit: int) -> tuple[list[Summary], bool]:
+    """Up to `limit` of the newest that match, in the order that is wanted; and whether there are more than were looked at."""
+    found, looked_at = [], 0
+    async for summary in listed:
+        if looked_at >= MOST_LOOKED_AT:
+            break
+        looked_at += 1
+        if wanted.matches(one := row(summary)):
+            found.append((wanted.rank(one), summary))
+    else:
+        looked_at = 0
+    chosen = nsmallest(limit, found, key=itemgetter(0))
+    return [summary for _, summary in chosen], looked_at > 0
+
+
+@router.get("/facets", dependencies=[Depends(KnownQuery("metadata"))])
+async def facets(
+    services: CurrentServices, caller: CurrentCaller, wanted: Annotated[Filters, Depends(filters)]
+) -> dict[str, Any]:
+    """How many there are of each kind, when they were made, how long they took and what they cost: of the newest 2,000."""
+    found, is_partial = Facets(wanted), False
+    async for summary in _listed(services, caller, wanted, None):
+        if is_partial := found.looked_at >= _MOST_COUNTED:
+            break
+        found.add(row(summary))
+    told = found.told()
+    if not caller.is_everyone:
+        del told["facets"]["tenant"]
+    return {"object": "stream.facets", "looked_at": found.looked_at, "partial": is_partial, **told}
 
 
 @router.get("/{generation_id}/request", dependencies=[known_query])

@@ -11,7 +11,7 @@ from shared import __version__
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
-from tests.support.wire import ADMIN_KEY, KEY_A, KEY_B, Client, ask
+from tests.support.wire import ADMIN_KEY, KEY_A, KEY_B, Client, ask, refused
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +65,20 @@ def test_what_waits_and_what_runs(narrow: Stack, upstream: ScriptedUpstream) -> 
         for client, one in ((ann, begun), (ann, mine[0]), (ann, mine[1]), (bob, other)):
             wait_until(lambda client=client, one=one: client.state(one)["status"] == "completed")
         assert lanes(boss)["background"]["tenants"] == []
+
+
+def test_a_worker_rests_and_begins_again(narrow: Stack) -> None:
+    with Client(narrow.url, KEY_A) as ann, Client(narrow.url, ADMIN_KEY) as boss:
+
+        def status() -> Any:
+            return boss.get("/v1/workers").json()["data"][0]["status"]
+
+        worker_id = boss.get("/v1/workers").json()["data"][0]["id"]
+        assert boss.http.post(f"/v1/workers/{worker_id}/drain").json()["status"] == "resting"
+        wait_until(lambda: status() == "resting")
+        one = ann.post(ask("fake/echo", background=True)).json()["id"]
+        assert lanes(ann)["background"]["waiting"] == 1
+        assert boss.http.post(f"/v1/workers/{worker_id}/resume").json()["status"] == "active"
+        wait_until(lambda: ann.state(one)["status"] == "completed")
+        wait_until(lambda: status() == "active")
+        refused(boss.http.post("/v1/workers/nobody/drain"), 404, "not_found")

@@ -80,13 +80,69 @@ def test_each_filter_finds_what_it_names(client: Client) -> None:
     assert found(client, **mark, since="2020-01-01", until="2021-01-01T00:00:00Z") == []
     assert found(client, **mark, until="2999-01-01T00:00:00+01:00", order="asc") == [good, cut, away]
     assert found(client, **mark, after=away, limit=1) == [cut]
+    assert found(client, **mark, served_by="fake/*") == [cut, good]
+    assert found(client, **mark, source="chat,batch") == [away, cut, good]
+    assert found(client, **mark, source="background") == []
+    assert found(client, **mark, key_id="key_of_nobody") == []
+    assert found(client, q=token.upper(), error="upstream_incomplete") == [cut]
+    assert found(client, **mark, min_tokens=2) == [away, cut, good]
+    assert found(client, **mark, max_cost_usd=1) == [away]  # of the others it is not known
+    assert found(client, **mark, max_ttft_ms=10**9) == [cut, good]
+    assert found(client, **mark, min_duration_ms=10**9) == []
+
+
+def test_a_list_may_have_the_slowest_first(client: Client) -> None:
+    mark = uuid.uuid4().hex
+    quick = made(client, metadata={"mark": mark})
+    slow = made(client, "fake/lorem?first_ms=300", metadata={"mark": mark})
+    also = made(client, metadata={"mark": mark})
+    query = {"metadata[mark]": mark, "order": "slowest"}
+    response = client.get("/v1/streams", params=query).json()
+    assert [state["id"] for state in response["data"]][0] == slow
+    assert {state["id"] for state in response["data"]} == {quick, slow, also}
+    assert (response["has_more"], response["partial"]) == (False, False)
+    assert found(client, **query, limit=1) == [slow]
+    refused(client.get("/v1/streams", params={**query, "after": slow}), 400, "invalid_request")
 
 
 @pytest.mark.parametrize(
-    "query", ["status=done", "since=soon", "until=2026-13-01", "metadata[x=1", "order=up", "since=1e400"]
+    "query",
+    [
+        "status=done",
+        "since=soon",
+        "until=2026-13-01",
+        "metadata[x=1",
+        "order=up",
+        "since=1e400",
+        "source=x",
+        "q=",
+        "min_tokens=-1",
+        "max_cost_usd=1e99",
+    ],
 )
 def test_a_wrong_filter_is_refused(client: Client, query: str) -> None:
     assert client.get(f"/v1/streams?{query}").status_code == 400
+
+
+def test_what_a_list_is_made_of(client: Client) -> None:
+    mark = {"mark": uuid.uuid4().hex}
+    for model in ("fake/echo", "fake/echo", "fake/lorem?cut=1"):
+        made(client, model, metadata=mark)
+    query = {"metadata[mark]": mark["mark"]}
+    told = client.get("/v1/streams/facets", params=query).json()
+    counts = {name: {v["value"]: v["count"] for v in one["values"]} for name, one in told["facets"].items()}
+    assert counts["status"] == {"completed": 2, "failed": 1}
+    assert counts["model"] == {"fake/echo": 2, "fake/lorem?cut=1": 1}
+    assert (counts["source"], counts["error"]) == ({"chat": 3}, {"upstream_incomplete": 1})
+    assert "tenant" not in counts
+    assert (told["matched"], told["partial"]) == (3, False)
+    assert told["looked_at"] >= 3
+    assert sum(bar["count"] for bar in told["histogram"]["buckets"]) == 3
+    assert told["duration_ms"]["count"] == 3
+    narrow = client.get("/v1/streams/facets", params={**query, "status": "failed"}).json()
+    assert narrow["matched"] == 1
+    assert len(narrow["facets"]["status"]["values"]) == 2
+    refused(client.get("/v1/streams/facets", params={"limit": 3}), 400, "invalid_request")
 
 
 def test_one_line_says_how_a_request_ended_and_every_line_has_its_id(client: Client, stack: Stack) -> None:

@@ -1,0 +1,1 @@
+"""What lists of generations are made of, whichever source they come from: rows, and filters over them."""

@@ -231,7 +231,7 @@ class Broker:
             logger.warning("bell lost", generation_id=header["id"], **cause(error))
 
     async def dispatch(self, header: Header, *, new: bool = False) -> bool:
-        """Rings for a worker, once however often it is called, unless its session has another one before it. `new`: just made."""
+        """Rings for a worker, once however often it is called, unless its session has another before it. `new`: just made."""
         is_next, safety_s = await self._sessions.is_next(header), self._settings.log_safety_s
         put = partial(self._queue.put, header["id"], lane_of(header), header["owner"], expires_s=safety_s)
         if new or is_next:

@@ -27,7 +27,6 @@ from api.resources import (
     audit,
     batches,
     console,
-    events,
     files,
     health,
     keys,
@@ -40,7 +39,7 @@ from api.resources import (
     usage,
 )
 from api.services import Services
-from api.surfaces import completions, whole
+from api.surfaces import completions, events, whole
 from api.surfaces.chat import routes as chat
 from api.surfaces.chat import stored
 from api.surfaces.responses import compact, conversations

@@ -45,10 +45,11 @@ from api.surfaces.chat import stored
 from api.surfaces.responses import compact, conversations
 from api.surfaces.responses import routes as responses
 from api.surfaces.responses import socket as responses_socket
+from api.surfaces.streams import counts, shares
 from api.surfaces.streams import routes as streams
-from api.surfaces.streams import shares
 from shared import __version__
 from shared.config.settings import Settings
+from shared.features.history.sink import Sink
 from shared.generations.reaper import Reaper
 from shared.lib.process import collect_rarely, giving_back
 from shared.lib.tasks import cancel
@@ -65,6 +66,7 @@ _ROUTES = (
     conversations,
     completions,
     whole,
+    counts,
     streams,
     shares,
     sessions,
@@ -126,6 +128,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
             await _learn_keys(stack, authenticator, services)
             _run(stack, "limits", services.limiter.run())
             _run(stack, "viewers", services.viewers.run())
+            _keep_history(stack, services)
             app.state.services = services
             await stack.enter_async_context(giving_back())
             collect_rarely()
@@ -163,6 +166,13 @@ def _add_routes(app: FastAPI) -> None:
 def _run(stack: AsyncExitStack, name: str, work: Coroutine[Any, Any, Any]) -> None:
     """As long as the process."""
     stack.push_async_callback(cancel, asyncio.create_task(work, name=name))
+
+
+def _keep_history(stack: AsyncExitStack, services: Services) -> None:
+    if services.history is not None:
+        stack.push_async_callback(services.history.close)
+        sink = Sink(services.outbox, services.history, name=services.name, kept_s=services.settings.history_s)
+        _run(stack, "history", sink.run())
 
 
 async def _learn_keys(stack: AsyncExitStack, authenticator: Authenticator, services: Services) -> None:

@@ -25,6 +25,7 @@ from shared.config.environ import SettingsInvalid
 from shared.config.notices import notices, say_notices, weak_keys
 from shared.config.settings import load_settings
 from shared.errors import Unusable
+from shared.features.history.history import check_installed
 from shared.lib.process import begin_metrics, refuse_to_start
 from shared.lib.telemetry import configure_logging, get_logger
 from shared.store.contact import check_server
@@ -93,6 +94,8 @@ def main() -> None:
     if not settings.keyed:
         logger.warning("no API keys: serving this machine only", host=settings.host)
     try:
+        if settings.keeps_history:
+            check_installed()
         uvloop.run(check_server(settings.redis_url.get_secret_value()))
     except Unusable as error:
         refuse_to_start(str(error))

@@ -16,11 +16,13 @@ from shared.config.settings import Settings
 from shared.features.access.browsers import Browsers
 from shared.features.access.key_ring import KeyRing
 from shared.features.access.shares import Shares
+from shared.features.history.history import History
 from shared.features.installation import Installation
 from shared.features.tokens import Tokens
 from shared.generations.caller import Caller
 from shared.generations.core import Core
 from shared.generations.providers import Providers
+from shared.generations.remembered import Remembered
 from shared.log.streamlog import StreamLog
 from shared.store.backlog import Backlog
 from shared.store.confirm import Confirmer
@@ -46,6 +48,10 @@ class Services(Core):
         self.installation = Installation(redis)
         self.backlog = Backlog(redis)
         self.providers = Providers(redis, self.catalogue)
+        self.history: History | None = None
+        if settings.keeps_history and settings.history_url is not None:
+            self.history = History(settings.history_url.get_secret_value())
+        self.remembered = Remembered(self.broker, self.history) if self.history else None
         self.shares = Shares(redis, self.audit)
         self.browsers = Browsers(redis, idle_s=int(settings.console_idle_s))
         self.viewers = Viewers(redis)
@@ -55,7 +61,7 @@ class Services(Core):
         """Those of the keys in the environment."""
         self.ring.on_ended = self.viewers.turn_out
         self.bodies = Bodies(settings.intake_bytes)
-        self.hub, self.settings, self.drain = hub, settings, drain
+        self.hub, self.settings, self.drain, self.name = hub, settings, drain, name
         self.feed: LiveFeed
         """Set by app.py: it needs what is made here."""
 

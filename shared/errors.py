@@ -6,6 +6,7 @@
     ├── Unauthenticated 401          no key, or an unknown one
     ├── Forbidden 403                a browser page or host that may not ask, or a key whose role does not allow it
     ├── NotFound 404                 unknown, expired, or another tenant's: one answer for all three
+    │   └── Expired 404              its text is gone; what is still known of it is told
     ├── MethodNotAllowed 405
     ├── SessionBusy 409              its session has another generation open
     ├── CursorRestart 409            the counted attempt was replaced by a newer one
@@ -87,6 +88,8 @@ class ErrorObject(TypedDict):
     """Of CursorRestart only."""
     floor: NotRequired[str]
     """Of CursorExpired only."""
+    stream: NotRequired[dict[str, Any]]
+    """Of Expired only."""
 
 
 class StoredError(TypedDict):
@@ -223,6 +226,20 @@ class NotFound(StreamspoolError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class Expired(NotFound):
+    """The answer is not kept any more. `stream` is what is still known of it, a state object."""
+
+    code = "stream_expired"
+    default_message = "The text of this answer is not kept any more. What is still known of it is in `stream`."
+
+    def __init__(self, stream: dict[str, Any]) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def to_object(self) -> ErrorObject:
+        return {**super().to_object(), "stream": self.stream}
 
 
 class MethodNotAllowed(StreamspoolError):

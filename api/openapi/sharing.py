@@ -1,4 +1,4 @@
-"""What signing in and sharing answer, as JSON Schemas by name: more components of `/openapi.json`."""
+"""What signing in, sharing and the history answer, as JSON Schemas by name: more components of `/openapi.json`."""
 
 from __future__ import annotations
 
@@ -43,4 +43,19 @@ SHARING: dict[str, Schema] = {
         idle_s=WHOLE,
     ),
     "ConsoleSessionDeleted": object_of("It is over.", object=one_of("console.session.deleted"), deleted=TRUTH),
+    "History": object_of(
+        "How well what is known of answers whose text is gone is kept. `kept_s`: null where it is not.",
+        object=one_of("history"),
+        status=one_of("ok", "away", "off"),
+        kept_s=or_null(WHOLE),
+        added=WHOLE,
+        waiting=WHOLE,
+        lost=WHOLE,
+    ),
+    "StreamCounts": object_of(
+        "How many there were, by one thing.",
+        object=one_of("stream.counts"),
+        by=TEXT,
+        data=list_of(object_of("A value; null for those without.", value=_MAYBE_TEXT, count=WHOLE)),
+    ),
 }

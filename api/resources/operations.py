@@ -1,4 +1,4 @@
-"""/v1/workers, /v1/queue and /v1/providers: who works, what waits, and how those who answer do."""
+"""/v1/workers, /v1/queue, /v1/providers, /v1/history: who works, what waits, how providers do, what is kept of what ended."""
 
 from __future__ import annotations
 
@@ -67,4 +67,20 @@ def _lane(one: LaneBacklog) -> dict[str, Any]:
             {"tenant": row.tenant, "waiting": row.waiting, "oldest_at": row.oldest_ms // 1000} for row in one.tenants
         ],
         "more_tenants": one.more,
+    }
+
+
+@router.get("/history")
+async def history(services: CurrentServices, caller: CurrentCaller) -> dict[str, Any]:
+    """Whether there is a history, how long it goes back, and what of it waits or was lost. Rows of all tenants."""
+    if services.history is None:
+        return {"object": "history", "status": "off", "kept_s": None, "added": 0, "waiting": 0, "lost": 0}
+    found = await services.outbox.figures()
+    return {
+        "object": "history",
+        "status": "ok" if await services.history.is_there() else "away",
+        "kept_s": int(services.settings.history_s),
+        "added": found.added,
+        "waiting": found.waiting,
+        "lost": found.lost,
     }

@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from importlib.util import find_spec
 from types import TracebackType
 from typing import IO, Protocol, Self
 
@@ -37,6 +38,8 @@ from shared.errors import StreamspoolError, Unusable
 from shared.lib import private
 from shared.lib.process import WRONG_SETTINGS
 
+HISTORY = "history.sqlite3"
+"""In the data directory."""
 FIRST_BACKOFF_S = 0.2
 LAST_BACKOFF_S = 5.0
 SETTLED_S = 10.0
@@ -233,6 +236,8 @@ class Supervisor:
         settings = self._settings
         environment = {**os.environ, "HOST": settings.host, "PORT": str(self._port)}
         environment["STREAMSPOOL_DATA_DIR"] = str(settings.data_dir.absolute())
+        if settings.history_url is None and find_spec("sqlalchemy"):
+            environment["STREAMSPOOL_HISTORY_URL"] = f"sqlite:///{settings.data_dir.absolute() / HISTORY}"
         environment.pop("STREAMSPOOL_LISTEN_FD", None)
         if fds:
             environment["STREAMSPOOL_LISTEN_FD"] = str(fds[0])

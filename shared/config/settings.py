@@ -25,7 +25,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from shared.config import redis_url
+from shared.config import history_url, redis_url
 from shared.config.environ import FILE, SettingsInvalid, bucket_options, environment, from_file, is_service_link
 from shared.config.kinds import Allowed, ByTenant, Origins, Prefix, Proxies, RootPath, Words
 from shared.config.limits import LimitNumbers
@@ -180,6 +180,15 @@ class Settings(BaseSettings):
     retention_s: float = Field(86400, ge=1, description="how long a finished stream can be replayed")
     stored_retention_s: float = Field(
         30 * 86400, ge=1, description="the same for requests with `store`; never less than for the others"
+    )
+    history_url: SecretStr | None = Field(
+        None,
+        description="where is kept what is known of answers whose text is gone: sqlite:///FILE, for the processes of one "
+        "machine, or postgresql://…; the same for API and workers; `up`: a file in the data directory; none: nowhere",
+    )
+    history_s: float = Field(30 * 86400, ge=3600, description="how long that is kept")
+    history_waiting: int = Field(
+        100_000, ge=1000, description="rows that wait in Redis while that database is away; beyond it the oldest go"
     )
     store_reasoning: bool = Field(
         False, description="default of the request field: sessions keep an answer's reasoning and send it back"
@@ -417,6 +426,11 @@ class Settings(BaseSettings):
         check_patterns(value)
         return value
 
+    @field_validator("history_url")
+    @classmethod
+    def _check_history_url(cls, value: SecretStr | None) -> SecretStr | None:
+        return history_url.check(value)
+
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
@@ -471,6 +485,11 @@ class Settings(BaseSettings):
     def _check_providers(cls, value: Mapping[str, ProviderConfig]) -> Mapping[str, ProviderConfig]:
         check_names(value)
         return value
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether there is one."""
+        return self.history_url is not None and self.history_url.get_secret_value() != history_url.NOWHERE
 
     @property
     def keyed(self) -> bool:

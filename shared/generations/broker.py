@@ -353,6 +353,7 @@ class Broker:
             if digest := summary.header.get("idempotency"):  # first: no request may join what is about to go
                 await self._idempotency.free(caller.tenant, digest)
             await self.log.delete(generation_id, summary.header["owner"])
+            await self._settlement.forget(generation_id)
         logger.info("deleted", generation_id=generation_id)
 
     # ---- stored completions

@@ -16,6 +16,7 @@ from shared.features.conversations import Conversations
 from shared.features.effect import Effect
 from shared.features.files import Files
 from shared.features.forgotten import Forgotten
+from shared.features.history.outbox import Outbox
 from shared.features.listing.settled import SettledEvents
 from shared.features.sessions import Sessions
 from shared.features.spend.budgets import Budgets
@@ -64,8 +65,9 @@ class Core:
         self.files.limit = lambda tenant: self.limiter.of_tenant(tenant).file_bytes
         log.feed = Feed(redis.key.events, settings.events_kept) if settings.events_kept else None
         told = SettledEvents(log.feed)
-        effects: list[Effect] = [self.ledger, self.budgets, sessions, self.webhooks, self.limiter, told]
-        self.settlement = Settlement(redis, log, effects, sessions, self.budgets, transcripts.read, settings)
+        outbox = self.outbox = Outbox(redis, log, most=settings.history_waiting if settings.keeps_history else 0)
+        effects: list[Effect] = [self.ledger, self.budgets, sessions, self.webhooks, self.limiter, told, outbox]
+        self.settlement = Settlement(redis, log, effects, sessions, self.budgets, transcripts.read, settings, outbox)
         self.outcomes = Outcomes(log, transcripts, self.settlement, self.prices, name=name)
         self.broker = Broker(
             redis,

@@ -14,6 +14,7 @@ from typing import Any
 from shared.config.settings import Settings
 from shared.errors import FileStorageFailed
 from shared.features.effect import Answered, Effect, Ended
+from shared.features.history.outbox import Outbox
 from shared.features.sessions import Sessions
 from shared.features.spend.budgets import Budgets
 from shared.generations.headers import lane_of
@@ -41,10 +42,12 @@ class Settlement:
         budgets: Budgets,
         read: Callable[[str, int], Awaitable[Answered]],
         settings: Settings,
+        outbox: Outbox,
     ) -> None:
         """`read` gives an attempt's transcript, for effects that look at the text; `sessions` tells whose turn is next, and
-        `budgets` tells those whose budget is reached."""
-        self._redis, self._log, self._effects, self._sessions = redis, log, effects, sessions
+        `budgets` tells those whose budget is reached. `outbox` is the history's, which is one of the effects."""
+        self._redis, self._log, self._sessions, self._outbox = redis, log, sessions, outbox
+        self._effects = effects
         self.budgets = budgets
         self._read, self._settings = read, settings
         self._key, self._queue = redis.key, JobQueue(redis)
@@ -81,6 +84,10 @@ class Settlement:
         await self._ring_next(header)
         if len(done) > 1:
             await self.budgets.tell(header)
+
+    async def forget(self, generation_id: str) -> None:
+        """Its owner deleted it: the history is to know nothing of it either."""
+        await self._outbox.forget(generation_id)
 
     async def _ring_next(self, header: Header) -> None:
         if session := header.get("session"):

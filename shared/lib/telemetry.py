@@ -89,6 +89,10 @@ OLDEST_SECONDS = Gauge(
 REDIS_UP = Gauge("streamspool_redis_up", "Whether Redis answered this scrape")
 REDIS_BYTES = Gauge("streamspool_redis_memory_bytes", "Memory Redis uses, as of this scrape")
 REDIS_MOST_BYTES = Gauge("streamspool_redis_memory_limit_bytes", "Its maxmemory; 0: no limit")
+HISTORY_ROWS = Counter("streamspool_history_rows_total", "Rows this process took into the history")
+HISTORY_WAITING = Gauge("streamspool_history_waiting", "Rows that wait in Redis for the history")
+HISTORY_LOST = Gauge("streamspool_history_lost", "Rows that waited for so long that they had to make room, ever")
+HISTORY_AWAY = Gauge("streamspool_history_away", "Whether the history's database did not answer this process")
 WORKERS = Gauge("streamspool_workers", "Workers that were heard of in the last 15 s, as of this scrape")
 BUILD = Gauge("streamspool_build_info", "1; the version is a label", ["version"])
 
@@ -157,8 +161,9 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # One line per job and poll from arq, one per request from httpx: ours say the same with the ids people search for.
-    for noisy in ("arq", "httpx", "httpcore", "uvicorn.error"):
+    # One line per job and poll from arq, per request from httpx, per plugin from Alembic: ours say the same with the ids that
+    # people search for.
+    for noisy in ("alembic", "arq", "httpx", "httpcore", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 

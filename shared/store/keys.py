@@ -62,6 +62,9 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:usage-tenants` | zset of tenants, score = ms of the last entry | 400 days after the last entry |
 | `streamspool:usage-folding` | string: hours were added to their days | 10 minutes |
 | `streamspool:usage:TENANT:YYYY-MM-DD` | hash, the ledger of older versions, by day and model | 400 days after the last entry |
+| `streamspool:history` | stream of rows that wait for the history: `STREAMSPOOL_HISTORY_WAITING` | permanent, emptied by APIs |
+| `streamspool:history-count` | hash: rows that were ever added to it, and taken | permanent |
+| `streamspool:history-sink` | string: the process that takes them | 10 s |
 | `streamspool:worker:WORKER` | string, JSON heartbeat: see heartbeat.py | 15 s |
 | `streamspool:workers` | set of worker ids | 1 day after the last heartbeat |
 | `streamspool:resting` | set of ids of workers that are to begin nothing | 1 day after it was changed |
@@ -156,6 +159,8 @@ class Keys:
         self.audit = f"{prefix}:audit"
         self.secret = f"{prefix}:secret"
         self.limits = f"{prefix}:limits"
+        self.history, self.history_count = f"{prefix}:history", f"{prefix}:history-count"
+        self.history_sink = f"{prefix}:history-sink"
         self.keys_used = f"{prefix}:keys-used"
         self.reaping = f"{prefix}:reaping"
         self.blobs_searched = f"{prefix}:blobs-searched"
@@ -187,6 +192,8 @@ class Keys:
 
     def is_permanent(self, name: str) -> bool:
         """Whether a key may exist without a TTL; every other one of ours must have one."""
+        if name in (self.history, self.history_count):
+            return True
         return name in self._permanent or name.startswith(f"{self.prefix}:queue:")
 
     def log(self, generation_id: str) -> str:

@@ -47,6 +47,7 @@ OF_ALL = {
     "GET /v1/events",
     "GET /v1/streams",
     "GET /v1/streams/facets",
+    "GET /v1/streams/counts",
     "GET /v1/chat/completions",
     "GET /v1/sessions",
     "GET /v1/files",
@@ -325,6 +326,7 @@ def judged(route: str, who: Who, response: httpx.Response) -> str:
 
 
 UNSURE = {
+    "GET /v1/streams/counts",  # it keeps no history
     "POST /v1/workers/{worker_id}/drain",  # there is none such
     "POST /v1/workers/{worker_id}/resume",
     "POST /v1/batches",  # the file is another tenant's

@@ -34,7 +34,7 @@ from api.states import states, stream_headers
 from api.surfaces.streams.filters import filters
 from api.surfaces.streams.projection import native_events
 from api.surfaces.streams.shared_view import shared_events, shown_request, shown_state
-from shared.errors import BadRequest, NotFound
+from shared.errors import BadRequest, Expired, NotFound
 from shared.features.listing.facets import Facets
 from shared.features.listing.filters import Filters
 from shared.features.listing.row import row
@@ -43,6 +43,7 @@ from shared.generations.again import again
 from shared.generations.all_tenants import listed_of
 from shared.generations.caller import Caller
 from shared.log.entry import BEGIN
+from shared.log.listing import Span
 from shared.log.records import Summary
 from shared.store.availability import NO_STREAM
 
@@ -121,11 +122,16 @@ async def list_streams(
 
 def _listed(services: Services, caller: Caller, wanted: Filters, after: str | None) -> AsyncIterator[Summary]:
     """Of the caller, or of all tenants, by time."""
-    span = (wanted.since_ms, wanted.until_ms)
-    how: dict[str, Any] = {"newest_first": wanted.order != "asc", "span_ms": span}
-    if caller.is_everyone:
-        return listed_of(services.broker, services.tenants, after, **how)
-    return services.broker.listed(caller, after, **how)
+    everyone, newest_first = caller.is_everyone, wanted.order != "asc"
+
+    def recent(span: Span, after: str | None = None) -> AsyncIterator[Summary]:
+        if everyone:
+            return listed_of(services.broker, services.tenants, after, newest_first=newest_first, span_ms=span)
+        return services.broker.listed(caller, after, newest_first=newest_first, span_ms=span)
+
+    if services.remembered is None:
+        return recent((wanted.since_ms, wanted.until_ms), after)
+    return services.remembered.listed(None if everyone else [caller.tenant], wanted, recent, after)
 
 
 async def _largest(listed: AsyncIterator[Summary], wanted: Filters, limit: int) -> tuple[list[Summary], bool]:
@@ -149,7 +155,8 @@ async def facets(
 ) -> dict[str, Any]:
     """How many there are of each kind, when they were made, how long they took and what they cost: of the newest 2,000."""
     found, is_partial = Facets(wanted), False
-    async for summary in _listed(services, caller, wanted, None):
+    everything = Filters(since_ms=wanted.since_ms, until_ms=wanted.until_ms)  # what a filter excludes is counted, too
+    async for summary in _listed(services, caller, everything, None):
         if is_partial := found.looked_at >= _MOST_COUNTED:
             break
         found.add(row(summary))
@@ -188,7 +195,14 @@ async def watch(
 
     With `Accept: application/json`: its state instead.
     """
-    summary = await _found(services, generation_id, caller)
+    try:
+        summary = await _found(services, generation_id, caller)
+    except NotFound:
+        if services.remembered is None or caller.share is not None:
+            raise
+        if (known := await services.remembered.find(generation_id, caller)) is None:
+            raise
+        raise Expired((await states(services, [known], root))[0]) from None
     accept = request.headers.get("accept", "")
     if "application/json" in accept and "text/event-stream" not in accept:
         return JSONResponse(await _state(services, summary, caller, root), headers=_VARY)

@@ -119,6 +119,16 @@ def test_whatever_dies_is_started_again_and_the_end_leaves_nothing(tmp_path: Pat
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, "history.sqlite3"), ("none", None), ("sqlite:///x", None)])
+def test_what_outlives_the_text_is_kept_beside_it_unless_another_place_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str | None
+) -> None:
+    monkeypatch.delenv("STREAMSPOOL_HISTORY_URL", raising=False)
+    settings = load_settings(data_dir=tmp_path, history_url=given)
+    told = Supervisor(settings, CHILDREN)._environment("api", ())
+    assert told.get("STREAMSPOOL_HISTORY_URL") == (expected and f"sqlite:///{tmp_path}/{expected}")
+
+
 def test_children_are_told_the_address_and_not_where_it_was_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

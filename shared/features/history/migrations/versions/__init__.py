@@ -1,0 +1,1 @@
+"""The steps, each in a file: a released one is never changed."""

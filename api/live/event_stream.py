@@ -126,7 +126,10 @@ class EventStream(LogResponse):
             known = live.position
             try:
                 await shown.follow(live, log)
-                return await resolve(self._cursor, live, log, shown)
+                start = await resolve(self._cursor, live, log, shown)
+                if start is not None and (live.tally or not self._has_joined(live, shown, start)):
+                    await shown.frame(live, log)
+                return start
             except (BadCursor, Gone):
                 if live.ended or client.gone or not await self.process.hub.may_be_mended(live, since):
                     raise
@@ -136,6 +139,11 @@ class EventStream(LogResponse):
                 if live.position != known:
                     continue
             await client.wait(live.waiter(), _RETRY_S)
+
+    @staticmethod
+    def _has_joined(live: LiveLog, shown: Stateless | Folding, start: Start) -> bool:
+        """Whether all that is to be sent from there is joined already."""
+        return live.joined(shown.encode, start.chunk if start.epoch == live.epoch else 0)
 
     async def _bodies(
         self, client: Client, live: LiveLog, shown: Stateless | Folding, start: Start

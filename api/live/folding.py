@@ -75,7 +75,10 @@ class Stateless:
         return sse.frame(json.dumps({"error": error}), retry_ms=COME_AGAIN_MS)
 
     async def follow(self, live: LiveLog, log: StreamLog) -> None:
-        """Makes sure that the frames of what is in the window can be had."""
+        """Goes on with what there is of the attempt."""
+
+    async def frame(self, live: LiveLog, log: StreamLog) -> None:
+        """Makes sure that the frames of what is in the window can be had, one by one."""
 
     def events(self, live: LiveLog) -> int:
         """How many events the attempt has so far."""
@@ -142,10 +145,16 @@ class Folding:
         return sse.frame(json.dumps(told), event=b"error", retry_ms=COME_AGAIN_MS)
 
     async def follow(self, live: LiveLog, log: StreamLog) -> None:
-        """Folds what there is of the attempt, once, however many viewers come at the same moment.
+        """Folds what there is of the attempt, once, however many viewers come at the same moment. What has ended, and is joined
+        for all who read it from its start, was folded.
 
         Raises Gone, Damaged, RedisError, OSError.
         """
+        if not (live.joined(self) and self._index == live.end):
+            await self.frame(live, log)
+
+    async def frame(self, live: LiveLog, log: StreamLog) -> None:
+        """Makes sure that the frames of what is in the window can be had, one by one. Raises as `follow`."""
         async with self._following:
             while not (live.formats(self) or await self._caught_up(live, log)):
                 pass

@@ -175,6 +175,15 @@ class LiveLog:
                 del self._frames[encode]
         return body
 
+    def joined(self, encode: Encode, start: int = 0) -> bool:
+        """Whether the log has ended, and the frames of all chunks after `start` are at hand as the bodies that all are sent."""
+        while start < self.end:
+            body = self._bodies.get((encode, start))
+            if not body:
+                return False
+            start = body[1]
+        return self.outcome is not None
+
     def feed(self, entries: list[Entry]) -> None:
         """Takes the next entries of the log, in order, and has the viewers get them."""
         self.fed_at = asyncio.get_running_loop().time()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from api.live.drain import Drain
 from api.live.event_stream import EventStream
-from api.live.folding import EVERY
+from api.live.folding import EVERY, Folding
 from api.live.livelog import LiveLog
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
@@ -340,11 +340,42 @@ def test_every_point_to_resume_from_gives_the_rest_of_the_same_bytes(
         going_on.end()
         over = [going_on.watch(surface, cursor) for cursor in range(len(expected))]
         await asyncio.gather(*(viewer.task for viewer in (*viewers.values(), *over)))
-        for cursor, viewer in (*viewers.items(), *enumerate(over)):
+        going_on.live.rest()  # nobody watches for a while: what is not joined is let go of
+        again = [going_on.watch(surface, cursor) for cursor in range(len(expected))]
+        await asyncio.gather(*(viewer.task for viewer in again))
+        going_on.live.rest()
+        last = [(cursor, going_on.watch(surface, cursor)) for cursor in reversed(range(len(expected)))]
+        await asyncio.gather(*(viewer.task for _, viewer in last))
+        for cursor, viewer in (*viewers.items(), *enumerate(over), *enumerate(again), *last):
             assert viewer.body == b"".join(expected[max(0, cursor) :])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("api.live.folding.EVERY", every)
         patch.setattr("api.live.livelog.WINDOW_BYTES", window)
+        patch.setattr("api.live.livelog._BODY_BYTES", 1 + window // 3)
         patch.setattr(Viewer, "chunked", direct)
         asyncio.run(check())
+
+
+async def test_what_is_joined_is_not_folded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a viewer begins where no body does."""
+    surface, pages = Numbered(native=False), Pages([chunk(f"{n} ") for n in range(9)], COMPLETED)
+    pages.feed(9)
+    pages.end()
+    first = pages.watch(surface, None)
+    await first.task
+    pages.live.rest()
+    made: list[int] = []
+    caught_up = Folding._caught_up
+
+    async def counted(shown: Folding, live: Any, log: Any) -> bool:
+        made.append(1)
+        return await caught_up(shown, live, log)
+
+    monkeypatch.setattr(Folding, "_caught_up", counted)
+    again = pages.watch(surface, None)
+    await again.task
+    assert (again.body, made) == (first.body, [])
+    in_the_middle = pages.watch(surface, 4)
+    await in_the_middle.task
+    assert (in_the_middle.body, made) == (b"".join(events(first.body)[4:]), [1])

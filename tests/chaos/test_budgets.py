@@ -1,5 +1,5 @@
 """A hard budget under 500 answers at once, with workers and an API killed: overspent by what ran (F46), or by nothing where the
-price is known (F71); and never miscounted."""
+price is known (F72); and never miscounted."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from tests.support.names import keys
 from tests.support.wire import KEY_A, KEY_B
 
 ANSWERS, PLACES, COST = 500, 10, 0.02
-PAID, PRICED = "f46-paid", "f71-priced"
+PAID, PRICED = "f46-paid", "f72-priced"
 SETTINGS = {
     "STREAMSPOOL_API_KEYS": f"{PAID}:{KEY_A},{PRICED}:{KEY_B}",
     "STREAMSPOOL_BUDGETS": "month_usd=1",
@@ -117,5 +117,5 @@ def test_f46_a_hard_budget_is_overspent_by_what_ran_when_it_was_reached(
     assert money.PER_DOLLAR <= charged < money.PER_DOLLAR + ran * (money.from_dollars(COST) or 0)
 
 
-def test_f71_a_hard_budget_is_not_overspent_where_the_price_is_known(fleet: Fleet, upstream: ScriptedUpstream) -> None:
+def test_f72_a_hard_budget_is_not_overspent_where_the_price_is_known(fleet: Fleet, upstream: ScriptedUpstream) -> None:
     assert with_kills(fleet, upstream, PRICED) == money.PER_DOLLAR

@@ -80,6 +80,8 @@ def filled(path: str, generation_id: str) -> str:
         item_id="msg_1",
         key_id="key_1",
         share_id="share_1",
+        worker_id="w-1",
+        name="openai",
         tenant="a",
         completion_id=generation_id.replace("chatcmpl-", "cmpl-"),
     )

@@ -15,6 +15,7 @@ from shared.errors import (
     BadRequest,
     CursorExpired,
     CursorRestart,
+    Expired,
     GenerationEnded,
     GenerationFailed,
     Internal,
@@ -77,7 +78,7 @@ def test_every_error_has_a_sentence(name: str) -> None:
 PLAIN = [
     kind
     for kind in CLASSES.values()
-    if issubclass(kind, StreamspoolError) and kind not in (CursorRestart, CursorExpired, GenerationFailed)
+    if issubclass(kind, StreamspoolError) and kind not in (CursorRestart, CursorExpired, Expired, GenerationFailed)
 ]
 
 

@@ -78,6 +78,7 @@ def test_our_own_fields_stay_here(client: Client, scripted: Register) -> None:
         "session_max_tokens": 1000,
         "session_keep_partial": True,
         "store_reasoning": True,
+        "reasoning_summary": True,
         "background": False,
         "max_tokens_per_s": 5000,
         "webhook": None,

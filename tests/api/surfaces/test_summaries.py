@@ -84,17 +84,15 @@ def test_thinking_is_told_as_it_is_and_its_summary_comes_beside(summarising: Cli
 def test_a_summary_comes_between_two_items_and_never_within_one(
     summarising: Client, scripted: Register, upstream: ScriptedUpstream
 ) -> None:
-    wait, go_on = Pause(), Pause()
+    gates = [Pause() for _ in range(60)]
     call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    text = words(4)[1:]
+    text = words(1 + len(gates))[1:]
     script = scripted(
         [
             OPENING,
             *THOUGHTS,
             text[0],
-            wait,
-            *text[1:],
-            go_on,
+            *(part for gated in zip(gates, text[1:], strict=True) for part in gated),
             chunk({"tool_calls": [call]}),
             chunk({}, "tool_calls"),
             DONE,
@@ -106,10 +104,14 @@ def test_a_summary_comes_between_two_items_and_never_within_one(
         response_id = events(viewer.body, ended=False)[0]["response"]["id"]
         generation_id = generation(response_id)
         wait_until(lambda: any(state["status"] == "completed" for state in made_of(summarising, generation_id)))
-        chunks = summarising.state(generation_id)["chunks"]
-        wait.go()
-        wait_until(lambda: summarising.state(generation_id)["chunks"] >= chunks + 2)
-        go_on.go()
+        chunks, taken = summarising.state(generation_id)["chunks"], 0
+        while taken < 2:  # a word alone: its worker has not seen that the summary is there
+            gates.pop(0).go()
+            wait_until(lambda before=chunks: summarising.state(generation_id)["chunks"] > before)
+            taken = summarising.state(generation_id)["chunks"] - chunks
+            chunks += taken
+        for gate in gates:
+            gate.go()
         viewer.rest()
         told = events(viewer.body)
     names = kinds(told)

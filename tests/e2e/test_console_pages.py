@@ -1,4 +1,4 @@
-"""What the pages of the console show: the numbers of their routes, what filters let through, files of lists, a replay."""
+"""Each page of the console: empty, full, failing, with 10,000 rows, in all sizes and colours; what axe-core finds in it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.e2e.browser import CHROMIUM
@@ -22,11 +24,42 @@ pytestmark = [
     pytest.mark.skipif(not AXE.exists(), reason="`make clients` has not been run"),
     pytest.mark.timeout(300),
 ]
+EMPTY = {
+    "/": "Nothing runs just now",
+    "/requests": "No request yet",
+    "/playground": "The answer comes here",
+    "/batches": "No batch yet",
+    "/batches?tab=files": "No file",
+    "/batches?tab=webhooks": "No webhook",
+    "/sessions": "No session yet",
+    "/usage": "Nothing was used in this time",
+    "/operations": "Queue",
+    "/operations?tab=providers": "fake",
+    "/operations?tab=limits": "No limit",
+    "/operations?tab=server": "Whether it can do its work",
+    "/help": "Keys",
+    "/nothing": "There is no such page",
+}
+SIZES = {"wide": (1280, 860), "narrow": (390, 844)}
+ROWS = 10_000
+PAGE = 100
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bare(
+    valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """A server that was asked nothing yet."""
+    url = valkey.url.replace("db=0", "db=14")
+    with open_store(url) as store:
+        store.flushdb()
+    with Stack(url, upstream.base_url, tmp_path_factory.mktemp("bare")) as running:
         yield running
 
 
@@ -58,6 +91,153 @@ def fill(url: str) -> None:
     batch = asking.http.post("/v1/batches", json=body).json()["id"]
     wait_until(lambda: asking.http.get(f"/v1/batches/{batch}").json()["status"] == "completed", 60)
     wait_until(lambda: asking.http.get("/v1/usage").json()["data"], 60)
+
+
+@pytest.mark.parametrize("path", EMPTY)
+def test_an_empty_page_says_what_to_do(browser: Browser, bare: Stack, path: str) -> None:
+    with tab(browser, bare.url) as one:
+        page = one.go(path)
+        expect(page.get_by_text(EMPTY[path]).first).to_be_visible()
+        assert one.serious() == []
+        one.check()
+
+
+def test_a_first_request_is_one_click_away(browser: Browser, bare: Stack) -> None:
+    with tab(browser, bare.url) as one:
+        page = one.go("/batches")
+        expect(page.get_by_text("streamspool batch in.jsonl")).to_be_visible()
+        page.goto(f"{bare.url}/console/usage")
+        page.get_by_role("button", name="Say hello with fake/lorem").click()
+        expect(page.locator(".message.assistant")).to_contain_text("ipsum")
+        generation_id = page.url.rpartition("/")[2]
+        Asking(bare.url).http.delete(f"/v1/streams/{generation_id}")
+        one.check()
+
+
+def addresses(stack: Stack) -> list[str]:
+    asking = Asking(stack.url)
+    listed = asking.http.get("/v1/streams?limit=100").json()["data"]
+    done = next(one["id"] for one in listed if one["status"] == "completed" and not one["batch_id"])
+    failed = next(one["id"] for one in listed if one["status"] == "failed")
+    batch = asking.http.get("/v1/batches").json()["data"][0]["id"]
+    tabs = [f"/r/{done}?tab={name}" for name in ("conversation", "timeline", "events", "request")]
+    return [
+        *(
+            "/",
+            "/requests",
+            "/requests?status=failed",
+            "/playground",
+            "/batches",
+            "/batches?tab=files",
+            f"/batches/{batch}",
+        ),
+        *("/sessions", "/sessions/ann-1", "/usage", "/usage?bucket=hour&by=provider", "/help", "/login"),
+        *(f"/operations?tab={name}" for name in ("work", "providers", "keys", "limits", "server", "audit")),
+        *tabs,
+        f"/r/{failed}?tab=errors",
+    ]
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_full_page_is_for_everyone(browser: Browser, full: Stack, size: str, colours: Any) -> None:
+    """No serious finding of axe-core, nothing wider than the screen, nothing stopped by the policy, no other host."""
+    width, height = SIZES[size]
+    found: dict[str, Any] = {}
+    with tab(browser, full.url, viewport={"width": width, "height": height}, color_scheme=colours) as one:
+        for path in addresses(full):
+            page = one.go(path)
+            expect(page.locator("h1").first).to_be_visible()
+            expect(
+                page.locator(":is(table, form, pre, dl, .card, .message, input)").locator("visible=true").first
+            ).to_be_visible()
+            if problems := one.serious():
+                found[path] = problems
+            if (wide := page.evaluate("document.documentElement.scrollWidth")) > width:
+                found[f"{path}, width"] = wide
+        assert found == {}
+        one.check()
+
+
+FAILING = [
+    "/requests",
+    "/batches",
+    "/batches?tab=files",
+    "/sessions",
+    "/usage",
+    "/operations?tab=limits",
+    "/operations?tab=providers",
+]
+
+
+@pytest.mark.parametrize("path", FAILING)
+def test_a_page_that_cannot_ask_says_so_and_goes_on(browser: Browser, full: Stack, path: str) -> None:
+    refusing = {"on": True}
+
+    def answer(route: Route) -> None:
+        if refusing["on"]:
+            error = {"message": "Redis is away.", "type": "server_error", "param": None, "code": "storage_unavailable"}
+            route.fulfill(status=503, json={"error": error})
+        else:
+            route.continue_()
+
+    with tab(browser, full.url) as one:
+        one.page.route("**/v1/**", answer)
+        page = one.go(path)
+        expect(page.get_by_role("alert").first).to_contain_text("Redis is away.")
+        assert one.serious() == []
+        refusing["on"] = False
+        expect(page.get_by_role("alert")).to_have_count(0, timeout=60_000)
+
+
+def test_what_was_there_stays_when_asking_again_fails(browser: Browser, full: Stack) -> None:
+    with tab(browser, full.url) as one:
+        page = one.go("/requests")
+        rows = page.locator("table[aria-label=Requests] tbody tr")
+        expect(rows.first).to_be_visible()
+        before = rows.count()
+        page.route("**/v1/streams?**", lambda route: route.abort())
+        page.get_by_role("button", name="Reload").click()
+        expect(page.get_by_role("alert").first).to_contain_text("What is shown is of")
+        assert rows.count() == before
+
+
+def test_ten_thousand_rows_are_a_few_in_the_document(browser: Browser, full: Stack) -> None:
+    """The server's own pages, one after the other, with rows that are made here."""
+    real = Asking(full.url).http.get("/v1/streams?limit=1").json()["data"][0]
+
+    def answer(route: Route) -> None:
+        query = parse_qs(urlsplit(route.request.url).query)
+        first = int(query["after"][0].rpartition("-")[2]) + 1 if "after" in query else 0
+        data = [
+            {**real, "id": f"chatcmpl-{number:032d}", "model": f"m/{number}"} for number in range(first, first + PAGE)
+        ]
+        last = data[-1]["id"]
+        route.fulfill(
+            json={"object": "list", "data": data, "first_id": "", "last_id": last, "has_more": first + PAGE < ROWS}
+        )
+
+    with tab(browser, full.url) as one:
+        one.page.route(re.compile(r"/v1/streams\?(?!.*(since|in_progress|limit=50))"), answer)
+        page = one.go("/requests")
+        table = page.locator("table[aria-label=Requests]")
+        expect(page.locator(".more button").first).to_be_visible()
+        page.evaluate(
+            """async () => {
+                for (;;) {
+                    const more = [...document.querySelectorAll('.more button')][0]
+                    if (!more) return
+                    if (!more.disabled) more.click()
+                    await new Promise((done) => setTimeout(done, 5))
+                }
+            }"""
+        )
+        expect(table).to_have_attribute("aria-rowcount", str(ROWS + 1))
+        assert table.locator("tbody tr").count() < 120
+        page.locator(".scroller").first.evaluate("(box) => box.scrollTop = box.scrollHeight")
+        expect(table.get_by_text("fake/echo").or_(table.locator("tr[aria-rowindex='10001']")).first).to_be_attached()
+        page.keyboard.press("k")  # from none: the last row
+        expect(page).to_have_url(re.compile(f"at=chatcmpl-{ROWS - 1:032d}"))
 
 
 def test_each_number_of_the_tiles_is_that_of_its_route(browser: Browser, full: Stack) -> None:
@@ -105,6 +285,38 @@ def test_the_list_is_exported(browser: Browser, full: Stack) -> None:
         lines = [json.loads(line) for line in texts["As batch input"].splitlines()]
         assert {line["url"] for line in lines} == {"/v1/chat/completions"}
         assert all(line["body"]["model"] == "fake/echo" for line in lines)
+
+
+def test_the_playground_holds_its_form_and_its_answers_in_the_address(browser: Browser, full: Stack) -> None:
+    with tab(browser, full.url) as one:
+        page = one.go("/playground")
+        page.get_by_role("textbox", name="Message 1").fill("Say this back")
+        page.get_by_role("combobox", name="Model 1").fill("fake/echo")
+        page.get_by_role("combobox", name="Model 1").blur()
+        page.get_by_role("button", name="Add").click()
+        page.get_by_role("combobox", name="Model 2").fill("fake/lorem?tokens=5")
+        page.get_by_role("combobox", name="Model 2").blur()
+        page.get_by_role("group", name="Break it").nth(1).get_by_role("button", name="cut").click()
+        page.get_by_role("button", name="Send").click()
+        answers = page.locator(".answers .card")
+        expect(answers.first).to_contain_text("Say this back")
+        expect(answers.nth(1).locator(".status")).to_have_attribute("data-status", re.compile("failed|completed"))
+        address = page.url
+        page.goto(f"{full.url}/console/help")
+        page.goto(address)
+        expect(page.get_by_role("textbox", name="Message 1")).to_have_value("Say this back")
+        expect(answers.first).to_contain_text("Say this back")
+        one.check()
+
+
+def test_a_request_is_opened_in_the_playground(browser: Browser, full: Stack) -> None:
+    asking = Asking(full.url)
+    generation_id = asking.ask("fake/echo", "take this along", temperature=0.5)
+    with tab(browser, full.url) as one:
+        page = one.go(f"/r/{generation_id}")
+        page.get_by_role("button", name="Playground").click()
+        expect(page.get_by_role("textbox", name="Message 1")).to_have_value("take this along")
+        expect(page.get_by_label("temperature")).to_have_value("0.5")
 
 
 def test_the_scrubber_shows_the_answer_as_it_was_and_stands_in_the_address(browser: Browser, full: Stack) -> None:

@@ -12,9 +12,9 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from shared.errors import UpstreamError
+from shared.generations.providers import WINDOW_S
 from shared.lib.clock import now_ms
 
-WINDOW_S = 300
 _KEPT, _TOLD = 500, 50
 _REQUESTS_OWN = frozenset({400, 404, 405, 406, 409, 413, 415, 422})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.errors import UpstreamError, UpstreamRefused
-from worker.upstream import health as module
+from shared.generations.providers import WINDOW_S
 from worker.upstream.health import Health
 
 
@@ -36,7 +36,7 @@ def test_what_is_old_is_not_counted_and_no_more_is_kept_than_is_told(monkeypatch
     monkeypatch.setattr("worker.upstream.health.time.monotonic", lambda: now)
     health = Health()
     health.failed("lab", UpstreamError("No connection.", code="upstream_connect_error"))
-    now += module.WINDOW_S + 1
+    now += WINDOW_S + 1
     for first_ms in range(1000):
         health.answered("lab", first_ms)
     told = health.told()["lab"]

@@ -14,12 +14,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.e2e.browser import CHROMIUM
 from tests.harness.processes import ROOT
 
 AXE = ROOT / "tests/clients/node_modules/axe-core/axe.min.js"
+MARKS = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here"),
+    pytest.mark.skipif(not AXE.exists(), reason="`make clients` has not been run"),
+    pytest.mark.timeout(300),
+]
+"""Of each module of the console's tests."""
 # No sandbox: root has none in a container. No proxy: all of it is on the loopback.
 _OPTIONS = (
     "--no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --disable-component-update "

@@ -8,18 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import expect
 
-from tests.e2e.browser import CHROMIUM
-from tests.e2e.console import AXE, chromium, tab
+from tests.e2e.console import MARKS, chromium, tab
 from tests.harness.processes import ROOT
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here"),
-    pytest.mark.skipif(not AXE.exists(), reason="`make clients` has not been run"),
-    pytest.mark.timeout(300),
-]
+pytestmark = MARKS
 OURS = ("STREAMSPOOL_", "REDIS_URL", "HOST", "PORT", "DISPLAY", "WAYLAND_DISPLAY")
 WAIT_S = 120
 

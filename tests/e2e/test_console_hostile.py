@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.e2e.browser import CHROMIUM
-from tests.e2e.console import AXE, Asking, chromium, tab
+from tests.e2e.console import MARKS, Asking, tab
 from tests.harness.processes import Stack
 from tests.harness.upstream import ScriptedUpstream, chunk, ending
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here"),
-    pytest.mark.skipif(not AXE.exists(), reason="`make clients` has not been run"),
-    pytest.mark.timeout(300),
-]
+pytestmark = MARKS
 FOREIGN = "http://127.0.0.2:9/stolen"
 ANSWERS = {
     "script": "<script>window.broken = 1</script><svg onload='window.broken = 1'></svg> end-of-it",
@@ -34,12 +27,6 @@ ANSWERS = {
     "nested": ">" * 2000 + " deep\n\n" + "- " * 500 + "x\n\nend-of-it",
     "entities": "&lt;script&gt;window.broken=1&lt;/script&gt; &#x3c;img src=x onerror=window.broken=1&#x3e; end-of-it",
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.mark.parametrize("kind", ANSWERS)

@@ -8,15 +8,10 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.browser import CHROMIUM
-from tests.e2e.console import AXE, Asking, Tab, chromium, tab
+from tests.e2e.console import MARKS, Asking, Tab, tab
 from tests.harness.processes import ROOT, Stack
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here"),
-    pytest.mark.skipif(not AXE.exists(), reason="`make clients` has not been run"),
-    pytest.mark.timeout(300),
-]
+pytestmark = MARKS
 PAGES = {
     "l": "Live",
     "r": "Requests",
@@ -27,12 +22,6 @@ PAGES = {
     "o": "Operations",
 }
 TESTED = {"/", "j", "k", "Enter", "Space", "Esc", "[", "]", "g", *PAGES, "c", "s", "x", "p", "t", "?"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

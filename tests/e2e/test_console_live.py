@@ -11,28 +11,17 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from shared.cli.embedded import EmbeddedValkey
-from tests.e2e.browser import CHROMIUM
-from tests.e2e.console import AXE, Asking, chromium, tab
+from tests.e2e.console import MARKS, Asking, tab
 from tests.harness.processes import Stack
 from tests.harness.store import open_store
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here"),
-    pytest.mark.skipif(not AXE.exists(), reason="`make clients` has not been run"),
-    pytest.mark.timeout(300),
-]
+pytestmark = MARKS
 HIDE = """(hidden) => {
     Object.defineProperty(document, 'hidden', { value: hidden, configurable: true })
     document.dispatchEvent(new Event('visibilitychange'))
 }"""
 LONG = "fake/lorem?tokens=4000&rate=30"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

@@ -13,17 +13,12 @@ import pytest
 from playwright.sync_api import Browser, Route, expect
 
 from shared.cli.embedded import EmbeddedValkey
-from tests.e2e.browser import CHROMIUM
-from tests.e2e.console import AXE, Asking, chromium, tab
+from tests.e2e.console import MARKS, Asking, tab
 from tests.harness.processes import Stack, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import ScriptedUpstream
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here"),
-    pytest.mark.skipif(not AXE.exists(), reason="`make clients` has not been run"),
-    pytest.mark.timeout(300),
-]
+pytestmark = MARKS
 EMPTY = {
     "/": "Nothing runs just now",
     "/requests": "No request yet",
@@ -43,12 +38,6 @@ EMPTY = {
 SIZES = {"wide": (1280, 860), "narrow": (390, 844)}
 ROWS = 10_000
 PAGE = 100
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,13 @@ def test_a_wheel_holds_the_three_packages_and_what_they_read(tmp_path: Path) -> 
     assert not [name for name in names if "__pycache__" in name or name.endswith((".env", "streamspool.toml"))]
 
 
+def test_what_ci_runs_without_make_is_what_the_readme_says() -> None:
+    """A README whose paragraph was wrapped anew once left CI with no lines to run, and with no word why."""
+    lines = subprocess.run([".ci/fresh", "lines"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert lines.startswith("python3 -m venv .venv && ")
+    assert lines.endswith(".venv/bin/streamspool demo\n")
+
+
 def test_the_version_stands_in_one_place_and_the_changelog_has_it() -> None:
     assert PROJECT["project"]["dynamic"] == ["version"]
     assert PROJECT["tool"]["hatch"]["version"]["path"] == "shared/__init__.py"

@@ -94,7 +94,8 @@ class Soak:
         self.states: list[dict[str, Any]] = []
         """What the ledger must add up to."""
         self.refused: Counter[str] = Counter()
-        """How often a model was asked in vain: each may have been accepted all the same, and withdrawn a little later."""
+        """How often a model was asked in vain: each may have been accepted all the same, and withdrawn a little later, or have
+        run to its end where only the answer was cut off."""
         self.streams: set[Stream] = set()
         self.slowest_s = 0.0
         self._lasts_s = minutes * 60
@@ -183,6 +184,7 @@ class Soak:
             except RETRIED as error:
                 # Refused at the door was certainly not accepted; anything later may have been.
                 if made.key is None and not isinstance(error, ConnectionRefusedError):
+                    self.refused[f"scripted/{made.tag}"] += 1
                     break
                 await asyncio.sleep(self.random.uniform(0.1, 0.5))
                 continue
@@ -225,6 +227,7 @@ class Soak:
                     status, state = await call(self.port(), "POST", "/v1/chat/completions", asked, headers=headers)
             except RETRIED as error:
                 if made.key is None and not isinstance(error, ConnectionRefusedError):
+                    self.refused[f"scripted/{made.tag}"] += 1
                     break
             else:
                 if status == 202:

@@ -78,8 +78,8 @@ class _Intake(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.pipeline = Pipeline()  # type: ignore[assignment]
-        self.deaf = False
-        """Nothing that comes is read any more."""
+        self.deaf = self._dropped = False
+        """Nothing that comes is read any more; and whether something was dropped since one last looked."""
         self.ended = False
         """The client has shut its sending side."""
         self._offer = False
@@ -96,7 +96,6 @@ class _Intake(HttpToolsProtocol):
         self._refusal: StreamspoolError | None = None
         """To be said when those before it have their answers."""
         self._linger: asyncio.TimerHandle | None = None
-        self._dropped = False
 
     def data_received(self, data: bytes) -> None:
         if len(data) <= _SLICE_BYTES:
@@ -174,7 +173,8 @@ class _Intake(HttpToolsProtocol):
         super().on_headers_complete()
         self.headers = []  # for trailers: whoever looked at the headers must not have missed some (RFC 9110 §6.5.1)
         if version == "1.0":
-            self.cycle.chunked_encoding, self.cycle.expected_content_length = False, AnyLength()
+            self.cycle.chunked_encoding = self.cycle.waiting_for_100_continue = False  # nor is a 100 for it (RFC 9110 §15.2)
+            self.cycle.expected_content_length = AnyLength()
         if not self.cycle.keep_alive:
             self.cycle.transport = cast("asyncio.Transport", Lingering(self))
         if len(self.pipeline) > PIPELINED:

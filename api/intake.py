@@ -52,9 +52,10 @@ def opens_socket(
     scope: dict[str, Any], url: bytes, fields: list[tuple[bytes, bytes]], known: Callable[[dict[str, Any]], bool]
 ) -> bool:
     """Whether a request goes on as a WebSocket: it offers to (RFC 6455 §4.1), and there is one, says `known`, at its path.
-    `scope` is what there is of it for ASGI. Raises BadRequest, HeaderFieldsTooLarge."""
+    HTTP/1.0 has no such offer (RFC 9110 §7.8). `scope` is what there is of it for ASGI. Raises BadRequest,
+    HeaderFieldsTooLarge."""
     offers = [part.strip().lower() for name, value in fields if name == b"upgrade" for part in value.split(b",")]
-    if scope["method"] != "GET" or b"websocket" not in offers:
+    if scope["method"] != "GET" or scope["http_version"] == "1.0" or b"websocket" not in offers:
         return False
     path = httptools.parse_url(url).path
     if not known({**scope, "type": "websocket", "path": unquote(path.decode("ascii")), "raw_path": path}):

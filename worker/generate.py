@@ -62,7 +62,7 @@ from worker.normalizer import Normalizer
 from worker.providers.chunk_shapes import answer_bytes
 from worker.providers.formats import responses_verbatim
 from worker.providers.registry import Provider, split_model
-from worker.providers.tool_calls import forces_one, ids_in
+from worker.providers.tool_calls import forces_one, ids_in, tool_names
 from worker.running import RunningAttempts
 from worker.summaries import Summaries, Summary
 from worker.upstream.attempts import Served, Target
@@ -201,7 +201,7 @@ class Generator:
             body = await self._outcomes.transcripts.blobs.parsed(header["owner"], stored)
             history, asked = await self._outcomes.transcripts.messages(header, body)
             messages = [*history, *asked]
-            answer.forced, answer.call_ids = forces_one(body), ids_in(messages)
+            answer.forced, answer.call_ids, answer.tools = forces_one(body), ids_in(messages), tool_names(body)
             answer.verbatim, answer.whole = responses_verbatim.request_of(body) is not None, body.get(FIELD)
             await self._settlement.check_budget(header)
             summary = self._summaries.of(header, body, served, answer)
@@ -374,9 +374,9 @@ class Generator:
         *,
         lost: bool,
     ) -> Outcome:
-        """Where the provider gave no usage, or may have put its reasoning into the text, the log is read for them."""
+        """Where the provider gave no usage or half of it, or may have put its reasoning into the text, the log is read for them."""
         note = served.note(spoke=bool(writer.position.seq))
-        if not answer.usage or (note.get("think") and answer.tagged):
+        if not answer.usage or answer.half_told or (note.get("think") and answer.tagged):
             told = await self._outcomes.transcripts.read(writer.generation_id, writer.epoch, damaged=lost, ending=True)
             outcome = await self._outcomes.compose(told, status, failure)
         else:

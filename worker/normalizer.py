@@ -16,13 +16,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamInvalid
+from shared.features.usage import is_half
 from shared.lib import json, sse
 from shared.log.entry import Chunk
-from worker.providers import finish, usage
+from worker.providers import finish, framing, usage
 from worker.providers.choice import Choice
 from worker.providers.chunk_shapes import FOREIGN, put_in_place, put_usage_in_place
 from worker.providers.dialect import Dialect, Translator
-from worker.providers.errors import error_in, malformed, parse, refusal
+from worker.providers.errors import error_in, malformed, refusal
 from worker.providers.formats.openai import DIALECT
 from worker.providers.tool_calls import CallIds, whole_number
 
@@ -54,14 +55,7 @@ class Normalizer:
     """
 
     def __init__(
-        self,
-        *,
-        id: str,
-        created: int,
-        model: str,
-        show_usage: bool,
-        choices: int = 1,
-        forced: bool = False,
+        self, *, id: str, created: int, model: str, show_usage: bool, choices: int = 1, forced: bool = False
     ) -> None:
         self._id = id
         self._created = created
@@ -74,6 +68,8 @@ class Normalizer:
         self._ended = False
         self.call_ids: Iterable[str] = ()
         """The ids of calls in the request, to be set before `begin`: no call of the answer gets one of them."""
+        self.tools: Iterable[str] = ()
+        """What its tools are called, to be set before `begin`: names that come in pieces are known by them."""
         self.begin(DIALECT)
         self.content_chars = 0
         """Characters of content so far, over all choices."""
@@ -87,7 +83,7 @@ class Normalizer:
         self._wire_format = dialect.wire_format
         translator = (self.verbatim and dialect.verbatim) or dialect.translator
         self._translator: Translator | None = translator() if translator else None
-        self._ids = CallIds(self._id, self.call_ids)
+        self._ids = CallIds(self._id, self.call_ids, self.tools)
         self._choices: list[Choice] = []
         self._usage_chunk: dict[str, Any] | None = None
         self._said = False
@@ -136,10 +132,10 @@ class Normalizer:
         data = event.data
         if self.done or event.event == "ping" or not data:
             return []
-        if data.strip() == sse.DONE:
-            self.done = self._translator is None or self.finished  # it proves the end of OpenAI's format alone
+        if len(data) <= framing.LONGEST_END and (framing.is_end(data) or (self.finished and b"{" not in data)):
+            self.done = framing.is_end(data) and (self._translator is None or self.finished)
             return []
-        value = parse(data)
+        value = framing.value_of(data)
         if event.event and _FAILURE.search(event.event):
             raise refusal(value if value is not None else data.decode("utf-8", "replace"), status=502)
         if not isinstance(value, dict):
@@ -202,7 +198,7 @@ class Normalizer:
         for index, choice in enumerate(self._choices):
             top = self._tops.pop(index, None) or self._shown([])
             chunks.append(self._serialize(self._carry({**top, "choices": [choice.close(index)]})))
-        if self.usage is not None:
+        if self.usage is not None and not self.lacks_usage:
             last = {**(self._usage_chunk or {}), "choices": [], "usage": self.usage}
             chunks.append(self._serialize(last, is_usage=True))
         self.chunks += len(chunks)
@@ -220,13 +216,20 @@ class Normalizer:
 
     @property
     def lacks_usage(self) -> bool:
-        """Whether usage was asked for and none came."""
-        return self._show_usage and self.usage is None
+        """Whether usage was asked for and none came, or half of it."""
+        return self._show_usage and (self.usage is None or self.half_told)
+
+    @property
+    def half_told(self) -> bool:
+        """Whether the provider's figures leave out the prompt, or the answer where there is one."""
+        return self.whole is None and self._said and is_half(self.usage)
 
     def measured(self, figures: dict[str, Any], source: str) -> list[Chunk]:
         """After the end: a usage chunk with our own figures, and where they are from."""
         self.chunks += 1
-        last = {**(self._usage_chunk or {}), "choices": [], "usage": figures, "usage_source": source}
+        last = {**(self._usage_chunk or {}), "choices": [], "usage": figures}
+        if source != "provider":
+            last["usage_source"] = source
         return [self._serialize(last, is_usage=True)]
 
     def remark(self, delta: dict[str, Any], **fields: Any) -> Chunk:
@@ -346,10 +349,10 @@ class Normalizer:
         places a choice by counting, and fails on a gap.
         """
         opened: list[Chunk] = []
-        for choice in choices:
+        for at, choice in enumerate(choices):
             if not isinstance(choice, dict):
                 raise malformed()
-            index = choice["index"] = whole_number(choice.get("index")) or 0
+            index = choice["index"] = whole_number(choice.get("index", at if at < self._expected else 0)) or 0
             if not 0 <= index < _MAX_CHOICES:
                 raise malformed()
             while len(self._choices) <= index:

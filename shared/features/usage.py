@@ -1,7 +1,7 @@
 """Token usage: where a figure comes from.
 
 Hidden here: the order of sources: the provider's own figure, else a tokenizer's count, else an estimate. Every usage says which
-it is. Who used what is added up in `spend/ledger.py`.
+it is; one of which the provider told half is called what the other half is. Who used what is added up in `spend/ledger.py`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,36 @@ def source_of(told: str | None) -> Source | None:
     return "estimate" if told == "estimate" else "tokenizer" if told == "tokenizer" else None
 
 
+def is_half(told: dict[str, Any] | None) -> bool:
+    """Whether it counts the prompt and not the answer, or the answer alone: Ollama leaves out a prompt that it has cached."""
+    counts = [told.get(name) for name in ("prompt_tokens", "completion_tokens")] if told else []
+    return all(type(count) is int for count in counts) and sum(map(bool, counts)) == 1
+
+
 async def measure(
     model: str, prompt: list[dict[str, Any]], text: Texts, given: dict[str, Any] | None = None
 ) -> Measured:
     """What an answer used, finished or not: `given` is the provider's own usage, `model` who said it."""
-    if given:
+    if given and not is_half(given):
         return Measured(given, "provider")
+    own = await _measured(model, prompt, text)
+    return _filled(given, own) if given else own
+
+
+def _filled(given: dict[str, Any], own: Measured) -> Measured:
+    """A provider's figures with our own where it counted none."""
+    lacks, has = "prompt_tokens", "completion_tokens"
+    if given[lacks]:
+        lacks, has = has, lacks
+    if not own.figures[lacks]:
+        return Measured(given, "provider")  # there was nothing to count
+    figures = {**given, lacks: own.figures[lacks], "total_tokens": given[has] + own.figures[lacks]}
+    if lacks == "completion_tokens" and (details := own.figures.get("completion_tokens_details")):
+        figures["completion_tokens_details"] = {**(given.get("completion_tokens_details") or {}), **details}
+    return Measured(figures, own.source)
+
+
+async def _measured(model: str, prompt: list[dict[str, Any]], text: Texts) -> Measured:
     if counted := await tokens.count(model, prompt, text.content, text.reasoning):
         return Measured(_usage(counted["prompt"], counted["answer"], counted["reasoning"]), "tokenizer")
     asked = sum(characters(message.get("content")) for message in prompt)

@@ -182,6 +182,57 @@ def test_so_it_does_on_any_route(raw: Raw, path: str) -> None:
     assert raw.ended()
 
 
+def test_k9_a_client_of_1_0_is_not_told_to_go_on(raw: Raw) -> None:
+    """It would take the 100 for its answer (RFC 9110 §15.2)."""
+    body = json.dumps(ask("fake/echo", "all of it")).encode()
+    raw.send(sized(CHAT.replace(b"1.1", b"1.0") + b"expect: 100-continue\r\n", body)[: -len(body)])
+    raw.send(body)
+    answer = raw.answer()
+    assert (answer.status, said(answer.body)) == (200, "all of it")
+    assert raw.ended()
+
+
+def test_k9_chunks_of_a_client_of_1_0_are_its_last_words(raw: Raw) -> None:
+    """It may not send any (RFC 9112 §6.1): what it meant is answered, and nothing behind it is taken for a request."""
+    body = json.dumps(ask("fake/echo", "all of it", stream=True)).encode()
+    raw.send(chunked(CHAT.replace(b"1.1", b"1.0"), body) + GET + b"\r\n")
+    answer = raw.answer()
+    assert answer.body.endswith(b"data: [DONE]\n\n")
+    assert answer.body.count(b"[DONE]") == 1
+    assert raw.ended()
+
+
+def test_k9_no_socket_is_opened_in_1_0(raw: Raw) -> None:
+    offer = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+    key = b"sec-websocket-key: %b\r\n" % base64.b64encode(bytes(16))
+    raw.send(b"GET /v1/responses HTTP/1.0\r\n" + HOST + offer + key + b"\r\n")
+    assert raw.answer().status == 405
+    assert raw.ended()
+
+
+def test_k9_files_and_heads_in_1_0(raw: Raw, client: Client) -> None:
+    """What is streamed without a length ends with the connection, and what has no body has none."""
+    lines = b"".join(b'{"n": %d}\n' % n for n in range(50_000))
+    file = client.http.post("/v1/files", files={"file": ("a.jsonl", lines)}, data={"purpose": "batch"}).json()
+    for method in ("GET", "HEAD"):
+        one = Raw(str(client.http.base_url))
+        one.send(f"{method} /v1/files/{file['id']}/content HTTP/1.0\r\n\r\n".encode())
+        answer = one.answer(method)
+        assert (answer.status, answer.body) == (200, lines if method == "GET" else b"")
+        assert "transfer-encoding" not in answer.headers
+        assert one.ended()
+        one.close()
+    raw.send(b"GET /v1/files/none/content HTTP/1.0\r\n\r\n")
+    assert raw.answer().status == 404
+
+
+def test_k9_a_refusal_in_1_0_is_seen_by_who_still_sends(raw: Raw) -> None:
+    raw.send(CHAT.replace(b"1.1", b"1.0") + b"content-length: 900000000\r\n\r\n" + b"x" * 100_000)
+    answer = raw.answer()
+    assert (answer.status, answer.headers["connection"]) == (413, "close")
+    assert raw.ended()
+
+
 def test_curl_in_1_0_shows_a_live_stream_without_chunk_sizes(stack: Stack) -> None:
     body = json.dumps(ask("fake/lorem?tokens=20&rate=100", stream=True))
     printed = curl("-0N", f"{stack.url}/v1/chat/completions", "-H", "content-type: application/json", "-d", body)

@@ -74,6 +74,7 @@ CYCLE = {
     "response_complete",
     "response_started",
     "transport",
+    "waiting_for_100_continue",
 }
 STATE = {"connections", "default_headers", "total_requests"}
 SERVER = {"config", "force_exit", "handle_exit", "server_state", "should_exit", "shutdown"}

@@ -50,12 +50,19 @@ def spelled(stream: bytes) -> list[tuple[str, bytes]]:
 
 
 def hear(
-    stream: bytes, *, dialect: Dialect = OPENAI, size: int = 1400, choices: int = 1, forced: bool = False, ids: Any = ()
+    stream: bytes,
+    *,
+    dialect: Dialect = OPENAI,
+    size: int = 1400,
+    choices: int = 1,
+    forced: bool = False,
+    ids: Any = (),
+    tools: Any = (),
 ) -> tuple[list[Chunk], UpstreamError | None, Any]:
     """All chunks of a stream that comes in packets of this size, and the error it ended in."""
     reader = new_normalizer(show_usage=True, choices=choices, dialect=dialect)
     reader.forced = forced
-    reader.call_ids = ids
+    reader.call_ids, reader.tools = ids, tools
     reader.begin(dialect)
     decoder = dialect.decoder(1 << 20)
     chunks: list[Chunk] = []

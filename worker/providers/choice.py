@@ -34,7 +34,9 @@ class Choice:
 
     __slots__ = (
         "_annotations",
+        "_begun",
         "_forced",
+        "_ids",
         "_length",
         "_legacy",
         "_opened",
@@ -65,6 +67,9 @@ class Choice:
         self._annotations: dict[str, int] = {}
         self._length = 0
         self._legacy: str | None = None
+        self._begun = ""
+        """The name of such a call, as long as it may go on."""
+        self._ids = ids
         self.calls = ToolCalls(ids)
         self.held: dict[str, Any] | None = None
         """The choice as it will stand in the last chunk, if nothing follows."""
@@ -121,7 +126,7 @@ class Choice:
         if delta.get("annotations"):
             self._annotate(delta)
         if delta.get("function_call"):
-            self._read_legacy(delta["function_call"])
+            self._read_legacy(delta)
         says = any(value for key, value in delta.items() if key != "role")
         worse = None if says or self.held is None else self._worse(word)
         word = worse or word
@@ -150,6 +155,8 @@ class Choice:
         if not isinstance(delta, dict | None):
             raise malformed()
         message = choice.get("message")
+        if isinstance(message, str):
+            message = choice["message"] = {"content": message}
         if not delta and message is None and isinstance(choice.get("text"), str):
             delta = {"content": choice.pop("text")}
         elif isinstance(message, dict) and (not self.said or self._whole is not None):
@@ -186,13 +193,21 @@ class Choice:
             self._opened = True
             delta["role"] = "assistant"  # some say `model`, which clients refuse
 
-    def _read_legacy(self, call: Any) -> None:
-        """`function_call`, what calls were before `tool_calls`: in pieces, too, but there is only one."""
+    def _read_legacy(self, delta: dict[str, Any]) -> None:
+        """`function_call`, what calls were before `tool_calls`: in pieces, too, but there is only one. It is told when its
+        name is whole."""
+        call = delta["function_call"]
         if not isinstance(call, dict):
             raise malformed()
         if "arguments" in call:
             call["arguments"] = text_of(call["arguments"])
         self._legacy = (self._legacy or "") + call.get("arguments", "")
+        if self._begun or not self._legacy:
+            self._begun += call.get("name") or ""
+            if not self._legacy and self._ids.begins_a_name(self._begun):
+                del delta["function_call"]
+            elif self._begun:
+                call["name"], self._begun = self._begun, ""
 
     def _annotate(self, delta: dict[str, Any]) -> None:
         """Chat Completions knows `url_citation` alone, in an object of that name with four required fields; the others
@@ -269,7 +284,7 @@ class Choice:
             delta["tool_calls"] = calls
         if self._legacy is not None and not self._legacy.strip():
             self._legacy = "{}"
-            delta["function_call"] = {"arguments": "{}"}
+            delta["function_call"] = {"arguments": "{}", **({"name": self._begun} if self._begun else {})}
         return delta
 
     def close(self, index: int, reason: str | None = None) -> dict[str, Any]:

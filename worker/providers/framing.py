@@ -1,8 +1,9 @@
 """The body of an answer as events, whatever it turns out to be. Pure, without I/O.
 
 Hidden here: that a provider may ignore `stream` and answer with one JSON object, pretty-printed or not, that Gemini may send
-a list of them, and that the content type tells neither. For example, a body that begins with `{` is one event and the end; one
-that begins with `data:` is an event stream, also where it is called application/json.
+a list of them, and that the content type tells neither; that gateways put an answer into an object of their own, and an event
+into a string. For example, a body that begins with `{` is one event and the end; one that begins with `data:` is an event
+stream, also where it is called application/json.
 """
 
 from __future__ import annotations
@@ -16,6 +17,38 @@ _BOM = b"\xef\xbb\xbf"
 _JSON_STARTS = (b"{", b"[")
 _ANSWERS = ("choices", "candidates", "content", "output", "message", "promptFeedback")
 """What a whole answer has in one of the formats; `message` is an error's, too, where it is text."""
+_WRAPPERS = ("data", "response", "result", "output", "body")
+"""Under which a gateway has the answer: DashScope's own format `output`, Google's Code Assist `response`."""
+LONGEST_END = 32
+
+
+def is_end(data: bytes) -> bool:
+    """Whether an event's data is [DONE], however it is spelled: as a JSON string, in lower case, with `data:` said twice. It
+    proves the end of OpenAI's format alone."""
+    return data.strip().removeprefix(b"data:").strip(b" '\"[]").upper() == b"DONE"
+
+
+def value_of(data: bytes) -> Any:
+    """What an event's data is as JSON, out of what it is packed in; None where it is none."""
+    value = parse(data)
+    if value.__class__ is dict and "choices" in value:
+        return value
+    if value is None and data.startswith(b"data:"):
+        value = parse(data.removeprefix(b"data:"))
+    if isinstance(value, str):
+        value = parse(value.encode("utf-8", "replace"))
+    return _unwrapped(value)
+
+
+def _unwrapped(value: Any) -> Any:
+    """An answer, or a piece of one, out of an object that has it under a name of its own; figures may stand beside it."""
+    if not isinstance(value, dict) or "type" in value or value.get("error"):
+        return value
+    for name in _WRAPPERS:
+        inner = value.get(name)
+        if isinstance(inner, dict) and any(isinstance(inner.get(key), list) for key in _ANSWERS[:3]):
+            return {**({"usage": value["usage"]} if value.get("usage") else {}), **inner}
+    return value
 
 
 class Decoder:
@@ -61,10 +94,12 @@ class Decoder:
     def other(self) -> bytes | None:
         """The body, once it has ended, if it is JSON and no answer."""
         value: Any = None if self._body is None else parse(bytes(self._body))
-        first = value[0] if isinstance(value, list) and value else value
+        first = _unwrapped(value[0] if isinstance(value, list) and value else value)
         if self._body is None or value is None:
             return None
-        is_answer = isinstance(first, dict) and any(isinstance(first.get(key), dict | list) for key in _ANSWERS)
+        is_answer = isinstance(first, dict) and (
+            any(isinstance(first.get(key), dict | list) for key in _ANSWERS) or first.get("type") == "message"
+        )
         return bytes(self._body) if not is_answer or first.get("error") else None
 
     def close(self) -> list[sse.Event]:
@@ -75,7 +110,7 @@ class Decoder:
         body = bytes(self._body)
         value = parse(body)
         if isinstance(value, dict):
-            end = [] if _is_piece(value) else [sse.Event(sse.DONE)]
+            end = [] if _is_piece(_unwrapped(value)) else [sse.Event(sse.DONE)]
             return [sse.Event(body), *end]
         if isinstance(value, list):
             return [sse.Event(json.dumps(one)) for one in value if isinstance(one, dict)]

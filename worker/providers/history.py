@@ -2,7 +2,7 @@
 
 Hidden here: what in a history stops a provider though nobody can change it any more. Ids of calls in another alphabet, or used
 twice; calls that were never answered, since the answer they stood in was cut; results whose call was cut off with the start;
-names that no tool has; arguments that are no JSON; roles, reasoning and media types in another vendor's words. For example,
+names that no tool has; arguments that are no JSON; calls from before there were tools; roles, reasoning and media types in another vendor's words. For example,
 Kimi's `functions.Bash:0` is `functions_Bash_0` for Claude, in the call and in its result. The same history always
 becomes the same messages, and a longer one begins with them: providers cache prefixes.
 
@@ -39,11 +39,13 @@ _BETWEEN = "OK."
 _DIGITS = string.digits + string.ascii_letters
 
 
-def fitted(messages: list[Any], accepts: Accepts) -> list[tuple[Message, str]]:
+def fitted(messages: list[Any], accepts: Accepts, *, functions: bool = False) -> list[tuple[Message, str]]:
     """The messages as this provider can take them, each with its path in the request. The given ones are not changed.
 
     What answers a call comes right after the message with the call, in its order, and so does what says that there is none.
+    With `functions`, calls and results in the form from before there were tools stay in it.
     """
+    messages = messages if functions else _without_functions(messages)
     ids = _Ids(messages, accepts.call_ids)
     found: list[tuple[Message, str]] = []
     for at in ids.order:
@@ -70,6 +72,32 @@ def fitted(messages: list[Any], accepts: Accepts) -> list[tuple[Message, str]]:
         found.append((fit, param))
         for call_id in ids.unanswered.get(at, ()) if at != ids.order[-1] else ():
             found.append(({"role": "tool", "tool_call_id": call_id, "content": UNANSWERED}, param))
+    return found
+
+
+def _without_functions(messages: list[Any]) -> list[Any]:
+    """`function_call`, and the role `function`, as calls and results of tools, each at its place. A result answers the newest
+    call of its name that has none yet."""
+    found: list[Any] = []
+    waiting: list[tuple[Any, str]] = []
+    for at, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role == "assistant" and isinstance(call := message.get("function_call"), dict):
+            message = {key: value for key, value in message.items() if key != "function_call"}
+            calls = message.get("tool_calls") or []
+            if not any(isinstance(one, dict) and one.get("function") == call for one in calls):  # some tell it twice
+                waiting.append((call.get("name"), f"function_{at}"))
+                made = {"id": waiting[-1][1], "type": "function", "function": call}
+                message["tool_calls"] = [*calls, made]
+        elif role == "function":
+            name = message.get("name")
+            answered = next((one for one in reversed(waiting) if name is None or one[0] == name), None)
+            if answered is None:
+                message = {"role": "user", "content": _told(message.get("content"))}
+            else:
+                waiting.remove(answered)
+                message = {"role": "tool", "tool_call_id": answered[1], "content": message.get("content") or ""}
+        found.append(message)
     return found
 
 

@@ -97,13 +97,10 @@ def messages(body: dict[str, Any], provider: str, accepts: Accepts) -> list[tupl
     """The messages as the provider can take them (history.py), each with its path.
 
     A `name` is a hint where all of a role share it, and refused where it tells speakers apart: others have no place for
-    it. The role `function` is refused; a tool's own `name` is its function's.
+    it. A tool's own `name` is its function's.
     """
     items(body["messages"], "messages")
     found = history.fitted(body["messages"], accepts)
-    for message, param in found:
-        if message["role"] == "function":
-            raise wrong(f"{param}.role", "is no longer used. A tool's answer has the role tool.")
     check_speakers(found, provider)
     return found
 
@@ -178,8 +175,6 @@ class ToolCall(NamedTuple):
 
 def tool_calls(message: dict[str, Any], param: str) -> list[ToolCall]:
     """The calls, with their arguments whatever these are: it was a model that wrote them, and nobody can take them back."""
-    if message.get("function_call"):
-        raise wrong(f"{param}.function_call", "is no longer used. Say it with tool_calls.")
     found = []
     for call, where in items(message.get("tool_calls"), f"{param}.tool_calls"):
         if isinstance(custom := call.get("custom"), dict):  # OpenAI's free-form call, whose input is any text

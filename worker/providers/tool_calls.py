@@ -3,7 +3,8 @@
 Hidden here: which piece belongs to which call. Out come `index` from 0 in order of appearance (OpenAI's SDK for Python takes
 it for the place), `id`, `type` and the name once, at a call's start, an id that no other call of the conversation has, and
 arguments as text, `{}` for a call without. For example, SGLang tells all parallel calls under index 0, and a new id with a
-name begins a new call; Gemini's OpenAI format gives calls no id, and they get one of ours.
+name begins a new call; Gemini's OpenAI format gives calls no id, and they get one of ours. A name that comes in pieces, as
+`get_` and `weather`, is told when it is whole: no client adds names up as another does.
 """
 
 from __future__ import annotations
@@ -20,13 +21,23 @@ _LONGEST = 65536
 
 
 class CallIds:
-    """The ids of a conversation. One instance serves all choices of an answer.
+    """The ids of a conversation, and what its tools are called. One instance serves all choices of an answer.
 
-    `seed` is what ours are made of: the same answer, read again, has the same. `taken` are those of the request.
+    `seed` is what ours are made of: the same answer, read again, has the same. `taken` are those of the request, `names` the
+    names of its tools.
     """
 
-    def __init__(self, seed: str, taken: Iterable[str] = ()) -> None:
+    def __init__(self, seed: str, taken: Iterable[str] = (), names: Iterable[str] = ()) -> None:
         self._seed, self._taken, self._made = seed, set(taken), 0
+        self._names = frozenset(names)
+
+    def begins_a_name(self, text: str) -> bool:
+        """Whether a name is to go on: it is no tool's, and one of them begins with it."""
+        return bool(text) and text not in self._names and any(name.startswith(text) for name in self._names)
+
+    def has_a_name(self, text: str) -> bool:
+        """Whether this is a tool's name, or its beginning."""
+        return text in self._names or self.begins_a_name(text)
 
     def claim(self, given: str) -> str:
         """The provider's own id, or one of ours where there is none or another call has it. Ours has nine letters and
@@ -50,8 +61,15 @@ def ids_in(messages: Iterable[Any]) -> set[str]:
     }
 
 
+def tool_names(body: dict[str, Any]) -> set[str]:
+    """What the tools of a request are called, those of older ones (`functions`) among them."""
+    tools = [tool for field in ("tools", "functions") if isinstance(found := body.get(field), list) for tool in found]
+    told = [tool.get("function") or tool.get("custom") or tool for tool in tools if isinstance(tool, dict)]
+    return {one["name"] for one in told if isinstance(one, dict) and isinstance(one.get("name"), str)}
+
+
 class _Call:
-    """One call so far. `given` is the provider's own id; `waiting` what came of it before its name; `empty`: it began with
+    """One call so far. `given` is the provider's own id; `waiting` what came of it before its name was whole; `empty`: it began with
     `{}`, which is all of its arguments if nothing follows, and what some begin every call with."""
 
     __slots__ = ("empty", "field", "given", "kind", "name", "pieces", "waiting")
@@ -105,8 +123,21 @@ class ToolCalls:
         if not isinstance(calls, list):
             raise malformed()
         self._opened.clear()
-        told = [self._piece(call) for call in calls]
-        return [piece for piece in told if piece is not None]
+        told: list[dict[str, Any]] = []
+        for call in calls:
+            if (piece := self._piece(call)) is not None:
+                told += self._before(piece["index"])
+                told.append(piece)
+        return told
+
+    def _before(self, place: int) -> list[dict[str, Any]]:
+        """Calls that wait for the rest of their names, where a later one begins: they have them."""
+        told = []
+        for at, call in enumerate(self._calls[:place]):
+            if call.waiting is not None and call.name:
+                told.append(self._opening(at, call.waiting, {}, call.text))
+                call.waiting = None
+        return told
 
     def close(self) -> list[dict[str, Any]]:
         """What is missing at the end of an answer: arguments of calls that have none, calls that were never named."""
@@ -149,10 +180,10 @@ class ToolCalls:
                 known.pieces.append(text)
                 return _continued(call, place, known, inner, text)
             call = {**known.waiting, **{key: item for key, item in call.items() if item}}
-            known.name, text = name, known.text + text
+            known.name, text = known.name + name, known.text + text
             known.pieces.clear()
         known.pieces.append(text)
-        if not known.name:
+        if not known.name or (not known.told and self._ids.begins_a_name(known.name)):
             known.waiting = call
             return None
         known.waiting = None
@@ -184,6 +215,8 @@ class ToolCalls:
     def _follows(self, call: _Call, name: str, text: str) -> bool:
         """Whether a piece with a name, and no id or that of this call, is another call's: some repeat the name in every
         piece, some have calls one after the other."""
+        if call.waiting is not None and call.name and self._ids.has_a_name(call.name + name):
+            return False
         if call.name != name:
             return bool(call.name)
         return bool(text) and call.whole and text != call.told

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shared.chat.chunks import EXTENSION_FIELDS
-from tests.harness.upstream import DONE, USAGE, Pause, chunk, ending, words
+from tests.harness.upstream import DONE, USAGE, Pause, chunk, ending, usage, words
 from tests.support.wire import Client, Register, ask, chunks, error_of, frames, payload, text
 
 UNKNOWN: dict[str, Any] = {
@@ -248,6 +248,19 @@ def test_j3_without_a_figure_of_the_providers_it_is_an_estimate(client: Client, 
     assert (state["usage_source"], state["usage"]) == ("estimate", figures)
     assert client.post(ask(model, "x" * 40)).json()["usage_source"] == "estimate"
     assert "usage_source" not in client.post(ask(scripted(UPSTREAMS["twice"]).model)).json()
+
+
+def test_k5_half_of_the_providers_figures_is_made_whole(client: Client, scripted: Register) -> None:
+    figures = {"prompt_tokens": 7, "completion_tokens": 6, "total_tokens": 13}
+    model = scripted([*words(8), chunk({}, "stop"), usage(prompt_tokens=7), DONE]).model
+    response = client.stream(model, stream_options={"include_usage": True})
+    *before, last = chunks(response.content)
+    assert (last["usage"], last["usage_source"]) == (figures, "estimate")
+    assert not any(part["usage"] for part in before)
+    whole = client.post(ask(model)).json()
+    assert (whole["usage"], whole["usage_source"]) == (figures, "estimate")
+    state = client.state(response.headers["x-stream-id"])
+    assert (state["usage"], state["usage_source"]) == (figures, "estimate")
 
 
 def test_a_late_failure_shows_no_usage_after_it(client: Client, scripted: Register) -> None:

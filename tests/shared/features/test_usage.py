@@ -21,6 +21,28 @@ async def test_the_providers_own_figures_come_first() -> None:
     assert await usage.measure("openai/gpt-4o", [USER], Texts("x", ""), given_usage) == (given_usage, "provider")
 
 
+@pytest.mark.parametrize(
+    ("told", "figures"),
+    [
+        ({"prompt_tokens": 7, "completion_tokens": 0, "total_tokens": 7, "x": 1}, (7, 25, 32)),
+        ({"prompt_tokens": 0, "completion_tokens": 5, "total_tokens": 5}, (8, 5, 13)),
+    ],
+)
+async def test_of_half_of_them_the_other_half_is_our_own(told: dict[str, Any], figures: tuple[int, int, int]) -> None:
+    """And what the whole is called says so."""
+    prompt = [{"role": "user", "content": "x" * 32}]
+    found, source = await usage.measure("fake/echo", prompt, Texts("a" * 60, "b" * 40), told)
+    assert (found["prompt_tokens"], found["completion_tokens"], found["total_tokens"]) == figures
+    assert (source, found.get("x")) == ("estimate", told.get("x"))
+    reasoning = None if told["completion_tokens"] else {"reasoning_tokens": 10}
+    assert found.get("completion_tokens_details") == reasoning
+
+
+async def test_half_of_them_is_all_where_nothing_was_said() -> None:
+    told = {"prompt_tokens": 7, "completion_tokens": 0, "total_tokens": 7}
+    assert await usage.measure("fake/echo", [USER], Texts("", ""), told) == (told, "provider")
+
+
 async def test_then_a_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "_BOUND_S", 60)  # however busy this machine is
     figures, source = await usage.measure("openai/gpt-4o", [USER], Texts("Hi, how are you?", "thinking hard"))

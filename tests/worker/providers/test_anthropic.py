@@ -327,7 +327,6 @@ def user(part: Any) -> dict[str, Any]:
         ([], {"tools": [{"type": "function", "function": 5}]}, "tools[0].function"),
         ([{"role": "assistant", "tool_calls": 5}], {}, "messages[0].tool_calls"),
         ([{"role": "assistant", "audio": {"id": "x"}}], {}, "messages[0].audio"),
-        ([{"role": "assistant", "function_call": {"name": "x"}}], {}, "messages[0].function_call"),
         ([{"role": "assistant", "thinking_blocks": [{"type": "text"}]}], {}, "messages[0].thinking_blocks[0]"),
     ],
 )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shared.lib import json
 from worker.providers.accepts import FORMATS, MISTRAL, OPENAI, Accepts
 from worker.providers.formats import anthropic_request, cohere, gemini_request, ollama, openai, responses
-from worker.providers.history import UNANSWERED, arguments, arguments_text, fitted, media_url
+from worker.providers.history import LONE, UNANSWERED, arguments, arguments_text, fitted, media_url
 
 USER = {"role": "user", "content": "hi"}
 CLAUDE = FORMATS["anthropic"]
@@ -221,3 +221,51 @@ def test_what_has_the_wrong_shape_stays_for_the_format_to_refuse() -> None:
         {"role": "tool"},
     ]
     assert fit(odd, OPENAI) == odd
+
+
+# ---- calls from before there were tools
+
+OLD = [
+    USER,
+    {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"a": 1}'}},
+    {"role": "function", "name": "f", "content": "sunny"},
+    {"role": "assistant", "content": "And?", "function_call": {"name": "g", "arguments": None}},
+    {"role": "function", "name": "g", "content": None},
+    {"role": "user", "content": "thanks"},
+]
+
+
+def test_k6_older_calls_and_their_results_are_those_of_tools() -> None:
+    made = fit(OLD)
+    assert made[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": 1}'}
+    assert [message["role"] for message in made] == ["user", "assistant", "tool", "assistant", "tool", "user"]
+    assert [one[0] for one in pairs(made)] == ids(made)
+    assert [one[1] for one in pairs(made)] == ["sunny", ""]
+    assert not any("function_call" in message for message in made)
+    assert fit(OLD[:4]) == made[:4], "a longer history begins with the shorter one"
+
+
+def test_k6_an_older_result_without_its_call_is_told_by_the_user() -> None:
+    lone = {"role": "function", "name": "h", "content": "late"}
+    assert fit([USER, lone])[1] == {"role": "user", "content": f"{LONE}\nlate"}
+    assert fit([*OLD[:2], lone, OLD[2]])[2]["content"] == "sunny", "a result goes by its name"
+
+
+def test_k6_a_call_that_is_told_in_both_forms_is_one() -> None:
+    made = {"name": "f", "arguments": "{}"}
+    both = {**calls(call("c")), "function_call": made}
+    assert ids(fit([USER, both, result("c")])) == ["c"]
+
+
+@pytest.mark.parametrize("format", [anthropic_request, cohere, gemini_request, ollama, openai, responses])
+def test_k6_every_format_takes_them(format: Any) -> None:
+    request = json.dumps(format.build_request({"messages": OLD}, "m")).decode()
+    assert "sunny" in request
+    assert '"function_call":' not in request
+
+
+def test_k6_a_request_of_that_time_stays_as_it_is() -> None:
+    asked = {"messages": OLD[:3], "functions": [{"name": "f", "parameters": {}}]}
+    made = openai.build_request(asked, "m", OPENAI)["messages"]
+    assert [message["role"] for message in made] == ["user", "assistant", "function"]
+    assert made[1]["function_call"]["name"] == "f"

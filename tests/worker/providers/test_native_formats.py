@@ -69,12 +69,11 @@ def test_speakers_that_are_told_apart_by_name_are_refused(form: Any) -> None:
 @pytest.mark.parametrize(
     ("message", "param"),
     [
-        ({"role": "function", "content": "x"}, "messages[0].role"),
         ({"role": "tool", "content": "x"}, "messages[0].tool_call_id"),
         ({"role": "user", "content": [{"type": "video_url"}]}, "messages[0].content[0].type"),
         ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0].text"),
         ({"role": "assistant", "tool_calls": [{"id": "c"}]}, "messages[0].tool_calls[0].function"),
-        ({"role": "assistant", "function_call": {"name": "f"}}, "messages[0].function_call"),
+        ({"role": "assistant", "function_call": {"arguments": "{}"}}, "messages[0].tool_calls[0].function.name"),
         ({"role": "assistant", "audio": {"id": "a"}}, "messages[0].audio"),
     ],
 )

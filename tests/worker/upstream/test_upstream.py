@@ -121,6 +121,36 @@ async def test_a_whole_answer() -> None:
     }
 
 
+EVENTS = b"".join((chunk("a"), chunk("b"), chunk(None, "stop"), DONE))
+SSE = b"content-type: text/event-stream\r\n"
+IN_CHUNKS = b"%x\r\n%b\r\n0\r\n" % (len(EVENTS), EVENTS)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"HTTP/1.0 200 OK\r\n" + SSE + b"\r\n" + EVENTS,
+        b"HTTP/1.1 200\r\n" + SSE + b"\r\n" + EVENTS,
+        b"HTTP/1.1 200 OK\r\n" + SSE + b"content-length: %d\r\n\r\n" % len(EVENTS) + EVENTS,
+        b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 200 OK\r\n" + SSE + b"\r\n" + EVENTS,
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 2 + b"HTTP/1.1 200 OK\r\n" + SSE + b"\r\n" + EVENTS,
+        b"HTTP/1.1 200 OK\r\n" + SSE + b"Transfer-Encoding: Chunked\r\n\r\n" + IN_CHUNKS + b"x-cost: 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n"
+        + SSE
+        + b"transfer-encoding: chunked\r\n\r\n"
+        + b"000%X;n=v\r\n%b\r\n0\r\n\r\n" % (len(EVENTS), EVENTS),
+        b"HTTP/1.1 200 OK\r\nCONTENT-TYPE:Text/Event-Stream; Charset=UTF-8\r\n\r\n" + EVENTS,
+        b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + EVENTS,
+    ],
+)
+async def test_k9_http_as_providers_and_what_stands_before_them_speak_it(response: bytes) -> None:
+    async def script(wire: Wire) -> None:
+        await wire.raw(response)
+
+    reading, server = await ask(script)
+    assert (reading.error, reading.text, len(server.calls)) == (None, "ab", 1)
+
+
 async def test_one_read_is_one_batch() -> None:
     async def script(wire: Wire) -> None:
         await wire.head()

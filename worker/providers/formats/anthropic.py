@@ -35,7 +35,7 @@ class _Answer:
     def feed(self, event: str, value: dict[str, Any]) -> list[dict[str, Any]]:
         with readable():
             kind = value.get("type") or event
-            if kind in ("message", "") and isinstance(value.get("content"), list):
+            if kind in ("message", "") and isinstance(value.get("content"), list | str):
                 return self._whole(value)
             if kind == "content_block_start":
                 block = self._blocks[value["index"]] = _Block(value["content_block"], self._length)
@@ -60,8 +60,8 @@ class _Answer:
 
     def _whole(self, message: dict[str, Any]) -> list[dict[str, Any]]:
         self._usage = dict(message.get("usage") or {})
-        chunks = []
-        for raw in message["content"]:
+        chunks, content = [], message["content"]
+        for raw in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             chunks += self._block(raw)
         about = {key: message.get(key) for key in ("stop_reason", "stop_sequence", "stop_details", "container")}
         self.done = True

@@ -211,7 +211,8 @@ class _Translator:
         chunks: _Chunks = []
         if message.get("tool_plan"):
             chunks += self.plan({}, {"message": {"tool_plan": message["tool_plan"]}})
-        for block in message.get("content") or ():
+        content = message.get("content") or ()
+        for block in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             chunks += self.content({}, {"message": {"content": block}})
         for at, call in enumerate(message.get("tool_calls") or ()):
             chunks += self.call_start({"index": at}, {"message": {"tool_calls": call}})

@@ -47,7 +47,8 @@ def build_request(
     out = EXTENSION_FIELDS | {*accepts.leaves_out, *_LIMITS}
     request = {key: value for key, value in body.items() if key not in out}
     if "messages" in request:
-        request["messages"] = _messages(request["messages"], accepts)
+        functions = bool(request.get("functions"))  # then the whole request is in the form of that time
+        request["messages"] = _messages(request["messages"], accepts, functions=functions)
     request["model"] = model
     request["stream"] = True
     if "stream_options" not in accepts.leaves_out:
@@ -112,8 +113,8 @@ def _nearest(effort: str, known: tuple[str, ...]) -> str:
 # ---- messages
 
 
-def _messages(messages: Any, accepts: Accepts) -> list[Any]:
-    found = history.fitted(messages, accepts)
+def _messages(messages: Any, accepts: Accepts, *, functions: bool) -> list[Any]:
+    found = history.fitted(messages, accepts, functions=functions)
     if not accepts.names:
         parts.check_speakers([pair for pair in found if isinstance(pair[0], dict)], "this provider")
     fit = [_message(message, accepts) for message, _ in found]

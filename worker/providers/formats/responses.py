@@ -174,8 +174,6 @@ def _said_part(part: dict[str, Any], param: str) -> dict[str, Any]:
 
 def _calls(message: dict[str, Any], param: str, custom: set[str]) -> list[dict[str, Any]]:
     """Calls with arguments as they were written, JSON or not: it was the model who wrote them. Notes custom calls' ids."""
-    if message.get("function_call"):
-        raise wrong(f"{param}.function_call", "is no longer used. Say it with tool_calls.")
     found = []
     for one, where in parts.items(message.get("tool_calls"), f"{param}.tool_calls"):
         kind, field = ("custom", "input") if one.get("type") == "custom" else ("function", "arguments")

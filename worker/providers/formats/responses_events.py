@@ -138,6 +138,8 @@ class ResponsesTranslator:
         if word == "cancelled":
             raise refusal({"message": "The answer was cancelled at the provider.", "code": word}, status=502)
         chunks = self._untold(response.get("output") or [])
+        if not self._said and (text := response.get("output_text")):  # SDKs add it, and servers made with one send it
+            chunks.append(delta_chunk(content=text_in(text)))
         last = finish_chunk(word)
         if word == "incomplete" and cause:
             [choice] = last["choices"]
@@ -206,7 +208,8 @@ class ResponsesTranslator:
         chunks: _Chunks = []
         annotations: list[dict[str, Any]] = []
         silent = place not in self._spoken
-        for i, part in enumerate(item.get("content") or ()):
+        content = item.get("content") or ()
+        for i, part in enumerate([{"text": content}] if isinstance(content, str) else content):
             here = {**value, "content_index": i}
             if silent:
                 chunks += self._say(here, "content", part.get("text"))

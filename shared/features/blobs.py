@@ -37,6 +37,8 @@ GRACE_MS = 15 * 60_000
 _STORE_S = 300.0
 """How long it may take to store what one payload has: well within the grace."""
 _AT_ONCE = 4
+_PIECE_BYTES = 256 * 1024
+"""What is copied in one go, on the event loop."""
 _MULTIPART_BYTES = 8 * 1024 * 1024
 _KEPT_MS = 400 * 86_400_000
 """Keys of blobs that were held last so long ago belong to nothing."""
@@ -186,11 +188,11 @@ class Blobs:
 
     async def _put(self, name: str, content: memoryview) -> None:
         if len(content) <= _MULTIPART_BYTES:
-            await self._storage().put(name, bytes(content))
+            await self._storage().put(name, content)
             return
         async with self._storage().create(name) as sink:
-            for at in range(0, len(content), PIECE_BYTES):
-                await sink.write(bytes(content[at : at + PIECE_BYTES]))
+            for at in range(0, len(content), _PIECE_BYTES):
+                await sink.write(content[at : at + _PIECE_BYTES])
 
     async def _note(
         self, holder: str, tenant: str, mine: dict[str, str], sizes: dict[str, int], quota: int
@@ -278,7 +280,8 @@ class Blobs:
         """Raises RequestLost where it is not there, or not whole."""
         size = 0
         try:
-            async for piece in self._storage().read(object_name(tenant, blob.name), 0, blob.size, at_once=PIECE_BYTES):
+            name = object_name(tenant, blob.name)
+            async for piece in self._storage().read(name, 0, blob.size, at_once=PIECE_BYTES, piece=_PIECE_BYTES):
                 size += len(piece)
                 yield piece
         except Missing:

@@ -56,7 +56,7 @@ class _PastEnd(Exception):
 class Sink(Protocol):
     """Takes the bytes of an object that is being written."""
 
-    async def write(self, data: bytes, /) -> int: ...
+    async def write(self, data: bytes | memoryview, /) -> int: ...
 
 
 class Storage:
@@ -98,15 +98,15 @@ class Storage:
             async with writer:
                 yield writer
 
-    async def put(self, name: str, data: bytes) -> None:
+    async def put(self, name: str, data: bytes | memoryview) -> None:
         """Writes a small object in one go."""
         with _told(writing=True):
             await self._obstore.put_async(self._store, name, data, use_multipart=False)
 
     async def read(
-        self, name: str, start: int = 0, end: int | None = None, *, at_once: int = _RANGE_BYTES
+        self, name: str, start: int = 0, end: int | None = None, *, at_once: int = _RANGE_BYTES, piece: int = PIECE_BYTES
     ) -> AsyncIterator[bytes]:
-        """Its bytes from `start` up to, without, `end`, in pieces of a megabyte at most. Raises Missing.
+        """Its bytes from `start` up to, without, `end`, in pieces of `piece` bytes at most. Raises Missing.
 
         Nothing is a part of it as well: from its end on there is nothing to read, which is no failure. `at_once` bytes are
         held while the reader takes its time.
@@ -116,13 +116,13 @@ class Storage:
             try:
                 with _told():
                     found = await self._obstore.get_async(self._store, name, options={"range": (start, stop)})
-                    data = memoryview(bytes(await found.bytes_async()))
+                    data = memoryview(await found.bytes_async())
             except _PastEnd:
                 return
             if not data:
                 return
-            for at in range(0, len(data), PIECE_BYTES):
-                yield bytes(data[at : at + PIECE_BYTES])
+            for at in range(0, len(data), piece):
+                yield bytes(data[at : at + piece])
             start += len(data)
             size = found.meta["size"]
             end = size if end is None else min(end, size)

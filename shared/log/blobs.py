@@ -34,6 +34,8 @@ _REST_BYTES = 32 * 1024
 _STEP_BYTES = 128 * 1024
 """What is looked at in one go, which takes some 100 µs. It holds up all other threads, the event loop's among them: after each
 step they are let run, or a loop that wakes up would wait for the interpreter's switch interval (5 ms) each time."""
+_SEARCHED_BYTES = 1024 * 1024
+"""The same of a search, which is ten times as fast."""
 
 _DATA_URL = re.compile(rb'data:(?!text/)[^,"\\]{0,200};base64,', re.IGNORECASE)
 """Not those of texts, which a format may have to read."""
@@ -321,9 +323,9 @@ def _without(
 
 def _find(payload: bytes | bytearray, word: bytes, start: int = 0) -> int:
     """`payload.find(word, start)`, a step at a time. One character is looked for first: that is many times as fast."""
-    for at in range(start, len(payload), _STEP_BYTES):
-        if (first := payload.find(word[:1], at, at + _STEP_BYTES)) >= 0:
-            found = payload.find(word, first, at + _STEP_BYTES + len(word) - 1)
+    for at in range(start, len(payload), _SEARCHED_BYTES):
+        if (first := payload.find(word[:1], at, at + _SEARCHED_BYTES)) >= 0:
+            found = payload.find(word, first, at + _SEARCHED_BYTES + len(word) - 1)
             if found >= 0:
                 return found
         _let_others_run()

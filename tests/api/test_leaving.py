@@ -1,7 +1,9 @@
-"""A client that leaves in the middle, and what `on_disconnect: cancel` sees of it."""
+"""A client that leaves in the middle, and what `on_disconnect: cancel` sees of it; one that does not leave at the end."""
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import uuid
@@ -65,3 +67,20 @@ def test_a5_an_abort_signal_ends_it(stack: Stack, client: Client, upstream: Scri
         wait_until(lambda: script.hung_up == 1)
     first.go()
     second.go()
+
+
+@pytest.mark.parametrize(("how", "found"), [("default", (3, False)), ("told", (1, True))])
+def test_a9_fetch_event_source_takes_no_204_for_an_end_unless_it_is_told(
+    stack: Stack, client: Client, how: str, found: tuple[int, bool]
+) -> None:
+    """As docs/STREAMING.md says what is to be done about it."""
+    node = shutil.which("node")
+    if not node or not (PROGRAMS / "node_modules/@microsoft/fetch-event-source").exists():
+        pytest.skip("no node, or no fetch-event-source in tests/clients: run `make clients`")
+    path = f"/v1/streams/{client.stream('fake/echo', 'hello').headers['x-stream-id']}"
+    last = re.findall(r"^id: (\S+)$", client.get(path).text, re.MULTILINE)[-1]
+    command = [node, str(PROGRAMS / "ended.mjs"), stack.url + path, last, how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    told = json.loads(done.stdout)
+    assert (told["asked"], told["ended"]) == found, done
+    assert set(told["statuses"]) == {204}

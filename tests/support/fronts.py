@@ -30,6 +30,7 @@ LONGEST_S = 300
 curl that gives up on the first of them looks like a proxy that cut it."""
 HOST = "llm.example.com"
 _NEW_CADDY = ROOT / ".venv-proxies/bin/caddy"
+_TRAEFIK = ROOT / ".venv-proxies/bin/traefik"
 _ROOT = os.geteuid() == 0
 """Those that give up root's rights could not write to a test's directory then."""
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
@@ -128,6 +129,13 @@ def _varnish(program: str, recipe: str, files: Files, port: int) -> list[str]:
     return [program, "-F", "-j", "none", "-s", "malloc,32m", *listen]
 
 
+def _traefik(program: str, recipe: str, files: Files, port: int) -> list[str]:
+    """The recipe has two files: what it starts with, and what it may read again."""
+    main, _, routes = recipe.partition("\n---\n")
+    main = main.replace("/etc/traefik/llm.yml", _write(files, "llm.yml", routes))
+    return [program, f"--configFile={_write(files, 'traefik.yml', main)}"]
+
+
 KINDS = (
     Kind("nginx", "nginx", "nginx", "-v", _nginx),
     Kind("caddy", "Caddy", "caddy", "version", _caddy),
@@ -137,6 +145,7 @@ KINDS = (
     Kind("lighttpd", "lighttpd", "lighttpd", "-v", _lighttpd, tls=False),
     Kind("h2o", "h2o", "h2o", "--version", _h2o),
     Kind("varnish", "Varnish", "varnishd", "-V", _varnish, tls=False),
+    Kind("traefik", "Traefik", str(_TRAEFIK), "version", _traefik),
 )
 
 

@@ -168,6 +168,7 @@ class _Filled:
         try:
             async for piece in self._blobs.stream(self._text):
                 yield piece
+                await asyncio.sleep(0)  # a connection may take several at once, and other answers go on meanwhile
         except StreamspoolError as error:
             self.failure = error
             raise

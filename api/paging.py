@@ -26,10 +26,15 @@ Order = Annotated[Literal["asc", "desc"], Query(description="by the time it was 
 
 
 async def first_matching(
-    listed: AsyncIterator[T], matches: Callable[[T], bool], limit: int, *, in_vain: int = MOST_IN_VAIN
+    listed: AsyncIterator[T],
+    matches: Callable[[T], bool],
+    limit: int,
+    *,
+    in_vain: int = MOST_IN_VAIN,
+    most: int = MOST_LOOKED_AT,
 ) -> tuple[list[T], T | None]:
     """Up to one more than `limit` of those that match; and, if the page ended before the list did because enough was looked
-    at, the last one that was."""
+    at, the last one that was: `most`, or `in_vain` as long as nothing has matched."""
     found: list[T] = []
     looked_at = 0
     async for one in listed:
@@ -38,7 +43,7 @@ async def first_matching(
             found.append(one)
             if len(found) > limit:
                 return found, None
-        if looked_at >= (MOST_LOOKED_AT if found else in_vain):
+        if looked_at >= (most if found else in_vain):
             return found, one
     return found, None
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from api.deps import REPLAYED, CurrentCaller, CurrentServices, IdempotencyKey, known_query
-from api.paging import After, Order, page
+from api.paging import After, Order, first_matching, page
 from api.resources.upload import Upload
 from shared.errors import BadRequest
 from shared.features.files import PURPOSES, UPLOAD_S, check_life
@@ -22,6 +22,8 @@ from shared.lib import json
 
 router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[known_query])
 
+_MOST_LOOKED_AT = 20_000
+"""What one page looks at: it may show 10,000."""
 _RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
 _LIFE = {"expires_after[anchor]", "expires_after[seconds]"}
 _FORM = {
@@ -101,15 +103,16 @@ async def list_files(
     order: Order = "desc",
     purpose: str | None = None,
 ) -> Response:
-    """The caller's files, newest first."""
-    found, files, how = [], services.files, {"newest_first": order == "desc"}
+    """The caller's files, newest first. A page that is not full and has more goes on after its `last_id`."""
+    files, how = services.files, {"newest_first": order == "desc"}
     listed = files.listed_of(services.tenants, after, **how) if caller.is_everyone else None
-    async for facts in listed or files.listed(caller.tenant, after, **how):
-        if purpose is None or facts["purpose"] == purpose:
-            found.append(facts)
-            if len(found) > limit:
-                break
-    return Response(json.dumps(page(found, limit)), media_type="application/json")
+    found, last = await first_matching(
+        listed or files.listed(caller.tenant, after, **how),
+        lambda facts: purpose in (None, facts["purpose"]),
+        limit,
+        most=_MOST_LOOKED_AT,
+    )
+    return Response(json.dumps(page(found, limit, last["id"] if last else None)), media_type="application/json")
 
 
 @router.get("/{file_id}")

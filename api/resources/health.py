@@ -30,8 +30,8 @@ async def ready(
 ) -> JSONResponse:
     """Whether what is asked for can be done now.
 
-    `accept`: a new request would be stored and run, so Redis takes writes, a worker is alive and this process is not
-    stopping. `serve`: what is there can be read, cancelled and deleted; a full Redis is no hindrance.
+    `accept`: a new request would be stored and run, so Redis takes writes, a worker is alive that does not rest, and this
+    process is not stopping. `serve`: what is there can be read, cancelled and deleted; a full Redis is no hindrance.
     """
     found = await checks(services)
     well = all(found[one] == "ok" for one in (("accept", "serve") if wanted == "both" else (wanted,)))
@@ -39,21 +39,23 @@ async def ready(
 
 
 async def checks(services: Services) -> dict[str, str]:
-    """`ok` or why not, of `accept`, `serve` and `redis`; and `workers`, how many are alive."""
-    catalogue, workers, store = services.catalogue, None, "ok"
+    """`ok` or why not, of `accept`, `serve` and `redis`; and `workers`, how many are alive. Those that an admin lets rest begin
+    nothing; those that stop are about to be replaced."""
+    catalogue, workers, resting, store = services.catalogue, None, 0, "ok"
     serve = accept = "stopping" if services.drain.native else "ok"
     try:
         async with deadline():
-            workers = len(await catalogue.workers())
+            found = await catalogue.workers()
+            workers, resting = len(found), sum(bool(said.get("resting")) for said in found.values())
             await catalogue.probe()
     except Unavailable as error:
         store = error.code
         accept = error.code if accept == "ok" else accept
         if workers is None and serve == "ok":
             serve = error.code
-    if workers == 0 and accept == "ok":
-        accept = "no_worker"
-    alive = "unknown" if workers is None else f"{workers} alive"
+    if workers == resting and accept == "ok":
+        accept = "workers_resting" if resting else "no_worker"
+    alive = "unknown" if workers is None else f"{workers} alive{f', {resting} resting' if resting else ''}"
     return {"accept": accept, "serve": serve, "redis": store, "workers": alive}
 
 

@@ -32,8 +32,7 @@ _STYLE = (
 )
 
 
-_WANTS_PAGE = re.compile(r"\btext/html\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
-"""Browsers name it; programs that take anything (`*/*`) do not."""
+_WEIGHT = re.compile(r";\s*q\s*=\s*([01](?:\.\d*)?)\s*(?:;|$)")
 _CONSOLE = {"console": ("/console/", "the same to look at, in a browser")}
 _LINKS = {
     "docs": ("/docs", "all routes, to be read"),
@@ -47,7 +46,7 @@ _LINKS = {
 @router.get("/")
 async def home(request: Request, services: CurrentServices, root: Root) -> Response:
     """What this is and where to go from here: for a program as JSON, for a browser the console, or a page where that is off."""
-    wants_page = bool(_WANTS_PAGE.search(request.headers.get("accept", "").lower()))
+    wants_page = _wants_page(",".join(request.headers.getlist("accept")))
     has_console = services.settings.console == "on"
     if wants_page and has_console:
         return Response(status_code=303, headers={"location": f"{root}/console/", "vary": "accept"})
@@ -68,6 +67,18 @@ async def home(request: Request, services: CurrentServices, root: Root) -> Respo
         f"<code>{escape(root)}/v1</code> here for their base URL.</p>"
     )
     return HTMLResponse(_page(f"Streamspool {version}", body), headers={**_HEADERS, "vary": "accept"})
+
+
+def _wants_page(accept: str) -> bool:
+    """Browsers name HTML; programs that take anything (`*/*`) do not, or name JSON first (RFC 9110 §12.5.1)."""
+    weights: dict[str, float] = {}
+    for one in accept.lower().split(","):
+        kind, _, parameters = one.partition(";")
+        told = _WEIGHT.search(f";{parameters}")
+        weights.setdefault(kind.strip(), float(told[1]) if told else 1.0)
+    page, json_text = weights.get("text/html", 0.0), weights.get("application/json", 0.0)
+    names = [kind for kind in weights if kind in ("text/html", "application/json")]
+    return page > json_text or (page > 0 and page == json_text and names[0] == "text/html")
 
 
 def _page(title: str, body: str) -> str:

@@ -2,13 +2,14 @@
 
 Hidden here: what these variables mean, on which no standard but custom agrees (curl's manual, "Environment"; Go's
 golang.org/x/net/http/httpproxy): lower case wins over upper case; a proxy without a scheme is http://; NO_PROXY lists hosts,
-domains, which hold for all below them, addresses and networks, each perhaps with a port, or is `*`. This machine itself is
-never asked through a proxy, which would look for it on its own.
+domains, which hold for all below them, addresses and networks, each perhaps with a port, or is `*`. This machine itself, all
+names below `localhost` with it (RFC 6761 §6.3), is never asked through a proxy, which would look for it on its own.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -45,10 +46,10 @@ class Proxies:
         return proxy
 
     def _is_direct(self, host: str, port: int) -> bool:
-        address = _address(host)
-        if host in ("", "localhost") or (address is not None and address.is_loopback):
+        address, host = _address(host), host.rstrip(".")
+        if host in ("", "localhost") or host.endswith(".localhost") or (address is not None and address.is_loopback):
             return True
-        return any(_covers(entry, host.rstrip("."), port, address) for entry in self.direct)
+        return any(_covers(entry, host, port, address) for entry in self.direct)
 
 
 NO_PROXIES = Proxies()
@@ -80,7 +81,7 @@ def _proxy(value: str, variable: str) -> Proxy:
         port = parts.port
     except ValueError:
         raise ValueError("not a proxy") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"\s", parts.hostname):
         raise ValueError("not a proxy")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     url = f"{parts.scheme}://{host}{f':{port}' if port else ''}"
@@ -108,6 +109,7 @@ def _covers(entry: str, host: str, port: int, address: ipaddress.IPv4Address | i
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host)
     except ValueError:
         return None
+    return getattr(address, "ipv4_mapped", None) or address

@@ -338,6 +338,40 @@ def test_a_wrong_method_is_told_all_right_ones(client: Client) -> None:
 # ---- the reference
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8",
+        "TEXT/HTML",
+        "text/html;level=1;q=0.4",
+        "application/json;q=0.5, text/html",
+        "text/html, application/json",
+    ],
+)
+def test_m8_whoever_names_a_page_first_is_shown_one(raw: Raw, accept: str) -> None:
+    """In one line or in several, which mean the same (RFC 9110 §5.3)."""
+    for lines in (f"accept: {accept}", "\r\n".join(f"accept: {one}" for one in accept.split(","))):
+        raw.send(b"GET / HTTP/1.1\r\n" + HOST + lines.encode() + b"\r\n\r\n")
+        answer = raw.answer()
+        assert (answer.status, answer.headers["location"], answer.headers["vary"]) == (303, "/console/", "accept")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/docs/", "//docs", "/docs?theme=dark", "/docs/swagger/", "/docs/swagger?url=https://evil.example/openapi.json"],
+)
+def test_m7_a_page_has_one_meaning_however_it_is_asked_for(client: Client, path: str) -> None:
+    page = client.get(path)
+    assert (page.status_code, page.headers["x-content-type-options"]) == (200, "nosniff")
+    assert page.headers["content-security-policy"].startswith("default-src 'none';")
+    assert "evil" not in page.text
+
+
+@pytest.mark.parametrize("name", ["..%2f..%2fpyproject.toml", "%2e%2e/openapi.json", "x.js", "swagger-ui.css.map", "%00"])
+def test_m7_nothing_but_its_files_is_below_it(client: Client, name: str) -> None:
+    refused(client.get(f"/docs/swagger/{name}"), 404)
+
+
 def test_the_reference_runs_and_loads_nothing(client: Client) -> None:
     response = client.get("/docs", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
     assert response.headers["content-type"].startswith("text/html")
@@ -377,7 +411,13 @@ def test_swagger_ui_is_the_one_that_is_named(client: Client) -> None:
         refused(client.get(f"/docs/swagger/{name}"), 404)
 
 
-@pytest.mark.parametrize("accept", ["*/*", "application/json", "text/html;q=0, */*", "text/html ; q=0.0"])
+@pytest.mark.parametrize(
+    "accept",
+    [
+        *("*/*", "application/json", "text/html;q=0, */*", "text/html ; q=0.0", "text/html;level=1; q=0.0, */*", "nonsense"),
+        *("application/json, text/html;q=0.9, */*;q=0.1", "application/json, text/html", "text/*", "application/xhtml+xml"),
+    ],
+)
 def test_the_root_answers_a_program_with_json(client: Client, accept: str) -> None:
     response = client.get("/", headers={"accept": accept})
     found = response.json()

@@ -53,6 +53,16 @@ async def test_a_list_that_ends_has_no_more() -> None:
         assert await followed(size, set(), 20, MOST_LOOKED_AT) == ([], size)
 
 
+async def test_a_long_page_looks_at_more() -> None:
+    """Files have pages of up to 10,000."""
+    found, last = await first_matching(Listed(25_000).each(), lambda one: True, 10_000, most=20_000)
+    assert (len(found), last) == (10_001, None)
+    for wanted in (set(), {0}):
+        listed = Listed(25_000)
+        found, last = await first_matching(listed.each(), lambda one, w=wanted: one["number"] in w, 10_000, most=20_000)  # type: ignore[misc]
+        assert (len(found), listed.looked_at, last and last["number"]) == (len(wanted), 20_000, 19_999)
+
+
 def test_a_page_says_where_the_next_one_goes_on() -> None:
     ones = [{"id": name} for name in "abc"]
     assert page(ones, 2) == {"object": "list", "data": ones[:2], "first_id": "a", "last_id": "b", "has_more": True}

@@ -76,9 +76,13 @@ def test_a_worker_rests_and_begins_again(narrow: Stack) -> None:
         worker_id = boss.get("/v1/workers").json()["data"][0]["id"]
         assert boss.http.post(f"/v1/workers/{worker_id}/drain").json()["status"] == "resting"
         wait_until(lambda: status() == "resting")
+        ready = boss.get("/readyz")
+        assert (ready.status_code, ready.json()["checks"]["accept"]) == (503, "workers_resting"), "nothing new would be run"
+        assert boss.get("/readyz?for=serve").status_code == 200
         one = ann.post(ask("fake/echo", background=True)).json()["id"]
         assert lanes(ann)["background"]["waiting"] == 1
         assert boss.http.post(f"/v1/workers/{worker_id}/resume").json()["status"] == "active"
         wait_until(lambda: ann.state(one)["status"] == "completed")
         wait_until(lambda: status() == "active")
+        assert boss.get("/readyz").status_code == 200
         refused(boss.http.post("/v1/workers/nobody/drain"), 404, "not_found")

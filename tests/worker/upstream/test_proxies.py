@@ -186,6 +186,17 @@ async def test_over_tls_a_provider_is_asked_through_a_tunnel_and_its_certificate
         ("", "http://localhost:11434/api", True),
         ("", "http://127.0.0.5/api", True),
         ("", "http://[::1]:1/api", True),
+        ("", "http://localhost.:11434/api", True),
+        ("", "http://ollama.LOCALHOST/api", True),
+        ("", "http://[::ffff:127.0.0.1]:1/api", True),
+        ("", "http://localhost.example/v1", False),
+        ("10.0.0.0/8", "http://[::ffff:10.1.2.3]/v1", True),
+        ("10.0.0.0/8:8080", "http://10.1.2.3:8080/v1", True),
+        ("10.0.0.0/8:8080", "http://10.1.2.3/v1", False),
+        ("[fd00::7]:443", "https://[fd00::7]/v1", True),
+        ("a.example;b.example", "http://a.example/v1", False),
+        ("a.example..,  ,", "http://a.example/v1", True),
+        ("A.EXAMPLE:80", "http://a.example/v1", True),
     ],
 )
 def test_what_no_proxy_lists_and_this_machine_are_asked_directly(listed: str, url: str, direct: bool) -> None:
@@ -201,8 +212,30 @@ def test_lower_case_wins_and_each_scheme_has_its_own() -> None:
     assert (secure.url, secure.variable, plain.url) == ("http://lower:1", "https_proxy", "http://all:2")
 
 
-@pytest.mark.parametrize("value", ["socks5://p:1", "http://", "http://p:port", "ftp://p"])
+@pytest.mark.parametrize(
+    "value",
+    ["socks5://p:1", "http://", "http://p:port", "ftp://p", "http://p:0", "http://p:70000", "http://p q:1", "http://[p:1"],
+)
 def test_what_is_no_proxy_is_told_without_its_value_and_not_used(value: str) -> None:
     proxies = from_environment({"HTTPS_PROXY": value})
     assert proxies.proxy_for("https://a.example") is None
     assert proxies.notices == ("HTTPS_PROXY names no http:// or https:// proxy and is not used",)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("p:3128", ("http://p:3128", None, "")),
+        (" http://p:3128/ ", ("http://p:3128", None, "")),
+        ("HTTP://P:3128", ("http://p:3128", None, "")),
+        ("https://p", ("https://p", None, "")),
+        ("http://me:p@ss:w@p:1", ("http://p:1", "me", "p@ss:w")),
+        ("http://me@p:1", ("http://p:1", "me", "")),
+        ("http://[::1]:3128", ("http://[::1]:3128", None, "")),
+        ("me:%c3%bc@p:1", ("http://p:1", "me", "ü")),
+    ],
+)
+def test_f6_a_proxy_as_people_write_it(value: str, found: tuple[str, str | None, str]) -> None:
+    proxy = from_environment({"https_proxy": "", "HTTPS_PROXY": value}).proxy_for("https://a.example/v1")
+    assert proxy is not None
+    assert (proxy.url, proxy.user, proxy.password) == found

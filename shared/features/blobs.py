@@ -75,15 +75,17 @@ class Blobs:
         self.limit: Callable[[str], int | None] = lambda tenant: None
         """Of a tenant's, what it may store here, if that is less than the others may."""
         self.marks = Marks()
+        self._turns = asyncio.Lock()
 
     # ---- taking out
 
     async def cut(self, payload: bytes | bytearray, of: Cut | None = None) -> Cut:
         """A payload apart, nothing stored; `of`: the cut from whose text it was made. What is large is looked at in a
-        thread."""
+        thread, one after the other: the event loop waits for one thread then, and not for each of several in turn."""
         if len(payload) <= INLINE_BYTES:
             return self.marks.cut(payload, of)
-        return await asyncio.to_thread(self.marks.cut, payload, of)
+        async with self._turns:
+            return await asyncio.to_thread(self.marks.cut, payload, of)
 
     async def digest(self, cut: Cut, text: bytes) -> str:
         """SHA-256, in hexadecimal, of a text that was made of the cut, as it is without marks."""

@@ -99,6 +99,24 @@ async def test_redis_keeps_the_place_and_the_storage_the_picture(bench: Bench) -
     assert int(await bench.redis.get(bench.redis.key.blob_bytes(ANN)) or 0) == 4_000_000
 
 
+async def test_large_payloads_are_looked_at_one_after_the_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread that looks at one holds the interpreter now and then, and the event loop would wait for all of them."""
+    cut, looking = bench.blobs.marks.cut, 0
+
+    def watched(payload: bytes, of: Any = None) -> Any:
+        nonlocal looking
+        looking += 1
+        assert looking == 1
+        found = cut(payload, of)
+        looking -= 1
+        return found
+
+    monkeypatch.setattr(bench.blobs.marks, "cut", watched)
+    bodies = [asked(picture(300_000, seed)) for seed in range(6)]
+    cuts = await asyncio.gather(*map(bench.blobs.cut, bodies))
+    assert [cut(body).essence for body in bodies] == [one.essence for one in cuts]
+
+
 async def test_a_long_text_is_stored_as_well(bench: Bench) -> None:
     body = asked(text="long " * 100_000)
     entry = await stored(bench, await bench.submit(body))

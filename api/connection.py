@@ -173,7 +173,7 @@ class _Intake(HttpToolsProtocol):
         super().on_headers_complete()
         self.headers = []  # for trailers: whoever looked at the headers must not have missed some (RFC 9110 §6.5.1)
         if version == "1.0":
-            self.cycle.chunked_encoding = self.cycle.waiting_for_100_continue = False  # nor is a 100 for it (RFC 9110 §15.2)
+            self.cycle.chunked_encoding = self.cycle.waiting_for_100_continue = False  # no 100 for it (RFC 9110 §15.2)
             self.cycle.expected_content_length = AnyLength()
         if not self.cycle.keep_alive:
             self.cycle.transport = cast("asyncio.Transport", Lingering(self))

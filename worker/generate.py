@@ -374,7 +374,7 @@ class Generator:
         *,
         lost: bool,
     ) -> Outcome:
-        """Where the provider gave no usage or half of it, or may have put its reasoning into the text, the log is read for them."""
+        """Where the provider gave no usage, or half, or may have put its reasoning into the text, the log is read for it."""
         note = served.note(spoke=bool(writer.position.seq))
         if not answer.usage or answer.half_told or (note.get("think") and answer.tagged):
             told = await self._outcomes.transcripts.read(writer.generation_id, writer.epoch, damaged=lost, ending=True)

@@ -104,7 +104,13 @@ class Storage:
             await self._obstore.put_async(self._store, name, data, use_multipart=False)
 
     async def read(
-        self, name: str, start: int = 0, end: int | None = None, *, at_once: int = _RANGE_BYTES, piece: int = PIECE_BYTES
+        self,
+        name: str,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        at_once: int = _RANGE_BYTES,
+        piece: int = PIECE_BYTES,
     ) -> AsyncIterator[bytes]:
         """Its bytes from `start` up to, without, `end`, in pieces of `piece` bytes at most. Raises Missing.
 

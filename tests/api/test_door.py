@@ -367,7 +367,9 @@ def test_m7_a_page_has_one_meaning_however_it_is_asked_for(client: Client, path:
     assert "evil" not in page.text
 
 
-@pytest.mark.parametrize("name", ["..%2f..%2fpyproject.toml", "%2e%2e/openapi.json", "x.js", "swagger-ui.css.map", "%00"])
+@pytest.mark.parametrize(
+    "name", ["..%2f..%2fpyproject.toml", "%2e%2e/openapi.json", "x.js", "swagger-ui.css.map", "%00"]
+)
 def test_m7_nothing_but_its_files_is_below_it(client: Client, name: str) -> None:
     refused(client.get(f"/docs/swagger/{name}"), 404)
 
@@ -414,8 +416,20 @@ def test_swagger_ui_is_the_one_that_is_named(client: Client) -> None:
 @pytest.mark.parametrize(
     "accept",
     [
-        *("*/*", "application/json", "text/html;q=0, */*", "text/html ; q=0.0", "text/html;level=1; q=0.0, */*", "nonsense"),
-        *("application/json, text/html;q=0.9, */*;q=0.1", "application/json, text/html", "text/*", "application/xhtml+xml"),
+        *(
+            "*/*",
+            "application/json",
+            "text/html;q=0, */*",
+            "text/html ; q=0.0",
+            "text/html;level=1; q=0.0, */*",
+            "nonsense",
+        ),
+        *(
+            "application/json, text/html;q=0.9, */*;q=0.1",
+            "application/json, text/html",
+            "text/*",
+            "application/xhtml+xml",
+        ),
     ],
 )
 def test_the_root_answers_a_program_with_json(client: Client, accept: str) -> None:

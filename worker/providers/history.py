@@ -2,9 +2,9 @@
 
 Hidden here: what in a history stops a provider though nobody can change it any more. Ids of calls in another alphabet, or used
 twice; calls that were never answered, since the answer they stood in was cut; results whose call was cut off with the start;
-names that no tool has; arguments that are no JSON; calls from before there were tools; roles, reasoning and media types in another vendor's words. For example,
-Kimi's `functions.Bash:0` is `functions_Bash_0` for Claude, in the call and in its result. The same history always
-becomes the same messages, and a longer one begins with them: providers cache prefixes.
+names that no tool has; arguments that are no JSON; calls from before there were tools; roles, reasoning and media types in
+another vendor's words. For example, Kimi's `functions.Bash:0` is `functions_Bash_0` for Claude, in the call and in its result.
+The same history always becomes the same messages, and a longer one begins with them: providers cache prefixes.
 
 Pure, and lenient: what has the wrong shape stays, for the format to refuse with its path. What a provider accepts is said in
 accepts.py.

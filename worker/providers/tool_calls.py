@@ -69,8 +69,8 @@ def tool_names(body: dict[str, Any]) -> set[str]:
 
 
 class _Call:
-    """One call so far. `given` is the provider's own id; `waiting` what came of it before its name was whole; `empty`: it began with
-    `{}`, which is all of its arguments if nothing follows, and what some begin every call with."""
+    """One call so far. `given` is the provider's own id; `waiting` what came of it before its name was whole; `empty`: it
+    began with `{}`, which is all of its arguments if nothing follows, and what some begin every call with."""
 
     __slots__ = ("empty", "field", "given", "kind", "name", "pieces", "waiting")
 

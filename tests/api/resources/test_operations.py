@@ -77,7 +77,9 @@ def test_a_worker_rests_and_begins_again(narrow: Stack) -> None:
         assert boss.http.post(f"/v1/workers/{worker_id}/drain").json()["status"] == "resting"
         wait_until(lambda: status() == "resting")
         ready = boss.get("/readyz")
-        assert (ready.status_code, ready.json()["checks"]["accept"]) == (503, "workers_resting"), "nothing new would be run"
+        assert (ready.status_code, ready.json()["checks"]["accept"]) == (503, "workers_resting"), (
+            "nothing new would be run"
+        )
         assert boss.get("/readyz?for=serve").status_code == 200
         one = ann.post(ask("fake/echo", background=True)).json()["id"]
         assert lanes(ann)["background"]["waiting"] == 1

@@ -309,7 +309,6 @@ def user(part: Any) -> dict[str, Any]:
         ([], {"tool_choice": "required"}, "tool_choice"),
         ([], {"tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
         ([{"role": "user", "content": ""}], {}, "messages"),
-        ([{"role": "function", "name": "f", "content": "x"}], {}, "messages[0].role"),
         ([{**USER, "name": "a"}, {**USER, "name": "b"}], {}, "messages[1].name"),
         ([{"role": "system", "content": [{"type": "image_url"}]}], {}, "messages[0].content[0]"),
         ([{"role": "tool", "content": "x"}], {}, "messages[0].tool_call_id"),

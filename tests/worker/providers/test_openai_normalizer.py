@@ -45,7 +45,7 @@ def chunk(delta: Any = None, finish: str | None = None, index: int = 0, **fields
 
 
 def usage_of(total: int) -> dict[str, int]:
-    return {"prompt_tokens": 0, "completion_tokens": total, "total_tokens": total}
+    return {"prompt_tokens": 3, "completion_tokens": total, "total_tokens": 3 + total}
 
 
 def test_request_asks_for_a_stream_with_usage_and_keeps_what_it_does_not_know() -> None:

@@ -214,7 +214,16 @@ def test_lower_case_wins_and_each_scheme_has_its_own() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["socks5://p:1", "http://", "http://p:port", "ftp://p", "http://p:0", "http://p:70000", "http://p q:1", "http://[p:1"],
+    [
+        "socks5://p:1",
+        "http://",
+        "http://p:port",
+        "ftp://p",
+        "http://p:0",
+        "http://p:70000",
+        "http://p q:1",
+        "http://[p:1",
+    ],
 )
 def test_what_is_no_proxy_is_told_without_its_value_and_not_used(value: str) -> None:
     proxies = from_environment({"HTTPS_PROXY": value})

@@ -307,7 +307,7 @@ class Generator:
         """Who asked for usage is told it always: where the provider gave none, our own figures, called what they are."""
         if answer.lacks_usage:
             told = await self._outcomes.transcripts.read(writer.generation_id, writer.epoch)
-            measured = await told.usage()
+            measured = await told.usage(answer.usage)
             await writer.append(answer.measured(measured.figures, measured.source))
 
     def _targets(self, model: str) -> list[Target]:

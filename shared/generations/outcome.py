@@ -74,14 +74,15 @@ class Transcript(NamedTuple):
             "reasoning": sum(len(one.reasoning) for one in texts),
         }
 
-    async def usage(self) -> usage.Measured:
-        """What it cost. The provider's own figures stand for the whole of it, and so do those that were shown."""
+    async def usage(self, given: dict[str, Any] | None = None) -> usage.Measured:
+        """What it cost. The provider's own figures stand for the whole of it, and so do those that were shown; `given` are its
+        own that no chunk shows."""
         texts = [billable_text(message, think_tags=self.think_tags) for message in self.fold.messages]
         text = Texts("".join(one.content for one in texts), "".join(one.reasoning for one in texts))
         model = self.served.get("model") or self.header["model"]
         if self.fold.usage and (source := usage.source_of(self.fold.usage_source)):
             return usage.Measured(self.fold.usage, source)
-        return await usage.measure(model, [*self.history, *self.asked], text, self.fold.usage)
+        return await usage.measure(model, [*self.history, *self.asked], text, given or self.fold.usage)
 
 
 class Transcripts:

@@ -216,13 +216,12 @@ def test_k9_files_and_heads_in_1_0(raw: Raw, client: Client) -> None:
     file = client.http.post("/v1/files", files={"file": ("a.jsonl", lines)}, data={"purpose": "batch"}).json()
     for method in ("GET", "HEAD"):
         one = Raw(str(client.http.base_url))
-        one.send(f"{method} /v1/files/{file['id']}/content HTTP/1.0\r\n\r\n".encode())
-        answer = one.answer(method)
-        assert (answer.status, answer.body) == (200, lines if method == "GET" else b"")
-        assert "transfer-encoding" not in answer.headers
-        assert one.ended()
+        one.send(f"{method} /v1/files/{file['id']}/content HTTP/1.0\r\n".encode() + HOST + b"\r\n")
+        answer, ended = one.answer(method), one.ended()
         one.close()
-    raw.send(b"GET /v1/files/none/content HTTP/1.0\r\n\r\n")
+        assert (answer.status, answer.body, ended) == (200, lines if method == "GET" else b"", True)
+        assert "transfer-encoding" not in answer.headers
+    raw.send(b"GET /v1/files/none/content HTTP/1.0\r\n" + HOST + b"\r\n")
     assert raw.answer().status == 404
 
 
@@ -358,7 +357,7 @@ def test_m8_whoever_names_a_page_first_is_shown_one(raw: Raw, accept: str) -> No
 
 @pytest.mark.parametrize(
     "path",
-    ["/docs/", "//docs", "/docs?theme=dark", "/docs/swagger/", "/docs/swagger?url=https://evil.example/openapi.json"],
+    ["/docs/", "/docs?theme=dark", "/docs/swagger/", "/docs/swagger?url=https://evil.example/openapi.json"],
 )
 def test_m7_a_page_has_one_meaning_however_it_is_asked_for(client: Client, path: str) -> None:
     page = client.get(path)

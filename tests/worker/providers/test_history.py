@@ -225,7 +225,7 @@ def test_what_has_the_wrong_shape_stays_for_the_format_to_refuse() -> None:
 
 # ---- calls from before there were tools
 
-OLD = [
+OLD: list[dict[str, Any]] = [
     USER,
     {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"a": 1}'}},
     {"role": "function", "name": "f", "content": "sunny"},

@@ -349,7 +349,7 @@ class Generator:
             try:
                 outcome = await self._outcome(writer, answer, served, status, failure, lost=lost)
                 asked = bool(writer.position.seq) or was_taken(error)
-                outcome["cost"] = await self._outcomes.prices.cost(header, outcome, asked=asked)
+                outcome["cost"] = await self._outcomes.prices.cost(header, outcome, asked=asked, tier=answer.tier)
                 after, length = (BEGIN, None) if lost else (writer.position, writer.length)
                 end: dict[str, Any] = {"epoch": writer.epoch, "after": after, "length": length}
                 await self._outcomes.seal(header, outcome, attempt=writer.epoch, timings=writer.timings, **end)

@@ -100,6 +100,8 @@ class Normalizer:
         """[DONE] came, or what stands for it; whatever follows it is ignored."""
         self.usage: dict[str, Any] | None = None
         """The provider's figures so far, in OpenAI's form."""
+        self.tier: str | None = None
+        """The service tier in which it says that it answers, one of OpenAI's."""
 
     @property
     def begun(self) -> bool:
@@ -391,6 +393,7 @@ class Normalizer:
         value["object"] = "chat.completion.chunk"
         value["created"] = self._created
         value["model"] = self._model
+        self.tier = value.get("service_tier") or self.tier
         try:
             payload = json.dumps(value)
         except (ValueError, RecursionError):

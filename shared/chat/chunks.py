@@ -192,6 +192,11 @@ class Accumulator:
         """Where the usage is from, if it is not the provider's own."""
         return self._top.get("usage_source")
 
+    @property
+    def tier(self) -> str | None:
+        """The service tier in which the provider says that it answered, one of OpenAI's."""
+        return self._top.get("service_tier")
+
     def feed(self, chunk: dict[str, Any]) -> None:
         for field, value in chunk.items():
             if field not in _NOT_KEPT and (value is not None or field not in self._top):

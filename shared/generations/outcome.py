@@ -184,7 +184,8 @@ class Outcomes:
             elif transcript.whole:
                 found, problem, after = finished_status(transcript.fold.finish_reasons), None, transcript.position
             outcome = await self.compose(transcript, found, problem)
-            outcome["cost"] = await self.prices.cost(transcript.header, outcome, asked=epoch > 0)
+            tier = transcript.fold.tier
+            outcome["cost"] = await self.prices.cost(transcript.header, outcome, asked=epoch > 0, tier=tier)
             try:
                 await self.seal(transcript.header, outcome, attempt=epoch, after=after)
                 return found

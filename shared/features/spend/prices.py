@@ -27,8 +27,9 @@ _MILLION = 1_000_000
 _TICKS_PER_DOLLAR = 10_000_000_000
 _MOST_WARNED = 1000
 
-Catalogue = Callable[[dict[str, str], "Tokens", datetime], Cost | None]
-"""A list of prices: the cost of so many tokens of a model (`_where`) at a time; None for a model that it has not."""
+Catalogue = Callable[[dict[str, str], "Tokens", datetime, str | None], Cost | None]
+"""A list of prices: the cost of so many tokens of a model (`_where`) at a time, in a service tier; None for a model that it has
+not."""
 
 
 class Tokens(NamedTuple):
@@ -112,9 +113,9 @@ class Prices:
             self._catalogue = await asyncio.to_thread(_genai_prices)
             self._is_loaded = True
 
-    async def cost(self, header: Header, outcome: Outcome, *, asked: bool) -> Cost:
+    async def cost(self, header: Header, outcome: Outcome, *, asked: bool, tier: str | None = None) -> Cost:
         """Of a generation that is about to be sealed. `asked` is whether a provider took the request: one that refused it, or
-        could not be reached, bills nothing."""
+        could not be reached, bills nothing. `tier` is the service tier in which it says that it answered."""
         if not asked:
             return {"picodollars": 0, "source": "nothing"}
         if outcome.get("usage_source") == "provider" and (told := providers_own(outcome["usage"])) is not None:
@@ -127,21 +128,23 @@ class Prices:
         await self.load()
         if self._catalogue:
             at = datetime.fromtimestamp(header["created_at_ms"] / 1000, UTC)
-            if found := self._catalogue(_where(model, self._providers), tokens, at):
+            if found := self._catalogue(_where(model, self._providers), tokens, at, tier):
                 return found
         if model not in self._warned and len(self._warned) < _MOST_WARNED:
             self._warned.add(model)
             logger.warning("price unknown", model=model, hint='set [prices."MODEL"] or install the extra `cost`')
         return {"picodollars": None, "source": "unknown"}
 
-    async def estimate(self, model: str, prompt: int, answer: int) -> int | None:
+    async def estimate(self, model: str, prompt: int, answer: int, tier: str | None = None) -> int | None:
         """What so many tokens of a model may cost, in pico-dollars; None: not known."""
         tokens = Tokens(prompt, answer)
         if price := find(self._own, model):
             amount = by_price(price, tokens)
             return money.MOST if amount is None else amount
         await self.load()
-        found = self._catalogue(_where(model, self._providers), tokens, datetime.now(UTC)) if self._catalogue else None
+        if self._catalogue is None:
+            return None
+        found = self._catalogue(_where(model, self._providers), tokens, datetime.now(UTC), tier)
         return found["picodollars"] if found else None
 
 
@@ -163,7 +166,11 @@ def _genai_prices() -> Catalogue | None:
     return partial(_by_genai_prices, genai_prices)
 
 
-def _by_genai_prices(package: Any, where: dict[str, str], tokens: Tokens, at: datetime) -> Cost | None:
+def _by_genai_prices(
+    package: Any, where: dict[str, str], tokens: Tokens, at: datetime, tier: str | None
+) -> Cost | None:
+    """The package knows what a tier costs where the vendor has a price for it; else it is the ordinary one."""
+    context = {"service_tier": tier} if tier else None
     figures = {
         "input_tokens": tokens.prompt,
         "output_tokens": tokens.answer,
@@ -174,7 +181,9 @@ def _by_genai_prices(package: Any, where: dict[str, str], tokens: Tokens, at: da
     for more in (audio, {}):  # where audio may have been cached, the package wants to know how much of it was
         given = {key: number for key, number in {**figures, **more}.items() if number}
         try:
-            found = package.calc_price(package.Usage(**given), genai_request_timestamp=at, **where)
+            found = package.calc_price(
+                package.Usage(**given), genai_request_timestamp=at, price_context=context, **where
+            )
         except LookupError:
             return None
         except ValueError:
@@ -185,6 +194,7 @@ def _by_genai_prices(package: Any, where: dict[str, str], tokens: Tokens, at: da
             "version": str(package.__version__),
             "price": {
                 "model": f"{found.provider.id}/{found.model.id}",
+                **(context or {}),
                 **{key: _price(value) for key, value in vars(found.model_price).items() if value is not None},
             },
         }

@@ -11,10 +11,11 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import ValidationError
 
+from shared.chat.chunks import Accumulator
 from tests.support import recordings
 from tests.support.answers import completion, new_normalizer, play, values
 from tests.support.recordings import Row, wire
-from tests.support.written import DIALECTS, DONE, USAGE, answered, chunk, only, said
+from tests.support.written import DIALECTS, DONE, USAGE, answered, chunk, only, said, stream_of
 from worker.providers.chunk_shapes import FOREIGN
 
 RECORDINGS = recordings.recordings("chat", "anthropic", "gemini", "cohere", "responses")
@@ -102,6 +103,25 @@ def test_what_says_nothing_is_left_out(value: Any) -> None:
     whole = answered(chunk({"content": "a"}, **dict.fromkeys(places, value)), chunk({}, "stop"), DONE)
     assert FOREIGN not in whole
     assert not whole.get("service_tier")
+
+
+@pytest.mark.parametrize(
+    ("events", "tier"),
+    [
+        ([chunk({"content": "a"}, service_tier="flex"), chunk({}, "stop", service_tier=None), DONE], "flex"),
+        ([chunk({"content": "a"}), chunk({}, "stop"), {"choices": [], "usage": USAGE, "service_tier": "flex"}], "flex"),
+        ([chunk({"content": "a"}, service_tier="on_demand"), chunk({}, "stop"), DONE], None),
+        ([chunk({"content": "a"}, service_tier={"a": 1}), chunk({}, "stop"), DONE], None),
+    ],
+)
+def test_the_tier_that_an_answer_is_priced_by(events: list[Any], tier: str | None) -> None:
+    """The worker that reads it knows it, and so does whoever ends it with what the log has."""
+    normalizer, fold = new_normalizer(), Accumulator()
+    chunks, error = play(stream_of(*events), normalizer, "")
+    assert error is None
+    for value in values(chunks):
+        fold.feed(value)
+    assert (normalizer.tier, fold.tier) == (tier, tier)
 
 
 def test_metadata_are_those_of_the_client_alone() -> None:

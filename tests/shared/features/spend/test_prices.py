@@ -92,10 +92,38 @@ async def test_a_price_is_the_packages_own(ours: str, provider: str, flavour: st
 
 
 async def cost_of(model: str, usage: dict[str, Any], **options: Any) -> Cost:
-    own, providers = options.pop("own", {}), options.pop("providers", {})
+    own, providers, tier = options.pop("own", {}), options.pop("providers", {}), options.pop("tier", None)
     outcome = outcome_with({"usage": usage, "usage_source": "provider", "served": {"model": model}, **options})
     header = header_with({"model": "smart", "created_at_ms": AT_MS})
-    return await Prices(own, providers).cost(header, outcome, asked=True)
+    return await Prices(own, providers).cost(header, outcome, asked=True, tier=tier)
+
+
+@pytest.mark.parametrize(
+    ("tier", "times"), [("flex", Decimal("0.5")), ("priority", 2), ("default", 1), ("auto", 1), ("scale", 1), (None, 1)]
+)
+async def test_a_service_tier_costs_what_the_package_has_for_it(tier: str | None, times: Decimal) -> None:
+    usage = {"prompt_tokens": 1000, "completion_tokens": 500, "prompt_tokens_details": {"cached_tokens": 100}}
+    plain, cost = await cost_of("openai/gpt-5", usage), await cost_of("openai/gpt-5", usage, tier=tier)
+    assert plain["picodollars"]
+    assert cost["picodollars"] == plain["picodollars"] * times
+    assert cost["price"].get("service_tier") == tier
+    theirs = genai_prices.calc_price(
+        genai_prices.Usage(input_tokens=1000, output_tokens=500, cache_read_tokens=100),
+        "gpt-5",
+        provider_id="openai",
+        genai_request_timestamp=datetime.fromtimestamp(AT_MS / 1000, UTC),
+        price_context={"service_tier": tier} if tier else None,
+    )
+    assert cost["picodollars"] == money.from_dollars(theirs.total_price)
+    estimate = await Prices({}, {}).estimate("openai/gpt-5", 1000, 500, tier)
+    assert estimate == await Prices({}, {}).estimate("openai/gpt-5", 1000, 500) * times  # type: ignore[operator]
+
+
+async def test_a_price_of_ones_own_is_for_every_tier() -> None:
+    own = {"openai/gpt-5": PriceConfig.model_validate({"input": 1, "output": 1})}
+    for tier in (None, "flex", "priority"):
+        cost = await cost_of("openai/gpt-5", OPENAI, own=own, tier=tier)
+        assert cost == await cost_of("openai/gpt-5", OPENAI, own=own)
 
 
 # ---- the provider's own figure

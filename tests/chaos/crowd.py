@@ -115,11 +115,20 @@ class Crowd:
 
 def begun(fleet: Fleet, ids: Sequence[str]) -> set[str]:
     """Which of these a worker has claimed."""
+    return set(begun_at(fleet, ids))
+
+
+def begun_at(fleet: Fleet, ids: Sequence[str]) -> dict[str, float]:
+    """When each of these was claimed first, in Unix seconds; those that were not are left out."""
     with fleet.client.pipeline(transaction=False) as pipe:
         for generation_id in ids:
             pipe.xrange(keys.log(generation_id), "1-0", "1-0")
         found: list[Any] = pipe.execute()
-    return {generation_id for generation_id, entries in zip(ids, found, strict=True) if entries}
+    return {
+        generation_id: json.loads(entries[0][1][b"a"])["at_ms"] / 1000
+        for generation_id, entries in zip(ids, found, strict=True)
+        if entries
+    }
 
 
 def _pages(names: Sequence[str]) -> Iterable[Sequence[str]]:

@@ -6,6 +6,8 @@
          the usage in the outcomes
     L3   what a limit costs: one stream after another, with limits that are never reached and without, in turn: the first
          frame's time, as the median of five rounds
+    L4   (row Q16) a key is revoked, 20 times: how long after the answer that says so each of four API processes lets it in.
+         Each is asked all the time, by a connection of its own
 
 Prints a JSON line for each row.
 """
@@ -18,8 +20,10 @@ import json
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +34,17 @@ from tests.harness.upstream import ScriptedUpstream
 from tests.support.names import keys
 from tests.support.wire import Client, ask
 
-ALICE, BOB = "key-of-alice-0123456789", "key-of-bob-0123456789"
+ALICE, BOB, ADMIN = "key-of-alice-0123456789", "key-of-bob-0123456789", "key-of-the-admin-0123456789"
 APIS = ("api", "api-2", "api-3", "api-4")
 REQUESTS = 2_000
+REVOKED = 20
 
 
 def settings(limits: str) -> dict[str, str]:
     return {
         "STREAMSPOOL_CONFIRM": "none",
         "STREAMSPOOL_API_KEYS": f"alice:{ALICE},bob:{BOB}",
+        "STREAMSPOOL_ADMIN_KEYS": f"ops:{ADMIN}",
         "STREAMSPOOL_LIMITS": f"alice:{limits}",
     }
 
@@ -141,16 +147,55 @@ def _first_ms(client: Client) -> float:
     return 1000 * took
 
 
+def revocation(stack: Stack) -> dict[str, Any]:
+    """It is revoked at the first of them."""
+    late_ms: dict[str, list[float]] = {name: [] for name in APIS}
+    with Client(stack.url, ADMIN) as admin, ThreadPoolExecutor(len(APIS)) as pool:
+        for _ in range(REVOKED):
+            key = admin.http.post("/v1/keys", json={"tenant": "alice"}).json()
+            known = threading.Barrier(len(APIS) + 1)
+            refusals = {name: pool.submit(_first_refusal, stack, name, key["key"], known) for name in APIS}
+            known.wait()
+            assert admin.http.delete(f"/v1/keys/{key['id']}").json()["deleted"]
+            told = time.perf_counter()
+            for name, refusal in refusals.items():
+                late_ms[name].append(max(0.0, 1000 * (refusal.result() - told)))
+    worst = max(map(max, late_ms.values()))
+    return {
+        "keys": REVOKED,
+        "p50_ms": {name: round(statistics.median(found)) for name, found in late_ms.items()},
+        "worst_ms": {name: round(max(found)) for name, found in late_ms.items()},
+        "goal_ms": 1000,
+        "wrong": int(worst >= 1000),
+    }
+
+
+def _first_refusal(stack: Stack, name: str, key: str, known: threading.Barrier) -> float:
+    """When an API that has known the key refused it, by the clock of this process."""
+    with Client(stack.at(name), key) as client:
+
+        def status() -> int:
+            return client.get("/v1/models").status_code
+
+        wait_until(lambda: status() == 200, what="the key is known")
+        known.wait()
+        while status() == 200:
+            pass
+        return time.perf_counter()
+
+
 ROWS = {
     "L1": (requests_a_minute, "requests_per_min=600"),
     "L2": (tokens_a_minute, "tokens_per_min=100000"),
     "L3": (cost, "requests_per_min=100000000 tokens_per_min=100000000 running=100000"),
+    "L4": (revocation, "requests_per_min=100000000"),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []], default=list(ROWS))
+    wrong = 0
     for row in parser.parse_args().rows:
         measure, limits = ROWS[row]
         with tempfile.TemporaryDirectory() as place, ScriptedUpstream() as upstream:
@@ -163,8 +208,10 @@ def main() -> None:
             ):
                 for name in APIS:
                     wait_until(lambda name=name: stack.answers(name), 300)
-                print(json.dumps({"row": row, **measure(stack)}), flush=True)
-    sys.exit(0)
+                found = measure(stack)
+            wrong += found.get("wrong", 0)
+            print(json.dumps({"row": row, **found}), flush=True)
+    sys.exit(int(wrong > 0))
 
 
 if __name__ == "__main__":

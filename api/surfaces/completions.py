@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -32,6 +32,7 @@ from api.live.response import cost_headers
 from shared.chat.chunks import Accumulator
 from shared.chat.legacy import CompletionsRequest, chunk_object, completion_id, to_stored, whole_object
 from shared.errors import AttemptReplaced, NotFound, wire_error
+from shared.features.access.expected import expected
 from shared.generations.front import Front
 from shared.lib import json, sse
 from shared.log.entry import Entry, Kind
@@ -113,7 +114,7 @@ async def create(
         caller,
         idempotency_key=key,
         repeat=repeat,
-        front=Front("completions"),
+        front=Front("completions", expects=partial(expected, body=stored.body)),
     )
     headers = _headers(header, root) | (REPLAYED if replayed else {})
     if not stored.request.stream:

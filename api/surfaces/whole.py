@@ -5,6 +5,7 @@ Such an answer is a generation: it has an id and a state, is counted, and is rep
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,8 +16,10 @@ from api.deps import REPLAYED, Body, CurrentCaller, CurrentServices, Idempotency
 from api.live.answer import Answer, as_it_came, passed_on, speak_after_s
 from api.states import stream_headers
 from shared.chat.whole import REQUESTS, to_stored
+from shared.features.access.expected import expected
 from shared.generations.front import Front
 from shared.lib import json
+from shared.log.records import Surface
 
 router = APIRouter()
 
@@ -42,7 +45,8 @@ async def create(
     cut = await services.blobs.cut(body)
     stored = await read(cut.text, lambda value: to_stored(path, with_options(value, request)))
     silent_s = speak_after_s(request, services.settings)
-    front = Front("embeddings" if path == "/v1/embeddings" else "moderations")
+    surface: Surface = "embeddings" if path == "/v1/embeddings" else "moderations"
+    front = Front(surface, expects=partial(expected, body=stored.body))
     header, replayed = await services.broker.submit(
         await services.blobs.cut(json.dumps(stored.body), cut),
         stored.request,

@@ -27,7 +27,7 @@ SUMMARY = "reasoning_summary"
 _TEXT_FIELDS = REASONING_FIELDS[:3]
 _KEPT = ("content", "tool_calls", "function_call", "refusal", "name", "audio")
 """What providers take back in an assistant's message; other fields of an answer (annotations, images) they refuse."""
-_NO_TEXT = frozenset({"role", "type", "id", "tool_call_id", "image_url", "input_audio", "file", "audio"})
+_NO_TEXT = frozenset({"role", "type", "id", "tool_call_id", "image_url", "input_audio", "video_url", "file", "audio"})
 CHARACTERS_PER_TOKEN = 4
 """What an estimate takes a token for."""
 _OPEN, _CLOSE = "<think>", "</think>"

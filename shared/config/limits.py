@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import BeforeValidator
@@ -38,6 +39,8 @@ class Limits:
     """Of one request."""
 
 
+UNLIMITED = Limits()
+NOTHING_SET: Mapping[str, int] = MappingProxyType({})
 LIMITS = tuple(field.name for field in fields(Limits))
 OF_TENANTS = ("stored_bytes", "file_bytes")
 """Those that are no key's: what is stored is the tenant's."""

@@ -89,8 +89,9 @@ class Sessions:
 
     # ---- a generation's way through its session
 
-    async def reserve(self, pipe: Any, header: Header) -> None:
-        """Gives a generation its number, as part of the transaction that creates its log.
+    async def reserve(self, pipe: Any, header: Header) -> int:
+        """Gives a generation its number, as part of the transaction that creates its log. Returns about how many tokens stand
+        before its messages, by what the session holds now.
 
         `pipe` comes back in MULTI, with the session's commands queued and `header["session"]["turn"]` set. Raises
         SessionBusy where another one is open and the policy is `reject`; SessionTooLarge where the history is over the
@@ -101,7 +102,7 @@ class Sessions:
         await pipe.watch(names.open, names.head, self._key.log(header["id"]))
         if await pipe.exists(self._key.log(header["id"])):  # made before: whatever was to be done here was done
             pipe.multi()
-            return
+            return 0
         waiting = await self._waiting(pipe, names.open)
         if waiting and session["policy"] == "reject":
             raise SessionBusy(
@@ -119,6 +120,7 @@ class Sessions:
         pipe.zadd(names.open, {header["id"]: number + 1})
         pipe.zadd(self._key.sessions(tenant), {session["id"]: now})
         self.prolong(pipe, tenant, session["id"])
+        return 0 if session.get("client_history") else min(tokens, session["max_tokens"])
 
     def _check_size(self, session: SessionTerms, tokens: int, size: int) -> None:
         if session.get("trim") == "oldest" or session.get("client_history"):

@@ -25,7 +25,7 @@ from shared.errors import (
     StreamspoolError,
     Unavailable,
 )
-from shared.features.access.expected import expected
+from shared.features.access.expected import Expects, expected
 from shared.features.access.limits import Limiter
 from shared.features.blobs import Blobs
 from shared.features.idempotency import Idempotency, key_digest
@@ -137,7 +137,9 @@ class Broker:
         with translate_errors():
             stored = await self._blobs.keep(generation_id, caller.tenant, cut)
         try:
-            submitted = await self._create(header, stored, request, caller, asked)
+            note = partial(self._repeats.note, name=asked, generation_id=generation_id)
+            reserve = self._gate.reserve(request, caller, front.expects, note)
+            submitted = await self._create(header, stored, caller, reserve)
         except BaseException:
             # With a key, another request may be about to create it; the reaper looks.
             if stored.blobs is not None and digest is None:
@@ -160,19 +162,16 @@ class Broker:
             return None
         return Submitted(await self._replayed(before.header["id"]), replayed=True)
 
-    async def _create(
-        self, header: Header, stored: Stored, request: ChatRequest, caller: Caller, asked: str
-    ) -> Submitted:
+    async def _create(self, header: Header, stored: Stored, caller: Caller, reserve: Reserve) -> Submitted:
         generation_id, digest = header["id"], header["idempotency"]
-        await self._budgets.expect(header, *expected(request))
+        await self._budgets.prepare(header)
         async with deadline():
             # With a key, the caller comes back for this very generation.
             with self._doubts.about(generation_id) if digest is None else nullcontext(), translate_errors():
                 if session := header["session"]:
                     await self._settlement.settle_session(caller.tenant, session["id"])
                 header["server"] = await self._server()
-                note = partial(self._repeats.note, name=asked, generation_id=generation_id)
-                created = await self.log.create(header, stored, self._gate.reserve(request, caller, note))
+                created = await self.log.create(header, stored, reserve)
                 await self._promise(header)
             if not created:
                 return Submitted(await self._replayed(generation_id), replayed=True)
@@ -247,6 +246,7 @@ class Broker:
         batch: BatchRef,
         surface: Surface = "chat",
         reserve: Reserve | None = None,
+        expects: Expects = expected,
     ) -> None:
         """Accepts a line of a batch, once however often it is called; `batch` is `{id, line}`. It has no viewers to
         lose, and is said again if it is interrupted, unless it wants otherwise. Raises Forbidden, BudgetReached, RedisError,
@@ -257,7 +257,7 @@ class Broker:
         header["on_disconnect"], header["batch"], header["surface"] = "continue", batch, surface
         header["server"] = await self._server()
         await self._budgets.check(header, unless_made=True)
-        await self._budgets.expect(header, *expected(request))
+        await self._budgets.expect(header, expects(request))
         stored = await self._blobs.store(line_id, caller.tenant, body)
         if new := await self.log.create(header, stored, self._gate.hold(reserve)):
             SUBMITTED.inc()

@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from shared.config.limits import Limits
+from shared.config.limits import UNLIMITED, Limits
 from shared.config.tenants import EVERY_TENANT
 from shared.errors import Forbidden
 from shared.features.access.audit import Actor
 from shared.features.access.keys import Role
 from shared.features.tokens import Share
 
-__all__ = ["UNLIMITED", "Caller", "Limits", "Role"]
-
-UNLIMITED = Limits()
+__all__ = ["Caller", "Limits", "Role"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from shared.features.access.expected import Expects, expected
 from shared.log.records import Header, Surface
 
 
@@ -20,6 +21,8 @@ class Front(NamedTuple):
     """The generation whose request this is, again."""
     summarises: str | None = None
     """The one whose reasoning this is to summarise."""
+    expects: Expects = expected
+    """How many tokens it may use: a chat does not tell it of every request."""
 
     def mark(self, header: Header) -> None:
         """Notes in a log's header what of this is to be found there."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shared.chat.request import ChatRequest
+from shared.features.access.expected import Expects
 from shared.features.access.limits import Limiter
 from shared.features.sessions import Sessions
 from shared.features.spend.budgets import Budgets
@@ -32,18 +33,24 @@ class Gate:
         self._key, self._sessions, self._budgets, self._limiter = key, sessions, budgets, limiter
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
-    def reserve(self, request: ChatRequest, caller: Caller, note: Callable[[Any], object]) -> Reserve:
-        """What `StreamLog.create` is to call. It raises RateLimited, SessionBusy, SessionTooLarge. `note` adds its commands
-        with those of the others."""
+    def reserve(
+        self, request: ChatRequest, caller: Caller, expects: Expects, note: Callable[[Any], object]
+    ) -> Reserve:
+        """What `StreamLog.create` is to call. It raises RateLimited, SessionBusy, SessionTooLarge, and BadRequest for a model
+        whose price is not known. `expects` is asked where something is limited by tokens, `note` adds its commands with those
+        of the others."""
 
         async def reserve(pipe: Any, header: Header) -> Execute | None:
             self._refuse_known(request, caller, header)
-            if header["session"]:
-                await self._sessions.reserve(pipe, header)
+            before = await self._sessions.reserve(pipe, header) if header["session"] else 0
             note(pipe)
-            conditions: list[Condition] = [self._budgets.condition(header)]
-            if self._limiter.applies(caller):
-                conditions.append(self._limiter.count(caller, request, header))
+            is_limited, conditions = self._limiter.applies(caller), list[Condition]()
+            if is_limited or self._budgets.of(header):
+                tokens = expects(request).after(before)
+                await self._budgets.expect(header, tokens)
+                conditions.append(self._budgets.condition(header))
+                if is_limited:
+                    conditions.append(self._limiter.count(caller, request.model, tokens.total, header))
             execute = under(conditions, unless=self._key.log(header["id"]))
             return self._in_turn(execute, request, caller, header) if execute and not pipe.watching else execute
 

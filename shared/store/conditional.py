@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from redis.exceptions import NoScriptError
 
 from shared.store.keys import SUM
-from shared.store.redis import WatchError
+from shared.store.redis import WatchError, WrongServer
 from shared.store.transaction import answered, raise_first, words
 
 WINDOW_S = 60
@@ -214,16 +214,16 @@ async def execute_if(
     commands = pipe.queued
     flat: list[Any] = [unless, len(counts), *(word for count in counts for word in count.words()), *words(commands)]
     watched, pipe.queued = pipe.watching, []
-    pipe.evalsha(_DIGEST, 0, *flat)
-    (reply,) = await pipe.execute(raise_on_error=False)
+    reply = await _evaluated(pipe, flat, watched=watched)
     if isinstance(reply, NoScriptError):  # nothing was done, and nothing is watched any more
         async with pipe.alone() as alone:
             alone.eval(_SCRIPT, 0, "", 0)  # counts nothing, and does nothing
             await alone.execute()
         if watched:
             raise WatchError("The server did not know the script yet. Watch again.")
-        pipe.evalsha(_DIGEST, 0, *flat)
-        (reply,) = await pipe.execute(raise_on_error=False)
+        reply = await _evaluated(pipe, flat, watched=False)
+    elif isinstance(reply, WrongServer) and not watched:  # nothing was done there
+        reply = await _evaluated(pipe, flat, watched=False)
     if isinstance(reply, Exception):
         raise reply
     raise_first(reply)
@@ -232,6 +232,17 @@ async def execute_if(
     if refused:
         raise Full(refused - 1, found)
     return found, await answered(pipe, commands, done[0])
+
+
+async def _evaluated(pipe: Any, flat: list[Any], *, watched: bool) -> Any:
+    """The script's reply, errors as values. It is one step by itself: inside MULTI it stands only so that what is watched
+    holds."""
+    if watched:
+        pipe.evalsha(_DIGEST, 0, *flat)
+        return (await pipe.execute(raise_on_error=False))[0]
+    async with pipe.alone() as alone:
+        alone.evalsha(_DIGEST, 0, *flat)
+        return (await alone.execute(raise_on_error=False))[0]
 
 
 class Condition(Protocol):

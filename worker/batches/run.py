@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import (
@@ -29,6 +30,7 @@ from shared.errors import (
     StreamLost,
     Unavailable,
 )
+from shared.features.access.expected import expected
 from shared.features.batch_head import ENDED, BatchHead, Checkpoint, enter, reached
 from shared.features.storage import Missing
 from shared.generations.caller import Caller
@@ -224,6 +226,7 @@ class Run:
                     {"id": self.id, "line": line.number},
                     surface_of(self._endpoint),
                     self._hold,
+                    partial(expected, body=line.asked.body),
                 )
         except (BudgetReached, StorageQuotaExceeded, Forbidden) as error:
             line.wrong = LineWrong(error.code, error.message)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Container
+from functools import partial
 from typing import Any, NamedTuple
 
 from api.services import Services
-from api.surfaces.responses.continued import continued, continued_natively
+from api.surfaces.responses.continued import Before, continued, continued_natively
 from shared.chat.request import ChatRequest
+from shared.features.access.expected import expected
 from shared.features.responses.native import NativeRequest, to_native
 from shared.features.responses.request import ResponsesRequest, to_chat
 from shared.generations.caller import Caller
+from shared.generations.front import Front
 from shared.log.blobs import Cut
 
 
@@ -25,8 +28,12 @@ class Asking(NamedTuple):
     chat: ChatRequest
     body: dict[str, Any]
     """The chat as it is stored."""
-    previous: list[str]
-    """The generations that it goes on from, the nearest first."""
+    previous: Before
+
+    def front(self, turn: str | None) -> Front:
+        """What is to be said of it beside the chat."""
+        expects = partial(expected, body=self.body, before=self.previous.tokens)
+        return Front("responses", turn, self.previous.generations, expects=expects)
 
 
 async def understand(services: Services, caller: Caller, given: Any, known: Container[str] = ()) -> Asking:

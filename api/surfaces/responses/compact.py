@@ -5,6 +5,8 @@ Hidden here: that only a provider which speaks this API can do that, and which o
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,9 +15,10 @@ from api.deps import REPLAYED, Body, CurrentCaller, CurrentServices, Idempotency
 from api.live.answer import Answer, as_it_came, passed_on, speak_after_s
 from api.states import stream_headers
 from api.surfaces.responses.apart import read_apart
-from api.surfaces.responses.continued import continued_natively
+from api.surfaces.responses.continued import NOTHING, continued_natively
 from shared.chat.whole import COMPACT, FIELD, REQUESTS, to_stored
 from shared.errors import BadRequest
+from shared.features.access.expected import expected
 from shared.features.responses.native import NativeRequest
 from shared.generations.front import Front
 from shared.lib import json
@@ -48,9 +51,10 @@ async def compact(
             "Only a provider of kind `responses` can compact a conversation, and this model is not of one. Send fewer items.",
             param="model",
         )
+    before = NOTHING
     if (previous := given.get("previous_response_id")) is not None:
         asked = NativeRequest.check({"model": stored.request.model, "previous_response_id": previous})
-        _, known_as = await continued_natively(services, caller, asked)
+        before, known_as = await continued_natively(services, caller, asked)
         if known_as is None:
             raise BadRequest(
                 "The provider does not keep this response. Send its items as input.", param="previous_response_id"
@@ -63,7 +67,7 @@ async def compact(
         caller,
         idempotency_key=key,
         repeat=repeat,
-        front=Front("compactions"),
+        front=Front("compactions", expects=partial(expected, body=stored.body, before=before.tokens)),
     )
     headers = stream_headers(header["id"], root) | (REPLAYED if replayed else {})
     return Answer(

@@ -49,11 +49,22 @@ class Found(NamedTuple):
         return messages[bool(terms.get("instructions")) :]
 
 
+class Before(NamedTuple):
+    """What a request goes on from."""
+
+    generations: list[str]
+    """The nearest first."""
+    tokens: int
+    """Of all of it, as the nearest was counted when it ended."""
+
+
+NOTHING = Before([], 0)
+
+
 class Continued(NamedTuple):
     """What a request needs of what was before it."""
 
-    previous: list[str]
-    """The generations that it goes on from, the nearest first."""
+    previous: Before
     items: list[Item]
     """Its own, without references."""
     calls: Calls
@@ -92,12 +103,12 @@ async def continued(
 ) -> Continued:
     """What the request goes on from; `known` are responses that may be gone on from although they are not stored. Raises
     NotFound and BadRequest that name the field."""
-    previous: list[str] = []
+    previous = NOTHING
     if request.previous_response_id is not None:
         _, previous = await _continuing(services, caller, request, known)
     items = await _without_references(services, caller, request.items, known)
     items, carried = await _carried(services, caller, items)
-    calls = await _answered(services, caller, previous, items)
+    calls = await _answered(services, caller, previous.generations, items)
     if request.conversation_id is not None:
         calls = await _conversed(services, caller, request.conversation_id, items)
     return Continued(previous, items, calls, await _thoughts(services, caller, request, items, carried))
@@ -105,13 +116,13 @@ async def continued(
 
 async def continued_natively(
     services: Services, caller: Caller, request: ResponsesRequest, known: Container[str] = ()
-) -> tuple[list[str], str | None]:
-    """The same where the provider speaks this API: the generations that it goes on from, and what the provider itself calls the
-    nearest, if it keeps that."""
+) -> tuple[Before, str | None]:
+    """The same where the provider speaks this API: what it goes on from, and what the provider itself calls the nearest, if it
+    keeps that."""
     if request.conversation_id is not None:
         await _conversed(services, caller, request.conversation_id, [])
     if request.previous_response_id is None:
-        return [], None
+        return NOTHING, None
     found, previous = await _continuing(services, caller, request, known)
     native = found.body[TERMS].get("native")
     outcome = found.summary.outcome
@@ -121,20 +132,23 @@ async def continued_natively(
     chunks, _ = await services.broker.chunks(found.summary.header, found.summary.position.epoch)
     for chunk in reversed(chunks):
         if known := json.loads(chunk).get("responses"):
-            return [], known.get("id")
+            return Before([], previous.tokens), known.get("id")
     return previous, None
 
 
 async def _continuing(
     services: Services, caller: Caller, request: ResponsesRequest, known: Container[str]
-) -> tuple[Found, list[str]]:
-    """A response that is gone on from, and what the new one's header says of that: they are kept as long as the new one."""
+) -> tuple[Found, Before]:
+    """A response that is gone on from, and all that stands before the new one: they are kept as long as that."""
     assert request.previous_response_id is not None
     found = await _previous(services, caller, request.previous_response_id, known)
     settings = services.settings
     stored_s = 0 if request.store is False else settings.stored_retention_s
     kept_s = settings.log_safety_s + max(settings.retention_s, stored_s)
-    return found, await services.chains.keep(caller.tenant, found.summary.header["id"], int(kept_s * 1000))
+    outcome = found.summary.outcome
+    tokens = outcome["usage"].get("total_tokens") if outcome else None
+    generations = await services.chains.keep(caller.tenant, found.summary.header["id"], int(kept_s * 1000))
+    return found, Before(generations, tokens if isinstance(tokens, int) else 0)
 
 
 def input_items(found: Found) -> list[Item]:

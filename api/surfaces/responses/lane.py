@@ -20,7 +20,6 @@ from shared.features.responses.items import as_items
 from shared.features.responses.objects import response
 from shared.features.responses.output import event_frame
 from shared.features.responses.request import TERMS
-from shared.generations.front import Front
 from shared.generations.headers import make_header
 from shared.lib import json
 from shared.lib.telemetry import begin_request, get_logger
@@ -103,21 +102,21 @@ class Lane:
             await self._prepare(given)
             return None
         wanted = given.get("previous_response_id")
-        _, chat_request, chat_body, previous = await understand(services, caller, memory.with_prepared(given), memory)
+        asked = await understand(services, caller, memory.with_prepared(given), memory)
         if wanted is not None:
-            chat_body[TERMS]["previous_response_id"] = wanted  # what was prepared has a name for its client alone
-        front = Front("responses", turn_of(self._socket.session, self._cut), previous)
-        cipher = await cipher_for(services, caller.tenant, chat_body)
+            asked.body[TERMS]["previous_response_id"] = wanted  # what was prepared has a name for its client alone
+        front = asked.front(turn_of(self._socket.session, self._cut))
+        cipher = await cipher_for(services, caller.tenant, asked.body)
         header, replayed = await services.broker.submit(
-            await services.blobs.cut(json.dumps(chat_body), self._cut),
-            chat_request,
+            await services.blobs.cut(json.dumps(asked.body), self._cut),
+            asked.chat,
             caller,
             repeat=bool(front.turn),
             front=front,
         )
         memory.note(response_id(header["id"]), self.stream_id)
-        hold_s = 0 if chat_request.background else services.settings.hold_headers_s
-        view = view_of(header, chat_body, cipher)
+        hold_s = 0 if asked.chat.background else services.settings.hold_headers_s
+        view = view_of(header, asked.body, cipher)
         return EventStream(services, header, view, fresh=not replayed, hold_s=hold_s, headers={})
 
     async def _prepare(self, given: dict[str, Any]) -> None:

@@ -40,7 +40,6 @@ from shared.errors import BadCursor, NotFound
 from shared.features.responses.objects import response
 from shared.features.responses.request import ResponsesRequest
 from shared.features.usage import measure
-from shared.generations.front import Front
 from shared.lib import json
 from shared.log.entry import Status
 from shared.log.records import Header, Summary, response_id
@@ -87,19 +86,19 @@ async def create(
     stream is shown all the same.
     """
     given, cut = await read_apart(services, body, lambda value: with_options(value, request))
-    checked, chat_request, chat_body, previous = await understand(services, caller, given)
-    silent_s = speak_after_s(request, services.settings)
-    front = Front("responses", turn_of(request.headers.get("session-id"), cut), previous)
-    cipher = await cipher_for(services, caller.tenant, chat_body)
+    asked = await understand(services, caller, given)
+    checked, silent_s = asked.request, speak_after_s(request, services.settings)
+    front = asked.front(turn_of(request.headers.get("session-id"), cut))
+    cipher = await cipher_for(services, caller.tenant, asked.body)
     header, replayed = await services.broker.submit(
-        await services.blobs.cut(json.dumps(chat_body), cut),
-        chat_request,
+        await services.blobs.cut(json.dumps(asked.body), cut),
+        asked.chat,
         caller,
         idempotency_key=key,
         repeat=repeat or bool(front.turn),
         front=front,
     )
-    events = view_of(header, chat_body, cipher)
+    events = view_of(header, asked.body, cipher)
     headers = _headers(header, root) | (REPLAYED if replayed else {})
     if checked.stream:
         hold_s = 0 if checked.background else services.settings.hold_headers_s  # to be queued is to be accepted
@@ -127,10 +126,10 @@ async def count_input_tokens(
     """How many tokens the input of such a request would have, its instructions and what it goes on from included: counted for
     OpenAI's models, estimated for others. No provider is asked."""
     given, _ = await read_apart(services, body, lambda value: with_options(value, request))
-    _, chat_request, chat_body, previous = await understand(services, caller, given)
-    messages = chat_body["messages"]
-    before = await services.chains.messages(caller.tenant, chat_request.model, previous, messages)
-    counted = await measure(chat_request.model, [*before, *messages], Texts("", ""))
+    asked = await understand(services, caller, given)
+    model, messages = asked.chat.model, asked.body["messages"]
+    before = await services.chains.messages(caller.tenant, model, asked.previous.generations, messages)
+    counted = await measure(model, [*before, *messages], Texts("", ""))
     return {"object": "response.input_tokens", "input_tokens": counted.figures["prompt_tokens"]}
 
 

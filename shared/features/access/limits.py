@@ -21,15 +21,13 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any, NamedTuple, Protocol
 
-from shared.chat.request import ChatRequest
-from shared.config.limits import Limits
+from shared.config.limits import NOTHING_SET, UNLIMITED, Limits
 from shared.config.settings import Settings
 from shared.config.tenants import EVERY_TENANT
 from shared.errors import RateLimited
-from shared.features.access.expected import expected
 from shared.features.effect import Commands, Ended
 from shared.log.records import Header
 from shared.log.streamlog import Execute
@@ -72,21 +70,23 @@ class Asking(Protocol):
     def ratelimits(self) -> dict[str, str] | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Check:
+class _Check(NamedTuple):
     kind: str
     scope: str
     count: Count
 
 
 class Limiter:
-    """One for each process. `told` gives what was set at run time for a tenant, or for `*`."""
+    """One for each process. `told` gives what was set at run time for a tenant, or for `*`: the same object as long as that
+    is so, so that limits are put together once and not with each request."""
 
     def __init__(self, redis: ArqRedis, settings: Settings) -> None:
         self._redis, self._key = redis, redis.key
         self._settings = settings.limits
         self._held_s = int(settings.log_safety_s)
-        self.told: Callable[[str], Mapping[str, int]] = lambda tenant: {}
+        self.told: Callable[[str], Mapping[str, int]] = lambda tenant: NOTHING_SET
+        self._known: dict[str, tuple[Mapping[str, int], Mapping[str, int], Limits]] = {}
+        """By tenant: what was set at run time for all and for it, and the limits that this made."""
         self._looked_at: dict[str, float] = {}
         self._seated: set[tuple[str, str]] = set()
         self._used_up: dict[str, tuple[float, Count, int]] = {}
@@ -96,18 +96,25 @@ class Limiter:
 
     def of_tenant(self, tenant: str) -> Limits:
         """What holds for a tenant as a whole."""
-        found: dict[str, int] = {}
-        for source in (self._settings.get, self.told):
-            for name in (EVERY_TENANT, tenant):
-                found |= source(name) or {}
-        return Limits(**found)
+        for_all, own, known = self.told(EVERY_TENANT), self.told(tenant), self._known.get(tenant)
+        if known is not None and known[0] is for_all and known[1] is own:
+            return known[2]
+        settings = ((self._settings.get(name) or NOTHING_SET) for name in (EVERY_TENANT, tenant))
+        limits = Limits(**{name: number for source in (*settings, for_all, own) for name, number in source.items()})
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        limits = UNLIMITED if limits == UNLIMITED else limits
+        self._known[tenant] = for_all, own, limits
+        return limits
 
     def scopes(self, asking: Asking) -> list[tuple[str, Limits]]:
         """The limits that a caller is under, with the names by which they are counted."""
-        found = [(f"tenant:{asking.tenant}", self.of_tenant(asking.tenant))]
-        if asking.key_id is not None:
+        found = []
+        if (limits := self.of_tenant(asking.tenant)) is not UNLIMITED:
+            found.append((f"tenant:{asking.tenant}", limits))
+        if asking.key_id is not None and asking.limits is not UNLIMITED and asking.limits != UNLIMITED:
             found.append((f"key:{asking.key_id}", asking.limits))
-        return [(scope, limits) for scope, limits in found if limits != Limits()]
+        return found
 
     def applies(self, asking: Asking) -> bool:
         return bool(self.scopes(asking))
@@ -118,14 +125,13 @@ class Limiter:
 
     # ---- the gate
 
-    def count(self, asking: Asking, request: ChatRequest, header: Header) -> Condition:
-        """Under which the generation is created. Notes in the header what is to be settled."""
-        tokens = sum(expected(request))
+    def count(self, asking: Asking, model: str, tokens: int, header: Header) -> Condition:
+        """Under which a generation that may use so many tokens is created. Notes in the header what is to be settled."""
         checks = self._checks(asking, header["id"], tokens, webhook=header.get("webhook") is not None)
         scopes = {check.scope for check in checks if check.kind != "requests"}
         waiting = any(check.kind == "waiting" for check in checks)
         header["limited"] = {"scopes": sorted(scopes), "tokens": tokens, "waiting": waiting} if scopes else None
-        return _Limited(self, asking, checks, request.model)
+        return _Limited(self, asking, checks, model)
 
     def refuse_known(self, asking: Asking, model: str) -> None:
         """Raises RateLimited if this process knows that the minute's requests are used up. Limits that were changed since are

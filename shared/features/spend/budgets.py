@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 from shared.config.settings import Settings
 from shared.config.tenants import EVERY_TENANT
 from shared.errors import BadRequest, BudgetHeld, BudgetReached, RateLimited
+from shared.features.access.expected import Expected
 from shared.features.effect import Commands, Ended
 from shared.features.spend.prices import Prices
 from shared.features.webhooks import Webhooks
@@ -125,14 +126,19 @@ class Budgets:
 
     # ---- who is refused
 
-    async def expect(self, header: Header, prompt: int, answer: int) -> None:
+    async def prepare(self, header: Header) -> None:
+        """Has the prices at hand where `expect` will ask for them: that takes half a second the first time."""
+        if self.is_hard(header):
+            await self._prices.load()
+
+    async def expect(self, header: Header, expected: Expected) -> None:
         """Notes in the header what is to be held for so many tokens: nothing without a hard budget, or where no price is known.
         Raises BadRequest for that where the setting refuses it."""
         scopes = sorted({_scope(header, budget) for budget in self.of(header) if budget.is_hard})
         if not scopes:
             return
         names = self._aliases.get(header["model"], [header["model"]])
-        tokens = prompt, min(answer, _LONGEST_ANSWER * header["n"])
+        tokens = expected.prompt, min(expected.answer, _LONGEST_ANSWER * header["n"]), expected.tier
         known = [one for one in [await self._prices.estimate(name, *tokens) for name in names] if one is not None]
         if not known and self._refuses_unknown:
             raise BadRequest(

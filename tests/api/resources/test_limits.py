@@ -89,6 +89,17 @@ def test_a_tenants_limit_is_set_changed_and_taken_back_while_the_server_runs(
     assert (entry["action"], entry["details"]) == ("limits.changed", {"running": 5})
 
 
+def test_what_a_response_goes_on_from_is_part_of_its_tokens(keyed: Stack, admin: Client, tenant: str) -> None:
+    with Client(keyed.url, key_of(admin, tenant)) as own:
+        first = own.http.post("/v1/responses", json={"model": "fake/lorem?tokens=600", "input": "x"}).json()
+        assert first["usage"]["total_tokens"] > 600
+        set_limits(admin, tenant, tokens_per_min=500)
+        body = {"model": "fake/echo", "input": "x", "max_output_tokens": 10}
+        response = own.http.post("/v1/responses", json={**body, "previous_response_id": first["id"]})
+        assert "Request too large" in refused(response, 429, "rate_limit_exceeded")["message"]
+        assert own.http.post("/v1/responses", json=body).status_code == 200
+
+
 @pytest.mark.parametrize("wrong", [{"rpm": 5}, {"running": 0}, {"running": "5"}, {"running": 1.5}])
 def test_a_wrong_limit_is_refused(admin: Client, wrong: dict[str, Any]) -> None:
     refused(admin.http.post("/v1/limits/t-wrong", json=wrong), 400)

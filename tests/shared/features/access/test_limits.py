@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from shared.chat.request import ChatRequest
-from shared.config.limits import Limits
+from shared.config.limits import NOTHING_SET, Limits
 from shared.config.settings import Settings
 from shared.errors import RateLimited, SessionBusy, Unavailable
-from shared.features.access.expected import expected
 from shared.features.access.limits import Limiter, go_duration
 from shared.generations.caller import Caller
 from shared.generations.core import Core
@@ -308,6 +307,20 @@ def test_what_is_set_for_one_holds_before_what_is_for_all(
     limiter = Limiter(redis, Settings(_env_file=None, limits=limits))
     limiter.told = lambda tenant: told.get(tenant, {})
     assert limiter.of_tenant("ann") == right
+    assert limiter.of_tenant("ann") == right
+
+
+def test_what_is_set_later_holds_at_once(redis: ArqRedis) -> None:
+    limiter, told = Limiter(redis, Settings(_env_file=None, limits="running=5")), {"ann": {"running": 7}, "*": {}}
+    limiter.told = lambda tenant: told.get(tenant, NOTHING_SET)
+    assert [limiter.of_tenant(name).running for name in ("ann", "bob", "ann")] == [7, 5, 7]
+    assert limiter.of_tenant("ann") is limiter.of_tenant("ann")
+    told["*"] = {"running": 9}
+    assert [limiter.of_tenant(name).running for name in ("ann", "bob")] == [7, 9]
+    told["ann"] = {"running": 8}
+    assert limiter.of_tenant("ann").running == 8
+    del told["ann"]
+    assert limiter.of_tenant("ann").running == 9
 
 
 @pytest.mark.parametrize(
@@ -318,12 +331,17 @@ def test_a_limit_that_is_misspelt_stops_the_start(wrong: str) -> None:
         Settings(_env_file=None, limits=wrong)
 
 
-def test_an_estimate_is_of_text_and_of_what_may_be_said() -> None:
-    parts = [{"type": "text", "text": "x" * 400}, {"type": "image_url", "image_url": {"url": "data:" + "A" * 9000}}]
-    messages = [{"role": "user", "content": parts}]
-    assert sum(expected(request(messages=messages, max_tokens=50)[1])) == 150
-    assert sum(expected(request(max_completion_tokens=10, n=3)[1])) == 31
-    assert sum(expected(request()[1])) == 1001
+async def test_what_a_session_holds_is_part_of_the_prompt(made: Made, redis: ArqRedis) -> None:
+    core, caller = made(), ann(tokens_per_min=100_000)
+    await redis.hset(keys.session("ann", "s").head, mapping={"turn": 3, "tokens": 700, "bytes": 2800})  # type: ignore[misc]
+
+    async def taken(**fields: Any) -> int:
+        header = (await core.broker.submit(*request(session_id="s", session_policy="enqueue", **fields), caller)).header
+        assert header["limited"] is not None
+        return header["limited"]["tokens"]
+
+    assert await taken() == 1701
+    assert await taken(session_max_tokens=300, session_trim="oldest") == 1301, "no more of it is sent"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (1, "1s"), (60, "1m0s"), (61, "1m1s"), (3661, "1h1m1s")])

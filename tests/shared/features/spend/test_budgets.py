@@ -15,6 +15,7 @@ from shared.chat.request import ChatRequest
 from shared.cli.shown import shown
 from shared.config.settings import Settings, load_settings
 from shared.errors import BadRequest, BudgetHeld, BudgetReached, Unavailable, WorkerLost
+from shared.features.access.expected import Expected
 from shared.generations.caller import Caller
 from shared.generations.core import Core
 from shared.lib import money
@@ -359,9 +360,9 @@ async def test_a_name_for_several_models_holds_as_the_dearest(ready: ArqRedis, l
     header = await desk.ask()
     assert header["reserved"] is None, "nobody knows what fake/echo costs"
     smart: Header = {**header, "model": "smart"}
-    await desk.core.budgets.expect(smart, 10, 1000)
+    await desk.core.budgets.expect(smart, Expected(10, 1000))
     assert smart["reserved"] == {"scopes": ["tenant:ann"], "picodollars": money.PER_DOLLAR}
-    await desk.core.budgets.expect(smart, 10, 10**15)
+    await desk.core.budgets.expect(smart, Expected(10, 10**15))
     assert smart["reserved"] == {"scopes": ["tenant:ann"], "picodollars": 128 * money.PER_DOLLAR}
 
 

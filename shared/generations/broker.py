@@ -16,15 +16,7 @@ from typing import Any, NamedTuple
 
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
-from shared.errors import (
-    Damaged,
-    Gone,
-    NotFound,
-    Sealed,
-    StoredError,
-    StreamspoolError,
-    Unavailable,
-)
+from shared.errors import Damaged, Gone, NotFound, Sealed, StoredError, StreamspoolError, Unavailable
 from shared.features.access.expected import Expects, expected
 from shared.features.access.limits import Limiter
 from shared.features.blobs import Blobs
@@ -137,9 +129,7 @@ class Broker:
         with translate_errors():
             stored = await self._blobs.keep(generation_id, caller.tenant, cut)
         try:
-            note = partial(self._repeats.note, name=asked, generation_id=generation_id)
-            reserve = self._gate.reserve(request, caller, front.expects, note)
-            submitted = await self._create(header, stored, caller, reserve)
+            submitted = await self._create(header, stored, request, caller, asked, front.expects)
         except BaseException:
             # With a key, another request may be about to create it; the reaper looks.
             if stored.blobs is not None and digest is None:
@@ -162,7 +152,9 @@ class Broker:
             return None
         return Submitted(await self._replayed(before.header["id"]), replayed=True)
 
-    async def _create(self, header: Header, stored: Stored, caller: Caller, reserve: Reserve) -> Submitted:
+    async def _create(
+        self, header: Header, stored: Stored, request: ChatRequest, caller: Caller, asked: str, expects: Expects
+    ) -> Submitted:
         generation_id, digest = header["id"], header["idempotency"]
         await self._budgets.prepare(header)
         async with deadline():
@@ -171,6 +163,8 @@ class Broker:
                 if session := header["session"]:
                     await self._settlement.settle_session(caller.tenant, session["id"])
                 header["server"] = await self._server()
+                note = partial(self._repeats.note, name=asked, generation_id=generation_id)
+                reserve = self._gate.reserve(request, caller, expects, note)
                 created = await self.log.create(header, stored, reserve)
                 await self._promise(header)
             if not created:

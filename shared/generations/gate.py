@@ -33,9 +33,7 @@ class Gate:
         self._key, self._sessions, self._budgets, self._limiter = key, sessions, budgets, limiter
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
-    def reserve(
-        self, request: ChatRequest, caller: Caller, expects: Expects, note: Callable[[Any], object]
-    ) -> Reserve:
+    def reserve(self, request: ChatRequest, caller: Caller, expects: Expects, note: Callable[[Any], object]) -> Reserve:
         """What `StreamLog.create` is to call. It raises RateLimited, SessionBusy, SessionTooLarge, and BadRequest for a model
         whose price is not known. `expects` is asked where something is limited by tokens, `note` adds its commands with those
         of the others."""

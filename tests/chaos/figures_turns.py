@@ -116,7 +116,8 @@ def _served(fleet: Fleet, counts: Mapping[str, int], kill_after_s: float = 0) ->
         wait_until(lambda: not fleet.client.exists(keys.open), 180, "all have ended")
         at = {tenant: sorted(begun_at(fleet, page).values()) for tenant, page in ids.items()}
     return {
-        tenant: (round(times[0] - asked[tenant], 3), round(times[-1] - asked[tenant], 2)) for tenant, times in at.items()
+        tenant: (round(times[0] - asked[tenant], 3), round(times[-1] - asked[tenant], 2))
+        for tenant, times in at.items()
     }
 
 
@@ -126,7 +127,8 @@ def served_time(fleet: Fleet, upstream: ScriptedUpstream) -> dict[str, Any]:
     seconds = {f"t{number}": 5.0 if number < 2 else 1.0 for number in range(10)}
     with Crowd(fleet) as crowd:
         ids = {
-            tenant: crowd.wait(600, model="long" if each > 1 else "short", tenant=tenant) for tenant, each in seconds.items()
+            tenant: crowd.wait(600, model="long" if each > 1 else "short", tenant=tenant)
+            for tenant, each in seconds.items()
         }
         time.sleep(30)
         fleet.kill("worker")

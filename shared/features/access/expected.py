@@ -2,8 +2,8 @@
 
 Hidden here: that nothing is asked or fetched for it, and where each API has its text. Text is a quarter of its characters. A
 picture, a sound or a file is one figure, since how large it is often stands at another server: what OpenAI counts for a picture
-of 1,024 × 1,024 points, and for one of `low` detail (platform.openai.com/docs/guides/images-vision, "Calculating costs": 85, and
-170 for each of four tiles).
+of 1,024 × 1,024 points, and for one of `low` detail (platform.openai.com/docs/guides/images-vision, "Calculating costs": 85,
+and 170 for each of four tiles).
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Asking(Protocol):
 class _Check(NamedTuple):
     kind: str
     scope: str
-    count: Count
+    counted: Count
 
 
 class Limiter:
@@ -154,7 +154,7 @@ class Limiter:
             return
         if len(self._used_up) >= _MOST_KNOWN:
             self._used_up.clear()
-        self._used_up[check.count.key] = time.monotonic() + found.wait_s - 1, check.count, found.used
+        self._used_up[check.counted.key] = time.monotonic() + found.wait_s - 1, check.counted, found.used
 
     async def open_batch(self, asking: Asking, batch_id: str) -> Execute | None:
         """How the transaction that creates a batch is to be executed. Those that have ended are let go of first. Raises
@@ -211,13 +211,13 @@ class Limiter:
             if execute := under([_Limited(self, asking, checks, "streams")]):
                 async with self._redis.pipeline(transaction=True) as pipe:
                     await execute(pipe)
-            self._seated.update((check.count.key, check.count.member) for check in checks)
+            self._seated.update((check.counted.key, check.counted.member) for check in checks)
 
     async def leave(self, checks: Sequence[_Check]) -> None:
-        self._seated.difference_update((check.count.key, check.count.member) for check in checks)
+        self._seated.difference_update((check.counted.key, check.counted.member) for check in checks)
         with suppress(RedisError, OSError):
             for check in checks:
-                await self._redis.zrem(check.count.key, check.count.member)
+                await self._redis.zrem(check.counted.key, check.counted.member)
 
     async def run(self) -> None:
         """Says for ever who still sits here: the seats of a process that died are free after a minute."""
@@ -266,7 +266,7 @@ class Limiter:
     async def forget_dead(self, check: _Check, after_s: float = _DEAD_S) -> None:
         """Takes those out of a full set that have ended, or never came to be: the process that counted them may have died, or
         their log is lost. At most once in some seconds."""
-        name, now = check.count.key, time.monotonic()
+        name, now = check.counted.key, time.monotonic()
         if check.kind in _RATES or (after_s and now - self._looked_at.get(name, -_LOOK_S) < _LOOK_S):
             return
         self._looked_at[name] = now
@@ -315,7 +315,7 @@ class _Limited:
 
     def __init__(self, limiter: Limiter, asking: Asking, checks: Sequence[_Check], model: str) -> None:
         self._limiter, self._asking, self._checks, self._model = limiter, asking, checks, model
-        self.counts = [check.count for check in checks]
+        self.counts = [check.counted for check in checks]
 
     async def refusal(self, refused: int, found: Sequence[Found]) -> RateLimited:
         """What makes a set full may have ended: it has room then for the next that asks."""
@@ -358,9 +358,9 @@ def _headers(checks: Sequence[_Check], found: Sequence[Found], *, taken: bool) -
     headers: dict[str, str] = {}
     for kind in _RATES:
         left = [
-            (max(0, (check.count.most or 0) - used - (check.count.cost if taken else 0)), check.count.most, wait_s)
-            for check, (used, wait_s) in zip(checks, found, strict=True)
-            if check.kind == kind
+            (max(0, (count.most or 0) - used - (count.cost if taken else 0)), count.most, wait_s)
+            for (name, _, count), (used, wait_s) in zip(checks, found, strict=True)
+            if name == kind
         ]
         if left:
             remaining, most, wait_s = min(left)
@@ -376,7 +376,7 @@ def _refusal(
     asking: Asking, model: str, refused: _Check, found: Sequence[Found], checks: Sequence[_Check]
 ) -> RateLimited:
     """In OpenAI's words."""
-    kind, scope, count = refused.kind, refused.scope, refused.count
+    kind, scope, count = refused.kind, refused.scope, refused.counted
     most, (used, wait_s) = count.most or 0, found[checks.index(refused)]
     whom = f"organization {asking.tenant}" if scope.startswith("tenant:") else f"key {asking.key_id}"
     figures = f"Limit {most}, Used {used}, Requested {count.cost}."

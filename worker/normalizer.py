@@ -57,9 +57,7 @@ class Normalizer:
     def __init__(
         self, *, id: str, created: int, model: str, show_usage: bool, choices: int = 1, forced: bool = False
     ) -> None:
-        self._id = id
-        self._created = created
-        self._model = model
+        self._id, self._created, self._model = id, created, model
         self._show_usage = show_usage
         self._expected = choices
         self.forced, self.verbatim = forced, False
@@ -229,9 +227,8 @@ class Normalizer:
     def measured(self, figures: dict[str, Any], source: str) -> list[Chunk]:
         """After the end: a usage chunk with our own figures, and where they are from."""
         self.chunks += 1
-        last = {**(self._usage_chunk or {}), "choices": [], "usage": figures}
-        if source != "provider":
-            last["usage_source"] = source
+        whose = {} if source == "provider" else {"usage_source": source}
+        last = {**(self._usage_chunk or {}), "choices": [], "usage": figures, **whose}
         return [self._serialize(last, is_usage=True)]
 
     def remark(self, delta: dict[str, Any], **fields: Any) -> Chunk:

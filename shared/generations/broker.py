@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
-from shared.errors import Damaged, Gone, NotFound, Sealed, StoredError, StreamspoolError, Unavailable
+from shared.errors import Damaged, Gone, NotFound, Sealed, StoredError, StreamspoolError
 from shared.features.access.expected import Expects, expected
 from shared.features.access.limits import Limiter
+from shared.features.bell import Bell
 from shared.features.blobs import Blobs
 from shared.features.idempotency import Idempotency, key_digest
 from shared.features.sessions import Sessions
@@ -28,7 +29,7 @@ from shared.generations.caller import Caller
 from shared.generations.catalogue import Catalogue
 from shared.generations.front import CHAT, Front
 from shared.generations.gate import Gate
-from shared.generations.headers import lane_of, make_header, retention_s
+from shared.generations.headers import make_header, retention_s
 from shared.generations.outcome import Outcomes
 from shared.generations.repeats import Repeats
 from shared.generations.settlement import Settlement
@@ -42,7 +43,6 @@ from shared.log.records import BatchRef, Header, Summary, Surface
 from shared.log.streamlog import Reserve, StreamLog
 from shared.store.availability import NO_STREAM, UncertainCreates, deadline, translate_errors
 from shared.store.confirm import Confirmer
-from shared.store.outage import cause
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis, RedisError
 
@@ -88,6 +88,7 @@ class Broker:
         self._outcomes, self._settlement, self._blobs = outcomes, settlement, blobs
         self._gate, self._budgets = Gate(redis.key, sessions, budgets, limiter), budgets
         self._idempotency, self._repeats = Idempotency(redis), Repeats(redis, log, settings)
+        self._bell = Bell(redis, log, sessions, settings, confirmer)
         self._found = BatchedLookup(log.describe, most=_FOUND_AT_ONCE)
         self._key, self._queue = redis.key, JobQueue(redis)
         self._doubts = UncertainCreates()
@@ -137,13 +138,17 @@ class Broker:
                     await self._blobs.release(generation_id)
             raise
         if not submitted.replayed:
-            SUBMITTED.inc()
-            told = {"tenant": caller.tenant, "key_id": caller.key_id}
-            logger.info("accepted", generation_id=generation_id, model=request.model, **told)
-            if header["session"] and header["session"]["policy"] == "interrupt":
-                await self._interrupt(header, caller)
-            await self._announce(header, new=True)
+            await self._accepted(header, caller)
         return submitted
+
+    async def _accepted(self, header: Header, caller: Caller) -> None:
+        SUBMITTED.inc()
+        whose = {"tenant": caller.tenant, "key_id": caller.key_id}
+        logger.info("accepted", generation_id=header["id"], model=header["model"], **whose)
+        if header["session"] and header["session"]["policy"] == "interrupt":
+            await self._interrupt(header, caller)
+        if not self._bell.rings_with_create(header):
+            await self._bell.announce(header, new=True)
 
     async def _before(self, asked: str, caller: Caller) -> Submitted | None:
         with translate_errors():
@@ -163,13 +168,19 @@ class Broker:
                 if session := header["session"]:
                     await self._settlement.settle_session(caller.tenant, session["id"])
                 header["server"] = await self._server()
-                note = partial(self._repeats.note, name=asked, generation_id=generation_id)
+                note = partial(self._note, asked, header)
                 reserve = self._gate.reserve(request, caller, expects, note)
                 created = await self.log.create(header, stored, reserve)
                 await self._promise(header)
             if not created:
                 return Submitted(await self._replayed(generation_id), replayed=True)
         return Submitted(header, replayed=False)
+
+    def _note(self, asked: str, header: Header, pipe: Any) -> None:
+        """Adds what is done with the create, or not at all."""
+        self._repeats.note(pipe, asked, header["id"])
+        if self._bell.rings_with_create(header):
+            self._bell.ring_with(pipe, header)
 
     async def _server(self) -> str | None:
         """Which server takes this: a worker that finds another one knows that it may have forgotten something."""
@@ -204,7 +215,7 @@ class Broker:
         if summary is None:
             raise NotFound("The stream of this Idempotency-Key was just deleted. Send the request again.")
         if summary.status is Status.QUEUED:
-            await self._announce(summary.header)
+            await self._bell.announce(summary.header)
         return summary.header
 
     async def _interrupt(self, header: Header, caller: Caller) -> None:
@@ -213,23 +224,9 @@ class Broker:
             for generation_id in await self._sessions.before(header):
                 await self.cancel(generation_id, caller)
 
-    async def _announce(self, header: Header, *, new: bool = False) -> None:
-        """Notes that it has a viewer, where that matters, and rings. Never fails: the reaper rings again."""
-        try:
-            async with deadline():
-                if header.get("on_disconnect") == "cancel":
-                    await self.log.keep_watched([header["id"]], self._settings.disconnect_grace_s)
-                await self.dispatch(header, new=new)
-        except (RedisError, OSError, Unavailable) as error:
-            logger.warning("bell lost", generation_id=header["id"], **cause(error))
-
-    async def dispatch(self, header: Header, *, new: bool = False) -> bool:
-        """Rings for a worker, once however often it is called, unless its session has another before it. `new`: just made."""
-        is_next, safety_s = await self._sessions.is_next(header), self._settings.log_safety_s
-        put = partial(self._queue.put, header["id"], lane_of(header), header["owner"], expires_s=safety_s)
-        if new or is_next:
-            await (self.log.tell_accepted(header, put if is_next else None) if new else put())
-        return is_next
+    async def dispatch(self, header: Header) -> bool:
+        """Rings for a worker, unless its session has another before it. Raises RedisError, OSError."""
+        return await self._bell.ring(header)
 
     async def submit_line(
         self,
@@ -255,15 +252,18 @@ class Broker:
         stored = await self._blobs.store(line_id, caller.tenant, body)
         if new := await self.log.create(header, stored, self._gate.hold(reserve)):
             SUBMITTED.inc()
-        await self.dispatch(header, new=new)
+        await self._bell.ring(header, new=new)
 
     async def revoke_doubtful(self) -> None:
         """Withdraws what was refused because Redis did not answer, in case Redis did hear."""
         await self._doubts.settle(self._withdraw)
 
     async def _withdraw(self, generation_id: str) -> None:
-        with suppress(Sealed):
-            await self._outcomes.conclude(generation_id, 0, Status.CANCELLED)
+        summary = (await self.log.describe([generation_id]))[0]
+        if summary is None:
+            raise Gone(generation_id)
+        with suppress(Sealed):  # a worker may have begun it
+            await self._outcomes.conclude(generation_id, summary.position.epoch, Status.CANCELLED)
             logger.info("revoked", generation_id=generation_id)
         await self._queue.withdraw(generation_id)
 

@@ -15,14 +15,6 @@ from shared.lib.clock import now_ms
 from shared.lib.telemetry import current_request
 from shared.log.entry import VERSION
 from shared.log.records import Header, SessionTerms, WebhookTarget
-from shared.store.keys import Lane
-
-
-def lane_of(header: Header) -> Lane:
-    """What it waits among."""
-    if header.get("batch") is not None:
-        return Lane.LINE
-    return Lane.BACKGROUND if header.get("background") else Lane.GENERATION
 
 
 def make_header(

@@ -13,11 +13,11 @@ from typing import Any
 
 from shared.config.settings import Settings
 from shared.errors import FileStorageFailed
+from shared.features.bell import lane_of
 from shared.features.effect import Answered, Effect, Ended
 from shared.features.history.outbox import Outbox
 from shared.features.sessions import Sessions
 from shared.features.spend.budgets import Budgets
-from shared.generations.headers import lane_of
 from shared.lib.telemetry import SETTLED
 from shared.log.entry import SEAL
 from shared.log.records import Header, Outcome

@@ -7,6 +7,7 @@ server is away.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from shared.errors import Gone
 from shared.lib import json
@@ -106,8 +107,12 @@ class LogListing(LogReader):
         """Says that these have a viewer now, which holds for the grace time."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for generation_id in generation_ids:
-                pipe.set(self._key.viewers(generation_id), b"1", px=int(grace_s * 1000))
+                self.keep_watched_with(pipe, generation_id, grace_s)
             await commit(pipe)  # who watches must not seem to have left because memory is full
+
+    def keep_watched_with(self, pipe: Any, generation_id: str, grace_s: float) -> None:
+        """The same, with what else `pipe` does."""
+        pipe.set(self._key.viewers(generation_id), b"1", px=int(grace_s * 1000))
 
     async def watched(self, generation_ids: Sequence[str]) -> set[str]:
         """Which of these had a viewer within the grace time."""

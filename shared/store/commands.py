@@ -14,7 +14,7 @@ from typing import Any
 
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
-from shared.store.connections import Pipeline, close_idle
+from shared.store.connections import Pipeline, close_idle, read_replies
 from shared.store.jobs import ArqRedis
 from shared.store.outage import UNREACHABLE, WrongServer
 
@@ -96,7 +96,11 @@ async def converse(connection: Any, packed: bytes, replies: int) -> list[Any]:
     try:
         async with asyncio.timeout(timeout_s):
             await connection.send_packed_command(packed, check_health=False)
-            return [await _reply(connection) for _ in range(replies)]
+            found = await read_replies(connection, replies)
+        for reply in found:
+            if isinstance(reply, Exception) and isinstance(reply, UNREACHABLE):
+                raise reply
+        return found
     except builtins.TimeoutError:
         await close_idle(connection)
         raise TimeoutError("The server did not answer in time.") from None
@@ -105,12 +109,3 @@ async def converse(connection: Any, packed: bytes, replies: int) -> list[Any]:
         raise
     finally:
         connection.socket_timeout = timeout_s
-
-
-async def _reply(connection: Any) -> Any:
-    try:
-        return await connection.read_response()
-    except UNREACHABLE:
-        raise
-    except ResponseError as error:
-        return error

@@ -121,13 +121,16 @@ end
 local replies = {}
 while ARGV[at] do
   local length = tonumber(ARGV[at])
-  replies[#replies + 1] = redis.pcall(unpack(ARGV, at + 1, at + length))
+  local reply = redis.pcall(unpack(ARGV, at + 1, at + length))
+  if #replies == 0 and type(reply) == 'table' and reply.err and string.sub(reply.err, 1, 3) == 'OOM' then return reply end
+  replies[#replies + 1] = reply
   at = at + length + 1
 end
 return {0, made and {} or told, replies}
 """
 """ARGV: what must not be there for anything to be counted, how many counts, eight words of each, then each command as the
-number of its words and these. `call` where the counts are written: if that is refused, as memory is full, nothing was done.
+number of its words and these. `call` where the counts are written: if that is refused, as memory is full, nothing was done. Nor
+is anything where the first command is refused for that, as it would be in a transaction: else the doorbell would ring.
 
 A minute is added up once a second: its sum stands beside it, and holds as long as the second does in which it was made. So
 does what was said then of when both expire."""

@@ -101,12 +101,14 @@ class Confirmer:
         return await future
 
     async def promise(self, *, background: bool) -> None:
-        """Before something is told as accepted: returns once the server's death cannot take it any more, if that is promised.
-
-        It is for all, or for what runs without a viewer (`background`), or for none.
-        """
-        if self._promised == "all" or (background and self._promised == "background"):
+        """Before something is told as accepted: returns once the server's death cannot take it any more, where that is
+        promised."""
+        if self.promises(background=background):
             await self.confirm()
+
+    def promises(self, *, background: bool) -> bool:
+        """It is for all, or for what runs without a viewer (`background`), or for none."""
+        return self._promised == "all" or (background and self._promised == "background")
 
     async def server(self, *, age_s: float = _FRESH_S) -> str | None:
         """The identity of the server that new connections lead to, as it was `age_s` ago or later; None where that cannot be

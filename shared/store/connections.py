@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import ssl
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakSet
 
@@ -25,7 +26,8 @@ from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainS
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError, RedisError, TimeoutError
+from redis.client import EMPTY_RESPONSE
+from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
 
 from shared.config.redis_url import Address
 from shared.store.outage import WRONG_SERVER, WrongServer
@@ -188,9 +190,71 @@ class Pool(BlockingConnectionPool):
         await super().release(connection)
 
 
+async def _read_at_once(connection: _Mended, count: int, timeout_s: float | None = None) -> list[Any]:
+    """So many replies, errors among them as values; redis-py takes a time limit and five calls for each. This time limit is
+    for each silence. Raises ConnectionError, TimeoutError; the connection is closed then."""
+    parser: Any = connection._parser
+    replies: list[Any] = []
+    try:
+        async with asyncio.timeout(timeout_s) as limit:
+            while len(replies) < count:
+                if not parser._connected or isinstance(reply := parser._reader.gets(), ConnectionError):
+                    raise reply if parser._connected else ConnectionError("The connection was closed.")
+                if reply is not NOT_ENOUGH_DATA:
+                    replies.append(reply)
+                    continue
+                await parser.read_from_socket()
+                if timeout_s is not None:
+                    limit.reschedule(asyncio.get_running_loop().time() + timeout_s)
+        return replies
+    except BaseException as error:  # replies may be under way
+        await connection.disconnect(nowait=True)
+        if isinstance(error, builtins.TimeoutError):
+            await close_idle(connection)
+            raise TimeoutError("The server did not answer in time.") from None
+        if isinstance(error, OSError):
+            raise ConnectionError(f"The connection was lost: {error}") from error
+        raise
+    finally:
+        if parser.wrong and not connection._connecting and not connection.is_stale:
+            await connection.place.move()
+
+
+class _Exchange:
+    """A connection as a pipeline uses it: sends once, and reads one reply after the other. They have all been read by then."""
+
+    def __init__(self, connection: _Mended, count: int) -> None:
+        self._connection, self._count = connection, count
+        self._replies: Iterator[Any] = iter(())
+
+    def pack_commands(self, commands: Any) -> Any:
+        return self._connection.pack_commands(commands)
+
+    async def send_packed_command(self, packed: Any) -> None:
+        await self._connection.send_packed_command(packed)
+        self._replies = iter(await _read_at_once(self._connection, self._count, self._connection.socket_timeout))
+
+    async def read_response(self, **_: Any) -> Any:
+        if isinstance(reply := next(self._replies), ResponseError):
+            raise reply
+        return reply
+
+
 class Pipeline(_Pipeline):
-    """redis-py's, but one that watches keys is told that it has met the wrong server, not that another client wrote: it
-    would be tried again, at once, for as long as that lasts. Queued commands are `(words, options)`."""
+    """redis-py's, but its replies are read in one go; and one that watches keys is told that it has met the wrong server, not
+    that another client wrote: it would be tried again, at once, for as long as that lasts. Queued commands are
+    `(words, options)`."""
+
+    async def _execute_transaction(self, connection: Any, commands: Any, raise_on_error: bool) -> Any:
+        if isinstance(connection, _Mended):
+            sent = sum(EMPTY_RESPONSE not in options for _, options in commands)
+            connection = _Exchange(connection, sent + 2)  # with MULTI and EXEC
+        return await super()._execute_transaction(connection, commands, raise_on_error)
+
+    async def _execute_pipeline(self, connection: Any, commands: Any, raise_on_error: bool) -> Any:
+        if isinstance(connection, _Mended):
+            connection = _Exchange(connection, len(commands))
+        return await super()._execute_pipeline(connection, commands, raise_on_error)
 
     @property
     def queued(self) -> list[Any]:
@@ -224,6 +288,19 @@ class Pipeline(_Pipeline):
             await conn.disconnect(nowait=True)
             raise error
         await super()._disconnect_reset_raise(conn, error)  # type: ignore[no-untyped-call]
+
+
+async def read_replies(connection: Any, count: int) -> list[Any]:
+    """So many replies, errors among them as values. Raises ConnectionError, TimeoutError."""
+    if isinstance(connection, _Mended):
+        return await _read_at_once(connection, count)
+    replies: list[Any] = []
+    for _ in range(count):
+        try:
+            replies.append(await connection.read_response())
+        except ResponseError as error:
+            replies.append(error)
+    return replies
 
 
 def open_pool(address: Address, place: Place, *, most: int, timeout_s: float, wait_s: float) -> Pool:

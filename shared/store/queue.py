@@ -133,15 +133,18 @@ class JobQueue:
 
         An id is never two jobs, so there is nothing to watch. `also` adds further commands to the transaction.
         """
-        now = now_ms()
-        function = "batch" if lane is Lane.BATCH else "generate"
-        payload = pack_job(function, job_id, now, tenant)
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(self._key.job(job_id), payload, px=int(expires_s * 1000), nx=True)
-            self._add(pipe, job_id, lane, tenant, now, nx=True)
+            self.put_with(pipe, job_id, lane, tenant, expires_s=expires_s)
             if also is not None:
                 also(pipe)
             await pipe.execute()
+
+    def put_with(self, pipe: Any, job_id: str, lane: Lane, tenant: str, *, expires_s: float) -> None:
+        """The same, with what else `pipe` does in its transaction."""
+        now = now_ms()
+        payload = pack_job("batch" if lane is Lane.BATCH else "generate", job_id, now, tenant)
+        pipe.set(self._key.job(job_id), payload, px=int(expires_s * 1000), nx=True)
+        self._add(pipe, job_id, lane, tenant, now, nx=True)
 
     async def withdraw(self, job_id: str) -> None:
         """There is nothing to be done any more: takes it away where it waits, and tells the worker that runs it."""

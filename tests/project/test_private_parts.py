@@ -41,6 +41,7 @@ def parameters(function: Any) -> list[str]:
         (_parsers._AsyncHiredisParser, "on_connect", ["self", "connection"]),
         (_parsers._AsyncHiredisParser, "parse_error", ["response"]),
         (_parsers._AsyncHiredisParser, "can_read_destructive", ["self"]),
+        (_parsers._AsyncHiredisParser, "read_from_socket", ["self"]),
         (AbstractConnection, "connect", ["self"]),
         (AbstractConnection, "pack_command", ["self", "args"]),
         (AbstractConnection, "disconnect", ["self", "nowait"]),
@@ -54,6 +55,8 @@ def parameters(function: Any) -> list[str]:
         (Pipeline, "_disconnect_raise_reset", ["self", "conn", "error"]),
         (Pipeline, "_disconnect_reset_raise", ["self", "conn", "error"]),
         (Pipeline, "multi", ["self"]),
+        (Pipeline, "_execute_transaction", ["self", "connection", "commands", "raise_on_error"]),
+        (Pipeline, "_execute_pipeline", ["self", "connection", "commands", "raise_on_error"]),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -18,6 +18,8 @@ from shared.log.appender import Appender
 from shared.log.blobs import Stored
 from shared.log.entry import Chunk, Position, Status
 from shared.log.streamlog import StreamLog
+from shared.store.confirm import Confirmer
+from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis, connect
 from tests.harness.records import attempt_with
 from tests.harness.store import configured
@@ -159,9 +161,46 @@ async def test_a_lost_bell_does_not_refuse_what_was_accepted(
     async def broken(*_: Any, **__: Any) -> None:
         raise ConnectionError
 
-    monkeypatch.setattr(redis, "publish", broken)
-    generation_id = await submitted(broker)
+    monkeypatch.setattr(JobQueue, "put", broken)
+    generation_id = await submitted(broker, session_id="s")
     assert (await broker.find(generation_id, ANN)).status is Status.QUEUED
+
+
+@pytest.mark.parametrize("fields", [{}, {"background": True}, {"on_disconnect": "cancel"}], ids=str)
+async def test_what_is_created_is_in_the_queue_in_the_same_step(
+    broker: Broker, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    """An API process that dies with the create leaves nothing that a reaper has to ring for."""
+    monkeypatch.setattr(JobQueue, "put", never)
+    generation_id = await submitted(broker, **fields)
+    assert await JobQueue(redis).known([generation_id]) == {generation_id}
+    assert await broker.log.watched([generation_id]) == ({generation_id} if "on_disconnect" in fields else set())
+
+
+async def test_what_has_to_wait_is_rung_for_when_it_may_begin(
+    broker: Broker, redis: ArqRedis, log: StreamLog, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An Idempotency-Key's log may be there already, a session has turns before, and a promise wants the server's word."""
+    monkeypatch.setattr(JobQueue, "put", never)
+    confirmer = Confirmer(redis, name="test", promised="background")
+    monkeypatch.setattr(confirmer, "server", nothing)
+    monkeypatch.setattr(confirmer, "promise", never)
+    promising = Core(redis, log, settings, name="test", confirmer=confirmer).broker
+    keyed = (await broker.submit(*request(), ANN, idempotency_key="k")).header["id"]
+    turn = await submitted(broker, session_id="s")
+    with pytest.raises(Unavailable):
+        await submitted(promising, background=True)
+    listed = [summary.header["id"] async for summary in broker.listed(ANN)]
+    assert {keyed, turn} < set(listed)
+    assert await JobQueue(redis).known(listed) == set()
+
+
+async def nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+async def never(*_: Any, **__: Any) -> None:
+    raise ConnectionError("away")
 
 
 async def test_a_redis_that_is_away_is_unavailable(settings: Settings) -> None:

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from shared.store.conditional import Amount, Count, Full, Hold, correct, execute_if, release
-from shared.store.redis import ArqRedis
+from shared.store.redis import ArqRedis, OutOfMemoryError
+from tests.harness.store import configured
 from tests.support.names import keys
 
 WINDOW, HELD, SPENT = keys.limit("requests", "test"), keys.held("test"), keys.spent("test", "2026-11")
@@ -115,3 +116,23 @@ async def test_it_is_all_or_nothing(redis: ArqRedis) -> None:
         await counted(redis, Count(WINDOW, 5), ids, Count(keys.limit("tokens", "test"), 1, 2))
     assert full.value.refused == 2
     assert not await redis.exists(WINDOW, ids.key, keys.probe)
+
+
+async def test_a_full_server_does_nothing_of_it_and_rings_for_nothing(
+    redis: ArqRedis, request: pytest.FixtureRequest
+) -> None:
+    if "fakeredis" in request.node.name:
+        return  # it accepts maxmemory and does nothing
+    looked_at = Hold(HELD, None, 0, 0, 60, SPENT, "day")
+    async with configured(redis, maxmemory="1mb"), redis.pubsub() as pubsub:
+        await pubsub.subscribe(keys.doorbell)
+        await pubsub.get_message(timeout=5)
+        async with redis.pipeline(transaction=True) as pipe:
+            pipe.set(keys.probe, b"1", ex=60)
+            pipe.publish(keys.doorbell, "x")
+            with pytest.raises(OutOfMemoryError):
+                await execute_if(pipe, [looked_at])
+        await redis.publish(keys.doorbell, "after")
+        heard = await pubsub.get_message(timeout=5)
+    assert heard is not None
+    assert heard["data"] == b"after"

@@ -7,15 +7,17 @@ import json as standard_json
 import ssl
 from contextlib import suppress
 
+import hiredis
 import pytest
 import structlog
 import uvloop
+from redis.exceptions import ConnectionError, TimeoutError
 
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.redis_url import Address
 from shared.errors import Unusable
 from shared.store import contact
-from shared.store.commands import pack, watch
+from shared.store.commands import exchange_all, pack, watch
 from shared.store.jobs import deserialize_job, serialize_job
 from shared.store.outage import Pauses
 from shared.store.redis import ArqRedis, RedisError, ResponseError, WatchError, connect, run_while_redis_is_away
@@ -148,3 +150,48 @@ def test_a_connection_is_never_taken_while_it_is_closed_for_its_sibling(valkey: 
         await client.aclose(close_connection_pool=True)
 
     uvloop.run(try_them())
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["and closes", "and hangs"])
+async def test_a_server_that_stops_within_its_replies_costs_the_connection_and_mixes_none_up(ends: bool) -> None:
+    """A pipeline's replies are read in one go; those of the next one must not begin with what came too late."""
+    said, stops = 0, True
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal said
+        commands = hiredis.Reader()
+        while data := await reader.read(65536):
+            commands.feed(data)
+            for command in iter(commands.gets, False):
+                if not command[0].startswith(b"INCR"):
+                    writer.write(b"+OK\r\n")  # a connection's first words
+                    continue
+                said += 1
+                writer.write(b":%d\r\n" % said)
+                if stops and said % 3 == 0:
+                    break
+            if stops and said and said % 3 == 0 and ends:
+                break
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        client = connect(f"redis://127.0.0.1:{port}/0", max_connections=1, timeout_s=0.3)
+        for expected in ("pipeline", "exchange"):
+            with pytest.raises(ConnectionError if ends else TimeoutError):
+                if expected == "pipeline":
+                    await counted(client, 4)
+                else:
+                    await exchange_all(client, [pack(b"INCR", b"k")] * 4)
+        stops, said = False, 0
+        assert await counted(client, 2) == [1, 2]
+        assert await exchange_all(client, [pack(b"INCR", b"k")] * 2) == [3, 4]
+        await client.aclose(close_connection_pool=True)
+
+
+async def counted(client: ArqRedis, times: int) -> list[int]:
+    async with client.pipeline(transaction=False) as pipe:
+        for _ in range(times):
+            pipe.incr("k")
+        found: list[int] = await pipe.execute()
+    return found

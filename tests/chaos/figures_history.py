@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sqlite3
 import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from shared.features.history.database import Database
 from shared.features.history.record import Record
-from shared.features.history.tables import COUNTED
+from shared.features.history.tables import COUNTED, GENERATIONS
 from shared.features.listing.filters import Filters
 from shared.lib.clock import now_ms
 from shared.log.entry import Status
@@ -24,9 +26,7 @@ from shared.log.entry import Status
 _AT_ONCE = 10_000
 _TIMES = 9
 _MORE = (
-    '{"a":[[1795340527310,"queued",1]],"sa":1795340527410,"p":[1,240],"by":"host-14901-648cb8","f":["stop"],'
-    '"u":{"prompt_tokens":12,"completion_tokens":240,"total_tokens":252},"us":"provider","ch":{"content":960,"reasoning":0},'
-    '"cs":"genai-prices"}'
+    '{"a":[[100,"queued"]],"p":[1,240],"by":"host-14901-648cb8","f":["stop"],"u":[12,240],"ch":[960,0],"cs":"genai-prices"}'
 )
 
 
@@ -81,17 +81,31 @@ async def figures(url: str, count: int) -> None:
     mine, since = ["team-1"], newest - 7 * 86_400_000
     (middle,) = (await database.page(mine, Filters(until_ms=newest - 15 * 86_400_000), limit=1))[:1]
     place = middle["created_at_ms"], middle["id"]
+    unused = Filters(key_ids=frozenset({"key_none"}))
     failed, week = Filters(statuses=frozenset({Status.FAILED})), Filters(since_ms=since)
+    filters = {
+        "the failed": failed,
+        "the completed": Filters(statuses=frozenset({Status.COMPLETED})),
+        "batches": Filters(sources=frozenset({"batch"})),
+        "a model": Filters(model="openai/gpt-3"),
+        "a key": Filters(key_ids=frozenset({f"key_{3:024x}"})),
+    }
     asked: list[tuple[str, Callable[[], Awaitable[Any]]]] = [
         ("first page, one tenant", lambda: database.page(mine, Filters(), limit=21)),
         ("first page, all tenants", lambda: database.page(None, Filters(), limit=21)),
         ("a page in the middle", lambda: database.page(mine, Filters(), place, limit=21)),
         ("first page of the failed", lambda: database.page(mine, failed, limit=21)),
         ("first page of a model", lambda: database.page(mine, Filters(model="openai/gpt-3"), limit=21)),
+        ("first page of a key that never asked", lambda: database.page(mine, unused, limit=21)),
         *((f"counts by {one}, one tenant", lambda one=one: database.counts(mine, Filters(), one)) for one in COUNTED),
         *((f"counts by {one}, all tenants", lambda one=one: database.counts(None, Filters(), one)) for one in COUNTED),
         ("counts by model, one tenant, a week", lambda: database.counts(mine, week, "model")),
-        ("counts by model of the failed", lambda: database.counts(mine, failed, "model")),
+        *(
+            (f"counts by {by} of {what}, {whose}", lambda whom=whom, wanted=wanted, by=by: database.counts(whom, wanted, by))
+            for what, wanted in filters.items()
+            for whose, whom in (("one tenant", mine), ("all tenants", None))
+            for by in ("model", "error_code")
+        ),
     ]
     for what, ask in asked:
         print(f"{what}: {await timed(ask)}", flush=True)
@@ -105,9 +119,19 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "history.sqlite3"
-        asyncio.run(figures(given.url or f"sqlite:///{path}", given.rows))
-        if path.exists():
-            print(f"{path.stat().st_size / given.rows:.0f} bytes a row, indexes included")
+        url = given.url or f"sqlite:///{path}"
+        asyncio.run(figures(url, given.rows))
+        if url.startswith("sqlite:"):
+            print(sizes(url.removeprefix("sqlite:///"), given.rows))
+
+
+def sizes(path: str, count: int) -> str:
+    """Pages of the file, by what stands in them (sqlite.org/dbstat)."""
+    with closing(sqlite3.connect(path)) as database:
+        found = database.execute("SELECT name, sum(pgsize) FROM dbstat GROUP BY name ORDER BY 2 DESC").fetchall()
+    rows = next(size for name, size in found if name == GENERATIONS.name)
+    every = ", ".join(f"{name.removeprefix('ix_streamspool_')} {size / count:.0f}" for name, size in found)
+    return f"bytes a row: {rows / count:.0f}, with its indexes {sum(size for _, size in found) / count:.0f} ({every})"
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ providers may repeat the request.
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
-from shared.features.listing.row import row
+from shared.features.listing.row import Row, row
 from shared.lib import json
 from shared.log.entry import Position, Status
 from shared.log.records import Attempt, Header, Outcome, Summary
@@ -17,10 +17,13 @@ from shared.log.records import Attempt, Header, Outcome, Summary
 UNKEPT = "What the error said is not kept any more; its code is."
 _MOST_METADATA_BYTES = 1024
 """Metadata that take more are left out."""
+_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
+_SOURCE, _NO_SOURCE = "provider", "?"
+"""Who mostly counts the tokens; and what stands for nobody's word."""
 
 
 class Record(TypedDict):
-    """The columns. `more` is JSON of what is only shown. Times are Unix ms."""
+    """The columns: a `Row`, and what is added to it. `more` is JSON of what is only shown. Times are Unix ms."""
 
     id: str
     tenant: str
@@ -48,43 +51,32 @@ def record(summary: Summary) -> Record:
     header, outcome, one = summary.header, summary.outcome, row(summary)
     assert outcome is not None
     metadata = dict(one.metadata)
-    if len(json.dumps(metadata)) > _MOST_METADATA_BYTES:
-        metadata = {}
-    return Record(
-        id=one.id,
-        tenant=one.tenant,
-        key_id=one.key_id,
-        created_at_ms=one.created_at_ms,
-        ended_at_ms=outcome["ended_at_ms"],
-        status=str(one.status),
-        model=one.model,
-        served_by=one.served_by,
-        provider=one.provider,
-        source=one.source,
-        session_id=one.session_id,
-        batch_id=one.batch_id,
-        error_code=one.error_code,
-        ttft_ms=one.ttft_ms,
-        duration_ms=one.duration_ms,
-        tokens=one.tokens,
-        picodollars=one.picodollars,
-        metadata=metadata,
-        more=json.dumps(_more(summary, header, outcome)).decode(),
-    )
+    kept = {
+        **{name: getattr(one, name) for name in Row.__slots__},
+        "ended_at_ms": outcome["ended_at_ms"],
+        "status": str(one.status),
+        "metadata": metadata if len(json.dumps(metadata)) <= _MOST_METADATA_BYTES else {},
+        "more": json.dumps(_more(summary, header, outcome)).decode(),
+    }
+    return cast(Record, kept)
 
 
 def _more(summary: Summary, header: Header, outcome: Outcome) -> dict[str, Any]:
-    """Under short names: there may be millions. What is nothing is left out."""
+    """In few bytes, since there may be millions: under short names, with times from the creation on. What is nothing, or as it
+    mostly is, is left out."""
     error, served, cost, batch = outcome["error"], outcome.get("served") or {}, outcome.get("cost"), header.get("batch")
+    created, usage, lengths = header["created_at_ms"], outcome.get("usage"), outcome.get("characters")
+    spoke = summary.attempts[-1].get("spoke_at_ms") if summary.attempts else None
+    source = outcome.get("usage_source") or (_NO_SOURCE if usage else None)
     found = {
-        "a": [[one["at_ms"], one["reason"], one.get("number")] for one in summary.attempts],
-        "sa": summary.attempts[-1].get("spoke_at_ms") if summary.attempts else None,
+        "a": [_attempt(one, created, number) for number, one in enumerate(summary.attempts, 1)],
+        "sa": None if spoke is None or spoke == outcome.get("spoke_at_ms") else spoke - created,
         "p": list(summary.position),
         "by": outcome.get("by"),
         "f": outcome.get("finish_reasons"),
-        "u": outcome.get("usage"),
-        "us": outcome.get("usage_source"),
-        "ch": outcome.get("characters"),
+        "u": _counted(usage),
+        "us": None if usage and source == _SOURCE else source,
+        "ch": [lengths["content"], lengths["reasoning"]] if lengths else None,
         "rf": served.get("refused"),
         "rt": served.get("retries"),
         "e": [error.get("type"), error.get("status")] if error else None,
@@ -95,7 +87,21 @@ def _more(summary: Summary, header: Header, outcome: Outcome) -> dict[str, Any]:
         "sf": header.get("surface"),
         "rd": header.get("retried_from"),
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in found.items() if value or (name == "sa" and value is not None)}
+
+
+def _attempt(one: Attempt, created_at_ms: int, number: int) -> list[Any]:
+    found = [one["at_ms"] - created_at_ms, one["reason"]]
+    return found if one.get("number") == number else [*found, one.get("number")]
+
+
+def _counted(usage: Any) -> Any:
+    """Prompt and answer, where a provider told nothing else."""
+    if isinstance(usage, dict) and usage.keys() == set(_COUNTS):
+        prompt, completion, total = (usage[name] for name in _COUNTS)
+        if all(type(one) is int for one in (prompt, completion)) and total == prompt + completion:
+            return [prompt, completion]
+    return usage
 
 
 def summary(kept: Record) -> Summary:
@@ -117,30 +123,39 @@ def summary(kept: Record) -> Summary:
         "surface": more.get("sf") or "chat",
         "retried_from": more.get("rd"),
     }
-    attempts: list[Attempt] = [
-        {"worker": "", "at_ms": at, "token": "", "reason": reason, **({"number": number} if number else {})}  # type: ignore[typeddict-item]
-        for at, reason, number in more.get("a") or ()
-    ]
-    if attempts and (spoke := more.get("sa")) is not None:
-        attempts[-1]["spoke_at_ms"] = spoke
-    return Summary(header, tuple(attempts), Position(*more.get("p", (0, 2))), _outcome(kept, more))
+    return Summary(header, tuple(_attempts(kept, more)), Position(*more.get("p", (0, 2))), _outcome(kept, more))
+
+
+def _attempts(kept: Record, more: dict[str, Any]) -> list[Attempt]:
+    created, found = kept["created_at_ms"], []
+    for place, (at, reason, *told) in enumerate(more.get("a") or (), 1):
+        number = told[0] if told else place
+        one: Any = {"worker": "", "at_ms": created + at, "token": "", "reason": reason}
+        found.append(one | ({"number": number} if number else {}))
+    spoke = more.get("sa", kept["ttft_ms"])
+    if found and spoke is not None:
+        found[-1]["spoke_at_ms"] = created + spoke
+    return found
 
 
 def _outcome(kept: Record, more: dict[str, Any]) -> Outcome:
-    error = None
+    error, usage, lengths = None, more.get("u"), more.get("ch")
     if kept["error_code"] is not None or "e" in more:
         kind, status = more.get("e") or ("server_error", 500)
         error = {"message": UNKEPT, "type": kind, "param": None, "code": kept["error_code"], "status": status}
+    if isinstance(usage, list):
+        usage = dict(zip(_COUNTS, (*usage, sum(usage)), strict=True))
     served = {"model": kept["served_by"], "refused": more.get("rf"), "retries": more.get("rt")}
+    source = more.get("us", _SOURCE if usage else None)
     outcome: Any = {
         "status": Status(kept["status"]),
         "ended_at_ms": kept["ended_at_ms"],
         "by": more.get("by"),
         "error": error,
         "finish_reasons": more.get("f") or [],
-        "usage": more.get("u"),
-        "usage_source": more.get("us"),
-        "characters": more.get("ch"),
+        "usage": usage,
+        "usage_source": None if source == _NO_SOURCE else source,
+        "characters": dict(zip(("content", "reasoning"), lengths, strict=True)) if lengths else None,
         "served": {name: value for name, value in served.items() if value},
         "cost": {"picodollars": kept["picodollars"], "source": more.get("cs") or "unknown"},
     }

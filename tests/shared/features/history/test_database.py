@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from shared.features.history.database import PRUNED_AT_ONCE, Database, _migrate
@@ -192,7 +193,7 @@ async def test_the_steps_lead_to_the_table_that_is_used(database: Database) -> N
 
     async with database._engine.connect() as connection:
         differences, revision = await connection.run_sync(found)
-    assert (differences, revision) == ([], "0001")
+    assert (differences, revision) == ([], "0002")
 
 
 async def test_a_database_that_is_away_is_told_once_and_tried_again(tmp_path: Path) -> None:
@@ -226,6 +227,38 @@ def test_sqlite_lets_others_read_meanwhile(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "x.sqlite3") as connection_:
         assert connection_.execute("SELECT count(*) FROM streamspool_generations").fetchone() == (0,)
     connection_.close()
+
+
+@pytest.mark.parametrize("tenants", [["alice"], None], ids=["one", "all"])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Filters(),
+        Filters(since_ms=1003),
+        Filters(statuses=frozenset({Status.FAILED})),
+        Filters(statuses=frozenset({Status.COMPLETED})),
+        Filters(providers=frozenset({"openai"}), since_ms=1003),
+        Filters(sources=frozenset({"batch"})),
+        Filters(key_ids=frozenset({"key_1"})),
+        Filters(errors=frozenset({"upstream_refused"})),
+        Filters(model="fast*"),
+    ],
+    ids=str,
+)
+async def test_sqlite_reads_no_row_to_count(tmp_path: Path, wanted: Filters, tenants: list[str] | None) -> None:
+    database = await Database.open(f"sqlite:///{tmp_path}/history.sqlite3")
+    for column in COUNTED:
+        asked = database._counting(tenants, wanted, column).compile(
+            dialect=sqlite_dialect(), compile_kwargs={"literal_binds": True}
+        )
+        async with database._engine.connect() as connection:
+            plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}")
+            steps = [step for *_, step in plan if " streamspool_generations " in step]
+        assert len(steps) == 1, steps
+        assert "COVERING INDEX" in steps[0], steps
+        if tenants is None and wanted.statuses == {Status.FAILED}:
+            assert "not_completed" in steps[0], steps
+    await database.close()
 
 
 def test_a_row_is_small() -> None:

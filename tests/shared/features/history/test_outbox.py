@@ -76,6 +76,38 @@ def test_a_row_becomes_what_the_log_said_but_for_words() -> None:
     assert len(json.dumps(kept)) < 900
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"usage_source": "provider"},
+        {"usage_source": None},
+        {"usage": None, "usage_source": None},
+        {"usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 9}},
+        {"usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "prompt_tokens_details": {"x": 1}}},
+        {"usage": {"prompt_tokens": None, "completion_tokens": 2, "total_tokens": 2}},
+        {"usage": {"prompt_tokens": 1.5, "completion_tokens": 2, "total_tokens": 3.5}},
+        {"characters": None},
+        {"spoke_at_ms": 1400},
+    ],
+    ids=str,
+)
+def test_what_is_written_short_is_read_as_it_was(fields: dict[str, Any]) -> None:
+    outcome = {**OUTCOME, **fields}
+    again = summary(json.loads(json.dumps(record(Summary(HEADER, ATTEMPTS, Position(2, 4), outcome)))))
+    assert again.outcome is not None
+    assert {name: again.outcome[name] for name in ("usage", *fields)} == {  # type: ignore[literal-required]
+        name: outcome[name] for name in ("usage", *fields)
+    }
+    assert [{**one, "worker": "", "token": ""} for one in ATTEMPTS] == list(again.attempts)
+
+
+def test_a_usual_row_is_small() -> None:
+    header = {**HEADER, "batch": None, "retried_from": None, "background": False, "store": False, "session_id": None}
+    outcome = {**OUTCOME, "error": None, "finish_reasons": ["stop"], "usage_source": "provider", "served": {"model": "fast"}}
+    kept = record(Summary(header, ATTEMPTS[:1], Position(1, 240), outcome))  # type: ignore[arg-type]
+    assert sum(len(str(value)) for value in kept.values() if value is not None) < 300
+
+
 def test_one_without_anything_is_kept_too_and_metadata_that_are_large_are_not() -> None:
     bare: Any = {"id": ID, "owner": "a", "model": "m", "created_at_ms": 5, "n": 1, "include_usage": True}
     outcome: Any = {

@@ -1,10 +1,12 @@
 // What happens on the server, for a whole tab: one list of what runs and one of what has ended of late.
 //
-// The server tells it (GET /v1/events). Where it keeps no events, the lists are asked for every two seconds.
-import { get, withQuery } from "./api.js";
+// The server tells it (GET /v1/events). Where it keeps no events, the lists are asked for every two seconds. One of the tabs that
+// look at the same asks, for all of them; one that is hidden is not among them.
+import { Away, get, note, withQuery } from "./api.js";
 import { Following } from "./sse.js";
 import { Store } from "./store.js";
 import { isRunning } from "./streams.js";
+import { Together } from "./tabs.js";
 
 const POLL_MS = 2000;
 const FIGURES_MS = 5000; // what events do not tell: how many chunks there are by now
@@ -33,6 +35,12 @@ export function look(whose) {
   };
 }
 
+/** Of two ids of events, MS-NUMBER. */
+function isAfter(id, other) {
+  const [[ms, number], [other_ms, other_number]] = [id, other || "0-0"].map((one) => one.split("-").map(Number));
+  return ms > other_ms || (ms === other_ms && number > other_number);
+}
+
 class Looking {
   constructor(tenant) {
     this.tenant = tenant;
@@ -41,41 +49,95 @@ class Looking {
     this.state = "connecting";
     this.problem = null;
     this.more = 0;
+    this.cursor = "";
+    this.filled = false;
     this.stopped = false;
     this.waiting = 0;
     this.timer = 0;
-    this.shown = () => !document.hidden && this.tick();
-    document.addEventListener("visibilitychange", this.shown);
-    this.fill();
-    this.following = new Following(withQuery("/v1/events", { tenant }), {
-      event: (event) => this.hear(event),
-      state: (name, problem) => this.changed(name, problem ?? null),
-    });
-    this.tick();
+    this.tabs = null;
+    this.turned = () => (document.hidden ? this.sleep() : this.join());
+    document.addEventListener("visibilitychange", this.turned);
+    this.turned();
   }
 
   stop() {
     this.stopped = true;
-    this.following.stop();
-    clearTimeout(this.timer);
+    document.removeEventListener("visibilitychange", this.turned);
+    this.tabs?.leave();
     clearTimeout(this.waiting);
-    document.removeEventListener("visibilitychange", this.shown);
+  }
+
+  join() {
+    if (this.tabs || this.stopped) return;
+    const early = [];
+    this.state = "connecting";
+    this.tabs = new Together(`feed ${this.tenant ?? ""}`, {
+      lead: () => this.lead(),
+      hear: (told) => (this.tabs?.learned ? this.learn(told) : early.push(told)),
+      all: () => ({ known: [...this.known.values()], viewers: this.viewers, more: this.more, state: this.state, cursor: this.cursor, filled: this.filled }),
+      joined: ({ known, ...all }) => {
+        this.known = new Map(known.map((one) => [one.id, one]));
+        Object.assign(this, all, { problem: null });
+        for (const told of early.splice(0)) if (!told.event?.id || isAfter(told.event.id, all.cursor)) this.learn(told);
+        this.tell();
+      },
+    });
+  }
+
+  /** What it missed meanwhile it is told when it is shown again. */
+  sleep() {
+    this.tabs?.leave();
+    this.tabs = null;
+    this.state = "hidden";
+    this.tell();
+  }
+
+  /** This tab asks the server. */
+  lead() {
+    const path = withQuery("/v1/events", { tenant: this.tenant });
+    const on = { event: (event) => this.share({ event }), state: (name, problem) => this.share({ name, problem: problem?.status ?? null }, problem) };
+    const following = new Following(path, on, { cursor: this.cursor, hides: false, line: false });
+    if (!this.filled) this.fill();
+    this.tick();
+    return () => {
+      following.stop();
+      clearTimeout(this.timer);
+    };
+  }
+
+  /** Learns something, and tells it to the other tabs. An error cannot be told; its status can. */
+  share(told, problem = null) {
+    this.learn(told, problem);
+    this.tabs?.tell(told);
+    return false;
+  }
+
+  learn({ event, name, problem: status, states, gone = [] }, problem = null) {
+    if (event) {
+      this.hear(event);
+      if (event.id) this.cursor = event.id;
+    }
+    if (name) {
+      this.changed(name, problem ?? (status === null ? null : Object.assign(new Away(), { status })));
+      if (!this.tabs?.end && ["live", "reconnecting"].includes(name)) note(name === "live" ? null : new Away());
+    }
+    for (const state of states ?? []) {
+      const before = this.known.get(state.id);
+      if (!before || isRunning(before)) this.known.set(state.id, state);
+    }
+    for (const id of gone) this.known.delete(id);
+    this.tell();
   }
 
   changed(name, problem) {
     // 404: this server keeps no events. Then the lists are asked for.
     this.state = name === "failed" && problem?.status === 404 ? "polling" : name;
     this.problem = this.state === "polling" ? null : problem;
-    if (this.state === "polling") this.tick();
-    this.tell();
+    if (this.state === "polling" && this.tabs?.end) this.tick();
   }
 
   hear({ event: type, data }) {
-    const told = JSON.parse(data);
-    const act = this[`on_${type}`];
-    if (act) act.call(this, told);
-    this.tell();
-    return false;
+    this[`on_${type}`]?.(JSON.parse(data));
   }
 
   on_snapshot({ streams, viewers, more }) {
@@ -125,13 +187,14 @@ class Looking {
 
   /** What of the last hour is there already. */
   async fill() {
+    const { tabs } = this;
     let after;
     const since = Math.floor(Date.now() / 1000) - HOUR_S;
     try {
-      for (let pages = 0; pages < MOST / 100 && !this.stopped; pages += 1) {
+      for (let pages = 0; pages < MOST / 100 && this.tabs === tabs; pages += 1) {
         const page = await get(withQuery("/v1/streams", { limit: 100, since, after, tenant: this.tenant }));
-        for (const state of page.data) this.known.set(state.id, state);
-        this.tell();
+        this.share({ states: page.data });
+        this.filled = !page.has_more || pages === MOST / 100 - 1;
         if (!page.has_more) return;
         after = page.last_id;
       }
@@ -143,8 +206,9 @@ class Looking {
   /** Figures of what runs; without events, all of it. */
   async tick() {
     clearTimeout(this.timer);
+    const { tabs } = this;
     const polling = this.state === "polling";
-    if (!this.stopped && !document.hidden && (polling || [...this.known.values()].some(isRunning))) {
+    if (polling || [...this.known.values()].some(isRunning)) {
       try {
         await this.poll(polling);
       } catch (error) {
@@ -152,31 +216,29 @@ class Looking {
       }
     }
     clearTimeout(this.timer);
-    if (!this.stopped) this.timer = setTimeout(() => this.tick(), polling ? POLL_MS : FIGURES_MS);
+    if (!this.stopped && tabs && this.tabs === tabs) this.timer = setTimeout(() => this.tick(), polling ? POLL_MS : FIGURES_MS);
   }
 
   async poll(polling) {
     const list = async (query) => (await get(withQuery("/v1/streams", { limit: 100, tenant: this.tenant, ...query }))).data;
     const running = await list({ status: "queued,in_progress" });
     const recent = polling ? await list({ limit: 50 }) : [];
-    for (const state of [...recent, ...running]) {
-      const before = this.known.get(state.id);
-      if (!before || isRunning(before)) this.known.set(state.id, state);
-    }
-    if (polling) {
-      const alive = new Set([...running, ...recent].map((state) => state.id));
-      // One that ran and is in neither list any more has ended, or is forgotten.
-      await Promise.all([...this.known.values()].filter((state) => isRunning(state) && !alive.has(state.id)).slice(0, 20).map((state) => this.relearn(state)));
-      this.problem = null;
-    }
-    this.tell();
+    this.share({ states: [...recent, ...running] });
+    if (!polling) return;
+    const alive = new Set([...running, ...recent].map((state) => state.id));
+    // One that ran and is in neither list any more has ended, or is forgotten.
+    const lost = [...this.known.values()].filter((state) => isRunning(state) && !alive.has(state.id)).slice(0, 20);
+    const found = await Promise.all(lost.map((state) => this.relearn(state)));
+    this.problem = null;
+    this.share({ states: found.filter(Boolean), gone: lost.filter((_, at) => found[at] === null).map((state) => state.id) });
   }
 
+  /** Its state now; null: it is forgotten; undefined: not known. */
   async relearn(state) {
     try {
-      this.known.set(state.id, await get(withQuery(`/v1/streams/${state.id}`, { tenant: state.tenant }), { headers: { accept: "application/json" } }));
+      return await get(withQuery(`/v1/streams/${state.id}`, { tenant: state.tenant }), { headers: { accept: "application/json" } });
     } catch (error) {
-      if (error.status === 404) this.known.delete(state.id);
+      return error.status === 404 ? null : undefined;
     }
   }
 

@@ -1,11 +1,27 @@
 // What a route answers, kept up to date: the last answer stays when the next one fails, with the time it is from.
 import { useEffect, useRef, useState } from "./dom.js";
 import { get } from "./api.js";
+import { Channel } from "./tabs.js";
 
 const RETRY_MS = 2000;
+const told = new Map(); // path → those who ask for it here again and again
+
+const tabs = new Channel("answers", ({ path, data }) => {
+  for (const take of told.get(path) ?? []) take(data);
+});
+
+function listen(path, take) {
+  if (!told.has(path)) told.set(path, new Set());
+  told.get(path).add(take);
+  return () => {
+    told.get(path).delete(take);
+    if (!told.get(path).size) told.delete(path);
+  };
+}
 
 /**
- * {data, error, at_ms, loading, reload} of a GET. `every_ms`: asks again, while the page is shown. `path` null: asks nothing.
+ * {data, error, at_ms, loading, reload} of a GET. `every_ms`: asks again, while the page is shown and no other tab has asked the
+ * same meanwhile. `path` null: asks nothing.
  * After a failure `data` is that of `at_ms`, and it is tried again unless asking again cannot help (4xx).
  */
 export function useResource(path, { every_ms = 0, frozen = false } = {}) {
@@ -23,7 +39,9 @@ export function useResource(path, { every_ms = 0, frozen = false } = {}) {
       try {
         const data = await get(path, { signal: aborter.signal });
         hold({ path, data, error: null, at_ms: Date.now(), loading: false });
-        if (every_ms) later(every_ms);
+        if (!every_ms) return;
+        tabs.tell({ path, data });
+        later(every_ms);
       } catch (error) {
         if (error.name === "AbortError") return;
         hold((now) => ({ ...now, error, loading: false }));
@@ -31,6 +49,7 @@ export function useResource(path, { every_ms = 0, frozen = false } = {}) {
       }
     };
     const later = (ms) => {
+      clearTimeout(timer);
       timer = setTimeout(ask, ms);
     };
     const shown = () => {
@@ -38,9 +57,16 @@ export function useResource(path, { every_ms = 0, frozen = false } = {}) {
       clearTimeout(timer);
       ask();
     };
+    const take = (data) => {
+      if (document.hidden || stillFrozen.current) return;
+      hold({ path, data, error: null, at_ms: Date.now(), loading: false });
+      later(every_ms * (1.2 + Math.random())); // the tab that asked asks before the others
+    };
+    const deaf = every_ms ? listen(path, take) : () => {};
     document.addEventListener("visibilitychange", shown);
     ask();
     return () => {
+      deaf();
       document.removeEventListener("visibilitychange", shown);
       clearTimeout(timer);
       aborter.abort();

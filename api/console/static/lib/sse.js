@@ -1,5 +1,6 @@
 // Server-sent events over fetch: a native EventSource tells neither 204 (all is read) from 503 (come again), nor why.
 import { call, note, ApiError, Away } from "./api.js";
+import { HELD_MS, takeLine } from "./tabs.js";
 
 const FIRST_PAUSE_MS = 250;
 const LONGEST_PAUSE_MS = 4000;
@@ -31,15 +32,21 @@ export async function* events(response, heard = () => {}) {
   }
 }
 
+/** Another one waits for the line. */
+class NextTurn extends Error {
+  name = "AbortError";
+}
+
 /**
  * Follows a stream of events for as long as anyone wants it: resumes after the last id when the connection is lost, lets go
  * of it while the page is hidden, and goes on where it was when the page is shown.
  *
  * `on.event(event)` may return true: that was the last one. `on.state(name, problem)`: "connecting", "live", "reconnecting",
- * "hidden", "ended", or "failed" for what trying again cannot mend.
+ * "waiting" for its turn among many, "hidden", "ended", or "failed" for what trying again cannot mend. `line` false: it has
+ * a connection anyway.
  */
 export class Following {
-  constructor(path, on, { cursor = "", hides = true } = {}) {
+  constructor(path, on, { cursor = "", hides = true, line = true } = {}) {
     this.path = path;
     this.on = on;
     this.cursor = cursor;
@@ -48,6 +55,7 @@ export class Following {
     this.aborter = null;
     this.wake = null;
     this.hides = hides;
+    this.line = line;
     this.shown = () => this.wake?.() || (hides && document.hidden && this.aborter?.abort());
     document.addEventListener("visibilitychange", this.shown);
     queueMicrotask(() => this.run()); // whoever makes it holds it before it says something
@@ -70,11 +78,12 @@ export class Following {
         continue;
       }
       try {
-        if (await this.once()) return this.end("ended");
+        if (await this.turn()) return this.end("ended");
         if (!this.stopped && !(this.hides && document.hidden)) this.on.state("reconnecting", new Away());
       } catch (error) {
         if (this.stopped) return;
         if (error instanceof ApiError && error.status < 500 && error.status !== 429) return this.end("failed", error);
+        if (error instanceof NextTurn) continue;
         if (error.name !== "AbortError") {
           note(error instanceof ApiError ? error : new Away());
           this.on.state("reconnecting", error);
@@ -85,9 +94,26 @@ export class Following {
     }
   }
 
-  /** One connection. True: all there will ever be has been read. */
-  async once() {
+  /** Once it has a line, one connection over it. True: all there will ever be has been read. */
+  async turn() {
     this.aborter = new AbortController();
+    if (!this.line) return this.once();
+    let line = await takeLine({ wait: false });
+    if (!line) {
+      this.on.state("waiting");
+      line = await takeLine({ signal: this.aborter.signal });
+    }
+    const asked = setInterval(async () => (await line.wanted()) && this.aborter.abort(new NextTurn()), HELD_MS);
+    try {
+      this.aborter.signal.throwIfAborted();
+      return await this.once();
+    } finally {
+      clearInterval(asked);
+      line.free();
+    }
+  }
+
+  async once() {
     let timer = 0;
     const heard = () => {
       clearTimeout(timer);

@@ -3,6 +3,7 @@ import { Answer } from "./answer.js";
 import { root, session, withQuery } from "./api.js";
 import { Following } from "./sse.js";
 import { Store } from "./store.js";
+import { Channel, HELD_MS, takeLine } from "./tabs.js";
 
 export const RUNNING = ["queued", "in_progress"];
 export const isRunning = (state) => RUNNING.includes(state.status);
@@ -37,19 +38,25 @@ export class Watching {
   }
 }
 
-const SLOTS = 2; // a browser has six connections to a host in HTTP/1.1, for all its tabs together
-const HELD_MS = 2500;
+const SLOTS = 2; // of the lines, for all tabs
 const BEFORE = 40; // chunks that are read again, so that there is a line to show
 const KEPT = 400; // characters
+const TEXTS = 60;
+const TELL_MS = 250;
 
-/** The last words of answers that run: of two at a time live, and in turns where more are wanted. */
+/** The last words of answers that run: of two at a time live, by whichever tab, and in turns where more are wanted. */
 export class Tails {
   constructor() {
     this.texts = new Store(new Map());
     this.wanted = new Map();
-    this.slots = new Map(); // id → {following, since_ms}
+    this.slots = new Map(); // id → {following, line, since_ms}
     this.cursors = new Map();
-    this.timer = setInterval(() => this.share(), 1000);
+    this.news = new Set();
+    this.sharing = false;
+    this.tabs = new Channel("tails", (told) => this.told(told));
+    this.timers = [setInterval(() => this.share(), 1000), setInterval(() => this.tell(), TELL_MS)];
+    this.turned = () => this.share();
+    document.addEventListener("visibilitychange", this.turned);
   }
 
   /** `states` are those in view, the first before the others. */
@@ -60,21 +67,49 @@ export class Tails {
     this.share();
   }
 
-  share() {
-    const waiting = [...this.wanted.keys()].filter((id) => !this.slots.has(id));
-    if (!waiting.length) return;
-    for (const [id, slot] of this.slots) if (performance.now() - slot.since_ms > HELD_MS && this.slots.size >= SLOTS) this.free(id);
-    for (const id of waiting.sort((one, other) => this.seen(one) - this.seen(other))) {
-      if (this.slots.size >= SLOTS) return;
-      this.open(this.wanted.get(id));
+  async share() {
+    if (this.sharing || !this.timers.length) return;
+    this.sharing = true;
+    try {
+      if (document.hidden) for (const id of [...this.slots.keys()]) this.free(id);
+      if (document.hidden) return;
+      for (const [id, slot] of this.slots) if (this.isOld(slot) && (await slot.line.wanted())) this.free(id);
+      for (const id of this.waiting()) {
+        if (this.slots.has(id)) continue;
+        const line = await this.take();
+        if (!line) return;
+        if (this.timers.length && this.wanted.has(id)) this.open(this.wanted.get(id), line);
+        else line.free();
+      }
+    } finally {
+      this.sharing = false;
     }
   }
 
-  seen(id) {
-    return this.cursors.get(id)?.at_ms ?? 0;
+  /** Those that no tab has just heard of, the longest ago first. */
+  waiting() {
+    const ids = [...this.wanted.keys()].filter((id) => !this.slots.has(id) && performance.now() - this.seen(id) > HELD_MS);
+    return ids.sort((one, other) => this.seen(one) - this.seen(other));
   }
 
-  open(state) {
+  async take() {
+    const mine = this.slots.size < SLOTS && (await takeLine({ wait: false, most: SLOTS }));
+    if (mine) return mine;
+    const [id] = [...this.slots].find(([, slot]) => this.isOld(slot)) ?? [];
+    if (!id) return null;
+    this.free(id);
+    return takeLine({ wait: false, most: SLOTS });
+  }
+
+  isOld(slot) {
+    return performance.now() - slot.since_ms > HELD_MS;
+  }
+
+  seen(id) {
+    return this.cursors.get(id)?.at_ms ?? -Infinity;
+  }
+
+  open(state, line) {
     const kept = this.cursors.get(state.id);
     const [epoch, seq] = (state.position ?? "0-0").split("-").map(Number);
     const cursor = kept?.cursor ?? (seq > BEFORE ? `${epoch}-${seq - BEFORE}` : "");
@@ -84,9 +119,9 @@ export class Tails {
         event: (event) => this.hear(state.id, event, following),
         state: () => {},
       },
-      { cursor },
+      { cursor, line: false },
     );
-    this.slots.set(state.id, { following, since_ms: performance.now() });
+    this.slots.set(state.id, { following, line, since_ms: performance.now() });
   }
 
   hear(id, event, following) {
@@ -94,22 +129,43 @@ export class Tails {
     const answer = new Answer();
     answer.take(event);
     const before = event.event === "attempt" ? "" : (this.texts.value.get(id) ?? "");
-    const text = (before + answer.text).slice(-KEPT);
-    if (text !== before) this.texts.set(new Map(this.texts.value).set(id, text));
-    this.cursors.set(id, { cursor: event.id || following.cursor, at_ms: performance.now() });
+    this.put(id, (before + answer.text).slice(-KEPT), event.id || following.cursor);
+    this.news.add(id);
     return false;
   }
 
+  put(id, text, cursor) {
+    this.cursors.set(id, { cursor, at_ms: performance.now() });
+    if (text === this.texts.value.get(id)) return;
+    const texts = new Map(this.texts.value).set(id, text);
+    for (const old of [...texts.keys()].slice(0, texts.size - TEXTS)) texts.delete(old);
+    this.texts.set(texts);
+  }
+
+  tell() {
+    if (!this.news.size) return;
+    this.tabs.tell([...this.news].map((id) => ({ id, text: this.texts.value.get(id) ?? "", cursor: this.cursors.get(id)?.cursor })));
+    this.news.clear();
+  }
+
+  told(news) {
+    for (const { id, text, cursor } of news) if (this.wanted.has(id) && !this.slots.has(id)) this.put(id, text, cursor);
+  }
+
   free(id) {
-    this.slots.get(id)?.following.stop();
+    const { following, line } = this.slots.get(id);
+    following.stop();
+    line.free();
     this.slots.delete(id);
     const kept = this.cursors.get(id);
     this.cursors.set(id, { cursor: kept?.cursor, at_ms: performance.now() });
   }
 
   stop() {
-    clearInterval(this.timer);
+    this.timers.splice(0).forEach(clearInterval);
+    document.removeEventListener("visibilitychange", this.turned);
     for (const id of [...this.slots.keys()]) this.free(id);
+    this.tabs.close();
   }
 }
 

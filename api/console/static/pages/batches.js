@@ -186,9 +186,11 @@ export function Batch({ id }) {
   const cancel = async () => {
     if (await ask("Cancel this batch?", "What is finished is kept; every other line is in the errors.", "Cancel it")) await post(`/v1/batches/${id}/cancel`).then(reload);
   };
+  const facets = withQuery("/v1/streams/facets", { batch_id: id });
+  const failed = useResource(batch?.request_counts.failed ? facets : null, { every_ms: 10_000 }).data?.facets.error.values ?? [];
   if (!batch) return html`<div class="head"><h1>Batch</h1></div><${Problem} error=${error} reload=${reload} />`;
   const counts = batch.request_counts;
-  const errors = Object.entries(Object.groupBy?.(batch.errors?.data ?? [], (one) => one.code) ?? {});
+  const errors = Object.entries(Object.groupBy(batch.errors?.data ?? [], (one) => one.code));
   return html`
     <div class="head"><${Link} to="/batches" class="button quiet" title="All batches (Esc)" aria-label="Back to all batches">‹<//><h1><${Status} status=${batch.status} /><span class="cut mono">${id}</span></h1>
       ${state === "reconnecting" && html`<span class="warn" role="status">Reconnecting</span>`}
@@ -201,7 +203,9 @@ export function Batch({ id }) {
         <p class="soft">${count(counts.completed)} answered, ${count(counts.failed)} failed. ${batch.usage && html`${count(batch.usage.input_tokens)} + ${count(batch.usage.output_tokens)} tokens.`}</p><//>
       <div class="grid2">
         <${Card} title="What it is"><${Facts} rows=${[["Endpoint", batch.endpoint], ["Model", batch.model ?? "several"], ["Window", batch.completion_window], ["Input", html`<span class="mono">${batch.input_file_id}</span>`], ["Output", batch.output_file_id], ["Made", absolute(batch.created_at)], ["Expires", absolute(batch.expires_at)], ["Ended", absolute(batch.completed_at ?? batch.failed_at ?? batch.cancelled_at ?? batch.expired_at)]]} /><p><${Link} to="/requests" query=${{ batch_id: id }}>Its lines as requests<//></p><//>
-        <${Card} title="Errors of the input" small=${errors.length ? "" : "none"}>${errors.map(([code, all]) => html`<details><summary><b>${code}</b> ${count(all.length)}</summary><${Code} text=${all.slice(0, 20).map((one) => `${one.line ? `line ${one.line}: ` : ""}${one.message}`).join("\n")} /></details>`)}<//>
+        <${Card} title="Errors of lines" small=${failed.length ? "a code leads to its requests" : counts.failed ? "" : "none"} curl=${facets}><ul class="lines">${failed.map((one) => html`<li key=${one.value}><${Link} to="/requests" query=${{ batch_id: id, error: one.value }}>${one.value}<//><span class="soft">${count(one.count)}</span></li>`)}</ul>
+          ${counts.failed > 0 && !failed.length && html`<p class="soft">No request of these is kept any more. The file of errors has them.</p>`}<//>
+        ${errors.length > 0 && html`<${Card} title="Errors of the input">${errors.map(([code, all]) => html`<details><summary><b>${code}</b> ${count(all.length)}</summary><${Code} text=${all.slice(0, 20).map((one) => `${one.line ? `line ${one.line}: ` : ""}${one.message}`).join("\n")} /></details>`)}<//>`}
       </div>
     </div>`;
 }

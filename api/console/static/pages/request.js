@@ -135,7 +135,7 @@ function Figures({ state }) {
   </dl>`;
 }
 
-const STATES = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting: the text so far stays", hidden: "Asleep", ended: "", failed: "Cannot be watched" };
+const STATES = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting: the text so far stays", waiting: "In turns with other tabs", hidden: "Asleep", ended: "", failed: "Cannot be watched" };
 
 function Body({ state, watching, tab, reload }) {
   const shown = useStore(watching.store);

@@ -10,7 +10,7 @@ import { Conversation } from "./request/conversation.js";
 
 const KEY = "streamspool.share";
 const STATE_MS = 3000;
-const WORDS = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting: the text so far stays", hidden: "Asleep", ended: "", failed: "Ended" };
+const WORDS = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting: the text so far stays", waiting: "In turns with other tabs", hidden: "Asleep", ended: "", failed: "Ended" };
 const without = (path) => (path?.startsWith(root) ? path.slice(root.length) : path);
 
 /** The token stands in the fragment, is exchanged once for a cookie, and is taken out of the address. */

@@ -35,7 +35,7 @@ class Viewer {
         this.state = name;
         tell();
       },
-    }, { cursor });
+    }, { cursor, line: false });
   }
 
   /** Positions are EPOCH-NUMBER, and each number follows the one before. */

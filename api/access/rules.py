@@ -137,6 +137,8 @@ RULES: dict[str, Rule] = {
     "POST /v1/providers/{name}/test": Rule(Access.ADMIN, alone=True),
     "GET /v1/queue": _LIST,
     "GET /v1/history": _READ,
+    "GET /v1/redis": Rule(Access.ADMIN, alone=True),
+    "GET /v1/settings": Rule(Access.ADMIN, alone=True),
     "POST /v1/keys": _ADMIN,
     "GET /v1/keys": Rule(Access.ADMIN, all_tenants=True),
     "GET /v1/keys/{key_id}": _ADMIN,

@@ -140,6 +140,8 @@ OPERATIONS: dict[str, Operation] = {
     "POST /v1/providers/{name}/test": Operation("testProvider", "ProviderTest"),
     "GET /v1/queue": Operation("getQueue", "Queue"),
     "GET /v1/history": Operation("getHistory", "History"),
+    "GET /v1/redis": Operation("getRedis", "Redis"),
+    "GET /v1/settings": Operation("listSettings", "SettingList"),
     "GET /v1/limits": Operation("getLimits", "Limits"),
     "POST /v1/limits/{tenant}": Operation("setLimits", "TenantLimits", body="SetLimitsRequest"),
     "DELETE /v1/limits/{tenant}": Operation("resetLimits", "TenantLimits"),

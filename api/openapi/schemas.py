@@ -232,7 +232,16 @@ _KEYS = {
         tenant=TEXT,
         limits=_NUMBERS,
         used=_NUMBERS,
-        key=_object("The key's own.", id=_MAYBE_TEXT, limits=_NUMBERS, used=_NUMBERS),
+        budgets=_list_of(ref("Budget")),
+        key=_object("The key's own.", id=_MAYBE_TEXT, limits=_NUMBERS, used=_NUMBERS, budgets=_list_of(ref("Budget"))),
+    ),
+    "Budget": _object(
+        "What may be spent in a period, and was spent of it. Not `hard`: it is only told.",
+        period=_one_of("day", "month"),
+        now=TEXT,
+        hard=TRUTH,
+        limit_usd={"type": "number"},
+        spent_usd={"type": "number"},
     ),
     "TenantLimits": _object(
         "What was set for a tenant, and what holds.",

@@ -1,9 +1,9 @@
-"""/v1/limits: what a key and its tenant may use, and what they use now; admins set it."""
+"""/v1/limits: what a key and its tenant may use and spend, and what they use now; admins set it."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 from fastapi import APIRouter
 
@@ -14,6 +14,9 @@ from shared.config.tenants import EVERY_TENANT, TENANT
 from shared.errors import BadRequest
 from shared.features.access.keys import LimitsRequest
 from shared.features.access.limits import told
+from shared.features.spend.budgets import State
+from shared.lib import money
+from shared.log.records import Header
 from shared.store.availability import translate_errors
 
 router = APIRouter(prefix="/v1/limits", tags=["keys"], dependencies=[known_query])
@@ -25,19 +28,33 @@ _BODY = {
 
 @router.get("")
 async def retrieve(services: CurrentServices, caller: CurrentCaller) -> dict[str, Any]:
-    """The limits that the caller is under, its tenant's and its key's, and what is used of them."""
+    """The limits and budgets that the caller is under, its tenant's and its key's, and what is used of them."""
+    whose = {"owner": caller.tenant, "key_id": caller.key_id, "budgets": dict(caller.budgets)}
     with translate_errors():
         used = await services.limiter.usage(caller)
+        states = await services.budgets.states(cast(Header, whose))
     return {
         "object": "limits",
         "tenant": caller.tenant,
         "limits": told(services.limiter.of_tenant(caller.tenant)),
         "used": used.get(f"tenant:{caller.tenant}", {}),
+        "budgets": [_budget(one) for one in states if one.budget.key_id is None],
         "key": {
             "id": caller.key_id,
             "limits": told(caller.limits),
             "used": used.get(f"key:{caller.key_id}", {}),
+            "budgets": [_budget(one) for one in states if one.budget.key_id is not None],
         },
+    }
+
+
+def _budget(state: State) -> dict[str, Any]:
+    return {
+        "period": state.budget.period,
+        "now": state.now,
+        "hard": state.budget.is_hard,
+        "limit_usd": money.to_dollars(state.budget.limit),
+        "spent_usd": money.to_dollars(state.spent),
     }
 
 

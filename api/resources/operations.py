@@ -1,4 +1,4 @@
-"""/v1/workers, /v1/queue, /v1/providers, /v1/history: who works, what waits, how providers do, what is kept of what ended."""
+"""Who works, what waits, how providers and Redis do, what is kept of what ended, and how this server is set."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from api.deps import CurrentCaller, CurrentServices, known_query
+from shared.config.shown import listed
 from shared.store.availability import translate_errors
 from shared.store.backlog import LaneBacklog
 
@@ -84,3 +85,15 @@ async def history(services: CurrentServices, caller: CurrentCaller) -> dict[str,
         "waiting": found.waiting,
         "lost": found.lost,
     }
+
+
+@router.get("/redis")
+async def about_redis(services: CurrentServices, caller: CurrentCaller) -> dict[str, Any]:
+    """What Redis says of itself: its memory, what it had to evict, how soon it answers."""
+    return {"object": "redis", **await services.catalogue.store()}
+
+
+@router.get("/settings")
+async def settings(services: CurrentServices, caller: CurrentCaller) -> dict[str, Any]:
+    """The settings of this API process as they are in effect, secrets masked, and where each is from."""
+    return {"object": "list", "data": listed(services.settings)}

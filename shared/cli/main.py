@@ -237,9 +237,9 @@ def config(as_json: AsJson = False) -> None:
     import asyncio
 
     from shared.cli.findings import ask_worker
-    from shared.cli.shown import shown
     from shared.config.notices import notices
     from shared.config.settings import variable
+    from shared.config.shown import shown
 
     settings = settings_of()
     rows = {variable(name): shown(name, getattr(settings, name)) for name in type(settings).model_fields}

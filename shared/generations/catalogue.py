@@ -7,13 +7,14 @@ Hidden here: that models come from three places, `[models]`, `[providers.NAME]` 
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
 from shared.errors import NotFound, Unavailable
 from shared.lib import json
 from shared.store.availability import translate_errors
-from shared.store.redis import ArqRedis
+from shared.store.redis import ArqRedis, NoPermissionError
 
 _PROBE_MS = 60_000
 _SHOWN = 64
@@ -169,6 +170,34 @@ class Catalogue:
         with translate_errors():
             found = await self._redis.info("memory")
         return found["used_memory"], found.get("maxmemory", 0)
+
+    async def store(self) -> dict[str, Any]:
+        """What Redis says of itself, in bytes, seconds and counts; null: it does not say, or its user may not ask."""
+        start = time.monotonic()
+        try:
+            with translate_errors():
+                found = await self._redis.info()
+        except Unavailable as error:
+            if not isinstance(error.__cause__, NoPermissionError):
+                raise
+            found = {}
+        ms = (time.monotonic() - start) * 1000
+        return {
+            "version": found.get("valkey_version") or found.get("redis_version"),
+            "role": found.get("role"),
+            "up_s": found.get("uptime_in_seconds"),
+            "answered_ms": round(ms, 1),
+            "used_bytes": found.get("used_memory"),
+            "peak_bytes": found.get("used_memory_peak"),
+            "limit_bytes": found.get("maxmemory") or None,
+            "eviction_policy": found.get("maxmemory_policy"),
+            "evicted_keys": found.get("evicted_keys"),
+            "keys": sum(db["keys"] for name, db in found.items() if re.fullmatch(r"db\d+", name)) if found else None,
+            "clients": found.get("connected_clients"),
+            "commands_per_s": found.get("instantaneous_ops_per_sec"),
+            "appendonly": bool(found["aof_enabled"]) if "aof_enabled" in found else None,
+            "last_write_ok": found["aof_last_write_status"] == "ok" if "aof_last_write_status" in found else None,
+        }
 
     async def probe(self) -> None:
         """Writes something small: raises Unavailable if nothing new can be stored just now."""

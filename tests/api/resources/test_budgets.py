@@ -64,6 +64,19 @@ def test_a_hard_budget_refuses_what_is_new(made: Made, scripted: Register) -> No
     refused(client.http.post("/v1/responses", json={"model": "fake/echo", "input": "hi"}), 429, "insufficient_quota")
 
 
+def test_what_is_spent_of_a_budget_is_told(made: Made, scripted: Register) -> None:
+    client = made(month_usd=1, soft_day_usd=0.2)
+    spend(client, scripted(paid(0.3)).model)
+    told = client.get("/v1/limits").json()
+    found = {(one["period"], one["hard"]): one for one in told["key"]["budgets"]}
+    assert {which: (one["limit_usd"], one["spent_usd"]) for which, one in found.items()} == {
+        ("month", True): (1.0, 0.3),
+        ("day", False): (0.2, 0.3),
+    }
+    assert found["day", False]["now"].startswith(found["month", True]["now"])
+    assert told["budgets"] == []
+
+
 def test_a_soft_budget_only_warns(made: Made, scripted: Register) -> None:
     client = made(soft_day_usd=0.2)
     assert "x-budget-warning" not in client.post(ask("fake/echo")).headers

@@ -1,4 +1,4 @@
-"""/v1/workers and /v1/queue, of a real worker: what runs and waits while its only place is taken."""
+"""Workers and the queue, of a real worker: what runs and waits while its only place is taken. And Redis, and the settings."""
 
 from __future__ import annotations
 
@@ -88,3 +88,31 @@ def test_a_worker_rests_and_begins_again(narrow: Stack) -> None:
         wait_until(lambda: status() == "active")
         assert boss.get("/readyz").status_code == 200
         refused(boss.http.post("/v1/workers/nobody/drain"), 404, "not_found")
+
+
+def test_what_redis_says_of_itself(narrow: Stack) -> None:
+    with Client(narrow.url, ADMIN_KEY) as boss, Client(narrow.url, KEY_A) as ann:
+        told = boss.get("/v1/redis").json()
+        assert (told["object"], told["role"], told["eviction_policy"]) == ("redis", "master", "noeviction")
+        assert 0 < told["used_bytes"] <= told["peak_bytes"]
+        assert told["limit_bytes"] > told["used_bytes"]
+        assert told["keys"] > 0
+        assert told["answered_ms"] > 0
+        refused(ann.get("/v1/redis"), 403)
+
+
+def test_settings_are_told_with_their_sources_and_without_secrets(narrow: Stack) -> None:
+    with Client(narrow.url, ADMIN_KEY) as boss, Client(narrow.url, KEY_A) as ann:
+        response = boss.get("/v1/settings")
+        told = {one["name"]: one for one in response.json()["data"]}
+        assert told["STREAMSPOOL_WORKER_CONCURRENCY"] == {
+            "name": "STREAMSPOOL_WORKER_CONCURRENCY",
+            "value": "1",
+            "source": "environment",
+        }
+        assert told["STREAMSPOOL_PROVIDERS"]["value"] == "scripted"
+        assert told["STREAMSPOOL_PROVIDERS"]["source"] == "streamspool.toml"
+        assert told["STREAMSPOOL_RETENTION_S"]["source"] == "default"
+        assert told["STREAMSPOOL_API_KEYS"]["value"] == "a:****,b:****"
+        assert not any(key in response.text for key in (KEY_A, KEY_B, ADMIN_KEY))
+        refused(ann.get("/v1/settings"), 403)

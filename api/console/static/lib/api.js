@@ -16,6 +16,7 @@ export class ApiError extends Error {
     super(error?.message || `The server answered with ${status}.`);
     this.status = status;
     this.code = error?.code || "";
+    this.stream = error?.stream ?? null; // what is still known of an answer that is not kept any more
     this.headers = headers;
   }
 }

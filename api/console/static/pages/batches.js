@@ -1,6 +1,6 @@
 // Batches, files and webhooks: how far each batch is, what failed in it, what was uploaded, and what was told to whom.
 import { html, useEffect, useRef, useState } from "../lib/dom.js";
-import { asCurl, call, get, post, remove, root } from "../lib/api.js";
+import { asCurl, call, get, post, remove, root, withQuery } from "../lib/api.js";
 import { absolute, bytes, compact, count } from "../lib/format.js";
 import { useKeys } from "../lib/keys.js";
 import { usePages } from "../lib/pages.js";
@@ -190,7 +190,7 @@ export function Batch({ id }) {
   const failed = useResource(batch?.request_counts.failed ? facets : null, { every_ms: 10_000 }).data?.facets.error.values ?? [];
   if (!batch) return html`<div class="head"><h1>Batch</h1></div><${Problem} error=${error} reload=${reload} />`;
   const counts = batch.request_counts;
-  const errors = Object.entries(Object.groupBy(batch.errors?.data ?? [], (one) => one.code));
+  const errors = Object.entries(Object.groupBy?.(batch.errors?.data ?? [], (one) => one.code) ?? {});
   return html`
     <div class="head"><${Link} to="/batches" class="button quiet" title="All batches (Esc)" aria-label="Back to all batches">‹<//><h1><${Status} status=${batch.status} /><span class="cut mono">${id}</span></h1>
       ${state === "reconnecting" && html`<span class="warn" role="status">Reconnecting</span>`}

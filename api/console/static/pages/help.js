@@ -13,6 +13,7 @@ const ROUTES = [
   ["Sessions", "/v1/sessions?limit=100"],
   ["Usage", "/v1/usage?bucket=day&group_by=model"],
   ["Operations", "/v1/workers"],
+  ["Operations, Server", "/v1/redis"],
 ];
 
 export const Help = () => html`

@@ -1,14 +1,14 @@
 // Operations: who works, what waits, how the providers do, who may ask, and who changed what. Most of it is for admins.
-import { html } from "../lib/dom.js";
+import { html, useState } from "../lib/dom.js";
 import { asCurl, root as prefix, session, withQuery } from "../lib/api.js";
-import { count } from "../lib/format.js";
+import { bytes, count, duration } from "../lib/format.js";
 import { useKeys } from "../lib/keys.js";
 import { setQuery, usePlace } from "../lib/router.js";
 import { useResource } from "../lib/resource.js";
 import { allTenants } from "../lib/scope.js";
 import { useStore } from "../lib/store.js";
 import { Status } from "../ui/icons.js";
-import { Bar, Card, Code, copyText, Empty, Facts, Problem, Since, Tabs } from "../ui/parts.js";
+import { Bar, Button, Card, copyText, Empty, Facts, Problem, Since, Tabs } from "../ui/parts.js";
 import { Table } from "../ui/table.js";
 import { Audit, Keys } from "./operations/keys.js";
 import { Limits } from "./operations/limits.js";
@@ -62,15 +62,51 @@ const MEANING = { accept: "A new request would be stored and run", serve: "What 
 function Server() {
   const ready = useResource("/readyz", { every_ms: 3000 });
   const root = useResource("/", { every_ms: 10_000 });
+  const history = useResource("/v1/history", { every_ms: 10_000 });
   const checks = root.data?.checks ?? ready.data?.checks ?? {};
   const who = useStore(session);
+  const kept = history.data;
   return html`<div class="stack">
     <${Problem} error=${root.error} at_ms=${root.at_ms} reload=${root.reload} />
     <div class="grid2">
       <${Card} title="Whether it can do its work" curl="/readyz"><${Facts} rows=${Object.entries(checks).map(([name, told]) => [name, html`<${Status} status=${told === "ok" || /alive/.test(told) ? "ok" : "failed"} quiet /> ${told} <span class="soft">· ${MEANING[name]}</span>`])} /><//>
       <${Card} title="This server" curl="/"><${Facts} rows=${[["Version", root.data?.version], ["You are", `${who.tenant || "–"}, ${who.role ?? "–"}`], ["Key", who.key_id ?? "none: this machine only"], ["All routes", html`<a href=${`${prefix}/docs`}>/docs</a>`], ["Metrics", html`<code>/metrics</code>, for Prometheus`]]} /><//>
-      <${Card} title="Settings" small="with where each is from"><p class="soft">Settings are the operator's, and no route tells them. On the server:</p><${Code} text="streamspool config" /><//>
-      <${Card} title="Redis" small="memory, evictions, what is kept"><p class="soft">The server's check looks whether anything may be lost:</p><${Code} text="streamspool doctor" /><//>
+      ${who.operates && html`<${Redis} />`}
+      <${Card} title="History" small="what outlives the text of answers" curl="/v1/history">${kept?.status === "off"
+        ? html`<p class="soft">There is none: <code>STREAMSPOOL_HISTORY_URL</code> names a database.</p>`
+        : kept && html`<${Facts} rows=${[["Database", html`<${Status} status=${kept.status === "ok" ? "ok" : "failed"} quiet /> ${kept.status}`], ["Kept for", duration(kept.kept_s * 1000)], ["Rows so far", count(kept.added)], ["On their way", count(kept.waiting)], ["Lost", html`<span class=${kept.lost ? "bad" : ""}>${count(kept.lost)}</span>`]]} />`}<//>
     </div>
+    ${who.operates && html`<${Settings} />`}
   </div>`;
+}
+
+function Redis() {
+  const { data, error, at_ms, reload } = useResource("/v1/redis", { every_ms: 5000 });
+  return html`<${Card} title="Redis" small=${data ? [data.version, data.role].filter(Boolean).join(", ") : ""} curl="/v1/redis">
+    <${Problem} error=${error} at_ms=${at_ms} reload=${reload} />
+    ${data && html`<${Facts} rows=${[
+      ["Memory", html`${bytes(data.used_bytes)} of ${data.limit_bytes ? bytes(data.limit_bytes) : "no limit"} <span class="soft">· ${bytes(data.peak_bytes)} at most</span>${data.limit_bytes && html`<${Bar} value=${data.used_bytes} most=${data.limit_bytes} label="Memory of Redis" />`}`],
+      ["Evicted", html`<span class=${data.evicted_keys ? "bad" : ""}>${count(data.evicted_keys)} keys</span> <span class="soft">· ${data.eviction_policy ?? "–"}${data.eviction_policy && data.eviction_policy !== "noeviction" ? " may drop streams" : ""}</span>`],
+      ["Answers in", `${data.answered_ms} ms`],
+      ["Keys", count(data.keys)],
+      ["Clients", count(data.clients)],
+      ["Commands a second", count(data.commands_per_s)],
+      ["On disk", data.appendonly === null ? null : data.appendonly ? html`each change${data.last_write_ok ? "" : html`, <span class="bad">the last write failed</span>`}` : "snapshots at most: what is newer goes with a crash"],
+      ["Up", duration(data.up_s === null ? null : data.up_s * 1000)],
+    ]} />`}<//>`;
+}
+
+function Settings() {
+  const { data, error, at_ms, reload } = useResource("/v1/settings");
+  const [all, showAll] = useState(false);
+  const rows = (data?.data ?? []).filter((one) => all || one.source !== "default");
+  const columns = [
+    { title: "Setting", cell: (row) => html`<span class="mono">${row.name}</span>` },
+    { title: "Value", fill: true, cell: (row) => html`<span class="mono" title=${row.value}>${row.value || "–"}</span>` },
+    { title: "From", cell: (row) => row.source },
+  ];
+  return html`<${Card} flush title="Settings" small=${data ? `of the API process that answered; ${data.data.length - data.data.filter((one) => one.source === "default").length} are set` : ""} curl="/v1/settings"
+      actions=${html`<${Button} kind="quiet tiny" aria-pressed=${all} onClick=${() => showAll(!all)}>Defaults, too<//>`}>
+    <${Problem} error=${error} at_ms=${at_ms} reload=${reload} />
+    <${Table} label="Settings" columns=${columns} rows=${rows} keyOf=${(row) => row.name} keys=${false} /><//>`;
 }

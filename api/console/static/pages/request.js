@@ -1,5 +1,6 @@
 // One request: what was asked, what came, when, in which frames, and what can be done with it.
 import { html, useEffect, useState } from "../lib/dom.js";
+import { Answer } from "../lib/answer.js";
 import { asCurl, get, origin } from "../lib/api.js";
 import { count, dollars, duration, shortId } from "../lib/format.js";
 import { useKeys } from "../lib/keys.js";
@@ -83,7 +84,23 @@ export function Request({ id }) {
 
 const Waiting = ({ id }) => html`<div class="head"><h1>Request <span class="mono soft">${shortId(id)}</span></h1></div><div class="skeleton"></div>`;
 
-const Gone = ({ id, error, reload }) => html`
+/** Of an answer whose text is gone: what the history has. */
+const Known = ({ state }) => html`
+  <div class="head">
+    <${Link} to="/requests" class="button quiet" title="All requests (Esc)" aria-label="Back to all requests">‹<//>
+    <h1><${Status} status=${state.status} /><span class="cut">${state.model}</span>${state.served_by && state.served_by !== state.model && html`<span class="soft cut">→ ${state.served_by}</span>`}</h1>
+  </div>
+  <${Figures} state=${state} />
+  <div class="stack">
+    <p class="soft" role="status">The text of this answer is not kept any more. This is what the history still has of it.</p>
+    <${Timeline} state=${state} answer=${new Answer()} />
+    ${(state.error || state.refused.length > 0 || state.interrupted.length > 0) && html`<${Errors} state=${state} />`}
+  </div>`;
+
+const Gone = ({ id, error, reload }) =>
+  error.stream
+    ? html`<${Known} state=${error.stream} />`
+    : html`
   <div class="head"><h1>Request <span class="mono soft">${shortId(id)}</span></h1></div>
   ${error.status === 404
     ? html`<${Empty} title="This answer is not here any more, or never was" code=${asCurl(`/v1/streams/${id}`, { headers: { Accept: "application/json" } })}>

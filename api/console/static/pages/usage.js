@@ -1,7 +1,7 @@
 // Usage: what was used and what it cost, by time and by whom, and what of the budgets is gone.
 import { html, useMemo, useState } from "../lib/dom.js";
 import { asCurl, root, withQuery } from "../lib/api.js";
-import { compact, count, dollars, duration } from "../lib/format.js";
+import { bytes, compact, count, dollars, duration } from "../lib/format.js";
 import { useKeys } from "../lib/keys.js";
 import { go, setQuery, usePlace } from "../lib/router.js";
 import { useResource } from "../lib/resource.js";
@@ -129,13 +129,17 @@ function Groups({ rows, group, bucket, path }) {
   return html`<${Card} flush title="By group" small=${filter ? "a row leads to its requests" : ""} curl=${path}><${Table} label="Usage by group" columns=${columns} rows=${groups} keyOf=${(row) => row.name} chosen=${chosen} onChoose=${choose} onOpen=${filter ? open : undefined} tall="50vh" /><//>`;
 }
 
-/** What the caller may use, and how much of it is gone. */
+/** What the caller may use and spend, and how much of it is gone. */
 function Budgets() {
   const { data } = useResource("/v1/limits", { every_ms: 10_000 });
   if (!data) return null;
-  const rows = [[data.tenant, data.limits, data.used], [data.key.id, data.key.limits, data.key.used]].flatMap(([whose, limits, used]) => Object.entries(limits).map(([name, most]) => ({ whose, name, most, now: used[name] ?? 0 })));
-  if (!rows.length) return null;
-  return html`<${Card} title="Limits" small="what is used of them now" curl="/v1/limits"><div class="limits">${rows.map(
-    (row) => html`<div key=${row.whose + row.name}><span>${row.name.replaceAll("_", " ")} <span class="soft">${row.whose}</span></span><${Bar} value=${row.now} most=${row.most} label=${row.name} /><span class="number">${count(row.now)} of ${count(row.most)}</span></div>`,
-  )}</div><//>`;
+  const both = [[data.tenant, data], [data.key.id, data.key]];
+  const money = both.flatMap(([whose, { budgets }]) => budgets.map((one) => ({ whose, name: `${one.period} ${one.now}${one.hard ? "" : ", only told"}`, now: one.spent_usd, most: one.limit_usd, show: (value) => (value ? dollars(value) : "$0") })));
+  const limits = both.flatMap(([whose, { limits, used }]) => Object.entries(limits).map(([name, most]) => ({ whose, name: name.replaceAll("_", " "), most, now: used[name] ?? 0, show: name.endsWith("_bytes") ? bytes : count })));
+  return html`${money.length > 0 && html`<${Card} title="Budgets" small="what is spent of them, by UTC" curl="/v1/limits"><${Gone} rows=${money} /><//>`}
+    ${limits.length > 0 && html`<${Card} title="Limits" small="what is used of them now" curl="/v1/limits"><${Gone} rows=${limits} /><//>`}`;
 }
+
+const Gone = ({ rows }) => html`<div class="limits">${rows.map(
+  (row) => html`<div key=${`${row.whose} ${row.name}`}><span>${row.name} <span class="soft">${row.whose}</span></span><${Bar} value=${row.now} most=${row.most} label=${`${row.name} ${row.whose}`} /><span class="number">${row.show(row.now)} of ${row.show(row.most)}</span></div>`,
+)}</div>`;

@@ -82,6 +82,8 @@ function Rates({ answer, state }) {
       ? html`<svg class="rates" viewBox="0 0 ${SLICES * 4} 60" preserveAspectRatio="none" role="img" aria-label=${`Chunks as they reached this page in ${duration(span)}; ${gaps} gaps over 2 s`}>
           ${counts.map((number, at) => html`<rect x=${at * 4} y=${60 - (58 * number) / most} width="3" height=${(58 * number) / most} />`)}</svg>
           <p class="soft">As they reached this page, in ${duration(span)}. ${gaps ? html`<span class="warn">${gaps} gaps over 2 s.</span>` : "No gap over 2 s."}</p>`
-      : html`<p class="soft">${count(frames.length)} chunks came at once: they were there already. A log keeps their order, and no time for each.</p>`}
+      : !frames.length && state.ended_at
+        ? html`<p class="soft">${count(state.chunks)} chunks, whose text is not here.</p>`
+        : html`<p class="soft">${count(frames.length)} chunks came at once: they were there already. A log keeps their order, and no time for each.</p>`}
   <//>`;
 }

@@ -1,12 +1,32 @@
-"""Settings as `streamspool config` shows them: as they are written in the environment, and without secrets."""
+"""Settings as `streamspool config` and GET /v1/settings show them: as they are written in the environment, without secrets."""
 
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
+from dotenv import dotenv_values
+
+from shared.config.environ import FILE
 from shared.config.redis_url import without_password
+from shared.config.settings import Settings, variable
 from shared.config.tenants import EVERY_TENANT
+
+
+def listed(settings: Settings) -> list[dict[str, str]]:
+    """`name`, `value` and `source` of each: the process's environment, `.env`, `streamspool.toml`, or the default. Of providers
+    the names alone, since an address may tell more than it should."""
+    places = (("environment", set(os.environ)), (".env", set(dotenv_values(".env"))))
+    found = []
+    for field in type(settings).model_fields:
+        name, value = variable(field), getattr(settings, field)
+        source = "default"
+        if field in settings.model_fields_set:
+            named = (place for place, names in places if {name, name + FILE} & names)
+            source = next(named, "streamspool.toml")
+        found.append({"name": name, "value": ", ".join(value) if field == "providers" else shown(field, value), "source": source})
+    return found
 
 
 def shown(name: str, value: Any) -> str:

@@ -25,8 +25,8 @@ from tests.harness.processes import ROOT, Stack, wait_until
 from tests.harness.upstream import ScriptedUpstream
 
 PICTURES = ROOT / "docs/pictures"
-QUALITY, MOVING_QUALITY = 82, 24
-FRAME_S = 0.5
+QUALITY, MOVING_QUALITY = 82, 20
+FRAME_S = 0.75
 LONGEST_S = 40
 HOUR = [
     ("fake/echo", "Summarise the minutes of Monday"),
@@ -83,7 +83,7 @@ def shot(client: CDPSession, quality: int) -> bytes:
 
 
 def moving(browser: Browser, stack: Stack) -> None:
-    generation_id = Asking(stack.url).ask("fake/lorem?tokens=240&rate=14", "Tell me something long.", background=True)
+    generation_id = Asking(stack.url).ask("fake/lorem?tokens=300&rate=22", "Tell me something long.", background=True)
     width, height = 1040, 390
     with tab(browser, stack.url, viewport={"width": width, "height": height}, color_scheme="light") as one:
         frames = list(watched(one, stack, generation_id))

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from shared.cli.embedded import EmbeddedValkey
-from tests.e2e.console import MARKS, Asking, tab
+from tests.e2e.console import MARKS, Asking, Tab, tab
 from tests.harness.processes import Stack
 from tests.harness.store import open_store
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
@@ -135,3 +135,45 @@ def test_a_request_is_cancelled_after_a_question(browser: Browser, own: Stack) -
         assert asking.state(again)["retried_from"] == generation_id
         asking.http.post(f"/v1/streams/{again}/cancel")
         one.check()
+
+
+def test_more_tabs_than_a_browser_has_connections_share_one_feed(browser: Browser, own: Stack) -> None:
+    """It has six to a server in HTTP/1.1, for all of them."""
+    asking = Asking(own.url)
+    with tab(browser, own.url) as first:
+        tabs = [first, *(Tab(first.page.context, own.url) for _ in range(7))]
+
+        def followed() -> list[Tab]:
+            return [one for one in tabs if any("/v1/events" in url for url in one.asked)]
+
+        for one in tabs:
+            one.go("/")
+            expect(one.page.get_by_role("status").filter(has_text="Live").first).to_be_visible()
+        (leader,) = followed()
+        for _ in range(2):
+            generation_id = asking.ask(LONG, background=True)
+            for one in tabs:
+                expect(one.page.locator(f"a[href*='{generation_id}']")).to_be_visible()
+                expect(one.page.locator(".lastwords").first).to_contain_text(re.compile(r"\w{3}"))
+                assert one.wrong == []
+            asking.http.post(f"/v1/streams/{generation_id}/cancel")
+            for one in tabs:
+                expect(one.page.get_by_text("Nothing runs just now")).to_be_visible()
+            assert len(followed()) == 1
+            if leader in tabs:
+                tabs.remove(leader)
+                leader.page.close()  # another one goes on
+
+
+def test_more_answers_than_a_browser_has_connections_are_followed_in_turns(browser: Browser, own: Stack) -> None:
+    asking = Asking(own.url)
+    ids = [asking.ask("fake/lorem?tokens=60&rate=8", background=True) for _ in range(6)]
+    with tab(browser, own.url) as first:
+        tabs = [first, *(Tab(first.page.context, own.url) for _ in ids[1:])]
+        for one, generation_id in zip(tabs, ids, strict=True):
+            one.go(f"/r/{generation_id}")
+        for one, generation_id in zip(tabs, ids, strict=True):
+            expect(one.page.locator("h1 .status")).to_have_attribute("data-status", "completed")
+            expect(one.page.locator(".growing")).to_have_count(0)
+            assert one.page.locator(".message.assistant .markdown").inner_text().split() == asking.text(generation_id).split()
+            one.check()

@@ -268,11 +268,11 @@ def test_the_list_is_exported(browser: Browser, full: Stack) -> None:
         expect(page.locator("table[aria-label=Requests] tbody tr").first).to_be_visible()
         texts = {}
         for kind in ("CSV", "JSONL", "As batch input"):
-            page.locator(".menu summary").click()
+            page.locator(".menu summary").filter(has_text="Export").click()
             with page.expect_download() as download:
                 page.get_by_role("button", name=kind).click()
             texts[kind] = Path(download.value.path()).read_text("utf-8")
-            page.locator(".menu summary").click()
+            page.locator(".menu summary").filter(has_text="Export").click()
         assert texts["CSV"].splitlines()[0].startswith("id,status,model")
         assert len(texts["CSV"].splitlines()) == 7
         assert [json.loads(line)["metadata"] for line in texts["JSONL"].splitlines()] == [{"team": "a"}] * 6
@@ -326,4 +326,66 @@ def test_the_scrubber_shows_the_answer_as_it_was_and_stands_in_the_address(brows
         page.get_by_role("button", name="max").click()
         page.get_by_role("button", name="Play", exact=True).click()
         expect(shown).to_have_text("one two three four")
+        one.check()
+
+
+def test_what_the_history_knows_of_an_answer_is_shown_once_its_text_is_gone(browser: Browser, full: Stack) -> None:
+    asking = Asking(full.url)
+    known = asking.state(asking.ask("fake/echo", "gone"))
+    error = {"message": "The text is gone.", "type": "invalid_request_error", "param": None, "code": "stream_expired"}
+
+    def answer(route: Route) -> None:
+        route.fulfill(status=404, json={"error": {**error, "stream": known}})
+
+    with tab(browser, full.url) as one:
+        one.page.route(f"**/v1/streams/{known['id']}*", answer)
+        page = one.go(f"/r/{known['id']}")
+        expect(page.get_by_role("status").filter(has_text="not kept any more")).to_be_visible()
+        expect(page.locator(".figures")).to_contain_text(known["id"])
+        expect(page.get_by_role("table", name="Waterfall of the request")).to_contain_text("Settled: completed")
+        assert one.serious() == []
+        one.check()
+
+
+def test_chosen_columns_are_kept(browser: Browser, full: Stack) -> None:
+    with tab(browser, full.url) as one:
+        page = one.go("/requests")
+        headers = page.locator("table[aria-label=Requests] thead")
+        expect(headers).to_contain_text("Cost")
+        page.locator(".menu summary").filter(has_text="Columns").click()
+        page.get_by_role("checkbox", name="Cost").uncheck()
+        page.get_by_role("checkbox", name="Finish").check()
+        for _ in range(2):
+            expect(headers).not_to_contain_text("Cost")
+            expect(headers).to_contain_text("Finish")
+            page.reload()
+        one.check()
+
+
+def test_budgets_are_shown_in_dollars(browser: Browser, full: Stack) -> None:
+    budget = {"period": "month", "now": "2026-11", "hard": True, "limit_usd": 200.0, "spent_usd": 41.7}
+    key = {"id": "key_1", "limits": {"running": 5}, "used": {"running": 2}, "budgets": []}
+    told = {"object": "limits", "tenant": "local", "limits": {}, "used": {}, "budgets": [budget], "key": key}
+    with tab(browser, full.url) as one:
+        one.page.route("**/v1/limits", lambda route: route.fulfill(json=told))
+        page = one.go("/usage")
+        expect(page.locator(".card").filter(has_text="Budgets")).to_contain_text("$41.70 of $200")
+        expect(page.locator(".card").filter(has_text="what is used of them now")).to_contain_text("2 of 5")
+        assert one.serious() == []
+
+
+def test_the_server_page_has_what_redis_says_and_what_is_set(browser: Browser, full: Stack) -> None:
+    told = Asking(full.url).http.get("/v1/redis").json()
+    with tab(browser, full.url) as one:
+        page = one.go("/operations?tab=server")
+        card = page.locator(".card").filter(has_text="Commands a second")
+        expect(card).to_contain_text(told["version"])
+        expect(card).to_contain_text(f"0 keys · {told['eviction_policy']}")
+        settings = page.locator("table[aria-label=Settings] tbody tr")
+        expect(settings.filter(has_text="STREAMSPOOL_CONFIG")).to_have_count(0)
+        expect(settings.filter(has_text="REDIS_URL")).to_contain_text("environment")
+        before = settings.count()
+        page.get_by_role("button", name="Defaults, too").click()
+        expect(settings.filter(has_text="STREAMSPOOL_RETENTION_S")).to_contain_text("default")
+        assert settings.count() > before
         one.check()

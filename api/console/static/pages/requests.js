@@ -1,18 +1,19 @@
 // Requests: every generation that is kept, by whatever is known of it. The server searches; the address holds the search.
 import { html, useEffect, useMemo, useRef, useState } from "../lib/dom.js";
 import { asCurl, post, withQuery } from "../lib/api.js";
-import { compact, count, dollars, duration, shortId } from "../lib/format.js";
+import { count } from "../lib/format.js";
 import { useKeys } from "../lib/keys.js";
 import { usePages } from "../lib/pages.js";
-import { go, Link, setQuery, usePlace } from "../lib/router.js";
+import { go, setQuery, usePlace } from "../lib/router.js";
 import { allTenants } from "../lib/scope.js";
 import { feed } from "../lib/feed.js";
 import { useStore } from "../lib/store.js";
 import { isRunning } from "../lib/streams.js";
 import { cancelAsked, Start } from "../ui/actions.js";
-import { Icon, Status } from "../ui/icons.js";
-import { Ago, ask, Button, copyText, Curl, Empty, Problem, say } from "../ui/parts.js";
+import { Icon } from "../ui/icons.js";
+import { ask, Button, copyText, Curl, Empty, Problem, say } from "../ui/parts.js";
 import { Table } from "../ui/table.js";
+import { Columns, useColumns } from "./requests/columns.js";
 import { Chips, Facets, filtersOf, Histogram, searchOf } from "./requests/filters.js";
 import { exportRows } from "./requests/export.js";
 import { Peek } from "./requests/peek.js";
@@ -29,6 +30,7 @@ export function Requests() {
   const [peeking, peek] = useState(false);
   const chosen = query.at ?? null;
   const live = useStore(feed);
+  const columns = useColumns();
   const row = list.rows.find((one) => one.id === chosen);
   const rows = useMemo(() => withNews(list.rows, live), [list.rows, live]);
   const fresh = live.running.filter((one) => list.at_ms && one.created_at * 1000 > list.at_ms && !list.rows.some((old) => old.id === one.id)).length;
@@ -51,7 +53,7 @@ export function Requests() {
       <${Search} value=${query.q ?? ""} />
       <${Button} icon="again" kind="quiet" title="Ask again" aria-label="Reload" onClick=${list.reload} />
       <${Curl} path=${path} />
-      <${ExportMenu} path=${path} />
+      <${Columns} /><${ExportMenu} path=${path} />
     </div>
     <div class="browse">
       <aside aria-label="Filters"><${Facets} filters=${filters} rows=${list.rows} tenant=${every} /></aside>
@@ -63,7 +65,7 @@ export function Requests() {
         <section class="card">
           ${fresh > 0 && html`<button class="news" onClick=${list.reload}>${count(fresh)} new: show</button>`}
           ${rows.length || list.loading
-            ? html`<${Table} label="Requests" columns=${COLUMNS} rows=${rows} chosen=${chosen} onChoose=${choose} tall="calc(100vh - 250px)" checked=${checked} onCheck=${toggle}
+            ? html`<${Table} label="Requests" columns=${columns} rows=${rows} chosen=${chosen} onChoose=${choose} tall="calc(100vh - 250px)" checked=${checked} onCheck=${toggle}
                 onOpen=${(one) => go(`/r/${one.id}`, one.tenant ? { tenant: one.tenant } : {})} onPeek=${() => peek(!peeking)}
                 foot=${list.more && html`<div class="more"><${Button} disabled=${list.loading} onClick=${list.next}>${list.loading ? "Looking …" : "More"}<//></div>`} />`
             : html`<${None} filters=${filters} />`}
@@ -77,26 +79,6 @@ export function Requests() {
 function withNews(rows, live) {
   const known = new Map([...live.running, ...live.ended].map((one) => [one.id, one]));
   return rows.map((row) => (isRunning(row) ? { ...row, ...known.get(row.id) } : row));
-}
-
-const tokens = (row) => (row.usage ? row.usage.total_tokens : null);
-
-const COLUMNS = [
-  { title: "Status", cell: (row) => html`<${Status} status=${row.status} />` },
-  { title: "Model", cell: (row) => html`<${Link} to=${`/r/${row.id}`} query=${row.tenant ? { tenant: row.tenant } : {}} class="cut model" title=${row.id}>${row.served_by ?? row.model}<//>` },
-  { title: "Id", wide: true, cell: (row) => html`<span class="mono soft">${shortId(row.id)}</span>` },
-  { title: "What", fill: true, narrow: false, cell: (row) => html`<span class="soft">${row.error ? html`<span class="bad">${row.error.code}</span>` : what(row)}</span>` },
-  { title: "Asked", right: true, cell: (row) => html`<${Ago} at=${row.created_at} />` },
-  { title: "First", right: true, narrow: false, cell: (row) => duration(row.timings.first_chunk_ms) },
-  { title: "Total", right: true, cell: (row) => duration(row.timings.total_ms) },
-  { title: "Tokens", right: true, narrow: false, cell: (row) => compact(tokens(row)) },
-  { title: "Cost", right: true, narrow: false, cell: (row) => dollars(row.cost_usd) },
-];
-
-function what(row) {
-  const parts = [row.tenant, row.session_id && `session ${row.session_id}`, row.batch_id && "batch line", row.background && "background"];
-  const data = Object.entries(row.metadata).map(([key, value]) => `${key}:${value}`);
-  return [...parts, ...data].filter(Boolean).join(" · ");
 }
 
 /** Words are searched for as they are typed; an id, and a name of the metadata with its value, once Enter says they are whole. */

@@ -389,3 +389,14 @@ def test_the_server_page_has_what_redis_says_and_what_is_set(browser: Browser, f
         expect(settings.filter(has_text="STREAMSPOOL_RETENTION_S")).to_contain_text("default")
         assert settings.count() > before
         one.check()
+
+
+def test_a_worker_is_drained_and_resumed(browser: Browser, full: Stack) -> None:
+    with tab(browser, full.url) as one:
+        page = one.go("/operations")
+        row = page.locator("table[aria-label=Workers] tbody tr")
+        row.get_by_role("button", name="Drain").click()
+        expect(row.locator(".status")).to_have_attribute("data-status", "resting")
+        row.get_by_role("button", name="Resume").click()
+        expect(row.locator(".status")).to_have_attribute("data-status", "active")
+        one.check()

@@ -1,6 +1,6 @@
 // Operations: who works, what waits, how the providers do, who may ask, and who changed what. Most of it is for admins.
 import { html, useState } from "../lib/dom.js";
-import { asCurl, root as prefix, session, withQuery } from "../lib/api.js";
+import { asCurl, post, root as prefix, session, withQuery } from "../lib/api.js";
 import { bytes, count, duration } from "../lib/format.js";
 import { useKeys } from "../lib/keys.js";
 import { setQuery, usePlace } from "../lib/router.js";
@@ -8,7 +8,7 @@ import { useResource } from "../lib/resource.js";
 import { allTenants } from "../lib/scope.js";
 import { useStore } from "../lib/store.js";
 import { Status } from "../ui/icons.js";
-import { Bar, Button, Card, copyText, Empty, Facts, Problem, Since, Tabs } from "../ui/parts.js";
+import { Action, Bar, Button, Card, copyText, Empty, Facts, Problem, Since, Tabs } from "../ui/parts.js";
 import { Table } from "../ui/table.js";
 import { Audit, Keys } from "./operations/keys.js";
 import { Limits } from "./operations/limits.js";
@@ -42,6 +42,7 @@ function Work() {
     { title: "Host", narrow: false, cell: (row) => `${row.host}:${row.pid}` },
     { title: "Version", narrow: false, cell: (row) => row.version },
     { title: "Up", right: true, cell: (row) => html`<${Since} at=${row.started_at} />` },
+    { title: html`<span class="unseen">Drain</span>`, narrow: false, cell: (row) => row.status !== "draining" && html`<${Action} kind="tiny" title=${row.status === "resting" ? "It begins what waits again, within 5 s" : "It begins nothing more, within 5 s; what runs there goes on"} run=${() => drain(row).then(workers.reload)}>${row.status === "resting" ? "Resume" : "Drain"}<//>` },
   ];
   const lanes = queue.data?.data ?? [];
   const waiting = lanes.flatMap((lane) => lane.tenants.map((one) => ({ ...one, lane: lane.lane, key: `${lane.lane} ${one.tenant}` })));
@@ -56,6 +57,8 @@ function Work() {
     ]} /><//>`}
   </div>`;
 }
+
+const drain = (worker) => post(`/v1/workers/${encodeURIComponent(worker.id)}/${worker.status === "resting" ? "resume" : "drain"}`);
 
 const MEANING = { accept: "A new request would be stored and run", serve: "What is there can be read, cancelled and deleted", redis: "Redis answers and takes writes", workers: "Workers that have reported" };
 

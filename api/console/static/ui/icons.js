@@ -43,7 +43,7 @@ const SHAPES = {
   failed: html`<path d="M2 2l8 8M10 2l-8 8" fill="none" stroke="currentColor" stroke-width="2" />`,
   cancelled: html`<circle cx="6" cy="6" r="4.5" fill="none" stroke="currentColor" stroke-width="1.5" /><path d="M3 9l6-6" stroke="currentColor" stroke-width="1.5" />`,
 };
-const LIKE = { validating: "in_progress", finalizing: "in_progress", cancelling: "cancelled", expired: "incomplete", active: "completed", ok: "completed", revoked: "failed", draining: "incomplete" };
+const LIKE = { validating: "in_progress", finalizing: "in_progress", cancelling: "cancelled", expired: "incomplete", active: "completed", ok: "completed", revoked: "failed", draining: "incomplete", resting: "incomplete" };
 const WORDS = { in_progress: "running", queued: "waiting" };
 
 export const Status = ({ status, quiet = false }) => html`

@@ -400,3 +400,22 @@ def test_a_worker_is_drained_and_resumed(browser: Browser, full: Stack) -> None:
         row.get_by_role("button", name="Resume").click()
         expect(row.locator(".status")).to_have_attribute("data-status", "active")
         one.check()
+
+
+def test_what_has_ended_is_counted_as_a_whole_where_facets_are_of_the_newest(browser: Browser, full: Stack) -> None:
+    def facets(route: Route) -> None:
+        route.fulfill(json={**route.fetch().json(), "partial": True, "looked_at": 2000})
+
+    def counts(route: Route) -> None:
+        by = parse_qs(urlsplit(route.request.url).query)["by"][0]
+        data = [{"value": "completed", "count": 987_654}] if by == "status" else []
+        route.fulfill(json={"object": "stream.counts", "by": by, "data": data})
+
+    with tab(browser, full.url) as one:
+        one.page.route("**/v1/streams/facets*", facets)
+        one.page.route("**/v1/streams/counts*", counts)
+        page = one.go("/requests")
+        expect(page.locator(".facets")).to_contain_text("Counts are of the newest 2,000")
+        page.get_by_role("button", name="Count all").click()
+        expect(page.locator(".facets").get_by_role("button", name=re.compile("^completed"))).to_contain_text("987,654")
+        one.check()

@@ -1,10 +1,10 @@
 // The filters of a list: in the address, as chips, as a sidebar with counts, and as a span of time drawn with the pointer.
-import { html, useMemo } from "../../lib/dom.js";
-import { withQuery } from "../../lib/api.js";
+import { html, useMemo, useState } from "../../lib/dom.js";
+import { get, withQuery } from "../../lib/api.js";
 import { absolute, count } from "../../lib/format.js";
 import { go, setQuery, usePlace } from "../../lib/router.js";
 import { useResource } from "../../lib/resource.js";
-import { Button, Field, Switch } from "../../ui/parts.js";
+import { Action, Button, Field, Switch } from "../../ui/parts.js";
 import { Plot } from "../../ui/plot.js";
 
 const NAMES = {
@@ -40,7 +40,25 @@ export function useFacets(filters, tenant) {
   return useResource(withQuery("/v1/streams/facets", { ...searchOf({ ...filters, order: undefined }), tenant }), { every_ms: 15_000 });
 }
 
-function countsOf(told, rows, name) {
+const COUNTED = { status: "status", model: "model", provider: "provider", source: "source", error: "error_code", key_id: "key_id" };
+
+/** Counts of all that has ended, which the history has, once they are asked for: {counts, ask}. */
+function useCounts(filters, tenant) {
+  const [held, hold] = useState({ of: "", counts: {} });
+  const of = JSON.stringify({ ...filters, tenant });
+  const ask = async () => {
+    const counts = {};
+    for (const [name, by] of Object.entries(COUNTED)) {
+      const { data } = await get(withQuery("/v1/streams/counts", { ...searchOf(filters), order: undefined, [name]: undefined, by, tenant }));
+      counts[name] = data.filter((one) => one.value !== null).map((one) => [one.value, one.count]);
+    }
+    hold({ of, counts });
+  };
+  return { counts: held.of === of ? held.counts : {}, ask };
+}
+
+function countsOf(told, rows, name, counts) {
+  if (counts[name]) return counts[name];
   const given = told?.facets?.[name]?.values;
   if (given) return given.filter((one) => one.value !== null).map((one) => [one.value, one.count]);
   const found = new Map();
@@ -53,6 +71,7 @@ function countsOf(told, rows, name) {
 
 export function Facets({ filters, rows, tenant }) {
   const facets = useFacets(filters, tenant);
+  const { counts, ask } = useCounts(filters, tenant);
   return html`<details class="filters" open=${!matchMedia("(max-width: 900px)").matches}><summary>Filters</summary><div class="facets">
     <div class="quick">
       <${Button} kind="quiet" aria-pressed=${filters.status === "failed"} onClick=${() => setQuery({ status: toggled({}, "status", filters.status === "failed" ? "" : "failed") })}>Failed<//>
@@ -60,13 +79,14 @@ export function Facets({ filters, rows, tenant }) {
       <${Button} kind="quiet" aria-pressed=${filters.order === "most_expensive"} onClick=${() => setQuery({ order: filters.order === "most_expensive" ? null : "most_expensive" })}>Most expensive<//>
     </div>
     ${FACETS.map(([name, title]) => {
-      let found = countsOf(facets.data, rows, name);
+      let found = countsOf(facets.data, rows, name, counts);
       if (name === "status") found = STATUSES.map((status) => [status, found.find(([value]) => value === status)?.[1] ?? 0]).filter(([status, number]) => number || filters.status?.includes(status));
       if (!found.length) return null;
       return html`<details open=${["status", "model", "error"].includes(name) || !!filters[name]} key=${name}><summary><h3>${title}</h3></summary><ul>${found.slice(0, 12).map(
         ([value, number]) => html`<li><button aria-pressed=${(filters[name] ?? "").split(",").includes(value)} onClick=${() => setQuery({ [name]: toggled(filters, name, value) })}><span class="cut">${value}</span><span class="soft">${count(number)}</span></button></li>`,
       )}</ul></details>`;
     })}
+    ${facets.data?.partial && html`<p class="soft">${counts.status ? "Counts are of all that has ended." : html`Counts are of the newest ${count(facets.data.looked_at)}. <${Action} kind="tiny" run=${ask}>Count all<//>`}</p>`}
     <details open=${Object.keys(filters).some((name) => /^m(in|ax)_/.test(name))}><summary><h3>Ranges</h3></summary><div class="ranges">
       ${[["duration_ms", "Total, ms"], ["ttft_ms", "First chunk, ms"], ["tokens", "Tokens"], ["cost_usd", "Cost, $"]].map(
         ([name, title]) => html`<${Field} label=${title}><span class="row">${["min", "max"].map((end) => html`<input class="input" type="number" min="0" step="any" placeholder=${end} aria-label=${`${title}, ${end}`} value=${filters[`${end}_${name}`] ?? ""} onChange=${(event) => setQuery({ [`${end}_${name}`]: event.target.value || null })} />`)}</span><//>`,

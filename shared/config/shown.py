@@ -25,7 +25,9 @@ def listed(settings: Settings) -> list[dict[str, str]]:
         if field in settings.model_fields_set:
             named = (place for place, names in places if {name, name + FILE} & names)
             source = next(named, "streamspool.toml")
-        found.append({"name": name, "value": ", ".join(value) if field == "providers" else shown(field, value), "source": source})
+        found.append(
+            {"name": name, "value": ", ".join(value) if field == "providers" else shown(field, value), "source": source}
+        )
     return found
 
 

@@ -25,9 +25,7 @@ from shared.log.entry import Status
 
 _AT_ONCE = 10_000
 _TIMES = 9
-_MORE = (
-    '{"a":[[100,"queued"]],"p":[1,240],"by":"host-14901-648cb8","f":["stop"],"u":[12,240],"ch":[960,0],"cs":"genai-prices"}'
-)
+_MORE = '{"a":[[100,"queued"]],"p":[1,240],"by":"host-14901-648cb8","f":["stop"],"u":[12,240],"ch":[960,0],"cs":"genai-prices"}'
 
 
 def row(number: int, newest_ms: int, count: int) -> Record:
@@ -101,7 +99,10 @@ async def figures(url: str, count: int) -> None:
         *((f"counts by {one}, all tenants", lambda one=one: database.counts(None, Filters(), one)) for one in COUNTED),
         ("counts by model, one tenant, a week", lambda: database.counts(mine, week, "model")),
         *(
-            (f"counts by {by} of {what}, {whose}", lambda whom=whom, wanted=wanted, by=by: database.counts(whom, wanted, by))
+            (
+                f"counts by {by} of {what}, {whose}",
+                lambda whom=whom, wanted=wanted, by=by: database.counts(whom, wanted, by),
+            )
             for what, wanted in filters.items()
             for whose, whom in (("one tenant", mine), ("all tenants", None))
             for by in ("model", "error_code")

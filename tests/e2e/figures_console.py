@@ -79,7 +79,8 @@ def paint(browser: Browser, stack: Stack) -> Iterator[str]:
     for name, at in (("first contentful paint", 0), ("page with its tiles", 1)):
         times = [one[at] for one in visits]
         yield f"{name} {statistics.median(times):.0f} ms (median of {VISITS}, {min(times):.0f} to {max(times):.0f})"
-    yield f"{visits[0][2] / 1000:.1f} kB in {visits[0][3]} files before any content, {visits[0][4] / 1000:.1f} kB with the pages that come later"
+    _, _, before, files, whole = visits[0]
+    yield f"{before / 1000:.1f} kB in {files} files before any content, {whole / 1000:.1f} kB with the pages that come later"
 
 
 def visited(browser: Browser, url: str) -> tuple[float, float, int, int, int]:
@@ -89,7 +90,9 @@ def visited(browser: Browser, url: str) -> tuple[float, float, int, int, int]:
         client.send("Network.enable")
         sizes: list[int] = []
         paths: dict[str, str] = {}
-        client.on("Network.responseReceived", lambda event: paths.update({event["requestId"]: event["response"]["url"]}))
+        client.on(
+            "Network.responseReceived", lambda event: paths.update({event["requestId"]: event["response"]["url"]})
+        )
 
         def loaded(event: dict[str, float]) -> None:
             if "/console" in paths.get(str(event["requestId"]), ""):
@@ -100,7 +103,9 @@ def visited(browser: Browser, url: str) -> tuple[float, float, int, int, int]:
         page.wait_for_function("document.querySelector('.tile')")
         first, _, now = page.evaluate(PAINT)
         before, files = sum(sizes), len(sizes)
-        page.wait_for_function("performance.getEntriesByType('resource').filter((one) => one.name.includes('/pages/')).length > 20")
+        page.wait_for_function(
+            "performance.getEntriesByType('resource').filter((one) => one.name.includes('/pages/')).length > 20"
+        )
         page.wait_for_timeout(1000)
         one.check()
         return first, now, before, files, sum(sizes)
@@ -163,7 +168,8 @@ def cost(stack: Stack, pages: list[Page], what: str, seconds: float) -> Iterator
         counts.append(connections(stack.port))
     used, requests = cpu_s([pid]) - cpu, len([url for url in asked if not url.endswith("/healthz")])
     yield (
-        f"{what}: API {100 * used / passed:.1f} % of a core, {max(counts)} connections at most, {requests / passed:.1f} requests/s; "
+        f"{what}: API {100 * used / passed:.1f} % of a core, {max(counts)} connections at most, "
+        f"{requests / passed:.1f} requests/s; "
         f"a question of a page takes {statistics.median(waits):.0f} ms ({max(waits):.0f} at most of {len(waits)})"
     )
 

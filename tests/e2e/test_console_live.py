@@ -175,5 +175,8 @@ def test_more_answers_than_a_browser_has_connections_are_followed_in_turns(brows
         for one, generation_id in zip(tabs, ids, strict=True):
             expect(one.page.locator("h1 .status")).to_have_attribute("data-status", "completed")
             expect(one.page.locator(".growing")).to_have_count(0)
-            assert one.page.locator(".message.assistant .markdown").inner_text().split() == asking.text(generation_id).split()
+            assert (
+                one.page.locator(".message.assistant .markdown").inner_text().split()
+                == asking.text(generation_id).split()
+            )
             one.check()

@@ -120,7 +120,8 @@ class Database:
         """The rows of these tenants (None: of all) that match, by time in the order that is wanted, from just after a place."""
         oldest_first = wanted.order == "asc"
         place = sa.tuple_(_COLUMNS.created_at_ms, _COLUMNS.id)
-        statement = sa.select(GENERATIONS).where(*self._conditions(tenants, wanted)).limit(limit)
+        conditions = self._conditions(tenants, wanted, self._columns(tenants, wanted, counting=False))
+        statement = sa.select(GENERATIONS).where(*conditions).limit(limit)
         if after is not None:
             edge = sa.tuple_(sa.literal(after[0], sa.BigInteger), sa.literal(after[1], sa.Text))
             statement = statement.where(place > edge if oldest_first else place < edge)
@@ -144,26 +145,33 @@ class Database:
             return int(await connection.scalar(sa.select(sa.func.count()).select_from(GENERATIONS)) or 0)
 
     def _counting(self, tenants: Sequence[str] | None, wanted: Filters, column: str) -> sa.Select[Any]:
-        columns = self._columns_to_count(tenants, wanted)
+        columns = self._columns(tenants, wanted, counting=True)
         by = columns["tenant"], columns[column]
         return sa.select(*by, sa.func.count()).where(*self._conditions(tenants, wanted, columns)).group_by(*by)
 
-    def _columns_to_count(self, tenants: Sequence[str] | None, wanted: Filters) -> _Columns:
-        """Without a filter, groups come in the order of an index, which sorts nothing. With one, SQLite would still take that
-        index, and read each row to look at the filter; so it is kept from all but those that have every column that is counted
-        by (sqlite.org/optoverview, "Disqualifying WHERE Clause Terms Using Unary-+")."""
+    def _columns(self, tenants: Sequence[str] | None, wanted: Filters, *, counting: bool) -> _Columns:
+        """As they are written for SQLite, which has no idea of how many rows a condition leaves, and takes the wrong index; `+`
+        keeps it from one (sqlite.org/optoverview, "Disqualifying WHERE Clause Terms Using Unary-+").
+
+        Without a filter, groups come in the order of an index, and nothing is sorted. With one, it would still take that index,
+        and read each row to look at the filter: it is to take one that has every column that is counted by. A page of all
+        tenants is to come in the order of time, and not to be sorted."""
         columns: dict[str, sa.ColumnElement[Any]] = dict(_COLUMNS)
         just_when = Filters(since_ms=wanted.since_ms, until_ms=wanted.until_ms, order=wanted.order)
-        if self._engine.dialect.name != "sqlite" or wanted == just_when:
+        if self._engine.dialect.name != "sqlite" or (wanted == just_when if counting else tenants is not None):
             return columns
-        hidden = {*COUNTED, *(["created_at_ms"] if tenants is None else [])} - {"status" if _is_rare(wanted) else ""}
+        hidden = set(COUNTED)
+        if _is_rare(wanted):
+            hidden = hidden - {"status"} | ({"tenant"} if counting else set())
+        elif counting and tenants is None:
+            hidden.add("created_at_ms")
         return columns | {name: _unindexed(_COLUMNS[name]) for name in hidden}
 
     def _conditions(
-        self, tenants: Sequence[str] | None, wanted: Filters, columns: _Columns | None = None
+        self, tenants: Sequence[str] | None, wanted: Filters, columns: _Columns
     ) -> list[sa.ColumnElement[bool]]:
         metadata = [self._has_metadata(*one) for one in wanted.metadata.items()]
-        return [*_conditions(tenants, wanted, columns or dict(_COLUMNS)), *metadata]
+        return [*_conditions(tenants, wanted, columns), *metadata]
 
     def _has_metadata(self, key: str, value: str) -> sa.ColumnElement[bool]:
         """A path of SQLite's has no form for each key."""

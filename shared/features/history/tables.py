@@ -17,7 +17,9 @@ def _column(name: str, hint: object) -> sa.Column[object]:
     return sa.Column(name, _KINDS[kinds[0]], primary_key=name == "id", nullable=len(kinds) > 1)
 
 
-GENERATIONS = sa.Table("streamspool_generations", METADATA, *map(_column, *zip(*get_type_hints(Record).items(), strict=True)))
+GENERATIONS = sa.Table(
+    "streamspool_generations", METADATA, *map(_column, *zip(*get_type_hints(Record).items(), strict=True))
+)
 _C = GENERATIONS.c
 COUNTED = ("status", "model", "provider", "source", "key_id", "error_code")
 """Columns that are counted by: each has an index that has all that is needed for that."""
@@ -30,7 +32,7 @@ INDEXES = (
     sa.Index("ix_streamspool_listed", _C.tenant, _C.created_at_ms, *(_C[name] for name in COUNTED)),
     sa.Index(
         "ix_streamspool_not_completed",
-        *(_C[name] for name in ("status", "tenant", "created_at_ms", *COUNTED[1:])),
+        *(_C[name] for name in ("status", "created_at_ms", "tenant", *COUNTED[1:])),
         sqlite_where=NOT_COMPLETED,
         postgresql_where=NOT_COMPLETED,
     ),

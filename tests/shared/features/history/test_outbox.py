@@ -103,7 +103,13 @@ def test_what_is_written_short_is_read_as_it_was(fields: dict[str, Any]) -> None
 
 def test_a_usual_row_is_small() -> None:
     header = {**HEADER, "batch": None, "retried_from": None, "background": False, "store": False, "session_id": None}
-    outcome = {**OUTCOME, "error": None, "finish_reasons": ["stop"], "usage_source": "provider", "served": {"model": "fast"}}
+    outcome = {
+        **OUTCOME,
+        "error": None,
+        "finish_reasons": ["stop"],
+        "usage_source": "provider",
+        "served": {"model": "fast"},
+    }
     kept = record(Summary(header, ATTEMPTS[:1], Position(1, 240), outcome))  # type: ignore[arg-type]
     assert sum(len(str(value)) for value in kept.values() if value is not None) < 300
 

@@ -12,8 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from shared.chat.request import ChatRequest
-from shared.config.shown import shown
 from shared.config.settings import Settings, load_settings
+from shared.config.shown import shown
 from shared.errors import BadRequest, BudgetHeld, BudgetReached, Unavailable, WorkerLost
 from shared.features.access.expected import Expected
 from shared.generations.caller import Caller

@@ -19,7 +19,7 @@ def upgrade() -> None:
         op.drop_index(f"ix_streamspool_{name}", _TABLE)
     op.create_index("ix_streamspool_created", _TABLE, ["created_at_ms"])
     op.create_index("ix_streamspool_listed", _TABLE, ["tenant", "created_at_ms", *_COUNTED])
-    _create_partial("not_completed", ["status", "tenant", "created_at_ms", *_COUNTED[1:]], "status != 'completed'")
+    _create_partial("not_completed", ["status", "created_at_ms", "tenant", *_COUNTED[1:]], "status != 'completed'")
     for name in ("session", "batch"):
         _create_partial(name, ["tenant", f"{name}_id", "created_at_ms"], f"{name}_id IS NOT NULL")
 

@@ -158,9 +158,10 @@ def cost(stack: Stack, pages: list[Page], what: str, seconds: float) -> Iterator
     asked: list[str] = []
     for page in pages:
         page.on("request", lambda request: asked.append(request.url))
-    pid, counts = stack.process("api").pid, []
+    pid = stack.process("api").pid
+    counts: list[int] = []
+    waits: list[float] = []
     began, cpu = time.monotonic(), cpu_s([pid])
-    waits = []
     while (passed := time.monotonic() - began) < seconds:
         page = pages[len(waits) % len(pages)]
         waits.append(page.evaluate(ASK, "/healthz"))

@@ -144,7 +144,7 @@ class Database:
         async with self._engine.connect() as connection:
             return int(await connection.scalar(sa.select(sa.func.count()).select_from(GENERATIONS)) or 0)
 
-    def _counting(self, tenants: Sequence[str] | None, wanted: Filters, column: str) -> sa.Select[Any]:
+    def _counting(self, tenants: Sequence[str] | None, wanted: Filters, column: str) -> sa.Select[Any, Any, int]:
         columns = self._columns(tenants, wanted, counting=True)
         by = columns["tenant"], columns[column]
         return sa.select(*by, sa.func.count()).where(*self._conditions(tenants, wanted, columns)).group_by(*by)

@@ -92,7 +92,7 @@ def test_a_row_becomes_what_the_log_said_but_for_words() -> None:
     ids=str,
 )
 def test_what_is_written_short_is_read_as_it_was(fields: dict[str, Any]) -> None:
-    outcome = {**OUTCOME, **fields}
+    outcome: Any = {**OUTCOME, **fields}
     again = summary(json.loads(json.dumps(record(Summary(HEADER, ATTEMPTS, Position(2, 4), outcome)))))
     assert again.outcome is not None
     assert {name: again.outcome[name] for name in ("usage", *fields)} == {  # type: ignore[literal-required]
@@ -103,7 +103,7 @@ def test_what_is_written_short_is_read_as_it_was(fields: dict[str, Any]) -> None
 
 def test_a_usual_row_is_small() -> None:
     header = {**HEADER, "batch": None, "retried_from": None, "background": False, "store": False, "session_id": None}
-    outcome = {
+    outcome: Any = {
         **OUTCOME,
         "error": None,
         "finish_reasons": ["stop"],

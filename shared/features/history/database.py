@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -32,6 +33,7 @@ DatabaseError = (sa.exc.SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg
 PRUNED_AT_ONCE = 1000
 _COLUMNS = GENERATIONS.c
 _TIMEOUT_S = 5.0
+_ENDS = frozenset(Status) - {Status.QUEUED, Status.IN_PROGRESS}
 
 _Columns = Mapping[str, sa.ColumnElement[Any]]
 """The table's, by name, as a statement is to write them."""
@@ -132,12 +134,21 @@ class Database:
         """How many rows match, by the values of one of `COUNTED`."""
         if column not in COUNTED:
             raise ValueError(f"not counted by: {column}")
+        if Status.COMPLETED not in wanted.statuses:
+            return dict(await self._counted(tenants, wanted, column))
+        # Nearly all: what is left of all without the others, which have an index of their own, sorts far less.
+        found = await self._counted(tenants, replace(wanted, statuses=frozenset()), column)
+        if others := _ENDS - wanted.statuses:
+            found -= await self._counted(tenants, replace(wanted, statuses=others), column)
+        return {value: number for value, number in found.items() if number > 0}
+
+    async def _counted(self, tenants: Sequence[str] | None, wanted: Filters, column: str) -> Counter[str | None]:
         statement = self._counting(tenants, wanted, column)
         found: Counter[str | None] = Counter()
         async with self._engine.connect() as connection:
             for _, value, number in await connection.execute(statement):
                 found[value] += number
-        return dict(found)
+        return found
 
     async def size(self) -> int:
         """How many rows there are."""

@@ -111,7 +111,7 @@ class Broker:
 
         Once this returns, the generation runs to an outcome whatever happens to the caller. With an idempotency key
         the same request of the same tenant is one generation, however often and wherever it is made at once. A `repeat`
-        joins what the same key asked for before, byte for byte and of the same turn, if that runs or has just ended. With
+        joins what the same key asked for before, byte for byte or as the same turn, if that runs or has just ended. With
         `client_history` its session only takes note: the client sends the whole conversation itself. Raises NotFound, Forbidden
         for a model; BadRequest for a webhook that cannot be called; KeyReused; RateLimited; StorageQuotaExceeded; Unavailable.
         """

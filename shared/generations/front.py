@@ -14,7 +14,7 @@ class Front(NamedTuple):
 
     surface: Surface
     turn: str | None = None
-    """What tells a repeat from a new request, beside the body."""
+    """What tells a repeat from a new request, in the place of the body."""
     previous: Sequence[str] = ()
     """The generations that it goes on from, as `Chains.keep` tells them."""
     retried_from: str | None = None

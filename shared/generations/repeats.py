@@ -43,10 +43,10 @@ class Repeats:
         self._life_ms = int(settings.generation_s * 1000) + _ENDED_MS
 
     def name(self, body: bytes, request: ChatRequest, caller: Caller, turn: str | None = None) -> str:
-        """The key of what this caller asks for; `turn` is what else tells it from others."""
+        """The key of what this caller asks for; where a `turn` tells it from others, that stands for the body."""
         options = [getattr(request, option) for option in _OPTIONS]
-        digest = hashlib.sha256(json.dumps([caller.key_id, options, *([turn] if turn else ())]))
-        digest.update(body)
+        digest = hashlib.sha256(json.dumps_sorted([caller.key_id, options, turn]))
+        digest.update(b"" if turn else body)
         return self._key.asked(caller.tenant, digest.hexdigest())
 
     def note(self, pipe: Any, name: str, generation_id: str) -> None:

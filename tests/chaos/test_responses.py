@@ -7,11 +7,12 @@ import time
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, whole, words
 from tests.support.fleet import Fleet
-from tests.support.responses import PATH, Event, events, joined, text_of
+from tests.support.responses import CODEX, PATH, Event, events, joined, text_of, written_anew
 
 SETTINGS = {"STREAMSPOOL_KEEPALIVE_S": "0.5"}
 PROCESSES = ("api", "api-2")
@@ -90,6 +91,34 @@ def test_viewers_of_a_killed_api_go_on_at_another_with_the_next_event(fleet: Fle
     late = Watching(urls[1:], response_id).end()
     assert late == told[0]
     assert found(fleet, response_id, urls[1]) == told[0][-1]["response"]
+    assert len(script.calls) == 1
+
+
+def test_a_turn_that_is_asked_again_after_its_api_was_killed_is_the_same_answer(
+    fleet: Fleet, upstream: ScriptedUpstream
+) -> None:
+    """As Codex asks again: with no id, key or count, and its body written anew."""
+    pause = Pause()
+    script = upstream.script("responses-turn", [*words(3), pause, *words(6)[4:], *ending()])
+    body = {"model": "scripted/responses-turn", "input": "x", "stream": True, "store": False, "client_metadata": CODEX}
+    session = {"session-id": "s"}
+    told = b""
+    with fleet.http.stream("POST", f"{fleet.url}{PATH}", json=body, headers=session, timeout=30) as response:
+        pieces = response.iter_raw()
+        while b"w2 " not in told:
+            told += next(pieces)
+        fleet.kill("api")
+        with pytest.raises(httpx.HTTPError):
+            list(pieces)
+    url = fleet.at("api-2")
+    again = written_anew(body)
+    with fleet.http.stream("POST", f"{url}{PATH}", json=again, headers=session, timeout=30) as response:
+        pause.go()
+        rest = response.read()
+        assert response.headers["idempotent-replayed"] == "true"
+    seen = events(told[: told.rindex(b"\n\n") + 2], ended=False)
+    assert events(rest)[: len(seen)] == seen
+    assert joined(events(rest)) == whole(6)
     assert len(script.calls) == 1
 
 

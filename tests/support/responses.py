@@ -11,6 +11,8 @@ from tests.support.wire import field, frames
 
 PATH = "/v1/responses"
 ENDS = ("response.completed", "response.incomplete", "response.failed")
+CODEX = {"session_id": "s", "turn_id": "1", "x-codex-window-id": "s:0", "x-codex-turn-metadata": '{"turn_id":"1"}'}
+"""The `client_metadata` of a turn."""
 
 _EVENTS = {
     model.model_fields["type"].annotation.__args__[0]: model for model in get_args(get_args(ResponseStreamEvent)[0])
@@ -18,6 +20,12 @@ _EVENTS = {
 """OpenAI's model of each event, by its type."""
 
 Event = dict[str, Any]
+
+
+def written_anew(body: dict[str, Any]) -> dict[str, Any]:
+    """What Codex sends for the same request after a cut: all that it says, in another order."""
+    fields = reversed(body["client_metadata"].items())
+    return {**body, "client_metadata": {**dict(fields), "x-codex-try": "2"}}
 
 
 def response(value: Any) -> dict[str, Any]:

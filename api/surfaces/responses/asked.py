@@ -18,6 +18,7 @@ from shared.features.responses.native import NativeRequest, to_native
 from shared.features.responses.request import ResponsesRequest, to_chat
 from shared.generations.caller import Caller
 from shared.generations.front import Front
+from shared.lib import json
 from shared.log.blobs import Cut
 
 
@@ -49,7 +50,18 @@ async def understand(services: Services, caller: Caller, given: Any, known: Cont
     return Asking(checked, *to_chat(given, checked, items, calls=calls, thoughts=thoughts), previous)
 
 
-def turn_of(session: str | None, cut: Cut) -> str | None:
+async def turn_of(services: Services, session: str | None, given: dict[str, Any], cut: Cut) -> str | None:
     """What tells a request that a client makes again from a new one, for clients that name their session (Codex): they make
-    it again, up to 30 times, as it was, with no key and no count, and a new one has another `client_metadata.turn_id`."""
-    return None if not session else hashlib.sha256(session.encode() + b"\0" + cut.essence).hexdigest()
+    it again, up to 30 times, with no key and no count, and a new one has another `client_metadata.turn_id`.
+
+    It is what they ask for, and not how they write it down: Codex makes the body anew, with the fields of `client_metadata`
+    in another order each time. Of those, the turn is what counts, where there is one.
+    """
+    if not session:
+        return None
+    metadata = given.get("client_metadata")
+    turn = metadata.get("turn_id") if isinstance(metadata, dict) else None
+    if isinstance(turn, str) and turn:
+        given = {**given, "client_metadata": {"turn_id": turn}}
+    digest = await services.blobs.digest(cut, json.dumps_sorted(given))
+    return hashlib.sha256(f"{session}\0{digest}".encode()).hexdigest()

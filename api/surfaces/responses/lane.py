@@ -105,7 +105,7 @@ class Lane:
         asked = await understand(services, caller, memory.with_prepared(given), memory)
         if wanted is not None:
             asked.body[TERMS]["previous_response_id"] = wanted  # what was prepared has a name for its client alone
-        front = asked.front(turn_of(self._socket.session, self._cut))
+        front = asked.front(await turn_of(services, self._socket.session, given, self._cut))
         cipher = await cipher_for(services, caller.tenant, asked.body)
         header, replayed = await services.broker.submit(
             await services.blobs.cut(json.dumps(asked.body), self._cut),

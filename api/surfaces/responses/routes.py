@@ -88,7 +88,7 @@ async def create(
     given, cut = await read_apart(services, body, lambda value: with_options(value, request))
     asked = await understand(services, caller, given)
     checked, silent_s = asked.request, speak_after_s(request, services.settings)
-    front = asked.front(turn_of(request.headers.get("session-id"), cut))
+    front = asked.front(await turn_of(services, request.headers.get("session-id"), given, cut))
     cipher = await cipher_for(services, caller.tenant, asked.body)
     header, replayed = await services.broker.submit(
         await services.blobs.cut(json.dumps(asked.body), cut),

@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause, chunk, ending, words
-from tests.support.responses import ENDS, PATH, events, joined, kinds, response, text_of
+from tests.support.responses import CODEX, ENDS, PATH, events, joined, kinds, response, text_of, written_anew
 from tests.support.wire import Client, Register, refused
 
 UNKNOWN = "resp_" + "0" * 32
@@ -325,14 +325,15 @@ def test_the_same_request_made_twice_is_one_response(alice: Client) -> None:
 def test_what_a_client_asks_again_in_its_session_is_one_response(
     alice: Client, bob: Client, scripted: Register
 ) -> None:
-    """As Codex does it after a cut: the same body in the same session, without a key or a count."""
+    """As Codex does it after a cut: the same request in the same session, without a key or a count. It makes the body anew, with
+    the fields of `client_metadata` in the order that its hash table has them in then."""
     pause = Pause()
     asked = scripted([*words(1), pause, *ending()])
-    body = {"model": asked.model, "input": "x", "stream": True, "store": False, "client_metadata": {"turn_id": "1"}}
+    body = {"model": asked.model, "input": "x", "stream": True, "store": False, "client_metadata": CODEX}
     session = {"session-id": "s1"}
     with alice.view("POST", PATH, json=body, headers=session) as viewer:
         viewer.until(b"w0 ")
-    with alice.view("POST", PATH, json=body, headers=session) as viewer:
+    with alice.view("POST", PATH, json=written_anew(body), headers=session) as viewer:
         viewer.until(b"w0 ")
         assert viewer.response.headers["idempotent-replayed"] == "true"
         pause.go()
@@ -341,7 +342,8 @@ def test_what_a_client_asks_again_in_its_session_is_one_response(
     assert alice.http.post(PATH, json=body, headers=session).content.endswith(viewer.body[-40:])
     assert len(asked.script.calls) == 1
     others = [
-        (alice, {**body, "client_metadata": {"turn_id": "2"}}, session),
+        (alice, {**body, "client_metadata": {**CODEX, "turn_id": "2"}}, session),
+        (alice, {**body, "input": "y"}, session),
         (alice, body, {"session-id": "s2"}),
         (alice, body, {}),
         (bob, body, session),

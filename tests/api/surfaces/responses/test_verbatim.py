@@ -13,7 +13,7 @@ from tests.harness.processes import Stack
 from tests.harness.upstream import ScriptedUpstream
 from tests.support import recordings
 from tests.support.recordings import Row, payloads, pieces, wire
-from tests.support.responses import ENDS, PATH
+from tests.support.responses import CODEX, ENDS, PATH, written_anew
 from tests.support.wire import Client, Register, field, frames, refused
 
 RECORDINGS = [row for row in recordings.recordings("responses") if not row["expected"]["error"]]
@@ -121,6 +121,17 @@ def test_the_provider_is_sent_what_the_client_said(client: Client, scripted: Reg
     items = client.get(f"{PATH}/{made['id']}/input_items", params={"order": "asc"}).json()["data"]
     assert [item["type"] for item in items] == ["reasoning", "web_search_call", "message"]
     assert items[0]["encrypted_content"] == "secret"
+
+
+def test_what_a_client_asks_again_in_its_session_is_asked_once(client: Client, scripted: Register) -> None:
+    script = scripted(answer())
+    body = {"model": model(script.model), "input": "one", "client_metadata": CODEX}
+    first, again = (
+        client.http.post(PATH, json=one, headers={"session-id": "s"}).json() for one in (body, written_anew(body))
+    )
+    assert first == again
+    (sent,) = script.script.calls
+    assert sent["client_metadata"] == CODEX
 
 
 def test_a_response_that_the_provider_keeps_is_continued_there(client: Client, scripted: Register) -> None:

@@ -11,12 +11,15 @@ deleted of a turn: there is a mark in its place, so that what is beside it stays
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from shared.chat.messages import Messages, present
 from shared.errors import NotFound, SessionBusy
 from shared.features.blobs import Blobs, session_holder
 from shared.features.idempotency import Idempotency, key_digest
+from shared.features.responses.namespaces import Own
 from shared.features.sessions import NOT_FOUND, Sessions, check_id, estimate_tokens
 from shared.lib import json
 from shared.lib.clock import now_ms
@@ -26,6 +29,13 @@ from shared.store.transaction import transact
 
 _METADATA = "metadata"
 """The field of a session's head."""
+
+
+class Given(NamedTuple):
+    """What is to be added: messages, and the names of tools as `Turn` has them."""
+
+    messages: Messages
+    names: Mapping[str, Own] = MappingProxyType({})
 
 
 class Turn(NamedTuple):
@@ -38,6 +48,8 @@ class Turn(NamedTuple):
     generated: bool
     first: int
     """The place of its answer's first item among the items of the response: reasoning stands before it and is not kept."""
+    names: Mapping[str, Own]
+    """What tools of namespaces that are called in it are called by the client, by their names in the chat."""
 
 
 class Conversations:
@@ -103,18 +115,22 @@ class Conversations:
                 turn["messages"],
                 generated=not turn.get("added"),
                 first=turn.get("first", 0),
+                names={flat: Own(*own) for flat, own in turn.get("names", {}).items()},
             )
             for turn in await self._sessions.turns(tenant, conversation_id)
         ]
 
     async def append(
-        self, tenant: str, conversation_id: str, messages: Messages, turn_id: str, cut: Cut, *, once: bool = False
+        self, tenant: str, conversation_id: str, given: Given, turn_id: str, cut: Cut, *, once: bool = False
     ) -> tuple[Turn, bool]:
         """Adds a turn of this id, in hex; `once`: unless there is one. Returns it, and whether there was. The messages may have
         marks of `cut`. Raises SessionBusy while a response of the conversation runs: its turn comes first."""
         names = self._key.session(tenant, check_id(conversation_id))
+        messages = given.messages
         base, tokens = f"chatcmpl-{turn_id}", estimate_tokens(messages)
         turn = {"generation_id": base, "added": True, "at_ms": now_ms(), "tokens": tokens, "messages": messages}
+        if given.names:
+            turn["names"] = {flat: list(own) for flat, own in given.names.items()}
         holder = session_holder(tenant, conversation_id)
         stored = await self._blobs.store(holder, tenant, json.dumps(turn), of=cut)
         if cut.holes:  # what is shown of it has marks of what is stored
@@ -144,7 +160,7 @@ class Conversations:
         if once:
             looks.append(("XRANGE", names.turns, "-", "+"))
         await transact(self._redis, [names.head, names.open], looks, queue)
-        return Turn(number, base, messages, generated=False, first=0), there
+        return Turn(number, base, messages, generated=False, first=0, names=given.names), there
 
     async def replace(self, tenant: str, conversation_id: str, number: int, messages: Messages) -> None:
         """Gives a turn other messages: a stream is written anew for that, as large as a session may be."""

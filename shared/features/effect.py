@@ -6,12 +6,13 @@ of one generation are written in one transaction, which `shared.generations.sett
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from shared.chat.chunks import Accumulator
 from shared.chat.messages import Messages
 from shared.errors import Damaged, Gone, RequestLost
+from shared.features.responses.namespaces import Own
 from shared.log.records import Header, Outcome
 
 Commands = Callable[[Any], None]
@@ -28,6 +29,10 @@ class Answered(Protocol):
     @property
     def fold(self) -> Accumulator:
         """The answer."""
+
+    @property
+    def names(self) -> Mapping[str, Own]:
+        """What tools of namespaces are called by the client, by their names in the chat (responses/namespaces.py)."""
 
     @property
     def think_tags(self) -> bool:

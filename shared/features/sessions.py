@@ -5,7 +5,7 @@ turn was given when its request was accepted; a generation's turn is appended in
 there once, whole and in order, however often it is settled. One generation of a session runs at a time: the open
 ones stand in a sorted set by their numbers, and only the first of them is rung for.
 
-    {…}:turns   stream    N-0  {"generation_id", "at_ms", "messages": […], "tokens", "first"?, "added"?}
+    {…}:turns   stream    N-0  {"generation_id", "at_ms", "messages": […], "tokens", "first"?, "added"?, "names"?}
     {…}:open    zset      generation id → N
     {…}:head    hash        created_at_ms, updated_at_ms, turn (the last number given), turns, bytes, tokens,
                           metadata?
@@ -33,6 +33,7 @@ from shared.config.settings import Settings
 from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
 from shared.features.blobs import Blobs, session_holder
 from shared.features.effect import Commands, Ended
+from shared.features.responses.namespaces import names_in
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.log.blobs import BLOBS, Stored
@@ -222,6 +223,8 @@ class Sessions:
         transcript = await ended.transcript()
         if transcript and visible_text(transcript.fold.messages[0], think_tags=transcript.think_tags).reasoning:
             turn["first"] = 1
+        if transcript and (names := names_in(messages, transcript.names)):
+            turn["names"] = {flat: list(own) for flat, own in names.items()}
         data = json.dumps(turn)
         holder = session_holder(header["owner"], _terms(header)["id"])
         return _Turn(tokens, await self._blobs.store(holder, header["owner"], data, accepted=True))

@@ -16,6 +16,7 @@ from shared.errors import Damaged, FileStorageFailed, Forgotten, RequestLost, St
 from shared.features import usage
 from shared.features.blobs import Blobs
 from shared.features.chains import Chains
+from shared.features.responses.namespaces import NAMESPACES, Own, own_names
 from shared.features.sessions import Sessions
 from shared.features.spend.prices import Prices
 from shared.generations.settlement import Settlement
@@ -56,6 +57,8 @@ class Transcript(NamedTuple):
     """Why this is only what stands before a missing entry."""
     spoke_at_ms: int | None = None
     """When its first chunk was said."""
+    names: Mapping[str, Own] = MappingProxyType({})
+    """What tools of namespaces are called by the client, by their names in the chat."""
 
     @property
     def whole(self) -> bool:
@@ -116,7 +119,7 @@ class Transcripts:
         before that entry. Raises FileStorageFailed, RequestLost where a long text is in a storage that has it not; but with
         `ending`, for an end that must not wait for that, it is as if nothing had been asked.
         """
-        header, history, asked = await self._request(generation_id, ending=ending)
+        header, body, (history, asked) = await self._request(generation_id, ending=ending)
         fold, note, damage, last = Accumulator(), None, None, Position(epoch, 0)
         spoke_at_ms: int | None = None
         pages = self._log.read_all(generation_id, last)
@@ -136,7 +139,8 @@ class Transcripts:
                             fold.feed(json.loads(chunk))
             if page is None or damage is not None:
                 break
-        return Transcript(header, history, asked, fold, json.loads(note) if note else {}, last, damage, spoke_at_ms)
+        served, names = json.loads(note) if note else {}, own_names((body.get("responses") or {}).get(NAMESPACES))
+        return Transcript(header, history, asked, fold, served, last, damage, spoke_at_ms, names)
 
     async def _chunk(self, header: Header, entry: Entry, *, ending: bool) -> bytes:
         """The JSON of a chunk; none of one that is a long text in a storage that has it not, if it is for an end."""
@@ -147,15 +151,17 @@ class Transcripts:
                 raise
             return b""
 
-    async def _request(self, generation_id: str, *, ending: bool) -> tuple[Header, Messages, Messages]:
+    async def _request(
+        self, generation_id: str, *, ending: bool
+    ) -> tuple[Header, Mapping[str, Any], tuple[Messages, Messages]]:
         header, stored = await self._log.request(generation_id)
         try:
             body = json.loads(await self.blobs.marked(header["owner"], stored))
-            return header, *await self.messages(header, body)
+            return header, body, await self.messages(header, body)
         except (FileStorageFailed, RequestLost):
             if not ending:
                 raise
-            return header, [], []
+            return header, {}, ([], [])
 
 
 class Outcomes:

@@ -12,7 +12,7 @@ from typing import Any
 
 from shared.chat.messages import Messages
 from shared.errors import NotFound
-from shared.features.conversations import Conversations, Turn
+from shared.features.conversations import Conversations, Given, Turn
 from shared.features.sessions import Sessions, check_id
 from shared.generations.broker import Broker
 from shared.generations.caller import Caller
@@ -73,7 +73,7 @@ class TenantConversations:
         self,
         caller: Caller,
         metadata: dict[str, str],
-        messages: Messages,
+        given: Given,
         cut: Cut,
         *,
         idempotency_key: str | None = None,
@@ -84,7 +84,7 @@ class TenantConversations:
         conversations, tenant, there = self._conversations, caller.tenant, False
         with translate_errors():
             name, claimed = await conversations.claim(
-                tenant, idempotency_key, "conversation", [metadata, messages], cut
+                tenant, idempotency_key, "conversation", [metadata, given.messages], cut
             )
             conversation_id = f"conv_{name}"
             if claimed:  # whoever claimed it may have died before it was made, or before it had its items
@@ -92,9 +92,9 @@ class TenantConversations:
                     there = bool(await conversations.describe(tenant, conversation_id))
             if not there:
                 await conversations.create(tenant, conversation_id, metadata)
-            if messages:
+            if given.messages:
                 await conversations.append(
-                    tenant, conversation_id, messages, name, cut, once=idempotency_key is not None
+                    tenant, conversation_id, given, name, cut, once=idempotency_key is not None
                 )
             return await conversations.describe(tenant, conversation_id), there
 
@@ -116,17 +116,17 @@ class TenantConversations:
             return await self._conversations.turns(caller.tenant, conversation_id)
 
     async def append(
-        self, conversation_id: str, caller: Caller, messages: Messages, cut: Cut, *, idempotency_key: str | None = None
+        self, conversation_id: str, caller: Caller, given: Given, cut: Cut, *, idempotency_key: str | None = None
     ) -> tuple[Turn, bool]:
         """Adds a turn; with an idempotency key, once. Returns it, and whether it was there. What is large of the messages was
         taken out by `cut`. Raises SessionBusy, KeyReused, StorageQuotaExceeded."""
         conversations, tenant = self._conversations, caller.tenant
         with translate_errors():
             await self._settlement.settle_session(tenant, check_id(conversation_id))
-            asked = [conversation_id, messages]
+            asked = [conversation_id, given.messages]
             name, _ = await conversations.claim(tenant, idempotency_key, "conversation items", asked, cut)
             once = idempotency_key is not None
-            return await conversations.append(tenant, conversation_id, messages, name, cut, once=once)
+            return await conversations.append(tenant, conversation_id, given, name, cut, once=once)
 
     async def replace(self, conversation_id: str, caller: Caller, number: int, messages: Messages) -> None:
         """Gives a turn other messages."""

@@ -118,6 +118,38 @@ def check_previous_response_and_input_items(client: openai.OpenAI) -> None:
         create(client, previous_response_id="resp_0")
 
 
+def check_conversations(client: openai.OpenAI) -> None:
+    conversations: Any = client.conversations
+    said = [{"type": "message", "role": "user", "content": text} for text in ("one", "two")]
+    made = conversations.create(items=said[:1], metadata={"a": "b"})
+    assert conversations.retrieve(made.id).metadata == {"a": "b"}
+    assert conversations.update(made.id, metadata={"c": "d"}).metadata == {"c": "d"}
+    (added,) = conversations.items.create(made.id, items=said[1:]).data
+    answer = create(client, input="three", conversation=made.id)
+    assert answer.conversation.id == made.id
+
+    def texts() -> list[str]:
+        return [item.content[0].text for item in conversations.items.list(made.id, order="asc", limit=2)]
+
+    assert texts() == ["one", "two", "three", "three"]
+    assert conversations.items.retrieve(added.id, conversation_id=made.id).content[0].text == "two"
+    assert conversations.items.delete(added.id, conversation_id=made.id).id == made.id
+    assert texts() == ["one", "three", "three"]
+    assert conversations.delete(made.id).deleted
+    with raises(openai.NotFoundError, status_code=404):
+        conversations.retrieve(made.id)
+
+
+def check_embeddings(client: openai.OpenAI) -> None:
+    """As floats, and as base64, which it asks for unless told otherwise."""
+    for form in ("float", None):
+        options: Any = {"encoding_format": form} if form else {}
+        found = client.embeddings.create(model="fake/echo", input=["one", "two", "one"], dimensions=16, **options)
+        first, other, again = [row.embedding for row in found.data]
+        assert len(first) == 16
+        assert first == again != other
+
+
 def check_parsed(client: openai.OpenAI) -> None:
     answer = create(
         client, input='{"x": 1}', text={"format": {"type": "json_schema", "name": "n", "schema": PARAMETERS}}

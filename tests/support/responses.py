@@ -22,6 +22,11 @@ _EVENTS = {
 Event = dict[str, Any]
 
 
+def native_model(name: str) -> str:
+    """The scripted model, of a provider that speaks this API itself (fixture `native`)."""
+    return f"own/{name.partition('/')[2]}"
+
+
 def written_anew(body: dict[str, Any]) -> dict[str, Any]:
     """What Codex sends for the same request after a cut: all that it says, in another order."""
     fields = reversed(body["client_metadata"].items())

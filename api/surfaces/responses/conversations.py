@@ -19,8 +19,9 @@ from api.surfaces.responses.apart import read_apart
 from shared.chat.checking import Lenient, check
 from shared.chat.request import Metadata
 from shared.errors import NotFound
-from shared.features.conversations import Turn, without
+from shared.features.conversations import Given, Turn, without
 from shared.features.responses.items import OUTPUTS, Calls, Item, Placed, placed, to_messages
+from shared.features.responses.namespaces import own_names_of, with_flat_name, with_own_name
 from shared.generations.caller import Caller
 from shared.lib import json
 
@@ -71,7 +72,13 @@ def items_of(turn: Turn) -> list[Found]:
     count = len(turn.messages) - (turn.generated and turn.messages[-1]["role"] in ("assistant", "deleted"))
     asked = placed(turn.messages[:count], turn.generation_id)
     said = placed(turn.messages[count:], turn.generation_id, turn.first)
-    return [Found(turn, one) for one in [*asked, *(one._replace(message=one.message + count) for one in said)]]
+    found = [*asked, *(one._replace(message=one.message + count) for one in said)]
+    return [Found(turn, one._replace(item=with_own_name(one.item, turn.names))) for one in found]
+
+
+def _given(items: list[Item], calls: Calls | None = None) -> Given:
+    """What items add. Raises BadRequest."""
+    return Given(to_messages(list(map(with_flat_name, items)), path="items", calls=calls), own_names_of(items))
 
 
 async def all_items(services: Services, caller: Caller, conversation_id: str) -> list[Found]:
@@ -106,9 +113,8 @@ async def create(
     """Makes a conversation, with items or without."""
     value, cut = await read_apart(services, body or b"{}")
     given = check(NewConversation, value)
-    messages = to_messages(given.items or [], path="items")
-    metadata = given.metadata or {}
-    made, replayed = await services.conversations.create(caller, metadata, messages, cut, idempotency_key=key)
+    added, metadata = _given(given.items or []), given.metadata or {}
+    made, replayed = await services.conversations.create(caller, metadata, added, cut, idempotency_key=key)
     response.headers.update(REPLAYED if replayed else {})
     return made
 
@@ -148,11 +154,11 @@ async def create_items(
     calls: Calls = {}
     if any(item.get("type") in OUTPUTS for item in items):
         calls = await calls_of(services, caller, conversation_id)
-    messages = to_messages(items, path="items", calls=calls)
-    if not messages:
+    given = _given(items, calls)
+    if not given.messages:
         await services.conversations.find(conversation_id, caller)
         return await _shown(services, caller, page([], len(items)))
-    turn, replayed = await services.conversations.append(conversation_id, caller, messages, cut, idempotency_key=key)
+    turn, replayed = await services.conversations.append(conversation_id, caller, given, cut, idempotency_key=key)
     added = [found.item for found in items_of(turn)]
     shown = await _shown(services, caller, page(added, len(added)))
     shown.headers.update(REPLAYED if replayed else {})

@@ -7,7 +7,7 @@ is only prepared (`generate: false`) has events, too, and asks nobody.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from api.live.client import AMONG
@@ -64,6 +64,7 @@ class Lane:
     def __init__(self, socket: Socket, stream_id: str | None, given: dict[str, Any], cut: Cut, room: Any) -> None:
         self.stream_id = stream_id
         self._socket, self._given, self._cut, self._room = socket, given, cut, room
+        self._previous = given.get("previous_response_id")
         self._mark = b"" if stream_id is None else b'{"stream_id":%b,' % json.dumps(stream_id)
         self._status, self._headers = 0, dict[str, str]()
         self._ended = False
@@ -82,11 +83,18 @@ class Lane:
                 await answer(scope, self._receive, self._send)
                 self._check_end()
         except StreamspoolError as error:
+            self._refused(error.headers())
             await self._socket.say(error_message(error, self.stream_id))
         except Exception as bug:
             logger.error("unhandled", path="/v1/responses", request_id=request_id, exc_info=bug)
             broken = Internal(f"Something broke on our side. {request_id} finds it in the log.")
             await self._socket.say(error_message(broken, self.stream_id))
+
+    def _refused(self, headers: Mapping[str, str]) -> None:
+        """What a refused request was to go on from is forgotten, so that nothing is built on half of a turn (Open Responses,
+        "WebSocket transport"); unless the same request may be made again, since nothing was done."""
+        if headers.get("x-should-retry") != "true":
+            self._socket.memory.forget(self._previous)
 
     def _check_end(self) -> None:
         """What ends without an end was cut: because this server stops, which the socket is about to say; or because the
@@ -162,6 +170,7 @@ class Lane:
             await self._say_events(body)
         else:
             error = json.loads(body)["error"]
+            self._refused(self._headers)
             await self._socket.say(_error(self._status, error, self._headers, self.stream_id))
 
     async def _say_events(self, body: bytes) -> None:

@@ -40,6 +40,12 @@ class Memory:
         while len(self._responses) > _RESPONSES:
             self._responses.popitem(last=False)
 
+    def forget(self, response_id: object) -> None:
+        """Nothing that is not stored can be gone on from it any more."""
+        if isinstance(response_id, str):
+            self._responses.pop(response_id, None)
+            self._prepared.pop(response_id, None)
+
     def stream_of(self, response_id: str) -> str | None:
         return self._responses.get(response_id)
 

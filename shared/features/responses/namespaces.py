@@ -74,6 +74,19 @@ def grouped(tools: Sequence[Tool], spaces: Mapping[str, Any]) -> list[Tool]:
     return found
 
 
+def names_in(messages: Sequence[Mapping[str, Any]], names: Mapping[str, Own]) -> dict[str, Own]:
+    """Those of the names by which tools are called in these messages of a chat."""
+    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+    called = [(call.get(call.get("type")) or {}).get("name") for call in calls]
+    return {flat: names[flat] for flat in called if flat in names}
+
+
+def own_names_of(items: Sequence[Mapping[str, Any]]) -> dict[str, Own]:
+    """What tools of namespaces are called by these items, by their names in the chat."""
+    owns = [Own(item["name"], item["namespace"]) for item in items if _is_named(item)]
+    return {flat_name(own.namespace, own.name): own for own in owns}
+
+
 def own_names(spaces: Mapping[str, Any] | None) -> dict[str, Own]:
     """What the tools of namespaces are called by their client, by their names in the chat."""
     return {flat: Own(name, space) for space, of in (spaces or {}).items() for flat, name in of["tools"].items()}
@@ -81,11 +94,16 @@ def own_names(spaces: Mapping[str, Any] | None) -> dict[str, Own]:
 
 def with_flat_name(named: dict[str, Any]) -> dict[str, Any]:
     """A call, or a choice of a tool, that may name a namespace, as one that does not."""
-    space, name = named.get("namespace"), named.get("name")
-    if not (isinstance(space, str) and space and isinstance(name, str)):
+    if not _is_named(named):
         return named
     rest = {field: value for field, value in named.items() if field != "namespace"}
-    return {**rest, "name": flat_name(space, name)}
+    return {**rest, "name": flat_name(named["namespace"], named["name"])}
+
+
+def _is_named(named: Mapping[str, Any]) -> bool:
+    """Whether a namespace is named."""
+    space, name = named.get("namespace"), named.get("name")
+    return isinstance(space, str) and bool(space) and isinstance(name, str)
 
 
 def with_own_name(named: dict[str, Any], names: Mapping[str, Own]) -> dict[str, Any]:

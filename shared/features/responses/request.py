@@ -338,7 +338,8 @@ def _terms(given: dict[str, Any], request: ResponsesRequest) -> dict[str, Any]:
 
 
 def echoed(header: Header, body: dict[str, Any]) -> dict[str, Any]:
-    """What the response object repeats of its request, by the log's header and the chat request that is stored there."""
+    """What the response object repeats of its request, by the log's header and the chat request that is stored there. What was not
+    asked for is shown as what OpenAI does then, where Open Responses wants a value (openresponses.org/specification)."""
     terms = body[TERMS]
     if (native := terms.get("native")) is not None:
         plain = echoed(header, {**body, TERMS: {name: value for name, value in terms.items() if name != "native"}})
@@ -356,24 +357,26 @@ def echoed(header: Header, body: dict[str, Any]) -> dict[str, Any]:
     return {
         "background": bool(header.get("background")),
         "conversation": {"id": conversation} if conversation else None,
+        "frequency_penalty": body.get("frequency_penalty", 0.0),
         "instructions": body["messages"][0]["content"] if terms.get("instructions") else None,
         "max_output_tokens": body.get("max_completion_tokens"),
         "max_tool_calls": terms.get("max_tool_calls"),
         "metadata": body.get("metadata") or {},
         "model": header["model"],
         "parallel_tool_calls": body.get("parallel_tool_calls", terms.get("parallel_tool_calls", True)),
+        "presence_penalty": body.get("presence_penalty", 0.0),
         "previous_response_id": terms.get("previous_response_id"),
         "prompt_cache_key": body.get("prompt_cache_key"),
         "reasoning": reasoning,
         "safety_identifier": body.get("safety_identifier"),
-        "service_tier": body.get("service_tier"),
+        "service_tier": body.get("service_tier", "default"),
         "store": terms.get("store", True),
-        "temperature": body.get("temperature"),
+        "temperature": body.get("temperature", 1.0),
         "text": flat_text(body),
         "tool_choice": flat_choice(body.get("tool_choice") or terms.get("tool_choice") or "auto", names),
         "tools": grouped([flat_tool(tool) for tool in tools], spaces),
-        "top_logprobs": body.get("top_logprobs"),
-        "top_p": body.get("top_p"),
+        "top_logprobs": body.get("top_logprobs", 0),
+        "top_p": body.get("top_p", 1.0),
         "truncation": "auto" if body.get("session_trim") == "oldest" else "disabled",
         "user": body.get("user"),
     }

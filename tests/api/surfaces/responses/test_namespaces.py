@@ -110,3 +110,32 @@ def test_a_tool_loop_through_a_namespace(alice: Client, scripted: Register) -> N
     )
     rest = alice.http.post(PATH, json={**body, "stream": False, "input": [output], "previous_response_id": made["id"]})
     assert rest.status_code == 200, rest.text
+
+
+def test_a_conversation_shows_its_calls_as_they_came(alice: Client, scripted: Register) -> None:
+    call = {"index": 0, "id": "c2", "type": "function", "function": {"name": "crm__find", "arguments": "{}"}}
+    plain = {"index": 1, "id": "c3", "type": "function", "function": {"name": "other__find", "arguments": "{}"}}
+    said = [chunk({"role": "assistant", "tool_calls": [call, plain]}), chunk({}, "tool_calls"), DONE]
+    script = scripted(said)
+    given = [
+        {"type": "custom_tool_call", "call_id": "c1", "name": "run", "namespace": "crm", "input": "x"},
+        {"type": "custom_tool_call_output", "call_id": "c1", "output": "7"},
+    ]
+    conversation = alice.http.post("/v1/conversations", json={"items": given[:1]}).json()["id"]
+    path = f"/v1/conversations/{conversation}/items"
+    assert alice.http.post(path, json={"items": given[1:]}).status_code == 200
+    tools = [CRM, {**FIND, "name": "other__find"}]
+    asked = {"model": script.model, "input": "x", "conversation": conversation, "tools": tools}
+    answer = response(alice.http.post(PATH, json=asked).json())
+    sent = script.script.calls[0]["messages"]
+    assert sent[0]["tool_calls"][0]["custom"]["name"] == "crm__run"
+    items = alice.get(path, params={"order": "asc"}).json()["data"]
+    named = [(item["type"], item["name"], item.get("namespace")) for item in items if "name" in item]
+    assert named == [
+        ("custom_tool_call", "run", "crm"),
+        ("function_call", "find", "crm"),
+        ("function_call", "other__find", None),
+    ]
+    assert [item["id"] for item in items[-2:]] == [item["id"] for item in answer["output"]]
+    alice.http.delete(f"{path}/{items[2]['id']}")
+    assert alice.get(path, params={"order": "asc"}).json()["data"] == [*items[:2], *items[3:]]

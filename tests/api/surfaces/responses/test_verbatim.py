@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from shared.cli.embedded import EmbeddedValkey
-from tests.harness.processes import Stack
 from tests.harness.upstream import ScriptedUpstream
 from tests.support import recordings
 from tests.support.recordings import Row, payloads, pieces, wire
-from tests.support.responses import CODEX, ENDS, PATH, written_anew
+from tests.support.responses import CODEX, ENDS, PATH, native_model, written_anew
 from tests.support.wire import Client, Register, field, frames, refused
 
 RECORDINGS = [row for row in recordings.recordings("responses") if not row["expected"]["error"]]
 BEGINNINGS = ("response.created", "response.queued", "response.in_progress")
 
 
-@pytest.fixture(scope="session")
-def client(
-    valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Client]:
-    table = (
-        f'[models]\nalias = "own/aliased"\n\n[providers.own]\nkind = "responses"\nbase_url = "{upstream.base_url}"\n'
-    )
-    directory = tmp_path_factory.mktemp("verbatim")
-    url = valkey.url.replace("db=0", "db=12")
-    with Stack(url, upstream.base_url, directory, config=table) as stack, Client(stack.url) as http:
-        yield http
-
-
-def model(name: str) -> str:
-    return f"own/{name.partition('/')[2]}"
+@pytest.fixture
+def client(native: Client) -> Client:
+    return native
 
 
 def told(body: bytes) -> list[dict[str, Any]]:
@@ -56,7 +41,7 @@ def plain(event: dict[str, Any]) -> dict[str, Any]:
 def test_a_recorded_stream_is_shown_as_it_came(client: Client, scripted: Register, row: Row) -> None:
     given = [json.loads(payload) for payload in payloads(row)]
     script = scripted(list(pieces(wire(row, done=False), row["file"])))
-    posted = client.http.post(PATH, json={"model": model(script.model), "input": "x", "stream": True})
+    posted = client.http.post(PATH, json={"model": native_model(script.model), "input": "x", "stream": True})
     assert posted.status_code == 200, posted.text
     events = told(posted.content)
     assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
@@ -112,7 +97,7 @@ def test_the_provider_is_sent_what_the_client_said(client: Client, scripted: Reg
         "store": False,
         "something_new": {"a": [1]},
     }
-    made = client.http.post(PATH, json={"model": model(script.model), "on_interruption": "fail", **asked}).json()
+    made = client.http.post(PATH, json={"model": native_model(script.model), "on_interruption": "fail", **asked}).json()
     assert script.script.calls[0] == {**asked, "model": script.name, "stream": True}
     assert (made["status"], made["output"][0]["content"][0]["text"]) == ("completed", "hi")
     assert {name: made[name] for name in ("tools", "truncation", "instructions")} == {
@@ -125,7 +110,7 @@ def test_the_provider_is_sent_what_the_client_said(client: Client, scripted: Reg
 
 def test_what_a_client_asks_again_in_its_session_is_asked_once(client: Client, scripted: Register) -> None:
     script = scripted(answer())
-    body = {"model": model(script.model), "input": "one", "client_metadata": CODEX}
+    body = {"model": native_model(script.model), "input": "one", "client_metadata": CODEX}
     first, again = (
         client.http.post(PATH, json=one, headers={"session-id": "s"}).json() for one in (body, written_anew(body))
     )
@@ -136,8 +121,8 @@ def test_what_a_client_asks_again_in_its_session_is_asked_once(client: Client, s
 
 def test_a_response_that_the_provider_keeps_is_continued_there(client: Client, scripted: Register) -> None:
     script = scripted(answer())
-    first = client.http.post(PATH, json={"model": model(script.model), "input": "one"}).json()
-    body = {"model": model(script.model), "input": "two", "previous_response_id": first["id"]}
+    first = client.http.post(PATH, json={"model": native_model(script.model), "input": "one"}).json()
+    body = {"model": native_model(script.model), "input": "two", "previous_response_id": first["id"]}
     second = client.http.post(PATH, json=body).json()
     assert second["previous_response_id"] == first["id"]
     sent = script.script.calls[1]
@@ -157,7 +142,7 @@ def test_what_another_provider_may_answer_is_sent_as_items(client: Client, upstr
 def test_a_response_of_another_provider_is_sent_as_items(client: Client, scripted: Register) -> None:
     first = client.http.post(PATH, json={"model": "fake/echo", "input": "one"}).json()
     script = scripted(answer())
-    body = {"model": model(script.model), "input": "two", "previous_response_id": first["id"]}
+    body = {"model": native_model(script.model), "input": "two", "previous_response_id": first["id"]}
     second = client.http.post(PATH, json=body).json()
     sent = script.script.calls[0]
     assert "previous_response_id" not in sent
@@ -171,7 +156,7 @@ def test_a_conversation_with_such_a_provider(client: Client, scripted: Register)
     script = scripted(answer())
     conversation = client.http.post("/v1/conversations", json={}).json()["id"]
     for text in ("one", "two"):
-        body = {"model": model(script.model), "input": text, "conversation": conversation}
+        body = {"model": native_model(script.model), "input": text, "conversation": conversation}
         assert client.http.post(PATH, json=body).json()["conversation"] == {"id": conversation}
     assert "conversation" not in script.script.calls[1]
     assert len(script.script.calls[1]["input"]) == 3
@@ -187,7 +172,7 @@ def test_a_conversation_is_compacted_by_the_provider(client: Client, scripted: R
     value["usage"] = {"input_tokens": 9, "output_tokens": 2, "total_tokens": 11}
     script = scripted([json.dumps(value).encode()], headers={"content-type": "application/json"})
     asked = {"input": [{"role": "user", "content": "a long story"}], "new": 1}
-    made = client.http.post(f"{PATH}/compact", json={"model": model(script.model), **asked})
+    made = client.http.post(f"{PATH}/compact", json={"model": native_model(script.model), **asked})
     assert (made.status_code, made.json()) == (200, value)
     (call,) = script.script.calls
     assert call == {"model": script.name, **asked}

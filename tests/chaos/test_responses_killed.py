@@ -113,3 +113,60 @@ def test_f68_fifty_viewers_of_one_response_see_the_same_through_a_killed_api(
     with httpx.Client(trust_env=False) as http:
         answer = http.get(f"{ground.stack.url}{PATH}/{response_id}", params={"stream": "true", "starting_after": "999"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cursor_ahead")
+
+
+@pytest.mark.timeout(300)
+def test_f76_a_chain_of_twenty_turns_is_whole_after_kills_and_after_the_streams_ttl(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    turns, with_worker, with_api = 20, 6, 13
+    last = upstream.script("chain-last", [*words(1), *ending()])
+    said: list[str] = []
+    ids: list[str] = []
+    with Ground(tmp_path, upstream.base_url, STREAMSPOOL_RETENTION_S="2") as ground:
+        unstored = ended(ground, start(ground, "chain-last", store=False))["id"]
+        for number in range(turns):
+            asked: dict[str, Any] = {"input": f"q{number}", **({"previous_response_id": ids[-1]} if ids else {})}
+            killed = {with_worker: "worker", with_api: "api"}.get(number)
+            if killed is None:
+                answer = ground.http.post(PATH, json={"model": "fake/echo", **asked}).json()
+            else:
+                answer = survived(ground, upstream, killed, f"chain-{number}", **asked)
+            assert answer["status"] == "completed"
+            ids.append(answer["id"])
+            said += [f"q{number}", text_of(answer)]
+        assert said[2 * with_worker + 1] == said[2 * with_api + 1] == whole(PHASE * 2)
+        wait_until(lambda: ground.http.get(f"{PATH}/{unstored}").status_code == 404, 60, "streams' TTL is over")
+        for number, response_id in enumerate(ids):
+            assert text_of(ground.http.get(f"{PATH}/{response_id}").json()) == said[2 * number + 1]
+            assert joined(Watching([ground.stack.url], response_id).end()) == said[2 * number + 1]
+        body = {"model": "scripted/chain-last", "input": "now", "previous_response_id": ids[-1]}
+        assert ground.http.post(PATH, json=body).json()["status"] == "completed"
+        assert [message["content"] for message in last.calls[-1]["messages"]] == [*said, "now"]
+
+
+def survived(ground: Ground, upstream: ScriptedUpstream, killed: str, name: str, **asked: Any) -> dict[str, Any]:
+    """An answer in whose middle the API is killed, or the worker that makes it."""
+    pause = Pause()
+    script = in_phases(upstream, name, [pause])
+    response_id = start(ground, name, on_interruption="restart", **asked)
+    viewer = Watching([ground.stack.url], response_id)
+    wait_until(lambda: viewer.says(whole(PHASE)), 60)
+    ground.kill(owner(ground, response_id) if killed == "worker" else killed)
+    pause.go()
+    viewer.end()
+    found = ended(ground, response_id)
+    assert len(script.calls) == 1 + (killed == "worker")
+    return found
+
+
+def ended(ground: Ground, response_id: str) -> dict[str, Any]:
+    def final() -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = ground.http.get(f"{PATH}/{response_id}").json()
+        except httpx.TransportError:
+            return None
+        return found if found.get("status") not in ("queued", "in_progress", None) else None
+
+    value: dict[str, Any] = wait_until(final, 60)
+    return value

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.test_responses import Watching
-from tests.chaos.test_responses_killed import owner, start
+from tests.chaos.test_responses_killed import ended, owner, start
 from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, chunk, ending, words
 from tests.support.ground import Ground
@@ -31,15 +31,6 @@ def generation(response_id: str) -> str:
 def summaries(ground: Ground, response_id: str) -> list[dict[str, Any]]:
     found = ground.http.get("/v1/streams", params={"limit": "100"}).json()["data"]
     return [state for state in found if state["summarises"] == generation(response_id)]
-
-
-def ended(ground: Ground, response_id: str) -> dict[str, Any]:
-    def final() -> dict[str, Any] | None:
-        found: dict[str, Any] = ground.http.get(f"{PATH}/{response_id}").json()
-        return found if found["status"] not in ("queued", "in_progress") else None
-
-    value: dict[str, Any] = wait_until(final, 60)
-    return value
 
 
 @pytest.mark.timeout(300)

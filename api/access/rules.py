@@ -78,6 +78,7 @@ RULES: dict[str, Rule] = {
     "POST /v1/completions": _WRITE,
     "GET /v1/completions/{completion_id}": _READ,
     "POST /v1/responses": _WRITE,
+    "GET /v1/responses": _LIST,
     "WEBSOCKET /v1/responses": _WRITE,
     "POST /v1/responses/input_tokens": _READ,  # it only counts
     "POST /v1/responses/compact": _WRITE,

@@ -68,6 +68,7 @@ OPERATIONS: dict[str, Operation] = {
         "getCompletion", "CreateCompletionResponse", "CreateCompletionResponse", also={204: ""}
     ),
     "POST /v1/responses": Operation("createResponse", "Response", "ResponseStreamEvent", body="CreateResponse"),
+    "GET /v1/responses": Operation("listResponses", "ResponseList"),
     "POST /v1/responses/input_tokens": Operation("countInputTokens", "TokenCounts", body="CreateResponse"),
     "POST /v1/responses/compact": Operation("compactResponse", "Anything", body="CompactRequest"),
     "GET /v1/responses/{response_id}": Operation("getResponse", "Response", "ResponseStreamEvent", also={204: ""}),

@@ -126,6 +126,7 @@ _RESPONSES = {
     ),
     "ResponseDeleted": _deleted("response"),
     "Item": _object("An item of an input, or of an output.", type=TEXT, perhaps={"id": _MAYBE_TEXT}),
+    "ResponseList": _page(ref("Response")),
     "ItemList": _page(ref("Item")),
     "ConversationResource": _object(
         "A conversation.", id=TEXT, object=_one_of("conversation"), created_at=WHOLE, metadata=ANY_OBJECT

@@ -6,7 +6,15 @@ import pytest
 
 from tests.support.wire import Client, frames, refused
 
-LISTS = ["/v1/streams", "/v1/chat/completions", "/v1/files", "/v1/batches", "/v1/sessions", "/v1/usage"]
+LISTS = [
+    "/v1/streams",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/files",
+    "/v1/batches",
+    "/v1/sessions",
+    "/v1/usage",
+]
 
 
 @pytest.mark.parametrize("path", LISTS)

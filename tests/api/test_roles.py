@@ -49,6 +49,7 @@ OF_ALL = {
     "GET /v1/streams/facets",
     "GET /v1/streams/counts",
     "GET /v1/chat/completions",
+    "GET /v1/responses",
     "GET /v1/sessions",
     "GET /v1/files",
     "GET /v1/batches",

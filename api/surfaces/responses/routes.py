@@ -6,6 +6,8 @@ All that is shown is a read of the generation's log: the stream, the answer to t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -28,7 +30,7 @@ from api.live import cursor
 from api.live.answer import Answer, speak_after_s
 from api.live.event_stream import EventStream
 from api.live.response import cost_headers
-from api.paging import following, page
+from api.paging import After, Limit, Order, first_matching, following, page
 from api.services import Services
 from api.surfaces.responses.apart import read_apart
 from api.surfaces.responses.asked import turn_of, understand
@@ -37,9 +39,11 @@ from api.surfaces.responses.events import ResponseEvents, ResponseFold
 from api.surfaces.responses.verbatim import cipher_for, view_of
 from shared.chat.messages import Texts
 from shared.errors import BadCursor, NotFound
+from shared.features.responses import ids
 from shared.features.responses.objects import response
 from shared.features.responses.request import ResponsesRequest
 from shared.features.usage import measure
+from shared.generations.all_tenants import listed_of
 from shared.lib import json
 from shared.log.entry import Status
 from shared.log.records import Header, Summary, response_id
@@ -56,18 +60,21 @@ def _headers(header: Header, root: str) -> dict[str, str]:
     return {"location": f"{root}/v1/responses/{response_id(header['id'])}", "x-stream-id": header["id"]}
 
 
-async def _object(services: Services, summary: Summary, events: ResponseEvents, root: str) -> Response:
+async def _shown(services: Services, summary: Summary, events: ResponseEvents) -> dict[str, Any]:
     """A response as far as it is. What its log has lost makes it `failed`, whatever the log says."""
     header = summary.header
     chunks, damage = await services.broker.chunks(header, summary.position.epoch)
     fold = await folded(events, header, chunks)
     if damage is not None:
         error = problem_error(damage).to_object()
-        found = response(header, events.echoed, Status.FAILED, output=fold.output(cut=True), error=error)
-    else:
-        found = fold.whole(summary.outcome, summary.status)
-    headers = _headers(header, root) | cost_headers(summary.outcome)
-    return Response(json.dumps(found), media_type="application/json", headers=headers)
+        return response(header, events.echoed, Status.FAILED, output=fold.output(cut=True), error=error)
+    return fold.whole(summary.outcome, summary.status)
+
+
+async def _object(services: Services, summary: Summary, events: ResponseEvents, root: str) -> Response:
+    headers = _headers(summary.header, root) | cost_headers(summary.outcome)
+    text = json.dumps(await _shown(services, summary, events))
+    return Response(text, media_type="application/json", headers=headers)
 
 
 @router.post("", response_model=None, openapi_extra=_REQUEST_BODY)
@@ -117,6 +124,46 @@ async def create(
         return fold.whole(summary.outcome, summary.status)
 
     return Answer(services, header, whole, fresh=not replayed, headers=headers, speak_after_s=silent_s, add_up=add_up)
+
+
+@router.get("", response_model=None, dependencies=[known_query])
+async def list_stored(
+    services: CurrentServices,
+    caller: CurrentCaller,
+    limit: Limit = 20,
+    after: After = None,
+    order: Order = "desc",
+    model: str | None = None,
+) -> Response:
+    """The caller's stored responses, as far as they are, newest first. A page that is not full and has more goes on after its
+    `last_id`."""
+
+    def matches(summary: Summary) -> bool:
+        header = summary.header
+        return header.get("surface") == "responses" and (model is None or header["model"] == model)
+
+    unknown = NotFound("`after` must be the id of a stored response.", param="after")
+    last_id = None if after is None else ids.generation_id(after)
+    if after is not None and last_id is None:
+        raise unknown
+    how: dict[str, Any] = {"newest_first": order == "desc"}
+    everyones = listed_of(services.broker, services.tenants, last_id, stored=True, **how)
+    listed = everyones if caller.is_everyone else services.broker.stored(caller, last_id, **how)
+    try:
+        matching, last = await first_matching(listed, matches, limit)
+    except NotFound:
+        raise unknown from None
+    if len(matching) > limit:
+        last = matching[limit - 1]
+    shown = []
+    for summary in matching[:limit]:
+        owner = replace(caller, tenant=summary.header["owner"])
+        with suppress(NotFound):  # it was deleted meanwhile
+            one = await find(services, owner, response_id(summary.header["id"]))
+            told = {"tenant": owner.tenant} if caller.is_everyone else {}
+            shown.append({**await _shown(services, one.summary, one.events), **told})
+    text = json.dumps(page(shown, limit, response_id(last.header["id"]) if last else None))
+    return Response(text, media_type="application/json")
 
 
 @router.post("/input_tokens", response_model=None, openapi_extra=_REQUEST_BODY)

@@ -293,6 +293,27 @@ def test_responses_are_not_among_stored_completions(alice: Client) -> None:
     assert alice.state("chatcmpl-" + made["id"].removeprefix("resp_"))["stored"] is True
 
 
+def test_stored_responses_are_listed_page_by_page(alice: Client, bob: Client, scripted: Register) -> None:
+    asked = scripted([*words(1), *ending()]).model
+    made = [create(alice, asked).json() for _ in range(3)]
+    create(alice, asked, store=False)
+    waiting = create(alice, asked, background=True).json()["id"]
+    assert ended(alice, waiting)["status"] == "completed"
+    made.append(found(alice, waiting))
+    for order, wanted in (("desc", made[::-1]), ("asc", made)):
+        seen, query = [], {"limit": "3", "order": order, "model": asked}
+        for more in (True, False):
+            page = alice.get(PATH, params=query).json()
+            seen += [response(one) for one in page["data"]]
+            assert (page["object"], page["has_more"]) == ("list", more)
+            query["after"] = page["last_id"]
+        assert seen == wanted
+    assert bob.get(PATH, params={"model": asked}).json()["data"] == []
+    for after in (UNKNOWN, "x"):
+        assert refused(alice.get(PATH, params={"after": after}), 404)["param"] == "after"
+    assert refused(alice.get(PATH, params={"limt": "3"}), 400)
+
+
 def test_what_is_deleted_is_gone(alice: Client) -> None:
     response_id = create(alice).json()["id"]
     gone = alice.http.delete(f"{PATH}/{response_id}")

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Annotated, Any, TypeGuard, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeGuard, TypeVar
 
 from fastapi import Depends, Query
 from fastapi.dependencies.models import Dependant
@@ -16,16 +16,20 @@ from api.access.rules import OF_SHARES, Access, Rule, check_role, rule_of, tenan
 from api.auth import Authenticator, Identity, check_same_origin, share_cookie
 from api.bodies import LargeBody
 from api.errors import RATELIMITS
+from api.live.answer import speak_after_s
 from api.live.client import AMONG, SEAT
 from api.live.cursor import is_cursor
 from api.live.viewers import Grant
 from api.services import Services
+from shared.chat.request import ChatRequest
 from shared.errors import BadRequest, NotFound, TooLarge, Unauthenticated
 from shared.features.access.shares import is_share_id
 from shared.features.tokens import Opened
 from shared.generations.caller import Caller, Role
+from shared.generations.front import CHAT, Front
 from shared.lib import json
-from shared.log.blobs import INLINE_BYTES
+from shared.log.blobs import INLINE_BYTES, Cut
+from shared.log.records import Header
 from shared.store.availability import NO_STREAM
 
 T = TypeVar("T")
@@ -241,6 +245,7 @@ async def _idempotency_key(request: Request) -> str | None:
 
 
 async def _is_repeat(request: Request) -> bool:
+    """Whether the client says that it made this request before and got no answer, as OpenAI's client libraries do."""
     count = request.headers.get("x-stainless-retry-count", "")
     return count.isdigit() and count.strip("0") != ""
 
@@ -264,12 +269,73 @@ CurrentViewer = Annotated[Caller, Depends(_viewer)]
 Body = Annotated[bytes | bytearray, Depends(_body)]
 SmallBody = Annotated[bytes, Depends(_small_body)]
 IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
-IsRepeat = Annotated[bool, Depends(_is_repeat)]
-"""Whether the client says that it made this request before and got no answer, as OpenAI's client libraries do."""
 REPLAYED = {"idempotent-replayed": "true"}
 """Response headers of what was there before."""
 Root = Annotated[str, Depends(_root)]
 """The prefix under which the client knows this server; what is said of a path begins with it."""
+
+
+class Begun(NamedTuple):
+    """A generation that a request began, or that was there before it."""
+
+    header: Header
+    fresh: bool
+    headers: dict[str, str]
+    """Those of the response that tell which."""
+
+
+class Submission:
+    """A request that begins a generation, whichever API it is of: what all of them are told beside their bodies."""
+
+    def __init__(
+        self, request: Request, services: Services, caller: Caller, body: bytes | bytearray, key: str | None, repeat: bool
+    ) -> None:
+        """Raises BadRequest."""
+        self.request, self.services, self.caller, self.body = request, services, caller, body
+        self._key, self._repeat = key, repeat
+        self.root: str = request.scope["root_path"]
+        self.silent_s = speak_after_s(request, services.settings)
+
+    def with_options(self, value: Any) -> Any:
+        return with_options(value, self.request)
+
+    async def read(self, check: Callable[[Any], T]) -> tuple[T, Cut]:
+        """What `check` makes of the body; and the cut by which that is stored. Raises BadRequest, and what `check` raises."""
+        cut = await self.services.blobs.cut(self.body)
+        return await read(cut.text, lambda value: check(self.with_options(value))), cut
+
+    async def submit(
+        self,
+        asked: ChatRequest,
+        cut: Cut,
+        body: dict[str, Any] | None = None,
+        *,
+        front: Front = CHAT,
+        client_history: bool = False,
+    ) -> Begun:
+        """Begins it, with what `cut` was made of, or with `body`, which was made of that. A turn that the front names may be
+        made again. Raises what `Broker.submit` raises."""
+        stored = cut if body is None else await self.services.blobs.cut(json.dumps(body), cut)
+        header, replayed = await self.services.broker.submit(
+            stored,
+            asked,
+            self.caller,
+            idempotency_key=self._key,
+            repeat=self._repeat or front.turn is not None,
+            client_history=client_history,
+            front=front,
+        )
+        return Begun(header, not replayed, REPLAYED if replayed else {})
+
+
+async def _submission(request: Request) -> Submission:
+    """One dependency, and not seven, of each of which FastAPI looks at its own."""
+    services, caller = await _services(request), await _caller(request)
+    key, repeat = await _idempotency_key(request), await _is_repeat(request)
+    return Submission(request, services, caller, await _body(request, services, caller), key, repeat)
+
+
+NewGeneration = Annotated[Submission, Depends(_submission)]
 
 
 class KnownQuery:

@@ -11,21 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.chunk_events import ChunkEvents, error_frame
-from api.deps import (
-    REPLAYED,
-    Body,
-    CurrentCaller,
-    CurrentServices,
-    IdempotencyKey,
-    IsRepeat,
-    Root,
-    known_query,
-    read,
-    with_options,
-)
+from api.deps import CurrentCaller, CurrentServices, NewGeneration, Root, known_query
 from api.errors import outcome_error, problem_error
 from api.live import cursor
-from api.live.answer import Answer, accumulate, speak_after_s
+from api.live.answer import Answer, accumulate
 from api.live.event_stream import EventStream
 from api.live.projection import Encode, Fold
 from api.live.response import cost_headers
@@ -95,34 +84,20 @@ def _whole(summary: Summary, fold: Accumulator) -> dict[str, Any]:
 
 
 @router.post("", response_model=None, openapi_extra=_REQUEST_BODY)
-async def create(
-    request: Request,
-    services: CurrentServices,
-    caller: CurrentCaller,
-    root: Root,
-    key: IdempotencyKey,
-    repeat: IsRepeat,
-    body: Body,
-) -> Response:
+async def create(new: NewGeneration) -> Response:
     """Goes on with a prompt, and shows it: as a stream of chunks (`stream: true`), or whole when it is finished."""
-    cut = await services.blobs.cut(body)
-    stored = await read(cut.text, lambda value: to_stored(with_options(value, request)))
-    silent_s = speak_after_s(request, services.settings)
-    header, replayed = await services.broker.submit(
-        await services.blobs.cut(json.dumps(stored.body), cut),
-        stored.request,
-        caller,
-        idempotency_key=key,
-        repeat=repeat,
-        front=Front("completions", expects=partial(expected, body=stored.body)),
-    )
-    headers = _headers(header, root) | (REPLAYED if replayed else {})
+    services = new.services
+    stored, cut = await new.read(to_stored)
+    front = Front("completions", expects=partial(expected, body=stored.body))
+    header, fresh, told = await new.submit(stored.request, cut, stored.body, front=front)
+    headers = _headers(header, new.root) | told
     if not stored.request.stream:
-        return Answer(services, header, _whole, fresh=not replayed, headers=headers, speak_after_s=silent_s)
-    ids = request.headers.get("x-stream-ids") == "1"
+        return Answer(services, header, _whole, fresh=fresh, headers=headers, speak_after_s=new.silent_s)
+    ids = new.request.headers.get("x-stream-ids") == "1"
     events = completion_events(ids=ids, include_usage=header["include_usage"])
-    hold_s = services.settings.hold_headers_s
-    return EventStream(services, header, events, fresh=not replayed, hold_s=hold_s, headers=headers)
+    return EventStream(
+        services, header, events, fresh=fresh, hold_s=services.settings.hold_headers_s, headers=headers
+    )
 
 
 @router.get("/{completion_id}", response_model=None, dependencies=[known_query])

@@ -8,21 +8,10 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from api.deps import (
-    REPLAYED,
-    Body,
-    CurrentCaller,
-    CurrentServices,
-    IdempotencyKey,
-    IsRepeat,
-    Root,
-    known_query,
-    read,
-    with_options,
-)
+from api.deps import CurrentCaller, CurrentServices, NewGeneration, Root, known_query
 from api.errors import problem_error
 from api.live import cursor
-from api.live.answer import Answer, accumulate, speak_after_s
+from api.live.answer import Answer, accumulate
 from api.live.event_stream import EventStream
 from api.live.response import cost_headers
 from api.services import Services
@@ -56,44 +45,32 @@ async def completion(services: Services, summary: Summary) -> Response:
 
 
 @router.post("/v1/chat/completions", response_model=None, openapi_extra=_REQUEST_BODY)
-async def create(
-    request: Request,
-    services: CurrentServices,
-    caller: CurrentCaller,
-    root: Root,
-    key: IdempotencyKey,
-    repeat: IsRepeat,
-    body: Body,
-) -> Response:
+async def create(new: NewGeneration) -> Response:
     """Starts a generation and shows it: as a stream of chunks (`stream: true`), or whole when it is finished.
 
     It goes on when the client leaves. The response names it in `x-stream-id` and `Location`. With `background: true` it
     is accepted and no more is said (202); a stream is shown all the same.
     """
-    cut = await services.blobs.cut(body)
-    chat_request = await read(cut.text, lambda value: ChatRequest.check(with_options(value, request)))
-    silent_s = speak_after_s(request, services.settings)
-    chat_id = _open_webui_chat(chat_request, request) if services.settings.openwebui_sessions else None
+    services = new.services
+    chat_request, cut = await new.read(ChatRequest.check)
+    chat_id = _open_webui_chat(chat_request, new.request) if services.settings.openwebui_sessions else None
     if chat_id:
         chat_request.session_id = chat_id
-    header, replayed = await services.broker.submit(
-        cut, chat_request, caller, idempotency_key=key, repeat=repeat, client_history=chat_id is not None
-    )
-    headers = stream_headers(header["id"], root)
+    header, fresh, told = await new.submit(chat_request, cut, client_history=chat_id is not None)
+    headers = stream_headers(header["id"], new.root) | told
     if header["session_id"]:
         headers["x-session-id"] = header["session_id"]
-    if replayed:
-        headers |= REPLAYED
     if chat_request.background and not chat_request.stream:
         # What was just stored is not read back: after the submit nothing may fail.
-        summary = await services.broker.find(header["id"], caller) if replayed else Summary(header, (), BEGIN, None)
-        return JSONResponse((await states(services, [summary], root))[0], status_code=202, headers=headers)
+        summary = Summary(header, (), BEGIN, None) if fresh else await services.broker.find(header["id"], new.caller)
+        return JSONResponse((await states(services, [summary], new.root))[0], status_code=202, headers=headers)
     if not chat_request.stream:
-        return Answer(services, header, chat.completion, fresh=not replayed, headers=headers, speak_after_s=silent_s)
-    ids = request.headers.get("x-stream-ids") == "1"
+        return Answer(services, header, chat.completion, fresh=fresh, headers=headers, speak_after_s=new.silent_s)
+    ids = new.request.headers.get("x-stream-ids") == "1"
     events = chat.chat_events(ids=ids, include_usage=header["include_usage"])
-    hold_s = services.settings.hold_headers_s
-    return EventStream(services, header, events, fresh=not replayed, hold_s=hold_s, headers=headers)
+    return EventStream(
+        services, header, events, fresh=fresh, hold_s=services.settings.hold_headers_s, headers=headers
+    )
 
 
 @router.get("/v1/chat/completions/{generation_id}", response_model=None, dependencies=[known_query])

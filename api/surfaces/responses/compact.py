@@ -8,11 +8,10 @@ from __future__ import annotations
 from functools import partial
 
 from fastapi import APIRouter
-from starlette.requests import Request
 from starlette.responses import Response
 
-from api.deps import REPLAYED, Body, CurrentCaller, CurrentServices, IdempotencyKey, IsRepeat, Root, with_options
-from api.live.answer import Answer, as_it_came, passed_on, speak_after_s
+from api.deps import NewGeneration
+from api.live.answer import Answer, as_it_came, passed_on
 from api.states import stream_headers
 from api.surfaces.responses.apart import read_apart
 from api.surfaces.responses.continued import NOTHING, continued_natively
@@ -21,7 +20,6 @@ from shared.errors import BadRequest
 from shared.features.access.expected import expected
 from shared.features.responses.native import NativeRequest
 from shared.generations.front import Front
-from shared.lib import json
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"])
 
@@ -34,17 +32,10 @@ _REQUEST_BODY = {
 
 
 @router.post("/compact", response_model=None, openapi_extra=_REQUEST_BODY)
-async def compact(
-    request: Request,
-    services: CurrentServices,
-    caller: CurrentCaller,
-    root: Root,
-    key: IdempotencyKey,
-    repeat: IsRepeat,
-    body: Body,
-) -> Response:
+async def compact(new: NewGeneration) -> Response:
     """What the provider makes of a long conversation: items to go on from in its place."""
-    given, cut = await read_apart(services, body, lambda value: with_options(value, request))
+    services = new.services
+    given, cut = await read_apart(services, new.body, new.with_options)
     stored = to_stored(COMPACT, given)
     if not await services.catalogue.speaks_responses(stored.request.model):
         raise BadRequest(
@@ -54,22 +45,15 @@ async def compact(
     before = NOTHING
     if (previous := given.get("previous_response_id")) is not None:
         asked = NativeRequest.check({"model": stored.request.model, "previous_response_id": previous})
-        before, known_as = await continued_natively(services, caller, asked)
+        before, known_as = await continued_natively(services, new.caller, asked)
         if known_as is None:
             raise BadRequest(
                 "The provider does not keep this response. Send its items as input.", param="previous_response_id"
             )
         stored.body[FIELD]["body"]["previous_response_id"] = known_as
-    silent_s = speak_after_s(request, services.settings)
-    header, replayed = await services.broker.submit(
-        await services.blobs.cut(json.dumps(stored.body), cut),
-        stored.request,
-        caller,
-        idempotency_key=key,
-        repeat=repeat,
-        front=Front("compactions", expects=partial(expected, body=stored.body, before=before.tokens)),
-    )
-    headers = stream_headers(header["id"], root) | (REPLAYED if replayed else {})
+    front = Front("compactions", expects=partial(expected, body=stored.body, before=before.tokens))
+    header, fresh, told = await new.submit(stored.request, cut, stored.body, front=front)
+    headers = stream_headers(header["id"], new.root) | told
     return Answer(
-        services, header, as_it_came, fresh=not replayed, headers=headers, speak_after_s=silent_s, add_up=passed_on
+        services, header, as_it_came, fresh=fresh, headers=headers, speak_after_s=new.silent_s, add_up=passed_on
     )

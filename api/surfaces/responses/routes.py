@@ -14,20 +14,10 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.deps import (
-    REPLAYED,
-    Body,
-    CurrentCaller,
-    CurrentServices,
-    IdempotencyKey,
-    IsRepeat,
-    Root,
-    known_query,
-    with_options,
-)
+from api.deps import Body, CurrentCaller, CurrentServices, NewGeneration, Root, known_query, with_options
 from api.errors import problem_error
 from api.live import cursor
-from api.live.answer import Answer, speak_after_s
+from api.live.answer import Answer
 from api.live.event_stream import EventStream
 from api.live.response import cost_headers
 from api.paging import After, Limit, Order, first_matching, following, page
@@ -78,41 +68,27 @@ async def _object(services: Services, summary: Summary, events: ResponseEvents, 
 
 
 @router.post("", response_model=None, openapi_extra=_REQUEST_BODY)
-async def create(
-    request: Request,
-    services: CurrentServices,
-    caller: CurrentCaller,
-    root: Root,
-    key: IdempotencyKey,
-    repeat: IsRepeat,
-    body: Body,
-) -> Response:
+async def create(new: NewGeneration) -> Response:
     """Starts a response and shows it: as events (`stream: true`), or whole when it is finished.
 
     It goes on when the client leaves. With `background: true` it is accepted and shown as it is then, which is `queued`; a
     stream is shown all the same.
     """
-    given, cut = await read_apart(services, body, lambda value: with_options(value, request))
+    services, caller, root = new.services, new.caller, new.root
+    given, cut = await read_apart(services, new.body, new.with_options)
     asked = await understand(services, caller, given)
-    checked, silent_s = asked.request, speak_after_s(request, services.settings)
-    front = asked.front(await turn_of(services, request.headers.get("session-id"), given, cut))
+    checked = asked.request
+    front = asked.front(await turn_of(services, new.request.headers.get("session-id"), given, cut))
     cipher = await cipher_for(services, caller.tenant, asked.body)
-    header, replayed = await services.broker.submit(
-        await services.blobs.cut(json.dumps(asked.body), cut),
-        asked.chat,
-        caller,
-        idempotency_key=key,
-        repeat=repeat or bool(front.turn),
-        front=front,
-    )
+    header, fresh, told = await new.submit(asked.chat, cut, asked.body, front=front)
     events = view_of(header, asked.body, cipher)
-    headers = _headers(header, root) | (REPLAYED if replayed else {})
+    headers = _headers(header, root) | told
     if checked.stream:
         hold_s = 0 if checked.background else services.settings.hold_headers_s  # to be queued is to be accepted
-        return EventStream(services, header, events, fresh=not replayed, hold_s=hold_s, headers=headers)
+        return EventStream(services, header, events, fresh=fresh, hold_s=hold_s, headers=headers)
     if checked.background:
         # What was just stored is not read back: after the submit nothing may fail.
-        if replayed:
+        if not fresh:
             return await _object(services, await services.broker.find(header["id"], caller), events, root)
         queued = response(header, events.echoed, Status.QUEUED, output=[])
         return Response(json.dumps(queued), media_type="application/json", headers=headers)
@@ -123,7 +99,9 @@ async def create(
     def whole(summary: Summary, fold: ResponseFold) -> dict[str, Any]:
         return fold.whole(summary.outcome, summary.status)
 
-    return Answer(services, header, whole, fresh=not replayed, headers=headers, speak_after_s=silent_s, add_up=add_up)
+    return Answer(
+        services, header, whole, fresh=fresh, headers=headers, speak_after_s=new.silent_s, add_up=add_up
+    )
 
 
 @router.get("", response_model=None, dependencies=[known_query])

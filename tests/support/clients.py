@@ -106,6 +106,12 @@ RESPONSES_CLIENTS = (
         ROOT / ".venv-openai-1.66/bin/python",
     ),
     Client("openai, JavaScript", "check_responses.mjs", "openai", "tests/clients/package-lock.json"),
+    Client(
+        "openai, JavaScript, the oldest with it",
+        "check_responses_oldest.mjs",
+        "openai-oldest",
+        "tests/clients/package-lock.json",
+    ),
     Client("openai, Python, WebSocket", "check_responses_socket.py", "openai", "tests/requirements-dev.lock"),
     Client("openai, JavaScript, WebSocket", "check_responses_socket.mjs", "openai", "tests/clients/package-lock.json"),
     Client("Vercel AI SDK, `openai`", "check_responses_ai.mjs", "ai", "tests/clients/package-lock.json"),

@@ -160,6 +160,16 @@ def test_errors_are_messages_and_the_socket_goes_on(socket: Socket, scripted: Re
     assert text_of(socket.whole()) == "one two"
 
 
+def test_what_was_refused_for_now_is_gone_on_from_again(socket: Socket, scripted: Register) -> None:
+    body = b'{"error": {"message": "slow down", "type": "x", "code": "slow"}}'
+    limited = scripted([body], status=429, headers={"content-type": "application/json", "retry-after": "60"}).model
+    first = socket.whole(store=False)
+    on = {"store": False, "previous_response_id": first["id"]}
+    error = socket.refused(429, "slow", model=limited, **on)
+    assert error["headers"]["x-should-retry"] == "true"
+    assert text_of(socket.whole(input="again", **on)) == "again"
+
+
 def test_an_answer_that_fails_later_ends_with_its_event(socket: Socket, scripted: Register) -> None:
     broken = b'data: {"error": {"message": "the machine is on fire", "code": "fire"}}\n\n'
     last = socket.answer(model=scripted([*words(2), 0.5, broken]).model)

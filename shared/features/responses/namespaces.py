@@ -56,6 +56,17 @@ def flattened(tools: Sequence[Tool]) -> tuple[list[Tool], dict[str, Any]]:
     return found, spaces
 
 
+def spaces_in(tools: Sequence[Tool]) -> dict[str, Any]:
+    """The term for tools that are not looked at otherwise, and may be anything."""
+    found = {}
+    for tool in tools:
+        space, inner = tool.get("name"), tool.get("tools")
+        if tool.get("type") == "namespace" and isinstance(space, str) and isinstance(inner, list):
+            named = [one["name"] for one in inner if isinstance(one, dict) and isinstance(one.get("name"), str)]
+            found[space] = {"description": "", "tools": {flat_name(space, name): name for name in named}}
+    return found
+
+
 def grouped(tools: Sequence[Tool], spaces: Mapping[str, Any]) -> list[Tool]:
     """The same back."""
     owners = {flat: space for space, of in spaces.items() for flat in of["tools"]}

@@ -13,6 +13,7 @@ from pydantic import model_validator
 from shared.chat.checking import wrong
 from shared.chat.request import ChatRequest
 from shared.features.responses.items import readable
+from shared.features.responses.namespaces import NAMESPACES, spaces_in, with_flat_name
 from shared.features.responses.request import NOTHING_NEW, SAME, TERMS, Asked, ResponsesRequest, session_terms
 
 _NOT_ITS_OWN = frozenset(
@@ -48,7 +49,7 @@ def to_native(given: dict[str, Any], request: NativeRequest, known_as: str | Non
     native = {field: value for field, value in given.items() if field not in _NOT_ITS_OWN}
     if known_as is not None:
         native["previous_response_id"] = known_as
-    own = readable(request.items, {})
+    own = readable(list(map(with_flat_name, request.items)), {})
     messages = [
         *([{"role": "system", "content": request.instructions}] if request.instructions is not None else []),
         *own,
@@ -63,6 +64,7 @@ def to_native(given: dict[str, Any], request: NativeRequest, known_as: str | Non
         "previous_response_id": request.previous_response_id,
         "conversation": request.conversation_id,
         "store": request.store,
+        NAMESPACES: spaces_in(request.tools or ()) or None,
     }
     body[TERMS] = {name: value for name, value in terms.items() if value is not None}
     if request.conversation_id is not None:

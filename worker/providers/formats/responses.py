@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from shared.features.responses.namespaces import NAMESPACES, own_names, with_own_name
 from worker.providers import history, parts
 from worker.providers.accepts import FORMATS, Accepts
 from worker.providers.dialect import Call, Dialect
@@ -38,7 +39,9 @@ _KEPT = ("reasoning_items", "responses_items")
 
 def call(provider: Provider, body: dict[str, Any], model: str) -> Call:
     if (native := responses_verbatim.request_of(body)) is not None:
-        before = _input({"messages": responses_verbatim.history_of(body)}, provider.accepts)
+        names = own_names(body["responses"].get(NAMESPACES))
+        items = _input({"messages": responses_verbatim.history_of(body)}, provider.accepts)
+        before = [with_own_name(item, names) for item in items]
         return Call("/responses", responses_verbatim.build(native, model, before), key_header(provider))
     return Call("/responses", build_request(body, model, provider.accepts), key_header(provider))
 

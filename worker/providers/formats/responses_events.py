@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from shared.features.responses.namespaces import with_flat_name
 from worker.providers.chunk_shapes import delta_chunk, finish_chunk, logprobs
 from worker.providers.errors import readable, refusal, text_in
 from worker.providers.finish import ending
@@ -234,7 +235,7 @@ class ResponsesTranslator:
         words = text_of(item.get(field))
         self._call_ids.add(item.get("call_id") or None)
         known = self._calls[place] = _OpenCall(self._next("tool_calls"), kind, field, len(words), item.get("call_id"))
-        inner = {"name": text_in(item["name"]), field: words}
+        inner = {"name": text_in(with_flat_name(item)["name"]), field: words}
         return [delta_chunk(tool_calls=[{"index": known.at, "id": item.get("call_id"), "type": kind, kind: inner}])]
 
     def _annotate(self, value: dict[str, Any], annotation: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness.upstream import ScriptedUpstream
+from tests.harness.upstream import Answer, ScriptedUpstream
 from tests.support import recordings
 from tests.support.recordings import Row, payloads, pieces, wire
 from tests.support.responses import CODEX, ENDS, PATH, native_model, written_anew
@@ -160,6 +160,29 @@ def test_a_conversation_with_such_a_provider(client: Client, scripted: Register)
         assert client.http.post(PATH, json=body).json()["conversation"] == {"id": conversation}
     assert "conversation" not in script.script.calls[1]
     assert len(script.script.calls[1]["input"]) == 3
+
+
+def test_a_conversation_has_the_calls_of_such_a_provider_as_they_came(client: Client, upstream: ScriptedUpstream) -> None:
+    call = {"id": "fc_1", "type": "function_call", "call_id": "c1", "name": "find", "namespace": "crm", "status": "completed"}
+    item = {**call, "arguments": "{}"}
+    usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
+    done = {"id": "resp_own", "object": "response", "status": "completed", "usage": usage, "output": [item]}
+    said = [
+        {"type": "response.output_item.added", "output_index": 0, "item": {**call, "arguments": ""}},
+        {"type": "response.output_item.done", "output_index": 0, "item": item},
+        {"type": "response.completed", "response": done},
+    ]
+    script = upstream.plan("namespaced", Answer([b"data: %b\n\n" % json.dumps(one).encode() for one in said]), Answer(answer()))
+    conversation = client.http.post("/v1/conversations", json={}).json()["id"]
+    tools = [{"type": "namespace", "name": "crm", "tools": [{"type": "function", "name": "find", "parameters": {}}]}]
+    body = {"model": "own/namespaced", "conversation": conversation, "tools": tools}
+    assert client.http.post(PATH, json={**body, "input": "x"}).json()["output"] == [item]
+    output = {"type": "function_call_output", "call_id": "c1", "output": "7"}
+    assert client.http.post(PATH, json={**body, "input": [output]}).status_code == 200
+    listed = client.get(f"/v1/conversations/{conversation}/items", params={"order": "asc"}).json()["data"]
+    assert [(one["name"], one["namespace"]) for one in listed if "name" in one] == [("find", "crm")]
+    (sent,) = [one for one in script.calls[1]["input"] if one.get("type") == "function_call"]
+    assert (sent["name"], sent["namespace"]) == ("find", "crm")
 
 
 def test_what_such_a_provider_refuses_is_refused(client: Client, scripted: Register) -> None:

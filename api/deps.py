@@ -288,7 +288,13 @@ class Submission:
     """A request that begins a generation, whichever API it is of: what all of them are told beside their bodies."""
 
     def __init__(
-        self, request: Request, services: Services, caller: Caller, body: bytes | bytearray, key: str | None, repeat: bool
+        self,
+        request: Request,
+        services: Services,
+        caller: Caller,
+        body: bytes | bytearray,
+        key: str | None,
+        repeat: bool,
     ) -> None:
         """Raises BadRequest."""
         self.request, self.services, self.caller, self.body = request, services, caller, body

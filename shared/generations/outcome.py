@@ -139,7 +139,8 @@ class Transcripts:
                             fold.feed(json.loads(chunk))
             if page is None or damage is not None:
                 break
-        served, names = json.loads(note) if note else {}, own_names((body.get("responses") or {}).get(NAMESPACES))
+        served: Served = json.loads(note) if note else {}
+        names = own_names((body.get("responses") or {}).get(NAMESPACES))
         return Transcript(header, history, asked, fold, served, last, damage, spoke_at_ms, names)
 
     async def _chunk(self, header: Header, entry: Entry, *, ending: bool) -> bytes:

@@ -93,9 +93,7 @@ class TenantConversations:
             if not there:
                 await conversations.create(tenant, conversation_id, metadata)
             if given.messages:
-                await conversations.append(
-                    tenant, conversation_id, given, name, cut, once=idempotency_key is not None
-                )
+                await conversations.append(tenant, conversation_id, given, name, cut, once=idempotency_key is not None)
             return await conversations.describe(tenant, conversation_id), there
 
     async def find(self, conversation_id: str, caller: Caller) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tests.chaos.test_responses_killed import ended, owner, start
 from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause, ScriptedUpstream, chunk, ending, words
 from tests.support.ground import Ground
-from tests.support.responses import PATH, joined, text_of
+from tests.support.responses import joined, text_of
 
 THOUGHTS = [chunk({"role": "assistant", "content": None}), chunk({"reasoning_content": "Let me see. "})]
 

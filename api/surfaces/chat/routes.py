@@ -68,9 +68,7 @@ async def create(new: NewGeneration) -> Response:
         return Answer(services, header, chat.completion, fresh=fresh, headers=headers, speak_after_s=new.silent_s)
     ids = new.request.headers.get("x-stream-ids") == "1"
     events = chat.chat_events(ids=ids, include_usage=header["include_usage"])
-    return EventStream(
-        services, header, events, fresh=fresh, hold_s=services.settings.hold_headers_s, headers=headers
-    )
+    return EventStream(services, header, events, fresh=fresh, hold_s=services.settings.hold_headers_s, headers=headers)
 
 
 @router.get("/v1/chat/completions/{generation_id}", response_model=None, dependencies=[known_query])

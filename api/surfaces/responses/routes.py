@@ -99,9 +99,7 @@ async def create(new: NewGeneration) -> Response:
     def whole(summary: Summary, fold: ResponseFold) -> dict[str, Any]:
         return fold.whole(summary.outcome, summary.status)
 
-    return Answer(
-        services, header, whole, fresh=fresh, headers=headers, speak_after_s=new.silent_s, add_up=add_up
-    )
+    return Answer(services, header, whole, fresh=fresh, headers=headers, speak_after_s=new.silent_s, add_up=add_up)
 
 
 @router.get("", response_model=None, dependencies=[known_query])

@@ -88,8 +88,8 @@ def grouped(tools: Sequence[Tool], spaces: Mapping[str, Any]) -> list[Tool]:
 def names_in(messages: Sequence[Mapping[str, Any]], names: Mapping[str, Own]) -> dict[str, Own]:
     """Those of the names by which tools are called in these messages of a chat."""
     calls = [call for message in messages for call in message.get("tool_calls") or ()]
-    called = [(call.get(call.get("type")) or {}).get("name") for call in calls]
-    return {flat: names[flat] for flat in called if flat in names}
+    called = {(call.get(call.get("type")) or {}).get("name") for call in calls}
+    return {flat: own for flat, own in names.items() if flat in called}
 
 
 def own_names_of(items: Sequence[Mapping[str, Any]]) -> dict[str, Own]:

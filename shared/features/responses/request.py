@@ -338,8 +338,8 @@ def _terms(given: dict[str, Any], request: ResponsesRequest) -> dict[str, Any]:
 
 
 def echoed(header: Header, body: dict[str, Any]) -> dict[str, Any]:
-    """What the response object repeats of its request, by the log's header and the chat request that is stored there. What was not
-    asked for is shown as what OpenAI does then, where Open Responses wants a value (openresponses.org/specification)."""
+    """What the response object repeats of its request, by the log's header and the chat request that is stored there. What was
+    not asked for is shown as what OpenAI does then, where Open Responses wants a value (openresponses.org/specification)."""
     terms = body[TERMS]
     if (native := terms.get("native")) is not None:
         plain = echoed(header, {**body, TERMS: {name: value for name, value in terms.items() if name != "native"}})

@@ -1,8 +1,8 @@
-"""The compliance cases of Open Responses (openresponses.org/compliance), each under its own id, over a provider of chats; those of
-compaction, and of phases in an answer, over one that speaks the Responses API, which alone has them.
+"""The compliance cases of Open Responses (openresponses.org/compliance), each under its own id, over a provider of chats; those
+of compaction, and of phases in an answer, over one that speaks the Responses API, which alone has them.
 
-The response's fields are those that its specification requires of every server; that events have the form of OpenAI's is checked
-by OpenAI's models wherever tests read events.
+The response's fields are those that its specification requires of every server; that events have the form of OpenAI's is
+checked by OpenAI's models wherever tests read events.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def complies(answer: dict[str, Any]) -> dict[str, Any]:
 class Bench:
     """What a case has to do with: a provider that says what the test wants, and a server before it."""
 
-    def __init__(self, keyed: Stack, alice: Client, native: Client, scripted: Register, upstream: ScriptedUpstream) -> None:
+    def __init__(
+        self, keyed: Stack, alice: Client, native: Client, scripted: Register, upstream: ScriptedUpstream
+    ) -> None:
         self.url, self.alice, self.native, self.upstream = keyed.url, alice, native, upstream
         self.model = scripted([*words(2), *ending()]).model
         function = {"name": TOOL["name"], "arguments": '{"location": "Oslo"}'}
@@ -100,12 +102,18 @@ class Bench:
                 answers.append(Answer([json.dumps(one).encode()], headers={"content-type": "application/json"}))
                 continue
             usage = {
-                **{"input_tokens": 1, "output_tokens": 1, "total_tokens": 2},
-                **{"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}},
+                "input_tokens": 1,
+                "output_tokens": 1,
+                "total_tokens": 2,
+                "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": 0},
             }
             done = {"id": "resp_up", "object": "response", "status": "completed", "usage": usage, "output": one}
             told = [
-                *({"type": "response.output_item.added", "output_index": n, "item": item} for n, item in enumerate(one)),
+                *(
+                    {"type": "response.output_item.added", "output_index": n, "item": item}
+                    for n, item in enumerate(one)
+                ),
                 *({"type": "response.output_item.done", "output_index": n, "item": item} for n, item in enumerate(one)),
                 {"type": "response.completed", "response": done},
             ]
@@ -150,7 +158,11 @@ def system_prompt(bench: Bench) -> None:
 
 def tool_calling(bench: Bench) -> None:
     (call,) = bench.whole([user("How is the weather?")], bench.calling, tools=[TOOL])["output"]
-    assert (call["type"], call["name"], json.loads(call["arguments"])) == ("function_call", "get_weather", {"location": "Oslo"})
+    assert (call["type"], call["name"], json.loads(call["arguments"])) == (
+        "function_call",
+        "get_weather",
+        {"location": "Oslo"},
+    )
 
 
 def tool_calling_streaming(bench: Bench) -> None:
@@ -158,7 +170,12 @@ def tool_calling_streaming(bench: Bench) -> None:
     item = "output_item"
     found = [f"{event['type']} {event.get('item', {}).get('type', '')}".strip() for event in told]
     arguments = "response.function_call_arguments"
-    wanted = [f"response.{item}.added function_call", f"{arguments}.delta", f"{arguments}.done", f"response.{item}.done function_call"]
+    wanted = [
+        f"response.{item}.added function_call",
+        f"{arguments}.delta",
+        f"{arguments}.done",
+        f"response.{item}.done function_call",
+    ]
     assert [kind for kind in found if kind in wanted] == wanted
 
 
@@ -225,7 +242,9 @@ def websocket_reconnect_store_false_recovery(bench: Bench) -> None:
     with bench.socket() as socket:
         first = complies(socket.whole(model=bench.model, store=False, input="The word is blue."))
     with bench.socket() as socket:
-        socket.refused(404, "previous_response_not_found", model=bench.model, store=False, previous_response_id=first["id"])
+        socket.refused(
+            404, "previous_response_not_found", model=bench.model, store=False, previous_response_id=first["id"]
+        )
         complies(socket.whole(model=bench.model, store=False, input=[user("Once more.")]))
 
 
@@ -279,6 +298,11 @@ CASES: list[Callable[[Bench], None]] = [
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.__name__.replace("_", "-")) for case in CASES])
 def test_a_case(
-    keyed: Stack, alice: Client, native: Client, scripted: Register, upstream: ScriptedUpstream, case: Callable[[Bench], None]
+    keyed: Stack,
+    alice: Client,
+    native: Client,
+    scripted: Register,
+    upstream: ScriptedUpstream,
+    case: Callable[[Bench], None],
 ) -> None:
     case(Bench(keyed, alice, native, scripted, upstream))

@@ -346,8 +346,8 @@ def test_the_same_request_made_twice_is_one_response(alice: Client) -> None:
 def test_what_a_client_asks_again_in_its_session_is_one_response(
     alice: Client, bob: Client, scripted: Register
 ) -> None:
-    """As Codex does it after a cut: the same request in the same session, without a key or a count. It makes the body anew, with
-    the fields of `client_metadata` in the order that its hash table has them in then."""
+    """As Codex does it after a cut: the same request in the same session, without a key or a count. It makes the body anew,
+    with the fields of `client_metadata` in the order that its hash table has them in then."""
     pause = Pause()
     asked = scripted([*words(1), pause, *ending()])
     body = {"model": asked.model, "input": "x", "stream": True, "store": False, "client_metadata": CODEX}

@@ -162,8 +162,17 @@ def test_a_conversation_with_such_a_provider(client: Client, scripted: Register)
     assert len(script.script.calls[1]["input"]) == 3
 
 
-def test_a_conversation_has_the_calls_of_such_a_provider_as_they_came(client: Client, upstream: ScriptedUpstream) -> None:
-    call = {"id": "fc_1", "type": "function_call", "call_id": "c1", "name": "find", "namespace": "crm", "status": "completed"}
+def test_a_conversation_has_the_calls_of_such_a_provider_as_they_came(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
+    call = {
+        "id": "fc_1",
+        "type": "function_call",
+        "call_id": "c1",
+        "name": "find",
+        "namespace": "crm",
+        "status": "completed",
+    }
     item = {**call, "arguments": "{}"}
     usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
     done = {"id": "resp_own", "object": "response", "status": "completed", "usage": usage, "output": [item]}
@@ -172,7 +181,9 @@ def test_a_conversation_has_the_calls_of_such_a_provider_as_they_came(client: Cl
         {"type": "response.output_item.done", "output_index": 0, "item": item},
         {"type": "response.completed", "response": done},
     ]
-    script = upstream.plan("namespaced", Answer([b"data: %b\n\n" % json.dumps(one).encode() for one in said]), Answer(answer()))
+    script = upstream.plan(
+        "namespaced", Answer([b"data: %b\n\n" % json.dumps(one).encode() for one in said]), Answer(answer())
+    )
     conversation = client.http.post("/v1/conversations", json={}).json()["id"]
     tools = [{"type": "namespace", "name": "crm", "tools": [{"type": "function", "name": "find", "parameters": {}}]}]
     body = {"model": "own/namespaced", "conversation": conversation, "tools": tools}

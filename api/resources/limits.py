@@ -9,11 +9,10 @@ from fastapi import APIRouter
 
 from api.deps import Body, CurrentCaller, CurrentServices, known_query, parsed
 from api.services import Services
-from shared.config.limits import LIMITS
+from shared.config.limits import LIMITS, told
 from shared.config.tenants import EVERY_TENANT, TENANT
 from shared.errors import BadRequest
 from shared.features.access.keys import LimitsRequest
-from shared.features.access.limits import told
 from shared.features.spend.budgets import State
 from shared.lib import money
 from shared.log.records import Header

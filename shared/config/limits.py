@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Annotated
 
@@ -44,6 +44,11 @@ NOTHING_SET: Mapping[str, int] = MappingProxyType({})
 LIMITS = tuple(field.name for field in fields(Limits))
 OF_TENANTS = ("stored_bytes", "file_bytes")
 """Those that are no key's: what is stored is the tenant's."""
+
+
+def told(limits: Limits) -> dict[str, int]:
+    """Those that say something, by name."""
+    return {name: number for name, number in asdict(limits).items() if number is not None}
 
 
 def _parsed(value: object) -> object:

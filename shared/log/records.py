@@ -44,6 +44,8 @@ class Limited(TypedDict):
     scopes: list[str]
     tokens: int
     """Taken of the minute's tokens, as an estimate."""
+    tokens_of: NotRequired[list[str]]
+    """Of which scopes they were taken; of all, where it is missing."""
     waiting: bool
     """Whether it was counted among those that wait."""
 

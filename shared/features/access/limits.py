@@ -21,7 +21,6 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
 from shared.config.limits import NOTHING_SET, UNLIMITED, Limits
@@ -129,8 +128,14 @@ class Limiter:
         """Under which a generation that may use so many tokens is created. Notes in the header what is to be settled."""
         checks = self._checks(asking, header["id"], tokens, webhook=header.get("webhook") is not None)
         scopes = {check.scope for check in checks if check.kind != "requests"}
-        waiting = any(check.kind == "waiting" for check in checks)
-        header["limited"] = {"scopes": sorted(scopes), "tokens": tokens, "waiting": waiting} if scopes else None
+        header["limited"] = None
+        if scopes:
+            header["limited"] = {
+                "scopes": sorted(scopes),
+                "tokens": tokens,
+                "tokens_of": [check.scope for check in checks if check.kind == "tokens"],
+                "waiting": any(check.kind == "waiting" for check in checks),
+            }
         return _Limited(self, asking, checks, model)
 
     def refuse_known(self, asking: Asking, model: str) -> None:
@@ -248,16 +253,19 @@ class Limiter:
         if not limited:
             return None
         scopes, generation_id = limited["scopes"], ended.header["id"]
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for scope in scopes:
-                pipe.zscore(self._name("running", scope), generation_id)
-            seconds = await pipe.execute()
+        counted, seconds = limited.get("tokens_of", scopes), []
+        if counted:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for scope in counted:
+                    pipe.zscore(self._name("running", scope), generation_id)
+                seconds = await pipe.execute()
         used = int((ended.outcome.get("usage") or {}).get("total_tokens") or 0)
 
         def add(pipe: Any) -> None:
-            for scope, second in zip(scopes, seconds, strict=True):
+            for scope in scopes:
                 for kind in _HELD:
                     pipe.zrem(self._name(kind, scope), generation_id)
+            for scope, second in zip(counted, seconds, strict=True):
                 if second is not None:
                     correct(pipe, self._name("tokens", scope), int(second), used - limited["tokens"])
 
@@ -339,11 +347,6 @@ class Seat:
 
     async def __aexit__(self, *_: object) -> None:
         await self._limiter.leave(self._checks)
-
-
-def told(limits: Limits) -> dict[str, int]:
-    """Those that say something, by name."""
-    return {name: number for name, number in asdict(limits).items() if number is not None}
 
 
 def go_duration(seconds: int) -> str:

@@ -189,6 +189,15 @@ async def test_tokens_are_reserved_and_settled_once(made: Made, redis: ArqRedis)
     await submit(core, caller, max_tokens=600)
 
 
+async def test_tokens_are_settled_where_they_were_taken(made: Made, redis: ArqRedis) -> None:
+    """A minute that was never charged would have room for more than its limit, if it were given back what it did not use."""
+    core, caller = made("ann:running=5"), ann(tokens_per_min=5000)
+    await end(core, await submit(core, caller))
+    assert await sums(redis, "tokens", "key:key_1") < 1000
+    assert not await redis.exists(keys.limit("tokens", "tenant:ann"))
+    assert not await redis.exists(keys.limit("running", "tenant:ann"))
+
+
 async def test_what_can_never_pass_is_not_to_be_repeated(made: Made) -> None:
     with pytest.raises(RateLimited, match="Request too large") as refused:
         await submit(made(), ann(tokens_per_min=100), max_tokens=500)
@@ -221,7 +230,7 @@ async def test_what_never_came_to_be_holds_no_place(made: Made, redis: ArqRedis)
 async def test_one_that_has_begun_waits_no_more(made: Made, redis: ArqRedis) -> None:
     core, caller = made(), ann(waiting=1)
     header = (await core.broker.submit(*request(), caller)).header
-    assert header["limited"] == {"scopes": ["key:key_1"], "tokens": 1001, "waiting": True}
+    assert header["limited"] == {"scopes": ["key:key_1"], "tokens": 1001, "tokens_of": [], "waiting": True}
     with pytest.raises(RateLimited, match="generations that wait"):
         await submit(core, caller)
     await core.limiter.begun(header)

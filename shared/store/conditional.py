@@ -122,7 +122,8 @@ local replies = {}
 while ARGV[at] do
   local length = tonumber(ARGV[at])
   local reply = redis.pcall(unpack(ARGV, at + 1, at + length))
-  if #replies == 0 and type(reply) == 'table' and reply.err and string.sub(reply.err, 1, 3) == 'OOM' then return reply end
+  local why = #replies == 0 and type(reply) == 'table' and reply.err
+  if why and string.sub(tostring(why), 1, 3) == 'OOM' then return reply end
   replies[#replies + 1] = reply
   at = at + length + 1
 end

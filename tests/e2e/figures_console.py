@@ -34,6 +34,7 @@ PAINT = """() => {
     const [visit] = performance.getEntriesByType('navigation')
     return [first.startTime, visit.responseEnd, performance.now()]
 }"""
+LATER = "performance.getEntriesByType('resource').filter((one) => one.name.includes('/pages/')).length"
 ASK = """async (path) => {
     const start = performance.now()
     await fetch(path, { cache: 'no-store' }).then((response) => response.text())
@@ -100,11 +101,11 @@ def visited(browser: Browser, url: str) -> tuple[float, float, int, int, int]:
 
         client.on("Network.loadingFinished", loaded)
         page = one.go("/")
-        page.wait_for_function("document.querySelector('.tile')")
+        page.locator(".tile").first.wait_for()
         first, _, now = page.evaluate(PAINT)
         before, files = sum(sizes), len(sizes)
-        page.wait_for_function(
-            "performance.getEntriesByType('resource').filter((one) => one.name.includes('/pages/')).length > 20"
+        wait_until(
+            lambda: page.evaluate(LATER) > 20 or page.wait_for_timeout(100), 60, "the other pages are there, too"
         )
         page.wait_for_timeout(1000)
         one.check()
@@ -127,14 +128,14 @@ def tabs(browser: Browser, stack: Stack, count: int, seconds: float) -> Iterator
             began = time.monotonic()
             new = asking.ask(SLOW, background=True)
             for page in pages:
-                page.wait_for_function("(id) => document.querySelector(`a[href*='${id}']`)", arg=new)
+                page.locator(f"a[href*='{new}']").first.wait_for()
             yield f"{opened} × Live: all show a new answer {time.monotonic() - began:.2f} s after it was asked for"
             asking.http.post(f"/v1/streams/{new}/cancel")
     with tab(browser, stack.url) as one:
         pages = [page for page, _ in open_pages(one, [f"r/{generation_id}" for generation_id in ids])]
         said = "document.querySelector('.message.assistant .markdown')?.innerText.length ?? 0"
         for page in pages:
-            page.wait_for_function(f"{said} > 0", timeout=120_000)
+            expect(page.locator(".message.assistant .markdown")).not_to_be_empty(timeout=120_000)
         before = [page.evaluate(said) for page in pages]
         yield from cost(stack, pages, f"{count} × Request, each another answer", seconds)
         grown = [page.evaluate(said) - old for page, old in zip(pages, before, strict=True)]

@@ -104,7 +104,7 @@ function Search({ value }) {
     if (!now.includes(":")) timer.current = setTimeout(() => apply(now.trim()), 250);
   };
   const entered = (event) => event.key === "Enter" && apply(event.target.value.trim());
-  return html`<label class="search"><span class="unseen">Search requests</span><${Icon} name="search" /><input class="input" type="search" data-search placeholder="id, model, error, key:value" ref=${field} value=${text} onInput=${typed} onKeyDown=${entered} /><kbd>/</kbd></label>`;
+  return html`<label class="search"><span class="unseen">Search requests</span><${Icon} name="search" /><input class="input" type="search" data-search placeholder="id, model, key:value" ref=${field} value=${text} onInput=${typed} onKeyDown=${entered} /><kbd>/</kbd></label>`;
 }
 
 function ExportMenu({ path }) {

@@ -14,7 +14,7 @@ export function Timeline({ state, answer }) {
     <${Card} title="What happened" small=${`${duration(total)} in all`} curl=${`/v1/streams/${state.id}`}>
       <div class="waterfall">
         <div class="scale" aria-hidden="true">${[0, 0.25, 0.5, 0.75, 1].map((part) => html`<span>${duration(total * part)}</span>`)}</div>
-        <table aria-label="Waterfall of the request"><thead class="unseen"><tr><th scope="col">What</th><th scope="col">When</th><th scope="col">How long</th></tr></thead>
+        <table aria-label="Waterfall of the request"><colgroup><col /><col /><col /></colgroup><thead class="unseen"><tr><th scope="col">What</th><th scope="col">When</th><th scope="col">How long</th></tr></thead>
         <tbody>${rows.map((row) => html`<${Bar} key=${row.name} ...${row} total=${total} />`)}</tbody></table>
       </div>
     <//>

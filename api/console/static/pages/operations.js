@@ -106,7 +106,7 @@ function Settings() {
   const columns = [
     { title: "Setting", cell: (row) => html`<span class="mono">${row.name}</span>` },
     { title: "Value", fill: true, cell: (row) => html`<span class="mono" title=${row.value}>${row.value || "–"}</span>` },
-    { title: "From", cell: (row) => row.source },
+    { title: "From", narrow: false, cell: (row) => row.source },
   ];
   return html`<${Card} flush title="Settings" small=${data ? `of the API process that answered; ${data.data.length - data.data.filter((one) => one.source === "default").length} are set` : ""} curl="/v1/settings"
       actions=${html`<${Button} kind="quiet tiny" aria-pressed=${all} onClick=${() => showAll(!all)}>Defaults, too<//>`}>

@@ -1,8 +1,9 @@
 """How many bytes of large request bodies a process holds at once, and what is said to those for which there is no room.
 
 Hidden here: that large bodies wait in line, the first first; that those which arrive at the same time take turns, so that
-others wait for one piece of one of them at most; and that what a body takes is given back when its memory is, by whoever let
-go of it last, in whichever thread. Small bodies are not counted and never wait.
+others wait for one piece of one of them at most; that they are parsed one after the other, in a thread; and that what a body
+takes is given back when its memory is, by whoever let go of it last, in whichever thread. Small bodies are not counted and
+never wait.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from shared.errors import Unavailable
+
+T = TypeVar("T")
 
 _WAIT_S = 5.0
 """How long a body waits for room: longer than most others take to be stored, shorter than clients wait."""
@@ -29,13 +34,20 @@ class Bodies:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._turns = asyncio.Lock()
+        self._turns, self._parsing = asyncio.Lock(), asyncio.Lock()
         self.used = 0
 
     async def pause(self) -> None:
         """Between two pieces of a large body: lets all others run, and the next large body take a piece."""
         async with self._turns:
             await asyncio.sleep(0)
+
+    async def parse(self, work: Callable[[], T]) -> T:
+        """What `work` makes of a large text. The parser holds the interpreter for as long as it takes, some 50 ms for 50 MB of
+        one text: the event loop gets a turn before the next one. Pictures and files are cut out before
+        (`shared.log.blobs`)."""
+        async with self._parsing:
+            return await asyncio.to_thread(work)
 
     async def hold(self, size: int) -> LargeBody:
         """An empty body, once there is room for so many bytes; one that is larger than all the room has it for itself.

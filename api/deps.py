@@ -255,11 +255,11 @@ async def _root(request: Request) -> str:
     return root
 
 
-async def read(text: bytes | bytearray, make: Callable[[Any], T]) -> T:
+async def read(services: Services, text: bytes | bytearray, make: Callable[[Any], T]) -> T:
     """What `make` makes of a body, off the event loop if it is large. Raises BadRequest, and what `make` raises."""
     if len(text) <= _IN_THREAD_BYTES:
         return make(parsed(text))
-    return await asyncio.to_thread(lambda: make(parsed(text)))
+    return await services.bodies.parse(lambda: make(parsed(text)))
 
 
 CurrentServices = Annotated[Services, Depends(_services)]
@@ -308,7 +308,7 @@ class Submission:
     async def read(self, check: Callable[[Any], T]) -> tuple[T, Cut]:
         """What `check` makes of the body; and the cut by which that is stored. Raises BadRequest, and what `check` raises."""
         cut = await self.services.blobs.cut(self.body)
-        return await read(cut.text, lambda value: check(self.with_options(value))), cut
+        return await read(self.services, cut.text, lambda value: check(self.with_options(value))), cut
 
     async def submit(
         self,

@@ -93,3 +93,21 @@ async def test_without_a_limit_nothing_waits() -> None:
     room = Bodies(0)
     held = [await room.hold(1 << 40) for _ in range(3)]
     assert len(held) == 3
+
+
+async def test_large_texts_are_parsed_one_after_the_other() -> None:
+    bodies, go, said = Bodies(0), threading.Event(), list[str]()
+
+    def first() -> None:
+        said.append("begun")
+        go.wait(60)
+        said.append("ended")
+
+    parsing = [await started(bodies.parse(first)), await started(bodies.parse(lambda: said.append("second")))]
+    await until(lambda: said == ["begun"])
+    for _ in range(3):
+        await asyncio.to_thread(lambda: None)  # whatever was handed to a thread before it has begun by now
+    assert said == ["begun"]
+    go.set()
+    await asyncio.gather(*parsing)
+    assert said == ["begun", "ended", "second"]

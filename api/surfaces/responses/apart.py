@@ -23,7 +23,7 @@ async def read_apart(
     """What `make` makes of a body, with marks for what is large of its items; and the cut by which a body made of it is stored.
     Raises BadRequest."""
     cut = await services.blobs.cut(body)
-    given = await read(cut.text, make)
+    given = await read(services, cut.text, make)
     if cut.holes and isinstance(given, dict):
         others = json.dumps({field: value for field, value in given.items() if field not in _MARKED})
         if services.blobs.marks.are_in(others):

@@ -177,7 +177,7 @@ async def sent(
         if "prompt" not in caller.share["include"]:
             raise NotFound("The request is not shared.")
         terms, text = caller.share, await services.broker.body(generation_id, caller)
-        return JSONResponse(await read(text, lambda body: shown_request(body, terms)))
+        return JSONResponse(await read(services, text, lambda body: shown_request(body, terms)))
     return Response(await services.broker.body(generation_id, caller), media_type="application/json")
 
 

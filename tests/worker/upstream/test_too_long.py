@@ -171,7 +171,7 @@ def test_blocks_are_put_together_from_all_their_pieces() -> None:
 def test_a_choice_that_never_began_is_ended_too() -> None:
     made = Normalizer(id="c", created=1, model="acme/m", show_usage=True, choices=3)
     made.feed(Event(chunk("a")[6:].strip()))
-    made.feed(Event(b'{"choices":[],"usage":{"completion_tokens":7}}'))
+    made.feed(Event(b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":7}}'))
     found = [(one.is_usage, json.loads(one.payload)) for one in made.cut_off()]
     assert [one["choices"][0]["index"] for is_usage, one in found if not is_usage] == [0, 1, 2]
     assert all(one["choices"][0]["finish_reason"] == "length" for is_usage, one in found if not is_usage)

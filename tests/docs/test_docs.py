@@ -61,6 +61,8 @@ TRANSLATED = "README.zh-CN.md"
 ALL = [block for document in DOCUMENTS if document != TRANSLATED for block in blocks(ROOT, document)]
 RESOURCES = [document for document in DOCUMENTS if document.startswith("docs/api/")]
 QUESTION = {"model": "fake/echo", "messages": [{"role": "user", "content": "Hello"}]}
+LIMIT_S = 100
+"""For a snippet: it is not about speed, and the machine may be busy."""
 WRITTEN_FOR = "http://127.0.0.1:8000"
 CLIENTS = ROOT / "tests/clients"
 
@@ -115,14 +117,28 @@ def test_what_is_typed_answers_as_shown(document: str, stack: Stack, tmp_path: P
     for number, block in enumerate(typed):
         code = block.code.replace(WRITTEN_FOR, stack.url)
         script += f"exec >{number}.out\n{code}\n"
+    if "/v1/queue" in script:
+        wait_until(lambda: rests(stack), LIMIT_S)
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment(), check=False, capture_output=True, text=True, timeout=30
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=environment(),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
     )
     for number, block in enumerate(typed):
         output = tmp_path / f"{number}.out"
         assert output.exists(), f"{block} was not reached: {done.stderr}"
         shown(block, output.read_bytes().decode())
     assert done.returncode == 0, done.stderr
+
+
+def rests(stack: Stack) -> bool:
+    """Whether what other documents began has ended."""
+    lanes = httpx.get(f"{stack.url}/v1/queue").json()["data"]
+    return not any(lane["running"] or lane["waiting"] for lane in lanes)
 
 
 @pytest.mark.parametrize("block", only("python"))
@@ -148,7 +164,7 @@ def test_javascript_snippets_run(block: Block, stack: Stack, proxy: CuttingProxy
 
 def run(block: Block, command: list[str], directory: Path, proxy: CuttingProxy) -> None:
     done = subprocess.run(
-        command, cwd=directory, env=environment(), check=False, capture_output=True, text=True, timeout=30
+        command, cwd=directory, env=environment(), check=False, capture_output=True, text=True, timeout=LIMIT_S
     )
     assert done.returncode == 0, f"{block}: {done.stderr}"
     shown(block, done.stdout)

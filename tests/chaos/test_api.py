@@ -28,12 +28,21 @@ SETTINGS = {"STREAMSPOOL_DRAIN_S": "4"}
 VIEWERS = 50
 DIES_BEFORE_THE_BELL = """
 import os, signal
-import shared.generations.broker
+import shared.features.bell
 
 async def ring(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
-shared.generations.broker.Broker.dispatch = ring
+shared.features.bell.Bell.ring = ring
+"""
+DIES_AFTER_THE_CREATE = """
+import os, signal
+import shared.generations.broker
+
+async def accepted(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+shared.generations.broker.Broker._accepted = accepted
 """
 
 
@@ -60,13 +69,13 @@ def test_f10_fifty_viewers_survive_the_kill_of_their_api(
 
 
 def test_f11_killed_between_the_log_and_the_bell(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
-    """With a key, the client's next try finds the same generation and rings for it; without one, the reaper does."""
+    """With a key, the client's next try finds the same generation and rings for it; for a session's turn the reaper does."""
     script = upstream.script("f11", [*words(3), *ending()])
     fleet.start("api-doomed", fault=DIES_BEFORE_THE_BELL)
     fleet.start("api-damned", fault=DIES_BEFORE_THE_BELL)
     wait_until(lambda: fleet.up("api-doomed") and fleet.up("api-damned"))
     lost = judges.post([fleet.at("api-doomed")], ask("f11"), headers={"idempotency-key": "f11"})
-    orphan = judges.post([fleet.at("api-damned")], ask("f11"))
+    orphan = judges.post([fleet.at("api-damned")], ask("f11", session_id="f11"))
     judges.wait()
     assert (lost.cut, orphan.cut) == (True, True)
     stored = {generation_id.decode() for generation_id in fleet.client.zrange(keys.open, 0, -1)}
@@ -82,6 +91,18 @@ def test_f11_killed_between_the_log_and_the_bell(fleet: Fleet, judges: Judges, u
     assert (late.outcome, late.text) == ("whole", whole(3))
     assert len(script.calls) == 2
     assert fleet.client.zcard(keys.open) == 0
+
+
+def test_f11_killed_once_the_log_is_there(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
+    """Without a key and a session it was rung for in the same step: it runs although its client knows nothing of it."""
+    script = upstream.script("f11-created", [*words(3), *ending()])
+    fleet.start("api-doomed", fault=DIES_AFTER_THE_CREATE)
+    wait_until(lambda: fleet.up("api-doomed"))
+    lost = judges.post([fleet.at("api-doomed")], ask("f11-created"))
+    judges.wait()
+    assert lost.cut
+    wait_until(lambda: fleet.client.zcard(keys.open) == 0)
+    assert len(script.calls) == 1
 
 
 def test_f11_killed_within_50_ms_of_posts(fleet: Fleet, upstream: ScriptedUpstream) -> None:

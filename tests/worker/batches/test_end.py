@@ -708,7 +708,7 @@ async def test_results_are_read_on_from_the_file_when_it_ends_meanwhile(
 
 async def test_a_part_that_is_missing_is_said_and_not_looked_for_for_ever(lab: Lab) -> None:
     lab.answering.clear()
-    batch_id = await lab.start([*few(3), *few(50, name="more")])
+    batch_id = await lab.start([*few(3), *few(1000, name="more")])  # more than are answered at a look
     async with lab.running(batch_id):
         lab.answering.set()
         await lab.until(batch_id, lambda head: head["completed"])

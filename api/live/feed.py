@@ -19,7 +19,7 @@ from shared.errors import StreamspoolError, Unavailable
 from shared.generations.catalogue import Catalogue
 from shared.lib import json, sse
 from shared.lib.clock import now_ms
-from shared.lib.tasks import cancel
+from shared.lib.tasks import Waiters, cancel
 from shared.log.feed import START, FeedReader, Place, Told, shown
 from shared.log.streamlog import StreamLog
 from shared.store.outage import Pauses
@@ -73,12 +73,13 @@ def framed(told: Told) -> bytes:
     return sse.frame(told.data, id=b"%d-%d" % told.place, event=told.type.encode())
 
 
-class LiveFeed:
+class LiveFeed(Waiters):
     """An async context manager, one per process. `reading` must be a client whose answers may take longer than 2 s."""
 
     def __init__(
         self, redis: ArqRedis, reading: ArqRedis, log: StreamLog, catalogue: Catalogue, watching: Watching
     ) -> None:
+        super().__init__()
         self._log, self._catalogue, self._watching = log, catalogue, watching
         self.reader = FeedReader(redis, redis.key.events)
         """For those who are behind the window."""
@@ -94,7 +95,6 @@ class LiveFeed:
         self.gaps = 0
         """How often events were missed: whoever knows another number needs a snapshot."""
         self.now = Now([], 0, {}, 0)
-        self._waiters: set[asyncio.Future[None]] = set()
         self._snapshots: dict[str | None, tuple[float, asyncio.Task[Snapshot]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -137,15 +137,6 @@ class LiveFeed:
             body = b"".join([one.frame for one in new if wanted.shows(one.kind, one.tenant)])
             self._joined[after, wanted] = body
         return body
-
-    def waiter(self) -> asyncio.Future[None]:
-        """A future that is done at the next change. Look first, then wait."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
-        return waiter
-
-    def forget(self, waiter: asyncio.Future[None]) -> None:
-        self._waiters.discard(waiter)
 
     def wake(self) -> None:
         """Makes all who follow look again: the server stops."""
@@ -233,12 +224,6 @@ class LiveFeed:
             self._floor = self._places[too_many - 1]
             del self._places[:too_many], self._events[:too_many]
         self._notify()
-
-    def _notify(self) -> None:
-        waiters, self._waiters = self._waiters, set()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
     # ---- what is true just now
 

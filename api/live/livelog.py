@@ -15,6 +15,7 @@ from api.live.folding import Folding, Stateless
 from api.live.pacing import TokenClock
 from api.live.projection import Encode, Projection
 from shared.errors import Damaged, LogError
+from shared.lib.tasks import Waiters
 from shared.log.entry import BEGIN, Entry, Kind
 from shared.log.envelope import Envelopes
 from shared.log.records import Header
@@ -33,11 +34,12 @@ _BODY_FRAMES, _BODY_BYTES = 512, 128 * 1024
 holding much memory while it does not read. A single frame may be larger."""
 
 
-class LiveLog:
+class LiveLog(Waiters):
     """The newest attempt of one log, as far as it is known here. Where an entry is missing, what stands before it is shown,
     and then the problem."""
 
     def __init__(self, generation_id: str, *, paced: bool = False) -> None:
+        super().__init__()
         self.id = generation_id
         self.made = 0
         """When it was created: tells logs of one id apart."""
@@ -83,7 +85,6 @@ class LiveLog:
         self._shown: dict[Projection, Stateless | Folding] = {}
         self._bodies: dict[tuple[Encode, int], tuple[bytes, int] | None] = {}
         self._lanes: dict[Encode, set[DirectWriter]] = {}
-        self._waiters: set[asyncio.Future[None]] = set()
 
     @property
     def end(self) -> int:
@@ -343,22 +344,6 @@ class LiveLog:
             for writer in lanes:
                 writer.wake()
         self._notify()
-
-    def _notify(self) -> None:
-        waiters, self._waiters = self._waiters, set()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def waiter(self) -> asyncio.Future[None]:
-        """A future that is done at the next change. Look first, then wait."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
-        return waiter
-
-    def forget(self, waiter: asyncio.Future[None]) -> None:
-        """Nobody waits for it any more."""
-        self._waiters.discard(waiter)
 
     def _clear(self, lost: int = 0) -> None:
         self.floor = self.lost = lost

@@ -129,6 +129,29 @@ def _retrieve(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
+class Waiters:
+    """What others wait for the next change of, each with a future of its own."""
+
+    def __init__(self) -> None:
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def waiter(self) -> asyncio.Future[None]:
+        """A future that is done at the next change. Look first, then wait."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        return waiter
+
+    def forget(self, waiter: asyncio.Future[None]) -> None:
+        """Nobody waits for it any more."""
+        self._waiters.discard(waiter)
+
+    def _notify(self) -> None:
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
 class FairTurns:
     """Lets so many go in each round of the event loop, in the order in which they came: what is small need not wait
     until a thousand large things are done."""

@@ -112,6 +112,27 @@ def test_brackets_turn_the_tabs_of_a_request(one: Tab, asked: list[str]) -> None
     expect(page.get_by_role("tab", selected=True)).to_have_text(re.compile("Errors"))
 
 
+PRESS = """
+  keys => { for (const key of keys) document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true })) }
+"""
+"""All of them in one frame, as from a keyboard that repeats, or on a page that is busy."""
+
+
+def test_keys_of_one_frame_are_as_many_steps(one: Tab, asked: list[str]) -> None:
+    page = one.go(f"/r/{asked[0]}")
+    expect(page.get_by_role("tab", selected=True)).to_have_text("Conversation")
+    page.evaluate(PRESS, ["]", "]", "[", "[", "["])
+    expect(page.get_by_role("tab", selected=True)).to_have_text(re.compile("Errors"))
+    page = one.go("/operations")
+    expect(page.get_by_role("tab", selected=True)).to_have_text("Workers and queue")
+    page.evaluate(PRESS, ["]", "]", "["])
+    expect(page.get_by_role("tab", selected=True)).to_have_text("Providers")
+    page = rows(one.go("/requests"))
+    second = page.locator("tbody tr").nth(1).locator("a").get_attribute("title")
+    page.evaluate(PRESS, ["j", "j", "j", "k", "Enter"])
+    expect(page).to_have_url(re.compile(f"/console/r/{second}"))
+
+
 def test_c_copies_the_curl_of_the_page(one: Tab, stack: Stack, asked: list[str]) -> None:
     page = one.go(f"/r/{asked[0]}")
     expect(page.get_by_role("tab").first).to_be_visible()

@@ -107,6 +107,7 @@ class Stack:
             "HOST": "127.0.0.1",
             "STREAMSPOOL_CONFIG": str(file),
             "STREAMSPOOL_DATA_DIR": str(directory),
+            "STREAMSPOOL_LEDGER_ROWS": "10000",  # each script is a model, whose row a test may look for
             "NO_COLOR": "1",
             **settings,
         }

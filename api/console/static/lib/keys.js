@@ -1,5 +1,6 @@
 // Shortcuts. A page names its own; the newest that knows a key has it, so a dialog or a peek panel comes before its page.
 import { useEffect, useRef } from "./dom.js";
+import { drawNow } from "./store.js";
 
 const layers = [];
 const PREFIX_MS = 2000;
@@ -18,6 +19,7 @@ addEventListener("keydown", (event) => {
   const follows = prefix && event.timeStamp - prefixAt < PREFIX_MS;
   const key = follows ? `${prefix} ${event.key}` : event.key === " " ? "Space" : event.key;
   prefix = "";
+  drawNow();
   for (const layer of [...layers].reverse()) {
     const act = layer.current[key];
     if (act) {

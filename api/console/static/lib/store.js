@@ -1,5 +1,5 @@
 // A value that several parts of the page look at. `useStore` draws again when it changes, at most once a frame.
-import { useEffect, useState } from "./dom.js";
+import { drawChanged, useEffect, useState } from "./dom.js";
 
 export class Store {
   constructor(value) {
@@ -23,21 +23,33 @@ export class Store {
   }
 }
 
+const waitingForFrame = new Set();
+
 /** Runs `work` once before the next paint, however often it is asked for. A hidden page has no frames, so it waits. */
 export function onceAFrame(work) {
   let waiting = 0;
+  const run = () => {
+    later.cancel();
+    work();
+  };
   const later = () => {
     if (waiting) return;
-    waiting = requestAnimationFrame(() => {
-      waiting = 0;
-      work();
-    });
+    waiting = requestAnimationFrame(run);
+    waitingForFrame.add(run);
   };
   later.cancel = () => {
     cancelAnimationFrame(waiting);
+    waitingForFrame.delete(run);
     waiting = 0;
   };
   return later;
+}
+
+/** Draws what waits for a frame. A key does so first: else the second of two in one frame would act on the page before the
+ * first, as "[ [" that goes back one tab. */
+export function drawNow() {
+  for (const run of [...waitingForFrame]) run();
+  drawChanged();
 }
 
 export function useStore(store) {

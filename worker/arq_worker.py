@@ -25,15 +25,16 @@ from shared.config.settings import Settings
 from shared.errors import Unavailable
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import get_logger
-from shared.store.jobs import deserialize_job, serialize_job
+from shared.store.jobs import Job, Lease, deserialize_job, heard, serialize_job
 from shared.store.keys import Lane
 from shared.store.old_queue import adopt
-from shared.store.queue import OVERDUE_AT_ONCE, Clock, Job, JobQueue, Lease, Seen, heard
+from shared.store.queue import OVERDUE_AT_ONCE, Clock, JobQueue, Seen
 from shared.store.redis import ArqRedis, OutOfMemoryError, RedisError, log_redis_error
 from shared.store.turns import Waiting
 from worker.batches.batcher import Batcher
 from worker.failover import FailoverHold
 from worker.generate import Generator
+from worker.opening import Openings
 from worker.places import ORDER, Costs, Places
 
 logger = get_logger(__name__)
@@ -58,6 +59,7 @@ class StreamWorker(Worker):
         redis: ArqRedis,
         generator: Generator,
         batcher: Batcher,
+        openings: Openings,
         settings: Settings,
         *,
         worker_id: str,
@@ -76,7 +78,8 @@ class StreamWorker(Worker):
             job_deserializer=deserialize_job,
         )
         self._redis, self._queue, self._key = redis, JobQueue(redis), redis.key
-        self._generator, self._batcher, self._settings = generator, batcher, settings
+        self._generator, self._batcher, self._openings = generator, batcher, openings
+        self._settings = settings
         self.worker_id = worker_id
         self._running: dict[Lane, dict[str, asyncio.Task[None]]] = {lane: {} for lane in Lane}
         self._places, self._costs = Places(settings, self._running), Costs(settings.tenant_weights)
@@ -112,7 +115,7 @@ class StreamWorker(Worker):
 
     async def _generate(self, ctx: dict[str, Any], generation_id: str) -> None:
         try:
-            if not await self._generator.run(generation_id, ctx["job_try"]):
+            if not await self._generator.run(generation_id, ctx["job_try"], ctx["opening"]):
                 self._lost.add(generation_id)
         except (RedisError, OSError) as error:
             log_redis_error("generation", error, generation_id=generation_id)
@@ -271,7 +274,9 @@ class StreamWorker(Worker):
             return set()
         lease, moved = self._lease(), asyncio.Event()
         try:
-            taken = await self._queue.take(chosen, lease, begun=begun)
+            taken = None if begun else await self._openings.take(chosen, lease)
+            if taken is None:
+                taken = await self._queue.take(chosen, lease, begun=begun)
             charges = self._costs.begin(taken.jobs, self.loop.time())
             for job in taken.jobs:
                 self._begin(job, moved)
@@ -324,7 +329,7 @@ class StreamWorker(Worker):
         if called is None or function is None:
             logger.warning("job is none of ours", generation_id=job.id)
             return True
-        context = {"job_id": job.id, "job_try": 2 if job.begun else 1}
+        context = {"job_try": 2 if job.begun else 1, "opening": self._openings.pop(job.id)}
         timeout_s = self.job_timeout_s if function.timeout_s is None else function.timeout_s
         try:
             async with asyncio.timeout(timeout_s):

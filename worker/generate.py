@@ -8,7 +8,6 @@ decided, and that this attempt closes its upstream and writes nothing more.
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -59,6 +58,7 @@ from shared.store.outage import is_passing
 from shared.store.redis import RedisError, log_redis_error
 from worker import counting
 from worker.normalizer import Normalizer
+from worker.opening import Opening, new_attempt
 from worker.providers.chunk_shapes import answer_bytes
 from worker.providers.formats import responses_verbatim
 from worker.providers.registry import Provider, split_model
@@ -97,13 +97,13 @@ class Generator:
         self._providers, self._settings, self._worker_id = providers, settings, worker_id
         self._settlement = settlement
 
-    async def run(self, generation_id: str, job_try: int) -> bool:
+    async def run(self, generation_id: str, job_try: int, opening: Opening | None = None) -> bool:
         """Brings a generation to its outcome. False if it is another worker's now: then the job is not ours to finish.
 
         Cancelling hands the generation over: the upstream is closed, the log stays open for the next attempt.
         """
         try:
-            claimed = await self._claim(generation_id, first=job_try == 1)
+            claimed = await self._claim(generation_id, opening, first=job_try == 1)
             while claimed is not None:
                 writer, header, body = claimed
                 if self._limiter is not None:
@@ -128,12 +128,12 @@ class Generator:
 
     # ---- claim
 
-    async def _claim(self, generation_id: str, *, first: bool) -> Claimed | None:
+    async def _claim(self, generation_id: str, opening: Opening | None, *, first: bool) -> Claimed | None:
         """The right to write the next attempt; None if the generation was brought to its end right here."""
-        attempt = self._new_attempt("queued")
-        if first:
+        attempt, asked = opening or (new_attempt(self._worker_id, "queued"), None)
+        if first or opening:
             try:
-                return self._claimed(*await self._log.claim(self._appender, generation_id, 1, attempt), attempt)
+                return self._claimed(*await self._log.claim(self._appender, generation_id, 1, attempt, asked), attempt)
             except Taken:
                 pass
         last = await self._log.last(generation_id)
@@ -148,10 +148,6 @@ class Generator:
 
     async def _claim_next(self, generation_id: str, epoch: int, attempt: Attempt) -> Claimed:
         return self._claimed(*await self._log.claim(self._appender, generation_id, epoch + 1, attempt), attempt)
-
-    def _new_attempt(self, reason: str, number: int = 1) -> Attempt:
-        token = secrets.token_hex(8)
-        return {"worker": self._worker_id, "at_ms": now_ms(), "token": token, "reason": reason, "number": number}
 
     def _claimed(self, writer: Writer, header: Header, body: Stored, attempt: Attempt) -> Claimed:
         begin_request(header.get("request_id"))
@@ -227,7 +223,7 @@ class Generator:
             counting.ended(writer, served, time.monotonic() - started)
             return None
         counting.failed(error, served)
-        next_one = self._new_attempt(error.code, writer.number + 1)
+        next_one = new_attempt(self._worker_id, error.code, writer.number + 1)
         return await self._claim_next(writer.generation_id, writer.epoch, next_one)
 
     def _may_restart(self, error: StreamspoolError, header: Header, writer: Writer) -> bool:

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from shared.config.settings import Settings
 from shared.config.tenants import EVERY_TENANT
+from shared.store.jobs import Job
 from shared.store.keys import Lane
-from shared.store.queue import Job
 from shared.store.turns import Charges, Waiting
 
 BATCHES = 32

@@ -27,11 +27,12 @@ from shared.store.confirm import Confirmer
 from shared.store.contact import check_server
 from shared.store.redis import ArqRedis, RedisError, connect, run_while_redis_is_away
 from worker.arq_worker import StreamWorker
-from worker.asking import ProviderAsker
 from worker.batches.batcher import Batcher
 from worker.generate import Generator
 from worker.heartbeat import Heartbeat
-from worker.models import ModelAnnouncer
+from worker.models.announcer import ModelAnnouncer
+from worker.models.asking import ProviderAsker
+from worker.opening import Openings
 from worker.places import BATCHES
 from worker.providers.registry import Provider
 from worker.providers.switches import switch
@@ -73,7 +74,8 @@ async def serve(settings: Settings) -> None:
         generator = _generator(log, appender, upstream, providers, core, settings, worker_id)
         batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis))
         await core.prices.load()  # here, and not while somebody waits for the end of an answer
-        worker = StreamWorker(redis, generator, batcher, settings, worker_id=worker_id)
+        openings = Openings(redis, log, appender, worker_id=worker_id)
+        worker = StreamWorker(redis, generator, batcher, openings, settings, worker_id=worker_id)
         heartbeat = Heartbeat(redis, worker, providers, settings.models, upstream.health)
         lists = await stack.enter_async_context(ModelLists(settings.upstream_proxies))
         announcer = ModelAnnouncer(redis, lists, providers, settings, upstream.health)

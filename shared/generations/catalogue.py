@@ -2,7 +2,7 @@
 whether anything can be stored for them.
 
 Hidden here: that models come from three places, `[models]`, `[providers.NAME]` and the providers' own lists
-(worker/models.py), and that all of it is kept for a moment.
+(worker/models/announcer.py), and that all of it is kept for a moment.
 """
 
 from __future__ import annotations

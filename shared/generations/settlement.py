@@ -24,7 +24,7 @@ from shared.log.records import Header, Outcome
 from shared.log.streamlog import StreamLog
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis
-from shared.store.transaction import transact
+from shared.store.transaction import commit_if, raise_first, transact
 
 _LOOKED_AT = 500
 """Of those that are left over: more there are only while no reaper can settle them, and each start of an answer looks."""
@@ -78,7 +78,16 @@ class Settlement:
                         add(pipe)
             pipe.srem(self._key.unsettled, generation_id)
 
-        done = await transact(self._redis, [marker, log], [("GET", marker), ("EXISTS", log)], queue)
+        looks = [("GET", marker), ("EXISTS", log)]
+        async with self._redis.pipeline(
+            transaction=True
+        ) as pipe:  # as it is nearly always: not yet, and the log is there
+            queue(pipe, [None, 1])
+            done = await commit_if(pipe, [(looks[0], ""), (looks[1], "1")])
+        if done is None:
+            done = await transact(self._redis, [marker, log], looks, queue)
+        else:
+            raise_first(done)
         if len(done) > 1:
             SETTLED.inc()
         await self._ring_next(header)

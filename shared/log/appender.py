@@ -38,6 +38,10 @@ LOOKS = 4
 MULTI, EXEC = pack(b"MULTI"), pack(b"EXEC")
 
 
+Asked = tuple[list[Any], str | None]
+"""Replies, errors among them as values, and the identity of the server that gave them, None if that cannot be told."""
+
+
 class Log(Protocol):
     """What the appender has to know of a writer."""
 
@@ -60,7 +64,7 @@ class Log(Protocol):
 class _Item(NamedTuple):
     packed: bytes
     replies: int
-    answer: asyncio.Future[tuple[list[Any], str | None]]
+    answer: asyncio.Future[Asked]
     log: Log | None
 
 
@@ -127,16 +131,16 @@ class Appender:
         """Sends packed commands and returns as many replies, errors among them as values."""
         return (await self._put(packed, replies, log))[0]
 
-    async def ask(self, packed: bytes, replies: int, log: Log | None = None) -> tuple[list[Any], str | None]:
-        """The same, and the identity of the server that answered, None if that cannot be told."""
+    async def ask(self, packed: bytes, replies: int, log: Log | None = None) -> Asked:
+        """The same, and which server answered."""
         return await self._put(packed, replies, log)
 
     def tell(self, packed: bytes) -> None:
         """Sends a packed command that nothing depends on, with what is sent next; its reply is not looked at."""
         self._put(packed, 1, None)
 
-    def _put(self, packed: bytes, replies: int, log: Log | None) -> asyncio.Future[tuple[list[Any], str | None]]:
-        answer: asyncio.Future[tuple[list[Any], str | None]] = self._loop.create_future()
+    def _put(self, packed: bytes, replies: int, log: Log | None) -> asyncio.Future[Asked]:
+        answer: asyncio.Future[Asked] = self._loop.create_future()
         self._pending.append(_Item(packed, replies, answer, log))
         self._wake.set()
         return answer

@@ -22,7 +22,7 @@ from shared.errors import Fenced, Forgotten, Gone, Sealed, Taken
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.log import feed as events
-from shared.log.appender import Appender
+from shared.log.appender import Appender, Asked
 from shared.log.blobs import BLOBS, Stored
 from shared.log.decoding import HIDDEN, Raw, by_name, decode
 from shared.log.entry import BEGIN, HEADER, PIECES_SINCE, SEAL, SKIPPED, Kind, Position
@@ -33,7 +33,7 @@ from shared.log.retained import ATTEMPT_BYTES, LINE_BYTES
 from shared.log.writer import Claim, Writer, is_refusal
 from shared.store.commands import pack, watch
 from shared.store.redis import OutOfMemoryError, ResponseError, WatchError
-from shared.store.transaction import commit
+from shared.store.transaction import Command, commit, commit_if
 
 _DELETED_MS = 60_000
 """Longer than anybody writes to, or waits for, a log that is gone."""
@@ -191,10 +191,20 @@ class StreamLog(LogListing):
 
     # ---- the worker's side
 
+    def claiming(self, generation_id: str, epoch: int, attempt: Attempt) -> list[tuple[bytes, ...]]:
+        """The commands with which `claim` starts an attempt: it is given their replies by who sends them with others."""
+        key = self._key.log(generation_id).encode()
+        return [
+            (b"XADD", key, b"NOMKSTREAM", b"%d-0" % epoch, Kind.ATTEMPT.encode(), json.dumps(attempt)),
+            (b"XRANGE", key, str(HEADER).encode(), str(BEGIN).encode()),
+            (b"XLEN", key),
+        ]
+
     async def claim(
-        self, appender: Appender, generation_id: str, epoch: int, attempt: Attempt
+        self, appender: Appender, generation_id: str, epoch: int, attempt: Attempt, asked: Asked | None = None
     ) -> tuple[Writer, Header, Stored]:
-        """Starts attempt `epoch` and returns its writer with the request, in one round trip.
+        """Starts attempt `epoch` and returns its writer with the request, in one round trip; in none where `asked` are the
+        replies to `claiming`.
 
         Where the server is not the one that took the request any more, another round trip starts it at a later epoch
         (`SKIPPED`). Waits while the server is away. Raises Taken if that attempt, or a later one, was started by anybody;
@@ -202,7 +212,11 @@ class StreamLog(LogListing):
         """
         data, skipped = json.dumps(attempt), False
         while True:
-            raw, length, server = await self._begin(appender, generation_id, epoch, data)
+            if asked is None:
+                commands = self.claiming(generation_id, epoch, attempt)
+                asked = await appender.ask(b"".join([pack(*words) for words in commands]), len(commands))
+            raw, length, server = await self._begun(generation_id, epoch, data, asked)
+            asked = None
             header, body = self._request(raw, generation_id)
             made_by = header.get("server")
             later = SKIPPED + max(0, now_ms() - header["created_at_ms"]) // 1000
@@ -220,17 +234,9 @@ class StreamLog(LogListing):
             appender.tell(self.feed.packed(events.claimed(header, attempt)))
         return Writer(appender, claim, self.last_of, pieces=pieces), header, body
 
-    async def _begin(
-        self, appender: Appender, generation_id: str, epoch: int, data: bytes
-    ) -> tuple[Raw, int, str | None]:
-        """Appends an attempt's entry. Returns the request's entries, how many the log has now, and which server said so."""
-        key = self._key.log(generation_id).encode()
-        commands = (
-            pack(b"XADD", key, b"NOMKSTREAM", b"%d-0" % epoch, Kind.ATTEMPT.encode(), data),
-            pack(b"XRANGE", key, str(HEADER).encode(), str(BEGIN).encode()),
-            pack(b"XLEN", key),
-        )
-        (added, raw, length), server = await appender.ask(b"".join(commands), len(commands))
+    async def _begun(self, generation_id: str, epoch: int, data: bytes, asked: Asked) -> tuple[Raw, int, str | None]:
+        """Of an attempt that is ours: the request's entries, how many the log has now, and which server said so."""
+        (added, raw, length), server = asked
         if added is None:
             raise Gone(generation_id)
         if is_refusal(added):
@@ -289,7 +295,9 @@ class StreamLog(LogListing):
         if self.feed is not None and header is not None:
             told = events.ended("sealed", header, outcome)
         looks = pack(b"XREVRANGE", key.encode(), b"+", b"-", b"COUNT", b"1"), pack(b"XLEN", key.encode())
-        last = None
+        at_once, last = None if epoch is None else length, None
+        if await self._sealed_at_once(generation_id, outcome, kept_ms, told, after=after, length=at_once):
+            return
         while True:
             try:
                 async with self._redis.pipeline(transaction=True) as pipe:
@@ -299,8 +307,7 @@ class StreamLog(LogListing):
                         if last == SEAL:
                             return
                         _check_end(generation_id, last, there, epoch=epoch, after=after, length=length)
-                    pipe.xadd(key, {Kind.OUTCOME: json.dumps(outcome)}, id=str(SEAL), nomkstream=True)
-                    self._queue_end(pipe, generation_id, kept_ms, told)
+                    self._queue_end(pipe, generation_id, outcome, kept_ms, told)
                     added, *_ = await pipe.execute(raise_on_error=False)
             except WatchError:  # another client wrote; or the connection broke, whatever was being asked
                 continue
@@ -316,8 +323,29 @@ class StreamLog(LogListing):
                 await self._check_mine(key, generation_id, outcome, header)
                 return
 
-    def _queue_end(self, pipe: Any, generation_id: str, kept_ms: int, told: Event | None) -> None:
-        """What is done with the outcome, and is harmless where that is refused."""
+    async def _sealed_at_once(
+        self,
+        generation_id: str,
+        outcome: Outcome,
+        kept_ms: int,
+        told: Event | None,
+        *,
+        after: Position,
+        length: int | None,
+    ) -> bool:
+        """Seals in one round trip if the log ends as who wrote all of it knows it to end; else nothing is done."""
+        if length is None:
+            return False
+        key = self._key.log(generation_id)
+        end: Command = ("XREVRANGE", key, "+", "-", "COUNT", 1)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            self._queue_end(pipe, generation_id, outcome, kept_ms, told)
+            done = await commit_if(pipe, [(end, str(after)), (("XLEN", key), str(length))])
+        return done is not None and isinstance(done[0], bytes)
+
+    def _queue_end(self, pipe: Any, generation_id: str, outcome: Outcome, kept_ms: int, told: Event | None) -> None:
+        """The outcome, and what is done with it and is harmless where that is refused."""
+        pipe.xadd(self._key.log(generation_id), {Kind.OUTCOME: json.dumps(outcome)}, id=str(SEAL), nomkstream=True)
         pipe.pexpire(self._key.log(generation_id), kept_ms)
         pipe.pexpire(self._key.metadata(generation_id), kept_ms)
         pipe.zrem(self._key.open, generation_id)

@@ -1,4 +1,4 @@
-"""arq's client, and the payload of a job.
+"""A job: its payload, its lease, what the doorbell says of it; and arq's client.
 
 Hidden here: that jobs are JSON (arq's default is pickle, which would run whatever can be written into Redis), and how arq
 lays a job out. Of arq nothing else is used but its worker (worker/arq_worker.py).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from arq.connections import ArqRedis as _ArqRedis
@@ -16,7 +17,7 @@ from arq.jobs import serialize_job as arq_serialize
 from redis.asyncio import ConnectionPool
 
 from shared.store.connections import Pipeline
-from shared.store.keys import Keys
+from shared.store.keys import Keys, Lane
 
 
 def serialize_job(job: dict[str, Any]) -> bytes:
@@ -28,6 +29,9 @@ def deserialize_job(payload: bytes) -> dict[str, Any]:
     return job
 
 
+_SAID = {"line:": Lane.LINE, "background:": Lane.BACKGROUND}
+"""What stands before an id on the doorbell, where the id does not say it: a worker starts it only where such may run."""
+_BATCH = "batch_"
 UNKNOWN = ""
 """The tenant of a job that does not say whose it is."""
 
@@ -67,6 +71,50 @@ def unpack_job(payload: bytes) -> Called | None:
         return None
     good = isinstance(function, str) and isinstance(arguments, list) and isinstance(at_ms, int)
     return Called(function, arguments, at_ms, tenant) if good and isinstance(tenant, str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What a worker takes and renews: its name, for how long, and when that ends by Redis's clock."""
+
+    holder: str
+    ms: int
+    end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One that was taken: its lease is the taker's."""
+
+    id: str
+    lane: Lane
+    payload: bytes
+    begun: bool
+    """Whether another worker had it before."""
+    tenant: str = UNKNOWN
+
+    def called(self) -> Called | None:
+        """None for a payload that is none of ours."""
+        return unpack_job(self.payload)
+
+
+def plain_lane(job_id: str) -> Lane:
+    """The lane of what was rung for without a word about it."""
+    return Lane.BATCH if job_id.startswith(_BATCH) else Lane.GENERATION
+
+
+def heard(payload: str) -> tuple[str, Lane]:
+    """The id that a message of the doorbell is about, and its lane."""
+    for said, lane in _SAID.items():
+        if payload.startswith(said):
+            return payload.removeprefix(said), lane
+    return payload, plain_lane(payload)
+
+
+def ring(pipe: Any, doorbell: str, job_id: str, lane: Lane) -> None:
+    """Wakes the workers for this job."""
+    before = next((said for said, one in _SAID.items() if one is lane), "")
+    pipe.publish(doorbell, f"{before}{job_id}")
 
 
 class ArqRedis(_ArqRedis):

@@ -13,8 +13,8 @@ from itertools import islice
 from typing import Any
 
 from shared.store.commands import pack, watch
+from shared.store.jobs import Job, plain_lane, ring
 from shared.store.keys import Keys, Lane, OldKeys
-from shared.store.queue import Job, plain_lane, ring
 from shared.store.redis import ArqRedis, WatchError
 from shared.store.turns import join
 

@@ -24,22 +24,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from shared.errors import Fenced
 from shared.lib.clock import now_ms
 from shared.store.commands import exchange_all, pack, watch
 from shared.store.confirm import INFO, identity
-from shared.store.jobs import UNKNOWN, Called, pack_job, unpack_job
+from shared.store.jobs import UNKNOWN, Job, Lease, pack_job, ring, unpack_job
 from shared.store.keys import Lane
 from shared.store.redis import ArqRedis, OutOfMemoryError
 from shared.store.transaction import commit, raise_first, transact
 from shared.store.turns import CLOCK, Charges, Cost, Line, Waiting, advance, charge, join, let_go, settle
 
-_SAID = {"line:": Lane.LINE, "background:": Lane.BACKGROUND}
-"""What stands before an id on the doorbell, where the id does not say it: a worker starts it only where such may run."""
-_BATCH = "batch_"
 _KNOWN_AT_ONCE = 1000
 _PAGES_OF_NOTHING = 20
 """How often a look goes on, where tenants seemed to have jobs waiting, and had none."""
@@ -47,31 +43,6 @@ _TENANTS_MORE = 20
 """So many tenants are looked at beyond those that would do if each had a job."""
 OVERDUE_AT_ONCE = 200
 """How many leases of others a worker looks at in one look."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """What a worker takes and renews: its name, for how long, and when that ends by Redis's clock."""
-
-    holder: str
-    ms: int
-    end_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One that was taken: its lease is the taker's."""
-
-    id: str
-    lane: Lane
-    payload: bytes
-    begun: bool
-    """Whether another worker had it before."""
-    tenant: str = UNKNOWN
-
-    def called(self) -> Called | None:
-        """None for a payload that is none of ours."""
-        return unpack_job(self.payload)
 
 
 class Taken(NamedTuple):
@@ -82,6 +53,16 @@ class Taken(NamedTuple):
     """Those that have ended, or never were in this queue."""
     turns: list[Waiting]
     """What was wished for of the first."""
+
+    @classmethod
+    def of(cls, mine: Sequence[tuple[Waiting, bytes | None]], *, begun: bool) -> Self:
+        """Of jobs whose leases are the taker's, with their payloads."""
+        there = [(job, payload) for job, payload in mine if payload is not None]
+        jobs = [
+            Job(job.id, job.lane, payload, begun, _tenant_of(payload) if job.tenant is None else job.tenant)
+            for job, payload in there
+        ]
+        return cls(jobs, [job for job, payload in mine if payload is None], [job for job, _ in there])
 
 
 Clock = tuple[int, int]
@@ -97,25 +78,6 @@ class Seen(NamedTuple):
     clock: Clock
     server: str | None
     """Its identity: see confirm.py."""
-
-
-def plain_lane(job_id: str) -> Lane:
-    """The lane of what was rung for without a word about it."""
-    return Lane.BATCH if job_id.startswith(_BATCH) else Lane.GENERATION
-
-
-def heard(payload: str) -> tuple[str, Lane]:
-    """The id that a message of the doorbell is about, and its lane."""
-    for said, lane in _SAID.items():
-        if payload.startswith(said):
-            return payload.removeprefix(said), lane
-    return payload, plain_lane(payload)
-
-
-def ring(pipe: Any, doorbell: str, job_id: str, lane: Lane) -> None:
-    """Wakes the workers for this job."""
-    before = next((said for said, one in _SAID.items() if one is lane), "")
-    pipe.publish(doorbell, f"{before}{job_id}")
 
 
 class JobQueue:
@@ -278,21 +240,9 @@ class JobQueue:
             if not wanted:
                 raise
             replies = await commit(self._offer(wanted, lease, together=True))
-        answers = zip(replies[1::3], replies[2::3], strict=True)
-        mine = [
-            (job, payload)
-            for job, (holder, payload) in zip(wanted, answers, strict=True)
-            if holder == lease.holder.encode()
-        ]
-        return Taken(
-            [
-                Job(job.id, job.lane, payload, begun, _tenant_of(payload) if job.tenant is None else job.tenant)
-                for job, payload in mine
-                if payload is not None
-            ],
-            [job for job, payload in mine if payload is None],
-            [job for job, payload in mine if payload is not None],
-        )
+        answers = zip(wanted, replies[1::3], replies[2::3], strict=True)
+        mine = [(job, payload) for job, holder, payload in answers if holder == lease.holder.encode()]
+        return Taken.of(mine, begun=begun)
 
     def _offer(self, wanted: Sequence[Waiting], lease: Lease, *, together: bool) -> Any:
         pipe = self._redis.pipeline(transaction=together)

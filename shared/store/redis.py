@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from redis.exceptions import (
     NoPermissionError,
+    NoScriptError,
     OutOfMemoryError,
     RedisError,
     ResponseError,
+    TimeoutError,
     WatchError,
 )
 
@@ -31,9 +33,11 @@ __all__ = [
     "UNREACHABLE",
     "ArqRedis",
     "NoPermissionError",
+    "NoScriptError",
     "OutOfMemoryError",
     "RedisError",
     "ResponseError",
+    "TimeoutError",
     "WatchError",
     "WrongServer",
     "connect",

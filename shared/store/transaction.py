@@ -7,19 +7,24 @@ lets everything else be freed. A script may say `allow-oom` (redis.io/docs/lates
 at OutOfMemoryError. A disk that is full (MISCONF) refuses everything; nothing helps but room.
 
 Use these for what ends, frees or keeps alive what was accepted, never for what accepts more.
+
+And that who knows what it will see needs not look first: `commit_if` compares and writes in one script, in one round trip.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from hiredis import pack_command
 
 from shared.store.commands import watch
-from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, WatchError, WrongServer
+from shared.store.redis import ArqRedis, NoScriptError, OutOfMemoryError, ResponseError, WatchError, WrongServer
 
 Command = tuple[str | bytes | int, ...]
 
@@ -42,6 +47,30 @@ return replies
 """ARGV: how many looks, the digest of what they saw (empty: not yet known), then each look and each command as the number
 of its words and these. Keys are not declared: one server holds all of them."""
 _NOTHING_SEEN = "-"
+
+_IF_SCRIPT = """#!lua flags=allow-oom
+local at = 2
+local function call()
+  local words = tonumber(ARGV[at])
+  at = at + words + 1
+  return redis.pcall(unpack(ARGV, at - words, at - 1))
+end
+for look = 1, tonumber(ARGV[1]) do
+  local seen = call()
+  while type(seen) == 'table' do seen = seen[1] end
+  if tostring(seen or '') ~= ARGV[at] then return false end
+  at = at + 1
+end
+local replies = {}
+while ARGV[at] do replies[#replies + 1] = call() end
+return replies
+"""
+"""ARGV: how many looks; each of them, as the number of its words and these, and what it must see; and the commands."""
+_IF_DIGEST = hashlib.sha1(_IF_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+_REFUSED_S = 60.0
+"""How long a server is not asked again that took no script: it is too old, or the user may not run any."""
+_refused: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+"""Until when, by pool, in monotonic seconds."""
 
 _UNLIMITED = 3
 """So many tries follow each other at once; then every connection breaks, or another client writes without end."""
@@ -70,6 +99,48 @@ async def commit(pipe: Any, *, raise_on_error: bool = True) -> list[Any]:
     if raise_on_error:
         raise_first(replies)
     return replies
+
+
+async def commit_if(pipe: Any, looks: Sequence[tuple[Command, str]]) -> list[Any] | None:
+    """Does what is queued, all or none, if each look sees what it is said to see: a word, a number, or "" for nothing. Of a
+    list its first word counts, so XREVRANGE sees the id of the last entry.
+
+    Also where memory is full. Returns the replies, errors among them as values; None where a look saw something else, or the
+    server takes no such scripts: nothing is done, and `transact` is the way. `pipe` is fresh, and keeps what is queued. Raises
+    what `execute` raises if the server does not answer; then it may have been done.
+    """
+    pool = pipe.connection_pool
+    if not may_run_scripts(pool):
+        return None
+    commands = pipe.queued
+    flat: list[Any] = [len(looks)]
+    for look, seen in looks:
+        flat += (len(look), *look, seen)
+    flat += words(commands)
+    reply: Any = None
+    for how in ("evalsha", "eval"):
+        async with pipe.alone() as alone:
+            getattr(alone, how)(_IF_DIGEST if how == "evalsha" else _IF_SCRIPT, 0, *flat)
+            (reply,) = await alone.execute(raise_on_error=False)
+        if not isinstance(reply, NoScriptError):
+            break
+    if isinstance(reply, WrongServer):
+        return None
+    if isinstance(reply, ResponseError):
+        note_refused(pool)
+        return None
+    if isinstance(reply, Exception):
+        raise reply
+    return None if reply is None else await answered(pipe, commands, reply)
+
+
+def may_run_scripts(pool: Any) -> bool:
+    """Whether the server that a pool leads to is to be asked to run one: not for a minute after it refused."""
+    return time.monotonic() >= _refused.get(pool, 0.0)
+
+
+def note_refused(pool: Any) -> None:
+    _refused[pool] = time.monotonic() + _REFUSED_S
 
 
 async def transact(

@@ -6,26 +6,28 @@ import asyncio
 import itertools
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 
 from shared.config.settings import Settings
+from shared.store.jobs import Lease
 from shared.store.keys import Lane
-from shared.store.queue import JobQueue, Lease
+from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis, RedisError
 from shared.store.turns import Waiting
 from tests.harness.fake_store import fake_client
 from tests.support.names import keys
 from worker.arq_worker import StreamWorker
+from worker.opening import Opening
 from worker.places import BATCHES
 
 OTHER = Lease("other", 10_000, 1)
 
 
 class Work:
-    """Stands for the generator and the batcher: every job runs until it is let go."""
+    """Stands for the generator, the openings and the batcher: every job runs until it is let go."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -33,7 +35,7 @@ class Work:
         self.ends: dict[str, asyncio.Future[bool]] = {}
         self.running = self
 
-    async def run(self, job_id: str, job_try: int = 1) -> bool:
+    async def run(self, job_id: str, job_try: int = 1, opening: Opening | None = None) -> bool:
         self.calls[job_id] += 1
         self.tries[job_id] = job_try
         self.ends[job_id] = asyncio.get_running_loop().create_future()
@@ -42,6 +44,11 @@ class Work:
     async def stop_ended(self, generation_ids: set[str] | None = None) -> None: ...
 
     async def stop_unwatched(self) -> None: ...
+
+    async def take(self, wanted: Sequence[Waiting], lease: Lease) -> None:
+        """There are no logs here, so nothing is claimed with a job."""
+
+    def pop(self, job_id: str) -> None: ...
 
     def end(self, job_id: str, *, ours: bool = True) -> None:
         self.ends[job_id].set_result(ours)
@@ -65,7 +72,7 @@ class Bench:
         self.order = itertools.count()
         settings = Settings(worker_concurrency=3, worker_lines=1, drain_s=0, lease_s=10)
         work: Any = self.work
-        self.worker = StreamWorker(redis, work, work, settings, worker_id="me")
+        self.worker = StreamWorker(redis, work, work, work, settings, worker_id="me")
 
     async def settled(self) -> None:
         """Whoever was to pause for others that come back has done so."""

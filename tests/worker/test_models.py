@@ -14,7 +14,7 @@ from shared.config.settings import Settings
 from shared.errors import UpstreamError, UpstreamRefused
 from shared.generations.catalogue import Catalogue
 from shared.store.redis import ArqRedis, connect
-from worker.models import KEPT_S, ModelAnnouncer
+from worker.models.announcer import KEPT_S, ModelAnnouncer
 from worker.providers.registry import FAKE, Provider
 from worker.upstream.health import Health
 from worker.upstream.model_lists import ModelLists

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from shared.config.settings import Settings
-from shared.store.jobs import pack_job
+from shared.store.jobs import Job, pack_job
 from shared.store.keys import Lane
-from shared.store.queue import Job
 from shared.store.turns import Waiting
 from worker.places import BATCHES, ORDER, Costs, Places
 

@@ -6,8 +6,9 @@ import pytest
 
 from shared.store import backlog
 from shared.store.backlog import Backlog, LaneBacklog
+from shared.store.jobs import Lease
 from shared.store.keys import Lane
-from shared.store.queue import JobQueue, Lease
+from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis
 from shared.store.turns import Waiting
 from tests.support.names import keys

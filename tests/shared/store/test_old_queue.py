@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from shared.store.jobs import Lease
 from shared.store.keys import Keys, Lane
 from shared.store.old_queue import KEEP_AWAY_MS, adopt, keep_reapers_away
-from shared.store.queue import JobQueue, Lease
+from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis
 from shared.store.turns import Waiting
 from tests.support.names import keys

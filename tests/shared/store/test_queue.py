@@ -12,8 +12,9 @@ import pytest
 
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import PREFIX
+from shared.store.jobs import Job, Lease, heard
 from shared.store.keys import Keys, Lane
-from shared.store.queue import OVERDUE_AT_ONCE, Job, JobQueue, Lease, Seen, Taken, heard
+from shared.store.queue import OVERDUE_AT_ONCE, JobQueue, Seen, Taken
 from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, connect
 from shared.store.turns import Waiting
 from tests.harness.store import configured

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from shared.store import transaction
 from shared.store.commands import converse, pack
 from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, connect
-from shared.store.transaction import commit, transact
+from shared.store.transaction import commit, commit_if, transact
 from tests.support.server import Server
 
 
@@ -102,6 +103,73 @@ async def test_what_raises_or_adds_nothing_does_nothing(client: ArqRedis) -> Non
     with pytest.raises(KeyError):
         await transact(client, ["k"], [("GET", "k")], refuse)
     assert await transact(client, ["k"], [("GET", "k")], lambda pipe, replies: None) == []
+    assert await client.get("k") == b"old"
+
+
+ONLY = ("XREVRANGE", "log", "+", "-", "COUNT", 1)
+
+
+@pytest.mark.parametrize(
+    ("look", "seen"),
+    [
+        (("GET", "k"), "old"),
+        (("GET", "none"), ""),
+        (("EXISTS", "k"), "1"),
+        (("ZCARD", "z"), "2"),
+        (("ZSCORE", "z", "two"), "2"),
+        (("ZRANGE", "z", 0, -1), "one"),
+        (("ZRANGE", "none", 0, -1), ""),
+        (ONLY, "7-3"),
+        (("XREVRANGE", "none", "+", "-", "COUNT", 1), ""),
+    ],
+)
+async def test_what_is_as_it_was_said_is_written_at_once(
+    server: Server, client: ArqRedis, look: Any, seen: str
+) -> None:
+    full = (await client.config_get("maxmemory"))["maxmemory"]
+    await client.config_set("maxmemory", 0)
+    await client.xadd("log", {"f": "v"}, id="7-3")
+    await client.config_set("maxmemory", full)
+    for expected, done in ((seen, True), (f"{seen}x", False), ("nil", False), ("false", False)):
+        async with client.pipeline(transaction=True) as pipe:
+            pipe.set("k", b"old")
+            pipe.zscore("z", "two")
+            pipe.hget("z", "a")
+            replies = await commit_if(pipe, [(look, expected), (("EXISTS", "log"), "1")])
+        if not done:
+            assert replies is None
+            continue
+        assert replies is not None
+        assert replies[:2] == [True, 2.0]
+        assert isinstance(replies[2], ResponseError)
+
+
+async def test_what_was_written_meanwhile_is_not_written_over(client: ArqRedis) -> None:
+    async def once() -> bool:
+        async with client.pipeline(transaction=True) as pipe:
+            pipe.set("k", b"new")
+            pipe.rpush("done", b"1")
+            return await commit_if(pipe, [(("GET", "k"), "old")]) is not None
+
+    assert sorted(await asyncio.gather(*(once() for _ in range(10)))) == [False] * 9 + [True]
+    assert await client.llen("done") == 1  # type: ignore[misc]
+
+
+async def test_a_server_that_runs_no_scripts_is_not_asked_all_the_time(client: ArqRedis, server: Server) -> None:
+    await client.execute_command("ACL", "SETUSER", "plain", "on", ">secret-word", "~*", "&*", "+@all", "-@scripting")
+    plain = connect(server.url.replace("://", "://plain:secret-word@"), max_connections=4)
+    before = (await client.info("commandstats")).get("cmdstat_evalsha", {"rejected_calls": 0})["rejected_calls"]
+    try:
+        for _ in range(3):
+            async with plain.pipeline(transaction=True) as pipe:
+                pipe.set("k", b"new")
+                assert await commit_if(pipe, [(("GET", "k"), "old")]) is None
+                assert pipe.queued
+        assert transaction._refused[plain.connection_pool]
+        assert (await client.info("commandstats"))["cmdstat_evalsha"]["rejected_calls"] == before + 1
+    finally:
+        await plain.aclose(close_connection_pool=True)
+        await client.execute_command("ACL", "DELUSER", "plain")
     assert await client.get("k") == b"old"
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from shared.config.settings import Settings
+from shared.store.jobs import Job, Lease
 from shared.store.keys import Lane
-from shared.store.queue import Job, JobQueue, Lease
+from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis
 from shared.store.turns import CLOCK, SCALE, Line
 from tests.support.names import keys

@@ -106,7 +106,8 @@ async def test_the_circuit_opens_for_all_batches_of_a_worker_and_other_models_go
         async with lab.running(second, batcher):
             await lab.until(second, lambda head: head["completed"] == 50)
         assert len(other.calls) == 50
-        assert len(script.calls) - before < 15, "only to see whether it is back"
+        # Only to see whether it is back, and what of the first was on its way; else each of the second's would have asked.
+        assert len(script.calls) - before < 40
 
 
 async def test_other_workers_hear_that_a_provider_is_away_and_that_it_is_back(

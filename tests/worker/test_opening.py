@@ -1,0 +1,176 @@
+"""Jobs that are taken together with the first attempts of their generations, on both kinds of server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from shared.errors import Taken
+from shared.log.appender import Appender
+from shared.log.entry import BEGIN, Position
+from shared.log.streamlog import StreamLog
+from shared.store import transaction
+from shared.store.jobs import Lease
+from shared.store.keys import Lane
+from shared.store.queue import JobQueue
+from shared.store.redis import ArqRedis, TimeoutError
+from shared.store.turns import Waiting
+from tests.harness.broker import appender, log, redis, settings
+from tests.harness.records import header_with
+from tests.harness.store import configured
+from tests.support.names import keys
+from worker import opening as module
+from worker.opening import Openings
+
+__all__ = ["appender", "log", "redis", "settings"]
+OURS, OTHERS = Lease("me", 10_000, 1), Lease("other", 10_000, 1)
+
+
+class Bench:
+    def __init__(self, redis: ArqRedis, log: StreamLog, appender: Appender) -> None:
+        self.redis, self.log, self.appender, self.queue = redis, log, appender, JobQueue(redis)
+        self.openings = Openings(redis, log, appender, worker_id="me")
+
+    async def put(self, *, job: bool = True) -> Waiting:
+        made = f"chatcmpl-{uuid.uuid4().hex}"
+        header = header_with({"id": made, "owner": "ann", "created_at_ms": int(time.time() * 1000)})
+        await self.log.create(header, b"{}")
+        if job:
+            await self.queue.put(made, Lane.GENERATION, "ann", expires_s=60)
+        return Waiting(made, Lane.GENERATION)
+
+
+@pytest.fixture
+async def bench(redis: ArqRedis, log: StreamLog, appender: Appender) -> AsyncIterator[Bench]:
+    yield Bench(redis, log, appender)
+    transaction._refused.clear()
+
+
+async def test_a_job_and_its_first_attempt_are_taken_at_once(bench: Bench) -> None:
+    jobs = [await bench.put() for _ in range(3)]
+    taken = await bench.openings.take(jobs, OURS)
+    assert taken is not None
+    assert [job.id for job in taken.jobs] == [job.id for job in jobs]
+    assert [(job.tenant, job.begun) for job in taken.jobs] == [("ann", False)] * 3
+    assert (taken.unknown, taken.turns) == ([], jobs)
+    for job in jobs:
+        assert await bench.redis.get(keys.lease(job.id)) == b"me"
+        assert await bench.log.last(job.id) == Position(1, 0)
+        opening = bench.openings.pop(job.id)
+        assert opening is not None
+        writer, header, _ = await bench.log.claim(bench.appender, job.id, 1, opening.attempt, opening.asked)
+        assert (header["id"], writer.epoch, writer.number) == (job.id, 1, 1)
+        assert bench.openings.pop(job.id) is None
+
+
+async def test_what_another_worker_has_is_left_to_it(bench: Bench) -> None:
+    job, free = await bench.put(), await bench.put()
+    await bench.queue.take([job], OTHERS, begun=False)
+    taken = await bench.openings.take([job, free], OURS)
+    assert taken is not None
+    assert [one.id for one in taken.jobs] == [free.id]
+    assert (taken.unknown, taken.turns) == ([], [free])
+    assert await bench.log.last(job.id) == BEGIN, "its first attempt is the other's to claim"
+    assert bench.openings.pop(job.id) is None
+
+
+async def test_of_all_workers_that_hear_the_bell_one_begins(bench: Bench) -> None:
+    job = await bench.put()
+    workers = [Openings(bench.redis, bench.log, bench.appender, worker_id=f"w{number}") for number in range(8)]
+    found = await asyncio.gather(*(one.take([job], Lease(f"w{at}", 10_000, 1)) for at, one in enumerate(workers)))
+    assert sorted(len(taken.jobs) for taken in found if taken) == [0] * 7 + [1]
+
+
+async def test_what_has_ended_is_unknown(bench: Bench) -> None:
+    job = await bench.put(job=False)
+    taken = await bench.openings.take([job], OURS)
+    assert taken is not None
+    assert (taken.jobs, taken.unknown, taken.turns) == ([], [job], [])
+    assert await bench.log.last(job.id) == BEGIN
+
+
+async def test_what_was_begun_before_is_ours_but_not_its_first_attempt(bench: Bench) -> None:
+    job = await bench.put()
+    await bench.log.claim(bench.appender, job.id, 1, module.new_attempt("lost", "queued"))
+    taken = await bench.openings.take([job], OURS)
+    assert taken is not None
+    assert [one.id for one in taken.jobs] == [job.id]
+    opening = bench.openings.pop(job.id)
+    assert opening is not None
+    with pytest.raises(Taken):
+        await bench.log.claim(bench.appender, job.id, 1, opening.attempt, opening.asked)
+
+
+async def test_a_batch_is_taken_as_ever(bench: Bench) -> None:
+    assert await bench.openings.take([Waiting("batch_1", Lane.BATCH)], OURS) is None
+
+
+@pytest.mark.parametrize("lost", ["the words", "the replies"])
+async def test_what_was_not_answered_is_ours_when_it_is_taken_again(
+    bench: Bench, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, ask = await bench.put(), bench.appender.ask
+
+    async def unanswered(packed: bytes, replies: int, log: Any = None) -> Any:
+        if lost == "the replies":
+            await ask(packed, replies)
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.appender, "ask", unanswered)
+        with pytest.raises(TimeoutError):
+            await bench.openings.take([job], OURS)
+    taken = await bench.queue.take([job], OURS, begun=True)
+    assert [one.id for one in taken.jobs] == [job.id]
+    opening = bench.openings.pop(job.id)
+    assert opening is not None
+    assert opening.asked is None
+    writer, *_ = await bench.log.claim(bench.appender, job.id, 1, opening.attempt, opening.asked)
+    assert writer.epoch == 1
+
+
+async def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(packed: bytes, replies: int, log: Any = None) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(bench.appender, "ask", silent)
+    monkeypatch.setattr(module, "_ANSWERS_S", 0.01)
+    with pytest.raises(TimeoutError):
+        await bench.openings.take([await bench.put()], OURS)
+
+
+async def test_a_full_server_is_not_asked_for_more_than_it_takes(bench: Bench, request: pytest.FixtureRequest) -> None:
+    if "fakeredis" in request.node.name:
+        return  # it knows no limit
+    job = await bench.put()
+    await bench.openings.take([await bench.put()], OURS)
+    async with configured(bench.redis, maxmemory=1):
+        assert await bench.openings.take([job], OURS) is None
+    assert await bench.log.last(job.id) == BEGIN
+    assert not await bench.redis.exists(keys.lease(job.id))
+    assert transaction.may_run_scripts(bench.redis.connection_pool), "it runs them once there is room"
+
+
+async def test_where_scripts_are_refused_they_are_not_tried_all_the_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, ask = await bench.put(), bench.appender.ask
+    monkeypatch.setattr(module, "_SCRIPT", b"this is no script")
+    monkeypatch.setattr(module, "_DIGEST", b"0" * 40)
+    assert await bench.openings.take([job], OURS) is None
+    asked = []
+
+    async def counted(packed: bytes, replies: int, log: Any = None) -> Any:
+        asked.append(packed)
+        return await ask(packed, replies)
+
+    monkeypatch.setattr(bench.appender, "ask", counted)
+    assert await bench.openings.take([job], OURS) is None
+    assert asked == []

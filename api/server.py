@@ -80,7 +80,7 @@ def main() -> None:
     except SettingsInvalid as error:
         refuse_to_start(str(error))
     configure_logging(settings.log_level)
-    begin_metrics()
+    begin_metrics(settings.metrics)
     say_notices(notices(settings))
     if settings.redis_url is None:
         refuse_to_start("The API needs REDIS_URL. `streamspool up` runs everything without it.")

@@ -7,6 +7,7 @@ from a short list, since those of providers are theirs to invent.
 from __future__ import annotations
 
 from shared.errors import StreamspoolError, UpstreamError, UpstreamRefused
+from shared.lib import genai
 from shared.lib.telemetry import (
     ATTEMPTS,
     CHUNK_SECONDS,
@@ -35,7 +36,9 @@ def claimed(reason: str, queued_ms: int) -> None:
 
 
 def first_chunk(served: Served, first_s: float) -> None:
-    FIRST_CHUNK_SECONDS.labels(**answered_by(_asked(served))).observe(first_s)
+    labels = answered_by(_asked(served))
+    FIRST_CHUNK_SECONDS.labels(**labels).observe(first_s)
+    genai.observe(labels, first_s=first_s)
 
 
 def failed(error: StreamspoolError, served: Served) -> None:
@@ -67,12 +70,15 @@ def _retried(writer: Writer, error: UpstreamError, target: Target) -> None:
     )
 
 
-def ended(writer: Writer, served: Served, took_s: float) -> None:
+def ended(writer: Writer, served: Served, took_s: float, error: StreamspoolError | None) -> None:
     labels = answered_by(_asked(served))
     GENERATION_SECONDS.labels(**labels).observe(took_s)
+    genai.ended(labels, took_s, "" if error is None else _cause(error))
     if (chunks := writer.position.seq) > 1:
         first_s = writer.timings.get("first_chunk_ms", 0) / 1000
-        CHUNK_SECONDS.labels(**labels).observe(max(0.0, took_s - first_s) / (chunks - 1))
+        chunk_s = max(0.0, took_s - first_s) / (chunks - 1)
+        CHUNK_SECONDS.labels(**labels).observe(chunk_s)
+        genai.observe(labels, chunk_s=chunk_s)
 
 
 def _asked(served: Served) -> str | None:

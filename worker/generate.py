@@ -220,7 +220,7 @@ class Generator:
             except Damaged as damage:  # the last words were there once
                 error, status = _lost(damage), None
                 continue
-            counting.ended(writer, served, time.monotonic() - started)
+            counting.ended(writer, served, time.monotonic() - started, error)
             return None
         counting.failed(error, served)
         next_one = new_attempt(self._worker_id, error.code, writer.number + 1)

@@ -17,9 +17,11 @@ from collections.abc import Mapping
 from shared import __version__
 from shared.lib import json
 from shared.lib.clock import now_ms
+from shared.lib.telemetry import PLACES
 from shared.store.redis import ArqRedis
 from shared.store.transaction import commit
 from worker.arq_worker import BEAT_S, BEAT_TTL_S, StreamWorker
+from worker.places import ORDER
 from worker.providers.registry import Provider
 from worker.upstream.health import Health
 
@@ -64,10 +66,14 @@ class Heartbeat:
     async def run(self) -> None:
         key = self._redis.key
         while True:
+            places = self._worker.places()
+            taken = sum(places["jobs"][lane] for lane in ORDER)
+            PLACES.labels("taken").set(taken)
+            PLACES.labels("free").set(max(0, places["places"] - taken))
             report = {
                 **self._about,
                 "running": self._worker.count,
-                **self._worker.places(),
+                **places,
                 "health": self._health.told(),
             }
             async with self._redis.pipeline(transaction=True) as pipe:

@@ -186,6 +186,6 @@ def main() -> None:
     except SettingsInvalid as error:
         refuse_to_start(str(error))
     configure_logging(settings.log_level)
-    begin_metrics()
+    begin_metrics(settings.metrics)
     stamina.instrumentation.set_on_retry_hooks([])  # its log line quotes the provider, ours does not
     uvloop.run(serve(settings))

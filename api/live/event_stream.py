@@ -20,7 +20,7 @@ from api.live.projection import Projection
 from api.live.response import LogResponse, Process, served_headers
 from shared.errors import BadCursor, Damaged, FileStorageFailed, Gone, Stopping
 from shared.lib import sse
-from shared.lib.telemetry import RESUMES
+from shared.lib.telemetry import REPLAYED, RESUMES
 from shared.log.entry import Kind, Position
 from shared.log.records import Header
 from shared.store.redis import RedisError
@@ -82,6 +82,7 @@ class EventStream(LogResponse):
             await client.start(204, self.extra)
             await client.send(b"", more=False)
             return
+        REPLAYED.inc(max(0, live.end - (start.chunk if start.epoch == live.epoch else 0)))
         if self._cursor is not None:
             RESUMES.inc()
         if self._hold_s:

@@ -15,8 +15,10 @@ from shared.lib.telemetry import (
     IN_PLACES,
     OLDEST_SECONDS,
     REDIS_BYTES,
+    REDIS_EVICTED,
     REDIS_MOST_BYTES,
     REDIS_UP,
+    REDIS_WRITES,
     WAITING,
     WORKERS,
 )
@@ -24,26 +26,32 @@ from shared.store.availability import translate_errors
 from shared.store.backlog import Backlog
 
 _SCRAPE_S = 1.0
+_UNKNOWN = float("nan")
 
 
 async def measure(catalogue: Catalogue, backlog: Backlog) -> None:
     """Sets them. Where Redis is away, `streamspool_redis_up` is 0, and the others are not known."""
     try:
         async with asyncio.timeout(_SCRAPE_S):
-            workers, memory = await catalogue.workers(), await catalogue.memory()
+            workers, store = await catalogue.workers(), await catalogue.store()
             with translate_errors():
                 lanes = await backlog.look()
     except (Unavailable, TimeoutError):
         REDIS_UP.set(0)
         for gauge in (WAITING, IN_PLACES, OLDEST_SECONDS):
             gauge.clear()
-        for gauge in (REDIS_BYTES, REDIS_MOST_BYTES, WORKERS):
-            gauge.set(float("nan"))
+        for gauge in (REDIS_BYTES, REDIS_MOST_BYTES, REDIS_EVICTED, REDIS_WRITES, WORKERS):
+            gauge.set(_UNKNOWN)
         return
     REDIS_UP.set(1)
     WORKERS.set(len(workers))
-    REDIS_BYTES.set(memory[0])
-    REDIS_MOST_BYTES.set(memory[1])
+    for gauge, field in (
+        (REDIS_BYTES, "used_bytes"),
+        (REDIS_EVICTED, "evicted_keys"),
+        (REDIS_WRITES, "last_write_ok"),
+    ):
+        gauge.set(_UNKNOWN if store[field] is None else store[field])
+    REDIS_MOST_BYTES.set(store["limit_bytes"] or 0)
     now = now_ms()
     for seen in lanes:
         WAITING.labels(seen.lane).set(seen.waiting)

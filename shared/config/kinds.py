@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_network
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic_settings import NoDecode
@@ -59,6 +59,7 @@ _T = TypeVar("_T")
 
 ByTenant = Annotated[dict[str, _T], NoDecode, BeforeValidator(_by_tenant)]
 Words = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+Metrics = Annotated[list[Literal["tenants", "genai"]], NoDecode, BeforeValidator(_split)]
 Allowed = Annotated[Words, AfterValidator(_check_allowed)]
 Proxies = Annotated[Words, AfterValidator(_check_proxies)]
 Origins = Annotated[Words, AfterValidator(_check_origins)]

@@ -27,7 +27,7 @@ from pydantic_settings import (
 
 from shared.config import history_url, redis_url
 from shared.config.environ import FILE, SettingsInvalid, bucket_options, environment, from_file, is_service_link
-from shared.config.kinds import Allowed, ByTenant, Origins, Prefix, Proxies, RootPath, Words
+from shared.config.kinds import Allowed, ByTenant, Metrics, Origins, Prefix, Proxies, RootPath, Words
 from shared.config.limits import LimitNumbers
 from shared.config.prices import Budget, PriceConfig
 from shared.config.providers import ProviderConfig, check_models, check_names, check_patterns
@@ -306,6 +306,10 @@ class Settings(BaseSettings):
     )
     worker_metrics_port: int = Field(
         0, ge=0, le=65535, description="port of a worker's /metrics, /healthz, /readyz on HOST; 0: none"
+    )
+    metrics: Metrics = Field(
+        default_factory=list,
+        description="more of /metrics: `tenants` is a label, the first 500; `genai`: OpenTelemetry's names beside ours",
     )
     webhook_secret: ByTenant[SecretStr] = Field(
         default_factory=dict,

@@ -165,12 +165,6 @@ class Catalogue:
         status = found[0]["status"]
         return {**found[0], "status": status if status == "draining" else "resting" if resting else "active"}
 
-    async def memory(self) -> tuple[int, int]:
-        """What Redis uses, and its limit, in bytes; 0: none."""
-        with translate_errors():
-            found = await self._redis.info("memory")
-        return found["used_memory"], found.get("maxmemory", 0)
-
     async def store(self) -> dict[str, Any]:
         """What Redis says of itself, in bytes, seconds and counts; null: it does not say, or its user may not ask."""
         start = time.monotonic()

@@ -20,9 +20,9 @@ from shared.features.responses.namespaces import NAMESPACES, Own, own_names
 from shared.features.sessions import Sessions
 from shared.features.spend.prices import Prices
 from shared.generations.settlement import Settlement
-from shared.lib import json, money
+from shared.lib import genai, json, money
 from shared.lib.clock import now_ms
-from shared.lib.telemetry import SEALED, TOKENS, answered_by, get_logger, provider_of
+from shared.lib.telemetry import COST, COST_UNKNOWN, SEALED, TOKENS, answered_by, get_logger, tenant_label
 from shared.log.blobs import Stored
 from shared.log.entry import BEGIN, Entry, Kind, Position, Status
 from shared.log.records import Header, Lengths, Outcome, Served
@@ -265,14 +265,20 @@ def _count(header: Header, outcome: Outcome) -> None:
     served = outcome.get("served") or {}
     refused, asked = served.get("refused"), header["model"]  # which is a provider's own, where it has one in its name
     model = served.get("model") or (refused[-1]["model"] if refused else asked if "/" in asked else None)
-    SEALED.labels(outcome["status"], provider_of(model)).inc()
-    labels = answered_by(model)
+    labels, tenant = answered_by(model), tenant_label(header["owner"])
+    SEALED.labels(outcome["status"], labels["provider"], tenant).inc()
+    if (cost := outcome.get("cost")) is not None:
+        if cost["picodollars"] is not None:
+            COST.labels(**labels, tenant=tenant).inc(money.to_dollars(cost["picodollars"]))
+        elif model is not None:
+            COST_UNKNOWN.labels(**labels).inc()
     used = outcome.get("usage") or {}
     for kind, part in (("prompt", None), ("cached", "prompt"), ("completion", None), ("reasoning", "completion")):
         figures = used.get(f"{part}_tokens_details") if part else used
         amount = figures.get(f"{kind}_tokens") if isinstance(figures, dict) else None
         if isinstance(amount, int) and 0 < amount < 2**53:  # a provider may have said anything
-            TOKENS.labels(**labels, type=kind).inc(amount)
+            TOKENS.labels(**labels, type=kind, tenant=tenant).inc(amount)
+            genai.count(labels, kind, amount)
 
 
 def _tokens(outcome: Outcome) -> dict[str, int | None]:

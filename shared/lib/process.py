@@ -6,15 +6,16 @@ import asyncio
 import ctypes
 import gc
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import NoReturn
 
 from prometheus_client import disable_created_metrics
 
 from shared import __version__
+from shared.lib import genai
 from shared.lib.tasks import cancel
-from shared.lib.telemetry import BUILD
+from shared.lib.telemetry import BUILD, switch_on, wants
 
 WRONG_SETTINGS = 2
 """The exit code for what a restart will not heal."""
@@ -65,8 +66,11 @@ async def _trim() -> None:
         await asyncio.to_thread(trim, 0)
 
 
-def begin_metrics() -> None:
-    """Sets up the metrics of the whole process; called once, by its entry point. Without the time each series began, which
-    Prometheus does not need and which is as many series again."""
+def begin_metrics(more: Collection[str] = ()) -> None:
+    """Sets up the metrics of the whole process, and `more` of them; called once, by its entry point. Without the time each
+    series began, which Prometheus does not need and which is as many series again."""
     disable_created_metrics()  # type: ignore[no-untyped-call]
+    switch_on(more)
+    if wants("genai"):
+        genai.begin()
     BUILD.labels(__version__).set(1)

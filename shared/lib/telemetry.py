@@ -10,33 +10,49 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Collection
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 """An answer may take an hour (STREAMSPOOL_GENERATION_S)."""
 _MODELS = 200
 """So many models get a label of their own, the first that answer; the rest is `other`. Clients may make names up."""
+_TENANTS = 500
+"""And so many tenants, where they are a label."""
 
 SUBMITTED = Counter("streamspool_generations_submitted_total", "Generations accepted by this process")
 SETTLED = Counter("streamspool_generations_settled_total", "Generations whose turn and usage this process has booked")
 SEALED = Counter(
-    "streamspool_generations_sealed_total", "Generations this process gave their outcome", ["status", "provider"]
+    "streamspool_generations_sealed_total",
+    "Generations this process gave their outcome",
+    ["status", "provider", "tenant"],
 )
 TOKENS = Counter(
     "streamspool_tokens_total",
     "Tokens of generations this process gave their outcome: prompt, cached (of the prompt), completion, reasoning (of that)",
-    ["provider", "model", "type"],
+    ["provider", "model", "type", "tenant"],
+)
+COST = Counter(
+    "streamspool_cost_usd_total",
+    "What they cost, in dollars, as far as that is known",
+    ["provider", "model", "tenant"],
+)
+COST_UNKNOWN = Counter(
+    "streamspool_cost_unknown_total",
+    "Those that a provider answered and whose cost is not known",
+    ["provider", "model"],
 )
 ATTEMPTS = Counter("streamspool_attempts_total", "Attempts started by this worker", ["reason"])
 RUNNING = Gauge("streamspool_generations_running", "Generations running in this worker")
-QUEUE_SECONDS = Histogram("streamspool_queue_seconds", "From accepted to claimed by a worker", buckets=_SECONDS)
+PLACES = Gauge("streamspool_places", "Places of this worker, as of its last beat: taken or free", ["state"])
+QUEUE_SECONDS = Histogram("streamspool_queue_seconds", "From accepted to claimed by a worker", buckets=SECONDS)
 FIRST_CHUNK_SECONDS = Histogram(
     "streamspool_time_to_first_chunk_seconds",
     "From the request to the provider's first chunk",
     ["provider", "model"],
-    buckets=_SECONDS,
+    buckets=SECONDS,
 )
 CHUNK_SECONDS = Histogram(
     "streamspool_time_per_chunk_seconds",
@@ -45,21 +61,30 @@ CHUNK_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )
 GENERATION_SECONDS = Histogram(
-    "streamspool_generation_seconds", "From claim to seal", ["provider", "model"], buckets=_SECONDS
+    "streamspool_generation_seconds", "From claim to seal", ["provider", "model"], buckets=SECONDS
 )
 ENTRIES_MENDED = Counter(
     "streamspool_entries_mended_total", "Entries of logs that the server had forgotten and this worker wrote again"
 )
 CONFIRM_SECONDS = Histogram(
-    "streamspool_confirm_seconds", "How long the server takes to confirm what it acknowledged", buckets=_SECONDS
+    "streamspool_confirm_seconds", "How long the server takes to confirm what it acknowledged", buckets=SECONDS
 )
 RETAINED_BYTES = Gauge(
     "streamspool_retained_bytes", "Memory for what this worker wrote and the server may still forget; as of this second"
 )
 CHUNKS = Counter("streamspool_chunks_total", "Chunks written to logs")
+UPSTREAM_SECONDS = Histogram(
+    "streamspool_upstream_request_seconds",
+    "From one request to a provider to its first chunk (status 200), or to its refusal (status, or what broke)",
+    ["provider", "status"],
+    buckets=SECONDS,
+)
 UPSTREAM_ERRORS = Counter("streamspool_upstream_errors_total", "Attempts ended by the provider", ["code", "provider"])
 UPSTREAM_RETRIES = Counter(
     "streamspool_upstream_retries_total", "Requests made again before the first chunk", ["code", "provider"]
+)
+FALLBACKS = Counter(
+    "streamspool_upstream_fallbacks_total", "Times this one was given up on and the next asked", ["provider"]
 )
 VIEWERS = Gauge("streamspool_viewers", "Viewers attached to this process")
 SOCKETS = Gauge("streamspool_sockets", "WebSockets of clients that are open at this process")
@@ -68,14 +93,27 @@ LOG_BYTES = Gauge(
     "streamspool_log_bytes", "Memory that followed logs take here, and those that were just replayed; as of this second"
 )
 RESUMES = Counter("streamspool_resumes_total", "Views that started from a cursor")
+REPLAYED = Counter("streamspool_replayed_chunks_total", "Chunks that were there before the viewer they were shown to")
 VIEWERS_DROPPED = Counter("streamspool_viewers_dropped_total", "Viewers that took no bytes for too long")
 REQUESTS = Counter("streamspool_http_requests_total", "Responses sent", ["route", "status"])
+LIMITED = Counter(
+    "streamspool_limit_rejections_total",
+    "Refusals by a limit: requests, tokens, running, waiting, webhooks, batches, viewers; or by a hard budget",
+    ["limit", "tenant"],
+)
+BUDGET_WARNINGS = Counter(
+    "streamspool_budget_warnings_total", "Generations accepted although a soft budget was reached", ["tenant"]
+)
 REDIS_ERRORS = Counter("streamspool_redis_errors_total", "Times a part of this process lost Redis", ["part"])
 BATCHES = Gauge("streamspool_batches_running", "Batches this worker hands out the lines of")
 BATCH_LINES = Counter(
     "streamspool_batch_lines_total",
     "Lines of batches: completed, failed, skipped by the batch's end, or to be asked again",
     ["result"],
+)
+BATCH_WINDOW = Gauge(
+    "streamspool_batch_window_left_ratio",
+    "How much of its window is left to the batch here that has least: 1 at its beginning, 0 at its end; NaN: there is none",
 )
 WEBHOOKS = Counter(
     "streamspool_webhook_deliveries_total", "Attempts to deliver a webhook, by how they ended", ["outcome"]
@@ -89,6 +127,8 @@ OLDEST_SECONDS = Gauge(
 REDIS_UP = Gauge("streamspool_redis_up", "Whether Redis answered this scrape")
 REDIS_BYTES = Gauge("streamspool_redis_memory_bytes", "Memory Redis uses, as of this scrape")
 REDIS_MOST_BYTES = Gauge("streamspool_redis_memory_limit_bytes", "Its maxmemory; 0: no limit")
+REDIS_EVICTED = Gauge("streamspool_redis_evicted_keys", "Keys it dropped to make room, since it was started")
+REDIS_WRITES = Gauge("streamspool_redis_append_ok", "Whether the last write of its append-only file succeeded")
 HISTORY_ROWS = Counter("streamspool_history_rows_total", "Rows this process took into the history")
 HISTORY_WAITING = Gauge("streamspool_history_waiting", "Rows that wait in Redis for the history")
 HISTORY_LOST = Gauge("streamspool_history_lost", "Rows that waited for so long that they had to make room, ever")
@@ -96,21 +136,50 @@ HISTORY_AWAY = Gauge("streamspool_history_away", "Whether the history's database
 WORKERS = Gauge("streamspool_workers", "Workers that were heard of in the last 15 s, as of this scrape")
 BUILD = Gauge("streamspool_build_info", "1; the version is a label", ["version"])
 
+# What may happen has a series before it does, so that the first time is an increase.
+for _outcome in ("delivered", "retried", "failed"):
+    WEBHOOKS.labels(_outcome)
+for _action in ("rung", "no_worker", "forgotten"):
+    REAPED.labels(_action)
+REDIS_ERRORS.labels("broker")
+PLACES.labels("free")
 
-class _Models:
-    """Which models have a label of their own, as long as the process lives."""
 
-    def __init__(self) -> None:
+class _Names:
+    """Which names have a label of their own, as long as the process lives: the first so many."""
+
+    def __init__(self, most: int) -> None:
         self._known: set[str] = set()
+        self._most = most
 
     def label(self, name: str) -> str:
-        if name not in self._known and len(self._known) >= _MODELS:
+        if name not in self._known and len(self._known) >= self._most:
             return "other"
         self._known.add(name)
         return name
 
 
-_models = _Models()
+_models, _tenants = _Names(_MODELS), _Names(_TENANTS)
+_wanted: frozenset[str] = frozenset()
+
+
+def switch_on(metrics: Collection[str]) -> None:
+    """What is not there by default: `tenants`, the label; `genai`, OpenTelemetry's names beside ours (genai.py)."""
+    global _wanted
+    _wanted = frozenset(metrics)
+    if "tenants" not in _wanted:
+        BUDGET_WARNINGS.labels("")
+        for limit in "requests tokens running waiting webhooks batches viewers budget".split():
+            LIMITED.labels(limit, "")
+
+
+def wants(metrics: str) -> bool:
+    return metrics in _wanted
+
+
+def tenant_label(tenant: str) -> str:
+    """Empty, which to Prometheus is no label, unless tenants are wanted as one."""
+    return _tenants.label(tenant) if "tenants" in _wanted else ""
 
 
 def provider_of(model: str | None) -> str:

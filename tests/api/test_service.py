@@ -282,9 +282,10 @@ def test_a_worker_counts_by_provider_and_model(own_stack: Stack) -> None:
         client.post(ask("fake/echo?error=429"))
         text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
     for series in (
-        'streamspool_generations_sealed_total{provider="fake",status="completed"} 1.0',
-        'streamspool_generations_sealed_total{provider="fake",status="failed"} 1.0',
-        'streamspool_tokens_total{model="fake/lorem",provider="fake",type="completion"} 5.0',
+        'streamspool_generations_sealed_total{provider="fake",status="completed",tenant=""} 1.0',
+        'streamspool_generations_sealed_total{provider="fake",status="failed",tenant=""} 1.0',
+        'streamspool_tokens_total{model="fake/lorem",provider="fake",tenant="",type="completion"} 5.0',
+        'streamspool_upstream_request_seconds_count{provider="fake",status="200"} 1.0',
         'streamspool_time_to_first_chunk_seconds_count{model="fake/lorem",provider="fake"} 1.0',
         'streamspool_time_per_chunk_seconds_count{model="fake/lorem",provider="fake"} 1.0',
         'streamspool_generation_seconds_count{model="fake/lorem",provider="fake"} 1.0',
@@ -296,7 +297,7 @@ def test_a_worker_counts_by_provider_and_model(own_stack: Stack) -> None:
 
 
 def test_models_that_are_made_up_have_one_label() -> None:
-    models = telemetry._Models()
+    models = telemetry._Names(200)
     labels = [models.label(f"fake/made-up-{number}") for number in range(1000)]
     assert (labels[0], labels[-1], len(set(labels))) == ("fake/made-up-0", "other", 201)
     assert models.label("fake/made-up-0") == "fake/made-up-0"

@@ -1,4 +1,4 @@
-"""What is in deploy/ for systemd, Kubernetes and Prometheus: that it names what there is, and waits as long as it has to."""
+"""What is in deploy/ for systemd and Kubernetes: that it names what there is, and waits as long as it has to."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client.metrics import MetricWrapperBase
 
 from shared.config.settings import Settings, variable
-from shared.lib import telemetry
 from shared.lib.process import WRONG_SETTINGS
 from tests.harness.processes import ROOT
 from worker.providers.registry import VENDORS
@@ -88,37 +86,3 @@ def test_pods_have_time_to_drain_and_only_workers_have_provider_keys() -> None:
         secrets = {one["secretRef"]["name"] for one in spec["containers"][0]["envFrom"] if "secretRef" in one}
         assert ("streamspool-providers" in secrets) is (name == "streamspool-worker")
         assert spec["securityContext"]["runAsNonRoot"] is True
-
-
-def series() -> set[str]:
-    """Every series there can be."""
-    found = set()
-    for metric in vars(telemetry).values():
-        if isinstance(metric, MetricWrapperBase):
-            (family,) = metric.describe()
-            endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
-            found |= {family.name + ending for ending in endings}
-    return found
-
-
-def test_alerts_are_about_metrics_that_there_are_and_say_what_to_do() -> None:
-    rules = [
-        rule for group in yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"] for rule in group["rules"]
-    ]
-    assert len({rule["alert"] for rule in rules}) == len(rules) > 8
-    known = {metric._labelnames for metric in vars(telemetry).values() if isinstance(metric, MetricWrapperBase)}
-    labels = {label for names in known for label in names} | {"job", "instance"}
-    for rule in rules:
-        assert set(re.findall(r"streamspool_\w+", rule["expr"])) <= series(), rule["alert"]
-        assert set(re.findall(r"(\w+)=\"", rule["expr"])) <= labels, rule["alert"]
-        assert rule["annotations"].keys() == {"summary", "do"}
-    scrape = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())
-    assert [(DEPLOY / name).exists() for name in scrape["rule_files"]] == [True]
-
-
-def test_promtool_takes_both() -> None:
-    if (program := shutil.which("promtool")) is None:
-        pytest.skip("no promtool here")
-    for words in (["check", "rules", "alerts.yaml"], ["check", "config", "prometheus.yaml"]):
-        done = subprocess.run([program, *words], cwd=DEPLOY, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr

@@ -13,7 +13,8 @@ from shared.config.settings import Settings
 from shared.errors import Fenced, FileStorageInvalid, Gone, LogError, Unavailable
 from shared.features.batch_head import BatchHead
 from shared.generations.core import Core
-from shared.lib.telemetry import BATCHES, get_logger
+from shared.lib.clock import now_ms
+from shared.lib.telemetry import BATCH_WINDOW, BATCHES, get_logger
 from shared.log.streamlog import StreamLog
 from shared.store.outage import Pauses, log_redis_error
 from shared.store.queue import JobQueue
@@ -41,6 +42,15 @@ class Batcher:
         self.batches, self.files, self.catalogue = core.batches, core.files, core.catalogue
         self.circuits = Circuits(redis)
         self.at_once = asyncio.Semaphore(_AT_ONCE)
+        self._windows: dict[str, tuple[int, int]] = {}
+        """When each began and will expire, in Unix milliseconds."""
+        BATCH_WINDOW.set_function(self._window_left)
+
+    def _window_left(self) -> float:
+        """For a scrape, which comes from another thread."""
+        now = now_ms()
+        left = [(until - now) / max(1, until - since) for since, until in list(self._windows.values())]
+        return max(0.0, min(left)) if left else float("nan")
 
     async def run(self, batch_id: str) -> bool:
         """Brings a batch to its end. False if it is another worker's now.
@@ -49,13 +59,16 @@ class Batcher:
         """
         BATCHES.inc()
         try:
-            await self._to_the_end(await self._claim(batch_id))
+            head = await self._claim(batch_id)
+            self._windows[batch_id] = head["at"]["created"], head["expires_at_ms"]
+            await self._to_the_end(head)
         except Fenced:
             logger.warning("batch fenced", batch_id=batch_id)
             return False
         except Gone:
             logger.info("batch gone", batch_id=batch_id)
         finally:
+            self._windows.pop(batch_id, None)
             BATCHES.dec()
         await self.batches.close(batch_id)
         return True

@@ -26,6 +26,7 @@ from shared.errors import (
     without_frames,
 )
 from shared.lib import sse
+from shared.lib.telemetry import FALLBACKS, UPSTREAM_SECONDS
 from shared.log import records
 from shared.log.entry import Chunk
 from worker.normalizer import Normalizer
@@ -122,6 +123,7 @@ class Attempts:
                     raise
                 without_frames(error)
                 self._served.refused.append({"model": target.name, "status": _told(error), "code": error.code})
+                FALLBACKS.labels(target.provider.name).inc()
             else:
                 self._served.target = target
                 return target.provider, step
@@ -157,8 +159,11 @@ class Attempts:
             step = await self._try(stack, target)
         except UpstreamError as error:
             self._health.failed(target.provider.name, error)
+            UPSTREAM_SECONDS.labels(target.provider.name, _shown(error)).observe(time.monotonic() - began)
             raise
-        self._health.answered(target.provider.name, round((time.monotonic() - began) * 1000))
+        took_s = time.monotonic() - began
+        self._health.answered(target.provider.name, round(took_s * 1000))
+        UPSTREAM_SECONDS.labels(target.provider.name, "200").observe(took_s)
         return step
 
     async def _try(self, stack: AsyncExitStack, target: Target) -> Step:
@@ -233,6 +238,13 @@ def _is_passing(error: UpstreamError) -> bool:
 def _told(error: StreamspoolError) -> int:
     """The provider's own status, where it gave one."""
     return error.provider_status if isinstance(error, UpstreamError) else error.status
+
+
+def _shown(error: UpstreamError) -> str:
+    """As a label: the provider's status, or, where it said none, what broke, which is a code of ours. It may say anything."""
+    if not isinstance(error, UpstreamRefused):
+        return error.code.removeprefix("upstream_")
+    return str(error.provider_status) if 100 <= error.provider_status < 600 else "other"
 
 
 def _may_fall_back(error: StreamspoolError) -> bool:

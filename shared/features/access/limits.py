@@ -28,6 +28,7 @@ from shared.config.settings import Settings
 from shared.config.tenants import EVERY_TENANT
 from shared.errors import RateLimited
 from shared.features.effect import Commands, Ended
+from shared.lib.telemetry import LIMITED, tenant_label
 from shared.log.records import Header
 from shared.log.streamlog import Execute
 from shared.store.conditional import KEPT_S, Condition, Count, Found, correct, under
@@ -188,9 +189,8 @@ class Limiter:
             if limits.waiting:
                 checks.append(_Check("waiting", scope, self._member("waiting", scope, limits.waiting, generation_id)))
             if limits.webhooks and webhook:
-                checks.append(
-                    _Check("webhooks", scope, self._member("webhooks", scope, limits.webhooks, generation_id))
-                )
+                count = self._member("webhooks", scope, limits.webhooks, generation_id)
+                checks.append(_Check("webhooks", scope, count))
         return checks
 
     def _member(self, kind: str, scope: str, most: int | None, member: str) -> Count:
@@ -380,6 +380,7 @@ def _refusal(
 ) -> RateLimited:
     """In OpenAI's words."""
     kind, scope, count = refused.kind, refused.scope, refused.counted
+    LIMITED.labels(kind, tenant_label(asking.tenant)).inc()
     most, (used, wait_s) = count.most or 0, found[checks.index(refused)]
     whom = f"organization {asking.tenant}" if scope.startswith("tenant:") else f"key {asking.key_id}"
     figures = f"Limit {most}, Used {used}, Requested {count.cost}."

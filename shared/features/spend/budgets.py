@@ -28,6 +28,7 @@ from shared.features.spend.prices import Prices
 from shared.features.webhooks import Webhooks
 from shared.lib import money
 from shared.lib.clock import now_ms
+from shared.lib.telemetry import BUDGET_WARNINGS, LIMITED, tenant_label
 from shared.log.records import Header
 from shared.store.conditional import Found, Hold, release
 from shared.store.redis import ArqRedis
@@ -181,6 +182,7 @@ class Budgets:
         try:
             _refuse(await self.states(header))
         except BudgetReached:
+            LIMITED.labels("budget", tenant_label(header["owner"])).inc()
             if not (unless_made and await self._redis.exists(self._key.log(header["id"]))):
                 raise
 
@@ -252,6 +254,7 @@ class OfBudgets:
 
     async def refusal(self, refused: int, found: Sequence[Found]) -> RateLimited:
         state = list(self._states(found))[refused]
+        LIMITED.labels("budget", tenant_label(self._header["owner"])).inc()
         if state.is_reached:
             return _reached(state)
         held = money.shown(found[refused].wait_s)
@@ -265,6 +268,7 @@ class OfBudgets:
         near = [state.shown for state in self._states(found) if state.is_reached]
         if near:
             self._header["near_budget"] = near
+            BUDGET_WARNINGS.labels(tenant_label(self._header["owner"])).inc()
 
 
 def _refuse(states: Sequence[State]) -> None:

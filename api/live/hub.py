@@ -17,6 +17,7 @@ from typing import Self
 from api.live.hot import HotLogs
 from api.live.livelog import LiveLog
 from shared.errors import Damaged, FileStorageFailed, Gone
+from shared.lib.busy import BusyPauses
 from shared.lib.tasks import FairTurns, cancel
 from shared.lib.telemetry import FOLLOWED, LOG_BYTES, VIEWERS, get_logger
 from shared.log.entry import Entry
@@ -28,8 +29,7 @@ from shared.store.redis import ArqRedis, RedisError, log_redis_error
 logger = get_logger(__name__)
 
 BLOCK_MS = 2000
-_BUSY_ENTRIES = 4
-_PAUSE_S, _PAUSE_A_LOG_S = 0.004, 0.0001
+_LONGEST_GATHERING_S = 0.012
 _LARGE_AT_ONCE = 1
 _WINDOWS_BYTES = 128 * 1024 * 1024
 """Memory of all followed logs together. Where it is more, the largest keep less than their window."""
@@ -94,6 +94,7 @@ class Hub:
         self._added = asyncio.Event()
         self._blocked = False
         self._checked = 0.0
+        self._pauses = BusyPauses(_LONGEST_GATHERING_S)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -268,14 +269,12 @@ class Hub:
             )
         finally:
             self._blocked = False
-        count = 0
         for generation_id, entries in found.items():
             if isinstance(entries, Damaged):
                 followed[generation_id].fail(entries)
             elif generation_id == self._control:
                 self._control_id = str(entries[-1].position)
             else:
-                count += len(entries)
                 live = followed[generation_id]
                 if live.tenant is not None and any(entry.blobs for entry in entries):
                     live.caught_up = False
@@ -284,9 +283,8 @@ class Hub:
                     self._feed(live, entries)
         if asyncio.get_running_loop().time() - self._checked > BLOCK_MS / 1000:
             await self._check({i: live for i, live in followed.items() if i not in found})
-        if count > _BUSY_ENTRIES:
-            # Under load, more entries a read cost less than more reads; the more logs, the more so.
-            await asyncio.sleep(min(_PAUSE_S, _PAUSE_A_LOG_S * len(followed)))
+        if found and (pause_s := self._pauses.next_s()):
+            await asyncio.sleep(pause_s)
 
     @staticmethod
     def _feed(live: LiveLog, entries: list[Entry]) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 from shared.errors import LogError
+from shared.lib.busy import BusyPauses
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import ENTRIES_MENDED, RETAINED_BYTES, get_logger
 from shared.log.entry import SEAL
@@ -28,8 +29,7 @@ from shared.store.redis import ArqRedis, RedisError, ResponseError, log_redis_er
 
 logger = get_logger(__name__)
 
-_BUSY = 3
-_PAUSE_S = 0.002
+_LONGEST_PAUSE_S = 0.006
 _BACKOFF_S, _LONGEST_BACKOFF_S = 0.25, 1.0
 _LOOK_S = 1.0
 _LOOKED_AT_ONCE = 200
@@ -71,7 +71,8 @@ class _Item(NamedTuple):
 class Appender:
     """One per process; an async context manager.
 
-    It sends at once when idle and gathers while a flush is in flight, so the cost is per round trip, not per chunk.
+    It sends at once and gathers while a flush is in flight, and a little longer where the process is busy, so the cost is per
+    round trip, not per chunk.
     """
 
     def __init__(self, redis: ArqRedis, confirmer: Confirmer | None = None) -> None:
@@ -90,6 +91,7 @@ class Appender:
         self._tasks: list[asyncio.Task[None]] = []
         self._sealing: set[asyncio.Task[None]] = set()
         self.budget = Budget()
+        self._pauses = BusyPauses(_LONGEST_PAUSE_S)
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -222,9 +224,9 @@ class Appender:
                     if not answer.done():
                         answer.set_result((replies[start : start + count], server))
                     start += count
-                batch, size = [], len(batch)
-                if size > _BUSY:
-                    await asyncio.sleep(_PAUSE_S)  # under load, more appends a flush cost less than more flushes
+                batch = []
+                if pause_s := self._pauses.next_s():
+                    await asyncio.sleep(pause_s)
         finally:
             if batch:  # unanswered: first in line on the next connection
                 self._pending[:0] = batch

@@ -79,6 +79,8 @@ class Openings:
         """
         if any(job.lane is Lane.BATCH for job in wanted) or not may_run_scripts(self._pool):
             return None
+        if self._key.cells.apart:  # the lease is not where the log is
+            return None
         attempts = {job.id: new_attempt(self._worker_id, "queued") for job in wanted}
         if len(self._open) > _MOST_UNANSWERED:  # of jobs that others took
             self._open.clear()

@@ -89,7 +89,7 @@ class Hub:
         self._hot = HotLogs()
         self.rounds = FairTurns(_LARGE_AT_ONCE)
         """Whose turn it is to write a large piece."""
-        self._control = reading.key.hub(os.urandom(8).hex())
+        self._control = reading.key.hub(os.urandom(8).hex(), 0)
         self._control_id = "0"
         self._added = asyncio.Event()
         self._blocked = False

@@ -102,7 +102,7 @@ class Batches:
             # With a key, the caller comes back for this very batch.
             doubts = self._doubts.about(batch_id) if idempotency_key is None else nullcontext()
             with doubts, translate_errors():
-                async with self._redis.pipeline(transaction=True) as pipe:
+                async with self._redis.pipeline(transaction=True).control as pipe:
                     pipe.set(self._key.batch(head["id"]), json.dumps(head), px=life_ms, nx=True)
                     pipe.zadd(self._key.batches_open, {head["id"]: now})
                     pipe.zadd(index, {head["id"]: now})
@@ -179,7 +179,7 @@ class Batches:
 
     async def listed(self, tenants: Iterable[str], after: str | None = None) -> AsyncIterator[BatchHead]:
         """The batches of these tenants, newest first, as one list. Raises NotFound if `after` is not one of them."""
-        indexes = {tenant: self._key.batches(tenant) for tenant in tenants}
+        indexes = {tenant: [self._key.batches(tenant)] for tenant in tenants}
         with translate_errors():
             try:
                 async for places in paged(merged(self._redis, indexes, after)):

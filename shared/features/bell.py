@@ -48,11 +48,12 @@ class Bell:
         return header["idempotency"] is None and header["session"] is None and not promised
 
     def ring_with(self, pipe: Any, header: Header) -> None:
-        """Adds to that transaction that it has a viewer, where that matters, and the ring."""
+        """Adds to that transaction that it has a viewer, where that matters, and the ring; or to what follows it at once, where
+        the control is apart."""
         if header["on_disconnect"] == "cancel":
             self._log.keep_watched_with(pipe, header["id"], self._settings.disconnect_grace_s)
         safety_s = self._settings.log_safety_s
-        self._queue.put_with(pipe, header["id"], lane_of(header), header["owner"], expires_s=safety_s)
+        self._queue.put_with(pipe.control, header["id"], lane_of(header), header["owner"], expires_s=safety_s)
 
     async def announce(self, header: Header, *, new: bool = False) -> None:
         """The same after the create. Never fails: the reaper rings again."""

@@ -333,10 +333,14 @@ class Blobs:
             pipe.delete(held)
             pipe.zrem(self._key.blob_holders, holder)
 
-        looks: list[Command] = [("PTTL", name), ("HLEN", held)]
+        looks: list[Command] = [("HLEN", held)]
         for key in keys:
             looks += [("HGET", key, COPY), ("HEXISTS", key, holder), ("HLEN", key)]
-        await transact(self._redis, [name, held, *keys], looks, queue)
+        if self._key.cells.apart:  # it is looked at before: what holds blobs is made within the grace time, or never
+            left_ms = await self._redis.pttl(name)
+            await transact(self._redis, [held, *keys], looks, lambda pipe, seen: queue(pipe, [left_ms, *seen]))
+        else:
+            await transact(self._redis, [name, held, *keys], [("PTTL", name), *looks], queue)
         if released:
             logger.info("blobs released", tenant=tenant, count=len(released))
 

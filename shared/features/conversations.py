@@ -77,7 +77,8 @@ class Conversations:
         async with self._redis.pipeline(transaction=True) as pipe:
             head = {"created_at_ms": now, "updated_at_ms": now, _METADATA: json.dumps(metadata)}
             pipe.hset(names.head, mapping=head)
-            pipe.zadd(self._key.sessions(tenant), {conversation_id: now})
+            listed = self._key.sessions(tenant, self._key.cells.of_session(tenant, conversation_id))
+            pipe.zadd(listed, {conversation_id: now})
             self._sessions.prolong(pipe, tenant, conversation_id)
             await pipe.execute()
 

@@ -265,7 +265,7 @@ class Files:
         self, tenants: Iterable[str], after: str | None = None, *, newest_first: bool = True
     ) -> AsyncIterator[dict[str, Any]]:
         """The files of these tenants as one list, each with its `tenant`. Raises NotFound if `after` is not one of them."""
-        indexes = {tenant: self._key.files(tenant) for tenant in tenants}
+        indexes = {tenant: [self._key.files(tenant)] for tenant in tenants}
         with translate_errors():
             try:
                 async for places in paged(merged(self._redis, indexes, after, newest_first=newest_first)):

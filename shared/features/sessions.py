@@ -14,7 +14,7 @@ ones stand in a sorted set by their numbers, and only the first of them is rung 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -42,7 +42,7 @@ from shared.log.entry import Status
 from shared.log.records import Header, SessionTerms
 from shared.store.merged import merged
 from shared.store.redis import ArqRedis
-from shared.store.transaction import commit
+from shared.store.transaction import beside, commit
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _PAGE = 100
@@ -119,7 +119,7 @@ class Sessions:
         pipe.hset(names.head, mapping={"turn": number + 1, "updated_at_ms": now})
         pipe.hsetnx(names.head, "created_at_ms", now)
         pipe.zadd(names.open, {header["id"]: number + 1})
-        pipe.zadd(self._key.sessions(tenant), {session["id"]: now})
+        pipe.zadd(self._listed(tenant, session["id"]), {session["id"]: now})
         self.prolong(pipe, tenant, session["id"])
         return 0 if session.get("client_history") else min(tokens, session["max_tokens"])
 
@@ -260,10 +260,17 @@ class Sessions:
 
     def prolong(self, pipe: Any, tenant: str, session_id: str) -> None:
         """Adds commands that keep it from now on for as long as sessions are kept."""
-        names = self._key.session(tenant, session_id)
-        for name in (names.head, names.turns, names.open, self._key.sessions(tenant)):
+        names, listed = self._key.session(tenant, session_id), self._listed(tenant, session_id)
+        for name in (names.head, names.turns, names.open, listed):
             pipe.pexpire(name, self._life_ms)
-        pipe.zremrangebyscore(self._key.sessions(tenant), "-inf", now_ms() - self._life_ms)
+        pipe.zremrangebyscore(listed, "-inf", now_ms() - self._life_ms)
+
+    def _listed(self, tenant: str, session_id: str) -> str:
+        """The list that it stands in."""
+        return self._key.sessions(tenant, self._key.cells.of_session(tenant, session_id))
+
+    def _lists(self, tenant: str) -> list[str]:
+        return [self._key.sessions(tenant, cell) for cell in self._key.cells.all]
 
     # ---- what one may look at
 
@@ -308,15 +315,17 @@ class Sessions:
 
     async def newest(self, tenant: str, after: str | None, count: int) -> list[dict[str, Any]]:
         """Sessions, last used first, from just after the id `after`. Raises NotFound if that one is unknown."""
-        start = 0
+        if self._key.cells.count > 1:
+            return await self._newest({tenant: self._lists(tenant)}, after and check_id(after), count, tenant)
+        start, listed = 0, self._key.sessions(tenant, 0)
         if after is not None:
-            rank = await self._redis.zrevrank(self._key.sessions(tenant), check_id(after))
+            rank = await self._redis.zrevrank(listed, check_id(after))
             if rank is None:
                 raise NotFound("`after` must be the id of a session in this list.")
             start = rank + 1
         found: list[dict[str, Any]] = []
         while len(found) < count:
-            ids = await self._redis.zrevrange(self._key.sessions(tenant), start, start + count - 1)
+            ids = await self._redis.zrevrange(listed, start, start + count - 1)
             if not ids:
                 break
             for raw in ids:
@@ -331,7 +340,12 @@ class Sessions:
         """Sessions of these tenants, last used first, each with its `tenant`. Two tenants may each have one of the same name,
         so `after` is `TENANT:SESSION`. Raises NotFound if that one is unknown."""
         owner, _, last = after.partition(":") if after is not None else (None, "", None)
-        indexes = {tenant: self._key.sessions(tenant) for tenant in tenants}
+        indexes = {tenant: self._lists(tenant) for tenant in tenants}
+        return await self._newest(indexes, last, count, owner)
+
+    async def _newest(
+        self, indexes: Mapping[str, Sequence[str]], last: str | None, count: int, owner: str | None
+    ) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         try:
             async for place in merged(self._redis, indexes, last, of=owner):
@@ -348,6 +362,7 @@ class Sessions:
         names = self._key.session(tenant, session_id)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(names.head, names.turns, names.open)
-            pipe.zrem(self._key.sessions(tenant), session_id)
-            pipe.zadd(self._key.blob_holders, {session_holder(tenant, session_id): 0}, xx=True)
+            pipe.zrem(self._listed(tenant, session_id), session_id)
+            pipe.control.zadd(self._key.blob_holders, {session_holder(tenant, session_id): 0}, xx=True)
             await commit(pipe)
+            await beside(pipe)

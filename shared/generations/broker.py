@@ -178,7 +178,7 @@ class Broker:
 
     def _note(self, asked: str, header: Header, pipe: Any) -> None:
         """Adds what is done with the create, or not at all."""
-        self._repeats.note(pipe, asked, header["id"])
+        self._repeats.note(pipe.control, asked, header["id"])
         if self._bell.rings_with_create(header):
             self._bell.ring_with(pipe, header)
 
@@ -270,14 +270,19 @@ class Broker:
     async def _join(self, key: str | None, request: ChatRequest, caller: Caller, cut: Cut) -> tuple[str, str | None]:
         """The id of the generation that this key stands for, whichever request named it first; and the key's digest.
         Without a key it is a new one."""
+        new_id = self._new_id(request, caller)
         if key is None:
-            return f"chatcmpl-{uuid.uuid4().hex}", None
+            return new_id, None
         digest = key_digest(key)
         life_ms = int((self._settings.log_safety_s + retention_s(self._settings, request)) * 1000)
         asked = await self._blobs.digest(cut, json.dumps_sorted(request.model_dump(exclude_unset=True)))
         with translate_errors():
-            new_id = f"chatcmpl-{uuid.uuid4().hex}"
             return await self._idempotency.claim(caller.tenant, digest, new_id, asked, life_ms), digest
+
+    def _new_id(self, request: ChatRequest, caller: Caller) -> str:
+        """A turn is born in the cell of its session."""
+        new_id, cells, session_id = f"chatcmpl-{uuid.uuid4().hex}", self._key.cells, request.session_id
+        return new_id if session_id is None else cells.born(new_id, cells.of_session(caller.tenant, session_id))
 
     async def find(self, generation_id: str, caller: Caller) -> Summary:
         """The generation's summary. Raises NotFound if there is none, or it is another tenant's."""

@@ -14,7 +14,7 @@ from typing import Any
 from shared.config.settings import Settings
 from shared.errors import FileStorageFailed
 from shared.features.bell import lane_of
-from shared.features.effect import Answered, Effect, Ended
+from shared.features.effect import Answered, Commands, Effect, Ended
 from shared.features.history.outbox import Outbox
 from shared.features.sessions import Sessions
 from shared.features.spend.budgets import Budgets
@@ -56,7 +56,8 @@ class Settlement:
         """Does what follows from a generation's outcome, unless it was done; and rings for its session's next."""
         summary = (await self._log.describe([generation_id]))[0]
         if summary is None or summary.outcome is None:
-            await self._redis.srem(self._key.unsettled, generation_id)  # type: ignore[misc]
+            unsettled = self._key.unsettled(self._key.cells.of(generation_id))
+            await self._redis.srem(unsettled, generation_id)  # type: ignore[misc]
             return
         await self.settle_outcome(summary.header, summary.outcome, summary.position.epoch)
 
@@ -67,21 +68,22 @@ class Settlement:
         mark = str(header["created_at_ms"]).encode()  # of this log: an Idempotency-Key may make its id once more later
         marked_s = self._settings.log_safety_s + (header.get("retention_s") or 0)  # it must outlive the log
         ended = Ended(header, outcome, epoch, marked_s, self._read)
-        commands = [await one.effect(ended) for one in self._effects]
+        commands = [(one, add) for one in self._effects if (add := await one.effect(ended)) is not None]
+        if self._key.cells.apart:  # but for a session, what follows is the control's
+            await self._charge(header, mark, marked_s, [add for one, add in commands if one is not self._sessions])
+            commands = [(one, add) for one, add in commands if one is self._sessions]
 
         def queue(pipe: Any, seen: list[Any]) -> None:
             marked, exists = seen
             if marked != mark and exists:
                 pipe.set(marker, mark, px=int(marked_s * 1000))
-                for add in commands:
-                    if add is not None:
-                        add(pipe)
-            pipe.srem(self._key.unsettled, generation_id)
+                for _, add in commands:
+                    add(pipe)
+            pipe.srem(self._key.unsettled(self._key.cells.of(generation_id)), generation_id)
 
         looks = [("GET", marker), ("EXISTS", log)]
-        async with self._redis.pipeline(
-            transaction=True
-        ) as pipe:  # as it is nearly always: not yet, and the log is there
+        async with self._redis.pipeline(transaction=True) as pipe:
+            # As it is nearly always: not yet, and the log is there.
             queue(pipe, [None, 1])
             done = await commit_if(pipe, [(looks[0], ""), (looks[1], "1")])
         if done is None:
@@ -93,6 +95,21 @@ class Settlement:
         await self._ring_next(header)
         if len(done) > 1:
             await self.budgets.tell(header)
+
+    async def _charge(self, header: Header, mark: bytes, marked_s: float, adds: Sequence[Commands]) -> None:
+        """Does what follows in the control, where that is apart: before what follows in the cell, which takes the generation
+        off the list of those to be settled, and once, by a mark of its own."""
+        if not await self._redis.exists(self._key.log(header["id"])):
+            return
+        marker = self._key.charged(header["id"])
+
+        def queue(pipe: Any, seen: list[Any]) -> None:
+            if seen[0] != mark:
+                pipe.set(marker, mark, px=int(marked_s * 1000))
+                for add in adds:
+                    add(pipe)
+
+        await transact(self._redis, [marker], [("GET", marker)], queue)
 
     async def forget(self, generation_id: str) -> None:
         """Its owner deleted it: the history is to know nothing of it either."""
@@ -118,7 +135,7 @@ class Settlement:
         more would start on money that is gone. Raises BudgetReached."""
         if not self.budgets.is_hard(header):
             return
-        ids = [member.decode() for member in await self._redis.smembers(self._key.unsettled)]  # type: ignore[misc]
+        ids = await self._left_over()
         found = [
             one for one in await self._log.describe(ids[:_LOOKED_AT]) if one and one.header["owner"] == header["owner"]
         ]
@@ -130,8 +147,13 @@ class Settlement:
     async def settle_left_over(self) -> None:
         """Settles all that is sealed and not settled: the process that sealed it may be gone. If not, it is done once all
         the same."""
-        members = await self._redis.smembers(self._key.unsettled)  # type: ignore[misc]
-        await self._settle_all([member.decode() for member in members])
+        await self._settle_all(await self._left_over())
+
+    async def _left_over(self) -> list[str]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for cell in self._key.cells.all:
+                pipe.smembers(self._key.unsettled(cell))
+            return [member.decode() for members in await pipe.execute() for member in members]
 
     async def _settle_all(self, ids: Sequence[str]) -> None:
         for generation_id in ids:

@@ -7,12 +7,16 @@ server is away.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
-from shared.errors import Gone
+from shared.errors import Fenced, Gone
 from shared.lib import json
 from shared.log.reader import LogReader
 from shared.log.records import Header, Summary
+from shared.store.commands import pack, watch
+from shared.store.merged import merged, paged
 from shared.store.redis import ArqRedis
 from shared.store.transaction import commit
 
@@ -45,7 +49,12 @@ class LogListing(LogReader):
 
         Raises Gone if that one is unknown.
         """
-        index, redis = self._key.stored(tenant) if stored else self._key.index(tenant), self._redis
+        named, cells = self._key.stored if stored else self._key.index, self._key.cells
+        if cells.count > 1:
+            async for one in self._merged([named(tenant, cell) for cell in cells.all], after, newest_first, span_ms):
+                yield one
+            return
+        index, redis = named(tenant, 0), self._redis
         rank, page = (redis.zrevrank, redis.zrevrange) if newest_first else (redis.zrank, redis.zrange)
         start, last = 0, after
         if last is None and (edge := await self._edge(index, newest_first, *span_ms)) is not None:
@@ -73,6 +82,27 @@ class LogListing(LogReader):
                 yield summary
             last = members[-1]
 
+    async def _merged(
+        self, indexes: Sequence[str], after: str | None, newest_first: bool, span_ms: Span
+    ) -> AsyncIterator[Summary]:
+        """The same where each cell has its share of the list."""
+        since_ms, until_ms = span_ms
+        edge = until_ms if newest_first else since_ms
+        try:
+            async for places in paged(
+                merged(self._redis, {"": indexes}, after, newest_first=newest_first, edge=edge), _INDEX_PAGE
+            ):
+                for summary in await self.describe([place.member for place in places]):
+                    if summary is None:
+                        continue
+                    before, behind = _outside(summary.header["created_at_ms"], *span_ms)
+                    if before if newest_first else behind:
+                        return
+                    if not (before or behind):
+                        yield summary
+        except LookupError:
+            raise Gone(after or "") from None
+
     async def _edge(self, index: str, newest_first: bool, since_ms: int | None, until_ms: int | None) -> bytes | None:
         """Where a list that begins inside of a time does so: at its first member from then on; None: at its start."""
         edge = until_ms if newest_first else since_ms
@@ -83,23 +113,47 @@ class LogListing(LogReader):
 
     async def open_ids(self) -> list[tuple[str, int]]:
         """Generations without an outcome, oldest first, with the time they were created in ms."""
-        members = await self._redis.zrange(self._key.open, 0, -1, withscores=True)
-        return [(member.decode(), int(score)) for member, score in members]
+        found: list[tuple[str, int]] = []
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for cell in self._key.cells.all:
+                pipe.zrange(self._key.open(cell), 0, -1, withscores=True)
+            for members in await pipe.execute():
+                found += [(member.decode(), int(score)) for member, score in members]
+        return found if self._key.cells.count == 1 else sorted(found, key=itemgetter(1))
 
     async def open_of(self, tenant: str | None, most: int) -> tuple[list[Summary], int, bool]:
         """A tenant's generations without an outcome, the newest first, or all tenants'; `most` of them, how many more there
         are, and whether those were too many to be counted."""
-        ids = [member.decode() for member in await self._redis.zrevrange(self._key.open, 0, _OPEN_LOOKED_AT)]
+        ids = await self._newest_open()
         is_partial = len(ids) > _OPEN_LOOKED_AT
-        if tenant is not None and ids:
-            scores = await self._redis.zmscore(self._key.index(tenant), ids)
-            ids = [one for one, score in zip(ids, scores, strict=True) if score is not None]
+        if tenant is not None:
+            theirs = await self._theirs(tenant, ids)
+            ids = [one for one in ids if one in theirs]
         found = [one for one in await self.describe(ids[:most]) if one is not None and one.outcome is None]
         return found, max(0, len(ids) - most), is_partial
 
+    async def _newest_open(self) -> list[str]:
+        """Of all cells, the newest first; one more than are looked at tells that there are more."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for cell in self._key.cells.all:
+                pipe.zrevrange(self._key.open(cell), 0, _OPEN_LOOKED_AT, withscores=True)
+            shares = await pipe.execute()
+        newest = shares[0] if len(shares) == 1 else sorted(chain(*shares), key=itemgetter(1), reverse=True)
+        return [member.decode() for member, _ in newest[: _OPEN_LOOKED_AT + 1]]
+
+    async def _theirs(self, tenant: str, ids: list[str]) -> set[str]:
+        """Which of these are a tenant's."""
+        parts, found = self._key.cells.parted(ids), set[str]()
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for cell, some in parts.items():
+                pipe.zmscore(self._key.index(tenant, cell), some)
+            for some, scores in zip(parts.values(), await pipe.execute() if parts else [], strict=True):
+                found.update(one for one, score in zip(some, scores, strict=True) if score is not None)
+        return found
+
     async def close_index(self, generation_id: str) -> None:
         """Takes an id whose log is sealed or gone off the list of open ones."""
-        await self._redis.zrem(self._key.open, generation_id)
+        await self._redis.zrem(self._key.open(self._key.cells.of(generation_id)), generation_id)
 
     # ---- who watches (only for generations that end without viewers)
 
@@ -113,6 +167,15 @@ class LogListing(LogReader):
     def keep_watched_with(self, pipe: Any, generation_id: str, grace_s: float) -> None:
         """The same, with what else `pipe` does."""
         pipe.set(self._key.viewers(generation_id), b"1", px=int(grace_s * 1000))
+
+    async def fence_deleted(self, pipe: Any, generation_id: str) -> None:
+        """For who looked in the control whether it may create this, where that is apart: it may have been created, and deleted,
+        by another one since. Raises Fenced, also where that happens before `pipe` is executed."""
+        if pipe.control is not pipe:
+            name = self._key.deleted(generation_id)
+            (there,) = await watch(pipe, [name], pack(b"EXISTS", name.encode()))
+            if there:
+                raise Fenced(generation_id)
 
     async def watched(self, generation_ids: Sequence[str]) -> set[str]:
         """Which of these had a viewer within the grace time."""

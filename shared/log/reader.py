@@ -170,7 +170,7 @@ class LogReader:
         interrupt: tuple[str, str] | None = None,
         shapes: Mapping[str, Envelopes] | None = None,
     ) -> dict[str, list[Entry] | Damaged]:
-        """One blocking read over many logs: the new entries of each that has some, `{}` when the time is over.
+        """One blocking read over many logs of one cell: the new entries of each that has some, `{}` when the time is over.
 
         `shapes` are those of each log up to its position, and take up new ones; without them pieces stay pieces.
         A log with a missing entry answers Damaged instead. `interrupt` is (key, last id) of a stream that ends the

@@ -14,7 +14,7 @@ RedisError or OSError when the server is away.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from itertools import chain
 from typing import Any, cast
 
@@ -24,19 +24,17 @@ from shared.lib.clock import now_ms
 from shared.log import feed as events
 from shared.log.appender import Appender, Asked
 from shared.log.blobs import BLOBS, Stored
-from shared.log.decoding import HIDDEN, Raw, by_name, decode
+from shared.log.decoding import Raw, by_name, decode
 from shared.log.entry import BEGIN, HEADER, PIECES_SINCE, SEAL, SKIPPED, Kind, Position
-from shared.log.feed import Event, Feed, is_made_again
-from shared.log.listing import LogListing
+from shared.log.feed import Event, is_made_again
 from shared.log.records import Attempt, Header, Outcome
+from shared.log.removal import LogRemoval
 from shared.log.retained import ATTEMPT_BYTES, LINE_BYTES
 from shared.log.writer import Claim, Writer, is_refusal
 from shared.store.commands import pack, watch
-from shared.store.redis import OutOfMemoryError, ResponseError, WatchError
-from shared.store.transaction import Command, commit, commit_if
+from shared.store.redis import OutOfMemoryError, RedisError, ResponseError, WatchError, log_redis_error
+from shared.store.transaction import Command, beside, commit, commit_if
 
-_DELETED_MS = 60_000
-"""Longer than anybody writes to, or waits for, a log that is gone."""
 _TOKEN = b"t"
 """A second field of the first entry, which readers skip: tells two creates of one id apart."""
 
@@ -62,11 +60,8 @@ Execute = Callable[[Any], Awaitable[list[Any]]]
 Reserve = Callable[[Any, Header], Awaitable[Execute | None]]
 
 
-class StreamLog(LogListing):
-    """All logs of one Redis: create, claim, seal, delete; read and tail (`LogReader`); list (`LogListing`)."""
-
-    feed: Feed | None = None
-    """Where what is done here is told. Whoever puts the features together sets it; None: it is told nowhere."""
+class StreamLog(LogRemoval):
+    """All logs of one Redis: create, claim, seal; read and tail (`LogReader`); list (`LogListing`), delete (`LogRemoval`)."""
 
     # ---- the API's side
 
@@ -91,27 +86,35 @@ class StreamLog(LogListing):
                 pipe.xadd(key, {Kind.REQUEST: json.dumps(header), _TOKEN: token}, id=str(HEADER))
                 pipe.xadd(key, {Kind.BODY: data, **({} if blobs is None else {BLOBS: blobs})}, id=str(BEGIN))
                 pipe.pexpire(key, self._safety_ms)
-                pipe.zadd(self._key.open, {generation_id: created})
+                pipe.zadd(self._key.open(self._key.cells.of(generation_id)), {generation_id: created})
                 for index, life_ms in self._indexes(header):
                     pipe.zadd(index, {generation_id: created})
                     pipe.zremrangebyscore(index, "-inf", created - life_ms)
                     pipe.pexpire(index, life_ms)
                 if self.feed is not None and not is_made_again(header):
-                    self.feed.add(pipe, events.accepted(header))
+                    self.feed.add(pipe.control, events.accepted(header))
                 try:
                     done = await (execute(pipe) if execute else pipe.execute(raise_on_error=False))
                 except WatchError:
                     continue
                 break
         replies = done[before:]
-        if isinstance(replies[0], bytes):
-            return True
-        if is_refusal(replies[0]):
+        if is_refusal(replies[0]):  # ours all the same if only the reply was lost
             there = await self._redis.xrange(key, str(HEADER), str(HEADER))
-            return bool(
-                there and by_name(there[0][1]).get(_TOKEN) == token
-            )  # ours all the same if only the reply was lost
-        raise replies[0]
+            if not there or by_name(there[0][1]).get(_TOKEN) != token:
+                return False
+        elif not isinstance(replies[0], bytes):
+            raise replies[0]
+        await self._ring(pipe, generation_id)
+        return True
+
+    async def _ring(self, pipe: Any, generation_id: str) -> None:
+        """Does what could not be done with the create, as the control is apart: the bell, above all. What of it is lost the
+        reaper does again."""
+        try:
+            await beside(pipe)
+        except (RedisError, OSError) as error:
+            log_redis_error("bell", error, generation_id=generation_id)
 
     async def tell_accepted(self, header: Header, queue: Callable[..., Awaitable[None]] | None) -> None:
         """Calls `queue`, which enqueues what was just created, with what is to be added to its transaction: that it was
@@ -123,71 +126,6 @@ class StreamLog(LogListing):
             async with self._redis.pipeline(transaction=False) as pipe:
                 feed.add(pipe, events.accepted(header))
                 await pipe.execute()
-
-    async def keep(self, generation_ids: Sequence[str], kept_ms: int) -> Header | None:
-        """Keeps these for so long at least, deleted or not: something goes on from them. Returns the header of the last one,
-        None where one of them is not there."""
-        last = self._key.log(generation_ids[-1])
-        names = [
-            name
-            for one in generation_ids
-            for name in (self._key.log(one), self._key.settled(one), self._key.metadata(one))
-        ]
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for generation_id in generation_ids:
-                pipe.set(self._key.continued(generation_id), b"1", px=kept_ms)
-            for name in names:
-                pipe.pttl(name)
-            pipe.xrange(last, str(HEADER), str(HEADER))
-            *told, raw = await pipe.execute()
-            left = told[len(generation_ids) :]
-            if -2 in left[::3] or not raw:
-                return None
-            for name, left_ms in zip(names, left, strict=True):
-                if 0 <= left_ms < kept_ms:
-                    pipe.pexpire(name, kept_ms)
-            await commit(pipe)
-        return cast(Header, json.loads(decode(raw)[0].data))
-
-    async def delete(self, generation_id: str, tenant: str) -> None:
-        """Removes the log; writers find it Gone. Sealing first is the caller's business. What something goes on from (`keep`)
-        is hidden from everyone, and goes with the last that needs it."""
-        async with self._redis.pipeline(transaction=False) as look:
-            look.exists(self._key.continued(generation_id))
-            look.pttl(self._key.log(generation_id))
-            continued, left_ms = await look.execute()
-        async with self._redis.pipeline(transaction=True) as pipe:
-            if continued and left_ms > 0:
-                pipe.set(self._key.metadata(generation_id), HIDDEN, px=left_ms)
-                self._queue_unlist(pipe, generation_id, tenant)
-            else:
-                self._queue_delete(pipe, generation_id, tenant)
-            if self.feed is not None:
-                self.feed.add(pipe, events.deleted(generation_id, tenant))
-            await commit(pipe)
-
-    async def delete_all(self, generation_ids: Sequence[str], tenant: str) -> None:
-        """The same for many of one tenant, without those that are to be kept longer because they were stored."""
-        if not generation_ids:
-            return
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for generation_id in generation_ids:
-                pipe.zscore(self._key.stored(tenant), generation_id)
-            kept = await pipe.execute()
-            for generation_id, stored in zip(generation_ids, kept, strict=True):
-                if stored is None:
-                    self._queue_delete(pipe, generation_id, tenant)
-            await commit(pipe)
-
-    def _queue_delete(self, pipe: Any, generation_id: str, tenant: str) -> None:
-        pipe.delete(self._key.log(generation_id), self._key.metadata(generation_id), self._key.settled(generation_id))
-        self._queue_unlist(pipe, generation_id, tenant)
-        pipe.zadd(self._key.blob_holders, {generation_id: 0}, xx=True)  # what it held is to be let go of
-
-    def _queue_unlist(self, pipe: Any, generation_id: str, tenant: str) -> None:
-        pipe.set(self._key.deleted(generation_id), b"1", px=_DELETED_MS)
-        for index in (self._key.open, self._key.index(tenant), self._key.stored(tenant)):
-            pipe.zrem(index, generation_id)
 
     # ---- the worker's side
 
@@ -256,7 +194,10 @@ class StreamLog(LogListing):
             return [begin]
         generation_id, created = header["id"], b"%d" % header["created_at_ms"]
         key, member = self._key.log(generation_id).encode(), generation_id.encode()
-        indexes = [self._key.open, *(name for name, _ in self._indexes(header))]
+        indexes = [
+            self._key.open(self._key.cells.of(generation_id)),
+            *(name for name, _ in self._indexes(header)),
+        ]
         return [
             *(pack(b"XADD", key, entry_id, *chain(*by_name(fields).items())) for entry_id, fields in raw),
             pack(b"PEXPIRE", key, b"%d" % self._safety_ms),
@@ -267,9 +208,10 @@ class StreamLog(LogListing):
 
     def _indexes(self, header: Header) -> list[tuple[str, int]]:
         """The lists that a generation stands in, and how long each is kept after a create, in ms."""
-        indexes = [(self._key.index(header["owner"]), self._safety_ms + self._retention_ms)]
+        owner, cell = header["owner"], self._key.cells.of(header["id"])
+        indexes = [(self._key.index(owner, cell), self._safety_ms + self._retention_ms)]
         if header.get("store"):
-            indexes.append((self._key.stored(header["owner"]), self._safety_ms + self._kept_ms(header)))
+            indexes.append((self._key.stored(owner, cell), self._safety_ms + self._kept_ms(header)))
         return indexes
 
     async def seal(
@@ -291,9 +233,8 @@ class StreamLog(LogListing):
         """
         key = self._key.log(generation_id)
         header = header or await self._header(key)
-        kept_ms, told = self._kept_ms(header), None
-        if self.feed is not None and header is not None:
-            told = events.ended("sealed", header, outcome)
+        kept_ms = self._kept_ms(header)
+        told = None if self.feed is None or header is None else events.ended("sealed", header, outcome)
         looks = pack(b"XREVRANGE", key.encode(), b"+", b"-", b"COUNT", b"1"), pack(b"XLEN", key.encode())
         at_once, last = None if epoch is None else length, None
         if await self._sealed_at_once(generation_id, outcome, kept_ms, told, after=after, length=at_once):
@@ -309,6 +250,7 @@ class StreamLog(LogListing):
                         _check_end(generation_id, last, there, epoch=epoch, after=after, length=length)
                     self._queue_end(pipe, generation_id, outcome, kept_ms, told)
                     added, *_ = await pipe.execute(raise_on_error=False)
+                await self._tell_end(pipe, generation_id, added)
             except WatchError:  # another client wrote; or the connection broke, whatever was being asked
                 continue
             except OutOfMemoryError:
@@ -341,18 +283,30 @@ class StreamLog(LogListing):
         async with self._redis.pipeline(transaction=True) as pipe:
             self._queue_end(pipe, generation_id, outcome, kept_ms, told)
             done = await commit_if(pipe, [(end, str(after)), (("XLEN", key), str(length))])
-        return done is not None and isinstance(done[0], bytes)
+        added = done[0] if done else None
+        await self._tell_end(pipe, generation_id, added)
+        return isinstance(added, bytes)
 
     def _queue_end(self, pipe: Any, generation_id: str, outcome: Outcome, kept_ms: int, told: Event | None) -> None:
         """The outcome, and what is done with it and is harmless where that is refused."""
         pipe.xadd(self._key.log(generation_id), {Kind.OUTCOME: json.dumps(outcome)}, id=str(SEAL), nomkstream=True)
         pipe.pexpire(self._key.log(generation_id), kept_ms)
         pipe.pexpire(self._key.metadata(generation_id), kept_ms)
-        pipe.zrem(self._key.open, generation_id)
-        pipe.sadd(self._key.unsettled, generation_id)
-        pipe.zadd(self._key.blob_holders, {generation_id: now_ms() + kept_ms}, xx=True)
+        cell = self._key.cells.of(generation_id)
+        pipe.zrem(self._key.open(cell), generation_id)
+        pipe.sadd(self._key.unsettled(cell), generation_id)
+        pipe.control.zadd(self._key.blob_holders, {generation_id: now_ms() + kept_ms}, xx=True)
         if self.feed is not None and told is not None:
-            self.feed.add(pipe, told)
+            self.feed.add(pipe.control, told)
+
+    async def _tell_end(self, pipe: Any, generation_id: str, added: Any) -> None:
+        """Does what could not be done with the seal that was `added`, as the control is apart. What of it is lost is made up
+        for: the settlement tells of the end once more, and who holds blobs is looked at when its log was to go."""
+        try:
+            if isinstance(added, bytes):
+                await beside(pipe)
+        except (RedisError, OSError) as error:
+            log_redis_error("seal", error, generation_id=generation_id)
 
     async def _check_mine(self, key: str, generation_id: str, outcome: Outcome, header: Header | None) -> None:
         """Raises Sealed if another outcome was there first; that it is sealed as this one was told, and is told right now."""
@@ -374,9 +328,10 @@ class StreamLog(LogListing):
     ) -> Any:
         """The same in a script that may write over the memory limit: the end of a stream must not wait for room. With
         `last`, only while that is the last entry."""
-        names = [self._key.log(generation_id), self._key.open, self._key.unsettled, self._key.metadata(generation_id)]
+        key, cell = self._key, self._key.cells.of(generation_id)
+        names = [key.log(generation_id), key.open(cell), key.unsettled(cell), key.metadata(generation_id)]
         arguments: list[Any] = [json.dumps(outcome), str(SEAL), str(kept_ms), str(last or ""), generation_id]
-        if self.feed is not None and told is not None:
+        if self.feed is not None and told is not None and not key.cells.apart:
             names.append(self.feed.name)
             arguments += [self.feed.kept, told.type, told.owner, told.data]
         try:

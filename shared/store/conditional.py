@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from shared.store.keys import SUM
 from shared.store.redis import WatchError, WrongServer
@@ -218,16 +218,17 @@ async def execute_if(
     commands = pipe.queued
     flat: list[Any] = [unless, len(counts), *(word for count in counts for word in count.words()), *words(commands)]
     watched, pipe.queued = pipe.watching, []
-    reply = await _evaluated(pipe, flat, watched=watched)
+    key = counts[0].key
+    reply = await _evaluated(pipe, key, flat, watched=watched)
     if isinstance(reply, NoScriptError):  # nothing was done, and nothing is watched any more
         async with pipe.alone() as alone:
-            alone.eval(_SCRIPT, 0, "", 0)  # counts nothing, and does nothing
+            alone.eval(_SCRIPT, 1, key, "", 0)  # counts nothing, and does nothing
             await alone.execute()
         if watched:
             raise WatchError("The server did not know the script yet. Watch again.")
-        reply = await _evaluated(pipe, flat, watched=False)
+        reply = await _evaluated(pipe, key, flat, watched=False)
     elif isinstance(reply, WrongServer) and not watched:  # nothing was done there
-        reply = await _evaluated(pipe, flat, watched=False)
+        reply = await _evaluated(pipe, key, flat, watched=False)
     if isinstance(reply, Exception):
         raise reply
     raise_first(reply)
@@ -238,14 +239,51 @@ async def execute_if(
     return found, await answered(pipe, commands, done[0])
 
 
-async def _evaluated(pipe: Any, flat: list[Any], *, watched: bool) -> Any:
-    """The script's reply, errors as values. It is one step by itself: inside MULTI it stands only so that what is watched
-    holds."""
+async def _execute_apart(
+    pipe: Any, counts: Sequence[Count | Amount | Hold], *, unless: str
+) -> tuple[list[Found], list[Any]]:
+    """The same where the counts are the control's, and what they count is in a cell: they are counted first. Where it does not
+    come to be, what else would be wrong for long is taken back. Sets have what is in them looked at (`Limiter.forget_dead`)."""
+    if unless:
+        async with pipe.alone() as look:
+            look.exists(unless)
+            if (await look.execute())[0]:
+                return [], await pipe.execute(raise_on_error=False)
+    async with pipe.control.alone() as counting:
+        found, _ = await execute_if(counting, counts)
+    try:
+        replies: list[Any] = await pipe.execute(raise_on_error=False)
+        is_done = not any(isinstance(reply, Exception) for reply in replies)
+    except (WatchError, ResponseError):
+        await _take_back(pipe, counts)
+        raise
+    if not is_done:
+        await _take_back(pipe, counts)
+    return found, replies
+
+
+async def _take_back(pipe: Any, counts: Sequence[Count | Amount | Hold]) -> None:
+    """What was counted just now is not to be."""
+    async with pipe.control.alone() as control:
+        control.time()
+        ((second, _),) = await control.execute()
+        for one in counts:
+            if isinstance(one, Hold) and one.cost:
+                release(control, one.key, one.since_s, one.cost, one.life_s)
+            elif isinstance(one, Count) and not one.member and one.cost:
+                correct(control, one.key, int(second), -one.cost)
+        if len(control):
+            await control.execute()
+
+
+async def _evaluated(pipe: Any, key: str, flat: list[Any], *, watched: bool) -> Any:
+    """The script's reply, errors as values. A cluster does it where `key` is, and all others are there, too. It is one step by
+    itself: inside MULTI it stands only so that what is watched holds."""
     if watched:
-        pipe.evalsha(_DIGEST, 0, *flat)
+        pipe.evalsha(_DIGEST, 1, key, *flat)
         return (await pipe.execute(raise_on_error=False))[0]
     async with pipe.alone() as alone:
-        alone.evalsha(_DIGEST, 0, *flat)
+        alone.evalsha(_DIGEST, 1, key, *flat)
         return (await alone.execute(raise_on_error=False))[0]
 
 
@@ -270,7 +308,8 @@ def under(conditions: Sequence[Condition], *, unless: str = "") -> Callable[[Any
 
     async def execute(pipe: Any) -> list[Any]:
         try:
-            found, replies = await execute_if(pipe, counts, unless=unless)
+            how = execute_if if pipe.control is pipe else _execute_apart
+            found, replies = await how(pipe, counts, unless=unless)
         except Full as full:
             at = full.refused
             for one, seen in _parted(conditions, full.found):

@@ -16,7 +16,7 @@ from arq.jobs import DeserializationError, deserialize_job_raw
 from arq.jobs import serialize_job as arq_serialize
 from redis.asyncio import ConnectionPool
 
-from shared.store.connections import Pipeline
+from shared.store.cluster.pipelines import CellPipeline
 from shared.store.keys import Keys, Lane
 
 
@@ -124,5 +124,6 @@ class ArqRedis(_ArqRedis):
         super().__init__(pool, job_serializer=serialize_job, job_deserializer=deserialize_job)
         self.key = keys
 
-    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
-        return Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> CellPipeline:
+        apart = self.key.cells.apart
+        return CellPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint, apart=apart)

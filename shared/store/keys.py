@@ -3,8 +3,10 @@
 Hidden here: that all of them begin with the prefix of this installation, written `streamspool` below, so that two in one
 database never see each other. A prefix holds no colon, so no key of one is a key of the other.
 
-`{…}` is a cluster hash tag: all keys of one generation live in one slot. Tenants and ids are checked where they
-enter (config.py, broker.py), so no foreign text reaches a key.
+Names are written here as they are on one node. Where there are cells (cluster/cells.py), a tag stands behind the prefix: a
+cell's, as in `streamspool{07-12}:{ID}:log`, for what is a generation's or a session's, `open`, `unsettled`, `index`, `stored`
+and `sessions`; else `{control}`. Tenants and ids are checked where they enter (config.py, broker.py), so no foreign text
+reaches a key.
 
 | key | type | lives |
 | --- | --- | --- |
@@ -34,6 +36,7 @@ enter (config.py, broker.py), so no foreign text reaches a key.
 | `streamspool:{ID}:deleted` | string: its owner deleted it, and no worker is to write it again | 60 s |
 | `streamspool:{ID}:continued` | string: a response goes on from it | as long as that one |
 | `streamspool:{ID}:settled` | string: what follows from the outcome was done | longer than the log |
+| `streamspool:{ID}:charged` | string: what of it is the control's was done; only where that is apart | as `settled` |
 | `streamspool:unsettled` | set of ids sealed and not yet settled | permanent, emptied by settlements and reaper |
 | `streamspool:webhooks` | zset of subjects with an event to deliver, score = due ms | permanent, emptied by workers |
 | `streamspool:{ID}:webhook` | hash: an event and its delivery, see webhooks.py | longer than the log, and than it is tried |
@@ -94,9 +97,14 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from shared.config.settings import PREFIX
+from shared.store.cluster.cells import CONTROL, Cells, tags
 
 SUM = ":sum"
 """Ends the key of what a limit's counts add up to: the script that counts has it from theirs (conditional.py)."""
+
+
+ONE = Cells()
+"""As it is on one node."""
 
 
 class Lane(StrEnum):
@@ -139,40 +147,40 @@ class OldKeys:
 class Keys:
     """The names of one installation's keys, and of its pub/sub channel. A client has them as `redis.key`."""
 
-    def __init__(self, prefix: str = PREFIX) -> None:
-        """`prefix` is checked in config.py."""
-        self.prefix = prefix
-        self.open = f"{prefix}:open"
-        self.unsettled = f"{prefix}:unsettled"
-        self.events = f"{prefix}:events"
-        self.watching = f"{prefix}:watching"
-        self.provider_tests = f"{prefix}:provider-tests"
-        self.webhooks = f"{prefix}:webhooks"
-        self.workers = f"{prefix}:workers"
-        self.resting = f"{prefix}:resting"
-        self.catalogue = f"{prefix}:catalogue"
-        self.files_end = f"{prefix}:files-end"
-        self.blob_holders = f"{prefix}:blob-holders"
-        self.batches_open = f"{prefix}:batches-open"
-        self.keys = f"{prefix}:keys"
-        self.keys_version = f"{prefix}:keys-version"
-        self.audit = f"{prefix}:audit"
-        self.secret = f"{prefix}:secret"
-        self.limits = f"{prefix}:limits"
-        self.history, self.history_count = f"{prefix}:history", f"{prefix}:history-count"
-        self.history_sink = f"{prefix}:history-sink"
-        self.keys_used = f"{prefix}:keys-used"
-        self.reaping = f"{prefix}:reaping"
-        self.blobs_searched = f"{prefix}:blobs-searched"
-        self.probe = f"{prefix}:probe"
-        self.usage_tenants = f"{prefix}:usage-tenants"
-        self.usage_folding = f"{prefix}:usage-folding"
-        self.doorbell = f"{prefix}:doorbell"
+    def __init__(self, prefix: str = PREFIX, cells: Cells = ONE) -> None:
+        """`prefix` is checked in config.py. Where there are `cells`, the names of each have its tag behind the prefix."""
+        self.prefix, self.cells = prefix, cells
+        self._stems = [prefix] if cells.count == 1 else [f"{prefix}{{{tag}}}" for tag in tags(cells.count)]
+        self._control = control = f"{prefix}{CONTROL}" if cells.apart else prefix
+        self.events = f"{control}:events"
+        self.watching = f"{control}:watching"
+        self.provider_tests = f"{control}:provider-tests"
+        self.webhooks = f"{control}:webhooks"
+        self.workers = f"{control}:workers"
+        self.resting = f"{control}:resting"
+        self.catalogue = f"{control}:catalogue"
+        self.files_end = f"{control}:files-end"
+        self.blob_holders = f"{control}:blob-holders"
+        self.batches_open = f"{control}:batches-open"
+        self.keys = f"{control}:keys"
+        self.keys_version = f"{control}:keys-version"
+        self.audit = f"{control}:audit"
+        self.secret = f"{control}:secret"
+        self.limits = f"{control}:limits"
+        self.history, self.history_count = f"{control}:history", f"{control}:history-count"
+        self.history_sink = f"{control}:history-sink"
+        self.keys_used = f"{control}:keys-used"
+        self.reaping = f"{control}:reaping"
+        self.blobs_searched = f"{control}:blobs-searched"
+        self.probe = f"{control}:probe"
+        self.usage_tenants = f"{control}:usage-tenants"
+        self.usage_folding = f"{control}:usage-folding"
+        self.doorbell = f"{control}:doorbell"
         """Pub/sub channel: the payload is the id of a generation just enqueued."""
         self._permanent = frozenset(
             {
-                self.open,
-                self.unsettled,
+                *map(self.open, cells.all),
+                *map(self.unsettled, cells.all),
                 self.events,
                 self.webhooks,
                 self.files_end,
@@ -187,162 +195,176 @@ class Keys:
                 *map(self.running, Lane),
             }
         )
-        self.old = OldKeys() if prefix == PREFIX else None
+        self.old = OldKeys() if prefix == PREFIX and not cells.apart else None
         """Where an older version may have left work: it knew no prefix."""
 
     def is_permanent(self, name: str) -> bool:
         """Whether a key may exist without a TTL; every other one of ours must have one."""
         if name in (self.history, self.history_count):
             return True
-        return name in self._permanent or name.startswith(f"{self.prefix}:queue:")
+        return name in self._permanent or name.startswith(f"{self._control}:queue:")
+
+    def _of(self, generation_id: str) -> str:
+        """What its names begin with."""
+        return self._stems[self.cells.of(generation_id)]
 
     def log(self, generation_id: str) -> str:
-        return f"{self.prefix}:{{{generation_id}}}:log"
+        return f"{self._of(generation_id)}:{{{generation_id}}}:log"
 
     def viewers(self, generation_id: str) -> str:
-        return f"{self.prefix}:{{{generation_id}}}:viewers"
+        return f"{self._of(generation_id)}:{{{generation_id}}}:viewers"
 
     def watching_through(self, process_id: str) -> str:
-        return f"{self.prefix}:watching:{process_id}"
+        return f"{self._control}:watching:{process_id}"
 
     def metadata(self, generation_id: str) -> str:
-        return f"{self.prefix}:{{{generation_id}}}:metadata"
+        return f"{self._of(generation_id)}:{{{generation_id}}}:metadata"
 
     def idempotency(self, tenant: str, digest: str) -> str:
-        return f"{self.prefix}:idempotency:{tenant}:{digest}"
+        return f"{self._control}:idempotency:{tenant}:{digest}"
 
     def asked(self, tenant: str, digest: str) -> str:
-        return f"{self.prefix}:asked:{tenant}:{digest}"
+        return f"{self._control}:asked:{tenant}:{digest}"
 
     def limit(self, kind: str, scope: str) -> str:
-        return f"{self.prefix}:limit:{kind}:{scope}"
+        return f"{self._control}:limit:{kind}:{scope}"
 
     def limit_sum(self, kind: str, scope: str) -> str:
         return f"{self.limit(kind, scope)}{SUM}"
 
     def token(self, digest: str) -> str:
-        return f"{self.prefix}:token:{digest}"
+        return f"{self._control}:token:{digest}"
 
     def shares(self, generation_id: str) -> str:
-        return f"{self.prefix}:{{{generation_id}}}:shares"
+        return f"{self._of(generation_id)}:{{{generation_id}}}:shares"
 
     def console(self, digest: str) -> str:
-        return f"{self.prefix}:console:{digest}"
+        return f"{self._control}:console:{digest}"
 
     def console_failed(self, digest: str) -> str:
-        return f"{self.prefix}:console-failed:{digest}"
+        return f"{self._control}:console-failed:{digest}"
 
     def deleted(self, generation_id: str) -> str:
-        return f"{self.prefix}:{{{generation_id}}}:deleted"
+        return f"{self._of(generation_id)}:{{{generation_id}}}:deleted"
 
     def continued(self, generation_id: str) -> str:
-        return f"{self.prefix}:{{{generation_id}}}:continued"
+        return f"{self._of(generation_id)}:{{{generation_id}}}:continued"
 
     def settled(self, generation_id: str) -> str:
-        return f"{self.prefix}:{{{generation_id}}}:settled"
+        return f"{self._of(generation_id)}:{{{generation_id}}}:settled"
+
+    def charged(self, generation_id: str) -> str:
+        return f"{self._control}:{{{generation_id}}}:charged"
 
     def webhook(self, subject: str) -> str:
-        return f"{self.prefix}:{{{subject}}}:webhook"
+        return f"{self._control}:{{{subject}}}:webhook"
 
     def webhook_lease(self, subject: str) -> str:
-        return f"{self.prefix}:{{{subject}}}:webhook:lease"
+        return f"{self._control}:{{{subject}}}:webhook:lease"
 
     def session(self, tenant: str, session_id: str) -> SessionKeys:
-        stem = f"{self.prefix}:session:{{{tenant}:{session_id}}}"
+        cell = self._stems[self.cells.of_session(tenant, session_id)]
+        stem = f"{cell}:session:{{{tenant}:{session_id}}}"
         return SessionKeys(f"{stem}:head", f"{stem}:turns", f"{stem}:open")
 
-    def sessions(self, tenant: str) -> str:
-        return f"{self.prefix}:sessions:{tenant}"
+    def sessions(self, tenant: str, cell: int) -> str:
+        return f"{self._stems[cell]}:sessions:{tenant}"
 
     def file(self, file_id: str) -> str:
-        return f"{self.prefix}:file:{file_id}"
+        return f"{self._control}:file:{file_id}"
 
     def files(self, tenant: str) -> str:
-        return f"{self.prefix}:files:{tenant}"
+        return f"{self._control}:files:{tenant}"
 
     def blob(self, tenant: str, digest: str) -> str:
-        return f"{self.prefix}:blob:{tenant}:{digest}"
+        return f"{self._control}:blob:{tenant}:{digest}"
 
     def blobs_of(self, holder: str) -> str:
-        return f"{self.prefix}:{{{holder}}}:blobs"
+        return f"{self._control}:{{{holder}}}:blobs"
 
     def blob_bytes(self, tenant: str) -> str:
-        return f"{self.prefix}:blob-bytes:{tenant}"
+        return f"{self._control}:blob-bytes:{tenant}"
 
     def batch(self, batch_id: str) -> str:
-        return f"{self.prefix}:batch:{batch_id}"
+        return f"{self._control}:batch:{batch_id}"
 
     def batches(self, tenant: str) -> str:
-        return f"{self.prefix}:batches:{tenant}"
+        return f"{self._control}:batches:{tenant}"
 
     def batch_demand(self, batch_id: str) -> str:
-        return f"{self.prefix}:batch-demand:{batch_id}"
+        return f"{self._control}:batch-demand:{batch_id}"
 
     def circuit(self, digest: str) -> str:
-        return f"{self.prefix}:circuit:{digest}"
+        return f"{self._control}:circuit:{digest}"
 
     def usage(self, tenant: str, day: str) -> str:
-        return f"{self.prefix}:usage:{tenant}:{day}"
+        return f"{self._control}:usage:{tenant}:{day}"
 
     def spent(self, tenant: str, month: str) -> str:
-        return f"{self.prefix}:spent:{tenant}:{month}"
+        return f"{self._control}:spent:{tenant}:{month}"
 
     def file_bytes(self, tenant: str) -> str:
-        return f"{self.prefix}:file-bytes:{tenant}"
+        return f"{self._control}:file-bytes:{tenant}"
 
     def held(self, scope: str) -> str:
-        return f"{self.prefix}:held:{scope}"
+        return f"{self._control}:held:{scope}"
 
     def usage_row(self, tenant: str, hour: str, row: str) -> str:
-        return f"{self.prefix}:usage-row:{tenant}:{hour}:{row}"
+        return f"{self._control}:usage-row:{tenant}:{hour}:{row}"
 
     def usage_index(self, tenant: str, hour: str) -> str:
-        return f"{self.prefix}:usage-index:{tenant}:{hour}"
+        return f"{self._control}:usage-index:{tenant}:{hour}"
 
     def usage_hours(self, tenant: str) -> str:
-        return f"{self.prefix}:usage-hours:{tenant}"
+        return f"{self._control}:usage-hours:{tenant}"
 
     def usage_day(self, tenant: str, day: str) -> str:
-        return f"{self.prefix}:usage-day:{tenant}:{day}"
+        return f"{self._control}:usage-day:{tenant}:{day}"
 
-    def index(self, tenant: str) -> str:
-        return f"{self.prefix}:index:{tenant}"
+    def open(self, cell: int) -> str:
+        return f"{self._stems[cell]}:open"
 
-    def stored(self, tenant: str) -> str:
-        return f"{self.prefix}:stored:{tenant}"
+    def unsettled(self, cell: int) -> str:
+        return f"{self._stems[cell]}:unsettled"
+
+    def index(self, tenant: str, cell: int) -> str:
+        return f"{self._stems[cell]}:index:{tenant}"
+
+    def stored(self, tenant: str, cell: int) -> str:
+        return f"{self._stems[cell]}:stored:{tenant}"
 
     def worker(self, worker_id: str) -> str:
-        return f"{self.prefix}:worker:{worker_id}"
+        return f"{self._control}:worker:{worker_id}"
 
     def provider_test(self, provider: str) -> str:
-        return f"{self.prefix}:provider-test:{provider}"
+        return f"{self._control}:provider-test:{provider}"
 
     def model_list(self, provider: str) -> str:
-        return f"{self.prefix}:models:{provider}"
+        return f"{self._control}:models:{provider}"
 
     def model_turn(self, provider: str) -> str:
-        return f"{self.prefix}:models-turn:{provider}"
+        return f"{self._control}:models-turn:{provider}"
 
     def marker(self, process_id: str) -> str:
-        return f"{self.prefix}:marker:{process_id}"
+        return f"{self._control}:marker:{process_id}"
 
-    def hub(self, process_id: str) -> str:
-        return f"{self.prefix}:hub:{process_id}"
+    def hub(self, process_id: str, cell: int) -> str:
+        return f"{self._stems[cell]}:hub:{process_id}"
 
     def waiting(self, lane: Lane, tenant: str) -> str:
-        return f"{self.prefix}:queue:{lane}:{tenant}"
+        return f"{self._control}:queue:{lane}:{tenant}"
 
     def tenants(self, lane: Lane) -> str:
-        return f"{self.prefix}:tenants:{lane}"
+        return f"{self._control}:tenants:{lane}"
 
     def tags(self, lane: Lane) -> str:
-        return f"{self.prefix}:tags:{lane}"
+        return f"{self._control}:tags:{lane}"
 
     def running(self, lane: Lane) -> str:
-        return f"{self.prefix}:running:{lane}"
+        return f"{self._control}:running:{lane}"
 
     def job(self, job_id: str) -> str:
-        return f"{self.prefix}:job:{job_id}"
+        return f"{self._control}:job:{job_id}"
 
     def lease(self, job_id: str) -> str:
-        return f"{self.prefix}:lease:{job_id}"
+        return f"{self._control}:lease:{job_id}"

@@ -1,13 +1,13 @@
-"""Lists of many tenants as one: for admins.
+"""Lists that stand in several indexes as one: those of many tenants, for admins, and those of all cells.
 
-Hidden here: that each tenant has an index of its own, a sorted set, and how these become one list: the next of each is looked
-at, and the one that comes first is taken. A cursor is a member, of whichever of them; where it stands is looked up, so a page
-costs no more for being the hundredth.
+Hidden here: that each tenant has an index of its own in each cell, a sorted set, and how these become one list: the next of
+each is looked at, and the one that comes first is taken. A cursor is a member, of whichever of them; where it stands is looked
+up, so a page costs no more for being the hundredth.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from shared.store.redis import ArqRedis
@@ -26,16 +26,22 @@ class Place(NamedTuple):
 
 async def merged(
     redis: ArqRedis,
-    indexes: Mapping[str, str],
+    indexes: Mapping[str, Sequence[str]],
     after: str | None = None,
     *,
     of: str | None = None,
     newest_first: bool = True,
+    edge: float | None = None,
 ) -> AsyncIterator[Place]:
-    """The members of `indexes`, `{owner: key}`, by their score. `after` is one of them, of the owner `of` where several may
-    have it. Raises LookupError if it is not there; RedisError, OSError."""
-    last = None if after is None else await _find(redis, indexes, after, of)
-    lists = [_List(redis, owner, name, last, newest_first) for owner, name in sorted(indexes.items())]
+    """The members of `indexes`, `{owner: keys}`, by their score. `after` is one of them, of the owner `of` where several may
+    have it; without one, `edge` is a score from which it begins, or the newest first, before which. Raises LookupError if
+    `after` is not there; RedisError, OSError."""
+    last = None if edge is None else Place(edge, "", "")  # no member is before this one
+    if after is not None:
+        last = await _find(redis, indexes, after, of)
+    lists = [
+        _List(redis, owner, name, last, newest_first) for owner, names in sorted(indexes.items()) for name in names
+    ]
     for start in range(0, len(lists), _ASKED_AT_ONCE):
         part = lists[start : start + _ASKED_AT_ONCE]
         async with redis.pipeline(transaction=False) as pipe:
@@ -65,20 +71,20 @@ async def paged(places: AsyncIterator[Place], most: int = _PAGE) -> AsyncIterato
         yield page
 
 
-async def _find(redis: ArqRedis, indexes: Mapping[str, str], member: str, of: str | None) -> Place:
-    owners = [owner for owner in sorted(indexes) if of in (None, owner)]
+async def _find(redis: ArqRedis, indexes: Mapping[str, Sequence[str]], member: str, of: str | None) -> Place:
+    places = [(owner, name) for owner in sorted(indexes) if of in (None, owner) for name in indexes[owner]]
     async with redis.pipeline(transaction=False) as pipe:
-        for owner in owners:
-            pipe.zscore(indexes[owner], member)
-        scores = await pipe.execute() if owners else []
-    for owner, score in zip(owners, scores, strict=True):
+        for _, name in places:
+            pipe.zscore(name, member)
+        scores = await pipe.execute() if places else []
+    for (owner, _), score in zip(places, scores, strict=True):
         if score is not None:
             return Place(score, member, owner)
     raise LookupError(member)
 
 
 class _List:
-    """One tenant's, read a page at a time from just after `last`."""
+    """One index, read a page at a time from just after `last`."""
 
     def __init__(self, redis: ArqRedis, owner: str, name: str, last: Place | None, newest_first: bool) -> None:
         self._redis, self._owner, self._name, self._last, self._newest_first = redis, owner, name, last, newest_first

@@ -303,7 +303,10 @@ class JobQueue:
         A lease that is gone is no other's: its worker may be about to have it back.
         """
         lease = self._key.lease(job_id)
-        (found,) = await watch(pipe, [lease], pack(b"GET", lease.encode()))
+        if pipe.control is pipe:
+            (found,) = await watch(pipe, [lease], pack(b"GET", lease.encode()))
+        else:  # it is in another slot than what is to be done: it is looked at, and may be taken right after
+            found = await self._redis.get(lease)
         if found not in (None, holder.encode()):
             raise Fenced(job_id)
 

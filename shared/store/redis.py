@@ -24,9 +24,10 @@ from redis.exceptions import (
 from shared.config.redis_url import parse
 from shared.config.settings import PREFIX
 from shared.errors import Unusable
+from shared.store.cluster.cells import Cells
 from shared.store.connections import Place, open_pool
 from shared.store.jobs import ArqRedis
-from shared.store.keys import Keys
+from shared.store.keys import ONE, Keys
 from shared.store.outage import UNREACHABLE, WrongServer, is_wrong_server, log_redis_error, run_while_redis_is_away
 
 __all__ = [
@@ -55,11 +56,12 @@ def connect(
     timeout_s: float = 5.0,
     wait_s: float = 2.0,
     beside: ArqRedis | None = None,
+    cells: Cells = ONE,
 ) -> ArqRedis:
     """A client over its own bounded pool; nothing is sent before the first command.
 
-    All our keys begin with `prefix`: pass the setting wherever there is one. `beside` is another client of this process for
-    the same server: what one learns about it, the other one knows.
+    All our keys begin with `prefix`: pass the setting wherever there is one; `cells` say how they lie. `beside` is another
+    client of this process for the same server: what one learns about it, the other one knows.
     `timeout_s` bounds each answer (pass more than the BLOCK time of blocking reads); `wait_s` is how long a caller
     queues for a free connection before it gets a ConnectionError. Close with `aclose(close_connection_pool=True)`.
     Raises Unusable for a URL, or certificates it names, that cannot be used.
@@ -70,7 +72,7 @@ def connect(
         raise Unusable(f"REDIS_URL cannot be used. {error}") from None
     place: Place = Place(address) if beside is None else beside.connection_pool.place  # type: ignore[attr-defined]
     pool = open_pool(address, place, most=max_connections, timeout_s=timeout_s, wait_s=wait_s)
-    redis = ArqRedis(pool, Keys(prefix))
+    redis = ArqRedis(pool, Keys(prefix, cells))
     for command in ("XRANGE", "XREVRANGE"):  # entries stay as they came: to make dicts of them took as long as the rest
         del redis.response_callbacks[command]
     return redis

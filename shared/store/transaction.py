@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary
 
 from hiredis import pack_command
 
+from shared.store.cluster.slots import keys_of, slot_of
 from shared.store.commands import watch
 from shared.store.redis import ArqRedis, NoScriptError, OutOfMemoryError, ResponseError, WatchError, WrongServer
 
@@ -45,7 +46,7 @@ while ARGV[at] do replies[#replies + 1] = call() end
 return replies
 """
 """ARGV: how many looks, the digest of what they saw (empty: not yet known), then each look and each command as the number
-of its words and these. Keys are not declared: one server holds all of them."""
+of its words and these. One key is declared: the others are in its slot."""
 _NOTHING_SEEN = "-"
 
 _IF_SCRIPT = """#!lua flags=allow-oom
@@ -65,7 +66,8 @@ local replies = {}
 while ARGV[at] do replies[#replies + 1] = call() end
 return replies
 """
-"""ARGV: how many looks; each of them, as the number of its words and these, and what it must see; and the commands."""
+"""ARGV: how many looks; each of them, as the number of its words and these, and what it must see; and the commands. The key
+of the first is declared: the others are in its slot."""
 _IF_DIGEST = hashlib.sha1(_IF_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 _REFUSED_S = 60.0
 """How long a server is not asked again that took no script: it is too old, or the user may not run any."""
@@ -92,13 +94,24 @@ async def commit(pipe: Any, *, raise_on_error: bool = True) -> list[Any]:
         replies = [error] * len(commands)
     refused = [place for place, reply in enumerate(replies) if isinstance(reply, OutOfMemoryError)]
     if refused:
-        again = [commands[place] for place in refused]
-        done = await _run(pipe, [0, _NOTHING_SEEN, *words(again)], replies[refused[0]])
-        for place, reply in zip(refused, await answered(pipe, again, done), strict=True):
-            replies[place] = reply
+        for places in _together(pipe, commands, refused):
+            again = [commands[place] for place in places]
+            done = await _run(pipe, again[0][0], [0, _NOTHING_SEEN, *words(again)], replies[places[0]])
+            for place, reply in zip(places, await answered(pipe, again, done), strict=True):
+                replies[place] = reply
     if raise_on_error:
         raise_first(replies)
     return replies
+
+
+def _together(pipe: Any, commands: Sequence[Any], places: Sequence[int]) -> list[list[int]]:
+    """Those that one script may do: all of a transaction, else those that have their keys in one slot."""
+    if pipe.is_transaction:
+        return [list(places)]
+    found: dict[int, list[int]] = {}
+    for place in places:
+        found.setdefault(slot_of(keys_of(commands[place][0])[0]), []).append(place)
+    return list(found.values())
 
 
 async def commit_if(pipe: Any, looks: Sequence[tuple[Command, str]]) -> list[Any] | None:
@@ -113,14 +126,14 @@ async def commit_if(pipe: Any, looks: Sequence[tuple[Command, str]]) -> list[Any
     if not may_run_scripts(pool):
         return None
     commands = pipe.queued
-    flat: list[Any] = [len(looks)]
+    flat: list[Any] = [1, keys_of(looks[0][0])[0], len(looks)]
     for look, seen in looks:
         flat += (len(look), *look, seen)
     flat += words(commands)
     reply: Any = None
     for how in ("evalsha", "eval"):
         async with pipe.alone() as alone:
-            getattr(alone, how)(_IF_DIGEST if how == "evalsha" else _IF_SCRIPT, 0, *flat)
+            getattr(alone, how)(_IF_DIGEST if how == "evalsha" else _IF_SCRIPT, *flat)
             (reply,) = await alone.execute(raise_on_error=False)
         if not isinstance(reply, NoScriptError):
             break
@@ -150,12 +163,14 @@ async def transact(
     queue: Callable[[Any, list[Any]], object],
     *,
     raise_on_error: bool = True,
+    control_first: bool = False,
 ) -> list[Any]:
     """Compare and set: what `queue` adds to the pipeline for what was seen is done, all or none, unless another client wrote.
 
     `names` are the keys to be watched, `looks` commands that read them and nothing else. `queue(pipe, replies)` is called
     with their replies, as they came, and again after another client wrote. It may raise, or add nothing: then nothing is done.
-    Returns the replies to what it added.
+    Returns the replies to what it added. What it adds to `pipe.control`, where that is apart, is done after the rest, or with
+    `control_first` before it; then it may be done again.
     """
     tries, moved = 0, False
     refusal: OutOfMemoryError | None = None
@@ -165,9 +180,11 @@ async def transact(
                 return await _over_the_limit(redis, looks, queue, raise_on_error, refusal)
             async with redis.pipeline(transaction=True) as pipe:
                 queue(pipe, await watch(pipe, names, *map(_packed, looks)))
-                if not pipe.queued:
-                    return []
-                replies: list[Any] = await pipe.execute(raise_on_error=raise_on_error)
+                if control_first:
+                    await beside(pipe)
+                replies: list[Any] = await pipe.execute(raise_on_error=raise_on_error) if pipe.queued else []
+                if not control_first:
+                    await beside(pipe)
                 return replies
         except WatchError:  # another client wrote; or the connection broke, whatever was being asked
             tries += 1
@@ -183,6 +200,14 @@ async def transact(
             refusal = error
 
 
+async def beside(pipe: Any) -> None:
+    """Does what was queued for the control while this transaction was made, if that is apart (`CellPipeline.control`). It is
+    done after it, and may be missing where a process ends in between. Raises what `commit` raises."""
+    other = pipe.control
+    if other is not pipe and other.queued:
+        await commit(other)
+
+
 async def _over_the_limit(
     redis: ArqRedis,
     looks: Sequence[Command],
@@ -193,13 +218,14 @@ async def _over_the_limit(
     """Looks and acts in two scripts; the second does nothing if it sees something else, and WatchError is raised."""
     looked = [word for look in looks for word in (len(look), *look)]
     async with redis.pipeline(transaction=True) as pipe:  # never executed: what is queued is done by the script
-        digest, seen = await _run(pipe, [len(looks), "", *looked], refusal)
+        digest, seen = await _run(pipe, looks[0], [len(looks), "", *looked], refusal)
         raise_first(seen)
         queue(pipe, seen)
         commands = pipe.queued
+        await beside(pipe)
         if not commands:
             return []
-        done = await _run(pipe, [len(looks), digest, *looked, *words(commands)], refusal)
+        done = await _run(pipe, looks[0], [len(looks), digest, *looked, *words(commands)], refusal)
         if done is None:
             raise WatchError("Another client wrote meanwhile.")
         replies = await answered(pipe, commands, done)
@@ -208,10 +234,11 @@ async def _over_the_limit(
     return replies
 
 
-async def _run(pipe: Any, arguments: list[Any], refusal: Exception) -> Any:
-    """The script's reply. A server that has no such scripts, or a user who may not run any, is as full as it said."""
+async def _run(pipe: Any, first: Sequence[Any], arguments: list[Any], refusal: Exception) -> Any:
+    """The script's reply; a cluster does it where the keys of the `first` command are. A server that has no such scripts, or a
+    user who may not run any, is as full as it said."""
     async with pipe.alone() as alone:
-        alone.eval(_SCRIPT, 0, *arguments)
+        alone.eval(_SCRIPT, 1, keys_of(first)[0], *arguments)
         try:
             (reply,) = await alone.execute()
         except WrongServer:

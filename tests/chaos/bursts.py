@@ -76,7 +76,7 @@ class Asked:
 def stored_requests(fleet: Fleet) -> dict[str, list[dict[str, Any]]]:
     """The headers of all requests in the store, by model, whoever knows of them."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for raw in fleet.client.zrange(keys.index("local"), 0, -1):
+    for raw in fleet.client.zrange(keys.index("local", 0), 0, -1):
         header = json.loads(fleet.client.xrange(keys.log(raw.decode()), "0-1", "0-1")[0][1][b"r"])
         found.setdefault(header["model"].removeprefix("scripted/"), []).append(header)
     return found
@@ -84,8 +84,8 @@ def stored_requests(fleet: Fleet) -> dict[str, list[dict[str, Any]]]:
 
 def wait_still(fleet: Fleet) -> None:
     """Until every generation has ended and is settled, for as long as the matrix allows."""
-    wait_until(lambda: not fleet.client.zcard(keys.open), STUCK_S, "every generation ends")
-    wait_until(lambda: not fleet.client.scard(keys.unsettled), STUCK_S, "every generation is settled")
+    wait_until(lambda: not fleet.client.zcard(keys.open(0)), STUCK_S, "every generation ends")
+    wait_until(lambda: not fleet.client.scard(keys.unsettled(0)), STUCK_S, "every generation is settled")
 
 
 def check_ledger(fleet: Fleet, tally: Tally, generation_ids: Iterable[str]) -> None:
@@ -130,7 +130,7 @@ async def _kill_workers_around_the_end(
     for name in victims:
         fleet.kill(name)
     killed = time.monotonic()
-    unsettled = {raw.decode() for raw in fleet.client.smembers(keys.unsettled)}
+    unsettled = {raw.decode() for raw in fleet.client.smembers(keys.unsettled(0))}
     await asyncio.to_thread(fleet.heal)
     await asyncio.wait_for(reading, STUCK_S)
     tally.seen["kills"] += 1
@@ -309,7 +309,7 @@ async def _kill_under_sessions(
             _count_kill(fleet, tally, pid)
             fleet.start(name)
     await asyncio.wait_for(asking, STUCK_S)
-    await _until(lambda: doomed.done() or not fleet.client.zcard(keys.open))
+    await _until(lambda: doomed.done() or not fleet.client.zcard(keys.open(0)))
     doomed.cancel()  # the others may have been quicker to take everything
     await asyncio.gather(doomed, return_exceptions=True)
     return killed
@@ -329,7 +329,7 @@ async def _dies_by_itself(fleet: Fleet, tally: Tally, name: str) -> None:
 
 def _count_kill(fleet: Fleet, tally: Tally, pid: int) -> None:
     tally.seen["kills"] += 1
-    for raw in fleet.client.smembers(keys.unsettled):
+    for raw in fleet.client.smembers(keys.unsettled(0)):
         sealed = json.loads(fleet.client.xrange(keys.log(raw.decode()), SEAL, SEAL)[0][1][b"o"])
         tally.seen["before_settlement"] += f"-{pid}-" in sealed["by"]
 

@@ -77,7 +77,7 @@ class Crowd:
                     pipe.xadd(key, {"r": json.dumps({"id": generation_id, **header})}, id="0-1")
                     pipe.xadd(key, {"b": body}, id="0-2")
                     pipe.expire(key, 3600)
-                pipe.zadd(keys.open, dict.fromkeys(page, 1))
+                pipe.zadd(keys.open(0), dict.fromkeys(page, 1))
                 pipe.execute()
         return ids
 

@@ -79,7 +79,7 @@ def requests_a_minute(stack: Stack) -> dict[str, Any]:
     statuses, took_s = asyncio.run(burst(stack, ask("fake/echo", background=True)))
     with open_store(stack.redis_url) as store:
         counted = sum(map(int, store.hvals(keys.limit("requests", "tenant:alice"))))
-        stored = store.zcard(keys.index("alice"))
+        stored = store.zcard(keys.index("alice", 0))
     return {
         "accepted": statuses[202],
         "stored": stored,

@@ -113,7 +113,7 @@ def _served(fleet: Fleet, counts: Mapping[str, int], kill_after_s: float = 0) ->
             time.sleep(kill_after_s)
             fleet.kill("worker")
             fleet.start("worker")
-        wait_until(lambda: not fleet.client.exists(keys.open), 180, "all have ended")
+        wait_until(lambda: not fleet.client.exists(keys.open(0)), 180, "all have ended")
         at = {tenant: sorted(begun_at(fleet, page).values()) for tenant, page in ids.items()}
     return {
         tenant: (round(times[0] - asked[tenant], 3), round(times[-1] - asked[tenant], 2))
@@ -158,7 +158,7 @@ def throughput(fleet: Fleet, upstream: ScriptedUpstream) -> dict[str, Any]:
                 started = time.monotonic()
                 for tenant in range(tenants):
                     crowd.wait(2000 // tenants, model="quick", tenant=f"t{tenant}")
-                wait_until(lambda: not fleet.client.exists(keys.open), 300, "all have ended")
+                wait_until(lambda: not fleet.client.exists(keys.open(0)), 300, "all have ended")
                 found[name] = 2000 / (time.monotonic() - started)
         rounds.append(found)
     ratios = sorted(one["ten"] / one["one"] for one in rounds)

@@ -409,8 +409,8 @@ class Soak:
     def _left(self) -> dict[str, Any]:
         with open_store(self.valkey.url, socket_timeout=10) as client:
             found = {
-                "open": client.zcard(keys.open),
-                "unsettled": client.scard(keys.unsettled),
+                "open": client.zcard(keys.open(0)),
+                "unsettled": client.scard(keys.unsettled(0)),
                 "jobs": len(jobs_left(client)),
                 "upstream": self.provider.live,
                 "immortal": [

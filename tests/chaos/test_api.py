@@ -56,7 +56,7 @@ def test_f10_fifty_viewers_survive_the_kill_of_their_api(
     wait_until(lambda: all(viewer.text == whole(20) for viewer in viewers))
     fleet.kill("api")
     pause.go()  # the worker never notices: it goes on writing while nobody can watch
-    wait_until(lambda: fleet.client.zcard(keys.open) == 0, what="the answer ends without an API")
+    wait_until(lambda: fleet.client.zcard(keys.open(0)) == 0, what="the answer ends without an API")
     fleet.start_and_wait("api")
     up = time.monotonic()
     judges.wait()
@@ -78,7 +78,7 @@ def test_f11_killed_between_the_log_and_the_bell(fleet: Fleet, judges: Judges, u
     orphan = judges.post([fleet.at("api-damned")], ask("f11", session_id="f11"))
     judges.wait()
     assert (lost.cut, orphan.cut) == (True, True)
-    stored = {generation_id.decode() for generation_id in fleet.client.zrange(keys.open, 0, -1)}
+    stored = {generation_id.decode() for generation_id in fleet.client.zrange(keys.open(0), 0, -1)}
     assert len(stored) == 2
     assert script.calls == []
     again = judges.post([fleet.url], ask("f11"), headers={"idempotency-key": "f11"})
@@ -90,7 +90,7 @@ def test_f11_killed_between_the_log_and_the_bell(fleet: Fleet, judges: Judges, u
     judges.wait()
     assert (late.outcome, late.text) == ("whole", whole(3))
     assert len(script.calls) == 2
-    assert fleet.client.zcard(keys.open) == 0
+    assert fleet.client.zcard(keys.open(0)) == 0
 
 
 def test_f11_killed_once_the_log_is_there(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
@@ -101,7 +101,7 @@ def test_f11_killed_once_the_log_is_there(fleet: Fleet, judges: Judges, upstream
     lost = judges.post([fleet.at("api-doomed")], ask("f11-created"))
     judges.wait()
     assert lost.cut
-    wait_until(lambda: fleet.client.zcard(keys.open) == 0)
+    wait_until(lambda: fleet.client.zcard(keys.open(0)) == 0)
     assert len(script.calls) == 1
 
 
@@ -175,7 +175,7 @@ def test_f12_official_clients_raise_when_their_api_stops(
         client.kill()
         client.wait()
     assert (lines("raised"), lines("code")) == (["APIError"] * 2, ["draining"] * 2)
-    wait_until(lambda: fleet.client.zcard(keys.open) == 0, what="both answers go on to their ends")
+    wait_until(lambda: fleet.client.zcard(keys.open(0)) == 0, what="both answers go on to their ends")
 
 
 def test_f12_rolling_apis_lose_no_viewer(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
@@ -212,4 +212,4 @@ def test_f12_who_has_seen_nothing_yet_is_refused(fleet: Fleet, judges: Judges, u
     judges.wait()
     assert (silent.outcome, silent.code, silent.text) == ("failed", "draining", "")
     never.go()
-    wait_until(lambda: fleet.client.zcard(keys.open) == 0, what="the answer goes on to its end")
+    wait_until(lambda: fleet.client.zcard(keys.open(0)) == 0, what="the answer goes on to its end")

@@ -58,8 +58,8 @@ def test_f38_cancelled_while_it_waits_it_never_calls_the_upstream(
     for name in fleet.running():
         fleet.kill(name, signal.SIGSTOP)
     viewer = judges.post([fleet.url], ask("f38-queued"))
-    wait_until(lambda: fleet.client.zcard(keys.open))
-    (generation_id,) = [found.decode() for found in fleet.client.zrange(keys.open, 0, -1)]
+    wait_until(lambda: fleet.client.zcard(keys.open(0)))
+    (generation_id,) = [found.decode() for found in fleet.client.zrange(keys.open(0), 0, -1)]
     answer = cancel(fleet.at("api-2"), generation_id)
     assert (answer.json()["status"], answer.json()["attempts"]) == ("cancelled", 0)
     for name in fleet.running():

@@ -115,7 +115,7 @@ class Filled(Stack):
         """So many generations of these models that run."""
 
         def found() -> list[str]:
-            ids = [raw.decode() for raw in self.client.zrange(keys.open, 0, -1)]
+            ids = [raw.decode() for raw in self.client.zrange(keys.open(0), 0, -1)]
             heads = {one: self.client.xrange(keys.log(one), "0-1", "0-1") for one in ids}
             of_these = [one for one, head in heads.items() if head and json.loads(head[0][1][b"r"])["model"] in models]
             return of_these if len(of_these) == count else []
@@ -187,7 +187,7 @@ def test_f52_a_running_answer_waits_for_room_and_then_ends_with_what_it_has(fill
                 assert (found["status"], found["error"]["code"]) == ("failed", "storage_full")
                 kept = filled.http.get(f"/v1/chat/completions/{generation_id}").json()
                 assert kept["choices"][0]["message"]["content"].startswith(whole(5))
-            assert not {raw.decode() for raw in filled.client.zrange(keys.open, 0, -1)} & set(ids)
+            assert not {raw.decode() for raw in filled.client.zrange(keys.open(0), 0, -1)} & set(ids)
     assert all(len(script.calls) == 1 for script, _ in scripts)
 
 

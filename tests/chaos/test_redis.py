@@ -86,11 +86,11 @@ def test_f19_no_memory_pauses_streams_and_refuses_new_ones(rig: Rig) -> None:
     viewers = rig.streams(5, chunks=40, barrier=barrier)
     refused = rig.upstream.script("refused", [])
     with full(rig):
-        before = rig.redis.zcard(WAITING), rig.redis.zcard(keys.open)
+        before = rig.redis.zcard(WAITING), rig.redis.zcard(keys.open(0))
         response = rig.post("scripted/refused")
         assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_full")
         assert response.headers["retry-after"]
-        assert (rig.redis.zcard(WAITING), rig.redis.zcard(keys.open)) == before
+        assert (rig.redis.zcard(WAITING), rig.redis.zcard(keys.open(0))) == before
         assert rig.state(viewers[0].id)["status"] == "in_progress"
         time.sleep(1.5 * LEASE_S)  # no lease may lapse meanwhile
     barrier.go()

@@ -53,7 +53,7 @@ def test_f41_killed_between_the_seal_and_the_turn(fleet: Fleet, upstream: Script
     first = fleet.submit("f41-doomed", messages=question("one"), **fields)
     wait_until(lambda: not fleet.alive("worker-doomed"), what="it dies")
     assert fleet.state(first)["status"] == "completed"
-    assert fleet.client.sismember(keys.unsettled, first)
+    assert fleet.client.sismember(keys.unsettled(0), first)
     fleet.heal()
     second = fleet.submit("f41-doomed", messages=question("two"), **fields)
     fleet.ended(second)

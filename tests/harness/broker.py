@@ -1,8 +1,10 @@
-"""The same tests on fakeredis, which is quick, and on a real Valkey, which is the truth."""
+"""The same tests on fakeredis, which is quick, on a real Valkey, which is the truth, and on a node of a cluster, with cells: it
+refuses what has keys of two slots, and so does the client, which also sees what is watched."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
 import pytest
 
@@ -10,21 +12,47 @@ from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
 from shared.log.appender import Appender
 from shared.log.streamlog import StreamLog
+from shared.store.cluster.cells import Cells
 from shared.store.redis import ArqRedis, connect
+from tests.harness.cluster import Cluster, Node
 from tests.harness.fake_store import fake_client
+from tests.support.names import called
+from tests.support.slots import check_slots
+
+CELLS = Cells(4)
 
 
-@pytest.fixture(params=["fakeredis", "valkey"])
-async def redis(request: pytest.FixtureRequest) -> AsyncIterator[ArqRedis]:
-    if request.param == "fakeredis":
+@pytest.fixture(scope="session")
+def cluster_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A node that is a cluster by itself."""
+    with Cluster(tmp_path_factory.mktemp("cluster"), masters=1) as cluster:
+        yield cluster.nodes[0]
+
+
+@asynccontextmanager
+async def client_of(kind: str, request: pytest.FixtureRequest) -> AsyncIterator[ArqRedis]:
+    """A client of an empty server of that kind."""
+    names: AbstractContextManager[None] = nullcontext()
+    if kind == "fakeredis":
         client = fake_client()
-    else:
+    elif kind == "valkey":
         server: EmbeddedValkey = request.getfixturevalue("valkey")
         client = connect(server.url.replace("db=0", "db=1"), max_connections=10)
+    else:
+        node: Node = request.getfixturevalue("cluster_node")
+        client = check_slots(connect(f"redis://127.0.0.1:{node.port}", max_connections=10, cells=CELLS))
+        names = called(client.key)
+    with names:
         await client.flushdb()
-    yield client
-    await client.flushdb()
-    await client.aclose(close_connection_pool=True)
+        yield client
+        await client.flushdb()
+        await client.aclose(close_connection_pool=True)
+
+
+@pytest.fixture(params=["fakeredis", "valkey", "cells"])
+async def redis(request: pytest.FixtureRequest) -> AsyncIterator[ArqRedis]:
+    async with client_of(request.param, request) as client:
+        yield client
 
 
 @pytest.fixture

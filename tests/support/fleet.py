@@ -123,7 +123,7 @@ class Fleet(Stack):
         self.client.xadd(key, {"r": json.dumps({**fields, "n": 1, "include_usage": False, **header})}, id="0-1")
         self.client.xadd(key, {"b": json.dumps(ask(model))}, id="0-2")
         self.client.expire(key, 600)
-        self.client.zadd(keys.open, {generation_id: 1})
+        self.client.zadd(keys.open(0), {generation_id: 1})
         return generation_id
 
     def ring(self, *generation_ids: str) -> None:

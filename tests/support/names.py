@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from shared.store.keys import Keys, Lane
@@ -10,6 +12,23 @@ keys = Keys()
 
 WAITING = keys.waiting(Lane.GENERATION, "local")
 """Where those wait that were asked for without a key."""
+
+
+@contextmanager
+def called(others: Keys) -> Iterator[None]:
+    """`keys` are those of another installation for a while."""
+    before = dict(vars(keys))
+    vars(keys).update(vars(others))
+    try:
+        yield
+    finally:
+        vars(keys).update(before)
+
+
+async def counted(redis: Any, name: Callable[[int], str]) -> int:
+    """How many members a sorted set has, in all cells; `name` gives that of one."""
+    numbers = [await redis.zcard(name(cell)) for cell in keys.cells.all]
+    return sum(numbers)
 
 
 def wait(client: Any, jobs: dict[str, int], tenant: str = "local") -> None:

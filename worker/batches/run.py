@@ -208,6 +208,7 @@ class Run:
         """One that has the batch by now may have written the line's answer down and deleted its log: made again, it would be
         asked and paid once more. Raises Fenced."""
         await self.shared.jobs.fence(pipe, self.id, self.shared.worker_id)
+        await self._log.fence_deleted(pipe, header["id"])
         return None
 
     async def _begin(self, line: Line) -> None:

@@ -214,7 +214,7 @@ class Limiter:
         """Where Redis is away, they may sit down: what is shown is in this process. Raises RateLimited."""
         with suppress(RedisError, OSError):
             if execute := under([_Limited(self, asking, checks, "streams")]):
-                async with self._redis.pipeline(transaction=True) as pipe:
+                async with self._redis.pipeline(transaction=True).control as pipe:
                     await execute(pipe)
             self._seated.update((check.counted.key, check.counted.member) for check in checks)
 
@@ -283,10 +283,10 @@ class Limiter:
         if check.kind == "viewers":
             await self._redis.zremrangebyscore(name, "-inf", second - 3 * _SEATED_S)
             return
-        there = self._key.batches_open if check.kind == "batches" else self._key.open
+        key = self._key
         async with self._redis.pipeline(transaction=False) as pipe:
             for one in ids:
-                pipe.zscore(there, one)
+                pipe.zscore(key.batches_open if check.kind == "batches" else key.open(key.cells.of(one)), one)
             scores = await pipe.execute() if ids else []
             dead = [one for one, score in zip(ids, scores, strict=True) if score is None]
             if dead:

@@ -107,10 +107,10 @@ class Shares:
             pipe.hset(name, share["id"], json.dumps(made))
             pipe.expireat(name, max([share["expires_at"], *ends]))
             opens = record(header["owner"], generation_id, by.key_id, share)
-            pipe.set(self._key.token(made["sha256"]), opens, ex=asked.expires_in)
-            self._audit.note(pipe, by, "share.created", share["id"], header["owner"], told)
+            pipe.control.set(self._key.token(made["sha256"]), opens, ex=asked.expires_in)
+            self._audit.note(pipe.control, by, "share.created", share["id"], header["owner"], told)
 
-        await self._commit(name, queue)
+        await self._commit(name, queue)  # where the control is apart, it opens nothing before it is listed
         return NewShare(made, token)
 
     async def listed(self, header: Header) -> list[ShareRecord]:
@@ -131,16 +131,16 @@ class Shares:
             known = {one["share"]["id"]: one for one in _records(seen[0])}.get(share_id)
             if known is None or not _holds(known, header, now_ms() // 1000):
                 raise NotFound(_UNKNOWN)
-            pipe.delete(self._key.token(known["sha256"]))
+            pipe.control.delete(self._key.token(known["sha256"]))
             pipe.hdel(name, share_id)
-            self._audit.note(pipe, by, "share.revoked", share_id, header["owner"], {"id": header["id"]})
+            self._audit.note(pipe.control, by, "share.revoked", share_id, header["owner"], {"id": header["id"]})
 
-        await self._commit(name, queue)
+        await self._commit(name, queue, control_first=True)  # what is not listed any more must open nothing
 
-    async def _commit(self, name: str, queue: Any) -> None:
+    async def _commit(self, name: str, queue: Any, *, control_first: bool = False) -> None:
         async with deadline():
             with translate_errors():
-                await transact(self._redis, [name], [("HGETALL", name)], queue)
+                await transact(self._redis, [name], [("HGETALL", name)], queue, control_first=control_first)
 
 
 def is_share_id(text: str) -> bool:

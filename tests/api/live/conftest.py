@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
-from tests.harness.broker import appender, log, redis, settings
+from collections.abc import AsyncIterator
 
-__all__ = ["appender", "log", "redis", "settings"]
+import pytest
+
+from shared.store.redis import ArqRedis
+from tests.harness.broker import appender, client_of, log, settings
+
+__all__ = ["appender", "log", "settings"]
+
+
+@pytest.fixture(params=["fakeredis", "valkey"])
+async def redis(request: pytest.FixtureRequest) -> AsyncIterator[ArqRedis]:
+    async with client_of(request.param, request) as client:
+        yield client

@@ -76,7 +76,7 @@ def test_a_batch_is_run_to_its_end(alice: Client, bob: Client, keyed: Stack) -> 
         wait_until(lambda: store.zscore(keys.batches_open, batch_id) is None)
         ids = {found["response"]["request_id"] for found in [*output.values(), failed]}
         assert not store.exists(*map(keys.log, ids), *map(keys.settled, ids))
-        assert not ids & {member.decode() for member in store.zrange(keys.index("a"), 0, -1)}
+        assert not ids & {member.decode() for member in store.zrange(keys.index("a", 0), 0, -1)}
 
 
 def let_parts_go(stack: Stack, batch_id: str) -> None:

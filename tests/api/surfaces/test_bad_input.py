@@ -29,11 +29,11 @@ def nothing_is_kept(request: pytest.FixtureRequest, client: Client, store: Store
     if "fuzz" in request.node.name:
         yield
         return
-    accepted, before = "streamspool_generations_submitted_total", set(store.zrange(keys.open, 0, -1))
+    accepted, before = "streamspool_generations_submitted_total", set(store.zrange(keys.open(0), 0, -1))
     count = client.metric(accepted)
     yield
     assert client.metric(accepted) == count
-    assert set(store.zrange(keys.open, 0, -1)) <= before
+    assert set(store.zrange(keys.open(0), 0, -1)) <= before
 
 
 def changed(**fields: Any) -> bytes:

@@ -93,12 +93,13 @@ async def test_turn_after_turn(bench: Bench) -> None:
 async def test_a_turn_is_settled_once_however_often(bench: Bench) -> None:
     header = await bench.ask("q")
     await bench.say(header, answer("a"))
-    await bench.redis.sadd(keys.unsettled, header["id"])  # type: ignore[misc]
+    unsettled = keys.unsettled(keys.cells.of(header["id"]))
+    await bench.redis.sadd(unsettled, header["id"])  # type: ignore[misc]
     await asyncio.gather(*(bench.core.settlement.settle(header["id"]) for _ in range(5)))
     assert await bench.texts() == ["q", "a"]
     session = await bench.sessions.find("s", ANN)
     assert session["turns"] == 1
-    assert not await bench.redis.scard(keys.unsettled)  # type: ignore[misc]
+    assert not await bench.redis.scard(unsettled)  # type: ignore[misc]
     (row,) = await bench.core.ledger.read("ann", *(2 * [_today()]))
     assert (row["requests"], row["completed_requests"], row["estimate_requests"]) == (1, 1, 1)
 

@@ -23,7 +23,7 @@ from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis, connect
 from tests.harness.records import attempt_with
 from tests.harness.store import configured
-from tests.support.names import keys
+from tests.support.names import counted, keys
 
 ANN, BOB = Caller("ann"), Caller("bob")
 CATALOGUE = {"providers": {"fake": {"models": ["echo"], "open": False}, "openai": {"models": [], "open": True}}}
@@ -73,7 +73,7 @@ async def test_nothing_is_stored_for_an_unknown_model(broker: Broker, catalogue:
         with pytest.raises(NotFound) as error:
             await broker.submit(*request(model=model), ANN)
         assert error.value.code == "model_not_found"
-    assert await redis.zcard(keys.open) == 0
+    assert await counted(redis, keys.open) == 0
     await catalogue.check("openai/whatever")
     await catalogue.check("fake/echo?tokens=3")
 
@@ -142,7 +142,7 @@ async def test_deleting_forgets(broker: Broker, redis: ArqRedis) -> None:
     with pytest.raises(NotFound):
         await broker.find(generation_id, ANN)
     assert not await redis.exists(keys.log(generation_id))
-    assert await redis.zcard(keys.open) == 0
+    assert await counted(redis, keys.open) == 0
     assert [s async for s in broker.listed(ANN)] == []
 
 
@@ -228,4 +228,4 @@ async def test_a_full_redis_says_so(redis: ArqRedis, broker: Broker, request: py
         with pytest.raises(Unavailable) as error:
             await submitted(broker)
         assert error.value.code == "storage_full"
-    assert await redis.zcard(keys.open) == 0
+    assert await counted(redis, keys.open) == 0

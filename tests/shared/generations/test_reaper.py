@@ -99,7 +99,7 @@ async def test_what_waits_is_left_alone(sweeper: Reaper, broker: Broker, log: St
 async def test_ended_and_vanished_logs_are_forgotten(sweeper: Reaper, log: StreamLog, redis: ArqRedis) -> None:
     sealed, gone = await unheard(log), await unheard(log)
     await log.seal(sealed, outcome_with({"status": "cancelled"}))
-    await redis.zadd(keys.open, {sealed: 1})
+    await redis.zadd(keys.open(keys.cells.of(sealed)), {sealed: 1})
     await redis.delete(keys.log(gone))
     for _ in range(2):
         await sweeper.sweep()
@@ -111,7 +111,7 @@ async def test_without_any_worker_the_viewers_are_told(
 ) -> None:
     waiting, ended = await unheard(log), await unheard(log)
     await log.seal(ended, outcome_with({"status": "cancelled"}))
-    await redis.zadd(keys.open, {ended: 1})
+    await redis.zadd(keys.open(keys.cells.of(ended)), {ended: 1})
     clock = [100.0]
     monkeypatch.setattr(reaper, "monotonic", lambda: clock[0])
     await sweeper._count_workers()

@@ -17,6 +17,7 @@ from shared.log.records import Header
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis
 from tests.harness.records import attempt_with, header_with, outcome_with
+from tests.support.names import keys
 
 ATTEMPT = attempt_with(worker="w", at_ms=5, token="t", reason="queued", number=1)
 DONE = outcome_with(
@@ -83,7 +84,7 @@ async def test_what_may_be_there_already_is_told_when_it_is_enqueued(
     async def put(also: Any = None) -> None:
         async with redis.pipeline(transaction=True) as pipe:
             asked.append("also" if also else "nothing")
-            pipe.set("enqueued", b"1", px=1000)
+            pipe.set(keys.probe, b"1", px=1000)
             if also:
                 also(pipe)
             await pipe.execute()

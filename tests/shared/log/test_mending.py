@@ -139,7 +139,7 @@ async def test_the_outcome_is_written_again_too(bench: Bench) -> None:
     await bench.appender.look()
     await _until(lambda: bench.log.ends([generation_id]), {generation_id: SEAL})
     assert await bench.raw(generation_id) == before
-    assert bench.server.client.sismember(keys.unsettled, generation_id)
+    assert bench.server.client.sismember(keys.unsettled(0), generation_id)
 
 
 async def test_a_seal_does_not_pass_over_what_is_missing(bench: Bench) -> None:

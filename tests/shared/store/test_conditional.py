@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
 from shared.store.conditional import Amount, Count, Full, Hold, correct, execute_if, release
 from shared.store.redis import ArqRedis, OutOfMemoryError
+from tests.harness.broker import client_of
 from tests.harness.store import configured
 from tests.support.names import keys
 
 WINDOW, HELD, SPENT = keys.limit("requests", "test"), keys.held("test"), keys.spent("test", "2026-11")
+
+
+@pytest.fixture(params=["fakeredis", "valkey"])
+async def redis(request: pytest.FixtureRequest) -> AsyncIterator[ArqRedis]:
+    """With cells, test_limits.py and test_budgets.py have it."""
+    async with client_of(request.param, request) as client:
+        yield client
 
 
 async def counted(redis: ArqRedis, *counts: Count | Amount | Hold, unless: str = "") -> list[int]:

@@ -14,8 +14,8 @@ from tests.support.names import keys
 Lists = dict[str, dict[str, int]]
 
 
-def names(lists: Lists) -> dict[str, str]:
-    return {owner: keys.files(owner) for owner in lists}
+def names(lists: Lists) -> dict[str, list[str]]:
+    return {owner: [keys.files(owner)] for owner in lists}
 
 
 async def write(redis: ArqRedis, lists: Lists) -> None:
@@ -92,15 +92,15 @@ async def test_what_is_gone_meanwhile_is_left_out_and_nothing_else(redis: ArqRed
 async def test_a_cursor_that_nobody_has(redis: ArqRedis, after: str, of: str | None) -> None:
     await write(redis, {"a": {"m": 1}, "b": {"n": 1}})
     with pytest.raises(LookupError):
-        await taken(merged(redis, {"a": keys.files("a"), "b": keys.files("b")}, after, of=of), 1)
+        await taken(merged(redis, {"a": [keys.files("a")], "b": [keys.files("b")]}, after, of=of), 1)
 
 
 async def test_nobody_has_anything(redis: ArqRedis) -> None:
     assert await taken(merged(redis, {}), 1) == []
-    assert await taken(merged(redis, {"a": keys.files("a")}), 1) == []
+    assert await taken(merged(redis, {"a": [keys.files("a")]}), 1) == []
 
 
 async def test_some_at_a_time(redis: ArqRedis) -> None:
     await write(redis, {"a": {str(number): number for number in range(5)}})
-    pages = [page async for page in paged(merged(redis, {"a": keys.files("a")}), 2)]
+    pages = [page async for page in paged(merged(redis, {"a": [keys.files("a")]}), 2)]
     assert [len(page) for page in pages] == [2, 2, 1]

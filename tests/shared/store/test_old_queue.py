@@ -6,6 +6,7 @@ import asyncio
 import json
 import pickle
 import uuid
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,10 +17,18 @@ from shared.store.old_queue import KEEP_AWAY_MS, adopt, keep_reapers_away
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis
 from shared.store.turns import Waiting
+from tests.harness.broker import client_of
 from tests.support.names import keys
 
 QUEUE = "arq:queue"
 LINES_LATER_MS = 10**13
+
+
+@pytest.fixture(params=["fakeredis", "valkey"])
+async def redis(request: pytest.FixtureRequest) -> AsyncIterator[ArqRedis]:
+    """What an older version left is on one node."""
+    async with client_of(request.param, request) as client:
+        yield client
 
 
 async def left_by_an_older_version(

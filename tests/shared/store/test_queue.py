@@ -58,7 +58,7 @@ def ids_of(seen: Seen) -> dict[Lane, list[str]]:
 
 
 async def left(redis: ArqRedis) -> list[bytes]:
-    return [key for key in await redis.keys(f"{PREFIX}:*") if not key.endswith(b"worker:w1")]
+    return [key for key in await redis.keys(f"{PREFIX}*") if not key.endswith(b"worker:w1")]
 
 
 @pytest.mark.parametrize("lane", Lane)
@@ -193,7 +193,8 @@ async def test_known_is_what_waits_or_runs(queue: JobQueue, redis: ArqRedis) -> 
         await start(queue, job_id, lane)
     await redis.zadd("arq:queue", {"of-an-older-version": 1})
     strange = [str(number) for number in range(2500)]
-    assert await queue.known([*strange, *waits, *runs, "of-an-older-version"]) == {*waits, *runs, "of-an-older-version"}
+    old = {"of-an-older-version"} if keys.old else set()
+    assert await queue.known([*strange, *waits, *runs, "of-an-older-version"]) == {*waits, *runs, *old}
     await redis.delete("arq:queue")
 
 
@@ -313,7 +314,7 @@ def test_no_key_of_one_prefix_is_a_key_of_another() -> None:
 
 
 async def test_what_one_installation_has_is_unknown_to_the_other(redis: ArqRedis) -> None:
-    other = ArqRedis(redis.connection_pool, Keys("other"))
+    other = ArqRedis(redis.connection_pool, Keys("other", keys.cells))
     ours, theirs = JobQueue(redis), JobQueue(other)
     job_id = await put(ours)
     assert json.loads(await redis.get(keys.job(job_id)) or b"")["a"] == [job_id]

@@ -21,7 +21,7 @@ from shared.generations.core import Core
 from shared.log.entry import Status
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis
-from tests.support.names import keys
+from tests.support.names import counted, keys
 
 CATALOGUE = {"providers": {"fake": {"models": ["echo"], "open": False}}}
 Made = Callable[..., Core]
@@ -131,7 +131,7 @@ async def test_it_is_exact_however_many_ask_at_once(
     accepted = [one for one in done if isinstance(one, str)]
     assert len(accepted) == 20
     assert {type(one) for one in done} - {Unavailable} == {str, RateLimited}, "some may wait too long for a connection"
-    assert await redis.zcard(keys.open) == 20
+    assert await counted(redis, keys.open) == 20
     assert await redis.zcard(keys.limit("running", "key:key_1")) == 20
 
 

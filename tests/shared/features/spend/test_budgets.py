@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from shared.log.records import Cost, Header
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis
 from tests.harness.records import attempt_with, outcome_with
-from tests.support.names import keys
+from tests.support.names import counted, keys
 
 ANN = Caller("ann")
 MONTH = datetime.now(UTC).strftime("%Y-%m")
@@ -106,7 +107,7 @@ async def test_nobody_starts_once_it_is_reached(ready: ArqRedis, log: StreamLog)
         await desk.core.budgets.check(last)
     assert await desk.core.budgets.over([last]) == [last]
     await desk.ask(Caller("bob"))
-    assert await ready.zcard(keys.index("ann")) == 3, "what was refused left nothing behind"
+    assert await counted(ready, partial(keys.index, "ann")) == 3, "what was refused left nothing behind"
 
 
 async def test_a_key_has_its_own(ready: ArqRedis, log: StreamLog) -> None:
@@ -233,7 +234,7 @@ async def test_what_is_accepted_and_has_not_ended_counts(ready: ArqRedis, log: S
     headers = refused.value.headers()
     assert (headers["x-should-retry"], headers["retry-after"]) == ("true", "2")
     assert "3 USD, which with the 0 that were spent is all of its budget of 2.5 USD" in refused.value.message
-    assert await ready.zcard(keys.index("ann")) == 3, "what was refused left nothing behind"
+    assert await counted(ready, partial(keys.index, "ann")) == 3, "what was refused left nothing behind"
     await desk.end(open_ones[0], 0.1)
     assert await held(ready) == 2 * money.PER_DOLLAR
     await desk.ask()
@@ -322,9 +323,8 @@ async def test_what_is_taken_back_and_was_lost_gives_nothing(ready: ArqRedis, lo
     header = await desk.ask()
     await ready.delete(keys.held("tenant:ann"))
     await desk.end(header, 0.5)
-    await ready.rename(keys.held("tenant:ann"), "before")
-    (since,) = await ready.hkeys("before")  # type: ignore[misc]
-    await ready.delete("before")
+    (since,) = await ready.hkeys(keys.held("tenant:ann"))  # type: ignore[misc]
+    await ready.delete(keys.held("tenant:ann"))
     await ready.hset(keys.held("tenant:ann"), str(int(since) - 3600), str(-money.PER_DOLLAR))  # type: ignore[misc]
     await desk.ask()
     with pytest.raises(BudgetHeld):

@@ -1,0 +1,97 @@
+"""The end of a log's life: deleted by its owner, or kept for longer because something goes on from it.
+
+Hidden here: that a deleted log leaves a mark for a while, so that no worker writes it again, and that one which something goes
+on from is hidden instead, and goes with the last that needs it. Every method raises RedisError or OSError when the server is
+away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from shared.lib import json
+from shared.log import feed as events
+from shared.log.decoding import HIDDEN, decode
+from shared.log.entry import HEADER
+from shared.log.feed import Feed
+from shared.log.listing import LogListing
+from shared.log.records import Header
+from shared.store.transaction import beside, commit
+
+_DELETED_MS = 60_000
+"""Longer than anybody writes to, or waits for, a log that is gone."""
+
+
+class LogRemoval(LogListing):
+    """Keeps logs, and deletes them."""
+
+    feed: Feed | None = None
+    """Where what is done here is told. Whoever puts the features together sets it; None: it is told nowhere."""
+
+    async def keep(self, generation_ids: Sequence[str], kept_ms: int) -> Header | None:
+        """Keeps these for so long at least, deleted or not: something goes on from them. Returns the header of the last one,
+        None where one of them is not there."""
+        last = self._key.log(generation_ids[-1])
+        names = [
+            name
+            for one in generation_ids
+            for name in (self._key.log(one), self._key.settled(one), self._key.metadata(one))
+        ]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for generation_id in generation_ids:
+                pipe.set(self._key.continued(generation_id), b"1", px=kept_ms)
+            for name in names:
+                pipe.pttl(name)
+            pipe.xrange(last, str(HEADER), str(HEADER))
+            *told, raw = await pipe.execute()
+            left = told[len(generation_ids) :]
+            if -2 in left[::3] or not raw:
+                return None
+            for name, left_ms in zip(names, left, strict=True):
+                if 0 <= left_ms < kept_ms:
+                    pipe.pexpire(name, kept_ms)
+            await commit(pipe)
+        return cast(Header, json.loads(decode(raw)[0].data))
+
+    async def delete(self, generation_id: str, tenant: str) -> None:
+        """Removes the log; writers find it Gone. Sealing first is the caller's business. What something goes on from (`keep`)
+        is hidden from everyone, and goes with the last that needs it."""
+        async with self._redis.pipeline(transaction=False) as look:
+            look.exists(self._key.continued(generation_id))
+            look.pttl(self._key.log(generation_id))
+            continued, left_ms = await look.execute()
+        async with self._redis.pipeline(transaction=True) as pipe:
+            if continued and left_ms > 0:
+                pipe.set(self._key.metadata(generation_id), HIDDEN, px=left_ms)
+                self._queue_unlist(pipe, generation_id, tenant)
+            else:
+                self._queue_delete(pipe, generation_id, tenant)
+            if self.feed is not None:
+                self.feed.add(pipe.control, events.deleted(generation_id, tenant))
+            await commit(pipe)
+            await beside(pipe)
+
+    async def delete_all(self, generation_ids: Sequence[str], tenant: str) -> None:
+        """The same for many of one tenant, without those that are to be kept longer because they were stored."""
+        if not generation_ids:
+            return
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for generation_id in generation_ids:
+                pipe.zscore(self._key.stored(tenant, self._key.cells.of(generation_id)), generation_id)
+            kept = await pipe.execute()
+            for generation_id, stored in zip(generation_ids, kept, strict=True):
+                if stored is None:
+                    self._queue_delete(pipe, generation_id, tenant)
+            await commit(pipe)
+
+    def _queue_delete(self, pipe: Any, generation_id: str, tenant: str) -> None:
+        pipe.delete(self._key.log(generation_id), self._key.metadata(generation_id), self._key.settled(generation_id))
+        self._queue_unlist(pipe, generation_id, tenant)
+        pipe.control.zadd(self._key.blob_holders, {generation_id: 0}, xx=True)  # what it held is to be let go of
+
+    def _queue_unlist(self, pipe: Any, generation_id: str, tenant: str) -> None:
+        pipe.set(self._key.deleted(generation_id), b"1", px=_DELETED_MS)
+        cell = self._key.cells.of(generation_id)
+        for index in (self._key.open(cell), self._key.index(tenant, cell), self._key.stored(tenant, cell)):
+            pipe.zrem(index, generation_id)

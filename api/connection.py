@@ -54,8 +54,7 @@ logger = get_logger(__name__)
 
 HEADERS_S = 30.0
 """How long a client may take to say what it wants: until the headers of its first request, and of each later one."""
-LINGER_S = 30.0
-LINGER_IDLE_S = 5.0
+LINGER_S, LINGER_IDLE_S = 30.0, 5.0
 """How long a client that was answered may go on sending: in all, and without a byte."""
 
 _SLICE_BYTES = 16 * 1024
@@ -175,6 +174,7 @@ class _Intake(HttpToolsProtocol):
         if version == "1.0":
             self.cycle.chunked_encoding = self.cycle.waiting_for_100_continue = False  # no 100 for it (RFC 9110 §15.2)
             self.cycle.expected_content_length = AnyLength()
+        self.cycle.keep_alive &= not self.config.app.state.services.drain.native  # type: ignore[union-attr]
         if not self.cycle.keep_alive:
             self.cycle.transport = cast("asyncio.Transport", Lingering(self))
         if len(self.pipeline) > PIPELINED:

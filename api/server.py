@@ -1,14 +1,20 @@
 """The server process: uvicorn with our signal handling and our protocol (connection.py).
 
-Hidden here: refusing to serve the world without keys, the socket a supervisor may hand over, and the order of a stop:
-native viewers first, the rest by the deadline, then the process.
+Hidden here: refusing to serve the world without keys, sockets that are handed down, and the order of a stop: no new
+connection, native viewers first, then what is kept open and asks nothing, the rest by the deadline, then the process.
+
+A connection that was just made has its request still to come, and a client that keeps one may be asking at this moment: to
+close it would be a reset. So for LEAVE_S such connections are answered once more, with `Connection: close`, as nginx does with
+its keepalive_min_timeout.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
+import sys
 from types import FrameType
 from typing import cast
 
@@ -23,27 +29,34 @@ from api.services import Services
 from api.sockets.protocol import SocketProtocol
 from shared.config.environ import SettingsInvalid
 from shared.config.notices import notices, say_notices, weak_keys
-from shared.config.settings import load_settings
+from shared.config.settings import Settings, load_settings
 from shared.errors import Unusable
 from shared.features.history.history import check_installed
-from shared.lib.process import begin_metrics, refuse_to_start
+from shared.lib.process import LISTEN_FD, begin_metrics, inherited, listen, refuse_to_start, say_ready
 from shared.lib.telemetry import configure_logging, get_logger
 from shared.store.contact import check_server
 
 logger = get_logger(__name__)
 
-LISTEN_FD = "STREAMSPOOL_LISTEN_FD"
-"""Environment variable: a listening socket inherited from the supervisor, so that connections wait while we restart."""
+LEAVE_S = 1.0
+"""How long a connection without a request may still be used, once this process stops: more than a request is on its way."""
 
+_LOOK_S = 0.05
 _BACKLOG = 2048
 
 
 class Server(uvicorn.Server):
-    """Ends the streams before it waits for their connections."""
+    """Ends the streams before it waits for their connections. `supervised`: SIGHUP tells it that another has its place."""
 
-    def __init__(self, config: uvicorn.Config, drain: Drain, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Drain, drain_s: float, *, supervised: bool = False) -> None:
         super().__init__(config)
-        self._drain, self._drain_s = drain, drain_s
+        self._drain, self._drain_s, self._supervised = drain, drain_s, supervised
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._supervised:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._leave)
+        say_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """One signal stops gently, a second one at once."""
@@ -51,15 +64,31 @@ class Server(uvicorn.Server):
             self.force_exit = True
         self.should_exit = True
 
+    def _leave(self) -> None:
+        self._drain.followed = self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logger.info("api stopping", connections=len(self.server_state.connections))
         self._drain.native = True
         self._wake()
         deadline = asyncio.create_task(self._end_everyone())
         try:
+            await self._answer_the_last(sockets or [])
             await super().shutdown(sockets)
         finally:
             deadline.cancel()
+
+    async def _answer_the_last(self, sockets: list[socket.socket]) -> None:
+        """Takes no more connections, and leaves those that are here the time for one more request."""
+        for server in self.servers:
+            server.close()
+        for one in sockets:
+            one.close()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(LEAVE_S, self._drain_s)
+        await asyncio.sleep(0)  # one that was accepted in this turn of the loop is known in the next
+        while self.server_state.connections and loop.time() < until and not self.force_exit:  # noqa: ASYNC110 - as uvicorn's own
+            await asyncio.sleep(_LOOK_S)
 
     async def _end_everyone(self) -> None:
         await asyncio.sleep(self._drain_s)
@@ -84,11 +113,13 @@ def main() -> None:
     say_notices(notices(settings))
     if settings.redis_url is None:
         refuse_to_start("The API needs REDIS_URL. `streamspool up` runs everything without it.")
-    if not settings.keyed and not is_loopback(settings.host):
-        refuse_to_start(
-            f"Refusing to listen on {settings.host} without keys: anybody could spend your provider's tokens.\n"
-            "Set STREAMSPOOL_API_KEYS=tenant:key, or HOST=127.0.0.1."
-        )
+    supervised, handed = LISTEN_FD in os.environ, inherited()
+    for host in {str(one.getsockname()[0]) for one in handed} or {settings.host}:
+        if not settings.keyed and not is_loopback(host):
+            refuse_to_start(
+                f"Refusing to listen on {host} without keys: anybody could spend your provider's tokens.\n"
+                "Set STREAMSPOOL_API_KEYS=tenant:key, or HOST=127.0.0.1."
+            )
     if weak := weak_keys(settings):
         refuse_to_start(weak)
     if not settings.keyed:
@@ -117,6 +148,14 @@ def main() -> None:
         timeout_keep_alive=cast("int", settings.connection_idle_s),  # it is only handed to a timer
         timeout_graceful_shutdown=int(settings.drain_s) + 5,
     )
-    inherited = os.environ.pop(LISTEN_FD, None)
-    sockets = [socket.socket(fileno=int(inherited))] if inherited else None
-    Server(config, drain, settings.drain_s).run(sockets)
+    sockets = handed if supervised else _with_own(handed, settings)
+    Server(config, drain, settings.drain_s, supervised=supervised).run(sockets or None)
+
+
+def _with_own(handed: list[socket.socket], settings: Settings) -> list[socket.socket]:
+    """And where this process alone is asked, if it is to be. None: uvicorn makes the one there is."""
+    host, port = settings.host, settings.api_metrics_port
+    try:
+        return [*(handed or listen(host, settings.port)), *listen(host, port)] if port else handed
+    except OSError as error:
+        sys.exit(f"Cannot listen on {host}: {error.strerror}. PORT and STREAMSPOOL_API_METRICS_PORT must both be free.")

@@ -19,6 +19,8 @@ class Drain:
     def __init__(self) -> None:
         self.native = False
         self.everyone = False
+        self.followed = False
+        """Another process serves at this address already: who asks there next, asks that one."""
 
 
 class Stay:

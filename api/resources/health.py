@@ -31,7 +31,8 @@ async def ready(
     """Whether what is asked for can be done now.
 
     `accept`: a new request would be stored and run, so Redis takes writes, a worker is alive that does not rest, and this
-    process is not stopping. `serve`: what is there can be read, cancelled and deleted; a full Redis is no hindrance.
+    process is not stopping, unless another is in its place. `serve`: what is there can be read, cancelled and deleted; a full
+    Redis is no hindrance.
     """
     found = await checks(services)
     well = all(found[one] == "ok" for one in (("accept", "serve") if wanted == "both" else (wanted,)))
@@ -42,7 +43,7 @@ async def checks(services: Services) -> dict[str, str]:
     """`ok` or why not, of `accept`, `serve` and `redis`; and `workers`, how many are alive. Those that an admin lets rest begin
     nothing; those that stop are about to be replaced."""
     catalogue, workers, resting, store = services.catalogue, None, 0, "ok"
-    serve = accept = "stopping" if services.drain.native else "ok"
+    serve = accept = "stopping" if services.drain.native and not services.drain.followed else "ok"
     try:
         async with deadline():
             found = await catalogue.workers()

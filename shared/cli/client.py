@@ -199,9 +199,9 @@ class Client:
     async def models(self) -> dict[str, Any]:
         return await self.send("GET", "/v1/models")
 
-    async def ready(self) -> dict[str, Any]:
-        """`{"status": "ok"|"unavailable", "checks": {…}}`."""
-        return await self.send("GET", "/readyz", accepted=(200, 503))
+    async def ready(self, wanted: str = "both") -> dict[str, Any]:
+        """`{"status": "ok"|"unavailable", "checks": {…}}`; `wanted` is `accept`, `serve` or both."""
+        return await self.send("GET", "/readyz" if wanted == "both" else f"/readyz?for={wanted}", accepted=(200, 503))
 
     async def probe(self, path: str, *, with_key: bool = True) -> tuple[int, Mapping[str, str]]:
         """The status and headers of a GET whose body does not matter."""

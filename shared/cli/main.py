@@ -26,6 +26,7 @@ from shared.errors import StreamspoolError, Unusable
 if TYPE_CHECKING:
     from shared.cli.client import Client
     from shared.cli.supervisor import Supervisor
+    from shared.config.settings import Settings
 
 _POSITION = re.compile(r"[0-9]+(-[0-9]+)?")
 
@@ -65,6 +66,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Local = Annotated[bool, typer.Option("--local", help="Run a small real model, too: local/…. [STREAMSPOOL_LOCAL_MODEL]")]
+Apis = Annotated[
+    int, typer.Option(min=1, max=64, help="API processes; they share the port. SIGHUP replaces them one by one.")
+]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the API, 0: any free one. [PORT, 8000]")]
 
 
@@ -86,7 +90,7 @@ def up(
     host: Annotated[str | None, typer.Option(help="Address of the API. [HOST, 127.0.0.1]")] = None,
     port: Port = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
-    apis: Annotated[int, typer.Option(min=1, max=64, help="API processes; they share the port.")] = 1,
+    apis: Apis = 1,
     data_dir: Annotated[Path | None, typer.Option(help="Files of the embedded Valkey.")] = None,
     local: Local = False,
 ) -> None:
@@ -114,9 +118,19 @@ def up(
 def api(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [HOST, 127.0.0.1]")] = None,
     port: Port = None,
+    apis: Apis = 1,
 ) -> None:
     """Run the HTTP end alone, against REDIS_URL."""
-    _become("api", host=host, port=port)
+    if apis == 1:
+        _become("api", host=host, port=port)
+    settings = _sharing("api", host=host, port=port)
+    import asyncio
+
+    from shared.cli.supervisor import commands, serve
+    from shared.lib.telemetry import configure_logging
+
+    configure_logging(settings.log_level)
+    asyncio.run(serve(settings, commands(0, apis), lambda running: say(f"{apis} API processes serve at {running.url}")))
 
 
 @app.command()
@@ -277,15 +291,22 @@ def doctor(as_json: AsJson = False, url: Url = None) -> None:
         raise typer.Exit(FAILED)
 
 
+def _sharing(end: str, **given: Any) -> Settings:
+    """The settings of an end that runs apart from the other one."""
+    settings = settings_of(**given)
+    if settings.redis_url is None:
+        say(f"`streamspool {end}` needs REDIS_URL, the Redis or Valkey it shares with the other end.", fg="red")
+        say("To run everything on this machine without one: `streamspool up`.")
+        raise typer.Exit(USAGE)
+    return settings
+
+
 def _become(end: str, **given: Any) -> NoReturn:
     """Goes on as that end. What the command line says is told to it as variables, over those that are set."""
     from shared.config.environ import FILE
     from shared.config.settings import variable
 
-    if settings_of(**given).redis_url is None:
-        say(f"`streamspool {end}` needs REDIS_URL, the Redis or Valkey it shares with the other end.", fg="red")
-        say("To run everything on this machine without one: `streamspool up`.")
-        raise typer.Exit(USAGE)
+    _sharing(end, **given)
     from shared.cli.supervisor import command
 
     environment = dict(os.environ)

@@ -29,6 +29,7 @@ _OTHERS = (
     "STREAMSPOOL_URL",
     "STREAMSPOOL_API_KEY",
     "STREAMSPOOL_LISTEN_FD",
+    "STREAMSPOOL_READY_FD",
     SILENT,
 )
 """Variables of ours that are no settings."""

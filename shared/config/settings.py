@@ -304,6 +304,9 @@ class Settings(BaseSettings):
         description="what a tenant may use: `requests_per_min=600 running=50` for each, `team-a:requests_per_min=60` for one, "
         "with commas between; none: as much as it asks for",
     )
+    api_metrics_port: int = Field(
+        0, ge=0, le=65535, description="port on HOST of each API process alone, where several share PORT; 0: none"
+    )
     worker_metrics_port: int = Field(
         0, ge=0, le=65535, description="port of a worker's /metrics, /healthz, /readyz on HOST; 0: none"
     )

@@ -1,10 +1,13 @@
-"""What each process of ours does once: how it starts, and how a start ends that cannot succeed."""
+"""What each process of ours does once: how it starts, what it is handed by who starts it, and how a start ends that cannot
+succeed."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
 import gc
+import os
+import socket
 import sys
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
@@ -20,6 +23,13 @@ from shared.lib.telemetry import BUILD, switch_on, wants
 WRONG_SETTINGS = 2
 """The exit code for what a restart will not heal."""
 
+LISTEN_FD = "STREAMSPOOL_LISTEN_FD"
+"""Environment variable: listening sockets of a supervisor, by number, with commas between."""
+READY_FD = "STREAMSPOOL_READY_FD"
+"""Environment variable: a pipe to a supervisor, for one byte that says that this process serves now."""
+
+_FIRST_FD = 3
+_BACKLOG = 2048
 _THRESHOLDS = 5_000, 10, 10
 _GIVE_BACK_EVERY_S = 30.0
 
@@ -39,6 +49,33 @@ def refuse_to_start(reason: str) -> NoReturn:
     """Says why on stderr, and ends the process with the exit code for wrong settings."""
     print(reason, file=sys.stderr)
     raise SystemExit(WRONG_SETTINGS)
+
+
+def inherited() -> list[socket.socket]:
+    """Listening sockets that are handed down, and stay open when this process ends, so that connections wait meanwhile: by
+    our supervisor, or by systemd (sd_listen_fds(3)). Each is given to who asks first; none where nobody hands any down."""
+    if numbers := os.environ.pop(LISTEN_FD, ""):
+        return [socket.socket(fileno=int(number)) for number in numbers.split(",")]
+    count, meant = os.environ.pop("LISTEN_FDS", "0"), os.environ.pop("LISTEN_PID", "")
+    if meant != str(os.getpid()):  # it was for a parent of ours
+        return []
+    return [socket.socket(fileno=number) for number in range(_FIRST_FD, _FIRST_FD + int(count))]
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets that queue connections from now on, at each address of the host. Raises OSError."""
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return [
+        socket.create_server((str(address[0]), port), family=family, backlog=_BACKLOG)
+        for family, _, _, _, address in dict.fromkeys(found)
+    ]
+
+
+def say_ready() -> None:
+    """Tells a supervisor that waits for it that this process serves; nothing where none does."""
+    if number := os.environ.pop(READY_FD, ""):
+        os.write(int(number), b"1")
+        os.close(int(number))
 
 
 @asynccontextmanager

@@ -157,14 +157,16 @@ AWAY, FULL = Unavailable("away", code="storage_unavailable"), Unavailable("full"
         (AWAY, None, False, ("storage_unavailable", "storage_unavailable", "storage_unavailable", "unknown")),
         (2, None, True, ("stopping", "stopping", "ok", "2 alive")),
         (AWAY, None, True, ("stopping", "stopping", "storage_unavailable", "unknown")),
+        (2, None, "followed", ("ok", "ok", "ok", "2 alive")),  # who asks next, asks the one in its place
+        (2, FULL, "followed", ("storage_full", "ok", "storage_full", "2 alive")),
     ],
 )
 async def test_the_probe_says_what_can_be_done(
-    workers: int | Unavailable, probe: Unavailable | None, stopping: bool, checks: tuple[str, str, str, str]
+    workers: int | Unavailable, probe: Unavailable | None, stopping: bool | str, checks: tuple[str, str, str, str]
 ) -> None:
     app = create_app(Settings(redis_url="redis://127.0.0.1:1", _env_file=None), Drain())
     drain = Drain()
-    drain.native = stopping
+    drain.native, drain.followed = bool(stopping), stopping == "followed"
     app.state.services = SimpleNamespace(catalogue=Known(workers, probe), drain=drain)
     told = dict(zip(("accept", "serve", "redis", "workers"), checks, strict=True))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:

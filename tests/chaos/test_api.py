@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -198,6 +199,45 @@ def test_f12_rolling_apis_lose_no_viewer(fleet: Fleet, judges: Judges, upstream:
     assert [(viewer.outcome, viewer.text) for viewer in viewers] == [("whole", whole(15))] * 20
     assert len(script.calls) == 1
     assert httpx.get(f"{fleet.url}/readyz").status_code == 200
+
+
+PATIENT = "import api.server; api.server.LEAVE_S = 600\n"
+"""Leaves as much time for a last request as a busy machine may need."""
+ASK = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def refuses(address: tuple[str, int]) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(address) != 0
+
+
+def test_f12_a_connection_that_is_made_or_kept_is_answered_once_more(fleet: Fleet) -> None:
+    """To close it would be a reset for who asks at this moment."""
+    fleet.start("api-patient", fault=PATIENT, STREAMSPOOL_DRAIN_S="600")
+    wait_until(lambda: fleet.answers("api-patient"))
+    address = ("127.0.0.1", fleet.port_of("api-patient"))
+    with socket.create_connection(address, BAR_S) as made, socket.create_connection(address, BAR_S) as kept:
+        kept.sendall(ASK)
+        assert b"connection: close" not in kept.recv(4096)
+        fleet.kill("api-patient", signal.SIGTERM)
+        wait_until(lambda: "api stopping" in fleet.log("api-patient"))
+        wait_until(lambda: refuses(address), what="no new connections are taken")
+        for connection in (made, kept):
+            connection.sendall(ASK)
+            answer = connection.makefile("rb").read()
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b"connection: close" in answer
+        assert fleet.process("api-patient").wait(BAR_S) == 0
+
+
+def test_f12_one_that_asks_nothing_more_does_not_hold_it_up(fleet: Fleet) -> None:
+    fleet.start_and_wait("api-idle")
+    with socket.create_connection(("127.0.0.1", fleet.port_of("api-idle")), BAR_S) as idle:
+        idle.sendall(ASK)
+        assert idle.recv(4096)
+        fleet.kill("api-idle", signal.SIGTERM)
+        assert idle.recv(4096) == b""
+        assert fleet.process("api-idle").wait(BAR_S) == 0
 
 
 def test_f12_who_has_seen_nothing_yet_is_refused(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:

@@ -36,7 +36,7 @@ BUCKETS = {name for names in BUCKET_VARIABLES.values() for name in names}
 KEYS = {name for vendor in VENDORS for name in vendor.key_variables}
 SECRETS = {variable(name) for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
 LIMITS = {"APP_MEMORY", "VALKEY_MEMORY"}
-OWN = LIMITS | {"SITE"}
+OWN = LIMITS | {"APIS", "SITE"}
 """Are compose's own: no process of ours reads them."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import inspect
 import logging
 import re
 from collections import deque
@@ -77,7 +78,7 @@ CYCLE = {
     "waiting_for_100_continue",
 }
 STATE = {"connections", "default_headers", "total_requests"}
-SERVER = {"config", "force_exit", "handle_exit", "server_state", "should_exit", "shutdown"}
+SERVER = {"config", "force_exit", "handle_exit", "server_state", "should_exit", "shutdown", "startup"}
 
 
 SOCKET_CALLED = {
@@ -177,6 +178,7 @@ def test_the_server_counts_and_ends_as_it_did() -> None:
     server = uvicorn.Server(uvicorn.Config("app", log_config=None))
     assert [name for name in SERVER if not hasattr(server, name)] == []
     assert [name for name in STATE if not hasattr(server.server_state, name)] == []
+    assert "self.servers" in inspect.getsource(uvicorn.Server.startup)  # closed before the connections are told
 
 
 async def test_the_protocol_of_sockets_has_what_is_called_and_held() -> None:

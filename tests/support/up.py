@@ -60,6 +60,12 @@ class Up:
             name: pid for pid, line in children.items() for end, name in PARTS.items() if end in line.split(" --")[0]
         }
 
+    def all(self, part: str) -> set[int]:
+        """The processes of a part that run now."""
+        children = {pid: line for pid, (parent, line) in processes().items() if parent == self.process.pid}
+        self.ever.update(children)
+        return {pid for pid, line in children.items() if any(end in line and PARTS[end] == part for end in PARTS)}
+
     def wait_ready(self, *more: str) -> None:
         """Returns once it says so, and checks that it runs what it should, and `more`."""
         assert self.process.stdout is not None

@@ -99,9 +99,9 @@ def test_a_wrong_file_is_a_wrong_setting(tmp_path: Path, name: str, content: str
     assert done.stderr
 
 
-@pytest.mark.parametrize("end", ["api", "worker"])
+@pytest.mark.parametrize("end", ["api", "worker", "api --apis 2"])
 def test_an_end_alone_needs_a_redis(end: str) -> None:
-    done = run(end)
+    done = run(*end.split())
     assert done.returncode == 2
     assert "REDIS_URL" in done.stderr
     assert "streamspool up" in done.stderr

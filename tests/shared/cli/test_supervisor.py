@@ -3,42 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shared.cli import children
 from shared.cli import supervisor as supervisor_module
 from shared.cli.client import Client
 from shared.cli.embedded import CannotStart
 from shared.cli.supervisor import Supervisor, listen
 from shared.config.settings import Settings, load_settings
 from shared.errors import Unusable
+from tests.harness.processes import free_port
 
 ROOT = Path(__file__).parents[3]
 WAIT_S = 20
 
 API = """
-import os, signal, socket, sys
+import os, signal, socket, sys, threading, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+if os.path.exists("broken"):
+    raise SystemExit(1)
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         body = b'{"status":"ok","checks":{"pid":%d}}' % os.getpid()
         self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers()
         self.wfile.write(body)
     def log_message(self, *_): pass
-server = HTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
-server.socket = socket.socket(fileno=int(os.environ["STREAMSPOOL_LISTEN_FD"]))
+def serve(number):
+    server = HTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
+    server.socket = socket.socket(fileno=int(number))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+signal.signal(signal.SIGHUP, lambda *_: os._exit(0))
+for number in os.environ["STREAMSPOOL_LISTEN_FD"].split(","):
+    serve(number)
 print("api", os.environ["HOST"], os.environ["PORT"], os.environ["REDIS_URL"], flush=True)
-server.serve_forever()
+while os.path.exists("slow"):
+    open("waits", "w").close(); time.sleep(0.01)
+if "STREAMSPOOL_READY_FD" in os.environ:
+    os.write(int(os.environ["STREAMSPOOL_READY_FD"]), b"1")
+while True: signal.pause()
 """
 WORKER = """
 import os, signal, sys
@@ -48,13 +63,17 @@ while True: signal.pause()
 """
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: signal.pause()"
 CHILDREN = {"api": [sys.executable, "-c", API], "worker-1": [sys.executable, "-c", WORKER]}
+SEVERAL = {**CHILDREN, "api-2": CHILDREN["api"]}
 
 MAIN = """
-import asyncio, sys
+import asyncio, fcntl, os, sys, termios
 from pathlib import Path
 from shared.config.settings import Settings
 from shared.cli.supervisor import serve
-children = {{"api": [sys.executable, "-c", {api!r}], "worker-1": [sys.executable, "-c", {worker!r}]}}
+if os.isatty(0):
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+api = [sys.executable, "-c", {api!r}]
+children = {{"api": api, **{{f"api-{{n + 2}}": api for n in range({more})}}, "worker-1": [sys.executable, "-c", {worker!r}]}}
 settings = Settings(port=0, data_dir=Path(sys.argv[1]), drain_s=float(sys.argv[2]))
 asyncio.run(serve(settings, children, lambda supervisor: print(*supervisor.pids().values(), flush=True)))
 """
@@ -77,6 +96,18 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def children_of(parent: int) -> set[int]:
+    found = set()
+    for directory in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if (
+                int((directory / "stat").read_text().rpartition(")")[2].split()[1]) == parent
+                and directory.name.isdigit()
+            ):
+                found.add(int(directory.name))
+    return {pid for pid in found if alive(pid)}
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -151,14 +182,111 @@ def test_a_request_made_while_the_api_is_dead_is_answered_by_the_next_one(tmp_pa
     asyncio.run(scenario())
 
 
+@contextlib.asynccontextmanager
+async def several(tmp_path: Path) -> AsyncIterator[Supervisor]:
+    """Two APIs that serve, which each says at a port of its own."""
+    first = free_port()
+    async with Supervisor(settings(tmp_path, api_metrics_port=first), SEVERAL) as supervisor:
+        await supervisor.wait_ready(WAIT_S)
+        for name, port in (("api", first), ("api-2", first + 1)):
+            said = await Client(f"http://127.0.0.1:{port}").ready()
+            assert said["checks"]["pid"] == supervisor.pids()[name]
+        yield supervisor
+
+
+def test_each_api_has_a_port_of_its_own_where_one_is_given(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with several(tmp_path):
+            pass
+
+    asyncio.run(scenario())
+
+
+def test_a_port_of_its_own_that_is_taken_is_said_with_its_name(tmp_path: Path) -> None:
+    async def scenario(port: int) -> None:
+        async with Supervisor(settings(tmp_path, api_metrics_port=port), CHILDREN):
+            pass
+
+    taken = pytest.raises(CannotStart, match="it is taken.*STREAMSPOOL_API_METRICS_PORT")
+    with socket.create_server(("127.0.0.1", 0)) as other, taken:
+        asyncio.run(scenario(other.getsockname()[1]))
+
+
+def test_apis_are_replaced_one_after_the_other_by_ones_that_serve(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with several(tmp_path) as supervisor:
+            before = supervisor.pids()
+            (tmp_path / "slow").touch()
+            supervisor.replace_apis()
+            await until((tmp_path / "waits").exists)  # the successor of the first lives, and does not serve yet
+            assert supervisor.pids() == before
+            assert all(map(alive, before.values()))
+            (tmp_path / "slow").unlink()
+            await until(lambda: not ({before["api"], before["api-2"]} & set(supervisor.pids().values())))
+            await until(lambda: not (alive(before["api"]) or alive(before["api-2"])))
+            after = supervisor.pids()
+            assert set(after) == set(before)
+            assert {name for name in before if before[name] != after[name]} == {"api", "api-2"}
+            supervisor.kill("api-2")  # what took its place is kept alive as it was
+            await until(lambda: supervisor.pids().get("api-2", after["api-2"]) != after["api-2"])
+
+    asyncio.run(scenario())
+
+
+def test_a_successor_that_does_not_come_to_serve_leaves_all_as_it_was(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with several(tmp_path) as supervisor:
+            before = supervisor.pids()
+            (tmp_path / "broken").touch()
+            supervisor.replace_apis()
+            await until(lambda: "api: not replaced: it ended before it served" in caplog.text)
+            (tmp_path / "broken").unlink()
+            assert supervisor.pids() == before
+            supervisor.replace_apis()
+            await until(lambda: not ({before["api"], before["api-2"]} & set(supervisor.pids().values())))
+
+    asyncio.run(scenario())
+
+
+def test_one_that_takes_too_long_to_serve_is_given_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "SUCCEED_S", 0.2)
+
+    async def scenario() -> None:
+        async with several(tmp_path) as supervisor:
+            before = supervisor.pids()
+            (tmp_path / "slow").touch()
+            supervisor.replace_apis()
+            await until(lambda: "api: not replaced: it does not serve after 0.2 s" in caplog.text)
+            assert supervisor.pids() == before
+
+    asyncio.run(scenario())
+
+
+def test_the_end_in_the_middle_of_a_replacement_leaves_nothing(tmp_path: Path) -> None:
+    async def scenario() -> set[int]:
+        async with several(tmp_path) as supervisor:
+            (tmp_path / "slow").touch()
+            supervisor.replace_apis()
+            await until((tmp_path / "waits").exists)
+            return children_of(os.getpid())
+
+    ever = asyncio.run(scenario())
+    assert len(ever) >= 5  # both APIs, a successor, the worker, Valkey
+    assert gone(list(ever))
+
+
 def test_a_child_that_ignores_sigterm_is_killed_after_the_drain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "KILL_AFTER_DRAIN_S", 0.3)
+    monkeypatch.setattr(children, "KILL_AFTER_DRAIN_S", 0.3)
 
     async def scenario() -> None:
-        children = {**CHILDREN, "worker-1": [sys.executable, "-c", STUBBORN]}
-        async with Supervisor(settings(tmp_path, drain_s=0), children) as supervisor:
+        stubborn = {**CHILDREN, "worker-1": [sys.executable, "-c", STUBBORN]}
+        async with Supervisor(settings(tmp_path, drain_s=0), stubborn) as supervisor:
             await supervisor.wait_ready(WAIT_S)
             pids = list(supervisor.pids().values())
         assert not any(map(alive, pids))
@@ -251,11 +379,31 @@ def test_the_second_ctrl_c_does_not_wait_for_the_drain(tmp_path: Path) -> None:
         end(process, pids)
 
 
-def start(tmp_path: Path, *, drain_s: float, worker: str) -> subprocess.Popen[str]:
+def test_sighup_replaces_several_apis_unless_their_terminal_has_gone(tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    process = start(tmp_path, drain_s=10, worker=WORKER, more=1, stdin=slave, start_new_session=True)
+    pids: list[int] = []
+    try:
+        os.close(slave)
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        process.send_signal(signal.SIGHUP)
+        asyncio.run(until(lambda: len([pid for pid in pids if alive(pid)]) == 2))  # the worker and Valkey
+        pids += children_of(process.pid)
+        assert process.poll() is None
+        os.close(master)  # the kernel tells whom it controlled, by SIGHUP
+        assert process.wait(WAIT_S) == 0
+        assert gone(pids)
+    finally:
+        end(process, pids)
+
+
+def start(tmp_path: Path, *, drain_s: float, worker: str, more: int = 0, **how: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", MAIN.format(api=API, worker=worker), str(tmp_path), str(drain_s)],
+        [sys.executable, "-c", MAIN.format(api=API, worker=worker, more=more), str(tmp_path), str(drain_s)],
         stdout=subprocess.PIPE,
         text=True,
+        **how,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 

@@ -233,7 +233,7 @@ def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, "-1") for name in ("port", "hold_headers_s", "drain_s", "worker_metrics_port")),
+        *((name, "-1") for name in ("port", "hold_headers_s", "drain_s", "api_metrics_port", "worker_metrics_port")),
         *((name, "0") for name in ("lease_s", "max_attempts", "retention_s", "keepalive_s", "send_timeout_s")),
         *((name, "0") for name in ("upstream_connect_s", "upstream_first_s", "upstream_idle_s", "generation_s")),
         *((name, "1") for name in ("max_body_bytes", "max_event_bytes")),

@@ -87,8 +87,8 @@ def test_a_providers_key_may_be_called_as_ours_are(monkeypatch: pytest.MonkeyPat
 def test_what_kubernetes_sets_for_a_service_called_streamspool_breaks_and_says_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Service links: for services called streamspool, streamspool-api and streamspool-worker-metrics."""
-    for stem in ("STREAMSPOOL", "STREAMSPOOL_API", "STREAMSPOOL_WORKER_METRICS"):
+    """Service links: for services called streamspool, streamspool-api, streamspool-api-metrics and -worker-metrics."""
+    for stem in ("STREAMSPOOL", "STREAMSPOOL_API", "STREAMSPOOL_API_METRICS", "STREAMSPOOL_WORKER_METRICS"):
         monkeypatch.setenv(f"{stem}_PORT", "tcp://10.0.0.7:8000")
         monkeypatch.setenv(f"{stem}_PORT_8000_TCP", "tcp://10.0.0.7:8000")
         monkeypatch.setenv(f"{stem}_PORT_8000_TCP_ADDR", "10.0.0.7")
@@ -98,7 +98,7 @@ def test_what_kubernetes_sets_for_a_service_called_streamspool_breaks_and_says_n
         monkeypatch.setenv(f"{stem}_SERVICE_PORT", "8000")
         monkeypatch.setenv(f"{stem}_SERVICE_PORT_HTTP", "8000")
     settings = load_settings()
-    assert (settings.port, settings.worker_metrics_port) == (8000, 0)
+    assert (settings.port, settings.api_metrics_port, settings.worker_metrics_port) == (8000, 0, 0)
     assert notices(settings) == []
 
 

@@ -107,7 +107,7 @@ lint: $(BIN)/.dev $(CLIENT_VENVS:%=.venv-%/.stamp) ## ruff, mypy, the layers, th
 
 lock: $(BIN)/.dev ## make the locks anew (needs uv); newer versions: make lock ARGS=--upgrade
 	@[ -n "$(UV)" ] || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
-	@$(COMPILE) pyproject.toml --extra cost --extra history --group build -o requirements.lock
+	@$(COMPILE) pyproject.toml --extra cost --extra history --extra traces --group build -o requirements.lock
 	@$(COMPILE) pyproject.toml --group build --group dev -c requirements.lock -o tests/requirements-dev.lock
 	@$(COMPILE) --no-deps --group local -o $(LOCAL_LOCK)
 	@$(foreach name,$(CLIENT_VENVS),$(COMPILE) $(CLIENTS)/$(name).in -o $(CLIENTS)/$(name).lock &&) :

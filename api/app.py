@@ -53,6 +53,7 @@ from shared.features.history.sink import Sink
 from shared.generations.reaper import Reaper
 from shared.lib.process import collect_rarely, giving_back
 from shared.lib.tasks import cancel
+from shared.lib.traces import tracing
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
 from shared.store.redis import connect, run_while_redis_is_away
@@ -87,6 +88,7 @@ _ROUTES = (
 )
 _POOL = 17
 _TIMEOUT_S = 2.0
+_PATIENCE_S = _TIMEOUT_S + BLOCK_MS / 1000
 _MENDED_S = 2.0
 """How much longer than the lease a log that was forgotten is waited for: whoever takes it over has to find it."""
 
@@ -101,10 +103,10 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
         assert settings.redis_url is not None
         url = settings.redis_url.get_secret_value()
         async with AsyncExitStack() as stack:
+            stack.callback(tracing.end)
             redis = connect(url, prefix=settings.prefix, max_connections=_POOL, timeout_s=_TIMEOUT_S)
             stack.push_async_callback(redis.aclose, close_connection_pool=True)
-            patience_s = _TIMEOUT_S + BLOCK_MS / 1000
-            reading = connect(url, prefix=settings.prefix, max_connections=3, timeout_s=patience_s, beside=redis)
+            reading = connect(url, prefix=settings.prefix, max_connections=3, timeout_s=_PATIENCE_S, beside=redis)
             stack.push_async_callback(reading.aclose, close_connection_pool=True)
             log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
             name = f"api:{socket.gethostname()}-{os.getpid()}"

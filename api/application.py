@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
+from api import spans
 from api.errors import RATELIMITS, REQUEST_ID
 from api.live.client import AMONG, HEAD_ONLY, SEAT
 from api.live.response import LATER
@@ -134,11 +135,12 @@ class Application(FastAPI):
         if method == "OPTIONS" and (methods := self.methods(scope)):
             await _tell_options(scope, methods, welcome, named)
             return
-        scope[LATER] = None
-        await super().__call__(scope, receive, named)
-        if serve := scope.pop(LATER):
-            _forget(scope)
-            await serve(scope, receive, named)
+        with spans.serving(scope, scope[REQUEST_ID]):
+            scope[LATER] = None
+            await super().__call__(scope, receive, named)
+            if serve := scope.pop(LATER):
+                _forget(scope)
+                await serve(scope, receive, named)
 
     def _place(self, scope: Scope) -> None:
         """Finds what is asked for: its path, and the prefix in front of it."""
@@ -189,6 +191,7 @@ class _Named:
             limits = [(name.encode(), value.encode()) for name, value in scope.get(RATELIMITS, {}).items()]
             message["headers"] = [*headers, (b"x-request-id", scope[REQUEST_ID].encode()), *limits, *self._welcome]
             REQUESTS.labels(getattr(scope.get("route"), "path", "none"), message["status"]).inc()
+            spans.answered(scope, message["status"])
             self._welcome = ()
         await self._send(message)
         if message["type"] == "http.response.start" and HEAD_ONLY in self._scope:

@@ -27,12 +27,12 @@ from api.connection import Protocol
 from api.live.drain import Drain
 from api.services import Services
 from api.sockets.protocol import SocketProtocol
-from shared.config.environ import SettingsInvalid
+from shared.config.environ import SettingsInvalid, environment
 from shared.config.notices import notices, say_notices, weak_keys
 from shared.config.settings import Settings, load_settings
 from shared.errors import Unusable
 from shared.features.history.history import check_installed
-from shared.lib.process import LISTEN_FD, begin_metrics, inherited, listen, refuse_to_start, say_ready
+from shared.lib.process import LISTEN_FD, begin_metrics, begin_traces, inherited, listen, refuse_to_start, say_ready
 from shared.lib.telemetry import configure_logging, get_logger
 from shared.store.contact import check_server
 
@@ -110,6 +110,7 @@ def main() -> None:
         refuse_to_start(str(error))
     configure_logging(settings.log_level)
     begin_metrics(settings.metrics)
+    begin_traces("api", environment())
     say_notices(notices(settings))
     if settings.redis_url is None:
         refuse_to_start("The API needs REDIS_URL. `streamspool up` runs everything without it.")

@@ -12,6 +12,7 @@ from api.errors import outcome_error
 from api.services import Services
 from shared.errors import wire_error
 from shared.lib import money
+from shared.lib.traces.tracing import trace_id
 from shared.log.entry import BEGIN
 from shared.log.records import Outcome, Served, Summary
 
@@ -70,14 +71,19 @@ def state(summary: Summary, *, viewers: int, delivery: dict[str, Any] | None, ro
         "batch_id": batch["id"] if batch else None,
         "retried_from": header.get("retried_from"),
         "summarises": header.get("summarises"),
+        "trace_id": trace_id(header.get("traceparent")),
         "background": header.get("background", False),
         "webhook": delivery,
         "viewers": viewers,
-        "links": {
-            "self": f"{root}/v1/streams/{generation_id}",
-            "cancel": f"{root}/v1/streams/{generation_id}/cancel",
-            "completion": f"{root}/v1/chat/completions/{generation_id}",
-        },
+        "links": _links(generation_id, root),
+    }
+
+
+def _links(generation_id: str, root: str) -> dict[str, str]:
+    return {
+        "self": f"{root}/v1/streams/{generation_id}",
+        "cancel": f"{root}/v1/streams/{generation_id}/cancel",
+        "completion": f"{root}/v1/chat/completions/{generation_id}",
     }
 
 

@@ -20,11 +20,13 @@ from shared.lib.telemetry import (
     get_logger,
     provider_of,
 )
+from shared.lib.traces import tracing
 from shared.log import feed as events
 from shared.log.appender import Appender
 from shared.log.records import Header, Refusal
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
+from worker import spans
 from worker.upstream.attempts import Served, Target
 
 logger = get_logger(__name__)
@@ -37,12 +39,16 @@ def claimed(reason: str, queued_ms: int) -> None:
 
 def first_chunk(served: Served, first_s: float) -> None:
     labels = answered_by(_asked(served))
-    FIRST_CHUNK_SECONDS.labels(**labels).observe(first_s)
+    FIRST_CHUNK_SECONDS.labels(**labels).observe(first_s, tracing.exemplar())
+    tracing.event("first_chunk")
     genai.observe(labels, first_s=first_s)
 
 
 def failed(error: StreamspoolError, served: Served) -> None:
-    UPSTREAM_ERRORS.labels(_cause(error), provider_of(_asked(served))).inc()
+    code = _cause(error)
+    UPSTREAM_ERRORS.labels(code, provider_of(_asked(served))).inc()
+    if (span := tracing.current()) is not None:
+        span.fail(code)
 
 
 class Telling:
@@ -64,7 +70,9 @@ class Telling:
 
 
 def _retried(writer: Writer, error: UpstreamError, target: Target) -> None:
-    UPSTREAM_RETRIES.labels(_cause(error), provider_of(target.name)).inc()
+    code = _cause(error)
+    UPSTREAM_RETRIES.labels(code, provider_of(target.name)).inc()
+    spans.retried(target, code, error.provider_status)
     logger.info(
         "upstream retried", generation_id=writer.generation_id, error_code=error.code, status=error.provider_status
     )
@@ -72,7 +80,7 @@ def _retried(writer: Writer, error: UpstreamError, target: Target) -> None:
 
 def ended(writer: Writer, served: Served, took_s: float, error: StreamspoolError | None) -> None:
     labels = answered_by(_asked(served))
-    GENERATION_SECONDS.labels(**labels).observe(took_s)
+    GENERATION_SECONDS.labels(**labels).observe(took_s, tracing.exemplar())
     genai.ended(labels, took_s, "" if error is None else _cause(error))
     if (chunks := writer.position.seq) > 1:
         first_s = writer.timings.get("first_chunk_ms", 0) / 1000

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from functools import partial
 from typing import Any
 
@@ -56,7 +56,7 @@ from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.outage import is_passing
 from shared.store.redis import RedisError, log_redis_error
-from worker import counting
+from worker import counting, spans
 from worker.normalizer import Normalizer
 from worker.opening import Opening, new_attempt
 from worker.providers.chunk_shapes import answer_bytes
@@ -108,10 +108,9 @@ class Generator:
                 writer, header, body = claimed
                 if self._limiter is not None:
                     await self._limiter.begun(header)
-                try:
-                    claimed = await self._attempt(writer, header, body)
-                finally:
-                    writer.close()
+                with closing(writer):
+                    async with spans.generating(self._log, writer, header):
+                        claimed = await self._attempt(writer, header, body)
         except (Taken, Fenced) as error:
             without_frames(error)
             logger.warning("fenced", generation_id=generation_id, worker_id=self._worker_id)
@@ -150,7 +149,7 @@ class Generator:
         return self._claimed(*await self._log.claim(self._appender, generation_id, epoch + 1, attempt), attempt)
 
     def _claimed(self, writer: Writer, header: Header, body: Stored, attempt: Attempt) -> Claimed:
-        begin_request(header.get("request_id"))
+        begin_request(header.get("request_id"), header.get("traceparent"))
         writer.timings["queued_ms"] = max(0, attempt["at_ms"] - header["created_at_ms"])
         counting.claimed(attempt["reason"], writer.timings["queued_ms"])
         logger.info("claimed", generation_id=writer.generation_id, attempt=writer.epoch, reason=attempt["reason"])

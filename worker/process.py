@@ -18,9 +18,10 @@ from shared.config.settings import Settings, load_settings
 from shared.errors import Unusable
 from shared.generations.core import Core
 from shared.generations.reaper import Reaper
-from shared.lib.process import begin_metrics, collect_rarely, giving_back, refuse_to_start
+from shared.lib.process import begin_metrics, begin_traces, collect_rarely, giving_back, refuse_to_start
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import configure_logging, get_logger
+from shared.lib.traces import tracing
 from shared.log.appender import Appender
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
@@ -64,6 +65,7 @@ async def serve(settings: Settings) -> None:
     except (ValueError, Unusable) as error:
         refuse_to_start(str(error))
     async with AsyncExitStack() as stack:
+        stack.callback(tracing.end)
         redis = connect(url, prefix=settings.prefix, max_connections=_POOL, timeout_s=_timeout_s(settings))
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
@@ -187,5 +189,6 @@ def main() -> None:
         refuse_to_start(str(error))
     configure_logging(settings.log_level)
     begin_metrics(settings.metrics)
+    begin_traces("worker", environment())
     stamina.instrumentation.set_on_retry_hooks([])  # its log line quotes the provider, ours does not
     uvloop.run(serve(settings))

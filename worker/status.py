@@ -19,9 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET, AF_INET6
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-
-from shared.lib.telemetry import get_logger
+from shared.lib.telemetry import exposition, get_logger
 from worker.heartbeat import Heartbeat
 
 logger = get_logger(__name__)
@@ -40,7 +38,8 @@ def showing(host: str, port: int, heartbeat: Heartbeat) -> Iterator[int]:
     class Handler(_Handler):
         def found(self, path: str) -> tuple[int, str, bytes]:
             if path == "/metrics":
-                return 200, CONTENT_TYPE_LATEST, generate_latest()
+                text, kind = exposition(self.headers.get("accept"))
+                return 200, kind, text
             if path == "/healthz":
                 return _verdict("" if _turns(loop) else "the loop hangs")
             if path == "/readyz":

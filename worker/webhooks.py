@@ -30,6 +30,7 @@ from shared.lib.post import NotAnswered, NotConnected, posted
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import WEBHOOKS, get_logger
 from shared.store.redis import RedisError, log_redis_error
+from worker import spans
 from worker.providers.errors import retry_after
 
 logger = get_logger(__name__)
@@ -107,8 +108,10 @@ class WebhookSender:
             if delivery is None:
                 return
             async with AsyncExitStack() as connection:  # closed, which may take a moment, when all is written down
-                result = await self._webhooks.end(delivery, await self._attempt(delivery, connection))
-                self._tell(delivery, result)
+                with spans.delivering(delivery):
+                    tried = await self._attempt(delivery, connection)
+                    spans.delivered(tried)
+                self._tell(delivery, await self._webhooks.end(delivery, tried))
         except (RedisError, OSError) as error:
             log_redis_error("webhook", error, subject=subject)  # its lease lapses, and it is due again
 

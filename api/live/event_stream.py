@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from enum import Enum
 
+from api import spans
 from api.live.client import Client
 from api.live.cursor import Behind, Cursor, resolve
 from api.live.drain import Stay
@@ -85,6 +86,7 @@ class EventStream(LogResponse):
         REPLAYED.inc(max(0, live.end - (start.chunk if start.epoch == live.epoch else 0)))
         if self._cursor is not None:
             RESUMES.inc()
+            spans.resumed(self._cursor)
         if self._hold_s:
             await self.until(client, live, lambda: live.started, self._hold_s)
             if live.outcome and not live.end and (failure := self.failure(live)):

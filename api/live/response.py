@@ -15,6 +15,7 @@ from urllib.parse import quote
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api import spans
 from api.errors import failure, problem_error, to_response
 from api.live.client import SEAT, Client
 from api.live.drain import Drain
@@ -70,6 +71,10 @@ class LogResponse(Response):
             await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with spans.watching(self.header, fresh=self._fresh):
+            await self._show(scope, receive, send)
+
+    async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
         needed = self.header.get("on_disconnect") == "cancel"
         client = Client(scope, receive, send, self.process.settings.send_timeout_s, needed=needed)
         try:
@@ -87,6 +92,7 @@ class LogResponse(Response):
             ):
                 self.id = live.id  # the same, and one for all viewers
                 await self.respond(client, live)
+                spans.watched(live.epoch, live.end)
         except TimeoutError:
             VIEWERS_DROPPED.inc()
             logger.info("viewer dropped", generation_id=self.id)

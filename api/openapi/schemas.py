@@ -174,6 +174,7 @@ _STREAMS = {
         batch_id=_MAYBE_TEXT,
         retried_from=_MAYBE_TEXT,
         summarises=_MAYBE_TEXT,
+        trace_id=_MAYBE_TEXT,
         background=TRUTH,
         webhook=_MAYBE_OBJECT,
         viewers=WHOLE,

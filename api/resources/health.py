@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from api.deps import CurrentServices
 from api.resources.gauges import measure
 from api.services import Services
 from shared.errors import Unavailable
+from shared.lib.telemetry import exposition
 from shared.store.availability import deadline
 
 router = APIRouter(include_in_schema=False)
@@ -61,8 +62,9 @@ async def checks(services: Services) -> dict[str, str]:
 
 
 @router.get("/metrics")
-async def metrics(services: CurrentServices) -> Response:
+async def metrics(services: CurrentServices, request: Request) -> Response:
     """Prometheus text of this process, and what Redis says of all together. Each worker serves its own
     (STREAMSPOOL_WORKER_METRICS_PORT)."""
     await measure(services.catalogue, services.backlog)
-    return Response(generate_latest(), headers={"content-type": CONTENT_TYPE_LATEST})
+    text, content_type = exposition(request.headers.get("accept"))
+    return Response(text, headers={"content-type": content_type})

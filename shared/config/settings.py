@@ -279,6 +279,7 @@ class Settings(BaseSettings):
         description="`environment`: providers are asked through HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, but for NO_PROXY and "
         "this machine; `none`: directly. Webhooks and files never are",
     )
+    trace_upstream: bool = Field(False, description="providers get the `traceparent` of a request, if there are traces")
     upstream_connect_s: float = Field(10, gt=0, description="connecting to a provider")
     upstream_first_s: float = Field(120, gt=0, description="from the request to the provider's first data event")
     upstream_idle_s: float = Field(60, gt=0, description="between two data events; comments do not count")

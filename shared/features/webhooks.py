@@ -45,6 +45,8 @@ class Delivery(NamedTuple):
     url: str
     event: bytes
     """The body, the same at every attempt."""
+    traceparent: str | None
+    """Of the span in which was accepted what the event is about."""
     attempt: int
     life_ms: int
     token: str
@@ -119,6 +121,7 @@ class Webhooks:
         kept_s: float,
         shown_as: str | None = None,
         about: Mapping[str, Any] | None = None,
+        traceparent: str | None = None,
     ) -> None:
         """Adds to a transaction (a pipeline in MULTI) that the event is delivered. Doing it again changes nothing.
 
@@ -135,6 +138,8 @@ class Webhooks:
         }
         life_ms = self._give_up_ms + int(kept_s * 1000)
         record = {"event": json.dumps(body), "url": target["url"], "owner": tenant, "life_ms": life_ms}
+        if traceparent is not None:
+            record["traceparent"] = traceparent
         pipe.hset(self._key.webhook(subject), mapping=record)
         pipe.pexpire(self._key.webhook(subject), life_ms)
         pipe.zadd(self._key.webhooks, {subject: 0}, nx=True)
@@ -155,6 +160,7 @@ class Webhooks:
             shown_as=response_id(header["id"]) if is_response else None,
             created_at=outcome["ended_at_ms"] // 1000,
             kept_s=ended.kept_s,
+            traceparent=header.get("traceparent"),
         )
 
     async def deliveries(self, summaries: Sequence[Summary]) -> list[dict[str, Any] | None]:
@@ -264,6 +270,7 @@ class Webhooks:
             tenant=record[b"owner"].decode(),
             url=record[b"url"].decode(),
             event=record[b"event"],
+            traceparent=record[b"traceparent"].decode() if b"traceparent" in record else None,
             attempt=attempt,
             life_ms=int(record[b"life_ms"]),
             token=token,

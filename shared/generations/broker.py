@@ -29,7 +29,7 @@ from shared.generations.caller import Caller
 from shared.generations.catalogue import Catalogue
 from shared.generations.front import CHAT, Front
 from shared.generations.gate import Gate
-from shared.generations.headers import make_header, retention_s
+from shared.generations.headers import enqueued, make_header, retention_s
 from shared.generations.outcome import Outcomes
 from shared.generations.repeats import Repeats
 from shared.generations.settlement import Settlement
@@ -164,7 +164,8 @@ class Broker:
         await self._budgets.prepare(header)
         async with deadline():
             # With a key, the caller comes back for this very generation.
-            with self._doubts.about(generation_id) if digest is None else nullcontext(), translate_errors():
+            doubts = self._doubts.about(generation_id) if digest is None else nullcontext()
+            with enqueued(header), doubts, translate_errors():
                 if session := header["session"]:
                     await self._settlement.settle_session(caller.tenant, session["id"])
                 header["server"] = await self._server()
@@ -250,9 +251,9 @@ class Broker:
         await self._budgets.check(header, unless_made=True)
         await self._budgets.expect(header, expects(request))
         stored = await self._blobs.store(line_id, caller.tenant, body)
-        if new := await self.log.create(header, stored, self._gate.hold(reserve)):
-            SUBMITTED.inc()
-        await self._bell.ring(header, new=new)
+        with enqueued(header):
+            SUBMITTED.inc(new := await self.log.create(header, stored, self._gate.hold(reserve)))
+            await self._bell.ring(header, new=new)
 
     async def revoke_doubtful(self) -> None:
         """Withdraws what was refused because Redis did not answer, in case Redis did hear."""

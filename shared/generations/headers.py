@@ -6,15 +6,22 @@ the settings say.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import BadRequest
 from shared.features.sessions import check_id
 from shared.generations.caller import Caller
+from shared.lib import genai
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import current_request
+from shared.lib.traces import tracing
 from shared.log.entry import VERSION
 from shared.log.records import Header, SessionTerms, WebhookTarget
+
+_NOT_TRACED: AbstractContextManager[object] = nullcontext()
 
 
 def make_header(
@@ -59,7 +66,29 @@ def make_header(
         "summarises": None,
         "server": None,
         "request_id": current_request(),
+        "traceparent": None,
     }
+
+
+def enqueued(header: Header) -> AbstractContextManager[object]:
+    """The span in which a generation is accepted. Every attempt at it is a child of it, in whichever process: the header says
+    so from here on."""
+    return _enqueued(header) if tracing.is_on() else _NOT_TRACED
+
+
+@contextmanager
+def _enqueued(header: Header) -> Iterator[None]:
+    batch = header["batch"]
+    about = {
+        "streamspool.generation.id": header["id"],
+        "streamspool.tenant": header["owner"],
+        "streamspool.batch.id": batch["id"] if batch else None,
+        genai.REQUEST_MODEL: header["model"],
+    }
+    with tracing.span("enqueue", "producer", lambda: about) as span:
+        if span is not None:
+            header["traceparent"] = span.traceparent
+        yield
 
 
 def _session(settings: Settings, request: ChatRequest, client_history: bool) -> SessionTerms | None:

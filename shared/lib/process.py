@@ -9,16 +9,19 @@ import gc
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from prometheus_client import disable_created_metrics
 
 from shared import __version__
 from shared.lib import genai
 from shared.lib.tasks import cancel
-from shared.lib.telemetry import BUILD, switch_on, wants
+from shared.lib.telemetry import BUILD, get_logger, switch_on, wants
+from shared.lib.traces import tracing
+
+logger = get_logger(__name__)
 
 WRONG_SETTINGS = 2
 """The exit code for what a restart will not heal."""
@@ -101,6 +104,17 @@ async def _trim() -> None:
     while trim is not None:
         await asyncio.sleep(_GIVE_BACK_EVERY_S)
         await asyncio.to_thread(trim, 0)
+
+
+def begin_traces(end: Literal["api", "worker"], variables: Mapping[str, str]) -> None:
+    """Traces, where the `OTEL_…` variables ask for them; called once, by the process's entry point. Those variables may be
+    meant for others on this machine: what we cannot do is said, and no reason not to start."""
+    try:
+        tracing.begin(end, __version__, variables)
+    except tracing.NotPossible as reason:
+        logger.warning("no traces", reason=str(reason))
+    except ValueError as error:  # a file that cannot be read
+        refuse_to_start(str(error))
 
 
 def begin_metrics(more: Collection[str] = ()) -> None:

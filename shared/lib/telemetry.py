@@ -13,7 +13,8 @@ import sys
 from collections.abc import Collection
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 """An answer may take an hour (STREAMSPOOL_GENERATION_S)."""
@@ -195,6 +196,13 @@ def answered_by(model: str | None) -> dict[str, str]:
     return {"provider": provider_of(model), "model": _models.label(model.partition("?")[0])}
 
 
+def exposition(accept: str | None) -> tuple[bytes, str]:
+    """All metrics of this process, and their content type: Prometheus' text, or OpenMetrics for who asks for that, which has
+    exemplars."""
+    encode, content_type = choose_encoder(accept or "")
+    return encode(REGISTRY), content_type
+
+
 def configure_logging(level: str) -> None:
     """Sets up the whole process; called once, by its entry point."""
     shared: list[structlog.typing.Processor] = [
@@ -236,9 +244,13 @@ def configure_logging(level: str) -> None:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 
-def begin_request(request_id: str | None) -> None:
-    """From here on every log line of this task, and of those that it starts, has this `request_id`."""
-    structlog.contextvars.bind_contextvars(request_id=request_id)
+def begin_request(request_id: str | None, traceparent: str | None = None) -> None:
+    """From here on every log line of this task, and of those that it starts, has this `request_id`, and a `trace_id` if
+    somebody traces it."""
+    if traceparent is None:
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+    else:
+        structlog.contextvars.bind_contextvars(request_id=request_id, trace_id=traceparent[3:35])
 
 
 def current_request() -> str | None:

@@ -129,6 +129,8 @@ class Header(TypedDict):
     """Which server took the request, see `shared.store.confirm`; None: not known."""
     request_id: NotRequired[str | None]
     """The `x-request-id` that the response to it had; for log lines."""
+    traceparent: NotRequired[str | None]
+    """The span in which it was accepted, as the W3C has it; None: nobody traces it."""
 
 
 class Refusal(TypedDict):

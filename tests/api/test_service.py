@@ -19,7 +19,7 @@ from shared import __version__
 from shared.config.settings import Settings
 from shared.errors import Unavailable
 from shared.lib import telemetry
-from tests.harness.processes import Stack, free_port
+from tests.harness.processes import READY_S, Stack, free_port
 from tests.support.wire import Client, ask, error_of, refused
 
 
@@ -196,7 +196,7 @@ def start(tmp_path: Path, module: str = "api", **settings: str) -> subprocess.Co
         env=environment,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=READY_S,
         check=False,
     )
 

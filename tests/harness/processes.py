@@ -25,6 +25,7 @@ from shared.cli.embedded import EmbeddedValkey
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 90.0
 TWO_WORKERS = "worker worker-2 api"
+_LEADS_ELSEWHERE = re.compile(r".*_API_KEY|.*_BASE_URL|OTEL_.*")
 
 
 def wait_until(condition: Callable[..., Any], timeout_s: float = 15.0, what: str = "") -> Any:
@@ -101,7 +102,7 @@ class Stack:
         )
         file.write_text(f"[providers.scripted]\n{scripted}\n{config}")
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_BASE_URL"))},
+            **{name: value for name, value in os.environ.items() if not _LEADS_ELSEWHERE.fullmatch(name)},
             "PYTHONPATH": str(ROOT),
             "REDIS_URL": redis_url,
             "HOST": "127.0.0.1",

@@ -29,6 +29,7 @@ from shared.lib import sse
 from shared.lib.telemetry import FALLBACKS, UPSTREAM_SECONDS
 from shared.log import records
 from shared.log.entry import Chunk
+from worker import spans
 from worker.normalizer import Normalizer
 from worker.providers.formats import dialect_of
 from worker.providers.registry import Provider
@@ -124,6 +125,7 @@ class Attempts:
                 without_frames(error)
                 self._served.refused.append({"model": target.name, "status": _told(error), "code": error.code})
                 FALLBACKS.labels(target.provider.name).inc()
+                spans.refused(target, error.code, _told(error))
             else:
                 self._served.target = target
                 return target.provider, step

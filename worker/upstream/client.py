@@ -22,6 +22,7 @@ from shared.errors import StreamspoolError, UpstreamError, UpstreamIncomplete, U
 from shared.features.blobs import OfTenant
 from shared.lib import http, json, sse
 from shared.log.entry import Chunk
+from worker import spans
 from worker.normalizer import Normalizer
 from worker.providers import fake, framing
 from worker.providers.dialect import Call, Decoder, Dialect
@@ -87,6 +88,7 @@ class Upstream:
         attempts = Attempts(self._opener(body, blobs), normalizer, timers, served, on_retry, self.health)
         async with AsyncExitStack() as stack:
             stack.callback(timers.close)
+            stack.enter_context(spans.asking(body, normalizer, served))
             provider, (batches, chunks, failure) = await attempts.begin(stack, targets)
             while True:
                 if chunks:
@@ -135,6 +137,7 @@ class Upstream:
             "accept": "text/event-stream",
             "accept-encoding": "identity",
             **call.headers,
+            **(spans.outgoing() if self._settings.trace_upstream else {}),
         }
         url = f"{provider.base_url}{call.path}"
         if provider.query:

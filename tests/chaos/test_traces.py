@@ -1,0 +1,176 @@
+"""A trace, as a collector sees it, of a request whose first worker is killed, and which is asked twice by the second."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from shared.cli.embedded import EmbeddedValkey
+from tests.harness.processes import ROOT, Stack, free_port, wait_until
+from tests.harness.store import Store, open_store
+from tests.harness.upstream import Answer, ScriptedUpstream, ending, refusal, words
+from tests.support.collector import Collector, Seen, printed, roots
+from tests.support.names import keys
+from tests.support.receiver import SECRET, Receiver
+
+TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+PROMPT = "a prompt that no span may tell"
+QUICK = {"STREAMSPOOL_LEASE_S": "2", "STREAMSPOOL_HOLD_HEADERS_S": "0.2", "STREAMSPOOL_DRAIN_S": "0.5"}
+
+
+@pytest.fixture
+def store(valkey: EmbeddedValkey) -> Iterator[Store]:
+    with open_store(valkey.url.replace("db=0", "db=3")) as client:
+        client.flushdb()
+        yield client
+        client.flushdb()
+
+
+def traced(
+    valkey: EmbeddedValkey, upstream: ScriptedUpstream, directory: Path, collector: Collector, **settings: str
+) -> Stack:
+    url = valkey.url.replace("db=0", "db=3")
+    return Stack(url, upstream.base_url, directory, **QUICK, **{**collector.environment, **settings})
+
+
+def asked(model: str, **fields: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": PROMPT}], **fields}
+
+
+def only(found: list[Seen]) -> Seen:
+    (one,) = found
+    return one
+
+
+def test_one_tree_over_a_killed_worker_a_retry_and_a_webhook(
+    valkey: EmbeddedValkey, upstream: ScriptedUpstream, store: Store, tmp_path: Path
+) -> None:
+    good = Answer([*words(5), *ending()])
+    script = upstream.plan(
+        "traced", by=lambda call: Answer(end="hang") if call == 1 else refusal(503) if call == 2 else good
+    )
+    port, body = free_port(), asked("scripted/traced", stream=True)
+    told = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
+    settings = {
+        "STREAMSPOOL_TRACE_UPSTREAM": "true",
+        "STREAMSPOOL_WEBHOOK_SECRET": SECRET,
+        "STREAMSPOOL_WEBHOOK_ALLOW": "127.0.0.1",
+    }
+    with (
+        Collector() as collector,
+        Receiver() as hook,
+        traced(valkey, upstream, tmp_path, collector, **settings) as stack,
+        httpx.Client(base_url=stack.url, trust_env=False, timeout=60) as http,
+    ):
+        seen: list[httpx.Response] = []
+
+        def ask() -> None:
+            request = {**body, "webhook": {"url": hook.url}}
+            seen.append(http.post("/v1/chat/completions", json=request, headers=told))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        wait_until(lambda: script.calls, 30, "the first worker asks")
+        stack.start("worker-2", STREAMSPOOL_WORKER_METRICS_PORT=str(port))
+        wait_until(lambda: store.scard(keys.workers) == 2, 60, "the second worker is there")
+        stack.stop("worker")
+        asking.join(60)
+        assert seen
+        assert seen[0].content.endswith(b"data: [DONE]\n\n")
+        generation_id = seen[0].headers["x-stream-id"]
+        again = http.get(f"/v1/streams/{generation_id}", headers={"last-event-id": "2-2"})
+        assert b"w4 " in again.content
+        state = http.get(f"/v1/streams/{generation_id}", headers={"accept": "application/json"}).json()
+        names = {"POST /v1/chat/completions", "enqueue", "generate", "chat scripted/traced", "webhook"}
+        wait_until(lambda: names <= {one.name for one in list(collector.spans)}, 30, "all spans")
+        wait_until(lambda: collector.named("watch"), 30, "the viewer's span")
+        wait_until(lambda: collector.named("GET /v1/streams/{generation_id}"), 30, "the viewer's request")
+
+        (root,) = roots([one for one in collector.spans if one.trace == TRACE])
+        assert (root.name, root.parent) == ("POST /v1/chat/completions", CALLER)
+        tree = "\n".join(printed(root))
+        documented = re.search(r"```text trace\n(.*?)\n```", (ROOT / "docs/OPERATIONS.md").read_text("utf-8"), re.S)
+        assert documented
+        assert tree == documented[1]
+
+        chat, enqueue = only(collector.named("chat scripted/traced")), only(collector.named("enqueue"))
+        assert root.ended >= chat.ended
+        assert root.attributes["http.response.status_code"] == 200
+        assert chat.attributes["gen_ai.usage.output_tokens"] == 5
+        assert chat.attributes["gen_ai.provider.name"] == "scripted"
+        lost, run = collector.named("generate")
+        lost, run = (lost, run) if lost.failed else (run, lost)
+        assert run.attributes["streamspool.attempt.reason"] == "worker_lost"
+        assert lost.attributes["streamspool.worker.id"] != run.attributes["streamspool.worker.id"]
+        assert lost.began < run.began
+        assert script.calls[-1].headers["traceparent"] == chat.traceparent
+
+        watch = only(collector.named("watch"))
+        assert watch.trace != TRACE
+        assert watch.links == [(TRACE, enqueue.id)]
+        assert watch.attributes["streamspool.resumed_from"] == "2-2"
+        assert watch.attributes["streamspool.generation.id"] == generation_id
+        came = only([one for one in collector.spans if one.id == watch.parent])
+        assert (came.name, came.kind) == ("GET /v1/streams/{generation_id}", "server")
+
+        assert state["trace_id"] == TRACE
+        for name in ("api", "worker-2"):
+            lines = [json.loads(line) for line in stack.log(name).splitlines()]
+            assert {one["event"] for one in lines if one.get("trace_id") == TRACE} >= {
+                "api": {"accepted"},
+                "worker-2": {"claimed", "upstream retried", "sealed"},
+            }[name]
+        wanted = {"accept": "application/openmetrics-text;version=1.0.0"}
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", headers=wanted, trust_env=False).text
+        assert re.search(rf'streamspool_time_to_first_chunk_seconds_bucket.* # {{.*trace_id="{TRACE}"', text)
+        sent = b"".join(collector.bodies)
+        assert PROMPT.encode() not in sent
+        assert b"w4" not in sent
+        assert hook.url.encode() not in sent
+
+
+def test_what_is_no_traceparent_begins_a_new_trace_and_probes_are_no_spans(
+    valkey: EmbeddedValkey, upstream: ScriptedUpstream, store: Store, tmp_path: Path
+) -> None:
+    with (
+        Collector() as collector,
+        traced(valkey, upstream, tmp_path, collector, OTEL_SERVICE_NAME="mine") as stack,
+        httpx.Client(base_url=stack.url, trust_env=False, timeout=60) as http,
+    ):
+        http.get("/healthz")
+        http.get("/metrics")
+        for bad in ("", "00-" + "0" * 32 + f"-{CALLER}-01", f"00-{TRACE}-{CALLER}", f"00-{TRACE}-{CALLER}-01-x", "ß"):
+            raw = bad.encode("latin-1")
+            assert http.post("/v1/chat/completions", json=asked("fake/echo"), headers={b"traceparent": raw}).is_success
+        assert http.post("/v1/chat/completions", json=asked("scripted/none")).status_code == 404
+        wait_until(lambda: len(collector.named("POST /v1/chat/completions")) == 6, 30, "six requests")
+        wait_until(lambda: len([one for one in list(collector.spans) if one.name == "generate"]) == 6, 30)
+        posts = collector.named("POST /v1/chat/completions")
+        assert len({one.trace for one in posts}) == 6
+        assert not any(one.trace == TRACE or one.parent for one in posts)
+        assert {one.service for one in collector.spans} == {"mine"}
+        assert not [one for one in collector.spans if "health" in one.name or "metrics" in one.name]
+        failed = only([one for one in collector.named("generate") if one.failed])
+        assert failed.attributes["error.type"] == "status_404"
+
+
+def test_who_is_not_sampled_is_not_told_of_and_goes_on_all_the_same(
+    valkey: EmbeddedValkey, upstream: ScriptedUpstream, store: Store, tmp_path: Path
+) -> None:
+    with (
+        Collector() as collector,
+        traced(valkey, upstream, tmp_path, collector) as stack,
+        httpx.Client(base_url=stack.url, trust_env=False, timeout=60) as http,
+    ):
+        for flags in ("00", "01"):
+            headers = {"traceparent": f"00-{TRACE[:-2]}{flags}-{CALLER}-{flags}"}
+            assert http.post("/v1/chat/completions", json=asked("fake/echo"), headers=headers).is_success
+        wait_until(lambda: collector.named("generate"), 30, "the second one")
+        assert {one.trace[-2:] for one in collector.spans} == {"01"}

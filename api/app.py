@@ -20,7 +20,7 @@ from api.console.assets import Assets
 from api.deps import guard
 from api.live.drain import Drain
 from api.live.feed import LiveFeed
-from api.live.hub import BLOCK_MS, Hub
+from api.live.hub import Hub
 from api.live.watching import Watching
 from api.openapi import document
 from api.resources import (
@@ -54,6 +54,7 @@ from shared.generations.reaper import Reaper
 from shared.lib.process import collect_rarely, giving_back
 from shared.lib.tasks import cancel
 from shared.lib.traces import tracing
+from shared.log.following import BLOCK_MS
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
 from shared.store.redis import connect, run_while_redis_is_away

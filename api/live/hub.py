@@ -1,14 +1,12 @@
 """The hub: each log that somebody watches here is followed once, whatever the number of viewers.
 
-Hidden here: one blocking read over all followed logs, how it is interrupted when one is added, what becomes of viewers when
-Redis is away, an entry is missing or a log is deleted, who is due a keep-alive, and that a log which was replayed is at
-hand for the next who asks.
+Hidden here: one reader for all followed logs (shared/log/following.py), what becomes of viewers when Redis is away, an entry is
+missing or a log is deleted, who is due a keep-alive, and that a log which was replayed is at hand for the next who asks.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from operator import itemgetter
@@ -21,6 +19,7 @@ from shared.lib.busy import BusyPauses
 from shared.lib.tasks import FairTurns, cancel
 from shared.lib.telemetry import FOLLOWED, LOG_BYTES, VIEWERS, get_logger
 from shared.log.entry import Entry
+from shared.log.following import Following
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import MISSED_S, Confirmer
 from shared.store.outage import Pauses, cause
@@ -28,7 +27,7 @@ from shared.store.redis import ArqRedis, RedisError, log_redis_error
 
 logger = get_logger(__name__)
 
-BLOCK_MS = 2000
+_LOOK_S, _QUIET_S = 2.0, 1.0
 _LONGEST_GATHERING_S = 0.012
 _LARGE_AT_ONCE = 1
 _WINDOWS_BYTES = 128 * 1024 * 1024
@@ -66,7 +65,7 @@ class _Watched:
 class Hub:
     """Follows logs while they have viewers; an async context manager, one per process.
 
-    `reading` must be a client of its own whose answers may take longer than BLOCK_MS. Viewers that are written to
+    `reading` is as for `Following`. Viewers that are written to
     directly get a keep-alive before `keepalive_s` have passed without a chunk.
     """
 
@@ -84,26 +83,25 @@ class Hub:
         self._log = log
         self._grace_s, self._keepalive_s = grace_s, keepalive_s
         self._confirmer, self._patience_s = confirmer, patience_s
-        self._following = StreamLog(reading, retention_s=0, safety_s=0)
+        self._following: Following[LiveLog] = Following(log, reading)
         self._live: dict[str, LiveLog] = {}
         self._hot = HotLogs()
         self.rounds = FairTurns(_LARGE_AT_ONCE)
         """Whose turn it is to write a large piece."""
-        self._control = reading.key.hub(os.urandom(8).hex(), 0)
-        self._control_id = "0"
-        self._added = asyncio.Event()
-        self._blocked = False
         self._checked = 0.0
         self._pauses = BusyPauses(_LONGEST_GATHERING_S)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
+        self._time = asyncio.get_running_loop().time
+        await self._following.__aenter__()
         loops = (self._run, self._keep_watched, self._keep_alive)
         self._tasks = [asyncio.create_task(loop(), name=loop.__name__) for loop in loops]
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await cancel(*self._tasks)
+        await self._following.__aexit__()
 
     def viewers(self, generation_id: str) -> int:
         """How many watch that generation through this process."""
@@ -149,6 +147,7 @@ class Hub:
         del self._live[live.id]
         FOLLOWED.dec()
         live.opening.cancel()
+        self._following.drop(live)
         if live.replayed and live.outcome and not live.problem:
             # It cannot change any more. Who may see it, and whether it is still there, is looked up for each viewer anyway.
             self._hot.put(live)
@@ -168,7 +167,8 @@ class Hub:
                 live.feed(page)
             live.replayed = live.outcome is not None
         live.caught()
-        await self._follow(live)
+        if not live.ended:
+            await self._following.add(live)
 
     async def _fill(self, live: LiveLog, entries: list[Entry]) -> None:
         """Feeds a log with entries of which something was taken out: the others are followed meanwhile."""
@@ -188,25 +188,15 @@ class Hub:
         if damage is not None:
             live.fail(damage)
         live.caught_up = True
-        await self._follow(live)
-
-    async def _follow(self, live: LiveLog) -> None:
-        """Has the blocking read go on with this one, too."""
         if not live.ended:
-            self._added.set()
-            if not self._blocked:  # the next read has it anyway
-                return
-            try:
-                await self._log.interrupt(self._control)
-            except (RedisError, OSError) as error:  # the read ends by itself, a little later
-                logger.warning("hub not interrupted", **cause(error))
+            await self._following.add(live)
 
     async def _keep_alive(self) -> None:
         """Also looks after memory: of ended logs that nobody came back for, and of many large ones at once."""
         while True:
             tick_s = min(1.0, self._keepalive_s / 4)
             await asyncio.sleep(tick_s)
-            now = asyncio.get_running_loop().time()
+            now = self._time()
             for live in list(self._live.values()):
                 silent = live.silent(now + tick_s - self._keepalive_s)
                 for start in range(0, len(silent), _KEPT_AT_ONCE):
@@ -253,36 +243,22 @@ class Hub:
                 await asyncio.sleep(pauses.next_s())
 
     async def _read(self) -> None:
-        followed = {live.id: live for live in self._live.values() if live.caught_up and not live.ended}
-        if not followed:
-            self._added.clear()
-            await self._added.wait()
-            return
-        positions = {generation_id: live.position for generation_id, live in followed.items()}
-        interrupt = (self._control, self._control_id)
-        page = min(live.page for live in followed.values())
-        shapes = {generation_id: live.shapes for generation_id, live in followed.items()}
-        self._blocked = True
-        try:
-            found = await self._following.poll(
-                positions, block_ms=BLOCK_MS, count=page, interrupt=interrupt, shapes=shapes
-            )
-        finally:
-            self._blocked = False
-        for generation_id, entries in found.items():
-            if isinstance(entries, Damaged):
-                followed[generation_id].fail(entries)
-            elif generation_id == self._control:
-                self._control_id = str(entries[-1].position)
+        found = await self._following.news()
+        for live, entries in found:
+            if live.ended:
+                pass
+            elif isinstance(entries, Damaged):
+                live.fail(entries)
+            elif live.tenant is not None and any(entry.blobs for entry in entries):
+                self._following.drop(live)
+                live.caught_up = False
+                live.opening = asyncio.create_task(self._fill(live, entries), name=f"fill {live.id}")
             else:
-                live = followed[generation_id]
-                if live.tenant is not None and any(entry.blobs for entry in entries):
-                    live.caught_up = False
-                    live.opening = asyncio.create_task(self._fill(live, entries), name=f"fill {generation_id}")
-                else:
-                    self._feed(live, entries)
-        if asyncio.get_running_loop().time() - self._checked > BLOCK_MS / 1000:
-            await self._check({i: live for i, live in followed.items() if i not in found})
+                self._feed(live, entries)
+            if live.ended:
+                self._following.drop(live)
+        if self._time() - self._checked > _LOOK_S:
+            await self._check()
         if found and (pause_s := self._pauses.next_s()):
             await asyncio.sleep(pause_s)
 
@@ -295,27 +271,29 @@ class Hub:
             logger.error("log broke", generation_id=live.id, exc_info=bug)
             live.fail(Damaged(f"{live.id} cannot be followed"))
 
-    async def _check(self, quiet: dict[str, LiveLog]) -> None:
-        """Looks after logs without news: nobody is told when a key is deleted or a server forgets."""
-        problems = await self._following.check({generation_id: live.position for generation_id, live in quiet.items()})
-        for generation_id, live in quiet.items():
-            problem = problems.get(generation_id)
+    async def _check(self) -> None:
+        """Looks after logs without news: nobody is told when a server forgets."""
+        now = self._time()
+        quiet = [live for live in self._following.logs if live.fed_at < now - _QUIET_S and not live.ended]
+        problems = await self._following.look(quiet)
+        for live in quiet:
+            problem = problems.get(live.id)
             if problem is None:
                 live.behind_since = None
                 continue
-            now = asyncio.get_running_loop().time()
             live.behind_since = live.behind_since or now
             deleted = isinstance(problem, Gone) and problem.deleted
             if deleted or not await self.may_be_mended(live, live.behind_since):
                 live.fail(problem)
-        self._checked = asyncio.get_running_loop().time()
+                self._following.drop(live)
+        self._checked = self._time()
 
     async def may_be_mended(self, live: LiveLog, since: float) -> bool:
         """Whether a log that has lacked what is known of it since then may get it back: its server forgot that, and the
         worker that wrote it has some time to write it again."""
         if self._confirmer is None or live.server is None:
             return False
-        if asyncio.get_running_loop().time() - since >= self._patience_s:
+        if self._time() - since >= self._patience_s:
             return False
         try:
             return await self._confirmer.server(age_s=MISSED_S) != live.server

@@ -203,8 +203,13 @@ class LogReader:
 
         Returns what is wrong by id: Gone, or Damaged when the log ends before the position.
         """
+        return await self.judge(positions, await self.ends(list(positions)))
+
+    async def judge(
+        self, positions: Mapping[str, Position], ends: Mapping[str, Position | None]
+    ) -> dict[str, LogError]:
+        """The same of logs whose `ends` are known."""
         problems: dict[str, LogError] = {}
-        ends = await self.ends(list(positions))
         deleted = await self._deleted([generation_id for generation_id, end in ends.items() if end is None])
         for generation_id, end in ends.items():
             if end is None:

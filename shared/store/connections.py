@@ -190,14 +190,14 @@ class Pool(BlockingConnectionPool):
         await super().release(connection)
 
 
-async def _read_at_once(connection: _Mended, count: int, timeout_s: float | None = None) -> list[Any]:
+async def _read_at_once(connection: _Mended, count: int | None, timeout_s: float | None = None) -> list[Any]:
     """So many replies, errors among them as values; redis-py takes a time limit and five calls for each. This time limit is
-    for each silence. Raises ConnectionError, TimeoutError; the connection is closed then."""
+    for each silence. None: all that have come, at least one. Raises ConnectionError, TimeoutError, and closes it then."""
     parser: Any = connection._parser
     replies: list[Any] = []
     try:
         async with asyncio.timeout(timeout_s) as limit:
-            while len(replies) < count:
+            while len(replies) < (1 if count is None else count):
                 if not parser._connected or isinstance(reply := parser._reader.gets(), ConnectionError):
                     raise reply if parser._connected else ConnectionError("The connection was closed.")
                 if reply is not NOT_ENOUGH_DATA:
@@ -206,7 +206,7 @@ async def _read_at_once(connection: _Mended, count: int, timeout_s: float | None
                 await parser.read_from_socket()
                 if timeout_s is not None:
                     limit.reschedule(asyncio.get_running_loop().time() + timeout_s)
-        return replies
+        return replies if count is not None else [*replies, *iter(parser._reader.gets, NOT_ENOUGH_DATA)]
     except BaseException as error:  # replies may be under way
         await connection.disconnect(nowait=True)
         if isinstance(error, builtins.TimeoutError):
@@ -290,12 +290,12 @@ class Pipeline(_Pipeline):
         await super()._disconnect_reset_raise(conn, error)  # type: ignore[no-untyped-call]
 
 
-async def read_replies(connection: Any, count: int) -> list[Any]:
-    """So many replies, errors among them as values. Raises ConnectionError, TimeoutError."""
+async def read_replies(connection: Any, count: int | None) -> list[Any]:
+    """So many replies, or all that have come, as `_read_at_once` has them. Raises ConnectionError, TimeoutError."""
     if isinstance(connection, _Mended):
         return await _read_at_once(connection, count)
     replies: list[Any] = []
-    for _ in range(count):
+    for _ in range(1 if count is None else count):
         try:
             replies.append(await connection.read_response())
         except ResponseError as error:

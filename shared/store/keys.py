@@ -80,7 +80,7 @@ reaches a key.
 | `streamspool:blobs-searched` | string: the storage was searched for blobs that nothing names | 1 day |
 | `streamspool:probe` | string: writes are taken | 60 s |
 | `streamspool:marker:PROCESS` | string: what that process asks the server to confirm | 60 s |
-| `streamspool:hub:PROCESS` | stream of at most one entry: interrupts that hub's blocking read | 60 s |
+| `streamspool:hub:PROCESS` | stream of at most one entry: interrupts that hub's blocking read, where it uses one | 60 s |
 | `streamspool:queue:LANE:TENANT` | zset of jobs that wait, score = enqueued ms | permanent, emptied by workers and cancels |
 | `streamspool:tenants:LANE` | zset of tenants that have jobs waiting, score = tag: turns.py | permanent, emptied by workers |
 | `streamspool:tags:LANE` | zset of tags that tenants left with, and the lane's clock | 1 day after the last change |

@@ -10,6 +10,7 @@ from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause
 from tests.support.names import jobs_left, keys
 from tests.support.rig import LEASE_S, Rig
+from tests.support.tracked import bells, readers
 
 
 @contextmanager
@@ -92,6 +93,19 @@ def test_f17_a_request_that_was_refused_while_redis_hung_never_runs(rig: Rig) ->
     rig.answers_again()
     wait_until(lambda: "revoked" in rig.stack.log("api") or not jobs_left(rig.redis), what="revoked")
     assert not script.calls
+
+
+def test_f77_the_connections_by_which_logs_are_followed_are_killed_again_and_again(rig: Rig) -> None:
+    """One of them is told what has news, the other one reads it; neither is told when the other one ends."""
+    viewers = rig.streams(8, chunks=120)
+    kills = [0, 0]
+    while not all(viewer.watching is not None and viewer.watching.done() for viewer in viewers):
+        which = sum(kills) % 2
+        for number in (readers, bells)[which](rig.redis):
+            kills[which] += rig.redis.client_kill_filter(_id=number)
+        time.sleep(0.2)
+    assert min(kills) > 3
+    rig.whole(viewers)
 
 
 def test_f17_connections_that_died_without_a_word(rig: Rig) -> None:

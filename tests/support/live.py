@@ -12,13 +12,14 @@ from typing import Any
 from api.live.cursor import Cursor
 from api.live.drain import Drain
 from api.live.event_stream import EventStream
-from api.live.hub import BLOCK_MS, Hub
+from api.live.hub import Hub
 from api.live.projection import Projection
 from api.services import Services
 from api.surfaces.streams.projection import native_events
 from shared.config.settings import Settings
 from shared.log.appender import Appender
 from shared.log.entry import VERSION, Chunk
+from shared.log.following import BLOCK_MS
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, connect

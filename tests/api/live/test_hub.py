@@ -18,6 +18,8 @@ from shared.log import writer as writer_module
 from shared.log.entry import Entry
 from shared.log.records import Outcome
 from shared.log.streamlog import StreamLog
+from shared.log.tracking import Tracker, Untracked
+from shared.store.redis import ResponseError
 from tests.harness.records import attempt_with, header_with, outcome_with
 from tests.support.live import COMPLETED, NATIVE, Bench, Viewer, open_bench
 from tests.support.names import keys
@@ -241,6 +243,7 @@ async def test_a_new_attempt_clears_native_viewers_and_ends_the_others(bench: Be
     await openai.until(b"w2")
     second, _, _ = await bench.log.claim(bench.appender, writer.generation_id, 2, attempt_with({"at_ms": 2}))
     await bench.say(second, 7, 8)
+    await native.until(b"w8")  # this process knows of the new attempt: who comes now is not shown the old one
     await bench.log.seal(writer.generation_id, COMPLETED, epoch=2)
     fresh = bench.watch(writer)
     old = bench.watch(writer, cursor=parse("1-1"))
@@ -362,6 +365,28 @@ async def test_a_server_that_stops_lets_native_viewers_go_at_a_boundary(bench: B
     await bench.end(openai)
     assert openai.aborted
     assert not openai.over
+
+
+async def test_where_redis_tracks_no_keys_everybody_is_shown_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> Tracker:
+        raise Untracked from ResponseError("ERR unknown command")
+
+    monkeypatch.setattr(Tracker, "open", refuse)
+    first, second = await bench.log_of(1), await bench.log_of(1)
+    viewers = [bench.watch(first), bench.watch(second), bench.watch(second, OPENAI)]
+    for viewer in viewers:
+        await viewer.until(b"w1")
+    for word in range(2, 30):
+        await bench.say(first, word)
+        await bench.say(second, word)
+    viewers.append(bench.watch(first, cursor=parse("1-10")))
+    for writer in (first, second):
+        await bench.log.seal(writer.generation_id, COMPLETED)
+    await bench.end(*viewers)
+    words = [f"w{i}" for i in range(1, 30)]
+    assert [viewer.words for viewer in viewers] == [words, words, words, words[10:]]
 
 
 async def test_a_log_nobody_watches_is_not_followed(bench: Bench) -> None:

@@ -1,0 +1,260 @@
+"""Following many logs: the new entries of each, as they come, whatever the number of logs.
+
+Hidden here: the server says which logs have news (tracking.py), and one plain read fetches them. Where it does not do that for
+us, one blocking read over all logs takes its place, which a stream of the process's own interrupts when a log is added. Every
+two seconds it is looked whether a bell was missed, and after a lost connection everything is read. So a log is late at worst,
+and nothing is passed over: each read goes on where the one before it ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from shared.errors import Damaged, LogError
+from shared.lib.tasks import cancel
+from shared.lib.telemetry import get_logger
+from shared.log.decoding import decode
+from shared.log.entry import Entry, Position
+from shared.log.envelope import Envelopes
+from shared.log.reader import LogReader
+from shared.log.tracking import Tracker, Untracked
+from shared.store.commands import pack
+from shared.store.outage import cause
+from shared.store.redis import ArqRedis, RedisError, ResponseError
+
+logger = get_logger(__name__)
+
+BLOCK_MS = 2000
+_TICK_S = 0.5
+_ANSWER_S = 3.0
+_AGAIN_S = 60.0
+"""How long the blocking read takes its place before the bell is tried again: its user may have been allowed it."""
+
+
+class Followed(Protocol):
+    """What is known here of a log. Its reader moves `position` on when it takes what `news` gives it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def position(self) -> Position: ...
+    @property
+    def shapes(self) -> Envelopes:
+        """Those of the log up to the position."""
+
+    @property
+    def page(self) -> int:
+        """How many of its entries may be read at once."""
+
+
+L = TypeVar("L", bound=Followed)
+
+
+class Following(Generic[L]):
+    """The logs that were added and not dropped; an async context manager. `news` is for one task alone.
+
+    `reading` must be a client of its own whose answers may take longer than BLOCK_MS, with two connections or more.
+    """
+
+    def __init__(self, log: LogReader, reading: ArqRedis) -> None:
+        self._log, self._reading, self._blocking = log, reading, LogReader(reading)
+        self._key = reading.key
+        self._control, self._control_id = self._key.hub(os.urandom(8).hex(), 0), "0"
+        self._logs: dict[bytes, L] = {}
+        self._due: set[bytes] = set()
+        """Names of logs that are to be read although no bell rang."""
+        self._tracker: Tracker | None = None
+        self._untracked_until = 0.0
+        self._why = ""
+        self._blocked = False
+        self._woken = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._ticking: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._ticking = self._loop.create_task(self._tick(), name="following")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._ticking is not None
+        await cancel(self._ticking)
+        await self._close()
+
+    @property
+    def logs(self) -> Sequence[L]:
+        """All that are followed."""
+        return list(self._logs.values())
+
+    def _name(self, log: L) -> bytes:
+        return self._key.log(log.id).encode()
+
+    async def add(self, log: L) -> None:
+        """From now on its news are told, those that are there already first."""
+        name = self._name(log)
+        self._logs[name] = log
+        self._due.add(name)
+        self._wake()
+        if self._blocked:  # else the next read has it anyway
+            try:
+                await self._log.interrupt(self._control)
+            except (RedisError, OSError) as error:  # the read ends by itself, a little later
+                logger.warning("hub not interrupted", **cause(error))
+
+    def drop(self, log: L) -> None:
+        """Its news are told no more."""
+        name = self._name(log)
+        if self._logs.get(name) is log:
+            del self._logs[name]
+
+    async def news(self) -> list[tuple[L, list[Entry] | Damaged]]:
+        """Waits for news and returns logs with their new entries, Damaged where one is missing; now and then it returns
+        without any. Raises RedisError, OSError: call it again after a while, and nothing is missed."""
+        if self._tracker is None:
+            if not self._logs:
+                await self._wait()
+                return []
+            if self._loop.time() >= self._untracked_until:
+                await self._open()
+        try:
+            return await (self._read_blocking() if self._tracker is None else self._read_changed(self._tracker))
+        except (RedisError, OSError):
+            await self._close()
+            raise
+
+    async def look(self, quiet: Sequence[L]) -> dict[str, LogError]:
+        """What is wrong with logs that had no news, as `LogReader.check` tells it: nobody is told when a server forgets. And
+        whether the bell still rings. Raises RedisError, OSError, as `news` does."""
+        try:
+            if self._tracker is None:
+                return await self._blocking.check({log.id: log.position for log in quiet})
+            return await self._look(self._tracker, quiet)
+        except (RedisError, OSError):
+            await self._close()
+            raise
+
+    # ---- by the bell
+
+    async def _open(self) -> None:
+        try:
+            self._tracker = await Tracker.open(self._reading, self._wake)
+            self._due.update(self._logs)
+            self._why = ""
+        except Untracked as refusal:
+            self._block(
+                "redis does not track keys for this user: one blocking read is used", **cause(refusal.__cause__)
+            )
+
+    async def _close(self) -> None:
+        """What comes next begins anew."""
+        self._untracked_until = 0.0
+        tracker, self._tracker = self._tracker, None
+        if tracker is not None:
+            await tracker.close()
+
+    def _block(self, why: str, **about: Any) -> None:
+        self._untracked_until = self._loop.time() + _AGAIN_S
+        if why != self._why:
+            self._why = why
+            logger.warning(why, **about)
+
+    async def _read_changed(self, tracker: Tracker) -> list[tuple[L, list[Entry] | Damaged]]:
+        """Reads what has rung and what is due. In the same step the server begins to listen for what comes after it."""
+        if not self._due:
+            await self._wait()
+        self._woken = False
+        changed = tracker.changed()
+        self._due.update(self._logs if changed is None else changed)
+        logs = {name: self._logs[name] for name in self._due if name in self._logs}
+        self._due.clear()
+        if not logs:
+            await tracker.check()
+            return []
+        count = min([log.page for log in logs.values()])
+        after = [b"%d-%d" % log.position for log in logs.values()]
+        (reply,) = await tracker.ask(pack(b"XREAD", b"COUNT", b"%d" % count, b"STREAMS", *logs, *after), 1)
+        if isinstance(reply, ResponseError):
+            raise reply
+        found: list[tuple[L, list[Entry] | Damaged]] = []
+        for name, raw in reply or ():
+            log = logs[name]
+            if self._logs.get(name) is not log:  # dropped meanwhile
+                continue
+            if len(raw) >= count:  # nothing rings for what was there already
+                self._due.add(name)
+            try:
+                found.append((log, decode(raw, log.position, log.shapes)))
+            except Damaged as problem:
+                found.append((log, problem))
+        return found
+
+    async def _look(self, tracker: Tracker, quiet: Sequence[L]) -> dict[str, LogError]:
+        ends: dict[str, Position | None] = {}
+        async with asyncio.timeout(_ANSWER_S):
+            packed = [pack(b"XREVRANGE", self._name(log), b"+", b"-", b"COUNT", b"1") for log in quiet]
+            replies = await tracker.ask(b"".join(packed), len(packed)) if packed else []
+            for log, reply in zip(quiet, replies, strict=True):
+                if isinstance(reply, ResponseError):
+                    raise reply
+                ends[log.id] = decode(reply)[0].position if reply else None
+            await tracker.hear()
+        if any(self._is_missed(tracker, log, ends[log.id]) for log in quiet):
+            await self._close()
+            self._block("redis did not tell that keys had changed: one blocking read is used")
+        return await self._log.judge({log.id: log.position for log in quiet}, ends)
+
+    def _is_missed(self, tracker: Tracker, log: L, end: Position | None) -> bool:
+        """Whether it has entries of which nothing was told. What was written before it was looked at has rung by now."""
+        name = self._name(log)
+        known = name in self._due or tracker.rings(name) or self._logs.get(name) is not log
+        return not known and end is not None and end > log.position
+
+    # ---- by a blocking read
+
+    async def _read_blocking(self) -> list[tuple[L, list[Entry] | Damaged]]:
+        logs = {log.id: log for log in self._logs.values()}
+        self._due.clear()
+        if not logs:
+            return []
+        self._blocked = True
+        try:
+            found = await self._blocking.poll(
+                {log.id: log.position for log in logs.values()},
+                block_ms=BLOCK_MS,
+                count=min(log.page for log in logs.values()),
+                interrupt=(self._control, self._control_id),
+                shapes={log.id: log.shapes for log in logs.values()},
+            )
+        finally:
+            self._blocked = False
+        added = found.pop(self._control, None)
+        if isinstance(added, list):
+            self._control_id = str(added[-1].position)
+        return [
+            (logs[generation_id], entries)
+            for generation_id, entries in found.items()
+            if self._logs.get(self._name(logs[generation_id])) is logs[generation_id]
+        ]
+
+    # ---- waiting
+
+    async def _wait(self) -> None:
+        """For a bell, a log that is added, or the time to look around."""
+        if not self._woken:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        self._woken = False
+
+    def _wake(self) -> None:
+        self._woken = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            if self._tracker is not None:
+                self._wake()

@@ -1,0 +1,402 @@
+"""Many logs followed at once, by the bell and by a blocking read: nothing is missed and nothing comes twice, whatever ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from shared.errors import Damaged, Gone
+from shared.log import following as module
+from shared.log.appender import Appender
+from shared.log.entry import BEGIN, VERSION, Chunk, Entry, follows
+from shared.log.envelope import Envelopes
+from shared.log.following import Following
+from shared.log.streamlog import StreamLog
+from shared.log.tracking import Tracker
+from shared.log.writer import Writer
+from shared.store.redis import ArqRedis, RedisError, connect
+from tests.harness.records import attempt_with, header_with
+from tests.harness.store import Store
+from tests.support.names import keys
+from tests.support.pair import Pair
+from tests.support.server import Server
+from tests.support.tracked import bells, readers
+
+KINDS = ("valkey", "redis")
+UNTRACKED = "redis://plain:pw@"
+
+
+class Log:
+    """One that is followed, and its writer."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.id, self.writer = writer.generation_id, writer
+        self.position, self.shapes, self.page = BEGIN, Envelopes(), 100
+        self.words: list[int] = []
+        self.problem: Damaged | None = None
+        self.said = 0
+
+    def take(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            assert follows(self.position, entry.position)
+            self.position = entry.position
+            self.words += [int(word) for word in re.findall(rb"w(\d+)", entry.data)]
+
+    @property
+    def whole(self) -> bool:
+        return self.words == list(range(self.said))
+
+
+class Lab:
+    def __init__(self, redis: ArqRedis, appender: Appender, following: Following[Log]) -> None:
+        self.redis, self.appender, self.following = redis, appender, following
+        self.log = StreamLog(redis, retention_s=60, safety_s=600)
+        self.failures = 0
+
+    async def new(self, *, words: int = 0, page: int = 100) -> Log:
+        generation_id = f"chatcmpl-{uuid.uuid4().hex}"
+        header = {"v": VERSION, "id": generation_id, "owner": "a", "created_at_ms": 1, "model": "m"}
+        await self.log.create(header_with(header), b"{}")
+        writer, _, _ = await self.log.claim(self.appender, generation_id, 1, attempt_with({"at_ms": 1}))
+        log = Log(writer)
+        log.page = page
+        if words:
+            await self.say(log, words)
+        return log
+
+    async def say(self, log: Log, count: int = 1) -> None:
+        await log.writer.append([Chunk(b'{"x":"w%d"}' % (log.said + i)) for i in range(count)])
+        log.said += count
+
+    async def read(self) -> None:
+        try:
+            found = await self.following.news()
+        except (RedisError, OSError):
+            self.failures += 1
+            await asyncio.sleep(0.02)
+            return
+        for log, entries in found:
+            if isinstance(entries, Damaged):
+                log.problem = entries
+            else:
+                log.take(entries)
+
+    async def until(self, ready: Callable[[], object]) -> None:
+        async with asyncio.timeout(30):
+            while not ready():
+                await self.read()
+
+    async def whole(self, *logs: Log) -> None:
+        await self.until(lambda: all(log.whole for log in logs))
+
+
+@asynccontextmanager
+async def open_lab(url: str, reading_url: str = "") -> AsyncIterator[Lab]:
+    async with AsyncExitStack() as stack:
+        redis, reading = connect(url, max_connections=10), connect(reading_url or url, max_connections=2)
+        for client in (redis, reading):
+            stack.push_async_callback(client.aclose, close_connection_pool=True)
+        appender = await stack.enter_async_context(Appender(redis))
+        following: Following[Log] = Following(StreamLog(redis, retention_s=60, safety_s=600), reading)
+        yield Lab(redis, appender, await stack.enter_async_context(following))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server"), kind=request.param) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Store]:
+    with server.client() as client:
+        client.flushall()
+        client.execute_command("ACL", "SETUSER", "plain", "reset", "on", ">pw", "~*", "&*", "+@all", "-client|tracking")
+        yield client
+
+
+@pytest.fixture(params=["the bell", "a blocking read"])
+async def lab(request: pytest.FixtureRequest, server: Server, client: Store) -> AsyncIterator[Lab]:
+    plain = server.url.replace("redis://", UNTRACKED) if request.param == "a blocking read" else ""
+    async with open_lab(server.url, plain) as lab:
+        yield lab
+
+
+@pytest.fixture
+async def by_bell(server: Server, client: Store) -> AsyncIterator[Lab]:
+    async with open_lab(server.url) as lab:
+        yield lab
+
+
+async def test_every_log_is_told_whole(lab: Lab) -> None:
+    logs = [await lab.new() for _ in range(40)]
+    for log in logs:
+        await lab.following.add(log)
+    for _ in range(5):
+        for number, log in enumerate(logs):
+            await lab.say(log, 1 + number % 3)
+        await lab.read()
+    await lab.whole(*logs)
+    assert lab.failures == 0
+
+
+async def test_what_comes_is_told_while_it_is_waited_for(lab: Lab) -> None:
+    log, added = await lab.new(), await lab.new(words=3)
+    await lab.following.add(log)
+    reading = asyncio.ensure_future(lab.whole(log, added))
+    for _ in range(20):
+        await lab.say(log)
+        await asyncio.sleep(0)
+    await lab.following.add(added)
+    await lab.say(added)
+    await reading
+
+
+async def test_more_than_a_page_is_told_although_nothing_is_written_any_more(lab: Lab) -> None:
+    logs = [await lab.new(words=95, page=10), await lab.new(words=20, page=10), await lab.new(words=1)]
+    for log in logs:
+        await lab.following.add(log)
+    await lab.whole(*logs)
+
+
+async def test_what_is_dropped_is_not_told_and_goes_on_when_it_is_added_again(lab: Lab) -> None:
+    dropped, other = await lab.new(words=1), await lab.new(words=1)
+    for log in (dropped, other):
+        await lab.following.add(log)
+    await lab.whole(dropped, other)
+    lab.following.drop(dropped)
+    assert lab.following.logs == [other]
+    await lab.say(dropped)
+    await lab.say(other)
+    await lab.whole(other)
+    assert not dropped.whole
+    await lab.following.add(dropped)
+    await lab.whole(dropped)
+
+
+async def test_a_log_of_the_same_name_is_told_from_its_own_place(lab: Lab) -> None:
+    """A viewer left, and another one came while the log was being read."""
+    first = await lab.new(words=5)
+    await lab.following.add(first)
+    reading = asyncio.ensure_future(lab.following.news())
+    await asyncio.sleep(0)
+    lab.following.drop(first)
+    second = Log(first.writer)
+    second.said = 5
+    await lab.following.add(second)
+    for log, entries in await reading:
+        assert log is second
+        assert not isinstance(entries, Damaged)
+        log.take(entries)
+    await lab.whole(second)
+    assert first.words == []
+
+
+async def test_a_missing_entry_is_damage(lab: Lab, client: Store) -> None:
+    log = await lab.new(words=1)
+    await lab.following.add(log)
+    await lab.whole(log)
+    client.xadd(keys.log(log.id), {"c": b'"w9"'}, id="1-5")
+    await lab.until(lambda: log.problem)
+    assert log.whole
+
+
+async def test_what_is_wrong_with_quiet_logs_is_found(lab: Lab, client: Store) -> None:
+    well, gone, deleted, behind = [await lab.new(words=3) for _ in range(4)]
+    logs = (well, gone, deleted, behind)
+    for log in logs:
+        await lab.following.add(log)
+    await lab.whole(*logs)
+    client.delete(keys.log(gone.id))
+    await lab.log.delete(deleted.id, "a")
+    client.xdel(keys.log(behind.id), "1-3")
+    problems = await lab.following.look(logs)
+    assert {log for log in logs if log.id in problems} == {gone, deleted, behind}
+    assert isinstance(problems[gone.id], Gone)
+    assert isinstance(found := problems[deleted.id], Gone)
+    assert found.deleted
+    assert isinstance(problems[behind.id], Damaged)
+    assert problems.keys() == (await lab.log.check({log.id: log.position for log in logs})).keys()
+
+
+async def test_without_logs_nothing_is_wrong(lab: Lab) -> None:
+    assert await lab.following.look([]) == {}
+    log = await lab.new(words=1)
+    await lab.following.add(log)
+    await lab.whole(log)
+    lab.following.drop(log)
+    assert await lab.following.look([]) == {}
+
+
+# ---- by the bell
+
+
+def kill(client: Store, numbers: list[str]) -> None:
+    for number in numbers:
+        client.client_kill_filter(_id=number)
+
+
+KILLS: dict[str, Callable[[Store], None]] = {
+    "the bell": lambda client: kill(client, bells(client)),
+    "the reader": lambda client: kill(client, readers(client)),
+    "both": lambda client: kill(client, bells(client) + readers(client)),
+}
+
+
+@pytest.mark.parametrize("killed", KILLS)
+async def test_a_connection_that_was_killed_costs_nothing(by_bell: Lab, client: Store, killed: str) -> None:
+    logs = [await by_bell.new(words=1) for _ in range(5)]
+    for log in logs:
+        await by_bell.following.add(log)
+    await by_bell.whole(*logs)
+    for round_ in range(3):
+        KILLS[killed](client)
+        await by_bell.say(logs[0])
+        async with asyncio.timeout(30):
+            while by_bell.failures <= round_:
+                await by_bell.read()
+        for log in logs:
+            await by_bell.say(log)
+        await by_bell.whole(*logs)
+    assert len(readers(client)) == len(bells(client)) == 1
+
+
+async def test_while_connections_are_killed_all_the_time_nothing_is_missed(by_bell: Lab, client: Store) -> None:
+    logs = [await by_bell.new() for _ in range(10)]
+    for log in logs:
+        await by_bell.following.add(log)
+
+    async def write() -> None:
+        for number in range(40):
+            for log in logs:
+                await by_bell.say(log, 2)
+            if number % 4 == 0:
+                await asyncio.to_thread(KILLS[list(KILLS)[number // 4 % 3]], client)
+
+    writing = asyncio.ensure_future(write())
+    await by_bell.until(lambda: writing.done() and all(log.whole for log in logs))
+    assert all(log.said == 80 for log in logs)
+
+
+async def test_after_a_flush_what_is_made_anew_is_told(by_bell: Lab, client: Store) -> None:
+    gone = await by_bell.new(words=2)
+    await by_bell.following.add(gone)
+    await by_bell.whole(gone)
+    client.flushall()
+    anew = await by_bell.new(words=2)
+    await by_bell.following.add(anew)
+    await by_bell.whole(anew)
+    await by_bell.say(anew)
+    await by_bell.whole(anew)
+    assert isinstance((await by_bell.following.look([gone, anew]))[gone.id], Gone)
+
+
+async def test_a_log_that_expires_is_found_gone(by_bell: Lab, client: Store) -> None:
+    log = await by_bell.new(words=2)
+    await by_bell.following.add(log)
+    await by_bell.whole(log)
+    client.pexpire(keys.log(log.id), 50)
+    problems: dict[str, Any] = {}
+    async with asyncio.timeout(20):
+        while not problems:
+            problems = await by_bell.following.look([log])
+    assert isinstance(problems[log.id], Gone)
+
+
+async def test_a_bell_that_does_not_ring_is_found_out(
+    by_bell: Lab, client: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands in front of a server may take every command and pass no message on."""
+    log = await by_bell.new(words=1)
+    await by_bell.following.add(log)
+    await by_bell.whole(log)
+    take = Tracker._take
+    monkeypatch.setattr(Tracker, "_take", lambda self, told: told[0] == b"message" or take(self, told))
+    await by_bell.say(log, 2)
+    with structlog.testing.capture_logs() as lines:
+        assert await by_bell.following.look([log]) == {}
+        await by_bell.whole(log)
+        await by_bell.say(log)
+        await by_bell.whole(log)
+    assert ["blocking read" in line["event"] for line in lines] == [True]
+    assert not readers(client)
+
+
+async def test_a_bell_that_is_late_is_not_taken_for_one_that_does_not_ring(by_bell: Lab, client: Store) -> None:
+    log = await by_bell.new(words=1)
+    await by_bell.following.add(log)
+    await by_bell.whole(log)
+    for _ in range(50):
+        client.xadd(keys.log(log.id), {"c": b'"w%d"' % log.said}, id=f"1-{log.said + 1}")
+        log.said += 1
+        assert await by_bell.following.look([log]) == {}
+        await by_bell.whole(log)
+    assert len(readers(client)) == 1
+
+
+async def test_a_server_that_stopped_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ANSWER_S", 0.2)
+    with Server(tmp_path) as server, server.client() as client:
+        async with open_lab(server.url) as lab:
+            log = await lab.new(words=1)
+            await lab.following.add(log)
+            await lab.whole(log)
+            pid = client.info("server")["process_id"]
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                with pytest.raises((RedisError, OSError)):
+                    await lab.following.look([log])
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            await lab.say(log, 3)
+            await lab.whole(log)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_where_the_master_is_another_one_it_is_followed_there(kind: str, tmp_path: Path) -> None:
+    """The old one stays, and connections to it. What is written at the new one comes from there."""
+    with Pair(tmp_path, kind) as pair:
+        async with open_lab(pair.url) as lab:
+            log = await lab.new(words=2)
+            await lab.following.add(log)
+            await lab.whole(log)
+            pair.fail_over()
+            async with asyncio.timeout(30):
+                while readers(pair.a) or not readers(pair.b):
+                    await lab.read()
+                    if lab.following._tracker is not None:
+                        try:
+                            await lab.following.look([log])
+                        except (RedisError, OSError):
+                            await asyncio.sleep(0.02)
+            pair.b.xadd(keys.log(log.id), {"c": b'"w2"'}, id="1-3")
+            log.said += 1
+            await lab.whole(log)
+
+
+async def test_what_may_be_tracked_again_is(server: Server, client: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_AGAIN_S", 0.0)
+    with structlog.testing.capture_logs() as lines:
+        async with open_lab(server.url, server.url.replace("redis://", UNTRACKED)) as lab:
+            log = await lab.new(words=1)
+            await lab.following.add(log)
+            await lab.whole(log)
+            assert not readers(client)
+            client.execute_command("ACL", "SETUSER", "plain", "+client|tracking")
+            await lab.say(log)
+            await lab.until(lambda: readers(client))
+            await lab.say(log)
+            await lab.whole(log)
+    assert [line["event"] for line in lines if "track" in line["event"]] == [
+        "redis does not track keys for this user: one blocking read is used"
+    ]

@@ -1,0 +1,223 @@
+"""Two connections of which one is told what has changed: on real servers of both kinds, with what ends them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.log.tracking import Tracker, Untracked
+from shared.store.commands import pack
+from shared.store.redis import RedisError, connect
+from tests.harness.fake_store import fake_client
+from tests.harness.store import Store
+from tests.support.pair import Pair
+from tests.support.proxy import Proxy
+from tests.support.server import Server
+from tests.support.tracked import bell_of, reader_of
+
+KINDS = ("valkey", "redis")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server"), kind=request.param) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Store]:
+    with server.client() as client:
+        client.flushall()
+        yield client
+
+
+class Ear:
+    """A tracker, and a way to wait for what it is told."""
+
+    def __init__(self) -> None:
+        self.tracker: Tracker
+        self._rang = asyncio.Event()
+
+    def ring(self) -> None:
+        self._rang.set()
+
+    async def next(self) -> set[bytes] | None:
+        async with asyncio.timeout(20):
+            while (changed := self.tracker.changed()) == set():
+                await self._rang.wait()
+                self._rang.clear()
+        return changed
+
+    async def get(self, *names: bytes) -> list[Any]:
+        return await self.tracker.ask(b"".join(pack(b"GET", name) for name in names), len(names))
+
+
+@asynccontextmanager
+async def tracking(url: str) -> AsyncIterator[Ear]:
+    redis, ear = connect(url, max_connections=2), Ear()
+    try:
+        ear.tracker = await Tracker.open(redis, ear.ring)
+        yield ear
+        await ear.tracker.close()
+    finally:
+        await redis.aclose(close_connection_pool=True)
+
+
+CHANGES: dict[str, Callable[[Store], object]] = {
+    "written": lambda client: client.set("k", "2"),
+    "appended to": lambda client: client.append("k", "2"),
+    "deleted": lambda client: client.delete("k"),
+    "expires": lambda client: client.pexpire("k", 60_000),
+    "renamed over": lambda client: client.rename("other", "k"),
+    "in a transaction": lambda client: client.pipeline().set("k", "2").execute(),
+    "in a script": lambda client: client.eval("redis.call('SET', KEYS[1], '2')", 1, "k"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_key_that_was_read_rings_when_it_changes(server: Server, client: Store, change: str) -> None:
+    client.mset({"k": "1", "other": "1"})
+    async with tracking(server.url) as ear:
+        assert await ear.get(b"k") == [b"1"]
+        CHANGES[change](client)
+        assert await ear.next() == {b"k"}
+
+
+async def test_a_key_rings_when_its_time_is_over(server: Server, client: Store) -> None:
+    client.set("k", "1", px=300)
+    async with tracking(server.url) as ear:
+        await ear.get(b"k")
+        assert await ear.next() == {b"k"}
+        assert await ear.get(b"k") == [None]
+
+
+async def test_a_key_that_was_not_there_rings_when_it_is_made(server: Server, client: Store) -> None:
+    async with tracking(server.url) as ear:
+        assert await ear.get(b"k") == [None]
+        client.set("k", "1")
+        assert await ear.next() == {b"k"}
+
+
+async def test_it_rings_once_until_it_is_read_again(server: Server, client: Store) -> None:
+    async with tracking(server.url) as ear:
+        await ear.get(b"k", b"other")
+        client.set("k", "1")
+        assert await ear.next() == {b"k"}
+        client.set("k", "2")
+        await ear.tracker.hear()
+        assert ear.tracker.changed() == set()
+        assert await ear.get(b"k") == [b"2"]
+        client.set("k", "3")
+        client.set("other", "3")
+        await ear.tracker.hear()
+        assert ear.tracker.rings(b"k")
+        assert ear.tracker.changed() == {b"k", b"other"}
+
+
+async def test_where_all_is_gone_any_key_may_have_changed(server: Server, client: Store) -> None:
+    async with tracking(server.url) as ear:
+        await ear.get(b"k")
+        client.flushall()
+        assert await ear.next() is None
+        await ear.get(b"k")
+        client.set("k", "1")
+        assert await ear.next() == {b"k"}
+
+
+async def test_what_was_written_has_been_heard_when_the_bell_was_asked(server: Server, client: Store) -> None:
+    async with tracking(server.url) as ear:
+        for number in range(50):
+            name = b"k%d" % number
+            await ear.get(name)
+            client.set(name, "1")
+            await ear.tracker.hear()
+            assert ear.tracker.changed() == {name}
+
+
+async def test_a_bell_that_was_killed_ends_both(server: Server, client: Store) -> None:
+    async with tracking(server.url) as ear:
+        client.client_kill_filter(_id=bell_of(client))
+        with pytest.raises((RedisError, OSError)):
+            await ear.next()
+        with pytest.raises((RedisError, OSError)):
+            await ear.tracker.hear()
+    async with tracking(server.url) as ear:
+        await ear.get(b"k")
+        client.set("k", "1")
+        assert await ear.next() == {b"k"}
+
+
+async def test_a_reader_that_was_killed_is_noticed(server: Server, client: Store) -> None:
+    async with tracking(server.url) as ear:
+        await ear.tracker.check()
+        client.client_kill_filter(_id=reader_of(client))
+        with pytest.raises((RedisError, OSError)):
+            async with asyncio.timeout(20):
+                while True:
+                    await ear.tracker.check()
+                    await asyncio.sleep(0.01)
+
+
+async def test_connections_go_back_as_closed_ones(server: Server, client: Store) -> None:
+    """A pool of two: the next one would wait for them."""
+    redis, before = connect(server.url, max_connections=2), len(client.client_list())
+    for _ in range(3):
+        tracker = await Tracker.open(redis, lambda: None)
+        assert len(client.client_list()) == before + 2
+        await tracker.close()
+        async with asyncio.timeout(20):
+            while len(client.client_list()) > before:  # noqa: ASYNC110 - nobody is told
+                await asyncio.sleep(0.01)
+    await redis.aclose(close_connection_pool=True)
+
+
+@pytest.mark.parametrize("rule", ["-client|tracking", "-client", "-subscribe", "resetchannels"])
+async def test_what_a_user_may_not_do_is_told(server: Server, client: Store, rule: str) -> None:
+    rules = ("on", ">pw", "~*", "&*", "+@all", *rule.split())
+    client.execute_command("ACL", "SETUSER", "some", "reset", *rules)
+    with pytest.raises(Untracked) as refused:
+        async with tracking(server.url.replace("//", "//some:pw@")):
+            pass
+    assert "NOPERM" in str(refused.value.__cause__) or "permission" in str(refused.value.__cause__)
+
+
+async def test_what_hangs_up_on_it_refuses_it(server: Server) -> None:
+    with Proxy(("127.0.0.1", server.port)) as proxy:
+        proxy.lose_replies(b"TRACKING", 1)
+        with pytest.raises(Untracked):
+            async with tracking(f"redis://127.0.0.1:{proxy.port}/0"):
+                pass
+
+
+async def test_what_does_not_know_it_refuses_it() -> None:
+    redis = fake_client()
+    with pytest.raises(Untracked):
+        await Tracker.open(redis, lambda: None)
+    await redis.aclose(close_connection_pool=True)
+
+
+async def test_a_server_that_is_away_refuses_nothing(server: Server) -> None:
+    with Proxy(("127.0.0.1", server.port)) as proxy:
+        proxy.refuse()
+        with pytest.raises((RedisError, OSError)):
+            async with tracking(f"redis://127.0.0.1:{proxy.port}/0"):
+                pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_master_that_follows_another_now_is_another_server(kind: str, tmp_path: Path) -> None:
+    """Its connections stay, and its replies look as before."""
+    with Pair(tmp_path, kind) as pair:
+        async with tracking(pair.url) as ear:
+            await ear.tracker.hear()
+            pair.fail_over()
+            with pytest.raises((RedisError, OSError)):
+                async with asyncio.timeout(20):
+                    while True:
+                        await ear.tracker.hear()
+                        await asyncio.sleep(0.01)

@@ -1,0 +1,26 @@
+"""Which connections of a server follow logs by a bell: their ids, as `CLIENT KILL` wants them."""
+
+from __future__ import annotations
+
+from tests.harness.store import Store
+
+
+def readers(client: Store) -> list[str]:
+    """Those whose keys are tracked."""
+    return [one["id"] for one in client.client_list() if "t" in one["flags"]]
+
+
+def bells(client: Store) -> list[str]:
+    """Those that are told."""
+    return [one["redir"] for one in client.client_list() if "t" in one["flags"]]
+
+
+def reader_of(client: Store) -> str:
+    """Where there is one."""
+    (found,) = readers(client)
+    return found
+
+
+def bell_of(client: Store) -> str:
+    (found,) = bells(client)
+    return found

@@ -9,7 +9,7 @@ CLIENTS := tests/clients
 USERS := .venv-users
 LOCAL_LOCK := shared/cli/local_model.lock
 # Each of these has its own venv, .venv-NAME, made from $(CLIENTS)/NAME.lock.
-CLIENT_VENVS := generators openai-1.40 openai-1.66 proxies python-clients vendors
+CLIENT_VENVS := deploy generators openai-1.40 openai-1.66 proxies python-clients vendors
 LOCKS := requirements.lock tests/requirements-dev.lock $(CLIENT_VENVS:%=$(CLIENTS)/%.lock) $(LOCAL_LOCK)
 # Whatever starts here starts often, and compiling takes longer than all the rest of a start.
 unexport PYTHONDONTWRITEBYTECODE

@@ -36,8 +36,12 @@ BUCKETS = {name for names in BUCKET_VARIABLES.values() for name in names}
 KEYS = {name for vendor in VENDORS for name in vendor.key_variables}
 SECRETS = {variable(name) for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
 LIMITS = {"APP_MEMORY", "VALKEY_MEMORY"}
-OWN = LIMITS | {"APIS", "SITE"}
+OWN = LIMITS | {"APIS", "OPENWEBUI_KEYS", "SITE"}
 """Are compose's own: no process of ours reads them."""
+WITH_IT = ("grafana", "openwebui")
+"""What others have made, and this machine may look at."""
+AS_ROOT = "openwebui"
+"""Its image is made to run as root, and to write beside its program."""
 
 
 def interpolate(value: Any, environment: dict[str, str]) -> Any:
@@ -240,11 +244,16 @@ def test_any_number_of_them_can_run(scaled: str) -> None:
 
 def test_only_what_stands_in_front_is_published_and_to_others_only_if_asked_for() -> None:
     services = load()["services"]
-    assert {name for name, service in services.items() if "ports" in service} == {"front", "proxy"}
+    assert {name for name, service in services.items() if "ports" in service} == {"front", "proxy", *WITH_IT}
+    for name in WITH_IT:
+        assert all(port.startswith("127.0.0.1:") for port in services[name]["ports"]), name
     assert services["front"]["ports"] == ["127.0.0.1:8000:8080"]
     assert load(PORT="9000")["services"]["front"]["ports"] == ["127.0.0.1:9000:8080"]
     assert {name: service["profiles"] for name, service in services.items() if "profiles" in service} == {
-        "proxy": ["proxy"]
+        "proxy": ["proxy"],
+        "prometheus": ["monitoring"],
+        "grafana": ["monitoring"],
+        "openwebui": ["openwebui"],
     }
     assert all("network_mode" not in service for service in services.values())
 
@@ -280,7 +289,38 @@ def test_workers_are_well_as_long_as_they_are_heard() -> None:
     worker = load()["services"]["worker"]
     port = worker["environment"]["STREAMSPOOL_WORKER_METRICS_PORT"]
     assert f"http://127.0.0.1:{port}/readyz" in worker["healthcheck"]["test"][-1]
-    assert "HOST" not in worker["environment"]  # the default, which is the container's loopback
+    assert (
+        worker["environment"]["HOST"] == "0.0.0.0"
+    )  # where Prometheus reaches it, and nobody from outside: it has no ports
+
+
+def test_monitoring_finds_all_there_are_and_has_what_is_in_deploy() -> None:
+    services = load()["services"]
+    scrape = yaml.safe_load((ROOT / "deploy/compose/prometheus.yaml").read_text("utf-8"))
+    (job,) = scrape["scrape_configs"]
+    found = {tuple(one["names"]): one["port"] for one in job["dns_sd_configs"]}
+    assert found == {
+        ("api",): services["api"]["environment"]["PORT"],
+        ("worker",): services["worker"]["environment"]["STREAMSPOOL_WORKER_METRICS_PORT"],
+    }
+    alone = yaml.safe_load((ROOT / "deploy/prometheus.yaml").read_text("utf-8"))
+    assert job["job_name"] in {one["job_name"] for one in alone["scrape_configs"]}  # alerts go by it
+    mounted = [volume for name in ("prometheus", "grafana") for volume in services[name]["volumes"]]
+    sources = [volume.partition(":")[0] for volume in mounted if volume.startswith("./")]
+    assert len(sources) == 5
+    assert [one for one in sources if not (ROOT / one).exists()] == []
+    assert any(volume.partition(":")[2] == f"{scrape['rule_files'][0]}:ro" for volume in mounted)
+    provider = yaml.safe_load((ROOT / "deploy/compose/grafana/dashboards.yaml").read_text("utf-8"))["providers"][0]
+    assert f"./deploy/grafana:{provider['options']['path']}:ro" in services["grafana"]["volumes"]
+    (source,) = yaml.safe_load((ROOT / "deploy/compose/grafana/sources.yaml").read_text("utf-8"))["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+
+
+def test_the_chat_in_the_browser_asks_what_stands_in_front() -> None:
+    services = load(OPENWEBUI_KEYS="k")["services"]
+    assert services["openwebui"]["environment"]["OPENAI_API_BASE_URLS"] == "http://front:8080/v1"
+    assert services["front"]["environment"]["SITE"] == ":8080"
+    assert services["openwebui"]["environment"]["OPENAI_API_KEYS"] == "k"
 
 
 def test_nothing_runs_as_root_or_can_become_it() -> None:
@@ -289,13 +329,13 @@ def test_nothing_runs_as_root_or_can_become_it() -> None:
     assert re.findall(r"^USER (.+)$", last_stage, re.M)[-1:] == ["10001"]
     for name, service in load()["services"].items():
         assert service.get("user", "10001") not in {"root", "0"}, name
-        assert ("build" in service) or ("user" in service), f"{name}: an image of others runs as whom?"
+        assert name == AS_ROOT or "build" in service or "user" in service, f"{name}: an image of others runs as whom?"
         if isinstance(service.get("build"), dict):
             assert service["build"]["dockerfile_inline"].splitlines()[-1] == "USER 10001", name
         assert service["cap_drop"] == ["ALL"], name
         assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name in ("front", "proxy") else []), name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-        assert service["read_only"] is True, name
+        assert service["read_only"] is (name != AS_ROOT), name
         assert service["init"] is True, name
 
 

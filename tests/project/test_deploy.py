@@ -1,4 +1,4 @@
-"""What is in deploy/ for systemd and Kubernetes: that it names what there is, and waits as long as it has to."""
+"""What is in deploy/ for systemd: that it names what there is, and waits as long as it has to."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from shared.config.settings import Settings, variable
 from shared.lib.process import WRONG_SETTINGS
@@ -69,36 +67,3 @@ def test_systemd_takes_it(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / name
     done = subprocess.run([program, "verify", str(copy)], capture_output=True, text=True, timeout=60, check=False)
     assert [line for line in done.stderr.splitlines() if name in line] == []
-
-
-def manifests() -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
-
-
-def pods() -> dict[str, dict[str, Any]]:
-    return {one["metadata"]["name"]: one["spec"]["template"] for one in manifests() if one["kind"] == "Deployment"}
-
-
-def test_pods_are_probed_where_they_answer() -> None:
-    api, worker = (pods()[name]["spec"]["containers"][0] for name in ("streamspool-api", "streamspool-worker"))
-    assert api["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": 8000}
-    assert api["readinessProbe"]["httpGet"] == {"path": "/readyz?for=serve", "port": 8000}
-    port = int({one["name"]: one["value"] for one in worker["env"]}["STREAMSPOOL_WORKER_METRICS_PORT"])
-    assert {worker[probe]["httpGet"]["port"] for probe in ("livenessProbe", "readinessProbe")} == {port}
-    for container in (api, worker):
-        assert {one["name"] for one in container["env"]} <= NAMES
-        assert container["securityContext"]["readOnlyRootFilesystem"] is True
-
-
-def test_pods_have_time_to_drain_and_only_workers_have_provider_keys() -> None:
-    (config,) = [one for one in manifests() if one["kind"] == "ConfigMap"]
-    assert set(config["data"]) <= NAMES
-    for name, pod in pods().items():
-        spec = pod["spec"]
-        pause = float(
-            spec["containers"][0].get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", "00")[1]
-        )
-        assert spec["terminationGracePeriodSeconds"] > float(config["data"]["STREAMSPOOL_DRAIN_S"]) + pause
-        secrets = {one["secretRef"]["name"] for one in spec["containers"][0]["envFrom"] if "secretRef" in one}
-        assert ("streamspool-providers" in secrets) is (name == "streamspool-worker")
-        assert spec["securityContext"]["runAsNonRoot"] is True

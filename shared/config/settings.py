@@ -187,9 +187,7 @@ class Settings(BaseSettings):
         "machine, or postgresql://…; the same for API and workers; `up`: a file in the data directory; none: nowhere",
     )
     history_s: float = Field(30 * 86400, ge=3600, description="how long that is kept")
-    history_waiting: int = Field(
-        100_000, ge=1000, description="rows that wait in Redis while that database is away; beyond it the oldest go"
-    )
+    history_waiting: int = Field(100_000, ge=1000, description="rows that wait for it in Redis at most: the newest")
     store_reasoning: bool = Field(
         False, description="default of the request field: sessions keep an answer's reasoning and send it back"
     )
@@ -232,6 +230,8 @@ class Settings(BaseSettings):
         pattern=r"^$|^(s3|gs|az|file)://",
         description="where files are kept: s3://BUCKET/PREFIX, gs://…, az://…, file:///…; empty: `files` in the data directory",
     )
+    archive_after_s: float = Field(0, ge=0, description="how old an ended answer goes to the file storage; 0: never")
+    archive_least_bytes: int = Field(4096, ge=0, description="of request and answer; what takes less stays in Redis")
     max_file_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="largest file that can be uploaded")
     files_retention_s: float = Field(
         30 * 86400,

@@ -81,6 +81,8 @@ class Files:
         self._key = redis.key
         self.limit: Callable[[str], int | None] = lambda tenant: None
         """How many bytes a tenant's files may take."""
+        self.is_needed: Callable[[str], Awaitable[bool]] | None = None
+        """Whether something is not to be removed, although it is on the list of what is."""
 
     @cached_property
     def storage(self) -> Storage:
@@ -313,6 +315,9 @@ class Files:
                 if name.endswith("/"):
                     await self.storage.delete_all(name.rstrip("/"))
                     await self._redis.zrem(self._key.files_end, name)
+                elif self.is_needed is not None and await self.is_needed(name):
+                    await self._redis.zrem(self._key.files_end, name)
+                    continue
                 else:
                     await self._forget(name)
                 logger.info("file removed", file_id=name)

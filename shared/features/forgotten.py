@@ -1,4 +1,4 @@
-"""Blobs that a Redis has forgotten: what is stored, and neither a log nor a session can name any more.
+"""What a Redis has forgotten: blobs and logs in the storage that neither a log nor a session can name any more.
 
 Hidden here: that a server which was emptied, or went back to an older state, knows nothing of what lies in the storage; how old
 that has to be before it is nobody's; and that the storage may be another installation's as well.
@@ -18,6 +18,8 @@ from shared.features.blobs import COPY, DUE_MS, FOLDER, GRACE_MS
 from shared.features.storage import Storage
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import get_logger
+from shared.log.archive.form import FOLDER as LOGS
+from shared.log.archive.form import Name
 from shared.store.redis import ArqRedis
 
 logger = get_logger(__name__)
@@ -50,10 +52,11 @@ class Forgotten:
         with suppress(FileStorageFailed):  # it is looked through tomorrow
             if not await self._is_alone():
                 return
-            async for names in self._storage().older(FOLDER, self.age_s):
-                if forgotten := await self._unknown(names):
-                    await self._redis.zadd(self._key.files_end, dict.fromkeys(forgotten, now_ms() - DUE_MS))
-                    logger.warning("blobs forgotten", count=len(forgotten))
+            for folder, unknown in ((FOLDER, self._unknown), (LOGS, self._unknown_logs)):
+                async for names in self._storage().older(folder, self.age_s):
+                    if forgotten := await unknown(names):
+                        await self._redis.zadd(self._key.files_end, dict.fromkeys(forgotten, now_ms() - DUE_MS))
+                        logger.warning("objects forgotten", folder=folder, count=len(forgotten))
 
     async def _is_alone(self) -> bool:
         """Whether no other installation has said within the last weeks that it stores here; this one says it."""
@@ -78,6 +81,17 @@ class Forgotten:
             for (name, match), copy, due in zip(found, told[::2], told[1::2], strict=True)
             if due is None and (copy is None or copy.decode().partition(":")[0] != match["copy"])
         ]
+
+    async def _unknown_logs(self, names: Sequence[str]) -> list[str]:
+        """The same of archived logs: what stays of one in Redis came with its place in the list of their objects."""
+        found = [(name, parsed) for name in names if (parsed := Name.parse(name))]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name, parsed in found:
+                pipe.zscore(self._key.archived(self._key.cells.of(parsed.generation_id)), name)
+                pipe.zscore(self._key.files_end, name)
+            told = await pipe.execute()
+        rows = zip(found, told[::2], told[1::2], strict=True)
+        return [name for (name, _), here, due in rows if here is None and due is None]
 
 
 def _installation(settings: Settings) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import re
 import shutil
 from collections.abc import AsyncIterator, Mapping
@@ -103,6 +104,12 @@ class Storage:
         with _told(writing=True):
             await self._obstore.put_async(self._store, name, data, use_multipart=False)
 
+    async def flush(self, name: str) -> None:
+        """Returns once what was written under this name survives a power cut. A bucket has said so by taking it."""
+        if self._directory:
+            with _told(writing=True):
+                await asyncio.to_thread(_flush, self._directory / name)
+
     async def read(
         self,
         name: str,
@@ -187,6 +194,16 @@ class Storage:
                         await self._obstore.delete_async(self._store, [found["path"] for found in page])
         except Missing:
             pass
+
+
+def _flush(path: Path) -> None:
+    """The file, and its name in each directory above: that may be new as well."""
+    for one in (path, path.parent, path.parent.parent):
+        descriptor = os.open(one, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _is_plain(variables: Mapping[str, str]) -> bool:

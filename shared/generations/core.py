@@ -9,6 +9,7 @@ from shared.config.settings import Settings
 from shared.features.access.audit import Audit
 from shared.features.access.keys import KeyStore
 from shared.features.access.limits import Limiter
+from shared.features.archive.archiver import Archiver
 from shared.features.batches import Batches
 from shared.features.blobs import Blobs
 from shared.features.chains import Chains
@@ -53,6 +54,8 @@ class Core:
         self.webhooks = Webhooks(redis, settings)
         self.files = Files(redis, settings, confirmer)
         self.blobs = log.filler = Blobs(redis, settings, lambda: self.files.storage)
+        self.archiver = Archiver(redis, log, settings, lambda: self.files.storage)
+        self.files.is_needed = self.archiver.is_needed
         self.forgotten = Forgotten(redis, settings, lambda: self.files.storage)
         self.batches = Batches(redis, self.files, self.webhooks, settings, confirmer)
         sessions = Sessions(redis, settings, self.blobs)
@@ -64,9 +67,9 @@ class Core:
         self.blobs.limit = lambda tenant: self.limiter.of_tenant(tenant).stored_bytes
         self.files.limit = lambda tenant: self.limiter.of_tenant(tenant).file_bytes
         log.feed = Feed(redis.key.events, settings.events_kept) if settings.events_kept else None
-        told = SettledEvents(log.feed)
         outbox = self.outbox = Outbox(redis, log, most=settings.history_waiting if settings.keeps_history else 0)
-        effects: list[Effect] = [self.ledger, self.budgets, sessions, self.webhooks, self.limiter, told, outbox]
+        effects: list[Effect] = [self.ledger, self.budgets, sessions, self.webhooks, self.limiter, self.archiver]
+        effects += [SettledEvents(log.feed), outbox]
         self.settlement = Settlement(redis, log, effects, sessions, self.budgets, transcripts.read, settings, outbox)
         self.outcomes = Outcomes(log, transcripts, self.settlement, self.prices, name=name)
         self.broker = Broker(

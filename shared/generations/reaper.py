@@ -47,10 +47,12 @@ class Reaper:
                 await self.sweep()
                 await self._core.settlement.settle_left_over()
                 await self._core.blobs.release_ended()
+                await self._core.archiver.release_ended()
                 await self._core.forgotten.search()
                 await self._core.files.remove_expired()
                 await self._core.batches.remind()
                 await self._core.ledger.fold()
+                await self._core.archiver.archive_due()
 
     async def _takes_turn(self) -> bool:
         """Whether it is this process's turn. Also where memory is full: some of what is done then frees some."""

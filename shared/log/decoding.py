@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from shared.errors import Damaged
+from shared.errors import Damaged, LogError
 from shared.lib import json
 from shared.log.blobs import BLOBS
 from shared.log.entry import AT, BEGIN, NOTE, SEAL, Entry, Kind, Position, follows
@@ -19,9 +19,17 @@ _KINDS = {kind.value.encode(): kind for kind in Kind}
 HIDDEN = b"false"
 """In the place of metadata: the log was deleted by its owner, and is kept for those that go on from it, who alone read it."""
 
+ARCHIVED = b"x"
+"""A field of entries that stand for what is in an archived log's object (archive/form.py): empty, but beside the outcome,
+where it says which object that is."""
+
 Fields = Mapping[bytes, bytes] | Sequence[bytes]
 Raw = Sequence[tuple[bytes, Fields]]
 """Entries as Redis tells them, ids with their fields: as redis-py makes them, or in a row as they came."""
+
+
+class Archived(LogError):
+    """What was read is not in Redis any more, but in the log's object."""
 
 
 def decode(
@@ -32,7 +40,7 @@ def decode(
     `shapes` are those of the log up to `after`; without it the reply begins where a log or an attempt does. They make
     chunks of pieces, and take up what the reply brings. Without them pieces stay pieces, for callers who only look at
     positions and outcomes. If not `strict`, nothing is raised, and a piece whose shape is missing stays one.
-    What Damaged brings along are the entries before the one that is missing.
+    What Damaged brings along are the entries before. With either, raises Archived where the reply lacks what is in an object.
     """
     entries: list[Entry] = []
     resolve, chunk, kinds, new = shapes is not None, Kind.CHUNK, _KINDS, tuple.__new__
@@ -45,8 +53,7 @@ def decode(
             epoch, _, seq = entry_id.partition(b"-")
             position = Position(int(epoch), int(seq))
             if after is not None and not follows(after, position):
-                if strict:
-                    raise Damaged(f"{position} comes after {after}", entries)
+                _refuse_gap(f"{position} comes after {after}", fields, entries, strict=strict)
                 shape = None
                 if shapes is not None and position.seq:
                     shapes.put(Position(position.epoch, position.seq - 1), None)
@@ -58,7 +65,9 @@ def decode(
         else:
             named = by_name(fields)
             name, data = next(iter(named.items()))
-            note, brought, at, blobs = named.get(NOTE), named.get(MARK), named.get(AT), named.get(BLOBS)
+            note, brought, at, blobs = map(named.get, (NOTE, MARK, AT, BLOBS))
+            if resolve and ARCHIVED in named and name != b"o":
+                raise Archived
         kind = kinds[name]
         if resolve:
             if name == b"d":
@@ -73,6 +82,14 @@ def decode(
                 shapes.put(position, shape)  # type: ignore[union-attr]
         entries.append(new(Entry, (position, kind, data, note, None if at is None else int(at), blobs)))
     return entries
+
+
+def _refuse_gap(what: str, fields: Fields, before: list[Entry], *, strict: bool) -> None:
+    """Raises Archived where the entry behind the gap says so, else Damaged if `strict`."""
+    if ARCHIVED in by_name(fields):
+        raise Archived
+    if strict:
+        raise Damaged(what, before)
 
 
 def by_name(fields: Fields) -> Mapping[bytes, bytes]:

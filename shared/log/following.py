@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from shared.errors import Damaged, LogError
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import get_logger
-from shared.log.decoding import decode
+from shared.log.decoding import Archived, decode
 from shared.log.entry import Entry, Position
 from shared.log.envelope import Envelopes
 from shared.log.reader import LogReader
@@ -187,6 +187,10 @@ class Following(Generic[L]):
                 self._due.add(name)
             try:
                 found.append((log, decode(raw, log.position, log.shapes)))
+            except Archived:
+                self._due.add(name)  # nothing rings for the rest of it
+                if (news := await self._log.archived_news(log.id, log.position)) is not None:
+                    found.append((log, news))
             except Damaged as problem:
                 found.append((log, problem))
         return found
@@ -219,7 +223,7 @@ class Following(Generic[L]):
         self._due.clear()
         if not logs:
             return []
-        self._blocked = True
+        self._blocked, self._blocking.objects = True, self._log.objects
         try:
             found = await self._blocking.poll(
                 {log.id: log.position for log in logs.values()},

@@ -1,8 +1,9 @@
 """Reading logs: from a position on, to the end or live; and what a few small reads tell about many of them.
 
-Hidden here: pages of about a megabyte, one blocking read for any number of logs, and the search for the envelopes that a reader
-which begins in the middle has missed. What a reply means is `decoding.py`. Every method raises RedisError or OSError when the
-server is away.
+Hidden here: pages of about a megabyte, one blocking read for any number of logs, the search for the envelopes that a reader
+which begins in the middle has missed, and that an ended log may be an object in the file storage (`archive/`): whoever reads
+a log reads either. What a reply means is `decoding.py`. Every method raises RedisError or OSError when the server is away, and
+FileStorageFailed when that storage is.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 
 from shared.errors import Damaged, Gone, LogError, RequestLost, Sealed
 from shared.lib import json
+from shared.log.archive.reading import ArchivedLogs
 from shared.log.blobs import Filler, Stored
-from shared.log.decoding import attempt, decode, summarize
+from shared.log.decoding import ARCHIVED, Archived, attempt, by_name, decode, summarize
 from shared.log.entry import BEGIN, HEADER, SEAL, SKIPPED, Entry, Kind, Position
 from shared.log.envelope import Envelopes
 from shared.log.records import Attempt, Header, Outcome, Summary
@@ -26,33 +28,41 @@ _PAGE_BYTES = 1024 * 1024
 _INTERRUPT_TTL_MS = 60_000
 
 
-class LogReader:
+class LogReader(ArchivedLogs):
     """All logs of one Redis, to be read. `StreamLog` is the same and writes them as well."""
 
     def __init__(self, redis: ArqRedis) -> None:
-        self._redis = redis
-        self._key = redis.key
+        super().__init__(redis)
         self.filler: Filler | None = None
         """Puts back what was taken out of entries. Whoever puts the features together sets it."""
 
     # ---- one log
 
     async def request(self, generation_id: str) -> tuple[Header, Stored]:
-        """Header of the request, and its body as it is stored. Raises Gone."""
-        return self._request(
-            await self._redis.xrange(self._key.log(generation_id), str(HEADER), str(BEGIN)), generation_id
-        )
+        """Header of the request, and its body as it is stored. Raises Gone; RequestLost where an archived one is damaged."""
+        raw = await self._redis.xrange(self._key.log(generation_id), str(HEADER), str(BEGIN))
+        header, body = self._request(raw, generation_id)
+        if ARCHIVED not in by_name(raw[1][1]):
+            return header, body
+        try:
+            _, entry = await self._page(generation_id, None)
+        except Damaged:
+            raise RequestLost from None
+        return header, Stored(entry.data, entry.blobs)
 
     async def whole_logs(self, generation_ids: Sequence[str]) -> list[list[Entry]]:
-        """All entries of each log, in one round trip. Empty where there is none, or it lacks an entry."""
+        """All entries of each log, in one round trip, and more for those that are archived. Empty where there is none, or it
+        lacks an entry. Raises RequestLost where an archived one is damaged."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for generation_id in generation_ids:
                 pipe.xrange(self._key.log(generation_id))
             replies = await pipe.execute()
         found: list[list[Entry]] = []
-        for raw in replies:
+        for generation_id, raw in zip(generation_ids, replies, strict=True):
             try:
                 found.append(decode(raw, Position(0, 0), Envelopes()))
+            except Archived:
+                found.append(await self._whole_object(generation_id))
             except Damaged:
                 found.append([])
         return found
@@ -85,10 +95,13 @@ class LogReader:
         `shapes` are those of the log up to the position, and take up new ones; without them they are looked for. With the
         log's `tenant`, chunks are whole: what was taken out of them is put back (`whole`).
         """
-        if shapes is None:
-            shapes = await self._shapes(generation_id, after)
-        raw = await self._redis.xrange(self._key.log(generation_id), f"({after}", "+", count=count)
-        entries = decode(raw, after, shapes, strict=strict)
+        try:
+            if shapes is None:
+                shapes = await self._shapes(generation_id, after)
+            raw = await self._redis.xrange(self._key.log(generation_id), f"({after}", "+", count=count)
+            entries = decode(raw, after, shapes, strict=strict)
+        except Archived:
+            entries = (await self._page(generation_id, after))[:count]
         return entries if tenant is None else await self.whole(tenant, entries)
 
     async def whole(self, tenant: str, entries: list[Entry]) -> list[Entry]:
@@ -112,12 +125,24 @@ class LogReader:
         shapes: Envelopes | None = None,
         tenant: str | None = None,
     ) -> AsyncIterator[list[Entry]]:
-        """All entries there are now after a position, in pages of about a megabyte. `shapes` and `tenant` are as for
-        `read`."""
+        """All entries there are now after a position, in pages of about a megabyte; an object is read in large pieces. `shapes`
+        and `tenant` are as for `read`."""
         count = _FIRST_PAGE
-        if shapes is None:
-            shapes = await self._shapes(generation_id, after)
-        while page := await self.read(generation_id, after, count, strict=strict, shapes=shapes, tenant=tenant):
+        key = self._key.log(generation_id)
+        while True:
+            try:
+                if shapes is None:
+                    shapes = await self._shapes(generation_id, after)
+                raw = await self._redis.xrange(key, f"({after}", "+", count=count)
+                page = decode(raw, after, shapes, strict=strict)
+            except Archived:  # also in the middle: it was a stream until just now
+                async for page in self._object_pages(generation_id, after):
+                    yield page if tenant is None else await self.whole(tenant, page)
+                return
+            if not page:
+                return
+            if tenant is not None:
+                page = await self.whole(tenant, page)
             yield page
             after = page[-1].position
             size = sum(len(entry.data) for entry in page) // len(page)
@@ -143,7 +168,10 @@ class LogReader:
             raw = await self._redis.xrange(self._key.log(generation_id), f"({start}", str(after), count=_LARGEST_PAGE)
             if not raw:
                 break
-            start = decode(raw, start, shapes, strict=False)[-1].position
+            try:
+                start = decode(raw, start, shapes, strict=False)[-1].position
+            except Archived:  # whose pages need none
+                break
         return shapes
 
     async def attempt_number(self, generation_id: str, epoch: int) -> int:
@@ -187,6 +215,9 @@ class LogReader:
             name = names[raw_name]
             try:
                 found[name] = decode(raw, positions.get(name), shapes.get(name) if shapes else None)
+            except Archived:
+                if (news := await self.archived_news(name, positions[name])) is not None:
+                    found[name] = news
             except Damaged as problem:
                 found[name] = problem
         return found

@@ -12,12 +12,13 @@ from typing import Any, cast
 
 from shared.lib import json
 from shared.log import feed as events
+from shared.log.archive.form import Name, pointer_in
 from shared.log.decoding import HIDDEN, decode
 from shared.log.entry import HEADER
 from shared.log.feed import Feed
 from shared.log.listing import LogListing
 from shared.log.records import Header
-from shared.store.transaction import beside, commit
+from shared.store.transaction import Command, commit, transact
 
 _DELETED_MS = 60_000
 """Longer than anybody writes to, or waits for, a log that is gone."""
@@ -57,20 +58,24 @@ class LogRemoval(LogListing):
     async def delete(self, generation_id: str, tenant: str) -> None:
         """Removes the log; writers find it Gone. Sealing first is the caller's business. What something goes on from (`keep`)
         is hidden from everyone, and goes with the last that needs it."""
-        async with self._redis.pipeline(transaction=False) as look:
-            look.exists(self._key.continued(generation_id))
-            look.pttl(self._key.log(generation_id))
-            continued, left_ms = await look.execute()
-        async with self._redis.pipeline(transaction=True) as pipe:
-            if continued and left_ms > 0:
-                pipe.set(self._key.metadata(generation_id), HIDDEN, px=left_ms)
+        key, cell = self._key.log(generation_id), self._key.cells.of(generation_id)
+
+        def queue(pipe: Any, seen: list[Any]) -> None:
+            continued, left_s, end = seen
+            if continued and left_s >= 0:
+                pipe.set(self._key.metadata(generation_id), HIDDEN, px=(left_s + 1) * 1000)
                 self._queue_unlist(pipe, generation_id, tenant)
             else:
                 self._queue_delete(pipe, generation_id, tenant)
+                if (pointer := pointer_in(end)) is not None:  # the reaper is to find it gone
+                    pipe.zadd(self._key.archived(cell), {str(Name(tenant, generation_id, pointer.copy)): 0})
             if self.feed is not None:
                 self.feed.add(pipe.control, events.deleted(generation_id, tenant))
-            await commit(pipe)
-            await beside(pipe)
+
+        # Watched: it may become an object in this moment, which must not be left over.
+        looks: list[Command] = [("EXISTS", self._key.continued(generation_id)), ("TTL", key)]
+        looks.append(("XREVRANGE", key, "+", "-", "COUNT", 1))
+        await transact(self._redis, [key], looks, queue)
 
     async def delete_all(self, generation_ids: Sequence[str], tenant: str) -> None:
         """The same for many of one tenant, without those that are to be kept longer because they were stored."""

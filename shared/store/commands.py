@@ -12,6 +12,7 @@ import builtins
 from collections.abc import Sequence
 from typing import Any
 
+from hiredis import Reader
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 from shared.store.connections import Pipeline, close_idle, read_replies
@@ -22,6 +23,13 @@ from shared.store.outage import UNREACHABLE, WrongServer
 def pack(*words: bytes) -> bytes:
     """One command in Redis's protocol, packed without redis-py's detours."""
     return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
+
+
+def unpack(reply: bytes) -> Any:
+    """What a reply in Redis's protocol says, as `exchange` would return it."""
+    reader = Reader()
+    reader.feed(reply)
+    return reader.gets()
 
 
 class ChunkCommands:

@@ -51,6 +51,10 @@ reaches a key.
 | `streamspool:{HOLDER}:blobs` | hash: what a log or a session holds, by SHA-256 | until the reaper finds it gone; 400 days |
 | `streamspool:blob-holders` | zset, score = ms when it is looked whether it is gone | permanent, emptied by the reaper |
 | `streamspool:blob-bytes:TENANT` | string, number: what its blobs take in the storage | 400 days after the last one |
+| `streamspool:to-archive` | zset of settled ids, score = ms when their logs become objects | permanent, emptied by the reaper |
+| `streamspool:{ID}:archiving` | string, random: the process that makes an object of it | 2 minutes |
+| `streamspool:{ID}:kept` | stream: what stays of its log, before it takes that name | inside of one transaction |
+| `streamspool:archived` | zset of logs' objects, score = ms when the log will be gone | permanent, emptied by the reaper |
 | `streamspool:batch:BATCH` | string, JSON: a batch, and how far it is | its window and files retention after the last change |
 | `streamspool:batches:TENANT` | zset, score = created ms | as long as the newest batch can live |
 | `streamspool:batches-open` | zset, score = created ms: not yet ended | permanent, emptied by workers |
@@ -159,7 +163,7 @@ class Keys:
         self.workers = f"{control}:workers"
         self.resting = f"{control}:resting"
         self.catalogue = f"{control}:catalogue"
-        self.files_end = f"{control}:files-end"
+        self.files_end, self.to_archive = f"{control}:files-end", f"{control}:to-archive"
         self.blob_holders = f"{control}:blob-holders"
         self.batches_open = f"{control}:batches-open"
         self.keys = f"{control}:keys"
@@ -179,11 +183,10 @@ class Keys:
         """Pub/sub channel: the payload is the id of a generation just enqueued."""
         self._permanent = frozenset(
             {
-                *map(self.open, cells.all),
-                *map(self.unsettled, cells.all),
+                *(name(cell) for name in (self.open, self.unsettled, self.archived) for cell in cells.all),
                 self.events,
                 self.webhooks,
-                self.files_end,
+                *(self.files_end, self.to_archive),
                 self.blob_holders,
                 self.batches_open,
                 self.keys,
@@ -256,6 +259,12 @@ class Keys:
     def charged(self, generation_id: str) -> str:
         return f"{self._control}:{{{generation_id}}}:charged"
 
+    def archiving(self, generation_id: str) -> str:
+        return f"{self._of(generation_id)}:{{{generation_id}}}:archiving"
+
+    def kept(self, generation_id: str) -> str:
+        return f"{self._of(generation_id)}:{{{generation_id}}}:kept"
+
     def webhook(self, subject: str) -> str:
         return f"{self._control}:{{{subject}}}:webhook"
 
@@ -326,6 +335,9 @@ class Keys:
 
     def unsettled(self, cell: int) -> str:
         return f"{self._stems[cell]}:unsettled"
+
+    def archived(self, cell: int) -> str:
+        return f"{self._stems[cell]}:archived"
 
     def index(self, tenant: str, cell: int) -> str:
         return f"{self._stems[cell]}:index:{tenant}"

@@ -1,0 +1,1 @@
+"""Ended logs as objects in the file storage."""

@@ -1,0 +1,1 @@
+"""Logs that have ended, as objects in the file storage."""

@@ -57,6 +57,7 @@ from shared.lib.traces import tracing
 from shared.log.following import BLOCK_MS
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
+from shared.store.contact import wait_for_cells
 from shared.store.redis import connect, run_while_redis_is_away
 
 _ROUTES = (
@@ -101,13 +102,13 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        assert settings.redis_url is not None
-        url = settings.redis_url.get_secret_value()
+        url = _redis_url(settings)
         async with AsyncExitStack() as stack:
             stack.callback(tracing.end)
-            redis = connect(url, prefix=settings.prefix, max_connections=_POOL, timeout_s=_TIMEOUT_S)
+            own: Any = {"prefix": settings.prefix, "cells": await wait_for_cells(url, settings.prefix)}
+            redis = connect(url, **own, max_connections=_POOL, timeout_s=_TIMEOUT_S)
             stack.push_async_callback(redis.aclose, close_connection_pool=True)
-            reading = connect(url, prefix=settings.prefix, max_connections=3, timeout_s=_PATIENCE_S, beside=redis)
+            reading = connect(url, **own, max_connections=3, timeout_s=_PATIENCE_S, beside=redis)
             stack.push_async_callback(reading.aclose, close_connection_pool=True)
             log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
             name = f"api:{socket.gethostname()}-{os.getpid()}"
@@ -144,6 +145,11 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
     document.install(app, keyed=settings.keyed)
     _add_routes(app)
     return app
+
+
+def _redis_url(settings: Settings) -> str:
+    assert settings.redis_url is not None
+    return settings.redis_url.get_secret_value()
 
 
 def _application(settings: Settings, lifespan: Any) -> Application:

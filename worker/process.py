@@ -25,7 +25,7 @@ from shared.lib.traces import tracing
 from shared.log.appender import Appender
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
-from shared.store.contact import check_server
+from shared.store.contact import check_server, wait_for_cells
 from shared.store.redis import ArqRedis, RedisError, connect, run_while_redis_is_away
 from worker.arq_worker import StreamWorker
 from worker.batches.batcher import Batcher
@@ -66,7 +66,8 @@ async def serve(settings: Settings) -> None:
         refuse_to_start(str(error))
     async with AsyncExitStack() as stack:
         stack.callback(tracing.end)
-        redis = connect(url, prefix=settings.prefix, max_connections=_POOL, timeout_s=_timeout_s(settings))
+        cells = await wait_for_cells(url, settings.prefix)
+        redis = connect(url, prefix=settings.prefix, max_connections=_POOL, timeout_s=_timeout_s(settings), cells=cells)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
         confirmer = await stack.enter_async_context(Confirmer(redis, name=worker_id, promised=settings.confirm))
@@ -131,7 +132,8 @@ async def _batcher(
 ) -> AsyncIterator[Batcher]:
     """With connections of its own: each batch holds one while it waits, and running answers must not wait for those."""
     most, timeout_s = BATCHES + _POOL, _timeout_s(settings)
-    redis = connect(url, prefix=settings.prefix, max_connections=most, timeout_s=timeout_s, beside=beside)
+    prefix, cells = settings.prefix, beside.key.cells
+    redis = connect(url, prefix=prefix, max_connections=most, timeout_s=timeout_s, beside=beside, cells=cells)
     try:
         log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
         core = Core(redis, log, settings, name=worker_id, confirmer=confirmer)

@@ -75,8 +75,9 @@ class RunningAttempts:
     async def stop_ended(self, generation_ids: set[str] | None = None) -> None:
         """Stops the attempts among these (or all) whose log is sealed, deleted or a newer attempt's."""
         wanted = self._running.keys() if generation_ids is None else generation_ids & self._running.keys()
-        if await self._ended(wanted):
-            await self._appender.look()  # or the server forgot what they wrote
+        if ended := await self._ended(wanted):
+            for appender in {self._appender.of(generation_id) for generation_id in ended}:
+                await appender.look()  # or the server forgot what they wrote
             for generation_id in await self._ended(wanted):
                 if running := self._running.get(generation_id):
                     running.stop()

@@ -20,6 +20,7 @@ from shared.lib.tasks import FairTurns, cancel
 from shared.lib.telemetry import FOLLOWED, LOG_BYTES, VIEWERS, get_logger
 from shared.log.entry import Entry
 from shared.log.following import Following
+from shared.log.followings import Followings
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import MISSED_S, Confirmer
 from shared.store.outage import Pauses, cause
@@ -83,7 +84,8 @@ class Hub:
         self._log = log
         self._grace_s, self._keepalive_s = grace_s, keepalive_s
         self._confirmer, self._patience_s = confirmer, patience_s
-        self._following: Following[LiveLog] = Following(log, reading)
+        kind = Following[LiveLog] if reading.key.cells.count == 1 else Followings[LiveLog]
+        self._following = kind(log, reading)
         self._live: dict[str, LiveLog] = {}
         self._hot = HotLogs()
         self.rounds = FairTurns(_LARGE_AT_ONCE)
@@ -296,6 +298,6 @@ class Hub:
         if self._time() - since >= self._patience_s:
             return False
         try:
-            return await self._confirmer.server(age_s=MISSED_S) != live.server
+            return await self._confirmer.of(live.id).server(age_s=MISSED_S) != live.server
         except (RedisError, OSError):
             return True

@@ -34,7 +34,7 @@ async def examine_redis(settings: Settings) -> list[Finding]:
     where = without_password(url)
     try:
         async with _connected(url) as redis:
-            found = [*await _server(redis, where), *await _rights(redis, settings.prefix), await _clock(redis)]
+            found = [*await _server(redis, url, where), *await _rights(redis, settings.prefix), await _clock(redis)]
     except Unusable as error:
         return [Finding(False, "Redis", f"{where}: {error.message}")]
     except (RedisError, OSError) as error:
@@ -54,7 +54,7 @@ async def _connected(url: str) -> AsyncIterator[ArqRedis]:
         await redis.aclose(close_connection_pool=True)
 
 
-async def _server(redis: ArqRedis, where: str) -> list[Finding]:
+async def _server(redis: ArqRedis, url: str, where: str) -> list[Finding]:
     try:
         about: dict[str, Any] = await redis.info()
     except NoPermissionError:
@@ -66,7 +66,9 @@ async def _server(redis: ArqRedis, where: str) -> list[Finding]:
         Finding(enough, "Redis", f"{where}, version {version}" + ("" if enough else ": 6.2 or newer is needed"))
     ]
     if about.get("cluster_enabled"):
-        findings.append(Finding(False, "Redis", f"{where} is a node of a cluster. One server is needed, or sentinels"))
+        named = bool(parse(url).nodes)
+        advice = "a cluster" if named else "a node of a cluster. Name the cluster: redis+cluster://HOST:PORT,HOST:PORT"
+        findings.append(Finding(named, "Redis", f"{where} is {advice}"))
     if about.get("role") == "slave":
         findings.append(Finding(False, "Redis", f"{where} is a replica and takes no writes. Name its master"))
     return [*findings, _eviction(about), _memory(about), _persistence(about)]

@@ -1,7 +1,9 @@
-"""What REDIS_URL means: server or sentinels, who asks, and how TLS is checked. Pure, but for the certificates it names.
+"""What REDIS_URL means: server, cluster or sentinels, who asks, and how TLS is checked. Pure, but for the certificates it
+names.
 
     redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE][?OPTION=VALUE&…]         rediss:// with TLS
     unix://[[USER]:PASSWORD@]/PATH[?db=DATABASE&…]
+    redis+cluster://[[USER]:PASSWORD@]HOST:PORT[,HOST:PORT…][?…]                          rediss+cluster:// with TLS
     redis+sentinel://[[USER]:PASSWORD@]HOST:PORT[,HOST:PORT…][/MASTER[/DATABASE]][?…]     rediss+sentinel:// with TLS
 
 Hidden here: which options there are. A URL is refused for what it does not mean, since it would be found out much later, as
@@ -26,7 +28,7 @@ from shared.errors import Unusable
 PORT, SENTINEL_PORT = 6379, 26379
 DEFAULT_MASTER = "mymaster"
 
-_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 _REQUIRED = {"none": False, "optional": True, "required": True}
 """`ssl_cert_reqs`, also as `CERT_NONE` and so on. For a client, `optional` checks as `required` does (docs.python.org/3/
 library/ssl.html#ssl.CERT_OPTIONAL)."""
@@ -111,6 +113,8 @@ class Address:
     host: str = "localhost"
     port: int = PORT
     path: str | None = None
+    nodes: tuple[tuple[str, int], ...] = ()
+    """Of a cluster, those that are asked first."""
     sentinels: tuple[tuple[str, int], ...] = ()
     master: str = DEFAULT_MASTER
     sentinel_username: str | None = None
@@ -148,11 +152,17 @@ def parse(url: str) -> Address:
         if hosts or len(path) < 2:
             raise ValueError("After unix:// comes the path of a socket, which begins with a slash.")
         return Address(path=unquote(path), database=_database(options.get("db", "")), **login)
+    if scheme.endswith("+cluster"):
+        if _database(options.get("db", path.strip("/"))):
+            raise ValueError("A cluster has one database: leave its number out.")
+        nodes = tuple(_host_port(host, PORT) for host in hosts.split(","))
+        return Address(nodes=nodes, tls=tls, **login)
     if scheme.endswith("+sentinel"):
         return _of_sentinels(path, hosts, options, login, tls)
     if "," in hosts:
         raise ValueError(
-            "One server has one HOST:PORT. Sentinels are given as redis+sentinel://HOST:PORT,HOST:PORT/MASTER/0."
+            "One server has one HOST:PORT. Sentinels are given as redis+sentinel://HOST:PORT,HOST:PORT/MASTER/0, a cluster as "
+            "redis+cluster://HOST:PORT,HOST:PORT."
         )
     host, port = _host_port(hosts, PORT)
     path = path.removeprefix("/").removesuffix("/")

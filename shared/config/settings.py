@@ -101,8 +101,8 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(
         None,
         validation_alias="REDIS_URL",
-        description="redis://, rediss://, unix:// or redis+sentinel:// URL, see Redis or Valkey; empty: `up` and `demo` start "
-        "an embedded Valkey",
+        description="redis://, rediss://, unix://, redis+cluster:// or redis+sentinel:// URL, see Redis or Valkey; empty: `up` "
+        "and `demo` start an embedded Valkey",
     )
     prefix: Prefix = Field(
         PREFIX,

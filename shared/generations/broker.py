@@ -168,7 +168,7 @@ class Broker:
             with enqueued(header), doubts, translate_errors():
                 if session := header["session"]:
                     await self._settlement.settle_session(caller.tenant, session["id"])
-                header["server"] = await self._server()
+                header["server"] = await self._server(generation_id)
                 note = partial(self._note, asked, header)
                 reserve = self._gate.reserve(request, caller, expects, note)
                 created = await self.log.create(header, stored, reserve)
@@ -183,21 +183,19 @@ class Broker:
         if self._bell.rings_with_create(header):
             self._bell.ring_with(pipe, header)
 
-    async def _server(self) -> str | None:
+    async def _server(self, generation_id: str) -> str | None:
         """Which server takes this: a worker that finds another one knows that it may have forgotten something."""
-        return await self._confirmer.server() if self._confirmer else None
+        return await self._confirmer.of(generation_id).server() if self._confirmer else None
 
     async def _promise(self, header: Header) -> None:
         """Returns once the server's death cannot take it any more, where that is promised. If it is not told in time, the
-        caller gets a refusal: it is withdrawn at once, before a reaper finds it in the list and rings a worker.
-
-        Raises RedisError, OSError.
-        """
+        caller gets a refusal: it is withdrawn at once, before a reaper finds it in the list and rings a worker. Raises
+        RedisError, OSError."""
         if self._confirmer is None:
             return
         try:
             async with asyncio.timeout(_CONFIRM_S):
-                await self._confirmer.promise(background=header["background"])
+                await self._confirmer.of(header["id"]).promise(background=header["background"])
         except (RedisError, OSError):
             if header["idempotency"] is None:
                 with suppress(RedisError, OSError, Gone):
@@ -207,7 +205,8 @@ class Broker:
     async def notice_server(self) -> None:
         """Learns which server this is: who does not know that cannot tell when it is another one, which may have forgotten
         what a worker is writing again. Raises RedisError, OSError."""
-        await self._server()
+        if self._confirmer:
+            await self._confirmer.notice()
 
     async def _replayed(self, generation_id: str) -> Header:
         """The header of a generation that was there before; the process that created it may have died before it rang."""
@@ -247,7 +246,7 @@ class Broker:
         header = make_header(self._settings, line_id, request, caller, None, client_history=False, webhook=None)
         header["on_interruption"] = request.on_interruption or "restart"
         header["on_disconnect"], header["batch"], header["surface"] = "continue", batch, surface
-        header["server"] = await self._server()
+        header["server"] = await self._server(line_id)
         await self._budgets.check(header, unless_made=True)
         await self._budgets.expect(header, expects(request))
         stored = await self._blobs.store(line_id, caller.tenant, body)
@@ -290,7 +289,8 @@ class Broker:
         if _ID.fullmatch(generation_id):
             with translate_errors():
                 summary = await self._found.get(generation_id)
-                while summary is None and self._confirmer and await self._confirmer.is_new(self._settings.lease_s):
+                confirmer = self._confirmer and self._confirmer.of(generation_id)
+                while summary is None and confirmer and await confirmer.is_new(self._settings.lease_s):
                     await asyncio.sleep(_MENDING_S)  # the worker that runs it may be writing it again
                     summary = await self._found.get(generation_id)
             if summary and summary.header["owner"] == caller.tenant:

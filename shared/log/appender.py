@@ -75,9 +75,10 @@ class Appender:
     round trip, not per chunk.
     """
 
-    def __init__(self, redis: ArqRedis, confirmer: Confirmer | None = None) -> None:
+    def __init__(self, redis: ArqRedis, confirmer: Confirmer | None = None, budget: Budget | None = None) -> None:
         """Without a confirmer, what was appended is kept until a while after the seal."""
         self._redis, self._confirmer = redis, confirmer
+        self._cells: dict[int, Appender] = {}
         self.key = redis.key
         self._pending: list[_Item] = []
         self._wake = asyncio.Event()
@@ -90,18 +91,23 @@ class Appender:
         self._looked_at = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
         self._sealing: set[asyncio.Task[None]] = set()
-        self.budget = Budget()
+        self.budget = budget or Budget()
         self._pauses = BusyPauses(_LONGEST_PAUSE_S)
 
     async def __aenter__(self) -> Self:
+        self._run_all()
+        return self
+
+    def _run_all(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
         loops = (self._run, self._tick, self._let_go)
         self._tasks = [asyncio.create_task(loop(), name=f"appender {loop.__name__}") for loop in loops]
         self._tasks[0].add_done_callback(self._fail_pending)
-        return self
 
     async def __aexit__(self, *_: object) -> None:
+        for one in self._cells.values():
+            await one.__aexit__()
         await cancel(*self._tasks, *self._sealing)
         self._fail_pending()
 
@@ -111,6 +117,19 @@ class Appender:
             item.answer.cancel()
         for one in (*self._suspects, *self._lookers):
             one.cancel()
+
+    def of(self, generation_id: str) -> Appender:
+        """The one of the server that a generation's log is on: on one server, this one. It is also where the control is."""
+        cells = self.key.cells
+        if cells.count == 1:
+            return self
+        cell = cells.of(generation_id)
+        found = self._cells.get(cell)
+        if found is None:
+            confirmer = self._confirmer and self._confirmer.at(cell)
+            found = self._cells[cell] = Appender(self._redis.at(cell), confirmer, self.budget)
+            found._run_all()
+        return found
 
     # ---- what writers ask for
 

@@ -59,10 +59,11 @@ class Following(Generic[L]):
     `reading` must be a client of its own whose answers may take longer than BLOCK_MS, with two connections or more.
     """
 
-    def __init__(self, log: LogReader, reading: ArqRedis) -> None:
+    def __init__(self, log: LogReader, reading: ArqRedis, cell: int = 0) -> None:
+        """All its logs are in one cell, to whose server `reading` leads."""
         self._log, self._reading, self._blocking = log, reading, LogReader(reading)
         self._key = reading.key
-        self._control, self._control_id = self._key.hub(os.urandom(8).hex(), 0), "0"
+        self._control, self._control_id = self._key.hub(os.urandom(8).hex(), cell), "0"
         self._logs: dict[bytes, L] = {}
         self._due: set[bytes] = set()
         """Names of logs that are to be read although no bell rang."""
@@ -251,6 +252,10 @@ class Following(Generic[L]):
             self._waiter = self._loop.create_future()
             await self._waiter
         self._woken = False
+
+    def wake(self) -> None:
+        """Has `news` return, though there may be none."""
+        self._wake()
 
     def _wake(self) -> None:
         self._woken = True

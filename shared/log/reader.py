@@ -8,6 +8,7 @@ FileStorageFailed when that storage is.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,8 @@ from shared.store.redis import ArqRedis
 _FIRST_PAGE, _LARGEST_PAGE = 100, 2000
 _PAGE_BYTES = 1024 * 1024
 _INTERRUPT_TTL_MS = 60_000
+_LOOK_S = 0.05
+"""Between two looks at logs of several cells."""
 
 
 class LogReader(ArchivedLogs):
@@ -198,20 +201,45 @@ class LogReader(ArchivedLogs):
         interrupt: tuple[str, str] | None = None,
         shapes: Mapping[str, Envelopes] | None = None,
     ) -> dict[str, list[Entry] | Damaged]:
-        """One blocking read over many logs of one cell: the new entries of each that has some, `{}` when the time is over.
+        """One blocking read over many logs: the new entries of each that has some, `{}` when the time is over. Where they lie
+        in several cells, no read can wait for all of them: each is looked at, again and again.
 
         `shapes` are those of each log up to its position, and take up new ones; without them pieces stay pieces.
         A log with a missing entry answers Damaged instead. `interrupt` is (key, last id) of a stream that ends the
-        wait when `interrupt()` is called for it; what was added is returned under that key.
+        wait when `interrupt()` is called for it, in the cell of the logs; what was added is returned under that key.
         """
+        cells = self._key.cells.parted([*positions])
+        if len(cells) < 2:
+            return await self._poll(positions, block_ms, count, interrupt, shapes)
+        time = asyncio.get_running_loop().time
+        parts = [{one: positions[one] for one in some} for some in cells.values()]
+        until = time() + block_ms / 1000
+        while True:
+            reads = [self._poll(part, None, count, None, shapes) for part in parts]
+            found = {name: told for some in await asyncio.gather(*reads) for name, told in some.items()}
+            if found or time() >= until:
+                return found
+            await asyncio.sleep(_LOOK_S)
+
+    async def _poll(
+        self,
+        positions: Mapping[str, Position],
+        block_ms: int | None,
+        count: int,
+        interrupt: tuple[str, str] | None,
+        shapes: Mapping[str, Envelopes] | None,
+    ) -> dict[str, list[Entry] | Damaged]:
+        """Of logs of one cell."""
+        where = self._redis.at(self._key.cells.of(next(iter(positions), "")))
         names = {self._key.log(generation_id).encode(): generation_id for generation_id in positions}
         after = [b"%d-%d" % position for position in positions.values()]
         if interrupt:
             names[interrupt[0].encode()] = interrupt[0]
             after.append(interrupt[1].encode())
-        packed = pack(b"XREAD", b"COUNT", b"%d" % count, b"BLOCK", b"%d" % block_ms, b"STREAMS", *names, *after)
+        block = () if block_ms is None else (b"BLOCK", b"%d" % block_ms)
+        packed = pack(b"XREAD", b"COUNT", b"%d" % count, *block, b"STREAMS", *names, *after)
         found: dict[str, list[Entry] | Damaged] = {}
-        for raw_name, raw in await exchange(self._redis, packed) or ():
+        for raw_name, raw in await exchange(where, packed) or ():
             name = names[raw_name]
             try:
                 found[name] = decode(raw, positions.get(name), shapes.get(name) if shapes else None)

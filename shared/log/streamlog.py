@@ -152,7 +152,9 @@ class StreamLog(LogRemoval):
         while True:
             if asked is None:
                 commands = self.claiming(generation_id, epoch, attempt)
-                asked = await appender.ask(b"".join([pack(*words) for words in commands]), len(commands))
+                asked = await appender.of(generation_id).ask(
+                    b"".join([pack(*words) for words in commands]), len(commands)
+                )
             raw, length, server = await self._begun(generation_id, epoch, data, asked)
             asked = None
             header, body = self._request(raw, generation_id)
@@ -170,7 +172,7 @@ class StreamLog(LogRemoval):
         pieces = header.get("v", 1) >= PIECES_SINCE
         if self.feed is not None:
             appender.tell(self.feed.packed(events.claimed(header, attempt)))
-        return Writer(appender, claim, self.last_of, pieces=pieces), header, body
+        return Writer(appender.of(generation_id), claim, self.last_of, pieces=pieces), header, body
 
     async def _begun(self, generation_id: str, epoch: int, data: bytes, asked: Asked) -> tuple[Raw, int, str | None]:
         """Of an attempt that is ours: the request's entries, how many the log has now, and which server said so."""

@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from hiredis import Reader
-from redis.exceptions import ConnectionError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, ResponseError, TimeoutError, WatchError
 
 from shared.store.connections import Pipeline, close_idle, read_replies
 from shared.store.jobs import ArqRedis
-from shared.store.outage import UNREACHABLE, WrongServer
+from shared.store.outage import UNREACHABLE, Redirected, WrongServer
+
+MOVING_S = 0.05
+"""Before what met a slot on its way from one node to another is tried again."""
 
 
 def pack(*words: bytes) -> bytes:
@@ -81,9 +84,13 @@ async def watch(pipe: Pipeline, names: Sequence[str], *reads: bytes) -> list[Any
     they came. What is queued then is executed if no other client wrote; else WatchError is raised. Redis-py would take a round
     trip for each.
     """
-    connection = await pipe.begin_to_watch()
     packed = b"".join((pack(b"WATCH", *(name.encode() for name in names)), *reads))
-    replies = await converse(connection, packed, 1 + len(reads))
+    try:
+        replies = await converse(await pipe.begin_to_watch(names[0]), packed, 1 + len(reads))
+    except Redirected as elsewhere:
+        if elsewhere.word != "MOVED":
+            await asyncio.sleep(MOVING_S)
+        raise WatchError("The slot is at another node.") from elsewhere
     for reply in replies:  # that of WATCH, too: without it nothing would be compared
         if isinstance(reply, ResponseError):
             raise reply
@@ -91,12 +98,18 @@ async def watch(pipe: Pipeline, names: Sequence[str], *reads: bytes) -> list[Any
     return replies[1:]
 
 
-async def converse(connection: Any, packed: bytes, replies: int) -> list[Any]:
+def learn(connection: Any, told: Redirected) -> None:
+    """The connection's node said that it has not got a slot."""
+    if (redirected := getattr(connection.place, "redirected", None)) is not None:
+        redirected(told)
+
+
+async def converse(connection: Any, packed: bytes, replies: int, *, redirects: bool = False) -> list[Any]:
     """Sends packed commands and returns as many replies, errors among them as values.
 
     All of it within one time-out: redis-py has one for each step, and a task for each command. Raises ConnectionError if
     the connection has been closed: a caller that keeps one is to know that it is another one now. Raises WrongServer, too; then
-    the connection is closed.
+    the connection is closed. With `redirects`, Redirected is among the replies.
     """
     if not connection.is_connected:
         raise ConnectionError("The connection was closed.")
@@ -107,13 +120,17 @@ async def converse(connection: Any, packed: bytes, replies: int) -> list[Any]:
             found = await read_replies(connection, replies)
         for reply in found:
             if isinstance(reply, Exception) and isinstance(reply, UNREACHABLE):
-                raise reply
+                if not redirects or not isinstance(reply, Redirected):
+                    raise reply
+                learn(connection, reply)
         return found
     except builtins.TimeoutError:
         await close_idle(connection)
         raise TimeoutError("The server did not answer in time.") from None
-    except WrongServer:
+    except WrongServer as error:
         await connection.disconnect(nowait=True)  # replies may be under way
+        if isinstance(error, Redirected):
+            learn(connection, error)
         raise
     finally:
         connection.socket_timeout = timeout_s

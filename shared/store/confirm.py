@@ -70,10 +70,12 @@ class Confirmed(NamedTuple):
 class Confirmer:
     """Asks for all of a process; an async context manager. It connects when it is first asked."""
 
-    def __init__(self, redis: ArqRedis, *, name: str, promised: str = "background") -> None:
-        """`name` is the process's own, for its marker; `promised` is the setting STREAMSPOOL_CONFIRM."""
-        self._redis, self._promised = redis, promised
-        self._mark = redis.key.marker(name)
+    def __init__(self, redis: ArqRedis, *, name: str, promised: str = "background", cell: int | None = None) -> None:
+        """`name` is the process's own, for its marker; `promised` is the setting STREAMSPOOL_CONFIRM. With a `cell`, it is
+        about the server that this is on."""
+        self._redis, self._name, self._promised = redis, name, promised
+        self._mark = redis.key.marker(name, cell)
+        self._cells: dict[int, Confirmer] = {}
         self._waiting: list[asyncio.Future[Confirmed]] = []
         self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -81,14 +83,37 @@ class Confirmer:
         self._looked_at = self._changed_at = float("-inf")
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="confirmer")
+        self._start()
         return self
 
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="confirmer")
+
     async def __aexit__(self, *_: object) -> None:
+        for one in self._cells.values():
+            await one.__aexit__()
         if self._task:
             await cancel(self._task)
         for future in self._waiting:
             future.cancel()
+
+    def of(self, generation_id: str) -> Confirmer:
+        """The one of the server that a generation's log is on: on one server, this one."""
+        cells = self._redis.key.cells
+        return self if cells.count == 1 else self.at(cells.of(generation_id))
+
+    def at(self, cell: int) -> Confirmer:
+        found = self._cells.get(cell)
+        if found is None:
+            found = Confirmer(self._redis.at(cell), name=self._name, promised=self._promised, cell=cell)
+            self._cells[cell] = found
+            found._start()
+        return found
+
+    async def notice(self) -> None:
+        """Learns which servers these are. Raises RedisError, OSError."""
+        for one in (self, *self._cells.values()):
+            await one.server()
 
     async def confirm(self) -> Confirmed:
         """Returns once nothing that the server has answered so far can go with its process.

@@ -1,8 +1,8 @@
 """Connections to one server, pools and pipelines of them: what redis-py's lack.
 
-Hidden here: that a half-open server is noticed and its idle connections are not tried one by one, that those which lead to
-the wrong server (outage.py has the list of what says so) are closed, those of all clients of this process, that TLS has one
-context for all of them, and how sentinels are asked.
+Hidden here: that a half-open server is noticed and its idle connections are not tried one by one, that those which lead to the
+wrong server (see outage.py) are closed, those of all clients of this process, that TLS has one context, how sentinels are
+asked.
 
 Everything of redis-py's that it does not document is used in this file only; tests/project/test_private_parts.py names each of
 these parts, and pyproject.toml allows no version in which they may have changed.
@@ -30,7 +30,7 @@ from redis.client import EMPTY_RESPONSE
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
 
 from shared.config.redis_url import Address
-from shared.store.outage import WRONG_SERVER, WrongServer
+from shared.store.outage import REDIRECTS, WRONG_SERVER, Redirected, WrongServer
 
 CONNECT_TIMEOUT_S = 2.0
 SENTINEL_TIMEOUT_S = 0.8
@@ -41,12 +41,10 @@ _REPEATED = (ConnectionError, WrongServer)
 
 
 class _Parser(_AsyncHiredisParser):
-    """Gives each error reply its class, wherever in a reply it stands; `wrong` says that one was of the wrong server.
-
-    An EXEC that was refused gets the class of what it was refused for: it says so itself, or one of its commands was told.
-    And whether a connection is fit for use is seen, not waited for: redis-py reads with `asyncio.timeout(0)`, which before
-    Python 3.11.3 ends as a cancellation in a task that cleans up after one (python/cpython gh-102780).
-    """
+    """Gives each error reply its class, wherever in a reply it stands; `wrong` says that one was of the wrong server. An EXEC
+    that was refused gets the class of what it was refused for: it says so itself, or one of its commands was told. And whether
+    a connection is fit for use is seen, not waited for: redis-py reads with `asyncio.timeout(0)`, which before Python 3.11.3
+    ends as a cancellation in a task that cleans up after one (python/cpython gh-102780)."""
 
     wrong = False
     _before = ""
@@ -69,7 +67,9 @@ class _Parser(_AsyncHiredisParser):
             if because:
                 return self.parse_error(because)
         self._before = response
-        if response.partition(" ")[0] in WRONG_SERVER:
+        if (word := response.partition(" ")[0]) in REDIRECTS:
+            return Redirected(response)
+        if word in WRONG_SERVER:
             self.wrong = True
             return WrongServer(response)
         error: Exception = super().parse_error(response)  # type: ignore[no-untyped-call]
@@ -268,8 +268,8 @@ class Pipeline(_Pipeline):
         """A fresh one over the same pool, which is no transaction."""
         return Pipeline(self.connection_pool, self.response_callbacks, False, None)
 
-    async def begin_to_watch(self) -> Any:
-        """The connection over which WATCH is to be sent next: the pipeline's own, if it watches already. From here on the
+    async def begin_to_watch(self, _name: str) -> Any:
+        """The connection over which WATCH of that key is to be sent next: its own, if it watches already. From here on the
         pipeline gives it back, and lets go of the keys, when it is reset."""
         self.connection = connection = self.connection or await self.connection_pool.get_connection()
         self.watching = True

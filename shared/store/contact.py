@@ -15,12 +15,14 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from shared.config.redis_url import Address, parse, without_password
 from shared.errors import Unusable
 from shared.lib.telemetry import get_logger
-from shared.store.outage import cause, why_hopeless
-from shared.store.redis import ArqRedis, connect
+from shared.store.cluster.cells import Cells
+from shared.store.outage import Pauses, cause, log_redis_error, why_hopeless
+from shared.store.redis import ArqRedis, cells_of, connect
 
 logger = get_logger(__name__)
 
 _PROBE_S = 1.0
+_LONGEST_PAUSE_S = 3.0
 
 
 async def check_server(url: str) -> None:
@@ -33,7 +35,7 @@ async def check_server(url: str) -> None:
     try:
         with suppress(NoPermissionError):  # it may not be asked even this, but by the right user
             await redis.ping()
-        await _refuse_clusters(redis, url)
+        await _refuse_nodes(redis, url)
         await _warn_of_silence(redis)
         await _warn_of_risks(redis, parse(url))
     except (RedisError, OSError) as error:
@@ -45,14 +47,24 @@ async def check_server(url: str) -> None:
             await redis.aclose(close_connection_pool=True)
 
 
-async def _refuse_clusters(redis: ArqRedis, url: str) -> None:
-    """In one, the keys of a transaction would be on several servers."""
+async def _refuse_nodes(redis: ArqRedis, url: str) -> None:
+    """One of a cluster has not got all keys."""
     with suppress(RedisError):
-        if (await redis.info("cluster")).get("cluster_enabled"):
+        if not parse(url).nodes and (await redis.info("cluster")).get("cluster_enabled"):
             raise Unusable(
-                f"REDIS_URL: {without_password(url)} is a node of a cluster, and Streamspool needs one server, or one behind "
-                "sentinels."
+                f"REDIS_URL: {without_password(url)} is a node of a cluster. Name the cluster: redis+cluster://HOST:PORT,HOST:PORT."
             )
+
+
+async def wait_for_cells(url: str, prefix: str) -> Cells:
+    """How the keys of this installation lie; on a cluster that is away, once it is back. Raises Unusable."""
+    pauses = Pauses(most_s=_LONGEST_PAUSE_S)
+    while True:
+        try:
+            return await cells_of(url, prefix)
+        except (RedisError, OSError) as error:
+            log_redis_error("start", error)
+            await asyncio.sleep(pauses.next_s())
 
 
 async def _warn_of_silence(redis: ArqRedis) -> None:
@@ -95,7 +107,7 @@ async def tls_mismatch(address: Address) -> str:
     A Redis without TLS waits for the end of the line that begins with a handshake; one with TLS hangs up on a command. And
     one that wants a certificate of ours says so after the handshake, which is lost if we have sent something by then.
     """
-    if address.path is not None or address.sentinels:
+    if address.path is not None or address.sentinels or address.nodes:
         return ""
     if address.tls is None:
         anyone = ssl.create_default_context()

@@ -124,6 +124,10 @@ class ArqRedis(_ArqRedis):
         super().__init__(pool, job_serializer=serialize_job, job_deserializer=deserialize_job)
         self.key = keys
 
+    def at(self, cell: int) -> ArqRedis:
+        """A client whose own connections lead to where that cell is: on one server, this one."""
+        return self
+
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> CellPipeline:
         apart = self.key.cells.apart
         return CellPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint, apart=apart)

@@ -18,6 +18,7 @@ reaches a key.
 | `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
 | `streamspool:stored:TENANT` | zset, score = created ms: with `store` | stored retention and safety bound after the last |
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
+| `streamspool:cells` | string, number: of cells, on a cluster | permanent |
 | `streamspool:events` | stream of what happens, see feed.py: `STREAMSPOOL_EVENTS_KEPT` entries | permanent |
 | `streamspool:watching:PROCESS` | string, JSON: how many watch what through that API process | 15 s |
 | `streamspool:watching` | set of API processes that have viewers | 1 day after one of them said so |
@@ -156,12 +157,12 @@ class Keys:
         self.prefix, self.cells = prefix, cells
         self._stems = [prefix] if cells.count == 1 else [f"{prefix}{{{tag}}}" for tag in tags(cells.count)]
         self._control = control = f"{prefix}{CONTROL}" if cells.apart else prefix
+        self.number_of_cells = f"{control}:cells"
         self.events = f"{control}:events"
         self.watching = f"{control}:watching"
         self.provider_tests = f"{control}:provider-tests"
         self.webhooks = f"{control}:webhooks"
-        self.workers = f"{control}:workers"
-        self.resting = f"{control}:resting"
+        self.workers, self.resting = f"{control}:workers", f"{control}:resting"
         self.catalogue = f"{control}:catalogue"
         self.files_end, self.to_archive = f"{control}:files-end", f"{control}:to-archive"
         self.blob_holders = f"{control}:blob-holders"
@@ -174,8 +175,7 @@ class Keys:
         self.history, self.history_count = f"{control}:history", f"{control}:history-count"
         self.history_sink = f"{control}:history-sink"
         self.keys_used = f"{control}:keys-used"
-        self.reaping = f"{control}:reaping"
-        self.blobs_searched = f"{control}:blobs-searched"
+        self.reaping, self.blobs_searched = f"{control}:reaping", f"{control}:blobs-searched"
         self.probe = f"{control}:probe"
         self.usage_tenants = f"{control}:usage-tenants"
         self.usage_folding = f"{control}:usage-folding"
@@ -183,6 +183,7 @@ class Keys:
         """Pub/sub channel: the payload is the id of a generation just enqueued."""
         self._permanent = frozenset(
             {
+                self.number_of_cells,
                 *(name(cell) for name in (self.open, self.unsettled, self.archived) for cell in cells.all),
                 self.events,
                 self.webhooks,
@@ -357,8 +358,9 @@ class Keys:
     def model_turn(self, provider: str) -> str:
         return f"{self._control}:models-turn:{provider}"
 
-    def marker(self, process_id: str) -> str:
-        return f"{self._control}:marker:{process_id}"
+    def marker(self, process_id: str, cell: int | None) -> str:
+        """In a cell, or in the control."""
+        return f"{self._control if cell is None else self._stems[cell]}:marker:{process_id}"
 
     def hub(self, process_id: str, cell: int) -> str:
         return f"{self._stems[cell]}:hub:{process_id}"

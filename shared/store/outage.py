@@ -55,7 +55,10 @@ FULL: dict[str, Literal["memory", "disk"]] = {"OOM": "memory", "MISCONF": "disk"
 """Error words of a server that takes no writes until there is room, in its memory or on its disk (or its file cannot be
 written for another reason)."""
 
-_PASSING = frozenset({*WRONG_SERVER, *FULL, "BUSY", "TRYAGAIN"})
+REDIRECTS = frozenset({"MOVED", "ASK", "TRYAGAIN"})
+"""Error words of a node that has not got a slot, or not all of what is asked for in it."""
+
+_PASSING = frozenset({*WRONG_SERVER, *FULL, *REDIRECTS, "BUSY"})
 """Error words that are over some time without anything being changed here."""
 
 _SAID_CHARACTERS = 120
@@ -75,6 +78,17 @@ _logged_at: dict[str, float] = {}
 
 class WrongServer(ResponseError):
     """This connection leads to the wrong server: see WRONG_SERVER."""
+
+
+class Redirected(WrongServer):
+    """A node of a cluster has not got the slot, any more or yet: nothing was done. `to` is where it is, or is to be,
+    `HOST:PORT`; a host that is left out is the same."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(said)
+        self.word, _, rest = said.partition(" ")
+        slot, _, to = rest.partition(" ")
+        self.slot, self.to = (int(slot), to) if self.word != "TRYAGAIN" else (-1, "")
 
 
 UNREACHABLE = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, WrongServer, OSError)

@@ -21,10 +21,12 @@ from redis.exceptions import (
     WatchError,
 )
 
-from shared.config.redis_url import parse
+from shared.config.redis_url import Address, parse
 from shared.config.settings import PREFIX
 from shared.errors import Unusable
 from shared.store.cluster.cells import Cells
+from shared.store.cluster.client import ClusterRedis
+from shared.store.cluster.topology import Topology
 from shared.store.connections import Place, open_pool
 from shared.store.jobs import ArqRedis
 from shared.store.keys import ONE, Keys
@@ -48,6 +50,12 @@ __all__ = [
 ]
 
 
+CELLS = 64
+"""On a cluster. With 3, 5 or 8 nodes the fullest has 3 % more of them than the mean."""
+_OF_A_CELL = 3
+"""Connections that are kept for each cell: its appender's and its confirmer's, or its follower's two and its confirmer's."""
+
+
 def connect(
     url: str,
     *,
@@ -66,13 +74,38 @@ def connect(
     queues for a free connection before it gets a ConnectionError. Close with `aclose(close_connection_pool=True)`.
     Raises Unusable for a URL, or certificates it names, that cannot be used.
     """
-    try:
-        address = parse(url)
-    except ValueError as error:
-        raise Unusable(f"REDIS_URL cannot be used. {error}") from None
+    address = _address(url)
+    if address.nodes:
+        most = max_connections + _OF_A_CELL * cells.count  # of each node, and one may have all cells
+        topology = Topology(address, most=most, timeout_s=timeout_s, wait_s=wait_s)
+        return _with_raw_entries(ClusterRedis(topology, Keys(prefix, cells)))
     place: Place = Place(address) if beside is None else beside.connection_pool.place  # type: ignore[attr-defined]
     pool = open_pool(address, place, most=max_connections, timeout_s=timeout_s, wait_s=wait_s)
-    redis = ArqRedis(pool, Keys(prefix, cells))
+    return _with_raw_entries(ArqRedis(pool, Keys(prefix, cells)))
+
+
+def _address(url: str) -> Address:
+    try:
+        return parse(url)
+    except ValueError as error:
+        raise Unusable(f"REDIS_URL cannot be used. {error}") from None
+
+
+def _with_raw_entries(redis: ArqRedis) -> ArqRedis:
     for command in ("XRANGE", "XREVRANGE"):  # entries stay as they came: to make dicts of them took as long as the rest
         del redis.response_callbacks[command]
     return redis
+
+
+async def cells_of(url: str, prefix: str) -> Cells:
+    """How the keys of an installation lie: in one cell on one node. On a cluster, in as many as it was begun with; the first
+    process says how many. Raises Unusable; RedisError, OSError on a cluster that does not answer."""
+    if not _address(url).nodes:
+        return ONE
+    cells = Cells(CELLS)
+    redis = connect(url, prefix=prefix, max_connections=1, cells=cells)
+    try:
+        await redis.set(redis.key.number_of_cells, CELLS, nx=True)
+        return Cells(int(await redis.get(redis.key.number_of_cells) or CELLS))
+    finally:
+        await redis.aclose(close_connection_pool=True)

@@ -19,6 +19,14 @@ from tests.harness.store import Store, open_store
 
 NODE_TIMEOUT_MS = 2000
 _READY_S = 60
+_TRIES = 3
+
+
+def _new_port(taken: set[int]) -> int:
+    while (port := free_port()) in taken:
+        pass
+    taken.add(port)
+    return port
 
 
 class Node:
@@ -26,11 +34,22 @@ class Node:
 
     def __init__(self, directory: Path, number: int) -> None:
         self.directory = directory / f"node{number}"
-        self.port, self.bus_port = free_port(), free_port()
+        self.port = self.bus_port = 0
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, taken: set[int] | None = None) -> None:
+        """At ports that none of `taken` has, the first time; others where somebody else was quicker with one of them."""
         self.directory.mkdir(exist_ok=True)
+        for _ in range(_TRIES):
+            if taken is not None:
+                self.port, self.bus_port = _new_port(taken), _new_port(taken)
+            self._launch()
+            wait_until(lambda: not self.is_running() or self._answers(), _READY_S, "a node answers")
+            if self.is_running() or taken is None:
+                break
+        assert self.is_running(), (self.directory / "log").read_text()[-2000:]
+
+    def _launch(self) -> None:
         options = {
             "port": self.port,
             "bind": "127.0.0.1",
@@ -47,12 +66,14 @@ class Node:
         words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(tied_to_parent([str(find_binary()), *words]), stdout=log, stderr=log)
-        wait_until(self._answers, _READY_S, "a node answers")
 
     def _answers(self) -> bool:
         with contextlib.suppress(Exception):
             return bool(self.client().ping())
         return False
+
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def client(self) -> Store:
         return open_store(f"redis://127.0.0.1:{self.port}")
@@ -74,6 +95,12 @@ class Node:
         assert self.process is not None
         self.process.wait(15)
 
+    def pause(self) -> None:
+        self.send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.send(signal.SIGCONT)
+
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.send(signal.SIGCONT)
@@ -87,13 +114,16 @@ class Cluster:
     def __init__(self, directory: Path, *, masters: int = 3, replicas: int = 0) -> None:
         self.masters = masters
         self.nodes = [Node(directory, number) for number in range(masters + replicas)]
-        hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:masters])
-        self.url = f"redis+cluster://{hosts}"
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[: self.masters])
 
     def __enter__(self) -> Self:
+        taken = set[int]()
         try:
             for node in self.nodes:
-                node.start()
+                node.start(taken)
             self._join()
         except BaseException:
             self.__exit__()
@@ -136,3 +166,54 @@ class Cluster:
     def _follows(node: Node) -> bool:
         with node.client() as client:
             return bool(client.info("replication").get("master_link_status") == "up")
+
+    # ---- slots
+
+    def owner(self, slot: int) -> Node:
+        """The master that has it, as any node that runs says."""
+        for node in self.nodes:
+            if node.is_running():
+                for first, last, master, *_ in node.ask("CLUSTER", "SLOTS"):
+                    if first <= slot <= last:
+                        return next(one for one in self.nodes if one.port == master[1])
+        raise AssertionError(f"nobody has slot {slot}")
+
+    def begin_move(self, slot: int, target: Node) -> Node:
+        """The slot is on its way, and none of its keys yet. Returns where it is."""
+        source = self.owner(slot)
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
+        return source
+
+    def move_keys(self, slot: int, source: Node, target: Node, most: int = 100_000) -> int:
+        """Some of its keys are there now. Returns how many."""
+        names = source.ask("CLUSTER", "GETKEYSINSLOT", slot, most)
+        if names:
+            source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *names)
+        return len(names)
+
+    def end_move(self, slot: int, source: Node, target: Node) -> None:
+        """All of it is there."""
+        while self.move_keys(slot, source, target):
+            pass
+        for node in (target, source, *(one for one in self.nodes[: self.masters] if one not in (target, source))):
+            if node.is_running():
+                node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+
+    def move(self, slot: int, target: Node) -> None:
+        """The classic move of a slot, key by key."""
+        source = self.begin_move(slot, target)
+        self.end_move(slot, source, target)
+
+    def move_at_once(self, source: Node, target: Node) -> None:
+        """All slots of a node, as Valkey 9 moves them."""
+        ranges = [
+            (first, last) for first, last, master, *_ in source.ask("CLUSTER", "SLOTS") if master[1] == source.port
+        ]
+        words = [word for first, last in ranges for word in ("SLOTSRANGE", first, last, "NODE", target.id)]
+        source.ask("CLUSTER", "MIGRATESLOTS", *words)
+        for first, _ in ranges:
+            wait_until(lambda first=first: self.owner(first) is target, _READY_S, "slots are moved")
+
+    def masters_now(self) -> list[Node]:
+        return [node for node in self.nodes if node.is_running() and b"master" in node.ask("ROLE")[:1]]

@@ -22,7 +22,7 @@ class CellPipeline(Pipeline):
     ) -> None:
         super().__init__(pool, callbacks, transaction, hint)
         self._apart = apart and transaction
-        self._control: Pipeline | None = None
+        self._control: CellPipeline | None = None
 
     @property
     def control(self) -> Any:
@@ -30,5 +30,8 @@ class CellPipeline(Pipeline):
         if not self._apart:
             return self
         if self._control is None:
-            self._control = CellPipeline(self.connection_pool, self.response_callbacks, True, None, apart=False)
+            self._control = self._beside()
         return self._control
+
+    def _beside(self) -> CellPipeline:
+        return CellPipeline(self.connection_pool, self.response_callbacks, True, None, apart=False)

@@ -180,5 +180,5 @@ async def test_a_server_whose_memory_is_full_confirms_what_it_has(tmp_path: Path
         redis = connect(running.url, max_connections=4)
         async with Confirmer(redis, name="test") as confirmer, asyncio.timeout(10):
             assert (await confirmer.confirm()).sure
-        assert running.client().get(keys.marker("test")) == b"1"
+        assert running.client().get(keys.marker("test", None)) == b"1"
         await redis.aclose(close_connection_pool=True)

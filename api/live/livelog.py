@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from time import perf_counter
 
 from api.live.direct import DirectWriter, in_chunk
 from api.live.folding import Folding, Stateless
@@ -26,6 +27,10 @@ _ENTRY_BYTES, _FRAME_BYTES = 240, 80
 """What an entry and a frame take beside the chunk itself, in CPython: headers of objects, places in lists, `data:`, ids."""
 _LANE_BYTES = 128 * 1024
 """More than this at once goes to each viewer at its own speed."""
+_RESTS = 4
+"""After a round of writes to all viewers of a log, the next one waits so many times as long as that took, and not longer than
+_HELD_S: what comes meanwhile goes in one write. So a few viewers wait for nothing, and a thousand take a fifth of the loop."""
+_HELD_S = 0.025
 _READ_BYTES = 1024 * 1024
 _FIRST_READ, _LARGEST_READ = 100, 1000
 """How many entries of each log are read at once: as many as make a megabyte, if they stay like those seen."""
@@ -38,8 +43,13 @@ class LiveLog(Waiters):
     """The newest attempt of one log, as far as it is known here. Where an entry is missing, what stands before it is shown,
     and then the problem."""
 
+    _free_at = 0.0
+    """When those who are written to directly may be written to again, in the loop's time."""
+    _timer: asyncio.TimerHandle | None = None
+
     def __init__(self, generation_id: str, *, paced: bool = False) -> None:
         super().__init__()
+        self._loop = asyncio.get_running_loop()
         self.id = generation_id
         self.made = 0
         """When it was created: tells logs of one id apart."""
@@ -52,7 +62,7 @@ class LiveLog(Waiters):
         self.needed = False
         """The generation ends if it has no viewers."""
         self.viewers = 0
-        self.opening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.opening: asyncio.Future[None] = self._loop.create_future()
         self.caught_up = False
         self.position = BEGIN
         self.shapes = Envelopes()
@@ -85,6 +95,8 @@ class LiveLog(Waiters):
         self._shown: dict[Projection, Stateless | Folding] = {}
         self._bodies: dict[tuple[Encode, int], tuple[bytes, int] | None] = {}
         self._lanes: dict[Encode, set[DirectWriter]] = {}
+        self._written = 0
+        """The number of the last chunk that those who are written to directly have."""
 
     @property
     def end(self) -> int:
@@ -187,7 +199,7 @@ class LiveLog(Waiters):
 
     def feed(self, entries: list[Entry]) -> None:
         """Takes the next entries of the log, in order, and has the viewers get them."""
-        self.fed_at = asyncio.get_running_loop().time()
+        self.fed_at = self._loop.time()
         before = self.end
         size = sum([len(entry.data) for entry in entries])
         if self.tally is None and before and self._go_on(entries):
@@ -196,10 +208,13 @@ class LiveLog(Waiters):
             for encode, frames in self._frames.items():
                 frames += map(encode, entries)
         else:
-            self._take(entries, before)
+            self._take(entries)
         self.position = entries[-1].position
         self.page = max(1, min(_LARGEST_READ, _READ_BYTES * len(entries) // (size + 1)))
-        self._write(before)
+        if not self._written or self.outcome or self.fed_at >= self._free_at:
+            self._write()
+        elif self._timer is None:
+            self._timer = self._loop.call_at(self._free_at, self._write)
         if self._bytes > WINDOW_BYTES:
             self.shrink(WINDOW_BYTES // 2)  # so that this stays rare
         if self.outcome:
@@ -211,10 +226,10 @@ class LiveLog(Waiters):
         first = (self.epoch, self.end + 1)
         return entries[0].position == first and entries[-1].position == (self.epoch, self.end + len(entries))
 
-    def _take(self, entries: list[Entry], before: int) -> None:
+    def _take(self, entries: list[Entry]) -> None:
         for entry in entries:
             if entry.kind is Kind.ATTEMPT:
-                self._write(before)
+                self._write()
                 self._release()
                 self.replaced = self.replaced or bool(self.end)
                 self.epoch = entry.position.epoch
@@ -257,7 +272,8 @@ class LiveLog(Waiters):
 
     def attach(self, encode: Encode, transport: asyncio.Transport, keepalive: bytes) -> DirectWriter:
         """From now on the frames of new chunks are written to this transport. Its viewer has all there is so far."""
-        writer = DirectWriter(encode, transport, keepalive, asyncio.get_running_loop().time())
+        self._write()
+        writer = DirectWriter(encode, transport, keepalive, self._loop.time())
         self.frames(encode, self.end, self.end)
         self._lanes.setdefault(encode, set()).add(writer)
         return writer
@@ -270,7 +286,7 @@ class LiveLog(Waiters):
         return writer.epoch, writer.index
 
     def _leave(self, writer: DirectWriter, index: int | None = None) -> None:
-        writer.left, writer.epoch, writer.index = True, self.epoch, self.end if index is None else index
+        writer.left, writer.epoch, writer.index = True, self.epoch, self._written if index is None else index
         writer.wake()
 
     def _release(self, index: int | None = None) -> None:
@@ -280,10 +296,15 @@ class LiveLog(Waiters):
                 self._leave(writer, index)
             lanes.clear()
 
-    def _write(self, before: int) -> None:
-        """Writes the chunks from `before` on, framed once for all, to those that are here; who cannot take it leaves."""
+    def _write(self) -> None:
+        """Writes the chunks that are new, framed once for all, to those that are here; who cannot take it leaves."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        before, self._written = self._written, self.end
         if before >= self.end:
             return
+        began = perf_counter()
         for encode, lanes in self._lanes.items():
             if not lanes:
                 continue
@@ -308,6 +329,8 @@ class LiveLog(Waiters):
             for writer in behind:
                 lanes.discard(writer)
                 self._leave(writer)
+        took = perf_counter() - began
+        self._free_at = self._loop.time() + took + min(_HELD_S, _RESTS * took)
 
     def silent(self, before: float) -> list[DirectWriter]:
         """Those that were written nothing since then."""
@@ -335,18 +358,20 @@ class LiveLog(Waiters):
         self.problem = problem
         if self.tally is not None:
             self.tally.off = True
+        self._write()
         self._release()
         self._notify()
 
     def wake(self) -> None:
         """Makes every viewer look again."""
+        self._write()
         for lanes in self._lanes.values():
             for writer in lanes:
                 writer.wake()
         self._notify()
 
     def _clear(self, lost: int = 0) -> None:
-        self.floor = self.lost = lost
+        self.floor = self.lost = self._written = lost
         self._bytes = 0
         if self.tally is not None:
             self.tally.clear(lost)
@@ -359,6 +384,7 @@ class LiveLog(Waiters):
 
     def shrink(self, size: int) -> None:
         """Drops the oldest chunks until no more than so many bytes are left of them, or the newest alone."""
+        self._write()
         dropped = 0
         while self._bytes > size and dropped < len(self._entries) - 1:
             self._bytes -= len(self._entries[dropped].data)

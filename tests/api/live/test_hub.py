@@ -367,6 +367,36 @@ async def test_a_server_that_stops_lets_native_viewers_go_at_a_boundary(bench: B
     assert not openai.over
 
 
+async def test_what_costs_much_to_write_goes_in_fewer_writes_but_for_the_first_word_and_the_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.live.livelog._RESTS", 1e9)
+    monkeypatch.setattr("api.live.livelog._HELD_S", 1000)
+    writer = await bench.log_of()
+    first, left = bench.watch(writer), bench.watch(writer, OPENAI)
+    await bench.say(writer, 0)
+    for viewer in (first, left):
+        await viewer.until(b"w0")
+    async with bench.parts.hub.watch(writer.generation_id) as live:
+        while Viewer.chunked and sum(map(len, live._lanes.values())) < 2:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0)
+        await bench.say(writer, *range(1, 10))
+        while live.end < 10:
+            await live.waiter()
+    if Viewer.chunked:
+        assert first.words == left.words == ["w0"]
+    left.hang_up()
+    await bench.end(left)
+    late = bench.watch(writer)
+    await late.until(b"w9")
+    await first.until(b"w9")
+    await bench.say(writer, 10)
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    await bench.end(first, late)
+    assert first.words == late.words == [f"w{i}" for i in range(11)]
+    assert first.written <= 3
+
+
 async def test_where_redis_tracks_no_keys_everybody_is_shown_the_same(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tracemalloc
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from api.application import Application, Door
 from api.connection import Protocol
 from api.live.client import CONNECTION
+from api.live.drain import Drain
 from api.live.event_stream import EventStream
 from api.live.hot import HotLogs
 from api.live.livelog import LiveLog
@@ -149,6 +151,7 @@ async def test_a_connection_that_is_lost_leaves_nothing_to_the_garbage_collector
         def install_signal_handlers(self) -> None:
             """They are pytest's."""
 
+    answer.state = SimpleNamespace(services=SimpleNamespace(drain=Drain()))  # type: ignore[attr-defined]
     listening = socket.create_server(("127.0.0.1", 0))
     server = Quiet(uvicorn.Config(answer, http=Protocol, lifespan="off", ws="none", log_config=None))
     serving = asyncio.create_task(server._serve([listening]))

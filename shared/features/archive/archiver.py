@@ -141,9 +141,10 @@ class Archiver:
     async def _read(self, generation_id: str) -> tuple[Name, Whole] | None:
         """The object of a log; None where it is not to be one: gone, not ended, small, one already, or not whole."""
         writer, count, key = ArchiveWriter(generation_id), _FIRST_COUNT, self._key.log(generation_id).encode()
+        where = self._redis.at(self._key.cells.of(generation_id))
         while writer.position != SEAL:
             start = b"(%d-%d" % writer.position
-            raw = await exchange(self._redis, pack(b"XRANGE", key, start, b"+", b"COUNT", b"%d" % count))
+            raw = await exchange(where, pack(b"XRANGE", key, start, b"+", b"COUNT", b"%d" % count))
             if not raw:
                 return None
             before = writer.bytes

@@ -100,6 +100,12 @@ def chunk(header: Header, delta: dict[str, Any]) -> Chunk:
 
 
 @pytest.fixture
+def settings() -> Settings:
+    """Nothing expires meanwhile, however busy the machine is."""
+    return Settings(retention_s=3600)
+
+
+@pytest.fixture
 async def bench(redis: ArqRedis, log: StreamLog, appender: Appender, tmp_path: Path) -> Bench:
     catalogue = {"providers": {"fake": {"models": ["echo"], "open": False}}, "aliases": {}}
     await redis.set(keys.catalogue, json.dumps(catalogue), ex=60)

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from shared.config.settings import Settings
 from shared.lib import telemetry
 from shared.store import keys
-from tests.docs import coverage
+from tests.docs import coverage, growth
 from tests.support.clients import CLIENTS, EXERCISES
 from tests.support.recordings import FOLDER
 from worker.providers import finish
@@ -196,7 +196,12 @@ def finish_sources() -> str:
     return _table(("Format", "Page"), [(name, words.source) for name, words in finish.FORMATS.items()])
 
 
+def costs() -> str:
+    return _table(("One more", "Costs", "µs a chunk", "of a core", "a core carries"), growth.rows())
+
+
 TABLES = {
+    "growth": costs,
     "finish": finish_reasons,
     "finish_sources": finish_sources,
     "coverage": providers_coverage,

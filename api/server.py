@@ -89,6 +89,8 @@ class Server(uvicorn.Server):
         await asyncio.sleep(0)  # one that was accepted in this turn of the loop is known in the next
         while self.server_state.connections and loop.time() < until and not self.force_exit:  # noqa: ASYNC110 - as uvicorn's own
             await asyncio.sleep(_LOOK_S)
+        for _ in range(2):  # a turn of the loop: what has come by now is read before anything is closed
+            await asyncio.sleep(0)
 
     async def _end_everyone(self) -> None:
         await asyncio.sleep(self._drain_s)

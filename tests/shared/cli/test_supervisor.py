@@ -46,11 +46,11 @@ def serve(number):
     threading.Thread(target=server.serve_forever, daemon=True).start()
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 signal.signal(signal.SIGHUP, lambda *_: os._exit(0))
+while os.path.exists("slow"):
+    open("waits", "w").close(); time.sleep(0.01)
 for number in os.environ["STREAMSPOOL_LISTEN_FD"].split(","):
     serve(number)
 print("api", os.environ["HOST"], os.environ["PORT"], os.environ["REDIS_URL"], flush=True)
-while os.path.exists("slow"):
-    open("waits", "w").close(); time.sleep(0.01)
 if "STREAMSPOOL_READY_FD" in os.environ:
     os.write(int(os.environ["STREAMSPOOL_READY_FD"]), b"1")
 while True: signal.pause()

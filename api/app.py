@@ -108,7 +108,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
             own: Any = {"prefix": settings.prefix, "cells": await wait_for_cells(url, settings.prefix)}
             redis = connect(url, **own, max_connections=_POOL, timeout_s=_TIMEOUT_S)
             stack.push_async_callback(redis.aclose, close_connection_pool=True)
-            reading = connect(url, **own, max_connections=3, timeout_s=_PATIENCE_S, beside=redis)
+            reading = connect(url, **own, max_connections=4, timeout_s=_PATIENCE_S, beside=redis)
             stack.push_async_callback(reading.aclose, close_connection_pool=True)
             log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
             name = f"api:{socket.gethostname()}-{os.getpid()}"

@@ -1,8 +1,9 @@
 """Following many logs: the new entries of each, as they come, whatever the number of logs.
 
 Hidden here: the server says which logs have news (tracking.py), and one plain read fetches them. Where it does not do that for
-us, one blocking read over all logs takes its place, which a stream of the process's own interrupts when a log is added. Every
-two seconds it is looked whether a bell was missed, and after a lost connection everything is read. So a log is late at worst,
+us, one blocking read over all logs takes its place, which a stream of the process's own interrupts when a log is added; so it
+does while few are followed, since it has the news where the bell only tells of them, which is a round trip sooner. Every two
+seconds it is looked whether a bell was missed, and after a lost connection everything is read. So a log is late at worst,
 and nothing is passed over: each read goes on where the one before it ended.
 """
 
@@ -30,6 +31,8 @@ logger = get_logger(__name__)
 BLOCK_MS = 2000
 _TICK_S = 0.5
 _ANSWER_S = 3.0
+FEW = 4
+"""As many logs are followed by a blocking read: what that costs grows with each of them."""
 _AGAIN_S = 60.0
 """How long the blocking read takes its place before the bell is tried again: its user may have been allowed it."""
 
@@ -56,11 +59,12 @@ L = TypeVar("L", bound=Followed)
 class Following(Generic[L]):
     """The logs that were added and not dropped; an async context manager. `news` is for one task alone.
 
-    `reading` must be a client of its own whose answers may take longer than BLOCK_MS, with two connections or more.
+    `reading` must be a client of its own whose answers may take longer than BLOCK_MS, with four connections or more.
     """
 
-    def __init__(self, log: LogReader, reading: ArqRedis, cell: int = 0) -> None:
-        """All its logs are in one cell, to whose server `reading` leads."""
+    def __init__(self, log: LogReader, reading: ArqRedis, cell: int = 0, *, few: int = FEW) -> None:
+        """All its logs are in one cell, to whose server `reading` leads. Up to `few` of them are followed without the bell."""
+        self._few = few
         self._log, self._reading, self._blocking = log, reading, LogReader(reading)
         self._key = reading.key
         self._control, self._control_id = self._key.hub(os.urandom(8).hex(), cell), "0"
@@ -68,6 +72,8 @@ class Following(Generic[L]):
         self._due: set[bytes] = set()
         """Names of logs that are to be read although no bell rang."""
         self._tracker: Tracker | None = None
+        self._by_bell = False
+        """Whether the last news came so."""
         self._untracked_until = 0.0
         self._why = ""
         self._blocked = False
@@ -114,14 +120,16 @@ class Following(Generic[L]):
     async def news(self) -> list[tuple[L, list[Entry] | Damaged]]:
         """Waits for news and returns logs with their new entries, Damaged where one is missing; now and then it returns
         without any. Raises RedisError, OSError: call it again after a while, and nothing is missed."""
-        if self._tracker is None:
-            if not self._logs:
-                await self._wait()
-                return []
-            if self._loop.time() >= self._untracked_until:
-                await self._open()
+        tracker = await self._bell() if len(self._logs) > self._few else None
+        if tracker is None and not self._logs:
+            self._by_bell = False
+            await self._wait()
+            return []
+        if tracker is not None and not self._by_bell:
+            self._due.update(self._logs)  # it rings for what it was asked to read
+        self._by_bell = tracker is not None
         try:
-            return await (self._read_blocking() if self._tracker is None else self._read_changed(self._tracker))
+            return await (self._read_blocking() if tracker is None else self._read_changed(tracker))
         except (RedisError, OSError):
             await self._close()
             raise
@@ -130,7 +138,7 @@ class Following(Generic[L]):
         """What is wrong with logs that had no news, as `LogReader.check` tells it: nobody is told when a server forgets. And
         whether the bell still rings. Raises RedisError, OSError, as `news` does."""
         try:
-            if self._tracker is None:
+            if self._tracker is None or not self._by_bell:
                 return await self._blocking.check({log.id: log.position for log in quiet})
             return await self._look(self._tracker, quiet)
         except (RedisError, OSError):
@@ -138,6 +146,14 @@ class Following(Generic[L]):
             raise
 
     # ---- by the bell
+
+    async def _bell(self) -> Tracker | None:
+        """None where the server does not ring for us."""
+        if self._tracker is not None and not self._by_bell and self._tracker.failed:  # nobody listened
+            await self._close()
+        if self._tracker is None and self._loop.time() >= self._untracked_until:
+            await self._open()
+        return self._tracker
 
     async def _open(self) -> None:
         try:

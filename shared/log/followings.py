@@ -47,7 +47,7 @@ class Followings(Generic[L]):
         """From now on its news are told, those that are there already first."""
         cell = self._cells.of(log.id)
         if cell not in self._each:
-            following: Following[L] = Following(self._log, self._reading.at(cell), cell)
+            following: Following[L] = Following(self._log, self._reading.at(cell), cell, few=0)
             self._each[cell] = one = _Cell(following, self._tell)
             await one.open()
         await self._each[cell].following.add(log)

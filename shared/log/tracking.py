@@ -71,6 +71,11 @@ class Tracker:
             await connection.disconnect(nowait=True)  # what it was told to do must not outlast this
             await self._pool.release(connection)
 
+    @property
+    def failed(self) -> bool:
+        """Whether the bell is gone."""
+        return self._failure is not None
+
     async def ask(self, packed: bytes, replies: int) -> list[Any]:
         """Sends commands over the reader. A key that one of them reads rings when it has changed since: once, until it is read
         again. Errors are values among the replies."""

@@ -101,13 +101,13 @@ class Lab:
 
 
 @asynccontextmanager
-async def open_lab(url: str, reading_url: str = "") -> AsyncIterator[Lab]:
+async def open_lab(url: str, reading_url: str = "", *, few: int = 0) -> AsyncIterator[Lab]:
     async with AsyncExitStack() as stack:
-        redis, reading = connect(url, max_connections=10), connect(reading_url or url, max_connections=2)
+        redis, reading = connect(url, max_connections=10), connect(reading_url or url, max_connections=4)
         for client in (redis, reading):
             stack.push_async_callback(client.aclose, close_connection_pool=True)
         appender = await stack.enter_async_context(Appender(redis))
-        following: Following[Log] = Following(StreamLog(redis, retention_s=60, safety_s=600), reading)
+        following: Following[Log] = Following(StreamLog(redis, retention_s=60, safety_s=600), reading, few=few)
         yield Lab(redis, appender, await stack.enter_async_context(following))
 
 
@@ -148,6 +148,44 @@ async def test_every_log_is_told_whole(lab: Lab) -> None:
         await lab.read()
     await lab.whole(*logs)
     assert lab.failures == 0
+
+
+async def test_few_logs_and_many_in_turn(server: Server, client: Store) -> None:
+    """By a blocking read, by the bell, and so on: nothing is passed over where one takes the place of the other."""
+    async with open_lab(server.url, few=2) as lab:
+        logs = [await lab.new() for _ in range(6)]
+        for count in (1, 2, 3, 6, 2, 1, 5, 0, 1, 4):
+            for log in logs:
+                lab.following.drop(log)
+            for log in logs[:count]:
+                await lab.say(log)
+                await lab.following.add(log)
+            await lab.whole(*logs[:count])
+            for log in logs[:count]:
+                await lab.say(log, 2)
+            await lab.whole(*logs[:count])
+            assert await lab.following.look(logs[:count]) == {}
+            assert bool(readers(client)) or count <= 2
+        assert lab.failures == 0
+
+
+async def test_a_bell_that_went_while_nobody_listened_is_no_failure(server: Server, client: Store) -> None:
+    async with open_lab(server.url, few=1) as lab:
+        first, second = await lab.new(words=1), await lab.new(words=1)
+        for log in (first, second):
+            await lab.following.add(log)
+        await lab.whole(first, second)
+        lab.following.drop(second)
+        await lab.say(first)
+        await lab.whole(first)
+        await lab.until(lambda: not lab.following._by_bell)
+        KILLS["both"](client)
+        tracker = lab.following._tracker
+        await lab.until(lambda: tracker is not None and tracker.failed)
+        await lab.say(second)
+        await lab.following.add(second)
+        await lab.whole(first, second)
+        assert lab.failures == 0
 
 
 async def test_what_comes_is_told_while_it_is_waited_for(lab: Lab) -> None:

@@ -95,7 +95,7 @@ def test_f17_a_request_that_was_refused_while_redis_hung_never_runs(rig: Rig) ->
     assert not script.calls
 
 
-def test_f77_the_connections_by_which_logs_are_followed_are_killed_again_and_again(rig: Rig) -> None:
+def test_f78_the_connections_by_which_logs_are_followed_are_killed_again_and_again(rig: Rig) -> None:
     """One of them is told what has news, the other one reads it; neither is told when the other one ends."""
     viewers = rig.streams(8, chunks=120)
     kills = [0, 0]

@@ -86,7 +86,7 @@ async def watch(pipe: Pipeline, names: Sequence[str], *reads: bytes) -> list[Any
     """
     packed = b"".join((pack(b"WATCH", *(name.encode() for name in names)), *reads))
     try:
-        replies = await converse(await pipe.begin_to_watch(names[0]), packed, 1 + len(reads))
+        replies = await converse(await pipe.begin_to_watch(names[0] if names else ""), packed, 1 + len(reads))
     except Redirected as elsewhere:
         if elsewhere.word != "MOVED":
             await asyncio.sleep(MOVING_S)

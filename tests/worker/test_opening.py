@@ -20,15 +20,21 @@ from shared.store.keys import Lane
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis, TimeoutError
 from shared.store.turns import Waiting
-from tests.harness.broker import appender, log, redis, settings
+from tests.harness.broker import appender, client_of, cluster_node, log, settings
 from tests.harness.records import header_with
 from tests.harness.store import configured
 from tests.support.names import keys
 from worker import opening as module
 from worker.opening import Openings
 
-__all__ = ["appender", "log", "redis", "settings"]
+__all__ = ["appender", "cluster_node", "log", "settings"]
 OURS, OTHERS = Lease("me", 10_000, 1), Lease("other", 10_000, 1)
+
+
+@pytest.fixture(params=["fakeredis", "valkey"])
+async def redis(request: pytest.FixtureRequest) -> AsyncIterator[ArqRedis]:
+    async with client_of(request.param, request) as client:
+        yield client
 
 
 class Bench:
@@ -174,3 +180,11 @@ async def test_where_scripts_are_refused_they_are_not_tried_all_the_time(
     monkeypatch.setattr(bench.appender, "ask", counted)
     assert await bench.openings.take([job], OURS) is None
     assert asked == []
+
+
+async def test_where_a_lease_is_not_where_its_log_is_it_is_taken_as_ever(request: pytest.FixtureRequest) -> None:
+    async with client_of("cells", request) as redis, Appender(redis) as appender:
+        bench = Bench(redis, StreamLog(redis, retention_s=100, safety_s=600), appender)
+        job = await bench.put()
+        assert await bench.openings.take([job], OURS) is None
+        assert await bench.log.last(job.id) == BEGIN

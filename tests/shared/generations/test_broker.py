@@ -183,8 +183,8 @@ async def test_what_has_to_wait_is_rung_for_when_it_may_begin(
     """An Idempotency-Key's log may be there already, a session has turns before, and a promise wants the server's word."""
     monkeypatch.setattr(JobQueue, "put", never)
     confirmer = Confirmer(redis, name="test", promised="background")
-    monkeypatch.setattr(confirmer, "server", nothing)
-    monkeypatch.setattr(confirmer, "promise", never)
+    monkeypatch.setattr(Confirmer, "server", nothing)  # of whichever cell
+    monkeypatch.setattr(Confirmer, "promise", never)
     promising = Core(redis, log, settings, name="test", confirmer=confirmer).broker
     keyed = (await broker.submit(*request(), ANN, idempotency_key="k")).header["id"]
     turn = await submitted(broker, session_id="s")

@@ -29,14 +29,19 @@ from shared.store.redis import ArqRedis, NoScriptError, OutOfMemoryError, Respon
 
 Command = tuple[str | bytes | int, ...]
 
-_SCRIPT = """#!lua flags=allow-oom
-local at = 3
+_CALL = """#!lua flags=allow-oom
+local at = %d
 local function call()
   local words = tonumber(ARGV[at])
   at = at + words + 1
   return redis.pcall(unpack(ARGV, at - words, at - 1))
 end
-local seen = {}
+"""
+"""How a script begins: `call` does the next command in ARGV, whose words stand behind their number, from word `at` on."""
+
+_SCRIPT = (
+    (_CALL % 3)
+    + """local seen = {}
 for look = 1, tonumber(ARGV[1]) do seen[look] = call() end
 local digest = #seen == 0 and '-' or redis.sha1hex(cmsgpack.pack(seen))
 if ARGV[2] == '' then return {digest, seen} end
@@ -45,18 +50,14 @@ local replies = {}
 while ARGV[at] do replies[#replies + 1] = call() end
 return replies
 """
+)
 """ARGV: how many looks, the digest of what they saw (empty: not yet known), then each look and each command as the number
 of its words and these. One key is declared: the others are in its slot."""
 _NOTHING_SEEN = "-"
 
-_IF_SCRIPT = """#!lua flags=allow-oom
-local at = 2
-local function call()
-  local words = tonumber(ARGV[at])
-  at = at + words + 1
-  return redis.pcall(unpack(ARGV, at - words, at - 1))
-end
-for look = 1, tonumber(ARGV[1]) do
+_IF_SCRIPT = (
+    (_CALL % 2)
+    + """for look = 1, tonumber(ARGV[1]) do
   local seen = call()
   while type(seen) == 'table' do seen = seen[1] end
   if tostring(seen or '') ~= ARGV[at] then return false end
@@ -66,6 +67,7 @@ local replies = {}
 while ARGV[at] do replies[#replies + 1] = call() end
 return replies
 """
+)
 """ARGV: how many looks; each of them, as the number of its words and these, and what it must see; and the commands. The key
 of the first is declared: the others are in its slot."""
 _IF_DIGEST = hashlib.sha1(_IF_SCRIPT.encode(), usedforsecurity=False).hexdigest()

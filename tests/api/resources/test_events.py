@@ -121,28 +121,30 @@ def test_a_request_that_is_made_again_is_accepted_once(ann: Client) -> None:
         assert kinds(page.happened, first) == ["accepted", "settled"]
 
 
+def shown(client: Client, **asked: str) -> dict[str, Any]:
+    """A snapshot. It may be one that was made for somebody else just before: what came since is told after it."""
+    with following(client, **asked) as page:
+        return page.next()
+
+
 def test_the_snapshot_has_what_runs_and_what_waits(ann: Client, upstream: ScriptedUpstream, boss: Client) -> None:
     pause, name = Pause(), uuid.uuid4().hex
     upstream.script(name, [*words(2), pause, *ending()])
     with ann.streaming(f"scripted/{name}") as viewer:
         viewer.take(2)
-
-        def found() -> list[dict[str, Any]]:
-            """One that was made for somebody else just before is shown, with what came since after it."""
-            with following(ann) as page:
-                streams: list[dict[str, Any]] = page.next()["streams"]
-            return streams
-
-        (row,) = wait_until(found, what="the snapshot has it")
+        (row,) = wait_until(
+            lambda: [row for row in shown(ann)["streams"] if row["id"] == viewer.id], what="the snapshot has it"
+        )
         assert (row["id"], row["status"], row["attempt"]) == (viewer.id, "in_progress", 1)
         assert row["served_by"] == f"scripted/{name}"
         assert row["ttft_ms"] >= row["queued_ms"] >= 0
-        with following(boss) as page:
-            start = page.next()
-            assert start["streams"] == []  # of its own tenant
-            assert [worker["status"] for worker in start["workers"]] == ["active"]
-        with following(boss, tenant="*") as page:
-            assert viewer.id in [row["id"] for row in page.next()["streams"]]
+        start = shown(boss)
+        assert start["streams"] == []  # of its own tenant
+        assert [worker["status"] for worker in start["workers"]] == ["active"]
+        wait_until(
+            lambda: viewer.id in [row["id"] for row in shown(boss, tenant="*")["streams"]],
+            what="the snapshot of all tenants has it",
+        )
         pause.go()
         viewer.rest()
 
@@ -192,8 +194,10 @@ def test_how_many_watch_through_all_processes(
         with ann_elsewhere.watching(first.id) as second:
             second.take(1)
             page.until("viewers", streams={first.id: 2})
-            with following(ann_elsewhere) as third:
-                assert third.next()["viewers"] == {"streams": {first.id: 2}}
+            wait_until(
+                lambda: shown(ann_elsewhere)["viewers"] == {"streams": {first.id: 2}},
+                what="the snapshot of another process has both",
+            )
         page.until("viewers", streams={first.id: 1})
         pause.go()
         first.rest()

@@ -57,7 +57,7 @@ from shared.lib.traces import tracing
 from shared.log.following import BLOCK_MS
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
-from shared.store.contact import wait_for_cells
+from shared.store.contact import wait_for_layout
 from shared.store.redis import connect, run_while_redis_is_away
 
 _ROUTES = (
@@ -105,7 +105,7 @@ def create_app(settings: Settings, drain: Drain) -> FastAPI:
         url = _redis_url(settings)
         async with AsyncExitStack() as stack:
             stack.callback(tracing.end)
-            own: Any = {"prefix": settings.prefix, "cells": await wait_for_cells(url, settings.prefix)}
+            own = await wait_for_layout(settings)
             redis = connect(url, **own, max_connections=_POOL, timeout_s=_TIMEOUT_S)
             stack.push_async_callback(redis.aclose, close_connection_pool=True)
             reading = connect(url, **own, max_connections=4, timeout_s=_PATIENCE_S, beside=redis)

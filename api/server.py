@@ -34,7 +34,7 @@ from shared.errors import Unusable
 from shared.features.history.history import check_installed
 from shared.lib.process import LISTEN_FD, begin_metrics, begin_traces, inherited, listen, refuse_to_start, say_ready
 from shared.lib.telemetry import configure_logging, get_logger
-from shared.store.contact import check_server
+from shared.store.contact import check_servers
 
 logger = get_logger(__name__)
 
@@ -130,7 +130,7 @@ def main() -> None:
     try:
         if settings.keeps_history:
             check_installed()
-        uvloop.run(check_server(settings.redis_url.get_secret_value()))
+        uvloop.run(check_servers(settings))
     except Unusable as error:
         refuse_to_start(str(error))
     drain = Drain()

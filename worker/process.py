@@ -25,7 +25,7 @@ from shared.lib.traces import tracing
 from shared.log.appender import Appender
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
-from shared.store.contact import check_server, wait_for_cells
+from shared.store.contact import Layout, check_servers, wait_for_layout
 from shared.store.redis import ArqRedis, RedisError, connect, run_while_redis_is_away
 from worker.arq_worker import StreamWorker
 from worker.batches.batcher import Batcher
@@ -61,13 +61,13 @@ async def serve(settings: Settings) -> None:
         providers, models, found = switch(settings, environment())
         say_notices([*notices(settings), *found, *settings.upstream_proxies.notices])
         settings = settings.model_copy(update={"models": models})
-        await check_server(url)
+        await check_servers(settings)
     except (ValueError, Unusable) as error:
         refuse_to_start(str(error))
     async with AsyncExitStack() as stack:
         stack.callback(tracing.end)
-        cells = await wait_for_cells(url, settings.prefix)
-        redis = connect(url, prefix=settings.prefix, max_connections=_POOL, timeout_s=_timeout_s(settings), cells=cells)
+        own = await wait_for_layout(settings)
+        redis = connect(url, **own, max_connections=_POOL, timeout_s=_timeout_s(settings))
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
         confirmer = await stack.enter_async_context(Confirmer(redis, name=worker_id, promised=settings.confirm))
@@ -75,7 +75,7 @@ async def serve(settings: Settings) -> None:
         upstream = await stack.enter_async_context(Upstream(settings))
         core = Core(redis, log, settings, name=worker_id, confirmer=confirmer)
         generator = _generator(log, appender, upstream, providers, core, settings, worker_id)
-        batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis))
+        batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis, own))
         await core.prices.load()  # here, and not while somebody waits for the end of an answer
         openings = Openings(redis, log, appender, worker_id=worker_id)
         worker = StreamWorker(redis, generator, batcher, openings, settings, worker_id=worker_id)
@@ -97,7 +97,7 @@ async def serve(settings: Settings) -> None:
         await _run(worker, stopped, heartbeat, announcer, asker, reaper, sender, pause_s)
         with suppress(TimeoutError, RedisError, OSError):
             async with asyncio.timeout(_CONFIRM_S):
-                await confirmer.confirm()  # what this worker wrote last is in its memory only as long as it lives
+                await confirmer.confirm_all()  # what this worker wrote last is in its memory only as long as it lives
         with suppress(RedisError, OSError):
             await heartbeat.withdraw()
         logger.info("worker stopped", worker_id=worker_id)
@@ -128,12 +128,11 @@ def _generator(
 
 @asynccontextmanager
 async def _batcher(
-    url: str, settings: Settings, worker_id: str, confirmer: Confirmer, beside: ArqRedis
+    url: str, settings: Settings, worker_id: str, confirmer: Confirmer, beside: ArqRedis, own: Layout
 ) -> AsyncIterator[Batcher]:
     """With connections of its own: each batch holds one while it waits, and running answers must not wait for those."""
     most, timeout_s = BATCHES + _POOL, _timeout_s(settings)
-    prefix, cells = settings.prefix, beside.key.cells
-    redis = connect(url, prefix=prefix, max_connections=most, timeout_s=timeout_s, beside=beside, cells=cells)
+    redis = connect(url, **own, max_connections=most, timeout_s=timeout_s, beside=beside)
     try:
         log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.log_safety_s)
         core = Core(redis, log, settings, name=worker_id, confirmer=confirmer)

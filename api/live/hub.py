@@ -84,8 +84,8 @@ class Hub:
         self._log = log
         self._grace_s, self._keepalive_s = grace_s, keepalive_s
         self._confirmer, self._patience_s = confirmer, patience_s
-        kind = Following[LiveLog] if reading.key.cells.count == 1 else Followings[LiveLog]
-        self._following = kind(log, reading)
+        one = reading.key.cells.count == 1
+        self._following = Following[LiveLog](log, reading.at(0)) if one else Followings[LiveLog](log, reading)
         self._live: dict[str, LiveLog] = {}
         self._hot = HotLogs()
         self.rounds = FairTurns(_LARGE_AT_ONCE)

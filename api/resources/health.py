@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
@@ -42,23 +43,48 @@ async def ready(
 
 async def checks(services: Services) -> dict[str, str]:
     """`ok` or why not, of `accept`, `serve` and `redis`; and `workers`, how many are alive. Those that an admin lets rest begin
-    nothing; those that stop are about to be replaced."""
-    catalogue, workers, resting, store = services.catalogue, None, 0, "ok"
+    nothing; those that stop are about to be replaced. Where the queue has a server of its own, `queue` is that one."""
+    parted = services.settings.control_url is not None
+    (workers, resting, queue), (answers, logs) = await asyncio.gather(_look(services), _look_at_logs(services, parted))
     serve = accept = "stopping" if services.drain.native and not services.drain.followed else "ok"
-    try:
-        async with deadline():
-            found = await catalogue.workers()
-            workers, resting = len(found), sum(bool(said.get("resting")) for said in found.values())
-            await catalogue.probe()
-    except Unavailable as error:
-        store = error.code
-        accept = error.code if accept == "ok" else accept
-        if workers is None and serve == "ok":
-            serve = error.code
+    if accept == "ok":
+        accept = logs if queue == "ok" else queue
+    if serve == "ok" and workers is None:
+        serve = queue
+    if serve == "ok" and not answers:
+        serve = logs
     if workers == resting and accept == "ok":
         accept = "workers_resting" if resting else "no_worker"
     alive = "unknown" if workers is None else f"{workers} alive{f', {resting} resting' if resting else ''}"
-    return {"accept": accept, "serve": serve, "redis": store, "workers": alive}
+    stores = {"redis": logs, "queue": queue} if parted else {"redis": queue}
+    return {"accept": accept, "serve": serve, **stores, "workers": alive}
+
+
+async def _look(services: Services) -> tuple[int | None, int, str]:
+    """How many workers live, None if that cannot be told, how many of them rest, and how the queue's server is."""
+    workers, resting = None, 0
+    try:
+        async with deadline():
+            found = await services.catalogue.workers()
+            workers, resting = len(found), sum(bool(said.get("resting")) for said in found.values())
+            await services.catalogue.probe()
+    except Unavailable as error:
+        return workers, resting, error.code
+    return workers, resting, "ok"
+
+
+async def _look_at_logs(services: Services, parted: bool) -> tuple[bool, str]:
+    """Whether their server answers, and how it is; where it is the queue's, that says it."""
+    answers = not parted
+    try:
+        if parted:
+            async with deadline():
+                await services.catalogue.probe_logs(write=False)
+                answers = True
+                await services.catalogue.probe_logs(write=True)
+    except Unavailable as error:
+        return answers, error.code
+    return True, "ok"
 
 
 @router.get("/metrics")

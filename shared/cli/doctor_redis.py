@@ -19,7 +19,7 @@ from shared.config.settings import Settings
 from shared.errors import Unusable
 from shared.store.contact import tls_mismatch
 from shared.store.outage import is_passing, reason, why_hopeless
-from shared.store.redis import ArqRedis, NoPermissionError, RedisError, ResponseError, connect
+from shared.store.redis import QUEUE_URL, ArqRedis, NoPermissionError, RedisError, ResponseError, connect
 
 _LIFE_MS = 60_000
 _FULL = 0.95
@@ -28,9 +28,21 @@ _SKEW_S = 5.0
 
 
 async def examine_redis(settings: Settings) -> list[Finding]:
-    """Asks the server that `settings.redis_url` names."""
+    """Asks the server that `settings.redis_url` names, and that of the queue, if it is another one."""
     assert settings.redis_url is not None
-    url = settings.redis_url.get_secret_value()
+    found = await _examine(settings.redis_url.get_secret_value(), settings)
+    if settings.control_url is None:
+        return found
+    queue = await _examine(settings.control_url, settings)
+    return [*found, *(_of_queue(one) for one in queue)]
+
+
+def _of_queue(one: Finding) -> Finding:
+    what = one.what.replace("Redis", "queue") if "Redis" in one.what else f"queue {one.what}"
+    return one._replace(what=what, found=one.found.replace("REDIS_URL", QUEUE_URL))
+
+
+async def _examine(url: str, settings: Settings) -> list[Finding]:
     where = without_password(url)
     try:
         async with _connected(url) as redis:

@@ -130,9 +130,9 @@ class Supervisor:
                 find_model()
                 self._model = stack.enter_context(Address())
             if self._settings.redis_url is not None:
-                from shared.store.contact import check_server  # not needed by most, and not quick
+                from shared.store.contact import check_servers  # not needed by most, and not quick
 
-                await check_server(self._settings.redis_url.get_secret_value())
+                await check_servers(self._settings)
             else:
                 self._valkey = EmbeddedValkey(self._settings.data_dir, maxmemory=self._settings.embedded_maxmemory)
                 stack.push_async_callback(asyncio.to_thread, self._valkey.stop)

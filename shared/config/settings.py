@@ -104,6 +104,11 @@ class Settings(BaseSettings):
         description="redis://, rediss://, unix://, redis+cluster:// or redis+sentinel:// URL, see Redis or Valkey; empty: `up` "
         "and `demo` start an embedded Valkey",
     )
+    queue_url: SecretStr | None = Field(
+        None,
+        description="another server for the queue, keys, limits and usage, as a URL like `REDIS_URL`, so that this one has the "
+        "logs alone; empty: the same. For good: see a server of its own for the queue",
+    )
     prefix: Prefix = Field(
         PREFIX,
         description="what all keys in Redis begin with: installations with different ones can share a database",
@@ -439,11 +444,13 @@ class Settings(BaseSettings):
     def _check_history_url(cls, value: SecretStr | None) -> SecretStr | None:
         return history_url.check(value)
 
-    @field_validator("redis_url")
+    @field_validator("redis_url", "queue_url")
     @classmethod
-    def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+    def _check_redis_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is not None:
             redis_url.parse(value.get_secret_value())
+            if info.field_name == "queue_url" and info.data.get("redis_url", value) is None:
+                raise ValueError("it is beside REDIS_URL, which is not set: the embedded Valkey has everything")
         return value
 
     @field_validator("api_keys", "admin_keys", mode="before")
@@ -498,6 +505,11 @@ class Settings(BaseSettings):
     def keeps_history(self) -> bool:
         """Whether there is one."""
         return self.history_url is not None and self.history_url.get_secret_value() != history_url.NOWHERE
+
+    @property
+    def control_url(self) -> str | None:
+        """`queue_url` without its cover; None: the queue is where the logs are."""
+        return None if self.queue_url is None else self.queue_url.get_secret_value()
 
     @property
     def keyed(self) -> bool:

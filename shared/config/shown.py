@@ -33,8 +33,9 @@ def listed(settings: Settings) -> list[dict[str, str]]:
 
 def shown(name: str, value: Any) -> str:
     """A setting as it is written in the environment, without secrets."""
-    if name == "redis_url":
-        return without_password(value.get_secret_value()) if value else "(embedded Valkey)"
+    if name in ("redis_url", "queue_url"):
+        none = "(embedded Valkey)" if name == "redis_url" else ""
+        return without_password(value.get_secret_value()) if value else none
     if name in ("api_keys", "admin_keys"):
         return ",".join(f"{tenant}:****" for tenant, keys in value.items() for _ in keys)
     if name == "webhook_secret":

@@ -7,6 +7,7 @@ Hidden here: that models come from three places, `[models]`, `[providers.NAME]` 
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from typing import Any
@@ -166,11 +167,12 @@ class Catalogue:
         return {**found[0], "status": status if status == "draining" else "resting" if resting else "active"}
 
     async def store(self) -> dict[str, Any]:
-        """What Redis says of itself, in bytes, seconds and counts; null: it does not say, or its user may not ask."""
+        """What Redis, of two servers that of the logs, says of itself, in bytes, seconds and counts; null: it does not say, or
+        its user may not ask."""
         start = time.monotonic()
         try:
             with translate_errors():
-                found = await self._redis.info()
+                found = await self._redis.at(0).info()
         except Unavailable as error:
             if not isinstance(error.__cause__, NoPermissionError):
                 raise
@@ -194,9 +196,26 @@ class Catalogue:
         }
 
     async def probe(self) -> None:
-        """Writes something small: raises Unavailable if nothing new can be stored just now."""
+        """Writes something small, of two servers to that of the queue: raises Unavailable if nothing new can be stored just
+        now."""
         with translate_errors():
-            await self._redis.set(self._redis.key.probe, b"1", px=_PROBE_MS)
+            await self._redis.set(self._key.probe, b"1", px=_PROBE_MS)
+
+    async def probe_logs(self, *, write: bool) -> None:
+        """The same where the logs are, if that is another server, or only whether it answers; of a cluster, one node does."""
+        cells = self._key.cells.count
+        names = [self._key.marker("probe", cell) for cell in {0, cells // 3, 2 * cells // 3}]
+        found = await asyncio.gather(*(self._ask(name, write=write) for name in names), return_exceptions=True)
+        failures = [one for one in found if isinstance(one, BaseException)]
+        if len(failures) == len(found):
+            raise failures[0]
+
+    async def _ask(self, name: str, *, write: bool) -> None:
+        with translate_errors():
+            if write:
+                await self._redis.set(name, b"1", px=_PROBE_MS)
+            else:
+                await self._redis.exists(name)
 
     async def _catalogue(self, *, fresh: bool = False) -> dict[str, Any]:
         """`{providers: {NAME: {models, open}}, aliases: {NAME: [MODEL]}}`; raises Unavailable if no worker ever spoke."""

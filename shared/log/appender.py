@@ -121,7 +121,7 @@ class Appender:
     def of(self, generation_id: str) -> Appender:
         """The one of the server that a generation's log is on: on one server, this one. It is also where the control is."""
         cells = self.key.cells
-        if cells.count == 1:
+        if not cells.apart:
             return self
         cell = cells.of(generation_id)
         found = self._cells.get(cell)

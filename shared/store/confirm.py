@@ -100,7 +100,7 @@ class Confirmer:
     def of(self, generation_id: str) -> Confirmer:
         """The one of the server that a generation's log is on: on one server, this one."""
         cells = self._redis.key.cells
-        return self if cells.count == 1 else self.at(cells.of(generation_id))
+        return self.at(cells.of(generation_id)) if cells.apart else self
 
     def at(self, cell: int) -> Confirmer:
         found = self._cells.get(cell)
@@ -124,6 +124,10 @@ class Confirmer:
         self._waiting.append(future)
         self._asked.set()
         return await future
+
+    async def confirm_all(self) -> None:
+        """The same of all servers that were asked of before."""
+        await asyncio.gather(*(one.confirm() for one in (self, *self._cells.values())))
 
     async def promise(self, *, background: bool) -> None:
         """Before something is told as accepted: returns once the server's death cannot take it any more, where that is

@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import ssl
 from contextlib import suppress
+from typing import TypedDict
 
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from shared.config.redis_url import Address, parse, without_password
+from shared.config.settings import Settings
 from shared.errors import Unusable
 from shared.lib.telemetry import get_logger
 from shared.store.cluster.cells import Cells
 from shared.store.outage import Pauses, cause, log_redis_error, why_hopeless
-from shared.store.redis import ArqRedis, cells_of, connect
+from shared.store.redis import QUEUE_URL, ArqRedis, cells_of, check_cells, connect
 
 logger = get_logger(__name__)
 
@@ -25,8 +27,25 @@ _PROBE_S = 1.0
 _LONGEST_PAUSE_S = 3.0
 
 
-async def check_server(url: str) -> None:
-    """Looks at the server once: logs what in its settings can lose or refuse streams.
+async def check_servers(settings: Settings) -> None:
+    """`check_server` of each that the settings name, of which `redis_url` must be there; and whether the installation was begun
+    with as many as these."""
+    assert settings.redis_url is not None
+    url, queue_url = settings.redis_url.get_secret_value(), settings.control_url
+    answered = await check_server(url)
+    if queue_url is not None:
+        try:
+            await check_server(queue_url, setting=QUEUE_URL)
+        except Unusable as refusal:
+            raise Unusable(refusal.message.replace("REDIS_URL", QUEUE_URL)) from None
+    if answered:
+        with suppress(RedisError, OSError):
+            await check_cells(url, settings.prefix, queue_url)
+
+
+async def check_server(url: str, **about: str) -> bool:
+    """Looks at the server once: logs what in its settings can lose or refuse streams, with what it is `about`. Returns whether
+    it answered.
 
     A server that is away, loading, full or has no room on its disk is waited for where it is used, so nothing happens
     here but a line in the log that says why: containers start in any order. Raises Unusable where waiting cannot help.
@@ -36,12 +55,14 @@ async def check_server(url: str) -> None:
         with suppress(NoPermissionError):  # it may not be asked even this, but by the right user
             await redis.ping()
         await _refuse_nodes(redis, url)
-        await _warn_of_silence(redis)
-        await _warn_of_risks(redis, parse(url))
+        await _warn_of_silence(redis, **about)
+        await _warn_of_risks(redis, parse(url), **about)
+        return True
     except (RedisError, OSError) as error:
         if why := why_hopeless(error) or await tls_mismatch(parse(url)):
             raise Unusable(f"REDIS_URL: {without_password(url)} {why.rstrip('.')}.") from None
-        logger.warning("waiting for redis", url=without_password(url), **cause(error))
+        logger.warning("waiting for redis", url=without_password(url), **about, **cause(error))
+        return False
     finally:
         with suppress(RedisError, OSError):
             await redis.aclose(close_connection_pool=True)
@@ -56,18 +77,30 @@ async def _refuse_nodes(redis: ArqRedis, url: str) -> None:
             )
 
 
-async def wait_for_cells(url: str, prefix: str) -> Cells:
-    """How the keys of this installation lie; on a cluster that is away, once it is back. Raises Unusable."""
+class Layout(TypedDict):
+    """What `connect` has to know of an installation."""
+
+    prefix: str
+    cells: Cells
+    queue_url: str | None
+
+
+async def wait_for_layout(settings: Settings) -> Layout:
+    """Where the keys of this installation lie; where that has to be asked and the server is away, once it is back. Raises
+    Unusable."""
+    assert settings.redis_url is not None
+    url, queue_url = settings.redis_url.get_secret_value(), settings.control_url
     pauses = Pauses(most_s=_LONGEST_PAUSE_S)
     while True:
         try:
-            return await cells_of(url, prefix)
+            cells = await cells_of(url, settings.prefix, queue_url)
+            return {"prefix": settings.prefix, "cells": cells, "queue_url": queue_url}
         except (RedisError, OSError) as error:
             log_redis_error("start", error)
             await asyncio.sleep(pauses.next_s())
 
 
-async def _warn_of_silence(redis: ArqRedis) -> None:
+async def _warn_of_silence(redis: ArqRedis, **about: str) -> None:
     """A user who may not ask cannot tell what the server has forgotten, and takes for granted what it may forget."""
     denied = []
     for command in (("INFO", "server"), ("WAITAOF", 0, 0, 0), ("WAIT", 0, 0)):
@@ -78,27 +111,29 @@ async def _warn_of_silence(redis: ArqRedis) -> None:
         except ResponseError:  # unknown to it, or a replica
             pass
     if denied:
-        logger.warning("redis does not tell this user what it may forget: allow the commands", denied=denied)
+        logger.warning("redis does not tell this user what it may forget: allow the commands", denied=denied, **about)
 
 
-async def _warn_of_risks(redis: ArqRedis, address: Address) -> None:
+async def _warn_of_risks(redis: ArqRedis, address: Address, **about: str) -> None:
     """Says nothing where it may not look."""
     if address.tls is not None and not address.tls.check_certificate:
-        logger.warning("redis may be anybody: its certificate is not checked (ssl_cert_reqs)")
+        logger.warning("redis may be anybody: its certificate is not checked (ssl_cert_reqs)", **about)
     with suppress(RedisError, OSError):
         if (await redis.info("replication")).get("role") == "slave":
-            logger.warning("redis is a replica and takes no writes: waiting until it is a master, or leads to one")
+            logger.warning(
+                "redis is a replica and takes no writes: waiting until it is a master, or leads to one", **about
+            )
         persistence = await redis.info("persistence")
         saves = (await redis.config_get("save")).get("save", "")
         policy = (await redis.config_get("maxmemory-policy")).get("maxmemory-policy", "noeviction")
         if not persistence.get("aof_enabled") and not saves:
-            logger.warning("redis keeps nothing on disk: a restart loses every stream; set appendonly yes")
+            logger.warning("redis keeps nothing on disk: a restart loses every stream; set appendonly yes", **about)
         elif not persistence.get("aof_enabled"):
             logger.warning(
-                "redis has no append-only file: a crash loses the newest part of streams; set appendonly yes"
+                "redis has no append-only file: a crash loses the newest part of streams; set appendonly yes", **about
             )
         if policy != "noeviction":
-            logger.warning("redis may evict running streams; set maxmemory-policy noeviction", policy=policy)
+            logger.warning("redis may evict running streams; set maxmemory-policy noeviction", policy=policy, **about)
 
 
 async def tls_mismatch(address: Address) -> str:

@@ -5,8 +5,8 @@ database never see each other. A prefix holds no colon, so no key of one is a ke
 
 Names are written here as they are on one node. Where there are cells (cluster/cells.py), a tag stands behind the prefix: a
 cell's, as in `streamspool{07-12}:{ID}:log`, for what is a generation's or a session's, `open`, `unsettled`, `index`, `stored`
-and `sessions`; else `{control}`. Tenants and ids are checked where they enter (config.py, broker.py), so no foreign text
-reaches a key.
+and `sessions`; else `{control}`, also where that is on a server of its own. Tenants and ids are checked where they enter
+(config.py, broker.py), so no foreign text reaches a key.
 
 | key | type | lives |
 | --- | --- | --- |
@@ -18,7 +18,7 @@ reaches a key.
 | `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
 | `streamspool:stored:TENANT` | zset, score = created ms: with `store` | stored retention and safety bound after the last |
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
-| `streamspool:cells` | string, number: of cells, on a cluster | permanent |
+| `streamspool:cells` | string: how many cells; `apart` after it where the queue has a server. Where the logs are | permanent |
 | `streamspool:events` | stream of what happens, see feed.py: `STREAMSPOOL_EVENTS_KEPT` entries | permanent |
 | `streamspool:watching:PROCESS` | string, JSON: how many watch what through that API process | 15 s |
 | `streamspool:watching` | set of API processes that have viewers | 1 day after one of them said so |

@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 
 from hiredis import pack_command
 
-from shared.store.cluster.slots import keys_of, slot_of
+from shared.store.cluster.slots import keys_of
 from shared.store.commands import watch
 from shared.store.redis import ArqRedis, NoScriptError, OutOfMemoryError, ResponseError, WatchError, WrongServer
 
@@ -107,12 +107,12 @@ async def commit(pipe: Any, *, raise_on_error: bool = True) -> list[Any]:
 
 
 def _together(pipe: Any, commands: Sequence[Any], places: Sequence[int]) -> list[list[int]]:
-    """Those that one script may do: all of a transaction, else those that have their keys in one slot."""
+    """Those that one script may do: all of a transaction, else those that have their keys in one place."""
     if pipe.is_transaction:
         return [list(places)]
     found: dict[int, list[int]] = {}
     for place in places:
-        found.setdefault(slot_of(keys_of(commands[place][0])[0]), []).append(place)
+        found.setdefault(pipe.place_of(keys_of(commands[place][0])[0]), []).append(place)
     return list(found.values())
 
 

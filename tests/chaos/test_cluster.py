@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from shared.store.cluster.cells import tags
@@ -16,6 +14,7 @@ from tests.harness.cluster import Cluster, Node
 from tests.harness.processes import wait_until
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.rig import Rig
+from tests.support.tenant import look_at_all
 
 PLACES = [slot_of(tag.encode()) for tag in (*tags(CELLS), "control")]
 
@@ -85,53 +84,5 @@ def test_f92_most_masters_are_away_and_come_back(cluster: Cluster, rig: Rig) -> 
 
 
 def test_what_a_tenant_has_is_whole_though_it_lies_in_many_cells(rig: Rig) -> None:
-    """Sessions, lists, batches, files, usage: each has something in a cell and something in the control."""
-    url = rig.stack.url
-    with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
-        for number in range(3):
-            body = {
-                "model": "fake/echo",
-                "messages": [{"role": "user", "content": f"turn {number}"}],
-                "session_id": "s",
-            }
-            assert http.post("/v1/chat/completions", json=body).status_code == 200
-        session = http.get("/v1/sessions/s").json()
-        assert (session["turns"], session["open"]) == (3, [])
-        said = [message["content"] for message in http.get("/v1/sessions/s/messages").json()["data"]]
-        assert said[::2] == ["turn 0", "turn 1", "turn 2"]
-        asked = {"model": "fake/echo", "messages": [{"role": "user", "content": "once"}]}
-        ids = {
-            http.post("/v1/chat/completions", json=asked, headers={"idempotency-key": "k"}).headers["x-stream-id"]
-            for _ in range(3)
-        }
-        assert len(ids) == 1
-        lines = [
-            json.dumps({"custom_id": str(at), "method": "POST", "url": "/v1/chat/completions", "body": asked})
-            for at in range(40)
-        ]
-        upload = {"file": ("lines.jsonl", "\n".join(lines).encode())}
-        file_id = http.post("/v1/files", files=upload, data={"purpose": "batch"}).json()["id"]
-        wanted = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
-        batch_id = http.post("/v1/batches", json=wanted).json()["id"]
-        batch = wait_until(
-            lambda: (found := http.get(f"/v1/batches/{batch_id}").json())["status"] == "completed" and found,
-            60,
-            "a batch",
-        )
-        assert batch["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
-        output = http.get(f"/v1/files/{batch['output_file_id']}/content").text.splitlines()
-        assert sorted(int(json.loads(line)["custom_id"]) for line in output) == list(range(40))
-        listed = http.get("/v1/streams", params={"limit": 100}).json()["data"]
-        assert [one["created_at"] for one in listed] == sorted((one["created_at"] for one in listed), reverse=True)
-        (once,) = ids
-        assert once in {one["id"] for one in listed}
-        assert http.delete(f"/v1/streams/{once}").status_code < 300
-        assert http.get(f"/v1/streams/{once}", headers={"accept": "application/json"}).status_code == 404
-        used = wait_until(
-            lambda: (
-                (rows := http.get("/v1/usage").json()["data"]) and sum(row["requests"] for row in rows) == 44 and rows
-            ),
-            30,
-            "all is settled",
-        )
-        assert {row["model"] for row in used} == {"fake/echo"}
+    """Each has something in a cell and something in the control."""
+    look_at_all(rig.stack.url)

@@ -1,7 +1,7 @@
-"""A client of a cluster: what one of a single server does, sent to the node that has it.
+"""A client of several servers: what one of a single server does, sent to the one that has it.
 
-Hidden here: that a command goes where its key is, that commands which need not be done together go to all their nodes at once,
-and that a transaction goes to one. What has no key goes where the control is.
+Hidden here: that a command goes where its key is, that commands which need not be done together go to all their servers at
+once, and that a transaction goes to one. What has no key goes where the control is.
 """
 
 from __future__ import annotations
@@ -14,62 +14,70 @@ from hiredis import pack_command
 from redis.exceptions import ResponseError, WatchError
 
 from shared.store.cluster.pipelines import CellPipeline
-from shared.store.cluster.slots import as_bytes, keys_of, slot_of
-from shared.store.cluster.topology import SlotPool, Topology
+from shared.store.cluster.routing import RoutedPool, Routing
+from shared.store.cluster.slots import as_bytes, keys_of
 from shared.store.commands import MOVING_S, learn, pack
 from shared.store.jobs import ArqRedis
 from shared.store.keys import Keys
 from shared.store.outage import Redirected
 
 _MULTI, _EXEC = pack(b"MULTI"), pack(b"EXEC")
+_NOWHERE = -1
 
 
-class ClusterRedis(ArqRedis):
+class RoutedRedis(ArqRedis):
     """One for each cell, and one for the control, over the same connections; whichever is asked sends it where it belongs. Only
-    what takes connections itself (`connection_pool`) has those of that cell's node."""
+    what takes connections itself (`connection_pool`) has those of that cell's server."""
 
-    def __init__(self, topology: Topology, keys: Keys, slot: int | None = None) -> None:
-        self.topology = topology
-        self.slot = slot_of(keys.catalogue.encode()) if slot is None else slot
-        super().__init__(SlotPool(topology, self.slot), keys)  # type: ignore[arg-type]
-        self._cells: dict[int, ClusterRedis] = {}
+    def __init__(self, routing: Routing, keys: Keys, place: int | None = None) -> None:
+        self.routing = routing
+        self.place = routing.place(keys.catalogue.encode()) if place is None else place
+        super().__init__(RoutedPool(routing, self.place), keys)  # type: ignore[arg-type]
+        self._cells: dict[int, RoutedRedis] = {}
 
     def at(self, cell: int) -> ArqRedis:
         found = self._cells.get(cell)
         if found is None:
-            slot = slot_of(self.key.open(cell).encode())
-            found = self._cells[cell] = ClusterRedis(self.topology, self.key, slot)
+            place = self.routing.place(self.key.open(cell).encode())
+            found = self._cells[cell] = RoutedRedis(self.routing, self.key, place)
             found.response_callbacks = self.response_callbacks
         return found
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        names = keys_of(args)
-        (reply,) = await self.topology.ask(slot_of(names[0]) if names else self.slot, _packed(args), 1)
+        (reply,) = await self.routing.ask(self.where(args), _packed(args), 1)
         if isinstance(reply, Exception):
             raise reply
         return await parsed(self.response_callbacks, args, options, reply)
 
+    def where(self, words: Sequence[Any]) -> int:
+        """The place of a command: its first key's."""
+        names = keys_of(words)
+        return self.routing.place(names[0]) if names else self.place
+
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> CellPipeline:
-        return ClusterPipeline(self, transaction, apart=self.key.cells.apart)
+        return RoutedPipeline(self, transaction, apart=self.key.cells.apart)
 
 
-class ClusterPipeline(CellPipeline):
-    """Of a transaction, all keys are in one slot."""
+class RoutedPipeline(CellPipeline):
+    """Of a transaction, all keys are in one place."""
 
-    def __init__(self, client: ClusterRedis, transaction: bool, *, apart: bool) -> None:
+    def __init__(self, client: RoutedRedis, transaction: bool, *, apart: bool) -> None:
         super().__init__(client.connection_pool, client.response_callbacks, transaction, None, apart=apart)
-        self._client = client
+        self._client, self._routing = client, client.routing
+        self._bound = _NOWHERE
 
     def _beside(self) -> CellPipeline:
-        return ClusterPipeline(self._client, True, apart=False)
+        return RoutedPipeline(self._client, True, apart=False)
 
     def alone(self) -> Any:
-        return ClusterPipeline(self._client, False, apart=False)
+        return RoutedPipeline(self._client, False, apart=False)
 
     def _bind(self, name: Any) -> None:
         """From here on the keys are watched, over one connection."""
         if self.connection is None:
-            self.connection_pool = SlotPool(self._client.topology, slot_of(as_bytes(name)))  # type: ignore[assignment]
+            place = self._routing.place(as_bytes(name))
+            self._bound = place if name else _NOWHERE
+            self.connection_pool = RoutedPool(self._routing, place)  # type: ignore[assignment]
 
     async def begin_to_watch(self, name: str) -> Any:
         self._bind(name)
@@ -89,8 +97,12 @@ class ClusterPipeline(CellPipeline):
         if elsewhere.word != "MOVED":
             await asyncio.sleep(MOVING_S)
 
+    def place_of(self, name: bytes) -> int:
+        return self._routing.place(name)
+
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         if self.watching:
+            self._check({self._bound} - {_NOWHERE})
             try:
                 return await super().execute(raise_on_error)
             except Redirected as elsewhere:
@@ -114,21 +126,26 @@ class ClusterPipeline(CellPipeline):
 
     async def _together(self, commands: Sequence[Any]) -> list[Any]:
         packed = b"".join((_MULTI, *(_packed(words) for words, _ in commands), _EXEC))
-        names = [name for words, _ in commands for name in keys_of(words)[:1]]
-        slot = slot_of(names[0]) if names else self._client.slot
-        done = (await self._client.topology.ask(slot, packed, len(commands) + 2))[-1]
+        (place,) = self._check(set()) or {self._client.place}
+        done = (await self._routing.ask(place, packed, len(commands) + 2))[-1]
         if isinstance(done, Exception):
             raise done
         found: list[Any] = done
         return found
 
+    def _check(self, places: set[int]) -> set[int]:
+        """The places of what is queued, and these. A cluster would refuse what has several; two servers would not."""
+        places |= {self._routing.place(name) for words, _ in self.queued for name in keys_of(words)}
+        if len(places) > 1:
+            raise ResponseError("CROSSSLOT The keys of a transaction are in several places.")
+        return places
+
     async def _each(self, commands: Sequence[Any]) -> list[Any]:
         places: dict[int, list[int]] = {}
-        for place, (words, _) in enumerate(commands):
-            names = keys_of(words)
-            places.setdefault(slot_of(names[0]) if names else self._client.slot, []).append(place)
-        ask = self._client.topology.ask_each
-        asked = [ask(slot, [_packed(commands[at][0]) for at in some]) for slot, some in places.items()]
+        for at, (words, _) in enumerate(commands):
+            places.setdefault(self._client.where(words), []).append(at)
+        ask = self._routing.ask_each
+        asked = [ask(place, [_packed(commands[at][0]) for at in some]) for place, some in places.items()]
         replies: list[Any] = [None] * len(commands)
         for some, told in zip(places.values(), await asyncio.gather(*asked), strict=True):
             for at, reply in zip(some, told, strict=True):

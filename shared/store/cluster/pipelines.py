@@ -11,6 +11,7 @@ from typing import Any
 
 from redis.asyncio import ConnectionPool
 
+from shared.store.cluster.slots import slot_of
 from shared.store.connections import Pipeline
 
 
@@ -32,6 +33,10 @@ class CellPipeline(Pipeline):
         if self._control is None:
             self._control = self._beside()
         return self._control
+
+    def place_of(self, name: bytes) -> int:
+        """Where a key is: one script may have those of one place."""
+        return slot_of(name)
 
     def _beside(self) -> CellPipeline:
         return CellPipeline(self.connection_pool, self.response_callbacks, True, None, apart=False)

@@ -19,12 +19,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from redis.asyncio import ConnectionPool
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
 
 from shared.config.redis_url import Address
 from shared.lib.telemetry import get_logger
-from shared.store.cluster.slots import SLOTS
+from shared.store.cluster.routing import over
+from shared.store.cluster.slots import SLOTS, slot_of
 from shared.store.commands import MOVING_S, converse, pack
 from shared.store.connections import Place, Pool, open_pool
 from shared.store.outage import Redirected, WrongServer, cause
@@ -71,6 +71,10 @@ class Topology:
 
     # ---- who has what
 
+    def place(self, name: bytes) -> int:
+        """The slot of a key."""
+        return slot_of(name)
+
     async def pool_of(self, slot: int) -> Pool:
         """Of the node that has the slot, as far as is known. Raises ConnectionError where nobody knows."""
         if self._is_old or time.monotonic() - self._read_at > _READ_S:
@@ -99,7 +103,7 @@ class Topology:
         host, _, port = told.to.rpartition(":")
         return host or by[0], int(port)
 
-    def doubt(self) -> None:
+    def doubt(self, slot: int = 0) -> None:
         """A node did not answer, or said that it is none: another one may have its slots."""
         self._is_old = True
 
@@ -162,11 +166,11 @@ class Topology:
             try:
                 pool = await self.pool_of(slot)
                 name = pool.connection_kwargs["host"], pool.connection_kwargs["port"]
-                return await _over(pool, packed, replies)
+                return await over(pool, packed, replies)
             except Redirected as told:
                 if told.word == "ASK" and name is not None:
                     try:
-                        return (await _over(self.pool(self.named(told, name)), ASKING + packed, replies + 1))[1:]
+                        return (await over(self.pool(self.named(told, name)), ASKING + packed, replies + 1))[1:]
                     except Redirected as again:
                         told = again
                 if time.monotonic() > until:
@@ -184,7 +188,7 @@ class Topology:
         until = time.monotonic() + _PATIENCE_S
         while True:
             try:
-                replies = await _over(await self.pool_of(slot), b"".join(packed), len(packed), redirects=True)
+                replies = await over(await self.pool_of(slot), b"".join(packed), len(packed), redirects=True)
                 break
             except (ConnectionError, TimeoutError, WrongServer):
                 self.doubt()
@@ -201,39 +205,3 @@ class Topology:
             self._reading.cancel()
         for pool in self._pools.values():
             await pool.disconnect()
-
-
-async def _over(pool: Pool, packed: bytes, replies: int, *, redirects: bool = False) -> list[Any]:
-    connection = await pool.get_connection()
-    try:
-        return await converse(connection, packed, replies, redirects=redirects)
-    except BaseException:
-        await connection.disconnect(nowait=True)  # replies may be under way
-        raise
-    finally:
-        await pool.release(connection)
-
-
-class SlotPool:
-    """Connections to the node that has a slot, whichever that is: what a client takes for a pool."""
-
-    def __init__(self, topology: Topology, slot: int) -> None:
-        self.topology, self.slot = topology, slot
-        self.connection_kwargs: dict[str, Any] = {}
-
-    async def get_connection(self, *_: Any, **__: Any) -> Any:
-        pool = await self.topology.pool_of(self.slot)
-        try:
-            return await pool.get_connection()
-        except (RedisError, OSError):
-            self.topology.doubt()
-            raise
-
-    async def release(self, connection: Any) -> None:
-        await connection.siblings.release(connection)
-
-    def get_encoder(self) -> Any:
-        return ConnectionPool().get_encoder()  # type: ignore[no-untyped-call]
-
-    async def disconnect(self, inuse_connections: bool = True) -> None:
-        await self.topology.close()

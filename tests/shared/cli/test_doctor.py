@@ -45,6 +45,18 @@ async def test_a_server_that_is_not_there() -> None:
     assert found["Redis"].found == "redis://127.0.0.1:1/0: connection refused. Start it, or correct REDIS_URL."
 
 
+async def test_a_server_of_its_own_for_the_queue(valkey: EmbeddedValkey) -> None:
+    """Each is told of by its name."""
+    settings = {"redis_url": valkey.url, "queue_url": valkey.url.replace("db=0", "db=1")}
+    found = {one.what: one for one in await examine_redis(Settings.model_validate(settings))}
+    assert not [one for one in found.values() if not one.ok]
+    assert found.keys() >= {"Redis", "Redis rights", "clock", "queue", "queue rights", "queue clock"}
+    settings["queue_url"] = "redis://:hush@127.0.0.1:1/0"
+    found = {one.what: one for one in await examine_redis(Settings.model_validate(settings))}
+    assert [what for what, one in found.items() if not one.ok] == ["queue"]
+    assert found["queue"].found.endswith("connection refused. Start it, or correct STREAMSPOOL_QUEUE_URL.")
+
+
 async def test_a_server_that_can_never_be_used_like_this(tmp_path: Path) -> None:
     with Server(tmp_path / "server", "--requirepass", "hush") as server:
         wrong = server.url.replace("//", "//:canary@")

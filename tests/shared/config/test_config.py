@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from shared.config.environ import SettingsInvalid, bucket_options, environment
 from shared.config.providers import ProviderConfig
 from shared.config.settings import Settings, default_data_dir, load_settings
+from shared.config.shown import shown as as_shown
 from shared.config.tenants import EVERY_TENANT, webhook_keys
 
 
@@ -149,6 +150,24 @@ def test_keys_are_parsed_and_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     for shown in (repr(settings), str(settings), settings.model_dump_json()):
         assert "key-1" not in shown
         assert "canary" not in shown
+
+
+def test_the_server_of_the_queue_is_beside_that_of_the_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://logs")
+    assert Settings().control_url is None
+    monkeypatch.setenv("STREAMSPOOL_QUEUE_URL", "rediss://me:canary@queue:6380/1")
+    settings = Settings()
+    assert settings.control_url == "rediss://me:canary@queue:6380/1"
+    assert as_shown("queue_url", settings.queue_url) == "rediss://queue:6380/1"
+    assert "canary" not in repr(settings)
+    monkeypatch.setenv("STREAMSPOOL_QUEUE_URL", "http://me:canary@queue")
+    with pytest.raises(SettingsInvalid, match="STREAMSPOOL_QUEUE_URL: It must begin with redis://") as invalid:
+        load_settings()
+    assert "canary" not in str(invalid.value)
+    monkeypatch.setenv("STREAMSPOOL_QUEUE_URL", "redis://queue")
+    monkeypatch.delenv("REDIS_URL")
+    with pytest.raises(SettingsInvalid, match="STREAMSPOOL_QUEUE_URL: it is beside REDIS_URL, which is not set"):
+        load_settings()
 
 
 def test_keys_may_stand_in_the_toml() -> None:

@@ -1,4 +1,4 @@
-"""A cluster of our own on loopback: masters, and replicas of them if asked for.
+"""A cluster of our own, on loopback or on another host: masters, and replicas of them if asked for.
 
 Hidden here: how nodes become a cluster without the program that ships with the server: slots are given out, they meet, and it
 is waited until all of them agree.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,7 +33,8 @@ def _new_port(taken: set[int]) -> int:
 class Node:
     """One server of a cluster."""
 
-    def __init__(self, directory: Path, number: int) -> None:
+    def __init__(self, directory: Path, number: int, address: str, within: Sequence[str]) -> None:
+        self._address, self._within = address, within
         self.directory = directory / f"node{number}"
         self.port = self.bus_port = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -52,7 +54,9 @@ class Node:
     def _launch(self) -> None:
         options = {
             "port": self.port,
-            "bind": "127.0.0.1",
+            "bind": self._address,
+            "bind-source-addr": self._address,  # by which the others know it
+            "protected-mode": "no",
             "cluster-enabled": "yes",
             "cluster-port": self.bus_port,
             "cluster-node-timeout": NODE_TIMEOUT_MS,
@@ -65,7 +69,8 @@ class Node:
         }
         words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(tied_to_parent([str(find_binary()), *words]), stdout=log, stderr=log)
+            command = tied_to_parent([*self._within, str(find_binary()), *words])
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def _answers(self) -> bool:
         with contextlib.suppress(Exception):
@@ -76,7 +81,7 @@ class Node:
         return self.process is not None and self.process.poll() is None
 
     def client(self) -> Store:
-        return open_store(f"redis://127.0.0.1:{self.port}")
+        return open_store(f"redis://{self._address}:{self.port}")
 
     def ask(self, *words: Any) -> Any:
         with self.client() as client:
@@ -111,13 +116,22 @@ class Node:
 class Cluster:
     """A context manager. The first `masters` of `nodes` have the slots, in order; the rest follow them one by one."""
 
-    def __init__(self, directory: Path, *, masters: int = 3, replicas: int = 0) -> None:
-        self.masters = masters
-        self.nodes = [Node(directory, number) for number in range(masters + replicas)]
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        masters: int = 3,
+        replicas: int = 0,
+        address: str = "127.0.0.1",
+        within: Sequence[str] = (),
+    ) -> None:
+        """`address` and `within` are of the host that all of it is on, as those of a Stack."""
+        self.masters, self._address = masters, address
+        self.nodes = [Node(directory, number, address, within) for number in range(masters + replicas)]
 
     @property
     def url(self) -> str:
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[: self.masters])
+        return "redis+cluster://" + ",".join(f"{self._address}:{node.port}" for node in self.nodes[: self.masters])
 
     def __enter__(self) -> Self:
         taken = set[int]()
@@ -141,7 +155,7 @@ class Cluster:
             node.ask("CLUSTER", "ADDSLOTSRANGE", edges[number], edges[number + 1] - 1)
         first = self.nodes[0]
         for node in self.nodes[1:]:
-            node.ask("CLUSTER", "MEET", "127.0.0.1", first.port, first.bus_port)
+            node.ask("CLUSTER", "MEET", self._address, first.port, first.bus_port)
         wait_until(self._agrees, _READY_S, "the nodes know each other")
         for number, node in enumerate(self.nodes[self.masters :]):
             node.ask("CLUSTER", "REPLICATE", self.nodes[number % self.masters].id)
@@ -189,7 +203,7 @@ class Cluster:
         """Some of its keys are there now. Returns how many."""
         names = source.ask("CLUSTER", "GETKEYSINSLOT", slot, most)
         if names:
-            source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *names)
+            source.ask("MIGRATE", self._address, target.port, "", 0, 5000, "KEYS", *names)
         return len(names)
 
     def end_move(self, slot: int, source: Node, target: Node) -> None:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -84,13 +84,18 @@ class Stack:
         config: str = "",
         fault: str = "",
         processes: str = "worker api",
+        address: str = "127.0.0.1",
+        within: Sequence[str] = (),
         **settings: str,
     ) -> None:
         """`config` is more of streamspool.toml: the provider `scripted` is there already. `fault` is Python that runs in
-        every process before anything else. `processes` are those that `with` starts, by name."""
+        every process before anything else. `processes` are those that `with` starts, by name; APIs listen at `address`.
+        `within` are the words before each command that have it run on another host (tests/support/hosts.py)."""
         self.redis_url = redis_url
         self.python = sys.executable
         self.fault = fault
+        self.address = address
+        self._within = list(within)
         self._wanted = processes.split()
         self._ports: dict[str, int] = {}
         self._directory = directory
@@ -105,7 +110,7 @@ class Stack:
             **{name: value for name, value in os.environ.items() if not _LEADS_ELSEWHERE.fullmatch(name)},
             "PYTHONPATH": str(ROOT),
             "REDIS_URL": redis_url,
-            "HOST": "127.0.0.1",
+            "HOST": address,
             "STREAMSPOOL_CONFIG": str(file),
             "STREAMSPOOL_DATA_DIR": str(directory),
             "STREAMSPOOL_LEDGER_ROWS": "10000",  # each script is a model, whose row a test may look for
@@ -149,7 +154,7 @@ class Stack:
             environment["PYTHONPATH"] = f"{place}:{environment['PYTHONPATH']}"
         with (self._directory / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [self.python, "-m", module],
+                [*self._within, self.python, "-m", module],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -186,7 +191,7 @@ class Stack:
 
     def at(self, name: str) -> str:
         """An API's URL."""
-        return f"http://127.0.0.1:{self.port_of(name)}"
+        return f"http://{self.address}:{self.port_of(name)}"
 
     def answers(self, name: str = "api") -> bool:
         """Whether an API is ready to serve."""

@@ -223,8 +223,8 @@ class Script:
 class Server:
     """`calls` are the requests so far; `connections` counts accepted ones."""
 
-    def __init__(self, play: Callable[[Call, Wire], Awaitable[object]]) -> None:
-        self._play = play
+    def __init__(self, play: Callable[[Call, Wire], Awaitable[object]], address: str = "127.0.0.1") -> None:
+        self._play, self._address = play, address
         self._open: set[Wire] = set()
         self.calls: list[Call] = []
         self.connections = 0
@@ -232,11 +232,11 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http://{self._address}:{self.port}/v1"
 
     async def listen(self) -> None:
         """At the same address as before, if there was one."""
-        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024)
+        self._listener = await asyncio.start_server(self._serve, self._address, self.port, backlog=1024)
         self.port = self._listener.sockets[0].getsockname()[1]
 
     def close(self) -> None:
@@ -283,10 +283,10 @@ async def serving(play: Play) -> AsyncIterator[Server]:
 class ScriptedUpstream(LoopThread):
     """The server of scripts, in a thread of its own: a context manager. A model without one is answered 404."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
         super().__init__()
         self._scripts: dict[str, Script] = {}
-        self._server = Server(self._play)
+        self._server = Server(self._play, address)
 
     def script(self, name: str, parts: Iterable[Part] = (), **options: Any) -> Script:
         """From now on the model of this name answers so, with the options of an Answer."""

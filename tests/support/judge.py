@@ -58,10 +58,11 @@ class Verdict(Shown):
 class Judges(LoopThread):
     """Starts viewers and hands out their verdicts; a context manager."""
 
-    def __init__(self, key: str | None = None, *, patience_s: float = 30.0) -> None:
-        """`patience_s` is how long a viewer waits for a word, and goes on coming back."""
+    def __init__(self, key: str | None = None, *, patience_s: float = 30.0, silence_s: float | None = None) -> None:
+        """`patience_s` is how long a viewer goes on coming back, `silence_s` how long it waits for a byte: as long, by
+        default."""
         super().__init__()
-        self._patience_s = patience_s
+        self._patience_s, self._silence_s = patience_s, silence_s or patience_s
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._watching: list[Future[None]] = []
 
@@ -80,10 +81,15 @@ class Judges(LoopThread):
         """As `post`, into a verdict that there is."""
         self._send(verdict, urls, {**body, "stream": True}, {**self._headers, **headers}, "", resume=resume)
 
-    def watch(self, urls: Sequence[str], generation_id: str, *, view: str = "streams") -> Verdict:
-        """Watches from the start, and comes back after every drop."""
+    def watch(
+        self, urls: Sequence[str], generation_id: str, *, view: str = "streams", after: str | None = None
+    ) -> Verdict:
+        """Watches from the start, or from behind a position, and comes back after every drop."""
         path = f"/v1/{view}/{generation_id}" + ("?stream=true" if view == "chat/completions" else "")
-        verdict = Verdict()
+        verdict = Verdict(last_id=after)
+        if after:
+            epoch, _, number = after.partition("-")
+            verdict.position = (int(epoch), int(number))
         self._send(verdict, urls, None, dict(self._headers), path, resume=True)
         return verdict
 
@@ -103,7 +109,8 @@ class Judges(LoopThread):
         *,
         resume: bool,
     ) -> None:
-        coroutine = _view(verdict, list(urls), body, headers, path, resume=resume, patience_s=self._patience_s)
+        waits_s = (self._patience_s, self._silence_s)
+        coroutine = _view(verdict, list(urls), body, headers, path, resume=resume, waits_s=waits_s)
         verdict.watching = self.start(coroutine)
         self._watching.append(verdict.watching)
 
@@ -116,10 +123,11 @@ async def _view(
     path: str,
     *,
     resume: bool,
-    patience_s: float,
+    waits_s: tuple[float, float],
 ) -> None:
+    patience_s, silence_s = waits_s
     deadline = time.monotonic() + patience_s
-    async with httpx.AsyncClient(trust_env=False, timeout=patience_s) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=silence_s) as http:
         while not verdict.ended and time.monotonic() < deadline:
             url = urls[verdict.connects % len(urls)]
             verdict.connects += 1

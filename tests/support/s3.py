@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -21,19 +21,21 @@ BUCKET = "spooled"
 class S3:
     """A context manager. `environment` is what a client of it needs, `url` what STREAMSPOOL_FILES_URL is set to."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, address: str = "127.0.0.1", within: Sequence[str] = ()) -> None:
+        """`address` and `within` are of the host that it is on, as those of a Stack."""
         self._directory = directory
+        self._address, self._within = address, within
         self._port = free_port()
         self.url = f"s3://{BUCKET}/here"
         self.environment = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
+            "AWS_ENDPOINT_URL": f"http://{address}:{self._port}",
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_REGION": "us-east-1",
         }
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port)]
+        command = [*self._within, sys.executable, "-m", "moto.server", "-H", self._address, "-p", str(self._port)]
         with (self._directory / "s3.log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         wait_until(self._answers, 30, "moto's server is ready")

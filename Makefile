@@ -52,10 +52,10 @@ locked = $(pip) --no-deps --only-binary :all: --require-hashes -r
 runtime = { $(call venv,$(1)); } && $(call locked,$(1)) requirements.lock && \
 	$(call pip,$(1)) --no-deps --no-build-isolation --editable .
 
-.PHONY: help install demo up set-up test soak bench bench-peers lint lock clients codex clean
+.PHONY: help install demo up set-up test soak bench bench-peers bench-against lint lock clients codex clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(BIN)/.runtime ## set up .venv with what runs Streamspool
 	@:
@@ -94,6 +94,11 @@ bench: $(BIN)/.dev $(USERS)/.stamp ## measure Streamspool alone, a minute or two
 
 bench-peers: $(BIN)/.dev $(USERS)/.stamp ## install the peers, measure all side by side, write docs/PERFORMANCE.md; ARGS as with bench
 	@BENCH_PYTHON=$(CURDIR)/$(USERS)/bin/python $(BIN)/python -m tests.bench.compare $(ARGS)
+
+REV ?=
+bench-against: $(if $(REV),$(BIN)/.dev $(USERS)/.stamp) ## measure this build beside an earlier one, by turns: REV=HEAD~1; options: ARGS="--reps 3 --only flood"
+	@[ -n "$(REV)" ] || { echo "Which revision? make bench-against REV=HEAD~1" >&2; exit 1; }
+	@BENCH_PYTHON=$(CURDIR)/$(USERS)/bin/python $(BIN)/python -m tests.bench.against $(REV) $(ARGS)
 
 lint: $(BIN)/.dev $(CLIENT_VENVS:%=.venv-%/.stamp) ## ruff, mypy, the layers, the sizes, the locks
 	@$(BIN)/ruff check --quiet .

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,10 +24,10 @@ from tests.bench.targets import Ceiling, Direct, Ours
 ALONE = (Direct, Ceiling, Ours)
 
 
-def arguments(program: str) -> argparse.ArgumentParser:
+def arguments(program: str, measurements: Iterable[str] = NAMES) -> argparse.ArgumentParser:
     """The options that every run has."""
     parser = argparse.ArgumentParser(prog=program, description="Measures Streamspool on this machine.")
-    parser.add_argument("--only", metavar="G5,G8", help=f"goals, or measurements: {', '.join(NAMES)}")
+    parser.add_argument("--only", metavar="G5,G8", help=f"goals, or measurements: {', '.join(measurements)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     parser.add_argument("--quick", action="store_true", help="seconds, tiny loads: figures without meaning")
     parser.add_argument("--reps", type=int, default=1, help="repetitions of each measurement; the median counts")
@@ -48,6 +49,12 @@ def chosen(only: str | None) -> list[str]:
 
 
 def begin(options: argparse.Namespace) -> Run:
+    """A run of what was chosen, on a machine that was `prepared`."""
+    cores, scale = prepared(options)
+    return Run(cores, scale, chosen(options.only))
+
+
+def prepared(options: argparse.Namespace) -> tuple[Cores, Scale]:
     """Checks the machine, and moves ourselves to the load's core. From here on SIGTERM stops what was started, too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if not sys.platform.startswith("linux"):
@@ -57,8 +64,7 @@ def begin(options: argparse.Namespace) -> Run:
     if cores.server == cores.load:
         say("One core only: load and server share it, and every figure is worse than it would be.")
     os.sched_setaffinity(0, {cores.load})
-    scale = QUICK if options.quick else Scale()
-    return Run(cores, replace(scale, reps=options.reps), chosen(options.only))
+    return cores, replace(QUICK if options.quick else Scale(), reps=options.reps)
 
 
 def finish(run: Run, path: Path | None, **more: object) -> dict[str, dict[str, dict[str, float]]]:

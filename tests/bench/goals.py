@@ -163,6 +163,34 @@ GOALS: tuple[Goal, ...] = (
 )  # fmt: skip
 
 
+BEFORE = "before"
+"""An earlier revision, in a run of `make bench-against`."""
+
+AGAINST: tuple[Goal, ...] = (
+    Goal(
+        "", "added time to first token, one stream, p50", "first", "ttft_p50_ms", "ms", _limits((0.5, BEFORE)), added=True
+    ),
+    Goal("", "time to first token, 200 streams, p50", "streams-200", "ttft_p50_ms", "ms", _limits((0.5, BEFORE))),
+    Goal("", "delivery time, 50 streams, p50", "streams-50", "delivery_p50_ms", "ms", _limits((0.35, BEFORE))),
+    Goal("", "delivery time, 200 streams, p50", "streams-200", "delivery_p50_ms", "ms", _limits((0.35, BEFORE))),
+    Goal("", "CPU for each chunk, 50 streams", "streams-50", "cpu_us", "µs", _limits((0.7, BEFORE))),
+    Goal(
+        "", "deliveries for each core-second, 1,000 viewers", "fan-1000", "per_core_second", "/s", (), less=False
+    ),
+    Goal("", "delivery time, 1,000 viewers, p50", "fan-1000", "delivery_p50_ms", "ms", _limits(25)),
+    Goal("", "delivery time, 1,000 viewers, p99", "fan-1000", "delivery_p99_ms", "ms", _limits(60)),
+    Goal("", "chunks a second, 8 unthrottled streams", "flood", "chunks_per_s", "/s", _limits((1.5, BEFORE)), less=False),
+    Goal("", "replay of 10,000 chunks, hot, one viewer", "replay", "one_total_p50_ms", "ms", ()),
+    Goal("", "replay of 10,000 chunks, hot, 100 at once, p50", "replay", "many_total_p50_ms", "ms", ()),
+    Goal("", "replay of 10,000 chunks, cold", "cold", "total_p50_ms", "ms", _limits((0.25, BEFORE))),
+    Goal("", "memory for each of 1,000 viewers", "fan-1000", "memory_kb_per_viewer", "kB", _limits(6)),
+    Goal("", "memory of API and worker without work", "idle", "ends_mb", "MB", _limits((0.8, BEFORE))),
+    Goal("", "first token of others while 1,000 viewers replay, against calm", "storm", "storm_ratio", "", _limits(1.5)),
+    Goal("", "gaps, repetitions and missing ends in all of it", "all", "faults", "", _limits(0)),
+)  # fmt: skip
+"""What `make bench-against` measures. Limits without a peer hold by themselves."""
+
+
 def add_totals(results: Mapping[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
     """The results, with what follows from them: the sum of faults, and how much slower others are in a storm."""
     full = {

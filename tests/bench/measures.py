@@ -15,7 +15,7 @@ from redis import Redis
 
 from shared.log.entry import BEGIN
 from tests.bench.load import Load, Upstream, Viewers
-from tests.bench.machine import CannotMeasure, cpu_s
+from tests.bench.machine import CannotMeasure, cpu_s, memory_kb
 from tests.bench.targets import Ours, Target
 from tests.support.names import keys
 
@@ -141,6 +141,12 @@ def steps(target: Target, scale: Scale) -> Figures:
             break
         result["streams_at_50"] = level
     return result
+
+
+def idle(target: Ours, scale: Scale) -> Figures:
+    """Pss of API and worker that have just started, and have answered a few requests."""
+    ends = [pid for name, pid in target.parts.items() if name != "valkey"]
+    return {"ends_mb": memory_kb(ends) / 1024, **added()}
 
 
 def memory(target: Target, scale: Scale) -> Figures:

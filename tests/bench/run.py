@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,15 +65,18 @@ NAMES = tuple(step.name for step in STEPS)
 class Run:
     """Collects `results` (measurement, target, figures) and `failures`; says on stderr what it does."""
 
-    def __init__(self, cores: Cores, scale: Scale, only: Iterable[str] = NAMES) -> None:
+    def __init__(
+        self, cores: Cores, scale: Scale, only: Iterable[str] = NAMES, *, steps: Sequence[Step] = STEPS
+    ) -> None:
         self.cores, self.scale = cores, scale
-        self.steps = [step for step in STEPS if step.name in set(only)]
+        wanted = set(only)
+        self.steps = [step for step in steps if step.name in wanted]
         self.results: dict[str, dict[str, Figures]] = {}
         self.failures: list[str] = []
 
-    def measure(self, kinds: Iterable[type[Target]]) -> None:
+    def measure(self, kinds: Iterable[type[Target]], groups: Sequence[str] = (GATEWAY, FAN, REPLAY)) -> None:
         for kind in kinds:
-            for group in (GATEWAY, FAN, REPLAY):
+            for group in groups:
                 steps = [
                     step for step in self.steps if step.group == group and (not step.ours or issubclass(kind, Ours))
                 ]

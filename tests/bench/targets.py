@@ -6,9 +6,7 @@ Here are our own stack, the provider itself (`direct`) and the kernel's limit (`
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, ClassVar, Self
 from shared.cli.embedded import EmbeddedValkey
 from tests.bench.load import Load, Publisher, Upstream, Viewers, post, start_server
 from tests.bench.machine import Cores, Processes, on_core
+from tests.bench.revisions import Build, current
 from tests.harness.processes import Stack
 
 GATEWAY, FAN, REPLAY = "gateway", "fan", "replay"
@@ -165,6 +164,9 @@ class Ours(Target):
         "STREAMSPOOL_MODELS_REFRESH_S": "0",
     }
 
+    build: ClassVar[Build | None] = None
+    """What is started; None: this working tree."""
+
     def __init__(self, cores: Cores, upstream: Upstream, directory: Path, *, apis: int = 1, workers: int = 1) -> None:
         super().__init__(cores, upstream, directory)
         self._apis, self._workers = apis, workers
@@ -177,7 +179,12 @@ class Ours(Target):
             workers, apis = _names("worker", self._workers), _names("api", self._apis)
             started = {**self.SETTINGS, "processes": " ".join([*workers, *apis])}
             self._stack = Stack(self._valkey.url, self.upstream.url, self.directory, **started)
-            self._stack.python = os.environ.get("BENCH_PYTHON", sys.executable)
+            build = self.build or current()
+            self._stack.python = build.python
+            self._stack.environment["PYTHONPATH"] = str(build.tree)
+            # Any revision understands this much: what the tests say more of the provider, an earlier one may refuse.
+            config = f'[providers.scripted]\nbase_url = "{self.upstream.url}"\nmodels = ["any"]\n'
+            (self.directory / "streamspool.toml").write_text(config)
             self.ports = [self._stack.port_of(name) for name in apis]
             self._stack.__enter__()
         self._count()

@@ -22,8 +22,8 @@ pytestmark = [
 ]
 
 
-def bench(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.bench", *words]
+def bench(*words: str, module: str = "tests.bench") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *words]
     return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=100)
 
 
@@ -50,6 +50,50 @@ def test_a_goal_that_does_not_exist_is_refused() -> None:
     done = bench("--only", "G99")
     assert done.returncode == 2
     assert "no such goal" in done.stderr
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="no repository")
+def test_this_build_is_measured_beside_a_revision_that_is_set_up_for_it(tmp_path: Path) -> None:
+    path, folder = tmp_path / "figures.json", tmp_path / "revisions"
+    words = [
+        "HEAD",
+        "--quick",
+        "--only",
+        "idle,first,flood",
+        "--reps",
+        "2",
+        "--folder",
+        str(folder),
+        "--json",
+        str(path),
+    ]
+    done = bench(*words, module="tests.bench.against")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(path.read_text())
+    assert found["failures"] == []
+    assert len(found["rounds"]) == 2
+    for one in found["rounds"]:
+        for target in ("before", "ours"):
+            assert one["flood"][target]["chunks_per_s"] > 0
+            assert one["idle"][target]["ends_mb"] > 0
+            assert one["all"][target]["streams"] > 10
+            assert one["all"][target]["faults"] == 0
+    assert [row[0] for row in found["table"][1:]] == [
+        "added time to first token, one stream, p50, ms",
+        "chunks a second, 8 unthrottled streams, /s",
+        "memory of API and worker without work, MB",
+        "gaps, repetitions and missing ends in all of it",
+    ]
+    (tree,) = folder.iterdir()
+    assert (tree / "worker/__main__.py").exists()
+    assert found["revisions"]["before"] == tree.name[:7]
+    assert "these figures mean nothing" in done.stdout
+
+
+def test_a_revision_that_does_not_exist_is_refused() -> None:
+    done = bench("no-such-revision", module="tests.bench.against")
+    assert done.returncode == 2
+    assert "no revision no-such-revision" in done.stderr
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -111,8 +155,15 @@ def test_the_load_counts_what_is_missing_repeated_and_endless(tmp_path: Path) ->
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")
 def test_the_targets_of_make_are_there() -> None:
-    for target, module in (("bench", "tests.bench"), ("bench-peers", "tests.bench.compare")):
+    for words, command in (
+        (["bench"], "-m tests.bench --quick"),
+        (["bench-peers"], "-m tests.bench.compare --quick"),
+        (["bench-against", "REV=HEAD~1"], "-m tests.bench.against HEAD~1 --quick"),
+    ):
         shown = subprocess.run(
-            ["make", "-n", target, "ARGS=--quick"], cwd=ROOT, check=True, capture_output=True, text=True
+            ["make", "-n", *words, "ARGS=--quick"], cwd=ROOT, check=True, capture_output=True, text=True
         ).stdout
-        assert f"-m {module} --quick" in shown
+        assert command in shown
+    without = subprocess.run(["make", "bench-against"], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert without.returncode
+    assert "REV=" in without.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import goals, report, run, scale
+from tests.bench import against, goals, report, run, scale
 from tests.bench.__main__ import chosen
 from tests.bench.compare import ALT, DOCUMENT, ORDER, blocks, rounded
 from tests.bench.goals import GOALS, Goal, Limit
@@ -74,6 +74,34 @@ def test_goals_name_figures_that_are_measured() -> None:
         assert set(one.peers) <= peers
     assert {one.number for one in GOALS} >= {f"G{n}" for n in (1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16)}
     assert set(report.COLUMNS) == set(PLOTS) == set(ALT)
+
+
+def test_goals_against_an_earlier_revision_name_figures_that_are_measured() -> None:
+    assert {one.measure for one in goals.AGAINST} - {"all"} == set(against.NAMES)
+    assert against.chosen(None) == list(against.NAMES)
+    assert against.chosen("flood, idle") == ["flood", "idle"]
+    with pytest.raises(CannotMeasure, match="no such measurement"):
+        against.chosen("stored")
+
+
+def rounds(*pairs: tuple[float, float]) -> list[goals.Results]:
+    return [{"flood": {"before": {"chunks_per_s": b}, "ours": {"chunks_per_s": o}}, "all": {}} for b, o in pairs]
+
+
+def test_a_ratio_is_that_of_one_round_and_the_median_of_the_rounds_counts() -> None:
+    titles = {"before": "old", "ours": "new"}
+    (_, row) = against.rows(rounds((10, 20), (100, 160), (50, 50)), titles)
+    assert row[1:4] == ["50 (10–100)", "50 (20–160)", "1.60 (1–2)"]
+    assert row[4:] == ["≥ 1.5× old", "reached; in 1 of 3 rounds not"]
+    assert against.rows(rounds((10, 10), (10, 12)), titles)[1][5] == "**not reached**"
+    assert against.rows(rounds((10, 20)), titles)[1][1:4] == ["10", "20", "2"]
+    assert against.rows([{"flood": {"ours": {"chunks_per_s": 5}}}], titles)[1][1:] == [
+        "–",
+        "5",
+        "–",
+        "≥ 1.5× old",
+        "no verdict",
+    ]
 
 
 def test_goals_and_measurements_can_be_chosen() -> None:
@@ -157,8 +185,8 @@ def test_every_place_of_the_document_is_filled() -> None:
     found = {"date": "", "command": "", "machine": {}, "versions": {}, "failures": [], "results": {}, "scale": grown}
     written = blocks(found, TITLES)
     places = re.findall(r"<!-- bench: ([\w-]+) -->", DOCUMENT.read_text("utf-8"))
-    assert set(places) == set(written)
-    assert len(places) == len(written)
+    assert set(places) - {"against"} == set(written)
+    assert len(places) == len(set(places))
 
 
 def test_the_arithmetic_for_many_streams() -> None:

@@ -2,34 +2,51 @@
 
 Hidden here: how OpenAI's chat stream is framed, with and without ids, and what ends it. /v1/chat/completions and
 /v1/streams show a log in this way; they differ in what a viewer is told of a new attempt. It is a projection of the first
-kind (live/projection.py): an event depends on its chunk and on nothing else.
+kind (live/projection.py): an event depends on its chunk and on nothing else. So all events of an archived log can be read in
+large pieces, and sent without a look at each: where all are wanted, with ids, and nothing was taken out of chunks. Else, and
+where the object cannot be read, it is watched as any other log, which tells a viewer what is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 
+from api import spans
 from api.errors import outcome_error, problem_error
-from api.live.projection import Encode, Step
-from shared.errors import ErrorObject, LogError, wire_error
+from api.live.client import Client
+from api.live.cursor import Cursor
+from api.live.event_stream import EVENT_STREAM_HEADERS, EventStream
+from api.live.folding import COME_AGAIN_MS
+from api.live.projection import Encode, Projection, Step
+from api.live.response import Process, served_headers
+from shared.errors import Damaged, ErrorObject, FileStorageFailed, Gone, LogError, wire_error
 from shared.lib import json, sse
-from shared.log.entry import SEAL, Entry, Kind
-from shared.log.records import Header, Outcome
+from shared.lib.telemetry import REPLAYED
+from shared.log.archive.blocks import Events
+from shared.log.entry import SEAL, Entry, Kind, Position
+from shared.log.records import Header, Outcome, Summary
+from shared.store.redis import RedisError
 
 _SEAL_ID = str(SEAL).encode()
+_RETRY_S = 0.25
+_PATIENCE_S = 10.0
+"""With a storage that fails in the middle of an answer; then the viewer is told to come again."""
 
 
 class ChunkEvents:
     """With `ids`, each event has its position as `id:`. With `include_usage`, the usage chunk is shown.
 
-    It is its own fold, since there is nothing to remember.
+    It is its own fold, since there is nothing to remember. `is_numbered` says whether each event is its chunk as it is, with
+    its position as its id, and nothing else.
     """
 
     events = 0
     keepalive = sse.KEEPALIVE
 
     def __init__(self, *, ids: bool, include_usage: bool) -> None:
-        self.resumes = ids
+        self.resumes = self.is_numbered = ids
         self._seal_id = _SEAL_ID if ids else None
         self.encode = _encoder(ids=ids, include_usage=include_usage)
 
@@ -61,3 +78,99 @@ def _encoder(*, ids: bool, include_usage: bool) -> Encode:
 def error_frame(error: ErrorObject, frame_id: bytes | None = None) -> bytes:
     """`data: {"error": {message, type, param, code}}`, at which every OpenAI client raises."""
     return sse.frame(json.dumps({"error": error}), id=frame_id)
+
+
+def stored_stream(
+    process: Process,
+    summary: Summary,
+    projection: Projection,
+    *,
+    cursor: Cursor | None,
+    headers: Mapping[str, str],
+    tells_served: bool = True,
+) -> EventStream:
+    """A log that was asked for by its id, from the cursor on, live or not."""
+    ready = (
+        summary.archived is not None
+        and cursor is None
+        and isinstance(projection, ChunkEvents)
+        and projection.is_numbered
+    )
+    if ready and summary.header.get("max_tokens_per_s") is None:
+        return _ReadyStream(process, summary, projection, headers=headers, tells_served=tells_served)
+    return EventStream(process, summary.header, projection, cursor=cursor, headers=headers, tells_served=tells_served)
+
+
+class _ReadyStream(EventStream):
+    def __init__(
+        self,
+        process: Process,
+        summary: Summary,
+        projection: Projection,
+        *,
+        headers: Mapping[str, str],
+        tells_served: bool,
+    ) -> None:
+        super().__init__(process, summary.header, projection, headers=headers, tells_served=tells_served)
+        self._summary = summary
+        self._at = Position(summary.position.epoch, 0)
+
+    async def watch(self, client: Client, *, needed: bool) -> None:
+        async with aclosing(self._events(client)) as events:
+            try:
+                some: Events | None = await anext(events)
+            except (StopAsyncIteration, Damaged, Gone, FileStorageFailed, RedisError, OSError):
+                await super().watch(client, needed=needed)
+                return
+            attempts = self._summary.attempts
+            served = attempts[-1].get("served") if attempts and self._tells_served else None
+            told = served_headers(json.dumps(served)) if served else {}
+            await client.start(200, {**EVENT_STREAM_HEADERS, **self.extra, **told})
+            if client.head_only:
+                return
+            client.streaming(sse.KEEPALIVE)
+            while some is not None and not client.gone:
+                if self._stay.left_s() <= 0:
+                    await client.cut(flush=True)
+                    return
+                self._at = some.last
+                REPLAYED.inc(some.chunks)
+                if some.frames:
+                    await self.process.hub.rounds.turn()
+                    await client.send(some.frames)
+                some = await self._next(client, events)
+            spans.watched(self._at.epoch, self._at.seq)
+
+    async def _events(self, client: Client) -> AsyncGenerator[Events]:
+        """Where the storage fails in the middle, it is asked again for what is missing, for a while: nothing is lost, and the
+        viewer has all that comes before."""
+        until: float | None = None
+        while not client.gone:
+            try:
+                async for some in self.process.broker.log.events(self._summary, self._at):
+                    until = asyncio.get_running_loop().time() + _PATIENCE_S
+                    yield some
+                return
+            except (FileStorageFailed, RedisError):
+                if until is None or asyncio.get_running_loop().time() > until:
+                    raise
+                await asyncio.sleep(_RETRY_S)
+
+    async def _next(self, client: Client, events: AsyncGenerator[Events]) -> Events | None:
+        """What comes next; None once the viewer has been told how it ends."""
+        fold, outcome = self._projection.start(self.header).fold, self._summary.outcome
+        assert outcome is not None
+        try:
+            return await anext(events)
+        except StopAsyncIteration:
+            end = fold.end(outcome)
+        except (Damaged, Gone) as problem:
+            end = fold.problem(problem)
+        except (FileStorageFailed, RedisError) as away:
+            error = away if isinstance(away, FileStorageFailed) else FileStorageFailed()
+            await client.send(sse.frame(json.dumps({"error": error.to_object()}), retry_ms=COME_AGAIN_MS))
+            await client.cut(flush=True)  # no end: it is whole, and goes on from the last id
+            return None
+        if not client.gone:
+            await client.send(b"".join(end), more=False)
+        return None

@@ -78,21 +78,8 @@ class LogResponse(Response):
         needed = self.header.get("on_disconnect") == "cancel"
         client = Client(scope, receive, send, self.process.settings.send_timeout_s, needed=needed)
         try:
-            async with (
-                scope.get(SEAT) or _NO_SEAT,
-                self.process.hub.watch(
-                    self.id,
-                    made=self.header["created_at_ms"],
-                    server=self.header.get("server"),
-                    tenant=self.header["owner"],
-                    fresh=self._fresh,
-                    needed=needed,
-                    paced=self.header.get("max_tokens_per_s") is not None,
-                ) as live,
-            ):
-                self.id = live.id  # the same, and one for all viewers
-                await self.respond(client, live)
-                spans.watched(live.epoch, live.end)
+            async with scope.get(SEAT) or _NO_SEAT:
+                await self.watch(client, needed=needed)
         except TimeoutError:
             VIEWERS_DROPPED.inc()
             logger.info("viewer dropped", generation_id=self.id)
@@ -106,6 +93,21 @@ class LogResponse(Response):
             await to_response(visible, self.extra)(scope, receive, send)
         finally:
             await client.close()
+
+    async def watch(self, client: Client, *, needed: bool) -> None:
+        """`respond`, with the log followed."""
+        async with self.process.hub.watch(
+            self.id,
+            made=self.header["created_at_ms"],
+            server=self.header.get("server"),
+            tenant=self.header["owner"],
+            fresh=self._fresh,
+            needed=needed,
+            paced=self.header.get("max_tokens_per_s") is not None,
+        ) as live:
+            self.id = live.id  # the same, and one for all viewers
+            await self.respond(client, live)
+            spans.watched(live.epoch, live.end)
 
     @property
     def joined(self) -> bool:

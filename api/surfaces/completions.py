@@ -44,6 +44,7 @@ class CompletionEvents(ChunkEvents):
 
     def __init__(self, *, ids: bool, include_usage: bool) -> None:
         super().__init__(ids=ids, include_usage=include_usage)
+        self.is_numbered = False
         self.encode = _encoder(ids=ids, include_usage=include_usage)
 
     def attempt(self, epoch: int, replaced: Fold) -> Sequence[bytes]:

@@ -23,6 +23,7 @@ from shared.features.idempotency import Idempotency, fingerprint, key_digest
 from shared.features.storage import Missing, Sink, Storage
 from shared.lib import json
 from shared.lib.clock import now_ms
+from shared.lib.tasks import work_off
 from shared.lib.telemetry import get_logger
 from shared.store.availability import deadline, translate_errors
 from shared.store.conditional import Amount, Found, under
@@ -43,6 +44,7 @@ _ID = re.compile(r"file-[0-9a-f]{32}")
 _SECONDS = re.compile(r"[0-9]{1,9}")
 _PAGE = 500
 _SLACK_MS = 60_000
+_REMOVED_AT_ONCE = 16
 _FORM_BYTES = 2048
 """Of a form, more than what is around its file, if its names are not longer than others'."""
 _BYTES_LIFE_S = _LONGEST_LIFE_S + 86400
@@ -309,18 +311,28 @@ class Files:
 
         A storage that fails is asked again later: the reaper has more to do.
         """
-        due = await self._redis.zrangebyscore(self._key.files_end, "-inf", now_ms() - _SLACK_MS, start=0, num=_PAGE)
+
+        async def due() -> list[bytes]:
+            found: list[bytes] = await self._redis.zrangebyscore(
+                self._key.files_end, "-inf", now_ms() - _SLACK_MS, start=0, num=_PAGE
+            )
+            return found
+
         with suppress(FileStorageFailed):
-            for name in (member.decode() for member in due):
-                if name.endswith("/"):
-                    await self.storage.delete_all(name.rstrip("/"))
-                    await self._redis.zrem(self._key.files_end, name)
-                elif self.is_needed is not None and await self.is_needed(name):
-                    await self._redis.zrem(self._key.files_end, name)
-                    continue
-                else:
-                    await self._forget(name)
-                logger.info("file removed", file_id=name)
+            await work_off(due, self._remove_due, at_once=_REMOVED_AT_ONCE)
+
+    async def _remove_due(self, name: str) -> bool:
+        """What is on the list of ends under this name: a file, all that is below a prefix, or another feature's object."""
+        if name.endswith("/"):
+            await self.storage.delete_all(name.rstrip("/"))
+            await self._redis.zrem(self._key.files_end, name)
+        elif self.is_needed is not None and await self.is_needed(name):
+            await self._redis.zrem(self._key.files_end, name)
+            return True
+        else:
+            await self._forget(name)
+        logger.info("file removed", file_id=name)
+        return True
 
 
 class NewFile:

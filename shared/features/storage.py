@@ -41,6 +41,8 @@ _RANGE_BYTES = 4 * PIECE_BYTES
 _PART_BYTES = 5 * 1024 * 1024
 """S3 takes no smaller parts of an upload but the last."""
 _UPLOADS = 2
+_LEFT = 16
+"""A directory's uploads of one name, as far as they are looked for: each takes the first number that is free, from 1 on."""
 _RETRIES = 3
 _GIVE_UP_S = 20
 _TIMEOUT_S = 15
@@ -177,8 +179,8 @@ class Storage:
             with _told():
                 if self._directory:
                     path = self._directory / name
-                    for left in path.parent.glob(f"{path.name}#*"):
-                        left.unlink(missing_ok=True)
+                    for number in range(1, _LEFT + 1):  # not looked for: a folder may have a million names
+                        path.with_name(f"{path.name}#{number}").unlink(missing_ok=True)
                 await self._obstore.delete_async(self._store, name)
         except Missing:
             pass

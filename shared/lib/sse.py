@@ -184,7 +184,21 @@ def numbered_frame(payload: bytes, number: tuple[int, int]) -> bytes:
     return b"id: %d-%d\ndata: %b\n\n" % (*number, _one_line(payload))
 
 
+def numbered_frames(pieces: bytes, around: tuple[bytes, bytes], first: tuple[int, int]) -> bytes:
+    """The same for many that were looked at before (`is_one_line`): one on each line, without what all of them begin and end
+    with. They are numbered `N-M`, `N-M+1`, …"""
+    begin, end = around
+    middle, between = b"\ndata: " + begin, end + b"\n\nid: %d-" % first[0]
+    lines = [b"%d%b%b" % (number, middle, line) for number, line in enumerate(pieces.split(b"\n"), first[1])]
+    return b"id: %d-" % first[0] + between.join(lines) + end + b"\n\n"
+
+
+def is_one_line(value: bytes) -> bool:
+    """Whether it can be the data of an event as it is."""
+    return not (b"\n" in value or b"\r" in value or b"\0" in value)
+
+
 def _one_line(value: bytes) -> bytes:
-    if b"\n" in value or b"\r" in value or b"\0" in value:
+    if b"\n" in value or b"\r" in value or b"\0" in value:  # not called: this is done for every chunk
         raise ValueError("CR, LF and NUL cannot be part of an event's field")
     return value

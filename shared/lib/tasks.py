@@ -1,15 +1,18 @@
-"""Pieces of asyncio: ending tasks so that they have really ended, waiting until a time, asking for many at once, and
-leaving the loop to others."""
+"""Pieces of asyncio: ending tasks so that they have really ended, waiting until a time, asking for many at once, working off
+what is due for a while, and leaving the loop to others."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
+WORKED_S = 2.0
+"""So long at a time is worked off what is due: whoever does that has more to do."""
 _AGAIN_S = 1.0
 
 
@@ -184,3 +187,27 @@ class FairTurns:
         self._counting = self._left < self._each
         if self._counting:
             asyncio.get_running_loop().call_soon(self._next)
+
+
+async def work_off(
+    due: Callable[[], Awaitable[Sequence[bytes]]], do: Callable[[str], Awaitable[bool]], *, at_once: int
+) -> int:
+    """Does one after the other of what is `due`, a page of which it is asked for, until there is none, none of a page could be
+    done, or WORKED_S is over; what is begun then is done. `do` says whether it was, and takes it off the list. Returns how many
+    were; raises what `do` raises."""
+    until, turns, done = monotonic() + WORKED_S, asyncio.Semaphore(at_once), 0
+
+    async def one(member: str) -> bool:
+        async with turns:
+            return monotonic() < until and await do(member)
+
+    while monotonic() < until:
+        members = await due()
+        found = await asyncio.gather(*(one(member.decode()) for member in members), return_exceptions=True)
+        for result in found:
+            if isinstance(result, BaseException):
+                raise result
+        done += found.count(True)
+        if True not in found:
+            break
+    return done

@@ -26,6 +26,7 @@ _TENANTS = 500
 SUBMITTED = Counter("streamspool_generations_submitted_total", "Generations accepted by this process")
 SETTLED = Counter("streamspool_generations_settled_total", "Generations whose turn and usage this process has booked")
 ARCHIVED = Counter("streamspool_logs_archived_total", "Logs this process has moved from Redis into the file storage")
+OBJECT_BYTES = Gauge("streamspool_object_bytes", "Memory that archived logs take here which were read just now")
 SEALED = Counter(
     "streamspool_generations_sealed_total",
     "Generations this process gave their outcome",

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from shared.errors import Damaged, LogError
 from shared.lib import json
+from shared.log.archive.kept import USUAL_REASON, whole_header
 from shared.log.blobs import BLOBS
 from shared.log.entry import AT, BEGIN, NOTE, SEAL, Entry, Kind, Position, follows
 from shared.log.envelope import MARK, Envelopes, mark
-from shared.log.records import Attempt, Summary
+from shared.log.records import Attempt, Outcome, Summary
 
 _KINDS = {kind.value.encode(): kind for kind in Kind}
 
@@ -66,8 +67,8 @@ def decode(
             named = by_name(fields)
             name, data = next(iter(named.items()))
             note, brought, at, blobs = map(named.get, (NOTE, MARK, AT, BLOBS))
-            if resolve and ARCHIVED in named and name != b"o":
-                raise Archived
+            if resolve and ARCHIVED in named and not (name == b"o" and named[ARCHIVED].startswith(b"{")):
+                raise Archived  # but for the outcome of the first version, which is whole
         kind = kinds[name]
         if resolve:
             if name == b"d":
@@ -110,16 +111,26 @@ def summarize(header: Raw, first: Raw, last: Raw, metadata: bytes | None) -> Sum
         request["metadata"] = json.loads(metadata)
     newest = decode(last)
     outcome = json.loads(newest[0].data) if newest[0].position == SEAL else None
+    archived = by_name(last[0][1]).get(ARCHIVED) if outcome is not None else None
+    if archived is not None:
+        request = whole_header(request)
     begun = decode(first)
-    attempts = (attempt(begun),) if begun and begun[0].kind is Kind.ATTEMPT else ()
+    attempts = (attempt(begun, outcome),) if begun and begun[0].kind is Kind.ATTEMPT else ()
     at = newest[1].position if outcome is not None and len(newest) > 1 else newest[0].position
-    return Summary(header=request, attempts=attempts, position=BEGIN if at == SEAL else at, outcome=outcome)
+    return Summary(request, attempts, BEGIN if at == SEAL else at, outcome, archived)
 
 
-def attempt(entries: Sequence[Entry]) -> Attempt:
-    """An attempt's entry, with what stands beside its first chunk, if that follows: `served` and `spoke_at_ms`."""
+def attempt(entries: Sequence[Entry], outcome: Outcome | None = None) -> Attempt:
+    """An attempt's entry, with what stands beside its first chunk, if that follows: `served` and `spoke_at_ms`. Where a later
+    one follows, the first is in an object, and what stood beside it is what the outcome says."""
     found: Attempt = json.loads(entries[0].data)
-    if len(entries) > 1:
+    found.setdefault("reason", USUAL_REASON)
+    if len(entries) > 1 and entries[1].position.seq > 1 and outcome is not None:
+        if "served" in outcome:
+            found["served"] = outcome["served"]
+        if "spoke_at_ms" in outcome:
+            found["spoke_at_ms"] = outcome["spoke_at_ms"]
+    elif len(entries) > 1:
         if note := entries[1].note:
             found["served"] = json.loads(note)
         if entries[1].at_ms is not None:

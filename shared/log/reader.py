@@ -48,10 +48,10 @@ class LogReader(ArchivedLogs):
         if ARCHIVED not in by_name(raw[1][1]):
             return header, body
         try:
-            _, entry = await self._page(generation_id, None)
+            request, entry = await self._page(generation_id, None)
         except Damaged:
             raise RequestLost from None
-        return header, Stored(entry.data, entry.blobs)
+        return json.loads(request.data), Stored(entry.data, entry.blobs)
 
     async def whole_logs(self, generation_ids: Sequence[str]) -> list[list[Entry]]:
         """All entries of each log, in one round trip, and more for those that are archived. Empty where there is none, or it

@@ -223,6 +223,8 @@ class Summary:
     attempts: tuple[Attempt, ...]
     position: Position
     outcome: Outcome | None
+    archived: bytes | None = None
+    """Where the log is an object: the pointer to it, see archive/form.py. Then the header lacks what was done with."""
 
     @property
     def status(self) -> Status:

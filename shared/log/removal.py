@@ -1,4 +1,4 @@
-"""The end of a log's life: deleted by its owner, or kept for longer because something goes on from it.
+"""The end of a log's life: made as small as it is, deleted by its owner, or kept for longer because something goes on from it.
 
 Hidden here: that a deleted log leaves a mark for a while, so that no worker writes it again, and that one which something goes
 on from is hidden instead, and goes with the last that needs it. Every method raises RedisError or OSError when the server is
@@ -29,6 +29,15 @@ class LogRemoval(LogListing):
 
     feed: Feed | None = None
     """Where what is done here is told. Whoever puts the features together sets it; None: it is told nowhere."""
+
+    def compact_with(self, pipe: Any, generation_id: str) -> None:
+        """Adds to what is done when a log has ended: the memory that its server has at hand for further entries is given back.
+        The newest node of a stream has 4 kB, however little of that is used (STREAM_LISTPACK_MAX_PRE_ALLOCATE in
+        src/t_stream.c); a copy has what it needs. Readers find the same under the same name. Of a log that is gone, nothing."""
+        key, kept = self._key.log(generation_id), self._key.kept(generation_id)
+        pipe.copy(key, kept)
+        pipe.copy(kept, key, replace=True)
+        pipe.delete(kept)
 
     async def keep(self, generation_ids: Sequence[str], kept_ms: int) -> Header | None:
         """Keeps these for so long at least, deleted or not: something goes on from them. Returns the header of the last one,

@@ -36,7 +36,7 @@ and `sessions`; else `{control}`, also where that is on a server of its own. Ten
 | `streamspool:console-failed:SHA256` | string, number: how often an address was refused to sign in | 60 s |
 | `streamspool:{ID}:deleted` | string: its owner deleted it, and no worker is to write it again | 60 s |
 | `streamspool:{ID}:continued` | string: a response goes on from it | as long as that one |
-| `streamspool:{ID}:settled` | string: what follows from the outcome was done | longer than the log |
+| `streamspool:{ID}:settled` | string: what follows from the outcome was done | longer than the log; archived: 2 hours |
 | `streamspool:{ID}:charged` | string: what of it is the control's was done; only where that is apart | as `settled` |
 | `streamspool:unsettled` | set of ids sealed and not yet settled | permanent, emptied by settlements and reaper |
 | `streamspool:webhooks` | zset of subjects with an event to deliver, score = due ms | permanent, emptied by workers |
@@ -54,7 +54,7 @@ and `sessions`; else `{control}`, also where that is on a server of its own. Ten
 | `streamspool:blob-bytes:TENANT` | string, number: what its blobs take in the storage | 400 days after the last one |
 | `streamspool:to-archive` | zset of settled ids, score = ms when their logs become objects | permanent, emptied by the reaper |
 | `streamspool:{ID}:archiving` | string, random: the process that makes an object of it | 2 minutes |
-| `streamspool:{ID}:kept` | stream: what stays of its log, before it takes that name | inside of one transaction |
+| `streamspool:{ID}:kept` | stream: a copy of its log, or what stays of it, before it takes that name | in a transaction |
 | `streamspool:archived` | zset of logs' objects, score = ms when the log will be gone | permanent, emptied by the reaper |
 | `streamspool:batch:BATCH` | string, JSON: a batch, and how far it is | its window and files retention after the last change |
 | `streamspool:batches:TENANT` | zset, score = created ms | as long as the newest batch can live |

@@ -1,7 +1,9 @@
-"""Archivers that are killed again and again (F85), and what an ended answer takes in Redis before and after it is an object:
-one JSON line for each run.
+"""Archivers that are killed again and again (F85), and what an ended answer takes in Redis before and after it is an object: by
+its own, and of very many, key by key. One JSON line for each run.
 
-python -m tests.chaos.figures_archiving [--kills 60] [--logs 8] [--times 5]
+python -m tests.chaos.figures_archiving [--kills 60] [--logs 8] [--times 5] [--answers 2000]
+
+`--answers 100000` takes a quarter of an hour and 500 MB of the temporary directory.
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from shared.chat.request import ChatRequest
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
 from shared.features.archive.archiver import Result
+from shared.generations.caller import Caller
 from shared.generations.core import Core
+from shared.generations.headers import make_header
 from shared.log.appender import Appender
-from shared.log.entry import Chunk, Status
+from shared.log.entry import Chunk, Position, Status
 from shared.log.records import Header
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis, connect
@@ -31,6 +36,8 @@ from tests.harness.records import attempt_with
 from tests.harness.upstream import ScriptedUpstream
 
 TOKENS = (50, 500, 5000)
+_TOKENS, _AT_ONCE = 30, 500
+"""Of very many: how long they were says nothing of what stays."""
 _WORDS = "the quick brown fox jumps over a lazy dog while seven wizards quietly box six more jugs of liquid".split()
 _HEAD = {"object": "chat.completion.chunk", "created": 1795340527, "model": "openai/gpt-5", "service_tier": "default"}
 
@@ -45,7 +52,12 @@ def chunk(name: str, delta: dict[str, Any], end: str | None = None) -> Chunk:
 async def bench(valkey: EmbeddedValkey, directory: Path) -> AsyncIterator[tuple[ArqRedis, StreamLog, Core, Appender]]:
     redis = connect(valkey.url.replace("db=0", "db=1"), max_connections=10)
     log = StreamLog(redis, retention_s=3600, safety_s=3600)
-    core = Core(redis, log, Settings(data_dir=directory, archive_after_s=0.001), name="figures")
+    core = Core(
+        redis,
+        log,
+        Settings(data_dir=directory, archive_after_s=0.001, archive_least_bytes=0, events_kept=100),
+        name="figures",
+    )
     async with Appender(redis) as appender:
         yield redis, log, core, appender
     await redis.flushdb()
@@ -54,13 +66,11 @@ async def bench(valkey: EmbeddedValkey, directory: Path) -> AsyncIterator[tuple[
 
 async def answered(log: StreamLog, core: Core, appender: Appender, tokens: int, number: int) -> Header:
     """As a worker writes it: a request of a hundred words, and words of English that differ from answer to answer."""
-    name = f"chatcmpl-{tokens * 1000 + number:032x}"
-    header: Any = {"v": 3, "id": name, "owner": "ann", "key_id": f"key_{number:024x}", "model": "openai/gpt-5"}
-    header |= {"created_at_ms": 1795340527304 + number, "n": 1, "include_usage": False, "on_interruption": "fail"}
-    nulls = (
-        "budgets reserved webhook max_tokens_per_s idempotency metadata retention_s session_id session limited batch"
-    )
-    header |= {**dict.fromkeys(nulls.split()), "store": False, "surface": "chat", "request_id": f"req_{number:032x}"}
+    name = f"chatcmpl-{tokens * 10**6 + number:032x}"
+    request = ChatRequest.check({"model": "openai/gpt-5", "messages": [{"role": "user", "content": "x"}]})
+    caller = Caller("ann", key_id=f"key_{number % 20:024x}")
+    header = make_header(Settings(), name, request, caller, None, False, None)
+    header |= {"created_at_ms": 1795340527304 + number, "request_id": f"req_{number:032x}"}
     body = {"model": "openai/gpt-5", "messages": [{"role": "user", "content": " ".join(_WORDS * 5)}], "stream": True}
     await log.create(header, json.dumps(body).encode())
     claim = attempt_with(worker="host-14901-648cb8", at_ms=1795340527310, token="t" * 16, reason="queued", number=1)
@@ -74,7 +84,7 @@ async def answered(log: StreamLog, core: Core, appender: Appender, tokens: int, 
     for start in range(0, len(said), 50):
         await writer.append(said[start : start + 50])
     await core.outcomes.conclude(name, 1, Status.COMPLETED)
-    return header  # type: ignore[no-any-return]
+    return header
 
 
 async def replayed(redis: ArqRedis, directory: Path, header: Header) -> float:
@@ -83,6 +93,18 @@ async def replayed(redis: ArqRedis, directory: Path, header: Header) -> float:
     Core(redis, log, Settings(data_dir=directory), name="reader")
     began = time.perf_counter()
     count = sum([len(page) async for page in log.read_all(header["id"], tenant="ann")])
+    assert count > 50
+    return (time.perf_counter() - began) * 1000
+
+
+async def shown(redis: ArqRedis, directory: Path, header: Header) -> float:
+    """The same until all events of it are made, as they go to a viewer."""
+    log = StreamLog(redis, retention_s=3600, safety_s=3600)
+    Core(redis, log, Settings(data_dir=directory), name="reader")
+    began = time.perf_counter()
+    (summary,) = await log.describe([header["id"]])
+    assert summary is not None
+    count = sum([some.chunks async for some in log.events(summary, Position(1, 0))])
     assert count > 50
     return (time.perf_counter() - began) * 1000
 
@@ -107,6 +129,7 @@ async def sizes(valkey: EmbeddedValkey, directory: Path, times: int) -> None:
             took = (time.perf_counter() - began) * 1000 / times
             after = [await redis.memory_usage(name, samples=0) for name in names]
             found = [await replayed(redis, directory, header) for header in headers]
+            made = [await shown(redis, directory, header) for header in headers]
             stored = stored_bytes(directory, headers[0])
             row = {
                 "tokens": tokens,
@@ -117,8 +140,47 @@ async def sizes(valkey: EmbeddedValkey, directory: Path, times: int) -> None:
                 "archive_ms": round(took, 2),
                 "replay_ms_stream": told(stream),
                 "replay_ms_object": told(found),
+                "events_ms_object": told(made),
             }
             print(json.dumps(row), flush=True)
+
+
+async def many(valkey: EmbeddedValkey, directory: Path, answers: int) -> None:
+    """What Redis keeps of so many, none of which is looked at again."""
+    async with bench(valkey, directory) as (redis, log, core, appender):
+        warm = [await answered(log, core, appender, 1, number) for number in range(20)]
+        for header in warm:
+            await core.archiver.archive(header["id"])
+        start, ended = await used(redis), 0.0
+        for first in range(0, answers, _AT_ONCE):
+            before = await used(redis)
+            numbers = range(first, min(answers, first + _AT_ONCE))
+            headers = [await answered(log, core, appender, _TOKENS, number) for number in numbers]
+            ended += await used(redis) - before
+            for header in headers:
+                assert await core.archiver.archive(header["id"]) is Result.MADE
+        marked = await used(redis)
+        for number in range(answers):  # as their time does, two hours later
+            await redis.delete(redis.key.settled(f"chatcmpl-{_TOKENS * 10**6 + number:032x}"))
+        left, one = await used(redis), redis.key.log(headers[0]["id"])
+        lists = {"archived": redis.key.archived(0), "index": redis.key.index("ann", 0)}
+        row = {
+            "answers": answers,
+            "bytes_each_ended": round(ended / answers),
+            "bytes_each_archived_just_now": round((marked - start) / answers),
+            "bytes_each_archived": round((left - start) / answers),
+            "log": await redis.memory_usage(one, samples=0),
+            **{name: round(await redis.memory_usage(key, samples=0) / answers) for name, key in lists.items()},
+            "object": sum(stored_bytes(directory, headers[0])),
+        }
+        print(json.dumps(row), flush=True)
+
+
+async def used(redis: ArqRedis) -> float:
+    """Bytes of Redis's memory, once it has forgotten what the last commands needed."""
+    await redis.execute_command("MEMORY", "PURGE")
+    found: dict[str, Any] = await redis.info("memory")
+    return float(found["used_memory"] - found["mem_clients_normal"])
 
 
 def main() -> None:
@@ -126,12 +188,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--logs", type=int, default=8)
     parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--answers", type=int, default=2000)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, EmbeddedValkey(Path(directory) / "valkey") as valkey:
-        for name in ("sizes", "kills"):
+        for name in ("sizes", "many", "kills"):
             (Path(directory) / name).mkdir()
         if asked.times:
             asyncio.run(sizes(valkey, Path(directory) / "sizes", asked.times))
+        if asked.answers:
+            asyncio.run(many(valkey, Path(directory) / "many", asked.answers))
         if asked.kills:
             began = time.monotonic()
             with ScriptedUpstream() as upstream:

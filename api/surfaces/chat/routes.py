@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from api.chunk_events import stored_stream
 from api.deps import CurrentCaller, CurrentServices, NewGeneration, Root, known_query
 from api.errors import problem_error
 from api.live import cursor
@@ -86,5 +87,5 @@ async def retrieve(
     if stream:
         events = chat.chat_events(ids=True, include_usage=summary.header["include_usage"])
         headers = stream_headers(generation_id, root)
-        return EventStream(services, summary.header, events, cursor=cursor.read(request), headers=headers)
+        return stored_stream(services, summary, events, cursor=cursor.read(request), headers=headers)
     return await completion(services, summary)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from api.chunk_events import stored_stream
 from api.deps import (
     REPLAYED,
     Body,
@@ -27,7 +28,6 @@ from api.deps import (
     read,
 )
 from api.live import cursor
-from api.live.event_stream import EventStream
 from api.paging import MOST_LOOKED_AT, After, Limit, first_matching, page
 from api.services import Services
 from api.states import states, stream_headers
@@ -207,9 +207,9 @@ async def watch(
     if "application/json" in accept and "text/event-stream" not in accept:
         return JSONResponse(await _state(services, summary, caller, root), headers=_VARY)
     share = caller.share
-    return EventStream(
+    return stored_stream(
         services,
-        summary.header,
+        summary,
         native_events(include_usage=summary.header["include_usage"])
         if share is None
         else shared_events(reasoning="reasoning" in share["include"]),

@@ -16,7 +16,6 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
-from time import monotonic
 from typing import Any
 
 from shared.config.settings import Settings
@@ -26,6 +25,7 @@ from shared.features.blobs import DUE_MS, GRACE_MS
 from shared.features.effect import Commands, Ended
 from shared.features.storage import Missing, Storage
 from shared.lib.clock import now_ms
+from shared.lib.tasks import work_off
 from shared.lib.telemetry import ARCHIVED, get_logger
 from shared.log.archive.form import ArchiveWriter, Name, Whole, pointer_in
 from shared.log.decoding import Archived
@@ -39,11 +39,11 @@ logger = get_logger(__name__)
 
 LEASE_MS = 120_000
 """Well within the grace: what a process may still put in a log's place is not removed meanwhile."""
+MARKED_MS = 7_200_000
+"""So long it stays marked as settled, and no longer: what is an object was."""
 _STORE_S = 60.0
 _AT_ONCE = 4
 _PAGE = 64
-_FOR_S = 2.0
-"""So long at a time: the reaper has more to do."""
 _POSTPONED_MS = 60_000
 _LATER_MS = 1000
 _LEFT_MS = 3_600_000
@@ -86,23 +86,25 @@ class Archiver:
         if not self._after_ms:
             await self._redis.zremrangebyscore(self._key.to_archive, "-inf", now_ms() - _LEFT_MS)
             return
-        until, turns, made = monotonic() + _FOR_S, asyncio.Semaphore(_AT_ONCE), 0
+        made = 0
 
-        async def one(generation_id: str) -> Result:
-            async with turns:
-                return await self.archive(generation_id) if monotonic() < until else Result.LATER
+        async def one(generation_id: str) -> bool:
+            nonlocal made
+            result = await self.archive(generation_id)
+            made += result is Result.MADE
+            return result is not Result.LATER
 
-        while monotonic() < until:
-            due = await self._redis.zrangebyscore(self._key.to_archive, "-inf", now_ms(), start=0, num=_PAGE)
-            found = await asyncio.gather(*(one(member.decode()) for member in due), return_exceptions=True)
-            for result in found:
-                if isinstance(result, BaseException):
-                    raise result
-            made += found.count(Result.MADE)
-            if found.count(Result.LATER) == len(found):
-                break
-        if made:
-            logger.info("logs archived", count=made)
+        async def due() -> list[bytes]:
+            found: list[bytes] = await self._redis.zrangebyscore(
+                self._key.to_archive, "-inf", now_ms(), start=0, num=_PAGE
+            )
+            return found
+
+        try:
+            await work_off(due, one, at_once=_AT_ONCE)
+        finally:
+            if made:
+                logger.info("logs archived", count=made)
 
     async def archive(self, generation_id: str) -> Result:
         """Makes an object of this log now, unless another process does or it is not to be."""
@@ -209,6 +211,10 @@ class Archiver:
             pipe.pexpire(key, _ms(left_s))
             pipe.zadd(self._archived(name), {object_name: now_ms() + _ms(left_s) + _LATER_MS})
             pipe.delete(mine)
+            if _ms(left_s) > MARKED_MS:
+                pipe.pexpire(self._key.settled(name.generation_id), MARKED_MS)
+                if self._key.cells.apart:
+                    pipe.control.pexpire(self._key.charged(name.generation_id), MARKED_MS)
             pipe.control.zrem(self._key.files_end, object_name)
             pipe.control.zrem(self._key.to_archive, name.generation_id)
 
@@ -218,14 +224,19 @@ class Archiver:
 
     async def release_ended(self) -> None:
         """For the reaper: removes the objects of logs that are gone."""
-        for cell in self._key.cells.all:
-            due = [b""] * _PAGE
-            while len(due) == _PAGE:
-                due = await self._redis.zrangebyscore(self._key.archived(cell), "-inf", now_ms(), start=0, num=_PAGE)
-                for member in due:
-                    await self._release(member.decode())
 
-    async def _release(self, text: str) -> None:
+        async def due() -> list[bytes]:
+            for cell in self._key.cells.all:
+                found: list[bytes] = await self._redis.zrangebyscore(
+                    self._key.archived(cell), "-inf", now_ms(), start=0, num=_PAGE
+                )
+                if found:
+                    return found
+            return []
+
+        await work_off(due, self._release, at_once=_AT_ONCE)
+
+    async def _release(self, text: str) -> bool:
         name = Name.parse(text)
         assert name is not None
         key = self._key.log(name.generation_id)
@@ -240,6 +251,7 @@ class Archiver:
 
         looks: list[Command] = [("TTL", key), ("XREVRANGE", key, "+", "-", "COUNT", 1)]
         await transact(self._redis, [key], looks, queue, control_first=True)
+        return True
 
     async def is_needed(self, text: str) -> bool:
         """Whether a log leads to this object. Asked before one is removed: where the control is apart, the list of what is to

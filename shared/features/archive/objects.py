@@ -1,9 +1,9 @@
 """Reads logs that are objects (`shared.log.archive`), from the file storage.
 
 Hidden here: that a small object is read in one go, of a large one its index and then what is wanted, in pieces of 4 MiB where
-that is all of it; and that the newest few stay at hand, for a reader who comes back for the next page. An object that is not
-there, or has one wrong byte in what is read, is Damaged: never a shorter answer. A storage that does not answer is
-FileStorageFailed, and nothing is known then.
+that is all of it; and that the newest few stay at hand, for a reader who comes back for the next page, with their events, for
+the next who asks for all of them. An object that is not there, or has one wrong byte in what is read, is Damaged: never a
+shorter answer. A storage that does not answer is FileStorageFailed, and nothing is known then.
 """
 
 from __future__ import annotations
@@ -17,23 +17,32 @@ from operator import attrgetter
 
 from shared.errors import Damaged
 from shared.features.storage import Missing, Storage
+from shared.lib.telemetry import OBJECT_BYTES
+from shared.log.archive.blocks import Events, events_of
 from shared.log.archive.form import Block, Index, Name, Pointer
 from shared.log.entry import Entry, Position
 
 _SMALL_BYTES = 1024 * 1024
 """An object up to this size is read at once, index and all."""
-_HELD_BYTES = 8 * 1024 * 1024
-"""Of objects and indexes that stay at hand."""
+_HELD_BYTES = 16 * 1024 * 1024
+"""Of objects, indexes and events that stay at hand."""
+_EVENTS_BYTES = 4 * 1024 * 1024
+"""Of one object: the events of a longer answer are made for each who asks."""
+
+_DECODED = 8
+"""Blocks whose entries stay at hand: each takes some 600 kB."""
 
 _position = attrgetter("position")
 
 
 class _Opened:
-    """An object whose index is known. `body` is all of it, where that is small; `decoded` the block that was read last."""
+    """An object whose index is known. `body` is all of it, where that is small; `events` are those of blocks, by block and
+    attempt, and whether with usage."""
 
     def __init__(self, index: Index, body: bytes | None, size: int) -> None:
         self.index, self.body, self.size = index, body, size
-        self.decoded: tuple[int, list[Entry]] | None = None
+        self.events: dict[tuple[int, int, bool], Events] = {}
+        self.events_bytes = 0
 
 
 class StoredObjects:
@@ -42,6 +51,8 @@ class StoredObjects:
     def __init__(self, storage: Callable[[], Storage]) -> None:
         self._storage = storage
         self._opened: OrderedDict[Name, _Opened] = OrderedDict()
+        self._decoded: OrderedDict[tuple[Name, int], list[Entry]] = OrderedDict()
+        self._opening: dict[Name, asyncio.Lock] = {}
         self._bytes = 0
 
     async def page(self, name: Name, pointer: Pointer, after: Position | None) -> list[Entry]:
@@ -49,11 +60,20 @@ class StoredObjects:
         blocks = opened.index.blocks
         with self._sound(name):
             for number in range(0 if after is None else opened.index.place(after), len(blocks)):
-                if opened.decoded is None or opened.decoded[0] != number:
-                    opened.decoded = number, blocks[number].decode(await self._block(name, opened, blocks[number]))
-                if found := _after(opened.decoded[1], after):
+                if found := _after(await self._decoded_block(name, opened, number), after):
                     return found
         return []
+
+    async def _decoded_block(self, name: Name, opened: _Opened, number: int) -> list[Entry]:
+        """As it is at hand: whoever reads page by page comes back for the rest of it."""
+        key = name, number
+        if (found := self._decoded.pop(key, None)) is None:
+            block = opened.index.blocks[number]
+            found = block.decode(await self._block(name, opened, block))
+        self._decoded[key] = found
+        while len(self._decoded) > _DECODED:
+            self._decoded.popitem(last=False)
+        return found
 
     async def pages(self, name: Name, pointer: Pointer, after: Position) -> AsyncIterator[list[Entry]]:
         opened = await self._open(name, pointer)
@@ -62,6 +82,35 @@ class StoredObjects:
                 if found := _after(block.decode(data), after):
                     yield found
                     await asyncio.sleep(0)  # what others wait for is not to wait for a long answer
+
+    async def events(self, name: Name, pointer: Pointer, after: Position, *, with_usage: bool) -> AsyncIterator[Events]:
+        opened = await self._open(name, pointer)
+        if opened.index.blobs:
+            return
+        with self._sound(name):
+            first = opened.index.place(after)
+            async for number, block, data in self._numbered(name, opened, first):
+                start = after if number == first else Position(after.epoch, 0)
+                if block.first.epoch > after.epoch:
+                    return
+                if (found := opened.events.get((number, after.epoch, with_usage))) is None or start.seq:
+                    found = events_of(block.parts(data), start, with_usage=with_usage)
+                    if not start.seq:
+                        self._hold(name, opened, (number, after.epoch, with_usage), found)
+                if found.last > start:
+                    yield found
+                    await asyncio.sleep(0)
+
+    def _hold(self, name: Name, opened: _Opened, key: tuple[int, int, bool], found: Events) -> None:
+        """Keeps events at hand, as long as they are not too many."""
+        size = len(found.frames)
+        if opened.body is None or opened.events_bytes + size > _EVENTS_BYTES or self._opened.get(name) is not opened:
+            return
+        opened.events[key] = found
+        opened.events_bytes += size
+        opened.size += size
+        self._bytes += size
+        self._make_room()
 
     @contextmanager
     def _sound(self, name: Name) -> Iterator[None]:
@@ -75,29 +124,50 @@ class StoredObjects:
     def _forget(self, name: Name) -> None:
         if (opened := self._opened.pop(name, None)) is not None:
             self._bytes -= opened.size
+            for number in range(len(opened.index.blocks)) if self._decoded else ():
+                self._decoded.pop((name, number), None)
 
     async def _open(self, name: Name, pointer: Pointer) -> _Opened:
-        if (opened := self._opened.get(name)) is not None:
+        """Once, however many came at the same moment."""
+        if (there := self._opened.get(name)) is not None:
             self._opened.move_to_end(name)
-            return opened
+            return there
+        lock = self._opening.setdefault(name, asyncio.Lock())
+        try:
+            async with lock:
+                if (opened := self._opened.get(name)) is None:
+                    opened = await self._read_index(name, pointer)
+                    self._forget(name)
+                    self._opened[name] = opened
+                    self._bytes += opened.size
+                    self._make_room()
+                return opened
+        finally:
+            if not lock.locked():
+                self._opening.pop(name, None)
+
+    def _make_room(self) -> None:
+        while self._bytes > _HELD_BYTES:
+            self._forget(next(iter(self._opened)))
+        OBJECT_BYTES.set(self._bytes)
+
+    async def _read_index(self, name: Name, pointer: Pointer) -> _Opened:
         if pointer.size <= _SMALL_BYTES:
             body = await self._read(name, 0, pointer.size)
             text = body[pointer.index_at : pointer.index_end]
-            opened = _Opened(Index.parse(text, pointer, name.generation_id), body, len(body))
-        else:
-            text = await self._read(name, pointer.index_at, pointer.index_end)
-            opened = _Opened(Index.parse(text, pointer, name.generation_id), None, len(text))
-        self._forget(name)  # another reader may have been as quick
-        self._opened[name] = opened
-        self._bytes += opened.size
-        while self._bytes > _HELD_BYTES:
-            self._forget(next(iter(self._opened)))
-        return opened
+            return _Opened(Index.parse(text, pointer, name.generation_id), body, len(body))
+        text = await self._read(name, pointer.index_at, pointer.index_end)
+        return _Opened(Index.parse(text, pointer, name.generation_id), None, len(text))
 
     async def _block(self, name: Name, opened: _Opened, block: Block) -> bytes:
         if opened.body is not None:
             return opened.body[block.start : block.start + block.size]
         return await self._read(name, block.start, block.start + block.size)
+
+    async def _numbered(self, name: Name, opened: _Opened, number: int) -> AsyncIterator[tuple[int, Block, bytes]]:
+        async for block, data in self._blocks(name, opened, number):
+            yield number, block, data
+            number += 1
 
     async def _blocks(self, name: Name, opened: _Opened, number: int) -> AsyncIterator[tuple[Block, bytes]]:
         """From this one on."""

@@ -1,9 +1,8 @@
 """An ended log as one object: its entries in order, compressed, with an index. PROTOCOL.md ("Archived logs") specifies it.
 
-Hidden here: how the object is laid out, how what was read of it is checked, and what of such a log stays in Redis. A *block* is
-some 64 KiB of entries, compressed together, and decodes without what stands before it. Its entries are written as Redis
-answers an XRANGE, so a client's own parser reads them. The index has each block's digest, and what stays in Redis has the
-index's: no byte of an object is shown that is not the one that was stored.
+Hidden here: how the object is laid out, how what was read of it is checked, and what of such a log stays in Redis. A *block*
+(blocks.py) is about 256 KiB of entries, compressed together, and decodes without what stands before it. The index has each
+block's digest, and what stays in Redis has the index's: no byte of an object is shown that is not the one that was stored.
 
 Pure: bytes in, bytes out. Where objects are kept, and for how long, is `shared.features.archive`.
 """
@@ -12,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import chain
@@ -20,19 +19,21 @@ from typing import Any, NamedTuple
 
 from shared.errors import Damaged
 from shared.lib import json
+from shared.log.archive.blocks import BlockWriter, Part, entries_of, parts_of
+from shared.log.archive.kept import short_attempt, short_header, short_outcome
 from shared.log.blobs import BLOBS
 from shared.log.decoding import ARCHIVED, Raw, by_name, decode
-from shared.log.entry import AT, BEGIN, HEADER, NOTE, SEAL, Entry, Kind, Position
-from shared.log.envelope import MARK, PIECE, WHOLE, Envelopes
-from shared.store.commands import unpack
+from shared.log.entry import AT, BEGIN, HEADER, NOTE, SEAL, Entry, Position
+from shared.log.envelope import PIECE, Envelopes
+from shared.log.records import Outcome
 
 FOLDER = "logs"
 _NAME = re.compile(r"logs/of-(?P<tenant>[A-Za-z0-9_.-]{1,64})/(?P<id>chatcmpl-[0-9a-f]{32})\.(?P<copy>[0-9a-f]{8})")
-_BLOCK_BYTES = 64 * 1024
-_LEVEL = 6
+_BLOCK_BYTES = 256 * 1024
+VERSION = 2
 _MAGIC = b"SPLOG\x00\x00\x01"
 _TRAILER_BYTES = 8 + len(_MAGIC)
-_ELSEWHERE = json.dumps({"at": [], "rest": [1, "archived.00000000"]})
+_ELSEWHERE = json.dumps({"at": [], "rest": [1, "-.0"]})
 """Beside the request's body: older versions look for it in the storage, and say that it is not there."""
 
 
@@ -61,15 +62,19 @@ class Pointer(NamedTuple):
     index_at: int
     """Where its index begins, which ends before the trailer."""
     digest: str
-    """SHA-256 of the index, in hexadecimal."""
+    """The first 16 bytes of the SHA-256 of the index, in hexadecimal; all of them in pointers of the first version."""
 
     def to_bytes(self) -> bytes:
-        return json.dumps({"copy": self.copy, "size": self.size, "index": [self.index_at, self.digest]})
+        digest = urlsafe_b64encode(bytes.fromhex(self.digest)).rstrip(b"=")
+        return b"%b %d %d %b" % (self.copy.encode(), self.size, self.index_at, digest)
 
     @classmethod
     def parse(cls, text: bytes) -> Pointer:
-        found = json.loads(text)
-        return cls(found["copy"], found["size"], *found["index"])
+        if text.startswith(b"{"):  # as it was written at first
+            found = json.loads(text)
+            return cls(found["copy"], found["size"], *found["index"])
+        copy, size, index_at, digest = text.split(b" ")
+        return cls(copy.decode(), int(size), int(index_at), urlsafe_b64decode(digest + b"==").hex())
 
     @property
     def index_end(self) -> int:
@@ -84,32 +89,39 @@ class Block(NamedTuple):
     size: int
     entries: int
     digest: str
+    version: int = VERSION
 
-    def decode(self, data: bytes | memoryview) -> list[Entry]:
-        """Its entries, chunks whole. Raises Damaged where the bytes are not those that were stored."""
+    def parts(self, data: bytes | memoryview) -> list[Part]:
+        """What stands there. Raises Damaged where the bytes are not those that were stored."""
         if len(data) != self.size or hashlib.sha256(data).hexdigest() != self.digest:
             raise Damaged(f"the block from {self.first} on is not what was stored")
-        before = Position(self.first.epoch, self.first.seq - 1) if self.first.seq else BEGIN
-        return decode(unpack(zlib.decompress(data)), before, Envelopes())
+        return parts_of(data, self.version, self.first)
+
+    def decode(self, data: bytes | memoryview) -> list[Entry]:
+        """Its entries, chunks whole. Raises Damaged as `parts`."""
+        return entries_of(self.parts(data))
 
 
 class Index:
     """The blocks of one object, in order."""
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        self.blocks = blocks
+    def __init__(self, blocks: Sequence[Block], *, blobs: bool) -> None:
+        """`blobs`: chunks lack what stands in blobs."""
+        self.blocks, self.blobs = blocks, blobs
 
     def to_bytes(self, generation_id: str) -> bytes:
-        rows = [[str(one.first), *one[1:]] for one in self.blocks]
-        return json.dumps({"v": 1, "id": generation_id, "blocks": rows})
+        rows = [[str(one.first), *one[1:5]] for one in self.blocks]
+        return json.dumps({"v": VERSION, "id": generation_id, "blobs": self.blobs, "blocks": rows})
 
     @classmethod
     def parse(cls, text: bytes, pointer: Pointer, generation_id: str) -> Index:
         """Raises Damaged where it is not the one that was stored."""
-        if hashlib.sha256(text).hexdigest() != pointer.digest:
+        if not pointer.digest or not hashlib.sha256(text).hexdigest().startswith(pointer.digest):
             raise Damaged(f"the index of {generation_id} is not what was stored")
         found = json.loads(text)
-        return cls([Block(Position.parse(first), *row) for first, *row in found["blocks"]])
+        version = found["v"]
+        blocks = [Block(Position.parse(first), *row)._replace(version=version) for first, *row in found["blocks"]]
+        return cls(blocks, blobs=found.get("blobs", True))
 
     def place(self, after: Position) -> int:
         """The number of the block in which the entry after this position is, or of that before it. 0 is the request's."""
@@ -118,14 +130,18 @@ class Index:
         return max(0, bisect_right(self.blocks, after, key=lambda block: block.first) - 1)
 
 
+Kept = tuple[bytes, list[bytes]]
+"""An entry that stays in Redis: its id, and its fields in a row."""
+
+
 class Whole(NamedTuple):
-    """An object that is to be stored, and what is to stay of the log in Redis: `kept` are entries, their fields in a row.
+    """An object that is to be stored, and what is to stay of the log in Redis.
 
     `entries` and `seal` tell whether the log is still the one that was read.
     """
 
     data: bytes
-    kept: list[tuple[bytes, list[bytes]]]
+    kept: list[Kept]
     entries: int
     seal: bytes
     """The outcome as it stands there."""
@@ -139,13 +155,10 @@ class ArchiveWriter:
         self._after, self._shapes = Position(0, 0), Envelopes()
         self._done: list[bytes] = []
         self._blocks: list[Block] = []
-        self._open: list[bytes] = []
-        """The entries of the block that is being filled, as they will stand there."""
-        self._first = HEADER
-        self._is_shaped = False
-        """Whether a piece can follow in this block: a chunk in it has brought the envelope."""
-        self._size = self._start = 0
-        self._kept: list[tuple[bytes, list[bytes]]] = []
+        self._open = BlockWriter()
+        self._start = 0
+        self._has_blobs = False
+        self._kept: list[Kept] = []
         self._entries = 0
         self.bytes = 0
         """Of all fields so far: about what Redis has of them."""
@@ -160,16 +173,10 @@ class ArchiveWriter:
             if entry.position == HEADER:
                 self.tenant = json.loads(entry.data)["owner"]
             self._keep(entry_id, fields, entry)
-            if entry.position > BEGIN and (self._size >= _BLOCK_BYTES or self._first == HEADER):
+            if entry.position > BEGIN and (self._open.size >= _BLOCK_BYTES or self._open.first == HEADER):
                 self._close()
-            if not self._open:
-                self._first, self._is_shaped = entry.position, False
-            if fields[0] == PIECE and not self._is_shaped:
-                fields = self._whole(entry)
-            self._is_shaped = self._is_shaped or (entry.kind is Kind.CHUNK and MARK in fields[2::2])
-            packed = _packed(entry_id, fields)
-            self._open.append(packed)
-            self._size += len(packed)
+            self._open.add(entry_id, fields, entry, self._shapes.at(entry.position))
+            self._has_blobs = self._has_blobs or (entry.blobs is not None and entry.position > BEGIN)
             self.bytes += sum(map(len, fields))
             self._after = self.position = entry.position
             self._entries += 1
@@ -178,28 +185,23 @@ class ArchiveWriter:
         """The object, and what stays. The log must have ended."""
         assert self.position == SEAL
         self._close()
-        index = Index(self._blocks).to_bytes(self._id)
+        index = Index(self._blocks, blobs=self._has_blobs).to_bytes(self._id)
         data = b"".join((*self._done, index, self._start.to_bytes(8, "big"), _MAGIC))
-        pointer = Pointer(copy, len(data), self._start, hashlib.sha256(index).hexdigest())
+        pointer = Pointer(copy, len(data), self._start, hashlib.sha256(index).hexdigest()[:32])
         *kept, (seal, fields) = self._kept
-        return Whole(data, [*kept, (seal, [*fields[:2], ARCHIVED, pointer.to_bytes()])], self._entries, fields[1])
-
-    def _whole(self, entry: Entry) -> list[bytes]:
-        """A piece as the chunk that it is, with the mark that is in force after it."""
-        shape = self._shapes.at(entry.position)
-        assert shape is not None
-        return [WHOLE, entry.data, MARK, b"%d-%d" % (len(shape.prefix), len(shape.suffix))]
+        kept = _without_doubles(kept, json.loads(fields[1]))
+        end = [fields[0], short_outcome(fields[1]), ARCHIVED, pointer.to_bytes()]
+        return Whole(data, [*kept, (seal, end)], self._entries, fields[1])
 
     def _close(self) -> None:
-        if not self._open:
+        first, count = self._open.first, self._open.entries
+        if first is None:
             return
-        data = zlib.compress(b"*%d\r\n" % len(self._open) + b"".join(self._open), _LEVEL)
-        self._blocks.append(
-            Block(self._first, self._start, len(data), len(self._open), hashlib.sha256(data).hexdigest())
-        )
+        data = self._open.finish()
+        self._blocks.append(Block(first, self._start, len(data), count, hashlib.sha256(data).hexdigest()))
         self._done.append(data)
         self._start += len(data)
-        self._open, self._size = [], 0
+        self._open = BlockWriter()
 
     def _keep(self, entry_id: bytes, fields: list[bytes], entry: Entry) -> None:
         """Takes note of what stays: what tells of an attempt, and where the last one got to."""
@@ -212,15 +214,28 @@ class ArchiveWriter:
             last = self._after
             if last.seq > 1 and last.epoch == epoch:
                 self._kept.pop()
+        elif entry.position == HEADER:
+            fields = [fields[0], short_header(fields[1])]
         else:
             fields = fields[:2]
         self._kept.append((entry_id, fields))
 
 
-def _packed(entry_id: bytes, fields: Sequence[bytes]) -> bytes:
-    """An entry as Redis tells it in answer to XRANGE."""
-    head = b"*2\r\n$%d\r\n%b\r\n*%d\r\n" % (len(entry_id), entry_id, len(fields))
-    return head + b"".join([b"$%d\r\n%b\r\n" % (len(field), field) for field in fields])
+def _without_doubles(kept: list[Kept], outcome: Outcome) -> list[Kept]:
+    """What stays, but for what the outcome says as well: who spoke in the only attempt, and when."""
+    attempts = [at for at, (_, fields) in enumerate(kept) if fields[0] == b"a"]
+    if len(attempts) != 1 or len(kept) == attempts[0] + 1:
+        return kept
+    name, (kind, data) = kept[attempts[0]]
+    kept[attempts[0]] = name, [kind, short_attempt(data, int(name.partition(b"-")[0])), ARCHIVED, b""]
+    if len(kept) == attempts[0] + 3:  # its first chunk, and another as its last
+        beside = by_name(kept[-2][1])
+        note, said_ms = beside.get(NOTE), beside.get(AT)
+        told = {} if note is None else {"served": json.loads(note)}
+        told |= {} if said_ms is None else {"spoke_at_ms": int(said_ms)}
+        if told == {name: outcome[name] for name in ("served", "spoke_at_ms") if name in outcome}:
+            del kept[-2]
+    return kept
 
 
 def pointer_in(raw: Any) -> Pointer | None:

@@ -13,9 +13,11 @@ from typing import Protocol
 
 from shared.errors import Damaged, FileStorageFailed, Gone, RequestLost
 from shared.lib import json
+from shared.log.archive.blocks import Events
 from shared.log.archive.form import Name, Pointer, pointer_in
 from shared.log.decoding import decode
 from shared.log.entry import HEADER, Entry, Position
+from shared.log.records import Summary
 from shared.store.redis import ArqRedis
 
 _AWAY_S = 0.5
@@ -31,6 +33,10 @@ class Objects(Protocol):
     def pages(self, name: Name, pointer: Pointer, after: Position) -> AsyncIterator[list[Entry]]:
         """All of them."""
 
+    def events(self, name: Name, pointer: Pointer, after: Position, *, with_usage: bool) -> AsyncIterator[Events]:
+        """The chunks after a position, which is of the attempt that is wanted, as events, about 256 KiB at a time; none where
+        something was taken out of chunks."""
+
 
 class ArchivedLogs:
     """Those of one Redis."""
@@ -39,6 +45,9 @@ class ArchivedLogs:
         self._redis, self._key = redis, redis.key
         self.objects: Objects | None = None
         """Whoever puts the features together sets it."""
+
+    async def is_archived(self, generation_id: str) -> bool:
+        return pointer_in(await self._redis.xrevrange(self._key.log(generation_id), count=1)) is not None
 
     async def archived_news(self, generation_id: str, after: Position) -> list[Entry] | Damaged | None:
         """For a reader that was away for so long that the log it followed has become an object: what comes next, or what is
@@ -52,6 +61,21 @@ class ArchivedLogs:
         except FileStorageFailed:
             await asyncio.sleep(_AWAY_S)
             return None
+
+    async def events(self, summary: Summary, after: Position) -> AsyncIterator[Events]:
+        """The chunks of an archived log after a position of the attempt that is wanted, as events that nobody has looked at one
+        by one; see `Objects.events`. Raises Gone, Damaged, FileStorageFailed."""
+        assert summary.archived is not None
+        pointer, header = Pointer.parse(summary.archived), summary.header
+        if self.objects is None:
+            raise FileStorageFailed
+        name = Name(header["owner"], header["id"], pointer.copy)
+        try:
+            async for some in self.objects.events(name, pointer, after, with_usage=header["include_usage"]):
+                yield some
+        except Damaged:
+            await self._object(header["id"])  # or it was deleted, or has expired, meanwhile
+            raise
 
     async def _whole_object(self, generation_id: str) -> list[Entry]:
         try:

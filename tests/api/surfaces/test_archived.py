@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
@@ -16,25 +17,39 @@ from tests.harness.upstream import ScriptedUpstream
 from tests.support.wire import Client, ask, end_error, frames, position, refused
 
 FAULT = """
-import os
+import os, sys
 from shared.errors import FileStorageFailed
+from shared.features.archive import objects
 from shared.features.storage import Storage
 from shared.generations import reaper
 
 reaper.TICK_S = 0.2
+if "api" in sys.orig_argv:
+    from api import chunk_events
+    chunk_events._PATIENCE_S = 3
+if os.environ.get("SMALL_BYTES"):
+    objects._SMALL_BYTES = int(os.environ["SMALL_BYTES"])
 read = Storage.read
 
 async def away(self, *arguments, **named):
     if os.path.exists("away"):
         raise FileStorageFailed
     async for piece in read(self, *arguments, **named):
+        if os.path.exists("midway") and "piece" not in named:
+            yield piece[: len(piece) // 2]
+            raise FileStorageFailed
         yield piece
 
 Storage.read = away
 """
-"""The reaper looks often, and the storage does not answer while there is a file of that name."""
+"""The reaper looks often, and the storage does not answer while there is a file of that name, or not to the end of what is read
+block by block."""
 APIS = ["api-2", "api-3"]
 """`api` has what it showed at hand; these have never shown it."""
+
+
+BY_BLOCKS = "api-4"
+"""To which even small objects are large ones."""
 
 
 class Place(Stack):
@@ -64,7 +79,8 @@ def place(
         store.flushdb()
         with Place(url, upstream.base_url, directory, fault=FAULT, processes=processes, **settings) as running:
             running.store = store
-            wait_until(lambda: all(map(running.answers, APIS)))
+            running.start(BY_BLOCKS, SMALL_BYTES="0")
+            wait_until(lambda: all(map(running.answers, [*APIS, BY_BLOCKS])), 60)
             yield running
         store.flushdb()
 
@@ -100,7 +116,56 @@ def test_every_view_is_the_same(place: Place, client: Client, elsewhere: Client)
     for one in (elsewhere, client):
         assert [one.get(path).content for path in paths] == [response.content for response in before]
         assert state(one, name) == told
+        for path, response in zip(paths, before, strict=True):
+            assert one.get(path).headers.get("x-served-by") == response.headers.get("x-served-by"), path
     assert len(frames(before[0].content)) > 60
+    assert before[0].headers["x-served-by"]
+
+
+@pytest.mark.parametrize("fields", [{"stream_options": {"include_usage": True}}, {"max_tokens_per_s": 9000}])
+def test_every_kind_of_stream_is_the_same(
+    place: Place, client: Client, elsewhere: Client, fields: dict[str, Any]
+) -> None:
+    name = asked(client, **fields)
+    paths = [f"/v1/streams/{name}", f"/v1/chat/completions/{name}?stream=true", f"/v1/chat/completions/{name}"]
+    before = [client.get(path).content for path in paths]
+    assert before[0].count(b"data: ") > 60
+    place.archived(name)
+    for api in (*APIS, BY_BLOCKS):
+        with Client(place.at(api)) as one:
+            assert [one.get(path).content for path in paths] == before
+            assert [one.get(path).content for path in paths] == before  # from what it has at hand
+            assert not one.http.head(paths[0]).content
+
+
+def test_an_answer_of_many_blocks(place: Place, client: Client) -> None:
+    """While the storage fails in the middle, a viewer waits; if it goes on failing, the viewer is told, and comes again."""
+    name = str(client.stream("fake/lorem?tokens=6000").headers["x-stream-id"])
+    before = client.whole(name)
+    place.archived(name)
+    flag = place._directory / "midway"
+    with Client(place.at(BY_BLOCKS)) as one:
+        assert one.whole(name) == before
+        flag.touch()
+        try:
+            with one.watching(name) as viewer:
+                viewer.take(1000)
+                flag.unlink()
+                viewer.rest()
+            assert viewer.body == before
+            flag.touch()
+            with one.watching(name) as viewer, pytest.raises(httpx.RemoteProtocolError):
+                viewer.rest()
+        finally:
+            flag.unlink(missing_ok=True)
+        *said, end = frames(viewer.body)
+        error = json.loads(end.partition(b"data: ")[2])["error"]
+        assert error["code"] == "storage_unavailable"
+        assert "Try again" in error["message"]
+        assert b"[DONE]" not in viewer.body
+        assert 1000 < len(said) < 6000
+        rest = one.whole(name, headers={"last-event-id": position(said[-1])})
+        assert [*said, *frames(rest)] == frames(before)
 
 
 def test_a_viewer_goes_on_from_anywhere(place: Place, client: Client, elsewhere: Client) -> None:

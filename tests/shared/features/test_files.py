@@ -260,6 +260,18 @@ async def test_what_a_killed_server_left_is_removed_later(
         await lost.__aexit__(ZeroDivisionError, ZeroDivisionError(), None)
 
 
+async def test_many_go_in_one_turn(
+    files: Files, redis: ArqRedis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.features.files._PAGE", 4)
+    made = [await upload(files) for _ in range(25)]
+    kept = made.pop()
+    await redis.zadd(keys.files_end, dict.fromkeys(made, 1))
+    await files.remove_expired()
+    assert left(settings) == {kept}
+    assert await redis.zrange(keys.files_end, 0, -1) == [kept.encode()]
+
+
 async def test_an_expired_file_is_gone_and_then_its_content(
     files: Files, redis: ArqRedis, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,19 @@ async def test_what_killed_uploads_left_is_removed_with_the_rest(storage: Storag
         await all_of(storage, "parts/b/1-1-0")
 
 
+async def test_what_killed_uploads_of_one_object_left_is_removed_with_it(storage: Storage, tmp_path: Path) -> None:
+    """In a folder of any size: nothing is looked for."""
+    await storage.put("logs/one.0a", b"x")
+    await storage.put("logs/one.0a.b", b"y")
+    if (tmp_path / "logs").is_dir():
+        for number in (1, 2, 4):
+            (tmp_path / f"logs/one.0a#{number}").write_bytes(b"half")
+    await storage.delete("logs/one.0a")
+    assert await all_of(storage, "logs/one.0a.b") == b"y"
+    if (tmp_path / "logs").is_dir():
+        assert [path.name for path in (tmp_path / "logs").iterdir()] == ["one.0a.b"]
+
+
 # ---- which failure is which
 
 

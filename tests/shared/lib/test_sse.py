@@ -207,3 +207,10 @@ def test_frames_as_bytes() -> None:
     assert sse.frame(b"{}", event=b"error", retry_ms=2000) == b"event: error\nretry: 2000\ndata: {}\n\n"
     assert decode(sse.frame(b"{}", retry_ms=2000)) == [Event(b"{}")]
     assert decode(sse.KEEPALIVE + sse.data_frame(b"{}") + sse.KEEPALIVE) == [Event(b"{}")]
+
+
+@given(st.lists(st.binary(max_size=5).filter(sse.is_one_line), min_size=1, max_size=20), st.integers(0, 2**53))
+def test_many_frames_at_once_are_those_of_each(pieces: list[bytes], first: int) -> None:
+    begin, end = b'{"a":"', b'"}'
+    expected = [sse.numbered_frame(begin + piece + end, (3, first + at)) for at, piece in enumerate(pieces)]
+    assert sse.numbered_frames(b"\n".join(pieces), (begin, end), (3, first)) == b"".join(expected)

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from shared.lib.tasks import BatchedLookup, FairTurns, MovingTimeout, cancel
+from shared.lib import tasks
+from shared.lib.tasks import BatchedLookup, FairTurns, MovingTimeout, cancel, work_off
 
 
 async def test_a_task_that_loses_cancellations_is_ended_all_the_same() -> None:
@@ -144,3 +145,75 @@ async def test_so_many_go_in_each_round_in_their_order() -> None:
     at = [round_ for _, round_ in seen]
     assert max(at.count(round_) for round_ in at) == 2
     await asyncio.gather(*(rounds.turn() for _ in range(5)))
+
+
+class Due:
+    """A list of what is due."""
+
+    def __init__(self, members: int) -> None:
+        self.left = [b"%d" % number for number in range(members)]
+        self.asked = self.running = self.most = 0
+
+    async def page(self) -> list[bytes]:
+        self.asked += 1
+        return self.left[:10]
+
+    async def do(self, member: str) -> bool:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0)
+        self.running -= 1
+        self.left.remove(member.encode())
+        return True
+
+
+async def test_all_that_is_due_is_worked_off_page_by_page() -> None:
+    due, turns = Due(95), 0
+
+    async def others() -> None:
+        nonlocal turns
+        while due.left:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(others())
+    assert await work_off(due.page, due.do, at_once=3) == 95
+    await beside
+    assert (due.left, due.most, due.asked) == ([], 3, 11)
+    assert turns > 30, "the loop is left to others"
+
+
+async def test_what_cannot_be_done_now_is_left() -> None:
+    due = Due(30)
+
+    async def not_now(member: str) -> bool:
+        return False
+
+    assert await work_off(due.page, not_now, at_once=3) == 0
+    assert due.asked == 1
+
+
+async def test_no_more_is_begun_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    due, clock = Due(100), iter(range(10_000))
+    monkeypatch.setattr(tasks, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(tasks, "WORKED_S", 25)
+    assert 0 < await work_off(due.page, due.do, at_once=3) < 30
+    assert len(due.left) > 70
+    assert not due.running
+
+
+async def test_an_error_is_told_once_all_that_was_begun_has_ended() -> None:
+    due, began, ended = Due(10), 0, 0
+
+    async def fails(member: str) -> bool:
+        nonlocal began, ended
+        began += 1
+        if member == "0":
+            raise OSError("away")
+        await asyncio.sleep(0)
+        ended += 1
+        return True
+
+    with pytest.raises(OSError, match="away"):
+        await work_off(due.page, fails, at_once=4)
+    assert (began, ended) == (10, 9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import zlib
@@ -15,12 +16,15 @@ from hypothesis import strategies as st
 
 from shared.errors import Damaged
 from shared.log.archive import form as archive
+from shared.log.archive.blocks import Run, events_of
+from shared.log.archive.blocks import entries_of as entries_of_parts
 from shared.log.archive.form import ArchiveWriter, Block, Index, Name, Pointer, Whole, pointer_in
+from shared.log.archive.kept import whole_header
 from shared.log.blobs import BLOBS
 from shared.log.decoding import ARCHIVED, Archived, by_name, decode, summarize
 from shared.log.entry import BEGIN, HEADER, SEAL, Entry, Kind, Position
 from shared.log.envelope import MARK, PIECE, EnvelopeEncoder, Envelopes
-from shared.store.commands import unpack
+from shared.store.commands import pack
 
 ID = "chatcmpl-d87108d7d9234b39a276f101d277d26a"
 COPY = "5e1f3c0a"
@@ -122,21 +126,84 @@ def test_a_position_that_is_not_there_leads_to_what_follows_it() -> None:
     assert index.place(SEAL) == len(index.blocks) - 1
 
 
-def test_every_block_can_be_read_alone() -> None:
-    """Its first piece is a whole chunk with the mark that is in force."""
-    whole = archived(written([[{"content": f"w{number}"} for number in range(500)]]), block=1000)
+def test_chunks_stand_side_by_side_with_their_envelope_once() -> None:
+    """And every block can be read alone."""
+    whole = archived(written([[{"content": f"w{number}"} for number in range(500)]]), block=9000)
     _, index = opened(whole)
-    pieces = 0
+    runs = 0
     for block in index.blocks[1:]:
-        stored = unpack(zlib.decompress(whole.data[block.start : block.start + block.size]))
-        names = [by_name(fields) for _, fields in stored]
-        first = next((fields for fields in names if b"c" in fields or b"d" in fields), None)
-        if block.first > Position(1, 3) and first is not None:
-            assert MARK in first
-            assert b"c" in first
-        pieces += sum(b"d" in fields for fields in names)
-    assert len(index.blocks) > 10
-    assert pieces > 400
+        parts = block.parts(whole.data[block.start : block.start + block.size])
+        assert block.first == entries_of_parts(parts)[0].position
+        for run in (part for part in parts if isinstance(part, Run)):
+            runs += run.pieces.count(b"\n") + 1
+            assert run.envelope.prefix.startswith(b'{"id": "chatcmpl-')
+            assert b"chatcmpl" not in run.pieces
+    assert len(index.blocks) > 5
+    assert runs > 490
+
+
+@settings(max_examples=150, deadline=None)
+@given(ATTEMPTS, st.integers(1, 3000), st.booleans(), st.booleans(), st.data())
+def test_events_are_those_of_each_chunk(attempts: Any, block: int, usage: bool, shown: bool, data: Any) -> None:
+    """From wherever a viewer goes on, and with the usage chunk or without."""
+    raw = written(attempts, usage=usage)
+    whole = archived(raw, block=block)
+    _, index = opened(whole)
+    epoch = max(1, len(attempts))
+    chunks = [one for one in entries_of(raw) if one.position.epoch == epoch and one.kind in (Kind.CHUNK, Kind.USAGE)]
+    after = Position(epoch, data.draw(st.integers(0, len(chunks))))
+    expected = [
+        b"id: %d-%d\ndata: %b\n\n" % (*one.position, one.data)
+        for one in chunks
+        if one.position > after and (one.kind is Kind.CHUNK or shown)
+    ]
+    found, count, last = b"", 0, after
+    for one in index.blocks[index.place(after) :]:
+        made = events_of(one.parts(whole.data[one.start : one.start + one.size]), after, with_usage=shown)
+        found, count = found + made.frames, count + made.chunks
+        last = max(last, made.last)
+    assert found == b"".join(expected)
+    assert count == len(chunks) - after.seq
+    assert last == Position(epoch, len(chunks))
+
+
+@pytest.mark.parametrize("text", ["a\\rb", "a\\u0000b", "a b", "\u2028"])
+def test_pieces_are_one_line_each(text: str) -> None:
+    """What would not be, or could not be the data of an event, stands by itself, as it is."""
+    raw = written([[{"content": f"w{number}"} for number in range(9)]])
+    for odd in (b'{"a":\n1}', b'{"a":\r1}', b'{"a":"\0"}', b'{"a":"%b"}' % text.encode()):
+        raw[6] = (b"1-4", [b"c", odd])
+        assert read(archived(raw)) == entries_of(raw)
+
+
+def first_version(raw: Raw) -> tuple[bytes, bytes]:
+    """An object as it was written at first, and the pointer to it: entries as Redis told them, pieces among them."""
+
+    def packed(entry_id: bytes, fields: list[bytes]) -> bytes:
+        return b"*2\r\n$%d\r\n%b\r\n%b" % (len(entry_id), entry_id, pack(*fields))
+
+    data, rows = b"", []
+    for some in (raw[:2], raw[2:]):
+        block = zlib.compress(b"*%d\r\n" % len(some) + b"".join(packed(*one) for one in some))
+        digest = hashlib.sha256(block).hexdigest()
+        rows.append([some[0][0].decode(), len(data), len(block), len(some), digest])
+        data += block
+    index = json.dumps({"v": 1, "id": ID, "blocks": rows}, separators=(",", ":")).encode()
+    whole = data + index + len(data).to_bytes(8, "big") + b"SPLOG\x00\x00\x01"
+    told = {"copy": COPY, "size": len(whole), "index": [len(data), hashlib.sha256(index).hexdigest()]}
+    return whole, json.dumps(told).encode()
+
+
+@settings(max_examples=60, deadline=None)
+@given(ATTEMPTS)
+def test_an_object_of_the_first_version_is_read(attempts: Any) -> None:
+    raw = written(attempts)
+    data, text = first_version(raw)
+    pointer = Pointer.parse(text)
+    index = Index.parse(data[pointer.index_at : pointer.index_end], pointer, ID)
+    blocks = [block.decode(data[block.start : block.start + block.size]) for block in index.blocks]
+    assert [entry for block in blocks for entry in block] == entries_of(raw)
+    assert index.blobs  # as far as is known: its chunks are looked at one by one
 
 
 def wrong(data: bytes, at: int) -> bytes:
@@ -170,7 +237,7 @@ def test_an_object_tells_what_it_is_without_redis() -> None:
     end = whole.data[-16:]
     assert end[8:] == b"SPLOG\x00\x00\x01"
     found = json.loads(whole.data[int.from_bytes(end[:8], "big") : -16])
-    assert (found["v"], found["id"], found["blocks"][0][0]) == (1, ID, "0-1")
+    assert (found["v"], found["id"], found["blobs"], found["blocks"][0][0]) == (2, ID, False, "0-1")
 
 
 # ---- what stays in Redis
@@ -184,13 +251,48 @@ def test_what_stays_tells_the_same_of_the_log(attempts: Any) -> None:
 
     def told(one: Raw) -> Any:
         after = [entry for entry in one if entry[0] not in (b"0-1", b"0-2")]
-        return summarize(one[:1], after[:2], one[-2:][::-1], None)
+        found = summarize(one[:1], after[:2], one[-2:][::-1], None)
+        assert found is not None
+        tokens = [{**attempt, "token": ""} for attempt in found.attempts]
+        return whole_header({**found.header}), tokens, found.position, found.outcome
 
     assert told(kept) == told(raw)
     assert len(kept) <= 3 + 3 * len(attempts)
     for epoch in range(1, len(attempts) + 1):
         begun = [[entry for entry in one if entry[0].startswith(b"%d-" % epoch)][:2] for one in (raw, kept)]
         assert [[entry.note for entry in decode(one)] for one in begun][0] == [entry.note for entry in decode(begun[1])]
+
+
+def test_no_word_stays_twice() -> None:
+    """What the outcome says of the only attempt, what is as usual, and what was done with at the settlement."""
+    raw = written([[{"content": f"w{number}"} for number in range(9)]])
+    header = {"v": 3, "id": ID, "owner": "ann", "created_at_ms": 1, "surface": "chat", "server": "5c1f", "store": True}
+    raw[0] = (b"0-1", [b"r", json.dumps({**header, "webhook": None, "limited": {"scopes": []}}).encode()])
+    raw[2] = (b"1-0", [b"a", b'{"worker":"w","token":"t","reason":"queued","number":1}'])
+    outcome: dict[str, Any] = {"status": "completed", "served": {"model": "a/b"}, "spoke_at_ms": 7}
+    outcome["cost"] = {"picodollars": 9, "source": "settings", "version": "5d41402abc4b", "price": {"input": "2.5"}}
+    raw[-1] = (raw[-1][0], [b"o", json.dumps(outcome).encode()])
+    kept = archived(raw).kept
+    assert [entry_id for entry_id, _ in kept] == [b"0-1", b"0-2", b"1-0", b"1-10", b"%d-%d" % SEAL]
+    assert json.loads(kept[0][1][1]) == {"v": 3, "id": ID, "owner": "ann", "created_at_ms": 1, "store": True}
+    assert json.loads(kept[2][1][1]) == {"worker": "w"}
+    assert json.loads(kept[-1][1][1])["cost"] == {"picodollars": 9, "source": "settings"}
+    assert read(archived(raw)) == entries_of(raw)
+    found = summarize(kept[:1], kept[2:4], kept[:-3:-1], None)
+    assert found is not None
+    assert (found.attempts[0]["served"], found.attempts[0]["spoke_at_ms"]) == ({"model": "a/b"}, 7)
+    assert (found.header["surface"], found.header["limited"], found.header["store"]) == ("chat", None, True)
+    outcome["spoke_at_ms"] = 8  # of another attempt, say
+    raw[-1] = (raw[-1][0], [b"o", json.dumps(outcome).encode()])
+    assert by_name(archived(raw).kept[3][1])[b"at"] == b"7"
+
+
+def test_pointers() -> None:
+    pointer = Pointer(COPY, 28123, 27800, "f0" * 16)
+    assert Pointer.parse(pointer.to_bytes()) == pointer
+    assert len(pointer.to_bytes()) < 50
+    first = json.dumps({"copy": COPY, "size": 28123, "index": [27800, "f0" * 32]}).encode()
+    assert Pointer.parse(first) == pointer._replace(digest="f0" * 32)
 
 
 @settings(max_examples=60, deadline=None)
@@ -203,11 +305,11 @@ def test_what_stays_is_no_answer_to_anyone(attempts: Any) -> None:
     shown = [entry for entry in entries_of(raw) if entry.position > BEGIN]
     for before, entry in pairwise([Entry(BEGIN, Kind.BODY, b""), *shown]):
         rest = [one for one in kept if _position(one) > before.position]
-        if entry.position == SEAL or all(one.kind in (Kind.ATTEMPT, Kind.OUTCOME) for one in shown if one >= entry):
-            assert decode(rest, before.position, Envelopes())[-1].kind is Kind.OUTCOME  # nothing of it is missing
-            continue
         with pytest.raises(Archived):
             decode(rest, before.position, Envelopes())
+        if entry.position == SEAL or all(one.kind in (Kind.ATTEMPT, Kind.OUTCOME) for one in shown if one >= entry):
+            assert decode(rest, before.position)[-1].kind is Kind.OUTCOME  # nothing of it is missing
+            continue
         with pytest.raises(Damaged):
             decode([one for one in older if _position(one) > before.position], before.position, Envelopes())
 

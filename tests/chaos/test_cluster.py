@@ -60,6 +60,8 @@ def test_f91_a_master_is_killed(cluster: Cluster, rig: Rig) -> None:
     viewers = rig.streams(8, chunks=200, pause_s=0.02)
     cluster.nodes[0].kill()
     wait_until(lambda: len(cluster.masters_now()) == 3, 60, "its replica is the master")
+    # Before the others know it, what goes there is refused: 503, come again.
+    wait_until(lambda: rig.post().status_code == 200, 60, "requests are accepted")
     for viewer in viewers:
         viewer.end()
         assert not viewer.judge() or viewer.error is not None, viewer.judge()

@@ -19,7 +19,7 @@ from api.live.client import Client
 from api.live.cursor import Cursor
 from api.live.event_stream import EVENT_STREAM_HEADERS, EventStream
 from api.live.folding import COME_AGAIN_MS
-from api.live.projection import Encode, Projection, Step
+from api.live.projection import Encode, Projection, Step, framed
 from api.live.response import Process, served_headers
 from shared.errors import Damaged, ErrorObject, FileStorageFailed, Gone, LogError, wire_error
 from shared.lib import json, sse
@@ -54,7 +54,7 @@ class ChunkEvents:
         return Step((), self)
 
     def feed(self, entry: Entry) -> Step:
-        return Step((self.encode(entry),), self)
+        return Step(framed(self.encode, (entry,)), self)
 
     def end(self, outcome: Outcome) -> Sequence[bytes]:
         """`[DONE]`, and an error before it where there is one."""
@@ -67,12 +67,19 @@ class ChunkEvents:
 
 
 def _encoder(*, ids: bool, include_usage: bool) -> Encode:
+    """`framed`, through which it is called, has looked that there are no line breaks in the chunk."""
+
     def encode(entry: Entry) -> bytes:
         if entry.kind is Kind.USAGE and not include_usage:
             return b""
-        return sse.numbered_frame(entry.data, entry.position) if ids else sse.data_frame(entry.data)
+        return b"data: %b\n\n" % entry.data
 
-    return encode
+    def encode_with_id(entry: Entry) -> bytes:
+        if entry.kind is Kind.USAGE and not include_usage:
+            return b""
+        return b"id: %d-%d\ndata: %b\n\n" % (*entry.position, entry.data)
+
+    return encode_with_id if ids else encode
 
 
 def error_frame(error: ErrorObject, frame_id: bytes | None = None) -> bytes:

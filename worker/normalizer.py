@@ -11,7 +11,6 @@ Nothing is handed out before the answer says something: a role alone is held, so
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,16 +22,13 @@ from worker.providers import finish, framing, usage
 from worker.providers.choice import Choice
 from worker.providers.chunk_shapes import FOREIGN, put_in_place, put_usage_in_place
 from worker.providers.dialect import Dialect, Translator
-from worker.providers.errors import error_in, malformed, refusal
+from worker.providers.errors import error_in, malformed, names_failure, refusal
 from worker.providers.formats.openai import DIALECT
+from worker.providers.formats.template import Template
 from worker.providers.tool_calls import CallIds, whole_number
 
-_FAILURE = re.compile(r"(?:^|[._-])(?:error|exception|failure)$", re.IGNORECASE)
-"""Names of events that are errors, whatever they hold: `error`, `Error`, `response.error`, `server_error`."""
-
 _MAX_CHOICES = 128  # the `n` OpenAI allows; an index beyond it would only make us allocate
-_MAX_SILENT = 64  # chunks held that say nothing; some send one every second while they think
-_MAX_SILENT_BYTES = 256 * 1024
+_MAX_SILENT, _MAX_SILENT_BYTES = 64, 256 * 1024  # chunks held that say nothing; some send one a second while they think
 
 _HELD_BYTES = 32 * 1024 * 1024
 _HELD_RATIO = 8
@@ -58,12 +54,10 @@ class Normalizer:
         self, *, id: str, created: int, model: str, show_usage: bool, choices: int = 1, forced: bool = False
     ) -> None:
         self._id, self._created, self._model = id, created, model
-        self._show_usage = show_usage
-        self._expected = choices
-        self.forced, self.verbatim = forced, False
+        self._show_usage, self._expected = show_usage, choices
+        self.forced, self.verbatim, self._ended = forced, False, False
         self.whole: dict[str, Any] | None = None
         """What a request that is passed on as it came has beside a chat."""
-        self._ended = False
         self.call_ids: Iterable[str] = ()
         """The ids of calls in the request, to be set before `begin`: no call of the answer gets one of them."""
         self.tools: Iterable[str] = ()
@@ -83,14 +77,16 @@ class Normalizer:
         self._translator: Translator | None = translator() if translator else None
         self._ids = CallIds(self._id, self.call_ids, self.tools)
         self._choices: list[Choice] = []
+        self._template = Template()
+        self._plain: Choice | None = None
+        """The choice to which the last event added text, if it did nothing else."""
         self._usage_chunk: dict[str, Any] | None = None
-        self._said = False
+        self._said, self._held = False, 0
         self._silent: list[Chunk] = []
         self._tops: dict[int, dict[str, Any]] = {}
         self._riding: dict[str, Any] = {}
         self._broken: UpstreamError | None = None
         self._failure: UpstreamError | None = None
-        self._held = 0
         self.settled = False
         """Every choice has its finish reason, and what stands behind that in a stream, usage alone, came: nothing but
         [DONE] is to follow."""
@@ -130,13 +126,20 @@ class Normalizer:
         answer is raised by `end()`.
         """
         data = event.data
+        if self._plain is not None and not event.event and (same := self._template.fill(data, self._plain)) is not None:
+            payload, count = same
+            self._plain.grow(count)
+            self.content_chars += count
+            self.chunks += 1
+            return [Chunk(payload)]
+        self._plain = None
         if self.done or event.event == "ping" or not data:
             return []
         if len(data) <= framing.LONGEST_END and (framing.is_end(data) or (self.finished and b"{" not in data)):
             self.done = framing.is_end(data) and (self._translator is None or self.finished)
             return []
         value = framing.value_of(data)
-        if event.event and _FAILURE.search(event.event):
+        if event.event and names_failure(event.event):
             raise refusal(value if value is not None else data.decode("utf-8", "replace"), status=502)
         if not isinstance(value, dict):
             raise UpstreamInvalid("The provider sent an event that is not a JSON object in UTF-8.")
@@ -153,6 +156,8 @@ class Normalizer:
                 self._hold(len(data))
         else:
             chunks = self._chunks(value)
+            if self._plain is not None:
+                self._template.learn(data, chunks[0].payload, self._plain.text, self._plain)
         if self._broken is not None:
             return self._fail(self._broken, chunks)
         self.chunks += len(chunks)
@@ -161,7 +166,7 @@ class Normalizer:
     def _fail(self, failure: UpstreamError, chunks: list[Chunk]) -> list[Chunk]:
         if not chunks:
             raise failure
-        self._failure, self.done = failure, True
+        self._failure, self.done, self._plain = failure, True, None
         self.chunks += len(chunks)
         return chunks
 
@@ -187,7 +192,8 @@ class Normalizer:
             return []
         chunks = [chunk for index, choice in enumerate(self._choices) for chunk in self._unsaid(index, choice)]
         if not self._said:
-            self._check_silence()
+            spent = any(choice.held for choice in self._choices) or bool(usage.of_output(self.usage))
+            finish.check_silence(((choice.unknown, choice.word) for choice in self._choices), spent=spent)
         self._ended = True
         if not self._choices:
             self._add_choice(opened=False)
@@ -236,13 +242,6 @@ class Normalizer:
         self.chunks += 1
         return self._serialize({**fields, **self._shown([{"index": 0, "delta": delta, "finish_reason": None}])})
 
-    def _check_silence(self) -> None:
-        ends = ((choice.unknown, choice.word) for choice in self._choices)
-        if word := next((unknown or word for unknown, word in ends if unknown or word in finish.WITHOUT_ANSWER), None):
-            raise UpstreamIncomplete(f"The provider said nothing, and ended with `{word[:100]}`.")
-        if not any(choice.held for choice in self._choices) and not usage.of_output(self.usage):
-            raise UpstreamIncomplete("The provider's stream ended without an answer in it.")
-
     def _unsaid(self, index: int, choice: Choice) -> list[Chunk]:
         message = choice.unsaid()
         if message is None or not any(value for key, value in message.items() if key != "role"):
@@ -264,7 +263,8 @@ class Normalizer:
             raise malformed()
         if (word := value.pop("finish_reason", None)) and isinstance(choices[0], dict) and len(choices) == 1:
             choices[0]["finish_reason"] = choices[0].get("finish_reason") or word
-        if value.get("usage") or not usage.PLACES.isdisjoint(value):
+        counted = bool(value.get("usage")) or not usage.PLACES.isdisjoint(value)
+        if counted:
             self._count(usage.given(value))
         put_in_place(value)
         if self._show_usage:
@@ -276,6 +276,8 @@ class Normalizer:
             return self._sorted_out(value, choices, opened)
         if self._riding:
             value = self._carry(value)
+        elif len(choices) == 1 and not (opened or counted) and (choice := self._choices[choices[0]["index"]]).is_plain:
+            self._plain = choice
         return [*opened, self._serialize(value)]
 
     def _count(self, told: Iterable[dict[str, Any]]) -> bool:
@@ -356,7 +358,9 @@ class Normalizer:
                 raise malformed()
             while len(self._choices) <= index:
                 if len(self._choices) < index:
-                    opened.append(self._opening(len(self._choices)))
+                    delta = {"role": "assistant", "content": ""}
+                    opening = {"index": len(self._choices), "delta": delta, "finish_reason": None}
+                    opened.append(self._serialize(self._shown([opening])))
                 self._add_choice(opened=len(self._choices) < index)
             known = self._choices[index]
             content, reasoning = known.read(choice)
@@ -376,10 +380,6 @@ class Normalizer:
 
     def _add_choice(self, *, opened: bool) -> None:
         self._choices.append(Choice(self._ids, wire_format=self._wire_format, forced=self.forced, opened=opened))
-
-    def _opening(self, index: int) -> Chunk:
-        delta = {"role": "assistant", "content": ""}
-        return self._serialize(self._shown([{"index": index, "delta": delta, "finish_reason": None}]))
 
     def _shown(self, choices: list[Any]) -> dict[str, Any]:
         """A chunk of ours."""

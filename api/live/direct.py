@@ -30,9 +30,14 @@ class DirectWriter:
         self.left = False
         self._waiter: asyncio.Future[None] | None = None
 
-    def keep_alive(self) -> None:
-        """Writes a keep-alive. Raises RuntimeError where the connection is closing."""
-        self.write(in_chunk(self._keepalive))
+    def keep_alive(self, now: float) -> bool:
+        """Writes a keep-alive; whether the connection took it."""
+        self.since = now
+        try:
+            self.write(in_chunk(self._keepalive))
+        except RuntimeError:  # it is closing
+            return False
+        return not self.pending()
 
     def waiter(self) -> asyncio.Future[None]:
         """A future that is done when there is a reason to look."""

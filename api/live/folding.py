@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
-from api.live.projection import Encode, Fold, Projection
+from api.live.projection import Encode, Fold, Projection, framed
 from shared.errors import Damaged, ErrorObject, Gone
 from shared.lib import json, sse
 from shared.log.entry import Entry, Kind, Position
@@ -93,7 +93,7 @@ class Stateless:
         return self._read
 
     def _read(self, entries: Sequence[Entry]) -> bytes:
-        return b"".join(map(self.encode, entries))
+        return b"".join(framed(self.encode, entries))
 
 
 class Folding:

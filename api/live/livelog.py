@@ -8,31 +8,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from time import perf_counter
 
 from api.live.direct import DirectWriter, in_chunk
 from api.live.folding import Folding, Stateless
 from api.live.pacing import TokenClock
-from api.live.projection import Encode, Projection
+from api.live.projection import Encode, Projection, framed
 from shared.errors import Damaged, LogError
 from shared.lib.tasks import Waiters
-from shared.log.entry import BEGIN, Entry, Kind
+from shared.log.entry import BEGIN, Entry, Kind, Position
 from shared.log.envelope import Envelopes
 from shared.log.records import Header
 
 WINDOW_BYTES = 4 * 1024 * 1024
 """Chunk bytes a followed log keeps in memory; older ones are read from Redis again by whoever needs them."""
-_ENTRY_BYTES, _FRAME_BYTES = 240, 80
-"""What an entry and a frame take beside the chunk itself, in CPython: headers of objects, places in lists, `data:`, ids."""
+_CHUNK_BYTES, _FRAME_BYTES = 48, 80
+"""What a chunk and a frame take beside what the chunk says, in CPython: headers of objects, places in lists, `data:`, ids."""
 _LANE_BYTES = 128 * 1024
 """More than this at once goes to each viewer at its own speed."""
 _RESTS = 4
 """After a round of writes to all viewers of a log, the next one waits so many times as long as that took, and not longer than
 _HELD_S: what comes meanwhile goes in one write. So a few viewers wait for nothing, and a thousand take a fifth of the loop."""
-_HELD_S = 0.025
-_READ_BYTES = 1024 * 1024
-_FIRST_READ, _LARGEST_READ = 100, 1000
+_HELD_S = 0.012
+_READ_BYTES, _FIRST_READ, _LARGEST_READ = 1024 * 1024, 100, 1000
 """How many entries of each log are read at once: as many as make a megabyte, if they stay like those seen."""
 _BODY_FRAMES, _BODY_BYTES = 512, 128 * 1024
 """What is joined for one send, at most: a lagging viewer catches up in large writes without holding the loop, and without
@@ -43,6 +41,10 @@ class LiveLog(Waiters):
     """The newest attempt of one log, as far as it is known here. Where an entry is missing, what stands before it is shown,
     and then the problem."""
 
+    server: str | None = None
+    """The one that took the request."""
+    tenant: str | None = None
+    """Whose it is."""
     _free_at = 0.0
     """When those who are written to directly may be written to again, in the loop's time."""
     _timer: asyncio.TimerHandle | None = None
@@ -53,10 +55,6 @@ class LiveLog(Waiters):
         self.id = generation_id
         self.made = 0
         """When it was created: tells logs of one id apart."""
-        self.server: str | None = None
-        """The one that took the request."""
-        self.tenant: str | None = None
-        """Whose it is."""
         self.behind_since: float | None = None
         """When the log was seen to lack what is here, in the loop's time."""
         self.needed = False
@@ -89,7 +87,10 @@ class LiveLog(Waiters):
         self.page = _FIRST_READ
         """How many entries like those seen may be read at once."""
         self._hole: Damaged | None = None
-        self._entries: list[Entry] = []
+        self._data: list[bytes] = []
+        """What the chunks in the window say: entries would be more memory, and the garbage collector would look at each."""
+        self._others: dict[int, Entry] = {}
+        """By number, those of which there is more to tell than that: the first, and usage."""
         self._bytes = 0
         self._frames: dict[Encode, list[bytes]] = {}
         self._shown: dict[Projection, Stateless | Folding] = {}
@@ -101,17 +102,17 @@ class LiveLog(Waiters):
     @property
     def end(self) -> int:
         """The number of the attempt's last chunk."""
-        return self.floor + len(self._entries)
+        return self.floor + len(self._data)
 
     @property
     def last(self) -> Entry | None:
         """The last chunk."""
-        return self._entries[-1] if self._entries else None
+        return self.entries(self.end - 1, self.end)[0] if self._data else None
 
     @property
     def payloads(self) -> list[bytes] | None:
         """All chunks of the attempt, or None if the window does not reach back that far."""
-        return [entry.data for entry in self._entries] if not self.floor else None
+        return list(self._data) if not self.floor else None
 
     @property
     def size(self) -> int:
@@ -121,11 +122,11 @@ class LiveLog(Waiters):
     @property
     def held(self) -> int:
         """About how many bytes of memory it takes: its chunks as they came, in each format, and joined."""
-        entries, formats = len(self._entries), len(self._frames)
+        chunks, formats = len(self._data), len(self._frames)
         joined = sum([len(body[0]) for body in self._bodies.values() if body])
         for shown in self._shown.values():
             joined += shown.held(self._frames.get(shown.encode, ()), self._bytes)
-        return self._bytes * (1 + formats) + entries * (_ENTRY_BYTES + _FRAME_BYTES * formats) + joined
+        return self._bytes * (1 + formats) + chunks * (_CHUNK_BYTES + _FRAME_BYTES * formats) + joined
 
     @property
     def started(self) -> bool:
@@ -147,7 +148,10 @@ class LiveLog(Waiters):
 
     def entries(self, start: int, stop: int) -> Sequence[Entry]:
         """The chunks `start` (exclusive) to `stop` (inclusive), from the window."""
-        return self._entries[start - self.floor : stop - self.floor]
+        return [
+            self._others.get(number) or Entry(Position(self.epoch, number), Kind.CHUNK, data)
+            for number, data in enumerate(self._data[start - self.floor : stop - self.floor], start + 1)
+        ]
 
     def formats(self, encode: Encode) -> bool:
         """Whether it has the frames of this encoding, and goes on with them."""
@@ -161,7 +165,7 @@ class LiveLog(Waiters):
         """Frames of the chunks `start` (exclusive) to `stop` (inclusive), formatted at most once per encoding."""
         frames = self._frames.get(encode)
         if frames is None:
-            frames = self._frames[encode] = [encode(entry) for entry in self._entries]
+            frames = self._frames[encode] = framed(encode, self.entries(self.floor, self.end))
         return frames[start - self.floor : stop - self.floor]
 
     def body(self, encode: Encode, start: int, stop: int) -> tuple[bytes, int]:
@@ -175,9 +179,8 @@ class LiveLog(Waiters):
             return body
         size = count = 0
         frames = self.frames(encode, start, min(stop, start + _BODY_FRAMES))
-        for frame in frames:
+        for count, frame in enumerate(frames, 1):  # noqa: B007 - the last one's
             size += len(frame)
-            count += 1
             if size >= _BODY_BYTES:
                 break
         body = b"".join(frames[:count]), start + count
@@ -198,15 +201,14 @@ class LiveLog(Waiters):
         return self.outcome is not None
 
     def feed(self, entries: list[Entry]) -> None:
-        """Takes the next entries of the log, in order, and has the viewers get them."""
+        """Takes the next entries, in order, and has the viewers get them."""
         self.fed_at = self._loop.time()
-        before = self.end
-        size = sum([len(entry.data) for entry in entries])
-        if self.tally is None and before and self._go_on(entries):
-            self._entries += entries
+        size = sum(map(len, data := [entry.data for entry in entries]))
+        if self.tally is None and self.end and self._go_on(entries):
+            self._extend_frames(entries)
+            self._data += data
             self._bytes += size
-            for encode, frames in self._frames.items():
-                frames += map(encode, entries)
+            self._others |= {entry.position.seq: entry for entry in entries if entry.kind is not Kind.CHUNK}
         else:
             self._take(entries)
         self.position = entries[-1].position
@@ -251,10 +253,16 @@ class LiveLog(Waiters):
                 if self.tally is not None:
                     self.tally.add(entry)
                 self.note = entry.note or self.note
-                self._entries.append(entry)
+                self._extend_frames((entry,))
+                if entry.kind is not Kind.CHUNK or entry.note or entry.position.epoch != self.epoch:
+                    self._others[self.end + 1] = entry
+                self._data.append(entry.data)
                 self._bytes += len(entry.data)
-                for encode, frames in self._frames.items():
-                    frames.append(encode(entry))
+
+    def _extend_frames(self, entries: Sequence[Entry]) -> None:
+        """Before their chunks are there: one that cannot be framed (ValueError) must not seem to be."""
+        for frames, more in [(frames, framed(encode, entries)) for encode, frames in self._frames.items()]:
+            frames += more
 
     def _is_behind_a_hole(self, entry: Entry) -> bool:
         """Only when catching up: `poll` answers Damaged. What is missing at the start was once kept, and is not any more."""
@@ -341,14 +349,8 @@ class LiveLog(Waiters):
     def keep_alive(self, lanes: list[DirectWriter], now: float) -> None:
         """Writes a keep-alive to those of them that are still here."""
         for writer in lanes:
-            if writer.left:
-                continue
-            writer.since = now
-            with suppress(RuntimeError):
-                writer.keep_alive()
-                if not writer.pending():
-                    continue
-            self.detach(writer)
+            if not writer.left and not writer.keep_alive(now):
+                self.detach(writer)
 
     def rest(self) -> None:
         """Nobody watches for now: frames that are not joined go. They are quickly made again, and are half of its memory."""
@@ -375,7 +377,8 @@ class LiveLog(Waiters):
         self._bytes = 0
         if self.tally is not None:
             self.tally.clear(lost)
-        self._entries.clear()
+        self._data.clear()
+        self._others.clear()
         self._bodies.clear()
         for frames in self._frames.values():
             frames.clear()
@@ -386,11 +389,12 @@ class LiveLog(Waiters):
         """Drops the oldest chunks until no more than so many bytes are left of them, or the newest alone."""
         self._write()
         dropped = 0
-        while self._bytes > size and dropped < len(self._entries) - 1:
-            self._bytes -= len(self._entries[dropped].data)
+        while self._bytes > size and dropped < len(self._data) - 1:
+            self._bytes -= len(self._data[dropped])
             dropped += 1
-        del self._entries[:dropped]
+        del self._data[:dropped]
         self._bodies.clear()
         for frames in self._frames.values():
             del frames[:dropped]
         self.floor += dropped
+        self._others = {number: entry for number, entry in self._others.items() if number > self.floor}

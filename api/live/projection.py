@@ -18,14 +18,24 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from shared.errors import LogError
+from shared.lib import sse
 from shared.log.entry import Entry
 from shared.log.records import Header, Outcome, Summary
 
 Encode = Callable[[Entry], bytes]
-"""A chunk's event, framed; `b""` for a chunk that is not shown. Only the last chunk of an answer may be hidden."""
+"""A chunk's event, framed; `b""` for a chunk that is not shown. Only the last chunk of an answer may be hidden. To be called
+through `framed`."""
 
 Whole = Callable[[Summary, Any], dict[str, Any]]
 """A generation as one object: its summary, and what the chunks of its newest attempt add up to."""
+
+
+def framed(encode: Encode, entries: Sequence[Entry]) -> list[bytes]:
+    """The events of these chunks. A chunk is JSON without line breaks, as json.dumps of the worker's writes it; that is looked
+    at here, for all of them together, before anything is put behind `data: `. Raises ValueError where it is not so."""
+    sse.check_lines([entry.data for entry in entries])
+    return list(map(encode, entries))
+
 
 AddUp = Callable[[Iterable[bytes]], Awaitable[Any]]
 """What chunks add up to, for `Whole`. Of some hundred thousand, which takes seconds, others have their turns meanwhile."""

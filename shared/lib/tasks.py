@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +15,7 @@ T = TypeVar("T")
 WORKED_S = 2.0
 """So long at a time is worked off what is due: whoever does that has more to do."""
 _AGAIN_S = 1.0
+_NO_LIMIT: AbstractAsyncContextManager[None] = nullcontext()
 
 
 async def cancel(*tasks: asyncio.Future[Any]) -> None:
@@ -30,6 +32,11 @@ async def cancel(*tasks: asyncio.Future[Any]) -> None:
         for task in done:
             if not task.cancelled():
                 task.exception()
+
+
+def within(timeout_s: float | None) -> AbstractAsyncContextManager[asyncio.Timeout | None]:
+    """asyncio's time limit; without one, nothing of its cost, which is a few microseconds for each."""
+    return _NO_LIMIT if timeout_s is None else asyncio.timeout(timeout_s)
 
 
 class MovingTimeout:

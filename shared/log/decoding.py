@@ -6,13 +6,14 @@ Hidden here: how Redis spells fields, how the chunks of pieces are put together 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from shared.errors import Damaged, LogError
 from shared.lib import json
 from shared.log.archive.kept import USUAL_REASON, whole_header
 from shared.log.blobs import BLOBS
 from shared.log.entry import AT, BEGIN, NOTE, SEAL, Entry, Kind, Position, follows
-from shared.log.envelope import MARK, Envelopes, mark
+from shared.log.envelope import MARK, Envelope, Envelopes, mark
 from shared.log.records import Attempt, Outcome, Summary
 
 _KINDS = {kind.value.encode(): kind for kind in Kind}
@@ -40,15 +41,15 @@ def decode(
 
     `shapes` are those of the log up to `after`; without it the reply begins where a log or an attempt does. They make
     chunks of pieces, and take up what the reply brings. Without them pieces stay pieces, for callers who only look at
-    positions and outcomes. If not `strict`, nothing is raised, and a piece whose shape is missing stays one.
-    What Damaged brings along are the entries before. With either, raises Archived where the reply lacks what is in an object.
+    positions and outcomes. If not `strict`, nothing is raised, and a piece whose shape is missing stays one. What Damaged
+    brings are the entries before. With either, raises Archived where the reply lacks what is in an object.
     """
-    entries: list[Entry] = []
     resolve, chunk, kinds, new = shapes is not None, Kind.CHUNK, _KINDS, tuple.__new__
     shape = shapes.at(after) if shapes is not None and after is not None else None
+    if entries := _pieces(raw, after, shape):
+        return entries
     for entry_id, fields in raw:
-        # As almost always; to compare is quicker than to read it.
-        if after is not None and entry_id == b"%d-%d" % (after[0], after[1] + 1):
+        if after is not None and entry_id == b"%d-%d" % (after[0], after[1] + 1):  # quicker than to read it
             position = new(Position, (after[0], after[1] + 1))
         else:
             epoch, _, seq = entry_id.partition(b"-")
@@ -83,6 +84,23 @@ def decode(
                 shapes.put(position, shape)  # type: ignore[union-attr]
         entries.append(new(Entry, (position, kind, data, note, None if at is None else int(at), blobs)))
     return entries
+
+
+def _pieces(raw: Raw, after: Position | None, shape: Envelope | None) -> list[Entry]:
+    """Almost every reply: nothing but the next pieces of one shape. Where the first and the last have their numbers, so has
+    each between them, since ids grow. Nothing, if it has something else, too."""
+    if after is None or shape is None or not raw or raw[0][1].__class__ is not list:
+        return []
+    (epoch, seq), count, told = after, len(raw), cast("Any", raw)
+    if told[-1][0] != b"%d-%d" % (epoch, seq + count) or told[0][0] != b"%d-%d" % (epoch, seq + 1):
+        return []
+    if [fields[0] for _, fields in told if len(fields) == 2].count(b"d") != count:
+        return []
+    (prefix, suffix), new, chunk = shape, tuple.__new__, Kind.CHUNK
+    return [
+        new(Entry, (new(Position, (epoch, number)), chunk, prefix + fields[1] + suffix, None, None, None))
+        for number, (_, fields) in enumerate(told, seq + 1)
+    ]
 
 
 def _refuse_gap(what: str, fields: Fields, before: list[Entry], *, strict: bool) -> None:

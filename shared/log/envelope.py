@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -113,6 +114,20 @@ class EnvelopeEncoder:
                 EnvelopeEncoder(shape, in_force=True, trial=trial, patience=self._patience),
             )
         return WHOLE, payload, None, self if self._least != _NEVER else EnvelopeEncoder(Envelope(payload, payload))
+
+    def pieces(self, payloads: Sequence[bytes]) -> list[bytes]:
+        """What is to be stored of the first of these payloads, of as many as are pieces without a mark: each of them `take`
+        would answer with that, and with this encoder."""
+        found: list[bytes] = []
+        if self._trial is not None:
+            return found
+        prefix, suffix, least, start, end = self._prefix, self._suffix, self._least, len(self._prefix), self._end
+        for payload in payloads:
+            size = len(payload)
+            if size < least or not payload.startswith(prefix) or not payload.endswith(suffix):
+                break
+            found.append(payload[start : size - end])
+        return found
 
     def _on_trial(self, payload: bytes, shared: Envelope, left: int) -> tuple[bytes | None, EnvelopeEncoder]:
         """`shared` is what the payloads since the shape was brought have in common; it ends with this one, or goes on."""

@@ -16,7 +16,7 @@ from shared.log.appender import EXEC, MULTI, Appender
 from shared.log.blobs import BLOBS
 from shared.log.decoding import decode
 from shared.log.entry import AT, NOTE, Chunk, Position
-from shared.log.envelope import MARK, WHOLE, EnvelopeEncoder
+from shared.log.envelope import MARK, PIECE, WHOLE, EnvelopeEncoder
 from shared.log.retained import ATTEMPT_BYTES, Retained
 from shared.store.commands import ChunkCommands, pack
 from shared.store.outage import what_is_full
@@ -205,8 +205,13 @@ class Writer:
 
         To pack them again gives the same entries, so it does not matter which time they were stored.
         """
-        packed, shapers, shaper = [], [], self._shaper
-        for payload, is_usage, blobs in chunks:
+        shaper = self._shaper
+        payloads = [chunk[0] for chunk in chunks if not chunk[1] and chunk[2] is None]
+        pieces = shaper.pieces(payloads) if shaper is not None and len(payloads) == len(chunks) else []
+        packed = self._commands.pack_all(self.epoch, seq + 1, PIECE, pieces)
+        shapers = [shaper] * len(pieces)
+        seq += len(pieces)
+        for payload, is_usage, blobs in chunks[len(pieces) :]:
             seq += 1
             field, data, mark = b"u" if is_usage else WHOLE, payload, None
             if shaper is not None and not is_usage and blobs is None:

@@ -54,6 +54,16 @@ class ChunkCommands:
             data,
         )
 
+    def pack_all(self, epoch: int, first: int, field: bytes, data: Sequence[bytes]) -> list[bytes]:
+        """The same for several, whose ids are `epoch-first` and those after it."""
+        start, packed = self._start, []
+        for number, one in enumerate(data, first):
+            entry_id = b"%d-%d" % (epoch, number)
+            packed.append(
+                b"%b$%d\r\n%b\r\n$1\r\n%b\r\n$%d\r\n%b\r\n" % (start, len(entry_id), entry_id, field, len(one), one)
+            )
+        return packed
+
 
 async def exchange(redis: ArqRedis, packed: bytes) -> Any:
     """Sends one packed command and returns its reply as it came. Not repeated: for reads whose caller comes back anyway."""

@@ -14,6 +14,7 @@ import asyncio
 import builtins
 import ssl
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 from weakref import WeakSet
 
@@ -30,11 +31,11 @@ from redis.client import EMPTY_RESPONSE
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
 
 from shared.config.redis_url import Address
+from shared.lib.tasks import within
 from shared.store.outage import REDIRECTS, WRONG_SERVER, Redirected, WrongServer
 
-CONNECT_TIMEOUT_S = 2.0
-SENTINEL_TIMEOUT_S = 0.8
-"""For each step of asking a sentinel: a client that is told within 2 s has time for a second one."""
+CONNECT_TIMEOUT_S, SENTINEL_TIMEOUT_S = 2.0, 0.8
+"""The second one for each step of asking a sentinel: a client that is told within 2 s has time for a second one."""
 
 _REPEATED = (ConnectionError, WrongServer)
 """After these a command is sent once more, on a new connection."""
@@ -98,15 +99,14 @@ class _Mended(AbstractConnection):
 
     One that was reset just now is a ConnectionError; uvloop says RuntimeError, which no caller expects. Where one does
     not answer, the idle ones of its pool are likely dead as well: they are closed, or each would cost a caller its wait.
-    To send a command takes no task of its own, and hiredis writes it: redis-py looks at each word in Python, which was a
-    third of what it took to create a generation. And one that leads to the wrong server sends nothing more.
+    To send a command takes no task of its own, and hiredis writes it: redis-py looks at each word in Python, at some cost.
+    And one that leads to the wrong server sends nothing more.
     """
 
     siblings: ConnectionPool
     place: Place
     _parser: _Parser
-    _moves = 0
-    _connecting = False
+    _moves, _connecting = 0, False
 
     @property
     def is_stale(self) -> bool:
@@ -148,7 +148,7 @@ class _Mended(AbstractConnection):
             raise ConnectionError("The connection led to the wrong server.")
         timeout_s, self.socket_timeout = self.socket_timeout, None  # with one, redis-py goes through asyncio.wait_for
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 await super().send_packed_command(command, check_health)
         except builtins.TimeoutError:
             raise TimeoutError("The server took no more in time.") from None
@@ -196,16 +196,18 @@ async def _read_at_once(connection: _Mended, count: int | None, timeout_s: float
     parser: Any = connection._parser
     replies: list[Any] = []
     try:
-        async with asyncio.timeout(timeout_s) as limit:
-            while len(replies) < (1 if count is None else count):
-                if not parser._connected or isinstance(reply := parser._reader.gets(), ConnectionError):
-                    raise reply if parser._connected else ConnectionError("The connection was closed.")
-                if reply is not NOT_ENOUGH_DATA:
-                    replies.append(reply)
-                    continue
-                await parser.read_from_socket()
-                if timeout_s is not None:
-                    limit.reschedule(asyncio.get_running_loop().time() + timeout_s)
+        wanted = 1 if count is None else count
+        async with within(timeout_s) as limit:
+            while len(replies) < wanted:
+                if not parser._connected:
+                    raise ConnectionError("The connection was closed.")
+                replies += (more := list(islice(iter(parser._reader.gets, NOT_ENOUGH_DATA), wanted - len(replies))))
+                for lost in [reply for reply in more if isinstance(reply, ConnectionError)]:
+                    raise lost
+                if len(replies) < wanted:
+                    await parser.read_from_socket()
+                    if limit is not None and timeout_s is not None:
+                        limit.reschedule(asyncio.get_running_loop().time() + timeout_s)
         return replies if count is not None else [*replies, *iter(parser._reader.gets, NOT_ENOUGH_DATA)]
     except BaseException as error:  # replies may be under way
         await connection.disconnect(nowait=True)
@@ -327,14 +329,12 @@ def open_pool(address: Address, place: Place, *, most: int, timeout_s: float, wa
         "password": address.password,
         "client_name": address.client_name,
     }
-    if address.path is None:
-        options["socket_keepalive"] = True
     if address.path is not None:
         pool = Pool(path=address.path, **options)
     elif address.sentinels:
-        pool = _SentinelPool(address.master, _Sentinels(address, place), **options)  # type: ignore[no-untyped-call]
+        pool = _SentinelPool(address.master, _Sentinels(address, place), socket_keepalive=True, **options)  # type: ignore[no-untyped-call]
     else:
-        pool = Pool(host=address.host, port=address.port, **options)
+        pool = Pool(host=address.host, port=address.port, socket_keepalive=True, **options)
     kind.siblings = pool  # type: ignore[attr-defined]
     place.pools.add(pool)
     pool.place = place

@@ -48,7 +48,9 @@ class Choice:
         "failure",
         "head",
         "held",
+        "is_plain",
         "said",
+        "text",
         "unknown",
         "usage",
         "word",
@@ -57,6 +59,8 @@ class Choice:
     def __init__(self, ids: CallIds, *, wire_format: str, forced: bool, opened: bool) -> None:
         self._wire_format, self._forced, self._opened = wire_format, forced, opened
         self._spoken = False
+        self.is_plain, self.text = False, ""
+        """Whether the last chunk was `text` and nothing else, in a choice that goes on."""
         self.word: str | None = None
         """The provider's own of the finish reason that is held."""
         self.usage: list[dict[str, Any]] = []
@@ -105,8 +109,14 @@ class Choice:
             and "usage" not in choice
         ):
             self._length += len(text)
+            self.is_plain, self.text = True, text
             return len(text), 0  # almost every chunk: a little more text, and nothing to correct
+        self.is_plain = False
         return self._read(choice)
+
+    def grow(self, count: int) -> None:
+        """Text came, and so many characters of it, which `read` would have met with nothing to correct either."""
+        self._length += count
 
     def _read(self, choice: dict[str, Any]) -> tuple[int, int]:
         delta = self._delta(choice)

@@ -51,7 +51,7 @@ def answer_bytes(chunks: list[Chunk]) -> int:
     """What they count for the limit of an answer. Not what is stored of them: chunks that are alike are stored as next to
     nothing, and are as long as ever for their readers."""
     # Without max(), which costs as much again.
-    return sum([n if (n := len(payload) - _COMMON_BYTES) > _LEAST_BYTES else _LEAST_BYTES for payload, *_ in chunks])
+    return sum([n if (n := len(chunk[0]) - _COMMON_BYTES) > _LEAST_BYTES else _LEAST_BYTES for chunk in chunks])
 
 
 # ---- what may stand where

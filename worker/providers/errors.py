@@ -21,6 +21,7 @@ _MAX_MESSAGE = 500
 _MAX_CODE = 100
 _SECRET = re.compile(r"(?i)\bbearer\s+[^\s\"',]+|\b(?:sk|pk|rk|gsk|xai|hf|pplx|csk|fw)[-_][\w*.-]{4,}|\bAIza[\w-]{10,}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+_FAILURE = re.compile(r"(?:^|[._-])(?:error|exception|failure)$", re.IGNORECASE)
 
 _ANTHROPIC_STATUS = {
     "invalid_request_error": 400,
@@ -46,6 +47,11 @@ def parse(data: bytes) -> Any:
         return json.loads(data)
     except ValueError:
         return None
+
+
+def names_failure(event: str) -> bool:
+    """Whether an event of this name is an error, whatever it holds: `error`, `Error`, `response.error`, `server_error`."""
+    return _FAILURE.search(event) is not None
 
 
 def malformed() -> UpstreamInvalid:

@@ -10,8 +10,10 @@ shows the table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
+
+from shared.errors import UpstreamIncomplete
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 """OpenAI's, all of them (platform.openai.com/docs/api-reference/chat/object): its clients' models have no other."""
@@ -148,6 +150,15 @@ def ending(wire_format: str, word: str) -> Ending:
     if found is None and (spelled.startswith("error") or spelled.endswith("error")):
         return _ERROR
     return found or _UNKNOWN
+
+
+def check_silence(ends: Iterable[tuple[str | None, str | None]], *, spent: bool) -> None:
+    """Of an answer that said nothing: `ends` has for each choice its word, if no format has it, and its word; `spent` says that
+    it ended, or that tokens were counted. Raises UpstreamIncomplete where it was no answer."""
+    if word := next((unknown or word for unknown, word in ends if unknown or word in WITHOUT_ANSWER), None):
+        raise UpstreamIncomplete(f"The provider said nothing, and ended with `{word[:100]}`.")
+    if not spent:
+        raise UpstreamIncomplete("The provider's stream ended without an answer in it.")
 
 
 def word_in(value: Any) -> str | None:

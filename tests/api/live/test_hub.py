@@ -15,7 +15,7 @@ from api.surfaces.chat.projection import chat_events
 from shared.cli.embedded import EmbeddedValkey
 from shared.lib.clock import now_ms
 from shared.log import writer as writer_module
-from shared.log.entry import Entry
+from shared.log.entry import Chunk, Entry
 from shared.log.records import Outcome
 from shared.log.streamlog import StreamLog
 from shared.log.tracking import Tracker, Untracked
@@ -166,7 +166,7 @@ async def test_a_log_of_the_same_id_that_was_made_later_is_another_one(bench: Be
 
 
 async def test_what_is_kept_of_replayed_logs_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.live.hot._BYTES", 2500)
+    monkeypatch.setattr("api.live.hot._BYTES", 700)
     for _ in range(3):
         writer = await bench.log_of(*range(6))  # some 60 bytes, and their objects
         await bench.log.seal(writer.generation_id, COMPLETED)
@@ -181,7 +181,7 @@ async def test_what_is_kept_of_replayed_logs_is_bounded(bench: Bench, monkeypatc
 async def test_what_is_held_of_followed_logs_is_bounded_and_nobody_misses_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.live.hub._WINDOWS_BYTES", 60_000)
+    monkeypatch.setattr("api.live.hub._WINDOWS_BYTES", 20_000)
     monkeypatch.setattr(bench.parts.hub, "_keepalive_s", 0.2)
     writers = [await bench.log_of(*range(100)) for _ in range(3)]
     first = [bench.watch(writer) for writer in writers]
@@ -190,7 +190,7 @@ async def test_what_is_held_of_followed_logs_is_bounded_and_nobody_misses_it(
     live = list(bench.parts.hub._live.values())
     assert len(live) == 3
     async with asyncio.timeout(10):
-        while sum(one.held for one in live) > 60_000:  # noqa: ASYNC110 - nobody is told
+        while sum(one.held for one in live) > 20_000:  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.05)
     assert all(one.floor for one in live)
     late = [bench.watch(writer, view) for writer in writers for view in (NATIVE, OPENAI)]
@@ -298,6 +298,38 @@ async def test_a_deleted_log_ends_its_viewers(bench: Bench) -> None:
     for viewer in viewers:
         assert b'"stream_gone"' in viewer.body
         assert viewer.body.endswith(b"data: [DONE]\n\n")
+
+
+FORGED = Chunk(b'{"x":"w8"}\n\ndata: {"x":"w9"}')
+"""What no worker writes: in an event stream it would be two events."""
+
+
+async def test_a_chunk_with_line_breaks_is_shown_to_nobody(bench: Bench) -> None:
+    writer = await bench.log_of(0)
+    viewers = [bench.watch(writer), bench.watch(writer, OPENAI)]
+    for viewer in viewers:
+        await viewer.until(b"w0")
+    await writer.append([FORGED])
+    await bench.end(*viewers)
+    for viewer in viewers:
+        assert viewer.words == ["w0"]
+        assert b'"error"' in viewer.body
+        assert viewer.over
+    late = bench.watch(writer)
+    with pytest.raises(ValueError, match="CR, LF and NUL"):
+        await late.task
+    assert not late.words
+
+
+async def test_nor_where_it_has_left_the_window(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.live.livelog.WINDOW_BYTES", 100)
+    writer = await bench.log_of(0)
+    await writer.append([FORGED])
+    await bench.say(writer, *range(10, 200))
+    late = bench.watch(writer)
+    with pytest.raises(ValueError, match="CR, LF and NUL"):
+        await late.task
+    assert not late.words
 
 
 async def test_a_log_that_lost_entries_ends_its_viewers(bench: Bench) -> None:

@@ -17,9 +17,9 @@ from shared.cli.embedded import EmbeddedValkey
 from shared.errors import Damaged
 from shared.log import writer as writer_module
 from shared.log.appender import Appender, Log
-from shared.log.decoding import by_name
+from shared.log.decoding import by_name, decode
 from shared.log.entry import BEGIN, VERSION, Chunk, Entry, Kind, Position
-from shared.log.envelope import MARK, Envelopes
+from shared.log.envelope import MARK, Envelope, Envelopes
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, ResponseError, connect
@@ -203,3 +203,34 @@ async def test_a_long_answer_needs_little_more_than_its_deltas(valkey: EmbeddedV
     await redis.aclose(close_connection_pool=True)
     (few, few_deltas), (many, many_deltas) = sizes
     assert (many - few) / (many_deltas - few_deltas) < 1.2
+
+
+@given(
+    first=st.integers(4, 6),
+    pieces=st.lists(
+        st.sampled_from([(b"d", b"x"), (b"d", b"y"), (b"c", b"{}"), (b"u", b"{}"), (b"d", b"z", b"t", b"1-1")]),
+        max_size=6,
+    ),
+    skipped=st.none() | st.integers(0, 5),
+    epoch=st.sampled_from([2, 2, 2, 3]),
+)
+def test_a_reply_of_pieces_alone_is_read_as_any_other(
+    first: int, pieces: list[tuple[bytes, ...]], skipped: int | None, epoch: int
+) -> None:
+    """Fields in a row, as they come, are read the short way where that may be; named, as redis-py has them, never are."""
+    ids = [b"%d-%d" % (epoch, number) for number in range(first, first + len(pieces) + 1)]
+    if skipped is not None and skipped < len(ids):
+        del ids[skipped]
+    told = list(zip(ids, pieces, strict=False))
+    found = []
+    for raw in (
+        [(entry_id, list(fields)) for entry_id, fields in told],
+        [(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in told],
+    ):
+        shapes = Envelopes()
+        shapes.put(Position(2, 1), Envelope(b"<", b">"))
+        try:
+            found.append((decode(raw, Position(2, 4), shapes), shapes.at(Position(2, 99))))
+        except Damaged as damage:
+            found.append((str(damage), list(damage.before)))  # type: ignore[arg-type]
+    assert found[0] == found[1]

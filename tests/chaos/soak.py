@@ -48,10 +48,15 @@ SETTINGS = {
     "STREAMSPOOL_NO_WORKER_S": "20",
     "STREAMSPOOL_GENERATION_S": "60",
     "STREAMSPOOL_RETENTION_S": "240",
+    "STREAMSPOOL_ARCHIVE_AFTER_S": "1",
+    "STREAMSPOOL_ARCHIVE_LEAST_BYTES": "0",
 }
+"""What has ended is an object within some seconds: whoever reads may find it in either home, or on its way."""
 PATIENCE_S = 120.0
 """No generation and no viewer may take longer, whatever is broken meanwhile."""
 QUIET_S = 60.0
+READ_AGAIN = 0.4
+"""So many of all are read once more, some time after their end."""
 WATCHED = ("streamspool_viewers", "streamspool_logs_followed")
 AGAIN = ("storage_unavailable", "draining")
 """Not how the answer ended: it is there, and cannot be shown right now."""
@@ -101,6 +106,7 @@ class Soak:
         self._lasts_s = minutes * 60
         self.faults = Faults(self, every_s, self._lasts_s)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._again: set[asyncio.Task[None]] = set()
 
     async def run(self, in_flight: int) -> dict[str, Any]:
         try:
@@ -131,6 +137,8 @@ class Soak:
                 self.blame("never ended", generation)
             for task in late:
                 task.cancel()
+        if self._again:
+            await asyncio.wait(self._again)
         await self._all_is_still()
         for helper in helpers:
             helper.cancel()
@@ -160,6 +168,10 @@ class Soak:
                 await asyncio.gather(*posts, *(self._late(made) for _ in range(made.late)), self._cancel(made))
                 if made.id:
                     await self._judge(made)
+                if made.state and self.random.random() < READ_AGAIN:
+                    again = asyncio.create_task(self._read_again(made))
+                    self._again.add(again)
+                    again.add_done_callback(self._again.discard)
         except TimeoutError:
             self.blame("too slow", made, state=await self._state(made, patient=False))
         except Exception as error:
@@ -283,6 +295,28 @@ class Soak:
                 await asyncio.sleep(self.random.uniform(0.05, 0.4))
         made.readings.append(reading)
 
+    async def _read_again(self, made: Generation) -> None:
+        """Some time later, when it is an object, or just about to be one: it must be what it was."""
+        await asyncio.sleep(self.random.uniform(1, 15))
+        reading, deadline = Shown(), time.monotonic() + PATIENCE_S
+        while not (reading.ended or reading.wrong) and time.monotonic() < deadline:
+            try:
+                headers = {"last-event-id": reading.last_id} if reading.last_id else {}
+                async with await self._open("GET", f"/v1/streams/{made.id}", headers=headers) as stream:
+                    await self._resume(made, reading, stream)
+            except RETRIED:
+                await asyncio.sleep(self.random.uniform(0.05, 0.4))
+        self.counts["read again"] += 1
+        with contextlib.suppress(redis.RedisError):
+            self.counts["read again as objects"] += await asyncio.to_thread(self._is_object, made)
+        if reading.wrong or reading.text != made.text or not reading.ended:
+            self.blame("not what it was", made, wrong=reading.wrong, text=reading.text[-60:], ended=reading.ended)
+
+    def _is_object(self, made: Generation) -> bool:
+        with open_store(self.valkey.url, socket_timeout=10) as client:
+            entries = client.xrevrange(keys.log(str(made.id)), count=1)
+        return bool(entries) and b"x" in entries[0][1]
+
     async def _resume(self, made: Generation, reading: Shown, stream: Stream) -> None:
         if stream.status == 200:
             await follow(reading, stream)
@@ -366,6 +400,7 @@ class Soak:
                 self.blame("not ready", ready=ready)
             await self._nothing_is_watched(port)
         self.wrong += self.faults.problems()
+        await asyncio.to_thread(self._judge_objects)
         await self._judge_sessions()
         _, ledger = await call(self.port(), "GET", "/v1/usage")
         self._judge_ledger(ledger["data"])
@@ -398,6 +433,20 @@ class Soak:
                 return
             await asyncio.sleep(0.2)
 
+    def _judge_objects(self) -> None:
+        """Each has one log that leads to it; what processes left that were killed is on the list of what goes."""
+        files = Path(self.stack.environment["STREAMSPOOL_DATA_DIR"]) / "files"
+        with open_store(self.valkey.url, socket_timeout=10) as client:
+            there = {str(path.relative_to(files)) for path in (files / "logs").glob("*/*")}
+            lists = [client.zrange(name, 0, -1) for name in (keys.files_end, keys.archived(0), keys.files_end)]
+        _, known, _ = named = [{name.decode() for name in members} for members in lists]
+        self.counts["objects"] = len(known)
+        if nobodys := [name for name in there.difference(*named) if (files / name).exists()]:
+            self.blame("objects that nobody knows", names=nobodys[:5], count=len(nobodys))
+        ids = [name.rpartition("/")[2].partition(".")[0] for name in known]
+        if len(set(ids)) < len(ids):
+            self.blame("two objects of one log", count=len(ids) - len(set(ids)))
+
     async def _judge_sessions(self) -> None:
         for session_id, made in self.sessions.items():
             status, found = await call(self.port(), "GET", f"/v1/sessions/{session_id}/messages")
@@ -411,6 +460,7 @@ class Soak:
             found = {
                 "open": client.zcard(keys.open(0)),
                 "unsettled": client.scard(keys.unsettled(0)),
+                "to_archive": client.zcard(keys.to_archive),
                 "jobs": len(jobs_left(client)),
                 "upstream": self.provider.live,
                 "immortal": [

@@ -32,4 +32,6 @@ def test_f46_random_faults_for_a_while(tmp_path: Path) -> None:
     verdict = json.loads(printed)
     assert verdict["ok"]
     assert verdict["counts"]["generations"] > 20
+    assert verdict["counts"]["objects"] > 20
+    assert verdict["counts"]["read again as objects"] > 0
     assert sum(verdict["faults"].values()) >= 3

@@ -6,6 +6,7 @@ if it is one, and what a span is called. See shared/lib/traces/tracing.py.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -25,22 +26,29 @@ _request: ContextVar[tracing.Span | None] = ContextVar("streamspool_request_span
 def serving(scope: Scope, request_id: str) -> AbstractContextManager[object]:
     """The span of a request, which is its task's current one: to the end of the stream, if the response is one."""
     path = scope["path"].removeprefix(scope["root_path"])
-    return _serving(scope, request_id) if tracing.is_on() and path.startswith("/v1/") else _OFF
+    if not (tracing.is_on() and path.startswith("/v1/")):
+        return _OFF
+    return _serving(scope, scope["method"], {"http.request.method": scope["method"]}, request_id)
+
+
+def answering(scope: Scope, request_id: str) -> AbstractContextManager[object]:
+    """The span of a request on a WebSocket, to the message of its last event; `scope` is the socket's. The socket has none: it
+    may be open for an hour, and what is asked on it is all that there is to tell."""
+    if not tracing.is_on():
+        return _OFF
+    route = getattr(scope.get("route"), "path", "")
+    about = {"network.protocol.name": "websocket", "http.route": route}
+    return _serving(scope, f"response.create {route}", about, request_id)
 
 
 @contextmanager
-def _serving(scope: Scope, request_id: str) -> Iterator[None]:
-    told = [value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"]
-    method: str = scope["method"]
-
-    def about() -> dict[str, Any]:
-        return {"http.request.method": method, "streamspool.request.id": request_id}
-
-    parent = tracing.parsed(told[0]) if len(told) == 1 else None
-    with tracing.span(method, "server", about, parent=parent) as span:
+def _serving(scope: Scope, name: str, about: dict[str, Any], request_id: str) -> Iterator[None]:
+    given = [value.decode("latin-1") for field, value in scope["headers"] if field == b"traceparent"]
+    parent = tracing.parsed(given[0]) if len(given) == 1 else None
+    with tracing.span(name, "server", lambda: {**about, "streamspool.request.id": request_id}, parent=parent) as span:
         if span is not None:
             begin_request(request_id, span.traceparent)
-            _request.set(span)
+            _request.set(span if span.sampled else None)
         try:
             yield
         finally:
@@ -51,17 +59,27 @@ def answered(scope: Scope, status: int) -> None:
     """The response has begun."""
     if (span := _request.get()) is None:
         return
-    route = getattr(scope.get("route"), "path", None)
-    span.annotate({"http.response.status_code": status, "http.route": route})
-    if route is not None:
+    _answered(span, status)
+    if (route := getattr(scope.get("route"), "path", None)) is not None:
+        span.annotate({"http.route": route})
         span.rename(f"{scope['method']} {route}")
+
+
+def told(status: int) -> None:
+    """A request on a WebSocket has its answer, or an error of this status."""
+    if (span := _request.get()) is not None:
+        _answered(span, status)
+
+
+def _answered(span: tracing.Span, status: int) -> None:
+    span.annotate({"http.response.status_code": status})
     if status >= 500:
         span.fail(str(status))
 
 
 def watching(header: Header, *, fresh: bool) -> AbstractContextManager[object]:
     """The span of one who came to watch what another request had begun, with a link to that one."""
-    if fresh or not tracing.is_on():
+    if fresh or not tracing.is_kept():
         return _OFF
     begun, generation_id = header.get("traceparent"), header["id"]
     return tracing.span("watch", "internal", lambda: {"streamspool.generation.id": generation_id}, links=[begun])
@@ -75,3 +93,39 @@ def resumed(cursor: object) -> None:
 def watched(epoch: int, chunks: int) -> None:
     """It was shown so many chunks of that attempt, with those that it had before."""
     tracing.annotate(lambda: {"streamspool.attempt.epoch": epoch, "streamspool.chunks": chunks})
+
+
+class Sent:
+    """How many bytes of a response's body were sent to one who is traced."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def add(self, count: int) -> None:
+        self.bytes += count
+
+    def through(self, transport: asyncio.Transport) -> asyncio.Transport:
+        """The transport, as those have it who write HTTP chunks to it directly."""
+        return _Counted(transport, self)  # type: ignore[return-value]
+
+    def tell(self) -> None:
+        tracing.annotate(lambda: {"streamspool.bytes": self.bytes})
+
+
+class _Counted:
+    """What is used of a transport, counting."""
+
+    def __init__(self, transport: asyncio.Transport, sent: Sent) -> None:
+        self._transport, self._sent = transport, sent
+        self.get_write_buffer_size = transport.get_write_buffer_size
+
+    def write(self, chunk: bytes) -> None:
+        """One HTTP chunk: its size, and two line breaks, are no bytes of the body."""
+        self._transport.write(chunk)
+        self._sent.add(len(chunk) - chunk.index(b"\r\n") - 4)
+
+
+def counting() -> Sent | None:
+    """To count what the current span's viewer is sent; None where nobody would be told."""
+    span = tracing.current()
+    return Sent() if span is not None and span.sampled else None

@@ -1,4 +1,4 @@
-"""Spans of the worker: an attempt at a generation, what is asked of a provider for it, and a webhook.
+"""Spans of the worker: an attempt at a generation, what is asked of a provider for it, a batch, and a webhook.
 
 Hidden here: how an attempt that was lost with its worker comes into the trace. A worker that is killed sends nothing of what it
 had begun; whoever takes the generation over finds in the log that there was an attempt, whose and since when, and tells of it.
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.chat.whole import FIELD
 from shared.errors import LogError
+from shared.features.batch_head import BatchHead
 from shared.features.webhooks import Delivery, Result
 from shared.lib import genai, json
 from shared.lib.traces import tracing
@@ -37,7 +38,9 @@ _OFF: nullcontext[None] = nullcontext()
 
 def generating(log: StreamLog, writer: Writer, header: Header) -> AbstractAsyncContextManager[object]:
     """The span of one attempt."""
-    return _generating(log, writer, header) if tracing.is_on() else _OFF
+    if not tracing.is_on():
+        return _OFF
+    return tracing.unsampled(header.get("traceparent")) or _generating(log, writer, header)
 
 
 @asynccontextmanager
@@ -71,7 +74,7 @@ def _attempt(header: Header, attempt: Attempt, *, lost: bool = False) -> Abstrac
 
 def asking(body: Mapping[str, Any], normalizer: Normalizer, served: Served) -> AbstractContextManager[object]:
     """The span of what is asked of providers for one attempt: all tries, and all targets."""
-    return _asking(body, normalizer, served) if tracing.is_on() else _OFF
+    return _asking(body, normalizer, served) if tracing.is_kept() else _OFF
 
 
 @contextmanager
@@ -103,8 +106,8 @@ def _answered(normalizer: Normalizer, served: Served) -> dict[str, Any]:
 
 def outgoing() -> dict[str, str]:
     """The header by which a provider may go on with the trace."""
-    span = tracing.current()
-    return {} if span is None else {"traceparent": span.traceparent}
+    traceparent = tracing.traceparent()
+    return {} if traceparent is None else {"traceparent": traceparent}
 
 
 def retried(target: Target, code: str, status: int) -> None:
@@ -114,6 +117,26 @@ def retried(target: Target, code: str, status: int) -> None:
 def refused(target: Target, code: str | None, status: int) -> None:
     """It was given up on, and the next one is asked."""
     tracing.event("refused", lambda: _refusal(target, code, status))
+
+
+def batched(head: BatchHead) -> None:
+    """A batch has ended: its span, which is as long as the batch took, by however many workers."""
+    created = head.get("traceparent")
+
+    def about() -> dict[str, Any]:
+        return {
+            "streamspool.batch.id": head["id"],
+            "streamspool.tenant": head["owner"],
+            "streamspool.batch.status": head["status"],
+            "streamspool.batch.lines": head["total"],
+            "streamspool.batch.lines_failed": head["failed"],
+        }
+
+    with tracing.span(
+        "batch", "consumer", about, parent=created, links=[created], began_ms=head["at"]["created"]
+    ) as span:
+        if span is not None and head["status"] == "failed":
+            span.fail(head["errors"][0]["code"] if head["errors"] else "failed")
 
 
 def delivering(delivery: Delivery) -> AbstractContextManager[object]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from api.spans import Sent
 from shared.lib.tasks import cancel
 
 CONNECTION = "streamspool.connection"
@@ -36,6 +37,7 @@ class Client:
         "_connection",
         "_listening",
         "_send",
+        "_sent",
         "_timeout_s",
         "_waiter",
         "gone",
@@ -43,10 +45,19 @@ class Client:
         "started",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, timeout_s: float, *, needed: bool = False) -> None:
-        """`needed`: what is waited for is to end without a client."""
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        timeout_s: float,
+        *,
+        needed: bool = False,
+        sent: Sent | None = None,
+    ) -> None:
+        """`needed`: what is waited for is to end without a client. `sent` counts, if somebody wants to know."""
         self._connection: Any = scope.get("extensions", {}).get(CONNECTION)
-        self._send, self._timeout_s = send, timeout_s
+        self._send, self._sent, self._timeout_s = send, sent, timeout_s
         self._waiter: asyncio.Future[None] | None = None
         self._listening: asyncio.Task[None] | None = None
         self.head_only = HEAD_ONLY in scope
@@ -67,7 +78,7 @@ class Client:
         if self._connection is None or not self._connection.chunked:
             return None
         transport: asyncio.Transport = self._connection.transport
-        return transport
+        return transport if self._sent is None else self._sent.through(transport)
 
     def streaming(self, comment: bytes) -> None:
         """What follows is an event stream, in which `comment` means nothing wherever a piece of the body ends."""
@@ -83,6 +94,8 @@ class Client:
         """Raises TimeoutError when the client has taken nothing for too long."""
         async with asyncio.timeout(self._timeout_s):
             await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        if self._sent is not None:
+            self._sent.add(len(body))
 
     async def wait(self, waiter: asyncio.Future[None], timeout_s: float) -> None:
         """Until the future is done, the client is gone, or the time, if there is one, is over."""

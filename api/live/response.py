@@ -76,7 +76,8 @@ class LogResponse(Response):
 
     async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
         needed = self.header.get("on_disconnect") == "cancel"
-        client = Client(scope, receive, send, self.process.settings.send_timeout_s, needed=needed)
+        sent = spans.counting()
+        client = Client(scope, receive, send, self.process.settings.send_timeout_s, needed=needed, sent=sent)
         try:
             async with scope.get(SEAT) or _NO_SEAT:
                 await self.watch(client, needed=needed)
@@ -92,6 +93,8 @@ class LogResponse(Response):
                 visible.retryable = False  # the generation is there and goes on: a repeat would be a second one
             await to_response(visible, self.extra)(scope, receive, send)
         finally:
+            if sent is not None:
+                sent.tell()
             await client.close()
 
     async def watch(self, client: Client, *, needed: bool) -> None:

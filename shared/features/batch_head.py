@@ -99,6 +99,8 @@ class BatchHead(TypedDict):
     output_life_s: int | None
     """How long its files are kept; None: as long as files are."""
     webhook: NotRequired[WebhookTarget | None]
+    traceparent: NotRequired[str | None]
+    """The span in which it was asked for; None: nobody traces it."""
     status: BatchStatus
     at: dict[str, int]
     """When it was `created`, and when it entered each status."""

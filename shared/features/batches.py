@@ -28,6 +28,7 @@ from shared.features.webhooks import Webhooks
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import get_logger
+from shared.lib.traces import tracing
 from shared.log.records import WebhookTarget
 from shared.store.availability import UncertainCreates, deadline, translate_errors
 from shared.store.confirm import Confirmer
@@ -96,7 +97,7 @@ class Batches:
             head = self._new(batch_id, request, tenant, now)
             head["input_bytes"], head["webhook"] = file["bytes"], webhook
             head["key_id"], head["allowed"] = by.key_id, by.allowed
-            head["budgets"] = by.budgets
+            head["budgets"], head["traceparent"] = by.budgets, tracing.traceparent()
             await self._files.keep_until(file["id"], head["expires_at_ms"] + _AFTER_MS)
             index, life_ms = self._key.batches(tenant), self._life_ms(head)
             # With a key, the caller comes back for this very batch.
@@ -360,6 +361,7 @@ class Batches:
             event=f"batch.{head['status']}",
             created_at=head["at"][head["status"]] // 1000,
             kept_s=self._life_ms(head) / 1000,
+            traceparent=head.get("traceparent"),
         )
 
     async def deliveries(self, heads: Sequence[BatchHead]) -> list[dict[str, Any] | None]:

@@ -238,19 +238,19 @@ class Broker:
         surface: Surface = "chat",
         reserve: Reserve | None = None,
         expects: Expects = expected,
+        traceparent: str | None = None,
     ) -> None:
-        """Accepts a line of a batch, once however often it is called; `batch` is `{id, line}`. It has no viewers to
-        lose, and is said again if it is interrupted, unless it wants otherwise. Raises Forbidden, BudgetReached, RedisError,
-        OSError, and what `reserve` raises."""
+        """Accepts a line of a batch, whose `traceparent` it is, once however often it is called. It is said again if it is
+        interrupted, unless it wants otherwise. Raises Forbidden, BudgetReached, RedisError, OSError, what `reserve` raises."""
         caller.check_model(request.model)
         header = make_header(self._settings, line_id, request, caller, None, client_history=False, webhook=None)
-        header["on_interruption"] = request.on_interruption or "restart"
-        header["on_disconnect"], header["batch"], header["surface"] = "continue", batch, surface
+        header["on_interruption"], header["on_disconnect"] = request.on_interruption or "restart", "continue"
+        header["batch"], header["surface"] = batch, surface
         header["server"] = await self._server(line_id)
         await self._budgets.check(header, unless_made=True)
         await self._budgets.expect(header, expects(request))
         stored = await self._blobs.store(line_id, caller.tenant, body)
-        with enqueued(header):
+        with enqueued(header, traceparent):
             SUBMITTED.inc(new := await self.log.create(header, stored, self._gate.hold(reserve)))
             await self._bell.ring(header, new=new)
 

@@ -70,14 +70,19 @@ def make_header(
     }
 
 
-def enqueued(header: Header) -> AbstractContextManager[object]:
+def enqueued(header: Header, batch: str | None = None) -> AbstractContextManager[object]:
     """The span in which a generation is accepted. Every attempt at it is a child of it, in whichever process: the header says
-    so from here on."""
-    return _enqueued(header) if tracing.is_on() else _NOT_TRACED
+    so from here on. That of a line has a link to where its `batch` was asked for."""
+    if not tracing.is_on():
+        return _NOT_TRACED
+    if tracing.is_kept():
+        return _enqueued(header, batch)
+    header["traceparent"] = tracing.traceparent()
+    return _NOT_TRACED
 
 
 @contextmanager
-def _enqueued(header: Header) -> Iterator[None]:
+def _enqueued(header: Header, asked_for: str | None) -> Iterator[None]:
     batch = header["batch"]
     about = {
         "streamspool.generation.id": header["id"],
@@ -85,7 +90,7 @@ def _enqueued(header: Header) -> Iterator[None]:
         "streamspool.batch.id": batch["id"] if batch else None,
         genai.REQUEST_MODEL: header["model"],
     }
-    with tracing.span("enqueue", "producer", lambda: about) as span:
+    with tracing.span("enqueue", "producer", lambda: about, links=[asked_for]) as span:
         if span is not None:
             header["traceparent"] = span.traceparent
         yield

@@ -16,9 +16,11 @@ from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import ROOT, Stack, free_port, wait_until
 from tests.harness.store import Store, open_store
 from tests.harness.upstream import Answer, ScriptedUpstream, ending, refusal, words
+from tests.support.batch import ended, jsonl, line, start
 from tests.support.collector import Collector, Seen, printed, roots
 from tests.support.names import keys
 from tests.support.receiver import SECRET, Receiver
+from tests.support.sockets import Socket
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PROMPT = "a prompt that no span may tell"
@@ -103,6 +105,7 @@ def test_one_tree_over_a_killed_worker_a_retry_and_a_webhook(
         chat, enqueue = only(collector.named("chat scripted/traced")), only(collector.named("enqueue"))
         assert root.ended >= chat.ended
         assert root.attributes["http.response.status_code"] == 200
+        assert root.attributes["streamspool.bytes"] == len(seen[0].content)
         assert chat.attributes["gen_ai.usage.output_tokens"] == 5
         assert chat.attributes["gen_ai.provider.name"] == "scripted"
         lost, run = collector.named("generate")
@@ -117,6 +120,7 @@ def test_one_tree_over_a_killed_worker_a_retry_and_a_webhook(
         assert watch.links == [(TRACE, enqueue.id)]
         assert watch.attributes["streamspool.resumed_from"] == "2-2"
         assert watch.attributes["streamspool.generation.id"] == generation_id
+        assert watch.attributes["streamspool.bytes"] == len(again.content)
         came = only([one for one in collector.spans if one.id == watch.parent])
         assert (came.name, came.kind) == ("GET /v1/streams/{generation_id}", "server")
 
@@ -129,11 +133,58 @@ def test_one_tree_over_a_killed_worker_a_retry_and_a_webhook(
             }[name]
         wanted = {"accept": "application/openmetrics-text;version=1.0.0"}
         text = httpx.get(f"http://127.0.0.1:{port}/metrics", headers=wanted, trust_env=False).text
-        assert re.search(rf'streamspool_time_to_first_chunk_seconds_bucket.* # {{.*trace_id="{TRACE}"', text)
+        for name in ("time_to_first_chunk", "generation"):
+            assert re.search(rf'streamspool_{name}_seconds_bucket.* # {{.*trace_id="{TRACE}"', text)
         sent = b"".join(collector.bodies)
         assert PROMPT.encode() not in sent
         assert b"w4" not in sent
         assert hook.url.encode() not in sent
+
+
+def test_a_batch_is_one_span_and_its_lines_lead_to_where_it_was_asked_for(
+    valkey: EmbeddedValkey, upstream: ScriptedUpstream, store: Store, tmp_path: Path
+) -> None:
+    with (
+        Collector() as collector,
+        traced(valkey, upstream, tmp_path, collector) as stack,
+        httpx.Client(base_url=stack.url, trust_env=False, timeout=60) as http,
+    ):
+        batch_id = start(http, jsonl(line(f"line-{number}", prompt=PROMPT) for number in range(3)))
+        assert ended(http, batch_id)["status"] == "completed"
+        wrong = start(http, b"no line")
+        assert ended(http, wrong)["status"] == "failed"
+        wait_until(lambda: len(collector.named("batch")) == 2, 30, "both batches")
+        wait_until(lambda: len(collector.named("generate")) == 3, 30, "the lines")
+        wait_until(lambda: len(collector.named("POST /v1/batches")) == 2, 30, "what asked for them")
+        asked_for = {one.id: one for one in collector.named("POST /v1/batches")}
+        of_batch = {one.attributes["streamspool.batch.id"]: one for one in collector.named("batch")}
+        whole, failed = of_batch[batch_id], of_batch[wrong]
+        assert (whole.failed, whole.attributes["streamspool.batch.lines"]) == (False, 3)
+        assert (failed.failed, failed.attributes["error.type"]) == (True, "invalid_json_line")
+        assert asked_for.keys() == {whole.parent, failed.parent}
+        assert whole.began < min(one.began for one in collector.named("generate"))
+        lines = collector.named("enqueue")
+        assert len({whole.trace, *(one.trace for one in lines)}) == 4
+        assert [one.links for one in lines] == [[(whole.trace, whole.parent)]] * 3
+        assert {one.attributes["streamspool.batch.id"] for one in lines} == {batch_id}
+        assert PROMPT.encode() not in b"".join(collector.bodies)
+
+
+def test_a_request_on_a_websocket_is_a_span_of_its_own(
+    valkey: EmbeddedValkey, upstream: ScriptedUpstream, store: Store, tmp_path: Path
+) -> None:
+    with Collector() as collector, traced(valkey, upstream, tmp_path, collector) as stack:
+        with Socket(stack.url, traceparent=f"00-{TRACE}-{CALLER}-01") as socket:
+            socket.whole(input=PROMPT)
+            socket.refused(404, "model_not_found", model="nobody/has-it")
+        wait_until(lambda: len(collector.named("response.create /v1/responses")) == 2, 30, "both requests")
+        wait_until(lambda: collector.named("generate"), 30, "the answer")
+        one, two = sorted(collector.named("response.create /v1/responses"), key=lambda span: span.began)
+        assert {(span.trace, span.parent, span.kind) for span in (one, two)} == {(TRACE, CALLER, "server")}
+        assert [span.attributes["http.response.status_code"] for span in (one, two)] == [200, 404]
+        assert only(collector.named("enqueue")).parent == one.id
+        assert one.attributes["streamspool.bytes"] > 0
+        assert PROMPT.encode() not in b"".join(collector.bodies)
 
 
 def test_what_is_no_traceparent_begins_a_new_trace_and_probes_are_no_spans(

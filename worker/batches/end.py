@@ -79,7 +79,7 @@ class Ending:
         out_of_patience = self._trouble is not None and self._now_ms >= since_ms + PATIENCE_MS
         return out_of_patience or self._claims > MOST_CLAIMS + 1
 
-    async def bare(self) -> None:
+    async def bare(self) -> BatchHead:
         """Ends it with what the checkpoint knows. Its files are made at once if that is possible."""
         ended_by = self.why
         await end_unread(self._shared, self._head)
@@ -96,10 +96,11 @@ class Ending:
         await self._remove_parts_after(int(self._shared.settings.files_retention_s * 1000))
         self._head = await self._save(over)
         logger.error("batch ended without its files", batch_id=self._id, status=self._head["status"], why=self._cause)
-        await self.files(self._head, ended_by)
+        return await self.files(self._head, ended_by)
 
-    async def files(self, head: BatchHead, ended_by: str | None) -> None:
-        """Makes the files, which is done again from the start if it is interrupted, says how it ended, and tidies up."""
+    async def files(self, head: BatchHead, ended_by: str | None) -> BatchHead:
+        """Makes the files, which is done again from the start if it is interrupted, says how it ended, and tidies up. Returns
+        the batch as it is then."""
 
         def finalizing(head: BatchHead, at_ms: int) -> None:
             head.setdefault("ended_by", CANCELLED if head["status"] == "cancelling" else ended_by)
@@ -112,6 +113,7 @@ class Ending:
             head = await self._make(head)
         if head["checkpoint"] is None:
             await self._remove_parts_after(_KEPT_MS)
+        return head
 
     async def _make(self, head: BatchHead) -> BatchHead:
         is_late = bool(head.get("late"))

@@ -41,6 +41,7 @@ from shared.log.records import Header, Outcome
 from shared.log.streamlog import Execute
 from shared.store.outage import log_redis_error
 from shared.store.redis import OutOfMemoryError, RedisError
+from worker import spans
 from worker.batches.circuit import jittered
 from worker.batches.end import CANCELLED, EXPIRED, GIVEN_UP, INPUT_GONE, Ending
 from worker.batches.endpoints import Answers, surface_of
@@ -96,9 +97,11 @@ class Run:
     async def to_the_end(self) -> None:
         logger.info("batch claimed", batch_id=self.id, attempt=self._epoch, status=self.head["status"])
         ending = Ending(self.shared, self.head, self._trouble, await self.shared.batches.clock_ms())
-        if self.head["status"] not in ENDED:
-            if ending.is_bare:
-                return await ending.bare()
+        if self.head["status"] in ENDED:  # but for its files
+            await ending.files(self.head, None)
+        elif ending.is_bare:
+            spans.batched(await ending.bare())
+        else:
             self._ended_by = ending.why
             if self.head["status"] == "validating" and not self._ended_by:
                 await self._validate()
@@ -106,7 +109,7 @@ class Run:
                 await self._save(lambda head, at_ms: enter(head, "cancelled", at_ms))
             if self.head["status"] in ("in_progress", "cancelling"):
                 await self._work()
-        await ending.files(self.head, self._ended_by)
+            spans.batched(await ending.files(self.head, self._ended_by))
         logger.info("batch ended", batch_id=self.id)
 
     async def _save(self, change: Any) -> None:
@@ -228,6 +231,7 @@ class Run:
                     surface_of(self._endpoint),
                     self._hold,
                     partial(expected, body=line.asked.body),
+                    self.head.get("traceparent"),
                 )
         except (BudgetReached, StorageQuotaExceeded, Forbidden) as error:
             line.wrong = LineWrong(error.code, error.message)

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from api import spans
 from api.live.client import AMONG
 from api.live.event_stream import EventStream
 from api.surfaces.responses.asked import turn_of, understand
@@ -73,6 +74,10 @@ class Lane:
         """Returns when all is said. An error is said, too."""
         request_id = f"req_{uuid.uuid4().hex}"
         begin_request(request_id)
+        with spans.answering(self._socket.scope, request_id):
+            await self._run(request_id)
+
+    async def _run(self, request_id: str) -> None:
         try:
             answer = await self._begin()
             self._given, self._cut, self._room = {}, Cut(b"", b""), None
@@ -83,9 +88,11 @@ class Lane:
                 await answer(scope, self._receive, self._send)
                 self._check_end()
         except StreamspoolError as error:
+            spans.told(error.status)
             self._refused(error.headers())
             await self._socket.say(error_message(error, self.stream_id))
         except Exception as bug:
+            spans.told(Internal.status)
             logger.error("unhandled", path="/v1/responses", request_id=request_id, exc_info=bug)
             broken = Internal(f"Something broke on our side. {request_id} finds it in the log.")
             await self._socket.say(error_message(broken, self.stream_id))
@@ -162,6 +169,7 @@ class Lane:
     async def _send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
+            spans.told(self._status)
             self._headers = {name.decode(): value.decode("latin-1") for name, value in message.get("headers", ())}
             return
         self._ended = not message.get("more_body", False)

@@ -71,7 +71,7 @@ class Socket:
         """Those that are turned out when the key is revoked: this socket, and the viewers on it."""
         if self.among is not None:
             self.among.add(self)
-        self._websocket = websocket
+        self._websocket, self.scope = websocket, websocket.scope
         self._connection: Any = websocket.scope["extensions"].get(CONNECTION)
         self._queues: dict[str | None, deque[Any]] = {}
         """The requests of each lane that is busy, the one that is answered first among them."""

@@ -1,8 +1,9 @@
 """Traces: a tree of spans for each request, over all processes that have a part in it. Off unless it is asked for.
 
 Hidden here: what asks for it (the standard `OTEL_…` variables), the W3C's `traceparent`, and which span is the current one of a
-task. OpenTelemetry's SDK is loaded by `begin` alone (otel.py), so that who does not want it pays for a comparison with None. A
-span says ids, names, counts and codes, and never a word of a request or an answer.
+task. OpenTelemetry's SDK is loaded by `begin` alone (otel.py), so that who does not want it pays for a comparison with None.
+The sampler is asked once for each trace, at its first span: what is below one that is not sampled makes no span, and is not
+asked for attributes. A span says ids, names, counts and codes, and never a word of a request or an answer.
 
 Source: w3.org/TR/trace-context, 3.2; opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables.
 """
@@ -29,6 +30,8 @@ _TRACEPARENT = re.compile(
     r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.S
 )
 _VARIABLE = "OTEL_"
+_SAMPLED = 1
+"""The flag of a `traceparent`."""
 
 
 class Span(Protocol):
@@ -45,6 +48,9 @@ class Span(Protocol):
 
 
 class Backend(Protocol):
+    follows: bool
+    """Whether what is below an unsampled span is never sampled: the sampler is one of the `parentbased_…`."""
+
     def start(
         self,
         name: str,
@@ -55,6 +61,44 @@ class Backend(Protocol):
         began_ms: int | None = None,
     ) -> Span: ...
     def end(self) -> None: ...
+
+
+class _Unsampled:
+    """Stands for a span that is not sampled, and for all below it: nobody will see them. To be in, as a span is."""
+
+    __slots__ = ("_above", "traceparent")
+    sampled = False
+
+    def __init__(self, traceparent: str, above: Span | None) -> None:
+        self.traceparent, self._above = traceparent, above
+
+    def __enter__(self) -> Span:
+        _current.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _current.set(self._above)
+
+    async def __aenter__(self) -> Span:
+        return self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.__exit__()
+
+    def annotate(self, attributes: Attributes) -> None:
+        pass
+
+    def rename(self, name: str) -> None:
+        pass
+
+    def event(self, name: str, attributes: Attributes) -> None:
+        pass
+
+    def fail(self, code: str) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
 
 
 _backend: Backend | None = None
@@ -110,6 +154,25 @@ def is_on() -> bool:
     return _backend is not None
 
 
+def is_kept() -> bool:
+    """Whether a span that is begun here may be seen by anybody: there are traces, and the current one is no unsampled one."""
+    if _backend is None:
+        return False
+    above = _current.get()
+    return above is None or above.sampled or not _backend.follows
+
+
+def unsampled(traceparent: str | None) -> _Unsampled | None:
+    """To be in instead of a span below this one, if none of those will be sampled."""
+    if _backend is None or traceparent is None or not _is_left_out(_backend, traceparent):
+        return None
+    return _Unsampled(traceparent, _current.get())
+
+
+def _is_left_out(backend: Backend, parent: str) -> bool:
+    return backend.follows and not int(parent[-2:], 16) & _SAMPLED
+
+
 def parsed(traceparent: str | None) -> str | None:
     """A `traceparent` that can be gone on from, in the one spelling of version 00; None for what is none."""
     found = _TRACEPARENT.fullmatch(traceparent or "")
@@ -126,6 +189,11 @@ def trace_id(traceparent: str | None) -> str | None:
 def current() -> Span | None:
     """The span that this task is in."""
     return _current.get() if _backend is not None else None
+
+
+def traceparent() -> str | None:
+    """That of the current span, by which another process goes on."""
+    return None if (span := current()) is None else span.traceparent
 
 
 def span(
@@ -145,8 +213,14 @@ def span(
     if _backend is None:
         return _OFF
     above = _current.get() if kind != "server" else None  # a task may begin in that of the request before it
-    parent = parent or (above.traceparent if above is not None else None)
-    return _entered(_backend.start(name, kind, parent, [link for link in links if link], attributes(), began_ms), above)
+    if parent is None and above is not None:
+        if not above.sampled and _backend.follows:
+            return _OFF  # in which the current one goes on to be the unsampled one
+        parent = above.traceparent
+    if parent is not None and _is_left_out(_backend, parent):
+        return _Unsampled(parent, above)
+    begun = _backend.start(name, kind, parent, [link for link in links if link], attributes(), began_ms)
+    return _entered(begun, above) if begun.sampled else _Unsampled(begun.traceparent, above)
 
 
 @contextmanager
@@ -168,12 +242,12 @@ def _entered(entered: Span, above: Span | None) -> Iterator[Span | None]:
 
 def event(name: str, attributes: Callable[[], Attributes] = dict) -> None:
     """Something that happened within the current span."""
-    if (span := current()) is not None:
+    if (span := current()) is not None and span.sampled:
         span.event(name, attributes())
 
 
 def annotate(attributes: Callable[[], Attributes]) -> None:
-    if (span := current()) is not None:
+    if (span := current()) is not None and span.sampled:
         span.annotate(attributes())
 
 

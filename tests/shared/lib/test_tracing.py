@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -56,14 +57,70 @@ def test_what_is_no_traceparent_is_ignored(text: str | None, expected: str | Non
 
 
 def test_without_traces_nothing_is_made_and_nothing_is_asked_for() -> None:
-    def unasked() -> dict[str, str]:
-        raise AssertionError
-
     with tracing.span("x", "server", unasked) as span:
         tracing.event("y", unasked)
         tracing.annotate(unasked)
         assert span is None
         assert (tracing.current(), tracing.exemplar()) == (None, None)
+
+
+class Sampling:
+    """A backend that samples what it is told to, and counts what it is asked."""
+
+    def __init__(self, *sampled: bool, follows: bool = True) -> None:
+        self.follows, self._sampled, self.asked = follows, list(sampled), list[str]()
+
+    def start(self, name: str, *_: object) -> Any:
+        self.asked.append(name)
+        flags = "01" if (sampled := self._sampled.pop(0)) else "00"
+        nothing = SimpleNamespace(annotate=id, rename=id, event=None, fail=id, end=lambda: None)
+        nothing.traceparent, nothing.sampled = f"00-{TRACE}-{SPAN}-{flags}", sampled
+        return nothing
+
+    def end(self) -> None:
+        pass
+
+
+def unasked() -> dict[str, str]:
+    raise AssertionError
+
+
+def test_who_samples_is_asked_once_and_nothing_is_made_below_what_is_not_sampled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sampling = Sampling(False)
+    monkeypatch.setattr(tracing, "_backend", sampling)
+    with tracing.span("request", "server", dict):
+        assert (tracing.is_kept(), tracing.exemplar()) == (False, None)
+        with tracing.span("enqueue", "producer", unasked):
+            tracing.annotate(unasked)
+            tracing.event("first_chunk", unasked)
+            told = tracing.traceparent()
+        assert told == tracing.traceparent() == f"00-{TRACE}-{SPAN}-00"
+    assert tracing.current() is None
+    with tracing.span("generate", "consumer", unasked, parent=told):  # in another process
+        assert (tracing.is_kept(), tracing.traceparent()) == (False, told)
+    silent = tracing.unsampled(told)
+    assert silent is not None
+    with silent:
+        assert not tracing.is_kept()
+    assert tracing.current() is None
+    assert tracing.unsampled(GOOD) is None
+    assert sampling.asked == ["request"]
+
+
+def test_a_sampler_that_looks_at_no_parent_is_asked_for_each_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = Sampling(False, True, False, follows=False)
+    monkeypatch.setattr(tracing, "_backend", sampling)
+    with tracing.span("request", "server", dict):
+        assert tracing.is_kept()
+        with tracing.span("enqueue", "producer", dict):
+            assert (tracing.traceparent(), bool(tracing.exemplar())) == (GOOD, True)
+        assert tracing.traceparent() == f"00-{TRACE}-{SPAN}-00"
+    assert tracing.unsampled(f"00-{TRACE}-{SPAN}-00") is None
+    with tracing.span("generate", "consumer", dict, parent=f"00-{TRACE}-{SPAN}-00"):
+        pass
+    assert sampling.asked == ["request", "enqueue", "generate"]
 
 
 def test_only_http_is_spoken() -> None:

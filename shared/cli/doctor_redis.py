@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -18,7 +18,7 @@ from shared.config.redis_url import parse, without_password
 from shared.config.settings import Settings
 from shared.errors import Unusable
 from shared.store.contact import tls_mismatch
-from shared.store.outage import is_passing, reason, why_hopeless
+from shared.store.outage import is_passing, is_withheld, reason, why_hopeless
 from shared.store.redis import QUEUE_URL, ArqRedis, NoPermissionError, RedisError, ResponseError, connect
 
 _LIFE_MS = 60_000
@@ -151,19 +151,29 @@ def _needed(key: str) -> Iterable[tuple[Any, ...]]:
     yield from (("ZRANGEBYSCORE", ranks, 0, 0), ("ZREMRANGEBYSCORE", ranks, 2, 3), ("ZREM", ranks, "m"))
     yield from (("HSET", table, "f", 1), ("HGET", table, "f"), ("HMGET", table, "f"), ("HGETALL", table))
     yield from (("HSETNX", table, "g", 1), ("HINCRBY", table, "f", 1), ("PEXPIRE", table, _LIFE_MS))
+    yield from (("HEXISTS", table, "f"), ("HLEN", table), ("HDEL", table, "f"))
     yield from (("SADD", names, "m"), ("SMEMBERS", names), ("SREM", names, "m"))
-    yield from (("PUBLISH", key, "1"), ("DEL", text, stream, ranks, table, names))
+    yield from (("INCRBY", text, 1), ("DECRBY", text, 1), ("TTL", text), ("COPY", text, f"{key}:copy"), ("PING",))
+    yield from (("PUBLISH", key, "1"), ("DEL", text, f"{key}:copy", stream, ranks, table, names))
     yield from (("WATCH", text), ("UNWATCH",), ("MULTI",), ("EXEC",))
 
 
-_WISHED = (("INFO", "server"), ("CONFIG", "GET", "save"), ("EVAL", "return 1", 0), ("WAIT", 0, 0), ("WAITAOF", 0, 0, 0))
-"""Without these it goes on, and knows less about what the server may forget, or waits where memory is full."""
+_WISHED: Mapping[str, Sequence[tuple[Any, ...]]] = {
+    "what the server may forget is not known": (("INFO", "server"), ("WAIT", 0, 0), ("WAITAOF", 0, 0, 0)),
+    "how it is set is not known": (("CONFIG", "GET", "save"),),
+    "limits and budgets refuse every request, and a full server keeps answers from their end": (
+        ("EVAL", "return 1", 0),
+        ("EVALSHA", "0" * 40, 0),
+    ),
+    "news of logs cost more": (("CLIENT", "TRACKING", "OFF"),),
+}
+"""What it goes on without, and what is missing then."""
 
 
 async def _rights(redis: ArqRedis, prefix: str) -> list[Finding]:
     denied: list[str] = []
     places = False
-    for words in _needed(f"{prefix}:doctor:{secrets.token_hex(8)}"):
+    for words in _needed(f"{prefix}:doctor:{{{secrets.token_hex(8)}}}"):  # one slot, where it is a cluster
         try:
             await redis.execute_command(*words)  # type: ignore[no-untyped-call]
         except NoPermissionError as error:
@@ -175,7 +185,11 @@ async def _rights(redis: ArqRedis, prefix: str) -> list[Finding]:
                 return [Finding(False, "Redis writes", f"refused just now: {reason(error) or 'it is full'}")]
     if not await _may_subscribe(redis, prefix):
         denied.append("SUBSCRIBE")
-    missed = [str(words[0]) for words in _WISHED if not await _may(redis, words)]
+    missed = {
+        why: names
+        for why, wished in _WISHED.items()
+        if (names := [str(words[0]) for words in wished if not await _may(redis, words)])
+    }
     findings = []
     if denied:
         where = f", on keys and channels `{prefix}:*`" if places else ""
@@ -183,18 +197,17 @@ async def _rights(redis: ArqRedis, prefix: str) -> list[Finding]:
             Finding(False, "Redis rights", f"this user lacks {' '.join(denied)}. Allow them (ACL SETUSER){where}")
         )
     if missed:
-        text = f"without {' '.join(missed)} it is not known what the server may forget. Allow them, if you can"
-        findings.append(Finding(None, "Redis rights", text))
+        text = "; ".join(f"without {' '.join(names)} {why}" for why, names in missed.items())
+        findings.append(Finding(None, "Redis rights", f"{text}. Allow them, if you can"))
     return findings or [Finding(True, "Redis rights", "all commands that are needed")]
 
 
 async def _may(redis: ArqRedis, words: tuple[Any, ...]) -> bool:
     try:
         await redis.execute_command(*words)  # type: ignore[no-untyped-call]
-    except NoPermissionError:
-        return False
-    except ResponseError:  # unknown to an older server
-        pass
+    except ResponseError as error:
+        older = words[0] == "WAITAOF" and not isinstance(error, NoPermissionError)  # a server that has no such thing
+        return older or not is_withheld(error)
     return True
 
 

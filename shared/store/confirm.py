@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import CONFIRM_SECONDS
 from shared.store.commands import converse, pack
-from shared.store.outage import what_is_full
+from shared.store.outage import is_withheld, what_is_full
 from shared.store.redis import ArqRedis, RedisError, ResponseError
 
 _ASK_MS = 1000
@@ -209,8 +209,11 @@ class Confirmer:
             written = await self._written(connection)
             if written is False:
                 await asyncio.sleep(_PAUSE_S)
-            elif not replicas or await self._waited(connection, b"WAIT", b"1"):
-                return Confirmed(identity(info), sure=bool(written or replicas))
+                continue
+            if not replicas:
+                return Confirmed(identity(info), sure=bool(written))
+            if (waited := await self._waited(connection)) is not False:
+                return Confirmed(identity(info), sure=bool(waited))
         return None
 
     async def _written(self, connection: Any) -> bool | None:
@@ -223,9 +226,10 @@ class Confirmer:
             return None
         return b"aof_buffer_length:0\r" in told
 
-    async def _waited(self, connection: Any, *command: bytes) -> bool:
-        reply = await self._exchange(connection, *command, b"%d" % _ASK_MS)
-        return isinstance(reply, int) and reply > 0
+    async def _waited(self, connection: Any) -> bool | None:
+        """Whether a replica has it; None where nobody may ask: then it is not known, and nothing waits for it."""
+        reply = await self._exchange(connection, b"WAIT", b"1", b"%d" % _ASK_MS)
+        return None if is_withheld(reply) else isinstance(reply, int) and reply > 0
 
     @staticmethod
     async def _exchange(connection: Any, *command: bytes) -> Any:

@@ -18,7 +18,7 @@ from shared.config.settings import Settings
 from shared.errors import Unusable
 from shared.lib.telemetry import get_logger
 from shared.store.cluster.cells import Cells
-from shared.store.outage import Pauses, cause, log_redis_error, why_hopeless
+from shared.store.outage import Pauses, cause, is_withheld, log_redis_error, why_hopeless
 from shared.store.redis import QUEUE_URL, ArqRedis, cells_of, check_cells, connect
 
 logger = get_logger(__name__)
@@ -106,10 +106,9 @@ async def _warn_of_silence(redis: ArqRedis, **about: str) -> None:
     for command in (("INFO", "server"), ("WAITAOF", 0, 0, 0), ("WAIT", 0, 0)):
         try:
             await redis.execute_command(*command)  # type: ignore[no-untyped-call]
-        except NoPermissionError:
-            denied.append(str(command[0]))
-        except ResponseError:  # unknown to it, or a replica
-            pass
+        except ResponseError as error:  # a replica; or older than WAITAOF, for which INFO tells it
+            if isinstance(error, NoPermissionError) or (is_withheld(error) and command[0] != "WAITAOF"):
+                denied.append(str(command[0]))
     if denied:
         logger.warning("redis does not tell this user what it may forget: allow the commands", denied=denied, **about)
 
@@ -123,17 +122,32 @@ async def _warn_of_risks(redis: ArqRedis, address: Address, **about: str) -> Non
             logger.warning(
                 "redis is a replica and takes no writes: waiting until it is a master, or leads to one", **about
             )
-        persistence = await redis.info("persistence")
-        saves = (await redis.config_get("save")).get("save", "")
-        policy = (await redis.config_get("maxmemory-policy")).get("maxmemory-policy", "noeviction")
-        if not persistence.get("aof_enabled") and not saves:
+        persistence, memory = await redis.info("persistence"), await redis.info("memory")
+        saves = await _saves(redis)
+        if persistence.get("aof_enabled"):
+            pass
+        elif saves is None:
+            logger.warning(
+                "redis has no append-only file, and CONFIG, which tells whether it saves, is withheld", **about
+            )
+        elif not saves:
             logger.warning("redis keeps nothing on disk: a restart loses every stream; set appendonly yes", **about)
-        elif not persistence.get("aof_enabled"):
+        else:
             logger.warning(
                 "redis has no append-only file: a crash loses the newest part of streams; set appendonly yes", **about
             )
-        if policy != "noeviction":
+        if (policy := memory.get("maxmemory_policy", "noeviction")) != "noeviction":
             logger.warning("redis may evict running streams; set maxmemory-policy noeviction", policy=policy, **about)
+
+
+async def _saves(redis: ArqRedis) -> str | None:
+    """When it writes all of its memory to its disk; empty for never, None where that is not told."""
+    try:
+        return str((await redis.config_get("save")).get("save", ""))
+    except ResponseError as error:
+        if not is_withheld(error):
+            raise
+    return None
 
 
 async def tls_mismatch(address: Address) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from shared.store.commands import pack, watch
 from shared.store.jobs import Job, plain_lane, ring
 from shared.store.keys import Keys, Lane, OldKeys
-from shared.store.redis import ArqRedis, WatchError
+from shared.store.redis import ArqRedis, NoPermissionError, WatchError
 from shared.store.turns import join
 
 _ID = re.compile(r"(chatcmpl-|batch_)[0-9a-f]{32}")
@@ -34,9 +34,12 @@ async def adopt(redis: ArqRedis, *, paused: bool) -> int:
     if old is None:
         return 0
     moved = 0
-    found = {
-        member.decode(errors="replace"): score async for member, score in redis.zscan_iter(old.queue, count=_AT_ONCE)
-    }
+    scanned = redis.zscan_iter(old.queue, count=_AT_ONCE)
+    try:
+        found = {member.decode(errors="replace"): score async for member, score in scanned}
+    except NoPermissionError:  # a user for our names alone: what is under others is not within its reach
+        redis.key.old = None
+        return 0
     ours = iter([(job_id, score) for job_id, score in found.items() if _ID.fullmatch(job_id)])
     while page := dict(islice(ours, _AT_ONCE)):
         moved += await _adopt(redis, old, page, paused=paused)

@@ -124,6 +124,14 @@ def what_is_full(error: object) -> Literal["memory", "disk"] | None:
     return FULL.get(error_word(error))
 
 
+def is_withheld(error: object) -> bool:
+    """Whether a command is not to be had here: this user may not give it, or there is none, as where a managed server was made
+    without it (CONFIG, DEBUG)."""
+    return isinstance(error, NoPermissionError) or (
+        isinstance(error, ResponseError) and server_message(error).removeprefix("ERR ").startswith("unknown command")
+    )
+
+
 def is_passing(error: object) -> bool:
     """Whether the same may well be tried again as it is: the server is away, not the right one, full or busy."""
     return isinstance(error, UNREACHABLE) or error_word(error) in _PASSING

@@ -32,7 +32,7 @@ from shared.store.commands import exchange_all, pack, watch
 from shared.store.confirm import INFO, identity
 from shared.store.jobs import UNKNOWN, Job, Lease, pack_job, ring, unpack_job
 from shared.store.keys import Lane
-from shared.store.redis import ArqRedis, OutOfMemoryError
+from shared.store.redis import ArqRedis, NoPermissionError, OutOfMemoryError
 from shared.store.transaction import commit, raise_first, transact
 from shared.store.turns import CLOCK, Charges, Cost, Line, Waiting, advance, charge, join, let_go, settle
 
@@ -123,12 +123,15 @@ class JobQueue:
     async def known(self, job_ids: Sequence[str]) -> set[str]:
         """Which of these wait or run."""
         running = [*map(self._key.running, Lane)]
-        if self._key.old:
-            running.append(self._key.old.queue)
         found: set[str] = set()
         for start in range(0, len(job_ids), _KNOWN_AT_ONCE):
             page = job_ids[start : start + _KNOWN_AT_ONCE]
             found |= await self._members(dict.fromkeys(running, page))
+            if self._key.old:
+                try:
+                    found |= await self._members({self._key.old.queue: page})
+                except NoPermissionError:  # a user for our names alone
+                    self._key.old = None
             if rest := [job_id for job_id in page if job_id not in found]:
                 found |= await self._members(await self._places_to_wait(rest))
         return found

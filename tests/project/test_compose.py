@@ -35,6 +35,8 @@ VENDOR_VARIABLES = {name for vendor in VENDORS for name in (*vendor.key_variable
 BUCKETS = {name for names in BUCKET_VARIABLES.values() for name in names}
 KEYS = {name for vendor in VENDORS for name in vendor.key_variables}
 SECRETS = {variable(name) for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+TRACES = re.compile("OTEL_[A-Z_]+")
+"""OpenTelemetry's own, which its SDK reads."""
 LIMITS = {"APP_MEMORY", "VALKEY_MEMORY"}
 OWN = LIMITS | {"APIS", "OPENWEBUI_KEYS", "SITE"}
 """Are compose's own: no process of ours reads them."""
@@ -128,7 +130,8 @@ def test_every_variable_is_a_setting_and_every_value_is_accepted(
     (tmp_path / "api_keys").write_text("local:secret\n")
     for service in ("api", "worker"):
         environment = load()["services"][service]["environment"]
-        assert base(environment) <= SETTINGS | VENDOR_VARIABLES | BUCKETS, service
+        ours = {name for name in base(environment) if not TRACES.fullmatch(name)}
+        assert ours <= SETTINGS | VENDOR_VARIABLES | BUCKETS, service
         with monkeypatch.context() as patch:
             for name in {*SETTINGS, *(name + FILE for name in SETTINGS)}:
                 patch.delenv(name, raising=False)
@@ -159,6 +162,21 @@ def test_every_setting_reaches_the_containers() -> None:
     # What only one of the two knew would make it blind to what the other one stores.
     for name in ("STREAMSPOOL_PREFIX", "STREAMSPOOL_CONFIRM", "STREAMSPOOL_FILES_URL", "STREAMSPOOL_MODELS"):
         assert for_whom[name] == {"api", "worker"}, name
+
+
+def test_what_asks_for_traces_reaches_both_ends_where_it_is_set() -> None:
+    """By no name with a default: an empty one is not the same to OpenTelemetry as one that is not there."""
+    services = load()["services"]
+    named = {
+        service: {name: value for name, value in services[service]["environment"].items() if TRACES.fullmatch(name)}
+        for service in ("api", "worker")
+    }
+    assert named["api"] == named["worker"]
+    assert set(named["api"].values()) == {None}
+    page = (ROOT / "docs/OPERATIONS.md").read_text("utf-8")
+    traces = page.partition("\n## Traces\n")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"\bOTEL_[A-Z_]+[A-Z]\b", traces))
+    assert documented - set(named["api"]) == {"OTEL_EXPORTER_OTLP_PROTOCOL"}  # which has one value
 
 
 def test_every_secret_may_be_a_file_and_those_it_needs_are() -> None:
@@ -254,6 +272,7 @@ def test_only_what_stands_in_front_is_published_and_to_others_only_if_asked_for(
         "prometheus": ["monitoring"],
         "grafana": ["monitoring"],
         "openwebui": ["openwebui"],
+        **dict.fromkeys(("cluster-1", "cluster-2", "cluster-3", "cluster-join"), ["cluster"]),
     }
     assert all("network_mode" not in service for service in services.values())
 

@@ -202,6 +202,9 @@ def test_what_scales_is_not_counted_by_the_deployment_and_asks_for_figures_that_
         assert set(re.findall(r"streamspool_\w+", trigger["metadata"]["query"])) == known
         concurrency = Settings.model_fields["worker_concurrency"].default
         assert trigger["metadata"]["threshold"] == str(concurrency * 4 // 5)
+        # While Redis is away there are no figures; by default KEDA takes that for 0, and ends workers.
+        assert trigger["metadata"]["ignoreNullValues"] == "false"
+        assert jobs["spec"]["fallback"]["replicas"] >= jobs["spec"]["minReplicaCount"]
 
 
 def test_a_managed_redis_has_its_authority_in_every_pod() -> None:

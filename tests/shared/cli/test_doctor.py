@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from shared.cli import doctor
+from shared.cli import doctor, doctor_redis
 from shared.cli.client import Client
 from shared.cli.doctor_redis import examine_redis
 from shared.cli.embedded import CannotStart, EmbeddedValkey
@@ -14,6 +15,7 @@ from shared.cli.findings import Finding
 from shared.config.settings import Settings
 from shared.errors import Unauthenticated
 from shared.store.redis import connect
+from tests.harness.processes import ROOT
 from tests.harness.store import configured
 from tests.support.server import Server
 
@@ -118,6 +120,23 @@ async def test_a_user_who_may_not_do_all_that_is_needed(tmp_path: Path) -> None:
     assert "lacks XADD ZADD SUBSCRIBE." in found["poor"]["Redis rights"].found
     assert found["elsewhere"]["Redis rights"].ok is False
     assert "on keys and channels `streamspool:*`" in found["elsewhere"]["Redis rights"].found
+
+
+async def test_a_server_without_an_operators_commands_is_told_of(tmp_path: Path) -> None:
+    """A managed one has no CONFIG, for whoever asks: that is no right that could be given, and nothing that is needed."""
+    with Server(tmp_path / "server", "--rename-command", "CONFIG", "") as server:
+        found = await findings(server.url)
+    assert found["Redis rights"].ok is None
+    assert found["Redis rights"].found.startswith("without CONFIG how it is set is not known.")
+    assert found["Redis eviction"].ok
+
+
+def test_every_command_of_the_protocol_is_tried() -> None:
+    (listed,) = re.findall(r"```text commands\n(.*?)```", (ROOT / "shared/log/PROTOCOL.md").read_text("utf-8"), re.S)
+    tried = {words[0] for words in doctor_redis._needed("x")}
+    tried |= {words[0] for wished in doctor_redis._WISHED.values() for words in wished}
+    elsewhere = {"SUBSCRIBE", "UNSUBSCRIBE", "TIME"}
+    assert set(listed.split()) - tried == elsewhere
 
 
 async def test_a_server_without_a_limit_of_memory_and_without_a_file(tmp_path: Path) -> None:

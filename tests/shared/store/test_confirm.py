@@ -23,6 +23,7 @@ from shared.log.entry import Status
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
 from shared.store.redis import connect
+from tests.harness.processes import wait_until
 from tests.harness.store import Store
 from tests.support.forgetful import Follower
 from tests.support.names import keys
@@ -159,6 +160,22 @@ async def test_a_replica_that_is_always_behind_has_it_in_the_end(
     with Follower(tmp_path / "follower", server, 1.5):
         async with asyncio.timeout(30):
             assert (await broker._confirmer.confirm()).sure
+
+
+async def test_where_nobody_may_ask_for_the_replica_nothing_waits_for_it(tmp_path: Path) -> None:
+    """What runs in the background would be refused otherwise, each time, after 2 s of asking."""
+    with Server(tmp_path / "master", "--appendonly", "yes") as server:
+        admin = server.client()
+        admin.execute_command("ACL", "SETUSER", "some", "reset", "on", ">pw", "~*", "&*", "+@all", "-wait")
+        follows = ("--replicaof", "127.0.0.1", str(server.port))
+        with Server(tmp_path / "replica", *follows, "--repl-diskless-sync-delay", "0"):
+            wait_until(lambda: admin.info("replication").get("slave0", {}).get("state") == "online", 30, "a replica")
+            redis = connect(server.url.replace("//", "//some:pw@"), max_connections=4)
+            async with Confirmer(redis, name="test") as confirmer, asyncio.timeout(30):
+                found = await confirmer.confirm()
+            await redis.aclose(close_connection_pool=True)
+            assert (found.sure, len(found.by or "")) == (False, 16)
+            assert sum(int(refusal["count"]) for refusal in admin.acl_log()) == 1
 
 
 async def test_a_server_that_does_not_know_waitaof_tells_by_what_it_has_not_written(tmp_path: Path) -> None:

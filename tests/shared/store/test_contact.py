@@ -106,6 +106,18 @@ async def test_a_user_who_may_not_ask_what_is_forgotten_is_told_of(server: Serve
     assert [log["denied"] for log in logs if "may forget" in log["event"]] == ([denied] if denied else [])
 
 
+async def test_a_server_that_was_made_without_config_says_what_it_can(directory: Path) -> None:
+    """As managed ones are: there is no such command, for whoever asks. INFO tells the policy all the same."""
+    own = ("--rename-command", "CONFIG", "", "--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru")
+    with Server(directory / "managed", *own) as managed:
+        with structlog.testing.capture_logs() as logs:
+            await check_server(managed.url)
+        assert [log["event"].partition(":")[0].partition(";")[0] for log in logs] == [
+            "redis has no append-only file, and CONFIG, which tells whether it saves, is withheld",
+            "redis may evict running streams",
+        ]
+
+
 async def test_what_is_not_there_yet_is_waited_for_and_why() -> None:
     assert await waited_for("redis://127.0.0.1:1") == "connection refused"
     assert await waited_for("rediss://127.0.0.1:1") == "connection refused"

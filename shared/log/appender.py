@@ -23,7 +23,7 @@ from shared.lib.telemetry import ENTRIES_MENDED, RETAINED_BYTES, get_logger
 from shared.log.entry import SEAL
 from shared.log.retained import AGE_S, Budget, Retained
 from shared.store.commands import converse, pack
-from shared.store.confirm import Confirmer, identify
+from shared.store.confirm import SHARED_S, Confirmer, identify
 from shared.store.outage import Pauses
 from shared.store.redis import ArqRedis, RedisError, ResponseError, log_redis_error
 
@@ -92,7 +92,9 @@ class Appender:
         self._tasks: list[asyncio.Task[None]] = []
         self._sealing: set[asyncio.Task[None]] = set()
         self.budget = budget or Budget()
-        self._pauses = BusyPauses(_LONGEST_PAUSE_S)
+        alone = self.key.cells.count == 1  # else others share the connection, which pauses, and what it was told
+        self._pauses = BusyPauses(_LONGEST_PAUSE_S if alone else 0.0)
+        self._look_s = _LOOK_S if alone else _LOOK_S - SHARED_S
 
     async def __aenter__(self) -> Self:
         self._run_all()
@@ -183,7 +185,7 @@ class Appender:
     # ---- the connection
 
     async def _run(self) -> None:
-        pool, pauses = self._redis.connection_pool, Pauses(_BACKOFF_S, _LONGEST_BACKOFF_S)
+        pool, pauses = self._redis.lasting, Pauses(_BACKOFF_S, _LONGEST_BACKOFF_S)
         while True:
             connection = None
             try:
@@ -228,7 +230,7 @@ class Appender:
     async def _flush(self, connection: Any) -> None:
         await self._wake.wait()
         self._wake.clear()
-        if self._lookers or (self._logs and self._time() - self._looked_at >= _LOOK_S):
+        if self._lookers or (self._logs and self._time() - self._looked_at >= self._look_s):
             await self._look(connection)
         if self._broken:
             await self._mend_broken(connection)

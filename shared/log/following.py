@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from shared.errors import Damaged, LogError
@@ -21,7 +21,7 @@ from shared.log.decoding import Archived, decode
 from shared.log.entry import Entry, Position
 from shared.log.envelope import Envelopes
 from shared.log.reader import LogReader
-from shared.log.tracking import Tracker, Untracked
+from shared.log.tracking import Bell, Tracker, Untracked
 from shared.store.commands import pack
 from shared.store.outage import cause
 from shared.store.redis import ArqRedis, RedisError, ResponseError
@@ -62,16 +62,26 @@ class Following(Generic[L]):
     `reading` must be a client of its own whose answers may take longer than BLOCK_MS, with four connections or more.
     """
 
-    def __init__(self, log: LogReader, reading: ArqRedis, cell: int = 0, *, few: int = FEW) -> None:
-        """All its logs are in one cell, to whose server `reading` leads. Up to `few` of them are followed without the bell."""
+    def __init__(
+        self,
+        log: LogReader,
+        reading: ArqRedis,
+        cell: int = 0,
+        *,
+        few: int = FEW,
+        track: Callable[[Callable[[], None]], Awaitable[Bell]] | None = None,
+    ) -> None:
+        """All its logs are in one cell, to whose server `reading` leads. Up to `few` of them are followed without the bell,
+        which is one of its own, or what `track` gives."""
         self._few = few
+        self._track = track or self._track_alone
         self._log, self._reading, self._blocking = log, reading, LogReader(reading)
         self._key = reading.key
         self._control, self._control_id = self._key.hub(os.urandom(8).hex(), cell), "0"
         self._logs: dict[bytes, L] = {}
         self._due: set[bytes] = set()
         """Names of logs that are to be read although no bell rang."""
-        self._tracker: Tracker | None = None
+        self._tracker: Bell | None = None
         self._by_bell = False
         """Whether the last news came so."""
         self._untracked_until = 0.0
@@ -147,7 +157,7 @@ class Following(Generic[L]):
 
     # ---- by the bell
 
-    async def _bell(self) -> Tracker | None:
+    async def _bell(self) -> Bell | None:
         """None where the server does not ring for us."""
         if self._tracker is not None and not self._by_bell and self._tracker.failed:  # nobody listened
             await self._close()
@@ -157,13 +167,16 @@ class Following(Generic[L]):
 
     async def _open(self) -> None:
         try:
-            self._tracker = await Tracker.open(self._reading, self._wake)
+            self._tracker = await self._track(self._wake)
             self._due.update(self._logs)
             self._why = ""
         except Untracked as refusal:
             self._block(
                 "redis does not track keys for this user: one blocking read is used", **cause(refusal.__cause__)
             )
+
+    async def _track_alone(self, on_change: Callable[[], None]) -> Bell:
+        return await Tracker.open(self._reading.connection_pool, on_change)
 
     async def _close(self) -> None:
         """What comes next begins anew."""
@@ -178,7 +191,7 @@ class Following(Generic[L]):
             self._why = why
             logger.warning(why, **about)
 
-    async def _read_changed(self, tracker: Tracker) -> list[tuple[L, list[Entry] | Damaged]]:
+    async def _read_changed(self, tracker: Bell) -> list[tuple[L, list[Entry] | Damaged]]:
         """Reads what has rung and what is due. In the same step the server begins to listen for what comes after it."""
         if not self._due:
             await self._wait()
@@ -212,7 +225,7 @@ class Following(Generic[L]):
                 found.append((log, problem))
         return found
 
-    async def _look(self, tracker: Tracker, quiet: Sequence[L]) -> dict[str, LogError]:
+    async def _look(self, tracker: Bell, quiet: Sequence[L]) -> dict[str, LogError]:
         ends: dict[str, Position | None] = {}
         async with asyncio.timeout(_ANSWER_S):
             packed = [pack(b"XREVRANGE", self._name(log), b"+", b"-", b"COUNT", b"1") for log in quiet]
@@ -227,7 +240,7 @@ class Following(Generic[L]):
             self._block("redis did not tell that keys had changed: one blocking read is used")
         return await self._log.judge({log.id: log.position for log in quiet}, ends)
 
-    def _is_missed(self, tracker: Tracker, log: L, end: Position | None) -> bool:
+    def _is_missed(self, tracker: Bell, log: L, end: Position | None) -> bool:
         """Whether it has entries of which nothing was told. What was written before it was looked at has rung by now."""
         name = self._name(log)
         known = name in self._due or tracker.rings(name) or self._logs.get(name) is not log

@@ -1,13 +1,14 @@
 """Following logs that lie in several cells: a `Following` for each cell that has any, and what is new in all of them.
 
-Hidden here: that a cell has connections of its own, since on a cluster it may be on another node than the rest; that each is
-used by one task alone; and that one which fails holds up no other.
+Hidden here: that those of one node share its connections (tracking.py), that a cell may be on another node than before, and
+that one which fails holds up no other.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, Self
 
 from shared.errors import Damaged, LogError
@@ -15,6 +16,7 @@ from shared.lib.tasks import cancel
 from shared.log.entry import Entry
 from shared.log.following import Following, L
 from shared.log.reader import LogReader
+from shared.log.tracking import Trackers
 from shared.store.outage import Pauses
 from shared.store.redis import ArqRedis, RedisError, log_redis_error
 
@@ -26,6 +28,7 @@ class Followings(Generic[L]):
 
     def __init__(self, log: LogReader, reading: ArqRedis) -> None:
         self._log, self._reading, self._cells = log, reading, reading.key.cells
+        self._trackers = Trackers(reading)
         self._each: dict[int, _Cell[L]] = {}
         self._found: list[_Cell[L]] = []
         self._given: list[_Cell[L]] = []
@@ -47,7 +50,8 @@ class Followings(Generic[L]):
         """From now on its news are told, those that are there already first."""
         cell = self._cells.of(log.id)
         if cell not in self._each:
-            following: Following[L] = Following(self._log, self._reading.at(cell), cell, few=0)
+            track = partial(self._trackers.open, cell)
+            following: Following[L] = Following(self._log, self._reading.at(cell), cell, few=0, track=track)
             self._each[cell] = one = _Cell(following, self._tell)
             await one.open()
         await self._each[cell].following.add(log)

@@ -2,18 +2,21 @@
 
 Hidden here: CLIENT TRACKING (redis.io/docs/latest/develop/reference/client-side-caching) in the protocol's second version, for
 which it takes two connections: the `bell` is told what has changed, and the `reader` reads. Nobody tells the reader that its
-bell is gone, so they are closed together; whoever opens others has to read everything.
+bell is gone, so they are closed together; whoever opens others has to read everything. And that cells which are on one node
+share its two: a name tells its cell, and a cell whose slot moves is another node's, whose two it has the next time.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from shared.lib.tasks import cancel
+from shared.store.cluster.routing import RoutedPool
+from shared.store.cluster.sharing import Sharing
 from shared.store.commands import converse, pack
-from shared.store.confirm import identify
+from shared.store.confirm import INFO, identify, identity
 from shared.store.connections import read_replies
 from shared.store.redis import ArqRedis, RedisError, ResponseError
 
@@ -26,12 +29,26 @@ class Untracked(Exception):
     """This server, or what stands in front of it, does not track keys for this user; the cause says why."""
 
 
+class Bell(Protocol):
+    """What a follower has of a `Tracker`, where its methods are described, or of a part of one."""
+
+    @property
+    def failed(self) -> bool: ...
+    async def ask(self, packed: bytes, replies: int) -> list[Any]: ...
+    def changed(self) -> set[bytes] | None: ...
+    def rings(self, name: bytes) -> bool: ...
+    async def hear(self) -> None: ...
+    async def check(self) -> None: ...
+    async def close(self) -> None: ...
+
+
 class Tracker:
     """Two connections out of a pool, from `open` to `close`. Where a method raises RedisError or OSError, it is of no use any
     more but to be closed."""
 
-    def __init__(self, redis: ArqRedis, on_change: Callable[[], None]) -> None:
-        self._pool, self._on_change = redis.connection_pool, on_change
+    def __init__(self, pool: Any, on_change: Callable[[], None], *, shared: bool = False) -> None:
+        self._pool, self._on_change = pool, on_change
+        self._sharing = Sharing(self._send) if shared else None
         self._taken: list[Any] = []
         self._changed: set[bytes] = set()
         self._all_changed = False
@@ -40,9 +57,10 @@ class Tracker:
         self._listening: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, redis: ArqRedis, on_change: Callable[[], None]) -> Self:
-        """`on_change` is called when there is something to be taken with `changed`. Raises Untracked, RedisError, OSError."""
-        tracker = cls(redis, on_change)
+    async def open(cls, pool: Any, on_change: Callable[[], None], *, shared: bool = False) -> Self:
+        """`on_change` is called when there is something to be taken with `changed`. If it is `shared`, several tasks may `ask`
+        at once. Raises Untracked, RedisError, OSError."""
+        tracker = cls(pool, on_change, shared=shared)
         try:
             await tracker._open()
         except BaseException:
@@ -64,6 +82,8 @@ class Tracker:
         self._listening = asyncio.create_task(self._listen(), name="bell")
 
     async def close(self) -> None:
+        if self._sharing is not None:
+            await self._sharing.close()
         if self._listening is not None:
             await cancel(self._listening)
         taken, self._taken = self._taken, []
@@ -79,12 +99,31 @@ class Tracker:
     async def ask(self, packed: bytes, replies: int) -> list[Any]:
         """Sends commands over the reader. A key that one of them reads rings when it has changed since: once, until it is read
         again. Errors are values among the replies."""
+        if self._sharing is not None:
+            return await self._sharing.ask(packed, replies)
         return await converse(self._reader, packed, replies)
+
+    async def _send(self, packed: bytes, replies: int) -> list[Any]:
+        try:
+            return await converse(self._reader, packed, replies, redirects=True)
+        except (RedisError, OSError) as error:
+            self.fail(error)
+            raise
+
+    def fail(self, error: Exception) -> None:
+        """Nobody is to use it any more, and those who wait are to see that."""
+        self._failure = self._failure or error
+        self._answer()
+        self._on_change()
+
+    def raise_failure(self) -> None:
+        """If there is one."""
+        if self._failure is not None:
+            raise self._failure
 
     def changed(self) -> set[bytes] | None:
         """Names of keys that have changed since they were read, each told once; None: any may have."""
-        if self._failure is not None:
-            raise self._failure
+        self.raise_failure()
         if self._all_changed:
             self._all_changed = False
             self._changed.clear()
@@ -99,20 +138,25 @@ class Tracker:
     async def hear(self) -> None:
         """Returns when all is heard that was told before, whoever did it. Raises RedisError, too, where the server is
         another one now: its history was replaced, or it follows another."""
-        if self._failure is not None:  # to send would connect it again
-            raise self._failure
-        if await identify(self._reader) != self._server:
-            raise RedisError("The server is another one now.")
+        self.raise_failure()  # to send would connect it again
+        if identity(await self.ask(b"".join(INFO), len(INFO))) != self._server:
+            self.fail(RedisError("The server is another one now."))
+        self.raise_failure()
         self._heard = asyncio.get_running_loop().create_future()
         await self._bell.send_packed_command(_PING, check_health=False)
         await self._heard
-        if self._failure is not None:
-            raise self._failure
+        self.raise_failure()
 
     async def check(self) -> None:
         """Looks, without asking the server, whether the reader was closed, or leads to the wrong server."""
-        if self._reader.is_stale or await self._reader.can_read_destructive():
-            raise RedisError("The connection is of no use any more.")
+        if self._sharing is not None and not self._sharing.is_idle:
+            return
+        try:
+            if self._reader.is_stale or await self._reader.can_read_destructive():
+                raise RedisError("The connection is of no use any more.")
+        except (RedisError, OSError) as error:
+            self.fail(error)
+            raise
 
     async def _listen(self) -> None:
         try:
@@ -121,9 +165,7 @@ class Tracker:
                     self._take(told)
                 self._on_change()
         except (RedisError, OSError) as error:
-            self._failure = error
-            self._answer()
-            self._on_change()
+            self.fail(error)
 
     def _take(self, told: Any) -> None:
         if isinstance(told, Exception):
@@ -139,6 +181,114 @@ class Tracker:
     def _answer(self) -> None:
         if self._heard is not None and not self._heard.done():
             self._heard.set_result(None)
+
+
+class Trackers:
+    """Of one client: a `Tracker` for each node that has cells of which somebody is told, and of each cell its `Part`."""
+
+    def __init__(self, reading: ArqRedis) -> None:
+        self._reading = reading
+        self._nodes: dict[Any, _Node] = {}
+        self._opening: dict[Any, asyncio.Lock] = {}
+
+    async def open(self, cell: int, on_change: Callable[[], None]) -> Part:
+        """The part of a cell, as `Tracker.open` gives one of all."""
+        pool: Any = self._reading.at(cell).connection_pool
+        server = await pool.server() if isinstance(pool, RoutedPool) else pool
+        async with self._opening.setdefault(server, asyncio.Lock()):
+            node = self._nodes.get(server)
+            if node is None or node.tracker.failed or not node.parts:
+                node = _Node()
+                try:
+                    node.tracker = await Tracker.open(server, node.ring, shared=True)
+                except (RedisError, OSError):
+                    if isinstance(pool, RoutedPool):
+                        pool.routing.doubt(pool.place)
+                    raise
+                self._nodes[server] = node
+            return Part(node, _stem(self._reading.key.open(cell).encode()), on_change)
+
+
+class _Node:
+    """A tracker, and whose names ring there."""
+
+    tracker: Tracker
+
+    def __init__(self) -> None:
+        self.parts: dict[bytes, Part] = {}
+        self.hearing = asyncio.Lock()
+
+    def ring(self) -> None:
+        """Tells those whose names have changed; all, where any name may have, or the bell is gone."""
+        try:
+            changed = None if self.tracker.failed else self.tracker.changed()
+        except (RedisError, OSError):
+            changed = None
+        if changed is None:
+            for part in list(self.parts.values()):
+                part.ring(None)
+            return
+        for name in changed:
+            if (its := self.parts.get(_stem(name))) is not None:
+                its.ring(name)
+
+
+class Part:
+    """The `Bell` of one cell. It is closed with the others that break with it, and opened again by itself."""
+
+    def __init__(self, node: _Node, stem: bytes, on_change: Callable[[], None]) -> None:
+        self._node, self._stem, self._on_change = node, stem, on_change
+        self._changed: set[bytes] = set()
+        self._all_changed = False
+        node.parts[stem] = self
+
+    def ring(self, name: bytes | None) -> None:
+        if name is None:
+            self._all_changed = True
+        else:
+            self._changed.add(name)
+        self._on_change()
+
+    @property
+    def failed(self) -> bool:
+        return self._node.tracker.failed
+
+    async def ask(self, packed: bytes, replies: int) -> list[Any]:
+        return await self._node.tracker.ask(packed, replies)
+
+    def changed(self) -> set[bytes] | None:
+        self._node.tracker.raise_failure()
+        if self._all_changed:
+            self._all_changed = False
+            self._changed.clear()
+            return None
+        changed, self._changed = self._changed, set()
+        return changed
+
+    def rings(self, name: bytes) -> bool:
+        return self._all_changed or name in self._changed
+
+    async def hear(self) -> None:
+        async with self._node.hearing:
+            try:
+                await self._node.tracker.hear()
+            except asyncio.CancelledError:  # it was not answered in time
+                self._node.tracker.fail(RedisError("The server does not tell what has changed."))
+                raise
+
+    async def check(self) -> None:
+        await self._node.tracker.check()
+
+    async def close(self) -> None:
+        if self._node.parts.get(self._stem) is self:
+            del self._node.parts[self._stem]
+            if not self._node.parts:
+                await self._node.tracker.close()
+
+
+def _stem(name: bytes) -> bytes:
+    """What the names of a cell begin with: up to its tag's end."""
+    return name[: name.find(b"}") + 1]
 
 
 def _unrefused(replies: list[Any]) -> list[Any]:

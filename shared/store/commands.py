@@ -35,6 +35,17 @@ def unpack(reply: bytes) -> Any:
     return reader.gets()
 
 
+class Conversing:
+    """A connection that is not one's own alone."""
+
+    identified: tuple[float, str | None] = (float("-inf"), None)
+    """When it was asked which server it leads to, by the loop's clock, and which that was: see `identify` in confirm.py."""
+
+    async def converse(self, packed: bytes, replies: int) -> list[Any]:
+        """As the function. Redirected is raised."""
+        raise NotImplementedError
+
+
 class ChunkCommands:
     """XADD of entries with one field, whose name has one byte, to one stream that exists: the command of almost every chunk,
     with all that is the same in each packed once."""
@@ -121,6 +132,8 @@ async def converse(connection: Any, packed: bytes, replies: int, *, redirects: b
     the connection has been closed: a caller that keeps one is to know that it is another one now. Raises WrongServer, too; then
     the connection is closed. With `redirects`, Redirected is among the replies.
     """
+    if isinstance(connection, Conversing):
+        return await connection.converse(packed, replies)
     if not connection.is_connected:
         raise ConnectionError("The connection was closed.")
     timeout_s, connection.socket_timeout = connection.socket_timeout, None

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple, Self
 
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import CONFIRM_SECONDS
-from shared.store.commands import converse, pack
+from shared.store.cluster.routing import RoutedPool
+from shared.store.commands import Conversing, converse, pack
 from shared.store.outage import is_withheld, what_is_full
 from shared.store.redis import ArqRedis, RedisError, ResponseError
 
@@ -31,6 +32,7 @@ _MARK_SCRIPT = b"#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], '1', '
 """The marker where memory is full: what ends or makes room then is confirmed as well."""
 _PAUSE_S = 0.01
 _FRESH_S = 1.0
+SHARED_S = 0.25
 MISSED_S = 0.02
 """Where something is not there that ought to be, the server may have been started again just now: that takes less than a
 second. Not at once each time, since any client can ask for what is not there."""
@@ -47,10 +49,18 @@ async def identify(connection: Any) -> str | None:
     """Which server a connection leads to, and which history it has: 16 hexadecimal digits; None where it may not be asked.
 
     Another value means that acknowledged writes may be gone: the server was started again (`run_id`), or its data were
-    replaced by another server's (`master_replid`), even if the connection lived on.
+    replaced by another server's (`master_replid`), even if the connection lived on. Of one that several use it is known for
+    SHARED_S.
     """
-    replies = await converse(connection, b"".join(INFO), len(INFO))
-    return identity(replies)
+    now = asyncio.get_running_loop().time()
+    if isinstance(connection, Conversing):
+        at, known = connection.identified
+        if now - at <= SHARED_S:
+            return known
+    found = identity(await converse(connection, b"".join(INFO), len(INFO)))
+    if isinstance(connection, Conversing):
+        connection.identified = now, found
+    return found
 
 
 def identity(replies: Sequence[Any]) -> str | None:
@@ -70,12 +80,23 @@ class Confirmed(NamedTuple):
 class Confirmer:
     """Asks for all of a process; an async context manager. It connects when it is first asked."""
 
-    def __init__(self, redis: ArqRedis, *, name: str, promised: str = "background", cell: int | None = None) -> None:
+    def __init__(
+        self,
+        redis: ArqRedis,
+        *,
+        name: str,
+        promised: str = "background",
+        cell: int | None = None,
+        nodes: dict[Any, Confirmer] | None = None,
+    ) -> None:
         """`name` is the process's own, for its marker; `promised` is the setting STREAMSPOOL_CONFIRM. With a `cell`, it is
-        about the server that this is on."""
+        about the server that this is on, and `nodes` has one for each of these, which ask for all cells there."""
         self._redis, self._name, self._promised = redis, name, promised
+        self._pool = redis.connection_pool
         self._mark = redis.key.marker(name, cell)
         self._cells: dict[int, Confirmer] = {}
+        self._nodes = nodes
+        self._of_nodes: dict[Any, Confirmer] = {}
         self._waiting: list[asyncio.Future[Confirmed]] = []
         self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -90,7 +111,7 @@ class Confirmer:
         self._task = asyncio.create_task(self._run(), name="confirmer")
 
     async def __aexit__(self, *_: object) -> None:
-        for one in self._cells.values():
+        for one in (*self._cells.values(), *self._of_nodes.values()):
             await one.__aexit__()
         if self._task:
             await cancel(self._task)
@@ -105,9 +126,23 @@ class Confirmer:
     def at(self, cell: int) -> Confirmer:
         found = self._cells.get(cell)
         if found is None:
-            found = Confirmer(self._redis.at(cell), name=self._name, promised=self._promised, cell=cell)
+            nodes = self._of_nodes if self._redis.key.cells.count > 1 else None
+            found = Confirmer(self._redis.at(cell), name=self._name, promised=self._promised, cell=cell, nodes=nodes)
             self._cells[cell] = found
+            if nodes is None:
+                found._start()
+        return found
+
+    async def _at_node(self) -> Confirmer:
+        """The one that asks the server of this cell; with the marker of this, since any that is there will do."""
+        assert self._nodes is not None
+        pool = await self._pool.server() if isinstance(self._pool, RoutedPool) else self._pool
+        found = self._nodes.get(pool)
+        if found is None:
+            found = self._nodes[pool] = Confirmer(self._redis, name=self._name)
+            found._pool = pool
             found._start()
+        found._mark = self._mark
         return found
 
     async def notice(self) -> None:
@@ -120,10 +155,20 @@ class Confirmer:
 
         It takes as long as that takes: set a limit. Raises RedisError, OSError.
         """
+        if self._nodes is not None:
+            return await self._confirm_there()
         future: asyncio.Future[Confirmed] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         self._asked.set()
         return await future
+
+    async def _confirm_there(self) -> Confirmed:
+        try:
+            return await (await self._at_node()).confirm()
+        except (RedisError, OSError):
+            if isinstance(self._pool, RoutedPool):
+                self._pool.routing.doubt(self._pool.place)
+            raise
 
     async def confirm_all(self) -> None:
         """The same of all servers that were asked of before."""
@@ -144,7 +189,7 @@ class Confirmer:
         told. Raises RedisError, OSError."""
         loop = asyncio.get_running_loop()
         if loop.time() - self._looked_at > age_s:
-            pool = self._redis.connection_pool
+            pool = self._pool
             connection = await pool.get_connection()
             try:
                 before, self._server = self._server, await identify(connection)
@@ -164,7 +209,7 @@ class Confirmer:
         return asyncio.get_running_loop().time() - self._changed_at < age_s
 
     async def _run(self) -> None:
-        pool = self._redis.connection_pool
+        pool = self._pool
         connection = None
         try:
             while True:

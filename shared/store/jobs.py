@@ -128,6 +128,11 @@ class ArqRedis(_ArqRedis):
         """A client whose own connections lead to where that cell is: on one server, this one."""
         return self
 
+    @property
+    def lasting(self) -> Any:
+        """Where to take a connection from that is kept: the pool, or what shares those of a cluster's nodes."""
+        return self.connection_pool
+
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> CellPipeline:
         apart = self.key.cells.apart
         return CellPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint, apart=apart)

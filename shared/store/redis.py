@@ -55,8 +55,9 @@ __all__ = [
 
 CELLS = 64
 """On a cluster. With 3, 5 or 8 nodes the fullest has 3 % more of them than the mean."""
-_OF_A_CELL = 3
-"""Connections that are kept for each cell: its appender's and its confirmer's, or its follower's two and its confirmer's."""
+_KEPT = 4
+"""Connections to a node that are kept: its appenders', its confirmers', its followers' two. And where the bell is refused, one
+for each cell."""
 
 
 QUEUE_URL = "STREAMSPOOL_QUEUE_URL"
@@ -89,7 +90,7 @@ def connect(
         place: Place = Place(address) if beside is None else beside.connection_pool.place  # type: ignore[attr-defined]
         pool = open_pool(address, place, most=max_connections, timeout_s=timeout_s, wait_s=wait_s)
         return _with_raw_entries(ArqRedis(pool, keys))
-    options = {"most": max_connections + _OF_A_CELL * cells.count, "timeout_s": timeout_s, "wait_s": wait_s}
+    options = {"most": max_connections + _KEPT + cells.count, "timeout_s": timeout_s, "wait_s": wait_s}
     before = beside.routing if isinstance(beside, RoutedRedis) else None
     apart = before if isinstance(before, TwoServers) else None
     routing = _routing(address, before if apart is None else apart.logs, **options)

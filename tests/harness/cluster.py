@@ -1,4 +1,4 @@
-"""A cluster of our own, on loopback or on another host: masters, and replicas of them if asked for.
+"""A cluster of our own, here or on another host, of Valkey or Redis: masters, and if asked for replicas, TLS, a poor user.
 
 Hidden here: how nodes become a cluster without the program that ships with the server: slots are given out, they meet, and it
 is waited until all of them agree.
@@ -12,13 +12,18 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
-from shared.cli.embedded import find_binary, tied_to_parent
+from shared.cli.embedded import tied_to_parent
 from shared.store.cluster.slots import SLOTS
 from tests.harness.processes import free_port, wait_until
 from tests.harness.store import Store, open_store
+from tests.support.server import Certificates, binary
 
 NODE_TIMEOUT_MS = 2000
+USER, PASSWORD = "spool", "a/pass word"
+RULES = "on >{password} ~streamspool* &streamspool* &__redis__:invalidate +@all -@admin -@dangerous +info"
+"""What a user of ours may, and no more: the last word is for what the server may forget."""
 _READY_S = 60
 _TRIES = 3
 
@@ -33,8 +38,19 @@ def _new_port(taken: set[int]) -> int:
 class Node:
     """One server of a cluster."""
 
-    def __init__(self, directory: Path, number: int, address: str, within: Sequence[str]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        number: int,
+        address: str,
+        within: Sequence[str],
+        *,
+        kind: str = "valkey",
+        tls: Certificates | None = None,
+        user: bool = False,
+    ) -> None:
         self._address, self._within = address, within
+        self._kind, self._tls, self._user = kind, tls, user
         self.directory = directory / f"node{number}"
         self.port = self.bus_port = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -52,8 +68,8 @@ class Node:
         assert self.is_running(), (self.directory / "log").read_text()[-2000:]
 
     def _launch(self) -> None:
-        options = {
-            "port": self.port,
+        options: dict[str, Any] = {
+            "port": 0 if self._tls else self.port,
             "bind": self._address,
             "bind-source-addr": self._address,  # by which the others know it
             "protected-mode": "no",
@@ -68,8 +84,12 @@ class Node:
             "dir": self.directory,
         }
         words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+        if self._tls:
+            words += [*self._tls.options(self.port), "--tls-cluster", "yes", "--tls-replication", "yes"]
+        if self._user:
+            words += ["--user", USER, *(rule.format(password=PASSWORD) for rule in RULES.split())]
         with (self.directory / "log").open("ab") as log:
-            command = tied_to_parent([*self._within, str(find_binary()), *words])
+            command = tied_to_parent([*self._within, binary(self._kind), *words])
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def _answers(self) -> bool:
@@ -81,6 +101,9 @@ class Node:
         return self.process is not None and self.process.poll() is None
 
     def client(self) -> Store:
+        """Of the default user, who may all."""
+        if self._tls:
+            return open_store(f"rediss://{self._address}:{self.port}?ssl_ca_certs={self._tls.ca}")
         return open_store(f"redis://{self._address}:{self.port}")
 
     def ask(self, *words: Any) -> Any:
@@ -124,20 +147,34 @@ class Cluster:
         replicas: int = 0,
         address: str = "127.0.0.1",
         within: Sequence[str] = (),
+        kind: str = "valkey",
+        tls: Certificates | None = None,
+        user: bool = False,
     ) -> None:
-        """`address` and `within` are of the host that all of it is on, as those of a Stack."""
+        """`address` and `within` are of the host that all of it is on, as those of a Stack. With `user`, clients are USER, and
+        may what RULES say."""
         self.masters, self._address = masters, address
-        self.nodes = [Node(directory, number, address, within) for number in range(masters + replicas)]
+        self._tls, self._user = tls, user
+
+        def node(number: int) -> Node:
+            return Node(directory, number, address, within, kind=kind, tls=tls, user=user)
+
+        self._node = node
+        self.nodes = [node(number) for number in range(masters + replicas)]
+        self._taken = set[int]()
 
     @property
     def url(self) -> str:
-        return "redis+cluster://" + ",".join(f"{self._address}:{node.port}" for node in self.nodes[: self.masters])
+        login = f"{USER}:{quote(PASSWORD, safe='')}@" if self._user else ""
+        hosts = ",".join(f"{self._address}:{node.port}" for node in self.nodes[: self.masters])
+        if self._tls is None:
+            return f"redis+cluster://{login}{hosts}"
+        return f"rediss+cluster://{login}{hosts}?ssl_ca_certs={self._tls.ca}"
 
     def __enter__(self) -> Self:
-        taken = set[int]()
         try:
             for node in self.nodes:
-                node.start(taken)
+                node.start(self._taken)
             self._join()
         except BaseException:
             self.__exit__()
@@ -175,6 +212,26 @@ class Cluster:
             if any(str(told[name]) != value for name, value in wanted.items()):
                 return False
         return True
+
+    def add(self) -> Node:
+        """One more, which knows the others and has no slots yet."""
+        node, first = self._node(len(self.nodes)), self.nodes[0]
+        node.start(self._taken)
+        self.nodes.append(node)
+        node.ask("CLUSTER", "MEET", self._address, first.port, first.bus_port)
+        wait_until(self._agrees, _READY_S, "the others know the new one")
+        return node
+
+    @staticmethod
+    def cut_off(node: Node) -> None:
+        """A replica gets nothing more from its master, and does not know why."""
+        with node.client() as client:
+            client.config_set("masteruser", "nobody")
+            client.config_set("masterauth", "nothing")
+            client.client_kill_filter(_type="master")
+            wait_until(
+                lambda: client.info("replication")["master_link_status"] == "down", _READY_S, "the replica is cut off"
+            )
 
     @staticmethod
     def _follows(node: Node) -> bool:
@@ -224,6 +281,10 @@ class Cluster:
         ranges = [
             (first, last) for first, last, master, *_ in source.ask("CLUSTER", "SLOTS") if master[1] == source.port
         ]
+        self.move_ranges(source, target, ranges)
+
+    def move_ranges(self, source: Node, target: Node, ranges: Sequence[tuple[int, int]]) -> None:
+        """The same of some of them, `(first, last)`."""
         words = [word for first, last in ranges for word in ("SLOTSRANGE", first, last, "NODE", target.id)]
         source.ask("CLUSTER", "MIGRATESLOTS", *words)
         for first, _ in ranges:

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError, WatchError
 
 from shared.store.cluster.pipelines import CellPipeline
 from shared.store.cluster.routing import RoutedPool, Routing
+from shared.store.cluster.sharing import SharedConnections, SharedPool
 from shared.store.cluster.slots import as_bytes, keys_of
 from shared.store.commands import MOVING_S, learn, pack
 from shared.store.jobs import ArqRedis
@@ -29,8 +30,11 @@ class RoutedRedis(ArqRedis):
     """One for each cell, and one for the control, over the same connections; whichever is asked sends it where it belongs. Only
     what takes connections itself (`connection_pool`) has those of that cell's server."""
 
-    def __init__(self, routing: Routing, keys: Keys, place: int | None = None) -> None:
+    def __init__(
+        self, routing: Routing, keys: Keys, place: int | None = None, shared: SharedConnections | None = None
+    ) -> None:
         self.routing = routing
+        self._shared = shared or SharedConnections(routing)
         self.place = routing.place(keys.catalogue.encode()) if place is None else place
         super().__init__(RoutedPool(routing, self.place), keys)  # type: ignore[arg-type]
         self._cells: dict[int, RoutedRedis] = {}
@@ -39,9 +43,14 @@ class RoutedRedis(ArqRedis):
         found = self._cells.get(cell)
         if found is None:
             place = self.routing.place(self.key.open(cell).encode())
-            found = self._cells[cell] = RoutedRedis(self.routing, self.key, place)
+            found = self._cells[cell] = RoutedRedis(self.routing, self.key, place, self._shared)
             found.response_callbacks = self.response_callbacks
         return found
+
+    @property
+    def lasting(self) -> Any:
+        one = self.key.cells.count == 1  # and one appender
+        return self.connection_pool if one else SharedPool(self._shared, self.place)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         (reply,) = await self.routing.ask(self.where(args), _packed(args), 1)

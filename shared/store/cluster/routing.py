@@ -112,8 +112,12 @@ class RoutedPool:
         self.routing, self.place = routing, place
         self.connection_kwargs: dict[str, Any] = {}
 
+    async def server(self) -> Pool:
+        """The pool of that server, as far as is known. Raises ConnectionError where nobody knows."""
+        return await self.routing.pool_of(self.place)
+
     async def get_connection(self, *_: Any, **__: Any) -> Any:
-        pool = await self.routing.pool_of(self.place)
+        pool = await self.server()
         try:
             return await pool.get_connection()
         except (RedisError, OSError):

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shared.log.tracking import Tracker, Untracked
+from shared.log.tracking import Bell, Tracker, Trackers, Untracked
+from shared.store.cluster.cells import Cells
 from shared.store.commands import pack
+from shared.store.keys import Keys
 from shared.store.redis import RedisError, connect
 from tests.harness.fake_store import fake_client
 from tests.harness.store import Store
 from tests.support.pair import Pair
 from tests.support.proxy import Proxy
 from tests.support.server import Server
-from tests.support.tracked import bell_of, reader_of
+from tests.support.tracked import bell_of, reader_of, readers
 
 KINDS = ("valkey", "redis")
 
@@ -40,7 +42,8 @@ class Ear:
     """A tracker, and a way to wait for what it is told."""
 
     def __init__(self) -> None:
-        self.tracker: Tracker
+        self.tracker: Bell
+        self.again: Callable[[int], Awaitable[None]]
         self._rang = asyncio.Event()
 
     def ring(self) -> None:
@@ -61,7 +64,7 @@ class Ear:
 async def tracking(url: str) -> AsyncIterator[Ear]:
     redis, ear = connect(url, max_connections=2), Ear()
     try:
-        ear.tracker = await Tracker.open(redis, ear.ring)
+        ear.tracker = await Tracker.open(redis.connection_pool, ear.ring)
         yield ear
         await ear.tracker.close()
     finally:
@@ -167,7 +170,7 @@ async def test_connections_go_back_as_closed_ones(server: Server, client: Store)
     """A pool of two: the next one would wait for them."""
     redis, before = connect(server.url, max_connections=2), len(client.client_list())
     for _ in range(3):
-        tracker = await Tracker.open(redis, lambda: None)
+        tracker = await Tracker.open(redis.connection_pool, lambda: None)
         assert len(client.client_list()) == before + 2
         await tracker.close()
         async with asyncio.timeout(20):
@@ -197,7 +200,7 @@ async def test_what_hangs_up_on_it_refuses_it(server: Server) -> None:
 async def test_what_does_not_know_it_refuses_it() -> None:
     redis = fake_client()
     with pytest.raises(Untracked):
-        await Tracker.open(redis, lambda: None)
+        await Tracker.open(redis.connection_pool, lambda: None)
     await redis.aclose(close_connection_pool=True)
 
 
@@ -221,3 +224,80 @@ async def test_a_master_that_follows_another_now_is_another_server(kind: str, tm
                     while True:
                         await ear.tracker.hear()
                         await asyncio.sleep(0.01)
+
+
+# ---- cells of one node share one
+
+
+CELLS = Cells(4)
+
+
+@asynccontextmanager
+async def parts(url: str) -> AsyncIterator[list[Ear]]:
+    """An ear for each cell of a node that has all of them."""
+    redis, ears = connect(url, max_connections=4, cells=CELLS), [Ear() for _ in CELLS.all]
+    trackers = Trackers(redis)
+
+    async def open_part(cell: int) -> None:
+        ears[cell].tracker = await trackers.open(cell, ears[cell].ring)
+
+    for ear in ears:
+        ear.again = open_part
+    try:
+        await asyncio.gather(*map(open_part, CELLS.all))
+        yield ears
+        for ear in ears:
+            await ear.tracker.close()
+    finally:
+        await redis.aclose(close_connection_pool=True)
+
+
+async def tracked_by(client: Store, count: int) -> None:
+    """Until so many readers are left: the server learns of a closed one a little later."""
+    async with asyncio.timeout(20):
+        while len(readers(client)) != count:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.01)
+
+
+def key_of(cell: int) -> bytes:
+    return Keys(cells=CELLS).open(cell).encode()
+
+
+async def test_each_cell_hears_of_its_own_keys(server: Server, client: Store) -> None:
+    async with parts(server.url) as ears:
+        assert len(readers(client)) == 1
+        await asyncio.gather(*(ear.get(key_of(cell)) for cell, ear in enumerate(ears)))
+        client.set(key_of(2), "1")
+        assert await ears[2].next() == {key_of(2)}
+        await asyncio.gather(*(ear.tracker.hear() for ear in ears))
+        assert [ear.tracker.changed() for ear in ears] == [set()] * 4
+        client.set(key_of(1), "1")
+        client.set(key_of(3), "1")
+        await ears[0].tracker.hear()
+        assert [ear.tracker.changed() for ear in ears] == [set(), {key_of(1)}, set(), {key_of(3)}]
+        client.flushall()
+        assert [await ear.next() for ear in ears] == [None] * 4
+    await tracked_by(client, 0)
+
+
+@pytest.mark.parametrize("which", ["the bell", "the reader"])
+async def test_what_breaks_for_one_cell_breaks_for_all_and_is_opened_once(
+    server: Server, client: Store, which: str
+) -> None:
+    async with parts(server.url) as ears:
+        await asyncio.gather(*(ear.get(key_of(cell)) for cell, ear in enumerate(ears)))
+        client.client_kill_filter(_id=bell_of(client) if which == "the bell" else reader_of(client))
+        if which == "the reader":
+            with pytest.raises((RedisError, OSError)):
+                await ears[1].get(key_of(1))
+        for ear in ears:
+            with pytest.raises((RedisError, OSError)):
+                await ear.next()
+            assert ear.tracker.failed
+        for cell, ear in enumerate(ears):
+            await ear.tracker.close()
+            await ear.again(cell)
+        await tracked_by(client, 1)
+        await ears[3].get(key_of(3))
+        client.set(key_of(3), "1")
+        assert await ears[3].next() == {key_of(3)}

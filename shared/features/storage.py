@@ -89,6 +89,12 @@ class Storage:
         except (BaseError, ValueError) as error:  # nothing was asked yet: what it was given is wrong
             raise _failed(FileStorageInvalid, error) from None
 
+    @staticmethod
+    def load() -> None:
+        """Does what the first one takes 10 ms for, in a thread if need be."""
+        import obstore.exceptions
+        import obstore.store  # noqa: F401 - to have it
+
     def create(self, name: str) -> AbstractAsyncContextManager[Sink]:
         """Writes an object, in the place of an older one. It is there once the context has ended well, and only then."""
         return self._create(name)

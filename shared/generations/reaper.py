@@ -36,6 +36,7 @@ class Reaper:
         self._alone_since: float | None = None
 
     async def run(self) -> None:
+        await self._core.archiver.get_ready()
         while True:
             await self._broker.notice_server()
             await keep_reapers_away(self._redis)

@@ -58,8 +58,9 @@ def ours(asked: argparse.Namespace, upstream: ScriptedUpstream, valkey: Embedded
     """Both homes, as far as this revision has them. Returns what a viewer is shown."""
     settings = {"STREAMSPOOL_ARCHIVE_AFTER_S": "0.01"} if not asked.stream else {}
     root = {"PYTHONPATH": str(asked.root)} if asked.root else {}
-    stack = Stack(valkey.url, upstream.base_url, directory, fault=_QUICK, **settings)
+    stack = Stack(valkey.url, upstream.base_url, directory, fault=_QUICK if settings else "", **settings)
     stack.environment |= root
+    Path(stack.environment["STREAMSPOOL_CONFIG"]).write_text("")  # an older revision may not know all that stands there
     with stack, open_store(valkey.url) as store:
         with Client(stack.url) as client:
             name = str(client.stream(f"fake/lorem?tokens={asked.chunks}").headers["x-stream-id"])

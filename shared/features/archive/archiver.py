@@ -81,6 +81,11 @@ class Archiver:
 
         return add
 
+    async def get_ready(self) -> None:
+        """Where answers move, the first who reads an old one is not to wait until the storage's library is loaded."""
+        if self._after_ms:
+            await asyncio.to_thread(Storage.load)
+
     async def archive_due(self) -> None:
         """For the reaper: makes objects of what is due, for two seconds, a few at a time."""
         if not self._after_ms:

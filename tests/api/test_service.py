@@ -164,10 +164,10 @@ AWAY, FULL = Unavailable("away", code="storage_unavailable"), Unavailable("full"
 async def test_the_probe_says_what_can_be_done(
     workers: int | Unavailable, probe: Unavailable | None, stopping: bool | str, checks: tuple[str, str, str, str]
 ) -> None:
-    app = create_app(Settings(redis_url="redis://127.0.0.1:1", _env_file=None), Drain())
-    drain = Drain()
+    settings = Settings(redis_url="redis://127.0.0.1:1", _env_file=None)
+    app, drain = create_app(settings, Drain()), Drain()
     drain.native, drain.followed = bool(stopping), stopping == "followed"
-    app.state.services = SimpleNamespace(catalogue=Known(workers, probe), drain=drain)
+    app.state.services = SimpleNamespace(catalogue=Known(workers, probe), drain=drain, settings=settings)
     told = dict(zip(("accept", "serve", "redis", "workers"), checks, strict=True))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
         for query, well in (

@@ -78,8 +78,9 @@ def test_j_and_k_move_enter_opens_and_escape_goes_back(one: Tab, asked: list[str
         expect(page).to_have_url(
             re.compile(f"at={page.locator('tbody tr').nth(at).locator('a').get_attribute('title')}")
         )
+    wanted = page.locator("tbody tr").nth(1).locator("a").first.get_attribute("title") or ""
+    expect(chosen.locator("a").first).to_have_attribute("title", wanted)  # drawn a frame after the address
     expect(chosen).to_have_count(1)
-    wanted = chosen.locator("a").first.get_attribute("title")
     page.keyboard.press("Enter")
     expect(page).to_have_url(re.compile(f"/console/r/{wanted}"))
     expect(page.get_by_role("tab").first).to_be_visible()

@@ -213,7 +213,7 @@ def test_b8_a_batch_ends_wherever_its_worker_did(doomed: Ground, stage: str, num
 
 @pytest.mark.timeout(300)
 def test_b9_a_provider_that_goes_and_comes_back_fails_no_line(ground: Ground, upstream: ScriptedUpstream) -> None:
-    script = upstream.script("leaves", [*words(3), 0.1, *ending()])
+    script = upstream.script("leaves", [*words(3), 0.4, *ending()])  # some are to be left, however late we look
     batch_id = start(ground.http, jsonl(line(f"line-{n}", "scripted/leaves") for n in range(300)))
     ground.until(batch_id, 100)
     upstream.leave()

@@ -56,7 +56,7 @@ def test_f95_redis_7(upstream: ScriptedUpstream, tmp_path: Path) -> None:
         cluster.nodes[2].kill()
         wait_until(lambda: len(cluster.masters_now()) == 3, 60, "its replica is the master")
         nothing_silent(viewers)
-        rig.answers_again()
+        rig.answers_everywhere()
 
 
 def test_f96_tls_and_a_user_of_few_rights(upstream: ScriptedUpstream, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_f96_tls_and_a_user_of_few_rights(upstream: ScriptedUpstream, tmp_path: 
         for slot in places(cluster, source)[:6]:
             cluster.move(slot, target)
         rig.whole(viewers)
-        rig.answers_again()
+        rig.answers_everywhere()
         assert "NOPERM" not in "".join(rig.stack.log(name) for name in ("api", "worker", "worker-2"))
         assert "one blocking read is used" not in rig.stack.log("api")
 
@@ -95,7 +95,7 @@ def test_f97_a_replica_without_what_was_said_last_is_promoted(upstream: Scripted
         nothing_silent(viewers)
         mended = [rig.stack.log(name).count("entries written again") for name in ("worker", "worker-2")]
         assert sum(mended) > 0, "nothing was lost: the test lost nothing"
-        rig.answers_again()
+        rig.answers_everywhere()
 
 
 def test_f98_a_node_is_added(upstream: ScriptedUpstream, tmp_path: Path) -> None:
@@ -113,6 +113,6 @@ def test_f98_a_node_is_added(upstream: ScriptedUpstream, tmp_path: Path) -> None
         rig.whole(viewers)
         more = rig.streams(8, chunks=20)
         rig.whole(more)
-        rig.answers_again()
+        rig.answers_everywhere()
         with new.client() as client:
             assert client.dbsize() > 0

@@ -161,5 +161,10 @@ class Rig:
         response = self.post()
         assert response.status_code == 200, response.text
 
+    def answers_everywhere(self) -> None:
+        """A dozen requests in a row are served. On a cluster each may be at another node, and one of them may hear later than
+        another who is a master now: what it has is refused until then (503, come again)."""
+        wait_until(lambda: all(self.post().status_code == 200 for _ in range(12)), 60, "all nodes serve")
+
     def log_lines(self) -> dict[str, int]:
         return {name: self.stack.log(name).count("\n") for name in ("api", "worker", "worker-2")}

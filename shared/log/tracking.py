@@ -9,7 +9,7 @@ share its two: a name tells its cell, and a cell whose slot moves is another nod
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, Self
 
 from shared.lib.tasks import cancel
@@ -42,6 +42,30 @@ class Bell(Protocol):
     async def close(self) -> None: ...
 
 
+class _Changes:
+    """Names that have changed, each told once, until they are taken; or that any may have."""
+
+    def __init__(self) -> None:
+        self._names: set[bytes] = set()
+        self._any = False
+
+    def add(self, names: Iterable[bytes] | None) -> None:
+        """None: any may have changed."""
+        if names is None:
+            self._any = True
+        else:
+            self._names.update(names)
+
+    def take(self) -> set[bytes] | None:
+        """As `Tracker.changed`."""
+        names, self._names = self._names, set()
+        is_any, self._any = self._any, False
+        return None if is_any else names
+
+    def __contains__(self, name: bytes) -> bool:
+        return self._any or name in self._names
+
+
 class Tracker:
     """Two connections out of a pool, from `open` to `close`. Where a method raises RedisError or OSError, it is of no use any
     more but to be closed."""
@@ -50,8 +74,7 @@ class Tracker:
         self._pool, self._on_change = pool, on_change
         self._sharing = Sharing(self._send) if shared else None
         self._taken: list[Any] = []
-        self._changed: set[bytes] = set()
-        self._all_changed = False
+        self._changes = _Changes()
         self._failure: Exception | None = None
         self._heard: asyncio.Future[None] | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -124,16 +147,11 @@ class Tracker:
     def changed(self) -> set[bytes] | None:
         """Names of keys that have changed since they were read, each told once; None: any may have."""
         self.raise_failure()
-        if self._all_changed:
-            self._all_changed = False
-            self._changed.clear()
-            return None
-        changed, self._changed = self._changed, set()
-        return changed
+        return self._changes.take()
 
     def rings(self, name: bytes) -> bool:
         """Whether that it has changed was told and is not taken yet."""
-        return self._all_changed or name in self._changed
+        return name in self._changes
 
     async def hear(self) -> None:
         """Returns when all is heard that was told before, whoever did it. Raises RedisError, too, where the server is
@@ -171,10 +189,7 @@ class Tracker:
         if isinstance(told, Exception):
             raise told
         if isinstance(told, list) and told[0] == b"message":
-            if told[2] is None:
-                self._all_changed = True
-            else:
-                self._changed.update(told[2])
+            self._changes.add(told[2])
         else:
             self._answer()
 
@@ -238,15 +253,11 @@ class Part:
 
     def __init__(self, node: _Node, stem: bytes, on_change: Callable[[], None]) -> None:
         self._node, self._stem, self._on_change = node, stem, on_change
-        self._changed: set[bytes] = set()
-        self._all_changed = False
+        self._changes = _Changes()
         node.parts[stem] = self
 
     def ring(self, name: bytes | None) -> None:
-        if name is None:
-            self._all_changed = True
-        else:
-            self._changed.add(name)
+        self._changes.add(None if name is None else (name,))
         self._on_change()
 
     @property
@@ -258,15 +269,10 @@ class Part:
 
     def changed(self) -> set[bytes] | None:
         self._node.tracker.raise_failure()
-        if self._all_changed:
-            self._all_changed = False
-            self._changed.clear()
-            return None
-        changed, self._changed = self._changed, set()
-        return changed
+        return self._changes.take()
 
     def rings(self, name: bytes) -> bool:
-        return self._all_changed or name in self._changed
+        return name in self._changes
 
     async def hear(self) -> None:
         async with self._node.hearing:

@@ -40,9 +40,15 @@ from shared.store.confirm import Confirmer
 from shared.store.redis import cells_of, connect
 from tests.chaos.figures_redis import cpu_s
 from tests.harness.cluster import Cluster
-from tests.harness.processes import Stack, wait_until
+from tests.harness.processes import Stack
 from tests.harness.records import attempt_with, header_with
 from tests.harness.upstream import ScriptedUpstream
+from tests.support.cluster_faults import (
+    a_master_is_killed,
+    all_slots_move_at_once,
+    all_slots_move_key_by_key,
+    most_masters_are_away,
+)
 from tests.support.rig import Rig, Viewer
 from tests.support.server import Server
 
@@ -221,47 +227,11 @@ def answers(count: int = 1000) -> None:
 # ---- what viewers see
 
 
-def moved(cluster: Cluster, rig: Rig) -> list[Viewer]:
-    from tests.chaos.test_cluster import places
-
-    viewers = rig.streams(8, chunks=200, pause_s=0.02)
-    source, *others = cluster.nodes[:3]
-    for number, slot in enumerate(places(cluster, source)):
-        cluster.move(slot, others[number % 2])
-    return viewers
-
-
-def moved_at_once(cluster: Cluster, rig: Rig) -> list[Viewer]:
-    viewers = rig.streams(8, chunks=200, pause_s=0.02)
-    source, target, _ = cluster.nodes[:3]
-    cluster.move_at_once(source, target)
-    return viewers
-
-
-def killed(cluster: Cluster, rig: Rig) -> list[Viewer]:
-    viewers = rig.streams(8, chunks=200, pause_s=0.02)
-    cluster.nodes[0].kill()
-    wait_until(lambda: len(cluster.masters_now()) == 3, 60, "its replica is the master")
-    return viewers
-
-
-def half_away(cluster: Cluster, rig: Rig) -> list[Viewer]:
-    viewers = rig.streams(6, chunks=100, pause_s=0.02)
-    away = cluster.nodes[1:]
-    for node in away:
-        node.pause()
-    wait_until(lambda: rig.post().status_code == 503, what="nothing is accepted")
-    for node in away:
-        node.resume()
-    wait_until(lambda: rig.post().status_code == 200, 60, "requests are accepted")
-    return viewers
-
-
 FAULTS: dict[str, Callable[[Cluster, Rig], list[Viewer]]] = {
-    "F90 key by key": moved,
-    "F90 at once": moved_at_once,
-    "F91": killed,
-    "F92": half_away,
+    "F90 key by key": all_slots_move_key_by_key,
+    "F90 at once": all_slots_move_at_once,
+    "F91": a_master_is_killed,
+    "F92": most_masters_are_away,
 }
 
 

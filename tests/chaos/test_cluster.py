@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from shared.store.cluster.cells import tags
-from shared.store.cluster.slots import slot_of
-from shared.store.redis import CELLS
-from tests.harness.cluster import Cluster, Node
-from tests.harness.processes import wait_until
+from tests.harness.cluster import Cluster
 from tests.harness.upstream import ScriptedUpstream
+from tests.support.cluster_faults import (
+    a_master_is_killed,
+    all_slots_move_at_once,
+    all_slots_move_key_by_key,
+    most_masters_are_away,
+    nothing_silent,
+    rigged,
+)
 from tests.support.rig import Rig
 from tests.support.tenant import look_at_all
-
-PLACES = [slot_of(tag.encode()) for tag in (*tags(CELLS), "control")]
 
 
 @pytest.fixture
@@ -27,59 +29,28 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture
 def rig(cluster: Cluster, upstream: ScriptedUpstream, tmp_path: Path) -> Iterator[Rig]:
-    with Rig(upstream, tmp_path, redis_url=cluster.url) as running:
-        before = running.pids()
+    with rigged(cluster, upstream, tmp_path) as running:
         yield running
-        assert running.pids() == before
-
-
-def places(cluster: Cluster, node: Node) -> list[int]:
-    return [slot for slot in PLACES if cluster.owner(slot) is node]
 
 
 def test_f90_all_slots_of_a_node_move_key_by_key(cluster: Cluster, rig: Rig) -> None:
-    viewers = rig.streams(8, chunks=200, pause_s=0.02)
-    source, *others = cluster.nodes[:3]
-    for number, slot in enumerate(places(cluster, source)):
-        cluster.move(slot, others[number % 2])
-    rig.whole(viewers)
+    rig.whole(all_slots_move_key_by_key(cluster, rig))
     rig.answers_everywhere()
 
 
 def test_f90_all_slots_of_a_node_move_at_once(cluster: Cluster, rig: Rig) -> None:
-    """As Valkey 9 does it."""
-    viewers = rig.streams(8, chunks=200, pause_s=0.02)
-    source, target, _ = cluster.nodes[:3]
-    cluster.move_at_once(source, target)
-    rig.whole(viewers)
+    rig.whole(all_slots_move_at_once(cluster, rig))
     rig.answers_everywhere()
 
 
 def test_f91_a_master_is_killed(cluster: Cluster, rig: Rig) -> None:
     """Streams that speak all the while: whole, or an explicit error, never an end without one."""
-    viewers = rig.streams(8, chunks=200, pause_s=0.02)
-    cluster.nodes[0].kill()
-    wait_until(lambda: len(cluster.masters_now()) == 3, 60, "its replica is the master")
-    for viewer in viewers:
-        viewer.end()
-        assert not viewer.judge() or viewer.error is not None, viewer.judge()
-        assert not viewer.repeated
+    nothing_silent(a_master_is_killed(cluster, rig))
     rig.answers_everywhere()
 
 
 def test_f92_most_masters_are_away_and_come_back(cluster: Cluster, rig: Rig) -> None:
-    viewers = rig.streams(6, chunks=100, pause_s=0.02)
-    away = cluster.nodes[1:]
-    for node in away:
-        node.pause()
-    wait_until(lambda: rig.post().status_code == 503, what="nothing is accepted")
-    for node in away:
-        node.resume()
-    wait_until(lambda: rig.post().status_code == 200, 60, "requests are accepted")
-    for viewer in viewers:
-        viewer.end()
-        assert not viewer.judge() or viewer.error is not None, viewer.judge()
-        assert not viewer.repeated
+    nothing_silent(most_masters_are_away(cluster, rig))
     rig.answers_everywhere()
 
 

@@ -3,42 +3,17 @@ what was said last, and one that grows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from shared.store.cluster.cells import Cells, tags
 from shared.store.cluster.slots import SLOTS, slot_of
 from shared.store.redis import CELLS
-from tests.harness.cluster import Cluster, Node
+from tests.harness.cluster import Cluster
 from tests.harness.processes import wait_until
 from tests.harness.upstream import ScriptedUpstream
-from tests.support.rig import Rig, Viewer
+from tests.support.cluster_faults import nothing_silent, places, rigged
 from tests.support.server import Certificates
 from tests.support.tenant import look_at_all
-
-PLACES = [slot_of(tag.encode()) for tag in (*tags(CELLS), "control")]
-
-
-@contextmanager
-def rigged(cluster: Cluster, upstream: ScriptedUpstream, directory: Path) -> Iterator[Rig]:
-    """A system on it, whose processes survive."""
-    with Rig(upstream, directory, redis_url=cluster.url) as rig:
-        before = rig.pids()
-        yield rig
-        assert rig.pids() == before
-
-
-def places(cluster: Cluster, node: Node) -> list[int]:
-    return [slot for slot in PLACES if cluster.owner(slot) is node]
-
-
-def nothing_silent(viewers: Sequence[Viewer]) -> None:
-    """Each is whole, or ended with an error; none was told anything twice."""
-    for viewer in viewers:
-        viewer.end()
-        assert not viewer.judge() or viewer.error is not None, viewer.judge()
-        assert not viewer.repeated
 
 
 def test_f95_redis_7(upstream: ScriptedUpstream, tmp_path: Path) -> None:

@@ -72,12 +72,12 @@ def _encoder(*, ids: bool, include_usage: bool) -> Encode:
     def encode(entry: Entry) -> bytes:
         if entry.kind is Kind.USAGE and not include_usage:
             return b""
-        return b"data: %b\n\n" % entry.data
+        return sse.FRAME % entry.data
 
     def encode_with_id(entry: Entry) -> bytes:
         if entry.kind is Kind.USAGE and not include_usage:
             return b""
-        return b"id: %d-%d\ndata: %b\n\n" % (*entry.position, entry.data)
+        return sse.NUMBERED_FRAME % (*entry.position, entry.data)
 
     return encode_with_id if ids else encode
 

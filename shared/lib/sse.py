@@ -169,9 +169,15 @@ class Decoder:
         events.extend(Event(value, "error", self._id) for value in errors)
 
 
+FRAME = b"data: %b\n\n"
+"""Of a payload in one line: of one that nobody has looked at (`check_lines`), `data_frame` makes it."""
+NUMBERED_FRAME = b"id: %d-%d\n" + FRAME
+"""The same with an id: `numbered_frame`."""
+
+
 def data_frame(payload: bytes) -> bytes:
     """`data: PAYLOAD` and the blank line. Raises ValueError if the payload has a CR, LF or NUL."""
-    return b"data: %b\n\n" % _one_line(payload)
+    return FRAME % _one_line(payload)
 
 
 def frame(payload: bytes, *, id: bytes | None = None, event: bytes | None = None, retry_ms: int | None = None) -> bytes:
@@ -188,7 +194,7 @@ def frame(payload: bytes, *, id: bytes | None = None, event: bytes | None = None
 
 def numbered_frame(payload: bytes, number: tuple[int, int]) -> bytes:
     """`frame` with the id `N-M`, in one step."""
-    return b"id: %d-%d\ndata: %b\n\n" % (*number, _one_line(payload))
+    return NUMBERED_FRAME % (*number, _one_line(payload))
 
 
 def numbered_frames(pieces: bytes, around: tuple[bytes, bytes], first: tuple[int, int]) -> bytes:

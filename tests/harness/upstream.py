@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from tests.harness.loopback import LoopThread
+from tests.harness.loopback import LoopThread, stop_listening
 
 # ---- what is said
 
@@ -239,13 +239,13 @@ class Server:
         self._listener = await asyncio.start_server(self._serve, self._address, self.port, backlog=1024)
         self.port = self._listener.sockets[0].getsockname()[1]
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Nobody can connect any more."""
-        self._listener.close()
+        await stop_listening(self._listener)
 
     async def leave(self) -> None:
         """It is gone: who is connected is cut off, too."""
-        self.close()
+        await self.close()
         for wire in list(self._open):
             wire.writer.transport.abort()
 
@@ -277,7 +277,7 @@ async def serving(play: Play) -> AsyncIterator[Server]:
     try:
         yield server
     finally:
-        server.close()
+        await server.close()
 
 
 class ScriptedUpstream(LoopThread):
@@ -327,7 +327,7 @@ class ScriptedUpstream(LoopThread):
         self.call(self._server.listen())
 
     async def _close(self) -> None:
-        self._server.close()
+        await self._server.close()
         await super()._close()
 
     async def _play(self, call: Call, wire: Wire) -> None:

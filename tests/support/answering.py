@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Self
 
+from tests.harness.loopback import stop_listening
+
 
 class Answering:
     """A context manager. Listens on loopback; `url` is what `AWS_ENDPOINT_URL` is set to."""
@@ -20,7 +22,7 @@ class Answering:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
+        await stop_listening(self._server)
         await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -13,7 +13,7 @@ from itertools import count
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from tests.harness.loopback import LoopThread
+from tests.harness.loopback import LoopThread, stop_listening
 from tests.support.s3 import S3
 
 How = Literal["500", "503", "403", "refuse", "cut", "slow", "hang"]
@@ -62,7 +62,7 @@ class BadS3(LoopThread):
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
-        self._server.close()
+        await stop_listening(self._server)
         await super()._close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

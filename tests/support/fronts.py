@@ -21,7 +21,7 @@ from typing import NamedTuple, Self
 import trustme
 
 from tests.docs.snippets import blocks
-from tests.harness.loopback import LoopThread
+from tests.harness.loopback import LoopThread, stop_listening
 from tests.harness.processes import ROOT, free_port, wait_until
 
 DOCUMENT = "docs/PROXIES.md"
@@ -263,7 +263,7 @@ class Relay(LoopThread):
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
-        self._server.close()
+        await stop_listening(self._server)
         await super()._close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

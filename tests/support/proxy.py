@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import hiredis
 
-from tests.harness.loopback import LoopThread
+from tests.harness.loopback import LoopThread, stop_listening
 
 _READ = 65536
 
@@ -110,7 +110,7 @@ class Proxy(LoopThread):
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
-        self._server.close()
+        await stop_listening(self._server)
         self._passing.set()
         for link in list(self._links):
             link.cut()

@@ -13,7 +13,7 @@ import structlog
 from shared.errors import Unusable
 from shared.store.contact import check_server
 from shared.store.redis import connect
-from tests.harness.loopback import LoopThread
+from tests.harness.loopback import LoopThread, stop_listening
 from tests.harness.processes import free_port
 from tests.support.proxy import Proxy
 from tests.support.server import Certificates, Server
@@ -83,7 +83,7 @@ class Answering(LoopThread):
         writer.close()
 
     async def _close(self) -> None:
-        self._server.close()
+        await stop_listening(self._server)
         await super()._close()
 
 

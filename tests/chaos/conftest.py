@@ -14,6 +14,13 @@ from tests.support.rig import Rig
 
 
 @pytest.fixture(scope="module")
+def provider() -> Iterator[ScriptedUpstream]:
+    """One of the file's own: no other file has left it a script."""
+    with ScriptedUpstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def running(
     request: pytest.FixtureRequest,
     valkey: EmbeddedValkey,

@@ -32,12 +32,6 @@ api.connection._GRACE_S = 0
 
 
 @pytest.fixture(scope="module")
-def provider() -> Iterator[ScriptedUpstream]:
-    with ScriptedUpstream() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def viewed(
     valkey: EmbeddedValkey, provider: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,25 +19,9 @@ from tests.support.s3 import S3
 LARGE = bytes(range(256)) * 50_000  # more than two parts of an upload
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    with S3(tmp_path_factory.mktemp("s3")) as running:
-        yield running
-
-
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings(data_dir=tmp_path, files_retention_s=7200)
-
-
-@pytest.fixture(params=["directory", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    if request.param == "directory":
-        return Storage(tmp_path.as_uri())
-    s3: S3 = request.getfixturevalue("s3")
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
-    return Storage(s3.url)
 
 
 @pytest.fixture

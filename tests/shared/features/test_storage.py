@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,22 +16,6 @@ from tests.support.answering import Answering
 from tests.support.s3 import S3
 
 TEN = b"0123456789"
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    with S3(tmp_path_factory.mktemp("s3")) as running:
-        yield running
-
-
-@pytest.fixture(params=["directory", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    if request.param == "directory":
-        return Storage(tmp_path.as_uri())
-    s3: S3 = request.getfixturevalue("s3")
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
-    return Storage(s3.url)
 
 
 def bucket(url: str, monkeypatch: pytest.MonkeyPatch, *, retries: int = 0) -> Storage:

@@ -15,7 +15,8 @@ from typing import Any
 from hiredis import Reader
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError, WatchError
 
-from shared.store.connections import Pipeline, close_idle, read_replies
+from shared.store.cluster.pipelines import Pipeline
+from shared.store.connections import close_idle, read_replies
 from shared.store.jobs import ArqRedis
 from shared.store.outage import UNREACHABLE, Redirected, WrongServer
 

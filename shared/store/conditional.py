@@ -20,7 +20,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from shared.store.keys import SUM
 from shared.store.redis import WatchError, WrongServer
-from shared.store.transaction import answered, raise_first, words
+from shared.store.transaction import Answer, raise_first, words
 
 WINDOW_S = 60
 KEPT_S = WINDOW_S + 1
@@ -69,54 +69,61 @@ local function held(key, life)
 end
 for number = 1, tonumber(ARGV[2]) do
   local kind, key, most, cost = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-  local member, life, used, wait, full, stale = ARGV[at + 4], ARGV[at + 5], 0, 0, nil, nil
+  local first, used, wait, full, stale = at, 0, 0, nil, nil
   if kind == 'window' then
     used, stale = minute(key)
     full = used + cost > most
     if most >= 0 and full then wait = room_in(key, used + cost - most) end
+    at = at + 4
   elseif kind == 'set' then
     used = redis.call('ZCARD', key)
     full = used + cost > most
-    if full and redis.call('ZSCORE', key, member) then
+    if full and redis.call('ZSCORE', key, ARGV[at + 4]) then
       used = used - 1
       full = used + cost > most
     end
+    at = at + 6
   elseif kind == 'sum' then
     local fields = redis.call('HGETALL', key)
     for field = 1, #fields, 2 do
-      if fields[field] ~= member then used = used + tonumber(fields[field + 1]) end
+      if fields[field] ~= ARGV[at + 4] then used = used + tonumber(fields[field + 1]) end
     end
     full = used + cost > most
+    at = at + 6
   else
-    wait, stale = held(key, tonumber(life))
+    wait, stale = held(key, tonumber(ARGV[at + 5]))
     used = wait + tonumber(redis.call('HGET', ARGV[at + 6], ARGV[at + 7]) or 0)
     full = used >= most
+    at = at + 8
   end
   if refused == 0 and most >= 0 and full then refused = number end
   told[number] = {used, wait}
-  checks[number] = {kind, key, ARGV[at + 3], member, life, used, stale}
-  at = at + 8
+  checks[number] = {first, used, stale}
 end
 if refused > 0 and not made then return {refused, told} end
 for number = 1, made and 0 or #checks do
-  local kind, key, cost, member, life, used, stale = unpack(checks[number], 1, 7)
+  local first, used, stale = unpack(checks[number], 1, 3)
+  local kind, key, _, cost, member, life = unpack(ARGV, first, first + 5)
   if stale and #stale > 0 and cost ~= '0' then redis.call('HDEL', key, unpack(stale, 1, math.min(#stale, 1000))) end
-  if kind == 'window' and not stale then
+  if kind == 'window' then
     redis.call('HINCRBY', key, second, cost)
-    redis.call('HINCRBY', key .. ':sum', 'amount', cost)
-  elseif kind == 'window' then
-    redis.call('HINCRBY', key, second, cost)
-    redis.call('HSET', key .. ':sum', 'second', second, 'amount', string.format('%d', used + tonumber(cost)))
-    redis.call('EXPIRE', key .. ':sum', life)
-    redis.call('EXPIRE', key, life)
-  elseif kind == 'set' then
-    redis.call('ZADD', key, second, member)
-  elseif kind == 'sum' then
-    redis.call('HSET', key, member, cost)
-  elseif cost ~= '0' then
-    redis.call('HINCRBY', key, member, cost)
+    if stale then
+      redis.call('HSET', key .. ':sum', 'second', second, 'amount', string.format('%d', used + tonumber(cost)))
+      redis.call('EXPIRE', key .. ':sum', 61)
+      redis.call('EXPIRE', key, 61)
+    else
+      redis.call('HINCRBY', key .. ':sum', 'amount', cost)
+    end
+  else
+    if kind == 'set' then
+      redis.call('ZADD', key, second, member)
+    elseif kind == 'sum' then
+      redis.call('HSET', key, member, cost)
+    elseif cost ~= '0' then
+      redis.call('HINCRBY', key, member, cost)
+    end
+    if kind == 'sum' or cost ~= '0' then redis.call('EXPIRE', key, life) end
   end
-  if kind ~= 'window' and (kind == 'sum' or cost ~= '0') then redis.call('EXPIRE', key, life) end
 end
 local replies = {}
 while ARGV[at] do
@@ -129,7 +136,7 @@ while ARGV[at] do
 end
 return {0, made and {} or told, replies}
 """
-"""ARGV: what must not be there for anything to be counted, how many counts, eight words of each, then each command as the
+"""ARGV: what must not be there for anything to be counted, how many counts, the words of each, then each command as the
 number of its words and these. `call` where the counts are written: if that is refused, as memory is full, nothing was done. Nor
 is anything where the first command is refused for that, as it would be in a transaction: else the doorbell would ring.
 
@@ -147,12 +154,13 @@ class Count(NamedTuple):
     member: str = ""
     """What is put into the set; empty: it is a window."""
     life_s: int = KEPT_S
-    """How long the key is kept after the last one was counted."""
+    """How long the set is kept after the last one was counted; a window is kept for `KEPT_S`."""
 
     def words(self) -> list[Any]:
         """As the script reads it."""
-        kind = "set" if self.member else "window"
-        return [kind, self.key, _or_none(self.most), self.cost, self.member, self.life_s, "", ""]
+        if self.member:
+            return ["set", self.key, _or_none(self.most), self.cost, self.member, self.life_s]
+        return ["window", self.key, _or_none(self.most), self.cost]
 
 
 class Amount(NamedTuple):
@@ -167,7 +175,7 @@ class Amount(NamedTuple):
 
     def words(self) -> list[Any]:
         """As the script reads it."""
-        return ["sum", self.key, _or_none(self.most), self.cost, self.member, self.life_s, "", ""]
+        return ["sum", self.key, _or_none(self.most), self.cost, self.member, self.life_s]
 
 
 class Hold(NamedTuple):
@@ -236,7 +244,7 @@ async def execute_if(
     found = [Found(int(used), int(wait_s)) for used, wait_s in told]
     if refused:
         raise Full(refused - 1, found)
-    return found, await answered(pipe, commands, done[0])
+    return found, pipe.answers(commands, done[0])
 
 
 async def _execute_apart(
@@ -332,9 +340,9 @@ def _parted(conditions: Sequence[Condition], found: Sequence[Found]) -> list[tup
     return parts
 
 
-def correct(pipe: Any, key: str, second: int, amount: int) -> None:
+def correct(pipe: Any, key: str, second: int | bytes | Answer, amount: int) -> None:
     """Queues that so much more, or less, was counted in a window's second. What comes too late for it is forgotten with it."""
-    pipe.hincrby(key, str(second), amount)
+    pipe.hincrby(key, second, amount)
     pipe.expire(key, KEPT_S)
     pipe.hincrby(f"{key}{SUM}", "amount", amount)
     pipe.expire(f"{key}{SUM}", KEPT_S)

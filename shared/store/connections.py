@@ -1,11 +1,12 @@
-"""Connections to one server, pools and pipelines of them: what redis-py's lack.
+"""Connections to one server, and pools of them: what redis-py's lack.
 
 Hidden here: that a half-open server is noticed and its idle connections are not tried one by one, that those which lead to the
 wrong server (see outage.py) are closed, those of all clients of this process, that TLS has one context, how sentinels are
 asked.
 
-Everything of redis-py's that it does not document is used in this file only; tests/project/test_private_parts.py names each of
-these parts, and pyproject.toml allows no version in which they may have changed.
+Everything of redis-py's that it does not document is used in this file and cluster/pipelines.py only;
+tests/project/test_private_parts.py names each of these parts, and pyproject.toml allows no version in which they may have
+changed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import builtins
 import ssl
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import cache
 from itertools import islice
 from typing import Any
 from weakref import WeakSet
@@ -22,12 +24,10 @@ from hiredis import pack_command
 from redis._parsers import _AsyncHiredisParser
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
-from redis.asyncio.client import Pipeline as _Pipeline
 from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
-from redis.client import EMPTY_RESPONSE
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
 
 from shared.config.redis_url import Address
@@ -37,6 +37,8 @@ from shared.store.outage import REDIRECTS, WRONG_SERVER, Redirected, WrongServer
 CONNECT_TIMEOUT_S, SENTINEL_TIMEOUT_S = 2.0, 0.8
 """The second one for each step of asking a sentinel: a client that is told within 2 s has time for a second one."""
 
+_JOINED_BYTES = 64 * 1024
+"""So much is copied rather than sent piece by piece."""
 _REPEATED = (ConnectionError, WrongServer)
 """After these a command is sent once more, on a new connection."""
 
@@ -94,6 +96,12 @@ class Place:
             await _disconnect_idle(pool)
 
 
+@cache
+def _is_word(name: str | bytes) -> bool:
+    """Whether a command's name is one: `CONFIG GET` is two."""
+    return len(name.split()) == 1
+
+
 class _Mended(AbstractConnection):
     """Five things about connections.
 
@@ -115,9 +123,7 @@ class _Mended(AbstractConnection):
 
     def pack_command(self, *args: Any) -> list[bytes]:
         try:
-            first, *rest = args
-            words: Any = (*first.split(), *rest)  # `CONFIG GET` is two words
-            return [pack_command(words)]
+            return [pack_command(args if _is_word(args[0]) else (*args[0].split(), *args[1:]))]
         except TypeError:  # what hiredis does not take, redis-py may
             return super().pack_command(*args)
 
@@ -196,7 +202,7 @@ async def _read_at_once(connection: _Mended, count: int | None, timeout_s: float
     parser: Any = connection._parser
     replies: list[Any] = []
     try:
-        wanted = 1 if count is None else count
+        wanted, waited = 1 if count is None else count, False
         async with within(timeout_s) as limit:
             while len(replies) < wanted:
                 if not parser._connected:
@@ -205,9 +211,10 @@ async def _read_at_once(connection: _Mended, count: int | None, timeout_s: float
                 for lost in [reply for reply in more if isinstance(reply, ConnectionError)]:
                     raise lost
                 if len(replies) < wanted:
-                    await parser.read_from_socket()
-                    if limit is not None and timeout_s is not None:
+                    if waited and limit is not None and timeout_s is not None:
                         limit.reschedule(asyncio.get_running_loop().time() + timeout_s)
+                    await parser.read_from_socket()
+                    waited = True
         return replies if count is not None else [*replies, *iter(parser._reader.gets, NOT_ENOUGH_DATA)]
     except BaseException as error:  # replies may be under way
         await connection.disconnect(nowait=True)
@@ -222,74 +229,15 @@ async def _read_at_once(connection: _Mended, count: int | None, timeout_s: float
             await connection.place.move()
 
 
-class _Exchange:
-    """A connection as a pipeline uses it: sends once, and reads one reply after the other. They have all been read by then."""
-
-    def __init__(self, connection: _Mended, count: int) -> None:
-        self._connection, self._count = connection, count
-        self._replies: Iterator[Any] = iter(())
-
-    def pack_commands(self, commands: Any) -> Any:
-        return self._connection.pack_commands(commands)
-
-    async def send_packed_command(self, packed: Any) -> None:
-        await self._connection.send_packed_command(packed)
-        self._replies = iter(await _read_at_once(self._connection, self._count, self._connection.socket_timeout))
-
-    async def read_response(self, **_: Any) -> Any:
-        if isinstance(reply := next(self._replies), ResponseError):
-            raise reply
-        return reply
-
-
-class Pipeline(_Pipeline):
-    """redis-py's, but its replies are read in one go; and one that watches keys is told that it has met the wrong server, not
-    that another client wrote: it would be tried again, at once, for as long as that lasts. Queued commands are
-    `(words, options)`."""
-
-    async def _execute_transaction(self, connection: Any, commands: Any, raise_on_error: bool) -> Any:
-        if isinstance(connection, _Mended):
-            sent = sum(EMPTY_RESPONSE not in options for _, options in commands)
-            connection = _Exchange(connection, sent + 2)  # with MULTI and EXEC
-        return await super()._execute_transaction(connection, commands, raise_on_error)
-
-    async def _execute_pipeline(self, connection: Any, commands: Any, raise_on_error: bool) -> Any:
-        if isinstance(connection, _Mended):
-            connection = _Exchange(connection, len(commands))
-        return await super()._execute_pipeline(connection, commands, raise_on_error)
-
-    @property
-    def queued(self) -> list[Any]:
-        return list(self.command_stack)
-
-    @queued.setter
-    def queued(self, commands: list[Any]) -> None:
-        self.command_stack = commands
-
-    def alone(self) -> Pipeline:
-        """A fresh one over the same pool, which is no transaction."""
-        return Pipeline(self.connection_pool, self.response_callbacks, False, None)
-
-    async def begin_to_watch(self, _name: str) -> Any:
-        """The connection over which WATCH of that key is to be sent next: its own, if it watches already. From here on the
-        pipeline gives it back, and lets go of the keys, when it is reset."""
-        self.connection = connection = self.connection or await self.connection_pool.get_connection()
-        self.watching = True
-        return connection
-
-    async def _disconnect_raise_reset(self, conn: Any, error: Exception) -> None:
-        if self.watching and isinstance(error, WrongServer):
-            self.watching = False
-            await conn.disconnect(nowait=True)
-            raise error
-        await super()._disconnect_raise_reset(conn, error)
-
-    async def _disconnect_reset_raise(self, conn: Any, error: Exception) -> None:
-        if self.watching and isinstance(error, WrongServer):
-            self.watching = False
-            await conn.disconnect(nowait=True)
-            raise error
-        await super()._disconnect_reset_raise(conn, error)  # type: ignore[no-untyped-call]
+async def exchange_queued(connection: Any, commands: Sequence[Any]) -> list[Any] | None:
+    """Sends what a pipeline has queued, `(words, options)`, and returns as many replies, errors among them as values. None, and
+    nothing is sent, where the connection is not one of these: a test's. Raises ConnectionError, TimeoutError."""
+    if not isinstance(connection, _Mended):
+        return None
+    packed = [part for words, _ in commands for part in connection.pack_command(*words)]
+    small = sum(map(len, packed)) <= _JOINED_BYTES
+    await connection.send_packed_command([b"".join(packed)] if small else packed)
+    return await _read_at_once(connection, len(commands), connection.socket_timeout)
 
 
 async def read_replies(connection: Any, count: int | None) -> list[Any]:

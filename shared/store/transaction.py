@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import inspect
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from hiredis import pack_command
@@ -28,6 +27,13 @@ from shared.store.commands import watch
 from shared.store.redis import ArqRedis, NoScriptError, OutOfMemoryError, ResponseError, WatchError, WrongServer
 
 Command = tuple[str | bytes | int, ...]
+
+
+class Answer(NamedTuple):
+    """A word of a command that is not known before the command is done: what an ask of `commit_if` is answered. Once in one."""
+
+    number: int
+
 
 _CALL = """#!lua flags=allow-oom
 local at = %d
@@ -56,20 +62,39 @@ of its words and these. One key is declared: the others are in its slot."""
 _NOTHING_SEEN = "-"
 
 _IF_SCRIPT = (
-    (_CALL % 2)
+    (_CALL % 3)
     + """for look = 1, tonumber(ARGV[1]) do
   local seen = call()
   while type(seen) == 'table' do seen = seen[1] end
   if tostring(seen or '') ~= ARGV[at] then return false end
   at = at + 1
 end
-local replies = {}
-while ARGV[at] do replies[#replies + 1] = call() end
+local answers, replies = {}, {}
+for ask = 1, tonumber(ARGV[2]) do answers[ask] = call() end
+while ARGV[at] do
+  if ARGV[at] == '=' then
+    local place, answer, words = tonumber(ARGV[at + 1]), answers[tonumber(ARGV[at + 2])], tonumber(ARGV[at + 3])
+    local command = {unpack(ARGV, at + 4, at + 3 + words)}
+    at, command[place] = at + 4 + words, answer
+    replies[#replies + 1] = type(answer) == 'string' and redis.pcall(unpack(command))
+  elseif ARGV[at] == '?' then
+    local commands, words = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+    at = at + 3
+    replies[#replies + 1] = call()
+    if replies[#replies] == 0 then
+      for _ = 1, commands do replies[#replies + 1] = false end
+      at = at + words
+    end
+  else
+    replies[#replies + 1] = call()
+  end
+end
 return replies
 """
 )
-"""ARGV: how many looks; each of them, as the number of its words and these, and what it must see; and the commands. The key
-of the first is declared: the others are in its slot."""
+"""ARGV: how many looks, how many asks; each look, as the number of its words and these, and what it must see; each ask; and the
+commands. One with an answer has before it `=`, which of its words that is, and which answer; one that others follow from has
+`?`, how many these are, and how many words. The key of the first look is declared: the others are in its slot."""
 _IF_DIGEST = hashlib.sha1(_IF_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 _REFUSED_S = 60.0
 """How long a server is not asked again that took no script: it is too old, or the user may not run any."""
@@ -99,7 +124,7 @@ async def commit(pipe: Any, *, raise_on_error: bool = True) -> list[Any]:
         for places in _together(pipe, commands, refused):
             again = [commands[place] for place in places]
             done = await _run(pipe, again[0][0], [0, _NOTHING_SEEN, *words(again)], replies[places[0]])
-            for place, reply in zip(places, await answered(pipe, again, done), strict=True):
+            for place, reply in zip(places, pipe.answers(again, done), strict=True):
                 replies[place] = reply
     if raise_on_error:
         raise_first(replies)
@@ -116,9 +141,13 @@ def _together(pipe: Any, commands: Sequence[Any], places: Sequence[int]) -> list
     return list(found.values())
 
 
-async def commit_if(pipe: Any, looks: Sequence[tuple[Command, str]]) -> list[Any] | None:
+async def commit_if(pipe: Any, looks: Sequence[tuple[Command, str]], asks: Sequence[Command] = ()) -> list[Any] | None:
     """Does what is queued, all or none, if each look sees what it is said to see: a word, a number, or "" for nothing. Of a
     list its first word counts, so XREVRANGE sees the id of the last entry.
+
+    `asks` are reads whose answers are words of what is queued: `Answer(0)` stands for that of the first. A command for which
+    there is no answer is left out, and its reply is None. So are the `then=3` commands behind one that was queued with that,
+    where it is answered 0: what was there already.
 
     Also where memory is full. Returns the replies, errors among them as values; None where a look saw something else, or the
     server takes no such scripts: nothing is done, and `transact` is the way. `pipe` is fresh, and keeps what is queued. Raises
@@ -128,10 +157,12 @@ async def commit_if(pipe: Any, looks: Sequence[tuple[Command, str]]) -> list[Any
     if not may_run_scripts(pool):
         return None
     commands = pipe.queued
-    flat: list[Any] = [1, keys_of(looks[0][0])[0], len(looks)]
+    flat: list[Any] = [1, keys_of(looks[0][0])[0], len(looks), len(asks)]
     for look, seen in looks:
         flat += (len(look), *look, seen)
-    flat += words(commands)
+    for ask in asks:
+        flat += (len(ask), *ask)
+    flat += _steps(commands, with_answers=bool(asks))
     reply: Any = None
     for how in ("evalsha", "eval"):
         async with pipe.alone() as alone:
@@ -146,7 +177,7 @@ async def commit_if(pipe: Any, looks: Sequence[tuple[Command, str]]) -> list[Any
         return None
     if isinstance(reply, Exception):
         raise reply
-    return None if reply is None else await answered(pipe, commands, reply)
+    return None if reply is None else pipe.answers(commands, reply)
 
 
 def may_run_scripts(pool: Any) -> bool:
@@ -230,7 +261,7 @@ async def _over_the_limit(
         done = await _run(pipe, looks[0], [len(looks), digest, *looked, *words(commands)], refusal)
         if done is None:
             raise WatchError("Another client wrote meanwhile.")
-        replies = await answered(pipe, commands, done)
+        replies = pipe.answers(commands, done)
     if raise_on_error:
         raise_first(replies)
     return replies
@@ -255,17 +286,19 @@ def words(commands: Sequence[Any]) -> list[Any]:
     return [word for words, _ in commands for word in (len(words), *words)]
 
 
-async def answered(pipe: Any, commands: Sequence[Any], replies: Sequence[Any]) -> list[Any]:
-    """What redis-py would make of the replies: `execute` has it done by the same callbacks."""
-    answers = []
-    for (words, options), reply in zip(commands, replies, strict=True):
-        callback = pipe.response_callbacks.get(words[0])
-        if callback is not None and not isinstance(reply, Exception):
-            reply = callback(reply, **{name: value for name, value in options.items() if name != "keys"})
-            if inspect.isawaitable(reply):
-                reply = await reply
-        answers.append(reply)
-    return answers
+def _steps(commands: Sequence[Any], *, with_answers: bool) -> list[Any]:
+    """The same as `_IF_SCRIPT` reads them."""
+    flat: list[Any] = []
+    for number, (words, options) in enumerate(commands, 1):
+        if options and (then := options.get("then")):
+            flat += ("?", then, sum(1 + len(other) for other, _ in commands[number : number + then]))
+        for place, word in enumerate(words if with_answers else ()):
+            if isinstance(word, Answer):
+                flat += ("=", 1 + place, 1 + word.number, len(words), *words[:place], "", *words[place + 1 :])
+                break
+        else:
+            flat += (len(words), *words)
+    return flat
 
 
 def raise_first(replies: Sequence[Any]) -> None:

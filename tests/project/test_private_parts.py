@@ -1,7 +1,8 @@
 """The parts of redis-py and of arq that are used although they are not documented, each by its name.
 
-A new version of either may change them without a word: this says which, before anything else breaks. The file that uses
-redis-py's is shared/store/connections.py; arq's worker is worker/arq_worker.py's, its jobs are shared/store/jobs.py's.
+A new version of either may change them without a word: this says which, before anything else breaks. The files that use
+redis-py's are shared/store/connections.py and cluster/pipelines.py; arq's worker is worker/arq_worker.py's, its jobs are
+shared/store/jobs.py's.
 """
 
 from __future__ import annotations

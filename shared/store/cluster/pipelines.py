@@ -1,18 +1,104 @@
-"""Pipelines where a transaction's keys may be in two places: those of a cell, and the control's.
+"""Pipelines: commands that are sent together, as one transaction or not. And those whose keys may be in two places: those of a
+cell, and the control's.
 
-Hidden here: which of them a command is queued in. On one node there is one place, and one pipeline: nothing is split. Where the
-control is apart, `control` is a second transaction, which whoever has the first one does before or after it, and says why that
-survives the end of a process in between (docs/decisions/0019).
+Hidden here: that all commands are packed and all replies read in one go, where redis-py makes a dozen calls for each; that a
+pipeline which watches keys is told that it has met the wrong server, not that another client wrote: it would be tried again, at
+once, for as long as that lasts. And in which place a command is queued: on one node there is one, and nothing is split. Where
+the control is apart, `control` is a second transaction, which whoever has the first one does before or after it, and says why
+that survives the end of a process in between (docs/decisions/0019).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from redis.asyncio import ConnectionPool
+from redis.asyncio.client import Pipeline as _Pipeline
+from redis.exceptions import ExecAbortError, ResponseError, WatchError
 
 from shared.store.cluster.slots import slot_of
-from shared.store.connections import Pipeline
+from shared.store.connections import exchange_queued
+from shared.store.outage import WrongServer
+
+_MULTI: Any = (("MULTI",), {})
+_EXEC: Any = (("EXEC",), {})
+
+
+class Pipeline(_Pipeline):
+    """In one place. Queued commands are `(words, options)`."""
+
+    async def _execute_transaction(self, connection: Any, commands: Any, raise_on_error: bool) -> Any:
+        replies = await exchange_queued(connection, [_MULTI, *commands, _EXEC])
+        if replies is None:
+            return await super()._execute_transaction(connection, commands, raise_on_error)
+        *queued, done = replies
+        if isinstance(done, ExecAbortError):
+            done = next((reply for reply in queued if isinstance(reply, ResponseError)), done)
+        if isinstance(done, Exception):
+            raise done
+        self.watching = False  # EXEC lets go of all keys
+        if done is None:
+            raise WatchError("Another client wrote meanwhile.")
+        return self._answered(commands, done, raise_on_error)
+
+    async def _execute_pipeline(self, connection: Any, commands: Any, raise_on_error: bool) -> Any:
+        replies = await exchange_queued(connection, commands)
+        if replies is None:
+            return await super()._execute_pipeline(connection, commands, raise_on_error)
+        return self._answered(commands, replies, raise_on_error)
+
+    def _answered(self, commands: Any, replies: list[Any], raise_on_error: bool) -> list[Any]:
+        if raise_on_error:
+            for reply in replies:
+                if isinstance(reply, ResponseError):
+                    raise reply
+        return self.answers(commands, replies)
+
+    def answers(self, commands: Sequence[Any], replies: Sequence[Any]) -> list[Any]:
+        """What redis-py makes of the replies to queued commands."""
+        found, callbacks = [], self.response_callbacks
+        for (words, options), reply in zip(commands, replies, strict=True):
+            callback = dict.get(
+                callbacks, words[0]
+            )  # its own `get` looks for other spellings, for which there is no use
+            if callback is not None and not isinstance(reply, Exception):
+                reply = callback(reply, **{name: value for name, value in options.items() if name != "keys"})
+            found.append(reply)
+        return found
+
+    @property
+    def queued(self) -> list[Any]:
+        return list(self.command_stack)
+
+    @queued.setter
+    def queued(self, commands: list[Any]) -> None:
+        self.command_stack = commands
+
+    def alone(self) -> Pipeline:
+        """A fresh one over the same pool, which is no transaction."""
+        return Pipeline(self.connection_pool, self.response_callbacks, False, None)
+
+    async def begin_to_watch(self, _name: str) -> Any:
+        """The connection over which WATCH of that key is to be sent next: its own, if it watches already. From here on the
+        pipeline gives it back, and lets go of the keys, when it is reset."""
+        self.connection = connection = self.connection or await self.connection_pool.get_connection()
+        self.watching = True
+        return connection
+
+    async def _disconnect_raise_reset(self, conn: Any, error: Exception) -> None:
+        if self.watching and isinstance(error, WrongServer):
+            self.watching = False
+            await conn.disconnect(nowait=True)
+            raise error
+        await super()._disconnect_raise_reset(conn, error)
+
+    async def _disconnect_reset_raise(self, conn: Any, error: Exception) -> None:
+        if self.watching and isinstance(error, WrongServer):
+            self.watching = False
+            await conn.disconnect(nowait=True)
+            raise error
+        await super()._disconnect_reset_raise(conn, error)  # type: ignore[no-untyped-call]
 
 
 class CellPipeline(Pipeline):

@@ -11,7 +11,7 @@ import pytest
 from shared.store import transaction
 from shared.store.commands import converse, pack
 from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, connect
-from shared.store.transaction import commit, commit_if, transact
+from shared.store.transaction import Answer, commit, commit_if, transact
 from tests.support.server import Server
 
 
@@ -142,6 +142,43 @@ async def test_what_is_as_it_was_said_is_written_at_once(
         assert replies is not None
         assert replies[:2] == [True, 2.0]
         assert isinstance(replies[2], ResponseError)
+
+
+async def test_an_answer_is_a_word_of_what_is_written(client: ArqRedis) -> None:
+    """Where there is none, or the read was refused, the command is left out."""
+    asks: list[Any] = [("ZSCORE", "z", "two"), ("ZSCORE", "z", "none"), ("ZSCORE", "k", "two")]
+    async with client.pipeline(transaction=True) as pipe:
+        for number in range(3):
+            pipe.hincrby("h", Answer(number), 5)  # type: ignore[arg-type]
+        pipe.zrem("z", "two")
+        pipe.expire(Answer(0), 60)  # type: ignore[arg-type]
+        assert await commit_if(pipe, [(("GET", "k"), "old")], asks) == [5, None, None, 1, False]
+    assert await client.hgetall("h") == {b"2": b"5"}  # type: ignore[misc]
+
+
+async def test_what_follows_from_what_is_there_is_left_out(client: ArqRedis) -> None:
+    async def add(name: str) -> Any:
+        async with client.pipeline(transaction=True) as pipe:
+            pipe.execute_command("HSET", "h", name, "1", then=2)
+            pipe.incr("n")
+            pipe.pexpire("h", 60_000)
+            pipe.incr("m")
+            return await commit_if(pipe, [(("GET", "k"), "old")])
+
+    assert [await add(name) for name in ("a", "a", "b", "a")] == [
+        [1, 1, True, 1],
+        [0, None, False, 2],
+        [1, 2, True, 3],
+        [0, None, False, 4],
+    ]
+
+
+async def test_without_a_script_all_that_follows_is_done(client: ArqRedis) -> None:
+    for number in (1, 2):
+        async with client.pipeline(transaction=True) as pipe:
+            pipe.execute_command("HSET", "h", "a", "1", then=1)
+            pipe.incr("n")
+            assert await commit(pipe) == [int(number == 1), number]
 
 
 async def test_what_was_written_meanwhile_is_not_written_over(client: ArqRedis) -> None:

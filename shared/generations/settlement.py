@@ -26,7 +26,7 @@ from shared.log.records import Header, Outcome
 from shared.log.streamlog import StreamLog
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis
-from shared.store.transaction import commit_if, raise_first, transact
+from shared.store.transaction import Answer, Command, commit_if, raise_first, transact
 
 _COMPACTED_CHARACTERS = 20_000
 """Of answer and reasoning. A copy of the log takes the server about a microsecond for each kB, and saves 4 kB at most."""
@@ -77,11 +77,13 @@ class Settlement:
         ended = Ended(header, outcome, epoch, marked_s, self._read)
         commands = [(one, add) for one in self._effects if (add := await one.effect(ended)) is not None]
         if self._key.cells.apart:  # but for a session, what follows is the control's
-            await self._charge(header, mark, marked_s, [add for one, add in commands if one is not self._sessions])
+            await self._charge(ended, mark, [add for one, add in commands if one is not self._sessions])
             commands = [(one, add) for one, add in commands if one is self._sessions]
+            ended.asked.clear()
 
         def queue(pipe: Any, seen: list[Any]) -> None:
-            marked, exists = seen
+            marked, exists, *answers = seen
+            ended.answer(answers)
             if marked != mark and exists:
                 pipe.set(marker, mark, px=int(marked_s * 1000))
                 for _, add in commands:
@@ -90,13 +92,14 @@ class Settlement:
                     self._log.compact_with(pipe, generation_id)
             pipe.srem(self._key.unsettled(self._key.cells.of(generation_id)), generation_id)
 
-        looks = [("GET", marker), ("EXISTS", log)]
+        looks: list[Command] = [("GET", marker), ("EXISTS", log)]
+        asks = [one.command for one in ended.asked]
         async with self._redis.pipeline(transaction=True) as pipe:
             # As it is nearly always: not yet, and the log is there.
-            queue(pipe, [None, 1])
-            done = await commit_if(pipe, [(looks[0], ""), (looks[1], "1")])
+            queue(pipe, [None, 1, *map(Answer, range(len(asks)))])
+            done = await commit_if(pipe, [(looks[0], ""), (looks[1], "1")], asks)
         if done is None:
-            done = await transact(self._redis, [marker, log], looks, queue)
+            done = await transact(self._redis, [marker, log], [*looks, *asks], queue)
         else:
             raise_first(done)
         if len(done) > 1:
@@ -105,20 +108,23 @@ class Settlement:
         if len(done) > 1:
             await self.budgets.tell(header)
 
-    async def _charge(self, header: Header, mark: bytes, marked_s: float, adds: Sequence[Commands]) -> None:
+    async def _charge(self, ended: Ended, mark: bytes, adds: Sequence[Commands]) -> None:
         """Does what follows in the control, where that is apart: before what follows in the cell, which takes the generation
         off the list of those to be settled, and once, by a mark of its own."""
-        if not await self._redis.exists(self._key.log(header["id"])):
+        generation_id = ended.header["id"]
+        if not await self._redis.exists(self._key.log(generation_id)):
             return
-        marker = self._key.charged(header["id"])
+        marker = self._key.charged(generation_id)
 
         def queue(pipe: Any, seen: list[Any]) -> None:
-            if seen[0] != mark:
-                pipe.set(marker, mark, px=int(marked_s * 1000))
+            marked, *answers = seen
+            ended.answer(answers)
+            if marked != mark:
+                pipe.set(marker, mark, px=int(ended.kept_s * 1000))
                 for add in adds:
                     add(pipe)
 
-        await transact(self._redis, [marker], [("GET", marker)], queue)
+        await transact(self._redis, [marker], [("GET", marker), *(one.command for one in ended.asked)], queue)
 
     async def forget(self, generation_id: str) -> None:
         """Its owner deleted it: the history is to know nothing of it either."""

@@ -67,7 +67,7 @@ and `sessions`; else `{control}`, also where that is on a server of its own. Ten
 | `streamspool:usage-day:TENANT:YYYY-MM-DD` | hash, a day of the ledger, a row a field | 400 days after its last hour |
 | `streamspool:spent:TENANT:YYYY-MM` | hash, pico-dollars by month, day, and key: spend/budgets.py | 400 days after the last |
 | `streamspool:held:SCOPE` | hash, pico-dollars by hour: what open answers may cost; budgets.py | as long as a log can run |
-| `streamspool:usage-tenants` | zset of tenants, score = ms of the last entry | 400 days after the last entry |
+| `streamspool:usage-tenants` | zset of tenants, score = ms of an entry in their last hour | 400 days after the last of these |
 | `streamspool:usage-folding` | string: hours were added to their days | 10 minutes |
 | `streamspool:usage:TENANT:YYYY-MM-DD` | hash, the ledger of older versions, by day and model | 400 days after the last entry |
 | `streamspool:history` | stream of rows that wait for the history: `STREAMSPOOL_HISTORY_WAITING` | permanent, emptied by APIs |

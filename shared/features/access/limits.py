@@ -253,21 +253,21 @@ class Limiter:
         if not limited:
             return None
         scopes, generation_id = limited["scopes"], ended.header["id"]
-        counted, seconds = limited.get("tokens_of", scopes), []
-        if counted:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for scope in counted:
-                    pipe.zscore(self._name("running", scope), generation_id)
-                seconds = await pipe.execute()
+        might = {"running": True, "waiting": limited["waiting"], "webhooks": ended.header.get("webhook") is not None}
+        held = [kind for kind in _HELD if might[kind]]
+        counted = [
+            (self._name("tokens", scope), ended.ask("ZSCORE", self._name("running", scope), generation_id))
+            for scope in limited.get("tokens_of", scopes)
+        ]
         used = int((ended.outcome.get("usage") or {}).get("total_tokens") or 0)
 
         def add(pipe: Any) -> None:
             for scope in scopes:
-                for kind in _HELD:
+                for kind in held:
                     pipe.zrem(self._name(kind, scope), generation_id)
-            for scope, second in zip(counted, seconds, strict=True):
-                if second is not None:
-                    correct(pipe, self._name("tokens", scope), int(second), used - limited["tokens"])
+            for name, second in counted:
+                if second.answer is not None:
+                    correct(pipe, name, second.answer, used - limited["tokens"])
 
         return add
 

@@ -74,18 +74,22 @@ class Ledger:
         rows = [(_digest(dims), dims) for dims in await self._bounded(index, wanted)]
         started = int(datetime.fromisoformat(hour).replace(tzinfo=UTC).timestamp() * 1000)
 
+        tenants, ended_ms = self._key.usage_tenants, ended.outcome["ended_at_ms"]
+
         def add(pipe: Any) -> None:
-            for digest, dims in rows:
+            for number, (digest, dims) in enumerate(rows):
                 name = self._key.usage_row(tenant, hour, digest)
-                pipe.hset(index, digest, json.dumps(dims))
-                for code, number in counts.items():
-                    pipe.hincrby(name, code, number)
-                pipe.pexpire(name, _LIFE_MS)
-            pipe.pexpire(index, _LIFE_MS)
-            pipe.zadd(hours, {hour: started})
-            pipe.pexpire(hours, _LIFE_MS)
-            pipe.zadd(self._key.usage_tenants, {tenant: ended.outcome["ended_at_ms"]})
-            pipe.pexpire(self._key.usage_tenants, _LIFE_MS)
+                for code, count in counts.items():
+                    pipe.execute_command("HINCRBY", name, code, count)
+                # What follows was done when the row came into the index; the first is of the model, without which is none.
+                pipe.execute_command("HSET", index, digest, json.dumps(dims), then=1 if number else 6)
+                pipe.execute_command("PEXPIRE", name, _LIFE_MS)
+                if number == 0:
+                    pipe.execute_command("PEXPIRE", index, _LIFE_MS)
+                    pipe.execute_command("ZADD", hours, started, hour)
+                    pipe.execute_command("PEXPIRE", hours, _LIFE_MS)
+                    pipe.execute_command("ZADD", tenants, ended_ms, tenant)
+                    pipe.execute_command("PEXPIRE", tenants, _LIFE_MS)
 
         return add
 

@@ -16,11 +16,14 @@ from shared.config.limits import NOTHING_SET, Limits
 from shared.config.settings import Settings
 from shared.errors import RateLimited, SessionBusy, Unavailable
 from shared.features.access.limits import Limiter, go_duration
+from shared.features.effect import Ended
 from shared.generations.caller import Caller
 from shared.generations.core import Core
+from shared.lib.clock import now_ms
 from shared.log.entry import Status
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis
+from tests.harness.records import outcome_with
 from tests.support.names import counted, keys
 
 CATALOGUE = {"providers": {"fake": {"models": ["echo"], "open": False}}}
@@ -196,6 +199,28 @@ async def test_tokens_are_settled_where_they_were_taken(made: Made, redis: ArqRe
     assert await sums(redis, "tokens", "key:key_1") < 1000
     assert not await redis.exists(keys.limit("tokens", "tenant:ann"))
     assert not await redis.exists(keys.limit("running", "tenant:ann"))
+
+
+async def test_the_settlement_asks_nothing_of_its_own(
+    made: Made, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In which second tokens were taken is looked at where they are put right."""
+    core, caller = made("ann:tokens_per_min=9000"), ann(tokens_per_min=5000, waiting=3)
+    header = (await core.broker.submit(*request(), caller)).header
+    used = outcome_with(status="completed", ended_at_ms=now_ms(), usage={"total_tokens": 40})
+    with monkeypatch.context() as patched:
+        patched.setattr(type(redis), "pipeline", None)
+        ended = Ended(header, used, 1, 60, None)  # type: ignore[arg-type]
+        add = await core.limiter.effect(ended)
+    assert add is not None
+    asked = [(name, one.command[1:]) for name, one in zip(("tenant:ann", "key:key_1"), ended.asked, strict=True)]
+    assert asked == [(scope, (keys.limit("running", scope), header["id"])) for scope, _ in asked]
+    await core.broker.log.seal(header["id"], used, header=header)
+    for _ in range(2):
+        await core.settlement.settle(header["id"])
+    for scope, _ in asked:
+        assert await sums(redis, "tokens", scope) == 40
+        assert not await redis.exists(*(keys.limit(kind, scope) for kind in ("running", "waiting")))
 
 
 async def test_what_can_never_pass_is_not_to_be_repeated(made: Made) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from shared.errors import BadRequest
-from shared.features.effect import Ended
+from shared.features.effect import Commands, Ended
 from shared.features.spend import ledger as module
 from shared.features.spend.ledger import Ledger, Row, bounded, entry, folded
 from shared.features.spend.report import as_csv, check_groups, report, total
 from shared.lib import json
 from shared.store.redis import ArqRedis
+from shared.store.transaction import commit_if
+from tests.harness.broker import client_of
 from tests.harness.records import header_with, outcome_with
 from tests.support.names import keys
 
@@ -25,8 +27,8 @@ NOW = datetime.now(UTC).replace(minute=30, second=0, microsecond=0)
 TODAY = NOW.date()
 
 
-async def end(ledger: Ledger, at: datetime = NOW, **fields: Any) -> None:
-    """A generation that ended at a time, settled by this ledger's process."""
+async def added(ledger: Ledger, at: datetime = NOW, **fields: Any) -> Commands:
+    """What a generation that ended at a time adds."""
     cost = fields.pop("picodollars", 250_000_000_000)
     ms = int(at.timestamp() * 1000)
     header = {"id": "chatcmpl-1", "owner": "ann", "model": "fake/a", "created_at_ms": ms - 2000, **fields}
@@ -44,6 +46,12 @@ async def end(ledger: Ledger, at: datetime = NOW, **fields: Any) -> None:
 
     commands = await ledger.effect(Ended(header_with(header), outcome_with(outcome), 1, 60, read))
     assert commands
+    return commands
+
+
+async def end(ledger: Ledger, at: datetime = NOW, **fields: Any) -> None:
+    """The same, settled by this ledger's process."""
+    commands = await added(ledger, at, **fields)
     async with ledger._redis.pipeline(transaction=True) as pipe:
         commands(pipe)
         await pipe.execute()
@@ -117,6 +125,28 @@ def test_metadata_cannot_be_told_by_model() -> None:
 
 
 # ---- hours become days
+
+
+async def test_a_row_that_is_there_is_only_added_to(request: pytest.FixtureRequest) -> None:
+    """Each key has its end since the row came; an hour that was folded meanwhile is made again with all of it."""
+    async with client_of("valkey", request) as redis:
+        ledger, red = Ledger(redis), {"metadata": {"team": "red"}}
+
+        async def left_out(**fields: Any) -> int:
+            add = await added(ledger, **fields)
+            async with redis.pipeline(transaction=True) as pipe:
+                add(pipe)
+                replies = await commit_if(pipe, [(("EXISTS", keys.probe), "0")])
+            assert replies is not None
+            assert all([await redis.ttl(name) > 86_400 async for name in redis.scan_iter()])
+            return sum(reply is None or reply is False for reply in replies)
+
+        assert [await left_out() for _ in range(2)] == [0, 6]
+        assert [await left_out(**red) for _ in range(2)] == [6, 7]
+        assert await left_out(model="fake/b", **red) == 1
+        await ledger.fold_before(int((NOW + timedelta(hours=2)).timestamp() * 1000))
+        assert await left_out(**red) == 0
+        assert [row.counts["n"] for row in await rows(ledger) if row.dims == ("model", "", "fake/a")] == [5]
 
 
 async def test_hours_are_folded_into_their_day_and_nothing_is_lost(redis: ArqRedis) -> None:

@@ -28,7 +28,7 @@ from urllib.parse import unquote, urlsplit
 from shared.config.environ import bucket_options, environment
 from shared.errors import FileStorageFailed, FileStorageFull, FileStorageInvalid, FileStorageRefused
 from shared.lib import private
-from shared.lib.telemetry import get_logger
+from shared.lib.telemetry import STORAGE_ERRORS, get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -308,5 +308,6 @@ def _told(*, writing: bool = False) -> Iterator[None]:
 
 
 def _failed(kind: type[FileStorageFailed], error: BaseException) -> FileStorageFailed:
+    STORAGE_ERRORS.labels(kind.why).inc()
     logger.warning("file storage failed", why=kind.why, error=type(error).__name__, cause=str(_cause(error)) or None)
     return kind()

@@ -108,6 +108,11 @@ BUDGET_WARNINGS = Counter(
     "streamspool_budget_warnings_total", "Generations accepted although a soft budget was reached", ["tenant"]
 )
 REDIS_ERRORS = Counter("streamspool_redis_errors_total", "Times a part of this process lost Redis", ["part"])
+STORAGE_ERRORS = Counter(
+    "streamspool_file_storage_errors_total",
+    "Times the file storage did not do what this process asked of it: away, full, refused, invalid",
+    ["why"],
+)
 BATCHES = Gauge("streamspool_batches_running", "Batches this worker hands out the lines of")
 BATCH_LINES = Counter(
     "streamspool_batch_lines_total",
@@ -145,6 +150,8 @@ for _outcome in ("delivered", "retried", "failed"):
 for _action in ("rung", "no_worker", "forgotten"):
     REAPED.labels(_action)
 REDIS_ERRORS.labels("broker")
+for _why in ("away", "full", "refused", "invalid"):
+    STORAGE_ERRORS.labels(_why)
 PLACES.labels("free")
 
 

@@ -172,6 +172,11 @@ CASES = {
     "StreamspoolRedisNotWriting": Case(
         {"streamspool_redis_append_ok": "1x10 0x30"}, {"streamspool_redis_append_ok": "1x40"}
     ),
+    "StreamspoolFileStorageFails": Case(
+        {'streamspool_file_storage_errors_total{why="away"}': "0+1x40"},
+        {'streamspool_file_storage_errors_total{why="away"}': "0x20 1x20"},
+        {"why": "away"},
+    ),
     "StreamspoolReaperActs": Case(
         {'streamspool_reaped_total{action="rung"}': _ONCE},
         {'streamspool_reaped_total{action="forgotten"}': _ONCE},

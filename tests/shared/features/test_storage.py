@@ -11,6 +11,7 @@ import structlog
 
 from shared.errors import FileStorageFailed, FileStorageFull, FileStorageInvalid, FileStorageRefused
 from shared.features.storage import Missing, Storage
+from shared.lib.telemetry import STORAGE_ERRORS
 from shared.store.outage import log_redis_error
 from tests.support.answering import Answering
 from tests.support.s3 import S3
@@ -130,6 +131,12 @@ async def test_what_killed_uploads_of_one_object_left_is_removed_with_it(storage
 # ---- which failure is which
 
 
+def counted(why: str) -> float:
+    """How often the storage has failed in this process."""
+    value: float = STORAGE_ERRORS.labels(why)._value.get()
+    return value
+
+
 @pytest.mark.parametrize(
     ("status", "code", "why"),
     [
@@ -152,10 +159,11 @@ async def test_what_killed_uploads_of_one_object_left_is_removed_with_it(storage
         (400, "RequestTimeout", "away"),
     ],
 )
-async def test_what_a_bucket_refuses_with_is_told_apart(
+async def test_what_a_bucket_refuses_with_is_told_apart_and_counted(
     status: int, code: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = f"<Error><Code>{code}</Code><Message>words of somebody</Message></Error>"
+    before = counted(why)
     async with Answering(status, body) as answering:
         storage = bucket(answering.url, monkeypatch)
         with structlog.testing.capture_logs() as logs:
@@ -163,6 +171,7 @@ async def test_what_a_bucket_refuses_with_is_told_apart(
                 with pytest.raises(FileStorageFailed) as failed:
                     await asking
                 assert failed.value.why == why
+    assert counted(why) - before == len(logs) == 3
     for line in logs:
         assert (line["event"], line["why"]) == ("file storage failed", why)
         assert str(status) in line["cause"]

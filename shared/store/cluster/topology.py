@@ -38,6 +38,8 @@ _APART_S = 0.1
 _ANSWER_S = 1.0
 _PATIENCE_S = 1.5
 """How long a command is tried elsewhere: a caller of the broker is told within 2 s."""
+_NAMELESS = "?"
+"""In the place of a node's name, where nodes are called by names and this one was given none."""
 
 Name = tuple[str, int]
 """A node's host and port."""
@@ -98,9 +100,12 @@ class Topology:
             self._owners[told.slot] = self.named(told, by)
             self._is_old = True
 
-    @staticmethod
-    def named(told: Redirected, by: Name) -> Name:
+    def named(self, told: Redirected, by: Name) -> Name:
+        """The node that was named by this one. Without a host, and without a name that it was to have, it is one that is known
+        by its port, or on the same host."""
         host, _, port = told.to.rpartition(":")
+        if host == _NAMELESS:
+            host = next((known for known, at in filter(None, self._owners) if at == int(port)), "")
         return host or by[0], int(port)
 
     def doubt(self, slot: int = 0) -> None:
@@ -151,8 +156,7 @@ class Topology:
     def _take(self, told: Any, by: Name) -> None:
         owners: list[Name | None] = [None] * SLOTS
         for first, last, master, *_ in told:
-            host = (master[0] or b"").decode() or by[0]
-            owners[first : last + 1] = [(host, master[1])] * (last + 1 - first)
+            owners[first : last + 1] = [(_host(master) or by[0], master[1])] * (last + 1 - first)
         self._owners, self._is_old, self._read_at = owners, False, time.monotonic()
 
     # ---- what is asked
@@ -205,3 +209,14 @@ class Topology:
             self._reading.cancel()
         for pool in self._pools.values():
             await pool.disconnect()
+
+
+def _host(node: Sequence[Any]) -> str:
+    """What a node is to be called, of `[HOST, PORT, ID, [NAME, VALUE, …]]` (valkey.io/commands/cluster-slots). Empty where that
+    is what the node is called that was asked: null, or an address it has not learned. Where it prefers to be called by a name
+    and has none, the address beside that."""
+    host: bytes | None = node[0]
+    if host == _NAMELESS.encode():
+        beside = node[3]
+        host = dict(zip(beside[::2], beside[1::2], strict=True)).get(b"ip")
+    return (host or b"").decode()

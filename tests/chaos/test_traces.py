@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import httpx
 import pytest
@@ -35,11 +36,32 @@ def store(valkey: EmbeddedValkey) -> Iterator[Store]:
         client.flushdb()
 
 
-def traced(
-    valkey: EmbeddedValkey, upstream: ScriptedUpstream, directory: Path, collector: Collector, **settings: str
-) -> Stack:
-    url = valkey.url.replace("db=0", "db=3")
-    return Stack(url, upstream.base_url, directory, **QUICK, **{**collector.environment, **settings})
+class Traced(NamedTuple):
+    """A stack that is traced, its collector and a client."""
+
+    collector: Collector
+    stack: Stack
+    http: httpx.Client
+
+
+Begin: TypeAlias = "Callable[..., AbstractContextManager[Traced]]"
+
+
+@pytest.fixture
+def traced(valkey: EmbeddedValkey, upstream: ScriptedUpstream, store: Store, tmp_path: Path) -> Begin:
+    """Begins one, with the settings that it is given."""
+
+    @contextmanager
+    def begin(**settings: str) -> Iterator[Traced]:
+        url = valkey.url.replace("db=0", "db=3")
+        with (
+            Collector() as collector,
+            Stack(url, upstream.base_url, tmp_path, **QUICK, **{**collector.environment, **settings}) as stack,
+            httpx.Client(base_url=stack.url, trust_env=False, timeout=60) as http,
+        ):
+            yield Traced(collector, stack, http)
+
+    return begin
 
 
 def asked(model: str, **fields: Any) -> dict[str, Any]:
@@ -52,7 +74,7 @@ def only(found: list[Seen]) -> Seen:
 
 
 def test_one_tree_over_a_killed_worker_a_retry_and_a_webhook(
-    valkey: EmbeddedValkey, upstream: ScriptedUpstream, store: Store, tmp_path: Path
+    traced: Begin, upstream: ScriptedUpstream, store: Store
 ) -> None:
     good = Answer([*words(5), *ending()])
     script = upstream.plan(
@@ -65,12 +87,7 @@ def test_one_tree_over_a_killed_worker_a_retry_and_a_webhook(
         "STREAMSPOOL_WEBHOOK_SECRET": SECRET,
         "STREAMSPOOL_WEBHOOK_ALLOW": "127.0.0.1",
     }
-    with (
-        Collector() as collector,
-        Receiver() as hook,
-        traced(valkey, upstream, tmp_path, collector, **settings) as stack,
-        httpx.Client(base_url=stack.url, trust_env=False, timeout=60) as http,
-    ):
+    with Receiver() as hook, traced(**settings) as (collector, stack, http):
         seen: list[httpx.Response] = []
 
         def ask() -> None:
@@ -141,14 +158,8 @@ def test_one_tree_over_a_killed_worker_a_retry_and_a_webhook(
         assert hook.url.encode() not in sent
 
 
-def test_a_batch_is_one_span_and_its_lines_lead_to_where_it_was_asked_for(
-    valkey: EmbeddedValkey, upstream: ScriptedUpstream, store: Store, tmp_path: Path
-) -> None:
-    with (
-        Collector() as collector,
-        traced(valkey, upstream, tmp_path, collector) as stack,
-        httpx.Client(base_url=stack.url, trust_env=False, timeout=60) as http,
-    ):
+def test_a_batch_is_one_span_and_its_lines_lead_to_where_it_was_asked_for(traced: Begin) -> None:
+    with traced() as (collector, _, http):
         batch_id = start(http, jsonl(line(f"line-{number}", prompt=PROMPT) for number in range(3)))
         assert ended(http, batch_id)["status"] == "completed"
         wrong = start(http, b"no line")
@@ -170,10 +181,8 @@ def test_a_batch_is_one_span_and_its_lines_lead_to_where_it_was_asked_for(
         assert PROMPT.encode() not in b"".join(collector.bodies)
 
 
-def test_a_request_on_a_websocket_is_a_span_of_its_own(
-    valkey: EmbeddedValkey, upstream: ScriptedUpstream, store: Store, tmp_path: Path
-) -> None:
-    with Collector() as collector, traced(valkey, upstream, tmp_path, collector) as stack:
+def test_a_request_on_a_websocket_is_a_span_of_its_own(traced: Begin) -> None:
+    with traced() as (collector, stack, _):
         with Socket(stack.url, traceparent=f"00-{TRACE}-{CALLER}-01") as socket:
             socket.whole(input=PROMPT)
             socket.refused(404, "model_not_found", model="nobody/has-it")
@@ -187,14 +196,8 @@ def test_a_request_on_a_websocket_is_a_span_of_its_own(
         assert PROMPT.encode() not in b"".join(collector.bodies)
 
 
-def test_what_is_no_traceparent_begins_a_new_trace_and_probes_are_no_spans(
-    valkey: EmbeddedValkey, upstream: ScriptedUpstream, store: Store, tmp_path: Path
-) -> None:
-    with (
-        Collector() as collector,
-        traced(valkey, upstream, tmp_path, collector, OTEL_SERVICE_NAME="mine") as stack,
-        httpx.Client(base_url=stack.url, trust_env=False, timeout=60) as http,
-    ):
+def test_what_is_no_traceparent_begins_a_new_trace_and_probes_are_no_spans(traced: Begin) -> None:
+    with traced(OTEL_SERVICE_NAME="mine") as (collector, _, http):
         http.get("/healthz")
         http.get("/metrics")
         for bad in ("", "00-" + "0" * 32 + f"-{CALLER}-01", f"00-{TRACE}-{CALLER}", f"00-{TRACE}-{CALLER}-01-x", "ß"):
@@ -212,14 +215,8 @@ def test_what_is_no_traceparent_begins_a_new_trace_and_probes_are_no_spans(
         assert failed.attributes["error.type"] == "status_404"
 
 
-def test_who_is_not_sampled_is_not_told_of_and_goes_on_all_the_same(
-    valkey: EmbeddedValkey, upstream: ScriptedUpstream, store: Store, tmp_path: Path
-) -> None:
-    with (
-        Collector() as collector,
-        traced(valkey, upstream, tmp_path, collector) as stack,
-        httpx.Client(base_url=stack.url, trust_env=False, timeout=60) as http,
-    ):
+def test_who_is_not_sampled_is_not_told_of_and_goes_on_all_the_same(traced: Begin) -> None:
+    with traced() as (collector, _, http):
         for flags in ("00", "01"):
             headers = {"traceparent": f"00-{TRACE[:-2]}{flags}-{CALLER}-{flags}"}
             assert http.post("/v1/chat/completions", json=asked("fake/echo"), headers=headers).is_success

@@ -16,6 +16,8 @@ from tests.harness.processes import free_port, wait_until
 from tests.harness.store import Store
 
 REDIS = "redis-server"
+KINDS = ("valkey", "redis")
+"""What `binary` knows."""
 
 
 def binary(kind: str) -> str:

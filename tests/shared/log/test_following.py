@@ -29,10 +29,9 @@ from tests.harness.records import attempt_with, header_with
 from tests.harness.store import Store
 from tests.support.names import keys
 from tests.support.pair import Pair
-from tests.support.server import Server
+from tests.support.server import KINDS, Server
 from tests.support.tracked import bells, readers
 
-KINDS = ("valkey", "redis")
 UNTRACKED = "redis://plain:pw@"
 
 
@@ -109,12 +108,6 @@ async def open_lab(url: str, reading_url: str = "", *, few: int = 0) -> AsyncIte
         appender = await stack.enter_async_context(Appender(redis))
         following: Following[Log] = Following(StreamLog(redis, retention_s=60, safety_s=600), reading, few=few)
         yield Lab(redis, appender, await stack.enter_async_context(following))
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server"), kind=request.param) as running:
-        yield running
 
 
 @pytest.fixture

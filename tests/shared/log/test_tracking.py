@@ -19,16 +19,8 @@ from tests.harness.fake_store import fake_client
 from tests.harness.store import Store
 from tests.support.pair import Pair
 from tests.support.proxy import Proxy
-from tests.support.server import Server
+from tests.support.server import KINDS, Server
 from tests.support.tracked import bell_of, reader_of, readers
-
-KINDS = ("valkey", "redis")
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server"), kind=request.param) as running:
-        yield running
 
 
 @pytest.fixture

@@ -1,27 +1,26 @@
 """What the doctor finds at Redis or Valkey: all that a start would find out, and what only shows later.
 
-Hidden here: how a user's rights are tried. Each command is given once, on keys of the doctor's own that are gone afterwards:
-ACL DRYRUN would say it without a trace, but needs a right that no such user has.
+Hidden here: what a server tells about itself, and which of it is a risk; and that there may be two.
 """
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+from shared.cli.doctor_rights import Part, examine_contact, examine_rights
 from shared.cli.embedded import MINIMUM_VERSION
 from shared.cli.findings import Finding
 from shared.config.redis_url import parse, without_password
 from shared.config.settings import Settings
 from shared.errors import Unusable
+from shared.store.cluster.cells import Cells
 from shared.store.contact import tls_mismatch
-from shared.store.outage import is_passing, is_withheld, reason, why_hopeless
-from shared.store.redis import QUEUE_URL, ArqRedis, NoPermissionError, RedisError, ResponseError, connect
+from shared.store.outage import reason, why_hopeless
+from shared.store.redis import CELLS, QUEUE_URL, ArqRedis, NoPermissionError, RedisError, connect
 
-_LIFE_MS = 60_000
 _FULL = 0.95
 _SKEW_S = 5.0
 """Clocks further apart than this make batches end too early or too late, and times in lists wrong."""
@@ -30,10 +29,11 @@ _SKEW_S = 5.0
 async def examine_redis(settings: Settings) -> list[Finding]:
     """Asks the server that `settings.redis_url` names, and that of the queue, if it is another one."""
     assert settings.redis_url is not None
-    found = await _examine(settings.redis_url.get_secret_value(), settings)
+    url = settings.redis_url.get_secret_value()
     if settings.control_url is None:
-        return found
-    queue = await _examine(settings.control_url, settings)
+        return await _examine(url, settings, Part())
+    found = await _examine(url, settings, Part(control=False))
+    queue = await _examine(settings.control_url, settings, Part(logs=False))
     return [*found, *(_of_queue(one) for one in queue)]
 
 
@@ -42,11 +42,13 @@ def _of_queue(one: Finding) -> Finding:
     return one._replace(what=what, found=one.found.replace("REDIS_URL", QUEUE_URL))
 
 
-async def _examine(url: str, settings: Settings) -> list[Finding]:
+async def _examine(url: str, settings: Settings, part: Part) -> list[Finding]:
     where = without_password(url)
     try:
-        async with _connected(url) as redis:
-            found = [*await _server(redis, url, where), *await _rights(redis, settings.prefix), await _clock(redis)]
+        async with _connected(url, settings.prefix, part) as redis:
+            if found := await examine_contact(redis, url):
+                return found
+            found = [*await _server(redis, url, where), *await examine_rights(redis, url, part), await _clock(redis)]
     except Unusable as error:
         return [Finding(False, "Redis", f"{where}: {error.message}")]
     except (RedisError, OSError) as error:
@@ -58,8 +60,10 @@ async def _examine(url: str, settings: Settings) -> list[Finding]:
 
 
 @asynccontextmanager
-async def _connected(url: str) -> AsyncIterator[ArqRedis]:
-    redis = connect(url, max_connections=1)  # one, so that WATCH and MULTI are told to the same
+async def _connected(url: str, prefix: str, part: Part) -> AsyncIterator[ArqRedis]:
+    """With one connection, so that WATCH and MULTI are told to the same."""
+    cells = Cells(CELLS if part.logs and parse(url).nodes else 1, apart=part != Part())
+    redis = connect(url, prefix=prefix, cells=cells, max_connections=1)
     try:
         yield redis
     finally:
@@ -70,7 +74,6 @@ async def _server(redis: ArqRedis, url: str, where: str) -> list[Finding]:
     try:
         about: dict[str, Any] = await redis.info()
     except NoPermissionError:
-        await redis.ping()
         return [Finding(None, "Redis", f"{where} answers, and does not tell this user about itself: allow INFO")]
     version = str(about.get("valkey_version") or about.get("redis_version"))
     enough = tuple(int(part) for part in version.split(".")[:2]) >= MINIMUM_VERSION
@@ -134,91 +137,3 @@ async def _clock(redis: ArqRedis) -> Finding:
     if abs(skew) <= _SKEW_S:
         return Finding(True, "clock", text)
     return Finding(None, "clock", f"{text}: times in lists are wrong and batches end early or late. Set both by NTP")
-
-
-# ---- rights
-
-
-def _needed(key: str) -> Iterable[tuple[Any, ...]]:
-    """Each command that is needed, once (PROTOCOL.md, "Commands"); `key` begins the names of the keys."""
-    text, stream, ranks, table, names = (f"{key}:{kind}" for kind in ("string", "stream", "zset", "hash", "set"))
-    yield from (("SET", text, "1", "PX", _LIFE_MS), ("GET", text), ("MGET", text), ("EXISTS", text), ("PTTL", text))
-    yield from (("PEXPIRE", text, _LIFE_MS), ("EXPIRE", text, _LIFE_MS // 1000))
-    yield from (("XADD", stream, "1-1", "f", "1"), ("XRANGE", stream, "-", "+"), ("XREVRANGE", stream, "+", "-"))
-    yield from (("XLEN", stream), ("XREAD", "STREAMS", stream, "0"), ("PEXPIRE", stream, _LIFE_MS))
-    yield from (("ZADD", ranks, 1, "m"), ("ZRANGE", ranks, 0, -1), ("ZREVRANGE", ranks, 0, -1), ("ZRANK", ranks, "m"))
-    yield from (("ZREVRANK", ranks, "m"), ("ZSCORE", ranks, "m"), ("ZMSCORE", ranks, "m"), ("ZSCAN", ranks, 0))
-    yield from (("ZRANGEBYSCORE", ranks, 0, 0), ("ZREMRANGEBYSCORE", ranks, 2, 3), ("ZREM", ranks, "m"))
-    yield from (("HSET", table, "f", 1), ("HGET", table, "f"), ("HMGET", table, "f"), ("HGETALL", table))
-    yield from (("HSETNX", table, "g", 1), ("HINCRBY", table, "f", 1), ("PEXPIRE", table, _LIFE_MS))
-    yield from (("HEXISTS", table, "f"), ("HLEN", table), ("HDEL", table, "f"))
-    yield from (("SADD", names, "m"), ("SMEMBERS", names), ("SREM", names, "m"))
-    yield from (("INCRBY", text, 1), ("DECRBY", text, 1), ("TTL", text), ("COPY", text, f"{key}:copy"), ("PING",))
-    yield from (("PUBLISH", key, "1"), ("DEL", text, f"{key}:copy", stream, ranks, table, names))
-    yield from (("WATCH", text), ("UNWATCH",), ("MULTI",), ("EXEC",))
-
-
-_WISHED: Mapping[str, Sequence[tuple[Any, ...]]] = {
-    "what the server may forget is not known": (("INFO", "server"), ("WAIT", 0, 0), ("WAITAOF", 0, 0, 0)),
-    "how it is set is not known": (("CONFIG", "GET", "save"),),
-    "limits and budgets refuse every request, and a full server keeps answers from their end": (
-        ("EVAL", "return 1", 0),
-        ("EVALSHA", "0" * 40, 0),
-    ),
-    "news of logs cost more": (("CLIENT", "TRACKING", "OFF"),),
-}
-"""What it goes on without, and what is missing then."""
-
-
-async def _rights(redis: ArqRedis, prefix: str) -> list[Finding]:
-    denied: list[str] = []
-    places = False
-    for words in _needed(f"{prefix}:doctor:{{{secrets.token_hex(8)}}}"):  # one slot, where it is a cluster
-        try:
-            await redis.execute_command(*words)  # type: ignore[no-untyped-call]
-        except NoPermissionError as error:
-            said = str(error)
-            places = places or "key" in said or "channel" in said
-            denied.append(words[0])
-        except ResponseError as error:
-            if is_passing(error):
-                return [Finding(False, "Redis writes", f"refused just now: {reason(error) or 'it is full'}")]
-    if not await _may_subscribe(redis, prefix):
-        denied.append("SUBSCRIBE")
-    missed = {
-        why: names
-        for why, wished in _WISHED.items()
-        if (names := [str(words[0]) for words in wished if not await _may(redis, words)])
-    }
-    findings = []
-    if denied:
-        where = f", on keys and channels `{prefix}:*`" if places else ""
-        findings.append(
-            Finding(False, "Redis rights", f"this user lacks {' '.join(denied)}. Allow them (ACL SETUSER){where}")
-        )
-    if missed:
-        text = "; ".join(f"without {' '.join(names)} {why}" for why, names in missed.items())
-        findings.append(Finding(None, "Redis rights", f"{text}. Allow them, if you can"))
-    return findings or [Finding(True, "Redis rights", "all commands that are needed")]
-
-
-async def _may(redis: ArqRedis, words: tuple[Any, ...]) -> bool:
-    try:
-        await redis.execute_command(*words)  # type: ignore[no-untyped-call]
-    except ResponseError as error:
-        older = words[0] == "WAITAOF" and not isinstance(error, NoPermissionError)  # a server that has no such thing
-        return older or not is_withheld(error)
-    return True
-
-
-async def _may_subscribe(redis: ArqRedis, prefix: str) -> bool:
-    channel = f"{prefix}:doctor"
-    async with redis.pubsub() as subscription:
-        try:
-            await subscription.subscribe(channel)
-            await subscription.get_message(timeout=1)
-            with suppress(RedisError):
-                await subscription.unsubscribe(channel)
-        except NoPermissionError:
-            return False
-    return True

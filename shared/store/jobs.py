@@ -128,6 +128,10 @@ class ArqRedis(_ArqRedis):
         """A client whose own connections lead to where that cell is: on one server, this one."""
         return self
 
+    async def spread(self) -> list[int]:
+        """A cell of each server that has any, as far as is known: on one server, the first."""
+        return [0]
+
     @property
     def lasting(self) -> Any:
         """Where to take a connection from that is kept: the pool, or what shares those of a cluster's nodes."""

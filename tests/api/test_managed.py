@@ -1,16 +1,26 @@
 """What managed servers keep from their users: commands that are not there, rights that are not given. All works without them,
-and a line in the log says what is not known then."""
+and a line in the log says what is not known then. What is needed the doctor says, and with that alone all works, too."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
+from shared.cli.doctor_redis import examine_redis
+from shared.cli.findings import Finding
+from shared.config.settings import Settings
+from tests.harness.cluster import Cluster
 from tests.harness.processes import Stack, free_port, wait_until
+from tests.harness.store import Store
 from tests.harness.upstream import ScriptedUpstream, ending, whole, words
 from tests.support.batch import ended, jsonl, line, start
 from tests.support.server import Certificates, Server
@@ -24,8 +34,8 @@ ELSEWHERE = ("arq:queue", "streamspool{control}:cells")
 
 
 @contextmanager
-def running(url: str, upstream: ScriptedUpstream, directory: Path) -> Iterator[Stack]:
-    with Stack(url, upstream.base_url, directory, STREAMSPOOL_HOLD_HEADERS_S="0.2") as stack:
+def running(url: str, upstream: ScriptedUpstream, directory: Path, **settings: str) -> Iterator[Stack]:
+    with Stack(url, upstream.base_url, directory, STREAMSPOOL_HOLD_HEADERS_S="0.2", **settings) as stack:
         yield stack
 
 
@@ -104,3 +114,92 @@ def test_a_user_who_may_do_nothing_but_what_is_needed(upstream: ScriptedUpstream
             assert events(stack, "api") - {many} == {told}
         refused = {entry["object"] for entry in server.client().acl_log(1000) if entry["username"] == "some"}
         assert refused <= {*DENIED, *ELSEWHERE}
+
+
+# ---- with what the doctor advises, and no more
+
+WELL = ("--maxmemory", "200mb", "--appendonly", "yes")
+"""As the doctor wants a server to be."""
+_ADVICE = re.compile(r" ACL SETUSER ([^(]+?)(?: \(on each node\))?$")
+
+
+class Installation:
+    """Servers with a user who may nothing at all, and the settings that name them; `logs` and `queue` are their admins."""
+
+    def __init__(self, logs: Sequence[Store], queue: Sequence[Store], url: str, queue_url: str = "") -> None:
+        self.logs, self.queue = logs, queue
+        self.settings = {"REDIS_URL": url} | ({"STREAMSPOOL_QUEUE_URL": queue_url} if queue_url else {})
+        for admin in (*logs, *queue):
+            admin.execute_command("ACL", "SETUSER", "some", "reset", "on", ">pw")
+
+    def examine(self) -> list[Finding]:
+        names = {"REDIS_URL": "redis_url", "STREAMSPOOL_QUEUE_URL": "queue_url"}
+        settings = Settings.model_validate({names[name]: value for name, value in self.settings.items()})
+        return asyncio.run(examine_redis(settings))
+
+    def follow(self) -> None:
+        """Types what the doctor says until it says nothing more: first what there is no connection without, then the commands,
+        then the keys."""
+        for _ in range(4):
+            told = [one for one in self.examine() if one.ok is not True]
+            if not told:
+                return
+            for one in told:
+                if advice := _ADVICE.search(one.found):
+                    for admin in self.queue if one.what.startswith("queue") else self.logs:
+                        admin.execute_command("ACL", "SETUSER", *advice[1].split())
+        raise AssertionError(told)
+
+    def refused(self) -> set[str]:
+        """What the user was refused since."""
+        found: set[str] = set()
+        for admin in (*self.logs, *self.queue):
+            found |= {entry["object"] for entry in admin.acl_log(1000) if entry["username"] == "some"}
+        return found
+
+    def forget(self) -> None:
+        for admin in (*self.logs, *self.queue):
+            admin.acl_log_reset()
+
+
+def as_some(url: str) -> str:
+    return url.replace("//", "//some:pw@")
+
+
+@pytest.fixture(params=["one server", "a cluster", "two servers", "a cluster and a server"])
+def installation(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Installation]:
+    logs, _, queue = request.param.partition(" and ")
+    with ExitStack() as opened:
+        if logs == "a cluster":
+            cluster = opened.enter_context(Cluster(tmp_path, masters=3))
+            for node in cluster.nodes:
+                node.ask("CONFIG", "SET", "maxmemory", "200mb")
+            admins, url = [node.client() for node in cluster.nodes], cluster.url
+        else:
+            server = opened.enter_context(Server(tmp_path / "logs", *WELL))
+            admins, url = [server.client()], server.url
+        if not queue and logs != "two servers":
+            yield Installation(admins, [], as_some(url))
+        else:
+            other = opened.enter_context(Server(tmp_path / "queue", *WELL))
+            yield Installation(admins, [other.client()], as_some(url), as_some(other.url))
+
+
+def test_who_follows_the_doctor_has_all_that_is_needed_and_it_is_well(
+    installation: Installation, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    installation.follow()
+    installation.forget()
+    url = installation.settings.pop("REDIS_URL")
+    with running(url, upstream, tmp_path, **installation.settings) as stack:
+        all_works(stack, upstream)
+        assert events(stack, "worker") | events(stack, "api") == set()
+        environment = {**stack.environment, "PORT": str(stack.port)}
+        command = [sys.executable, "-m", "shared.cli.main", "doctor", "--json"]
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        found = [Finding(**one) for one in json.loads(done.stdout)]
+        assert [one for one in found if one.ok is not True and not one.what.startswith("provider")] == []
+        assert {"files", "models", "Redis rights"} <= {one.what for one in found}
+    assert installation.refused() <= {*ELSEWHERE, "client|setinfo"}  # in which redis-py says its name, if it may

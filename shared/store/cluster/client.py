@@ -47,6 +47,12 @@ class RoutedRedis(ArqRedis):
             found.response_callbacks = self.response_callbacks
         return found
 
+    async def spread(self) -> list[int]:
+        found: dict[Any, int] = {}
+        for cell in self.key.cells.all:
+            found.setdefault(await self.routing.pool_of(self.routing.place(self.key.open(cell).encode())), cell)
+        return list(found.values())
+
     @property
     def lasting(self) -> Any:
         one = self.key.cells.count == 1  # and one appender

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from shared.cli import doctor, doctor_redis
+from shared.cli import doctor, doctor_rights
 from shared.cli.client import Client
 from shared.cli.doctor_redis import examine_redis
+from shared.cli.doctor_rights import Part
 from shared.cli.embedded import CannotStart, EmbeddedValkey
 from shared.cli.findings import Finding
 from shared.config.settings import Settings
 from shared.errors import Unauthenticated
+from shared.store.cluster.cells import Cells
+from shared.store.cluster.placing import patterns
+from shared.store.keys import Keys
 from shared.store.redis import connect
 from tests.harness.processes import ROOT
 from tests.harness.store import configured
@@ -22,7 +26,7 @@ from tests.support.server import Server
 
 async def findings(url: str) -> dict[str, Finding]:
     found = await examine_redis(Settings.model_validate({"redis_url": url}))
-    return {finding.what: finding for finding in found}
+    return {finding.what: finding for finding in reversed(found)}  # of two about the same, the first
 
 
 async def test_a_server_as_it_should_be(valkey: EmbeddedValkey) -> None:
@@ -117,9 +121,11 @@ async def test_a_user_who_may_not_do_all_that_is_needed(tmp_path: Path) -> None:
     assert found["whole"]["Redis rights"].ok is None
     assert "CONFIG" in found["whole"]["Redis rights"].found
     assert found["poor"]["Redis rights"].ok is False
-    assert "lacks XADD ZADD SUBSCRIBE." in found["poor"]["Redis rights"].found
+    advice = "lacks SUBSCRIBE XADD ZADD. ACL SETUSER poor +subscribe +unsubscribe +xadd +zadd"
+    assert found["poor"]["Redis rights"].found.endswith(advice)
     assert found["elsewhere"]["Redis rights"].ok is False
-    assert "on keys and channels `streamspool:*`" in found["elsewhere"]["Redis rights"].found
+    places = "lacks channels `streamspool:*`, keys `streamspool:*`. ACL SETUSER elsewhere &streamspool:* ~streamspool:*"
+    assert found["elsewhere"]["Redis rights"].found.endswith(places)
 
 
 async def test_a_server_without_an_operators_commands_is_told_of(tmp_path: Path) -> None:
@@ -127,16 +133,29 @@ async def test_a_server_without_an_operators_commands_is_told_of(tmp_path: Path)
     with Server(tmp_path / "server", "--rename-command", "CONFIG", "") as server:
         found = await findings(server.url)
     assert found["Redis rights"].ok is None
-    assert found["Redis rights"].found.startswith("without CONFIG how it is set is not known.")
+    assert found["Redis rights"].found == "without CONFIG how it is set is not known."
     assert found["Redis eviction"].ok
 
 
 def test_every_command_of_the_protocol_is_tried() -> None:
     (listed,) = re.findall(r"```text commands\n(.*?)```", (ROOT / "shared/log/PROTOCOL.md").read_text("utf-8"), re.S)
-    tried = {words[0] for words in doctor_redis._needed("x")}
-    tried |= {words[0] for wished in doctor_redis._WISHED.values() for words in wished}
-    elsewhere = {"SUBSCRIBE", "UNSUBSCRIBE", "TIME"}
-    assert set(listed.split()) - tried == elsewhere
+    tried = {words[0] for words in doctor_rights._needed("x")}
+    tried |= {words[0] for wished in doctor_rights._WISHED.values() for words in wished}
+    assert set(listed.split()) - tried == {"PUBLISH", "UNSUBSCRIBE"}  # of which one is tried with the channel
+
+
+def test_the_documentation_has_the_same_keys_and_channels() -> None:
+    text = " ".join((ROOT / "docs/OPERATIONS.md").read_text("utf-8").split())
+    one, parted, many = Cells(), Cells(1, apart=True), Cells(64)
+    for cells, part in (
+        (one, Part()),
+        (many, Part()),
+        (parted, Part(control=False)),
+        (many, Part(control=False)),
+        (parted, Part(logs=False)),
+    ):
+        keys, channels = patterns(Keys(cells=cells), logs=part.logs, control=part.control)
+        assert f"`{' '.join([*(f'~{key}' for key in keys), *(f'&{channel}' for channel in channels)])}`" in text
 
 
 async def test_a_server_without_a_limit_of_memory_and_without_a_file(tmp_path: Path) -> None:

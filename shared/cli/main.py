@@ -291,6 +291,27 @@ def doctor(as_json: AsJson = False, url: Url = None) -> None:
         raise typer.Exit(FAILED)
 
 
+@app.command("move-queue")
+def move_queue(
+    back: Annotated[
+        bool, typer.Option("--back", help="Leave it where it was, after a move that ended halfway.")
+    ] = False,
+) -> None:
+    """Move the queue, keys, limits and usage of a stopped installation to STREAMSPOOL_QUEUE_URL, for good."""
+    import asyncio
+
+    from shared.store.cluster.moving import move
+
+    settings = settings_of()
+    if settings.control_url is not None and not back:
+        say("Looking whether anything of it runs …", dim=True)
+    moved = asyncio.run(move(settings, back=back))
+    kept = "All is where it was. Start without STREAMSPOOL_QUEUE_URL."
+    typer.echo(
+        kept if back else f"{count(moved, 'key')} moved. Start with REDIS_URL and STREAMSPOOL_QUEUE_URL from now on."
+    )
+
+
 def _sharing(end: str, **given: Any) -> Settings:
     """The settings of an end that runs apart from the other one."""
     settings = settings_of(**given)

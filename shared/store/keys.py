@@ -18,7 +18,7 @@ and `sessions`; else `{control}`, also where that is on a server of its own. Ten
 | `streamspool:index:TENANT` | zset, score = created ms | retention and safety bound after the last create |
 | `streamspool:stored:TENANT` | zset, score = created ms: with `store` | stored retention and safety bound after the last |
 | `streamspool:open` | zset, score = created ms: not yet sealed | permanent, emptied by seals and reaper |
-| `streamspool:cells` | string: how many cells; `apart` after it where the queue has a server. Where the logs are | permanent |
+| `streamspool:cells` | string: how many cells; then `apart` or `moving`, the queue's server. With the logs | permanent |
 | `streamspool:events` | stream of what happens, see feed.py: `STREAMSPOOL_EVENTS_KEPT` entries | permanent |
 | `streamspool:watching:PROCESS` | string, JSON: how many watch what through that API process | 15 s |
 | `streamspool:watching` | set of API processes that have viewers | 1 day after one of them said so |

@@ -61,8 +61,8 @@ for each cell."""
 
 
 QUEUE_URL = "STREAMSPOOL_QUEUE_URL"
-_APART = "apart"
-"""Behind the number of cells, where the control is on another server than they are."""
+APART, MOVING = "apart", "moving"
+"""Behind the number of cells: the control is on another server than they are; it is being moved there (cluster/moving.py)."""
 
 
 def connect(
@@ -140,12 +140,14 @@ async def check_cells(url: str, prefix: str, queue_url: str | None) -> Cells:
         if known is None and apart and not nodes and await redis.exists(*_control_of(Keys(prefix))):
             raise Unusable(_JOINED)
         if known is None and (nodes or apart):
-            await redis.set(name, f"{cells.count} {_APART}" if apart else cells.count, nx=True)
+            await redis.set(name, f"{cells.count} {APART}" if apart else cells.count, nx=True)
             known = await redis.get(name)
     finally:
         await redis.aclose(close_connection_pool=True)
     count, _, how = (known or b"").decode().partition(" ")
-    if known is not None and (how == _APART) != apart:
+    if how == MOVING:
+        raise Unusable(_UNDER_WAY)
+    if known is not None and (how == APART) != apart:
         raise Unusable(_JOINED if apart else _PARTED)
     return Cells(int(count or cells.count), apart=apart)
 
@@ -156,8 +158,12 @@ def _control_of(key: Keys) -> list[str]:
 
 
 _JOINED = (
-    f"{QUEUE_URL}: the queue, keys, limits and usage of this installation are where its logs are, and are not moved. Leave it "
-    "out, or begin anew with another STREAMSPOOL_PREFIX."
+    f"{QUEUE_URL}: the queue, keys, limits and usage of this installation are where its logs are. Leave it out, or move them: "
+    "`streamspool move-queue`."
+)
+_UNDER_WAY = (
+    "REDIS_URL: the queue, keys, limits and usage of this installation are being moved. `streamspool move-queue` goes on where "
+    "it was; `streamspool move-queue --back` leaves them where they were."
 )
 _PARTED = (
     "REDIS_URL: this installation was begun with its queue, keys, limits and usage on another server. Name it: "

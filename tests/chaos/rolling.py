@@ -134,13 +134,13 @@ class Audience:
 
 
 @contextmanager
-def several(directory: Path, **settings: str) -> Iterator[tuple[Up, int]]:
-    """`up` with three APIs, and the first of the ports at which each of them answers alone."""
+def several(directory: Path, apis: int = APIS, **settings: str) -> Iterator[tuple[Up, int]]:
+    """`up` with so many APIs, and the first of the ports at which each of them answers alone."""
     own = free_port()
     with starting(directory, STREAMSPOOL_API_METRICS_PORT=str(own), **settings) as start:
-        one = start("--apis", str(APIS))
+        one = start("--apis", str(apis))
         one.wait_ready()
-        for port in range(own, own + APIS):
+        for port in range(own, own + apis):
             wait_until(lambda port=port: _serves(port), WAIT_S, "each API serves")
         yield one, own
 
@@ -151,10 +151,10 @@ def _serves(port: int) -> bool:
     return False
 
 
-def viewers_of_each(own: int) -> list[int]:
+def viewers_of_each(own: int, apis: int = APIS) -> list[int]:
     """How many each API process has, by its own metrics."""
     found = []
-    for port in range(own, own + APIS):
+    for port in range(own, own + apis):
         text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False, timeout=WAIT_S).text
         found.append(int(float(text.partition("\nstreamspool_viewers ")[2].split()[0])))
     return found

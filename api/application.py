@@ -1,7 +1,7 @@
 """The application as HTTP sees it: what is done to every request before a route has it, and to every response after.
 
-Hidden here: the names of responses (`x-request-id`) and their count; that of those who only read, one comes in at a time; that
-HEAD and OPTIONS are there wherever GET is; that `/v1/streams/` and `/v1//streams` are `/v1/streams`, without a redirect, which
+Hidden here: the names of responses (`x-request-id`) and their count; that those who only read come in one by one, and those who
+ask for something new go before them; that HEAD and OPTIONS are there wherever GET is; that `/v1/streams/` and `/v1//streams` are `/v1/streams`, without a redirect, which
 would lose a body or a key on the way; the prefix under which a proxy shows us; and which pages of other origins may ask (CORS).
 """
 
@@ -38,6 +38,12 @@ _FIELD_NAMES = re.compile(rb"[\w!#$%&'*+.^`|~-]+(?:[ \t]*,[ \t]*[\w!#$%&'*+.^`|~
 
 _METRICS = "/metrics"
 """Has one spelling: a proxy keeps it from the world by that, and may not know `//metrics` or `/%6detrics` for the same."""
+
+_READING_ROUNDS = 4
+"""One who only reads comes in every so many rounds of the loop: what comes meanwhile waits for a part of one, and not for one
+more in each of its own rounds."""
+_FIRST_S = 0.01
+"""So long a prompt goes before those who wait to read: enough to be stored, and taken by a worker on the same machine."""
 
 PREFLIGHT_S = 7200
 """How long a browser may remember what a page may ask: Chromium remembers nothing for longer."""
@@ -116,7 +122,7 @@ class Application(FastAPI):
     def __init__(self, *, door: Door, **options: Any) -> None:
         super().__init__(redirect_slashes=False, **options)
         self._door = door
-        self._reading = FairTurns(1)
+        self._reading = FairTurns(1, rounds=_READING_ROUNDS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -131,6 +137,9 @@ class Application(FastAPI):
             scope = {**scope, "method": "GET", HEAD_ONLY: True}
         if method in ("GET", "HEAD"):
             await self._reading.turn()
+        elif method == "POST":
+            self._reading.hold(_FIRST_S)
+            self.state.services.hub.rounds.hold(_FIRST_S)
         named = _Named(self, scope, send, welcome)
         if method == "OPTIONS" and (methods := self.methods(scope)):
             await _tell_options(scope, methods, welcome, named)

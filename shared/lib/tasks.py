@@ -163,20 +163,30 @@ class Waiters:
 
 
 class FairTurns:
-    """Lets so many go in each round of the event loop, in the order in which they came: what is small need not wait
-    until a thousand large things are done."""
+    """Lets so many go in each round of the event loop, or in each so many rounds, in the order in which they came: what is
+    small need not wait until a thousand large things are done."""
 
-    def __init__(self, each: int) -> None:
+    def __init__(self, each: int, *, rounds: int = 1) -> None:
         self._each = self._left = each
+        self._rounds = self._to_go = rounds
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._counting = False
+        self._held_until = self._free_until = 0.0
+
+    def hold(self, for_s: float) -> None:
+        """Of those who wait nobody goes for so long, and for as long after it another call has no effect: half of the time is
+        theirs."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._free_until:
+            self._held_until, self._free_until = now + for_s, now + 2 * for_s
 
     async def turn(self) -> None:
         """Returns at once as long as no caller waits."""
         loop = asyncio.get_running_loop()
         if not self._counting:
             self._counting = True
-            loop.call_soon(self._next)
+            self._to_go = self._rounds
+            loop.call_soon(self._next, loop)
         if self._left and not self._waiting:
             self._left -= 1
             return
@@ -184,16 +194,21 @@ class FairTurns:
         self._waiting.append(waiter)
         await waiter
 
-    def _next(self) -> None:
-        self._left = self._each
-        while self._left and self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                self._left -= 1
-        self._counting = self._left < self._each
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._waiting and loop.time() < self._held_until:
+            loop.call_at(self._held_until, self._next, loop)
+            return
+        self._to_go -= 1
+        if not self._to_go:
+            self._to_go, self._left = self._rounds, self._each
+            while self._left and self._waiting:
+                waiter = self._waiting.popleft()
+                if not waiter.done():
+                    waiter.set_result(None)
+                    self._left -= 1
+            self._counting = self._left < self._each
         if self._counting:
-            asyncio.get_running_loop().call_soon(self._next)
+            loop.call_soon(self._next, loop)
 
 
 async def work_off(

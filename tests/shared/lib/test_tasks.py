@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 
@@ -145,6 +146,44 @@ async def test_so_many_go_in_each_round_in_their_order() -> None:
     at = [round_ for _, round_ in seen]
     assert max(at.count(round_) for round_ in at) == 2
     await asyncio.gather(*(rounds.turn() for _ in range(5)))
+
+
+async def test_one_goes_in_so_many_rounds() -> None:
+    rounds, seen, now = FairTurns(1, rounds=3), [], 0
+
+    async def go() -> None:
+        await rounds.turn()
+        seen.append(now)
+
+    tasks = [asyncio.create_task(go()) for _ in range(4)]
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0)
+        now += 1
+    assert [later - earlier for earlier, later in pairwise(seen[1:])] == [3, 3]
+
+
+async def test_who_waits_is_held_while_others_go_first_and_half_of_the_time_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, rounds = asyncio.get_running_loop(), FairTurns(1)
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)
+    rounds.hold(10)
+    waiting = [asyncio.create_task(rounds.turn()) for _ in range(3)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert [task.done() for task in waiting] == [True, False, False]  # the first had not to wait for anybody
+    now += 11
+    rounds.hold(10)  # not before they had as long
+    await asyncio.gather(*waiting)
+    now += 10
+    rounds.hold(10)
+    again = [asyncio.create_task(rounds.turn()) for _ in range(2)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert [task.done() for task in again] == [True, False]
+    now += 11
+    await asyncio.gather(*again)
 
 
 class Due:

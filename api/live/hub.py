@@ -262,7 +262,7 @@ class Hub:
         if self._time() - self._checked > _LOOK_S:
             await self._check()
         if found and (pause_s := self._pauses.next_s()):
-            await asyncio.sleep(pause_s)
+            await self._following.rest(pause_s, [live for live in self._following.logs if not live.end])
 
     @staticmethod
     def _feed(live: LiveLog, entries: list[Entry]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from shared.errors import Damaged, LogError
@@ -143,6 +143,23 @@ class Following(Generic[L]):
         except (RedisError, OSError):
             await self._close()
             raise
+
+    async def rest(self, longest_s: float, awaited: Collection[L]) -> None:
+        """Returns after so long, so that there is more to be read at once; sooner where one of `awaited` has news, and at once
+        where nobody would tell of that."""
+        tracker = self._tracker if self._by_bell else None
+        if not awaited:
+            await asyncio.sleep(longest_s)
+        elif tracker is not None:
+            names, rested = [self._name(log) for log in awaited], self._loop.create_future()
+            rested.add_done_callback(self._stir)
+            timer = self._loop.call_later(longest_s, rested.set_result, None)
+            try:
+                while not (rested.done() or any(name in self._due or tracker.rings(name) for name in names)):
+                    self._waiter = self._loop.create_future()
+                    await self._waiter
+            finally:
+                timer.cancel()
 
     async def look(self, quiet: Sequence[L]) -> dict[str, LogError]:
         """What is wrong with logs that had no news, as `LogReader.check` tells it: nobody is told when a server forgets. And
@@ -288,6 +305,9 @@ class Following(Generic[L]):
 
     def _wake(self) -> None:
         self._woken = True
+        self._stir()
+
+    def _stir(self, _: object = None) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -7,7 +7,7 @@ that one which fails holds up no other.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Generic, Self
 
@@ -75,6 +75,11 @@ class Followings(Generic[L]):
         self._there.clear()
         self._given, self._found = self._found, []
         return [told for one in self._given for told in one.news]
+
+    async def rest(self, longest_s: float, awaited: Collection[L]) -> None:
+        """The same: each cell is read as soon as it was asked for, so no log in it is told of meanwhile."""
+        if not awaited:
+            await asyncio.sleep(longest_s)
 
     async def look(self, quiet: Sequence[L]) -> dict[str, LogError]:
         """What is wrong with logs that had no news. Of a cell whose news are not yet taken nothing is told."""

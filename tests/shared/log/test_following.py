@@ -22,7 +22,7 @@ from shared.log.entry import BEGIN, VERSION, Chunk, Entry, follows
 from shared.log.envelope import Envelopes
 from shared.log.following import Following
 from shared.log.streamlog import StreamLog
-from shared.log.tracking import Tracker
+from shared.log.tracking import Bell, Tracker
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, RedisError, connect
 from tests.harness.records import attempt_with, header_with
@@ -129,6 +129,36 @@ async def lab(request: pytest.FixtureRequest, server: Server, client: Store) -> 
 async def by_bell(server: Server, client: Store) -> AsyncIterator[Lab]:
     async with open_lab(server.url) as lab:
         yield lab
+
+
+async def test_a_rest_ends_where_somebody_waits_for_the_first_word(by_bell: Lab) -> None:
+    speaking, silent = await by_bell.new(words=1), await by_bell.new()
+    for log in (speaking, silent):
+        await by_bell.following.add(log)
+    await by_bell.until(lambda: speaking.whole and silent.position > BEGIN)
+    resting = asyncio.create_task(by_bell.following.rest(600, [silent]))
+    await by_bell.say(speaking)
+    await bell_of(by_bell).hear()
+    assert not resting.done()
+    await by_bell.say(silent)
+    await asyncio.wait_for(resting, 30)
+    await by_bell.whole(speaking, silent)
+    await asyncio.wait_for(by_bell.following.rest(0.001, [silent]), 30)
+    await by_bell.say(silent)
+    await by_bell.whole(silent)
+
+
+def bell_of(lab: Lab) -> Bell:
+    assert lab.following._tracker is not None
+    return lab.following._tracker
+
+
+async def test_where_no_bell_tells_of_the_first_word_it_is_looked_for_at_once(server: Server, client: Store) -> None:
+    async with open_lab(server.url, few=2) as lab:
+        log = await lab.new()
+        await lab.following.add(log)
+        await lab.until(lambda: log.position > BEGIN)
+        await asyncio.wait_for(lab.following.rest(600, [log]), 30)
 
 
 async def test_every_log_is_told_whole(lab: Lab) -> None:

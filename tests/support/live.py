@@ -74,7 +74,7 @@ class Viewer:
         return self.lost
 
     def get_write_buffer_size(self) -> int:
-        return len(self._unread)
+        return max(len(self._unread), not self.reading.is_set())
 
     def _read(self) -> None:
         self.body, self._unread = self.body + self._unread, b""

@@ -7,10 +7,12 @@ keys and URLs with passwords never are.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 
 import structlog
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -212,6 +214,26 @@ def exposition(accept: str | None) -> tuple[bytes, str]:
     return encode(REGISTRY), content_type
 
 
+class _Lines:
+    """Where our own lines go, rendered as they are: the standard library would make a record of each, and render that."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def info(self, line: str) -> None:
+        with suppress(OSError, ValueError):  # nobody reads them, which is no reason to end what they tell of
+            sys.stderr.write(f"{line}\n")
+
+    debug = warning = error = critical = info
+
+
+_encoder = json.JSONEncoder(default=repr)
+
+
+def _as_json(_: object, __: str, event: structlog.typing.EventDict) -> str:
+    return _encoder.encode(event)
+
+
 def configure_logging(level: str) -> None:
     """Sets up the whole process; called once, by its entry point."""
     shared: list[structlog.typing.Processor] = [
@@ -221,7 +243,7 @@ def configure_logging(level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    renderer: structlog.typing.Processor = _as_json
     if sys.stderr.isatty():
         shared.remove(structlog.processors.format_exc_info)
         renderer = structlog.dev.ConsoleRenderer(
@@ -229,12 +251,9 @@ def configure_logging(level: str) -> None:
             exception_formatter=structlog.dev.plain_traceback,  # the default prints variables: prompts and keys
         )
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=_Lines,
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler()

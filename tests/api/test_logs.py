@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -48,3 +49,35 @@ def test_a_traceback_shows_no_variables(terminal: bool) -> None:
     assert b"it broke" in printed
     assert b"answer" in printed
     assert b"canary-prompt" not in printed
+
+
+SAY = """
+import logging, os
+from shared.lib.telemetry import begin_request, configure_logging, get_logger
+
+get_logger("early")  # as modules do, before anything is configured
+configure_logging("info")
+begin_request("req_1")
+get_logger("ours").debug("not asked for")
+get_logger("ours").info("said", generation_id="g", odd=b"x", text="\\u00e9\\n")
+logging.getLogger("theirs").info("said")
+logging.getLogger("theirs").debug("not asked for")
+os.close(2)
+get_logger("ours").warning("nobody reads it")
+print("went on")
+"""
+
+
+def test_our_lines_and_those_of_libraries_are_alike() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", SAY], capture_output=True, env=environment, timeout=20, check=False)
+    ours, theirs = map(json.loads, done.stderr.splitlines())
+    assert {name: ours.pop(name) for name in ("generation_id", "odd", "text")} == {
+        "generation_id": "g",
+        "odd": "b'x'",
+        "text": "\u00e9\n",
+    }
+    assert ours.pop("timestamp") <= theirs.pop("timestamp")
+    assert ours == {"event": "said", "request_id": "req_1", "level": "info", "logger": "ours"}
+    assert theirs == {**ours, "logger": "theirs"}
+    assert done.stdout == b"went on\n"

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
 
 from api import errors
 from api.access import rules
-from api.application import Application, Door
+from api.application import Answer, Application, Door
 from api.auth import Authenticator
 from api.console import routes as console_pages
 from api.console.assets import Assets
-from api.deps import guard
+from api.deps import Submission, guard, submission
 from api.live.drain import Drain
 from api.live.feed import LiveFeed
 from api.live.hub import Hub
@@ -95,7 +98,7 @@ _MENDED_S = 2.0
 """How much longer than the lease a log that was forgotten is waited for: whoever takes it over has to find it."""
 
 
-def create_app(settings: Settings, drain: Drain) -> FastAPI:
+def create_app(settings: Settings, drain: Drain) -> Application:
     """The application. It connects when its lifespan starts; `settings.redis_url` must be set."""
 
     authenticator = Authenticator(settings)
@@ -164,12 +167,23 @@ def _application(settings: Settings, lifespan: Any) -> Application:
     )
 
 
-def _add_routes(app: FastAPI) -> None:
+def _add_routes(app: Application) -> None:
     """Each behind its rule."""
     own = list(app.routes)
     for routes in _ROUTES:
         app.include_router(routes.router, dependencies=[Depends(guard)])
     rules.check_complete([*own, *(route for routes in _ROUTES for route in routes.router.routes)])
+    for routes, create in ((chat, chat.create), (responses, responses.create)):
+        (route,) = [one for one in routes.router.routes if isinstance(one, APIRoute) and one.endpoint is create]
+        app.hasten(route, _hastened(create))
+
+
+def _hastened(create: Callable[[Submission], Awaitable[Response]]) -> Answer:
+    async def answer(request: Request) -> Response:
+        await guard(request)
+        return await create(await submission(request))
+
+    return answer
 
 
 def _run(stack: AsyncExitStack, name: str, work: Coroutine[Any, Any, Any]) -> None:

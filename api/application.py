@@ -10,20 +10,24 @@ from __future__ import annotations
 import re
 import sys
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, NamedTuple, Self
 from urllib.parse import unquote
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
 from api import spans
-from api.errors import RATELIMITS, REQUEST_ID
+from api.errors import RATELIMITS, REQUEST_ID, to_response, unexpected
 from api.live.client import AMONG, HEAD_ONLY, SEAT
 from api.live.response import LATER
 from shared.config.settings import Settings
+from shared.errors import StreamspoolError
 from shared.lib.tasks import FairTurns
 from shared.lib.telemetry import REQUESTS, begin_request
 
@@ -56,6 +60,7 @@ EXPOSED = (
 """Response headers that a page may read; others a browser keeps to itself (Fetch standard, 3.2.3)."""
 
 Fields = Sequence[tuple[bytes, bytes]]
+Answer = Callable[[Request], Awaitable[Response]]
 
 
 class Door(NamedTuple):
@@ -123,6 +128,13 @@ class Application(FastAPI):
         super().__init__(redirect_slashes=False, **options)
         self._door = door
         self._reading = FairTurns(1, rounds=_READING_ROUNDS)
+        self._hastened: dict[str, tuple[APIRoute, Answer]] = {}
+
+    def hasten(self, route: APIRoute, answer: Answer) -> None:
+        """Has POSTs of a route answered without the framework: to find the route, and then what the route depends on, takes it
+        a tenth of all that a prompt costs here. `answer` is given the request, and does what the route and all that it depends
+        on would do."""
+        self._hastened[route.path] = route, answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -146,10 +158,27 @@ class Application(FastAPI):
             return
         with spans.serving(scope, scope[REQUEST_ID]):
             scope[LATER] = None
-            await super().__call__(scope, receive, named)
+            path = scope["path"].removeprefix(scope["root_path"])
+            if method == "POST" and (hastened := self._hastened.get(path)):
+                await self._answer(*hastened, scope, receive, named)
+            else:
+                await super().__call__(scope, receive, named)
             if serve := scope.pop(LATER):
                 _forget(scope)
                 await serve(scope, receive, named)
+
+    async def _answer(self, route: APIRoute, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"], scope["route"], scope["path_params"] = self, route, {}
+        request = Request(scope, receive)
+        try:
+            response = await answer(request)
+        except StreamspoolError as error:
+            response = to_response(error)
+        except Exception as error:
+            broken = await unexpected(request, error)
+            await broken(scope, receive, send)
+            raise
+        await response(scope, receive, send)
 
     def _place(self, scope: Scope) -> None:
         """Finds what is asked for: its path, and the prefix in front of it."""

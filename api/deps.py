@@ -334,14 +334,14 @@ class Submission:
         return Begun(header, not replayed, REPLAYED if replayed else {})
 
 
-async def _submission(request: Request) -> Submission:
+async def submission(request: Request) -> Submission:
     """One dependency, and not seven, of each of which FastAPI looks at its own."""
     services, caller = await _services(request), await _caller(request)
     key, repeat = await _idempotency_key(request), await _is_repeat(request)
     return Submission(request, services, caller, await _body(request, services, caller), key, repeat)
 
 
-NewGeneration = Annotated[Submission, Depends(_submission)]
+NewGeneration = Annotated[Submission, Depends(submission)]
 
 
 class KnownQuery:

@@ -86,6 +86,13 @@ def to_response(error: StreamspoolError, headers: Mapping[str, str] | None = Non
     )
 
 
+async def unexpected(request: Request, error: Exception) -> Response:
+    """For what is our own fault."""
+    request_id = request.scope.get(REQUEST_ID, "")
+    logger.error("unhandled", path=request.url.path, request_id=request_id, exc_info=error)
+    return to_response(Internal("Something broke on our side. The request id finds it in the log."))
+
+
 def install(app: FastAPI) -> None:
     """Makes every error of the application, the framework's own included, leave in that shape."""
 
@@ -106,12 +113,6 @@ def install(app: FastAPI) -> None:
         first = error.errors()[0]
         param = str(first["loc"][-1])
         return to_response(BadRequest(f"{param}: {first['msg']}.", param=param))
-
-    async def unexpected(request: Request, error: Exception) -> Response:
-        request_id = request.scope.get(REQUEST_ID, "")
-        logger.error("unhandled", path=request.url.path, request_id=request_id, exc_info=error)
-        broken = Internal("Something broke on our side. The request id finds it in the log.")
-        return to_response(broken)
 
     app.add_exception_handler(StreamspoolError, ours)
     app.add_exception_handler(HTTPException, framework)

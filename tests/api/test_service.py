@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
 
 from api.app import create_app
 from api.live.drain import Drain
@@ -19,6 +22,7 @@ from shared import __version__
 from shared.config.settings import Settings
 from shared.errors import Unavailable
 from shared.lib import telemetry
+from shared.lib.tasks import FairTurns
 from tests.harness.processes import READY_S, Stack, free_port
 from tests.support.wire import Client, ask, error_of, refused
 
@@ -112,16 +116,24 @@ def test_an_unknown_path_is_not_found(client: Client, method: str, path: str) ->
     refused(client.http.request(method, path), 404)
 
 
-async def test_a_bug_of_ours_is_an_answer_in_shape_with_a_request_id() -> None:
+@pytest.mark.parametrize("hastened", [False, True])
+async def test_a_bug_of_ours_is_an_answer_in_shape_with_a_request_id(hastened: bool) -> None:
     app = create_app(Settings(redis_url="redis://127.0.0.1:1", _env_file=None), Drain())
+    app.state.services = SimpleNamespace(hub=SimpleNamespace(rounds=FairTurns(1)))
 
-    @app.get("/broken")
+    @app.post("/broken")
     async def broken() -> None:
         raise RuntimeError("canary-detail")
 
+    async def answer(_: Request) -> Response:
+        await broken()
+        return Response()
+
+    if hastened:
+        app.hasten(cast("APIRoute", app.routes[-1]), answer)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-        response = await http.get("/broken")
+        response = await http.post("/broken")
     assert response.status_code == 500
     assert error_of(response.json())["code"] == "internal_error"
     assert "canary" not in response.text

@@ -1,8 +1,9 @@
 """The application as HTTP sees it: what is done to every request before a route has it, and to every response after.
 
 Hidden here: the names of responses (`x-request-id`) and their count; that those who only read come in one by one, and those who
-ask for something new go before them; that HEAD and OPTIONS are there wherever GET is; that `/v1/streams/` and `/v1//streams` are `/v1/streams`, without a redirect, which
-would lose a body or a key on the way; the prefix under which a proxy shows us; and which pages of other origins may ask (CORS).
+ask for something new go before them; that the prompts' own routes are found without the framework; that HEAD and OPTIONS are
+there wherever GET is; that `/v1/streams/` and `/v1//streams` are `/v1/streams`, without a redirect, which would lose a body or
+a key on the way; the prefix under which a proxy shows us; and which pages of other origins may ask (CORS).
 """
 
 from __future__ import annotations

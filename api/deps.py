@@ -41,16 +41,12 @@ _CALLER = "streamspool.caller"
 _SMALL_BYTES = 4096
 _IN_THREAD_BYTES = 1024 * 1024
 """What is larger is not parsed on the event loop."""
-_HEADER_OPTIONS = (
-    "on_interruption",
-    "on_disconnect",
-    "session_id",
-    "session_policy",
-    "session_trim",
-    "max_tokens_per_s",
-)
-"""Our extension fields that may come as header fields, too."""
-_METADATA = "x-metadata-"
+_HEADER_OPTIONS = {
+    f"x-{field.replace('_', '-')}".encode(): field
+    for field in "on_interruption on_disconnect session_id session_policy session_trim max_tokens_per_s".split()
+}
+"""Our extension fields that may come as header fields, too, by those."""
+_METADATA = b"x-metadata-"
 
 
 async def _services(connection: HTTPConnection) -> Services:  # async: FastAPI would hand plain functions to a thread
@@ -179,10 +175,11 @@ async def _body(
 
 def _check_form(request: Request) -> None:
     """Raises BadRequest."""
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    fields = dict(reversed(request.scope["headers"]))  # of two, the first
+    if fields.get(b"content-encoding", b"identity").lower() != b"identity":
         raise BadRequest("Send the body without Content-Encoding.", param="content-encoding")
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type and not (content_type == "application/json" or content_type.endswith("+json")):
+    content_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if content_type and not (content_type == b"application/json" or content_type.endswith(b"+json")):
         # A web page of another origin may send the others without asking first (CORS "simple requests").
         raise BadRequest("Send the body as `Content-Type: application/json`.", param="content-type", status=415)
 
@@ -217,14 +214,20 @@ def with_options(body: Any, request: HTTPConnection) -> Any:
     clients whose bodies are not ours to change; the body's own win."""
     if not isinstance(body, dict):
         return body
-    given = {field: request.headers.get(f"x-{field.replace('_', '-')}") for field in _HEADER_OPTIONS}
-    options: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
+    given = [
+        (name, value.decode("latin-1"))
+        for name, value in request.scope["headers"]
+        if name in _HEADER_OPTIONS or name.startswith(_METADATA)
+    ]
+    if not given:
+        return body
+    options: dict[str, Any] = {_HEADER_OPTIONS[name]: value for name, value in given[::-1] if name in _HEADER_OPTIONS}
     if rate := options.get("max_tokens_per_s"):
         with suppress(ValueError):  # what is no number is refused as the field would be
             options["max_tokens_per_s"] = json.loads_strict(rate.encode())
     metadata = {
-        name.removeprefix(_METADATA): value
-        for name, value in request.headers.items()
+        name.removeprefix(_METADATA).decode("latin-1"): value
+        for name, value in given
         if name.startswith(_METADATA) and value  # what a template leaves empty says nothing
     }
     own = body.get("metadata")

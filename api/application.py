@@ -12,6 +12,7 @@ import re
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, NamedTuple, Self
 from urllib.parse import unquote
@@ -59,6 +60,8 @@ EXPOSED = (
     "X-Ratelimit-Remaining-Tokens, X-Ratelimit-Reset-Tokens"
 )
 """Response headers that a page may read; others a browser keeps to itself (Fetch standard, 3.2.3)."""
+
+_responses = lru_cache(maxsize=1000)(REQUESTS.labels)
 
 Fields = Sequence[tuple[bytes, bytes]]
 Answer = Callable[[Request], Awaitable[Response]]
@@ -221,7 +224,7 @@ class _Named:
         if self._ended:
             return
         if message["type"] == "websocket.accept":
-            REQUESTS.labels(getattr(self._scope.get("route"), "path", "none"), 101).inc()
+            _responses(getattr(self._scope.get("route"), "path", "none"), 101).inc()
         elif message["type"].endswith("http.response.start"):
             scope, headers = self._scope, message.get("headers", ())
             if message["status"] == 405:  # the framework knows the methods of one route only
@@ -229,7 +232,7 @@ class _Named:
                 headers = [*(field for field in headers if field[0] != b"allow"), (b"allow", allowed)]
             limits = [(name.encode(), value.encode()) for name, value in scope.get(RATELIMITS, {}).items()]
             message["headers"] = [*headers, (b"x-request-id", scope[REQUEST_ID].encode()), *limits, *self._welcome]
-            REQUESTS.labels(getattr(scope.get("route"), "path", "none"), message["status"]).inc()
+            _responses(getattr(scope.get("route"), "path", "none"), message["status"]).inc()
             spans.answered(scope, message["status"])
             self._welcome = ()
         await self._send(message)

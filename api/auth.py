@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -186,6 +187,7 @@ def key_id(key: str) -> str:
     return hashlib.blake2b(key.encode(), digest_size=4, person=b"streamspool-key").hexdigest()
 
 
+@lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """Whether a host name or address means this machine only."""
     try:
@@ -211,6 +213,7 @@ def _refuse_strangers(request: HTTPConnection, origins: frozenset[str]) -> None:
         )
 
 
+@lru_cache(maxsize=256)
 def _host(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""

@@ -62,7 +62,8 @@ async def guard(connection: HTTPConnection) -> None:
     caller, grant = await _identified(connection, rule)
     if not (rule.alone and connection.app.state.authenticator.keyless):
         check_role(rule, caller.role)
-    if (tenant := tenant_meant(rule, caller.role, connection.query_params.getlist("tenant"))) is not None:
+    meant = connection.query_params.getlist("tenant") if connection.scope["query_string"] else []
+    if (tenant := tenant_meant(rule, caller.role, meant)) is not None:
         caller = replace(caller, tenant=tenant)
     limiter = connection.app.state.services.limiter
     if rule.access in (Access.WRITE, Access.CONTROL) and limiter.applies(caller):

@@ -77,10 +77,10 @@ def _answered(span: tracing.Span, status: int) -> None:
         span.fail(str(status))
 
 
-def watching(header: Header, *, fresh: bool) -> AbstractContextManager[object]:
-    """The span of one who came to watch what another request had begun, with a link to that one."""
+def watching(header: Header, *, fresh: bool) -> AbstractContextManager[object] | None:
+    """The span of one who came to watch what another request had begun, with a link to that one; None where nobody traces."""
     if fresh or not tracing.is_kept():
-        return _OFF
+        return None
     begun, generation_id = header.get("traceparent"), header["id"]
     return tracing.span("watch", "internal", lambda: {"streamspool.generation.id": generation_id}, links=[begun])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -101,18 +101,20 @@ class Client:
         if self._sent is not None:
             self._sent.add(len(body))
 
-    async def wait(self, waiter: asyncio.Future[None], timeout_s: float) -> None:
-        """Until the future is done, the client is gone, or the time, if there is one, is over."""
+    def wait(self, waiter: asyncio.Future[None], timeout_s: float) -> Awaitable[None]:
+        """Until the future is done, the client is gone, or the time, if there is one, is over. Without one it has no frame:
+        so most viewers wait, and one for each of them is memory."""
         self._waiter = waiter
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._wake) if timeout_s < math.inf else None
         if self.gone:
             self._wake()
+        return waiter if timeout_s == math.inf else self._wait(waiter, timeout_s)
+
+    async def _wait(self, waiter: asyncio.Future[None], timeout_s: float) -> None:
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._wake)
         try:
             await waiter
         finally:
-            if timer is not None:
-                timer.cancel()
-            self._waiter = None
+            timer.cancel()
 
     async def cut(self, *, flush: bool) -> None:
         """Ends the connection in mid-response: the only honest end of a stream that has none.

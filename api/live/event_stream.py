@@ -7,7 +7,7 @@ memory, the one that leaves, the attempt that is replaced under it, and the pace
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Awaitable, Mapping
 from enum import Enum
 
 from api import spans
@@ -76,13 +76,13 @@ class EventStream(LogResponse):
         self._reader: Reader | None = None
         self._pace: Pacer | None = None
 
-    async def respond(self, client: Client, live: LiveLog) -> None:
+    async def respond(self, client: Client, live: LiveLog) -> Awaitable[None] | None:
         shown = live.shown(self._projection, self.header)
         start = await self._place(client, live, shown)
         if start is None:
             await client.start(204, self.extra)
             await client.send(b"", more=False)
-            return
+            return None
         REPLAYED.inc(max(0, live.end - (start.chunk if start.epoch == live.epoch else 0)))
         if self._cursor is not None:
             RESUMES.inc()
@@ -94,26 +94,23 @@ class EventStream(LogResponse):
             if self.process.drain.everyone and not (live.started or live.ended):
                 raise Stopping.told(self.id)
         if client.gone:
-            return
+            return None
         rate = self.header.get("max_tokens_per_s")
         if live.tally is not None and rate is not None:
             self._pace = Pacer(rate, live.tally)
         served = served_headers(live.note) if self._tells_served else _NOTHING
         await client.start(200, {**EVENT_STREAM_HEADERS, **self.extra, **served})
         if client.head_only:
-            return
+            return None
         client.streaming(sse.KEEPALIVE)
         self.extra = _NOTHING  # a viewer may stay for long, and must not hold on to what it was sent
         del self.header  # nor to what was read of the log for it alone
-        async for body, last in self._bodies(client, live, shown, start):
-            if len(body) >= _LARGE_BYTES:
-                await self.process.hub.rounds.turn()
-            await client.send(body, more=not last)
-            if last:
-                return
-            body = b""
-        if not client.gone:
-            await self._leave(client, shown)
+        return self._stream(client, live, shown, start)
+
+    async def _send(self, client: Client, body: bytes, *, more: bool = True) -> None:
+        if len(body) >= _LARGE_BYTES:
+            await self.process.hub.rounds.turn()
+        await client.send(body, more=more)
 
     async def _leave(self, client: Client, shown: Stateless | Folding) -> None:
         """The server stops in mid-answer. A cut is not seen behind every proxy, and half an answer must look whole nowhere."""
@@ -148,14 +145,13 @@ class EventStream(LogResponse):
         """Whether all that is to be sent from there is joined already."""
         return live.joined(shown.encode, start.chunk if start.epoch == live.epoch else 0)
 
-    async def _bodies(
-        self, client: Client, live: LiveLog, shown: Stateless | Folding, start: Start
-    ) -> AsyncIterator[tuple[bytes, bool]]:
-        """What to send next, and whether it is the end. Returns without one when the client, or this server, leaves."""
+    async def _stream(self, client: Client, live: LiveLog, shown: Stateless | Folding, start: Start) -> None:
+        """Sends what there is, and what comes, to the end, or until the client or this server leaves."""
         epoch, index, skip_end, first = start
         if first:
-            yield first, False
+            await self._send(client, first)
             first = b""
+        del start
         after = Next.LOOK
         while not (client.gone or after is Next.LEAVE):
             after = Next.LOOK
@@ -163,41 +159,41 @@ class EventStream(LogResponse):
                 after = await self._news(client, live)  # another process brought it further than this one has read
             elif epoch != live.epoch:
                 if live.replaced and (self._projection.native or epoch or index):
-                    native = self._projection.native
                     body = b"".join(self._projection.attempt(live.epoch, shown.replaced))
-                    yield (body + shown.opening, False) if native else (body, True)
-                    if not native:
+                    if not self._projection.native:
+                        await self._send(client, body, more=False)
                         return
+                    await self._send(client, body + shown.opening)
                 epoch, index, self._reader = live.epoch, 0, None
             elif index < live.end and (limit := self._limit(live, index)) == index:
                 after = await self._until_due(client, live, epoch, index)
             elif index < live.floor and self._stay.left_s() <= 0:
                 after = Next.LEAVE  # however far behind: this is the deadline
-            elif index < live.floor:
-                body, index = await self._read_page(live, shown, epoch, index, limit)
-                if body:
-                    yield body, False
-                body = b""
             elif index < live.end:
-                self._reader = None
-                body, index = live.body(shown.encode, index, limit)
+                if index < live.floor:
+                    body, index = await self._read_page(live, shown, epoch, index, limit)
+                else:
+                    self._reader = None
+                    body, index = live.body(shown.encode, index, limit)
                 if body:
-                    yield body, False
+                    await self._send(client, body)
                 body = b""
             elif live.outcome:
-                yield b"".join(shown.end(live.outcome)[skip_end:]), True
+                await self._send(client, b"".join(shown.end(live.outcome)[skip_end:]), more=False)
                 return
             elif live.problem:
-                yield b"".join(shown.fold.problem(live.problem)), True
+                await self._send(client, b"".join(shown.fold.problem(live.problem)), more=False)
                 return
             elif self._pace is None and (transport := client.transport) is not None:
                 epoch, index, after = await self._write_through(client, live, shown, transport)
                 if transport.get_write_buffer_size():
-                    yield b"", False  # it did not take all that was written: wait until it has, or drop it
+                    await client.send(b"")  # it did not take all that was written: wait until it has, or drop it
             else:
                 after = await self._news(client, live)
             if after is Next.KEEP_ALIVE:
-                yield self._projection.keepalive, False
+                await self._send(client, self._projection.keepalive)
+        if not client.gone:
+            await self._leave(client, shown)
 
     async def _news(self, client: Client, live: LiveLog) -> Next:
         """Waits for something new, until a keep-alive is due, or it is time to leave."""

@@ -7,8 +7,8 @@ client that does not read, and that the framework is left before a viewer's long
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 from urllib.parse import quote
 
@@ -70,9 +70,11 @@ class LogResponse(Response):
         else:
             await self._serve(scope, receive, send)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with spans.watching(self.header, fresh=self._fresh):
-            await self._show(scope, receive, send)
+    def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Where nobody traces it has no frame: one more for each viewer is memory."""
+        shown = self._show(scope, receive, send)
+        watching = spans.watching(self.header, fresh=self._fresh)
+        return shown if watching is None else _within(watching, shown)
 
     async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
         needed = self.header.get("on_disconnect") == "cancel"
@@ -109,7 +111,8 @@ class LogResponse(Response):
             paced=self.header.get("max_tokens_per_s") is not None,
         ) as live:
             self.id = live.id  # the same, and one for all viewers
-            await self.respond(client, live)
+            if (rest := await self.respond(client, live)) is not None:
+                await rest
             spans.watched(live.epoch, live.end)
 
     @property
@@ -123,8 +126,9 @@ class LogResponse(Response):
         spoke = bool(live.end) or live.epoch > 1  # what an earlier attempt said is not known here
         return failure(json.loads(live.outcome.data), spoke=spoke, joined=self.joined)
 
-    async def respond(self, client: Client, live: LiveLog) -> None:
-        """Sends the response. What it raises before it has started becomes an error response."""
+    async def respond(self, client: Client, live: LiveLog) -> Awaitable[None] | None:
+        """Sends the response, or begins to: then it returns what is left of it, so that its own frame does not stay. What it
+        raises before it has started becomes an error response."""
         raise NotImplementedError
 
     async def until(
@@ -138,6 +142,11 @@ class LogResponse(Response):
             if left <= 0:
                 return
             await client.wait(live.waiter(), left)
+
+
+async def _within(span: AbstractContextManager[object], shown: Awaitable[None]) -> None:
+    with span:
+        await shown
 
 
 def _visible(error: Exception) -> StreamspoolError:

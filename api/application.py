@@ -37,6 +37,8 @@ _KEPT = frozenset(
     {"type", "method", "http_version", "extensions", "route", HEAD_ONLY, REQUEST_ID, AMONG, RATELIMITS, SEAT}
 )
 """What of a request's scope the server, the count of responses and a viewer still need."""
+_KEPT_TO_THE_END = ("method", AMONG)
+"""And what is still needed once a stream has begun: by the server, and by who cuts it, to whom the set belongs to a request."""
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SLASHES = re.compile(rb"/{2,}")
 _PREFIX = re.compile(rb"(?:/(?!\.+(?:/|$))[\w.~-]+)+/?", re.ASCII)
@@ -236,9 +238,12 @@ class _Named:
             spans.answered(scope, message["status"])
             self._welcome = ()
         await self._send(message)
-        if message["type"] == "http.response.start" and HEAD_ONLY in self._scope:
-            self._ended = True
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        if message["type"] == "http.response.start":
+            if HEAD_ONLY in self._scope:
+                self._ended = True
+                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            elif LATER not in self._scope:
+                _forget(self._scope, _KEPT_TO_THE_END)
 
 
 async def _tell_options(scope: Scope, methods: Iterable[str], welcome: Fields, send: Send) -> None:
@@ -257,9 +262,9 @@ async def _tell_options(scope: Scope, methods: Iterable[str], welcome: Fields, s
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _forget(scope: Scope) -> None:
+def _forget(scope: Scope, but: Iterable[str] = _KEPT) -> None:
     """The framework's leavings would stay as long as the viewer."""
-    kept = {name: scope[name] for name in _KEPT if name in scope}
+    kept = {name: scope[name] for name in but if name in scope}
     kept["method"] = sys.intern(kept["method"])
     scope.clear()
     scope.update(kept)

@@ -20,7 +20,7 @@ from api.application import Answer, Application, Door
 from api.auth import Authenticator
 from api.console import routes as console_pages
 from api.console.assets import Assets
-from api.deps import Submission, guard, submission
+from api.deps import Submission, asked, check_query, guard, submission
 from api.live.drain import Drain
 from api.live.feed import LiveFeed
 from api.live.hub import Hub
@@ -173,17 +173,29 @@ def _add_routes(app: Application) -> None:
     for routes in _ROUTES:
         app.include_router(routes.router, dependencies=[Depends(guard)])
     rules.check_complete([*own, *(route for routes in _ROUTES for route in routes.router.routes)])
-    for routes, create in ((chat, chat.create), (responses, responses.create)):
-        (route,) = [one for one in routes.router.routes if isinstance(one, APIRoute) and one.endpoint is create]
-        app.hasten(route, _hastened(create))
+    for method, routes, endpoint, answer in (
+        ("POST", chat, chat.create, _begin(chat.create)),
+        ("POST", responses, responses.create, _begin(responses.create)),
+        ("GET", streams, streams.watch, _watch),
+    ):
+        (route,) = [one for one in routes.router.routes if isinstance(one, APIRoute) and one.endpoint is endpoint]
+        app.hasten(method, route, answer)
 
 
-def _hastened(create: Callable[[Submission], Awaitable[Response]]) -> Answer:
+def _begin(create: Callable[[Submission], Awaitable[Response]]) -> Answer:
     async def answer(request: Request) -> Response:
         await guard(request)
         return await create(await submission(request))
 
     return answer
+
+
+async def _watch(request: Request) -> Response:
+    await guard(request)
+    check_query(request)
+    query, generation_id = request.query_params, request.path_params["generation_id"]
+    cursors = query.get("last_event_id"), query.get("starting_after")
+    return await streams.watch(request, *asked(request), generation_id, *cursors)
 
 
 def _run(stack: AsyncExitStack, name: str, work: Coroutine[Any, Any, Any]) -> None:

@@ -1,9 +1,9 @@
 """The application as HTTP sees it: what is done to every request before a route has it, and to every response after.
 
 Hidden here: the names of responses (`x-request-id`) and their count; that those who only read come in one by one, and those who
-ask for something new go before them; that the prompts' own routes are found without the framework; that HEAD and OPTIONS are
-there wherever GET is; that `/v1/streams/` and `/v1//streams` are `/v1/streams`, without a redirect, which would lose a body or
-a key on the way; the prefix under which a proxy shows us; and which pages of other origins may ask (CORS).
+ask for something new go before them; that the routes which begin an answer, or show one, are found without the framework; that
+HEAD and OPTIONS are there wherever GET is; that `/v1/streams/` and `/v1//streams` are `/v1/streams`, without a redirect, which
+would lose a body or a key on the way; the prefix under which a proxy shows us; and which pages of other origins may ask (CORS).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _KEPT = frozenset(
 """What of a request's scope the server, the count of responses and a viewer still need."""
 _KEPT_TO_THE_END = ("method", AMONG)
 """And what is still needed once a stream has begun: by the server, and by who cuts it, to whom the set belongs to a request."""
+_GENERATION = re.compile(r"\bchatcmpl-[0-9a-f]{32}\b", re.ASCII)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SLASHES = re.compile(rb"/{2,}")
 _PREFIX = re.compile(rb"(?:/(?!\.+(?:/|$))[\w.~-]+)+/?", re.ASCII)
@@ -136,11 +137,11 @@ class Application(FastAPI):
         self._reading = FairTurns(1, rounds=_READING_ROUNDS)
         self._hastened: dict[str, tuple[APIRoute, Answer]] = {}
 
-    def hasten(self, route: APIRoute, answer: Answer) -> None:
-        """Has POSTs of a route answered without the framework: to find the route, and then what the route depends on, takes it
-        a tenth of all that a prompt costs here. `answer` is given the request, and does what the route and all that it depends
-        on would do."""
-        self._hastened[route.path] = route, answer
+    def hasten(self, method: str, route: APIRoute, answer: Answer) -> None:
+        """Has requests to a route, which may have a `{generation_id}` and no other parameter, answered without the framework:
+        to find the route, and then what it depends on, takes that a tenth of all that a prompt costs here. `answer` is given
+        the request, and does what the route and all that it depends on would do."""
+        self._hastened[f"{method} {route.path}"] = route, answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -164,17 +165,27 @@ class Application(FastAPI):
             return
         with spans.serving(scope, scope[REQUEST_ID]):
             scope[LATER] = None
-            path = scope["path"].removeprefix(scope["root_path"])
-            if method == "POST" and (hastened := self._hastened.get(path)):
-                await self._answer(*hastened, scope, receive, named)
+            if (answer := self._find(scope)) is not None:
+                await self._answer(answer, scope, receive, named)
             else:
                 await super().__call__(scope, receive, named)
             if serve := scope.pop(LATER):
                 _forget(scope)
                 await serve(scope, receive, named)
 
-    async def _answer(self, route: APIRoute, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["app"], scope["route"], scope["path_params"] = self, route, {}
+    def _find(self, scope: Scope) -> Answer | None:
+        """What answers instead of the framework; `scope` is then as the framework would have it."""
+        path = scope["path"].removeprefix(scope["root_path"])
+        params = {}
+        if found := _GENERATION.search(path):
+            params["generation_id"] = found[0]
+            path = f"{path[: found.start()]}{{generation_id}}{path[found.end() :]}"
+        if (hastened := self._hastened.get(f"{scope['method']} {path}")) is None:
+            return None
+        scope["app"], scope["route"], scope["path_params"] = self, hastened[0], params
+        return hastened[1]
+
+    async def _answer(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
             response = await answer(request)

@@ -254,6 +254,11 @@ async def _is_repeat(request: Request) -> bool:
     return count.isdigit() and count.strip("0") != ""
 
 
+def asked(request: Request) -> tuple[Services, Caller, str]:
+    """What of it every route may have. `guard` has looked at it."""
+    return request.app.state.services, request.scope[_CALLER], request.scope["root_path"]
+
+
 async def _root(request: Request) -> str:
     root: str = request.scope["root_path"]
     return root
@@ -360,14 +365,14 @@ class KnownQuery:
 
     async def __call__(self, request: Request, _: CurrentCaller) -> None:
         """After the key. Raises BadRequest."""
-        _check_query(request, self._prefixes)
+        check_query(request, self._prefixes)
 
 
 async def _known_to_viewers(request: Request, _: CurrentViewer) -> None:
-    _check_query(request)
+    check_query(request)
 
 
-def _check_query(request: Request, prefixes: tuple[str, ...] = ()) -> None:
+def check_query(request: Request, prefixes: tuple[str, ...] = ()) -> None:
     if not request.scope["query_string"] or request.method != "GET":
         return
     names = set(_queries(request.scope["route"].dependant))

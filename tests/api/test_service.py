@@ -130,7 +130,7 @@ async def test_a_bug_of_ours_is_an_answer_in_shape_with_a_request_id(hastened: b
         return Response()
 
     if hastened:
-        app.hasten(cast("APIRoute", app.routes[-1]), answer)
+        app.hasten("POST", cast("APIRoute", app.routes[-1]), answer)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         response = await http.post("/broken")

@@ -49,8 +49,9 @@ class _Watched:
         VIEWERS.inc()
 
     async def __aenter__(self) -> LiveLog:
+        opening = self._live.opening
         try:
-            await asyncio.shield(self._live.opening)  # once, however many came at the same moment
+            opening.result() if opening.done() else await asyncio.shield(opening)  # once, however many came at once
         except BaseException:
             await self.__aexit__()
             raise
@@ -139,10 +140,18 @@ class Hub:
             if live is None or live.made != made or paced:
                 live = LiveLog(generation_id, paced=paced)
                 live.made, live.server, live.tenant, live.needed = made, server, tenant, needed
-                live.opening = asyncio.create_task(self._catch_up(live, fresh), name=f"open {generation_id}")
+                self._open(live, fresh=fresh)
             self._live[generation_id] = live
             FOLLOWED.inc()
         return _Watched(live, self._leave)
+
+    def _open(self, live: LiveLog, *, fresh: bool) -> None:
+        """Nothing is to be read of one that was just created, and there is no task for it if it can be followed at once."""
+        if fresh and self._following.join(live):
+            live.caught()
+            live.opening.set_result(None)
+        else:
+            live.opening = asyncio.create_task(self._catch_up(live, fresh), name=f"open {live.id}")
 
     async def _leave(self, live: LiveLog) -> None:
         """The last viewer has left."""

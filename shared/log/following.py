@@ -109,17 +109,27 @@ class Following(Generic[L]):
     def _name(self, log: L) -> bytes:
         return self._key.log(log.id).encode()
 
+    def join(self, log: L) -> bool:
+        """`add` where that is done at once. Else it returns False, and has done nothing."""
+        if self._blocked:
+            return False
+        self._put(log)
+        return True
+
     async def add(self, log: L) -> None:
         """From now on its news are told, those that are there already first."""
-        name = self._name(log)
-        self._logs[name] = log
-        self._due.add(name)
-        self._wake()
+        self._put(log)
         if self._blocked:  # else the next read has it anyway
             try:
                 await self._log.interrupt(self._control)
             except (RedisError, OSError) as error:  # the read ends by itself, a little later
                 logger.warning("hub not interrupted", **cause(error))
+
+    def _put(self, log: L) -> None:
+        name = self._name(log)
+        self._logs[name] = log
+        self._due.add(name)
+        self._wake()
 
     def drop(self, log: L) -> None:
         """Its news are told no more."""

@@ -46,6 +46,11 @@ class Followings(Generic[L]):
         """All that are followed."""
         return [log for one in self._each.values() for log in one.following.logs]
 
+    def join(self, log: L) -> bool:
+        """`add` where that is done at once. Else it returns False, and has done nothing."""
+        one = self._each.get(self._cells.of(log.id))
+        return one is not None and one.following.join(log)
+
     async def add(self, log: L) -> None:
         """From now on its news are told, those that are there already first."""
         cell = self._cells.of(log.id)

@@ -28,6 +28,8 @@ _GAIN = 4
 """Bytes more for each chunk that are worth another one."""
 _TRIAL = 8
 _NEVER = sys.maxsize
+_COMPARED = 512
+"""Bytes that are compared in one go, as two numbers."""
 
 
 class Envelope(NamedTuple):
@@ -156,13 +158,14 @@ def _matching(one: bytes, other: bytes) -> int:
     low, high = 0, min(len(one), len(other))
     if one[:high] == other[:high]:
         return high
-    while low + 1 < high:  # the first `low` are the same, the first `high` are not
+    while high - low > _COMPARED:  # the first `low` are the same, the first `high` are not
         middle = (low + high) // 2
         if one[low:middle] == other[low:middle]:
             low = middle
         else:
             high = middle
-    return low
+    different = int.from_bytes(one[low:high], "big") ^ int.from_bytes(other[low:high], "big")
+    return high - (different.bit_length() + 7) // 8
 
 
 def _spell(shape: Envelope) -> bytes:

@@ -142,11 +142,16 @@ def of_output(usage: dict[str, Any] | None) -> bool:
 
 
 def _first(source: dict[str, Any], names: tuple[str, ...]) -> int | None:
-    return next((figure for name in names if (figure := _count(source.get(name))) is not None), None)
+    for name in names:
+        if (value := source.get(name)) is not None and (figure := _count(value)) is not None:
+            return figure
+    return None
 
 
 def _count(value: Any) -> int | None:
     """Cohere counts in floats, some in text; a provider may send anything."""
+    if type(value) is int:
+        return value if 0 <= value < 2**53 else None
     if isinstance(value, str) and value.strip().isdecimal() and len(value) < 16:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:

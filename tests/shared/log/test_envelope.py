@@ -45,9 +45,9 @@ def words(kind: bytes, *texts: str) -> list[bytes]:
     return [ENVELOPE % (b'"%b":"%b"' % (kind, text.encode())) for text in texts]
 
 
-@given(st.binary(max_size=40), st.binary(max_size=40), st.binary(max_size=40))
-def test_what_two_have_in_common_is_the_longest(start: bytes, one: bytes, other: bytes) -> None:
-    one, other = start + one, start + other
+@given(st.binary(max_size=40), st.binary(max_size=40), st.binary(max_size=40), st.sampled_from([1, 12, 100]))
+def test_what_two_have_in_common_is_the_longest(start: bytes, one: bytes, other: bytes, times: int) -> None:
+    one, other = start * times + one, start * times + other * times
     assert one[: _matching(one, other)] == os.path.commonprefix([one, other])
 
 

@@ -26,6 +26,8 @@ _SMALL_BYTES = 1024 * 1024
 """An object up to this size is read at once, index and all."""
 _HELD_BYTES = 16 * 1024 * 1024
 """Of objects, indexes and events that stay at hand."""
+_OBJECT_BYTES, _BLOCK_BYTES = 800, 350
+"""What an index and each of its blocks take in CPython beside what was read: of a short answer, as much as that."""
 _EVENTS_BYTES = 4 * 1024 * 1024
 """Of one object: the events of a longer answer are made for each who asks."""
 
@@ -39,8 +41,9 @@ class _Opened:
     """An object whose index is known. `body` is all of it, where that is small; `events` are those of blocks, by block and
     attempt, and whether with usage."""
 
-    def __init__(self, index: Index, body: bytes | None, size: int) -> None:
-        self.index, self.body, self.size = index, body, size
+    def __init__(self, index: Index, body: bytes | None, read: int) -> None:
+        self.index, self.body = index, body
+        self.size = read + _OBJECT_BYTES + _BLOCK_BYTES * len(index.blocks)
         self.events: dict[tuple[int, int, bool], Events] = {}
         self.events_bytes = 0
 

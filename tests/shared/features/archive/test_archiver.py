@@ -4,10 +4,13 @@ dies, and no object is left over."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -694,7 +697,7 @@ async def test_where_memory_is_full_it_makes_room(
 
 
 async def test_what_it_holds_of_objects_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "_HELD_BYTES", 4000)
+    monkeypatch.setattr(objects, "_HELD_BYTES", 16_000)
     headers = [await bench.answered() for _ in range(12)]
     for header in headers:
         await bench.archive(header)
@@ -704,4 +707,18 @@ async def test_what_it_holds_of_objects_is_bounded(bench: Bench, monkeypatch: py
     held = log.objects
     assert isinstance(held, objects.StoredObjects)
     assert 0 < len(held._opened) < 12
-    assert held._bytes == sum(one.size for one in held._opened.values()) <= 4000
+    assert held._bytes == sum(one.size for one in held._opened.values()) <= 16_000
+    assert taken_by(held._opened) < 1.2 * held._bytes, "short answers are more index than text"
+
+
+def taken_by(root: object) -> int:
+    """Bytes of all that is reached from there and is no code."""
+    seen: set[int] = set()
+    found, size = [root], 0
+    while found:
+        one = found.pop()
+        if id(one) not in seen and not isinstance(one, type | ModuleType | FunctionType):
+            seen.add(id(one))
+            size += sys.getsizeof(one)
+            found += gc.get_referents(one)
+    return size

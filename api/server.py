@@ -32,7 +32,16 @@ from shared.config.notices import notices, say_notices, weak_keys
 from shared.config.settings import Settings, load_settings
 from shared.errors import Unusable
 from shared.features.history.history import check_installed
-from shared.lib.process import LISTEN_FD, begin_metrics, begin_traces, inherited, listen, refuse_to_start, say_ready
+from shared.lib.process import (
+    LISTEN_FD,
+    begin_metrics,
+    begin_traces,
+    inherited,
+    listen,
+    one_heap,
+    refuse_to_start,
+    say_ready,
+)
 from shared.lib.telemetry import configure_logging, get_logger
 from shared.store.contact import check_servers
 
@@ -106,6 +115,7 @@ class Server(uvicorn.Server):
 
 def main() -> None:
     """`python -m api`."""
+    one_heap()
     try:
         settings = load_settings()
     except SettingsInvalid as error:

@@ -18,7 +18,7 @@ from shared.config.settings import Settings, load_settings
 from shared.errors import Unusable
 from shared.generations.core import Core
 from shared.generations.reaper import Reaper
-from shared.lib.process import begin_metrics, begin_traces, collect_rarely, giving_back, refuse_to_start
+from shared.lib.process import begin_metrics, begin_traces, collect_rarely, giving_back, one_heap, refuse_to_start
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import configure_logging, get_logger
 from shared.lib.traces import tracing
@@ -184,6 +184,7 @@ async def _run(
 
 
 def main() -> None:
+    one_heap()
     try:
         settings = load_settings()
     except SettingsInvalid as error:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import platform
 import socket
 import subprocess
 import sys
 import tracemalloc
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -210,3 +213,37 @@ def test_what_is_freed_goes_back_although_small_pieces_live_on() -> None:
     if not sys.platform.startswith("linux") or left("1000", "1") < 40:
         pytest.skip("this allocator gives back by itself")
     assert left("0.01", "200") < 5
+
+
+HEAPS = """
+import ctypes, sys, threading
+from shared.lib import process
+if sys.argv[1] == "one":
+    process.one_heap()
+all_there = threading.Barrier(6)
+def work():
+    piece = bytearray(100_000)
+    all_there.wait()
+threads = [threading.Thread(target=work) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+file = ctypes.c_void_p(libc.fopen(sys.argv[2].encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+print(open(sys.argv[2]).read().count("<heap "))
+"""
+
+
+def test_no_thread_has_a_heap_of_its_own_which_would_keep_what_is_freed_in_it(tmp_path: Path) -> None:
+    def heaps(how: str) -> int:
+        command = [sys.executable, "-c", HEAPS, how, str(tmp_path / how)]
+        environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+        return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+
+    if platform.libc_ver()[0] != "glibc" or heaps("many") == 1:
+        pytest.skip("this allocator has one heap for all")
+    assert heaps("one") == 1

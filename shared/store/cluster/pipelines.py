@@ -57,7 +57,8 @@ class Pipeline(_Pipeline):
 
     def answers(self, commands: Sequence[Any], replies: Sequence[Any]) -> list[Any]:
         """What redis-py makes of the replies to queued commands."""
-        found, callbacks = [], self.response_callbacks
+        found: list[Any] = []
+        callbacks: Any = self.response_callbacks
         for (words, options), reply in zip(commands, replies, strict=True):
             callback = dict.get(
                 callbacks, words[0]

@@ -86,7 +86,7 @@ def say_ready() -> None:
 
 
 def one_heap() -> None:
-    """Has all threads take from one heap of glibc's; called once, before there are any. Who sets `MALLOC_ARENA_MAX` has decided.
+    """Has all threads take from one heap of glibc's; called once, before there are any. `MALLOC_ARENA_MAX` goes before it.
 
     By itself it makes one for each thread, up to eight for each core, and keeps what is free at the end of such a one, up to
     twice the largest piece that was ever freed (heap_trim in its malloc/arena.c), also where it is told to give back: mtrim in

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -196,31 +196,30 @@ class Pool(BlockingConnectionPool):
         await super().release(connection)
 
 
-async def _read_at_once(connection: _Mended, count: int | None, timeout_s: float | None = None) -> list[Any]:
-    """So many replies, errors among them as values; redis-py takes a time limit and five calls for each. This time limit is
-    for each silence. None: all that have come, at least one. Raises ConnectionError, TimeoutError, and closes it then."""
+async def _read_at_once(
+    connection: _Mended, count: int | None, heard: Callable[[], object] = lambda: None
+) -> list[Any]:
+    """So many replies, errors among them as values; redis-py takes a time limit and five calls for each. None: all that have
+    come, at least one. Says each time that some were `heard`, and there are more to come. Raises ConnectionError, and closes
+    it then."""
     parser: Any = connection._parser
     replies: list[Any] = []
     try:
         wanted, waited = 1 if count is None else count, False
-        async with within(timeout_s) as limit:
-            while len(replies) < wanted:
-                if not parser._connected:
-                    raise ConnectionError("The connection was closed.")
-                replies += (more := list(islice(iter(parser._reader.gets, NOT_ENOUGH_DATA), wanted - len(replies))))
-                for lost in [reply for reply in more if isinstance(reply, ConnectionError)]:
-                    raise lost
-                if len(replies) < wanted:
-                    if waited and limit is not None and timeout_s is not None:
-                        limit.reschedule(asyncio.get_running_loop().time() + timeout_s)
-                    await parser.read_from_socket()
-                    waited = True
+        while len(replies) < wanted:
+            if not parser._connected:
+                raise ConnectionError("The connection was closed.")
+            replies += (more := list(islice(iter(parser._reader.gets, NOT_ENOUGH_DATA), wanted - len(replies))))
+            for lost in [reply for reply in more if isinstance(reply, ConnectionError)]:
+                raise lost
+            if len(replies) < wanted:
+                if waited:
+                    heard()
+                await parser.read_from_socket()
+                waited = True
         return replies if count is not None else [*replies, *iter(parser._reader.gets, NOT_ENOUGH_DATA)]
     except BaseException as error:  # replies may be under way
         await connection.disconnect(nowait=True)
-        if isinstance(error, builtins.TimeoutError):
-            await close_idle(connection)
-            raise TimeoutError("The server did not answer in time.") from None
         if isinstance(error, OSError):
             raise ConnectionError(f"The connection was lost: {error}") from error
         raise
@@ -236,8 +235,25 @@ async def exchange_queued(connection: Any, commands: Sequence[Any]) -> list[Any]
         return None
     packed = [part for words, _ in commands for part in connection.pack_command(*words)]
     small = sum(map(len, packed)) <= _JOINED_BYTES
-    await connection.send_packed_command([b"".join(packed)] if small else packed)
-    return await _read_at_once(connection, len(commands), connection.socket_timeout)
+    if not connection.is_connected:
+        await connection.connect()
+    timeout_s, connection.socket_timeout = connection.socket_timeout, None
+    try:
+        async with within(timeout_s) as limit:  # for each silence, and for what is written
+
+            def again() -> None:
+                if limit is not None and timeout_s is not None:
+                    limit.reschedule(asyncio.get_running_loop().time() + timeout_s)
+
+            await connection.send_packed_command([b"".join(packed)] if small else packed)
+            if not small:
+                again()
+            return await _read_at_once(connection, len(commands), again)
+    except builtins.TimeoutError:
+        await close_idle(connection)
+        raise TimeoutError("The server did not answer in time.") from None
+    finally:
+        connection.socket_timeout = timeout_s
 
 
 async def read_replies(connection: Any, count: int | None) -> list[Any]:

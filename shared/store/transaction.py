@@ -292,10 +292,9 @@ def _steps(commands: Sequence[Any], *, with_answers: bool) -> list[Any]:
     for number, (words, options) in enumerate(commands, 1):
         if options and (then := options.get("then")):
             flat += ("?", then, sum(1 + len(other) for other, _ in commands[number : number + then]))
-        for place, word in enumerate(words if with_answers else ()):
-            if isinstance(word, Answer):
-                flat += ("=", 1 + place, 1 + word.number, len(words), *words[:place], "", *words[place + 1 :])
-                break
+        if with_answers and Answer in map(type, words):
+            place = next(place for place, word in enumerate(words) if type(word) is Answer)
+            flat += ("=", 1 + place, 1 + words[place].number, len(words), *words[:place], "", *words[place + 1 :])
         else:
             flat += (len(words), *words)
     return flat

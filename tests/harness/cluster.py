@@ -22,7 +22,7 @@ from tests.support.server import Certificates, binary
 
 NODE_TIMEOUT_MS = 2000
 USER, PASSWORD = "spool", "a/pass word"
-RULES = "on >{password} ~streamspool* &streamspool* &__redis__:invalidate +@all -@admin -@dangerous +info"
+RULES = "on >{password} ~streamspool{{* &streamspool{{control}}:* &__redis__:invalidate +@all -@admin -@dangerous +info"
 """What a user of ours may, and no more: the last word is for what the server may forget."""
 _READY_S = 60
 _TRIES = 3

@@ -25,12 +25,15 @@ from shared.config.settings import Settings
 from shared.errors import Unavailable
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import get_logger
+from shared.log.appender import Appender
+from shared.store.commands import pack_each
 from shared.store.jobs import Job, Lease, deserialize_job, heard, serialize_job
 from shared.store.keys import Lane
 from shared.store.old_queue import adopt
 from shared.store.queue import OVERDUE_AT_ONCE, Clock, JobQueue, Seen
 from shared.store.redis import ArqRedis, OutOfMemoryError, RedisError, log_redis_error
-from shared.store.turns import Waiting
+from shared.store.transaction import raise_first
+from shared.store.turns import Charges, Waiting
 from worker.batches.batcher import Batcher
 from worker.failover import FailoverHold
 from worker.generate import Generator
@@ -45,6 +48,7 @@ BEAT_TTL_S = 15
 _BATCH_S = 8 * 86400
 """Longer than any batch may take."""
 _RETRY_S = 1.0
+_ANSWERS_S = 5.0
 _BREATH_S = 0.02
 """Between two looks, whatever happens."""
 _ROUNDS = 20
@@ -60,6 +64,7 @@ class StreamWorker(Worker):
         generator: Generator,
         batcher: Batcher,
         openings: Openings,
+        appender: Appender,
         settings: Settings,
         *,
         worker_id: str,
@@ -78,7 +83,7 @@ class StreamWorker(Worker):
             job_deserializer=deserialize_job,
         )
         self._redis, self._queue, self._key = redis, JobQueue(redis), redis.key
-        self._generator, self._batcher, self._openings = generator, batcher, openings
+        self._generator, self._batcher, self._openings, self._appender = generator, batcher, openings, appender
         self._settings = settings
         self.worker_id = worker_id
         self._running: dict[Lane, dict[str, asyncio.Task[None]]] = {lane: {} for lane in Lane}
@@ -207,6 +212,7 @@ class StreamWorker(Worker):
         gone whose workers live, nothing that was begun is taken over; while it may be forgotten who runs what, nothing at
         all.
         """
+        await self._flush()  # or what was just taken would seem to wait
         again, self._again = [Waiting(*job) for job in self._again.items()], {}
         tried: set[str] = set()
         for _ in range(_ROUNDS):
@@ -272,30 +278,27 @@ class StreamWorker(Worker):
         self._more |= {job.lane for job in left}
         if not chosen or not self.allow_pick_jobs:
             return set()
-        lease, moved = self._lease(), asyncio.Event()
+        lease = self._lease()
         try:
             taken = None if begun else await self._openings.take(chosen, lease)
             if taken is None:
                 taken = await self._queue.take(chosen, lease, begun=begun)
-            charges = self._costs.begin(taken.jobs, self.loop.time())
-            for job in taken.jobs:
-                self._begin(job, moved)
-            await asyncio.sleep(0)  # they come first
-            await self._queue.move(taken, lease, charges, listed=listed)
         except OutOfMemoryError:
             raise
         except (RedisError, OSError):  # whether it was done or not: a lease of ours can be taken again
             self._again.update((job.id, job.lane) for job in chosen if job.id not in self._jobs)
             raise
-        finally:
-            moved.set()
+        charges = self._costs.begin(taken.jobs, self.loop.time())
+        self._appender.tell(*self._queue.move(taken, lease, charges, listed=listed))
+        for job in taken.jobs:
+            self._begin(job)
         if taken.unknown and not listed:
             self._strange.set()
         return {job.id for job in chosen}
 
-    def _begin(self, job: Job, moved: asyncio.Event) -> None:
+    def _begin(self, job: Job) -> None:
         self._jobs[job.id] = job
-        task = self._running[job.lane][job.id] = self.loop.create_task(self._run(job, moved), name=job.id)
+        task = self._running[job.lane][job.id] = self.loop.create_task(self._run(job), name=job.id)
         task.add_done_callback(partial(self._leave, job))
 
     def _leave(self, job: Job, task: asyncio.Task[None]) -> None:
@@ -310,17 +313,28 @@ class StreamWorker(Worker):
 
     # ---- running
 
-    async def _run(self, job: Job, moved: asyncio.Event) -> None:
-        """Calls the job's function; what becomes of the job then is said once it is where it runs."""
+    async def _run(self, job: Job) -> None:
+        """Calls the job's function; what becomes of the job then is said after it was said that it runs."""
         done = await self._call(job)
-        await moved.wait()
         charges = self._costs.end(job, self.loop.time())
         if not done:
+            await self._flush()
             await self._queue.hand_back(job, self.worker_id, charges)
         elif job.id in self._lost:  # another worker's now, keys and all
             self._lost.discard(job.id)
         else:
-            await self._queue.end(job, charges)
+            await self._end(job, charges)
+
+    async def _end(self, job: Job, charges: Charges) -> None:
+        commands = self._queue.end(job, charges)
+        async with asyncio.timeout(_ANSWERS_S):
+            replies = await self._appender.send(pack_each(commands), len(commands))
+        raise_first([reply for reply in replies if not isinstance(reply, OutOfMemoryError)])  # charges only
+
+    async def _flush(self) -> None:
+        """Returns once the queue knows what runs here."""
+        async with asyncio.timeout(_ANSWERS_S):
+            await self._appender.flush()
 
     async def _call(self, job: Job) -> bool:
         """False if it is to be called again. What else it raises is a bug; the reaper rings again for what has no end then."""
@@ -356,6 +370,8 @@ class StreamWorker(Worker):
     async def _hand_over(self, tasks: dict[str, asyncio.Task[None]]) -> None:
         """Without a server that takes it, another worker finds them by their leases, which lapse."""
         ours = [(self._jobs[job_id], task) for job_id, task in tasks.items()]
+        with suppress(TimeoutError):
+            await self._flush()
         await cancel(*tasks.values())
         cut = [job for job, task in ours if task.cancelled()]
         for reply in await asyncio.gather(

@@ -22,7 +22,6 @@ from shared.lib.telemetry import (
 )
 from shared.lib.traces import tracing
 from shared.log import feed as events
-from shared.log.appender import Appender
 from shared.log.records import Header, Refusal
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
@@ -54,19 +53,19 @@ def failed(error: StreamspoolError, served: Served) -> None:
 class Telling:
     """Tells whoever follows events of what is counted here, with what is sent next."""
 
-    def __init__(self, log: StreamLog, appender: Appender) -> None:
-        self._log, self._appender = log, appender
+    def __init__(self, log: StreamLog) -> None:
+        self._log = log
 
     def retried(self, writer: Writer, header: Header, error: UpstreamError, target: Target) -> None:
         _retried(writer, error, target)
         if (feed := self._log.feed) is not None:
             refusal: Refusal = {"model": target.name, "status": error.provider_status, "code": error.code}
-            self._appender.tell(feed.packed(events.retried(header, writer.number, refusal)))
+            writer.tell(feed.command(events.retried(header, writer.number, refusal)))
 
     def first_chunk(self, writer: Writer, header: Header, served: Served) -> None:
         if (feed := self._log.feed) is not None and writer.spoke_at_ms is not None:
             note = served.note(spoke=True)
-            self._appender.tell(feed.packed(events.first_chunk(header, writer.number, note, writer.spoke_at_ms)))
+            writer.tell(feed.command(events.first_chunk(header, writer.number, note, writer.spoke_at_ms)))
 
 
 def _retried(writer: Writer, error: UpstreamError, target: Target) -> None:

@@ -93,7 +93,7 @@ class Generator:
     ) -> None:
         self._limiter, self._summaries = limiter, summaries
         self._log, self._appender, self._upstream, self._outcomes = log, appender, upstream, outcomes
-        self.running, self._telling = RunningAttempts(log, appender), counting.Telling(log, appender)
+        self.running, self._telling = RunningAttempts(log, appender), counting.Telling(log)
         self._providers, self._settings, self._worker_id = providers, settings, worker_id
         self._settlement = settlement
 
@@ -347,7 +347,8 @@ class Generator:
                 outcome["cost"] = await self._outcomes.prices.cost(header, outcome, asked=asked, tier=answer.tier)
                 after, length = (BEGIN, None) if lost else (writer.position, writer.length)
                 end: dict[str, Any] = {"epoch": writer.epoch, "after": after, "length": length}
-                await self._outcomes.seal(header, outcome, attempt=writer.epoch, timings=writer.timings, **end)
+                told, timings = writer.untold(), writer.timings
+                await self._outcomes.seal(header, outcome, attempt=writer.epoch, timings=timings, told=told, **end)
                 if header.get("batch") is None:  # a line that is forgotten is asked again: it need not be kept
                     writer.sealed(partial(self._log.seal, header["id"], outcome, header=header, **end))
                 return

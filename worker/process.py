@@ -78,7 +78,7 @@ async def serve(settings: Settings) -> None:
         batcher = await stack.enter_async_context(_batcher(url, settings, worker_id, confirmer, redis, own))
         await core.prices.load()  # here, and not while somebody waits for the end of an answer
         openings = Openings(redis, log, appender, worker_id=worker_id)
-        worker = StreamWorker(redis, generator, batcher, openings, settings, worker_id=worker_id)
+        worker = StreamWorker(redis, generator, batcher, openings, appender, settings, worker_id=worker_id)
         heartbeat = Heartbeat(redis, worker, providers, settings.models, upstream.health)
         lists = await stack.enter_async_context(ModelLists(settings.upstream_proxies))
         announcer = ModelAnnouncer(redis, lists, providers, settings, upstream.health)

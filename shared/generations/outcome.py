@@ -6,7 +6,7 @@ seal is missing, and the usage, measured where the provider gave none. What foll
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from shared.log.blobs import Stored
 from shared.log.entry import BEGIN, Entry, Kind, Position, Status
 from shared.log.records import Header, Lengths, Outcome, Served
 from shared.log.streamlog import StreamLog
+from shared.store.commands import Words
 from shared.store.outage import cause
 from shared.store.redis import RedisError
 
@@ -227,6 +228,7 @@ class Outcomes:
         after: Position = BEGIN,
         length: int | None = None,
         timings: Mapping[str, int] = MappingProxyType({}),
+        told: Sequence[Words] = (),
     ) -> None:
         """Writes the outcome and settles. Raises what `StreamLog.seal` raises; the settlement may come later.
 
@@ -234,7 +236,7 @@ class Outcomes:
         `StreamLog.seal`.
         """
         generation_id = header["id"]
-        await self._log.seal(generation_id, outcome, epoch=epoch, header=header, after=after, length=length)
+        await self._log.seal(generation_id, outcome, epoch=epoch, header=header, after=after, length=length, told=told)
         _count(header, outcome)
         error = outcome["error"]
         logger.info(

@@ -13,7 +13,7 @@ waits for the look.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 from shared.errors import LogError
@@ -21,8 +21,8 @@ from shared.lib.busy import BusyPauses
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import ENTRIES_MENDED, RETAINED_BYTES, get_logger
 from shared.log.entry import SEAL
-from shared.log.retained import AGE_S, Budget, Retained
-from shared.store.commands import converse, pack
+from shared.log.retained import AGE_S, Budget, Retained, portions
+from shared.store.commands import Words, converse, pack, pack_as_one
 from shared.store.confirm import SHARED_S, Confirmer, identify
 from shared.store.outage import Pauses
 from shared.store.redis import ArqRedis, RedisError, ResponseError, log_redis_error
@@ -33,9 +33,10 @@ _LONGEST_PAUSE_S = 0.006
 _BACKOFF_S, _LONGEST_BACKOFF_S = 0.25, 1.0
 _LOOK_S = 1.0
 _LOOKED_AT_ONCE = 200
-_MENDED_AT_ONCE, _MENDED_BYTES = 500, 1024 * 1024
+_TOLD_S = 0.02
+"""How long what is only told waits for something that is sent anyway."""
 LOOKS = 4
-MULTI, EXEC = pack(b"MULTI"), pack(b"EXEC")
+MULTI, EXEC, _PING = pack(b"MULTI"), pack(b"EXEC"), pack(b"PING")
 
 
 Asked = tuple[list[Any], str | None]
@@ -68,6 +69,10 @@ class _Item(NamedTuple):
     log: Log | None
 
 
+_Told = tuple[Sequence[Words], bytes, int]
+"""What is to be done as one; packed; and the number of its replies."""
+
+
 class Appender:
     """One per process; an async context manager.
 
@@ -81,6 +86,10 @@ class Appender:
         self._cells: dict[int, Appender] = {}
         self.key = redis.key
         self._pending: list[_Item] = []
+        self._told: list[_Told] = []
+        self._telling: asyncio.TimerHandle | None = None
+        self._in_flight = False
+        """Whether something that was told is."""
         self._wake = asyncio.Event()
         self._logs: dict[str, Log] = {}
         self._broken: dict[str, tuple[Log, bool]] = {}
@@ -115,6 +124,8 @@ class Appender:
 
     def _fail_pending(self, *_: object) -> None:
         """Cancels what waits: the task that would answer it has ended."""
+        if self._telling is not None:
+            self._telling.cancel()
         for item in self._pending:
             item.answer.cancel()
         for one in (*self._suspects, *self._lookers):
@@ -158,9 +169,29 @@ class Appender:
         """The same, and which server answered."""
         return await self._put(packed, replies, log)
 
-    def tell(self, packed: bytes) -> None:
-        """Sends a packed command that nothing depends on, with what is sent next; its reply is not looked at."""
-        self._put(packed, 1, None)
+    def tell(self, *commands: Words) -> None:
+        """Sends commands that nothing depends on, several as one, before whatever is sent next, or alone some 20 ms later: at
+        once, they would stand in the way of a first chunk, which waits for replies that are under way. Theirs are not seen."""
+        if not commands:
+            return
+        self._told.append((commands, *pack_as_one(commands)))
+        if self._telling is None:
+            self._telling = self._loop.call_later(_TOLD_S, self._tell_now)
+
+    def _tell_now(self) -> None:
+        self._telling = None
+        self._wake.set()
+
+    def take_back(self, commands: Sequence[Words]) -> list[Words]:
+        """Those of the commands that were told and are not sent yet: they are the caller's again."""
+        if found := [told for told in self._told if told[0][0] in commands] if commands else []:
+            self._told = [told for told in self._told if told not in found]
+        return [commands[0] for commands, *_ in found]
+
+    async def flush(self) -> None:
+        """Returns once what was told is done."""
+        if self._told or self._in_flight:
+            await self.send(_PING, 1)
 
     def _put(self, packed: bytes, replies: int, log: Log | None) -> asyncio.Future[Asked]:
         answer: asyncio.Future[Asked] = self._loop.create_future()
@@ -236,21 +267,29 @@ class Appender:
             await self._mend_broken(connection)
         batch = [item for item in self._pending if not item.answer.done()]
         self._pending = []
+        told: list[_Told] = []
+        if self._told and (batch or self._telling is None):
+            told, self._told = self._told, told
+            if self._telling is not None:
+                self._telling.cancel()
+                self._telling = None
+        self._in_flight = bool(told)
         try:
-            if batch:
-                packed = b"".join([item.packed for item in batch])
-                replies = await converse(connection, packed, sum([item.replies for item in batch]))
-                start, server = 0, self._server
+            if batch or told:
+                packed = b"".join([*[packed for _, packed, _ in told], *[item.packed for item in batch]])
+                start, server = sum([replies for *_, replies in told]), self._server
+                replies = await converse(connection, packed, start + sum([item.replies for item in batch]))
                 for _, count, answer, _ in batch:
                     if not answer.done():
                         answer.set_result((replies[start : start + count], server))
                     start += count
-                batch = []
+                batch, told = [], []
                 if pause_s := self._pauses.next_s():
                     await asyncio.sleep(pause_s)
         finally:
-            if batch:  # unanswered: first in line on the next connection
-                self._pending[:0] = batch
+            self._in_flight = False
+            if batch or told:  # unanswered: first in line on the next connection
+                self._pending[:0], self._told[:0] = batch, told
                 self._wake.set()
 
     async def _look(self, connection: Any) -> None:
@@ -293,7 +332,7 @@ class Appender:
         """Returns what the server said if it took no writes."""
         commands = log.missing(told, forgot=forgot)
         self._broken.pop(log.generation_id, None)
-        for some in _portions(commands):
+        for some in portions(commands):
             replies = await converse(connection, b"".join((MULTI, *some, EXEC)), len(some) + 2)
             if isinstance(refusal := replies[-1], ResponseError):
                 log_redis_error("mending", refusal, generation_id=log.generation_id)
@@ -359,17 +398,3 @@ def _is_unsealed(told: Sequence[Any]) -> bool:
     """Whether what was looked at has no outcome."""
     last = told[0]
     return not (isinstance(last, list) and last and last[0][0] == str(SEAL).encode())
-
-
-def _portions(commands: Sequence[bytes]) -> Iterable[list[bytes]]:
-    """So many at a time that a transaction stays short."""
-    some: list[bytes] = []
-    size = 0
-    for command in commands:
-        if some and (len(some) >= _MENDED_AT_ONCE or size + len(command) > _MENDED_BYTES):
-            yield some
-            some, size = [], 0
-        some.append(command)
-        size += len(command)
-    if some:
-        yield some

@@ -56,11 +56,11 @@ class Feed:
 
     def add(self, pipe: Any, event: Event) -> None:
         """Adds it to a pipeline: all of it as bytes, which the client neither checks nor encodes."""
-        pipe.execute_command(*self._begin, *_fields(event))
+        pipe.execute_command(*self.command(event))
 
-    def packed(self, event: Event) -> bytes:
-        """The same as a command of the protocol."""
-        return pack(*self._begin, *_fields(event))
+    def command(self, event: Event) -> tuple[bytes, ...]:
+        """What writes it."""
+        return *self._begin, *_fields(event)
 
 
 def _fields(event: Event) -> tuple[bytes, ...]:

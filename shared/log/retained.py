@@ -9,7 +9,8 @@ cannot be mended.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 AGE_S = 10.0
 """How old a confirmed entry must be."""
@@ -17,6 +18,7 @@ ATTEMPT_BYTES = 8 * 1024 * 1024
 LINE_BYTES = 64 * 1024
 """Of a line of a batch, many of which run at once: what is lost of it is asked again."""
 WORKER_BYTES = 256 * 1024 * 1024
+_WRITTEN_AT_ONCE, _WRITTEN_BYTES = 500, 1024 * 1024
 _GROUP_BYTES, _COMMAND_BYTES = 280, 48
 """What a group and a command take beside the bytes to send, in CPython: for small chunks that is more than they are."""
 
@@ -38,20 +40,23 @@ class Budget:
 class Retained:
     """Of one attempt. Numbers are those of its chunks, times those of the loop's clock, in seconds.
 
-    `head` are the packed commands that make the log and, the last one, its attempt, as long as those are kept, too.
+    `head` are the commands that make the log and, the last one, its attempt, as long as those are kept, too: as words, since
+    almost none is ever sent again.
     `floor` is the number of the last chunk that was let go, 0 if none was.
     """
 
     __slots__ = ("_budget", "_groups", "_limit", "_size", "floor", "head", "since")
 
-    def __init__(self, budget: Budget, head: list[bytes], since: float, *, limit: int = ATTEMPT_BYTES) -> None:
+    def __init__(
+        self, budget: Budget, head: list[tuple[bytes, ...]], since: float, *, limit: int = ATTEMPT_BYTES
+    ) -> None:
         self._budget, self._limit = budget, limit
         self._groups: deque[_Group] = deque()
         self._size = 0
         self.floor = 0
-        self.head: list[bytes] | None = head
+        self.head: list[tuple[bytes, ...]] | None = head
         self.since = since
-        self._count(sum(map(len, head)))
+        self._count(_size(head))
         self._shrink()
 
     def __bool__(self) -> bool:
@@ -97,7 +102,7 @@ class Retained:
 
     def _drop_head(self) -> None:
         assert self.head is not None
-        self._count(-sum(map(len, self.head)))
+        self._count(-_size(self.head))
         self.head = None
 
     def _drop_oldest(self) -> None:
@@ -107,3 +112,21 @@ class Retained:
     def _count(self, size: int) -> None:
         self._size += size
         self._budget.used += size
+
+
+def portions(commands: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """So many at a time that a transaction that writes them stays short."""
+    some: list[bytes] = []
+    size = 0
+    for command in commands:
+        if some and (len(some) >= _WRITTEN_AT_ONCE or size + len(command) > _WRITTEN_BYTES):
+            yield some
+            some, size = [], 0
+        some.append(command)
+        size += len(command)
+    if some:
+        yield some
+
+
+def _size(head: list[tuple[bytes, ...]]) -> int:
+    return sum(map(len, chain.from_iterable(head)))

@@ -14,7 +14,7 @@ RedisError or OSError when the server is away.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
 from typing import Any, cast
 
@@ -26,12 +26,12 @@ from shared.log.appender import Appender, Asked
 from shared.log.blobs import BLOBS, Stored
 from shared.log.decoding import Raw, by_name, decode
 from shared.log.entry import BEGIN, HEADER, PIECES_SINCE, SEAL, SKIPPED, Kind, Position
-from shared.log.feed import Event, is_made_again
+from shared.log.feed import is_made_again
 from shared.log.records import Attempt, Header, Outcome
 from shared.log.removal import LogRemoval
 from shared.log.retained import ATTEMPT_BYTES, LINE_BYTES
 from shared.log.writer import Claim, Writer, is_refusal
-from shared.store.commands import pack, watch
+from shared.store.commands import Words, pack, watch
 from shared.store.redis import OutOfMemoryError, RedisError, ResponseError, WatchError, log_redis_error
 from shared.store.transaction import Command, beside, commit, commit_if
 
@@ -49,10 +49,16 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[4], ARGV[3])
 redis.call('ZREM', KEYS[2], ARGV[5])
 redis.call('SADD', KEYS[3], ARGV[5])
-if KEYS[5] then redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[6], '*', 't', ARGV[7], 'o', ARGV[8], 'e', ARGV[9]) end
+local at = 6
+while ARGV[at] do
+  local words = tonumber(ARGV[at])
+  redis.call(unpack(ARGV, at + 1, at + words))
+  at = at + words + 1
+end
 return id
 """
-"""Needs Redis 7 or Valkey. An older server refuses it, and the end waits for room."""
+"""From word 6 on, what is told with it, each command as the number of its words and these. Needs Redis 7 or Valkey. An older
+server refuses it, and the end waits for room."""
 
 
 Execute = Callable[[Any], Awaitable[list[Any]]]
@@ -169,10 +175,10 @@ class StreamLog(LogRemoval):
         claim = Claim(
             generation_id, epoch, number, length, data, self._head(header, raw, epoch, data), kept_bytes=kept_bytes
         )
-        pieces = header.get("v", 1) >= PIECES_SINCE
+        writer = Writer(appender, claim, self.last_of, pieces=header.get("v", 1) >= PIECES_SINCE)
         if self.feed is not None:
-            appender.tell(self.feed.packed(events.claimed(header, attempt)))
-        return Writer(appender.of(generation_id), claim, self.last_of, pieces=pieces), header, body
+            writer.tell(self.feed.command(events.claimed(header, attempt)))
+        return writer, header, body
 
     async def _begun(self, generation_id: str, epoch: int, data: bytes, asked: Asked) -> tuple[Raw, int, str | None]:
         """Of an attempt that is ours: the request's entries, how many the log has now, and which server said so."""
@@ -188,23 +194,22 @@ class StreamLog(LogRemoval):
                 raise reply
         return raw, length, server
 
-    def _head(self, header: Header, raw: Raw, epoch: int, data: bytes) -> list[bytes]:
-        """Packed commands that make a log as it is, and the last one, its attempt. A turn of a session is not made again: its
+    def _head(self, header: Header, raw: Raw, epoch: int, data: bytes) -> list[tuple[bytes, ...]]:
+        """The commands that make a log as it is, and the last one, its attempt. A turn of a session is not made again: its
         number may have been given to another one meanwhile. Nor is a line of a batch, which is asked again."""
-        begin = pack(b"XADD", self._key.log(header["id"]).encode(), b"%d-0" % epoch, Kind.ATTEMPT.encode(), data)
+        key = self._key.log(header["id"]).encode()
+        begin = b"XADD", key, b"%d-0" % epoch, Kind.ATTEMPT.encode(), data
         if header.get("session") or header.get("batch"):
             return [begin]
         generation_id, created = header["id"], b"%d" % header["created_at_ms"]
-        key, member = self._key.log(generation_id).encode(), generation_id.encode()
-        indexes = [
-            self._key.open(self._key.cells.of(generation_id)),
-            *(name for name, _ in self._indexes(header)),
-        ]
+        member = generation_id.encode()
+        indexes = self._indexes(header)
+        names = [self._key.open(self._key.cells.of(generation_id)), *[name for name, _ in indexes]]
         return [
-            *(pack(b"XADD", key, entry_id, *chain(*by_name(fields).items())) for entry_id, fields in raw),
-            pack(b"PEXPIRE", key, b"%d" % self._safety_ms),
-            *(pack(b"ZADD", name.encode(), created, member) for name in indexes),
-            *(pack(b"PEXPIRE", name.encode(), b"%d" % life_ms) for name, life_ms in self._indexes(header)),
+            *[(b"XADD", key, entry_id, *chain(*by_name(fields).items())) for entry_id, fields in raw],
+            (b"PEXPIRE", key, b"%d" % self._safety_ms),
+            *[(b"ZADD", name.encode(), created, member) for name in names],
+            *[(b"PEXPIRE", name.encode(), b"%d" % life_ms) for name, life_ms in indexes],
             begin,
         ]
 
@@ -225,22 +230,22 @@ class StreamLog(LogRemoval):
         header: Header | None = None,
         after: Position = BEGIN,
         length: int | None = None,
+        told: Sequence[Words] = (),
     ) -> None:
         """Writes the outcome; the first one wins for good. The retention time starts now, and what follows is to be settled.
 
         With `epoch`, only while that attempt is the newest: Fenced otherwise. `after` is the last entry that the outcome is
-        about, and `length` how many there are up to it, as far as that is known: Forgotten if the log lacks any. `header`
-        is the request's, if it is known. Raises Sealed with the outcome that was there first, unless it is this very one;
-        Gone.
+        about, and `length` how many there are up to it, as far as that is known: Forgotten if the log lacks any. `header` is
+        the request's, if it is known; `told` goes with it. Raises Sealed with the first outcome, unless it is this one; Gone.
         """
         key = self._key.log(generation_id)
         header = header or await self._header(key)
-        kept_ms = self._kept_ms(header)
-        told = None if self.feed is None or header is None else events.ended("sealed", header, outcome)
-        looks = pack(b"XREVRANGE", key.encode(), b"+", b"-", b"COUNT", b"1"), pack(b"XLEN", key.encode())
-        at_once, last = None if epoch is None else length, None
+        kept_ms, last = self._kept_ms(header), None
+        told = [*told, *self._told_of_end(header, outcome)]
+        at_once = None if epoch is None else length
         if await self._sealed_at_once(generation_id, outcome, kept_ms, told, after=after, length=at_once):
             return
+        looks = pack(b"XREVRANGE", key.encode(), b"+", b"-", b"COUNT", b"1"), pack(b"XLEN", key.encode())
         while True:
             try:
                 async with self._redis.pipeline(transaction=True) as pipe:
@@ -267,12 +272,17 @@ class StreamLog(LogRemoval):
                 await self._check_mine(key, generation_id, outcome, header)
                 return
 
+    def _told_of_end(self, header: Header | None, outcome: Outcome) -> list[Words]:
+        if self.feed is None or header is None:
+            return []
+        return [self.feed.command(events.ended("sealed", header, outcome))]
+
     async def _sealed_at_once(
         self,
         generation_id: str,
         outcome: Outcome,
         kept_ms: int,
-        told: Event | None,
+        told: Sequence[Words],
         *,
         after: Position,
         length: int | None,
@@ -289,7 +299,7 @@ class StreamLog(LogRemoval):
         await self._tell_end(pipe, generation_id, added)
         return isinstance(added, bytes)
 
-    def _queue_end(self, pipe: Any, generation_id: str, outcome: Outcome, kept_ms: int, told: Event | None) -> None:
+    def _queue_end(self, pipe: Any, generation_id: str, outcome: Outcome, kept_ms: int, told: Sequence[Words]) -> None:
         """The outcome, and what is done with it and is harmless where that is refused."""
         pipe.xadd(self._key.log(generation_id), {Kind.OUTCOME: json.dumps(outcome)}, id=str(SEAL), nomkstream=True)
         pipe.pexpire(self._key.log(generation_id), kept_ms)
@@ -298,8 +308,8 @@ class StreamLog(LogRemoval):
         pipe.zrem(self._key.open(cell), generation_id)
         pipe.sadd(self._key.unsettled(cell), generation_id)
         pipe.control.zadd(self._key.blob_holders, {generation_id: now_ms() + kept_ms}, xx=True)
-        if self.feed is not None and told is not None:
-            self.feed.add(pipe.control, told)
+        for words in told:
+            pipe.control.execute_command(*words)
 
     async def _tell_end(self, pipe: Any, generation_id: str, added: Any) -> None:
         """Does what could not be done with the seal that was `added`, as the control is apart. What of it is lost is made up
@@ -326,16 +336,17 @@ class StreamLog(LogRemoval):
         return cast(Header, json.loads(decode(found)[0].data)) if found else None
 
     async def _seal_when_full(
-        self, generation_id: str, outcome: Outcome, last: Position | None, kept_ms: int, told: Event | None
+        self, generation_id: str, outcome: Outcome, last: Position | None, kept_ms: int, told: Sequence[Words]
     ) -> Any:
         """The same in a script that may write over the memory limit: the end of a stream must not wait for room. With
         `last`, only while that is the last entry."""
         key, cell = self._key, self._key.cells.of(generation_id)
         names = [key.log(generation_id), key.open(cell), key.unsettled(cell), key.metadata(generation_id)]
         arguments: list[Any] = [json.dumps(outcome), str(SEAL), str(kept_ms), str(last or ""), generation_id]
-        if self.feed is not None and told is not None and not key.cells.apart:
+        if self.feed is not None and not key.cells.apart:
             names.append(self.feed.name)
-            arguments += [self.feed.kept, told.type, told.owner, told.data]
+            for words in told:
+                arguments += (len(words), *words)
         try:
             return await self._redis.eval(_SEAL_SCRIPT, len(names), *names, *arguments)  # type: ignore[misc]
         except ResponseError as error:

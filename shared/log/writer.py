@@ -18,7 +18,7 @@ from shared.log.decoding import decode
 from shared.log.entry import AT, NOTE, Chunk, Position
 from shared.log.envelope import MARK, PIECE, WHOLE, EnvelopeEncoder
 from shared.log.retained import ATTEMPT_BYTES, Retained
-from shared.store.commands import ChunkCommands, pack
+from shared.store.commands import ChunkCommands, Words, pack
 from shared.store.outage import what_is_full
 from shared.store.redis import UNREACHABLE, ResponseError, log_redis_error
 
@@ -37,8 +37,8 @@ def is_refusal(error: object) -> bool:
 class Claim(NamedTuple):
     """What a writer starts from: the attempt `epoch`, the `number`th of its log, which then had `length` entries.
 
-    `attempt` is the data of the attempt's entry; `head` are the packed commands that make the log and, the last one, that
-    entry: to be sent again if the server forgets them.
+    `attempt` is the data of the attempt's entry; `head` are the commands that make the log and, the last one, that entry: to be
+    sent again if the server forgets them.
     """
 
     generation_id: str
@@ -46,7 +46,7 @@ class Claim(NamedTuple):
     number: int
     length: int
     attempt: bytes
-    head: list[bytes]
+    head: list[tuple[bytes, ...]]
     kept_bytes: int = ATTEMPT_BYTES
     """How much is kept of what it appends, at most."""
 
@@ -68,7 +68,10 @@ class Writer:
     ) -> None:
         """`last` tells a log's last position and the data of an attempt's entry; without `pieces` all chunks are stored
         whole, as readers of version 1 want."""
-        self._appender, self._last, self.claim = appender, last, claim
+        self._control, self._appender = appender, appender.of(claim.generation_id)
+        self._last, self.claim = last, claim
+        self._told: list[Words] = []
+        self._untold: list[Words] = []
         self._shaper = EnvelopeEncoder() if pieces else None
         self.generation_id, self.epoch, self.number = claim.generation_id, claim.epoch, claim.number
         self.position = Position(claim.epoch, 0)
@@ -88,7 +91,7 @@ class Writer:
         self._commands = ChunkCommands(key)
         self._time = asyncio.get_running_loop().time
         self.retained = Retained(appender.budget, claim.head, self._time(), limit=claim.kept_bytes)
-        appender.keep(self)
+        self._appender.keep(self)
 
     @property
     def length(self) -> int:
@@ -134,6 +137,17 @@ class Writer:
                 chunks, full_at = chunks[stored:], None
         return self.position
 
+    def tell(self, command: Words) -> None:
+        """Sends a command about this attempt that nothing depends on, with what is sent next, be it the seal."""
+        self._told.append(command)
+        self._control.tell(command)
+
+    def untold(self) -> list[Words]:
+        """What was told and is not sent yet: who seals sends it, or it would come after the end."""
+        self._untold += self._control.take_back(self._told)
+        self._told.clear()
+        return self._untold
+
     async def mend(self) -> None:
         """Has the log looked at, and what is missing written again. Raises Damaged, Fenced where it cannot be."""
         await self._appender.mend()
@@ -145,7 +159,8 @@ class Writer:
         self._seal, self.sealed_at = seal, self._time()
 
     def close(self) -> None:
-        """Nothing more is to be written, and what was may be forgotten."""
+        """Nothing more is to be written, and what was may be forgotten. What is not told yet is not: others have the word."""
+        self._control.take_back(self._told)
         if self.sealed_at is None:
             self._appender.forget(self)
 
@@ -171,7 +186,7 @@ class Writer:
             if not forgot or deleted or retained.head is None or len(retained.head) == 1:
                 return []  # deleted, or all of it is lost: the next append finds out
             self._length = _MADE
-            return [*retained.head, *retained.after(0)]
+            return [*(pack(*words) for words in retained.head), *retained.after(0)]
         position = decode(last)[0].position
         if position.epoch > self.epoch:
             return []
@@ -179,7 +194,7 @@ class Writer:
             if retained.head is None:
                 return self._lose(f"attempt {self.epoch} of {self.generation_id} is gone")
             self._length = length + 1
-            return [retained.head[-1], *retained.after(0)]
+            return [pack(*retained.head[-1]), *retained.after(0)]
         if not self._is_mine(decode(attempt)[0].data if attempt else None):
             self.lost = Fenced(self.generation_id)
             return []

@@ -12,7 +12,7 @@ import builtins
 from collections.abc import Sequence
 from typing import Any
 
-from hiredis import Reader
+from hiredis import Reader, pack_command
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError, WatchError
 
 from shared.store.cluster.pipelines import Pipeline
@@ -20,6 +20,8 @@ from shared.store.connections import close_idle, read_replies
 from shared.store.jobs import ArqRedis
 from shared.store.outage import UNREACHABLE, Redirected, WrongServer
 
+Words = tuple[str | bytes | int | float, ...]
+"""A command, as its words."""
 MOVING_S = 0.05
 """Before what met a slot on its way from one node to another is tried again."""
 
@@ -27,6 +29,18 @@ MOVING_S = 0.05
 def pack(*words: bytes) -> bytes:
     """One command in Redis's protocol, packed without redis-py's detours."""
     return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
+
+
+def pack_each(commands: Sequence[Words]) -> bytes:
+    """Several, one after the other, of words of any kind."""
+    return b"".join([pack_command(words) for words in commands])  # type: ignore[arg-type]  # the stub says a 1-tuple
+
+
+def pack_as_one(commands: Sequence[Words]) -> tuple[bytes, int]:
+    """The same as a transaction, unless it is one command, and the number of replies."""
+    if len(commands) == 1:
+        return pack_each(commands), 1
+    return pack_each([("MULTI",), *commands, ("EXEC",)]), len(commands) + 2
 
 
 def unpack(reply: bytes) -> Any:

@@ -17,7 +17,8 @@ scores of what runs only say where to look for leases that may have lapsed. What
 What is added where it waits is added together with its tenant, so that no look misses it.
 
 A job may be put while it runs, since `put` cannot know that in one round trip: then it is in both sets, a worker that comes
-for it does not get its lease, and the one that runs it strikes it off where it waits. Methods raise RedisError and OSError.
+for it does not get its lease, and the one that runs it strikes it off where it waits. Methods raise RedisError and OSError;
+`move` and `end` only say which commands do it, for the worker's one connection.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple, Self
 
 from shared.errors import Fenced
 from shared.lib.clock import now_ms
-from shared.store.commands import exchange_all, pack, watch
+from shared.store.commands import Words, exchange_all, pack, watch
 from shared.store.confirm import INFO, identity
 from shared.store.jobs import UNKNOWN, Job, Lease, pack_job, ring, unpack_job
 from shared.store.keys import Lane
@@ -43,6 +44,16 @@ _TENANTS_MORE = 20
 """So many tenants are looked at beyond those that would do if each had a job."""
 OVERDUE_AT_ONCE = 200
 """How many leases of others a worker looks at in one look."""
+
+
+class _Commands:
+    """Commands that whoever asks for them sends."""
+
+    def __init__(self) -> None:
+        self.queued: list[Words] = []
+
+    def execute_command(self, *words: str | bytes | int | float, **_: Any) -> None:
+        self.queued.append(words)
 
 
 class Taken(NamedTuple):
@@ -255,22 +266,23 @@ class JobQueue:
             pipe.get(self._key.job(job.id))
         return pipe
 
-    async def move(self, taken: Taken, lease: Lease, charges: Charges, *, listed: bool) -> None:
-        """Puts what was taken where the rest runs, and charges it. What is unknown is let go, and struck off if `listed`."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            for job in taken.jobs:
-                pipe.zrem(self._key.waiting(job.lane, job.tenant), job.id)
-                pipe.zadd(self._key.running(job.lane), {job.id: lease.end_ms})
-            for gone in taken.unknown:
-                pipe.delete(self._key.lease(gone.id))
-                if listed:
-                    pipe.zrem(self._key.running(gone.lane), gone.id)
-                    if gone.tenant is not None:
-                        pipe.zrem(self._key.waiting(gone.lane, gone.tenant), gone.id)
-            charge(pipe, self._key, charges)
-            advance(pipe, self._key, taken.turns)
-            with suppress(OutOfMemoryError):  # the leases stand, and renewing them does the same again
-                await commit(pipe)
+    def move(self, taken: Taken, lease: Lease, charges: Charges, *, listed: bool) -> list[Words]:
+        """What puts that which was taken where the rest runs, and charges it. What is unknown is let go, and struck off if
+        `listed`. To be done as one, before anything else becomes of these jobs; where it is not, the leases stand, and renewing
+        them does the same again."""
+        found = _Commands()
+        for job in taken.jobs:
+            found.execute_command("ZREM", self._key.waiting(job.lane, job.tenant), job.id)
+            found.execute_command("ZADD", self._key.running(job.lane), lease.end_ms, job.id)
+        for gone in taken.unknown:
+            found.execute_command("DEL", self._key.lease(gone.id))
+            if listed:
+                found.execute_command("ZREM", self._key.running(gone.lane), gone.id)
+                if gone.tenant is not None:
+                    found.execute_command("ZREM", self._key.waiting(gone.lane, gone.tenant), gone.id)
+        charge(found, self._key, charges)
+        advance(found, self._key, taken.turns)
+        return found.queued
 
     async def renew(self, jobs: Sequence[Job], lease: Lease) -> list[Job]:
         """Prolongs the leases of those that run; returns those that have none any more.
@@ -329,16 +341,15 @@ class JobQueue:
         except OutOfMemoryError:  # Redis 6.2: it is found where it runs, when its lease was to end
             await self._redis.delete(lease)
 
-    async def end(self, job: Job, charges: Charges) -> None:
-        """It is done, and `charges` puts right what it was charged. Not one transaction, which a full Redis 7.0 would refuse:
-        what is in no set cannot be taken."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zrem(self._key.waiting(job.lane, job.tenant), job.id)
-            pipe.zrem(self._key.running(job.lane), job.id)
-            pipe.delete(self._key.job(job.id), self._key.lease(job.id))
-            settle(pipe, self._key, charges)
-            replies = await pipe.execute(raise_on_error=False)
-        raise_first([reply for reply in replies if not isinstance(reply, OutOfMemoryError)])  # charges only
+    def end(self, job: Job, charges: Charges) -> list[Words]:
+        """What says that it is done; `charges` puts right what it was charged. Not to be one transaction, which a full Redis
+        7.0 would refuse: what is in no set cannot be taken, and of these commands it refuses the charges only."""
+        found = _Commands()
+        found.execute_command("ZREM", self._key.waiting(job.lane, job.tenant), job.id)
+        found.execute_command("ZREM", self._key.running(job.lane), job.id)
+        found.execute_command("DEL", self._key.job(job.id), self._key.lease(job.id))
+        settle(found, self._key, charges)
+        return found.queued
 
     def _add(self, pipe: Any, job_id: str, lane: Lane, tenant: str, at_ms: int, *, nx: bool) -> None:
         pipe.zadd(self._key.waiting(lane, tenant), {job_id: at_ms}, nx=nx)

@@ -100,14 +100,14 @@ def join(pipe: Any, key: Keys, lane: Lane, tenant: str) -> None:
 def charge(pipe: Any, key: Keys, charges: Charges) -> None:
     """Adds to the tags of tenants whose jobs begin: they were waiting a moment ago."""
     for (lane, tenant), seconds in charges.items():
-        pipe.zadd(key.tenants(lane), {tenant: seconds}, xx=True, incr=True)
+        pipe.execute_command("ZADD", key.tenants(lane), "XX", "INCR", seconds, tenant, as_score=True)
 
 
 def settle(pipe: Any, key: Keys, charges: Charges) -> None:
     """Adds to the tags of tenants whose jobs have ended, wherever these are; one that has none is not ahead, and goes free."""
     charge(pipe, key, charges)
     for (lane, tenant), seconds in charges.items():
-        pipe.zadd(key.tags(lane), {tenant: seconds}, xx=True, incr=True)
+        pipe.execute_command("ZADD", key.tags(lane), "XX", "INCR", seconds, tenant, as_score=True)
 
 
 def advance(pipe: Any, key: Keys, begun: Iterable[Waiting]) -> None:
@@ -117,8 +117,8 @@ def advance(pipe: Any, key: Keys, begun: Iterable[Waiting]) -> None:
         if one.tag is not None:
             clocks[one.lane] = max(clocks.get(one.lane, SCALE), one.tag)
     for lane, clock in clocks.items():
-        pipe.zadd(key.tags(lane), {CLOCK: clock}, gt=True)
-        pipe.pexpire(key.tags(lane), _REMEMBERED_MS)
+        pipe.execute_command("ZADD", key.tags(lane), "GT", clock, CLOCK)
+        pipe.execute_command("PEXPIRE", key.tags(lane), _REMEMBERED_MS)
 
 
 async def let_go(redis: ArqRedis, line: Line, cost: Cost) -> bool:

@@ -6,7 +6,7 @@ said to return `Awaitable[Any] | Any`. A test that reads a key would have to den
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -19,6 +19,14 @@ Store: TypeAlias = Any
 def open_store(url: str, **options: Any) -> Store:
     """A blocking client of the server at `url`; a context manager, as redis-py's is."""
     return redis.Redis.from_url(url, **options)
+
+
+async def do(client: Any, commands: Sequence[Sequence[Any]]) -> None:
+    """Has commands done that a worker sends over its one connection, whatever is answered."""
+    async with client.pipeline(transaction=False) as pipe:
+        for words in commands:
+            pipe.execute_command(*words, **({"as_score": True} if words[0] == "ZADD" else {}))
+        await pipe.execute(raise_on_error=False)
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import pytest
 
 from shared.errors import Sealed
+from shared.log import appender as appending
 from shared.log.appender import Appender
 from shared.log.decoding import by_name
-from shared.log.entry import VERSION
-from shared.log.feed import START, Feed, FeedReader, accepted, parse
+from shared.log.entry import VERSION, Chunk
+from shared.log.feed import START, Feed, FeedReader, accepted, first_chunk, parse
 from shared.log.records import Header
 from shared.log.streamlog import StreamLog
+from shared.store.commands import pack
 from shared.store.redis import ArqRedis
 from tests.harness.records import attempt_with, header_with, outcome_with
 from tests.support.names import keys
@@ -57,7 +60,7 @@ async def test_each_step_is_told_with_what_it_does(
     one = header(key_id="key_1", background=True)
     assert await log.create(one, b"{}")
     await log.claim(appender, one["id"], 1, ATTEMPT)
-    await appender.look()
+    await appender.flush()
     await log.seal(one["id"], DONE)
     await log.delete(one["id"], "a")
     events = await told(redis, feed)
@@ -70,6 +73,52 @@ async def test_each_step_is_told_with_what_it_does(
     assert (sealed["status"], sealed["served_by"], sealed["cost_usd"]) == ("completed", "fake/echo", 2.0)
     assert (sealed["ttft_ms"], sealed["duration_ms"]) == (6, 8)
     assert sealed["usage"] == {"prompt_tokens": None, "completion_tokens": None, "total_tokens": 3}
+
+
+async def test_what_a_worker_tells_goes_with_what_it_sends_next(
+    log: StreamLog, appender: Appender, redis: ArqRedis, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the first chunk, which it must not keep waiting; and with the end, if nothing comes before that."""
+    monkeypatch.setattr(appending, "_TOLD_S", 3600.0)
+    one = header()
+    assert await log.create(one, b"{}")
+    writer, *_ = await log.claim(appender, one["id"], 1, ATTEMPT)
+    assert [event["type"] for event in await told(redis, feed)] == ["accepted"]
+    await writer.append([Chunk(b'{"choices":[]}')])
+    if not redis.key.cells.apart:
+        assert [event["type"] for event in await told(redis, feed)] == ["accepted", "claimed"]
+    writer.tell(feed.command(first_chunk(one, 1, {}, 7)))
+    end: dict[str, Any] = {"epoch": 1, "after": writer.position, "length": writer.length}
+    await log.seal(one["id"], DONE, header=one, told=writer.untold(), **end)
+    writer.close()
+    await appender.send(pack(b"PING"), 1)
+    events = await told(redis, feed)
+    assert [event["type"] for event in events] == ["accepted", "claimed", "first_chunk", "sealed"]
+
+
+async def test_what_a_worker_tells_does_not_wait_for_long(
+    log: StreamLog, appender: Appender, redis: ArqRedis, feed: Feed
+) -> None:
+    """A provider may take a minute before it says anything."""
+    one = header()
+    assert await log.create(one, b"{}")
+    await log.claim(appender, one["id"], 1, ATTEMPT)
+    async with asyncio.timeout(20):
+        while [event["type"] for event in await told(redis, feed)] != ["accepted", "claimed"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def test_nothing_is_told_of_an_attempt_after_the_end_that_another_has_written(
+    log: StreamLog, appender: Appender, redis: ArqRedis, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(appending, "_TOLD_S", 3600.0)
+    one = header()
+    assert await log.create(one, b"{}")
+    writer, *_ = await log.claim(appender, one["id"], 1, ATTEMPT)
+    await log.seal(one["id"], CANCELLED, header=one)
+    writer.close()
+    await appender.send(pack(b"PING"), 1)
+    assert [event["type"] for event in await told(redis, feed)] == ["accepted", "sealed"]
 
 
 async def test_what_may_be_there_already_is_told_when_it_is_enqueued(

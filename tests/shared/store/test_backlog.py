@@ -11,6 +11,7 @@ from shared.store.keys import Lane
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis
 from shared.store.turns import Waiting
+from tests.harness.store import do
 from tests.support.names import keys
 
 
@@ -30,7 +31,7 @@ async def test_each_lane_tells_who_waits_and_since_when(queue: JobQueue, redis: 
         await queue.put(f"chatcmpl-{number}", lane, tenant, expires_s=60)
     first = await redis.zscore(keys.waiting(Lane.GENERATION, "ann"), "chatcmpl-0")
     taken = await queue.take([Waiting("chatcmpl-3", Lane.GENERATION)], Lease("w", 10_000, 2_000_000), begun=False)
-    await queue.move(taken, Lease("w", 10_000, 2_000_000), {}, listed=True)
+    await do(redis, queue.move(taken, Lease("w", 10_000, 2_000_000), {}, listed=True))
 
     seen = await looked(redis)
     answers = seen[Lane.GENERATION]

@@ -18,6 +18,7 @@ from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis
 from shared.store.turns import Waiting
 from tests.harness.broker import client_of
+from tests.harness.store import do
 from tests.support.names import keys
 
 QUEUE = "arq:queue"
@@ -136,7 +137,7 @@ async def test_one_that_an_older_reaper_rang_for_while_it_runs_here_is_not_run_t
     job_id = await left_by_an_older_version(redis)
     await queue.put(job_id, Lane.GENERATION, "", expires_s=60)
     taken = await queue.take([Waiting(job_id, Lane.GENERATION)], lease, begun=False)
-    await queue.move(taken, lease, {}, listed=True)
+    await do(redis, queue.move(taken, lease, {}, listed=True))
     await adopt(redis, paused=False)
     assert (await queue.take([Waiting(job_id, Lane.GENERATION)], Lease("w2", 10_000, 1), begun=False)).jobs == []
     await queue.renew(taken.jobs, lease)

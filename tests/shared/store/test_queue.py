@@ -17,7 +17,7 @@ from shared.store.keys import Keys, Lane
 from shared.store.queue import OVERDUE_AT_ONCE, JobQueue, Seen, Taken
 from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, connect
 from shared.store.turns import Waiting
-from tests.harness.store import configured
+from tests.harness.store import configured, do
 from tests.support.names import keys
 
 MINE, OTHER = Lease("w1", 10_000, 2_000_000), Lease("w2", 10_000, 2_000_000)
@@ -37,7 +37,7 @@ async def put(queue: JobQueue, lane: Lane = Lane.GENERATION, tenant: str = "ann"
 
 async def start(queue: JobQueue, job_id: str, lane: Lane = Lane.GENERATION, lease: Lease = MINE) -> Taken:
     taken = await queue.take([Waiting(job_id, lane)], lease, begun=False)
-    await queue.move(taken, lease, {}, listed=True)
+    await do(queue._redis, queue.move(taken, lease, {}, listed=True))
     return taken
 
 
@@ -72,7 +72,7 @@ async def test_a_job_waits_runs_and_ends(queue: JobQueue, redis: ArqRedis, lane:
     assert (called.function, called.arguments) == ("batch" if lane is Lane.BATCH else "generate", [job_id])
     assert (await waiting(redis, lane), await running(redis, lane)) == ([], [job_id])
     assert await redis.pttl(keys.lease(job_id)) > 9000
-    await queue.end(job, {})
+    await do(queue._redis, queue.end(job, {}))
     await look(queue)
     assert await left(redis) == [keys.tags(lane).encode()]
     assert await redis.pttl(keys.tags(lane)) > 0
@@ -111,7 +111,7 @@ async def test_what_has_ended_is_let_go(queue: JobQueue, redis: ArqRedis, listed
     await redis.delete(keys.job(job_id))
     taken: Any = await queue.take([Waiting(job_id, Lane.GENERATION, "ann")], MINE, begun=False)
     assert taken == ([], [Waiting(job_id, Lane.GENERATION, "ann")], [])
-    await queue.move(taken, MINE, {}, listed=listed)
+    await do(queue._redis, queue.move(taken, MINE, {}, listed=listed))
     assert await redis.exists(keys.lease(job_id)) == 0
     assert await waiting(redis) == ([] if listed else [job_id])
 
@@ -278,7 +278,7 @@ async def test_a_full_server_lets_what_runs_be_renewed_and_end(full: ArqRedis) -
     await queue.hand_back(back, "w1", {})
     assert await full.exists(keys.lease(back_id)) == 0
     assert await queue.known([back_id]) == {back_id}, "found where it runs, when its lease was to end"
-    await queue.end(job, {})
+    await do(queue._redis, queue.end(job, {}))
     assert await queue.known([job_id]) == set()
     await queue.withdraw(back_id)
     assert await full.exists(keys.job(job_id), keys.job(back_id), keys.lease(job_id)) == 0
@@ -294,7 +294,7 @@ async def test_on_a_full_server_only_what_can_end_there_is_taken(full: ArqRedis)
         await queue.take([Waiting(new, Lane.GENERATION)], OTHER, begun=False)
     taken = await queue.take([Waiting(new, Lane.GENERATION), Waiting(batch, Lane.BATCH)], OTHER, begun=False)
     assert [job.id for job in taken.jobs] == [batch]
-    await queue.move(taken, OTHER, {}, listed=True)
+    assert await queue.renew(taken.jobs, OTHER) == [], "which does what `move` may not do here"
     assert [job.id for job in (await queue.take([Waiting(lost, Lane.GENERATION)], OTHER, begun=True)).jobs] == [lost]
     assert await running(full, Lane.BATCH) == [batch]
     assert await waiting(full, Lane.BATCH) == []

@@ -17,6 +17,7 @@ from shared.store.keys import Lane
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis
 from shared.store.turns import CLOCK, SCALE, Line
+from tests.harness.store import do
 from tests.support.names import keys
 from worker.places import Costs
 
@@ -87,13 +88,13 @@ class World:
                 return
             self.now, _, tenant, job = heapq.heappop(self.running)
             self.used[tenant] += 1
-            await self.queue.end(job, self.costs.end(job, self.now))
+            await do(self.queue._redis, self.queue.end(job, self.costs.end(job, self.now)))
 
     async def fill(self) -> None:
         free = self.places - len(self.running)
         seen = await self.queue.look("w", 1000, {LANE: free}, 0, 0, self.costs.of)
         taken = await self.queue.take(seen.waiting[LANE][:free], LEASE, begun=False)
-        await self.queue.move(taken, LEASE, self.costs.begin(taken.jobs, self.now), listed=True)
+        await do(self.queue._redis, self.queue.move(taken, LEASE, self.costs.begin(taken.jobs, self.now), listed=True))
         for job in taken.jobs:
             self._count += 1
             self.began.setdefault(job.tenant, []).append(self.now)

@@ -39,7 +39,7 @@ from shared.store.turns import Waiting
 from tests.harness.cluster import Node
 from tests.harness.processes import free_port, kill_valkey
 from tests.harness.records import attempt_with, header_with, outcome_with
-from tests.harness.store import Store, open_store
+from tests.harness.store import Store, do, open_store
 from tests.support.sentinels import Sentinels
 from tests.support.server import Certificates, Server
 
@@ -114,7 +114,7 @@ async def test_an_answer_from_its_request_to_its_settlement(redis: ArqRedis, pai
         one = header["id"]
         assert await queue.known([one]) == {one}
         taken = await queue.take([Waiting(one, Lane.GENERATION, "ann")], MINE, begun=False)
-        await queue.move(taken, MINE, {}, listed=False)
+        await do(redis, queue.move(taken, MINE, {}, listed=False))
         writer, _, _ = await log.claim(appender, one, 1, ATTEMPT)
         await writer.append([Chunk(b'{"choices":[]}')])
         assert (await confirmer.of(one).confirm()).by == await confirmer.of(one).server()

@@ -185,6 +185,7 @@ def installation(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ins
             yield Installation(admins, [other.client()], as_some(url), as_some(other.url))
 
 
+@pytest.mark.timeout(300)
 def test_who_follows_the_doctor_has_all_that_is_needed_and_it_is_well(
     installation: Installation, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
@@ -197,7 +198,7 @@ def test_who_follows_the_doctor_has_all_that_is_needed_and_it_is_well(
         environment = {**stack.environment, "PORT": str(stack.port)}
         command = [sys.executable, "-m", "shared.cli.main", "doctor", "--json"]
         done = subprocess.run(
-            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
         )
         found = [Finding(**one) for one in json.loads(done.stdout)]
         assert [one for one in found if one.ok is not True and not one.what.startswith("provider")] == []

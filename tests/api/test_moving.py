@@ -39,7 +39,7 @@ def command(stack: Stack, directory: Path, *words: str) -> subprocess.CompletedP
     asked = [sys.executable, "-m", "shared.cli.main", *words]
     environment = stack.environment
     return subprocess.run(
-        asked, cwd=directory, env=environment, capture_output=True, text=True, timeout=60, check=False
+        asked, cwd=directory, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
 
 
@@ -52,6 +52,7 @@ def used(http: httpx.Client) -> int:
     return sum(row["requests"] for row in http.get("/v1/usage").json()["data"])
 
 
+@pytest.mark.timeout(300)  # it starts a whole system twice, and the command looks for ten seconds
 def test_what_was_accepted_ends_after_the_move_and_is_asked_once(
     servers: tuple[EmbeddedValkey, EmbeddedValkey], upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:

@@ -171,7 +171,9 @@ class Application(FastAPI):
                 await super().__call__(scope, receive, named)
             if serve := scope.pop(LATER):
                 _forget(scope)
-                await serve(scope, receive, named)
+                shown = serve(scope, receive, named)
+                del serve, receive, send  # a viewer stays, and so would they
+                await shown
 
     def _find(self, scope: Scope) -> Answer | None:
         """What answers instead of the framework; `scope` is then as the framework would have it."""

@@ -146,7 +146,8 @@ class EventStream(LogResponse):
         return live.joined(shown.encode, start.chunk if start.epoch == live.epoch else 0)
 
     async def _stream(self, client: Client, live: LiveLog, shown: Stateless | Folding, start: Start) -> None:
-        """Sends what there is, and what comes, to the end, or until the client or this server leaves."""
+        """Sends what there is, and what comes, to the end, or until the client or this server leaves. One function, because
+        most viewers wait in here for most of the time, and a frame more is memory of each."""
         epoch, index, skip_end, first = start
         if first:
             await self._send(client, first)
@@ -158,34 +159,33 @@ class EventStream(LogResponse):
             if (epoch, index) > (live.epoch, live.end) and not live.ended:
                 after = await self._news(client, live)  # another process brought it further than this one has read
             elif epoch != live.epoch:
-                if live.replaced and (self._projection.native or epoch or index):
-                    body = b"".join(self._projection.attempt(live.epoch, shown.replaced))
-                    if not self._projection.native:
-                        await self._send(client, body, more=False)
-                        return
-                    await self._send(client, body + shown.opening)
+                told = live.replaced and (self._projection.native or epoch or index)
+                if told and not await self._replace(client, live, shown):
+                    return
                 epoch, index, self._reader = live.epoch, 0, None
             elif index < live.end and (limit := self._limit(live, index)) == index:
                 after = await self._until_due(client, live, epoch, index)
             elif index < live.floor and self._stay.left_s() <= 0:
                 after = Next.LEAVE  # however far behind: this is the deadline
             elif index < live.end:
-                if index < live.floor:
-                    body, index = await self._read_page(live, shown, epoch, index, limit)
-                else:
-                    self._reader = None
-                    body, index = live.body(shown.encode, index, limit)
+                body, index = await self._page_of(live, shown, epoch, index, limit)
                 if body:
                     await self._send(client, body)
                 body = b""
-            elif live.outcome:
-                await self._send(client, b"".join(shown.end(live.outcome)[skip_end:]), more=False)
-                return
-            elif live.problem:
-                await self._send(client, b"".join(shown.fold.problem(live.problem)), more=False)
+            elif live.ended:
+                await self._send(client, self._end_of(live, shown, skip_end), more=False)
                 return
             elif self._pace is None and (transport := client.transport) is not None:
-                epoch, index, after = await self._write_through(client, live, shown, transport)
+                # Leaves it to the log to write what comes, as long as this viewer keeps up and there is nothing else to say.
+                writer = live.attach(shown.encode, transport, self._projection.keepalive)
+                try:
+                    while not (writer.left or client.gone or after is Next.LEAVE):
+                        if (patience_s := self._stay.left_s()) <= 0:
+                            after = Next.LEAVE
+                        else:
+                            await client.wait(writer.waiter(), patience_s)
+                finally:
+                    epoch, index = live.detach(writer)
                 if transport.get_write_buffer_size():
                     await client.send(b"")  # it did not take all that was written: wait until it has, or drop it
             else:
@@ -194,6 +194,20 @@ class EventStream(LogResponse):
                 await self._send(client, self._projection.keepalive)
         if not client.gone:
             await self._leave(client, shown)
+
+    async def _replace(self, client: Client, live: LiveLog, shown: Stateless | Folding) -> bool:
+        """Tells of a newer attempt. Returns whether this viewer is shown it; else that was its end."""
+        native = self._projection.native
+        body = b"".join(self._projection.attempt(live.epoch, shown.replaced))
+        await self._send(client, body + shown.opening if native else body, more=native)
+        return native
+
+    @staticmethod
+    def _end_of(live: LiveLog, shown: Stateless | Folding, skipped: int) -> bytes:
+        if live.outcome:
+            return b"".join(shown.end(live.outcome)[skipped:])
+        assert live.problem is not None
+        return b"".join(shown.fold.problem(live.problem))
 
     async def _news(self, client: Client, live: LiveLog) -> Next:
         """Waits for something new, until a keep-alive is due, or it is time to leave."""
@@ -204,23 +218,6 @@ class EventStream(LogResponse):
         await client.wait(waiter, patience_s)
         new = live.position != before or client.gone or live.problem or self.process.drain.native
         return Next.LOOK if new else Next.KEEP_ALIVE
-
-    async def _write_through(
-        self, client: Client, live: LiveLog, shown: Stateless | Folding, transport: asyncio.Transport
-    ) -> tuple[int, int, Next]:
-        """Leaves it to the log to write what comes, as long as this viewer keeps up and there is nothing else to say.
-
-        Returns where it got to, and what `_news` would.
-        """
-        writer = live.attach(shown.encode, transport, self._projection.keepalive)
-        try:
-            while not (writer.left or client.gone):
-                if (patience_s := self._stay.left_s()) <= 0:
-                    return *live.detach(writer), Next.LEAVE
-                await client.wait(writer.waiter(), patience_s)
-            return *live.detach(writer), Next.LOOK
-        finally:
-            live.detach(writer)
 
     def _limit(self, live: LiveLog, index: int) -> int:
         """How many of the attempt's chunks this viewer may have by now."""
@@ -245,10 +242,13 @@ class EventStream(LogResponse):
             live.forget(waiter)
         return Next.LOOK
 
-    async def _read_page(
+    async def _page_of(
         self, live: LiveLog, shown: Stateless | Folding, epoch: int, index: int, limit: int
     ) -> tuple[bytes, int]:
-        """Frames that have left the window, from the log itself."""
+        """Frames from the window, or from the log itself where they have left it."""
+        if index >= live.floor:
+            self._reader = None
+            return live.body(shown.encode, index, limit)
         log, count = self.process.broker.log, min(self._page, limit - index)
         try:
             reader = self._reader = self._reader or await shown.reader(live, log, epoch, index)

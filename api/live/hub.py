@@ -7,7 +7,7 @@ missing or a log is deleted, who is due a keep-alive, and that a log which was r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from operator import itemgetter
 from typing import Self
@@ -41,10 +41,10 @@ _LONGEST_PAUSE_S = 1.0
 class _Watched:
     """One viewer's stay. A class, because a generator for each viewer is memory."""
 
-    __slots__ = ("_leave", "_live")
+    __slots__ = ("_hub", "_live")
 
-    def __init__(self, live: LiveLog, leave: Callable[[LiveLog], Awaitable[None]]) -> None:
-        self._live, self._leave = live, leave
+    def __init__(self, live: LiveLog, hub: Hub) -> None:
+        self._live, self._hub = live, hub
         live.viewers += 1
         VIEWERS.inc()
 
@@ -61,7 +61,7 @@ class _Watched:
         VIEWERS.dec()
         self._live.viewers -= 1
         if not self._live.viewers:
-            await self._leave(self._live)
+            await self._hub.leave(self._live)
 
 
 class Hub:
@@ -143,7 +143,7 @@ class Hub:
                 self._open(live, fresh=fresh)
             self._live[generation_id] = live
             FOLLOWED.inc()
-        return _Watched(live, self._leave)
+        return _Watched(live, self)
 
     def _open(self, live: LiveLog, *, fresh: bool) -> None:
         """Nothing is to be read of one that was just created, and there is no task for it if it can be followed at once."""
@@ -153,7 +153,7 @@ class Hub:
         else:
             live.opening = asyncio.create_task(self._catch_up(live, fresh), name=f"open {live.id}")
 
-    async def _leave(self, live: LiveLog) -> None:
+    async def leave(self, live: LiveLog) -> None:
         """The last viewer has left."""
         del self._live[live.id]
         FOLLOWED.dec()

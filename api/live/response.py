@@ -13,7 +13,7 @@ from typing import Protocol
 from urllib.parse import quote
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from api import spans
 from api.errors import failure, problem_error, to_response
@@ -80,6 +80,7 @@ class LogResponse(Response):
         needed = self.header.get("on_disconnect") == "cancel"
         sent = spans.counting()
         client = Client(scope, receive, send, self.process.settings.send_timeout_s, needed=needed, sent=sent)
+        del receive
         try:
             async with scope.get(SEAT) or _NO_SEAT:
                 await self.watch(client, needed=needed)
@@ -93,7 +94,7 @@ class LogResponse(Response):
             visible = _visible(error)
             if self._fresh and visible.retryable is None and not self.joined:
                 visible.retryable = False  # the generation is there and goes on: a repeat would be a second one
-            await to_response(visible, self.extra)(scope, receive, send)
+            await to_response(visible, self.extra)(scope, _nothing, send)
         finally:
             if sent is not None:
                 sent.tell()
@@ -142,6 +143,11 @@ class LogResponse(Response):
             if left <= 0:
                 return
             await client.wait(live.waiter(), left)
+
+
+async def _nothing() -> Message:
+    """There is nothing to be received for a response that looks at nothing."""
+    return {"type": "http.disconnect"}
 
 
 async def _within(span: AbstractContextManager[object], shown: Awaitable[None]) -> None:

@@ -94,11 +94,12 @@ class Life:
         return [min(found) for _, found in sorted(minutes.items())][:-1]
 
     def grows(self) -> float | None:
-        """MB a minute, if its floor has risen by more than RISE_MB; None if not, or if it was too young to tell."""
+        """MB a minute, if its floor has risen by more than RISE_MB, and goes on to; None if not, or if it was too young to
+        tell. What a heap needs for the most that it ever held at once comes with the first large answers, and stays."""
         floor = self.floor()
         if len(floor) < JUDGED_MIN:
             return None
-        slope = trend(floor)
+        slope = min(trend(floor), trend(floor[-JUDGED_MIN:]))
         return slope if slope * (len(floor) - 1) > RISE_MB else None
 
     def figures(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.chaos import soak_faults
-from tests.chaos.soak_faults import APIS, WORKERS, Faults, Life, Sample
+from tests.chaos.soak_faults import APIS, WORKERS, Faults, Life, Sample, trend
 from tests.chaos.soak_load import Generation, session_problems
 from tests.harness.upstream import Call, Script, refusal
 from tests.support.ledger import ledger_problems
@@ -110,6 +110,17 @@ def test_a_cache_may_fill_and_a_leak_beside_it_is_seen() -> None:
     assert life(16, 0, kept=kept).grows() is None
     assert life(16, 1, kept=kept).grows()
     assert life(60, 0.2, kept=kept).grows()
+
+
+def test_what_has_come_to_its_full_size_does_not_grow_and_a_leak_beside_that_is_seen() -> None:
+    def filled(leak_mb: float) -> Life:
+        made = life(26, leak_mb)
+        made.samples = [one._replace(resident_mb=one.resident_mb + min(9.0, one.age_s / 100)) for one in made.samples]
+        return made
+
+    assert trend(filled(0).floor()) * len(filled(0).floor()) > 5
+    assert filled(0).grows() is None
+    assert filled(1).grows() == pytest.approx(1, abs=0.25)
 
 
 def test_what_is_too_young_is_not_judged_and_a_long_run_needs_somebody_who_is_not() -> None:

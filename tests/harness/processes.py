@@ -27,6 +27,9 @@ READY_S = 90.0
 TWO_WORKERS = "worker worker-2 api"
 _LEADS_ELSEWHERE = re.compile(r".*_API_KEY|.*_BASE_URL|OTEL_.*")
 
+_SHARES, _SHARE = 4, 3000
+_given: set[int] = set()
+
 
 def wait_until(condition: Callable[..., Any], timeout_s: float = 15.0, what: str = "") -> Any:
     """Polls until the condition is true and returns its value; fails the test when the time is over.
@@ -42,11 +45,18 @@ def wait_until(condition: Callable[..., Any], timeout_s: float = 15.0, what: str
 
 def free_port() -> int:
     """One below those that outgoing connections are given (32768 and up): none of them takes it before its server is there,
-    or while it is started again."""
+    or while it is started again. Nor does another server of these tests: who asks is given each but once, and the processes of
+    one run draw from shares of their own."""
+    share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _SHARES
     while True:
-        port = 20_000 + secrets.randbelow(12_000)
+        port = 20_000 + share * _SHARE + secrets.randbelow(_SHARE)
+        if port in _given:
+            continue
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            if len(_given) > _SHARE // 2:
+                _given.clear()
+            _given.add(port)
             return port
 
 

@@ -80,6 +80,9 @@ class Answering(LoopThread):
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
         writer.write(self._answer)
+        writer.write_eof()
+        while await reader.read(100):  # what it says after that: to close before it was read would reset the connection
+            pass
         writer.close()
 
     async def _close(self) -> None:

@@ -188,7 +188,8 @@ def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
 async def main():
     del (first := [bytearray(30_000_000)])[:]  # from here on, by itself, all that is smaller comes out of the heap
-    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # modules that had to be compiled left room enough for all of it
+    filled = [bytearray(1000) for _ in range(20_000)]  # modules that had to be compiled left holes for the small ones
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # and room for the large ones
     before = resident()
     large, small = [], []
     for _ in range(400):

@@ -28,13 +28,6 @@ _READY_S = 60
 _TRIES = 3
 
 
-def _new_port(taken: set[int]) -> int:
-    while (port := free_port()) in taken:
-        pass
-    taken.add(port)
-    return port
-
-
 class Node:
     """One server of a cluster."""
 
@@ -55,15 +48,16 @@ class Node:
         self.port = self.bus_port = 0
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, taken: set[int] | None = None) -> None:
-        """At ports that none of `taken` has, the first time; others where somebody else was quicker with one of them."""
+    def start(self) -> None:
+        """At new ports the first time, and at others where somebody else was quicker with one of them; then at the same."""
+        again = bool(self.port)
         self.directory.mkdir(exist_ok=True)
         for _ in range(_TRIES):
-            if taken is not None:
-                self.port, self.bus_port = _new_port(taken), _new_port(taken)
+            if not again:
+                self.port, self.bus_port = free_port(), free_port()
             self._launch()
             wait_until(lambda: not self.is_running() or self._answers(), _READY_S, "a node answers")
-            if self.is_running() or taken is None:
+            if self.is_running() or again:
                 break
         assert self.is_running(), (self.directory / "log").read_text()[-2000:]
 
@@ -161,7 +155,6 @@ class Cluster:
 
         self._node = node
         self.nodes = [node(number) for number in range(masters + replicas)]
-        self._taken = set[int]()
 
     @property
     def url(self) -> str:
@@ -174,7 +167,7 @@ class Cluster:
     def __enter__(self) -> Self:
         try:
             for node in self.nodes:
-                node.start(self._taken)
+                node.start()
             self._join()
         except BaseException:
             self.__exit__()
@@ -216,7 +209,7 @@ class Cluster:
     def add(self) -> Node:
         """One more, which knows the others and has no slots yet."""
         node, first = self._node(len(self.nodes)), self.nodes[0]
-        node.start(self._taken)
+        node.start()
         self.nodes.append(node)
         node.ask("CLUSTER", "MEET", self._address, first.port, first.bus_port)
         wait_until(self._agrees, _READY_S, "the others know the new one")

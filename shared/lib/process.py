@@ -48,7 +48,7 @@ def collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)
-    if (trim := _trimmer()) is not None:
+    if (trim := _of_libc("malloc_trim")) is not None:
         trim(0)
 
 
@@ -93,8 +93,7 @@ def one_heap() -> None:
     malloc/malloc.c does that for the process's own only. So each thread that ever stored or read an object went on to hold as
     much: of a worker that had archived for four minutes, 15 of them held 55 MB, with nothing in them.
     """
-    limit = getattr(ctypes.CDLL(None), "mallopt", None)
-    if limit is not None and "MALLOC_ARENA_MAX" not in os.environ:
+    if (limit := _of_libc("mallopt")) is not None and "MALLOC_ARENA_MAX" not in os.environ:
         limit(_M_ARENA_MAX, 1)
 
 
@@ -115,14 +114,15 @@ async def giving_back() -> AsyncIterator[None]:
         await cancel(trimming)
 
 
-def _trimmer() -> Callable[[int], object] | None:
-    trim: Callable[[int], object] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return trim
+def _of_libc(name: str) -> Callable[..., object] | None:
+    """None: another libc than glibc has no such function."""
+    found: Callable[..., object] | None = getattr(ctypes.CDLL(None), name, None)
+    return found
 
 
 async def _trim() -> None:
     """In a thread, because a large heap takes milliseconds."""
-    trim = _trimmer()
+    trim = _of_libc("malloc_trim")
     while trim is not None:
         await asyncio.sleep(_GIVE_BACK_EVERY_S)
         await asyncio.to_thread(trim, 0)

@@ -17,6 +17,7 @@ from shared.log.entry import VERSION, Chunk
 from shared.log.feed import START, Feed, FeedReader, accepted, first_chunk, parse
 from shared.log.records import Header
 from shared.log.streamlog import StreamLog
+from shared.log.writer import Writer
 from shared.store.commands import pack
 from shared.store.redis import ArqRedis
 from tests.harness.records import attempt_with, header_with, outcome_with
@@ -75,14 +76,21 @@ async def test_each_step_is_told_with_what_it_does(
     assert sealed["usage"] == {"prompt_tokens": None, "completion_tokens": None, "total_tokens": 3}
 
 
-async def test_what_a_worker_tells_goes_with_what_it_sends_next(
-    log: StreamLog, appender: Appender, redis: ArqRedis, feed: Feed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the first chunk, which it must not keep waiting; and with the end, if nothing comes before that."""
+@pytest.fixture
+async def untold(log: StreamLog, appender: Appender, monkeypatch: pytest.MonkeyPatch) -> tuple[Header, Writer]:
+    """A request and its attempt, of which is told only with what is sent next."""
     monkeypatch.setattr(appending, "_TOLD_S", 3600.0)
     one = header()
     assert await log.create(one, b"{}")
     writer, *_ = await log.claim(appender, one["id"], 1, ATTEMPT)
+    return one, writer
+
+
+async def test_what_a_worker_tells_goes_with_what_it_sends_next(
+    log: StreamLog, appender: Appender, redis: ArqRedis, feed: Feed, untold: tuple[Header, Writer]
+) -> None:
+    """With the first chunk, which it must not keep waiting; and with the end, if nothing comes before that."""
+    one, writer = untold
     assert [event["type"] for event in await told(redis, feed)] == ["accepted"]
     await writer.append([Chunk(b'{"choices":[]}')])
     if not redis.key.cells.apart:
@@ -109,12 +117,9 @@ async def test_what_a_worker_tells_does_not_wait_for_long(
 
 
 async def test_nothing_is_told_of_an_attempt_after_the_end_that_another_has_written(
-    log: StreamLog, appender: Appender, redis: ArqRedis, feed: Feed, monkeypatch: pytest.MonkeyPatch
+    log: StreamLog, appender: Appender, redis: ArqRedis, feed: Feed, untold: tuple[Header, Writer]
 ) -> None:
-    monkeypatch.setattr(appending, "_TOLD_S", 3600.0)
-    one = header()
-    assert await log.create(one, b"{}")
-    writer, *_ = await log.claim(appender, one["id"], 1, ATTEMPT)
+    one, writer = untold
     await log.seal(one["id"], CANCELLED, header=one)
     writer.close()
     await appender.send(pack(b"PING"), 1)

@@ -120,6 +120,8 @@ def test_what_is_typed_answers_as_shown(document: str, stack: Stack, tmp_path: P
         script += f"exec >{number}.out\n{code}\n"
     if "/v1/queue" in script:
         wait_until(lambda: rests(stack), LIMIT_S)
+    if "/facets" in script:  # which shows what has completed
+        assert httpx.post(f"{stack.url}/v1/chat/completions", json=QUESTION, timeout=LIMIT_S).status_code == 200
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,

@@ -67,7 +67,7 @@ async def guard(connection: HTTPConnection) -> None:
         caller = replace(caller, tenant=tenant)
     limiter = connection.app.state.services.limiter
     if rule.access in (Access.WRITE, Access.CONTROL) and limiter.applies(caller):
-        caller = replace(caller, ratelimits={})
+        caller = caller.for_one_request()
         connection.scope[RATELIMITS] = caller.ratelimits
     elif (seat := limiter.seat(caller)) is not None:
         connection.scope[SEAT] = seat

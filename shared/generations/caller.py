@@ -35,6 +35,11 @@ class Caller:
     share: Share | None = None
     """By which share it asks; None: by none."""
 
+    def for_one_request(self) -> Caller:
+        """The same, with a place for the `x-ratelimit-…` headers of one request. What dataclasses' `replace` would make, at a
+        fifth of its cost: every request under a limit comes by here."""
+        return Caller(self.tenant, self.key_id, self.role, self.limits, self.models, {}, self.budgets, self.share)
+
     @property
     def is_everyone(self) -> bool:
         """Whether an admin asks for what all tenants have, which only some lists show."""

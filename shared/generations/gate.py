@@ -42,11 +42,13 @@ class Gate:
             self._refuse_known(request, caller, header)
             before = await self._sessions.reserve(pipe, header) if header["session"] else 0
             note(pipe)
-            is_limited, conditions = self._limiter.applies(caller), list[Condition]()
-            if is_limited or self._budgets.of(header):
+            is_limited, has_budget = self._limiter.applies(caller), bool(self._budgets.of(header))
+            conditions = list[Condition]()
+            if is_limited or has_budget:
                 tokens = expects(request).after(before)
-                await self._budgets.expect(header, tokens)
-                conditions.append(self._budgets.condition(header))
+                if has_budget:
+                    await self._budgets.expect(header, tokens)
+                    conditions.append(self._budgets.condition(header))
                 if is_limited:
                     conditions.append(self._limiter.count(caller, request.model, tokens.total, header))
             execute = under(conditions, unless=self._key.log(header["id"]))

@@ -224,7 +224,10 @@ async def execute_if(
     and WatchError, also where something was watched and the server had to be told the script first.
     """
     commands = pipe.queued
-    flat: list[Any] = [unless, len(counts), *(word for count in counts for word in count.words()), *words(commands)]
+    flat: list[Any] = [unless, len(counts)]
+    for count in counts:
+        flat += count.words()
+    flat += words(commands)
     watched, pipe.queued = pipe.watching, []
     key = counts[0].key
     reply = await _evaluated(pipe, key, flat, watched=watched)
@@ -290,9 +293,7 @@ async def _evaluated(pipe: Any, key: str, flat: list[Any], *, watched: bool) -> 
     if watched:
         pipe.evalsha(_DIGEST, 1, key, *flat)
         return (await pipe.execute(raise_on_error=False))[0]
-    async with pipe.alone() as alone:
-        alone.evalsha(_DIGEST, 1, key, *flat)
-        return (await alone.execute(raise_on_error=False))[0]
+    return await pipe.do("EVALSHA", _DIGEST, 1, key, *flat)
 
 
 class Condition(Protocol):

@@ -41,7 +41,7 @@ class Expected(NamedTuple):
 
     def after(self, history: int) -> Expected:
         """With so many tokens before its own."""
-        return self._replace(prompt=self.prompt + history)
+        return self._replace(prompt=self.prompt + history) if history else self
 
 
 Expects = Callable[[ChatRequest], Expected]

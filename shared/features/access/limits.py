@@ -28,6 +28,7 @@ from shared.config.settings import Settings
 from shared.config.tenants import EVERY_TENANT
 from shared.errors import RateLimited
 from shared.features.effect import Commands, Ended
+from shared.lib.clock import go_duration
 from shared.lib.telemetry import LIMITED, tenant_label
 from shared.log.records import Header
 from shared.log.streamlog import Execute
@@ -42,7 +43,6 @@ _LOOK_S = 5.0
 _MOST_KNOWN = 10_000
 _SEATED_S = 20
 """Between two times that a process says who watches there."""
-
 _WORDS = {
     "requests": "requests per min (RPM)",
     "tokens": "tokens per min (TPM)",
@@ -87,6 +87,8 @@ class Limiter:
         self.told: Callable[[str], Mapping[str, int]] = lambda tenant: NOTHING_SET
         self._known: dict[str, tuple[Mapping[str, int], Mapping[str, int], Limits]] = {}
         """By tenant: what was set at run time for all and for it, and the limits that this made."""
+        self._scopes: dict[tuple[str, str | None], tuple[Limits, Limits, Sequence[tuple[str, Limits]]]] = {}
+        """By tenant and key: the limits of both, and the scopes that these made."""
         self._looked_at: dict[str, float] = {}
         self._seated: set[tuple[str, str]] = set()
         self._used_up: dict[str, tuple[float, Count, int]] = {}
@@ -107,13 +109,18 @@ class Limiter:
         self._known[tenant] = for_all, own, limits
         return limits
 
-    def scopes(self, asking: Asking) -> list[tuple[str, Limits]]:
-        """The limits that a caller is under, with the names by which they are counted."""
-        found = []
-        if (limits := self.of_tenant(asking.tenant)) is not UNLIMITED:
-            found.append((f"tenant:{asking.tenant}", limits))
-        if asking.key_id is not None and asking.limits is not UNLIMITED and asking.limits != UNLIMITED:
-            found.append((f"key:{asking.key_id}", asking.limits))
+    def scopes(self, asking: Asking) -> Sequence[tuple[str, Limits]]:
+        """The limits that a caller is under, with the names by which they are counted. Several parts of one request ask."""
+        who, of_tenant, of_key = (asking.tenant, asking.key_id), self.of_tenant(asking.tenant), asking.limits
+        known = self._scopes.get(who)
+        if known is not None and known[0] is of_tenant and known[1] is of_key:
+            return known[2]
+        found = [] if of_tenant is UNLIMITED else [(f"tenant:{asking.tenant}", of_tenant)]
+        if asking.key_id is not None and of_key != UNLIMITED:
+            found.append((f"key:{asking.key_id}", of_key))
+        if len(self._scopes) >= _MOST_KNOWN:
+            self._scopes.clear()
+        self._scopes[who] = of_tenant, of_key, found
         return found
 
     def applies(self, asking: Asking) -> bool:
@@ -347,13 +354,6 @@ class Seat:
 
     async def __aexit__(self, *_: object) -> None:
         await self._limiter.leave(self._checks)
-
-
-def go_duration(seconds: int) -> str:
-    """As OpenAI has it in `x-ratelimit-reset-…`: `1s`, `6m0s`."""
-    minutes, rest = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes}m{rest}s" if hours else f"{minutes}m{rest}s" if minutes else f"{rest}s"
 
 
 def _headers(checks: Sequence[_Check], found: Sequence[Found], *, taken: bool) -> dict[str, str]:

@@ -123,3 +123,17 @@ async def test_a_connection_that_broke_is_made_again_unless_it_watched(redis: Ar
             await pipe.execute()
     assert await redis.get(NAME) == b"1"
     await redis.delete(NAME)
+
+
+async def test_one_command_is_done_in_the_place_of_a_transaction(redis: ArqRedis) -> None:
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.set(NAME, b"queued")
+        assert await pipe.do("INCR", NAME) == 1, "and what was queued is not done"
+        assert isinstance(await pipe.do("HGET", NAME, "field"), ResponseError)
+        assert not pipe.queued
+        assert not pipe.watching
+        pipe.incr(NAME)
+        pipe.expire(NAME, 60)
+        assert await pipe.execute() == [2, True]
+        assert pipe.is_transaction
+    await redis.delete(NAME)

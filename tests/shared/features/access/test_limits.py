@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -15,11 +15,11 @@ from shared.chat.request import ChatRequest
 from shared.config.limits import NOTHING_SET, Limits
 from shared.config.settings import Settings
 from shared.errors import RateLimited, SessionBusy, Unavailable
-from shared.features.access.limits import Limiter, go_duration
+from shared.features.access.limits import Limiter
 from shared.features.effect import Ended
 from shared.generations.caller import Caller
 from shared.generations.core import Core
-from shared.lib.clock import now_ms
+from shared.lib.clock import go_duration, now_ms
 from shared.log.entry import Status
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis
@@ -297,6 +297,15 @@ async def test_what_a_session_refuses_is_not_counted(made: Made, redis: ArqRedis
     await submit(core, caller, session_id="s", session_policy="enqueue")
     assert await sums(redis, "requests", "key:key_1") == 2
     assert len(await core.sessions.newest(caller, None, 5)) == 1
+
+
+def test_the_caller_of_one_request_is_the_same_caller() -> None:
+    """Each field has another value than it has by itself."""
+    share: Any = {"id": "s", "mode": "view", "include": []}
+    caller = Caller("ann", "key_1", "viewer", Limits(running=1), ("fake/*",), None, {"day_usd": 1.0}, share)
+    assert all(getattr(caller, one.name) != getattr(Caller("bob"), one.name) for one in fields(caller) if one.compare)
+    assert caller.for_one_request() == caller
+    assert (caller.ratelimits, caller.for_one_request().ratelimits) == (None, {})
 
 
 async def test_where_nothing_is_limited_nothing_is_counted(made: Made, redis: ArqRedis) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from shared.config.settings import Settings
+from tests.support.lookups import unknown
 from worker.check import look
 
 ANSWERS: dict[str, tuple[int, str, str]] = {
@@ -79,14 +80,15 @@ def test_each_answer_has_its_verdict(
     assert any("canary" in value for value in asked[0][1].values())
 
 
-def test_what_cannot_be_reached_says_why() -> None:
+def test_what_cannot_be_reached_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown(monkeypatch, "nowhere.invalid")
     settings = Settings(
         _env_file=None,
         providers={"away": {"base_url": "http://127.0.0.1:1/v1"}, "unknown": {"base_url": "http://nowhere.invalid/v1"}},
     )
-    away, unknown = asyncio.run(look(settings, ask=True))["providers"]
+    away, strange = asyncio.run(look(settings, ask=True))["providers"]
     assert "connection refused" in away["found"]
-    assert "the name is not known here" in unknown["found"]
+    assert "the name is not known here" in strange["found"]
 
 
 def test_nothing_is_asked_unless_it_is_wanted() -> None:

@@ -31,8 +31,6 @@ EVENTS = chunk("a") + chunk(None, "stop") + DONE
 
 Next = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
-pytestmark = pytest.mark.timeout(60)
-
 
 class Server:
     """Answers the first request on each connection; then `next_one` has its way with it."""
@@ -105,7 +103,7 @@ async def asked(upstream: Upstream, url: str) -> Served:
 @pytest.mark.parametrize("at_a_time", [1, 50])
 async def test_every_answer_comes_at_the_first_try_and_nobody_is_asked_twice(next_one: Next, at_a_time: int) -> None:
     rounds = 300 // at_a_time
-    async with serving(next_one) as server, Upstream(Settings(upstream_connect_s=5)) as upstream:
+    async with serving(next_one) as server, Upstream(Settings(upstream_connect_s=60)) as upstream:
         retries = 0
         for _ in range(rounds):
             served = await asyncio.gather(*(asked(upstream, server.url) for _ in range(at_a_time)))
@@ -136,7 +134,7 @@ async def test_a_response_that_has_begun_is_never_asked_for_again(said: bytes, e
             await asyncio.sleep(0.05)  # a reset would overtake what is on its way
             reset(writer)
 
-    async with serving(begin) as server, http.open_client(5) as client:
+    async with serving(begin) as server, http.open_client(60) as client:
         await post(client, server.url)
         with pytest.raises(http.TransportError):
             await post(client, server.url)
@@ -144,7 +142,7 @@ async def test_a_response_that_has_begun_is_never_asked_for_again(said: bytes, e
 
 
 async def test_on_a_new_connection_nothing_is_repeated() -> None:
-    async with serving(at_once, first=b"") as server, http.open_client(5) as client:
+    async with serving(at_once, first=b"") as server, http.open_client(60) as client:
         with pytest.raises(http.TransportError):
             await post(client, server.url)
     assert len(server.calls) == 1
@@ -152,7 +150,7 @@ async def test_on_a_new_connection_nothing_is_repeated() -> None:
 
 async def test_it_is_repeated_once_and_on_a_new_connection_although_others_are_kept() -> None:
     """Ten dead connections wait to be used; the request does not go through them one by one."""
-    async with serving(as_it_is_asked) as server, http.open_client(5) as client:
+    async with serving(as_it_is_asked) as server, http.open_client(60) as client:
         await asyncio.gather(*(post(client, server.url) for _ in range(10)))
         assert server.connections == 10
         assert await post(client, server.url)
@@ -173,7 +171,7 @@ async def test_what_is_read_late_of_an_answer_is_no_word_of_the_next_one() -> No
         asked.set()
         await late.wait()
 
-    async with serving(once_it_was_read) as server, http.open_client(5) as client, asyncio.timeout(10):
+    async with serving(once_it_was_read) as server, http.open_client(60) as client, asyncio.timeout(60):
         first = await client.send(client.build_request("POST", server.url, headers={}, content=b"{}"))
         while not client._transport._keeping.connector._conns:  # type: ignore[attr-defined]  # noqa: ASYNC110
             await asyncio.sleep(0.001)
@@ -192,7 +190,7 @@ async def test_a_body_in_pieces_has_a_connection_of_its_own() -> None:
     async def pieces() -> AsyncIterator[bytes]:
         yield b"{}"
 
-    async with serving(as_it_is_asked) as server, http.open_client(5) as client:
+    async with serving(as_it_is_asked) as server, http.open_client(60) as client:
         await post(client, server.url)
         request = client.build_request("POST", server.url, headers={"content-length": "2"}, content=pieces())
         response = await client.send(request)
@@ -219,12 +217,12 @@ async def test_what_comes_unasked_on_a_kept_connection_closes_it(what: str) -> N
         assert await reader.read(1) == b""
         closed.set()
 
-    async with serving(talk) as server, http.open_client(5) as client:
+    async with serving(talk) as server, http.open_client(60) as client:
         for call in range(1, 4):
             assert await post(client, server.url) == EVENTS
             assert (server.connections, len(server.calls)) == (call, call)
             read.set()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await closed.wait()
             read.clear()
             closed.clear()
@@ -235,7 +233,7 @@ async def test_what_comes_right_behind_an_answer_is_nobodys(what: str) -> None:
     async def stay(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read(1)
 
-    async with serving(stay, first=ANSWER + UNASKED[what]) as server, http.open_client(5) as client:
+    async with serving(stay, first=ANSWER + UNASKED[what]) as server, http.open_client(60) as client:
         for call in range(1, 4):
             assert await post(client, server.url) == EVENTS
             assert (server.connections, len(server.calls)) == (call, call)
@@ -247,7 +245,7 @@ async def test_a_kept_connection_is_used_again_as_long_as_it_lives() -> None:
             await server.read(reader)
             writer.write(ANSWER)
 
-    async with serving(another) as server, http.open_client(5) as client:
+    async with serving(another) as server, http.open_client(60) as client:
         for _ in range(5):
             assert await post(client, server.url)
     assert (server.connections, len(server.calls)) == (1, 5)

@@ -24,7 +24,9 @@ def listing() -> Iterator[ListingProvider]:
 
 
 @pytest.fixture
-async def lists() -> AsyncIterator[ModelLists]:
+async def lists(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ModelLists]:
+    for limit in ("CONNECT_S", "LIST_S", "DETAILS_S"):
+        monkeypatch.setattr(model_lists, limit, 60.0)
     async with ModelLists() as opened:
         yield opened
 

@@ -23,8 +23,6 @@ from worker.normalizer import Normalizer
 from worker.providers.formats import dialect_of
 from worker.providers.registry import Provider
 
-pytestmark = pytest.mark.timeout(60)
-
 GEMINI = {"candidates": [{"content": {"parts": [{"text": "word "}]}}]}
 CLAUDE = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "word "}}
 FORMATS: dict[ProviderKind, tuple[str, list[bytes], bytes]] = {

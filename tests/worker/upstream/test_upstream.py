@@ -25,8 +25,10 @@ from shared.errors import (
 )
 from shared.log.entry import Chunk
 from tests.harness.upstream import DONE, END, Play, Server, Wire, chunk, serving, usage
+from tests.support.lookups import unknown
 from worker.normalizer import Normalizer
 from worker.providers.registry import FAKE, Provider
+from worker.upstream import client as requesting
 from worker.upstream import timers as module
 from worker.upstream.attempts import Served, Target
 from worker.upstream.client import Upstream
@@ -34,16 +36,13 @@ from worker.upstream.client import Upstream
 KEY = "sk-test-topsecret"
 BODY: dict[str, Any] = {"model": "acme/m", "messages": [{"role": "user", "content": "hi"}], "session_id": "s", "x": 1}
 SETTINGS = {
-    "upstream_connect_s": 2,
-    "upstream_first_s": 10,
-    "upstream_idle_s": 10,
-    "generation_s": 15,
+    "upstream_connect_s": 60,
+    "upstream_first_s": 60,
+    "upstream_idle_s": 60,
+    "generation_s": 100,
     "max_event_bytes": 4096,
 }
-SHORT = {"upstream_first_s": 0.3, "upstream_idle_s": 0.3}
-"""For what is to run out of time: anything else may have to wait for a busy machine."""
-
-pytestmark = pytest.mark.timeout(20)
+"""What is to run out of time gets less: anything else may have to wait for a busy machine."""
 
 
 class Reading:
@@ -81,6 +80,12 @@ async def read(upstream: Upstream, who: Provider, model: str = "m", body: dict[s
     except UpstreamError as error:
         reading.error = error
     return reading
+
+
+async def played(server: Server) -> None:
+    """Whoever was asked has been hung up on, or has said all it had to say."""
+    for call in server.calls:
+        await asyncio.wait_for(call.closed.wait(), 60)
 
 
 async def ask(script: Play, **settings: Any) -> tuple[Reading, Server]:
@@ -207,7 +212,11 @@ async def test_without_key_no_authorization() -> None:
     assert "authorization" not in server.calls[0].headers
 
 
-async def test_connections_are_used_again_and_cookies_are_not() -> None:
+async def test_connections_are_used_again_and_cookies_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        requesting, "_REUSE_S", 60.0
+    )  # the end of a body is under way: what it waits for is the machine
+
     async def script(wire: Wire) -> str:
         await wire.head(set_cookie="a=b; Path=/")
         await wire.send(chunk("a", "stop"), DONE)
@@ -230,7 +239,7 @@ async def test_what_follows_done_is_ignored() -> None:
 
     reading, server = await ask(script)
     assert (reading.error, reading.text) == (None, "a")
-    await asyncio.wait_for(server.calls[0].closed.wait(), 5)
+    await played(server)
 
 
 async def test_a_finish_reason_is_an_end_too() -> None:
@@ -266,10 +275,10 @@ async def test_after_the_finish_reason_the_wait_is_short(monkeypatch: pytest.Mon
         await wire.hung_up()
 
     started = time.monotonic()
-    reading, server = await ask(script, upstream_idle_s=60)
+    reading, server = await ask(script, upstream_idle_s=90)
     assert (reading.error, reading.text, reading.usage_chunks) == (None, "a", 1)
-    assert time.monotonic() - started < 5
-    await asyncio.wait_for(server.calls[0].closed.wait(), 5)
+    assert time.monotonic() - started < 60
+    await played(server)
 
 
 async def stall_at_once(wire: Wire) -> None:
@@ -314,37 +323,39 @@ async def stalls_in_its_error(wire: Wire) -> None:
     await wire.hung_up()
 
 
+FIRST, IDLE, WHOLE_TIME = {"upstream_first_s": 0.3}, {"upstream_idle_s": 0.3}, {"generation_s": 3}
+"""Of these the limits are short that are to be met; to meet the last one, something has to be said before."""
+
+
 @pytest.mark.parametrize(
-    ("script", "code", "text"),
+    ("script", "limit", "code", "text"),
     [
-        (stall_at_once, "upstream_first_timeout", ""),
-        (stall_after_headers, "upstream_first_timeout", ""),
-        (stalls_in_its_error, "upstream_first_timeout", ""),
-        (stall_later, "upstream_idle_timeout", "a"),
-        (never_ends, "generation_timeout", "a"),
+        (stall_at_once, FIRST, "upstream_first_timeout", ""),
+        (stall_after_headers, FIRST, "upstream_first_timeout", ""),
+        (stalls_in_its_error, FIRST, "upstream_first_timeout", ""),
+        (stall_later, IDLE, "upstream_idle_timeout", "a"),
+        (never_ends, WHOLE_TIME, "generation_timeout", "a"),
     ],
 )
-async def test_timers(script: Play, code: str, text: str) -> None:
-    await _ends_with(script, code, text)
+async def test_timers(script: Play, limit: dict[str, float], code: str, text: str) -> None:
+    await _ends_with(script, limit, code, text)
 
 
 @pytest.mark.parametrize(
-    ("script", "code", "text"),
-    [(only_comments, "upstream_first_timeout", ""), (comments_later, "upstream_idle_timeout", "a")],
+    ("script", "limit", "code", "text"),
+    [(only_comments, FIRST, "upstream_first_timeout", ""), (comments_later, IDLE, "upstream_idle_timeout", "a")],
 )
-async def test_j2_comments_are_no_sign_of_life(script: Play, code: str, text: str) -> None:
-    await _ends_with(script, code, text)
+async def test_j2_comments_are_no_sign_of_life(script: Play, limit: dict[str, float], code: str, text: str) -> None:
+    await _ends_with(script, limit, code, text)
 
 
-async def _ends_with(script: Play, code: str, text: str) -> None:
-    started = time.monotonic()
-    async with serving(script) as server, client(**SHORT, generation_s=1) as upstream:
+async def _ends_with(script: Play, limit: dict[str, float], code: str, text: str) -> None:
+    async with serving(script) as server, client(**limit) as upstream:
         reading = await read(upstream, provider(server.url))
-        await asyncio.wait_for(server.calls[0].closed.wait(), 5)
+        await played(server)
     assert isinstance(reading.error, UpstreamTimeout)
     assert (reading.error.code, reading.error.status) == (code, 504)
     assert reading.text[:1] == text
-    assert time.monotonic() - started < 5
 
 
 async def test_connect_timeout() -> None:
@@ -355,25 +366,30 @@ async def test_connect_timeout() -> None:
             filler.setblocking(False)
             with suppress(BlockingIOError):
                 filler.connect(full.getsockname())
-        async with client(upstream_connect_s=0.2, upstream_first_s=5) as upstream:
+        async with client(upstream_connect_s=0.2) as upstream:
             reading = await read(upstream, provider(f"http://127.0.0.1:{full.getsockname()[1]}"))
     assert isinstance(reading.error, UpstreamTimeout)
     assert reading.error.code == "upstream_connect_timeout"
 
 
 async def test_a_slow_consumer_is_not_the_providers_silence() -> None:
+    waited = asyncio.Event()
+
     async def script(wire: Wire) -> None:
         await wire.head()
         await wire.send(chunk("a"))
-        await asyncio.sleep(0.5)
+        await waited.wait()
+        await asyncio.sleep(0.05)  # so that it is waited for
         await wire.send(chunk("b", "stop"), DONE)
 
-    async with serving(script) as server, client() as upstream:
+    async with serving(script) as server, client(upstream_idle_s=1.5) as upstream:
         reading = Reading()
         async for chunks in upstream.stream([Target(provider(server.url), "m")], BODY, reading.normalizer, Served()):
             reading.batches.append(chunks)
-            await asyncio.sleep(0.7)
-    assert reading.text == "ab"
+            if not waited.is_set():
+                await asyncio.sleep(1.6)
+                waited.set()
+    assert (reading.error, reading.text) == (None, "ab")
 
 
 @pytest.fixture(autouse=True)
@@ -382,7 +398,8 @@ def no_pauses_between_tries() -> Iterator[None]:
         yield
 
 
-async def test_no_connection() -> None:
+async def test_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown(monkeypatch, "no.such.invalid")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         refused = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -468,7 +485,7 @@ async def test_what_came_before_an_error_is_kept(bad: bytes, kind: type[Upstream
     assert isinstance(reading.error, kind)
     assert reading.error.code == code
     assert reading.text == "ab"
-    await asyncio.wait_for(server.calls[0].closed.wait(), 5)
+    await played(server)
 
 
 async def test_a_key_of_any_form_is_not_repeated() -> None:
@@ -496,7 +513,7 @@ async def test_an_endless_line_is_not_buffered() -> None:
     reading, server = await ask(script)
     assert reading.error is not None
     assert reading.error.code == "upstream_chunk_too_large"
-    await asyncio.wait_for(server.calls[0].closed.wait(), 5)
+    await played(server)
     assert sent < 64 << 20
 
 
@@ -544,7 +561,7 @@ async def test_f18_a_body_of_json_is_the_whole_answer(content_type: str, body: b
             await wire.send(body[at : at + 7])
         await wire.raw(END)
 
-    reading, _ = await ask(script, upstream_first_s=10)
+    reading, _ = await ask(script)
     assert (reading.error, reading.text, reading.usage_chunks) == (None, "The whole answer", 1)
     assert reading.normalizer.finish_reasons == ["stop"]
 
@@ -555,7 +572,7 @@ async def test_f18_a_body_of_json_that_was_cut_is_none() -> None:
         await wire.send(WHOLE[:60])
         await wire.raw(END)
 
-    reading, server = await ask(script, upstream_first_s=10)
+    reading, server = await ask(script)
     assert isinstance(reading.error, UpstreamIncomplete)
     assert len(server.calls) == 3
 
@@ -567,7 +584,7 @@ async def test_f18_a_stream_that_is_called_json_is_one(first: bytes) -> None:
         await wire.send(first + chunk("a").removeprefix(b"data"), chunk("b", "stop"), DONE)
         await wire.raw(END)
 
-    reading, _ = await ask(script, upstream_first_s=10)
+    reading, _ = await ask(script)
     assert (reading.error, reading.text) == (None, "ab")
 
 
@@ -592,7 +609,7 @@ async def test_f2_where_nothing_was_said_the_next_target_is_asked(events: list[b
         await wire.send(chunk("a", "stop"), DONE)
         await wire.raw(END)
 
-    async with serving(fails) as bad, serving(answers) as good, client(upstream_first_s=10) as upstream:
+    async with serving(fails) as bad, serving(answers) as good, client() as upstream:
         targets, reading, served = [Target(provider(one.url), "m") for one in (bad, good)], Reading(), Served()
         async for chunks in upstream.stream(targets, BODY, reading.normalizer, served):
             reading.batches.append(chunks)
@@ -676,7 +693,7 @@ async def test_an_endless_error_is_read_in_part_only() -> None:
     reading, server = await ask(script)
     assert isinstance(reading.error, UpstreamRefused)
     assert len(reading.error.message) < 600
-    await asyncio.wait_for(server.calls[0].closed.wait(), 5)
+    await played(server)
 
 
 async def test_an_error_that_was_cut_keeps_its_status() -> None:
@@ -709,7 +726,7 @@ async def test_hanging_up_reaches_the_provider_at_once(how: str) -> None:
         await wire.send(chunk("a"))
         await wire.hung_up()
 
-    async with serving(script) as server, client(upstream_idle_s=60) as upstream:
+    async with serving(script) as server, client(upstream_idle_s=90) as upstream:
         stream = upstream.stream([Target(provider(server.url), "m")], BODY, Reading().normalizer, Served())
         if how == "aclose":
             async with aclosing(stream):
@@ -721,9 +738,8 @@ async def test_hanging_up_reaches_the_provider_at_once(how: str) -> None:
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-        started = time.monotonic()
-        await asyncio.wait_for(server.calls[0].closed.wait(), 5)
-        assert time.monotonic() - started < 1
+        async with asyncio.timeout(60):  # nothing else ends it before: the provider may be silent for longer
+            await played(server)
 
 
 async def test_many_cancelled_requests_leave_the_client_well() -> None:
@@ -742,15 +758,14 @@ async def test_many_cancelled_requests_leave_the_client_well() -> None:
         await wire.send(chunk("a", "stop"), DONE)
         await wire.raw(END)
 
-    async with serving(script) as server, client(upstream_first_s=60) as upstream:
+    async with serving(script) as server, client() as upstream:
         tasks = [asyncio.create_task(read(upstream, provider(server.url))) for _ in range(50)]
-        await asyncio.wait_for(all_there.wait(), 10)
+        await asyncio.wait_for(all_there.wait(), 60)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert (await read(upstream, provider(server.url))).text == "a"
-        for call in server.calls:
-            await asyncio.wait_for(call.closed.wait(), 5)
+        await played(server)
 
 
 async def batches_of(stream: AsyncIterator[list[Chunk]]) -> list[list[Chunk]]:
@@ -772,11 +787,12 @@ async def test_fake_models_take_the_same_road() -> None:
         assert refused.error.status == 429
         with pytest.raises(BadRequest):
             await batches_of(upstream.stream([Target(FAKE, "gpt")], BODY, Reading().normalizer, Served()))
-    async with client(**SHORT) as upstream:
-        late = await read(upstream, FAKE, "lorem?first_ms=2000")
+    async with client(**FIRST) as upstream:
+        late = await read(upstream, FAKE, "lorem?first_ms=60000")
         assert late.error is not None
         assert late.error.code == "upstream_first_timeout"
-        slow = await read(upstream, FAKE, "lorem?rate=0.5")
+    async with client(**IDLE) as upstream:
+        slow = await read(upstream, FAKE, "lorem?rate=0.01")
         assert slow.error is not None
         assert slow.error.code == "upstream_idle_timeout"
 
@@ -784,10 +800,10 @@ async def test_fake_models_take_the_same_road() -> None:
 async def test_fake_models_keep_their_rate() -> None:
     async with client() as upstream:
         started = time.monotonic()
-        reading = await read(upstream, FAKE, "lorem?tokens=21&rate=100")
-        assert 0.19 < time.monotonic() - started < 5
-        assert len(reading.text.split()) == 21
-        assert len(reading.batches) > 10
+        reading = await read(upstream, FAKE, "lorem?tokens=101&rate=100")
+        assert 0.99 < time.monotonic() - started < 60
+        assert len(reading.text.split()) == 101
+        assert len(reading.batches) > 10, "but those that are due together come together"
 
 
 # ---- again, before the first chunk
@@ -814,7 +830,7 @@ async def test_a_refusal_that_may_pass_is_met_with_another_try(failures: int, ca
             await wire.head()
 
     heard: list[UpstreamError] = []
-    async with serving(script) as server, client(upstream_first_s=2) as upstream:
+    async with serving(script) as server, client() as upstream:
         reading = Reading()
         stream = upstream.stream(
             [Target(provider(server.url), "m")],

@@ -11,12 +11,14 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
 from shared.lib import http
 from shared.lib.proxies import Proxies, from_environment
+from shared.lib.tasks import cancel
 from tests.harness.upstream import DONE, END, Wire, chunk, serving
 
 pytestmark = pytest.mark.timeout(240)
@@ -30,9 +32,11 @@ class ConnectProxy:
         self._target, self._credentials = target, credentials
         self.asked: list[str] = []
         self.port = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.serving: set[asyncio.Task[Any]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if task := asyncio.current_task():
+            self.serving.add(task)
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             self.asked.append(head.partition(" HTTP/")[0])
@@ -57,11 +61,12 @@ class ConnectProxy:
             writer.close()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        with suppress(OSError, RuntimeError):
+        try:
+            with suppress(OSError):
+                while data := await reader.read(65536):
+                    writer.write(data)
+                    await writer.drain()
+        finally:
             writer.close()
 
 
@@ -74,6 +79,7 @@ async def proxying(target: int, credentials: str | None = None) -> AsyncIterator
         yield proxy
     finally:
         listener.close()
+        await cancel(*proxy.serving)
 
 
 async def answer(wire: Wire) -> None:
@@ -82,7 +88,7 @@ async def answer(wire: Wire) -> None:
 
 
 async def posted(url: str, proxies: Proxies) -> bytes:
-    async with http.open_client(5, proxies) as client:
+    async with http.open_client(60, proxies) as client:
         request = client.build_request("POST", url, headers={"content-type": "application/json"}, content=b"{}")
         response = await client.send(request)
         try:
@@ -130,14 +136,17 @@ async def test_over_tls_a_provider_is_asked_through_a_tunnel_and_its_certificate
     authority.issue_cert("provider.invalid").configure_cert(context)
 
     async def provider(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
+        try:
             await reader.readuntil(b"\r\n\r\n")
             body = json.dumps({"data": [{"id": "m"}]}).encode()
             writer.write(
                 b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
             )
             await writer.drain()
-        writer.close()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
 
     listener = await asyncio.start_server(provider, "127.0.0.1", 0, ssl=context)
     table = '[providers.{}]\nbase_url = "https://{}.invalid/v1"\n'

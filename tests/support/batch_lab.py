@@ -61,6 +61,10 @@ class Lab:
                     del self._tasks[generation_id]
             await asyncio.sleep(0.01)
 
+    async def stop_ended(self) -> None:
+        """What a worker does every few seconds: who is answered in vain is left."""
+        await self._generator.running.stop_ended()
+
     async def stop(self) -> None:
         await cancel(*self._tasks.values())
 
@@ -101,7 +105,7 @@ class Lab:
         return await self.batches.find(batch_id, OWNER)
 
     async def until(self, batch_id: str, condition: Callable[..., Any], what: str = "") -> BatchHead:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 with suppress(Unavailable):
                     if condition(head := await self.head(batch_id)):
@@ -110,7 +114,7 @@ class Lab:
 
     async def until_open(self, count: int) -> None:
         """Until so many lines were begun and have no end."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(await self.log.open_ids()) != count:  # noqa: ASYNC110 -- another task begins them
                 await asyncio.sleep(0.01)
 
@@ -155,7 +159,7 @@ async def open_lab(
     valkey: EmbeddedValkey, upstream: ScriptedUpstream, directory: Path, **fields: Any
 ) -> AsyncIterator[Lab]:
     secret = f"{OWNER}:whsec_{base64.b64encode(bytes(32)).decode()}"
-    settings = Settings(data_dir=directory, webhook_secret=secret, upstream_first_s=5, upstream_idle_s=5, **fields)
+    settings = Settings(data_dir=directory, webhook_secret=secret, **fields)
     async with AsyncExitStack() as stack:
         redis: ArqRedis = connect(valkey.url.replace("db=0", "db=2"), max_connections=50)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)

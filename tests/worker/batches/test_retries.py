@@ -30,6 +30,7 @@ JSON = {"content-type": "application/json"}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batcher, "_FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(batcher, "_HAND_OVER_S", 60.0)  # a busy machine's second is no loss of the batch's
     for module in (batch, batcher):
         monkeypatch.setattr(module, "TICK_S", 0.05)
     monkeypatch.setattr(batch, "_BLOCK_MS", 20)
@@ -92,21 +93,23 @@ async def test_a_provider_that_is_away_fails_no_line(lab: Lab, upstream: Scripte
 
 
 async def test_the_circuit_opens_for_all_batches_of_a_worker_and_other_models_go_on(
-    lab: Lab, upstream: ScriptedUpstream
+    lab: Lab, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those of the same provider."""
+    monkeypatch.setattr(circuit, "_LONGEST_PAUSE_S", 60.0)  # it doubles: a dozen looks in all, however long this takes
     script = refusing(upstream, "down", 503)
     other = good(upstream, "up")
     batcher = lab.batcher()
     first = await lab.start(few(50, "scripted/down"))
     async with lab.running(first, batcher):
         await until(lambda: batcher.circuits.of("scripted/down").opened_at is not None)
+        await until(lambda: len(script.calls) >= 50)  # what of the first was on its way
         second = await lab.start([*few(50, "scripted/down"), *few(50, "scripted/up", "other")])
         before = len(script.calls)
         async with lab.running(second, batcher):
             await lab.until(second, lambda head: head["completed"] == 50)
         assert len(other.calls) == 50
-        # Only to see whether it is back, and what of the first was on its way; else each of the second's would have asked.
+        # Only to see whether it is back; else each of the second's would have asked.
         assert len(script.calls) - before < 40
 
 
@@ -125,7 +128,7 @@ async def test_other_workers_hear_that_a_provider_is_away_and_that_it_is_back(
         async with lab.running(second, other) as running:
             await until(lambda: other.circuits.of("scripted/far").opened_at is not None)
             until_one, until_other = (each.circuits.of("scripted/far").until for each in (one, other))
-            assert abs(until_one - until_other) < 1
+            assert abs(until_one - until_other) < 5
             good(upstream, "far")
             one.circuits.answered("scripted/far", asyncio.get_running_loop().time())
             lab.answering.set()
@@ -186,8 +189,11 @@ async def test_a_refusal_that_is_the_lines_own_fails_it_at_once(
 
 async def test_lines_that_still_wait_when_the_window_ends_expire(lab: Lab, upstream: ScriptedUpstream) -> None:
     refusing(upstream, "never", 503)
-    batch_id = await lab.start([*few(3), *few(300, "scripted/never", "never")], "2s")
-    assert await lab.run(batch_id)
+    batch_id = await lab.start([*few(3), *few(300, "scripted/never", "never")])
+    async with lab.running(batch_id) as running:
+        await lab.until(batch_id, lambda head: head["completed"] == 3)
+        await lab.expire(batch_id)
+        assert await running
     head = await lab.head(batch_id)
     assert (head["status"], head["completed"], head["failed"]) == ("expired", 3, 300)
     assert await codes(lab, head) == {"batch_expired": 300}
@@ -251,7 +257,7 @@ async def test_a_line_with_a_hole_is_asked_again(lab: Lab, upstream: ScriptedUps
 
 
 async def until_begun(lab: Lab, generation_id: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not await lab.redis.exists(lab.redis.key.log(generation_id)):  # noqa: ASYNC110 -- another task begins it
             await asyncio.sleep(0.005)
 
@@ -319,6 +325,7 @@ async def test_a_log_that_is_gone_is_begun_again(lab: Lab, upstream: ScriptedUps
     async with lab.running(batch_id) as running:
         await until(lambda: script.live == 1)
         await lab.redis.delete(lab.redis.key.log(line_id(batch_id, 1, 0)))
+        await lab.stop_ended()
         await until(lambda: len(script.calls) == 2)
         pause.go()
         assert await running

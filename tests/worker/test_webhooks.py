@@ -20,8 +20,10 @@ from openai import InvalidWebhookSignatureError
 
 from shared.config.settings import Settings
 from shared.features.webhooks import Webhooks
+from shared.lib import post as posting
 from shared.store.redis import ArqRedis
 from tests.harness.fake_store import fake_client
+from tests.harness.processes import free_port
 from tests.support.names import keys
 from tests.support.receiver import SECRET, Receiver
 from worker import webhooks as courier_module
@@ -89,7 +91,7 @@ class Post:
         return state
 
     async def until(self, subject: str, ready: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not ready(state := await self.state(subject)):  # noqa: ASYNC110 - Redis does not wake us
                 await asyncio.sleep(0.01)
         return state
@@ -185,9 +187,7 @@ async def test_a_receiver_cannot_put_its_webhook_off_for_ever(
 
 
 async def test_a_receiver_that_is_not_there_yet(redis: ArqRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    receiver = Receiver()
-    receiver.start()
-    receiver.stop()
+    receiver = Receiver(port=free_port())  # one that nobody else is given meanwhile
     async with post(redis, monkeypatch) as mail:
         assert (await mail.told("batch_1", receiver.url))["error"] == "connect_error"
         with receiver:
@@ -234,7 +234,9 @@ def answering(*pieces: bytes, then: Callable[[socket.socket], object] = lambda _
                 try:
                     request = b""
                     while b"}" not in request.partition(b"\r\n\r\n")[2]:
-                        request += connection.recv(65536)
+                        if not (piece := connection.recv(65536)):
+                            raise ConnectionResetError
+                        request += piece
                     for piece in pieces:
                         connection.sendall(piece)
                     then(connection)
@@ -303,7 +305,7 @@ async def test_a_2xx_is_a_delivery_whatever_comes_after_its_head(
 ) -> None:
     pieces, then = DELIVERIES[kind]
     with answering(*pieces, then=then) as url:
-        async with post(redis, monkeypatch, webhook_timeout_s=2, webhook_retry_s=60) as mail:
+        async with post(redis, monkeypatch, webhook_timeout_s=30, webhook_retry_s=60) as mail:
             state = await mail.told("batch_1", url)
     assert (state["status"], state["attempts"], state["error"]) == ("delivered", 1, None)
     assert state["last_status"] == int(pieces[0][9:12] if "first" not in kind and len(pieces) == 1 else 200)
@@ -339,6 +341,7 @@ async def test_a_switch_of_protocols_is_no_delivery(redis: ArqRedis, monkeypatch
 async def test_a_short_body_is_let_come_so_that_the_receiver_sees_no_reset(
     redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(posting, "_LINGER_S", 30.0)
     seen: list[object] = []
 
     def look(connection: socket.socket) -> None:
@@ -472,12 +475,12 @@ async def test_a_stopping_worker_finishes_what_it_began(
 
     def hold(_: object) -> int:
         asked.set()
-        return 200 if answer.wait(10) else 500
+        return 200 if answer.wait(60) else 500
 
     receiver.answer = hold
     async with post(redis, monkeypatch) as mail:
         await mail.queue("batch_1", receiver.url)
-        await asyncio.to_thread(asked.wait, 10)
+        assert await asyncio.to_thread(asked.wait, 60)
         draining = asyncio.create_task(mail.courier.drain())
         answer.set()
         await draining

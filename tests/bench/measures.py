@@ -272,17 +272,17 @@ def _pick_ups(target: Ours, jobs: int) -> list[float]:
     times: list[float] = []
     with Redis.from_url(target.redis_url) as redis, redis.pubsub() as bell:
         bell.subscribe(keys.doorbell)
+        bell.get_message(timeout=30)  # the confirmation
         body = target.body(Upstream.model(1, 50))
         asking = Viewers(target.cores.load, target.chat_url, chunks=1, viewers=jobs, body=body, spacing_ms=40)
-        bell.get_message(timeout=1)  # the confirmation
         while len(times) < jobs:
             rung = bell.get_message(timeout=30)
             at = time.monotonic()
             if rung is None:
                 raise CannotMeasure("no doorbell within 30 s")
-            claimed = redis.xread({keys.log(rung["data"].decode()): str(BEGIN)}, count=1, block=10_000)
+            claimed = redis.xread({keys.log(rung["data"].decode()): str(BEGIN)}, count=1, block=30_000)
             if not claimed:
-                raise CannotMeasure("a job was not picked up within 10 s")
+                raise CannotMeasure("a job was not picked up within 30 s")
             times.append((time.monotonic() - at) * 1000)
         asking.result()
     return times

@@ -80,13 +80,13 @@ class Place:
     def join(self) -> None:
         joining = self.run("cluster-join")
         try:
-            assert joining.wait(100) == 0, (self.directory / "cluster-join.log").read_text()
+            assert joining.wait(200) == 0, (self.directory / "cluster-join.log").read_text()
         finally:
             joining.kill()
             joining.wait()
 
     def client(self, first: int, number: int) -> Store:
-        return redis.Redis(f"127.0.0.{first + number}", self.port, password="5ecret", socket_timeout=10)
+        return redis.Redis(f"127.0.0.{first + number}", self.port, password="5ecret", socket_timeout=60)
 
 
 def _port() -> int:
@@ -101,7 +101,7 @@ def _port() -> int:
             return port
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_three_nodes_become_a_cluster_and_stay_one_at_other_addresses(tmp_path: Path) -> None:
     place = Place(tmp_path)
     with place.nodes(1):
@@ -110,12 +110,17 @@ def test_three_nodes_become_a_cluster_and_stay_one_at_other_addresses(tmp_path: 
         slots = place.client(1, 1).execute_command("CLUSTER", "SLOTS")
         assert sorted(last - first + 1 for first, last, *_ in slots) == [5461, 5461, 5462]
         (number,) = [number for number in NODES if _takes(place.client(1, number))]
-        wait_until(lambda: place.client(1, number).execute_command("WAITAOF", 1, 0, 1000)[0] == 1, 30, "it is on disk")
+        wait_until(lambda: place.client(1, number).execute_command("WAITAOF", 1, 0, 1000)[0] == 1, 60, "it is on disk")
     with place.nodes(4):
         place.join()
         assert place.client(4, number).get("kept") == b"1"
-        slots = place.client(4, 2).execute_command("CLUSTER", "SLOTS")
-        assert {master[0].decode() for _, _, master, *_ in slots} == {f"127.0.0.{4 + one}" for one in NODES}
+        wanted = {f"127.0.0.{4 + one}" for one in NODES}
+        wait_until(lambda: _masters(place.client(4, 2)) == wanted, 60, "the second has heard of the others")
+
+
+def _masters(client: Store) -> set[str]:
+    """The addresses that a node knows the masters by."""
+    return {master[0].decode() for _, _, master, *_ in client.execute_command("CLUSTER", "SLOTS")}
 
 
 def _takes(client: Store) -> bool:

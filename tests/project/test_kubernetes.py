@@ -34,11 +34,13 @@ VERSIONS = ("1.27", "1.37")
 """The oldest and the newest that manifests are judged by; Chart.yaml names the first."""
 PAUSE_S = 5.0
 
+pytestmark = pytest.mark.timeout(600)  # programs are started, some times in one test
+
 
 def judge(*words: str, given: str = "") -> subprocess.CompletedProcess[str]:
     if not Path(JUDGE[0]).exists():
         pytest.skip("no .venv-deploy: run `make clients`")
-    return subprocess.run([*JUDGE, *words], input=given, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([*JUDGE, *words], input=given, capture_output=True, text=True, timeout=300, check=False)
 
 
 def kustomized(directory: Path) -> str:

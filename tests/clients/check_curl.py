@@ -10,7 +10,7 @@ from harness import ANSWER, CALLS, MESSAGES, TEXT, THOUGHT, TOOLS
 
 def curl(base_url: str, key: str, path: str, body: object = None, *options: str) -> tuple[int, str]:
     """Its exit code and what it printed."""
-    done = subprocess.run(command(base_url, key, path, body, *options), capture_output=True, text=True, timeout=20)
+    done = subprocess.run(command(base_url, key, path, body, *options), capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout
 
 

@@ -15,7 +15,7 @@ LOOP = asyncio.Runner()
 
 
 def chat(base_url: str, key: str, model: str = "fake/echo", **options: Any) -> ChatOpenAI:
-    return ChatOpenAI(model=model, base_url=base_url, api_key=key, timeout=20, **{"max_retries": 0, **options})
+    return ChatOpenAI(model=model, base_url=base_url, api_key=key, timeout=60, **{"max_retries": 0, **options})
 
 
 def check_whole(base_url: str, key: str) -> None:

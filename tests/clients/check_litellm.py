@@ -18,7 +18,7 @@ litellm.suppress_debug_info = True
 
 def options(base_url: str, key: str, model: str = "fake/echo", **others: Any) -> dict[str, Any]:
     place = {"model": f"openai/{model}", "api_base": base_url, "api_key": key}
-    return {**place, "messages": MESSAGES, "timeout": 20, "max_retries": 0, **others}
+    return {**place, "messages": MESSAGES, "timeout": 60, "max_retries": 0, **others}
 
 
 def ask(base_url: str, key: str, model: str = "fake/echo", **others: Any) -> Any:

@@ -23,7 +23,7 @@ ENVIRONMENT = {**os.environ, "LLM_USER_PATH": HOME.name}
 def llm(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs it; `stdout`, `stderr` and `returncode` say what came of it."""
     line = [str(Path(sys.executable).with_name("llm")), *arguments]
-    return subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, timeout=30, stdin=subprocess.DEVNULL)
+    return subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, timeout=100, stdin=subprocess.DEVNULL)
 
 
 def ask(base_url: str, key: str, model: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -86,7 +86,7 @@ class Shown:
 def webui(base_url: str, key: str) -> httpx.Client:
     """Its HTTP client: base URL without the trailing slash, a bearer key, and the user's headers where that is on."""
     headers = {"Authorization": f"Bearer {key}", **FORWARDED}
-    return httpx.Client(base_url=base_url, headers=headers, trust_env=False, timeout=20)
+    return httpx.Client(base_url=base_url, headers=headers, trust_env=False, timeout=60)
 
 
 def post(base_url: str, key: str, model: str, **fields: Any) -> httpx.Response:

@@ -8,7 +8,7 @@ import { Stream } from "openai/streaming";
 import { ANSWER, CALLS, TEXT, THOUGHT, TOOLS, apiKey, baseURL, messages, run } from "./harness.mjs";
 
 const { VERSION } = createRequire(import.meta.url)("openai/version");
-const client = new OpenAI({ baseURL, apiKey, maxRetries: 0, timeout: 20_000 });
+const client = new OpenAI({ baseURL, apiKey, maxRetries: 0, timeout: 60_000 });
 
 const create = (model = "fake/echo", options = {}, request = {}) =>
   client.chat.completions.create({ model, messages, ...options }, request);

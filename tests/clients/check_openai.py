@@ -313,7 +313,7 @@ def check_a8_an_unknown_webhook_event_has_the_class_of_another(client: openai.Op
 
 def with_client(check: Callable[[openai.OpenAI], None]) -> Callable[[str, str], None]:
     def run(base_url: str, key: str) -> None:
-        with openai.OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=20) as client:
+        with openai.OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=60) as client:
             check(client)
 
     return run

@@ -17,7 +17,7 @@ litellm.suppress_debug_info = True
 
 def ask(base_url: str, key: str, model: str = "fake/echo", **others: Any) -> Any:
     place = {"model": f"openai/responses/{model}", "api_base": base_url, "api_key": key}
-    return litellm.completion(**{**place, "messages": MESSAGES, "timeout": 20, "max_retries": 0, **others})
+    return litellm.completion(**{**place, "messages": MESSAGES, "timeout": 60, "max_retries": 0, **others})
 
 
 def check_whole(base_url: str, key: str) -> None:

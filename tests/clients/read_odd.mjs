@@ -7,7 +7,7 @@ import OpenAI from "openai";
 import { apiKey, baseURL, messages } from "./harness.mjs";
 
 const models = JSON.parse(process.argv[4]);
-const client = new OpenAI({ baseURL, apiKey, maxRetries: 0, timeout: 30_000 });
+const client = new OpenAI({ baseURL, apiKey, maxRetries: 0, timeout: 60_000 });
 const provider = createOpenAICompatible({ name: "streamspool", baseURL, apiKey, includeUsage: true });
 const inputSchema = jsonSchema({ type: "object" });
 const tools = { f: tool({ inputSchema }), g: tool({ inputSchema }) };

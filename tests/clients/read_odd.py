@@ -23,7 +23,7 @@ def read(client: openai.OpenAI, model: str) -> dict[str, Any]:
 
 def main() -> None:
     url, key, models = sys.argv[1:]
-    client = openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=30)
+    client = openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=60)
     report = {}
     for model in json.loads(models):
         try:

@@ -18,11 +18,12 @@ import pytest
 from shared.cli.embedded import EmbeddedValkey
 from tests.docs.cut import CuttingProxy
 from tests.docs.tables import ROOT
-from tests.docs.test_docs import ask, environment, get, post
-from tests.harness.processes import Stack, wait_until
+from tests.docs.test_docs import LIMIT_S, ask, environment, get, post
+from tests.harness.processes import READY_S, Stack, wait_until
 from tests.harness.upstream import ScriptedUpstream
 
 EXAMPLES = ROOT / "examples"
+pytestmark = pytest.mark.timeout(2 * LIMIT_S)
 RUN = {"resume.py", "resume.mjs", "resume.sh", "viewers.py", "batch.py", "webhook_receiver.py", "own_provider.py"}
 """Those that have a test here."""
 
@@ -36,7 +37,7 @@ def output(url: str, *command: str) -> str:
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -57,12 +58,12 @@ class Program:
             self.lines.append(line.rstrip("\n"))
 
     def url(self) -> str:
-        wait_until(lambda: self.lines, what="the address")
+        wait_until(lambda: self.lines, READY_S, what="the address")
         return self.lines[0].removeprefix("listening on ")
 
     def end(self) -> None:
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(60)
         self._thread.join()
         assert self._process.stdout is not None
         self._process.stdout.close()
@@ -130,13 +131,13 @@ def test_a_webhook_is_believed_when_it_is_signed_and_only_then(stack: Stack) -> 
                 "messages": [{"role": "user", "content": "Hello"}],
             },
         ).json()
-        wait_until(lambda: len(receiver.lines) > 1, what="a delivery")
+        wait_until(lambda: len(receiver.lines) > 1, 60, what="a delivery")
         assert receiver.lines[1] == f"chat.completion.completed {told['id']}"
         forged = {"id": "evt_1", "type": "chat.completion.completed", "data": {"id": told["id"]}}
         signature = {"webhook-id": "evt_1", "webhook-timestamp": "1", "webhook-signature": "v1,AAAA"}
         for headers in ({}, signature, {**signature, "webhook-timestamp": str(int(time.time()))}):
-            assert httpx.post(url, json=forged, headers=headers, trust_env=False).status_code == 401
-        wait_until(lambda: len(receiver.lines) == 5, what="three refusals")
+            assert httpx.post(url, json=forged, headers=headers, trust_env=False, timeout=60).status_code == 401
+        wait_until(lambda: len(receiver.lines) == 5, 60, what="three refusals")
         assert all(line.startswith("refused: ") for line in receiver.lines[2:])
 
 

@@ -15,7 +15,7 @@ QUESTION = {"model": "fake/lorem?tokens=1000&rate=20", "messages": [{"role": "us
 
 @pytest.fixture
 def webui(stack: Stack) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"{stack.url}/v1", trust_env=False, timeout=20) as client:
+    with httpx.Client(base_url=f"{stack.url}/v1", trust_env=False, timeout=60) as client:
         yield client
 
 
@@ -32,12 +32,12 @@ def state(webui: httpx.Client, stream: str) -> Any:
 
 def test_after_stop_the_answer_goes_on(webui: httpx.Client) -> None:
     stream = stopped(webui)
-    left_at = wait_until(lambda: (now := state(webui, stream))["viewers"] == 0 and now)
-    after = wait_until(lambda: (now := state(webui, stream))["position"] != left_at["position"] and now)
+    left_at = wait_until(lambda: (now := state(webui, stream))["viewers"] == 0 and now, 30)
+    after = wait_until(lambda: (now := state(webui, stream))["position"] != left_at["position"] and now, 30)
     assert after["status"] == "in_progress"
     assert webui.post(f"{stream}/cancel").json()["status"] == "cancelled"
 
 
 def test_stop_ends_the_answer_if_the_model_has_that_parameter(webui: httpx.Client) -> None:
     stream = stopped(webui, on_disconnect="cancel")
-    wait_until(lambda: state(webui, stream)["status"] == "cancelled")
+    wait_until(lambda: state(webui, stream)["status"] == "cancelled", 60)

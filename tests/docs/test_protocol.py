@@ -101,10 +101,15 @@ class Scene:
         return "nothing"
 
 
+def own(valkey: EmbeddedValkey) -> str:
+    """A database in which no worker looks for what waits."""
+    return valkey.url.replace("db=0", "db=1")
+
+
 @pytest.fixture
 async def log(valkey: EmbeddedValkey) -> AsyncIterator[tuple[StreamLog, Appender]]:
     async with AsyncExitStack() as stack:
-        redis = connect(valkey.url, max_connections=4)
+        redis = connect(own(valkey), max_connections=4)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         log = StreamLog(redis, retention_s=60, safety_s=60)
         yield log, await stack.enter_async_context(Appender(redis))
@@ -244,7 +249,7 @@ async def test_pieces_are_written_as_they_are_described(
     for start in range(0, len(said), 7):
         await writer.append([Chunk(payload) for payload in said[start : start + 7]])
     await writer.append([Chunk(b'{"usage":1}', is_usage=True)])
-    redis = connect(valkey.url, max_connections=1)
+    redis = connect(own(valkey), max_connections=1)
     raw = [(at.decode(), by_name(fields)) for at, fields in await redis.xrange(keys.log(scene.id), f"{E}-1", "+")]
     await redis.aclose(close_connection_pool=True)
     entries = []

@@ -23,6 +23,7 @@ from shared.log.records import Header, Outcome
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.redis import ArqRedis, connect
+from tests.harness.broker import patient
 from tests.harness.records import attempt_with, outcome_with
 from tests.harness.upstream import ScriptedUpstream
 from tests.support import live
@@ -32,6 +33,7 @@ from tests.worker import test_generate as generating
 from worker.batches import batcher
 from worker.providers.registry import Provider
 
+__all__ = ["patient"]
 ANN, BOB = Caller("ann"), Caller("bob")
 DAY_MS = 1_800_000_000_000
 DAY = datetime.fromtimestamp(DAY_MS / 1000, UTC).date()

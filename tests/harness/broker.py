@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from functools import partial
 
 import pytest
 
@@ -20,6 +21,15 @@ from tests.support.names import called
 from tests.support.slots import check_slots
 
 CELLS = Cells(4)
+_connected = partial(connect, max_connections=10, timeout_s=60.0, wait_s=60.0)
+"""Patient with an answer, and with a connection that others use: many at once take long on a busy machine."""
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, no caller is told that the storage does not answer, but where a test is about that
+    (tests/support/deadlines.py)."""
+    monkeypatch.setattr("shared.store.availability._DEADLINE_S", 60.0)
 
 
 @pytest.fixture(scope="session")
@@ -37,10 +47,10 @@ async def client_of(kind: str, request: pytest.FixtureRequest) -> AsyncIterator[
         client = fake_client()
     elif kind == "valkey":
         server: EmbeddedValkey = request.getfixturevalue("valkey")
-        client = connect(server.url.replace("db=0", "db=1"), max_connections=10)
+        client = _connected(server.url.replace("db=0", "db=1"))
     else:
         node: Node = request.getfixturevalue("cluster_node")
-        client = check_slots(connect(f"redis://127.0.0.1:{node.port}", max_connections=10, cells=CELLS))
+        client = check_slots(_connected(f"redis://127.0.0.1:{node.port}", cells=CELLS))
         names = called(client.key)
     with names:
         await client.flushdb()

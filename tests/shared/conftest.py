@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.harness.broker import appender, cluster_node, log, redis, settings
+from tests.harness.broker import appender, cluster_node, log, patient, redis, settings
 
-__all__ = ["appender", "cluster_node", "log", "redis", "settings"]
+__all__ = ["appender", "cluster_node", "log", "patient", "redis", "settings"]

@@ -23,6 +23,7 @@ from shared.lib.clock import now_ms
 from shared.store.confirm import Confirmer
 from shared.store.keys import Lane
 from shared.store.redis import ArqRedis
+from tests.support.deadlines import Deadlines
 from tests.support.names import keys
 
 BODY: dict[str, Any] = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
@@ -81,15 +82,14 @@ async def test_what_was_refused_for_want_of_an_answer_is_withdrawn(
     batches: Batches, files: Files, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis hears the create; its answer does not arrive in time."""
-    monkeypatch.setattr("shared.store.availability._DEADLINE_S", 0.2)
     input_file_id = await upload(files)
-    execute = Pipeline.execute
+    execute, deadlines = Pipeline.execute, Deadlines(monkeypatch)
 
     async def slow(pipe: Pipeline, *arguments: Any, **keywords: Any) -> Any:
         creates = any("batches-open" in str(command) for command in pipe.command_stack)
         replies = await execute(pipe, *arguments, **keywords)
         if creates:
-            await asyncio.sleep(60)
+            await deadlines.expire()
         return replies
 
     with monkeypatch.context() as patched:
@@ -108,14 +108,13 @@ async def test_what_was_refused_for_want_of_an_answer_is_withdrawn(
 async def test_what_was_refused_and_comes_late_is_withdrawn_then(
     batches: Batches, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.store.availability._DEADLINE_S", 0.2)
     input_file_id = await upload(files)
-    execute, late = Pipeline.execute, []
+    execute, late, deadlines = Pipeline.execute, [], Deadlines(monkeypatch)
 
     async def held(pipe: Pipeline, *arguments: Any, **keywords: Any) -> Any:
         if any("batches-open" in str(command) for command in pipe.command_stack):
             late.append([command[0] for command in pipe.command_stack])
-            await asyncio.sleep(60)
+            await deadlines.expire()
         return await execute(pipe, *arguments, **keywords)
 
     with monkeypatch.context() as patched:
@@ -272,9 +271,9 @@ async def test_the_reaper_does_not_ring_before_a_batch_is_accepted_or_withdrawn(
     redis: ArqRedis, files: Files, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was run, and paid for, although the client had been told 503."""
-    confirmer = Confirmer(redis, name="never")  # it was not entered, so it answers nobody
+    confirmer, deadlines = Confirmer(redis, name="never"), Deadlines(monkeypatch)
     batches = Batches(redis, files, Webhooks(redis, settings), settings, confirmer)
-    monkeypatch.setattr("shared.store.availability._DEADLINE_S", 0.3)
+    monkeypatch.setattr(confirmer, "promise", lambda **_: deadlines.expire())
     with pytest.raises(Unavailable):
         await create(batches, files)
     (batch_id,) = await redis.zrange(keys.batches_open, 0, -1)

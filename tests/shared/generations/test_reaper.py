@@ -25,6 +25,7 @@ from shared.store.keys import Lane
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis
 from tests.harness.records import error_in, header_with, outcome_with
+from tests.support.deadlines import Deadlines
 from tests.support.names import keys
 
 ANN = Caller("ann")
@@ -77,14 +78,21 @@ async def test_a_lost_bell_is_rung_again(sweeper: Reaper, log: StreamLog, redis:
 async def test_a_bell_that_rings_between_two_looks_is_not_rung_again(
     sweeper: Reaper, log: StreamLog, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reaper, "LOOK_AGAIN_S", 0.2)
     generation_id, before = await unheard(log), REAPED.labels("rung")._value.get()
-    sweeping = asyncio.create_task(sweeper.sweep())
-    await asyncio.sleep(0.05)
-    await JobQueue(redis).put(generation_id, Lane.GENERATION, "ann", expires_s=60)
-    rung_at = await redis.zscore(keys.waiting(Lane.GENERATION, "ann"), generation_id)
-    await sweeping
-    assert await redis.zscore(keys.waiting(Lane.GENERATION, "ann"), generation_id) == rung_at
+    unknown, looks, rung_at = sweeper._unknown, list[list[str]](), None
+
+    async def look(ids: list[str]) -> list[str]:
+        nonlocal rung_at
+        looks.append(await unknown(ids))
+        if rung_at is None:
+            await JobQueue(redis).put(generation_id, Lane.GENERATION, "ann", expires_s=60)
+            rung_at = await redis.zscore(keys.waiting(Lane.GENERATION, "ann"), generation_id)
+        return looks[-1]
+
+    monkeypatch.setattr(sweeper, "_unknown", look)
+    await sweeper.sweep()
+    assert looks == [[generation_id], []]
+    assert await redis.zscore(keys.waiting(Lane.GENERATION, "ann"), generation_id) == rung_at is not None
     assert REAPED.labels("rung")._value.get() == before
 
 
@@ -154,7 +162,7 @@ async def test_one_process_at_a_time_sweeps(
     await asyncio.sleep(0.2)
     assert await redis.zscore(keys.waiting(Lane.GENERATION, "ann"), generation_id) is None
     await redis.delete(keys.reaping)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await redis.zscore(keys.waiting(Lane.GENERATION, "ann"), generation_id) is None:  # noqa: ASYNC110 -- the reaper makes it true
             await asyncio.sleep(0.01)
     running.cancel()
@@ -167,15 +175,13 @@ async def test_one_process_at_a_time_sweeps(
 @pytest.fixture
 async def forgetful(log: StreamLog, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Broker:
     """Redis hears the create; its answer does not arrive in time."""
-    create = log.create
+    create, deadlines = log.create, Deadlines(monkeypatch)
 
     async def slow(*arguments: Any) -> bool:
         await create(*arguments)
-        await asyncio.sleep(60)
-        return True
+        await deadlines.expire()
 
     monkeypatch.setattr(log, "create", slow)
-    monkeypatch.setattr("shared.store.availability._DEADLINE_S", 0.1)
     return broker
 
 

@@ -6,6 +6,7 @@ said to return `Awaitable[Any] | Any`. A test that reads a key would have to den
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
@@ -27,6 +28,23 @@ async def do(client: Any, commands: Sequence[Sequence[Any]]) -> None:
         for words in commands:
             pipe.execute_command(*words, **({"as_score": True} if words[0] == "ZADD" else {}))
         await pipe.execute(raise_on_error=False)
+
+
+async def heard_until(pubsub: Any, last: bytes) -> list[bytes]:
+    """All that is said there, up to this. Channels are all databases.: where several use a server, others ring, too."""
+    heard: list[bytes] = []
+    async with asyncio.timeout(60):
+        while last not in heard:
+            message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1)
+            heard += [message["data"]] if message else []
+    return heard
+
+
+def sync(client: Store) -> None:
+    """Returns once a kill takes nothing any more that the server has acknowledged: while a disk is slow, it keeps for a while
+    what it is to write (valkey.io/topics/persistence, "appendfsync everysec")."""
+    client.set("synced", 1, px=60_000)
+    assert client.execute_command("WAITAOF", 1, 0, 60_000)[0] == 1
 
 
 @asynccontextmanager

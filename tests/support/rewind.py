@@ -8,7 +8,7 @@ from typing import Self
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import kill_valkey
-from tests.harness.store import open_store
+from tests.harness.store import open_store, sync
 
 
 class Rewindable:
@@ -33,8 +33,7 @@ class Rewindable:
         return self.valkey.url
 
     def remember(self) -> None:
-        self.client.set("remembered", 1, ex=60)
-        assert self.client.execute_command("WAITAOF", 1, 0, 5000)[0] == 1
+        sync(self.client)
         shutil.rmtree(self._kept, ignore_errors=True)
         shutil.copytree(self._directory / "appendonlydir", self._kept)
 

@@ -22,7 +22,7 @@ from shared.store.confirm import Confirmer
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis, connect
 from tests.harness.records import attempt_with
-from tests.harness.store import configured
+from tests.harness.store import configured, heard_until
 from tests.support.names import counted, keys
 
 ANN, BOB = Caller("ann"), Caller("bob")
@@ -53,13 +53,12 @@ async def submitted(broker: Broker, caller: Caller = ANN, **fields: Any) -> str:
 async def test_a_request_is_stored_as_it_came_and_the_bell_is_rung(broker: Broker, redis: ArqRedis) -> None:
     async with redis.pubsub() as pubsub:
         await pubsub.subscribe(keys.doorbell)
+        assert await pubsub.get_message(timeout=60), "it is heard from here on"
         body, chat_request = request(
             n=2, metadata={"a": "b"}, stream=True, stream_options={"include_usage": True}, odd=[1]
         )
         header, _ = await broker.submit(body, chat_request, ANN)
-        messages = [await pubsub.get_message(timeout=5) for _ in range(2)]
-    assert messages[-1] is not None
-    assert messages[-1]["data"].decode() == header["id"]
+        await heard_until(pubsub, header["id"].encode())
     stored, stored_body = await broker.log.request(header["id"])
     assert stored == header
     assert stored_body == Stored(body)
@@ -224,7 +223,7 @@ async def test_a_redis_that_is_away_is_unavailable(settings: Settings) -> None:
 async def test_a_full_redis_says_so(redis: ArqRedis, broker: Broker, request: pytest.FixtureRequest) -> None:
     if "fakeredis" in request.node.name:
         return  # it accepts maxmemory and does nothing
-    async with configured(redis, maxmemory="1mb"):
+    async with configured(redis, maxmemory=1):
         with pytest.raises(Unavailable) as error:
             await submitted(broker)
         assert error.value.code == "storage_full"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json as standard_json
 import ssl
+from collections.abc import Iterator
 from contextlib import suppress
 
 import hiredis
@@ -52,9 +53,16 @@ def test_certificates_that_cannot_be_read_are_told(option: str) -> None:
         connect(f"rediss://:canary@example.org?{option}", max_connections=1)
 
 
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    """To be set otherwise: the processes of other tests go on with that which all share."""
+    with EmbeddedValkey(tmp_path_factory.mktemp("own")) as running:
+        yield running
+
+
 @pytest.fixture
-async def server(valkey: EmbeddedValkey) -> ArqRedis:
-    return connect(valkey.url.replace("db=0", "db=1"), max_connections=2)
+async def server(own: EmbeddedValkey) -> ArqRedis:
+    return connect(own.url, max_connections=2)
 
 
 async def test_a_watch_that_is_refused_is_no_watch(server: ArqRedis) -> None:
@@ -113,7 +121,7 @@ async def test_a_loop_outlives_outages_and_nothing_else(monkeypatch: pytest.Monk
         if failure := next(failures):
             raise failure
 
-    await asyncio.wait_for(run_while_redis_is_away("test", loop), 5)
+    await asyncio.wait_for(run_while_redis_is_away("test", loop), 60)
     assert turns == 3
 
     async def bug() -> None:
@@ -176,7 +184,7 @@ async def test_a_server_that_stops_within_its_replies_costs_the_connection_and_m
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
         port = listening.sockets[0].getsockname()[1]
-        client = connect(f"redis://127.0.0.1:{port}/0", max_connections=1, timeout_s=0.3)
+        client = connect(f"redis://127.0.0.1:{port}/0", max_connections=1, timeout_s=60.0 if ends else 0.3)
         for expected in ("pipeline", "exchange"):
             with pytest.raises(ConnectionError if ends else TimeoutError):
                 if expected == "pipeline":
@@ -184,6 +192,8 @@ async def test_a_server_that_stops_within_its_replies_costs_the_connection_and_m
                 else:
                     await exchange_all(client, [pack(b"INCR", b"k")] * 4)
         stops, said = False, 0
+        (connection,) = client.connection_pool._available_connections
+        connection.socket_timeout = 60.0
         assert await counted(client, 2) == [1, 2]
         assert await exchange_all(client, [pack(b"INCR", b"k")] * 2) == [3, 4]
         await client.aclose(close_connection_pool=True)

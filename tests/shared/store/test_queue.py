@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -71,7 +72,7 @@ async def test_a_job_waits_runs_and_ends(queue: JobQueue, redis: ArqRedis, lane:
     assert called
     assert (called.function, called.arguments) == ("batch" if lane is Lane.BATCH else "generate", [job_id])
     assert (await waiting(redis, lane), await running(redis, lane)) == ([], [job_id])
-    assert await redis.pttl(keys.lease(job_id)) > 9000
+    assert await redis.pttl(keys.lease(job_id)) > 5000
     await do(queue._redis, queue.end(job, {}))
     await look(queue)
     assert await left(redis) == [keys.tags(lane).encode()]
@@ -130,9 +131,9 @@ async def test_a_job_put_while_it_runs_is_not_run_twice(queue: JobQueue, redis: 
 async def test_a_lease_that_is_renewed_moves_on(queue: JobQueue, redis: ArqRedis) -> None:
     job_id = await put(queue)
     (job,) = (await start(queue, job_id)).jobs
-    await redis.pexpire(keys.lease(job_id), 100)
+    await redis.pexpire(keys.lease(job_id), 5000)
     assert await queue.renew([job], Lease("w1", 10_000, 3_000_000)) == []
-    assert await redis.pttl(keys.lease(job_id)) > 9000
+    assert await redis.pttl(keys.lease(job_id)) > 5000
     assert (await look(queue, now_ms=2_999_999)).overdue[Lane.GENERATION] == []
     assert (await look(queue, now_ms=3_000_000)).overdue[Lane.GENERATION] == [job_id]
 
@@ -159,11 +160,13 @@ async def test_what_is_handed_back_is_first_again_and_rung_for(queue: JobQueue, 
     second = await put(queue, lane)
     async with redis.pubsub() as bell:
         await bell.subscribe(keys.doorbell)
+        assert await bell.get_message(timeout=60), "it is heard from here on"
         await queue.hand_back(job, "w1", {})
-        rung = None
-        while rung is None or rung["type"] != "message":
-            rung = await bell.get_message(timeout=5)
-        assert heard(rung["data"].decode()) == (first, lane)
+        async with asyncio.timeout(60):
+            while True:
+                rung = await bell.get_message(timeout=1)
+                if rung and heard(rung["data"].decode()) == (first, lane):
+                    break
     assert await waiting(redis, lane) == [first, second]
     assert await running(redis, lane) == []
     assert [one.id for one in (await start(queue, first, lane, OTHER)).jobs] == [first]
@@ -225,40 +228,50 @@ def test_a_payload_that_is_none_of_ours_calls_nothing(payload: bytes) -> None:
     assert Job("x", Lane.GENERATION, payload, begun=False).called() is None
 
 
-async def test_a_look_tells_which_server_says_that_where_it_may_be_asked(
-    valkey: EmbeddedValkey, queue: JobQueue
-) -> None:
-    user = connect(valkey.url.replace("db=0", "db=1"), max_connections=1)
-    seen = await look(JobQueue(user))
-    assert seen.server == (await look(JobQueue(user))).server
-    assert seen.server
-    assert abs(seen.clock[0] - int((await user.time())[0])) < 60
-    await user.execute_command("ACL", "SETUSER", "default", "-info")
+@asynccontextmanager
+async def as_user(valkey: EmbeddedValkey) -> AsyncIterator[ArqRedis]:
+    """A client that has a user of its own, `some`, whose rights may be changed: others go on with theirs."""
+    admin = connect(valkey.url, max_connections=1)
+    await admin.execute_command("ACL", "SETUSER", "some", "reset", "on", ">pw", "~*", "&*", "+@all")
+    user = connect(valkey.url.replace("unix://", "unix://some:pw@").replace("db=0", "db=1"), max_connections=1)
     try:
-        assert (await look(JobQueue(user))).server is None
+        yield user
     finally:
-        await user.execute_command("ACL", "SETUSER", "default", "+info")
         await user.aclose(close_connection_pool=True)
+        await admin.execute_command("ACL", "DELUSER", "some")
+        await admin.aclose(close_connection_pool=True)
+
+
+async def test_a_look_tells_which_server_says_that_where_it_may_be_asked(valkey: EmbeddedValkey) -> None:
+    async with as_user(valkey) as user:
+        seen = await look(JobQueue(user))
+        assert seen.server == (await look(JobQueue(user))).server
+        assert seen.server
+        assert abs(seen.clock[0] - int((await user.time())[0])) < 60
+        await user.execute_command("ACL", "SETUSER", "some", "-info")
+        assert (await look(JobQueue(user))).server is None
 
 
 async def test_a_server_that_takes_no_writes_says_so_at_a_look(valkey: EmbeddedValkey) -> None:
-    user = connect(valkey.url.replace("db=0", "db=1"), max_connections=1)
-    await user.execute_command("ACL", "SETUSER", "default", "-pexpire")
-    try:
+    async with as_user(valkey) as user:
+        await user.execute_command("ACL", "SETUSER", "some", "-pexpire")
         with pytest.raises(ResponseError):
             await look(JobQueue(user))
-    finally:
-        await user.execute_command("ACL", "SETUSER", "default", "+pexpire")
-        await user.aclose(close_connection_pool=True)
 
 
 # ---- a full server
 
 
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    with EmbeddedValkey(tmp_path_factory.mktemp("own")) as running:
+        yield running
+
+
 @pytest.fixture
-async def full(valkey: EmbeddedValkey) -> AsyncIterator[ArqRedis]:
+async def full(own: EmbeddedValkey) -> AsyncIterator[ArqRedis]:
     """A client of a server that can be filled up by `config_set("maxmemory", 1)`."""
-    client = connect(valkey.url.replace("db=0", "db=1"), max_connections=4)
+    client = connect(own.url, max_connections=4)
     await client.flushdb()
     async with configured(client, maxmemory=0):
         yield client
@@ -272,9 +285,9 @@ async def test_a_full_server_lets_what_runs_be_renewed_and_end(full: ArqRedis) -
     (job,) = (await start(queue, job_id)).jobs
     (back,) = (await start(queue, back_id)).jobs
     await full.config_set("maxmemory", 1)
-    await full.pexpire(keys.lease(job_id), 100)
+    await full.pexpire(keys.lease(job_id), 5000)
     assert await queue.renew([job, back], MINE) == []
-    assert await full.pttl(keys.lease(job_id)) > 9000
+    assert await full.pttl(keys.lease(job_id)) > 5000
     await queue.hand_back(back, "w1", {})
     assert await full.exists(keys.lease(back_id)) == 0
     assert await queue.known([back_id]) == {back_id}, "found where it runs, when its lease was to end"

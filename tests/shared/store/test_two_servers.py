@@ -39,7 +39,7 @@ from shared.store.turns import Waiting
 from tests.harness.cluster import Node
 from tests.harness.processes import free_port, kill_valkey
 from tests.harness.records import attempt_with, header_with, outcome_with
-from tests.harness.store import Store, do, open_store
+from tests.harness.store import Store, do, open_store, sync
 from tests.support.sentinels import Sentinels
 from tests.support.server import Certificates, Server
 
@@ -76,7 +76,7 @@ def pair(servers: Pair) -> Pair:
 
 @asynccontextmanager
 async def client_of(logs: str, queue: str, cells: Cells = PARTED) -> AsyncIterator[ArqRedis]:
-    client = connect(logs, queue_url=queue, max_connections=10, timeout_s=2.0, cells=cells)
+    client = connect(logs, queue_url=queue, max_connections=10, timeout_s=10.0, cells=cells)
     yield client
     await client.aclose(close_connection_pool=True)
 
@@ -227,6 +227,8 @@ async def test_the_other_one_is_served_while_one_is_away(pair: Pair, redis: ArqR
     for key in mine.values():
         await redis.set(key, b"1", px=60_000)
     server: EmbeddedValkey = getattr(pair, away)
+    with open_store(server.url) as store:
+        await asyncio.to_thread(sync, store)
     kill_valkey(server)
     with pytest.raises((RedisError, OSError)):
         await redis.get(mine[away])

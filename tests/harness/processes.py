@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,21 +43,23 @@ def wait_until(condition: Callable[..., Any], timeout_s: float = 15.0, what: str
     return value
 
 
-def free_port() -> int:
+def free_port(in_a_row: int = 1) -> int:
     """One below those that outgoing connections are given (32768 and up): none of them takes it before its server is there,
     or while it is started again. Nor does another server of these tests: who asks is given each but once, and the processes of
-    one run draw from shares of their own."""
+    one run draw from shares of their own. The first of so many `in_a_row`, where one is not enough."""
     share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _SHARES
     while True:
-        port = 20_000 + share * _SHARE + secrets.randbelow(_SHARE)
-        if port in _given:
+        first = 20_000 + share * _SHARE + secrets.randbelow(_SHARE - in_a_row + 1)
+        ports = range(first, first + in_a_row)
+        if not _given.isdisjoint(ports):
             continue
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+        with ExitStack() as probes, suppress(OSError):
+            for port in ports:
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
             if len(_given) > _SHARE // 2:
                 _given.clear()
-            _given.add(port)
-            return port
+            _given.update(ports)
+            return first
 
 
 def kill_valkey(valkey: EmbeddedValkey) -> None:

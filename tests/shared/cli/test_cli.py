@@ -19,6 +19,7 @@ from shared import __version__
 from shared.cli import main as cli
 from shared.cli.client import Event
 from shared.cli.screen import Screen
+from tests.harness.processes import free_port
 from tests.support.stand_in import (
     DONE,
     ID,
@@ -344,9 +345,7 @@ def test_refusals_are_shown_as_the_server_words_them(stand_in: Callable[..., Sta
 
 def test_doctor_before_the_first_start_and_with_a_running_api(stand_in: Callable[..., StandIn]) -> None:
     provider = stand_in({"GET /v1/models": [(200, {"data": [{"id": "gpt"}]})]})
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = str(unused.getsockname()[1])
+    port = str(free_port())
     done = run("doctor", PORT=port, OPENAI_API_KEY="sk-" + "x" * 40 + "last", OPENAI_BASE_URL=f"{provider.url}/v1")
     assert done.returncode == 0, done.stdout
     assert f"ok   provider openai: {provider.url}/v1 (key …last) answers in" in done.stdout
@@ -367,7 +366,8 @@ def test_doctor_sees_whether_what_stands_in_front_keeps_streams_back(
     stand_in: Callable[..., StandIn], kept_back: bool, ok: bool
 ) -> None:
     words = [chunk(f"1-{number}", content="so ") for number in range(1, 4)]
-    stream = [0.3, b"".join(words), DONE] if kept_back else [words[0], 0.3, *words[1:], DONE]
+    # The doctor compares times: that of the pause has to be long beside what a busy machine takes until the first word.
+    stream = [0.3, b"".join(words), DONE] if kept_back else [words[0], 4.0, *words[1:], DONE]
     refusal = (413 if kept_back else 400, {"error": {"message": "no"}})
     api = stand_in({**PROXIED, "POST /v1/chat/completions": [stream, refusal]})
     done = run("doctor", "--json", "--url", api.url)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.cli import doctor
+from shared.cli import doctor, local_model
 from shared.cli.embedded import CannotStart
 from shared.cli.local_model import Address, find_model
 from shared.cli.supervisor import Supervisor
@@ -23,7 +23,7 @@ from shared.config.settings import Settings
 from worker.providers.registry import load_providers
 
 ROOT = Path(__file__).parents[3]
-WAIT_S = 20
+WAIT_S = 60
 
 LLAMA = """
 import http.server, json, os, socketserver, threading
@@ -114,7 +114,11 @@ async def test_an_address_is_kept_while_nobody_answers_there() -> None:
 
 
 @pytest.mark.parametrize(("status", "answers"), [("200 OK", True), ("503 Service Unavailable", False)])
-async def test_a_server_that_is_still_loading_does_not_answer(status: str, answers: bool) -> None:
+async def test_a_server_that_is_still_loading_does_not_answer(
+    status: str, answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_model, "_HEALTH_TIMEOUT_S", WAIT_S)
+
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(f"HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n".encode())

@@ -76,7 +76,7 @@ async def test_a_full_server_keeps_a_stored_log_as_long(tmp_path: Path) -> None:
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         log = StreamLog(redis, retention_s=100, safety_s=100)
         generation_id = await listed_log(log, 1)
-        await redis.set(keys.metadata(generation_id), b"{}", px=1000)
+        await redis.set(keys.metadata(generation_id), b"{}", px=60_000)
         await redis.config_set("maxmemory", "1")
         await log.seal(generation_id, COMPLETED)
         for key in (keys.log(generation_id), keys.metadata(generation_id)):

@@ -302,7 +302,7 @@ async def test_giving_new_ones_a_time_takes_nothing_from_who_has_begun(
     monkeypatch.setattr(Pipeline, "execute", overtaken)
     assert await hooks.due(10) == []
     assert begun
-    assert (await redis.zscore(keys.webhooks, generation_id) or 0) - now_ms() > 10_000, "the lease's time stands"
+    assert (await redis.zscore(keys.webhooks, generation_id) or 0) > now_ms(), "the lease's time stands"
 
 
 async def test_it_is_given_up_in_the_end(core: Core, hooks: Webhooks, redis: ArqRedis) -> None:

@@ -196,7 +196,10 @@ def test_on_fakeredis(operations: list[tuple[Any, ...]]) -> None:
     asyncio.run(run(fake_client(), operations))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(operations=OPERATIONS)
 def test_on_valkey(valkey: EmbeddedValkey, operations: list[tuple[Any, ...]]) -> None:
     async def once() -> None:

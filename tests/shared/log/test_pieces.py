@@ -124,7 +124,11 @@ def test_what_was_appended_is_read_on_fakeredis(batches: list[list[dict[str, Any
     asyncio.run(run(fake_client(), batches, faults))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(batches=BATCHES, faults=FAULTS)
 def test_what_was_appended_is_read_on_valkey(
     valkey: EmbeddedValkey, batches: list[list[dict[str, Any]]], faults: list[Any]

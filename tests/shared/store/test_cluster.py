@@ -28,7 +28,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 async def redis(cluster: Cluster) -> AsyncIterator[ArqRedis]:
-    client = connect(cluster.url, max_connections=5, timeout_s=2.0, cells=CELLS)
+    client = connect(cluster.url, max_connections=5, timeout_s=10.0, cells=CELLS)
     yield client
     await client.aclose(close_connection_pool=True)
 
@@ -191,13 +191,12 @@ def replicated(master: Node) -> bool:
     return int(found) >= int(offset)
 
 
-async def test_who_has_half_of_the_nodes_is_told_so_and_served_again(redis: ArqRedis, cluster: Cluster) -> None:
+async def test_who_has_half_of_the_nodes_is_told_so_and_served_again(cluster: Cluster) -> None:
+    redis = connect(cluster.url, max_connections=5, timeout_s=2.0, cells=CELLS)
     key = name(redis, 1, ":half")
     await redis.set(key, b"x", ex=600)
     mine = cluster.owner(slot(redis, 1))
     others = [node for node in cluster.nodes if node is not mine and node.is_running()]
-    for node in others:
-        node.pause()
 
     async def refused() -> bool:
         try:
@@ -206,11 +205,15 @@ async def test_who_has_half_of_the_nodes_is_told_so_and_served_again(redis: ArqR
             return True
         return False
 
-    await until(refused)
-
     async def served() -> bool:
         return not await refused()
 
-    for node in others:
-        node.resume()
+    try:
+        for node in others:
+            node.pause()
+        await until(refused)
+    finally:
+        for node in others:
+            node.resume()
     await until(served)
+    await redis.aclose(close_connection_pool=True)

@@ -47,6 +47,12 @@ def client(server: EmbeddedValkey) -> Iterator[blocking.Redis]:
     found.close()
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk may be slow; and where one is never synced, it takes most of the time that there is to find that out."""
+    monkeypatch.setattr("shared.generations.broker._CONFIRM_S", 60.0)
+
+
 Ask = Callable[..., Awaitable[str]]
 
 
@@ -134,13 +140,18 @@ async def test_a_file_that_is_never_synced_is_written_all_the_same(
 
 
 async def test_a_replica_that_does_not_answer_is_told_as_an_outage_and_nothing_runs(
-    brokers: Callable[[str], Awaitable[Broker]], client: blocking.Redis, server: EmbeddedValkey, tmp_path: Path
+    brokers: Callable[[str], Awaitable[Broker]],
+    client: blocking.Redis,
+    server: EmbeddedValkey,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     broker = await brokers("background")
     with Follower(tmp_path / "follower", server, 0) as follower:
         generation_id = await accepted(broker, background=True)
         follower.hold()
-        with pytest.raises(Unavailable):
+        with monkeypatch.context() as patched, pytest.raises(Unavailable):
+            patched.setattr("shared.generations.broker._CONFIRM_S", 1.5)
             await accepted(broker, background=True)
         follower.heal()
         # Withdrawn by then, and not only when the reaper comes by: it would ring for what it finds in the list.
@@ -158,7 +169,7 @@ async def test_a_replica_that_is_always_behind_has_it_in_the_end(
     broker = await brokers("none")
     assert broker._confirmer
     with Follower(tmp_path / "follower", server, 1.5):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert (await broker._confirmer.confirm()).sure
 
 
@@ -195,7 +206,7 @@ async def test_a_server_whose_memory_is_full_confirms_what_it_has(tmp_path: Path
     """What ends and what makes room is confirmed, too: workers would keep all they wrote, and batches' files would wait."""
     with Server(tmp_path / "server", "--appendonly", "yes", "--maxmemory", "1", kind=kind) as running:
         redis = connect(running.url, max_connections=4)
-        async with Confirmer(redis, name="test") as confirmer, asyncio.timeout(10):
+        async with Confirmer(redis, name="test") as confirmer, asyncio.timeout(60):
             assert (await confirmer.confirm()).sure
         assert running.client().get(keys.marker("test", None)) == b"1"
         await redis.aclose(close_connection_pool=True)

@@ -11,6 +11,7 @@ import pytest
 
 from shared.config.settings import Settings
 from shared.features.effect import Ended
+from shared.features.history import outbox as outbox_module
 from shared.features.history.history import History
 from shared.features.history.outbox import Outbox
 from shared.features.history.record import UNKEPT, record, summary
@@ -198,8 +199,9 @@ async def test_what_waits_is_taken_and_then_it_is_not_there_any_more(
 
 
 async def test_one_takes_at_a_time_and_who_lost_its_lease_removes_nothing(
-    redis: ArqRedis, outbox: Outbox, logs: Logs, history: History
+    redis: ArqRedis, outbox: Outbox, logs: Logs, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(outbox_module, "LEASE_S", 600)  # a database may take long to be opened
     await settle(redis, outbox, logs, numbered(1))
     assert await outbox.lead("one")
     assert await outbox.lead("one")

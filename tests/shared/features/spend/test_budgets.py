@@ -28,7 +28,8 @@ from tests.harness.records import attempt_with, outcome_with
 from tests.support.names import counted, keys
 
 ANN = Caller("ann")
-MONTH = datetime.now(UTC).strftime("%Y-%m")
+NOON = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0)
+TODAY, MONTH = NOON.strftime("%Y-%m-%d"), NOON.strftime("%Y-%m")
 SECRET = "whsec_bm90LWEtc2VjcmV0LWl0LXN0YW5kcy1pbi1kb2NzLi4="
 CATALOGUE = {"providers": {"fake": {"models": ["echo"], "open": False}}}
 
@@ -50,7 +51,13 @@ class Desk:
         if dollars is None:
             cost = {"picodollars": None, "source": "unknown"}
         outcome = outcome_with(
-            status="completed", ended_at_ms=now_ms(), by="w", error=None, finish_reasons=["stop"], usage={}, cost=cost
+            status="completed",
+            ended_at_ms=int(NOON.timestamp() * 1000),
+            by="w",
+            error=None,
+            finish_reasons=["stop"],
+            usage={},
+            cost=cost,
         )
         await self.redis.xadd(
             keys.log(header["id"]),
@@ -69,6 +76,12 @@ class Desk:
         return {name.decode(): int(number) for name, number in raw.items()}
 
 
+@pytest.fixture(autouse=True)
+def today(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not end in the middle of a test, or between two."""
+    monkeypatch.setattr("shared.features.spend.budgets._today", lambda: TODAY)
+
+
 @pytest.fixture
 async def ready(redis: ArqRedis) -> ArqRedis:
     await redis.set(keys.catalogue, json.dumps(CATALOGUE), ex=60)
@@ -85,9 +98,8 @@ async def test_what_was_spent_is_kept_by_day_month_and_key(ready: ArqRedis, log:
     await desk.spend(0.5, keyed("k1"))
     await desk.spend(None)
     await desk.spend(0)
-    today = datetime.now(UTC).date().isoformat()
     half, whole = money.PER_DOLLAR // 2, 3 * money.PER_DOLLAR // 4
-    assert await desk.spent() == {today: whole, MONTH: whole, f"k1 {today}": half, f"k1 {MONTH}": half}
+    assert await desk.spent() == {TODAY: whole, MONTH: whole, f"k1 {TODAY}": half, f"k1 {MONTH}": half}
 
 
 async def test_nobody_starts_once_it_is_reached(ready: ArqRedis, log: StreamLog) -> None:
@@ -173,7 +185,7 @@ async def test_a_soft_one_only_tells(ready: ArqRedis, log: StreamLog) -> None:
     assert (await desk.ask()).get("near_budget") is None
     await desk.spend(1)
     header = await desk.ask()
-    assert header.get("near_budget") == [f"tenant {datetime.now(UTC).date()}: 1 of 1 USD"]
+    assert header.get("near_budget") == [f"tenant {TODAY}: 1 of 1 USD"]
     await desk.spend(0.5)
     subjects = await ready.zrange(keys.webhooks, 0, -1)
     assert len(subjects) == 1, "once, however often it is over"
@@ -184,7 +196,7 @@ async def test_a_soft_one_only_tells(ready: ArqRedis, log: StreamLog) -> None:
         "id": subjects[0].decode(),
         "tenant": "ann",
         "key_id": None,
-        "period": datetime.now(UTC).date().isoformat(),
+        "period": TODAY,
         "limit_usd": 1.0,
     }
     await desk.spend(2)
@@ -244,10 +256,7 @@ async def test_what_is_accepted_and_has_not_ended_counts(ready: ArqRedis, log: S
         await desk.ask()
 
 
-async def test_500_at_once_are_let_in_one_by_one(
-    ready: ArqRedis, log: StreamLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shared.store.availability._DEADLINE_S", 60)
+async def test_500_at_once_are_let_in_one_by_one(ready: ArqRedis, log: StreamLog) -> None:
     desks = [Desk(ready, log, budgets="ann:month_usd=20", prices=PRICES) for _ in range(4)]
     done = await asyncio.gather(*(desks[n % 4].ask() for n in range(100)), return_exceptions=True)
     headers = [one for one in done if isinstance(one, dict)]

@@ -44,6 +44,8 @@ class KeyRing:
         self._limits: Mapping[str, Mapping[str, int]] = {}
         self._records: Mapping[str, KeyRecord] = {}
         self._looked_at = -STALE_S
+        self._looking = asyncio.Lock()
+        """One look at a time: what an earlier one was told must not come in the place of what a later one was."""
         self._used: dict[str, int] = {}
         self._noted_at: dict[str, float] = {}
         self._alive: set[tuple[str, str]] = set()
@@ -96,12 +98,13 @@ class KeyRing:
 
     async def look(self) -> None:
         """Raises RedisError, OSError."""
-        if found := await self._store.changed(self._version):
-            self._version, self._limits = found.version, found.limits
-            self._take(found.records)
-        if found or now_ms() >= self._next_end * 1000:
-            self._note_ended()
-        self._looked_at = time.monotonic()
+        async with self._looking:
+            if found := await self._store.changed(self._version):
+                self._version, self._limits = found.version, found.limits
+                self._take(found.records)
+            if found or now_ms() >= self._next_end * 1000:
+                self._note_ended()
+            self._looked_at = time.monotonic()
 
     async def learn(self) -> None:
         """Looks now, after a change that this process made. Where Redis has just gone, the next look finds it."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
 from shared.errors import BadRequest, Unavailable
@@ -45,6 +48,30 @@ async def test_a_known_key_is_good_for_a_minute_without_redis_and_an_unknown_one
     with pytest.raises(Unavailable):
         ring.find(key)
     await ring.look()
+    assert ring.find(key) == record
+
+
+async def test_one_looks_at_a_time_so_that_no_older_news_replaces_newer(
+    redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was under way while a key was made may be answered last."""
+    store = KeyStore(redis)
+    ring = KeyRing(store)
+    record, key = await store.create(T, BOSS)
+    changed, looking = KeyStore.changed, list[int]()
+    inside = 0
+
+    async def counted(asked: KeyStore, since: bytes | None) -> Any:
+        nonlocal inside
+        inside += 1
+        looking.append(inside)
+        found = await changed(asked, since)
+        inside -= 1
+        return found
+
+    monkeypatch.setattr(KeyStore, "changed", counted)
+    await asyncio.gather(ring.look(), ring.learn(), ring.look())
+    assert looking == [1, 1, 1]
     assert ring.find(key) == record
 
 

@@ -62,7 +62,7 @@ def keyed(
         "STREAMSPOOL_ADMIN_KEYS": f"ops:{ADMIN_KEY}",
         "STREAMSPOOL_KEEPALIVE_S": "0.1",
         "STREAMSPOOL_HOLD_HEADERS_S": "0.3",
-        "STREAMSPOOL_SEND_TIMEOUT_S": "1",
+        "STREAMSPOOL_SEND_TIMEOUT_S": "3",
         "STREAMSPOOL_BUDGET_RUNNING": "stop",
         "LOG_LEVEL": "debug",
         "OPENAI_API_KEY": PROVIDER_KEY,
@@ -90,6 +90,18 @@ def bob(keyed: Stack) -> Iterator[Client]:
 def admin(keyed: Stack) -> Iterator[Client]:
     """Who looks after the keyed server; of the tenant `ops`."""
     with Client(keyed.url, ADMIN_KEY) as http:
+        yield http
+
+
+@pytest.fixture
+def newcomer(keyed: Stack, admin: Client) -> Iterator[Client]:
+    """A tenant of the keyed server that has nothing there yet: all that its lists and figures show, its test made.
+
+    Those of `a`, or of a server without keys, have what other tests made, and end where enough was looked at.
+    """
+    made = admin.http.post("/v1/keys", json={"tenant": f"new-{uuid.uuid4().hex[:12]}"})
+    assert made.status_code == 200, made.text
+    with Client(keyed.url, made.json()["key"]) as http:
         yield http
 
 

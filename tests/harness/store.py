@@ -22,6 +22,13 @@ def open_store(url: str, **options: Any) -> Store:
     return redis.Redis.from_url(url, **options)
 
 
+def emptied(url: str) -> str:
+    """The same URL, of a database in which nothing is left of whoever had it before."""
+    with open_store(url) as client:
+        client.flushdb()
+    return url
+
+
 async def do(client: Any, commands: Sequence[Sequence[Any]]) -> None:
     """Has commands done that a worker sends over its one connection, whatever is answered."""
     async with client.pipeline(transaction=False) as pipe:

@@ -84,7 +84,7 @@ def command(stack: Stack, *words: str) -> dict[str, Any]:
 
 def run(stack: Stack, *words: str) -> subprocess.CompletedProcess[str]:
     done: subprocess.CompletedProcess[str] = subprocess.run(
-        **command(stack, *words), capture_output=True, timeout=60, check=False
+        **command(stack, *words), capture_output=True, timeout=100, check=False
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done
@@ -127,9 +127,10 @@ def test_ctrl_c_leaves_the_batch_and_the_same_command_goes_on(
     output = inputs.with_name("out.jsonl")
     words_ = (str(inputs), "-m", "scripted/bulk", "-o", str(output))
     process = subprocess.Popen(**command(stack, *words_), stderr=subprocess.PIPE)
-    wait_until(lambda: script.live == 20)
+    begun = output.with_name("out.jsonl.batch")
+    wait_until(lambda: script.live == 20 and begun.exists(), what="all lines run, and the command knows its batch")
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=20)
+    _, told = process.communicate(timeout=60)
     assert (process.returncode, "give the same command again" in told) == (130, True)
     assert not output.exists()
     other = inputs.with_name("other.jsonl")

@@ -94,8 +94,10 @@ def parts_left(stack: Stack, batch_id: str) -> list[Path]:
 
 def test_usage_of_a_batch_is_booked_once(quick: Client) -> None:
     ended(quick.http, start(quick.http, jsonl([line(f"{n}", "fake/echo", "a b c") for n in range(30)])))
-    (row,) = quick.get("/v1/usage").json()["data"]
-    assert (row["requests"], row["prompt_tokens"], row["completion_tokens"]) == (30, 90, 90)
+    usage = quick.get("/v1/usage").json()
+    assert {row["model"] for row in usage["data"]} == {"fake/echo"}
+    total = usage["total"]
+    assert (total["requests"], total["prompt_tokens"], total["completion_tokens"]) == (30, 90, 90)
 
 
 def test_what_is_wrong_is_told_line_by_line_and_nothing_is_run(alice: Client, scripted: Register) -> None:
@@ -200,8 +202,8 @@ def test_a_window_that_is_over_ends_the_batch(alice: Client, scripted: Register)
     pause = Pause()
     model, _ = scripted([*words(2), pause, *ending()])
     lines = [line("done"), *(line(f"late-{n}", model) for n in range(150))]
-    batch = ended(alice.http, start(alice.http, jsonl(lines), completion_window="2s"))
-    assert (batch["status"], batch["expires_at"] - batch["created_at"]) == ("expired", 2)
+    batch = ended(alice.http, start(alice.http, jsonl(lines), completion_window="6s"))
+    assert (batch["status"], batch["expires_at"] - batch["created_at"]) == ("expired", 6)
     assert batch["expired_at"] >= batch["expires_at"]
     assert results(alice.http, batch["output_file_id"]).keys() == {"done"}
     skipped = results(alice.http, batch["error_file_id"])
@@ -328,13 +330,14 @@ def test_a_batch_in_a_bucket(own_stack: Stack, tmp_path: Path) -> None:
             wait_until(lambda: s3.names() == {batch["input_file_id"], batch["output_file_id"]})
 
 
+@pytest.mark.timeout(500)
 def test_a_large_batch_takes_no_more_memory_than_a_small_one(quick: Client, own_stack: Stack) -> None:
     """Ninety megabytes in, and as many out: to hold either would be seen."""
     lines = [line(f"{n}", prompt="x" * 60_000) for n in range(1500)]
     # Long enough that it fills what a worker keeps of the last ten seconds in case the server forgets them.
-    ended(quick.http, start(quick.http, jsonl(lines[:400])), 120)
+    ended(quick.http, start(quick.http, jsonl(lines[:400])), 200)
     before = {name: memory_mb(own_stack, "VmHWM", name) for name in ("api", "worker")}
-    batch = ended(quick.http, start(quick.http, jsonl(lines)), 120)
+    batch = ended(quick.http, start(quick.http, jsonl(lines)), 200)
     assert batch["request_counts"]["completed"] == 1500
     with quick.http.stream("GET", f"/v1/files/{batch['output_file_id']}/content") as content:
         assert sum(map(len, content.iter_bytes())) > 90_000_000

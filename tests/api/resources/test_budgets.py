@@ -11,10 +11,16 @@ import pytest
 from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import DONE, Pause, chunk, words
 from tests.support.batch import ended, jsonl, line, results, start
+from tests.support.days import within_a_day
 from tests.support.wire import Client, Register, ask, refused
 
 FIGURES: dict[str, Any] = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
 Made = Callable[..., Client]
+
+
+@pytest.fixture(autouse=True)
+def same_day() -> None:
+    within_a_day()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import READY_S, Stack, wait_until
-from tests.harness.store import Store, open_store
+from tests.harness.store import Store, emptied, open_store
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.follower import Event, following
 from tests.support.wire import ADMIN_KEY, KEY_A, KEY_B, Client, ask, refused
@@ -31,7 +31,7 @@ def fleet(
         "STREAMSPOOL_KEEPALIVE_S": "0.3",
         "STREAMSPOOL_HOLD_HEADERS_S": "0.3",
     }
-    url = valkey.url.replace("db=0", "db=13")
+    url = emptied(valkey.url.replace("db=0", "db=13"))
     directory = tmp_path_factory.mktemp("fleet")
     with Stack(url, upstream.base_url, directory, processes="worker api api-2", **settings) as running:
         wait_until(lambda: running.answers("api-2"), READY_S, "the second API is ready")
@@ -133,7 +133,8 @@ def test_the_snapshot_has_what_runs_and_what_waits(ann: Client, upstream: Script
     with ann.streaming(f"scripted/{name}") as viewer:
         viewer.take(2)
         (row,) = wait_until(
-            lambda: [row for row in shown(ann)["streams"] if row["id"] == viewer.id], what="the snapshot has it"
+            lambda: [row for row in shown(ann)["streams"] if row["id"] == viewer.id and row["served_by"]],
+            what="the snapshot has it",
         )
         assert (row["id"], row["status"], row["attempt"]) == (viewer.id, "in_progress", 1)
         assert row["served_by"] == f"scripted/{name}"
@@ -159,16 +160,17 @@ def test_nobody_is_told_what_belongs_to_another(ann: Client, boss: Client, fleet
         assert one not in his.said()
         mine = made(bob)
         his.until("settled", id=mine)
-        assert {event["id"] for event in his.happened} == {mine}
-        assert {event["tenant"] for event in all_of_it.happened} == {"a"}
+        assert {event["tenant"] for event in his.happened} == {"b"}
+        assert {event["tenant"] for event in all_of_it.happened if event["id"] == one} == {"a"}
         all_of_it.until("settled", id=mine)
         refused(bob.get("/v1/events?tenant=a"), 403)
         refused(bob.get("/v1/events?types=workers"), 403)
 
 
-def test_without_keys_whoever_is_there_sees_the_workers(client: Client) -> None:
+def test_without_keys_whoever_is_there_sees_the_workers(client: Client, stack: Stack) -> None:
     with following(client, types="workers") as page:
-        assert [worker["status"] for worker in page.next()["workers"]] == ["active"]
+        status = {worker["pid"]: worker["status"] for worker in page.next()["workers"]}
+    assert status[stack.process("worker").pid] == "active"
 
 
 def test_who_asks_for_some_types_gets_them_alone(ann: Client) -> None:
@@ -245,17 +247,22 @@ def test_who_missed_something_is_told_so_and_gets_a_snapshot(ann: Client, redis:
 
 
 def test_twenty_pages_cost_one_read(ann: Client, fleet: Stack, redis: Store) -> None:
+    database = fleet.redis_url.rpartition("db=")[2]
+
     def reading() -> int:
-        return sum(one["cmd"] == "xread" and "b" in one["flags"] for one in redis.client_list())
+        """Those of this stack: the server has others, of other tests."""
+        clients = [one for one in redis.client_list() if one["db"] == database]
+        return sum(one["cmd"] == "xread" and "b" in one["flags"] for one in clients)
 
     with ExitStack() as stack:
         pages = [stack.enter_context(following(ann, types="accepted,settled")) for _ in range(20)]
         for page in pages:
             page.next()
-        wait_until(lambda: reading() == 1, 10, "one read for all of them")
+        wait_until(lambda: reading() == 1, what="one read for all of them")
         ids = [made(ann) for _ in range(5)]
         for page in pages:
-            page.until("settled", id=ids[-1])
+            while not all("settled" in kinds(page.happened, one) for one in ids):
+                page.next()
         for page in pages:
             assert [kinds(page.happened, one) for one in ids] == [["accepted", "settled"]] * 5
             assert page.cursor == pages[0].cursor
@@ -266,6 +273,6 @@ def test_a_server_that_stops_lets_its_pages_go(fleet: Stack) -> None:
         page.next()
         fleet.process("api-2").send_signal(signal.SIGTERM)
         page.viewer.rest()  # to a clean end
-    assert fleet.process("api-2").wait(20) == 0
+    assert fleet.process("api-2").wait(60) == 0
     fleet.start("api-2")
     wait_until(lambda: fleet.answers("api-2"), READY_S, fleet.log("api-2")[-3000:])

@@ -10,6 +10,7 @@ import pytest
 from shared import __version__
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import Stack, wait_until
+from tests.harness.store import emptied
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.wire import ADMIN_KEY, KEY_A, KEY_B, Client, ask, refused
 
@@ -24,7 +25,7 @@ def narrow(
         "STREAMSPOOL_ADMIN_KEYS": f"ops:{ADMIN_KEY}",
         "STREAMSPOOL_WORKER_CONCURRENCY": "1",
     }
-    url = valkey.url.replace("db=0", "db=10")
+    url = emptied(valkey.url.replace("db=0", "db=10"))
     with Stack(url, upstream.base_url, tmp_path_factory.mktemp("narrow"), **settings) as running:
         yield running
 

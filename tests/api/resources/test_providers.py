@@ -10,6 +10,7 @@ import pytest
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import Stack, wait_until
+from tests.harness.store import emptied
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.listing import ListingProvider
 from tests.support.wire import Client, ask, refused
@@ -35,7 +36,7 @@ def lab() -> Iterator[ListingProvider]:
 def client(
     valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path: Path, lab: ListingProvider
 ) -> Iterator[Client]:
-    url = valkey.url.replace("db=0", "db=14")
+    url = emptied(valkey.url.replace("db=0", "db=14"))
     config = CONFIG.format(lab=lab.url)
     with (
         Stack(url, upstream.base_url, tmp_path, config=config, LAB_KEY=KEY) as stack,

@@ -17,6 +17,12 @@ UNKNOWN = "chatcmpl-" + "0" * 32
 
 
 @pytest.fixture
+def alice(newcomer: Client) -> Client:
+    """Who has nothing else: a page looks at so many only, and other tests' are older."""
+    return newcomer
+
+
+@pytest.fixture
 def run(alice: Client) -> Iterator[str]:
     """Marks what a test stores, by metadata; it is deleted afterwards."""
     mark = uuid.uuid4().hex

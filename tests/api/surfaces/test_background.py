@@ -10,6 +10,7 @@ from openai import OpenAI
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import Stack, wait_until
+from tests.harness.store import emptied
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.receiver import SECRET, Hook, Receiver
 from tests.support.wire import KEY_A, KEY_B, Client, Register, ask, chunks, refused, text
@@ -104,16 +105,19 @@ def test_without_a_secret_there_are_no_webhooks(client: Client) -> None:
 def test_the_official_client_polls(stack: Stack, scripted: Register) -> None:
     pause = Pause()
     model = scripted([*words(2), pause, *ending()]).model
-    client = OpenAI(base_url=f"{stack.url}/v1", api_key="none")
-    accepted = client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": "hi"}], extra_body={"background": True}
-    )
-    assert accepted.id.startswith("chatcmpl-")
-    assert accepted.status in ("queued", "in_progress")  # type: ignore[attr-defined]
-    pause.go()
-    done = wait_until(
-        lambda: (found := client.chat.completions.retrieve(accepted.id)).status == "completed" and found  # type: ignore[attr-defined]
-    )
+    with OpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:
+        accepted = client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": "hi"}], extra_body={"background": True}
+        )
+        assert accepted.id.startswith("chatcmpl-")
+        assert accepted.status in ("queued", "in_progress")  # type: ignore[attr-defined]
+        pause.go()
+
+        def completed() -> Any:
+            found: Any = client.chat.completions.retrieve(accepted.id)
+            return found.status == "completed" and found
+
+        done = wait_until(completed)
     assert done.choices[0].message.content == "w0 w1 "
 
 
@@ -142,7 +146,7 @@ def hooked(
         "STREAMSPOOL_WEBHOOK_RETRY_S": "0.1",
         "LOG_LEVEL": "debug",
     }
-    url = valkey.url.replace("db=0", "db=10")
+    url = emptied(valkey.url.replace("db=0", "db=10"))
     with Stack(url, upstream.base_url, tmp_path_factory.mktemp("hooked"), **settings) as running:
         yield running
 

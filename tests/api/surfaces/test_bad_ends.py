@@ -10,6 +10,7 @@ import pytest
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import Stack
+from tests.harness.store import emptied
 from tests.harness.upstream import DONE, Answer, ScriptedUpstream, chunk, ending, words
 from tests.support.batch import ended, jsonl, line, results, start
 from tests.support.wire import Client, ask, chunks, end_error, text
@@ -43,8 +44,9 @@ def own(
     """A server with a name of its own, on a database of its own."""
     models = json.dumps({"smart": ["scripted/first", "scripted/second"]})
     directory = tmp_path_factory.mktemp("own")
+    url = emptied(valkey.url.replace("db=0", "db=11"))
     with (
-        Stack(valkey.url.replace("db=0", "db=11"), upstream.base_url, directory, STREAMSPOOL_MODELS=models) as running,
+        Stack(url, upstream.base_url, directory, STREAMSPOOL_MODELS=models) as running,
         Client(running.url) as client,
     ):
         client.http.timeout = 120

@@ -10,6 +10,7 @@ import pytest
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import Stack, wait_until
+from tests.harness.store import emptied
 from tests.harness.upstream import DONE, Script, ScriptedUpstream, chunk, ending, words
 from tests.support.wire import Client, ask, chunks, end_error, refused, text
 
@@ -35,10 +36,15 @@ def own(
     valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Client]:
     """A server with names of its own, on a database of its own."""
-    settings = {"STREAMSPOOL_MODELS": json.dumps(MODELS), "STREAMSPOOL_UPSTREAM_FIRST_S": "2"}
+    settings = {
+        "STREAMSPOOL_MODELS": json.dumps(MODELS),
+        "STREAMSPOOL_UPSTREAM_FIRST_S": "4",
+        "STREAMSPOOL_HOLD_HEADERS_S": "30",
+    }
+    url = emptied(valkey.url.replace("db=0", "db=10"))
     directory = tmp_path_factory.mktemp("own")
     with (
-        Stack(valkey.url.replace("db=0", "db=10"), upstream.base_url, directory, **settings) as running,
+        Stack(url, upstream.base_url, directory, **settings) as running,
         Client(running.url) as client,
     ):
         yield client
@@ -82,7 +88,7 @@ def test_the_first_one_answers(own: Client, script: Any) -> None:
         (refusal(404, "model_not_found"), 404, 1),
         (refusal(429, "rate_limit", **{"retry-after": "60"}), 429, 1),
         (refusal(503), 503, 3),
-        ([b": thinking\n\n", 10.0], 504, 1),
+        ([b": thinking\n\n", 60.0], 504, 1),
         ([b"data: nonsense\n\n"], 502, 1),
         ({"parts": [b"<html>"], "headers": {"content-type": "text/html"}}, 502, 1),
     ],

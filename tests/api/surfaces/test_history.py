@@ -9,6 +9,7 @@ import pytest
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import Stack, wait_until
+from tests.harness.store import emptied
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.wire import KEY_A, KEY_B, Client, ask, refused
 
@@ -19,15 +20,15 @@ CANARY = "canary"
 def remembering(
     valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    """Logs are kept for a second, their rows for a month."""
+    """Logs are kept for some seconds, their rows for a month."""
     directory = tmp_path_factory.mktemp("history")
     settings = {
         "STREAMSPOOL_API_KEYS": f"a:{KEY_A},b:{KEY_B}",
         "STREAMSPOOL_ADMIN_KEYS": "ops:key-of-the-admin-of-history",
-        "STREAMSPOOL_RETENTION_S": "1",
+        "STREAMSPOOL_RETENTION_S": "4",
         "STREAMSPOOL_HISTORY_URL": f"sqlite:///{directory}/history.sqlite3",
     }
-    url = valkey.url.replace("db=0", "db=2")
+    url = emptied(valkey.url.replace("db=0", "db=2"))
     with Stack(url, upstream.base_url, directory, **settings) as running:
         yield running
 

@@ -13,6 +13,7 @@ from openai import LengthFinishReasonError, OpenAI
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import Stack, wait_until
+from tests.harness.store import emptied
 from tests.harness.upstream import ScriptedUpstream, chunk, ending
 from tests.support.batch import ended, jsonl, line, results, start
 from tests.support.wire import Client, Register, ask, chunks, text
@@ -50,7 +51,7 @@ SHAPES: dict[str, tuple[int, Callable[[int], bytes]]] = {
 def limited(
     valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    url = valkey.url.replace("db=0", "db=10")
+    url = emptied(valkey.url.replace("db=0", "db=10"))
     settings = {"STREAMSPOOL_MAX_ANSWER_BYTES": str(LIMIT)}
     with Stack(url, upstream.base_url, tmp_path_factory.mktemp("limited"), **settings) as running:
         yield running
@@ -105,16 +106,16 @@ def test_a_whole_answer_is_whole_as_far_as_it_goes(client: Client, scripted: Reg
 
 
 def test_the_official_client_takes_it_for_an_answer(limited: Stack, scripted: Register) -> None:
-    openai = OpenAI(base_url=f"{limited.url}/v1", api_key="none", max_retries=0)
     model = scripted(Endless(SHAPES["words"][1])).model
     asked: Any = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
-    whole = openai.chat.completions.create(**asked)
-    assert whole.choices[0].finish_reason == "length"
-    deltas = [one.choices[0] for one in openai.chat.completions.create(**asked, stream=True)]
-    assert deltas[-1].finish_reason == "length"
-    assert "".join(one.delta.content or "" for one in deltas).startswith("word word ")
-    with openai.chat.completions.stream(**asked) as stream, pytest.raises(LengthFinishReasonError):
-        stream.get_final_completion()  # its word for every answer with this reason
+    with OpenAI(base_url=f"{limited.url}/v1", api_key="none", max_retries=0) as openai:
+        whole = openai.chat.completions.create(**asked)
+        assert whole.choices[0].finish_reason == "length"
+        deltas = [one.choices[0] for one in openai.chat.completions.create(**asked, stream=True)]
+        assert deltas[-1].finish_reason == "length"
+        assert "".join(one.delta.content or "" for one in deltas).startswith("word word ")
+        with openai.chat.completions.stream(**asked) as stream, pytest.raises(LengthFinishReasonError):
+            stream.get_final_completion()  # its word for every answer with this reason
 
 
 def test_what_ends_by_itself_is_left_alone(client: Client, scripted: Register) -> None:

@@ -71,5 +71,5 @@ async def test_a_viewer_that_is_ahead_of_this_process_gets_no_frame_twice(cursor
         for _ in range(5):
             await asyncio.sleep(0)
     live.feed([Entry(SEAL, Kind.OUTCOME, OUTCOME)])
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, 60)
     assert [id_of(frame) for frame in frames(b"".join(sent))] == ["1-4", str(SEAL)]

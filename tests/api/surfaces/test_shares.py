@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -150,7 +151,7 @@ def test_what_is_not_included_is_nowhere(alice: Client, stranger: Client, script
             scripted(said).model,
             f"{CANARY} asks",
             metadata={"note": CANARY},
-            session_id=f"{CANARY}-session",
+            session_id=f"{CANARY}-{uuid.uuid4().hex}",
             user=CANARY,
         )
     )
@@ -213,7 +214,7 @@ def test_a_running_answer_is_shown_live_and_is_cut_when_the_share_is_revoked(
             viewer.until(b"w2 ")
             stays.until(b"w2 ")
             assert alice.http.delete(f"{path}/shares/{made['id']}").json()["deleted"]
-            with pytest.raises(httpx.RemoteProtocolError):
+            with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
                 viewer.rest()
             refused(guest.get(path), 401)
             refused(stranger.http.post("/s/session", json={"token": made["token"]}), 404, "share_ended")
@@ -267,7 +268,7 @@ def test_it_ends_by_itself_with_its_answer_and_with_the_key_that_made_it(
 ) -> None:
     mine = alice.stream("fake/echo").headers["x-stream-id"]
     path = f"/v1/streams/{mine}"
-    short = Guest(stranger, share(alice, mine, expires_in=1))
+    short = Guest(stranger, share(alice, mine, expires_in=3))
     wait_until(lambda: short.get(path).status_code == 401)
     key = admin.http.post("/v1/keys", json={"tenant": "a"}).json()
     with Client(keyed.url, key["key"]) as colleague:
@@ -287,8 +288,10 @@ def test_it_does_not_open_another_answer_that_has_the_same_id(keyed: Stack, alic
     guest = Guest(stranger, made)
     with open_store(keyed.redis_url) as store:
         for name in store.scan_iter(match="*:token:*", count=1000):
-            opens = json.loads(store.get(name))
-            assert made["token"].encode() not in name + store.get(name)
+            if (value := store.get(name)) is None:
+                continue  # another test's, which has just ended
+            opens = json.loads(value)
+            assert made["token"].encode() not in name + value
             if opens.get("share", {}).get("id") == made["id"]:
                 opens["share"]["log_made_ms"] -= 1
                 store.set(name, json.dumps(opens), keepttl=True)

@@ -137,7 +137,8 @@ def test_a_wrong_stream_parameter_is_refused(client: Client, value: str) -> None
 # ---- list
 
 
-def test_the_list_has_pages(client: Client, scripted: Register) -> None:
+def test_the_list_has_pages(newcomer: Client, scripted: Register) -> None:
+    client = newcomer
     model = scripted([*words(1), *ending()]).model
     ids = [client.stream(model).headers["x-stream-id"] for _ in range(5)][::-1]
     pages, after = [], ""
@@ -156,14 +157,16 @@ def test_the_list_has_pages(client: Client, scripted: Register) -> None:
     assert pages[0]["data"][0] == client.state(ids[0])
 
 
-def test_a_full_last_page_says_that_there_is_no_more(client: Client, scripted: Register) -> None:
+def test_a_full_last_page_says_that_there_is_no_more(newcomer: Client, scripted: Register) -> None:
+    client = newcomer
     model = scripted([*words(1), *ending()]).model
     for _ in range(2):
         client.stream(model)
     assert client.get(f"/v1/streams?limit=2&model={model}").json()["has_more"] is False
 
 
-def test_an_empty_list_has_null_ids(client: Client) -> None:
+def test_an_empty_list_has_null_ids(newcomer: Client) -> None:
+    client = newcomer
     empty: dict[str, Any] = {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
     assert client.get("/v1/streams?model=fake/never-asked").json() == empty
     generation_id = client.stream("fake/echo").headers["x-stream-id"]
@@ -238,7 +241,7 @@ def test_cancelling_before_the_first_chunk_has_a_status(client: Client, scripted
         wait_until(lambda: asked.script.live)
         (state,) = client.get(f"/v1/streams?model={asked.model}").json()["data"]
         assert client.cancel(state["id"]).json()["position"] == "1-0"
-        refused(waiting.result(10), 499, "generation_cancelled")
+        refused(waiting.result(60), 499, "generation_cancelled")
     wait_until(lambda: asked.script.hung_up == 1, what="the upstream is hung up on")
 
 
@@ -294,7 +297,7 @@ def test_deleting_a_running_stream_stops_it(client: Client, scripted: Register, 
 def test_without_a_worker(own_stack: Stack, scripted: Register) -> None:
     """Requests queue; what is cancelled there never reaches the provider, the rest is answered once a worker is back."""
     own_stack.kill("worker", signal.SIGTERM)
-    own_stack.process("worker").wait(10)
+    own_stack.process("worker").wait(60)
     never, later = (scripted([*words(count), *ending()]) for count in (1, 2))
     with Client(own_stack.url) as client, ThreadPoolExecutor(2) as pool:
         probe = client.get("/readyz")
@@ -309,15 +312,15 @@ def test_without_a_worker(own_stack: Stack, scripted: Register) -> None:
         ids = {state["model"]: state["id"] for state in queued}
         assert {(state["attempts"], state["started_at"], state["position"]) for state in queued} == {(0, None, None)}
         assert client.get(f"/v1/chat/completions/{ids[later.model]}").json()["choices"] == []
-        ahead = client.get(f"/v1/streams/{ids[later.model]}?starting_after=1", timeout=5)
+        ahead = client.get(f"/v1/streams/{ids[later.model]}?starting_after=1")
         refused(ahead, 400, "cursor_ahead")
 
         cancelled = client.cancel(ids[never.model]).json()
         assert (cancelled["status"], cancelled["attempts"]) == ("cancelled", 0)
-        refused(waiting[never.model].result(10), 499, "generation_cancelled")
+        refused(waiting[never.model].result(60), 499, "generation_cancelled")
 
         own_stack.start("worker")
-        answer = waiting[later.model].result(20)
+        answer = waiting[later.model].result(60)
         assert answer.json()["choices"][0]["message"]["content"] == "w0 w1 "
         wait_until(lambda: client.get("/readyz").status_code == 200)
     assert not never.script.calls

@@ -36,13 +36,17 @@ def test_fifty_viewers_read_the_same_bytes(client: Client, scripted: Register, s
         def all_here() -> bool:
             return client.metric(VIEWERS) == 1 + len(viewers)
 
-        connections = len(store.client_list())
+        def connections() -> int:
+            """Those to this database: the server has others, for other tests."""
+            return sum(one["db"] == "0" for one in store.client_list())
+
+        before = connections()
         for pause, count in zip(pauses, (16, 16, 17), strict=True):
             viewers += [stack.enter_context(client.watching(first.id)) for _ in range(count)]
             wait_until(all_here)
             assert client.metric(FOLLOWED) == 1
             assert client.state(first.id)["viewers"] == 1 + len(viewers)
-            assert len(store.client_list()) <= connections + 3  # pools may have been smaller than they may become
+            assert connections() <= before + 3  # pools may have been smaller than they may become
             pause.go()
         assert len(viewers) == 50
         bodies = {b"".join(taken) + first.rest(), *(viewer.rest() for viewer in viewers)}
@@ -103,14 +107,15 @@ def test_a_viewer_that_lags_behind_the_window_misses_nothing(client: Client, scr
 
 
 def test_a_viewer_that_does_not_read_is_dropped_and_can_resume(keyed: Stack, alice: Client, scripted: Register) -> None:
-    """`keyed` drops a viewer after 1 s. The end of its connection cannot be taken for the end of the stream."""
+    """`keyed` drops a viewer after 3 s. The end of its connection cannot be taken for the end of the stream."""
     large = [chunk({"content": f"{i:05d}" * 12_000}) for i in range(150)]
-    generation_id = alice.stream(scripted([*large, *ending()]).model).headers["x-stream-id"]
+    generation_id = alice.post(ask(scripted([*large, *ending()]).model, background=True)).json()["id"]
+    wait_until(lambda: alice.state(generation_id)["status"] == "completed")
     before = alice.metric("streamspool_viewers_dropped_total")
     head = f"GET /v1/streams/{generation_id} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY_A}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", keyed.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", keyed.port), timeout=60) as connection:
         connection.sendall(head.encode())
-        wait_until(lambda: alice.metric("streamspool_viewers_dropped_total") == before + 1)
+        wait_until(lambda: alice.metric("streamspool_viewers_dropped_total") > before)
         got = b""
         with contextlib.suppress(ConnectionError):
             while data := connection.recv(1 << 20):

@@ -260,9 +260,8 @@ class Cluster:
         """All of it is there."""
         while self.move_keys(slot, source, target):
             pass
-        for node in (target, source, *(one for one in self.nodes[: self.masters] if one not in (target, source))):
-            if node.is_running():
-                node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+        for node in (target, source, *(one for one in self.masters_now() if one not in (target, source))):
+            node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.id)  # which replicas do not take
 
     def move(self, slot: int, target: Node) -> None:
         """The classic move of a slot, key by key."""

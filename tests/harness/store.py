@@ -38,7 +38,7 @@ async def do(client: Any, commands: Sequence[Sequence[Any]]) -> None:
 
 
 async def heard_until(pubsub: Any, last: bytes) -> list[bytes]:
-    """All that is said there, up to this. Channels are all databases.: where several use a server, others ring, too."""
+    """All that is said there, up to this. Channels are those of all databases: where others use the server, they ring, too."""
     heard: list[bytes] = []
     async with asyncio.timeout(60):
         while last not in heard:

@@ -291,7 +291,7 @@ def test_logs_hold_no_prompt_no_answer_and_no_key(
 
 
 def test_metrics_hold_no_prompt_and_no_key(keyed: Stack) -> None:
-    shown = httpx.get(f"{keyed.url}/metrics", trust_env=False).text
+    shown = httpx.get(f"{keyed.url}/metrics", trust_env=False, timeout=60).text
     for secret in ("canary", KEY_A, KEY_B, "hello there"):
         assert secret not in shown
 

@@ -15,7 +15,7 @@ from shared.errors import Unavailable
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             gc.collect()
             await asyncio.sleep(0)

@@ -19,6 +19,7 @@ import pytest
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
 from tests.harness.processes import Stack, wait_until
+from tests.harness.store import emptied
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.raw import Raw
 from tests.support.wire import KEY_A, Client, Register, ask, refused
@@ -102,7 +103,7 @@ def curl(*arguments: str) -> str:
     program = shutil.which("curl")
     if program is None:
         pytest.skip("there is no curl")
-    done = subprocess.run([program, "-sS", "--noproxy", "*", *arguments], capture_output=True, timeout=60, check=True)
+    done = subprocess.run([program, "-sS", "--noproxy", "*", *arguments], capture_output=True, timeout=100, check=True)
     return done.stdout.decode()
 
 
@@ -134,6 +135,7 @@ public class Ask {
 """
 
 
+@pytest.mark.timeout(300)
 def test_a_java_client_with_its_defaults_gets_its_answers(stack: Stack, tmp_path: Path) -> None:
     """`HttpClient.newHttpClient()` offers h2c with each request, as all that is built upon it does (Spring, LangChain4j)."""
     java = shutil.which("java")
@@ -298,7 +300,7 @@ def test_wget_spiders(stack: Stack) -> None:
     if program is None:
         pytest.skip("there is no wget")
     done = subprocess.run(
-        [program, "--spider", "--no-proxy", f"{stack.url}/v1/models"], capture_output=True, timeout=60
+        [program, "--spider", "--no-proxy", f"{stack.url}/v1/models"], capture_output=True, timeout=100
     )
     assert done.returncode == 0, done.stderr
 
@@ -584,7 +586,7 @@ def quick(
         "STREAMSPOOL_TRUSTED_PROXIES": "127.0.0.1",
         "STREAMSPOOL_CORS_ORIGINS": "https://app.example.com, http://localhost:5173",
     }
-    url = valkey.url.replace("db=0", "db=11")
+    url = emptied(valkey.url.replace("db=0", "db=11"))
     with Stack(url, upstream.base_url, tmp_path_factory.mktemp("door"), **settings) as running:
         yield running
 
@@ -607,7 +609,9 @@ def test_by_default_it_outlives_a_balancer() -> None:
 
 @pytest.fixture
 def behind(quick: Stack) -> Iterator[Client]:
+    """With a connection for each request: one that is kept may be closed in the moment in which it is used again."""
     with Client(quick.url) as http:
+        http.http.headers["connection"] = "close"
         yield http
 
 

@@ -32,7 +32,7 @@ def leaving(stack: Stack, model: str, how: str) -> Iterator[None]:
             assert program.stdout.readline() == "left\n"
             yield
             program.stdin.close()
-            assert program.wait(60) == 0
+            assert program.wait(100) == 0
         finally:
             program.kill()
 
@@ -63,7 +63,7 @@ def test_a5_an_abort_signal_ends_it(stack: Stack, client: Client, upstream: Scri
     name, script, first, second = asked(upstream)
     with leaving(stack, f"scripted/{name}", "abort"):
         (state,) = client.get(f"/v1/streams?model=scripted/{name}").json()["data"]
-        wait_until(lambda: client.state(state["id"])["status"] == "cancelled", 60)
+        wait_until(lambda: client.state(state["id"])["status"] == "cancelled", 100)
         wait_until(lambda: script.hung_up == 1)
     first.go()
     second.go()
@@ -80,7 +80,7 @@ def test_a9_fetch_event_source_takes_no_204_for_an_end_unless_it_is_told(
     path = f"/v1/streams/{client.stream('fake/echo', 'hello').headers['x-stream-id']}"
     last = re.findall(r"^id: (\S+)$", client.get(path).text, re.MULTILINE)[-1]
     command = [node, str(PROGRAMS / "ended.mjs"), stack.url + path, last, how]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     told = json.loads(done.stdout)
     assert (told["asked"], told["ended"]) == found, done
     assert set(told["statuses"]) == {204}

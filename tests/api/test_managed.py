@@ -58,7 +58,7 @@ def all_works(stack: Stack, upstream: ScriptedUpstream) -> None:
         assert "w19 " in again.text
         assert http.get("/v1/sessions/managed").json()["turns"] == 3
         left = asked("scripted/managed", background=True).json()["id"]
-        wait_until(lambda: http.get(f"/v1/chat/completions/{left}").json().get("choices"), 30, "it ran")
+        wait_until(lambda: http.get(f"/v1/chat/completions/{left}").json().get("choices"), 60, "it ran")
         assert http.get(f"/v1/chat/completions/{left}").json()["choices"][0]["message"]["content"] == whole(20)
         endless = asked("scripted/endless", background=True).json()["id"]
         assert http.post(f"/v1/streams/{endless}/cancel").status_code == 200

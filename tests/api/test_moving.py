@@ -71,13 +71,13 @@ def test_what_was_accepted_ends_after_the_move_and_is_asked_once(
             first = ann.post("/v1/chat/completions", json=quick, headers=once)
             assert first.status_code == 200, first.text
             gone = bob.post("/v1/chat/completions", json=quick).headers["x-stream-id"]
-            wait_until(lambda: used(ann) == 1 and used(bob) == 1, 30, "all is settled")
+            wait_until(lambda: used(ann) == 1 and used(bob) == 1, 60, "all is settled")
             asked = [
                 ann.post("/v1/chat/completions", json={"model": "scripted/moving-held", **said, "background": True})
                 for _ in range(MANY)
             ]
             ids = [one.json()["id"] for one in asked]
-            wait_until(lambda: len(held.calls) == PLACES, 30, "every place is taken")
+            wait_until(lambda: len(held.calls) == PLACES, 60, "every place is taken")
         told = command(stack, tmp_path, "move-queue")
         assert (told.returncode, "REDIS_URL, where it all is, is needed" in told.stderr) == (2, True), told.stderr
         stack.environment["STREAMSPOOL_QUEUE_URL"] = queue.url
@@ -108,7 +108,7 @@ def test_what_was_accepted_ends_after_the_move_and_is_asked_once(
                 found = ann.get(f"/v1/chat/completions/{one}").json()["choices"][0]
                 assert (found["message"]["content"], found["finish_reason"]) == (whole(3), "stop")
             assert len(held.calls) == MANY
-            wait_until(lambda: used(ann) == 1 + MANY, 30, "each is counted once")
+            wait_until(lambda: used(ann) == 1 + MANY, 60, "each is counted once")
             assert ann.get("/v1/sessions/s").json()["turns"] == 1
             assert ann.post("/v1/chat/completions", json=quick).status_code == 200
             assert ann.get("/v1/sessions/s").json()["turns"] == 2

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import httpx
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
-from tests.harness.processes import Stack
+from tests.harness.processes import Stack, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import Pause, ScriptedUpstream, chunk, ending, words
 from tests.support.tenant import look_at_all
@@ -67,7 +66,7 @@ def test_an_answer_live_late_and_from_the_middle(
 
 
 def test_probes_tell_them_apart(parted: Stack) -> None:
-    told = httpx.get(f"{parted.url}/readyz", trust_env=False).json()
-    assert {name: told["checks"][name] for name in ("redis", "queue")} == {"redis": "ok", "queue": "ok"}
-    metrics = httpx.get(f"{parted.url}/metrics", trust_env=False).text
-    assert "\nstreamspool_redis_up 1.0\n" in metrics
+    with Client(parted.url) as client:
+        told = client.get("/readyz").json()
+        assert {name: told["checks"][name] for name in ("redis", "queue")} == {"redis": "ok", "queue": "ok"}
+        wait_until(lambda: "\nstreamspool_redis_up 1.0\n" in client.get("/metrics").text, what="it answers in time")

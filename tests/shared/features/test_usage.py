@@ -132,9 +132,13 @@ def test_models_with_a_public_tokenizer(model: str, name: str | None) -> None:
     assert tokens.encoding_name(model) == name
 
 
+KNOWN = st.characters(exclude_categories=["Cs", "Cn"], exclude_characters=[chr(one) for one in range(0x1D2C0, 0x1D2D4)])
+"""Without the numerals that Unicode 15 added: one of the two knows an earlier version."""
+
+
 @pytest.mark.parametrize("name", ["o200k_base", "cl100k_base"])
 @settings(max_examples=30)
-@given(text=st.text(max_size=40))
+@given(text=st.text(KNOWN, max_size=40))
 def test_the_count_is_that_of_another_implementation(name: str, text: str) -> None:
     model = {"o200k_base": "openai/gpt-4o", "cl100k_base": "openai/gpt-4"}[name]
     counted = tokens._count(model, [], text, "")

@@ -32,7 +32,7 @@ _OPTIONS = (
     "--no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --disable-component-update "
     "--disable-sync --no-first-run --no-proxy-server"
 )
-WAIT_MS = 30_000
+WAIT_MS = 90_000
 expect.set_options(timeout=WAIT_MS)
 _FAILED_LOAD = "Failed to load resource"
 

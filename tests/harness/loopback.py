@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
-_PATIENCE_S = 10.0
+_PATIENCE_S = 60.0
 _ACCEPTING_TURNS = 5
 """Of the loop, from a listener that is ready to the first step of what serves the connection; measured: 4."""
 

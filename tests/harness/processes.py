@@ -31,8 +31,9 @@ _SHARES, _SHARE = 4, 3000
 _given: set[int] = set()
 
 
-def wait_until(condition: Callable[..., Any], timeout_s: float = 15.0, what: str = "") -> Any:
-    """Polls until the condition is true and returns its value; fails the test when the time is over.
+def wait_until(condition: Callable[..., Any], timeout_s: float = 60.0, what: str = "") -> Any:
+    """Polls until the condition is true and returns its value; fails the test when the time is over: where all is well, a long
+    one costs nothing.
 
     It is called without arguments; in a loop, a lambda may hold the loop's variable as a default.
     """
@@ -60,6 +61,19 @@ def free_port(in_a_row: int = 1) -> int:
                 _given.clear()
             _given.update(ports)
             return first
+
+
+def free_ports(count: int) -> int:
+    """The first of so many in a row."""
+    while True:
+        first = free_port()
+        others = range(first + 1, first + count)
+        with ExitStack() as probes, suppress(OSError):
+            for port in others:
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            if not _given.intersection(others):
+                _given.update(others)
+                return first
 
 
 def kill_valkey(valkey: EmbeddedValkey) -> None:
@@ -216,7 +230,7 @@ class Stack:
         return self._processes[name]
 
     def log(self, name: str) -> str:
-        return (self._directory / f"{name}.log").read_text()
+        return (self._directory / f"{name}.log").read_text(errors="replace")
 
     def wait_ready(self) -> None:
         def ready() -> bool:

@@ -43,7 +43,7 @@ def state(http: httpx.Client, batch_id: str) -> dict[str, Any]:
     return found
 
 
-def ended(http: httpx.Client, batch_id: str, timeout_s: float = 60) -> dict[str, Any]:
+def ended(http: httpx.Client, batch_id: str, timeout_s: float = 100) -> dict[str, Any]:
     """The batch object once it is over."""
 
     def over() -> dict[str, Any] | None:

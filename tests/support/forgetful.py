@@ -69,7 +69,7 @@ class Follower:
         self.valkey.__enter__()
         self.redis = open_store(self.valkey.url)
         self.redis.execute_command("REPLICAOF", "127.0.0.1", self._link.port)
-        wait_until(lambda: self.redis.info("replication")["master_link_status"] == "up", 30, "the replica follows")
+        wait_until(lambda: self.redis.info("replication")["master_link_status"] == "up", what="the replica follows")
         self._link.delay(self._late_s)
         return self
 

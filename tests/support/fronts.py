@@ -64,7 +64,7 @@ class Kind(NamedTuple):
         """Its version, "" if it is not here."""
         if self.path is None:
             return ""
-        done = subprocess.run([self.path, *self.version.split()], capture_output=True, text=True, timeout=30)
+        done = subprocess.run([self.path, *self.version.split()], capture_output=True, text=True, timeout=90)
         found = re.search(r"\d+\.\d+\.\d+", done.stdout + done.stderr)
         assert found, done
         return found[0]
@@ -197,7 +197,7 @@ class Front:
                 return True
             return False
 
-        wait_until(listens, 30, what=f"{self.kind.name} listens")
+        wait_until(listens, 90, what=f"{self.kind.name} listens")
 
     def stop(self) -> None:
         if self._process is not None:
@@ -208,7 +208,7 @@ class Front:
                 self._process.kill()
                 self._process.wait()
 
-    def connect(self, timeout_s: float = 30) -> socket.socket:
+    def connect(self, timeout_s: float = 90) -> socket.socket:
         """A connection for HTTP/1.1."""
         plain = socket.create_connection(("127.0.0.1", self.port), timeout_s)
         if not self.kind.tls:

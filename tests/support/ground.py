@@ -101,7 +101,7 @@ class Ground:
             return ""
 
     def until(self, batch_id: str, count: int) -> None:
-        wait_until(lambda: self.completed(batch_id) >= count, 60, f"{count} lines are done")
+        wait_until(lambda: self.completed(batch_id) >= count, 120, f"{count} lines are done")
 
     def logs(self) -> list[bytes]:
         """The logs that are there."""

@@ -24,7 +24,7 @@ from shared.cli.embedded import tied_to_parent
 from tests.harness.processes import wait_until
 
 _NETS = 256
-_WAIT_S = 15
+_WAIT_S = 60
 
 
 class NotPossible(Exception):

@@ -48,7 +48,7 @@ class Verdict(Shown):
         whole = bool(self.finish) and words == [f"w{i}" for i in range(len(words))]
         return "whole" if whole else "damaged"
 
-    def end(self, timeout_s: float = 30.0) -> Self:
+    def end(self, timeout_s: float = 100.0) -> Self:
         """Waits until this viewer has seen its end."""
         assert self.watching is not None
         self.watching.result(timeout_s)
@@ -58,7 +58,7 @@ class Verdict(Shown):
 class Judges(LoopThread):
     """Starts viewers and hands out their verdicts; a context manager."""
 
-    def __init__(self, key: str | None = None, *, patience_s: float = 30.0, silence_s: float | None = None) -> None:
+    def __init__(self, key: str | None = None, *, patience_s: float = 100.0, silence_s: float | None = None) -> None:
         """`patience_s` is how long a viewer goes on coming back, `silence_s` how long it waits for a byte: as long, by
         default."""
         super().__init__()
@@ -93,7 +93,7 @@ class Judges(LoopThread):
         self._send(verdict, urls, None, dict(self._headers), path, resume=True)
         return verdict
 
-    def wait(self, timeout_s: float = 20.0) -> None:
+    def wait(self, timeout_s: float = 100.0) -> None:
         """Until every viewer has seen its end."""
         watching, self._watching = self._watching, []
         for future in watching:

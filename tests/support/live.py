@@ -101,7 +101,7 @@ class Viewer:
     close = abort
 
     async def until(self, text: bytes) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while text not in self.body:  # noqa: ASYNC110 -- filled by the response under test
                 await asyncio.sleep(0.002)
 
@@ -142,7 +142,7 @@ class Bench:
         return Viewer(EventStream(self.parts, header, events, cursor=cursor, headers={}))
 
     async def end(self, *viewers: Viewer) -> None:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             await asyncio.gather(*(viewer.task for viewer in viewers))
 
 

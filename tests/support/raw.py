@@ -30,7 +30,7 @@ class Raw:
 
     def __init__(self, url: str) -> None:
         address = urlsplit(url)
-        self.socket = socket.create_connection((address.hostname or "", address.port or 0), timeout=20)
+        self.socket = socket.create_connection((address.hostname or "", address.port or 0), timeout=60)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader = self.socket.makefile("rb")
 

@@ -38,7 +38,7 @@ class S3:
         command = [*self._within, sys.executable, "-m", "moto.server", "-H", self._address, "-p", str(self._port)]
         with (self._directory / "s3.log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        wait_until(self._answers, 30, "moto's server is ready")
+        wait_until(self._answers, 90, "moto's server is ready")
         self._client: Any = boto3.client(
             "s3",
             endpoint_url=self.environment["AWS_ENDPOINT_URL"],
@@ -66,7 +66,7 @@ class S3:
     def _answers(self) -> bool:
         assert self._process.poll() is None, "moto's server ended"
         try:
-            return httpx.get(self.environment["AWS_ENDPOINT_URL"], trust_env=False).status_code < 500
+            return httpx.get(self.environment["AWS_ENDPOINT_URL"], trust_env=False, timeout=60).status_code < 500
         except httpx.TransportError:
             return False
 

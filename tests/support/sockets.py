@@ -27,7 +27,7 @@ class Socket:
             additional_headers=fields,
             compression=None,
             proxy=None,
-            open_timeout=30,
+            open_timeout=60,
             max_size=None,
         )
 
@@ -44,7 +44,7 @@ class Socket:
     def next(self) -> Event:
         """The next message that is no keep-alive. Numbers have no gap in any answer of any lane."""
         while True:
-            message: Event = json.loads(self.connection.recv(timeout=30))
+            message: Event = json.loads(self.connection.recv(timeout=60))
             if message["type"] != "keepalive":
                 break
             self.keepalives += 1

@@ -46,7 +46,7 @@ def look_at_all(url: str) -> None:
         batch_id = http.post("/v1/batches", json=wanted).json()["id"]
         batch = wait_until(
             lambda: (found := http.get(f"/v1/batches/{batch_id}").json())["status"] == "completed" and found,
-            60,
+            100,
             "a batch",
         )
         assert batch["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
@@ -60,6 +60,6 @@ def look_at_all(url: str) -> None:
         assert http.get(f"/v1/streams/{once}", headers={"accept": "application/json"}).status_code == 404
         wait_until(
             lambda: sum(row["requests"] for row in http.get("/v1/usage").json()["data"] if row["model"] == MODEL) == 44,
-            30,
+            60,
             "all is settled",
         )

@@ -159,7 +159,7 @@ class Client:
     def __init__(self, url: str, key: str | None = None) -> None:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-        self.http = httpx.Client(base_url=url, headers=headers, timeout=20, trust_env=False, limits=limits)
+        self.http = httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False, limits=limits)
 
     def __enter__(self) -> Self:
         return self

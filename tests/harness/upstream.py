@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from tests.harness.loopback import LoopThread, stop_listening
+from tests.harness.processes import free_port
 
 # ---- what is said
 
@@ -287,6 +288,7 @@ class ScriptedUpstream(LoopThread):
         super().__init__()
         self._scripts: dict[str, Script] = {}
         self._server = Server(self._play, address)
+        self._server.port = free_port()  # which nobody takes while it is gone
 
     def script(self, name: str, parts: Iterable[Part] = (), **options: Any) -> Script:
         """From now on the model of this name answers so, with the options of an Answer."""

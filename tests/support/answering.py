@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Self
 
 from tests.harness.loopback import stop_listening
@@ -27,8 +28,10 @@ class Answering:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await reader.readuntil(b"\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
             self.asked += 1
+            if size := re.search(rb"(?i)\r\ncontent-length: *(\d+)", head):
+                await reader.readexactly(int(size[1]))  # of what is left unread when it is closed, a reset is made
             writer.write(self._answer)
             await writer.drain()
         except (OSError, asyncio.IncompleteReadError):

@@ -55,6 +55,7 @@ class ListingProvider:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+            request_queue_size = 128  # of 5, some connections of many at once have to be begun again, a second later
 
             def handle_error(self, *_: object) -> None:
                 """Who asked has given up: that is no error of the test's."""

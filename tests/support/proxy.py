@@ -126,6 +126,8 @@ class Proxy(LoopThread):
             return
         try:
             await self.passed()
+            if self.refusing:
+                raise ConnectionRefusedError
             if isinstance(self._target, str):
                 streams = await asyncio.open_unix_connection(self._target)
             else:
@@ -134,6 +136,9 @@ class Proxy(LoopThread):
             writer.transport.abort()
             return
         link = _Link(self, (reader, writer), streams)
+        if self.refusing:  # since a moment ago: it was no link yet, and not cut with the others
+            link.cut()
+            return
         self._links.add(link)
         try:
             await link.run()

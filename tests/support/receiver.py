@@ -10,6 +10,8 @@ from typing import NamedTuple, Self
 
 from openai import OpenAI
 
+from tests.harness.processes import free_port
+
 SECRET = "whsec_" + "c3RyZWFtc3Bvb2wtd2ViaG9vay10ZXN0LXNlY3JldA=="
 
 
@@ -38,7 +40,7 @@ class Receiver:
         self.got: list[Hook] = []
         self.headers: dict[str, str] = {}
         """Of every answer."""
-        self._port, self._tls = port, tls
+        self._port, self._tls = port or free_port(), tls  # which nobody takes while it is stopped
         self._server: ThreadingHTTPServer | None = None
 
     @property
@@ -78,7 +80,6 @@ class Receiver:
         self._server.daemon_threads = True
         if self._tls:
             self._server.socket = self._tls.wrap_socket(self._server.socket, server_side=True)
-        self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}).start()
 
     def stop(self) -> None:

@@ -241,7 +241,7 @@ def gaps(runs: int = 3) -> None:
             with tempfile.TemporaryDirectory() as directory, ScriptedUpstream() as upstream:
                 place = Path(directory)
                 with (
-                    Cluster(place, masters=3, replicas=3) as cluster,
+                    Cluster(place, masters=3, replicas=3, timeout_ms=2000) as cluster,
                     Rig(upstream, place, redis_url=cluster.url) as rig,
                 ):
                     viewers = [viewer.end(180) for viewer in fault(cluster, rig)]

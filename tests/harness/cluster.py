@@ -20,7 +20,8 @@ from tests.harness.processes import free_port, wait_until
 from tests.harness.store import Store, open_store
 from tests.support.server import Certificates, binary
 
-NODE_TIMEOUT_MS = 2000
+NODE_TIMEOUT_MS = 5000
+"""A third of what is shipped, and long enough for a node that is only slow, on a busy machine, not to be taken for a dead one."""
 USER, PASSWORD = "spool", "a/pass word"
 RULES = "on >{password} ~streamspool{{* &streamspool{{control}}:* &__redis__:invalidate +@all -@admin -@dangerous +info"
 """What a user of ours may, and no more: the last word is for what the server may forget."""
@@ -41,9 +42,10 @@ class Node:
         kind: str = "valkey",
         tls: Certificates | None = None,
         user: bool = False,
+        timeout_ms: int = NODE_TIMEOUT_MS,
     ) -> None:
         self._address, self._within = address, within
-        self._kind, self._tls, self._user = kind, tls, user
+        self._kind, self._tls, self._user, self._timeout_ms = kind, tls, user, timeout_ms
         self.directory = directory / f"node{number}"
         self.port = self.bus_port = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -69,7 +71,7 @@ class Node:
             "protected-mode": "no",
             "cluster-enabled": "yes",
             "cluster-port": self.bus_port,
-            "cluster-node-timeout": NODE_TIMEOUT_MS,
+            "cluster-node-timeout": self._timeout_ms,
             "cluster-require-full-coverage": "no",
             "cluster-replica-validity-factor": 0,
             "repl-diskless-sync-delay": 0,
@@ -115,7 +117,7 @@ class Node:
     def kill(self) -> None:
         self.send(signal.SIGKILL)
         assert self.process is not None
-        self.process.wait(15)
+        self.process.wait(60)
 
     def pause(self) -> None:
         self.send(signal.SIGSTOP)
@@ -127,7 +129,11 @@ class Node:
         if self.process is not None and self.process.poll() is None:
             self.send(signal.SIGCONT)
             self.process.terminate()
-            self.process.wait(15)
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
 
 
 class Cluster:
@@ -144,6 +150,7 @@ class Cluster:
         kind: str = "valkey",
         tls: Certificates | None = None,
         user: bool = False,
+        timeout_ms: int = NODE_TIMEOUT_MS,
     ) -> None:
         """`address` and `within` are of the host that all of it is on, as those of a Stack. With `user`, clients are USER, and
         may what RULES say."""
@@ -151,7 +158,7 @@ class Cluster:
         self._tls, self._user = tls, user
 
         def node(number: int) -> Node:
-            return Node(directory, number, address, within, kind=kind, tls=tls, user=user)
+            return Node(directory, number, address, within, kind=kind, tls=tls, user=user, timeout_ms=timeout_ms)
 
         self._node = node
         self.nodes = [node(number) for number in range(masters + replicas)]
@@ -253,7 +260,7 @@ class Cluster:
         """Some of its keys are there now. Returns how many."""
         names = source.ask("CLUSTER", "GETKEYSINSLOT", slot, most)
         if names:
-            source.ask("MIGRATE", self._address, target.port, "", 0, 5000, "KEYS", *names)
+            source.ask("MIGRATE", self._address, target.port, "", 0, 60_000, "KEYS", *names)
         return len(names)
 
     def end_move(self, slot: int, source: Node, target: Node) -> None:

@@ -38,7 +38,8 @@ class Pair:
 
     def fail_over(self) -> None:
         """What the first had is at the other one before."""
-        assert self.a.wait(1, 5000) == 1
+        self.a.set("replicated", 1, ex=60)  # WAIT is for what its own client wrote
+        assert self.a.wait(1, 30_000) == 1
         self.proxy.lead_to(("127.0.0.1", self.servers[1].port))
         self.b.replicaof("NO", "ONE")
         self.a.replicaof("127.0.0.1", self.servers[1].port)

@@ -76,7 +76,7 @@ class Server:
 
     def client(self, **options: Any) -> Store:
         """The connection ends with the last use of the client."""
-        return redis.Redis(port=self.port, socket_timeout=5, **options)
+        return redis.Redis(port=self.port, socket_timeout=60, **options)
 
     def _listens(self) -> bool:
         assert self._process is not None
@@ -87,5 +87,5 @@ class Server:
                 return bool(client.ping())
         except redis.AuthenticationError:  # it is there, and wants a password
             return True
-        except (redis.ConnectionError, redis.ResponseError):
+        except (redis.ConnectionError, redis.TimeoutError, redis.ResponseError):
             return False

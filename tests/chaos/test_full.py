@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +25,21 @@ from tests.support.wire import end_error
 
 FULL_S = 2.0
 """How long our workers wait for room; as shipped it is a minute."""
-_SOONER = f"import shared.log.writer\nshared.log.writer.FULL_S = {FULL_S}\n"
+_FAULT = """
+import asyncio, pathlib
+import shared.log.writer
+from shared.generations.outcome import Outcomes
+
+shared.log.writer.FULL_S = {full_s}
+seal = Outcomes.seal
+
+async def held(*arguments, **named):
+    while pathlib.Path({held!r}).exists():
+        await asyncio.sleep(0.01)
+    return await seal(*arguments, **named)
+
+Outcomes.seal = held
+"""
 QUICK = {
     "STREAMSPOOL_LEASE_S": "2",
     "STREAMSPOOL_HOLD_HEADERS_S": "0.2",
@@ -41,10 +55,12 @@ class Filled(Stack):
 
     def __init__(self, server: Server, upstream: ScriptedUpstream, directory: Path) -> None:
         self._metrics = free_port()
+        self._held = directory / "held"
         settings = {**QUICK, "STREAMSPOOL_WORKER_METRICS_PORT": str(self._metrics)}
-        super().__init__(server.url, upstream.base_url, directory, fault=_SOONER, **settings)
+        fault = _FAULT.format(full_s=FULL_S, held=str(self._held))
+        super().__init__(server.url, upstream.base_url, directory, fault=fault, **settings)
         self.client, self.upstream = server.client(), upstream
-        self.http = httpx.Client(base_url=self.url, timeout=40, trust_env=False)
+        self.http = httpx.Client(base_url=self.url, timeout=100, trust_env=False)
         self._count = 0
 
     def __exit__(self, *_: object) -> None:
@@ -62,27 +78,33 @@ class Filled(Stack):
             self.client.config_set("maxmemory", 0)
 
     @contextmanager
+    def ends_held(self) -> Iterator[Callable[[], None]]:
+        """Answers are written to their last word, and nobody seals one before what this gives is called."""
+        self._held.touch()
+        try:
+            yield lambda: self._held.unlink(missing_ok=True)
+        finally:
+            self._held.unlink(missing_ok=True)
+
+    @contextmanager
     def disk_full(self) -> Iterator[None]:
         """The server cannot save, and takes no write until it can."""
         blocked = Path(self.client.config_get("dir")["dir"], "dump.rdb")
         blocked.mkdir()
         self.client.config_set("save", "3600 1")
-        self.client.bgsave()
-        wait_until(lambda: self._saved() == "err", what="saving fails")
+        wait_until(lambda: self._save() == "err", what="saving fails")
         try:
             yield
         finally:
             blocked.rmdir()
-            wait_until(self._saves, what="saving works")
+            wait_until(lambda: self._save() == "ok", what="saving works")
             self.client.config_set("save", "")
 
-    def _saved(self) -> str:
-        return str(self.client.info("persistence")["rdb_last_bgsave_status"])
-
-    def _saves(self) -> bool:
+    def _save(self) -> str:
+        """Begins to, unless it does just now; how it went last."""
         with suppress(redis.ResponseError):
             self.client.bgsave()
-        return self._saved() == "ok"
+        return str(self.client.info("persistence")["rdb_last_bgsave_status"])
 
     def scripted(self, chunks: int, barrier: Pause, *, ends: bool = False) -> Script:
         """A model that says so many words, waits for the barrier, says some more, and ends, or has no end."""
@@ -120,7 +142,7 @@ class Filled(Stack):
             of_these = [one for one, head in heads.items() if head and json.loads(head[0][1][b"r"])["model"] in models]
             return of_these if len(of_these) == count else []
 
-        return list(wait_until(found, 30, f"{count} run"))
+        return list(wait_until(found, what=f"{count} run"))
 
     def until_said(self, generation_id: str, chunks: int) -> None:
         """Its attempt may be of any number: it skips some where the server had become another one."""
@@ -129,7 +151,7 @@ class Filled(Stack):
 
     def metric(self, part: str) -> float:
         """How often a part of the worker could not use Redis."""
-        text = httpx.get(f"http://127.0.0.1:{self._metrics}/metrics", trust_env=False).text
+        text = httpx.get(f"http://127.0.0.1:{self._metrics}/metrics", trust_env=False, timeout=60).text
         found = re.search(rf'^streamspool_redis_errors_total{{part="{part}"}} (\S+)', text, re.M)
         return float(found[1]) if found else 0.0
 
@@ -175,7 +197,7 @@ def test_f52_a_running_answer_waits_for_room_and_then_ends_with_what_it_has(fill
             filled.until_said(generation_id, 5)
         with filled.full():
             barrier.go()
-            responses = [future.result(30) for future in waiting]
+            responses = [future.result(100) for future in waiting]
             assert {response.status_code for response in responses} == {507}
             errors = [response.json()["error"] for response in responses]
             assert {error["code"] for error in errors} == {"storage_full"}
@@ -225,7 +247,7 @@ def test_f52_a_full_disk_bounds_the_wait_as_well_and_is_told_for_what_it_is(fill
     filled.until_said(generation_id, 5)
     with filled.disk_full():
         barrier.go()
-        wait_until(lambda: not script.live, 15, what="the provider is hung up on")
+        wait_until(lambda: not script.live, what="the provider is hung up on")
         assert filled.checks() == (503, filled.checks()[1])
         checks = filled.checks("?for=serve")
         assert checks[0] == 200
@@ -256,10 +278,10 @@ def test_f52_who_watches_does_not_seem_to_leave_because_memory_is_full(filled: F
     wait_until(lambda: b"w4 " in b"".join(seen), what="it speaks")
     with filled.full():
         before = b"".join(seen).count(b": ka")
-        wait_until(lambda: b"".join(seen).count(b": ka") > before + 12, 15, what="longer than the grace time, twice")
+        wait_until(lambda: b"".join(seen).count(b": ka") > before + 12, what="longer than the grace time, twice")
         assert script.live
     barrier.go()
-    watching.join(20)
+    watching.join(100)
     assert b"more19 " in b"".join(seen)
     assert b'"error"' not in b"".join(seen)
 
@@ -311,12 +333,12 @@ def test_f53_a_batch_can_be_cancelled_and_ends(filled: Filled) -> None:
     scripts = [(filled.scripted(3, barrier), filled.model)]
     lines = [batch.line(f"n{i}", scripts[0][1]) for i in range(6)] + [batch.line(f"e{i}") for i in range(6)]
     batch_id = batch.start(filled.http, batch.jsonl(lines))
-    wait_until(lambda: batch.state(filled.http, batch_id)["request_counts"]["completed"] == 6, 30, "six are done")
+    wait_until(lambda: batch.state(filled.http, batch_id)["request_counts"]["completed"] == 6, what="six are done")
     wait_until(lambda: scripts[0][0].live == 6, what="six are asked")
     with filled.full():
         response = filled.http.post(f"/v1/batches/{batch_id}/cancel")
         assert (response.status_code, response.json()["status"]) == (200, "cancelling"), response.text
-        found = batch.ended(filled.http, batch_id, 30)
+        found = batch.ended(filled.http, batch_id)
         assert found["status"] == "cancelled"
         assert len(batch.results(filled.http, found["output_file_id"])) == 6
         assert len(batch.results(filled.http, found["error_file_id"])) == 6
@@ -325,17 +347,17 @@ def test_f53_a_batch_can_be_cancelled_and_ends(filled: Filled) -> None:
 
 def test_f53_a_batch_that_was_answered_is_written_down(filled: Filled) -> None:
     """Its last answers come in while memory is full: no line is asked once more, and the batch ends."""
-    barrier = Pause()
-    script = filled.upstream.script("last-word", [*words(3), *ending()[:-1], barrier, ending()[-1]])
-    batch_id = batch.start(filled.http, batch.jsonl([batch.line(f"n{i}", "scripted/last-word") for i in range(6)]))
-    wait_until(lambda: script.live == 6, what="six are asked")
-    for generation_id in filled.open(6, "scripted/last-word"):
-        filled.until_said(generation_id, 6)
-    with filled.full():
-        barrier.go()
-        found = batch.ended(filled.http, batch_id, 30)
-        assert (found["status"], found["request_counts"]["completed"]) == ("completed", 6)
-        assert len(batch.results(filled.http, found["output_file_id"])) == 6
+    script = filled.upstream.script("last-word", [*words(3), *ending()])
+    lines = [batch.line(f"n{i}", "scripted/last-word") for i in range(6)]
+    with filled.ends_held() as let_them_end:
+        batch_id = batch.start(filled.http, batch.jsonl(lines))
+        for generation_id in filled.open(6, "scripted/last-word"):
+            filled.until_said(generation_id, 6)
+        with filled.full():
+            let_them_end()
+            found = batch.ended(filled.http, batch_id)
+            assert (found["status"], found["request_counts"]["completed"]) == ("completed", 6)
+            assert len(batch.results(filled.http, found["output_file_id"])) == 6
     assert len(script.calls) == 6
 
 

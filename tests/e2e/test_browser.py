@@ -112,7 +112,11 @@ def test_an_event_source_goes_on_where_it_was_cut(
 
 def test_a_page_that_is_not_named_can_neither_ask_nor_read(site: Site, api: Stack, upstream: ScriptedUpstream) -> None:
     headers = {"authorization": f"Bearer {KEY_A}"}
-    listed = lambda: httpx.get(f"{api.url}/v1/streams", headers=headers, trust_env=False).json()["data"]  # noqa: E731
+
+    def listed() -> list[str]:
+        found = httpx.get(f"{api.url}/v1/streams", headers=headers, trust_env=False, timeout=60).json()
+        return [one["id"] for one in found["data"]]
+
     before = listed()
     with showing("stranger", site, api, upstream, host="127.0.0.1") as page:
         assert page.end() == {"chat": "TypeError", "list": "TypeError"}

@@ -180,10 +180,10 @@ def test_t_changes_the_colours_and_they_are_kept(one: Tab) -> None:
     expect(page.locator("h1")).to_have_text("Help")
     page.keyboard.press("t")
     page.keyboard.press("t")
-    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
     page.reload()
     assert page.evaluate("getComputedStyle(document.body).colorScheme || document.documentElement.dataset.theme")
-    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
 
 
 def test_the_question_mark_helps(one: Tab) -> None:

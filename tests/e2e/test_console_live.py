@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, expect
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.e2e.console import MARKS, Asking, Tab, tab
-from tests.harness.processes import Stack
+from tests.harness.processes import Stack, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 
@@ -100,16 +100,16 @@ def test_rows_stay_where_they_are_under_the_pointer(browser: Browser, own: Stack
 
 def test_a_hidden_page_lets_go_of_its_streams_and_goes_on_when_it_is_shown(browser: Browser, own: Stack) -> None:
     asking = Asking(own.url)
-    generation_id = asking.ask("fake/lorem?tokens=400&rate=40", background=True)
+    generation_id = asking.ask("fake/lorem?tokens=800&rate=40", background=True)
     with tab(browser, own.url) as one:
         page = one.go(f"/r/{generation_id}")
         text = page.locator(".message.assistant .markdown")
         expect(text).to_contain_text("ipsum")
         page.evaluate(HIDE, True)
         expect(page.locator(".watchline [role=status]")).to_contain_text("Asleep")
-        assert asking.state(generation_id)["viewers"] == 0
+        wait_until(lambda: asking.state(generation_id)["viewers"] == 0, what="nobody watches")
         page.evaluate(HIDE, False)
-        expect(page.locator("h1 .status")).to_have_attribute("data-status", "completed", timeout=60_000)
+        expect(page.locator("h1 .status")).to_have_attribute("data-status", "completed", timeout=120_000)
         expect(text).to_have_text(re.compile(r"\w"))
         whole = asking.text(generation_id).split()
         assert text.inner_text().split() == whole

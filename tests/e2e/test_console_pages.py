@@ -236,14 +236,22 @@ def test_ten_thousand_rows_are_a_few_in_the_document(browser: Browser, full: Sta
 
 def test_each_number_of_the_tiles_is_that_of_its_route(browser: Browser, full: Stack) -> None:
     asking = Asking(full.url)
-    total = asking.http.get("/v1/usage").json()["total"]
+
+    def total() -> dict[str, int]:
+        found: dict[str, int] = asking.http.get("/v1/usage").json()["total"]
+        return found
+
+    listed = asking.http.get("/v1/streams?limit=100").json()["data"]
+    assert len(listed) < 100, "all that was asked here"
+    wait_until(lambda: total()["requests"] >= len(listed), what="all is settled that was asked before")
+    told = total()
     with tab(browser, full.url) as one:
         page = one.go("/usage")
         tile = page.locator(".tile").filter(has_text="Requests")
-        expect(tile.locator(".value")).to_have_text(str(total["requests"]))
-        expect(tile.locator(".note")).to_have_text(f"{total['failed_requests']} failed")
+        expect(tile.locator(".value")).to_have_text(str(told["requests"]))
+        expect(tile.locator(".note")).to_have_text(f"{told['failed_requests']} failed")
         answers = page.locator(".tile").filter(has_text="Answer tokens").locator(".value")
-        expect(answers).to_have_text(f"{total['completion_tokens']:,}")
+        expect(answers).to_have_text(f"{told['completion_tokens']:,}")
 
 
 def test_filters_stand_in_the_address_and_back_takes_them_out(browser: Browser, full: Stack) -> None:

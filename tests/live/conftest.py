@@ -33,7 +33,7 @@ class Live:
         address = self.address()
         headers = {"authorization": f"Bearer {address[KEY_VARIABLE]}"}
         try:
-            response = httpx.get(address[BASE_URL_VARIABLE] + path, headers=headers, trust_env=False)
+            response = httpx.get(address[BASE_URL_VARIABLE] + path, headers=headers, trust_env=False, timeout=60)
         except httpx.TransportError:
             return None
         return response.json() if response.status_code == 200 else None
@@ -62,7 +62,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Li
         find_model()
     except CannotStart as missing:
         pytest.skip(missing.message)
-    with starting(tmp_path_factory.mktemp("live")) as start_up:
+    with starting(tmp_path_factory.mktemp("live"), STREAMSPOOL_DRAIN_S="60") as start_up:  # a model may be slow
 
         def started() -> Live:
             up = start_up("--local", "--data-dir", str(tmp_path_factory.mktemp("data")))

@@ -54,7 +54,7 @@ def test_a_model_server_killed_in_mid_stream_is_an_error_and_the_next_answers(li
 def test_nobody_without_the_key_is_answered_by_the_model(live: Live) -> None:
     base = live.address()[BASE_URL_VARIABLE]
     for headers in ({}, {"authorization": "Bearer any", "origin": "http://example.com"}):
-        response = httpx.post(f"{base}/chat/completions", json=ask("any"), headers=headers, trust_env=False)
+        response = httpx.post(f"{base}/chat/completions", json=ask("any"), headers=headers, trust_env=False, timeout=60)
         assert response.status_code == 401
         assert response.headers.get("access-control-allow-origin", "") == ""
 

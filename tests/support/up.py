@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from tests.harness.processes import ROOT, wait_until
 
-WAIT_S = 60
+WAIT_S = 100
 PARTS = {"-m api": "api", "-m worker": "worker", "valkey-server": "valkey", "-m shared.cli.local_model": "local-model"}
 
 
@@ -69,13 +70,15 @@ class Up:
     def wait_ready(self, *more: str) -> None:
         """Returns once it says so, and checks that it runs what it should, and `more`."""
         assert self.process.stdout is not None
-        line = ""
-        while "ready at" not in line:
+        said = ""
+        while not (found := re.search(r"ready at (\S+)\s", said)):
+            # Not by lines: of two that come at once the second would wait in a buffer, where nobody looks.
             readable, _, _ = select.select([self.process.stdout], [], [], WAIT_S)
-            assert readable, "not ready in time"
-            line = self.process.stdout.readline()
-            assert line, f"ended with {self.process.wait(WAIT_S)}"
-        self.url = line.split("ready at ")[1].split()[0]
+            assert readable, f"not ready in time: {said}"
+            piece = os.read(self.process.stdout.fileno(), 65536)
+            assert piece, f"ended with {self.process.wait(WAIT_S)}: {said}"
+            said += piece.decode(errors="replace")
+        self.url = found[1]
         assert set(self.children()) == {"api", "worker", "valkey", *more}
 
     def left(self) -> list[str]:

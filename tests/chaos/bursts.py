@@ -28,7 +28,7 @@ from tests.support.names import keys
 from tests.support.wire_async import JSON, Stream, follow
 
 SEAL = f"{2**53 - 1}-0"
-STUCK_S = 60.0
+STUCK_S = 120.0
 WORDS = 20
 SAID = 10
 """Words before the barrier; the rest comes around the kill."""
@@ -180,11 +180,13 @@ def kill_apis_within_posts(
     burst: int,
     apis: int = 4,
     posts: int = 20,
+    stored: bool = False,
 ) -> list[tuple[Asked, float]]:
     """Each of some APIs is killed while requests come in, the oldest 50 ms old; the first API lives on.
 
-    Every other request has an Idempotency-Key and is sent again, to that one. A run is a kill. Returns the requests and
-    when (Unix time) their API was killed, to be judged with `judge_posts` when all is still.
+    Every other request has an Idempotency-Key and is sent again, to that one. With `stored`, one of these is stored before
+    the kill, however long that takes. A run is a kill. Returns the requests and when (Unix time) their API was killed, to be
+    judged with `judge_posts` when all is still.
     """
     names = [f"api-{number}" for number in range(2, 2 + apis)]
     fleet.heal(*names)
@@ -194,14 +196,16 @@ def kill_apis_within_posts(
         asked = [Asked(tag, upstream.script(tag, [*words(WORDS), *ending()])) for tag in tagged]
         for one in asked[::2]:
             one.headers["idempotency-key"] = one.name
-        asyncio.run(_kill_api_within_posts(fleet, name, asked, chance))
+        asyncio.run(_kill_api_within_posts(fleet, name, asked, chance, stored=stored))
         made += [(one, time.time()) for one in asked]
         tally.runs += 1
         asyncio.run(_ask_again(fleet, tally, asked[::2]))
     return made
 
 
-async def _kill_api_within_posts(fleet: Fleet, name: str, made: list[Asked], chance: random.Random) -> None:
+async def _kill_api_within_posts(
+    fleet: Fleet, name: str, made: list[Asked], chance: random.Random, *, stored: bool
+) -> None:
     port = int(fleet.at(name).rpartition(":")[2])
 
     async def post(one: Asked, after_s: float) -> None:
@@ -211,6 +215,9 @@ async def _kill_api_within_posts(fleet: Fleet, name: str, made: list[Asked], cha
 
     posting = [asyncio.create_task(post(one, chance.uniform(0, 0.05))) for one in made]
     await asyncio.sleep(0.05)
+    keyed = {one.name for one in made if one.headers}
+    while stored and not keyed & (await asyncio.to_thread(stored_requests, fleet)).keys():
+        assert not all(one.done() for one in posting)
     fleet.kill(name)
     await asyncio.gather(*posting)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,16 @@ from tests.harness.upstream import ScriptedUpstream
 from tests.support.fleet import Fleet
 from tests.support.judge import Judges
 from tests.support.rig import Rig
+
+
+LONGEST_S = 300
+"""Of a test that says nothing else: it starts processes, and waits for several things one after the other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(LONGEST_S))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ is not as the row says.
     python -m tests.chaos.figures_batches [ROW …]
 
 Each row has a Valkey, an API and two workers of its own, on this machine, beside the provider and the one who asks. The
-lease is that of the tests, 1 s, and what limits lines is as shipped; `throughput` needs a C compiler (tests/bench).
+lease is 1 s, and what limits lines is as shipped; `throughput` needs a C compiler (tests/bench).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tests.support.server import Server
 from tests.support.stages import STAGES
 
 LINES = 5000
-SHIPPED = {"STREAMSPOOL_BATCH_LINES": "100"}
+SHIPPED = {"STREAMSPOOL_BATCH_LINES": "100", "STREAMSPOOL_LEASE_S": "1"}
 QUIET = "fake/echo"
 SLOW = "bench-n10-r20-w200-p8-g0"
 """Ten chunks: the first after 200 ms, the last 450 ms later. `p` and `g` are of no concern here."""
@@ -303,7 +303,7 @@ def cancelled_when_full(directory: Path) -> dict[str, Any]:
         with (
             Server(place / "server", kind=kind) as server,
             ScriptedUpstream() as upstream,
-            Stack(server.url, upstream.base_url, place, **QUICK_LEASE, **SHIPPED) as stack,
+            Stack(server.url, upstream.base_url, place, **{**QUICK_LEASE, **SHIPPED}) as stack,
             httpx.Client(base_url=stack.url, timeout=60, trust_env=False) as http,
             server.client() as client,
         ):

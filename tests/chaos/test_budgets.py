@@ -69,7 +69,7 @@ async def ask_all(fleet: Fleet, model: str) -> Counter[int]:
                 found[response.status_code] += 1
                 break
 
-    async with httpx.AsyncClient(trust_env=False, timeout=20) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
         await asyncio.gather(*(some(http) for _ in range(50)))
     return found
 
@@ -82,7 +82,7 @@ def with_kills(fleet: Fleet, upstream: ScriptedUpstream, model: str) -> int:
         asked = asyncio.create_task(ask_all(fleet, model))
         for name, calls in (("worker", 10), ("api", 20), ("worker-2", 30)):
             await asyncio.to_thread(
-                wait_until, lambda calls=calls: len(script.calls) >= calls or asked.done(), 60, what="so many are asked"
+                wait_until, lambda calls=calls: len(script.calls) >= calls or asked.done(), 120, what="so many are asked"
             )
             fleet.kill(name)
             await asyncio.to_thread(fleet.start, name)

@@ -50,10 +50,11 @@ def test_f41_killed_between_the_seal_and_the_turn(fleet: Fleet, upstream: Script
     fleet.start_and_wait("worker-doomed", fault=DIES_BEFORE_ITS_TURN_IS_KEPT)
     script = upstream.script("f41-doomed", [*words(3), *ending()])
     fields: dict[str, Any] = {"session_id": "f41-doomed"}
-    first = fleet.submit("f41-doomed", messages=question("one"), **fields)
-    wait_until(lambda: not fleet.alive("worker-doomed"), what="it dies")
-    assert fleet.state(first)["status"] == "completed"
-    assert fleet.client.sismember(keys.unsettled(0), first)
+    with fleet.no_reaper():
+        first = fleet.submit("f41-doomed", messages=question("one"), **fields)
+        wait_until(lambda: not fleet.alive("worker-doomed"), what="it dies")
+        assert fleet.state(first)["status"] == "completed"
+        assert fleet.client.sismember(keys.unsettled(0), first)
     fleet.heal()
     second = fleet.submit("f41-doomed", messages=question("two"), **fields)
     fleet.ended(second)

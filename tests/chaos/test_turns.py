@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.harness.processes import wait_until
-from tests.harness.upstream import Part, ScriptedUpstream, ending, whole, words
+from tests.harness.upstream import Part, Pause, ScriptedUpstream, ending, whole, words
 from tests.support.batch import ended, jsonl, line, start
 from tests.support.fleet import Fleet
 from tests.support.wire import Client, ask, chunks, text
@@ -25,12 +25,16 @@ ALICE, BOB = "key-of-alice-0123456789", "key-of-bob-0123456789"
 SETTINGS = {
     "STREAMSPOOL_WORKER_CONCURRENCY": str(PLACES),
     "STREAMSPOOL_WORKER_LINES": str(PLACES),
-    "STREAMSPOOL_LEASE_S": "2",
+    "STREAMSPOOL_LEASE_S": "4",
     "STREAMSPOOL_NO_WORKER_S": "30",
     "STREAMSPOOL_API_KEYS": f"alice:{ALICE},bob:{BOB}",
     "STREAMSPOOL_LIMITS": f"alice:stored_bytes={25 * LARGE}",
 }
-SLOW: list[Part] = [words(1)[0], 1.5, *words(2)[1:], *ending()]
+
+
+def slow(begin: Pause, seconds: float = 1.5) -> list[Part]:
+    """Takes so long, once it may begin: however long it takes to ask for a crowd of them, none has ended before."""
+    return [words(1)[0], begin, seconds, *words(2)[1:], *ending()]
 
 
 @pytest.fixture
@@ -63,21 +67,25 @@ def is_over(client: Client, generation_id: str) -> bool:
 def test_q9_a_question_does_not_wait_behind_anothers_hundred(
     fleet: Fleet, upstream: ScriptedUpstream, alice: Client, bob: Client, asked: str
 ) -> None:
-    crowd = upstream.script("turns-crowd", SLOW)
-    single = upstream.script("turns-single", SLOW)
+    begin = Pause()
+    crowd = upstream.script("turns-crowd", slow(begin))
+    single = upstream.script("turns-single", slow(begin))
     ids = background(alice, "turns-crowd", 140)
-    wait_until(lambda: crowd.live == 2 * PLACES, 30, "every place is taken")
+    wait_until(lambda: crowd.live == 2 * PLACES, what="every place is taken")
     before = len(crowd.calls)
     if asked == "in the background":
         (mine,) = background(bob, "turns-single", 1)
-        before = len(crowd.calls)  # that it is accepted is confirmed first, which takes as long as the disk does
-        wait_until(lambda: single.calls, 30, "bob's is asked")
+        begin.go()
+        wait_until(lambda: single.calls, what="bob's is asked")
         during = len(crowd.calls)
-        wait_until(lambda: is_over(bob, mine), 30)
+        wait_until(lambda: is_over(bob, mine))
     else:
-        answer = bob.stream("scripted/turns-single")
-        during = len(crowd.calls)
-        assert text(chunks(answer.content)) == whole(2)
+        with bob.streaming("scripted/turns-single") as viewer:  # accepted, and its headers were held back for a while
+            begin.go()
+            wait_until(lambda: single.calls, what="bob's is asked")
+            during = len(crowd.calls)
+            viewer.rest()
+        assert text(chunks(viewer.body)) == whole(2)
     assert during - before <= 6 * PLACES, "three rounds of all places: it was behind a few, and not behind all of them"
     assert len(single.calls) == 1
     fleet.kill("worker")
@@ -91,13 +99,15 @@ def test_q10_a_batch_does_not_wait_behind_anothers_hundred(
     fleet: Fleet, upstream: ScriptedUpstream, alice: Client, bob: Client
 ) -> None:
     """More than two workers hand out at once, each with one line that takes long."""
-    lines: list[Part] = [words(1)[0], 3.0, *words(2)[1:], *ending()]
-    crowd = upstream.script("turns-lines", lines)
-    upstream.script("turns-line", [*words(2), *ending()])
+    begin = Pause()
+    crowd = upstream.script("turns-lines", slow(begin, 3.0))
+    single = upstream.script("turns-line", [*words(2), *ending()])
     theirs = [start(alice.http, jsonl([line("x", "scripted/turns-lines")])) for _ in range(100)]
     mine = start(bob.http, jsonl([line("x", "scripted/turns-line")]))
-    assert ended(bob.http, mine)["request_counts"]["completed"] == 1
+    begin.go()
+    wait_until(lambda: single.calls, what="bob's is asked")
     assert len(crowd.calls) < 100
+    assert ended(bob.http, mine)["request_counts"]["completed"] == 1
     assert [ended(alice.http, one)["request_counts"]["completed"] for one in theirs] == [1] * 100
 
 
@@ -105,13 +115,16 @@ def test_q11_what_is_waited_for_comes_before_the_background(
     fleet: Fleet, upstream: ScriptedUpstream, alice: Client
 ) -> None:
     """Of one tenant."""
-    crowd = upstream.script("turns-own", SLOW)
+    begin = Pause()
+    crowd = upstream.script("turns-own", slow(begin))
     upstream.script("turns-now", [*words(2), *ending()])
     ids = background(alice, "turns-own", 140)
-    wait_until(lambda: crowd.live == 2 * PLACES, 30, "every place is taken")
+    wait_until(lambda: crowd.live == 2 * PLACES, what="every place is taken")
     before = len(crowd.calls)
-    answer = alice.post(ask("scripted/turns-now"))
-    assert answer.json()["choices"][0]["message"]["content"] == whole(2)
+    with alice.streaming("scripted/turns-now") as viewer:
+        begin.go()
+        viewer.rest()
+    assert text(chunks(viewer.body)) == whole(2)
     assert len(crowd.calls) - before <= 6 * PLACES
     for one in ids:
         wait_until(lambda one=one: is_over(alice, one), 60)
@@ -123,6 +136,7 @@ def test_q15_one_that_fills_the_storage_shuts_out_no_other(
     """Requests of 4 MB without end, at a server that has room for sixteen of them, and a limit for that tenant."""
     upstream.script("turns-large", [*words(2), *ending()])
     used = int(fleet.client.info("memory")["used_memory"])
+    before = fleet.client.config_get("maxmemory")["maxmemory"]
     fleet.client.config_set("maxmemory", used + 16 * LARGE)
     stopped = threading.Event()
     statuses: Counter[int] = Counter()
@@ -144,7 +158,7 @@ def test_q15_one_that_fills_the_storage_shuts_out_no_other(
             for one in filling:
                 one.result()
     finally:
-        fleet.client.config_set("maxmemory", 0)
+        fleet.client.config_set("maxmemory", before)
     assert [answer.status_code for answer in answers] == [200] * 20
     assert set(statuses) == {202, 413}
     assert statuses[202] <= 25

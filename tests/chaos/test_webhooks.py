@@ -28,7 +28,7 @@ def running(
         "STREAMSPOOL_WEBHOOK_SECRET": SECRET,
         "STREAMSPOOL_WEBHOOK_ALLOW": "127.0.0.1",
         "STREAMSPOOL_WEBHOOK_RETRY_S": "0.2",
-        "STREAMSPOOL_WEBHOOK_TIMEOUT_S": "1",
+        "STREAMSPOOL_WEBHOOK_TIMEOUT_S": "5",
     }
     with Fleet(valkey, upstream, tmp_path_factory.mktemp("webhooks"), **settings) as fleet:
         yield fleet
@@ -53,7 +53,7 @@ def hook(fleet: Fleet, generation_id: str) -> dict[str, Any]:
 
 def delivered(fleet: Fleet, generation_id: str) -> dict[str, Any]:
     found: dict[str, Any] = wait_until(
-        lambda: (state := hook(fleet, generation_id))["status"] == "delivered" and state, 30
+        lambda: (state := hook(fleet, generation_id))["status"] == "delivered" and state, what="it is delivered"
     )
     return found
 
@@ -99,7 +99,7 @@ def test_w3_a_worker_killed_while_it_delivers(fleet: Fleet, receiver: Receiver) 
     killed = threading.Event()
 
     def hold(_: Hook) -> int:
-        return 200 if killed.is_set() or killed.wait(20) else 500
+        return 200 if killed.is_set() or killed.wait(100) else 500
 
     receiver.answer = hold
     fleet.stop("worker-2")

@@ -8,27 +8,30 @@ from __future__ import annotations
 import json
 import signal
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
 from shared.cli.embedded import EmbeddedValkey
-from tests.harness.processes import TWO_WORKERS, Stack, wait_until
+from tests.harness.processes import READY_S, TWO_WORKERS, Stack, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.names import keys, wait
 
 QUICK = {
-    "STREAMSPOOL_LEASE_S": "1",
+    "STREAMSPOOL_LEASE_S": "2",
     "STREAMSPOOL_DRAIN_S": "0.5",
     "STREAMSPOOL_HOLD_HEADERS_S": "0.2",
     "STREAMSPOOL_DISCONNECT_GRACE_S": "1",
     "STREAMSPOOL_KEEPALIVE_S": "0.2",
     "STREAMSPOOL_NO_WORKER_S": "1",
 }
+PATIENCE_S = STOP_S = 60
 BAR_S = 15.0
-"""What the fault matrix allows for a takeover with a lease of ten seconds; ours have one second."""
+"""What the fault matrix allows for a takeover with a lease of ten seconds; ours have two seconds."""
 
 
 class Fleet(Stack):
@@ -38,7 +41,7 @@ class Fleet(Stack):
         url = valkey.url.replace("db=0", "db=3")
         self.client = open_store(url)
         self.client.flushdb()
-        self.http = httpx.Client(trust_env=False)
+        self.http = httpx.Client(trust_env=False, timeout=PATIENCE_S)
         super().__init__(url, upstream.base_url, directory, processes=TWO_WORKERS, **{**QUICK, **settings})
 
     def __enter__(self) -> Self:
@@ -63,11 +66,11 @@ class Fleet(Stack):
         for name in wanted:
             if not self.alive(name):
                 self.start(name)
-        wait_until(lambda: all(map(self.up, wanted)), 30, what="everything is up again")
+        wait_until(lambda: all(map(self.up, wanted)), READY_S, what="everything is up again")
 
     def start_and_wait(self, name: str, *, fault: str = "", **settings: str) -> None:
         self.start(name, fault=fault, **settings)
-        wait_until(lambda: self.up(name), 30, what=f"{name} is up")
+        wait_until(lambda: self.up(name), READY_S, what=f"{name} is up")
 
     def up(self, name: str) -> bool:
         """Whether a process does its work: a worker has reported, an API answers."""
@@ -75,6 +78,15 @@ class Fleet(Stack):
         if not name.startswith("api"):
             return bool(self.client.keys(f"streamspool:worker:*-{self.process(name).pid}-*"))
         return self.answers(name)
+
+    @contextmanager
+    def no_reaper(self) -> Iterator[None]:
+        """As long as this takes, no process has its turn to look for what nobody rang for, or settled."""
+        self.client.set(keys.reaping, b"a test", ex=300)
+        try:
+            yield
+        finally:
+            self.client.delete(keys.reaping)
 
     def running(self) -> list[str]:
         """The workers that live."""
@@ -85,7 +97,10 @@ class Fleet(Stack):
     def submit(self, model: str, *, url: str = "", headers: dict[str, str] | None = None, **fields: Any) -> str:
         """Starts a generation and leaves at once."""
         body = ask(model, stream=True, **fields)
-        with httpx.stream("POST", f"{url or self.url}/v1/chat/completions", json=body, headers=headers) as response:
+        asked = f"{url or self.url}/v1/chat/completions"
+        with httpx.stream(
+            "POST", asked, json=body, headers=headers, timeout=PATIENCE_S, trust_env=False, verify=False
+        ) as response:
             assert response.status_code == 200, response.read()
             return response.headers["x-stream-id"]
 
@@ -93,7 +108,7 @@ class Fleet(Stack):
         """What GET answers, as soon as it is not told to come back later."""
 
         def answered() -> httpx.Response | None:
-            response = httpx.get(f"{self.url}{path}", headers=dict(self.http.headers), timeout=10, trust_env=False)
+            response = httpx.get(f"{self.url}{path}", headers=dict(self.http.headers), timeout=PATIENCE_S, trust_env=False)
             return None if response.status_code == 503 else response
 
         response: httpx.Response = wait_until(answered, what=path)

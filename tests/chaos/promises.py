@@ -26,7 +26,7 @@ class Promises:
 
     def __init__(self, rig: Rig, *, streams: int = 6, sessions: int = 4, background: int = 4, lines: int = 12) -> None:
         self._rig = rig
-        self._http = httpx.Client(base_url=rig.stack.url, timeout=30, trust_env=False)
+        self._http = httpx.Client(base_url=rig.stack.url, timeout=60, trust_env=False)
         role, *said = words(CHUNKS)
         parts: list[bytes | float] = [role]
         for piece in said:
@@ -72,7 +72,7 @@ class Promises:
         return str(response.headers["x-stream-id"])
 
     def until_in_the_middle(self) -> None:
-        wait_until(lambda: all(viewer.says("w20 ") for viewer in self.viewers), 30, "all streams speak")
+        wait_until(lambda: all(viewer.says("w20 ") for viewer in self.viewers), what="all streams speak")
 
     def judged(self) -> dict[str, Any]:
         """How many were whole and how many told as lost; `wrong` is what was neither."""
@@ -153,5 +153,5 @@ class Promises:
             response = self._http.get(path, headers={"accept": accept})
             return None if response.status_code == 503 else response
 
-        response: httpx.Response = wait_until(answered, 30, path)
+        response: httpx.Response = wait_until(answered, what=path)
         return response

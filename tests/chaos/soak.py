@@ -426,7 +426,7 @@ class Soak:
 
     async def _nothing_is_watched(self, port: int) -> None:
         """All viewers are gone, and the APIs know: else a log would be held for ever."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while watched := {name: value for name, value in (await gauges(port)).items() if name in WATCHED and value}:
             if time.monotonic() > deadline:
                 self.blame("something is watched", None, **watched)

@@ -55,14 +55,14 @@ def test_f96_tls_and_a_user_of_few_rights(upstream: ScriptedUpstream, tmp_path: 
 def test_f97_a_replica_without_what_was_said_last_is_promoted(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     """What the dead master had acknowledged and its replica never got: the workers write it again."""
     with Cluster(tmp_path, masters=3, replicas=3) as cluster, rigged(cluster, upstream, tmp_path) as rig:
-        viewers = rig.streams(12, chunks=250, pause_s=0.02)
+        viewers = rig.streams(12, chunks=600, pause_s=0.02)  # for longer than it takes to cut it off
         master = cluster.owner(slot_of(tags(CELLS)[Cells(CELLS).of(viewers[0].id)].encode()))
         replica = cluster.nodes[3 + cluster.nodes.index(master)]
         cluster.cut_off(replica)
         said = [len(viewer.text) for viewer in viewers]
         wait_until(
             lambda: all(len(viewer.text) > before + 40 for viewer, before in zip(viewers, said, strict=True)),
-            30,
+            60,
             "all have said more than the replica knows",
         )
         master.kill()

@@ -64,12 +64,12 @@ def test_f56_a_viewer_comes_back_at_an_api_that_nobody_has_asked_before(
         stack = Stack(server.url, upstream.base_url, tmp_path, **{**QUICK, **LEASE})
         other = stack.at("api-2")
         stack.start("api-2")
-        with stack, ThreadPoolExecutor() as threads, httpx.Client(trust_env=False, timeout=30) as http:
-            wait_until(lambda: stack.answers("api-2"), 30, "the other API is up")
+        with stack, ThreadPoolExecutor() as threads, httpx.Client(trust_env=False, timeout=100) as http:
+            wait_until(lambda: stack.answers("api-2"), what="the other API is up")
             server.remember()
             body = {"model": "scripted/forgotten", "messages": [{"role": "user", "content": "x"}], "background": True}
             path = f"/v1/chat/completions/{http.post(f'{stack.url}/v1/chat/completions', json=body).json()['id']}"
-            wait_until(lambda: http.get(f"{stack.url}{path}").json()["choices"], 30, "it has begun")
+            wait_until(lambda: http.get(f"{stack.url}{path}").json()["choices"], what="it has begun")
             stack.kill("worker", signal.SIGSTOP)
             server.rewind()
             found = threads.submit(http.get, f"{other}{path}")
@@ -77,5 +77,5 @@ def test_f56_a_viewer_comes_back_at_an_api_that_nobody_has_asked_before(
             stack.kill("worker", signal.SIGCONT)
             assert found.result().status_code == 200, found.result().text
             pause.go()
-            done = wait_until(lambda: (told := http.get(f"{other}{path}").json())["usage"] and told, 30, "its end")
+            done = wait_until(lambda: (told := http.get(f"{other}{path}").json())["usage"] and told, what="its end")
             assert done["choices"][0]["message"]["content"] == whole(5)

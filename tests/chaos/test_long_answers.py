@@ -45,7 +45,7 @@ def test_f62_an_answer_without_end_leaves_room_for_others(small: Stack, provider
         ThreadPoolExecutor(1) as waiting,
     ):
         before = memory_mb(small, "VmRSS", "worker")
-        asked = waiting.submit(client.post, ask("scripted/endless"), timeout=100)
+        asked = waiting.submit(client.post, ask("scripted/endless"), timeout=250)
         wait_until(lambda: plan.live)
         for number in range(20):
             answer = client.post(ask("fake/echo", f"number {number}"))

@@ -46,11 +46,11 @@ def test_f18_the_reply_to_create_is_lost(rig: Rig) -> None:
     """The client is answered as ever: its generation is there, and is rung for at once."""
     rig.answers_again()
     rig.proxy.lose_replies(b"$1\r\nb\r\n", 1)
-    started = time.monotonic()
     response = rig.post()
     assert response.status_code == 200, response.text
     assert rig.proxy.to_lose == 0
-    assert time.monotonic() - started < 4  # by the reaper it would be 5 to 10
+    said = "".join(map(rig.stack.log, ("api", "worker", "worker-2"))).splitlines()
+    assert not [line for line in said if "rang again" in line and response.headers["x-stream-id"] in line], "by the reaper"
 
 
 def test_f18_the_reply_to_claim_is_lost(rig: Rig) -> None:
@@ -81,16 +81,21 @@ def full(rig: Rig) -> Iterator[None]:
         rig.redis.config_set("maxmemory", 0)
 
 
+def kept(rig: Rig) -> set[bytes]:
+    """What waits, or is open."""
+    return {*rig.redis.zrange(WAITING, 0, -1), *rig.redis.zrange(keys.open(0), 0, -1)}
+
+
 def test_f19_no_memory_pauses_streams_and_refuses_new_ones(rig: Rig) -> None:
     barrier = Pause()
     viewers = rig.streams(5, chunks=40, barrier=barrier)
     refused = rig.upstream.script("refused", [])
     with full(rig):
-        before = rig.redis.zcard(WAITING), rig.redis.zcard(keys.open(0))
+        before = kept(rig)
         response = rig.post("scripted/refused")
         assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_full")
         assert response.headers["retry-after"]
-        assert (rig.redis.zcard(WAITING), rig.redis.zcard(keys.open(0))) == before
+        assert kept(rig) <= before
         assert rig.state(viewers[0].id)["status"] == "in_progress"
         time.sleep(1.5 * LEASE_S)  # no lease may lapse meanwhile
     barrier.go()
@@ -104,10 +109,10 @@ def test_f19_no_memory_still_lets_streams_end(rig: Rig) -> None:
     viewer = rig.streams(1, chunks=10, barrier=barrier)[0]
     with full(rig):
         url = f"{rig.stack.url}/v1/streams/{viewer.id}/cancel"
-        response = httpx.post(url, timeout=10, trust_env=False)
+        response = httpx.post(url, timeout=60, trust_env=False)
         assert (response.status_code, response.json()["status"]) == (200, "cancelled")
         viewer.end()
-        wait_until(lambda: not viewer.script.live, 5, "the provider is hung up on")
+        wait_until(lambda: not viewer.script.live, what="the provider is hung up on")
     assert viewer.expected.startswith(viewer.text)
 
 
@@ -121,8 +126,7 @@ def test_f45_no_disk_pauses_streams_and_refuses_new_ones(rig: Rig) -> None:
     barrier = Pause()
     viewers = rig.streams(4, chunks=20, barrier=barrier)
     rig.redis.config_set("save", "3600 1")
-    rig.redis.bgsave()
-    wait_until(lambda: rig.redis.info("persistence")["rdb_last_bgsave_status"] == "err", what="saving fails")
+    wait_until(lambda: saved(rig.redis) == "err", what="saving fails")
     try:
         response = rig.post()
         assert response.status_code == 503
@@ -130,15 +134,16 @@ def test_f45_no_disk_pauses_streams_and_refuses_new_ones(rig: Rig) -> None:
     finally:
         rig.redis.config_set("save", "")
         blocked.rmdir()
-        wait_until(lambda: saved(rig.redis), what="saving works")
+        wait_until(lambda: saved(rig.redis) == "ok", what="saving works")
     barrier.go()
     rig.whole(viewers)
 
 
-def saved(client: Store) -> bool:
+def saved(client: Store) -> str:
+    """Has it begun, unless it is under way, or the log is written anew; how it went last."""
     with suppress(redis.ResponseError):
         client.bgsave()
-    return bool(client.info("persistence")["rdb_last_bgsave_status"] == "ok")
+    return str(client.info("persistence")["rdb_last_bgsave_status"])
 
 
 # ---- no data
@@ -148,10 +153,10 @@ def test_f20_all_data_lost_is_told(rig: Rig) -> None:
     viewers = rig.streams(3, barrier=Pause())
     rig.redis.flushall()
     for viewer in viewers:
-        assert viewer.end(15).error is not None, viewer.text[-100:]
+        assert viewer.end().error is not None, viewer.text[-100:]
     wait_until(lambda: not any(viewer.script.live for viewer in viewers), what="the provider is hung up on")
     url = f"{rig.stack.url}/v1/streams/{viewers[0].id}"
-    assert httpx.get(url, trust_env=False).status_code == 404
+    assert httpx.get(url, trust_env=False, timeout=60).status_code == 404
 
 
 def test_f20_a_viewer_ahead_of_the_log_is_told(rig: Rig) -> None:
@@ -168,11 +173,11 @@ def test_f20_a_viewer_ahead_of_the_log_is_told(rig: Rig) -> None:
         pipe.expire(key, 600)
         pipe.execute()
     assert len(newest) == 3
-    viewer.end(15)
+    viewer.end()
     assert viewer.error is not None
     barrier.go()
     wait_until(lambda: rig.state(viewer.id)["status"] != "in_progress", what="an end")
-    response = httpx.get(f"{rig.stack.url}/v1/streams/{viewer.id}", timeout=10, trust_env=False)
+    response = httpx.get(f"{rig.stack.url}/v1/streams/{viewer.id}", timeout=60, trust_env=False)
     assert b'"error"' in response.content, response.content[-300:]
 
 
@@ -213,10 +218,12 @@ def test_f22_busy_with_a_script(rig: Rig) -> None:
     with open_store(rig.valkey.url) as other:
         script = threading.Thread(target=loop_for_ever, args=(other,))
         script.start()
-        wait_until(lambda: busy(rig.redis), what="the server is busy")
-        assert rig.post().status_code == 503
-        rig.redis.script_kill()
-        script.join()
+        try:
+            wait_until(lambda: busy(rig.redis), what="the server is busy")
+            assert rig.post().status_code == 503
+        finally:
+            rig.redis.script_kill()
+            script.join()
     barrier.go()
     rig.whole(viewers)
 
@@ -238,7 +245,7 @@ def busy(client: Store) -> bool:
 def test_f22_connections_do_not_grow_with_viewers_and_running_out_is_survived(rig: Rig) -> None:
     barrier = Pause()
     viewers = rig.streams(2, chunks=20, barrier=barrier)
-    clients = [httpx.Client(timeout=20, trust_env=False) for _ in range(60)]
+    clients = [httpx.Client(timeout=60, trust_env=False, verify=False) for _ in range(60)]
     rig.redis.config_set("maxclients", 60)
     try:
         url = f"{rig.stack.url}/v1/streams/{viewers[0].id}"
@@ -298,7 +305,10 @@ def test_f45_what_can_never_work_ends_the_start_with_the_reason(
 ) -> None:
     url, says = WRONG[wrong]
     process = start(command, url.format(port=shared_rig.proxy.port), tmp_path)
-    printed, _ = process.communicate(timeout=30)
+    try:
+        printed, _ = process.communicate(timeout=200)
+    finally:
+        process.kill()
     assert process.returncode == 2, printed
     lines = [line for line in printed.splitlines() if "no API keys" not in line]  # the API's, which is no error
     assert len(lines) == 1, printed
@@ -318,7 +328,7 @@ def test_f45_what_may_heal_is_waited_for_and_says_why(tmp_path: Path, command: s
             assert line, printed
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=100)
     assert "name not known" in printed or "name cannot be looked up" in printed
     assert "canary" not in printed
 
@@ -354,7 +364,7 @@ def test_f45_processes_end_in_peace_while_redis_is_away(tmp_path: Path, upstream
             valkey.stop()
             for name in ("api", "worker"):
                 stack.process(name).terminate()
-            assert [stack.process(name).wait(20) for name in ("api", "worker")] == [0, 0]
+            assert [stack.process(name).wait(60) for name in ("api", "worker")] == [0, 0]
         pause.go()
         assert "Traceback" not in stack.log("api") + stack.log("worker")
     finally:
@@ -373,7 +383,7 @@ def test_f20_risks_are_told_at_the_start(shared_rig: Rig, tmp_path: Path) -> Non
             printed += (line := process.stdout.readline())
             assert line, printed
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=100)
     finally:
         shared_rig.redis.config_set("maxmemory-policy", "noeviction")
         shared_rig.redis.config_set("appendonly", "yes")

@@ -110,7 +110,7 @@ def test_f68_fifty_viewers_of_one_response_see_the_same_through_a_killed_api(
     for after, viewer in enumerate(late, 1):
         assert viewer.end() == told[after + 1 :]
     assert len(script.calls) == 1
-    with httpx.Client(trust_env=False) as http:
+    with httpx.Client(trust_env=False, timeout=60) as http:
         answer = http.get(f"{ground.stack.url}{PATH}/{response_id}", params={"stream": "true", "starting_after": "999"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "cursor_ahead")
 
@@ -123,7 +123,7 @@ def test_f76_a_chain_of_twenty_turns_is_whole_after_kills_and_after_the_streams_
     last = upstream.script("chain-last", [*words(1), *ending()])
     said: list[str] = []
     ids: list[str] = []
-    with Ground(tmp_path, upstream.base_url, STREAMSPOOL_RETENTION_S="2") as ground:
+    with Ground(tmp_path, upstream.base_url, STREAMSPOOL_RETENTION_S="6") as ground:
         unstored = ended(ground, start(ground, "chain-last", store=False))["id"]
         for number in range(turns):
             asked: dict[str, Any] = {"input": f"q{number}", **({"previous_response_id": ids[-1]} if ids else {})}

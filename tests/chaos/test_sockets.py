@@ -15,7 +15,7 @@ from tests.support.fleet import Fleet
 from tests.support.responses import joined, text_of
 from tests.support.sockets import Socket
 
-SETTINGS = {"STREAMSPOOL_KEEPALIVE_S": "0.5", "STREAMSPOOL_DRAIN_S": "2"}
+SETTINGS = {"STREAMSPOOL_KEEPALIVE_S": "0.5", "STREAMSPOOL_DRAIN_S": "8"}
 PROCESSES = ("api", "api-2")
 
 

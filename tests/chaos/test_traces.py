@@ -25,7 +25,7 @@ from tests.support.sockets import Socket
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PROMPT = "a prompt that no span may tell"
-QUICK = {"STREAMSPOOL_LEASE_S": "2", "STREAMSPOOL_HOLD_HEADERS_S": "0.2", "STREAMSPOOL_DRAIN_S": "0.5"}
+QUICK = {"STREAMSPOOL_LEASE_S": "4", "STREAMSPOOL_HOLD_HEADERS_S": "0.2", "STREAMSPOOL_DRAIN_S": "0.5"}
 
 
 @pytest.fixture
@@ -96,9 +96,9 @@ def test_one_tree_over_a_killed_worker_a_retry_and_a_webhook(
 
         asking = threading.Thread(target=ask)
         asking.start()
-        wait_until(lambda: script.calls, 30, "the first worker asks")
+        wait_until(lambda: script.calls, what="the first worker asks")
         stack.start("worker-2", STREAMSPOOL_WORKER_METRICS_PORT=str(port))
-        wait_until(lambda: store.scard(keys.workers) == 2, 60, "the second worker is there")
+        wait_until(lambda: store.scard(keys.workers) == 2, what="the second worker is there")
         stack.stop("worker")
         asking.join(60)
         assert seen
@@ -108,9 +108,11 @@ def test_one_tree_over_a_killed_worker_a_retry_and_a_webhook(
         assert b"w4 " in again.content
         state = http.get(f"/v1/streams/{generation_id}", headers={"accept": "application/json"}).json()
         names = {"POST /v1/chat/completions", "enqueue", "generate", "chat scripted/traced", "webhook"}
-        wait_until(lambda: names <= {one.name for one in list(collector.spans)}, 30, "all spans")
-        wait_until(lambda: collector.named("watch"), 30, "the viewer's span")
-        wait_until(lambda: collector.named("GET /v1/streams/{generation_id}"), 30, "the viewer's request")
+        wait_until(lambda: names <= {one.name for one in list(collector.spans)}, what="all spans")
+        wait_until(lambda: len(collector.named("generate")) == 2, what="both attempts")
+        wait_until(lambda: collector.named("watch"), what="the viewer's span")
+        reading = only(collector.named("watch")).parent
+        wait_until(lambda: reading in {one.id for one in list(collector.spans)}, what="the viewer's request")
 
         (root,) = roots([one for one in collector.spans if one.trace == TRACE])
         assert (root.name, root.parent) == ("POST /v1/chat/completions", CALLER)
@@ -164,9 +166,9 @@ def test_a_batch_is_one_span_and_its_lines_lead_to_where_it_was_asked_for(traced
         assert ended(http, batch_id)["status"] == "completed"
         wrong = start(http, b"no line")
         assert ended(http, wrong)["status"] == "failed"
-        wait_until(lambda: len(collector.named("batch")) == 2, 30, "both batches")
-        wait_until(lambda: len(collector.named("generate")) == 3, 30, "the lines")
-        wait_until(lambda: len(collector.named("POST /v1/batches")) == 2, 30, "what asked for them")
+        wait_until(lambda: len(collector.named("batch")) == 2, what="both batches")
+        wait_until(lambda: len(collector.named("generate")) == 3, what="the lines")
+        wait_until(lambda: len(collector.named("POST /v1/batches")) == 2, what="what asked for them")
         asked_for = {one.id: one for one in collector.named("POST /v1/batches")}
         of_batch = {one.attributes["streamspool.batch.id"]: one for one in collector.named("batch")}
         whole, failed = of_batch[batch_id], of_batch[wrong]
@@ -186,8 +188,8 @@ def test_a_request_on_a_websocket_is_a_span_of_its_own(traced: Begin) -> None:
         with Socket(stack.url, traceparent=f"00-{TRACE}-{CALLER}-01") as socket:
             socket.whole(input=PROMPT)
             socket.refused(404, "model_not_found", model="nobody/has-it")
-        wait_until(lambda: len(collector.named("response.create /v1/responses")) == 2, 30, "both requests")
-        wait_until(lambda: collector.named("generate"), 30, "the answer")
+        wait_until(lambda: len(collector.named("response.create /v1/responses")) == 2, what="both requests")
+        wait_until(lambda: collector.named("generate"), what="the answer")
         one, two = sorted(collector.named("response.create /v1/responses"), key=lambda span: span.began)
         assert {(span.trace, span.parent, span.kind) for span in (one, two)} == {(TRACE, CALLER, "server")}
         assert [span.attributes["http.response.status_code"] for span in (one, two)] == [200, 404]
@@ -204,8 +206,8 @@ def test_what_is_no_traceparent_begins_a_new_trace_and_probes_are_no_spans(trace
             raw = bad.encode("latin-1")
             assert http.post("/v1/chat/completions", json=asked("fake/echo"), headers={b"traceparent": raw}).is_success
         assert http.post("/v1/chat/completions", json=asked("scripted/none")).status_code == 404
-        wait_until(lambda: len(collector.named("POST /v1/chat/completions")) == 6, 30, "six requests")
-        wait_until(lambda: len([one for one in list(collector.spans) if one.name == "generate"]) == 6, 30)
+        wait_until(lambda: len(collector.named("POST /v1/chat/completions")) == 6, what="six requests")
+        wait_until(lambda: len([one for one in list(collector.spans) if one.name == "generate"]) == 6)
         posts = collector.named("POST /v1/chat/completions")
         assert len({one.trace for one in posts}) == 6
         assert not any(one.trace == TRACE or one.parent for one in posts)
@@ -220,5 +222,5 @@ def test_who_is_not_sampled_is_not_told_of_and_goes_on_all_the_same(traced: Begi
         for flags in ("00", "01"):
             headers = {"traceparent": f"00-{TRACE[:-2]}{flags}-{CALLER}-{flags}"}
             assert http.post("/v1/chat/completions", json=asked("fake/echo"), headers=headers).is_success
-        wait_until(lambda: collector.named("generate"), 30, "the second one")
+        wait_until(lambda: collector.named("generate"), what="the second one")
         assert {one.trace[-2:] for one in collector.spans} == {"01"}

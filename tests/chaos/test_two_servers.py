@@ -11,8 +11,8 @@ import pytest
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import kill_valkey, wait_until
-from tests.harness.upstream import Pause, Script, ScriptedUpstream, chunk, ending, words
-from tests.support.rig import LEASE_S, Rig
+from tests.harness.upstream import Pause, Script, ScriptedUpstream, chunk, ending, whole, words
+from tests.support.rig import LEASE_S, Rig, Viewer
 
 PLACES = 8
 WATCHED = 4
@@ -41,7 +41,7 @@ def rig(logs: EmbeddedValkey, queue: EmbeddedValkey, upstream: ScriptedUpstream,
 
 
 def checks(rig: Rig) -> dict[str, str]:
-    found: dict[str, str] = httpx.get(f"{rig.stack.url}/readyz", timeout=10, trust_env=False).json()["checks"]
+    found: dict[str, str] = httpx.get(f"{rig.stack.url}/readyz", timeout=60, trust_env=False).json()["checks"]
     return found
 
 
@@ -53,6 +53,17 @@ def accepted(rig: Rig, release: Pause) -> tuple[list[str], Script]:
     assert {one.status_code for one in answers} == {202}, answers[0].text
     wait_until(lambda: len(script.calls) == PLACES - WATCHED, what="every place is taken")
     return [one.json()["id"] for one in answers], script
+
+
+def speaking(rig: Rig, go_on: Pause) -> list[Viewer]:
+    """Streams that have begun to, and go on when they may, for some seconds."""
+    role, *said = words(200)
+    parts: list[bytes | float | Pause] = [role, *said[:5], go_on]
+    for piece in said[5:]:
+        parts += [piece, 0.02]
+    viewers = [rig.watch([*parts, *ending()], whole(200)) for _ in range(WATCHED)]
+    wait_until(lambda: all(viewer.says("w4 ") for viewer in viewers), what="all streams speak")
+    return viewers
 
 
 def until_refused(rig: Rig) -> list[str]:
@@ -108,9 +119,11 @@ def test_f93_the_server_of_the_queue_is_killed_and_comes_back(rig: Rig, queue: E
 
 def test_f94_the_server_of_the_logs_is_killed_and_comes_back(rig: Rig, logs: EmbeddedValkey) -> None:
     """Beneath streams that speak all the while: what it forgot is written again."""
-    release = Pause()
-    viewers = rig.streams(WATCHED, chunks=200, pause_s=0.02)
+    release, go_on = Pause(), Pause()
+    viewers = speaking(rig, go_on)
     ids, script = accepted(rig, release)
+    go_on.go()
+    wait_until(lambda: all(viewer.says("w9 ") for viewer in viewers), what="they speak")
     kill_valkey(logs)
     late = until_refused(rig)
     told = checks(rig)

@@ -38,16 +38,18 @@ from tests.harness.upstream import (
 )
 from tests.support.wire import Client, ask, chunks, end_error, frames, refused, text
 
+GENERATION_S = 12
 SETTINGS = {
-    "STREAMSPOOL_UPSTREAM_CONNECT_S": "1",
-    "STREAMSPOOL_UPSTREAM_FIRST_S": "1.5",
-    "STREAMSPOOL_UPSTREAM_IDLE_S": "1",
-    "STREAMSPOOL_GENERATION_S": "5",
-    "STREAMSPOOL_HOLD_HEADERS_S": "8",
+    "STREAMSPOOL_UPSTREAM_CONNECT_S": "5",
+    "STREAMSPOOL_UPSTREAM_FIRST_S": "4",
+    "STREAMSPOOL_UPSTREAM_IDLE_S": "4",
+    "STREAMSPOOL_GENERATION_S": str(GENERATION_S),
+    "STREAMSPOOL_HOLD_HEADERS_S": "100",
 }
+"""Short, since they are waited for, and long enough for a busy machine to be quicker where nothing is wrong."""
 KEY = "provider-key-that-nobody-may-see"
 GOOD = Answer([*words(3), *ending()])
-BOUND_S = 10.0
+BOUND_S = 90.0
 """Generous, because the machine is busy: what is being proven is that there is an end at all."""
 
 
@@ -93,7 +95,7 @@ def others_untouched(client: Client, provider: ScriptedUpstream, faulty: Stack) 
         viewer.rest()
     said = text(chunks(viewer.body))
     assert re.fullmatch(r"w0 (tick )+", said), said[:100]
-    if time.monotonic() - started < 4:  # else its own 5 s were over, too
+    if time.monotonic() - started < GENERATION_S:  # else its own time was over, too
         assert b"error" not in viewer.body
     assert len(plan.calls) == 1
     assert KEY not in faulty.log("worker") + faulty.log("api") + viewer.body.decode()
@@ -184,7 +186,7 @@ def test_f24_nothing_but_failures_is_a_502(client: Client, provider: ScriptedUps
 
 @pytest.mark.parametrize("name", ["nowhere", "unnamed"])
 def test_f24_nobody_there(client: Client, name: str) -> None:
-    with bounded(20):
+    with bounded():
         error = refused(client.post(ask(f"{name}/any", stream=True)), 502, "upstream_connect_error")
     assert "127.0.0.1" not in error["message"]
     assert "invalid" not in error["message"]
@@ -223,14 +225,14 @@ def test_f63_a_provider_that_closes_without_a_word_costs_nobody_a_try(
 
 
 PING: list[Part] = [b": still here\n\n", 0.1]
-PINGS = PING * 100
+PINGS = PING * 300
 TIMERS = {
-    "before the head": (Answer([30.0], status=0), "upstream_first_timeout", ""),
+    "before the head": (Answer([100.0], status=0), "upstream_first_timeout", ""),
     "before the first chunk": (Answer(end="hang"), "upstream_first_timeout", ""),
     "comments before the first chunk": (Answer(PINGS), "upstream_first_timeout", ""),
     "in the middle": (Answer(words(2), end="hang"), "upstream_idle_timeout", "w0 w1 "),
     "comments in the middle": (Answer([*words(2), *PINGS]), "upstream_idle_timeout", "w0 w1 "),
-    "half an event": (Answer([*words(2), b'data: {"id', 30.0]), "upstream_idle_timeout", "w0 w1 "),
+    "half an event": (Answer([*words(2), b'data: {"id', 100.0]), "upstream_idle_timeout", "w0 w1 "),
 }
 
 
@@ -250,7 +252,7 @@ def test_f25_silence_has_an_end_that_names_its_timer(client: Client, provider: S
 
 def test_f25_an_answer_that_goes_on_for_ever_ends(client: Client, provider: ScriptedUpstream) -> None:
     plan = provider.plan("endless", Answer(itertools.cycle([*words(1), 0.3])))
-    with bounded(15):
+    with bounded():
         response = client.post(ask("scripted/endless", stream=True))
     assert end_error(response.content)["code"] == "generation_timeout"
     wait_until(lambda: plan.hung_up == 1)
@@ -459,4 +461,4 @@ def test_f30_unknown_fields_and_a_half_emoji_arrive_as_they_were(client: Client,
 
 def test_no_log_of_a_fault_lives_for_ever(faulty: Stack) -> None:
     with open_store(faulty.redis_url) as store:
-        assert all(store.ttl(key) > 0 for key in store.scan_iter("streamspool:{*"))
+        assert all(store.ttl(key) != -1 for key in store.scan_iter("streamspool:{*"))

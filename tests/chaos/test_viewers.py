@@ -128,7 +128,7 @@ async def test_f32_viewers_that_do_not_read_cost_little_and_resume_whole(
     reading = [asyncio.create_task(come_back(one, viewed.port, first.id)) for one in fast]
     before, dropped = memory_mb(viewed, "VmRSS"), client.metric(DROPPED)
     pause.go()
-    await asyncio.wait_for(asyncio.gather(*reading), 60)
+    await asyncio.wait_for(asyncio.gather(*reading), 200)
     expected = dropped + slow + sum(one.resumes for one in fast)
     wait_until(lambda: client.metric(DROPPED) == expected, what="those that do not read are dropped")
     # Beside the window of 4 MB and what three readers are being sent; joined pages of the log would be 50 MB each.
@@ -164,12 +164,12 @@ async def test_f33_a_storm_of_viewers_comes_back_whole(
     await asyncio.gather(*(watch(one, viewed.port, first.id, frames=20) for one in readings))
     connections = len(store.client_list())
     returning = [asyncio.create_task(watch(one, viewed.port, first.id)) for one in readings]
-    await asyncio.to_thread(wait_until, lambda: client.metric(VIEWERS) == count, 15, "all are attached again")
+    await asyncio.to_thread(wait_until, lambda: client.metric(VIEWERS) == count, what="all are attached again")
     assert len(store.client_list()) <= connections + 3  # pools may have been smaller than they may become
     with client.streaming("fake/echo", "others are served meanwhile") as other:
         assert text(chunks(other.rest())) == "others are served meanwhile"
     pause.go()
-    await asyncio.wait_for(asyncio.gather(*returning), 20)
+    await asyncio.wait_for(asyncio.gather(*returning), 100)
     assert {one.text for one in readings} == {whole(80)}
     assert not any(one.wrong for one in readings)
 
@@ -217,7 +217,7 @@ async def test_f35_no_cursor_makes_a_viewer_wait_for_nothing(
         first.take(4)
         for port in (viewed.port, other_port):
             headers = {"last-event-id": cursor}
-            found, body = await asyncio.wait_for(call(port, "GET", f"/v1/streams/{first.id}", headers=headers), 10)
+            found, body = await asyncio.wait_for(call(port, "GET", f"/v1/streams/{first.id}", headers=headers), 60)
             assert found == status
             assert body["error"]["code"] in ("invalid_cursor", "cursor_ahead")
         pause.go()
@@ -244,7 +244,7 @@ def test_f36_a_stream_that_goes_away_while_it_is_viewed(
             store.delete(keys.log(first.id))
         # Deleting cancels first; who is quick enough reads that, and who is not reads that it is gone.
         assert {end_error(one.rest())["code"] for one in (first, viewer)} <= {"generation_cancelled", "stream_gone"}
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60
     assert client.get(f"/v1/streams/{first.id}").status_code == 404
     pause.go()
     wait_until(lambda: plan.live == 0)
@@ -257,7 +257,7 @@ def begin(stack: Stack, sent: bytes = b"", *, receive_bytes: int | None = None) 
     made = socket.socket()
     if receive_bytes:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-    made.settimeout(15)
+    made.settimeout(60)
     made.connect(("127.0.0.1", stack.port))
     made.sendall(sent)
     return made
@@ -314,7 +314,7 @@ def test_f43_nobody_holds_a_connection_by_dripping(impatient: Stack, name: str) 
             time.sleep(0.1)  # the drip, not a wait
             return not drip(sockets, piece)
 
-        wait_until(all_closed, 10)
+        wait_until(all_closed)
     wait_until(lambda: connections(impatient) <= before)
 
 
@@ -354,8 +354,11 @@ def test_f61_who_was_refused_may_not_stay(impatient: Stack, sends_on: bool) -> N
     """It sent a head without end and was told so: neither by sending on nor by doing nothing does it keep its connection."""
     before = connections(impatient)
     with begin(impatient, b"GET / HTTP/1.1\r\nx-long: " + b"x" * 100_000) as one:
-        assert one.recv(65536).startswith(b"HTTP/1.1 431 ")
-        assert one.recv(65536) == b"", "nothing more is said"
+        said = b""
+        while piece := one.recv(65536):  # to the end: nothing more is said, and it may come in pieces
+            said += piece
+        assert said.startswith(b"HTTP/1.1 431 ")
+        assert said.count(b"HTTP/1.1 ") == 1
 
         def dropped() -> bool:
             with contextlib.suppress(OSError):
@@ -363,14 +366,14 @@ def test_f61_who_was_refused_may_not_stay(impatient: Stack, sends_on: bool) -> N
                     one.sendall(b"x")
             return connections(impatient) <= before
 
-        wait_until(dropped, 10)
+        wait_until(dropped)
 
 
 def test_f61_a_server_that_stops_does_not_wait_for_them(impatient: Stack) -> None:
     with begin(impatient, b"GET / HTTP/1.1\r\nx-long: " + b"x" * 100_000) as one:
         assert one.recv(65536).startswith(b"HTTP/1.1 431 ")
         impatient.process("api").terminate()
-        assert impatient.process("api").wait(10) == 0
+        assert impatient.process("api").wait(60) == 0
     impatient.start("api")
     impatient.wait_ready()
 

@@ -69,7 +69,7 @@ def most_masters_are_away(cluster: Cluster, rig: Rig) -> list[Viewer]:
     away = cluster.nodes[1:]
     for node in away:
         node.pause()
-    wait_until(lambda: rig.post().status_code == 503, what="nothing is accepted")
+    wait_until(lambda: rig.post(background=True).status_code == 503, what="nothing is accepted")
     for node in away:
         node.resume()
     wait_until(lambda: rig.post().status_code == 200, 60, "requests are accepted")

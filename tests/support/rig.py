@@ -21,7 +21,7 @@ from tests.support.judge import Judges, Verdict
 from tests.support.names import keys
 from tests.support.proxy import Proxy
 
-LEASE_S = 2.0
+LEASE_S = 3.0
 QUICK = {
     "STREAMSPOOL_LEASE_S": str(LEASE_S),
     "STREAMSPOOL_HOLD_HEADERS_S": "0.2",
@@ -126,26 +126,26 @@ class Rig:
         parts += [chunk({"content": "the end"}), *ending()]
         expected = whole(chunks) + "the end"
         viewers = [self.watch(parts, expected) for _ in range(count)]
-        wait_until(lambda: all(viewer.says("w3 ") for viewer in viewers), 20, "all streams speak")
+        wait_until(lambda: all(viewer.says("w3 ") for viewer in viewers), what="all streams speak")
         return viewers
 
     def post(self, model: str = "fake/echo", **fields: Any) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": "hello"}], **fields}
-        return httpx.post(f"{self.stack.url}/v1/chat/completions", json=body, timeout=20, trust_env=False)
+        return httpx.post(f"{self.stack.url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
 
     def state(self, generation_id: str) -> dict[str, Any]:
         headers = {"accept": "application/json"}
         url = f"{self.stack.url}/v1/streams/{generation_id}"
 
         def answered() -> httpx.Response | None:
-            response = httpx.get(url, headers=headers, timeout=10, trust_env=False)
+            response = httpx.get(url, headers=headers, timeout=60, trust_env=False)
             return None if response.status_code == 503 else response
 
         found: dict[str, Any] = wait_until(answered, what="the state is told").json()
         return found
 
     def ready(self) -> bool:
-        return httpx.get(f"{self.stack.url}/readyz", timeout=10, trust_env=False).status_code == 200
+        return httpx.get(f"{self.stack.url}/readyz", timeout=60, trust_env=False).status_code == 200
 
     def whole(self, viewers: Sequence[Viewer], *, attempts: int = 1) -> None:
         """Every stream came through as if nothing had happened, and its record says so."""
@@ -157,7 +157,7 @@ class Rig:
 
     def answers_again(self) -> None:
         """A new request is served, which needs every part."""
-        wait_until(self.ready, 15, "ready again")
+        wait_until(self.ready, what="ready again")
         response = self.post()
         assert response.status_code == 200, response.text
 

@@ -65,10 +65,15 @@ class Place(Stack):
     def is_tidy(self) -> None:
         """No answer has two objects, and no object is nobody's."""
         wait_until(lambda: not self.store.exists("streamspool:files-end"), PATIENCE_S, "what was left over is removed")
-        named = {name.decode() for name in self.store.zrange("streamspool:archived", 0, -1)}
-        assert {name for name in self.s3.names() if name.startswith("logs/")} == named
-        ids = [name.rpartition("/")[2].partition(".")[0] for name in named]
+        wait_until(lambda: self.stored() == self.named(), PATIENCE_S, "objects and names are the same")
+        ids = [name.rpartition("/")[2].partition(".")[0] for name in self.named()]
         assert len(set(ids)) == len(ids)
+
+    def stored(self) -> set[str]:
+        return {name for name in self.s3.names() if name.startswith("logs/")}
+
+    def named(self) -> set[str]:
+        return {name.decode() for name in self.store.zrange("streamspool:archived", 0, -1)}
 
 
 @pytest.fixture(scope="module")

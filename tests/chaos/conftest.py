@@ -13,7 +13,6 @@ from tests.support.fleet import Fleet
 from tests.support.judge import Judges
 from tests.support.rig import Rig
 
-
 LONGEST_S = 300
 """Of a test that says nothing else: it starts processes, and waits for several things one after the other."""
 

@@ -82,7 +82,10 @@ def with_kills(fleet: Fleet, upstream: ScriptedUpstream, model: str) -> int:
         asked = asyncio.create_task(ask_all(fleet, model))
         for name, calls in (("worker", 10), ("api", 20), ("worker-2", 30)):
             await asyncio.to_thread(
-                wait_until, lambda calls=calls: len(script.calls) >= calls or asked.done(), 120, what="so many are asked"
+                wait_until,
+                lambda calls=calls: len(script.calls) >= calls or asked.done(),
+                120,
+                what="so many are asked",
             )
             fleet.kill(name)
             await asyncio.to_thread(fleet.start, name)

@@ -201,7 +201,9 @@ def test_q5_two_installations_in_one_database_never_meet(
             place.mkdir()
             named = {"STREAMSPOOL_PREFIX": prefix, "STREAMSPOOL_FILES_URL": (tmp_path / "files").as_uri(), **settings}
             stacks.append(exits.enter_context(Stack(url, provider.base_url, place, **named)))
-        live, stage = [exits.enter_context(httpx.Client(base_url=one.url, trust_env=False, timeout=60)) for one in stacks]
+        live, stage = [
+            exits.enter_context(httpx.Client(base_url=one.url, trust_env=False, timeout=60)) for one in stacks
+        ]
         said = {
             "live": upstream.script("q5", [*words(2), *ending()]),
             "stage": other.script("q5", [*words(5), *ending()]),

@@ -50,7 +50,9 @@ def test_f18_the_reply_to_create_is_lost(rig: Rig) -> None:
     assert response.status_code == 200, response.text
     assert rig.proxy.to_lose == 0
     said = "".join(map(rig.stack.log, ("api", "worker", "worker-2"))).splitlines()
-    assert not [line for line in said if "rang again" in line and response.headers["x-stream-id"] in line], "by the reaper"
+    assert not [line for line in said if "rang again" in line and response.headers["x-stream-id"] in line], (
+        "by the reaper"
+    )
 
 
 def test_f18_the_reply_to_claim_is_lost(rig: Rig) -> None:

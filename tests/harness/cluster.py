@@ -21,7 +21,7 @@ from tests.harness.store import Store, open_store
 from tests.support.server import Certificates, binary
 
 NODE_TIMEOUT_MS = 5000
-"""A third of what is shipped, and long enough for a node that is only slow, on a busy machine, not to be taken for a dead one."""
+"""A third of what is shipped, and long enough for a node that is only slow, on a busy machine, to be no dead one."""
 USER, PASSWORD = "spool", "a/pass word"
 RULES = "on >{password} ~streamspool{{* &streamspool{{control}}:* &__redis__:invalidate +@all -@admin -@dangerous +info"
 """What a user of ours may, and no more: the last word is for what the server may forget."""

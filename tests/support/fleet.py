@@ -108,7 +108,9 @@ class Fleet(Stack):
         """What GET answers, as soon as it is not told to come back later."""
 
         def answered() -> httpx.Response | None:
-            response = httpx.get(f"{self.url}{path}", headers=dict(self.http.headers), timeout=PATIENCE_S, trust_env=False)
+            response = httpx.get(
+                f"{self.url}{path}", headers=dict(self.http.headers), timeout=PATIENCE_S, trust_env=False
+            )
             return None if response.status_code == 503 else response
 
         response: httpx.Response = wait_until(answered, what=path)

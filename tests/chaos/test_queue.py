@@ -372,7 +372,7 @@ def test_q8_what_a_server_forgot_to_be_running_is_left_to_who_runs_it(
         wait_until(lambda: server.client.get(keys.lease(viewer.id)), what="who runs it says so")
         pause.go()
         judges.wait()
-        assert (viewer.outcome, viewer.text, viewer.attempts) == ("whole", whole(9), [])
+        assert (viewer.error, viewer.outcome, viewer.text, viewer.attempts) == (None, "whole", whole(9), [])
         assert len(script.calls) == 1
 
 

@@ -352,7 +352,7 @@ def test_q8_what_a_server_forgot_to_be_running_is_left_to_who_runs_it(
     place.mkdir()
     with (
         Rewindable(tmp_path / "valkey") as server,
-        Stack(server.url, upstream.base_url, place, STREAMSPOOL_LEASE_S="40") as stack,
+        Stack(server.url, upstream.base_url, place, STREAMSPOOL_LEASE_S="100") as stack,
     ):
         stack.kill("worker", signal.SIGSTOP)
         viewer = judges.post([stack.url], ask("q8"))

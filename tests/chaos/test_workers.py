@@ -10,6 +10,7 @@ import pickle
 import random
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,18 @@ def without_workers(fleet: Fleet) -> None:
     wait_until(lambda: not fleet.answers(), what="not ready")
 
 
-def test_f05_without_any_worker_the_viewers_are_told(fleet: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
+@pytest.fixture
+def hasty(fleet: Fleet) -> Iterator[Fleet]:
+    """Its API waits a second for a worker to come. Others wait longer than a busy machine takes to start one again."""
+    fleet.stop("api")
+    fleet.start_and_wait("api", STREAMSPOOL_NO_WORKER_S="1")
+    yield fleet
+    fleet.stop("api")
+
+
+def test_f05_without_any_worker_the_viewers_are_told(hasty: Fleet, judges: Judges, upstream: ScriptedUpstream) -> None:
     """What waits, what was cut, and what was whole but for its seal: three ends, none of them silence."""
+    fleet = hasty
     script = upstream.script("f05", [*words(3), Pause()])
     upstream.script("f05-said", [*words(3), *ending()])
     for name in fleet.running():

@@ -37,8 +37,9 @@ _KEPT = frozenset(
     {"type", "method", "http_version", "extensions", "route", HEAD_ONLY, REQUEST_ID, AMONG, RATELIMITS, SEAT}
 )
 """What of a request's scope the server, the count of responses and a viewer still need."""
-_KEPT_TO_THE_END = ("method", AMONG)
-"""And what is still needed once a stream has begun: by the server, and by who cuts it, to whom the set belongs to a request."""
+_KEPT_TO_THE_END = ("method",)
+"""And what the server still needs once a stream has begun."""
+_FORGOTTEN: Scope = {}
 _GENERATION = re.compile(r"\bchatcmpl-[0-9a-f]{32}\b", re.ASCII)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SLASHES = re.compile(rb"/{2,}")
@@ -144,13 +145,21 @@ class Application(FastAPI):
         self._hastened[f"{method} {route.path}"] = route, answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """With a small frame for a viewer's stay: what it takes to get there has one of its own, which goes."""
+        shown = await self._begin(scope, receive, send)
+        del scope, receive, send
+        if shown is not None:
+            await shown
+
+    async def _begin(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None] | None:
+        """Answers, or returns what is left of it: a stream, where nobody traces the request."""
         if scope["type"] == "lifespan":
             await super().__call__(scope, receive, send)
-            return
+            return None
         self._place(scope)
         if scope["type"] == "websocket":
             await super().__call__(scope, receive, _Named(self, scope, send, ()))
-            return
+            return None
         welcome, method = self._door.welcome(scope), scope["method"]
         if method == "HEAD":
             scope = {**scope, "method": "GET", HEAD_ONLY: True}
@@ -162,18 +171,25 @@ class Application(FastAPI):
         named = _Named(self, scope, send, welcome)
         if method == "OPTIONS" and (methods := self.methods(scope)):
             await _tell_options(scope, methods, welcome, named)
-            return
-        with spans.serving(scope, scope[REQUEST_ID]):
-            scope[LATER] = None
-            if (answer := self._find(scope)) is not None:
-                await self._answer(answer, scope, receive, named)
-            else:
-                await super().__call__(scope, receive, named)
-            if serve := scope.pop(LATER):
-                _forget(scope)
-                shown = serve(scope, receive, named)
-                del serve, receive, send  # a viewer stays, and so would they
+            return None
+        if (span := spans.serving(scope, scope[REQUEST_ID])) is None:
+            return await self._respond(scope, receive, named)
+        with span:
+            if (shown := await self._respond(scope, receive, named)) is not None:
                 await shown
+        return None
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None] | None:
+        scope[LATER] = None
+        if (answer := self._find(scope)) is not None:
+            await self._answer(answer, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+        if not (serve := scope.pop(LATER)):
+            return None
+        _forget(scope)
+        shown: Awaitable[None] = serve(scope, receive, send)
+        return shown
 
     def _find(self, scope: Scope) -> Answer | None:
         """What answers instead of the framework; `scope` is then as the framework would have it."""
@@ -257,6 +273,7 @@ class _Named:
                 await self._send({"type": "http.response.body", "body": b"", "more_body": False})
             elif LATER not in self._scope:
                 _forget(self._scope, _KEPT_TO_THE_END)
+                self._scope = _FORGOTTEN
 
 
 async def _tell_options(scope: Scope, methods: Iterable[str], welcome: Fields, send: Send) -> None:

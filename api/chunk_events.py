@@ -122,24 +122,23 @@ class _ReadyStream(EventStream):
         self._summary = summary
         self._at = Position(summary.position.epoch, 0)
 
-    async def watch(self, client: Client, *, needed: bool) -> None:
+    async def show_ready(self, client: Client) -> bool:
         async with aclosing(self._events(client)) as events:
             try:
                 some: Events | None = await anext(events)
             except (StopAsyncIteration, Damaged, Gone, FileStorageFailed, RedisError, OSError):
-                await super().watch(client, needed=needed)
-                return
+                return False
             attempts = self._summary.attempts
             served = attempts[-1].get("served") if attempts and self._tells_served else None
             told = served_headers(json.dumps(served)) if served else {}
             await client.start(200, {**EVENT_STREAM_HEADERS, **self.extra, **told})
             if client.head_only:
-                return
+                return True
             client.streaming(sse.KEEPALIVE)
             while some is not None and not client.gone:
                 if self._stay.left_s() <= 0:
                     await client.cut(flush=True)
-                    return
+                    return True
                 self._at = some.last
                 REPLAYED.inc(some.chunks)
                 if some.frames:
@@ -147,6 +146,7 @@ class _ReadyStream(EventStream):
                     await client.send(some.frames)
                 some = await self._next(client, events)
             spans.watched(self._at.epoch, self._at.seq)
+            return True
 
     async def _events(self, client: Client) -> AsyncGenerator[Events]:
         """Where the storage fails in the middle, it is asked again for what is missing, for a while: nothing is lost, and the

@@ -46,7 +46,7 @@ from api.intake import (
     without_offer,
 )
 from api.live.client import CONNECTION
-from api.stand_ins import AnyLength, Lingering, Pipeline, Writable, client_address, new_parser, server_address
+from api.stand_ins import AnyLength, Lingering, Pipeline, Writable, client_address, leftover, new_parser, server_address
 from shared.errors import StreamspoolError, without_frames
 from shared.lib.telemetry import REQUESTS, get_logger
 
@@ -251,10 +251,7 @@ class _Intake(HttpToolsProtocol):
         return self._place != _BETWEEN
 
     def shutdown(self) -> None:
-        if self._linger is not None:
-            self.transport.close()
-        else:
-            super().shutdown()
+        self.transport.close() if self._linger is not None else super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._linger is not None:
@@ -328,12 +325,8 @@ class Protocol(_Intake):
 
     def _probe(self, times: int) -> None:
         """Writes to a client that may be gone: the first time it answers with a reset, and the next time that is seen."""
-        if (
-            times
-            and self.comment
-            and not (self.pipeline or self.cycle.response_complete or self.transport.is_closing())
-        ):
-            comment = self.comment
+        over = self.pipeline or self.cycle.response_complete or self.transport.is_closing()
+        if times and not over and (comment := self.comment):
             self.transport.write(b"%x\r\n%b\r\n" % (len(comment), comment) if self.chunked else comment)
             self.loop.call_later(_PROBE_S, self._probe, times - 1)
 
@@ -353,6 +346,11 @@ class Protocol(_Intake):
             self.cycle.message_event, self.cycle.body = _NOT_AWAITED, b""  # type: ignore[assignment]
         if self._place == _BETWEEN:  # else it is that of the next one
             self.headers, self.url, self.parser = (), b"", None  # type: ignore[assignment]
+
+    def begun(self) -> None:
+        """The response has begun: of its request's scope, nobody wants more than the method."""
+        if (cycle := self.cycle) is not None and not self.pipeline and cycle.scope is self.scope:
+            cycle.scope = self.scope = cast(Any, leftover(self.scope["method"]))
 
     def on_headers_complete(self) -> None:
         self._end_patience()
@@ -387,7 +385,7 @@ class Protocol(_Intake):
         self.lost = True
         if self.on_lost:
             self.on_lost()
-        if self.scope is not None:
+        if self.scope is not None and "extensions" in self.scope:
             self.scope["extensions"] = {}  # this connection was in there, and has the scope: a circle for the collector
 
     def _begin_patience(self, patience_s: float | None = None) -> None:

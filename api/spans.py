@@ -23,11 +23,12 @@ _request: ContextVar[tracing.Span | None] = ContextVar("streamspool_request_span
 """The request's own, whatever span its response begins in."""
 
 
-def serving(scope: Scope, request_id: str) -> AbstractContextManager[object]:
-    """The span of a request, which is its task's current one: to the end of the stream, if the response is one."""
+def serving(scope: Scope, request_id: str) -> AbstractContextManager[object] | None:
+    """The span of a request, which is its task's current one: to the end of the stream, if the response is one. None where
+    nobody traces."""
     path = scope["path"].removeprefix(scope["root_path"])
     if not (tracing.is_on() and path.startswith("/v1/")):
-        return _OFF
+        return None
     return _serving(scope, scope["method"], {"http.request.method": scope["method"]}, request_id)
 
 

@@ -81,6 +81,12 @@ def server_address(address: tuple[str, int | None] | None) -> tuple[str, int | N
     return address
 
 
+@lru_cache(16)
+def leftover(method: str) -> dict[str, Any]:
+    """What is left of a scope once its response has begun: one for all."""
+    return {"method": method}
+
+
 def client_address(address: tuple[str, int] | None) -> tuple[str, int] | None:
     """With a host that all its connections share: viewers are many, and hosts behind a proxy are few."""
     return address and (sys.intern(address[0]), address[1])

@@ -34,6 +34,7 @@ class Client:
 
     __slots__ = (
         "__weakref__",
+        "_among",
         "_connection",
         "_listening",
         "_send",
@@ -63,13 +64,15 @@ class Client:
         self.head_only = HEAD_ONLY in scope
         """Nothing that follows the headers is sent."""
         self.started = self.gone = False
-        if (among := scope.get(AMONG)) is not None:
-            among.add(self)
+        self._among = scope.get(AMONG)
+        """Who may cut it: the set is there as long as somebody is in it."""
+        if self._among is not None:
+            self._among.add(self)
         if self._connection is None:
             self._listening = asyncio.create_task(self._listen(receive))
         else:  # it can tell by itself: a task for each viewer is memory
             self.gone = self._connection.lost
-            self._connection.on_lost, self._connection.needed = self._leave, needed
+            self._connection.on_lost, self._connection.needed = self, needed
             self._connection.asked()
 
     @property
@@ -89,6 +92,8 @@ class Client:
         self.started = True
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        if self._connection is not None:
+            self._connection.begun()
 
     async def send(self, body: bytes, *, more: bool = True) -> None:
         """Raises TimeoutError when the client has taken nothing for too long."""
@@ -136,6 +141,10 @@ class Client:
         """It may not be shown any more: what is on its way to it is lost, and nothing follows."""
         if self._connection is not None:
             self._connection.transport.abort()
+        self._leave()
+
+    def __call__(self) -> None:
+        """The connection is gone. It calls the client itself: a method of it, held for each of them, would be memory."""
         self._leave()
 
     def _leave(self) -> None:

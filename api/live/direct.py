@@ -21,11 +21,11 @@ class DirectWriter:
     `left` says that it is written to no more, `epoch` and `index` then where it got to.
     """
 
-    __slots__ = ("_keepalive", "_waiter", "encode", "epoch", "index", "left", "pending", "since", "write")
+    __slots__ = ("_keepalive", "_waiter", "encode", "epoch", "index", "left", "since", "transport")
 
     def __init__(self, encode: Encode, transport: asyncio.Transport, keepalive: bytes, since: float) -> None:
         self.encode, self._keepalive, self.since = encode, keepalive, since
-        self.write, self.pending = transport.write, transport.get_write_buffer_size
+        self.transport = transport
         self.epoch = self.index = 0
         self.left = False
         self._waiter: asyncio.Future[None] | None = None
@@ -34,10 +34,10 @@ class DirectWriter:
         """Writes a keep-alive; whether the connection took it."""
         self.since = now
         try:
-            self.write(in_chunk(self._keepalive))
+            self.transport.write(in_chunk(self._keepalive))
         except RuntimeError:  # it is closing
             return False
-        return not self.pending()
+        return not self.transport.get_write_buffer_size()
 
     def waiter(self) -> asyncio.Future[None]:
         """A future that is done when there is a reason to look."""

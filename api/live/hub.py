@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
 from operator import itemgetter
 from typing import Self
 
@@ -36,32 +35,6 @@ _WINDOWS_BYTES = 128 * 1024 * 1024
 _KEPT_AT_ONCE = 200
 _LONGEST_PAUSE_S = 1.0
 """Before Redis is tried again: viewers wait for it."""
-
-
-class _Watched:
-    """One viewer's stay. A class, because a generator for each viewer is memory."""
-
-    __slots__ = ("_hub", "_live")
-
-    def __init__(self, live: LiveLog, hub: Hub) -> None:
-        self._live, self._hub = live, hub
-        live.viewers += 1
-        VIEWERS.inc()
-
-    async def __aenter__(self) -> LiveLog:
-        opening = self._live.opening
-        try:
-            opening.result() if opening.done() else await asyncio.shield(opening)  # once, however many came at once
-        except BaseException:
-            await self.__aexit__()
-            raise
-        return self._live
-
-    async def __aexit__(self, *_: object) -> None:
-        VIEWERS.dec()
-        self._live.viewers -= 1
-        if not self._live.viewers:
-            await self._hub.leave(self._live)
 
 
 class Hub:
@@ -117,7 +90,7 @@ class Hub:
             if live.tenant is not None and live.viewers:
                 yield live.tenant, live.id, live.viewers
 
-    def watch(
+    async def join(
         self,
         generation_id: str,
         *,
@@ -127,8 +100,9 @@ class Hub:
         fresh: bool = False,
         needed: bool = False,
         paced: bool = False,
-    ) -> AbstractAsyncContextManager[LiveLog]:
-        """The live log of a generation, caught up with Redis; it is followed while somebody is in there.
+    ) -> LiveLog:
+        """The live log of a generation, caught up with Redis, which is followed until all who joined have called `leave`: a
+        context manager for each viewer is memory.
 
         `made` is when it was created, `server` where, `tenant` by whom: one that had the same id before is another. `fresh`
         says that it was just created and cannot have entries yet, `needed` that the generation ends without viewers: then
@@ -143,7 +117,22 @@ class Hub:
                 self._open(live, fresh=fresh)
             self._live[generation_id] = live
             FOLLOWED.inc()
-        return _Watched(live, self)
+        live.viewers += 1
+        VIEWERS.inc()
+        try:
+            opening = live.opening
+            opening.result() if opening.done() else await asyncio.shield(opening)  # once, however many came at once
+        except BaseException:
+            await self.leave(live)
+            raise
+        return live
+
+    async def leave(self, live: LiveLog) -> None:
+        """One viewer's end."""
+        VIEWERS.dec()
+        live.viewers -= 1
+        if not live.viewers:
+            await self._let_go(live)
 
     def _open(self, live: LiveLog, *, fresh: bool) -> None:
         """Nothing is to be read of one that was just created, and there is no task for it if it can be followed at once."""
@@ -153,7 +142,7 @@ class Hub:
         else:
             live.opening = asyncio.create_task(self._catch_up(live, fresh), name=f"open {live.id}")
 
-    async def leave(self, live: LiveLog) -> None:
+    async def _let_go(self, live: LiveLog) -> None:
         """The last viewer has left."""
         del self._live[live.id]
         FOLLOWED.dec()

@@ -328,8 +328,8 @@ class LiveLog(Waiters):
             behind = []
             for writer in lanes:
                 try:
-                    writer.write(framed)
-                    if not writer.pending():
+                    writer.transport.write(framed)
+                    if not writer.transport.get_write_buffer_size():
                         continue
                 except RuntimeError:
                     pass  # closing: uvloop refuses to write then, and the viewer is told by its own way

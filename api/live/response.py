@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Protocol
 from urllib.parse import quote
 
@@ -31,8 +31,8 @@ from shared.store.redis import RedisError
 
 logger = get_logger(__name__)
 
-_NO_SEAT = nullcontext()
-"""Where nobody counts viewers. It has no state, so it is one for all."""
+_HTTP: Scope = {"type": "http"}
+"""All that an error's response looks at."""
 
 LATER = "streamspool.later"
 """ASGI scope: an ASGI application to be called once the framework has returned."""
@@ -77,13 +77,21 @@ class LogResponse(Response):
         return shown if watching is None else _within(watching, shown)
 
     async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One function, because most viewers wait in here for most of the time: a frame more is memory of each."""
         needed = self.header.get("on_disconnect") == "cancel"
-        sent = spans.counting()
+        sent, seat = spans.counting(), scope.get(SEAT) or _NO_SEAT
         client = Client(scope, receive, send, self.process.settings.send_timeout_s, needed=needed, sent=sent)
-        del receive
+        del scope, receive
         try:
-            async with scope.get(SEAT) or _NO_SEAT:
-                await self.watch(client, needed=needed)
+            async with seat:
+                if not await self.show_ready(client):
+                    live = await self._join(needed=needed)
+                    try:
+                        if (rest := await self.respond(client, live)) is not None:
+                            await rest
+                        spans.watched(live.epoch, live.end)
+                    finally:
+                        await self.process.hub.leave(live)
         except TimeoutError:
             VIEWERS_DROPPED.inc()
             logger.info("viewer dropped", generation_id=self.id)
@@ -94,15 +102,18 @@ class LogResponse(Response):
             visible = _visible(error)
             if self._fresh and visible.retryable is None and not self.joined:
                 visible.retryable = False  # the generation is there and goes on: a repeat would be a second one
-            await to_response(visible, self.extra)(scope, _nothing, send)
+            await to_response(visible, self.extra)(_HTTP, _nothing, send)
         finally:
             if sent is not None:
                 sent.tell()
             await client.close()
 
-    async def watch(self, client: Client, *, needed: bool) -> None:
-        """`respond`, with the log followed."""
-        async with self.process.hub.watch(
+    async def show_ready(self, client: Client) -> bool:
+        """Shows what is there in the form in which it is shown. Whether it was: else the log is followed."""
+        return False
+
+    async def _join(self, *, needed: bool) -> LiveLog:
+        live = await self.process.hub.join(
             self.id,
             made=self.header["created_at_ms"],
             server=self.header.get("server"),
@@ -110,11 +121,9 @@ class LogResponse(Response):
             fresh=self._fresh,
             needed=needed,
             paced=self.header.get("max_tokens_per_s") is not None,
-        ) as live:
-            self.id = live.id  # the same, and one for all viewers
-            if (rest := await self.respond(client, live)) is not None:
-                await rest
-            spans.watched(live.epoch, live.end)
+        )
+        self.id = live.id  # the same, and one for all viewers
+        return live
 
     @property
     def joined(self) -> bool:
@@ -143,6 +152,19 @@ class LogResponse(Response):
             if left <= 0:
                 return
             await client.wait(live.waiter(), left)
+
+
+class _NoSeat:
+    """Where nobody counts viewers. It has no state, and its methods are functions: a bound one for each viewer is memory."""
+
+    @staticmethod
+    async def __aenter__() -> None: ...
+
+    @staticmethod
+    async def __aexit__(*_: object) -> None: ...
+
+
+_NO_SEAT = _NoSeat()
 
 
 async def _nothing() -> Message:

@@ -74,6 +74,7 @@ CYCLE = {
     "message_event",
     "response_complete",
     "response_started",
+    "scope",
     "transport",
     "waiting_for_100_continue",
 }

@@ -54,6 +54,8 @@ class Viewer:
     def asked(self) -> None:
         """It keeps nothing for those who would ask."""
 
+    begun = asked
+
     async def _receive(self) -> dict[str, str]:
         await self._gone.wait()
         return {"type": "http.disconnect"}

@@ -371,14 +371,15 @@ async def test_trimmed_logs_say_from_where_they_can_be_read(bench: Bench) -> Non
 
 async def test_a_cursor_that_another_process_already_reached_waits_for_this_one(bench: Bench) -> None:
     writer = await bench.log_of(1)
-    async with bench.parts.hub.watch(writer.generation_id) as live:
-        position, live.position = live.position, live.position
-        await bench.say(writer, 2, 3, 4)
-        viewer = bench.watch(writer, cursor=parse("1-3"))
-        await bench.log.seal(writer.generation_id, COMPLETED)
-        await bench.end(viewer)
-        assert viewer.words == ["w4"]
-        assert position < live.position
+    live = await bench.parts.hub.join(writer.generation_id)
+    position, live.position = live.position, live.position
+    await bench.say(writer, 2, 3, 4)
+    viewer = bench.watch(writer, cursor=parse("1-3"))
+    await bench.log.seal(writer.generation_id, COMPLETED)
+    await bench.end(viewer)
+    assert viewer.words == ["w4"]
+    assert position < live.position
+    await bench.parts.hub.leave(live)
 
 
 async def test_a_server_that_stops_lets_native_viewers_go_at_a_boundary(bench: Bench) -> None:
@@ -410,12 +411,13 @@ async def test_what_costs_much_to_write_goes_in_fewer_writes_but_for_the_first_w
     await bench.say(writer, 0)
     for viewer in (first, left):
         await viewer.until(b"w0")
-    async with bench.parts.hub.watch(writer.generation_id) as live:
-        while Viewer.chunked and sum(map(len, live._lanes.values())) < 2:  # noqa: ASYNC110 - nobody is told
-            await asyncio.sleep(0)
-        await bench.say(writer, *range(1, 10))
-        while live.end < 10:
-            await live.waiter()
+    live = await bench.parts.hub.join(writer.generation_id)
+    while Viewer.chunked and sum(map(len, live._lanes.values())) < 2:  # noqa: ASYNC110 - nobody is told
+        await asyncio.sleep(0)
+    await bench.say(writer, *range(1, 10))
+    while live.end < 10:
+        await live.waiter()
+    await bench.parts.hub.leave(live)
     if Viewer.chunked:
         assert first.words == left.words == ["w0"]
     left.hang_up()
@@ -454,7 +456,7 @@ async def test_where_redis_tracks_no_keys_everybody_is_shown_the_same(
 
 async def test_a_log_nobody_watches_is_not_followed(bench: Bench) -> None:
     writer = await bench.log_of(1)
-    opening = asyncio.ensure_future(bench.parts.hub.watch(writer.generation_id).__aenter__())
+    opening = asyncio.ensure_future(bench.parts.hub.join(writer.generation_id))
     await asyncio.sleep(0)
     opening.cancel()
     await asyncio.gather(opening, return_exceptions=True)

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tracemalloc
 import weakref
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -142,12 +144,13 @@ async def test_kept_logs_are_bounded_together_and_the_oldest_goes_first() -> Non
     assert (len(hot), hot.held) == (0, 0)
 
 
-async def test_a_connection_that_is_lost_leaves_nothing_to_the_garbage_collector() -> None:
-    """Collected rarely (shared/lib/process.py), thousands of them would wait for it."""
+@asynccontextmanager
+async def answering(look: Callable[[Any], object]) -> AsyncIterator[tuple[uvicorn.Server, Any]]:
+    """A server, and its address. It answers `ok`, and calls `look` with the connection once each answer has begun."""
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["extensions"][CONNECTION]
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        look(scope["extensions"][CONNECTION])
         await send({"type": "http.response.body", "body": b"ok"})
 
     class Mine(Protocol):
@@ -163,26 +166,60 @@ async def test_a_connection_that_is_lost_leaves_nothing_to_the_garbage_collector
     listening = socket.create_server(("127.0.0.1", 0))
     server = Quiet(uvicorn.Config(answer, http=Mine, lifespan="off", ws="none", log_config=None))
     serving = asyncio.create_task(server._serve([listening]))
+    try:
+        yield server, listening.getsockname()
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def ask(address: Any, *requests: bytes) -> None:
+    """One after the other, over one connection; what is in one piece comes at once."""
+    reader, writer = await asyncio.open_connection(*address)
+    for request in requests:
+        writer.write(request)
+        for _ in range(request.count(b"\r\n\r\n")):
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_connection_that_is_lost_leaves_nothing_to_the_garbage_collector(begun: bool) -> None:
+    """Collected rarely (shared/lib/process.py), thousands of them would wait for it."""
     gc.collect()
     gc.disable()
     try:
-        for requests in (0, 1, 3):
-            reader, writer = await asyncio.open_connection(*listening.getsockname())
-            for _ in range(requests):
-                writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-                assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
-            writer.close()
-            await writer.wait_closed()
-        async with asyncio.timeout(60):
-            while server.server_state.connections:  # noqa: ASYNC110 - nobody is told
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0)  # what called connection_lost returns
-        assert server.server_state.total_requests == 4
-        assert [one for one in gc.get_objects() if isinstance(one, Mine)] == []
+        async with answering(Protocol.begun if begun else lambda _: None) as (server, address):
+            for requests in (0, 1, 3):
+                await ask(address, *[b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"] * requests)
+            async with asyncio.timeout(60):
+                while server.server_state.connections:  # noqa: ASYNC110 - nobody is told
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0)  # what called connection_lost returns
+            assert server.server_state.total_requests == 4
+            own = server.config.http_protocol_class
+            assert [one for one in gc.get_objects() if isinstance(one, own)] == []
     finally:
         gc.enable()
-        server.should_exit = True
-        await serving
+
+
+async def test_of_a_request_whose_response_has_begun_nothing_stays_but_its_method() -> None:
+    held: list[tuple[Any, Any]] = []
+
+    def look(connection: Any) -> None:
+        connection.begun()
+        held.append((connection.scope, connection.cycle.scope))
+
+    first, second = (b"GET /%b HTTP/1.1\r\nhost: x\r\n\r\n" % path for path in (b"1", b"2"))
+    async with answering(look) as (_, address):
+        await ask(address, first, second)
+        assert held == [({"method": "GET"}, {"method": "GET"})] * 2
+        assert held[0][0] is held[1][1]
+        held.clear()
+        await ask(address, first + second)
+        assert {scope["path"] for scope in held[0]} == {"/2"}  # it waits, and will want it
+        assert held[1:] == [({"method": "GET"}, {"method": "GET"})]
 
 
 FREED = """

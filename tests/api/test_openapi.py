@@ -17,6 +17,7 @@ from tests.harness.processes import ROOT, Stack
 from tests.support.clients import PROGRAMS
 from tests.support.wire import KEY_A, Client
 
+pytestmark = pytest.mark.timeout(300)
 GENERATORS = ROOT / ".venv-generators/bin"
 
 
@@ -56,7 +57,7 @@ def run(*command: str, directory: Path | None = None, **environment: str) -> str
         cwd=directory,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         env={**os.environ, "NO_COLOR": "1", **environment},
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
@@ -128,7 +129,7 @@ def test_no_request_that_it_allows_breaks_the_server(file: Path, keyed: Stack, t
         "--seed=1",
         "--generation-database=none",
         "--no-color",
-        "--request-timeout=20",
+        "--request-timeout=60",
         "--exclude-operation-id=followEvents",  # it has no end
         "--suppress-health-check=too_slow,filter_too_much",  # those are about this machine, and its own generator
         directory=tmp_path,  # it leaves a cache

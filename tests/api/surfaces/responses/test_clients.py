@@ -14,6 +14,7 @@ from tests.support.clients import RESPONSES_CLIENTS, Client, set_up
 from tests.support.wire import KEY_A
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("client", [pytest.param(client, id=client.program) for client in RESPONSES_CLIENTS])
 def test_a_program_with_the_unchanged_client(
     keyed: Stack, upstream: ScriptedUpstream, client: Client, subtests: pytest.Subtests
@@ -24,7 +25,7 @@ def test_a_program_with_the_unchanged_client(
         pytest.skip(command)
     set_up(upstream)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "LITELLM_"))}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     report: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
     assert report.pop("version") == client.version

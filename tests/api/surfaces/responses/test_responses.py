@@ -293,7 +293,8 @@ def test_responses_are_not_among_stored_completions(alice: Client) -> None:
     assert alice.state("chatcmpl-" + made["id"].removeprefix("resp_"))["stored"] is True
 
 
-def test_stored_responses_are_listed_page_by_page(alice: Client, bob: Client, scripted: Register) -> None:
+def test_stored_responses_are_listed_page_by_page(newcomer: Client, bob: Client, scripted: Register) -> None:
+    alice = newcomer
     asked = scripted([*words(1), *ending()]).model
     made = [create(alice, asked).json() for _ in range(3)]
     create(alice, asked, store=False)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.harness.processes import Stack, wait_until
 from tests.harness.upstream import DONE, Pause, chunk, ending, words
+from tests.support.days import within_a_day
 from tests.support.responses import PATH
 from tests.support.sockets import Socket
 from tests.support.wire import Client, Register, refused
@@ -98,6 +99,7 @@ def test_a_budget(made: Callable[..., Key], scripted: Register) -> None:
     event = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [], "usage": figures}
     paid = scripted([*words(3), chunk({}, "stop"), b"data: " + json.dumps(event).encode() + b"\n\n", DONE]).model
     key = made(budgets={"day_usd": 0.5})
+    within_a_day()
     with key.socket() as socket:
         socket.whole(model=paid)
         total = wait_until(lambda: key.http.get("/v1/usage").json()["total"]["requests"], what="it is charged")

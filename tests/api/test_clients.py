@@ -19,6 +19,7 @@ ELSEWHERE = re.compile(r"(?i).*_proxy|(OPENAI|LANGCHAIN|LANGSMITH|LITELLM|LLM)_.
 """Variables that would send a client, or a copy of what it says, to another place."""
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("client", [pytest.param(client, id=client.name) for client in CLIENTS])
 def test_a_program_with_the_unchanged_client(
     keyed: Stack, alice: Http, upstream: ScriptedUpstream, client: Client, subtests: pytest.Subtests
@@ -29,7 +30,7 @@ def test_a_program_with_the_unchanged_client(
         pytest.skip(command)
     models = set_up(upstream)
     environment = {name: value for name, value in os.environ.items() if not ELSEWHERE.fullmatch(name)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     report: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
     version = report.pop("version") or ""

@@ -51,11 +51,11 @@ def prometheus(directory: Path, targets: dict[str, str]) -> Iterator[httpx.Clien
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
-            wait_until(lambda: is_ready(client, process, directory), 60, "Prometheus is ready")
+            wait_until(lambda: is_ready(client, process, directory), 100, "Prometheus is ready")
             yield client
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def is_ready(client: httpx.Client, process: subprocess.Popen[bytes], directory: Path) -> bool:
@@ -124,6 +124,7 @@ class Load:
         return batch.start(self._http, batch.jsonl([batch.line("a", "scripted/panels-held")]))
 
 
+@pytest.mark.timeout(500)
 def test_every_panel_has_data_after_a_load_in_which_everything_happens(
     valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
@@ -148,7 +149,7 @@ def test_every_panel_has_data_after_a_load_in_which_everything_happens(
         load.run()
         under_way = load.hold()
         delivered = 'streamspool_webhook_deliveries_total{outcome="delivered"} > 0'
-        wait_until(lambda: value_of(asked, delivered), 60, "the first load was scraped")
+        wait_until(lambda: value_of(asked, delivered), 100, "the first load was scraped")
         load.run()
         missing = {(title, query) for title, found in queries().items() for query in found}
         assert len(missing) > 50
@@ -158,10 +159,15 @@ def test_every_panel_has_data_after_a_load_in_which_everything_happens(
             return not missing
 
         try:
-            wait_until(found_all, 60)
+            wait_until(found_all, 150)
         except AssertionError:
             pytest.fail(f"no series for {sorted(missing)}")
-        rules = asked.get("/api/v1/rules").json()["data"]["groups"][0]["rules"]
+
+        def looked_at() -> list[dict[str, Any]] | None:
+            rules: list[dict[str, Any]] = asked.get("/api/v1/rules").json()["data"]["groups"][0]["rules"]
+            return rules if "unknown" not in {rule["health"] for rule in rules} else None
+
+        rules = wait_until(looked_at, what="every rule was looked at")
         assert {rule["health"] for rule in rules} == {"ok"}, rules
         assert value_of(asked, 'sum(streamspool_tokens_total{tenant="local", model="scripted/panels-good"})')[0] > 0
         of_genai = 'gen_ai_client_inference_duration_seconds_count{gen_ai_request_model="panels-good", error_type=""}'

@@ -76,7 +76,7 @@ async def test_an_answer_over_the_limit_is_ended_in_every_format(valkey: Embedde
         chunks = [entry for entry in await bench.entries(generation_id) if entry.kind is Kind.CHUNK]
         assert json.loads(chunks[-1].data)["choices"] == [{"index": 0, "delta": {}, "finish_reason": "length"}]
         assert limit < 80 * len(chunks)
-        assert 60 * len(chunks) < limit + 200_000  # and what one read brought
+        assert 60 * len(chunks) < limit + 400_000  # and what one read brought
         assert len(server.calls) == 1
         await server.calls[0].closed.wait()
 
@@ -95,7 +95,7 @@ async def test_what_is_always_the_same_counts_although_nothing_of_it_is_stored(v
     ):
         generation_id, outcome = await ended(bench)
         assert error_in(outcome)["code"] == "upstream_too_long"
-        assert 1_000_000 < len(await bench.text(generation_id)) < 1_400_000
+        assert 900_000 < len(await bench.text(generation_id)) < 1_400_000  # and what one read brought
 
 
 async def test_without_a_limit_there_is_none(valkey: EmbeddedValkey) -> None:

@@ -349,7 +349,8 @@ class Protocol(_Intake):
 
     def begun(self) -> None:
         """The response has begun: of its request's scope, nobody wants more than the method."""
-        if (cycle := self.cycle) is not None and not self.pipeline and cycle.scope is self.scope:
+        cycle = self.cycle  # after HEAD, whose response is over by now, maybe that of the next request
+        if cycle is not None and cycle.response_started and not self.pipeline and cycle.scope is self.scope:
             cycle.scope = self.scope = cast(Any, leftover(self.scope["method"]))
 
     def on_headers_complete(self) -> None:

@@ -66,14 +66,14 @@ class Client:
         self.started = self.gone = False
         self._among = scope.get(AMONG)
         """Who may cut it: the set is there as long as somebody is in it."""
-        if self._among is not None:
-            self._among.add(self)
         if self._connection is None:
             self._listening = asyncio.create_task(self._listen(receive))
         else:  # it can tell by itself: a task for each viewer is memory
             self.gone = self._connection.lost
-            self._connection.on_lost, self._connection.needed = self, needed
+            self._connection.on_lost, self._connection.needed, self._connection.comment = self, needed, b""
             self._connection.asked()
+        if self._among is not None:
+            self._among.add(self)
 
     @property
     def transport(self) -> asyncio.Transport | None:
@@ -133,9 +133,8 @@ class Client:
     async def close(self) -> None:
         if self._listening is not None:
             await cancel(self._listening)
-        else:
-            self._connection.on_lost, self._connection.needed = None, False
-            self._connection.comment = b""
+        elif self._connection.on_lost is self:  # else the next request's client has it by now
+            self._connection.on_lost, self._connection.needed, self._connection.comment = None, False, b""
 
     def turn_out(self) -> None:
         """It may not be shown any more: what is on its way to it is lost, and nothing follows."""

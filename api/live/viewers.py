@@ -32,17 +32,25 @@ class Guest(Protocol):
     def turn_out(self) -> None: ...
 
 
+class _Guests(WeakSet[Guest]):
+    """`ended`: nobody looks at it any more, and who comes late is cut at once."""
+
+    ended = False
+
+
 class Among:
     """The sets that one connection is to be in."""
 
     __slots__ = ("_sets",)
 
-    def __init__(self, sets: Sequence[WeakSet[Guest]]) -> None:
+    def __init__(self, sets: Sequence[_Guests]) -> None:
         self._sets = sets
 
     def add(self, guest: Guest) -> None:
         for one in self._sets:
             one.add(guest)
+            if one.ended:
+                guest.turn_out()
 
 
 class Viewers:
@@ -50,22 +58,24 @@ class Viewers:
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
-        self._by_key: dict[str, WeakSet[Guest]] = {}
-        self._by_grant: WeakValueDictionary[Grant, WeakSet[Guest]] = WeakValueDictionary()
+        self._by_key: dict[str, _Guests] = {}
+        self._by_grant: WeakValueDictionary[Grant, _Guests] = WeakValueDictionary()
         """Each for as long as a request that has it is served: one that comes late is found by the next look."""
 
     def of(self, key_id: str | None, grant: Grant | None = None) -> Among | None:
         """Where the connections of a key, and of a grant, are kept; None for a key that cannot be revoked."""
         sets = []
         if key_id is not None and key_id.startswith("key_"):
-            sets.append(self._by_key.setdefault(key_id, WeakSet()))
+            sets.append(self._by_key.setdefault(key_id, _Guests()))
         if grant is not None:
-            sets.append(self._by_grant.setdefault(grant, WeakSet()))
+            sets.append(self._by_grant.setdefault(grant, _Guests()))
         return Among(sets) if sets else None
 
     def turn_out(self, key_id: str) -> None:
-        """Cuts all connections that show a stream for this key."""
-        _cut(self._by_key.pop(key_id, ()))
+        """Cuts all connections that show a stream for this key, or will: a request that was let in takes its time."""
+        if (guests := self._by_key.pop(key_id, None)) is not None:
+            guests.ended = True
+            _cut(guests)
 
     async def look(self) -> None:
         """Cuts those whose grant is gone. Raises RedisError, OSError."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from tests.harness.processes import free_ports, wait_until
+from tests.harness.processes import free_port, wait_until
 from tests.harness.shown import Shown
 from tests.support.up import WAIT_S, Up, starting
 from tests.support.wire_async import JSON, Cut, Stream, call, follow
@@ -136,7 +136,7 @@ class Audience:
 @contextmanager
 def several(directory: Path, apis: int = APIS, **settings: str) -> Iterator[tuple[Up, int]]:
     """`up` with so many APIs, and the first of the ports at which each of them answers alone."""
-    own = free_ports(apis)
+    own = free_port(apis)
     with starting(directory, STREAMSPOOL_API_METRICS_PORT=str(own), **settings) as start:
         one = start("--apis", str(apis))
         one.wait_ready()

@@ -243,7 +243,7 @@ def test_f12_a_connection_that_is_made_or_kept_is_answered_once_more(fleet: Flee
 
 
 def test_f12_one_that_asks_nothing_more_does_not_hold_it_up(fleet: Fleet) -> None:
-    fleet.start_and_wait("api-idle")
+    fleet.start_and_wait("api-idle", STREAMSPOOL_DRAIN_S="600")  # for that long it would be held up
     with socket.create_connection(("127.0.0.1", fleet.port_of("api-idle")), STOP_S) as idle:
         asked(idle)
         fleet.kill("api-idle", signal.SIGTERM)

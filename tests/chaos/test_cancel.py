@@ -35,6 +35,7 @@ def but_for_viewers(answer: httpx.Response) -> dict[str, Any]:
 def test_f38_cancelled_from_another_api_the_upstream_is_closed_at_once(
     fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
 ) -> None:
+    fleet.replace_workers("worker-told", STREAMSPOOL_LEASE_S="100")  # with its next renewal it would see it by itself
     script = upstream.script("f38", [*words(3), Pause(), *ending()])
     openai = judges.post([fleet.url], ask("f38"))
     wait_until(lambda: openai.text == whole(3))

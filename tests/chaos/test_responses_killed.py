@@ -124,7 +124,6 @@ def test_f76_a_chain_of_twenty_turns_is_whole_after_kills_and_after_the_streams_
     said: list[str] = []
     ids: list[str] = []
     with Ground(tmp_path, upstream.base_url, STREAMSPOOL_RETENTION_S="6") as ground:
-        unstored = ended(ground, start(ground, "chain-last", store=False))["id"]
         for number in range(turns):
             asked: dict[str, Any] = {"input": f"q{number}", **({"previous_response_id": ids[-1]} if ids else {})}
             killed = {with_worker: "worker", with_api: "api"}.get(number)
@@ -136,6 +135,7 @@ def test_f76_a_chain_of_twenty_turns_is_whole_after_kills_and_after_the_streams_
             ids.append(answer["id"])
             said += [f"q{number}", text_of(answer)]
         assert said[2 * with_worker + 1] == said[2 * with_api + 1] == whole(PHASE * 2)
+        unstored = ended(ground, start(ground, "chain-last", store=False))["id"]  # the last one
         wait_until(lambda: ground.http.get(f"{PATH}/{unstored}").status_code == 404, 60, "streams' TTL is over")
         for number, response_id in enumerate(ids):
             assert text_of(ground.http.get(f"{PATH}/{response_id}").json()) == said[2 * number + 1]

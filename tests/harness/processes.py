@@ -63,19 +63,6 @@ def free_port(in_a_row: int = 1) -> int:
             return first
 
 
-def free_ports(count: int) -> int:
-    """The first of so many in a row."""
-    while True:
-        first = free_port()
-        others = range(first + 1, first + count)
-        with ExitStack() as probes, suppress(OSError):
-            for port in others:
-                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            if not _given.intersection(others):
-                _given.update(others)
-                return first
-
-
 def kill_valkey(valkey: EmbeddedValkey) -> None:
     """As a machine that loses its power; `launch` starts it again from its disk."""
     assert valkey.pid is not None

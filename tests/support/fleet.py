@@ -68,6 +68,13 @@ class Fleet(Stack):
                 self.start(name)
         wait_until(lambda: all(map(self.up, wanted)), READY_S, what="everything is up again")
 
+    def replace_workers(self, *names: str, **settings: str) -> None:
+        """These work in the place of those that did; `heal` brings the usual ones back."""
+        for name in self.running():
+            self.stop(name)
+        for name in names:
+            self.start_and_wait(name, **settings)
+
     def start_and_wait(self, name: str, *, fault: str = "", **settings: str) -> None:
         self.start(name, fault=fault, **settings)
         wait_until(lambda: self.up(name), READY_S, what=f"{name} is up")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,14 +36,16 @@ async def test_a_viewer_that_is_ahead_of_this_process_gets_no_frame_twice(cursor
     if known:
         live.feed(known)
 
-    @asynccontextmanager
-    async def watch(_: str, **options: bool) -> AsyncIterator[LiveLog]:
-        yield live
+    async def join(_: str, **options: bool) -> LiveLog:
+        return live
+
+    async def leave(_: LiveLog) -> None:
+        """It is followed by nobody."""
 
     async def ends(_: list[str]) -> dict[str, Position]:
         return {live.id: Position(1, 3)}
 
-    hub: Any = SimpleNamespace(watch=watch)
+    hub: Any = SimpleNamespace(join=join, leave=leave)
     broker: Any = SimpleNamespace(log=SimpleNamespace(ends=ends))
     parts: Any = SimpleNamespace(hub=hub, broker=broker, settings=Settings(_env_file=None), drain=Drain())
     events = native_events(include_usage=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -256,14 +255,13 @@ class Pages:
         return {"g": self.live.position}
 
     def watch(self, surface: Numbered, cursor: int | None) -> Viewer:
-        @asynccontextmanager
-        async def watched(_: str, **options: object) -> AsyncIterator[LiveLog]:
-            yield self.live
+        async def join(_: str, **options: object) -> LiveLog:
+            return self.live
 
         async def never(*_: object) -> bool:
             return False
 
-        hub: Any = SimpleNamespace(watch=watched, rounds=FairTurns(1), may_be_mended=never)
+        hub: Any = SimpleNamespace(join=join, leave=never, rounds=FairTurns(1), may_be_mended=never)
         broker = SimpleNamespace(log=self)
         process = SimpleNamespace(hub=hub, broker=broker, settings=Settings(_env_file=None), drain=Drain())
         response: Callable[..., Awaitable[None]] = EventStream(

@@ -33,9 +33,8 @@ def pytest_configure() -> None:
     """Ctrl-C reaches the processes of tests, too, when the run is one that a shell has put into the background."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if (
-        signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    ):  # under nohup; who starts processes anew on it leaves it ignored, too
+    # Under nohup; who starts processes anew on it leaves it ignored, too.
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
 
 

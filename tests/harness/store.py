@@ -54,6 +54,13 @@ def sync(client: Store) -> None:
     assert client.execute_command("WAITAOF", 1, 0, 60_000)[0] == 1
 
 
+def replicate(client: Store) -> None:
+    """Returns once a replica has all that this server was told so far. WAIT is for what its own client wrote, so it writes
+    something."""
+    client.set("replicated", 1, ex=60)
+    assert client.wait(1, 30_000) == 1
+
+
 @asynccontextmanager
 async def configured(client: Any, **values: Any) -> AsyncIterator[None]:
     """CONFIG SET with `values` (`maxmemory_policy` for `maxmemory-policy`), and back to what it was before.

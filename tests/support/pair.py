@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.harness.processes import wait_until
-from tests.harness.store import Store
+from tests.harness.store import Store, replicate
 from tests.support.proxy import Proxy
 from tests.support.server import Server
 
@@ -38,8 +38,7 @@ class Pair:
 
     def fail_over(self) -> None:
         """What the first had is at the other one before."""
-        self.a.set("replicated", 1, ex=60)  # WAIT is for what its own client wrote
-        assert self.a.wait(1, 30_000) == 1
+        replicate(self.a)
         self.proxy.lead_to(("127.0.0.1", self.servers[1].port))
         self.b.replicaof("NO", "ONE")
         self.a.replicaof("127.0.0.1", self.servers[1].port)

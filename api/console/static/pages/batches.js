@@ -8,7 +8,7 @@ import { go, Link, setQuery, usePlace } from "../lib/router.js";
 import { useResource } from "../lib/resource.js";
 import { Following } from "../lib/sse.js";
 import { Status } from "../ui/icons.js";
-import { Action, Ago, ask, Bar, Button, Card, Code, copyText, Empty, Facts, Field, Problem, say, Tabs } from "../ui/parts.js";
+import { Action, Ago, ask, Bar, Button, Card, Code, copyText, Empty, Facts, Field, Problem, say, Tabs, Typed } from "../ui/parts.js";
 import { Table } from "../ui/table.js";
 
 const BATCHES = "/v1/batches?limit=100";
@@ -99,7 +99,7 @@ function NewBatch({ done: finished }) {
   return html`<details class="card new"><summary>New batch</summary><div class="body row">
     <${Field} label="File of lines (JSONL)"><input class="input" type="file" accept=".jsonl,.ndjson,.json,application/jsonl" ref=${picked} onChange=${async (event) => { try { setEndpoint(await checkLines(event.target.files[0])); } catch (error) { say(error.message); } }} /><//>
     <${Field} label="Endpoint"><select class="input" value=${endpoint} onChange=${(event) => setEndpoint(event.target.value)}>${ENDPOINTS.map((one) => html`<option>${one}</option>`)}</select><//>
-    <${Field} label="Window"><input class="input" value=${span} onChange=${(event) => setSpan(event.target.value)} size="6" /><//>
+    <${Field} label="Window"><${Typed} value=${span} take=${setSpan} size="6" /><//>
     <${Action} kind="main" run=${run}>Start<//></div></details>`;
 }
 

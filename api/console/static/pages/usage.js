@@ -7,7 +7,7 @@ import { go, setQuery, usePlace } from "../lib/router.js";
 import { useResource } from "../lib/resource.js";
 import { allTenants } from "../lib/scope.js";
 import { useStore } from "../lib/store.js";
-import { Bar, Card, copyText, Curl, Empty, Field, Problem, Switch, Tile } from "../ui/parts.js";
+import { Bar, Card, copyText, Curl, Empty, Field, Problem, Switch, Tile, Typed } from "../ui/parts.js";
 import { Start } from "../ui/actions.js";
 import { Plot } from "../ui/plot.js";
 import { Table } from "../ui/table.js";
@@ -72,7 +72,7 @@ function Over({ rows, group, figure, bucket, start, end, path }) {
 function By({ group }) {
   const own = group.startsWith("metadata.");
   return html`<${Switch} label="Grouped by" value=${group} options=${GROUPS} onChange=${(name) => setQuery({ by: name })} />
-    <input class="input by" aria-label="Grouped by a name of the metadata" placeholder="metadata name" value=${own ? group.slice(9) : ""} onChange=${(event) => setQuery({ by: event.target.value ? `metadata.${event.target.value}` : null })} />`;
+    <${Typed} class="input by" aria-label="Grouped by a name of the metadata" placeholder="metadata name" value=${own ? group.slice(9) : ""} take=${(name) => setQuery({ by: name ? `metadata.${name}` : null })} />`;
 }
 
 const timeOf = (row) => Date.parse(row.hour ? `${row.hour}:00:00Z` : `${row.date}T00:00:00Z`) / 1000;

@@ -2,7 +2,7 @@
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib/dom.js";
 import { asCurl, contact } from "../lib/api.js";
 import { absolute, ago, duration, zone } from "../lib/format.js";
-import { Store, useStore } from "../lib/store.js";
+import { drawNow, Store, useStore } from "../lib/store.js";
 import { Icon } from "./icons.js";
 
 // ---- the time, once for the whole page
@@ -88,6 +88,36 @@ export function Tabs({ label, value, options, onChange }) {
       </button>`,
     )}
   </div>`;
+}
+
+/**
+ * A field that is read when it is left, or at Enter: `take(text)`. What is being typed stays until then, whatever draws the page
+ * meanwhile. Where `take` raises, the text stays, with what is wrong with it, until it is mended or `value` becomes another.
+ */
+export function Typed({ as = "input", value, take, ...rest }) {
+  const [typed, type] = useState(null);
+  const [wrong, tell] = useState("");
+  const field = useRef();
+  const leave = () => {
+    const text = field.current.value;
+    let problem = "";
+    try {
+      if (text !== value) take(text);
+    } catch (error) {
+      problem = error.message;
+    }
+    type(problem ? text : null);
+    tell(problem);
+    drawNow(); // what stands in the address is drawn a frame later: until then the field would show the value before
+  };
+  useLayoutEffect(() => {
+    if (document.activeElement === field.current) return;
+    type(null);
+    tell("");
+  }, [value]);
+  const atEnter = (event) => event.key === "Enter" && (as === "input" || event.ctrlKey || event.metaKey) && leave();
+  return html`<${as} class="input" ...${rest} ref=${field} value=${typed ?? value} aria-invalid=${wrong ? "true" : undefined} onInput=${() => type(field.current.value)} onChange=${leave} onKeyDown=${atEnter} />
+    ${wrong && html`<p class="bad" role="alert">${wrong}</p>`}`;
 }
 
 export const Field = ({ label, hint, children }) => html`<label class="field"><span title=${hint}>${label}</span>${children}</label>`;
@@ -178,18 +208,27 @@ export function Question() {
     <p>${asked.text}</p><//>`;
 }
 
-/** A button that waits for what it does, and says what went wrong. */
-export function Action({ run, children, ...rest }) {
+/** Something that is not begun again before it is over, and says what went wrong: [whether it goes on, how to begin]. */
+export function useAction(run) {
   const [busy, wait] = useState(false);
-  const act = async (event) => {
-    event.stopPropagation();
+  const going = useRef(false);
+  const act = async () => {
+    if (going.current) return;
+    going.current = true;
     wait(true);
     try {
       await run();
     } catch (error) {
       say(error.message);
     }
+    going.current = false;
     wait(false);
   };
-  return html`<${Button} ...${rest} disabled=${busy || rest.disabled} onClick=${act}>${children}<//>`;
+  return [busy, act];
+}
+
+/** A button that waits for what it does. */
+export function Action({ run, children, ...rest }) {
+  const [busy, act] = useAction(run);
+  return html`<${Button} ...${rest} disabled=${busy || rest.disabled} onClick=${(event) => (event.stopPropagation(), act())}>${children}<//>`;
 }

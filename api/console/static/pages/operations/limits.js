@@ -4,7 +4,7 @@ import { call, post, session, withQuery } from "../../lib/api.js";
 import { count } from "../../lib/format.js";
 import { useResource } from "../../lib/resource.js";
 import { useStore } from "../../lib/store.js";
-import { Action, Bar, Card, Empty, Field, Problem, say } from "../../ui/parts.js";
+import { Action, Bar, Card, Empty, Field, Problem, say, Typed } from "../../ui/parts.js";
 
 const NAMES = ["requests_per_min", "tokens_per_min", "running", "waiting", "webhooks", "open_batches", "body_bytes"];
 
@@ -16,7 +16,7 @@ export function Limits() {
   const rows = data ? [...Object.entries(data.limits).map(([name, most]) => [data.tenant, name, most, data.used[name]]), ...Object.entries(data.key.limits).map(([name, most]) => [data.key.id, name, most, data.key.used[name]])] : [];
   return html`<div class="stack">
     <${Problem} error=${error} at_ms=${at_ms} reload=${reload} />
-    <${Card} title="In force" small=${data?.tenant} curl=${withQuery("/v1/limits", { tenant: admin ? tenant : "" })} actions=${admin && html`<input class="input by" aria-label="Tenant" placeholder="tenant" value=${tenant} onChange=${(event) => setTenant(event.target.value.trim())} />`}>
+    <${Card} title="In force" small=${data?.tenant} curl=${withQuery("/v1/limits", { tenant: admin ? tenant : "" })} actions=${admin && html`<${Typed} class="input by" aria-label="Tenant" placeholder="tenant" value=${tenant} take=${(name) => setTenant(name.trim())} />`}>
       ${rows.length
         ? html`<div class="limits">${rows.map(([whose, name, most, now = 0]) => html`<div key=${whose + name}><span>${name.replaceAll("_", " ")} <span class="soft">${whose}</span></span><${Bar} value=${now} most=${most} label=${name} /><span class="number">${count(now)} of ${count(most)}</span></div>`)}</div>`
         : data && html`<${Empty} title="No limit" code="export STREAMSPOOL_LIMITS='requests_per_min=600 running=50'"><p class="soft">This tenant may use as much as it asks for. Limits for all are a setting:</p><//>`}<//>

@@ -1,31 +1,24 @@
 // The parameters of a request as fields, and the switches that break a fake model on purpose.
 import { html } from "../../lib/dom.js";
-import { Field, Switch } from "../../ui/parts.js";
+import { Field, Switch, Typed } from "../../ui/parts.js";
 
 const NUMBERS = [["temperature", 0.1], ["top_p", 0.05], ["max_tokens", 1], ["seed", 1], ["n", 1], ["presence_penalty", 0.1], ["frequency_penalty", 0.1], ["max_tokens_per_s", 1]];
 const CHOICES = [["reasoning_effort", ["minimal", "low", "medium", "high"]], ["on_interruption", ["fail", "restart"]], ["on_disconnect", ["continue", "cancel"]], ["tool_choice", ["auto", "none", "required"]]];
 
 export function Parameters({ form, change }) {
-  const set = (name, value) => {
-    const { [name]: _, ...others } = form.parameters;
-    change({ parameters: value === "" || value === undefined ? others : { ...others, [name]: value } });
-  };
-  const asJson = (name) => (event) => {
-    try {
-      set(name, event.target.value.trim() ? JSON.parse(event.target.value) : "");
-      event.target.setCustomValidity("");
-    } catch (error) {
-      event.target.setCustomValidity(error.message);
-      event.target.reportValidity();
-    }
-  };
+  const set = (name, value) =>
+    change(({ parameters }) => {
+      const { [name]: _, ...others } = parameters;
+      return { parameters: value === "" || value === undefined ? others : { ...others, [name]: value } };
+    });
+  const asJson = (name) => (text) => set(name, text.trim() ? JSON.parse(text) : "");
   return html`<div class="stack">
     <div class="fields">
-      ${NUMBERS.map(([name, step]) => html`<${Field} label=${name} key=${name}><input class="input" type="number" step=${step} value=${form.parameters[name] ?? ""} onChange=${(event) => set(name, event.target.value === "" ? "" : Number(event.target.value))} /><//>`)}
+      ${NUMBERS.map(([name, step]) => html`<${Field} label=${name} key=${name}><${Typed} type="number" step=${step} value=${String(form.parameters[name] ?? "")} take=${(text) => set(name, text === "" ? "" : Number(text))} /><//>`)}
       ${CHOICES.map(([name, options]) => html`<${Field} label=${name} key=${name}><select class="input" value=${typeof form.parameters[name] === "string" ? form.parameters[name] : ""} onChange=${(event) => set(name, event.target.value)}><option value="">–</option>${options.map((one) => html`<option>${one}</option>`)}</select><//>`)}
     </div>
-    <${Field} label="tools, a list in JSON"><textarea class="input mono" rows="2" spellcheck="false" onChange=${asJson("tools")}>${form.parameters.tools ? JSON.stringify(form.parameters.tools, null, 2) : ""}</textarea><//>
-    <${Field} label="metadata, an object in JSON"><textarea class="input mono" rows="1" spellcheck="false" onChange=${asJson("metadata")}>${form.parameters.metadata ? JSON.stringify(form.parameters.metadata) : ""}</textarea><//>
+    <${Field} label="tools, a list in JSON"><${Typed} as="textarea" class="input mono" rows="2" spellcheck="false" take=${asJson("tools")} value=${form.parameters.tools ? JSON.stringify(form.parameters.tools, null, 2) : ""} /><//>
+    <${Field} label="metadata, an object in JSON"><${Typed} as="textarea" class="input mono" rows="1" spellcheck="false" take=${asJson("metadata")} value=${form.parameters.metadata ? JSON.stringify(form.parameters.metadata) : ""} /><//>
   </div>`;
 }
 

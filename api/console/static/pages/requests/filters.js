@@ -4,7 +4,7 @@ import { get, withQuery } from "../../lib/api.js";
 import { absolute, count } from "../../lib/format.js";
 import { go, setQuery, usePlace } from "../../lib/router.js";
 import { useResource } from "../../lib/resource.js";
-import { Action, Button, Field, Switch } from "../../ui/parts.js";
+import { Action, Button, Field, Switch, Typed } from "../../ui/parts.js";
 import { Plot } from "../../ui/plot.js";
 
 const NAMES = {
@@ -89,7 +89,7 @@ export function Facets({ filters, rows, tenant }) {
     ${facets.data?.partial && html`<p class="soft">${counts.status ? "Counts are of all that has ended." : html`Counts are of the newest ${count(facets.data.looked_at)}. <${Action} kind="tiny" run=${ask}>Count all<//>`}</p>`}
     <details open=${Object.keys(filters).some((name) => /^m(in|ax)_/.test(name))}><summary><h3>Ranges</h3></summary><div class="ranges">
       ${[["duration_ms", "Total, ms"], ["ttft_ms", "First chunk, ms"], ["tokens", "Tokens"], ["cost_usd", "Cost, $"]].map(
-        ([name, title]) => html`<${Field} label=${title}><span class="row">${["min", "max"].map((end) => html`<input class="input" type="number" min="0" step="any" placeholder=${end} aria-label=${`${title}, ${end}`} value=${filters[`${end}_${name}`] ?? ""} onChange=${(event) => setQuery({ [`${end}_${name}`]: event.target.value || null })} />`)}</span><//>`,
+        ([name, title]) => html`<${Field} label=${title}><span class="row">${["min", "max"].map((end) => html`<${Typed} key=${end} type="number" min="0" step="any" placeholder=${end} aria-label=${`${title}, ${end}`} value=${filters[`${end}_${name}`] ?? ""} take=${(number) => setQuery({ [`${end}_${name}`]: number || null })} />`)}</span><//>`,
       )}</div></details>
   </div></details>`;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -16,6 +17,9 @@ from tests.support.fleet import Fleet, ask
 from tests.support.judge import Judges
 from tests.support.names import jobs_left, keys
 
+GRACE_S = 3
+SETTINGS = {"STREAMSPOOL_DISCONNECT_GRACE_S": str(GRACE_S)}
+"""An API says three times in it that somebody watches: a busy machine may keep it from that for a second."""
 PROCESSES = ("api-2",)
 RACES = 40
 CLOSED_S = 15.0
@@ -168,7 +172,7 @@ def test_f39_on_disconnect_cancel_ends_it_after_the_grace_time(
     asked_at = time.monotonic()  # and left soon after
     generation_id = fleet.submit("f39-cancel", headers=headers, **fields)
     found = fleet.ended(generation_id)
-    assert time.monotonic() - asked_at > 0.9
+    assert time.monotonic() - asked_at > 0.9 * GRACE_S
     assert (found["status"], found["usage_source"]) == ("cancelled", "estimate")
     assert fleet.stored(generation_id) == whole(3)
     wait_until(lambda: script.live == 0)
@@ -181,12 +185,16 @@ def test_f39_one_viewer_at_any_api_keeps_it_alive(fleet: Fleet, judges: Judges, 
     """Three times the grace time passes with a viewer at the other API only; it leaves, and that is the end."""
     pause = Pause()
     script = upstream.script("f39-kept", [*words(3), pause, *ending()])
-    generation_id = fleet.submit("f39-kept", on_disconnect="cancel")
-    with httpx.stream("GET", f"{fleet.at('api-2')}/v1/streams/{generation_id}", timeout=60) as response:
+    body = ask("f39-kept", stream=True, on_disconnect="cancel")
+    with fleet.http.stream("POST", f"{fleet.url}/v1/chat/completions", json=body) as first:
+        generation_id = first.headers["x-stream-id"]
+        path = f"{fleet.at('api-2')}/v1/streams/{generation_id}"
+        viewer = fleet.http.send(fleet.http.build_request("GET", path), stream=True)
+    with closing(viewer):
         since = time.monotonic()
-        for _ in response.iter_raw():  # keep-alives, five a second
+        for _ in viewer.iter_raw():  # keep-alives, five a second
             assert fleet.state(generation_id)["status"] in ("queued", "in_progress")
-            if time.monotonic() - since > 3:
+            if time.monotonic() - since > 3 * GRACE_S:
                 break
         assert script.live == 1
     assert fleet.ended(generation_id)["status"] == "cancelled"

@@ -44,7 +44,7 @@ QUICK = {
     "STREAMSPOOL_LEASE_S": "2",
     "STREAMSPOOL_HOLD_HEADERS_S": "0.2",
     "STREAMSPOOL_KEEPALIVE_S": "0.5",
-    "STREAMSPOOL_DISCONNECT_GRACE_S": "1",
+    "STREAMSPOOL_DISCONNECT_GRACE_S": "2",
     "STREAMSPOOL_DRAIN_S": "0.5",
     "STREAMSPOOL_CONFIRM": "none",  # a busy disk confirms too late, and what is asked for here is refused
 }

@@ -33,8 +33,10 @@ LOADING = b"-LOADING Valkey is loading the dataset in memory\r\n"
 def test_f18_replies_lost(rig: Rig, command: bytes) -> None:
     """What was asked for is done, and who asked is told that the connection broke: append and seal."""
     before = rig.proxy.lost
-    viewers = rig.streams(4, chunks=50, pause_s=0.03)
+    barrier = Pause()
+    viewers = rig.streams(4, chunks=50, pause_s=0.03, barrier=barrier)
     rig.proxy.lose_replies(command, 8)
+    barrier.go()
     for viewer in viewers:
         viewer.end()
     rig.proxy.heal()

@@ -151,7 +151,7 @@ def test_one_tree_over_a_killed_worker_a_retry_and_a_webhook(
                 "worker-2": {"claimed", "upstream retried", "sealed"},
             }[name]
         wanted = {"accept": "application/openmetrics-text;version=1.0.0"}
-        text = httpx.get(f"http://127.0.0.1:{port}/metrics", headers=wanted, trust_env=False).text
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", headers=wanted, trust_env=False, timeout=60).text
         for name in ("time_to_first_chunk", "generation"):
             assert re.search(rf'streamspool_{name}_seconds_bucket.* # {{.*trace_id="{TRACE}"', text)
         sent = b"".join(collector.bodies)

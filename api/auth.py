@@ -79,13 +79,16 @@ class Authenticator:
 
     async def identify(self, request: HTTPConnection) -> Identity:
         """Raises Unauthenticated; Forbidden on a server without keys, and for what a page of another origin asks with a cookie;
-        Unavailable where it cannot be told."""
+        BadRequest where two keys are named; Unavailable where it cannot be told."""
         if self.keyless:
             _refuse_strangers(request, self._origins)
             return Identity(Caller(LOCAL_TENANT))
         cookie = request.cookies.get(SESSION_COOKIE)
         if cookie is None or "authorization" in request.headers or self.browsers is None:
-            scheme, _, written = request.headers.get("authorization", "").partition(" ")
+            named = set(request.headers.getlist("authorization"))
+            if len(named) > 1:  # one that a proxy added, say: whichever were taken, the other one's owner did not ask
+                raise BadRequest("Two Authorization headers: who is asking? Send one.", param="authorization")
+            scheme, _, written = next(iter(named), "").partition(" ")
             found = self._opened_by(written.strip()) if scheme.lower() == "bearer" else None
             return Identity(self._noted(found and found[0]))
         check_same_origin(request)

@@ -8,6 +8,7 @@ WebSocket is sound. connection.py counts and refuses.
 from __future__ import annotations
 
 import binascii
+import re
 import uuid
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -30,6 +31,9 @@ SOCKET_FIELD_BYTES = 8000
 """A header field of a request that opens a WebSocket: the library that reads it again takes no longer lines than 8 KiB."""
 SOCKET_VERSION = b"13"
 
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[\w\-.~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::\d{0,5})?", re.ASCII)
+"""A name or an address, and perhaps a port (RFC 9110 §7.2, RFC 3986 §3.2.2). Empty, it says that the target has none."""
+
 _FIELD_BYTES = len(": \r\n")
 LINE_BYTES = len("GET  HTTP/1.1\r\n\r\n")
 
@@ -42,9 +46,9 @@ def weigh(fields: list[tuple[bytes, bytes]], line_bytes: int = 0) -> None:
 
 
 def check_host(fields: list[tuple[bytes, bytes]], version: str) -> None:
-    """A request names one host, or none in HTTP/1.0 (RFC 9112 §3.2). Raises BadRequest."""
-    hosts = sum(name == b"host" for name, _ in fields)
-    if hosts > 1 or not (hosts or version == "1.0"):
+    """A request names one host, or none in HTTP/1.0 (RFC 9112 §3.2), and it is one. Raises BadRequest."""
+    hosts = [value for name, value in fields if name == b"host"]
+    if len(hosts) > 1 or not (hosts or version == "1.0") or (hosts and not _HOST.fullmatch(hosts[0])):
         raise BadRequest("Send one Host header with the name of this server. Nothing was done.", code="invalid_http")
 
 

@@ -50,9 +50,11 @@ def read(request: Request) -> Cursor | None:
 
 def given(request: Request) -> str | None:
     """The text of a request's cursor; None without one. Raises BadCursor if two differ."""
-    header = request.headers.get("last-event-id")
-    if header is not None:
-        return header
+    headers = request.headers.getlist("last-event-id")
+    if len(set(headers)) > 1:
+        raise BadCursor("Two Last-Event-IDs say different things. Send one.", param="last_event_id")
+    if headers:
+        return headers[0]
     added, written = [], []
     for name, value in request.query_params.multi_items():
         if name in _NAMES or _plain(name) == "startingafter":

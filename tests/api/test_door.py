@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -490,6 +491,26 @@ def test_two_keys_are_not_taken_for_one(raw: Raw) -> None:
     assert raw.answer().status == 200
 
 
+def test_nor_are_two_callers_or_two_places(keyed: Stack, client: Client, raw: Raw) -> None:
+    """As an `Authorization` that a proxy adds to the client's own: whichever were taken, the other one did not ask."""
+    with closing(Raw(keyed.url)) as other:
+        bearer = f"authorization: Bearer {KEY_A}\r\n".encode()
+        for second in (b"authorization: Bearer another\r\n", b"authorization: Basic YTpi\r\n"):
+            for fields in (bearer + second, second + bearer):
+                other.send(b"GET /v1/models HTTP/1.1\r\n" + HOST + fields + b"\r\n")
+                answer = other.answer()
+                assert (answer.status, json.loads(answer.body)["error"]["param"]) == (400, "authorization")
+        other.send(b"GET /v1/models HTTP/1.1\r\n" + HOST + bearer + bearer + b"\r\n")
+        assert other.answer().status == 200
+    generation_id = client.stream("fake/echo", "one two three").headers["x-stream-id"]
+    line = f"GET /v1/streams/{generation_id} HTTP/1.1\r\n".encode() + HOST
+    raw.send(line + b"last-event-id: 1-1\r\nlast-event-id: 1-2\r\n\r\n")
+    refusal = raw.answer()
+    assert (refusal.status, json.loads(refusal.body)["error"]["code"]) == (400, "invalid_cursor")
+    raw.send(line + b"last-event-id: 1-2\r\nlast-event-id: 1-2\r\n\r\n")
+    assert raw.answer().body == client.whole(generation_id, headers={"last-event-id": "1-2"})
+
+
 def test_blanks_around_a_value_are_no_part_of_it(client: Client, raw: Raw) -> None:
     generation_id = client.stream("fake/echo", "one two three").headers["x-stream-id"]
     body = json.dumps(ask("fake/echo")).encode()
@@ -507,6 +528,39 @@ def test_a_request_names_one_host(raw: Raw, fields: bytes) -> None:
     raw.send(b"GET /healthz HTTP/1.1\r\n" + fields + b"\r\n")
     raw.answer().check(400, "invalid_http")
     assert raw.ended()
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"a b",
+        b"localhost, other",
+        b"localhost/",
+        b"user@localhost",
+        b"localhost:port",
+        b"localhost:123456",
+        b"[::1",
+        b"::1",
+        b"[::1]x",
+        b"localhost#",
+        b"local%host",
+        b"localh\xc3\xb6st",
+        b"http://localhost",
+    ],
+)
+def test_and_what_it_names_is_one(raw: Raw, host: bytes, version: bytes) -> None:
+    raw.send(b"GET /healthz HTTP/" + version + b"\r\nhost: " + host + b"\r\n\r\n")
+    raw.answer().check(400, "invalid_http")
+    assert raw.ended()
+
+
+@pytest.mark.parametrize(
+    "host", [b"", b"LOCALHOST", b"localhost:", b"a_b.internal:8000", b"[::1]:80", b"x%2Dy", b"1.2.3.4"]
+)
+def test_names_of_all_kinds_are_hosts(raw: Raw, host: bytes) -> None:
+    raw.send(b"GET /healthz HTTP/1.1\r\nhost: " + host + b"\r\n\r\n")
+    assert raw.answer().status == 200
 
 
 def test_a_request_in_1_0_may_name_none(raw: Raw) -> None:

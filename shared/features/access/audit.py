@@ -21,7 +21,9 @@ from shared.store.redis import ArqRedis
 MOST = 100_000
 """Entries that are kept, some hundred more or fewer."""
 _PAGE = 500
-_ID = re.compile(r"\d{1,20}-\d{1,20}")
+_ID = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
+_PARTS = 2**64
+"""Each half of an entry's id is below it; what is not, or is older than any id (0-0), Redis refuses as no id at all."""
 _FIELD = "e"
 
 
@@ -77,7 +79,7 @@ class Audit:
     ) -> list[tuple[str, Entry]]:
         """The newest `count` entries that are wanted, with their ids; those older than `after`. Raises NotFound for an id that
         is none."""
-        if after is not None and not _ID.fullmatch(after):
+        if after is not None and not _is_id(after):
             raise NotFound("`after` must be the id of an entry of this list.", param="after")
         found: list[tuple[str, Entry]] = []
         end = f"({after}" if after else "+"
@@ -92,3 +94,8 @@ class Audit:
                     break
                 end = f"({entries[-1][0]}"
         return found[:count]
+
+
+def _is_id(text: str) -> bool:
+    found = _ID.fullmatch(text)
+    return found is not None and 0 < max(map(int, found.groups())) < _PARTS

@@ -51,8 +51,15 @@ async def test_pages_lie_side_by_side_whatever_is_added_meanwhile(
     assert [entry["subject"] for _, entry in first + second] == [f"key_{number}" for number in range(9, 1, -1)]
     even = await audit.page(4, first[-1][0], lambda entry: entry["tenant"] == "even")
     assert [entry["subject"] for _, entry in even] == ["key_4", "key_2", "key_0"]
+
+
+@pytest.mark.parametrize("after", ["soon", "", "0-0", f"{2**64}-0", f"1-{2**64}", "1", "1-1-1", "-1-1", "١-١", "1-1\n"])
+async def test_what_is_no_id_of_an_entry_is_no_outage(redis: ArqRedis, after: str) -> None:
+    """Redis refuses some of what looks like one, and a refusal of Redis was told as `storage_unavailable`."""
+    audit = Audit(redis)
     with pytest.raises(NotFound):
-        await audit.page(4, "soon")
+        await audit.page(4, after)
+    assert await audit.page(4, f"{2**64 - 1}-{2**64 - 1}") == []
 
 
 async def test_it_does_not_grow_without_end(redis: ArqRedis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -542,15 +542,15 @@ class StreamGone(GenerationEnded):
     status = 404
     type = "invalid_request_error"
     code = "stream_gone"
-    default_message = "The stream is gone: it was deleted, it expired, or the broker's storage lost it."
+    default_message = "The stream is gone: it was deleted, or it expired."
 
 
 class StreamLost(GenerationEnded):
-    """The storage has lost a part of an answer that it had acknowledged, and no process has it to write it again."""
+    """The storage has lost an answer, or a part of it, that it had acknowledged, and no process has it to write it again."""
 
     code = "stream_lost"
     default_message = (
-        "The broker's storage lost a part of this answer. What stands before that is kept. Send the request again."
+        "The broker's storage lost this answer, or a part of it. What is left is kept. Send the request again."
     )
 
 

@@ -268,7 +268,11 @@ class EventStream(LogResponse):
             if await self.process.hub.may_be_mended(live, self._behind_since):
                 await asyncio.sleep(_RETRY_S)
                 return b"", index
-            live.fail(Gone(self.id))
+            try:
+                live.fail(await self.process.hub.why_missing(live))
+            except (RedisError, OSError):
+                await asyncio.sleep(_RETRY_S)
+                return b"", index
             return b"", live.end
         self._behind_since = None
         size = sum(len(entry.data) for entry in chunks)

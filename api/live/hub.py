@@ -13,7 +13,7 @@ from typing import Self
 
 from api.live.hot import HotLogs
 from api.live.livelog import LiveLog
-from shared.errors import Damaged, FileStorageFailed, Gone
+from shared.errors import Damaged, FileStorageFailed, Gone, LogError
 from shared.lib.busy import BusyPauses
 from shared.lib.tasks import FairTurns, cancel
 from shared.lib.telemetry import FOLLOWED, LOG_BYTES, VIEWERS, get_logger
@@ -284,7 +284,7 @@ class Hub:
             live.behind_since = live.behind_since or now
             deleted = isinstance(problem, Gone) and problem.deleted
             if deleted or not await self.may_be_mended(live, live.behind_since):
-                live.fail(problem)
+                live.fail(_told(live, problem))
                 self._following.drop(live)
         self._checked = self._time()
 
@@ -299,3 +299,14 @@ class Hub:
             return await self._confirmer.of(live.id).server(age_s=MISSED_S) != live.server
         except (RedisError, OSError):
             return True
+
+    async def why_missing(self, live: LiveLog) -> LogError:
+        """What is to be said of a log that has not got what is known of it. Raises RedisError, OSError."""
+        return _told(live, (await self._log.check({live.id: live.position})).get(live.id))
+
+
+def _told(live: LiveLog, problem: LogError | None) -> LogError:
+    """What runs does not expire: if nobody deleted it, it is lost."""
+    if isinstance(problem, Gone) and (problem.deleted or live.outcome):
+        return problem
+    return Damaged(f"the server has not got {live.id} up to {live.position} any more")

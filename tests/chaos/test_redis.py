@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import redis
 from shared.cli.embedded import EmbeddedValkey
 from tests.harness.processes import Stack, free_port, wait_until
 from tests.harness.store import Store, open_store
-from tests.harness.upstream import Pause, ScriptedUpstream
+from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.names import WAITING, keys
 from tests.support.rig import LEASE_S, Rig
 from tests.support.wire import Client
@@ -157,10 +158,33 @@ def test_f20_all_data_lost_is_told(rig: Rig) -> None:
     viewers = rig.streams(3, barrier=Pause())
     rig.redis.flushall()
     for viewer in viewers:
-        assert viewer.end().error is not None, viewer.text[-100:]
+        assert (viewer.end().error or {}).get("code") == "stream_lost", viewer.text[-100:]
     wait_until(lambda: not any(viewer.script.live for viewer in viewers), what="the provider is hung up on")
     url = f"{rig.stack.url}/v1/streams/{viewers[0].id}"
     assert httpx.get(url, trust_env=False, timeout=60).status_code == 404
+
+
+def test_f20_a_whole_answer_whose_log_is_wiped_is_told_as_lost(rig: Rig) -> None:
+    """A 404 would say that nothing had been accepted: it was, and may have been paid."""
+    rig.answers_again()
+    barrier = Pause()
+    script = rig.upstream.script("wiped", [*words(3), barrier, *ending()])
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(rig.post, "scripted/wiped", **fields) for fields in ({}, {}, {"max_tokens_per_s": 1})]
+        wait_until(lambda: spoken(rig, "scripted/wiped", "w2 ") == 3, what="all have said something")
+        rig.redis.flushall()
+        responses = [one.result() for one in waiting]
+    for response in responses:
+        assert (response.status_code, response.json()["error"]["code"]) == (500, "stream_lost"), response.text
+        assert response.headers["x-should-retry"] == "false"
+    barrier.go()
+    wait_until(lambda: not script.live, what="the provider is hung up on")
+
+
+def spoken(rig: Rig, model: str, word: str) -> int:
+    """How many answers of the model have got so far."""
+    logs = [str(rig.redis.xrange(name)) for name in rig.redis.scan_iter(keys.log("*"), count=1000)]
+    return sum(model in log and word in log for log in logs)
 
 
 def test_f20_a_viewer_ahead_of_the_log_is_told(rig: Rig) -> None:

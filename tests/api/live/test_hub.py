@@ -289,15 +289,19 @@ async def test_a_counted_cursor_of_a_replaced_attempt_is_sent_back(bench: Bench)
     assert again.words == ["w7"]
 
 
-async def test_a_deleted_log_ends_its_viewers(bench: Bench) -> None:
+@pytest.mark.parametrize(("by", "code"), [("its owner", b"stream_gone"), ("nobody", b"stream_lost")])
+async def test_a_log_that_goes_ends_its_viewers(bench: Bench, by: str, code: bytes) -> None:
     writer = await bench.log_of(1)
     viewers = [bench.watch(writer), bench.watch(writer, OPENAI)]
     for viewer in viewers:
         await viewer.until(b"w1")
-    await bench.redis.delete(keys.log(writer.generation_id))
+    if by == "nobody":
+        await bench.redis.delete(keys.log(writer.generation_id))
+    else:
+        await bench.log.delete(writer.generation_id, "a")
     await bench.end(*viewers)
     for viewer in viewers:
-        assert b'"stream_gone"' in viewer.body
+        assert b'"' + code + b'"' in viewer.body
         assert viewer.body.endswith(b"data: [DONE]\n\n")
 
 
@@ -543,13 +547,13 @@ async def test_what_failed_is_not_waited_for(bench: Bench, outcome: Outcome) -> 
     assert viewer.over
 
 
-async def test_a_paced_viewer_of_a_deleted_log_is_told_at_once(bench: Bench) -> None:
+async def test_a_paced_viewer_of_a_lost_log_is_told_at_once(bench: Bench) -> None:
     writer = await bench.log_of(*range(20))
     viewer = bench.watch(writer, rate=SLOWLY)
     await viewer.until(b"w0")
     await bench.redis.delete(keys.log(writer.generation_id))
     await bench.end(viewer)
-    assert b'"stream_gone"' in viewer.body
+    assert b'"stream_lost"' in viewer.body
 
 
 async def test_a_paced_viewer_of_a_replaced_attempt_is_told_at_once(bench: Bench) -> None:

@@ -151,7 +151,7 @@ async def test_a_log_that_goes_ends_with_an_event_that_has_the_next_number(bench
     await viewer.until(b'"a"')
     await bench.redis.delete(keys.log(writer.generation_id))
     await bench.end(viewer)
-    assert last(viewer.body) == {"number": 3, "error": "stream_gone"}
+    assert last(viewer.body) == {"number": 3, "error": "stream_lost"}
 
 
 async def test_a_log_without_its_beginning_cannot_be_folded(bench: Bench) -> None:

@@ -22,7 +22,7 @@ from worker.providers import finish, framing, usage
 from worker.providers.choice import Choice
 from worker.providers.chunk_shapes import FOREIGN, put_in_place, put_usage_in_place
 from worker.providers.dialect import Dialect, Translator
-from worker.providers.errors import error_in, malformed, names_failure, refusal
+from worker.providers.errors import MAY_TELL, error_in, malformed, names_failure, refusal
 from worker.providers.formats.openai import DIALECT
 from worker.providers.formats.template import Template
 from worker.providers.tool_calls import CallIds, whole_number
@@ -143,9 +143,7 @@ class Normalizer:
             raise refusal(value if value is not None else data.decode("utf-8", "replace"), status=502)
         if not isinstance(value, dict):
             raise UpstreamInvalid("The provider sent an event that is not a JSON object in UTF-8.")
-        if ("error" in value or "base_resp" in value or not value.get("choices")) and (
-            error := error_in(value)
-        ) is not None:
+        if (not value.get("choices") or not MAY_TELL.isdisjoint(value)) and (error := error_in(value)) is not None:
             value.pop("error", None)
             return self._fail(error, self._chunks(value) if self._translator is None and value.get("choices") else [])
         if self._translator is not None:

@@ -119,11 +119,13 @@ class Choice:
         self._length += count
 
     def _read(self, choice: dict[str, Any]) -> tuple[int, int]:
+        message = choice.get("message")
+        error = message.pop("error", None) if isinstance(message, dict) else None
         delta = self._delta(choice)
         for holder in (choice.get("message"), delta, choice):
             if isinstance(holder, dict) and isinstance(figures := holder.pop("usage", None), dict) and figures:
                 self.usage.append(figures)
-        word, error = _word(choice, delta), choice.pop("error", None) or delta.pop("error", None)
+        word, error = _word(choice, delta), choice.pop("error", None) or delta.pop("error", None) or error
         choice["finish_reason"] = None
         for field in _LISTS.intersection(delta):
             if not delta[field]:  # null, an empty list, or whatever else says that there is none

@@ -107,48 +107,87 @@ def error_from_response(provider: Provider, status: int, headers: Mapping[str, s
     )
 
 
-def error_in(value: dict[str, Any]) -> UpstreamRefused | None:
+def error_in(value: dict[str, Any], *, alone: bool = True) -> UpstreamRefused | None:
     """The error that an event under status 200 tells of; None for a part of an answer, a ping, or what is not known.
 
     OpenAI's envelope, or none: `{"object": "error", "message": …}` (older vLLM, LMDeploy, FastChat), `{"detail": …}`
     (FastAPI), `{"code": …, "message": …}` (DashScope, Mistral), `{"code": …, "msg": …}` (Zhipu), `{"errors": […]}`
-    (Cloudflare), `{"base_resp": …}` (MiniMax), `{"message": …}` alone (AWS), `{"title": …, "status": 500}` (RFC 9457).
+    (Cloudflare), `{"base_resp": …}` (MiniMax), `{"x_groq": {"error": …}}`, `{"throttlingException": {…}}` (Bedrock),
+    `{"message": …}` alone (AWS), `{"title": …, "status": 500}` (RFC 9457). `alone`: whether a message alone is one.
     """
-    if value.get("error") or _minimax(value).get("status_code"):
+    if value.get("error") or _minimax(value).get("status_code") or _groq(value):
         return refusal(value, status=502)
-    if any(value.get(part) for part in _ANSWERS):
+    if _is_answer(value):
         return None
-    if (
-        isinstance(inner := value.get("data"), dict) and "type" not in value
-    ):  # a gateway's envelope around the provider's
-        return error_in(inner)
     told = _spelled(value)
-    if any(told.get(name) and isinstance(told[name], str | list | dict) for name in _FAILURES) or told.get("error") in (
-        {},
-        [],
-    ):
-        return refusal(value, status=502)
-    kinds = [kind.lower() for kind in (value.get("object"), value.get("type")) if isinstance(kind, str)]
-    said = next((told[name] for name in ("message", "msg") if told.get(name) and isinstance(told[name], str)), "")
-    if (
-        "error" in kinds
-        or told.get("success") is False
-        or (said and any(kind.endswith("error") for kind in kinds))
-        or (said and any(name in told and not _is_fine(told[name]) for name in ("code", "status", "statuscode")))
-        or (said and told.keys() <= _BESIDE_A_MESSAGE)
-        or _is_failure(told.get("status"), titled=bool(told.get("title")))
-    ):
-        return refusal(value, status=502)
-    return None
+    if "type" not in value:  # a gateway's envelope around the provider's
+        for name in _ENVELOPES:
+            inner = told.get(name)
+            if isinstance(inner, dict) and (found := error_in(inner, alone=name == "data")) is not None:
+                return found
+        if isinstance(told.get("data"), dict):
+            return None
+    return refusal(value, status=502) if _tells_of_failure(value, told, alone=alone) else None
 
 
-_ANSWERS = ("choices", "usage", "candidates")
-_FAILURES = ("errors", "errormsg", "errormessage", "exception", "fault", "detail")
+MAY_TELL = frozenset("error base_resp x_groq message msg errors detail".split())
+"""Fields beside choices that may tell of an error."""
+_ENVELOPES = ("data", "response", "responsemetadata", "result", "body", "header", "message")
+_FAILURES = ("err", "errors", "errmsg", "errormsg", "errormessage", "errordescription", "fault", "failure", "detail")
+_OUTCOMES = ("code", "status", "statuscode", "errcode", "errno", "ret", "retcode", "state")
+"""Names of what says, beside a message, how something went."""
 _BESIDE_A_MESSAGE = frozenset("message msg id requestid traceid timestamp path".split())
 """What may stand beside an error's only word, spelled as `_spelled` does."""
 _FINE = frozenset(
-    "0 ok success succeeded queued pending loading processing running started in_progress completed done".split()
+    "0 ok success succeeded queued pending loading processing running started in_progress completed done none normal".split()
 )
+
+
+def _is_answer(value: dict[str, Any]) -> bool:
+    """Whether an event has a part of an answer, or figures of one."""
+    if any(not isinstance(choice, dict) or _says_something(choice) for choice in value.get("choices") or ()):
+        return True
+    usage = value.get("usage")
+    counted = any(usage.values()) if isinstance(usage, dict) else usage
+    return bool(counted or value.get("candidates"))
+
+
+def _says_something(choice: dict[str, Any]) -> bool:
+    """Whether there is more in a choice than its role."""
+    if choice.get("finish_reason") or choice.get("text"):
+        return True
+    told = [choice.get(name) for name in ("delta", "message")]
+    return any(
+        any(item for key, item in one.items() if key != "role") if isinstance(one, dict) else one for one in told
+    )
+
+
+def _tells_of_failure(value: dict[str, Any], told: dict[str, Any], *, alone: bool) -> bool:
+    """`told` is `value` by names in one spelling."""
+    if any(_is_words(told[name]) for name in told if name in _FAILURES or name.endswith(("error", "exception"))):
+        return True
+    kinds = [
+        kind.lower() for name in ("object", "type", "event", "state") if isinstance(kind := value.get(name), str)
+    ]
+    said = next((told[name] for name in ("message", "msg", "errmsg") if isinstance(told.get(name), str)), "")
+    return bool(
+        "error" in kinds
+        or "__type" in value  # in Amazon's JSON, an error's name
+        or told.get("error") in ({}, [])
+        or any(told.get(name) in (False, "false") for name in ("success", "ok"))
+        or told.get("failed") is True
+        or (type(status := told.get("statuscode")) is int and 400 <= status < 600)
+        or (said and any(names_failure(kind) or kind.endswith(("error", "failed")) for kind in kinds))
+        or (said and "errortype" in told)
+        or (said and any(name in told and not _is_fine(told[name]) for name in _OUTCOMES))
+        or (alone and said and told.keys() <= _BESIDE_A_MESSAGE)
+        or _is_failure(told.get("status"), titled=bool(told.get("title")))
+    )
+
+
+def _is_words(found: Any) -> bool:
+    """Whether it can be what went wrong."""
+    return bool(found) and isinstance(found, str | list | dict) and not (isinstance(found, str) and _is_fine(found))
 
 
 def _is_fine(code: Any) -> bool:
@@ -176,25 +215,56 @@ def _minimax(value: dict[str, Any]) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else {}
 
 
-def _inner(value: dict[str, Any]) -> Any:
-    """The error inside its envelope."""
-    for name in ("error", "errors", "fault", "exception"):
-        found = value.get(name)
+def _groq(value: dict[str, Any]) -> Any:
+    """Why a stream of Groq's was ended early (console.groq.com/docs/api-reference, `x_groq.error`)."""
+    inner = value.get("x_groq")
+    return inner.get("error") if isinstance(inner, dict) else None
+
+
+def _inner(value: dict[str, Any], depth: int = 0) -> Any:
+    """The error inside its envelopes: an object, or what it is told in."""
+    told = _spelled(value)
+    spoken = any(isinstance(told.get(name), str) for name in ("message", "msg"))
+    if depth and (spoken or depth > _MAX_ENVELOPES):
+        return value
+    others = [] if spoken else [name for name in told if name.endswith(("error", "exception"))]
+    for name in ("error", "errors", "fault", "exception", "errormsg", *others):
+        found = told.get(name)
         if isinstance(found, list) and found:
             found = found[0]
-        if found and found is not True:
-            return found
+        if isinstance(found, dict) and found:
+            return _inner(found, depth + 1)
+        if isinstance(found, str) and found and name != "errormsg":
+            return {**value, "error": found}
+    if _groq(value):
+        return {"message": _groq(value)}
+    if not spoken:
+        for name in (*_ENVELOPES, "detail"):
+            found = told.get(name)
+            if isinstance(found, dict) and found:
+                return _inner(found, depth + 1)
     return _minimax(value) or value
+
+
+_MAX_ENVELOPES = 4
 
 
 def _spoken(detail: dict[str, Any]) -> Iterator[Any]:
     """Where an error's words may stand; FastAPI lists what it finds wrong with a request."""
     told = _spelled(detail)
-    for name in ("message", "detail", "msg", "errormsg", "errormessage", "statusmsg", "faultstring", "reason", "title"):
+    for name in (*_WORDS, *(name for name in told if name.endswith(("error", "exception")))):
         found = told.get(name)
         if isinstance(found, list) and found:
             found = found[0]
-        yield found.get("msg") or found.get("message") if isinstance(found, dict) else found
+        if isinstance(found, dict):
+            found = next((found[one] for one in ("msg", "message", "text") if isinstance(found.get(one), str)), None)
+        yield found
+
+
+_WORDS = (
+    "message msg detail errormsg errmsg errormessage statusmsg faultstring errordescription description reason title"
+    " failure err error body text data"
+).split()
 
 
 def refusal(
@@ -208,8 +278,8 @@ def refusal(
     kind, param = detail.get("type"), detail.get("param")
     if kind == "error":  # what the event is, not what went wrong
         kind = None
-    if not kind and isinstance(detail.get("status"), str):  # Gemini's word for it: RESOURCE_EXHAUSTED
-        kind = detail["status"]
+    if not kind and isinstance(word := detail.get("status"), str) and not _is_failure(word, titled=False):
+        kind = word  # Gemini's for it: RESOURCE_EXHAUSTED
     if status == 502:  # no word of its own from HTTP: some say it inside (Groq, OpenRouter, Anthropic)
         said = (
             told.get("statuscode"),

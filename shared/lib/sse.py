@@ -60,6 +60,8 @@ class Decoder:
         self.refused = False
         """An event over the limit has come: there will be no more."""
         self._id = ""
+        self.joined = False
+        """An event whose data is of several lines has come."""
 
     @property
     def pending(self) -> bool:
@@ -164,6 +166,7 @@ class Decoder:
             elif line.startswith((b"{", b"<")):
                 strays.append(line)
         if data:
+            self.joined = self.joined or len(data) > 1
             events.append(Event(b"\n".join(data), name, self._id))
         events.extend(Event(line, "", self._id) for line in strays)
         events.extend(Event(value, "error", self._id) for value in errors)

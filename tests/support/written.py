@@ -153,7 +153,7 @@ def words(text: str) -> tuple[Any, ...]:
     return {"type": "text", "text": ""}, {"type": "text_delta", "text": text}
 
 
-def gemini(*parts: dict[str, Any], reason: str | None = None, **more: Any) -> dict[str, Any]:
+def gemini(*parts: Any, reason: str | None = None, **more: Any) -> dict[str, Any]:
     candidate: dict[str, Any] = {"content": {"parts": list(parts), "role": "model"}, "index": 0, **more}
     if reason:
         candidate["finishReason"] = reason

@@ -35,6 +35,7 @@ class Choice:
     __slots__ = (
         "_annotations",
         "_begun",
+        "_cut",
         "_forced",
         "_ids",
         "_length",
@@ -65,6 +66,9 @@ class Choice:
         """The provider's own of the finish reason that is held."""
         self.usage: list[dict[str, Any]] = []
         """Figures that stood in the choice (Moonshot), for the normalizer to take."""
+        self._cut: tuple[str, str | None, int] | None = None
+        """The finish reason and the word of an end that was one for want of room, or by a filter, where nothing was said after
+        it but white space, annotations and their like: so long was the content then."""
         self._unsaid: dict[str, Any] | None = None
         self._whole: dict[str, str] | None = None
         """What messages without deltas have said so far, by field."""
@@ -147,6 +151,9 @@ class Choice:
         self._put_role(delta)
         content, reasoning = visible_text(delta)
         self._length += len(content)
+        if self._cut is not None:
+            goes_on = content.strip() or reasoning or delta.get("tool_calls") or delta.get("function_call")
+            self._cut = None if goes_on else (*self._cut[:2], self._length)
         if not self._spoken and isinstance(begun := delta.get("content"), str):
             self.head = (self.head + begun).lstrip()[:_HEAD]
             self._spoken = len(self.head) == _HEAD
@@ -261,6 +268,8 @@ class Choice:
             about = {key: value for key, value in self.held.items() if key not in _ABOUT_AN_END and value is not None}
             for key, value in about.items():
                 choice.setdefault(key, value)
+        if (reason := self.held["finish_reason"]) in ("length", "content_filter"):
+            self._cut = reason, self.word, 0
         self.held = self.word = self.unknown = None
 
     def _end(self, word: str, choice: dict[str, Any], *, says: bool) -> None:
@@ -302,6 +311,8 @@ class Choice:
     def close(self, index: int, reason: str | None = None) -> dict[str, Any]:
         """The choice of the last chunk. `reason` is for one that has none: by default what it did."""
         last = self.held
+        if last is None and reason is None and self._cut is not None and self._cut[2] == self._length:
+            reason, self.word, _ = self._cut
         if last is None:
             last = {"index": index, "delta": {}, "finish_reason": reason or "stop"}
             self._put_role(last["delta"])

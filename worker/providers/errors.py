@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from shared.errors import UpstreamError, UpstreamInvalid, UpstreamRefused, bounded_retry_after
-from shared.lib import json
+from shared.lib import json, sse
 from worker.providers.registry import Provider
 
 _MAX_MESSAGE = 500
@@ -90,13 +90,13 @@ def error_from_response(provider: Provider, status: int, headers: Mapping[str, s
         return UpstreamError(
             f"{provider.name}: answered with a redirect, which is never followed.", code="upstream_redirect"
         )
-    value = parse(body)
+    value = _read(body)
     if isinstance(value, list) and value:  # Gemini wraps its error in a list
         value = value[0]
     if status < 300 and not (isinstance(value, dict) and error_in(value)):
         return UpstreamInvalid(f"{provider.name}: answered with something that is not an event stream.")
     if value is None:
-        text = body.decode("utf-8", "replace").strip()
+        text = body.decode("utf-8-sig", "replace").strip()
         # A web page, or JSON that was cut: neither is a sentence.
         value = "" if "html" in headers.get("content-type", "") or text.startswith(("<", "{", "[")) else text
     return refusal(
@@ -105,6 +105,20 @@ def error_from_response(provider: Provider, status: int, headers: Mapping[str, s
         retry_after_s=retry_after(headers),
         provider=provider,
     )
+
+
+def _read(body: bytes) -> Any:
+    """A refusal's body as JSON, also where it was written as a string, or as an event of the stream that it was to be."""
+    body = body.removeprefix(b"\xef\xbb\xbf")
+    value = parse(body)
+    if value is None:
+        decoder = sse.Decoder(len(body) + 4)
+        events = decoder.feed(body + b"\n\n")
+        value = next((found for event in events if isinstance(found := parse(event.data), dict | str)), None)
+    if isinstance(value, str):
+        inner = parse(value.encode("utf-8", "replace"))
+        value = inner if isinstance(inner, dict) else value
+    return value
 
 
 def error_in(value: dict[str, Any], *, alone: bool = True) -> UpstreamRefused | None:
@@ -145,7 +159,10 @@ _FINE = frozenset(
 
 def _is_answer(value: dict[str, Any]) -> bool:
     """Whether an event has a part of an answer, or figures of one."""
-    if any(not isinstance(choice, dict) or _says_something(choice) for choice in value.get("choices") or ()):
+    choices = value.get("choices") or []
+    if not isinstance(choices, list):
+        return True  # for its reader to refuse
+    if any(not isinstance(choice, dict) or _says_something(choice) for choice in choices):
         return True
     usage = value.get("usage")
     counted = any(usage.values()) if isinstance(usage, dict) else usage
@@ -166,9 +183,7 @@ def _tells_of_failure(value: dict[str, Any], told: dict[str, Any], *, alone: boo
     """`told` is `value` by names in one spelling."""
     if any(_is_words(told[name]) for name in told if name in _FAILURES or name.endswith(("error", "exception"))):
         return True
-    kinds = [
-        kind.lower() for name in ("object", "type", "event", "state") if isinstance(kind := value.get(name), str)
-    ]
+    kinds = [kind.lower() for name in ("object", "type", "event", "state") if isinstance(kind := value.get(name), str)]
     said = next((told[name] for name in ("message", "msg", "errmsg") if isinstance(told.get(name), str)), "")
     return bool(
         "error" in kinds
@@ -290,6 +305,9 @@ def refusal(
         numbers = (int(one) if isinstance(one, str) and one.isdecimal() and len(one) == 3 else one for one in said)
         status = next((one for one in numbers if type(one) is int and 400 <= one < 600), status)
     message = next((text for text in (error, *_spoken(detail)) if isinstance(text, str) and text), "")
+    if message.startswith("{") and isinstance(inner := parse(message.encode("utf-8", "replace")), dict):
+        # Another's refusal, passed on as it was.
+        message = next((text for text in _spoken(_inner(inner)) if isinstance(text, str) and text), message)
     secret = provider.api_key if provider else None
     text = _clean(message, secret, _MAX_MESSAGE)
     if not text:  # 502 is ours for what has no status

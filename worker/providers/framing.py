@@ -37,6 +37,8 @@ def value_of(data: bytes) -> Any:
         value = parse(data.removeprefix(b"data:"))
     if isinstance(value, str):
         value = parse(value.encode("utf-8", "replace"))
+    if isinstance(value, list) and len(value) == 1:  # as Google has it in a body
+        value = value[0]
     return _unwrapped(value)
 
 
@@ -84,11 +86,15 @@ class Decoder:
             if start.startswith(_JSON_STARTS):
                 self._body = bytearray()
         if self._body is None:
-            return self._events.feed(data)
+            return self._apart(self._events.feed(data))
         self._body += data
         if len(self._body) > self._limit:
             raise sse.EventTooLarge(f"a body is over {self._limit} bytes")
         return []
+
+    def _apart(self, events: list[sse.Event]) -> list[sse.Event]:
+        """Events, also where a server leaves out the blank lines between them: each line has one, then."""
+        return [one for event in events for one in _lines(event)] if self._events.joined else events
 
     @property
     def other(self) -> bytes | None:
@@ -106,16 +112,26 @@ class Decoder:
         """A single object is the whole answer. The last of several, in a list or in lines, says itself whether it is the
         end."""
         if self._body is None:
-            return self._events.close(_is_whole)
+            return [
+                event
+                for event in self._apart(self._events.close(bool))
+                if _is_whole(event.data) or event.event == "error"
+            ]
         body = bytes(self._body)
         value = parse(body)
         if isinstance(value, dict):
-            end = [] if _is_piece(_unwrapped(value)) else [sse.Event(sse.DONE)]
+            answer = _unwrapped(value)
+            end = [sse.Event(sse.DONE)] if "choices" in answer and not _is_piece(answer) else []
             return [sse.Event(body), *end]
         if isinstance(value, list):
             return [sse.Event(json.dumps(one)) for one in value if isinstance(one, dict)]
         lines = [line.strip().removeprefix(b"data:").strip() for line in body.splitlines()]
         return [sse.Event(line) for line in lines if _is_whole(line)]
+
+
+def _lines(event: sse.Event) -> list[sse.Event]:
+    data = event.data.split(b"\n")
+    return [event._replace(data=line) for line in data] if len(data) > 1 and _is_whole(data[0]) else [event]
 
 
 def _is_whole(data: bytes) -> bool:

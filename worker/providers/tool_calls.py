@@ -119,13 +119,14 @@ class ToolCalls:
     def read(self, calls: Any) -> list[dict[str, Any]]:
         """A delta's `tool_calls` in our form; its items may be changed. Raises UpstreamInvalid."""
         if isinstance(calls, dict):
-            calls = [calls]
+            numbered = all(isinstance(key, str) and key.isdecimal() for key in calls)
+            calls = list(calls.values()) if numbered else [calls]
         if not isinstance(calls, list):
             raise malformed()
         self._opened.clear()
         told: list[dict[str, Any]] = []
         for call in calls:
-            if (piece := self._piece(call)) is not None:
+            if call is not None and (piece := self._piece(call)) is not None:  # null: a list with gaps of JavaScript's
                 told += self._before(piece["index"])
                 told.append(piece)
         return told
@@ -158,9 +159,7 @@ class ToolCalls:
             raise malformed()
         index = whole_number(call.get("index"))
         kind = "custom" if isinstance(call.get("custom"), dict) else "function"
-        inner = call.get(kind)
-        if not isinstance(inner, dict):  # some tell name and arguments beside the id
-            inner = {key: call.pop(key) for key in ("name", "arguments") if key in call}
+        inner = _inner(call, kind)
         given, name = _word(call.get("id")), _word(inner.get("name"))
         text = text_of(inner.get("input" if kind == "custom" else "arguments"))
         place = self._find(index, given, name, text)
@@ -174,13 +173,16 @@ class ToolCalls:
             text = "" if known.empty or text.strip() == "null" else text
         else:
             known = self._calls[place]
-            if name and known.waiting is None and known.given == given and known.whole and text == known.told:
-                return None  # told twice
+            if (name or text[:1] == "{") and known.waiting is None and given in ("", known.given):
+                if text == known.told and known.whole and (name or text != "{}"):
+                    return None  # told twice
+            elif text.strip() == "null" and not known.text.strip():
+                text = ""
             if known.waiting is None:
                 known.pieces.append(text)
                 return _continued(call, place, known, inner, text)
             call = {**known.waiting, **{key: item for key, item in call.items() if item}}
-            known.name, text = known.name + name, known.text + text
+            known.name, text = self._longer_name(known.name, name), known.text + text
             known.pieces.clear()
         known.pieces.append(text)
         if not known.name or (not known.told and self._ids.begins_a_name(known.name)):
@@ -194,6 +196,8 @@ class ToolCalls:
         """The place of the call that a piece goes on with; None if it begins one."""
         places = range(len(self._calls)) if index is None else self._at.get(index, ())
         if not places:
+            if given and not name:  # some count the pieces, not the calls
+                return next((at for at, call in enumerate(self._calls) if call.given == given), None)
             # Without id and name it begins nothing: the newest call's, under another index.
             return None if given or name or not self._calls else len(self._calls) - 1
         newest = places[-1]
@@ -207,7 +211,9 @@ class ToolCalls:
             if not call.given and call.name in ("", name) and not call.text:
                 call.given = given
                 return newest
-            return None
+            # Some make up an id for every piece, and repeat the name beside it.
+            goes_on = call.name == name and call.text.strip() and text.strip() and not text.lstrip().startswith("{")
+            return newest if goes_on and index is not None and not call.whole else None
         if name and newest in self._opened:
             return None  # named twice in one delta: two calls
         return None if name and self._follows(self._calls[newest], name, text) else newest
@@ -215,11 +221,17 @@ class ToolCalls:
     def _follows(self, call: _Call, name: str, text: str) -> bool:
         """Whether a piece with a name, and no id or that of this call, is another call's: some repeat the name in every
         piece, some have calls one after the other."""
-        if call.waiting is not None and call.name and self._ids.has_a_name(call.name + name):
+        if call.waiting is not None and call.name and self._ids.has_a_name(self._longer_name(call.name, name)):
             return False
         if call.name != name:
             return bool(call.name)
         return bool(text) and call.whole and text != call.told
+
+    def _longer_name(self, begun: str, name: str) -> str:
+        """A name with its next piece, which some tell from the name's start on."""
+        joined = begun + name
+        again = name.startswith(begun) and self._ids.has_a_name(name) and not self._ids.has_a_name(joined)
+        return name if again else joined
 
     def _opening(self, place: int, call: dict[str, Any], inner: dict[str, Any], text: str) -> dict[str, Any]:
         known = self._calls[place]
@@ -227,6 +239,25 @@ class ToolCalls:
         call["type"] = known.kind
         call[known.kind] = {**inner, "name": known.name, known.field: text}
         return call
+
+
+_ARGUMENTS = ("parameters", "input", "args")
+"""What some call the arguments of a function: Llama's own words, Anthropic's, Gemini's."""
+
+
+def _inner(call: dict[str, Any], kind: str) -> dict[str, Any]:
+    """A call's name and arguments, which some tell beside the id."""
+    inner = call.get(kind)
+    if not isinstance(inner, dict):
+        named = {"name": inner} if isinstance(inner, str) else {}
+        told = ("name", "arguments", *_ARGUMENTS) if kind == "function" else ("name", "arguments")
+        inner = {**named, **{key: call.pop(key) for key in told if key in call}}
+    if kind == "function" and inner.get("arguments") is None:
+        for other in _ARGUMENTS:
+            if isinstance(inner.get(other), dict | str):
+                inner["arguments"] = inner.pop(other)
+                break
+    return inner
 
 
 def _continued(

@@ -113,7 +113,7 @@ def later(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     if not old:
         return new
     usage = _joined(old, new)
-    if usage.get("total_tokens") != new.get("total_tokens") or usage.get("prompt_tokens") != new.get("prompt_tokens"):
+    if any(usage.get(name) != new.get(name) for name in ("total_tokens", "prompt_tokens", "completion_tokens")):
         prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
         if prompt is not None and completion is not None:
             usage["total_tokens"] = prompt + completion
@@ -146,6 +146,11 @@ def _first(source: dict[str, Any], names: tuple[str, ...]) -> int | None:
         if (value := source.get(name)) is not None and (figure := _count(value)) is not None:
             return figure
     return None
+
+
+def figure_in(value: Any) -> int | None:
+    """A number of tokens, also one in text or with a point; None for what is none, such as -1."""
+    return _count(value)
 
 
 def _count(value: Any) -> int | None:

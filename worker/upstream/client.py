@@ -1,8 +1,9 @@
 """All I/O with providers: one request out, lists of chunks in.
 
-Hidden here: the HTTP client and its connections, reading raw bytes (never lines, never decompressed), what a status or a
-content type means, when a stream has ended, and that closing the generator closes the connection. Which provider is asked,
-and how often, is attempts.py's; how long each wait may last is timers.py's; the meaning of an event is the normalizer's.
+Hidden here: the HTTP client and its connections, reading raw bytes (never lines; inflated within bounds, where a proxy
+compresses unasked), what a status or a content type means, when a stream has ended, and that closing the generator closes
+the connection. Which provider is asked, and how often, is attempts.py's; how long each wait may last is timers.py's; the
+meaning of an event is the normalizer's.
 
 A stream has ended when it says so: [DONE], or a finish reason for every choice and an end of the body behind it. An end of file
 alone proves nothing, since a connection-close body that was cut looks just like one that is complete.
@@ -11,8 +12,9 @@ alone proves nothing, since a connection-close body that was cut looks just like
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,6 +37,7 @@ from worker.upstream.timers import Timers, too_slow
 
 _REUSE_S = 0.05  # after [DONE]: how long the end of the body may take, so that the connection can be used again
 _MAX_ERROR_BYTES = 64 * 1024
+_PIECE_BYTES = 64 * 1024
 _FAKE_BATCH = 64
 
 
@@ -122,9 +125,10 @@ class Upstream:
     ) -> AsyncIterator[Events]:
         response = await timers.wait(self._send(provider, call, blobs))
         try:
-            await _check(response, provider, dialect, timers)
+            doubtful = await _check(response, provider, dialect, timers)
             decoder = dialect.decoder(self._settings.max_event_bytes)
-            async with aclosing(_decode(response, decoder, provider, self._settings.max_event_bytes)) as batches:
+            limit = self._settings.max_event_bytes
+            async with aclosing(_decode(response, decoder, provider, limit, doubtful=doubtful)) as batches:
                 yield batches
         finally:
             await response.aclose()
@@ -177,40 +181,79 @@ class _Filled:
             raise
 
 
-async def _check(response: http.Response, provider: Provider, dialect: Dialect, timers: Timers) -> None:
-    """Raises the error that a response stands for which is not an event stream."""
-    encoding = response.headers.get("content-encoding", "").strip().lower()
+async def _check(response: http.Response, provider: Provider, dialect: Dialect, timers: Timers) -> bool:
+    """Raises the error that a response stands for which is not an event stream. Returns whether its content type leaves that
+    open: some call any answer text/html, and two headers of one name are one with a comma."""
     content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    encoded = encoding not in ("", "identity")
-    if response.status_code == 200 and encoded:
-        # It was told not to. Inflating would let a small body fill the memory.
-        raise UpstreamInvalid(f"{provider.name}: the stream is compressed, which was not asked for.")
-    if response.status_code != 200 or content_type not in dialect.stream_types:
-        body = b"" if encoded else await timers.wait(_read_some(response))
+    if not 200 <= response.status_code < 300:
+        body = await timers.wait(_read_some(response))
         raise error_from_response(provider, response.status_code, response.headers, body)
+    if _encoding(response) not in _INFLATED:
+        # It was told not to.
+        raise UpstreamInvalid(f"{provider.name}: the stream is compressed in a way that was not asked for.")
+    return content_type not in dialect.stream_types
+
+
+_INFLATED = ("", "identity", "gzip", "x-gzip", "deflate")
+_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":", b"{", b"[", b"\xef\xbb\xbf")
+"""How a body begins that may be an answer."""
+
+
+def _encoding(response: http.Response) -> str:
+    return str(response.headers.get("content-encoding", "")).strip().lower()
+
+
+def _pieces(response: http.Response) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    """The body's bytes as they come, and as they were before they were compressed."""
+    if _encoding(response) in ("", "identity"):
+        return nullcontext(response.aiter_raw())
+    return aclosing(_inflated(response))
+
+
+async def _inflated(response: http.Response) -> AsyncGenerator[bytes, None]:
+    """A bounded piece at a time, so that a small body fills no memory, and with a turn for others after each. Raises
+    zlib.error."""
+    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, as the first bytes say
+    async for data in response.aiter_raw():
+        while data and not inflate.eof:
+            if piece := inflate.decompress(data, _PIECE_BYTES):
+                yield piece
+            data = inflate.unconsumed_tail
+            await asyncio.sleep(0)
 
 
 async def _read_some(response: http.Response) -> bytes:
     body = bytearray()
     try:
-        async for data in response.aiter_raw():
-            body += data
-            if len(body) >= _MAX_ERROR_BYTES:
-                break
-    except http.TransportError:
+        async with _pieces(response) as pieces:
+            async for data in pieces:
+                body += data
+                if len(body) >= _MAX_ERROR_BYTES:
+                    break
+    except (http.TransportError, zlib.error):
         pass  # the status is known; a message that was cut is better than none
     return bytes(body[:_MAX_ERROR_BYTES])
 
 
-async def _decode(response: http.Response, decoder: Decoder, provider: Provider, max_event_bytes: int) -> Events:
+async def _decode(
+    response: http.Response, decoder: Decoder, provider: Provider, max_event_bytes: int, *, doubtful: bool
+) -> Events:
     """All events that came since the last time it was asked: the client gathers what comes while the consumer is busy,
-    within bounds, and hands it out together."""
+    within bounds, and hands it out together. `doubtful` is a body that may be none of an answer."""
+    head = b""
     try:
-        async for data in response.aiter_raw():
-            if events := decoder.feed(data):
-                yield events
-            if decoder.refused:
-                raise sse.EventTooLarge
+        async with _pieces(response) as pieces:
+            async for data in pieces:
+                if doubtful:
+                    if not (head := (head + data).lstrip()):
+                        continue
+                    if not head.startswith(_STARTS):
+                        raise error_from_response(provider, response.status_code, response.headers, head)
+                    data, doubtful = head, False
+                if events := decoder.feed(data):
+                    yield events
+                if decoder.refused:
+                    raise sse.EventTooLarge
         if isinstance(decoder, framing.Decoder) and (body := decoder.other) is not None:
             raise error_from_response(provider, response.status_code, response.headers, body)
         if events := decoder.close():
@@ -218,6 +261,8 @@ async def _decode(response: http.Response, decoder: Decoder, provider: Provider,
     except sse.EventTooLarge:
         message = f"The provider sent an event of more than {max_event_bytes} bytes."
         raise UpstreamInvalid(message, code="upstream_chunk_too_large") from None
+    except zlib.error:
+        raise UpstreamInvalid(f"{provider.name}: the stream says that it is compressed, and is not.") from None
     except http.TransportError:
         message = "The connection to the provider broke before the answer had ended."
         raise UpstreamIncomplete(message) from None

@@ -11,9 +11,24 @@ from typing import Any
 
 import pytest
 
-from shared.errors import UpstreamRefused
+from shared.errors import UpstreamIncomplete, UpstreamRefused
 from tests.support.answers import completion
-from tests.support.written import DIALECTS, DONE, FRAMED, assert_reads, chunk, hear, said, stream_of
+from tests.support.written import (
+    COHERE_WORDS,
+    DIALECTS,
+    DONE,
+    FRAMED,
+    USAGE,
+    anthropic,
+    assert_reads,
+    chunk,
+    cohere_end,
+    gemini,
+    hear,
+    said,
+    stream_of,
+    words,
+)
 
 
 def heard(kind: str, given: Any, **options: Any) -> tuple[dict[str, Any], Any]:
@@ -121,3 +136,321 @@ def test_k2_an_error_within_an_error_does_not_hide_its_words() -> None:
     told = {"error": {"message": "boom", "code": "content_filter", "innererror": {"code": "ResponsibleAI"}}}
     _, error = heard("openai", [told, DONE])
     assert (error.message, error.code) == ("boom", "content_filter")
+
+
+# ---- K1
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        {"content": "\n"},
+        {"annotations": [{"type": "url_citation", "url_citation": {"url": "u"}}]},
+        {"content": "", "reasoning_details": [{"type": "reasoning.encrypted", "data": "x", "index": 0}]},
+    ],
+)
+def test_k1_an_answer_that_was_cut_is_so_though_something_follows_the_word_for_it(
+    reason: str, after: dict[str, Any]
+) -> None:
+    """Unless another word, or more of the answer, follows: then that one was no end."""
+    whole, error = heard("openai", [chunk({"content": "a"}, reason), chunk(after), DONE])
+    assert (error, whole["choices"][0]["finish_reason"]) == (None, reason)
+    whole, error = heard("openai", [chunk({"content": "a"}, reason), chunk(after), chunk({}, "stop"), DONE])
+    assert (error, whole["choices"][0]["finish_reason"]) == (None, "stop")
+    whole, error = heard("openai", [chunk({"content": "a"}, reason), chunk(after), *said("b"), DONE])
+    assert (error, whole["choices"][0]["finish_reason"]) == (None, "stop")
+
+
+# ---- K3
+
+
+CALLED = (chunk({}, "tool_calls"), DONE)
+
+
+def piece(index: Any = 0, id: Any = None, name: Any = None, arguments: Any = None) -> dict[str, Any]:
+    function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None}
+    call = {key: value for key, value in (("index", index), ("id", id), ("function", function)) if value is not None}
+    return chunk({"tool_calls": [call]})
+
+
+def called(*calls: Any) -> dict[str, Any]:
+    return chunk({"tool_calls": list(calls)})
+
+
+X = '{"x":1}'
+CALLS: dict[str, tuple[list[Any], list[tuple[str, str]]]] = {
+    "an index for each piece": (
+        [piece(0, "a", "f", ""), piece(1, "a", None, '{"x"'), piece(2, "a", None, ":1}")],
+        [("f", X)],
+    ),
+    "an id and the name in each piece": ([piece(0, "a1", "f", '{"x":'), piece(0, "a2", "f", "1}")], [("f", X)]),
+    "names from their start on": (
+        [piece(0, "a", "get_"), piece(0, "a", "get_weather"), piece(0, None, None, X)],
+        [("get_weather", X)],
+    ),
+    "the same without ids": ([piece(0, None, "get_"), piece(0, None, "get_weather", X)], [("get_weather", X)]),
+    "a list with a gap": (
+        [called(None, {"index": 1, "id": "b", "function": {"name": "g", "arguments": X}})],
+        [("g", X)],
+    ),
+    "an object by index": (
+        [chunk({"tool_calls": {"0": {"id": "a", "function": {"name": "f", "arguments": X}}}})],
+        [("f", X)],
+    ),
+    "arguments told twice": (
+        [piece(0, "a", "f", '{"x":'), piece(0, None, None, "1}"), piece(0, None, None, X)],
+        [("f", X)],
+    ),
+    "null after nothing": ([piece(0, "a", "f", ""), piece(0, None, None, "null")], [("f", "{}")]),
+    "parameters": ([called({"id": "a", "function": {"name": "f", "parameters": {"x": 1}}})], [("f", X)]),
+    "input beside the name": ([called({"id": "a", "type": "tool_use", "name": "f", "input": {"x": 1}})], [("f", X)]),
+    "args": ([called({"id": "a", "name": "f", "args": X})], [("f", X)]),
+    "a function that is a name": ([called({"id": "a", "function": "f", "arguments": X})], [("f", X)]),
+    "two calls with new ids at one index": ([piece(0, "a", "f", X), piece(0, "b", "f", X)], [("f", X), ("f", X)]),
+    "one after the other without ids": ([piece(0, None, "f", X), piece(0, None, "g", X)], [("f", X), ("g", X)]),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_k3_calls_add_up(name: str) -> None:
+    given, calls = CALLS[name]
+    whole, error = heard("openai", [*given, *CALLED], tools=["f", "g", "get_weather"])
+    found = whole["choices"][0]["message"]["tool_calls"]
+    assert (error, [(call["function"]["name"], call["function"]["arguments"]) for call in found]) == (None, calls)
+    assert len({call["id"] for call in found}) == len(calls)
+
+
+# ---- K5, K8: formats of their own
+
+
+def test_k5_the_sum_is_one_of_what_was_told() -> None:
+    """A last event that counts the prompt alone keeps the answer's figure, and the sum with it."""
+    first = gemini({"text": "a"})
+    last = {**gemini(reason="STOP"), "usageMetadata": {"promptTokenCount": 7, "totalTokenCount": 7}}
+    whole, _ = heard("gemini", [first, last])
+    assert figures(whole) == (7, 5, 12)
+
+
+def figures(whole: dict[str, Any]) -> tuple[int, int, int] | None:
+    usage = whole["usage"]
+    return usage and (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"])
+
+
+def claude(*, start: Any = None, delta: Any = None, stop: Any = None) -> list[Any]:
+    """An answer of Claude's with these fields in its first and last events."""
+    begun, *between, _, _ = anthropic(words("a"))
+    ended: dict[str, Any] = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, **(delta or {})}
+    return [
+        {"type": "message_start", **(start if start is not None else {"message": begun["message"]})},
+        *between,
+        ended,
+        {"type": "message_stop", **(stop or {})},
+    ]
+
+
+COUNTED: dict[str, tuple[str, list[Any]]] = {
+    "text": (
+        "anthropic",
+        claude(start={"message": {"usage": {"input_tokens": "7"}}}, delta={"usage": {"output_tokens": "5"}}),
+    ),
+    "a point": ("anthropic", claude(delta={"usage": {"output_tokens": 5.0}})),
+    "OpenAI's names": (
+        "anthropic",
+        claude(start={}, delta={"usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}}),
+    ),
+    "beside the message": (
+        "anthropic",
+        claude(start={"message": None, "usage": {"input_tokens": 7}}, delta={"usage": {"output_tokens": 5}}),
+    ),
+    "within the delta": (
+        "anthropic",
+        claude(delta={"delta": {"stop_reason": "end_turn", "usage": {"output_tokens": 5}}}),
+    ),
+    "in an event of its own": (
+        "anthropic",
+        [
+            *claude()[:-1],
+            {"type": "message_delta", "delta": None, "usage": {"output_tokens": 5}},
+            {"type": "message_stop"},
+        ],
+    ),
+    "Gemini's as text": (
+        "gemini",
+        [
+            {
+                **gemini({"text": "a"}, reason="STOP"),
+                "usageMetadata": {"promptTokenCount": "7", "candidatesTokenCount": "5", "totalTokenCount": "12"},
+            }
+        ],
+    ),
+    "Gemini's in Python's names": (
+        "gemini",
+        [
+            {
+                "candidates": [{"content": {"parts": [{"text": "a"}]}, "finish_reason": "STOP"}],
+                "usage_metadata": {"prompt_token_count": 7, "candidates_token_count": 5, "total_token_count": 12},
+            }
+        ],
+    ),
+    "beside Cohere's delta": (
+        "cohere",
+        [COHERE_WORDS, {**cohere_end("COMPLETE"), "usage": {"tokens": {"input_tokens": 7, "output_tokens": 5}}}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_k5_figures_in_other_forms(name: str) -> None:
+    kind, given = COUNTED[name]
+    whole, error = heard(kind, given)
+    assert (error, figures(whole), whole["choices"][0]["message"]["content"]) == (None, (7, 5, 12), "a")
+
+
+def test_k5_a_sum_alone_leaves_both_at_nothing() -> None:
+    whole, _ = heard("gemini", [{**gemini({"text": "a"}, reason="STOP"), "usageMetadata": {"totalTokenCount": 12}}])
+    assert whole["usage"] is None
+
+
+STARTED, OPENED, SPOKEN, STOPPED, LAST, OVER = anthropic(words("a"))
+EMPTY = {"functionCall": None, "inlineData": None, "thought": None, "thoughtSignature": None}
+GEMINI_CALL = {"functionCall": {"name": "f", "args": {"x": 1}}}
+ODD: dict[str, tuple[str, list[Any]]] = {
+    "a block that stops twice": ("anthropic", [STARTED, OPENED, SPOKEN, STOPPED, STOPPED, LAST, OVER]),
+    "a stop of no block": ("anthropic", [STARTED, {**STOPPED, "index": 7}, OPENED, SPOKEN, STOPPED, LAST, OVER]),
+    "blocks without an index": (
+        "anthropic",
+        [
+            {key: item for key, item in one.items() if key != "index"}
+            for one in (STARTED, OPENED, SPOKEN, STOPPED, LAST, OVER)
+        ],
+    ),
+    "a delta that is null": ("anthropic", [STARTED, OPENED, {**SPOKEN, "delta": None}, SPOKEN, STOPPED, LAST, OVER]),
+    "text that is null": (
+        "anthropic",
+        [STARTED, OPENED, {**SPOKEN, "delta": {"type": "text_delta", "text": None}}, SPOKEN, STOPPED, LAST, OVER],
+    ),
+    "a start without a message": ("anthropic", [{"type": "message_start"}, OPENED, SPOKEN, STOPPED, LAST, OVER]),
+    "fields that are null": ("gemini", [gemini({"text": "a", **EMPTY}, reason="STOP")]),
+    "a part that is null": ("gemini", [gemini(None, {"text": "a"}, reason="STOP")]),
+    "parts that are text": ("gemini", [gemini("a", reason="STOP")]),
+    "content that is text": ("gemini", [{"candidates": [{"content": "a", "finishReason": "STOP"}]}]),
+    "a list of one": ("gemini", [json.dumps([gemini({"text": "a"}, reason="STOP")])]),
+    "a list of one chunk": ("openai", [json.dumps(said("a")), chunk({}, "stop"), DONE]),
+    "content that is null": (
+        "cohere",
+        [{"type": "content-delta", "delta": {"message": {"content": None}}}, COHERE_WORDS, cohere_end("COMPLETE")],
+    ),
+    "Cohere's as text": (
+        "cohere",
+        [{"type": "content-delta", "delta": {"message": {"content": "a"}}}, cohere_end("COMPLETE")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_k8_an_answer_that_is_spelled_oddly(name: str) -> None:
+    kind, given = ODD[name]
+    whole, error = heard(kind, given)
+    [choice] = whole["choices"]
+    assert (error, choice["message"]["content"], choice["finish_reason"]) == (None, "a", "stop")
+
+
+TOOL = {
+    "type": "content_block_start",
+    "index": 0,
+    "content_block": {"type": "tool_use", "id": "t", "name": "f", "input": {}},
+}
+ARGUED = {"type": "content_block_delta", "index": 0}
+ODD_CALLS: dict[str, tuple[str, list[Any]]] = {
+    "arguments that are an object": (
+        "anthropic",
+        [
+            STARTED,
+            TOOL,
+            {**ARGUED, "delta": {"type": "input_json_delta", "partial_json": {"x": 1}}},
+            STOPPED,
+            LAST,
+            OVER,
+        ],
+    ),
+    "arguments that are null first": (
+        "anthropic",
+        [
+            STARTED,
+            TOOL,
+            *({**ARGUED, "delta": {"type": "input_json_delta", "partial_json": one}} for one in (None, X)),
+            STOPPED,
+            LAST,
+            OVER,
+        ],
+    ),
+    "fields that are null": ("gemini", [gemini({"text": None, **EMPTY, **GEMINI_CALL}, reason="STOP")]),
+    "Python's names": (
+        "gemini",
+        [
+            {
+                "candidates": [
+                    {"content": {"parts": [{"function_call": GEMINI_CALL["functionCall"]}]}, "finish_reason": "STOP"}
+                ]
+            }
+        ],
+    ),
+    "a list of one": (
+        "cohere",
+        [
+            {
+                "type": "tool-call-start",
+                "index": 0,
+                "delta": {"message": {"tool_calls": [{"id": "a", "function": {"name": "f", "arguments": X}}]}},
+            },
+            cohere_end("TOOL_CALL"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD_CALLS)
+def test_k3_a_call_that_is_spelled_oddly(name: str) -> None:
+    kind, given = ODD_CALLS[name]
+    whole, error = heard(kind, given)
+    [choice] = whole["choices"]
+    [call] = choice["message"]["tool_calls"]
+    assert (error, call["function"], choice["finish_reason"]) == (None, {"name": "f", "arguments": X}, "tool_calls")
+
+
+def test_k8_a_picture_beside_a_text_that_is_null_is_kept() -> None:
+    part = {**EMPTY, "text": None, "inlineData": {"mimeType": "image/png", "data": "QQ=="}}
+    whole, error = heard("gemini", [gemini(part, reason="STOP")])
+    assert (error, len(whole["choices"][0]["message"]["images"])) == (None, 1)
+
+
+def test_k8_thinking_keeps_its_signature_where_the_next_block_has_its_index_and_no_stop_came() -> None:
+    thinking = [
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": ""}},
+        {**ARGUED, "delta": {"type": "thinking_delta", "thinking": "t"}},
+        {**ARGUED, "delta": {"type": "signature_delta", "signature": "S"}},
+    ]
+    whole, error = heard("anthropic", [STARTED, *thinking, OPENED, SPOKEN, STOPPED, LAST, OVER])
+    assert error is None
+    assert whole["choices"][0]["message"]["thinking_blocks"] == [
+        {"type": "thinking", "thinking": "t", "signature": "S"}
+    ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {
+            "type": "message",
+            "content": [{"type": "text", "text": "a"}],
+            "usage": {"input_tokens": 7, "output_tokens": 5},
+        },
+        {"object": "response", "output": [{"type": "message"}], "usage": {"input_tokens": 7, "output_tokens": 5}},
+        {"message": {"role": "assistant", "content": "a"}, "done": True, "usage": USAGE},
+    ],
+)
+def test_k2_a_whole_answer_in_another_format_is_no_empty_success(body: dict[str, Any]) -> None:
+    """Its figures alone counted for an answer, which had no words then."""
+    _, error = heard("openai", json.dumps(body).encode())
+    assert type(error) is UpstreamIncomplete

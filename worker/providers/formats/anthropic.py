@@ -16,9 +16,11 @@ from __future__ import annotations
 from typing import Any
 
 from shared.lib import json
+from worker.providers import usage
 from worker.providers.dialect import Dialect
 from worker.providers.errors import readable, text_in
 from worker.providers.formats.anthropic_request import call
+from worker.providers.tool_calls import text_of
 
 
 class _Answer:
@@ -38,16 +40,21 @@ class _Answer:
             if kind in ("message", "") and isinstance(value.get("content"), list | str):
                 return self._whole(value)
             if kind == "content_block_start":
-                block = self._blocks[value["index"]] = _Block(value["content_block"], self._length)
-                return self._said(self._start(block))
+                before = self._blocks.pop(_index(value), None)  # some leave out the stop, or the index
+                block = self._blocks[_index(value)] = _Block(value["content_block"], self._length)
+                return [*(self._said(self._stop(before)) if before else ()), *self._said(self._start(block))]
             if kind == "content_block_delta":
-                block = self._blocks.get(value["index"]) or self._unopened(value)
+                if not value.get("delta"):
+                    return []
+                block = self._blocks.get(_index(value)) or self._unopened(value)
                 return self._said(self._delta(block, value["delta"]))
             if kind == "content_block_stop":
-                return self._said(self._stop(self._blocks.pop(value["index"])))
+                ended = self._blocks.pop(_index(value), None)
+                return self._said(self._stop(ended)) if ended else []  # some say it twice
             if kind == "message_start":
                 # Nothing is handed out yet: an overload that follows can still be met by asking another target.
-                message = value["message"]
+                message = value.get("message") or {}
+                self._count(value.get("usage"))
                 self._count(message.get("usage"))
                 self._reason = message.get("stop_reason")
                 return [chunk for raw in message.get("content") or () for chunk in self._block(raw)]
@@ -59,7 +66,7 @@ class _Answer:
         return []  # pings, and what Anthropic may add: "your code should handle unknown event types gracefully"
 
     def _whole(self, message: dict[str, Any]) -> list[dict[str, Any]]:
-        self._usage = dict(message.get("usage") or {})
+        self._count(message.get("usage"))
         chunks, content = [], message["content"]
         for raw in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             chunks += self._block(raw)
@@ -75,7 +82,7 @@ class _Answer:
     def _unopened(self, value: dict[str, Any]) -> _Block:
         """A block whose start never came, by the type of its deltas. Raises KeyError for one that cannot be known by it."""
         kind = {"text_delta": "text", "thinking_delta": "thinking"}[value["delta"]["type"]]
-        block = self._blocks[value["index"]] = _Block({"type": kind, kind: ""}, self._length)
+        block = self._blocks[_index(value)] = _Block({"type": kind, kind: ""}, self._length)
         return block
 
     def _last(self, value: dict[str, Any]) -> list[dict[str, Any]]:
@@ -111,15 +118,15 @@ class _Answer:
     def _delta(self, block: _Block, delta: dict[str, Any]) -> dict[str, Any]:
         kind = delta.get("type")
         if kind == "text_delta":
-            return self._text(block, text_in(delta["text"]))
+            return self._text(block, _words(delta["text"]))
         if kind == "thinking_delta":
-            block.grow("thinking", text_in(delta["thinking"]))
-            return self._text(block, delta["thinking"])
+            block.grow("thinking", _words(delta["thinking"]))
+            return self._text(block, _words(delta["thinking"]))
         if kind == "input_json_delta":
-            if text_in(delta["partial_json"]):
-                block.json.append(delta["partial_json"])
+            if piece := text_of(delta["partial_json"]):
+                block.json.append(piece)
                 if block.type == "tool_use":
-                    return _arguments(block, delta["partial_json"])
+                    return _arguments(block, piece)
         elif kind == "citations_delta":
             block.citations.append(dict(delta["citation"]))
         else:
@@ -152,8 +159,8 @@ class _Answer:
 
     def _finish(self, value: dict[str, Any]) -> list[dict[str, Any]]:
         """Figures are cumulative, and those of the start stay where they are not given again."""
-        self._count(value.get("usage"))
-        delta = dict(value["delta"])
+        delta = dict(value.get("delta") or {})
+        self._count(value.get("usage") or delta.pop("usage", None))
         reason, sequence = delta.pop("stop_reason", None), delta.pop("stop_sequence", None)
         more = {**value, **delta}
         more = {key: item for key, item in more.items() if item and key not in ("type", "delta", "usage")}
@@ -171,7 +178,10 @@ class _Answer:
 
     def _count(self, told: dict[str, Any] | None) -> None:
         """The later figure counts, which may be less (after a compaction), but is not none: some gateways end with zeros."""
-        for key, figure in (told or {}).items():
+        for name, told_figure in (told or {}).items():
+            key, figure = _OTHER_NAMES.get(name, name), told_figure
+            if key in _FIGURES:
+                figure = usage.figure_in(told_figure)
             if figure is not None and (figure or not self._usage.get(key)):
                 self._usage[key] = figure
 
@@ -206,6 +216,21 @@ class _Block:
         return {**self.raw, **{key: "".join(pieces) for key, pieces in self._grown.items()}}
 
 
+_FIGURES = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_OTHER_NAMES = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens"}
+"""What gateways to other vendors' models say."""
+
+
+def _index(value: dict[str, Any]) -> int:
+    index: int | None = value.get("index")
+    return 0 if index is None else index
+
+
+def _words(value: Any) -> str:
+    """Null is no text, and not another shape."""
+    return "" if value is None else text_in(value)
+
+
 def _arguments(block: _Block, text: str) -> dict[str, Any]:
     return {"tool_calls": [{"index": block.place, "function": {"arguments": text}}]}
 
@@ -214,16 +239,18 @@ def _usage(told: dict[str, Any]) -> dict[str, Any]:
     """Anthropic counts what came from its cache beside the input, OpenAI within. Figures of its own are kept."""
     read, written = told.get("cache_read_input_tokens") or 0, told.get("cache_creation_input_tokens") or 0
     prompt, completion = (told.get("input_tokens") or 0) + read + written, told.get("output_tokens") or 0
-    usage = {key: value for key, value in told.items() if key not in ("input_tokens", "output_tokens")}
-    usage |= {
+    figures = {
+        key: value for key, value in told.items() if key not in ("input_tokens", "output_tokens", "total_tokens")
+    }
+    figures |= {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},
     }
     if details := told.get("output_tokens_details"):
-        usage["completion_tokens_details"] = {"reasoning_tokens": details.get("thinking_tokens")}
-    return usage
+        figures["completion_tokens_details"] = {"reasoning_tokens": details.get("thinking_tokens")}
+    return figures
 
 
 DIALECT = Dialect(call, _Answer, wire_format="anthropic", summarises=True)

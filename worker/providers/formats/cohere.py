@@ -158,7 +158,8 @@ class _Translator:
             return []
 
     def content(self, value: dict[str, Any], delta: dict[str, Any]) -> _Chunks:
-        block = delta["message"]["content"]
+        block = delta["message"]["content"] or {}
+        block = {"text": block} if isinstance(block, str) else block
         if block.get("thinking"):
             return [delta_chunk(reasoning_content=text_in(block["thinking"]))]
         if not block.get("text"):
@@ -173,7 +174,7 @@ class _Translator:
         return [delta_chunk(reasoning_content=text_in(words))] if words else []
 
     def call_start(self, value: dict[str, Any], delta: dict[str, Any]) -> _Chunks:
-        call = delta["message"]["tool_calls"]
+        call = _only(delta["message"]["tool_calls"])
         index = self._calls[value.get("index")] = self._begun
         self._begun += 1
         function = {
@@ -184,7 +185,7 @@ class _Translator:
         return [delta_chunk(tool_calls=[opening])]
 
     def call_delta(self, value: dict[str, Any], delta: dict[str, Any]) -> _Chunks:
-        words = delta["message"]["tool_calls"]["function"]["arguments"]
+        words = _only(delta["message"]["tool_calls"])["function"]["arguments"]
         index = self._calls[value.get("index")]
         return [delta_chunk(tool_calls=[{"index": index, "function": {"arguments": text_in(words)}}])] if words else []
 
@@ -202,7 +203,7 @@ class _Translator:
             status = ending("cohere", native).http_status if native else 502
             raise refusal({"message": error, "code": native.lower() or None}, status=status)
         self.done = True
-        usage = delta.get("usage")
+        usage = delta.get("usage") or value.get("usage")
         return [finish_chunk(native or None), *([_usage(usage)] if usage else [])]
 
     def whole(self, value: dict[str, Any]) -> _Chunks:
@@ -219,6 +220,13 @@ class _Translator:
         if message.get("citations"):
             chunks += self.citation({}, {"message": {"citations": message["citations"]}})
         return chunks + self.end({}, value)
+
+
+def _only(calls: Any) -> dict[str, Any]:
+    """The call of an event, which some tell as a list of one. Raises ValueError for one of several."""
+    (call,) = calls if isinstance(calls, list) else [calls]
+    found: dict[str, Any] = call
+    return found
 
 
 def _logprobs(words: str, odds: list[float]) -> dict[str, Any]:

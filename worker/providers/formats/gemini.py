@@ -21,6 +21,7 @@ from shared.lib import json
 from worker.providers.dialect import Dialect
 from worker.providers.errors import readable, text_in
 from worker.providers.formats.gemini_request import call
+from worker.providers.usage import figure_in
 
 _PATH = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\['((?:[^'\\]|\\.)*)'\]")
 
@@ -36,8 +37,10 @@ class _Answer:
         with readable():
             if isinstance(inner := value.get("response"), dict):  # Google's Code Assist wraps each answer
                 value = inner
+            value = _camel(value)
             choices = []
             for candidate in value.get("candidates") or []:
+                candidate = _camel(candidate)
                 index = candidate.get("index") or 0
                 known = self._candidates.setdefault(index, _Candidate(index))
                 if choice := known.read(candidate):
@@ -51,8 +54,8 @@ class _Answer:
                 choices.append({"index": 0, "delta": {}, **finish})
             chunk["choices"] = choices
             # Vertex sends the traffic's type alone until the figures are known.
-            figures = value.get("usageMetadata") or {}
-            if any(name in figures for name in ("totalTokenCount", "promptTokenCount", "candidatesTokenCount")):
+            figures = _camel(value.get("usageMetadata") or {})
+            if any(name in figures for name in ("promptTokenCount", "candidatesTokenCount")):
                 chunk["usage"] = _usage(figures)
             return [chunk]
 
@@ -71,8 +74,9 @@ class _Candidate:
 
     def read(self, candidate: dict[str, Any]) -> dict[str, Any] | None:
         delta: dict[str, Any] = {}
-        for part in (candidate.get("content") or {}).get("parts") or []:
-            self._read_part(part, delta)
+        content = candidate.get("content") or {}
+        for part in [content] if isinstance(content, str) else content.get("parts") or []:
+            self._read_part(_part(part), delta)
         for key, item in candidate.items():
             if key not in ("content", "finishReason", "index"):
                 old = self._about.get(key)
@@ -106,7 +110,7 @@ class _Candidate:
                 self._text.append(text)
             self._signature = signature or self._signature
             return
-        inline = part.get("inlineData") or {}
+        inline = _camel(part.get("inlineData") or {})
         if text_in(inline.get("mimeType", "")).startswith("image/") and not part.get("thought"):
             image: dict[str, Any] = {"type": "image_url"}
             image["image_url"] = {"url": f"data:{inline['mimeType']};base64,{text_in(inline['data'])}"}
@@ -123,6 +127,7 @@ class _Candidate:
         What comes by value is handed out at the end: only then is it JSON. Until then there are empty pieces, which show
         that something is coming.
         """
+        call = _camel(call)
         if name := call.get("name"):
             self._close_call(delta)
             item: dict[str, Any] = {"id": call.get("id"), "type": "function"}
@@ -185,6 +190,23 @@ class _Candidate:
         return at, at + len(text)
 
 
+def _camel(value: dict[str, Any]) -> dict[str, Any]:
+    """Names as Google's REST API spells them: its libraries for Python write `finish_reason`, and so do gateways in it."""
+    if not any("_" in name for name in value):
+        return value
+    return {_SNAKE.sub(lambda found: found[1].upper(), name): item for name, item in value.items()}
+
+
+_SNAKE = re.compile(r"(?<=[a-z])_([a-z])")
+
+
+def _part(part: Any) -> dict[str, Any]:
+    """A part without the fields that say nothing, which those libraries write, too."""
+    if part is None or isinstance(part, str):
+        return {"text": part or ""}
+    return {name: item for name, item in _camel(part).items() if item is not None}
+
+
 def _extra(signature: Any) -> dict[str, Any]:
     return {"google": {"thought_signature": text_in(signature)}}
 
@@ -224,22 +246,26 @@ def _slot(where: Any, key: str | int, empty: Any) -> Any:
     return where.setdefault(key, empty)
 
 
+_FIGURES = (
+    "promptTokenCount",
+    "candidatesTokenCount",
+    "totalTokenCount",
+    "thoughtsTokenCount",
+    "cachedContentTokenCount",
+    "toolUsePromptTokenCount",
+)
+
+
 def _usage(told: dict[str, Any]) -> dict[str, Any]:
     """Thoughts are told beside the text, and so is what built-in tools read; OpenAI counts both within. Where the text's
     count is left out, it is what the others leave of the sum."""
-    thoughts, cached = told.get("thoughtsTokenCount") or 0, told.get("cachedContentTokenCount") or 0
-    prompt = (told.get("promptTokenCount") or 0) + (told.get("toolUsePromptTokenCount") or 0)
-    total, text = told.get("totalTokenCount") or 0, told.get("candidatesTokenCount")
+    figures = {name: figure_in(told.get(name)) for name in _FIGURES}
+    thoughts, cached = figures["thoughtsTokenCount"] or 0, figures["cachedContentTokenCount"] or 0
+    prompt = (figures["promptTokenCount"] or 0) + (figures["toolUsePromptTokenCount"] or 0)
+    total, text = figures["totalTokenCount"] or 0, figures["candidatesTokenCount"]
     completion = text + thoughts if text is not None else max(total - prompt, thoughts) if prompt else thoughts
-    named = (
-        "promptTokenCount",
-        "candidatesTokenCount",
-        "totalTokenCount",
-        "thoughtsTokenCount",
-        "cachedContentTokenCount",
-    )
     return {
-        **{key: value for key, value in told.items() if key not in named},
+        **{key: value for key, value in told.items() if key not in _FIGURES or key == "toolUsePromptTokenCount"},
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": total or prompt + completion,

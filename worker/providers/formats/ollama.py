@@ -229,7 +229,7 @@ class _Translator:
             if message is None and isinstance(value.get("response"), str):  # what /api/generate says
                 message = {"content": value["response"], "thinking": value.get("thinking")}
             delta = self._delta(message or {})
-            self.done = value.get("done") is True
+            self.done = value.get("done") in (True, "true")
             if not (delta or self.done):
                 return []
             # Older servers give no reason.
@@ -243,12 +243,12 @@ class _Translator:
         for ours, theirs in (("reasoning_content", "thinking"), ("content", "content")):
             if message.get(theirs):
                 delta[ours] = text_in(message[theirs])
-        if calls := [self._call(one) for one in message.get("tool_calls") or ()]:
+        if calls := [self._call(one) for one in message.get("tool_calls") or () if one is not None]:
             delta["tool_calls"] = calls
         return delta
 
     def _call(self, one: dict[str, Any]) -> dict[str, Any]:
-        function = one["function"]
+        function = one.get("function") or one
         inner = {"name": text_in(function["name"]), "arguments": function.get("arguments") or {}}
         self._calls += 1
         return {"index": self._calls - 1, "id": one.get("id"), "type": "function", "function": inner}

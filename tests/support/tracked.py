@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from tests.harness.processes import wait_until
 from tests.harness.store import Store
 
 
@@ -26,6 +27,11 @@ def reader_of(client: Store) -> str:
 def bell_of(client: Store) -> str:
     (found,) = bells(client)
     return found
+
+
+def until_alone(client: Store) -> None:
+    """Until there is no other connection: the server learns a little later of those that tests before have closed."""
+    wait_until(lambda: len(client.client_list()) == 1, what="the others are gone")
 
 
 async def until_tracked_by(client: Store, count: int) -> None:

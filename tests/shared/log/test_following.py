@@ -30,7 +30,7 @@ from tests.harness.store import Store
 from tests.support.names import keys
 from tests.support.pair import Pair
 from tests.support.server import KINDS, Server
-from tests.support.tracked import bells, readers, until_tracked_by
+from tests.support.tracked import bells, readers, until_alone, until_tracked_by
 
 UNTRACKED = "redis://plain:pw@"
 
@@ -114,6 +114,7 @@ async def open_lab(url: str, reading_url: str = "", *, few: int = 0) -> AsyncIte
 def client(server: Server) -> Iterator[Store]:
     with server.client() as client:
         client.flushall()
+        until_alone(client)
         client.execute_command("ACL", "SETUSER", "plain", "reset", "on", ">pw", "~*", "&*", "+@all", "-client|tracking")
         yield client
 

@@ -20,13 +20,14 @@ from tests.harness.store import Store
 from tests.support.pair import Pair
 from tests.support.proxy import Proxy
 from tests.support.server import KINDS, Server
-from tests.support.tracked import bell_of, reader_of, readers, until_tracked_by
+from tests.support.tracked import bell_of, reader_of, readers, until_alone, until_tracked_by
 
 
 @pytest.fixture
 def client(server: Server) -> Iterator[Store]:
     with server.client() as client:
         client.flushall()
+        until_alone(client)
         yield client
 
 

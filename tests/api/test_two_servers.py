@@ -62,7 +62,7 @@ def test_an_answer_live_late_and_from_the_middle(
         assert [name for name in store.keys("*{control}*") if not name.endswith(b":cells")] == []
         assert store.get("streamspool{control}:cells") == b"1 apart"
     with open_store(queue.url) as store:
-        assert store.keys("*") == store.keys("streamspool{control}:*")
+        assert [name for name in store.keys("*") if not name.startswith(b"streamspool{control}:")] == []
 
 
 def test_probes_tell_them_apart(parted: Stack) -> None:

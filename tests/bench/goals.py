@@ -183,6 +183,10 @@ AGAINST: tuple[Goal, ...] = (
     Goal("", "replay of 10,000 chunks, hot, one viewer", "replay", "one_total_p50_ms", "ms", ()),
     Goal("", "replay of 10,000 chunks, hot, 100 at once, p50", "replay", "many_total_p50_ms", "ms", ()),
     Goal("", "replay of 10,000 chunks, cold", "cold", "total_p50_ms", "ms", _limits((0.25, BEFORE))),
+    Goal(
+        "", "the same of an archived answer, against a stored one", "cold", "archived_total_p50_ms", "ms",
+        _limits((0.25, BEFORE)), peer_figure="total_p50_ms",
+    ),
     Goal("", "memory for each of 1,000 viewers", "fan-1000", "memory_kb_per_viewer", "kB", _limits(6)),
     Goal("", "memory of API and worker without work", "idle", "ends_mb", "MB", _limits((0.8, BEFORE))),
     Goal("", "first token of others while 1,000 viewers replay, against calm", "storm", "storm_ratio", "", _limits(1.5)),

@@ -224,14 +224,25 @@ def replay(target: Target, scale: Scale) -> Figures:
 
 
 def cold(target: Ours, scale: Scale) -> Figures:
-    """The first viewer of a finished stream at an API process that has just started."""
+    """The first viewer of a finished stream at an API process that has just started; `archived_…`: once it is an object."""
     running = target.publish(scale.replayed, 0, gated=False)
     running.finish()
-    loads = []
-    for _ in range(scale.cold):
-        target.restart_api()
-        loads.append(target.watch(running, scale.replayed, 1).result())
-    return median(of_load(load) for load in loads)
+
+    def first_viewers(**settings: str) -> Figures:
+        loads = []
+        for _ in range(scale.cold):
+            target.restart_api(**settings)
+            loads.append(target.watch(running, scale.replayed, 1).result())
+        return median(of_load(load) for load in loads)
+
+    figures = first_viewers()
+    if target.archives:
+        target.archive(running)
+        archived = first_viewers(
+            STREAMSPOOL_ARCHIVE_AFTER_S="3600"
+        )  # a process of such an installation is ready to read them
+        figures |= added(figures, archived) | {"archived_total_p50_ms": archived["total_p50_ms"]}
+    return figures
 
 
 def storm(target: Ours, scale: Scale) -> Figures:

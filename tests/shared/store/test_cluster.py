@@ -28,7 +28,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 async def redis(cluster: Cluster) -> AsyncIterator[ArqRedis]:
-    client = connect(cluster.url, max_connections=5, timeout_s=10.0, cells=CELLS)
+    client = connect(cluster.url, max_connections=5, timeout_s=10.0, wait_s=60, cells=CELLS)
     yield client
     await client.aclose(close_connection_pool=True)
 

@@ -23,7 +23,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(params=["with room", "full"])
 async def client(server: Server, request: pytest.FixtureRequest) -> AsyncIterator[ArqRedis]:
-    running = connect(server.url, max_connections=4)
+    running = connect(server.url, max_connections=4, wait_s=60)
     await running.config_set("maxmemory", 0)
     await running.flushall()
     await running.zadd("z", {"one": 1, "two": 2})

@@ -76,7 +76,7 @@ def pair(servers: Pair) -> Pair:
 
 @asynccontextmanager
 async def client_of(logs: str, queue: str, cells: Cells = PARTED) -> AsyncIterator[ArqRedis]:
-    client = connect(logs, queue_url=queue, max_connections=10, timeout_s=10.0, cells=cells)
+    client = connect(logs, queue_url=queue, max_connections=10, timeout_s=10.0, wait_s=60, cells=cells)
     yield client
     await client.aclose(close_connection_pool=True)
 

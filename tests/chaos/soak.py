@@ -395,15 +395,24 @@ class Soak:
         if left:
             self.blame("something is left", **left)
         for port in self.ports:
-            status, ready = await call(port, "GET", "/readyz")
-            if status != 200:
-                self.blame("not ready", ready=ready)
+            await self._is_ready(port)
             await self._nothing_is_watched(port)
         self.wrong += self.faults.problems()
         await asyncio.to_thread(self._judge_objects)
         await self._judge_sessions()
         _, ledger = await call(self.port(), "GET", "/v1/usage")
         self._judge_ledger(ledger["data"])
+
+    async def _is_ready(self, port: int) -> None:
+        """The last fault may have been its start."""
+        deadline, ready = time.monotonic() + QUIET_S, None
+        while time.monotonic() < deadline:
+            with contextlib.suppress(*RETRIED):
+                status, ready = await call(port, "GET", "/readyz")
+                if status == 200:
+                    return
+            await asyncio.sleep(0.2)
+        self.blame("not ready", port=port, ready=ready)
 
     def _judge_ledger(self, rows: list[dict[str, Any]]) -> None:
         """Each generation has a model of its own, and the ledger has rows for so many models only: those that have one, and

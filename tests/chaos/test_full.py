@@ -23,7 +23,7 @@ from tests.support.names import jobs_left, keys
 from tests.support.server import Server
 from tests.support.wire import end_error
 
-FULL_S = 2.0
+FULL_S = 5.0
 """How long our workers wait for room; as shipped it is a minute."""
 _FAULT = """
 import asyncio, pathlib

@@ -166,8 +166,14 @@ def media_url(url: str) -> str:
     head, comma, data = url.partition(",")
     media_type, *options = head[5:].split(";")
     media_type = media_type.strip().lower()
-    spelled = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg"}.get(media_type, media_type)
+    spelled = _OTHER_TYPES.get(media_type, media_type)
+    if _WHITE.search(data):  # lines, as MIME has them
+        data = _WHITE.sub("", data)
     return ";".join(("data:" + spelled, *(option.strip().lower() for option in options))) + comma + data
+
+
+_WHITE = re.compile(r"\s+")
+_OTHER_TYPES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
 
 
 def arguments(written: Any) -> dict[str, Any]:
@@ -191,6 +197,8 @@ def arguments_text(written: Any, *, raw: bool) -> str:
     if isinstance(written, str) and written.strip():
         value = arguments(written)
         if raw or value != {"arguments": written}:
+            if not raw and ("NaN" in written or "Infinity" in written):  # Python's, and no JSON
+                return json.dumps(value).decode()
             return "{}" if written.strip() == "null" else written
     return json.dumps(arguments(written)).decode()
 

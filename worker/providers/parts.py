@@ -229,18 +229,23 @@ def tool_choice(body: dict[str, Any]) -> tuple[str, str | None]:
     choice = body.get("tool_choice")
     if choice is None or choice == "auto":
         return "auto", None
-    if choice in ("none", "required"):
-        return choice, None
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        function = mapping(choice.get("function"), "tool_choice.function")
+    if isinstance(choice, dict) and choice.get("type") in ("auto", "none", "required", "any") and len(choice) == 1:
+        choice = choice["type"]  # Anthropic's form
+    if choice == "auto":
+        return "auto", None
+    if choice in ("none", "required", "any"):
+        return "none" if choice == "none" else "required", None
+    if isinstance(choice, dict) and choice.get("type") in ("function", "tool"):
+        flat = {"name": choice["name"]} if "name" in choice else None  # the Responses API's form, and Anthropic's
+        function = mapping(choice.get("function") or flat, "tool_choice.function")
         return "function", string(function.get("name"), "tool_choice.function.name")
     raise wrong("tool_choice", "must be none, auto, required or one function.")
 
 
 def token_limit(body: dict[str, Any]) -> int | None:
     """The newer of the two names counts; None for none, which is -1 with some."""
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
-    return None if limit == -1 else limit
+    limits = [body.get(field) for field in ("max_completion_tokens", "max_tokens")]
+    return next((limit for limit in limits if limit and limit != -1), None)
 
 
 def stops(body: dict[str, Any], accepts: Accepts) -> list[str]:

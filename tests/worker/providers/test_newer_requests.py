@@ -143,3 +143,84 @@ def test_k7_an_answer_to_go_on_with_is_not_thought_about(last: str) -> None:
     )
     assert "thinking" not in body
     assert body["messages"][-1]["content"][-1]["text"] == "So"
+
+
+# ---- other clients' and clouds' spellings
+
+
+@pytest.mark.parametrize(
+    ("model", "budget"),
+    [
+        ("anthropic.claude-sonnet-4-5-v1:0", True),
+        ("us.anthropic.claude-opus-4-1-20250805-v1:0", True),
+        ("claude-sonnet-4.5:beta", True),
+        ("claude-sonnet-4-5-thinking", True),
+        ("claude-opus-4@20250514", True),
+        ("claude-sonnet-4-20250514", True),
+        ("claude-haiku-4", True),
+        ("anthropic.claude-sonnet-4-6-v1:0", False),
+        ("claude-opus-4.8:beta", False),
+        ("claude-opus-4-10", False),
+        ("claude-sonnet-5", False),
+    ],
+)
+def test_k7_whether_a_model_of_claudes_has_a_budget_does_not_depend_on_who_serves_it(model: str, budget: bool) -> None:
+    body = sent("anthropic", USER, model=model, reasoning_effort="medium")
+    assert (body["thinking"]["type"] == "enabled") is budget
+    loop = sent("anthropic", USER, calling("f"), result("call_0"), model=model, reasoning_effort="medium")
+    assert ("thinking" not in loop) is budget
+
+
+@pytest.mark.parametrize("kind", NATIVES)
+def test_f22_a_limit_beside_one_that_is_none_counts(kind: str) -> None:
+    assert "100" in json.dumps(sent(kind, USER, max_completion_tokens=-1, max_tokens=100))
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {}}}}}]
+
+
+@pytest.mark.parametrize(
+    ("choice", "same"),
+    [
+        ("any", "required"),
+        ({"type": "any"}, "required"),
+        ({"type": "required"}, "required"),
+        ({"type": "auto"}, "auto"),
+        ({"type": "none"}, "none"),
+        ({"type": "function", "name": "f"}, {"type": "function", "function": {"name": "f"}}),
+        ({"type": "tool", "name": "f"}, {"type": "function", "function": {"name": "f"}}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["gemini", "cohere"])
+def test_k6_a_choice_of_tools_in_another_formats_words(kind: str, choice: Any, same: Any) -> None:
+    assert sent(kind, USER, tools=TOOLS, tool_choice=choice) == sent(kind, USER, tools=TOOLS, tool_choice=same)
+
+
+PICTURE = "data:image/png;base64,QUJDREVG"
+
+
+@pytest.mark.parametrize("url", ["data:image/png;base64,QUJD\nREVG\r\n", "data:image/x-png;base64,QUJDREVG"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_f19_a_picture_in_lines_is_one(kind: str, url: str) -> None:
+    told, same = (
+        sent(kind, {"role": "user", "content": [{"type": "image_url", "image_url": {"url": one}}]})
+        for one in (url, PICTURE)
+    )
+    assert told == same
+
+
+def test_k6_what_a_result_shows_stands_beside_it_for_gemini() -> None:
+    shown = result("call_0", [{"type": "text", "text": "a map"}, {"type": "image_url", "image_url": {"url": PICTURE}}])
+    turn = sent("gemini", USER, calling("f"), shown, USER)["contents"][2]
+    assert turn["parts"] == [
+        {"functionResponse": {"id": "call_0", "name": "f", "response": {"output": "a map"}}},
+        {"inlineData": {"mimeType": "image/png", "data": "QUJDREVG"}},
+    ]
+
+
+@pytest.mark.parametrize("kind", ["own", "mistral"])
+def test_f17_what_only_python_takes_for_json_is_none(kind: str) -> None:
+    call = calling("f")
+    call["tool_calls"][0]["function"]["arguments"] = '{"x": NaN}'
+    [_, said, *_] = sent(kind, USER, call, result("call_0"), USER)["messages"]
+    assert json.loads(said["tool_calls"][0]["function"]["arguments"]) == {"x": None}

@@ -454,3 +454,78 @@ def test_k2_a_whole_answer_in_another_format_is_no_empty_success(body: dict[str,
     """Its figures alone counted for an answer, which had no words then."""
     _, error = heard("openai", json.dumps(body).encode())
     assert type(error) is UpstreamIncomplete
+
+
+# ---- Responses
+
+
+def spoke(kind: str, **more: Any) -> dict[str, Any]:
+    return {"type": f"response.{kind}", "output_index": 0, "content_index": 0, **more}
+
+
+def ended(kind: str = "completed", **more: Any) -> dict[str, Any]:
+    return {"type": f"response.{kind}", "response": {"status": "completed", **more}}
+
+
+CREATED = {"type": "response.created", "response": {}}
+PART = {"type": "output_text", "text": "a"}
+MESSAGE = {"type": "message", "id": "m", "content": [PART]}
+RESPONSES: dict[str, list[Any]] = {
+    "the text alone": [CREATED, spoke("output_text.done", text="a"), ended()],
+    "the text, and all again": [
+        spoke("output_text.done", text="a"),
+        spoke("content_part.done", part=PART),
+        ended(output=[MESSAGE]),
+    ],
+    "the part alone": [spoke("content_part.done", part=PART), ended()],
+    "the item alone": [spoke("output_item.done", item=MESSAGE), ended()],
+    "the item, and all again": [spoke("output_item.done", item=MESSAGE), ended(output=[MESSAGE])],
+    "pieces, and all again": [
+        spoke("output_text.delta", delta="a"),
+        spoke("output_text.done", text="a"),
+        spoke("content_part.done", part=PART),
+        spoke("output_item.done", item=MESSAGE),
+        ended(output=[MESSAGE]),
+    ],
+    "an end that is called done": [spoke("output_text.delta", delta="a"), ended("done")],
+    "an end without a response": [spoke("output_text.delta", delta="a"), {"type": "response.completed"}],
+}
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+def test_k8_the_text_of_a_response_wherever_it_stands(name: str) -> None:
+    whole, error = heard("responses", RESPONSES[name])
+    [choice] = whole["choices"]
+    assert (error, choice["message"]["content"], choice["finish_reason"]) == (None, "a", "stop")
+
+
+def test_k8_events_of_a_response_that_are_named_outside_alone() -> None:
+    named = b'event: response.output_text.delta\ndata: {"output_index":0,"delta":"a"}\n\n'
+    whole, error = heard("responses", named + b'event: response.completed\ndata: {"response":{}}\n\n')
+    assert (error, whole["choices"][0]["message"]["content"]) == (None, "a")
+
+
+def test_k8_a_refusal_that_comes_whole_is_told() -> None:
+    whole, error = heard("responses", [spoke("refusal.done", refusal="no"), ended()])
+    assert (error, whole["choices"][0]["message"]["refusal"]) == (None, "no")
+
+
+def test_k2_a_response_with_an_error_is_not_completed() -> None:
+    told = {"message": "boom", "code": "server_error"}
+    _, error = heard("responses", [spoke("output_text.delta", delta="a"), ended(error=told)])
+    assert (type(error), error.message) == (UpstreamRefused, "boom")
+
+
+def test_k5_figures_beside_the_response() -> None:
+    end = {**ended(), "usage": {"input_tokens": 7, "output_tokens": 5, "total_tokens": 12}}
+    whole, _ = heard("responses", [spoke("output_text.delta", delta="a"), end])
+    assert figures(whole) == (7, 5, 12)
+
+
+def test_n3_citations_that_stand_in_the_finished_response_alone() -> None:
+    part = {**PART, "annotations": [{"type": "url_citation", "url": "u"}]}
+    whole, _ = heard(
+        "responses", [spoke("output_text.delta", delta="a"), ended(output=[{**MESSAGE, "content": [part]}])]
+    )
+    [told] = whole["choices"][0]["message"]["annotations"]
+    assert told["url_citation"]["url"] == "u"

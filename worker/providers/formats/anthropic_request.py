@@ -36,7 +36,10 @@ _BETA = re.compile(r"[\w.-]{1,100}")
 
 # From Claude 4.6 on the model itself decides how much to think, and a budget is deprecated, later refused. Older models, and
 # other vendors' models that speak the format, have budgets.
-_HAS_BUDGET = re.compile(r"^(?!.*claude)|claude-3|claude-(opus|sonnet|haiku)-4([.-][0-5])?([-@]\d{8}|-latest|$)")
+# What stands behind the version is a date, or a cloud's or gateway's own (`-v1:0`, `:beta`, `-thinking`).
+_HAS_BUDGET = re.compile(
+    r"^(?!.*claude)|claude-3|claude-(opus|sonnet|haiku)-4([.-][0-5](?!\d)|(?!\d|[.-]\d{1,2}(?!\d)))"
+)
 
 # platform.claude.com/docs/en/about-claude/models/migration-guide: from 4.7 on, models have no sampling options; from 4.1 on,
 # temperature or top_p, not both.

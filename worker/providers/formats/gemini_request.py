@@ -113,7 +113,7 @@ def _conversation(
             system += [{"text": text}] if text else []
             continue
         if role == "tool":
-            said = [_function_response(message, param, names)]
+            said = _function_response(message, param, names)
         elif role == "assistant":
             said = _model_parts(message, param, model)
             names |= {call.id: call.name for call in parts.tool_calls(message, param)}
@@ -159,19 +159,23 @@ def _signature(item: dict[str, Any]) -> dict[str, Any]:
     return {"thoughtSignature": signature} if signature else {}
 
 
-def _function_response(message: dict[str, Any], param: str, names: dict[str, str]) -> dict[str, Any]:
-    """A result has to be an object; any other is Gemini's `output`."""
+def _function_response(message: dict[str, Any], param: str, names: dict[str, str]) -> list[dict[str, Any]]:
+    """A result has to be an object; any other is Gemini's `output`. What it shows stands beside it: a result in a history
+    cannot be taken back."""
     call_id = parts.string(message.get("tool_call_id"), f"{param}.tool_call_id")
     name = names.get(call_id) or message.get("name")
     if not name:
         raise wrong(f"{param}.tool_call_id", "no message before it calls a tool with this id.")
-    text = parts.plain_text(message, param, "An answer to Gemini's calls")
+    shown = [part for part in _parts(message, param) if part.keys() & {"inlineData", "fileData"}]
+    texts = [part for part, _ in parts.content(message, param) if part.get("type") == "text"]
+    text = parts.joined([part["text"] for part in texts])
     try:
         response = json.loads(text.encode())
     except ValueError:
         response = None
     response = response if isinstance(response, dict) else {"output": text}
-    return {"functionResponse": {"id": call_id, "name": parts.string(name, f"{param}.name"), "response": response}}
+    answer = {"id": call_id, "name": parts.string(name, f"{param}.name"), "response": response}
+    return [{"functionResponse": answer}, *shown]
 
 
 def _parts(message: dict[str, Any], param: str) -> list[dict[str, Any]]:

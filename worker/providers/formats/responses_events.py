@@ -65,6 +65,7 @@ class ResponsesTranslator:
             kind = text_in(value.get("type") or event)
             if not kind and (value.get("object") == "response" or isinstance(value.get("output"), list)):
                 return self.ended({"type": "", "response": value})
+            value.setdefault("type", kind)
             item = value.get("item")
             of = value.get("item_id") or (item.get("id") if isinstance(item, dict) else None)
             if of in self._moved:
@@ -105,6 +106,11 @@ class ResponsesTranslator:
             return []
         return self.arguments({**value, "delta": text_of(value.get(known.field))[known.told :]})
 
+    def part(self, value: dict[str, Any]) -> _Chunks:
+        """A part of a message that is whole."""
+        whole = _PARTS.get(str((value.get("part") or {}).get("type")))
+        return self._unsaid({**value, **value["part"]}, *whole) if whole else []
+
     def annotation(self, value: dict[str, Any]) -> _Chunks:
         place = _place(value)
         self._annotated[place] = self._annotated.get(place, 0) + 1
@@ -124,15 +130,15 @@ class ResponsesTranslator:
 
     def failed(self, value: dict[str, Any]) -> _Chunks:
         """The error is nested in a response, or is the event itself, whose type is then no error's."""
-        error = (value["response"].get("error") or {}) if "response" in value else {**value, "type": None}
+        error = ((value["response"] or {}).get("error") or {}) if "response" in value else {**value, "type": None}
         raise refusal(error, status=502)
 
     def ended(self, value: dict[str, Any]) -> _Chunks:
         """The response is over, whole or not; its `status` counts, whatever the event is called."""
-        response = value["response"]
+        response = value.get("response") or {}
         cause = (response.get("incomplete_details") or {}).get("reason")
-        word = response.get("status") or text_in(value["type"]).removeprefix("response.") or "completed"
-        if word == "failed":
+        word = response.get("status") or _ENDS.get(value["type"]) or "completed"
+        if word == "failed" or (word == "completed" and response.get("error")):
             return self.failed(value)
         if word == "completed" and (cause or value["type"] == "response.incomplete"):
             word = "incomplete"
@@ -152,7 +158,9 @@ class ResponsesTranslator:
             last["responses"] = {"id": response["id"]}
         if response.get("service_tier"):
             last["service_tier"] = response["service_tier"]
-        usage = {_USAGE.get(key, key): figure for key, figure in (response.get("usage") or {}).items()}
+        usage = {
+            _USAGE.get(key, key): figure for key, figure in (response.get("usage") or value.get("usage") or {}).items()
+        }
         return [*chunks, last, {"choices": [], "usage": usage}] if usage else [*chunks, last]
 
     def _untold(self, output: list[dict[str, Any]]) -> _Chunks:
@@ -161,6 +169,7 @@ class ResponsesTranslator:
         chunks: _Chunks = []
         told = len({part for part, _ in self._starts})
         spoken = {"message": bool({"content", "refusal"} & self._said), "reasoning": "reasoning_content" in self._said}
+        cited = self._lengths["annotations"] > 0
         for place, item in enumerate(output):
             kind = item["type"]
             if item.get("call_id") in self._call_ids:
@@ -168,6 +177,7 @@ class ResponsesTranslator:
                 continue
             if kind == "message" and told > 0:  # in their order, whatever they are called
                 told -= 1
+                chunks += [] if cited else self._citations({"output_index": place}, item, 0)
                 continue
             if (kind == "reasoning" and spoken[kind]) or {place, item.get("id")} & self._over:
                 continue
@@ -199,15 +209,15 @@ class ResponsesTranslator:
 
     def _unsaid(self, value: dict[str, Any], field: str, key: str) -> _Chunks:
         place = _place(value)
-        if place not in self._items or (place, value.get("content_index")) in self._starts:
+        known = place in self._items or field not in self._said
+        if not known or (place, value.get("content_index")) in self._starts:
             return []
         return self._say(value, field, value.get(key))
 
     def _finished_message(self, value: dict[str, Any], item: dict[str, Any], place: Any) -> _Chunks:
-        if place not in self._items:
+        if place not in self._items and {"content", "refusal"} & self._said:
             return []
         chunks: _Chunks = []
-        annotations: list[dict[str, Any]] = []
         silent = place not in self._spoken
         content = item.get("content") or ()
         for i, part in enumerate([{"text": content}] if isinstance(content, str) else content):
@@ -215,13 +225,18 @@ class ResponsesTranslator:
             if silent:
                 chunks += self._say(here, "content", part.get("text"))
                 chunks += self._say(here, "refusal", part.get("refusal"))
-            annotations += [{"at": here, "annotation": one} for one in part.get("annotations") or ()]
-        late = annotations[self._annotated.get(place, 0) :]
-        return chunks + [self._annotate(one["at"], one["annotation"]) for one in late]
+        return chunks + self._citations(value, item, self._annotated.get(place, 0))
+
+    def _citations(self, value: dict[str, Any], item: dict[str, Any], known: int) -> _Chunks:
+        """The annotations of a message but for those that events told."""
+        content = item.get("content") or ()
+        parts = () if isinstance(content, str) else enumerate(content)
+        found = [({**value, "content_index": i}, one) for i, part in parts for one in part.get("annotations") or ()]
+        return [self._annotate(at, one) for at, one in found[known:]]
 
     def _finished_reasoning(self, value: dict[str, Any], item: dict[str, Any], place: Any) -> _Chunks:
         chunks: _Chunks = []
-        if place in self._items and place not in self._spoken:
+        if place not in self._spoken and (place in self._items or "reasoning_content" not in self._said):
             for i, part in enumerate(item.get("summary") or ()):
                 chunks += self.summary({**value, "summary_index": i, "delta": part.get("text")})
             for part in item.get("content") or ():
@@ -279,12 +294,21 @@ _WHOLES = {
     "response.reasoning_text.done": ("reasoning_content", "text"),
     "response.refusal.done": ("refusal", "refusal"),
 }
+_PARTS = {
+    "output_text": ("content", "text"),
+    "reasoning_text": ("reasoning_content", "text"),
+    "refusal": ("refusal", "refusal"),
+}
+_ENDS = {"response.incomplete": "incomplete", "response.cancelled": "cancelled"}
+"""What an end is, by its event, where the response has no status."""
 _HANDLERS: dict[str, Callable[[ResponsesTranslator, dict[str, Any]], _Chunks]] = {
     "error": ResponsesTranslator.failed,
     "response.cancelled": ResponsesTranslator.ended,
     "response.completed": ResponsesTranslator.ended,
+    "response.content_part.done": ResponsesTranslator.part,
     "response.custom_tool_call_input.delta": ResponsesTranslator.arguments,
     "response.custom_tool_call_input.done": ResponsesTranslator.all_arguments,
+    "response.done": ResponsesTranslator.ended,
     "response.failed": ResponsesTranslator.failed,
     "response.function_call_arguments.delta": ResponsesTranslator.arguments,
     "response.function_call_arguments.done": ResponsesTranslator.all_arguments,

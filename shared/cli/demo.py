@@ -50,8 +50,8 @@ LOCAL_REQUEST = {
 LATE_AT, MIDDLE_AT, KILL_AT = 40, 70, 100
 """Tokens the first viewer has seen when the others join, and when the API is killed."""
 
-AUDIENCE = 6
-"""With a browser: so many watch before the API is killed, four of them at the terminal."""
+AUDIENCE = 8
+"""With a browser: so many watch before the API is killed, four of them at the terminal, and four in the browser."""
 BROWSER_S = 10.0
 WHOLE_SHOW_S = 60.0
 DRAIN_S = 1.0

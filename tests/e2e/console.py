@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error, Page, Route, expect, sync_playwright
 
 from tests.e2e.browser import CHROMIUM
 from tests.harness.processes import ROOT
@@ -106,7 +106,72 @@ def tab(browser: Browser, url: str, **options: Any) -> Iterator[Tab]:
     try:
         yield Tab(context, url)
     finally:
+        for page in context.pages:  # an answer that is being made would fail in whichever test is next
+            page.unroute_all(behavior="ignoreErrors")
+        context.unroute_all(behavior="ignoreErrors")
         context.close()
+
+
+NEXT_FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
+"""For `evaluate`: two frames and what they began are over, so whatever was to be drawn is drawn."""
+
+
+class Held:
+    """The answers to a route, which wait until the test lets go of one."""
+
+    def __init__(
+        self, page: Page, pattern: str | re.Pattern[str], *, only: Callable[[Route], bool] = lambda _: True
+    ) -> None:
+        """`only`: which of the requests; the others go on."""
+        self._page, self._only = page, only
+        self._waiting: list[Route] = []
+        self._answer: dict[str, Any] = {}
+        self._open = False
+        self.was_answered = False
+        page.route(pattern, self._take)
+
+    def _take(self, route: Route) -> None:
+        if self._open or not self._only(route):
+            route.fallback()
+        elif self._answer:
+            route.fulfill(**self._answer)
+        else:
+            self._waiting.append(route)
+
+    def open(self) -> None:
+        """What is asked from now on goes on at once."""
+        self._open = True
+
+    def waits(self) -> bool:
+        return bool(self._waiting)
+
+    def wait(self, count: int = 1) -> None:
+        """Until so many wait."""
+        while len(self._waiting) < count:
+            self._page.wait_for_timeout(20)
+
+    def newest(self) -> Route:
+        return self._waiting[-1]
+
+    def answer(self, **answer: Any) -> None:
+        """All of them, at once, with this."""
+        self._answer = answer
+
+    def let_go(self, *, newest: bool = False, aborts: bool = False, **answer: Any) -> None:
+        """Of the one that has waited the longest, or of the newest: the server's own answer, or this one; until it is drawn.
+
+        `aborts`: the page may not want it any more.
+        """
+        self.wait()
+        route = self._waiting.pop(-1 if newest else 0)
+        self.was_answered = True
+        if aborts:
+            with suppress(Error):
+                route.fulfill(**answer) if answer else route.continue_()
+        else:
+            with self._page.expect_response(lambda response: response.request == route.request):
+                route.fulfill(**answer) if answer else route.continue_()
+        self._page.evaluate(NEXT_FRAMES)
 
 
 class _Client(httpx.Client):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 from tests.e2e.console import MARKS, chromium, tab
 from tests.harness.processes import ROOT
@@ -20,11 +20,16 @@ WAIT_S = 120
 
 def test_five_viewers_in_a_browser_have_every_word_after_the_api_was_killed(tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    with chromium() as browser:  # before the show: it waits for its audience, but not for ever
+        watch(browser, tmp_path, kept)
+
+
+def watch(browser: Browser, tmp_path: Path, environment: dict[str, str]) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "shared.cli.main", "demo", "--browser", "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
-        env={**kept, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "STREAMSPOOL_DRAIN_S": "5"},
+        env={**environment, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "STREAMSPOOL_DRAIN_S": "5"},
         cwd=tmp_path,
     )
     try:
@@ -34,7 +39,7 @@ def test_five_viewers_in_a_browser_have_every_word_after_the_api_was_killed(tmp_
             line = process.stdout.readline()
             assert line, f"ended: {printed}"
             printed += line
-        with chromium() as browser, tab(browser, found[1]) as one:
+        with tab(browser, found[1]) as one:
             page = one.go(found[2])
             whole = page.locator(".five .card").filter(has_text=re.compile("Whole\\s*yes"))
             expect(whole).to_have_count(5, timeout=WAIT_S * 1000)

@@ -102,7 +102,7 @@ def test_a_first_request_is_one_click_away(browser: Browser, bare: Stack) -> Non
         generation_id = page.url.rpartition("/")[2]
         one.check()
     asking = Asking(bare.url)
-    wait_until(lambda: asking.http.get("/v1/usage").json()["data"], 30)
+    wait_until(lambda: asking.http.get("/v1/usage").json()["data"], 120, what="it is settled")
     asking.http.delete(f"/v1/streams/{generation_id}")
     with open_store(bare.redis_url) as store:  # another test may look at the empty page after this one
         store.delete(*store.scan_iter(f"{keys.prefix}:usage*"))

@@ -18,7 +18,7 @@ from tests.harness.upstream import ScriptedUpstream
 from tests.support.wire import ADMIN_KEY, KEY_A, KEY_B
 
 pytestmark = MARKS
-LONG = "fake/lorem?tokens=9000&rate=30"
+LONG = "fake/lorem?tokens=20000&rate=30"  # longer than any test may last
 
 
 @pytest.fixture

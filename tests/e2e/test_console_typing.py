@@ -9,22 +9,19 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Request, expect
 
 from shared.cli.embedded import EmbeddedValkey
-from tests.e2e.console import MARKS, Asking, tab
+from tests.e2e.console import MARKS, NEXT_FRAMES, Asking, Held, tab
 from tests.harness.processes import Stack
 from tests.harness.store import open_store
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.wire import ADMIN_KEY
 
 pytestmark = MARKS
-NEXT_TICK = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
-"""Two frames and what they began are over: whatever was to be drawn is drawn."""
 
 
 @pytest.fixture(scope="module")
@@ -36,24 +33,6 @@ def server(
         store.flushdb()
     with Stack(url, upstream.base_url, tmp_path_factory.mktemp("typing")) as running:
         yield running
-
-
-class Held:
-    """The answers to a route, which wait until the test lets go of one."""
-
-    def __init__(self, page: Page, pattern: str | re.Pattern[str]) -> None:
-        self._page = page
-        self._waiting: Queue[Route] = Queue()
-        page.route(pattern, self._waiting.put)
-
-    def let_go(self, **answer: Any) -> None:
-        """Of the one that has waited the longest, once there is one; the server's own answer, or this one."""
-        while self._waiting.empty():
-            self._page.wait_for_timeout(20)
-        route = self._waiting.get()
-        with self._page.expect_response(lambda response: response.request == route.request):
-            route.fulfill(**answer) if answer else route.continue_()
-        self._page.evaluate(NEXT_TICK)
 
 
 def sent(page: Page, act: Callable[[], None]) -> dict[str, Any]:
@@ -105,7 +84,7 @@ def test_control_and_enter_send_what_stands_in_the_field(browser: Browser, serve
         status = page.locator(".answers .card .status")
         expect(status).to_be_visible()
         field.blur()  # which changes nothing that was not sent
-        page.evaluate(NEXT_TICK)
+        page.evaluate(NEXT_FRAMES)
         expect(status).to_be_visible()
         one.check()
 

@@ -46,16 +46,20 @@ function usePage(found) {
   const name = found?.name;
   useEffect(() => {
     let timer = 0;
+    let stopped = false;
     const load = async () => {
       try {
         loaded.set(name, (await found.load())[name]);
         draw((count) => count + 1);
       } catch {
-        timer = setTimeout(load, RETRY_MS);
+        if (!stopped) timer = setTimeout(load, RETRY_MS);
       }
     };
     if (name && !loaded.has(name)) load();
-    return () => clearTimeout(timer);
+    return () => {
+      stopped = true;
+      clearTimeout(timer);
+    };
   }, [name]);
   return name ? (loaded.get(name) ?? Coming) : Nothing;
 }

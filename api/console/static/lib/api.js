@@ -8,6 +8,14 @@ export const origin = location.origin + root;
 /** "yes" once a route has answered, "no" when one said 401: then the page asks for a key. */
 export const signedIn = new Store("unknown");
 
+let era = 0; // how often somebody has signed in or out here: an answer to the one before says nothing of the one now
+
+/** Somebody has signed in ("yes") or out ("no"). */
+export function signed(now) {
+  era += 1;
+  signedIn.set(now);
+}
+
 /** Whether the server answers at all, and since when it does not: {ok, since_ms, why}. */
 export const contact = new Store({ ok: true, since_ms: 0, why: "" });
 
@@ -44,6 +52,7 @@ export function withQuery(path, query = {}) {
 /** The response, if it is one of success. Raises ApiError, Away, and AbortError where `signal` says so. */
 export async function call(method, path, { body, headers = {}, signal } = {}) {
   let response;
+  const asked = era;
   const isForm = body instanceof FormData;
   try {
     response = await fetch(root + path, {
@@ -60,7 +69,7 @@ export async function call(method, path, { body, headers = {}, signal } = {}) {
   }
   if (response.ok) {
     note(null);
-    signedIn.set("yes");
+    if (asked === era) signedIn.set("yes");
     return response;
   }
   let told = null;
@@ -70,7 +79,7 @@ export async function call(method, path, { body, headers = {}, signal } = {}) {
     // a proxy's page, or nothing: the status says enough
   }
   const error = new ApiError(response.status, told, response.headers);
-  if (response.status === 401) signedIn.set("no");
+  if (response.status === 401 && asked === era) signedIn.set("no");
   note(response.status >= 502 ? error : null);
   throw error;
 }
@@ -105,9 +114,10 @@ export const session = new Store({ keyed: false, role: null, tenant: "", key_id:
 
 /** Finds out who is asking. A server without keys is for whoever is on its machine. */
 export async function learnSession() {
+  const asked = era;
   try {
     const { keyless, role, tenant, key } = await get("/console/session");
-    session.set({ keyed: !keyless, role, tenant, key_id: key?.id ?? null, operates: keyless || role === "admin" });
+    if (asked === era) session.set({ keyed: !keyless, role, tenant, key_id: key?.id ?? null, operates: keyless || role === "admin" });
   } catch {
     // without a key, or without a server: the page says so elsewhere
   }

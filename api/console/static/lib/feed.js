@@ -11,10 +11,13 @@ import { Together } from "./tabs.js";
 const POLL_MS = 2000;
 const FIGURES_MS = 5000; // what events do not tell: how many chunks there are by now
 const HOUR_S = 3600;
+const PAGE = 100;
 const MOST = 1000; // generations that plots are made of
 
+const NOTHING = { running: [], ended: [], viewers: null, more: 0, state: "connecting", partial: false, problem: null, at_ms: 0 };
+
 /** {running, ended, viewers, state, partial}: state objects, newest first. `state` is as that of `Following`, or "polling". */
-export const feed = new Store({ running: [], ended: [], viewers: null, more: 0, state: "connecting", partial: false, problem: null, at_ms: 0 });
+export const feed = new Store(NOTHING);
 
 let users = 0;
 let looking = null;
@@ -24,6 +27,7 @@ export function look(whose) {
   users += 1;
   if (!looking || looking.tenant !== whose) {
     looking?.stop();
+    feed.set(NOTHING); // what there was is of whoever looked before
     looking = new Looking(whose);
   }
   const mine = looking;
@@ -191,10 +195,10 @@ class Looking {
     let after;
     const since = Math.floor(Date.now() / 1000) - HOUR_S;
     try {
-      for (let pages = 0; pages < MOST / 100 && this.tabs === tabs; pages += 1) {
-        const page = await get(withQuery("/v1/streams", { limit: 100, since, after, tenant: this.tenant }));
+      for (let pages = 0; pages < MOST / PAGE && this.tabs === tabs; pages += 1) {
+        const page = await get(withQuery("/v1/streams", { limit: PAGE, since, after, tenant: this.tenant }));
         this.share({ states: page.data });
-        this.filled = !page.has_more || pages === MOST / 100 - 1;
+        this.filled = !page.has_more || pages === MOST / PAGE - 1;
         if (!page.has_more) return;
         after = page.last_id;
       }
@@ -220,16 +224,18 @@ class Looking {
   }
 
   async poll(polling) {
-    const list = async (query) => (await get(withQuery("/v1/streams", { limit: 100, tenant: this.tenant, ...query }))).data;
+    const list = async (query) => (await get(withQuery("/v1/streams", { limit: PAGE, tenant: this.tenant, ...query }))).data;
+    const before = new Set([...this.known.values()].filter(isRunning).map((state) => state.id));
     const running = await list({ status: "queued,in_progress" });
     const recent = polling ? await list({ limit: 50 }) : [];
     this.share({ states: [...recent, ...running] });
-    if (!polling) return;
+    if (polling) this.problem = null;
+    else if (running.length === PAGE) return; // there are more
     const alive = new Set([...running, ...recent].map((state) => state.id));
-    // One that ran and is in neither list any more has ended, or is forgotten.
-    const lost = [...this.known.values()].filter((state) => isRunning(state) && !alive.has(state.id)).slice(0, 20);
+    // One that ran and is in neither list any more has ended, or is forgotten. With events, too: an answer of before its end
+    // may have come after it.
+    const lost = [...this.known.values()].filter((state) => isRunning(state) && before.has(state.id) && !alive.has(state.id)).slice(0, 20);
     const found = await Promise.all(lost.map((state) => this.relearn(state)));
-    this.problem = null;
     this.share({ states: found.filter(Boolean), gone: lost.filter((_, at) => found[at] === null).map((state) => state.id) });
   }
 

@@ -1,5 +1,5 @@
 // Shortcuts. A page names its own; the newest that knows a key has it, so a dialog or a peek panel comes before its page.
-import { useEffect, useRef } from "./dom.js";
+import { useLayoutEffect, useRef } from "./dom.js";
 import { drawNow } from "./store.js";
 
 const layers = [];
@@ -9,9 +9,17 @@ let prefixAt = 0;
 
 const isTyping = (target) => target instanceof HTMLElement && (target.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName));
 
+const dialogIsOpen = () => !!document.querySelector("dialog[open]");
+
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
-  if (document.querySelector("dialog[open]")) return; // it has its own: Escape closes it, Enter and Space press its buttons
+  const asked = dialogIsOpen();
+  drawNow();
+  if (dialogIsOpen()) {
+    // It has its own: Escape closes it, Enter and Space press its buttons; but none that nobody has seen.
+    if (!asked && event.key !== "Escape") event.preventDefault();
+    return;
+  }
   if (isTyping(event.target) && event.key !== "Escape") return;
   // Space and Enter belong to what has the focus, if that does something with them.
   if ((event.key === " " || event.key === "Enter") && event.target.closest?.("button, a, summary, [role=tab]")) return;
@@ -19,7 +27,6 @@ addEventListener("keydown", (event) => {
   const follows = prefix && event.timeStamp - prefixAt < PREFIX_MS;
   const key = follows ? `${prefix} ${event.key}` : event.key === " " ? "Space" : event.key;
   prefix = "";
-  drawNow();
   for (const layer of [...layers].reverse()) {
     const act = layer.current[key];
     if (act) {
@@ -38,7 +45,8 @@ addEventListener("keydown", (event) => {
 export function useKeys(keys) {
   const held = useRef(keys);
   held.current = keys;
-  useEffect(() => {
+  // Together with what is drawn: a key that is pressed at once finds what it is for.
+  useLayoutEffect(() => {
     layers.push(held);
     return () => {
       layers.splice(layers.indexOf(held), 1);

@@ -3,27 +3,49 @@ import { useEffect, useRef, useState } from "./dom.js";
 import { get } from "./api.js";
 
 const RETRY_MS = 2000;
+const nothing = (path) => ({ path, rows: [], pages: 1, more: false, last: null, error: null, at_ms: 0, asked_s: 0, loading: true });
 
-/** {rows, more, error, at_ms, loading, reload, next} of a list whose path has a query already. */
+/**
+ * {rows, more, error, at_ms, asked_s, loading, reload, refresh, next} of a list whose path has a query already. `reload` asks for
+ * the first page, `refresh` for as many as are shown, where nothing else is being asked. Rows of another path stay until there
+ * are some of this one, or an error. What began after `asked_s` may not be among them.
+ */
 export function usePages(path) {
-  const [held, hold] = useState({ rows: [], more: false, last: null, error: null, at_ms: 0, loading: true });
+  const [held, hold] = useState(() => nothing(path));
   const turn = useRef(0);
-  const load = async (after) => {
+  const asking = useRef(false);
+  const load = async ({ after = null, pages = 1, quietly = false } = {}) => {
     const mine = ++turn.current;
-    hold((now) => ({ ...now, loading: true }));
+    const asked_s = Date.now() / 1000;
+    asking.current = true;
+    if (!quietly) hold((now) => ({ ...now, loading: true }));
+    const rows = [];
     try {
-      const page = await get(after ? `${path}&after=${encodeURIComponent(after)}` : path);
-      if (mine !== turn.current) return;
-      hold((now) => ({ rows: after ? [...now.rows, ...page.data] : page.data, more: page.has_more, last: page.last_id, error: null, at_ms: Date.now(), loading: false }));
+      let page = { has_more: true, last_id: after };
+      for (let left = pages; left && page.has_more; left -= 1) {
+        page = await get(page.last_id ? `${path}&after=${encodeURIComponent(page.last_id)}` : path);
+        if (mine !== turn.current) return;
+        rows.push(...page.data);
+      }
+      hold((now) => ({ path, rows: after ? [...now.rows, ...rows] : rows, pages: after ? now.pages + 1 : pages, more: page.has_more, last: page.last_id, error: null, at_ms: Date.now(), asked_s, loading: false }));
     } catch (error) {
-      if (mine === turn.current) hold((now) => ({ ...now, error, loading: false }));
+      if (mine !== turn.current) return;
+      hold((now) => ({ ...(now.path === path ? now : nothing(path)), error, loading: false }));
     }
+    asking.current = false;
   };
-  useEffect(() => void load(), [path]);
   useEffect(() => {
-    if (!held.error || (held.error.status && held.error.status < 500)) return undefined;
+    load();
+    return () => void (turn.current += 1); // what was asked is not wanted any more
+  }, [path]);
+  const own = held.path === path;
+  const error = own ? held.error : null;
+  useEffect(() => {
+    if (!error || (error.status && error.status < 500 && error.status !== 429)) return undefined;
     const timer = setTimeout(() => load(), RETRY_MS);
     return () => clearTimeout(timer);
-  }, [held.error]);
-  return { ...held, reload: () => load(), next: () => !held.loading && held.more && load(held.last) };
+  }, [error]);
+  const next = () => own && !held.loading && held.more && load({ after: held.last });
+  const refresh = () => own && !asking.current && load({ pages: held.pages, quietly: true });
+  return { ...held, error, more: own && held.more, reload: () => load(), refresh, next };
 }

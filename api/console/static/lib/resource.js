@@ -1,5 +1,5 @@
 // What a route answers, kept up to date: the last answer stays when the next one fails, with the time it is from.
-import { useEffect, useRef, useState } from "./dom.js";
+import { useEffect, useState } from "./dom.js";
 import { get } from "./api.js";
 import { Channel } from "./tabs.js";
 
@@ -24,26 +24,27 @@ function listen(path, take) {
  * same meanwhile. `path` null: asks nothing.
  * After a failure `data` is that of `at_ms`, and it is tried again unless asking again cannot help (4xx).
  */
-export function useResource(path, { every_ms = 0, frozen = false } = {}) {
+export function useResource(path, { every_ms = 0 } = {}) {
   const [held, hold] = useState({ path, data: null, error: null, at_ms: 0, loading: !!path });
-  const [turn, again] = useState(0);
-  const stillFrozen = useRef(frozen);
-  stillFrozen.current = frozen;
+  const [asked, again] = useState(0);
   useEffect(() => {
     if (!path) return undefined;
     const aborter = new AbortController();
     let timer = 0;
+    let turn = 0; // an answer that comes after a newer one is not taken
     const ask = async () => {
-      if (document.hidden || stillFrozen.current) return later(every_ms || RETRY_MS);
+      if (document.hidden) return later(every_ms || RETRY_MS);
+      const mine = ++turn;
       hold((now) => (now.path === path ? { ...now, loading: true } : { path, data: null, error: null, at_ms: 0, loading: true }));
       try {
         const data = await get(path, { signal: aborter.signal });
+        if (mine !== turn || aborter.signal.aborted) return;
         hold({ path, data, error: null, at_ms: Date.now(), loading: false });
         if (!every_ms) return;
         tabs.tell({ path, data });
         later(every_ms);
       } catch (error) {
-        if (error.name === "AbortError") return;
+        if (mine !== turn || aborter.signal.aborted) return;
         hold((now) => ({ ...now, error, loading: false }));
         if (error.status === 0 || error.status >= 500 || error.status === 429) later(Math.max(RETRY_MS, every_ms));
       }
@@ -58,7 +59,8 @@ export function useResource(path, { every_ms = 0, frozen = false } = {}) {
       ask();
     };
     const take = (data) => {
-      if (document.hidden || stillFrozen.current) return;
+      if (document.hidden) return;
+      turn += 1;
       hold({ path, data, error: null, at_ms: Date.now(), loading: false });
       later(every_ms * (1.2 + Math.random())); // the tab that asked asks before the others
     };
@@ -71,7 +73,7 @@ export function useResource(path, { every_ms = 0, frozen = false } = {}) {
       clearTimeout(timer);
       aborter.abort();
     };
-  }, [path, every_ms, turn]);
+  }, [path, every_ms, asked]);
   const now = held.path === path ? held : { data: null, error: null, at_ms: 0, loading: !!path };
   return { ...now, reload: () => again((count) => count + 1) };
 }

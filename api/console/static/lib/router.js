@@ -31,10 +31,16 @@ export function go(path, query = {}, { replace = false, hash = "" } = {}) {
   if (!replace) scrollTo(0, 0);
 }
 
-/** Changes some of the query; null takes a name out. */
+/** As `go`, at the end of what takes a while: nobody is taken away from where he has gone meanwhile. */
+export function goLater() {
+  const from = place.value.path;
+  return (...where) => place.value.path === from && go(...where);
+}
+
+/** Changes some of the query; null takes a name out. `changes` may be made of the query as it is, which may not be drawn yet. */
 export function setQuery(changes, options = {}) {
   const now = read();
-  go(now.path, { ...now.query, ...changes }, { hash: now.hash, ...options });
+  go(now.path, { ...now.query, ...(typeof changes === "function" ? changes(now.query) : changes) }, { hash: now.hash, ...options });
 }
 
 /** A link that a modified click opens in another tab, as any link. */

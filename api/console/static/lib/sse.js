@@ -96,16 +96,16 @@ export class Following {
 
   /** Once it has a line, one connection over it. True: all there will ever be has been read. */
   async turn() {
-    this.aborter = new AbortController();
+    const aborter = (this.aborter = new AbortController());
     if (!this.line) return this.once();
     let line = await takeLine({ wait: false });
     if (!line) {
       this.on.state("waiting");
-      line = await takeLine({ signal: this.aborter.signal });
+      line = await takeLine({ signal: aborter.signal });
     }
-    const asked = setInterval(async () => (await line.wanted()) && this.aborter.abort(new NextTurn()), HELD_MS);
+    const asked = setInterval(async () => (await line.wanted()) && aborter.abort(new NextTurn()), HELD_MS);
     try {
-      this.aborter.signal.throwIfAborted();
+      aborter.signal.throwIfAborted();
       return await this.once();
     } finally {
       clearInterval(asked);

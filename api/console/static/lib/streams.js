@@ -1,6 +1,7 @@
 // What pages do with a generation: where it stands, how it is watched, and the short ends of those that are not opened.
 import { Answer } from "./answer.js";
-import { root, session, withQuery } from "./api.js";
+import { get, root, session, withQuery } from "./api.js";
+import { useEffect, useState } from "./dom.js";
 import { Following } from "./sse.js";
 import { Store } from "./store.js";
 import { Channel, HELD_MS, takeLine } from "./tabs.js";
@@ -12,6 +13,42 @@ export const isRunning = (state) => RUNNING.includes(state.status);
 export function streamPath(state, rest = "", query = {}) {
   const other = state.tenant && state.tenant !== session.value.tenant ? { tenant: state.tenant } : {};
   return withQuery(`/v1/streams/${encodeURIComponent(state.id)}${rest}`, { ...other, ...query });
+}
+
+const STATE_MS = 2000;
+
+/** {state, error, at_ms, reload} of a route that tells a generation's state: again and again while it runs, and while the server is
+ * away; the last one stays. `path` null: asks nothing. */
+export function useGeneration(path) {
+  const [held, hold] = useState({ state: null, error: null, at_ms: 0 });
+  const [asked, again] = useState(0);
+  useEffect(() => {
+    if (!path) return undefined;
+    let timer = 0;
+    let stopped = false;
+    let known = false;
+    const later = () => (timer = setTimeout(ask, STATE_MS));
+    const ask = async () => {
+      if (document.hidden && known) return later();
+      try {
+        const state = await get(path, { headers: { accept: "application/json" } });
+        if (stopped) return;
+        known = true;
+        hold({ state, error: null, at_ms: Date.now() });
+        if (isRunning(state)) later();
+      } catch (error) {
+        if (stopped) return;
+        hold((now) => ({ ...now, error }));
+        if (!error.status || error.status >= 500 || error.status === 429) later();
+      }
+    };
+    ask();
+    return () => {
+      stopped = true; // what has been asked is older than what is asked next
+      clearTimeout(timer);
+    };
+  }, [path, asked]);
+  return { ...held, reload: () => again((count) => count + 1) };
 }
 
 /** Follows one answer from its start, and says so at most once a frame: {answer, state, problem}. */
@@ -153,6 +190,7 @@ export class Tails {
   }
 
   free(id) {
+    if (!this.slots.has(id)) return; // while it was asked whether another one waits
     const { following, line } = this.slots.get(id);
     following.stop();
     line.free();

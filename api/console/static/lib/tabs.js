@@ -3,10 +3,13 @@
 // One tab reads the feed and tells it to the others. Four connections are lines: who follows one answer takes a line, and lets
 // go of it after a moment where another one waits, to go on from there at its next turn. The sixth is for all else. Over
 // HTTP/2 there are lines enough. Where a page may not ask for locks (no secure context) each tab is alone.
+import { root } from "./api.js";
+
 const LINES = 4;
 export const HELD_MS = 2500;
 
 const host = "streamspool"; // of one origin, whatever prefix: connections are counted so, too
+const server = `${host}${root}`; // at one origin there may be several, each under a prefix: what one tells is not of the others
 const lineName = (number) => `${host} line ${number}`;
 const together = !!navigator.locks && typeof BroadcastChannel === "function";
 const countless = /^h[23]/.test(performance.getEntriesByType("navigation")[0]?.nextHopProtocol ?? "");
@@ -43,7 +46,7 @@ export async function takeLine({ signal, wait = true, most = LINES } = {}) {
 /** What this tab says under a name, and hears of the others. */
 export class Channel {
   constructor(name, hear) {
-    this.channel = together ? new BroadcastChannel(`${host} ${name}`) : null;
+    this.channel = together ? new BroadcastChannel(`${server} ${name}`) : null;
     if (this.channel) this.channel.onmessage = ({ data }) => hear(data);
   }
 
@@ -79,7 +82,7 @@ export class Together {
     });
     if (!together) return void queueMicrotask(() => this.left.signal.aborted || this.lead());
     const hold = () => this.left.signal.aborted || new Promise((free) => this.lead(free));
-    navigator.locks.request(`${host} ${name}`, { signal: this.left.signal }, hold).catch(() => {});
+    navigator.locks.request(`${server} ${name}`, { signal: this.left.signal }, hold).catch(() => {});
     this.channel.tell({ hello: this.own });
   }
 

@@ -4,7 +4,7 @@ import { asCurl, call, get, post, remove, root, withQuery } from "../lib/api.js"
 import { absolute, bytes, compact, count } from "../lib/format.js";
 import { useKeys } from "../lib/keys.js";
 import { usePages } from "../lib/pages.js";
-import { go, Link, setQuery, usePlace } from "../lib/router.js";
+import { go, goLater, Link, setQuery, usePlace } from "../lib/router.js";
 import { useResource } from "../lib/resource.js";
 import { Following } from "../lib/sse.js";
 import { Status } from "../ui/icons.js";
@@ -14,6 +14,7 @@ import { Table } from "../ui/table.js";
 const BATCHES = "/v1/batches?limit=100";
 const FILES = "/v1/files?limit=1000";
 const RUNS = ["validating", "in_progress", "finalizing", "cancelling"];
+const RETRY_MS = 2000;
 const TABS = [["batches", "Batches"], ["files", "Files"], ["webhooks", "Webhooks"]];
 const LINE = { custom_id: "1", method: "POST", url: "/v1/chat/completions", body: { model: "fake/echo", messages: [{ role: "user", content: "Hello" }] } };
 
@@ -31,7 +32,7 @@ function List() {
   const [chosen, choose] = useState(null);
   useKeys({ c: () => copyText(asCurl(chosen ? `/v1/batches/${chosen}` : BATCHES), "curl copied") });
   useEffect(() => {
-    const timer = setInterval(() => !document.hidden && list.rows.some((row) => RUNS.includes(row.status)) && list.reload(), 3000);
+    const timer = setInterval(() => !document.hidden && list.rows.some((row) => RUNS.includes(row.status)) && list.refresh(), 3000);
     return () => clearInterval(timer);
   }, [list.rows]);
   return html`<div class="stack"><${NewBatch} done=${list.reload} />
@@ -87,17 +88,28 @@ function NewBatch({ done: finished }) {
   const picked = useRef();
   const [endpoint, setEndpoint] = useState(ENDPOINTS[0]);
   const [span, setSpan] = useState("24h");
+  const look = async () => {
+    const file = picked.current.files[0];
+    if (!file) return;
+    try {
+      const url = await checkLines(file);
+      if (picked.current?.files[0] === file) setEndpoint(url);
+    } catch (error) {
+      say(error.message);
+    }
+  };
   const run = async () => {
+    const then = goLater();
     const file = picked.current.files[0];
     if (!file) throw new Error("Choose a file of lines first.");
     await checkLines(file);
     const stored = await upload(file, "batch");
     const batch = await post("/v1/batches", { input_file_id: stored.id, endpoint, completion_window: span });
     finished();
-    go(`/batches/${batch.id}`);
+    then(`/batches/${batch.id}`);
   };
   return html`<details class="card new"><summary>New batch</summary><div class="body row">
-    <${Field} label="File of lines (JSONL)"><input class="input" type="file" accept=".jsonl,.ndjson,.json,application/jsonl" ref=${picked} onChange=${async (event) => { try { setEndpoint(await checkLines(event.target.files[0])); } catch (error) { say(error.message); } }} /><//>
+    <${Field} label="File of lines (JSONL)"><input class="input" type="file" accept=".jsonl,.ndjson,.json,application/jsonl" ref=${picked} onChange=${look} /><//>
     <${Field} label="Endpoint"><select class="input" value=${endpoint} onChange=${(event) => setEndpoint(event.target.value)}>${ENDPOINTS.map((one) => html`<option>${one}</option>`)}</select><//>
     <${Field} label="Window"><${Typed} value=${span} take=${setSpan} size="6" /><//>
     <${Action} kind="main" run=${run}>Start<//></div></details>`;
@@ -163,7 +175,10 @@ function useBatch(id) {
   const [turn, again] = useState(0);
   useEffect(() => {
     let following = null;
-    get(`/v1/batches/${id}`).then((batch) => {
+    let stopped = false;
+    let timer = 0;
+    const learn = () => get(`/v1/batches/${id}`).then((batch) => {
+      if (stopped) return;
       hold({ batch, error: null, state: "ended" });
       if (!RUNS.includes(batch.status)) return;
       following = new Following(`/v1/batches/${id}/events`, {
@@ -174,8 +189,17 @@ function useBatch(id) {
         },
         state: (state) => hold((now) => ({ ...now, state })),
       });
-    }, (error) => hold((now) => ({ ...now, error })));
-    return () => following?.stop();
+    }, (error) => {
+      if (stopped) return;
+      hold((now) => ({ ...now, error }));
+      if (!error.status || error.status >= 500 || error.status === 429) timer = setTimeout(learn, RETRY_MS);
+    });
+    learn();
+    return () => {
+      stopped = true;
+      clearTimeout(timer);
+      following?.stop();
+    };
   }, [id, turn]);
   return { ...held, reload: () => again((number) => number + 1) };
 }

@@ -8,7 +8,7 @@ import { go, Link } from "../lib/router.js";
 import { useResource } from "../lib/resource.js";
 import { allTenants } from "../lib/scope.js";
 import { useStore } from "../lib/store.js";
-import { Tails } from "../lib/streams.js";
+import { isRunning, Tails } from "../lib/streams.js";
 import { oneLine } from "../lib/text.js";
 import { cancelAsked, Start } from "../ui/actions.js";
 import { Status } from "../ui/icons.js";
@@ -22,7 +22,7 @@ const IN_VIEW = 20; // rows whose last words are read
 export function Live() {
   const shown = useStore(feed);
   const [paused, pause] = useState(false);
-  const [inside, enter] = useState(false);
+  const [inside, enter] = useState({ pointer: false, focus: false });
   const frozen = useRef(shown);
   if (!paused) frozen.current = shown;
   const now = frozen.current;
@@ -34,7 +34,7 @@ export function Live() {
     </div>
     <div class="stack">
       <${Tiles} now=${now} />
-      <${Running} rows=${now.running} state=${now.state} paused=${paused || inside} enter=${enter} />
+      <${Running} rows=${now.running} ended=${now.ended} state=${now.state} paused=${paused || inside.pointer || inside.focus} enter=${(how) => enter((before) => ({ ...before, ...how }))} />
       <${Hour} now=${now} />
       <${WorkerStrip} />
     </div>`;
@@ -74,7 +74,7 @@ function chunkRate(state, time_s) {
   return state.chunks / Math.max(1, time_s - state.started_at - (state.timings.first_chunk_ms ?? 0) / 1000);
 }
 
-function Running({ rows, state, paused, enter }) {
+function Running({ rows, ended, state, paused, enter }) {
   const tails = useRef(null);
   const held = useRef(rows);
   const [chosen, choose] = useState(null);
@@ -87,7 +87,8 @@ function Running({ rows, state, paused, enter }) {
   // Rows stay where they are while the pointer or the focus is among them; what is new comes when it has left.
   if (!paused) held.current = rows;
   const current = new Map(rows.map((row) => [row.id, row]));
-  const list = held.current.map((row) => current.get(row.id) ?? { ...row, over: true });
+  const over = new Map(ended.map((row) => [row.id, row]));
+  const list = held.current.map((row) => current.get(row.id) ?? { ...row, ...over.get(row.id), over: true });
   const ids = list.filter((row) => !row.over).slice(0, IN_VIEW).map((row) => row.id).join();
   useEffect(() => ready?.want(list.filter((row) => !row.over).slice(0, IN_VIEW)), [ids, ready]);
   const more = rows.filter((row) => !held.current.some((one) => one.id === row.id)).length;
@@ -98,7 +99,8 @@ function Running({ rows, state, paused, enter }) {
   });
   const columns = useMemo(() => columnsOf(ready), [ready]);
   return html`<${Card} flush title="Running now" small=${paused && more ? `${more} more, held back while you are here` : ""} curl="/v1/streams?status=queued,in_progress&limit=100"
-      onPointerEnter=${() => enter(true)} onPointerLeave=${() => enter(false)} onFocusIn=${(event) => event.target.matches("a, tr, .scroller") && enter(true)} onFocusOut=${() => enter(false)}>
+      onPointerEnter=${() => enter({ pointer: true })} onPointerLeave=${() => enter({ pointer: false })}
+      onFocusIn=${(event) => event.target.matches(":is(a, tr, .scroller):focus-visible") && enter({ focus: true })} onFocusOut=${(event) => event.currentTarget.contains(event.relatedTarget) || enter({ focus: false })}>
     ${list.length
       ? html`<${Table} label="Running now" columns=${columns} rows=${list} chosen=${chosen} onChoose=${choose} onOpen=${(one) => go(`/r/${one.id}`)} tall="min(46vh, 520px)" />`
       : html`<${Quiet} state=${state} />`}
@@ -106,7 +108,7 @@ function Running({ rows, state, paused, enter }) {
 }
 
 const columnsOf = (tails) => [
-  { title: "Status", cell: (row) => html`<${Status} status=${row.over ? "completed" : row.status} quiet=${false} />` },
+  { title: "Status", cell: (row) => html`<${Status} status=${row.over && isRunning(row) ? "completed" : row.status} quiet=${false} />` },
   { title: "Model", cell: (row) => html`<${Link} to=${`/r/${row.id}`} class="cut model">${row.served_by ?? row.model}<//>` },
   { title: "Last words", fill: true, cell: (row) => tails && html`<${LastWords} tails=${tails} row=${row} />` },
   { title: "Age", right: true, cell: (row) => html`<${Since} at=${row.created_at} />` },

@@ -1,6 +1,6 @@
 // Signing in: the key is sent once, and this browser has a cookie from then on, which no script can read.
 import { html, useState } from "../lib/dom.js";
-import { learnSession, post, signedIn } from "../lib/api.js";
+import { learnSession, post, signed, signedIn } from "../lib/api.js";
 import { go, usePlace } from "../lib/router.js";
 import { Problem } from "../ui/parts.js";
 
@@ -13,8 +13,8 @@ export function Login() {
     wait(true);
     try {
       await post("/console/session", { key: new FormData(event.currentTarget).get("key").trim() });
+      signed("yes");
       await learnSession();
-      signedIn.set("yes");
       if (path === "/login") go("/");
     } catch (error) {
       signedIn.set("no");

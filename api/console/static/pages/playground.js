@@ -1,12 +1,12 @@
 // Playground: one request to several models side by side. Each answer is a generation like any other, so a reload loses none.
 import { html, useEffect, useRef, useState } from "../lib/dom.js";
-import { asCurl, get, post } from "../lib/api.js";
+import { asCurl, post } from "../lib/api.js";
 import { count, duration } from "../lib/format.js";
 import { useKeys } from "../lib/keys.js";
 import { go, Link, place, usePlace } from "../lib/router.js";
 import { useResource } from "../lib/resource.js";
 import { useStore } from "../lib/store.js";
-import { isRunning, Watching } from "../lib/streams.js";
+import { isRunning, useGeneration, Watching } from "../lib/streams.js";
 import { Status } from "../ui/icons.js";
 import { Action, Button, Card, copyText, Field, Problem, say, Switch, Typed, useAction } from "../ui/parts.js";
 import { Text } from "./request/conversation.js";
@@ -15,7 +15,6 @@ import { BreakIt, Parameters } from "./playground/parameters.js";
 
 const PATH = "/playground";
 const MOST_MODELS = 3; // a stream each, and a browser has six connections
-const STATE_MS = 2000;
 
 export function Playground() {
   const { hash } = usePlace();
@@ -117,29 +116,15 @@ function AsJson({ form, change }) {
 
 function AnswerOf({ model, id, form, change }) {
   const [watching, watch] = useState(null);
-  const [state, setState] = useState(null);
-  const [error, setError] = useState(null);
+  const { state, error, reload } = useGeneration(id ? `/v1/streams/${id}` : null);
   useEffect(() => {
     if (!id) return undefined;
     const one = new Watching({ id });
     watch(one);
-    let timer = 0;
-    const learn = () => get(`/v1/streams/${id}`, { headers: { accept: "application/json" } }).then((found) => {
-      setState(found);
-      setError(null);
-      if (isRunning(found)) timer = setTimeout(learn, STATE_MS);
-    }, (problem) => {
-      setError(problem);
-      if (!problem.status || problem.status >= 500) timer = setTimeout(learn, STATE_MS);
-    });
-    learn();
-    return () => {
-      clearTimeout(timer);
-      one.stop();
-    };
+    return () => one.stop();
   }, [id]);
   const small = state ? [duration(state.timings.first_chunk_ms), state.usage && `${count(state.usage.completion_tokens)} tokens`].filter(Boolean).join(" · ") : "";
-  return html`<${Card} title=${html`<span class="cut mono">${model}</span>`} actions=${state && html`<${Status} status=${state.status} />${isRunning(state) && html`<${Action} kind="quiet tiny danger" icon="stop" run=${() => post(`/v1/streams/${id}/cancel`).then(setState)}>Stop<//>`}<${Link} to=${`/r/${id}`} class="button quiet tiny">open<//>`} small=${small}>
+  return html`<${Card} title=${html`<span class="cut mono">${model}</span>`} actions=${state && html`<${Status} status=${state.status} />${isRunning(state) && html`<${Action} kind="quiet tiny danger" icon="stop" run=${() => post(`/v1/streams/${id}/cancel`).then(reload)}>Stop<//>`}<${Link} to=${`/r/${id}`} class="button quiet tiny">open<//>`} small=${small}>
     <${Problem} error=${error} />
     ${watching ? html`<${Said} watching=${watching} goOn=${state && !isRunning(state) && form.models.length === 1 ? (text) => change({ messages: [...form.messages, { role: "assistant", content: text }, { role: "user", content: "" }], ids: [] }) : null} />` : html`<p class="soft">The answer comes here.</p>`}
   <//>`;

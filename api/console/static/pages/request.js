@@ -1,13 +1,13 @@
 // One request: what was asked, what came, when, in which frames, and what can be done with it.
-import { html, useEffect, useState } from "../lib/dom.js";
+import { html, useEffect, useMemo, useState } from "../lib/dom.js";
 import { Answer } from "../lib/answer.js";
-import { asCurl, get, origin } from "../lib/api.js";
+import { asCurl, origin } from "../lib/api.js";
 import { count, dollars, duration, shortId } from "../lib/format.js";
 import { useKeys } from "../lib/keys.js";
 import { go, Link, setQuery, usePlace } from "../lib/router.js";
 import { useResource } from "../lib/resource.js";
 import { useStore } from "../lib/store.js";
-import { isRunning, permalink, RUNNING, streamPath, Watching } from "../lib/streams.js";
+import { isRunning, permalink, RUNNING, streamPath, useGeneration, Watching } from "../lib/streams.js";
 import { cancelAsked, forget, retry, ShareDialog } from "../ui/actions.js";
 import { Status } from "../ui/icons.js";
 import { Action, Ago, Button, Code, Copy, copyText, Curl, Empty, Problem, Since, Tabs } from "../ui/parts.js";
@@ -18,41 +18,12 @@ import { Timeline } from "./request/timeline.js";
 import { toPlayground } from "./playground/form.js";
 
 const TABS = ["conversation", "timeline", "events", "request", "errors"];
-const STATE_MS = 2000;
-const JSON_STATE = { headers: { accept: "application/json" } };
-
-/** The state object, again and again while it runs; the last one stays when the server is away. */
-function useRequest(id) {
-  const { query } = usePlace();
-  const [held, hold] = useState({ state: null, error: null, at_ms: 0 });
-  const [turn, again] = useState(0);
-  useEffect(() => {
-    let timer = 0;
-    let stopped = false;
-    const ask = async () => {
-      try {
-        const state = await get(streamPath({ id, tenant: query.tenant }), JSON_STATE);
-        if (stopped) return;
-        hold({ state: { ...state, tenant: query.tenant }, error: null, at_ms: Date.now() });
-        if (isRunning(state)) timer = setTimeout(ask, STATE_MS);
-      } catch (error) {
-        if (stopped) return;
-        hold((now) => ({ ...now, error }));
-        if (error.status === 0 || error.status >= 500) timer = setTimeout(ask, STATE_MS);
-      }
-    };
-    ask();
-    return () => {
-      stopped = true;
-      clearTimeout(timer);
-    };
-  }, [id, turn, query.tenant]);
-  return { ...held, reload: () => again((number) => number + 1) };
-}
 
 export function Request({ id }) {
   const { query } = usePlace();
-  const { state, error, at_ms, reload } = useRequest(id);
+  const { tenant } = query;
+  const { state: told, error, at_ms, reload } = useGeneration(streamPath({ id, tenant }));
+  const state = useMemo(() => told && { ...told, tenant }, [told, tenant]);
   const tab = TABS.includes(query.tab) ? query.tab : "conversation";
   const [watching, watch] = useState(null);
   const [sharing, share] = useState(false);

@@ -4,20 +4,21 @@ import { asCurl, post, withQuery } from "../lib/api.js";
 import { count } from "../lib/format.js";
 import { useKeys } from "../lib/keys.js";
 import { usePages } from "../lib/pages.js";
-import { go, setQuery, usePlace } from "../lib/router.js";
+import { go, place, setQuery, usePlace } from "../lib/router.js";
 import { allTenants } from "../lib/scope.js";
 import { feed } from "../lib/feed.js";
 import { useStore } from "../lib/store.js";
 import { isRunning } from "../lib/streams.js";
 import { cancelAsked, Start } from "../ui/actions.js";
 import { Icon } from "../ui/icons.js";
-import { ask, Button, copyText, Curl, Empty, Problem, say } from "../ui/parts.js";
+import { Action, ask, Button, copyText, Curl, Empty, Problem, say } from "../ui/parts.js";
 import { Table } from "../ui/table.js";
 import { Columns, useColumns } from "./requests/columns.js";
 import { Chips, Facets, filtersOf, Histogram, searchOf } from "./requests/filters.js";
 import { exportRows } from "./requests/export.js";
 import { Peek } from "./requests/peek.js";
 
+const PATH = "/requests";
 const PAGE = 100;
 
 export function Requests() {
@@ -33,7 +34,7 @@ export function Requests() {
   const columns = useColumns();
   const row = list.rows.find((one) => one.id === chosen);
   const rows = useMemo(() => withNews(list.rows, live), [list.rows, live]);
-  const fresh = live.running.filter((one) => list.at_ms && one.created_at * 1000 > list.at_ms && !list.rows.some((old) => old.id === one.id)).length;
+  const fresh = live.running.filter((one) => list.at_ms && one.created_at + 1 > list.asked_s && !list.rows.some((old) => old.id === one.id)).length;
   const choose = (id) => setQuery({ at: id }, { replace: true });
   const toggle = (id) => check((now) => (now.has(id) ? new Set([...now].filter((one) => one !== id)) : new Set([...now, id])));
   const turn = (by) => {
@@ -78,7 +79,13 @@ export function Requests() {
 /** Rows stay where they are; only what they say of themselves is brought up to date. */
 function withNews(rows, live) {
   const known = new Map([...live.running, ...live.ended].map((one) => [one.id, one]));
-  return rows.map((row) => (isRunning(row) ? { ...row, ...known.get(row.id) } : row));
+  return rows.map((row) => (isRunning(row) && known.has(row.id) ? withChanges(row, known.get(row.id)) : row));
+}
+
+/** An event tells some of a state; of the rest the row knows more. */
+function withChanges(row, news) {
+  const told = (state) => Object.fromEntries(Object.entries(state).filter(([, value]) => value !== null && value !== undefined));
+  return { ...row, ...told(news), metadata: row.metadata, timings: { ...row.timings, ...told(news.timings) } };
 }
 
 /** Words are searched for as they are typed; an id, and a name of the metadata with its value, once Enter says they are whole. */
@@ -89,6 +96,7 @@ function Search({ value }) {
   useEffect(() => {
     if (document.activeElement !== field.current) setText(value);
   }, [value]);
+  useEffect(() => () => clearTimeout(timer.current), []); // on another page it would search there
   const apply = (typed) => {
     clearTimeout(timer.current);
     if (/^chatcmpl-[0-9a-f]{32}$/.test(typed)) return go(`/r/${typed}`);
@@ -101,7 +109,7 @@ function Search({ value }) {
     const now = event.target.value;
     setText(now);
     clearTimeout(timer.current);
-    if (!now.includes(":")) timer.current = setTimeout(() => apply(now.trim()), 250);
+    if (!now.includes(":")) timer.current = setTimeout(() => place.value.path === PATH && apply(now.trim()), 250);
   };
   const entered = (event) => event.key === "Enter" && apply(event.target.value.trim());
   return html`<label class="search"><span class="unseen">Search requests</span><${Icon} name="search" /><input class="input" type="search" data-search placeholder="id, model, key:value" ref=${field} value=${text} onInput=${typed} onKeyDown=${entered} /><kbd>/</kbd></label>`;
@@ -134,10 +142,9 @@ function Bulk({ rows, done }) {
     say(failed.length ? `${failed.length} could not be asked again: ${failed[0].reason.message}` : `${over.length} asked again`);
     done();
   };
-  const safe = (run) => () => run().catch((error) => say(error.message));
   return html`<div class="row bulk" role="status"><b>${count(rows.length)} chosen</b>
-    <${Button} kind="danger" icon="stop" disabled=${!running.length} onClick=${safe(cancel)}>Cancel ${running.length}<//>
-    <${Button} icon="again" disabled=${!over.length} onClick=${safe(again)}>Retry ${over.length}<//><${Button} kind="quiet" onClick=${done}>None<//></div>`;
+    <${Action} kind="danger" icon="stop" disabled=${!running.length} run=${cancel}>Cancel ${running.length}<//>
+    <${Action} icon="again" disabled=${!over.length} run=${again}>Retry ${over.length}<//><${Button} kind="quiet" onClick=${done}>None<//></div>`;
 }
 
 const None = ({ filters }) =>

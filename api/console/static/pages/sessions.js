@@ -3,7 +3,7 @@ import { html, useState } from "../lib/dom.js";
 import { asCurl, remove } from "../lib/api.js";
 import { bytes, compact, count, shortId } from "../lib/format.js";
 import { useKeys } from "../lib/keys.js";
-import { go, Link } from "../lib/router.js";
+import { go, goLater, Link } from "../lib/router.js";
 import { usePages } from "../lib/pages.js";
 import { useResource } from "../lib/resource.js";
 import { contentOf } from "../lib/text.js";
@@ -44,9 +44,10 @@ export function Session({ id }) {
   useKeys({ c: () => copyText(asCurl(`${path}/messages`), "curl copied"), Escape: () => go("/sessions") });
   const forget = async () => {
     if (!(await ask("Delete this session?", "What runs in it is cancelled. Its requests stay.", "Delete it"))) return;
+    const then = goLater();
     await remove(path);
     say("Deleted");
-    go("/sessions");
+    then("/sessions");
   };
   const found = session.data;
   return html`

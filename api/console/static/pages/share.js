@@ -4,12 +4,12 @@ import { call, get, post, root } from "../lib/api.js";
 import { Answer } from "../lib/answer.js";
 import { Following } from "../lib/sse.js";
 import { Store, useStore } from "../lib/store.js";
+import { isRunning, useGeneration } from "../lib/streams.js";
 import { Status } from "../ui/icons.js";
 import { Action, Empty, Since, ask } from "../ui/parts.js";
 import { Conversation } from "./request/conversation.js";
 
 const KEY = "streamspool.share";
-const STATE_MS = 3000;
 const WORDS = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting: the text so far stays", waiting: "In turns with other tabs", hidden: "Asleep", ended: "", failed: "Ended" };
 const without = (path) => (path?.startsWith(root) ? path.slice(root.length) : path);
 
@@ -26,7 +26,12 @@ async function open() {
 export function Share() {
   const [opened, setOpened] = useState(null);
   const [problem, setProblem] = useState(null);
-  useEffect(() => void open().then(setOpened, setProblem), []);
+  useEffect(() => {
+    open().then(setOpened, setProblem);
+    const other = () => location.hash.length > 1 && location.reload(); // another link, put into the address of this one
+    addEventListener("hashchange", other);
+    return () => removeEventListener("hashchange", other);
+  }, []);
   if (problem) return html`<${Ended} message=${problem.message} />`;
   return opened ? html`<${Shown} opened=${opened} />` : html`<div class="skeleton"></div>`;
 }
@@ -35,34 +40,28 @@ const Ended = ({ message }) => html`<${Empty} title="This link opens nothing, or
 
 function Shown({ opened }) {
   const store = useRef(new Store({ answer: new Answer(), state: "connecting", problem: null })).current;
-  const [state, setState] = useState(null);
   const [request, setRequest] = useState({ data: null, error: null });
   const path = without(opened.links.stream);
-  const learn = () => get(path, { headers: { accept: "application/json" } }).then(setState, () => {});
+  const { state, reload } = useGeneration(path);
   useEffect(() => {
     const tell = (changes) => store.set({ ...store.value, ...changes });
     const following = new Following(path, {
       event: (event) => {
         const last = store.value.answer.take(event);
         tell({});
-        if (last) learn();
+        if (last) reload();
         return last;
       },
       state: (name, problem = null) => tell({ state: name, problem }),
     });
-    learn();
-    const timer = setInterval(() => document.hidden || store.value.answer.ended || learn(), STATE_MS);
     if (opened.links.request) get(without(opened.links.request)).then((data) => setRequest({ data, error: null }), () => {});
-    return () => {
-      clearInterval(timer);
-      following.stop();
-    };
+    return () => following.stop();
   }, []);
   const shown = useStore(store);
   if (shown.state === "failed") return html`<${Ended} message=${shown.problem?.message} />`;
-  const running = state && ["queued", "in_progress"].includes(state.status);
+  const running = state && isRunning(state);
   const cancel = async () => {
-    if (await ask("Cancel this answer?", "It ends for everyone who watches it. The text so far is kept.", "Cancel it")) await call("POST", without(opened.links.cancel)).then(learn);
+    if (await ask("Cancel this answer?", "It ends for everyone who watches it. The text so far is kept.", "Cancel it")) await call("POST", without(opened.links.cancel)).then(reload);
   };
   return html`
     <div class="head"><h1>${state && html`<${Status} status=${state.status} />`}<span class="cut">${state?.model ?? ""}</span></h1>

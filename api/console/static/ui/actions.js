@@ -1,8 +1,9 @@
 // What can be done with a request, wherever it is listed: cancel, ask again, share, try again in the playground.
-import { html, useEffect, useState } from "../lib/dom.js";
-import { asCurl, get, post, remove, root } from "../lib/api.js";
+import { html, useState } from "../lib/dom.js";
+import { asCurl, post, remove, root } from "../lib/api.js";
 import { absolute } from "../lib/format.js";
-import { go } from "../lib/router.js";
+import { goLater } from "../lib/router.js";
+import { useResource } from "../lib/resource.js";
 import { streamPath } from "../lib/streams.js";
 import { Action, ask, Button, Code, Dialog, Field, Problem, say } from "./parts.js";
 
@@ -14,8 +15,9 @@ export const Start = () => html`
   <${Action} kind="main" icon="play" run=${sayHello}>Say hello with fake/lorem<//>`;
 
 export async function sayHello() {
+  const then = goLater();
   const state = await post("/v1/chat/completions", HELLO);
-  go(`/r/${state.id}`);
+  then(`/r/${state.id}`);
 }
 
 export async function cancelAsked(state) {
@@ -29,15 +31,17 @@ export async function cancelAsked(state) {
 }
 
 export async function retry(state) {
+  const then = goLater();
   const again = await post(streamPath(state, "/retry"));
-  go(`/r/${again.id}`);
+  then(`/r/${again.id}`);
 }
 
 export async function forget(state) {
   if (!(await ask("Delete this answer?", "It is ended if it runs, and nobody can read it any more.", "Delete it"))) return;
+  const then = goLater();
   await remove(streamPath(state));
   say("Deleted");
-  go("/requests");
+  then("/requests");
 }
 
 const HOURS = [
@@ -53,21 +57,19 @@ export function ShareDialog({ state, onClose }) {
   const [expires_in, setExpires] = useState("86400");
   const [parts, setParts] = useState(["answer"]);
   const [made, setMade] = useState(null);
-  const [shares, setShares] = useState([]);
-  const [problem, setProblem] = useState(null);
   const path = streamPath(state, "/shares");
-  const learn = () => get(path).then((list) => setShares(list.data), setProblem);
-  useEffect(() => void learn(), []);
+  const { data, error, reload } = useResource(path);
+  const shares = data?.data ?? [];
   const make = async () => {
     const share = await post(path, { mode, expires_in: Number(expires_in), include: parts });
     setMade(linkOf(share));
-    learn();
+    reload();
   };
   const toggle = (part) => setParts(parts.includes(part) ? parts.filter((one) => one !== part) : [...parts, part]);
   return html`<${Dialog} title="Share this answer" onClose=${onClose} actions=${html`<${Button} onClick=${onClose}>Close<//><${Action} kind="main" run=${make}>Make a link<//>`}>
     <div class="stack">
       <p class="soft">Whoever has the link sees this one answer, live and again later, and nothing else of this server.</p>
-      <${Problem} error=${problem} />
+      <${Problem} error=${error} />
       <div class="grid2">
         <${Field} label="They may"><select class="input" value=${mode} onChange=${(event) => setMode(event.target.value)}><option value="view">watch</option><option value="control">watch, and cancel</option></select><//>
         <${Field} label="It ends after"><select class="input" value=${expires_in} onChange=${(event) => setExpires(event.target.value)}>${HOURS.map(([s, text]) => html`<option value=${s}>${text}</option>`)}</select><//>
@@ -75,7 +77,7 @@ export function ShareDialog({ state, onClose }) {
       <div class="row">${["prompt", "reasoning"].map((part) => html`<label class="row"><input type="checkbox" checked=${parts.includes(part)} onChange=${() => toggle(part)} /> with the ${part}</label>`)}</div>
       ${made && html`<div><h3>The link, told this once</h3><${Code} text=${made} /></div>`}
       ${shares.length > 0 && html`<div><h3>Links there are</h3><ul class="lines">${shares.map(
-        (share) => html`<li key=${share.id}><span class="grow">${share.mode}, until ${absolute(share.expires_at)}</span><${Action} kind="quiet tiny danger" run=${() => remove(`${path}/${share.id}`).then(learn)}>revoke<//></li>`,
+        (share) => html`<li key=${share.id}><span class="grow">${share.mode}, until ${absolute(share.expires_at)}</span><${Action} kind="quiet tiny danger" run=${() => remove(`${path}/${share.id}`).then(reload)}>revoke<//></li>`,
       )}</ul></div>`}
     </div><//>`;
 }

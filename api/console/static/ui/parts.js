@@ -1,7 +1,8 @@
 // The small parts that all pages share.
-import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib/dom.js";
+import { html, useLayoutEffect, useRef, useState } from "../lib/dom.js";
 import { asCurl, contact } from "../lib/api.js";
 import { absolute, ago, duration, zone } from "../lib/format.js";
+import { place } from "../lib/router.js";
 import { drawNow, Store, useStore } from "../lib/store.js";
 import { Icon } from "./icons.js";
 
@@ -180,30 +181,45 @@ export function Bar({ value, most, label }) {
 
 export function Dialog({ title, onClose, children, actions }) {
   const box = useRef();
-  useEffect(() => {
+  const over = useRef(false);
+  useLayoutEffect(() => {
+    const dialog = box.current;
     const before = document.activeElement;
-    box.current.showModal();
-    return () => before?.focus?.(); // the focus goes back to where it was
+    dialog.showModal();
+    return () => {
+      over.current = true; // that it closes now is no news
+      dialog.close(); // what is behind an open one takes no focus
+      before?.focus?.(); // the focus goes back to where it was
+    };
   }, []);
-  return html`<dialog ref=${box} aria-label=${title} onClose=${onClose} onClick=${(event) => event.target === box.current && box.current.close()}>
+  return html`<dialog ref=${box} aria-label=${title} onClose=${() => over.current || onClose()} onClick=${(event) => event.target === box.current && box.current.close()}>
     <h2>${title}</h2>${children}
     <footer>${actions ?? html`<${Button} onClick=${onClose}>Close<//>`}</footer>
   </dialog>`;
 }
 
 const question = new Store(null);
+let questions = 0;
 
-/** Asks before something that cannot be taken back; true if the answer is yes. */
-export const ask = (title, text, yes) => new Promise((resolve) => question.set({ title, text, yes, resolve }));
+/** Asks before something that cannot be taken back; true if the answer is yes. Another question, or another page, answers no. */
+export const ask = (title, text, yes) =>
+  new Promise((resolve) => {
+    question.value?.resolve(false);
+    question.set({ title, text, yes, resolve, key: ++questions, path: place.value.path });
+  });
+
+function answerTo(asked, value) {
+  asked.resolve(value);
+  if (question.value === asked) question.set(null);
+}
+
+place.listen(({ path }) => question.value && path !== question.value.path && answerTo(question.value, false));
 
 export function Question() {
   const asked = useStore(question);
   if (!asked) return null;
-  const answer = (value) => {
-    asked.resolve(value);
-    question.set(null);
-  };
-  return html`<${Dialog} title=${asked.title} onClose=${() => answer(false)}
+  const answer = (value) => answerTo(asked, value);
+  return html`<${Dialog} key=${asked.key} title=${asked.title} onClose=${() => answer(false)}
     actions=${html`<${Button} onClick=${() => answer(false)}>No, leave it<//><${Button} kind="main" autofocus onClick=${() => answer(true)}>${asked.yes}<//>`}>
     <p>${asked.text}</p><//>`;
 }

@@ -29,12 +29,15 @@ export function Plot({ label, x, series, show = String, stacked = false, onZoom,
   const plot = useRef();
   const [asTable, turn] = useState(false);
   useStore(theme);
+  const times = useStore(zone);
+  const latest = useRef(); // a plot outlives the drawing that it was made in
+  latest.current = { show, onZoom };
   const dark = css("color-scheme") + theme.value;
   const shape = series.map((one) => one.name + one.shade).join();
   useEffect(() => {
     if (asTable || !x.length) return undefined;
     const place = box.current; // the observer may be called once more when the page is another already
-    const options = optionsOf({ x, series, show, stacked, onZoom, height, width: place.clientWidth || 300 });
+    const options = optionsOf({ series, stacked, latest, zooms: !!onZoom, height, width: place.clientWidth || 300 });
     plot.current = new globalThis.uPlot(options, dataOf(x, series, stacked), place);
     const watch = new ResizeObserver(() => place.clientWidth && plot.current?.setSize({ width: place.clientWidth, height }));
     watch.observe(place);
@@ -44,7 +47,7 @@ export function Plot({ label, x, series, show = String, stacked = false, onZoom,
       plot.current = null;
     };
   }, [asTable, shape, dark, !x.length, stacked]);
-  useEffect(() => plot.current?.setData(dataOf(x, series, stacked)), [x, series]);
+  useEffect(() => plot.current?.setData(dataOf(x, series, stacked)), [x, series, times]);
   return html`<figure>
     <div class="legend">
       ${series.map((one, at) => (!stacked || one.values.some(Boolean)) && html`<span class="key"><i aria-hidden="true" ref=${(mark) => mark && (mark.style.background = `var(${one.shade ?? SHADES[at % SHADES.length]})`)}></i>${one.name}</span>`)}
@@ -69,7 +72,7 @@ function dataOf(x, series, stacked) {
   return [x, ...series.map((one) => one.values.map((value, at) => (sums[at] += value ?? 0))).reverse()];
 }
 
-function optionsOf({ series, show, stacked, onZoom, height, width }) {
+function optionsOf({ series, stacked, latest, zooms, height, width }) {
   const soft = colour("--soft");
   const line = colour("--line");
   const axis = { stroke: soft, font: "11px system-ui, sans-serif", grid: { stroke: line, width: 1 }, ticks: { show: false } };
@@ -82,14 +85,14 @@ function optionsOf({ series, show, stacked, onZoom, height, width }) {
     width,
     height,
     legend: { show: false },
-    cursor: { drag: { x: !!onZoom, y: false }, points: { size: 6 } },
+    cursor: { drag: { x: zooms, y: false }, points: { size: 6 } },
     scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
     axes: [
       { ...axis, space: 64, size: 24, values: (plot, values) => values.map((s) => clockOf(s, plot.scales.x.max - plot.scales.x.min)) },
-      { ...axis, size: 46, space: 26, values: (_, values) => values.map((value) => show(value)) },
+      { ...axis, size: 46, space: 26, values: (_, values) => values.map((value) => latest.current.show(value)) },
     ],
     series: [{}, ...(stacked ? drawn.reverse() : drawn)],
-    hooks: onZoom
+    hooks: zooms
       ? {
           setSelect: [
             (plot) => {
@@ -97,7 +100,7 @@ function optionsOf({ series, show, stacked, onZoom, height, width }) {
               const from = plot.posToVal(plot.select.left, "x");
               const to = plot.posToVal(plot.select.left + plot.select.width, "x");
               plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
-              onZoom(Math.floor(from), Math.ceil(to));
+              latest.current.onZoom(Math.floor(from), Math.ceil(to));
             },
           ],
         }

@@ -1,6 +1,6 @@
 // The frame: the menu, how things stand with the server, and what is said about all pages.
 import { html, useEffect } from "../lib/dom.js";
-import { call, contact, session, signedIn } from "../lib/api.js";
+import { call, contact, session, signed } from "../lib/api.js";
 import { feed, look } from "../lib/feed.js";
 import { setZone, zone } from "../lib/format.js";
 import { SHORTCUTS } from "../lib/keys.js";
@@ -73,7 +73,7 @@ function Foot({ every }) {
 
 async function signOut() {
   await call("DELETE", "/console/session");
-  signedIn.set("no");
+  signed("no");
 }
 
 export const HelpDialog = ({ onClose }) => html`<${Dialog} title="Shortcuts" onClose=${onClose}><${Shortcuts} /><//>`;

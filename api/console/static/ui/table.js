@@ -50,7 +50,7 @@ export function Table({ label, columns, rows, keyOf = (row) => row.id, chosen, o
       ${columns.map((column) => html`<td class=${classOf(column)}>${column.cell(row)}</td>`)}
     </tr>`;
   });
-  return html`<div class="scroller" ref=${box} tabindex="0" role="region" aria-label=${label} onScroll=${(event) => virtual && scroll(event.currentTarget.scrollTop)}>
+  return html`<div class="scroller" ref=${box} tabindex="0" role="region" aria-label=${label} onScroll=${(event) => scroll(event.currentTarget.scrollTop)}>
     <table aria-label=${label} aria-rowcount=${virtual ? rows.length + 1 : undefined}>
       <thead><tr>${onCheck && html`<th><span class="unseen">Choose</span></th>`}${columns.map((column) => html`<th scope="col" class=${classOf(column)}>${column.title}</th>`)}</tr></thead>
       <tbody>${spacer(first)}${drawn}${spacer(rows.length - last)}</tbody>

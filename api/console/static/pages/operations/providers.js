@@ -2,7 +2,7 @@
 import { html, useState } from "../../lib/dom.js";
 import { post } from "../../lib/api.js";
 import { absolute, compact, count, duration } from "../../lib/format.js";
-import { go, Link } from "../../lib/router.js";
+import { goLater, Link } from "../../lib/router.js";
 import { useResource } from "../../lib/resource.js";
 import { Action, Ago, Card, Empty, Problem, say } from "../../ui/parts.js";
 import { Table } from "../../ui/table.js";
@@ -29,13 +29,14 @@ export function Providers() {
   const rows = [...names.values()].map((row) => ({ ...row, used: figures.get(row.id) }));
   const fields = told.length ? HEALTH : [];
   const test = async (row) => {
+    const then = goLater();
     if (row.health && row.id !== "fake") {
       const result = await post(`/v1/providers/${encodeURIComponent(row.id)}/test`);
       return say(result.ok ? `${row.id} answers, with ${count(result.models)} models` : `${row.id}: ${result.error.message}`);
     }
     const model = listed.find((one) => one.id.startsWith(`${row.id}/`))?.id ?? `${row.id}/`;
     const state = await post("/v1/chat/completions", { model, messages: [{ role: "user", content: "Say hello." }], max_tokens: 16, background: true });
-    return go(`/r/${state.id}`);
+    return then(`/r/${state.id}`);
   };
   return html`<div class="stack">
     <${Problem} error=${health.error?.status === 404 ? null : health.error} at_ms=${health.at_ms} reload=${health.reload} />

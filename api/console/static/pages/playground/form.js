@@ -1,6 +1,6 @@
 // What the playground asks, as the address holds it: one text of JSON, so that a link or a reload shows the same form.
 import { get } from "../../lib/api.js";
-import { go } from "../../lib/router.js";
+import { goLater } from "../../lib/router.js";
 import { streamPath } from "../../lib/streams.js";
 
 export const NEW = { models: ["fake/lorem?tokens=120&rate=40"], system: "", messages: [{ role: "user", content: "Tell me something about the sea." }], parameters: {}, session: "", ids: [] };
@@ -31,6 +31,7 @@ const OURS = ["messages", "model", "stream", "stream_options", "background", "se
 
 /** Opens the playground with what a request was. */
 export async function toPlayground(state) {
+  const then = goLater();
   const body = await get(streamPath(state, "/request"));
   const [first, ...rest] = body.messages;
   const hasSystem = (first?.role === "system" || first?.role === "developer") && typeof first.content === "string";
@@ -42,7 +43,7 @@ export async function toPlayground(state) {
     parameters: Object.fromEntries(Object.entries(body).filter(([name]) => !OURS.includes(name))),
   };
   kept = form;
-  go("/playground", {}, { hash: toHash(form) });
+  if (then("/playground", {}, { hash: toHash(form) }) === false) kept = null;
 }
 
 /** What was too long for an address, for the page that is opened next. */

@@ -3,7 +3,7 @@ import { html, useEffect, useMemo, useRef, useState } from "../../lib/dom.js";
 import { bytes, count, duration } from "../../lib/format.js";
 import { Answer } from "../../lib/answer.js";
 import { useKeys } from "../../lib/keys.js";
-import { go, usePlace } from "../../lib/router.js";
+import { setQuery, usePlace } from "../../lib/router.js";
 import { oneLine } from "../../lib/text.js";
 import { Button, Card, Copy, Curl, Switch } from "../../ui/parts.js";
 import { Table } from "../../ui/table.js";
@@ -14,19 +14,25 @@ const TICK_MS = 40;
 const SPEEDS = [["1", "1×"], ["4", "4×"], ["max", "max"]];
 
 export function Events({ state, answer }) {
-  const { path, query, hash } = usePlace();
+  const { hash } = usePlace();
   const frames = answer.frames;
   const asked = hash.startsWith("at=") ? frames.findIndex((frame) => frame.id === decodeURIComponent(hash.slice(3))) + 1 : 0;
   const [at, seek] = useState(null); // after so many frames; null: all there are
   const place = at ?? (asked || frames.length);
   const [speed, setSpeed] = useState("1");
-  const [playing, play] = useReplay(frames, place, speed, state, seek);
+  const own = useRef(hash);
+  useEffect(() => {
+    if (hash !== own.current) seek(null); // Back, or another link
+    own.current = hash;
+  }, [hash]);
   const shown = useMemo(() => Answer.upTo(frames, place), [place, frames.length]);
   const jump = (number) => {
     const to = Math.max(0, Math.min(frames.length, number));
     seek(to === frames.length ? null : to);
-    go(path, query, { replace: true, hash: to && to < frames.length ? `at=${frames[to - 1].id}` : "" });
+    own.current = to && to < frames.length ? `at=${frames[to - 1].id}` : "";
+    setQuery({}, { replace: true, hash: own.current });
   };
+  const [playing, play] = useReplay(frames, place, speed, state, seek, () => jump(frames.length));
   useKeys({ p: () => play(!playing) });
   const columns = [
     { title: "#", right: true, cell: (frame) => count(frame.number) },
@@ -55,22 +61,24 @@ export function Events({ state, answer }) {
 }
 
 /** Plays the frames on from where it is; [whether it plays, how to begin or stop]. */
-function useReplay(frames, place, speed, state, seek) {
+function useReplay(frames, place, speed, state, seek, end) {
   const [playing, set] = useState(false);
   const held = useRef();
-  held.current = { frames, place, speed };
+  held.current = { frames, place, speed, end };
   useEffect(() => {
     if (!playing) return undefined;
     const talk_ms = Math.max(0, (state.timings.generation_ms ?? 0) - (state.timings.first_chunk_ms ?? 0));
     const each_ms = Math.min(SLOWEST_MS, talk_ms / Math.max(1, frames.length)) || 20;
     let due = held.current.place >= frames.length ? 0 : held.current.place;
+    let shown = null;
     const timer = setInterval(() => {
       const now = held.current;
+      if (shown !== null && now.place !== shown) due = now.place; // it was dragged meanwhile
       due += now.speed === "max" ? now.frames.length / 25 : (TICK_MS * Number(now.speed)) / each_ms;
       if (due >= now.frames.length) {
-        seek(null);
+        now.end(); // out of the address, too, where it began
         set(false);
-      } else seek(Math.floor(due));
+      } else seek((shown = Math.floor(due)));
     }, TICK_MS);
     return () => clearInterval(timer);
   }, [playing]);

@@ -35,6 +35,8 @@ function what(row) {
 /** Title → whether it is shown, of those that are not as they are by themselves. */
 const chosen = new Store(kept());
 
+addEventListener("storage", ({ key }) => key === KEY && chosen.set(kept())); // another tab's choice: this one's next is made of it
+
 function kept() {
   try {
     return JSON.parse(localStorage.getItem(KEY)) ?? {};

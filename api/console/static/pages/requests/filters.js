@@ -1,5 +1,5 @@
 // The filters of a list: in the address, as chips, as a sidebar with counts, and as a span of time drawn with the pointer.
-import { html, useMemo, useState } from "../../lib/dom.js";
+import { html, useMemo, useRef, useState } from "../../lib/dom.js";
 import { get, withQuery } from "../../lib/api.js";
 import { absolute, count } from "../../lib/format.js";
 import { go, setQuery, usePlace } from "../../lib/router.js";
@@ -74,24 +74,31 @@ export function Facets({ filters, rows, tenant }) {
   const { counts, ask } = useCounts(filters, tenant);
   return html`<details class="filters" open=${!matchMedia("(max-width: 900px)").matches}><summary>Filters</summary><div class="facets">
     <div class="quick">
-      <${Button} kind="quiet" aria-pressed=${filters.status === "failed"} onClick=${() => setQuery({ status: toggled({}, "status", filters.status === "failed" ? "" : "failed") })}>Failed<//>
-      <${Button} kind="quiet" aria-pressed=${filters.order === "slowest"} onClick=${() => setQuery({ order: filters.order === "slowest" ? null : "slowest" })}>Slowest<//>
-      <${Button} kind="quiet" aria-pressed=${filters.order === "most_expensive"} onClick=${() => setQuery({ order: filters.order === "most_expensive" ? null : "most_expensive" })}>Most expensive<//>
+      <${Button} kind="quiet" aria-pressed=${filters.status === "failed"} onClick=${() => setQuery((now) => ({ status: now.status === "failed" ? null : "failed" }))}>Failed<//>
+      <${Button} kind="quiet" aria-pressed=${filters.order === "slowest"} onClick=${() => setQuery((now) => ({ order: now.order === "slowest" ? null : "slowest" }))}>Slowest<//>
+      <${Button} kind="quiet" aria-pressed=${filters.order === "most_expensive"} onClick=${() => setQuery((now) => ({ order: now.order === "most_expensive" ? null : "most_expensive" }))}>Most expensive<//>
     </div>
     ${FACETS.map(([name, title]) => {
       let found = countsOf(facets.data, rows, name, counts);
       if (name === "status") found = STATUSES.map((status) => [status, found.find(([value]) => value === status)?.[1] ?? 0]).filter(([status, number]) => number || filters.status?.includes(status));
       if (!found.length) return null;
-      return html`<details open=${["status", "model", "error"].includes(name) || !!filters[name]} key=${name}><summary><h3>${title}</h3></summary><ul>${found.slice(0, 12).map(
-        ([value, number]) => html`<li><button aria-pressed=${(filters[name] ?? "").split(",").includes(value)} onClick=${() => setQuery({ [name]: toggled(filters, name, value) })}><span class="cut">${value}</span><span class="soft">${count(number)}</span></button></li>`,
-      )}</ul></details>`;
+      return html`<${Fold} title=${title} open=${["status", "model", "error"].includes(name) || !!filters[name]} key=${name}><ul>${found.slice(0, 12).map(
+        ([value, number]) => html`<li key=${value}><button aria-pressed=${(filters[name] ?? "").split(",").includes(value)} onClick=${() => setQuery((now) => ({ [name]: toggled(now, name, value) }))}><span class="cut">${value}</span><span class="soft">${count(number)}</span></button></li>`,
+      )}</ul><//>`;
     })}
     ${facets.data?.partial && html`<p class="soft">${counts.status ? "Counts are of all that has ended." : html`Counts are of the newest ${count(facets.data.looked_at)}. <${Action} kind="tiny" run=${ask}>Count all<//>`}</p>`}
-    <details open=${Object.keys(filters).some((name) => /^m(in|ax)_/.test(name))}><summary><h3>Ranges</h3></summary><div class="ranges">
+    <${Fold} title="Ranges" open=${Object.keys(filters).some((name) => /^m(in|ax)_/.test(name))}><div class="ranges">
       ${[["duration_ms", "Total, ms"], ["ttft_ms", "First chunk, ms"], ["tokens", "Tokens"], ["cost_usd", "Cost, $"]].map(
         ([name, title]) => html`<${Field} label=${title}><span class="row">${["min", "max"].map((end) => html`<${Typed} key=${end} type="number" min="0" step="any" placeholder=${end} aria-label=${`${title}, ${end}`} value=${filters[`${end}_${name}`] ?? ""} take=${(number) => setQuery({ [`${end}_${name}`]: number || null })} />`)}</span><//>`,
-      )}</div></details>
+      )}</div><//>
   </div></details>`;
+}
+
+/** Opens with its first filter. It is closed by the reader alone: not under his hand, as he takes the last filter out. */
+function Fold({ title, open, children }) {
+  const opened = useRef(false);
+  opened.current ||= open;
+  return html`<details open=${opened.current}><summary><h3>${title}</h3></summary>${children}</details>`;
 }
 
 const SPANS = [["3600", "1 h"], ["86400", "24 h"], ["604800", "7 d"], ["", "all"]];

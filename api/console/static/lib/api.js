@@ -13,6 +13,7 @@ let era = 0; // how often somebody has signed in or out here: an answer to the o
 /** Somebody has signed in ("yes") or out ("no"). */
 export function signed(now) {
   era += 1;
+  session.set(UNKNOWN);
   signedIn.set(now);
 }
 
@@ -110,7 +111,8 @@ export function asCurl(path, { method = "GET", body, headers = {}, live = false 
 }
 
 /** Who is asking: {keyed, role, tenant, key_id}. `role` is null until it is known; `operates`: may see the workers. */
-export const session = new Store({ keyed: false, role: null, tenant: "", key_id: null, operates: false });
+const UNKNOWN = { keyed: false, role: null, tenant: "", key_id: null, operates: false };
+export const session = new Store(UNKNOWN);
 
 /** Finds out who is asking. A server without keys is for whoever is on its machine. */
 export async function learnSession() {

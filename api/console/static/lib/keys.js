@@ -11,10 +11,17 @@ const isTyping = (target) => target instanceof HTMLElement && (target.isContentE
 
 const dialogIsOpen = () => !!document.querySelector("dialog[open]");
 
+let asked = false; // whether the reader saw a dialog when he pressed the key
+
+// Before any part of the page hears of it: it is for what stands there once all is drawn.
+const see = (event) => {
+  asked = dialogIsOpen();
+  if (!isTyping(event.target) || event.key === "Escape") drawNow();
+};
+addEventListener("keydown", see, true);
+
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
-  const asked = dialogIsOpen();
-  drawNow();
   if (dialogIsOpen()) {
     // It has its own: Escape closes it, Enter and Space press its buttons; but none that nobody has seen.
     if (!asked && event.key !== "Escape") event.preventDefault();

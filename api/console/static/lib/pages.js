@@ -47,5 +47,5 @@ export function usePages(path) {
   }, [error]);
   const next = () => own && !held.loading && held.more && load({ after: held.last });
   const refresh = () => own && !asking.current && load({ pages: held.pages, quietly: true });
-  return { ...held, error, more: own && held.more, reload: () => load(), refresh, next };
+  return { ...held, error, loading: held.loading || !own, more: own && held.more, reload: () => load(), refresh, next };
 }

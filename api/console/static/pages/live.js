@@ -87,8 +87,7 @@ function Running({ rows, ended, state, paused, enter }) {
   // Rows stay where they are while the pointer or the focus is among them; what is new comes when it has left.
   if (!paused) held.current = rows;
   const current = new Map(rows.map((row) => [row.id, row]));
-  const over = new Map(ended.map((row) => [row.id, row]));
-  const list = held.current.map((row) => current.get(row.id) ?? { ...row, ...over.get(row.id), over: true });
+  const list = held.current.map((row) => current.get(row.id) ?? { ...row, ...ended.find((one) => one.id === row.id), over: true });
   const ids = list.filter((row) => !row.over).slice(0, IN_VIEW).map((row) => row.id).join();
   useEffect(() => ready?.want(list.filter((row) => !row.over).slice(0, IN_VIEW)), [ids, ready]);
   const more = rows.filter((row) => !held.current.some((one) => one.id === row.id)).length;

@@ -76,12 +76,16 @@ OnEvent = Callable[[Event], None]
 class Client:
     """All methods raise StreamspoolError; Unavailable when the server cannot be reached. Nothing is kept between them.
 
-    `give_up_s`: how long a view that has been connected tries to get back before it gives up.
+    `tenant`: whose things all requests are about, for an admin's key; `*` on lists. `give_up_s`: how long a view that has been
+    connected tries to get back before it gives up.
     """
 
-    def __init__(self, base_url: str, api_key: str | None = None, *, give_up_s: float = 60) -> None:
+    def __init__(
+        self, base_url: str, api_key: str | None = None, *, tenant: str | None = None, give_up_s: float = 60
+    ) -> None:
         self.base_url = base_url.rstrip("/")
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._tenant = tenant
         self._give_up_s = give_up_s
 
     async def submit(self, body: Mapping[str, Any], view: View, on_event: OnEvent) -> None:
@@ -307,7 +311,10 @@ class Client:
         sent: bytes | AsyncIterator[bytes] | None = content
         if body is not None:
             sent, wanted["content-type"] = json.dumps(body), "application/json"
-        opened = asked(method, self.base_url + path, headers=wanted, content=sent, connect_timeout_s=CONNECT_TIMEOUT_S)
+        url = self.base_url + path
+        if self._tenant:
+            url += f"{'&' if '?' in path else '?'}{urlencode({'tenant': self._tenant})}"
+        opened = asked(method, url, headers=wanted, content=sent, connect_timeout_s=CONNECT_TIMEOUT_S)
         async with contextlib.AsyncExitStack() as exits:
             try:
                 async with asyncio.timeout(SILENCE_S if wanted["accept"] == "text/event-stream" else None):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.screen import dollars, say, show_usage, table
-from shared.cli.terms import AsJson, Id, Url, ask
+from shared.cli.terms import AsJson, Id, OfTenant, TenantOrAll, Url, ask
 
 if TYPE_CHECKING:
     from shared.cli.client import Client
@@ -31,14 +31,15 @@ def add_to(app: typer.Typer) -> None:
 def show(
     generation_id: Id,
     request: Annotated[bool, typer.Option("--request", help="The body of the request, as it was sent.")] = False,
+    tenant: OfTenant = None,
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
     """Show what happened to an answer: status, times, who served it, error, tokens."""
     if request:
-        typer.echo(ask(url, lambda client: client.request(generation_id)))
+        typer.echo(ask(url, lambda client: client.request(generation_id), tenant))
         return
-    state = ask(url, lambda client: client.state(generation_id))
+    state = ask(url, lambda client: client.state(generation_id), tenant)
     if as_json:
         typer.echo(json.dumps(state, indent=2))
         return
@@ -100,18 +101,20 @@ def ls(
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only those that were asked with it.")
     ] = None,
+    tenant: TenantOrAll = None,
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
     """List answers, newest first."""
     query = {"status": status, "model": model, "since": _since(since), "session_id": session, **_named(metadata or [])}
-    page = ask(url, lambda client: _found(client, limit, query))
+    page = ask(url, lambda client: _found(client, limit, query), tenant)
     if as_json:
         typer.echo(json.dumps(page, indent=2))
         return
+    whose = ("TENANT",) if tenant == "*" else ()
     table(
-        ("ID", "STATUS", "MODEL", "CREATED", "FIRST", "TOOK", "TOKENS", "COST", "ERROR"),
-        [_row(state) for state in page["data"]],
+        (*whose, "ID", "STATUS", "MODEL", "CREATED", "FIRST", "TOOK", "TOKENS", "COST", "ERROR"),
+        [(*(str(state["tenant"]) for _ in whose), *_row(state)) for state in page["data"]],
     )
 
 
@@ -163,16 +166,16 @@ def usage(
     hours: Annotated[
         bool, typer.Option("--hours", help="By the hour: of the last 8 days, the last 2 if not given.")
     ] = False,
-    tenant: Annotated[str | None, typer.Option(help="With an admin's key: another tenant's, or * for all.")] = None,
+    tenant: TenantOrAll = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
     """Show what was used and what it cost, for each day and model, and the sum; and plot it."""
-    query = {"start": start, "end": end, "model": model, "group_by": by, "tenant": tenant}
+    query = {"start": start, "end": end, "model": model, "group_by": by}
     if hours:
         query["bucket"] = "hour"
-    found = ask(url, lambda client: client.usage(**query))
+    found = ask(url, lambda client: client.usage(**query), tenant)
     groups = [name.strip() for name in by.split(",") if name.strip()]
     if as_csv:
         from shared.features.spend.report import as_csv as written
@@ -185,9 +188,9 @@ def usage(
     show_usage(found, groups, "hour" if hours else "date")
 
 
-def sessions(limit: Limit = 20, as_json: AsJson = False, url: Url = None) -> None:
+def sessions(limit: Limit = 20, tenant: TenantOrAll = None, as_json: AsJson = False, url: Url = None) -> None:
     """List sessions, last used first."""
-    page = ask(url, lambda client: client.sessions(limit=limit))
+    page = ask(url, lambda client: client.sessions(limit=limit), tenant)
     if as_json:
         typer.echo(json.dumps(page, indent=2))
         return

@@ -20,7 +20,20 @@ from shared import __version__
 from shared.cli import looking
 from shared.cli.access import keys, limits
 from shared.cli.screen import Progress, Screen, coloured, count, say
-from shared.cli.terms import FAILED, INTERRUPTED, USAGE, AsJson, Id, Url, ask, read_plainly, settings_of, variable_of
+from shared.cli.terms import (
+    FAILED,
+    INTERRUPTED,
+    USAGE,
+    AsJson,
+    Id,
+    OfTenant,
+    Url,
+    ask,
+    fields_of,
+    read_plainly,
+    settings_of,
+    variable_of,
+)
 from shared.errors import StreamspoolError, Unusable
 
 if TYPE_CHECKING:
@@ -43,6 +56,8 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except StreamspoolError as error:
             say(f"Error: {error.message}", fg="red")
+            if error.code == "invalid_api_key":
+                say("The key that the command line sends is STREAMSPOOL_API_KEY, from the environment or .env.")
             raise typer.Exit(USAGE if isinstance(error, Unusable) else FAILED) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
@@ -91,7 +106,9 @@ def up(
     port: Port = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
     apis: Apis = 1,
-    data_dir: Annotated[Path | None, typer.Option(help="Files of the embedded Valkey.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where all is kept. [STREAMSPOOL_DATA_DIR, ~/.local/share/streamspool]")
+    ] = None,
     local: Local = False,
 ) -> None:
     """Start everything on this machine: API, workers and, without REDIS_URL, an embedded Valkey."""
@@ -176,24 +193,25 @@ def chat(
     """Ask a model. Ctrl-C only stops watching: the answer goes on, and the way back to it is printed."""
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": sys.stdin.read() if prompt == "-" else prompt})
-    body = {**_options(option or []), "model": model, "messages": messages}
+    body = {**fields_of(option or []), "model": model, "messages": messages}
     if as_json and no_stream:
         typer.echo(json.dumps(ask(url, lambda client: client.complete(body)), indent=2))
     else:
-        _follow(url, body, "", "", no_stream=no_stream, as_json=as_json)
+        _follow(url, body, "", "", None, no_stream=no_stream, as_json=as_json)
 
 
 @app.command()
 def watch(
     generation_id: Id,
     start: Annotated[str, typer.Option("--from", metavar="POSITION", help="Only what comes after it.")] = "",
+    tenant: OfTenant = None,
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
     """Watch an answer from its start, or from a position, to its end."""
     if start and not _POSITION.fullmatch(start):
         raise typer.BadParameter("a position looks like 1-17", param_hint="--from")
-    _follow(url, None, generation_id, start, no_stream=False, as_json=as_json)
+    _follow(url, None, generation_id, start, tenant, no_stream=False, as_json=as_json)
 
 
 @app.command()
@@ -234,9 +252,9 @@ def batch(
 
 
 @app.command()
-def cancel(generation_id: Id, as_json: AsJson = False, url: Url = None) -> None:
+def cancel(generation_id: Id, tenant: OfTenant = None, as_json: AsJson = False, url: Url = None) -> None:
     """End an answer; what it said so far is kept."""
-    state = ask(url, lambda client: client.cancel(generation_id))
+    state = ask(url, lambda client: client.cancel(generation_id), tenant)
     typer.echo(json.dumps(state, indent=2) if as_json else f"{state['id']} {state['status']}")
 
 
@@ -340,7 +358,14 @@ def _become(end: str, **given: Any) -> NoReturn:
 
 
 def _follow(
-    url: str | None, body: dict[str, Any] | None, generation_id: str, start: str, *, no_stream: bool, as_json: bool
+    url: str | None,
+    body: dict[str, Any] | None,
+    generation_id: str,
+    start: str,
+    tenant: str | None,
+    *,
+    no_stream: bool,
+    as_json: bool,
 ) -> None:
     """Shows one answer, new (`body`) or running, to its end."""
     from shared.cli.client import View
@@ -356,7 +381,7 @@ def _follow(
         return await client.state(view.id)
 
     try:
-        state = ask(url, to_the_end)
+        state = ask(url, to_the_end, tenant)
     except KeyboardInterrupt:
         if view.id:
             position = f" --from {view.position}" if view.position else ""
@@ -368,20 +393,6 @@ def _follow(
         parts = (f"HTTP {status}" if status else "", str(view.error.get("code") or ""))
         raise StreamspoolError(f"{view.error.get('message')} ({', '.join(filter(None, parts))}; {view.id})")
     say(screen.figures(state), dim=True)
-
-
-def _options(pairs: list[str]) -> dict[str, Any]:
-    """`KEY=VALUE`s as request fields; a value that is JSON is taken as JSON."""
-    fields: dict[str, Any] = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not name or not separator:
-            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="-o")
-        try:
-            fields[name] = json.loads(value)
-        except ValueError:
-            fields[name] = value
-    return fields
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ longer than the rest of a start. So does what typer (0.29) has pydantic do with 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -29,6 +30,10 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 Url = Annotated[str | None, typer.Option(help="The API, if not STREAMSPOOL_URL or http://HOST:PORT.", metavar="URL")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="As printed by `chat` and `ls`.")]
+OfTenant = Annotated[str | None, typer.Option("--tenant", help="With an admin's key: the tenant whose it is.")]
+TenantOrAll = Annotated[
+    str | None, typer.Option("--tenant", help="With an admin's key: another tenant's, or * for all.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 
 
@@ -55,8 +60,8 @@ def settings_of(**given: Any) -> Settings:
         raise typer.Exit(USAGE) from None
 
 
-def ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
-    """Runs one conversation with the API. Raises KeyboardInterrupt."""
+def ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]], tenant: str | None = None) -> T:
+    """Runs one conversation with the API, about what is `tenant`'s if one is named. Raises KeyboardInterrupt."""
     import asyncio
     import signal
 
@@ -71,12 +76,26 @@ def ask(url: str | None, question: Callable[[Client], Coroutine[Any, Any, T]]) -
         # only when something else wakes the loop. This one wakes it. Windows has none; who is in the background hears none.
         if task and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN and sys.platform != "win32":
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
-        return await question(Client(base, key))
+        return await question(Client(base, key, tenant=tenant))
 
     try:
         return asyncio.run(converse())
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+
+
+def fields_of(pairs: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE`s as request fields; a value that is JSON is taken as JSON."""
+    fields: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not name or not separator:
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="-o")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
 
 
 def _address() -> tuple[str, int]:

@@ -330,14 +330,39 @@ def test_no_server_is_one_clear_line(words: list[str]) -> None:
 
 def test_refusals_are_shown_as_the_server_words_them(stand_in: Callable[..., StandIn]) -> None:
     api = stand_in({"GET /v1/models": [(401, {"error": {"message": "no such key", "code": "invalid_api_key"}})]})
-    for words, message in (
-        (["watch", "other"], "no such stream (HTTP 404, not_found)"),
-        (["models"], "no such key (HTTP 401, invalid_api_key)"),
+    for words, message, hint in (
+        (["watch", "other"], "no such stream (HTTP 404, not_found)", ""),
+        (["models"], "no such key (HTTP 401, invalid_api_key)", "STREAMSPOOL_API_KEY"),
     ):
         done = run(*words, "--url", api.url)
-        assert (done.returncode, done.stderr) == (1, f"Error: {message}\n")
+        first, _, rest = done.stderr.partition("\n")
+        assert (done.returncode, first) == (1, f"Error: {message}")
+        assert hint in rest
+        assert bool(hint) == bool(rest)  # where the key comes from
     assert "is not Streamspool" in run("models", "--url", stand_in({"GET /v1/models": [(200, [])]}).url).stderr
     assert "--url" in run("models", "--url", "nonsense").stderr
+
+
+def test_an_admin_looks_at_what_is_anothers(stand_in: Callable[..., StandIn]) -> None:
+    page = {"data": [{**STATE, "tenant": "team-a"}], "has_more": False}
+    api = stand_in({"GET /v1/streams": [(200, page)], f"POST /v1/streams/{ID}/cancel": [(200, STATE)]})
+    listed = run("ls", "--tenant", "*", "--status", "failed", "--url", api.url).stdout.splitlines()
+    assert [line.split()[:2] for line in listed] == [["TENANT", "ID"], ["team-a", ID]]
+    for word in ("show", "cancel"):
+        assert run(word, ID, "--tenant", "team-a", "--url", api.url).returncode == 0
+    assert [asked for asked, _, _ in api.asked] == [
+        "GET /v1/streams?limit=20&status=failed&tenant=%2A",
+        f"GET /v1/streams/{ID}?tenant=team-a",
+        f"POST /v1/streams/{ID}/cancel?tenant=team-a",
+    ]
+
+
+def test_an_api_whose_port_is_taken_says_so_and_ends() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("api", "--port", str(port), REDIS_URL="redis://127.0.0.1:1")
+    assert done.returncode == 1, done.stderr
+    assert f"Cannot listen on port {port} of 127.0.0.1" in done.stderr.splitlines()[-1]
 
 
 # ---- doctor

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 import typer
 
 from shared.cli.looking import when
-from shared.cli.screen import say, table
+from shared.cli.screen import dollars, say, table
 from shared.cli.terms import AsJson, Url, ask
 
 _LIFE = re.compile(r"([1-9]\d{0,5})([smhd])")
@@ -85,7 +85,7 @@ def list_keys(
             key["tenant"],
             key["role"],
             key["status"],
-            key["hint"] or "",
+            f"…{key['hint']}" if key["hint"] else "",
             _time(key["created_at"]),
             _time(key["expires_at"]),
             _time(key["last_used_at"]),
@@ -93,7 +93,7 @@ def list_keys(
         )
         for key in found
     ]
-    table(("ID", "TENANT", "ROLE", "STATUS", "ENDS IN", "CREATED", "EXPIRES", "LAST USED", "NAME"), rows)
+    table(("ID", "TENANT", "ROLE", "STATUS", "KEY", "CREATED", "EXPIRES", "LAST USED", "NAME"), rows)
 
 
 @group.command()
@@ -120,9 +120,19 @@ def change(
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
-    """Change what a key may do; what is not named stays."""
+    """Change what a key may do; what is not named stays, of limits and budgets, too: NAME=none ends one."""
     body = _terms(name, expires, model, limit, budget)
-    key = ask(url, lambda client: client.send("POST", _path(key_id), body))
+
+    async def changed(client: Any) -> Any:
+        named = [field for field in ("limits", "budgets") if field in body]
+        before = await client.send("GET", _path(key_id)) if named else {}
+        for field in named:  # the API replaces them as a whole
+            body[field] = {
+                one: number for one, number in {**before[field], **body[field]}.items() if number is not None
+            }
+        return await client.send("POST", _path(key_id), body)
+
+    key = ask(url, changed)
     typer.echo(json.dumps(key, indent=2) if as_json else f"{key['id']} changed")
 
 
@@ -198,18 +208,18 @@ def _terms(
     if expires is not None:
         told["expires_at"] = int(expires) if expires.isdigit() else int(time.time()) + _seconds(expires, "--expires")
     if limits:
-        told["limits"] = {limit: int(number) for limit, number in _pairs(limits, "--limit")}
+        told["limits"] = {one: int(number) if number else None for one, number in _pairs(limits, "--limit")}
     if budgets:
-        told["budgets"] = {budget: float(number) for budget, number in _pairs(budgets, "--budget")}
+        told["budgets"] = {one: float(number) if number else None for one, number in _pairs(budgets, "--budget")}
     return {field: value for field, value in told.items() if value is not None}
 
 
 def _pairs(written: Iterable[str], option: str) -> Iterable[tuple[str, str]]:
     for pair in written:
         name, _, number = pair.partition("=")
-        if not re.fullmatch(r"\d+" if option == "--limit" else r"\d+(\.\d+)?", number):
-            raise typer.BadParameter(f"{pair!r} is not NAME=NUMBER", param_hint=option)
-        yield name, number
+        if not re.fullmatch(r"none|\d+" if option == "--limit" else r"none|\d+(\.\d+)?", number):
+            raise typer.BadParameter(f"{pair!r} is not NAME=NUMBER, nor NAME=none", param_hint=option)
+        yield name, "" if number == "none" else number
 
 
 def _seconds(text: str, option: str) -> int:
@@ -224,5 +234,11 @@ def _time(unix: int | None) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name}={number}" for name, number in value.items())
+        return ", ".join(f"{name}={_inner(one)}" for name, one in value.items())
+    if isinstance(value, float):
+        return dollars(value)
     return ", ".join(value) if isinstance(value, list) else "" if value is None else str(value)
+
+
+def _inner(value: Any) -> str:
+    return f"({_text(value)})" if isinstance(value, dict | list) else _text(value)

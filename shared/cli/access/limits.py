@@ -1,4 +1,4 @@
-"""`streamspool limits`: what a tenant, or a key, may use. Setting them needs an admin's key in STREAMSPOOL_API_KEY.
+"""`streamspool limits`: what a tenant, or a key, may use, and what it may spend. To set limits takes an admin's key.
 
 Hidden here: that a tenant's limits and a key's stand in different places of the API; and that what is not named stays, for
 both. Names of limits are imported when they are needed: pydantic, which comes with them, takes longer than the rest of a start.
@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 
 import typer
 
-from shared.cli.screen import table
+from shared.cli.screen import dollars, table
 from shared.cli.terms import AsJson, Url, ask
 
 _NONE = "none"
@@ -34,32 +34,56 @@ def add_to(app: typer.Typer) -> None:
 
 @group.command()
 def show(tenant: Tenant = None, key_id: KeyId = None, as_json: AsJson = False, url: Url = None) -> None:
-    """Show limits, and what is used of them now; without an option those that hold for you."""
+    """Show limits and budgets, and what is used of them now; without an option those that hold for you."""
     from shared.config.limits import LIMITS
 
     _check_one(tenant, key_id)
     if key_id:
         found = ask(url, lambda client: client.send("GET", _key(key_id)))
-        parts: list[tuple[str, dict[str, int], dict[str, int]]] = [(f"key {key_id}", found["limits"], {})]
+        parts = [(f"key {key_id}", {**found, "budgets": _set(found["budgets"])})]
     else:
         query = f"?{urlencode({'tenant': tenant})}" if tenant else ""
         found = ask(url, lambda client: client.send("GET", f"/v1/limits{query}"))
-        parts = [(f"tenant {found['tenant']}", found["limits"], found["used"])]
+        parts = [(f"tenant {found['tenant']}", found)]
         if not tenant and found["key"]["id"]:
-            parts.append((f"key {found['key']['id']}", found["key"]["limits"], found["key"]["used"]))
+            parts.append((f"key {found['key']['id']}", found["key"]))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
     rows = [
-        (of, name, str(limits[name]), str(used.get(name, "")))
-        for of, limits, used in parts
-        for name in LIMITS
-        if name in limits
+        row
+        for of, one in parts
+        for row in [
+            *((of, name, str(one["limits"][name]), _text(one, name)) for name in LIMITS if name in one["limits"]),
+            *((of, *_budget(budget)) for budget in one["budgets"]),
+        ]
     ]
     if rows:
         table(("OF", "LIMIT", "MOST", "USED"), rows)
     else:
-        typer.echo("There are no limits.")
+        typer.echo("There are no limits and no budgets.")
+
+
+def _text(of: dict[str, Any], name: str) -> str:
+    return str(of.get("used", {}).get(name, ""))
+
+
+def _set(budgets: dict[str, float]) -> list[dict[str, Any]]:
+    """A key's budgets, which it has by name, as `/v1/limits` lists them; what is spent of them is told there alone."""
+    return [
+        {
+            "period": name.removesuffix("_usd").removeprefix("soft_"),
+            "hard": not name.startswith("soft_"),
+            "limit_usd": usd,
+        }
+        for name, usd in budgets.items()
+    ]
+
+
+def _budget(budget: dict[str, Any]) -> tuple[str, str, str]:
+    spent = budget.get("spent_usd")
+    name = f"{'' if budget['hard'] else 'soft_'}{budget['period']}_usd"
+    return name, dollars(budget["limit_usd"]), "" if spent is None else dollars(spent)
 
 
 @group.command("set")

@@ -27,7 +27,7 @@ KEY = {
     "overlap_until": None,
     "models": ["openai/*"],
     "limits": {"running": 3},
-    "budgets": {},
+    "budgets": {"day_usd": 0.000001, "month_usd": 20.0},
 }
 Sent = list[tuple[str, str, Any]]
 
@@ -92,14 +92,19 @@ def test_the_list_is_read_to_its_end(sent: Sent) -> None:
 
 
 def test_the_others(sent: Sent) -> None:
-    assert "running=3" in run("show", "key_1").stdout
+    shown = run("show", "key_1").stdout
+    assert "running=3" in shown
+    assert "day_usd=$0.000001, month_usd=$20" in shown
     assert json.loads(run("show", "key_1", "--json").stdout)["id"] == "key_1"
     assert run("rotate", "key_1", "--overlap", "1h").stdout == "sk-ss-secret\n"
     assert "changed" in run("change", "key_1", "--expires", "1900000000").stdout
+    assert "changed" in run("change", "key_1", "--limit", "viewers=9", "--budget", "day_usd=none").stdout
     assert "revoked" in run("revoke", "key_1").stdout
     assert sent[2:] == [
         ("POST", "/v1/keys/key_1/rotate", {"overlap_s": 3600}),
         ("POST", "/v1/keys/key_1", {"expires_at": 1_900_000_000}),
+        ("GET", "/v1/keys/key_1", None),
+        ("POST", "/v1/keys/key_1", {"limits": {"running": 3, "viewers": 9}, "budgets": {"month_usd": 20.0}}),
         ("DELETE", "/v1/keys/key_1", None),
     ]
 

@@ -14,7 +14,8 @@ from shared.cli.access import limits
 from shared.cli.main import app
 
 Sent = list[tuple[str, str, Any]]
-OF_TENANT = {"object": "limits", "tenant": "t", "limits": {"running": 3}, "used": {"running": 1}}
+OF_TENANT = {"object": "limits", "tenant": "t", "limits": {"running": 3}, "used": {"running": 1}, "budgets": []}
+SPENT = [{"period": "day", "now": "2026-11-30", "hard": True, "limit_usd": 1e-06, "spent_usd": 2.5}]
 
 
 class FakeClient:
@@ -27,8 +28,8 @@ class FakeClient:
         self._sent.append((method, path, body))
         if path.startswith("/v1/keys"):
             found = {"running": 3, "viewers": 9} if body is None else body["limits"]
-            return {"id": "key_1", "object": "key", "limits": found}
-        return {**OF_TENANT, "key": {"id": "key_1", "limits": {"viewers": 9}, "used": {}}}
+            return {"id": "key_1", "object": "key", "limits": found, "budgets": {"soft_month_usd": 20.0}}
+        return {**OF_TENANT, "key": {"id": "key_1", "limits": {"viewers": 9}, "used": {}, "budgets": SPENT}}
 
 
 @pytest.fixture
@@ -50,14 +51,20 @@ def run(*words: str, code: int = 0) -> str:
 
 def test_ones_own_are_the_tenants_and_the_keys(sent: Sent) -> None:
     lines = [line.split() for line in run("show").splitlines()]
-    assert lines[1:] == [["tenant", "t", "running", "3", "1"], ["key", "key_1", "viewers", "9"]]
+    assert lines[1:] == [
+        ["tenant", "t", "running", "3", "1"],
+        ["key", "key_1", "viewers", "9"],
+        ["key", "key_1", "day_usd", "$0.000001", "$2.5"],
+    ]
     assert sent == [("GET", "/v1/limits", None)]
     assert json.loads(run("show", "--json"))["tenant"] == "t"
 
 
 def test_those_of_a_tenant_and_of_a_key(sent: Sent) -> None:
     assert "viewers" not in run("show", "--tenant", "t")
-    assert "viewers" in run("show", "--key", "key_1")
+    of_key = run("show", "--key", "key_1")
+    assert "viewers" in of_key
+    assert ["key", "key_1", "soft_month_usd", "$20"] in [line.split() for line in of_key.splitlines()]
     assert [path for _, path, _ in sent] == ["/v1/limits?tenant=t", "/v1/keys/key_1"]
 
 

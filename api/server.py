@@ -62,7 +62,13 @@ class Server(uvicorn.Server):
         self._drain, self._drain_s, self._supervised = drain, drain_s, supervised
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # uvicorn has logged the reason, and would end with a code of its own
+            host, port = self.config.host, self.config.port
+            sys.exit(
+                f"Cannot listen on port {port} of {host}. End the program that uses it, or choose another with PORT."
+            )
         if self._supervised:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._leave)
         say_ready()

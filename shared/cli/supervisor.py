@@ -154,7 +154,9 @@ class Supervisor:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._stack.__aexit__(kind, error, traceback)
+        # A TaskGroup would hide what ended its body in a group, in which nobody looks for it. Its tasks end by themselves.
+        told = (None, None, None) if isinstance(error, Exception) else (kind, error, traceback)
+        await self._stack.__aexit__(*told)
 
     def pids(self) -> dict[str, int]:
         """Of everything that runs at this instant."""

@@ -60,7 +60,9 @@ async def check_server(url: str, **about: str) -> bool:
         return True
     except (RedisError, OSError) as error:
         if why := why_hopeless(error) or await tls_mismatch(parse(url)):
-            raise Unusable(f"REDIS_URL: {without_password(url)} {why.rstrip('.')}.") from None
+            raise Unusable(
+                f"REDIS_URL: {without_password(url)} {why if why.endswith(('.', '?')) else f'{why}.'}"
+            ) from None
         logger.warning("waiting for redis", url=without_password(url), **about, **cause(error))
         return False
     finally:

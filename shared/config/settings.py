@@ -70,7 +70,8 @@ def _reason(item: ErrorDetails) -> str:
 
 def _path(location: tuple[int | str, ...]) -> str:
     name, *inside = map(str, location or ("",))
-    return ".".join((variable(name), *inside))
+    is_table = name in ("providers", "prices") and len(inside) > 1  # of the toml file, and called as it is there
+    return f"[{name}.{inside[0]}] {'.'.join(inside[1:])}" if is_table else ".".join((variable(name), *inside))
 
 
 def variable(field: str) -> str:

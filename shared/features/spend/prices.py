@@ -130,9 +130,10 @@ class Prices:
             at = datetime.fromtimestamp(header["created_at_ms"] / 1000, UTC)
             if found := self._catalogue(_where(model, self._providers), tokens, at, tier):
                 return found
-        if model not in self._warned and len(self._warned) < _MOST_WARNED:
+        if model not in self._warned and len(self._warned) < _MOST_WARNED and not model.startswith("fake/"):
             self._warned.add(model)
-            logger.warning("price unknown", model=model, hint='set [prices."MODEL"] or install the extra `cost`')
+            or_the_list = "" if self._catalogue else ", or install the extra `cost`"
+            logger.warning("price unknown", model=model, hint=f'set [prices."{model}"]{or_the_list}')
         return {"picodollars": None, "source": "unknown"}
 
     async def estimate(self, model: str, prompt: int, answer: int, tier: str | None = None) -> int | None:

@@ -121,6 +121,6 @@ def test_a_key_that_can_be_guessed_stops_a_server_that_others_can_reach(monkeypa
 def test_a_misspelt_name_in_a_provider_is_refused_with_the_right_one() -> None:
     Path("streamspool.toml").write_text('[providers.lab]\nbase_url = "http://x/v1"\napi_key_evn = "LAB_KEY"\n')
     with pytest.raises(
-        ValueError, match=r"PROVIDERS\.lab\.api_key_evn: is no setting of a provider; did you mean api_key_env\?"
+        ValueError, match=r"\[providers\.lab\] api_key_evn: is no setting of a provider; did you mean api_key_env\?"
     ):
         load_settings()

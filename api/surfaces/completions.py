@@ -110,7 +110,7 @@ async def retrieve(
     starting_after: Annotated[str | None, Query(description="an event's `id:`, or how many were received")] = None,
 ) -> Response:
     """A completion as far as it is; or, with `stream=true`, its chunks from a cursor on."""
-    unknown = NotFound("There is no completion with this id. It may have expired, or belong to another key.")
+    unknown = NotFound("There is no completion with this id. It may have expired, or belong to another tenant.")
     if not completion_id.startswith("cmpl-"):
         raise unknown
     summary = await services.broker.find(f"chat{completion_id}", caller)

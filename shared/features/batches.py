@@ -49,7 +49,7 @@ _AFTER_MS = 3_600_000
 _SETTLED_MS = 15_000
 """By then a create was told as accepted and rung for, or refused and withdrawn: 2 s, a round of the reaper, and some more."""
 NO_USAGE = {"input_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "reasoning_tokens": 0, "total_tokens": 0}
-_NOT_FOUND = "There is no batch with this id. It may have expired, or belong to another key."
+_NOT_FOUND = "There is no batch with this id. It may have expired, or belong to another tenant."
 
 
 class Batches:

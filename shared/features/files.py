@@ -50,7 +50,7 @@ _FORM_BYTES = 2048
 _BYTES_LIFE_S = _LONGEST_LIFE_S + 86400
 _FORGET_AT = 100
 """So many more sizes than files are noted: some are of files that are gone."""
-_NOT_FOUND = "There is no file with this id. It may have expired, or belong to another key."
+_NOT_FOUND = "There is no file with this id. It may have expired, or belong to another tenant."
 
 
 def check_life(seconds: object, anchor: object, param: str) -> int:

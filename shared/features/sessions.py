@@ -47,7 +47,7 @@ from shared.store.transaction import beside, commit
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _PAGE = 100
 _TURNS = frozenset({Status.COMPLETED, Status.INCOMPLETE})
-NOT_FOUND = "There is no session with this id. It may have expired, or belong to another key."
+NOT_FOUND = "There is no session with this id. It may have expired, or belong to another tenant."
 
 
 def check_id(session_id: str) -> str:

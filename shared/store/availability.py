@@ -16,7 +16,7 @@ from shared.lib.telemetry import REDIS_ERRORS
 from shared.store.outage import log_redis_error, what_is_full
 from shared.store.redis import RedisError
 
-NO_STREAM = "There is no stream with this id. It may have expired, or belong to another key."
+NO_STREAM = "There is no stream with this id. It may have expired, or belong to another tenant."
 _SAID = {
     "memory": "The broker's storage is full. Try again later.",
     "disk": "The broker's storage cannot write to its disk, which may be full. Try again later.",

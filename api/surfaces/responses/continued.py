@@ -75,7 +75,7 @@ class Continued(NamedTuple):
 
 async def find(services: Services, caller: Caller, response_id: str) -> Found:
     """A response. Raises NotFound: it is unknown, another tenant's, or was asked for through another API."""
-    unknown = NotFound("There is no response with this id. It may have expired, or belong to another key.")
+    unknown = NotFound("There is no response with this id. It may have expired, or belong to another tenant.")
     generation_id = ids.generation_id(response_id)
     if generation_id is None:
         raise unknown

@@ -80,7 +80,7 @@ class Desk:
 
 @pytest.fixture
 async def desk(valkey: EmbeddedValkey) -> AsyncIterator[Desk]:
-    redis = connect(valkey.url.replace("db=0", "db=1"), max_connections=10)
+    redis = connect(valkey.url.replace("db=0", "db=1"), max_connections=10, timeout_s=60.0, wait_s=60.0)
     await redis.flushdb()
     catalogue = {"providers": {"fake": {"models": ["echo"], "open": False}}, "aliases": {}}
     await redis.set(keys.catalogue, json.dumps(catalogue), ex=60)

@@ -161,7 +161,7 @@ async def open_lab(
     secret = f"{OWNER}:whsec_{base64.b64encode(bytes(32)).decode()}"
     settings = Settings(data_dir=directory, webhook_secret=secret, **fields)
     async with AsyncExitStack() as stack:
-        redis: ArqRedis = connect(valkey.url.replace("db=0", "db=2"), max_connections=50)
+        redis: ArqRedis = connect(valkey.url.replace("db=0", "db=2"), max_connections=50, timeout_s=60.0, wait_s=60.0)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         await redis.flushdb()
         log = StreamLog(redis, retention_s=600, safety_s=600)

@@ -154,7 +154,7 @@ async def open_bench(server_url: str) -> AsyncIterator[Bench]:
     settings = Settings(keepalive_s=30, send_timeout_s=0.2)
     async with AsyncExitStack() as stack:
         url = server_url.replace("db=0", "db=1")
-        redis = connect(url, max_connections=10)
+        redis = connect(url, max_connections=10, timeout_s=60.0, wait_s=60.0)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         reading = connect(url, max_connections=2, timeout_s=5 + BLOCK_MS / 1000)
         stack.push_async_callback(reading.aclose, close_connection_pool=True)

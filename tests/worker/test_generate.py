@@ -97,7 +97,7 @@ class Bench:
 async def benching(valkey: EmbeddedValkey, scripted: Provider, **given: Any) -> AsyncIterator[Bench]:
     settings = Settings(**{"max_attempts": 3, "upstream_first_s": 60, "upstream_idle_s": 60, **given})
     async with AsyncExitStack() as stack:
-        redis: ArqRedis = connect(valkey.url.replace("db=0", "db=2"), max_connections=10)
+        redis: ArqRedis = connect(valkey.url.replace("db=0", "db=2"), max_connections=10, timeout_s=60.0, wait_s=60.0)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         await redis.flushdb()
         log = StreamLog(redis, retention_s=60, safety_s=600)

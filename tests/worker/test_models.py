@@ -38,7 +38,7 @@ class Lists(ModelLists):
 
 @pytest.fixture
 async def redis(valkey: EmbeddedValkey) -> AsyncIterator[ArqRedis]:
-    client = connect(valkey.url.replace("db=0", "db=1"), max_connections=10)
+    client = connect(valkey.url.replace("db=0", "db=1"), max_connections=10, timeout_s=60.0, wait_s=60.0)
     await client.flushdb()
     yield client
     await client.flushdb()

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shared.store.redis import ArqRedis
-from tests.harness.broker import appender, client_of, log, settings
+from tests.harness.broker import appender, client_of, log, patient, settings
 
-__all__ = ["appender", "log", "settings"]
+__all__ = ["appender", "log", "patient", "settings"]
 
 
 @pytest.fixture(params=["fakeredis", "valkey"])

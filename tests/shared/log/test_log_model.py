@@ -203,7 +203,7 @@ def test_on_fakeredis(operations: list[tuple[Any, ...]]) -> None:
 @given(operations=OPERATIONS)
 def test_on_valkey(valkey: EmbeddedValkey, operations: list[tuple[Any, ...]]) -> None:
     async def once() -> None:
-        redis = connect(valkey.url.replace("db=0", "db=1"), max_connections=5)
+        redis = connect(valkey.url.replace("db=0", "db=1"), max_connections=5, timeout_s=60.0, wait_s=60.0)
         try:
             await run(redis, operations)
         finally:

@@ -134,7 +134,7 @@ def test_what_was_appended_is_read_on_valkey(
     valkey: EmbeddedValkey, batches: list[list[dict[str, Any]]], faults: list[Any]
 ) -> None:
     async def once() -> None:
-        redis = connect(valkey.url.replace("db=0", "db=1"), max_connections=5)
+        redis = connect(valkey.url.replace("db=0", "db=1"), max_connections=5, timeout_s=60.0, wait_s=60.0)
         try:
             await run(redis, batches, faults)
         finally:
@@ -192,7 +192,7 @@ async def test_a_piece_of_what_is_missing_is_not_shown(log: StreamLog, appender:
 )
 async def test_a_long_answer_needs_little_more_than_its_deltas(valkey: EmbeddedValkey, deltas: Any) -> None:
     """From two logs, so that what there is once for each log cancels out."""
-    redis = connect(valkey.url.replace("db=0", "db=1"), max_connections=5)
+    redis = connect(valkey.url.replace("db=0", "db=1"), max_connections=5, timeout_s=60.0, wait_s=60.0)
     log = StreamLog(redis, retention_s=60, safety_s=60)
     sizes = []
     async with Appender(redis) as appender:

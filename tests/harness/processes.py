@@ -23,7 +23,7 @@ import httpx
 from shared.cli.embedded import EmbeddedValkey
 
 ROOT = Path(__file__).resolve().parents[2]
-READY_S = 90.0
+READY_S = 200.0
 TWO_WORKERS = "worker worker-2 api"
 _LEADS_ELSEWHERE = re.compile(r".*_API_KEY|.*_BASE_URL|OTEL_.*")
 

@@ -80,10 +80,14 @@ class _Items(list[Any]):
 
     def place(self, item: dict[str, Any]) -> int | None:
         """Which of the items this one goes on with: same `index`, and no other `type` (OpenRouter's reasoning_details
-        have text and what is encrypted under one index)."""
+        have text and what is encrypted under one index). What is encrypted is one by its `id`: two joined are
+        none."""
         index = item["index"]
         for at in self._places.get(index, ()) if isinstance(index, int | float | str) else ():
-            if len({self[at].get("type"), item.get("type")} - {None}) < 2:
+            one = self[at]
+            if "data" in item and item.get("id") and one.get("id") and one["id"] != item["id"]:
+                continue
+            if len({one.get("type"), item.get("type")} - {None}) < 2:
                 return at
         return None
 
@@ -199,7 +203,8 @@ class Accumulator:
 
     def feed(self, chunk: dict[str, Any]) -> None:
         for field, value in chunk.items():
-            if field not in _NOT_KEPT and (value is not None or field not in self._top):
+            # An empty list after one with items says that there are no more (Perplexity's `citations`).
+            if field not in _NOT_KEPT and (value or field not in self._top or isinstance(value, int | float)):
                 self._top[field] = value
         if chunk.get("usage"):
             self.usage = chunk["usage"]

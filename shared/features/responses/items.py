@@ -229,7 +229,8 @@ class _Reader:
         call_id = _string(path, item, "call_id")
         field, text = ("function", "arguments") if kind == "function_call" else ("custom", "input")
         message = self._assistant()
-        called = {"name": _string(path, item, "name"), text: _string(path, item, text, empty=True)}
+        written = item if item.get(text) is not None else {**item, text: ""}  # a call without arguments, to some
+        called = {"name": _string(path, item, "name"), text: _string(path, written, text, empty=True)}
         call = {"id": call_id, "type": field, field: called}
         answer = self._answer or self._of(item) or self._by_call.get(call_id)
         if answer is not None:

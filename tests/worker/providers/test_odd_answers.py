@@ -307,6 +307,27 @@ def test_k5_figures_in_other_forms(name: str) -> None:
     assert (error, figures(whole), whole["choices"][0]["message"]["content"]) == (None, (7, 5, 12), "a")
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "counted"),
+    [
+        ({"input_tokens": 8834}, {"input_tokens": 18, "cache_read_input_tokens": 8816}, (8834, 8816)),
+        ({"input_tokens": 8834}, {"input_tokens": 0, "cache_read_input_tokens": 8834}, (8834, 8834)),
+        ({"input_tokens": 18, "cache_read_input_tokens": 8816}, {"input_tokens": 0}, (8834, 8816)),
+        (
+            {"input_tokens": 18, "cache_read_input_tokens": 8816},
+            {"input_tokens": 18, "cache_read_input_tokens": 8816},
+            (8834, 8816),
+        ),
+    ],
+)
+def test_k5_what_came_from_claudes_cache_is_counted_once(
+    first: dict[str, int], last: dict[str, int], counted: tuple[int, int]
+) -> None:
+    given = claude(start={"message": {"usage": first}}, delta={"usage": {**last, "output_tokens": 5}})
+    usage = heard("anthropic", given)[0]["usage"]
+    assert (usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]) == counted
+
+
 def test_k5_a_sum_alone_leaves_both_at_nothing() -> None:
     whole, _ = heard("gemini", [{**gemini({"text": "a"}, reason="STOP"), "usageMetadata": {"totalTokenCount": 12}}])
     assert whole["usage"] is None
@@ -529,3 +550,21 @@ def test_n3_citations_that_stand_in_the_finished_response_alone() -> None:
     )
     [told] = whole["choices"][0]["message"]["annotations"]
     assert told["url_citation"]["url"] == "u"
+
+
+# ---- what is added up
+
+
+def test_k3_encrypted_reasoning_under_one_index_is_as_many_as_its_ids() -> None:
+    def encrypted(data: str, id: str) -> dict[str, Any]:
+        return chunk({"reasoning_details": [{"type": "reasoning.encrypted", "data": data, "id": id, "index": 0}]})
+
+    whole, _ = heard("openai", [encrypted("A", "1"), encrypted("B", "2"), encrypted("C", "2"), chunk({}, "stop"), DONE])
+    told = whole["choices"][0]["message"]["reasoning_details"]
+    assert [(one["id"], one["data"]) for one in told] == [("1", "A"), ("2", "BC")]
+
+
+def test_k8_citations_stay_where_an_empty_list_of_them_follows() -> None:
+    first, last = {**chunk({"content": "a"}), "citations": ["u"]}, {**chunk({}, "stop"), "citations": []}
+    whole, _ = heard("openai", [first, last, DONE])
+    assert whole["citations"] == ["u"]

@@ -177,12 +177,18 @@ class _Answer:
         return [*chunks, {"choices": [choice], "usage": _usage(self._usage)}]
 
     def _count(self, told: dict[str, Any] | None) -> None:
-        """The later figure counts, which may be less (after a compaction), but is not none: some gateways end with zeros."""
-        for name, told_figure in (told or {}).items():
+        """The later figure counts, which may be less (after a compaction), but is not none: some gateways end with zeros.
+
+        Kimi and Qwen tell the whole prompt as `input_tokens` first, and what of it came from the cache at the end: what is
+        beside it then is the rest, be it none.
+        """
+        told = told or {}
+        split = any(usage.figure_in(told.get(name)) and not self._usage.get(name) for name in _CACHED)
+        for name, told_figure in told.items():
             key, figure = _OTHER_NAMES.get(name, name), told_figure
             if key in _FIGURES:
                 figure = usage.figure_in(told_figure)
-            if figure is not None and (figure or not self._usage.get(key)):
+            if figure is not None and (figure or not self._usage.get(key) or (split and key == "input_tokens")):
                 self._usage[key] = figure
 
 
@@ -216,7 +222,8 @@ class _Block:
         return {**self.raw, **{key: "".join(pieces) for key, pieces in self._grown.items()}}
 
 
-_FIGURES = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
+_FIGURES = ("input_tokens", "output_tokens", *_CACHED)
 _OTHER_NAMES = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens"}
 """What gateways to other vendors' models say."""
 

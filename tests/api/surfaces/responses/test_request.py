@@ -88,6 +88,13 @@ def test_an_output_may_name_the_item_instead_of_the_call() -> None:
     assert found[1]["tool_call_id"] == "c1"
 
 
+def test_a_call_without_arguments_has_none() -> None:
+    """Some servers tell null while a call begins, and clients send back what they were told."""
+    for written in ({"arguments": None}, {}):
+        found = messages({"type": "function_call", "call_id": "c1", "name": "f", **written})
+        assert found[0]["tool_calls"][0]["function"] == {"name": "f", "arguments": ""}
+
+
 def test_an_output_may_answer_a_call_before_by_any_id_it_has() -> None:
     output = {"type": "function_call_output", "call_id": "fc_1", "output": "x"}
     body = chat({("function_call", "fc_1"): "c1"}, instructions="now", input=[output])

@@ -81,7 +81,7 @@ class Normalizer:
         self._plain: Choice | None = None
         """The choice to which the last event added text, if it did nothing else."""
         self._usage_chunk: dict[str, Any] | None = None
-        self._said, self._held = False, 0
+        self._said, self._held, self._foreign = False, 0, False
         self._silent: list[Chunk] = []
         self._tops: dict[int, dict[str, Any]] = {}
         self._riding: dict[str, Any] = {}
@@ -133,7 +133,7 @@ class Normalizer:
             self.chunks += 1
             return [Chunk(payload)]
         self._plain = None
-        if self.done or event.event == "ping" or not data:
+        if self.done or event.event in framing.PINGS or not data:
             return []
         if len(data) <= framing.LONGEST_END and (framing.is_end(data) or (self.finished and b"{" not in data)):
             self.done = framing.is_end(data) and (self._translator is None or self.finished)
@@ -190,7 +190,7 @@ class Normalizer:
             return []
         chunks = [chunk for index, choice in enumerate(self._choices) for chunk in self._unsaid(index, choice)]
         if not self._said:
-            spent = any(choice.held for choice in self._choices) or bool(usage.of_output(self.usage))
+            spent = any(choice.held for choice in self._choices) or (not self._foreign and usage.of_output(self.usage))
             finish.check_silence(((choice.unknown, choice.word) for choice in self._choices), spent=spent)
         self._ended = True
         if not self._choices:
@@ -293,6 +293,7 @@ class Normalizer:
         `choices[0]` unseen. Usage is for the end; what else there is (Azure's `prompt_filter_results`) rides on the next
         chunk that has some."""
         found = self._count(usage.given(value))
+        self._foreign |= "choices" not in value and not framing.WORDS.isdisjoint(value)
         value.pop("usage", None)
         put_in_place(value)
         if found:

@@ -176,8 +176,13 @@ class Choice:
         message = choice.get("message")
         if isinstance(message, str):
             message = choice["message"] = {"content": message}
-        if not delta and message is None and isinstance(choice.get("text"), str):
-            delta = {"content": choice.pop("text")}
+        if message is None and isinstance(told := choice.get("messages"), list) and len(told) == 1:
+            message = choice["message"] = choice.pop("messages")[0]  # MiniMax's older API
+        if delta:
+            delta = _unpacked(delta)
+        name = next((name for name in ("text", "content") if isinstance(choice.get(name), str)), None)
+        if not delta and message is None and name:
+            delta = {"content": choice.pop(name)}
         elif isinstance(message, dict) and (not self.said or self._whole is not None):
             if not delta:
                 delta = {**(delta or {}), **self._news(message)}
@@ -326,6 +331,15 @@ class Choice:
             last.setdefault("native_finish_reason", self.word)
         self.held = last
         return last
+
+
+def _unpacked(delta: dict[str, Any]) -> dict[str, Any]:
+    """A delta whose text stands in a `message` of its own, or is called `text`."""
+    if isinstance(inner := delta.get("message"), dict) and not delta.get("content"):
+        delta = {**{key: item for key, item in delta.items() if key != "message"}, **inner}
+    if isinstance(delta.get("text"), str) and not delta.get("content"):
+        delta = {**{key: item for key, item in delta.items() if key != "text"}, "content": delta["text"]}
+    return delta
 
 
 def _fits(field: str, value: Any) -> bool:

@@ -20,6 +20,10 @@ _ANSWERS = ("choices", "candidates", "content", "output", "message", "promptFeed
 _WRAPPERS = ("data", "response", "result", "output", "body")
 """Under which a gateway has the answer: DashScope's own format `output`, Google's Code Assist `response`."""
 LONGEST_END = 32
+WORDS = frozenset("response text content output output_text generated_text message".split())
+"""What an event has, other than choices, whose format is another than its provider is said to have."""
+PINGS = frozenset("ping keepalive keep-alive keep_alive heartbeat".split())
+"""Names of events that say no more than a comment does: Anthropic's, OpenAI's, and gateways'. Their data may be anything."""
 
 
 def is_end(data: bytes) -> bool:

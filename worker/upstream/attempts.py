@@ -31,6 +31,7 @@ from shared.log import records
 from shared.log.entry import Chunk
 from worker import spans
 from worker.normalizer import Normalizer
+from worker.providers import framing
 from worker.providers.formats import dialect_of
 from worker.providers.registry import Provider
 from worker.upstream.health import Health
@@ -44,8 +45,6 @@ _LONGEST_PAUSE_S = 10.0
 
 _LARGE_BYTES = 1024 * 1024
 """More than this at once is not parsed on the event loop."""
-
-_PINGS = ("ping", "keepalive")  # events of Anthropic's and OpenAI's that say no more than a comment does
 
 Events = AsyncGenerator[list[sse.Event], None]
 OnRetry = Callable[[UpstreamError, "Target"], None]
@@ -201,7 +200,7 @@ class Attempts:
             chunks, failure = _normalize(events or [], self._normalizer)
         else:  # a picture: nothing else of this answer happens meanwhile, and all others go on
             chunks, failure = await asyncio.to_thread(_normalize, events or [], self._normalizer)
-        if any(event.event not in _PINGS for event in events or ()):
+        if any(event.event not in framing.PINGS for event in events or ()):
             self._timers.heard(begun=self._normalizer.begun)
         if failure is None and (self._normalizer.done or events is None):
             try:

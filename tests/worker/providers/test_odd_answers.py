@@ -25,6 +25,7 @@ from tests.support.written import (
     cohere_end,
     gemini,
     hear,
+    native,
     said,
     stream_of,
     words,
@@ -568,3 +569,35 @@ def test_k8_citations_stay_where_an_empty_list_of_them_follows() -> None:
     first, last = {**chunk({"content": "a"}), "citations": ["u"]}, {**chunk({}, "stop"), "citations": []}
     whole, _ = heard("openai", [first, last, DONE])
     assert whole["citations"] == ["u"]
+
+
+ELSEWHERE: dict[str, Any] = {
+    "called text in the delta": {"delta": {"text": "a"}},
+    "in a message in the delta": {"delta": {"role": "assistant", "message": {"content": "a"}}},
+    "in the choice": {"content": "a"},
+    "in messages": {"messages": [{"role": "assistant", "content": "a"}]},
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_k8_text_that_stands_elsewhere_in_a_choice_is_content(name: str) -> None:
+    whole, error = heard("openai", [{"choices": [{"index": 0, **ELSEWHERE[name]}]}, chunk({}, "stop"), DONE])
+    [choice] = whole["choices"]
+    assert (error, choice["message"]["content"], choice["message"].get("text")) == (None, "a", None)
+
+
+@pytest.mark.parametrize("name", ["keep-alive", "heartbeat", "keepalive", "ping"])
+@pytest.mark.parametrize("data", [b"", b"1", b"alive", b"{}"])
+@pytest.mark.parametrize("kind", FRAMED)
+def test_k8_a_sign_of_life_is_no_part_of_an_answer(kind: str, data: bytes, name: str) -> None:
+    """Whatever it holds: gateways count in it, and say words."""
+    alive = b"event: %b\ndata: %b\n\n" % (name.encode(), data)
+    whole, error = heard(kind, alive + stream_of(*native(kind, "completed")) + alive + stream_of(DONE))
+    assert (error, whole["choices"][0]["message"]["content"]) == (None, "a")
+
+
+def test_k2_words_in_another_format_with_figures_are_no_empty_success() -> None:
+    """Cloudflare's own stream, under the address of another."""
+    events = [{"response": "a"}, {"response": "b"}, {"response": "", "usage": USAGE}, DONE]
+    _, error = heard("openai", events)
+    assert type(error) is UpstreamIncomplete

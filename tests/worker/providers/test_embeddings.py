@@ -146,3 +146,13 @@ def test_a_provider_without_embeddings_says_so() -> None:
     with pytest.raises(BadRequest) as refused:
         call("anthropic", whole())
     assert refused.value.param == "model"
+
+
+@pytest.mark.parametrize("value", [{}, {"data": None}, {"status": "pending"}, {"object": "list", "usage": {"x": 1}}])
+@pytest.mark.parametrize("path", ["/embeddings", "/moderations"])
+def test_k2_an_object_without_an_answer_in_it_is_none(path: str, value: dict[str, Any]) -> None:
+    asked = {"path": path, "body": {"input": "one"}}
+    translator = dialect_of(Provider("acme", "openai", "http://localhost"), asked).translator
+    assert translator is not None
+    with pytest.raises(UpstreamInvalid):
+        translator().feed("", value)

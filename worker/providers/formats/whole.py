@@ -13,7 +13,7 @@ from typing import Any
 
 from shared.chat import legacy
 from shared.chat.whole import ANSWER, COMPACT, FIELD
-from shared.errors import BadRequest
+from shared.errors import BadRequest, UpstreamInvalid
 from shared.lib import sse
 from worker.providers.chunk_shapes import finish_chunk
 from worker.providers.dialect import Call, Dialect
@@ -22,6 +22,8 @@ from worker.providers.formats.embeddings import FORMATS, PATH, texts_of, to_open
 from worker.providers.formats.openai import key_header
 from worker.providers.registry import Provider
 
+_LISTS = ("data", "results", "output")
+"""What OpenAI's objects have: vectors, verdicts, a compacted conversation. Without, an empty object would pass for one."""
 _KINDS, _COMPACT = ("openai", "responses"), COMPACT.removeprefix("/v1")
 
 
@@ -56,6 +58,8 @@ class _Translator:
         self.done = True
         if self._read is not None:
             value = self._read(value)
+        elif not any(isinstance(value.get(name), list) for name in _LISTS):
+            raise UpstreamInvalid("The provider's answer has nothing of what was asked for.")
         chunk = {**finish_chunk("stop"), ANSWER: value}
         usage = value.get("usage")
         return [chunk, {"choices": [], "usage": usage}] if isinstance(usage, dict) and usage else [chunk]

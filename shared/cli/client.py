@@ -101,7 +101,11 @@ class Client:
         return await self.send("POST", "/v1/chat/completions", {**body, "stream": False}, timeout_s=None)
 
     async def state(self, generation_id: str) -> dict[str, Any]:
-        return await self.send("GET", f"/v1/streams/{quote(generation_id, safe='')}")
+        """What became of it; of one whose text is not kept any more, what is still known (`stream_expired`)."""
+        path = f"/v1/streams/{quote(generation_id, safe='')}"
+        found = await self.send("GET", path, accepted=(200, 404))
+        known = found if "id" in found else (found.get("error") or {}).get("stream")
+        return known or await self.send("GET", path)  # which is refused again, and raises that
 
     async def answer(self, generation_id: str) -> dict[str, Any]:
         """What is stored of it, in one piece: OpenAI's `chat.completion` object."""

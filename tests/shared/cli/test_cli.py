@@ -357,6 +357,14 @@ def test_an_admin_looks_at_what_is_anothers(stand_in: Callable[..., StandIn]) ->
     ]
 
 
+def test_of_an_answer_that_is_gone_what_is_still_known_is_shown(stand_in: Callable[..., StandIn]) -> None:
+    gone = {"message": "The text of this answer is not kept any more.", "code": "stream_expired", "stream": STATE}
+    api = stand_in({f"GET /v1/streams/{ID}": [(404, {"error": gone})]})
+    shown = run("show", ID, "--url", api.url)
+    assert (shown.returncode, shown.stdout.splitlines()[0].split()) == (0, ["id", ID])
+    assert "no such stream" in run("show", "other", "--url", api.url).stderr
+
+
 def test_an_api_whose_port_is_taken_says_so_and_ends() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

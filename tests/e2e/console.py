@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -147,7 +148,9 @@ class Held:
 
     def wait(self, count: int = 1) -> None:
         """Until so many wait."""
+        deadline = time.monotonic() + WAIT_MS / 1000
         while len(self._waiting) < count:
+            assert time.monotonic() < deadline, f"{len(self._waiting)} of {count} were asked for"
             self._page.wait_for_timeout(20)
 
     def newest(self) -> Route:

@@ -73,14 +73,18 @@ def like(server: Stack, count: int, model: str) -> list[dict[str, Any]]:
 
 def test_a_refusal_of_before_the_sign_in_does_not_sign_out(browser: Browser, keyed: Stack) -> None:
     with tab(browser, keyed.url) as one:
-        requests = Held(one.page, re.compile(r"/v1/streams\?limit=100$"))
+
+        def is_question(route: Route) -> bool:
+            return route.request.method == "GET"
+
+        who = Held(one.page, "**/console/session", only=is_question)
         page = one.go("/requests")
         expect(page.get_by_role("heading", name="Sign in to Streamspool")).to_be_visible()
         page.get_by_label("Key", exact=True).fill(KEY_A)
         page.get_by_role("button", name="Sign in").click()
         expect(page.locator(".side")).to_be_visible()
-        requests.let_go(**refused(401, "invalid_api_key"))
-        requests.open()
+        who.let_go(**refused(401, "invalid_api_key"))
+        who.open()
         expect(page.locator(".side")).to_be_visible()
         expect(page.get_by_role("heading", name="Sign in to Streamspool")).to_have_count(0)
 
@@ -199,8 +203,8 @@ def test_what_runs_is_not_kept_by_an_answer_that_came_after_its_end(browser: Bro
         hour.let_go(**listed([running]))
         row = page.locator("table[aria-label='Running now'] tbody tr")
         expect(row).to_have_count(1)
-        polled.open()
         polled.let_go()
+        polled.open()
         expect(page.get_by_text("Nothing runs just now")).to_be_visible()
 
 

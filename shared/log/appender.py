@@ -148,8 +148,7 @@ class Appender:
 
     def keep(self, log: Log) -> None:
         """From now on this log is looked after; a later attempt of the same takes its place."""
-        before = self._logs.get(log.generation_id)
-        if before is not None:
+        if (before := self._logs.get(log.generation_id)) is not None:
             before.retained.clear()
         self._logs[log.generation_id] = log
         self._wake.set()
@@ -194,6 +193,8 @@ class Appender:
             await self.send(_PING, 1)
 
     def _put(self, packed: bytes, replies: int, log: Log | None) -> asyncio.Future[Asked]:
+        if (sending := self._tasks[0]).done():
+            sending.result()  # raises the bug that ended it: nobody would answer any more
         answer: asyncio.Future[Asked] = self._loop.create_future()
         self._pending.append(_Item(packed, replies, answer, log))
         self._wake.set()
@@ -396,5 +397,4 @@ class Appender:
 
 def _is_unsealed(told: Sequence[Any]) -> bool:
     """Whether what was looked at has no outcome."""
-    last = told[0]
-    return not (isinstance(last, list) and last and last[0][0] == str(SEAL).encode())
+    return not (isinstance(last := told[0], list) and last and last[0][0] == str(SEAL).encode())

@@ -10,6 +10,7 @@ import uuid
 import pytest
 
 from shared.errors import Damaged, Fenced, Gone, Sealed, Taken
+from shared.lib.busy import BusyPauses
 from shared.log.appender import Appender
 from shared.log.blobs import Stored
 from shared.log.decoding import decode
@@ -234,6 +235,25 @@ async def test_a_cancelled_append_does_not_disturb_the_others(log: StreamLog, ap
     assert await going == Position(1, 1)
     await second.append(chunks("c"))
     assert len(await everything(log, second_id)) == 3
+
+
+async def test_a_bug_that_ends_the_sending_is_told_to_who_sends_after_it(
+    log: StreamLog, appender: Appender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose appender answers nobody any more would hold its leases, and take and end nothing."""
+
+    def broken(_: object) -> float:
+        raise KeyError("bug")
+
+    generation_id, writer = await claimed(log, appender)
+    sending = appender.of(generation_id)
+    monkeypatch.setattr(BusyPauses, "next_s", broken)
+    await writer.append(chunks("a"))
+    with pytest.raises(KeyError):
+        await writer.append(chunks("b"))
+    sending.tell((b"PING",))
+    with pytest.raises(KeyError):
+        await sending.flush()
 
 
 # ---- seal

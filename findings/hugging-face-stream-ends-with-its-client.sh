@@ -1,21 +1,20 @@
 #!/usr/bin/env bash
 # Package: huggingface-hub 2.4.0 with httpx2 2.16.2 (PyPI).
 # Behaviour: a stream does not keep alive the client that it is from, and a client that nobody holds any more closes its
-#   streams: a function that makes an InferenceClient, and returns the stream, returns one that raises when it is read. With
-#   AsyncInferenceClient the same function returns one that can be read.
+#   streams: a function that makes an InferenceClient and returns the stream returns one that raises when it is read.
 # For us: examples and recipes hold the client as long as the stream; a stream that "has been closed" says nothing of the server.
-# Seen: a stream without its client: StreamClosed, with it ['one', 'two']; AsyncInferenceClient without it ['one', 'two']
+# Seen: a stream without its client: StreamClosed; with it: ['one', 'two']
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 python3 -m venv "$dir/venv"
 "$dir/venv/bin/pip" install --quiet --disable-pip-version-check huggingface-hub==2.4.0 httpx2==2.16.2
 HF_HUB_DISABLE_TELEMETRY=1 "$dir/venv/bin/python" - <<'PY'
-import asyncio, json, sys, threading
+import json, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from huggingface_hub import AsyncInferenceClient, InferenceClient
+from huggingface_hub import InferenceClient
 from httpx2 import StreamClosed
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -44,16 +43,17 @@ def words(stream: Any) -> str:
         return type(error).__name__
 
 
-async def lone_async(url: str) -> str:
-    stream = await AsyncInferenceClient(base_url=url).chat_completion(MESSAGES, stream=True)
-    return str([piece.choices[0].delta.content async for piece in stream])
-
-
 server = ThreadingHTTPServer(("127.0.0.1", 0), Provider)
 threading.Thread(target=server.serve_forever, daemon=True).start()
-client = InferenceClient(base_url=(url := f"http://127.0.0.1:{server.server_port}"))
-held = words(client.chat_completion(MESSAGES, stream=True))
-lone, late = words(InferenceClient(base_url=url).chat_completion(MESSAGES, stream=True)), asyncio.run(lone_async(url))
-print(f"a stream without its client: {lone}, with it {held}; AsyncInferenceClient without it {late}")
-sys.exit((lone, late, held) != ("StreamClosed", "['one', 'two']", "['one', 'two']"))
+url = f"http://127.0.0.1:{server.server_port}"
+
+
+def ask(client: InferenceClient) -> Any:
+    return client.chat_completion(MESSAGES, stream=True)
+
+
+client = InferenceClient(base_url=url)
+held, lone = words(ask(client)), words(ask(InferenceClient(base_url=url)))
+print(f"a stream without its client: {lone}; with it: {held}")
+sys.exit((lone, held) != ("StreamClosed", "['one', 'two']"))
 PY

@@ -27,6 +27,7 @@
     │       ├── FileStorageRefused 500   does not let us in
     │       └── FileStorageInvalid 500   cannot be asked as it is set up
     ├── StorageFull 507              a running answer waited for room in Redis for too long; it ends with what it has
+    ├── StorageRefused 500           it waited for a right in Redis, likewise
     ├── Unusable                     what a setting names can never work as asked; ends a start, with exit code 2
     ├── GenerationEnded              why there is no whole answer, where that is not the provider's doing
     │   ├── GenerationCancelled 499  a caller ended it
@@ -465,6 +466,18 @@ class StorageFull(StreamspoolError):
             "Send the request again when there is room."
         )
         self.full = full
+
+
+class StorageRefused(StreamspoolError):
+    """A running answer could not be stored for as long as it may wait: a right of our user of Redis was taken away. 500: by
+    itself the provider would be asked and paid once more, for nothing."""
+
+    status = 500
+    code = "storage_refused"
+    default_message = (
+        "The broker's user lacks a right in its storage, and the answer could not wait any longer. What it said so far is "
+        "kept. `streamspool doctor` says which right."
+    )
 
 
 class Unusable(StreamspoolError):

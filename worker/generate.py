@@ -28,6 +28,7 @@ from shared.errors import (
     LogError,
     Sealed,
     StorageFull,
+    StorageRefused,
     StoredError,
     StreamLost,
     StreamspoolError,
@@ -54,7 +55,7 @@ from shared.log.entry import BEGIN, VERSION, Position, Status
 from shared.log.records import Attempt, Header, Outcome
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
-from shared.store.outage import is_passing
+from shared.store.outage import is_passing, is_withheld
 from shared.store.redis import RedisError, log_redis_error
 from worker import counting, spans
 from worker.normalizer import Normalizer
@@ -329,14 +330,14 @@ class Generator:
         error: StreamspoolError | None,
         status: Status | None,
     ) -> None:
-        """Waits for a server that is away, or whose disk is full: only the end is missing, whichever it is. Raises Damaged
-        where the server forgot a part of it for good: it is no answer then, and to be finished as lost."""
+        """Waits for a server that is away, cannot write to its disk or does not let us: only the end is missing, whichever it
+        is. Raises Damaged where the server forgot a part of it for good: it is no answer then, and to be finished as lost."""
         if status is None:
             answered = error is None or isinstance(error, UpstreamTooLong)
             status = finished_status(answer.finish_reasons) if answered else Status.FAILED
         failure = None
         if error is not None:
-            if not isinstance(error, StorageFull | BudgetReached):  # those are no provider's
+            if not isinstance(error, StorageFull | StorageRefused | BudgetReached):  # those are no provider's
                 counting.failed(error, served)
             failure = error.to_stored()
         lost = isinstance(error, StreamLost)
@@ -353,7 +354,7 @@ class Generator:
                     writer.sealed(partial(self._log.seal, header["id"], outcome, header=header, **end))
                 return
             except (RedisError, OSError) as problem:
-                if not is_passing(problem):
+                if not (is_passing(problem) or is_withheld(problem)):
                     raise
                 log_redis_error("seal", problem)
                 await asyncio.sleep(1)

@@ -20,8 +20,7 @@ from shared.errors import LogError
 from shared.lib.busy import BusyPauses
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import ENTRIES_MENDED, RETAINED_BYTES, get_logger
-from shared.log.entry import SEAL
-from shared.log.retained import AGE_S, Budget, Retained, portions
+from shared.log.retained import AGE_S, Budget, Retained, is_unsealed, portions
 from shared.store.commands import Words, converse, pack, pack_as_one
 from shared.store.confirm import SHARED_S, Confirmer, identify
 from shared.store.outage import Pauses
@@ -57,6 +56,9 @@ class Log(Protocol):
 
     def missing(self, told: Sequence[Any], *, forgot: bool) -> list[bytes]:
         """The commands that write again what the log lacks; the writer fails where it cannot."""
+
+    def mended(self, told: Sequence[Any], *, forgot: bool) -> None:
+        """The same once they were sent: the writer fails where it lacks them still."""
 
     async def seal_again(self) -> None:
         """Of a log that is to be sealed and was: once more."""
@@ -339,10 +341,11 @@ class Appender:
                 log_redis_error("mending", refusal, generation_id=log.generation_id)
                 self._broken[log.generation_id] = log, forgot
                 return refusal
-        if commands:
+        if commands:  # one who removes entries (XDEL) leaves the log its last id, and nothing is taken below that
+            log.mended(await converse(connection, log.look(), LOOKS), forgot=forgot)
             ENTRIES_MENDED.inc(len(commands))
             logger.warning("entries written again", generation_id=log.generation_id, entries=len(commands))
-        if log.sealed_at is not None and _is_unsealed(told):
+        if log.sealed_at is not None and is_unsealed(told):
             self._start(self._seal_again(log))
         return None
 
@@ -393,8 +396,3 @@ class Appender:
         if not found.sure:
             return None
         return asked if found.by == self._server else float("-inf")
-
-
-def _is_unsealed(told: Sequence[Any]) -> bool:
-    """Whether what was looked at has no outcome."""
-    return not (isinstance(last := told[0], list) and last and last[0][0] == str(SEAL).encode())

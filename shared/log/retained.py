@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import Any
+
+from shared.log.entry import SEAL
 
 AGE_S = 10.0
 """How old a confirmed entry must be."""
@@ -130,3 +133,9 @@ def portions(commands: Sequence[bytes]) -> Iterator[list[bytes]]:
 
 def _size(head: list[tuple[bytes, ...]]) -> int:
     return sum(map(len, chain.from_iterable(head)))
+
+
+def is_unsealed(told: Sequence[Any]) -> bool:
+    """Whether a log that was looked at (appender.py) has no outcome."""
+    last = told[0]
+    return not (isinstance(last, list) and last and last[0][0] == str(SEAL).encode())

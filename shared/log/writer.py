@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
-from shared.errors import Damaged, Fenced, Gone, LogError, StorageFull
+from shared.errors import Damaged, Fenced, Gone, LogError, StorageFull, StorageRefused
 from shared.lib.clock import now_ms
 from shared.log.appender import EXEC, MULTI, Appender
 from shared.log.blobs import BLOBS
@@ -19,7 +19,7 @@ from shared.log.entry import AT, NOTE, Chunk, Position
 from shared.log.envelope import MARK, PIECE, WHOLE, EnvelopeEncoder
 from shared.log.retained import ATTEMPT_BYTES, Retained
 from shared.store.commands import ChunkCommands, Words, pack
-from shared.store.outage import what_is_full
+from shared.store.outage import is_withheld, what_is_full
 from shared.store.redis import UNREACHABLE, ResponseError, log_redis_error
 
 _BACKOFF_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -102,7 +102,7 @@ class Writer:
         """Stores the chunks in order, in one round trip, and returns the last one's position.
 
         All of them or, for the errors above, a prefix: never one without those before it. Waits while the server is
-        away; while it is full, for FULL_S, and then raises StorageFull.
+        away; while it is full, or does not let us, for FULL_S, and then raises StorageFull, or StorageRefused.
         """
         delays, gone, full_at = iter(_BACKOFF_S), False, None
         while chunks:
@@ -125,10 +125,10 @@ class Writer:
                 await self._appender.look()
                 continue
             if seq - before < len(chunks):
-                if what := what_is_full(reply):
+                if (what := what_is_full(reply)) or is_withheld(reply):
                     full_at = full_at or self._time()
                     if self._time() - full_at >= FULL_S:
-                        raise StorageFull(full=what)
+                        raise StorageFull(full=what) if what else StorageRefused
                 seq = await self._after_refusal(reply, seq, next(delays, _BACKOFF_S[-1]))
             if stored := min(seq - before, len(chunks)):
                 self.position = Position(self.epoch, before + stored)
@@ -203,6 +203,10 @@ class Writer:
         if position.seq < min(self.position.seq, retained.floor):
             return self._lose(f"{self.generation_id} ends at {position}, and what followed is not kept any more")
         return list(retained.after(position.seq))
+
+    def mended(self, told: Sequence[Any], *, forgot: bool) -> None:
+        if self.missing(told, forgot=forgot):
+            self._lose(f"{self.generation_id} lacks entries that its server does not take again")
 
     def _lose(self, why: str) -> list[bytes]:
         self.lost = Damaged(why)

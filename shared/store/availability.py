@@ -1,7 +1,7 @@
 """What callers of the broker meet instead of Redis' own errors: Unavailable, and within 2 s.
 
-Hidden here: which failures mean that it is away and which that it is full, that an entry which is gone is NotFound, and
-what was refused although Redis may have heard of it.
+Hidden here: which failures mean that it is away, full, or does not let us, that an entry which is gone is NotFound, and what
+was refused although Redis may have heard of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from shared.errors import Gone, NotFound, StreamspoolError, Unavailable
 from shared.lib.telemetry import REDIS_ERRORS
-from shared.store.outage import log_redis_error, what_is_full
+from shared.store.outage import is_withheld, log_redis_error, what_is_full
 from shared.store.redis import RedisError
 
 NO_STREAM = "There is no stream with this id. It may have expired, or belong to another tenant."
@@ -22,6 +22,7 @@ _SAID = {
     "disk": "The broker's storage cannot write to its disk, which may be full. Try again later.",
     None: "The broker's storage is away. Try again.",
 }
+_REFUSED = "The broker's user lacks a right in its storage: the log has the command, and `streamspool doctor` says which right."
 _DEADLINE_S = 1.8
 _DOUBT_S = 60.0
 """How long a create that was given up on may still reach Redis."""
@@ -48,6 +49,8 @@ def translate_errors() -> Iterator[None]:
         raise NotFound(NO_STREAM) from None
     except (RedisError, OSError) as error:
         log_redis_error("broker", error)
+        if is_withheld(error):
+            raise Unavailable(_REFUSED, code="storage_refused") from error
         what = what_is_full(error)
         raise Unavailable(_SAID[what], code="storage_full" if what else "storage_unavailable") from error
 

@@ -100,6 +100,15 @@ class Filled(Stack):
             wait_until(lambda: self._save() == "ok", what="saving works")
             self.client.config_set("save", "")
 
+    @contextmanager
+    def refused(self) -> Iterator[None]:
+        """Our user may write no logs any more."""
+        self.client.execute_command("ACL", "SETUSER", "default", "-xadd")
+        try:
+            yield
+        finally:
+            self.client.execute_command("ACL", "SETUSER", "default", "+xadd")
+
     def _save(self) -> str:
         """Begins to, unless it does just now; how it went last."""
         with suppress(redis.ResponseError):
@@ -260,6 +269,42 @@ def test_f52_a_full_disk_bounds_the_wait_as_well_and_is_told_for_what_it_is(fill
     found = wait_until(lambda: (s := filled.state(generation_id))["status"] != "in_progress" and s, what="an end")
     assert (found["status"], found["error"]["code"]) == ("failed", "storage_full")
     assert "disk" in found["error"]["message"]
+    assert len(script.calls) == 1
+
+
+def test_f104_a_right_that_is_taken_away_is_told_for_what_it_is(filled: Filled) -> None:
+    """No outage: nobody is told to wait for one, and the provider is hung up on in time. The end follows with the right."""
+    barrier = Pause()
+    script = filled.scripted(5, barrier)
+    generation_id = filled.background(filled.model)
+    filled.until_said(generation_id, 5)
+    with filled.refused():
+        barrier.go()
+        wait_until(lambda: not script.live, what="the provider is hung up on")
+        refusal = filled.post("fake/echo")
+        assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "storage_refused")
+        assert "doctor" in refusal.json()["error"]["message"]
+        assert filled.state(generation_id)["status"] == "in_progress"
+        wait_until(lambda: filled.metric("seal") > 0, what="its end is tried")
+        assert "NoPermissionError" in filled.log("api")
+        assert "NoPermissionError" in filled.log("worker")
+    found = wait_until(lambda: (s := filled.state(generation_id))["status"] != "in_progress" and s, what="an end")
+    assert (found["status"], found["error"]["code"]) == ("failed", "storage_refused")
+    kept = filled.http.get(f"/v1/chat/completions/{generation_id}").json()
+    assert kept["choices"][0]["message"]["content"].startswith(whole(5))
+    assert len(script.calls) == 1
+
+
+def test_f104_a_right_that_is_given_back_in_time_costs_nothing(filled: Filled) -> None:
+    barrier = Pause()
+    script = filled.scripted(5, barrier, ends=True)
+    generation_id = filled.background(filled.model)
+    filled.until_said(generation_id, 5)
+    before = filled.metric("append")
+    with filled.refused():
+        barrier.go()
+        wait_until(lambda: filled.metric("append") > before, what="it waits")
+    wait_until(lambda: filled.state(generation_id)["status"] == "completed", what="it is whole")
     assert len(script.calls) == 1
 
 

@@ -21,7 +21,7 @@ FILE_LINES, FUNCTION_LINES, MODULES = 400, 50, 16
 
 LARGER: dict[str, tuple[int, str]] = {
     "shared/config/settings.py": (537, "one class: each setting is a field of it, its validator beside it"),
-    "shared/errors.py": (697, "one tree: every error of the product with its status, its code and its words"),
+    "shared/errors.py": (710, "one tree: every error of the product with its status, its code and its words"),
 }
 """Files that may have more lines: so many, and why."""
 

@@ -41,7 +41,7 @@ _OWN = frozenset(
         "upstream_chunk_too_large",
     }
 )
-_HELD_UP = frozenset({"no_worker", "storage_full", "storage_unavailable", "unsupported_version"})
+_HELD_UP = frozenset({"no_worker", "storage_full", "storage_refused", "storage_unavailable", "unsupported_version"})
 _LOST = frozenset({"worker_lost", "stream_lost", "request_lost"})
 _BUG = ("internal_error", 500)
 """With its status: a provider's own errors are never 500 here, whatever code they have."""

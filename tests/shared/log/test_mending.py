@@ -199,6 +199,21 @@ async def test_a_hole_behind_the_end_is_found(bench: Bench) -> None:
         await bench.log.seal(generation_id, COMPLETED, epoch=1, after=writer.position, length=writer.length)
 
 
+async def test_what_is_taken_out_of_a_log_that_stays_is_lost(bench: Bench) -> None:
+    """XDEL leaves the log its last id, and what is below that is not taken again. It was looked for without end."""
+    generation_id = await bench.created()
+    writer = await bench.claim(generation_id)
+    await bench.say(writer, 5)
+    assert bench.server.client.xdel(keys.log(generation_id), "1-4", "1-5") == 2
+    with pytest.raises(Forgotten):
+        await bench.log.seal(generation_id, COMPLETED, epoch=1, after=writer.position, length=writer.length)
+    with pytest.raises(Damaged):
+        await writer.mend()
+    with pytest.raises(Damaged):
+        await bench.say(writer, 1)
+    assert len(await bench.raw(generation_id)) == 3 + 3
+
+
 async def test_what_its_owner_deleted_is_not_made_again(bench: Bench) -> None:
     generation_id = await bench.created()
     writer = await bench.claim(generation_id)

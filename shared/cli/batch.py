@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, NamedTuple
@@ -77,6 +78,9 @@ async def run(
 ) -> Outcome:
     """Starts the batch, or goes on with the one that was begun, and brings its results here. Raises StreamspoolError."""
     state = state_beside(output)
+    with _writing(output, "Nothing was asked. Name another file with -o."), _part(output).open("wb"):
+        pass  # now, and not when the answers are paid for
+    _part(output).unlink()
     with TemporaryFile() as prepared, source.open("rb") as lines:
         digest = prepare(lines, model, prepared)
         known = json.loads(state.read_text("utf-8")) if state.exists() else None
@@ -86,7 +90,10 @@ async def run(
             file = await client.upload(prepared, source.name)
             batch = await client.create_batch(file["id"], WINDOW)
             known = {"batch": batch["id"], "input": digest}
-            state.write_text(json.dumps(known), "utf-8")
+            with _writing(
+                state, f"The batch {batch['id']} runs: GET /v1/batches/{batch['id']} has its files in the end."
+            ):
+                state.write_text(json.dumps(known), "utf-8")
     batch = await client.watch_batch(known["batch"], on_change)
     written = [
         await _fetch(client, batch[field], path)
@@ -96,12 +103,25 @@ async def run(
     return Outcome(batch, *written)
 
 
+@contextmanager
+def _writing(path: Path, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StreamspoolError(f"Cannot write {path}: {error.strerror or error}. {advice}") from None
+
+
 async def _fetch(client: Client, file_id: str | None, path: Path) -> Path | None:
     """A file appears whole: until then it has another name."""
     if file_id is None:
         return None
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as target:
-        await client.download(file_id, target)
-    part.replace(path)
+    part = _part(path)
+    with _writing(path, "The batch has ended: give the same command again to fetch it."):
+        with part.open("wb") as target:
+            await client.download(file_id, target)
+        part.replace(path)
     return path
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")

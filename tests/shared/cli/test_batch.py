@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shared.cli.batch import errors_beside, prepare, state_beside
+from shared.cli.batch import errors_beside, prepare, run, state_beside
+from shared.cli.client import Client
 from shared.errors import StreamspoolError
 from worker.batches.lines import Raw, check_line
 
@@ -60,6 +62,16 @@ def test_the_digest_is_of_what_is_sent() -> None:
     }
     assert len(digests) == 4
     assert prepare(iter([b'"a"']), "m/x", io.BytesIO()) in digests
+
+
+@pytest.mark.parametrize("output", ["missing/out.jsonl", "file/out.jsonl", "x" * 300])
+async def test_what_cannot_be_written_is_said_before_anything_is_asked(tmp_path: Path, output: str) -> None:
+    """Of a client that could not be asked either: an answer would be paid for, and then be nowhere."""
+    source = tmp_path / "file"
+    source.write_bytes(b'"hi"\n')
+    with pytest.raises(StreamspoolError, match=r"Cannot write .*Nothing was asked"):
+        await run(Client("http://127.0.0.1:1"), source, "fake/echo", tmp_path / output, lambda batch: None)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_files_stand_beside_the_output() -> None:

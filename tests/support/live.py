@@ -144,7 +144,7 @@ class Bench:
         return Viewer(EventStream(self.parts, header, events, cursor=cursor, headers={}))
 
     async def end(self, *viewers: Viewer) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(200):  # many of long logs are work, and the machine may be others' as well
             await asyncio.gather(*(viewer.task for viewer in viewers))
 
 

@@ -69,7 +69,7 @@ def test_openais_models_are_counted(client: Client, scripted: Register, end: str
         state = answered()
         return state if state["usage_source"] == "tokenizer" else None
 
-    state = wait_until(counted, 60, "the tokenizer is loaded")
+    state = wait_until(counted, 200, "the tokenizer is loaded")
     assert state["usage"] == {"prompt_tokens": 8, "completion_tokens": 8, "total_tokens": 16}
 
 

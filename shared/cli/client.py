@@ -83,7 +83,7 @@ class Client:
     def __init__(
         self, base_url: str, api_key: str | None = None, *, tenant: str | None = None, give_up_s: float = 60
     ) -> None:
-        self.base_url = base_url.rstrip("/")
+        self.base_url = base_url.rstrip("/").removesuffix("/v1")  # as OpenAI's clients are told it
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._tenant = tenant
         self._give_up_s = give_up_s

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from shared.cli import looking
+from shared.cli.client import Client
 from shared.cli.main import app
 
 STATE = {
@@ -92,3 +93,9 @@ async def test_a_list_is_followed_where_a_page_ends_early() -> None:
         {"limit": 2, "after": "s1000", "status": "failed"},
         {"limit": 1, "after": "s2000", "status": "failed"},
     ]
+
+
+@pytest.mark.parametrize("url", ["http://a:1", "http://a:1/", "http://a:1/v1", "http://a:1/v1/"])
+def test_an_address_as_openais_clients_are_told_it_is_the_same(url: str) -> None:
+    assert Client(url).base_url == "http://a:1"
+    assert Client(url.replace("a:1", "a:1/llm")).base_url == "http://a:1/llm"

@@ -104,6 +104,7 @@ class Choice:
         if (
             self._spoken
             and self.held is None
+            and self._cut is None
             and delta.__class__ is dict
             and len(delta) == 1
             and (text := delta.get("content")).__class__ is str

@@ -121,13 +121,14 @@ def _read(body: bytes) -> Any:
     return value
 
 
-def error_in(value: dict[str, Any], *, alone: bool = True) -> UpstreamRefused | None:
+def error_in(value: dict[str, Any], *, alone: bool = True, depth: int = 0) -> UpstreamRefused | None:
     """The error that an event under status 200 tells of; None for a part of an answer, a ping, or what is not known.
 
     OpenAI's envelope, or none: `{"object": "error", "message": …}` (older vLLM, LMDeploy, FastChat), `{"detail": …}`
     (FastAPI), `{"code": …, "message": …}` (DashScope, Mistral), `{"code": …, "msg": …}` (Zhipu), `{"errors": […]}`
     (Cloudflare), `{"base_resp": …}` (MiniMax), `{"x_groq": {"error": …}}`, `{"throttlingException": {…}}` (Bedrock),
-    `{"message": …}` alone (AWS), `{"title": …, "status": 500}` (RFC 9457). `alone`: whether a message alone is one.
+    `{"message": …}` alone (AWS), `{"title": …, "status": 500}` (RFC 9457). `alone`: whether a message alone is one;
+    `depth`: in how many envelopes it was found.
     """
     if value.get("error") or _minimax(value).get("status_code") or _groq(value):
         return refusal(value, status=502)
@@ -135,9 +136,11 @@ def error_in(value: dict[str, Any], *, alone: bool = True) -> UpstreamRefused | 
         return None
     told = _spelled(value)
     if "type" not in value:  # a gateway's envelope around the provider's
-        for name in _ENVELOPES:
+        for name in _ENVELOPES if depth < _MAX_ENVELOPES else ():
             inner = told.get(name)
-            if isinstance(inner, dict) and (found := error_in(inner, alone=name == "data")) is not None:
+            if not isinstance(inner, dict):
+                continue
+            if (found := error_in(inner, alone=name == "data", depth=depth + 1)) is not None:
                 return found
         if isinstance(told.get("data"), dict):
             return None
@@ -150,6 +153,9 @@ _ENVELOPES = ("data", "response", "responsemetadata", "result", "body", "header"
 _FAILURES = ("err", "errors", "errmsg", "errormsg", "errormessage", "errordescription", "fault", "failure", "detail")
 _OUTCOMES = ("code", "status", "statuscode", "errcode", "errno", "ret", "retcode", "state")
 """Names of what says, beside a message, how something went."""
+_CODES = ("code", "errcode", "errorcode", "errno", "ret", "retcode", "statuscode")
+_SAID = frozenset(("errmsg", "errormsg", "errormessage"))
+"""Names under which some say that all is well, in whatever language, beside a code of 0."""
 _BESIDE_A_MESSAGE = frozenset("message msg id requestid traceid timestamp path".split())
 """What may stand beside an error's only word, spelled as `_spelled` does."""
 _FINE = frozenset(
@@ -181,7 +187,10 @@ def _says_something(choice: dict[str, Any]) -> bool:
 
 def _tells_of_failure(value: dict[str, Any], told: dict[str, Any], *, alone: bool) -> bool:
     """`told` is `value` by names in one spelling."""
-    if any(_is_words(told[name]) for name in told if name in _FAILURES or name.endswith(("error", "exception"))):
+    failures = [name for name in told if name in _FAILURES or name.endswith(("error", "exception"))]
+    if any(_is_words(told[name]) for name in failures) and not (
+        _SAID.issuperset(failures) and any(told.get(name) in (0, "0") for name in _CODES)
+    ):
         return True
     kinds = [kind.lower() for name in ("object", "type", "event", "state") if isinstance(kind := value.get(name), str)]
     said = next((told[name] for name in ("message", "msg", "errmsg") if isinstance(told.get(name), str)), "")
@@ -202,14 +211,18 @@ def _tells_of_failure(value: dict[str, Any], told: dict[str, Any], *, alone: boo
 
 def _is_words(found: Any) -> bool:
     """Whether it can be what went wrong."""
-    return bool(found) and isinstance(found, str | list | dict) and not (isinstance(found, str) and _is_fine(found))
+    if isinstance(found, str):
+        return bool(found) and not _is_fine(found) and found.lower() != "false"
+    return bool(found) and isinstance(found, list | dict)
 
 
 def _is_fine(code: Any) -> bool:
     """Whether a code or a status beside a message tells of no error."""
     if code is None or isinstance(code, bool):
         return True
-    number = int(code) if isinstance(code, int | float) or (isinstance(code, str) and code.isdecimal()) else None
+    number = code if isinstance(code, int | float) else None
+    if isinstance(code, str) and code.isdecimal() and len(code) < 16:
+        number = int(code)
     return (number is not None and (number == 0 or 100 <= number < 300)) or str(code).lower() in _FINE
 
 

@@ -167,12 +167,13 @@ def media_url(url: str) -> str:
     media_type, *options = head[5:].split(";")
     media_type = media_type.strip().lower()
     spelled = _OTHER_TYPES.get(media_type, media_type)
-    if _WHITE.search(data):  # lines, as MIME has them
-        data = _WHITE.sub("", data)
-    return ";".join(("data:" + spelled, *(option.strip().lower() for option in options))) + comma + data
+    options = [option.strip().lower() for option in options]
+    if "base64" in options and any(white in data for white in _WHITE):  # lines, as MIME has them
+        data = "".join(data.split())
+    return ";".join(("data:" + spelled, *options)) + comma + data
 
 
-_WHITE = re.compile(r"\s+")
+_WHITE = " \t\r\n"
 _OTHER_TYPES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
 
 

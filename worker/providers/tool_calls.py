@@ -170,13 +170,14 @@ class ToolCalls:
                 self._at.setdefault(index, []).append(place)
             known = self._calls[place]
             known.empty = kind == "function" and text.strip() == "{}"
-            text = "" if known.empty or text.strip() == "null" else text
+            text = "" if known.empty or (kind == "function" and text.strip() == "null") else text
         else:
             known = self._calls[place]
-            if (name or text[:1] == "{") and known.waiting is None and given in ("", known.given):
+            again = name or (text[:1] == "{" and text.rstrip().endswith("}"))
+            if again and known.waiting is None and given in ("", known.given):
                 if text == known.told and known.whole and (name or text != "{}"):
                     return None  # told twice
-            elif text.strip() == "null" and not known.text.strip():
+            elif known.kind == "function" and text.strip() == "null" and not known.text.strip():
                 text = ""
             if known.waiting is None:
                 known.pieces.append(text)

@@ -235,6 +235,8 @@ def _normalize(events: list[sse.Event], normalizer: Normalizer) -> tuple[list[Ch
             chunks += normalizer.feed(event)
     except UpstreamError as failure:
         return chunks, failure
+    except RecursionError:
+        return chunks, UpstreamInvalid("The provider sent an event that is nested too deeply.")
     return chunks, None
 
 

@@ -245,15 +245,18 @@ async def _decode(
         async with _pieces(response) as pieces:
             async for data in pieces:
                 if doubtful:
-                    if not (head := (head + data).lstrip()):
-                        continue
+                    head = (head + data).lstrip()
                     if not head.startswith(_STARTS):
+                        if any(start.startswith(head) for start in _STARTS):
+                            continue  # too little to tell
                         raise error_from_response(provider, response.status_code, response.headers, head)
                     data, doubtful = head, False
                 if events := decoder.feed(data):
                     yield events
                 if decoder.refused:
                     raise sse.EventTooLarge
+        if doubtful and head:
+            raise error_from_response(provider, response.status_code, response.headers, head)
         if isinstance(decoder, framing.Decoder) and (body := decoder.other) is not None:
             raise error_from_response(provider, response.status_code, response.headers, body)
         if events := decoder.close():

@@ -209,6 +209,12 @@ def test_f19_a_picture_in_lines_is_one(kind: str, url: str) -> None:
     assert told == same
 
 
+def test_f19_a_picture_that_is_written_as_text_keeps_its_spaces() -> None:
+    url = "data:image/svg+xml;utf8,<svg width='1' height='1'/>"
+    body = sent("own", {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]})
+    assert body["messages"][0]["content"][0]["image_url"]["url"] == url
+
+
 def test_k6_what_a_result_shows_stands_beside_it_for_gemini() -> None:
     shown = result("call_0", [{"type": "text", "text": "a map"}, {"type": "image_url", "image_url": {"url": PICTURE}}])
     turn = sent("gemini", USER, calling("f"), shown, USER)["contents"][2]

@@ -30,6 +30,7 @@ from tests.support.written import (
     stream_of,
     words,
 )
+from worker.providers.formats.responses_verbatim import VerbatimTranslator
 
 
 def heard(kind: str, given: Any, **options: Any) -> tuple[dict[str, Any], Any]:
@@ -115,6 +116,8 @@ def test_k2_so_it_is_in_every_format(kind: str, value: dict[str, Any]) -> None:
         {"header": {"code": 0, "message": "Success"}},
         {"result": {"message": "all is well"}},
         {"success": True, "message": "ok"},
+        {"errcode": 0, "errmsg": "成功"},
+        {"has_error": "false"},
         {"is_error": False, "last_error": None},
         {**chunk({"content": ""}), "code": 0, "message": "Success", "sid": "s"},
         {**chunk({}), "detail": None, "errors": []},
@@ -125,6 +128,19 @@ def test_k2_so_it_is_in_every_format(kind: str, value: dict[str, Any]) -> None:
 def test_k2_what_tells_of_no_error_is_none(value: dict[str, Any]) -> None:
     whole, error = heard("openai", [value, *said("a"), value, chunk({}, "stop"), DONE])
     assert (error, whole["choices"][0]["message"]["content"]) == (None, "a")
+
+
+@pytest.mark.parametrize("code", [b"1e999", b'"%b"' % (b"9" * 5000)])
+def test_k2_a_code_beside_the_words_may_be_any_number(code: bytes) -> None:
+    _, error = heard("openai", b'data: {"message":"boom","code":%b}\n\n' % code)
+    assert (type(error), error.message) == (UpstreamRefused, "boom")
+
+
+@pytest.mark.parametrize("name", [b"data", b"result", b"message"])
+def test_k2_envelopes_have_an_end(name: bytes) -> None:
+    nested = b'data: %b{"error":"boom"}%b\n\n' % (b'{"%b":' % name * 900, b"}" * 900)
+    _, error = heard("openai", nested + stream_of(*said("a"), chunk({}, "stop"), DONE))
+    assert error is None
 
 
 def test_k2_a_status_beside_the_words_is_the_errors() -> None:
@@ -161,6 +177,12 @@ def test_k1_an_answer_that_was_cut_is_so_though_something_follows_the_word_for_i
     assert (error, whole["choices"][0]["finish_reason"]) == (None, "stop")
     whole, error = heard("openai", [chunk({"content": "a"}, reason), chunk(after), *said("b"), DONE])
     assert (error, whole["choices"][0]["finish_reason"]) == (None, "stop")
+
+
+def test_k1_white_space_in_pieces_does_not_make_a_cut_answer_whole() -> None:
+    given = [*said("Some words. "), chunk({"content": "a"}, "length"), *said("\n", "\n"), DONE]
+    whole, error = heard("openai", given)
+    assert (error, whole["choices"][0]["finish_reason"]) == (None, "length")
 
 
 # ---- K3
@@ -220,6 +242,22 @@ def test_k3_calls_add_up(name: str) -> None:
     found = whole["choices"][0]["message"]["tool_calls"]
     assert (error, [(call["function"]["name"], call["function"]["arguments"]) for call in found]) == (None, calls)
     assert len({call["id"] for call in found}) == len(calls)
+
+
+def test_k3_what_a_free_form_call_is_given_may_be_null() -> None:
+    pieces = [
+        chunk({"tool_calls": [{"index": 0, **call}]})
+        for call in (
+            {"id": "a", "type": "custom", "custom": {"name": "f", "input": ""}},
+            {"custom": {"input": "null"}},
+            {"custom": {"input": "able"}},
+        )
+    ]
+    first = chunk({"tool_calls": [{"index": 0, "id": "a", "custom": {"name": "f", "input": "null"}}]})
+    for given in (pieces, [first, pieces[2]]):
+        chunks, error, _ = hear(stream_of(*given, *CALLED))
+        [call] = completion(chunks)["choices"][0]["message"]["tool_calls"]
+        assert (error, call["custom"]["input"]) == (None, "nullable")
 
 
 # ---- K5, K8: formats of their own
@@ -509,6 +547,17 @@ RESPONSES: dict[str, list[Any]] = {
         spoke("output_item.done", item=MESSAGE),
         ended(output=[MESSAGE]),
     ],
+    "pieces that do not say of which part they are": [
+        {"type": "response.output_item.added", "output_index": 0, "item": {"type": "message", "id": "m"}},
+        {"type": "response.output_text.delta", "output_index": 0, "delta": "a"},
+        spoke("output_text.done", text="a"),
+        spoke("content_part.done", part=PART),
+        ended(output=[MESSAGE]),
+    ],
+    "a finished response with odd parts": [
+        spoke("output_text.delta", delta="a"),
+        ended(output=[{**MESSAGE, "content": [None, {**PART, "annotations": [None, {"url": "u"}]}]}]),
+    ],
     "an end that is called done": [spoke("output_text.delta", delta="a"), ended("done")],
     "an end without a response": [spoke("output_text.delta", delta="a"), {"type": "response.completed"}],
 }
@@ -525,6 +574,23 @@ def test_k8_events_of_a_response_that_are_named_outside_alone() -> None:
     named = b'event: response.output_text.delta\ndata: {"output_index":0,"delta":"a"}\n\n'
     whole, error = heard("responses", named + b'event: response.completed\ndata: {"response":{}}\n\n')
     assert (error, whole["choices"][0]["message"]["content"]) == (None, "a")
+
+
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [
+        ({"type": "response.completed"}, "response.completed"),
+        ({"type": "response.completed", "response": None}, "response.completed"),
+        (ended("done"), "response.completed"),
+        (ended("done", status="incomplete"), "response.incomplete"),
+    ],
+)
+def test_k8_such_an_end_is_one_for_clients_that_see_the_events_themselves(end: dict[str, Any], kind: str) -> None:
+    translator = VerbatimTranslator()
+    translator.feed("", spoke("output_text.delta", delta="a"))
+    [last] = translator.feed("", end)
+    [told] = last["responses_events"]
+    assert (translator.done, told["type"], told["response"]) == (True, kind, end.get("response") or {})
 
 
 def test_k8_a_refusal_that_comes_whole_is_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import zlib
@@ -17,10 +18,15 @@ WHOLE = json.dumps({"choices": [{"message": {"content": "ab"}, "finish_reason": 
 ERROR = b'{"error":{"message":"boom","code":"c"}}'
 
 
-async def answered(body: bytes, status: int = 200, **headers: str) -> Reading:
+async def answered(body: bytes, status: int = 200, *, first: int = 0, **headers: str) -> Reading:
+    """`first` bytes come alone, the rest in packets of 7."""
+
     async def script(wire: Wire) -> None:
         await wire.head(status, **headers)
-        for at in range(0, len(body), 7):
+        if first:
+            await wire.send(body[:first])
+            await asyncio.sleep(0.1)
+        for at in range(first, len(body), 7):
             await wire.send(body[at : at + 7])
         await wire.raw(END)
 
@@ -51,6 +57,23 @@ async def test_f18_an_answer_under_another_type(content_type: str, body: bytes) 
     """PHP calls what it sends text/html; two headers of one name are joined by a comma."""
     reading = await answered(body, content_type=content_type)
     assert (reading.error, reading.text) == (None, "ab")
+
+
+@pytest.mark.parametrize("body", [EVENTS, b"\xef\xbb\xbf" + EVENTS])
+async def test_f18_an_answer_under_another_type_whose_first_packet_is_small(body: bytes) -> None:
+    reading = await answered(body, first=1, content_type="text/html")
+    assert (reading.error, reading.text) == (None, "ab")
+
+
+@pytest.mark.parametrize("body", [b"da", b"da secret"])
+async def test_f18_what_begins_like_an_answer_may_be_none(body: bytes) -> None:
+    reading = await answered(body, first=2, content_type="text/html")
+    assert isinstance(reading.error, UpstreamInvalid)
+
+
+async def test_f18_an_event_that_is_nested_without_end_is_invalid() -> None:
+    nested = b'data: {"error":{"message":"boom","code":%b}}\n\n' % (b"[" * 1000 + b"]" * 1000)
+    assert isinstance((await answered(nested)).error, UpstreamInvalid)
 
 
 @pytest.mark.parametrize("body", [b"<!DOCTYPE html><p>secret page</p>", b"\n\n <html>secret", b"secret words"])

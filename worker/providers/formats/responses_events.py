@@ -212,6 +212,8 @@ class ResponsesTranslator:
         known = place in self._items or field not in self._said
         if not known or (place, value.get("content_index")) in self._starts:
             return []
+        if field != "reasoning_content" and (place, None) in self._starts:
+            return []  # its pieces did not say which part they are of
         return self._say(value, field, value.get(key))
 
     def _finished_message(self, value: dict[str, Any], item: dict[str, Any], place: Any) -> _Chunks:
@@ -228,10 +230,14 @@ class ResponsesTranslator:
         return chunks + self._citations(value, item, self._annotated.get(place, 0))
 
     def _citations(self, value: dict[str, Any], item: dict[str, Any], known: int) -> _Chunks:
-        """The annotations of a message but for those that events told."""
-        content = item.get("content") or ()
-        parts = () if isinstance(content, str) else enumerate(content)
-        found = [({**value, "content_index": i}, one) for i, part in parts for one in part.get("annotations") or ()]
+        """The annotations of a message but for those that events told. What is none is left out: the answer is there."""
+        content = item.get("content")
+        found = [
+            ({**value, "content_index": i}, one)
+            for i, part in enumerate(content if isinstance(content, list) else ())
+            for one in (part.get("annotations") if isinstance(part, dict) else None) or ()
+            if isinstance(one, dict) and isinstance(one.get("type"), str)
+        ]
         return [self._annotate(at, one) for at, one in found[known:]]
 
     def _finished_reasoning(self, value: dict[str, Any], item: dict[str, Any], place: Any) -> _Chunks:

@@ -49,18 +49,20 @@ class VerbatimTranslator:
         self.done = False
 
     def feed(self, event: str, value: dict[str, Any]) -> list[dict[str, Any]]:
-        kind = value.get("type") or event
-        kept = {**value, "type": kind}
+        kind, kept = value.get("type") or event, dict(value)
         chunks = self._chat.feed(event, value)
         self.done = self._chat.done
         if not kind or kind in _BEGINNINGS:
             return chunks
+        response = value["response"] if isinstance(value.get("response"), dict) else {}
+        if kind == "response.done":  # what some call every end
+            kind = f"response.{response.get('status')}"
+            kind = kind if kind in _ENDS else "response.completed"
+        kept["type"] = kind
         self._items += kind == "response.output_item.done"
         if kind in _ENDS:
-            told = len(value["response"].get("output") or ()) == self._items
-            kept["response"] = {
-                name: field for name, field in value["response"].items() if name != "output" or not told
-            }
+            told = len(response.get("output") or ()) == self._items
+            kept["response"] = {name: field for name, field in response.items() if name != "output" or not told}
         elif len(chunks) == 1 and isinstance(value.get("delta"), str) and _text_in(chunks[0]) == value["delta"]:
             kept["delta"] = None
         place = next((chunk for chunk in chunks if chunk.get("choices")), None)

@@ -151,7 +151,7 @@ MAY_TELL = frozenset("error base_resp x_groq message msg errors detail".split())
 """Fields beside choices that may tell of an error."""
 _ENVELOPES = ("data", "response", "responsemetadata", "result", "body", "header", "message")
 _FAILURES = ("err", "errors", "errmsg", "errormsg", "errormessage", "errordescription", "fault", "failure", "detail")
-_OUTCOMES = ("code", "status", "statuscode", "errcode", "errno", "ret", "retcode", "state")
+_OUTCOMES = ("code", "status", "statuscode", "errcode", "errno", "ret", "retcode")
 """Names of what says, beside a message, how something went."""
 _CODES = ("code", "errcode", "errorcode", "errno", "ret", "retcode", "statuscode")
 _SAID = frozenset(("errmsg", "errormsg", "errormessage"))
@@ -194,6 +194,9 @@ def _tells_of_failure(value: dict[str, Any], told: dict[str, Any], *, alone: boo
         return True
     kinds = [kind.lower() for name in ("object", "type", "event", "state") if isinstance(kind := value.get(name), str)]
     said = next((told[name] for name in ("message", "msg", "errmsg") if isinstance(told.get(name), str)), "")
+    outcomes = {name: told[name] for name in _OUTCOMES if name in told} if said else {}
+    if value.get("choices") and isinstance(outcomes.get("status"), str):
+        del outcomes["status"]  # beside choices such a word may say how far it is
     return bool(
         "error" in kinds
         or "__type" in value  # in Amazon's JSON, an error's name
@@ -203,7 +206,7 @@ def _tells_of_failure(value: dict[str, Any], told: dict[str, Any], *, alone: boo
         or (type(status := told.get("statuscode")) is int and 400 <= status < 600)
         or (said and any(names_failure(kind) or kind.endswith(("error", "failed")) for kind in kinds))
         or (said and "errortype" in told)
-        or (said and any(name in told and not _is_fine(told[name]) for name in _OUTCOMES))
+        or not all(map(_is_fine, outcomes.values()))
         or (alone and said and told.keys() <= _BESIDE_A_MESSAGE)
         or _is_failure(told.get("status"), titled=bool(told.get("title")))
     )

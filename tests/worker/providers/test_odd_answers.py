@@ -118,6 +118,8 @@ def test_k2_so_it_is_in_every_format(kind: str, value: dict[str, Any]) -> None:
         {"success": True, "message": "ok"},
         {"errcode": 0, "errmsg": "成功"},
         {"has_error": "false"},
+        {"state": "thinking", "message": "The web is searched"},
+        {**chunk({"role": "assistant", "content": ""}), "status": "in progress", "message": "The web is searched"},
         {"is_error": False, "last_error": None},
         {**chunk({"content": ""}), "code": 0, "message": "Success", "sid": "s"},
         {**chunk({}), "detail": None, "errors": []},

@@ -195,26 +195,28 @@ class Appender:
             await self.send(_PING, 1)
 
     def _put(self, packed: bytes, replies: int, log: Log | None) -> asyncio.Future[Asked]:
-        if (sending := self._tasks[0]).done():
-            sending.result()  # raises the bug that ended it: nobody would answer any more
+        self._rouse()
         answer: asyncio.Future[Asked] = self._loop.create_future()
         self._pending.append(_Item(packed, replies, answer, log))
-        self._wake.set()
         return answer
+
+    def _rouse(self) -> None:  # raises the bug that ended the sending: nobody would answer any more
+        if (sending := self._tasks[0]).done():
+            sending.result()
+        self._wake.set()
 
     async def look(self) -> None:
         """Looks whether the server is another one, and returns when what that has forgotten is there again."""
-        looker: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._lookers.append(looker)
-        self._wake.set()
-        await looker
+        await self._seen(self._lookers)
 
     async def mend(self) -> None:
         """Looks at all logs over a new connection, and returns when what was missing is there, or cannot be."""
-        suspect: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._suspects.append(suspect)
-        self._wake.set()
-        await suspect
+        await self._seen(self._suspects)
+
+    async def _seen(self, waiting: list[asyncio.Future[None]]) -> None:
+        self._rouse()
+        waiting.append(one := self._loop.create_future())
+        await one
 
     # ---- the connection
 

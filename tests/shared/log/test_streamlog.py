@@ -252,8 +252,9 @@ async def test_a_bug_that_ends_the_sending_is_told_to_who_sends_after_it(
     with pytest.raises(KeyError):
         await writer.append(chunks("b"))
     sending.tell((b"PING",))
-    with pytest.raises(KeyError):
-        await sending.flush()
+    for asks in (sending.flush, sending.look, writer.mend):
+        with pytest.raises(KeyError):
+            await asks()
 
 
 # ---- seal

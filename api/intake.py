@@ -31,8 +31,11 @@ SOCKET_FIELD_BYTES = 8000
 """A header field of a request that opens a WebSocket: the library that reads it again takes no longer lines than 8 KiB."""
 SOCKET_VERSION = b"13"
 
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[\w\-.~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::\d{0,5})?", re.ASCII)
-"""A name or an address, and perhaps a port (RFC 9110 §7.2, RFC 3986 §3.2.2). Empty, it says that the target has none."""
+_HOST = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]+(?:%[\w\-.~%]+)?\]|(?:[\w\-.~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::\d{0,5})?", re.ASCII
+)
+"""A name or an address, and perhaps a port (RFC 9110 §7.2, RFC 3986 §3.2.2). Empty, it says that the target has none. Clients
+leave the zone of an address away (RFC 6874 §4); OpenAI's for Python does not."""
 
 _FIELD_BYTES = len(": \r\n")
 LINE_BYTES = len("GET  HTTP/1.1\r\n\r\n")

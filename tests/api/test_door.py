@@ -543,6 +543,7 @@ def test_a_request_names_one_host(raw: Raw, fields: bytes) -> None:
         b"[::1",
         b"::1",
         b"[::1]x",
+        b"[fe80::1%]",
         b"localhost#",
         b"local%host",
         b"localh\xc3\xb6st",
@@ -556,7 +557,19 @@ def test_and_what_it_names_is_one(raw: Raw, host: bytes, version: bytes) -> None
 
 
 @pytest.mark.parametrize(
-    "host", [b"", b"LOCALHOST", b"localhost:", b"a_b.internal:8000", b"[::1]:80", b"x%2Dy", b"1.2.3.4"]
+    "host",
+    [
+        b"",
+        b"LOCALHOST",
+        b"localhost:",
+        b"localhost.:80",
+        b"a_b.internal:8000",
+        b"[::1]:80",
+        b"[fe80::1%eth0]:80",
+        b"[fe80::1%25eth0]",
+        b"x%2Dy",
+        b"1.2.3.4",
+    ],
 )
 def test_names_of_all_kinds_are_hosts(raw: Raw, host: bytes) -> None:
     raw.send(b"GET /healthz HTTP/1.1\r\nhost: " + host + b"\r\n\r\n")

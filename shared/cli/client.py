@@ -104,7 +104,8 @@ class Client:
         """What became of it; of one whose text is not kept any more, what is still known (`stream_expired`)."""
         path = f"/v1/streams/{quote(generation_id, safe='')}"
         found = await self.send("GET", path, accepted=(200, 404))
-        known = found if "id" in found else (found.get("error") or {}).get("stream")
+        error = found.get("error")
+        known = found if "id" in found else error.get("stream") if isinstance(error, dict) else None
         return known or await self.send("GET", path)  # which is refused again, and raises that
 
     async def answer(self, generation_id: str) -> dict[str, Any]:

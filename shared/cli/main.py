@@ -384,8 +384,9 @@ def _follow(
         state = ask(url, to_the_end, tenant)
     except KeyboardInterrupt:
         if view.id:
-            position = f" --from {view.position}" if view.position else ""
-            say(f"\nNo longer watching; the answer goes on. To see the rest:\n  streamspool watch {view.id}{position}")
+            told = (("--from", view.position), ("--tenant", tenant))
+            options = "".join(f" {option} {value}" for option, value in told if value)
+            say(f"\nNo longer watching; the answer goes on. To see the rest:\n  streamspool watch {view.id}{options}")
         raise typer.Exit(INTERRUPTED) from None
     screen.close()
     if view.error is not None:

@@ -281,6 +281,22 @@ def test_ctrl_c_detaches_and_says_how_to_go_on(stand_in: Callable[..., StandIn])
     assert not any("cancel" in path for path, _, _ in api.asked)
 
 
+def test_an_admin_who_leaves_is_told_the_way_back_to_what_is_anothers(stand_in: Callable[..., StandIn]) -> None:
+    api = stand_in({f"GET /v1/streams/{ID}": [[chunk("1-1", content="so far"), ...]]})
+    process = subprocess.Popen(
+        **command("watch", ID, "--tenant", "team-a", "--url", api.url), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.read(6) == "so far"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=WAIT_S)
+    finally:
+        process.kill()
+        process.wait(WAIT_S)
+    assert f"streamspool watch {ID} --from 1-1 --tenant team-a" in said
+
+
 def test_watch_starts_after_a_position(stand_in: Callable[..., StandIn]) -> None:
     api = stand_in({f"GET /v1/streams/{ID}": [[chunk("1-3", content="rest"), DONE], (200, STATE)]})
     done = run("watch", ID, "--from", "1-2", "--url", api.url)
@@ -363,6 +379,8 @@ def test_of_an_answer_that_is_gone_what_is_still_known_is_shown(stand_in: Callab
     shown = run("show", ID, "--url", api.url)
     assert (shown.returncode, shown.stdout.splitlines()[0].split()) == (0, ["id", ID])
     assert "no such stream" in run("show", "other", "--url", api.url).stderr
+    strange = stand_in({f"GET /v1/streams/{ID}": [(404, {"status": 404, "error": "Not Found"})] * 2})
+    assert run("show", ID, "--url", strange.url).stderr == "Error: The server answered with HTTP status 404.\n"
 
 
 def test_an_api_whose_port_is_taken_says_so_and_ends() -> None:

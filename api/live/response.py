@@ -22,12 +22,13 @@ from api.live.drain import Drain
 from api.live.hub import Hub
 from api.live.livelog import LiveLog
 from shared.config.settings import Settings
-from shared.errors import Damaged, GenerationFailed, Gone, StreamspoolError, Unavailable
+from shared.errors import Damaged, GenerationFailed, Gone, StreamspoolError
 from shared.generations.broker import Broker
 from shared.lib import json, money
 from shared.lib.telemetry import VIEWERS_DROPPED, get_logger
 from shared.log.records import Header, Outcome
-from shared.store.redis import RedisError
+from shared.store.availability import unavailable
+from shared.store.redis import RedisError, log_redis_error
 
 logger = get_logger(__name__)
 
@@ -182,7 +183,8 @@ def _visible(error: Exception) -> StreamspoolError:
         return error
     if isinstance(error, Gone | Damaged):
         return problem_error(error)
-    return Unavailable("The broker's storage is away. Try again.", code="storage_unavailable")
+    log_redis_error("view", error)
+    return unavailable(error)
 
 
 def served_headers(note: bytes | None) -> dict[str, str]:

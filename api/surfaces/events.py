@@ -24,11 +24,12 @@ from api.live.event_stream import EVENT_STREAM_HEADERS
 from api.live.feed import Followed, framed, now_frame
 from api.live.response import LATER
 from api.services import Services
-from shared.errors import BadCursor, BadRequest, Forbidden, NotFound, StreamspoolError, Unavailable
+from shared.errors import BadCursor, BadRequest, Forbidden, NotFound, StreamspoolError
 from shared.generations.caller import Caller
 from shared.lib import json, sse
 from shared.lib.telemetry import VIEWERS_DROPPED, get_logger
 from shared.log import feed
+from shared.store.availability import unavailable
 from shared.store.redis import RedisError
 
 logger = get_logger(__name__)
@@ -119,8 +120,8 @@ class Follower(Response):
         except (StreamspoolError, RedisError, OSError) as error:
             if client.started:
                 raise
-            away = Unavailable("The broker's storage is away. Try again.", code="storage_unavailable")
-            await to_response(error if isinstance(error, StreamspoolError) else away)(scope, receive, send)
+            visible = error if isinstance(error, StreamspoolError) else unavailable(error)
+            await to_response(visible)(scope, receive, send)
         finally:
             await client.close()
 

@@ -49,10 +49,15 @@ def translate_errors() -> Iterator[None]:
         raise NotFound(NO_STREAM) from None
     except (RedisError, OSError) as error:
         log_redis_error("broker", error)
-        if is_withheld(error):
-            raise Unavailable(_REFUSED, code="storage_refused") from error
-        what = what_is_full(error)
-        raise Unavailable(_SAID[what], code="storage_full" if what else "storage_unavailable") from error
+        raise unavailable(error) from error
+
+
+def unavailable(error: Exception) -> Unavailable:
+    """What a caller is told of a failure of Redis."""
+    if is_withheld(error):
+        return Unavailable(_REFUSED, code="storage_refused")
+    what = what_is_full(error)
+    return Unavailable(_SAID[what], code="storage_full" if what else "storage_unavailable")
 
 
 class UncertainCreates:

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 
 import pytest
+from redis.exceptions import ConnectionError, NoPermissionError
 
 from api.live.answer import Answer
 from api.surfaces.chat.projection import completion
@@ -39,3 +40,26 @@ async def test_a_stop_does_not_make_an_sdk_pay_twice(
     assert (viewer.status, json.loads(viewer.body)["error"]["code"]) == (503, "draining")
     assert viewer.headers[b"retry-after"] == b"2"
     assert viewer.headers.get(b"x-should-retry") == told
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [
+        (NoPermissionError("this user has no permissions to run the 'xrange' command"), "storage_refused"),
+        (ConnectionError("refused"), "storage_unavailable"),
+        (OSError(), "storage_unavailable"),
+    ],
+)
+async def test_what_cannot_be_read_is_told_for_what_it_is(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, problem: Exception, code: str
+) -> None:
+    async def join(*_: object, **__: object) -> None:
+        raise problem
+
+    writer = await bench.log_of(1)
+    monkeypatch.setattr(bench.parts.hub, "join", join)
+    header = header_with({"id": writer.generation_id, "owner": "ann", "created_at_ms": 1})
+    viewer = Viewer(Answer(bench.parts, header, completion, fresh=True, headers={}))
+    await bench.end(viewer)
+    assert (viewer.status, json.loads(viewer.body)["error"]["code"]) == (503, code)
+    assert viewer.headers.get(b"x-should-retry") == b"false"

@@ -12,10 +12,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Page, Response, Route, expect
 
 from shared.cli.embedded import EmbeddedValkey
-from tests.e2e.console import MARKS, NEXT_FRAMES, Asking, Held, tab
+from tests.e2e.console import MARKS, NEXT_FRAMES, WAIT_MS, Asking, Held, tab
 from tests.harness.processes import Stack
 from tests.harness.store import open_store
 from tests.harness.upstream import ScriptedUpstream
@@ -206,6 +206,26 @@ def test_what_runs_is_not_kept_by_an_answer_that_came_after_its_end(browser: Bro
         polled.let_go()
         polled.open()
         expect(page.get_by_text("Nothing runs just now")).to_be_visible()
+
+
+def test_of_what_may_have_ended_the_state_is_told(browser: Browser, server: Stack) -> None:
+    """Events name the tenant of each, and only an admin may name one."""
+    asking = Asking(server.url)
+    with tab(browser, server.url) as one:
+        page = one.page
+        polled = Held(page, re.compile(r"/v1/streams\?limit=100&status=queued%2Cin_progress"))
+        polled.answer(json={"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False})
+        one.go("/")
+        expect(page.get_by_role("status").filter(has_text="Live").first).to_be_visible()
+        generation_id = asking.ask(LONG, background=True)
+
+        def is_state(response: Response) -> bool:
+            return generation_id in response.url and "json" in (response.request.headers.get("accept") or "")
+
+        with page.expect_response(is_state, timeout=WAIT_MS) as told:
+            pass
+        assert (told.value.status, urlsplit(told.value.url).query) == (200, "")
+    asking.http.post(f"/v1/streams/{generation_id}/cancel")
 
 
 def test_a_row_keeps_what_events_do_not_tell(browser: Browser, server: Stack) -> None:

@@ -5,7 +5,7 @@
 import { Away, get, note, withQuery } from "./api.js";
 import { Following } from "./sse.js";
 import { Store } from "./store.js";
-import { isRunning } from "./streams.js";
+import { isRunning, streamPath } from "./streams.js";
 import { Together } from "./tabs.js";
 
 const POLL_MS = 2000;
@@ -242,7 +242,7 @@ class Looking {
   /** Its state now; null: it is forgotten; undefined: not known. */
   async relearn(state) {
     try {
-      return await get(withQuery(`/v1/streams/${state.id}`, { tenant: state.tenant }), { headers: { accept: "application/json" } });
+      return await get(streamPath(state), { headers: { accept: "application/json" } });
     } catch (error) {
       return error.status === 404 ? null : undefined;
     }

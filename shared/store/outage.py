@@ -61,6 +61,8 @@ REDIRECTS = frozenset({"MOVED", "ASK", "TRYAGAIN"})
 _PASSING = frozenset({*WRONG_SERVER, *FULL, *REDIRECTS, "BUSY"})
 """Error words that are over some time without anything being changed here."""
 
+_WITHHELD = ("unknown command", "ACL failure in script", "The user executing the script can't ")
+"""What a server says besides NOPERM of a command that is not to be had. The last two of one in a script, Redis 7.0 the last."""
 _SAID_CHARACTERS = 120
 _ANNOTATED = re.compile(r"Command # \d+ \(.*\) of pipeline caused error: \(['\"](.*)['\"],?\)", re.DOTALL)
 """redis-py's pipelines put the command in front. The last such words are the server's: a command may hold them, too."""
@@ -125,10 +127,10 @@ def what_is_full(error: object) -> Literal["memory", "disk"] | None:
 
 
 def is_withheld(error: object) -> bool:
-    """Whether a command is not to be had here: this user may not give it, or there is none, as where a managed server was made
-    without it (CONFIG, DEBUG)."""
+    """Whether a command is not to be had here: this user may not give it, by itself or in a script, or there is none, as where
+    a managed server was made without it (CONFIG, DEBUG)."""
     return isinstance(error, NoPermissionError) or (
-        isinstance(error, ResponseError) and server_message(error).removeprefix("ERR ").startswith("unknown command")
+        isinstance(error, ResponseError) and server_message(error).removeprefix("ERR ").startswith(_WITHHELD)
     )
 
 

@@ -27,6 +27,7 @@ from shared.store.outage import (
     cause,
     error_word,
     is_passing,
+    is_withheld,
     is_wrong_server,
     log_redis_error,
     reason,
@@ -185,6 +186,29 @@ def test_faults_that_cannot_heal(error: Exception, says: str) -> None:
 )
 def test_faults_that_may_heal(error: Exception) -> None:
     assert why_hopeless(error) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "withheld"),
+    [
+        (NoPermissionError("this user has no permissions to run the 'xadd' command"), True),
+        (ResponseError("unknown command 'CONFIG', with args beginning with: "), True),
+        (ResponseError("ERR unknown command 'DEBUG', with args beginning with: "), True),
+        (
+            ResponseError("ACL failure in script: User ann has no permissions to run the 'xadd' command script: on"),
+            True,
+        ),
+        (ResponseError("The user executing the script can't run this command or subcommand script: 1, on"), True),
+        (ResponseError("ERR The user executing the script can't access at least one of the keys mentioned"), True),
+        (ResponseError(ANNOTATED.format("ACL failure in script: No permissions to access a key")), True),
+        (ResponseError("The ID specified in XADD is equal or smaller"), False),
+        (ResponseError("OOM command not allowed"), False),
+        (WrongServer("READONLY You can't write against a read only replica."), False),
+        (ConnectionError("unknown command"), False),
+    ],
+)
+def test_a_command_that_is_not_to_be_had_is_known_however_it_is_said(error: Exception, withheld: bool) -> None:
+    assert is_withheld(error) == withheld
 
 
 def test_pauses_grow_to_a_limit_and_are_never_the_same() -> None:

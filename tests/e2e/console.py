@@ -128,7 +128,6 @@ class Held:
         self._waiting: list[Route] = []
         self._answer: dict[str, Any] = {}
         self._open = False
-        self.was_answered = False
         page.route(pattern, self._take)
 
     def _take(self, route: Route) -> None:
@@ -167,7 +166,6 @@ class Held:
         """
         self.wait()
         route = self._waiting.pop(-1 if newest else 0)
-        self.was_answered = True
         if aborts:
             with suppress(Error):
                 route.fulfill(**answer) if answer else route.continue_()

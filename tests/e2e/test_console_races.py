@@ -232,7 +232,7 @@ def test_a_row_keeps_what_events_do_not_tell(browser: Browser, server: Stack) ->
     asking = Asking(server.url)
     with tab(browser, server.url) as one:
         page = one.page
-        polled = Held(page, re.compile(r"/v1/streams\?limit=100&status=queued%2Cin_progress"))
+        Held(page, re.compile(r"/v1/streams\?limit=100&status=queued%2Cin_progress"))
         with page.expect_response(re.compile(r"/v1/streams\?limit=100$")):
             one.go("/requests")
         expect(page.get_by_role("status").filter(has_text="Live").first).to_be_visible()
@@ -241,7 +241,6 @@ def test_a_row_keeps_what_events_do_not_tell(browser: Browser, server: Stack) ->
         page.get_by_role("button", name=re.compile("new: show")).click()
         row = page.locator("table[aria-label=Requests] tbody tr").filter(has_text="fake/lorem").first
         expect(row).to_contain_text("team:of-the-row")
-        assert not polled.was_answered
     asking.http.post(f"/v1/streams/{generation_id}/cancel")
 
 

@@ -117,6 +117,21 @@ def test_answers_are_not_shown_under_models_that_were_not_asked(browser: Browser
         one.check()
 
 
+def test_a_number_that_cannot_be_read_stays_and_is_not_sent(browser: Browser, server: Stack) -> None:
+    with tab(browser, server.url) as one:
+        page = one.go("/playground")
+        field = page.get_by_label("temperature")
+        field.press_sequentially("1e")
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_text("Not sent: a field cannot be read as it is.")).to_be_visible()
+        expect(field).to_have_attribute("aria-invalid", "true")
+        field.press("Control+a")
+        field.press_sequentially("1e0")
+        field.blur()
+        expect(field).not_to_have_attribute("aria-invalid", "true")
+        one.check()
+
+
 def test_json_that_cannot_be_read_stays_and_is_not_sent_and_new_takes_it_away(browser: Browser, server: Stack) -> None:
     with tab(browser, server.url) as one:
         page = one.go("/playground")

@@ -99,10 +99,12 @@ export function Typed({ as = "input", value, take, ...rest }) {
   const [typed, type] = useState(null);
   const [wrong, tell] = useState("");
   const field = useRef();
+  const isOdd = () => field.current.validity.badInput; // a number's: its text is told as none, so nothing seems to change
   const leave = () => {
     const text = field.current.value;
     let problem = "";
     try {
+      if (isOdd()) throw new Error("This is no number.");
       if (text !== value) take(text);
     } catch (error) {
       problem = error.message;
@@ -117,7 +119,7 @@ export function Typed({ as = "input", value, take, ...rest }) {
     tell("");
   }, [value]);
   const atEnter = (event) => event.key === "Enter" && (as === "input" || event.ctrlKey || event.metaKey) && leave();
-  return html`<${as} class="input" ...${rest} ref=${field} value=${typed ?? value} aria-invalid=${wrong ? "true" : undefined} onInput=${() => type(field.current.value)} onChange=${leave} onKeyDown=${atEnter} />
+  return html`<${as} class="input" ...${rest} ref=${field} value=${typed ?? value} aria-invalid=${wrong ? "true" : undefined} onInput=${() => type(field.current.value)} onChange=${leave} onBlur=${() => isOdd() && leave()} onKeyDown=${atEnter} />
     ${wrong && html`<p class="bad" role="alert">${wrong}</p>`}`;
 }
 

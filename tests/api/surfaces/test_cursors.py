@@ -315,21 +315,21 @@ def test_a_damaged_log_can_be_cancelled_and_deleted(client: Client, store: Store
 
 
 def test_a_log_that_goes_away_ends_its_views_with_an_error(client: Client, store: Store, scripted: Register) -> None:
-    """Deleted, or expired: nobody tells the viewers, yet none of them waits for ever or takes it for the end."""
+    """Lost while it runs: nobody tells the viewers, yet none of them waits for ever or takes it for the end."""
     pause = Pause()
     with (
-        client.streaming(scripted([*words(2), pause, *ending()]).model) as deleted,
+        client.streaming(scripted([*words(2), pause, *ending()]).model) as lost,
         client.streaming(scripted([*words(2), pause, *ending()]).model) as expired,
-        client.watching(deleted.id) as viewer,
+        client.watching(lost.id) as viewer,
     ):
-        for watched in (deleted, expired, viewer):
+        for watched in (lost, expired, viewer):
             watched.take(3)
-        store.delete(keys.log(deleted.id))
+        store.delete(keys.log(lost.id))
         store.pexpire(keys.log(expired.id), 1)
-        for watched in (deleted, expired, viewer):
-            assert end_error(watched.rest())["code"] == "stream_gone"
+        for watched in (lost, expired, viewer):
+            assert end_error(watched.rest())["code"] == "stream_lost"
     for view in VIEWS.values():
-        refused(client.get(view.format(deleted.id)), 404)
+        refused(client.get(view.format(lost.id)), 404)
 
 
 def test_deleting_ends_the_views(client: Client, scripted: Register) -> None:

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Route, expect
 from shared.cli.embedded import EmbeddedValkey
 from tests.e2e.console import MARKS, Asking, tab
 from tests.harness.processes import Stack, wait_until
-from tests.harness.store import open_store
+from tests.harness.store import emptied, open_store
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.names import keys
 
@@ -46,9 +46,7 @@ def bare(
     valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     """A server that was asked nothing yet."""
-    url = valkey.url.replace("db=0", "db=14")
-    with open_store(url) as store:
-        store.flushdb()
+    url = emptied(valkey.url.replace("db=0", "db=14"))
     with Stack(url, upstream.base_url, tmp_path_factory.mktemp("bare")) as running:
         yield running
 
@@ -58,9 +56,7 @@ def full(
     valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     """A server with some of everything."""
-    url = valkey.url.replace("db=0", "db=13")
-    with open_store(url) as store:
-        store.flushdb()
+    url = emptied(valkey.url.replace("db=0", "db=13"))
     with Stack(url, upstream.base_url, tmp_path_factory.mktemp("full")) as running:
         fill(running.url)
         yield running

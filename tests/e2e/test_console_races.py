@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, Response, Route, expect
 from shared.cli.embedded import EmbeddedValkey
 from tests.e2e.console import MARKS, NEXT_FRAMES, WAIT_MS, Asking, Held, tab
 from tests.harness.processes import Stack
-from tests.harness.store import open_store
+from tests.harness.store import emptied
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.wire import ADMIN_KEY, KEY_A
 
@@ -33,9 +33,7 @@ PRESS = """
 def server(
     valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    url = valkey.url.replace("db=0", "db=14")
-    with open_store(url) as store:
-        store.flushdb()
+    url = emptied(valkey.url.replace("db=0", "db=14"))
     with Stack(url, upstream.base_url, tmp_path_factory.mktemp("races")) as running:
         yield running
 
@@ -44,9 +42,7 @@ def server(
 def keyed(
     valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    url = valkey.url.replace("db=0", "db=13")
-    with open_store(url) as store:
-        store.flushdb()
+    url = emptied(valkey.url.replace("db=0", "db=13"))
     keys = {"STREAMSPOOL_API_KEYS": f"a:{KEY_A}", "STREAMSPOOL_ADMIN_KEYS": f"ops:{ADMIN_KEY}"}
     with Stack(url, upstream.base_url, tmp_path_factory.mktemp("keyed"), **keys) as running:
         yield running

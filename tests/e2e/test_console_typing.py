@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Locator, Page, Request, expect
 from shared.cli.embedded import EmbeddedValkey
 from tests.e2e.console import MARKS, NEXT_FRAMES, Asking, Held, tab
 from tests.harness.processes import Stack
-from tests.harness.store import open_store
+from tests.harness.store import emptied
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.wire import ADMIN_KEY
 
@@ -28,9 +28,7 @@ pytestmark = MARKS
 def server(
     valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    url = valkey.url.replace("db=0", "db=14")
-    with open_store(url) as store:
-        store.flushdb()
+    url = emptied(valkey.url.replace("db=0", "db=14"))
     with Stack(url, upstream.base_url, tmp_path_factory.mktemp("typing")) as running:
         yield running
 
@@ -220,9 +218,7 @@ def test_the_window_of_a_batch_stays_while_the_batches_are_asked_for(browser: Br
 def test_a_tenant_stays_while_the_limits_are_asked_again(
     browser: Browser, valkey: EmbeddedValkey, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
-    url = valkey.url.replace("db=0", "db=11")
-    with open_store(url) as store:
-        store.flushdb()
+    url = emptied(valkey.url.replace("db=0", "db=11"))
     keys = {"STREAMSPOOL_ADMIN_KEYS": f"ops:{ADMIN_KEY}"}
     with Stack(url, upstream.base_url, tmp_path, **keys) as keyed, tab(browser, keyed.url) as one:
         limits = Held(one.page, "**/v1/limits*")

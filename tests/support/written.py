@@ -78,6 +78,18 @@ def hear(
     return chunks, None, reader
 
 
+def heard(kind: str, given: Any, **options: Any) -> tuple[dict[str, Any], Any]:
+    """The whole answer, as far as it came, and the error it ended in; the same however the packets are cut."""
+    body = given if isinstance(given, bytes) else stream_of(*given)
+    chunks, error, _ = hear(body, dialect=DIALECTS[kind], **options)
+    for size in (1, 7):
+        others, other, _ = hear(body, dialect=DIALECTS[kind], size=size, **options)
+        assert (others, type(other), str(other)) == (chunks, type(error), str(error))
+    if error is None:
+        assert_reads(chunks)
+    return completion(chunks), error
+
+
 def answered(*events: Value, dialect: Dialect = OPENAI, **options: Any) -> dict[str, Any]:
     """The whole answer: in every spelling, in packets of 1, 7 and 1,400 bytes the same, and the same to OpenAI's SDK."""
     stream = stream_of(*events)

@@ -262,11 +262,9 @@ def test_an_answer_that_fails_keeps_its_text_and_exits_1(stand_in: Callable[...,
     assert "worker_lost" in done.stderr
 
 
-def test_ctrl_c_detaches_and_says_how_to_go_on(stand_in: Callable[..., StandIn]) -> None:
-    api = stand_in({"POST /v1/chat/completions": [[chunk("1-1", content="so"), chunk("1-2", content=" far"), ...]]})
-    process = subprocess.Popen(
-        **command("chat", "hi", "-m", "m", "--url", api.url), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+def left_after_six(*words: str) -> tuple[int, str]:
+    """The exit code, and what is said on stderr, of a command that is left with Ctrl-C once it has shown "so far"."""
+    process = subprocess.Popen(**command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert process.stdout is not None
         assert process.stdout.read(6) == "so far"
@@ -275,7 +273,13 @@ def test_ctrl_c_detaches_and_says_how_to_go_on(stand_in: Callable[..., StandIn])
     finally:
         process.kill()
         process.wait(WAIT_S)
-    assert process.returncode == 130
+    return process.returncode, said
+
+
+def test_ctrl_c_detaches_and_says_how_to_go_on(stand_in: Callable[..., StandIn]) -> None:
+    api = stand_in({"POST /v1/chat/completions": [[chunk("1-1", content="so"), chunk("1-2", content=" far"), ...]]})
+    code, said = left_after_six("chat", "hi", "-m", "m", "--url", api.url)
+    assert code == 130
     assert f"streamspool watch {ID} --from 1-2" in said
     assert "Traceback" not in said
     assert not any("cancel" in path for path, _, _ in api.asked)
@@ -283,17 +287,7 @@ def test_ctrl_c_detaches_and_says_how_to_go_on(stand_in: Callable[..., StandIn])
 
 def test_an_admin_who_leaves_is_told_the_way_back_to_what_is_anothers(stand_in: Callable[..., StandIn]) -> None:
     api = stand_in({f"GET /v1/streams/{ID}": [[chunk("1-1", content="so far"), ...]]})
-    process = subprocess.Popen(
-        **command("watch", ID, "--tenant", "team-a", "--url", api.url), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.read(6) == "so far"
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=WAIT_S)
-    finally:
-        process.kill()
-        process.wait(WAIT_S)
+    _, said = left_after_six("watch", ID, "--tenant", "team-a", "--url", api.url)
     assert f"streamspool watch {ID} --from 1-1 --tenant team-a" in said
 
 

@@ -18,11 +18,11 @@ from tests.support.written import (
     DIALECTS,
     DONE,
     anthropic,
-    assert_reads,
     chunk,
     cohere_end,
     gemini,
     hear,
+    heard,
     said,
     stream_of,
     words,
@@ -33,18 +33,6 @@ Call = tuple[str, str]
 
 def lines(*values: Any) -> bytes:
     return b"".join(json.dumps(value).encode() + b"\n" for value in values)
-
-
-def heard(kind: str, given: Any, **options: Any) -> tuple[dict[str, Any], Any]:
-    """The whole answer, as far as it came, and the error it ended in; the same however the packets are cut."""
-    body = given if isinstance(given, bytes) else stream_of(*given)
-    chunks, error, _ = hear(body, dialect=DIALECTS[kind], **options)
-    for size in (1, 7):
-        others, other, _ = hear(body, dialect=DIALECTS[kind], size=size, **options)
-        assert (others, type(other), str(other)) == (chunks, type(error), str(error))
-    if error is None:
-        assert_reads(chunks)
-    return completion(chunks), error
 
 
 def piece(index: Any = 0, id: Any = None, name: Any = None, arguments: Any = None) -> dict[str, Any]:

@@ -15,35 +15,21 @@ from shared.errors import UpstreamIncomplete, UpstreamRefused
 from tests.support.answers import completion
 from tests.support.written import (
     COHERE_WORDS,
-    DIALECTS,
     DONE,
     FRAMED,
     USAGE,
     anthropic,
-    assert_reads,
     chunk,
     cohere_end,
     gemini,
     hear,
+    heard,
     native,
     said,
     stream_of,
     words,
 )
 from worker.providers.formats.responses_verbatim import VerbatimTranslator
-
-
-def heard(kind: str, given: Any, **options: Any) -> tuple[dict[str, Any], Any]:
-    """The whole answer, as far as it came, and the error it ended in; the same however the packets are cut."""
-    body = given if isinstance(given, bytes) else stream_of(*given)
-    chunks, error, _ = hear(body, dialect=DIALECTS[kind], **options)
-    for size in (1, 7):
-        others, other, _ = hear(body, dialect=DIALECTS[kind], size=size, **options)
-        assert (others, type(other), str(other)) == (chunks, type(error), str(error))
-    if error is None:
-        assert_reads(chunks)
-    return completion(chunks), error
-
 
 # ---- K2
 

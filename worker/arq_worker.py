@@ -288,8 +288,9 @@ class StreamWorker(Worker):
         except (RedisError, OSError):  # whether it was done or not: a lease of ours can be taken again
             self._again.update((job.id, job.lane) for job in chosen if job.id not in self._jobs)
             raise
-        charges = self._costs.begin(taken.jobs, self.loop.time())
-        self._appender.tell(*self._queue.move(taken, lease, charges, listed=listed))
+        self._appender.tell(*self._queue.move(taken, lease, self._costs.begin(taken.jobs, self.loop.time())))
+        for words in self._queue.strike_off(taken.unknown, listed=listed):
+            self._appender.tell(words)
         for job in taken.jobs:
             self._begin(job)
         if taken.unknown and not listed:

@@ -10,6 +10,7 @@ scores of what runs only say where to look for leases that may have lapsed. What
 | `put` | added, if not there | | | set, if not there |
 | `take` | | | set, if there is none | read |
 | `move` | removed | added | | |
+| `strike_off` | removed | removed | removed | |
 | `renew` | removed | added | prolonged | |
 | `hand_back` | added | removed | removed | |
 | `end` | removed | removed | removed | removed |
@@ -18,7 +19,7 @@ What is added where it waits is added together with its tenant, so that no look 
 
 A job may be put while it runs, since `put` cannot know that in one round trip: then it is in both sets, a worker that comes
 for it does not get its lease, and the one that runs it strikes it off where it waits. Methods raise RedisError and OSError;
-`move` and `end` only say which commands do it, for the worker's one connection.
+`move`, `strike_off` and `end` only say which commands do it, for the worker's one connection.
 """
 
 from __future__ import annotations
@@ -241,7 +242,8 @@ class JobQueue:
         return {job_id for job_id, score in zip(job_ids, scores, strict=True) if score is not None}
 
     async def take(self, wanted: Sequence[Waiting], lease: Lease, *, begun: bool) -> Taken:
-        """Takes the leases of those that no worker has, in one round trip; `move` is to follow, and needs no waiting for.
+        """Takes the leases of those that no worker has, in one round trip; `move` and `strike_off` are to follow, and need no
+        waiting for.
 
         A lease names its holder: taking one whose reply was lost is taking it again, not a refusal. `begun` says that
         a worker had them before. On a full server those and batches are taken all the same, because they can be ended
@@ -266,22 +268,27 @@ class JobQueue:
             pipe.get(self._key.job(job.id))
         return pipe
 
-    def move(self, taken: Taken, lease: Lease, charges: Charges, *, listed: bool) -> list[Words]:
-        """What puts that which was taken where the rest runs, and charges it. What is unknown is let go, and struck off if
-        `listed`. To be done as one, before anything else becomes of these jobs; where it is not, the leases stand, and renewing
-        them does the same again."""
+    def move(self, taken: Taken, lease: Lease, charges: Charges) -> list[Words]:
+        """What puts that which was taken where the rest runs, and charges it. To be done as one, before anything else becomes
+        of these jobs; where it is not, the leases stand, and renewing them does the same again."""
         found = _Commands()
         for job in taken.jobs:
             found.execute_command("ZREM", self._key.waiting(job.lane, job.tenant), job.id)
             found.execute_command("ZADD", self._key.running(job.lane), lease.end_ms, job.id)
-        for gone in taken.unknown:
-            found.execute_command("DEL", self._key.lease(gone.id))
-            if listed:
-                found.execute_command("ZREM", self._key.running(gone.lane), gone.id)
-                if gone.tenant is not None:
-                    found.execute_command("ZREM", self._key.waiting(gone.lane, gone.tenant), gone.id)
         charge(found, self._key, charges)
         advance(found, self._key, taken.turns)
+        return found.queued
+
+    def strike_off(self, unknown: Iterable[Waiting], *, listed: bool) -> list[Words]:
+        """What lets go of that which was taken and is unknown, and takes it away where it is `listed`. Not to be one
+        transaction, as with `end`: a full server would refuse it, and who looks would come for these again and again."""
+        found = _Commands()
+        for gone in unknown:
+            if listed:
+                if gone.tenant is not None:
+                    found.execute_command("ZREM", self._key.waiting(gone.lane, gone.tenant), gone.id)
+                found.execute_command("ZREM", self._key.running(gone.lane), gone.id)
+            found.execute_command("DEL", self._key.lease(gone.id))
         return found.queued
 
     async def renew(self, jobs: Sequence[Job], lease: Lease) -> list[Job]:

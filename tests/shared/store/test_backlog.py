@@ -31,7 +31,7 @@ async def test_each_lane_tells_who_waits_and_since_when(queue: JobQueue, redis: 
         await queue.put(f"chatcmpl-{number}", lane, tenant, expires_s=60)
     first = await redis.zscore(keys.waiting(Lane.GENERATION, "ann"), "chatcmpl-0")
     taken = await queue.take([Waiting("chatcmpl-3", Lane.GENERATION)], Lease("w", 10_000, 2_000_000), begun=False)
-    await do(redis, queue.move(taken, Lease("w", 10_000, 2_000_000), {}, listed=True))
+    await do(redis, queue.move(taken, Lease("w", 10_000, 2_000_000), {}))
 
     seen = await looked(redis)
     answers = seen[Lane.GENERATION]

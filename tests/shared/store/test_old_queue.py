@@ -137,7 +137,7 @@ async def test_one_that_an_older_reaper_rang_for_while_it_runs_here_is_not_run_t
     job_id = await left_by_an_older_version(redis)
     await queue.put(job_id, Lane.GENERATION, "", expires_s=60)
     taken = await queue.take([Waiting(job_id, Lane.GENERATION)], lease, begun=False)
-    await do(redis, queue.move(taken, lease, {}, listed=True))
+    await do(redis, queue.move(taken, lease, {}))
     await adopt(redis, paused=False)
     assert (await queue.take([Waiting(job_id, Lane.GENERATION)], Lease("w2", 10_000, 1), begun=False)).jobs == []
     await queue.renew(taken.jobs, lease)

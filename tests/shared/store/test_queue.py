@@ -38,7 +38,7 @@ async def put(queue: JobQueue, lane: Lane = Lane.GENERATION, tenant: str = "ann"
 
 async def start(queue: JobQueue, job_id: str, lane: Lane = Lane.GENERATION, lease: Lease = MINE) -> Taken:
     taken = await queue.take([Waiting(job_id, lane)], lease, begun=False)
-    await do(queue._redis, queue.move(taken, lease, {}, listed=True))
+    await do(queue._redis, queue.move(taken, lease, {}))
     return taken
 
 
@@ -112,7 +112,7 @@ async def test_what_has_ended_is_let_go(queue: JobQueue, redis: ArqRedis, listed
     await redis.delete(keys.job(job_id))
     taken: Any = await queue.take([Waiting(job_id, Lane.GENERATION, "ann")], MINE, begun=False)
     assert taken == ([], [Waiting(job_id, Lane.GENERATION, "ann")], [])
-    await do(queue._redis, queue.move(taken, MINE, {}, listed=listed))
+    await do(redis, queue.strike_off(taken.unknown, listed=listed))
     assert await redis.exists(keys.lease(job_id)) == 0
     assert await waiting(redis) == ([] if listed else [job_id])
 

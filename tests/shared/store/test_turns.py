@@ -94,7 +94,7 @@ class World:
         free = self.places - len(self.running)
         seen = await self.queue.look("w", 1000, {LANE: free}, 0, 0, self.costs.of)
         taken = await self.queue.take(seen.waiting[LANE][:free], LEASE, begun=False)
-        await do(self.queue._redis, self.queue.move(taken, LEASE, self.costs.begin(taken.jobs, self.now), listed=True))
+        await do(self.queue._redis, self.queue.move(taken, LEASE, self.costs.begin(taken.jobs, self.now)))
         for job in taken.jobs:
             self._count += 1
             self.began.setdefault(job.tenant, []).append(self.now)

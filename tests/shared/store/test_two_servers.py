@@ -114,7 +114,7 @@ async def test_an_answer_from_its_request_to_its_settlement(redis: ArqRedis, pai
         one = header["id"]
         assert await queue.known([one]) == {one}
         taken = await queue.take([Waiting(one, Lane.GENERATION, "ann")], MINE, begun=False)
-        await do(redis, queue.move(taken, MINE, {}, listed=False))
+        await do(redis, queue.move(taken, MINE, {}))
         writer, _, _ = await log.claim(appender, one, 1, ATTEMPT)
         await writer.append([Chunk(b'{"choices":[]}')])
         assert (await confirmer.of(one).confirm()).by == await confirmer.of(one).server()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -174,17 +175,26 @@ def test_another_form_in_the_address_is_the_form_and_no_form_in_it_changes_none(
         one.check()
 
 
-def test_a_name_of_the_metadata_stays_while_usage_is_asked_again(browser: Browser, server: Stack) -> None:
+@pytest.mark.parametrize("rows", [[], [{"requests": 3, "total_tokens": 9, "model": "m", "cost_usd": None}]])
+def test_a_name_of_the_metadata_stays_while_usage_is_asked_again(
+    browser: Browser, server: Stack, rows: list[dict[str, Any]]
+) -> None:
+    """Whether something was used or nothing."""
+    real = Asking(server.url).http.get("/v1/usage").json()
     with tab(browser, server.url) as one:
         usage = Held(one.page, "**/v1/usage?*")
         page = one.go("/usage")
         field = page.get_by_role("textbox", name="Grouped by a name of the metadata")
         field.fill("team")
-        usage.let_go()
+        day = datetime.now(UTC).date().isoformat()
+        usage.let_go(json={**real, "data": [{**row, "date": day} for row in rows]})
+        told = "By group" if rows else "Nothing was used in this time"
+        expect(page.get_by_role("heading", name=told)).to_be_visible()
         expect(field).to_have_value("team")
         field.press("Enter")
         expect(page).to_have_url(re.compile(r"by=metadata\.team"))
         expect(field).to_have_value("team")
+        one.check()
 
 
 def test_a_range_stays_while_the_list_arrives(browser: Browser, server: Stack) -> None:

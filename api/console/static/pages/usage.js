@@ -51,22 +51,23 @@ export function Usage() {
         <${Tile} label="Whole, p50" value=${duration(total.duration_ms?.p50)} note=${`p99 ${duration(total.duration_ms?.p99)}`} curl=${path} />
       </div>`}
       <${Budgets} />
-      ${usage.data && !rows.length
-        ? html`<section class="card"><${Empty} title="Nothing was used in this time"><p class="soft">Each answer is counted once, a moment after its end.</p><${Start} /><//></section>`
-        : html`<${Over} rows=${rows} group=${group} figure=${figure} bucket=${bucket} start=${start} end=${end} path=${path} />`}
+      <${Over} rows=${rows} nothing=${!!usage.data && !rows.length} group=${group} figure=${figure} bucket=${bucket} start=${start} end=${end} path=${path} />
     </div>`;
 }
 
-function Over({ rows, group, figure, bucket, start, end, path }) {
+/** What is chosen here stays whether there is something to show or `nothing`: the next answer may be the other. */
+function Over({ rows, nothing, group, figure, bucket, start, end, path }) {
   const shown = useMemo(() => series(rows, group, figure, bucket, start, end), [rows, group, figure, bucket, start, end]);
   const write = figure === "cost_usd" ? dollars : (value) => compact(Math.round(value));
   const zoom = (from, to) => bucket === "day" && setQuery({ start: day(from), end: day(to) });
   return html`
-    <${Card} title="By time" curl=${path} actions=${html`
+    <${Card} title="By time" flush=${nothing} curl=${path} actions=${html`
       <${Field} label=""><select class="input" aria-label="Figure" value=${figure} onChange=${(event) => setQuery({ show: event.target.value })}>${FIGURES.map(([name, text]) => html`<option value=${name}>${text}</option>`)}</select><//>
       <${By} group=${group} />`}>
-      <${Plot} label="Usage by time" stacked x=${shown.x} series=${shown.series} show=${write} height=${220} onZoom=${zoom} /><//>
-    <${Groups} rows=${rows} group=${group} bucket=${bucket} path=${path} />`;
+      ${nothing
+        ? html`<${Empty} title="Nothing was used in this time"><p class="soft">Each answer is counted once, a moment after its end.</p><${Start} /><//>`
+        : html`<${Plot} label="Usage by time" stacked x=${shown.x} series=${shown.series} show=${write} height=${220} onZoom=${zoom} />`}<//>
+    ${!nothing && html`<${Groups} rows=${rows} group=${group} bucket=${bucket} path=${path} />`}`;
 }
 
 function By({ group }) {

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, Response, Route, expect
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.e2e.console import MARKS, NEXT_FRAMES, WAIT_MS, Asking, Held, tab
-from tests.harness.processes import Stack
+from tests.harness.processes import Stack, wait_until
 from tests.harness.store import emptied
 from tests.harness.upstream import ScriptedUpstream
 from tests.support.wire import ADMIN_KEY, KEY_A
@@ -488,9 +488,13 @@ def test_pages_that_were_asked_for_stay_while_a_batch_runs(browser: Browser, ser
         table = page.locator("table[aria-label=Batches]")
         expect(table).to_have_attribute("aria-rowcount", "201")
         before = len(asked)
-        while len(asked) < before + 2:
+
+        def asked_twice_more() -> bool:
             page.clock.fast_forward(3100)
             page.wait_for_timeout(50)
+            return len(asked) >= before + 2
+
+        wait_until(asked_twice_more, what="it is asked again while the batch runs")
         page.evaluate(NEXT_FRAMES)
         expect(table).to_have_attribute("aria-rowcount", "201")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -470,21 +471,27 @@ def test_a_table_that_was_short_meanwhile_shows_its_first_rows(browser: Browser,
 
 
 def test_pages_that_were_asked_for_stay_while_a_batch_runs(browser: Browser, server: Stack) -> None:
+    """And when the server was away meanwhile."""
     real = {**a_batch(server), "status": "in_progress"}
     pages = [[{**real, "id": f"batch_{number}"} for number in range(first, first + 100)] for first in (0, 100)]
     asked: list[str] = []
+    away = False
 
     def answer(route: Route) -> None:
         asked.append(route.request.url)
         at = 1 if "after=" in route.request.url else 0
-        route.fulfill(**listed(pages[at], more=at == 0))
+        route.fulfill(**refused(503, "storage_unavailable") if away else listed(pages[at], more=at == 0))
 
     with tab(browser, server.url) as one:
         page = one.page
         page.clock.install()
         page.route("**/v1/batches?*", answer)
         one.go("/batches")
-        page.get_by_role("button", name="More").click()
+        more = page.get_by_role("button", name="More")
+        expect(more).to_be_visible()
+        # No frame passes between more rows and the next asking.
+        page.clock.pause_at(datetime.now() + timedelta(seconds=60))
+        more.click()
         table = page.locator("table[aria-label=Batches]")
         expect(table).to_have_attribute("aria-rowcount", "201")
         before = len(asked)
@@ -495,6 +502,14 @@ def test_pages_that_were_asked_for_stay_while_a_batch_runs(browser: Browser, ser
             return len(asked) >= before + 2
 
         wait_until(asked_twice_more, what="it is asked again while the batch runs")
+        page.clock.resume()
+        page.evaluate(NEXT_FRAMES)
+        expect(table).to_have_attribute("aria-rowcount", "201")
+        away = True
+        problem = page.get_by_role("alert").filter(has_text="storage_unavailable")
+        expect(problem).to_be_visible()
+        away = False
+        expect(problem).to_have_count(0)
         page.evaluate(NEXT_FRAMES)
         expect(table).to_have_attribute("aria-rowcount", "201")
 

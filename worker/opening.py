@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from shared.lib.clock import now_ms
-from shared.log.appender import Appender, Asked
+from shared.log.appender import Appender
 from shared.log.records import Attempt
 from shared.log.streamlog import StreamLog
 from shared.store.commands import pack
 from shared.store.jobs import Lease
 from shared.store.keys import Lane
+from shared.store.lasting.outbox import Asked
 from shared.store.queue import Taken
 from shared.store.redis import ArqRedis, NoScriptError, OutOfMemoryError, TimeoutError
 from shared.store.transaction import may_run_scripts, note_refused

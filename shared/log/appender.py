@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Protocol, Self
 
 from shared.errors import LogError
 from shared.lib.busy import BusyPauses
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import ENTRIES_MENDED, RETAINED_BYTES, get_logger
 from shared.log.retained import AGE_S, Budget, Retained, is_unsealed, portions
-from shared.store.commands import Words, converse, pack, pack_as_one
+from shared.store.commands import Words, converse, pack
 from shared.store.confirm import SHARED_S, Confirmer, identify
+from shared.store.connections import Mended
+from shared.store.lasting.outbox import Asked, Awaited, Item, Outbox
+from shared.store.lasting.wire import Wire
 from shared.store.outage import Pauses
 from shared.store.redis import ArqRedis, RedisError, ResponseError, log_redis_error
 
@@ -32,14 +35,8 @@ _LONGEST_PAUSE_S = 0.006
 _BACKOFF_S, _LONGEST_BACKOFF_S = 0.25, 1.0
 _LOOK_S = 1.0
 _LOOKED_AT_ONCE = 200
-_TOLD_S = 0.02
-"""How long what is only told waits for something that is sent anyway."""
 LOOKS = 4
 MULTI, EXEC, _PING = pack(b"MULTI"), pack(b"EXEC"), pack(b"PING")
-
-
-Asked = tuple[list[Any], str | None]
-"""Replies, errors among them as values, and the identity of the server that gave them, None if that cannot be told."""
 
 
 class Log(Protocol):
@@ -64,17 +61,6 @@ class Log(Protocol):
         """Of a log that is to be sealed and was: once more."""
 
 
-class _Item(NamedTuple):
-    packed: bytes
-    replies: int
-    answer: asyncio.Future[Asked]
-    log: Log | None
-
-
-_Told = tuple[Sequence[Words], bytes, int]
-"""What is to be done as one; packed; and the number of its replies."""
-
-
 class Appender:
     """One per process; an async context manager.
 
@@ -87,24 +73,17 @@ class Appender:
         self._redis, self._confirmer = redis, confirmer
         self._cells: dict[int, Appender] = {}
         self.key = redis.key
-        self._pending: list[_Item] = []
-        self._told: list[_Told] = []
-        self._telling: asyncio.TimerHandle | None = None
-        self._in_flight = False
-        """Whether something that was told is."""
-        self._wake = asyncio.Event()
         self._logs: dict[str, Log] = {}
         self._broken: dict[str, tuple[Log, bool]] = {}
         """Logs that could not be mended, because the server took no writes, and whether it had forgotten."""
         self._suspects: list[asyncio.Future[None]] = []
         self._lookers: list[asyncio.Future[None]] = []
-        self._server: str | None = None
         self._looked_at = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
         self._sealing: set[asyncio.Task[None]] = set()
         self.budget = budget or Budget()
         alone = self.key.cells.count == 1  # else others share the connection, which pauses, and what it was told
-        self._pauses = BusyPauses(_LONGEST_PAUSE_S if alone else 0.0)
+        self._outbox = Outbox(BusyPauses(_LONGEST_PAUSE_S if alone else 0.0))
         self._look_s = _LOOK_S if alone else _LOOK_S - SHARED_S
 
     async def __aenter__(self) -> Self:
@@ -114,6 +93,7 @@ class Appender:
     def _run_all(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
+        self._outbox.begin()
         loops = (self._run, self._tick, self._let_go)
         self._tasks = [asyncio.create_task(loop(), name=f"appender {loop.__name__}") for loop in loops]
         self._tasks[0].add_done_callback(self._fail_pending)
@@ -126,10 +106,7 @@ class Appender:
 
     def _fail_pending(self, *_: object) -> None:
         """Cancels what waits: the task that would answer it has ended."""
-        if self._telling is not None:
-            self._telling.cancel()
-        for item in self._pending:
-            item.answer.cancel()
+        self._outbox.close()
         for one in (*self._suspects, *self._lookers):
             one.cancel()
 
@@ -153,7 +130,7 @@ class Appender:
         if (before := self._logs.get(log.generation_id)) is not None:
             before.retained.clear()
         self._logs[log.generation_id] = log
-        self._wake.set()
+        self._outbox.wake.set()
 
     def forget(self, log: Log) -> None:
         """Looks after it no more."""
@@ -164,46 +141,42 @@ class Appender:
 
     async def send(self, packed: bytes, replies: int, log: Log | None = None) -> list[Any]:
         """Sends packed commands and returns as many replies, errors among them as values."""
-        return (await self._put(packed, replies, log))[0]
+        return (await self.ask(packed, replies, log))[0]
 
-    async def ask(self, packed: bytes, replies: int, log: Log | None = None) -> Asked:
+    def ask(self, packed: bytes, replies: int, log: Log | None = None) -> asyncio.Future[Asked]:
         """The same, and which server answered."""
-        return await self._put(packed, replies, log)
+        answer: asyncio.Future[Asked] = self._loop.create_future()
+        self.put(Awaited(packed, replies, answer, log))
+        return answer
+
+    def put(self, item: Item) -> None:
+        """The same for what is told the replies without a task that waits."""
+        self._check()
+        self._outbox.put(item)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is sent any more: `put` raises the bug that ended it."""
+        return self._tasks[0].done()
+
+    def _check(self) -> None:
+        if self._tasks[0].done():
+            self._tasks[0].result()
 
     def tell(self, *commands: Words) -> None:
-        """Sends commands that nothing depends on, several as one, before whatever is sent next, or alone some 20 ms later: at
-        once, they would stand in the way of a first chunk, which waits for replies that are under way. Theirs are not seen."""
-        if not commands:
-            return
-        self._told.append((commands, *pack_as_one(commands)))
-        if self._telling is None:
-            self._telling = self._loop.call_later(_TOLD_S, self._tell_now)
-
-    def _tell_now(self) -> None:
-        self._telling = None
-        self._wake.set()
+        """Sends commands that nothing depends on, several as one, before whatever is sent next, or alone some 20 ms later.
+        Theirs are not seen."""
+        if commands:
+            self._outbox.tell(commands)
 
     def take_back(self, commands: Sequence[Words]) -> list[Words]:
         """Those of the commands that were told and are not sent yet: they are the caller's again."""
-        if found := [told for told in self._told if told[0][0] in commands] if commands else []:
-            self._told = [told for told in self._told if told not in found]
-        return [commands[0] for commands, *_ in found]
+        return self._outbox.take_back(commands)
 
     async def flush(self) -> None:
         """Returns once what was told is done."""
-        if self._told or self._in_flight:
+        if self._outbox.tells:
             await self.send(_PING, 1)
-
-    def _put(self, packed: bytes, replies: int, log: Log | None) -> asyncio.Future[Asked]:
-        self._rouse()
-        answer: asyncio.Future[Asked] = self._loop.create_future()
-        self._pending.append(_Item(packed, replies, answer, log))
-        return answer
-
-    def _rouse(self) -> None:  # raises the bug that ended the sending: nobody would answer any more
-        if (sending := self._tasks[0]).done():
-            sending.result()
-        self._wake.set()
 
     async def look(self) -> None:
         """Looks whether the server is another one, and returns when what that has forgotten is there again."""
@@ -214,7 +187,8 @@ class Appender:
         await self._seen(self._suspects)
 
     async def _seen(self, waiting: list[asyncio.Future[None]]) -> None:
-        self._rouse()
+        self._check()
+        self._outbox.wake.set()
         waiting.append(one := self._loop.create_future())
         await one
 
@@ -226,10 +200,13 @@ class Appender:
             connection = None
             try:
                 connection = await pool.get_connection()
-                await self._arrive(connection)
+                wire = (
+                    Wire(connection, on_failure=self._outbox.wake.set) if isinstance(connection, Mended) else connection
+                )
+                await self._arrive(wire)
                 pauses.reset()
                 while not self._suspects:
-                    await self._flush(connection)
+                    await self._flush(wire)
             except (RedisError, OSError) as error:
                 log_redis_error("appender", error)
                 await asyncio.sleep(pauses.next_s())
@@ -241,12 +218,12 @@ class Appender:
     async def _arrive(self, connection: Any) -> None:
         """Looks where this connection leads, and whether all is there."""
         suspects, server = self._suspects + self._lookers, await identify(connection)
-        forgot = self._server is not None and server != self._server
+        forgot = self._outbox.server is not None and server != self._outbox.server
         if forgot:
             logger.warning("redis is another server now", logs=len(self._logs))
         await self._mend_all(connection, forgot=forgot)
         self._refuse_lost()
-        self._server, self._looked_at = server, self._time()
+        self._outbox.server, self._looked_at = server, self._time()
         self._answer(suspects)
 
     def _answer(self, looked_for: Sequence[asyncio.Future[None]]) -> None:
@@ -261,45 +238,29 @@ class Appender:
         while True:
             await asyncio.sleep(_LOOK_S)
             if self._logs:
-                self._wake.set()
+                self._outbox.wake.set()
 
     async def _flush(self, connection: Any) -> None:
-        await self._wake.wait()
-        self._wake.clear()
+        outbox = self._outbox
+        if not (self._lookers or self._broken):
+            outbox.allow(connection, self._looked_at + self._look_s if self._logs else float("inf"))
+        try:
+            await outbox.wake.wait()
+        finally:
+            outbox.block()
+        outbox.wake.clear()
+        await outbox.landed()
+        if isinstance(connection, Wire):
+            await connection.check()
         if self._lookers or (self._logs and self._time() - self._looked_at >= self._look_s):
             await self._look(connection)
         if self._broken:
             await self._mend_broken(connection)
-        batch = [item for item in self._pending if not item.answer.done()]
-        self._pending = []
-        told: list[_Told] = []
-        if self._told and (batch or self._telling is None):
-            told, self._told = self._told, told
-            if self._telling is not None:
-                self._telling.cancel()
-                self._telling = None
-        self._in_flight = bool(told)
-        try:
-            if batch or told:
-                packed = b"".join([*[packed for _, packed, _ in told], *[item.packed for item in batch]])
-                start, server = sum([replies for *_, replies in told]), self._server
-                replies = await converse(connection, packed, start + sum([item.replies for item in batch]))
-                for _, count, answer, _ in batch:
-                    if not answer.done():
-                        answer.set_result((replies[start : start + count], server))
-                    start += count
-                batch, told = [], []
-                if pause_s := self._pauses.next_s():
-                    await asyncio.sleep(pause_s)
-        finally:
-            self._in_flight = False
-            if batch or told:  # unanswered: first in line on the next connection
-                self._pending[:0], self._told[:0] = batch, told
-                self._wake.set()
+        await outbox.send(connection)
 
     async def _look(self, connection: Any) -> None:
         lookers = list(self._lookers)
-        if await identify(connection) != self._server:
+        if await identify(connection) != self._outbox.server:
             await self._arrive(connection)
         self._looked_at = self._time()
         self._answer(lookers)
@@ -317,9 +278,10 @@ class Appender:
 
     def _refuse_lost(self) -> None:
         """What was to be appended to a log that cannot be mended must not stand behind the hole."""
-        for item in self._pending:
-            if item.log is not None and item.log.lost is not None and not item.answer.done():
-                item.answer.set_exception(item.log.lost)
+        for item in self._outbox.pending:
+            log: Any = item.owner
+            if log is not None and log.lost is not None and not item.done():
+                item.set_exception(log.lost)
 
     async def _mend_broken(self, connection: Any) -> None:
         """Tries once more. Who waits for a log that cannot be mended is told what the server says."""
@@ -328,9 +290,9 @@ class Appender:
             refusal = await self._mend_one(connection, log, replies, forgot=forgot)
             if refusal is None:
                 continue
-            for item in self._pending:
-                if item.log is log and not item.answer.done():
-                    item.answer.set_result(([refusal] * item.replies, self._server))
+            for item in self._outbox.pending:
+                if item.owner is log and not item.done():
+                    item.set_result(([refusal] * item.replies, self._outbox.server))
         self._refuse_lost()
 
     async def _mend_one(self, connection: Any, log: Log, told: Sequence[Any], *, forgot: bool) -> ResponseError | None:
@@ -397,4 +359,4 @@ class Appender:
         found = await self._confirmer.confirm()
         if not found.sure:
             return None
-        return asked if found.by == self._server else float("-inf")
+        return asked if found.by == self._outbox.server else float("-inf")

@@ -22,7 +22,7 @@ from shared.errors import Fenced, Forgotten, Gone, Sealed, Taken
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.log import feed as events
-from shared.log.appender import Appender, Asked
+from shared.log.appender import Appender
 from shared.log.blobs import BLOBS, Stored
 from shared.log.decoding import Raw, by_name, decode
 from shared.log.entry import BEGIN, HEADER, PIECES_SINCE, SEAL, SKIPPED, Kind, Position
@@ -32,6 +32,7 @@ from shared.log.removal import LogRemoval
 from shared.log.retained import ATTEMPT_BYTES, LINE_BYTES
 from shared.log.writer import Claim, Writer, is_refusal
 from shared.store.commands import Words, pack, watch
+from shared.store.lasting.outbox import Asked
 from shared.store.redis import OutOfMemoryError, RedisError, ResponseError, WatchError, log_redis_error
 from shared.store.transaction import Command, beside, commit, commit_if
 

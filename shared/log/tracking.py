@@ -12,12 +12,12 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, Self
 
-from shared.lib.tasks import cancel
 from shared.store.cluster.routing import RoutedPool
 from shared.store.cluster.sharing import Sharing
 from shared.store.commands import converse, pack
 from shared.store.confirm import INFO, identify, identity
-from shared.store.connections import read_replies
+from shared.store.connections import Mended
+from shared.store.lasting.wire import Answered, Wire
 from shared.store.redis import ArqRedis, RedisError, ResponseError
 
 _CHANNEL = b"__redis__:invalidate"
@@ -35,6 +35,7 @@ class Bell(Protocol):
     @property
     def failed(self) -> bool: ...
     async def ask(self, packed: bytes, replies: int) -> list[Any]: ...
+    def ask_at_once(self, packed: bytes, answered: Answered) -> bool: ...
     def changed(self) -> set[bytes] | None: ...
     def rings(self, name: bytes) -> bool: ...
     async def hear(self) -> None: ...
@@ -77,7 +78,6 @@ class Tracker:
         self._changes = _Changes()
         self._failure: Exception | None = None
         self._heard: asyncio.Future[None] | None = None
-        self._listening: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, pool: Any, on_change: Callable[[], None], *, shared: bool = False) -> Self:
@@ -94,7 +94,10 @@ class Tracker:
     async def _open(self) -> None:
         for _ in range(2):
             self._taken.append(await self._pool.get_connection())
-        self._bell, self._reader = self._taken
+        if not all(isinstance(connection, Mended) for connection in self._taken):
+            raise Untracked
+        self._bell = Wire(self._taken[0], self._take_all, self._bell_failed)
+        self._reader = Wire(self._taken[1])
         try:
             number, *_ = _unrefused(await converse(self._bell, _LISTEN, 2))
             redirected = pack(b"CLIENT", b"TRACKING", b"ON", b"REDIRECT", b"%d" % number)
@@ -102,13 +105,10 @@ class Tracker:
         except RedisError as error:  # a proxy may hang up on what it does not know
             raise Untracked from error
         self._server = await identify(self._reader)
-        self._listening = asyncio.create_task(self._listen(), name="bell")
 
     async def close(self) -> None:
         if self._sharing is not None:
             await self._sharing.close()
-        if self._listening is not None:
-            await cancel(self._listening)
         taken, self._taken = self._taken, []
         for connection in taken:
             await connection.disconnect(nowait=True)  # what it was told to do must not outlast this
@@ -125,6 +125,13 @@ class Tracker:
         if self._sharing is not None:
             return await self._sharing.ask(packed, replies)
         return await converse(self._reader, packed, replies)
+
+    def ask_at_once(self, packed: bytes, answered: Answered) -> bool:
+        """The same for one command, without a task. False, and nothing is sent, where that is not to be had."""
+        if self._sharing is not None or self._reader.failure is not None:
+            return False
+        self._reader.send(packed, 1, answered)
+        return True
 
     async def _send(self, packed: bytes, replies: int) -> list[Any]:
         try:
@@ -161,7 +168,7 @@ class Tracker:
             self.fail(RedisError("The server is another one now."))
         self.raise_failure()
         self._heard = asyncio.get_running_loop().create_future()
-        await self._bell.send_packed_command(_PING, check_health=False)
+        self._bell.say(_PING)
         await self._heard
         self.raise_failure()
 
@@ -170,25 +177,26 @@ class Tracker:
         if self._sharing is not None and not self._sharing.is_idle:
             return
         try:
-            if self._reader.is_stale or await self._reader.can_read_destructive():
+            await self._reader.check()
+            if self._reader.connection.is_stale:
                 raise RedisError("The connection is of no use any more.")
         except (RedisError, OSError) as error:
             self.fail(error)
             raise
 
-    async def _listen(self) -> None:
-        try:
-            while True:
-                for told in await read_replies(self._bell, None):
-                    self._take(told)
-                self._on_change()
-        except (RedisError, OSError) as error:
-            self.fail(error)
+    def _take_all(self, replies: list[Any]) -> None:
+        for told in replies:
+            self._take(told)
+        self._on_change()
+
+    def _bell_failed(self) -> None:
+        if self._bell.failure is not None:
+            self.fail(self._bell.failure)
 
     def _take(self, told: Any) -> None:
         if isinstance(told, Exception):
-            raise told
-        if isinstance(told, list) and told[0] == b"message":
+            self.fail(told)
+        elif isinstance(told, list) and told[0] == b"message":
             self._changes.add(told[2])
         else:
             self._answer()
@@ -266,6 +274,9 @@ class Part:
 
     async def ask(self, packed: bytes, replies: int) -> list[Any]:
         return await self._node.tracker.ask(packed, replies)
+
+    def ask_at_once(self, packed: bytes, answered: Answered) -> bool:
+        return False
 
     def changed(self) -> set[bytes] | None:
         self._node.tracker.raise_failure()

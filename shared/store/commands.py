@@ -18,6 +18,7 @@ from redis.exceptions import ConnectionError, ResponseError, TimeoutError, Watch
 from shared.store.cluster.pipelines import Pipeline
 from shared.store.connections import close_idle, read_replies
 from shared.store.jobs import ArqRedis
+from shared.store.lasting.wire import Wire
 from shared.store.outage import UNREACHABLE, Redirected, WrongServer
 
 Words = tuple[str | bytes | int | float, ...]
@@ -149,6 +150,8 @@ async def converse(connection: Any, packed: bytes, replies: int, *, redirects: b
     """
     if isinstance(connection, Conversing):
         return await connection.converse(packed, replies)
+    if isinstance(connection, Wire):
+        return await _over(connection, packed, replies, redirects=redirects)
     if not connection.is_connected:
         raise ConnectionError("The connection was closed.")
     timeout_s, connection.socket_timeout = connection.socket_timeout, None
@@ -172,3 +175,14 @@ async def converse(connection: Any, packed: bytes, replies: int, *, redirects: b
         raise
     finally:
         connection.socket_timeout = timeout_s
+
+
+async def _over(wire: Wire, packed: bytes, replies: int, *, redirects: bool) -> list[Any]:
+    found = await wire.converse(packed, replies)
+    for reply in found:
+        if isinstance(reply, Redirected):
+            learn(wire.connection, reply)
+            if not redirects:
+                wire.fail(reply)
+                raise reply
+    return found

@@ -4,7 +4,7 @@ Hidden here: that a half-open server is noticed and its idle connections are not
 wrong server (see outage.py) are closed, those of all clients of this process, that TLS has one context, how sentinels are
 asked.
 
-Everything of redis-py's that it does not document is used in this file and cluster/pipelines.py only;
+Everything of redis-py's that it does not document is used in this file, lasting/wire.py and cluster/pipelines.py only;
 tests/project/test_private_parts.py names each of these parts, and pyproject.toml allows no version in which they may have
 changed.
 """
@@ -102,7 +102,7 @@ def _is_word(name: str | bytes) -> bool:
     return len(name.split()) == 1
 
 
-class _Mended(AbstractConnection):
+class Mended(AbstractConnection):
     """Five things about connections.
 
     One that was reset just now is a ConnectionError; uvloop says RuntimeError, which no caller expects. Where one does
@@ -143,8 +143,7 @@ class _Mended(AbstractConnection):
             await close_idle(self)
             raise
         finally:
-            if self._parser.wrong and not self._connecting and not self.is_stale:
-                await self.place.move()
+            await leave_wrong_server(self)
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         if not self.is_connected:
@@ -173,6 +172,12 @@ class _Encrypted(Connection):
         return {**super()._connection_arguments(), "ssl": self.place.tls}
 
 
+async def leave_wrong_server(connection: Mended) -> None:
+    """Closes what leads there, if a reply said that this connection does. It is of no use any more then."""
+    if connection._parser.wrong and not connection._connecting and not connection.is_stale:
+        await connection.place.move()
+
+
 async def close_idle(connection: Any) -> None:
     if siblings := getattr(connection, "siblings", None):
         await _disconnect_idle(siblings)
@@ -196,9 +201,7 @@ class Pool(BlockingConnectionPool):
         await super().release(connection)
 
 
-async def _read_at_once(
-    connection: _Mended, count: int | None, heard: Callable[[], object] = lambda: None
-) -> list[Any]:
+async def _read_at_once(connection: Mended, count: int | None, heard: Callable[[], object] = lambda: None) -> list[Any]:
     """So many replies, errors among them as values; redis-py takes a time limit and five calls for each. None: all that have
     come, at least one. Says each time that some were `heard`, and there are more to come. Raises ConnectionError, and closes
     it then."""
@@ -224,14 +227,13 @@ async def _read_at_once(
             raise ConnectionError(f"The connection was lost: {error}") from error
         raise
     finally:
-        if parser.wrong and not connection._connecting and not connection.is_stale:
-            await connection.place.move()
+        await leave_wrong_server(connection)
 
 
 async def exchange_queued(connection: Any, commands: Sequence[Any]) -> list[Any] | None:
     """Sends what a pipeline has queued, `(words, options)`, and returns as many replies, errors among them as values. None, and
     nothing is sent, where the connection is not one of these: a test's. Raises ConnectionError, TimeoutError."""
-    if not isinstance(connection, _Mended):
+    if not isinstance(connection, Mended):
         return None
     packed = [part for words, _ in commands for part in connection.pack_command(*words)]
     small = sum(map(len, packed)) <= _JOINED_BYTES
@@ -258,7 +260,7 @@ async def exchange_queued(connection: Any, commands: Sequence[Any]) -> list[Any]
 
 async def read_replies(connection: Any, count: int | None) -> list[Any]:
     """So many replies, or all that have come, as `_read_at_once` has them. Raises ConnectionError, TimeoutError."""
-    if isinstance(connection, _Mended):
+    if isinstance(connection, Mended):
         return await _read_at_once(connection, count)
     replies: list[Any] = []
     for _ in range(1 if count is None else count):
@@ -278,7 +280,7 @@ def open_pool(address: Address, place: Place, *, most: int, timeout_s: float, wa
         kinds = (SentinelManagedConnection,)
     if address.tls is not None:
         kinds = (_Encrypted, *kinds)
-    kind = type("MendedConnection", (_Mended, *kinds), {"place": place})
+    kind = type("MendedConnection", (Mended, *kinds), {"place": place})
     options: dict[str, Any] = {
         "connection_class": kind,
         "max_connections": most,

@@ -1,8 +1,8 @@
 """The parts of redis-py and of arq that are used although they are not documented, each by its name.
 
 A new version of either may change them without a word: this says which, before anything else breaks. The files that use
-redis-py's are shared/store/connections.py and cluster/pipelines.py; arq's worker is worker/arq_worker.py's, its jobs are
-shared/store/jobs.py's.
+redis-py's are shared/store/connections.py, lasting/wire.py and cluster/pipelines.py; arq's worker is worker/arq_worker.py's,
+its jobs are shared/store/jobs.py's.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ async def test_what_of_a_stream_is_read_to_see_whether_a_connection_is_fit_for_u
 
 def test_our_connections_override_what_is_there() -> None:
     """A method that redis-py has no more would be called by nothing."""
-    for mine, theirs in ((ours._Mended, AbstractConnection), (ours._Parser, _parsers._AsyncHiredisParser)):
+    for mine, theirs in ((ours.Mended, AbstractConnection), (ours._Parser, _parsers._AsyncHiredisParser)):
         methods = {name for name, value in vars(mine).items() if inspect.isfunction(value)}
         assert methods <= set(dir(theirs)), mine
     assert callable(open_pool)

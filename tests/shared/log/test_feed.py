@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from shared.errors import Sealed
-from shared.log import appender as appending
 from shared.log.appender import Appender
 from shared.log.decoding import by_name
 from shared.log.entry import VERSION, Chunk
@@ -19,6 +18,7 @@ from shared.log.records import Header
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from shared.store.commands import pack
+from shared.store.lasting import outbox
 from shared.store.redis import ArqRedis
 from tests.harness.records import attempt_with, header_with, outcome_with
 from tests.support.names import keys
@@ -79,7 +79,7 @@ async def test_each_step_is_told_with_what_it_does(
 @pytest.fixture
 async def untold(log: StreamLog, appender: Appender, monkeypatch: pytest.MonkeyPatch) -> tuple[Header, Writer]:
     """A request and its attempt, of which is told only with what is sent next."""
-    monkeypatch.setattr(appending, "_TOLD_S", 3600.0)
+    monkeypatch.setattr(outbox, "_TOLD_S", 3600.0)
     one = header()
     assert await log.create(one, b"{}")
     writer, *_ = await log.claim(appender, one["id"], 1, ATTEMPT)

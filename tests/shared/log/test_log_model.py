@@ -17,6 +17,7 @@ from shared.log.appender import Appender, Log
 from shared.log.entry import BEGIN, SEAL, VERSION, Chunk, Entry, Position
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
+from shared.store.lasting.outbox import Asked
 from shared.store.redis import ArqRedis, connect
 from tests.harness.fake_store import fake_client
 from tests.harness.records import attempt_with, header_with, outcome_with
@@ -48,11 +49,11 @@ class Forgetful(Appender):
     async def send(self, packed: bytes, replies: int, log: Log | None = None) -> list[Any]:
         return (await self.ask(packed, replies, log))[0]
 
-    async def ask(self, packed: bytes, replies: int, log: Log | None = None) -> tuple[list[Any], str | None]:
+    def ask(self, packed: bytes, replies: int, log: Log | None = None) -> asyncio.Future[Asked]:
         if self.again:
-            await super().ask(packed, replies, log)
+            super().ask(packed, replies, log)
         self.again = False
-        return await super().ask(packed, replies, log)
+        return super().ask(packed, replies, log)
 
 
 class Model:

@@ -1,0 +1,165 @@
+"""A connection that has one owner, spoken to without a task: what is sent is written at once, replies are told as they come.
+
+Hidden here: the protocol that takes the place of asyncio's streams, through which each command and each reply costs two turns
+of the loop and a time limit; whose replies are whose; that a server which says nothing is noticed. What it uses of redis-py's
+that is not documented is named with that of connections.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
+from redis.exceptions import ConnectionError, RedisError, TimeoutError
+
+from shared.store.connections import Mended, close_idle, leave_wrong_server
+from shared.store.outage import UNREACHABLE, Redirected
+
+Answered = Callable[[list[Any] | Exception], object]
+"""Is told replies, errors among them as values, or why there are none."""
+
+
+class Wire(asyncio.Protocol):
+    """Of a connection that is connected and waits for nothing, until that is disconnected.
+
+    `told` gets what comes unasked; `on_failure` is called once, when it is of no use any more: `failure` says why.
+    """
+
+    def __init__(
+        self,
+        connection: Mended,
+        told: Callable[[list[Any]], object] = lambda replies: None,
+        on_failure: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.connection, self._told, self._on_failure = connection, told, on_failure
+        self.failure: Exception | None = None
+        self._waiting: deque[tuple[int, Answered]] = deque()
+        self._replies: list[Any] = []
+        """Of the first who waits."""
+        self._loop = asyncio.get_running_loop()
+        self._timeout_s = connection.socket_timeout
+        self._timer: asyncio.TimerHandle | None = None
+        self._heard_at = 0.0
+        parser: Any = connection._parser
+        writer: Any = connection._writer
+        self._reader = parser._reader
+        self._transport = writer.transport
+        self._streams = self._transport.get_protocol()
+        self._transport.set_protocol(self)
+
+    def send(self, packed: bytes, replies: int, answered: Answered) -> None:
+        """Packed commands. Whoever waits is answered in order, and all of them when it fails, at once if it has."""
+        if self.failure is None and self.connection.is_stale:
+            self.fail(ConnectionError("The connection led to the wrong server."))
+        if self.failure is not None:
+            answered(self.failure)
+            return
+        if not self._waiting:
+            self._heard_at = self._loop.time()
+            if self._timer is None and self._timeout_s is not None:
+                self._timer = self._loop.call_later(self._timeout_s, self._look)
+        self._waiting.append((replies, answered))
+        self._transport.write(packed)
+
+    def say(self, packed: bytes) -> None:
+        """Packed commands, to which there are no replies but what is told."""
+        if self.failure is not None:
+            raise self.failure
+        self._transport.write(packed)
+
+    async def converse(self, packed: bytes, replies: int) -> list[Any]:
+        """The replies. Raises RedisError, OSError."""
+        answer: asyncio.Future[list[Any]] = self._loop.create_future()
+
+        def answered(found: list[Any] | Exception) -> None:
+            if answer.done():
+                return
+            if isinstance(found, Exception):
+                answer.set_exception(found)
+            else:
+                answer.set_result(found)
+
+        self.send(packed, replies, answered)
+        try:
+            return await answer
+        except (RedisError, OSError):
+            await self.check()
+            raise
+
+    async def check(self) -> None:
+        """Raises its failure, after what follows from that for others that lead to the same server."""
+        if self.failure is not None:
+            if isinstance(self.failure, TimeoutError):
+                await close_idle(self.connection)
+            await leave_wrong_server(self.connection)
+            raise self.failure
+
+    def fail(self, failure: Exception) -> None:
+        """It is of no use any more."""
+        if self.failure is not None:
+            return
+        self.failure = failure
+        if self._timer is not None:
+            self._timer.cancel()
+        waiting, self._waiting = self._waiting, deque()
+        for _, answered in waiting:
+            answered(failure)
+        self._on_failure()
+
+    def _look(self) -> None:
+        """Whether it has been silent for too long."""
+        self._timer = None
+        if not self._waiting or self._timeout_s is None:
+            return
+        left_s = self._heard_at + self._timeout_s - self._loop.time()
+        if left_s > 0:
+            self._timer = self._loop.call_later(left_s, self._look)
+        else:
+            self.fail(TimeoutError("The server did not answer in time."))
+
+    # ---- what the transport calls
+
+    def data_received(self, data: bytes) -> None:
+        if self.failure is not None:
+            return
+        self._heard_at = self._loop.time()
+        try:
+            self._reader.feed(data)
+            replies = list(iter(self._reader.gets, NOT_ENOUGH_DATA))
+        except RedisError as error:  # no replies of this protocol
+            self.fail(error)
+            return
+        for reply in replies:
+            if isinstance(reply, Exception) and isinstance(reply, UNREACHABLE) and not isinstance(reply, Redirected):
+                self.fail(reply)
+                return
+        if not self._waiting:
+            self._told(replies)
+            return
+        if self._replies:
+            replies = [*self._replies, *replies]
+        while replies and self._waiting:
+            count, answered = self._waiting[0]
+            if len(replies) < count:
+                break
+            self._waiting.popleft()
+            answered(replies if len(replies) == count else replies[:count])
+            replies = replies[count:]
+        self._replies = replies
+
+    def eof_received(self) -> None:
+        self._streams.eof_received()
+        self.fail(ConnectionError("The server closed the connection."))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._streams.connection_lost(error)
+        self.fail(ConnectionError(f"The connection was lost: {error}" if error else "The connection was closed."))
+
+    def pause_writing(self) -> None:
+        self._streams.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._streams.resume_writing()

@@ -34,7 +34,6 @@ from shared.errors import (
     StreamspoolError,
     Taken,
     UnsupportedVersion,
-    UpstreamError,
     UpstreamIncomplete,
     UpstreamTimeout,
     UpstreamTooLong,
@@ -62,12 +61,13 @@ from worker.normalizer import Normalizer
 from worker.opening import Opening, new_attempt
 from worker.providers.chunk_shapes import answer_bytes
 from worker.providers.formats import responses_verbatim
-from worker.providers.registry import Provider, split_model
+from worker.providers.registry import Provider
 from worker.providers.tool_calls import forces_one, ids_in, tool_names
 from worker.running import RunningAttempts
 from worker.summaries import Summaries, Summary
-from worker.upstream.attempts import Served, Target
-from worker.upstream.client import Upstream
+from worker.upstream.attempts import Served, targets_of
+from worker.upstream.client import Terms, Upstream
+from worker.upstream.shortcut import Shortcut
 
 logger = get_logger(__name__)
 
@@ -265,11 +265,11 @@ class Generator:
         Over the limit, it hangs up on the provider, which would go on: the answer has its end then, and UpstreamTooLong
         says why.
         """
-        asked, limit, size = time.monotonic(), self._settings.max_answer_bytes, 0
-        blobs, told = self._outcomes.transcripts.blobs, partial(self._telling.retried, writer, header)
-        stream = self._upstream.stream(
-            self._targets(body["model"]), body, answer, served, on_retry=told, blobs=OfTenant(blobs, header["owner"])
-        )
+        asked, limit, budgets = time.monotonic(), self._settings.max_answer_bytes, self.running.budgets(header["id"])
+        blobs, shortcut = self._outcomes.transcripts.blobs, Shortcut(writer, summary, budgets, limit)
+        terms = Terms(partial(self._telling.retried, writer, header), OfTenant(blobs, header["owner"]), shortcut)
+        targets = targets_of(body["model"], self._settings.models, self._providers)
+        stream = self._upstream.stream(targets, body, answer, served, terms)
         async with aclosing(stream) as batches:
             async for batch in batches:  # the upstream reads ahead meanwhile, within bounds, and merges what it read
                 if is_first := not writer.position.seq:
@@ -277,14 +277,14 @@ class Generator:
                     counting.first_chunk(served, first_s)
                     writer.timings["first_chunk_ms"] = round(first_s * 1000)
                     writer.note = json.dumps(served.note(spoke=True))
-                size += answer_bytes(batch)
+                shortcut.size += answer_bytes(batch)
                 await writer.append(await blobs.chunks(header, summary.take(batch)))
                 if is_first:
                     self._telling.first_chunk(writer, header, served)
                 summary.look()
                 CHUNKS.inc(len(batch))
-                stopped = self.running.is_over(writer.generation_id)
-                if stopped or size > limit > 0:
+                stopped = budgets.is_over
+                if stopped or shortcut.is_too_long:
                     break
             else:
                 return None
@@ -306,19 +306,6 @@ class Generator:
             measured = await told.usage(answer.usage)
             await writer.append(answer.measured(measured.figures, measured.source))
 
-    def _targets(self, model: str) -> list[Target]:
-        """Who may answer, in order: the model itself, or what `[models]` has under this name."""
-        targets = []
-        for name in self._settings.models.get(model, [model]):
-            provider_name, own_name = split_model(name)
-            provider = self._providers.get(provider_name)
-            if provider is None:
-                raise UpstreamError(
-                    f"This worker has no provider `{provider_name}`. All workers need the same providers."
-                )
-            targets.append(Target(provider, own_name))
-        return targets
-
     # ---- seal
 
     async def _finish(
@@ -332,6 +319,10 @@ class Generator:
     ) -> None:
         """Waits for a server that is away, cannot write to its disk or does not let us: only the end is missing, whichever it
         is. Raises Damaged where the server forgot a part of it for good: it is no answer then, and to be finished as lost."""
+        try:
+            await writer.settle(patient=status is None)
+        except StreamspoolError as full:
+            error = error or without_frames(full)
         if status is None:
             answered = error is None or isinstance(error, UpstreamTooLong)
             status = finished_status(answer.finish_reasons) if answered else Status.FAILED

@@ -11,7 +11,7 @@ Nothing is handed out before the answer says something: a role alone is held, so
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from shared.errors import UpstreamError, UpstreamIncomplete, UpstreamInvalid
@@ -29,7 +29,6 @@ from worker.providers.tool_calls import CallIds, whole_number
 
 _MAX_CHOICES = 128  # the `n` OpenAI allows; an index beyond it would only make us allocate
 _MAX_SILENT, _MAX_SILENT_BYTES = 64, 256 * 1024  # chunks held that say nothing; some send one a second while they think
-
 _HELD_BYTES = 32 * 1024 * 1024
 _HELD_RATIO = 8
 """How much may come in other formats' events that amounts to little or nothing yet, such as the input of a hosted tool, whose
@@ -119,19 +118,13 @@ class Normalizer:
         return None not in self.finish_reasons
 
     def feed(self, event: sse.Event) -> list[Chunk]:
-        """The chunks this event amounts to; none for pings, for usage alone, and for anything after [DONE].
-
-        Raises UpstreamRefused for an error the provider reports, and UpstreamInvalid for what is not a JSON object in
-        UTF-8 or not shaped like a chunk: to skip it would damage the text unseen. An error that comes with a part of the
-        answer is raised by `end()`.
-        """
+        """The chunks this event amounts to; none for pings, for usage alone, and for anything after [DONE]. Raises
+        UpstreamRefused for an error the provider reports, and UpstreamInvalid for what is no JSON object in UTF-8 or not shaped
+        like a chunk: to skip it would damage the text unseen. An error beside a part of the answer is raised by `end()`."""
         data = event.data
         if self._plain is not None and not event.event and (same := self._template.fill(data, self._plain)) is not None:
-            payload, count = same
-            self._plain.grow(count)
-            self.content_chars += count
-            self.chunks += 1
-            return [Chunk(payload)]
+            self._count_plain(self._plain, same[1])
+            return [Chunk(same[0])]
         self._plain = None
         if self.done or event.event in framing.PINGS or not data:
             return []
@@ -161,6 +154,19 @@ class Normalizer:
         self.chunks += len(chunks)
         return chunks
 
+    def pass_on(self, data: bytes, take: Callable[[bytes], bool]) -> bool:
+        """Whether an event is one that `feed` would make a chunk of without reading it, and `take` took that chunk."""
+        plain = self._plain
+        if plain is None or (same := self._template.fill(data, plain)) is None or not take(same[0]):
+            return False
+        self._count_plain(plain, same[1])
+        return True
+
+    def _count_plain(self, choice: Choice, count: int) -> None:
+        choice.grow(count)
+        self.content_chars += count
+        self.chunks += 1
+
     def _fail(self, failure: UpstreamError, chunks: list[Chunk]) -> list[Chunk]:
         if not chunks:
             raise failure
@@ -178,10 +184,8 @@ class Normalizer:
 
     def end(self) -> list[Chunk]:
         """To be called once nothing more comes: a finish reason for each choice, then the usage chunk, if usage was seen.
-
-        Raises UpstreamIncomplete if the answer had neither a finish reason for every choice nor [DONE]: an end of file
-        is no proof of an end. So it does if nothing was said, without an end of OpenAI's or a figure that says otherwise.
-        """
+        Raises UpstreamIncomplete if the answer had neither a finish reason for every choice nor [DONE]: an end of file is no
+        proof of an end. So it does if nothing was said, without an end of OpenAI's or a figure that says otherwise."""
         if self._failure is not None:
             raise self._failure
         if not (self.done or self.finished):
@@ -385,10 +389,7 @@ class Normalizer:
         return {"choices": choices, "usage": None} if self._show_usage else {"choices": choices}
 
     def _serialize(self, value: dict[str, Any], *, is_usage: bool = False) -> Chunk:
-        value["id"] = self._id
-        value["object"] = "chat.completion.chunk"
-        value["created"] = self._created
-        value["model"] = self._model
+        value.update(id=self._id, object="chat.completion.chunk", created=self._created, model=self._model)
         self.tier = value.get("service_tier") or self.tier
         try:
             payload = json.dumps(value)

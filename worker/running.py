@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shared.errors import Fenced
@@ -21,6 +21,13 @@ from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 
 
+class Budgets:
+    """What an attempt knows of its budgets: less than all of it, whose task holds what it ended in."""
+
+    is_over = False
+    """Whether one is reached."""
+
+
 @dataclass(slots=True)
 class _Running:
     task: asyncio.Task[None]
@@ -28,8 +35,7 @@ class _Running:
     header: Header
     unwatched: int = 0
     """How many looks in a row found no viewer."""
-    is_over: bool = False
-    """Whether its budget is reached."""
+    budgets: Budgets = field(default_factory=Budgets)
 
     def stop(self) -> None:
         """Once: a second time would break off the closing of the upstream."""
@@ -93,12 +99,13 @@ class RunningAttempts:
     async def note_over(self, over: Callable[[list[Header]], Awaitable[list[Header]]]) -> None:
         """Notes whose budget is reached, as `over` finds. They end themselves at the provider's next word: to be cancelled in
         the middle of a write would leave open what was written."""
-        for header in await over([running.header for running in self._running.values() if not running.is_over]):
+        for header in await over([running.header for running in self._running.values() if not running.budgets.is_over]):
             if running := self._running.get(header["id"]):
-                running.is_over = True
+                running.budgets.is_over = True
 
-    def is_over(self, generation_id: str) -> bool:
-        return (running := self._running.get(generation_id)) is not None and running.is_over
+    def budgets(self, generation_id: str) -> Budgets:
+        """Of an attempt that runs."""
+        return running.budgets if (running := self._running.get(generation_id)) is not None else Budgets()
 
     async def stop_unwatched(self) -> None:
         """Ends the attempts that were to be cancelled without viewers, and have had none for two looks in a row.

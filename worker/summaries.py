@@ -79,7 +79,7 @@ class Summary:
     ) -> None:
         self._made_by, self._header = made_by, header
         self._served, self._answer = served, answer
-        self._is_off, self._length = not wanted, _LENGTHS.get(str(wanted), "two to four sentences")
+        self.is_off, self._length = not wanted, _LENGTHS.get(str(wanted), "two to four sentences")
         self._is_forgone = self._is_told = False
         self._seen = 0
         """Characters of reasoning when it was last looked."""
@@ -109,12 +109,12 @@ class Summary:
 
     def take(self, chunks: list[Chunk]) -> list[Chunk]:
         """Those of the next chunks that may be appended now."""
-        if self._is_off:
+        if self.is_off:
             return chunks
         if not self._seen and self._answer.reasoning_chars:
             assert self._served.target is not None
             if dialect_of(self._served.target.provider).summarises:
-                self._is_off = True
+                self.is_off = True
                 return chunks
             first = json.loads(chunks[0].payload)
             told = json.dumps({**first, "reasoning_summary_model": self._made_by.model})
@@ -127,7 +127,7 @@ class Summary:
         """To be called when they are appended: has a summary made once thinking has ended, which is when other words come."""
         reasoning = self._answer.reasoning_chars
         if (
-            not self._is_off
+            not self.is_off
             and self._task is None
             and reasoning
             and (reasoning == self._seen or self._answer.content_chars)
@@ -141,7 +141,7 @@ class Summary:
 
     async def end(self) -> list[Chunk]:
         """What is to be appended after the answer: the summary, if there is one, and what was held. Waits for it, a while."""
-        if self._task is None and self._seen and not (self._is_off or self._is_forgone):
+        if self._task is None and self._seen and not (self.is_off or self._is_forgone):
             self._task = asyncio.create_task(self._make(), name="summary")
         if self._task is None or self._is_forgone:
             return self._held

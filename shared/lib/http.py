@@ -16,7 +16,7 @@ import asyncio
 import logging
 import ssl
 from base64 import b64encode
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
@@ -206,12 +206,19 @@ class _Handler(ResponseHandler):
     requests = 0
     heard = False
     """Something of the response to the last request has come."""
+    tap: Callable[[bytes], bool] | None = None
+    """Is offered each piece of the body for which somebody waits."""
     _answered = False
 
     def set_response_params(self, **options: Any) -> None:
         self.requests += 1
         self.heard = self._answered = False
         super().set_response_params(**options)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """aiohttp asks for it after each piece of a body that was read, and feeds its parser, though nothing was held."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def data_received(self, data: bytes) -> None:
         self.heard = self.heard or bool(data)  # aiohttp says b"" where it reads on
@@ -254,22 +261,59 @@ def _body(request: httpx.Request) -> bytes | AsyncIterable[bytes] | None:
     return request.stream
 
 
+def pieces(response: Response, tap: Callable[[bytes], bool] | None = None) -> AsyncGenerator[bytes, None]:
+    """The body as it comes, once, as `aiter_raw` has it, without httpx's way around each piece. Raises TransportError.
+
+    A piece that comes while the next one is waited for is offered to `tap` first: if that takes it, nobody wakes for it.
+    """
+    stream = response.stream
+    assert isinstance(stream, _Stream)
+    return stream.pieces(tap)
+
+
+_feed = aiohttp.StreamReader.feed_data
+
+
+class _Body(aiohttp.StreamReader):
+    """What aiohttp's parser feeds a body to, with a tap. It makes that itself, so one becomes this."""
+
+    __slots__ = ()
+
+    def feed_data(self, data: bytes, size: int = 0) -> bool:
+        if self._waiter is not None and not self._buffer:
+            tap: Callable[[bytes], bool] | None = self._protocol.tap  # type: ignore[attr-defined]
+            if tap is not None and tap(data):
+                return False
+        return _feed(self, data)
+
+
 class _Stream(httpx.AsyncByteStream):
     """A response's body. Closed before its end, it closes the connection; read to its end, the connection is kept."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        content = self._response.content
+    def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        return self.pieces(None)
+
+    async def pieces(self, tap: Callable[[bytes], bool] | None) -> AsyncGenerator[bytes, None]:
+        """See the function."""
+        content, connection = self._response.content, self._response.connection
+        handler = connection.protocol if connection is not None else None
+        if tap is not None and type(content) is aiohttp.StreamReader and isinstance(handler, _Handler):
+            content.__class__ = _Body
+            handler.tap = tap
         with _errors():
             try:
-                async for data in content.iter_any():
+                while data := await content.readany():
                     yield data
             except (aiohttp.ClientError, OSError):
                 if rest := content._read_nowait(-1):  # came before the connection broke, and aiohttp would drop it
                     yield rest
                 raise
+            finally:
+                if isinstance(handler, _Handler):
+                    handler.tap = None
 
     async def aclose(self) -> None:
         self._response.close()

@@ -57,6 +57,8 @@ class Decoder:
         self._head: bytes | None = b""  # the first bytes, while they may still be a byte order mark
         self._tail = bytearray()  # the unfinished event, line ends already LF
         self._after_cr = False
+        self._is_between = False
+        """What comes next begins an event: nothing of one is kept, nor of a mark or a line end."""
         self.refused = False
         """An event over the limit has come: there will be no more."""
         self._id = ""
@@ -73,6 +75,8 @@ class Decoder:
 
         Raises EventTooLarge; events before the oversized one are returned first, and the next call raises.
         """
+        if (line := self.one(data)) is not None:
+            return [tuple.__new__(Event, (line, "", self._id))]
         if self.refused:
             raise EventTooLarge(f"an event is over {self._limit} bytes")
         text = self._lines(self._unmarked(data))
@@ -102,6 +106,19 @@ class Decoder:
             else:
                 return self._refuse(events)
         return self._keep(tail, events)
+
+    def one(self, data: bytes) -> bytes | None:
+        """What `data` says if it is one event in one line, as most pieces of a body are, and nothing else. It is not fed then:
+        nothing changes by it. Else None."""
+        if (
+            self._is_between
+            and data[-2:] == b"\n\n"
+            and data[:6] == b"data: "
+            and data.find(b"\n") == len(data) - 2 <= self._limit
+            and b"\r" not in data
+        ):
+            return data[6:-2]
+        return None
 
     def close(self, is_whole: Callable[[bytes], bool] = lambda data: False) -> list[Event]:
         """The stream has ended. An unfinished event is dropped, as the standard says, but not an `error:` line, nor one
@@ -139,11 +156,12 @@ class Decoder:
         if len(self._tail) + len(text) - (text or self._tail).endswith(b"\n") > self._limit:
             return self._refuse(events)
         self._tail += text
+        self._is_between = self._head is None and not (self._tail or self._after_cr)
         return events
 
     def _refuse(self, events: list[Event]) -> list[Event]:
         self._tail.clear()
-        self.refused = True
+        self.refused, self._is_between = True, False
         return events or self.feed(b"")
 
     def _dispatch(self, block: bytes, events: list[Event]) -> None:
@@ -218,6 +236,11 @@ def check_lines(payloads: Iterable[bytes]) -> None:
     """Raises ValueError if any of them has a CR, LF or NUL. To look at many together costs a fraction of looking at each; what
     was looked at may be put behind `data: ` as it is."""
     _one_line(b"".join(payloads))
+
+
+def check_line(payload: bytes) -> None:
+    """The same of one."""
+    _one_line(payload)
 
 
 def _one_line(value: bytes) -> bytes:

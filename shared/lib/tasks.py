@@ -53,29 +53,45 @@ class MovingTimeout:
         self._timer: asyncio.TimerHandle | None = None
         self._due = self._until = 0.0
         self._waiting: asyncio.Task[Any] | None = None
-        self._rang = False
+        self._rang, self._cancelling = False, 0
 
     async def wait(self, awaitable: Awaitable[T], until: float) -> T:
         """The awaitable's result; it is cancelled, and Rang raised, at `until` in the loop's time. One wait at a time."""
-        task = asyncio.current_task(self._loop)
-        assert task is not None
-        cancelling = task.cancelling()
-        self._waiting, self._until, self._rang = task, until, False
-        if self._timer is None or until < self._due:
-            self._set()
+        self.start(until)
+        kind: type[BaseException] | None = None
         try:
             return await awaitable
-        except asyncio.CancelledError:
-            if self._rang:
-                self._rang = False
-                if task.uncancel() <= cancelling:  # else another caller wants the task to end as well
-                    raise MovingTimeout.Rang from None
+        except BaseException as error:
+            kind = type(error)
             raise
         finally:
-            self._waiting = None
-            if self._rang:
-                task.uncancel()
-            del task  # it ends with what is raised here, whose traceback holds this frame: a circle
+            self.stop(kind)
+
+    def start(self, until: float) -> None:
+        """What this task does from here until it calls `stop` is cancelled then."""
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        self._cancelling, self._waiting, self._until = task.cancelling(), task, until
+        if self._timer is None or until < self._due:
+            self._set()
+
+    def move(self, until: float) -> None:
+        """Later than what it waits for now."""
+        self._until = until
+
+    def ring(self) -> None:
+        """At once, if it is waited."""
+        if self._waiting is not None:
+            self._rang = True
+            self._waiting.cancel()
+
+    def stop(self, raised: type[BaseException] | None) -> None:
+        """Raises Rang if what was `raised` meanwhile is the cancellation of this alone."""
+        task, self._waiting = self._waiting, None
+        if self._rang and task is not None:
+            self._rang = False
+            if task.uncancel() <= self._cancelling and raised is asyncio.CancelledError:
+                raise MovingTimeout.Rang from None  # else another caller wants the task to end as well
 
     def close(self) -> None:
         if self._timer is not None:
@@ -89,13 +105,10 @@ class MovingTimeout:
 
     def _ring(self) -> None:
         self._timer = None
-        if self._waiting is None:
-            return
-        if self._loop.time() < self._until:
+        if self._waiting is not None and self._loop.time() < self._until:
             self._set()
         else:
-            self._rang = True
-            self._waiting.cancel()
+            self.ring()
 
 
 class BatchedLookup(Generic[T]):
@@ -156,6 +169,8 @@ class Waiters:
         self._waiters.discard(waiter)
 
     def _notify(self) -> None:
+        if not self._waiters:
+            return
         waiters, self._waiters = self._waiters, set()
         for waiter in waiters:
             if not waiter.done():

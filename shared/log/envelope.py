@@ -131,6 +131,15 @@ class EnvelopeEncoder:
             found.append(payload[start : size - end])
         return found
 
+    def piece(self, payload: bytes) -> bytes | None:
+        """The same of one; None, if it is none."""
+        if self._trial is not None or len(payload) < self._least:
+            return None
+        prefix, suffix = self._prefix, self._suffix
+        if not (payload.startswith(prefix) and payload.endswith(suffix)):
+            return None
+        return payload[len(prefix) : len(payload) - self._end]
+
     def _on_trial(self, payload: bytes, shared: Envelope, left: int) -> tuple[bytes | None, EnvelopeEncoder]:
         """`shared` is what the payloads since the shape was brought have in common; it ends with this one, or goes on."""
         narrower = _common(shared, payload)

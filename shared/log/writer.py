@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from shared.errors import Damaged, Fenced, Gone, LogError, StorageFull, StorageRefused
 from shared.lib.clock import now_ms
+from shared.lib.tasks import cancel
 from shared.log.appender import EXEC, MULTI, Appender
 from shared.log.blobs import BLOBS
 from shared.log.decoding import decode
@@ -19,6 +20,7 @@ from shared.log.entry import AT, NOTE, Chunk, Position
 from shared.log.envelope import MARK, PIECE, WHOLE, EnvelopeEncoder
 from shared.log.retained import ATTEMPT_BYTES, Retained
 from shared.store.commands import ChunkCommands, Words, pack
+from shared.store.lasting.outbox import Asked
 from shared.store.outage import is_withheld, what_is_full
 from shared.store.redis import UNREACHABLE, ResponseError, log_redis_error
 
@@ -84,6 +86,11 @@ class Writer:
         self._length = claim.length
         """Entries of the log up to the attempt's own."""
         self.lost: LogError | None = None
+        self._taken: _Taken | None = None
+        self._at_once = 0
+        """How many chunks the last append was of. Where several come together, more is won by sending them together."""
+        self.on_failure: Callable[[Exception], object] | None = None
+        """Told when what was taken cannot be stored."""
         self._seal: Callable[[], Awaitable[None]] | None = None
         self.sealed_at: float | None = None
         key = appender.key.log(claim.generation_id).encode()
@@ -104,7 +111,14 @@ class Writer:
         All of them or, for the errors above, a prefix: never one without those before it. Waits while the server is
         away; while it is full, or does not let us, for FULL_S, and then raises StorageFull, or StorageRefused.
         """
+        if self._taken is not None:
+            await self.settle()
+        return await self._append(chunks)
+
+    async def _append(self, chunks: Sequence[Chunk]) -> Position:
         delays, gone, full_at = iter(_BACKOFF_S), False, None
+        if chunks:
+            self._at_once = len(chunks)
         while chunks:
             if self.lost is not None:
                 raise self.lost
@@ -137,6 +151,37 @@ class Writer:
                 chunks, full_at = chunks[stored:], None
         return self.position
 
+    def take(self, payload: bytes) -> bool:
+        """`append` of one chunk without waiting for it. False, and nothing is done, where there is more to it than to send it
+        as a piece, or another is under way. What goes wrong with it, `on_failure` is told at once, and the next call raises."""
+        if self._taken is not None or self._at_once != 1 or self._shaper is None or self.lost is not None:
+            return False
+        piece = self._shaper.piece(payload)
+        if piece is None or self._appender.has_ended:
+            return False
+        entry_id = b"%d-%d" % (self.epoch, self.position.seq + 1)
+        self._taken = taken = _Taken(self, payload, self._commands.pack(entry_id, PIECE, piece))
+        self._appender.put(taken)
+        return True
+
+    async def settle(self, *, patient: bool = True) -> None:
+        """Returns when what was taken is stored. Raises as `append` does, if it cannot be; then it is given up, and at once if
+        it is not `patient`."""
+        if (taken := self._taken) is not None:
+            try:
+                await taken.stored(patient=patient)
+            finally:
+                if self._taken is taken:
+                    self._taken = None
+                    taken.give_up()
+
+    def _stored(self, packed: bytes) -> None:
+        """The reply to what was taken: it is."""
+        self._taken = None
+        seq = self.position.seq + 1
+        self.position = Position(self.epoch, seq)
+        self.retained.add([packed], seq, self._time())
+
     def tell(self, command: Words) -> None:
         """Sends a command about this attempt that nothing depends on, with what is sent next, be it the seal."""
         self._told.append(command)
@@ -161,6 +206,10 @@ class Writer:
     def close(self) -> None:
         """Nothing more is to be written, and what was may be forgotten. What is not told yet is not: others have the word."""
         self._control.take_back(self._told)
+        self.on_failure = None  # whoever is told has this writer
+        taken, self._taken = self._taken, None
+        if taken is not None:
+            taken.give_up()
         if self.sealed_at is None:
             self._appender.forget(self)
 
@@ -276,3 +325,72 @@ class Writer:
         if last.seq <= seq:
             raise Damaged(f"{Position(self.epoch, seq)} was refused, yet {last} is the last entry")
         return last.seq
+
+
+class _Taken:
+    """A chunk that was taken and is under way. Where the reply is another than that it is stored, a task appends it as any
+    other."""
+
+    __slots__ = ("_failure", "_payload", "_task", "_waiter", "owner", "packed")
+    replies = 1
+
+    def __init__(self, writer: Writer, payload: bytes, packed: bytes) -> None:
+        self.owner, self._payload, self.packed = writer, payload, packed
+        self._task: asyncio.Task[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._failure: BaseException | None = None
+
+    # ---- what the writer wants
+
+    async def stored(self, *, patient: bool) -> None:
+        while not self.done():
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._task is not None and not patient:
+            await cancel(self._task)
+        elif self._task is not None:
+            await self._task
+        if self._failure is not None:
+            raise self._failure
+
+    def give_up(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    # ---- what the appender does
+
+    def done(self) -> bool:
+        return self._task is not None or self._failure is not None or self.owner._taken is not self
+
+    def set_result(self, asked: Asked, /) -> None:
+        if isinstance(asked[0][0], bytes):
+            self.owner._stored(self.packed)
+        else:
+            self._task = asyncio.ensure_future(self._again())
+        self._wake()
+
+    def set_exception(self, error: Exception, /) -> None:
+        self._fail(error)
+
+    def cancel(self) -> None:
+        self._fail(asyncio.CancelledError())
+
+    async def _again(self) -> None:
+        writer = self.owner
+        try:
+            await writer._append([Chunk(self._payload)])
+        except Exception as error:
+            self._fail(error)
+        else:
+            if writer._taken is self:
+                writer._taken = None
+
+    def _fail(self, failure: BaseException) -> None:
+        self._failure = failure
+        self._wake()
+        if isinstance(failure, Exception) and self.owner.on_failure is not None:
+            self.owner.on_failure(failure)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

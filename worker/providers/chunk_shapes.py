@@ -54,6 +54,12 @@ def answer_bytes(chunks: list[Chunk]) -> int:
     return sum([n if (n := len(chunk[0]) - _COMMON_BYTES) > _LEAST_BYTES else _LEAST_BYTES for chunk in chunks])
 
 
+def payload_bytes(payload: bytes) -> int:
+    """The same of one."""
+    size = len(payload) - _COMMON_BYTES
+    return size if size > _LEAST_BYTES else _LEAST_BYTES
+
+
 # ---- what may stand where
 
 FOREIGN = "provider_specific_fields"

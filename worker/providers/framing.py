@@ -76,6 +76,8 @@ class Decoder:
 
     def feed(self, data: bytes) -> list[sse.Event]:
         """The events that `data` completes. Raises sse.EventTooLarge."""
+        if self._head is None and self._body is None:
+            return self._apart(self._events.feed(data))
         if self._head is not None:
             self._head += data
             start = bytes(self._head).lstrip()
@@ -90,11 +92,15 @@ class Decoder:
             if start.startswith(_JSON_STARTS):
                 self._body = bytearray()
         if self._body is None:
-            return self._apart(self._events.feed(data))
+            return self.feed(data)
         self._body += data
         if len(self._body) > self._limit:
             raise sse.EventTooLarge(f"a body is over {self._limit} bytes")
         return []
+
+    def one(self, data: bytes) -> bytes | None:
+        """As `sse.Decoder.one`."""
+        return self._events.one(data) if self._head is None and self._body is None else None
 
     def _apart(self, events: list[sse.Event]) -> list[sse.Event]:
         """Events, also where a server leaves out the blank lines between them: each line has one, then."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -33,7 +33,7 @@ from worker import spans
 from worker.normalizer import Normalizer
 from worker.providers import framing
 from worker.providers.formats import dialect_of
-from worker.providers.registry import Provider
+from worker.providers.registry import Provider, split_model
 from worker.upstream.health import Health
 from worker.upstream.timers import Timers
 
@@ -59,6 +59,18 @@ class Target(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.provider.name}/{self.model}"
+
+
+def targets_of(model: str, models: Mapping[str, Sequence[str]], providers: Mapping[str, Provider]) -> list[Target]:
+    """Who may answer, in order: the model itself, or what `models` has under this name. Raises UpstreamError."""
+    targets = []
+    for name in models.get(model, [model]):
+        provider_name, own_name = split_model(name)
+        provider = providers.get(provider_name)
+        if provider is None:
+            raise UpstreamError(f"This worker has no provider `{provider_name}`. All workers need the same providers.")
+        targets.append(Target(provider, own_name))
+    return targets
 
 
 @dataclass(slots=True)
@@ -191,40 +203,35 @@ class Attempts:
         return step
 
     async def step(self, batches: Events) -> Step:
-        """One batch further: the chunks it made, and the failure it ended in."""
+        """One batch further: the chunks it made, and the failure it ended in.
+
+        After the finish reason no failure can take that back. More of the answer may follow it, as long after it as after
+        anything else; after usage, which is last, the wait is short.
+        """
+        normalizer, timers = self._normalizer, self._timers
+        (timers.grace if normalizer.settled else timers.resume)()
+        events: list[sse.Event] | None = None
+        failure: UpstreamError | None = None
         try:
-            events = await self._next(batches)
+            with timers:
+                events = await anext(batches, None)
         except UpstreamError as error:
-            return Step(batches, [], error)
-        if sum([len(event.data) for event in events or ()]) <= _LARGE_BYTES:
-            chunks, failure = _normalize(events or [], self._normalizer)
-        else:  # a picture: nothing else of this answer happens meanwhile, and all others go on
-            chunks, failure = await asyncio.to_thread(_normalize, events or [], self._normalizer)
-        if any(event.event not in framing.PINGS for event in events or ()):
-            self._timers.heard(begun=self._normalizer.begun)
-        if failure is None and (self._normalizer.done or events is None):
+            if not normalizer.finished:
+                return Step(batches, [], error)
+        chunks: list[Chunk] = []
+        if events is not None:
+            if sum([len(event.data) for event in events]) <= _LARGE_BYTES:
+                chunks, failure = _normalize(events, normalizer)
+            else:  # a picture: nothing else of this answer happens meanwhile, and all others go on
+                chunks, failure = await asyncio.to_thread(_normalize, events, normalizer)
+            if [None for event in events if event.event not in framing.PINGS]:  # not any(), which costs as much again
+                timers.heard(begun=normalizer.begun)
+        if failure is None and (normalizer.done or events is None):
             try:
-                chunks += self._normalizer.end()
+                chunks += normalizer.end()
             except UpstreamError as error:
                 failure = error
         return Step(None if events is None else batches, chunks, failure)
-
-    async def _next(self, batches: Events) -> list[sse.Event] | None:
-        """The next batch; None once nothing more is to come. After the finish reason no failure can take that back.
-
-        More of the answer may follow a finish reason, as long after it as after anything else; after usage, which is last,
-        the wait is short.
-        """
-        if self._normalizer.settled:
-            self._timers.grace()
-        else:
-            self._timers.resume()
-        try:
-            return await self._timers.wait(anext(batches, None))
-        except UpstreamError:
-            if self._normalizer.finished:
-                return None
-            raise
 
 
 def _normalize(events: list[sse.Event], normalizer: Normalizer) -> tuple[list[Chunk], UpstreamError | None]:

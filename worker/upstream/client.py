@@ -14,9 +14,9 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from shared.chat.whole import FIELD
 from shared.config.settings import Settings
@@ -33,12 +33,24 @@ from worker.providers.formats import dialect_of
 from worker.providers.registry import Provider
 from worker.upstream.attempts import Attempts, Events, OnRetry, Served, Target, without_key
 from worker.upstream.health import Health
+from worker.upstream.shortcut import Shortcut, Tap
 from worker.upstream.timers import Timers, too_slow
 
 _REUSE_S = 0.05  # after [DONE]: how long the end of the body may take, so that the connection can be used again
 _MAX_ERROR_BYTES = 64 * 1024
 _PIECE_BYTES = 64 * 1024
 _FAKE_BATCH = 64
+
+
+class Terms(NamedTuple):
+    """What may be wanted of an answer beside its chunks."""
+
+    on_retry: OnRetry | None = None
+    """Hears of each time a provider is asked again."""
+    blobs: OfTenant | None = None
+    """What marks in the request stand for, read while it is sent."""
+    shortcut: Shortcut | None = None
+    """Is offered chunks that come while the next are waited for. Those that it takes are not yielded."""
 
 
 class Upstream:
@@ -66,9 +78,7 @@ class Upstream:
         body: dict[str, Any],
         normalizer: Normalizer,
         served: Served,
-        *,
-        on_retry: OnRetry | None = None,
-        blobs: OfTenant | None = None,
+        terms: Terms = Terms(),  # noqa: B008 - a constant
     ) -> AsyncGenerator[list[Chunk], None]:
         """Asks the first target that begins to answer, and yields all chunks of one network read together.
 
@@ -78,9 +88,8 @@ class Upstream:
         are yielded before it is raised. Close it (`contextlib.aclosing`) or cancel it to hang up on the provider at once.
 
         A refusal that may pass (429, 5xx, no connection, cut before the first chunk) is met with up to two more tries
-        within 30 s, after the provider's own Retry-After where that is 10 s at most; `on_retry` hears of each. Then the
+        within 30 s, after the provider's own Retry-After where that is 10 s at most. Then the
         next target is asked, as it is after any refusal that is not the request's own fault. `served` tells the story.
-        A `body` with marks is sent with the `blobs` that they stand for, which are read while it is sent.
 
         Raises UpstreamTimeout (four codes, see Settings), UpstreamRefused for an error of the provider's,
         UpstreamIncomplete for a stream that was cut, UpstreamInvalid for one that cannot be understood, UpstreamError
@@ -88,9 +97,12 @@ class Upstream:
         and RequestLost where a blob cannot be had.
         """
         timers = Timers(self._settings)
-        attempts = Attempts(self._opener(body, blobs), normalizer, timers, served, on_retry, self.health)
+        opener = self._opener(body, normalizer, terms)
+        attempts = Attempts(opener, normalizer, timers, served, terms.on_retry, self.health)
         async with AsyncExitStack() as stack:
             stack.callback(timers.close)
+            if terms.shortcut is not None:
+                stack.callback(terms.shortcut.close)
             stack.enter_context(spans.asking(body, normalizer, served))
             provider, (batches, chunks, failure) = await attempts.begin(stack, targets)
             while True:
@@ -108,27 +120,35 @@ class Upstream:
                 await _drain(batches)
 
     def _opener(
-        self, body: dict[str, Any], blobs: OfTenant | None
+        self, body: dict[str, Any], normalizer: Normalizer, terms: Terms
     ) -> Callable[[Target, Timers], AbstractAsyncContextManager[Events]]:
         def open_events(target: Target, timers: Timers) -> AbstractAsyncContextManager[Events]:
             dialect = dialect_of(target.provider, body.get(FIELD))
             if target.provider.kind == "fake":
-                return aclosing(_play(body, target.model, blobs))
+                return aclosing(_play(body, target.model, terms.blobs))
             call = dialect.call(target.provider, body, target.model)
-            return self._request(target.provider, dialect, call, timers, blobs)
+            decoder = dialect.decoder(self._settings.max_event_bytes)
+            tap = terms.shortcut.tap(decoder, normalizer, timers) if terms.shortcut is not None else None
+            return self._request(target.provider, dialect, call, timers, terms.blobs, decoder, tap)
 
         return open_events
 
     @asynccontextmanager
     async def _request(
-        self, provider: Provider, dialect: Dialect, call: Call, timers: Timers, blobs: OfTenant | None
+        self,
+        provider: Provider,
+        dialect: Dialect,
+        call: Call,
+        timers: Timers,
+        blobs: OfTenant | None,
+        decoder: Decoder,
+        tap: Tap | None,
     ) -> AsyncIterator[Events]:
         response = await timers.wait(self._send(provider, call, blobs))
         try:
             doubtful = await _check(response, provider, dialect, timers)
-            decoder = dialect.decoder(self._settings.max_event_bytes)
             limit = self._settings.max_event_bytes
-            async with aclosing(_decode(response, decoder, provider, limit, doubtful=doubtful)) as batches:
+            async with aclosing(_decode(response, decoder, provider, limit, tap, doubtful=doubtful)) as batches:
                 yield batches
         finally:
             await response.aclose()
@@ -203,10 +223,10 @@ def _encoding(response: http.Response) -> str:
     return str(response.headers.get("content-encoding", "")).strip().lower()
 
 
-def _pieces(response: http.Response) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-    """The body's bytes as they come, and as they were before they were compressed."""
+def _pieces(response: http.Response, tap: Tap | None = None) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    """The body's bytes as they come, and as they were before they were compressed; those that were not may go to a `tap`."""
     if _encoding(response) in ("", "identity"):
-        return nullcontext(response.aiter_raw())
+        return aclosing(http.pieces(response, tap))
     return aclosing(_inflated(response))
 
 
@@ -214,7 +234,7 @@ async def _inflated(response: http.Response) -> AsyncGenerator[bytes, None]:
     """A bounded piece at a time, so that a small body fills no memory, and with a turn for others after each. Raises
     zlib.error."""
     inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, as the first bytes say
-    async for data in response.aiter_raw():
+    async for data in http.pieces(response):
         while data and not inflate.eof:
             if piece := inflate.decompress(data, _PIECE_BYTES):
                 yield piece
@@ -236,13 +256,19 @@ async def _read_some(response: http.Response) -> bytes:
 
 
 async def _decode(
-    response: http.Response, decoder: Decoder, provider: Provider, max_event_bytes: int, *, doubtful: bool
+    response: http.Response,
+    decoder: Decoder,
+    provider: Provider,
+    max_event_bytes: int,
+    tap: Tap | None,
+    *,
+    doubtful: bool,
 ) -> Events:
     """All events that came since the last time it was asked: the client gathers what comes while the consumer is busy,
     within bounds, and hands it out together. `doubtful` is a body that may be none of an answer."""
     head = b""
     try:
-        async with _pieces(response) as pieces:
+        async with _pieces(response, tap) as pieces:
             async for data in pieces:
                 if doubtful:
                     head = (head + data).lstrip()

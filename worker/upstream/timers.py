@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from types import TracebackType
 from typing import TypeVar
 
 from shared.config.settings import Settings
@@ -30,6 +31,7 @@ class Timers:
         self._end = self._clock() + self._total_s
         self._first_s = settings.upstream_first_s
         self._in_grace = False
+        self._interrupted: Exception | None = None
         self._timeout = MovingTimeout()
         self.begin()
 
@@ -43,6 +45,16 @@ class Timers:
         if not self._in_grace:
             self._code, self._seconds = "upstream_idle_timeout", self._idle_s
             self._until = self._clock() + self._idle_s
+
+    def passed_on(self) -> None:
+        """The same in the middle of an answer, while it is waited for the next: somebody else took what came."""
+        self._until = until = self._clock() + self._idle_s
+        self._timeout.move(until if until < self._end else self._end)
+
+    def interrupt(self, why: Exception) -> None:
+        """Has the wait end with this."""
+        self._interrupted = why
+        self._timeout.ring()
 
     def heard(self, *, begun: bool) -> None:
         """A data event came that may mean nothing to the client. It is progress once the answer has `begun`, be it with its
@@ -64,13 +76,24 @@ class Timers:
 
     async def wait(self, awaitable: Awaitable[T]) -> T:
         """Raises UpstreamTimeout when the current limit, or that of the whole generation, runs out first."""
+        with self:
+            return await awaitable
+
+    def __enter__(self) -> None:
+        """The same for what is waited for within the context: a provider's every word is, and needs no coroutine for that."""
+        self._timeout.start(self._until if self._until < self._end else self._end)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
-            return await self._timeout.wait(awaitable, min(self._until, self._end))
+            self._timeout.stop(kind)
         except MovingTimeout.Rang:
-            pass
-        if self._end <= self._until:
-            raise too_slow("generation_timeout", self._total_s)
-        raise too_slow(self._code, self._seconds)
+            if self._interrupted is not None:
+                raise self._interrupted from None
+            if self._end <= self._until:
+                raise too_slow("generation_timeout", self._total_s) from None
+            raise too_slow(self._code, self._seconds) from None
 
     def close(self) -> None:
         self._timeout.close()

@@ -31,7 +31,7 @@ from worker.providers.registry import FAKE, Provider
 from worker.upstream import client as requesting
 from worker.upstream import timers as module
 from worker.upstream.attempts import Served, Target
-from worker.upstream.client import Upstream
+from worker.upstream.client import Terms, Upstream
 
 KEY = "sk-test-topsecret"
 BODY: dict[str, Any] = {"model": "acme/m", "messages": [{"role": "user", "content": "hi"}], "session_id": "s", "x": 1}
@@ -837,7 +837,7 @@ async def test_a_refusal_that_may_pass_is_met_with_another_try(failures: int, ca
             BODY,
             reading.normalizer,
             Served(),
-            on_retry=lambda error, _: heard.append(error),
+            Terms(on_retry=lambda error, _: heard.append(error)),
         )
         try:
             async for chunks in stream:

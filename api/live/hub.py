@@ -59,7 +59,11 @@ class Hub:
         self._grace_s, self._keepalive_s = grace_s, keepalive_s
         self._confirmer, self._patience_s = confirmer, patience_s
         one = reading.key.cells.count == 1
-        self._following = Following[LiveLog](log, reading.at(0)) if one else Followings[LiveLog](log, reading)
+        self._following = (
+            Following[LiveLog](log, reading.at(0), take=self._take) if one else Followings[LiveLog](log, reading)
+        )
+        self._fed = False
+        """Whether entries came that no task had to wake for."""
         self._live: dict[str, LiveLog] = {}
         self._hot = HotLogs()
         self.rounds = FairTurns(_LARGE_AT_ONCE)
@@ -259,8 +263,21 @@ class Hub:
                 self._following.drop(live)
         if self._time() - self._checked > _LOOK_S:
             await self._check()
-        if found and (pause_s := self._pauses.next_s()):
+        fed, self._fed = self._fed or bool(found), False
+        if fed and (pause_s := self._pauses.next_s()):
             await self._following.rest(pause_s, [live for live in self._following.logs if not live.end])
+
+    def _take(self, live: LiveLog, entries: list[Entry]) -> bool:
+        """The same for entries that are told as they come; False if there is more to do with them."""
+        if live.ended or (live.tenant is not None and any(entry.blobs for entry in entries)):
+            return False
+        self._fed = True
+        self._feed(live, entries)
+        if live.ended:
+            self._following.drop(live)
+        if self._pauses.next_s():
+            self._following.wake()
+        return True
 
     @staticmethod
     def _feed(live: LiveLog, entries: list[Entry]) -> None:

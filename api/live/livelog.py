@@ -203,16 +203,19 @@ class LiveLog(Waiters):
     def feed(self, entries: list[Entry]) -> None:
         """Takes the next entries, in order, and has the viewers get them."""
         self.fed_at = self._loop.time()
-        size = sum(map(len, data := [entry.data for entry in entries]))
-        if self.tally is None and self.end and self._go_on(entries):
+        end, count, last = self.floor + len(self._data), len(entries), entries[-1]
+        size = len(last.data) if count == 1 else sum([len(entry.data) for entry in entries])
+        first, newest = (self.epoch, end + 1), (self.epoch, end + count)
+        if self.tally is None and end and entries[0].position == first and last.position == newest:
             self._extend_frames(entries)
-            self._data += data
+            self._data += [entry.data for entry in entries]
             self._bytes += size
-            self._others |= {entry.position.seq: entry for entry in entries if entry.kind is not Kind.CHUNK}
+            if count > 1 or last.kind is not Kind.CHUNK:  # almost always one chunk, and nothing is made for that
+                self._others |= {entry.position.seq: entry for entry in entries if entry.kind is not Kind.CHUNK}
         else:
             self._take(entries)
-        self.position = entries[-1].position
-        self.page = max(1, min(_LARGEST_READ, _READ_BYTES * len(entries) // (size + 1)))
+        self.position = last.position
+        self.page = max(1, min(_LARGEST_READ, _READ_BYTES * count // (size + 1)))
         if not self._written or self.outcome or self.fed_at >= self._free_at:
             self._write()
         elif self._timer is None:
@@ -222,11 +225,6 @@ class LiveLog(Waiters):
         if self.outcome:
             self._release()
         self._notify()
-
-    def _go_on(self, entries: list[Entry]) -> bool:
-        """Whether these are nothing but the next chunks of the attempt."""
-        first = (self.epoch, self.end + 1)
-        return entries[0].position == first and entries[-1].position == (self.epoch, self.end + len(entries))
 
     def _take(self, entries: list[Entry]) -> None:
         for entry in entries:

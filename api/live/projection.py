@@ -33,6 +33,9 @@ Whole = Callable[[Summary, Any], dict[str, Any]]
 def framed(encode: Encode, entries: Sequence[Entry]) -> list[bytes]:
     """The events of these chunks. A chunk is JSON without line breaks, as json.dumps of the worker's writes it; that is looked
     at here, for all of them together, before anything is put behind `data: `. Raises ValueError where it is not so."""
+    if len(entries) == 1:
+        sse.check_line(entries[0].data)
+        return [encode(entries[0])]
     sse.check_lines([entry.data for entry in entries])
     return list(map(encode, entries))
 

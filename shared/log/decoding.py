@@ -16,6 +16,8 @@ from shared.log.entry import AT, BEGIN, NOTE, SEAL, Entry, Kind, Position, follo
 from shared.log.envelope import MARK, Envelope, Envelopes, mark
 from shared.log.records import Attempt, Outcome, Summary
 
+_new = tuple.__new__
+_NOTHING = (None, None, None)
 _KINDS = {kind.value.encode(): kind for kind in Kind}
 
 HIDDEN = b"false"
@@ -92,13 +94,18 @@ def _pieces(raw: Raw, after: Position | None, shape: Envelope | None) -> list[En
     if after is None or shape is None or not raw or raw[0][1].__class__ is not list:
         return []
     (epoch, seq), count, told = after, len(raw), cast("Any", raw)
+    if count == 1:
+        ((entry_id, fields),) = told
+        if entry_id != b"%d-%d" % (epoch, seq + 1) or len(fields) != 2 or fields[0] != b"d":
+            return []
+        return [_new(Entry, (_new(Position, (epoch, seq + 1)), Kind.CHUNK, shape[0] + fields[1] + shape[1], *_NOTHING))]
     if told[-1][0] != b"%d-%d" % (epoch, seq + count) or told[0][0] != b"%d-%d" % (epoch, seq + 1):
         return []
     if [fields[0] for _, fields in told if len(fields) == 2].count(b"d") != count:
         return []
-    (prefix, suffix), new, chunk = shape, tuple.__new__, Kind.CHUNK
+    (prefix, suffix), new, chunk = shape, _new, Kind.CHUNK
     return [
-        new(Entry, (new(Position, (epoch, number)), chunk, prefix + fields[1] + suffix, None, None, None))
+        new(Entry, (new(Position, (epoch, number)), chunk, prefix + fields[1] + suffix, *_NOTHING))
         for number, (_, fields) in enumerate(told, seq + 1)
     ]
 

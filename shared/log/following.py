@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from shared.errors import Damaged, LogError
@@ -70,10 +70,12 @@ class Following(Generic[L]):
         *,
         few: int = FEW,
         track: Callable[[Callable[[], None]], Awaitable[Bell]] | None = None,
+        take: Callable[[L, list[Entry]], bool] = lambda log, entries: False,
     ) -> None:
         """All its logs are in one cell, to whose server `reading` leads. Up to `few` of them are followed without the bell,
-        which is one of its own, or what `track` gives."""
-        self._few = few
+        which is one of its own, or what `track` gives. Entries that come while `news` waits are offered to `take`, and told
+        by `news` only where that does not take them: so no task has to wake for them."""
+        self._few, self._take = few, take
         self._track = track or self._track_alone
         self._log, self._reading, self._blocking = log, reading, LogReader(reading)
         self._key = reading.key
@@ -87,6 +89,11 @@ class Following(Generic[L]):
         self._untracked_until = 0.0
         self._why = ""
         self._blocked = False
+        self._is_idle = False
+        """Whether `news` waits for the bell, and for nothing else."""
+        self._asked: tuple[dict[bytes, L], int] | None = None
+        """What is being read without a task, and how many entries of each at most; `_left` is what was not taken of it."""
+        self._left: list[tuple[L, list[Entry] | Damaged]] = []
         self._woken = False
         self._waiter: asyncio.Future[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
@@ -194,7 +201,7 @@ class Following(Generic[L]):
 
     async def _open(self) -> None:
         try:
-            self._tracker = await self._track(self._wake)
+            self._tracker = await self._track(self._ring)
             self._due.update(self._logs)
             self._why = ""
         except Untracked as refusal:
@@ -221,8 +228,17 @@ class Following(Generic[L]):
     async def _read_changed(self, tracker: Bell) -> list[tuple[L, list[Entry] | Damaged]]:
         """Reads what has rung and what is due. In the same step the server begins to listen for what comes after it."""
         if not self._due:
+            self._is_idle = True
+            try:
+                await self._wait()
+            finally:
+                self._is_idle = False
+        while self._asked is not None:
             await self._wait()
         self._woken = False
+        if self._left:
+            found, self._left = self._left, []
+            return found
         changed = tracker.changed()
         self._due.update(self._logs if changed is None else changed)
         logs = {name: self._logs[name] for name in self._due if name in self._logs}
@@ -230,12 +246,11 @@ class Following(Generic[L]):
         if not logs:
             await tracker.check()
             return []
-        count = min([log.page for log in logs.values()])
-        after = [b"%d-%d" % log.position for log in logs.values()]
-        (reply,) = await tracker.ask(pack(b"XREAD", b"COUNT", b"%d" % count, b"STREAMS", *logs, *after), 1)
+        packed, count = _reading(logs)
+        (reply,) = await tracker.ask(packed, 1)
         if isinstance(reply, ResponseError):
             raise reply
-        found: list[tuple[L, list[Entry] | Damaged]] = []
+        found = []
         for name, raw in reply or ():
             log = logs[name]
             if self._logs.get(name) is not log:  # dropped meanwhile
@@ -251,6 +266,55 @@ class Following(Generic[L]):
             except Damaged as problem:
                 found.append((log, problem))
         return found
+
+    def _ring(self) -> None:
+        """The bell has: while nothing else is to be done, what it rang for is read at once."""
+        if self._asked is None and not (self._is_idle and self._read_at_once()):
+            self._wake()
+
+    def _read_at_once(self) -> bool:
+        """Whether it is on its way; else the task that waits has to look."""
+        tracker = self._tracker
+        if tracker is None or tracker.failed or self._woken or self._due:
+            return False
+        changed = tracker.changed()
+        if changed is None:
+            self._due.update(self._logs)
+            return False
+        logs = {name: self._logs[name] for name in changed if name in self._logs}
+        if not logs:
+            return True
+        packed, count = _reading(logs)
+        self._asked = logs, count
+        if tracker.ask_at_once(packed, self._arrived):
+            return True
+        self._asked = None
+        self._due.update(logs)
+        return False
+
+    def _arrived(self, replies: list[Any] | Exception) -> None:
+        assert self._asked is not None
+        (logs, count), self._asked = self._asked, None
+        reply = replies if isinstance(replies, Exception) else replies[0]
+        if isinstance(reply, Exception):  # the task meets it, too, and knows what to do
+            self._due.update(logs)
+            self._wake()
+            return
+        for name, raw in reply or ():
+            log = logs[name]
+            if self._logs.get(name) is not log:  # dropped meanwhile
+                continue
+            try:
+                entries = decode(raw, log.position, log.shapes)
+            except (Archived, Damaged):
+                self._due.add(name)
+                continue
+            if len(raw) >= count:  # nothing rings for what was there already
+                self._due.add(name)
+            if not self._take(log, entries):
+                self._left.append((log, entries))
+        if self._due or self._left or self._woken or not (self._is_idle and self._read_at_once()):
+            self._wake()
 
     async def _look(self, tracker: Bell, quiet: Sequence[L]) -> dict[str, LogError]:
         ends: dict[str, Position | None] = {}
@@ -326,3 +390,10 @@ class Following(Generic[L]):
             await asyncio.sleep(_TICK_S)
             if self._tracker is not None:
                 self._wake()
+
+
+def _reading(logs: Mapping[bytes, Followed]) -> tuple[bytes, int]:
+    """The command that reads what is new in these, and how many entries of each it gets at most."""
+    count = min([log.page for log in logs.values()])
+    after = [b"%d-%d" % log.position for log in logs.values()]
+    return pack(b"XREAD", b"COUNT", b"%d" % count, b"STREAMS", *logs, *after), count

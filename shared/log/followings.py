@@ -81,6 +81,10 @@ class Followings(Generic[L]):
         self._given, self._found = self._found, []
         return [told for one in self._given for told in one.news]
 
+    def wake(self) -> None:
+        """Has `news` return, though there may be none."""
+        self._there.set()
+
     async def rest(self, longest_s: float, awaited: Collection[L]) -> None:
         """The same: each cell is read as soon as it was asked for, so no log in it is told of meanwhile."""
         if not awaited:

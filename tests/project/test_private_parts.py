@@ -1,8 +1,8 @@
-"""The parts of redis-py and of arq that are used although they are not documented, each by its name.
+"""The parts of redis-py, of aiohttp and of arq that are used although they are not documented, each by its name.
 
 A new version of either may change them without a word: this says which, before anything else breaks. The files that use
 redis-py's are shared/store/connections.py, lasting/wire.py and cluster/pipelines.py; arq's worker is worker/arq_worker.py's,
-its jobs are shared/store/jobs.py's.
+its jobs are shared/store/jobs.py's; aiohttp's are shared/lib/http.py's.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import inspect
 import json
 from typing import Any
 
+import aiohttp
 import hiredis
 import pytest
 import redis
+from aiohttp.client_proto import ResponseHandler
 from arq import jobs
 from arq.connections import ArqRedis
 from arq.worker import Function, Retry, Worker, func
@@ -26,6 +28,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnection
 
 import shared.store.connections as ours
+from shared.lib.http import _Body, _Handler
 from shared.store.connections import open_pool
 
 
@@ -106,6 +109,67 @@ def test_our_connections_override_what_is_there() -> None:
         methods = {name for name, value in vars(mine).items() if inspect.isfunction(value)}
         assert methods <= set(dir(theirs)), mine
     assert callable(open_pool)
+
+
+# ---- aiohttp
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "wanted"),
+    [
+        (ResponseHandler, "data_received", ["self", "data"]),
+        (ResponseHandler, "feed_data", ["self", "data", "size"]),
+        (ResponseHandler, "resume_reading", ["self", "resume_parser"]),
+        (ResponseHandler, "set_response_params", None),
+        (aiohttp.StreamReader, "feed_data", ["self", "data", "size"]),
+        (aiohttp.StreamReader, "_read_nowait", ["self", "n"]),
+        (aiohttp.ClientResponse, "start", ["self", "connection"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_is_overridden_or_called_of_aiohttp(owner: type, name: str, wanted: list[str] | None) -> None:
+    found = parameters(getattr(owner, name))
+    assert wanted is None or found == wanted
+
+
+async def test_what_is_read_and_set_of_aiohttp() -> None:
+    connector = aiohttp.TCPConnector()
+    assert callable(connector._factory)
+    await connector.close()
+    handler = _Handler(loop=asyncio.get_running_loop())
+    assert handler._reading_paused is False
+    assert handler._payload is None
+    body = aiohttp.StreamReader(handler, 64)
+    assert body._protocol is handler
+    assert (body._waiter, list(body._buffer)) == (None, [])
+
+
+class Open(asyncio.Transport):
+    def is_closing(self) -> bool:
+        return False
+
+
+async def test_a_body_of_aiohttps_becomes_one_with_a_tap_which_is_offered_what_is_waited_for() -> None:
+    handler, offered = _Handler(loop=asyncio.get_running_loop()), list[bytes]()
+    handler.connection_made(Open())
+    body = aiohttp.StreamReader(handler, 64)
+    body.__class__ = _Body
+
+    def tap(data: bytes) -> bool:
+        offered.append(data)
+        return data == b"taken"
+
+    body.feed_data(b"before anybody waits")
+    assert await body.readany() == b"before anybody waits"
+    handler.tap = tap
+    body.feed_data(b"nobody waits")
+    assert await body.readany() == b"nobody waits"
+    waiting = asyncio.create_task(body.readany())
+    await asyncio.sleep(0)
+    for piece in (b"taken", b"taken", b"left", b"behind it"):
+        body.feed_data(piece)
+    assert await waiting == b"leftbehind it"
+    assert offered == [b"taken", b"taken", b"left"]
 
 
 # ---- arq

@@ -238,7 +238,7 @@ class Following(Generic[L]):
         self._woken = False
         if self._left:
             found, self._left = self._left, []
-            return found
+            return [(log, entries) for log, entries in found if self._logs.get(self._name(log)) is log]
         changed = tracker.changed()
         self._due.update(self._logs if changed is None else changed)
         logs = {name: self._logs[name] for name in self._due if name in self._logs}
@@ -306,7 +306,7 @@ class Following(Generic[L]):
                 continue
             try:
                 entries = decode(raw, log.position, log.shapes)
-            except (Archived, Damaged):
+            except Exception:  # the task meets it, too: an object to be read, damage, or a bug
                 self._due.add(name)
                 continue
             if len(raw) >= count:  # nothing rings for what was there already

@@ -97,7 +97,7 @@ class Tracker:
         if not all(isinstance(connection, Mended) for connection in self._taken):
             raise Untracked
         self._bell = Wire(self._taken[0], self._take_all, self._bell_failed)
-        self._reader = Wire(self._taken[1])
+        self._reader = Wire(self._taken[1], redirects=self._sharing is not None)
         try:
             number, *_ = _unrefused(await converse(self._bell, _LISTEN, 2))
             redirected = pack(b"CLIENT", b"TRACKING", b"ON", b"REDIRECT", b"%d" % number)

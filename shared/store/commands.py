@@ -16,7 +16,7 @@ from hiredis import Reader, pack_command
 from redis.exceptions import ConnectionError, ResponseError, TimeoutError, WatchError
 
 from shared.store.cluster.pipelines import Pipeline
-from shared.store.connections import close_idle, read_replies
+from shared.store.connections import close_idle, learn, read_replies
 from shared.store.jobs import ArqRedis
 from shared.store.lasting.wire import Wire
 from shared.store.outage import UNREACHABLE, Redirected, WrongServer
@@ -135,23 +135,17 @@ async def watch(pipe: Pipeline, names: Sequence[str], *reads: bytes) -> list[Any
     return replies[1:]
 
 
-def learn(connection: Any, told: Redirected) -> None:
-    """The connection's node said that it has not got a slot."""
-    if (redirected := getattr(connection.place, "redirected", None)) is not None:
-        redirected(told)
-
-
 async def converse(connection: Any, packed: bytes, replies: int, *, redirects: bool = False) -> list[Any]:
     """Sends packed commands and returns as many replies, errors among them as values.
 
     All of it within one time-out: redis-py has one for each step, and a task for each command. Raises ConnectionError if
     the connection has been closed: a caller that keeps one is to know that it is another one now. Raises WrongServer, too; then
-    the connection is closed. With `redirects`, Redirected is among the replies.
+    the connection is closed. With `redirects`, Redirected is among the replies; a `Wire` knows by itself whether it is.
     """
     if isinstance(connection, Conversing):
         return await connection.converse(packed, replies)
     if isinstance(connection, Wire):
-        return await _over(connection, packed, replies, redirects=redirects)
+        return await _over(connection, packed, replies)
     if not connection.is_connected:
         raise ConnectionError("The connection was closed.")
     timeout_s, connection.socket_timeout = connection.socket_timeout, None
@@ -177,12 +171,9 @@ async def converse(connection: Any, packed: bytes, replies: int, *, redirects: b
         connection.socket_timeout = timeout_s
 
 
-async def _over(wire: Wire, packed: bytes, replies: int, *, redirects: bool) -> list[Any]:
+async def _over(wire: Wire, packed: bytes, replies: int) -> list[Any]:
     found = await wire.converse(packed, replies)
     for reply in found:
         if isinstance(reply, Redirected):
             learn(wire.connection, reply)
-            if not redirects:
-                wire.fail(reply)
-                raise reply
     return found

@@ -178,6 +178,12 @@ async def leave_wrong_server(connection: Mended) -> None:
         await connection.place.move()
 
 
+def learn(connection: Any, told: Redirected) -> None:
+    """The connection's node said that it has not got a slot."""
+    if (redirected := getattr(connection.place, "redirected", None)) is not None:
+        redirected(told)
+
+
 async def close_idle(connection: Any) -> None:
     if siblings := getattr(connection, "siblings", None):
         await _disconnect_idle(siblings)

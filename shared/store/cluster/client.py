@@ -17,7 +17,8 @@ from shared.store.cluster.pipelines import CellPipeline
 from shared.store.cluster.routing import RoutedPool, Routing
 from shared.store.cluster.sharing import SharedConnections, SharedPool
 from shared.store.cluster.slots import as_bytes, keys_of
-from shared.store.commands import MOVING_S, learn, pack
+from shared.store.commands import MOVING_S, pack
+from shared.store.connections import learn
 from shared.store.jobs import ArqRedis
 from shared.store.keys import Keys
 from shared.store.outage import Redirected

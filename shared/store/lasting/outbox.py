@@ -167,6 +167,8 @@ class Outbox:
 
     def _send(self) -> None:
         self._is_scheduled, self._rest = False, None
+        if self._sent is not None:
+            return
         wire = self._wire
         if wire is None or wire.failure is not None or self._loop.time() >= self._until:
             self.wake.set()
@@ -185,9 +187,9 @@ class Outbox:
             self._put_back(batch, told)
         else:
             self._answer(batch, told, replies)
-            if self._wire is not None and (pause_s := self._pauses.next_s()):
+            if self._wire is not None and not self._is_scheduled and (pause_s := self._pauses.next_s()):
                 self._rest = self._loop.call_later(pause_s, self._send)
-            elif self.pending:
+            elif self.pending or (self._told and self._telling is None):
                 self._stir()
         if self._landed is not None and not self._landed.done():
             self._landed.set_result(None)

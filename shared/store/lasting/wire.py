@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
-from redis.exceptions import ConnectionError, RedisError, TimeoutError
+from redis.exceptions import ConnectionError, InvalidResponse, RedisError, TimeoutError
 
-from shared.store.connections import Mended, close_idle, leave_wrong_server
+from shared.store.connections import Mended, close_idle, learn, leave_wrong_server
 from shared.store.outage import UNREACHABLE, Redirected
 
 Answered = Callable[[list[Any] | Exception], object]
@@ -25,16 +25,20 @@ Answered = Callable[[list[Any] | Exception], object]
 class Wire(asyncio.Protocol):
     """Of a connection that is connected and waits for nothing, until that is disconnected.
 
-    `told` gets what comes unasked; `on_failure` is called once, when it is of no use any more: `failure` says why.
+    `told` gets what comes unasked; without it, whoever says that is none to talk to. `on_failure` is called once, when it is of
+    no use any more: `failure` says why. With `redirects`, Redirected is a reply as any other.
     """
 
     def __init__(
         self,
         connection: Mended,
-        told: Callable[[list[Any]], object] = lambda replies: None,
+        told: Callable[[list[Any]], object] | None = None,
         on_failure: Callable[[], object] = lambda: None,
+        *,
+        redirects: bool = False,
     ) -> None:
         self.connection, self._told, self._on_failure = connection, told, on_failure
+        self._redirects = redirects
         self.failure: Exception | None = None
         self._waiting: deque[tuple[int, Answered]] = deque()
         self._replies: list[Any] = []
@@ -44,11 +48,15 @@ class Wire(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = 0.0
         parser: Any = connection._parser
+        stream: Any = connection._reader
         writer: Any = connection._writer
-        self._reader = parser._reader
+        self._parser, self._reader = parser, parser._reader
         self._transport = writer.transport
         self._streams = self._transport.get_protocol()
-        self._transport.set_protocol(self)
+        if self._transport.is_closing() or stream._buffer or stream.at_eof() or stream.exception() is not None:
+            self.failure = ConnectionError("The connection was closed.")  # nobody would be told of it any more
+        else:
+            self._transport.set_protocol(self)
 
     def send(self, packed: bytes, replies: int, answered: Answered) -> None:
         """Packed commands. Whoever waits is answered in order, and all of them when it fails, at once if it has."""
@@ -62,13 +70,19 @@ class Wire(asyncio.Protocol):
             if self._timer is None and self._timeout_s is not None:
                 self._timer = self._loop.call_later(self._timeout_s, self._look)
         self._waiting.append((replies, answered))
-        self._transport.write(packed)
+        self._write(packed)
 
     def say(self, packed: bytes) -> None:
         """Packed commands, to which there are no replies but what is told."""
         if self.failure is not None:
             raise self.failure
-        self._transport.write(packed)
+        self._write(packed)
+
+    def _write(self, packed: bytes) -> None:
+        try:
+            self._transport.write(packed)
+        except RuntimeError:  # uvloop's, of one that is closed
+            self.fail(ConnectionError("The connection was closed."))
 
     async def converse(self, packed: bytes, replies: int) -> list[Any]:
         """The replies. Raises RedisError, OSError."""
@@ -94,6 +108,8 @@ class Wire(asyncio.Protocol):
         if self.failure is not None:
             if isinstance(self.failure, TimeoutError):
                 await close_idle(self.connection)
+            if isinstance(self.failure, Redirected):
+                learn(self.connection, self.failure)
             await leave_wrong_server(self.connection)
             raise self.failure
 
@@ -129,26 +145,37 @@ class Wire(asyncio.Protocol):
         try:
             self._reader.feed(data)
             replies = list(iter(self._reader.gets, NOT_ENOUGH_DATA))
-        except RedisError as error:  # no replies of this protocol
-            self.fail(error)
+        except (RedisError, ValueError) as error:  # no replies of this protocol
+            self.fail(error if isinstance(error, RedisError) else InvalidResponse(str(error)))
             return
         for reply in replies:
-            if isinstance(reply, Exception) and isinstance(reply, UNREACHABLE) and not isinstance(reply, Redirected):
+            if isinstance(reply, Exception) and isinstance(reply, UNREACHABLE):
+                if self._redirects and isinstance(reply, Redirected):
+                    continue
                 self.fail(reply)
                 return
-        if not self._waiting:
-            self._told(replies)
-            return
         if self._replies:
-            replies = [*self._replies, *replies]
+            replies, self._replies = [*self._replies, *replies], []
         while replies and self._waiting:
             count, answered = self._waiting[0]
             if len(replies) < count:
+                self._replies = replies
                 break
             self._waiting.popleft()
             answered(replies if len(replies) == count else replies[:count])
             replies = replies[count:]
-        self._replies = replies
+        else:
+            if replies:
+                self._tell(replies)
+        if self._parser.wrong:  # within a reply, whose others are replies all the same
+            self.fail(ConnectionError("The connection leads to the wrong server."))
+
+    def _tell(self, replies: list[Any]) -> None:
+        """Of what was not asked for."""
+        if self._told is not None:
+            self._told(replies)
+        else:
+            self.fail(ConnectionError("The server said what was not asked for."))
 
     def eof_received(self) -> None:
         self._streams.eof_received()

@@ -280,7 +280,7 @@ class _Body(aiohttp.StreamReader):
     __slots__ = ()
 
     def feed_data(self, data: bytes, size: int = 0) -> bool:
-        if self._waiter is not None and not self._buffer:
+        if self._waiter is not None and not self._buffer and not self._waiter.done():  # nor is it told to wait no more
             tap: Callable[[bytes], bool] | None = self._protocol.tap  # type: ignore[attr-defined]
             if tap is not None and tap(data):
                 return False
@@ -312,7 +312,9 @@ class _Stream(httpx.AsyncByteStream):
                     yield rest
                 raise
             finally:
-                if isinstance(handler, _Handler):
+                if (
+                    isinstance(handler, _Handler) and handler.tap is tap
+                ):  # else the next request has the connection already
                     handler.tap = None
 
     async def aclose(self) -> None:

@@ -80,8 +80,8 @@ class MovingTimeout:
         self._until = until
 
     def ring(self) -> None:
-        """At once, if it is waited."""
-        if self._waiting is not None:
+        """At once, if it is waited. Once: of a second cancellation it would seem that another caller wants it."""
+        if self._waiting is not None and not self._rang:
             self._rang = True
             self._waiting.cancel()
 

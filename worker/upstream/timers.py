@@ -52,7 +52,7 @@ class Timers:
         self._timeout.move(until if until < self._end else self._end)
 
     def interrupt(self, why: Exception) -> None:
-        """Has the wait end with this."""
+        """Has the wait end with this, or the next one where nothing is waited for now."""
         self._interrupted = why
         self._timeout.ring()
 
@@ -81,6 +81,8 @@ class Timers:
 
     def __enter__(self) -> None:
         """The same for what is waited for within the context: a provider's every word is, and needs no coroutine for that."""
+        if self._interrupted is not None:
+            raise self._interrupted
         self._timeout.start(self._until if self._until < self._end else self._end)
 
     def __exit__(

@@ -167,8 +167,6 @@ class Outbox:
 
     def _send(self) -> None:
         self._is_scheduled, self._rest = False, None
-        if self._sent is not None:
-            return
         wire = self._wire
         if wire is None or wire.failure is not None or self._loop.time() >= self._until:
             self.wake.set()

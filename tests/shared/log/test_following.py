@@ -16,14 +16,17 @@ import pytest
 import structlog
 
 from shared.errors import Damaged, Gone
+from shared.lib.tasks import cancel
 from shared.log import following as module
 from shared.log.appender import Appender
+from shared.log.decoding import Archived, decode
 from shared.log.entry import BEGIN, VERSION, Chunk, Entry, follows
 from shared.log.envelope import Envelopes
 from shared.log.following import Following
 from shared.log.streamlog import StreamLog
 from shared.log.tracking import Bell, Tracker
 from shared.log.writer import Writer
+from shared.store.lasting.wire import Answered
 from shared.store.redis import ArqRedis, RedisError, connect
 from tests.harness.records import attempt_with, header_with
 from tests.harness.store import Store
@@ -61,6 +64,8 @@ class Lab:
         self.redis, self.appender, self.following = redis, appender, following
         self.log = StreamLog(redis, retention_s=60, safety_s=600)
         self.failures = 0
+        self.told: list[Log] = []
+        """Those whose news came by the task, in turn."""
 
     async def new(self, *, words: int = 0, page: int = 100) -> Log:
         generation_id = f"chatcmpl-{uuid.uuid4().hex}"
@@ -85,6 +90,7 @@ class Lab:
             await asyncio.sleep(0.02)
             return
         for log, entries in found:
+            self.told.append(log)
             if isinstance(entries, Damaged):
                 log.problem = entries
             else:
@@ -100,13 +106,18 @@ class Lab:
 
 
 @asynccontextmanager
-async def open_lab(url: str, reading_url: str = "", *, few: int = 0) -> AsyncIterator[Lab]:
+async def open_lab(
+    url: str, reading_url: str = "", *, few: int = 0, timeout_s: float = 5.0, **options: Any
+) -> AsyncIterator[Lab]:
     async with AsyncExitStack() as stack:
-        redis, reading = connect(url, max_connections=10), connect(reading_url or url, max_connections=4)
+        redis = connect(url, max_connections=10)
+        reading = connect(reading_url or url, max_connections=4, timeout_s=timeout_s)
         for client in (redis, reading):
             stack.push_async_callback(client.aclose, close_connection_pool=True)
         appender = await stack.enter_async_context(Appender(redis))
-        following: Following[Log] = Following(StreamLog(redis, retention_s=60, safety_s=600), reading, few=few)
+        following: Following[Log] = Following(
+            StreamLog(redis, retention_s=60, safety_s=600), reading, few=few, **options
+        )
         yield Lab(redis, appender, await stack.enter_async_context(following))
 
 
@@ -119,16 +130,27 @@ def client(server: Server) -> Iterator[Store]:
         yield client
 
 
-@pytest.fixture(params=["the bell", "a blocking read"])
+def taken(log: Log, entries: list[Entry]) -> bool:
+    log.take(entries)
+    return True
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "the bell": {},
+    "the bell, at once": {"take": taken},
+}
+
+
+@pytest.fixture(params=[*WAYS, "a blocking read"])
 async def lab(request: pytest.FixtureRequest, server: Server, client: Store) -> AsyncIterator[Lab]:
     plain = server.url.replace("redis://", UNTRACKED) if request.param == "a blocking read" else ""
-    async with open_lab(server.url, plain) as lab:
+    async with open_lab(server.url, plain, **WAYS.get(request.param, {})) as lab:
         yield lab
 
 
-@pytest.fixture
-async def by_bell(server: Server, client: Store) -> AsyncIterator[Lab]:
-    async with open_lab(server.url) as lab:
+@pytest.fixture(params=["the bell", "the bell, at once"])
+async def by_bell(request: pytest.FixtureRequest, server: Server, client: Store) -> AsyncIterator[Lab]:
+    async with open_lab(server.url, **WAYS[request.param]) as lab:
         yield lab
 
 
@@ -174,9 +196,10 @@ async def test_every_log_is_told_whole(lab: Lab) -> None:
     assert lab.failures == 0
 
 
-async def test_few_logs_and_many_in_turn(server: Server, client: Store) -> None:
+@pytest.mark.parametrize("way", WAYS)
+async def test_few_logs_and_many_in_turn(server: Server, client: Store, way: str) -> None:
     """By a blocking read, by the bell, and so on: nothing is passed over where one takes the place of the other."""
-    async with open_lab(server.url, few=2) as lab:
+    async with open_lab(server.url, few=2, **WAYS[way]) as lab:
         logs = [await lab.new() for _ in range(6)]
         for count in (1, 2, 3, 6, 2, 1, 5, 0, 1, 4):
             for log in logs:
@@ -463,3 +486,234 @@ async def test_what_may_be_tracked_again_is(server: Server, client: Store, monke
     assert [line["event"] for line in lines if "track" in line["event"]] == [
         "redis does not track keys for this user: one blocking read is used"
     ]
+
+
+# ---- at once: as the bell rings, without the task that follows
+
+
+class AtOnce:
+    """A lab whose task is woken by nothing but what it is for; what is read without it can be held up on its way."""
+
+    def __init__(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lab, self.asked, self.refusing = lab, 0, False
+        self.holding = False
+        self.held: list[Callable[[], object]] = []
+        ask = Tracker.ask_at_once
+
+        def ask_at_once(tracker: Tracker, packed: bytes, answered: Answered) -> bool:
+            def told(replies: list[Any] | Exception) -> None:
+                if self.holding:
+                    self.held.append(lambda: answered(replies))
+                else:
+                    answered(replies)
+
+            self.asked += 1
+            return ask(tracker, packed, told)
+
+        monkeypatch.setattr(Tracker, "ask_at_once", ask_at_once)
+        lab.following._take = self._take
+
+    def _take(self, log: Log, entries: list[Entry]) -> bool:
+        if not self.refusing:
+            log.take(entries)
+        return not self.refusing
+
+    async def idle(self) -> None:
+        """Until the task waits for the bell alone."""
+        async with asyncio.timeout(30):
+            while not self.lab.following._is_idle or self.lab.following._woken:  # noqa: ASYNC110 - nobody is told
+                await asyncio.sleep(0)
+
+    async def until(self, ready: Callable[[], object]) -> None:
+        async with asyncio.timeout(30):
+            while not ready():  # noqa: ASYNC110 - nobody is told
+                await asyncio.sleep(0.001)
+
+    async def hold(self, log: Log) -> Callable[[], object]:
+        """Something is said in this log, and read at once, and the answer does not come before the result is called."""
+        await self.idle()
+        self.holding = True
+        while not self.held:  # the task may be about to look around by itself, and has it then
+            await self.lab.say(log)
+            await self.until(lambda: self.held or log.whole)
+        self.holding = False
+        return self.held.pop()
+
+
+@pytest.fixture
+async def at_once(server: Server, client: Store, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AtOnce]:
+    monkeypatch.setattr(module, "_TICK_S", 3600.0)
+    async with open_lab(server.url) as lab:
+        bench = AtOnce(lab, monkeypatch)
+
+        async def follow() -> None:
+            while True:
+                await lab.read()
+
+        following = asyncio.create_task(follow())
+        yield bench
+        await cancel(following)
+        assert lab.failures == 0
+
+
+async def followed(bench: AtOnce, *logs: Log) -> None:
+    for log in logs:
+        await bench.lab.following.add(log)
+    await bench.until(lambda: all(log.whole and log.position > BEGIN for log in logs))
+    await bench.idle()
+    bench.lab.told.clear()
+
+
+async def test_what_the_bell_rings_for_is_told_without_the_task(at_once: AtOnce) -> None:
+    logs = [await at_once.lab.new() for _ in range(6)]
+    await followed(at_once, *logs)
+    for number in range(30):
+        await at_once.lab.say(logs[number % 6], 1 + number % 3)
+        await at_once.until(lambda: all(log.whole for log in logs))
+    assert at_once.lab.told == []
+    assert at_once.asked >= 30
+
+
+async def test_more_than_a_page_is_read_on_by_the_task(at_once: AtOnce) -> None:
+    log, other = await at_once.lab.new(page=10), await at_once.lab.new()
+    await followed(at_once, log, other)
+    await at_once.lab.say(log, 95)
+    await at_once.until(lambda: log.whole)
+    assert at_once.asked == 1
+    assert at_once.lab.told == [log] * 9
+    await at_once.idle()
+    await at_once.lab.say(log, 2)
+    await at_once.until(lambda: log.whole)
+    assert at_once.asked == 2
+
+
+async def test_what_is_not_taken_is_told_by_the_task_once(at_once: AtOnce) -> None:
+    log, other = await at_once.lab.new(), await at_once.lab.new()
+    await followed(at_once, log, other)
+    at_once.refusing = True
+    for _ in range(5):
+        await at_once.lab.say(log, 2)
+        await at_once.until(lambda: log.whole)
+        await at_once.idle()
+    assert at_once.lab.told == [log] * 5
+
+
+async def test_what_comes_while_something_is_read_is_read_after_it(at_once: AtOnce) -> None:
+    log, other, added = await at_once.lab.new(), await at_once.lab.new(), await at_once.lab.new(words=3)
+    await followed(at_once, log, other)
+    answer = await at_once.hold(log)
+    await at_once.lab.say(log)
+    await at_once.lab.say(other)
+    await at_once.lab.following.add(added)
+    await bell_of(at_once.lab).hear()
+    assert not any(one.whole for one in (other, added))
+    answer()
+    await at_once.until(lambda: log.whole and other.whole and added.whole)
+
+
+@pytest.mark.parametrize("taking", [True, False])
+async def test_what_was_dropped_while_it_was_read_is_not_told(at_once: AtOnce, taking: bool) -> None:
+    at_once.refusing = not taking
+    gone, other = await at_once.lab.new(), await at_once.lab.new()
+    await followed(at_once, gone, other)
+    answer = await at_once.hold(gone)
+    if taking:
+        at_once.lab.following.drop(gone)
+        answer()
+    else:
+        answer()  # and the task is about to have it
+        at_once.lab.following.drop(gone)
+    await at_once.lab.say(other)
+    await at_once.until(lambda: other.whole)
+    assert gone.words == []
+    assert gone not in at_once.lab.told
+
+
+async def test_a_log_of_the_same_name_has_nothing_of_what_was_read_for_the_one_before(at_once: AtOnce) -> None:
+    first, other = await at_once.lab.new(), await at_once.lab.new()
+    await followed(at_once, first, other)
+    answer = await at_once.hold(first)
+    at_once.lab.following.drop(first)
+    second = Log(first.writer)
+    second.said = first.said
+    await at_once.lab.following.add(second)
+    answer()
+    await at_once.until(lambda: second.whole)
+    assert first.words == []
+
+
+async def test_a_missing_entry_that_is_read_at_once_is_damage_and_no_others(at_once: AtOnce, client: Store) -> None:
+    log, other = await at_once.lab.new(words=1), await at_once.lab.new(words=1)
+    await followed(at_once, log, other)
+    client.xadd(keys.log(log.id), {"c": b'"w9"'}, id="1-5")
+    await at_once.until(lambda: log.problem)
+    assert log.whole
+    at_once.lab.following.drop(log)
+    await at_once.idle()
+    await at_once.lab.say(other)
+    await at_once.until(lambda: other.whole)
+
+
+async def test_what_is_in_an_object_is_read_by_the_task(at_once: AtOnce, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, other = await at_once.lab.new(), await at_once.lab.new()
+    await followed(at_once, log, other)
+
+    def archived(*told: Any) -> list[Entry]:
+        monkeypatch.setattr(module, "decode", decode)
+        raise Archived
+
+    monkeypatch.setattr(module, "decode", archived)
+    await at_once.lab.say(log, 2)
+    await at_once.until(lambda: log.whole)
+    assert at_once.lab.told == [log]
+
+
+@pytest.mark.parametrize("killed", KILLS)
+async def test_a_connection_that_goes_while_something_is_read_at_once_costs_nothing(
+    server: Server, client: Store, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    async with open_lab(server.url) as lab:
+        bench = AtOnce(lab, monkeypatch)
+        log, other = await lab.new(), await lab.new()
+        for one in (log, other):
+            await lab.following.add(one)
+        reading = asyncio.ensure_future(lab.until(lambda: lab.failures and log.whole and other.whole))
+        await bench.until(lambda: log.position > BEGIN and other.position > BEGIN)
+        answer = await bench.hold(log)
+        await asyncio.to_thread(KILLS[killed], client)
+        await lab.say(other, 2)
+        answer()
+        await reading
+        await until_tracked_by(client, 1)
+
+
+async def test_a_server_that_stops_while_something_is_read_at_once_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_TICK_S", 3600.0)
+    with Server(tmp_path) as server, server.client() as client:
+        async with open_lab(server.url, timeout_s=0.3) as lab:
+            bench = AtOnce(lab, monkeypatch)
+            log, other = await lab.new(), await lab.new()
+            for one in (log, other):
+                await lab.following.add(one)
+            pid, ask = client.info("server")["process_id"], Tracker.ask_at_once
+            stopped: list[int] = []
+
+            def ask_at_once(tracker: Tracker, packed: bytes, answered: Answered) -> bool:
+                if not stopped:
+                    os.kill(pid, signal.SIGSTOP)
+                    stopped.append(pid)
+                return ask(tracker, packed, answered)
+
+            monkeypatch.setattr(Tracker, "ask_at_once", ask_at_once)
+            reading = asyncio.ensure_future(lab.until(lambda: lab.failures and log.whole))
+            await bench.until(lambda: log.position > BEGIN and other.position > BEGIN)
+            await bench.idle()
+            try:
+                await lab.say(log)
+                await bench.until(lambda: lab.failures)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert stopped
+            await reading

@@ -359,7 +359,7 @@ def test_many_ask_at_once_and_some_of_them_give_up(tmp_path: Path, way: str, loo
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("way", ["tcp", "unix", "tls"])
+@pytest.mark.parametrize("way", ["tcp", "unix"])
 @pytest.mark.parametrize("fault", ["is killed by a client", "dies", "stops", "is closed here"])
 def test_a_server_that_goes_while_it_is_asked_is_an_error_for_all_who_wait(
     tmp_path: Path, way: str, loop: str, fault: str

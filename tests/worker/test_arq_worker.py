@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from shared.config.settings import Settings
-from shared.log import appender as appending
 from shared.log.appender import Appender
 from shared.store.jobs import Lease
 from shared.store.keys import Lane
+from shared.store.lasting import outbox
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis, RedisError, connect
 from shared.store.turns import Waiting
@@ -121,7 +121,7 @@ class Bench:
 
 @pytest.fixture
 async def bench(redis: ArqRedis, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-    monkeypatch.setattr(appending, "_TOLD_S", 3600.0)  # what must be known by then is not to be a matter of time
+    monkeypatch.setattr(outbox, "_TOLD_S", 3600.0)  # what must be known by then is not to be a matter of time
     async with Appender(redis) as appender:
         bench = Bench(redis, appender)
         yield bench

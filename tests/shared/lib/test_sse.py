@@ -89,6 +89,27 @@ def test_reads_what_the_standard_says_however_it_is_cut(stream: bytes, cuts: lis
     assert events == reference(stream)
 
 
+@given(st.lists(streams | values.map(lambda value: b"data: " + value + b"\n\n"), max_size=6), st.integers(1, 40))
+def test_what_is_one_event_and_is_not_fed_is_what_it_would_be(pieces: list[bytes], limit: int) -> None:
+    class Feeding(Decoder):
+        def one(self, data: bytes) -> None:
+            return None
+
+    for size in (limit, LIMIT):
+        decoder, feeding = Decoder(size), Feeding(size)
+        for piece in pieces:
+            try:
+                fed = feeding.feed(piece)
+            except sse.EventTooLarge:
+                assert decoder.one(piece) is None
+                break
+            one = decoder.one(piece)
+            assert [event.data for event in fed] == (
+                [event.data for event in decoder.feed(piece)] if one is None else [one]
+            )
+            assert decoder.pending == feeding.pending
+
+
 @given(streams)
 def test_byte_by_byte_is_the_same(stream: bytes) -> None:
     assert decode(*(stream[at : at + 1] for at in range(len(stream)))) == decode(stream)
@@ -134,6 +155,15 @@ def test_the_limit_does_not_depend_on_the_cut(stream: bytes, cuts: list[int], li
 )
 def test_examples(stream: bytes, events: list[Event]) -> None:
     assert decode(stream) == events == reference(stream)
+
+
+def test_one_line_between_two_events_is_one() -> None:
+    decoder = Decoder(LIMIT)
+    assert decoder.one(b"data: a\n\n") is None  # a mark may come first
+    decoder.feed(b"data: a\n\n")
+    assert [decoder.one(b"data: b\n\n") for _ in range(2)] == [b"b", b"b"]
+    decoder.feed(b"data: c\n")
+    assert decoder.one(b"data: d\n\n") is None
 
 
 def test_an_error_line_is_not_lost_when_the_stream_stops_there() -> None:

@@ -70,12 +70,18 @@ EVENTS = st.lists(
 )
 
 
-def heard(events: list[bytes], *, choices: int = 1, show_usage: bool = False) -> list[Any]:
-    """All that can be seen of a normalizer, after each event."""
+def heard(
+    events: list[bytes], *, choices: int = 1, show_usage: bool = False, takes: list[bool] | None = None
+) -> list[Any]:
+    """All that can be seen of a normalizer, after each event. `takes` says which of the chunks that may are passed on."""
     normalizer, seen = new_normalizer(choices=choices, show_usage=show_usage), []
     for data in (spelled(BEGUN), *events):
+        passed: list[bytes] = []
         try:
-            seen.append([json.loads(chunk.payload) for chunk in normalizer.feed(sse.Event(data))])
+            if takes and normalizer.pass_on(data, lambda payload: takes.pop() and not passed.append(payload)):  # type: ignore[func-returns-value]  # noqa: B023
+                seen.append([json.loads(payload) for payload in passed])
+            else:
+                seen.append([json.loads(chunk.payload) for chunk in normalizer.feed(sse.Event(data))])
         except UpstreamError as error:
             seen.append([str(error)])
         seen.append([normalizer.content_chars, normalizer.chunks, normalizer.done, normalizer.settled])
@@ -99,6 +105,11 @@ def test_whatever_comes_is_what_it_would_be_without_it(events: list[bytes], choi
     short = heard(events, choices=choices, show_usage=show_usage)
     with patch.object(Template, "fill", return_value=None):
         assert short == heard(events, choices=choices, show_usage=show_usage)
+
+
+@given(EVENTS, st.lists(st.booleans(), min_size=1, max_size=30), st.booleans())
+def test_what_is_passed_on_is_what_would_be_read(events: list[bytes], takes: list[bool], show_usage: bool) -> None:
+    assert heard(events, show_usage=show_usage, takes=takes) == heard(events, show_usage=show_usage)
 
 
 @pytest.mark.skipif(not recordings.recordings("chat"), reason=recordings.MISSING)

@@ -321,8 +321,10 @@ class Generator:
         is. Raises Damaged where the server forgot a part of it for good: it is no answer then, and to be finished as lost."""
         try:
             await writer.settle(patient=status is None)
-        except StreamspoolError as full:
-            error = error or without_frames(full)
+        except Exception as refusal:  # it may be what has ended the answer; that it is another's ends all of it
+            is_others = isinstance(refusal, LogError) and not isinstance(refusal, Damaged)
+            if is_others or (error is None and status is None):
+                raise
         if status is None:
             answered = error is None or isinstance(error, UpstreamTooLong)
             status = finished_status(answer.finish_reasons) if answered else Status.FAILED

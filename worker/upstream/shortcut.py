@@ -59,10 +59,13 @@ class Shortcut:
         self._writer.on_failure = timers.interrupt
 
         def tap(data: bytes) -> bool:
-            event = decoder.one(data)
-            if event is None or not normalizer.pass_on(event, self.take):
-                return False
-            timers.passed_on()
+            try:
+                event = decoder.one(data)
+                if event is None or not normalizer.pass_on(event, self.take):
+                    return False
+                timers.passed_on()
+            except Exception as bug:  # ours: raised here, it would be told as what the provider sent
+                timers.interrupt(bug)
             return True
 
         return tap

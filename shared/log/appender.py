@@ -244,6 +244,8 @@ class Appender:
         outbox = self._outbox
         if not (self._lookers or self._broken):
             outbox.allow(connection, self._looked_at + self._look_s if self._logs else float("inf"))
+        elif outbox.pending:
+            outbox.wake.set()
         try:
             await outbox.wake.wait()
         finally:

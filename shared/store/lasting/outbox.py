@@ -141,8 +141,10 @@ class Outbox:
             await asyncio.sleep(pause_s)
 
     def allow(self, connection: Any, until: float) -> None:
-        """Until `block`, or this time of the loop's, what comes may be sent over the connection without the task."""
+        """Until `block`, or this time of the loop's, what waits or comes may be sent over the connection without the task."""
         self._wire, self._until = connection if isinstance(connection, Wire) else None, until
+        if self.pending or (self._told and self._telling is None):  # put back, where the connection before it broke
+            self._stir()
 
     def block(self) -> None:
         self._wire = None

@@ -138,9 +138,9 @@ async def test_what_was_told_can_be_taken_back_until_it_is_sent() -> None:
     assert bench.outbox.take_back([("t1",)]) == []
     bench.held.hangs_up()
     assert bench.outbox.take_back([("t1",)]) == [("t1",)]  # it may have been done, and is not done again
+    bench.outbox.wake.clear()  # as the task does, before it sees that the connection broke
     bench.connect()
-    bench.ask(b"b")
-    assert await bench.heard() == [b"a", b"b"]
+    assert await bench.heard() == [b"a"]
 
 
 # ---- where the connection breaks
@@ -170,11 +170,11 @@ async def test_what_was_not_answered_is_first_in_line_on_the_next_connection(how
             await sending
     assert bench.outbox.wake.is_set()
     assert bench.outbox.tells
+    bench.outbox.wake.clear()  # as the task does, before it sees that
     await bench.outbox.landed()
     bench.connect()
-    asked.append(bench.ask(b"f"))
     words = await bench.heard()
-    assert words == [b"t", b"a", b"b", b"c", *([] if how == "stale" else [b"d"]), b"f"]
+    assert words == [b"t", b"a", b"b", b"c", *([] if how == "stale" else [b"d"])]
     bench.answers(words)
     told = [(await one)[0] for one in asked if not one.cancelled()]
     assert [word for words in told for word in words] == [*words[1:]]
@@ -328,7 +328,6 @@ def test_whatever_happens_each_is_told_its_own_replies_once_and_in_order(steps: 
                 if bench.held.wire.failure is not None:
                     unsaid = b""
                     bench.connect()
-                    bench.outbox.wake.set()
                 elif bench.outbox._sent is None:
                     bench.outbox.block()
                     sending = asyncio.ensure_future(bench.outbox.send(bench.held.wire))

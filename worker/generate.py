@@ -218,7 +218,7 @@ class Generator:
             try:
                 await self._finish(writer, header, answer, served, error, status)
             except Damaged as damage:  # the last words were there once
-                error, status = _lost(damage), None
+                error, status = _lost(without_frames(damage)), None
                 continue
             counting.ended(writer, served, time.monotonic() - started, error)
             return None
@@ -325,6 +325,7 @@ class Generator:
             is_others = isinstance(refusal, LogError) and not isinstance(refusal, Damaged)
             if is_others or (error is None and status is None):
                 raise
+            without_frames(refusal)
         if status is None:
             answered = error is None or isinstance(error, UpstreamTooLong)
             status = finished_status(answer.finish_reasons) if answered else Status.FAILED

@@ -89,8 +89,7 @@ class Following(Generic[L]):
         self._untracked_until = 0.0
         self._why = ""
         self._blocked = False
-        self._is_idle = False
-        """Whether `news` waits for the bell, and for nothing else."""
+        self._is_idle = False  # whether `news` waits for the bell, and for nothing else
         self._asked: tuple[dict[bytes, L], int] | None = None
         """What is being read without a task, and how many entries of each at most; `_left` is what was not taken of it."""
         self._left: list[tuple[L, list[Entry] | Damaged]] = []
@@ -265,6 +264,9 @@ class Following(Generic[L]):
                     found.append((log, news))
             except Damaged as problem:
                 found.append((log, problem))
+            except Exception as bug:  # that meets one log ends no other's
+                logger.error("log broke", generation_id=log.id, exc_info=bug)
+                found.append((log, Damaged(f"{log.id} cannot be followed")))
         return found
 
     def _ring(self) -> None:
@@ -274,8 +276,7 @@ class Following(Generic[L]):
 
     def _read_at_once(self) -> bool:
         """Whether it is on its way; else the task that waits has to look."""
-        tracker = self._tracker
-        if tracker is None or tracker.failed or self._woken or self._due:
+        if (tracker := self._tracker) is None or tracker.failed or self._woken or self._due:
             return False
         changed = tracker.changed()
         if changed is None:

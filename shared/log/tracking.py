@@ -98,6 +98,8 @@ class Tracker:
             raise Untracked
         self._bell = Wire(self._taken[0], self._take_all, self._bell_failed)
         self._reader = Wire(self._taken[1], redirects=self._sharing is not None)
+        for wire in (self._bell, self._reader):  # it had ended by now: that says nothing of what the server tracks
+            await wire.check()
         try:
             number, *_ = _unrefused(await converse(self._bell, _LISTEN, 2))
             redirected = pack(b"CLIENT", b"TRACKING", b"ON", b"REDIRECT", b"%d" % number)

@@ -174,6 +174,7 @@ class Writer:
                 if self._taken is taken:
                     self._taken = None
                     taken.give_up()
+                taken.forget()
 
     def _stored(self, packed: bytes) -> None:
         """The reply to what was taken: it is."""
@@ -352,6 +353,9 @@ class _Taken:
             await self._task
         if self._failure is not None:
             raise self._failure
+
+    def forget(self) -> None:
+        self._failure = None  # it is told, and holds who was told, and so whoever holds this
 
     def give_up(self) -> None:
         if self._task is not None:

@@ -89,3 +89,11 @@ class Held:
         for data in written:
             self._commands.feed(data)
         return list(iter(self._commands.gets, False))
+
+
+def soon(wire: Wire) -> None:
+    """From now on it waits for 0.3 s only: what came before had time."""
+    if wire._timer is not None:
+        wire._timer.cancel()
+        wire._timer = None
+    wire._timeout_s = 0.3

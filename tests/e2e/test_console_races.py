@@ -543,9 +543,11 @@ def test_a_span_is_drawn_on_the_plot_as_it_is_now(browser: Browser, server: Stac
         page = one.go("/usage?bucket=hour&show=requests")
         plot = page.locator(".plot .u-over")
         expect(plot).to_be_visible()
-        page.get_by_role("button", name="Days", exact=True).click()
+        with page.expect_response(re.compile("/v1/usage.*bucket=day")):
+            page.get_by_role("button", name="Days", exact=True).click()
         expect(page.get_by_role("group", name="How far back")).to_be_visible()
         page.evaluate(NEXT_FRAMES)
+        expect(plot).to_be_visible()  # it is another one while the days are asked for
         drag(page, ".plot .u-over")
         expect(page).to_have_url(re.compile("start="))
 

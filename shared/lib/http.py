@@ -312,9 +312,7 @@ class _Stream(httpx.AsyncByteStream):
                     yield rest
                 raise
             finally:
-                if (
-                    isinstance(handler, _Handler) and handler.tap is tap
-                ):  # else the next request has the connection already
+                if isinstance(handler, _Handler) and handler.tap is tap:  # else the next request has it already
                     handler.tap = None
 
     async def aclose(self) -> None:

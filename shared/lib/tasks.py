@@ -55,20 +55,8 @@ class MovingTimeout:
         self._waiting: asyncio.Task[Any] | None = None
         self._rang, self._cancelling = False, 0
 
-    async def wait(self, awaitable: Awaitable[T], until: float) -> T:
-        """The awaitable's result; it is cancelled, and Rang raised, at `until` in the loop's time. One wait at a time."""
-        self.start(until)
-        kind: type[BaseException] | None = None
-        try:
-            return await awaitable
-        except BaseException as error:
-            kind = type(error)
-            raise
-        finally:
-            self.stop(kind)
-
     def start(self, until: float) -> None:
-        """What this task does from here until it calls `stop` is cancelled then."""
+        """What this task does from here until it calls `stop` is cancelled then, in the loop's time. One wait at a time."""
         task = asyncio.current_task(self._loop)
         assert task is not None
         self._cancelling, self._waiting, self._until = task.cancelling(), task, until

@@ -207,26 +207,25 @@ class Pool(BlockingConnectionPool):
         await super().release(connection)
 
 
-async def _read_at_once(connection: Mended, count: int | None, heard: Callable[[], object] = lambda: None) -> list[Any]:
-    """So many replies, errors among them as values; redis-py takes a time limit and five calls for each. None: all that have
-    come, at least one. Says each time that some were `heard`, and there are more to come. Raises ConnectionError, and closes
-    it then."""
+async def _read_at_once(connection: Mended, count: int, heard: Callable[[], object] = lambda: None) -> list[Any]:
+    """So many replies, errors among them as values; redis-py takes a time limit and five calls for each. Says each time that
+    some were `heard`, and there are more to come. Raises ConnectionError, and closes it then."""
     parser: Any = connection._parser
     replies: list[Any] = []
     try:
-        wanted, waited = 1 if count is None else count, False
-        while len(replies) < wanted:
+        waited = False
+        while len(replies) < count:
             if not parser._connected:
                 raise ConnectionError("The connection was closed.")
-            replies += (more := list(islice(iter(parser._reader.gets, NOT_ENOUGH_DATA), wanted - len(replies))))
+            replies += (more := list(islice(iter(parser._reader.gets, NOT_ENOUGH_DATA), count - len(replies))))
             for lost in [reply for reply in more if isinstance(reply, ConnectionError)]:
                 raise lost
-            if len(replies) < wanted:
+            if len(replies) < count:
                 if waited:
                     heard()
                 await parser.read_from_socket()
                 waited = True
-        return replies if count is not None else [*replies, *iter(parser._reader.gets, NOT_ENOUGH_DATA)]
+        return replies
     except BaseException as error:  # replies may be under way
         await connection.disconnect(nowait=True)
         if isinstance(error, OSError):
@@ -264,12 +263,12 @@ async def exchange_queued(connection: Any, commands: Sequence[Any]) -> list[Any]
         connection.socket_timeout = timeout_s
 
 
-async def read_replies(connection: Any, count: int | None) -> list[Any]:
-    """So many replies, or all that have come, as `_read_at_once` has them. Raises ConnectionError, TimeoutError."""
+async def read_replies(connection: Any, count: int) -> list[Any]:
+    """So many replies, as `_read_at_once` has them. Raises ConnectionError, TimeoutError."""
     if isinstance(connection, Mended):
         return await _read_at_once(connection, count)
     replies: list[Any] = []
-    for _ in range(1 if count is None else count):
+    for _ in range(count):
         try:
             replies.append(await connection.read_response())
         except ResponseError as error:

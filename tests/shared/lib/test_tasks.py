@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -36,11 +38,24 @@ async def test_a_task_that_loses_cancellations_is_ended_all_the_same() -> None:
     await cancel()
 
 
+async def waited(alarm: MovingTimeout, awaitable: Awaitable[Any], until: float) -> Any:
+    """What is awaited, for so long."""
+    alarm.start(until)
+    kind: type[BaseException] | None = None
+    try:
+        return await awaitable
+    except BaseException as error:
+        kind = type(error)
+        raise
+    finally:
+        alarm.stop(kind)
+
+
 async def test_an_alarm_rings_at_its_time_and_again_at_the_next() -> None:
     loop, alarm = asyncio.get_running_loop(), MovingTimeout()
     for _ in range(3):
         with pytest.raises(MovingTimeout.Rang):
-            await alarm.wait(asyncio.Event().wait(), loop.time() + 0.01)
+            await waited(alarm, asyncio.Event().wait(), loop.time() + 0.01)
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
@@ -62,20 +77,20 @@ async def test_an_alarm_that_is_moved_on_does_not_ring(monkeypatch: pytest.Monke
 
     timers: set[asyncio.TimerHandle | None] = set()
     for _ in range(20):  # the timer goes off several times, too early
-        assert await alarm.wait(takes(0.02), now + 0.03) == "done"
+        assert await waited(alarm, takes(0.02), now + 0.03) == "done"
         timers.add(alarm._timer)
     assert len(timers) > 5
     with pytest.raises(MovingTimeout.Rang):
-        await alarm.wait(takes(0.04), now + 0.03)
-    assert await alarm.wait(takes(0), now + 10) == "done"
+        await waited(alarm, takes(0.04), now + 0.03)
+    assert await waited(alarm, takes(0), now + 10) == "done"
     with pytest.raises(MovingTimeout.Rang):  # an earlier time than the timer is set to
-        await alarm.wait(takes(0.02), now + 0.01)
+        await waited(alarm, takes(0.02), now + 0.01)
     alarm.close()
 
 
 async def test_an_alarm_is_not_taken_for_a_cancellation_nor_the_other_way_round() -> None:
     alarm = MovingTimeout()
-    waiting = asyncio.create_task(alarm.wait(asyncio.Event().wait(), asyncio.get_running_loop().time() + 60))
+    waiting = asyncio.create_task(waited(alarm, asyncio.Event().wait(), asyncio.get_running_loop().time() + 60))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -86,7 +101,7 @@ async def test_an_alarm_is_not_taken_for_a_cancellation_nor_the_other_way_round(
         task = asyncio.current_task()
         assert task is not None
         loop.call_at((until := loop.time() + 0.02), task.cancel)
-        await other.wait(asyncio.Event().wait(), until)
+        await waited(other, asyncio.Event().wait(), until)
 
     with pytest.raises(asyncio.CancelledError):
         await asyncio.create_task(both())
@@ -99,7 +114,7 @@ async def test_an_error_is_not_hidden_by_an_alarm() -> None:
 
     alarm = MovingTimeout()
     with pytest.raises(KeyError):
-        await alarm.wait(fail(), asyncio.get_running_loop().time() + 60)
+        await waited(alarm, fail(), asyncio.get_running_loop().time() + 60)
     alarm.close()
 
 

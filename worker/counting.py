@@ -7,7 +7,6 @@ from a short list, since those of providers are theirs to invent.
 from __future__ import annotations
 
 from shared.errors import StreamspoolError, UpstreamError, UpstreamRefused
-from shared.lib import genai
 from shared.lib.telemetry import (
     ATTEMPTS,
     CHUNK_SECONDS,
@@ -20,7 +19,7 @@ from shared.lib.telemetry import (
     get_logger,
     provider_of,
 )
-from shared.lib.traces import tracing
+from shared.lib.traces import genai, tracing
 from shared.log import feed as events
 from shared.log.records import Header, Refusal
 from shared.log.streamlog import StreamLog

@@ -2,7 +2,7 @@
 
 Hidden here: how an attempt that was lost with its worker comes into the trace. A worker that is killed sends nothing of what it
 had begun; whoever takes the generation over finds in the log that there was an attempt, whose and since when, and tells of it.
-See shared/lib/traces/tracing.py; the names of attributes are in shared/lib/genai.py.
+See shared/lib/traces/tracing.py; the names of attributes are in shared/lib/traces/genai.py.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from shared.chat.whole import FIELD
 from shared.errors import LogError
 from shared.features.batch_head import BatchHead
 from shared.features.webhooks import Delivery, Result
-from shared.lib import genai, json
-from shared.lib.traces import tracing
+from shared.lib import json
+from shared.lib.traces import genai, tracing
 from shared.log.records import Attempt, Header
 from shared.store.redis import RedisError
 

@@ -14,10 +14,9 @@ from shared.config.settings import Settings
 from shared.errors import BadRequest
 from shared.features.sessions import check_id
 from shared.generations.caller import Caller
-from shared.lib import genai
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import current_request
-from shared.lib.traces import tracing
+from shared.lib.traces import genai, tracing
 from shared.log.entry import VERSION
 from shared.log.records import Header, SessionTerms, WebhookTarget
 

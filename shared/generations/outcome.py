@@ -20,9 +20,10 @@ from shared.features.responses.namespaces import NAMESPACES, Own, own_names
 from shared.features.sessions import Sessions
 from shared.features.spend.prices import Prices
 from shared.generations.settlement import Settlement
-from shared.lib import genai, json, money
+from shared.lib import json, money
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import COST, COST_UNKNOWN, SEALED, TOKENS, answered_by, get_logger, tenant_label
+from shared.lib.traces import genai
 from shared.log.blobs import Stored
 from shared.log.entry import BEGIN, Entry, Kind, Position, Status
 from shared.log.records import Header, Lengths, Outcome, Served

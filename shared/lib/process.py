@@ -16,10 +16,9 @@ from typing import Literal, NoReturn
 from prometheus_client import disable_created_metrics
 
 from shared import __version__
-from shared.lib import genai
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import BUILD, get_logger, switch_on, wants
-from shared.lib.traces import tracing
+from shared.lib.traces import genai, tracing
 
 logger = get_logger(__name__)
 

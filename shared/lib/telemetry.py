@@ -13,10 +13,13 @@ import os
 import sys
 from collections.abc import Collection
 from contextlib import suppress
+from typing import Any, cast
 
 import structlog
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
+
+from shared.lib.metrics import Counter, Gauge, Histogram
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 """An answer may take an hour (STREAMSPOOL_GENERATION_S)."""
@@ -176,7 +179,7 @@ _wanted: frozenset[str] = frozenset()
 
 
 def switch_on(metrics: Collection[str]) -> None:
-    """What is not there by default: `tenants`, the label; `genai`, OpenTelemetry's names beside ours (genai.py)."""
+    """What is not there by default: `tenants`, the label; `genai`, OpenTelemetry's names beside ours (traces/genai.py)."""
     global _wanted
     _wanted = frozenset(metrics)
     if "tenants" not in _wanted:
@@ -287,6 +290,19 @@ def current_request() -> str | None:
     return found
 
 
+class _Logger:
+    """structlog's logger of a name, each of whose methods is found once: `configure_logging` says what they are, for good.
+    structlog's own asks for the bound logger at each line, also at those that are below the level."""
+
+    def __init__(self, name: str) -> None:
+        self._lazy = structlog.get_logger(name)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._lazy, name)
+        if structlog.get_config()["cache_logger_on_first_use"]:
+            setattr(self, name, method)
+        return method
+
+
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    logger: structlog.stdlib.BoundLogger = structlog.get_logger(name)
-    return logger
+    return cast("structlog.stdlib.BoundLogger", _Logger(name))

@@ -1,8 +1,8 @@
-"""The parts of redis-py, of aiohttp and of arq that are used although they are not documented, each by its name.
+"""The parts of redis-py, aiohttp, arq and prometheus-client that are used although they are not documented, each by its name.
 
 A new version of either may change them without a word: this says which, before anything else breaks. The files that use
 redis-py's are shared/store/connections.py, lasting/wire.py and cluster/pipelines.py; arq's worker is worker/arq_worker.py's,
-its jobs are shared/store/jobs.py's; aiohttp's are shared/lib/http.py's.
+its jobs are shared/store/jobs.py's; aiohttp's are shared/lib/http.py's, prometheus-client's shared/lib/metrics.py's.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Any
 
 import aiohttp
 import hiredis
+import prometheus_client
 import pytest
 import redis
 from aiohttp.client_proto import ResponseHandler
 from arq import jobs
 from arq.connections import ArqRedis
 from arq.worker import Function, Retry, Worker, func
+from prometheus_client import values
 from redis import _parsers
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis, SSLConnection
@@ -28,6 +30,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnection
 
 import shared.store.connections as ours
+from shared.lib import metrics
 from shared.lib.http import _Body, _Handler
 from shared.store.connections import open_pool
 
@@ -203,3 +206,32 @@ def test_how_arq_lays_a_job_out() -> None:
     assert unpacked == ("f", ["id"], {}, None, 5)
     with pytest.raises(jobs.DeserializationError):
         jobs.deserialize_job_raw(b"{}", deserializer=json.loads)
+
+
+# ---- prometheus-client
+
+
+@pytest.mark.skipif(values.ValueClass is not values.MutexValue, reason="values lie in files here")
+def test_what_is_read_and_set_of_prometheus_client() -> None:
+    histogram = prometheus_client.Histogram("seen_s", "Help", registry=None, buckets=(1, 2))
+    assert histogram._upper_bounds == [1, 2, float("inf")]
+    assert len(histogram._buckets) == 3
+    counter = prometheus_client.Counter("seen", "Help", registry=None)
+    gauge = prometheus_client.Gauge("seen", "Help", registry=None)
+    assert gauge._is_most_recent is False
+    for value in (histogram._sum, *histogram._buckets, counter._value, gauge._value):
+        assert vars(value).keys() >= {"_value", "_lock"}
+        with value._lock:
+            value._value += 2
+        assert value.get() == 2
+
+
+@pytest.mark.skipif(values.ValueClass is not values.MutexValue, reason="values lie in files here")
+@pytest.mark.parametrize("kind", [metrics.Counter, metrics.Gauge, metrics.Histogram])
+def test_where_prometheus_client_has_the_children_of_a_metric(kind: Any) -> None:
+    metric = kind("seen", "Help", ("first", "second"), registry=None)
+    child = metric.labels("a", 1)
+    assert metric._metrics == {("a", "1"): child}
+    assert metric._labelnames == ("first", "second")
+    assert "_metrics" not in vars(child)
+    assert {"_value", "_sum"}.isdisjoint(vars(metric))

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import Counter, Histogram
-
+from shared.lib.metrics import Counter, Histogram
 from shared.lib.telemetry import SECONDS
 
 OPERATION, CHAT = "gen_ai.operation.name", "chat"

@@ -91,15 +91,15 @@ async def _ask(client: http.Client, provider: Provider) -> tuple[bool, str]:
 async def _get(client: http.Client, provider: Provider) -> tuple[int, str, bytes]:
     question = plain_question(provider)
     headers = {**question.headers, "accept": "application/json"}
-    response = await client.send(client.build_request("GET", question.url, headers=headers))
+    response = await client.request("GET", question.url, headers=headers)
     body = bytearray()
     try:
-        async for piece in response.aiter_raw():
+        async for piece in response.pieces():
             body += piece
             if len(body) > _MAX_BYTES:
                 break
     finally:
-        await response.aclose()
+        response.close()
     return response.status_code, response.headers.get("content-type", "").lower(), bytes(body)
 
 

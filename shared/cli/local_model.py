@@ -84,11 +84,11 @@ class Address:
     async def is_answering(self) -> bool:
         """The model is loaded and the server takes requests."""
         async with http.open_client(_HEALTH_TIMEOUT_S) as client:
-            request = client.build_request("GET", f"{self.environment[BASE_URL_VARIABLE]}/health", headers={})
+            url = f"{self.environment[BASE_URL_VARIABLE]}/health"
             try:
                 async with asyncio.timeout(_HEALTH_TIMEOUT_S):
-                    response = await client.send(request)
-                await response.aclose()
+                    response = await client.request("GET", url, headers={})
+                response.close()
                 return response.status_code == 200
             except (http.TransportError, TimeoutError):
                 return False

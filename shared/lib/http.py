@@ -1,8 +1,8 @@
 """The HTTP client of both ends: the only module that knows which library does it.
 
-Hidden here: httpx, of which we want the words and not the client (netrc from the environment, redirects, cookies), and the
-transport under it, which is aiohttp's: a paced chunk costs a quarter of what it does through httpx's own, and all that came in
-one packet is read at once. All other code sees a client, a response and a few errors.
+Hidden here: aiohttp, whose connections they are: a paced chunk costs a quarter of what it does through httpx's, and all that
+came in one packet is read at once. Of httpx there are the errors, the reading of a URL and the certificates. All other code
+sees a client, a response and a few errors.
 
 A kept connection may have been closed by the server while it was idle, and that shows only when the next request goes
 out. If nothing of a response came on a connection that was used before, the request is made again at once, on a new one:
@@ -17,27 +17,22 @@ import logging
 import ssl
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import aiohttp
 import httpx
 import yarl
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from multidict import CIMultiDictProxy
 
 from shared import __version__
 from shared.lib import light_http
-from shared.lib.proxies import NO_PROXIES, Proxies, Proxy
+from shared.lib.proxies import NO_PROXIES, Proxies
 
 logger = logging.getLogger(__name__)  # the library's own: structlog's takes 0.1 s more to import, in every command
-
-Request = httpx.Request
-
-Response = httpx.Response
-"""`status_code`, `headers` (case-insensitive), `aiter_raw()`, `aclose()`."""
 
 TransportError = httpx.TransportError
 """Base of the ones below and of every other way the connection may fail. Its text may hold an address: do not show it."""
@@ -51,10 +46,15 @@ ProxyError = httpx.ProxyError
 InvalidURL = httpx.InvalidURL
 """The URL cannot be asked at all. Not a TransportError."""
 
+Tap = Callable[[bytes], bool]
+
 _IDLE_S = 30.0
 _READ_AHEAD = 64 * 1024
 """Bytes aiohttp may hold, twice, before it stops reading from a provider whose stream is not read."""
 _HEADER_LINE = 64 * 1024
+_URLS = 256
+_WITH_BODY = ("POST", "PUT", "PATCH")
+_NO_TYPE = ("Content-Type",)
 
 
 def open_client(connect_timeout_s: float, proxies: Proxies = NO_PROXIES) -> Client:
@@ -64,87 +64,77 @@ def open_client(connect_timeout_s: float, proxies: Proxies = NO_PROXIES) -> Clie
     limit on open ones: the number of generations is limited elsewhere. Without `proxies` nothing is asked through any,
     whatever the environment says.
     """
-    return Client(_Transport(connect_timeout_s, proxies))
+    return Client(connect_timeout_s, proxies)
 
 
 class Client:
-    """Requests through a transport, and nothing else: no cookies (one tenant's answer must not leave one that goes out
-    with another's request), no redirects, no credentials or time-outs from elsewhere. An async context manager.
+    """Requests over connections that are kept, and nothing else: no cookies (one tenant's answer must not leave one that goes
+    out with another's request), no redirects, no credentials or time-outs from elsewhere. An async context manager.
 
-    httpx's own client would go through each of those for every request, to find them turned off.
+    What follows from a URL alone is found out once for each of the last 256.
     """
 
-    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
-        self._transport = transport
+    def __init__(self, connect_timeout_s: float, proxies: Proxies) -> None:
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
         self._headers = {"user-agent": user_agent(), "accept": "*/*", "accept-encoding": "identity"}
+        self._address = lru_cache(_URLS)(partial(_address, proxies))
+        self._keeping: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
+        """Its connections are new ones, each for one request."""
 
     async def __aenter__(self) -> Self:
-        await self._transport.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._transport.__aexit__(kind, error, trace)
+        for session in (self._keeping, self._fresh):
+            if session is not None:
+                await session.close()
 
-    def build_request(
-        self,
-        method: str,
-        url: str,
-        *,
-        headers: Mapping[str, str],
-        content: bytes | AsyncIterable[bytes] | None = None,
-        extensions: dict[str, Any] | None = None,
-    ) -> Request:
-        """`headers`, in lower case, go before our own. Raises InvalidURL."""
-        return httpx.Request(method, url, headers={**self._headers, **headers}, content=content, extensions=extensions)
+    async def request(
+        self, method: str, url: str, *, headers: Mapping[str, str], content: bytes | AsyncIterable[bytes] | None = None
+    ) -> Response:
+        """Returns once the response's headers are there; its body is read from it, and it has to be closed.
 
-    async def send(self, request: Request) -> Response:
-        """Returns once the response's headers are there; its body is read from it, and it has to be closed. Raises
-        TransportError."""
-        response = await self._transport.handle_async_request(request)
-        response.request = request
-        return response
-
-
-class _Transport(httpx.AsyncBaseTransport):
-    """aiohttp under httpx's API, in HTTP/1.1: bodies of both directions as they come."""
-
-    def __init__(self, connect_timeout_s: float, proxies: Proxies) -> None:
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
-        self._proxies = proxies
-        self._keeping: aiohttp.ClientSession | None = None
-        self._fresh: aiohttp.ClientSession | None = None
-        """Its connections are new ones, each for one request."""
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        `headers`, in lower case, go before our own; with an iterable as `content` they have its `content-length`. Raises
+        InvalidURL, TransportError, and UnicodeEncodeError for a header that is not ASCII.
+        """
+        "".join(headers.values()).encode("ascii")
+        is_kept = content is None or isinstance(content, bytes)  # a body in pieces could not be sent once more
         try:
-            with _errors():
-                response = await self._ask(request)
-        except ValueError as error:  # aiohttp's InvalidURL, and yarl's own words for a port that is none
+            address = self._address(url)
+            none = {"Content-Length": "0"} if not content and method in _WITH_BODY else {}
+            size = {"Content-Length": str(len(content))} if content and isinstance(content, bytes) else {}
+            sent = {"Host": address.host, **none, **self._headers, **headers, **size, **address.headers}
+            while True:
+                session = (self._keeping if is_kept else self._fresh) or self._open(is_kept=is_kept)
+                try:
+                    response = await session.request(
+                        method,
+                        address.url,
+                        headers=sent,
+                        skip_auto_headers=None if "content-type" in headers else _NO_TYPE,
+                        data=content or None,
+                        allow_redirects=False,
+                        proxy=address.proxy,
+                        proxy_headers=address.proxy_headers,
+                    )
+                    return Response(response)
+                except _Stale:
+                    logger.debug("connection had been closed")
+                    is_kept = False
+        except _FAILURES as error:
+            raise _told(error) from error
+        except ValueError as error:  # yarl's own words for a port that is none, aiohttp's for headers that cannot be
             raise httpx.UnsupportedProtocol(str(error)) from None
-        stream = _Stream(response)
-        return httpx.Response(response.status, headers=response.raw_headers, stream=stream, request=request)
 
-    async def _ask(self, request: httpx.Request) -> aiohttp.ClientResponse:
-        body = _body(request)
-        url = str(request.url)
-        proxy = self._proxies.proxy_for(url) if self._proxies.by_scheme else None
-        if isinstance(body, bytes | None):
-            if self._keeping is None:  # it belongs to the loop it is made in
-                self._keeping = self._open(aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S))
-            try:
-                return await _send(self._keeping, request, url, body, proxy)
-            except _Stale:
-                logger.debug("connection had been closed")
-        # Or a body in pieces: it could not be sent once more.
-        if self._fresh is None:
-            self._fresh = self._open(aiohttp.TCPConnector(limit=0, force_close=True))
-        return await _send(self._fresh, request, url, body, proxy)
-
-    def _open(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    def _open(self, *, is_kept: bool) -> aiohttp.ClientSession:
+        """It belongs to the loop it is made in."""
+        kept_s = _IDLE_S if is_kept else None
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=kept_s, force_close=not is_kept)
         connector._factory = partial(_Handler, loop=asyncio.get_running_loop())  # type: ignore[assignment]
-        return aiohttp.ClientSession(
+        session = aiohttp.ClientSession(
             connector=connector,
             response_class=_Response,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -154,39 +144,41 @@ class _Transport(httpx.AsyncBaseTransport):
             read_bufsize=_READ_AHEAD,
             max_line_size=_HEADER_LINE,
             max_field_size=_HEADER_LINE,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         )
-
-    async def aclose(self) -> None:
-        for session in (self._keeping, self._fresh):
-            if session is not None:
-                await session.close()
-
-
-async def _send(
-    session: aiohttp.ClientSession,
-    request: httpx.Request,
-    url: str,
-    body: bytes | AsyncIterable[bytes] | None,
-    proxy: Proxy | None,
-) -> aiohttp.ClientResponse:
-    headers = [(name.decode("ascii"), value.decode("latin-1")) for name, value in request.headers.raw]
-    told: dict[str, str] = {}
-    if proxy and proxy.user is not None:
-        credentials = b64encode(f"{proxy.user}:{proxy.password}".encode()).decode("ascii")
-        if request.url.scheme == "https":
-            told["authorization"] = f"Basic {credentials}"  # of the CONNECT, where aiohttp makes it the proxy's
+        if is_kept:
+            self._keeping = session
         else:
-            headers.append(("proxy-authorization", f"Basic {credentials}"))
-    return await session.request(
-        request.method,
-        yarl.URL(url, encoded=True),
-        headers=headers,
-        data=body,
-        allow_redirects=False,
-        proxy=proxy.url if proxy else None,
-        proxy_headers=told or None,
-    )
+            self._fresh = session
+        return session
+
+
+class _Address(NamedTuple):
+    """What follows from a URL and the proxies alone."""
+
+    url: yarl.URL
+    host: str
+    """As the header has it."""
+    headers: Mapping[str, str]
+    """For the proxy, of a request that it reads."""
+    proxy: str | None
+    proxy_headers: Mapping[str, str] | None
+    """Of the CONNECT, which leads to a server whose requests it does not read."""
+
+
+def _address(proxies: Proxies, url: str) -> _Address:
+    """Raises InvalidURL, ValueError."""
+    parsed = httpx.URL(url)
+    text, host = str(parsed), parsed.netloc.decode("ascii")
+    proxy = proxies.proxy_for(text) if proxies.by_scheme else None
+    headers: dict[str, str] = {}
+    connecting: dict[str, str] | None = None
+    if proxy and proxy.user is not None:
+        credentials = f"Basic {b64encode(f'{proxy.user}:{proxy.password}'.encode()).decode('ascii')}"
+        if parsed.scheme == "https":
+            connecting = {"authorization": credentials}  # which aiohttp makes the proxy's
+        else:
+            headers = {"proxy-authorization": credentials}
+    return _Address(yarl.URL(text, encoded=True), host, headers, proxy.url if proxy else None, connecting)
 
 
 class _Stale(Exception):
@@ -206,7 +198,7 @@ class _Handler(ResponseHandler):
     requests = 0
     heard = False
     """Something of the response to the last request has come."""
-    tap: Callable[[bytes], bool] | None = None
+    tap: Tap | None = None
     """Is offered each piece of the body for which somebody waits."""
     _answered = False
 
@@ -254,23 +246,6 @@ class _Response(aiohttp.ClientResponse):
             raise
 
 
-def _body(request: httpx.Request) -> bytes | AsyncIterable[bytes] | None:
-    if isinstance(request.stream, httpx.ByteStream):
-        return request.content or None
-    assert isinstance(request.stream, httpx.AsyncByteStream)
-    return request.stream
-
-
-def pieces(response: Response, tap: Callable[[bytes], bool] | None = None) -> AsyncGenerator[bytes, None]:
-    """The body as it comes, once, as `aiter_raw` has it, without httpx's way around each piece. Raises TransportError.
-
-    A piece that comes while the next one is waited for is offered to `tap` first: if that takes it, nobody wakes for it.
-    """
-    stream = response.stream
-    assert isinstance(stream, _Stream)
-    return stream.pieces(tap)
-
-
 _feed = aiohttp.StreamReader.feed_data
 
 
@@ -281,63 +256,116 @@ class _Body(aiohttp.StreamReader):
 
     def feed_data(self, data: bytes, size: int = 0) -> bool:
         if self._waiter is not None and not self._buffer and not self._waiter.done():  # nor is it told to wait no more
-            tap: Callable[[bytes], bool] | None = self._protocol.tap  # type: ignore[attr-defined]
+            tap: Tap | None = self._protocol.tap  # type: ignore[attr-defined]
             if tap is not None and tap(data):
                 return False
         return _feed(self, data)
 
 
-class _Stream(httpx.AsyncByteStream):
-    """A response's body. Closed before its end, it closes the connection; read to its end, the connection is kept."""
+class Headers(Mapping[str, str]):
+    """Of a response, by their names in any case. What came in several is one, with commas (RFC 9110 §5.3)."""
+
+    __slots__ = ("_received",)
+
+    def __init__(self, received: CIMultiDictProxy[str]) -> None:
+        self._received = received
+
+    def __getitem__(self, name: str) -> str:
+        value = ", ".join(self._received.getall(name))
+        return value if value.isascii() else _decoded(value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(name.lower() for name in self._received))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self._received else default
+
+
+def _decoded(value: str) -> str:
+    """What aiohttp has taken for UTF-8, leaving marks for the bytes that are none."""
+    received = value.encode("utf-8", "surrogateescape")
+    try:
+        return received.decode()
+    except UnicodeDecodeError:
+        return received.decode("latin-1")
+
+
+class Response:
+    """`status_code`, `headers`, and a body. Closed before its end, it closes the connection; read to its end, the connection
+    is kept."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
+        self.status_code = response.status
+        self.headers = Headers(response.headers)
+        self._response, self._content = response, response.content
+        self._broken: Exception | None = None
+        self._tap: Tap | None = None
+        self._tapped: _Handler | None = None
 
-    def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        return self.pieces(None)
-
-    async def pieces(self, tap: Callable[[bytes], bool] | None) -> AsyncGenerator[bytes, None]:
-        """See the function."""
-        content, connection = self._response.content, self._response.connection
+    def offer(self, tap: Tap) -> None:
+        """A piece of the body that comes while it is waited for is offered to `tap` from now on: if that takes it, nobody
+        wakes for it."""
+        connection = self._response.connection
         handler = connection.protocol if connection is not None else None
-        if tap is not None and type(content) is aiohttp.StreamReader and isinstance(handler, _Handler):
-            content.__class__ = _Body
-            handler.tap = tap
-        with _errors():
-            try:
-                while data := await content.readany():
-                    yield data
-            except (aiohttp.ClientError, OSError):
-                if rest := content._read_nowait(-1):  # came before the connection broke, and aiohttp would drop it
-                    yield rest
-                raise
-            finally:
-                if isinstance(handler, _Handler) and handler.tap is tap:  # else the next request has it already
-                    handler.tap = None
+        if type(self._content) is aiohttp.StreamReader and isinstance(handler, _Handler):
+            self._content.__class__ = _Body
+            handler.tap = self._tap = tap
+            self._tapped = handler
 
-    async def aclose(self) -> None:
-        self._response.close()
+    async def piece(self) -> bytes:
+        """What has come of the body since the last one, once there is something; b"" at its end. Raises TransportError."""
+        data = b""
+        try:
+            if self._broken is None:
+                data = await self._content.readany()
+        except _FAILURES as error:
+            self._broken = error
+            data = self._content._read_nowait(-1)  # came before the connection broke, and aiohttp would drop it
+        finally:
+            if not data:
+                self._offer_no_more()
+        if self._broken is not None and not data:
+            raise _told(self._broken) from self._broken
+        return data
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """All that comes, as `piece` has it."""
+        while data := await self.piece():
+            yield data
+
+    def close(self) -> None:
+        self._offer_no_more()
+        if self._response.connection is not None:  # else it was read to its end, or is closed
+            self._response.close()
+
+    def _offer_no_more(self) -> None:
+        if self._tapped is not None and self._tapped.tap is self._tap:  # else the next request has it already
+            self._tapped.tap = None
+        self._tapped = None
 
 
-@contextmanager
-def _errors() -> Iterator[None]:
-    """What aiohttp raises as what httpx would: the worker tells failures apart by these."""
-    try:
-        yield
-    except (aiohttp.ConnectionTimeoutError, aiohttp.ServerTimeoutError) as error:
-        raise httpx.ConnectTimeout(str(error)) from error
-    except aiohttp.ClientHttpProxyError as error:
-        raise ProxyError(f"the proxy refuses with HTTP {error.status}") from error
-    except aiohttp.ClientProxyConnectionError as error:
-        raise ProxyError(f"the proxy cannot be reached ({reason(error.os_error)})") from error
-    except aiohttp.ClientConnectorError as error:
-        raise httpx.ConnectError(str(error)) from error
-    except aiohttp.InvalidURL:
-        raise
-    except aiohttp.ClientResponseError as error:  # not HTTP, or headers beyond all measure
-        raise httpx.RemoteProtocolError(str(error)) from error
-    except (aiohttp.ClientError, asyncio.IncompleteReadError, OSError) as error:
-        raise httpx.ReadError(str(error)) from error
+_FAILURES = (aiohttp.ClientError, asyncio.IncompleteReadError, OSError)
+
+
+def _told(error: Exception) -> TransportError:
+    """What aiohttp raised as what httpx would: the worker tells failures apart by these."""
+    match error:
+        case aiohttp.ConnectionTimeoutError() | aiohttp.ServerTimeoutError():
+            return ConnectTimeout(str(error))
+        case aiohttp.ClientHttpProxyError():
+            return ProxyError(f"the proxy refuses with HTTP {error.status}")
+        case aiohttp.ClientProxyConnectionError():
+            return ProxyError(f"the proxy cannot be reached ({reason(error.os_error)})")
+        case aiohttp.ClientConnectorError():
+            return ConnectError(str(error))
+        case aiohttp.InvalidURL():
+            return httpx.UnsupportedProtocol(str(error))
+        case aiohttp.ClientResponseError():  # not HTTP, or headers beyond all measure
+            return httpx.RemoteProtocolError(str(error))
+    return httpx.ReadError(str(error))
 
 
 def reason(error: BaseException) -> str:

@@ -151,7 +151,7 @@ class Upstream:
             async with aclosing(_decode(response, decoder, provider, limit, tap, doubtful=doubtful)) as batches:
                 yield batches
         finally:
-            await response.aclose()
+            response.close()
 
     async def _send(self, provider: Provider, call: Call, blobs: OfTenant | None) -> http.Response:
         """Sends the request; returns once the response's headers are there. Nothing of a client's request is sent on
@@ -172,8 +172,7 @@ class Upstream:
             content = _Filled(blobs, text)
             headers["content-length"] = str(blobs.length(text))
         try:
-            request = self._client.build_request("POST", url, headers=headers, content=content)
-            return await self._client.send(request)
+            return await self._client.request("POST", url, headers=headers, content=content)
         except http.ConnectTimeout:
             failure: UpstreamError = too_slow("upstream_connect_timeout", self._settings.upstream_connect_s)
         except (http.TransportError, http.InvalidURL) as error:
@@ -226,7 +225,9 @@ def _encoding(response: http.Response) -> str:
 def _pieces(response: http.Response, tap: Tap | None = None) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
     """The body's bytes as they come, and as they were before they were compressed; those that were not may go to a `tap`."""
     if _encoding(response) in ("", "identity"):
-        return aclosing(http.pieces(response, tap))
+        if tap is not None:
+            response.offer(tap)
+        return aclosing(response.pieces())
     return aclosing(_inflated(response))
 
 
@@ -234,7 +235,7 @@ async def _inflated(response: http.Response) -> AsyncGenerator[bytes, None]:
     """A bounded piece at a time, so that a small body fills no memory, and with a turn for others after each. Raises
     zlib.error."""
     inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, as the first bytes say
-    async for data in http.pieces(response):
+    async for data in response.pieces():
         while data and not inflate.eof:
             if piece := inflate.decompress(data, _PIECE_BYTES):
                 yield piece

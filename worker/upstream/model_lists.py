@@ -116,18 +116,16 @@ class ModelLists:
             headers["content-type"] = "application/json"
             content = json.dumps(question.body)
         try:
-            request = self._client.build_request(
-                "GET" if content is None else "POST", question.url, headers=headers, content=content
-            )
-            response = await self._client.send(request)
+            method = "GET" if content is None else "POST"
+            response = await self._client.request(method, question.url, headers=headers, content=content)
             try:
                 body = bytearray()
-                async for data in response.aiter_raw():
+                async for data in response.pieces():
                     body += data
                     if len(body) > _MAX_BYTES:
                         raise UpstreamInvalid(f"{provider.name}: a list of models of more than {_MAX_BYTES} bytes.")
             finally:
-                await response.aclose()
+                response.close()
         except (http.TransportError, http.InvalidURL) as error:
             message = f"{provider.name}: no connection ({http.reason(error)})."
             raise UpstreamError(message, code="upstream_connect_error") from None

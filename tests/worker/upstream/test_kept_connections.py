@@ -113,12 +113,11 @@ async def test_every_answer_comes_at_the_first_try_and_nobody_is_asked_twice(nex
 
 
 async def post(client: http.Client, url: str) -> bytes:
-    request = client.build_request("POST", url, headers={}, content=json.dumps({"x": 1}).encode())
-    response = await client.send(request)
+    response = await client.request("POST", url, headers={}, content=json.dumps({"x": 1}).encode())
     try:
-        return b"".join([data async for data in response.aiter_raw()])
+        return b"".join([data async for data in response.pieces()])
     finally:
-        await response.aclose()
+        response.close()
 
 
 @pytest.mark.parametrize(
@@ -172,13 +171,13 @@ async def test_what_is_read_late_of_an_answer_is_no_word_of_the_next_one() -> No
         await late.wait()
 
     async with serving(once_it_was_read) as server, http.open_client(60) as client, asyncio.timeout(60):
-        first = await client.send(client.build_request("POST", server.url, headers={}, content=b"{}"))
-        while not client._transport._keeping.connector._conns:  # type: ignore[attr-defined]  # noqa: ASYNC110
+        first = await client.request("POST", server.url, headers={}, content=b"{}")
+        while not client._keeping.connector._conns:  # type: ignore[union-attr]  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         next_one = asyncio.create_task(post(client, server.url))
         await asked.wait()
         assert server.connections == 1, "they have it together"
-        assert b"".join([data async for data in first.aiter_raw()]) == EVENTS
+        assert b"".join([data async for data in first.pieces()]) == EVENTS
         late.set()
         assert await next_one == EVENTS
     assert (server.connections, len(server.calls)) == (2, 3)
@@ -192,9 +191,8 @@ async def test_a_body_in_pieces_has_a_connection_of_its_own() -> None:
 
     async with serving(as_it_is_asked) as server, http.open_client(60) as client:
         await post(client, server.url)
-        request = client.build_request("POST", server.url, headers={"content-length": "2"}, content=pieces())
-        response = await client.send(request)
-        await response.aclose()
+        response = await client.request("POST", server.url, headers={"content-length": "2"}, content=pieces())
+        response.close()
     assert (response.status_code, server.connections) == (200, 2)
 
 

@@ -89,17 +89,17 @@ async def answer(wire: Wire) -> None:
 
 async def posted(url: str, proxies: Proxies) -> bytes:
     async with http.open_client(60, proxies) as client:
-        request = client.build_request("POST", url, headers={"content-type": "application/json"}, content=b"{}")
-        response = await client.send(request)
+        headers = {"content-type": "application/json"}
+        response = await client.request("POST", url, headers=headers, content=b"{}")
         try:
             body = b""
-            async for piece in response.aiter_raw():
+            async for piece in response.pieces():
                 body += piece
                 if DONE in body:
                     break
             return body
         finally:
-            await response.aclose()
+            response.close()
 
 
 async def test_a_name_that_only_the_proxy_knows_is_asked_through_it() -> None:

@@ -88,9 +88,8 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for session in (self._keeping, self._fresh):
-            if session is not None:
-                await session.close()
+        for session in filter(None, (self._keeping, self._fresh)):
+            await session.close()
 
     async def request(
         self, method: str, url: str, *, headers: Mapping[str, str], content: bytes | AsyncIterable[bytes] | None = None
@@ -153,32 +152,30 @@ class Client:
 
 
 class _Address(NamedTuple):
-    """What follows from a URL and the proxies alone."""
+    """What follows from a URL and the proxies alone. A proxy is told `headers` with a request that it reads, and
+    `proxy_headers` with the CONNECT to where it reads none."""
 
     url: yarl.URL
     host: str
-    """As the header has it."""
     headers: Mapping[str, str]
-    """For the proxy, of a request that it reads."""
     proxy: str | None
     proxy_headers: Mapping[str, str] | None
-    """Of the CONNECT, which leads to a server whose requests it does not read."""
 
 
 def _address(proxies: Proxies, url: str) -> _Address:
     """Raises InvalidURL, ValueError."""
     parsed = httpx.URL(url)
-    text, host = str(parsed), parsed.netloc.decode("ascii")
+    text = str(parsed)
     proxy = proxies.proxy_for(text) if proxies.by_scheme else None
-    headers: dict[str, str] = {}
-    connecting: dict[str, str] | None = None
+    headers, connecting = dict[str, str](), None
     if proxy and proxy.user is not None:
         credentials = f"Basic {b64encode(f'{proxy.user}:{proxy.password}'.encode()).decode('ascii')}"
         if parsed.scheme == "https":
             connecting = {"authorization": credentials}  # which aiohttp makes the proxy's
         else:
             headers = {"proxy-authorization": credentials}
-    return _Address(yarl.URL(text, encoded=True), host, headers, proxy.url if proxy else None, connecting)
+    host, through = parsed.netloc.decode("ascii"), proxy.url if proxy else None
+    return _Address(yarl.URL(text, encoded=True), host, headers, through, connecting)
 
 
 class _Stale(Exception):
@@ -278,7 +275,7 @@ class Headers(Mapping[str, str]):
         return iter(dict.fromkeys(name.lower() for name in self._received))
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return sum(1 for _ in self)
 
     def get(self, name: str, default: Any = None) -> Any:
         return self[name] if name in self._received else default
@@ -336,9 +333,14 @@ class Response:
         while data := await self.piece():
             yield data
 
+    @property
+    def is_complete(self) -> bool:
+        """All of the body has come, be it read or not: the connection is another request's. Or it is closed."""
+        return self._response.connection is None
+
     def close(self) -> None:
         self._offer_no_more()
-        if self._response.connection is not None:  # else it was read to its end, or is closed
+        if self._response.connection is not None:
             self._response.close()
 
     def _offer_no_more(self) -> None:

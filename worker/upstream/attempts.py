@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import stamina
 
@@ -32,6 +31,7 @@ from shared.log.entry import Chunk
 from worker import spans
 from worker.normalizer import Normalizer
 from worker.providers import framing
+from worker.providers.dialect import Dialect
 from worker.providers.formats import dialect_of
 from worker.providers.registry import Provider, split_model
 from worker.upstream.health import Health
@@ -46,8 +46,23 @@ _LONGEST_PAUSE_S = 10.0
 _LARGE_BYTES = 1024 * 1024
 """More than this at once is not parsed on the event loop."""
 
-Events = AsyncGenerator[list[sse.Event], None]
+Step = tuple[list[Chunk], UpstreamError | None]
+"""What one batch of events came to: its chunks, and the failure that the answer ended in, after these."""
 OnRetry = Callable[[UpstreamError, "Target"], None]
+
+
+class Events(Protocol):
+    """What a provider answers, event by event, and the connection it comes on. One task has it."""
+
+    async def next(self) -> list[sse.Event] | None:
+        """All that came since the last time it was asked, once there is something; None at the end. Raises UpstreamError,
+        and nothing comes after that."""
+
+    async def drain(self) -> None:
+        """Waits a moment for the end, so that the connection can be used again."""
+
+    async def close(self) -> None:
+        """Hangs up, unless the end has come."""
 
 
 class Target(NamedTuple):
@@ -96,23 +111,12 @@ class Served:
         return note
 
 
-class Step(NamedTuple):
-    """What one batch of events came to."""
-
-    batches: Events | None
-    """Where the next batch comes from; None if there is none."""
-    chunks: list[Chunk]
-    failure: UpstreamError | None
-    """What the answer ended in, after these chunks."""
-
-
 class Attempts:
-    """One answer's way to a provider. `open_events(target, timers)` sends the request: it is a context of its events, in
-    batches that came together, and leaving it closes the connection."""
+    """One answer's way to a provider. `open_events(target, dialect, timers)` sends the request. `close` it in the end."""
 
     def __init__(
         self,
-        open_events: Callable[[Target, Timers], AbstractAsyncContextManager[Events]],
+        open_events: Callable[[Target, Dialect, Timers], Awaitable[Events]],
         normalizer: Normalizer,
         timers: Timers,
         served: Served,
@@ -121,15 +125,18 @@ class Attempts:
     ) -> None:
         self._open, self._normalizer, self._timers = open_events, normalizer, timers
         self._served, self._on_retry, self._health = served, on_retry, health
+        self._events: Events | None = None
+        self.is_over = False
+        """Nothing more comes of the answer."""
 
-    async def begin(self, stack: AsyncExitStack, targets: Sequence[Target]) -> tuple[Provider, Step]:
-        """The first chunks of the first target that has some. Its connection stays open until `stack` ends.
+    async def begin(self, targets: Sequence[Target]) -> Step:
+        """The first chunks of the first target that has some. Its connection stays open.
 
         Only here, before a chunk was handed out, can another target be asked without a viewer noticing.
         """
         for target in targets[:-1]:
             try:
-                step = await self._ask(stack, target)
+                step = await self._ask(target)
             except StreamspoolError as error:
                 if not _may_fall_back(error):
                     raise
@@ -139,11 +146,11 @@ class Attempts:
                 spans.refused(target, error.code, _told(error))
             else:
                 self._served.target = target
-                return target.provider, step
+                return step
         self._served.target = targets[-1]
-        return targets[-1].provider, await self._ask(stack, targets[-1])
+        return await self._ask(targets[-1])
 
-    async def _ask(self, stack: AsyncExitStack, target: Target) -> Step:
+    async def _ask(self, target: Target) -> Step:
         """One target's first chunks, asked for up to three times. The library that counts them begins with the second: it
         takes a twentieth of what a worker does for an answer."""
         passing: list[UpstreamError] = []
@@ -158,7 +165,7 @@ class Attempts:
             return True if error.retry_after_s is None else float(error.retry_after_s)
 
         try:
-            return await self._noted(stack, target)
+            return await self._try(target)
         except UpstreamError as error:
             left_s = until - time.monotonic()
             if left_s <= 0 or pause(error) is False:
@@ -174,64 +181,79 @@ class Attempts:
             with attempt:
                 if attempt.num == 1:
                     raise first
-                step = await self._noted(stack, target)
+                step = await self._try(target)
         return step
 
-    async def _noted(self, stack: AsyncExitStack, target: Target) -> Step:
-        began = time.monotonic()
+    async def _try(self, target: Target) -> Step:
+        began, provider = time.monotonic(), target.provider
         try:
-            step = await self._try(stack, target)
-        except UpstreamError as error:
-            self._health.failed(target.provider.name, error)
-            UPSTREAM_SECONDS.labels(target.provider.name, _shown(error)).observe(time.monotonic() - began)
+            self._timers.begin()
+            dialect = dialect_of(provider, self._normalizer.whole)
+            self._normalizer.begin(dialect)
+            self._events, self.is_over = await self._open(target, dialect, self._timers), False
+            chunks, failure = list[Chunk](), None
+            while not (chunks or failure or self.is_over or self._normalizer.done):
+                chunks, failure = await self.step()
+            if failure is not None and not chunks:
+                raise without_key(failure, provider)
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, UpstreamError):
+                self._health.failed(provider.name, error)
+                UPSTREAM_SECONDS.labels(provider.name, _shown(error)).observe(time.monotonic() - began)
             raise
         took_s = time.monotonic() - began
-        self._health.answered(target.provider.name, round(took_s * 1000))
-        UPSTREAM_SECONDS.labels(target.provider.name, "200").observe(took_s)
-        return step
+        self._health.answered(provider.name, round(took_s * 1000))
+        UPSTREAM_SECONDS.labels(provider.name, "200").observe(took_s)
+        return chunks, failure
 
-    async def _try(self, stack: AsyncExitStack, target: Target) -> Step:
-        self._timers.begin()
-        self._normalizer.begin(dialect_of(target.provider, self._normalizer.whole))
-        async with AsyncExitStack() as trial:
-            step = Step(await trial.enter_async_context(self._open(target, self._timers)), [], None)
-            while step.batches is not None and not (step.chunks or step.failure or self._normalizer.done):
-                step = await self.step(step.batches)
-            if step.failure is not None and not step.chunks:
-                raise without_key(step.failure, target.provider)
-            stack.push_async_exit(trial.pop_all())
-        return step
-
-    async def step(self, batches: Events) -> Step:
-        """One batch further: the chunks it made, and the failure it ended in.
+    async def step(self) -> Step:
+        """One batch further.
 
         After the finish reason no failure can take that back. More of the answer may follow it, as long after it as after
         anything else; after usage, which is last, the wait is short.
         """
         normalizer, timers = self._normalizer, self._timers
         (timers.grace if normalizer.settled else timers.resume)()
+        assert self._events is not None
         events: list[sse.Event] | None = None
         failure: UpstreamError | None = None
         try:
             with timers:
-                events = await anext(batches, None)
+                events = await self._events.next()
         except UpstreamError as error:
             if not normalizer.finished:
-                return Step(batches, [], error)
+                return [], error
         chunks: list[Chunk] = []
-        if events is not None:
-            if sum([len(event.data) for event in events]) <= _LARGE_BYTES:
+        if events is None:
+            self.is_over = True
+        else:
+            size, is_word = 0, False
+            for event in events:
+                size += len(event.data)
+                is_word = is_word or event.event not in framing.PINGS
+            if size <= _LARGE_BYTES:
                 chunks, failure = _normalize(events, normalizer)
             else:  # a picture: nothing else of this answer happens meanwhile, and all others go on
                 chunks, failure = await asyncio.to_thread(_normalize, events, normalizer)
-            if [None for event in events if event.event not in framing.PINGS]:  # not any(), which costs as much again
+            if is_word:
                 timers.heard(begun=normalizer.begun)
         if failure is None and (normalizer.done or events is None):
             try:
                 chunks += normalizer.end()
             except UpstreamError as error:
                 failure = error
-        return Step(None if events is None else batches, chunks, failure)
+        return chunks, failure
+
+    async def drain(self) -> None:
+        """The answer is whole."""
+        if self._events is not None and not self.is_over:
+            await self._events.drain()
+
+    async def close(self) -> None:
+        events, self._events = self._events, None
+        if events is not None:
+            await events.close()
 
 
 def _normalize(events: list[sse.Event], normalizer: Normalizer) -> tuple[list[Chunk], UpstreamError | None]:

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from shared.chat.whole import FIELD
 from shared.config.settings import Settings
 from shared.errors import StreamspoolError, UpstreamError, UpstreamIncomplete, UpstreamInvalid
 from shared.features.blobs import OfTenant
@@ -29,7 +28,6 @@ from worker.normalizer import Normalizer
 from worker.providers import fake, framing
 from worker.providers.dialect import Call, Decoder, Dialect
 from worker.providers.errors import error_from_response
-from worker.providers.formats import dialect_of
 from worker.providers.registry import Provider
 from worker.upstream.attempts import Attempts, Events, OnRetry, Served, Target, without_key
 from worker.upstream.health import Health
@@ -97,61 +95,58 @@ class Upstream:
         and RequestLost where a blob cannot be had.
         """
         timers = Timers(self._settings)
-        opener = self._opener(body, normalizer, terms)
+        opener = partial(self._open, body, normalizer, terms)
         attempts = Attempts(opener, normalizer, timers, served, terms.on_retry, self.health)
-        async with AsyncExitStack() as stack:
-            stack.callback(timers.close)
-            if terms.shortcut is not None:
-                stack.callback(terms.shortcut.close)
-            stack.enter_context(spans.asking(body, normalizer, served))
-            provider, (batches, chunks, failure) = await attempts.begin(stack, targets)
-            while True:
-                if chunks:
-                    yield chunks
-                    # The consumer's time is not the provider's: the idle timer starts when we begin to wait again.
-                    timers.progress()
-                if failure is not None:
-                    self.health.failed(provider.name, failure)
-                    raise without_key(failure, provider)
-                if normalizer.done or batches is None:
-                    break
-                batches, chunks, failure = await attempts.step(batches)
-            if batches is not None:
-                await _drain(batches)
-
-    def _opener(
-        self, body: dict[str, Any], normalizer: Normalizer, terms: Terms
-    ) -> Callable[[Target, Timers], AbstractAsyncContextManager[Events]]:
-        def open_events(target: Target, timers: Timers) -> AbstractAsyncContextManager[Events]:
-            dialect = dialect_of(target.provider, body.get(FIELD))
-            if target.provider.kind == "fake":
-                return aclosing(_play(body, target.model, terms.blobs))
-            call = dialect.call(target.provider, body, target.model)
-            decoder = dialect.decoder(self._settings.max_event_bytes)
-            tap = terms.shortcut.tap(decoder, normalizer, timers) if terms.shortcut is not None else None
-            return self._request(target.provider, dialect, call, timers, terms.blobs, decoder, tap)
-
-        return open_events
-
-    @asynccontextmanager
-    async def _request(
-        self,
-        provider: Provider,
-        dialect: Dialect,
-        call: Call,
-        timers: Timers,
-        blobs: OfTenant | None,
-        decoder: Decoder,
-        tap: Tap | None,
-    ) -> AsyncIterator[Events]:
-        response = await timers.wait(self._send(provider, call, blobs))
         try:
-            doubtful = await _check(response, provider, dialect, timers)
-            limit = self._settings.max_event_bytes
-            async with aclosing(_decode(response, decoder, provider, limit, tap, doubtful=doubtful)) as batches:
-                yield batches
+            with spans.asking(body, normalizer, served):
+                try:
+                    chunks, failure = await attempts.begin(targets)
+                    while True:
+                        if chunks:
+                            yield chunks
+                            # The consumer's time is not the provider's: the idle timer starts when we begin to wait again.
+                            timers.progress()
+                        if failure is not None:
+                            assert served.target is not None
+                            self.health.failed(served.target.provider.name, failure)
+                            raise without_key(failure, served.target.provider)
+                        if normalizer.done or attempts.is_over:
+                            break
+                        chunks, failure = await attempts.step()
+                    await attempts.drain()
+                finally:
+                    await attempts.close()
         finally:
+            if terms.shortcut is not None:
+                terms.shortcut.close()
+            timers.close()
+
+    async def _open(
+        self,
+        body: dict[str, Any],
+        normalizer: Normalizer,
+        terms: Terms,
+        target: Target,
+        dialect: Dialect,
+        timers: Timers,
+    ) -> Events:
+        provider = target.provider
+        if provider.kind == "fake":
+            return _Played(body, target.model, terms.blobs)
+        call = dialect.call(provider, body, target.model)
+        decoder = dialect.decoder(self._settings.max_event_bytes)
+        tap = terms.shortcut.tap(decoder, normalizer, timers) if terms.shortcut is not None else None
+        with timers:
+            response = await self._send(provider, call, terms.blobs)
+        try:
+            if not 200 <= response.status_code < 300:
+                with timers:
+                    said = await _read_some(response)
+                raise error_from_response(provider, response.status_code, response.headers, said)
+            return _Answer(response, provider, dialect, decoder, self._settings.max_event_bytes, tap)
+        except BaseException:
             response.close()
+            raise
 
     async def _send(self, provider: Provider, call: Call, blobs: OfTenant | None) -> http.Response:
         """Sends the request; returns once the response's headers are there. Nothing of a client's request is sent on
@@ -200,106 +195,155 @@ class _Filled:
             raise
 
 
-async def _check(response: http.Response, provider: Provider, dialect: Dialect, timers: Timers) -> bool:
-    """Raises the error that a response stands for which is not an event stream. Returns whether its content type leaves that
-    open: some call any answer text/html, and two headers of one name are one with a comma."""
-    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not 200 <= response.status_code < 300:
-        body = await timers.wait(_read_some(response))
-        raise error_from_response(provider, response.status_code, response.headers, body)
-    if _encoding(response) not in _INFLATED:
-        # It was told not to.
-        raise UpstreamInvalid(f"{provider.name}: the stream is compressed in a way that was not asked for.")
-    return content_type not in dialect.stream_types
-
-
-_INFLATED = ("", "identity", "gzip", "x-gzip", "deflate")
+_PLAIN, _INFLATED = ("", "identity"), ("gzip", "x-gzip", "deflate")
 _STARTS = (b"data:", b"event:", b"id:", b"retry:", b":", b"{", b"[", b"\xef\xbb\xbf")
 """How a body begins that may be an answer."""
+
+
+class _Answer:
+    """A response's events: the client gathers what comes while the consumer is busy, within bounds, and hands it out together.
+
+    The content type may leave open whether it is an answer: some call any answer text/html, and two headers of one name are one
+    with a comma. Then its first bytes tell.
+    """
+
+    def __init__(
+        self,
+        response: http.Response,
+        provider: Provider,
+        dialect: Dialect,
+        decoder: Decoder,
+        max_event_bytes: int,
+        tap: Tap | None,
+    ) -> None:
+        """What was not compressed may go to a `tap`. Raises UpstreamInvalid where it was in a way that was not asked for."""
+        self._response, self._provider, self._decoder = response, provider, decoder
+        self._limit, self._is_over = max_event_bytes, False
+        content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        self._is_doubtful, self._head = content_type not in dialect.stream_types, b""
+        encoding = _encoding(response)
+        if encoding in _PLAIN:
+            self._piece = response.piece
+            if tap is not None:
+                response.offer(tap)
+        elif encoding in _INFLATED:  # it was told not to
+            self._piece = _Inflated(response).piece
+        else:
+            raise UpstreamInvalid(f"{provider.name}: the stream is compressed in a way that was not asked for.")
+
+    async def next(self) -> list[sse.Event] | None:
+        try:
+            while not self._is_over:
+                if self._decoder.refused:
+                    raise sse.EventTooLarge
+                data = await self._piece()
+                if not data:
+                    self._is_over = True
+                    return self._last() or None
+                if self._is_doubtful:
+                    data = self._known(data)
+                if data and (events := self._decoder.feed(data)):
+                    return events
+        except sse.EventTooLarge:
+            message = f"The provider sent an event of more than {self._limit} bytes."
+            raise UpstreamInvalid(message, code="upstream_chunk_too_large") from None
+        except zlib.error:
+            message = f"{self._provider.name}: the stream says that it is compressed, and is not."
+            raise UpstreamInvalid(message) from None
+        except http.TransportError:
+            message = "The connection to the provider broke before the answer had ended."
+            raise UpstreamIncomplete(message) from None
+        return None
+
+    def _known(self, data: bytes) -> bytes:
+        """What came, once it is known that it may be an answer; nothing before. Raises UpstreamError once it cannot be one."""
+        self._head = head = (self._head + data).lstrip()
+        if head.startswith(_STARTS):
+            self._is_doubtful = False
+            return head
+        if any(start.startswith(head) for start in _STARTS):
+            return b""
+        raise self._no_answer(head)
+
+    def _last(self) -> list[sse.Event]:
+        """The body has ended."""
+        if self._is_doubtful and self._head:
+            raise self._no_answer(self._head)
+        if isinstance(self._decoder, framing.Decoder) and (body := self._decoder.other) is not None:
+            raise self._no_answer(body)
+        return self._decoder.close()
+
+    def _no_answer(self, body: bytes) -> UpstreamError:
+        return error_from_response(self._provider, self._response.status_code, self._response.headers, body)
+
+    async def drain(self) -> None:
+        """After [DONE]: the body's end is usually there already, and once it is read the connection can be used again."""
+        if self._response.is_complete:
+            return
+        try:
+            async with asyncio.timeout(_REUSE_S):
+                await self.next()
+        except (TimeoutError, UpstreamError):
+            pass  # the answer is whole; the connection is closed instead
+
+    async def close(self) -> None:
+        self._response.close()
 
 
 def _encoding(response: http.Response) -> str:
     return str(response.headers.get("content-encoding", "")).strip().lower()
 
 
-def _pieces(response: http.Response, tap: Tap | None = None) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-    """The body's bytes as they come, and as they were before they were compressed; those that were not may go to a `tap`."""
-    if _encoding(response) in ("", "identity"):
-        if tap is not None:
-            response.offer(tap)
-        return aclosing(response.pieces())
-    return aclosing(_inflated(response))
+class _Inflated:
+    """A body as it was before it was compressed: a bounded piece at a time, so that a small one fills no memory, and with a
+    turn for others after each."""
 
+    def __init__(self, response: http.Response) -> None:
+        self._response, self._data = response, b""
+        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, as the first bytes say
 
-async def _inflated(response: http.Response) -> AsyncGenerator[bytes, None]:
-    """A bounded piece at a time, so that a small body fills no memory, and with a turn for others after each. Raises
-    zlib.error."""
-    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, as the first bytes say
-    async for data in response.pieces():
-        while data and not inflate.eof:
-            if piece := inflate.decompress(data, _PIECE_BYTES):
-                yield piece
-            data = inflate.unconsumed_tail
-            await asyncio.sleep(0)
+    async def piece(self) -> bytes:
+        """b"" at the end. Raises zlib.error, TransportError."""
+        while True:
+            while self._data and not self._inflate.eof:
+                piece = self._inflate.decompress(self._data, _PIECE_BYTES)
+                self._data = self._inflate.unconsumed_tail
+                await asyncio.sleep(0)
+                if piece:
+                    return piece
+            self._data = await self._response.piece()
+            if not self._data:
+                return b""
 
 
 async def _read_some(response: http.Response) -> bytes:
     body = bytearray()
+    next_piece = response.piece if _encoding(response) in _PLAIN else _Inflated(response).piece
     try:
-        async with _pieces(response) as pieces:
-            async for data in pieces:
-                body += data
-                if len(body) >= _MAX_ERROR_BYTES:
-                    break
+        while len(body) < _MAX_ERROR_BYTES and (data := await next_piece()):
+            body += data
     except (http.TransportError, zlib.error):
         pass  # the status is known; a message that was cut is better than none
     return bytes(body[:_MAX_ERROR_BYTES])
 
 
-async def _decode(
-    response: http.Response,
-    decoder: Decoder,
-    provider: Provider,
-    max_event_bytes: int,
-    tap: Tap | None,
-    *,
-    doubtful: bool,
-) -> Events:
-    """All events that came since the last time it was asked: the client gathers what comes while the consumer is busy,
-    within bounds, and hands it out together. `doubtful` is a body that may be none of an answer."""
-    head = b""
-    try:
-        async with _pieces(response, tap) as pieces:
-            async for data in pieces:
-                if doubtful:
-                    head = (head + data).lstrip()
-                    if not head.startswith(_STARTS):
-                        if any(start.startswith(head) for start in _STARTS):
-                            continue  # too little to tell
-                        raise error_from_response(provider, response.status_code, response.headers, head)
-                    data, doubtful = head, False
-                if events := decoder.feed(data):
-                    yield events
-                if decoder.refused:
-                    raise sse.EventTooLarge
-        if doubtful and head:
-            raise error_from_response(provider, response.status_code, response.headers, head)
-        if isinstance(decoder, framing.Decoder) and (body := decoder.other) is not None:
-            raise error_from_response(provider, response.status_code, response.headers, body)
-        if events := decoder.close():
-            yield events
-    except sse.EventTooLarge:
-        message = f"The provider sent an event of more than {max_event_bytes} bytes."
-        raise UpstreamInvalid(message, code="upstream_chunk_too_large") from None
-    except zlib.error:
-        raise UpstreamInvalid(f"{provider.name}: the stream says that it is compressed, and is not.") from None
-    except http.TransportError:
-        message = "The connection to the provider broke before the answer had ended."
-        raise UpstreamIncomplete(message) from None
-
-
-async def _play(body: dict[str, Any], model: str, blobs: OfTenant | None) -> Events:
+class _Played:
     """A fake model's events at their times: those that are due come together."""
+
+    def __init__(self, body: dict[str, Any], model: str, blobs: OfTenant | None) -> None:
+        self._batches = _play(body, model, blobs)
+
+    async def next(self) -> list[sse.Event] | None:
+        return await anext(self._batches, None)
+
+    async def drain(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        await self._batches.aclose()
+
+
+async def _play(body: dict[str, Any], model: str, blobs: OfTenant | None) -> AsyncGenerator[list[sse.Event], None]:
     if blobs is not None:
         body = await _filled(body, blobs)
     clock = asyncio.get_running_loop().time
@@ -322,12 +366,3 @@ async def _filled(body: dict[str, Any], blobs: OfTenant) -> dict[str, Any]:
     text = json.dumps(body)
     filled: dict[str, Any] = json.loads(await blobs.filled(text)) if blobs.are_in(text) else body
     return filled
-
-
-async def _drain(batches: Events) -> None:
-    """After [DONE]: the body's end is usually there already, and once it is read the connection can be used again."""
-    try:
-        async with asyncio.timeout(_REUSE_S):
-            await anext(batches, None)
-    except (TimeoutError, UpstreamError):
-        pass  # the answer is whole; the connection is closed instead

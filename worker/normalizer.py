@@ -115,7 +115,7 @@ class Normalizer:
     @property
     def finished(self) -> bool:
         """Every choice that was asked for, and every one that came, has a finish reason, and nothing follows it so far."""
-        return None not in self.finish_reasons
+        return len(self._choices) >= self._expected and None not in [choice.held for choice in self._choices]
 
     def feed(self, event: sse.Event) -> list[Chunk]:
         """The chunks this event amounts to; none for pings, for usage alone, and for anything after [DONE]. Raises
@@ -321,12 +321,12 @@ class Normalizer:
 
     def _sorted_out(self, value: dict[str, Any], choices: list[Any], opened: list[Chunk]) -> list[Chunk]:
         """The chunk less what is held: an end, until nothing follows; a beginning, until something does."""
-        ends = [choice for choice in choices if self._choices[choice["index"]].held is choice]
+        ends, rest = list[Any](), list[Any]()
         for choice in choices:
-            index = choice["index"]
-            if self._choices[index].held is None and (top := self._tops.pop(index, None)):
+            held = self._choices[choice["index"]].held
+            (ends if held is choice else rest).append(choice)
+            if held is None and (top := self._tops.pop(choice["index"], None)):
                 self._ride({key: field for key, field in top.items() if key not in _ENVELOPE})
-        rest = [choice for choice in choices if not any(choice is one for one in ends)]
         for choice in ends:
             top = self._shown([]) if rest else {**value, "choices": []}
             if before := self._tops.get(choice["index"]):

@@ -70,7 +70,8 @@ def dumps(value: Any) -> bytes:
     Raises ValueError for nesting without end, TypeError for what is not JSON.
     """
     try:
-        return _fitted(orjson.dumps(value))
+        text = orjson.dumps(value)
+        return text if len(text) < _LEAST_COPIED else _fitted(text)
     except (TypeError, orjson.JSONEncodeError):
         try:
             return json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode("ascii")

@@ -75,11 +75,13 @@ class Decoder:
 
         Raises EventTooLarge; events before the oversized one are returned first, and the next call raises.
         """
-        if (line := self.one(data)) is not None:
+        if self._is_between and (line := self.one(data)) is not None:
             return [tuple.__new__(Event, (line, "", self._id))]
         if self.refused:
             raise EventTooLarge(f"an event is over {self._limit} bytes")
-        text = self._lines(self._unmarked(data))
+        text = data if self._head is None else self._unmarked(data)
+        if self._after_cr or b"\r" in text:
+            text = self._lines(text)
         if b"\n\n" not in text and not (text[:1] == b"\n" and self._tail[-1:] == b"\n"):
             # Only the new bytes were searched: a giant event in tiny slices stays linear.
             return self._keep(text, [])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.chat.messages import visible_text
+from shared.chat.messages import REASONING_FIELDS, visible_text
 from shared.errors import UpstreamError
 from worker.providers import finish
 from worker.providers.chunk_shapes import put_choice_in_place
@@ -18,6 +18,7 @@ from worker.providers.tool_calls import CallIds, ToolCalls, text_of
 
 _HEAD = len("<think>")
 _LISTS = frozenset(("tool_calls", "annotations"))
+_REASONING = frozenset(REASONING_FIELDS)
 _WITH_THE_WORDS = frozenset(("index", "delta", "logprobs", "message", "finish_reason"))
 """Fields of a choice that belong to what it says; the others of a finish chunk are about the end."""
 
@@ -144,13 +145,19 @@ class Choice:
             self._annotate(delta)
         if delta.get("function_call"):
             self._read_legacy(delta)
-        says = any(value for key, value in delta.items() if key != "role")
+        says = False
+        for key, value in delta.items():  # not any(), which costs as much again
+            if value and key != "role":
+                says = True
+                break
         worse = None if says or self.held is None else self._worse(word)
         word = worse or word
-        if says or word:
-            self._take_back(choice)
+        if self.held is not None and (says or word):
+            self._take_back(self.held, choice)
         self._put_role(delta)
-        content, reasoning = visible_text(delta)
+        content, reasoning = delta.get("content"), ""
+        if content.__class__ is not str or not _REASONING.isdisjoint(delta):
+            content, reasoning = visible_text(delta)
         self._length += len(content)
         if self._cut is not None:
             goes_on = content.strip() or reasoning or delta.get("tool_calls") or delta.get("function_call")
@@ -179,10 +186,10 @@ class Choice:
             message = choice["message"] = {"content": message}
         if message is None and isinstance(told := choice.get("messages"), list) and len(told) == 1:
             message = choice["message"] = choice.pop("messages")[0]  # MiniMax's older API
-        if delta:
+        if delta and ("message" in delta or "text" in delta):
             delta = _unpacked(delta)
-        name = next((name for name in ("text", "content") if isinstance(choice.get(name), str)), None)
-        if not delta and message is None and name:
+        name = None if delta or message is not None else _text_beside(choice)
+        if name is not None:
             delta = {"content": choice.pop(name)}
         elif isinstance(message, dict) and (not self.said or self._whole is not None):
             if not delta:
@@ -264,17 +271,15 @@ class Choice:
             return None
         return self.word if finish.ending(self._wire_format, word).reason in ("stop", "tool_calls") else None
 
-    def _take_back(self, choice: dict[str, Any]) -> None:
+    def _take_back(self, held: dict[str, Any], choice: dict[str, Any]) -> None:
         """Something follows what looked like the end."""
-        if self.held is None:
-            return
-        if "role" in self.held["delta"]:
+        if "role" in held["delta"]:
             self._opened = False
         if self._wire_format == "openai":  # the others say again with the next end what they say about one
-            about = {key: value for key, value in self.held.items() if key not in _ABOUT_AN_END and value is not None}
+            about = {key: value for key, value in held.items() if key not in _ABOUT_AN_END and value is not None}
             for key, value in about.items():
                 choice.setdefault(key, value)
-        if (reason := self.held["finish_reason"]) in ("length", "content_filter"):
+        if (reason := held["finish_reason"]) in ("length", "content_filter"):
             self._cut = reason, self.word, 0
         self.held = self.word = self.unknown = None
 
@@ -343,6 +348,11 @@ def _unpacked(delta: dict[str, Any]) -> dict[str, Any]:
     return delta
 
 
+def _text_beside(choice: dict[str, Any]) -> str | None:
+    """The field of a choice without a delta that is one."""
+    return next((name for name in ("text", "content") if isinstance(choice.get(name), str)), None)
+
+
 def _fits(field: str, value: Any) -> bool:
     """A place that is no number is none, and a name that is no text."""
     kind = {"start_index": int, "end_index": int, "title": str, "url": str}.get(field)
@@ -352,7 +362,7 @@ def _fits(field: str, value: Any) -> bool:
 def _word(choice: dict[str, Any], delta: dict[str, Any]) -> str | None:
     """The finish reason, also where it stands in the delta or under another name; a `stop_reason` beside `finish_reason` may
     be the text that was stopped at (vLLM), so that it counts only alone and where it is known."""
-    if "finish_reason" in choice and (word := finish.word_in(choice["finish_reason"])):
+    if (told := choice.get("finish_reason")) is not None and (word := finish.word_in(told)):
         return word
     for holder, name in ((delta, "finish_reason"), (choice, "finishReason"), (delta, "finishReason")):
         if name in holder and (word := finish.word_in(holder.pop(name))):

@@ -79,20 +79,24 @@ _COMPLETION_DETAILS = (
 
 def put_in_place(value: dict[str, Any]) -> None:
     """A chunk's own fields, in place."""
-    _sort(value, _OF_A_CHUNK)
+    if not _OF_A_CHUNK.keys().isdisjoint(value):
+        _sort(value, _OF_A_CHUNK)
 
 
 def put_choice_in_place(choice: dict[str, Any], delta: dict[str, Any]) -> None:
     """Those of a choice and of its delta, in place. Roles, finish reasons, calls and annotations have files of their own."""
-    _sort(choice, _OF_A_CHOICE)
+    if choice.get("logprobs") is not None:
+        _sort(choice, _OF_A_CHOICE)
     if (content := delta.get("content")) is not None and content.__class__ is not str:
         _spell_content(delta)
-    _sort(delta, _OF_A_DELTA)
+    if not _OF_A_DELTA.keys().isdisjoint(delta):
+        _sort(delta, _OF_A_DELTA)
 
 
 def put_usage_in_place(usage: dict[str, Any]) -> None:
     """Those of a usage object, in place."""
-    _sort(usage, _OF_USAGE)
+    if not _OF_USAGE.keys().isdisjoint(usage):
+        _sort(usage, _OF_USAGE)
 
 
 def add_foreign(holder: dict[str, Any], name: str, value: Any) -> None:

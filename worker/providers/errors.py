@@ -130,7 +130,7 @@ def error_in(value: dict[str, Any], *, alone: bool = True, depth: int = 0) -> Up
     `{"message": …}` alone (AWS), `{"title": …, "status": 500}` (RFC 9457). `alone`: whether a message alone is one;
     `depth`: in how many envelopes it was found.
     """
-    if value.get("error") or _minimax(value).get("status_code") or _groq(value):
+    if not MAY_TELL.isdisjoint(value) and (value.get("error") or _minimax(value).get("status_code") or _groq(value)):
         return refusal(value, status=502)
     if _is_answer(value):
         return None
@@ -168,7 +168,7 @@ def _is_answer(value: dict[str, Any]) -> bool:
     choices = value.get("choices") or []
     if not isinstance(choices, list):
         return True  # for its reader to refuse
-    if any(not isinstance(choice, dict) or _says_something(choice) for choice in choices):
+    if choices and any(not isinstance(choice, dict) or _says_something(choice) for choice in choices):
         return True
     usage = value.get("usage")
     counted = any(usage.values()) if isinstance(usage, dict) else usage

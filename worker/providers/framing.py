@@ -34,7 +34,10 @@ def is_end(data: bytes) -> bool:
 
 def value_of(data: bytes) -> Any:
     """What an event's data is as JSON, out of what it is packed in; None where it is none."""
-    value = parse(data)
+    try:
+        value = json.loads(data)
+    except ValueError:
+        value = None
     if value.__class__ is dict and "choices" in value:
         return value
     if value is None and data.startswith(b"data:"):
@@ -77,7 +80,7 @@ class Decoder:
     def feed(self, data: bytes) -> list[sse.Event]:
         """The events that `data` completes. Raises sse.EventTooLarge."""
         if self._head is None and self._body is None:
-            return self._apart(self._events.feed(data))
+            return self._fed(data)
         if self._head is not None:
             self._head += data
             start = bytes(self._head).lstrip()
@@ -92,11 +95,15 @@ class Decoder:
             if start.startswith(_JSON_STARTS):
                 self._body = bytearray()
         if self._body is None:
-            return self.feed(data)
+            return self._fed(data)
         self._body += data
         if len(self._body) > self._limit:
             raise sse.EventTooLarge(f"a body is over {self._limit} bytes")
         return []
+
+    def _fed(self, data: bytes) -> list[sse.Event]:
+        events = self._events.feed(data)
+        return self._apart(events) if self._events.joined else events
 
     def one(self, data: bytes) -> bytes | None:
         """As `sse.Decoder.one`."""

@@ -45,10 +45,15 @@ def fitted(messages: list[Any], accepts: Accepts, *, functions: bool = False) ->
     What answers a call comes right after the message with the call, in its order, and so does what says that there is none.
     With `functions`, calls and results in the form from before there were tools stay in it.
     """
-    messages = messages if functions else _without_functions(messages)
-    ids = _Ids(messages, accepts.call_ids)
+    ids, order = _NO_IDS, list(range(len(messages)))
+    for message in messages:
+        if isinstance(message, dict) and (message.get("role") in _ANSWERING or not _CALLING.isdisjoint(message)):
+            messages = messages if functions else _without_functions(messages)
+            ids = _Ids(messages, accepts.call_ids)
+            order = ids.order
+            break
     found: list[tuple[Message, str]] = []
-    for at in ids.order:
+    for at in order:
         message, param = messages[at], f"messages[{at}]"
         if not isinstance(message, dict):
             found.append((message, param))
@@ -70,7 +75,7 @@ def fitted(messages: list[Any], accepts: Accepts, *, functions: bool = False) ->
         if isinstance(fit.get("content"), list):
             fit["content"] = [_fit_part(part) for part in fit["content"]]
         found.append((fit, param))
-        for call_id in ids.unanswered.get(at, ()) if at != ids.order[-1] else ():
+        for call_id in ids.unanswered.get(at, ()) if at != order[-1] else ():
             found.append(({"role": "tool", "tool_call_id": call_id, "content": UNANSWERED}, param))
     return found
 
@@ -281,6 +286,11 @@ class _Ids:
 def _calls(message: Any) -> Iterator[dict[str, Any]]:
     calls = message.get("tool_calls") if isinstance(message, dict) and message.get("role") == "assistant" else None
     return (call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else iter(())
+
+
+_NO_IDS = _Ids([], CallIds())
+_ANSWERING, _CALLING = ("tool", "function"), frozenset(("tool_calls", "function_call"))
+"""What a conversation has none of in which nothing was called."""
 
 
 def _id(call: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ of zeros after a real one is none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 _INSIDE = ("usage", "tokens", "billed_units")
@@ -46,8 +45,18 @@ PLACES = frozenset(
 """Fields of a chunk, besides `usage`, that hold figures or an object with some."""
 
 
-def given(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
+_PLACE_OF = (
+    ("prompt_tokens_details", "cached_tokens", frozenset(_CACHED) - {"cached_tokens"}),
+    ("completion_tokens_details", "reasoning_tokens", frozenset(_REASONING) - {"reasoning_tokens"}),
+)
+"""Where OpenAI has a figure, and under which other names it is looked for."""
+_ELSEWHERE = frozenset((*_CACHED, *_REASONING, "input_tokens_details", "output_tokens_details"))
+"""Where it has none of them."""
+
+
+def given(value: dict[str, Any]) -> list[dict[str, Any]]:
     """The usage objects at the top of a chunk, the one called so last."""
+    told = []
     for place in PLACES.intersection(value):
         holder = value[place]
         if isinstance(holder, dict):
@@ -56,14 +65,39 @@ def given(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 _first(found, (*_PROMPT, *_COMPLETION, "prompt_tokens", "completion_tokens", "total_tokens"))
                 is not None
             ):
-                yield found
+                told.append(found)
     if isinstance(last := value.get("usage"), dict) and last:
-        yield last
+        told.append(last)
+    return told
 
 
 def in_openais_form(told: dict[str, Any]) -> dict[str, Any]:
     """Figures under OpenAI's names, cached and reasoning tokens in their details, and sums as OpenAI's. What else there is
     stays. Empty where neither the prompt's nor the answer's can be known: a sum alone would leave both at nothing."""
+    if _is_in_form(told):  # as most have it
+        in_order = ("prompt_tokens", "completion_tokens", "total_tokens")
+        return {**dict.fromkeys(in_order), **told}
+    return _put_in_form(told)
+
+
+def _is_in_form(told: dict[str, Any]) -> bool:
+    """Whether nothing is to be done but to put the three figures first."""
+    prompt, completion, total = told.get("prompt_tokens"), told.get("completion_tokens"), told.get("total_tokens")
+    if not (type(prompt) is int and type(completion) is int and type(total) is int and _ELSEWHERE.isdisjoint(told)):
+        return False
+    if not (prompt >= 0 <= completion and prompt + completion == total < 2**53):
+        return False
+    for place, name, others in _PLACE_OF:
+        if (details := told.get(place)) is None:
+            continue
+        if not (isinstance(details, dict) and others.isdisjoint(details)):
+            return False
+        if type(figure := details.get(name, 0)) is not int or not 0 <= figure < 2**53:
+            return False
+    return True
+
+
+def _put_in_form(told: dict[str, Any]) -> dict[str, Any]:
     names = {"prompt_tokens": _PROMPT, "completion_tokens": _COMPLETION, "total_tokens": ()}
     found = {name: _first(told, (name, *others)) for name, others in names.items()}
     usage: dict[str, Any] = {name: figure for name, figure in found.items() if figure is not None}
@@ -133,7 +167,11 @@ def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 def counted(usage: dict[str, Any]) -> bool:
     """Whether any token was."""
-    return any(_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
+    return bool(  # not any(), which costs as much again
+        _count(usage.get("completion_tokens"))
+        or _count(usage.get("prompt_tokens"))
+        or _count(usage.get("total_tokens"))
+    )
 
 
 def of_output(usage: dict[str, Any] | None) -> bool:

@@ -41,7 +41,7 @@ class Health:
 
     def answered(self, name: str, first_ms: int | None = None) -> None:
         """It has begun to answer, after so long, or has listed its models."""
-        one = self._providers.setdefault(name, _Provider())
+        one = self._providers.get(name) or self._providers.setdefault(name, _Provider())
         one.success_at_ms, one.retry_at_ms = now_ms(), None
         one.asked.append(_Asked(time.monotonic(), failed=False, first_ms=first_ms))
 

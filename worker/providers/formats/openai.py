@@ -34,6 +34,9 @@ _ANSWERS_ONLY = frozenset(
     " provider_specific_fields tool_plan extra_content reasoning_summary".split()
 ) | {name for row in WIRE_FORMATS.values() for name in row.lists}
 
+_DROPPED, _NOTHING = _ANSWERS_ONLY | _REASONING_FIELDS, frozenset[str]()
+_OF_TOOLS = frozenset(("tools", "parallel_tool_calls", "tool_choice"))
+
 
 def build_request(
     body: dict[str, Any], model: str, accepts: Accepts = FORMATS["openai"], *, limit_field: str | None = None
@@ -60,7 +63,8 @@ def build_request(
         request[limit_field or field] = limit
     if "stop" in request:
         _fit_stop(request, accepts)
-    _fit_tools(request, accepts)
+    if not _OF_TOOLS.isdisjoint(request):
+        _fit_tools(request, accepts)
     if request.get("reasoning_effort") in _EFFORTS and accepts.efforts:
         request["reasoning_effort"] = _nearest(request["reasoning_effort"], accepts.efforts)
     for field, name in accepts.renames:
@@ -140,7 +144,7 @@ def _message(message: Any, accepts: Accepts) -> Any:
         return message
     role = message.get("role")
     known = _MESSAGE_FIELDS.get(str(role), _OTHER_FIELDS).union(accepts.message_fields)
-    dropped = _ANSWERS_ONLY | _REASONING_FIELDS if role == "assistant" else frozenset()
+    dropped = _DROPPED if role == "assistant" else _NOTHING
     kept = {key: value for key, value in message.items() if key in known or not (accepts.strict or key in dropped)}
     if not accepts.names and role not in ("tool", "function"):
         kept.pop("name", None)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import Depends
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
@@ -104,7 +104,7 @@ def create_app(settings: Settings, drain: Drain) -> Application:
     authenticator = Authenticator(settings)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Application) -> AsyncIterator[None]:
         url = _redis_url(settings)
         async with AsyncExitStack() as stack:
             stack.callback(tracing.end)
@@ -136,13 +136,13 @@ def create_app(settings: Settings, drain: Drain) -> Application:
             _run(stack, "limits", services.limiter.run())
             _run(stack, "viewers", services.viewers.run())
             _keep_history(stack, services)
-            app.state.services = services
+            app.services = services
             await stack.enter_async_context(giving_back())
             collect_rarely()
             yield
 
     app = _application(settings, lifespan)
-    app.state.authenticator = authenticator
+    app.authenticator = authenticator
     app.state.console = Assets()
     errors.install(app)
     document.install(app, keyed=settings.keyed)

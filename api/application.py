@@ -8,9 +8,9 @@ would lose a body or a key on the way; the prefix under which a proxy shows us; 
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -25,20 +25,20 @@ from starlette.routing import Match
 from starlette.types import Message, Receive, Scope, Send
 
 from api import spans
+from api.auth import Authenticator
 from api.errors import RATELIMITS, REQUEST_ID, to_response, unexpected
 from api.live.client import AMONG, HEAD_ONLY, SEAT
 from api.live.response import LATER
+from api.services import Services
 from shared.config.settings import Settings
 from shared.errors import StreamspoolError
 from shared.lib.tasks import FairTurns
 from shared.lib.telemetry import REQUESTS, begin_request
 
-_KEPT = frozenset(
-    {"type", "method", "http_version", "extensions", "route", HEAD_ONLY, REQUEST_ID, AMONG, RATELIMITS, SEAT}
-)
-"""What of a request's scope the server, the count of responses and a viewer still need."""
-_KEPT_TO_THE_END = ("method",)
-"""And what the server still needs once a stream has begun."""
+_KEPT = ("type", "http_version", "extensions", "route", HEAD_ONLY, REQUEST_ID, AMONG, RATELIMITS, SEAT)
+"""What of a request's scope the server, the count of responses and a viewer still need, beside the method: that the server
+needs to the end."""
+_NO_LIMITS: dict[str, str] = {}
 _FORGOTTEN: Scope = {}
 _GENERATION = re.compile(r"\bchatcmpl-[0-9a-f]{32}\b", re.ASCII)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -137,6 +137,9 @@ class Application(FastAPI):
         self._door = door
         self._reading = FairTurns(1, rounds=_READING_ROUNDS)
         self._hastened: dict[str, tuple[APIRoute, Answer]] = {}
+        self.authenticator: Authenticator
+        self.services: Services
+        """Set by app.py; this there is as long as the process runs."""
 
     def hasten(self, method: str, route: APIRoute, answer: Answer) -> None:
         """Has requests to a route, which may have a `{generation_id}` and no other parameter, answered without the framework:
@@ -167,7 +170,7 @@ class Application(FastAPI):
             await self._reading.turn()
         elif method == "POST":
             self._reading.hold(_FIRST_S)
-            self.state.services.hub.rounds.hold(_FIRST_S)
+            self.services.hub.rounds.hold(_FIRST_S)
         named = _Named(self, scope, send, welcome)
         if method == "OPTIONS" and (methods := self.methods(scope)):
             await _tell_options(scope, methods, welcome, named)
@@ -248,7 +251,7 @@ class _Named:
     def __init__(self, app: Application, scope: Scope, send: Send, welcome: Fields) -> None:
         self._app, self._scope, self._send, self._welcome = app, scope, send, welcome
         self._ended = False
-        scope[REQUEST_ID] = f"req_{uuid.uuid4().hex}"
+        scope[REQUEST_ID] = f"req_{os.urandom(16).hex()}"
         begin_request(scope[REQUEST_ID])
 
     async def __call__(self, message: Message) -> None:
@@ -261,8 +264,10 @@ class _Named:
             if message["status"] == 405:  # the framework knows the methods of one route only
                 allowed = ", ".join(self._app.methods(scope)).encode()
                 headers = [*(field for field in headers if field[0] != b"allow"), (b"allow", allowed)]
-            limits = [(name.encode(), value.encode()) for name, value in scope.get(RATELIMITS, {}).items()]
-            message["headers"] = [*headers, (b"x-request-id", scope[REQUEST_ID].encode()), *limits, *self._welcome]
+            message["headers"] = fields = [*headers, (b"x-request-id", scope[REQUEST_ID].encode())]
+            for name, value in scope.get(RATELIMITS, _NO_LIMITS).items():
+                fields.append((name.encode(), value.encode()))
+            fields += self._welcome
             _responses(getattr(scope.get("route"), "path", "none"), message["status"]).inc()
             spans.answered(scope, message["status"])
             self._welcome = ()
@@ -272,7 +277,7 @@ class _Named:
                 self._ended = True
                 await self._send({"type": "http.response.body", "body": b"", "more_body": False})
             elif LATER not in self._scope:
-                _forget(self._scope, _KEPT_TO_THE_END)
+                _forget(self._scope, ())
                 self._scope = _FORGOTTEN
 
 
@@ -294,8 +299,10 @@ async def _tell_options(scope: Scope, methods: Iterable[str], welcome: Fields, s
 
 def _forget(scope: Scope, but: Iterable[str] = _KEPT) -> None:
     """The framework's leavings would stay as long as the viewer."""
-    kept = {name: scope[name] for name in but if name in scope}
-    kept["method"] = sys.intern(kept["method"])
+    kept: Scope = {"method": sys.intern(scope["method"])}
+    for name in but:
+        if name in scope:
+            kept[name] = scope[name]
     scope.clear()
     scope.update(kept)
 

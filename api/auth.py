@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
+from starlette.types import Scope
 
 from shared.config.limits import Limits
 from shared.config.settings import Settings
@@ -36,6 +38,8 @@ LOCAL_TENANT = "local"
 SESSION_COOKIE = "__Host-streamspool"
 """Has the id of a browser's session."""
 _SHARE_COOKIE = "__Host-streamspool-"
+_FIELDS = "streamspool.fields"
+"""ASGI scope: what `fields_of` has found."""
 _NO_KEY = "Send `Authorization: Bearer KEY` with one of the keys this server was given."
 
 
@@ -44,6 +48,9 @@ class Identity(NamedTuple):
 
     caller: Caller
     session: str | None = None
+
+
+_LOCAL = Identity(Caller(LOCAL_TENANT))
 
 
 class Authenticator:
@@ -80,15 +87,17 @@ class Authenticator:
     async def identify(self, request: HTTPConnection) -> Identity:
         """Raises Unauthenticated; Forbidden on a server without keys, and for what a page of another origin asks with a cookie;
         BadRequest where two keys are named; Unavailable where it cannot be told."""
-        if self.keyless:
+        if not self._callers:
             _refuse_strangers(request, self._origins)
-            return Identity(Caller(LOCAL_TENANT))
-        cookie = request.cookies.get(SESSION_COOKIE)
-        if cookie is None or "authorization" in request.headers or self.browsers is None:
-            named = set(request.headers.getlist("authorization"))
-            if len(named) > 1:  # one that a proxy added, say: whichever were taken, the other one's owner did not ask
-                raise BadRequest("Two Authorization headers: who is asking? Send one.", param="authorization")
-            scheme, _, written = next(iter(named), "").partition(" ")
+            return _LOCAL
+        fields = fields_of(request.scope)
+        cookie = request.cookies.get(SESSION_COOKIE) if b"cookie" in fields else None
+        named = fields.get(b"authorization")
+        if cookie is None or named is not None or self.browsers is None:
+            for name, value in request.scope["headers"]:
+                if name == b"authorization" and value != named:  # a proxy added one, say: its owner did not ask
+                    raise BadRequest("Two Authorization headers: who is asking? Send one.", param="authorization")
+            scheme, _, written = (named or b"").decode("latin-1").partition(" ")
             found = self._opened_by(written.strip()) if scheme.lower() == "bearer" else None
             return Identity(self._noted(found and found[0]))
         check_same_origin(request)
@@ -130,6 +139,15 @@ class Authenticator:
         if self.ring is not None and found.key_id is not None:
             self.ring.note_used(found.key_id)
         return found
+
+
+def fields_of(scope: Scope) -> Mapping[bytes, bytes]:
+    """A request's header fields by their names in small letters; of several with one name, the first. Put in order
+    once: Starlette's `request.headers` goes through all of them for each that is asked for, and those are a dozen."""
+    found: Mapping[bytes, bytes] | None = scope.get(_FIELDS)
+    if found is None:
+        found = scope[_FIELDS] = dict(reversed(scope["headers"]))
+    return found
 
 
 def check_same_origin(request: HTTPConnection) -> None:
@@ -205,10 +223,11 @@ def _plain(keys: dict[str, list[SecretStr]]) -> dict[str, list[str]]:
 
 def _refuse_strangers(request: HTTPConnection, origins: frozenset[str]) -> None:
     """`origins` may ask all the same; `*` is none of them here."""
-    origin = request.headers.get("origin")
+    fields = fields_of(request.scope)
+    origin = fields.get(b"origin", b"").decode("latin-1")
     if origin in origins:
-        origin = None
-    asked = _host(f"//{request.headers.get('host', '')}")
+        origin = ""
+    asked = _host(f"//{fields.get(b'host', b'').decode('latin-1')}")
     if not is_loopback(asked) or (origin and not is_loopback(_host(origin))):
         raise Forbidden(
             "This server has no API keys and therefore answers only to this machine. "

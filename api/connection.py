@@ -174,7 +174,7 @@ class _Intake(HttpToolsProtocol):
         if version == "1.0":
             self.cycle.chunked_encoding = self.cycle.waiting_for_100_continue = False  # no 100 for it (RFC 9110 §15.2)
             self.cycle.expected_content_length = AnyLength()
-        self.cycle.keep_alive &= not self.config.app.state.services.drain.native  # type: ignore[union-attr]
+        self.cycle.keep_alive &= not self.config.app.services.drain.native  # type: ignore[union-attr]
         if not self.cycle.keep_alive:
             self.cycle.transport = cast("asyncio.Transport", Lingering(self))
         if len(self.pipeline) > PIPELINED:
@@ -369,7 +369,7 @@ class Protocol(_Intake):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        send_timeout_s: float = self.config.app.state.services.settings.send_timeout_s  # type: ignore[union-attr]
+        send_timeout_s: float = self.config.app.services.settings.send_timeout_s  # type: ignore[union-attr]
         self._unread = self.loop.call_later(send_timeout_s + _GRACE_S, self.transport.abort)
 
     def resume_writing(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -10,14 +9,14 @@ from typing import Annotated, Any, NamedTuple, TypeGuard, TypeVar
 
 from fastapi import Depends, Query
 from fastapi.dependencies.models import Dependant
-from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.requests import HTTPConnection, Request
 
 from api.access.rules import OF_SHARES, Access, Rule, check_role, rule_of, tenant_meant
-from api.auth import Authenticator, Identity, check_same_origin, share_cookie
-from api.bodies import LargeBody
+from api.auth import Authenticator, Identity, check_same_origin, fields_of, share_cookie
+from api.bodies import small_body
 from api.errors import RATELIMITS
-from api.live.answer import speak_after_s
-from api.live.client import AMONG, SEAT
+from api.live.answer import SPEAK_AFTER, speak_after_s
+from api.live.client import AMONG, CONNECTION, SEAT
 from api.live.cursor import is_cursor
 from api.live.viewers import Grant
 from api.services import Services
@@ -28,17 +27,14 @@ from shared.features.tokens import Opened
 from shared.generations.caller import Caller, Role
 from shared.generations.front import CHAT, Front
 from shared.lib import json
-from shared.log.blobs import INLINE_BYTES, Cut
+from shared.log.blobs import Cut
 from shared.log.records import Header
 from shared.store.availability import NO_STREAM
 
 T = TypeVar("T")
 
-_PIECE_BYTES, _BODY_S, _LONGEST_S = 64 * 1024, 30.0, 3600.0
-"""How long each 64 KiB of a body may take, and all of it: one that drips would hold a connection for ever."""
 _CALLER = "streamspool.caller"
 """ASGI scope: who asks, once that is known."""
-_SMALL_BYTES = 4096
 _IN_THREAD_BYTES = 1024 * 1024
 """What is larger is not parsed on the event loop."""
 _HEADER_OPTIONS = {
@@ -50,37 +46,40 @@ _METADATA = b"x-metadata-"
 
 
 async def _services(connection: HTTPConnection) -> Services:  # async: FastAPI would hand plain functions to a thread
-    services: Services = connection.app.state.services
+    services: Services = connection.scope["app"].services
     return services
 
 
 async def guard(connection: HTTPConnection) -> None:
     """Before every route: who asks, and whether its rule lets them. Raises Unauthenticated, Forbidden, Unavailable."""
-    rule = rule_of(connection.scope)
+    scope = connection.scope
+    rule = rule_of(scope)
     if rule.access is Access.OPEN:
         return
-    caller, grant = await _identified(connection, rule)
-    if not (rule.alone and connection.app.state.authenticator.keyless):
+    authenticator: Authenticator = scope["app"].authenticator
+    services: Services = scope["app"].services
+    caller, grant = await _identified(connection, rule, authenticator, services)
+    if not (rule.alone and authenticator.keyless):
         check_role(rule, caller.role)
-    meant = connection.query_params.getlist("tenant") if connection.scope["query_string"] else []
-    if (tenant := tenant_meant(rule, caller.role, meant)) is not None:
-        caller = replace(caller, tenant=tenant)
-    limiter = connection.app.state.services.limiter
-    if rule.access in (Access.WRITE, Access.CONTROL) and limiter.applies(caller):
-        caller = caller.for_one_request()
-        connection.scope[RATELIMITS] = caller.ratelimits
-    elif (seat := limiter.seat(caller)) is not None:
-        connection.scope[SEAT] = seat
-    connection.scope[_CALLER] = caller
-    if (viewers := connection.app.state.services.viewers.of(caller.key_id, grant)) is not None:
-        connection.scope[AMONG] = viewers
+    if scope["query_string"]:
+        tenant = tenant_meant(rule, caller.role, connection.query_params.getlist("tenant"))
+        caller = caller if tenant is None else replace(caller, tenant=tenant)
+    if services.limiter.scopes(caller):
+        if rule.access in (Access.WRITE, Access.CONTROL):
+            caller = caller.for_one_request()
+            scope[RATELIMITS] = caller.ratelimits
+        elif (seat := services.limiter.seat(caller)) is not None:
+            scope[SEAT] = seat
+    scope[_CALLER] = caller
+    if (viewers := services.viewers.of(caller.key_id, grant)) is not None:
+        scope[AMONG] = viewers
 
 
-async def _identified(connection: HTTPConnection, rule: Rule) -> tuple[Caller, Grant | None]:
+async def _identified(
+    connection: HTTPConnection, rule: Rule, authenticator: Authenticator, services: Services
+) -> tuple[Caller, Grant | None]:
     """Who asks, and what lets them that may be taken back while they watch."""
-    authenticator: Authenticator = connection.app.state.authenticator
-    services: Services = connection.app.state.services
-    if "authorization" not in connection.headers:
+    if connection.scope["query_string"] and b"authorization" not in fields_of(connection.scope):
         if rule.access is Access.WATCH and (token := connection.query_params.get("token")) is not None:
             authenticator.admit_stranger(connection)
             return await _by_token(connection, services, token)
@@ -139,67 +138,15 @@ async def _viewer(
 async def _body(
     request: Request, services: Annotated[Services, Depends(_services)], caller: CurrentCaller
 ) -> bytes | bytearray:
-    """The raw body, counted while it comes in, after the key was checked. There has to be room for a large one; one that does
-    not tell its length counts as the largest. Raises TooLarge, BadRequest, Unavailable."""
+    """The raw body, after the key was checked. Raises TooLarge, BadRequest, Unavailable."""
     most = services.settings.max_body_bytes
     limit = min(most, services.limiter.body_bytes(caller) or most)
-    _check_form(request)
-    length = request.headers.get("content-length", "")
-    if not (length.isdigit() and int(length) > limit):
-        is_large = length.isdigit() and int(length) > INLINE_BYTES
-        body = await services.bodies.hold(int(length)) if is_large else bytearray()
-        clock = asyncio.get_running_loop().time
-        end, timed = clock() + _LONGEST_S, 0
-        try:
-            async with asyncio.timeout(_BODY_S) as timer:
-                async for piece in request.stream():
-                    if len(body) + len(piece) > INLINE_BYTES and not isinstance(body, LargeBody):
-                        begun, body = body, await services.bodies.hold(limit)
-                        body += begun
-                    body += piece
-                    if len(body) > limit:
-                        break
-                    if isinstance(body, LargeBody):
-                        await services.bodies.pause()
-                    if len(body) - timed >= _PIECE_BYTES:
-                        timed = len(body)
-                        timer.reschedule(min(end, clock() + _BODY_S))
-                else:
-                    return bytes(body) if len(body) <= INLINE_BYTES else body
-        except ClientDisconnect:
-            raise BadRequest("The client left before its request was complete.") from None
-        except TimeoutError:
-            raise BadRequest("The request body did not arrive in time.", code="request_timeout", status=408) from None
+    connection = request.scope.get("extensions", {}).get(CONNECTION)
+    came = connection is not None and not connection.mid_request
+    if (body := await services.bodies.read(request, fields_of(request.scope), limit, came=came)) is not None:
+        return body
     whose = "STREAMSPOOL_MAX_BODY_BYTES" if limit == most else "body_bytes of this key"
     raise TooLarge(f"The request body is over the limit of {limit} bytes ({whose}).")
-
-
-def _check_form(request: Request) -> None:
-    """Raises BadRequest."""
-    fields = dict(reversed(request.scope["headers"]))  # of two, the first
-    if fields.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise BadRequest("Send the body without Content-Encoding.", param="content-encoding")
-    content_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if content_type and not (content_type == b"application/json" or content_type.endswith(b"+json")):
-        # A web page of another origin may send the others without asking first (CORS "simple requests").
-        raise BadRequest("Send the body as `Content-Type: application/json`.", param="content-type", status=415)
-
-
-async def _small_body(request: Request) -> bytes:
-    """Of routes that anyone may ask, by whom is not known yet. Raises TooLarge, BadRequest."""
-    _check_form(request)
-    body = b""
-    try:
-        async with asyncio.timeout(_BODY_S):
-            async for piece in request.stream():
-                body += piece
-                if len(body) > _SMALL_BYTES:
-                    raise TooLarge(f"The request body is over the limit of {_SMALL_BYTES} bytes.")
-    except ClientDisconnect:
-        raise BadRequest("The client left before its request was complete.") from None
-    except TimeoutError:
-        raise BadRequest("The request body did not arrive in time.", code="request_timeout", status=408) from None
-    return body
 
 
 def parsed(body: bytes | bytearray) -> Any:
@@ -215,11 +162,10 @@ def with_options(body: Any, request: HTTPConnection) -> Any:
     clients whose bodies are not ours to change; the body's own win."""
     if not isinstance(body, dict):
         return body
-    given = [
-        (name, value.decode("latin-1"))
-        for name, value in request.scope["headers"]
-        if name in _HEADER_OPTIONS or name.startswith(_METADATA)
-    ]
+    given = []
+    for name, value in request.scope["headers"]:
+        if name in _HEADER_OPTIONS or name.startswith(_METADATA):
+            given.append((name, value.decode("latin-1")))
     if not given:
         return body
     options: dict[str, Any] = {_HEADER_OPTIONS[name]: value for name, value in given[::-1] if name in _HEADER_OPTIONS}
@@ -248,15 +194,9 @@ async def _idempotency_key(request: Request) -> str | None:
     return key
 
 
-async def _is_repeat(request: Request) -> bool:
-    """Whether the client says that it made this request before and got no answer, as OpenAI's client libraries do."""
-    count = request.headers.get("x-stainless-retry-count", "")
-    return count.isdigit() and count.strip("0") != ""
-
-
 def asked(request: Request) -> tuple[Services, Caller, str]:
     """What of it every route may have. `guard` has looked at it."""
-    return request.app.state.services, request.scope[_CALLER], request.scope["root_path"]
+    return request.scope["app"].services, request.scope[_CALLER], request.scope["root_path"]
 
 
 async def _root(request: Request) -> str:
@@ -276,7 +216,7 @@ CurrentCaller = Annotated[Caller, Depends(_caller)]
 CurrentViewer = Annotated[Caller, Depends(_viewer)]
 """Who may watch the stream that the path names: with a key, or with a token for it."""
 Body = Annotated[bytes | bytearray, Depends(_body)]
-SmallBody = Annotated[bytes, Depends(_small_body)]
+SmallBody = Annotated[bytes, Depends(small_body)]
 IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
 REPLAYED = {"idempotent-replayed": "true"}
 """Response headers of what was there before."""
@@ -297,19 +237,15 @@ class Submission:
     """A request that begins a generation, whichever API it is of: what all of them are told beside their bodies."""
 
     def __init__(
-        self,
-        request: Request,
-        services: Services,
-        caller: Caller,
-        body: bytes | bytearray,
-        key: str | None,
-        repeat: bool,
+        self, request: Request, services: Services, caller: Caller, body: bytes | bytearray, key: str | None
     ) -> None:
         """Raises BadRequest."""
-        self.request, self.services, self.caller, self.body = request, services, caller, body
-        self._key, self._repeat = key, repeat
+        self.request, self.services, self.caller, self.body, self._key = request, services, caller, body, key
         self.root: str = request.scope["root_path"]
-        self.silent_s = speak_after_s(request, services.settings)
+        self.fields = fields = fields_of(request.scope)
+        count = fields.get(b"x-stainless-retry-count", b"")  # of OpenAI's clients: so often it asked and got no answer
+        self._repeat = count.isdigit() and count.strip(b"0") != b""
+        self.silent_s = speak_after_s(fields.get(SPEAK_AFTER), services.settings)
 
     def with_options(self, value: Any) -> Any:
         return with_options(value, self.request)
@@ -317,7 +253,7 @@ class Submission:
     async def read(self, check: Callable[[Any], T]) -> tuple[T, Cut]:
         """What `check` makes of the body; and the cut by which that is stored. Raises BadRequest, and what `check` raises."""
         cut = await self.services.blobs.cut(self.body)
-        return await read(self.services, cut.text, lambda value: check(self.with_options(value))), cut
+        return await read(self.services, cut.text, lambda value: check(with_options(value, self.request))), cut
 
     async def submit(
         self,
@@ -345,9 +281,9 @@ class Submission:
 
 async def submission(request: Request) -> Submission:
     """One dependency, and not seven, of each of which FastAPI looks at its own."""
-    services, caller = await _services(request), await _caller(request)
-    key, repeat = await _idempotency_key(request), await _is_repeat(request)
-    return Submission(request, services, caller, await _body(request, services, caller), key, repeat)
+    services, caller, _ = asked(request)
+    key = await _idempotency_key(request) if b"idempotency-key" in fields_of(request.scope) else None
+    return Submission(request, services, caller, await _body(request, services, caller), key)
 
 
 NewGeneration = Annotated[Submission, Depends(submission)]

@@ -50,9 +50,14 @@ def weigh(fields: list[tuple[bytes, bytes]], line_bytes: int = 0) -> None:
 
 def check_host(fields: list[tuple[bytes, bytes]], version: str) -> None:
     """A request names one host, or none in HTTP/1.0 (RFC 9112 §3.2), and it is one. Raises BadRequest."""
-    hosts = [value for name, value in fields if name == b"host"]
-    if len(hosts) > 1 or not (hosts or version == "1.0") or (hosts and not _HOST.fullmatch(hosts[0])):
-        raise BadRequest("Send one Host header with the name of this server. Nothing was done.", code="invalid_http")
+    host = None
+    for name, value in fields:
+        if name == b"host":
+            if host is not None or not _HOST.fullmatch(value):
+                raise _no_host()
+            host = value
+    if host is None and version != "1.0":
+        raise _no_host()
 
 
 def opens_socket(
@@ -119,6 +124,10 @@ def refusal(error: StreamspoolError, fields: Iterable[tuple[bytes, bytes]]) -> b
     lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()]
     lines += [b"%b: %b" % field for field in headers]
     return b"\r\n".join([*lines, b"", body])
+
+
+def _no_host() -> BadRequest:
+    return BadRequest("Send one Host header with the name of this server. Nothing was done.", code="invalid_http")
 
 
 def no_tunnel() -> MethodNotAllowed:

@@ -114,7 +114,7 @@ class Server(uvicorn.Server):
 
     def _wake(self) -> None:
         """Has all viewers look whether they are to leave."""
-        services: Services = self.config.app.state.services  # type: ignore[union-attr]
+        services: Services = self.config.app.services  # type: ignore[union-attr]
         services.hub.wake()
         services.feed.wake()
 

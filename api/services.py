@@ -56,7 +56,7 @@ class Services(Core):
         self.browsers = Browsers(redis, idle_s=int(settings.console_idle_s))
         self.viewers = Viewers(redis)
         self.ring = KeyRing(self.keys)
-        self.limiter.told = self.ring.limits_of
+        self.limiter.told = self.ring.limits
         self.configured: Sequence[Caller] = ()
         """Those of the keys in the environment."""
         self.ring.on_ended = self.viewers.turn_out

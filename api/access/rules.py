@@ -31,6 +31,10 @@ from shared.features.access.keys import Role
 class Access(Enum):
     """What a route asks of a caller."""
 
+    __hash__ = (
+        object.__hash__
+    )  # each is one object: Enum's own is a function of its name, and every request asks for it
+
     OPEN = "anyone"
     WATCH = "who may read, and the token or a share of the stream that the path names"
     SHOWN = "who may read, and a share of that stream"

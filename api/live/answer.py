@@ -15,8 +15,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from starlette.requests import Request
-
 from api.errors import problem_error
 from api.live.client import Client
 from api.live.livelog import LiveLog
@@ -33,21 +31,21 @@ _FOLDED_AT_ONCE = 1000
 _SPACE = b" "
 _JSON = {"content-type": "application/json"}
 
-SPEAK_AFTER = "x-keepalive-after"
+SPEAK_AFTER = b"x-keepalive-after"
 """Request header: seconds of silence after which white space may be sent; 0 for never. It beats the setting."""
 
 
-def speak_after_s(request: Request, settings: Settings) -> float:
-    """How long the response to this request may wait in silence. Raises BadRequest."""
-    text = request.headers.get(SPEAK_AFTER)
-    if text is None:
+def speak_after_s(asked: bytes | None, settings: Settings) -> float:
+    """How long the response to a request may wait in silence that has `asked` for that. Raises BadRequest."""
+    if asked is None:
         return settings.answer_keepalive_after_s or math.inf
     try:
-        seconds = float(text)
+        seconds = float(asked.decode("latin-1"))
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise BadRequest(f"{SPEAK_AFTER} is a number of seconds, 0 for never.", param=SPEAK_AFTER)
+        name = SPEAK_AFTER.decode()
+        raise BadRequest(f"{name} is a number of seconds, 0 for never.", param=name)
     return seconds or math.inf
 
 

@@ -33,7 +33,7 @@ def _body_of(field: str, what: str) -> dict[str, Any]:
 @router.post("/console/session", openapi_extra=_body_of("key", "one of this server's"))
 async def sign_in(request: Request, services: CurrentServices, body: SmallBody) -> JSONResponse:
     """Takes a key once. The browser is whoever that is from now on, by a cookie, as long as the key holds."""
-    authenticator = request.app.state.authenticator
+    authenticator = request.app.authenticator
     if authenticator.keyless:
         authenticator.admit_stranger(request)
         return JSONResponse(_shown(services, (await authenticator.identify(request)).caller, keyless=True))
@@ -53,7 +53,7 @@ async def sign_in(request: Request, services: CurrentServices, body: SmallBody) 
 @router.get("/console/session")
 async def who(request: Request, services: CurrentServices, caller: CurrentCaller) -> JSONResponse:
     """Who is signed in, or whose key this is; 401 for nobody."""
-    return JSONResponse(_shown(services, caller, keyless=request.app.state.authenticator.keyless), headers=_HEADERS)
+    return JSONResponse(_shown(services, caller, keyless=request.app.authenticator.keyless), headers=_HEADERS)
 
 
 @router.delete("/console/session")
@@ -70,7 +70,7 @@ async def sign_out(request: Request, services: CurrentServices) -> JSONResponse:
 @router.post("/s/session", openapi_extra=_body_of("token", "of a share, as its link has it"))
 async def open_share(request: Request, services: CurrentServices, root: Root, body: SmallBody) -> JSONResponse:
     """Takes the token of a share, which opens its answer in this browser from now on, by a cookie."""
-    request.app.state.authenticator.admit_stranger(request)
+    request.app.authenticator.admit_stranger(request)
     check_may_keep_cookies(request)
     token = _text(parsed(body) if body else {}, "token")
     address = request.client.host if request.client else ""

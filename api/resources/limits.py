@@ -87,7 +87,7 @@ async def _learned(services: Services, tenant: str) -> dict[str, Any]:
     return {
         "object": "limits",
         "tenant": tenant,
-        "set": dict(services.ring.limits_of(tenant)),
+        "set": dict(services.ring.limits().get(tenant, {})),
         "limits": told(holds),
     }
 

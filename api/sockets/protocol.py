@@ -92,7 +92,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
 
     async def _make_room(self) -> None:
         """A message does not tell its length: it counts as the largest."""
-        services = self.config.app.state.services  # type: ignore[union-attr]
+        services = self.config.app.services  # type: ignore[union-attr]
         try:
             self._room = await services.bodies.hold(services.settings.max_body_bytes)
         except Unavailable as error:
@@ -141,7 +141,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        send_timeout_s: float = self.config.app.state.services.settings.send_timeout_s  # type: ignore[union-attr]
+        send_timeout_s: float = self.config.app.services.settings.send_timeout_s  # type: ignore[union-attr]
         self._unread = self.loop.call_later(send_timeout_s + _GRACE_S, self.transport.abort)
 
     def resume_writing(self) -> None:

@@ -94,7 +94,7 @@ async def create(new: NewGeneration) -> Response:
     headers = _headers(header, new.root) | told
     if not stored.request.stream:
         return Answer(services, header, _whole, fresh=fresh, headers=headers, speak_after_s=new.silent_s)
-    ids = new.request.headers.get("x-stream-ids") == "1"
+    ids = new.fields.get(b"x-stream-ids") == b"1"
     events = completion_events(ids=ids, include_usage=header["include_usage"])
     return EventStream(services, header, events, fresh=fresh, hold_s=services.settings.hold_headers_s, headers=headers)
 

@@ -52,7 +52,7 @@ async def follow(
     event. Resumes after `Last-Event-ID`."""
     if services.broker.log.feed is None:
         raise NotFound("This server keeps no events: STREAMSPOOL_EVENTS_KEPT is 0.", code="events_off")
-    operates = caller.role == "admin" or request.app.state.authenticator.keyless
+    operates = caller.role == "admin" or request.app.authenticator.keyless
     wanted = _types(types, operates=operates)
     return Follower(services, caller, wanted, _place(cursor.given(request)), operates=operates)
 

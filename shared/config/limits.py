@@ -41,6 +41,8 @@ class Limits:
 
 UNLIMITED = Limits()
 NOTHING_SET: Mapping[str, int] = MappingProxyType({})
+Told = Mapping[str, Mapping[str, int]]
+"""What was set while the server runs, by tenant or `*`."""
 LIMITS = tuple(field.name for field in fields(Limits))
 OF_TENANTS = ("stored_bytes", "file_bytes")
 """Those that are no key's: what is stored is the tenant's."""

@@ -7,8 +7,8 @@ generation is NotFound); how one request made twice is one generation. Every met
 from __future__ import annotations
 
 import asyncio
+import os
 import re
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -106,31 +106,36 @@ class Broker:
         client_history: bool = False,
         front: Front = CHAT,
     ) -> Submitted:
-        """Accepts a request. `body` is stored as it is given, what of it is large in the file storage; `front` is
-        what else the API says of it that it came through.
-
-        Once this returns, the generation runs to an outcome whatever happens to the caller. With an idempotency key
-        the same request of the same tenant is one generation, however often and wherever it is made at once. A `repeat`
-        joins what the same key asked for before, byte for byte or as the same turn, if that runs or has just ended. With
-        `client_history` its session only takes note: the client sends the whole conversation itself. Raises NotFound, Forbidden
-        for a model; BadRequest for a webhook that cannot be called; KeyReused; RateLimited; StorageQuotaExceeded; Unavailable.
-        """
+        """Accepts a request. `body` is stored as it is given, what of it is large in the file storage; `front` is what else the
+        API says of it that it came through. Once this returns, the generation runs to an outcome whatever happens to the
+        caller. With an idempotency key the same request of the same tenant is one generation, however often and wherever it is
+        made at once. A `repeat` joins what the same key asked for before, byte for byte or as the same turn, if that runs or
+        has just ended. With `client_history` its session only takes note: the client sends the whole conversation itself.
+        Raises NotFound, Forbidden for a model; BadRequest for a webhook that cannot be called; KeyReused; RateLimited;
+        StorageQuotaExceeded; Unavailable."""
         url = request.webhook.url if request.webhook else None
         webhook = self._webhooks.target(caller.tenant, url, default=bool(request.background))
         cut = body if isinstance(body, Cut) else await self._blobs.cut(body)
         caller.check_model(request.model)
-        async with deadline():
-            await self._catalogue.check(request.model)
-            asked = self._repeats.name(cut.essence, request, caller, front.turn)
-            if repeat and idempotency_key is None and (before := await self._before(asked, caller)):
-                return before
-            generation_id, digest = await self._join(idempotency_key, request, caller, cut)
-            header = make_header(self._settings, generation_id, request, caller, digest, client_history, webhook)
-            front.mark(header)
-        with translate_errors():
-            stored = await self._blobs.keep(generation_id, caller.tenant, cut)
+        asked = self._repeats.name(cut.essence, request, caller, front.turn)
+        generation_id, digest = self._new_id(request, caller), None
+        if repeat or idempotency_key is not None or not self._catalogue.knows(request.model):
+            async with deadline():  # else there is nothing to wait for
+                await self._catalogue.check(request.model)
+                if idempotency_key is not None:
+                    generation_id, digest = await self._join(idempotency_key, generation_id, request, caller, cut)
+                elif repeat and (before := await self._before(asked, caller)):
+                    return before
+        header = make_header(self._settings, generation_id, request, caller, digest, client_history, webhook)
+        front.mark(header)
+        stored = Stored(cut.data)
+        if cut.blobs:
+            with translate_errors():
+                stored = await self._blobs.keep(generation_id, caller.tenant, cut)
+        rings = self._bell.rings_with_create(header)
+        reserve = self._gate.reserve(request, caller, front.expects, partial(self._note, asked, header, rings))
         try:
-            submitted = await self._create(header, stored, request, caller, asked, front.expects)
+            submitted = await self._create(header, stored, caller, reserve)
         except BaseException:
             # With a key, another request may be about to create it; the reaper looks.
             if stored.blobs is not None and digest is None:
@@ -138,16 +143,16 @@ class Broker:
                     await self._blobs.release(generation_id)
             raise
         if not submitted.replayed:
-            await self._accepted(header, caller)
+            await self._accepted(header, caller, rings)
         return submitted
 
-    async def _accepted(self, header: Header, caller: Caller) -> None:
+    async def _accepted(self, header: Header, caller: Caller, rang: bool) -> None:
         SUBMITTED.inc()
-        whose = {"tenant": caller.tenant, "key_id": caller.key_id}
-        logger.info("accepted", generation_id=header["id"], model=header["model"], **whose)
+        about = {"model": header["model"], "tenant": caller.tenant, "key_id": caller.key_id}
+        logger.info("accepted", generation_id=header["id"], **about)
         if header["session"] and header["session"]["policy"] == "interrupt":
             await self._interrupt(header, caller)
-        if not self._bell.rings_with_create(header):
+        if not rang:
             await self._bell.announce(header, new=True)
 
     async def _before(self, asked: str, caller: Caller) -> Submitted | None:
@@ -157,9 +162,7 @@ class Broker:
             return None
         return Submitted(await self._replayed(before.header["id"]), replayed=True)
 
-    async def _create(
-        self, header: Header, stored: Stored, request: ChatRequest, caller: Caller, asked: str, expects: Expects
-    ) -> Submitted:
+    async def _create(self, header: Header, stored: Stored, caller: Caller, reserve: Reserve) -> Submitted:
         generation_id, digest = header["id"], header["idempotency"]
         await self._budgets.prepare(header)
         async with deadline():
@@ -169,18 +172,16 @@ class Broker:
                 if session := header["session"]:
                     await self._settlement.settle_session(caller.tenant, session["id"])
                 header["server"] = await self._server(generation_id)
-                note = partial(self._note, asked, header)
-                reserve = self._gate.reserve(request, caller, expects, note)
                 created = await self.log.create(header, stored, reserve)
                 await self._promise(header)
             if not created:
                 return Submitted(await self._replayed(generation_id), replayed=True)
         return Submitted(header, replayed=False)
 
-    def _note(self, asked: str, header: Header, pipe: Any) -> None:
+    def _note(self, asked: str, header: Header, rings: bool, pipe: Any) -> None:
         """Adds what is done with the create, or not at all."""
         self._repeats.note(pipe.control, asked, header["id"])
-        if self._bell.rings_with_create(header):
+        if rings:
             self._bell.ring_with(pipe, header)
 
     async def _server(self, generation_id: str) -> str | None:
@@ -191,7 +192,7 @@ class Broker:
         """Returns once the server's death cannot take it any more, where that is promised. If it is not told in time, the
         caller gets a refusal: it is withdrawn at once, before a reaper finds it in the list and rings a worker. Raises
         RedisError, OSError."""
-        if self._confirmer is None:
+        if self._confirmer is None or not self._confirmer.promises(background=header["background"]):
             return
         try:
             async with asyncio.timeout(_CONFIRM_S):
@@ -267,12 +268,8 @@ class Broker:
             logger.info("revoked", generation_id=generation_id)
         await self._queue.withdraw(generation_id)
 
-    async def _join(self, key: str | None, request: ChatRequest, caller: Caller, cut: Cut) -> tuple[str, str | None]:
-        """The id of the generation that this key stands for, whichever request named it first; and the key's digest.
-        Without a key it is a new one."""
-        new_id = self._new_id(request, caller)
-        if key is None:
-            return new_id, None
+    async def _join(self, key: str, new_id: str, request: ChatRequest, caller: Caller, cut: Cut) -> tuple[str, str]:
+        """The id of the generation that this key stands for, whichever request named it first; and the key's digest."""
         digest = key_digest(key)
         life_ms = int((self._settings.log_safety_s + retention_s(self._settings, request)) * 1000)
         asked = await self._blobs.digest(cut, json.dumps_sorted(request.model_dump(exclude_unset=True)))
@@ -281,7 +278,7 @@ class Broker:
 
     def _new_id(self, request: ChatRequest, caller: Caller) -> str:
         """A turn is born in the cell of its session."""
-        new_id, cells, session_id = f"chatcmpl-{uuid.uuid4().hex}", self._key.cells, request.session_id
+        new_id, cells, session_id = f"chatcmpl-{os.urandom(16).hex()}", self._key.cells, request.session_id
         return new_id if session_id is None else cells.born(new_id, cells.of_session(caller.tenant, session_id))
 
     async def find(self, generation_id: str, caller: Caller) -> Summary:

@@ -41,6 +41,14 @@ def _alias_object(alias: str, targets: list[str], listed: dict[str, dict[str, An
     return {**_model_object(alias, _OURS), **{field: value for field, value in told.items() if field not in _NAMING}}
 
 
+def _has(catalogue: dict[str, Any], model: str) -> bool:
+    """Whether a model may be asked for by this name, as far as a report says."""
+    name, _, rest = model.partition("/")
+    provider = catalogue["providers"].get(name) if rest else None
+    own = provider is not None and (provider["open"] or rest.partition("?")[0] in provider["models"])
+    return own or model in catalogue["aliases"]
+
+
 def _worker_object(worker_id: str, said: dict[str, Any]) -> dict[str, Any]:
     """Of a worker of an older version some of it is not known."""
     return {
@@ -98,16 +106,20 @@ class Catalogue:
         self._models, self._listed_at = {**aliases, **listed}, time.monotonic()
         return self._models
 
+    def knows(self, model: str) -> bool:
+        """Whether `check` has nothing to wait for, and nothing to refuse: the report that is good now has it."""
+        return self._report is not None and not self._is_old() and _has(self._report, model)
+
     async def check(self, model: str) -> None:
         """Raises NotFound unless `model` is one of `[models]`, or `provider/model` with a provider that is on."""
         name, slash, rest = model.partition("/")
         catalogue = await self._catalogue()
         if name not in catalogue["providers"] and model not in catalogue["aliases"]:
             catalogue = await self._catalogue(fresh=True)
-        if model in catalogue["aliases"]:
+        if _has(catalogue, model):
             return
         providers = catalogue["providers"]
-        if not slash or not rest or name not in providers:
+        if not rest or name not in providers:
             known = ", ".join(sorted([*catalogue["aliases"], *(f"{name}/…" for name in providers)])) or "none"
             wrong = "Model names are `provider/model`."
             if slash and name and rest:  # well-formed: to repeat the form would not help
@@ -120,13 +132,11 @@ class Catalogue:
                 code="model_not_found",
                 param="model",
             )
-        provider = providers[name]
-        if not provider["open"] and rest.partition("?")[0] not in provider["models"]:
-            raise NotFound(
-                f"Provider `{name}` has no such model; it has: {', '.join(provider['models'])}.",
-                code="model_not_found",
-                param="model",
-            )
+        raise NotFound(
+            f"Provider `{name}` has no such model; it has: {', '.join(providers[name]['models'])}.",
+            code="model_not_found",
+            param="model",
+        )
 
     async def speaks_responses(self, model: str) -> bool:
         """Whether all who may answer for this model speak OpenAI's Responses format themselves."""
@@ -217,8 +227,7 @@ class Catalogue:
 
     async def _catalogue(self, *, fresh: bool = False) -> dict[str, Any]:
         """`{providers: {NAME: {models, open}}, aliases: {NAME: [MODEL]}}`; raises Unavailable if no worker ever spoke."""
-        age = time.monotonic() - self._read_at
-        if fresh or self._report is None or age > _AGE_S:
+        if fresh or self._report is None or self._is_old():
             with translate_errors():
                 raw = await self._redis.get(self._key.catalogue)
             if raw is None:
@@ -230,3 +239,6 @@ class Catalogue:
             self._report, self._read_at = catalogue, time.monotonic()
         assert self._report is not None
         return self._report
+
+    def _is_old(self) -> bool:
+        return time.monotonic() - self._read_at > _AGE_S

@@ -39,26 +39,23 @@ class Gate:
         of the others."""
 
         async def reserve(pipe: Any, header: Header) -> Execute | None:
-            self._refuse_known(request, caller, header)
+            if header["idempotency"] is None:  # with a key, it may be there
+                self._limiter.refuse_known(caller, request.model)
             before = await self._sessions.reserve(pipe, header) if header["session"] else 0
             note(pipe)
-            is_limited, has_budget = self._limiter.applies(caller), bool(self._budgets.of(header))
-            conditions = list[Condition]()
-            if is_limited or has_budget:
-                tokens = expects(request).after(before)
-                if has_budget:
-                    await self._budgets.expect(header, tokens)
-                    conditions.append(self._budgets.condition(header))
-                if is_limited:
-                    conditions.append(self._limiter.count(caller, request.model, tokens.total, header))
+            is_limited, has_budget = bool(self._limiter.scopes(caller)), bool(self._budgets.of(header))
+            if not (is_limited or has_budget):
+                return None
+            conditions, tokens = list[Condition](), expects(request).after(before)
+            if has_budget:
+                await self._budgets.expect(header, tokens)
+                conditions.append(self._budgets.condition(header))
+            if is_limited:
+                conditions.append(self._limiter.count(caller, request.model, tokens.total, header))
             execute = under(conditions, unless=self._key.log(header["id"]))
             return self._in_turn(execute, request, caller, header) if execute and not pipe.watching else execute
 
         return reserve
-
-    def _refuse_known(self, request: ChatRequest, caller: Caller, header: Header) -> None:
-        if header["idempotency"] is None:  # with a key, it may be there
-            self._limiter.refuse_known(caller, request.model)
 
     def _in_turn(self, execute: Execute, request: ChatRequest, caller: Caller, header: Header) -> Execute:
         """Not before there is room at the server: what waits here meanwhile is refused as soon as this process knows. What
@@ -66,7 +63,8 @@ class Gate:
 
         async def in_turn(pipe: Any) -> list[Any]:
             async with self._at_once:
-                self._refuse_known(request, caller, header)
+                if header["idempotency"] is None:
+                    self._limiter.refuse_known(caller, request.model)
                 return await execute(pipe)
 
         return in_turn

@@ -56,7 +56,9 @@ def make_header(
         "store": bool(request.store),
         "retention_s": retention_s(settings, request) if request.store else None,
         "session_id": request.session_id,
-        "session": _session(settings, request, client_history),
+        "session": None
+        if request.session_id is None
+        else _session(settings, request, request.session_id, client_history),
         "limited": None,
         "batch": None,
         "surface": "chat",
@@ -95,14 +97,12 @@ def _enqueued(header: Header, asked_for: str | None) -> Iterator[None]:
         yield
 
 
-def _session(settings: Settings, request: ChatRequest, client_history: bool) -> SessionTerms | None:
+def _session(settings: Settings, request: ChatRequest, session_id: str, client_history: bool) -> SessionTerms:
     """What a generation's log says about its session; `turn` is added when its place in it is known."""
-    if request.session_id is None:
-        return None
     if (request.n or 1) > 1:
         raise BadRequest("A turn of a session has one answer: n must be 1.", param="n")
     return {
-        "id": check_id(request.session_id),
+        "id": check_id(session_id),
         "policy": request.session_policy or settings.session_policy,
         "trim": request.session_trim or settings.session_trim,
         "max_tokens": min(request.session_max_tokens or settings.session_max_tokens, settings.session_max_tokens),

@@ -9,6 +9,7 @@ that are equal by chance stay two.
 from __future__ import annotations
 
 import hashlib
+from operator import attrgetter
 from typing import Any
 
 from shared.chat.request import ChatRequest
@@ -23,7 +24,7 @@ from shared.store.redis import ArqRedis
 
 _ENDED_MS = 180_000
 """Longer than a client waits before it asks again: OpenAI's 8 s, or what `Retry-After` says, up to 120 s (openai-python)."""
-_OPTIONS = (
+_options = attrgetter(
     "on_interruption",
     "on_disconnect",
     "session_id",
@@ -44,8 +45,7 @@ class Repeats:
 
     def name(self, body: bytes, request: ChatRequest, caller: Caller, turn: str | None = None) -> str:
         """The key of what this caller asks for; where a `turn` tells it from others, that stands for the body."""
-        options = [getattr(request, option) for option in _OPTIONS]
-        digest = hashlib.sha256(json.dumps_sorted([caller.key_id, options, turn]))
+        digest = hashlib.sha256(json.dumps_sorted([caller.key_id, _options(request), turn]))
         digest.update(b"" if turn else body)
         return self._key.asked(caller.tenant, digest.hexdigest())
 

@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, cast
 
 import structlog
@@ -233,6 +234,18 @@ class _Lines:
 _encoder = json.JSONEncoder(default=repr)
 
 
+_NO_REQUEST: Mapping[str, str | None] = {}
+_request: ContextVar[Mapping[str, str | None]] = ContextVar("streamspool_request")
+"""What every line says of the request. One variable of ours: structlog's has to be looked for among all that a task has, and
+this is asked for with every generation."""
+
+
+def _name_request(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    for name, value in _request.get(_NO_REQUEST).items():
+        event.setdefault(name, value)
+    return event
+
+
 def _as_json(_: object, __: str, event: structlog.typing.EventDict) -> str:
     return _encoder.encode(event)
 
@@ -240,7 +253,7 @@ def _as_json(_: object, __: str, event: structlog.typing.EventDict) -> str:
 def configure_logging(level: str) -> None:
     """Sets up the whole process; called once, by its entry point."""
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _name_request,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -278,16 +291,13 @@ def configure_logging(level: str) -> None:
 def begin_request(request_id: str | None, traceparent: str | None = None) -> None:
     """From here on every log line of this task, and of those that it starts, has this `request_id`, and a `trace_id` if
     somebody traces it."""
-    if traceparent is None:
-        structlog.contextvars.bind_contextvars(request_id=request_id)
-    else:
-        structlog.contextvars.bind_contextvars(request_id=request_id, trace_id=traceparent[3:35])
+    trace = {} if traceparent is None else {"trace_id": traceparent[3:35]}
+    _request.set({"request_id": request_id, **trace})
 
 
 def current_request() -> str | None:
     """The id of the request that this task works for, if it is known."""
-    found: str | None = structlog.contextvars.get_contextvars().get("request_id")
-    return found
+    return _request.get(_NO_REQUEST).get("request_id")
 
 
 class _Logger:

@@ -156,6 +156,8 @@ class Keys:
         """`prefix` is checked in config.py. Where there are `cells`, the names of each have its tag behind the prefix."""
         self.prefix, self.cells = prefix, cells
         self._stems = [prefix] if cells.count == 1 else [f"{prefix}{{{tag}}}" for tag in tags(cells.count)]
+        self._stem = prefix if cells.count == 1 else ""
+        """What all names begin with, if there is one cell: most look no further."""
         self._control = control = f"{prefix}{CONTROL}" if cells.apart else prefix
         self.number_of_cells = f"{control}:cells"
         self.events = f"{control}:events"
@@ -167,8 +169,7 @@ class Keys:
         self.files_end, self.to_archive = f"{control}:files-end", f"{control}:to-archive"
         self.blob_holders = f"{control}:blob-holders"
         self.batches_open = f"{control}:batches-open"
-        self.keys = f"{control}:keys"
-        self.keys_version = f"{control}:keys-version"
+        self.keys, self.keys_version = f"{control}:keys", f"{control}:keys-version"
         self.audit = f"{control}:audit"
         self.secret = f"{control}:secret"
         self.limits = f"{control}:limits"
@@ -210,10 +211,10 @@ class Keys:
 
     def _of(self, generation_id: str) -> str:
         """What its names begin with."""
-        return self._stems[self.cells.of(generation_id)]
+        return self._stem or self._stems[self.cells.of(generation_id)]
 
     def log(self, generation_id: str) -> str:
-        return f"{self._of(generation_id)}:{{{generation_id}}}:log"
+        return f"{self._stem or self._of(generation_id)}:{{{generation_id}}}:log"
 
     def viewers(self, generation_id: str) -> str:
         return f"{self._of(generation_id)}:{{{generation_id}}}:viewers"

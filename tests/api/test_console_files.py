@@ -179,7 +179,7 @@ def test_the_console_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "checks", checks)
     settings = load_settings(console="off")
     app = create_app(settings, Drain())
-    app.state.services = SimpleNamespace(settings=settings)
+    vars(app)["services"] = SimpleNamespace(settings=settings)
     quiet = TestClient(app, base_url="http://127.0.0.1")
     for path in ("/console/", "/console/requests", f"/console/assets/{'0' * 16}/app.js"):
         assert quiet.get(path).status_code == 404

@@ -119,7 +119,7 @@ def test_an_unknown_path_is_not_found(client: Client, method: str, path: str) ->
 @pytest.mark.parametrize("hastened", [False, True])
 async def test_a_bug_of_ours_is_an_answer_in_shape_with_a_request_id(hastened: bool) -> None:
     app = create_app(Settings(redis_url="redis://127.0.0.1:1", _env_file=None), Drain())
-    app.state.services = SimpleNamespace(hub=SimpleNamespace(rounds=FairTurns(1)))
+    vars(app)["services"] = SimpleNamespace(hub=SimpleNamespace(rounds=FairTurns(1)))
 
     @app.post("/broken")
     async def broken() -> None:
@@ -179,7 +179,7 @@ async def test_the_probe_says_what_can_be_done(
     settings = Settings(redis_url="redis://127.0.0.1:1", _env_file=None)
     app, drain = create_app(settings, Drain()), Drain()
     drain.native, drain.followed = bool(stopping), stopping == "followed"
-    app.state.services = SimpleNamespace(catalogue=Known(workers, probe), drain=drain, settings=settings)
+    vars(app)["services"] = SimpleNamespace(catalogue=Known(workers, probe), drain=drain, settings=settings)
     told = dict(zip(("accept", "serve", "redis", "workers"), checks, strict=True))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
         for query, well in (

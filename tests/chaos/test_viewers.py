@@ -23,8 +23,8 @@ from tests.support.wire_async import Cut, Stream, call, follow
 DROPPED, VIEWERS = "streamspool_viewers_dropped_total", "streamspool_viewers"
 SETTINGS = {"STREAMSPOOL_SEND_TIMEOUT_S": "1", "STREAMSPOOL_KEEPALIVE_S": "0.5", "STREAMSPOOL_HOLD_HEADERS_S": "0.2"}
 IMPATIENT = """
-import api.connection, api.deps, api.server
-api.connection.HEADERS_S = api.deps._BODY_S = api.connection.LINGER_S = 1.5
+import api.bodies, api.connection, api.server
+api.connection.HEADERS_S = api.bodies._BODY_S = api.connection.LINGER_S = 1.5
 api.connection.LINGER_IDLE_S = 0.5
 api.connection._GRACE_S = 0
 """

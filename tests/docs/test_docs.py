@@ -26,7 +26,7 @@ import typer.main
 import yaml
 from redis.commands.core import CoreCommands
 
-from api import deps as api_deps
+from api import bodies as api_bodies
 from api.live import drain as api_drain
 from shared import __version__
 from shared.cli import client as shared_client
@@ -405,7 +405,7 @@ def test_numbers_in_prose_are_those_of_the_code() -> None:
     assert (runner.BEAT_TTL_S, worker_main.CATALOGUE_TTL_S, places.BATCHES) == (15, 86400, 32)
     assert (reaper.TICK_S, old_queue.KEEP_AWAY_MS, shared_client.SILENCE_S) == (5, 15_000, 45)
     assert (upstream_module._TRIES, upstream_module._TRIES_S, upstream_module._LONGEST_PAUSE_S) == (3, 30, 10)
-    assert (api_deps._BODY_S, api_drain._STAGGER_S, shared_json.MAX_DEPTH) == (30, 2, 200)
+    assert (api_bodies._BODY_S, api_drain._STAGGER_S, shared_json.MAX_DEPTH) == (30, 2, 200)
     assert (courier.POLL_S, courier.AT_ONCE, courier.AT_ONCE_EACH, webhooks._LONGEST_PAUSE_S) == (1, 32, 8, 3600)
     assert (webhooks._LEASE_MARGIN_S, webhooks._JITTER) == (5, 0.2)
     assert "HEADERS_S = 30.0\n" in (ROOT / "api/connection.py").read_text("utf-8")

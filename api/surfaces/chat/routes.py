@@ -67,7 +67,7 @@ async def create(new: NewGeneration) -> Response:
         return JSONResponse((await states(services, [summary], new.root))[0], status_code=202, headers=headers)
     if not chat_request.stream:
         return Answer(services, header, chat.completion, fresh=fresh, headers=headers, speak_after_s=new.silent_s)
-    ids = new.request.headers.get("x-stream-ids") == "1"
+    ids = new.fields.get(b"x-stream-ids") == b"1"
     events = chat.chat_events(ids=ids, include_usage=header["include_usage"])
     return EventStream(services, header, events, fresh=fresh, hold_s=services.settings.hold_headers_s, headers=headers)
 

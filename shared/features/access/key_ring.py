@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from shared.config.limits import NOTHING_SET
 from shared.errors import Unavailable
 from shared.features.access.keys import FORM, KeyRecord, KeyStore, digest_of, status_of
 from shared.lib.clock import now_ms
@@ -88,9 +87,9 @@ class KeyRing:
         """Those that have a key here, or had one."""
         return {record["tenant"] for record in self._records.values()}
 
-    def limits_of(self, tenant: str) -> Mapping[str, int]:
-        """What was set for a tenant, or for `*`, while the server runs: the same object until it is changed."""
-        return self._limits.get(tenant, NOTHING_SET)
+    def limits(self) -> Mapping[str, Mapping[str, int]]:
+        """What was set for tenants, or for `*`, while the server runs: the same object until any of it is changed."""
+        return self._limits
 
     def note_used(self, key_id: str) -> None:
         """Written within a minute."""

@@ -19,11 +19,11 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
-from shared.config.limits import NOTHING_SET, UNLIMITED, Limits
+from shared.config.limits import NOTHING_SET, UNLIMITED, Limits, Told
 from shared.config.settings import Settings
 from shared.config.tenants import EVERY_TENANT
 from shared.errors import RateLimited
@@ -52,6 +52,7 @@ _WORDS = {
     "batches": "open batches",
     "viewers": "streams watched at once",
 }
+_NOTHING_TOLD: Told = {}
 _RATES = ("requests", "tokens")
 _HELD = ("running", "waiting", "webhooks")
 """Sets of ids, which a generation leaves when it has ended, if not before."""
@@ -77,18 +78,18 @@ class _Check(NamedTuple):
 
 
 class Limiter:
-    """One for each process. `told` gives what was set at run time for a tenant, or for `*`: the same object as long as that
-    is so, so that limits are put together once and not with each request."""
+    """One for each process. `told` gives what was set at run time, by tenant, or `*`: the same object as long as all of it is
+    so, so that limits are put together once and not with each request."""
 
     def __init__(self, redis: ArqRedis, settings: Settings) -> None:
         self._redis, self._key = redis, redis.key
         self._settings = settings.limits
         self._held_s = int(settings.log_safety_s)
-        self.told: Callable[[str], Mapping[str, int]] = lambda tenant: NOTHING_SET
-        self._known: dict[str, tuple[Mapping[str, int], Mapping[str, int], Limits]] = {}
-        """By tenant: what was set at run time for all and for it, and the limits that this made."""
-        self._scopes: dict[tuple[str, str | None], tuple[Limits, Limits, Sequence[tuple[str, Limits]]]] = {}
-        """By tenant and key: the limits of both, and the scopes that these made."""
+        self.told: Callable[[], Told] = lambda: _NOTHING_TOLD
+        self._known: dict[str, tuple[Told, Limits]] = {}
+        """By tenant: what was set at run time, and the limits that this made."""
+        self._scopes: dict[tuple[str, str | None], tuple[Told, Limits, Sequence[tuple[str, Limits]]]] = {}
+        """By tenant and key: what was set at run time, the key's limits, and the scopes that these made."""
         self._looked_at: dict[str, float] = {}
         self._seated: set[tuple[str, str]] = set()
         self._used_up: dict[str, tuple[float, Count, int]] = {}
@@ -98,37 +99,36 @@ class Limiter:
 
     def of_tenant(self, tenant: str) -> Limits:
         """What holds for a tenant as a whole."""
-        for_all, own, known = self.told(EVERY_TENANT), self.told(tenant), self._known.get(tenant)
-        if known is not None and known[0] is for_all and known[1] is own:
-            return known[2]
-        settings = ((self._settings.get(name) or NOTHING_SET) for name in (EVERY_TENANT, tenant))
-        limits = Limits(**{name: number for source in (*settings, for_all, own) for name, number in source.items()})
+        told, known = self.told(), self._known.get(tenant)
+        if known is not None and known[0] is told:
+            return known[1]
+        sources = (given.get(name, NOTHING_SET) for given in (self._settings, told) for name in (EVERY_TENANT, tenant))
+        limits = Limits(**{name: number for source in sources for name, number in source.items()})
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
         limits = UNLIMITED if limits == UNLIMITED else limits
-        self._known[tenant] = for_all, own, limits
+        self._known[tenant] = told, limits
         return limits
 
     def scopes(self, asking: Asking) -> Sequence[tuple[str, Limits]]:
         """The limits that a caller is under, with the names by which they are counted. Several parts of one request ask."""
-        who, of_tenant, of_key = (asking.tenant, asking.key_id), self.of_tenant(asking.tenant), asking.limits
+        who, told, of_key = (asking.tenant, asking.key_id), self.told(), asking.limits
         known = self._scopes.get(who)
-        if known is not None and known[0] is of_tenant and known[1] is of_key:
+        if known is not None and known[0] is told and known[1] is of_key:
             return known[2]
+        of_tenant = self.of_tenant(asking.tenant)
         found = [] if of_tenant is UNLIMITED else [(f"tenant:{asking.tenant}", of_tenant)]
         if asking.key_id is not None and of_key != UNLIMITED:
             found.append((f"key:{asking.key_id}", of_key))
         if len(self._scopes) >= _MOST_KNOWN:
             self._scopes.clear()
-        self._scopes[who] = of_tenant, of_key, found
+        self._scopes[who] = told, of_key, found
         return found
-
-    def applies(self, asking: Asking) -> bool:
-        return bool(self.scopes(asking))
 
     def body_bytes(self, asking: Asking) -> int | None:
         """How large a request may be; None: as large as the server takes."""
-        return min((limits.body_bytes for _, limits in self.scopes(asking) if limits.body_bytes), default=None)
+        scopes = self.scopes(asking)
+        return min((limits.body_bytes for _, limits in scopes if limits.body_bytes), default=None) if scopes else None
 
     # ---- the gate
 

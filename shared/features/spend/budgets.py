@@ -78,17 +78,17 @@ class Budgets:
 
     def __init__(self, redis: ArqRedis, settings: Settings, webhooks: Webhooks, prices: Prices) -> None:
         self._redis, self._key, self._webhooks, self._prices = redis, redis.key, webhooks, prices
-        self._tenants, self._aliases = settings.budgets, settings.models
+        self._tenants = {tenant: _parsed(None, given) for tenant, given in settings.budgets.items()}
+        self._aliases = settings.models
         self._held_s = int(settings.log_safety_s) + _HOUR_MS // 1000
         self._refuses_unknown = settings.budget_unknown == "refuse"
         self.stops_running = settings.budget_running == "stop"
 
-    def of(self, header: Header) -> list[Budget]:
+    def of(self, header: Header) -> Sequence[Budget]:
         """Those that a generation is counted in, as its header has them and the settings."""
-        tenants = self._tenants.get(header["owner"], self._tenants.get(EVERY_TENANT, {}))
-        key_id = header.get("key_id")
-        keys = (header.get("budgets") or {}) if key_id else {}
-        return [*_parsed(None, tenants), *_parsed(key_id, keys)]
+        tenants = self._tenants.get(header["owner"], self._tenants.get(EVERY_TENANT, []))
+        key_id, keys = header.get("key_id"), header.get("budgets")
+        return [*tenants, *_parsed(key_id, keys)] if key_id and keys else tenants
 
     # ---- what is spent
 
@@ -129,7 +129,7 @@ class Budgets:
 
     async def prepare(self, header: Header) -> None:
         """Has the prices at hand where `expect` will ask for them: that takes half a second the first time."""
-        if self.is_hard(header):
+        if self.of(header) and self.is_hard(header):
             await self._prices.load()
 
     async def expect(self, header: Header, expected: Expected) -> None:

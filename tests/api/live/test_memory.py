@@ -162,7 +162,7 @@ async def answering(look: Callable[[Any], object]) -> AsyncIterator[tuple[uvicor
         def install_signal_handlers(self) -> None:
             """They are pytest's."""
 
-    answer.state = SimpleNamespace(services=SimpleNamespace(drain=Drain()))  # type: ignore[attr-defined]
+    answer.services = SimpleNamespace(drain=Drain())  # type: ignore[attr-defined]
     listening = socket.create_server(("127.0.0.1", 0))
     server = Quiet(uvicorn.Config(answer, http=Mine, lifespan="off", ws="none", log_config=None))
     serving = asyncio.create_task(server._serve([listening]))

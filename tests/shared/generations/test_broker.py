@@ -86,6 +86,20 @@ async def test_a_provider_that_was_just_switched_on_is_known_at_once(
     await catalogue.check("groq/x")
 
 
+async def test_what_a_good_report_has_is_known_without_asking(
+    catalogue: Catalogue, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {**CATALOGUE, "aliases": {"smart": ["openai/x"]}}
+    monkeypatch.setattr("shared.generations.catalogue._AGE_S", 3600.0)
+    await redis.set(keys.catalogue, json.dumps(named), ex=60)
+    assert not catalogue.knows("fake/echo")
+    await catalogue.check("fake/echo")
+    models = ("fake/echo", "fake/echo?tokens=3", "openai/x", "smart", "fake/other", "openai/", "echo", "groq/x")
+    assert [catalogue.knows(model) for model in models] == [True] * 4 + [False] * 4
+    monkeypatch.setattr("shared.generations.catalogue._AGE_S", -1.0)
+    assert not catalogue.knows("fake/echo")
+
+
 async def test_without_any_worker_ever_nothing_is_accepted(redis: ArqRedis, log: StreamLog, settings: Settings) -> None:
     with pytest.raises(Unavailable, match="streamspool worker"):
         await submitted(Core(redis, log, settings, name="test").broker)

@@ -104,7 +104,7 @@ class Normalizer:
     @property
     def finish_reasons(self) -> list[str | None]:
         """By choice index; None where none has come yet, or more of the choice came after it."""
-        known = [choice.finish_reason for choice in self._choices]
+        known = [choice.held["finish_reason"] if choice.held else None for choice in self._choices]
         return known + [None] * (self._expected - len(known))
 
     @property
@@ -128,8 +128,8 @@ class Normalizer:
         self._plain = None
         if self.done or event.event in framing.PINGS or not data:
             return []
-        if len(data) <= framing.LONGEST_END and (framing.is_end(data) or (self.finished and b"{" not in data)):
-            self.done = framing.is_end(data) and (self._translator is None or self.finished)
+        if len(data) <= framing.LONGEST_END and ((end := framing.is_end(data)) or (self.finished and b"{" not in data)):
+            self.done = end and (self._translator is None or self.finished)
             return []
         value = framing.value_of(data)
         if event.event and names_failure(event.event):

@@ -87,7 +87,8 @@ class MovingTimeout:
             self._timer = None
 
     def _set(self) -> None:
-        self.close()
+        if self._timer is not None:
+            self._timer.cancel()
         self._due = self._until
         self._timer = self._loop.call_at(self._due, self._ring)
 

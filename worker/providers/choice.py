@@ -18,6 +18,7 @@ from worker.providers.tool_calls import CallIds, ToolCalls, text_of
 
 _HEAD = len("<think>")
 _LISTS = frozenset(("tool_calls", "annotations"))
+_ROLE_AND_TEXT, _AROUND = frozenset(("role", "content")), frozenset(("index", "delta", "finish_reason", "logprobs"))
 _REASONING = frozenset(REASONING_FIELDS)
 _WITH_THE_WORDS = frozenset(("index", "delta", "logprobs", "message", "finish_reason"))
 """Fields of a choice that belong to what it says; the others of a finish chunk are about the end."""
@@ -102,22 +103,28 @@ class Choice:
         If it is nothing but an end, it is `held`, and must not be handed out.
         """
         delta = choice.get("delta")
+        self.is_plain = False
         if (
-            self._spoken
-            and self.held is None
+            self.held is None
             and self._cut is None
             and delta.__class__ is dict
-            and len(delta) == 1
             and (text := delta.get("content")).__class__ is str
             and choice.get("finish_reason", "") is None
             and choice.get("logprobs") is None
             and "error" not in choice
             and "usage" not in choice
         ):
-            self._length += len(text)
-            self.is_plain, self.text = True, text
-            return len(text), 0  # almost every chunk: a little more text, and nothing to correct
-        self.is_plain = False
+            if self._spoken and len(delta) == 1:
+                self._length += len(text)
+                self.is_plain, self.text = True, text
+                return len(text), 0  # almost every chunk: a little more text, and nothing to correct
+            if _ROLE_AND_TEXT.issuperset(delta) and _AROUND.issuperset(choice):  # how almost every answer begins
+                self._put_role(delta)
+                self._length += len(text)
+                if not self._spoken:
+                    self._begin(text)
+                self.said = self.said or bool(text)
+                return len(text), 0
         return self._read(choice)
 
     def grow(self, count: int) -> None:
@@ -155,7 +162,7 @@ class Choice:
         if self.held is not None and (says or word):
             self._take_back(self.held, choice)
         self._put_role(delta)
-        content, reasoning = delta.get("content"), ""
+        content, reasoning = delta.get("content", ""), ""
         if content.__class__ is not str or not _REASONING.isdisjoint(delta):
             content, reasoning = visible_text(delta)
         self._length += len(content)
@@ -163,14 +170,17 @@ class Choice:
             goes_on = content.strip() or reasoning or delta.get("tool_calls") or delta.get("function_call")
             self._cut = None if goes_on else (*self._cut[:2], self._length)
         if not self._spoken and isinstance(begun := delta.get("content"), str):
-            self.head = (self.head + begun).lstrip()[:_HEAD]
-            self._spoken = len(self.head) == _HEAD
+            self._begin(begun)
         self.said = self.said or says
         if error:
             self.failure = refusal({"error": error}, status=502)
         elif word:
             self._end(word, choice, says=says)
         return len(content), len(reasoning)
+
+    def _begin(self, text: str) -> None:
+        self.head = (self.head + text).lstrip()[:_HEAD]
+        self._spoken = len(self.head) == _HEAD
 
     def _delta(self, choice: dict[str, Any]) -> dict[str, Any]:
         """What is new in a chunk. A `message` without a delta is the answer, or all of it so far, or what comes next; after
@@ -188,9 +198,10 @@ class Choice:
             message = choice["message"] = choice.pop("messages")[0]  # MiniMax's older API
         if delta and ("message" in delta or "text" in delta):
             delta = _unpacked(delta)
-        name = None if delta or message is not None else _text_beside(choice)
-        if name is not None:
-            delta = {"content": choice.pop(name)}
+        if not delta and message is None and isinstance(choice.get("text"), str):
+            delta = {"content": choice.pop("text")}
+        elif not delta and message is None and isinstance(choice.get("content"), str):
+            delta = {"content": choice.pop("content")}
         elif isinstance(message, dict) and (not self.said or self._whole is not None):
             if not delta:
                 delta = {**(delta or {}), **self._news(message)}
@@ -346,11 +357,6 @@ def _unpacked(delta: dict[str, Any]) -> dict[str, Any]:
     if isinstance(delta.get("text"), str) and not delta.get("content"):
         delta = {**{key: item for key, item in delta.items() if key != "text"}, "content": delta["text"]}
     return delta
-
-
-def _text_beside(choice: dict[str, Any]) -> str | None:
-    """The field of a choice without a delta that is one."""
-    return next((name for name in ("text", "content") if isinstance(choice.get(name), str)), None)
 
 
 def _fits(field: str, value: Any) -> bool:

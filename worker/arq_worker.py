@@ -37,7 +37,7 @@ from shared.store.turns import Charges, Waiting
 from worker.batches.batcher import Batcher
 from worker.failover import FailoverHold
 from worker.generate import Generator
-from worker.opening import Openings
+from worker.opening import Moves, Openings
 from worker.places import ORDER, Costs, Places
 
 logger = get_logger(__name__)
@@ -88,6 +88,7 @@ class StreamWorker(Worker):
         self.worker_id = worker_id
         self._running: dict[Lane, dict[str, asyncio.Task[None]]] = {lane: {} for lane in Lane}
         self._places, self._costs = Places(settings, self._running), Costs(settings.tenant_weights)
+        self._moves = Moves(self._queue, appender, self._costs)
         self._jobs: dict[str, Job] = {}
         self._lost: set[str] = set()
         self._rung: dict[str, Lane] = {}
@@ -110,8 +111,7 @@ class StreamWorker(Worker):
     def places(self) -> dict[str, Any]:
         """How many places there are for answers, which of its jobs run here by lane, and whether it takes no more."""
         return {
-            "places": self._settings.worker_concurrency,
-            "jobs": {lane: len(jobs) for lane, jobs in self._running.items()},
+            **self._places.shown(),
             "draining": not self.allow_pick_jobs,
             "resting": self.resting,
         }
@@ -147,7 +147,7 @@ class StreamWorker(Worker):
             if self.resting:
                 self._due = self.loop.time() + POLL_S
                 continue
-            if any(self._places.room(lane) for lane in rung.values() if lane in self._more):
+            if self._more and any(self._places.room(lane) for lane in rung.values() if lane in self._more):
                 self._due = 0.0  # others have waited for longer
             at_once = [Waiting(*job) for job in rung.items() if self._places.may_begin(job[1], self._more)]
             await self._start(at_once, begun=False, listed=False)
@@ -275,22 +275,20 @@ class StreamWorker(Worker):
     async def _start(self, wanted: Iterable[Waiting], *, begun: bool, listed: bool = True) -> set[str]:
         """Takes of these jobs what there is room for, and runs them. Returns which it tried to."""
         chosen, left = self._places.choose([job for job in wanted if job.id not in self._jobs])
-        self._more |= {job.lane for job in left}
+        if left:
+            self._more |= {job.lane for job in left}
         if not chosen or not self.allow_pick_jobs:
             return set()
         lease = self._lease()
         try:
-            taken = None if begun else await self._openings.take(chosen, lease)
-            if taken is None:
-                taken = await self._queue.take(chosen, lease, begun=begun)
+            at_once = None if begun else await self._openings.take(chosen, lease)
+            taken = at_once or await self._queue.take(chosen, lease, begun=begun)
         except OutOfMemoryError:
             raise
         except (RedisError, OSError):  # whether it was done or not: a lease of ours can be taken again
             self._again.update((job.id, job.lane) for job in chosen if job.id not in self._jobs)
             raise
-        self._appender.tell(*self._queue.move(taken, lease, self._costs.begin(taken.jobs, self.loop.time())))
-        for words in self._queue.strike_off(taken.unknown, listed=listed):
-            self._appender.tell(words)
+        self._moves.note(taken, lease, self.loop.time(), listed=listed)
         for job in taken.jobs:
             self._begin(job)
         if taken.unknown and not listed:
@@ -317,6 +315,7 @@ class StreamWorker(Worker):
     async def _run(self, job: Job) -> None:
         """Calls the job's function; what becomes of the job then is said after it was said that it runs."""
         done = await self._call(job)
+        self._moves.say()
         charges = self._costs.end(job, self.loop.time())
         if not done:
             await self._flush()
@@ -334,12 +333,13 @@ class StreamWorker(Worker):
 
     async def _flush(self) -> None:
         """Returns once the queue knows what runs here."""
+        self._moves.say()
         async with asyncio.timeout(_ANSWERS_S):
             await self._appender.flush()
 
     async def _call(self, job: Job) -> bool:
         """False if it is to be called again. What else it raises is a bug; the reaper rings again for what has no end then."""
-        called = job.called()
+        called = job.called
         function = self.functions.get(called.function) if called else None
         if called is None or function is None:
             logger.warning("job is none of ours", generation_id=job.id)
@@ -392,8 +392,7 @@ class StreamWorker(Worker):
 
     def _redis_ms(self) -> int:
         """What Redis's clock says now, or said this long ago plus what has passed. It is for looking, not for deciding."""
-        said = self._pause.redis_time(self.loop.time())
-        return int((time.time() if said is None else said) * 1000)
+        return int((self._pause.redis_time(self.loop.time()) or time.time()) * 1000)
 
     def _look_at(self, clock: Clock) -> None:
         seconds, microseconds = clock

@@ -7,6 +7,7 @@ from a short list, since those of providers are theirs to invent.
 from __future__ import annotations
 
 from shared.errors import StreamspoolError, UpstreamError, UpstreamRefused
+from shared.lib.clock import now_ms
 from shared.lib.telemetry import (
     ATTEMPTS,
     CHUNK_SECONDS,
@@ -22,6 +23,7 @@ from shared.lib.telemetry import (
 from shared.lib.traces import genai, tracing
 from shared.log import feed as events
 from shared.log.records import Header, Refusal
+from shared.log.records import Served as Note
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
 from worker import spans
@@ -59,12 +61,11 @@ class Telling:
         _retried(writer, error, target)
         if (feed := self._log.feed) is not None:
             refusal: Refusal = {"model": target.name, "status": error.provider_status, "code": error.code}
-            writer.tell(feed.command(events.retried(header, writer.number, refusal)))
+            writer.tell(feed, events.retried, header, writer.number, refusal, now_ms())
 
-    def first_chunk(self, writer: Writer, header: Header, served: Served) -> None:
+    def first_chunk(self, writer: Writer, header: Header, note: Note) -> None:
         if (feed := self._log.feed) is not None and writer.spoke_at_ms is not None:
-            note = served.note(spoke=True)
-            writer.tell(feed.command(events.first_chunk(header, writer.number, note, writer.spoke_at_ms)))
+            writer.tell(feed, events.first_chunk, header, writer.number, note, writer.spoke_at_ms, now_ms())
 
 
 def _retried(writer: Writer, error: UpstreamError, target: Target) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -107,11 +107,13 @@ class Generator:
             claimed = await self._claim(generation_id, opening, first=job_try == 1)
             while claimed is not None:
                 writer, header, body = claimed
-                if self._limiter is not None:
+                if self._limiter is not None and header.get("limited"):
                     await self._limiter.begun(header)
-                with closing(writer):
+                try:
                     async with spans.generating(self._log, writer, header):
                         claimed = await self._attempt(writer, header, body)
+                finally:
+                    writer.close()
         except (Taken, Fenced) as error:
             without_frames(error)
             logger.warning("fenced", generation_id=generation_id, worker_id=self._worker_id)
@@ -130,10 +132,11 @@ class Generator:
 
     async def _claim(self, generation_id: str, opening: Opening | None, *, first: bool) -> Claimed | None:
         """The right to write the next attempt; None if the generation was brought to its end right here."""
-        attempt, asked = opening or (new_attempt(self._worker_id, "queued"), None)
+        attempt, data, asked = opening or (new_attempt(self._worker_id, "queued"), b"", None)
         if first or opening:
             try:
-                return self._claimed(*await self._log.claim(self._appender, generation_id, 1, attempt, asked), attempt)
+                begun = await self._log.claim(self._appender, generation_id, 1, attempt, asked, data)
+                return self._claimed(*begun, attempt)
             except Taken:
                 pass
         last = await self._log.last(generation_id)
@@ -276,11 +279,11 @@ class Generator:
                     first_s = time.monotonic() - asked
                     counting.first_chunk(served, first_s)
                     writer.timings["first_chunk_ms"] = round(first_s * 1000)
-                    writer.note = json.dumps(served.note(spoke=True))
+                    writer.note = json.dumps(note := served.note(spoke=True))
                 shortcut.size += answer_bytes(batch)
                 await writer.append(await blobs.chunks(header, summary.take(batch)))
                 if is_first:
-                    self._telling.first_chunk(writer, header, served)
+                    self._telling.first_chunk(writer, header, note)
                 summary.look()
                 CHUNKS.inc(len(batch))
                 stopped = budgets.is_over

@@ -3,31 +3,39 @@
 Hidden here: the script for it. The lease decides, as it does for `JobQueue.take`; `StreamLog.claim` would follow it in a round
 trip of its own, while somebody waits for the first word. Where the server is full, or runs no scripts, that is the way. What
 was asked for and not answered is kept until the job runs: it is ours all the same if only the replies were lost.
+
+And that nobody waits until the queue knows that they run: what is taken has its lease, which alone decides; a worker that is
+lost before it said so leaves a lease that lapses, and a job that still waits.
 """
 
 from __future__ import annotations
 
 import asyncio
-import builtins
 import hashlib
-import secrets
+import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from hiredis import pack_command
+
+from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.log.appender import Appender
 from shared.log.records import Attempt
 from shared.log.streamlog import StreamLog
-from shared.store.commands import pack
+from shared.store.commands import Words
 from shared.store.jobs import Lease
 from shared.store.keys import Lane
 from shared.store.lasting.outbox import Asked
-from shared.store.queue import Taken
+from shared.store.queue import JobQueue, Taken
 from shared.store.redis import ArqRedis, NoScriptError, OutOfMemoryError, TimeoutError
 from shared.store.transaction import may_run_scripts, note_refused
 from shared.store.turns import Waiting
+from worker.places import Costs
 
 _ANSWERS_S = 5.0
+MOVED_S = 0.02
+"""When it is said that jobs run: the first token of most has been asked for by then."""
 _MOST_UNANSWERED = 1000
 
 _SCRIPT = b"""
@@ -54,12 +62,14 @@ class Opening(NamedTuple):
     """The first attempt of a generation, as it was asked for together with its job."""
 
     attempt: Attempt
+    data: bytes
+    """The same as its entry has it."""
     asked: Asked | None
     """The replies to `StreamLog.claiming`; None where they did not come."""
 
 
 def new_attempt(worker_id: str, reason: str, number: int = 1) -> Attempt:
-    token = secrets.token_hex(8)
+    token = os.urandom(8).hex()
     return {"worker": worker_id, "at_ms": now_ms(), "token": token, "reason": reason, "number": number}
 
 
@@ -78,42 +88,91 @@ class Openings:
         """Takes the leases of those that no worker has, and claims their logs. None where that cannot be so: `JobQueue.take`
         does what it does also for those that were taken here. Raises RedisError, OSError; it may be done then.
         """
-        if any(job.lane is Lane.BATCH for job in wanted) or not may_run_scripts(self._pool):
+        if self._key.cells.apart or not may_run_scripts(self._pool):  # apart, the lease is not where the log is
             return None
-        if self._key.cells.apart:  # the lease is not where the log is
-            return None
-        attempts = {job.id: new_attempt(self._worker_id, "queued") for job in wanted}
         if len(self._open) > _MOST_UNANSWERED:  # of jobs that others took
             self._open.clear()
-        self._open.update((job_id, Opening(attempt, None)) for job_id, attempt in attempts.items())
-        words = [self._words(job.id, lease, attempts[job.id]) for job in wanted]
-        replies, server = await self._ask([pack(b"EVALSHA", _DIGEST, *one) for one in words])
-        if any(isinstance(reply, NoScriptError) for reply in replies):
-            replies, server = await self._ask([pack(b"EVAL", _SCRIPT, *one) for one in words])
-        if refusals := [reply for reply in replies if isinstance(reply, Exception)]:
-            if not any(isinstance(reply, OutOfMemoryError) for reply in refusals):
-                note_refused(self._pool)
+        asked = []
+        for job in wanted:
+            if job.lane is Lane.BATCH:
+                return None
+            attempt = new_attempt(self._worker_id, "queued")
+            opening = Opening(attempt, json.dumps(attempt), None)
+            asked.append((job, opening, self._words(job.id, lease, opening.data)))
+        for job, opening, _ in asked:
+            self._open[job.id] = opening
+        replies, server = await self._ask(b"EVALSHA", _DIGEST, asked)
+        refusal = None
+        for reply in replies:
+            if isinstance(reply, NoScriptError):
+                replies, server = await self._ask(b"EVAL", _SCRIPT, asked)
+                break
+        for reply in replies:
+            if isinstance(reply, Exception):
+                refusal = reply
+                if isinstance(reply, OutOfMemoryError):
+                    return None
+        if refusal is not None:
+            note_refused(self._pool)
             return None
-        mine = [(job, reply[0]) for job, reply in zip(wanted, replies, strict=True) if reply]
-        for job, reply in zip(wanted, replies, strict=True):
+        mine = []
+        for (job, (attempt, data, _), _), reply in zip(asked, replies, strict=True):
             if reply and reply[0] is not None:
-                self._open[job.id] = Opening(attempts[job.id], (reply[1:], server))
+                self._open[job.id] = Opening(attempt, data, (reply[1:], server))
             else:
                 del self._open[job.id]
+            if reply:
+                mine.append((job, reply[0]))
         return Taken.of(mine, begun=False)
 
-    def _words(self, job_id: str, lease: Lease, attempt: Attempt) -> list[bytes]:
+    def _words(self, job_id: str, lease: Lease, data: bytes) -> list[Any]:
         """What the script is told."""
-        told = [b"0", self._key.lease(job_id).encode(), lease.holder.encode(), b"%d" % lease.ms]
-        told.append(self._key.job(job_id).encode())
-        for words in self._log.claiming(job_id, 1, attempt):
-            told += (b"%d" % len(words), *words)
+        told: list[Any] = [0, self._key.lease(job_id), lease.holder, lease.ms, self._key.job(job_id)]
+        for words in self._log.claiming(job_id, 1, data):
+            told += (len(words), *words)
         return told
 
-    async def _ask(self, packed: Sequence[bytes]) -> Asked:
+    async def _ask(self, command: bytes, script: bytes, asked: Sequence[tuple[Waiting, Opening, list[Any]]]) -> Asked:
         """Where the appends go: what knows which server it is, and makes one write of what is sent at once."""
+        packed = []
+        for _, _, words in asked:
+            packed.append(pack_command((command, script, *words)))
+        answer = self._appender.ask(b"".join(packed), len(asked))
+        limit = asyncio.get_running_loop().call_later(
+            _ANSWERS_S, _give_up, answer
+        )  # a third of `asyncio.timeout`'s cost
         try:
-            async with asyncio.timeout(_ANSWERS_S):
-                return await self._appender.ask(b"".join(packed), len(packed))
-        except builtins.TimeoutError:
-            raise TimeoutError("The server did not answer in time.") from None
+            return await answer
+        finally:
+            limit.cancel()
+
+
+def _give_up(answer: asyncio.Future[Asked]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError("The server did not answer in time."))
+
+
+class Moves:
+    """Where the queue has what was taken: it is told for all of a moment at once. `say` it before anything else is said of a
+    job, or its costs are looked at."""
+
+    def __init__(self, queue: JobQueue, appender: Appender, costs: Costs) -> None:
+        self._queue, self._appender, self._costs = queue, appender, costs
+        self._taken: list[tuple[Taken, Lease, float, bool]] = []
+
+    def note(self, taken: Taken, lease: Lease, now: float, *, listed: bool) -> None:
+        """What was taken `now`, by the loop's clock; `listed` is as for `JobQueue.strike_off`."""
+        if not self._taken:
+            asyncio.get_running_loop().call_later(MOVED_S, self.say)
+        self._taken.append((taken, lease, now, listed))
+
+    def say(self) -> None:
+        noted, self._taken = self._taken, []
+        moves: list[Words] = []
+        for taken, lease, now, _ in noted:
+            moves += self._queue.move(taken, lease, self._costs.begin(taken.jobs, now))
+        self._appender.tell(*moves)
+        for taken, _, _, listed in noted:
+            if taken.unknown:
+                for words in self._queue.strike_off(taken.unknown, listed=listed):
+                    self._appender.tell(words)

@@ -8,6 +8,7 @@ A batch itself, which only hands out its lines, takes no place of theirs. Who go
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from shared.config.settings import Settings
 from shared.config.tenants import EVERY_TENANT
@@ -30,22 +31,32 @@ class Places:
 
     def __init__(self, settings: Settings, running: Mapping[Lane, Collection[str]]) -> None:
         self._all, self._lines, self._running = settings.worker_concurrency, settings.worker_lines, running
+        self._in_places = [running[lane] for lane in ORDER]
         self._contested = 0
+
+    def shown(self) -> dict[str, Any]:
+        """As the worker tells it."""
+        return {"places": self._all, "jobs": {lane: len(jobs) for lane, jobs in self._running.items()}}
 
     def room(self, lane: Lane) -> int:
         """How many more jobs of a lane may run here, if they are alone."""
         if lane is Lane.BATCH:
             return BATCHES - len(self._running[lane])
-        free = max(0, self._all - sum(len(self._running[one]) for one in ORDER))
-        return max(0, min(free, self._lines - len(self._running[lane]))) if lane is Lane.LINE else free
+        first, second, last = self._in_places
+        free = max(0, self._all - len(first) - len(second) - len(last))
+        return max(0, min(free, self._lines - len(last))) if lane is Lane.LINE else free
 
-    def may_begin(self, lane: Lane, more: Iterable[Lane]) -> bool:
+    def may_begin(self, lane: Lane, more: Collection[Lane]) -> bool:
         """Whether a job may begin as soon as it is there, while of these lanes more is known to wait."""
+        if not more:
+            return True
         before = (lane,) if lane is Lane.BATCH else ORDER[: ORDER.index(lane) + 1]
-        return not set(before) & set(more)
+        return not set(before).intersection(more)
 
     def choose(self, wanted: Sequence[Waiting]) -> tuple[list[Waiting], list[Waiting]]:
         """Those of the jobs that there is room for, and the others."""
+        if len(wanted) == 1:
+            return ([*wanted], []) if self.room(wanted[0].lane) else ([], [*wanted])
         waiting = {lane: [job for job in wanted if job.lane is lane] for lane in Lane}
         hand_out = self.room(Lane.BATCH)
         chosen, left = waiting[Lane.BATCH][:hand_out], waiting[Lane.BATCH][hand_out:]

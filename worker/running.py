@@ -1,8 +1,8 @@
 """The attempts that run in this worker, and what stops one of them from outside.
 
-Hidden here: that an attempt runs in a task of its own, and how the reason is found after it was stopped. For example, a
-client cancels its answer through the API: the log is sealed there, `stop_ended` sees that the log does not end with this
-attempt's entries any more, and the provider is hung up on.
+Hidden here: that an attempt is stopped by cancelling the task of its job, as a worker that drains does, how the two are told
+apart, and how the reason is found after it was stopped. For example, a client cancels its answer through the API: the log is
+sealed there, `stop_ended` sees that the log does not end with this attempt's entries any more, and the provider is hung up on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.errors import Fenced
-from shared.lib.tasks import cancel
 from shared.lib.telemetry import RUNNING
 from shared.log.appender import Appender
 from shared.log.records import Header
@@ -33,13 +32,16 @@ class _Running:
     task: asyncio.Task[None]
     writer: Writer
     header: Header
+    is_stopped: bool = False
+    """Whether `stop` cancelled the task."""
     unwatched: int = 0
     """How many looks in a row found no viewer."""
     budgets: Budgets = field(default_factory=Budgets)
 
     def stop(self) -> None:
-        """Once: a second time would break off the closing of the upstream."""
-        if not self.task.cancelling():
+        """Once: a second time would break off the closing of the upstream. And not where the worker hands it over."""
+        if not (self.is_stopped or self.task.cancelling()):
+            self.is_stopped = True
             self.task.cancel()
 
 
@@ -51,7 +53,7 @@ class RunningAttempts:
         self._running: dict[str, _Running] = {}
 
     async def run(self, writer: Writer, header: Header, say: Callable[[], Coroutine[Any, Any, None]]) -> bool:
-        """Runs `say`, which writes the answer, in a task that can be stopped. False if no viewer wants the answer any more:
+        """Runs `say`, which writes the answer, until it is stopped. False if no viewer wants the answer any more:
         it was not begun then, or it was stopped. Only requests with `on_disconnect: cancel` are left that way.
 
         Raises Fenced, Sealed or Gone if that is why it was stopped; CancelledError if we are to hand over.
@@ -59,14 +61,17 @@ class RunningAttempts:
         if header.get("on_disconnect") == "cancel" and not await self._log.watched([header["id"]]):
             return False
         generation_id = writer.generation_id
-        task = asyncio.ensure_future(say())
+        task = asyncio.current_task()
+        assert task is not None
         running = self._running[generation_id] = _Running(task, writer, header)
         RUNNING.inc()
         try:
-            await asyncio.shield(task)
+            try:
+                await say()
+            finally:
+                others = task.uncancel() if running.is_stopped else task.cancelling()
         except asyncio.CancelledError:
-            if not task.cancelled():
-                await cancel(task)
+            if not running.is_stopped or others:
                 raise
             if (await self._log.last(generation_id)).epoch != writer.epoch:
                 raise Fenced(generation_id) from None

@@ -24,6 +24,7 @@ from shared.lib.telemetry import SETTLED
 from shared.log.entry import SEAL
 from shared.log.records import Header, Outcome
 from shared.log.streamlog import StreamLog
+from shared.store.jobs import queue as enqueue
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis
 from shared.store.transaction import Answer, Command, commit_if, raise_first, transact
@@ -85,12 +86,12 @@ class Settlement:
             marked, exists, *answers = seen
             ended.answer(answers)
             if marked != mark and exists:
-                pipe.set(marker, mark, px=int(marked_s * 1000))
+                enqueue(pipe, (b"SET", marker, mark, b"PX", int(marked_s * 1000)))
                 for _, add in commands:
                     add(pipe)
                 if _is_worth_compacting(header, outcome):
                     self._log.compact_with(pipe, generation_id)
-            pipe.srem(self._key.unsettled(self._key.cells.of(generation_id)), generation_id)
+            enqueue(pipe, (b"SREM", self._key.unsettled(self._key.cells.of(generation_id)), generation_id))
 
         looks: list[Command] = [("GET", marker), ("EXISTS", log)]
         asks = [one.command for one in ended.asked]
@@ -104,8 +105,9 @@ class Settlement:
             raise_first(done)
         if len(done) > 1:
             SETTLED.inc()
-        await self._ring_next(header)
-        if len(done) > 1:
+        if header.get("session"):
+            await self._ring_next(header)
+        if len(done) > 1 and self.budgets.of(header):
             await self.budgets.tell(header)
 
     async def _charge(self, ended: Ended, mark: bytes, adds: Sequence[Commands]) -> None:

@@ -11,14 +11,17 @@ from typing import Any, cast
 from shared.errors import Damaged, LogError
 from shared.lib import json
 from shared.log.archive.kept import USUAL_REASON, whole_header
-from shared.log.blobs import BLOBS
-from shared.log.entry import AT, BEGIN, NOTE, SEAL, Entry, Kind, Position, follows
+from shared.log.blobs import BLOBS, Stored
+from shared.log.entry import AT, BEGIN, HEADER, NOTE, SEAL, Entry, Kind, Position, follows
 from shared.log.envelope import MARK, Envelope, Envelopes, mark
 from shared.log.records import Attempt, Outcome, Summary
 
 _new = tuple.__new__
 _NOTHING = (None, None, None)
 _KINDS = {kind.value.encode(): kind for kind in Kind}
+
+_REQUEST, _BODY = Kind.REQUEST.value.encode(), Kind.BODY.value.encode()
+_FIRST_TWO = str(HEADER).encode(), str(BEGIN).encode()
 
 HIDDEN = b"false"
 """In the place of metadata: the log was deleted by its owner, and is kept for those that go on from it, who alone read it."""
@@ -34,6 +37,18 @@ Raw = Sequence[tuple[bytes, Fields]]
 
 class Archived(LogError):
     """What was read is not in Redis any more, but in the log's object."""
+
+
+def begun(raw: Raw) -> tuple[Any, Stored] | None:
+    """What a log begins with, its header and the request, where that is told as nearly always; None: it is to be decoded."""
+    if len(raw) != 2:
+        return None
+    (first, header), (second, body) = raw
+    if (first, second) != _FIRST_TWO or not (header.__class__ is body.__class__ is list):
+        return None
+    if len(body) != 2 or header[0] != _REQUEST or body[0] != _BODY:
+        return None
+    return json.loads(header[1]), Stored(body[1])
 
 
 def decode(

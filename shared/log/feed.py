@@ -1,27 +1,31 @@
 """What happens to generations, as one short stream of events for all of them: for pages that show what is going on.
 
-Hidden here: that each event is written in the transaction that makes it true, or with what its worker appends next, so it
-costs no round trip; and that the stream is cut to its newest entries, whatever is going on. An event tells ids, names and
-figures, and no text of a request or an answer. It may be there twice, where a reply of Redis was lost. It is specified in
-PROTOCOL.md.
+Hidden here: that each event is written in the transaction that makes it true, or by its worker a moment later, or with the
+outcome (`Telling`), so it costs no round trip; and that the stream is cut to its newest entries, whatever is going on. An
+event tells ids, names and figures, and no text of a request or an answer. It may be there twice, where a reply of Redis was
+lost. It is specified in PROTOCOL.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
 from shared.lib import json, money
 from shared.lib.clock import now_ms
+from shared.log.appender import Appender
 from shared.log.decoding import by_name
 from shared.log.records import Attempt, Header, Outcome, Refusal, Served, Summary, source_of
-from shared.store.commands import exchange_all, pack
+from shared.store.commands import Words, exchange_all, pack
 from shared.store.redis import ArqRedis, ResponseError
 
 TYPES = ("accepted", "claimed", "retried", "first_chunk", "sealed", "settled", "deleted")
 
 _TYPE, _OWNER, _EVENT = b"t", b"o", b"e"
 _PAGE = 500
+TOLD_S = 0.02
+"""How long what a worker tells waits for the end. A provider may take a minute before it says anything."""
 _FIGURES = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 Place = tuple[int, int]
@@ -60,11 +64,7 @@ class Feed:
 
     def command(self, event: Event) -> tuple[bytes, ...]:
         """What writes it."""
-        return *self._begin, *_fields(event)
-
-
-def _fields(event: Event) -> tuple[bytes, ...]:
-    return _TYPE, event.type.encode(), _OWNER, event.owner.encode(), _EVENT, event.data
+        return *self._begin, _TYPE, event.type.encode(), _OWNER, event.owner.encode(), _EVENT, event.data
 
 
 # ---- the events
@@ -77,13 +77,14 @@ def is_made_again(header: Header) -> bool:
 
 
 def accepted(header: Header) -> Event:
-    return _event("accepted", header, **_asked(header))
+    return _event("accepted", header, now_ms(), **_asked(header))
 
 
-def claimed(header: Header, attempt: Attempt) -> Event:
+def claimed(header: Header, attempt: Attempt, at_ms: int) -> Event:
     return _event(
         "claimed",
         header,
+        at_ms,
         attempt=attempt.get("number", 1),
         reason=attempt.get("reason"),
         worker=attempt.get("worker"),
@@ -91,10 +92,11 @@ def claimed(header: Header, attempt: Attempt) -> Event:
     )
 
 
-def first_chunk(header: Header, attempt: int, served: Served, spoke_at_ms: int) -> Event:
+def first_chunk(header: Header, attempt: int, served: Served, spoke_at_ms: int, at_ms: int) -> Event:
     return _event(
         "first_chunk",
         header,
+        at_ms,
         attempt=attempt,
         served_by=served.get("model"),
         retries=served.get("retries", 0),
@@ -103,11 +105,12 @@ def first_chunk(header: Header, attempt: int, served: Served, spoke_at_ms: int) 
     )
 
 
-def retried(header: Header, attempt: int, asked: Refusal) -> Event:
+def retried(header: Header, attempt: int, asked: Refusal, at_ms: int) -> Event:
     """`asked` is who is asked once more, and why."""
     return _event(
         "retried",
         header,
+        at_ms,
         attempt=attempt,
         asked=asked["model"],
         error_code=asked["code"],
@@ -120,16 +123,21 @@ def ended(kind: str, header: Header, outcome: Outcome) -> Event:
     served, error = outcome.get("served") or Served(), outcome.get("error")
     used, cost = outcome.get("usage") or {}, outcome.get("cost")
     amount = cost["picodollars"] if cost else None
+    usage: dict[str, int | None] = {}
+    for name in _FIGURES:  # a provider may have said anything
+        value = used.get(name)
+        usage[name] = value if isinstance(value, int) and 0 <= value < 2**53 else None
     return _event(
         kind,
         header,
+        now_ms(),
         status=outcome.get("status"),
         served_by=served.get("model"),
         refused=served.get("refused", []),
         retries=served.get("retries", 0),
         error_code=error.get("code") if error else None,
         error_status=error.get("status") if error else None,
-        usage={name: _figure(used.get(name)) for name in _FIGURES},
+        usage=usage,
         cost_usd=None if amount is None else money.to_dollars(amount),
         ttft_ms=_since(header, outcome.get("spoke_at_ms")),
         duration_ms=_since(header, outcome.get("ended_at_ms")),
@@ -162,8 +170,8 @@ def shown(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _event(kind: str, header: Header, **fields: Any) -> Event:
-    data = {"type": kind, "at_ms": now_ms(), **_named(header), **fields}
+def _event(kind: str, header: Header, at_ms: int, **fields: Any) -> Event:
+    data = {"type": kind, "at_ms": at_ms, **_named(header), **fields}
     return Event(kind, header["owner"], json.dumps(data))
 
 
@@ -192,9 +200,58 @@ def _since(header: Header, at_ms: int | None) -> int | None:
     return None if at_ms is None else max(0, at_ms - header["created_at_ms"])
 
 
-def _figure(value: Any) -> int | None:
-    """A provider may have said anything."""
-    return value if isinstance(value, int) and 0 <= value < 2**53 else None
+# ---- what a worker tells
+
+
+class Telling:
+    """What one attempt tells: with its outcome, or a moment later, so that no first chunk waits for it. Events are put into
+    words when they are sent."""
+
+    __slots__ = ("_appender", "_due", "_taken", "_timer", "_told")
+
+    def __init__(self, appender: Appender) -> None:
+        """Through `appender` they are sent before the end."""
+        self._appender = appender
+        self._due: list[tuple[Feed, Callable[..., Event], tuple[Any, ...]]] = []
+        self._told: list[Words] = []
+        self._taken: list[Words] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def tell(self, feed: Feed, event: Callable[..., Event], *about: Any) -> None:
+        """Tells `event(*about)`, which is asked for it later: it must be the same then."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(TOLD_S, self._send)
+        self._due.append((feed, event, about))
+
+    def take(self) -> list[Words]:
+        """The commands of what is not sent yet: who seals sends them, however often."""
+        self._taken += self._appender.take_back(self._told)
+        self._told.clear()
+        self._taken += self._commands()
+        return self._taken
+
+    def drop(self) -> None:
+        """What is not sent yet is not."""
+        if self._told:
+            self._appender.take_back(self._told)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due.clear()
+
+    def _send(self) -> None:
+        for command in self._commands():
+            self._told.append(command)
+            self._appender.tell(command)
+
+    def _commands(self) -> list[Words]:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due, self._due = self._due, []
+        found: list[Words] = []
+        for feed, event, about in due:
+            found.append(feed.command(event(*about)))
+        return found
 
 
 # ---- reading

@@ -1,4 +1,5 @@
-"""The end of a log's life: made as small as it is, deleted by its owner, or kept for longer because something goes on from it.
+"""The end of a log's life: sealed although memory is full, made as small as it is, deleted by its owner, or kept for longer
+because something goes on from it.
 
 Hidden here: that a deleted log leaves a mark for a while, so that no worker writes it again, and that one which something goes
 on from is hidden instead, and goes with the last that needs it. Every method raises RedisError or OSError when the server is
@@ -14,18 +15,42 @@ from shared.lib import json
 from shared.log import feed as events
 from shared.log.archive.form import Name, pointer_in
 from shared.log.decoding import HIDDEN, decode
-from shared.log.entry import HEADER
+from shared.log.entry import HEADER, SEAL, Position
 from shared.log.feed import Feed
 from shared.log.listing import LogListing
-from shared.log.records import Header
+from shared.log.records import Header, Outcome
+from shared.store.commands import Words
+from shared.store.redis import ResponseError
 from shared.store.transaction import Command, commit, transact
 
 _DELETED_MS = 60_000
 """Longer than anybody writes to, or waits for, a log that is gone."""
 
+_SEAL_SCRIPT = """#!lua flags=allow-oom
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+if #last == 0 then return false end
+if ARGV[4] ~= '' and last[1][1] ~= ARGV[4] then
+  return redis.error_reply('ERR not the last entry any more, or equal or smaller')
+end
+local id = redis.call('XADD', KEYS[1], ARGV[2], 'o', ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('PEXPIRE', KEYS[4], ARGV[3])
+redis.call('ZREM', KEYS[2], ARGV[5])
+redis.call('SADD', KEYS[3], ARGV[5])
+local at = 6
+while ARGV[at] do
+  local words = tonumber(ARGV[at])
+  redis.call(unpack(ARGV, at + 1, at + words))
+  at = at + words + 1
+end
+return id
+"""
+"""From word 6 on, what is told with it, each command as the number of its words and these. Needs Redis 7 or Valkey. An older
+server refuses it, and the end waits for room."""
+
 
 class LogRemoval(LogListing):
-    """Keeps logs, and deletes them."""
+    """Ends logs where memory is full; keeps them, and deletes them."""
 
     feed: Feed | None = None
     """Where what is done here is told. Whoever puts the features together sets it; None: it is told nowhere."""
@@ -38,6 +63,23 @@ class LogRemoval(LogListing):
         pipe.copy(key, kept)
         pipe.copy(kept, key, replace=True)
         pipe.delete(kept)
+
+    async def _seal_when_full(
+        self, generation_id: str, outcome: Outcome, last: Position | None, kept_ms: int, told: Sequence[Words]
+    ) -> Any:
+        """The same in a script that may write over the memory limit: the end of a stream must not wait for room. With
+        `last`, only while that is the last entry."""
+        key, cell = self._key, self._key.cells.of(generation_id)
+        names = [key.log(generation_id), key.open(cell), key.unsettled(cell), key.metadata(generation_id)]
+        arguments: list[Any] = [json.dumps(outcome), str(SEAL), str(kept_ms), str(last or ""), generation_id]
+        if self.feed is not None and not key.cells.apart:
+            names.append(self.feed.name)
+            for words in told:
+                arguments += (len(words), *words)
+        try:
+            return await self._redis.eval(_SEAL_SCRIPT, len(names), *names, *arguments)  # type: ignore[misc]
+        except ResponseError as error:
+            return error
 
     async def keep(self, generation_ids: Sequence[str], kept_ms: int) -> Header | None:
         """Keeps these for so long at least, deleted or not: something goes on from them. Returns the header of the last one,

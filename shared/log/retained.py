@@ -9,9 +9,8 @@ cannot be mended.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from itertools import chain
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from shared.log.entry import SEAL
 
@@ -40,27 +39,33 @@ class Budget:
         self.limit, self.used = limit, 0
 
 
+class Head(NamedTuple):
+    """What a log begins with, up to its attempt: what makes the commands for it, as words, the attempt's the last one, and how
+    many bytes that needs. They are made when they are to be sent, which almost none ever is."""
+
+    commands: Callable[[], list[tuple[bytes, ...]]]
+    size: int
+
+
 class Retained:
     """Of one attempt. Numbers are those of its chunks, times those of the loop's clock, in seconds.
 
-    `head` are the commands that make the log and, the last one, its attempt, as long as those are kept, too: as words, since
-    almost none is ever sent again.
+    `head` is there as long as that is kept, too.
     `floor` is the number of the last chunk that was let go, 0 if none was.
     """
 
     __slots__ = ("_budget", "_groups", "_limit", "_size", "floor", "head", "since")
 
-    def __init__(
-        self, budget: Budget, head: list[tuple[bytes, ...]], since: float, *, limit: int = ATTEMPT_BYTES
-    ) -> None:
+    def __init__(self, budget: Budget, head: Head, since: float, *, limit: int = ATTEMPT_BYTES) -> None:
         self._budget, self._limit = budget, limit
         self._groups: deque[_Group] = deque()
-        self._size = 0
+        self._size = head.size
         self.floor = 0
-        self.head: list[tuple[bytes, ...]] | None = head
+        self.head: Head | None = head
         self.since = since
-        self._count(_size(head))
-        self._shrink()
+        budget.used += head.size
+        if head.size > limit or budget.used > budget.limit:
+            self._shrink()
 
     def __bool__(self) -> bool:
         return bool(self._groups) or self.head is not None
@@ -105,7 +110,7 @@ class Retained:
 
     def _drop_head(self) -> None:
         assert self.head is not None
-        self._count(-_size(self.head))
+        self._count(-self.head.size)
         self.head = None
 
     def _drop_oldest(self) -> None:
@@ -129,10 +134,6 @@ def portions(commands: Sequence[bytes]) -> Iterator[list[bytes]]:
         size += len(command)
     if some:
         yield some
-
-
-def _size(head: list[tuple[bytes, ...]]) -> int:
-    return sum(map(len, chain.from_iterable(head)))
 
 
 def is_unsealed(told: Sequence[Any]) -> bool:

@@ -7,14 +7,14 @@ that says what state a generation is in.
     0-1  request header      0-2  request body      E-0  attempt E      E-1, E-2, …  its chunks      SEAL  the outcome
 
 Creating, claiming and ending logs is here; appending is `writer.py`, reading `reader.py`, lists are `listing.py`, what an entry
-is `entry.py`. Every method raises
-RedisError or OSError when the server is away.
+is `entry.py`. Every method raises RedisError or OSError when the server is away.
 """
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, cast
 
@@ -24,43 +24,25 @@ from shared.lib.clock import now_ms
 from shared.log import feed as events
 from shared.log.appender import Appender
 from shared.log.blobs import BLOBS, Stored
-from shared.log.decoding import Raw, by_name, decode
+from shared.log.decoding import Raw, begun, by_name, decode
 from shared.log.entry import BEGIN, HEADER, PIECES_SINCE, SEAL, SKIPPED, Kind, Position
 from shared.log.feed import is_made_again
 from shared.log.records import Attempt, Header, Outcome
 from shared.log.removal import LogRemoval
-from shared.log.retained import ATTEMPT_BYTES, LINE_BYTES
+from shared.log.retained import ATTEMPT_BYTES, LINE_BYTES, Head
 from shared.log.writer import Claim, Writer, is_refusal
 from shared.store.commands import Words, pack, watch
+from shared.store.jobs import queue
 from shared.store.lasting.outbox import Asked
-from shared.store.redis import OutOfMemoryError, RedisError, ResponseError, WatchError, log_redis_error
+from shared.store.redis import OutOfMemoryError, RedisError, WatchError, log_redis_error
 from shared.store.transaction import Command, beside, commit, commit_if
 
+_HEADER_ID, _BEGIN_ID, _SEAL_ID = (str(position).encode() for position in (HEADER, BEGIN, SEAL))
+_REQUEST, _BODY, _ATTEMPT, _OUTCOME = [
+    kind.value.encode() for kind in (Kind.REQUEST, Kind.BODY, Kind.ATTEMPT, Kind.OUTCOME)
+]
 _TOKEN = b"t"
 """A second field of the first entry, which readers skip: tells two creates of one id apart."""
-
-_SEAL_SCRIPT = """#!lua flags=allow-oom
-local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
-if #last == 0 then return false end
-if ARGV[4] ~= '' and last[1][1] ~= ARGV[4] then
-  return redis.error_reply('ERR not the last entry any more, or equal or smaller')
-end
-local id = redis.call('XADD', KEYS[1], ARGV[2], 'o', ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-redis.call('PEXPIRE', KEYS[4], ARGV[3])
-redis.call('ZREM', KEYS[2], ARGV[5])
-redis.call('SADD', KEYS[3], ARGV[5])
-local at = 6
-while ARGV[at] do
-  local words = tonumber(ARGV[at])
-  redis.call(unpack(ARGV, at + 1, at + words))
-  at = at + words + 1
-end
-return id
-"""
-"""From word 6 on, what is told with it, each command as the number of its words and these. Needs Redis 7 or Valkey. An older
-server refuses it, and the end waits for room."""
-
 
 Execute = Callable[[Any], Awaitable[list[Any]]]
 """Does what a pipeline in MULTI has queued, or raises; returns the replies, errors among them as values."""
@@ -83,21 +65,14 @@ class StreamLog(LogRemoval):
         leaves the pipeline in MULTI with commands of its own, which take effect with the log or not at all. It may return how
         the transaction is to be executed.
         """
-        generation_id, created = header["id"], header["created_at_ms"]
-        data, blobs = body if isinstance(body, Stored) else Stored(body)
-        key, token = self._key.log(generation_id), secrets.token_hex(8).encode()
+        generation_id = header["id"]
+        stored = body if isinstance(body, Stored) else Stored(body)
+        key, token = self._key.log(generation_id), os.urandom(8).hex().encode()
         while True:
             async with self._redis.pipeline(transaction=True) as pipe:
                 execute = await reserve(pipe, header) if reserve else None
                 before = len(pipe)
-                pipe.xadd(key, {Kind.REQUEST: json.dumps(header), _TOKEN: token}, id=str(HEADER))
-                pipe.xadd(key, {Kind.BODY: data, **({} if blobs is None else {BLOBS: blobs})}, id=str(BEGIN))
-                pipe.pexpire(key, self._safety_ms)
-                pipe.zadd(self._key.open(self._key.cells.of(generation_id)), {generation_id: created})
-                for index, life_ms in self._indexes(header):
-                    pipe.zadd(index, {generation_id: created})
-                    pipe.zremrangebyscore(index, "-inf", created - life_ms)
-                    pipe.pexpire(index, life_ms)
+                queue(pipe, *self._creating(key, header, stored, token))
                 if self.feed is not None and not is_made_again(header):
                     self.feed.add(pipe.control, events.accepted(header))
                 try:
@@ -105,15 +80,33 @@ class StreamLog(LogRemoval):
                 except WatchError:
                     continue
                 break
-        replies = done[before:]
-        if is_refusal(replies[0]):  # ours all the same if only the reply was lost
+        added = done[before]
+        if not isinstance(added, bytes):
+            if not is_refusal(added):
+                raise added
             there = await self._redis.xrange(key, str(HEADER), str(HEADER))
-            if not there or by_name(there[0][1]).get(_TOKEN) != token:
+            if not there or by_name(there[0][1]).get(_TOKEN) != token:  # else ours: only the reply was lost
                 return False
-        elif not isinstance(replies[0], bytes):
-            raise replies[0]
-        await self._ring(pipe, generation_id)
+        if pipe.control is not pipe:
+            await self._ring(pipe, generation_id)
         return True
+
+    def _creating(self, key: str, header: Header, body: Stored, token: bytes) -> list[Words]:
+        generation_id, created, cell = header["id"], header["created_at_ms"], self._key.cells.of(header["id"])
+        beside_body = () if body.blobs is None else (BLOBS, body.blobs)
+        commands: list[Words] = [
+            (b"XADD", key, _HEADER_ID, _REQUEST, json.dumps(header), _TOKEN, token),
+            (b"XADD", key, _BEGIN_ID, _BODY, body.data, *beside_body),
+            (b"PEXPIRE", key, self._safety_ms),
+            (b"ZADD", self._key.open(cell), created, generation_id),
+        ]
+        for index, life_ms in self._indexes(header, cell):
+            commands += (
+                (b"ZADD", index, created, generation_id),
+                (b"ZREMRANGEBYSCORE", index, b"-inf", created - life_ms),
+                (b"PEXPIRE", index, life_ms),
+            )
+        return commands
 
     async def _ring(self, pipe: Any, generation_id: str) -> None:
         """Does what could not be done with the create, as the control is apart: the bell, above all. What of it is lost the
@@ -136,39 +129,48 @@ class StreamLog(LogRemoval):
 
     # ---- the worker's side
 
-    def claiming(self, generation_id: str, epoch: int, attempt: Attempt) -> list[tuple[bytes, ...]]:
-        """The commands with which `claim` starts an attempt: it is given their replies by who sends them with others."""
+    def claiming(self, generation_id: str, epoch: int, data: bytes) -> list[tuple[bytes, ...]]:
+        """The commands with which `claim` starts an attempt, whose JSON is `data`: it is given their replies by who sends them
+        with others."""
         key = self._key.log(generation_id).encode()
         return [
-            (b"XADD", key, b"NOMKSTREAM", b"%d-0" % epoch, Kind.ATTEMPT.encode(), json.dumps(attempt)),
-            (b"XRANGE", key, str(HEADER).encode(), str(BEGIN).encode()),
+            (b"XADD", key, b"NOMKSTREAM", b"%d-0" % epoch, _ATTEMPT, data),
+            (b"XRANGE", key, _HEADER_ID, _BEGIN_ID),
             (b"XLEN", key),
         ]
 
     async def claim(
-        self, appender: Appender, generation_id: str, epoch: int, attempt: Attempt, asked: Asked | None = None
+        self,
+        appender: Appender,
+        generation_id: str,
+        epoch: int,
+        attempt: Attempt,
+        asked: Asked | None = None,
+        data: bytes = b"",
     ) -> tuple[Writer, Header, Stored]:
         """Starts attempt `epoch` and returns its writer with the request, in one round trip; in none where `asked` are the
-        replies to `claiming`.
+        replies to `claiming`, which was given `data`.
 
         Where the server is not the one that took the request any more, another round trip starts it at a later epoch
         (`SKIPPED`). Waits while the server is away. Raises Taken if that attempt, or a later one, was started by anybody;
         Sealed; Gone.
         """
-        data, skipped = json.dumps(attempt), False
+        data, skipped = data or json.dumps(attempt), False
         while True:
             if asked is None:
-                commands = self.claiming(generation_id, epoch, attempt)
+                commands = self.claiming(generation_id, epoch, data)
                 asked = await appender.of(generation_id).ask(
                     b"".join([pack(*words) for words in commands]), len(commands)
                 )
             raw, length, server = await self._begun(generation_id, epoch, data, asked)
             asked = None
-            header, body = self._request(raw, generation_id)
+            header, body = begun(raw) or self._request(raw, generation_id)
             made_by = header.get("server")
-            later = SKIPPED + max(0, now_ms() - header["created_at_ms"]) // 1000
             # Also where one skipped before: that server may have been forgetful as well.
-            if skipped or epoch >= later or made_by is None or server is None or server == made_by:
+            if skipped or made_by is None or server is None or server == made_by:
+                break
+            later = SKIPPED + max(0, now_ms() - header["created_at_ms"]) // 1000
+            if epoch >= later:
                 break
             epoch, skipped = later, True
         number = attempt.get("number", epoch)
@@ -178,12 +180,14 @@ class StreamLog(LogRemoval):
         )
         writer = Writer(appender, claim, self.last_of, pieces=header.get("v", 1) >= PIECES_SINCE)
         if self.feed is not None:
-            writer.tell(self.feed.command(events.claimed(header, attempt)))
+            writer.tell(self.feed, events.claimed, header, attempt, now_ms())
         return writer, header, body
 
     async def _begun(self, generation_id: str, epoch: int, data: bytes, asked: Asked) -> tuple[Raw, int, str | None]:
         """Of an attempt that is ours: the request's entries, how many the log has now, and which server said so."""
         (added, raw, length), server = asked
+        if added.__class__ is bytes and raw.__class__ is list and length.__class__ is int:
+            return raw, length, server
         if added is None:
             raise Gone(generation_id)
         if is_refusal(added):
@@ -195,17 +199,26 @@ class StreamLog(LogRemoval):
                 raise reply
         return raw, length, server
 
-    def _head(self, header: Header, raw: Raw, epoch: int, data: bytes) -> list[tuple[bytes, ...]]:
-        """The commands that make a log as it is, and the last one, its attempt. A turn of a session is not made again: its
-        number may have been given to another one meanwhile. Nor is a line of a batch, which is asked again."""
+    def _head(self, header: Header, raw: Raw, epoch: int, data: bytes) -> Head:
+        """What makes a log as it is, and its attempt. A turn of a session is not made again: its number may have been given to
+        another one meanwhile. Nor is a line of a batch, which is asked again."""
+        raw = () if header.get("session") or header.get("batch") else raw
+        size = len(data)
+        for _, fields in raw:
+            size += sum(map(len, fields if fields.__class__ is list else chain(*by_name(fields).items())))
+        return Head(partial(self._made_of, header, raw, epoch, data), size)
+
+    def _made_of(self, header: Header, raw: Raw, epoch: int, data: bytes) -> list[tuple[bytes, ...]]:
+        """The commands of `_head`, the attempt's the last one: almost none are ever sent."""
         key = self._key.log(header["id"]).encode()
-        begin = b"XADD", key, b"%d-0" % epoch, Kind.ATTEMPT.encode(), data
-        if header.get("session") or header.get("batch"):
+        begin = b"XADD", key, b"%d-0" % epoch, _ATTEMPT, data
+        if not raw:
             return [begin]
         generation_id, created = header["id"], b"%d" % header["created_at_ms"]
         member = generation_id.encode()
-        indexes = self._indexes(header)
-        names = [self._key.open(self._key.cells.of(generation_id)), *[name for name, _ in indexes]]
+        cell = self._key.cells.of(generation_id)
+        indexes = self._indexes(header, cell)
+        names = [self._key.open(cell), *[name for name, _ in indexes]]
         return [
             *[(b"XADD", key, entry_id, *chain(*by_name(fields).items())) for entry_id, fields in raw],
             (b"PEXPIRE", key, b"%d" % self._safety_ms),
@@ -214,9 +227,9 @@ class StreamLog(LogRemoval):
             begin,
         ]
 
-    def _indexes(self, header: Header) -> list[tuple[str, int]]:
+    def _indexes(self, header: Header, cell: int) -> list[tuple[str, int]]:
         """The lists that a generation stands in, and how long each is kept after a create, in ms."""
-        owner, cell = header["owner"], self._key.cells.of(header["id"])
+        owner = header["owner"]
         indexes = [(self._key.index(owner, cell), self._safety_ms + self._retention_ms)]
         if header.get("store"):
             indexes.append((self._key.stored(owner, cell), self._safety_ms + self._kept_ms(header)))
@@ -297,20 +310,22 @@ class StreamLog(LogRemoval):
             self._queue_end(pipe, generation_id, outcome, kept_ms, told)
             done = await commit_if(pipe, [(end, str(after)), (("XLEN", key), str(length))])
         added = done[0] if done else None
-        await self._tell_end(pipe, generation_id, added)
+        if pipe.control is not pipe:
+            await self._tell_end(pipe, generation_id, added)
         return isinstance(added, bytes)
 
     def _queue_end(self, pipe: Any, generation_id: str, outcome: Outcome, kept_ms: int, told: Sequence[Words]) -> None:
         """The outcome, and what is done with it and is harmless where that is refused."""
-        pipe.xadd(self._key.log(generation_id), {Kind.OUTCOME: json.dumps(outcome)}, id=str(SEAL), nomkstream=True)
-        pipe.pexpire(self._key.log(generation_id), kept_ms)
-        pipe.pexpire(self._key.metadata(generation_id), kept_ms)
-        cell = self._key.cells.of(generation_id)
-        pipe.zrem(self._key.open(cell), generation_id)
-        pipe.sadd(self._key.unsettled(cell), generation_id)
-        pipe.control.zadd(self._key.blob_holders, {generation_id: now_ms() + kept_ms}, xx=True)
-        for words in told:
-            pipe.control.execute_command(*words)
+        key, cell = self._key.log(generation_id), self._key.cells.of(generation_id)
+        queue(
+            pipe,
+            (b"XADD", key, b"NOMKSTREAM", _SEAL_ID, _OUTCOME, json.dumps(outcome)),
+            (b"PEXPIRE", key, kept_ms),
+            (b"PEXPIRE", self._key.metadata(generation_id), kept_ms),
+            (b"ZREM", self._key.open(cell), generation_id),
+            (b"SADD", self._key.unsettled(cell), generation_id),
+        )
+        queue(pipe.control, (b"ZADD", self._key.blob_holders, b"XX", now_ms() + kept_ms, generation_id), *told)
 
     async def _tell_end(self, pipe: Any, generation_id: str, added: Any) -> None:
         """Does what could not be done with the seal that was `added`, as the control is apart. What of it is lost is made up
@@ -335,23 +350,6 @@ class StreamLog(LogRemoval):
     async def _header(self, key: str) -> Header | None:
         found = await self._redis.xrange(key, str(HEADER), str(HEADER))
         return cast(Header, json.loads(decode(found)[0].data)) if found else None
-
-    async def _seal_when_full(
-        self, generation_id: str, outcome: Outcome, last: Position | None, kept_ms: int, told: Sequence[Words]
-    ) -> Any:
-        """The same in a script that may write over the memory limit: the end of a stream must not wait for room. With
-        `last`, only while that is the last entry."""
-        key, cell = self._key, self._key.cells.of(generation_id)
-        names = [key.log(generation_id), key.open(cell), key.unsettled(cell), key.metadata(generation_id)]
-        arguments: list[Any] = [json.dumps(outcome), str(SEAL), str(kept_ms), str(last or ""), generation_id]
-        if self.feed is not None and not key.cells.apart:
-            names.append(self.feed.name)
-            for words in told:
-                arguments += (len(words), *words)
-        try:
-            return await self._redis.eval(_SEAL_SCRIPT, len(names), *names, *arguments)  # type: ignore[misc]
-        except ResponseError as error:
-            return error
 
 
 def _check_end(

@@ -18,7 +18,8 @@ from shared.log.blobs import BLOBS
 from shared.log.decoding import decode
 from shared.log.entry import AT, NOTE, Chunk, Position
 from shared.log.envelope import MARK, PIECE, WHOLE, EnvelopeEncoder
-from shared.log.retained import ATTEMPT_BYTES, Retained
+from shared.log.feed import Event, Feed, Telling
+from shared.log.retained import ATTEMPT_BYTES, Head, Retained
 from shared.store.commands import ChunkCommands, Words, pack
 from shared.store.lasting.outbox import Asked
 from shared.store.outage import is_withheld, what_is_full
@@ -39,8 +40,7 @@ def is_refusal(error: object) -> bool:
 class Claim(NamedTuple):
     """What a writer starts from: the attempt `epoch`, the `number`th of its log, which then had `length` entries.
 
-    `attempt` is the data of the attempt's entry; `head` are the commands that make the log and, the last one, that entry: to be
-    sent again if the server forgets them.
+    `attempt` is the data of the attempt's entry; `head` makes the log up to that, if the server forgets it.
     """
 
     generation_id: str
@@ -48,7 +48,7 @@ class Claim(NamedTuple):
     number: int
     length: int
     attempt: bytes
-    head: list[tuple[bytes, ...]]
+    head: Head
     kept_bytes: int = ATTEMPT_BYTES
     """How much is kept of what it appends, at most."""
 
@@ -70,10 +70,9 @@ class Writer:
     ) -> None:
         """`last` tells a log's last position and the data of an attempt's entry; without `pieces` all chunks are stored
         whole, as readers of version 1 want."""
-        self._control, self._appender = appender, appender.of(claim.generation_id)
+        self._appender = appender.of(claim.generation_id)
         self._last, self.claim = last, claim
-        self._told: list[Words] = []
-        self._untold: list[Words] = []
+        self._telling = Telling(appender)
         self._shaper = EnvelopeEncoder() if pieces else None
         self.generation_id, self.epoch, self.number = claim.generation_id, claim.epoch, claim.number
         self.position = Position(claim.epoch, 0)
@@ -93,8 +92,7 @@ class Writer:
         """Told when what was taken cannot be stored."""
         self._seal: Callable[[], Awaitable[None]] | None = None
         self.sealed_at: float | None = None
-        key = appender.key.log(claim.generation_id).encode()
-        self._key, self._tombstone = key, appender.key.deleted(claim.generation_id).encode()
+        self._key = key = appender.key.log(claim.generation_id).encode()
         self._commands = ChunkCommands(key)
         self._time = asyncio.get_running_loop().time
         self.retained = Retained(appender.budget, claim.head, self._time(), limit=claim.kept_bytes)
@@ -183,16 +181,13 @@ class Writer:
         self.position = Position(self.epoch, seq)
         self.retained.add([packed], seq, self._time())
 
-    def tell(self, command: Words) -> None:
-        """Sends a command about this attempt that nothing depends on, with what is sent next, be it the seal."""
-        self._told.append(command)
-        self._control.tell(command)
+    def tell(self, feed: Feed, event: Callable[..., Event], *about: Any) -> None:
+        """Tells the feed `event(*about)`, a moment later or with the seal."""
+        self._telling.tell(feed, event, *about)
 
     def untold(self) -> list[Words]:
-        """What was told and is not sent yet: who seals sends it, or it would come after the end."""
-        self._untold += self._control.take_back(self._told)
-        self._told.clear()
-        return self._untold
+        """The commands of what was told and is not sent yet: who seals sends them, or they would come after the end."""
+        return self._telling.take()
 
     async def mend(self) -> None:
         """Has the log looked at, and what is missing written again. Raises Damaged, Fenced where it cannot be."""
@@ -206,7 +201,7 @@ class Writer:
 
     def close(self) -> None:
         """Nothing more is to be written, and what was may be forgotten. What is not told yet is not: others have the word."""
-        self._control.take_back(self._told)
+        self._telling.drop()
         self.on_failure = None  # whoever is told has this writer
         taken, self._taken = self._taken, None
         if taken is not None:
@@ -223,7 +218,7 @@ class Writer:
                 pack(b"XREVRANGE", self._key, b"+", b"-", b"COUNT", b"1"),
                 pack(b"XLEN", self._key),
                 pack(b"XRANGE", self._key, begin, begin),
-                pack(b"EXISTS", self._tombstone),
+                pack(b"EXISTS", self._appender.key.deleted(self.generation_id).encode()),
             )
         )
 
@@ -233,10 +228,11 @@ class Writer:
             return []  # it may not be asked: the next append finds out
         retained = self.retained
         if not last:
-            if not forgot or deleted or retained.head is None or len(retained.head) == 1:
+            head = [] if not forgot or deleted or retained.head is None else retained.head.commands()
+            if len(head) <= 1:
                 return []  # deleted, or all of it is lost: the next append finds out
             self._length = _MADE
-            return [*(pack(*words) for words in retained.head), *retained.after(0)]
+            return [*(pack(*words) for words in head), *retained.after(0)]
         position = decode(last)[0].position
         if position.epoch > self.epoch:
             return []
@@ -244,7 +240,7 @@ class Writer:
             if retained.head is None:
                 return self._lose(f"attempt {self.epoch} of {self.generation_id} is gone")
             self._length = length + 1
-            return [pack(*retained.head[-1]), *retained.after(0)]
+            return [pack(*retained.head.commands()[-1]), *retained.after(0)]
         if not self._is_mine(decode(attempt)[0].data if attempt else None):
             self.lost = Fenced(self.generation_id)
             return []

@@ -1,27 +1,25 @@
 """A job: its payload, its lease, what the doorbell says of it; and arq's client.
 
-Hidden here: that jobs are JSON (arq's default is pickle, which would run whatever can be written into Redis), and how arq
-lays a job out. Of arq nothing else is used but its worker (worker/arq_worker.py).
+Hidden here: that jobs are JSON (arq's default is pickle, which would run whatever can be written into Redis), laid out as arq
+lays a job out, with whose it is beside that. Of arq nothing else is used but its worker (worker/arq_worker.py).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from arq.connections import ArqRedis as _ArqRedis
-from arq.jobs import DeserializationError, deserialize_job_raw
-from arq.jobs import serialize_job as arq_serialize
 from redis.asyncio import ConnectionPool
 
+from shared.lib import json
 from shared.store.cluster.pipelines import CellPipeline
 from shared.store.keys import Keys, Lane
 
 
 def serialize_job(job: dict[str, Any]) -> bytes:
-    return json.dumps(job, separators=(",", ":")).encode()
+    return json.dumps(job)
 
 
 def deserialize_job(payload: bytes) -> dict[str, Any]:
@@ -31,6 +29,7 @@ def deserialize_job(payload: bytes) -> dict[str, Any]:
 
 _SAID = {"line:": Lane.LINE, "background:": Lane.BACKGROUND}
 """What stands before an id on the doorbell, where the id does not say it: a worker starts it only where such may run."""
+_SAYS = {lane: said for said, lane in _SAID.items()}
 _BATCH = "batch_"
 UNKNOWN = ""
 """The tenant of a job that does not say whose it is."""
@@ -47,27 +46,15 @@ class Called(NamedTuple):
 
 def pack_job(function: str, job_id: str, at_ms: int, tenant: str) -> bytes:
     """The payload of a job whose function is called with its id."""
-
-    def serialize(job: dict[str, Any]) -> bytes:
-        return serialize_job({**job, "tenant": tenant})
-
-    payload: bytes = arq_serialize(function, (job_id,), {}, None, at_ms, serializer=serialize)
-    return payload
+    return json.dumps({"t": None, "f": function, "a": (job_id,), "k": {}, "et": at_ms, "tenant": tenant})
 
 
 def unpack_job(payload: bytes) -> Called | None:
     """None for a payload that is none of ours. Versions before this one did not say whose a job is."""
-    tenant: Any = UNKNOWN
-
-    def deserialize(raw: bytes) -> dict[str, Any]:
-        nonlocal tenant
-        job = deserialize_job(raw)
-        tenant = job.get("tenant", UNKNOWN)
-        return job
-
     try:
-        function, arguments, _, _, at_ms = deserialize_job_raw(payload, deserializer=deserialize)
-    except DeserializationError:
+        job = json.loads(payload)
+        function, arguments, at_ms, tenant = job["f"], job["a"], job["et"], job.get("tenant", UNKNOWN)
+    except (ValueError, TypeError, LookupError):
         return None
     good = isinstance(function, str) and isinstance(arguments, list) and isinstance(at_ms, int)
     return Called(function, arguments, at_ms, tenant) if good and isinstance(tenant, str) else None
@@ -82,20 +69,16 @@ class Lease:
     end_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """One that was taken: its lease is the taker's."""
 
     id: str
     lane: Lane
-    payload: bytes
+    called: Called | None
+    """None for a payload that is none of ours."""
     begun: bool
     """Whether another worker had it before."""
     tenant: str = UNKNOWN
-
-    def called(self) -> Called | None:
-        """None for a payload that is none of ours."""
-        return unpack_job(self.payload)
 
 
 def plain_lane(job_id: str) -> Lane:
@@ -111,10 +94,15 @@ def heard(payload: str) -> tuple[str, Lane]:
     return payload, plain_lane(payload)
 
 
-def ring(pipe: Any, doorbell: str, job_id: str, lane: Lane) -> None:
-    """Wakes the workers for this job."""
-    before = next((said for said, one in _SAID.items() if one is lane), "")
-    pipe.publish(doorbell, f"{before}{job_id}")
+def ringing(doorbell: str, job_id: str, lane: Lane) -> tuple[Any, ...]:
+    """The command that wakes the workers for this job."""
+    return b"PUBLISH", doorbell, f"{_SAYS.get(lane, '')}{job_id}"
+
+
+def queue(pipe: Any, *commands: tuple[Any, ...]) -> None:
+    """Adds commands, as their words, to a pipeline that watches nothing, or is in MULTI. Nothing is made of the replies to
+    those whose name is bytes. Redis-py's own methods make five function calls for each."""
+    pipe.queued += [(words, {}) for words in commands]
 
 
 class ArqRedis(_ArqRedis):

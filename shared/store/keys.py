@@ -211,19 +211,19 @@ class Keys:
 
     def _of(self, generation_id: str) -> str:
         """What its names begin with."""
-        return self._stem or self._stems[self.cells.of(generation_id)]
+        return self._stems[self.cells.of(generation_id)]
 
     def log(self, generation_id: str) -> str:
         return f"{self._stem or self._of(generation_id)}:{{{generation_id}}}:log"
 
     def viewers(self, generation_id: str) -> str:
-        return f"{self._of(generation_id)}:{{{generation_id}}}:viewers"
+        return f"{self._stem or self._of(generation_id)}:{{{generation_id}}}:viewers"
 
     def watching_through(self, process_id: str) -> str:
         return f"{self._control}:watching:{process_id}"
 
     def metadata(self, generation_id: str) -> str:
-        return f"{self._of(generation_id)}:{{{generation_id}}}:metadata"
+        return f"{self._stem or self._of(generation_id)}:{{{generation_id}}}:metadata"
 
     def idempotency(self, tenant: str, digest: str) -> str:
         return f"{self._control}:idempotency:{tenant}:{digest}"
@@ -241,7 +241,7 @@ class Keys:
         return f"{self._control}:token:{digest}"
 
     def shares(self, generation_id: str) -> str:
-        return f"{self._of(generation_id)}:{{{generation_id}}}:shares"
+        return f"{self._stem or self._of(generation_id)}:{{{generation_id}}}:shares"
 
     def console(self, digest: str) -> str:
         return f"{self._control}:console:{digest}"
@@ -250,22 +250,22 @@ class Keys:
         return f"{self._control}:console-failed:{digest}"
 
     def deleted(self, generation_id: str) -> str:
-        return f"{self._of(generation_id)}:{{{generation_id}}}:deleted"
+        return f"{self._stem or self._of(generation_id)}:{{{generation_id}}}:deleted"
 
     def continued(self, generation_id: str) -> str:
-        return f"{self._of(generation_id)}:{{{generation_id}}}:continued"
+        return f"{self._stem or self._of(generation_id)}:{{{generation_id}}}:continued"
 
     def settled(self, generation_id: str) -> str:
-        return f"{self._of(generation_id)}:{{{generation_id}}}:settled"
+        return f"{self._stem or self._of(generation_id)}:{{{generation_id}}}:settled"
 
     def charged(self, generation_id: str) -> str:
         return f"{self._control}:{{{generation_id}}}:charged"
 
     def archiving(self, generation_id: str) -> str:
-        return f"{self._of(generation_id)}:{{{generation_id}}}:archiving"
+        return f"{self._stem or self._of(generation_id)}:{{{generation_id}}}:archiving"
 
     def kept(self, generation_id: str) -> str:
-        return f"{self._of(generation_id)}:{{{generation_id}}}:kept"
+        return f"{self._stem or self._of(generation_id)}:{{{generation_id}}}:kept"
 
     def webhook(self, subject: str) -> str:
         return f"{self._control}:{{{subject}}}:webhook"

@@ -13,10 +13,10 @@ from itertools import islice
 from typing import Any
 
 from shared.store.commands import pack, watch
-from shared.store.jobs import Job, plain_lane, ring
+from shared.store.jobs import Job, plain_lane, queue, ringing, unpack_job
 from shared.store.keys import Keys, Lane, OldKeys
 from shared.store.redis import ArqRedis, NoPermissionError, WatchError
-from shared.store.turns import join
+from shared.store.turns import joining
 
 _ID = re.compile(r"(chatcmpl-|batch_)[0-9a-f]{32}")
 _LINES_LATER_MS = 10**13
@@ -60,7 +60,8 @@ async def _adopt(redis: ArqRedis, old: OldKeys, page: Mapping[str, float], *, pa
             if leased or (begun and paused):
                 continue
             lane = Lane.LINE if score >= _LINES_LATER_MS else plain_lane(job_id)
-            moved += _move(pipe, old, redis.key, Job(job_id, lane, payload or b"", bool(begun)), left_ms)
+            job = Job(job_id, lane, unpack_job(payload) if payload else None, bool(begun))
+            moved += _move(pipe, old, redis.key, job, payload, left_ms)
         try:
             if len(pipe):
                 await pipe.execute()
@@ -69,15 +70,14 @@ async def _adopt(redis: ArqRedis, old: OldKeys, page: Mapping[str, float], *, pa
     return moved
 
 
-def _move(pipe: Any, old: OldKeys, key: Keys, job: Job, left_ms: int) -> bool:
+def _move(pipe: Any, old: OldKeys, key: Keys, job: Job, payload: bytes | None, left_ms: int) -> bool:
     """Queues the move of a job. False if there is none: it has expired, or is a stranger's."""
-    called = job.called()
+    called = job.called
     if called and list(called.arguments) == [job.id]:
-        pipe.set(key.job(job.id), job.payload, px=max(1, left_ms), nx=True)
+        pipe.set(key.job(job.id), payload, px=max(1, left_ms), nx=True)
         pipe.zadd(key.waiting(job.lane, job.tenant), {job.id: called.at_ms}, nx=True)
-        join(pipe, key, job.lane, job.tenant)
-        ring(pipe, key.doorbell, job.id, job.lane)
-    elif job.payload:
+        queue(pipe, joining(key, job.lane, job.tenant), ringing(key.doorbell, job.id, job.lane))
+    elif payload:
         return False
     pipe.zrem(old.queue, job.id)
     pipe.delete(old.job(job.id), old.tries(job.id))

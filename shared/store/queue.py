@@ -32,11 +32,11 @@ from shared.errors import Fenced
 from shared.lib.clock import now_ms
 from shared.store.commands import Words, exchange_all, pack, watch
 from shared.store.confirm import INFO, identity
-from shared.store.jobs import UNKNOWN, Job, Lease, pack_job, ring, unpack_job
+from shared.store.jobs import UNKNOWN, Job, Lease, pack_job, queue, ringing, unpack_job
 from shared.store.keys import Lane
 from shared.store.redis import ArqRedis, NoPermissionError, OutOfMemoryError
 from shared.store.transaction import commit, raise_first, transact
-from shared.store.turns import CLOCK, Charges, Cost, Line, Waiting, advance, charge, join, let_go, settle
+from shared.store.turns import CLOCK, Charges, Cost, Line, Waiting, advance, charge, joining, let_go, settle
 
 _KNOWN_AT_ONCE = 1000
 _PAGES_OF_NOTHING = 20
@@ -69,12 +69,16 @@ class Taken(NamedTuple):
     @classmethod
     def of(cls, mine: Sequence[tuple[Waiting, bytes | None]], *, begun: bool) -> Self:
         """Of jobs whose leases are the taker's, with their payloads."""
-        there = [(job, payload) for job, payload in mine if payload is not None]
-        jobs = [
-            Job(job.id, job.lane, payload, begun, _tenant_of(payload) if job.tenant is None else job.tenant)
-            for job, payload in there
-        ]
-        return cls(jobs, [job for job, payload in mine if payload is None], [job for job, _ in there])
+        taken = cls([], [], [])
+        for job, payload in mine:
+            if payload is None:
+                taken.unknown.append(job)
+                continue
+            called = unpack_job(payload)
+            tenant = job.tenant if job.tenant is not None else called.tenant if called else UNKNOWN
+            taken.jobs.append(Job(job.id, job.lane, called, begun, tenant))
+            taken.turns.append(job)
+        return taken
 
 
 Clock = tuple[int, int]
@@ -117,8 +121,8 @@ class JobQueue:
         """The same, with what else `pipe` does in its transaction."""
         now = now_ms()
         payload = pack_job("batch" if lane is Lane.BATCH else "generate", job_id, now, tenant)
-        pipe.set(self._key.job(job_id), payload, px=int(expires_s * 1000), nx=True)
-        self._add(pipe, job_id, lane, tenant, now, nx=True)
+        put = b"SET", self._key.job(job_id), payload, b"PX", int(expires_s * 1000), b"NX"
+        queue(pipe, put, *self._adding(job_id, lane, tenant, now, b"NX"))
 
     async def withdraw(self, job_id: str) -> None:
         """There is nothing to be done any more: takes it away where it waits, and tells the worker that runs it."""
@@ -334,11 +338,11 @@ class JobQueue:
 
     async def hand_back(self, job: Job, holder: str, charges: Charges) -> None:
         """Puts it back where it stood before, for any worker to find at once; unless it is another worker's by now."""
-        lease, called = self._key.lease(job.id), job.called()
+        lease, called = self._key.lease(job.id), job.called
 
         def give(pipe: Any, found: list[Any]) -> None:
             if found[0] in (None, holder.encode()):
-                self._add(pipe, job.id, job.lane, job.tenant, called.at_ms if called else now_ms(), nx=False)
+                queue(pipe, *self._adding(job.id, job.lane, job.tenant, called.at_ms if called else now_ms()))
                 pipe.zrem(self._key.running(job.lane), job.id)
                 pipe.delete(lease)
                 settle(pipe, self._key, charges)
@@ -358,12 +362,10 @@ class JobQueue:
         settle(found, self._key, charges)
         return found.queued
 
-    def _add(self, pipe: Any, job_id: str, lane: Lane, tenant: str, at_ms: int, *, nx: bool) -> None:
-        pipe.zadd(self._key.waiting(lane, tenant), {job_id: at_ms}, nx=nx)
-        join(pipe, self._key, lane, tenant)
-        ring(pipe, self._key.doorbell, job_id, lane)
-
-
-def _tenant_of(payload: bytes) -> str:
-    called = unpack_job(payload)
-    return called.tenant if called else UNKNOWN
+    def _adding(self, job_id: str, lane: Lane, tenant: str, at_ms: int, *how: bytes) -> list[Words]:
+        """What puts it where it waits, and rings."""
+        return [
+            (b"ZADD", self._key.waiting(lane, tenant), *how, at_ms, job_id),
+            joining(self._key, lane, tenant),
+            ringing(self._key.doorbell, job_id, lane),
+        ]

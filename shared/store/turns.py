@@ -92,9 +92,9 @@ class Line:
         return [tenant for tenant, jobs in self.jobs.items() if not jobs]
 
 
-def join(pipe: Any, key: Keys, lane: Lane, tenant: str) -> None:
-    """The tenant has a job waiting; nothing changes if it had before."""
-    pipe.zadd(key.tenants(lane), {tenant: 0}, nx=True)
+def joining(key: Keys, lane: Lane, tenant: str) -> tuple[Any, ...]:
+    """The command that says that the tenant has a job waiting; nothing changes if it had before."""
+    return b"ZADD", key.tenants(lane), b"NX", 0, tenant
 
 
 def charge(pipe: Any, key: Keys, charges: Charges) -> None:

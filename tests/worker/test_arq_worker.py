@@ -25,6 +25,7 @@ from tests.harness.fake_store import fake_client
 from tests.harness.store import do
 from tests.support.names import keys
 from tests.support.server import KINDS, Server
+from worker import opening
 from worker.arq_worker import StreamWorker
 from worker.opening import Opening
 from worker.places import BATCHES
@@ -115,13 +116,14 @@ class Bench:
             await asyncio.sleep(0.001)
 
     async def waiting(self, lane: Lane = Lane.GENERATION) -> list[str]:
-        await self.appender.flush()
+        await self.worker._flush()
         return [member.decode() for member in await self.redis.zrange(keys.waiting(lane, "ann"), 0, -1)]
 
 
 @pytest.fixture
 async def bench(redis: ArqRedis, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr(outbox, "_TOLD_S", 3600.0)  # what must be known by then is not to be a matter of time
+    monkeypatch.setattr(opening, "MOVED_S", 3600.0)
     async with Appender(redis) as appender:
         bench = Bench(redis, appender)
         yield bench
@@ -141,6 +143,21 @@ async def test_a_sweep_fills_the_places_in_order(bench: Bench) -> None:
     await bench.worker.sweep()
     assert await bench.running() == {ids[0], ids[2], ids[3]}
     assert await bench.redis.exists(keys.job(ids[1]), keys.lease(ids[1])) == 0
+
+
+async def test_that_a_job_runs_is_said_a_moment_later_for_all_that_were_taken_meanwhile(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "_TOLD_S", 0.0)
+    monkeypatch.setattr(opening, "MOVED_S", 0.05)
+    ids = await bench.put(2)
+    for job_id in ids:
+        await bench.worker._start([Waiting(job_id, Lane.GENERATION)], begun=False)
+    assert await bench.running() == set(ids)
+    async with asyncio.timeout(20):
+        while await bench.redis.zcard(keys.running(Lane.GENERATION)) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    assert await bench.redis.exists(keys.waiting(Lane.GENERATION, "ann")) == 0
 
 
 async def test_lines_have_some_of_the_places_and_come_last(bench: Bench) -> None:
@@ -272,7 +289,7 @@ async def test_a_job_that_ended_while_it_was_renewed_is_let_go_of_at_a_full_serv
     assert await bench.redis.zcard(keys.running(Lane.GENERATION)) == 3
     await bench.worker.sweep()
     assert await bench.running() == {lost}
-    await bench.appender.flush()
+    await bench.worker._flush()
     assert await bench.redis.zrange(keys.running(Lane.GENERATION), 0, -1) == [lost.encode()]
     assert await bench.redis.exists(*map(keys.lease, ids)) == 0
     await bench.finish(lost)

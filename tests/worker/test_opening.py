@@ -145,8 +145,8 @@ async def test_what_was_not_answered_is_ours_when_it_is_taken_again(
 async def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def silent(packed: bytes, replies: int, log: Any = None) -> Any:
-        await asyncio.Event().wait()
+    def silent(packed: bytes, replies: int, log: Any = None) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().create_future()
 
     monkeypatch.setattr(bench.appender, "ask", silent)
     monkeypatch.setattr(module, "_ANSWERS_S", 0.01)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.config.settings import Settings
-from shared.store.jobs import Job, pack_job
+from shared.store.jobs import Job, pack_job, unpack_job
 from shared.store.keys import Lane
 from shared.store.turns import Waiting
 from worker.places import BATCHES, ORDER, Costs, Places
@@ -76,7 +76,7 @@ def test_batches_are_given_back_for_a_tenant_that_has_fewer() -> None:
 
 
 def job(name: str, tenant: str = "ann", lane: Lane = Lane.GENERATION) -> Job:
-    return Job(name, lane, pack_job("generate", name, 1, tenant), begun=False, tenant=tenant)
+    return Job(name, lane, unpack_job(pack_job("generate", name, 1, tenant)), begun=False, tenant=tenant)
 
 
 def test_a_job_costs_what_it_took_in_all() -> None:

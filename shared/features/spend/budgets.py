@@ -168,7 +168,8 @@ class Budgets:
 
     def is_hard(self, header: Header) -> bool:
         """Whether a generation may be refused for what was spent."""
-        return any(budget.is_hard for budget in self.of(header))
+        budgets = self.of(header)
+        return bool(budgets) and any(budget.is_hard for budget in budgets)
 
     async def would_reach(self, header: Header, amount: int) -> bool:
         """Whether so much more may reach a hard budget."""

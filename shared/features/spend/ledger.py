@@ -14,6 +14,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from shared.features.effect import Commands, Ended
@@ -76,33 +77,42 @@ class Ledger:
 
         tenants, ended_ms = self._key.usage_tenants, ended.outcome["ended_at_ms"]
 
+        commands: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        for number, (digest, dims) in enumerate(rows):
+            name = self._key.usage_row(tenant, hour, digest)
+            for code, count in counts.items():
+                commands.append(((b"HINCRBY", name, code, count), {}))
+            # What follows was done when the row came into the index; the first is of the model, without which is none.
+            commands.append(((b"HSET", index, digest, json.dumps(dims)), {"then": 1 if number else 6}))
+            commands.append(((b"PEXPIRE", name, _LIFE_MS), {}))
+            if number == 0:
+                commands += (
+                    ((b"PEXPIRE", index, _LIFE_MS), {}),
+                    ((b"ZADD", hours, started, hour), {}),
+                    ((b"PEXPIRE", hours, _LIFE_MS), {}),
+                    ((b"ZADD", tenants, ended_ms, tenant), {}),
+                    ((b"PEXPIRE", tenants, _LIFE_MS), {}),
+                )
+
         def add(pipe: Any) -> None:
-            for number, (digest, dims) in enumerate(rows):
-                name = self._key.usage_row(tenant, hour, digest)
-                for code, count in counts.items():
-                    pipe.execute_command("HINCRBY", name, code, count)
-                # What follows was done when the row came into the index; the first is of the model, without which is none.
-                pipe.execute_command("HSET", index, digest, json.dumps(dims), then=1 if number else 6)
-                pipe.execute_command("PEXPIRE", name, _LIFE_MS)
-                if number == 0:
-                    pipe.execute_command("PEXPIRE", index, _LIFE_MS)
-                    pipe.execute_command("ZADD", hours, started, hour)
-                    pipe.execute_command("PEXPIRE", hours, _LIFE_MS)
-                    pipe.execute_command("ZADD", tenants, ended_ms, tenant)
-                    pipe.execute_command("PEXPIRE", tenants, _LIFE_MS)
+            pipe.queued += commands
 
         return add
 
-    async def _bounded(self, index: str, wanted: Sequence[Dims]) -> list[Dims]:
+    async def _bounded(self, index: str, wanted: list[Dims]) -> list[Dims]:
         """The rows to count in: `other` for those that are too many. Processes that add at the same moment may each find
         room for one more."""
         known = self._known.get(index, {})
-        if any(_digest(dims) not in known for dims in wanted):
-            raw: dict[bytes, bytes] = await self._redis.hgetall(index)  # type: ignore[misc]
-            known = {digest.decode(): tuple(json.loads(dims)) for digest, dims in raw.items()}
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[index] = known
+        for dims in wanted:
+            if _digest(dims) not in known:
+                break
+        else:
+            return wanted
+        raw: dict[bytes, bytes] = await self._redis.hgetall(index)  # type: ignore[misc]
+        known = {digest.decode(): tuple(json.loads(dims)) for digest, dims in raw.items()}
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[index] = known
         rows = bounded(known.values(), wanted, self._most)
         known.update({_digest(dims): dims for dims in rows})
         return rows
@@ -286,5 +296,6 @@ def _counts(fields: Mapping[bytes, bytes]) -> Counts:
     return Counter({name.decode(): int(number) for name, number in fields.items()})
 
 
+@lru_cache(maxsize=1000)
 def _digest(dims: Dims) -> str:
     return hashlib.sha256(json.dumps(dims)).hexdigest()[:12]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from shared.config.prices import PriceConfig, find
 from shared.config.providers import ProviderConfig
@@ -25,11 +25,11 @@ logger = get_logger(__name__)
 
 _MILLION = 1_000_000
 _TICKS_PER_DOLLAR = 10_000_000_000
-_MOST_WARNED = 1000
+_MOST_WARNED = _MOST_UNLISTED = 1000
 
 Catalogue = Callable[[dict[str, str], "Tokens", datetime, str | None], Cost | None]
-"""A list of prices: the cost of so many tokens of a model (`_where`) at a time, in a service tier; None for a model that it has
-not."""
+"""A list of prices: the cost of so many tokens of a model (`_where`) at a time, in a service tier; None where that cannot be
+told. Raises LookupError for a model that it has not."""
 
 
 class Tokens(NamedTuple):
@@ -65,12 +65,13 @@ def providers_own(usage: Mapping[str, Any]) -> int | None:
     `cost_in_usd_ticks` counts ten-billionths of a dollar, DeepInfra says `estimated_cost`.
     """
     cost = usage.get("cost")
-    if isinstance(cost, Mapping):
+    if isinstance(cost, dict):
         return money.from_dollars(cost.get("total_cost"))
     ticks = usage.get("cost_in_usd_ticks")
     if isinstance(ticks, int) and not isinstance(ticks, bool):
         return money.from_dollars(Decimal(ticks) / _TICKS_PER_DOLLAR)
-    told = money.from_dollars(usage.get("estimated_cost") if cost is None else cost)
+    said = usage.get("estimated_cost") if cost is None else cost
+    told = None if said is None else money.from_dollars(said)
     if told is not None and usage.get("is_byok"):
         vendors = money.from_dollars(_inside(usage, "cost_details").get("upstream_inference_cost"))
         return None if vendors is None else told + vendors
@@ -105,6 +106,8 @@ class Prices:
         self._version = hashlib.sha256(json.dumps(table)).hexdigest()[:12]
         self._catalogue: Catalogue | None = None
         self._is_loaded = False
+        self._unlisted: set[str] = set()
+        """Models that the list has not, which is loaded once: with them it takes more than all else at the end of an answer."""
         self._warned: set[str] = set()
 
     async def load(self) -> None:
@@ -121,15 +124,13 @@ class Prices:
         if outcome.get("usage_source") == "provider" and (told := providers_own(outcome["usage"])) is not None:
             return {"picodollars": told, "source": "provider"}
         model = (outcome.get("served") or {}).get("model") or header["model"]
-        tokens = tokens_of(outcome["usage"] or {})
         if price := find(self._own, model):
+            tokens = tokens_of(outcome["usage"] or {})
             amount, held = by_price(price, tokens), price.at(tokens.prompt).parts()
             return {"picodollars": amount, "source": "settings", "version": self._version, "price": held}
-        await self.load()
-        if self._catalogue:
-            at = datetime.fromtimestamp(header["created_at_ms"] / 1000, UTC)
-            if found := self._catalogue(_where(model, self._providers), tokens, at, tier):
-                return found
+        at = datetime.fromtimestamp(header["created_at_ms"] / 1000, UTC)
+        if found := await self._listed(model, lambda: tokens_of(outcome["usage"] or {}), at, tier):
+            return found
         if model not in self._warned and len(self._warned) < _MOST_WARNED and not model.startswith("fake/"):
             self._warned.add(model)
             or_the_list = "" if self._catalogue else ", or install the extra `cost`"
@@ -142,11 +143,22 @@ class Prices:
         if price := find(self._own, model):
             amount = by_price(price, tokens)
             return money.MOST if amount is None else amount
-        await self.load()
-        if self._catalogue is None:
-            return None
-        found = self._catalogue(_where(model, self._providers), tokens, datetime.now(UTC), tier)
+        found = await self._listed(model, lambda: tokens, datetime.now(UTC), tier)
         return found["picodollars"] if found else None
+
+    async def _listed(self, model: str, tokens: Callable[[], Tokens], at: datetime, tier: str | None) -> Cost | None:
+        """By the list; None where that has none."""
+        if not self._is_loaded:
+            await self.load()
+        if self._catalogue is None or model in self._unlisted:
+            return None
+        try:
+            return self._catalogue(_where(model, self._providers), tokens(), at, tier)
+        except LookupError:
+            if len(self._unlisted) >= _MOST_UNLISTED:
+                self._unlisted.clear()
+            self._unlisted.add(model)
+            return None
 
 
 def was_taken(error: StreamspoolError | None) -> bool:
@@ -185,8 +197,6 @@ def _by_genai_prices(
             found = package.calc_price(
                 package.Usage(**given), genai_request_timestamp=at, price_context=context, **where
             )
-        except LookupError:
-            return None
         except ValueError:
             continue
         return {
@@ -230,7 +240,7 @@ def _either(price: Decimal | None, other: Decimal) -> Decimal:
 
 def _inside(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found = usage.get(name)
-    return found if isinstance(found, Mapping) else cast(Mapping[str, Any], {})
+    return found if isinstance(found, dict) else {}
 
 
 def _count(usage: Mapping[str, Any], name: str) -> int:

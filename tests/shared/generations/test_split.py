@@ -113,7 +113,7 @@ async def test_what_was_counted_for_what_did_not_come_to_be_is_taken_back(
     execute = CellPipeline.execute
 
     async def full(pipe: Any, raise_on_error: bool = True) -> Any:
-        if any(words[0] == "XADD" for words, _ in pipe.queued):
+        if any(words[0] == b"XADD" for words, _ in pipe.queued):
             pipe.queued = [(("NOSUCHCOMMAND",), {}), *pipe.queued]
         return await execute(pipe, raise_on_error)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from shared.errors import Sealed
+from shared.log import feed as module
 from shared.log.appender import Appender
 from shared.log.decoding import by_name
 from shared.log.entry import VERSION, Chunk
@@ -60,9 +61,8 @@ async def test_each_step_is_told_with_what_it_does(
 ) -> None:
     one = header(key_id="key_1", background=True)
     assert await log.create(one, b"{}")
-    await log.claim(appender, one["id"], 1, ATTEMPT)
-    await appender.flush()
-    await log.seal(one["id"], DONE)
+    writer, *_ = await log.claim(appender, one["id"], 1, ATTEMPT)
+    await log.seal(one["id"], DONE, told=writer.untold())
     await log.delete(one["id"], "a")
     events = await told(redis, feed)
     assert [event["type"] for event in events] == ["accepted", "claimed", "sealed", "deleted"]
@@ -78,30 +78,29 @@ async def test_each_step_is_told_with_what_it_does(
 
 @pytest.fixture
 async def untold(log: StreamLog, appender: Appender, monkeypatch: pytest.MonkeyPatch) -> tuple[Header, Writer]:
-    """A request and its attempt, of which is told only with what is sent next."""
-    monkeypatch.setattr(outbox, "_TOLD_S", 3600.0)
+    """A request and its attempt, of which is told only with its end."""
+    monkeypatch.setattr(module, "TOLD_S", 3600.0)
     one = header()
     assert await log.create(one, b"{}")
     writer, *_ = await log.claim(appender, one["id"], 1, ATTEMPT)
     return one, writer
 
 
-async def test_what_a_worker_tells_goes_with_what_it_sends_next(
+async def test_what_a_worker_tells_goes_with_the_end_and_keeps_no_chunk_waiting(
     log: StreamLog, appender: Appender, redis: ArqRedis, feed: Feed, untold: tuple[Header, Writer]
 ) -> None:
-    """With the first chunk, which it must not keep waiting; and with the end, if nothing comes before that."""
     one, writer = untold
     assert [event["type"] for event in await told(redis, feed)] == ["accepted"]
     await writer.append([Chunk(b'{"choices":[]}')])
-    if not redis.key.cells.apart:
-        assert [event["type"] for event in await told(redis, feed)] == ["accepted", "claimed"]
-    writer.tell(feed.command(first_chunk(one, 1, {}, 7)))
+    writer.tell(feed, first_chunk, one, 1, {}, 7, 8)
+    assert [event["type"] for event in await told(redis, feed)] == ["accepted"]
     end: dict[str, Any] = {"epoch": 1, "after": writer.position, "length": writer.length}
     await log.seal(one["id"], DONE, header=one, told=writer.untold(), **end)
     writer.close()
     await appender.send(pack(b"PING"), 1)
     events = await told(redis, feed)
     assert [event["type"] for event in events] == ["accepted", "claimed", "first_chunk", "sealed"]
+    assert events[2]["at_ms"] == 8, "when it was, not when it was told"
 
 
 async def test_what_a_worker_tells_does_not_wait_for_long(
@@ -114,6 +113,25 @@ async def test_what_a_worker_tells_does_not_wait_for_long(
     async with asyncio.timeout(20):
         while [event["type"] for event in await told(redis, feed)] != ["accepted", "claimed"]:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+async def test_what_was_sent_just_before_the_end_is_told_once_and_with_it_if_it_is_not_sent_yet(
+    log: StreamLog, appender: Appender, redis: ArqRedis, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TOLD_S", 0.0)
+    monkeypatch.setattr(outbox, "_TOLD_S", 3600.0)
+    one = header()
+    assert await log.create(one, b"{}")
+    writer, *_ = await log.claim(appender, one["id"], 1, ATTEMPT)
+    async with asyncio.timeout(20):
+        while not appender._outbox.tells:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    for _ in range(2):  # the second time as after a reply that was lost
+        told_with_it = writer.untold()
+    await log.seal(one["id"], DONE, header=one, told=told_with_it)
+    writer.close()
+    await appender.send(pack(b"PING"), 1)
+    assert [event["type"] for event in await told(redis, feed)] == ["accepted", "claimed", "sealed"]
 
 
 async def test_nothing_is_told_of_an_attempt_after_the_end_that_another_has_written(

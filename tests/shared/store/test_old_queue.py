@@ -71,7 +71,7 @@ async def test_what_nobody_runs_is_moved_with_all_it_has(redis: ArqRedis) -> Non
     assert 50_000 < await redis.pttl(keys.job(plain)) <= 60_000
     lease = Lease("w", 1000, 1)
     (job,) = (await JobQueue(redis).take([Waiting(batch, Lane.BATCH)], lease, begun=False)).jobs
-    assert (called := job.called())
+    assert (called := job.called)
     assert (called.function, called.arguments) == ("batch", [batch])
     assert await adopt(redis, paused=False) == 0
 

@@ -13,7 +13,7 @@ import pytest
 
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import PREFIX
-from shared.store.jobs import Job, Lease, heard
+from shared.store.jobs import Job, Lease, heard, unpack_job
 from shared.store.keys import Keys, Lane
 from shared.store.queue import OVERDUE_AT_ONCE, JobQueue, Seen, Taken
 from shared.store.redis import ArqRedis, OutOfMemoryError, ResponseError, connect
@@ -68,7 +68,7 @@ async def test_a_job_waits_runs_and_ends(queue: JobQueue, redis: ArqRedis, lane:
     seen = await look(queue)
     assert ids_of(seen) == {one: [job_id] if one is lane else [] for one in Lane}
     (job,) = (await start(queue, job_id, lane)).jobs
-    called = job.called()
+    called = job.called
     assert called
     assert (called.function, called.arguments) == ("batch" if lane is Lane.BATCH else "generate", [job_id])
     assert (await waiting(redis, lane), await running(redis, lane)) == ([], [job_id])
@@ -225,7 +225,7 @@ async def test_overdue_ones_come_in_pages_the_longest_ago_first(queue: JobQueue,
     "payload", [b"", b"\x80\x04.", b"5", b'{"f":"generate"}', b'{"f":1,"a":[],"k":{},"t":null,"et":1}', b"[]"]
 )
 def test_a_payload_that_is_none_of_ours_calls_nothing(payload: bytes) -> None:
-    assert Job("x", Lane.GENERATION, payload, begun=False).called() is None
+    assert unpack_job(payload) is None
 
 
 @asynccontextmanager

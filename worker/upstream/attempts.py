@@ -214,7 +214,10 @@ class Attempts:
         anything else; after usage, which is last, the wait is short.
         """
         normalizer, timers = self._normalizer, self._timers
-        (timers.grace if normalizer.settled else timers.resume)()
+        if normalizer.settled:
+            timers.grace()
+        elif timers.in_grace:
+            timers.resume()
         assert self._events is not None
         events: list[sse.Event] | None = None
         failure: UpstreamError | None = None

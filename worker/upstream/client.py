@@ -31,7 +31,7 @@ from worker.providers.errors import error_from_response
 from worker.providers.registry import Provider
 from worker.upstream.attempts import Attempts, Events, OnRetry, Served, Target, without_key
 from worker.upstream.health import Health
-from worker.upstream.shortcut import Shortcut, Tap
+from worker.upstream.shortcut import Shortcut
 from worker.upstream.timers import Timers, too_slow
 
 _REUSE_S = 0.05  # after [DONE]: how long the end of the body may take, so that the connection can be used again
@@ -214,7 +214,7 @@ class _Answer:
         dialect: Dialect,
         decoder: Decoder,
         max_event_bytes: int,
-        tap: Tap | None,
+        tap: http.Tap | None,
     ) -> None:
         """What was not compressed may go to a `tap`. Raises UpstreamInvalid where it was in a way that was not asked for."""
         self._response, self._provider, self._decoder = response, provider, decoder

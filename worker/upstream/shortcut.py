@@ -6,9 +6,9 @@ come while one is under way, go the long way (generate.py), which waits for what
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
+from shared.lib.http import Tap
 from shared.lib.telemetry import CHUNKS
 from shared.log.blobs import INLINE_BYTES
 from shared.log.writer import Writer
@@ -17,8 +17,6 @@ from worker.providers import framing
 from worker.providers.chunk_shapes import payload_bytes
 from worker.providers.dialect import Decoder
 from worker.upstream.timers import Timers
-
-Tap = Callable[[bytes], bool]
 
 _COUNTED = 16
 """So many are counted at once: a counter has a lock."""

@@ -8,15 +8,11 @@ a limit as well, which the HTTP client keeps.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from types import TracebackType
-from typing import TypeVar
 
 from shared.config.settings import Settings
 from shared.errors import UpstreamTimeout
 from shared.lib.tasks import MovingTimeout
-
-T = TypeVar("T")
 
 _GRACE_S = 5.0  # after the finish reason and usage: how long [DONE] may take
 
@@ -30,7 +26,8 @@ class Timers:
         self._idle_s = settings.upstream_idle_s
         self._end = self._clock() + self._total_s
         self._first_s = settings.upstream_first_s
-        self._in_grace = False
+        self.in_grace = False
+        """The answer is whole but for its end mark."""
         self._interrupted: Exception | None = None
         self._timeout = MovingTimeout()
         self.begin()
@@ -42,7 +39,7 @@ class Timers:
 
     def progress(self) -> None:
         """A data event came: from now on the idle limit counts, from here. Comments and pings are no data."""
-        if not self._in_grace:
+        if not self.in_grace:
             self._code, self._seconds = "upstream_idle_timeout", self._idle_s
             self._until = self._clock() + self._idle_s
 
@@ -64,23 +61,18 @@ class Timers:
 
     def grace(self) -> None:
         """The answer is whole, and only its end mark is missing; starts once, and is not extended."""
-        if not self._in_grace:
-            self._in_grace = True
+        if not self.in_grace:
+            self.in_grace = True
             self._until = self._clock() + _GRACE_S
 
     def resume(self) -> None:
         """More of the answer came after all."""
-        if self._in_grace:
-            self._in_grace = False
-            self.progress()
-
-    async def wait(self, awaitable: Awaitable[T]) -> T:
-        """Raises UpstreamTimeout when the current limit, or that of the whole generation, runs out first."""
-        with self:
-            return await awaitable
+        self.in_grace = False
+        self.progress()
 
     def __enter__(self) -> None:
-        """The same for what is waited for within the context: a provider's every word is, and needs no coroutine for that."""
+        """What is waited for within the context raises UpstreamTimeout when the current limit, or that of the whole generation,
+        runs out first."""
         if self._interrupted is not None:
             raise self._interrupted
         self._timeout.start(self._until if self._until < self._end else self._end)

@@ -30,23 +30,9 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.intake import (
-    HEAD_BYTES,
-    HEAD_FIELDS,
-    LINE_BYTES,
-    PIPELINED,
-    check_host,
-    malformed,
-    no_tunnel,
-    opens_socket,
-    refusal,
-    too_large,
-    too_many,
-    weigh,
-    without_offer,
-)
+from api import intake, stand_ins
 from api.live.client import CONNECTION
-from api.stand_ins import AnyLength, Lingering, Pipeline, Writable, client_address, leftover, new_parser, server_address
+from api.stand_ins import AnyLength, Held, Lingering, Pipeline, Writable, leftover, new_parser
 from shared.errors import StreamspoolError, without_frames
 from shared.lib.telemetry import REQUESTS, get_logger
 
@@ -125,10 +111,10 @@ class _Intake(HttpToolsProtocol):
             return
         except httptools.HttpParserError as error:
             why = error.__context__  # what a callback of ours raised
-            self.refuse(without_frames(why) if isinstance(why, StreamspoolError) else malformed())
+            self.refuse(without_frames(why) if isinstance(why, StreamspoolError) else intake.malformed())
             return
-        if self._around > HEAD_BYTES:
-            self.refuse(too_large())
+        if self._around > intake.HEAD_BYTES:
+            self.refuse(intake.too_large())
         elif self._around < 0:  # a chunk had less around it than it might have
             self._around = 0
 
@@ -136,7 +122,7 @@ class _Intake(HttpToolsProtocol):
         """The head that offered another protocol again, without its offer, and what came behind it."""
         self.parser = new_parser(self)
         self._place, self._offer = _BETWEEN, False
-        self._take(without_offer(self.scope["method"], self.url, self.scope["http_version"], self.headers))
+        self._take(intake.without_offer(self.scope["method"], self.url, self.scope["http_version"], self.headers))
         if rest and not self.deaf:
             self._take(rest)
 
@@ -153,19 +139,23 @@ class _Intake(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value.strip(b" \t"))  # blanks around it are no part of it (RFC 9110 §5.5)
+        name, value = name.lower(), value.strip(b" \t")  # blanks around it are no part of it (RFC 9110 §5.5)
+        if name == b"expect":
+            super().on_header(name, value)
+        else:  # all that uvicorn does
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if self._shared or self._around > HEAD_BYTES or len(self.headers) > HEAD_FIELDS:
-            weigh(self.headers, LINE_BYTES + len(self.url))
+        if self._shared or self._around > intake.HEAD_BYTES or len(self.headers) > intake.HEAD_FIELDS:
+            intake.weigh(self.headers, intake.LINE_BYTES + len(self.url))
         version = self.parser.get_http_version()
-        check_host(self.headers, version)
+        intake.check_host(self.headers, version)
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                raise no_tunnel()
+                raise intake.no_tunnel()
             self.scope["method"], self.scope["http_version"] = self.parser.get_method().decode(), version
             busy, app = self.pipeline or (self.cycle is not None and not self.cycle.response_complete), self.config.app
-            self._socket = not busy and opens_socket(self.scope, self.url, self.headers, app.has_socket)  # type: ignore[arg-type, union-attr]
+            self._socket = not busy and intake.opens_socket(self.scope, self.url, self.headers, app.has_socket)  # type: ignore[arg-type, union-attr]
             self._offer = True
             return
         self._place, self._around = _BODY, 0
@@ -177,8 +167,8 @@ class _Intake(HttpToolsProtocol):
         self.cycle.keep_alive &= not self.config.app.services.drain.native  # type: ignore[union-attr]
         if not self.cycle.keep_alive:
             self.cycle.transport = cast("asyncio.Transport", Lingering(self))
-        if len(self.pipeline) > PIPELINED:
-            raise too_many()
+        if len(self.pipeline) > intake.PIPELINED:
+            raise intake.too_many()
 
     def on_chunk_header(self) -> None:
         self._around -= _CHUNK_BYTES
@@ -191,7 +181,7 @@ class _Intake(HttpToolsProtocol):
         if self._offer:
             return  # nothing of it was read but its head
         if self.headers:
-            weigh(self.headers)
+            intake.weigh(self.headers)
             self.headers.clear()
         self._place = _BETWEEN
         super().on_message_complete()
@@ -273,7 +263,7 @@ class _Intake(HttpToolsProtocol):
 
     def _say(self, error: StreamspoolError) -> None:
         REQUESTS.labels("none", error.status).inc()
-        self.transport.write(refusal(error, self.server_state.default_headers))
+        self.transport.write(intake.refusal(error, self.server_state.default_headers))
         self.linger()
 
 
@@ -303,7 +293,7 @@ class Protocol(_Intake):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.server, self.client = server_address(self.server), client_address(self.client)
+        self.server, self.client = stand_ins.server_address(self.server), stand_ins.client_address(self.client)
         self.flow._is_writable_event = Writable()  # type: ignore[assignment]
         transport.set_write_buffer_limits(high=0)  # paused, and the timer runs, as soon as the socket takes no more
         self._begin_patience()
@@ -333,7 +323,7 @@ class Protocol(_Intake):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._begin_patience()
-        self.scope["extensions"] = cast(dict[str, Any], {CONNECTION: self})
+        self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
 
     @property
     def chunked(self) -> bool:
@@ -351,7 +341,16 @@ class Protocol(_Intake):
         """The response has begun: of its request's scope, nobody wants more than the method."""
         cycle = self.cycle  # after HEAD, whose response is over by now, maybe that of the next request
         if cycle is not None and cycle.response_started and not self.pipeline and cycle.scope is self.scope:
-            cycle.scope = self.scope = cast(Any, leftover(self.scope["method"]))
+            scope: Any = leftover(self.scope["method"])
+            cycle.scope = self.scope = scope
+
+    def hold_head(self) -> Held | None:
+        """Holds what is sent of the response until `Held.send`. None: what would begin is not this request's, or its connection
+        is to be closed behind it, or what went before is not gone yet."""
+        cycle = self.cycle
+        if cycle is None or self.pipeline or cycle.response_started or cycle.transport is not self.transport:
+            return None
+        return None if self.transport.get_write_buffer_size() else Held(self)
 
     def on_headers_complete(self) -> None:
         self._end_patience()

@@ -78,9 +78,9 @@ def _answered(span: tracing.Span, status: int) -> None:
         span.fail(str(status))
 
 
-def watching(header: Header, *, fresh: bool) -> AbstractContextManager[object] | None:
+def watching(header: Header) -> AbstractContextManager[object] | None:
     """The span of one who came to watch what another request had begun, with a link to that one; None where nobody traces."""
-    if fresh or not tracing.is_kept():
+    if not tracing.is_kept():
         return None
     begun, generation_id = header.get("traceparent"), header["id"]
     return tracing.span("watch", "internal", lambda: {"streamspool.generation.id": generation_id}, links=[begun])

@@ -75,6 +75,30 @@ class Lingering:
             self._connection.transport.close()
 
 
+class Held:
+    """The transport of a response while its head is made, which is to go with the first of its body: each write of its own is a
+    system call."""
+
+    __slots__ = ("_connection", "_parts", "write")
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._parts: list[bytes] = []
+        self.write = self._parts.append
+        connection.cycle.transport = self
+
+    def send(self, body: bytes) -> bool:
+        """Sends what was held, and this piece of the body with it: whether that went, as it does if the response is in chunks
+        and its client there."""
+        connection, parts = self._connection, self._parts
+        connection.cycle.transport = connection.transport
+        if goes := bool(parts) and connection.chunked:
+            parts.append(b"%x\r\n%b\r\n" % (len(body), body))  # RFC 9112 §7.1
+        if parts:
+            connection.transport.write(b"".join(parts))
+        return goes
+
+
 @lru_cache(16)
 def server_address(address: tuple[str, int | None] | None) -> tuple[str, int | None] | None:
     """The same for all connections to it."""

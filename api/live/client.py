@@ -88,12 +88,25 @@ class Client:
         if self._connection is not None:
             self._connection.comment = comment
 
-    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+    async def start(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
+        """`body` is its first piece, if that is there already: it goes with the head, and saves a system call."""
         self.started = True
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
-        if self._connection is not None:
-            self._connection.begun()
+        connection = self._connection
+        held = connection.hold_head() if body and connection is not None else None
+        sent = False
+        try:
+            await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        finally:
+            if held is not None:
+                sent = held.send(body)
+        if connection is not None:
+            connection.begun()
+        if sent:
+            if self._sent is not None:
+                self._sent.add(len(body))
+        elif body:
+            await self.send(body)
 
     async def send(self, body: bytes, *, more: bool = True) -> None:
         """Raises TimeoutError when the client has taken nothing for too long."""

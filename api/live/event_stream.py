@@ -30,6 +30,7 @@ _PAGE = 512
 _PAGE_BYTES = 128 * 1024
 _LARGE_BYTES = 16 * 1024
 """So much at once is not sent to everybody in the same round of the loop: what is live comes in between."""
+_LITTLE_BYTES = 8 * 1024
 _FIRST_PAGE = 16
 _NOTHING: dict[str, str] = {}
 _RETRY_S = 0.25
@@ -99,13 +100,31 @@ class EventStream(LogResponse):
         if live.tally is not None and rate is not None:
             self._pace = Pacer(rate, live.tally)
         served = served_headers(live.note) if self._tells_served else _NOTHING
-        await client.start(200, {**EVENT_STREAM_HEADERS, **self.extra, **served})
+        first, start = (b"", start) if client.head_only else self._first(live, shown, start)
+        await client.start(200, {**EVENT_STREAM_HEADERS, **self.extra, **served}, first)
         if client.head_only:
             return None
         client.streaming(sse.KEEPALIVE)
         self.extra = _NOTHING  # a viewer may stay for long, and must not hold on to what it was sent
         del self.header  # nor to what was read of the log for it alone
         return self._stream(client, live, shown, start)
+
+    def _first(self, live: LiveLog, shown: Stateless | Folding, start: Start) -> tuple[bytes, Start]:
+        """What goes with the head: what is there already, if it is little; and where to go on behind it."""
+        epoch, index, skip_end, first = start
+        if first:
+            return first, Start(epoch, index, skip_end)
+        if epoch != live.epoch and not live.replaced:
+            epoch, index = live.epoch, 0
+        if (
+            self._pace is not None
+            or epoch != live.epoch
+            or not live.floor <= index < live.end
+            or live.size > _LITTLE_BYTES
+        ):
+            return b"", start
+        body, index = live.body(shown.encode, index, live.end)
+        return body, Start(epoch, index, skip_end)
 
     async def _send(self, client: Client, body: bytes, *, more: bool = True) -> None:
         if len(body) >= _LARGE_BYTES:
@@ -148,26 +167,23 @@ class EventStream(LogResponse):
     async def _stream(self, client: Client, live: LiveLog, shown: Stateless | Folding, start: Start) -> None:
         """Sends what there is, and what comes, to the end, or until the client or this server leaves. One function, because
         most viewers wait in here for most of the time, and a frame more is memory of each."""
-        epoch, index, skip_end, first = start
-        if first:
-            await self._send(client, first)
-            first = b""
+        epoch, index, skip_end, _ = start
         del start
         after = Next.LOOK
         while not (client.gone or after is Next.LEAVE):
-            after = Next.LOOK
-            if (epoch, index) > (live.epoch, live.end) and not live.ended:
+            after, end = Next.LOOK, live.end
+            if (epoch, index) > (live.epoch, end) and not live.ended:
                 after = await self._news(client, live)  # another process brought it further than this one has read
             elif epoch != live.epoch:
                 told = live.replaced and (self._projection.native or epoch or index)
                 if told and not await self._replace(client, live, shown):
                     return
                 epoch, index, self._reader = live.epoch, 0, None
-            elif index < live.end and (limit := self._limit(live, index)) == index:
+            elif index < end and (limit := end if self._pace is None else self._limit(live, index)) == index:
                 after = await self._until_due(client, live, epoch, index)
             elif index < live.floor and self._stay.left_s() <= 0:
                 after = Next.LEAVE  # however far behind: this is the deadline
-            elif index < live.end:
+            elif index < end:
                 body, index = await self._page_of(live, shown, epoch, index, limit)
                 if body:
                     await self._send(client, body)
@@ -220,9 +236,8 @@ class EventStream(LogResponse):
         return Next.LOOK if new else Next.KEEP_ALIVE
 
     def _limit(self, live: LiveLog, index: int) -> int:
-        """How many of the attempt's chunks this viewer may have by now."""
-        if self._pace is None:
-            return live.end
+        """How many of the attempt's chunks this viewer may have by now, by its pace."""
+        assert self._pace is not None
         return self._pace.limit(live.epoch, index, live.end, asyncio.get_running_loop().time())
 
     async def _until_due(self, client: Client, live: LiveLog, epoch: int, index: int) -> Next:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import Protocol
 from urllib.parse import quote
 
@@ -74,7 +75,7 @@ class LogResponse(Response):
     def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Where nobody traces it has no frame: one more for each viewer is memory."""
         shown = self._show(scope, receive, send)
-        watching = spans.watching(self.header, fresh=self._fresh)
+        watching = None if self._fresh else spans.watching(self.header)
         return shown if watching is None else _within(watching, shown)
 
     async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -187,7 +188,8 @@ def _visible(error: Exception) -> StreamspoolError:
     return unavailable(error)
 
 
-def served_headers(note: bytes | None) -> dict[str, str]:
+@lru_cache(maxsize=256)  # what names one model says the same of each of its answers
+def served_headers(note: bytes | None) -> Mapping[str, str]:
     """`x-served-by: PROVIDER/MODEL`, and `x-fallback-from: PROVIDER/MODEL=STATUS, …` where others were asked in vain."""
     if note is None:
         return {}

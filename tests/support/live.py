@@ -54,7 +54,7 @@ class Viewer:
     def asked(self) -> None:
         """It keeps nothing for those who would ask."""
 
-    begun = asked
+    begun = hold_head = asked
 
     async def _receive(self) -> dict[str, str]:
         await self._gone.wait()

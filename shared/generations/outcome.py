@@ -7,6 +7,7 @@ seal is missing, and the usage, measured where the provider gave none. What foll
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from shared.lib.traces import genai
 from shared.log.blobs import Stored
 from shared.log.entry import BEGIN, Entry, Kind, Position, Status
 from shared.log.records import Header, Lengths, Outcome, Served
-from shared.log.streamlog import StreamLog
+from shared.log.streamlog import Following, StreamLog
 from shared.store.commands import Words
 from shared.store.outage import cause
 from shared.store.redis import RedisError
@@ -237,7 +238,9 @@ class Outcomes:
         `StreamLog.seal`.
         """
         generation_id = header["id"]
-        await self._log.seal(generation_id, outcome, epoch=epoch, header=header, after=after, length=length, told=told)
+        following = None if length is None else await self._following(header, outcome, attempt)
+        end: dict[str, Any] = {"epoch": epoch, "after": after, "length": length, "following": following}
+        await self._log.seal(generation_id, outcome, header=header, told=told, **end)
         _count(header, outcome)
         error = outcome["error"]
         logger.info(
@@ -257,11 +260,21 @@ class Outcomes:
             **_lengths(outcome),
         )
         try:
-            await self._settlement.settle_outcome(header, outcome, attempt)
+            if following is not None and following.replies is not None:
+                await self._settlement.followed(header, following.replies)
+            else:
+                await self._settlement.settle_outcome(header, outcome, attempt)
         except FileStorageFailed as problem:
             logger.warning("settlement waits", generation_id=generation_id, why=problem.why)
         except (RedisError, OSError) as problem:
             logger.warning("settlement waits", generation_id=generation_id, **cause(problem))
+
+    async def _following(self, header: Header, outcome: Outcome, attempt: int) -> Following | None:
+        """What is settled in one step with the seal. Where that fails now, it is done after it, which says why if it fails
+        again."""
+        with suppress(FileStorageFailed, RedisError, OSError):
+            return await self._settlement.following(header, outcome, attempt)
+        return None
 
 
 def _count(header: Header, outcome: Outcome) -> None:

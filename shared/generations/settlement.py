@@ -23,7 +23,7 @@ from shared.lib.clock import now_ms
 from shared.lib.telemetry import SETTLED
 from shared.log.entry import SEAL
 from shared.log.records import Header, Outcome
-from shared.log.streamlog import StreamLog
+from shared.log.streamlog import Following, StreamLog
 from shared.store.jobs import queue as enqueue
 from shared.store.queue import JobQueue
 from shared.store.redis import ArqRedis
@@ -33,6 +33,7 @@ _COMPACTED_CHARACTERS = 20_000
 """Of answer and reasoning. A copy of the log takes the server about a microsecond for each kB, and saves 4 kB at most."""
 _LOOKED_AT = 500
 """Of those that are left over: more there are only while no reaper can settle them, and each start of an answer looks."""
+_Effects = Sequence[tuple[Effect, Commands]]
 
 
 class Settlement:
@@ -52,7 +53,7 @@ class Settlement:
         """`read` gives an attempt's transcript, for effects that look at the text; `sessions` tells whose turn is next, and
         `budgets` tells those whose budget is reached. `outbox` is the history's, which is one of the effects."""
         self._redis, self._log, self._sessions, self._outbox = redis, log, sessions, outbox
-        self._effects = effects
+        self._effects_of = effects
         self.budgets = budgets
         self._read, self._settings = read, settings
         self._key, self._queue = redis.key, JobQueue(redis)
@@ -73,24 +74,17 @@ class Settlement:
             await self._redis.srem(self._key.unsettled(self._key.cells.of(generation_id)), generation_id)  # type: ignore[misc]
             return  # which is done after it was settled; the mark may have gone since
         marker, log = self._key.settled(generation_id), self._key.log(generation_id)
-        mark = str(header["created_at_ms"]).encode()  # of this log: an Idempotency-Key may make its id once more later
-        marked_s = self._settings.log_safety_s + (header.get("retention_s") or 0)  # it must outlive the log
-        ended = Ended(header, outcome, epoch, marked_s, self._read)
-        commands = [(one, add) for one in self._effects if (add := await one.effect(ended)) is not None]
+        ended, effects = await self._effects(header, outcome, epoch)
         if self._key.cells.apart:  # but for a session, what follows is the control's
-            await self._charge(ended, mark, [add for one, add in commands if one is not self._sessions])
-            commands = [(one, add) for one, add in commands if one is self._sessions]
+            await self._charge(ended, [add for one, add in effects if one is not self._sessions])
+            effects = [(one, add) for one, add in effects if one is self._sessions]
             ended.asked.clear()
 
         def queue(pipe: Any, seen: list[Any]) -> None:
             marked, exists, *answers = seen
             ended.answer(answers)
-            if marked != mark and exists:
-                enqueue(pipe, (b"SET", marker, mark, b"PX", int(marked_s * 1000)))
-                for _, add in commands:
-                    add(pipe)
-                if _is_worth_compacting(header, outcome):
-                    self._log.compact_with(pipe, generation_id)
+            if marked != _mark(header) and exists:
+                self._add(pipe, ended, effects)
             enqueue(pipe, (b"SREM", self._key.unsettled(self._key.cells.of(generation_id)), generation_id))
 
         looks: list[Command] = [("GET", marker), ("EXISTS", log)]
@@ -103,17 +97,55 @@ class Settlement:
             done = await transact(self._redis, [marker, log], [*looks, *asks], queue)
         else:
             raise_first(done)
-        if len(done) > 1:
+        await self._settled(header, is_new=len(done) > 1)
+
+    async def following(self, header: Header, outcome: Outcome, epoch: int) -> Following | None:
+        """The same to be done in one step with the seal, and `followed` after it. None where that cannot be: an effect looks at
+        what has ended, or something of it is in another slot. Raises what effects do."""
+        if self._key.cells.apart or header.get("session") or self._outbox.is_kept:
+            return None
+        ended, effects = await self._effects(header, outcome, epoch)
+
+        def queue(pipe: Any) -> None:
+            ended.answer([*map(Answer, range(len(ended.asked)))])
+            self._add(pipe, ended, effects)
+            enqueue(pipe, (b"SREM", self._key.unsettled(self._key.cells.of(header["id"])), header["id"]))
+
+        not_yet: tuple[Command, str] = (("GET", self._key.settled(header["id"])), "")
+        return Following([not_yet], [one.command for one in ended.asked], queue)
+
+    async def followed(self, header: Header, replies: Sequence[Any]) -> None:
+        """`following` was done, with these replies."""
+        raise_first(replies)
+        await self._settled(header, is_new=True)
+
+    async def _effects(self, header: Header, outcome: Outcome, epoch: int) -> tuple[Ended, _Effects]:
+        marked_s = self._settings.log_safety_s + (header.get("retention_s") or 0)  # it must outlive the log
+        ended = Ended(header, outcome, epoch, marked_s, self._read)
+        return ended, [(one, add) for one in self._effects_of if (add := await one.effect(ended)) is not None]
+
+    def _add(self, pipe: Any, ended: Ended, effects: _Effects) -> None:
+        """What is done once, with the mark that it was."""
+        generation_id = ended.header["id"]
+        marked = b"SET", self._key.settled(generation_id), _mark(ended.header), b"PX", int(ended.kept_s * 1000)
+        enqueue(pipe, marked)
+        for _, add in effects:
+            add(pipe)
+        if _is_worth_compacting(ended.header, ended.outcome):
+            self._log.compact_with(pipe, generation_id)
+
+    async def _settled(self, header: Header, *, is_new: bool) -> None:
+        if is_new:
             SETTLED.inc()
         if header.get("session"):
             await self._ring_next(header)
-        if len(done) > 1 and self.budgets.of(header):
+        if is_new and self.budgets.of(header):
             await self.budgets.tell(header)
 
-    async def _charge(self, ended: Ended, mark: bytes, adds: Sequence[Commands]) -> None:
+    async def _charge(self, ended: Ended, adds: Sequence[Commands]) -> None:
         """Does what follows in the control, where that is apart: before what follows in the cell, which takes the generation
         off the list of those to be settled, and once, by a mark of its own."""
-        generation_id = ended.header["id"]
+        generation_id, mark = ended.header["id"], _mark(ended.header)
         if not await self._redis.exists(self._key.log(generation_id)):
             return
         marker = self._key.charged(generation_id)
@@ -176,6 +208,11 @@ class Settlement:
         for generation_id in ids:
             with suppress(FileStorageFailed):  # a turn that is too large for Redis: once it is back
                 await self.settle(generation_id)
+
+
+def _mark(header: Header) -> bytes:
+    """Of this log: an Idempotency-Key may make its id once more later."""
+    return b"%d" % header["created_at_ms"]
 
 
 def _is_worth_compacting(header: Header, outcome: Outcome) -> bool:

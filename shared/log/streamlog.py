@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, cast
@@ -47,6 +48,18 @@ _TOKEN = b"t"
 Execute = Callable[[Any], Awaitable[list[Any]]]
 """Does what a pipeline in MULTI has queued, or raises; returns the replies, errors among them as values."""
 Reserve = Callable[[Any, Header], Awaitable[Execute | None]]
+
+
+@dataclass(slots=True)
+class Following:
+    """What follows from an end, to be done in one step with the seal where each look sees what it is said to see: as for
+    `commit_if`."""
+
+    looks: Sequence[tuple[Command, str]]
+    asks: Sequence[Command]
+    queue: Callable[[Any], object]
+    replies: Sequence[Any] | None = None
+    """To what was queued; None: it was not done, and is to be done once there is an end."""
 
 
 class StreamLog(LogRemoval):
@@ -245,19 +258,21 @@ class StreamLog(LogRemoval):
         after: Position = BEGIN,
         length: int | None = None,
         told: Sequence[Words] = (),
+        following: Following | None = None,
     ) -> None:
         """Writes the outcome; the first one wins for good. The retention time starts now, and what follows is to be settled.
 
         With `epoch`, only while that attempt is the newest: Fenced otherwise. `after` is the last entry that the outcome is
         about, and `length` how many there are up to it, as far as that is known: Forgotten if the log lacks any. `header` is
-        the request's, if it is known; `told` goes with it. Raises Sealed with the first outcome, unless it is this one; Gone.
+        the request's, if known; `told` goes with it, `following` if it can. Raises Sealed with the first outcome, unless it is
+        this one; Gone.
         """
         key = self._key.log(generation_id)
         header = header or await self._header(key)
         kept_ms, last = self._kept_ms(header), None
         told = [*told, *self._told_of_end(header, outcome)]
-        at_once = None if epoch is None else length
-        if await self._sealed_at_once(generation_id, outcome, kept_ms, told, after=after, length=at_once):
+        known = None if epoch is None or length is None else (after, length)
+        if known and await self._sealed_at_once(generation_id, outcome, kept_ms, told, following, *known):
             return
         looks = pack(b"XREVRANGE", key.encode(), b"+", b"-", b"COUNT", b"1"), pack(b"XLEN", key.encode())
         while True:
@@ -278,13 +293,10 @@ class StreamLog(LogRemoval):
                 added = await self._seal_when_full(generation_id, outcome, last, kept_ms, told)
             if isinstance(added, bytes):
                 return
-            if added is None:
-                raise Gone(generation_id)
-            if not is_refusal(added):
-                raise added
+            if added is None or not is_refusal(added):
+                raise Gone(generation_id) if added is None else added
             if last is None:
-                await self._check_mine(key, generation_id, outcome, header)
-                return
+                return await self._check_mine(key, generation_id, outcome, header)
 
     def _told_of_end(self, header: Header | None, outcome: Outcome) -> list[Words]:
         if self.feed is None or header is None:
@@ -297,21 +309,28 @@ class StreamLog(LogRemoval):
         outcome: Outcome,
         kept_ms: int,
         told: Sequence[Words],
-        *,
+        following: Following | None,
         after: Position,
-        length: int | None,
+        length: int,
     ) -> bool:
         """Seals in one round trip if the log ends as who wrote all of it knows it to end; else nothing is done."""
-        if length is None:
-            return False
         key = self._key.log(generation_id)
         end: Command = ("XREVRANGE", key, "+", "-", "COUNT", 1)
         async with self._redis.pipeline(transaction=True) as pipe:
             self._queue_end(pipe, generation_id, outcome, kept_ms, told)
-            done = await commit_if(pipe, [(end, str(after)), (("XLEN", key), str(length))])
+            looks: list[tuple[Command, str]] = [(end, str(after)), (("XLEN", key), str(length))]
+            asks: Sequence[Command] = ()
+            before = len(pipe)
+            if following is not None:
+                following.queue(pipe)
+                looks += following.looks
+                asks = following.asks
+            done = await commit_if(pipe, looks, asks)
         added = done[0] if done else None
         if pipe.control is not pipe:
             await self._tell_end(pipe, generation_id, added)
+        if following is not None and done:
+            following.replies = done[before:]
         return isinstance(added, bytes)
 
     def _queue_end(self, pipe: Any, generation_id: str, outcome: Outcome, kept_ms: int, told: Sequence[Words]) -> None:

@@ -50,9 +50,14 @@ class Outbox:
         """`most` rows wait; 0: there is no history."""
         self._redis, self._key, self._log, self._most = redis, redis.key, log, most
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a history."""
+        return bool(self._most)
+
     async def effect(self, ended: Ended) -> Commands | None:
         """Reads the summary once more: when it began is not known to who ends it."""
-        if not self._most:
+        if not self.is_kept:
             return None
         (summary,) = await self._log.describe([ended.header["id"]])
         if summary is None or summary.outcome is None:

@@ -23,7 +23,7 @@ from arq.worker import Retry, Worker, func
 
 from shared.config.settings import Settings
 from shared.errors import Unavailable
-from shared.lib.tasks import cancel
+from shared.lib.tasks import Alarm, cancel
 from shared.lib.telemetry import get_logger
 from shared.log.appender import Appender
 from shared.store.commands import pack_each
@@ -97,7 +97,7 @@ class StreamWorker(Worker):
         self._more: set[Lane] = set()
         """Where more is known to wait than there was room for."""
         self._skip = 0
-        self._woken, self._strange, self._doubted = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._woken, self._strange, self._doubted = Alarm(), asyncio.Event(), asyncio.Event()
         self._due = 0.0
         self._pause = FailoverHold(settings.lease_s, POLL_S)
         self.resting = False
@@ -139,10 +139,7 @@ class StreamWorker(Worker):
     async def poll(self) -> None:
         """Starts what the doorbell named, at once, and looks through the queue every half second, or when it is worth it."""
         while self.allow_pick_jobs:
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(self._due):
-                    await self._woken.wait()
-            self._woken.clear()
+            await self._woken.sleep(self._due)
             rung, self._rung = self._rung, {}
             if self.resting:
                 self._due = self.loop.time() + POLL_S

@@ -369,7 +369,7 @@ class Generator:
         lost: bool,
     ) -> Outcome:
         """Where the provider gave no usage, or half, or may have put its reasoning into the text, the log is read for it."""
-        note = served.note(spoke=bool(writer.position.seq))
+        note, reasons = served.note(spoke=bool(writer.position.seq)), answer.finish_reasons
         if not answer.usage or answer.half_told or (note.get("think") and answer.tagged):
             told = await self._outcomes.transcripts.read(writer.generation_id, writer.epoch, damaged=lost, ending=True)
             outcome = await self._outcomes.compose(told, status, failure)
@@ -379,14 +379,14 @@ class Generator:
                 "ended_at_ms": now_ms(),
                 "by": self._worker_id,
                 "error": failure,
-                "finish_reasons": answer.finish_reasons,
+                "finish_reasons": reasons,
                 "usage": answer.usage,
                 "usage_source": "provider",
                 "characters": {"content": answer.content_chars, "reasoning": answer.reasoning_chars},
             }
             if writer.spoke_at_ms is not None:
                 outcome["spoke_at_ms"] = writer.spoke_at_ms
-        return {**outcome, "served": note, "finish_reasons": answer.finish_reasons}
+        return {**outcome, "served": note, "finish_reasons": reasons}
 
 
 def _lost(damage: Damaged) -> StreamLost:

@@ -28,8 +28,10 @@ def source_of(told: str | None) -> Source | None:
 
 def is_half(told: dict[str, Any] | None) -> bool:
     """Whether it counts the prompt and not the answer, or the answer alone: Ollama leaves out a prompt that it has cached."""
-    counts = [told.get(name) for name in ("prompt_tokens", "completion_tokens")] if told else []
-    return all(type(count) is int for count in counts) and sum(map(bool, counts)) == 1
+    if not told:
+        return False
+    asked, said = told.get("prompt_tokens"), told.get("completion_tokens")
+    return type(asked) is type(said) is int and bool(asked) is not bool(said)
 
 
 async def measure(

@@ -7,7 +7,6 @@ seal is missing, and the usage, measured where the provider gave none. What foll
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -272,9 +271,10 @@ class Outcomes:
     async def _following(self, header: Header, outcome: Outcome, attempt: int) -> Following | None:
         """What is settled in one step with the seal. Where that fails now, it is done after it, which says why if it fails
         again."""
-        with suppress(FileStorageFailed, RedisError, OSError):
+        try:
             return await self._settlement.following(header, outcome, attempt)
-        return None
+        except (FileStorageFailed, RedisError, OSError):
+            return None
 
 
 def _count(header: Header, outcome: Outcome) -> None:

@@ -39,6 +39,34 @@ def within(timeout_s: float | None) -> AbstractAsyncContextManager[asyncio.Timeo
     return _NO_LIMIT if timeout_s is None else asyncio.timeout(timeout_s)
 
 
+class Alarm:
+    """What an `asyncio.Event` in an `asyncio.timeout_at` does, for one task that sleeps again and again, in a sixth of the
+    calls."""
+
+    def __init__(self) -> None:
+        self._sleeper: asyncio.Future[None] | None = None
+        self._is_set = False
+
+    def set(self) -> None:
+        """Ends the sleep, or the next one before it begins."""
+        self._is_set = True
+        if self._sleeper is not None and not self._sleeper.done():
+            self._sleeper.set_result(None)
+
+    async def sleep(self, until: float) -> None:
+        """Until it is set, or this time of the loop's."""
+        if not self._is_set:
+            loop = asyncio.get_running_loop()
+            self._sleeper = loop.create_future()
+            timer = loop.call_at(until, self.set)
+            try:
+                await self._sleeper
+            finally:
+                timer.cancel()
+                self._sleeper = None
+        self._is_set = False
+
+
 class MovingTimeout:
     """What `asyncio.timeout_at` does, for one task that waits again and again until a time that is moved on and on.
 

@@ -20,6 +20,7 @@ from shared.log.feed import Feed
 from shared.log.listing import LogListing
 from shared.log.records import Header, Outcome
 from shared.store.commands import Words
+from shared.store.jobs import queue
 from shared.store.redis import ResponseError
 from shared.store.transaction import Command, commit, transact
 
@@ -60,9 +61,7 @@ class LogRemoval(LogListing):
         The newest node of a stream has 4 kB, however little of that is used (STREAM_LISTPACK_MAX_PRE_ALLOCATE in
         src/t_stream.c); a copy has what it needs. Readers find the same under the same name. Of a log that is gone, nothing."""
         key, kept = self._key.log(generation_id), self._key.kept(generation_id)
-        pipe.copy(key, kept)
-        pipe.copy(kept, key, replace=True)
-        pipe.delete(kept)
+        queue(pipe, (b"COPY", key, kept), (b"COPY", kept, key, b"REPLACE"), (b"DEL", kept))
 
     async def _seal_when_full(
         self, generation_id: str, outcome: Outcome, last: Position | None, kept_ms: int, told: Sequence[Words]

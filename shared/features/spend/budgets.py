@@ -96,6 +96,8 @@ class Budgets:
         """Charges what it cost, and takes back what was held for it."""
         cost, held = ended.outcome.get("cost"), ended.header.get("reserved")
         amount = (cost["picodollars"] or 0) if cost else 0
+        if not (amount or held):
+            return None
         tenant, key_id, since_s = ended.header["owner"], ended.header.get("key_id"), _since_s(ended.header)
         day = datetime.fromtimestamp(ended.outcome["ended_at_ms"] / 1000, UTC).date().isoformat()
         name = self._key.spent(tenant, day[:7])

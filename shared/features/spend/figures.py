@@ -38,6 +38,14 @@ FIGURES = tuple(_CODES)
 _COST, _UNKNOWN = "$", "u"
 _PRICED, _FIRST, _WHOLE = "s:", "1:", "2:"
 """Begin the names of: requests by the source of their price; the histogram of the first token; that of the whole."""
+_USED = (
+    ("prompt_tokens", None),
+    ("completion_tokens", None),
+    ("total_tokens", None),
+    ("cached_tokens", "prompt_tokens_details"),
+    ("reasoning_tokens", "completion_tokens_details"),
+)
+"""What is counted of usage, and in which part of it that stands."""
 _PERCENTILES = (50, 90, 99)
 _PER_DOUBLING, _MOST_BUCKETS = 4, 120
 
@@ -45,18 +53,15 @@ _PER_DOUBLING, _MOST_BUCKETS = 4, 120
 def counted(header: Header, outcome: Outcome) -> Counts:
     """What one generation adds."""
     used = outcome.get("usage") or {}
-    figures = {
-        "requests": 1,
-        f"{outcome['status']}_requests": 1,
-        "prompt_tokens": _figure(used, "prompt_tokens"),
-        "completion_tokens": _figure(used, "completion_tokens"),
-        "total_tokens": _figure(used, "total_tokens"),
-        "cached_tokens": _figure(used.get("prompt_tokens_details"), "cached_tokens"),
-        "reasoning_tokens": _figure(used.get("completion_tokens_details"), "reasoning_tokens"),
-    }
+    counts: Counts = Counter()
+    counts["n"] = counts[_CODES[f"{outcome['status']}_requests"]] = 1
+    for name, part in _USED:  # a provider may send anything; a ledger adds whole numbers
+        figures = used if part is None else used.get(part)
+        value = figures.get(name) if isinstance(figures, dict) else None
+        if isinstance(value, int | float) and 0 < value < 2**53 and int(value):
+            counts[_CODES[name]] = int(value)
     if source := outcome.get("usage_source"):
-        figures[f"{source}_requests"] = 1
-    counts = Counter({_CODES[name]: number for name, number in figures.items() if number})
+        counts[_CODES[f"{source}_requests"]] = 1
     cost = outcome.get("cost")
     amount = cost["picodollars"] if cost else None
     if cost is None or amount is None:
@@ -124,9 +129,3 @@ def percentiles(counts: Mapping[str, int], prefix: str) -> dict[str, int] | None
                 answer[f"p{percent}"] = round(2 ** ((place - 0.5) / _PER_DOUBLING)) if place else 0
                 break
     return answer
-
-
-def _figure(usage: Any, name: str) -> int:
-    """A provider may send anything; a ledger adds whole numbers."""
-    value = usage.get(name) if isinstance(usage, dict) else None
-    return int(value) if isinstance(value, int | float) and 0 < value < 2**53 else 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.lib import tasks
-from shared.lib.tasks import BatchedLookup, FairTurns, MovingTimeout, cancel, work_off
+from shared.lib.tasks import Alarm, BatchedLookup, FairTurns, MovingTimeout, cancel, work_off
 
 
 async def test_a_task_that_loses_cancellations_is_ended_all_the_same() -> None:
@@ -284,3 +284,41 @@ async def test_an_error_is_told_once_all_that_was_begun_has_ended() -> None:
     with pytest.raises(OSError, match="away"):
         await work_off(due.page, fails, at_once=4)
     assert (began, ended) == (10, 9)
+
+
+async def test_an_alarm_ends_a_sleep_when_it_is_set_or_its_time_has_come() -> None:
+    alarm, loop = Alarm(), asyncio.get_running_loop()
+    far = loop.time() + 3600
+    await alarm.sleep(loop.time())
+    sleeper = asyncio.create_task(alarm.sleep(far))
+    await asyncio.sleep(0)
+    assert not sleeper.done()
+    alarm.set()
+    alarm.set()
+    await sleeper
+    alarm.set()
+    await alarm.sleep(far)
+    again = asyncio.create_task(alarm.sleep(far))
+    await asyncio.sleep(0)
+    assert not again.done(), "it was set for one sleep"
+    again.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await again
+    alarm.set()
+    await alarm.sleep(far)
+
+
+async def test_the_time_of_a_sleep_that_was_ended_before_ends_no_other() -> None:
+    alarm, loop = Alarm(), asyncio.get_running_loop()
+    soon = loop.time() + 0.02
+    alarm.set()
+    await alarm.sleep(soon)
+    loop.call_soon(alarm.set)
+    await alarm.sleep(soon)
+    sleeper = asyncio.create_task(alarm.sleep(soon + 3600))
+    passed = loop.create_future()
+    loop.call_at(soon + 0.01, passed.set_result, None)
+    await passed
+    assert not sleeper.done()
+    alarm.set()
+    await sleeper

@@ -48,6 +48,7 @@ class ChunkEvents:
     def __init__(self, *, ids: bool, include_usage: bool) -> None:
         self.resumes = self.is_numbered = ids
         self._seal_id = _SEAL_ID if ids else None
+        self._done = sse.frame(sse.DONE, id=self._seal_id)
         self.encode = _encoder(ids=ids, include_usage=include_usage)
 
     def start(self, header: Header) -> Step:
@@ -58,9 +59,8 @@ class ChunkEvents:
 
     def end(self, outcome: Outcome) -> Sequence[bytes]:
         """`[DONE]`, and an error before it where there is one."""
-        done = sse.frame(sse.DONE, id=self._seal_id)
         error = outcome_error(outcome)
-        return [error_frame(wire_error(error), self._seal_id), done] if error else [done]
+        return [error_frame(wire_error(error), self._seal_id), self._done] if error else [self._done]
 
     def problem(self, problem: LogError) -> Sequence[bytes]:
         return [error_frame(problem_error(problem).to_object()), sse.frame(sse.DONE)]

@@ -140,6 +140,8 @@ class EventStream(LogResponse):
 
     async def _place(self, client: Client, live: LiveLog, shown: Stateless | Folding) -> Start | None:
         """Where to begin. A viewer that is ahead of a log which its server forgot waits until it is written again."""
+        if self._cursor is None and not live.lost and isinstance(shown, Stateless):
+            return Start(live.epoch, 0)  # all of it: nothing is to be found, caught up with or made
         log, since = self.process.broker.log, asyncio.get_running_loop().time()
         while True:
             known = live.position

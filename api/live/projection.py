@@ -15,6 +15,7 @@ made once and shared, and a client that resumes misses nothing and gets nothing 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 from shared.errors import LogError
@@ -36,9 +37,11 @@ def framed(encode: Encode, entries: Sequence[Entry]) -> list[bytes]:
     if len(entries) == 1:
         sse.check_line(entries[0].data)
         return [encode(entries[0])]
-    sse.check_lines([entry.data for entry in entries])
+    sse.check_lines(map(_data, entries))
     return list(map(encode, entries))
 
+
+_data = attrgetter("data")
 
 AddUp = Callable[[Iterable[bytes]], Awaitable[Any]]
 """What chunks add up to, for `Whole`. Of some hundred thousand, which takes seconds, others have their turns meanwhile."""

@@ -192,6 +192,7 @@ class Decoder:
         events.extend(Event(value, "error", self._id) for value in errors)
 
 
+_NOT_ONE_LINE = "CR, LF and NUL cannot be part of an event's field"
 FRAME = b"data: %b\n\n"
 """Of a payload in one line: of one that nobody has looked at (`check_lines`), `data_frame` makes it."""
 NUMBERED_FRAME = b"id: %d-%d\n" + FRAME
@@ -237,15 +238,16 @@ def is_one_line(value: bytes) -> bool:
 def check_lines(payloads: Iterable[bytes]) -> None:
     """Raises ValueError if any of them has a CR, LF or NUL. To look at many together costs a fraction of looking at each; what
     was looked at may be put behind `data: ` as it is."""
-    _one_line(b"".join(payloads))
+    check_line(b"".join(payloads))
 
 
 def check_line(payload: bytes) -> None:
     """The same of one."""
-    _one_line(payload)
+    if b"\n" in payload or b"\r" in payload or b"\0" in payload:  # not called: this is done for every chunk
+        raise ValueError(_NOT_ONE_LINE)
 
 
 def _one_line(value: bytes) -> bytes:
     if b"\n" in value or b"\r" in value or b"\0" in value:  # not called: this is done for every chunk
-        raise ValueError("CR, LF and NUL cannot be part of an event's field")
+        raise ValueError(_NOT_ONE_LINE)
     return value

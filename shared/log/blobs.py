@@ -114,7 +114,7 @@ class Cut:
     @property
     def essence(self) -> bytes:
         """The payload itself, or what of a large one is the same for the same bytes only."""
-        if not self.blobs:
+        if not (self.holes or self.rest):
             return self.data
         found = [[hole.offset, hole.name.digest] for hole in self.blobs]
         return json.dumps(found) + (b"" if self.rest else self.data)

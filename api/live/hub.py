@@ -269,11 +269,15 @@ class Hub:
 
     def _take(self, live: LiveLog, entries: list[Entry]) -> bool:
         """The same for entries that are told as they come; False if there is more to do with them."""
-        if live.ended or (live.tenant is not None and any(entry.blobs for entry in entries)):
+        if live.outcome or live.problem:
             return False
+        if live.tenant is not None:
+            for entry in entries:  # not any(), which is two calls more, for each chunk
+                if entry.blobs:
+                    return False
         self._fed = True
         self._feed(live, entries)
-        if live.ended:
+        if live.outcome or live.problem:
             self._following.drop(live)
         if self._pauses.next_s():
             self._following.wake()

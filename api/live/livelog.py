@@ -131,7 +131,7 @@ class LiveLog(Waiters):
     @property
     def started(self) -> bool:
         """Whether there is anything to show: a chunk, an end, or a reason why there will be none."""
-        return bool(self.end or self.ended)
+        return bool(self.floor or self._data or self.outcome or self.problem)
 
     @property
     def ended(self) -> bool:
@@ -208,7 +208,7 @@ class LiveLog(Waiters):
         first, newest = (self.epoch, end + 1), (self.epoch, end + count)
         if self.tally is None and end and entries[0].position == first and last.position == newest:
             self._extend_frames(entries)
-            self._data += [entry.data for entry in entries]
+            self._data += (last.data,) if count == 1 else [entry.data for entry in entries]
             self._bytes += size
             if count > 1 or last.kind is not Kind.CHUNK:  # almost always one chunk, and nothing is made for that
                 self._others |= {entry.position.seq: entry for entry in entries if entry.kind is not Kind.CHUNK}
@@ -307,14 +307,14 @@ class LiveLog(Waiters):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        before, self._written = self._written, self.end
-        if before >= self.end:
+        before, self._written = self._written, (end := self.floor + len(self._data))
+        if before >= end:
             return
         began = perf_counter()
         for encode, lanes in self._lanes.items():
             if not lanes:
                 continue
-            body = b"".join(self.frames(encode, before, self.end))
+            body = b"".join(self.frames(encode, before, end))
             if not body:
                 continue
             if len(body) > _LANE_BYTES:

@@ -1,9 +1,8 @@
 """Following many logs: the new entries of each, as they come, whatever the number of logs.
 
 Hidden here: the server says which logs have news (tracking.py), and one plain read fetches them. Where it does not do that for
-us, one blocking read over all logs takes its place, which a stream of the process's own interrupts when a log is added; so it
-does while few are followed, since it has the news where the bell only tells of them, which is a round trip sooner. Every two
-seconds it is looked whether a bell was missed, and after a lost connection everything is read. So a log is late at worst,
+us, one blocking read over all logs takes its place, which a stream of the process's own interrupts when a log is added. Every
+two seconds it is looked whether a bell was missed, and after a lost connection everything is read. So a log is late at worst,
 and nothing is passed over: each read goes on where the one before it ended.
 """
 
@@ -11,16 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Generic, Protocol, Self, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any, Generic, Self, TypeVar
 
 from shared.errors import Damaged, LogError
 from shared.lib.tasks import cancel
 from shared.lib.telemetry import get_logger
 from shared.log.decoding import Archived, decode
 from shared.log.entry import Entry, Position
-from shared.log.envelope import Envelopes
-from shared.log.reader import LogReader
+from shared.log.reader import Followed, LogReader, read_of
 from shared.log.tracking import Bell, Tracker, Untracked
 from shared.store.commands import pack
 from shared.store.outage import cause
@@ -31,26 +29,8 @@ logger = get_logger(__name__)
 BLOCK_MS = 2000
 _TICK_S = 0.5
 _ANSWER_S = 3.0
-FEW = 4
-"""As many logs are followed by a blocking read: what that costs grows with each of them."""
 _AGAIN_S = 60.0
 """How long the blocking read takes its place before the bell is tried again: its user may have been allowed it."""
-
-
-class Followed(Protocol):
-    """What is known here of a log. Its reader moves `position` on when it takes what `news` gives it."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def position(self) -> Position: ...
-    @property
-    def shapes(self) -> Envelopes:
-        """Those of the log up to the position."""
-
-    @property
-    def page(self) -> int:
-        """How many of its entries may be read at once."""
 
 
 L = TypeVar("L", bound=Followed)
@@ -68,14 +48,13 @@ class Following(Generic[L]):
         reading: ArqRedis,
         cell: int = 0,
         *,
-        few: int = FEW,
         track: Callable[[Callable[[], None]], Awaitable[Bell]] | None = None,
         take: Callable[[L, list[Entry]], bool] = lambda log, entries: False,
     ) -> None:
-        """All its logs are in one cell, to whose server `reading` leads. Up to `few` of them are followed without the bell,
-        which is one of its own, or what `track` gives. Entries that come while `news` waits are offered to `take`, and told
-        by `news` only where that does not take them: so no task has to wake for them."""
-        self._few, self._take = few, take
+        """All its logs are in one cell, to whose server `reading` leads. The bell is one of its own, or what `track` gives.
+        Entries that come while `news` waits are offered to `take`, and told by `news` only where that does not take them: so no
+        task has to wake for them."""
+        self._take = take
         self._track = track or self._track_alone
         self._log, self._reading, self._blocking = log, reading, LogReader(reading)
         self._key = reading.key
@@ -92,6 +71,7 @@ class Following(Generic[L]):
         self._is_idle = False  # whether `news` waits for the bell, and for nothing else
         self._asked: tuple[dict[bytes, L], int] | None = None
         """What is being read without a task, and how many entries of each at most; `_left` is what was not taken of it."""
+        self._rang = False  # meanwhile
         self._left: list[tuple[L, list[Entry] | Damaged]] = []
         self._woken = False
         self._waiter: asyncio.Future[None] | None = None
@@ -119,23 +99,24 @@ class Following(Generic[L]):
         """`add` where that is done at once. Else it returns False, and has done nothing."""
         if self._blocked:
             return False
-        self._put(log)
+        name = self._name(log)
+        self._logs[name] = log
+        self._due.add(name)
+        if not (self._asked is None and self._is_idle and self._read_at_once()):
+            self._wake()
         return True
 
     async def add(self, log: L) -> None:
         """From now on its news are told, those that are there already first."""
-        self._put(log)
+        name = self._name(log)
+        self._logs[name] = log
+        self._due.add(name)
+        self._wake()
         if self._blocked:  # else the next read has it anyway
             try:
                 await self._log.interrupt(self._control)
             except (RedisError, OSError) as error:  # the read ends by itself, a little later
                 logger.warning("hub not interrupted", **cause(error))
-
-    def _put(self, log: L) -> None:
-        name = self._name(log)
-        self._logs[name] = log
-        self._due.add(name)
-        self._wake()
 
     def drop(self, log: L) -> None:
         """Its news are told no more."""
@@ -146,7 +127,7 @@ class Following(Generic[L]):
     async def news(self) -> list[tuple[L, list[Entry] | Damaged]]:
         """Waits for news and returns logs with their new entries, Damaged where one is missing; now and then it returns
         without any. Raises RedisError, OSError: call it again after a while, and nothing is missed."""
-        tracker = await self._bell() if len(self._logs) > self._few else None
+        tracker = await self._bell() if self._logs or self._by_bell else None
         if tracker is None and not self._logs:
             self._by_bell = False
             await self._wait()
@@ -180,6 +161,8 @@ class Following(Generic[L]):
     async def look(self, quiet: Sequence[L]) -> dict[str, LogError]:
         """What is wrong with logs that had no news, as `LogReader.check` tells it: nobody is told when a server forgets. And
         whether the bell still rings. Raises RedisError, OSError, as `news` does."""
+        if not self._logs:
+            return {}
         try:
             if self._tracker is None or not self._by_bell:
                 return await self._blocking.check({log.id: log.position for log in quiet})
@@ -235,6 +218,8 @@ class Following(Generic[L]):
         while self._asked is not None:
             await self._wait()
         self._woken = False
+        if not self._by_bell:  # it failed while nobody listened
+            return []
         if self._left:
             found, self._left = self._left, []
             return [(log, entries) for log, entries in found if self._logs.get(self._name(log)) is log]
@@ -243,9 +228,10 @@ class Following(Generic[L]):
         logs = {name: self._logs[name] for name in self._due if name in self._logs}
         self._due.clear()
         if not logs:
-            await tracker.check()
+            if self._logs:
+                await tracker.check()
             return []
-        packed, count = _reading(logs)
+        packed, count = read_of(logs)
         (reply,) = await tracker.ask(packed, 1)
         if isinstance(reply, ResponseError):
             raise reply
@@ -271,21 +257,34 @@ class Following(Generic[L]):
 
     def _ring(self) -> None:
         """The bell has: while nothing else is to be done, what it rang for is read at once."""
-        if self._asked is None and not (self._is_idle and self._read_at_once()):
+        if not self._logs and self._tracker is not None and self._tracker.failed:
+            self._by_bell = False  # nobody listened
+        if self._asked is not None:
+            self._rang = True
+        elif not (self._is_idle and self._read_at_once()):
             self._wake()
 
     def _read_at_once(self) -> bool:
         """Whether it is on its way; else the task that waits has to look."""
-        if (tracker := self._tracker) is None or tracker.failed or self._woken or self._due:
+        if (tracker := self._tracker) is None or self._woken:
             return False
-        changed = tracker.changed()
+        try:
+            changed = tracker.changed()
+        except (RedisError, OSError):  # the task meets it, too
+            return False
         if changed is None:
             self._due.update(self._logs)
             return False
-        logs = {name: self._logs[name] for name in changed if name in self._logs}
+        if self._due:
+            changed |= self._due
+            self._due.clear()
+        logs = {}
+        for name in changed:
+            if (log := self._logs.get(name)) is not None:
+                logs[name] = log
         if not logs:
             return True
-        packed, count = _reading(logs)
+        packed, count = read_of(logs)
         self._asked = logs, count
         if tracker.ask_at_once(packed, self._arrived):
             return True
@@ -314,7 +313,8 @@ class Following(Generic[L]):
                 self._due.add(name)
             if not self._take(log, entries):
                 self._left.append((log, entries))
-        if self._due or self._left or self._woken or not (self._is_idle and self._read_at_once()):
+        rang, self._rang = self._rang, False
+        if self._due or self._left or self._woken or not self._is_idle or (rang and not self._read_at_once()):
             self._wake()
 
     async def _look(self, tracker: Bell, quiet: Sequence[L]) -> dict[str, LogError]:
@@ -391,10 +391,3 @@ class Following(Generic[L]):
             await asyncio.sleep(_TICK_S)
             if self._tracker is not None:
                 self._wake()
-
-
-def _reading(logs: Mapping[bytes, Followed]) -> tuple[bytes, int]:
-    """The command that reads what is new in these, and how many entries of each it gets at most."""
-    count = min([log.page for log in logs.values()])
-    after = [b"%d-%d" % log.position for log in logs.values()]
-    return pack(b"XREAD", b"COUNT", b"%d" % count, b"STREAMS", *logs, *after), count

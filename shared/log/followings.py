@@ -56,7 +56,7 @@ class Followings(Generic[L]):
         cell = self._cells.of(log.id)
         if cell not in self._each:
             track = partial(self._trackers.open, cell)
-            following: Following[L] = Following(self._log, self._reading.at(cell), cell, few=0, track=track)
+            following: Following[L] = Following(self._log, self._reading.at(cell), cell, track=track)
             self._each[cell] = one = _Cell(following, self._tell)
             await one.open()
         await self._each[cell].following.add(log)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from shared.errors import Damaged, Gone, LogError, RequestLost, Sealed
 from shared.lib import json
@@ -29,6 +29,22 @@ _PAGE_BYTES = 1024 * 1024
 _INTERRUPT_TTL_MS = 60_000
 _LOOK_S = 0.05
 """Between two looks at logs of several cells."""
+
+
+class Followed(Protocol):
+    """What is known here of a log. Its reader moves `position` on when it takes what `news` gives it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def position(self) -> Position: ...
+    @property
+    def shapes(self) -> Envelopes:
+        """Those of the log up to the position."""
+
+    @property
+    def page(self) -> int:
+        """How many of its entries may be read at once."""
 
 
 class LogReader(ArchivedLogs):
@@ -354,3 +370,12 @@ class LogReader(ArchivedLogs):
             if outcome != mine:
                 raise Sealed(outcome)
         return entry.position
+
+
+def read_of(logs: Mapping[bytes, Followed]) -> tuple[bytes, int]:
+    """The command that reads what is new in these, and how many entries of each it gets at most."""
+    count, after = 2**31, []
+    for log in logs.values():
+        count = log.page if log.page < count else count
+        after.append(b"%d-%d" % log.position)
+    return pack(b"XREAD", b"COUNT", b"%d" % count, b"STREAMS", *logs, *after), count

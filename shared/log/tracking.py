@@ -155,7 +155,8 @@ class Tracker:
 
     def changed(self) -> set[bytes] | None:
         """Names of keys that have changed since they were read, each told once; None: any may have."""
-        self.raise_failure()
+        if self._failure is not None:
+            raise self._failure
         return self._changes.take()
 
     def rings(self, name: bytes) -> bool:
@@ -188,7 +189,10 @@ class Tracker:
 
     def _take_all(self, replies: list[Any]) -> None:
         for told in replies:
-            self._take(told)
+            if told.__class__ is list and told[0] == b"message":
+                self._changes.add(told[2])
+            else:
+                self._take(told)
         self._on_change()
 
     def _bell_failed(self) -> None:
@@ -198,8 +202,6 @@ class Tracker:
     def _take(self, told: Any) -> None:
         if isinstance(told, Exception):
             self.fail(told)
-        elif isinstance(told, list) and told[0] == b"message":
-            self._changes.add(told[2])
         else:
             self._answer()
 

@@ -37,18 +37,16 @@ from shared.store.outage import REDIRECTS, WRONG_SERVER, Redirected, WrongServer
 CONNECT_TIMEOUT_S, SENTINEL_TIMEOUT_S = 2.0, 0.8
 """The second one for each step of asking a sentinel: a client that is told within 2 s has time for a second one."""
 
-_JOINED_BYTES = 64 * 1024
-"""So much is copied rather than sent piece by piece."""
-_REPEATED = (ConnectionError, WrongServer)
+REPEATED = (ConnectionError, WrongServer)
 """After these a command is sent once more, on a new connection."""
 
 
 class _Parser(_AsyncHiredisParser):
     """Gives each error reply its class, wherever in a reply it stands; `wrong` says that one was of the wrong server. An EXEC
-    that was refused gets the class of what it was refused for: it says so itself, or one of its commands was told. And whether
-    a connection is fit for use is seen, not waited for: redis-py reads with `asyncio.timeout(0)`, which before Python 3.11.3
-    ends as a cancellation in a task that cleans up after one (python/cpython gh-102780)."""
+    that was refused gets the class of what it was refused for: it says so itself, or one of its commands was told. Whether a
+    connection is fit for use is seen: redis-py's `asyncio.timeout(0)` may cancel (python/cpython gh-102780)."""
 
+    _connected = False
     wrong = False
     _before = ""
     """The error reply before this one."""
@@ -57,12 +55,17 @@ class _Parser(_AsyncHiredisParser):
         self._before = ""
         super().on_connect(connection)  # type: ignore[no-untyped-call]
 
-    async def can_read_destructive(self) -> bool:
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it is connected, and nothing has come that nobody waits for."""
         stream: Any = self._stream
         reader: Any = self._reader
-        if not self._connected or stream.at_eof() or stream.exception() is not None:
-            raise ConnectionError("The server closed the connection.")
-        return bool(stream._buffer) or reader.gets() is not NOT_ENOUGH_DATA
+        if not self._connected or stream.at_eof() or stream.exception() is not None or stream._buffer:
+            return False
+        return reader.gets() is NOT_ENOUGH_DATA
+
+    async def can_read_destructive(self) -> bool:
+        return not self.is_quiet
 
     def parse_error(self, response: str) -> Exception:  # type: ignore[override]  # a class method there
         if response.startswith("EXECABORT "):
@@ -114,23 +117,25 @@ class Mended(AbstractConnection):
     siblings: ConnectionPool
     place: Place
     _parser: _Parser
-    _moves, _connecting = 0, False
+    moves, _connecting = 0, False
 
     @property
     def is_stale(self) -> bool:
         """Whether it was made before a client of this process was told that this is the wrong server."""
-        return self._moves != self.place.moves
+        return self.moves != self.place.moves
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether a command may be sent over it."""
+        return self.moves == self.place.moves and self._parser.is_quiet
 
     def pack_command(self, *args: Any) -> list[bytes]:
-        try:
-            return [pack_command(args if _is_word(args[0]) else (*args[0].split(), *args[1:]))]
-        except TypeError:  # what hiredis does not take, redis-py may
-            return super().pack_command(*args)
+        return packed_queue([(args, None)])
 
     async def connect(self) -> None:
         if self.is_connected:
             return
-        self._moves, self._connecting = self.place.moves, True
+        self.moves, self._connecting = self.place.moves, True
         try:
             await super().connect()  # type: ignore[no-untyped-call]
         finally:
@@ -191,20 +196,44 @@ async def close_idle(connection: Any) -> None:
 
 async def _disconnect_idle(pool: ConnectionPool) -> None:
     """Not the pool's own `disconnect`: it waits in between, and who takes one meanwhile finds it half closed."""
-    for other in list(idle := pool._available_connections):
+    for other in [*(idle := pool._available_connections)]:
         if other in idle:
             await other.disconnect(nowait=True)
 
 
 class Pool(BlockingConnectionPool):
-    """Waits for a free connection, and takes none back that is of no use any more but as a closed one."""
+    """Waits for a free connection, and takes none back that is of no use any more but as a closed one.
+
+    Where one is free and fit for use, it is taken at once: redis-py makes forty calls to find that out and to take it back.
+    """
 
     place: Place
+    channel: Any = None
+    """See lasting/channel.py."""
+    _queueing = 0
+    """How many wait for one."""
+
+    async def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
+        if self._available_connections:
+            connection: Any = self._available_connections[-1]
+            if connection.is_fit:
+                self._in_use_connections.add(self._available_connections.pop())
+                return connection
+            await connection.disconnect(nowait=True)
+        self._queueing += 1
+        try:
+            return await super().get_connection()
+        finally:
+            self._queueing -= 1
 
     async def release(self, connection: Any) -> None:
         if connection.is_stale:
             await connection.disconnect(nowait=True)
-        await super().release(connection)
+        if self._queueing:
+            await super().release(connection)
+        else:
+            self._in_use_connections.remove(connection)
+            self._available_connections.append(connection)
 
 
 async def _read_at_once(connection: Mended, count: int, heard: Callable[[], object] = lambda: None) -> list[Any]:
@@ -235,13 +264,16 @@ async def _read_at_once(connection: Mended, count: int, heard: Callable[[], obje
         await leave_wrong_server(connection)
 
 
-async def exchange_queued(connection: Any, commands: Sequence[Any]) -> list[Any] | None:
-    """Sends what a pipeline has queued, `(words, options)`, and returns as many replies, errors among them as values. None, and
-    nothing is sent, where the connection is not one of these: a test's. Raises ConnectionError, TimeoutError."""
+def packed_queue(commands: Sequence[Any]) -> list[bytes]:
+    """What is queued, `(words, options)`, each packed."""
+    return [pack_command(words if _is_word(words[0]) else (*words[0].split(), *words[1:])) for words, _ in commands]
+
+
+async def exchange_queued(connection: Any, packed: Sequence[bytes]) -> list[Any] | None:
+    """Sends packed commands, and returns as many replies, errors among them as values. None, and nothing is sent, where the
+    connection is not one of these: a test's. Raises ConnectionError, TimeoutError."""
     if not isinstance(connection, Mended):
         return None
-    packed = [part for words, _ in commands for part in connection.pack_command(*words)]
-    small = sum(map(len, packed)) <= _JOINED_BYTES
     if not connection.is_connected:
         await connection.connect()
     timeout_s, connection.socket_timeout = connection.socket_timeout, None
@@ -252,10 +284,9 @@ async def exchange_queued(connection: Any, commands: Sequence[Any]) -> list[Any]
                 if limit is not None and timeout_s is not None:
                     limit.reschedule(asyncio.get_running_loop().time() + timeout_s)
 
-            await connection.send_packed_command([b"".join(packed)] if small else packed)
-            if not small:
-                again()
-            return await _read_at_once(connection, len(commands), again)
+            await connection.send_packed_command(packed)
+            again()
+            return await _read_at_once(connection, len(packed), again)
     except builtins.TimeoutError:
         await close_idle(connection)
         raise TimeoutError("The server did not answer in time.") from None
@@ -278,11 +309,9 @@ async def read_replies(connection: Any, count: int) -> list[Any]:
 
 def open_pool(address: Address, place: Place, *, most: int, timeout_s: float, wait_s: float) -> Pool:
     """A pool of at most so many connections; nothing is sent before the first is wanted. Times are as for `connect`."""
-    kinds: tuple[type, ...] = (Connection,)
+    kinds: tuple[type, ...] = (SentinelManagedConnection if address.sentinels else Connection,)
     if address.path is not None:
         kinds = (UnixDomainSocketConnection,)
-    elif address.sentinels:
-        kinds = (SentinelManagedConnection,)
     if address.tls is not None:
         kinds = (_Encrypted, *kinds)
     kind = type("MendedConnection", (Mended, *kinds), {"place": place})
@@ -292,8 +321,8 @@ def open_pool(address: Address, place: Place, *, most: int, timeout_s: float, wa
         "timeout": wait_s,
         "socket_timeout": timeout_s,
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
-        "retry": Retry(NoBackoff(), 1, supported_errors=_REPEATED),
-        "retry_on_error": [*_REPEATED],  # without it, `retry` is for connecting only
+        "retry": Retry(NoBackoff(), 1, supported_errors=REPEATED),
+        "retry_on_error": [*REPEATED],  # without it, `retry` is for connecting only
         "parser_class": _Parser,
         "db": address.database,
         "username": address.username,

@@ -18,7 +18,8 @@ from redis.asyncio.client import Pipeline as _Pipeline
 from redis.exceptions import ExecAbortError, ResponseError, WatchError
 
 from shared.store.cluster.slots import slot_of
-from shared.store.connections import exchange_queued
+from shared.store.connections import REPEATED, exchange_queued, packed_queue
+from shared.store.lasting.channel import Channel
 from shared.store.outage import WrongServer
 
 _MULTI: Any = (("MULTI",), {})
@@ -28,10 +29,40 @@ _EXEC: Any = (("EXEC",), {})
 class Pipeline(_Pipeline):
     """In one place. Queued commands are `(words, options)`."""
 
+    _packed: list[bytes] | None = None
+    """What is queued, as it is sent."""
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Over the pool's channel where it needs no connection of its own; where that breaks, one is the repetition."""
+        channel = (
+            Channel.of(self.connection_pool) if self.connection is None and not self.explicit_transaction else None
+        )
+        commands: Any = self.command_stack
+        if channel is None or not commands:
+            return await super().execute(raise_on_error)
+        self._packed = packed = self._pack(commands)
+        try:
+            if (whole := channel.takes(packed)) is None:
+                return await super().execute(raise_on_error)
+            wire = await channel.wire()
+            try:
+                replies = await wire.converse(whole, len(packed))
+            except REPEATED:
+                return await super().execute(raise_on_error)
+        finally:
+            self._packed, self.command_stack = None, []
+        return (self._committed if self.is_transaction else self._answered)(commands, replies, raise_on_error)
+
+    def _pack(self, commands: Any) -> list[bytes]:
+        return self._packed or packed_queue([_MULTI, *commands, _EXEC] if self.is_transaction else commands)
+
     async def _execute_transaction(self, connection: Any, commands: Any, raise_on_error: bool) -> Any:
-        replies = await exchange_queued(connection, [_MULTI, *commands, _EXEC])
+        replies = await exchange_queued(connection, self._pack(commands))
         if replies is None:
             return await super()._execute_transaction(connection, commands, raise_on_error)
+        return self._committed(commands, replies, raise_on_error)
+
+    def _committed(self, commands: Any, replies: list[Any], raise_on_error: bool) -> list[Any]:
         *queued, done = replies
         if isinstance(done, ExecAbortError):
             done = next((reply for reply in queued if isinstance(reply, ResponseError)), done)
@@ -43,7 +74,7 @@ class Pipeline(_Pipeline):
         return self._answered(commands, done, raise_on_error)
 
     async def _execute_pipeline(self, connection: Any, commands: Any, raise_on_error: bool) -> Any:
-        replies = await exchange_queued(connection, commands)
+        replies = await exchange_queued(connection, self._pack(commands))
         if replies is None:
             return await super()._execute_pipeline(connection, commands, raise_on_error)
         return self._answered(commands, replies, raise_on_error)

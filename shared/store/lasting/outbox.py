@@ -173,6 +173,12 @@ class Outbox:
         if wire is None or wire.failure is not None or self._loop.time() >= self._until:
             self.wake.set()
             return
+        if len(self.pending) == 1 and not self._told:  # almost always
+            (item,), self.pending = self.pending, []
+            if not item.done():
+                self._sent = [item], []
+                wire.send(item.packed, item.replies, self._answered)
+            return
         batch, told = self._take()
         if batch or told:
             self._sent = batch, told
@@ -207,7 +213,9 @@ class Outbox:
         return batch, told
 
     def _answer(self, batch: list[Item], told: list[_Told], replies: list[Any]) -> None:
-        start, server = sum([count for *_, count in told]), self.server
+        start, server = 0, self.server
+        for *_, count in told:
+            start += count
         for item in batch:
             count = item.replies
             if not item.done():

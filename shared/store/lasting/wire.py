@@ -52,6 +52,7 @@ class Wire(asyncio.Protocol):
         writer: Any = connection._writer
         self._parser, self._reader = parser, parser._reader
         self._transport = writer.transport
+        self._place, self._moves = connection.place, connection.moves
         self._streams = self._transport.get_protocol()
         if self._transport.is_closing() or stream._buffer or stream.at_eof() or stream.exception() is not None:
             self.failure = ConnectionError("The connection was closed.")  # nobody would be told of it any more
@@ -60,7 +61,7 @@ class Wire(asyncio.Protocol):
 
     def send(self, packed: bytes, replies: int, answered: Answered) -> None:
         """Packed commands. Whoever waits is answered in order, and all of them when it fails, at once if it has."""
-        if self.failure is None and self.connection.is_stale:
+        if self.failure is None and self._moves != self._place.moves:
             self.fail(ConnectionError("The connection led to the wrong server."))
         if self.failure is not None:
             answered(self.failure)
@@ -70,15 +71,15 @@ class Wire(asyncio.Protocol):
             if self._timer is None and self._timeout_s is not None:
                 self._timer = self._loop.call_later(self._timeout_s, self._look)
         self._waiting.append((replies, answered))
-        self._write(packed)
+        try:
+            self._transport.write(packed)
+        except RuntimeError:  # uvloop's, of one that is closed
+            self.fail(ConnectionError("The connection was closed."))
 
     def say(self, packed: bytes) -> None:
         """Packed commands, to which there are no replies but what is told."""
         if self.failure is not None:
             raise self.failure
-        self._write(packed)
-
-    def _write(self, packed: bytes) -> None:
         try:
             self._transport.write(packed)
         except RuntimeError:  # uvloop's, of one that is closed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from shared.log.entry import BEGIN, VERSION, Chunk
 from shared.log.envelope import Envelopes
 from shared.log.following import Following
 from shared.log.streamlog import StreamLog
+from shared.log.tracking import Bell, Untracked
 from shared.store.cluster.cells import Cells
 from shared.store.cluster.client import RoutedRedis
 from shared.store.cluster.routing import OneServer, TwoServers
@@ -181,14 +182,18 @@ class Followed:
         self.id, self.position, self.shapes, self.page = generation_id, BEGIN, Envelopes(), 100
 
 
-@pytest.mark.parametrize("few", [0, 4])
-async def test_a_log_is_followed_where_it_is(redis: ArqRedis, few: int) -> None:
+async def untracked(on_change: Callable[[], None]) -> Bell:
+    raise Untracked
+
+
+@pytest.mark.parametrize("rings", [True, False])
+async def test_a_log_is_followed_where_it_is(redis: ArqRedis, rings: bool) -> None:
     """By the bell, which is on its server, or by a blocking read."""
     log = StreamLog(redis, retention_s=100, safety_s=100)
     generation_id = f"chatcmpl-{uuid.uuid4().hex}"
     fields = {"v": VERSION, "id": generation_id, "owner": "a", "created_at_ms": 1, "model": "m"}
     await log.create(header_with(fields), b"{}")
-    following: Following[Followed] = Following(log, redis.at(0), few=few)
+    following: Following[Followed] = Following(log, redis.at(0), track=None if rings else untracked)
     followed = Followed(generation_id)
     async with following, Appender(redis) as appender, asyncio.timeout(30):
         await following.add(followed)

@@ -1,0 +1,154 @@
+"""The connection that short commands share, on a real server: whose replies are whose, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.exceptions import ConnectionError, ResponseError, TimeoutError
+
+from shared.store.lasting.channel import _LARGEST_BYTES, _MOST, Channel
+from shared.store.redis import ArqRedis, RedisError, connect
+from tests.harness.store import Store
+from tests.support.held import soon
+from tests.support.server import Server
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def control(server: Server) -> Iterator[Store]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+async def redis(server: Server) -> AsyncIterator[ArqRedis]:
+    client = connect(server.url, max_connections=8, timeout_s=60.0)
+    yield client
+    await client.aclose(close_connection_pool=True)
+
+
+async def count(redis: ArqRedis, name: str, by: int, *, transaction: bool = True) -> list[Any]:
+    async with redis.pipeline(transaction=transaction) as pipe:
+        pipe.incrby(name, by)
+        pipe.get(name)
+        found: list[Any] = await pipe.execute()
+    return found
+
+
+def channel_of(redis: ArqRedis) -> Channel:
+    channel = Channel.of(redis.connection_pool)
+    assert channel is not None
+    return channel
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_all_share_one_and_each_has_its_own_replies(
+    redis: ArqRedis, control: Store, *, transaction: bool
+) -> None:
+    before = len(control.client_list())
+    asking = [
+        asyncio.ensure_future(count(redis, f"n{number}", number, transaction=transaction)) for number in range(200)
+    ]
+    await asyncio.sleep(0)
+    for one in asking[::5]:
+        one.cancel()
+    found = await asyncio.gather(*asking, return_exceptions=True)
+    for number, replies in enumerate(found):
+        told = [number, b"%d" % number]
+        assert replies == told if number % 5 else isinstance(replies, asyncio.CancelledError)
+    assert len(control.client_list()) == before + 1
+    assert await count(redis, "n1", 1, transaction=transaction) == [2, b"2"]
+
+
+async def test_an_error_is_that_of_its_command_alone(redis: ArqRedis, control: Store) -> None:
+    control.set("word", "x")
+    found = await asyncio.gather(count(redis, "word", 1), count(redis, "n", 1), return_exceptions=True)
+    assert isinstance(found[0], ResponseError)
+    assert found[1] == [1, b"1"]
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.incr("word")
+        pipe.incr("n")
+        values = await pipe.execute(raise_on_error=False)
+    assert isinstance(values[0], ResponseError)
+    assert values[1] == 2
+
+
+async def test_what_was_not_answered_is_repeated_over_another_connection(redis: ArqRedis, control: Store) -> None:
+    await count(redis, "n", 1)
+    wire = await channel_of(redis).wire()
+    control.client_pause(60_000, all=False)  # what writes is not answered before the connection is gone
+    asking = [asyncio.ensure_future(count(redis, f"m{number}", 1)) for number in range(3)]
+    await asyncio.sleep(0)
+    wire.connection._writer.transport.abort()  # type: ignore[union-attr]
+    control.client_unpause()
+    for replies in await asyncio.gather(*asking):
+        assert replies in ([1, b"1"], [2, b"2"])  # done before, or not
+    assert wire.failure is not None
+    assert await count(redis, "n", 1) == [2, b"2"]
+    assert await channel_of(redis).wire() is not wire
+    assert len(redis.connection_pool._in_use_connections) == 1
+
+
+async def test_a_server_that_says_nothing_is_no_success(redis: ArqRedis, control: Store) -> None:
+    await count(redis, "n", 1)
+    pid = control.info("server")["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        soon(await channel_of(redis).wire())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(count(redis, "n", 1), 60)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert (await count(redis, "n", 1))[0] in (2, 3)
+
+
+async def test_a_server_that_is_away_is_an_error_and_then_it_is_back(tmp_path: Path) -> None:
+    with Server(tmp_path / "before") as server:
+        client = connect(server.url, max_connections=8)
+        await count(client, "n", 1)
+    with pytest.raises(ConnectionError):
+        await count(client, "n", 1)
+    with Server(tmp_path / "after", port=server.port):
+        assert await count(client, "n", 1) == [1, b"1"]
+        await client.aclose(close_connection_pool=True)
+
+
+async def test_what_would_stand_in_the_way_has_a_connection_of_its_own(redis: ArqRedis) -> None:
+    assert Channel.takes([b"x" * 10] * _MOST) == b"x" * 10 * _MOST
+    assert Channel.takes([b"x"] * (_MOST + 1)) is None
+    assert Channel.takes([b"x" * _LARGEST_BYTES, b"x"]) is None
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.set("large", b"x" * (_LARGEST_BYTES + 1))
+        assert await pipe.execute() == [True]
+    assert channel_of(redis)._wire is None
+    assert await redis.strlen("large") == _LARGEST_BYTES + 1
+
+
+async def test_a_pool_of_few_connections_has_none(server: Server) -> None:
+    client = connect(server.url, max_connections=1)
+    assert Channel.of(client.connection_pool) is None
+    assert await count(client, "n", 1) == [1, b"1"]
+    await client.aclose(close_connection_pool=True)
+
+
+async def test_what_watches_has_a_connection_of_its_own(redis: ArqRedis, control: Store) -> None:
+    await count(redis, "n", 1)
+    async with redis.pipeline(transaction=True) as pipe:
+        await pipe.watch("n")
+        control.incr("n")
+        pipe.multi()
+        pipe.incr("n")
+        with pytest.raises(RedisError):
+            await pipe.execute()
+    assert await count(redis, "n", 1) == [3, b"3"]

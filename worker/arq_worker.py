@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from shared.log.appender import Appender
 from shared.store.commands import pack_each
 from shared.store.jobs import Job, Lease, deserialize_job, heard, serialize_job
 from shared.store.keys import Lane
+from shared.store.lasting.subscription import listen
 from shared.store.old_queue import adopt
 from shared.store.queue import OVERDUE_AT_ONCE, Clock, JobQueue, Seen
 from shared.store.redis import ArqRedis, OutOfMemoryError, RedisError, log_redis_error
@@ -154,24 +155,18 @@ class StreamWorker(Worker):
 
     async def answer_doorbell(self) -> None:
         """Listens for ids: one of ours may have been ended elsewhere, any other is new work."""
-        async with self._redis.pubsub() as pubsub:
-            await pubsub.subscribe(self._key.doorbell)
-            asked = False
-            while True:
-                message = await pubsub.get_message(timeout=BEAT_S)
-                if message is None:
-                    if asked:  # the other end is gone without a word, and we would be deaf for ever
-                        raise ConnectionError("the doorbell does not answer")
-                    await pubsub.ping()
-                asked = message is None
-                if message is None or message["type"] != "message":
-                    continue
-                job_id, lane = heard(message["data"].decode())
-                if job_id in self._jobs:
-                    await self._generator.running.stop_ended({job_id})
-                else:
-                    self._rung[job_id] = lane
-                    self._woken.set()
+        async with aclosing(listen(self._redis, self._key.doorbell, self._note_rung, beat_s=BEAT_S)) as ours:
+            async for said in ours:
+                await self._generator.running.stop_ended({heard(said.decode())[0]})
+
+    def _note_rung(self, said: bytes) -> bool:
+        """Whether it is new work."""
+        job_id, lane = heard(said.decode())
+        if job_id in self._jobs:
+            return False
+        self._rung[job_id] = lane
+        self._woken.set()
+        return True
 
     async def renew_leases(self) -> None:
         """Keeps our jobs ours, and lets go of those that were ended or taken meanwhile."""

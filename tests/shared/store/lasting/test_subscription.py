@@ -1,4 +1,4 @@
-"""A channel that is listened to, on a real server: what is taken wakes nobody, the rest comes in order, and silence is noticed."""
+"""A channel that is listened to, on a real server: what is taken wakes nobody, the rest is in order, and silence is noticed."""
 
 from __future__ import annotations
 

@@ -1,3 +1,7 @@
-from api.server import main
+from shared.lib import lean
+
+lean.load()
+
+from api.server import main  # noqa: E402
 
 main()

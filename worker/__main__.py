@@ -1,3 +1,7 @@
-from worker.process import main
+from shared.lib import lean
+
+lean.load("httpx")
+
+from worker.process import main  # noqa: E402
 
 main()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.asyncio.client import Pipeline
 
 from shared.chat.request import BatchRequest
 from shared.config.settings import Settings
@@ -20,6 +19,7 @@ from shared.features.batches import Batches
 from shared.features.files import Files
 from shared.features.webhooks import Webhooks
 from shared.lib.clock import now_ms
+from shared.store.cluster.pipelines import Pipeline
 from shared.store.confirm import Confirmer
 from shared.store.keys import Lane
 from shared.store.redis import ArqRedis

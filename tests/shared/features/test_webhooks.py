@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import pytest
-from redis.asyncio.client import Pipeline
 
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
@@ -20,6 +19,7 @@ from shared.generations.front import Front
 from shared.lib.clock import now_ms
 from shared.log.entry import Status
 from shared.log.streamlog import StreamLog
+from shared.store.cluster.pipelines import Pipeline
 from shared.store.redis import ArqRedis, RedisError
 from tests.harness.records import outcome_with
 from tests.support.names import keys

@@ -25,7 +25,7 @@ class Channel:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._wire: Wire | None = None
-        self._opening: asyncio.Lock | None = None
+        self._opening: asyncio.Task[Wire] | None = None
 
     @staticmethod
     def of(pool: Any) -> Channel | None:
@@ -43,31 +43,36 @@ class Channel:
         return b"".join(packed) if len(packed) <= _MOST and sum(map(len, packed)) <= _LARGEST_BYTES else None
 
     async def wire(self) -> Wire:
-        """Open, and fit for use. Raises RedisError, OSError."""
+        """Open, and fit for use. All who want it while it is opened get that, or what that fails with. Raises RedisError,
+        OSError."""
         wire = self._wire
-        if wire is None or wire.failure is not None or wire.connection.is_stale:
-            wire = await self._open()
-        return wire
+        if wire is not None and wire.failure is None and not wire.connection.is_stale:
+            return wire
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self._open(), name="channel")
+            self._opening.add_done_callback(_retrieve)
+        return await asyncio.shield(self._opening)
 
     async def _open(self) -> Wire:
-        if self._opening is None:
-            self._opening = asyncio.Lock()
-        async with self._opening:
-            if (wire := self._wire) is not None:
-                if wire.failure is None and not wire.connection.is_stale:  # somebody else has opened it meanwhile
-                    return wire
-                self._wire = None
-                await self._give_back(wire.connection)
-            connection = await self._pool.get_connection()
-            wire = Wire(connection)
-            try:
-                await wire.check()
-            except BaseException:
-                await self._give_back(connection)
-                raise
-            self._wire = wire
-            return wire
+        if self._wire is not None:
+            before, self._wire = self._wire, None
+            await self._give_back(before.connection)
+        connection = await self._pool.get_connection()
+        wire = Wire(connection)
+        try:
+            await wire.check()
+        except BaseException:
+            await self._give_back(connection)
+            raise
+        self._wire = wire
+        return wire
 
     async def _give_back(self, connection: Mended) -> None:
         await connection.disconnect(nowait=True)  # replies may be under way
         await self._pool.release(connection)
+
+
+def _retrieve(opening: asyncio.Task[Wire]) -> None:
+    """Whoever wanted it may have left."""
+    if not opening.cancelled():
+        opening.exception()

@@ -124,6 +124,29 @@ async def test_a_server_that_is_away_is_an_error_and_then_it_is_back(tmp_path: P
         await client.aclose(close_connection_pool=True)
 
 
+async def test_all_who_wait_for_a_server_are_told_at_once_that_it_is_not_there(redis: ArqRedis, control: Store) -> None:
+    """Not one after the other, each after a try of its own."""
+    pool, tries = redis.connection_pool, 0
+    get_connection, come = pool.get_connection, asyncio.Event()
+
+    async def refused() -> Any:
+        nonlocal tries
+        tries += 1
+        await come.wait()
+        raise ConnectionError
+
+    pool.get_connection = refused
+    asking = [asyncio.ensure_future(count(redis, "n", 1)) for _ in range(20)]
+    await asyncio.sleep(0)
+    asking[0].cancel()
+    come.set()
+    found = await asyncio.gather(*asking, return_exceptions=True)
+    assert [type(one) for one in found] == [asyncio.CancelledError, *[ConnectionError] * 19]
+    assert tries == 1
+    pool.get_connection = get_connection
+    assert await count(redis, "n", 1) == [1, b"1"]
+
+
 async def test_what_would_stand_in_the_way_has_a_connection_of_its_own(redis: ArqRedis) -> None:
     assert Channel.takes([b"x" * 10] * _MOST) == b"x" * 10 * _MOST
     assert Channel.takes([b"x"] * (_MOST + 1)) is None

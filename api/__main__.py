@@ -1,4 +1,4 @@
-from shared.lib import lean
+from shared import lean
 
 lean.load()
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 _PROCESS = """
-from shared.lib import lean
+from shared import lean
 lean.load({used})
 import sys
 import {module}

@@ -83,13 +83,11 @@ class Limiter:
 
     def __init__(self, redis: ArqRedis, settings: Settings) -> None:
         self._redis, self._key = redis, redis.key
-        self._settings = settings.limits
-        self._held_s = int(settings.log_safety_s)
+        self._settings, self._held_s = settings.limits, int(settings.log_safety_s)
         self.told: Callable[[], Told] = lambda: _NOTHING_TOLD
-        self._known: dict[str, tuple[Told, Limits]] = {}
-        """By tenant: what was set at run time, and the limits that this made."""
-        self._scopes: dict[tuple[str, str | None], tuple[Told, Limits, Sequence[tuple[str, Limits]]]] = {}
-        """By tenant and key: what was set at run time, the key's limits, and the scopes that these made."""
+        self._made_of, self._known = _NOTHING_TOLD, dict[str, Limits]()
+        self._scopes: dict[tuple[str, str | None], tuple[Limits, Sequence[tuple[str, Limits]]]] = {}
+        """What was told when the others were made: limits by tenant; by tenant and key the key's, and the scopes of both."""
         self._looked_at: dict[str, float] = {}
         self._seated: set[tuple[str, str]] = set()
         self._used_up: dict[str, tuple[float, Count, int]] = {}
@@ -99,30 +97,31 @@ class Limiter:
 
     def of_tenant(self, tenant: str) -> Limits:
         """What holds for a tenant as a whole."""
-        told, known = self.told(), self._known.get(tenant)
-        if known is not None and known[0] is told:
-            return known[1]
+        if (told := self.told()) is not self._made_of:
+            self._made_of, self._known, self._scopes = told, {}, {}
+        if (known := self._known.get(tenant)) is not None:
+            return known
         sources = (given.get(name, NOTHING_SET) for given in (self._settings, told) for name in (EVERY_TENANT, tenant))
         limits = Limits(**{name: number for source in sources for name, number in source.items()})
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
-        limits = UNLIMITED if limits == UNLIMITED else limits
-        self._known[tenant] = told, limits
+        self._known[tenant] = limits = UNLIMITED if limits == UNLIMITED else limits
         return limits
 
     def scopes(self, asking: Asking) -> Sequence[tuple[str, Limits]]:
         """The limits that a caller is under, with the names by which they are counted. Several parts of one request ask."""
-        who, told, of_key = (asking.tenant, asking.key_id), self.told(), asking.limits
-        known = self._scopes.get(who)
-        if known is not None and known[0] is told and known[1] is of_key:
-            return known[2]
+        if (told := self.told()) is not self._made_of:
+            self._made_of, self._known, self._scopes = told, {}, {}
+        who, of_key = (asking.tenant, asking.key_id), asking.limits
+        if (known := self._scopes.get(who)) is not None and known[0] is of_key:
+            return known[1]
         of_tenant = self.of_tenant(asking.tenant)
         found = [] if of_tenant is UNLIMITED else [(f"tenant:{asking.tenant}", of_tenant)]
         if asking.key_id is not None and of_key != UNLIMITED:
             found.append((f"key:{asking.key_id}", of_key))
         if len(self._scopes) >= _MOST_KNOWN:
             self._scopes.clear()
-        self._scopes[who] = told, of_key, found
+        self._scopes[who] = of_key, found
         return found
 
     def body_bytes(self, asking: Asking) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -399,3 +400,19 @@ async def test_what_a_session_holds_is_part_of_the_prompt(made: Made, redis: Arq
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (1, "1s"), (60, "1m0s"), (61, "1m1s"), (3661, "1h1m1s")])
 def test_times_are_written_as_openai_has_them(seconds: int, text: str) -> None:
     assert go_duration(seconds) == text
+
+
+class Told(dict[str, dict[str, int]]):
+    """One of which one can see that it is gone."""
+
+
+def test_what_was_set_before_is_let_go_of(redis: ArqRedis) -> None:
+    """Those who do not ask again would hold it, each its own."""
+    limiter, told = Limiter(redis, Settings(_env_file=None)), Told(ann={"running": 7})
+    limiter.told = lambda: told
+    assert [dict(limiter.scopes(Caller(name))) for name in ("ann", "bob")] == [{"tenant:ann": Limits(running=7)}, {}]
+    before = weakref.ref(told)
+    told = Told(bob={"running": 8})
+    assert dict(limiter.scopes(Caller("bob"))) == {"tenant:bob": Limits(running=8)}
+    assert before() is None
+    assert not limiter.scopes(Caller("ann"))

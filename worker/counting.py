@@ -38,9 +38,9 @@ def claimed(reason: str, queued_ms: int) -> None:
 
 
 def first_chunk(served: Served, first_s: float) -> None:
+    """To be called once it is on its way: nobody waits for this."""
     labels = answered_by(_asked(served))
     FIRST_CHUNK_SECONDS.labels(**labels).observe(first_s, tracing.exemplar())
-    tracing.event("first_chunk")
     genai.observe(labels, first_s=first_s)
 
 

@@ -48,6 +48,7 @@ from shared.generations.settlement import Settlement
 from shared.lib import json
 from shared.lib.clock import now_ms
 from shared.lib.telemetry import CHUNKS, begin_request, get_logger
+from shared.lib.traces import tracing
 from shared.log.appender import Appender
 from shared.log.blobs import Stored
 from shared.log.entry import BEGIN, VERSION, Position, Status
@@ -277,12 +278,13 @@ class Generator:
             async for batch in batches:  # the upstream reads ahead meanwhile, within bounds, and merges what it read
                 if is_first := not writer.position.seq:
                     first_s = time.monotonic() - asked
-                    counting.first_chunk(served, first_s)
+                    tracing.event("first_chunk")
                     writer.timings["first_chunk_ms"] = round(first_s * 1000)
                     writer.note = json.dumps(note := served.note(spoke=True))
                 shortcut.size += answer_bytes(batch)
                 await writer.append(await blobs.chunks(header, summary.take(batch)))
                 if is_first:
+                    counting.first_chunk(served, first_s)
                     self._telling.first_chunk(writer, header, note)
                 summary.look()
                 CHUNKS.inc(len(batch))

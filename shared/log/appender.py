@@ -129,8 +129,9 @@ class Appender:
         """From now on this log is looked after; a later attempt of the same takes its place."""
         if (before := self._logs.get(log.generation_id)) is not None:
             before.retained.clear()
+        if not self._logs:
+            self._outbox.wake.set()  # from now on what is sent waits for a look which server that is, once a second
         self._logs[log.generation_id] = log
-        self._outbox.wake.set()
 
     def forget(self, log: Log) -> None:
         """Looks after it no more."""

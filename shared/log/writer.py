@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
+from hiredis import pack_command
+
 from shared.errors import Damaged, Fenced, Gone, LogError, StorageFull, StorageRefused
 from shared.lib.clock import now_ms
 from shared.lib.tasks import cancel
@@ -284,7 +286,8 @@ class Writer:
             entry_id = b"%d-%d" % (self.epoch, seq)
             if seq == 1 or mark is not None or blobs is not None:
                 beside = self._beside(seq, mark, blobs)
-                packed.append(pack(b"XADD", self._key, b"NOMKSTREAM", entry_id, field, data, *beside))
+                words: Any = (b"XADD", self._key, b"NOMKSTREAM", entry_id, field, data, *beside)
+                packed.append(pack_command(words))
             else:
                 packed.append(self._commands.pack(entry_id, field, data))
             shapers.append(shaper)

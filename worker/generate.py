@@ -227,6 +227,7 @@ class Generator:
             counting.ended(writer, served, time.monotonic() - started, error)
             return None
         counting.failed(error, served)
+        self._appender.tell(*writer.untold())
         next_one = new_attempt(self._worker_id, error.code, writer.number + 1)
         return await self._claim_next(writer.generation_id, writer.epoch, next_one)
 

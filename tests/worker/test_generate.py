@@ -20,6 +20,7 @@ from shared.errors import Gone
 from shared.generations.core import Core
 from shared.lib.clock import now_ms
 from shared.log.appender import Appender
+from shared.log.decoding import by_name
 from shared.log.entry import VERSION, Chunk, Entry, Kind, Position, Status
 from shared.log.records import Summary
 from shared.log.streamlog import StreamLog
@@ -174,6 +175,20 @@ async def test_a_stream_without_an_end_fails_and_keeps_what_came(bench: Bench, u
     assert (summary.status, error_in(summary.outcome)["code"]) == (Status.FAILED, "upstream_incomplete")
     assert await bench.text(generation_id) == "w0 w1 w2 w3 "
     assert summary.outcome["usage_source"] == "estimate"
+
+
+async def test_all_attempts_of_an_answer_are_told_however_soon_they_end(
+    bench: Bench, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.log.feed.TOLD_S", 3600.0)
+    upstream.script("torn-again", words(2), end="cut")
+    generation_id = await bench.request("torn-again", on_interruption="restart")
+    assert await bench.generator.run(generation_id, 1)
+    redis = bench.log._redis
+    events = [json.loads(by_name(fields)[b"e"]) for _, fields in await redis.xrange(redis.key.events)]
+    told = [(event["type"], event.get("attempt")) for event in events if event["id"] == generation_id]
+    attempts = [(kind, number) for number in (1, 2, 3) for kind in ("claimed", "first_chunk")]
+    assert told == [("accepted", None), *attempts, ("sealed", None), ("settled", None)]
 
 
 async def test_a_refusal_is_kept_with_its_status(bench: Bench, upstream: ScriptedUpstream) -> None:

@@ -27,7 +27,8 @@ async def started(waits: Awaitable[object]) -> asyncio.Task[object]:
     return task
 
 
-async def test_room_is_given_back_when_the_last_view_of_a_body_is_gone() -> None:
+async def test_room_is_given_back_when_the_last_view_of_a_body_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WAIT_S", 600)
     room = Bodies(100)
     body = await room.hold(80)
     body += b"x" * 80
@@ -43,7 +44,8 @@ async def test_room_is_given_back_when_the_last_view_of_a_body_is_gone() -> None
     assert await waiting == b""
 
 
-async def test_it_may_be_let_go_in_a_thread() -> None:
+async def test_it_may_be_let_go_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WAIT_S", 600)
     room = Bodies(100)
     held = [await room.hold(80)]
     waiting = await started(room.hold(30))

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from shared.config.settings import Settings
-from shared.errors import StreamspoolError, UpstreamError, UpstreamIncomplete, UpstreamInvalid
+from shared.errors import StreamspoolError, UpstreamError, UpstreamIncomplete, UpstreamInvalid, without_frames
 from shared.features.blobs import OfTenant
 from shared.lib import http, json, sse
 from shared.log.entry import Chunk
@@ -168,12 +168,13 @@ class Upstream:
             headers["content-length"] = str(blobs.length(text))
         try:
             return await self._client.request("POST", url, headers=headers, content=content)
-        except http.ConnectTimeout:
+        except http.ConnectTimeout as late:
+            without_frames(late)  # one of these holds what aiohttp raised
             failure: UpstreamError = too_slow("upstream_connect_timeout", self._settings.upstream_connect_s)
         except (http.TransportError, http.InvalidURL) as error:
             if isinstance(content, _Filled) and content.failure is not None:
                 raise content.failure from None  # which the HTTP client takes for the connection's
-            message = f"{provider.name}: no connection ({http.reason(error)})."
+            message = f"{provider.name}: no connection ({http.reason(without_frames(error))})."
             failure = UpstreamError(message, code="upstream_connect_error")
         raise failure
 

@@ -71,9 +71,12 @@ async def test_f18_what_begins_like_an_answer_may_be_none(body: bytes) -> None:
     assert isinstance(reading.error, UpstreamInvalid)
 
 
-async def test_f18_an_event_that_is_nested_without_end_is_invalid() -> None:
-    nested = b'data: {"error":{"message":"boom","code":%b}}\n\n' % (b"[" * 1000 + b"]" * 1000)
-    assert isinstance((await answered(nested)).error, UpstreamInvalid)
+@pytest.mark.parametrize("depth", [1000, 5000])
+async def test_f18_an_event_that_is_nested_without_end_is_invalid(depth: int) -> None:
+    """What can be read of 1,000 differs: Python 3.11 counts what is nested in C as well."""
+    nested = b'data: {"error":{"message":"boom","code":%b}}\n\n' % (b"[" * depth + b"]" * depth)
+    error = (await answered(nested)).error
+    assert isinstance(error, UpstreamInvalid) or (depth == 1000 and isinstance(error, UpstreamRefused))
 
 
 @pytest.mark.parametrize("body", [b"<!DOCTYPE html><p>secret page</p>", b"\n\n <html>secret", b"secret words"])

@@ -34,6 +34,8 @@ logger = get_logger(__name__)
 _LONGEST_PAUSE_S = 0.006
 _BACKOFF_S, _LONGEST_BACKOFF_S = 0.25, 1.0
 _LOOK_S = 1.0
+_EARLY = 0.4
+"""When so much of that time is over, it is looked again, if nothing is under way: what is to be appended then need not wait."""
 _LOOKED_AT_ONCE = 200
 LOOKS = 4
 MULTI, EXEC, _PING = pack(b"MULTI"), pack(b"EXEC"), pack(b"PING")
@@ -237,9 +239,13 @@ class Appender:
     async def _tick(self) -> None:
         """Has the server looked at although nothing is appended."""
         while True:
-            await asyncio.sleep(_LOOK_S)
-            if self._logs:
+            await asyncio.sleep(self._look_s * _EARLY)
+            if self._logs and self._is_old(_EARLY):
                 self._outbox.wake.set()
+
+    def _is_old(self, part: float = 1.0) -> bool:
+        """Whether so much of the time is over for which it is known where the connection leads."""
+        return self._time() - self._looked_at >= self._look_s * part
 
     async def _flush(self, connection: Any) -> None:
         outbox = self._outbox
@@ -255,7 +261,7 @@ class Appender:
         await outbox.landed()
         if isinstance(connection, Wire):
             await connection.check()
-        if self._lookers or (self._logs and self._time() - self._looked_at >= self._look_s):
+        if self._lookers or (self._logs and self._is_old(_EARLY)):
             await self._look(connection)
         if self._broken:
             await self._mend_broken(connection)

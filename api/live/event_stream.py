@@ -101,6 +101,8 @@ class EventStream(LogResponse):
             self._pace = Pacer(rate, live.tally)
         served = served_headers(live.note) if self._tells_served else _NOTHING
         first, start = (b"", start) if client.head_only else self._first(live, shown, start)
+        if len(first) >= _LARGE_BYTES:
+            await self.process.hub.rounds.turn()
         await client.start(200, {**EVENT_STREAM_HEADERS, **self.extra, **served}, first)
         if client.head_only:
             return None
@@ -110,11 +112,12 @@ class EventStream(LogResponse):
         return self._stream(client, live, shown, start)
 
     def _first(self, live: LiveLog, shown: Stateless | Folding, start: Start) -> tuple[bytes, Start]:
-        """What goes with the head: what is there already, if it is little; and where to go on behind it."""
+        """What goes with the head: what stands before the first chunk, or what is there already, if it is little; and where to
+        go on behind it. Who has more than is known here of a later attempt waits for that."""
         epoch, index, skip_end, first = start
         if first:
             return first, Start(epoch, index, skip_end)
-        if epoch != live.epoch and not live.replaced:
+        if epoch < live.epoch and not live.replaced:
             epoch, index = live.epoch, 0
         if (
             self._pace is not None

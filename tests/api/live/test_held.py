@@ -136,6 +136,7 @@ def said(*attempts: list[bytes]) -> LiveLog:
         ([[b"a", b"b"]], Start(1, 1, 1), B, Start(1, 2, 1)),
         ([[b"a", b"b"]], Start(1, 2), b"", Start(1, 2)),
         ([[b"a"]], Start(1, 7), b"", Start(1, 7)),
+        ([[b"a"]], Start(2, 17), b"", Start(2, 17)),
         ([[]], Start(0, 0), b"", Start(0, 0)),
         ([[b"a"], [b"b"]], Start(1, 0), b"", Start(1, 0)),
         ([[b"a"], [b"b"]], Start(2, 0), B, Start(2, 1)),

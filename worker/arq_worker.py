@@ -38,7 +38,7 @@ from shared.store.turns import Charges, Waiting
 from worker.batches.batcher import Batcher
 from worker.failover import FailoverHold
 from worker.generate import Generator
-from worker.opening import Moves, Openings
+from worker.opening import Moves, Openings, answered
 from worker.places import ORDER, Costs, Places
 
 logger = get_logger(__name__)
@@ -319,8 +319,7 @@ class StreamWorker(Worker):
 
     async def _end(self, job: Job, charges: Charges) -> None:
         commands = self._queue.end(job, charges)
-        async with asyncio.timeout(_ANSWERS_S):
-            replies = await self._appender.send(pack_each(commands), len(commands))
+        replies, _ = await answered(self._appender, pack_each(commands), len(commands))
         raise_first([reply for reply in replies if not isinstance(reply, OutOfMemoryError)])  # charges only
 
     async def _flush(self) -> None:

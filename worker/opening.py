@@ -137,14 +137,17 @@ class Openings:
         packed = []
         for _, _, words in asked:
             packed.append(pack_command((command, script, *words)))
-        answer = self._appender.ask(b"".join(packed), len(asked))
-        limit = asyncio.get_running_loop().call_later(
-            _ANSWERS_S, _give_up, answer
-        )  # a third of `asyncio.timeout`'s cost
-        try:
-            return await answer
-        finally:
-            limit.cancel()
+        return await answered(self._appender, b"".join(packed), len(asked))
+
+
+async def answered(appender: Appender, packed: bytes, replies: int) -> Asked:
+    """`Appender.ask` within 5 s, for a third of the cost of `asyncio.timeout`. Raises TimeoutError, too."""
+    answer = appender.ask(packed, replies)
+    limit = asyncio.get_running_loop().call_later(_ANSWERS_S, _give_up, answer)
+    try:
+        return await answer
+    finally:
+        limit.cancel()
 
 
 def _give_up(answer: asyncio.Future[Asked]) -> None:

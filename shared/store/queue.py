@@ -36,7 +36,7 @@ from shared.store.jobs import UNKNOWN, Job, Lease, pack_job, queue, ringing, unp
 from shared.store.keys import Lane
 from shared.store.redis import ArqRedis, NoPermissionError, OutOfMemoryError
 from shared.store.transaction import commit, raise_first, transact
-from shared.store.turns import CLOCK, Charges, Cost, Line, Waiting, advance, charge, joining, let_go, settle
+from shared.store.turns import CLOCK, Charges, Cost, Line, Waiting, advancing, charging, joining, let_go, settling
 
 _KNOWN_AT_ONCE = 1000
 _PAGES_OF_NOTHING = 20
@@ -45,16 +45,6 @@ _TENANTS_MORE = 20
 """So many tenants are looked at beyond those that would do if each had a job."""
 OVERDUE_AT_ONCE = 200
 """How many leases of others a worker looks at in one look."""
-
-
-class _Commands:
-    """Commands that whoever asks for them sends."""
-
-    def __init__(self) -> None:
-        self.queued: list[Words] = []
-
-    def execute_command(self, *words: str | bytes | int | float, **_: Any) -> None:
-        self.queued.append(words)
 
 
 class Taken(NamedTuple):
@@ -275,25 +265,25 @@ class JobQueue:
     def move(self, taken: Taken, lease: Lease, charges: Charges) -> list[Words]:
         """What puts that which was taken where the rest runs, and charges it. To be done as one, before anything else becomes
         of these jobs; where it is not, the leases stand, and renewing them does the same again."""
-        found = _Commands()
+        found: list[Words] = []
         for job in taken.jobs:
-            found.execute_command("ZREM", self._key.waiting(job.lane, job.tenant), job.id)
-            found.execute_command("ZADD", self._key.running(job.lane), lease.end_ms, job.id)
-        charge(found, self._key, charges)
-        advance(found, self._key, taken.turns)
-        return found.queued
+            found += (
+                (b"ZREM", self._key.waiting(job.lane, job.tenant), job.id),
+                (b"ZADD", self._key.running(job.lane), lease.end_ms, job.id),
+            )
+        return [*found, *charging(self._key, charges), *advancing(self._key, taken.turns)]
 
     def strike_off(self, unknown: Iterable[Waiting], *, listed: bool) -> list[Words]:
         """What lets go of that which was taken and is unknown, and takes it away where it is `listed`. Not to be one
         transaction, as with `end`: a full server would refuse it, and who looks would come for these again and again."""
-        found = _Commands()
+        found: list[Words] = []
         for gone in unknown:
             if listed:
                 if gone.tenant is not None:
-                    found.execute_command("ZREM", self._key.waiting(gone.lane, gone.tenant), gone.id)
-                found.execute_command("ZREM", self._key.running(gone.lane), gone.id)
-            found.execute_command("DEL", self._key.lease(gone.id))
-        return found.queued
+                    found.append((b"ZREM", self._key.waiting(gone.lane, gone.tenant), gone.id))
+                found.append((b"ZREM", self._key.running(gone.lane), gone.id))
+            found.append((b"DEL", self._key.lease(gone.id)))
+        return found
 
     async def renew(self, jobs: Sequence[Job], lease: Lease) -> list[Job]:
         """Prolongs the leases of those that run; returns those that have none any more.
@@ -345,7 +335,7 @@ class JobQueue:
                 queue(pipe, *self._adding(job.id, job.lane, job.tenant, called.at_ms if called else now_ms()))
                 pipe.zrem(self._key.running(job.lane), job.id)
                 pipe.delete(lease)
-                settle(pipe, self._key, charges)
+                queue(pipe, *settling(self._key, charges))
 
         try:
             await transact(self._redis, [lease], [("GET", lease)], give)
@@ -355,12 +345,12 @@ class JobQueue:
     def end(self, job: Job, charges: Charges) -> list[Words]:
         """What says that it is done; `charges` puts right what it was charged. Not to be one transaction, which a full Redis
         7.0 would refuse: what is in no set cannot be taken, and of these commands it refuses the charges only."""
-        found = _Commands()
-        found.execute_command("ZREM", self._key.waiting(job.lane, job.tenant), job.id)
-        found.execute_command("ZREM", self._key.running(job.lane), job.id)
-        found.execute_command("DEL", self._key.job(job.id), self._key.lease(job.id))
-        settle(found, self._key, charges)
-        return found.queued
+        return [
+            (b"ZREM", self._key.waiting(job.lane, job.tenant), job.id),
+            (b"ZREM", self._key.running(job.lane), job.id),
+            (b"DEL", self._key.job(job.id), self._key.lease(job.id)),
+            *settling(self._key, charges),
+        ]
 
     def _adding(self, job_id: str, lane: Lane, tenant: str, at_ms: int, *how: bytes) -> list[Words]:
         """What puts it where it waits, and rings."""

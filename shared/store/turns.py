@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from shared.store.commands import Words
 from shared.store.keys import Keys, Lane
 from shared.store.redis import ArqRedis
 from shared.store.transaction import transact
@@ -92,33 +93,41 @@ class Line:
         return [tenant for tenant, jobs in self.jobs.items() if not jobs]
 
 
-def joining(key: Keys, lane: Lane, tenant: str) -> tuple[Any, ...]:
+def joining(key: Keys, lane: Lane, tenant: str) -> Words:
     """The command that says that the tenant has a job waiting; nothing changes if it had before."""
     return b"ZADD", key.tenants(lane), b"NX", 0, tenant
 
 
-def charge(pipe: Any, key: Keys, charges: Charges) -> None:
-    """Adds to the tags of tenants whose jobs begin: they were waiting a moment ago."""
-    for (lane, tenant), seconds in charges.items():
-        pipe.execute_command("ZADD", key.tenants(lane), "XX", "INCR", seconds, tenant, as_score=True)
+def charging(key: Keys, charges: Charges) -> list[Words]:
+    """What adds to the tags of tenants whose jobs begin: they were waiting a moment ago."""
+    return [
+        (b"ZADD", key.tenants(lane), b"XX", b"INCR", seconds, tenant) for (lane, tenant), seconds in charges.items()
+    ]
 
 
-def settle(pipe: Any, key: Keys, charges: Charges) -> None:
-    """Adds to the tags of tenants whose jobs have ended, wherever these are; one that has none is not ahead, and goes free."""
-    charge(pipe, key, charges)
-    for (lane, tenant), seconds in charges.items():
-        pipe.execute_command("ZADD", key.tags(lane), "XX", "INCR", seconds, tenant, as_score=True)
+def settling(key: Keys, charges: Charges) -> list[Words]:
+    """What adds to the tags of tenants whose jobs have ended, wherever these are; one that has none is not ahead, and goes
+    free."""
+    return [
+        (b"ZADD", name(lane), b"XX", b"INCR", seconds, tenant)
+        for name in (key.tenants, key.tags)
+        for (lane, tenant), seconds in charges.items()
+    ]
 
 
-def advance(pipe: Any, key: Keys, begun: Iterable[Waiting]) -> None:
-    """Sets the clocks of lanes on to what was just begun in its turn."""
+def advancing(key: Keys, begun: Iterable[Waiting]) -> list[Words]:
+    """What sets the clocks of lanes on to what was just begun in its turn."""
     clocks: dict[Lane, float] = {}
     for one in begun:
         if one.tag is not None:
             clocks[one.lane] = max(clocks.get(one.lane, SCALE), one.tag)
+    commands: list[Words] = []
     for lane, clock in clocks.items():
-        pipe.execute_command("ZADD", key.tags(lane), "GT", clock, CLOCK)
-        pipe.execute_command("PEXPIRE", key.tags(lane), _REMEMBERED_MS)
+        commands += (
+            (b"ZADD", key.tags(lane), b"GT", clock, CLOCK),
+            (b"PEXPIRE", key.tags(lane), _REMEMBERED_MS),
+        )
+    return commands
 
 
 async def let_go(redis: ArqRedis, line: Line, cost: Cost) -> bool:

@@ -73,6 +73,7 @@ class LogReader(ArchivedLogs):
         """All entries of each log, in one round trip, and more for those that are archived. Empty where there is none, or it
         lacks an entry. Raises RequestLost where an archived one is damaged."""
         async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.reads_much = True
             for generation_id in generation_ids:
                 pipe.xrange(self._key.log(generation_id))
             replies = await pipe.execute()

@@ -96,8 +96,9 @@ class Tracker:
             self._taken.append(await self._pool.get_connection())
         if not all(isinstance(connection, Mended) for connection in self._taken):
             raise Untracked
-        self._bell = Wire(self._taken[0], self._take_all, self._bell_failed)
-        self._reader = Wire(self._taken[1], redirects=self._sharing is not None)
+        self._bell = Wire(self._taken[0], self._take_all, lambda: self._wire_failed(self._bell))
+        shared = self._sharing is not None
+        self._reader = Wire(self._taken[1], on_failure=lambda: self._wire_failed(self._reader), redirects=shared)
         for wire in (self._bell, self._reader):  # it had ended by now: that says nothing of what the server tracks
             await wire.check()
         try:
@@ -109,6 +110,7 @@ class Tracker:
         self._server = await identify(self._reader)
 
     async def close(self) -> None:
+        self._on_change = lambda: None
         if self._sharing is not None:
             await self._sharing.close()
         taken, self._taken = self._taken, []
@@ -118,7 +120,7 @@ class Tracker:
 
     @property
     def failed(self) -> bool:
-        """Whether the bell is gone."""
+        """Whether the bell is gone, or what it rings for cannot be read."""
         return self._failure is not None
 
     async def ask(self, packed: bytes, replies: int) -> list[Any]:
@@ -195,9 +197,9 @@ class Tracker:
                 self._take(told)
         self._on_change()
 
-    def _bell_failed(self) -> None:
-        if self._bell.failure is not None:
-            self.fail(self._bell.failure)
+    def _wire_failed(self, wire: Wire) -> None:
+        if wire.failure is not None:
+            self.fail(wire.failure)
 
     def _take(self, told: Any) -> None:
         if isinstance(told, Exception):

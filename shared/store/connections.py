@@ -11,7 +11,6 @@ changed.
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import ssl
 from collections.abc import Callable, Sequence
@@ -208,8 +207,7 @@ class Pool(BlockingConnectionPool):
     """
 
     place: Place
-    channel: Any = None
-    """See lasting/channel.py."""
+    channel: Any = None  # see lasting/channel.py
     _queueing = 0
     """How many wait for one."""
 
@@ -226,6 +224,11 @@ class Pool(BlockingConnectionPool):
         finally:
             self._queueing -= 1
 
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        if inuse_connections and self.channel is not None:
+            await self.channel.close()
+        await super().disconnect(inuse_connections)
+
     async def release(self, connection: Any) -> None:
         if connection.is_stale:
             await connection.disconnect(nowait=True)
@@ -236,7 +239,7 @@ class Pool(BlockingConnectionPool):
             self._available_connections.append(connection)
 
 
-async def _read_at_once(connection: Mended, count: int, heard: Callable[[], object] = lambda: None) -> list[Any]:
+async def read_at_once(connection: Mended, count: int, heard: Callable[[], object] = lambda: None) -> list[Any]:
     """So many replies, errors among them as values; redis-py takes a time limit and five calls for each. Says each time that
     some were `heard`, and there are more to come. Raises ConnectionError, and closes it then."""
     parser: Any = connection._parser
@@ -269,35 +272,10 @@ def packed_queue(commands: Sequence[Any]) -> list[bytes]:
     return [pack_command(words if _is_word(words[0]) else (*words[0].split(), *words[1:])) for words, _ in commands]
 
 
-async def exchange_queued(connection: Any, packed: Sequence[bytes]) -> list[Any] | None:
-    """Sends packed commands, and returns as many replies, errors among them as values. None, and nothing is sent, where the
-    connection is not one of these: a test's. Raises ConnectionError, TimeoutError."""
-    if not isinstance(connection, Mended):
-        return None
-    if not connection.is_connected:
-        await connection.connect()
-    timeout_s, connection.socket_timeout = connection.socket_timeout, None
-    try:
-        async with within(timeout_s) as limit:  # for each silence, and for what is written
-
-            def again() -> None:
-                if limit is not None and timeout_s is not None:
-                    limit.reschedule(asyncio.get_running_loop().time() + timeout_s)
-
-            await connection.send_packed_command(packed)
-            again()
-            return await _read_at_once(connection, len(packed), again)
-    except builtins.TimeoutError:
-        await close_idle(connection)
-        raise TimeoutError("The server did not answer in time.") from None
-    finally:
-        connection.socket_timeout = timeout_s
-
-
 async def read_replies(connection: Any, count: int) -> list[Any]:
-    """So many replies, as `_read_at_once` has them. Raises ConnectionError, TimeoutError."""
+    """So many replies, as `read_at_once` has them. Raises ConnectionError, TimeoutError."""
     if isinstance(connection, Mended):
-        return await _read_at_once(connection, count)
+        return await read_at_once(connection, count)
     replies: list[Any] = []
     for _ in range(count):
         try:
@@ -392,6 +370,8 @@ class _SentinelPool(SentinelConnectionPool, Pool):
         if self.master_address != address:
             self.master_address = address
             await _disconnect_idle(self)
+            if self.channel is not None:
+                self.channel.leave()
         return address
 
     async def disconnect(self, inuse_connections: bool = True) -> None:

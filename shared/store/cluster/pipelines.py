@@ -10,15 +10,18 @@ that survives the end of a process in between (docs/decisions/0019).
 
 from __future__ import annotations
 
+import asyncio
+import builtins
 from collections.abc import Sequence
 from typing import Any
 
 from redis.asyncio import ConnectionPool
 from redis.asyncio.client import Pipeline as _Pipeline
-from redis.exceptions import ExecAbortError, ResponseError, WatchError
+from redis.exceptions import ExecAbortError, ResponseError, TimeoutError, WatchError
 
+from shared.lib.tasks import within
 from shared.store.cluster.slots import slot_of
-from shared.store.connections import REPEATED, exchange_queued, packed_queue
+from shared.store.connections import REPEATED, Mended, close_idle, packed_queue, read_at_once
 from shared.store.lasting.channel import Channel
 from shared.store.outage import WrongServer
 
@@ -29,14 +32,15 @@ _EXEC: Any = (("EXEC",), {})
 class Pipeline(_Pipeline):
     """In one place. Queued commands are `(words, options)`."""
 
+    reads_much = False
+    """Its replies may be so long that nobody else's should stand behind them."""
     _packed: list[bytes] | None = None
     """What is queued, as it is sent."""
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Over the pool's channel where it needs no connection of its own; where that breaks, one is the repetition."""
-        channel = (
-            Channel.of(self.connection_pool) if self.connection is None and not self.explicit_transaction else None
-        )
+        alone = self.connection is not None or self.explicit_transaction or self.reads_much
+        channel = None if alone else Channel.of(self.connection_pool)
         commands: Any = self.command_stack
         if channel is None or not commands:
             return await super().execute(raise_on_error)
@@ -54,10 +58,11 @@ class Pipeline(_Pipeline):
         return (self._committed if self.is_transaction else self._answered)(commands, replies, raise_on_error)
 
     def _pack(self, commands: Any) -> list[bytes]:
-        return self._packed or packed_queue([_MULTI, *commands, _EXEC] if self.is_transaction else commands)
+        in_one = self.is_transaction or self.explicit_transaction
+        return self._packed or packed_queue([_MULTI, *commands, _EXEC] if in_one else commands)
 
     async def _execute_transaction(self, connection: Any, commands: Any, raise_on_error: bool) -> Any:
-        replies = await exchange_queued(connection, self._pack(commands))
+        replies = await _exchange(connection, self._pack(commands))
         if replies is None:
             return await super()._execute_transaction(connection, commands, raise_on_error)
         return self._committed(commands, replies, raise_on_error)
@@ -74,7 +79,7 @@ class Pipeline(_Pipeline):
         return self._answered(commands, done, raise_on_error)
 
     async def _execute_pipeline(self, connection: Any, commands: Any, raise_on_error: bool) -> Any:
-        replies = await exchange_queued(connection, self._pack(commands))
+        replies = await _exchange(connection, self._pack(commands))
         if replies is None:
             return await super()._execute_pipeline(connection, commands, raise_on_error)
         return self._answered(commands, replies, raise_on_error)
@@ -168,3 +173,28 @@ class CellPipeline(Pipeline):
 
     def _beside(self) -> CellPipeline:
         return CellPipeline(self.connection_pool, self.response_callbacks, True, None, apart=False)
+
+
+async def _exchange(connection: Any, packed: Sequence[bytes]) -> list[Any] | None:
+    """Sends packed commands, and returns as many replies, errors among them as values. None, and nothing is sent, where the
+    connection is not one of these: a test's. Raises ConnectionError, TimeoutError."""
+    if not isinstance(connection, Mended):
+        return None
+    if not connection.is_connected:
+        await connection.connect()
+    timeout_s, connection.socket_timeout = connection.socket_timeout, None
+    try:
+        async with within(timeout_s) as limit:  # for each silence, and for what is written
+
+            def again() -> None:
+                if limit is not None and timeout_s is not None:
+                    limit.reschedule(asyncio.get_running_loop().time() + timeout_s)
+
+            await connection.send_packed_command(packed)
+            again()
+            return await read_at_once(connection, len(packed), again)
+    except builtins.TimeoutError:
+        await close_idle(connection)
+        raise TimeoutError("The server did not answer in time.") from None
+    finally:
+        connection.socket_timeout = timeout_s

@@ -10,6 +10,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from redis.exceptions import ConnectionError
+
+from shared.lib.tasks import cancel
 from shared.store.connections import Mended, Pool
 from shared.store.lasting.wire import Wire
 
@@ -52,6 +55,16 @@ class Channel:
             self._opening = asyncio.create_task(self._open(), name="channel")
             self._opening.add_done_callback(_retrieve)
         return await asyncio.shield(self._opening)
+
+    def leave(self) -> None:
+        """It leads to a server that is the wrong one by now."""
+        if self._wire is not None:
+            self._wire.fail(ConnectionError("The connection led to the wrong server."))
+
+    async def close(self) -> None:
+        """With its pool."""
+        if self._opening is not None:
+            await cancel(self._opening)
 
     async def _open(self) -> Wire:
         if self._wire is not None:

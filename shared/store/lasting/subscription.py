@@ -63,6 +63,8 @@ class _Listening:
                     raise ConnectionError(f"Nothing is heard on {self._channel}.") from None
                 if asked := not self._spoke:
                     wire.say(pack(b"PING"))
+            else:
+                asked = False
             self._stirred.clear()
             while self._left:
                 yield self._left.popleft()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
@@ -93,7 +94,7 @@ class Wire(asyncio.Protocol):
             if answer.done():
                 return
             if isinstance(found, Exception):
-                answer.set_exception(found)
+                answer.set_exception(copy(found))
             else:
                 answer.set_result(found)
 
@@ -112,7 +113,7 @@ class Wire(asyncio.Protocol):
             if isinstance(self.failure, Redirected):
                 learn(self.connection, self.failure)
             await leave_wrong_server(self.connection)
-            raise self.failure
+            raise copy(self.failure)  # each who waits adds its frames to it
 
     def fail(self, failure: Exception) -> None:
         """It is of no use any more."""
@@ -149,12 +150,14 @@ class Wire(asyncio.Protocol):
         except (RedisError, ValueError) as error:  # no replies of this protocol
             self.fail(error if isinstance(error, RedisError) else InvalidResponse(str(error)))
             return
+        failure: Exception | None = None
         for reply in replies:
             if isinstance(reply, Exception) and isinstance(reply, UNREACHABLE):
                 if self._redirects and isinstance(reply, Redirected):
                     continue
-                self.fail(reply)
-                return
+                failure = reply
+                replies = replies[: [one is reply for one in replies].index(True)]  # what came before it was done
+                break
         if self._replies:
             replies, self._replies = [*self._replies, *replies], []
         while replies and self._waiting:
@@ -168,7 +171,9 @@ class Wire(asyncio.Protocol):
         else:
             if replies:
                 self._tell(replies)
-        if self._parser.wrong:  # within a reply, whose others are replies all the same
+        if failure is not None:
+            self.fail(failure)
+        elif self._parser.wrong:  # within a reply, whose others are replies all the same
             self.fail(ConnectionError("The connection leads to the wrong server."))
 
     def _tell(self, replies: list[Any]) -> None:

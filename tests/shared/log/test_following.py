@@ -248,6 +248,25 @@ async def test_a_bell_that_went_while_nobody_listened_is_no_failure(server: Serv
         assert lab.failures == 0
 
 
+async def test_a_reader_that_is_closed_while_nobody_listens_costs_nobody_an_error(
+    server: Server, client: Store
+) -> None:
+    """As a server's `timeout` closes what is idle, but for what is subscribed."""
+    async with open_lab(server.url) as lab:
+        first, second = await lab.new(words=1), await lab.new(words=1)
+        await lab.following.add(first)
+        await lab.whole(first)
+        lab.following.drop(first)
+        waiting = asyncio.ensure_future(lab.following.news())
+        await holds(lambda: lab.following._is_idle)
+        for number in readers(client):
+            client.client_kill_filter(_id=number)
+        assert await asyncio.wait_for(waiting, 60) == []
+        assert lab.following.join(second)
+        await lab.whole(second)
+        assert lab.failures == 0
+
+
 async def test_what_comes_is_told_while_it_is_waited_for(lab: Lab) -> None:
     log, added = await lab.new(), await lab.new(words=3)
     await lab.following.add(log)

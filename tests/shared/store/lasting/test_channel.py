@@ -147,6 +147,41 @@ async def test_all_who_wait_for_a_server_are_told_at_once_that_it_is_not_there(r
     assert await count(redis, "n", 1) == [1, b"1"]
 
 
+async def test_what_reads_whole_logs_has_a_connection_of_its_own(redis: ArqRedis) -> None:
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.reads_much = True
+        pipe.get("nothing")
+        assert await pipe.execute() == [None]
+    assert channel_of(redis)._wire is None
+
+
+async def test_it_leaves_a_server_that_is_the_wrong_one(redis: ArqRedis) -> None:
+    """As where sentinels name another master: what waits goes there, and so does what comes after it."""
+    await count(redis, "n", 1)
+    wire = await channel_of(redis).wire()
+    asking = asyncio.ensure_future(count(redis, "m", 1))
+    await asyncio.sleep(0)
+    channel_of(redis).leave()
+    assert (await asking)[0] in (1, 2)
+    assert await channel_of(redis).wire() is not wire
+
+
+async def test_an_opening_ends_with_its_pool(server: Server) -> None:
+    client = connect(server.url, max_connections=8, timeout_s=60.0)
+    pool: Any = client.connection_pool
+    come = asyncio.Event()
+
+    async def never() -> Any:
+        await come.wait()
+
+    pool.get_connection = never
+    asking = asyncio.ensure_future(count(client, "n", 1))
+    await asyncio.sleep(0)
+    await client.aclose(close_connection_pool=True)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asking, 60)
+
+
 async def test_what_would_stand_in_the_way_has_a_connection_of_its_own(redis: ArqRedis) -> None:
     assert Channel.takes([b"x" * 10] * _MOST) == b"x" * 10 * _MOST
     assert Channel.takes([b"x"] * (_MOST + 1)) is None

@@ -123,6 +123,27 @@ async def test_a_server_that_says_nothing_is_noticed_and_one_that_answers_is_not
         os.kill(pid, signal.SIGCONT)
 
 
+async def test_a_message_after_an_answer_leaves_nobody_deaf(listening: Callable[..., Ear], control: Store) -> None:
+    """It had been asked whether it is there, and was; then a message comes; then there is silence again."""
+    ear = listening(beat_s=0.2)
+    await until(lambda: heard_by(control) == 1)
+
+    def asked() -> int:
+        count: int = control.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"]
+        return count
+
+    async def until_asked(times: int) -> None:
+        before = asked()
+        await until(lambda: asked() >= before + times)
+
+    for number in range(4):
+        await until_asked(1)
+        control.publish(CHANNEL, f"x{number}")
+    await until_asked(2)
+    assert not ear.task.done()
+    assert ear.left == [b"x%d" % number for number in range(4)]
+
+
 async def test_a_tests_own_server_is_listened_to_as_well() -> None:
     client = fake_client()
     ear = Ear(client, beat_s=0.05)

@@ -196,6 +196,29 @@ async def test_who_waits_is_told_once_and_who_comes_after_at_once(end: str, befo
         held.wire.say(PING)
 
 
+async def test_whose_replies_came_before_the_end_has_them() -> None:
+    """In one packet: what was done for them must not be sent again, since somebody else's command was refused."""
+    held, first, second, third = Held(), Asker(), Asker(), Asker()
+    for asker in (first, second, third):
+        held.wire.send(PING * 2, 2, asker)
+    held.says(b":1\r\n:2\r\n:3\r\n-READONLY You can't write against a read only replica.\r\n:4\r\n:5\r\n")
+    assert first.told == [[1, 2]]
+    assert [type(asker.told[0]) for asker in (second, third)] == [WrongServer] * 2
+
+
+async def test_each_who_waits_has_an_error_of_its_own() -> None:
+    """What is raised holds the frames that it went through."""
+    held = Held()
+    asking = [asyncio.ensure_future(held.wire.converse(PING, 1)) for _ in range(2)]
+    await asyncio.sleep(0)
+    held.says(b"-MOVED 7 127.0.0.1:7001\r\n")
+    first, second = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(first, Redirected)
+    assert isinstance(second, Redirected)
+    assert first is not second
+    assert (second.to, second.slot, str(second)) == ("127.0.0.1:7001", 7, "MOVED 7 127.0.0.1:7001")
+
+
 async def test_where_redirections_are_wanted_they_are_replies_as_any_other() -> None:
     held, asker = Held(redirects=True), Asker()
     held.wire.send(PING * 3, 3, asker)

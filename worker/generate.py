@@ -341,11 +341,13 @@ class Generator:
                 counting.failed(error, served)
             failure = error.to_stored()
         lost = isinstance(error, StreamLost)
+        outcome: Outcome | None = None
         while True:
             try:
-                outcome = await self._outcome(writer, answer, served, status, failure, lost=lost)
-                asked = bool(writer.position.seq) or was_taken(error)
-                outcome["cost"] = await self._outcomes.prices.cost(header, outcome, asked=asked, tier=answer.tier)
+                if outcome is None:  # once: it is known by that where the server had taken it and the reply was lost
+                    outcome = await self._outcome(writer, answer, served, status, failure, lost=lost)
+                    asked = bool(writer.position.seq) or was_taken(error)
+                    outcome["cost"] = await self._outcomes.prices.cost(header, outcome, asked=asked, tier=answer.tier)
                 after, length = (BEGIN, None) if lost else (writer.position, writer.length)
                 end: dict[str, Any] = {"epoch": writer.epoch, "after": after, "length": length}
                 told, timings = writer.untold(), writer.timings

@@ -269,11 +269,11 @@ class Outcomes:
             logger.warning("settlement waits", generation_id=generation_id, **cause(problem))
 
     async def _following(self, header: Header, outcome: Outcome, attempt: int) -> Following | None:
-        """What is settled in one step with the seal. Where that fails now, it is done after it, which says why if it fails
-        again."""
+        """What is settled in one step with the seal. Where that fails now, by a bug or not, it is done after it, which says
+        why if it fails again: the end waits for none of it."""
         try:
             return await self._settlement.following(header, outcome, attempt)
-        except (FileStorageFailed, RedisError, OSError):
+        except Exception:
             return None
 
 

@@ -139,7 +139,7 @@ class Settlement:
             SETTLED.inc()
         if header.get("session"):
             await self._ring_next(header)
-        if is_new and self.budgets.of(header):
+        if self.budgets.of(header):  # also if it was done before: whoever did it may not have heard
             await self.budgets.tell(header)
 
     async def _charge(self, ended: Ended, adds: Sequence[Commands]) -> None:

@@ -160,6 +160,22 @@ async def test_what_cannot_be_settled_now_has_its_end_all_the_same(bench: Bench)
     assert (await bench.requests(), await bench.unsettled(header)) == (before + 1, False)
 
 
+async def test_a_bug_of_what_follows_is_met_once_the_end_is_there(bench: Bench) -> None:
+    class Broken:
+        async def effect(self, ended: Ended) -> Commands | None:
+            raise KeyError("bug")
+
+    header, writer = await bench.said()
+    settlement, before = bench.core.settlement, await bench.requests()
+    kept, settlement._effects_of = settlement._effects_of, [*settlement._effects_of, Broken()]
+    with pytest.raises(KeyError):
+        await bench.end(header, writer)
+    assert await bench.log.ends([header["id"]]) == {header["id"]: SEAL}
+    settlement._effects_of = kept
+    await settlement.settle(header["id"])
+    assert (await bench.requests(), await bench.unsettled(header)) == (before + 1, False)
+
+
 async def test_another_end_that_was_first_is_settled_by_who_wrote_it(bench: Bench) -> None:
     before = await bench.requests()
     header, writer = await bench.said()
@@ -192,8 +208,16 @@ async def test_a_reply_that_is_lost_settles_nothing_twice(bench: Bench, monkeypa
         patched.setattr(bench.log, "_sealed_at_once", lost)
         with pytest.raises(ConnectionError):
             await bench.end(header, writer)
+    told = []
+
+    async def tell(told_of: Header) -> None:
+        told.append(told_of["id"])
+
+    monkeypatch.setattr(bench.core.settlement.budgets, "of", lambda of: [object()])
+    monkeypatch.setattr(bench.core.settlement.budgets, "tell", tell)
     await bench.end(header, writer)
     assert (await bench.requests(), await bench.unsettled(header)) == (before + 1, False)
+    assert told == [header["id"]], "of budgets that are reached it is told all the same"
 
 
 async def test_an_effect_that_the_server_refuses_is_no_failure_of_the_end(bench: Bench) -> None:

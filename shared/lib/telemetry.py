@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, cast
@@ -234,15 +234,21 @@ class _Lines:
 _encoder = json.JSONEncoder(default=repr)
 
 
-_NO_REQUEST: Mapping[str, str | None] = {}
-_request: ContextVar[Mapping[str, str | None]] = ContextVar("streamspool_request")
+_Request = str | tuple[str | None, str] | None
+"""Its id, and where it is traced, the trace's beside it. A viewer that stays for long holds on to no more than that."""
+_request: ContextVar[_Request] = ContextVar("streamspool_request")
 """What every line says of the request. One variable of ours: structlog's has to be looked for among all that a task has, and
 this is asked for with every generation."""
+_NO_REQUEST: Any = object()
 
 
 def _name_request(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    for name, value in _request.get(_NO_REQUEST).items():
-        event.setdefault(name, value)
+    found = _request.get(_NO_REQUEST)
+    if found is not _NO_REQUEST:
+        request_id, trace_id = found if isinstance(found, tuple) else (found, None)
+        event.setdefault("request_id", request_id)
+        if trace_id is not None:
+            event.setdefault("trace_id", trace_id)
     return event
 
 
@@ -291,13 +297,13 @@ def configure_logging(level: str) -> None:
 def begin_request(request_id: str | None, traceparent: str | None = None) -> None:
     """From here on every log line of this task, and of those that it starts, has this `request_id`, and a `trace_id` if
     somebody traces it."""
-    trace = {} if traceparent is None else {"trace_id": traceparent[3:35]}
-    _request.set({"request_id": request_id, **trace})
+    _request.set(request_id if traceparent is None else (request_id, traceparent[3:35]))
 
 
 def current_request() -> str | None:
     """The id of the request that this task works for, if it is known."""
-    return _request.get(_NO_REQUEST).get("request_id")
+    found = _request.get(None)
+    return found[0] if isinstance(found, tuple) else found
 
 
 class _Logger:

@@ -18,7 +18,6 @@ import ssl
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Mapping
 from functools import lru_cache, partial
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import aiohttp
@@ -85,9 +84,7 @@ class Client:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for session in filter(None, (self._keeping, self._fresh)):
             await session.close()
 
@@ -181,9 +178,6 @@ def _address(proxies: Proxies, url: str) -> _Address:
 class _Stale(Exception):
     """The connection was kept from an earlier request, and broke before anything of this one's response had come."""
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
 
 class _Handler(ResponseHandler):
     """One connection, which also remembers what aiohttp forgets when it breaks.
@@ -224,6 +218,12 @@ class _Handler(ResponseHandler):
         self._answered = data[0].code >= 200  # those before it are no answers (RFC 9110 §15.2)
         super().feed_data(data, size)
 
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        """Where chunks are none, aiohttp tells who waits for a head, and lets who waits for the body wait."""
+        super().set_exception(exc, *cause)
+        if (body := self._payload) is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(aiohttp.ClientPayloadError(str(exc)))
+
     def _unasked(self) -> None:
         logger.debug("connection closed: nobody had asked for what came")
         if self.transport is not None:
@@ -239,7 +239,7 @@ class _Response(aiohttp.ClientResponse):
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
             # Where aiohttp should have made a connection of another kind, nothing is known of it, and so nothing repeated.
             if isinstance(handler, _Handler) and handler.requests > 1 and not handler.heard:
-                raise _Stale(error) from error
+                raise _Stale from error
             raise
 
 

@@ -121,6 +121,7 @@ def test_our_connections_override_what_is_there() -> None:
         (ResponseHandler, "data_received", ["self", "data"]),
         (ResponseHandler, "feed_data", ["self", "data", "size"]),
         (ResponseHandler, "resume_reading", ["self", "resume_parser"]),
+        (ResponseHandler, "set_exception", ["self", "exc", "exc_cause"]),
         (ResponseHandler, "set_response_params", None),
         (aiohttp.StreamReader, "feed_data", ["self", "data", "size"]),
         (aiohttp.StreamReader, "_read_nowait", ["self", "n"]),

@@ -212,3 +212,36 @@ async def test_what_came_before_a_connection_broke_is_handed_out_and_the_break_i
                 await response.piece()
         response.close()
         assert response._response.connection is None
+
+
+@pytest.mark.parametrize("tapped", [False, True])
+@pytest.mark.parametrize("body", [b"zz\r\n", b"-5\r\n", b"fffffffffffffffff\r\n", b"4\r\nsaidXX"])
+async def test_a_body_whose_chunks_are_none_breaks_at_once(body: bytes, tapped: bool) -> None:
+    """aiohttp closes the connection, and tells nobody who waits for the body: the provider would time out, minutes later."""
+    waited = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        await waited.wait()
+        writer.write(body)
+        assert await reader.read() == b"", "the client has closed"
+        writer.close()
+
+    taken = list[bytes]()
+
+    def take(data: bytes) -> bool:
+        taken.append(data)
+        return True
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener, http.open_client(60) as client:
+        response = await client.request("GET", f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/", headers={})
+        if tapped:
+            response.offer(take)
+        asyncio.get_running_loop().call_soon(waited.set)
+        async with asyncio.timeout(60):
+            with pytest.raises(http.TransportError):
+                while piece := await response.piece():
+                    taken.append(piece)
+        response.close()
+    assert b"".join(taken) == (b"said" if b"said" in body else b"")

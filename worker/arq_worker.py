@@ -161,7 +161,7 @@ class StreamWorker(Worker):
 
     def _note_rung(self, said: bytes) -> bool:
         """Whether it is new work."""
-        job_id, lane = heard(said.decode())
+        job_id, lane = heard(said.decode(errors="replace"))  # who else shares the server may ring, too
         if job_id in self._jobs:
             return False
         self._rung[job_id] = lane

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from shared.config.settings import Settings
+from shared.lib.tasks import cancel
 from shared.log.appender import Appender
 from shared.store.jobs import Lease
 from shared.store.keys import Lane
@@ -326,6 +327,21 @@ async def test_the_doorbell_starts_what_there_is_room_for_and_the_rest_is_taken_
     while left not in await bench.running():  # not after half a second: as soon as the place is free
         pass
     polling.cancel()
+
+
+@pytest.mark.parametrize("redis", ["valkey"], indirect=True)
+async def test_a_bell_that_is_no_text_costs_nobody_the_next_one(bench: Bench) -> None:
+    """Channels are those of all who share a server. What is raised where a message is taken ends the connection."""
+    (waiting,) = await bench.put(1)
+    bench.worker._due = bench.worker.loop.time() + 600
+    working = [asyncio.create_task(run()) for run in (bench.worker.poll, bench.worker.answer_doorbell)]
+    while not (await bench.redis.pubsub_numsub(keys.doorbell))[0][1]:  # noqa: ASYNC110 -- nobody is told
+        await asyncio.sleep(0.001)
+    for said in (b"\xff", waiting.encode()):
+        await bench.redis.publish(keys.doorbell, said)
+    while await bench.running() != {waiting}:
+        assert not any(task.done() for task in working)
+    await cancel(*working)
 
 
 async def test_who_is_rung_for_does_not_overtake_what_is_known_to_wait(bench: Bench) -> None:

@@ -45,6 +45,9 @@ def test_what_waits_and_what_runs(narrow: Stack, upstream: ScriptedUpstream) -> 
         mine = [ann.post(ask("fake/echo", background=True)).json()["id"] for _ in range(2)]
         other = bob.post(ask("fake/echo", background=True)).json()["id"]
 
+        wait_until(
+            lambda: lanes(boss)["background"]["running"] == 1
+        )  # a worker says so some hundredths of a second later
         seen = lanes(boss)["background"]
         assert (seen["running"], seen["waiting"], seen["more_tenants"]) == (1, 3, 0)
         assert [(one["tenant"], one["waiting"]) for one in seen["tenants"]] == [("a", 2), ("b", 1)]

@@ -51,7 +51,7 @@ def bob(fleet: Fleet) -> Iterator[Client]:
 
 def background(client: Client, model: str, count: int) -> list[str]:
     def one(_: int) -> str:
-        response = client.post(ask(f"scripted/{model}", background=True))
+        response = client.post(ask(f"scripted/{model}", background=True, on_interruption="restart"))
         assert response.status_code == 202, response.text
         return str(response.json()["id"])
 

@@ -240,12 +240,12 @@ class Appender:
         """Has the server looked at although nothing is appended."""
         while True:
             await asyncio.sleep(self._look_s * _EARLY)
-            if self._logs and self._is_old(_EARLY):
+            if self._is_due():
                 self._outbox.wake.set()
 
-    def _is_old(self, part: float = 1.0) -> bool:
-        """Whether so much of the time is over for which it is known where the connection leads."""
-        return self._time() - self._looked_at >= self._look_s * part
+    def _is_due(self) -> bool:
+        """Whether it is time to look where the connection leads."""
+        return bool(self._logs) and self._time() - self._looked_at >= self._look_s * _EARLY
 
     async def _flush(self, connection: Any) -> None:
         outbox = self._outbox
@@ -261,7 +261,7 @@ class Appender:
         await outbox.landed()
         if isinstance(connection, Wire):
             await connection.check()
-        if self._lookers or (self._logs and self._is_old(_EARLY)):
+        if self._lookers or self._is_due():
             await self._look(connection)
         if self._broken:
             await self._mend_broken(connection)

@@ -99,24 +99,25 @@ class Following(Generic[L]):
         """`add` where that is done at once. Else it returns False, and has done nothing."""
         if self._blocked:
             return False
-        name = self._name(log)
-        self._logs[name] = log
-        self._due.add(name)
+        self._put(log)
         if not (self._asked is None and self._is_idle and self._read_at_once()):
             self._wake()
         return True
 
     async def add(self, log: L) -> None:
         """From now on its news are told, those that are there already first."""
-        name = self._name(log)
-        self._logs[name] = log
-        self._due.add(name)
+        self._put(log)
         self._wake()
         if self._blocked:  # else the next read has it anyway
             try:
                 await self._log.interrupt(self._control)
             except (RedisError, OSError) as error:  # the read ends by itself, a little later
                 logger.warning("hub not interrupted", **cause(error))
+
+    def _put(self, log: L) -> None:
+        name = self._name(log)
+        self._logs[name] = log
+        self._due.add(name)
 
     def drop(self, log: L) -> None:
         """Its news are told no more."""

@@ -193,19 +193,15 @@ class Tracker:
         for told in replies:
             if told.__class__ is list and told[0] == b"message":
                 self._changes.add(told[2])
+            elif isinstance(told, Exception):
+                self.fail(told)
             else:
-                self._take(told)
+                self._answer()
         self._on_change()
 
     def _wire_failed(self, wire: Wire) -> None:
         if wire.failure is not None:
             self.fail(wire.failure)
-
-    def _take(self, told: Any) -> None:
-        if isinstance(told, Exception):
-            self.fail(told)
-        else:
-            self._answer()
 
     def _answer(self) -> None:
         if self._heard is not None and not self._heard.done():

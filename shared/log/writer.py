@@ -10,8 +10,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
-from hiredis import pack_command
-
 from shared.errors import Damaged, Fenced, Gone, LogError, StorageFull, StorageRefused
 from shared.lib.clock import now_ms
 from shared.lib.tasks import cancel
@@ -286,8 +284,7 @@ class Writer:
             entry_id = b"%d-%d" % (self.epoch, seq)
             if seq == 1 or mark is not None or blobs is not None:
                 beside = self._beside(seq, mark, blobs)
-                words: Any = (b"XADD", self._key, b"NOMKSTREAM", entry_id, field, data, *beside)
-                packed.append(pack_command(words))
+                packed.append(pack(b"XADD", self._key, b"NOMKSTREAM", entry_id, field, data, *beside))
             else:
                 packed.append(self._commands.pack(entry_id, field, data))
             shapers.append(shaper)

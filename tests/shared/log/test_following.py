@@ -35,6 +35,7 @@ from tests.support.names import keys
 from tests.support.pair import Pair
 from tests.support.server import KINDS, Server
 from tests.support.tracked import bells, readers, until_alone, until_tracked_by
+from tests.support.until import until
 
 UNTRACKED = "redis://plain:pw@"
 
@@ -168,12 +169,6 @@ async def test_a_rest_ends_where_somebody_waits_for_the_first_word(by_bell: Lab)
     await by_bell.whole(silent)
 
 
-async def holds(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - nobody is told
-            await asyncio.sleep(0.005)
-
-
 def bell_of(lab: Lab) -> Bell:
     assert lab.following._tracker is not None
     return lab.following._tracker
@@ -224,11 +219,11 @@ async def test_a_log_that_joins_is_told_without_a_task(server: Server, client: S
         lab.following.drop(first)
         lab.told.clear()
         waiting = asyncio.ensure_future(lab.following.news())
-        await holds(lambda: lab.following._is_idle)
+        await until(lambda: lab.following._is_idle)
         assert lab.following.join(second)
-        await holds(lambda: second.whole)
+        await until(lambda: second.whole)
         await lab.say(second)
-        await holds(lambda: second.whole)
+        await until(lambda: second.whole)
         assert not waiting.done()
         await cancel(waiting)
 
@@ -258,7 +253,7 @@ async def test_a_reader_that_is_closed_while_nobody_listens_costs_nobody_an_erro
         await lab.whole(first)
         lab.following.drop(first)
         waiting = asyncio.ensure_future(lab.following.news())
-        await holds(lambda: lab.following._is_idle)
+        await until(lambda: lab.following._is_idle)
         for number in readers(client):
             client.client_kill_filter(_id=number)
         assert await asyncio.wait_for(waiting, 60) == []

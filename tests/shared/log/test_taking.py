@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from unittest.mock import patch
@@ -30,6 +30,7 @@ from tests.harness.fake_store import fake_client
 from tests.harness.records import attempt_with, header_with, outcome_with
 from tests.shared.log.test_pieces import said
 from tests.support.names import keys
+from tests.support.until import until
 
 FULL, WITHHELD = ResponseError("OOM command not allowed"), NoPermissionError("this user has no permissions")
 WORDS = [f"{chr(97 + number)} {chr(122 - number)}" for number in range(11)]
@@ -121,12 +122,6 @@ async def benching(redis: ArqRedis, *, version: int = VERSION) -> AsyncIterator[
 async def bench(redis: ArqRedis) -> AsyncIterator[Bench]:
     async with benching(redis) as made:
         yield made
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)
 
 
 async def test_what_is_taken_is_stored_as_what_is_appended(bench: Bench) -> None:

@@ -21,6 +21,7 @@ from shared.log.entry import AT, VERSION, Kind
 from tests.harness.records import header_with
 from tests.harness.upstream import DONE, END, USAGE, Wire, chunk, serving
 from tests.support.names import keys
+from tests.support.until import until
 from tests.worker.test_generate import Bench, benching
 from worker.providers.registry import Provider
 from worker.upstream.shortcut import Shortcut
@@ -162,12 +163,6 @@ class Stand:
 
     def _plain(self, data: bytes) -> bytes:
         return data.replace(self.id.encode(), b"ID")
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)
 
 
 @asynccontextmanager

@@ -13,8 +13,9 @@ from shared.log.entry import Status
 from tests.harness.records import outcome_with
 from tests.harness.upstream import chunk
 from tests.shared.log.test_taking import Faults
+from tests.support.until import until
 from tests.worker.test_generate import those_alive
-from tests.worker.upstream.test_shortcut import BEGUN, SPOKEN, WHOLE, Packets, Stand, paced, stand, until
+from tests.worker.upstream.test_shortcut import BEGUN, SPOKEN, WHOLE, Packets, Stand, paced, stand
 
 __all__ = ["stand"]
 

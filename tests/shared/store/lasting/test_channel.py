@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,6 @@ from shared.store.redis import ArqRedis, RedisError, connect
 from tests.harness.store import Store
 from tests.support.held import soon
 from tests.support.server import Server
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with Server(tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
-def control(server: Server) -> Iterator[Store]:
-    with server.client() as client:
-        yield client
 
 
 @pytest.fixture

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
-from pathlib import Path
 
 import pytest
 from redis.exceptions import ConnectionError
@@ -18,20 +17,9 @@ from shared.store.redis import ArqRedis, connect
 from tests.harness.fake_store import fake_client
 from tests.harness.store import Store
 from tests.support.server import Server
+from tests.support.until import until
 
 CHANNEL = "tests:channel"
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with Server(tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
-def control(server: Server) -> Iterator[Store]:
-    with server.client() as client:
-        yield client
 
 
 class Ear:
@@ -66,12 +54,6 @@ async def listening(server: Server) -> AsyncIterator[Callable[..., Ear]]:
             return ear
 
         yield begin
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - nobody is told
-            await asyncio.sleep(0.005)
 
 
 def heard_by(control: Store) -> int:

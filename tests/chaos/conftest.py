@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.cli.embedded import EmbeddedValkey
-from tests.harness.upstream import ScriptedUpstream
+from tests.harness.upstream import Pause, ScriptedUpstream
 from tests.support.fleet import Fleet
 from tests.support.judge import Judges
 from tests.support.rig import Rig
@@ -41,6 +41,13 @@ def running(
     settings = getattr(request.module, "SETTINGS", {})
     with Fleet(valkey, upstream, tmp_path_factory.mktemp("fleet"), **settings) as fleet:
         yield fleet
+
+
+@pytest.fixture(autouse=True)
+def let_go() -> Iterator[None]:
+    """What a test holds ends with it, also where it failed: the next one's would wait behind it for a place."""
+    yield
+    Pause.all_go()
 
 
 @pytest.fixture

@@ -100,11 +100,13 @@ def test_q2_beside_thousands_that_run_and_wait_places_are_filled_in_order(
 
 
 def test_q3_what_a_lost_worker_held_runs_before_what_waits(fleet: Fleet, upstream: ScriptedUpstream) -> None:
+    """Every place is taken by what was taken over: both workers are past the half lease after their start in which they take
+    nothing over, and in which what waits goes first."""
     pause = Pause()
     upstream.script("q3", [*words(1), pause, *ending()])
     with Crowd(fleet) as crowd:
         crowd.run_elsewhere(2000)
-        first = crowd.wait(2 * PLACES, model="q3")
+        first = crowd.held_by_one_that_is_lost(2 * PLACES, model="q3")
         wait_until(lambda: len(begun(fleet, first)) == 2 * PLACES, what="every place is taken")
         lost = crowd.held_by_one_that_is_lost(10, model="q3")
         waiting = crowd.wait(60, model="q3")

@@ -20,7 +20,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
+from weakref import WeakSet
 
 from tests.harness.loopback import LoopThread, stop_listening
 from tests.harness.processes import free_port
@@ -137,8 +138,17 @@ Play = Callable[[Wire], Awaitable[object]]
 class Pause:
     """Holds the stream until the test says `go`; then, and ever after, it passes."""
 
+    _made: ClassVar[WeakSet[Pause]] = WeakSet()
+
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._made.add(self)
+
+    @classmethod
+    def all_go(cls) -> None:
+        """Nothing that any test holds is held any longer."""
+        for pause in list(cls._made):
+            pause.go()
 
     def go(self) -> None:
         self._event.set()

@@ -31,7 +31,7 @@ from shared.store.jobs import Job, Lease, deserialize_job, heard, serialize_job
 from shared.store.keys import Lane
 from shared.store.lasting.subscription import listen
 from shared.store.old_queue import adopt
-from shared.store.queue import OVERDUE_AT_ONCE, Clock, JobQueue, Seen
+from shared.store.queue import OVERDUE_AT_ONCE, Clock, JobQueue, Seen, Taken
 from shared.store.redis import ArqRedis, OutOfMemoryError, RedisError, log_redis_error
 from shared.store.transaction import raise_first
 from shared.store.turns import Charges, Waiting
@@ -274,7 +274,7 @@ class StreamWorker(Worker):
         lease = self._lease()
         try:
             at_once = None if begun else await self._openings.take(chosen, lease)
-            taken = at_once or await self._queue.take(chosen, lease, begun=begun)
+            taken = at_once or await self._take(chosen, lease, begun=begun)
         except OutOfMemoryError:
             raise
         except (RedisError, OSError):  # whether it was done or not: a lease of ours can be taken again
@@ -286,6 +286,15 @@ class StreamWorker(Worker):
         if taken.unknown and not listed:
             self._strange.set()
         return {job.id for job in chosen}
+
+    async def _take(self, chosen: list[Waiting], lease: Lease, *, begun: bool) -> Taken:
+        try:
+            return await self._queue.take(chosen, lease, begun=begun)
+        except OutOfMemoryError:  # nothing can begin, but what seems to wait may have been begun, and can be ended
+            lost = [] if begun else await self._openings.begun(chosen)
+            if not lost:
+                raise
+            return await self._queue.take(lost, lease, begun=True)
 
     def _begin(self, job: Job) -> None:
         self._jobs[job.id] = job

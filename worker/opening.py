@@ -125,6 +125,11 @@ class Openings:
                 mine.append((job, reply[0]))
         return Taken.of(mine, begun=False)
 
+    async def begun(self, wanted: Sequence[Waiting]) -> list[Waiting]:
+        """Those of the jobs whose logs have an attempt: their worker was lost before the queue knew that they run."""
+        ends = await self._log.ends([job.id for job in wanted if job.lane is not Lane.BATCH])
+        return [job for job in wanted if (end := ends.get(job.id)) and end.epoch]
+
     def _words(self, job_id: str, lease: Lease, data: bytes) -> list[Any]:
         """What the script is told."""
         told: list[Any] = [0, self._key.lease(job_id), lease.holder, lease.ms, self._key.job(job_id)]

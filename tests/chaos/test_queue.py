@@ -119,11 +119,18 @@ def test_q3_what_a_lost_worker_held_runs_before_what_waits(fleet: Fleet, upstrea
             cancel(fleet, generation_id)
 
 
+_UNSAID = "import worker.opening; worker.opening.Moves.say = lambda self: None"
+
+
+@pytest.mark.parametrize("fault", ["", _UNSAID], ids=["it runs", "it seems to wait"])
 def test_q3_on_a_full_server_what_a_lost_worker_held_ends(
-    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream
+    fleet: Fleet, judges: Judges, upstream: ScriptedUpstream, fault: str
 ) -> None:
-    """Nothing can be written there but an end: the viewers are told, before anybody makes room."""
+    """Nothing can be written there but an end: the viewers are told, before anybody makes room. Also where the worker is lost
+    before it has said that it runs the job, which it does some hundredths of a second later."""
     pause = Pause()
+    if fault:
+        fleet.replace_workers("worker-3", "worker-4", fault=fault)
     upstream.script("q3-full", [*words(2), pause, *ending()])
     generation_id = fleet.submit("q3-full")
     viewer = judges.watch([fleet.url], generation_id)

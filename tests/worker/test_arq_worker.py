@@ -20,7 +20,7 @@ from shared.store.jobs import Lease
 from shared.store.keys import Lane
 from shared.store.lasting import outbox
 from shared.store.queue import JobQueue
-from shared.store.redis import ArqRedis, RedisError, connect
+from shared.store.redis import ArqRedis, OutOfMemoryError, RedisError, connect
 from shared.store.turns import Waiting
 from tests.harness.fake_store import fake_client
 from tests.harness.store import do
@@ -40,6 +40,8 @@ class Work:
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.tries: dict[str, int] = {}
+        self.opened: set[str] = set()
+        """Those whose logs would have an attempt."""
         self.ends: dict[str, asyncio.Future[bool]] = {}
         self.running = self
 
@@ -55,6 +57,9 @@ class Work:
 
     async def take(self, wanted: Sequence[Waiting], lease: Lease) -> None:
         """There are no logs here, so nothing is claimed with a job."""
+
+    async def begun(self, wanted: Sequence[Waiting]) -> list[Waiting]:
+        return [job for job in wanted if job.id in self.opened]
 
     def pop(self, job_id: str) -> None: ...
 
@@ -295,6 +300,21 @@ async def test_a_job_that_ended_while_it_was_renewed_is_let_go_of_at_a_full_serv
     assert await bench.redis.exists(*map(keys.lease, ids)) == 0
     await bench.finish(lost)
     assert await bench.redis.exists(keys.running(Lane.GENERATION), keys.lease(lost), keys.job(lost)) == 0
+
+
+@pytest.mark.parametrize("redis", KINDS, indirect=True)
+async def test_on_a_full_server_what_was_begun_is_taken_although_it_seems_to_wait(bench: Bench) -> None:
+    """Its worker was lost before it said that it runs. It can be ended; what nobody has begun cannot be begun."""
+    waits, lost = await bench.put(2)
+    bench.work.opened = {lost}
+    await bench.redis.config_set("maxmemory", 1)
+    await bench.worker.sweep()
+    assert await bench.running() == {lost}
+    assert bench.work.tries[lost] == 2
+    await bench.finish(lost)
+    assert await bench.waiting() == [waits]
+    with pytest.raises(OutOfMemoryError):
+        await bench.worker.sweep()
 
 
 async def test_where_the_server_may_have_forgotten_who_runs_what_only_the_bell_begins_anything(bench: Bench) -> None:

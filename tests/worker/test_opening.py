@@ -114,6 +114,14 @@ async def test_what_was_begun_before_is_ours_but_not_its_first_attempt(bench: Be
         await bench.log.claim(bench.appender, job.id, 1, opening.attempt, opening.asked)
 
 
+async def test_what_has_an_attempt_is_known_to_have_been_begun(bench: Bench) -> None:
+    begun, gone, waiting = [await bench.put() for _ in range(3)]
+    await bench.log.claim(bench.appender, begun.id, 1, module.new_attempt("lost", "queued"))
+    await bench.redis.delete(keys.log(gone.id))
+    assert await bench.openings.begun([waiting, begun, gone, Waiting("batch_1", Lane.BATCH)]) == [begun]
+    assert await bench.openings.begun([]) == []
+
+
 async def test_a_batch_is_taken_as_ever(bench: Bench) -> None:
     assert await bench.openings.take([Waiting("batch_1", Lane.BATCH)], OURS) is None
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -61,6 +64,7 @@ def test_a_burst_after_a_rest_is_noticed_within_a_tenth_of_a_second() -> None:
 
 @pytest.mark.parametrize("told", ["what Linux tells", "nothing", "0 0 0\n", "gone"])
 def test_work_is_counted_with_and_without_linux(told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(busy, "_of_thread", threading.local())
     if told != "what Linux tells":
         path = tmp_path / "schedstat"
         monkeypatch.setattr(busy, "_SCHEDULED", str(path))
@@ -70,3 +74,16 @@ def test_work_is_counted_with_and_without_linux(told: str, tmp_path: Path, monke
     until = time.monotonic() + 60
     while wanted_s() < before + 0.05:
         assert time.monotonic() < until
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no such file elsewhere")
+def test_a_thread_counts_its_own_work_and_leaves_no_file_open() -> None:
+    wanted_s()
+    before = len(os.listdir("/proc/self/fd"))
+    told: list[float] = []
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: told.append(wanted_s()))
+        thread.start()
+        thread.join()
+    assert max(told) < wanted_s()
+    assert len(os.listdir("/proc/self/fd")) == before

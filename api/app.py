@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import Depends
@@ -52,7 +52,9 @@ from api.surfaces.streams import counts, shares
 from api.surfaces.streams import routes as streams
 from shared import __version__
 from shared.config.settings import Settings
+from shared.errors import Unavailable
 from shared.features.history.sink import Sink
+from shared.generations.catalogue import Catalogue
 from shared.generations.reaper import Reaper
 from shared.lib.process import collect_rarely, giving_back
 from shared.lib.tasks import cancel
@@ -61,7 +63,7 @@ from shared.log.following import BLOCK_MS
 from shared.log.streamlog import StreamLog
 from shared.store.confirm import Confirmer
 from shared.store.contact import wait_for_layout
-from shared.store.redis import connect, run_while_redis_is_away
+from shared.store.redis import RedisError, connect, run_while_redis_is_away
 
 _ROUTES = (
     chat,
@@ -94,6 +96,7 @@ _ROUTES = (
 _POOL = 17
 _TIMEOUT_S = 2.0
 _PATIENCE_S = _TIMEOUT_S + BLOCK_MS / 1000
+_AHEAD_S = 0.8
 _MENDED_S = 2.0
 """How much longer than the lease a log that was forgotten is waited for: whoever takes it over has to find it."""
 
@@ -133,8 +136,7 @@ def create_app(settings: Settings, drain: Drain) -> Application:
             _run(stack, "watching", run_while_redis_is_away("watching", watching.run))
             services.feed = await stack.enter_async_context(LiveFeed(redis, reading, log, services.catalogue, watching))
             await _learn_keys(stack, authenticator, services)
-            _run(stack, "limits", services.limiter.run())
-            _run(stack, "viewers", services.viewers.run())
+            _keep_current(stack, services, confirmer)
             _keep_history(stack, services)
             app.services = services
             await stack.enter_async_context(giving_back())
@@ -201,6 +203,21 @@ async def _watch(request: Request) -> Response:
 def _run(stack: AsyncExitStack, name: str, work: Coroutine[Any, Any, Any]) -> None:
     """As long as the process."""
     stack.push_async_callback(cancel, asyncio.create_task(work, name=name))
+
+
+def _keep_current(stack: AsyncExitStack, services: Services, confirmer: Confirmer) -> None:
+    _run(stack, "look ahead", _look_ahead(services.catalogue, confirmer))
+    _run(stack, "limits", services.limiter.run())
+    _run(stack, "viewers", services.viewers.run())
+
+
+async def _look_ahead(catalogue: Catalogue, confirmer: Confirmer) -> None:
+    """What each request has to know, and may be a second old, is looked at a little sooner than that: so none waits for it."""
+    while True:
+        await asyncio.sleep(_AHEAD_S)
+        with suppress(Unavailable, RedisError, OSError):  # whoever needs it is told
+            await catalogue.look()
+            await confirmer.server(age_s=0)
 
 
 def _keep_history(stack: AsyncExitStack, services: Services) -> None:

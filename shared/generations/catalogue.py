@@ -106,6 +106,10 @@ class Catalogue:
         self._models, self._listed_at = {**aliases, **listed}, time.monotonic()
         return self._models
 
+    async def look(self) -> None:
+        """Reads the report now, so that whoever asks within a second need not wait for it."""
+        await self._catalogue(fresh=True)
+
     def knows(self, model: str) -> bool:
         """Whether `check` has nothing to wait for, and nothing to refuse: the report that is good now has it."""
         return self._report is not None and not self._is_old() and _has(self._report, model)

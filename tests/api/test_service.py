@@ -24,6 +24,7 @@ from shared.errors import Unavailable
 from shared.lib import telemetry
 from shared.lib.tasks import FairTurns
 from tests.harness.processes import READY_S, Stack, free_port, wait_until
+from tests.harness.store import Store
 from tests.support.wire import Client, ask, error_of, refused
 
 
@@ -62,6 +63,16 @@ def test_the_probes_answer(client: Client, path: str) -> None:
     response = client.get(path)
     assert response.status_code == 200
     assert response.json()["status"] == "ok"
+
+
+def test_no_request_has_to_wait_for_what_each_has_to_know(client: Client, store: Store) -> None:
+    """Which models there are, say: an API process looks by itself, before what it knows is too old."""
+    assert client.get("/healthz").status_code == 200
+    looks = 0
+    with store.monitor() as monitor:
+        while looks < 3:
+            words = monitor.next_command()["command"].lower().split()
+            looks += words[0] == "get" and words[1].endswith(":catalogue")
 
 
 def test_the_metrics_count(client: Client) -> None:

@@ -2,31 +2,34 @@
 
 Hidden here: how OpenAI's chat stream is framed, with and without ids, and what ends it. /v1/chat/completions and
 /v1/streams show a log in this way; they differ in what a viewer is told of a new attempt. It is a projection of the first
-kind (live/projection.py): an event depends on its chunk and on nothing else. So all events of an archived log can be read in
-large pieces, and sent without a look at each: where all are wanted, with ids, and nothing was taken out of chunks. Else, and
-where the object cannot be read, it is watched as any other log, which tells a viewer what is wrong.
+kind (live/projection.py): an event depends on its chunk and on nothing else. So all events of a log that has ended can be read
+in large pieces, and sent without a look at each, from either of its homes: where all are wanted, with ids. Else, and where they
+cannot be read, it is watched as any other log, which tells a viewer what is wrong.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 
 from api import spans
 from api.errors import outcome_error, problem_error
 from api.live.client import Client
 from api.live.cursor import Cursor
-from api.live.event_stream import EVENT_STREAM_HEADERS, EventStream
+from api.live.event_stream import EVENT_STREAM_HEADERS, LARGE_BYTES, EventStream
 from api.live.folding import COME_AGAIN_MS
 from api.live.projection import Encode, Projection, Step, framed
-from api.live.response import Process, served_headers
+from api.live.response import served_headers
+from api.services import Services
 from shared.errors import Damaged, ErrorObject, FileStorageFailed, Gone, LogError, wire_error
 from shared.lib import json, sse
-from shared.lib.telemetry import REPLAYED
-from shared.log.archive.blocks import Events
+from shared.lib.telemetry import REPLAYED, VIEWERS
+from shared.log.bulk.runs import Events
+from shared.log.decoding import Archived
 from shared.log.entry import SEAL, Entry, Kind, Position
 from shared.log.records import Header, Outcome, Summary
+from shared.store.availability import unavailable
 from shared.store.redis import RedisError
 
 _SEAL_ID = str(SEAL).encode()
@@ -88,7 +91,7 @@ def error_frame(error: ErrorObject, frame_id: bytes | None = None) -> bytes:
 
 
 def stored_stream(
-    process: Process,
+    process: Services,
     summary: Summary,
     projection: Projection,
     *,
@@ -98,7 +101,8 @@ def stored_stream(
 ) -> EventStream:
     """A log that was asked for by its id, from the cursor on, live or not."""
     ready = (
-        summary.archived is not None
+        summary.outcome is not None
+        and summary.position.epoch
         and cursor is None
         and isinstance(projection, ChunkEvents)
         and projection.is_numbered
@@ -111,42 +115,53 @@ def stored_stream(
 class _ReadyStream(EventStream):
     def __init__(
         self,
-        process: Process,
+        services: Services,
         summary: Summary,
         projection: Projection,
         *,
         headers: Mapping[str, str],
         tells_served: bool,
     ) -> None:
-        super().__init__(process, summary.header, projection, headers=headers, tells_served=tells_served)
+        super().__init__(services, summary.header, projection, headers=headers, tells_served=tells_served)
+        self._replays = services.replays
         self._summary = summary
         self._at = Position(summary.position.epoch, 0)
 
     async def show_ready(self, client: Client) -> bool:
         async with aclosing(self._events(client)) as events:
             try:
-                some: Events | None = await anext(events)
+                some = await anext(events)
             except (StopAsyncIteration, Damaged, Gone, FileStorageFailed, RedisError, OSError):
                 return False
-            attempts = self._summary.attempts
-            served = attempts[-1].get("served") if attempts and self._tells_served else None
-            told = served_headers(json.dumps(served)) if served else {}
-            await client.start(200, {**EVENT_STREAM_HEADERS, **self.extra, **told})
-            if client.head_only:
-                return True
-            client.streaming(sse.KEEPALIVE)
-            while some is not None and not client.gone:
-                if self._stay.left_s() <= 0:
-                    await client.cut(flush=True)
-                    return True
-                self._at = some.last
-                REPLAYED.inc(some.chunks)
-                if some.frames:
-                    await self.process.hub.rounds.turn()
-                    await client.send(some.frames)
-                some = await self._next(client, events)
-            spans.watched(self._at.epoch, self._at.seq)
+            VIEWERS.inc()
+            try:
+                await self._show_from(client, some, events)
+            finally:
+                VIEWERS.dec()
             return True
+
+    async def _show_from(self, client: Client, some: Events, events: AsyncGenerator[Events]) -> None:
+        attempts = self._summary.attempts
+        served = attempts[-1].get("served") if attempts and self._tells_served else None
+        told = served_headers(json.dumps(served)) if served else {}
+        first = b"" if client.head_only else some.frames
+        if len(first) >= LARGE_BYTES:
+            await self.process.hub.rounds.turn()
+        await client.start(200, {**EVENT_STREAM_HEADERS, **self.extra, **told}, first)
+        if client.head_only:
+            return
+        client.streaming(sse.KEEPALIVE)
+        found: Events | None = some
+        while found is not None and not client.gone:
+            self._at = found.last
+            REPLAYED.inc(found.chunks)
+            if self._stay.left_s() <= 0:
+                await client.cut(flush=True)
+                return
+            found = await self._next(client, events)
+            if found is not None and found.frames:
+                await self._send(client, found.frames)
+        spans.watched(self._at.epoch, self._at.seq)
 
     async def _events(self, client: Client) -> AsyncGenerator[Events]:
         """Where the storage fails in the middle, it is asked again for what is missing, for a while: nothing is lost, and the
@@ -154,14 +169,24 @@ class _ReadyStream(EventStream):
         until: float | None = None
         while not client.gone:
             try:
-                async for some in self.process.broker.log.events(self._summary, self._at):
+                async for some in self._source():
                     until = asyncio.get_running_loop().time() + _PATIENCE_S
                     yield some
                 return
-            except (FileStorageFailed, RedisError):
+            except Archived:  # by now
+                (summary,) = await self.process.broker.log.describe([self.id])
+                if summary is None or summary.archived is None:
+                    raise Gone(self.id) from None
+                self._summary = summary
+            except (FileStorageFailed, RedisError, OSError):
                 if until is None or asyncio.get_running_loop().time() > until:
                     raise
                 await asyncio.sleep(_RETRY_S)
+
+    def _source(self) -> AsyncIterator[Events]:
+        if self._summary.archived is None:
+            return self._replays.events(self._summary, self._at)
+        return self.process.broker.log.events(self._summary, self._at)
 
     async def _next(self, client: Client, events: AsyncGenerator[Events]) -> Events | None:
         """What comes next; None once the viewer has been told how it ends."""
@@ -173,8 +198,8 @@ class _ReadyStream(EventStream):
             end = fold.end(outcome)
         except (Damaged, Gone) as problem:
             end = fold.problem(problem)
-        except (FileStorageFailed, RedisError) as away:
-            error = away if isinstance(away, FileStorageFailed) else FileStorageFailed()
+        except (FileStorageFailed, RedisError, OSError) as away:
+            error = away if isinstance(away, FileStorageFailed) else unavailable(away)
             await client.send(sse.frame(json.dumps({"error": error.to_object()}), retry_ms=COME_AGAIN_MS))
             await client.cut(flush=True)  # no end: it is whole, and goes on from the last id
             return None

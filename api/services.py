@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from api.bodies import Bodies
 from api.live.drain import Drain
 from api.live.feed import LiveFeed
+from api.live.hot import Replays
 from api.live.hub import Hub
 from api.live.viewers import Viewers
 from shared.config.settings import Settings
@@ -62,6 +63,7 @@ class Services(Core):
         self.ring.on_ended = self.viewers.turn_out
         self.bodies = Bodies(settings.intake_bytes)
         self.hub, self.settings, self.drain, self.name = hub, settings, drain, name
+        self.replays = Replays(log)
         self.feed: LiveFeed
         """Set by app.py: it needs what is made here."""
 

@@ -28,7 +28,7 @@ from shared.store.redis import RedisError
 
 _PAGE = 512
 _PAGE_BYTES = 128 * 1024
-_LARGE_BYTES = 16 * 1024
+LARGE_BYTES = 16 * 1024
 """So much at once is not sent to everybody in the same round of the loop: what is live comes in between."""
 _LITTLE_BYTES = 8 * 1024
 _FIRST_PAGE = 16
@@ -101,7 +101,7 @@ class EventStream(LogResponse):
             self._pace = Pacer(rate, live.tally)
         served = served_headers(live.note) if self._tells_served else _NOTHING
         first, start = (b"", start) if client.head_only else self._first(live, shown, start)
-        if len(first) >= _LARGE_BYTES:
+        if len(first) >= LARGE_BYTES:
             await self.process.hub.rounds.turn()
         await client.start(200, {**EVENT_STREAM_HEADERS, **self.extra, **served}, first)
         if client.head_only:
@@ -130,7 +130,7 @@ class EventStream(LogResponse):
         return body, Start(epoch, index, skip_end)
 
     async def _send(self, client: Client, body: bytes, *, more: bool = True) -> None:
-        if len(body) >= _LARGE_BYTES:
+        if len(body) >= LARGE_BYTES:
             await self.process.hub.rounds.turn()
         await client.send(body, more=more)
 

@@ -1,17 +1,33 @@
-"""Logs that were replayed and are watched by nobody now, at hand for the next who asks.
+"""What was replayed, at hand for the next who asks: as logs that are watched by nobody now, or as nothing but their events.
 
-Hidden here: how much memory they take in all, and who goes when it is too much, or too long ago.
+Hidden here: how much memory they take in all, and who goes when it is too much, or too long ago; and how the events of an ended
+log are read, so that nobody looks at each of them.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from copy import copy
 
 from api.live.livelog import LiveLog
+from shared.errors import Damaged, Gone
+from shared.log.bulk.runs import Events, Run, events_in_pieces
+from shared.log.entry import SEAL, Position
+from shared.log.envelope import Envelopes
+from shared.log.records import Header, Summary
+from shared.log.streamlog import StreamLog
 
 _BYTES = 16 * 1024 * 1024
-"""Memory of all of them together."""
+"""Memory of all of either kind together."""
 _IDLE_S = 60.0
+_LONG_BYTES = 4 * 1024 * 1024
+"""Of one log's events, about."""
+_REPLAY_BYTES = 1500
+"""What one takes beside them, about."""
+_PIECE_BYTES = 128 * 1024
+_READ_BYTES, _FIRST_READ, _MOST_READ = 512 * 1024, 100, 2000
+"""As many entries are read at once as make so many bytes of events, if they stay like those before."""
 
 
 class HotLogs:
@@ -55,3 +71,127 @@ class HotLogs:
             if since > oldest:
                 break
             self.take(generation_id)
+
+
+class Replays:
+    """The events of ended logs that are still in Redis, each with its position as its id: read once for all who want them, and
+    at hand for the next."""
+
+    def __init__(self, log: StreamLog) -> None:
+        self._log = log
+        self._replays: dict[tuple[str, int, int], _Replay] = {}
+        self._bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory, in all."""
+        return self._bytes
+
+    async def events(self, summary: Summary, after: Position) -> AsyncIterator[Events]:
+        """The chunks after a position of the last attempt, in pieces of about 128 KiB. Raises Gone, Damaged, FileStorageFailed,
+        RedisError, OSError; and Archived once it is an object."""
+        replay = self._of(summary)
+        number = 0
+        while number < len(replay.events) or not (replay.ended or replay.is_long):
+            if number < len(replay.events):
+                some = replay.events[number]
+                number += 1
+                if some.last > after:
+                    yield some
+                continue
+            async with replay.lock:
+                if number == len(replay.events) and not (replay.ended or replay.is_long):
+                    await self._read(replay)
+        if not replay.ended:
+            replay = replay.beside()
+            while found := await replay.read():
+                for some in found:
+                    if some.last > after:
+                        yield some
+
+    def _of(self, summary: Summary) -> _Replay:
+        header, epoch = summary.header, summary.position.epoch
+        key = header["id"], header["created_at_ms"], epoch
+        replay = self._replays.pop(key, None)
+        if replay is None:
+            replay = _Replay(self._log, header, epoch, key)
+            self._bytes += replay.size
+        self._replays[key] = replay
+        loop = asyncio.get_running_loop()
+        replay.used_at = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_later(_IDLE_S, self._expire)
+        return replay
+
+    async def _read(self, replay: _Replay) -> None:
+        try:
+            found = await replay.read()
+        except BaseException:
+            self._forget(replay)  # the next who asks begins anew
+            raise
+        replay.events += found
+        size = sum([len(some.frames) for some in found])
+        replay.size += size
+        if self._replays.get(replay.key) is replay:
+            self._bytes += size
+        while self._bytes > _BYTES:
+            self._forget(next(iter(self._replays.values())))
+
+    def _forget(self, replay: _Replay) -> None:
+        if self._replays.get(replay.key) is replay:
+            del self._replays[replay.key]
+            self._bytes -= replay.size
+
+    def _expire(self) -> None:
+        """They stand in the order in which they were asked for."""
+        self._timer, loop = None, asyncio.get_running_loop()
+        for replay in list(self._replays.values()):
+            if (due := replay.used_at + _IDLE_S) > loop.time():
+                self._timer = loop.call_at(due, self._expire)
+                break
+            self._forget(replay)
+
+
+class _Replay:
+    """One log's: `events` are those that were read, from the first on."""
+
+    def __init__(self, log: StreamLog, header: Header, epoch: int, key: tuple[str, int, int]) -> None:
+        self.key, self.lock, self.used_at, self.size = key, asyncio.Lock(), 0.0, _REPLAY_BYTES
+        self.events: list[Events] = []
+        self.ended = False
+        self._log, self._at, self._shapes = log, Position(epoch, 0), Envelopes()
+        self._id, self._tenant, self._with_usage = header["id"], header["owner"], header["include_usage"]
+        self._count = _FIRST_READ
+
+    @property
+    def is_long(self) -> bool:
+        """Whoever wants what follows reads it without the others."""
+        return self.size > _LONG_BYTES
+
+    def beside(self) -> _Replay:
+        """Another one, which goes on from there."""
+        other = copy(self)
+        other.events = []
+        return other
+
+    async def read(self) -> list[Events]:
+        """What comes next, one at least; nothing at the end."""
+        while not self.ended:
+            at = self._at
+            parts, problem = await self._log.parts(self._id, at, self._count, shapes=self._shapes, tenant=self._tenant)
+            try:
+                found = events_in_pieces(parts, at, with_usage=self._with_usage, most=_PIECE_BYTES)
+            except ValueError:
+                raise Damaged(f"a chunk of {self._id} is not of one line") from None
+            if found:
+                self._at = found[-1].last
+                size = sum([len(some.frames) for some in found]) // (self._at.seq - at.seq) + 1
+                self._count = max(1, min(_MOST_READ, _READ_BYTES // size))
+            if parts and not isinstance(last := parts[-1], Run) and last and last[-1].position == SEAL:
+                self.ended = True
+            elif not found:
+                raise problem or Gone(self._id)
+            if found:
+                return found
+        return []

@@ -21,7 +21,7 @@ On the way out there is one spelling: `id`, `event`, `retry`, `data`, in this or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 DONE = b"[DONE]"
@@ -197,6 +197,7 @@ FRAME = b"data: %b\n\n"
 """Of a payload in one line: of one that nobody has looked at (`check_lines`), `data_frame` makes it."""
 NUMBERED_FRAME = b"id: %d-%d\n" + FRAME
 """The same with an id: `numbered_frame`."""
+_LAST_DIGITS = [b"%03d" % number for number in range(1000)]
 
 
 def data_frame(payload: bytes) -> bytes:
@@ -221,13 +222,31 @@ def numbered_frame(payload: bytes, number: tuple[int, int]) -> bytes:
     return NUMBERED_FRAME % (*number, _one_line(payload))
 
 
-def numbered_frames(pieces: bytes, around: tuple[bytes, bytes], first: tuple[int, int]) -> bytes:
-    """The same for many that were looked at before (`is_one_line`): one on each line, without what all of them begin and end
-    with. They are numbered `N-M`, `N-M+1`, …"""
+def numbered_frames(pieces: Sequence[bytes], around: tuple[bytes, bytes], first: tuple[int, int]) -> bytes:
+    """The same for many, without what all of them begin and end with. They are numbered `N-M`, `N-M+1`, … Raises ValueError as
+    `numbered_frame`.
+
+    One join makes all of them: of a number the last three digits are at hand, and what is before these is the same for a
+    thousand of them.
+    """
     begin, end = around
-    middle, between = b"\ndata: " + begin, end + b"\n\nid: %d-" % first[0]
-    lines = [b"%d%b%b" % (number, middle, line) for number, line in enumerate(pieces.split(b"\n"), first[1])]
-    return b"id: %d-" % first[0] + between.join(lines) + end + b"\n\n"
+    check_line(begin + end)
+    check_lines(pieces)
+    epoch, number = first
+    middle, between, words = b"\ndata: " + begin, end + b"\n\nid: %d-" % epoch, []
+    for at in range(-(number % 1000), len(pieces), 1000):
+        some = pieces[max(0, at) : at + 1000]
+        until = number + len(some)
+        if number < 1000:
+            thousands, last = b"", [b"%d" % one for one in range(number, until)]
+        else:
+            thousands, last = b"%d" % (number // 1000), _LAST_DIGITS[number % 1000 :]
+        part = [between + thousands, b"", middle, b""] * len(some)
+        part[1::4], part[3::4] = last[: len(some)], some
+        words += part
+        number = until
+    words[0] = words[0].removeprefix(end + b"\n\n")  # nothing is before the first
+    return b"".join((*words, end, b"\n\n"))
 
 
 def is_one_line(value: bytes) -> bool:

@@ -6,6 +6,7 @@ Hidden here: how Redis spells fields, how the chunks of pieces are put together 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from shared.errors import Damaged, LogError
@@ -104,26 +105,33 @@ def decode(
 
 
 def _pieces(raw: Raw, after: Position | None, shape: Envelope | None) -> list[Entry]:
-    """Almost every reply: nothing but the next pieces of one shape. Where the first and the last have their numbers, so has
-    each between them, since ids grow. Nothing, if it has something else, too."""
+    """Almost every reply: nothing but the next pieces of one shape. Nothing, if it has something else, too."""
     if after is None or shape is None or not raw or raw[0][1].__class__ is not list:
         return []
-    told: Any = raw
-    (epoch, seq), count = after, len(raw)
-    if count == 1:
+    epoch, seq = after
+    if len(raw) == 1:
+        told: Any = raw
         ((entry_id, fields),) = told
         if entry_id != b"%d-%d" % (epoch, seq + 1) or len(fields) != 2 or fields[0] != b"d":
             return []
         return [_new(Entry, (_new(Position, (epoch, seq + 1)), Kind.CHUNK, shape[0] + fields[1] + shape[1], *_NOTHING))]
-    if told[-1][0] != b"%d-%d" % (epoch, seq + count) or told[0][0] != b"%d-%d" % (epoch, seq + 1):
-        return []
-    if [fields[0] for _, fields in told if len(fields) == 2].count(b"d") != count:
-        return []
     (prefix, suffix), new, chunk = shape, _new, Kind.CHUNK
     return [
-        new(Entry, (new(Position, (epoch, number)), chunk, prefix + fields[1] + suffix, *_NOTHING))
-        for number, (_, fields) in enumerate(told, seq + 1)
+        new(Entry, (new(Position, (epoch, number)), chunk, prefix + piece + suffix, *_NOTHING))
+        for number, piece in enumerate(next_pieces(raw, after), seq + 1)
     ]
+
+
+def next_pieces(raw: Raw, after: Position) -> list[bytes]:
+    """What pieces say, of a reply that is nothing but the next ones after a position; nothing, if there is something else."""
+    told: Any = raw
+    (epoch, seq), count = after, len(raw)
+    if told[-1][0] != b"%d-%d" % (epoch, seq + count) or told[0][0] != b"%d-%d" % (epoch, seq + 1):
+        return []  # where the first and the last have their numbers, so has each between them, since ids grow
+    if told[0][1].__class__ is not list:
+        return []
+    words: list[bytes] = [*chain.from_iterable([fields for _, fields in told])]  # each has two, at least
+    return words[1::2] if len(words) == 2 * count and words[::2].count(b"d") == count else []
 
 
 def _refuse_gap(what: str, fields: Fields, before: list[Entry], *, strict: bool) -> None:

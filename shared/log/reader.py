@@ -17,6 +17,7 @@ from shared.errors import Damaged, Gone, LogError, RequestLost, Sealed
 from shared.lib import json
 from shared.log.archive.reading import ArchivedLogs
 from shared.log.blobs import Filler, Stored
+from shared.log.bulk.runs import Part, Run, told
 from shared.log.decoding import ARCHIVED, Archived, attempt, by_name, decode, summarize
 from shared.log.entry import BEGIN, HEADER, SEAL, SKIPPED, Entry, Kind, Position
 from shared.log.envelope import Envelopes
@@ -123,6 +124,21 @@ class LogReader(ArchivedLogs):
         except Archived:
             entries = (await self._page(generation_id, after))[:count]
         return entries if tenant is None else await self.whole(tenant, entries)
+
+    async def parts(
+        self, generation_id: str, after: Position, count: int, *, shapes: Envelopes, tenant: str
+    ) -> tuple[list[Part], LogError | None]:
+        """The same in bulk, whole; and why there is no more behind it, Damaged or Archived."""
+        raw = await self._redis.xrange(self._key.log(generation_id), f"({after}", "+", count=count)
+        found: list[Part] = []
+        try:
+            for part in told(raw, after, shapes):
+                found.append(part if isinstance(part, Run) else await self.whole(tenant, part))
+        except Damaged as problem:
+            return [*found, list(problem.before)], problem
+        except Archived as problem:
+            return found, problem
+        return found, None
 
     async def whole(self, tenant: str, entries: list[Entry]) -> list[Entry]:
         """The entries of a tenant's log with what was taken out of them. Raises FileStorageFailed, and Damaged where it is

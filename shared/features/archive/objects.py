@@ -18,8 +18,8 @@ from operator import attrgetter
 from shared.errors import Damaged
 from shared.features.storage import Missing, Storage
 from shared.lib.telemetry import OBJECT_BYTES
-from shared.log.archive.blocks import Events, events_of
 from shared.log.archive.form import Block, Index, Name, Pointer
+from shared.log.bulk.runs import Events, events_of
 from shared.log.entry import Entry, Position
 
 _SMALL_BYTES = 1024 * 1024

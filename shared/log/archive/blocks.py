@@ -10,10 +10,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 from shared.lib import sse
 from shared.log.blobs import BLOBS
+from shared.log.bulk.runs import Part, Run
 from shared.log.decoding import by_name, decode
 from shared.log.entry import AT, BEGIN, NOTE, Entry, Kind, Position
 from shared.log.envelope import WHOLE, Envelope, Envelopes
@@ -21,40 +22,6 @@ from shared.store.commands import pack, unpack
 
 _LEVEL = 6
 _NONE = Envelope(b"", b"")
-_CHUNKS = frozenset({Kind.CHUNK, Kind.USAGE})
-
-
-class Run(NamedTuple):
-    """Chunks that follow one another, and what all of them begin and end with."""
-
-    first: Position
-    envelope: Envelope
-    pieces: bytes
-    """One on each line: JSON in one line has no line end."""
-
-    def entries(self) -> list[Entry]:
-        epoch, seq = self.first
-        begin, end = self.envelope
-        new, chunk = tuple.__new__, Kind.CHUNK
-        return [
-            new(Entry, (new(Position, (epoch, number)), chunk, begin + piece + end, None, None, None))
-            for number, piece in enumerate(self.pieces.split(b"\n"), seq)
-        ]
-
-    def after(self, position: Position) -> Run | None:
-        """What of it comes after a position; None where nothing does."""
-        if position < self.first:
-            return self
-        if position.epoch > self.first.epoch:
-            return None
-        passed = position.seq - self.first.seq + 1
-        rest = self.pieces.split(b"\n", passed)
-        return (
-            Run(Position(self.first.epoch, position.seq + 1), self.envelope, rest[-1]) if len(rest) > passed else None
-        )
-
-
-Part = Run | list[Entry]
 
 
 class BlockWriter:
@@ -133,46 +100,14 @@ def parts_of(data: bytes | memoryview, version: int, first: Position) -> list[Pa
     for one in found:
         if type(one[0]) is bytes:
             position, begin, end, pieces = one
-            run = Run(_position(position), Envelope(begin, end), pieces)
+            run = Run(_position(position), Envelope(begin, end), pieces.split(b"\n"))
             made.append(run)
-            before = Position(run.first.epoch, run.first.seq + pieces.count(b"\n"))
+            before = run.last
         else:
             some = decode(one, before, Envelopes())
             made.append(some)
             before = some[-1].position
     return made
-
-
-def entries_of(found: Sequence[Part]) -> list[Entry]:
-    return [entry for part in found for entry in (part.entries() if isinstance(part, Run) else part)]
-
-
-class Events(NamedTuple):
-    """Chunks as events, each with its position as its id."""
-
-    frames: bytes
-    last: Position
-    """Of these chunks, whether it is shown or not."""
-    chunks: int
-
-
-def events_of(found: Sequence[Part], after: Position, *, with_usage: bool) -> Events:
-    """The chunks after this position that are of its attempt."""
-    made: list[bytes] = []
-    last, count = after, 0
-    for part in found:
-        if isinstance(part, Run):
-            if part.first.epoch == after.epoch and (rest := part.after(after)) is not None:
-                made.append(sse.numbered_frames(rest.pieces, rest.envelope, rest.first))
-                length = rest.pieces.count(b"\n") + 1
-                last, count = Position(after.epoch, rest.first.seq + length - 1), count + length
-            continue
-        for entry in part:
-            if entry.position.epoch == after.epoch and entry.position > after and entry.kind in _CHUNKS:
-                if entry.kind is Kind.CHUNK or with_usage:
-                    made.append(sse.numbered_frame(entry.data, entry.position))
-                last, count = entry.position, count + 1
-    return Events(b"".join(made), last, count)
 
 
 def _position(entry_id: bytes) -> Position:

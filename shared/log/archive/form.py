@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 from shared.errors import Damaged
 from shared.lib import json
-from shared.log.archive.blocks import BlockWriter, Part, entries_of, parts_of
+from shared.log.archive.blocks import BlockWriter, parts_of
 from shared.log.archive.kept import short_attempt, short_header, short_outcome
 from shared.log.blobs import BLOBS
+from shared.log.bulk.runs import Part, entries_of
 from shared.log.decoding import ARCHIVED, Raw, by_name, decode
 from shared.log.entry import AT, BEGIN, HEADER, NOTE, SEAL, Entry, Position
 from shared.log.envelope import PIECE, Envelopes

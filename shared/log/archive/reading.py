@@ -13,8 +13,8 @@ from typing import Protocol
 
 from shared.errors import Damaged, FileStorageFailed, Gone, RequestLost
 from shared.lib import json
-from shared.log.archive.blocks import Events
 from shared.log.archive.form import Name, Pointer, pointer_in
+from shared.log.bulk.runs import Events
 from shared.log.decoding import decode
 from shared.log.entry import HEADER, Entry, Position
 from shared.log.records import Summary

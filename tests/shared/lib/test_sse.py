@@ -240,8 +240,20 @@ def test_frames_as_bytes() -> None:
     assert decode(sse.KEEPALIVE + sse.data_frame(b"{}") + sse.KEEPALIVE) == [Event(b"{}")]
 
 
-@given(st.lists(st.binary(max_size=5).filter(sse.is_one_line), min_size=1, max_size=20), st.integers(0, 2**53))
+@given(
+    st.lists(st.binary(max_size=5).filter(sse.is_one_line), min_size=1, max_size=20).flatmap(
+        lambda some: st.sampled_from([some, some * 60, some * 700])
+    ),
+    st.one_of(st.integers(0, 1100), st.integers(0, 2**53)),
+)
 def test_many_frames_at_once_are_those_of_each(pieces: list[bytes], first: int) -> None:
     begin, end = b'{"a":"', b'"}'
     expected = [sse.numbered_frame(begin + piece + end, (3, first + at)) for at, piece in enumerate(pieces)]
-    assert sse.numbered_frames(b"\n".join(pieces), (begin, end), (3, first)) == b"".join(expected)
+    assert sse.numbered_frames(pieces, (begin, end), (3, first)) == b"".join(expected)
+
+
+@pytest.mark.parametrize("odd", [b"\r", b"\n", b"\0"])
+def test_many_frames_at_once_are_of_one_line_each(odd: bytes) -> None:
+    for pieces, around in (([b"a", b"b" + odd], (b"", b"")), ([b"a"], (odd, b"")), ([b"a"], (b"", odd))):
+        with pytest.raises(ValueError, match="CR, LF and NUL"):
+            sse.numbered_frames(pieces, around, (1, 1))

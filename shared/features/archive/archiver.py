@@ -27,7 +27,7 @@ from shared.features.storage import Missing, Storage
 from shared.lib.clock import now_ms
 from shared.lib.tasks import work_off
 from shared.lib.telemetry import ARCHIVED, get_logger
-from shared.log.archive.form import ArchiveWriter, Name, Whole, pointer_in
+from shared.log.archive.form import FOLDER, ArchiveWriter, Name, Whole, pointer_in
 from shared.log.decoding import Archived
 from shared.log.entry import SEAL
 from shared.log.streamlog import StreamLog
@@ -44,6 +44,7 @@ MARKED_MS = 7_200_000
 _STORE_S = 60.0
 _AT_ONCE = 4
 _PAGE = 64
+_READY_S = 1.0
 _POSTPONED_MS = 60_000
 _LATER_MS = 1000
 _LEFT_MS = 3_600_000
@@ -82,9 +83,15 @@ class Archiver:
         return add
 
     async def get_ready(self) -> None:
-        """Where answers move, the first who reads an old one is not to wait until the storage's library is loaded."""
-        if self._after_ms:
-            await asyncio.to_thread(Storage.load)
+        """Where answers move, the first who reads an old one is not to wait until the storage's library is loaded, has its
+        threads and, to a bucket, a connection."""
+        if not self._after_ms:
+            return
+        await asyncio.to_thread(Storage.load)
+        with suppress(Missing, FileStorageFailed, TimeoutError):
+            async with asyncio.timeout(_READY_S):
+                async for _ in self._storage().read(f"{FOLDER}/none", 0, 1):
+                    pass
 
     async def archive_due(self) -> None:
         """For the reaper: makes objects of what is due, for two seconds, a few at a time."""

@@ -12,6 +12,7 @@ from copy import copy
 
 from api.live.livelog import LiveLog
 from shared.errors import Damaged, Gone
+from shared.lib.telemetry import REPLAY_BYTES
 from shared.log.bulk.runs import Events, Run, events_in_pieces
 from shared.log.entry import SEAL, Position
 from shared.log.envelope import Envelopes
@@ -137,11 +138,13 @@ class Replays:
             self._bytes += size
         while self._bytes > _BYTES:
             self._forget(next(iter(self._replays.values())))
+        REPLAY_BYTES.set(self._bytes)
 
     def _forget(self, replay: _Replay) -> None:
         if self._replays.get(replay.key) is replay:
             del self._replays[replay.key]
             self._bytes -= replay.size
+            REPLAY_BYTES.set(self._bytes)
 
     def _expire(self) -> None:
         """They stand in the order in which they were asked for."""

@@ -101,6 +101,7 @@ FOLLOWED = Gauge("streamspool_logs_followed", "Logs this process is following")
 LOG_BYTES = Gauge(
     "streamspool_log_bytes", "Memory that followed logs take here, and those that were just replayed; as of this second"
 )
+REPLAY_BYTES = Gauge("streamspool_replay_bytes", "Memory that events of ended logs take here which were read just now")
 RESUMES = Counter("streamspool_resumes_total", "Views that started from a cursor")
 REPLAYED = Counter("streamspool_replayed_chunks_total", "Chunks that were there before the viewer they were shown to")
 VIEWERS_DROPPED = Counter("streamspool_viewers_dropped_total", "Viewers that took no bytes for too long")

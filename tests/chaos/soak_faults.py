@@ -40,7 +40,7 @@ Without one it rose by 3 MB at most in any 12 minutes of an hour; in 8 minutes b
 PEAK_MB, KEPT_MB = 256.0, 160.0
 """No process of this load takes so much, however young, nor keeps it: an API at most 144 MiB of logs (api/live), and 16 of
 objects."""
-KEPT = ("streamspool_log_bytes", "streamspool_retained_bytes", "streamspool_object_bytes")
+KEPT = ("streamspool_log_bytes", "streamspool_replay_bytes", "streamspool_retained_bytes", "streamspool_object_bytes")
 LONG_S, SPARED_S = 30 * 60.0, 16 * 60.0
 LAST_MIN = 20
 FDS = 200

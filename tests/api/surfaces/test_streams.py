@@ -28,6 +28,31 @@ def said(client: Client, generation_id: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("include_usage", [True, False])
+def test_an_answer_that_has_ended_is_shown_as_it_was_live(
+    client: Client, scripted: Register, include_usage: bool
+) -> None:
+    """Byte for byte, however it is read then, and with the same headers; and so is one that was cut."""
+    for begin, end in ((words(700), [*words(500), *ending()]), (words(40), words(2))):
+        pause = Pause()
+        model, options = scripted([*begin, pause, *end]).model, {"include_usage": include_usage}
+        with client.streaming(model, stream_options=options) as first, client.watching(first.id) as viewer:
+            viewer.take(2)
+            pause.go()
+            viewer.rest()
+        headers = [{**viewer.response.headers, "date": "", "x-request-id": ""}]
+        for _ in range(2):
+            again = client.get(f"/v1/streams/{first.id}")
+            assert again.content == viewer.body
+            headers.append({**again.headers, "date": "", "x-request-id": ""})
+        assert headers == headers[:1] * 3
+        assert (
+            client.whole(first.id, params={"last_event_id": "1-20"})
+            == viewer.body.partition(b"id: 1-21\n")[1] + (viewer.body.partition(b"id: 1-21\n")[2])
+        )
+        assert client.http.head(f"/v1/streams/{first.id}").headers["x-served-by"] == again.headers["x-served-by"]
+
+
 # ---- state
 
 

@@ -52,7 +52,9 @@ class _Listening:
     async def messages(self, beat_s: float) -> AsyncGenerator[bytes, None]:
         wire, asked = self._wire, False
         await wire.check()
-        await wire.converse(pack(b"SUBSCRIBE", self._channel.encode()), 1)
+        (subscribed,) = await wire.converse(pack(b"SUBSCRIBE", self._channel.encode()), 1)
+        if isinstance(subscribed, Exception):  # PING would be answered all the same
+            raise subscribed
         while True:
             self._spoke = False
             try:
@@ -75,7 +77,7 @@ class _Listening:
         for reply in replies:
             if isinstance(reply, Exception):
                 self._wire.fail(reply)
-            elif reply[0] == b"message" and not self._take(reply[2]):
+            elif reply.__class__ is list and reply[:1] == [b"message"] and not self._take(reply[2]):
                 self._left.append(reply[2])
                 self._stirred.set()
 

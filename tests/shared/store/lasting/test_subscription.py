@@ -7,15 +7,17 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
+from typing import Any
 
 import pytest
-from redis.exceptions import ConnectionError
+from redis.exceptions import ConnectionError, NoPermissionError
 
 from shared.lib.tasks import cancel
-from shared.store.lasting.subscription import listen
+from shared.store.lasting.subscription import _Listening, listen
 from shared.store.redis import ArqRedis, connect
 from tests.harness.fake_store import fake_client
 from tests.harness.store import Store
+from tests.support.held import Held
 from tests.support.server import Server
 from tests.support.until import until
 
@@ -86,6 +88,34 @@ async def test_a_connection_that_ends_is_an_error(listening: Callable[..., Ear],
     await until(lambda: heard_by(control) == 1)
     control.publish(CHANNEL, "t")
     await until(lambda: again.taken)
+
+
+async def test_a_user_who_may_not_listen_is_told(server: Server, control: Store) -> None:
+    """A server that refuses answers PING all the same: who listens would be deaf for ever, and nobody told."""
+    control.execute_command("ACL", "SETUSER", "poor", "on", ">word", "~*", "&*", "+@all", "-subscribe")
+    client = connect(server.url.replace("//", "//poor:word@"), max_connections=2, timeout_s=60.0)
+    ear = Ear(client)
+    with pytest.raises(NoPermissionError):
+        await asyncio.wait_for(ear.task, 60)
+    await client.aclose(close_connection_pool=True)
+
+
+async def test_what_is_no_message_costs_nobody_the_next_one() -> None:
+    taken: list[bytes] = []
+
+    def take(message: bytes) -> bool:
+        taken.append(message)
+        return True
+
+    held = Held()
+    connection: Any = held.connection
+    listening = _Listening(connection, CHANNEL, take)
+    connection._reader = connection._writer = None  # nobody will close it
+    for said in (b"*-1\r\n", b"$-1\r\n", b":1\r\n", b"*0\r\n", b"+PONG\r\n"):
+        held.says(said)
+    held.says(b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nt\r\n")
+    assert taken == [b"t"]
+    assert listening._wire.failure is None
 
 
 async def test_a_server_that_says_nothing_is_noticed_and_one_that_answers_is_not(

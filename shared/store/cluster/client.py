@@ -13,7 +13,7 @@ from typing import Any
 from hiredis import pack_command
 from redis.exceptions import ResponseError, WatchError
 
-from shared.store.cluster.pipelines import CellPipeline
+from shared.store.cluster.pipelines import CellPipeline, outcome
 from shared.store.cluster.routing import RoutedPool, Routing
 from shared.store.cluster.sharing import SharedConnections, SharedPool
 from shared.store.cluster.slots import as_bytes, keys_of
@@ -143,10 +143,7 @@ class RoutedPipeline(CellPipeline):
     async def _together(self, commands: Sequence[Any]) -> list[Any]:
         packed = b"".join((_MULTI, *(_packed(words) for words, _ in commands), _EXEC))
         (place,) = self._check(set()) or {self._client.place}
-        done = (await self._routing.ask(place, packed, len(commands) + 2))[-1]
-        if isinstance(done, Exception):
-            raise done
-        found: list[Any] = done
+        found: list[Any] = outcome(await self._routing.ask(place, packed, len(commands) + 2))
         return found
 
     def _check(self, places: set[int]) -> set[int]:

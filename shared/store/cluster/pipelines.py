@@ -68,11 +68,7 @@ class Pipeline(_Pipeline):
         return self._committed(commands, replies, raise_on_error)
 
     def _committed(self, commands: Any, replies: list[Any], raise_on_error: bool) -> list[Any]:
-        *queued, done = replies
-        if isinstance(done, ExecAbortError):
-            done = next((reply for reply in queued if isinstance(reply, ResponseError)), done)
-        if isinstance(done, Exception):
-            raise done
+        done = outcome(replies)
         self.watching = False  # EXEC lets go of all keys
         if done is None:
             raise WatchError("Another client wrote meanwhile.")
@@ -146,6 +142,19 @@ class Pipeline(_Pipeline):
             await conn.disconnect(nowait=True)
             raise error
         await super()._disconnect_reset_raise(conn, error)  # type: ignore[no-untyped-call]
+
+
+def outcome(replies: Sequence[Any]) -> Any:
+    """What EXEC replied, of the replies to a transaction. Raises what it was refused for: so was one of its commands, or MULTI,
+    without which the others were done one by one."""
+    begun, *queued, done = replies
+    if isinstance(begun, Exception):
+        raise begun
+    if isinstance(done, ExecAbortError):
+        done = next((reply for reply in queued if isinstance(reply, ResponseError)), done)
+    if isinstance(done, Exception):
+        raise done
+    return done
 
 
 class CellPipeline(Pipeline):

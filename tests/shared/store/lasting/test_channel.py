@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.exceptions import ConnectionError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, NoPermissionError, ResponseError, TimeoutError
 
 from shared.store.lasting.channel import _LARGEST_BYTES, _MOST, Channel
 from shared.store.redis import ArqRedis, RedisError, connect
@@ -70,6 +70,19 @@ async def test_an_error_is_that_of_its_command_alone(redis: ArqRedis, control: S
         values = await pipe.execute(raise_on_error=False)
     assert isinstance(values[0], ResponseError)
     assert values[1] == 2
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("word", ["multi", "exec"])
+async def test_whoever_may_begin_or_end_no_transaction_is_told_that(server: Server, word: str, *, alone: bool) -> None:
+    """And not what a server says of an EXEC that nothing was begun for, which looks like one that is away."""
+    with server.client() as control:
+        control.execute_command("ACL", "SETUSER", "poor", "on", ">word", "~*", "&*", "+@all", f"-{word}")
+    client = connect(server.url.replace("//", "//poor:word@"), max_connections=1 if alone else 8, timeout_s=60.0)
+    with pytest.raises(NoPermissionError):
+        await count(client, "n", 1)
+    assert await count(client, "m", 1, transaction=False) == [1, b"1"]
+    await client.aclose(close_connection_pool=True)
 
 
 async def test_what_was_not_answered_is_repeated_over_another_connection(redis: ArqRedis, control: Store) -> None:

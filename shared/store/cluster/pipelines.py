@@ -53,6 +53,9 @@ class Pipeline(_Pipeline):
                 replies = await wire.converse(whole, len(packed))
             except REPEATED:
                 return await super().execute(raise_on_error)
+            except asyncio.CancelledError:
+                wire.forsake()
+                raise
         finally:
             self._packed, self.command_stack = None, []
         return (self._committed if self.is_transaction else self._answered)(commands, replies, raise_on_error)

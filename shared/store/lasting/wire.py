@@ -19,6 +19,9 @@ from redis.exceptions import ConnectionError, InvalidResponse, RedisError, Timeo
 from shared.store.connections import Mended, close_idle, learn, leave_wrong_server
 from shared.store.outage import UNREACHABLE, Redirected
 
+_SILENT_S = 1.0
+"""Shorter than what a caller of the broker waits for, and longer than a server that is well takes."""
+
 Answered = Callable[[list[Any] | Exception], object]
 """Is told replies, errors among them as values, or why there are none."""
 
@@ -126,6 +129,13 @@ class Wire(asyncio.Protocol):
         for _, answered in waiting:
             answered(failure)
         self._on_failure()
+
+    def forsake(self) -> None:
+        """Who waited does not wait any more. If nothing has been heard for long, it is closed: a server that hangs is to do
+        nothing of what its caller was told has failed. The others are told that it broke."""
+        if self._waiting and self.failure is None and self._loop.time() - self._heard_at > _SILENT_S:
+            self.fail(ConnectionError("The server did not answer in time."))
+            self._transport.abort()
 
     def _look(self) -> None:
         """Whether it has been silent for too long."""

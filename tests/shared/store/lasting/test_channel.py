@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError, NoPermissionError, ResponseError, TimeoutError
 
+from shared.store.commands import pack
 from shared.store.lasting.channel import _LARGEST_BYTES, _MOST, Channel
 from shared.store.redis import ArqRedis, RedisError, connect
 from tests.harness.store import Store
 from tests.support.held import soon
 from tests.support.server import Server
+from tests.support.until import until
 
 
 @pytest.fixture
@@ -146,6 +148,27 @@ async def test_all_who_wait_for_a_server_are_told_at_once_that_it_is_not_there(r
     assert tries == 1
     pool.get_connection = get_connection
     assert await count(redis, "n", 1) == [1, b"1"]
+
+
+async def test_what_a_server_hangs_on_is_not_done_once_its_caller_has_given_up(redis: ArqRedis, control: Store) -> None:
+    """It was told that it failed. Whoever gives up on a server that answers costs the others nothing."""
+    await count(redis, "n", 1)
+    wire = await channel_of(redis).wire()
+    (number,) = await wire.converse(pack(b"CLIENT", b"ID"), 1)
+    control.client_pause(60_000, all=False)
+    hasty, patient, last = [asyncio.ensure_future(count(redis, name, 1)) for name in ("hasty", "patient", "last")]
+    await until(lambda: len(wire._waiting) == 3)
+    hasty.cancel()
+    await asyncio.wait([hasty])
+    assert wire.failure is None
+    wire._heard_at -= 60
+    patient.cancel()
+    await asyncio.wait([patient])
+    await until(lambda: str(number) not in {client["id"] for client in control.client_list()})
+    control.client_unpause()
+    assert await last == [1, b"1"]
+    assert control.exists("hasty", "patient") == 0
+    assert await count(redis, "n", 1) == [2, b"2"]
 
 
 async def test_what_reads_whole_logs_has_a_connection_of_its_own(redis: ArqRedis) -> None:

@@ -102,17 +102,16 @@ class Openings:
         for job, opening, _ in asked:
             self._open[job.id] = opening
         replies, server = await self._ask(b"EVALSHA", _DIGEST, asked)
-        refusal = None
         for reply in replies:
             if isinstance(reply, NoScriptError):
                 replies, server = await self._ask(b"EVAL", _SCRIPT, asked)
                 break
-        for reply in replies:
-            if isinstance(reply, Exception):
-                refusal = reply
-                if isinstance(reply, OutOfMemoryError):
-                    return None
-        if refusal is not None:
+        full = [job for (job, _, _), reply in zip(asked, replies, strict=True) if isinstance(reply, OutOfMemoryError)]
+        for job in full:  # nothing was done: what is taken all the same is to be ended
+            del self._open[job.id]
+        if full:
+            return None
+        if any(isinstance(reply, Exception) for reply in replies):
             note_refused(self._pool)
             return None
         mine = []

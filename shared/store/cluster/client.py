@@ -130,7 +130,7 @@ class RoutedPipeline(CellPipeline):
                 return []
             replies = await (self._together(commands) if self.is_transaction else self._each(commands))
         finally:
-            await self.reset()  # type: ignore[no-untyped-call]
+            await self.reset()
         if raise_on_error:
             for reply in replies:
                 if isinstance(reply, ResponseError):

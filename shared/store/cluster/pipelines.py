@@ -60,6 +60,18 @@ class Pipeline(_Pipeline):
             self._packed, self.command_stack = None, []
         return (self._committed if self.is_transaction else self._answered)(commands, replies, raise_on_error)
 
+    async def reset(self) -> None:
+        """Its connection is given back whatever happens: redis-py keeps one for good whose server does not answer UNWATCH."""
+        try:
+            await super().reset()  # type: ignore[no-untyped-call]
+        except BaseException as error:
+            connection, self.connection, self.watching = self.connection, None, False
+            if connection is not None:
+                await connection.disconnect(nowait=True)
+                await self.connection_pool.release(connection)
+            if not isinstance(error, TimeoutError):
+                raise
+
     def _pack(self, commands: Any) -> list[bytes]:
         in_one = self.is_transaction or self.explicit_transaction
         return self._packed or packed_queue([_MULTI, *commands, _EXEC] if in_one else commands)

@@ -234,3 +234,18 @@ async def test_what_watches_has_a_connection_of_its_own(redis: ArqRedis, control
         with pytest.raises(RedisError):
             await pipe.execute()
     assert await count(redis, "n", 1) == [3, b"3"]
+
+
+async def test_what_watched_a_server_that_says_nothing_gives_its_connection_back(
+    server: Server, control: Store
+) -> None:
+    client = connect(server.url, max_connections=2, timeout_s=0.3)
+    pid = control.info("server")["process_id"]
+    try:
+        async with client.pipeline(transaction=True) as pipe:
+            await pipe.watch("n")
+            os.kill(pid, signal.SIGSTOP)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert not client.connection_pool._in_use_connections
+    await client.aclose(close_connection_pool=True)

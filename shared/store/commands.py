@@ -123,8 +123,13 @@ async def watch(pipe: Pipeline, names: Sequence[str], *reads: bytes) -> list[Any
     trip for each.
     """
     packed = b"".join((pack(b"WATCH", *(name.encode() for name in names)), *reads))
+    connection = await pipe.begin_to_watch(names[0] if names else "")
     try:
-        replies = await converse(await pipe.begin_to_watch(names[0] if names else ""), packed, 1 + len(reads))
+        replies = await converse(connection, packed, 1 + len(reads))
+    except asyncio.CancelledError:  # its time is over: who resets it would wait for UNWATCH
+        pipe.watching = False
+        await connection.disconnect(nowait=True)
+        raise
     except Redirected as elsewhere:
         if elsewhere.word != "MOVED":
             await asyncio.sleep(MOVING_S)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError, NoPermissionError, ResponseError, TimeoutError
 
-from shared.store.commands import pack
+from shared.store.commands import pack, watch
 from shared.store.lasting.channel import _LARGEST_BYTES, _MOST, Channel
 from shared.store.redis import ArqRedis, RedisError, connect
 from tests.harness.store import Store
@@ -249,3 +249,24 @@ async def test_what_watched_a_server_that_says_nothing_gives_its_connection_back
         os.kill(pid, signal.SIGCONT)
     assert not client.connection_pool._in_use_connections
     await client.aclose(close_connection_pool=True)
+
+
+async def test_whoever_gives_up_watching_a_server_that_hangs_waits_for_nothing_more(
+    redis: ArqRedis, control: Store
+) -> None:
+    async def look() -> None:
+        async with redis.pipeline(transaction=True) as pipe:
+            await watch(pipe, ["n"], pack(b"GET", b"n"))
+
+    await redis.set("n", 1)
+    pid = control.info("server")["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        looking = asyncio.ensure_future(look())
+        await until(lambda: redis.connection_pool._in_use_connections)
+        await asyncio.sleep(0)
+        looking.cancel()
+        await asyncio.wait([looking], timeout=30)
+        assert looking.cancelled()
+    finally:
+        os.kill(pid, signal.SIGCONT)

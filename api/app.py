@@ -215,7 +215,7 @@ async def _look_ahead(catalogue: Catalogue, confirmer: Confirmer) -> None:
     """What each request has to know, and may be a second old, is looked at a little sooner than that: so none waits for it."""
     while True:
         await asyncio.sleep(_AHEAD_S)
-        with suppress(Unavailable, RedisError, OSError):  # whoever needs it is told
+        with suppress(Unavailable, RedisError, OSError, ValueError):  # whoever needs it is told
             await catalogue.look()
             await confirmer.server(age_s=0)
 

@@ -10,7 +10,7 @@ cannot be read, it is watched as any other log, which tells a viewer what is wro
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 from api import spans
@@ -24,7 +24,7 @@ from api.live.response import served_headers
 from api.services import Services
 from shared.errors import Damaged, ErrorObject, FileStorageFailed, Gone, LogError, wire_error
 from shared.lib import json, sse
-from shared.lib.telemetry import REPLAYED, VIEWERS
+from shared.lib.telemetry import REPLAYED
 from shared.log.bulk.runs import Events
 from shared.log.decoding import Archived
 from shared.log.entry import SEAL, Entry, Kind, Position
@@ -33,6 +33,7 @@ from shared.store.availability import unavailable
 from shared.store.redis import RedisError
 
 _SEAL_ID = str(SEAL).encode()
+_CHUNKS = frozenset({Kind.CHUNK, Kind.USAGE})
 _RETRY_S = 0.25
 _PATIENCE_S = 10.0
 """With a storage that fails in the middle of an answer; then the viewer is told to come again."""
@@ -133,11 +134,8 @@ class _ReadyStream(EventStream):
                 some = await anext(events)
             except (StopAsyncIteration, Damaged, Gone, FileStorageFailed, RedisError, OSError):
                 return False
-            VIEWERS.inc()
-            try:
+            with self.process.hub.replaying(self.id, self.header["owner"]):
                 await self._show_from(client, some, events)
-            finally:
-                VIEWERS.dec()
             return True
 
     async def _show_from(self, client: Client, some: Events, events: AsyncGenerator[Events]) -> None:
@@ -167,12 +165,16 @@ class _ReadyStream(EventStream):
         """Where the storage fails in the middle, it is asked again for what is missing, for a while: nothing is lost, and the
         viewer has all that comes before."""
         until: float | None = None
+        source = self._in_bulk
         while not client.gone:
             try:
-                async for some in self._source():
-                    until = asyncio.get_running_loop().time() + _PATIENCE_S
-                    yield some
-                return
+                async with aclosing(source()) as pieces:
+                    async for some in pieces:
+                        until = asyncio.get_running_loop().time() + _PATIENCE_S
+                        yield some
+                if until is None or self._at >= self._summary.position:
+                    return
+                source = self._by_entry
             except Archived:  # by now
                 (summary,) = await self.process.broker.log.describe([self.id])
                 if summary is None or summary.archived is None:
@@ -183,10 +185,21 @@ class _ReadyStream(EventStream):
                     raise
                 await asyncio.sleep(_RETRY_S)
 
-    def _source(self) -> AsyncIterator[Events]:
+    def _in_bulk(self) -> AsyncGenerator[Events]:
+        """Nothing where it is an object from whose chunks something was taken out."""
         if self._summary.archived is None:
             return self._replays.events(self._summary, self._at)
         return self.process.broker.log.events(self._summary, self._at)
+
+    async def _by_entry(self) -> AsyncGenerator[Events]:
+        """The same, by a look at each. Raises Damaged where it ends before its last chunk, too."""
+        assert (encode := self._projection.encode) is not None
+        async for page in self.process.broker.log.read_all(self.id, self._at, tenant=self.header["owner"]):
+            chunks = [one for one in page if one.kind in _CHUNKS and one.position.epoch == self._at.epoch]
+            if chunks:
+                yield Events(b"".join(framed(encode, chunks)), chunks[-1].position, len(chunks))
+        if self._at < self._summary.position:
+            raise Damaged(f"the log of {self.id} ends before {self._summary.position}")
 
     async def _next(self, client: Client, events: AsyncGenerator[Events]) -> Events | None:
         """What comes next; None once the viewer has been told how it ends."""

@@ -7,11 +7,11 @@ log are read, so that nobody looks at each of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from copy import copy
 
 from api.live.livelog import LiveLog
-from shared.errors import Damaged, Gone
+from shared.errors import Damaged, LogError
 from shared.lib.telemetry import REPLAY_BYTES
 from shared.log.bulk.runs import Events, Run, events_in_pieces
 from shared.log.entry import SEAL, Position
@@ -89,27 +89,33 @@ class Replays:
         """Bytes of memory, in all."""
         return self._bytes
 
-    async def events(self, summary: Summary, after: Position) -> AsyncIterator[Events]:
+    async def events(self, summary: Summary, after: Position) -> AsyncGenerator[Events]:
         """The chunks after a position of the last attempt, in pieces of about 128 KiB. Raises Gone, Damaged, FileStorageFailed,
         RedisError, OSError; and Archived once it is an object."""
         replay = self._of(summary)
-        number = 0
-        while number < len(replay.events) or not (replay.ended or replay.is_long):
-            if number < len(replay.events):
-                some = replay.events[number]
-                number += 1
-                if some.last > after:
-                    yield some
-                continue
-            async with replay.lock:
-                if number == len(replay.events) and not (replay.ended or replay.is_long):
-                    await self._read(replay)
-        if not replay.ended:
-            replay = replay.beside()
-            while found := await replay.read():
-                for some in found:
-                    if some.last > after:
+        replay.readers += 1
+        try:
+            number = 0
+            while number < len(replay.events) or not (replay.ended or replay.is_long):
+                if number < len(replay.events):
+                    some = replay.events[number].after(after)
+                    number += 1
+                    if some is not None:
                         yield some
+                    continue
+                async with replay.lock:
+                    if replay.failure is not None:  # so has the read that this one waited for
+                        raise replay.failure.with_traceback(None)
+                    if number == len(replay.events) and not (replay.ended or replay.is_long):
+                        await self._read(replay)
+            alone = None if replay.ended else replay.beside()
+        finally:
+            self._leave(replay)
+        del replay
+        while alone is not None and (found := await alone.read()):
+            for one in found:
+                if (some := one.after(after)) is not None:
+                    yield some
 
     def _of(self, summary: Summary) -> _Replay:
         header, epoch = summary.header, summary.position.epoch
@@ -117,7 +123,7 @@ class Replays:
         replay = self._replays.pop(key, None)
         if replay is None:
             replay = _Replay(self._log, header, epoch, key)
-            self._bytes += replay.size
+            self._grow(replay.size)
         self._replays[key] = replay
         loop = asyncio.get_running_loop()
         replay.used_at = loop.time()
@@ -126,23 +132,46 @@ class Replays:
         return replay
 
     async def _read(self, replay: _Replay) -> None:
+        self._make_room()
+        if self._bytes > _BYTES:
+            replay.is_full = True
+            return
         try:
             found = await replay.read()
-        except BaseException:
+        except BaseException as failure:
+            if isinstance(failure, Exception):
+                replay.failure = failure
             self._forget(replay)  # the next who asks begins anew
             raise
         replay.events += found
         size = sum([len(some.frames) for some in found])
         replay.size += size
-        if self._replays.get(replay.key) is replay:
-            self._bytes += size
-        while self._bytes > _BYTES:
-            self._forget(next(iter(self._replays.values())))
+        self._grow(size)
+
+    def _grow(self, size: int) -> None:
+        self._bytes += size
+        self._make_room()
         REPLAY_BYTES.set(self._bytes)
 
+    def _make_room(self) -> None:
+        """As far as there are any that nobody reads."""
+        while self._bytes > _BYTES and (left := [one for one in self._replays.values() if not one.readers]):
+            self._forget(left[0])
+
     def _forget(self, replay: _Replay) -> None:
+        """What is still read is held until that has ended."""
         if self._replays.get(replay.key) is replay:
             del self._replays[replay.key]
+            self._let_go(replay)
+
+    def _leave(self, replay: _Replay) -> None:
+        replay.readers -= 1
+        if self._replays.get(replay.key) is not replay:
+            self._let_go(replay)
+        self._make_room()
+
+    def _let_go(self, replay: _Replay) -> None:
+        if not replay.readers:
             self._bytes -= replay.size
             REPLAY_BYTES.set(self._bytes)
 
@@ -162,7 +191,12 @@ class _Replay:
     def __init__(self, log: StreamLog, header: Header, epoch: int, key: tuple[str, int, int]) -> None:
         self.key, self.lock, self.used_at, self.size = key, asyncio.Lock(), 0.0, _REPLAY_BYTES
         self.events: list[Events] = []
+        self.readers = 0
+        self.failure: Exception | None = None
+        """Of the read after which it was forgotten."""
         self.ended = False
+        self.is_full = False
+        """There was no room for more of it."""
         self._log, self._at, self._shapes = log, Position(epoch, 0), Envelopes()
         self._id, self._tenant, self._with_usage = header["id"], header["owner"], header["include_usage"]
         self._count = _FIRST_READ
@@ -170,7 +204,7 @@ class _Replay:
     @property
     def is_long(self) -> bool:
         """Whoever wants what follows reads it without the others."""
-        return self.size > _LONG_BYTES
+        return self.is_full or self.size > _LONG_BYTES
 
     def beside(self) -> _Replay:
         """Another one, which goes on from there."""
@@ -194,7 +228,12 @@ class _Replay:
             if parts and not isinstance(last := parts[-1], Run) and last and last[-1].position == SEAL:
                 self.ended = True
             elif not found:
-                raise problem or Gone(self._id)
+                raise problem or await self._why_it_ends()
             if found:
                 return found
         return []
+
+    async def _why_it_ends(self) -> LogError:
+        """Without an outcome, which it had."""
+        problems = await self._log.check({self._id: SEAL})
+        return problems.get(self._id) or Damaged(f"the log of {self._id} has no end")

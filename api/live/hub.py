@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import itemgetter
 from typing import Self
 
@@ -65,6 +66,7 @@ class Hub:
         self._fed = False
         """Whether entries came that no task had to wake for."""
         self._live: dict[str, LiveLog] = {}
+        self._replaying: dict[str, tuple[str, int]] = {}
         self._hot = HotLogs()
         self.rounds = FairTurns(_LARGE_AT_ONCE)
         """Whose turn it is to write a large piece."""
@@ -86,13 +88,29 @@ class Hub:
     def viewers(self, generation_id: str) -> int:
         """How many watch that generation through this process."""
         live = self._live.get(generation_id)
-        return live.viewers if live else 0
+        return (live.viewers if live else 0) + self._replaying.get(generation_id, (None, 0))[1]
 
     def watched(self) -> Iterator[tuple[str, str, int]]:
         """What is watched through this process: whose it is, its id, and how many watch."""
         for live in self._live.values():
-            if live.tenant is not None and live.viewers:
-                yield live.tenant, live.id, live.viewers
+            if live.tenant is not None and (viewers := self.viewers(live.id)):
+                yield live.tenant, live.id, viewers
+        for generation_id, (tenant, viewers) in self._replaying.items():
+            if generation_id not in self._live:
+                yield tenant, generation_id, viewers
+
+    @contextmanager
+    def replaying(self, generation_id: str, tenant: str) -> Iterator[None]:
+        """Meanwhile somebody watches what has ended and is not followed for that."""
+        VIEWERS.inc()
+        self._replaying[generation_id] = tenant, self._replaying.get(generation_id, (tenant, 0))[1] + 1
+        try:
+            yield
+        finally:
+            VIEWERS.dec()
+            left = self._replaying.pop(generation_id)[1] - 1
+            if left:
+                self._replaying[generation_id] = tenant, left
 
     async def join(
         self,

@@ -17,7 +17,7 @@ from shared.errors import Damaged, Gone, LogError, RequestLost, Sealed
 from shared.lib import json
 from shared.log.archive.reading import ArchivedLogs
 from shared.log.blobs import Filler, Stored
-from shared.log.bulk.runs import Part, Run, told
+from shared.log.bulk.runs import Part, Run, gathered
 from shared.log.decoding import ARCHIVED, Archived, attempt, by_name, decode, summarize
 from shared.log.entry import BEGIN, HEADER, SEAL, SKIPPED, Entry, Kind, Position
 from shared.log.envelope import Envelopes
@@ -130,15 +130,14 @@ class LogReader(ArchivedLogs):
     ) -> tuple[list[Part], LogError | None]:
         """The same in bulk, whole; and why there is no more behind it, Damaged or Archived."""
         raw = await self._redis.xrange(self._key.log(generation_id), f"({after}", "+", count=count)
-        found: list[Part] = []
-        try:
-            for part in told(raw, after, shapes):
-                found.append(part if isinstance(part, Run) else await self.whole(tenant, part))
-        except Damaged as problem:
-            return [*found, list(problem.before)], problem
-        except Archived as problem:
-            return found, problem
-        return found, None
+        found, problem = gathered(raw, after, shapes)
+        for at, part in enumerate(found):
+            if not isinstance(part, Run):
+                try:
+                    await self.whole(tenant, part)
+                except Damaged as lost:
+                    return [*found[:at], list(lost.before)], lost
+        return found, problem
 
     async def whole(self, tenant: str, entries: list[Entry]) -> list[Entry]:
         """The entries of a tenant's log with what was taken out of them. Raises FileStorageFailed, and Damaged where it is

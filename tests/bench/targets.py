@@ -5,7 +5,6 @@ Here are our own stack, the provider itself (`direct`) and the kernel's limit (`
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 from collections.abc import Callable, Sequence
@@ -14,15 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from shared.cli.embedded import EmbeddedValkey
-from shared.config.settings import Settings
-from shared.features.archive.archiver import Result
-from shared.generations.core import Core
-from shared.log.streamlog import StreamLog
-from shared.store.redis import connect
 from tests.bench.load import ROOT, Load, Publisher, Upstream, Viewers, post, start_server
 from tests.bench.machine import Cores, Processes, on_core
 from tests.bench.revisions import Build, current
-from tests.harness.processes import Stack, wait_until
+from tests.harness.archives import archive
+from tests.harness.processes import Stack
 
 GATEWAY, FAN, REPLAY = "gateway", "fan", "replay"
 """What a target can be measured at: one request for one viewer, many viewers of one stream, a finished stream."""
@@ -244,11 +239,7 @@ class Ours(Target):
 
     def archive(self, running: Running) -> None:
         """Makes an object of a finished stream, as a worker's reaper does."""
-        generation_id = running.url.rpartition("/")[2]
-        wait_until(  # it may be being settled
-            lambda: asyncio.run(_archive(self.redis_url, self.directory, generation_id)) is Result.MADE,
-            what="the answer is an object",
-        )
+        archive(self.redis_url, self.directory, running.url.rpartition("/")[2])
 
     def restart_api(self, **settings: str) -> None:
         """A fresh API process, which knows nothing but what is stored."""
@@ -259,16 +250,6 @@ class Ours(Target):
             self.stack.start("api", **settings)
         self.stack.wait_ready()
         self._count()
-
-
-async def _archive(redis_url: str, directory: Path, generation_id: str) -> Result:
-    redis = connect(redis_url, max_connections=5)
-    settings = Settings(data_dir=directory, archive_after_s=1, archive_least_bytes=0)
-    log = StreamLog(redis, retention_s=settings.retention_s, safety_s=settings.retention_s)
-    try:
-        return await Core(redis, log, settings, name="bench").archiver.archive(generation_id)
-    finally:
-        await redis.aclose(close_connection_pool=True)
 
 
 def _names(end: str, count: int) -> list[str]:

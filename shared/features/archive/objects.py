@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 
@@ -86,7 +86,9 @@ class StoredObjects:
                     yield found
                     await asyncio.sleep(0)  # what others wait for is not to wait for a long answer
 
-    async def events(self, name: Name, pointer: Pointer, after: Position, *, with_usage: bool) -> AsyncIterator[Events]:
+    async def events(
+        self, name: Name, pointer: Pointer, after: Position, *, with_usage: bool
+    ) -> AsyncGenerator[Events]:
         opened = await self._open(name, pointer)
         if opened.index.blobs:
             return

@@ -8,7 +8,7 @@ any more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Protocol
 
 from shared.errors import Damaged, FileStorageFailed, Gone, RequestLost
@@ -33,7 +33,7 @@ class Objects(Protocol):
     def pages(self, name: Name, pointer: Pointer, after: Position) -> AsyncIterator[list[Entry]]:
         """All of them."""
 
-    def events(self, name: Name, pointer: Pointer, after: Position, *, with_usage: bool) -> AsyncIterator[Events]:
+    def events(self, name: Name, pointer: Pointer, after: Position, *, with_usage: bool) -> AsyncGenerator[Events]:
         """The chunks after a position, which is of the attempt that is wanted, as events, about 256 KiB at a time; none where
         something was taken out of chunks."""
 
@@ -62,7 +62,7 @@ class ArchivedLogs:
             await asyncio.sleep(_AWAY_S)
             return None
 
-    async def events(self, summary: Summary, after: Position) -> AsyncIterator[Events]:
+    async def events(self, summary: Summary, after: Position) -> AsyncGenerator[Events]:
         """The chunks of an archived log after a position of the attempt that is wanted, as events that nobody has looked at one
         by one; see `Objects.events`. Raises Gone, Damaged, FileStorageFailed."""
         assert summary.archived is not None

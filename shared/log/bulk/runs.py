@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from shared.errors import Damaged, LogError
 from shared.lib import sse
-from shared.log.decoding import Raw, decode, next_pieces
+from shared.log.decoding import Archived, Raw, decode, next_pieces
 from shared.log.entry import Entry, Kind, Position
 from shared.log.envelope import Envelope, Envelopes
 
 _CHUNKS = frozenset({Kind.CHUNK, Kind.USAGE})
+_BETWEEN = b"\n\n"
+"""Behind each event, and in none."""
 _AROUND_BYTES = 24
 """About what an event has beside its data."""
 
@@ -89,6 +92,19 @@ def told(raw: Raw, after: Position, shapes: Envelopes) -> Iterator[Part]:
         start = stop
 
 
+def gathered(raw: Raw, after: Position, shapes: Envelopes) -> tuple[list[Part], LogError | None]:
+    """All of them; and why there is no more behind them, Damaged or Archived."""
+    found: list[Part] = []
+    try:
+        for part in told(raw, after, shapes):
+            found.append(part)
+    except Damaged as gap:
+        return [*found, list(gap.before)], gap
+    except Archived as elsewhere:
+        return found, elsewhere
+    return found, None
+
+
 def _run(raw: Raw, after: Position, shapes: Envelopes) -> Run | None:
     """What is nothing but the next pieces, of a shape that is known."""
     if not raw or (shape := shapes.at(after)) is None or not (pieces := next_pieces(raw, after)):
@@ -107,6 +123,15 @@ class Events(NamedTuple):
     last: Position
     """Of these chunks, whether it is shown or not."""
     chunks: int
+
+    def after(self, position: Position) -> Events | None:
+        """What of them comes after a position; None where nothing does."""
+        if position >= self.last:
+            return None
+        passed = position.seq - (self.last.seq - self.chunks) if position.epoch == self.last.epoch else 0
+        if passed <= 0:
+            return self
+        return Events(self.frames.split(_BETWEEN, passed)[passed], self.last, self.chunks - passed)
 
 
 def events_of(found: Sequence[Part], after: Position, *, with_usage: bool) -> Events:

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from api.live.hot import Replays
-from shared.errors import Gone
+from shared.errors import Damaged, Gone
 from shared.log.appender import Appender
+from shared.log.blobs import Stored
+from shared.log.bulk.runs import entries_of
 from shared.log.entry import Chunk, Position
+from shared.log.envelope import Envelopes
 from shared.log.records import Summary
 from shared.log.streamlog import StreamLog
 from shared.store.redis import ArqRedis, RedisError
@@ -133,6 +136,96 @@ async def test_a_read_that_fails_is_told_and_the_next_goes_on(
     away = False
     assert at > BEGIN
     assert got + await shown(replays, summary, at) == b"".join(map(frame, range(1, 1001)))
+
+
+async def test_a_read_that_fails_is_told_to_all_who_wait_for_it(
+    log: StreamLog, appender: Appender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that hangs would be waited for by one after the other."""
+    summary, replays = await ended(log, appender, 1000), Replays(log)
+    parts, asked, failing = StreamLog.parts, 0, asyncio.Event()
+
+    async def hanging(log: StreamLog, name: str, after: Position, *args: Any, **options: Any) -> Any:
+        nonlocal asked
+        if after == BEGIN:
+            return await parts(log, name, after, *args, **options)
+        asked += 1
+        await failing.wait()
+        raise TimeoutError
+
+    monkeypatch.setattr(StreamLog, "parts", hanging)
+    viewers = [replays.events(summary, BEGIN) for _ in range(20)]
+    for viewer in viewers:
+        await anext(viewer)
+    waiting = [asyncio.ensure_future(anext(viewer)) for viewer in viewers]
+    await asyncio.sleep(0)
+    failing.set()
+    told = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(one) for one in told] == [TimeoutError] * 20
+    assert asked == 1
+    assert not replays.held
+
+
+async def test_what_is_still_watched_is_counted_and_bounded(
+    log: StreamLog, appender: Appender, reads: list[Position], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many different ones at once, whose viewers are slow."""
+    monkeypatch.setattr("api.live.hot._BYTES", 100_000)
+    replays = Replays(log)
+    summaries = [await ended(log, appender, 300) for _ in range(12)]
+    viewers = [replays.events(summary, BEGIN) for summary in summaries]
+    got = [(await anext(viewer)).frames for viewer in viewers]
+    for number, viewer in enumerate(viewers[:-1]):
+        async for some in viewer:
+            got[number] += some.frames
+            if some.last.seq > 250:
+                break
+        assert replays.held <= 150_000  # and one read
+    await viewers[0].aclose()
+    for number, viewer in enumerate(viewers[1:], 1):
+        async for some in viewer:
+            got[number] += some.frames
+    assert got[1:] == [b"".join(map(frame, range(1, 301)))] * 11
+    await shown(replays, summaries[0])
+    assert replays.held <= 100_000
+
+
+async def test_one_that_lost_its_end_meanwhile_is_told_so(redis: ArqRedis, log: StreamLog, appender: Appender) -> None:
+    summary, replays = await ended(log, appender, 1000), Replays(log)
+    key = redis.key.log(summary.header["id"])
+    events = replays.events(summary, BEGIN)
+    await anext(events)
+    await redis.xdel(key, *[entry_id for entry_id, _ in (await redis.xrange(key))[-200:]])
+    with pytest.raises(Damaged, match="ends before"):
+        async for _ in events:
+            pass
+
+
+async def test_what_was_taken_out_of_a_chunk_is_put_back_before_a_gap_too(
+    redis: ArqRedis, log: StreamLog, appender: Appender
+) -> None:
+    class Fills:
+        async def whole(self, tenant: str, stored: Stored) -> bytes:
+            return stored.data.replace(b'""', b'"picture"')
+
+        marked = whole
+
+    name = f"chatcmpl-{uuid.uuid4().hex}"
+    await log.create(header_with({"id": name, "owner": "a", "created_at_ms": 1}), b"{}")
+    writer, _, _ = await log.claim(appender, name, 1, attempt_with({"token": "t"}))
+    blobs = b'{"at":[[1,2,"x"]],"rest":null}'
+    await writer.append([Chunk(b'{"image":""}', blobs=blobs) for _ in range(3)])
+    await redis.xdel(redis.key.log(name), "1-2")
+    log.filler = Fills()
+    found, problem = await log.parts(name, BEGIN, 100, shapes=Envelopes(), tenant="a")
+    assert isinstance(problem, Damaged)
+    assert [entry.data for entry in entries_of(found)] == [b'{"image":"picture"}']
+
+
+async def test_a_viewer_goes_on_from_within_a_piece(log: StreamLog, appender: Appender) -> None:
+    summary, replays = await ended(log, appender, 1000), Replays(log)
+    for seq in (1, 99, 100, 101, 555, 999):
+        assert await shown(replays, summary, Position(1, seq)) == b"".join(map(frame, range(seq + 1, 1001)))
 
 
 async def test_one_that_is_left_while_it_reads_is_read_on_by_the_others(log: StreamLog, appender: Appender) -> None:

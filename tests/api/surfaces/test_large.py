@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.harness.archives import archive
 from tests.harness.processes import Stack, wait_until
 from tests.harness.store import open_store
 from tests.harness.upstream import Pause, chunk, ending, words
@@ -234,3 +235,26 @@ def test_large_bodies_wait_for_room_and_small_ones_do_not(own_stack: Stack, scri
             received += piece
         assert received.startswith(b"HTTP/1.1 200")
         wait_until(lambda: client.send(body).status_code == 200, 60, "there is room again")
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_one_that_becomes_an_object_while_it_is_read_is_whole_to_its_viewer(
+    own_stack: Stack, client: Client, scripted: Register, drawn: bool
+) -> None:
+    """Also where something was taken out of its chunks, so that the object tells no events."""
+    drawing = chunk({"images": [{"type": "image_url", "index": 0, "image_url": {"url": picture(400_000)}}]})
+    answer = client.stream(scripted([*words(3), *([drawing] if drawn else []), *words(20_000), *ending()]).model)
+    generation_id = answer.headers["x-stream-id"]
+    with socket.socket() as viewer:
+        viewer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that it is read as it is taken
+        viewer.settimeout(60)
+        viewer.connect(("127.0.0.1", int(own_stack.url.rpartition(":")[2])))
+        viewer.sendall(f"GET /v1/streams/{generation_id} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        got = viewer.recv(1000)
+        assert client.state(generation_id)["viewers"] == 1
+        archive(own_stack.redis_url, own_stack._directory, generation_id)
+        while data := viewer.recv(1 << 16):
+            got += data
+    assert got.partition(b"\r\n\r\n")[2] == client.whole(generation_id)
+    assert got.endswith(b"data: [DONE]\n\n")
+    wait_until(lambda: client.state(generation_id)["viewers"] == 0)

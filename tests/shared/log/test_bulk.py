@@ -94,8 +94,23 @@ def test_events_are_those_of_each_chunk(chunks: list[Any], shown: bool, most: in
         assert piece.frames == framed(wanted[begin : begin + piece.chunks])
         begin += piece.chunks
         assert piece.last == wanted[begin - 1].position
-        assert len(piece.frames) <= most * 2 or piece.chunks == 1
+        assert len(piece.frames) <= most * 2 or piece.frames.count(b"\n\n") <= 1
     assert begin == len(wanted)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(CHUNKS.filter(lambda chunk: chunk != "usage"), max_size=80), st.booleans(), st.booleans(), st.data())
+def test_of_events_that_are_made_those_after_a_position(chunks: list[Any], used: bool, shown: bool, data: Any) -> None:
+    """A usage chunk is the last one, if there is any."""
+    chunks = [*chunks, *(["usage"] if used else [])]
+    found, _ = read(written(chunks), Position(1, 0), 100)
+    whole = events_of(found, Position(1, 0), with_usage=shown)
+    seq = data.draw(st.integers(0, len(chunks)))
+    after = whole.after(Position(1, seq))
+    if seq == len(chunks):
+        assert after is None
+    else:
+        assert after == events_of(found, Position(1, seq), with_usage=shown)
 
 
 @settings(max_examples=100, deadline=None)

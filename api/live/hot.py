@@ -105,7 +105,7 @@ class Replays:
                     continue
                 async with replay.lock:
                     if replay.failure is not None:  # so has the read that this one waited for
-                        raise replay.failure.with_traceback(None)
+                        raise copy(replay.failure)
                     if number == len(replay.events) and not (replay.ended or replay.is_long):
                         await self._read(replay)
             alone = None if replay.ended else replay.beside()
@@ -140,7 +140,7 @@ class Replays:
             found = await replay.read()
         except BaseException as failure:
             if isinstance(failure, Exception):
-                replay.failure = failure
+                replay.failure = copy(failure)  # without the frames, which hold this
             self._forget(replay)  # the next who asks begins anew
             raise
         replay.events += found
@@ -155,8 +155,12 @@ class Replays:
 
     def _make_room(self) -> None:
         """As far as there are any that nobody reads."""
-        while self._bytes > _BYTES and (left := [one for one in self._replays.values() if not one.readers]):
-            self._forget(left[0])
+        if self._bytes > _BYTES:
+            for one in list(self._replays.values()):
+                if not one.readers:
+                    self._forget(one)
+                    if self._bytes <= _BYTES:
+                        break
 
     def _forget(self, replay: _Replay) -> None:
         """What is still read is held until that has ended."""
@@ -168,6 +172,8 @@ class Replays:
         replay.readers -= 1
         if self._replays.get(replay.key) is not replay:
             self._let_go(replay)
+        elif replay.is_full and not replay.readers:  # whoever comes next may have more of it kept
+            self._forget(replay)
         self._make_room()
 
     def _let_go(self, replay: _Replay) -> None:

@@ -125,7 +125,7 @@ class Events(NamedTuple):
     chunks: int
 
     def after(self, position: Position) -> Events | None:
-        """What of them comes after a position; None where nothing does."""
+        """What of them comes after a position; None where nothing does. What is not shown, usage, is the last one."""
         if position >= self.last:
             return None
         passed = position.seq - (self.last.seq - self.chunks) if position.epoch == self.last.epoch else 0

@@ -61,11 +61,15 @@ class Pipeline(_Pipeline):
         return (self._committed if self.is_transaction else self._answered)(commands, replies, raise_on_error)
 
     async def reset(self) -> None:
-        """Its connection is given back whatever happens: redis-py keeps one for good whose server does not answer UNWATCH."""
+        """Its connection is given back whatever happens: redis-py keeps one for good whose server does not answer UNWATCH. On
+        one that is closed nothing is watched: redis-py would connect it again to say so."""
+        if self.connection is not None and not self.connection.is_connected:
+            self.watching = False
         try:
             await super().reset()  # type: ignore[no-untyped-call]
         except BaseException as error:
             connection, self.connection, self.watching = self.connection, None, False
+            self.explicit_transaction = False
             if connection is not None:
                 await connection.disconnect(nowait=True)
                 await self.connection_pool.release(connection)

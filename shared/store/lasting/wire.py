@@ -45,6 +45,8 @@ class Wire(asyncio.Protocol):
         self._redirects = redirects
         self.failure: Exception | None = None
         self._waiting: deque[tuple[int, Answered]] = deque()
+        self._conversing = 0
+        """How many tasks wait."""
         self._replies: list[Any] = []
         """Of the first who waits."""
         self._loop = asyncio.get_running_loop()
@@ -102,11 +104,14 @@ class Wire(asyncio.Protocol):
                 answer.set_result(found)
 
         self.send(packed, replies, answered)
+        self._conversing += 1
         try:
             return await answer
         except (RedisError, OSError):
             await self.check()
             raise
+        finally:
+            self._conversing -= 1
 
     async def check(self) -> None:
         """Raises its failure, after what follows from that for others that lead to the same server."""
@@ -131,9 +136,11 @@ class Wire(asyncio.Protocol):
         self._on_failure()
 
     def forsake(self) -> None:
-        """Who waited does not wait any more. If nothing has been heard for long, it is closed: a server that hangs is to do
-        nothing of what its caller was told has failed. The others are told that it broke."""
-        if self._waiting and self.failure is None and self._loop.time() - self._heard_at > _SILENT_S:
+        """Who conversed does not wait any more. If nobody does, and nothing was heard for long, it is closed: a server that
+        hangs is to do nothing of what its callers were told has failed. Where others wait, they would ask once more, and what
+        the server has of them already would be done twice."""
+        is_left = self._waiting and not self._conversing and self.failure is None
+        if is_left and self._loop.time() - self._heard_at > _SILENT_S:
             self.fail(ConnectionError("The server did not answer in time."))
             self._transport.abort()
 

@@ -13,6 +13,7 @@ import pytest
 from redis.exceptions import ConnectionError, NoPermissionError, ResponseError, TimeoutError
 
 from shared.store.commands import pack, watch
+from shared.store.connections import Mended
 from shared.store.lasting.channel import _LARGEST_BYTES, _MOST, Channel
 from shared.store.redis import ArqRedis, RedisError, connect
 from tests.harness.store import Store
@@ -150,14 +151,14 @@ async def test_all_who_wait_for_a_server_are_told_at_once_that_it_is_not_there(r
     assert await count(redis, "n", 1) == [1, b"1"]
 
 
-async def test_what_a_server_hangs_on_is_not_done_once_its_caller_has_given_up(redis: ArqRedis, control: Store) -> None:
-    """It was told that it failed. Whoever gives up on a server that answers costs the others nothing."""
+async def test_what_a_server_hangs_on_is_not_done_once_all_have_given_up(redis: ArqRedis, control: Store) -> None:
+    """They were told that it failed. Whoever gives up on a server that answers costs the others nothing."""
     await count(redis, "n", 1)
     wire = await channel_of(redis).wire()
     (number,) = await wire.converse(pack(b"CLIENT", b"ID"), 1)
     control.client_pause(60_000, all=False)
-    hasty, patient, last = [asyncio.ensure_future(count(redis, name, 1)) for name in ("hasty", "patient", "last")]
-    await until(lambda: len(wire._waiting) == 3)
+    hasty, patient = [asyncio.ensure_future(count(redis, name, 1)) for name in ("hasty", "patient")]
+    await until(lambda: len(wire._waiting) == 2)
     hasty.cancel()
     await asyncio.wait([hasty])
     assert wire.failure is None
@@ -166,9 +167,27 @@ async def test_what_a_server_hangs_on_is_not_done_once_its_caller_has_given_up(r
     await asyncio.wait([patient])
     await until(lambda: str(number) not in {client["id"] for client in control.client_list()})
     control.client_unpause()
-    assert await last == [1, b"1"]
-    assert control.exists("hasty", "patient") == 0
     assert await count(redis, "n", 1) == [2, b"2"]
+    assert control.exists("hasty", "patient") == 0
+
+
+async def test_where_one_gives_up_on_a_server_that_hangs_what_others_asked_is_done_once(
+    redis: ArqRedis, control: Store
+) -> None:
+    await count(redis, "n", 1)
+    wire = await channel_of(redis).wire()
+    pid = control.info("server")["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        hasty, patient = [asyncio.ensure_future(count(redis, name, 1)) for name in ("hasty", "patient")]
+        await until(lambda: len(wire._waiting) == 2)
+        wire._heard_at -= 1.5
+        hasty.cancel()
+        await asyncio.wait([hasty])
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert await patient == [1, b"1"]
+    assert control.get("patient") == b"1"
 
 
 async def test_what_reads_whole_logs_has_a_connection_of_its_own(redis: ArqRedis) -> None:
@@ -268,5 +287,39 @@ async def test_whoever_gives_up_watching_a_server_that_hangs_waits_for_nothing_m
         looking.cancel()
         await asyncio.wait([looking], timeout=30)
         assert looking.cancelled()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def test_whoever_gives_up_in_the_middle_of_an_exec_waits_for_nothing_more(
+    redis: ArqRedis, control: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = control.info("server")["process_id"]
+
+    async def change() -> None:
+        async with redis.pipeline(transaction=True) as pipe:
+            await watch(pipe, ["n"], pack(b"GET", b"n"))
+            pipe.set("n", 1)
+            os.kill(pid, signal.SIGSTOP)
+            await pipe.execute()
+
+    connects = 0
+    connect_again = Mended.connect
+
+    async def counted(connection: Mended) -> None:
+        nonlocal connects
+        connects += 1
+        await connect_again(connection)
+
+    await redis.set("n", 1)
+    changing = asyncio.ensure_future(change())
+    try:
+        await until(lambda: "T" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
+        await asyncio.sleep(0)
+        monkeypatch.setattr(Mended, "connect", counted)
+        changing.cancel()
+        await asyncio.wait([changing], timeout=30)
+        assert changing.cancelled()
+        assert connects == 0
     finally:
         os.kill(pid, signal.SIGCONT)

@@ -25,7 +25,7 @@ from api.services import Services
 from shared.errors import Damaged, ErrorObject, FileStorageFailed, Gone, LogError, wire_error
 from shared.lib import json, sse
 from shared.lib.telemetry import REPLAYED
-from shared.log.bulk.runs import Events
+from shared.log.bulk.runs import Events, events_of
 from shared.log.decoding import Archived
 from shared.log.entry import SEAL, Entry, Kind, Position
 from shared.log.records import Header, Outcome, Summary
@@ -33,7 +33,6 @@ from shared.store.availability import unavailable
 from shared.store.redis import RedisError
 
 _SEAL_ID = str(SEAL).encode()
-_CHUNKS = frozenset({Kind.CHUNK, Kind.USAGE})
 _RETRY_S = 0.25
 _PATIENCE_S = 10.0
 """With a storage that fails in the middle of an answer; then the viewer is told to come again."""
@@ -193,11 +192,10 @@ class _ReadyStream(EventStream):
 
     async def _by_entry(self) -> AsyncGenerator[Events]:
         """The same, by a look at each. Raises Damaged where it ends before its last chunk, too."""
-        assert (encode := self._projection.encode) is not None
+        with_usage = self.header["include_usage"]
         async for page in self.process.broker.log.read_all(self.id, self._at, tenant=self.header["owner"]):
-            chunks = [one for one in page if one.kind in _CHUNKS and one.position.epoch == self._at.epoch]
-            if chunks:
-                yield Events(b"".join(framed(encode, chunks)), chunks[-1].position, len(chunks))
+            if (made := events_of([page], self._at, with_usage=with_usage)).chunks:
+                yield made
         if self._at < self._summary.position:
             raise Damaged(f"the log of {self.id} ends before {self._summary.position}")
 

@@ -111,11 +111,7 @@ class StreamWorker(Worker):
 
     def places(self) -> dict[str, Any]:
         """How many places there are for answers, which of its jobs run here by lane, and whether it takes no more."""
-        return {
-            **self._places.shown(),
-            "draining": not self.allow_pick_jobs,
-            "resting": self.resting,
-        }
+        return {**self._places.shown(), "draining": not self.allow_pick_jobs, "resting": self.resting}
 
     # ---- what arq calls
 
@@ -141,6 +137,8 @@ class StreamWorker(Worker):
         """Starts what the doorbell named, at once, and looks through the queue every half second, or when it is worth it."""
         while self.allow_pick_jobs:
             await self._woken.sleep(self._due)
+            if withdrawn_s := self._pause.until_withdrawn_s(self.loop.time()):
+                await asyncio.sleep(withdrawn_s)
             rung, self._rung = self._rung, {}
             if self.resting:
                 self._due = self.loop.time() + POLL_S
@@ -230,7 +228,8 @@ class StreamWorker(Worker):
                 break
 
     def _is_doubtful(self, seen: Seen) -> bool:
-        """Whether another server said that, or one that was started again, just now: what it says waits may run.
+        """Whether another server said that, or one that was started again, just now: what it says waits may run. Or one that
+        hung, where it may be withdrawn.
 
         Who runs it says so first. What is rung for is begun all the same: it was enqueued, or handed over, after that.
         """
@@ -238,6 +237,8 @@ class StreamWorker(Worker):
         self._pause.answered(now)
         self._look_at(seen.clock)
         self._pause.server(seen.server, now)
+        if self._pause.until_withdrawn_s(now):
+            return True
         doubtful = self._pause.forgot(now)
         if doubtful:
             self._doubted.set()

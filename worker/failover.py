@@ -6,6 +6,10 @@ are called Redis's.
 
 from __future__ import annotations
 
+_REFUSED_S = 1.0
+"""Callers of a server that hangs for longer may have been told that it is away (store/availability.py)."""
+_WITHDRAWN_S = 0.25
+
 
 class FailoverHold:
     """Transcript of everything that Redis answers; `holds` says whether what was begun is to be left alone.
@@ -20,10 +24,12 @@ class FailoverHold:
         self._heard: float | None = None
         self._ahead: float | None = None
         self._server: str | None = None
-        self._until = self._forgot_until = 0.0
+        self._until = self._forgot_until = self._withdrawn = 0.0
 
     def answered(self, now: float) -> None:
         """Redis took a write from us."""
+        if self._heard is not None and now - self._heard > _REFUSED_S:
+            self._withdrawn = now + _WITHDRAWN_S
         if self._heard is None:
             self._until = now + self._lease_s / 2  # others may just be coming back, like us
         elif now - self._heard > self._silence_s:
@@ -50,6 +56,11 @@ class FailoverHold:
     def forgot(self, now: float) -> bool:
         """Whether what seems to wait may run somewhere. What was just rung for does not."""
         return now < self._forgot_until
+
+    def until_withdrawn_s(self, now: float) -> float:
+        """How long to begin nothing: a server that hung finds what was refused meanwhile, and right behind it, that it was."""
+        is_silent = self._heard is not None and now - self._heard > _REFUSED_S  # and whoever rings says that it is over
+        return _WITHDRAWN_S if is_silent else max(0.0, self._withdrawn - now)
 
     def redis_time(self, now: float) -> float | None:
         """What Redis's clock says now, as far as it was heard."""

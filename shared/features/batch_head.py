@@ -8,10 +8,12 @@ platform.openai.com/docs/guides/batch.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, NotRequired, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
+from shared.lib import json
 from shared.log.records import WebhookTarget
 from shared.log.streamlog import Execute
+from shared.store.keys import Keys
 
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
@@ -133,6 +135,22 @@ def enter(head: BatchHead, status: BatchStatus, at_ms: int) -> None:
     """The next status, with its time by Redis's clock: the first one counts."""
     head["status"] = status
     head["at"].setdefault(status, at_ms)
+
+
+def make_with(
+    pipe: Any, key: Keys, head: BatchHead, life_ms: int, now_ms: int, longest_ms: int, *, again: bool
+) -> None:
+    """Queues what makes a batch, and lists it for so long; and what takes that back, unless its caller may come `again` for
+    it."""
+    batch_id, lists = head["id"], (key.batches_open, index := key.batches(head["owner"]))
+    pipe.set(key.batch(batch_id), json.dumps(head), px=life_ms, nx=True)
+    for name in lists:
+        pipe.zadd(name, {batch_id: now_ms})
+    pipe.zremrangebyscore(index, "-inf", now_ms - longest_ms)
+    pipe.pexpire(index, longest_ms)
+    if not again:
+        gone = ("DEL", key.batch(batch_id)), *[("ZREM", name, batch_id) for name in lists]
+        pipe.given_up = (lambda: gone,)
 
 
 def reached(head: BatchHead) -> Checkpoint:

@@ -20,6 +20,7 @@ from typing import Any
 from shared.chat.request import BatchRequest
 from shared.config.settings import Settings
 from shared.errors import BadRequest, Fenced, FileStorageFailed, Gone, NotFound
+from shared.features import batch_head
 from shared.features.batch_head import ENDED, NO_KEY, OUTPUT, AskedBy, BatchHead, ResultKind, enter, part_names
 from shared.features.files import Files
 from shared.features.idempotency import Idempotency, fingerprint, key_digest
@@ -99,16 +100,14 @@ class Batches:
             head["key_id"], head["allowed"] = by.key_id, by.allowed
             head["budgets"], head["traceparent"] = by.budgets, tracing.traceparent()
             await self._files.keep_until(file["id"], head["expires_at_ms"] + _AFTER_MS)
-            index, life_ms = self._key.batches(tenant), self._life_ms(head)
+            life_ms = self._life_ms(head)
             # With a key, the caller comes back for this very batch.
             doubts = self._doubts.about(batch_id) if idempotency_key is None else nullcontext()
             with doubts, translate_errors():
                 async with self._redis.pipeline(transaction=True).control as pipe:
-                    pipe.set(self._key.batch(head["id"]), json.dumps(head), px=life_ms, nx=True)
-                    pipe.zadd(self._key.batches_open, {head["id"]: now})
-                    pipe.zadd(index, {head["id"]: now})
-                    pipe.zremrangebyscore(index, "-inf", now - self._longest_ms())
-                    pipe.pexpire(index, self._longest_ms())
+                    batch_head.make_with(
+                        pipe, self._key, head, life_ms, now, self._longest_ms(), again=idempotency_key is not None
+                    )
                     counted = await by.limited(batch_id) if by.limited else None
                     made, *_ = await (counted(pipe) if counted else pipe.execute())
                 if self._confirmer:

@@ -52,8 +52,9 @@ class Bell:
         the control is apart."""
         if header["on_disconnect"] == "cancel":
             self._log.keep_watched_with(pipe, header["id"], self._settings.disconnect_grace_s)
-        safety_s = self._settings.log_safety_s
-        self._queue.put_with(pipe.control, header["id"], lane_of(header), header["owner"], expires_s=safety_s)
+        job = header["id"], lane_of(header), header["owner"]
+        self._queue.put_with(pipe.control, *job, expires_s=self._settings.log_safety_s)
+        self._queue.withdraw_if_given_up(pipe.control, *job)
 
     async def announce(self, header: Header, *, new: bool = False) -> None:
         """The same after the create. Never fails: the reaper rings again."""

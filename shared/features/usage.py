@@ -75,3 +75,7 @@ def _usage(prompt: int, answer: int, reasoning: int) -> dict[str, Any]:
     if reasoning:
         usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
     return usage
+
+
+NOTHING = Measured(_usage(0, 0, 0), "estimate")
+"""Of what was never asked."""

@@ -179,7 +179,9 @@ class Broker:
         return Submitted(header, replayed=False)
 
     def _note(self, asked: str, header: Header, rings: bool, pipe: Any) -> None:
-        """Adds what is done with the create, or not at all."""
+        """Adds what is done with the create, or not at all; and what takes it back. With a key, its caller comes for it."""
+        if header["idempotency"] is None:
+            self._outcomes.take_back_with(pipe, header)
         self._repeats.note(pipe.control, asked, header["id"])
         if rings:
             self._bell.ring_with(pipe, header)

@@ -18,7 +18,7 @@ from shared.features.blobs import Blobs
 from shared.features.chains import Chains
 from shared.features.responses.namespaces import NAMESPACES, Own, own_names
 from shared.features.sessions import Sessions
-from shared.features.spend.prices import Prices
+from shared.features.spend.prices import NO_COST, Prices
 from shared.generations.settlement import Settlement
 from shared.lib import json, money
 from shared.lib.clock import now_ms
@@ -218,6 +218,25 @@ class Outcomes:
         if transcript.spoke_at_ms is not None:
             outcome["spoke_at_ms"] = transcript.spoke_at_ms
         return outcome
+
+    def take_back_with(self, pipe: Any, header: Header) -> None:
+        """What `pipe` creates is cancelled right behind that, where its caller does not wait for it: it was told no."""
+
+        def outcome() -> Outcome:
+            return {
+                "status": Status.CANCELLED,
+                "ended_at_ms": now_ms(),
+                "by": self._name,
+                "error": None,
+                "finish_reasons": [],
+                "usage": usage.NOTHING.figures,
+                "usage_source": usage.NOTHING.source,
+                "served": {},
+                "characters": {"content": 0, "reasoning": 0},
+                "cost": NO_COST,
+            }
+
+        self._log.seal_if_given_up(pipe, header, outcome)
 
     async def seal(
         self,

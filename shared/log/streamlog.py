@@ -335,16 +335,23 @@ class StreamLog(LogRemoval):
 
     def _queue_end(self, pipe: Any, generation_id: str, outcome: Outcome, kept_ms: int, told: Sequence[Words]) -> None:
         """The outcome, and what is done with it and is harmless where that is refused."""
+        queue(pipe, *self._ending(generation_id, outcome, kept_ms))
+        queue(pipe.control, (b"ZADD", self._key.blob_holders, b"XX", now_ms() + kept_ms, generation_id), *told)
+
+    def _ending(self, generation_id: str, outcome: Outcome, kept_ms: int) -> list[Words]:
         key, cell = self._key.log(generation_id), self._key.cells.of(generation_id)
-        queue(
-            pipe,
+        return [
             (b"XADD", key, b"NOMKSTREAM", _SEAL_ID, _OUTCOME, json.dumps(outcome)),
             (b"PEXPIRE", key, kept_ms),
             (b"PEXPIRE", self._key.metadata(generation_id), kept_ms),
             (b"ZREM", self._key.open(cell), generation_id),
             (b"SADD", self._key.unsettled(cell), generation_id),
-        )
-        queue(pipe.control, (b"ZADD", self._key.blob_holders, b"XX", now_ms() + kept_ms, generation_id), *told)
+        ]
+
+    def seal_if_given_up(self, pipe: Any, header: Header, outcome: Callable[[], Outcome]) -> None:
+        """What `pipe` creates is sealed right behind that, where its caller does not wait for it."""
+        pipe.given_up += (lambda: self._ending(header["id"], outcome(), self._kept_ms(header)),)
+        pipe.control.given_up += (lambda: self._told_of_end(header, outcome()),)
 
     async def _tell_end(self, pipe: Any, generation_id: str, added: Any) -> None:
         """Does what could not be done with the seal that was `added`, as the control is apart. What of it is lost is made up

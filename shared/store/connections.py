@@ -11,6 +11,7 @@ changed.
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import ssl
 from collections.abc import Callable, Sequence
@@ -239,9 +240,15 @@ class Pool(BlockingConnectionPool):
             self._available_connections.append(connection)
 
 
-async def read_at_once(connection: Mended, count: int, heard: Callable[[], object] = lambda: None) -> list[Any]:
+async def read_at_once(
+    connection: Mended,
+    count: int,
+    heard: Callable[[], object] = lambda: None,
+    last_words: Callable[[], bytes] = lambda: b"",
+) -> list[Any]:
     """So many replies, errors among them as values; redis-py takes a time limit and five calls for each. Says each time that
-    some were `heard`, and there are more to come. Raises ConnectionError, and closes it then."""
+    some were `heard`, and there are more to come. Who is cancelled says `last_words`. Raises ConnectionError, and closes it
+    then."""
     parser: Any = connection._parser
     replies: list[Any] = []
     try:
@@ -259,6 +266,8 @@ async def read_at_once(connection: Mended, count: int, heard: Callable[[], objec
                 waited = True
         return replies
     except BaseException as error:  # replies may be under way
+        if isinstance(error, asyncio.CancelledError) and connection._writer is not None:
+            connection._writer.write(last_words())
         await connection.disconnect(nowait=True)
         if isinstance(error, OSError):
             raise ConnectionError(f"The connection was lost: {error}") from error

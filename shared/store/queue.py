@@ -114,6 +114,11 @@ class JobQueue:
         put = b"SET", self._key.job(job_id), payload, b"PX", int(expires_s * 1000), b"NX"
         queue(pipe, put, *self._adding(job_id, lane, tenant, now, b"NX"))
 
+    def withdraw_if_given_up(self, pipe: Any, job_id: str, lane: Lane, tenant: str) -> None:
+        """What `pipe` puts is withdrawn right behind that, where its caller does not wait for it."""
+        gone = (b"DEL", self._key.job(job_id)), (b"ZREM", self._key.waiting(lane, tenant), job_id)
+        pipe.given_up += (lambda: [*gone, (b"PUBLISH", self._key.doorbell, job_id)],)
+
     async def withdraw(self, job_id: str) -> None:
         """There is nothing to be done any more: takes it away where it waits, and tells the worker that runs it."""
         payload = await self._redis.get(self._key.job(job_id))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
+
+import pytest
 
 from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause
@@ -83,16 +89,48 @@ def test_f17_redis_paused(rig: Rig) -> None:
     away(rig, 0, lambda: rig.redis.client_pause(int(1500 * LEASE_S)), lambda: None)
 
 
-def test_f17_a_request_that_was_refused_while_redis_hung_never_runs(rig: Rig) -> None:
-    """Redis gets the request late, when its caller has long been told that it was not taken."""
+@pytest.mark.parametrize("how", ["paused", "stopped", "held"])
+def test_f17_what_was_refused_while_redis_hung_never_runs(rig: Rig, how: str) -> None:
+    """Redis gets the requests late, when their callers have long been told that they were not taken, and other requests and
+    the server's own wait over the same connections."""
     script = rig.upstream.script("late", [])
-    rig.redis.client_pause(10_000)  # well over the 2 s that it is waited for
-    response = rig.post("scripted/late")
-    assert response.status_code == 503
-    wait_until(lambda: rig.redis.zcard("streamspool:open") == 0, what="nothing is open")
+    kinds: list[dict[str, Any]] = [
+        *[{}] * 6,
+        {"background": True},
+        {"session_id": "late"},
+        {"messages": [{"role": "user", "content": "word " * 8000}]},
+        {"metadata": {"a": "b"}, "on_disconnect": "cancel"},
+    ]
+    with ThreadPoolExecutor(len(kinds)) as pool, hung(rig, how):
+        refused = [*pool.map(lambda fields: rig.post("scripted/late", **fields), kinds)]
+        assert [(one.status_code, one.json()["error"]["code"]) for one in refused] == [
+            (503, "storage_unavailable")
+        ] * len(kinds)
     rig.answers_again()
-    wait_until(lambda: "revoked" in rig.stack.log("api") or not jobs_left(rig.redis), what="revoked")
+    wait_until(lambda: not rig.redis.zcard(keys.open(0)) and not jobs_left(rig.redis), what="nothing is to be done")
+    rig.answers_again()
     assert not script.calls
+
+
+@contextmanager
+def hung(rig: Rig, how: str) -> Iterator[None]:
+    """Redis takes what it is told, and does it when this is over."""
+    pid = rig.redis.info("server")["process_id"]
+    if how == "paused":
+        rig.redis.client_pause(60_000)
+    elif how == "stopped":
+        os.kill(pid, signal.SIGSTOP)
+    else:
+        rig.proxy.hold()
+    try:
+        yield
+    finally:
+        if how == "stopped":
+            os.kill(pid, signal.SIGCONT)
+        elif how == "held":
+            rig.proxy.heal()
+        else:
+            rig.redis.client_unpause()
 
 
 def test_f78_the_connections_by_which_logs_are_followed_are_killed_again_and_again(rig: Rig) -> None:

@@ -61,3 +61,12 @@ def test_another_server_may_have_forgotten_who_runs_what_and_half_a_lease_is_for
     assert (pause.holds(106.9), pause.holds(107.1)) == (True, False)
     pause.server("second", 107.2)
     assert not pause.forgot(107.2)
+
+
+def test_after_a_hang_of_longer_than_callers_wait_nothing_is_begun_for_a_moment(pause: FailoverHold) -> None:
+    assert not pause.until_withdrawn_s(100.9)
+    assert pause.until_withdrawn_s(101.4) == 0.25  # what rings has come through
+    pause.answered(101.5)
+    assert pause.until_withdrawn_s(101.5) == 0.25
+    pause.answered(101.6)
+    assert (pause.until_withdrawn_s(101.7) > 0, pause.until_withdrawn_s(101.8)) == (True, 0.0)

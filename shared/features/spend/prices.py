@@ -23,6 +23,8 @@ from shared.log.records import Cost, Header, Outcome
 
 logger = get_logger(__name__)
 
+NO_COST: Cost = {"picodollars": 0, "source": "nothing"}
+"""Of what no provider took."""
 _MILLION = 1_000_000
 _TICKS_PER_DOLLAR = 10_000_000_000
 _MOST_WARNED = _MOST_UNLISTED = 1000
@@ -120,7 +122,7 @@ class Prices:
         """Of a generation that is about to be sealed. `asked` is whether a provider took the request: one that refused it, or
         could not be reached, bills nothing. `tier` is the service tier in which it says that it answered."""
         if not asked:
-            return {"picodollars": 0, "source": "nothing"}
+            return NO_COST
         if outcome.get("usage_source") == "provider" and (told := providers_own(outcome["usage"])) is not None:
             return {"picodollars": told, "source": "provider"}
         model = (outcome.get("served") or {}).get("model") or header["model"]

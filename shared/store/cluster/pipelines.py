@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from hiredis import pack_command
 from redis.asyncio import ConnectionPool
 from redis.asyncio.client import Pipeline as _Pipeline
 from redis.exceptions import ExecAbortError, ResponseError, TimeoutError, WatchError
@@ -34,6 +35,9 @@ class Pipeline(_Pipeline):
 
     reads_much = False
     """Its replies may be so long that nobody else's should stand behind them."""
+    given_up: tuple[Callable[[], Sequence[Any]], ...] = ()
+    """Makes the commands that take back what is queued. They go behind it over the same connection if its caller does not wait
+    for the replies: a server that hangs does both when it can, one after the other, and nothing comes of what was refused."""
     _packed: list[bytes] | None = None
     """What is queued, as it is sent."""
 
@@ -53,8 +57,8 @@ class Pipeline(_Pipeline):
                 replies = await wire.converse(whole, len(packed))
             except REPEATED:
                 return await super().execute(raise_on_error)
-            except asyncio.CancelledError:
-                wire.forsake()
+            except (asyncio.CancelledError, TimeoutError):
+                wire.forsake(*self._take_back())
                 raise
         finally:
             self._packed, self.command_stack = None, []
@@ -80,8 +84,13 @@ class Pipeline(_Pipeline):
         in_one = self.is_transaction or self.explicit_transaction
         return self._packed or packed_queue([_MULTI, *commands, _EXEC] if in_one else commands)
 
+    def _take_back(self) -> tuple[bytes, int]:
+        """What takes it back, packed, and how many replies there are to it."""
+        commands = [words for one in self.given_up for words in one()]
+        return b"".join(map(pack_command, commands)), len(commands)
+
     async def _execute_transaction(self, connection: Any, commands: Any, raise_on_error: bool) -> Any:
-        replies = await _exchange(connection, self._pack(commands))
+        replies = await _exchange(connection, self._pack(commands), self._take_back)
         if replies is None:
             return await super()._execute_transaction(connection, commands, raise_on_error)
         return self._committed(commands, replies, raise_on_error)
@@ -94,7 +103,7 @@ class Pipeline(_Pipeline):
         return self._answered(commands, done, raise_on_error)
 
     async def _execute_pipeline(self, connection: Any, commands: Any, raise_on_error: bool) -> Any:
-        replies = await _exchange(connection, self._pack(commands))
+        replies = await _exchange(connection, self._pack(commands), self._take_back)
         if replies is None:
             return await super()._execute_pipeline(connection, commands, raise_on_error)
         return self._answered(commands, replies, raise_on_error)
@@ -203,7 +212,9 @@ class CellPipeline(Pipeline):
         return CellPipeline(self.connection_pool, self.response_callbacks, True, None, apart=False)
 
 
-async def _exchange(connection: Any, packed: Sequence[bytes]) -> list[Any] | None:
+async def _exchange(
+    connection: Any, packed: Sequence[bytes], take_back: Callable[[], tuple[bytes, int]]
+) -> list[Any] | None:
     """Sends packed commands, and returns as many replies, errors among them as values. None, and nothing is sent, where the
     connection is not one of these: a test's. Raises ConnectionError, TimeoutError."""
     if not isinstance(connection, Mended):
@@ -218,9 +229,14 @@ async def _exchange(connection: Any, packed: Sequence[bytes]) -> list[Any] | Non
                 if limit is not None and timeout_s is not None:
                     limit.reschedule(asyncio.get_running_loop().time() + timeout_s)
 
-            await connection.send_packed_command(packed)
+            writer: Any = connection._writer
+            try:
+                await connection.send_packed_command(packed)
+            except asyncio.CancelledError:
+                writer.transport.abort()  # closed, it would still send the rest
+                raise
             again()
-            return await read_at_once(connection, len(packed), again)
+            return await read_at_once(connection, len(packed), again, lambda: take_back()[0])
     except builtins.TimeoutError:
         await close_idle(connection)
         raise TimeoutError("The server did not answer in time.") from None

@@ -18,6 +18,8 @@ from shared.store.lasting.wire import Wire
 
 _FEWEST = 5
 """Of a pool with fewer connections none is kept."""
+_LINGERS_S = 60.0
+"""How long a server that hangs has to hear what was taken back."""
 _MOST, _LARGEST_BYTES = 100, 32 * 1024
 """More commands, or longer ones, would stand in the way of the others."""
 
@@ -28,6 +30,7 @@ class Channel:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._wire: Wire | None = None
+        self._lingering: set[asyncio.Transport] = set()
         self._opening: asyncio.Task[Wire] | None = None
 
     @staticmethod
@@ -63,12 +66,16 @@ class Channel:
 
     async def close(self) -> None:
         """With its pool."""
+        for transport in self._lingering:
+            transport.abort()
         if self._opening is not None:
             await cancel(self._opening)
 
     async def _open(self) -> Wire:
         if self._wire is not None:
             before, self._wire = self._wire, None
+            if transport := before.let_go():
+                self._linger(transport)
             await self._give_back(before.connection)
         connection = await self._pool.get_connection()
         wire = Wire(connection)
@@ -79,6 +86,14 @@ class Channel:
             raise
         self._wire = wire
         return wire
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        def over() -> None:
+            self._lingering.discard(transport)
+            transport.abort()
+
+        self._lingering.add(transport)
+        asyncio.get_running_loop().call_later(_LINGERS_S, over)
 
     async def _give_back(self, connection: Mended) -> None:
         await connection.disconnect(nowait=True)  # replies may be under way

@@ -49,6 +49,8 @@ class Wire(asyncio.Protocol):
         """How many tasks wait."""
         self._replies: list[Any] = []
         """Of the first who waits."""
+        self._unheard = 0
+        """Last words to which there is no reply yet."""
         self._loop = asyncio.get_running_loop()
         self._timeout_s = connection.socket_timeout
         self._timer: asyncio.TimerHandle | None = None
@@ -135,14 +137,38 @@ class Wire(asyncio.Protocol):
             answered(failure)
         self._on_failure()
 
-    def forsake(self) -> None:
-        """Who conversed does not wait any more. If nobody does, and nothing was heard for long, it is closed: a server that
-        hangs is to do nothing of what its callers were told has failed. Where others wait, they would ask once more, and what
-        the server has of them already would be done twice."""
-        is_left = self._waiting and not self._conversing and self.failure is None
+    def forsake(self, last_words: bytes = b"", replies: int = 0) -> None:
+        """Who conversed does not wait any more. It may say `last_words`: packed commands that take back what it said. Else it
+        is closed, if nobody waits and nothing was heard for long: a server that hangs is to do nothing of what its callers were
+        told has failed. Where others wait, they would ask once more, and what the server has of them already would be done
+        twice."""
+        if self.failure is not None:  # the server was silent: what it has of this it may do yet
+            if last_words and not self._transport.is_closing():
+                self._unheard += 1
+                self._transport.write(last_words)
+            return
+        if last_words:
+            self._unheard += 1
+            self.send(last_words, replies, self._took_back)
+        is_left = self._waiting and not self._conversing and not self._unheard
         if is_left and self._loop.time() - self._heard_at > _SILENT_S:
             self.fail(ConnectionError("The server did not answer in time."))
             self._transport.abort()
+
+    def _took_back(self, replies: list[Any] | Exception) -> None:
+        if not isinstance(replies, Exception):
+            self._unheard -= 1
+
+    def let_go(self) -> asyncio.Transport | None:
+        """Its transport, no longer the connection's, where last words were said and not heard yet: closed, it would answer the
+        first reply with a reset, for which a server drops what it has not read."""
+        if not self._unheard or self._transport.is_closing():
+            return None
+        connection: Any = self.connection
+        connection._parser.on_disconnect()
+        connection._reader = connection._writer = None
+        transport: asyncio.Transport = self._transport
+        return transport
 
     def _look(self) -> None:
         """Whether it has been silent for too long."""

@@ -190,6 +190,74 @@ async def test_where_one_gives_up_on_a_server_that_hangs_what_others_asked_is_do
     assert control.get("patient") == b"1"
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "shared"])
+@pytest.mark.parametrize("others", [True, False], ids=["others", "nobody"])
+@pytest.mark.parametrize("hung", ["paused", "stopped"])
+async def test_what_its_caller_gives_up_is_taken_back_by_a_server_that_hangs(
+    redis: ArqRedis, control: Store, hung: str, *, others: bool, alone: bool
+) -> None:
+    """Whoever else waits for the same connection, and whether the server has read it or not."""
+    await count(redis, "n", 1)
+    wire = await channel_of(redis).wire()
+    own = await redis.connection_pool.get_connection()
+    await own.connect()
+    await redis.connection_pool.release(own)
+    pid, paused = control.info("server")["process_id"], hung == "paused"
+    if paused:
+        control.client_pause(60_000, all=False)
+    else:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        wire._heard_at = float("-inf")
+        patient = asyncio.ensure_future(count(redis, "patient", 1)) if others else None
+        hasty = asyncio.ensure_future(take_back(redis, "hasty", alone=alone))
+        await until(lambda: own._reader._waiter is not None if alone else len(wire._waiting) == 1 + others)
+        wire._heard_at -= 60
+        hasty.cancel()
+        await asyncio.wait([hasty])
+    finally:
+        if paused:
+            control.client_unpause()
+        else:
+            os.kill(pid, signal.SIGCONT)
+    if patient is not None:
+        assert await patient == [1, b"1"]
+    if alone:  # it was closed, and may have been dropped
+        await until(lambda: len(control.client_list()) == 2)
+    else:
+        await until(lambda: control.exists("taken back"))
+    assert control.exists("hasty") == 0
+    assert await count(redis, "n", 1) == [2, b"2"]
+
+
+async def test_what_a_server_was_silent_about_is_taken_back_over_the_connection_that_is_left(
+    redis: ArqRedis, control: Store
+) -> None:
+    await count(redis, "n", 1)
+    wire = await channel_of(redis).wire()
+    pid = control.info("server")["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        soon(wire)
+        refused = [asyncio.ensure_future(take_back(redis, f"hasty {number}", alone=False)) for number in range(40)]
+        found = await asyncio.gather(*refused, return_exceptions=True)
+        assert [type(one) for one in found] == [TimeoutError] * 40
+        later = asyncio.ensure_future(count(redis, "n", 1))
+        await until(lambda: channel_of(redis)._wire is not wire)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert await later == [2, b"2"]
+    await until(lambda: control.get("taken back") == b"40")
+    assert control.keys("hasty*") == []
+
+
+async def take_back(redis: ArqRedis, name: str, *, alone: bool) -> None:
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.given_up = (lambda: [(b"DEL", name)], lambda: [("INCRBY", "taken back", 1)])
+        pipe.set(name, b"1" * (1 + alone * _LARGEST_BYTES))
+        await pipe.execute()
+
+
 async def test_what_reads_whole_logs_has_a_connection_of_its_own(redis: ArqRedis) -> None:
     async with redis.pipeline(transaction=False) as pipe:
         pipe.reads_much = True

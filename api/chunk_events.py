@@ -164,9 +164,12 @@ class _ReadyStream(EventStream):
         """Where the storage fails in the middle, it is asked again for what is missing, for a while: nothing is lost, and the
         viewer has all that comes before."""
         until: float | None = None
-        source = self._in_bulk
+        source, moved = self._in_bulk, False
         while not client.gone:
             try:
+                if moved:
+                    await self._look_where()
+                    moved = False
                 async with aclosing(source()) as pieces:
                     async for some in pieces:
                         until = asyncio.get_running_loop().time() + _PATIENCE_S
@@ -175,14 +178,18 @@ class _ReadyStream(EventStream):
                     return
                 source = self._by_entry
             except Archived:  # by now
-                (summary,) = await self.process.broker.log.describe([self.id])
-                if summary is None or summary.archived is None:
-                    raise Gone(self.id) from None
-                self._summary = summary
+                moved = True
             except (FileStorageFailed, RedisError, OSError):
                 if until is None or asyncio.get_running_loop().time() > until:
                     raise
                 await asyncio.sleep(_RETRY_S)
+
+    async def _look_where(self) -> None:
+        """It became an object."""
+        (summary,) = await self.process.broker.log.describe([self.id])
+        if summary is None or summary.archived is None:
+            raise Gone(self.id)
+        self._summary = summary
 
     def _in_bulk(self) -> AsyncGenerator[Events]:
         """Nothing where it is an object from whose chunks something was taken out."""
@@ -193,9 +200,14 @@ class _ReadyStream(EventStream):
     async def _by_entry(self) -> AsyncGenerator[Events]:
         """The same, by a look at each. Raises Damaged where it ends before its last chunk, too."""
         with_usage = self.header["include_usage"]
-        async for page in self.process.broker.log.read_all(self.id, self._at, tenant=self.header["owner"]):
-            if (made := events_of([page], self._at, with_usage=with_usage)).chunks:
+        try:
+            async for page in self.process.broker.log.read_all(self.id, self._at, tenant=self.header["owner"]):
+                if (made := events_of([page], self._at, with_usage=with_usage)).chunks:
+                    yield made
+        except Damaged as gap:
+            if (made := events_of([list(gap.before)], self._at, with_usage=with_usage)).chunks:
                 yield made
+            raise
         if self._at < self._summary.position:
             raise Damaged(f"the log of {self.id} ends before {self._summary.position}")
 

@@ -203,7 +203,6 @@ class StreamWorker(Worker):
         all.
         """
         await self._flush()  # or what was just taken would seem to wait
-        again, self._again = [Waiting(*job) for job in self._again.items()], {}
         tried: set[str] = set()
         for _ in range(_ROUNDS):
             lanes = {lane for lane in Lane if self._places.room(lane)}
@@ -212,6 +211,7 @@ class StreamWorker(Worker):
             seen = await self._queue.look(self.worker_id, BEAT_TTL_S * 1000, count, clock_ms, self._skip, cost)
             if self._is_doubtful(seen):
                 return
+            again, self._again = [Waiting(*job) for job in self._again.items()], {}
             if surplus := self._places.surplus(seen.waiting[Lane.BATCH], self._jobs, self._costs):
                 await self._hand_over({surplus: self._running[Lane.BATCH][surplus]})
                 continue
@@ -222,7 +222,6 @@ class StreamWorker(Worker):
             first = await self._not_begun({lane: seen.waiting[lane] for lane in lanes - left})
             wanted = [job for job in first if job.id not in tried]
             tried |= await self._start(wanted, begun=False)  # where others were quicker, they are about to move them
-            again = []
             hopeful = self._more if lost or wanted else self._more - lanes
             if not any(map(self._places.room, hopeful)):
                 break
@@ -237,12 +236,10 @@ class StreamWorker(Worker):
         self._pause.answered(now)
         self._look_at(seen.clock)
         self._pause.server(seen.server, now)
-        if self._pause.until_withdrawn_s(now):
-            return True
         doubtful = self._pause.forgot(now)
         if doubtful:
             self._doubted.set()
-        return doubtful
+        return doubtful or self._pause.until_withdrawn_s(now) > 0
 
     async def _leaseless(self, overdue: dict[Lane, list[str]]) -> list[Waiting]:
         """Of those whose leases were to end, those that have none. A full server may not note when one is renewed."""

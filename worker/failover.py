@@ -8,7 +8,7 @@ from __future__ import annotations
 
 _REFUSED_S = 1.0
 """Callers of a server that hangs for longer may have been told that it is away (store/availability.py)."""
-_WITHDRAWN_S = 0.25
+_WITHDRAWN_S, _SLOW_S = 0.5, 5.0
 
 
 class FailoverHold:
@@ -24,11 +24,13 @@ class FailoverHold:
         self._heard: float | None = None
         self._ahead: float | None = None
         self._server: str | None = None
-        self._until = self._forgot_until = self._withdrawn = 0.0
+        self._until = self._forgot_until = 0.0
+        self._withdrawn = float("-inf")
 
     def answered(self, now: float) -> None:
         """Redis took a write from us."""
-        if self._heard is not None and now - self._heard > _REFUSED_S:
+        is_slow = now < self._withdrawn + _SLOW_S  # and not one that hangs: some would never begin anything
+        if self._heard is not None and now - self._heard > _REFUSED_S and not is_slow:
             self._withdrawn = now + _WITHDRAWN_S
         if self._heard is None:
             self._until = now + self._lease_s / 2  # others may just be coming back, like us

@@ -41,8 +41,6 @@ class Reaper:
             await self._broker.notice_server()
             await keep_reapers_away(self._redis)
             await asyncio.sleep(TICK_S)
-            await self._broker.revoke_doubtful()
-            await self._core.batches.revoke_doubtful()
             await self._count_workers()
             if await self._takes_turn():
                 await self.sweep()

@@ -349,9 +349,8 @@ class StreamLog(LogRemoval):
         ]
 
     def seal_if_given_up(self, pipe: Any, header: Header, outcome: Callable[[], Outcome]) -> None:
-        """What `pipe` creates is sealed right behind that, where its caller does not wait for it."""
+        """What `pipe` creates is sealed right behind that, where its caller does not wait for it. Its settlement tells so."""
         pipe.given_up += (lambda: self._ending(header["id"], outcome(), self._kept_ms(header)),)
-        pipe.control.given_up += (lambda: self._told_of_end(header, outcome()),)
 
     async def _tell_end(self, pipe: Any, generation_id: str, added: Any) -> None:
         """Does what could not be done with the seal that was `added`, as the control is apart. What of it is lost is made up

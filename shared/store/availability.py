@@ -82,29 +82,33 @@ class UncertainCreates:
     the caller was told no."""
 
     def __init__(self) -> None:
-        self._until: dict[str, float] = {}
+        self._doubts: dict[str, tuple[float, float, float]] = {}
+        """Of each, until when it may come, when it is looked for next, and how much later after that."""
 
     def about(self, new_id: str) -> _Doubt:
         """Around the creation."""
-        return _Doubt(self._until, new_id)
+        return _Doubt(self._doubts, new_id)
 
     async def settle(self, withdraw: Callable[[str], Awaitable[None]]) -> None:
         """Withdraws those that are there. `withdraw` raises Gone for one that is not; that may still be on its way to a
-        server that hangs."""
-        for new_id, until in list(self._until.items()):
+        server that hangs: it is looked for again, less and less often. For who calls it all the while."""
+        for new_id, (until, due, pause_s) in list(self._doubts.items()):
+            if (now := time.monotonic()) < due:
+                continue
             try:
                 await withdraw(new_id)
             except Gone:
-                if time.monotonic() < until:
+                if now < until:
+                    self._doubts[new_id] = until, now + pause_s, max(0.5, 2 * pause_s)
                     continue
-            del self._until[new_id]
+            del self._doubts[new_id]
 
 
 class _Doubt:
-    __slots__ = ("_new_id", "_until")
+    __slots__ = ("_doubts", "_new_id")
 
-    def __init__(self, until: dict[str, float], new_id: str) -> None:
-        self._until, self._new_id = until, new_id
+    def __init__(self, doubts: dict[str, tuple[float, float, float]], new_id: str) -> None:
+        self._doubts, self._new_id = doubts, new_id
 
     def __enter__(self) -> None: ...
 
@@ -112,4 +116,4 @@ class _Doubt:
         self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
     ) -> None:
         if isinstance(error, Unavailable | asyncio.CancelledError):
-            self._until[self._new_id] = time.monotonic() + _DOUBT_S
+            self._doubts[self._new_id] = time.monotonic() + _DOUBT_S, 0.0, 0.0

@@ -15,6 +15,7 @@ import asyncio
 import builtins
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -266,8 +267,9 @@ async def read_at_once(
                 waited = True
         return replies
     except BaseException as error:  # replies may be under way
-        if isinstance(error, asyncio.CancelledError) and connection._writer is not None:
-            connection._writer.write(last_words())
+        if isinstance(error, asyncio.CancelledError) and (said := last_words()) and connection._writer is not None:
+            with suppress(RuntimeError):  # uvloop's, of one that is closed
+                connection._writer.write(said)
         await connection.disconnect(nowait=True)
         if isinstance(error, OSError):
             raise ConnectionError(f"The connection was lost: {error}") from error

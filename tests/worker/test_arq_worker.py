@@ -454,6 +454,28 @@ async def test_what_could_not_be_ended_is_taken_again_at_once(bench: Bench, monk
     assert await bench.queue.known([job_id]) == set()
 
 
+@pytest.mark.parametrize("is_silent", [True, False])
+async def test_what_it_may_have_is_not_forgotten_by_a_look_after_which_nothing_is_begun(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, is_silent: bool
+) -> None:
+    """A server that hung, or another one, and a job whose lease may be ours since."""
+    await bench.settled()
+    (job_id,) = await bench.lose(1)
+    bench.worker._again[job_id] = Lane.GENERATION
+    now = asyncio.get_running_loop().time()
+    if is_silent:
+        bench.worker._pause._withdrawn = now + 60
+    else:
+        bench.worker._pause._forgot_until = now + 60
+    await bench.worker.sweep()
+    assert bench.worker._doubted.is_set() is not is_silent
+    assert (bench.work.calls, [*bench.worker._again]) == (Counter(), [job_id])
+    bench.worker._pause._withdrawn = bench.worker._pause._forgot_until = 0.0
+    await bench.worker.sweep()
+    assert await bench.running() == {job_id}
+    assert not bench.worker._again
+
+
 async def test_what_was_begun_and_has_ended_does_not_seem_to_wait(bench: Bench) -> None:
     """What a worker took is put where it runs with what it sends next, which may be that it has ended."""
     ids = await bench.put(4)

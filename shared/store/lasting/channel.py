@@ -30,7 +30,7 @@ class Channel:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._wire: Wire | None = None
-        self._lingering: set[asyncio.Transport] = set()
+        self._lingering: set[asyncio.StreamWriter] = set()
         self._opening: asyncio.Task[Wire] | None = None
 
     @staticmethod
@@ -66,16 +66,16 @@ class Channel:
 
     async def close(self) -> None:
         """With its pool."""
-        for transport in self._lingering:
-            transport.abort()
+        for writer in self._lingering:
+            writer.transport.abort()
         if self._opening is not None:
             await cancel(self._opening)
 
     async def _open(self) -> Wire:
         if self._wire is not None:
             before, self._wire = self._wire, None
-            if transport := before.let_go():
-                self._linger(transport)
+            if writer := before.let_go():
+                self._linger(writer)
             await self._give_back(before.connection)
         connection = await self._pool.get_connection()
         wire = Wire(connection)
@@ -87,12 +87,12 @@ class Channel:
         self._wire = wire
         return wire
 
-    def _linger(self, transport: asyncio.Transport) -> None:
+    def _linger(self, writer: asyncio.StreamWriter) -> None:
         def over() -> None:
-            self._lingering.discard(transport)
-            transport.abort()
+            self._lingering.discard(writer)
+            writer.transport.abort()
 
-        self._lingering.add(transport)
+        self._lingering.add(writer)
         asyncio.get_running_loop().call_later(_LINGERS_S, over)
 
     async def _give_back(self, connection: Mended) -> None:

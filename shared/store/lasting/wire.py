@@ -159,16 +159,16 @@ class Wire(asyncio.Protocol):
         if not isinstance(replies, Exception):
             self._unheard -= 1
 
-    def let_go(self) -> asyncio.Transport | None:
-        """Its transport, no longer the connection's, where last words were said and not heard yet: closed, it would answer the
-        first reply with a reset, for which a server drops what it has not read."""
-        if not self._unheard or self._transport.is_closing():
-            return None
+    def let_go(self) -> asyncio.StreamWriter | None:
+        """Its writer, no longer the connection's, where last words were said and not heard yet: closed, it would answer the
+        first reply with a reset, for which a server drops what it has not read. A writer that nobody holds closes itself."""
         connection: Any = self.connection
+        writer: asyncio.StreamWriter | None = connection._writer
+        if not self._unheard or writer is None or writer.is_closing():
+            return None
         connection._parser.on_disconnect()
         connection._reader = connection._writer = None
-        transport: asyncio.Transport = self._transport
-        return transport
+        return writer
 
     def _look(self) -> None:
         """Whether it has been silent for too long."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -244,6 +245,8 @@ async def test_what_a_server_was_silent_about_is_taken_back_over_the_connection_
         assert [type(one) for one in found] == [TimeoutError] * 40
         later = asyncio.ensure_future(count(redis, "n", 1))
         await until(lambda: channel_of(redis)._wire is not wire)
+        gc.collect()
+        assert not wire._transport.is_closing()
     finally:
         os.kill(pid, signal.SIGCONT)
     assert await later == [2, b"2"]

@@ -105,7 +105,8 @@ class Sessions:
             pipe.multi()
             return 0
         waiting = await self._waiting(pipe, names.open)
-        if waiting and session["policy"] == "reject":
+        # With a key, another request may have made this very one since we looked: what is watched sends us round again.
+        if waiting and session["policy"] == "reject" and header["id"] not in waiting:
             raise SessionBusy(
                 f"The session is busy with {waiting[0]}. Wait for it, cancel it, or set session_policy to `enqueue` or "
                 "`interrupt`."

@@ -117,7 +117,7 @@ def hung(rig: Rig, how: str) -> Iterator[None]:
     """Redis takes what it is told, and does it when this is over."""
     pid = rig.redis.info("server")["process_id"]
     if how == "paused":
-        rig.redis.client_pause(60_000)
+        rig.redis.client_pause(60_000, all=False)  # CLIENT UNPAUSE would wait itself for the end of one of all commands
     elif how == "stopped":
         os.kill(pid, signal.SIGSTOP)
     else:

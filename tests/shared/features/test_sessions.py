@@ -11,6 +11,7 @@ import pytest
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import BadRequest, NotFound, SessionBusy, SessionTooLarge
+from shared.features.sessions import Sessions
 from shared.generations.caller import Caller
 from shared.generations.core import Core
 from shared.log.appender import Appender
@@ -33,9 +34,12 @@ class Bench:
         self.core = Core(redis, log, settings, name="test")
         self.broker, self.sessions = self.core.broker, self.core.sessions
 
-    async def ask(self, text: str, *, who: Caller = ANN, session: str = "s", **fields: Any) -> Header:
+    async def ask(
+        self, text: str, *, who: Caller = ANN, session: str = "s", key: str | None = None, **fields: Any
+    ) -> Header:
         body = {"model": "fake/echo", "messages": [{"role": "user", "content": text}], "session_id": session, **fields}
-        return (await self.broker.submit(json.dumps(body).encode(), ChatRequest.check(body), who)).header
+        request = ChatRequest.check(body)
+        return (await self.broker.submit(json.dumps(body).encode(), request, who, idempotency_key=key)).header
 
     async def say(self, header: Header, *deltas: dict[str, Any], finish: str | None = "stop") -> None:
         """What a worker writes, up to its seal. Without a finish reason, it fails."""
@@ -150,6 +154,24 @@ async def test_busy_sessions_reject(bench: Bench) -> None:
     await bench.ask("q1", session="other")
     await bench.say(header, answer("a0"))
     await bench.ask("q1")
+
+
+async def test_a_request_made_twice_at_once_with_its_key_is_not_told_that_it_is_busy_with_itself(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one makes it between two looks at the session."""
+    waiting, made = Sessions._waiting, list[Header]()
+
+    async def after_the_other(sessions: Sessions, pipe: Any, name: str) -> list[str]:
+        if not made and not isinstance(pipe, ArqRedis):
+            monkeypatch.setattr(Sessions, "_waiting", waiting)
+            made.append(await bench.ask("q0", key="k"))
+        return await waiting(sessions, pipe, name)
+
+    monkeypatch.setattr(Sessions, "_waiting", after_the_other)
+    assert (await bench.ask("q0", key="k"))["id"] == made[0]["id"]
+    await bench.say(made[0], answer("a0"))
+    assert await bench.texts() == ["q0", "a0"]
 
 
 async def test_enqueued_ones_wait_their_turn(bench: Bench) -> None:

@@ -96,7 +96,7 @@ _ROUTES = (
 _POOL = 17
 _TIMEOUT_S = 2.0
 _PATIENCE_S = _TIMEOUT_S + BLOCK_MS / 1000
-_AHEAD_S, _DOUBTS_S = 0.8, 0.5
+_AHEAD_S, _DOUBTS_PAUSE_S = 0.8, 0.5
 _MENDED_S = 2.0
 """How much longer than the lease a log that was forgotten is waited for: whoever takes it over has to find it."""
 
@@ -132,6 +132,7 @@ def create_app(settings: Settings, drain: Drain) -> Application:
             services = Services(redis, log, settings, hub, drain, name=name, confirmer=confirmer)
             reaper = Reaper(redis, log, services, settings, name=name)
             _run(stack, "reaper", run_while_redis_is_away("reaper", reaper.run))
+            _run(stack, "doubts", run_while_redis_is_away("doubts", reaper.withdraw_doubtful, most_s=_DOUBTS_PAUSE_S))
             watching = Watching(redis, hub, name)
             _run(stack, "watching", run_while_redis_is_away("watching", watching.run))
             services.feed = await stack.enter_async_context(LiveFeed(redis, reading, log, services.catalogue, watching))
@@ -207,7 +208,6 @@ def _run(stack: AsyncExitStack, name: str, work: Coroutine[Any, Any, Any]) -> No
 
 def _keep_current(stack: AsyncExitStack, services: Services, confirmer: Confirmer) -> None:
     _run(stack, "look ahead", _look_ahead(services.catalogue, confirmer))
-    _run(stack, "doubts", _withdraw_doubtful(services))
     _run(stack, "limits", services.limiter.run())
     _run(stack, "viewers", services.viewers.run())
 
@@ -219,15 +219,6 @@ async def _look_ahead(catalogue: Catalogue, confirmer: Confirmer) -> None:
         with suppress(Unavailable, RedisError, OSError, ValueError):  # whoever needs it is told
             await catalogue.look()
             await confirmer.server(age_s=0)
-
-
-async def _withdraw_doubtful(services: Services) -> None:
-    """What was refused because Redis did not answer is withdrawn as soon as it does: before a reaper rings for it."""
-    while True:
-        await asyncio.sleep(_DOUBTS_S)
-        with suppress(RedisError, OSError):
-            await services.broker.revoke_doubtful()
-            await services.batches.revoke_doubtful()
 
 
 def _keep_history(stack: AsyncExitStack, services: Services) -> None:

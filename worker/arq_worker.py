@@ -211,11 +211,12 @@ class StreamWorker(Worker):
             seen = await self._queue.look(self.worker_id, BEAT_TTL_S * 1000, count, clock_ms, self._skip, cost)
             if self._is_doubtful(seen):
                 return
-            again, self._again = [Waiting(*job) for job in self._again.items()], {}
             if surplus := self._places.surplus(seen.waiting[Lane.BATCH], self._jobs, self._costs):
                 await self._hand_over({surplus: self._running[Lane.BATCH][surplus]})
                 continue
-            lost = [*again, *await self._leaseless(seen.overdue)]
+            lost = await self._leaseless(seen.overdue)
+            again, self._again = [Waiting(*job) for job in self._again.items()], {}
+            lost = [*again, *lost]
             reached = await self._start(lost, begun=True)
             left = {job.lane for job in lost if job.id not in reached and job.id not in self._jobs}
             self._more = left | {lane for lane, jobs in seen.waiting.items() if len(jobs) > count[lane]}
@@ -230,7 +231,7 @@ class StreamWorker(Worker):
         """Whether another server said that, or one that was started again, just now: what it says waits may run. Or one that
         hung, where it may be withdrawn.
 
-        Who runs it says so first. What is rung for is begun all the same: it was enqueued, or handed over, after that.
+        Who runs it says so first. What is rung for is begun all the same, a moment later: it came after that.
         """
         now = self.loop.time()
         self._pause.answered(now)

@@ -29,8 +29,9 @@ class FailoverHold:
 
     def answered(self, now: float) -> None:
         """Redis took a write from us."""
-        is_slow = now < self._withdrawn + _SLOW_S  # and not one that hangs: some would never begin anything
-        if self._heard is not None and now - self._heard > _REFUSED_S and not is_slow:
+        silence_s = 0.0 if self._heard is None else now - self._heard
+        is_slow = now < self._withdrawn + max(_SLOW_S, 2 * silence_s)  # it does not hang: nothing would ever be begun
+        if silence_s > _REFUSED_S and not is_slow:
             self._withdrawn = now + _WITHDRAWN_S
         if self._heard is None:
             self._until = now + self._lease_s / 2  # others may just be coming back, like us

@@ -167,6 +167,7 @@ async def _run(
         "models": announcer.run,
         "asker": asker.run,
         "reaper": reaper.run,
+        "doubts": reaper.withdraw_doubtful,
         "sender": sender.run,
     }
     tasks = [

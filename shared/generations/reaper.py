@@ -21,13 +21,13 @@ from shared.store.transaction import commit
 
 logger = get_logger(__name__)
 
-TICK_S = 5.0
+TICK_S, _DOUBTS_S = 5.0, 0.2
 LOOK_AGAIN_S = 2.0
 """Longer than a POST takes from its log to its bell."""
 
 
 class Reaper:
-    """`run` loops for ever; `sweep` is one look through the open generations."""
+    """`run` and `withdraw_doubtful` loop for ever; `sweep` is one look through the open generations."""
 
     def __init__(self, redis: ArqRedis, log: StreamLog, core: Core, settings: Settings, *, name: str) -> None:
         self._redis, self._log, self._core, self._settings, self._name = redis, log, core, settings, name
@@ -52,6 +52,14 @@ class Reaper:
                 await self._core.batches.remind()
                 await self._core.ledger.fold()
                 await self._core.archiver.archive_due()
+
+    async def withdraw_doubtful(self) -> None:
+        """Loops for ever: what this process refused because Redis did not answer is withdrawn as soon as it does, before
+        anybody rings for it."""
+        while True:
+            await asyncio.sleep(_DOUBTS_S)
+            await self._broker.revoke_doubtful()
+            await self._core.batches.revoke_doubtful()
 
     async def _takes_turn(self) -> bool:
         """Whether it is this process's turn. Also where memory is full: some of what is done then frees some."""

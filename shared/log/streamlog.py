@@ -349,7 +349,7 @@ class StreamLog(LogRemoval):
         ]
 
     def seal_if_given_up(self, pipe: Any, header: Header, outcome: Callable[[], Outcome]) -> None:
-        """What `pipe` creates is sealed right behind that, where its caller does not wait for it. Its settlement tells so."""
+        """What `pipe` creates is sealed right behind that, where its caller does not wait for it. Who doubts it tells so."""
         pipe.given_up += (lambda: self._ending(header["id"], outcome(), self._kept_ms(header)),)
 
     async def _tell_end(self, pipe: Any, generation_id: str, added: Any) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 
-from shared.errors import Gone, NotFound, StreamspoolError, Unavailable
+from shared.errors import Gone, LogError, NotFound, StreamspoolError, Unavailable
 from shared.lib.telemetry import REDIS_ERRORS
 from shared.store.outage import is_withheld, log_redis_error, what_is_full
 from shared.store.redis import RedisError
@@ -26,6 +26,7 @@ _REFUSED = "The broker's user lacks a right in its storage: the log has the comm
 _DEADLINE_S = 1.8
 _DOUBT_S = 60.0
 """How long a create that was given up on may still reach Redis."""
+_LONGEST_PAUSE_S = 5.0
 
 
 # Classes, and not generators made into context managers: those are twice as many calls, and every request enters several.
@@ -91,16 +92,22 @@ class UncertainCreates:
 
     async def settle(self, withdraw: Callable[[str], Awaitable[None]]) -> None:
         """Withdraws those that are there. `withdraw` raises Gone for one that is not; that may still be on its way to a
-        server that hangs: it is looked for again, less and less often. For who calls it all the while."""
+        server that hangs: it is looked for again, less often. So is one that cannot be withdrawn now. For who calls it all
+        the while. Raises RedisError, OSError; whichever that was is the last one next time."""
         for new_id, (until, due, pause_s) in list(self._doubts.items()):
             if (now := time.monotonic()) < due:
                 continue
             try:
                 await withdraw(new_id)
-            except Gone:
+            except (LogError, StreamspoolError) as problem:
                 if now < until:
-                    self._doubts[new_id] = until, now + pause_s, max(0.5, 2 * pause_s)
+                    self._doubts[new_id] = until, now + pause_s, min(_LONGEST_PAUSE_S, max(0.5, 2 * pause_s))
                     continue
+                if not isinstance(problem, Gone):
+                    log_redis_error("doubts", problem)
+            except (RedisError, OSError):
+                self._doubts[new_id] = self._doubts.pop(new_id)
+                raise
             del self._doubts[new_id]
 
 

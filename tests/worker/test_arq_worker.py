@@ -476,6 +476,28 @@ async def test_what_it_may_have_is_not_forgotten_by_a_look_after_which_nothing_i
     assert not bench.worker._again
 
 
+async def test_what_it_may_have_is_not_forgotten_by_a_look_that_makes_room(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.settled()
+    (job_id,) = await bench.put(1)
+    await bench.queue.take([Waiting(job_id, Lane.GENERATION)], Lease("me", 60_000, 1), begun=False)
+    await bench.redis.zrem(keys.waiting(Lane.GENERATION, "ann"), job_id)
+    surplus, handed_over = iter(["batch"]), []
+
+    async def hand_over(tasks: Any) -> None:
+        handed_over.extend(tasks)
+
+    bench.worker._running[Lane.BATCH]["batch"] = asyncio.create_task(asyncio.sleep(0))
+    monkeypatch.setattr(bench.worker._places, "surplus", lambda *_: next(surplus, None))
+    monkeypatch.setattr(bench.worker, "_hand_over", hand_over)
+    bench.worker._again[job_id] = Lane.GENERATION
+    await bench.worker.sweep()
+    del bench.worker._running[Lane.BATCH]["batch"]
+    assert handed_over == ["batch"]
+    assert await bench.running() == {job_id}
+
+
 async def test_what_was_begun_and_has_ended_does_not_seem_to_wait(bench: Bench) -> None:
     """What a worker took is put where it runs with what it sends next, which may be that it has ended."""
     ids = await bench.put(4)

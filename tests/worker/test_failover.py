@@ -72,10 +72,12 @@ def test_after_a_hang_of_longer_than_callers_wait_nothing_is_begun_for_a_moment(
     assert (pause.until_withdrawn_s(101.9) > 0, pause.until_withdrawn_s(102.1)) == (True, 0.0)
 
 
-def test_a_server_that_is_slow_all_the_while_has_its_jobs_begun(pause: FailoverHold) -> None:
+@pytest.mark.parametrize("gap_s", [1.1, 2, 7, 30])
+def test_a_server_that_is_slow_all_the_while_has_its_jobs_begun(pause: FailoverHold, gap_s: float) -> None:
     held = []
-    for second in range(102, 142, 2):
-        pause.answered(second)
-        held.append(pause.until_withdrawn_s(second) > 0)
+    for number in range(1, 31):
+        now = 100 + number * gap_s
+        pause.answered(now)
+        held.append(pause.until_withdrawn_s(now) > 0)
     assert held[0]
-    assert held.count(True) < len(held) / 2
+    assert held.count(True) <= len(held) / 2

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
-from shared.errors import BadRequest, Gone, NotFound, Unavailable
+from shared.errors import BadRequest, FileStorageFailed, Gone, NotFound, Unavailable
 from shared.store import availability
 from shared.store.availability import UncertainCreates, deadline, translate_errors
 from shared.store.redis import RedisError
@@ -90,20 +93,47 @@ async def test_what_may_have_reached_redis_is_withdrawn(error: BaseException, do
 
 
 async def test_what_is_not_there_yet_may_still_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    doubts, asked = UncertainCreates(), list[str]()
+    """It is looked for less and less often, but every 5 s at least."""
+    doubts, asked, now = UncertainCreates(), list[float](), 1000.0
+    monkeypatch.setattr(availability, "time", SimpleNamespace(monotonic=lambda: now))
 
     async def withdraw(name: str) -> None:
-        asked.append(name)
+        asked.append(now - 1000)
         raise Gone(name)
 
     with pytest.raises(Unavailable), doubts.about("chatcmpl-1"):
         raise Unavailable("no")
+    for _ in range(1000):
+        await doubts.settle(withdraw)
+        now += 0.125
+    pauses = [after - before for before, after in itertools.pairwise(asked)]
+    assert asked[0] == 0
+    assert pauses[0] < 0.2
+    assert pauses == sorted(pauses)
+    assert max(pauses) < 5.2
+    assert 59 < asked[-1] < 66
+
+
+@pytest.mark.parametrize("problem", [FileStorageFailed("away"), NotFound("gone"), ConnectionError("away")], ids=repr)
+async def test_one_that_cannot_be_withdrawn_keeps_no_other_waiting(
+    monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    """Its storage fails, what it goes on from is gone, or its node is away; it is withdrawn once that is over."""
+    doubts, withdrawn, failing, now = UncertainCreates(), list[str](), True, 1000.0
+    monkeypatch.setattr(availability, "time", SimpleNamespace(monotonic=lambda: now))
+
+    async def withdraw(name: str) -> None:
+        if name == "chatcmpl-1" and failing:
+            raise problem
+        withdrawn.append(name)
+
+    for number in (1, 2, 3):
+        with pytest.raises(Unavailable), doubts.about(f"chatcmpl-{number}"):
+            raise Unavailable("no")
+    for _ in range(2):
+        with suppress(ConnectionError):
+            await doubts.settle(withdraw)
+    assert withdrawn == ["chatcmpl-2", "chatcmpl-3"]
+    failing, now = False, now + 6
     await doubts.settle(withdraw)
-    await doubts.settle(withdraw)
-    assert asked == ["chatcmpl-1"] * 2
-    monkeypatch.setattr(availability, "_DOUBT_S", -1.0)
-    with pytest.raises(Unavailable), doubts.about("chatcmpl-1"):
-        raise Unavailable("no")
-    await doubts.settle(withdraw)
-    await doubts.settle(withdraw)
-    assert asked == ["chatcmpl-1"] * 3
+    assert withdrawn == ["chatcmpl-2", "chatcmpl-3", "chatcmpl-1"]

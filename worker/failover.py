@@ -35,7 +35,7 @@ class FailoverHold:
             self._withdrawn = now + _WITHDRAWN_S
         if self._heard is None:
             self._until = now + self._lease_s / 2  # others may just be coming back, like us
-        elif now - self._heard > self._silence_s:
+        elif silence_s > self._silence_s:
             self._until = now + self._lease_s
         self._heard = now
 

@@ -116,20 +116,19 @@ class JobQueue:
 
     def withdraw_if_given_up(self, pipe: Any, job_id: str, lane: Lane, tenant: str) -> None:
         """What `pipe` puts is withdrawn right behind that, where its caller does not wait for it."""
-        gone = (b"DEL", self._key.job(job_id)), (b"ZREM", self._key.waiting(lane, tenant), job_id)
-        pipe.given_up += (lambda: [*gone, (b"PUBLISH", self._key.doorbell, job_id)],)
+        pipe.given_up += (lambda: self._withdrawing(job_id, [lane], tenant),)
 
     async def withdraw(self, job_id: str) -> None:
         """There is nothing to be done any more: takes it away where it waits, and tells the worker that runs it."""
         payload = await self._redis.get(self._key.job(job_id))
         called = unpack_job(payload) if payload else None
         async with self._redis.pipeline(transaction=False) as pipe:  # also on a server that is full
-            pipe.delete(self._key.job(job_id))
-            if called:
-                for lane in Lane:
-                    pipe.zrem(self._key.waiting(lane, called.tenant), job_id)
-            pipe.publish(self._key.doorbell, job_id)
+            queue(pipe, *self._withdrawing(job_id, Lane if called else (), called.tenant if called else UNKNOWN))
             await pipe.execute()
+
+    def _withdrawing(self, job_id: str, lanes: Iterable[Lane], tenant: str) -> list[Words]:
+        places = [(b"ZREM", self._key.waiting(lane, tenant), job_id) for lane in lanes]
+        return [(b"DEL", self._key.job(job_id)), *places, (b"PUBLISH", self._key.doorbell, job_id)]
 
     async def known(self, job_ids: Sequence[str]) -> set[str]:
         """Which of these wait or run."""

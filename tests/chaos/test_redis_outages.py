@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +14,7 @@ from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause
 from tests.support.names import jobs_left, keys
 from tests.support.rig import LEASE_S, Rig
+from tests.support.server import hung
 from tests.support.tracked import bells, readers
 
 
@@ -101,7 +100,7 @@ def test_f17_what_was_refused_while_redis_hung_never_runs(rig: Rig, how: str) ->
         {"messages": [{"role": "user", "content": "word " * 8000}]},
         {"metadata": {"a": "b"}, "on_disconnect": "cancel"},
     ]
-    with ThreadPoolExecutor(len(kinds)) as pool, hung(rig, how):
+    with ThreadPoolExecutor(len(kinds)) as pool, held(rig) if how == "held" else hung(rig.redis, how):
         refused = [*pool.map(lambda fields: rig.post("scripted/late", **fields), kinds)]
         assert [(one.status_code, one.json()["error"]["code"]) for one in refused] == [
             (503, "storage_unavailable")
@@ -113,24 +112,12 @@ def test_f17_what_was_refused_while_redis_hung_never_runs(rig: Rig, how: str) ->
 
 
 @contextmanager
-def hung(rig: Rig, how: str) -> Iterator[None]:
-    """Redis takes what it is told, and does it when this is over."""
-    pid = rig.redis.info("server")["process_id"]
-    if how == "paused":
-        rig.redis.client_pause(60_000, all=False)  # CLIENT UNPAUSE would wait itself for the end of one of all commands
-    elif how == "stopped":
-        os.kill(pid, signal.SIGSTOP)
-    else:
-        rig.proxy.hold()
+def held(rig: Rig) -> Iterator[None]:
+    rig.proxy.hold()
     try:
         yield
     finally:
-        if how == "stopped":
-            os.kill(pid, signal.SIGCONT)
-        elif how == "held":
-            rig.proxy.heal()
-        else:
-            rig.redis.client_unpause()
+        rig.proxy.heal()
 
 
 def test_f78_the_connections_by_which_logs_are_followed_are_killed_again_and_again(rig: Rig) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +32,25 @@ def binary(kind: str) -> str:
     if found is None:
         pytest.skip(f"{REDIS} is not installed")
     return found
+
+
+@contextmanager
+def hung(client: Store, how: str = "stopped") -> Iterator[None]:
+    """The server of this client takes what it is told, and does it when this is over: it is `stopped`, or `paused`, where only
+    writes wait, since CLIENT UNPAUSE would wait itself for the end of a pause of all commands."""
+    if how == "paused":
+        client.client_pause(60_000, all=False)
+        try:
+            yield
+        finally:
+            client.client_unpause()
+        return
+    pid = client.info("server")["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 class Certificates:

@@ -33,7 +33,7 @@ from tests.harness.store import Store
 from tests.support.held import soon
 from tests.support.names import keys
 from tests.support.pair import Pair
-from tests.support.server import KINDS, Server
+from tests.support.server import KINDS, Server, hung
 from tests.support.tracked import bells, readers, until_alone, until_tracked_by
 from tests.support.until import until
 
@@ -462,13 +462,8 @@ async def test_a_server_that_stopped_and_goes_on(tmp_path: Path, monkeypatch: py
             log = await lab.new(words=1)
             await lab.following.add(log)
             await lab.whole(log)
-            pid = client.info("server")["process_id"]
-            os.kill(pid, signal.SIGSTOP)
-            try:
-                with pytest.raises((RedisError, OSError)):
-                    await lab.following.look([log])
-            finally:
-                os.kill(pid, signal.SIGCONT)
+            with hung(client), pytest.raises((RedisError, OSError)):
+                await lab.following.look([log])
             await lab.say(log, 3)
             await lab.whole(log)
 

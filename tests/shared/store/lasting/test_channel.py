@@ -19,7 +19,7 @@ from shared.store.lasting.channel import _LARGEST_BYTES, _MOST, Channel
 from shared.store.redis import ArqRedis, RedisError, connect
 from tests.harness.store import Store
 from tests.support.held import soon
-from tests.support.server import Server
+from tests.support.server import Server, hung
 from tests.support.until import until
 
 
@@ -107,14 +107,10 @@ async def test_what_was_not_answered_is_repeated_over_another_connection(redis: 
 
 async def test_a_server_that_says_nothing_is_no_success(redis: ArqRedis, control: Store) -> None:
     await count(redis, "n", 1)
-    pid = control.info("server")["process_id"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with hung(control):
         soon(await channel_of(redis).wire())
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(count(redis, "n", 1), 60)
-    finally:
-        os.kill(pid, signal.SIGCONT)
     assert (await count(redis, "n", 1))[0] in (2, 3)
 
 
@@ -177,25 +173,21 @@ async def test_where_one_gives_up_on_a_server_that_hangs_what_others_asked_is_do
 ) -> None:
     await count(redis, "n", 1)
     wire = await channel_of(redis).wire()
-    pid = control.info("server")["process_id"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with hung(control):
         hasty, patient = [asyncio.ensure_future(count(redis, name, 1)) for name in ("hasty", "patient")]
         await until(lambda: len(wire._waiting) == 2)
         wire._heard_at -= 1.5
         hasty.cancel()
         await asyncio.wait([hasty])
-    finally:
-        os.kill(pid, signal.SIGCONT)
     assert await patient == [1, b"1"]
     assert control.get("patient") == b"1"
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "shared"])
 @pytest.mark.parametrize("others", [True, False], ids=["others", "nobody"])
-@pytest.mark.parametrize("hung", ["paused", "stopped"])
+@pytest.mark.parametrize("how", ["paused", "stopped"])
 async def test_what_its_caller_gives_up_is_taken_back_by_a_server_that_hangs(
-    redis: ArqRedis, control: Store, hung: str, *, others: bool, alone: bool
+    redis: ArqRedis, control: Store, how: str, *, others: bool, alone: bool
 ) -> None:
     """Whoever else waits for the same connection, and whether the server has read it or not."""
     await count(redis, "n", 1)
@@ -203,12 +195,7 @@ async def test_what_its_caller_gives_up_is_taken_back_by_a_server_that_hangs(
     own = await redis.connection_pool.get_connection()
     await own.connect()
     await redis.connection_pool.release(own)
-    pid, paused = control.info("server")["process_id"], hung == "paused"
-    if paused:
-        control.client_pause(60_000, all=False)
-    else:
-        os.kill(pid, signal.SIGSTOP)
-    try:
+    with hung(control, how):
         wire._heard_at = float("-inf")
         patient = asyncio.ensure_future(count(redis, "patient", 1)) if others else None
         hasty = asyncio.ensure_future(take_back(redis, "hasty", alone=alone))
@@ -216,11 +203,6 @@ async def test_what_its_caller_gives_up_is_taken_back_by_a_server_that_hangs(
         wire._heard_at -= 60
         hasty.cancel()
         await asyncio.wait([hasty])
-    finally:
-        if paused:
-            control.client_unpause()
-        else:
-            os.kill(pid, signal.SIGCONT)
     if patient is not None:
         assert await patient == [1, b"1"]
     if alone:  # it was closed, and may have been dropped
@@ -236,9 +218,7 @@ async def test_what_a_server_was_silent_about_is_taken_back_over_the_connection_
 ) -> None:
     await count(redis, "n", 1)
     wire = await channel_of(redis).wire()
-    pid = control.info("server")["process_id"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with hung(control):
         soon(wire)
         refused = [asyncio.ensure_future(take_back(redis, f"hasty {number}", alone=False)) for number in range(40)]
         found = await asyncio.gather(*refused, return_exceptions=True)
@@ -247,8 +227,6 @@ async def test_what_a_server_was_silent_about_is_taken_back_over_the_connection_
         await until(lambda: channel_of(redis)._wire is not wire)
         gc.collect()
         assert not wire._transport.is_closing()
-    finally:
-        os.kill(pid, signal.SIGCONT)
     assert await later == [2, b"2"]
     await until(lambda: control.get("taken back") == b"40")
     assert control.keys("hasty*") == []
@@ -349,17 +327,13 @@ async def test_whoever_gives_up_watching_a_server_that_hangs_waits_for_nothing_m
             await watch(pipe, ["n"], pack(b"GET", b"n"))
 
     await redis.set("n", 1)
-    pid = control.info("server")["process_id"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with hung(control):
         looking = asyncio.ensure_future(look())
         await until(lambda: redis.connection_pool._in_use_connections)
         await asyncio.sleep(0)
         looking.cancel()
         await asyncio.wait([looking], timeout=30)
         assert looking.cancelled()
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 async def test_whoever_gives_up_in_the_middle_of_an_exec_waits_for_nothing_more(

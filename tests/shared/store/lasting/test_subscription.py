@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
@@ -18,7 +16,7 @@ from shared.store.redis import ArqRedis, connect
 from tests.harness.fake_store import fake_client
 from tests.harness.store import Store
 from tests.support.held import Held
-from tests.support.server import Server
+from tests.support.server import Server, hung
 from tests.support.until import until
 
 CHANNEL = "tests:channel"
@@ -126,13 +124,8 @@ async def test_a_server_that_says_nothing_is_noticed_and_one_that_answers_is_not
     asked = control.info("commandstats")
     await until(lambda: control.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"] > 3)
     assert not ear.task.done(), asked
-    pid = control.info("server")["process_id"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        with pytest.raises(ConnectionError, match="Nothing is heard"):
-            await asyncio.wait_for(ear.task, 60)
-    finally:
-        os.kill(pid, signal.SIGCONT)
+    with hung(control), pytest.raises(ConnectionError, match="Nothing is heard"):
+        await asyncio.wait_for(ear.task, 60)
 
 
 async def test_a_message_after_an_answer_leaves_nobody_deaf(listening: Callable[..., Ear], control: Store) -> None:

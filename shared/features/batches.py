@@ -67,7 +67,7 @@ class Batches:
         self._confirmer = confirmer
         self._redis, self._files, self._webhooks, self._settings = redis, files, webhooks, settings
         self._key, self._queue = redis.key, JobQueue(redis)
-        self._doubts = UncertainCreates()
+        self.doubts = UncertainCreates()
 
     # ---- the tenant
 
@@ -102,7 +102,7 @@ class Batches:
             await self._files.keep_until(file["id"], head["expires_at_ms"] + _AFTER_MS)
             life_ms = self._life_ms(head)
             # With a key, the caller comes back for this very batch.
-            doubts = self._doubts.about(batch_id) if idempotency_key is None else nullcontext()
+            doubts = self.doubts.about(batch_id) if idempotency_key is None else nullcontext()
             with doubts, translate_errors():
                 async with self._redis.pipeline(transaction=True).control as pipe:
                     batch_head.make_with(
@@ -199,9 +199,9 @@ class Batches:
         await self._announce(batch_id, tenant)
         return head
 
-    async def revoke_doubtful(self) -> None:
-        """Withdraws what was refused because Redis did not answer, in case Redis did hear. Raises RedisError, OSError."""
-        await self._doubts.settle(self._withdraw)
+    async def revoke_doubtful(self) -> bool:
+        """As `Broker.revoke_doubtful`. Raises RedisError, OSError."""
+        return await self.doubts.settle(self._withdraw)
 
     async def _withdraw(self, batch_id: str) -> None:
         with suppress(BadRequest):  # it was small, and has ended

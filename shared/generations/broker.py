@@ -91,7 +91,7 @@ class Broker:
         self._bell = Bell(redis, log, sessions, settings, confirmer)
         self._found = BatchedLookup(log.describe, most=_FOUND_AT_ONCE)
         self._key, self._queue = redis.key, JobQueue(redis)
-        self._doubts = UncertainCreates()
+        self.doubts = UncertainCreates()
 
     # ---- generations
 
@@ -167,7 +167,7 @@ class Broker:
         await self._budgets.prepare(header)
         async with deadline():
             # With a key, the caller comes back for this very generation.
-            doubts = self._doubts.about(generation_id) if digest is None else nullcontext()
+            doubts = self.doubts.about(generation_id) if digest is None else nullcontext()
             with enqueued(header), doubts, translate_errors():
                 if session := header["session"]:
                     await self._settlement.settle_session(caller.tenant, session["id"])
@@ -257,9 +257,9 @@ class Broker:
             SUBMITTED.inc(new := await self.log.create(header, stored, self._gate.hold(reserve)))
             await self._bell.ring(header, new=new)
 
-    async def revoke_doubtful(self) -> None:
-        """Withdraws what was refused because Redis did not answer, in case Redis did hear."""
-        await self._doubts.settle(self._withdraw)
+    async def revoke_doubtful(self) -> bool:
+        """Withdraws what was refused because Redis did not answer, in case Redis did hear. Returns whether there is more."""
+        return await self.doubts.settle(self._withdraw)
 
     async def _withdraw(self, generation_id: str) -> None:
         summary = (await self.log.describe([generation_id]))[0]

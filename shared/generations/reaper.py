@@ -56,10 +56,16 @@ class Reaper:
     async def withdraw_doubtful(self) -> None:
         """Loops for ever: what this process refused because Redis did not answer is withdrawn as soon as it does, before
         anybody rings for it."""
+        doubt, refusing = asyncio.Event(), (self._broker, self._core.batches)
+        for one in refusing:
+            one.doubts.noted = doubt
+        doubt.set()  # there may be some already
         while True:
+            await doubt.wait()
             await asyncio.sleep(_DOUBTS_S)
-            await self._broker.revoke_doubtful()
-            await self._core.batches.revoke_doubtful()
+            doubt.clear()
+            if True in [await one.revoke_doubtful() for one in refusing]:
+                doubt.set()
 
     async def _takes_turn(self) -> bool:
         """Whether it is this process's turn. Also where memory is full: some of what is done then frees some."""

@@ -85,15 +85,21 @@ class UncertainCreates:
     def __init__(self) -> None:
         self._doubts: dict[str, tuple[float, float, float]] = {}
         """Of each, until when it may come, when it is looked for next, and how much later after that."""
+        self.noted = asyncio.Event()
+        """Set when there is one: who settles those of several waits for one of its own that they share."""
 
     def about(self, new_id: str) -> _Doubt:
         """Around the creation."""
-        return _Doubt(self._doubts, new_id)
+        return _Doubt(self, new_id)
 
-    async def settle(self, withdraw: Callable[[str], Awaitable[None]]) -> None:
+    def note(self, new_id: str) -> None:
+        self._doubts[new_id] = time.monotonic() + _DOUBT_S, 0.0, 0.0
+        self.noted.set()
+
+    async def settle(self, withdraw: Callable[[str], Awaitable[None]]) -> bool:
         """Withdraws those that are there. `withdraw` raises Gone for one that is not; that may still be on its way to a
-        server that hangs: it is looked for again, less often. So is one that cannot be withdrawn now. For who calls it all
-        the while. Raises RedisError, OSError; whichever that was is the last one next time."""
+        server that hangs: it is looked for again, less often. So is one that cannot be withdrawn now. Returns whether there are
+        any left: then it is to be called again. Raises RedisError, OSError; whichever that was is the last one next time."""
         for new_id, (until, due, pause_s) in list(self._doubts.items()):
             if (now := time.monotonic()) < due:
                 continue
@@ -109,12 +115,13 @@ class UncertainCreates:
                 self._doubts[new_id] = self._doubts.pop(new_id)
                 raise
             del self._doubts[new_id]
+        return bool(self._doubts)
 
 
 class _Doubt:
     __slots__ = ("_doubts", "_new_id")
 
-    def __init__(self, doubts: dict[str, tuple[float, float, float]], new_id: str) -> None:
+    def __init__(self, doubts: UncertainCreates, new_id: str) -> None:
         self._doubts, self._new_id = doubts, new_id
 
     def __enter__(self) -> None: ...
@@ -123,4 +130,4 @@ class _Doubt:
         self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
     ) -> None:
         if isinstance(error, Unavailable | asyncio.CancelledError):
-            self._doubts[self._new_id] = time.monotonic() + _DOUBT_S, 0.0, 0.0
+            self._doubts.note(self._new_id)

@@ -23,7 +23,7 @@ DEBIAN, LITELLM, NODE, PORTKEY = PEERS / "debian", PEERS / "litellm", PEERS / "n
 NGINX, MODULES = "usr/sbin/nginx", "usr/lib/nginx/modules"
 NCHAN = f"{MODULES}/ngx_nchan_module.so"
 
-DEBS = ("nginx-light", "libnginx-mod-nchan")
+DEBS = ("nginx", "nginx-light", "libnginx-mod-nchan")
 PIP = "litellm[proxy]==1.106.2"
 NPM = {"@durable-streams/server": "0.3.7", "redis": "6.3.1", "resumable-stream": "2.2.13"}
 NPM_PORTKEY = {"@portkey-ai/gateway": "1.15.2"}

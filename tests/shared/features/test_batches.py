@@ -271,8 +271,9 @@ async def test_the_reaper_does_not_ring_before_a_batch_is_accepted_or_withdrawn(
     redis: ArqRedis, files: Files, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was run, and paid for, although the client had been told 503."""
-    confirmer, deadlines = Confirmer(redis, name="never"), Deadlines(monkeypatch)
+    confirmer = Confirmer(redis, name="never")
     batches = Batches(redis, files, Webhooks(redis, settings), settings, confirmer)
+    deadlines = Deadlines(monkeypatch)
     monkeypatch.setattr(confirmer, "promise", lambda **_: deadlines.expire())
     with pytest.raises(Unavailable):
         await create(batches, files)

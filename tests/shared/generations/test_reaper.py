@@ -17,6 +17,7 @@ from shared.generations.broker import Broker
 from shared.generations.caller import Caller
 from shared.generations.core import Core
 from shared.generations.reaper import Reaper
+from shared.lib.tasks import cancel
 from shared.lib.telemetry import REAPED
 from shared.log.entry import Status
 from shared.log.records import Summary
@@ -27,6 +28,7 @@ from shared.store.redis import ArqRedis
 from tests.harness.records import error_in, header_with, outcome_with
 from tests.support.deadlines import Deadlines
 from tests.support.names import keys
+from tests.support.until import until
 
 ANN = Caller("ann")
 BODY = {"model": "fake/echo", "messages": [{"role": "user", "content": "x"}]}
@@ -194,6 +196,28 @@ async def test_what_was_refused_never_runs(forgetful: Broker, log: StreamLog) ->
     assert (await summary(log, generation_id)).status is Status.CANCELLED
     await forgetful.revoke_doubtful()
     assert await log.open_ids() == []
+
+
+async def test_what_was_refused_is_looked_for_while_there_is_any_and_no_longer(
+    sweeper: Reaper, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever refused nothing does not wake for it."""
+    looks, left = 0, 0
+
+    async def revoke() -> bool:
+        nonlocal looks, left
+        looks, left = looks + 1, max(0, left - 1)
+        return left > 0
+
+    monkeypatch.setattr(broker, "revoke_doubtful", revoke)
+    monkeypatch.setattr(reaper, "_DOUBTS_S", 0.0)
+    withdrawing = asyncio.create_task(sweeper.withdraw_doubtful())
+    await until(lambda: looks == 1 and not broker.doubts.noted.is_set())  # of a loop before this one
+    left = 3
+    broker.doubts.note("chatcmpl-1")
+    await until(lambda: looks == 4 and not broker.doubts.noted.is_set())
+    await cancel(withdrawing)
+    assert looks == 4
 
 
 async def test_the_same_key_is_the_same_generation(broker: Broker, log: StreamLog) -> None:

@@ -29,7 +29,7 @@ _LANE_BYTES = 128 * 1024
 _RESTS = 4
 """After a round of writes to all viewers of a log, the next one waits so many times as long as that took, and not longer than
 _HELD_S: what comes meanwhile goes in one write. So a few viewers wait for nothing, and a thousand take less of the loop."""
-_HELD_S = 0.012
+_HELD_S = 0.016
 _READ_BYTES, _FIRST_READ, _LARGEST_READ = 1024 * 1024, 100, 1000
 """How many entries of each log are read at once: as many as make a megabyte, if they stay like those seen."""
 _BODY_FRAMES, _BODY_BYTES = 512, 128 * 1024

@@ -93,6 +93,7 @@ class UncertainCreates:
         return _Doubt(self, new_id)
 
     def note(self, new_id: str) -> None:
+        """This one was refused, and may be there or come."""
         self._doubts[new_id] = time.monotonic() + _DOUBT_S, 0.0, 0.0
         self.noted.set()
 

@@ -220,8 +220,7 @@ class StreamWorker(Worker):
             reached = await self._start(lost, begun=True)
             left = {job.lane for job in lost if job.id not in reached and job.id not in self._jobs}
             self._more = left | {lane for lane, jobs in seen.waiting.items() if len(jobs) > count[lane]}
-            first = await self._not_begun({lane: seen.waiting[lane] for lane in lanes - left})
-            wanted = [job for job in first if job.id not in tried]
+            wanted = [job for lane in lanes - left for job in seen.waiting[lane] if job.id not in tried]
             tried |= await self._start(wanted, begun=False)  # where others were quicker, they are about to move them
             hopeful = self._more if lost or wanted else self._more - lanes
             if not any(map(self._places.room, hopeful)):
@@ -255,13 +254,13 @@ class StreamWorker(Worker):
         self._skip = self._skip + OVERDUE_AT_ONCE if full_page and not lost else 0
         return lost
 
-    async def _not_begun(self, waiting: dict[Lane, list[Waiting]]) -> list[Waiting]:
-        """What of this may be begun now: not what was put once more while it ran, where its lease may be back soon."""
+    async def _not_begun(self, wanted: list[Waiting]) -> list[Waiting]:
+        """What of this may be begun now: not what runs, and was put or rung for before; its lease may be back soon."""
         begun: set[str] = set()
         if self._pause.holds(self.loop.time()):
-            for lane, jobs in waiting.items():
-                begun |= await self._queue.begun(lane, [job.id for job in jobs])
-        return [job for jobs in waiting.values() for job in jobs if job.id not in begun]
+            for lane in {job.lane for job in wanted}:
+                begun |= await self._queue.begun(lane, [job.id for job in wanted if job.lane is lane])
+        return [job for job in wanted if job.id not in begun]
 
     async def _start(self, wanted: Iterable[Waiting], *, begun: bool, listed: bool = True) -> set[str]:
         """Takes of these jobs what there is room for, and runs them. Returns which it tried to."""
@@ -270,21 +269,24 @@ class StreamWorker(Worker):
             self._more |= {job.lane for job in left}
         if not chosen or not self.allow_pick_jobs:
             return set()
-        lease = self._lease()
+        lease, tried = self._lease(), {job.id for job in chosen}
         try:
+            if not (begun or (chosen := await self._not_begun(chosen))):
+                return tried
             at_once = None if begun else await self._openings.take(chosen, lease)
             taken = at_once or await self._take(chosen, lease, begun=begun)
         except OutOfMemoryError:
             raise
         except (RedisError, OSError):  # whether it was done or not: a lease of ours can be taken again
-            self._again.update((job.id, job.lane) for job in chosen if job.id not in self._jobs)
+            if begun:  # what waits is found where it waits, unless another worker has begun it by then
+                self._again.update((job.id, job.lane) for job in chosen if job.id not in self._jobs)
             raise
         self._moves.note(taken, lease, self.loop.time(), listed=listed)
         for job in taken.jobs:
             self._begin(job)
         if taken.unknown and not listed:
             self._strange.set()
-        return {job.id for job in chosen}
+        return tried
 
     async def _take(self, chosen: list[Waiting], lease: Lease, *, begun: bool) -> Taken:
         try:

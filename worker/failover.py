@@ -70,4 +70,7 @@ class FailoverHold:
         return None if self._ahead is None else now + self._ahead
 
     def holds(self, now: float) -> bool:
-        return now < self._until
+        is_silent = (
+            self._heard is not None and now - self._heard > self._silence_s
+        )  # whatever answers next ends an outage
+        return is_silent or now < self._until

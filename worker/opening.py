@@ -39,12 +39,13 @@ MOVED_S = 0.02
 _MOST_UNANSWERED = 1000
 
 _SCRIPT = b"""
+if redis.call('ZSCORE', ARGV[5], ARGV[6]) and redis.call('GET', ARGV[1]) ~= ARGV[2] then return false end
 local taken = redis.pcall('SET', ARGV[1], ARGV[2], 'NX', 'PX', ARGV[3])
 if type(taken) == 'table' and taken.err then return taken end
 if not taken and redis.call('GET', ARGV[1]) ~= ARGV[2] then return false end
 local replies = {redis.call('GET', ARGV[4])}
 if not replies[1] then return replies end
-local at = 5
+local at = 7
 while ARGV[at] do
   local words = tonumber(ARGV[at])
   replies[#replies + 1] = redis.pcall(unpack(ARGV, at + 1, at + words))
@@ -52,9 +53,10 @@ while ARGV[at] do
 end
 return replies
 """
-"""ARGV: the lease, its holder, its life in ms, the job, then each command as the number of its words and these. It returns the
-job's payload and the replies, the payload alone where the job is unknown, and nothing where another worker has the lease. On a
-full server the first command is refused, and nothing is done."""
+"""ARGV: the lease, its holder, its life in ms, the job, the set of those that run, the job's id, then each command as the
+number of its words and these. It returns the job's payload and the replies, the payload alone where the job is unknown, and
+nothing where another worker has the lease, or runs the job by that set: it may be about to have its lease back. On a full
+server the first command that writes is refused, and nothing is done."""
 _DIGEST = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
 
 
@@ -96,9 +98,8 @@ class Openings:
         for job in wanted:
             if job.lane is Lane.BATCH:
                 return None
-            attempt = new_attempt(self._worker_id, "queued")
-            opening = Opening(attempt, json.dumps(attempt), None)
-            asked.append((job, opening, self._words(job.id, lease, opening.data)))
+            opening = self._open.get(job.id) or self._opening()  # the one before, if it was not answered
+            asked.append((job, opening, self._words(job, lease, opening.data)))
         for job, opening, _ in asked:
             self._open[job.id] = opening
         replies, server = await self._ask(b"EVALSHA", _DIGEST, asked)
@@ -129,10 +130,15 @@ class Openings:
         ends = await self._log.ends([job.id for job in wanted if job.lane is not Lane.BATCH])
         return [job for job in wanted if (end := ends.get(job.id)) and end.epoch]
 
-    def _words(self, job_id: str, lease: Lease, data: bytes) -> list[Any]:
+    def _opening(self) -> Opening:
+        attempt = new_attempt(self._worker_id, "queued")
+        return Opening(attempt, json.dumps(attempt), None)
+
+    def _words(self, job: Waiting, lease: Lease, data: bytes) -> list[Any]:
         """What the script is told."""
-        told: list[Any] = [0, self._key.lease(job_id), lease.holder, lease.ms, self._key.job(job_id)]
-        for words in self._log.claiming(job_id, 1, data):
+        told: list[Any] = [0, self._key.lease(job.id), lease.holder, lease.ms, self._key.job(job.id)]
+        told += (self._key.running(job.lane), job.id)
+        for words in self._log.claiming(job.id, 1, data):
             told += (len(words), *words)
         return told
 

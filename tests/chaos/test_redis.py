@@ -21,11 +21,9 @@ from tests.harness.processes import Stack, free_port, wait_until
 from tests.harness.store import Store, open_store
 from tests.harness.upstream import Pause, ScriptedUpstream, ending, words
 from tests.support.names import WAITING, keys
+from tests.support.proxy import LOADING
 from tests.support.rig import LEASE_S, Rig
 from tests.support.wire import Client
-
-LOADING = b"-LOADING Valkey is loading the dataset in memory\r\n"
-
 
 # ---- replies that are lost
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from tests.harness.processes import wait_until
 from tests.harness.upstream import Pause
 from tests.support.names import jobs_left, keys
+from tests.support.proxy import LOADING, Proxy
 from tests.support.rig import LEASE_S, Rig
 from tests.support.server import hung
 from tests.support.tracked import bells, readers
@@ -80,6 +83,36 @@ def test_f16_redis_stopped_for_longer_than_the_lease(rig: Rig) -> None:
     away(rig, 2 * LEASE_S, rig.kill_valkey, rig.start_valkey)
 
 
+@pytest.mark.parametrize("fault", [Proxy.hold, partial(Proxy.answer, reply=LOADING)], ids=["held", "loading"])
+def test_f16_a_worker_that_heard_the_bell_late_leaves_alone_what_runs_elsewhere(
+    rig: Rig, fault: Callable[[Proxy], None]
+) -> None:
+    """It takes what it was rung for while Redis is away, and asks again, or is heard, when the leases of those jobs have
+    lapsed and the worker that runs them has not had them back yet."""
+    rig.stack.kill("worker-2", signal.SIGSTOP)
+    barrier = Pause()
+    viewers = rig.streams(4, chunks=10, barrier=barrier)
+    with healed(rig, fault):
+        refused = rig.stack.log("worker-2").count('"part": "poll"')
+        rig.stack.kill("worker-2", signal.SIGCONT)
+        wait_until(lambda: rig.stack.log("worker-2").count('"part": "poll"') > refused, what="it has asked for them")
+        leases = [keys.lease(viewer.id) for viewer in viewers]
+        wait_until(lambda: not rig.redis.exists(*leases), what="the leases have lapsed")
+        rig.stack.kill("worker", signal.SIGSTOP)
+    try:
+        looks = looked(rig)
+        wait_until(lambda: looked(rig) > looks + 4, what="the late one has looked for work again")
+    finally:
+        rig.stack.kill("worker", signal.SIGCONT)
+    barrier.go()
+    rig.whole(viewers)
+
+
+def looked(rig: Rig) -> int:
+    """How often heartbeats and leases were prolonged."""
+    return int(rig.redis.info("commandstats")["cmdstat_pexpire"]["calls"])
+
+
 def test_f17_redis_half_open(rig: Rig) -> None:
     away(rig, 2.5 * LEASE_S, rig.proxy.hold, rig.proxy.heal)
 
@@ -100,7 +133,7 @@ def test_f17_what_was_refused_while_redis_hung_never_runs(rig: Rig, how: str) ->
         {"messages": [{"role": "user", "content": "word " * 8000}]},
         {"metadata": {"a": "b"}, "on_disconnect": "cancel"},
     ]
-    with ThreadPoolExecutor(len(kinds)) as pool, held(rig) if how == "held" else hung(rig.redis, how):
+    with ThreadPoolExecutor(len(kinds)) as pool, healed(rig, Proxy.hold) if how == "held" else hung(rig.redis, how):
         refused = [*pool.map(lambda fields: rig.post("scripted/late", **fields), kinds)]
         assert [(one.status_code, one.json()["error"]["code"]) for one in refused] == [
             (503, "storage_unavailable")
@@ -112,8 +145,9 @@ def test_f17_what_was_refused_while_redis_hung_never_runs(rig: Rig, how: str) ->
 
 
 @contextmanager
-def held(rig: Rig) -> Iterator[None]:
-    rig.proxy.hold()
+def healed(rig: Rig, fault: Callable[[Proxy], None]) -> Iterator[None]:
+    """With this fault until it is left."""
+    fault(rig.proxy)
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ import hiredis
 
 from tests.harness.loopback import LoopThread, stop_listening
 
+LOADING = b"-LOADING Valkey is loading the dataset in memory\r\n"
 _READ = 65536
 
 

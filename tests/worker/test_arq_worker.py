@@ -270,6 +270,55 @@ async def test_in_a_pause_a_job_that_was_put_while_it_ran_is_left_alone(bench: B
     assert await bench.waiting() == lost
 
 
+@pytest.mark.parametrize("is_silent", [True, False], ids=["as it ends", "after it"])
+async def test_what_was_rung_for_before_an_outage_and_runs_elsewhere_is_left_alone(
+    bench: Bench, *, is_silent: bool
+) -> None:
+    """Its worker is about to have its lease back."""
+    await bench.settled()
+    (lost,) = await bench.lose(1)
+    (fresh,) = await bench.put(1)
+    now = bench.worker.loop.time()
+    if is_silent:
+        bench.worker._pause._heard, bench.worker._due = now - 3600, now + 60  # the look comes later
+    else:
+        bench.worker._pause._until = now + 60
+    bench.worker._rung = {lost: Lane.GENERATION, fresh: Lane.GENERATION}
+    bench.worker._woken.set()
+    polling = asyncio.create_task(bench.worker.poll())
+    while not await bench.running():
+        pass
+    await cancel(polling)
+    assert await bench.running() == {fresh}
+    assert await bench.redis.exists(keys.lease(lost)) == 0
+
+
+@pytest.mark.parametrize("is_begun", [True, False])
+async def test_what_may_have_been_taken_is_taken_again_but_not_from_who_runs_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, is_begun: bool
+) -> None:
+    """The lease may be ours: nobody answered. Until somebody does, another worker may have begun it, and its lease lapsed."""
+    await bench.settled()
+    (job_id,) = await bench.put(1)
+
+    async def unanswered(*_: Any) -> None:
+        raise RedisError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.work, "take", unanswered)
+        with pytest.raises(RedisError):
+            await bench.worker._start([Waiting(job_id, Lane.GENERATION)], begun=False)
+    if is_begun:
+        taken = await bench.queue.take([Waiting(job_id, Lane.GENERATION)], OTHER, begun=False)
+        await do(bench.redis, bench.queue.move(taken, OTHER, {}))
+        await bench.redis.delete(keys.lease(job_id))
+    else:
+        await bench.redis.set(keys.lease(job_id), "me", px=60_000)
+    bench.worker._pause._until = bench.worker.loop.time() + 60
+    await bench.worker.sweep()
+    assert await bench.running() == (set() if is_begun else {job_id})
+
+
 async def test_a_lease_that_lives_is_respected_whatever_the_list_says(bench: Bench) -> None:
     """A full server of version 6.2 does not note that it was renewed."""
     await bench.settled()

@@ -19,9 +19,15 @@ def pause() -> FailoverHold:
     return made
 
 
+def answers(pause: FailoverHold, since: float, until: float) -> None:
+    """All the while."""
+    for tenths in range(round(10 * since), round(10 * until), 5):
+        pause.answered(tenths / 10)
+
+
 def test_one_that_has_just_started_waits_for_half_a_lease() -> None:
     pause = FailoverHold(LEASE_S, 0.5)
-    pause.answered(7.0)
+    answers(pause, 7.0, 12.0)
     pause.clock(5007.0, 7.0)
     assert (pause.holds(11.9), pause.holds(12.1)) == (True, False)
 
@@ -31,13 +37,18 @@ def test_in_ordinary_times_a_missing_lease_is_a_lost_worker(pause: FailoverHold)
 
 
 def test_after_an_outage_the_others_get_a_lease_to_come_back(pause: FailoverHold) -> None:
-    pause.answered(106.0)
+    answers(pause, 106.0, 116.0)
     assert (pause.holds(115.9), pause.holds(116.1)) == (True, False)
 
 
+def test_after_such_a_silence_it_holds_before_anything_was_answered(pause: FailoverHold) -> None:
+    """What is asked next may be what ends an outage."""
+    assert (pause.holds(104.9), pause.holds(105.1)) == (False, True)
+
+
 def test_after_redis_clock_was_set_on_the_others_get_a_lease_to_renew_theirs(pause: FailoverHold) -> None:
-    pause.answered(100.5)
     pause.clock(5190.5, 100.5)
+    answers(pause, 100.5, 111.0)
     assert (pause.holds(110.4), pause.holds(110.6)) == (True, False)
     pause.clock(5201.0, 111.0)
     assert not pause.holds(111.0)
@@ -57,6 +68,7 @@ def test_another_server_may_have_forgotten_who_runs_what_and_half_a_lease_is_for
     pause.server("first", 101.0)
     assert not pause.forgot(101.0)
     pause.server("second", 102.0)
+    answers(pause, 102.0, 107.0)
     assert (pause.forgot(106.9), pause.forgot(107.1)) == (True, False)
     assert (pause.holds(106.9), pause.holds(107.1)) == (True, False)
     pause.server("second", 107.2)

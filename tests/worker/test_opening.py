@@ -24,7 +24,7 @@ from shared.store.redis import ArqRedis, TimeoutError, connect
 from shared.store.turns import Waiting
 from tests.harness.broker import appender, client_of, cluster_node, log, settings
 from tests.harness.records import header_with
-from tests.harness.store import configured
+from tests.harness.store import configured, do
 from tests.support.names import keys
 from worker import opening as module
 from worker.opening import Openings
@@ -87,6 +87,23 @@ async def test_what_another_worker_has_is_left_to_it(bench: Bench) -> None:
     assert bench.openings.pop(job.id) is None
 
 
+async def test_what_runs_elsewhere_is_left_to_it_although_its_lease_has_lapsed(bench: Bench) -> None:
+    """After an outage, which it may have survived. Whose lease is ours is ours: the list may not know it yet."""
+    job = await bench.put()
+    taken = await bench.queue.take([job], OTHERS, begun=False)
+    await do(bench.redis, bench.queue.move(taken, OTHERS, {}))
+    await bench.redis.delete(keys.lease(job.id))
+    found = await bench.openings.take([job], OURS)
+    assert found is not None
+    assert (found.jobs, found.unknown) == ([], [])
+    assert await bench.redis.exists(keys.lease(job.id)) == 0
+    assert await bench.log.last(job.id) == BEGIN
+    await bench.redis.set(keys.lease(job.id), OURS.holder, px=OURS.ms)
+    found = await bench.openings.take([job], OURS)
+    assert found is not None
+    assert [one.id for one in found.jobs] == [job.id]
+
+
 async def test_of_all_workers_that_hear_the_bell_one_begins(bench: Bench) -> None:
     job = await bench.put()
     workers = [Openings(bench.redis, bench.log, bench.appender, worker_id=f"w{number}") for number in range(8)]
@@ -126,9 +143,10 @@ async def test_a_batch_is_taken_as_ever(bench: Bench) -> None:
     assert await bench.openings.take([Waiting("batch_1", Lane.BATCH)], OURS) is None
 
 
+@pytest.mark.parametrize("once_more", [True, False], ids=["once more", "as begun"])
 @pytest.mark.parametrize("lost", ["the words", "the replies"])
 async def test_what_was_not_answered_is_ours_when_it_is_taken_again(
-    bench: Bench, lost: str, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, lost: str, monkeypatch: pytest.MonkeyPatch, *, once_more: bool
 ) -> None:
     job, ask = await bench.put(), bench.appender.ask
 
@@ -141,13 +159,14 @@ async def test_what_was_not_answered_is_ours_when_it_is_taken_again(
         patch.setattr(bench.appender, "ask", unanswered)
         with pytest.raises(TimeoutError):
             await bench.openings.take([job], OURS)
-    taken = await bench.queue.take([job], OURS, begun=True)
+    taken = await (bench.openings.take([job], OURS) if once_more else bench.queue.take([job], OURS, begun=True))
+    assert taken is not None
     assert [one.id for one in taken.jobs] == [job.id]
     opening = bench.openings.pop(job.id)
     assert opening is not None
-    assert opening.asked is None
-    writer, *_ = await bench.log.claim(bench.appender, job.id, 1, opening.attempt, opening.asked)
-    assert writer.epoch == 1
+    assert (opening.asked is not None) is once_more
+    writer, *_ = await bench.log.claim(bench.appender, job.id, 1, opening.attempt, opening.asked, opening.data)
+    assert (writer.epoch, await bench.log.last(job.id)) == (1, Position(1, 0))
 
 
 async def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from time import perf_counter
 
-from api.live.direct import DirectWriter, in_chunk
+from api.live.direct import DirectWriter, in_chunk, write_all
 from api.live.folding import Folding, Stateless
 from api.live.pacing import TokenClock
 from api.live.projection import Encode, Projection, framed
@@ -26,10 +26,10 @@ _CHUNK_BYTES, _FRAME_BYTES = 48, 80
 """What a chunk and a frame take beside what the chunk says, in CPython: headers of objects, places in lists, `data:`, ids."""
 _LANE_BYTES = 128 * 1024
 """More than this at once goes to each viewer at its own speed."""
-_RESTS = 4
-"""After a round of writes to all viewers of a log, the next one waits so many times as long as that took, and not longer than
-_HELD_S: what comes meanwhile goes in one write. So a few viewers wait for nothing, and a thousand take less of the loop."""
-_HELD_S = 0.016
+_RESTS, _LEAST_S, _HALF_WITHIN_S = 4, 0.012, 0.020
+"""After a round of writes to all viewers of a log, the next one waits so many times as long as that took: what comes meanwhile
+goes in one write. So a few viewers wait for nothing, and a thousand take less of the loop. At most it waits so long that half
+of the viewers have a chunk within 20 ms, half a wait and a round after it came, and 12 ms where rounds alone take so long."""
 _READ_BYTES, _FIRST_READ, _LARGEST_READ = 1024 * 1024, 100, 1000
 """How many entries of each log are read at once: as many as make a megabyte, if they stay like those seen."""
 _BODY_FRAMES, _BODY_BYTES = 512, 128 * 1024
@@ -95,7 +95,7 @@ class LiveLog(Waiters):
         self._frames: dict[Encode, list[bytes]] = {}
         self._shown: dict[Projection, Stateless | Folding] = {}
         self._bodies: dict[tuple[Encode, int], tuple[bytes, int] | None] = {}
-        self._lanes: dict[Encode, set[DirectWriter]] = {}
+        self._lanes: dict[Encode, dict[DirectWriter, asyncio.Transport]] = {}
         self._written = 0
         """The number of the last chunk that those who are written to directly have."""
 
@@ -281,13 +281,13 @@ class LiveLog(Waiters):
         self._write()
         writer = DirectWriter(encode, transport, keepalive, self._loop.time())
         self.frames(encode, self.end, self.end)
-        self._lanes.setdefault(encode, set()).add(writer)
+        self._lanes.setdefault(encode, {})[writer] = transport
         return writer
 
     def detach(self, writer: DirectWriter) -> tuple[int, int]:
         """Writes no more to it. Returns the epoch and the number of chunks it got to."""
         if not writer.left:
-            self._lanes[writer.encode].discard(writer)
+            self._lanes[writer.encode].pop(writer, None)
             self._leave(writer)
         return writer.epoch, writer.index
 
@@ -308,7 +308,7 @@ class LiveLog(Waiters):
             self._timer.cancel()
             self._timer = None
         before, self._written = self._written, (end := self.floor + len(self._data))
-        if before >= end:
+        if before >= end or not self._lanes:
             return
         began = perf_counter()
         for encode, lanes in self._lanes.items():
@@ -322,21 +322,12 @@ class LiveLog(Waiters):
                     self._leave(writer, before)
                 lanes.clear()
                 continue
-            framed = in_chunk(body)
-            behind = []
-            for writer in lanes:
-                try:
-                    writer.transport.write(framed)
-                    if not writer.transport.get_write_buffer_size():
-                        continue
-                except RuntimeError:
-                    pass  # closing: uvloop refuses to write then, and the viewer is told by its own way
-                behind.append(writer)
-            for writer in behind:
-                lanes.discard(writer)
+            for writer in write_all(lanes, in_chunk(body)):
+                lanes.pop(writer, None)
                 self._leave(writer)
         took = perf_counter() - began
-        self._free_at = self._loop.time() + took + min(_HELD_S, _RESTS * took)
+        rest = min(_RESTS * took, max(_LEAST_S, 2 * (_HALF_WITHIN_S - took)))
+        self._free_at = self._loop.time() + took + rest
 
     def silent(self, before: float) -> list[DirectWriter]:
         """Those that were written nothing since then."""

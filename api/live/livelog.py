@@ -26,10 +26,10 @@ _CHUNK_BYTES, _FRAME_BYTES = 48, 80
 """What a chunk and a frame take beside what the chunk says, in CPython: headers of objects, places in lists, `data:`, ids."""
 _LANE_BYTES = 128 * 1024
 """More than this at once goes to each viewer at its own speed."""
-_RESTS, _LEAST_S, _HALF_WITHIN_S = 4, 0.012, 0.020
+_RESTS, _LEAST_S, _HALF_WITHIN_S = 4, 0.012, 0.018
 """After a round of writes to all viewers of a log, the next one waits so many times as long as that took: what comes meanwhile
 goes in one write. So a few viewers wait for nothing, and a thousand take less of the loop. At most it waits so long that half
-of the viewers have a chunk within 20 ms, half a wait and a round after it came, and 12 ms where rounds alone take so long."""
+of the viewers have a chunk within some 20 ms, half a wait and a round after it came, and 12 ms where rounds alone take so long."""
 _READ_BYTES, _FIRST_READ, _LARGEST_READ = 1024 * 1024, 100, 1000
 """How many entries of each log are read at once: as many as make a megabyte, if they stay like those seen."""
 _BODY_FRAMES, _BODY_BYTES = 512, 128 * 1024

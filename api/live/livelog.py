@@ -29,7 +29,7 @@ _LANE_BYTES = 128 * 1024
 _RESTS, _LEAST_S, _HALF_WITHIN_S = 4, 0.012, 0.018
 """After a round of writes to all viewers of a log, the next one waits so many times as long as that took: what comes meanwhile
 goes in one write. So a few viewers wait for nothing, and a thousand take less of the loop. At most it waits so long that half
-of the viewers have a chunk within some 20 ms, half a wait and a round after it came, and 12 ms where rounds alone take so long."""
+of the viewers have a chunk within some 20 ms, half a wait and a round after it came; and 12 ms where rounds take so long."""
 _READ_BYTES, _FIRST_READ, _LARGEST_READ = 1024 * 1024, 100, 1000
 """How many entries of each log are read at once: as many as make a megabyte, if they stay like those seen."""
 _BODY_FRAMES, _BODY_BYTES = 512, 128 * 1024

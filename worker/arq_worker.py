@@ -153,6 +153,7 @@ class StreamWorker(Worker):
 
     async def answer_doorbell(self) -> None:
         """Listens for ids: one of ours may have been ended elsewhere, any other is new work."""
+        self._rung.clear()  # what was heard before an outage may have been begun elsewhere; it is found where it waits
         async with aclosing(listen(self._redis, self._key.doorbell, self._note_rung, beat_s=BEAT_S)) as ours:
             async for said in ours:
                 await self._generator.running.stop_ended({heard(said.decode())[0]})
@@ -160,11 +161,10 @@ class StreamWorker(Worker):
     def _note_rung(self, said: bytes) -> bool:
         """Whether it is new work."""
         job_id, lane = heard(said.decode(errors="replace"))  # who else shares the server may ring, too
-        if job_id in self._jobs:
-            return False
-        self._rung[job_id] = lane
-        self._woken.set()
-        return True
+        if is_new := job_id not in self._jobs:
+            self._rung[job_id] = lane
+            self._woken.set()
+        return is_new
 
     async def renew_leases(self) -> None:
         """Keeps our jobs ours, and lets go of those that were ended or taken meanwhile."""
@@ -199,8 +199,7 @@ class StreamWorker(Worker):
         """Takes what no worker runs, as far as there is room: its worker is lost, or it was never rung for.
 
         What is lost comes first: from a lane that had no room for all of it, nothing is taken that waits. While leases may be
-        gone whose workers live, nothing that was begun is taken over; while it may be forgotten who runs what, nothing at
-        all.
+        gone whose workers live, nothing begun is taken over; while it may be forgotten who runs what, nothing at all.
         """
         await self._flush()  # or what was just taken would seem to wait
         tried: set[str] = set()
@@ -214,9 +213,7 @@ class StreamWorker(Worker):
             if surplus := self._places.surplus(seen.waiting[Lane.BATCH], self._jobs, self._costs):
                 await self._hand_over({surplus: self._running[Lane.BATCH][surplus]})
                 continue
-            lost = await self._leaseless(seen.overdue)
-            again, self._again = [Waiting(*job) for job in self._again.items()], {}
-            lost = [*again, *lost]
+            lost = [*await self._ours_again(), *await self._leaseless(seen.overdue)]
             reached = await self._start(lost, begun=True)
             left = {job.lane for job in lost if job.id not in reached and job.id not in self._jobs}
             self._more = left | {lane for lane, jobs in seen.waiting.items() if len(jobs) > count[lane]}
@@ -254,13 +251,15 @@ class StreamWorker(Worker):
         self._skip = self._skip + OVERDUE_AT_ONCE if full_page and not lost else 0
         return lost
 
-    async def _not_begun(self, wanted: list[Waiting]) -> list[Waiting]:
-        """What of this may be begun now: not what runs, and was put or rung for before; its lease may be back soon."""
-        begun: set[str] = set()
-        if self._pause.holds(self.loop.time()):
-            for lane in {job.lane for job in wanted}:
-                begun |= await self._queue.begun(lane, [job.id for job in wanted if job.lane is lane])
-        return [job for job in wanted if job.id not in begun]
+    async def _ours_again(self) -> list[Waiting]:
+        """What of `_again` may be taken now: in a pause what has our lease; another worker may have begun the rest."""
+        found = [Waiting(*job) for job in self._again.items()]
+        if found and self._pause.holds(self.loop.time()):
+            holders, _ = await self._queue.holders([job.id for job in found])
+            found = [job for job, holder in zip(found, holders, strict=True) if holder == self.worker_id]
+        for job in found:
+            del self._again[job.id]
+        return found
 
     async def _start(self, wanted: Iterable[Waiting], *, begun: bool, listed: bool = True) -> set[str]:
         """Takes of these jobs what there is room for, and runs them. Returns which it tried to."""
@@ -269,16 +268,14 @@ class StreamWorker(Worker):
             self._more |= {job.lane for job in left}
         if not chosen or not self.allow_pick_jobs:
             return set()
-        lease, tried = self._lease(), {job.id for job in chosen}
+        lease = self._lease()
         try:
-            if not (begun or (chosen := await self._not_begun(chosen))):
-                return tried
             at_once = None if begun else await self._openings.take(chosen, lease)
             taken = at_once or await self._take(chosen, lease, begun=begun)
         except OutOfMemoryError:
             raise
         except (RedisError, OSError):  # whether it was done or not: a lease of ours can be taken again
-            if begun:  # what waits is found where it waits, unless another worker has begun it by then
+            if begun:  # the rest is found where it waits, unless another worker has begun it by then
                 self._again.update((job.id, job.lane) for job in chosen if job.id not in self._jobs)
             raise
         self._moves.note(taken, lease, self.loop.time(), listed=listed)
@@ -286,9 +283,12 @@ class StreamWorker(Worker):
             self._begin(job)
         if taken.unknown and not listed:
             self._strange.set()
-        return tried
+        return {job.id for job in chosen}
 
     async def _take(self, chosen: list[Waiting], lease: Lease, *, begun: bool) -> Taken:
+        if not begun and self._pause.holds(self.loop.time()):  # the leases of what runs may be back soon
+            runs = await self._queue.begun(chosen)
+            chosen = [job for job in chosen if job.id not in runs]
         try:
             return await self._queue.take(chosen, lease, begun=begun)
         except OutOfMemoryError:  # nothing can begin, but what seems to wait may have been begun, and can be ended

@@ -70,7 +70,6 @@ class FailoverHold:
         return None if self._ahead is None else now + self._ahead
 
     def holds(self, now: float) -> bool:
-        is_silent = (
-            self._heard is not None and now - self._heard > self._silence_s
-        )  # whatever answers next ends an outage
-        return is_silent or now < self._until
+        if self._heard is None or now - self._heard > self._silence_s:  # whatever answers next may end an outage
+            return True
+        return now < self._until

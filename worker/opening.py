@@ -4,8 +4,8 @@ Hidden here: the script for it. The lease decides, as it does for `JobQueue.take
 trip of its own, while somebody waits for the first word. Where the server is full, or runs no scripts, that is the way. What
 was asked for and not answered is kept until the job runs: it is ours all the same if only the replies were lost.
 
-And that nobody waits until the queue knows that they run: what is taken has its lease, which alone decides; a worker that is
-lost before it said so leaves a lease that lapses, and a job that still waits.
+And that nobody waits until the queue knows all of it: what is taken has its lease, which alone decides, and is listed among
+what runs; a worker that is lost before it said more leaves a lease that lapses, and a job that waits as well.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ if type(taken) == 'table' and taken.err then return taken end
 if not taken and redis.call('GET', ARGV[1]) ~= ARGV[2] then return false end
 local replies = {redis.call('GET', ARGV[4])}
 if not replies[1] then return replies end
-local at = 7
+redis.pcall('ZADD', ARGV[5], ARGV[7], ARGV[6])
+local at = 8
 while ARGV[at] do
   local words = tonumber(ARGV[at])
   replies[#replies + 1] = redis.pcall(unpack(ARGV, at + 1, at + words))
@@ -53,10 +54,10 @@ while ARGV[at] do
 end
 return replies
 """
-"""ARGV: the lease, its holder, its life in ms, the job, the set of those that run, the job's id, then each command as the
-number of its words and these. It returns the job's payload and the replies, the payload alone where the job is unknown, and
-nothing where another worker has the lease, or runs the job by that set: it may be about to have its lease back. On a full
-server the first command that writes is refused, and nothing is done."""
+"""ARGV: the lease, its holder, its life in ms, the job, the set of those that run, the job's id, when its lease is to end, then
+each command as the number of its words and these. It returns the job's payload and the replies, the payload alone where the job
+is unknown, and nothing where another worker has the lease, or runs the job by that set: it may be about to have its lease back.
+On a full server the first command that writes is refused, and nothing is done."""
 _DIGEST = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
 
 
@@ -100,6 +101,7 @@ class Openings:
                 return None
             opening = self._open.get(job.id) or self._opening()  # the one before, if it was not answered
             asked.append((job, opening, self._words(job, lease, opening.data)))
+        before = self._open.keys() & {job.id for job in wanted}
         for job, opening, _ in asked:
             self._open[job.id] = opening
         replies, server = await self._ask(b"EVALSHA", _DIGEST, asked)
@@ -108,8 +110,9 @@ class Openings:
                 replies, server = await self._ask(b"EVAL", _SCRIPT, asked)
                 break
         full = [job for (job, _, _), reply in zip(asked, replies, strict=True) if isinstance(reply, OutOfMemoryError)]
-        for job in full:  # nothing was done: what is taken all the same is to be ended
-            del self._open[job.id]
+        for job in full:
+            if job.id not in before:  # nothing was done: what is taken all the same is to be ended
+                del self._open[job.id]
         if full:
             return None
         if any(isinstance(reply, Exception) for reply in replies):
@@ -119,7 +122,7 @@ class Openings:
         for (job, (attempt, data, _), _), reply in zip(asked, replies, strict=True):
             if reply and reply[0] is not None:
                 self._open[job.id] = Opening(attempt, data, (reply[1:], server))
-            else:
+            elif job.id not in before:
                 del self._open[job.id]
             if reply:
                 mine.append((job, reply[0]))
@@ -137,7 +140,7 @@ class Openings:
     def _words(self, job: Waiting, lease: Lease, data: bytes) -> list[Any]:
         """What the script is told."""
         told: list[Any] = [0, self._key.lease(job.id), lease.holder, lease.ms, self._key.job(job.id)]
-        told += (self._key.running(job.lane), job.id)
+        told += (self._key.running(job.lane), job.id, lease.end_ms)
         for words in self._log.claiming(job.id, 1, data):
             told += (len(words), *words)
         return told

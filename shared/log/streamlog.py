@@ -204,8 +204,8 @@ class StreamLog(LogRemoval):
         if added is None:
             raise Gone(generation_id)
         if is_refusal(added):
-            await self.last(generation_id)
-            if await self._attempt_of(generation_id, epoch) != data:  # ours all the same if only the reply was lost
+            last = await self.last(generation_id)  # ours if only the reply was lost, and no attempt came after it
+            if last.epoch != epoch or await self._attempt_of(generation_id, epoch) != data:
                 raise Taken(generation_id)
         for reply in (raw, length) if is_refusal(added) else (added, raw, length):
             if isinstance(reply, Exception):

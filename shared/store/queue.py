@@ -8,7 +8,7 @@ scores of what runs only say where to look for leases that may have lapsed. What
 | | waiting | running | lease | payload |
 | --- | --- | --- | --- | --- |
 | `put` | added, if not there | | | set, if not there |
-| `take` | | | set, if there is none | read |
+| `take` | | added, by the script of worker/opening.py | set, if there is none | read |
 | `move` | removed | added | | |
 | `strike_off` | removed | removed | removed | |
 | `renew` | removed | added | prolonged | |
@@ -232,12 +232,12 @@ class JobQueue:
             *found, clock = await pipe.execute()
         return [raw.decode() if raw else None for raw in found], clock
 
-    async def begun(self, lane: Lane, job_ids: Sequence[str]) -> set[str]:
+    async def begun(self, jobs: Sequence[Waiting]) -> set[str]:
         """Which of these run, whatever they do besides."""
-        if not job_ids:
-            return set()
-        scores = await self._redis.zmscore(self._key.running(lane), list(job_ids))
-        return {job_id for job_id, score in zip(job_ids, scores, strict=True) if score is not None}
+        places: dict[str, list[str]] = {}
+        for job in jobs:
+            places.setdefault(self._key.running(job.lane), []).append(job.id)
+        return await self._members(places)
 
     async def take(self, wanted: Sequence[Waiting], lease: Lease, *, begun: bool) -> Taken:
         """Takes the leases of those that no worker has, in one round trip; `move` and `strike_off` are to follow, and need no

@@ -525,6 +525,32 @@ async def test_what_it_may_have_is_not_forgotten_by_a_look_after_which_nothing_i
     assert not bench.worker._again
 
 
+async def test_in_a_pause_what_it_may_have_is_taken_only_where_it_has_the_lease(bench: Bench) -> None:
+    """Another worker may have begun the rest, and is about to have its leases back."""
+    await bench.settled()
+    ours, elsewhere = await bench.lose(2)
+    await bench.redis.set(keys.lease(ours), "me", px=60_000)
+    bench.worker._again = dict.fromkeys((ours, elsewhere), Lane.GENERATION)
+    bench.worker._pause._until = bench.worker.loop.time() + 60
+    await bench.worker.sweep()
+    assert await bench.running() == {ours}
+    assert [*bench.worker._again] == [elsewhere]
+    bench.worker._pause._until = 0.0
+    await bench.worker.sweep()
+    assert await bench.running() == {ours, elsewhere}
+
+
+async def test_what_was_heard_over_a_connection_that_broke_is_not_begun_for_that(bench: Bench) -> None:
+    bench.worker._rung["from before"] = Lane.GENERATION
+    listening = asyncio.create_task(bench.worker.answer_doorbell())
+    while not await bench.redis.publish(keys.doorbell, "new"):  # noqa: ASYNC110 -- nor who listens
+        await asyncio.sleep(0)
+    while "new" not in bench.worker._rung:  # noqa: ASYNC110 -- the doorbell tells nobody
+        await asyncio.sleep(0)
+    await cancel(listening)
+    assert [*bench.worker._rung] == ["new"]
+
+
 async def test_what_it_may_have_is_not_forgotten_by_a_look_that_makes_room(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ def answers(pause: FailoverHold, since: float, until: float) -> None:
 
 def test_one_that_has_just_started_waits_for_half_a_lease() -> None:
     pause = FailoverHold(LEASE_S, 0.5)
+    assert pause.holds(7.0)
     answers(pause, 7.0, 12.0)
     pause.clock(5007.0, 7.0)
     assert (pause.holds(11.9), pause.holds(12.1)) == (True, False)

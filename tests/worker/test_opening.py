@@ -68,6 +68,7 @@ async def test_a_job_and_its_first_attempt_are_taken_at_once(bench: Bench) -> No
     assert (taken.unknown, taken.turns) == ([], jobs)
     for job in jobs:
         assert await bench.redis.get(keys.lease(job.id)) == b"me"
+        assert await bench.redis.zscore(keys.running(Lane.GENERATION), job.id) == OURS.end_ms
         assert await bench.log.last(job.id) == Position(1, 0)
         opening = bench.openings.pop(job.id)
         assert opening is not None
@@ -148,6 +149,7 @@ async def test_a_batch_is_taken_as_ever(bench: Bench) -> None:
 async def test_what_was_not_answered_is_ours_when_it_is_taken_again(
     bench: Bench, lost: str, monkeypatch: pytest.MonkeyPatch, *, once_more: bool
 ) -> None:
+    await bench.openings.take([await bench.put()], OURS)  # the server has the script from now on
     job, ask = await bench.put(), bench.appender.ask
 
     async def unanswered(packed: bytes, replies: int, log: Any = None) -> Any:
@@ -167,6 +169,42 @@ async def test_what_was_not_answered_is_ours_when_it_is_taken_again(
     assert (opening.asked is not None) is once_more
     writer, *_ = await bench.log.claim(bench.appender, job.id, 1, opening.attempt, opening.asked, opening.data)
     assert (writer.epoch, await bench.log.last(job.id)) == (1, Position(1, 0))
+
+
+async def test_what_was_not_answered_and_seems_to_run_elsewhere_may_still_turn_out_to_be_ours(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was done, and its lease has lapsed since."""
+    await bench.openings.take([await bench.put()], OURS)  # the server has the script from now on
+    job, ask = await bench.put(), bench.appender.ask
+
+    async def unanswered(packed: bytes, replies: int, log: Any = None) -> Any:
+        await ask(packed, replies)
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.appender, "ask", unanswered)
+        with pytest.raises(TimeoutError):
+            await bench.openings.take([job], OURS)
+    await bench.redis.delete(keys.lease(job.id))
+    found = await bench.openings.take([job], OURS)
+    assert found is not None
+    assert found.jobs == []
+    taken = await bench.queue.take([job], OURS, begun=True)
+    assert [one.id for one in taken.jobs] == [job.id]
+    opening = bench.openings.pop(job.id)
+    assert opening is not None
+    writer, *_ = await bench.log.claim(bench.appender, job.id, 1, opening.attempt, opening.asked, opening.data)
+    assert writer.epoch == 1
+
+
+async def test_an_attempt_of_ours_after_which_there_was_another_one_is_none_to_go_on_with(bench: Bench) -> None:
+    job, attempt = await bench.put(), module.new_attempt("me", "queued")
+    await bench.log.claim(bench.appender, job.id, 1, attempt)
+    await bench.log.claim(bench.appender, job.id, 1, attempt)  # as after a lost reply
+    await bench.log.claim(bench.appender, job.id, 2, module.new_attempt("other", "worker_lost"))
+    with pytest.raises(Taken):
+        await bench.log.claim(bench.appender, job.id, 1, attempt)
 
 
 async def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from time import perf_counter
 
-from api.live.direct import DirectWriter, in_chunk, write_all
+from api.live.direct import DirectWriter, in_chunk, rest_s, write_all
 from api.live.folding import Folding, Stateless
 from api.live.pacing import TokenClock
 from api.live.projection import Encode, Projection, framed
@@ -26,10 +26,6 @@ _CHUNK_BYTES, _FRAME_BYTES = 48, 80
 """What a chunk and a frame take beside what the chunk says, in CPython: headers of objects, places in lists, `data:`, ids."""
 _LANE_BYTES = 128 * 1024
 """More than this at once goes to each viewer at its own speed."""
-_RESTS, _LEAST_S, _HALF_WITHIN_S = 4, 0.012, 0.018
-"""After a round of writes to all viewers of a log, the next one waits so many times as long as that took: what comes meanwhile
-goes in one write. So a few viewers wait for nothing, and a thousand take less of the loop. At most it waits so long that half
-of the viewers have a chunk within some 20 ms, half a wait and a round after it came; and 12 ms where rounds take so long."""
 _READ_BYTES, _FIRST_READ, _LARGEST_READ = 1024 * 1024, 100, 1000
 """How many entries of each log are read at once: as many as make a megabyte, if they stay like those seen."""
 _BODY_FRAMES, _BODY_BYTES = 512, 128 * 1024
@@ -308,7 +304,7 @@ class LiveLog(Waiters):
             self._timer.cancel()
             self._timer = None
         before, self._written = self._written, (end := self.floor + len(self._data))
-        if before >= end or not self._lanes:
+        if before >= end or not any(self._lanes.values()):
             return
         began = perf_counter()
         for encode, lanes in self._lanes.items():
@@ -325,9 +321,7 @@ class LiveLog(Waiters):
             for writer in write_all(lanes, in_chunk(body)):
                 lanes.pop(writer, None)
                 self._leave(writer)
-        took = perf_counter() - began
-        rest = min(_RESTS * took, max(_LEAST_S, 2 * (_HALF_WITHIN_S - took)))
-        self._free_at = self._loop.time() + took + rest
+        self._free_at = self._loop.time() + rest_s(perf_counter() - began)
 
     def silent(self, before: float) -> list[DirectWriter]:
         """Those that were written nothing since then."""

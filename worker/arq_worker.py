@@ -213,7 +213,7 @@ class StreamWorker(Worker):
             if surplus := self._places.surplus(seen.waiting[Lane.BATCH], self._jobs, self._costs):
                 await self._hand_over({surplus: self._running[Lane.BATCH][surplus]})
                 continue
-            lost = [*await self._ours_again(), *await self._leaseless(seen.overdue)]
+            lost = await self._with_ours(await self._leaseless(seen.overdue))
             reached = await self._start(lost, begun=True)
             left = {job.lane for job in lost if job.id not in reached and job.id not in self._jobs}
             self._more = left | {lane for lane, jobs in seen.waiting.items() if len(jobs) > count[lane]}
@@ -251,19 +251,19 @@ class StreamWorker(Worker):
         self._skip = self._skip + OVERDUE_AT_ONCE if full_page and not lost else 0
         return lost
 
-    async def _ours_again(self) -> list[Waiting]:
-        """What of `_again` may be taken now: in a pause what has our lease; another worker may have begun the rest."""
+    async def _with_ours(self, lost: list[Waiting]) -> list[Waiting]:
+        """And what of `_again` may be taken now: in a pause what has our lease; another worker may have begun the rest."""
         found = [Waiting(*job) for job in self._again.items()]
         if found and self._pause.holds(self.loop.time()):
             holders, _ = await self._queue.holders([job.id for job in found])
             found = [job for job, holder in zip(found, holders, strict=True) if holder == self.worker_id]
         for job in found:
             del self._again[job.id]
-        return found
+        return [*found, *lost]
 
     async def _start(self, wanted: Iterable[Waiting], *, begun: bool, listed: bool = True) -> set[str]:
         """Takes of these jobs what there is room for, and runs them. Returns which it tried to."""
-        chosen, left = self._places.choose([job for job in wanted if job.id not in self._jobs])
+        chosen, left = self._places.choose([*{job.id: job for job in wanted if job.id not in self._jobs}.values()])
         if left:
             self._more |= {job.lane for job in left}
         if not chosen or not self.allow_pick_jobs:
@@ -287,7 +287,7 @@ class StreamWorker(Worker):
 
     async def _take(self, chosen: list[Waiting], lease: Lease, *, begun: bool) -> Taken:
         if not begun and self._pause.holds(self.loop.time()):  # the leases of what runs may be back soon
-            runs = await self._queue.begun(chosen)
+            runs = await self._queue.begun(chosen, unless_by=self.worker_id)
             chosen = [job for job in chosen if job.id not in runs]
         try:
             return await self._queue.take(chosen, lease, begun=begun)

@@ -2,8 +2,8 @@
 
 Hidden here: of each lane, what waits and what runs are sorted sets, so that a look for work reads no more than there are
 places for, however much runs; what waits is in a set of its tenant, and turns.py says whose turn it is. A job is in one of
-them, and has a payload, from its put to its end. Who runs it holds its lease, a key with an expiry, which alone decides; the
-scores of what runs only say where to look for leases that may have lapsed. Whatever is done twice does no harm:
+them, or both, and has a payload, from its put to its end. Who runs it holds its lease, a key with an expiry, which alone
+decides; the scores of what runs only say where to look for leases that may have lapsed. Whatever is done twice does no harm:
 
 | | waiting | running | lease | payload |
 | --- | --- | --- | --- | --- |
@@ -232,12 +232,14 @@ class JobQueue:
             *found, clock = await pipe.execute()
         return [raw.decode() if raw else None for raw in found], clock
 
-    async def begun(self, jobs: Sequence[Waiting]) -> set[str]:
-        """Which of these run, whatever they do besides."""
+    async def begun(self, jobs: Sequence[Waiting], *, unless_by: str = "") -> set[str]:
+        """Which of these run, whatever they do besides; but for those whose lease this worker has."""
         places: dict[str, list[str]] = {}
         for job in jobs:
             places.setdefault(self._key.running(job.lane), []).append(job.id)
-        return await self._members(places)
+        found = [*await self._members(places)]
+        holders, _ = await self.holders(found)
+        return {job_id for job_id, holder in zip(found, holders, strict=True) if not unless_by or holder != unless_by}
 
     async def take(self, wanted: Sequence[Waiting], lease: Lease, *, begun: bool) -> Taken:
         """Takes the leases of those that no worker has, in one round trip; `move` and `strike_off` are to follow, and need no

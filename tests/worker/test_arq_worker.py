@@ -538,6 +538,17 @@ async def test_in_a_pause_what_it_may_have_is_taken_only_where_it_has_the_lease(
     bench.worker._pause._until = 0.0
     await bench.worker.sweep()
     assert await bench.running() == {ours, elsewhere}
+    assert bench.work.calls == Counter([ours, elsewhere]), "what may be ours, and is overdue, is one job"
+
+
+async def test_in_a_pause_what_has_its_lease_is_begun_although_it_seems_to_run(bench: Bench) -> None:
+    """It was taken, and the reply was lost."""
+    await bench.settled()
+    ours, elsewhere = await bench.lose(2)
+    await bench.redis.set(keys.lease(ours), "me", px=60_000)
+    bench.worker._pause._until = bench.worker.loop.time() + 60
+    await bench.worker._start([Waiting(job_id, Lane.GENERATION) for job_id in (ours, elsewhere)], begun=False)
+    assert await bench.running() == {ours}
 
 
 async def test_what_was_heard_over_a_connection_that_broke_is_not_begun_for_that(bench: Bench) -> None:

@@ -1,7 +1,8 @@
 """What waits and what runs, to be looked at: how much of each lane, whose it is, and how long it has been waiting.
 
 Hidden here: that a tenant may still be named for a moment after its last job has left, and how much is looked at: however many
-tenants wait, a look takes two round trips and so many commands. Methods raise RedisError and OSError.
+tenants wait, a look takes two round trips and so many commands. What was taken within the last 40 ms may be counted as waiting,
+too. Methods raise RedisError and OSError.
 """
 
 from __future__ import annotations

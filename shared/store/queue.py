@@ -232,14 +232,14 @@ class JobQueue:
             *found, clock = await pipe.execute()
         return [raw.decode() if raw else None for raw in found], clock
 
-    async def begun(self, jobs: Sequence[Waiting], *, unless_by: str = "") -> set[str]:
+    async def begun(self, jobs: Sequence[Waiting], *, unless_by: str) -> set[str]:
         """Which of these run, whatever they do besides; but for those whose lease this worker has."""
         places: dict[str, list[str]] = {}
         for job in jobs:
             places.setdefault(self._key.running(job.lane), []).append(job.id)
         found = [*await self._members(places)]
         holders, _ = await self.holders(found)
-        return {job_id for job_id, holder in zip(found, holders, strict=True) if not unless_by or holder != unless_by}
+        return {job_id for job_id, holder in zip(found, holders, strict=True) if holder != unless_by}
 
     async def take(self, wanted: Sequence[Waiting], lease: Lease, *, begun: bool) -> Taken:
         """Takes the leases of those that no worker has, in one round trip; `move` and `strike_off` are to follow, and need no

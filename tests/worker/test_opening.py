@@ -52,6 +52,22 @@ class Bench:
             await self.queue.put(made, Lane.GENERATION, "ann", expires_s=60)
         return Waiting(made, Lane.GENERATION)
 
+    async def take_unanswered(self, monkeypatch: pytest.MonkeyPatch, *, is_done: bool) -> Waiting:
+        """A job that was asked for without an answer, whether the server did it or not."""
+        await self.openings.take([await self.put()], OURS)  # the server has the script from now on
+        job, ask = await self.put(), self.appender.ask
+
+        async def unanswered(packed: bytes, replies: int, log: Any = None) -> Any:
+            if is_done:
+                await ask(packed, replies)
+            raise TimeoutError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(self.appender, "ask", unanswered)
+            with pytest.raises(TimeoutError):
+                await self.openings.take([job], OURS)
+        return job
+
 
 @pytest.fixture
 async def bench(redis: ArqRedis, log: StreamLog, appender: Appender) -> AsyncIterator[Bench]:
@@ -149,18 +165,7 @@ async def test_a_batch_is_taken_as_ever(bench: Bench) -> None:
 async def test_what_was_not_answered_is_ours_when_it_is_taken_again(
     bench: Bench, lost: str, monkeypatch: pytest.MonkeyPatch, *, once_more: bool
 ) -> None:
-    await bench.openings.take([await bench.put()], OURS)  # the server has the script from now on
-    job, ask = await bench.put(), bench.appender.ask
-
-    async def unanswered(packed: bytes, replies: int, log: Any = None) -> Any:
-        if lost == "the replies":
-            await ask(packed, replies)
-        raise TimeoutError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(bench.appender, "ask", unanswered)
-        with pytest.raises(TimeoutError):
-            await bench.openings.take([job], OURS)
+    job = await bench.take_unanswered(monkeypatch, is_done=lost == "the replies")
     taken = await (bench.openings.take([job], OURS) if once_more else bench.queue.take([job], OURS, begun=True))
     assert taken is not None
     assert [one.id for one in taken.jobs] == [job.id]
@@ -175,17 +180,7 @@ async def test_what_was_not_answered_and_seems_to_run_elsewhere_may_still_turn_o
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was done, and its lease has lapsed since."""
-    await bench.openings.take([await bench.put()], OURS)  # the server has the script from now on
-    job, ask = await bench.put(), bench.appender.ask
-
-    async def unanswered(packed: bytes, replies: int, log: Any = None) -> Any:
-        await ask(packed, replies)
-        raise TimeoutError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(bench.appender, "ask", unanswered)
-        with pytest.raises(TimeoutError):
-            await bench.openings.take([job], OURS)
+    job = await bench.take_unanswered(monkeypatch, is_done=True)
     await bench.redis.delete(keys.lease(job.id))
     found = await bench.openings.take([job], OURS)
     assert found is not None

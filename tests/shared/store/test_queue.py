@@ -123,7 +123,9 @@ async def test_a_job_put_while_it_runs_is_not_run_twice(queue: JobQueue, redis: 
     await queue.put(job_id, Lane.GENERATION, "ann", expires_s=60)
     assert (await start(queue, job_id, lease=OTHER)).jobs == []
     assert await waiting(redis) == [job_id]
-    assert await queue.begun([Waiting(one, Lane.GENERATION) for one in (job_id, "x")]) == {job_id}
+    both = [Waiting(one, Lane.GENERATION) for one in (job_id, "x")]
+    assert await queue.begun(both, unless_by=OTHER.holder) == {job_id}
+    assert await queue.begun(both, unless_by=MINE.holder) == set()
     assert await queue.renew([job], MINE) == []
     assert (await waiting(redis), await running(redis)) == ([], [job_id])
 

@@ -82,6 +82,12 @@ def blocks(found: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]
         for name, rows in scale.tables(figures).items():
             written[f"scale-{name}"] = report.markdown(rows)
         written["arithmetic"] = report.markdown(scale.arithmetic(figures))
+        if "scale-apart" in found:
+            own = {
+                name: {int(level): row for level, row in rows.items()} for name, rows in found["scale-apart"].items()
+            }
+            written["scale-apart"] = report.markdown(scale.apart(own, figures))
+            written["scale-cores"] = f"The cores: {found['scale-cores']}."
     return written
 
 
@@ -140,6 +146,11 @@ def main(words: Sequence[str] | None = None) -> int:
             scaling = scale.Scaling(cores, quick=options.quick)
             scaling.run()
             found["scale"] = scaling.figures
+            if cores.server != cores.load:
+                own = Cores.choose_apart()
+                scaling = scale.Scaling(own, quick=options.quick)
+                scaling.run()
+                found |= {"scale-apart": scaling.figures, "scale-cores": own.told()}
     except CannotMeasure as error:
         print(error, file=sys.stderr)
         return 2

@@ -28,16 +28,36 @@ class CannotMeasure(Exception):
 
 @dataclass(frozen=True)
 class Cores:
-    """One core for all that is measured, another for the load and the fake provider."""
+    """One core for all that is measured, another for the load and the fake provider; `own` has those parts of ours that have
+    another one, by their names: `{"api": 1}`."""
 
     server: int
     load: int
+    own: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def choose(cls) -> Self:
         """The first two that this process may use; with a single one both are that."""
         free = sorted(os.sched_getaffinity(0))
         return cls(free[0], free[min(1, len(free) - 1)])
+
+    @classmethod
+    def choose_apart(cls) -> Self:
+        """As many as there are. With two, worker and Valkey share one, API and load the other; with three, the load has one for
+        itself; with four, each part has. Raises CannotMeasure where there is a single one."""
+        free = sorted(os.sched_getaffinity(0))
+        if len(free) < 2:
+            raise CannotMeasure("To give the parts cores of their own takes two of them.")
+        own = {"api": free[1], **({"worker": free[3]} if len(free) > 3 else {})}
+        return cls(free[0], free[min(2, len(free) - 1)], own)
+
+    def told(self) -> str:
+        """What is where, for a reader: `valkey and worker | api, load and provider`."""
+        shared: dict[int, list[str]] = {}
+        for part in ("valkey", "worker", "api"):
+            shared.setdefault(self.own.get(part, self.server), []).append(part)
+        shared.setdefault(self.load, []).extend(("load", "provider"))
+        return " | ".join(f"{', '.join(some[:-1])} and {some[-1]}" if some[1:] else some[0] for some in shared.values())
 
 
 @contextlib.contextmanager
@@ -49,6 +69,13 @@ def on_core(core: int | Iterable[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def move(pid: int, core: int) -> None:
+    """This process, with the threads that it has and those it will have."""
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(ProcessLookupError):  # that one has just ended
+            os.sched_setaffinity(int(thread), {core})
 
 
 def prepare(*, boost: bool) -> None:

@@ -1,7 +1,8 @@
-"""How cost grows: with streams, viewers, chunks, API processes and workers. `python -m tests.bench.scale [--json FILE]`.
+"""How cost grows: with streams, viewers, chunks, API processes and workers. `python -m tests.bench.scale [--apart]`.
 
 Everything of ours stays on one core, so that what grows is what has to be done, and not what waits for another core; on
-a larger machine the same work is spread. Each row starts a fresh stack.
+a larger machine the same work is spread. With `--apart`, parts have cores of their own, as many as there are. Each row
+starts a fresh stack.
 """
 
 from __future__ import annotations
@@ -154,6 +155,21 @@ def tables(figures: Mapping[str, Mapping[int, Figures]]) -> dict[str, Rows]:
     return result
 
 
+def apart(figures: Mapping[str, Mapping[int, Figures]], beside: Mapping[str, Mapping[int, Figures]]) -> Rows:
+    """All of them in one table, `figures` of parts that have cores of their own, with the delays where they shared one."""
+    columns = (*COST, "delivery_p50_ms", "delivery_p99_ms")
+    headings = ["API, µs", "worker, µs", "Valkey, µs", "delivery p50, ms", "p99, ms", "p50 on one core", "p99"]
+    rows = [["", "", *headings, "lost, repeated, endless"]]
+    for name, levels in figures.items():
+        title = HEADINGS[name][0]
+        for level, found in levels.items():
+            one = beside.get(name, {}).get(level, {})
+            cells = [*map(found.get, columns), *map(one.get, columns[-2:])]
+            rows.append([title, f"{level:,}", *map(number, cells), number(found["faults"])])
+            title = ""
+    return rows
+
+
 STREAMS, RATE, VIEWERS, BUSY = 10_000, 50, 100_000, 0.7
 
 
@@ -192,12 +208,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.scale", description="Measures how cost grows.")
     parser.add_argument("--quick", action="store_true", help="seconds, tiny loads: figures without meaning")
     parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--apart", action="store_true", help="give the parts cores of their own, and say no arithmetic")
     parser.add_argument("--boost", action="store_true", help="go before everything else on this machine (root)")
     options = parser.parse_args()
     try:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         machine.prepare(boost=options.boost)
-        cores = Cores.choose()
+        cores = Cores.choose_apart() if options.apart else Cores.choose()
         scaling = Scaling(cores, quick=options.quick)
         os.sched_setaffinity(0, {cores.load})
         scaling.run()
@@ -205,6 +222,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     form = markdown if options.markdown else plain
+    if options.apart:
+        print(f"{cores.told()}\n\n{form(apart(scaling.figures, {}))}")
+        return 0
     for rows in (*tables(scaling.figures).values(), arithmetic(scaling.figures)):
         print(f"{form(rows)}\n")
     return 0

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 from shared.cli.embedded import EmbeddedValkey
 from tests.bench.load import ROOT, Load, Publisher, Upstream, Viewers, post, start_server
-from tests.bench.machine import Cores, Processes, on_core
+from tests.bench.machine import Cores, Processes, move, on_core
 from tests.bench.revisions import Build, current
 from tests.harness.archives import archive
 from tests.harness.processes import Stack
@@ -156,7 +156,8 @@ class Ceiling(Published):
 
 
 class Ours(Target):
-    """Embedded Valkey with its append-only file, workers and API processes (one of each), all on the server's core."""
+    """Embedded Valkey with its append-only file, workers and API processes (one of each), all on the server's core, but for
+    those that have another one (`Cores.own`)."""
 
     name, title, does = "ours", "Streamspool", frozenset({GATEWAY, FAN, REPLAY})
     SETTINGS: ClassVar[dict[str, str]] = {
@@ -205,6 +206,9 @@ class Ours(Target):
         assert self._valkey.pid
         self.parts["valkey"] = self._valkey.pid
         self.processes.pids = list(self.parts.values())
+        for name, pid in self.parts.items():
+            if (core := self.cores.own.get(name.partition("-")[0])) is not None:
+                move(pid, core)
 
     @property
     def stack(self) -> Stack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from threading import Thread
 import pytest
 
 from tests.bench import load
-from tests.bench.load import ROOT, Viewers, find_compiler
-from tests.bench.machine import CannotMeasure
+from tests.bench.load import ROOT, Upstream, Viewers, find_compiler
+from tests.bench.machine import CannotMeasure, Cores
+from tests.bench.targets import Ours
 
 pytestmark = [
     pytest.mark.timeout(700),
@@ -45,6 +47,17 @@ def test_a_quick_run_measures_each_group_and_loses_nothing(tmp_path: Path) -> No
     assert ceiling["per_core_second"] > 0
     assert "G5" in done.stdout
     assert "these figures mean nothing" in done.stdout
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="parts have cores of their own where there are two")
+def test_a_part_runs_on_the_core_that_is_its_own(tmp_path: Path) -> None:
+    cores = Cores.choose_apart()
+    with Upstream(cores.load) as upstream, Ours(cores, upstream, tmp_path) as ours:
+        for _ in range(2):
+            for name, pid in ours.parts.items():
+                threads = {frozenset(os.sched_getaffinity(int(one))) for one in os.listdir(f"/proc/{pid}/task")}
+                assert threads == {frozenset({cores.own.get(name, cores.server)})}, name
+            ours.restart_api()
 
 
 def test_a_goal_that_does_not_exist_is_refused() -> None:

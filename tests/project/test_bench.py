@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -183,10 +184,46 @@ def test_every_place_of_the_document_is_filled() -> None:
     level |= {"memory_kb_per_viewer": 10.0, "valkey_us_per_stored_chunk": 5.0, "replay_ms": 1.0}
     grown = {name: {"1": level, "4": level} for name in scale.HEADINGS}
     found = {"date": "", "command": "", "machine": {}, "versions": {}, "failures": [], "results": {}, "scale": grown}
+    found |= {"scale-apart": grown, "scale-cores": "valkey | api"}
     written = blocks(found, TITLES)
     places = re.findall(r"<!-- bench: ([\w-]+) -->", DOCUMENT.read_text("utf-8"))
     assert set(places) - {"against"} == set(written)
     assert len(places) == len(set(places))
+
+
+def test_parts_with_cores_of_their_own_stand_in_one_table_with_the_delays_they_had_on_one() -> None:
+    level = dict.fromkeys((*scale.COST, "delivery_p50_ms", "delivery_p99_ms", "faults"), 2.0)
+    slower = level | {"delivery_p50_ms": 4.0, "delivery_p99_ms": 9.0}
+    rows = scale.apart({"streams": {1: level, 50: level}, "workers": {1: level}}, {"streams": {1: slower, 50: slower}})
+    assert [(row[1], *row[-5:]) for row in rows[1:]] == [
+        ("1", "2", "2", "4", "9", "2"),
+        ("50", "2", "2", "4", "9", "2"),
+        ("1", "2", "2", "–", "–", "2"),
+    ]
+    assert [row[0] for row in rows[1:]] == ["streams of 50 chunks/s, one viewer each", "", scale.HEADINGS["workers"][0]]
+    assert len({len(row) for row in rows}) == 1
+
+
+@pytest.mark.parametrize(
+    ("free", "told"),
+    [
+        ({3, 5}, "valkey and worker | api, load and provider"),
+        ({0, 1, 2}, "valkey and worker | api | load and provider"),
+        (set(range(8)), "valkey | worker | api | load and provider"),
+    ],
+)
+def test_parts_get_as_many_cores_as_there_are(free: set[int], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: free)
+    cores = Cores.choose_apart()
+    assert cores.told() == told
+    assert {cores.server, cores.load, *cores.own.values()} <= free
+    assert cores.load != cores.server
+
+
+def test_parts_do_not_get_cores_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4})
+    with pytest.raises(CannotMeasure, match="two of them"):
+        Cores.choose_apart()
 
 
 def test_the_arithmetic_for_many_streams() -> None:

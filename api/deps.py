@@ -244,7 +244,7 @@ class Submission:
         self.root: str = request.scope["root_path"]
         self.fields = fields = fields_of(request.scope)
         count = fields.get(b"x-stainless-retry-count", b"")  # of OpenAI's clients: so often it asked and got no answer
-        self._repeat = count.isdigit() and count.strip(b"0") != b""
+        self._repeat = count.strip(b"0") != b"" if count.isdigit() else None
         self.silent_s = speak_after_s(fields.get(SPEAK_AFTER), services.settings)
 
     def with_options(self, value: Any) -> Any:
@@ -272,7 +272,7 @@ class Submission:
             asked,
             self.caller,
             idempotency_key=self._key,
-            repeat=self._repeat or front.turn is not None,
+            repeat=True if front.turn is not None else self._repeat,
             client_history=client_history,
             front=front,
         )

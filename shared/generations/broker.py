@@ -102,17 +102,15 @@ class Broker:
         caller: Caller,
         *,
         idempotency_key: str | None = None,
-        repeat: bool = False,
+        repeat: bool | None = None,
         client_history: bool = False,
         front: Front = CHAT,
     ) -> Submitted:
-        """Accepts a request. `body` is stored as it is given, what of it is large in the file storage; `front` is what else the
-        API says of it that it came through. Once this returns, the generation runs to an outcome whatever happens to the
-        caller. With an idempotency key the same request of the same tenant is one generation, however often and wherever it is
-        made at once. A `repeat` joins what the same key asked for before, byte for byte or as the same turn, if that runs or
-        has just ended. With `client_history` its session only takes note: the client sends the whole conversation itself.
-        Raises NotFound, Forbidden for a model; BadRequest for a webhook that cannot be called; KeyReused; RateLimited;
-        StorageQuotaExceeded; Unavailable."""
+        """Accepts a request, whose `body` is stored as it is: once this returns, it has an outcome in the end, whatever its
+        caller does. With an idempotency key the same request of a tenant is one generation, however often and wherever it is
+        made. A `repeat` (None: its client never says so) joins what the key asked before, byte for byte or as the same turn,
+        if that runs or has just ended; not what repeats a refusal. Raises NotFound, Forbidden for a model; BadRequest for a
+        webhook that cannot be called; KeyReused; RateLimited; StorageQuotaExceeded; Unavailable."""
         url = request.webhook.url if request.webhook else None
         webhook = self._webhooks.target(caller.tenant, url, default=bool(request.background))
         cut = body if isinstance(body, Cut) else await self._blobs.cut(body)
@@ -124,7 +122,7 @@ class Broker:
                 await self._catalogue.check(request.model)
                 if idempotency_key is not None:
                     generation_id, digest = await self._join(idempotency_key, generation_id, request, caller, cut)
-                elif repeat and (before := await self._before(asked, caller)):
+                elif repeat and (before := await self._before(asked)):
                     return before
         header = make_header(self._settings, generation_id, request, caller, digest, client_history, webhook)
         front.mark(header)
@@ -136,11 +134,13 @@ class Broker:
         reserve = self._gate.reserve(request, caller, front.expects, partial(self._note, asked, header, rings))
         try:
             submitted = await self._create(header, stored, caller, reserve)
-        except BaseException:
-            # With a key, another request may be about to create it; the reaper looks.
-            if stored.blobs is not None and digest is None:
+        except BaseException as error:
+            if digest is None:  # with a key, another request may be about to create it; the reaper looks
                 with suppress(RedisError, OSError):
-                    await self._blobs.release(generation_id)
+                    if stored.blobs is not None:
+                        await self._blobs.release(generation_id)
+                    if repeat is not None:
+                        await self._repeats.refused(asked, error)
             raise
         if not submitted.replayed:
             await self._accepted(header, caller, rings)
@@ -155,12 +155,10 @@ class Broker:
         if not rang:
             await self._bell.announce(header, new=True)
 
-    async def _before(self, asked: str, caller: Caller) -> Submitted | None:
+    async def _before(self, asked: str) -> Submitted | None:
         with translate_errors():
-            before = await self._repeats.find(asked)
-        if before is None or before.header["owner"] != caller.tenant:
-            return None
-        return Submitted(await self._replayed(before.header["id"]), replayed=True)
+            before = await self._repeats.find(asked, unless=self.doubts)
+        return Submitted(await self._replayed(before.header["id"]), replayed=True) if before else None
 
     async def _create(self, header: Header, stored: Stored, caller: Caller, reserve: Reserve) -> Submitted:
         generation_id, digest = header["id"], header["idempotency"]

@@ -3,17 +3,20 @@
 Hidden here: how the answer is found that such a request is about. Every request leaves the digest of who asked for what in the
 transaction that creates its log, which costs no round trip; a request that says it is a repeat (`x-stainless-retry-count`)
 joins the newest that has the same, if that still runs or has ended just now. A request that does not say so never looks: two
-that are equal by chance stay two.
+that are equal by chance stay two. So do two of which one was refused: what its client then repeats has no answer yet, and is
+not about the other's.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Container
 from operator import attrgetter
 from typing import Any
 
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
+from shared.errors import StreamspoolError
 from shared.generations.caller import Caller
 from shared.lib import json
 from shared.lib.clock import now_ms
@@ -53,12 +56,31 @@ class Repeats:
         """Adds a command to the transaction that creates the generation."""
         pipe.set(name, generation_id, px=self._life_ms)
 
-    async def find(self, name: str) -> Summary | None:
-        """What was asked for before, if it is an answer that runs, or has just ended."""
-        if (found := await self._redis.get(name)) is None:
+    async def refused(self, name: str, why: BaseException) -> None:
+        """Takes note of a request that nothing was made of, whose client asks again by itself. Not where Redis is away: it
+        would be waited for twice."""
+        if not isinstance(why, StreamspoolError) or why.status >= 500:
+            return
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.incrby(self._key.refused(name), 1)
+            pipe.pexpire(self._key.refused(name), _ENDED_MS)
+            await pipe.execute()
+
+    async def find(self, name: str, *, unless: Container[str]) -> Summary | None:
+        """What was asked for before, if it is an answer that runs, or has just ended; None for as many as were refused, and
+        `unless` it is one of these."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.get(name)
+            pipe.get(self._key.refused(name))
+            found, refused = await pipe.execute()
+        if int(refused or 0) > 0 and await self._redis.decrby(self._key.refused(name), 1) >= 0:
+            return None  # also where there is none yet: its next repeat is about what is made now
+        if found is None:
             return None
         (summary,) = await self._log.describe([found.decode()])
-        if summary is None or summary.outcome is None:
+        if summary is None or summary.header["id"] in unless:
+            return None
+        if summary.outcome is None:
             return summary
         whole = summary.status in (Status.COMPLETED, Status.INCOMPLETE)
         return summary if whole and now_ms() - summary.outcome["ended_at_ms"] <= _ENDED_MS else None

@@ -88,6 +88,9 @@ class UncertainCreates:
         self.noted = asyncio.Event()
         """Set when there is one: who settles those of several waits for one of its own that they share."""
 
+    def __contains__(self, new_id: object) -> bool:
+        return new_id in self._doubts
+
     def about(self, new_id: str) -> _Doubt:
         """Around the creation."""
         return _Doubt(self, new_id)

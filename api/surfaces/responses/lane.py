@@ -126,7 +126,7 @@ class Lane:
             await services.blobs.cut(json.dumps(asked.body), self._cut),
             asked.chat,
             caller,
-            repeat=bool(front.turn),
+            repeat=True if front.turn else None,
             front=front,
         )
         memory.note(response_id(header["id"]), self.stream_id)

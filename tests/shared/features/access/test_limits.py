@@ -47,7 +47,7 @@ def request(**fields: Any) -> tuple[bytes, ChatRequest]:
 
 
 async def submit(core: Core, caller: Caller, **fields: Any) -> str:
-    how = {name: fields.pop(name) for name in ("idempotency_key",) if name in fields}
+    how = {name: fields.pop(name) for name in ("idempotency_key", "repeat") if name in fields}
     return (await core.broker.submit(*request(**fields), caller, **how)).header["id"]
 
 
@@ -287,6 +287,54 @@ async def test_a_repeat_with_its_key_is_neither_counted_nor_refused(made: Made, 
     first = await submit(core, caller, idempotency_key="k")
     assert await submit(core, caller, idempotency_key="k") == first
     assert await sums(redis, "requests", "key:key_1") == 1
+
+
+async def test_a_client_that_repeats_what_was_refused_is_given_no_other_s_answer(made: Made, redis: ArqRedis) -> None:
+    """Equal prompts at once, as for several samples: OpenAI's client repeats those that are refused by itself, and got the
+    answer of one of the others for each."""
+    core, caller = made(), ann(running=1)
+    first = await submit(core, caller, repeat=False)
+    for _ in range(2):
+        with pytest.raises(RateLimited):
+            await submit(core, caller, repeat=False)
+    with pytest.raises(RateLimited):
+        await submit(core, caller, repeat=True)
+    await end(core, first)
+    second, third = await submit(core, caller, repeat=True), None
+    with pytest.raises(RateLimited):
+        await submit(core, caller, repeat=True)
+    await end(core, second)
+    third = await submit(core, caller, repeat=True)
+    assert len({first, second, third}) == 3
+    assert await submit(core, caller, repeat=True) == third, "none is left that was refused: its answer was cut"
+
+
+async def test_what_was_refused_and_then_accepted_is_joined_when_it_is_cut(made: Made, redis: ArqRedis) -> None:
+    core, other = made(), ann(running=1)
+    running = await submit(core, other)
+    with pytest.raises(RateLimited):
+        await submit(core, other, user="me", repeat=False)
+    await end(core, running)
+    mine = await submit(core, other, user="me", repeat=True)
+    assert await submit(core, other, user="me", repeat=True) == mine
+
+
+async def test_what_nobody_repeats_is_not_noted(made: Made, redis: ArqRedis) -> None:
+    core, caller = made(), ann(running=1)
+    first = await submit(core, caller)
+    for how in ({}, {"repeat": False, "idempotency_key": "k"}):
+        with pytest.raises(RateLimited):
+            await submit(core, caller, **how)
+    assert not await redis.keys("*:refused")
+    assert await submit(core, caller, repeat=True) == first
+
+
+async def test_what_is_about_to_be_withdrawn_is_not_joined(made: Made, redis: ArqRedis) -> None:
+    """Its client was told that Redis did not answer; it had heard all the same."""
+    core, caller = made(), ann()
+    first = await submit(core, caller, repeat=False)
+    core.broker.doubts.note(first)
+    assert await submit(core, caller, repeat=True) != first
 
 
 async def test_with_a_key_and_a_session_no_connection_is_lost(made: Made, redis: ArqRedis) -> None:

@@ -98,7 +98,10 @@ async def resolve(cursor: Cursor | None, live: LiveLog, log: StreamLog, shown: S
 
 
 async def _after_position(cursor: Position, live: LiveLog, log: StreamLog, shown: Stateless | Folding) -> Start | None:
-    if cursor == SEAL and live.outcome:
+    if cursor == SEAL:
+        if live.outcome is None:
+            await _must_exist(cursor, live, log)
+            raise Behind
         return None
     chunk = cursor.seq if cursor.epoch else 0
     if cursor.epoch >= live.epoch and cursor.epoch and (cursor.epoch, cursor.seq) > (live.epoch, live.end):

@@ -124,6 +124,7 @@ class EventStream(LogResponse):
             or epoch != live.epoch
             or not live.floor <= index < live.end
             or live.size > _LITTLE_BYTES
+            or not shown.has(live, index)
         ):
             return b"", start
         body, index = live.body(shown.encode, index, live.end)
@@ -266,11 +267,14 @@ class EventStream(LogResponse):
         self, live: LiveLog, shown: Stateless | Folding, epoch: int, index: int, limit: int
     ) -> tuple[bytes, int]:
         """Frames from the window, or from the log itself where they have left it."""
-        if index >= live.floor:
+        log, count = self.process.broker.log, min(self._page, limit - index)
+        if index >= live.floor and shown.has(live, index):
             self._reader = None
             return live.body(shown.encode, index, limit)
-        log, count = self.process.broker.log, min(self._page, limit - index)
         try:
+            if index >= live.floor:
+                await shown.frame(live, log)
+                return b"", index  # and look again: meanwhile the window may have moved on
             reader = self._reader = self._reader or await shown.reader(live, log, epoch, index)
             page = await log.read(self.id, Position(epoch, index), count, shapes=live.shapes, tenant=live.tenant)
         except Damaged as problem:

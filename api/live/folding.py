@@ -80,6 +80,10 @@ class Stateless:
     async def frame(self, live: LiveLog, log: StreamLog) -> None:
         """Makes sure that the frames of what is in the window can be had, one by one."""
 
+    def has(self, live: LiveLog, index: int) -> bool:
+        """Whether the frames of the chunks after this one, which is in the window, can be had now."""
+        return True
+
     def events(self, live: LiveLog) -> int:
         """How many events the attempt has so far."""
         return live.end - bool(live.last and not self.encode(live.last))
@@ -121,6 +125,8 @@ class Folding:
         self._checkpoints = _Checkpoints([self._start])
 
     def __call__(self, entry: Entry) -> bytes:
+        if entry.position.seq != self._index + 1:  # what was folded would be told again, for all viewers from now on
+            raise ValueError(f"{entry.position} is not what follows {self._index} chunks")
         (frame,), self.fold = self._checkpoints.feed(self.fold, self._index, (entry,))
         self._index += 1
         return frame
@@ -158,6 +164,11 @@ class Folding:
         async with self._following:
             while not (live.formats(self) or await self._caught_up(live, log)):
                 pass
+
+    def has(self, live: LiveLog, index: int) -> bool:
+        """Whether the frames of the chunks after this one, which is in the window, can be had now. Else `frame` makes them:
+        where the log has ended, what was joined of it may have been dropped since, and the fold is at its end."""
+        return live.at_hand(self, index)
 
     async def _caught_up(self, live: LiveLog, log: StreamLog) -> bool:
         """From the last checkpoint before the window to the end; False if another attempt began meanwhile."""

@@ -196,6 +196,10 @@ class LiveLog(Waiters):
             start = body[1]
         return self.outcome is not None
 
+    def at_hand(self, encode: Encode, start: int) -> bool:
+        """Whether `body` has what follows `start`, or its frames, and need not make them anew."""
+        return encode in self._frames or bool(self._bodies.get((encode, start)))
+
     def feed(self, entries: list[Entry]) -> None:
         """Takes the next entries, in order, and has the viewers get them."""
         self.fed_at = self._loop.time()

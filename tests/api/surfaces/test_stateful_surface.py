@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from api.live.cursor import Cursor
 from api.live.drain import Drain
 from api.live.event_stream import EventStream
 from api.live.folding import EVERY, Folding
@@ -254,7 +255,7 @@ class Pages:
     async def ends(self, _: list[str]) -> dict[str, Position]:
         return {"g": self.live.position}
 
-    def watch(self, surface: Numbered, cursor: int | None) -> Viewer:
+    def watch(self, surface: Numbered, cursor: Cursor | None) -> Viewer:
         async def join(_: str, **options: object) -> LiveLog:
             return self.live
 
@@ -288,6 +289,46 @@ async def test_a_cursor_that_another_process_reached_waits_for_this_one(monkeypa
     log.end()
     await viewer.task
     assert numbers(viewer.body) == [4, 5, 6]
+
+
+async def test_who_has_everything_is_told_so_by_a_process_that_is_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EventSource that comes back behind the end; it was sent the whole answer once more."""
+    log = Pages([chunk(text) for text in "abc"], COMPLETED)
+    log.feed(2)
+    asked = asyncio.Event()
+
+    async def ends(_: list[str]) -> dict[str, Position]:
+        asked.set()
+        return {"g": SEAL}
+
+    monkeypatch.setattr(log, "ends", ends)
+    viewer = log.watch(Numbered(native=False), SEAL)
+    await asked.wait()
+    log.end()
+    await viewer.task
+    assert (viewer.status, viewer.body) == (204, b"")
+
+
+async def test_what_was_joined_and_is_dropped_while_somebody_reads_it_is_made_once_more() -> None:
+    """By a process that needs the memory: a fold that stands at the end told the rest of the answer twice."""
+    log = Pages([chunk(text) for text in TEXTS[:4000]], COMPLETED)
+    log.end()
+    surface = Numbered(native=False)
+    whole = log.watch(surface, None)
+    await whole.task
+    for kept in (10, 8, 2):
+        log.live.rest()
+        slow = log.watch(surface, None)
+        slow.reading.clear()
+        for _ in range(20):  # as far as it gets
+            await asyncio.sleep(0)
+        log.live.shrink(log.live.size * kept // 10)
+        slow.reading.set()
+        await slow.task
+        assert slow.body == whole.body
+    again = log.watch(surface, 3000)
+    await again.task
+    assert again.body == b"".join(events(whole.body)[3000:])
 
 
 PAYLOADS = st.lists(st.sampled_from(["a", "bc", "", "d" * 40]).map(chunk), max_size=40)

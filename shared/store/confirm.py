@@ -248,17 +248,19 @@ class Confirmer:
             marked = await self._exchange(connection, b"EVAL", _MARK_SCRIPT, b"1", self._mark.encode(), life)
         if isinstance(marked, ResponseError):  # no room on the disk, or a replica by now
             raise marked
-        told = b"\n".join(reply for reply in info if isinstance(reply, bytes))
-        replicas = any(int(lag) <= _LAG_S for lag in _REPLICA.findall(told))
+        follows = _is_followed(info[-1])
         while not all(future.done() for future in waiting):
             written = await self._written(connection)
             if written is False:
                 await asyncio.sleep(_PAUSE_S)
                 continue
-            if not replicas:
+            if not follows:
                 return Confirmed(identity(info), sure=bool(written))
             if (waited := await self._waited(connection)) is not False:
                 return Confirmed(identity(info), sure=bool(waited))
+            follows = _is_followed(
+                await self._exchange(connection, b"INFO", b"replication")
+            )  # it may have died meanwhile
         return None
 
     async def _written(self, connection: Any) -> bool | None:
@@ -280,6 +282,11 @@ class Confirmer:
     async def _exchange(connection: Any, *command: bytes) -> Any:
         (reply,) = await converse(connection, pack(*command), 1)
         return reply
+
+
+def _is_followed(info: Any) -> bool:
+    """Whether a replica counts, by INFO's reply about replication."""
+    return isinstance(info, bytes) and any(int(lag) <= _LAG_S for lag in _REPLICA.findall(info))
 
 
 def _tell(waiting: list[asyncio.Future[Confirmed]], found: Confirmed | BaseException) -> None:

@@ -24,6 +24,7 @@ for it does not get its lease, and the one that runs it strikes it off where it 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Self
@@ -91,6 +92,8 @@ class JobQueue:
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis, self._key = redis, redis.key
+        self._given: dict[str, tuple[Job, float]] = {}
+        """What this process has just handed back, and when: a renewal under way must not hide it from the others."""
 
     # ---- who has work
 
@@ -296,14 +299,19 @@ class JobQueue:
 
         First what every full server takes, too: the lease of a stream that waits for room must not lapse.
         """
+        until = time.monotonic() - lease.ms / 1000
+        self._given = {job_id: given for job_id, given in self._given.items() if given[1] > until}
         places: dict[str, list[str]] = {}
         running: dict[str, dict[str, int]] = {}
         async with self._redis.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.pexpire(self._key.lease(job.id), lease.ms)
+            there = await pipe.execute()
+            for job in jobs:
+                if job.id in self._given and self._given[job.id][0] is job:  # and was not taken again
+                    continue
                 places.setdefault(self._key.waiting(job.lane, job.tenant), []).append(job.id)
                 running.setdefault(self._key.running(job.lane), {})[job.id] = lease.end_ms
-            there = await pipe.execute()
             for name, job_ids in places.items():
                 pipe.zrem(name, *job_ids)
             for name, ends in running.items():
@@ -335,6 +343,7 @@ class JobQueue:
     async def hand_back(self, job: Job, holder: str, charges: Charges) -> None:
         """Puts it back where it stood before, for any worker to find at once; unless it is another worker's by now."""
         lease, called = self._key.lease(job.id), job.called
+        self._given[job.id] = job, time.monotonic()
 
         def give(pipe: Any, found: list[Any]) -> None:
             if found[0] in (None, holder.encode()):

@@ -173,6 +173,23 @@ async def test_a_replica_that_is_always_behind_has_it_in_the_end(
             assert (await broker._confirmer.confirm()).sure
 
 
+async def test_a_replica_that_is_gone_is_not_waited_for_until_it_is_back(
+    brokers: Callable[[str], Awaitable[Broker]],
+    server: EmbeddedValkey,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its host was cut off: who had begun to ask went on asking, and let go of nothing that it keeps meanwhile."""
+    monkeypatch.setattr("shared.store.confirm._LAG_S", 1)
+    broker = await brokers("none")
+    assert broker._confirmer
+    with Follower(tmp_path / "follower", server, 0) as follower:
+        assert (await broker._confirmer.confirm()).sure
+        follower.hold()
+        async with asyncio.timeout(60):
+            assert (await broker._confirmer.confirm()).sure
+
+
 async def test_where_nobody_may_ask_for_the_replica_nothing_waits_for_it(tmp_path: Path) -> None:
     """What runs in the background would be refused otherwise, each time, after 2 s of asking."""
     with Server(tmp_path / "master", "--appendonly", "yes") as server:

@@ -140,6 +140,18 @@ async def test_a_lease_that_is_renewed_moves_on(queue: JobQueue, redis: ArqRedis
     assert (await look(queue, now_ms=3_000_000)).overdue[Lane.GENERATION] == [job_id]
 
 
+async def test_what_is_handed_back_while_leases_are_renewed_is_found_at_once(queue: JobQueue, redis: ArqRedis) -> None:
+    """The renewal had the list of before: it took the job from where it waits, and for as long as a lease nobody saw it."""
+    given, kept = await put(queue), await put(queue)
+    jobs = [(await start(queue, one)).jobs[0] for one in (given, kept)]
+    await queue.hand_back(jobs[0], MINE.holder, {})
+    assert await queue.renew(jobs, MINE) == jobs[:1]
+    assert (await waiting(redis), await running(redis)) == ([given], [kept])
+    again = (await start(queue, given)).jobs
+    assert await queue.renew([*again, jobs[1]], MINE) == []
+    assert (await waiting(redis), sorted(await running(redis))) == ([], sorted([given, kept]))
+
+
 async def test_what_redis_forgot_is_restored_unless_somebody_else_has_it(queue: JobQueue, redis: ArqRedis) -> None:
     forgotten, taken = await put(queue), await put(queue)
     jobs: list[Job] = []

@@ -11,7 +11,7 @@ deleted of a turn: there is a mark in its place, so that what is beside it stays
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -29,6 +29,10 @@ from shared.store.transaction import transact
 
 _METADATA = "metadata"
 """The field of a session's head."""
+_ID = b"i"
+"""A field of turns that were added: their ids, where a repetition is looked for."""
+
+Change = Callable[[Messages], Messages]
 
 
 class Given(NamedTuple):
@@ -144,50 +148,70 @@ class Conversations:
             exists, last, open_ones, *turns = seen
             if not exists:
                 raise NotFound(NOT_FOUND)
-            for entry_id, fields in turns[0] if turns else ():
-                if base.encode() in dict(zip(fields[::2], fields[1::2], strict=True)).get(b"t", b""):
+            for entry_id, fields in turns[0]:
+                if _is_of(fields, base.encode()):
                     number, there = int(entry_id.partition(b"-")[0]), True
                     return
             if waiting or open_ones:
                 raise SessionBusy("A response of this conversation runs. Wait for its end, or cancel it.")
             number = int(last or 0) + 1
             pipe.hset(names.head, mapping={"turn": number, "updated_at_ms": now_ms()})
-            pipe.xadd(names.turns, _fields(stored), id=f"{number}-0")
+            pipe.xadd(names.turns, {**_fields(stored), _ID: base.encode()}, id=f"{number}-0")
             for field, amount in (("turns", 1), ("tokens", tokens), ("bytes", len(stored.data))):
                 pipe.hincrby(names.head, field, amount)
             self._sessions.prolong(pipe, tenant, conversation_id)
 
         looks: list[Any] = [("EXISTS", names.head), ("HGET", names.head, "turn"), ("ZCARD", names.open)]
-        if once:
-            looks.append(("XRANGE", names.turns, "-", "+"))
+        # Without a key, too: where only the reply was lost, this is done once more.
+        last: list[Any] = ["XREVRANGE", names.turns, "+", "-", "COUNT", 1]
+        looks.append(("XRANGE", names.turns, "-", "+") if once else tuple(last))
         await transact(self._redis, [names.head, names.open], looks, queue)
         return Turn(number, base, messages, generated=False, first=0, names=given.names), there
 
-    async def replace(self, tenant: str, conversation_id: str, number: int, messages: Messages) -> None:
-        """Gives a turn other messages: a stream is written anew for that, as large as a session may be."""
+    async def change(self, tenant: str, conversation_id: str, number: int, change: Change) -> None:
+        """Gives a turn the messages that `change` makes of those that it has, once more where another change came before: a
+        stream is written anew for that, as large as a session may be."""
+        while not await self._change(tenant, conversation_id, number, change):
+            pass
+
+    async def _change(self, tenant: str, conversation_id: str, number: int, change: Change) -> bool:
+        """False, and nothing is done, where the turn was changed meanwhile."""
         names = self._key.session(tenant, check_id(conversation_id))
-        turn = await self._sessions.turn(tenant, conversation_id, number)
+        turn, text = await self._sessions.turn(tenant, conversation_id, number)
+        messages = change(turn["messages"])
         tokens = estimate_tokens(present(messages))
         plain = {name: value for name, value in turn.items() if name not in ("bytes", "number")}
         data = json.dumps({**plain, "tokens": tokens, "messages": messages})
         stored = await self._blobs.store(session_holder(tenant, conversation_id), tenant, data)
+        as_it_was = True
 
         def queue(pipe: Any, seen: list[Any]) -> None:
-            (raw,) = seen
+            nonlocal as_it_was
+            turns = [(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in seen[0]]
+            as_it_was = any(entry_id == b"%d-0" % number and pairs[b"t"] == text for entry_id, pairs in turns)
+            if not as_it_was:
+                return
             pipe.delete(names.turns)
-            for entry_id, fields in raw:
-                pairs = dict(zip(fields[::2], fields[1::2], strict=True))
-                pipe.xadd(names.turns, _fields(stored) if entry_id == b"%d-0" % number else pairs, id=entry_id)
+            for entry_id, pairs in turns:
+                new = {**pairs, **_fields(stored)} if entry_id == b"%d-0" % number else pairs
+                pipe.xadd(names.turns, new, id=entry_id)
             pipe.hincrby(names.head, "tokens", tokens - turn["tokens"])
             pipe.hincrby(names.head, "bytes", len(stored.data) - turn["bytes"])
             pipe.hset(names.head, "updated_at_ms", str(now_ms()))
             self._sessions.prolong(pipe, tenant, conversation_id)
 
         await transact(self._redis, [names.turns], [("XRANGE", names.turns, "-", "+")], queue)
+        return as_it_was
 
 
-def _fields(stored: Stored) -> dict[Any, Any]:
-    return {"t": stored.data} if stored.blobs is None else {"t": stored.data, BLOBS: stored.blobs}
+def _fields(stored: Stored) -> dict[bytes, bytes]:
+    return {b"t": stored.data} if stored.blobs is None else {b"t": stored.data, BLOBS: stored.blobs}
+
+
+def _is_of(fields: Sequence[bytes], turn_id: bytes) -> bool:
+    """Whether a turn has this id; older ones say it in their text alone, which may be in a blob."""
+    pairs = dict(zip(fields[::2], fields[1::2], strict=True))
+    return pairs[_ID] == turn_id if _ID in pairs else turn_id in pairs.get(b"t", b"")
 
 
 def without(messages: Messages, place: int, call: int | None) -> Messages:

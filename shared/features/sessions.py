@@ -196,11 +196,11 @@ class Sessions:
             start = f"({page[-1][0].decode()}"
         return found
 
-    async def turn(self, tenant: str, session_id: str, number: int) -> dict[str, Any]:
-        """One of them. Raises NotFound."""
+    async def turn(self, tenant: str, session_id: str, number: int) -> tuple[dict[str, Any], bytes]:
+        """One of them, and its text as it stands there. Raises NotFound."""
         name = self._key.session(tenant, session_id).turns
         for entry_id, fields in await self._redis.xrange(name, f"{number}-0", f"{number}-0"):
-            return await self._read(tenant, entry_id, fields)
+            return await self._read(tenant, entry_id, fields), by_name(fields)[b"t"]
         raise NotFound(NOT_FOUND)
 
     async def _read(self, tenant: str, entry_id: bytes, fields: Fields) -> dict[str, Any]:
@@ -253,6 +253,10 @@ class Sessions:
             data, blobs = turn.stored
             fields: dict[Any, Any] = {"t": data} if blobs is None else {"t": data, BLOBS: blobs}
             pipe.xadd(names.turns, fields, id=f"{session['turn']}-0")
+            # It may have been deleted since this began: then it is one with this turn alone, and not half of one.
+            for field, value in (("created_at_ms", now_ms()), ("turn", session["turn"])):
+                pipe.hsetnx(names.head, field, value)
+            pipe.zadd(self._listed(tenant, session["id"]), {session["id"]: now_ms()}, nx=True)
             for field, amount in (("turns", 1), ("tokens", turn.tokens), ("bytes", len(data))):
                 pipe.hincrby(names.head, field, amount)
             pipe.hset(names.head, "updated_at_ms", str(now_ms()))

@@ -152,7 +152,7 @@ class Webhooks:
             return None
         is_response = header.get("surface") == "responses"
         return partial(
-            self.queue,
+            self._queue_new,
             subject=header["id"],
             target=target,
             tenant=header["owner"],
@@ -162,6 +162,12 @@ class Webhooks:
             kept_s=ended.kept_s,
             traceparent=header.get("traceparent"),
         )
+
+    def _queue_new(self, pipe: Any, subject: str, target: WebhookTarget, **about: Any) -> None:
+        """As `queue`, where that is done once: what stands there is of a log that has gone, and whose Idempotency-Key made its
+        id once more."""
+        pipe.delete(self._key.webhook(subject))
+        self.queue(pipe, subject, target, **about)
 
     async def deliveries(self, summaries: Sequence[Summary]) -> list[dict[str, Any] | None]:
         """How far each generation's event has come, as the state object shows it. Raises Unavailable."""

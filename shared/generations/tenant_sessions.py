@@ -10,9 +10,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from shared.chat.messages import Messages
-from shared.errors import NotFound
-from shared.features.conversations import Conversations, Given, Turn
+from shared.errors import FileStorageFailed, NotFound
+from shared.features.conversations import Change, Conversations, Given, Turn
 from shared.features.sessions import Sessions, check_id
 from shared.generations.broker import Broker
 from shared.generations.caller import Caller
@@ -59,6 +58,8 @@ class TenantSessions:
             for generation_id in reversed(found["open"]):  # the last first, so that none begins meanwhile
                 with suppress(NotFound):
                     await self._broker.cancel(generation_id, caller)
+            with suppress(FileStorageFailed):  # what is settled later would write its turn into what is gone
+                await self._settlement.settle_session(caller.tenant, session_id)
             await self._sessions.delete(caller.tenant, session_id)
         logger.info("session deleted", tenant=caller.tenant)
 
@@ -126,7 +127,7 @@ class TenantConversations:
             once = idempotency_key is not None
             return await conversations.append(tenant, conversation_id, given, name, cut, once=once)
 
-    async def replace(self, conversation_id: str, caller: Caller, number: int, messages: Messages) -> None:
-        """Gives a turn other messages."""
+    async def change(self, conversation_id: str, caller: Caller, number: int, change: Change) -> None:
+        """Gives a turn the messages that `change` makes of its own."""
         with translate_errors():
-            await self._conversations.replace(caller.tenant, conversation_id, number, messages)
+            await self._conversations.change(caller.tenant, conversation_id, number, change)

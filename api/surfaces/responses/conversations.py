@@ -6,6 +6,7 @@ there, so it stays the same whatever is deleted around it, and an answer's items
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import APIRouter, Query
@@ -197,6 +198,6 @@ async def delete_item(
 ) -> dict[str, Any]:
     """Takes an item out of it, and answers the conversation."""
     turn, place = await _found(services, caller, conversation_id, item_id)
-    messages = without(turn.messages, place.message, place.call)
-    await services.conversations.replace(conversation_id, caller, turn.number, messages)
+    take_out = partial(without, place=place.message, call=place.call)
+    await services.conversations.change(conversation_id, caller, turn.number, take_out)
     return await services.conversations.find(conversation_id, caller)

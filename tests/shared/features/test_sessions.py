@@ -265,6 +265,47 @@ async def test_deleting_cancels_and_forgets(bench: Bench) -> None:
     assert bench.turn(await bench.ask("again")) == 1
 
 
+async def sealed(bench: Bench, header: Header, text: str) -> None:
+    """What a worker writes that dies before it settles it."""
+    writer, *_ = await bench.log.claim(
+        bench.appender, header["id"], 1, attempt_with({"at_ms": 1, "token": header["id"]})
+    )
+    choice = {"index": 0, "delta": answer(text), "finish_reason": "stop"}
+    await writer.append([Chunk(json.dumps({"choices": [choice]}).encode())])
+    told = await bench.core.outcomes.transcripts.read(header["id"], 1)
+    await bench.log.seal(header["id"], await bench.core.outcomes.compose(told, Status.COMPLETED, None), epoch=1)
+
+
+async def test_what_is_deleted_with_its_last_answer_not_settled_stays_deleted(bench: Bench) -> None:
+    """A client that has seen the end deletes the session at once: the turn came after that, and the session was half of one."""
+    await bench.say(await bench.ask("q0"), answer("a0"))
+    header = await bench.ask("q1")
+    await sealed(bench, header, "a1")
+    await bench.sessions.delete("s", ANN)
+    await bench.core.settlement.settle(header["id"])
+    with pytest.raises(NotFound):
+        await bench.sessions.find("s", ANN)
+    assert not [name async for name in bench.redis.scan_iter("*session:{ann:s}*")]
+    await bench.say(await bench.ask("again"), answer("b"))
+    assert await bench.texts() == ["again", "b"]
+
+
+async def test_a_turn_that_comes_after_its_session_was_deleted_leaves_a_sound_one(bench: Bench) -> None:
+    """Its request met the DELETE."""
+    await bench.say(await bench.ask("q0"), answer("a0"))
+    header = await bench.ask("q1")
+    names = keys.session("ann", "s")
+    await bench.redis.delete(names.head, names.turns, names.open)
+    await bench.redis.zrem(keys.sessions("ann", keys.cells.of_session("ann", "s")), "s")
+    await sealed(bench, header, "a1")
+    await bench.core.settlement.settle(header["id"])
+    session = await bench.sessions.find("s", ANN)
+    assert (session["turns"], session["open"]) == (1, [])
+    assert [one["id"] for one in await bench.sessions.newest(ANN, None, 10)] == ["s"]
+    await bench.say(await bench.ask("q2"), answer("a2"))
+    assert await bench.texts() == ["q1", "a1", "q2", "a2"]
+
+
 async def test_a_list_of_sessions(bench: Bench) -> None:
     for name in ("one", "two", "three"):
         await bench.say(await bench.ask("q", session=name), answer("a"))

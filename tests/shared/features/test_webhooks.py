@@ -21,7 +21,7 @@ from shared.log.entry import Status
 from shared.log.streamlog import StreamLog
 from shared.store.cluster.pipelines import Pipeline
 from shared.store.redis import ArqRedis, RedisError
-from tests.harness.records import outcome_with
+from tests.harness.records import header_with, outcome_with
 from tests.support.names import keys
 from tests.support.receiver import SECRET
 
@@ -120,6 +120,19 @@ async def test_it_is_queued_once_however_often_it_is_settled(core: Core, hooks: 
     assert await redis.zcard(keys.webhooks) == 0
     assert await hooks.begin(generation_id) is None
     assert (await shown(core, generation_id))["attempts"] == 1
+
+
+async def test_who_makes_its_id_once_more_has_its_own_event(core: Core, hooks: Webhooks, redis: ArqRedis) -> None:
+    """An Idempotency-Key outlives its log; what was delivered for the first one was taken for the second one's."""
+    header = (await core.broker.find(await submitted(core, webhook={"url": URL}), ANN)).header
+    await core.broker.cancel(header["id"], ANN)
+    await hooks.end(await taken(hooks, header["id"]), Result("delivered", 200))
+    assert (await shown(core, header["id"]))["status"] == "delivered"
+    await redis.delete(keys.log(header["id"]))
+    await core.broker.log.create(header_with({**header, "created_at_ms": header["created_at_ms"] + 1}), b"{}")
+    await core.broker.cancel(header["id"], ANN)
+    assert await hooks.due(10) == [(header["id"], URL)]
+    assert (await taken(hooks, header["id"])).attempt == 1
 
 
 async def test_settlements_at_once_queue_one_event(core: Core, redis: ArqRedis, log: StreamLog) -> None:

@@ -72,6 +72,27 @@ def test_a_conversation_and_its_items(alice: Client, bob: Client) -> None:
     refused(alice.get(path), 404)
 
 
+def test_what_is_deleted_at_once_of_one_turn_is_gone(alice: Client) -> None:
+    """Each deletion wrote the turn as it was before the others."""
+    conversation = made(alice, *(user(f"t{number}") for number in range(8)))
+    gone = [item["id"] for item in items(alice, conversation)[:7]]
+    path = f"{CONVERSATIONS}/{conversation}/items"
+    with ThreadPoolExecutor(7) as pool:
+        answers = list(pool.map(lambda item: alice.http.delete(f"{path}/{item}").status_code, gone))
+    assert answers == [200] * 7
+    assert texts(items(alice, conversation)) == ["t7"]
+
+
+def test_large_items_that_are_added_again_with_their_key_are_there_once(alice: Client) -> None:
+    conversation, text = made(alice, user("one")), "x" * 400_000
+    key = {"idempotency-key": uuid.uuid4().hex}
+    path = f"{CONVERSATIONS}/{conversation}/items"
+    first, again = (alice.http.post(path, json={"items": [user(text)]}, headers=key) for _ in range(2))
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert again.json()["data"] == first.json()["data"]
+    assert texts(items(alice, conversation)) == ["one", text]
+
+
 def test_a_response_goes_on_from_its_conversation_and_adds_to_it(alice: Client, scripted: Register) -> None:
     script = scripted([chunk({"role": "assistant", "reasoning_content": "why"}), *words(2), *ending()])
     conversation = made(alice, user("one"))

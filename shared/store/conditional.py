@@ -140,8 +140,8 @@ return {0, made and {} or told, replies}
 number of its words and these. `call` where the counts are written: if that is refused, as memory is full, nothing was done. Nor
 is anything where the first command is refused for that, as it would be in a transaction: else the doorbell would ring.
 
-A minute is added up once a second: its sum stands beside it, and holds as long as the second does in which it was made. So
-does what was said then of when both expire."""
+A minute is added up once a second: its sum stands beside it, and holds as long as the second does in which it was made, or
+until a count is corrected. So does what was said then of when both expire."""
 _DIGEST = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -345,8 +345,7 @@ def correct(pipe: Any, key: str, second: int | bytes | Answer, amount: int) -> N
     """Queues that so much more, or less, was counted in a window's second. What comes too late for it is forgotten with it."""
     pipe.hincrby(key, second, amount)
     pipe.expire(key, KEPT_S)
-    pipe.hincrby(f"{key}{SUM}", "amount", amount)
-    pipe.expire(f"{key}{SUM}", KEPT_S)
+    pipe.hdel(f"{key}{SUM}", "second")  # which may be of a later minute than the corrected one: it is added up anew
 
 
 def release(pipe: Any, key: str, since_s: int, amount: int, life_s: int) -> None:

@@ -28,7 +28,7 @@ and `sessions`; else `{control}`, also where that is on a server of its own. Ten
 | `streamspool:keys-version` | string, random: another one after each change of a key, or of limits | permanent |
 | `streamspool:secret` | string, 64 random bytes: encrypts what clients carry, see installation.py | permanent |
 | `streamspool:limit:KIND:SCOPE` | hash of counts by second, or zset of ids: limits.py | 61 s; as long as a log can run |
-| `streamspool:limit:KIND:SCOPE:sum` | hash: what the counts add up to in this second | 61 s |
+| `streamspool:limit:KIND:SCOPE:sum` | hash: what the counts add up to in this second, until one of them is corrected | 61 s |
 | `streamspool:keys-used` | hash, id to Unix seconds: when a key was used last | 400 days after the last use |
 | `streamspool:audit` | stream of changes of keys and limits, see audit.py: 100,000 entries | permanent |
 | `streamspool:token:SHA256` | string, JSON: the stream a token or share opens, and whose | as asked for, 30 days at most |

@@ -82,6 +82,24 @@ async def test_what_is_corrected_holds_at_once(redis: ArqRedis) -> None:
     await redis.delete(WINDOW, f"{WINDOW}:sum")
 
 
+async def test_what_is_corrected_of_a_minute_ago_makes_no_room_now(redis: ArqRedis) -> None:
+    """An answer that took longer than a minute is settled in the second of another's request."""
+    while True:
+        second = await now(redis)
+        await counted(redis, Count(WINDOW, None, 1000))
+        async with redis.pipeline(transaction=True) as pipe:
+            correct(pipe, WINDOW, second - 100, -990)
+            correct(pipe, WINDOW, second, 7)
+            await pipe.execute()
+        with pytest.raises(Full) as full:
+            await counted(redis, Count(WINDOW, 1000, 5))
+        if await now(redis) == second:  # else the minute was added up anew for that
+            break
+        await redis.delete(WINDOW, f"{WINDOW}:sum")
+    assert full.value.found[0].used == 1007
+    await redis.delete(WINDOW, f"{WINDOW}:sum")
+
+
 async def test_a_hold_has_room_as_long_as_something_is_left(redis: ArqRedis) -> None:
     second = await now(redis)
     hold = Hold(HELD, 10, 7, second, 600, SPENT, "2026-11")

@@ -199,7 +199,8 @@ class Blobs:
     async def _note(
         self, holder: str, tenant: str, mine: dict[str, str], sizes: dict[str, int], quota: int
     ) -> dict[str, str]:
-        """Says that these are stored, each as this copy or as one that another process has said meanwhile."""
+        """Says that these are stored, each as this copy or as one that another process has said meanwhile. What it finds to be
+        its own copy was said before, by a transaction whose answer was lost: that stays as it is."""
         noted: dict[str, str] = {}
         keys = {digest: self._key.blob(tenant, digest) for digest in mine}
         used = self._key.blob_bytes(tenant)
@@ -216,12 +217,14 @@ class Blobs:
                     pipe.zrem(self._key.files_end, name)
                 else:
                     noted[digest] = copy.decode().partition(":")[0]
-                    pipe.zadd(self._key.files_end, {name: now_ms() - DUE_MS})
+                    if noted[digest] != mine[digest]:
+                        pipe.zadd(self._key.files_end, {name: now_ms() - DUE_MS})
                 pipe.hset(key, holder, b"1")
                 pipe.pexpire(key, _KEPT_MS)
-            _check_quota(int(seen[0] or 0) + added, quota)
-            pipe.incrby(used, added)
-            pipe.pexpire(used, _KEPT_MS)
+            if added:
+                _check_quota(int(seen[0] or 0) + added, quota)
+                pipe.incrby(used, added)
+                pipe.pexpire(used, _KEPT_MS)
             self._note_holder(pipe, holder, tenant, noted)
 
         looks: list[Command] = [("GET", used), *(("HGET", key, COPY) for key in keys.values())]

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError
 
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
 from shared.errors import FileStorageFailed, RequestLost, StorageQuotaExceeded
-from shared.features.blobs import GRACE_MS, Blobs, session_holder
+from shared.features.blobs import COPY, GRACE_MS, Blobs, session_holder
 from shared.features.storage import Storage
 from shared.generations.caller import Caller
 from shared.generations.core import Core
 from shared.log.blobs import Stored
 from shared.log.streamlog import StreamLog
+from shared.store.cluster.pipelines import Pipeline
 from shared.store.redis import ArqRedis
 
 ANN, BEN = "ann", "ben"
@@ -78,11 +80,15 @@ class Bench:
         return {name.decode() for name in await self.redis.keys("*blob*")}
 
 
-@pytest.fixture
-async def bench(redis: ArqRedis, tmp_path: Path) -> Bench:
-    found = Bench(redis, tmp_path)
+async def opened(redis: ArqRedis, directory: Path, **options: Any) -> Bench:
+    found = Bench(redis, directory, **options)
     await redis.set(redis.key.catalogue, json.dumps({"providers": {"fake": {"models": ["echo"], "open": True}}}), ex=60)
     return found
+
+
+@pytest.fixture
+async def bench(redis: ArqRedis, tmp_path: Path) -> Bench:
+    return await opened(redis, tmp_path)
 
 
 async def stored(bench: Bench, generation_id: str) -> Stored:
@@ -184,6 +190,35 @@ async def test_two_that_store_the_same_at_once_keep_one(bench: Bench) -> None:
     assert not bench.objects()
 
 
+@pytest.mark.parametrize("meanwhile", [0, 1_000_000], ids=["alone", "others use up the quota"])
+async def test_what_is_noted_and_not_answered_stays(
+    redis: ArqRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: int
+) -> None:
+    """The connection breaks between EXEC and its answer, and the client takes that for a key that another one wrote."""
+    bench, body = await opened(redis, tmp_path, max_blob_bytes=1_000_000), asked(picture(300_000))
+    execute, lost = Pipeline._execute_transaction, 0
+
+    async def cut(pipe: Pipeline, connection: Any, commands: Any, raise_on_error: bool) -> Any:
+        nonlocal lost
+        replies = await execute(pipe, connection, commands, raise_on_error)
+        if not lost and any(COPY in words for words, _ in commands):
+            lost += 1
+            await redis.incrby(redis.key.blob_bytes(ANN), meanwhile)
+            pipe.watching = True  # redis-py has not seen that it is over
+            raise ConnectionError
+        return replies
+
+    monkeypatch.setattr(Pipeline, "_execute_transaction", cut)
+    generation_id = await bench.submit(body)
+    await bench.reap()
+    assert (lost, len(bench.objects())) == (1, 1)
+    assert json.loads(await bench.blobs.whole(ANN, await stored(bench, generation_id))) == json.loads(body)
+    assert int(await redis.get(redis.key.blob_bytes(ANN)) or 0) == 400_000 + meanwhile
+    assert not await redis.exists(redis.key.files_end)
+    await bench.delete(generation_id)
+    assert not bench.objects()
+
+
 async def test_what_a_killed_process_stored_and_did_not_append_goes(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,8 +245,7 @@ async def test_what_a_killed_process_stored_and_did_not_append_goes(
 
 
 async def test_over_its_quota_a_tenant_is_refused_and_nothing_is_left(redis: ArqRedis, tmp_path: Path) -> None:
-    bench = Bench(redis, tmp_path, max_blob_bytes=1_000_000)
-    await redis.set(redis.key.catalogue, json.dumps({"providers": {"fake": {"models": ["echo"], "open": True}}}), ex=60)
+    bench = await opened(redis, tmp_path, max_blob_bytes=1_000_000)
     await bench.submit(asked(picture(600_000)))
     before = await redis.keys("*")
     with pytest.raises(StorageQuotaExceeded) as refused:

@@ -308,7 +308,7 @@ class Generator:
     async def _tell_usage(self, writer: Writer, answer: Normalizer) -> None:
         """Who asked for usage is told it always: where the provider gave none, our own figures, called what they are."""
         if answer.lacks_usage:
-            told = await self._outcomes.transcripts.read(writer.generation_id, writer.epoch)
+            told = await self._outcomes.transcripts.read(writer.generation_id, writer.epoch, ending=True)
             measured = await told.usage(answer.usage)
             await writer.append(answer.measured(measured.figures, measured.source))
 

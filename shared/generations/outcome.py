@@ -118,8 +118,9 @@ class Transcripts:
         does it with this.
 
         Raises Gone; Damaged where an entry is missing. With `damaged`, for what is to be ended as lost, it is what stands
-        before that entry. Raises FileStorageFailed, RequestLost where a long text is in a storage that has it not; but with
-        `ending`, for an end that must not wait for that, it is as if nothing had been asked.
+        before that entry. Raises FileStorageFailed, RequestLost where a long text is in a storage that has it not, NotFound
+        where something that it goes on from is gone. But with `ending`, for an end that must not wait for either, it is as if
+        nothing had been asked, or nothing said before.
         """
         header, body, (history, asked) = await self._request(generation_id, ending=ending)
         fold, note, damage, last = Accumulator(), None, None, Position(epoch, 0)
@@ -160,11 +161,19 @@ class Transcripts:
         header, stored = await self._log.request(generation_id)
         try:
             body = json.loads(await self.blobs.marked(header["owner"], stored))
-            return header, body, await self.messages(header, body)
         except (FileStorageFailed, RequestLost):
             if not ending:
                 raise
             return header, {}, ([], [])
+        try:
+            return header, body, await self.messages(header, body)
+        except (RedisError, OSError):
+            raise
+        except Exception as why:  # whatever is the matter with another log, this one is to have its end
+            if not ending:
+                raise
+            logger.warning("ended without its history", generation_id=generation_id, why=type(why).__name__)
+            return header, body, ([], body.get("messages", []))
 
 
 class Outcomes:

@@ -82,7 +82,7 @@ class LogRemoval(LogListing):
 
     async def keep(self, generation_ids: Sequence[str], kept_ms: int) -> Header | None:
         """Keeps these for so long at least, deleted or not: something goes on from them. Returns the header of the last one,
-        None where one of them is not there."""
+        None where one of them is not there. The mark comes first: who deletes one of them sees it, or this sees it gone."""
         last = self._key.log(generation_ids[-1])
         names = [
             name
@@ -99,10 +99,12 @@ class LogRemoval(LogListing):
             left = told[len(generation_ids) :]
             if -2 in left[::3] or not raw:
                 return None
-            for name, left_ms in zip(names, left, strict=True):
-                if 0 <= left_ms < kept_ms:
-                    pipe.pexpire(name, kept_ms)
-            await commit(pipe)
+            short = [name for name, left_ms in zip(names, left, strict=True) if 0 <= left_ms < kept_ms]
+            for name in short:
+                pipe.pexpire(name, kept_ms)
+            kept = dict(zip(short, await commit(pipe), strict=True))
+            if not all(kept.get(log, True) for log in names[::3]):  # it has expired since
+                return None
         return cast(Header, json.loads(decode(raw)[0].data))
 
     async def delete(self, generation_id: str, tenant: str) -> None:
@@ -122,10 +124,11 @@ class LogRemoval(LogListing):
             if self.feed is not None:
                 self.feed.add(pipe.control, events.deleted(generation_id, tenant))
 
-        # Watched: it may become an object in this moment, which must not be left over.
-        looks: list[Command] = [("EXISTS", self._key.continued(generation_id)), ("TTL", key)]
+        # Watched: in this moment it may become an object, which must not be left over, and something may go on from it.
+        continued_by = self._key.continued(generation_id)
+        looks: list[Command] = [("EXISTS", continued_by), ("TTL", key)]
         looks.append(("XREVRANGE", key, "+", "-", "COUNT", 1))
-        await transact(self._redis, [key], looks, queue)
+        await transact(self._redis, [key, continued_by], looks, queue)
 
     async def delete_all(self, generation_ids: Sequence[str], tenant: str) -> None:
         """The same for many of one tenant, without those that are to be kept longer because they were stored."""

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
+from redis.exceptions import ConnectionError
 
 from shared.chat.request import ChatRequest
 from shared.config.settings import Settings
-from shared.errors import NotFound
+from shared.errors import FileStorageFailed, NotFound, RequestLost, Unavailable
 from shared.features.chains import NAMED
 from shared.generations.caller import Caller
 from shared.generations.front import Front
 from shared.log.appender import Appender
+from shared.log.entry import Status
 from shared.log.records import Header
 from shared.log.streamlog import StreamLog
+from shared.store.commands import watch
 from shared.store.redis import ArqRedis
+from shared.store.transaction import commit
+from tests.harness.records import error_with
 from tests.shared.features.test_sessions import ANN, BOB, Bench, answer
 from tests.support.names import keys
 
@@ -108,6 +114,76 @@ async def test_a_chain_with_a_hole_is_refused(bench: Bench) -> None:
         await bench.core.chains.keep("ann", made[-1]["id"], KEPT_MS)
     with pytest.raises(NotFound):
         await bench.core.chains.keep(BOB.tenant, made[0]["id"], KEPT_MS)
+
+
+@pytest.mark.parametrize("why", [None, FileStorageFailed(), RequestLost(), KeyError("a bug")], ids=repr)
+async def test_what_goes_on_from_what_is_gone_can_be_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, why: Exception | None
+) -> None:
+    """By its owner and by the reaper, whatever is the matter with those before it."""
+    made = await chain(bench, 2)
+    cancelled, deleted, given_up = [await asked(bench, user("now"), made[-1]["id"]) for _ in range(3)]
+    if why is None:
+        await bench.redis.delete(keys.log(made[0]["id"]))
+    else:
+        monkeypatch.setattr(bench.core.chains, "messages", AsyncMock(side_effect=why))
+    assert (await bench.broker.cancel(cancelled["id"], ANN)).status is Status.CANCELLED
+    await bench.broker.delete(deleted["id"], ANN)
+    assert not await bench.redis.exists(keys.log(deleted["id"]))
+    await bench.broker.give_up(given_up["id"], error_with(code="no_worker"))
+    assert (await bench.broker.find(given_up["id"], ANN)).status is Status.FAILED
+    with pytest.raises(type(why) if why else NotFound):
+        await prompt(bench, cancelled, user("now"))
+
+
+async def test_an_end_waits_for_a_redis_that_is_away(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await chain(bench, 1)
+    last = await asked(bench, user("now"), made[-1]["id"])
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.core.chains, "messages", AsyncMock(side_effect=ConnectionError("away")))
+        with pytest.raises(Unavailable):
+            await bench.broker.cancel(last["id"], ANN)
+    assert (await bench.broker.cancel(last["id"], ANN)).status is Status.CANCELLED
+
+
+async def test_what_is_deleted_as_something_goes_on_from_it_is_hidden(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner's DELETE has looked, and before it deletes, somebody goes on from it, for less long than it is kept anyway."""
+    (first,) = await chain(bench, 1)
+    assert await bench.redis.pttl(keys.log(first["id"])) > 10_000
+    kept = False
+
+    async def slow(*given: Any) -> Any:
+        nonlocal kept
+        seen = await watch(*given)
+        if not kept:
+            kept = True
+            assert await bench.core.chains.keep(ANN.tenant, first["id"], 10_000) == [first["id"]]
+        return seen
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shared.store.transaction.watch", slow)
+        await bench.log.delete(first["id"], ANN.tenant)
+    assert kept
+    with pytest.raises(NotFound):
+        await bench.broker.find(first["id"], ANN)
+    last = await asked(bench, user("now"), first["id"])
+    assert [message["content"] for message in await prompt(bench, last, [])] == said(1)
+
+
+async def test_what_is_gone_before_it_could_be_kept_is_missing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It expires, or is deleted, between the look and the longer life."""
+    (first,) = await chain(bench, 1)
+    await bench.redis.pexpire(keys.log(first["id"]), 50_000)
+
+    async def late(pipe: Any) -> Any:
+        await bench.redis.delete(keys.log(first["id"]))
+        return await commit(pipe)
+
+    monkeypatch.setattr("shared.log.removal.commit", late)
+    with pytest.raises(NotFound):
+        await bench.core.chains.keep(ANN.tenant, first["id"], KEPT_MS)
 
 
 async def test_a_fork_knows_its_own_past_alone(bench: Bench) -> None:

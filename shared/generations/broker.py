@@ -242,14 +242,15 @@ class Broker:
         traceparent: str | None = None,
     ) -> None:
         """Accepts a line of a batch, whose `traceparent` it is, once however often it is called. It is said again if it is
-        interrupted, unless it wants otherwise. Raises Forbidden, BudgetReached, RedisError, OSError, what `reserve` raises."""
+        interrupted, unless it wants otherwise. Raises Forbidden and StorageQuotaExceeded; BudgetReached, and BadRequest for a
+        price that is not known, unless it was made before; FileStorageFailed, RedisError, OSError, what `reserve` raises."""
         caller.check_model(request.model)
         header = make_header(self._settings, line_id, request, caller, None, client_history=False, webhook=None)
         header["on_interruption"], header["on_disconnect"] = request.on_interruption or "restart", "continue"
         header["batch"], header["surface"] = batch, surface
         header["server"] = await self._server(line_id)
         await self._budgets.check(header, unless_made=True)
-        await self._budgets.expect(header, expects(request))
+        await self._budgets.expect(header, expects(request), unless_made=True)
         stored = await self._blobs.store(line_id, caller.tenant, body)
         with enqueued(header, traceparent):
             SUBMITTED.inc(new := await self.log.create(header, stored, self._gate.hold(reserve)))

@@ -19,17 +19,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from shared.errors import (
-    BudgetReached,
-    Damaged,
-    FileStorageFailed,
-    Forbidden,
-    Gone,
-    Internal,
-    StorageQuotaExceeded,
-    StreamLost,
-    Unavailable,
-)
+from shared.errors import Damaged, Gone, Internal, LogError, StreamLost, StreamspoolError, Unavailable
 from shared.features.access.expected import expected
 from shared.features.batch_head import ENDED, BatchHead, Checkpoint, enter, reached
 from shared.features.storage import Missing
@@ -40,7 +30,7 @@ from shared.log.entry import SEAL, Position, Status
 from shared.log.records import Header, Outcome
 from shared.log.streamlog import Execute
 from shared.store.outage import log_redis_error
-from shared.store.redis import OutOfMemoryError, RedisError
+from shared.store.redis import OutOfMemoryError
 from worker import spans
 from worker.batches.circuit import jittered
 from worker.batches.end import CANCELLED, EXPIRED, GIVEN_UP, INPUT_GONE, Ending
@@ -50,7 +40,7 @@ from worker.batches.lines import Found, LineWrong, answer_line, line_id, wrong_l
 from worker.batches.queue import Line, Queue
 from worker.batches.results import Results, refusal
 from worker.batches.stop import Stop
-from worker.batches.verdict import ANSWERS, Verdict, verdict
+from worker.batches.verdict import ANSWERS, OUTAGES, Verdict, failed, refused, verdict
 
 if TYPE_CHECKING:
     from worker.batches.batcher import Batcher
@@ -70,9 +60,9 @@ _STRIKES = 20
 """How often a line may fail while its provider answers others. In between it waits: all of it takes a quarter of an hour."""
 _LOST = 3
 """How often something of ours may be lost with a line: its workers, its log."""
+_REFUSED_S = 1.0
+"""Before a line is begun again that was refused for something that may pass."""
 _BEFORE_SEAL = Position(SEAL.epoch - 1, 2**53 - 1)
-
-
 _LOST_AGAIN = "The storage lost a part of the answer, each time that it was asked for. Send the request again."
 _BROKE = "Something broke on our side with this line. The batch's id finds it in the log."
 
@@ -186,9 +176,9 @@ class Run:
             self.queue.wait(line, self.clock(), pause_s)
 
     def _fail(self, line: Line) -> None:
-        """It was understood once, and is not now: by another version of this program, or it was changed."""
+        """It was understood once, and is refused now: for what it asks for, or by another version of this program."""
         assert line.wrong
-        logger.error("line not understood", batch_id=self.id, line=line.number, code=line.wrong.code)
+        logger.error("line refused", batch_id=self.id, line=line.number, code=line.wrong.code)
         text = wrong_line(self.id, line.number, line.custom_id, line.wrong.code, line.wrong.message)
         self.results.add(line, text, "failed")
 
@@ -233,15 +223,29 @@ class Run:
                     partial(expected, body=line.asked.body),
                     self.head.get("traceparent"),
                 )
-        except (BudgetReached, StorageQuotaExceeded, Forbidden) as error:
-            line.wrong = LineWrong(error.code, error.message)
-            self._fail(line)
         except OutOfMemoryError as error:
             log_redis_error("batch", error, batch_id=self.id)
             self._full_until = self.clock() + _FULL_S
             self._wait(line)
+        except (LogError, *OUTAGES):
+            raise
+        except Exception as error:
+            self._refuse(line, error)
         else:
             self.queue.begun(generation_id, line, self.clock())
+
+    def _refuse(self, line: Line, why: Exception) -> None:
+        """Ends a line that was not begun if that is its own; what may pass has it wait, and a bug does a few times."""
+        error = why if isinstance(why, StreamspoolError) else Internal(_BROKE)
+        means = refused(error)
+        if means is Verdict.LOST:
+            logger.error("line broke", batch_id=self.id, line=line.number, exc_info=why)
+            line.lost += 1
+        if means is Verdict.DONE or line.lost >= _LOST:
+            line.wrong = LineWrong(error.code, error.message)
+            self._fail(line)
+        else:
+            self._wait(line, error.retry_after_s or _REFUSED_S)
 
     async def _take_in(self) -> None:
         """Waits for lines to end, and takes their answers in."""
@@ -275,16 +279,12 @@ class Run:
             except Gone:  # deleted by its owner just now
                 means = Verdict.HELD_UP
             except Damaged:
-                again = StreamLost(_LOST_AGAIN)
-                means, outcome = Verdict.LOST, {**outcome, "status": Status.FAILED, "error": again.to_stored()}
-            except (RedisError, OSError, FileStorageFailed):
+                means, outcome = Verdict.LOST, failed(outcome, StreamLost(_LOST_AGAIN))
+            except OUTAGES:
                 raise
             except Exception as bug:
                 logger.error("line broke", batch_id=self.id, line=line.number, exc_info=bug)
-                means, outcome = (
-                    Verdict.LOST,
-                    {**outcome, "status": Status.FAILED, "error": Internal(_BROKE).to_stored()},
-                )
+                means, outcome = Verdict.LOST, failed(outcome, Internal(_BROKE))
             else:
                 self.add(self.queue.ended(generation_id), text, outcome)
                 return

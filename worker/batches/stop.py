@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING
 from shared.errors import Damaged, Gone, Sealed
 from shared.features.batch_head import BatchHead, reached
 from shared.features.storage import Missing
+from shared.lib.telemetry import get_logger
 from shared.log.entry import SEAL, Status
 from worker.batches.lines import line_id, skipped_line
 from worker.batches.queue import AHEAD, Line
 from worker.batches.results import PART_LINES
-from worker.batches.verdict import ANSWERS, Verdict, verdict
+from worker.batches.verdict import ANSWERS, OUTAGES, Verdict, verdict
 
 if TYPE_CHECKING:
     from worker.batches.batcher import Batcher
     from worker.batches.run import Run
+
+logger = get_logger(__name__)
 
 _AT_ONCE = 500
 
@@ -47,9 +50,14 @@ class Stop:
                 outcome["status"] in ANSWERS
                 or (outcome["status"] == Status.FAILED and verdict(outcome) is Verdict.DONE)
             ):
-                with suppress(Gone, Damaged):
+                try:
                     run.add(line, await run.written(line, generation_id, outcome), outcome)
                     continue
+                except OUTAGES:
+                    raise
+                except Exception as why:  # it counts as one that was not run
+                    if not isinstance(why, Gone | Damaged):
+                        logger.error("line broke", batch_id=run.id, line=line.number, exc_info=why)
             waiting.append(line)
         for line in waiting:
             self._skip(line)

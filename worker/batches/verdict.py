@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from shared.errors import StoredError
+from shared.errors import StoredError, StreamspoolError, Unavailable
 from shared.log.entry import Status
 from shared.log.records import Outcome
+from shared.store.redis import RedisError
 
 ANSWERS = (Status.COMPLETED, Status.INCOMPLETE)
+OUTAGES = (Unavailable, RedisError, OSError)
+"""What says that a part is away: never a line's own, however often it is raised while one is looked at."""
 
 
 class Verdict(Enum):
@@ -49,9 +52,22 @@ _BUG = ("internal_error", 500)
 
 def verdict(outcome: Outcome) -> Verdict:
     """`outcome` is what the log was sealed with."""
-    error = outcome.get("error")
+    return Verdict.DONE if outcome["status"] != Status.FAILED else _of(outcome.get("error"))
+
+
+def refused(error: StreamspoolError) -> Verdict:
+    """The same of what was raised before there was a generation."""
+    return _of(error.to_stored())
+
+
+def failed(outcome: Outcome, error: StreamspoolError) -> Outcome:
+    """The outcome as if it had ended with this error."""
+    return {**outcome, "status": Status.FAILED, "error": error.to_stored()}
+
+
+def _of(error: StoredError | None) -> Verdict:
     code, status = (error.get("code"), _status(error)) if error else (None, 500)
-    if outcome["status"] != Status.FAILED or code in _OWN:
+    if code in _OWN:
         return Verdict.DONE
     if code in _HELD_UP:
         return Verdict.HELD_UP

@@ -134,16 +134,16 @@ class Budgets:
         if self.of(header) and self.is_hard(header):
             await self._prices.load()
 
-    async def expect(self, header: Header, expected: Expected) -> None:
+    async def expect(self, header: Header, expected: Expected, *, unless_made: bool = False) -> None:
         """Notes in the header what is to be held for so many tokens: nothing without a hard budget, or where no price is known.
-        Raises BadRequest for that where the setting refuses it."""
+        Raises BadRequest for that where the setting refuses it; with `unless_made` as in `check`."""
         scopes = sorted({_scope(header, budget) for budget in self.of(header) if budget.is_hard})
         if not scopes:
             return
         names = self._aliases.get(header["model"], [header["model"]])
         tokens = expected.prompt, min(expected.answer, _LONGEST_ANSWER * header["n"]), expected.tier
         known = [one for one in [await self._prices.estimate(name, *tokens) for name in names] if one is not None]
-        if not known and self._refuses_unknown:
+        if not known and self._refuses_unknown and not (unless_made and await self._is_made(header)):
             raise BadRequest(
                 f"The price of the model '{header['model'][:200]}' is not known, and there is a budget to be kept. Ask for "
                 "another one, or have the operator give it a price.",
@@ -186,8 +186,11 @@ class Budgets:
             _refuse(await self.states(header))
         except BudgetReached:
             LIMITED.labels("budget", tenant_label(header["owner"])).inc()
-            if not (unless_made and await self._redis.exists(self._key.log(header["id"]))):
+            if not (unless_made and await self._is_made(header)):
                 raise
+
+    async def _is_made(self, header: Header) -> bool:
+        return bool(await self._redis.exists(self._key.log(header["id"])))
 
     async def over(self, headers: Sequence[Header]) -> list[Header]:
         """Those of them whose budget is reached; one round trip, if any has one."""

@@ -383,6 +383,20 @@ async def test_what_nobody_knows_the_price_of_may_be_refused(ready: ArqRedis, lo
     await desk.ask(Caller("bob"))
 
 
+async def test_a_line_that_was_made_before_is_no_more_refused_for_its_price(ready: ArqRedis, log: StreamLog) -> None:
+    """Whoever goes on with its batch knows other prices."""
+    request = ChatRequest.check({"model": "fake/echo", "messages": [{"role": "user", "content": "hello"}]})
+    terms: dict[str, Any] = {"budgets": "ann:day_usd=1", "budget_unknown": "refuse"}
+    knowing, other = Desk(ready, log, **terms, prices=PRICES), Desk(ready, log, **terms)
+    first, second = (f"chatcmpl-{number:032x}" for number in (1, 2))
+    for desk in (knowing, other):
+        await desk.core.broker.submit_line(first, b"{}", request, ANN, {"id": "batch_1", "line": 1})
+    with pytest.raises(BadRequest) as refused:
+        await other.core.broker.submit_line(second, b"{}", request, ANN, {"id": "batch_1", "line": 2})
+    assert refused.value.code == "price_unknown"
+    assert (await log.describe([second]))[0] is None
+
+
 async def test_a_worker_counts_what_a_dead_one_sealed(ready: ArqRedis, log: StreamLog) -> None:
     """It is charged there and then, and not when the reaper comes to it."""
     desk = Desk(ready, log, budgets="ann:day_usd=1")

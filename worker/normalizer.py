@@ -20,7 +20,7 @@ from shared.lib import json, sse
 from shared.log.entry import Chunk
 from worker.providers import finish, framing, usage
 from worker.providers.choice import Choice
-from worker.providers.chunk_shapes import FOREIGN, put_in_place, put_usage_in_place
+from worker.providers.chunk_shapes import put_in_place, put_usage_in_place, with_fields
 from worker.providers.dialect import Dialect, Translator
 from worker.providers.errors import MAY_TELL, error_in, malformed, names_failure, refusal
 from worker.providers.formats.openai import DIALECT
@@ -315,9 +315,7 @@ class Normalizer:
 
     def _carry(self, value: dict[str, Any]) -> dict[str, Any]:
         riding, self._riding = self._riding, {}
-        if FOREIGN in riding and FOREIGN in value:
-            value[FOREIGN] = {**riding[FOREIGN], **value[FOREIGN]}
-        return {**riding, **value}
+        return with_fields(riding, value)
 
     def _sorted_out(self, value: dict[str, Any], choices: list[Any], opened: list[Chunk]) -> list[Chunk]:
         """The chunk less what is held: an end, until nothing follows; a beginning, until something does."""

@@ -38,6 +38,12 @@ _NOT_KEPT = frozenset({"choices", "object", "usage", "obfuscation", "responses_e
 """Fields of a chunk that are no field of the answer, or one of another kind; `obfuscation` pads OpenAI's chunks, and
 `responses_events` and `whole_answer` are for other APIs."""
 
+FOREIGN = "provider_specific_fields"
+"""Holds what a vendor has under a name of OpenAI's that is something else there."""
+
+_BY_TOKEN = "top_logprobs"
+"""In /completions a list of objects whose keys are tokens, and `index` is a token like any other."""
+
 _PARTS = ("content", "thinking")
 """Where text may be a string or a list of parts, one after the other in one answer: Mistral's `content` is both."""
 
@@ -140,6 +146,9 @@ def _merge(old: Any, new: Any, field: str = "") -> Any:
             old[key] = _merge(old.get(key), value, key)
         return old
     if isinstance(old, _Items) and isinstance(new, list):
+        if field == _BY_TOKEN:
+            old += map(_own, new)
+            return old
         return _merge_lists(old, new, joined=field in _PARTS)
     return _own(new)
 

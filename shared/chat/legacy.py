@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, Tag
 
 from shared.chat.checking import Lenient, check, either
-from shared.chat.chunks import Accumulator
+from shared.chat.chunks import FOREIGN, Accumulator
 from shared.chat.request import ChatRequest, StreamOptions
 from shared.chat.whole import FIELD, Model, Stored
 from shared.errors import BadRequest
@@ -64,9 +64,21 @@ def chunk_object(completion_id: str, chunk: dict[str, Any]) -> dict[str, Any]:
             "logprobs": choice.get("logprobs"),
             "finish_reason": choice.get("finish_reason"),
         }
-        for choice in chunk.get("choices") or ()
+        for choice in map(_with_own_logprobs, chunk.get("choices") or ())
     ]
     return {"id": completion_id, "object": "text_completion", **top, "choices": choices}
+
+
+def _with_own_logprobs(choice: dict[str, Any]) -> dict[str, Any]:
+    """What this API calls `logprobs` is of another form than a chat's, and so stands beside them in its chunks."""
+    foreign = choice.get(FOREIGN)
+    if choice.get("logprobs") is not None or not isinstance(foreign, dict):
+        return choice
+    if not isinstance(told := foreign.get("logprobs"), dict):
+        return choice
+    rest = {name: value for name, value in foreign.items() if name != "logprobs"}
+    own = {name: value for name, value in choice.items() if name != FOREIGN}
+    return {**own, **({FOREIGN: rest} if rest else {}), "logprobs": told}
 
 
 def whole_object(completion_id: str, created: int, model: str, fold: Accumulator) -> dict[str, Any]:

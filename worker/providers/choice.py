@@ -12,7 +12,7 @@ from typing import Any
 from shared.chat.messages import REASONING_FIELDS, visible_text
 from shared.errors import UpstreamError
 from worker.providers import finish
-from worker.providers.chunk_shapes import put_choice_in_place
+from worker.providers.chunk_shapes import WITH_THE_WORDS, pop_about_the_end, put_choice_in_place
 from worker.providers.errors import malformed, refusal
 from worker.providers.tool_calls import CallIds, ToolCalls, text_of
 
@@ -20,11 +20,7 @@ _HEAD = len("<think>")
 _LISTS = frozenset(("tool_calls", "annotations"))
 _ROLE_AND_TEXT, _AROUND = frozenset(("role", "content")), frozenset(("index", "delta", "finish_reason", "logprobs"))
 _REASONING = frozenset(REASONING_FIELDS)
-_WITH_THE_WORDS = frozenset(("index", "delta", "logprobs", "message", "finish_reason"))
-"""Fields of a choice that belong to what it says; the others of a finish chunk are about the end."""
-
-
-_ABOUT_AN_END = _WITH_THE_WORDS | {"native_finish_reason", "stop_reason"}
+_ABOUT_AN_END = WITH_THE_WORDS | {"native_finish_reason", "stop_reason"}
 
 
 class Choice:
@@ -304,7 +300,7 @@ class Choice:
         self.word = word
         self.unknown = None if meaning.known else word
         if says:
-            about = {key: choice.pop(key) for key in list(choice) if key not in _WITH_THE_WORDS}
+            about = pop_about_the_end(choice)
             nothing = {"logprobs": None} if "logprobs" in choice else {}
             choice = {"index": choice["index"], "delta": {}, **nothing, **about}
         choice["finish_reason"] = meaning.reason

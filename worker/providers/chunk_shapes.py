@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from shared.chat.chunks import FOREIGN
 from shared.chat.messages import visible_text
 from shared.log.entry import Chunk
 
@@ -62,8 +63,8 @@ def payload_bytes(payload: bytes) -> int:
 
 # ---- what may stand where
 
-FOREIGN = "provider_specific_fields"
-"""Holds what a vendor has under a name of OpenAI's that is something else there."""
+WITH_THE_WORDS = frozenset(("index", "delta", "logprobs", "message", "finish_reason"))
+"""Fields of a choice that belong to what it says; the others of a finish chunk are about the end."""
 _TIERS = frozenset(("auto", "default", "flex", "scale", "priority", "fast"))
 _MODERATED = {"error": ("code", "message"), "moderation_results": ("model",)}
 _AUDIO = {"id": str, "data": str, "transcript": str, "expires_at": int}
@@ -103,6 +104,25 @@ def add_foreign(holder: dict[str, Any], name: str, value: Any) -> None:
     """Puts a value where those of other vendors stand."""
     told = holder.get(FOREIGN)
     holder[FOREIGN] = {**(told if isinstance(told, dict) else {}), name: value}
+
+
+def with_fields(fields: dict[str, Any], chunk: dict[str, Any]) -> dict[str, Any]:
+    """A chunk with fields of chunks before it, of which its own are newer."""
+    if FOREIGN in fields and FOREIGN in chunk:
+        chunk[FOREIGN] = {**fields[FOREIGN], **chunk[FOREIGN]}
+    return {**fields, **chunk}
+
+
+def pop_about_the_end(choice: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of a choice, which says something and is the last, what is not about what it says."""
+    about = {name: choice.pop(name) for name in list(choice) if name not in WITH_THE_WORDS}
+    foreign = about.get(FOREIGN)
+    if isinstance(foreign, dict) and "logprobs" in foreign:
+        about[FOREIGN] = {name: value for name, value in foreign.items() if name != "logprobs"}
+        choice[FOREIGN] = {"logprobs": foreign["logprobs"]}
+        if not about[FOREIGN]:
+            del about[FOREIGN]
+    return about
 
 
 def _sort(holder: dict[str, Any], places: dict[str, Callable[[Any], Any]]) -> None:

@@ -64,16 +64,18 @@ def test_embeddings_and_moderations(client: Client, scripted: Register) -> None:
 
 def test_completions(client: Client, scripted: Register) -> None:
     kind = {"content-type": "text/event-stream"}
+    logprobs = {"tokens": ["and", " on"], "token_logprobs": [None, -0.5], "top_logprobs": None, "text_offset": [0, 3]}
     said = {
         "id": "up",
         "object": "text_completion",
-        "choices": [{"index": 0, "text": "and on", "finish_reason": "stop"}],
+        "choices": [{"index": 0, "text": "and on", "finish_reason": "stop", "logprobs": logprobs}],
     }
     parts = [b"data: " + json.dumps(said).encode() + b"\n\n", *ending()[1:]]
     script = scripted(parts, headers=kind)
     bodies = {f"l{number}": {"model": script.model, "prompt": f"text {number}"} for number in range(3)}
     found = output(client, "/v1/completions", bodies)
     assert [body["choices"][0]["text"] for body in found.values()] == ["and on"] * 3
+    assert [body["choices"][0]["logprobs"] for body in found.values()] == [logprobs] * 3
     assert all(body["object"] == "text_completion" and body["id"].startswith("cmpl-") for body in found.values())
     assert all(body["usage"]["completion_tokens"] == 5 for body in found.values())
     assert sorted(call["prompt"] for call in script.script.calls) == ["text 0", "text 1", "text 2"]

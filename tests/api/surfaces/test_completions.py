@@ -17,8 +17,8 @@ USAGE = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
 
 
 def text(said: str, finish: str | None = None, index: int = 0, **fields: Any) -> bytes:
-    choice = {"text": said, "index": index, "logprobs": None, "finish_reason": finish}
-    body = {"id": "cmpl-up", "object": "text_completion", "created": 1, "model": "up", "choices": [choice], **fields}
+    choice = {"text": said, "index": index, "logprobs": None, "finish_reason": finish, **fields}
+    body = {"id": "cmpl-up", "object": "text_completion", "created": 1, "model": "up", "choices": [choice]}
     return b"data: %b\n\n" % json.dumps(body).encode()
 
 
@@ -63,6 +63,50 @@ def test_it_is_streamed_and_resumed(client: Client, scripted: Register) -> None:
     found = chunks(whole)
     assert {chunk["object"] for chunk in found} == {"text_completion"}
     assert all("delta" not in choice for chunk in found for choice in chunk["choices"])
+
+
+def told(*spoken: tuple[str, float | None]) -> dict[str, Any]:
+    """What this API has for `logprobs`: lists beside each other, and no number for the first token of an echo."""
+    return {
+        "tokens": [token for token, _ in spoken],
+        "token_logprobs": [number for _, number in spoken],
+        "top_logprobs": [None if number is None else {token: number, "index": -9.0} for token, number in spoken],
+        "text_offset": list(range(len(spoken))),
+    }
+
+
+def test_log_probabilities_are_of_the_text_that_they_came_with(client: Client, scripted: Register) -> None:
+    begun, last = told(("zero", None), (" one", -0.5), (" two", -0.5)), told((" three", -0.25))
+    pieces = [
+        text("zero one two", logprobs=begun, matched=1),
+        text(" three", "length", logprobs=last, matched=2),
+        *END[1:],
+    ]
+    script = scripted(pieces)
+    asked = {"model": script.model, "prompt": "zero", "logprobs": 1, "echo": True}
+    made = client.http.post(PATH, json=asked)
+    (choice,) = made.json()["choices"]
+    assert choice["logprobs"] == {name: begun[name] + last[name] for name in begun}
+    assert "provider_specific_fields" not in choice
+    assert client.get(made.headers["location"]).json() == made.json()
+    streamed = [
+        chunk["choices"][0]
+        for chunk in chunks(client.http.post(PATH, json={**asked, "stream": True}).content)
+        if chunk["choices"]
+    ]
+    assert [(one["text"], one["logprobs"]) for one in streamed if one["text"]] == [
+        ("zero one two", begun),
+        (" three", last),
+    ]
+    assert [one["logprobs"] for one in streamed if not one["text"]] == [None]
+    assert all("provider_specific_fields" not in one for one in streamed)
+    assert [call["logprobs"] for call in script.script.calls] == [1, 1]
+
+
+def test_what_is_no_list_of_log_probabilities_stays_beside_them(client: Client, scripted: Register) -> None:
+    script = scripted([text("a", logprobs=0.5), *END])
+    (choice,) = client.http.post(PATH, json={"model": script.model, "prompt": "x"}).json()["choices"]
+    assert (choice["logprobs"], choice["provider_specific_fields"]) == (None, {"logprobs": 0.5})
 
 
 def test_several_prompts_are_several_choices(client: Client, scripted: Register) -> None:

@@ -11,12 +11,11 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import ValidationError
 
-from shared.chat.chunks import Accumulator
+from shared.chat.chunks import FOREIGN, Accumulator
 from tests.support import recordings
 from tests.support.answers import completion, new_normalizer, play, values
 from tests.support.recordings import Row, wire
 from tests.support.written import DIALECTS, DONE, USAGE, answered, chunk, only, said, stream_of
-from worker.providers.chunk_shapes import FOREIGN
 
 RECORDINGS = recordings.recordings("chat", "anthropic", "gemini", "cohere", "responses")
 ENTRY = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}

@@ -62,12 +62,22 @@ Content = Annotated[
 ]
 
 
+def _typed(call: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(call.get("type"), str | None):
+        raise wrong("type", "Input should be a string: function or custom")
+    return call
+
+
+Call = Annotated[dict[str, Any], AfterValidator(_typed)]
+"""Of a tool, in an earlier answer. What else is wrong with it, its format refuses, or mends (worker/providers/history.py)."""
+
+
 class Message(Lenient):
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
     content: Content | None = None
     name: str | None = None
     tool_call_id: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[Call] | None = None
     function_call: dict[str, Any] | None = None
 
     @model_validator(mode="after")

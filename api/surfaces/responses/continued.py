@@ -21,7 +21,7 @@ from shared.errors import BadRequest, NotFound
 from shared.features.chains import Link
 from shared.features.responses import ids
 from shared.features.responses.carried import Carried, added_up
-from shared.features.responses.items import OUTPUTS, Calls, Item, Message, as_items, to_items
+from shared.features.responses.items import OUTPUTS, Calls, Item, Message, as_items, have_outputs, to_items
 from shared.features.responses.namespaces import with_own_name
 from shared.features.responses.request import TERMS, ResponsesRequest
 from shared.generations.caller import Caller
@@ -183,7 +183,7 @@ async def _answered(services: Services, caller: Caller, previous: list[str], ite
 async def _conversed(services: Services, caller: Caller, conversation_id: str, items: list[Item]) -> Calls:
     """The calls of the conversation, where these items may need them. It has to be there."""
     try:
-        if any(item.get("type") in OUTPUTS for item in items):
+        if have_outputs(items):
             return await calls_of(services, caller, conversation_id)
         await services.conversations.find(conversation_id, caller)
     except NotFound:

@@ -21,7 +21,7 @@ from shared.chat.checking import Lenient, check
 from shared.chat.request import Metadata
 from shared.errors import NotFound
 from shared.features.conversations import Given, Turn, without
-from shared.features.responses.items import OUTPUTS, Calls, Item, Placed, placed, to_messages
+from shared.features.responses.items import OUTPUTS, Calls, Item, Placed, have_outputs, placed, to_messages
 from shared.features.responses.namespaces import own_names_of, with_flat_name, with_own_name
 from shared.generations.caller import Caller
 from shared.lib import json
@@ -153,7 +153,7 @@ async def create_items(
     value, cut = await read_apart(services, body)
     items = check(NewItems, value).items
     calls: Calls = {}
-    if any(item.get("type") in OUTPUTS for item in items):
+    if have_outputs(items, "items"):
         calls = await calls_of(services, caller, conversation_id)
     given = _given(items, calls)
     if not given.messages:

@@ -94,7 +94,7 @@ def _size(value: Any) -> _Size:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _Size(CHARACTERS_PER_TOKEN, 0)
     if isinstance(value, dict):
-        if value.get("type") in _PICTURES:
+        if isinstance(kind := value.get("type"), str) and kind in _PICTURES:
             return _Size(0, _picture(value))
         value = [item for key, item in value.items() if key not in _NO_CONTENT]
     length = tokens = 0

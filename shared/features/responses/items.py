@@ -26,6 +26,7 @@ OUTPUTS = {"function_call_output": "function_call", "custom_tool_call_output": "
 """Which item each kind of output answers."""
 Calls = Mapping[tuple[str, str], str]
 """The `call_id` of each call, by its kind and any id it has: some clients answer the item's id."""
+_LOOKED_UP = ("type", "id", "call_id")
 _TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 
@@ -35,10 +36,24 @@ def as_items(given: Any) -> list[Item]:
         return [{"type": "message", "role": "user", "content": given}]
     if not isinstance(given, list):
         raise BadRequest("input: Input should be a string or an array of items.", param="input")
-    for number, item in enumerate(given):
-        if not isinstance(item, dict):
-            raise _wrong(f"input[{number}]", "Input should be an object")
+    _check(given, "input")
     return given
+
+
+def _check(items: Sequence[Any], path: str) -> None:
+    """Raises BadRequest for what is no item, or has something else than text where it is looked up by that."""
+    for number, item in enumerate(items):
+        if not isinstance(item, dict):
+            raise _wrong(f"{path}[{number}]", "Input should be an object")
+        for field in _LOOKED_UP:
+            if not isinstance(item.get(field), str | None):
+                raise _wrong(f"{path}[{number}].{field}", "Input should be a string")
+
+
+def have_outputs(items: Sequence[Item], path: str = "input") -> bool:
+    """Whether any of them is what a tool gave. Raises BadRequest for what is no item."""
+    _check(items, path)
+    return any(item.get("type") in OUTPUTS for item in items)
 
 
 def to_messages(
@@ -55,6 +70,7 @@ def to_messages(
     `thoughts` has the message that the provider gave, by its generation, its reasoning goes back as it came then.
     Raises BadRequest with the path of what is wrong.
     """
+    _check(items, path)
     reader = _Reader(calls or {}, thoughts or {}, keep_reasoning=keep_reasoning)
     for number, item in enumerate(items):
         reader.read(f"{path}[{number}]", item)
@@ -184,7 +200,7 @@ class _Reader:
         elif kind in OUTPUTS:
             self._read_output(path, item, kind)
         elif kind == "reasoning":
-            self._read_reasoning(item)
+            self._read_reasoning(path, item)
         elif kind is None:
             raise _wrong(f"{path}.type", "Input is required, unless there is a role")
         else:
@@ -264,10 +280,13 @@ class _Reader:
         place = ids.place(item["id"]) if isinstance(item.get("id"), str) else None
         return self._given.get(place.generation_id) if place is not None else None
 
-    def _read_reasoning(self, item: Item) -> None:
+    def _read_reasoning(self, path: str, item: Item) -> None:
         if self._open is not None:
             self._close()
         self._answer = self._of(item)
+        for field in ("content", "summary"):
+            if not isinstance(item.get(field), str | list | None):
+                raise _wrong(f"{path}.{field}", "Input should be an array")
         for part in item.get("content") or item.get("summary") or ():
             if isinstance(part, dict) and isinstance(part.get("text"), str):
                 self._thoughts.append(part["text"])

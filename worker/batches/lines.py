@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,7 +18,10 @@ from shared.errors import BadRequest, NotFound
 from shared.features.batch_head import LineError
 from shared.features.batches import MAX_LINES
 from shared.lib import json
+from shared.lib.telemetry import get_logger
 from worker.batches import endpoints
+
+logger = get_logger(__name__)
 
 MAX_LINE_BYTES = 50 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
@@ -128,6 +132,12 @@ def _check_request(value: dict[str, Any], endpoint: str) -> Asked:
         request, body = endpoints.read(endpoint, body)
     except BadRequest as error:
         raise LineWrong("invalid_request", error.message, f"body.{error.param}" if error.param else "body") from None
+    except Exception as error:
+        # What no check foresaw is this line's error: a batch has thousands of others. The text may be the client's.
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        logger.error("line broke", error=type(error).__name__, at=f"{at.filename}:{at.lineno}")
+        told = "The check of this line broke on our side. Send it to its API alone, or leave it out."
+        raise LineWrong("internal_error", told, "body") from None
     return Asked(custom_id, body, request)
 
 

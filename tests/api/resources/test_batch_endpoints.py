@@ -86,8 +86,10 @@ def test_a_line_stands_alone(client: Client) -> None:
         "a": {"model": "fake/echo", "input": "x", "previous_response_id": "resp_0"},
         "b": {"model": "fake/echo", "input": [{"type": "item_reference", "id": "msg_0"}]},
         "c": {"model": "fake/echo", "input": "x", "tools": [{"type": "web_search"}]},
+        "d": {"model": "fake/echo", "input": [{"type": {"a": 1}}]},
     }
     batch = ended(client.http, start(client.http, lines("/v1/responses", bodies), endpoint="/v1/responses"))
     assert batch["status"] == "failed"
     wrong = [(error["line"], error["param"]) for error in batch["errors"]["data"]]
-    assert wrong == [(1, "body.previous_response_id"), (2, "body.input[0].type"), (3, "body.tools[0].type")]
+    of_bodies = [(1, "previous_response_id"), (2, "input[0].type"), (3, "tools[0].type"), (4, "input[0].type")]
+    assert wrong == [(line, f"body.{param}") for line, param in of_bodies]

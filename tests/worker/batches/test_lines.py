@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.features.batches import NO_USAGE
+from worker.batches import endpoints
 from worker.batches.lines import (
     MAX_LINE_BYTES,
     LineWrong,
@@ -162,3 +163,27 @@ def test_usage_adds_up_whatever_providers_send() -> None:
         "total_tokens": 5,
     }
     assert sum(NO_USAGE.values()) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"type": {"a": 1}}, {"type": "function_call_output", "call_id": [1], "output": ""}])
+def test_an_item_of_no_type_is_its_lines_error(wrong: dict[str, Any]) -> None:
+    """It ended the whole batch, and no line was named."""
+    line = {**LINE, "url": "/v1/responses", "body": {"model": "fake/echo", "input": [wrong]}}
+    with pytest.raises(LineWrong) as caught:
+        check_line(Raw(1, 0, 0, json.dumps(line).encode()), "/v1/responses")
+    assert (caught.value.code, caught.value.param) == ("invalid_request", f"body.input[0].{[*wrong][len(wrong) > 1]}")
+
+
+def test_a_check_that_breaks_is_its_lines_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(*_: Any) -> None:
+        raise TypeError("unhashable: what the client wrote")
+
+    monkeypatch.setattr(endpoints, "read", read)
+    with pytest.raises(LineWrong) as caught:
+        check_line(Raw(1, 0, 0, json.dumps(LINE).encode()), ENDPOINT)
+    assert (caught.value.code, caught.value.param) == ("internal_error", "body")
+    logged = capsys.readouterr()
+    assert "TypeError" in logged.out + logged.err
+    assert "what the client wrote" not in f"{caught.value}{logged.out}{logged.err}"

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from shared.chat.messages import REASONING_FIELDS
 from shared.errors import BadRequest
 from shared.features.responses import ids
+from shared.lib import json
 
 Item = dict[str, Any]
 Message = dict[str, Any]
@@ -126,9 +127,10 @@ def placed(messages: Sequence[Message], generation_id: str, first: int = ids.FIR
         elif message.get("deleted"):
             add(at, None)
         for number, call in enumerate(message.get("tool_calls") or ()):
-            if call["type"] == "custom":
-                customs.add(call["id"])
-            add(at, _call_item(call), number)
+            item = _call_item(call)
+            if item is not None and item["type"] == "custom_tool_call":
+                customs.add(item["call_id"])
+            add(at, item, number)
     return found
 
 
@@ -138,7 +140,7 @@ def _heard_item(message: Message, customs: set[str]) -> Item | None:
     if role == "deleted":
         return None
     if role != "tool":
-        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
         return {"type": "message", "role": role, "content": [_item_part(part) for part in parts]}
     call_id = message["tool_call_id"]
     kind = "custom_tool_call_output" if call_id in customs else "function_call_output"
@@ -147,33 +149,45 @@ def _heard_item(message: Message, customs: set[str]) -> Item | None:
 
 
 def _call_item(call: dict[str, Any]) -> Item | None:
-    if call["type"] == "deleted":
+    """A chat may have left out what an item has, or have it as JSON: providers differ in what they want."""
+    kind = call.get("type") or "function"
+    if kind == "deleted":
         return None
-    called = call[call["type"]]
-    kind, text = ("custom_tool_call", "input") if call["type"] == "custom" else ("function_call", "arguments")
-    return {"type": kind, "call_id": call["id"], "name": called["name"], text: called[text]}
+    called = call.get(kind)
+    told = called if isinstance(called, dict) else {}
+    kind, text = ("custom_tool_call", "input") if kind == "custom" else ("function_call", "arguments")
+    return {"type": kind, "call_id": _told(call, "id"), "name": _told(told, "name"), text: _told(told, text)}
+
+
+def _told(value: dict[str, Any], field: str) -> str:
+    found = value.get(field)
+    return found if isinstance(found, str) else "" if found is None else json.dumps(found).decode()
 
 
 def _item_part(part: dict[str, Any]) -> dict[str, Any]:
     """A part of a chat's content as one of an input item."""
-    if part["type"] == "text":
+    kind = part["type"]
+    if kind == "text":
         return {"type": "input_text", "text": part["text"]}
-    if part["type"] == "image_url":
-        image = part["image_url"]
-        return {
-            "type": "input_image",
-            "image_url": image["url"],
-            "detail": image.get("detail", "auto"),
-            "file_id": None,
-        }
-    if part["type"] == "file":
-        return {"type": "input_file", **part["file"]}
+    if kind == "image_url":
+        image = part.get("image_url")
+        image = image if isinstance(image, dict) else {"url": image}  # Mistral's is the URL itself
+        detail = image.get("detail", "auto")
+        return {"type": "input_image", "image_url": image.get("url"), "detail": detail, "file_id": None}
+    if kind == "file":
+        return {"type": "input_file", **(part.get("file") or {})}
     return part
 
 
 def _said_parts(message: Message) -> list[dict[str, Any]]:
-    text, refusal = message.get("content"), message.get("refusal")
-    parts = [] if text is None else [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]
+    content, refusal = message.get("content"), message.get("refusal")
+    given = content if isinstance(content, list) else [] if content is None else [{"type": "text", "text": content}]
+    parts = [
+        {"type": "output_text", "text": one["text"], "annotations": [], "logprobs": []}
+        if one["type"] == "text"
+        else one
+        for one in given
+    ]
     return parts if refusal is None else [*parts, {"type": "refusal", "refusal": refusal}]
 
 

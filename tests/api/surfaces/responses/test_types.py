@@ -90,3 +90,29 @@ def test_what_is_a_providers_own_is_passed_on(limited: Client, scripted: Registe
     script = scripted([b"data: %b\n\n" % json.dumps(said), DONE], headers={"content-type": "text/event-stream"})
     assert limited.http.post("/v1/completions", json={"model": script.model, "prompt": prompt}).status_code == 200
     assert script.script.calls[0]["prompt"] == prompt
+
+
+def test_a_session_of_chat_is_a_conversation_in_every_spelling(client: Client) -> None:
+    calls = [
+        {"function": {"name": "f", "arguments": {"a": 1}}},
+        {"id": "c2", "type": "custom", "custom": {"name": "g"}},
+    ]
+    said = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "no"}]
+    messages = [
+        {"role": "user", "content": [{"type": "image_url", "image_url": IMAGE}, {"type": "image_url", "uuid": "u"}]},
+        {"role": "assistant", "content": said, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "c2", "content": "x"},
+        {"role": "function", "name": "f", "content": None},
+        USER,
+    ]
+    asked = {"model": "fake/echo", "messages": messages, "session_id": f"odd-{uuid.uuid4().hex}"}
+    assert client.http.post("/v1/chat/completions", json=asked).status_code == 200
+    shown = client.get(f"/v1/conversations/{asked['session_id']}/items", params={"order": "asc"})
+    assert shown.status_code == 200, shown.text
+    found = shown.json()["data"]
+    kinds = ["message", "message", "function_call", "custom_tool_call", "custom_tool_call_output", "message", "message"]
+    assert [item["type"] for item in found] == [*kinds, "message"]
+    assert [part["image_url"] for part in found[0]["content"]] == [IMAGE, None]
+    assert [part["type"] for part in found[1]["content"]] == ["output_text", "refusal"]
+    assert [found[2][name] for name in ("call_id", "name", "arguments")] == ["", "f", '{"a":1}']
+    assert [found[3][name] for name in ("call_id", "name", "input")] == ["c2", "g", ""]

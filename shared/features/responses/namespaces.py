@@ -48,9 +48,9 @@ def flattened(tools: Sequence[Tool]) -> tuple[list[Tool], dict[str, Any]]:
             found.append(tool)
             continue
         space, told = tool["name"], tool.get("description") or ""
-        names = {flat_name(space, one["name"]): one["name"] for one in tool["tools"]}
-        spaces[space] = {"description": told, "tools": names}
-        for flat, one in zip(names, tool["tools"], strict=True):
+        named = [(flat_name(space, one["name"]), one) for one in tool["tools"]]
+        spaces[space] = {"description": told, "tools": {flat: one["name"] for flat, one in named}}
+        for flat, one in named:
             description = "\n\n".join(text for text in (one.get("description"), told) if text)
             found.append({**one, "name": flat, "description": description or None})
     return found, spaces
@@ -58,12 +58,13 @@ def flattened(tools: Sequence[Tool]) -> tuple[list[Tool], dict[str, Any]]:
 
 def spaces_in(tools: Sequence[Tool]) -> dict[str, Any]:
     """The term for tools that are not looked at otherwise, and may be anything."""
-    found = {}
+    found: dict[str, Any] = {}
     for tool in tools:
         space, inner = tool.get("name"), tool.get("tools")
         if tool.get("type") == "namespace" and isinstance(space, str) and isinstance(inner, list):
             named = [one["name"] for one in inner if isinstance(one, dict) and isinstance(one.get("name"), str)]
-            found[space] = {"description": "", "tools": {flat_name(space, name): name for name in named}}
+            tools_of = found.setdefault(space, {"description": "", "tools": {}})["tools"]
+            tools_of |= {flat_name(space, name): name for name in named}
     return found
 
 
@@ -79,7 +80,7 @@ def grouped(tools: Sequence[Tool], spaces: Mapping[str, Any]) -> list[Tool]:
         of = spaces[space]
         if not (found and found[-1]["type"] == "namespace" and found[-1]["name"] == space):
             found.append({"type": "namespace", "name": space, "description": of["description"], "tools": []})
-        description = (tool["description"] or "").removesuffix(of["description"]).removesuffix("\n\n")
+        description = (tool.get("description") or "").removesuffix(of["description"]).removesuffix("\n\n")
         own = {**tool, "name": of["tools"][tool["name"]], "description": description or None}
         found[-1]["tools"].append(own)
     return found

@@ -18,6 +18,7 @@ stands beside it as `terms`, which no provider gets to see:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -281,7 +282,7 @@ def to_chat(
         body["max_completion_tokens"] = request.max_output_tokens
     tools, spaces = flattened(given.get("tools") or ())
     if tools:
-        _check_names(tools, spaces)
+        _check_names(given["tools"], tools, spaces)
         body["tools"] = [nested_tool(tool) for tool in tools]
         if request.tool_choice is not None:
             body["tool_choice"] = nested_choice(given["tool_choice"])
@@ -305,13 +306,18 @@ def to_chat(
     return Asked(checked, body)
 
 
-def _check_names(tools: Sequence[dict[str, Any]], spaces: dict[str, Any]) -> None:
-    """Where there are namespaces, no two tools may have one name in the chat. Raises BadRequest."""
-    seen = set[str]()
-    for tool in tools if spaces else ():
-        if tool["name"] in seen:
-            raise BadRequest(f"tools: Two tools are called {tool['name'][:64]} in a chat; rename one.", param="tools")
-        seen.add(tool["name"])
+def _check_names(
+    given: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], spaces: Mapping[str, dict[str, Any]]
+) -> None:
+    """Where there are namespaces, no two tools may have one name in the chat, nor two namespaces one: a call names its tool by
+    both. Raises BadRequest."""
+    if not spaces:
+        return
+    groups = [tool["name"] for tool in given if tool["type"] == "namespace"]
+    for what, names in (("namespaces", groups), ("tools", [tool["name"] for tool in tools])):
+        name, count = Counter(names).most_common(1)[0]
+        if count > 1:
+            raise BadRequest(f"tools: Two {what} are called {name[:64]} in a chat; rename one.", param="tools")
 
 
 def session_terms(request: ResponsesRequest) -> dict[str, Any]:

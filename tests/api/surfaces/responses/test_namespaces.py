@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shared.errors import BadRequest
-from shared.features.responses.namespaces import flat_name
+from shared.features.responses.namespaces import flat_name, spaces_in
 from shared.features.responses.request import ResponsesRequest, echoed, to_chat
 from tests.api.surfaces.responses.test_events import HEADER
 from tests.harness.upstream import DONE, chunk
@@ -46,6 +46,18 @@ def test_a_provider_is_sent_plain_tools_and_a_client_is_told_its_own() -> None:
     assert told["tools"][1] == {**CRM, "tools": [FIND, {**RUN, "description": None}]}
 
 
+def test_nothing_needs_a_description() -> None:
+    told = echoed(HEADER, chat_of(tools=[{"type": "namespace", "name": "crm", "tools": [RUN]}]))
+    assert told["tools"] == [
+        {"type": "namespace", "name": "crm", "description": "", "tools": [{**RUN, "description": None}]}
+    ]
+
+
+def test_a_namespace_in_two_parts_is_its_providers_own_affair() -> None:
+    spaces = spaces_in([{**CRM, "tools": [FIND]}, {**CRM, "tools": [RUN]}])
+    assert spaces["crm"]["tools"] == {"crm__find": "find", "crm__run": "run"}
+
+
 def test_allowed_tools_may_be_in_a_namespace() -> None:
     allowed = [{"type": "function", "name": "find", "namespace": "crm"}, {"type": "function", "name": "find"}]
     choice = {"type": "allowed_tools", "mode": "auto", "tools": allowed}
@@ -75,6 +87,8 @@ def test_a_name_that_a_provider_would_refuse_is_another(namespace: str) -> None:
         ([{"type": "namespace", "name": "crm", "tools": [{"type": "web_search"}]}], "tools[0].tools[0].type"),
         ([{"type": "namespace", "name": "crm", "tools": [CRM]}], "tools[0].tools"),
         ([CRM, {**FIND, "name": "crm__find"}], "tools"),
+        ([{**CRM, "tools": [FIND, RUN, {**FIND, "description": "Finds again."}]}], "tools"),
+        ([CRM, {**CRM, "tools": [{**RUN, "name": "walk"}]}], "tools"),
         ([CRM, {"type": "web_search"}], "tools[1].type"),
     ],
 )

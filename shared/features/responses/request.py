@@ -350,10 +350,8 @@ def echoed(header: Header, body: dict[str, Any]) -> dict[str, Any]:
     if (native := terms.get("native")) is not None:
         plain = echoed(header, {**body, TERMS: {name: value for name, value in terms.items() if name != "native"}})
         ours = ("model", "previous_response_id", "metadata")
-        return {
-            **plain,
-            **{name: native[name] for name in plain.keys() & native.keys() - set(ours) if native[name] is not None},
-        }
+        told = {name: native[name] for name in plain.keys() & native.keys() - set(ours) if native[name] is not None}
+        return {**plain, **told, "reasoning": {**plain["reasoning"], **(told.get("reasoning") or {})}}
     conversation = terms.get("conversation")
     reasoning = {"effort": body.get("reasoning_effort"), "summary": terms.get("summary")}
     if terms.get("reasoning_context") is not None:

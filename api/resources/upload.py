@@ -52,19 +52,24 @@ class Upload:
         self._name = ""
         self._value = bytearray()
         self._ended = False
-        self._parser = MultipartParser(
-            options[b"boundary"],
-            {
-                "on_part_begin": self._begin_part,
-                "on_header_field": lambda data, start, end: self._add_header(data[start:end], b""),
-                "on_header_value": lambda data, start, end: self._add_header(b"", data[start:end]),
-                "on_header_end": self._end_header,
-                "on_headers_finished": self._begin_value,
-                "on_part_data": lambda data, start, end: self._add_value(data[start:end]),
-                "on_part_end": self._end_value,
-                "on_end": self._end,
-            },
-        )
+        try:
+            self._parser = MultipartParser(
+                options[b"boundary"],
+                {
+                    "on_part_begin": self._begin_part,
+                    "on_header_field": lambda data, start, end: self._add_header(data[start:end], b""),
+                    "on_header_value": lambda data, start, end: self._add_header(b"", data[start:end]),
+                    "on_header_end": self._end_header,
+                    "on_headers_finished": self._begin_value,
+                    "on_part_data": lambda data, start, end: self._add_value(data[start:end]),
+                    "on_part_end": self._end_value,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError:
+            raise BadRequest(
+                "The boundary of the form is not valid: it may have 70 characters (RFC 2046).", param="content-type"
+            ) from None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         stream = self._request.stream()

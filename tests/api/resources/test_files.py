@@ -240,6 +240,14 @@ def test_only_forms_are_taken(alice: Client) -> None:
     refused(raw(alice, FILE + PURPOSE + b"--x--\r\n", encoding="gzip"), 400)
 
 
+def test_a_boundary_that_no_form_has_is_refused(alice: Client, keyed: Stack) -> None:
+    long = b"x" * 300
+    body = (FILE + PURPOSE + b"--x--\r\n").replace(b"--x", b"--" + long)
+    before = stored(keyed)
+    assert refused(raw(alice, body, long), 400)["param"] == "content-type"
+    assert stored(keyed) == before
+
+
 @pytest.fixture
 def small(own_stack: Stack) -> Iterator[Client]:
     own_stack.kill("api")

@@ -358,6 +358,7 @@ KEY_PARTS = {
     "tenant": "TENANT",
     "session_id": "SESSION",
     "digest": "SHA256",
+    "asked": "streamspool:asked:TENANT:SHA256",
     "holder": "HOLDER",
     "day": "YYYY-MM-DD",
     "hour": "HOUR",

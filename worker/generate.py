@@ -14,6 +14,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+from shared.chat.messages import Messages
 from shared.chat.whole import FIELD
 from shared.config.settings import Settings
 from shared.errors import (
@@ -198,14 +199,7 @@ class Generator:
         error: StreamspoolError | None = None
         status = None
         try:
-            body = await self._outcomes.transcripts.blobs.parsed(header["owner"], stored)
-            history, asked = await self._outcomes.transcripts.messages(header, body)
-            messages = [*history, *asked]
-            answer.forced, answer.call_ids, answer.tools = forces_one(body), ids_in(messages), tool_names(body)
-            answer.verbatim, answer.whole = responses_verbatim.request_of(body) is not None, body.get(FIELD)
-            await self._settlement.check_budget(header)
-            summary = self._summaries.of(header, body, served, answer)
-            say = partial(self._say, writer, header, answer, {**body, "messages": messages}, served, summary)
+            say = partial(self._say, writer, header, stored, answer, served)
             if not await self.running.run(writer, header, say):
                 status = Status.CANCELLED
         except StreamspoolError as caught:
@@ -239,16 +233,21 @@ class Generator:
             and error.code != "generation_timeout"
         )
 
-    async def _say(
-        self,
-        writer: Writer,
-        header: Header,
-        answer: Normalizer,
-        body: dict[str, Any],
-        served: Served,
-        summary: Summary,
-    ) -> None:
+    async def _ready(self, header: Header, stored: Stored, answer: Normalizer) -> tuple[dict[str, Any], Messages]:
+        """The request, and all its messages. Raises BudgetReached."""
+        body = await self._outcomes.transcripts.blobs.parsed(header["owner"], stored)
+        history, asked = await self._outcomes.transcripts.messages(header, body)
+        messages = [*history, *asked]
+        answer.forced, answer.call_ids, answer.tools = forces_one(body), ids_in(messages), tool_names(body)
+        answer.verbatim, answer.whole = responses_verbatim.request_of(body) is not None, body.get(FIELD)
+        await self._settlement.check_budget(header)
+        return body, messages
+
+    async def _say(self, writer: Writer, header: Header, stored: Stored, answer: Normalizer, served: Served) -> None:
         """Appends what the provider says, and a summary of its thoughts. Raises UpstreamError after all that came is stored."""
+        body, messages = await self.running.ready(header["id"], partial(self._ready, header, stored, answer))
+        summary = self._summaries.of(header, body, served, answer)
+        body = {**body, "messages": messages}
         async with summary:
             stopped = await self._relay(writer, header, answer, body, served, summary)
             await writer.append(await self._outcomes.transcripts.blobs.chunks(header, await summary.end()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from shared.errors import Fenced
 from shared.lib.telemetry import RUNNING
@@ -18,6 +18,13 @@ from shared.log.appender import Appender
 from shared.log.records import Header
 from shared.log.streamlog import StreamLog
 from shared.log.writer import Writer
+from shared.store.outage import Pauses, is_passing
+from shared.store.redis import RedisError, log_redis_error
+
+_LONGEST_PAUSE_S = 1.0
+"""Before a server that is away is asked again for what an attempt begins with."""
+
+T = TypeVar("T")
 
 
 class Budgets:
@@ -82,6 +89,27 @@ class RunningAttempts:
             del self._running[generation_id]
             RUNNING.dec()
         return True
+
+    async def ready(self, generation_id: str, prepare: Callable[[], Awaitable[T]]) -> T:
+        """What an attempt has to know before a provider is asked, from within what `run` runs.
+
+        A server that is away, which need not be the one that has its log, is waited for: attempts that are given up for that
+        would count as lost workers. If the attempt is another's by then, the task is cancelled, as by `stop_ended`.
+        """
+        pauses, has_waited = Pauses(most_s=_LONGEST_PAUSE_S), False
+        while True:
+            try:
+                found = await prepare()
+                if has_waited:  # our lease may have lapsed meanwhile
+                    await self.stop_ended({generation_id})
+                    await asyncio.sleep(0)
+                return found
+            except (RedisError, OSError) as problem:
+                if not is_passing(problem):
+                    raise
+                log_redis_error("generation", problem, generation_id=generation_id)
+                has_waited = True
+                await asyncio.sleep(pauses.next_s())
 
     async def stop_ended(self, generation_ids: set[str] | None = None) -> None:
         """Stops the attempts among these (or all) whose log is sealed, deleted or a newer attempt's."""

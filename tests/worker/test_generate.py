@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from aiohttp import StreamReader
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from shared.cli.embedded import EmbeddedValkey
 from shared.config.settings import Settings
@@ -308,6 +310,70 @@ async def test_a_fenced_worker_hangs_up_and_leaves_the_job_alone(bench: Bench, u
     assert await running is False
     assert [str(e.position) for e in await bench.entries(generation_id)][-2:] == ["2-0", "2-1"]
     await bench.until(lambda: script.live == 0)
+
+
+class Away:
+    """What is read of other cells before a provider is asked, on a node that is away."""
+
+    def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.failures, self.error, self.meanwhile = (
+            0,
+            RedisConnectionError("The node is away."),
+            lambda: asyncio.sleep(0),
+        )
+        self._left_over = bench.generator._settlement._left_over
+        monkeypatch.setattr(bench.generator._settlement, "_left_over", self.left_over)
+        monkeypatch.setattr(bench.generator._settlement.budgets, "is_hard", lambda header: True)
+        monkeypatch.setattr("worker.running._LONGEST_PAUSE_S", 0.01)
+
+    async def left_over(self) -> list[str]:
+        if self.failures < 5:
+            self.failures += 1
+            raise self.error
+        await self.meanwhile()
+        return await self._left_over()
+
+
+async def test_a_node_that_is_away_before_the_provider_is_asked_costs_no_attempt(
+    bench: Bench, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is on another one, and takes attempts: three of them were all that the generation has."""
+    away, script = Away(bench, monkeypatch), upstream.script("away", [*words(1), *ending()])
+    generation_id = await bench.request("away")
+    assert await bench.generator.run(generation_id, 1)
+    assert (away.failures, len(script.calls)) == (5, 1)
+    assert [e.kind for e in await bench.entries(generation_id)].count(Kind.ATTEMPT) == 1
+    assert (await bench.summary(generation_id)).status is Status.COMPLETED
+
+
+@pytest.mark.parametrize("how", ["sealed", "deleted", "replaced"])
+async def test_what_ended_while_a_node_was_away_is_not_asked(
+    bench: Bench, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    away, script = Away(bench, monkeypatch), upstream.script(f"away-{how}", [*words(1), *ending()])
+    generation_id = await bench.request(f"away-{how}")
+
+    async def end() -> None:
+        if how == "sealed":
+            await bench.log.seal(generation_id, outcome_with({"status": "cancelled"}))
+        elif how == "deleted":
+            await bench.log.delete(generation_id, "a")
+        else:
+            await bench.attempt(generation_id, 2)
+
+    monkeypatch.setattr(away, "meanwhile", end)
+    assert await bench.generator.run(generation_id, 1) is (how != "replaced")
+    assert (away.failures, len(script.calls)) == (5, 0)
+
+
+async def test_what_is_refused_before_the_provider_is_asked_is_not_waited_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = Away(bench, monkeypatch)
+    monkeypatch.setattr(away, "error", ResponseError("WRONGTYPE"))
+    with pytest.raises(ResponseError):
+        await bench.generator.run(await bench.request("refused"), 1)
+    assert away.failures == 1
 
 
 @pytest.mark.parametrize("how", ["sealed", "deleted", "replaced"])

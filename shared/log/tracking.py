@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol, Self
 
 from shared.store.cluster.routing import RoutedPool
-from shared.store.cluster.sharing import Sharing
+from shared.store.cluster.sharing import Opening, Sharing
 from shared.store.commands import converse, pack
 from shared.store.confirm import INFO, identify, identity
 from shared.store.connections import Mended
@@ -214,13 +214,13 @@ class Trackers:
     def __init__(self, reading: ArqRedis) -> None:
         self._reading = reading
         self._nodes: dict[Any, _Node] = {}
-        self._opening: dict[Any, asyncio.Lock] = {}
+        self._opening: dict[Any, Opening] = {}
 
     async def open(self, cell: int, on_change: Callable[[], None]) -> Part:
         """The part of a cell, as `Tracker.open` gives one of all."""
         pool: Any = self._reading.at(cell).connection_pool
         server = await pool.server() if isinstance(pool, RoutedPool) else pool
-        async with self._opening.setdefault(server, asyncio.Lock()):
+        async with self._opening.setdefault(server, Opening()).turn():
             node = self._nodes.get(server)
             if node is None or node.tracker.failed or not node.parts:
                 node = _Node()

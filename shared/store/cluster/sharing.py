@@ -7,7 +7,8 @@ breaks all are told, and who wants one after that has another.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from redis.exceptions import ConnectionError, RedisError
@@ -125,18 +126,42 @@ class SharedConnection(Conversing):
         await self._pool.release(self._connection)
 
 
+class Opening:
+    """Who opens what several share: one at a time, since the others may find it open then."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._failed: list[Exception] = []
+        """Why those failed who had their turn since, which whoever waits for one keeps."""
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Raises RedisError or OSError also where somebody did meanwhile, who was to open the same: a node that is away takes
+        seconds to say so, and all who wait would wait for that one after the other. By their next try it may be another."""
+        failed = self._failed
+        async with self._lock:
+            if failed:
+                raise failed[0]
+            try:
+                yield
+            except (RedisError, OSError) as error:
+                failed.append(error)
+                self._failed = []
+                raise
+
+
 class SharedConnections:
     """One for each node that somebody wants one of."""
 
     def __init__(self, routing: Routing) -> None:
         self._routing = routing
         self._open: dict[Pool, SharedConnection] = {}
-        self._opening: dict[Pool, asyncio.Lock] = {}
+        self._opening: dict[Pool, Opening] = {}
 
     async def take(self, place: int) -> SharedConnection:
         """That of the node which has the place. Raises RedisError, OSError."""
         pool = await self._routing.pool_of(place)
-        async with self._opening.setdefault(pool, asyncio.Lock()):
+        async with self._opening.setdefault(pool, Opening()).turn():
             found = self._open.get(pool)
             if found is None or found.is_closed:
                 try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.log.tracking import Bell, Tracker, Trackers, Untracked
 from shared.store.cluster.cells import Cells
@@ -252,6 +253,32 @@ async def parts(url: str) -> AsyncIterator[list[Ear]]:
 
 def key_of(cell: int) -> bytes:
     return Keys(cells=CELLS).open(cell).encode()
+
+
+async def test_cells_of_a_node_that_is_away_hear_of_it_together(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would wait for it by itself, one after the other."""
+    redis, tried, may_fail = connect(server.url, max_connections=4, cells=CELLS), [0], asyncio.Event()
+
+    async def fail(*_: Any, **__: Any) -> Any:
+        tried[0] += 1
+        await may_fail.wait()
+        raise RedisConnectionError("The node is away.")
+
+    trackers = Trackers(redis)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "open", fail)
+        waiting = [asyncio.create_task(trackers.open(cell, lambda: None)) for cell in CELLS.all]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        may_fail.set()
+        async with asyncio.timeout(60):
+            found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert ([str(one) for one in found], tried) == (["The node is away."] * len(waiting), [1])
+    part = await trackers.open(0, lambda: None)
+    await part.close()
+    await redis.aclose(close_connection_pool=True)
 
 
 async def test_each_cell_hears_of_its_own_keys(server: Server, client: Store) -> None:

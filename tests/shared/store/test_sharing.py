@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.store.cluster.cells import Cells
-from shared.store.cluster.sharing import SharedConnection, Sharing
+from shared.store.cluster.sharing import SharedConnection, SharedConnections, Sharing
 from shared.store.cluster.slots import slot_of
 from shared.store.commands import converse, pack
 from shared.store.confirm import Confirmer, identify
@@ -97,6 +98,76 @@ async def test_whoever_waits_when_it_is_closed_is_let_go() -> None:
     await sharing.close()
     found = await asyncio.gather(*waiting, late, return_exceptions=True)
     assert all(isinstance(one, asyncio.CancelledError) for one in found)
+
+
+class Nodes:
+    """A routing, and its pools: of a node that is away until it is told so, and of the one that has its slots then."""
+
+    def __init__(self) -> None:
+        self.tried, self.is_over, self.may_fail = 0, False, asyncio.Event()
+        self.away, self.back = _Pool(self._fail), _Pool(self._give)
+
+    async def pool_of(self, _: int) -> _Pool:
+        return self.back if self.is_over else self.away
+
+    def doubt(self, _: int) -> None:
+        """The next to ask is told."""
+
+    async def _fail(self) -> Any:
+        self.tried += 1
+        await self.may_fail.wait()
+        raise RedisConnectionError("The node is away.")
+
+    async def _give(self) -> Any:
+        self.tried += 1
+        return self
+
+
+class _Pool:
+    def __init__(self, get_connection: Callable[[], Awaitable[Any]]) -> None:
+        self.get_connection = get_connection
+
+
+async def test_who_waits_to_open_one_does_not_wait_for_the_same_failure_again() -> None:
+    """A host that is away says nothing for two seconds, and 22 cells wait for it: its slots were another's long before that."""
+    nodes: Any = Nodes()
+    connections = SharedConnections(nodes)
+    waiting = [asyncio.create_task(connections.take(0)) for _ in range(22)]
+    await until_all_wait()
+    nodes.is_over = True
+    nodes.may_fail.set()
+    async with asyncio.timeout(60):
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert ({str(one) for one in found}, nodes.tried) == ({"The node is away."}, 1)
+    taken = await asyncio.gather(*(connections.take(0) for _ in range(22)))
+    assert (len(set(map(id, taken))), nodes.tried) == (1, 2)
+
+
+async def test_who_comes_after_a_failure_tries() -> None:
+    nodes: Any = Nodes()
+    connections = SharedConnections(nodes)
+    nodes.may_fail.set()
+    for tried in (1, 2):
+        with pytest.raises(RedisConnectionError):
+            await connections.take(0)
+        assert nodes.tried == tried
+
+
+async def test_who_waits_to_open_one_tries_after_one_who_left() -> None:
+    nodes: Any = Nodes()
+    connections = SharedConnections(nodes)
+    leaves, waits = (asyncio.create_task(connections.take(0)) for _ in range(2))
+    await until_all_wait()
+    leaves.cancel()
+    nodes.may_fail.set()
+    with pytest.raises(RedisConnectionError):
+        await waits
+    assert (leaves.cancelled(), nodes.tried) == (True, 2)
+
+
+async def until_all_wait() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 # ---- on a cluster

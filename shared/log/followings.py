@@ -91,16 +91,20 @@ class Followings(Generic[L]):
             await asyncio.sleep(longest_s)
 
     async def look(self, quiet: Sequence[L]) -> dict[str, LogError]:
-        """What is wrong with logs that had no news. Of a cell whose news are not yet taken nothing is told."""
+        """What is wrong with logs that had no news. Of a cell whose news are not yet taken nothing is told; nor of one that
+        cannot be read, which is not waited for, since no news are taken meanwhile."""
         parts: dict[int, list[L]] = {}
         for log in quiet:
             parts.setdefault(self._cells.of(log.id), []).append(log)
         found: dict[str, LogError] = {}
-        for cell, some in parts.items():
-            one = self._each[cell]
-            if one not in self._found:
-                found |= await one.look(some, waits=one in self._given)
+        for one in await asyncio.gather(*(self._look(self._each[cell], some) for cell, some in parts.items())):
+            found |= one
         return found
+
+    async def _look(self, one: _Cell[L], quiet: Sequence[L]) -> dict[str, LogError]:
+        if one in self._found:
+            return {}
+        return await one.look(quiet, waits=one in self._given)
 
 
 class _Cell(Generic[L]):
@@ -110,6 +114,8 @@ class _Cell(Generic[L]):
         self.following, self._tell = following, tell
         self.news: list[tuple[L, list[Entry] | Damaged]] = []
         self._taken = asyncio.Event()
+        self._failed = False
+        """Whether it could not be read, the last time that this was tried."""
         self._asked: tuple[Sequence[L], asyncio.Future[dict[str, LogError]]] | None = None
 
     async def open(self) -> None:
@@ -127,6 +133,8 @@ class _Cell(Generic[L]):
         """`waits`: the task waits for its news to be taken, and uses no connection."""
         if waits:
             return await self._look(quiet)
+        if self._failed:  # the task may be in a pause, or wait for a node that is away
+            return {}
         answer: asyncio.Future[dict[str, LogError]] = asyncio.get_running_loop().create_future()
         self._asked = quiet, answer
         self.following.wake()
@@ -136,6 +144,7 @@ class _Cell(Generic[L]):
         try:
             return await self.following.look(quiet)
         except (RedisError, OSError) as error:
+            self._failed = True
             log_redis_error("hub", error)
             return {}
 
@@ -144,8 +153,10 @@ class _Cell(Generic[L]):
         while True:
             try:
                 self.news = await self.following.news()
+                self._failed = False
                 pauses.reset()
             except (RedisError, OSError) as error:
+                self._failed = True
                 log_redis_error("hub", error)
                 self._answer({})
                 await asyncio.sleep(pauses.next_s())
